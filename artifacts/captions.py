@@ -6,14 +6,12 @@ Writes captions as one file per medium: plain text, WebVTT and SubRip.
 """
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
+
 from artifacts.files import write_text
-from collections.abc import Mapping
-from typing import Any
-from collections.abc import Iterator, Sequence
 
 ENCODER = json.JSONEncoder(ensure_ascii=False)
 Ended = Literal["stop", "length"]

@@ -19,8 +19,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from artifacts.locks import lock_byte, open_lock
-from artifacts.packs import RecordSet
-from artifacts.packs import refresh_together
+from artifacts.packs import RecordSet, refresh_together
 from artifacts.store import Store, fault_of
 
 FOLDER = "claims"

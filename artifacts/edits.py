@@ -18,12 +18,16 @@ skipped: the journal of the run folder still has them and is imported again when
 opened.
 """
 
+import logging
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Final, Literal
+
 from artifacts.captions import ENCODER
 from artifacts.errors import EnvironmentFault
 from artifacts.json_shapes import (
@@ -40,24 +44,9 @@ from artifacts.json_shapes import (
 )
 from artifacts.keys import digest_of
 from artifacts.locks import try_lock
-from artifacts.regular_files import is_denied, open_below, read_bytes, user_text
+from artifacts.regular_files import is_denied, open_below, open_regular, read_bytes, user_text
 from artifacts.signing import EDIT, SIGNATURES, Proof, anybody, proof_by, signed
 from artifacts.stamps import Stamp, stamp_of
-from artifacts.store import fault_of, read_fault
-import logging
-import os
-import time
-from collections.abc import Iterable, Iterator, Mapping
-from datetime import datetime
-from pathlib import Path
-from typing import Any, Final
-from artifacts.captions import ENCODER
-from artifacts.json_shapes import check, parse
-from artifacts.keys import digest_of
-from artifacts.locks import try_lock
-from artifacts.regular_files import open_regular
-from artifacts.signing import Proof
-from artifacts.stamps import stamp_of
 from artifacts.store import fault_of, read_fault
 
 EDITS: Final = "edits.jsonl"

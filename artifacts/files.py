@@ -10,23 +10,14 @@ import fcntl
 import json
 import os
 import shutil
+import stat
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
-from artifacts.errors import EnvironmentFault
+
+from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.locks import lock, try_lock
-from artifacts.regular_files import refuse_links
-from artifacts.store import fault_of
-import os
-from collections.abc import Collection, Sequence
-from pathlib import Path
-from artifacts.errors import UsageError
-import contextlib
-import os
-import shutil
-import stat
-from pathlib import Path
 from artifacts.regular_files import refuse_links
 from artifacts.store import fault_of
 

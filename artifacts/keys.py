@@ -7,24 +7,18 @@ written. Lines are short enough to be appended in one write.
 """
 
 import contextlib
+import hashlib
 import json
 import logging
 import os
 import threading
 import zlib
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
-from artifacts.regular_files import open_regular
-from artifacts.stamps import stamp_of
-import contextlib
-import hashlib
-import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
+
 from artifacts.paths import RealPaths
 from artifacts.regular_files import open_regular
 from artifacts.stamps import FileChanged, ModelFileStamp, Stamp, model_stamp_of, stamp_of

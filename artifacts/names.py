@@ -13,19 +13,16 @@ import os
 import re
 import time
 from bisect import bisect_left
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
-from unicodedata import category, normalize
-from artifacts.files import HALF, own_folder
-import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path, PurePosixPath
-from artifacts.keys import digest_of
+from unicodedata import category, normalize
+
 from artifacts.captions import WRITERS
+from artifacts.files import HALF, own_folder
+from artifacts.keys import digest_of
 
 LONGEST_NAME = 255
 """Largest size of a file name in bytes. Disks that count letters or UTF-16 units take as many."""

@@ -33,28 +33,19 @@ Reads several record sets of one kind as one, for records that were made in seve
 
 import contextlib
 import hashlib
+import itertools
 import json
 import struct
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
+
 from artifacts.errors import EnvironmentFault
 from artifacts.keys import digest_of
 from artifacts.store import Store
 from artifacts.stores.protocol import head_of
-import contextlib
-import hashlib
-import itertools
-import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass, field
-from typing import Any
-from artifacts.errors import EnvironmentFault
-from artifacts.store import Store
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
-from artifacts.store import Store
 
 MAGIC = b"PENSTOCK"
 LEAD = struct.Struct("<8sQ32s")

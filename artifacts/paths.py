@@ -5,20 +5,16 @@ The locations of Penstock's per-user folders on this machine.
 Renames a finished file to its final name without replacing an existing file.
 """
 
-import errno
-import os
-from pathlib import Path
-from artifacts.errors import UsageError
-from artifacts.regular_files import read_bytes, user_text
 import ctypes
 import errno
 import os
 from functools import cache
 from pathlib import Path
 from typing import Any
-import os
-from pathlib import Path
+
 from artifacts.errors import UsageError
+from artifacts.regular_files import read_bytes, user_text
+
 
 def folder_named(text: str, name: str) -> Path:
     """Return the absolute path of a folder given as the option `name`. Raises UsageError for an

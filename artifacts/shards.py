@@ -7,30 +7,25 @@ is stopped before that, the next one takes the clips of those that it finished.
 Samples of a data set: a caption, its key, and the media bytes that belong to it.
 """
 
-import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from artifacts.captions import Caption, fields_of_row
-from artifacts.keys import digest_of
-from artifacts.stamps import Stamp
 import contextlib
 import json
+import re
 import shutil
 import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from io import BytesIO
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO
-from artifacts.captions import fields_of_row
+
+from artifacts.captions import Caption, fields_of_row
 from artifacts.errors import EnvironmentFault
 from artifacts.files import HALF, whole_file, write_json
 from artifacts.json_shapes import BYTES
 from artifacts.keys import digest_of
 from artifacts.records import read_record
 from artifacts.regular_files import open_regular, read_text, refuse_links
-from artifacts.stamps import stamp_of
+from artifacts.stamps import Stamp, stamp_of
 from artifacts.store import fault_of
 
 OWN_MEMBERS = ("txt", "json")

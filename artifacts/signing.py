@@ -6,27 +6,22 @@ by the key of this user, or by the key of a store that this user named, is belie
 Stores a user's secrets in files that only this user can read.
 """
 
-import os
-import tempfile
-from collections.abc import Callable
-from pathlib import Path
-from artifacts.errors import EnvironmentFault
-from artifacts.paths import rename_noreplace, sync_folder
-from artifacts.regular_files import open_regular
 import contextlib
 import hashlib
 import hmac
 import os
 import secrets
 import stat
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.keys import ENCODER
-from artifacts.paths import folder_named
+from artifacts.paths import folder_named, rename_noreplace, sync_folder, user_state
+from artifacts.regular_files import open_regular
 from artifacts.store import fault_of
-from artifacts.paths import user_state
 
 PRIVATE = 0o600
 SHORTEST = 16

@@ -9,14 +9,13 @@ first of them, so a store with records and no number has another format.
 """
 
 from collections.abc import Callable
+from pathlib import Path
+
 from artifacts.errors import UsageError
 from artifacts.paths import folder_named
 from artifacts.stores.folder import FolderStore, fault_of, is_full, read_fault
+from artifacts.stores.local import state_folder
 from artifacts.stores.protocol import ObjectStat, Store
-from pathlib import Path
-from artifacts.paths import folder_named
-from artifacts.stores.folder import state_folder
-from artifacts.errors import UsageError
 
 __all__ = (
     "FolderStore",

@@ -4,16 +4,15 @@ Stores text vectors and the linear map from their cosines to logits. Runs no mod
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
+
 from artifacts.files import whole_file
-from artifacts.packs import Record
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
 from artifacts.packs import Record
 
 STORED = np.dtype("<f4")

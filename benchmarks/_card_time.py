@@ -54,8 +54,8 @@ def run(told: dict[str, Any], report: Any) -> None:
     from artifacts.store import open_store
     from artifacts.vectors import vector_record
     from stages.embed.job import EmbedJob
-    from stages.models.encoding.run import read_clip
     from stages.models.encoding.job import EncodeItem
+    from stages.models.encoding.run import read_clip
     from stages.models.prefetch import prefetched, write_behind
     from stages.process.events import Published
     from stages.process.job import items_of, parse_job
@@ -96,8 +96,8 @@ def run(told: dict[str, Any], report: Any) -> None:
 
 def main() -> None:
     # A stage's process imports this module, too, and none of these.
-    from flows.cli.options import config_from
     from flows.cli.main import parser
+    from flows.cli.options import config_from
     from flows.console.display import Display
     from flows.machine.launch import ENTRIES, DirectLauncher
     from flows.serving.config import ServeConfig

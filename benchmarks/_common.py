@@ -12,10 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from stages.process.events import EventReporter, StageOutcome
 from stages.process.fork_client import child_environment
 from stages.process.memory import anonymous_bytes
-from stages.process.events import StageOutcome
-from stages.process.events import EventReporter
 
 MIB = 1 << 20
 PENSTOCK = [sys.executable, "-m", "flows.cli.main"]

@@ -15,8 +15,8 @@ from typing import Any, Self
 from artifacts.errors import CannotFit, PenstockError
 from artifacts.packs import RecordSet
 from artifacts.store import open_store
-from stages.process.memory import Sampler, anonymous_bytes
 from stages.process.events import EventReporter
+from stages.process.memory import Sampler, anonymous_bytes
 from stages.process.stage_process import StageProcess
 from tests.support.started import made_job
 
@@ -105,8 +105,8 @@ def joint(job: dict[str, Any], watch: Watch) -> list[str]:
     import torch
     from transformers import AutoModelForImageTextToText
 
-    from stages.models.encoding.run import read_clip
     from stages.models.encoding.job import EncodeItem
+    from stages.models.encoding.run import read_clip
     from stages.models.halves.ranged_reads import ranged_reads
     from stages.models.processors.prepare import load_processor
     from tests.support.processors import whole as inputs_of

@@ -22,13 +22,13 @@ from artifacts.keys import hash_file
 from artifacts.schema import Half, Route
 from benchmarks._common import Peak, unheard
 from penstock_demo import CHECKPOINT, DUAL_CHECKPOINT
-from stages.export.export_plan import nearness
+from stages.export.compare import nearness
 from stages.export.graphs import run as graphs_run
 from stages.export.jobs import GraphJob
 from stages.memory.meta_device import tensors
 from stages.models.graphs.manifest import GraphManifest, read_manifest
-from stages.models.halves.routes import config_and_class
 from stages.models.halves.features import encode
+from stages.models.halves.routes import config_and_class
 from stages.models.inspection import describe
 from stages.models.loading import ModelJob, warm_source
 from stages.process.device import device_used_bytes
@@ -260,8 +260,7 @@ def _begin(subject: Subject, batches: int, ways: Sequence[Way]) -> list[dict[str
 def inputs_of(subject: Subject, count: int) -> list[dict[str, Any]]:
     """Return so many batches of pictures, or clips, as the processor makes them; no two alike, and
     the same in every process."""
-    from stages.models.processors.prepare import prepare_images
-    from stages.models.processors.prepare import joined, prepare
+    from stages.models.processors.prepare import joined, prepare, prepare_images
 
     processor, batch = subject.job(WAYS[FIRST]).processor(), subject.batch
     if subject.route == "dual":

@@ -30,7 +30,7 @@ import av
 import numpy as np
 
 from benchmarks._common import cells, heads, unheard
-from stages.frames import cut, cut
+from stages.frames import cut
 from stages.frames.job import CutItem, CutJob
 from stages.process.fork_client import child_environment
 from stages.process.job import job_fields

@@ -20,8 +20,7 @@ from benchmarks._common import taken
 from flows.machine.launch import DirectLauncher, StageCall, run_with_restarts
 from stages.export.jobs import BITSANDBYTES, PACKED, ExportJob
 from stages.models.hub.checkpoint import INDEX
-from stages.models.shards.layout import TensorSpec, index_of, lay_out
-from stages.models.shards.layout import write_shard
+from stages.models.shards.layout import TensorSpec, index_of, lay_out, write_shard
 
 MB = 1_000_000
 HIDDEN, WIDE, WORDS, HEADS = 5120, 13_824, 32_064, 40

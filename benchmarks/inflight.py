@@ -155,8 +155,7 @@ def in_slots(work: Work, slots: int, compiled: bool = False) -> Way:
     """Rows in the order of the stage, each in a slot as soon as there is one."""
     from stages.decode.engines.inflight.pool_shape import PoolLayout, rows_for
     from stages.decode.engines.inflight.prefill import PrefilledSequence, prefill_row
-    from stages.decode.engines.inflight.scheduler import RequestPrefetcher
-    from stages.decode.engines.inflight.scheduler import InflightScheduler
+    from stages.decode.engines.inflight.scheduler import InflightScheduler, RequestPrefetcher
     from stages.decode.generation import DecodeItem
     from stages.decode.protocol import DecodeRequest
     from stages.memory.oom_retry import OomRetry

@@ -45,21 +45,22 @@ from penstock_demo.words import COLOURS, DIRECTIONS
 from penstock_demo.world import sample_clip
 from stages.decode.engines.transformers import generate_rows
 from stages.decode.generate_kwargs import make_greedy
-from stages.decode.protocol import CaptionOutput
-from stages.decode.protocol import read_features
+from stages.decode.protocol import CaptionOutput, read_features
 from stages.models.halves.load import load_half
 from stages.models.processors.prepare import load_processor
 from stages.process.memory import cores
 from stages.tune.adapter import add_adapter
+from stages.tune.run import EpochBatchOrder, losses_of
 from stages.tune.training import (
+    Trainer,
     TrainingExample,
     end_token_of,
     group_batches,
+    learning_rate_at,
     make_example,
+    optimizer_of,
     with_end_token,
 )
-from stages.tune.run import EpochBatchOrder, losses_of
-from stages.tune.training import Trainer, learning_rate_at, optimizer_of
 
 SIDE, FRAMES = 64, 4
 """Clips are square and small, so that all fit one batch."""

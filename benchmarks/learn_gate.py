@@ -34,8 +34,8 @@ from penstock_demo.render import write_clip
 from penstock_demo.words import COLOURS
 from penstock_demo.world import sample_clip
 from stages.process.memory import cores
-from stages.tune.training import TrainingExample
 from stages.tune.run import losses_by_example
+from stages.tune.training import TrainingExample
 
 CHUNKS, FRESH, WORLD = 10, 20, 40
 """Chunks of a film, fresh films of a seed, and films that the seeds draw from."""

@@ -26,8 +26,8 @@ from flows.machine.launch import ENTRIES, DirectLauncher, Launcher
 from flows.options.commands import CaptionConfig
 from flows.running.run import caption
 from stages.frames.job import FramesItem
-from stages.process.job import items_of
 from stages.process.events import EventReporter
+from stages.process.job import items_of
 from stages.process.stage_process import Listener
 
 ROOT = Path(__file__).resolve().parents[1]

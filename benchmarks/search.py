@@ -17,10 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from artifacts.index.manifest import Maker
-from artifacts.index.upkeep import measure, note_texts
-from artifacts.index.shard import IndexRow
 from artifacts.index.search import EXACT, Found, Query, Searcher, Sort
+from artifacts.index.shard import IndexRow
 from artifacts.index.snapshot import open_snapshot
+from artifacts.index.upkeep import measure, note_texts
 from artifacts.index.where import Condition, matching
 from artifacts.index.writing import Added, writing
 from benchmarks._common import Peak, cpu_seconds, in_fresh_process

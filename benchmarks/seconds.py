@@ -18,14 +18,14 @@ from flows.console.units import duration
 from flows.job.prepare import prepare
 from flows.machine.launch import DirectLauncher
 from flows.options.commands import CaptionConfig
-from flows.planning.machine import Machine, find_machine, measure
 from flows.planning.ladder import Rung
+from flows.planning.machine import Machine, find_machine, measure
 from flows.planning.sizes import estimates
 from flows.planning.times import stage_seconds
 from flows.running.run import caption
 from penstock_demo.clips import write_clips
-from stages.process.memory import cores
 from stages.process.device import device_name
+from stages.process.memory import cores
 
 TOKENS = 32
 """That a caption of the large model has."""

@@ -16,11 +16,9 @@ from flows.console.display import Display
 from flows.learning.learn import learn as run_learn
 from flows.learning.result import Learned
 from flows.machine.launch import DirectLauncher
-from flows.options.commands import CaptionConfig
+from flows.options.commands import CaptionConfig, RebuildConfig
 from flows.options.export_config import ExportConfig
-from flows.options.training import LearnConfig
-from flows.options.commands import RebuildConfig
-from flows.options.training import TuneConfig
+from flows.options.training import LearnConfig, TuneConfig
 from flows.planning.plan import figures, plan_of
 from flows.results.export_result import Exported, refuse_foreign_folder
 from flows.results.report.facts import write_report

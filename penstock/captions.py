@@ -20,10 +20,16 @@ from flows.machine.launch import Launcher
 from flows.media.media_files import MediaFile
 from flows.options.commands import CaptionConfig, RunOptions
 from flows.pipelines import CAPTION
-from flows.results.captions import caption_of, captions_by_file, captions_of
+from flows.results.captions import (
+    caption_of,
+    captions_by_file,
+    captions_of,
+    kinds_of,
+    properties_of,
+    table_rows,
+)
 from flows.results.run_record import RunRecord
 from flows.results.run_result import RunResult
-from flows.results.captions import kinds_of, properties_of, table_rows
 from flows.running import sift
 from penstock.arguments import Sources, anchored, config_for
 from penstock.background import BackgroundRun

@@ -12,9 +12,15 @@ from artifacts.paths import folder_named
 from artifacts.tables import GROUP_ROWS, schema_of, table_of
 from flows.console.display import Display
 from flows.job.prepare import check_names
-from flows.options.vectors import SearchPlace, SearchQuery
-from flows.options.vectors import SiftConfig
-from flows.options.vectors import INDEX, EmbedConfig, IndexConfig, LabelConfig
+from flows.options.vectors import (
+    INDEX,
+    EmbedConfig,
+    IndexConfig,
+    LabelConfig,
+    SearchPlace,
+    SearchQuery,
+    SiftConfig,
+)
 from flows.pipelines import EMBED, LABEL
 from flows.results.labels.writing import LINES, LabelsWritten
 from flows.results.sifted.marks import Sifted

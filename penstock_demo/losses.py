@@ -11,17 +11,17 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
+
 import numpy as np
 import numpy.typing as npt
-from penstock_demo.render import Floats, Painter, Pixels
-from penstock_demo.tracks import place
-from penstock_demo.words import BACKGROUNDS, COLOURS, SHAPES, SIZES
-from penstock_demo.world import ClipSpec, caption, sample_clip, sample_still
-from typing import Final
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from penstock_demo.render import Floats, Painter, Pixels
+from penstock_demo.tracks import place
 from penstock_demo.words import BACKGROUNDS, COLOURS, DIRECTIONS, SHAPES, SIZES
+from penstock_demo.world import ClipSpec, caption, sample_clip, sample_still
 
 CELL: Final = 16
 """Side length in pixels of a merged vision token."""

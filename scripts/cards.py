@@ -16,8 +16,7 @@ from flows.machine.budget import GPU_SHARE
 from flows.options.commands import CaptionConfig
 from flows.pipelines import CAPTION, EMBED, parts_of
 from flows.planning.choose import PlanRequest, StagePlan, plan_request_of_model
-from flows.planning.plan_view import TABLE
-from flows.planning.plan_view import plans_within
+from flows.planning.plan_view import TABLE, plans_within
 from scripts.card_models import CardModel, card_models, write_checkpoint
 from stages.models.hub.checkpoint import Checkpoint
 from stages.models.inspection import describe

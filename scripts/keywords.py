@@ -5,14 +5,17 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from artifacts.options import Declared, declared
-from flows.options.commands import CaptionConfig
+from flows.options.commands import CaptionConfig, RebuildConfig
 from flows.options.export_config import ExportConfig
-from flows.options.training import LearnConfig
-from flows.options.commands import RebuildConfig
-from flows.options.vectors import SearchPlace, SearchQuery
-from flows.options.vectors import SiftConfig
-from flows.options.training import TuneConfig
-from flows.options.vectors import EmbedConfig, IndexConfig, LabelConfig
+from flows.options.training import LearnConfig, TuneConfig
+from flows.options.vectors import (
+    EmbedConfig,
+    IndexConfig,
+    LabelConfig,
+    SearchPlace,
+    SearchQuery,
+    SiftConfig,
+)
 from flows.serving.config import ServeConfig
 
 FILE = Path(__file__).parents[1] / "penstock" / "keywords.py"

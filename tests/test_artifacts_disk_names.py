@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from artifacts import names as disk_names
-from artifacts.names import ORDINARY, NameRules, one_name, rules_in
-from artifacts.names import Naming, file_name, file_stems
+from artifacts.names import ORDINARY, NameRules, Naming, file_name, file_stems, one_name, rules_in
 from tests.support.odd_disk import CASELESS, ENCRYPTED, FAT, MAC, UNFORMED, WINDOWS, Kind, forget
 from tests.support.odd_disk import odd_disk as mounted
 

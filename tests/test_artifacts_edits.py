@@ -12,8 +12,19 @@ from typing import Any
 
 import pytest
 
-from artifacts.edits import CORRECTIONS, EditsInForce, StoredEdits
-from artifacts.edits import EDITS, TORN, UNTOUCHED, Edit, EditJournal, EditsOf, key_of, read_edits
+from artifacts.edits import (
+    CORRECTIONS,
+    EDITS,
+    TORN,
+    UNTOUCHED,
+    Edit,
+    EditJournal,
+    EditsInForce,
+    EditsOf,
+    StoredEdits,
+    key_of,
+    read_edits,
+)
 from artifacts.errors import EnvironmentFault
 from artifacts.signing import anybody, proof_by
 from artifacts.store import local_folder

@@ -17,17 +17,21 @@ import pytest
 
 from artifacts.errors import EnvironmentFault, PenstockError, UsageError
 from artifacts.gone_files import GoneFiles
-from artifacts.index import writing, manifest, writing
-from artifacts.index.writing import compact, merge_small
+from artifacts.index import manifest, writing
 from artifacts.index.manifest import SearchWay, read_manifest
-from artifacts.index.upkeep import measure, note_texts
-from artifacts.index.upkeep import rows_gone, rows_named
-from artifacts.index.shard import MEDIUM, medium_of
 from artifacts.index.search import Query
+from artifacts.index.shard import MEDIUM, medium_of
 from artifacts.index.snapshot import open_snapshot, paths_of
-from artifacts.index.upkeep import stats_of, verify_index
+from artifacts.index.upkeep import (
+    measure,
+    note_texts,
+    rows_gone,
+    rows_named,
+    stats_of,
+    verify_index,
+)
 from artifacts.index.where import Condition, matching
-from artifacts.index.writing import IndexWriter
+from artifacts.index.writing import IndexWriter, compact, merge_small
 from tests.support.indexes import MAKER, WIDTH, drawn, killed_at, paths, row, rows, searcher, write
 
 

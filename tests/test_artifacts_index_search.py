@@ -11,15 +11,12 @@ from numpy.typing import NDArray
 
 from artifacts import near_duplicates
 from artifacts.errors import EnvironmentFault, UsageError
-from artifacts.index import upkeep, search
-from artifacts.index.shard import bits_of, differences
+from artifacts.index import search, upkeep
 from artifacts.index.manifest import SearchWay
-from artifacts.index.upkeep import is_due, measure, note_texts
-from artifacts.index.where import moments, single
-from artifacts.index.shard import Nearest
-from artifacts.index.shard import IndexRow
 from artifacts.index.search import EXACT, Query, Searcher
-from artifacts.index.where import Condition, matching
+from artifacts.index.shard import IndexRow, Nearest, bits_of, differences
+from artifacts.index.upkeep import is_due, measure, note_texts
+from artifacts.index.where import Condition, matching, moments, single
 from artifacts.index.writing import writing
 from artifacts.near_duplicates import groups
 from tests.support.indexes import MAKER, WIDTH, Vectors, drawn, row, rows, searcher

@@ -5,16 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from artifacts.names import LONGEST_NAME
 from artifacts.errors import UsageError
-from artifacts.files import write_text
-from artifacts.names import SUFFIXES, file_stems
-from artifacts.files import refuse_foreign
-from artifacts.paths import RealPaths, lies_in
-from artifacts.paths import user_cache, user_state
+from artifacts.files import refuse_foreign, write_text
+from artifacts.names import LONGEST_NAME, SUFFIXES, file_stems
+from artifacts.paths import RealPaths, lies_in, user_cache, user_state
 from flows.options.export_config import ExportRequest
 from flows.results.export_result import move_into_place, refuse_foreign_folder
-from stages.export.export_plan import PARITY
+from stages.export.parity import PARITY
 
 
 def test_files_of_one_stem_get_names_of_their_own() -> None:

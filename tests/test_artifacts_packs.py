@@ -8,9 +8,17 @@ from typing import Any
 import pytest
 
 from artifacts.errors import EnvironmentFault
-from artifacts.packs import LEAD, MAGIC, DamagedRecord, damaged, quarantine, verify
-from artifacts.packs import Record, RecordSet
-from artifacts.packs import RecordUnion
+from artifacts.packs import (
+    LEAD,
+    MAGIC,
+    DamagedRecord,
+    Record,
+    RecordSet,
+    RecordUnion,
+    damaged,
+    quarantine,
+    verify,
+)
 from artifacts.store import FolderStore
 from artifacts.stores.protocol import FIRST_READ
 

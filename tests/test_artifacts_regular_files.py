@@ -18,19 +18,16 @@ from artifacts.store import FolderStore
 from flows.cli.main import parser
 from flows.cli.options import config_of
 from flows.ledger.prompts import FilePlaceholders
-from flows.media.generated_files import GeneratedFiles
-from flows.media.generated_files import HandwrittenTexts
+from flows.media.generated_files import GeneratedFiles, HandwrittenTexts, JoinedTexts
 from flows.media.labels import label_set
 from flows.media.media_files import MediaFile, Selection
 from flows.media.sources import find_media
-from flows.media.generated_files import JoinedTexts
 from flows.media.tune_data import examples_in
 from flows.options.commands import CaptionConfig
 from flows.options.export_config import ExportConfig
 from flows.options.formats import APPEND
-from flows.options.training import LearnConfig
 from flows.options.text import read_schema
-from flows.options.training import TuneConfig
+from flows.options.training import LearnConfig, TuneConfig
 from flows.options.vectors import LabelConfig
 from flows.results.labels.rows import read_examples
 from flows.serving.config import ServeConfig

@@ -14,8 +14,16 @@ import pytest
 from artifacts import shards
 from artifacts.captions import fields_of_row
 from artifacts.errors import EnvironmentFault
-from artifacts.shards import Media, Sample, media_suffix, sample_key
-from artifacts.shards import clips_in, kept_shards, read_index, write_shards
+from artifacts.shards import (
+    Media,
+    Sample,
+    clips_in,
+    kept_shards,
+    media_suffix,
+    read_index,
+    sample_key,
+    write_shards,
+)
 from tests.support.rows import caption as said
 
 

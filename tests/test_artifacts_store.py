@@ -18,7 +18,7 @@ from artifacts.claims import Claims, WorkClaims, claims_at
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.packs import Record, RecordSet
 from artifacts.store import FolderStore, open_store
-from artifacts.stores.folder import clock_of, state_folder
+from artifacts.stores.local import clock_of, state_folder
 
 
 @pytest.fixture

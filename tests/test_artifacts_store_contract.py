@@ -12,10 +12,8 @@ import pytest
 
 from artifacts.claims import claims_at
 from artifacts.errors import UsageError
-from artifacts.packs import DamagedRecord, verify
-from artifacts.packs import Record, RecordSet, stored_namespaces
-from artifacts.store import SCHEMES, Store, open_store
-from artifacts.store import FORMAT, NAME, check_format, prepare_store
+from artifacts.packs import DamagedRecord, Record, RecordSet, stored_namespaces, verify
+from artifacts.store import FORMAT, NAME, SCHEMES, Store, check_format, open_store, prepare_store
 from flows.console.display import Display
 from flows.job.prepare import prepare
 from flows.machine.leases import leased, running_jobs

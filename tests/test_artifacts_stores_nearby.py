@@ -12,7 +12,7 @@ import pytest
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.packs import Record, RecordSet
 from artifacts.store import Store, open_store
-from artifacts.stores import bucket_client, bucket_store, bucket_store, bucket_client
+from artifacts.stores import bucket_client, bucket_store
 from artifacts.stores.bucket_client import Bucket
 from artifacts.stores.copies import Copies
 from artifacts.stores.protocol import CATALOGS

@@ -11,10 +11,18 @@ from urllib.parse import quote
 import pytest
 
 from artifacts import tables
-from artifacts.captions import CONFIDENCE, Caption, write_jsonl
+from artifacts.captions import (
+    CONFIDENCE,
+    WRITERS,
+    Caption,
+    cue_time,
+    srt_lines,
+    text_lines,
+    vtt_lines,
+    write_jsonl,
+)
 from artifacts.errors import EnvironmentFault
 from artifacts.files import write_text
-from artifacts.captions import WRITERS, cue_time, srt_lines, text_lines, vtt_lines
 from artifacts.tables import COLUMNS, write_csv, write_parquet
 from tests.support.browser import CHROMIUM
 from tests.support.commands import completed

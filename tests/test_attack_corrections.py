@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from artifacts.captions import one_line
 from artifacts.packs import Record, RecordSet
 from artifacts.store import FolderStore, open_store
-from artifacts.captions import one_line
 from flows.console.display import Display
 from flows.machine.launch import StageCall
 from flows.options.commands import CaptionConfig

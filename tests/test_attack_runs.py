@@ -16,8 +16,7 @@ from pathlib import Path
 import pytest
 
 from artifacts.packs import Record, RecordSet
-from artifacts.store import FolderStore
-from artifacts.store import prepare_store
+from artifacts.store import FolderStore, prepare_store
 from penstock_demo.clips import write_clips
 from tests.support.attacks import Outcome, attacked, seeded
 from tests.support.pipeline import ROOT, SECONDS, Place, read_lines

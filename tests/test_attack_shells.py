@@ -18,8 +18,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from artifacts.errors import UsageError
 from flows.console.lines import shortened
-from flows.deployments.server import own_login
-from flows.deployments.server import client_settings, databases
+from flows.deployments.server import client_settings, databases, own_login
 from flows.planning.machine import find_machine
 from stages.process.fork_client import child_environment
 from tests.support.commands import completed

@@ -14,8 +14,7 @@ import pytest
 from artifacts.claims import Claims
 from artifacts.errors import EnvironmentFault
 from artifacts.keys import ContentDigests
-from artifacts.packs import DamagedRecord, verify
-from artifacts.packs import Record, RecordSet
+from artifacts.packs import DamagedRecord, Record, RecordSet, verify
 from artifacts.store import FolderStore
 from flows.cli.main import main
 from flows.machine.leases import running_jobs

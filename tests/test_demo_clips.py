@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from penstock_demo import CLIPS
-from penstock_demo.losses import is_readable, make_batch
 from penstock_demo.clips import main, write_clips
+from penstock_demo.losses import is_readable, make_batch
 from penstock_demo.render import render_frames
 from penstock_demo.scoring import Truth, read_truths, score_captions
 from penstock_demo.tracks import place

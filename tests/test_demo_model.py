@@ -14,7 +14,6 @@ from transformers import AutoModel, AutoProcessor
 from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as stock
 
 from penstock_demo import CHECKPOINT, CLIPS, DUAL_CHECKPOINT
-from penstock_demo.losses import IGNORE, Batch, make_batch
 from penstock_demo.build import Shape, build
 from penstock_demo.dual.batches import SIDE, make_image_batch
 from penstock_demo.dual.build import DualShape, build_dual
@@ -25,12 +24,12 @@ from penstock_demo.dual.losses import (
     comparison_loss,
     composition_loss,
 )
-from penstock_demo.dual.pictures import GROUPS, IGNORED, NOISE, sample_phrases
-from penstock_demo.dual.pictures import write_images
+from penstock_demo.dual.pictures import GROUPS, IGNORED, NOISE, sample_phrases, write_images
 from penstock_demo.dual.scenes import FAR, PAIRS, TRAINED, sample_scene, sample_thing, twin
 from penstock_demo.dual.train import DualRecipe, DualTraining, train_dual
 from penstock_demo.evaluate import Captioner, EvaluationPrompt, Film, judge, read_film
 from penstock_demo.fast_vision import decode, fuse_norms, patchify, positions, vision
+from penstock_demo.losses import IGNORE, Batch, make_batch
 from penstock_demo.render import PAINT, render_frames
 from penstock_demo.scoring import read_truths
 from penstock_demo.train import Asker, Recipe, train

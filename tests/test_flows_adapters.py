@@ -33,10 +33,9 @@ from flows.running.export import export
 from flows.running.run import caption
 from penstock_demo import CHECKPOINT, CLIPS
 from penstock_demo.clips import write_clips
-from stages.export.export_plan import PARITY
+from stages.export.parity import PARITY
 from stages.models import describe
-from stages.models.adapters.reading import modules_of
-from stages.models.adapters.reading import read_adapter
+from stages.models.adapters.reading import modules_of, read_adapter
 from stages.models.hub.checkpoint import Checkpoint
 from stages.models.profile import ModelProfile
 from tests.support.adapters import (

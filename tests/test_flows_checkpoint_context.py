@@ -9,8 +9,7 @@ import pytest
 
 from artifacts.errors import UsageError
 from artifacts.schema import ChunkIndex, FrameFit
-from flows.checkpoint.prompt_tokens import frame_bound, sampling_of
-from flows.checkpoint.prompt_tokens import requested_sampling
+from flows.checkpoint.prompt_tokens import frame_bound, requested_sampling, sampling_of
 from flows.job.namespace_notes import context_note
 from flows.ledger.namespaces import Variant
 from flows.ledger.tasks import Medium, task_of

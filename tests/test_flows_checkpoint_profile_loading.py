@@ -14,8 +14,8 @@ from flows.checkpoint.models import open_model
 from flows.cli.main import main
 from flows.machine.launch import DirectLauncher, StageCall
 from flows.options.commands import CaptionConfig
-from stages.process.job import job_fields
 from stages.process.events import EventReporter
+from stages.process.job import job_fields
 from tests.support.hostile import copy_of_demo
 
 GIB = 1 << 30

@@ -14,9 +14,9 @@ from artifacts.paths import user_cache
 from flows.cli import caption_command as caption_command
 from flows.cli import main as cli
 from flows.cli.caption_command import first_captions
+from flows.cli.command_options import SHELLS
 from flows.cli.main import main, parse
 from flows.cli.options import config_of
-from flows.cli.command_options import SHELLS
 from flows.console.display import Display
 from flows.console.lines import columns_of, shortened
 from flows.options.commands import CaptionConfig

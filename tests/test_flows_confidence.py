@@ -19,8 +19,7 @@ import penstock_demo
 from artifacts.captions import CONFIDENCE
 from artifacts.edits import Edit
 from artifacts.packs import Record, RecordSet
-from artifacts.store import FolderStore
-from artifacts.store import prepare_store
+from artifacts.store import FolderStore, prepare_store
 from artifacts.tensors import pack_tree
 from flows.results.report.media import captioned_media
 from flows.reviewing import teaching

@@ -13,10 +13,9 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from artifacts.captions import Caption
+from artifacts.captions import WRITERS, Caption
 from artifacts.errors import MediaError
 from artifacts.schema import ChunkIndex, FrameFit, Sampling
-from artifacts.captions import WRITERS
 from flows.cli.main import main
 from flows.results.thumbnails import thumbnail
 from stages.frames.clip_copy import ClipCutter

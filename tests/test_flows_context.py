@@ -18,9 +18,8 @@ from flows.pipelines import CAPTION
 from flows.running.stage_calls import StageCallBuilder
 from flows.serving.config import ServeConfig
 from flows.serving.decoders import FrameSource
-from flows.serving.record_cache import RecordCacheFlusher
+from flows.serving.record_cache import RecordCacheFlusher, TempStore
 from flows.serving.startup import decoding_call
-from flows.serving.record_cache import TempStore
 from penstock_demo import CLIPS
 from stages.process.job import job_fields
 from tests.support.families import checkpoint

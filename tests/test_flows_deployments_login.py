@@ -15,6 +15,7 @@ from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary
 
 from artifacts.errors import EnvironmentFault
 from flows.deployments.server import (
+    client_settings,
     login_file,
     login_for,
     new_login,
@@ -22,7 +23,6 @@ from flows.deployments.server import (
     own_login,
     stored_login,
 )
-from flows.deployments.server import client_settings
 from flows.machine.launch import is_local
 from scripts.stage_processes import child_processes
 from tests.support.pipeline import ROOT

@@ -14,17 +14,18 @@ from prefect.utilities.schema_tools.validation import ValidationError, validate
 from artifacts.endpoints import LISTED
 from artifacts.errors import UsageError
 from flows.deployments.caption import caption_videos
+from flows.deployments.commands import (
+    embed_media,
+    export_model,
+    index_folder,
+    label_images,
+    rebuild_features,
+    tune_captions,
+)
 from flows.deployments.config_checks import REMOTE_CODE, VARIABLE, confine
-from flows.deployments.commands import embed_media
-from flows.deployments.commands import export_model
-from flows.deployments.commands import index_folder
-from flows.deployments.commands import label_images
-from flows.deployments.commands import rebuild_features
 from flows.deployments.sweep import sweep_crashed
-from flows.deployments.commands import tune_captions
-from flows.options.commands import CaptionConfig
+from flows.options.commands import CaptionConfig, RebuildConfig
 from flows.options.export_config import ExportConfig
-from flows.options.commands import RebuildConfig
 from flows.options.training import TuneConfig
 from flows.options.vectors import EmbedConfig, IndexConfig, LabelConfig
 from tests.support.pipeline import ROOT

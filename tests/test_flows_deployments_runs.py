@@ -29,21 +29,22 @@ from artifacts.index.manifest import read_manifest
 from flows.cli.main import main
 from flows.deployments import crashed
 from flows.deployments.caption import caption_videos
+from flows.deployments.commands import (
+    embed_media,
+    export_model,
+    index_folder,
+    label_images,
+    learn_captions,
+    sift_media,
+)
 from flows.deployments.crashed import close_crashed, close_ended, pages_of
-from flows.deployments.commands import embed_media
-from flows.deployments.commands import export_model
-from flows.deployments.commands import index_folder
-from flows.deployments.commands import label_images
-from flows.deployments.commands import learn_captions
 from flows.deployments.runs import MAX_LETTERS
-from flows.deployments.commands import sift_media
 from flows.options.commands import CaptionConfig
 from flows.options.export_config import ExportConfig
 from flows.options.training import LearnConfig
-from flows.options.vectors import SiftConfig
-from flows.options.vectors import EmbedConfig, IndexConfig, LabelConfig
+from flows.options.vectors import EmbedConfig, IndexConfig, LabelConfig, SiftConfig
 from flows.results.run_status import load_record
-from stages.export.export_plan import PARITY
+from stages.export.parity import PARITY
 from tests.support.dual_encoders import save_clip
 from tests.support.embedding import SIZES, embed, vectors, write_images
 from tests.support.learning import decide_in, style

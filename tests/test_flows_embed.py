@@ -18,16 +18,14 @@ from artifacts.errors import HalfTried
 from artifacts.packs import RecordSet, stored_namespaces
 from artifacts.store import open_store
 from flows.cli.main import main
-from flows.job.prepare import prepare_without_media
-from flows.job.prepare import with_vector_precision
+from flows.job.prepare import prepare_without_media, with_vector_precision
 from flows.ledger.namespaces import Variant
 from flows.options.vectors import EmbedConfig
 from flows.pipelines import EMBED
 from penstock_demo import CHECKPOINT
 from stages.embed import run
-from stages.embed.job import EmbedJob
+from stages.embed.job import KIND, EmbedJob
 from stages.embed.run import run as embed_stage
-from stages.embed.job import KIND
 from stages.models.encoding.job import EncodeItem
 from stages.models.half_job import HalfJob
 from stages.process.job import job_fields

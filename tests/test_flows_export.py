@@ -32,7 +32,7 @@ from flows.running.samples import features_job, halves_of
 from penstock_demo.clips import write_clips
 from penstock_demo.dual.pictures import write_images
 from stages.export import jobs
-from stages.export.export_plan import PARITY
+from stages.export.parity import PARITY
 from stages.models.graphs.manifest import FILE, read_manifest
 from tests.support.dual_encoders import save_clip
 from tests.support.graphs import graph_job as job_of

@@ -17,8 +17,7 @@ from typing import Any
 
 import pytest
 
-from artifacts.packs import verify
-from artifacts.packs import RecordSet
+from artifacts.packs import RecordSet, verify
 from artifacts.remote.media_cache import NOTE
 from artifacts.store import open_store
 from artifacts.stores.bucket_client import Bucket

@@ -23,8 +23,7 @@ from flows.checkpoint.graphs import (
     tensorrt_version,
 )
 from flows.cli.main import main
-from stages.models.graphs.manifest import FILE
-from stages.models.graphs.manifest import CPU
+from stages.models.graphs.manifest import CPU, FILE
 from tests.support.dual_encoders import save_clip
 from tests.support.embedding import embed, items, vectors, write_images
 from tests.support.graphs import graph_job, with_graphs

@@ -12,9 +12,8 @@ from artifacts.store import FolderStore
 from flows.ledger.namespaces import Variant
 from flows.ledger.prompts import FilePlaceholders, added_bytes, fill_placeholders
 from flows.ledger.tasks import Medium, task_of
-from flows.media.generated_files import OF_LABELS, GeneratedFiles
+from flows.media.generated_files import OF_LABELS, GeneratedFiles, JoinedTexts
 from flows.media.media_files import MediaFile
-from flows.media.generated_files import JoinedTexts
 from flows.options.formats import APPEND
 from penstock_demo.clips import write_clips
 from tests.support.inside import run_inside

@@ -11,17 +11,15 @@ from typing import Any
 
 import pytest
 
-from artifacts.edits import StoredEdits
-from artifacts.edits import EDITS, read_edits
+from artifacts.edits import EDITS, StoredEdits, read_edits
 from artifacts.errors import EnvironmentFault, Interrupted, NoFeatures, PenstockError, UsageError
 from artifacts.signing import anybody
 from flows.cli.learn_command import _next_steps
 from flows.cli.main import main
 from flows.console.display import Display
 from flows.learning.decisions import decisions_of
+from flows.learning.learn import learn, preview
 from flows.learning.result import divide, is_better, times_lower
-from flows.learning.learn import learn
-from flows.learning.learn import preview
 from flows.machine.launch import DirectLauncher, StageCall
 from flows.options.commands import CaptionConfig
 from flows.options.training import LearnConfig, RecordedRun

@@ -19,15 +19,14 @@ from flows.console.display import READING, Display
 from flows.ledger.ledger import Ledger
 from flows.ledger.namespaces import Variant
 from flows.ledger.tasks import Medium, Task, task_of
-from flows.ledger.waves import cut_waves, lengths_of, waves_of
-from flows.ledger.waves import stages_with_work
+from flows.ledger.waves import cut_waves, lengths_of, stages_with_work, waves_of
 from flows.pipelines import CAPTION, EMBED, SUMMARY, parts_of, with_extras
 from flows.running.batches import batches_by_length, batches_by_shape
 from stages.decode import SCORE
 from stages.models import describe, load_half
 from stages.models.hub import transfer
-from stages.models.hub.transfer import fetch
 from stages.models.hub.resolve import find_model
+from stages.models.hub.transfer import fetch
 from tests.support.hub import COMMIT, Hub, client, serve, use_cache
 from tests.support.pipeline import PENSTOCK, ROOT, read_lines
 from tests.support.refusals import one_line

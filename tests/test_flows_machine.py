@@ -15,7 +15,7 @@ import pytest
 
 from artifacts.errors import UsageError
 from artifacts.store import FolderStore
-from artifacts.stores.folder import clock_of
+from artifacts.stores.local import clock_of
 from flows.cli.main import parse
 from flows.cli.options import config_of
 from flows.machine import budget as module
@@ -23,8 +23,7 @@ from flows.machine import leases
 from flows.machine.budget import Budget, WithinBudget, budget_for
 from flows.machine.launch import StageCall, StageHandle
 from flows.machine.leases import leased, running_jobs
-from flows.options.commands import CaptionConfig, RunOptions
-from flows.options.commands import RebuildConfig
+from flows.options.commands import CaptionConfig, RebuildConfig, RunOptions
 from flows.upkeep.cache import collect
 from tests.support.holders import held_elsewhere
 from tests.support.started import made_job

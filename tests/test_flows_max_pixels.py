@@ -13,17 +13,16 @@ import pytest
 import torch
 
 from artifacts.errors import UsageError
-from flows.checkpoint.prompt_tokens import frames_of_size
 from flows.checkpoint.models import check_pixels
+from flows.checkpoint.prompt_tokens import frames_of_size
 from flows.options.commands import CaptionConfig
 from flows.planning.plan import Plan, plan_of
 from flows.planning.plan_view import verdict
 from flows.planning.workloads import workload_of
 from penstock_demo import CHECKPOINT
 from stages.models import describe
-from stages.models.processors.loading import Clip
 from stages.models.processors.fit import resized
-from stages.models.processors.loading import load_processor, takes_videos
+from stages.models.processors.loading import Clip, load_processor, takes_videos
 from stages.models.processors.pixel_limit import min_pixels_of
 from stages.models.processors.prepare import prepare
 from tests.support.by_hand import model

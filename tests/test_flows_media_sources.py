@@ -13,9 +13,8 @@ from typing import Any
 import pytest
 
 from artifacts.files import OURS
-from flows.media.sources import left_out_note, unread_in
 from flows.media.media_files import MediaFile, Selection
-from flows.media.sources import find_media, texts_among
+from flows.media.sources import find_media, left_out_note, texts_among, unread_in
 
 PLAIN = Selection(recursive=False, extensions=())
 DEEP = Selection(recursive=True, extensions=())

@@ -10,12 +10,10 @@ import penstock
 from artifacts.errors import UsageError
 from artifacts.options import declared
 from flows.cli.main import parser
-from flows.options.commands import CaptionConfig
+from flows.options.commands import CaptionConfig, RebuildConfig
 from flows.options.export_config import ExportConfig
-from flows.options.commands import RebuildConfig
-from flows.options.vectors import SearchPlace, SearchQuery
 from flows.options.training import TuneConfig
-from flows.options.vectors import EmbedConfig, IndexConfig, LabelConfig
+from flows.options.vectors import EmbedConfig, IndexConfig, LabelConfig, SearchPlace, SearchQuery
 from flows.serving.config import RequestLimits, ServeConfig
 from scripts import keywords
 

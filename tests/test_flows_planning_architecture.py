@@ -9,10 +9,13 @@ import pytest
 
 from artifacts.errors import UsageError
 from flows.cli.main import main
-from flows.planning.architecture import Architecture, read_architecture
-from flows.planning.architecture import pass_bytes
-from flows.planning.architecture import stacks_of
-from flows.planning.architecture import Transformer
+from flows.planning.architecture import (
+    Architecture,
+    Transformer,
+    pass_bytes,
+    read_architecture,
+    stacks_of,
+)
 from scripts.plan_table import PAGE, put, table
 from stages.decode.engines.inflight.pool_shape import columns_for
 from stages.models.hub.checkpoint import Checkpoint

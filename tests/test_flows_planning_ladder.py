@@ -22,8 +22,8 @@ from flows.planning.costs.encode import encode_rungs
 from flows.planning.ladder import Rung
 from flows.results.run_status import description_lines
 from flows.running.run import caption
-from stages.process.job import job_fields
 from stages.process.events import StageOutcome
+from stages.process.job import job_fields
 from tests.support.media import write_videos
 from tests.support.pipeline import read_lines
 from tests.support.stand_ins import config_in, flat

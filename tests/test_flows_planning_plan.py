@@ -20,11 +20,9 @@ from flows.planning.changes import cannot_fit, changes
 from flows.planning.choose import StagePlan, choices, fits, refused
 from flows.planning.costs.decode import decode_rungs
 from flows.planning.costs.encode import encode_rungs
-from flows.planning.ladder import Remembered, index_of
+from flows.planning.ladder import Remembered, Rung, index_of, sizes
 from flows.planning.plan import Plan, plan_of
-from flows.planning.plan_view import explain_lines, plan_lines
-from flows.planning.ladder import Rung, sizes
-from flows.planning.plan_view import BUDGETS_GIB, what_fits
+from flows.planning.plan_view import BUDGETS_GIB, explain_lines, plan_lines, what_fits
 from flows.running.run import caption
 from tests.support.by_hand import GIB, budget, images, question
 from tests.support.described import described

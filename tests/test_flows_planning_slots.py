@@ -17,9 +17,13 @@ from flows.planning.ladder import Rung
 from flows.planning.plan import batch_without_slots
 from stages.decode import engines
 from stages.decode.engines import COMPILED_CAPTIONS, ENGINES, EngineSpec
-from stages.decode.engines.inflight.pool_shape import COMPILED_LAYER_BYTES, COMPILER_BYTES, step_bytes
-from stages.decode.engines.inflight.pool_shape import PoolShape
 from stages.decode.engines.inflight.pool import SLOT_LAYERS
+from stages.decode.engines.inflight.pool_shape import (
+    COMPILED_LAYER_BYTES,
+    COMPILER_BYTES,
+    PoolShape,
+    step_bytes,
+)
 from stages.decode.engines.slot_load import SlotLoad, SlotTerm
 from stages.models.footprint import LayerMemory, RowMemory
 from tests.support.by_hand import GIB, KV_A_TOKEN, LAYERS, PROFILE, budget, images, model

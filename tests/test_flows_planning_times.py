@@ -19,13 +19,21 @@ from flows.job.prepare import Job, prepare
 from flows.machine.launch import DirectLauncher
 from flows.options.commands import CaptionConfig
 from flows.pipelines import CAPTION
-from flows.planning.machine import Machine, MachineLookup, find_machine, measure
-from flows.planning.workloads import remaining_work
 from flows.planning.ladder import Rung
-from flows.planning.machine import Pass, WorkEstimate, pass_seconds, seconds, seconds_per_parameter
+from flows.planning.machine import (
+    Machine,
+    MachineLookup,
+    Pass,
+    WorkEstimate,
+    find_machine,
+    measure,
+    pass_seconds,
+    seconds,
+    seconds_per_parameter,
+)
 from flows.planning.sizes import Estimate, estimates
 from flows.planning.times import stage_seconds, times_of
-from flows.planning.workloads import workload_of
+from flows.planning.workloads import remaining_work, workload_of
 from flows.running.run import caption
 from stages.models.footprint import BatchCost
 from stages.models.processors.fit import bytes_of, pixels_a_video, probe

@@ -16,18 +16,24 @@ from torch.utils._pytree import tree_map_only
 
 from artifacts.errors import UsageError
 from flows.cli.main import main
-from flows.planning.architecture import Architecture, read_architecture
-from flows.planning.architecture import attention_of, mlp_of, stacks_of
+from flows.planning.architecture import (
+    Architecture,
+    Transformer,
+    attention_of,
+    mlp_of,
+    read_architecture,
+    stacks_of,
+)
 from flows.planning.training.estimate import (
     LOGITS,
+    TrainEstimate,
+    Training,
     adapted_layer_bytes,
     layer_bytes,
     lora_layer_bytes,
     lora_parameters,
     train_estimate,
 )
-from flows.planning.training.estimate import TrainEstimate, Training
-from flows.planning.architecture import Transformer
 from stages.models.hub.checkpoint import Checkpoint
 from stages.models.hub.headers import Header
 from tests.support.families import hf

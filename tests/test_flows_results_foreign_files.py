@@ -14,8 +14,7 @@ import pytest
 import flows.media.generated_files
 from artifacts.captions import Failure, write_jsonl
 from artifacts.errors import EnvironmentFault, Interrupted, UsageError
-from flows.media.generated_files import GeneratedFiles
-from flows.media.generated_files import JoinedTexts
+from flows.media.generated_files import GeneratedFiles, JoinedTexts
 from flows.options.commands import CaptionConfig, RunOptions
 from flows.options.formats import APPEND, PREPEND
 from flows.options.vectors import LabelConfig

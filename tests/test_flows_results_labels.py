@@ -11,12 +11,12 @@ from artifacts.errors import UsageError
 from artifacts.labels import Labelled, spans_of, write_coco
 from artifacts.vectors import TextVectors
 from flows.media.labels import Label, LabelSet
-from flows.results.labels.rows import pooled
 from flows.results.labels.rows import (
     above_gap,
     cosines_of,
     label_rules,
     learned_threshold,
+    pooled,
     read_examples,
 )
 

@@ -9,16 +9,15 @@ from typing import Any
 
 import pytest
 
-from artifacts.edits import Edit, EditJournal, changes_of, key_of
 from artifacts.captions import TAGS, answer_in, ends_inside
+from artifacts.edits import Edit, EditJournal, changes_of, key_of
 from flows.job.prepare import prepare
 from flows.machine.launch import StageCall
 from flows.options.commands import CaptionConfig
 from flows.results.captions import MAYBE_THINKING, _text_and_warnings, caption_of
 from penstock_demo import CHECKPOINT
 from stages.decode.generate_kwargs import GenerateKwargs
-from stages.decode.generation import SamplingParams
-from stages.decode.generation import DecodeItem
+from stages.decode.generation import DecodeItem, SamplingParams
 from stages.models.processors.input_layout import layout_of
 from stages.models.processors.loading import load_processor, tag_ids
 from stages.models.processors.prepare import opens_reasoning

@@ -12,11 +12,10 @@ from artifacts.captions import Failure
 from artifacts.errors import EnvironmentFault
 from flows.cli.main import main
 from flows.pages.document import as_json
-from flows.results.report.facts import facts, page
+from flows.results.report.facts import facts, page, timeline_of
 from flows.results.report.sections import SHEET
-from flows.results.report.facts import timeline_of
-from flows.results.run_status import load_record
 from flows.results.run_record import SPANS, RunRecord
+from flows.results.run_status import load_record
 from stages.process.events import StageOutcome
 from tests.support.reports import (
     GIB,

@@ -16,8 +16,7 @@ from artifacts.store import FolderStore
 from flows.cli.main import main
 from flows.machine.launch import StageCall
 from flows.options.commands import CaptionConfig
-from stages.decode.generation import SamplingParams
-from stages.decode.generation import DecodeJob
+from stages.decode.generation import DecodeJob, SamplingParams
 from stages.decode.json_schema import canonical, rest_of
 from stages.process.events import StageOutcome
 from tests.support.forms import SIX, TAGS, text_of

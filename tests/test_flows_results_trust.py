@@ -14,8 +14,7 @@ from PIL import Image
 
 from artifacts.edits import EDITS, TORN, read_edits
 from artifacts.errors import EnvironmentFault, UsageError
-from artifacts.files import write_text
-from artifacts.files import link
+from artifacts.files import link, write_text
 from artifacts.regular_files import guard, open_below
 from artifacts.signing import anybody, proof_by
 from flows.cli.main import main

@@ -15,8 +15,7 @@ from PIL import Image
 from artifacts.errors import UsageError
 from artifacts.keys import content_key, hash_file
 from artifacts.store import open_store
-from flows.media.generated_files import OF_LABELS, GeneratedFiles, about
-from flows.media.generated_files import JoinedTexts
+from flows.media.generated_files import OF_LABELS, GeneratedFiles, JoinedTexts, about
 from flows.media.tune_data import examples_in
 from flows.options.commands import CaptionConfig
 from tests.support.media import write_video

@@ -26,8 +26,8 @@ from flows.machine.launch import REMAKES, StageCall
 from flows.options.commands import CaptionConfig
 from flows.running.run import caption
 from penstock_demo.clips import write_clips
-from stages.process.job import job_fields
 from stages.process.events import StageOutcome
+from stages.process.job import job_fields
 from stages.process.stage_process import Listener, StageProcess
 from tests.support.commands import completed
 from tests.support.crashing import CRASH, HANG

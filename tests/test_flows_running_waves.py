@@ -21,8 +21,7 @@ import flows.running.pipeline_runner
 from artifacts.errors import Interrupted, Killed, OutOfMemory, PenstockError, StageDied, UsageError
 from artifacts.keys import digest_of
 from artifacts.locks import try_hold
-from artifacts.packs import read_header
-from artifacts.packs import Record, RecordSet
+from artifacts.packs import Record, RecordSet, read_header
 from artifacts.store import FolderStore, open_store
 from flows.console.display import Display
 from flows.job.prepare import Job, prepare
@@ -33,9 +32,9 @@ from flows.running import overlap, pipeline_runner
 from flows.running.run import caption
 from flows.running.run_observer import hold_lease
 from stages.frames.video import Video
+from stages.process.events import StageOutcome
 from stages.process.job import job_fields
 from stages.process.live import read_requests
-from stages.process.events import StageOutcome
 from tests.support.media import write_numbered, write_video
 from tests.support.pipeline import SECONDS, read_lines
 from tests.support.stand_ins import Answer, Stages, config_in

@@ -14,9 +14,9 @@ from PIL import Image
 
 from artifacts.errors import EnvironmentFault
 from artifacts.index.manifest import read_manifest
-from artifacts.index.where import single
 from artifacts.index.search import Query, Searcher
 from artifacts.index.snapshot import open_snapshot
+from artifacts.index.where import single
 from flows.cli.main import main
 from flows.machine.launch import DirectLauncher, StageCall
 from flows.search import build as filling

@@ -15,11 +15,9 @@ import pytest
 from artifacts.keys import content_key
 from flows.serving import uploads
 from flows.serving.captioning import CaptionParams, StreamedText, in_order, joined_text
-from flows.serving.chat import ChatRequest, json_in, parse_chat_request
-from flows.serving.chat import MIN_TEMPERATURE, MIN_TOP_P
-from flows.serving.refusals import HttpRefusal
-from flows.serving.refusals import shown_name, without_paths
+from flows.serving.chat import MIN_TEMPERATURE, MIN_TOP_P, ChatRequest, json_in, parse_chat_request
 from flows.serving.record_cache import TempStore, temp_folder
+from flows.serving.refusals import HttpRefusal, shown_name, without_paths
 from flows.serving.uploads import Upload, kind_of, receive, stored
 from stages.decode.generation import SamplingParams
 from stages.process.events import CaptionProgress

@@ -20,23 +20,18 @@ from artifacts.locks import try_hold
 from artifacts.packs import Record, RecordSet
 from artifacts.store import open_store
 from flows.machine.launch import StageCall
-from flows.planning.ladder import Ladder, Remembered
-from flows.planning.ladder import Rung, sizes
+from flows.planning.ladder import Ladder, Remembered, Rung, sizes
 from flows.serving import record_cache, startup
 from flows.serving.batching import DeviceScheduler
-from flows.serving.half_worker import HalfWorkerSpec
-from flows.serving.half_worker import HalfWorker
+from flows.serving.half_worker import HalfWorker, HalfWorkerSpec
 from flows.serving.listening import limited_protocol
 from flows.serving.metrics import Metrics
-from flows.serving.record_cache import RecordCache, RecordCacheFlusher
+from flows.serving.record_cache import RecordCache, RecordCacheFlusher, TempStore
 from flows.serving.refusals import HttpRefusal
-from flows.serving.record_cache import TempStore
 from flows.serving.worker_process import WorkerProcess
-from stages.process.events import BatchShrunk, Published, StageNotes, TooLarge
+from stages.process.events import BatchShrunk, Published, StageNotes, StageOutcome, TooLarge
 from stages.process.job import job_fields
-from stages.process.live import read_requests
-from stages.process.live import CPU_LOCK
-from stages.process.events import StageOutcome
+from stages.process.live import CPU_LOCK, read_requests
 from stages.process.stage_process import Listener
 from tests.support.on_a_loop import on_a_loop
 from tests.support.started import made_job

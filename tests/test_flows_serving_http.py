@@ -24,9 +24,9 @@ from flows.serving.embedding import EmbeddedMedium
 from flows.serving.guard import Guard
 from flows.serving.metrics import Metrics
 from flows.serving.page import page_of
+from flows.serving.record_cache import TempStore
 from flows.serving.searching import ServedIndex
 from flows.serving.service import Service
-from flows.serving.record_cache import TempStore
 from flows.serving.uploads import Upload
 from stages.frames.image import read_image
 from stages.process.events import CaptionProgress

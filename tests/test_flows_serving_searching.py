@@ -24,9 +24,9 @@ from flows.serving.app import app_of
 from flows.serving.config import ServeConfig
 from flows.serving.guard import Guard
 from flows.serving.metrics import Metrics
+from flows.serving.record_cache import TempStore
 from flows.serving.searching import ServedIndex
 from flows.serving.service import Service
-from flows.serving.record_cache import TempStore
 from tests.support.dual_encoders import save_clip
 from tests.support.inside import Ended, InsideLauncher
 from tests.support.media import write_video

@@ -20,9 +20,9 @@ import pytest
 import uvicorn
 
 from artifacts.errors import UsageError
-from artifacts.index.upkeep import measure
-from artifacts.index.snapshot import open_snapshot
 from artifacts.index.shard import read_whole
+from artifacts.index.snapshot import open_snapshot
+from artifacts.index.upkeep import measure
 from artifacts.index.writing import writing
 from flows.console.display import Display
 from flows.options.vectors import SearchQuery
@@ -30,10 +30,10 @@ from flows.serving import uploads
 from flows.serving.config import ServeConfig
 from flows.serving.guard import refuse
 from flows.serving.listening import limited_protocol
+from flows.serving.record_cache import TempStore
 from flows.serving.refusals import HttpRefusal
 from flows.serving.searching import ServedIndex
 from flows.serving.startup import open_service
-from flows.serving.record_cache import TempStore
 from tests.support.disks import small_disk
 from tests.support.indexes import MAKER, write
 from tests.support.pipeline import PENSTOCK, ROOT

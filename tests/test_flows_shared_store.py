@@ -16,8 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from artifacts.edits import CORRECTIONS
-from artifacts.edits import EDITS, UNTOUCHED
+from artifacts.edits import CORRECTIONS, EDITS, UNTOUCHED
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.signing import is_by_member
 from flows.cli.main import main
@@ -25,8 +24,7 @@ from flows.options.commands import CaptionConfig
 from flows.results.marker import MARKER, own_marker
 from flows.results.run_status import load_record
 from flows.reviewing.captions import EditRefused, edit_json
-from flows.studio.runs import QueuedRun
-from flows.studio.runs import run_id
+from flows.studio.runs import QueuedRun, run_id
 from flows.studio.session import Studio
 from tests.support.saying import run
 from tests.support.stand_ins import config_in

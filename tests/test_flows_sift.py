@@ -34,12 +34,8 @@ from flows.media.media_files import Selection
 from flows.media.sources import find_media
 from flows.options.vectors import SiftConfig
 from flows.results.sifted import duplicates
-from flows.results.sifted.duplicates import Fingerprint, groups_of
-from flows.results.sifted.duplicates import near_pairs
-from flows.results.sifted.duplicates import read_head
-from flows.results.sifted.marks import MARKS
-from flows.results.sifted.marks import MarkedFiles, kept_of, parse_keep
-from flows.results.sifted.marks import Sifted
+from flows.results.sifted.duplicates import Fingerprint, groups_of, near_pairs, read_head
+from flows.results.sifted.marks import MARKS, MarkedFiles, Sifted, kept_of, parse_keep
 from flows.running.sift import sift
 from stages.sift.measures import NO_LOOK, SIDE
 from tests.support.pipeline import read_lines

@@ -30,15 +30,13 @@ from flows.options.commands import CaptionConfig
 from flows.results.run_record import RunRecord
 from flows.serving.app import app_of
 from flows.serving.refusals import json_answer
-from flows.studio.runs import QueuedRun
 from flows.studio.roots import NoSuchFolder, Refused, Roots
 from flows.studio.run_captions import RunCaptions
-from flows.studio.runs import RunQueue, interrupt, run_id
+from flows.studio.runs import QueuedRun, RunQueue, interrupt, run_id
 from flows.studio.server import studio as start_studio
 from flows.studio.server import studio_app
-from flows.studio.session import Studio
+from flows.studio.session import Studio, Thumbnails
 from flows.studio.steps import RecordedCommand, answers_of
-from flows.studio.session import Thumbnails
 from flows.studio.values import ALLOWED, DENIED, OPTIONS, checked, line_of
 from flows.studio.values import words_of as command_of
 from flows.upkeep.cache import collect, holdings

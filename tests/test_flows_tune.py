@@ -22,8 +22,7 @@ from flows.console.display import Display
 from flows.machine.launch import DirectLauncher
 from flows.media.example import Example
 from flows.options.commands import CaptionConfig
-from flows.options.training import LearnConfig, RecordedRun
-from flows.options.training import TuneConfig
+from flows.options.training import LearnConfig, RecordedRun, TuneConfig
 from flows.results.report.sections import MAX_POINTS, training_facts
 from flows.results.tuned import (
     RUN,
@@ -39,9 +38,8 @@ from penstock_demo import CHECKPOINT
 from penstock_demo.clips import write_clips
 from stages.models.adapters.reading import ADAPTER_WEIGHTS
 from stages.tune import STAGE
-from stages.tune.training import TrainingExample
 from stages.tune.job import RECORD
-from stages.tune.training import Trainer
+from stages.tune.training import Trainer, TrainingExample
 from tests.support.browser import Browser
 from tests.support.checkpoints import whole_checkpoint
 from tests.support.clips import profile_of

@@ -18,17 +18,14 @@ from PIL import Image
 from artifacts.claims import claims_at
 from artifacts.errors import Interrupted, UsageError
 from artifacts.locks import try_hold
-from artifacts.packs import verify
-from artifacts.packs import Record, RecordSet
-from artifacts.store import FolderStore
-from artifacts.store import prepare_store
+from artifacts.packs import Record, RecordSet, verify
+from artifacts.store import FolderStore, prepare_store
 from flows.checkpoint.gguf import COPIES
 from flows.cli import cache_command
 from flows.cli.main import main
 from flows.console.display import Display
 from flows.machine.leases import leased, running_jobs
-from flows.options.commands import CaptionConfig
-from flows.options.commands import RebuildConfig
+from flows.options.commands import CaptionConfig, RebuildConfig
 from flows.running.run import caption
 from flows.upkeep.cache import collect, holdings
 from flows.upkeep.rebuild import RebuildOptions, RebuildResult, rebuild

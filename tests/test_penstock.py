@@ -25,13 +25,12 @@ import penstock
 import penstock_demo
 from artifacts.errors import MediaError
 from artifacts.keys import digest_of
-from flows.cli.options import config_from
 from flows.cli.main import parse
+from flows.cli.options import config_from
 from flows.options.commands import CaptionConfig
 from flows.options.export_config import ExportConfig
-from flows.options.vectors import SearchPlace, SearchQuery
 from flows.options.training import TuneConfig
-from flows.options.vectors import EmbedConfig, IndexConfig, LabelConfig
+from flows.options.vectors import EmbedConfig, IndexConfig, LabelConfig, SearchPlace, SearchQuery
 from flows.serving.config import ServeConfig
 from penstock.arguments import anchored, config_for, config_of
 from penstock.keywords import CaptionOptions

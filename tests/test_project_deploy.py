@@ -34,9 +34,8 @@ from prefect.workers.process import ProcessWorker
 
 from artifacts.errors import UsageError
 from flows.deployments.handing import POOL
-from flows.deployments.server import is_own_server
 from flows.deployments.many import PORTION
-from flows.deployments.server import client_settings
+from flows.deployments.server import client_settings, is_own_server
 from flows.machine.launch import answers
 from scripts import login, prepare_pool
 from scripts.patient_worker import is_retried, make_patient

@@ -17,12 +17,10 @@ from typing import Any
 import pytest
 
 from artifacts import options
-from flows.options.commands import CaptionConfig
+from flows.options.commands import CaptionConfig, RebuildConfig
 from flows.options.export_config import ExportConfig
-from flows.options.commands import RebuildConfig
-from flows.options.vectors import SearchPlace, SearchQuery
 from flows.options.training import TuneConfig
-from flows.options.vectors import EmbedConfig, IndexConfig, LabelConfig
+from flows.options.vectors import EmbedConfig, IndexConfig, LabelConfig, SearchPlace, SearchQuery
 from flows.serving.config import ServeConfig
 from tests.support.frozen_cells import CELLS, JOBS, LABELS, SLOW, Cell
 from tests.support.frozen_keys import BASE, RECORDED, RECORDED_JOBS, beside, record

@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 
 from scripts.warm import PLACE, forked_for
-from stages.process.fork_client import child_environment
-from stages.process.fork_client import ASK_NVML
+from stages.process.fork_client import ASK_NVML, child_environment
 from tests.support.started import until
 
 pytestmark = pytest.mark.skipif(PLACE not in os.environ, reason="needs several workers (-n 2)")

@@ -24,9 +24,8 @@ from artifacts.schema import FrameFit
 from artifacts.store import open_store
 from stages.ask import UNANSWERED, AskItem, AskJob
 from stages.ask.servers import Client, NoReply, Reply, RequestPace
-from stages.process.events import Failed, Warned, event_of
+from stages.process.events import EventReporter, Failed, Warned, event_of
 from stages.process.job import job_fields
-from stages.process.events import EventReporter
 from tests.support.endpoint import ONCE, TWENTY, StandIn, digest_in, running, told
 
 

@@ -13,8 +13,7 @@ from transformers import LogitsProcessorList, PreTrainedTokenizerFast
 from penstock_demo import CHECKPOINT
 from stages.decode.constraint import AvoidedLogitsProcessor, avoided, token_bytes
 from stages.decode.generate_kwargs import GenerateKwargs
-from stages.decode.generation import SamplingParams
-from stages.decode.generation import DecodeItem
+from stages.decode.generation import DecodeItem, SamplingParams
 from stages.models.processors.loading import load_processor
 from tests.support.clips import half_model
 

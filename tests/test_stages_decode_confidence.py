@@ -14,12 +14,10 @@ from penstock_demo import CHECKPOINT
 from stages.decode.confidence import Confidence, LogitsWatch, likeliest, offset_in, token_scores
 from stages.decode.engines.inflight.scheduler import SequenceState
 from stages.decode.engines.transformers import TransformersEngine
-from stages.decode.generation import SamplingParams
-from stages.decode.generation import DecodeItem, DecodeJob
+from stages.decode.generation import DecodeItem, DecodeJob, SamplingParams, ScoreItem, ScoreJob
 from stages.decode.prompts import prompts_for
-from stages.decode.generation import ScoreItem, ScoreJob
-from stages.decode.scoring import run as score
 from stages.decode.protocol import read_features
+from stages.decode.scoring import run as score
 from stages.models.halves.features import Features
 from stages.models.halves.offload import generate, new_tokens, prompt_in
 from stages.models.halves.records import merge_blank, merge_rows

@@ -21,8 +21,7 @@ from penstock_demo import CHECKPOINT
 from stages.decode import run
 from stages.decode.constraint import SchemaLogitsProcessor, Vocabulary, answer_text, vocabulary_of
 from stages.decode.generate_kwargs import GenerateKwargs, SeededSampler
-from stages.decode.generation import SamplingParams
-from stages.decode.generation import DecodeItem
+from stages.decode.generation import DecodeItem, SamplingParams
 from stages.decode.json_schema import canonical, columns_of, grammar_of, plain_text_of, rest_of
 from stages.decode.protocol import CaptionOutput
 from stages.decode.schema_bounds import longest

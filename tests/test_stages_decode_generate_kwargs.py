@@ -19,8 +19,7 @@ from flows.results.summaries import TEXT_SETTINGS
 from penstock_demo import CHECKPOINT
 from stages.decode import run
 from stages.decode.generate_kwargs import PresencePenalty, seed_of
-from stages.decode.generation import SamplingParams
-from stages.decode.generation import DecodeItem
+from stages.decode.generation import DecodeItem, SamplingParams
 from stages.decode.prompts import NGRAM, PENALTY, is_repetitive
 from stages.models.processors.calling import PARTS, PLAIN, write
 from stages.models.processors.prepare import Clip, load_processor

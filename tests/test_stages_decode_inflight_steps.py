@@ -19,11 +19,15 @@ from torch._dynamo.utils import counters
 from artifacts.errors import UsageError
 from stages.decode.engines import AUTO, AUTO_SHARED, COMPILED_CAPTIONS, ENGINES, compiled_engine
 from stages.decode.engines.inflight.compiled import CompiledStep, graph_note
-from stages.decode.engines.inflight.engine import _same, _teacher_force, reference_of
+from stages.decode.engines.inflight.engine import (
+    StoredStepRows,
+    _same,
+    _teacher_force,
+    reference_of,
+)
 from stages.decode.engines.inflight.pool import SlotPool, pays_for_rows
 from stages.decode.engines.inflight.pool_shape import GPU_STEP_ROWS, PoolShape
 from stages.decode.engines.inflight.prefill import prefill_row
-from stages.decode.engines.inflight.engine import StoredStepRows
 from stages.decode.run import run
 from stages.models.halves.features import encode
 from tests.support.clips import PROMPTS

@@ -16,13 +16,18 @@ from stages.decode.engines.inflight import prefill
 from stages.decode.engines.inflight.engine import InflightEngine
 from stages.decode.engines.inflight.prefill import prefill_row
 from stages.decode.engines.transformers import TransformersEngine
-from stages.decode.generation import SamplingParams
-from stages.decode.generation import DecodeItem, DecodeJob
+from stages.decode.generation import (
+    STOP_VERSION,
+    DecodeItem,
+    DecodeJob,
+    RequestSettings,
+    SamplingParams,
+    cut_at,
+    held_back,
+)
 from stages.decode.json_schema import ANY_OBJECT, EMPTY_OBJECT, canonical, rest_of
-from stages.decode.protocol import CaptionOutput, DecodeEngine, DecodeRequest
-from stages.decode.generation import STOP_VERSION, RequestSettings, cut_at, held_back
+from stages.decode.protocol import CaptionOutput, DecodeEngine, DecodeRequest, read_features
 from stages.decode.run import run
-from stages.decode.protocol import read_features
 from stages.memory.oom_retry import OomRetry
 from stages.process.events import CaptionProgress
 from stages.process.job import parse_job

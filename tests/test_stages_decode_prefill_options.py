@@ -14,8 +14,8 @@ from stages.decode.generate_kwargs import PrefillOptions, chunked_prefill_matche
 from stages.models.halves import offload
 from stages.models.halves.absent import chunk_position_wise
 from stages.models.halves.features import Features, encode
-from stages.models.halves.offload import generate
 from stages.models.halves.load import ReloadableHalf
+from stages.models.halves.offload import generate
 from stages.models.halves.routes import choose_route
 from stages.models.loading import ModelJob
 from tests.support.clips import PROMPTS, clips

@@ -14,14 +14,13 @@ import torch
 
 from artifacts.captions import CONFIDENCE
 from artifacts.errors import EnvironmentFault, UsageError
-from artifacts.packs import DamagedRecord
-from artifacts.packs import Record, RecordSet
+from artifacts.packs import DamagedRecord, Record, RecordSet
 from artifacts.store import open_store
 from penstock_demo import CHECKPOINT
 from stages.decode.answers import open_records
-from stages.decode.protocol import longest_first, rebatch
 from stages.decode.engines import transformers
 from stages.decode.generation import DecodeItem, DecodeJob
+from stages.decode.protocol import longest_first, rebatch
 from stages.decode.run import run as decode
 from stages.models.half_job import HalfJob
 from stages.models.halves.offload import new_tokens

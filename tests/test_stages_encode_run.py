@@ -17,12 +17,11 @@ from artifacts.store import open_store
 from artifacts.tensors import pack_tree
 from penstock_demo import CHECKPOINT
 from stages.encode import run as stage
-from stages.encode.run import read_item
 from stages.encode.job import shown_frames
-from stages.models.encoding.run import Refusal, read_clip
-from stages.models.encoding.job import EncodeItem
+from stages.encode.run import read_item
 from stages.models.encoding.batch import PassRow, WayTrials, encode_passes
-from stages.models.encoding.run import _in_range
+from stages.models.encoding.job import EncodeItem
+from stages.models.encoding.run import Refusal, _in_range, read_clip
 from stages.models.encoding.ways import FIXED_ROWS, KIND
 from stages.models.halves.records import FeatureRecord, RowCount
 from stages.models.loading import ModelJob

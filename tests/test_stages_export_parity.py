@@ -25,20 +25,19 @@ from stages.decode.scoring import (
     forced_logits_stepwise,
     is_bidirectional,
 )
-from stages.export.export_plan import nearness
+from stages.export.compare import nearness
 from stages.export.jobs import CaptionedItem, ExportJob, JudgeJob
 from stages.export.logit_agreement import LogitAgreement
 from stages.export.logit_agreement import run as judge
-from stages.export.export_plan import DIGITS, KEPT, evaluate_parity, of_each
+from stages.export.parity import DIGITS, KEPT, evaluate_parity, of_each
 from stages.export.run import run as write
 from stages.models.encoding.batch import encode_batches
 from stages.models.half_job import HalfJob
 from stages.models.halves.features import Features, placeholder_ids
-from stages.models.halves.offload import generate, new_tokens, prompt_in
 from stages.models.halves.load import load_half
+from stages.models.halves.offload import generate, new_tokens, prompt_in
 from stages.models.loading import ModelJob
-from stages.models.processors.loading import Clip
-from stages.models.processors.loading import load_processor
+from stages.models.processors.loading import Clip, load_processor
 from stages.models.processors.prepare import drop_end_token, prepare, rebuild
 from stages.process.job import job_fields
 from tests.support.checkpoints import MODELS, whole_checkpoint

@@ -16,12 +16,13 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from stages.export import rounding as module
-from stages.export.rounding import NoInverse, gptq
 from stages.export.quant_formats import pack, quantization_config, specs, tensors, unpack
 from stages.export.rounding import (
     BLOCK_NUMBERS,
     CannotRound,
+    NoInverse,
     Rounded,
+    gptq,
     max_int,
     round_to_nearest,
     unrounded,

@@ -20,8 +20,7 @@ from PIL import Image
 from artifacts.schema import FrameFit, Sampling
 from flows.results.thumbnails import thumbnail
 from stages.frames.clip_copy import ClipCutter
-from stages.frames.reader import deinterlaced
-from stages.frames.reader import Reader
+from stages.frames.reader import Reader, deinterlaced
 from stages.frames.video import Video
 from stages.sift.measures import SERIES
 from stages.sift.run import SampledVideo

@@ -9,9 +9,7 @@ import numpy as np
 import pytest
 
 from artifacts.schema import Sampling
-from stages.frames.timeline import ChunkPlan, plan_chunks
-from stages.frames.timeline import END, SeekPlan
-from stages.frames.timeline import Keyframes, Timeline
+from stages.frames.timeline import END, ChunkPlan, Keyframes, SeekPlan, Timeline, plan_chunks
 
 
 def cut(ticks: Sequence[int], *, last: float = 1, **sampling: float) -> list[ChunkPlan]:

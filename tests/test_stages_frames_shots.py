@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 
 from artifacts.schema import FrameFit, Sampling
 from stages.frames.job import Chunk
-from stages.frames.shots import MAX_OFFSET
-from stages.frames.shots import MIN_DISTANCE, FrameDescriptor, distance
+from stages.frames.shots import MAX_OFFSET, MIN_DISTANCE, FrameDescriptor, distance
 from stages.frames.video import Video
 from stages.process.memory import Sampler
 from tests.support.media import decode_plainly, digest_of_pixels, repeat_video, spoil, write_video

@@ -18,16 +18,16 @@ import torch
 
 from artifacts.errors import EnvironmentFault, UsageError
 from stages.decode.engines import ENGINES, accepted_by, engines_for, gguf_engine
-from stages.decode.engines.slot_load import RESERVE_BYTES, compute_bytes, slot_terms
-from stages.decode.engines.slot_load import SlotLoad
+from stages.decode.engines.slot_load import RESERVE_BYTES, SlotLoad, compute_bytes, slot_terms
 from stages.models import gguf
+from stages.models.footprint import LayerMemory, RowMemory
 from stages.models.gguf import FAMILIES as MAPPED
-from stages.models.gguf import PIECE_TOKENS, ROWS, GgufShape, check_packages, header as library
+from stages.models.gguf import PIECE_TOKENS, ROWS, GgufShape, check_packages
+from stages.models.gguf import header as library
+from stages.models.gguf.context import blocks_of, pieces_of
 from stages.models.gguf.header import read_header
 from stages.models.gguf.mapping import interleaved, mapping_of, parted
-from stages.models.gguf.context import blocks_of, pieces_of
 from stages.models.halves.routes import load_config
-from stages.models.footprint import LayerMemory, RowMemory
 from tests.support.gguf_bytes import TENSORS, VALUES, Tensor, gguf_bytes, mutations, text
 from tests.support.pipeline import ROOT
 from tests.support.tiny_families import FAMILIES

@@ -12,10 +12,10 @@ import torch
 
 from artifacts.errors import EnvironmentFault, UsageError
 from stages.models.gguf import FILE
-from stages.models.halves.routes import config_and_class, skeleton_of
 from stages.models.halves.features import encode
-from stages.models.halves.offload import generate
 from stages.models.halves.load import load_half
+from stages.models.halves.offload import generate
+from stages.models.halves.routes import config_and_class, skeleton_of
 from stages.models.loading import stored_weights
 
 pytestmark = [pytest.mark.slow, pytest.mark.gguf]

@@ -16,10 +16,9 @@ from stages.memory.live_bytes import MetaMemoryCounter
 from stages.memory.meta_device import give_data, on_meta_device, without_data
 from stages.models.dry_run import dry_run
 from stages.models.footprint import BatchCost
-from stages.models.halves.routes import config_and_class, skeleton_of
 from stages.models.halves.features import encode
 from stages.models.halves.offload import generate
-from stages.models.halves.routes import choose_route
+from stages.models.halves.routes import choose_route, config_and_class, skeleton_of
 from stages.models.processors.prepare import load_processor
 from tests.support.checkpoints import whole_checkpoint
 from tests.support.families import checkpoint

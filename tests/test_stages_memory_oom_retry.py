@@ -16,22 +16,23 @@ from artifacts.packs import Record, RecordSet
 from artifacts.store import open_store
 from stages.decode.engines.inflight.pool_shape import PLAIN
 from stages.decode.engines.inflight.prefill import PrefilledSequence, prefill_row
-from stages.decode.engines.inflight.scheduler import RequestPrefetcher
-from stages.decode.engines.inflight.scheduler import InflightScheduler
+from stages.decode.engines.inflight.scheduler import InflightScheduler, RequestPrefetcher
 from stages.decode.generation import DecodeItem
 from stages.decode.protocol import DecodeRequest
-from stages.memory.oom_retry import ItemFault, ItemFaults, item_fault
 from stages.memory.oom_retry import (
     MAX_IMAGES,
+    ItemFault,
+    ItemFaults,
     OomRetry,
     blocks,
+    item_fault,
     next_sizes,
     requested_bytes,
     smaller,
     split_batch,
 )
-from stages.models.encoding.run import Refusal, read_chunk
 from stages.models.encoding.job import EncodeItem
+from stages.models.encoding.run import Refusal, read_chunk
 from tests.support.tiny_families.in_slots import rows_of_variant
 from tests.support.waves import events
 

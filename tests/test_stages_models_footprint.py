@@ -7,13 +7,18 @@ from typing import Any
 import pytest
 import transformers
 
-from stages.models.footprint import context_tokens
 from stages.models.dry_run import dry_run
-from stages.models.footprint import BatchCost, at_size, kept_bytes, peak_bytes
-from stages.models.halves.routes import config_and_class, skeleton_of
-from stages.models.halves.routes import choose_route
+from stages.models.footprint import (
+    BatchCost,
+    LayerMemory,
+    RowMemory,
+    at_size,
+    context_tokens,
+    kept_bytes,
+    peak_bytes,
+)
+from stages.models.halves.routes import choose_route, config_and_class, skeleton_of
 from stages.models.inspection import frames_a_video
-from stages.models.footprint import LayerMemory, RowMemory
 from stages.models.processors.prepare import load_processor
 from tests.support.checkpoints import MODELS, whole_checkpoint
 from tests.support.clips import profile_of

@@ -13,19 +13,22 @@ import torch
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.schema import Half
 from stages.export.graphs.make import quantize_graph
-from stages.models.graphs.graph_inputs import GraphInputs
-from stages.models.graphs.manifest import FILE, Graph, GraphEncoder, GraphManifest, read_manifest
-from stages.models.graphs.onnx_encoder import OnnxEncoder, fits
-from stages.models.graphs.graph_inputs import index_of, pack, packed_attention
+from stages.models.graphs.graph_inputs import GraphInputs, index_of, pack, packed_attention
 from stages.models.graphs.manifest import (
     CPU,
     CUDA,
+    FILE,
     TRT,
+    Graph,
+    GraphEncoder,
+    GraphManifest,
     Provider,
     check_provider,
     open_session,
     provider_for,
+    read_manifest,
 )
+from stages.models.graphs.onnx_encoder import OnnxEncoder, fits
 from stages.models.halves.absent import MissingModule
 from stages.process.output_streams import out_of_memory
 from tests.support.dual_encoders import names

@@ -16,9 +16,8 @@ from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.schema import Half
 from stages.models import describe, encode, generate, load_half
 from stages.models.adapters import injection
-from stages.models.adapters.reading import modules_of
 from stages.models.adapters.injection import adapted_modules
-from stages.models.adapters.reading import read_adapter
+from stages.models.adapters.reading import modules_of, read_adapter
 from stages.models.halves.boundary import HALVES
 from stages.models.halves.routes import config_and_class, skeleton_of
 from stages.models.loading import ModelJob, facts

@@ -20,11 +20,10 @@ from flows.machine.launch import DirectLauncher
 from flows.options.commands import CaptionConfig
 from penstock_demo import CHECKPOINT
 from stages.models import ModelProfile, describe
-from stages.models.inspection import run
 from stages.models.halves.boundary import HALVES
 from stages.models.hub.checkpoint import Checkpoint
 from stages.models.hub.headers import read_headers
-from stages.models.inspection import halves_of
+from stages.models.inspection import halves_of, run
 from stages.models.processors.fit import probe
 from stages.models.processors.prepare import load_processor
 from stages.models.profile import SamplingProfile

@@ -9,12 +9,15 @@ from safetensors.torch import load_file
 
 from artifacts.errors import EnvironmentFault, UsageError
 from stages.models.hub.headers import read_places
-from stages.models.shards.layout import TensorSpec, WeightShard, index_of, lay_out
 from stages.models.shards.layout import (
     CHUNK_BYTES,
+    TensorSpec,
+    WeightShard,
     claimed,
+    index_of,
     is_complete,
     is_written,
+    lay_out,
     tensor_chunks,
     write_rest,
     write_shard,

@@ -22,8 +22,7 @@ from torch import nn
 from artifacts.errors import CannotFit, EnvironmentFault
 from penstock_demo import CHECKPOINT
 from stages.models.halves import ranged_reads
-from stages.models.halves.ranged_reads import PinnedBuffer, PinnedReader
-from stages.models.halves.ranged_reads import WholeTensorFile
+from stages.models.halves.ranged_reads import PinnedBuffer, PinnedReader, WholeTensorFile
 from stages.models.hub.headers import TensorPlace
 from stages.models.streaming import layers as streamed
 from stages.models.streaming.layers import (

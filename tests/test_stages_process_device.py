@@ -12,6 +12,10 @@ from artifacts.errors import EnvironmentFault, OutOfMemory, StageDied
 from flows.cli.doctor_command import _device
 from stages.process import device_limit, memory_limit, stage_process
 from stages.process.device import (
+    AMD,
+    INTEGRATED,
+    INTEL,
+    NVIDIA,
     device_capability,
     device_free_bytes,
     device_holders,
@@ -22,13 +26,13 @@ from stages.process.device import (
     hidden,
     on_wsl,
     other_devices,
+    unused_gpu,
 )
 from stages.process.device_limit import CONTEXT_BYTES, DeviceLimit, check_same_card, context_bytes
-from stages.process.fork_client import child_environment
 from stages.process.events import StageError
-from stages.process.output_streams import ProcessExit, fault_of_stage, out_of_memory
+from stages.process.fork_client import child_environment
 from stages.process.live import lock_path
-from stages.process.device import AMD, INTEGRATED, INTEL, NVIDIA, unused_gpu
+from stages.process.output_streams import ProcessExit, fault_of_stage, out_of_memory
 from stages.process.stage_process import wait_for_release
 from tests.support import gpus
 from tests.support.fake_gpu.state import Machine

@@ -15,10 +15,8 @@ import pytest
 from artifacts.errors import Killed
 from scripts.stage_processes import stage_of
 from stages.process import fork_client
-from stages.process.fork_client import OVERTIME
-from stages.process.events import Event, Item
-from stages.process.fork_client import ForkedProcess, ForkServer
-from stages.process.events import EventReporter
+from stages.process.events import Event, EventReporter, Item
+from stages.process.fork_client import OVERTIME, ForkedProcess, ForkServer
 from stages.process.stage_process import StageProcess
 from tests.support.started import started, until
 

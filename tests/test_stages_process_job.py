@@ -17,8 +17,7 @@ from artifacts.schema import FrameFit, MediaIndex, Sampling
 from artifacts.stamps import ModelFileStamp, Stamp
 from flows.pipelines import STAGES
 from flows.upkeep.rebuild import Reach
-from stages.decode.generation import SamplingParams
-from stages.decode.generation import DecodeItem, DecodeJob
+from stages.decode.generation import DecodeItem, DecodeJob, SamplingParams
 from stages.embed_texts.job import TextsItem
 from stages.encode.job import EncodeJob
 from stages.export.jobs import CaptionedItem, MergeJob, TimingJob
@@ -26,8 +25,7 @@ from stages.frames.job import FramesItem, FramesJob
 from stages.models.encoding.job import EncodeItem
 from stages.models.half_job import HalfJob
 from stages.process.job import items_of, job_fields, parse_job
-from stages.summarize.job import SummaryItem, SummaryJob
-from stages.summarize.job import TimedText
+from stages.summarize.job import SummaryItem, SummaryJob, TimedText
 from stages.tune.job import TuneItem
 
 JOBS = sorted({stage.job for stage in STAGES.values()} | {MergeJob, TimingJob}, key=str)

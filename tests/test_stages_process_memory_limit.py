@@ -28,10 +28,9 @@ from artifacts.errors import (
     UsageError,
 )
 from stages.process import child
-from stages.process.events import StageError
-from stages.process.output_streams import ProcessExit, fault_of_stage, log_tail, oom_message
+from stages.process.events import EventReporter, StageError
 from stages.process.memory import Sampler, process_memory
-from stages.process.events import EventReporter
+from stages.process.output_streams import ProcessExit, fault_of_stage, log_tail, oom_message
 from tests.support.started import hold, started
 
 HERE = Path(__file__)

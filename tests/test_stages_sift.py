@@ -20,8 +20,7 @@ from benchmarks._planted import texture
 from flows.results.sifted.marks import medium_marks
 from stages.frames.job import FramesItem
 from stages.sift.job import SiftJob
-from stages.sift.run import image_marks, run
-from stages.sift.run import SampledVideo, joined
+from stages.sift.run import SampledVideo, image_marks, joined, run
 from tests.support.waves import told_by
 
 SIZE = (240, 136)

@@ -24,10 +24,16 @@ from flows.cli.main import main
 from stages.models import load_half
 from stages.models.adapters.reading import ADAPTER_WEIGHTS, read_adapter
 from stages.tune import training
-from stages.tune.adapter import add_adapter, linear_paths, load_adapter_weights, write_adapter
-from stages.tune.adapter import TrainingProgress, resume, save_checkpoint
-from stages.tune.job import ADAMW, ADAMW8, PAGED_ADAMW8, RECORD
-from stages.tune.job import layout_in
+from stages.tune.adapter import (
+    TrainingProgress,
+    add_adapter,
+    linear_paths,
+    load_adapter_weights,
+    resume,
+    save_checkpoint,
+    write_adapter,
+)
+from stages.tune.job import ADAMW, ADAMW8, PAGED_ADAMW8, RECORD, layout_in
 from stages.tune.run import EpochBatchOrder, run
 from stages.tune.training import (
     MAX_SKIPPED,

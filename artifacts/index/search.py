@@ -16,13 +16,20 @@ import numkong
 import numpy as np
 from numpy.typing import NDArray
 
-from artifacts.index.shard import bits_of, differences
 from artifacts.index.manifest import SearchWay
-from artifacts.index.shard import Nearest, Positions
-from artifacts.index.shard import CONTENT, PICTURE
-from artifacts.index.shard import BATCH_ROWS, Halves, unit
+from artifacts.index.shard import (
+    BATCH_ROWS,
+    CONTENT,
+    PICTURE,
+    Halves,
+    Nearest,
+    Positions,
+    bits_of,
+    damaged_file,
+    differences,
+    unit,
+)
 from artifacts.index.snapshot import Kept, Snapshot, of_all
-from artifacts.index.shard import damaged_file
 from artifacts.vectors import Vectors
 
 Sort = Literal["pictures", "texts"]

@@ -14,39 +14,25 @@ core in this layout, and 40 ms row by row.
 Keeps the smallest of many numbers that arrive in blocks, in a stable order.
 """
 
+import contextlib
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
-from hashlib import blake2b
-from pathlib import Path
-from typing import IO, Any
-import numpy as np
-from numpy.typing import NDArray
-from artifacts.tables import stored_text, text_stored
 import math
 import os
 import weakref
-from pathlib import Path
-from typing import Any
-import numpy as np
-from numpy.typing import NDArray
-from artifacts.errors import EnvironmentFault
-from collections.abc import Iterator
-import numpy as np
-from numpy.typing import NDArray
-import contextlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from hashlib import blake2b
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
+
 import numpy as np
 from numpy.typing import NDArray
+
+from artifacts.errors import EnvironmentFault
 from artifacts.files import whole_file
 from artifacts.index.manifest import SHARD_FILES, IndexFile, IndexShard, described, file_name
+from artifacts.tables import stored_text, text_stored
 from artifacts.vectors import Vectors
-from typing import Any
-import numpy as np
-from numpy.typing import NDArray
 
 PixelBox = tuple[float, float, float, float]
 Identities = NDArray[np.uint64]

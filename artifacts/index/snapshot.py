@@ -13,10 +13,17 @@ from numpy.typing import NDArray
 
 from artifacts.errors import EnvironmentFault
 from artifacts.index.manifest import IndexFile, Manifest, read_manifest
-from artifacts.index.shard import Positions
-from artifacts.index.shard import IndexRow, rows_at, times_at
-from artifacts.index.shard import BATCH_ROWS, Halves, OpenShard, open_shard
-from artifacts.index.shard import damaged_file
+from artifacts.index.shard import (
+    BATCH_ROWS,
+    Halves,
+    IndexRow,
+    OpenShard,
+    Positions,
+    damaged_file,
+    open_shard,
+    rows_at,
+    times_at,
+)
 from artifacts.tables import text_stored
 from artifacts.vectors import Vectors
 

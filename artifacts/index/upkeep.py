@@ -9,34 +9,43 @@ Checks every byte of an index, and reports damage and its repair. Changes nothin
 Finds index rows by file, by folder or by key.
 """
 
+import os
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
-import numpy as np
-from numpy.typing import NDArray
-from artifacts.files import whole_file
-from artifacts.index.manifest import IndexShard, Manifest, SearchWay, described, file_name
-from artifacts.index.search import EXACT, LEAST_RECALL, Query, Searcher, Sort, direction
-from artifacts.index.shard import mean_of, with_bits, write_bits
-from artifacts.index.snapshot import open_snapshot
-from artifacts.index.writing import IndexWriter
-from artifacts.vectors import Vectors
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
-from artifacts.index.manifest import IndexFile, Manifest, read_manifest
-from artifacts.index.shard import COLUMNS, open_rows
-from artifacts.index.shard import SHARD_ROWS
-from artifacts.keys import hash_file
-import os
-from collections.abc import Sequence
-from functools import cache
+
 import numpy as np
+from numpy.typing import NDArray
+
 from artifacts.errors import UsageError
+from artifacts.files import whole_file
 from artifacts.gone_files import GoneFiles
-from artifacts.index.shard import Positions
-from artifacts.index.snapshot import Kept, Snapshot
+from artifacts.index.manifest import (
+    IndexFile,
+    IndexShard,
+    Manifest,
+    SearchWay,
+    described,
+    file_name,
+    read_manifest,
+)
+from artifacts.index.search import EXACT, LEAST_RECALL, Query, Searcher, Sort, direction
+from artifacts.index.shard import (
+    COLUMNS,
+    SHARD_ROWS,
+    Positions,
+    mean_of,
+    open_rows,
+    with_bits,
+    write_bits,
+)
+from artifacts.index.snapshot import Kept, Snapshot, open_snapshot
+from artifacts.index.writing import IndexWriter
+from artifacts.keys import hash_file
 from artifacts.tables import stored_text, text_stored
+from artifacts.vectors import Vectors
 
 NEAREST = 10
 """Recall is the share of so many nearest."""

@@ -15,19 +15,17 @@ how close an average image is to the query. A moment extends from its peak to bo
 neighbouring frames stay above half of the peak's height over that baseline.
 """
 
-from dataclasses import dataclass
-import numpy as np
-from numpy.typing import NDArray
-from artifacts.index.shard import Positions
-from artifacts.index.shard import MEDIUM, IndexRow, medium_of
-from artifacts.index.search import Found, Query, Searcher
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
+
 import numpy as np
+from numpy.typing import NDArray
+
 from artifacts.errors import UsageError
-from artifacts.index.shard import COLUMNS, TEXTS
+from artifacts.index.search import Found, Query, Searcher
+from artifacts.index.shard import COLUMNS, MEDIUM, TEXTS, IndexRow, Positions, medium_of
 from artifacts.index.snapshot import Kept, Snapshot
 from artifacts.tables import stored_text
 

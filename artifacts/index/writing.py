@@ -11,14 +11,17 @@ read them.
 import contextlib
 import logging
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
+
 import numpy as np
 from numpy.typing import NDArray
+
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.files import HALF, whole_file
 from artifacts.index.manifest import (
+    IndexShard,
     Maker,
     Manifest,
     described,
@@ -28,20 +31,23 @@ from artifacts.index.manifest import (
     read_manifest,
     write_manifest,
 )
-from artifacts.index.shard import Positions
-from artifacts.index.shard import ROW, IndexRow, identities_of
-from artifacts.index.shard import BATCH_ROWS, SHARD_ROWS, RowBatch, unit, write_shard
-from artifacts.index.snapshot import Snapshot, of_all, open_snapshot
+from artifacts.index.shard import (
+    BATCH_ROWS,
+    ROW,
+    SHARD_ROWS,
+    IndexRow,
+    OpenShard,
+    Positions,
+    RowBatch,
+    identities_of,
+    row_of,
+    unit,
+    write_shard,
+)
+from artifacts.index.snapshot import Kept, Snapshot, of_all, open_snapshot
 from artifacts.locks import lock, open_lock, try_lock, unlock
 from artifacts.store import fault_of
 from artifacts.vectors import Vectors
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-import numpy as np
-from artifacts.index.manifest import IndexShard
-from artifacts.index.shard import row_of
-from artifacts.index.shard import BATCH_ROWS, SHARD_ROWS, OpenShard, RowBatch, write_shard
-from artifacts.index.snapshot import Kept, Snapshot
 
 log = logging.getLogger(__name__)
 

@@ -7,19 +7,19 @@ Runs calls on threads that the program does not join, so that it can exit at onc
 server is still slow to respond.
 """
 
-import threading
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future
-from itertools import count
-from typing import TypeVar
 import contextlib
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
 from functools import partial
 from io import BufferedRandom
+from itertools import count
 from pathlib import Path
+from typing import TypeVar
+
 from artifacts.errors import EnvironmentFault, Unanswered
 from artifacts.remote.addresses import FarFile
 from artifacts.remote.finding import part_of, whole

@@ -18,10 +18,23 @@ from artifacts.errors import Unanswered
 from artifacts.files import is_hidden
 from artifacts.remote.addresses import ONCE, FarFile, is_web, unsigned
 from artifacts.stamps import FileChanged
-from artifacts.stores.bucket_client import BEYOND, INNER_TRIES, Bucket, Listed, client_of, listed
-from artifacts.stores.bucket_client import allows_http, check_variables, variables
+from artifacts.stores.bucket_client import (
+    BEYOND,
+    HINT,
+    INNER_TRIES,
+    Answer,
+    Bucket,
+    InvalidName,
+    Listed,
+    allows_http,
+    check_variables,
+    client_of,
+    listed,
+    reason,
+    variables,
+    with_retries,
+)
 from artifacts.stores.odd_names import all_listed, is_odd
-from artifacts.stores.bucket_client import HINT, Answer, InvalidName, reason, with_retries
 
 if TYPE_CHECKING:  # obstore has these names for type checkers alone
     from obstore.store import ObjectStore

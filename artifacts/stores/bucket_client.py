@@ -9,35 +9,28 @@ Never prints their values.
 Retries requests to a service until they succeed or a time limit is reached.
 """
 
-import os
-import re
-from artifacts.errors import UsageError
 import errno
 import os
 import random
 import re
 import time
-from collections.abc import Callable, Sequence
-from typing import TypeVar
-from obstore import exceptions
-from obstore.exceptions import BaseError
-from artifacts.errors import Unanswered
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from itertools import chain
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlsplit
+
 import obstore
+from obstore import exceptions
 from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
 from obstore.store import HTTPStore, from_url
-from artifacts.errors import UsageError
+
+from artifacts.errors import Unanswered, UsageError
 
 if TYPE_CHECKING:
-    from obstore.store import ClientConfig
-    from obstore.store import ObjectStore
-    from obstore.store import RetryConfig
+    from obstore.store import ClientConfig, ObjectStore, RetryConfig
 
 SERVICES = ("AWS_", "AZURE_", "GOOGLE_")
 """Begins of the variables that obstore reads."""

@@ -1,16 +1,5 @@
-"""A store in a folder, on a local disk or on a shared file system.
+"""A store in a folder, on a local disk or on a shared file system."""
 
-The folder of files that a store's users keep next to its objects.
-"""
-
-import contextlib
-import os
-import time
-from collections.abc import Iterator
-from pathlib import Path
-from tempfile import TemporaryFile
-from artifacts.keys import digest_of
-from artifacts.paths import user_state
 import contextlib
 import errno
 import os
@@ -18,44 +7,12 @@ import shutil
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+
 from artifacts.errors import EnvironmentFault
-from artifacts.paths import lies_in
-from artifacts.paths import rename_noreplace, sync_folder
+from artifacts.paths import lies_in, rename_noreplace, sync_folder
 from artifacts.regular_files import DENIED, NotAFile, open_regular
-from artifacts.stores.protocol import Extent, each_head
-from artifacts.stores.protocol import ObjectStat
-
-TEMPORARY = "tmp"
-"""Folder of half-written files, in the same place so that a rename never crosses file systems."""
-STALE_SECONDS = 3600.0
-"""No writer takes so long for one file: what is older was left by one that died."""
-
-
-def state_folder(url: str) -> Path:
-    """Return the folder of a store that is none itself: this user's, on this machine."""
-    return user_state() / "stores" / digest_of(url)
-
-
-def clock_of(folder: Path) -> float:
-    """Return the time by the clock that dates files there, in seconds since the epoch. It may be
-    another machine's."""
-    half = folder / TEMPORARY
-    try:
-        half.mkdir(parents=True, exist_ok=True)
-        with TemporaryFile(dir=half) as probe:
-            return os.fstat(probe.fileno()).st_mtime
-    except OSError:  # nothing can be written, and nothing will be deleted
-        return time.time()
-
-
-def left_behind(folder: Path, within: str = TEMPORARY) -> Iterator[Path]:
-    """Yield half-written files whose writers died, or files of another folder that nobody has used
-    for as long."""
-    now = clock_of(folder)
-    for half in (folder / within).glob("*"):
-        with contextlib.suppress(FileNotFoundError):  # another run swept first
-            if half.lstat().st_mtime < now - STALE_SECONDS:
-                yield half
+from artifacts.stores.local import TEMPORARY, left_behind
+from artifacts.stores.protocol import Extent, ObjectStat, each_head
 
 
 class FolderStore:

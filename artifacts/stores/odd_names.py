@@ -12,8 +12,7 @@ from xml.etree import ElementTree
 import obstore
 from obstore.store import S3Store, from_url
 
-from artifacts.stores.bucket_client import Listed, client_of
-from artifacts.stores.bucket_client import allows_http
+from artifacts.stores.bucket_client import Listed, allows_http, client_of
 
 SIGNED_SECONDS = timedelta(seconds=600)
 CONTROL = re.compile(r"[\x00-\x1f\x7f]")

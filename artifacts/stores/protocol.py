@@ -3,15 +3,13 @@
 Reads the headers of objects. A header states its own length.
 """
 
-from collections.abc import Callable, Iterable, Iterator
-from typing import Protocol
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from artifacts.stores.bucket_store import BucketLeases
+    from artifacts.stores.bucket_leases import BucketLeases
 
 FIRST_READ = 1 << 14
 """Bytes read of an object at first: most heads are shorter, so that one read is enough."""

@@ -1,12 +1,15 @@
 """The data set formats of trainers, by their `--format` names."""
 
 from artifacts.shards import DATASET
-from artifacts.trainers.formats import DIFFUSION_PIPE
-from artifacts.trainers.formats import TrainerEntry, TrainerForm
-from artifacts.trainers.formats import HF
-from artifacts.trainers.formats import KOHYA
-from artifacts.trainers.formats import LTX
-from artifacts.trainers.formats import MUSUBI
+from artifacts.trainers.formats import (
+    DIFFUSION_PIPE,
+    HF,
+    KOHYA,
+    LTX,
+    MUSUBI,
+    TrainerEntry,
+    TrainerForm,
+)
 
 __all__ = ["TRAINERS", "WITH_CLIPS", "TrainerEntry", "TrainerForm"]
 

@@ -32,29 +32,16 @@ Source: kohya-ss/musubi-tuner `docs/dataset_config.md`, and `get_latent_cache_pa
 only.
 """
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from artifacts.captions import Caption
+
+from artifacts.captions import Caption, one_line
 from artifacts.files import json_text
 from artifacts.shards import media_suffix
-from artifacts.captions import one_line
-import json
-from collections.abc import Sequence
-from pathlib import Path
-from artifacts.captions import one_line
-import hashlib
-from collections.abc import Sequence
-from pathlib import Path, PurePosixPath
-from artifacts.captions import one_line
 from artifacts.tables import utf8
-from collections.abc import Sequence
-from pathlib import Path
-from collections.abc import Sequence
-from pathlib import Path
-from collections.abc import Sequence
-from pathlib import Path, PurePosixPath
 
 IMAGES, VIDEOS = "images", "videos"
 """Folders, inside that of a data set, of media of each kind."""
@@ -151,8 +138,9 @@ VIDEO_SUFFIXES = frozenset([
 
 def diffusion_pipe_files(entries: Sequence[TrainerEntry], folder: Path) -> dict[str, str]:
     """Return the captions of each kind that there is, and the dataset configuration."""
+    config_file = folder / DIFFUSION_PIPE_CONFIG
     config = f"""\
-# diffusion-pipe: dataset = {toml_text(str(folder / DIFFUSION_PIPE_CONFIG))} in the training configuration
+# diffusion-pipe: dataset = {toml_text(str(config_file))} in the training configuration
 resolutions = [512]
 enable_ar_bucket = true
 min_ar = 0.5

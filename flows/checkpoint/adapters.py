@@ -13,11 +13,11 @@ from flows.checkpoint.model_files import ModelDigests
 from flows.checkpoint.profile_loading import io_errors_as_fault
 from flows.options.commands import RunOptions
 from flows.options.model import AdapterOptions, RecordedAdapterOptions
-from stages.models.adapters.reading import modules_of
 from stages.models.adapters.reading import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
     LoraAdapter,
+    modules_of,
     read_adapter,
 )
 from stages.models.hub.checkpoint import CONFIG, Checkpoint

@@ -6,29 +6,23 @@ checkpoint. Imports no model library.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.json_shapes import OptionalField, count, read_json, text
+from artifacts.keys import digest_of
+from artifacts.packs import Record, RecordSet
+from artifacts.paths import folder_named
+from flows.checkpoint.profile_loading import Describer
 from flows.options.commands import RunOptions
 from flows.options.model import AdapterOptions, GgufOptions
 from flows.options.text import EngineOptions
 from flows.pipelines import Pipeline, needs_weights
 from stages.decode.engines import engines_for, gguf_engine
 from stages.decode.generation import SamplingParams
-from stages.models.gguf import EXACT, FILE, FORMAT, MANIFEST, GgufShape, check_packages
-from collections.abc import Callable, Mapping
-from importlib.metadata import version
-from pathlib import Path
-from artifacts.errors import UsageError
-from artifacts.keys import digest_of
-from artifacts.packs import Record, RecordSet
-from artifacts.paths import folder_named
-from flows.checkpoint.profile_loading import Describer
-from flows.options.commands import RunOptions
-from flows.options.model import GgufOptions
-from flows.pipelines import Pipeline
-from stages.models.gguf import MANIFEST, PACKAGES
+from stages.models.gguf import EXACT, FILE, FORMAT, MANIFEST, PACKAGES, GgufShape, check_packages
 from stages.models.hub.checkpoint import Checkpoint
 from stages.models.profile import ModelProfile
 

@@ -10,17 +10,23 @@ from typing import NamedTuple
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.files import read_kept, write_json
 from artifacts.keys import digest_of
-from artifacts.schema import Half, Part
 from artifacts.paths import machine_cache
-from flows.machine.versions import machine_identity
-from flows.machine.versions import versions
+from artifacts.schema import Half, Part
+from flows.machine.versions import machine_identity, versions
 from flows.options.commands import RunOptions
 from flows.options.model import TORCH, HalfPrecisionOptions
 from stages.decode.engines import AUTO
-from stages.export.export_plan import verdict_in
+from stages.export.parity import verdict_in
 from stages.models.graphs import FOLDER
-from stages.models.graphs.manifest import FILE, GraphManifest, HalfGraphs, read_manifest
-from stages.models.graphs.manifest import ONNX, TENSORRT, provider_of
+from stages.models.graphs.manifest import (
+    FILE,
+    ONNX,
+    TENSORRT,
+    GraphManifest,
+    HalfGraphs,
+    provider_of,
+    read_manifest,
+)
 from stages.models.profile import ModelProfile
 from stages.process.device import device_capability, device_model, driver_version
 

@@ -16,8 +16,7 @@ from flows.checkpoint.adapters import (
     parse_adapter,
     recorded_adapter,
 )
-from flows.checkpoint.prompt_tokens import sampling_of
-from flows.checkpoint.gguf import gguf_for
+from flows.checkpoint.gguf import gguf_for, user_gguf_for
 from flows.checkpoint.graphs import graphs_for
 from flows.checkpoint.model_files import ModelDigests, digests_of_parts, template_date, with_fetched
 from flows.checkpoint.precision import (
@@ -34,6 +33,7 @@ from flows.checkpoint.profile_loading import (
     read_profile,
     small_files,
 )
+from flows.checkpoint.prompt_tokens import sampling_of
 from flows.checkpoint.served import (
     ServedModel,
     only_captions,
@@ -41,12 +41,10 @@ from flows.checkpoint.served import (
     served_checkpoint,
     served_profile,
 )
-from flows.checkpoint.gguf import user_gguf_for
 from flows.machine.launch import Launcher
 from flows.options.commands import RunOptions
-from flows.options.model import is_served
 from flows.options.media import VideoSamplingOptions
-from flows.options.model import DEMO_MODEL, DateOptions, GgufOptions
+from flows.options.model import DEMO_MODEL, DateOptions, GgufOptions, is_served
 from flows.pipelines import ASK, CAPTION, Pipeline, makes_vectors
 from stages.models.encoding.ways import FIXED_ROWS
 from stages.models.hub.checkpoint import Checkpoint

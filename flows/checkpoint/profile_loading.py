@@ -8,38 +8,35 @@ The process has a memory limit that does not depend on the size of the model, be
 request any amount.
 """
 
-from typing import Any, NamedTuple
-from artifacts.errors import OutOfMemory, UsageError
-from artifacts.paths import user_cache
-from flows.console.display import Display
-from flows.console.units import gib
-from flows.machine.launch import DirectLauncher, StageCall, run_with_restarts
-from stages.convert.job import ConvertJob
 import contextlib
 import fnmatch
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
 from artifacts.errors import CannotFit, EnvironmentFault, OutOfMemory, StageDied, UsageError
 from artifacts.keys import digest_of
 from artifacts.model_files import WEIGHT_SUFFIXES
 from artifacts.packs import Record, RecordSet
+from artifacts.paths import user_cache
 from artifacts.store import Store
 from flows.checkpoint.model_files import ModelDigests
+from flows.console.display import Display
 from flows.console.units import gib
 from flows.machine.budget import budget_for
-from flows.machine.launch import Launcher, StageCall, run_with_restarts
+from flows.machine.launch import DirectLauncher, Launcher, StageCall, run_with_restarts
 from flows.options.commands import RunOptions
 from flows.options.media import VideoSamplingOptions
+from stages.convert.job import ConvertJob
 from stages.models.half_job import DescribeJob
 from stages.models.hub.checkpoint import SMALL, Checkpoint
 from stages.models.in_tree.registry import native_of
 from stages.models.profile import OUTPUT_VERSION, ModelProfile
 from stages.models.published import is_published_way
-from stages.process.memory import host_free_bytes
 from stages.process.fork_client import OVERTIME
+from stages.process.memory import host_free_bytes
 
 MAX_BYTES = 1 << 30
 """Memory for a conversion, in bytes above the imports. Parts of tensors take 30 MB; the headers of

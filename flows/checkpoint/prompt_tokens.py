@@ -15,24 +15,18 @@ so that another prompt needs no other frames.
 """
 
 import math
-from dataclasses import replace
-from artifacts.options import OptionGroup
-from artifacts.schema import WHOLE_SECONDS, Sampling
-from artifacts.tiles import OFF
-from flows.options.media import VectorSamplingOptions, VideoSamplingOptions
-from stages.models.profile import ModelProfile
-import math
-from artifacts.schema import FrameFit, MediaKind
-from stages.models.profile import ModelProfile, SeenSize
 import threading
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
-from dataclasses import dataclass, field, replace
-from artifacts.schema import LARGE_EDGE, ChunkIndex, Sampling
+
+from artifacts.options import OptionGroup
+from artifacts.schema import LARGE_EDGE, WHOLE_SECONDS, ChunkIndex, FrameFit, MediaKind, Sampling
+from artifacts.tiles import OFF
 from flows.options.commands import RunOptions
+from flows.options.media import VectorSamplingOptions, VideoSamplingOptions
 from stages.encode.job import shown_frames
-from stages.models.profile import PixelBounds
-from stages.models.profile import ModelProfile
+from stages.models.profile import ModelProfile, PixelBounds, SeenSize
 
 CHUNK_SECONDS = 30.0
 """Default limit of the chunk length, in seconds."""

@@ -17,8 +17,8 @@ from artifacts.packs import Record, RecordSet
 from artifacts.schema import FrameFit
 from artifacts.store import Store
 from flows.options.commands import RunOptions
-from flows.options.model import EndpointOptions
 from flows.options.media import VideoSamplingOptions
+from flows.options.model import EndpointOptions
 from stages.ask import QUALITY
 from stages.models.hub.checkpoint import Checkpoint
 from stages.models.hub.transfer import Announce

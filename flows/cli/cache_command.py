@@ -10,16 +10,14 @@ from itertools import groupby
 from artifacts.errors import UsageError
 from artifacts.packs import verify
 from artifacts.plurals import counted
-from artifacts.store import Store, open_store
-from artifacts.store import check_format
+from artifacts.store import Store, check_format, open_store
 from flows.cli.exit_report import print_failed
 from flows.cli.options import config_of
 from flows.console.display import Display
-from flows.console.lines import is_terminal, print_lines
-from flows.console.lines import table_lines
+from flows.console.lines import is_terminal, print_lines, table_lines
 from flows.console.units import duration, parse_size, size
-from flows.options.model import default_store
 from flows.options.commands import RebuildConfig
+from flows.options.model import default_store
 from flows.pipelines import STAGES
 from flows.upkeep.cache import (
     Collection,

@@ -10,32 +10,34 @@ Declares the options of `penstock plan` for fine-tuning.
 """
 
 import argparse
+from collections.abc import Collection
 from typing import Any, get_args
+
 from artifacts.errors import UsageError
-from flows.planning.training.estimate import OPTIMIZERS, Method, Training
-import argparse
-from flows.cli.options import Groups, add_options, group_of
-from flows.cli.options import add_caption_options, add_running_options
-from flows.options.formats import MODEL
+from flows.cli.options import (
+    Groups,
+    add_caption_options,
+    add_options,
+    add_quiet_options,
+    add_running_options,
+    group_of,
+)
+from flows.options.commands import RebuildConfig
+from flows.options.formats import FILES, LABELS, MEMORY, MODEL, VECTORS
 from flows.options.model import PRECISIONS, STORE_HELP
 from flows.options.text import TRUST_FOLDER_HELP
+from flows.options.vectors import (
+    INDEX,
+    EmbedConfig,
+    IndexConfig,
+    LabelConfig,
+    SearchPlace,
+    SearchQuery,
+    SiftConfig,
+    VectorConfig,
+)
 from flows.pipelines import PURPOSES
-import argparse
-from collections.abc import Collection
-from flows.cli.options import add_options
-from flows.cli.options import add_quiet_options
-from flows.options.formats import FILES, LABELS, MEMORY, MODEL, VECTORS
-from flows.options.vectors import SiftConfig
-from flows.options.vectors import EmbedConfig, LabelConfig, VectorConfig
-import argparse
-from flows.cli.options import add_options
-from flows.options.formats import MODEL
-from flows.options.vectors import SearchPlace, SearchQuery
-from flows.options.vectors import INDEX, IndexConfig
-import argparse
-from flows.cli.options import add_caption_options
-from flows.options.model import STORE_HELP
-from flows.options.commands import RebuildConfig
+from flows.planning.training.estimate import OPTIMIZERS, Method, Training
 
 PLAIN = Training(method="lora")
 DEFAULTS: dict[str, Any] = {
@@ -158,8 +160,7 @@ def add_tune(parser: argparse.ArgumentParser) -> None:
 
 
 def add_learn(parser: argparse.ArgumentParser) -> None:
-    from flows.options.training import LearnConfig
-    from flows.options.training import TRAINING
+    from flows.options.training import TRAINING, LearnConfig
 
     groups = add_options(parser, LearnConfig, TRAINING)
     _add_running(parser, groups, "print the required resources, then exit")

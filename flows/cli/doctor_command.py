@@ -10,23 +10,20 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from artifacts.errors import EnvironmentFault, UsageError, redacted
-from artifacts.store import Store, open_store
-from artifacts.store import prepare_store
+from artifacts.store import Store, open_store, prepare_store
 from flows.checkpoint.graphs import INSTALL_HINT, GraphSpeed, missing_libraries, tensorrt_version
 from flows.checkpoint.precision import FLASH_CAPABILITY, flash_installed, no_bfloat16
 from flows.console.display import Display
 from flows.console.lines import print_lines
 from flows.console.units import size
-from flows.machine.versions import cpu_has_bfloat16
 from flows.machine.budget import check_device, device_memory
-from flows.machine.launch import DirectLauncher
-from flows.machine.launch import answers, fault_of_api
-from flows.machine.versions import versions
+from flows.machine.launch import DirectLauncher, answers, fault_of_api
+from flows.machine.versions import cpu_has_bfloat16, versions
 from flows.options.model import default_store
-from flows.planning.sizes import time_graphs
 from flows.planning.machine import ADVICE, Machine, MachineLookup, find_machine, measure
-from stages.process.memory import cores, host_free_bytes, host_total_bytes
+from flows.planning.sizes import time_graphs
 from stages.process.device import (
+    VISIBLE,
     device_capability,
     device_holders,
     device_model,
@@ -36,10 +33,10 @@ from stages.process.device import (
     hidden,
     on_wsl,
     other_devices,
+    unused_gpu,
 )
 from stages.process.live import LOCKS, lock_path
-from stages.process.device import VISIBLE
-from stages.process.device import unused_gpu
+from stages.process.memory import cores, host_free_bytes, host_total_bytes
 
 NOWHERE = Path("/nonexistent")
 """A path without a control group."""

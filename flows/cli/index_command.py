@@ -95,8 +95,8 @@ def remove(given: argparse.Namespace) -> int:
 
 def compact(given: argparse.Namespace) -> int:
     """Rewrite the index without removed rows, and measure its recall."""
-    from artifacts.index.writing import compact as rewrite
     from artifacts.index.upkeep import measure
+    from artifacts.index.writing import compact as rewrite
     from artifacts.index.writing import writing
 
     with writing(_folder(given)) as writer:

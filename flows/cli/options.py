@@ -7,24 +7,20 @@ Builds the configuration of the caption run that a folder records.
 """
 
 import argparse
-from collections.abc import Collection
-from typing import Any, TypeVar
-from artifacts.options import Declared, declared
-import argparse
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
+
 from artifacts.errors import UsageError
+from artifacts.options import Declared, declared
 from artifacts.paths import text_named
+from flows.cli.main import parse
 from flows.options.commands import CaptionConfig
 from flows.options.formats import FILES, MEMORY, MODEL, SAMPLING, TEXT
 from flows.options.media import SourceOptions
-from stages.decode.generation import WORDS
-from collections.abc import Mapping
-from typing import Any
-from flows.cli.main import parse
-from flows.options.commands import CaptionConfig
 from flows.options.training import RecordedRun
 from flows.results.trust import repeated
+from stages.decode.generation import WORDS
 
 C = TypeVar("C")
 Groups = dict[str, Any]
@@ -116,7 +112,7 @@ def _value(given: Any, each: Declared) -> Any:
 
 PROMPT_BYTES = 1 << 24
 """Largest size in bytes of a `--prompt-file`. No model reads as much."""
-S = TypeVar("C", bound=SourceOptions)
+S = TypeVar("S", bound=SourceOptions)
 
 
 def add_caption_options(

@@ -11,8 +11,7 @@ from artifacts.schema import fields_of
 from flows.cli.exit_report import print_result
 from flows.cli.options import config_of
 from flows.console.display import Display
-from flows.console.lines import print_lines
-from flows.console.lines import table_lines
+from flows.console.lines import print_lines, table_lines
 from flows.options.vectors import SiftConfig
 
 

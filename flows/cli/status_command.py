@@ -10,22 +10,23 @@ from pathlib import Path
 from typing import Any
 
 from flows.console.display import failed_line
-from flows.console.lines import print_lines
-from flows.console.lines import table_lines
+from flows.console.lines import print_lines, table_lines
 from flows.console.units import duration
 from flows.results.rounds import COLUMNS as ROUND_COLUMNS
 from flows.results.rounds import cells as round_cells
 from flows.results.rounds import rounds_in
-from flows.results.run_status import load_record, runs_below
 from flows.results.run_record import seconds_of
-from flows.results.run_status import run_folder, run_status
 from flows.results.run_status import (
     COLUMNS,
     StageStatus,
     advice,
     cells,
     description_lines,
+    load_record,
     output_paths,
+    run_folder,
+    run_status,
+    runs_below,
     stages_of,
 )
 

@@ -5,31 +5,32 @@ Implements `penstock plan` and `--dry-run`: whether a run fits, and what uses it
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import asdict
-from typing import Any, get_args
+from itertools import chain
+from typing import TYPE_CHECKING, Any, get_args
+
 from artifacts.errors import CannotFit, UsageError
 from artifacts.plurals import counted
 from flows.checkpoint.models import find_checkpoint
-from flows.console.display import Display
-from flows.console.lines import print_lines
-from flows.console.units import gib, parse_size
-from flows.options.commands import CaptionConfig
-from flows.planning.architecture import Architecture, read_architecture
-from flows.planning.training.estimate import RANK, changes, train_estimate
-from flows.planning.training.estimate import OPTIMIZERS, Method, TrainEstimate, Training
-import argparse
-import json
-from collections.abc import Callable
-from contextlib import closing
-from itertools import chain
-from typing import TYPE_CHECKING, Any
-from flows.cli.options import config_of
 from flows.cli.command_options import refuse_without_train
+from flows.cli.options import config_of
 from flows.console.display import READING, Display
 from flows.console.lines import print_lines
+from flows.console.units import gib, parse_size
 from flows.options.commands import CaptionConfig, RunOptions
 from flows.pipelines import CAPTION, PURPOSES, Pipeline
+from flows.planning.architecture import Architecture, read_architecture
+from flows.planning.training.estimate import (
+    OPTIMIZERS,
+    RANK,
+    Method,
+    TrainEstimate,
+    Training,
+    changes,
+    train_estimate,
+)
 
 if TYPE_CHECKING:
     from flows.job.prepare import Job
@@ -181,7 +182,6 @@ def train_json(name: str, training: Training, estimate: TrainEstimate) -> dict[s
 def plan_command(given: argparse.Namespace) -> int:
     """Print the plan of a run. The exit code says whether it fits. Raises PenstockError."""
     if given.train is not None:
-
         return train_plan(given)
     refuse_without_train(given)
     pipelines = PURPOSES[given.purpose] if given.purpose else chain(*PURPOSES.values())

@@ -3,16 +3,17 @@
 Computes the rate of a stage and its remaining time.
 """
 
-import math
-from collections import deque
-from dataclasses import dataclass
 import io
 import json
+import math
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any
+
 from artifacts.errors import redacted, with_hint
 from flows.console.lines import (
     fitted,

@@ -8,12 +8,11 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterator
-from typing import IO, Any
-from stages.process.output_streams import lasting
-import sys
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import zip_longest
+from typing import IO, Any
+
+from stages.process.output_streams import lasting
 
 UNBOUNDED = 1000
 """Width without a terminal: lines of a log are never wrapped."""

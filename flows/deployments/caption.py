@@ -12,14 +12,13 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from artifacts.errors import EnvironmentFault
 from flows.console.display import Display
 from flows.deployments.config_checks import CaptionConfig, CaptionParameters
-from flows.deployments.server import FILE, OWN, refuses_login
 from flows.deployments.runs import CALLER, Caller, named_after_out, run_in_flow
-from flows.deployments.server import client_settings
+from flows.deployments.server import FILE, OWN, client_settings, refuses_login
 from flows.deployments.view import quiet_console
 from flows.pipelines import CAPTION, product_of
 from flows.results.run_result import RunResult
-from flows.running.sift import caption
 from flows.running.run import stopped_in_order
+from flows.running.sift import caption
 
 
 @flow(name="caption-videos", flow_run_name=named_after_out, persist_result=False)

@@ -16,81 +16,54 @@ The Prefect flow of a rebuild of stored features. All decisions are those of the
 command.
 """
 
-from functools import partial
-from typing import Any
-from prefect import State, flow
-from flows.deployments.config_checks import EmbedParameters
-from flows.deployments.runs import named_after_out, run_in_flow
-from flows.pipelines import EMBED, product_of
-from flows.running.run import embed
-from functools import partial
-from typing import Any
-from prefect import State, flow
-from flows.deployments.config_checks import SiftParameters
-from flows.deployments.runs import named_after_out, run_in_flow
-from flows.pipelines import SIFT, product_of
-from flows.running.sift import sift
-from functools import partial
-from typing import Any
-from prefect import State, flow
-from flows.console.display import Display
-from flows.deployments.config_checks import IndexParameters
-from flows.deployments.runs import named_after_out, run_in_flow
-from flows.job.prepare import out_folder
-from flows.options.vectors import VectorConfig
-from flows.running.run import LauncherMaker
-from flows.running.run_observer import OnBegin
-from flows.search.build import IndexWritten, fill_index
-from functools import partial
-from typing import Any
-from prefect import State, flow
-from flows.console.display import Display
-from flows.deployments.config_checks import LabelParameters
-from flows.deployments.runs import named_after_out, run_in_flow
-from flows.deployments.view import TABLE_ROWS, plain, show
-from flows.options.commands import RunOptions
-from flows.options.vectors import LabelOptions
-from flows.pipelines import LABEL, product_of
-from flows.results.labels.writing import LabelsWritten
-from flows.running.label import label, label_request
-from flows.running.run import LauncherMaker
-from flows.running.run_observer import OnBegin
-from functools import partial
-from typing import Any
-from prefect import State, flow
-from flows.deployments.config_checks import TuneConfig
-from flows.deployments.runs import named_after_out, run_in_flow
-from flows.running.tune import tune
-from typing import Any
-from prefect import State, flow
-from artifacts.errors import PenstockError
-from flows.console.display import Display
-from flows.deployments.config_checks import ExportConfig
-from flows.deployments.runs import named_after_out, run_in_flow
-from flows.deployments.view import show
-from flows.results.export_result import Exported
-from flows.running.export import export
-from flows.running.run import LauncherMaker
-from flows.running.run_observer import OnBegin
-from flows.running.samples import evaluation_media
 from dataclasses import replace
 from functools import partial
 from typing import Any
-from prefect import State, flow
-from flows.deployments.config_checks import CaptionParameters, LearnConfig
-from flows.deployments.runs import named_after_out, run_in_flow
-from flows.learning.learn import learn
-from flows.options.training import RecordedRun
-from typing import Any
+
 from prefect import State, flow, get_run_logger
+
 from artifacts.errors import PenstockError
 from flows.console.display import Display
-from flows.deployments.config_checks import RebuildParameters, confine
+from flows.deployments.config_checks import (
+    CaptionParameters,
+    EmbedParameters,
+    ExportConfig,
+    IndexParameters,
+    LabelParameters,
+    LearnConfig,
+    RebuildParameters,
+    SiftParameters,
+    TuneConfig,
+    confine,
+)
 from flows.deployments.page import RunPage
-from flows.deployments.runs import ended_by, ended_when_cancelled, final_state
-from flows.deployments.runs import PrefectLauncher
-from flows.deployments.view import RunLog
+from flows.deployments.runs import (
+    PrefectLauncher,
+    ended_by,
+    ended_when_cancelled,
+    final_state,
+    named_after_out,
+    run_in_flow,
+)
+from flows.deployments.view import TABLE_ROWS, RunLog, plain, show
+from flows.job.prepare import out_folder
+from flows.learning.learn import learn
+from flows.options.commands import RunOptions
+from flows.options.training import RecordedRun
+from flows.options.vectors import LabelOptions, VectorConfig
+from flows.pipelines import EMBED, LABEL, SIFT, product_of
+from flows.results.export_result import Exported
+from flows.results.labels.writing import LabelsWritten
+from flows.running.export import export
+from flows.running.label import label, label_request
+from flows.running.run import LauncherMaker, embed
+from flows.running.run_observer import OnBegin
+from flows.running.samples import evaluation_media
+from flows.running.sift import sift
+from flows.running.tune import tune
+from flows.search.build import IndexWritten, fill_index
 from flows.upkeep.rebuild import RebuildOptions, rebuild
+
 
 @flow(name="embed-media", flow_run_name=named_after_out, persist_result=False)
 def embed_media(config: EmbedParameters) -> State[Any]:

@@ -24,15 +24,12 @@ from artifacts.options import Option, declared
 from artifacts.paths import lies_in
 from artifacts.store import open_store
 from flows.job.prepare import out_folder
-from flows.options.commands import CaptionConfig, MediaOptions
-from flows.options.model import EndpointOptions
+from flows.options.commands import CaptionConfig, MediaOptions, RebuildConfig
 from flows.options.export_config import ExportConfig
-from flows.options.training import LearnConfig
-from flows.options.commands import RebuildConfig
-from flows.options.vectors import SiftConfig
+from flows.options.model import EndpointOptions
 from flows.options.text import FolderOptions
-from flows.options.training import TuneConfig
-from flows.options.vectors import EmbedConfig, IndexConfig, LabelConfig
+from flows.options.training import LearnConfig, TuneConfig
+from flows.options.vectors import EmbedConfig, IndexConfig, LabelConfig, SiftConfig
 
 __all__ = [
     "CaptionConfig",

@@ -9,17 +9,15 @@ threads try each remaining event for some seconds. Together this took up to ten 
 """
 
 import contextlib
+import logging
 import os
 import sys
 import threading
 import time
-from prefect.client.orchestration import get_client
-from prefect.context import FlowRunContext
-from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
-import logging
 from collections.abc import Iterable, Sequence
 from typing import Any
 from uuid import UUID
+
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import ArtifactUpdate
 from prefect.client.schemas.filters import (
@@ -39,6 +37,7 @@ from prefect.client.schemas.filters import (
 )
 from prefect.client.schemas.objects import TERMINAL_STATES, Artifact, StateType, TaskRun
 from prefect.context import FlowRunContext
+from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from prefect.states import Crashed
 
 DEPLOYED_SECONDS = 300.0

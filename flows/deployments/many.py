@@ -17,6 +17,7 @@ from artifacts.errors import PenstockError, UsageError
 from artifacts.keys import digest_of
 from artifacts.options import declared
 from artifacts.plurals import counted
+from flows.deployments.commands import label_images
 from flows.deployments.config_checks import (
     CaptionParameters,
     EmbedParameters,
@@ -24,7 +25,6 @@ from flows.deployments.config_checks import (
     confine,
 )
 from flows.deployments.handing import PartitionDispatch, PartitionRun
-from flows.deployments.commands import label_images
 from flows.deployments.runs import ended_when_cancelled, named_after_out, state_after
 from flows.deployments.view import Progress, plain
 from flows.job.job_summary import FILES, PORTIONS, Partition, partitions_of

@@ -14,39 +14,43 @@ import base64
 import contextlib
 import io
 import json
+import logging
 import os
 import resource
+import shlex
 import subprocess
 import sys
-from collections.abc import Mapping
-from pathlib import Path
-from flows.results.thumbnails import thumbnail
-from stages.process.child import die_with
-from stages.process.fork_client import child_environment
-import base64
-import json
-import logging
-import shlex
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from uuid import UUID
+
 from prefect.artifacts import create_markdown_artifact
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import ArtifactUpdate
 from prefect.runtime import flow_run
+
 from artifacts.regular_files import open_regular
-from flows.deployments.crashed import KEY, pages_of
-from flows.deployments.crashed import without_retries
+from flows.deployments.crashed import KEY, pages_of, without_retries
 from flows.deployments.view import plain
 from flows.job.prepare import Job
 from flows.media.media_files import MediaFile
 from flows.pipelines import CAPTION, LABELS, product_of
 from flows.results.labels.writing import LINES
 from flows.results.run_record import RunRecord
-from flows.results.run_status import COLUMNS, advice, cells, description_lines, output_paths, stages_of
+from flows.results.run_status import (
+    COLUMNS,
+    advice,
+    cells,
+    description_lines,
+    output_paths,
+    stages_of,
+)
+from flows.results.thumbnails import thumbnail
+from stages.process.child import die_with
+from stages.process.fork_client import child_environment
 
 SECONDS = 60.0
 """How long all pictures may take together."""
@@ -94,8 +98,8 @@ def main(parent: str) -> None:
     with contextlib.suppress(ValueError, OSError):  # less is allowed already
         resource.setrlimit(resource.RLIMIT_DATA, (MOST_MEMORY, MOST_MEMORY))
         resource.setrlimit(resource.RLIMIT_CPU, (int(SECONDS), int(SECONDS)))
-    for place, path, time in requests:
-        found = thumbnail(Path(os.fsdecode(bytes.fromhex(path))), time, SIDE)
+    for place, path, seconds in requests:
+        found = thumbnail(Path(os.fsdecode(bytes.fromhex(path))), seconds, SIDE)
         if found is not None and (small := _within(found)):
             print(json.dumps([place, base64.b64encode(small).decode()]), flush=True)
 

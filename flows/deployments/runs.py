@@ -4,49 +4,44 @@ of stages is that of the plain command.
 Starts each stage as a task of the current flow run, and reports its progress.
 """
 
+import contextlib
 import logging
 import os
-import threading
-from concurrent import futures
-from typing import Any
-from prefect import State, task
-from prefect.cache_policies import NO_CACHE
-from prefect.futures import PrefectConcurrentFuture
-from prefect.states import Failed
-from artifacts.errors import Interrupted, PenstockError
-from flows.deployments.crashed import close_earlier_attempts
-from flows.deployments.view import Progress
-from flows.machine.launch import DirectLauncher, StageCall
-from stages.process.events import Event, Item, Total
-from stages.process.events import StageOutcome
-from stages.process.stage_process import Listener, StageProcess
-import contextlib
 import re
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent import futures
 from contextvars import ContextVar, copy_context
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 from uuid import UUID
-from prefect import State, get_run_logger
+
+from prefect import State, get_run_logger, task
+from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
+from prefect.futures import PrefectConcurrentFuture
 from prefect.runtime import flow_run
 from prefect.states import Cancelled, Completed, Failed
+
 from artifacts.captions import Failure
 from artifacts.errors import Interrupted, PenstockError, UsageError
 from flows.console.display import Display
 from flows.console.lines import printable
 from flows.deployments.config_checks import confine
+from flows.deployments.crashed import await_server, close_earlier_attempts, without_retries
 from flows.deployments.page import RunPage
-from flows.deployments.crashed import await_server, without_retries
-from flows.deployments.view import RunLog, plain, show, table
+from flows.deployments.view import Progress, RunLog, plain, show, table
 from flows.job.prepare import NothingToDo
+from flows.machine.launch import DirectLauncher, StageCall
 from flows.options.commands import RunOptions
 from flows.results.run_result import RunResult
 from flows.running.run import LauncherMaker
 from flows.running.run_observer import OnBegin
+from stages.process.events import Event, Item, StageOutcome, Total
+from stages.process.stage_process import Listener, StageProcess
+
 
 def without_empty_traceback(record: logging.LogRecord) -> bool:
     """Remove `NoneType: None`, which Prefect logs for a task that returns Failed."""

@@ -10,28 +10,26 @@ Without a login, every page open in the user's browser could start runs: the bro
 cross-site request to 127.0.0.1, and only hides the response from the other page.
 """
 
+import atexit
 import contextlib
 import json
 import os
-import secrets
-from pathlib import Path
-from urllib.parse import urlsplit
-from artifacts.errors import EnvironmentFault
-from artifacts.files import write_json
-from artifacts.signing import own_secret, stored_secret
-from flows.machine.leases import start_of
-from flows.machine.launch import is_local
-import atexit
-import os
 import re
+import secrets
 import socket
 import subprocess
 import sys
 import tempfile
 import time
+from pathlib import Path
 from typing import IO, Any
+from urllib.parse import urlsplit
+
 from artifacts.errors import EnvironmentFault, UsageError, redacted
-from flows.machine.launch import answers, fault_of_api
+from artifacts.files import write_json
+from artifacts.signing import own_secret, stored_secret
+from flows.machine.launch import answers, fault_of_api, is_local
+from flows.machine.leases import start_of
 from stages.process.child import die_with
 from stages.process.fork_client import ROOT, child_environment
 

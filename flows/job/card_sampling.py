@@ -4,25 +4,20 @@ Takes frame sampling and the system turn from the model card if `--sampling-as-c
 given.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import TypeVar
+from pathlib import Path
+from typing import Any, TypeVar
+
 from artifacts.errors import UsageError
 from artifacts.plurals import counted
 from artifacts.schema import Sampling
 from flows.checkpoint.models import Model
 from flows.options.commands import CaptionConfig, RunOptions
 from flows.options.media import CardOptions, VideoSamplingOptions
-from stages.decode.generation import SamplingParams
-from stages.models.hub.checkpoint import read_config
-from stages.models.published import FamilyFacts, facts_of
-from collections.abc import Mapping
-from dataclasses import replace
-from pathlib import Path
-from typing import Any, TypeVar
-from flows.options.commands import CaptionConfig, RunOptions
-from stages.decode.generation import CHECKPOINT, SAMPLING_FIELDS
+from stages.decode.generation import CHECKPOINT, SAMPLING_FIELDS, SamplingParams
 from stages.models.hub.checkpoint import GENERATION, read_config
-from stages.models.published import facts_of
+from stages.models.published import FamilyFacts, facts_of
 
 C = TypeVar("C", bound=RunOptions)
 

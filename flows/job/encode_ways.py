@@ -9,10 +9,11 @@ configuration, so nothing of the first one reaches its outputs.
 """
 
 from collections.abc import Callable
-from typing import TypeVar
-from artifacts.errors import HalfTried, ModelChanged
 from dataclasses import replace
 from importlib.metadata import version
+from typing import TypeVar
+
+from artifacts.errors import HalfTried, ModelChanged
 from artifacts.keys import digest_of
 from artifacts.packs import RecordSet
 from artifacts.store import Store

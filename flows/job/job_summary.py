@@ -9,38 +9,32 @@ partitions.
 """
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
+
 from artifacts.captions import Failure
 from artifacts.files import write_text
 from artifacts.keys import digest_of
-from artifacts.remote.addresses import signed
-from flows.job.prepare import out_folder
-from flows.ledger.prompts import command_prompt
-from flows.media.media_files import MediaFile, Selection
-from flows.media.sources import find_media
-from flows.options.commands import RunOptions
-from flows.options.text import PromptOptions
-import math
-from collections.abc import Mapping
-from typing import Any
 from artifacts.plurals import counted
+from artifacts.remote.addresses import signed
 from flows.checkpoint.models import Model
 from flows.checkpoint.precision import PartSettings, precision_note
 from flows.job.card_sampling import card_note, card_source
 from flows.job.namespace_notes import context_note
-from flows.job.prepare import Job
-from flows.ledger.prompts import PREVIOUS
-from flows.media.sources import left_out_note
-from flows.media.media_files import Selection
+from flows.job.prepare import Job, out_folder
+from flows.ledger.prompts import PREVIOUS, command_prompt
+from flows.media.media_files import MediaFile, Selection
+from flows.media.sources import find_media, left_out_note
+from flows.options.commands import RunOptions
 from flows.options.media import VideoSamplingOptions
-from flows.options.text import QuestionOptions, TextOptions
+from flows.options.text import PromptOptions, QuestionOptions, TextOptions
 from stages.decode.generation import SamplingParams
 from stages.decode.json_schema import ignored_note
-from stages.process.device import device_model, hidden
-from stages.process.device import unused_gpu
+from stages.process.device import device_model, hidden, unused_gpu
 
 PORTIONS = "portions"
 """Folder of the lists, inside the run's folder."""

@@ -3,21 +3,21 @@
 Describes how the model's context limits the frames of a chunk.
 """
 
-from artifacts.schema import Sampling
-from flows.checkpoint.prompt_tokens import frames_of_any_size
-from flows.checkpoint.models import Model
-from flows.checkpoint.prompt_tokens import full_chunk, requested_sampling
-from flows.options.commands import RunOptions
 from collections.abc import Iterator, Sequence
 from typing import Any
+
 from artifacts.keys import digest_of
 from artifacts.packs import Record
-from artifacts.schema import Part
+from artifacts.schema import Part, Sampling
+from flows.checkpoint.models import Model
 from flows.checkpoint.precision import PartSettings
+from flows.checkpoint.prompt_tokens import frames_of_any_size, full_chunk, requested_sampling
 from flows.job.prepare import Job
 from flows.ledger.namespaces import Variant, notes, one_shot_namespace
+from flows.options.commands import RunOptions
 from flows.pipelines import parts_of
 from stages.process.job import StageSpec
+
 
 def context_note(model: Model, config: RunOptions) -> str:
     """Return how many frames of a chunk fit the context if not all do, or that the context is

@@ -9,53 +9,40 @@ Chooses fp16 on a GPU, under `auto`, for the vision half of a dual encoder publi
    planned again.
 """
 
-from dataclasses import replace
-from artifacts.keys import digest_of
-from artifacts.packs import RecordSet, stored_namespaces
-from artifacts.store import Store
-from flows.checkpoint.models import Model
-from flows.checkpoint.precision import PartSettings, attention, weight_bytes
-from flows.ledger.namespaces import notes
-from flows.options.commands import RunOptions
-from stages.embed.job import KIND, MIN_COSINE, VERDICT
-from stages.process.device import device_capability
 from collections.abc import Sequence, Set
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, groupby
 from pathlib import Path
+
 from artifacts.captions import Failure
 from artifacts.edits import EditsInForce
 from artifacts.errors import EnvironmentFault, UsageError
-from artifacts.keys import ContentDigests
-from artifacts.packs import stored_namespaces
+from artifacts.keys import ContentDigests, digest_of
+from artifacts.packs import RecordSet, stored_namespaces
 from artifacts.paths import folder_named
 from artifacts.remote.media_cache import UNREACHABLE
 from artifacts.schema import Sampling
 from artifacts.signing import anybody, proof_by
-from artifacts.store import Store, open_store
-from artifacts.store import prepare_store
+from artifacts.store import Store, open_store, prepare_store
 from artifacts.tiles import OFF
 from flows.checkpoint.models import Model, digests_in, open_model, pipeline_for
-from flows.job.card_sampling import as_card, sampling_as_card
-from flows.job.card_sampling import with_card_sampling
+from flows.checkpoint.precision import PartSettings, attention, weight_bytes
+from flows.job.card_sampling import as_card, sampling_as_card, with_card_sampling
 from flows.job.encode_ways import answering, with_encode_ways
 from flows.job.media_digests import JobFile, check_beside, read_contents
 from flows.ledger.ledger import Ledger
-from flows.ledger.namespaces import variants_of
+from flows.ledger.namespaces import TextScores, notes, variants_of
 from flows.ledger.prompts import Prompts, check_fixed_texts, check_summary, command_prompt
 from flows.ledger.tasks import Medium
-from flows.ledger.namespaces import TextScores
-from flows.machine.budget import Budget, budget_for
-from flows.machine.budget import check_device
+from flows.machine.budget import Budget, budget_for, check_device
 from flows.machine.launch import Launcher
 from flows.media.far_digests import Progress, unfetched_note
 from flows.media.media_files import Selection
 from flows.media.sources import find_media, why_no_media
 from flows.options.commands import RunOptions
-from flows.options.model import is_served
 from flows.options.media import VectorSamplingOptions
-from flows.options.model import DEMO_MODEL
+from flows.options.model import DEMO_MODEL, is_served
 from flows.options.text import (
     ConfidenceOptions,
     FolderOptions,
@@ -65,9 +52,11 @@ from flows.options.text import (
 from flows.pipelines import CAPTION, PURPOSES, Pipeline, parts_of, with_extras
 from stages.decode import SCORE
 from stages.decode.generation import SamplingParams
+from stages.embed.job import KIND, MIN_COSINE, VERDICT
 from stages.models.hub.resolve import check_name
 from stages.models.hub.transfer import Announce
-from stages.process.device import device_name
+from stages.process.device import device_capability, device_name
+
 
 def with_vector_precision(config: RunOptions, model: Model, store: Store, device: str) -> Model:
     """Return the model with fp16 first if a trial has shown that it holds, or with the namespace of

@@ -5,12 +5,14 @@ Keeps the decisions of a run under the words of another adapter, in its journal 
 Finds what a round needs, and checks it before a round begins.
 """
 
+import os
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
+
 from artifacts.edits import (
     ACCEPTED,
     DIGITS,
@@ -19,37 +21,22 @@ from artifacts.edits import (
     UNTOUCHED,
     WORDS,
     Edit,
+    Edits,
+    changes_of,
     key_of,
     read_journal,
 )
-from artifacts.errors import EnvironmentFault, UsageError
-from artifacts.keys import digest_of
-from flows.machine.versions import now
-from flows.results.rounds import Round
-from flows.reviewing.captions import ReviewedCaptions
-from collections.abc import Mapping
-from typing import Any
-from artifacts.edits import UNTOUCHED, WORDS, Edit, Edits, changes_of, key_of
-from artifacts.errors import EnvironmentFault, PenstockError
-from artifacts.plurals import counted
-from flows.pipelines import CAPTION
-from flows.reviewing.captions import ReviewedCaptions
-import os
-from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import replace
-from pathlib import Path
-from artifacts.edits import REJECTED, UNTOUCHED
-from artifacts.errors import EnvironmentFault
-from artifacts.keys import content_key, hash_file
+from artifacts.errors import EnvironmentFault, PenstockError, UsageError
+from artifacts.keys import content_key, digest_of, hash_file
 from artifacts.paths import folder_named
 from artifacts.plurals import counted
 from artifacts.signing import ROUND
+from flows.machine.versions import now
 from flows.media.example import Example
 from flows.media.media_files import MediaFile, Selection
 from flows.media.sources import find_media
 from flows.options.training import LearnConfig, RecordedRun
-from flows.results.trust import moved_with
+from flows.pipelines import CAPTION
 from flows.results.rounds import (
     ADAPTER,
     CHOSEN,
@@ -61,7 +48,7 @@ from flows.results.rounds import (
     unfinished,
     usable_rounds,
 )
-from flows.results.trust import own_belief
+from flows.results.trust import moved_with, own_belief
 from flows.reviewing.captions import ReviewedCaptions
 
 Chunk = tuple[str, str, str]

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
 from artifacts.edits import DIGITS, changes_of
 from artifacts.errors import ControlWord, NoFeatures, UsageError
 from artifacts.files import whole_file
@@ -23,26 +24,26 @@ from artifacts.plurals import counted
 from artifacts.regular_files import guard
 from artifacts.signing import ROUND
 from flows.console.display import Display
-from flows.job.prepare import Job
 from flows.job.encode_ways import replanned_once
-from flows.learning.decisions import Uncaptioned, carry
-from flows.learning.decisions import decisions_of, deed_of, names
+from flows.job.prepare import Job
 from flows.learning.decisions import (
+    Uncaptioned,
+    carry,
+    decisions_of,
+    deed_of,
     left_round,
+    names,
     own_rounds,
     previous_adapter,
     refuse_missing_media,
     with_media,
 )
-from flows.learning.result import divide, is_better, times_lower
-from flows.learning.result import Learned
+from flows.learning.result import Learned, divide, is_better, times_lower
 from flows.ledger.waves import most_tokens
 from flows.machine.launch import DirectLauncher
 from flows.media.example import Example
 from flows.options.commands import RunOptions
-from flows.options.training import LEAST, LearnConfig, RecordedRun
-from flows.options.training import TrainingOptions
-from flows.results.trust import with_values
+from flows.options.training import LEAST, LearnConfig, LearnRun, RecordedRun, TrainingOptions
 from flows.results.rounds import (
     ADAPTER,
     CARRIED,
@@ -58,6 +59,7 @@ from flows.results.rounds import (
     TRAINED,
     Round,
     adapter_digest,
+    is_weak,
     media_held,
     round_folder,
     rounds_in,
@@ -65,6 +67,7 @@ from flows.results.rounds import (
 )
 from flows.results.run_record import RunRecord
 from flows.results.run_result import RunResult
+from flows.results.trust import with_values
 from flows.results.tuned import RUN
 from flows.reviewing.captions import ReviewedCaptions
 from flows.running import sift
@@ -72,15 +75,7 @@ from flows.running.run import LauncherMaker
 from flows.running.run_observer import OnBegin, RunObserver, only_run_in
 from flows.running.tune import train
 from stages.models.adapters.reading import ADAPTER_CONFIG, ADAPTER_WEIGHTS
-from stages.tune.job import EACH, SCORE
-from stages.tune.job import layout_of
-from artifacts.paths import folder_named
-from artifacts.plurals import counted
-from flows.learning.decisions import left_round, own_rounds
-from flows.media.example import Example
-from flows.options.training import LearnConfig, LearnRun, RecordedRun
-from flows.results.rounds import ADAPTER, Round, is_weak, media_held, round_folder
-from flows.results.tuned import RUN
+from stages.tune.job import EACH, SCORE, layout_of
 
 CAPTIONS = "captions"
 """Folder of a round in which its adapter captions the media first."""

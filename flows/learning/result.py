@@ -7,29 +7,23 @@ import math
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
+
+from artifacts.captions import Failure
+from artifacts.plurals import counted
 from flows.results.rounds import (
+    ADAPTER,
     LEAST_MEDIA,
     Round,
     corrections_in,
     corrections_of,
     exact,
-    loss_of,
-    medium_of,
-)
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
-from artifacts.captions import Failure
-from artifacts.plurals import counted
-from flows.results.rounds import (
-    ADAPTER,
-    Round,
-    corrections_of,
-    exact,
     is_weak,
     loss_of,
     media_held,
+    medium_of,
     round_folder,
     summary_json,
     verdict,

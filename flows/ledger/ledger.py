@@ -26,9 +26,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from artifacts.packs import RecordSet
 from artifacts.captions import answer_of
-from artifacts.packs import RecordUnion, refresh_together
+from artifacts.packs import RecordSet, RecordUnion, refresh_together
 from artifacts.records import read_record
 from artifacts.schema import ChunkIndex, MediaIndex
 from artifacts.store import Store

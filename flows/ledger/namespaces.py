@@ -8,31 +8,23 @@ from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Any
+
 from artifacts.keys import digest_of, digests_by_number
-from artifacts.packs import RecordSet
+from artifacts.packs import RecordSet, RecordUnion, record_sets_of
 from artifacts.schema import FrameFit, Part, Sampling, fields_of
 from artifacts.store import Store
 from artifacts.tiles import OFF
-from flows.checkpoint.prompt_tokens import FrameBound, frame_bound
 from flows.checkpoint.models import Model
 from flows.checkpoint.precision import PartSettings
+from flows.checkpoint.prompt_tokens import FrameBound, frame_bound
 from flows.options.commands import RunOptions
 from flows.options.media import VectorSamplingOptions
 from flows.options.text import EngineOptions
 from flows.pipelines import Pipeline
-from stages.decode.generation import SamplingParams
+from stages.decode import SCORE
+from stages.decode.generation import SamplingParams, ScoreItem
 from stages.models.encoding.ways import BATCHES
 from stages.process.job import StageSpec
-from collections.abc import Mapping
-from typing import Any
-from artifacts.keys import digest_of
-from artifacts.packs import RecordUnion, record_sets_of
-from artifacts.store import Store
-from flows.checkpoint.models import Model
-from flows.checkpoint.precision import PartSettings
-from stages.decode import SCORE
-from stages.decode.generation import SamplingParams
-from stages.decode.generation import ScoreItem
 
 LARGEST_LIMIT = 2048
 """Largest token limit whose captions are looked for when another limit is requested. Trying all

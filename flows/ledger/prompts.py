@@ -20,9 +20,8 @@ from artifacts.regular_files import link_out, read_bytes, user_text
 from artifacts.schema import ChunkIndex
 from artifacts.store import Store
 from flows.checkpoint.models import Model
-from flows.media.generated_files import OF_LABELS, GeneratedFiles, about
+from flows.media.generated_files import OF_LABELS, GeneratedFiles, JoinedTexts, about
 from flows.media.media_files import MediaFile, source_failure, writable
-from flows.media.generated_files import JoinedTexts
 from flows.options.commands import RunOptions
 from flows.options.text import IMAGE_PROMPT, LENGTHS, VIDEO_PROMPT, PromptOptions, QuestionOptions
 from stages.decode.generation import SamplingParams

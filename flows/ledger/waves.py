@@ -9,20 +9,17 @@ no weights.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from itertools import islice
+
 from artifacts.keys import digest_of
 from artifacts.packs import Record
-from flows.ledger.ledger import Ledger
-from flows.ledger.tasks import Medium, Task, unique
-from stages.process.job import StageSpec
-from collections.abc import Collection, Sequence
 from artifacts.schema import Part
 from flows.checkpoint.models import Model
 from flows.console.display import Display
 from flows.ledger.ledger import Ledger
-from flows.ledger.tasks import Medium
+from flows.ledger.tasks import Medium, Task, unique
 from stages.models.hub.transfer import fetch
 from stages.process.job import StageSpec
 

@@ -10,38 +10,35 @@ weights were downloaded.
 
 import contextlib
 import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+
 from artifacts.errors import CannotFit, EnvironmentFault, StageDied
 from artifacts.files import read_kept, write_json
 from artifacts.keys import digest_of
 from artifacts.locks import try_hold
 from artifacts.paths import machine_cache
-from flows.machine.launch import DirectLauncher, StageCall, run_with_restarts
+from flows.console.units import gib
+from flows.machine.launch import DirectLauncher, Launcher, StageCall, StageHandle, run_with_restarts
 from flows.machine.versions import versions
+from flows.options.commands import RunOptions
 from stages.process.device import (
+    USE_CPU_HINT,
     device_capability,
     device_free_bytes,
+    device_holders,
     device_model,
     device_uuid,
     driver_version,
 )
-from stages.process.fork_client import ALLOCATOR, ALLOCATOR_OLD, NOT_EXPANDABLE
-from stages.process.output_streams import device_advice
 from stages.process.device_limit import ProbeJob
+from stages.process.fork_client import ALLOCATOR, ALLOCATOR_OLD, NOT_EXPANDABLE
 from stages.process.live import lock_path
-from stages.process.device import USE_CPU_HINT
-import os
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from flows.console.units import gib
-from flows.machine.launch import Launcher, StageCall, StageHandle
-from flows.options.commands import RunOptions
-from stages.process.memory import host_free_bytes, host_total_bytes
-from stages.process.device import device_holders
-from stages.process.memory import anonymous_bytes
+from stages.process.memory import anonymous_bytes, host_free_bytes, host_total_bytes
+from stages.process.output_streams import device_advice
 
 FORMAT = 2
 """Version of the cached result; raised when the test changes."""

@@ -12,19 +12,18 @@ import http.client
 import ipaddress
 import os
 import urllib.request
-from urllib.parse import urlsplit
-from artifacts.errors import redacted
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar
-from artifacts.errors import Killed, PenstockError, StageDied
+from urllib.parse import urlsplit
+
+from artifacts.errors import Killed, PenstockError, StageDied, redacted
 from artifacts.packs import DamagedRecord
 from flows.pipelines import STAGES
-from stages.process.events import Warned
+from stages.process.events import StageOutcome, Warned
 from stages.process.fork_client import ForkServer
-from stages.process.events import StageOutcome
 from stages.process.stage_process import Listener, StageProcess
 
 if TYPE_CHECKING:

@@ -25,7 +25,7 @@ from artifacts.errors import EnvironmentFault
 from artifacts.locks import lock
 from artifacts.stamps import stamp_of
 from artifacts.store import Store, fault_of
-from artifacts.stores.folder import TEMPORARY, clock_of
+from artifacts.stores.local import TEMPORARY, clock_of
 
 BEAT_SECONDS = 300.0
 """Seconds between two renewals of a lease."""
@@ -195,7 +195,7 @@ def _is_dead(descriptor: int, note: Mapping[str, Any], folder: Path) -> bool:
 
 
 if TYPE_CHECKING:  # imports the bucket client
-    from artifacts.stores.bucket_store import BucketLeases
+    from artifacts.stores.bucket_leases import BucketLeases
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -6,8 +6,9 @@ Reads CPU features from the kernel, and identifies the machine. Imports no model
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
-from stages.process.memory import cores
+
 from stages.process.device import device_uuid
+from stages.process.memory import cores
 
 RECORDED = (
     "penstock",

@@ -5,8 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
-from artifacts.edits import StoredEdits
-from artifacts.edits import FixedText, keys_of, read_edits
+from artifacts.edits import FixedText, StoredEdits, keys_of, read_edits
 from artifacts.keys import DIGESTS, ContentDigests, content_key
 from artifacts.plurals import counted
 from artifacts.signing import proof_by

@@ -20,38 +20,30 @@ have. If the number of lines differs, the whole text applies to every chunk.
 import codecs
 import hashlib
 import os
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
-from artifacts.names import one_name
+
 from artifacts.edits import FixedText
 from artifacts.files import HALF, write_text
-from artifacts.keys import Opener, append_line, read_lines
-from artifacts.keys import digest_of, hash_file
-from artifacts.regular_files import open_below, open_regular
-from artifacts.store import Store, fault_of
-from flows.options.formats import BESIDE
-import hashlib
-import re
-from collections.abc import Iterator
-from pathlib import Path
-from artifacts.names import one_name
-from artifacts.files import write_text
-from artifacts.regular_files import user_text
-from flows.options.formats import APPEND
-import hashlib
-from collections.abc import Iterable, Iterator
-from pathlib import Path
-from artifacts.names import one_name, rules_in
-from artifacts.edits import FixedText
-from artifacts.keys import DIGESTS, ContentDigests, content_key
-from artifacts.names import Naming
+from artifacts.keys import (
+    DIGESTS,
+    ContentDigests,
+    Opener,
+    append_line,
+    content_key,
+    digest_of,
+    hash_file,
+    read_lines,
+)
+from artifacts.names import Naming, one_name, rules_in
 from artifacts.plurals import counted
-from artifacts.regular_files import link_out, read_bytes, user_text
-from artifacts.store import Store
+from artifacts.regular_files import link_out, open_below, open_regular, read_bytes, user_text
+from artifacts.store import Store, fault_of
 from flows.media.media_files import kind_of
-from flows.options.formats import JOINED
+from flows.options.formats import APPEND, BESIDE, JOINED
 
 WRITTEN = "written.jsonl"
 """File of a store with the record; in a folder of outputs it is hidden."""

@@ -7,40 +7,26 @@ Lists the files of a folder of media, and what of it is not read. Opens no file.
 """
 
 import csv
+import errno
+import glob
 import io
 import json
 import os
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any
-from artifacts.errors import UsageError
-from artifacts.regular_files import read_bytes, user_text
-from artifacts.remote.addresses import is_address
-from flows.options.text import check_prompts
-import errno
-import glob
-import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from operator import attrgetter
-from pathlib import Path
-from artifacts.files import OURS, SERVER_FOLDERS, is_hidden
-from artifacts.plurals import counted
-from artifacts.remote.addresses import is_address
-from flows.media.media_files import IMAGE_SUFFIXES, VIDEO_SUFFIXES, Selection, writable
-import glob
-import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path, PurePosixPath
+from typing import Any
+
 from artifacts.captions import Failure
-from artifacts.names import one_name
 from artifacts.errors import Unanswered, UsageError
-from artifacts.files import SERVER_FOLDERS
+from artifacts.files import OURS, SERVER_FOLDERS, is_hidden
+from artifacts.names import one_name
 from artifacts.paths import RealPaths
-from artifacts.regular_files import odd_thing
+from artifacts.plurals import counted
+from artifacts.regular_files import odd_thing, read_bytes, user_text
 from artifacts.remote.addresses import (
     FarFile,
     is_address,
@@ -62,6 +48,7 @@ from flows.media.media_files import (
     source_failure,
     writable,
 )
+from flows.options.text import check_prompts
 
 LIST_BYTES = 1 << 28
 """Largest list in bytes; about a million lines."""

@@ -24,8 +24,7 @@ from flows.media.clip_origins import Origins, is_of_set
 from flows.media.corrected_texts import with_corrections, with_handwritten_texts
 from flows.media.example import Example, Row, absolute, file_of, is_cut, item_of
 from flows.media.fixed_texts import alike_note, fixed_text_of
-from flows.media.generated_files import is_blank
-from flows.media.generated_files import TextRecords
+from flows.media.generated_files import TextRecords, is_blank
 from flows.media.media_files import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from stages.models.hub.transfer import Announce
 

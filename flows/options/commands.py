@@ -8,22 +8,23 @@ Options of `penstock cache rebuild`.
 
 from dataclasses import dataclass
 from typing import Annotated
+
 from artifacts.errors import UsageError
 from artifacts.options import Option, OptionGroup
 from artifacts.paths import is_utf8
 from artifacts.trainers import TRAINERS
-from flows.options.model import EndpointOptions, check_served
-from flows.options.formats import COCO
-from flows.options.formats import FILES
+from flows.options.formats import COCO, FILES
 from flows.options.media import CardOptions, SourceOptions, VideoSamplingOptions
 from flows.options.model import (
     DEFAULT_MODEL_OPTION,
     AdapterOptions,
+    EndpointOptions,
     GgufOptions,
     HalfPrecisionOptions,
     ModelOptions,
     PrecisionOptions,
     ResourceOptions,
+    check_served,
 )
 from flows.options.text import (
     ConfidenceOptions,
@@ -33,20 +34,13 @@ from flows.options.text import (
     OutputOptions,
     OwnerOptions,
     PromptOptions,
+    QuestionOptions,
     TextOptions,
     TrustOptions,
     read_schema,
 )
 from stages.decode.generation import SamplingParams
 from stages.decode.json_schema import canonical, check_room
-from dataclasses import dataclass
-from typing import Annotated
-from flows.options.media import VideoSamplingOptions
-from flows.options.model import (
-    DEFAULT_MODEL_OPTION,
-    HalfPrecisionOptions,
-)
-from flows.options.text import QuestionOptions
 
 DEFAULT_MODEL = "HuggingFaceTB/SmolVLM2-500M-Video-Instruct"
 

@@ -3,9 +3,10 @@
 Headings of `--help`, which option declarations refer to.
 """
 
-from stages.decode.generation import TEXT
 from collections.abc import Sequence
+
 from artifacts.errors import UsageError
+from stages.decode.generation import TEXT
 
 __all__ = ["FILES", "LABELS", "MEMORY", "MODEL", "OUTPUTS", "SAMPLING", "TEXT", "VECTORS"]
 

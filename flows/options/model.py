@@ -5,25 +5,21 @@ Options for models that a server runs.
 
 import contextlib
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import date
 from functools import partial
-from typing import Annotated
+from typing import Annotated, Any
+
+from artifacts.endpoints import SERVED, endpoints_of
 from artifacts.errors import UsageError
 from artifacts.options import Option, OptionGroup
-from artifacts.schema import Part
 from artifacts.paths import user_cache
+from artifacts.schema import Part
 from flows.console.units import parse_size
 from flows.options.formats import FILES, MEMORY, MODEL
 from stages.models.graphs.manifest import BACKENDS
 from stages.process.memory import cores
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Annotated, Any
-from artifacts.endpoints import SERVED, endpoints_of
-from artifacts.errors import UsageError
-from artifacts.options import Option, OptionGroup
-from flows.options.formats import MODEL
 
 PRECISIONS = ("native", "auto", "fp32", "bf16", "fp16", "int8", "nf4")
 """The values of `--precision`. `auto` is native, or less if native does not fit. int8 and nf4

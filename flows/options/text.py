@@ -9,15 +9,18 @@ from artifacts.errors import UsageError
 from artifacts.options import Option, OptionGroup
 from artifacts.paths import text_named
 from flows.options.formats import (
+    FILES,
     FORMATS,
     KEEP,
     MEDIA_MODES,
+    MEMORY,
+    MODEL,
     REPLACE,
     RULES,
+    TEXT,
     check_existing,
     check_formats,
 )
-from flows.options.formats import FILES, MEMORY, MODEL, TEXT
 from flows.options.model import DateOptions
 from stages.decode.engines import AUTO, ENGINE_CHOICES, choice_for
 from stages.decode.generation import SamplingParams

@@ -3,14 +3,18 @@
 Options of `penstock learn`.
 """
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Annotated, Any
+
 from artifacts.errors import UsageError
 from artifacts.options import Option, OptionGroup
-from flows.options.commands import RunOptions
+from flows.options.commands import CaptionConfig, RunOptions
 from flows.options.media import CardOptions, VideoSamplingOptions
 from flows.options.model import (
+    TRUST_HELP,
     AdapterOptions,
     DateOptions,
     HalfPrecisionOptions,
@@ -19,17 +23,8 @@ from flows.options.model import (
     RecordedAdapterOptions,
     StoreOptions,
 )
-from flows.options.text import EngineOptions
+from flows.options.text import EngineOptions, TrustOptions
 from stages.tune.job import ADAMW, ADAMW8, PAGED_ADAMW8
-import math
-from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
-from pathlib import Path
-from typing import Annotated, Any
-from artifacts.options import Option
-from flows.options.commands import CaptionConfig
-from flows.options.model import TRUST_HELP, MemoryOptions
-from flows.options.text import TrustOptions
 
 OPTIMIZERS = (ADAMW, ADAMW8, PAGED_ADAMW8)
 PRECISIONS = ("native", "fp32", "bf16", "nf4", "auto")

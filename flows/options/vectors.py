@@ -5,29 +5,24 @@ Options of `penstock search`.
 Options of `penstock sift`, and of `caption --sift`.
 """
 
-from dataclasses import dataclass, replace
-from typing import Annotated
-from artifacts.errors import UsageError
-from artifacts.options import Option, OptionGroup
-from flows.options.commands import RunOptions
-from flows.options.formats import COCO
-from flows.options.formats import LABELS, MEMORY, MODEL, OUTPUTS, VECTORS
-from flows.options.media import VectorSamplingOptions
-from flows.options.model import MODEL_OPTION, PRECISION_OPTION, STORE_OPTION, TRUST_HELP
-from flows.options.text import FOLDER_OPTION, OutputOptions, OwnerOptions
-from dataclasses import dataclass
-from typing import Annotated
-from artifacts.errors import UsageError
-from artifacts.options import Option, OptionGroup
-from flows.options.formats import MODEL
-from flows.options.model import TRUST_HELP, MemoryOptions, StoreOptions
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated
+
 from artifacts.errors import UsageError
 from artifacts.options import Option, OptionGroup
-from flows.options.formats import OUTPUTS, VECTORS
-from flows.options.text import OwnerOptions
+from flows.options.commands import RunOptions
+from flows.options.formats import COCO, LABELS, MEMORY, MODEL, OUTPUTS, VECTORS
+from flows.options.media import VectorSamplingOptions
+from flows.options.model import (
+    MODEL_OPTION,
+    PRECISION_OPTION,
+    STORE_OPTION,
+    TRUST_HELP,
+    MemoryOptions,
+    StoreOptions,
+)
+from flows.options.text import FOLDER_OPTION, OutputOptions, OwnerOptions
 
 PARENT = "penstock-out"
 """Default folder of captions; those of labels, vectors and marks are below it."""

@@ -13,22 +13,14 @@ attention, and its normalized copy. Within a layer, either the attention results
 are live. Fused attention stores no scores.
 """
 
+import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from stages.models.hub.headers import Header
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
-from stages.models.hub.headers import Header
-import json
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import takewhile
-from typing import Any
+from typing import Any, Literal
+
 from artifacts.errors import UsageError
 from artifacts.regular_files import read_text
 from stages.models.hub.checkpoint import JSON_BYTES, Checkpoint

@@ -17,21 +17,20 @@ Counts the context tokens left for an answer after images and text. Loads no mod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
-from flows.checkpoint.prompt_tokens import frame_bound
+
 from flows.checkpoint.models import Model
-from flows.checkpoint.prompt_tokens import max_prompt_tokens
+from flows.checkpoint.prompt_tokens import PromptTokens, frame_bound, frame_room, max_prompt_tokens
 from flows.job.card_sampling import sampling_as_card
 from flows.job.prepare import Job
-from flows.ledger.prompts import prompt_for
-from flows.machine.budget import Budget
-from flows.machine.budget import probed_context_bytes
+from flows.ledger.prompts import example, prompt_for
+from flows.machine.budget import Budget, probed_context_bytes
 from flows.options.commands import RunOptions
 from flows.options.text import EngineOptions
 from flows.pipelines import CAPTION, STAGES, Pipeline
 from flows.planning.costs import estimate, rungs_of
 from flows.planning.estimate import StageEstimate
-from flows.planning.machine import find_machine
 from flows.planning.ladder import Rung
+from flows.planning.machine import find_machine
 from flows.planning.sizes import Estimate, estimates
 from flows.planning.workloads import (
     Workload,
@@ -41,14 +40,6 @@ from flows.planning.workloads import (
 )
 from stages.decode.generation import SamplingParams
 from stages.process.device_limit import CONTEXT_BYTES
-from dataclasses import dataclass
-from flows.checkpoint.prompt_tokens import frame_room
-from flows.checkpoint.models import Model
-from flows.checkpoint.prompt_tokens import PromptTokens, max_prompt_tokens
-from flows.ledger.prompts import example
-from flows.options.commands import RunOptions
-from flows.planning.workloads import Workload
-from stages.decode.generation import SamplingParams
 
 DOUBT = 0.9
 """Share of the estimated computing memory that counts, next to the weights, when a stage is refused

@@ -8,11 +8,18 @@ from dataclasses import replace
 
 from artifacts.errors import UsageError
 from artifacts.plurals import counted
-from flows.checkpoint.prompt_tokens import bound_by_size, frame_room, frames_of_any_size, frames_of_size
-from flows.checkpoint.prompt_tokens import encoder_frames, frame_size_tokens
 from flows.checkpoint.models import Model
-from flows.checkpoint.prompt_tokens import max_prompt_tokens
-from flows.checkpoint.prompt_tokens import full_chunk, requested_sampling
+from flows.checkpoint.prompt_tokens import (
+    bound_by_size,
+    encoder_frames,
+    frame_room,
+    frame_size_tokens,
+    frames_of_any_size,
+    frames_of_size,
+    full_chunk,
+    max_prompt_tokens,
+    requested_sampling,
+)
 from flows.job.namespace_notes import context_note
 from flows.job.prepare import Job
 from flows.ledger.prompts import prompt_for
@@ -20,12 +27,13 @@ from flows.options.commands import RunOptions
 from flows.options.text import EngineOptions
 from flows.planning.choose import (
     AnswerRoom,
+    PlanRequest,
     answer_room,
     image_tokens_and_left,
     prompt_texts,
+    prompts_of,
     text_token_count,
 )
-from flows.planning.choose import PlanRequest, prompts_of
 from flows.planning.sizes import UNKNOWN_SIZE, Estimate
 from flows.planning.workloads import Workload, workload_of
 from stages.models.profile import ModelProfile

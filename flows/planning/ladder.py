@@ -23,25 +23,24 @@ How it works:
 The fallback rungs of a stage: the ways to run it, cheapest first.
 """
 
-from dataclasses import dataclass
-from artifacts.plurals import counted
-from flows.pipelines import STAGES
-from stages.memory.oom_retry import smaller
-from stages.tune.job import ADAMW8, PAGED_ADAMW8
 import contextlib
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
+
 from artifacts.errors import CannotFit, EnvironmentFault
 from artifacts.keys import digest_of
-from artifacts.packs import Record
-from artifacts.packs import record_sets_of
+from artifacts.packs import Record, record_sets_of
+from artifacts.plurals import counted
 from artifacts.records import read_record
 from artifacts.store import Store
 from flows.console.units import gib
+from flows.pipelines import STAGES
+from stages.memory.oom_retry import smaller
 from stages.process.events import BatchShrunk, Event, Item
+from stages.tune.job import ADAMW8, PAGED_ADAMW8
 
 MLP_CHUNKS = (1024, 256)
 """Positions that pass an MLP at once, if all positions of a prompt or of frames are too many."""

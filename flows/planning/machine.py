@@ -8,20 +8,19 @@ import contextlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
+
 from artifacts.files import read_kept, write_json
 from artifacts.keys import digest_of
-from artifacts.records import read_record
 from artifacts.paths import machine_cache
+from artifacts.records import read_record
 from flows.checkpoint.precision import no_bfloat16
-from flows.machine.versions import cpu_has_bfloat16, machine_identity
 from flows.machine.launch import Launcher, StageCall, run_with_restarts
-from flows.machine.versions import now
+from flows.machine.versions import cpu_has_bfloat16, machine_identity, now
 from stages.memory.oom_retry import MeasureJob
 from stages.process.memory import cores
-from dataclasses import dataclass, field
-from itertools import pairwise
 
 FORMAT = 2
 """Format version, raised when the measurements change."""

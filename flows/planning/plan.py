@@ -4,59 +4,45 @@ Builds the ladder of a job, and selects the rung on which each stage starts: a s
 planned one. Also supplies the advice for the end of the ladder. Starts no stage.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import Any
-from flows.job.prepare import Job
-from flows.machine.budget import Budget
-from flows.options.text import EngineOptions
-from flows.pipelines import STAGES, Pipeline
-from flows.planning.changes import NAMED, cannot_fit, changes
-from flows.planning.choose import PlanRequest, StagePlan, choices, fits, memory_json, plan_request
-from flows.planning.context_check import refuse_beyond_context
-from flows.planning.costs import rungs_of
-from flows.planning.ladder import Ladder, OnMove, Remembered
-from flows.planning.ladder import Rung, sizes
-from flows.planning.sizes import Estimate
-from stages.process.device import device_uuid
-from stages.process.job import StageSpec
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from typing import Any
+
 from artifacts.errors import CannotFit
-from artifacts.store import open_store
-from artifacts.store import prepare_store
+from artifacts.store import open_store, prepare_store
 from flows.checkpoint.models import digests_in, open_model, pipeline_for
 from flows.checkpoint.precision import precision_note
-from flows.job.card_sampling import as_card, card_note
-from flows.job.card_sampling import with_card_sampling
-from flows.job.namespace_notes import context_note
-from flows.job.encode_ways import with_encode_ways
+from flows.job.card_sampling import as_card, card_note, with_card_sampling
+from flows.job.encode_ways import replanned_once, with_encode_ways
 from flows.job.job_summary import halves, notes
+from flows.job.namespace_notes import context_note
 from flows.job.prepare import Job, prepare
-from flows.job.encode_ways import replanned_once
 from flows.ledger.prompts import check_summary
-from flows.ledger.waves import cut_waves
-from flows.ledger.waves import bytes_to_fetch, stages_with_work
+from flows.ledger.waves import bytes_to_fetch, cut_waves, stages_with_work
 from flows.machine.budget import Budget, budget_for
 from flows.machine.launch import Launcher
 from flows.options.commands import RunOptions
-from flows.options.text import PromptOptions
-from flows.pipelines import PURPOSES, Pipeline, parts_of, with_extras
-from flows.planning.changes import cannot_fit
+from flows.options.text import EngineOptions, PromptOptions
+from flows.pipelines import PURPOSES, STAGES, Pipeline, parts_of, with_extras
+from flows.planning.changes import NAMED, cannot_fit, changes
 from flows.planning.choose import (
     PlanRequest,
     StagePlan,
     choices,
+    fits,
     memory_json,
     plan_request,
     plan_request_of_model,
 )
 from flows.planning.context_check import context_notes, refuse_beyond_context, standard_notes
+from flows.planning.costs import rungs_of
+from flows.planning.ladder import Ladder, OnMove, Remembered, Rung, sizes
 from flows.planning.sizes import CLIP_BYTES, Estimate, clip_pixels, estimates, wave_limit
 from flows.planning.times import Times, clip_seconds, times_of
-from stages.process.device import device_name
+from stages.process.device import device_name, device_uuid
+from stages.process.job import StageSpec
+
 
 def ladder_of(job: Job, on_move: OnMove) -> Ladder:
     """Return the ladder of a job. `on_move`: callback for each move."""

@@ -3,31 +3,28 @@
 Computes the table of memory budgets and precisions that fit a model.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from typing import Any
-from flows.checkpoint.gguf import GgufUse
-from flows.checkpoint.precision import with_gguf
-from flows.machine.budget import Budget
-from flows.planning.changes import in_precision
-from flows.planning.choose import PlanRequest, StagePlan, choices
-from flows.planning.ladder import Rung
-from stages.models.gguf import FAMILIES, GgufShape
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
 from artifacts.plurals import counted
+from flows.checkpoint.gguf import GgufUse
+from flows.checkpoint.precision import with_gguf
 from flows.console.lines import table_lines
 from flows.console.units import duration, gib, size
 from flows.job.job_summary import computed_by
 from flows.machine.budget import Budget
 from flows.pipelines import STAGES
-from flows.planning.choose import StagePlan, allowed
+from flows.planning.changes import in_precision
+from flows.planning.choose import PlanRequest, StagePlan, allowed, choices
 from flows.planning.estimate import StageEstimate
+from flows.planning.ladder import Rung
 from flows.planning.plan import Plan, figures
 from flows.planning.sizes import SHOT_SECONDS
 from stages import tune
+from stages.models.gguf import FAMILIES, GgufShape
 
 BUDGETS_GIB = (4, 6, 8, 12, 16, 24)
 PRECISIONS: Mapping[str, dict[str, str]] = {

@@ -3,19 +3,6 @@
 Measures a model's graphs against torch in a separate process, for `--vision-backend auto`.
 """
 
-from dataclasses import replace
-from artifacts.schema import Half
-from artifacts.store import Store
-from flows.checkpoint.graphs import GraphSpeed, store_speed
-from flows.checkpoint.models import digests_in, open_model
-from flows.job.encode_ways import replanned_once
-from flows.machine.budget import budget_for
-from flows.machine.launch import Launcher, StageCall, run_with_restarts
-from flows.options.commands import RunOptions
-from flows.options.model import TORCH
-from stages.export.jobs import TimingJob
-from stages.models.graphs.manifest import ONNX
-from stages.models.half_job import HalfJob
 import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,15 +10,27 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
+
 from artifacts.remote.media_cache import is_here
-from artifacts.schema import Sampling
+from artifacts.schema import Half, Sampling
+from artifacts.store import Store
 from artifacts.tiles import boxes_of
 from artifacts.trainers import WITH_CLIPS
+from flows.checkpoint.graphs import GraphSpeed, store_speed
+from flows.checkpoint.models import digests_in, open_model
+from flows.job.encode_ways import replanned_once
 from flows.job.prepare import Job
 from flows.ledger.tasks import Medium, Task
+from flows.machine.budget import budget_for
+from flows.machine.launch import Launcher, StageCall, run_with_restarts
+from flows.options.commands import RunOptions
 from flows.options.formats import ORIGINAL
 from flows.options.media import VectorSamplingOptions
+from flows.options.model import TORCH
 from flows.options.text import DataSetOptions, OutputOptions
+from stages.export.jobs import TimingJob
+from stages.models.graphs.manifest import ONNX
+from stages.models.half_job import HalfJob
 from stages.process.memory import cores
 
 PART: Half = "vision"

@@ -8,11 +8,10 @@ from flows.job.prepare import Job
 from flows.options.text import EngineOptions
 from flows.pipelines import STAGES
 from flows.planning.costs import COSTS
-from flows.planning.machine import ADVICE, Machine, find_machine
-from flows.planning.workloads import remaining_work
 from flows.planning.ladder import Rung
-from flows.planning.machine import seconds
+from flows.planning.machine import ADVICE, Machine, find_machine, seconds
 from flows.planning.sizes import Estimate
+from flows.planning.workloads import remaining_work
 
 
 def stage_seconds(

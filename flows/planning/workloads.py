@@ -4,25 +4,20 @@ Counts the remaining work of each stage of a job. Opens no file.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+
 from artifacts.plurals import counted
 from artifacts.schema import MediaKind, Sampling
 from artifacts.tiles import LARGE
-from flows.checkpoint.prompt_tokens import FrameBound
-from flows.checkpoint.prompt_tokens import chunk_frame_tokens, encoder_frames
 from flows.checkpoint.models import Model
+from flows.checkpoint.prompt_tokens import FrameBound, chunk_frame_tokens, encoder_frames
+from flows.job.prepare import Job
 from flows.ledger.prompts import added_bytes
 from flows.ledger.tasks import Medium
 from flows.ledger.waves import BYTES_A_TOKEN
 from flows.planning.sizes import UNKNOWN_SIZE, Estimate, frame_counts
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from artifacts.schema import MediaKind
-from flows.job.prepare import Job
-from flows.planning.sizes import Estimate
 from stages.process.job import StageSpec
 
 KINDS: tuple[MediaKind, ...] = ("video", "image")

@@ -4,35 +4,27 @@ writes nothing.
 Builds rows of caption tables: one row per chunk for any number of prompts. Runs no model.
 """
 
+import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from heapq import merge
 from operator import attrgetter
 from typing import Any, NamedTuple
-from artifacts.captions import CONFIDENCE, Caption
+
+from artifacts.captions import CONFIDENCE, Caption, answer_of, has_tags, values_of
 from artifacts.edits import REJECTED, UNTOUCHED, Edit
 from artifacts.json_shapes import parse
-from artifacts.captions import answer_of, has_tags
+from artifacts.tables import KINDS
 from flows.job.media_digests import JobFile
 from flows.job.prepare import Job
 from flows.ledger.tasks import Task
 from flows.media.media_files import MediaFile
 from flows.options.commands import RunOptions
 from flows.options.text import TextOptions
-from stages.decode.generation import SamplingParams
-from stages.decode.json_schema import fields_of, follows, plain_text_of
-from stages.decode.generation import ScoreItem
-import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from operator import attrgetter
-from typing import Any
-from artifacts.captions import CONFIDENCE, Caption, values_of
-from artifacts.tables import KINDS
-from flows.job.prepare import Job
-from stages.decode.generation import SamplingParams
-from stages.decode.json_schema import columns_of
+from stages.decode.generation import SamplingParams, ScoreItem
+from stages.decode.json_schema import columns_of, fields_of, follows, plain_text_of
 
 ALL_REASONING = {
     "kind": "thinking",

@@ -9,58 +9,40 @@ Lists the samples of captioned media, with their sources. Runs no model and cuts
 Cuts chunks out of videos in separate processes. Runs no model.
 """
 
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
-from artifacts.captions import Caption
-from artifacts.shards import Sample, sample_key
-from artifacts.stamps import Stamp
-from flows.job.media_digests import JobFile
-from flows.job.prepare import Job
-from flows.options.formats import MADE
-from flows.results.captions import captions_of
-from flows.results.marker import media_mode
-from flows.results.text_files import UserTexts
-import os
-import shutil
-from collections.abc import Callable, Collection, Iterator, Sequence
-from pathlib import Path
-from typing import Any
-from artifacts.errors import CannotFit, Killed, StageDied
-from artifacts.regular_files import refuse_links
-from artifacts.shards import Media, media_suffix
-from artifacts.shards import SHARD_BYTES
-from artifacts.store import fault_of
-from flows.job.prepare import Job
-from flows.machine.launch import MAX_RESTARTS, Launcher, StageCall, StageHandle
-from flows.options.formats import EXACT
-from flows.results.marker import media_mode
-from stages.frames.job import CutItem, CutJob
-from stages.process.memory import cores, host_free_bytes
-from stages.process.output_streams import is_crash
 import contextlib
 import json
 import os
+import shutil
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-from artifacts.names import rules_in
-from artifacts.errors import EnvironmentFault
+
+from artifacts.captions import Caption
+from artifacts.errors import CannotFit, EnvironmentFault, Killed, StageDied
 from artifacts.files import HALF, OURS, write_json, write_text
 from artifacts.json_shapes import BYTES
+from artifacts.names import rules_in
 from artifacts.plurals import counted, first_of
 from artifacts.regular_files import read_text, refuse_links
-from artifacts.shards import Media, media_suffix
-from artifacts.stamps import stamp_of
+from artifacts.shards import SHARD_BYTES, Media, Sample, media_suffix, sample_key
+from artifacts.stamps import Stamp, stamp_of
 from artifacts.store import fault_of
 from artifacts.trainers import WITH_CLIPS
 from flows.console.units import gib
+from flows.job.media_digests import JobFile
 from flows.job.prepare import Job
-from flows.machine.launch import Launcher
+from flows.machine.launch import MAX_RESTARTS, Launcher, StageCall, StageHandle
 from flows.media.media_files import Selection
+from flows.options.formats import EXACT, MADE
 from flows.options.text import OutputOptions
+from flows.results.captions import captions_of
+from flows.results.marker import media_mode
+from flows.results.text_files import UserTexts
+from stages.frames.job import CutItem, CutJob
+from stages.process.memory import cores, host_free_bytes
+from stages.process.output_streams import is_crash
 
 SAME_SECONDS = 0.001
 """A chunk that ends this close to the end of a medium, in seconds, reaches its end."""

@@ -7,20 +7,6 @@ media in its own folder, or would confuse two files, the media are linked there.
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
-from artifacts.errors import MediaError
-from artifacts.files import HALF
-from artifacts.remote.media_cache import open_local
-from artifacts.shards import Media, Sample, media_suffix
-from artifacts.shards import DATASET, clips_in, kept_shards, read_index, write_shards
-from flows.job.prepare import Job
-from flows.machine.launch import Launcher
-from flows.results.clips import Clips
-from flows.results.clips import Cutter, OnProgress, batches
-from flows.results.marker import keep_media
-from flows.results.clips import SampleSource, one_per_chunk, sample_sources
-from flows.results.text_files import UserTexts, has_user_text
-import contextlib
 import filecmp
 import os
 import re
@@ -28,14 +14,23 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from artifacts.names import one_name, rules_in
+
 from artifacts.errors import MediaError
-from artifacts.files import HALF, OURS, write_text
-from artifacts.files import is_linked, is_spare, link
+from artifacts.files import HALF, OURS, is_linked, is_spare, link, write_text
+from artifacts.names import one_name, rules_in
 from artifacts.plurals import counted
 from artifacts.regular_files import refuse_links
 from artifacts.remote.media_cache import copy_bytes, is_copy, open_local
-from artifacts.shards import media_suffix
+from artifacts.shards import (
+    DATASET,
+    Media,
+    Sample,
+    clips_in,
+    kept_shards,
+    media_suffix,
+    read_index,
+    write_shards,
+)
 from artifacts.stamps import stamp_of
 from artifacts.store import fault_of
 from artifacts.trainers import TRAINERS, TrainerEntry, TrainerForm
@@ -43,11 +38,20 @@ from flows.job.prepare import Job
 from flows.machine.launch import Launcher
 from flows.media.generated_files import GeneratedFiles, digest_at
 from flows.options.text import OutputOptions
-from flows.results.clips import Clips, kept_note
-from flows.results.clips import OnProgress
+from flows.results.clips import (
+    Clips,
+    Cutter,
+    OnProgress,
+    SampleSource,
+    batches,
+    by_chunk,
+    kept_note,
+    one_per_chunk,
+    sample_sources,
+)
 from flows.results.marker import keep_media
-from flows.results.clips import SampleSource, by_chunk, sample_sources
 from flows.results.text_files import UserTexts, has_user_text
+
 
 def write_dataset(
     job: Job, launcher: Launcher, on_progress: OnProgress, user_texts: dict[str, int]

@@ -11,7 +11,7 @@ from typing import Any
 
 from artifacts.captions import Failure
 from artifacts.errors import UsageError
-from artifacts.files import read_kept, write_json
+from artifacts.files import read_kept, refuse_foreign, write_json
 from artifacts.json_shapes import (
     MapOf,
     OptionalField,
@@ -22,12 +22,11 @@ from artifacts.json_shapes import (
     read_json,
     text,
 )
-from artifacts.files import refuse_foreign
 from flows.console.units import size
 from flows.options.export_config import EXPORTED, NATIVE, REJECTED, RUNS, ExportRequest
 from flows.results.run_record import RUN_RECORD
 from stages.export.jobs import GRAPHS
-from stages.export.export_plan import GATES, PARITY, evaluate_parity, verdict_in
+from stages.export.parity import GATES, PARITY, evaluate_parity, verdict_in
 from stages.models.graphs import FOLDER
 from stages.models.hub.checkpoint import CONFIG
 from stages.models.shards import NOTE

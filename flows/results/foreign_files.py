@@ -6,14 +6,13 @@ import re
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
+from artifacts.captions import WRITERS
 from artifacts.errors import EnvironmentFault, UsageError
-from artifacts.files import OURS, is_hidden
+from artifacts.files import OURS, is_hidden, refuse_foreign
 from artifacts.names import numbered
-from artifacts.files import refuse_foreign
 from artifacts.regular_files import open_regular
 from artifacts.shards import DATASET, INDEX
 from artifacts.store import fault_of
-from artifacts.captions import WRITERS
 from artifacts.tables import TABLES
 from artifacts.trainers import TRAINERS
 from flows.media.generated_files import GeneratedFiles, digest_at

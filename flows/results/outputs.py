@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from artifacts.captions import Caption, Failure, json_lines, write_jsonl
+from artifacts.captions import WRITERS, Caption, Failure, json_lines, write_jsonl
 from artifacts.edits import REJECTED
 from artifacts.errors import EnvironmentFault
 from artifacts.plurals import counted
 from artifacts.shards import DATASET
-from artifacts.captions import WRITERS
 from artifacts.tables import TABLES
 from artifacts.trainers import TRAINERS
 from flows.job.prepare import Job
@@ -30,10 +29,12 @@ from flows.results.captions import (
     SHORTENED,
     captions_by_file,
     complete_captions,
+    kinds_of,
+    properties_of,
+    table_rows,
     unanswered,
 )
 from flows.results.marker import CAPTIONS, MEDIA, write_proved
-from flows.results.captions import kinds_of, properties_of, table_rows
 from flows.results.text_files import TextFileCounts, write_texts
 from stages.process.events import Failed
 

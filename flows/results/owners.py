@@ -12,17 +12,16 @@ from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path, PurePosixPath
 
-from artifacts.names import rules_in
+from artifacts.captions import WRITERS
 from artifacts.errors import UsageError
 from artifacts.index.manifest import BOOK
-from artifacts.names import SUFFIXES, Naming
+from artifacts.names import SUFFIXES, Naming, rules_in
 from artifacts.paths import RealPaths
 from artifacts.plurals import counted
 from artifacts.regular_files import open_regular
 from artifacts.remote.addresses import is_address, unsigned
 from artifacts.shards import DATASET
 from artifacts.store import fault_of
-from artifacts.captions import WRITERS
 from artifacts.tables import TABLES
 from flows.job.prepare import out_folder
 from flows.media.generated_files import GeneratedFiles

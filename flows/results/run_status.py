@@ -8,8 +8,13 @@ nothing.
 
 import os
 import socket
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
 from artifacts.errors import UsageError
 from artifacts.json_shapes import (
     EmptyOr,
@@ -25,24 +30,15 @@ from artifacts.json_shapes import (
     string,
     text,
 )
-from artifacts.regular_files import guard, refuse_links
-from flows.pipelines import STAGES
-from flows.results.marker import MARKER
-from flows.results.run_record import RUN_RECORD
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
 from artifacts.plurals import counted
+from artifacts.regular_files import guard, refuse_links
 from flows.console.units import duration, size
 from flows.job.job_summary import computed_by
 from flows.pipelines import LABELS, STAGES, product_of
-import time
-from dataclasses import asdict
-from pathlib import Path
-from typing import Any, NamedTuple
 from flows.results.export_result import ExportFound, export_in
+from flows.results.marker import MARKER
 from flows.results.rounds import rounds_in, summary_json
+from flows.results.run_record import RUN_RECORD
 from flows.results.tuned import TrainingFound, training_in
 
 POINT = (number, number, number)

@@ -7,9 +7,8 @@ from typing import Any
 
 from artifacts.captions import Failure, write_jsonl
 from artifacts.keys import digest_of
-from artifacts.packs import RecordSet
+from artifacts.packs import RecordSet, refresh_together
 from artifacts.plurals import counted
-from artifacts.packs import refresh_together
 from flows.checkpoint.precision import PartSettings
 from flows.job.prepare import Job
 from flows.ledger.namespaces import one_shot_namespace

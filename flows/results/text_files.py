@@ -17,60 +17,43 @@ Runs no model and writes nothing.
 """
 
 import contextlib
+import hashlib
 import os
-from collections import Counter
-from collections.abc import Iterator, Sequence, Set
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
-from artifacts.names import rules_in
+from typing import Any, NamedTuple
+
+from artifacts.captions import WRITERS, Caption, one_line
+from artifacts.edits import REJECTED, FixedText
+from artifacts.errors import MediaError
 from artifacts.keys import digest_of
-from artifacts.names import Naming, file_stems
-from artifacts.captions import WRITERS
-from flows.job.prepare import Job
-from flows.media.generated_files import ANY, GeneratedFiles, about, digest_at
-from flows.media.media_files import Selection
-from flows.options.text import OutputOptions
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
-from pathlib import Path
-from artifacts.captions import Caption
-from artifacts.names import one_name
-from artifacts.edits import REJECTED
+from artifacts.names import SUFFIXES, Naming, file_stems, one_name, rules_in
 from artifacts.plurals import counted, first_of
-from artifacts.captions import one_line
+from artifacts.shards import DATASET
 from flows.job.media_digests import JobFile
 from flows.job.prepare import Job
 from flows.ledger.prompts import TAGS
 from flows.ledger.tasks import Medium
-from flows.media.generated_files import FORM, HandwrittenTexts, split_by_chunk, text_paths
-from flows.options.text import OutputOptions, QuestionOptions, TextOptions
-from flows.results.captions import unrejected
-import contextlib
-import hashlib
-import os
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence, Set
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
-from artifacts.captions import Caption
-from artifacts.names import one_name
-from artifacts.edits import FixedText
-from artifacts.errors import MediaError
-from artifacts.names import SUFFIXES
-from artifacts.plurals import counted, first_of
-from artifacts.shards import DATASET
-from artifacts.captions import WRITERS
-from flows.job.media_digests import JobFile
-from flows.job.prepare import Job
-from flows.media.generated_files import LARGEST_TEXT, About, GeneratedFiles, about, digest_at
-from flows.media.media_files import MediaFile
-from flows.media.generated_files import JoinedTexts
+from flows.media.generated_files import (
+    ANY,
+    FORM,
+    LARGEST_TEXT,
+    About,
+    GeneratedFiles,
+    HandwrittenTexts,
+    JoinedTexts,
+    about,
+    digest_at,
+    split_by_chunk,
+    text_paths,
+)
+from flows.media.media_files import MediaFile, Selection
 from flows.options.formats import JOINABLE, JOINED
-from flows.options.text import OutputOptions, TextOptions
+from flows.options.text import OutputOptions, QuestionOptions, TextOptions
 from flows.results.captions import unrejected
 from flows.results.marker import read_marker
 from stages.process.memory import cores

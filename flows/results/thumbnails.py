@@ -59,8 +59,8 @@ def _frame(path: Path, time: float, fit: FrameFit) -> Any:
 def shown_at(path: Path, time: float) -> tuple[Any, Any]:
     """Return the frame of a video that begins at a time in seconds, or the next one, and the aspect
     of its pixels. Raises ValueError without a frame."""
-    from stages.frames.timeline import tick_from
     from stages.frames.reader import Reader
+    from stages.frames.timeline import tick_from
 
     if (sought := _sought(path, time)) is not None:
         return sought
@@ -88,8 +88,8 @@ def _sought(path: Path, time: float) -> tuple[Any, Any] | None:
     may state wrong times, and where that fails."""
     import av
 
-    from stages.frames.reader import deinterlaced
     from stages.frames.opening import decoder_of, open_video, time_zero
+    from stages.frames.reader import deinterlaced
 
     container, stream = open_video(path, threads=1)
     with container, contextlib.suppress(av.error.FFmpegError, IndexError, TypeError):

@@ -8,17 +8,16 @@ trusts it in this session, by `--trust-folder` or at the terminal.
 Changes the words of a recorded command, so that it can be repeated.
 """
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
 import os
 import shlex
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
+
 from artifacts.edits import read_edits
 from artifacts.errors import UsageError
 from artifacts.json_shapes import OptionalField, read_jsonl, text

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from artifacts.captions import CONFIDENCE
-from artifacts.edits import StoredEdits, event_of
 from artifacts.edits import (
     ACCEPTED,
     REDO,
@@ -18,7 +17,9 @@ from artifacts.edits import (
     EditJournal,
     Edits,
     FixedText,
+    StoredEdits,
     changes_of,
+    event_of,
     keys_of,
     review,
 )

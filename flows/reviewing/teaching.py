@@ -24,9 +24,7 @@ from numpy.typing import NDArray
 from artifacts.errors import PenstockError
 from artifacts.packs import Record, RecordSet, stored_namespaces
 from artifacts.plurals import counted
-from artifacts.store import open_store
-from artifacts.store import local_folder
-from artifacts.store import check_format
+from artifacts.store import check_format, local_folder, open_store
 from artifacts.tensors import float_tensors
 
 if TYPE_CHECKING:

@@ -8,31 +8,28 @@ Starts a process that merges an adapter into the model of a job. The export then
 model.
 """
 
-from typing import Any
-from flows.checkpoint.adapters import as_published_fields, read_noted_adapter
-from flows.checkpoint.model_files import ModelDigests
-from flows.checkpoint.models import digests_in
-from flows.console.display import Display
-from flows.job.prepare import Job
-from flows.ledger.waves import fetch_parts
-from flows.machine.launch import StageCall, run_with_restarts
-from flows.options.export_config import ExportRequest
-from flows.running.run import LauncherMaker
-from stages.export.jobs import MergeJob
-from stages.models.adapters.reading import LoraAdapter
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
+
 from artifacts.errors import ModelChanged, UsageError
 from artifacts.keys import digest_of
 from artifacts.schema import Half, Part
-from flows.checkpoint.adapters import adapter_digest, adapter_notes
+from flows.checkpoint.adapters import (
+    adapter_digest,
+    adapter_notes,
+    as_published_fields,
+    read_noted_adapter,
+)
+from flows.checkpoint.model_files import ModelDigests
+from flows.checkpoint.models import digests_in
 from flows.console.display import Display
-from flows.job.prepare import Job
 from flows.job.encode_ways import replanned_once
-from flows.machine.launch import DirectLauncher
+from flows.job.prepare import Job
+from flows.ledger.waves import fetch_parts
+from flows.machine.launch import DirectLauncher, StageCall, run_with_restarts
 from flows.options.commands import RunOptions
 from flows.options.export_config import EXPORTED as EXPORTED_RUN
 from flows.options.export_config import NATIVE, ExportRequest
@@ -71,8 +68,10 @@ from stages.export.jobs import (
     ExportJob,
     GraphJob,
     JudgeJob,
+    MergeJob,
     check_packages,
 )
+from stages.models.adapters.reading import LoraAdapter
 from stages.models.gguf import check_packages as check_gguf_packages
 from stages.models.graphs.manifest import ONNX
 from stages.process.device import device_name

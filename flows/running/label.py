@@ -8,15 +8,21 @@ import numpy as np
 from artifacts.errors import UsageError
 from artifacts.plurals import counted
 from flows.console.display import Display
-from flows.job.prepare import Job
 from flows.job.encode_ways import replanned_once
+from flows.job.prepare import Job
 from flows.machine.launch import DirectLauncher
 from flows.media.labels import LabelSet, label_set
 from flows.options.commands import RunOptions
 from flows.options.vectors import TOP, LabelOptions
 from flows.pipelines import LABEL
-from flows.results.labels.rows import LabelContext, label_chunks
-from flows.results.labels.rows import Examples, label_rules, learned_threshold, read_examples
+from flows.results.labels.rows import (
+    Examples,
+    LabelContext,
+    label_chunks,
+    label_rules,
+    learned_threshold,
+    read_examples,
+)
 from flows.results.labels.writing import LabelsWritten, label_paths, write_labels
 from flows.results.owners import refuse_taking
 from flows.results.vectors import vector_tasks

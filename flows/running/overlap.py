@@ -22,8 +22,7 @@ from itertools import count
 
 from artifacts.errors import CannotFit, Killed, PenstockError, StageDied
 from artifacts.keys import item_key
-from artifacts.packs import RecordSet
-from artifacts.packs import refresh_together
+from artifacts.packs import RecordSet, refresh_together
 from artifacts.records import read_record
 from artifacts.regular_files import refuse_links
 from artifacts.schema import ChunkIndex, MediaIndex
@@ -35,8 +34,8 @@ from flows.running.batches import encode_batches_of, next_work
 from flows.running.stage_calls import StageCallBuilder
 from flows.running.stage_loop import Attempt, StageLoop
 from stages.models.encoding import FEED_NOTE
-from stages.process.live import RequestPipe
 from stages.process.job import StageSpec
+from stages.process.live import RequestPipe
 
 log = logging.getLogger(__name__)
 

@@ -3,58 +3,45 @@
 Scores texts about chunks: how sure the model is of them. No caption is generated.
 """
 
-from collections.abc import Sequence
-from functools import partial
-from flows.job.prepare import Job
-from flows.ledger.namespaces import TextScores
-from flows.machine.launch import StageCall, with_restarts
-from flows.planning.ladder import Rung
-from flows.results.captions import texts_to_score
-from flows.results.run_record import RunRecord
-from flows.running.stage_calls import StageCallBuilder, settings_on
-from flows.running.stage_runner import OneShotStage
-from stages.decode import SCORE
-from stages.decode.generation import ScoreItem, ScoreJob
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+
 from artifacts.captions import Failure, write_jsonl
 from artifacts.edits import EDITS
 from artifacts.errors import HalfTried, Killed, ModelChanged, PenstockError
 from artifacts.keys import digest_of
-from artifacts.packs import DamagedRecord
-from artifacts.packs import RecordSet
+from artifacts.packs import DamagedRecord, RecordSet
 from artifacts.plurals import counted
 from artifacts.shards import DATASET
 from artifacts.vectors import Groups, TextVectors, text_vectors_in
 from flows.job.prepare import Job
-from flows.ledger.namespaces import one_shot_namespace
+from flows.ledger.namespaces import TextScores, one_shot_namespace
 from flows.ledger.tasks import Medium
-from flows.ledger.waves import waves_of
-from flows.ledger.waves import stages_with_work
+from flows.ledger.waves import stages_with_work, waves_of
 from flows.machine.launch import StageCall, with_restarts
 from flows.media.media_files import MediaFile
 from flows.options.text import EngineOptions, OutputOptions, PromptOptions, TextOptions
 from flows.pipelines import parts_of
-from flows.planning.choose import longest_answer
-from flows.planning.choose import plan_request
+from flows.planning.choose import longest_answer, plan_request
 from flows.planning.context_check import context_notes, loses_frames
 from flows.planning.costs.summarize import nodes_of
 from flows.planning.ladder import Rung
 from flows.planning.sizes import estimates, wave_limit
-from flows.results.data_sets import is_stale, write_dataset
+from flows.results.captions import texts_to_score
+from flows.results.data_sets import is_stale, write_dataset, write_trainers
 from flows.results.outputs import missing_error, missing_rows, output_paths, write_outputs
 from flows.results.run_record import RunRecord
 from flows.results.run_result import RunEnd, RunResult
 from flows.results.summaries import Summaries, SummaryInput, summary_inputs, text_sampling_params
-from flows.results.data_sets import write_trainers
 from flows.running.stage_calls import StageCallBuilder, settings_on
 from flows.running.stage_runner import OneShotStage, StageRunner
 from stages import embed_texts, summarize
+from stages.decode import SCORE
+from stages.decode.generation import ScoreItem, ScoreJob
 from stages.models.hub.transfer import Announce
-from stages.summarize.job import SUMMARY, SummaryItem, SummaryJob
-from stages.summarize.job import TimedText
+from stages.summarize.job import SUMMARY, SummaryItem, SummaryJob, TimedText
 
 TEXTS_AT_ONCE = 1 << 15
 """Largest number of texts in one process."""

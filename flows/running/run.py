@@ -4,24 +4,23 @@ Stops a run on a signal and keeps all finished work.
 """
 
 import contextlib
-import signal
-import threading
-from collections.abc import Iterator
-from artifacts.errors import Interrupted
-from flows.console.interrupts import repeating_dropped_interrupts
-import contextlib
 import errno
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
+
 from artifacts.captions import write_jsonl
+from artifacts.errors import Interrupted
 from artifacts.packs import DamagedRecord
 from artifacts.store import fault_of
 from flows.console.display import READING, Display
-from flows.job.prepare import Job, NothingToDo, out_folder, prepare, prepare_without_media
+from flows.console.interrupts import repeating_dropped_interrupts
 from flows.job.encode_ways import replanned_once
+from flows.job.prepare import Job, NothingToDo, out_folder, prepare, prepare_without_media
 from flows.machine.launch import DirectLauncher, ForkingLauncher, Launcher, with_restarts
 from flows.options.commands import RunOptions
 from flows.pipelines import EMBED, Pipeline

@@ -41,8 +41,7 @@ from flows.running.pipeline_runner import PipelineRunner
 from flows.running.stage_loop import StageLoop
 from flows.running.stage_runner import StageRunner
 from stages import decode, tune
-from stages.process.events import Event, Failed, Item, MemorySample, StageNotes
-from stages.process.events import StageOutcome
+from stages.process.events import Event, Failed, Item, MemorySample, StageNotes, StageOutcome
 
 
 @contextlib.contextmanager

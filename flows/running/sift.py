@@ -5,48 +5,32 @@ Computes what a sift run takes from vectors: scores of heads, and one vector per
 Captions the media that meet `--sift`: marks them, then captions what is left.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import partial
-from itertools import groupby
-from typing import Any
-import numpy as np
-from numpy.typing import NDArray
-from artifacts import near_duplicates
-from artifacts.errors import UsageError
-from artifacts.vectors import vectors_in
-from flows.console.display import Display
-from flows.job.prepare import Job
-from flows.options.vectors import SiftOptions
-from flows.options.vectors import VectorConfig
-from flows.results.outputs import failures_of
-from flows.results.sifted.duplicates import ScoreHead, read_head
-from flows.results.sifted.marks import DIGITS, rounded
-from flows.results.sifted.marks import MarkedFiles, mark_groups
-from flows.results.vectors import VectorsWritten, vector_tasks
-from flows.running.run import LauncherMaker, make_vectors
-from flows.running.run_observer import OnBegin
 import contextlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from itertools import islice
+from functools import partial
+from itertools import groupby, islice
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from artifacts import near_duplicates
 from artifacts.captions import Failure, write_jsonl
-from artifacts.errors import CannotFit, Killed, StageDied
+from artifacts.errors import CannotFit, Killed, StageDied, UsageError
 from artifacts.keys import digest_of
-from artifacts.packs import DamagedRecord
-from artifacts.packs import Record, RecordSet
+from artifacts.packs import DamagedRecord, Record, RecordSet, RecordUnion, record_sets_of
 from artifacts.plurals import counted
-from artifacts.packs import RecordUnion, record_sets_of
-from artifacts.regular_files import open_regular
-from artifacts.store import Store, open_store
-from artifacts.store import prepare_store
+from artifacts.regular_files import guard, open_regular
+from artifacts.store import Store, open_store, prepare_store
+from artifacts.vectors import vectors_in
 from flows.checkpoint.models import digests_in
 from flows.console.display import Display
 from flows.job.media_digests import JobFile, read_contents
-from flows.job.prepare import NothingToDo, out_folder
+from flows.job.prepare import Job, NothingToDo, out_folder
 from flows.ledger.tasks import Medium
 from flows.machine.launch import (
     DirectLauncher,
@@ -56,41 +40,44 @@ from flows.machine.launch import (
     with_restarts,
 )
 from flows.machine.leases import leased
-from flows.media.sources import left_out_note
 from flows.media.generated_files import GeneratedFiles
 from flows.media.media_files import Selection
-from flows.media.sources import find_media
-from flows.options.commands import RunOptions
-from flows.options.vectors import PLACE, SiftConfig, SiftOptions
+from flows.media.sources import find_media, left_out_note
+from flows.options.commands import RunOptions, SiftFirstOptions
+from flows.options.vectors import PLACE, SiftConfig, SiftOptions, VectorConfig
 from flows.pipelines import SIFT
 from flows.results.marker import MEDIA, write_proved
-from flows.results.outputs import media_line, missing_error
+from flows.results.outputs import failures_of, media_line, missing_error
 from flows.results.owners import refuse_taking, take
 from flows.results.run_record import RunRecord
-from flows.results.sifted.duplicates import Fingerprint
-from flows.results.sifted.marks import LEFT_OUT_FILE, output_names
-from flows.results.sifted.marks import MarkedFiles, add_file, kept_of, mark_copies, parse_keep
-from flows.results.sifted.marks import Sifted, write_tables
-from flows.running.run import LauncherMaker, refuse_file
+from flows.results.run_result import RunResult
+from flows.results.sifted.duplicates import Fingerprint, ScoreHead, read_head
+from flows.results.sifted.marks import (
+    DIGITS,
+    LEFT_OUT_FILE,
+    MarkedFiles,
+    Sifted,
+    add_file,
+    kept_of,
+    mark_copies,
+    mark_groups,
+    output_names,
+    parse_keep,
+    rounded,
+    write_tables,
+)
+from flows.results.vectors import VectorsWritten, vector_tasks
+from flows.running import run
+from flows.running.run import LauncherMaker, make_vectors, refuse_file, stopped_in_order
 from flows.running.run_observer import OnBegin, only_run_in
 from flows.running.stage_loop import crash_suspects
-from flows.running.run import stopped_in_order
 from stages import sift as stage
-from stages.frames.job import FramesItem
-from stages.frames.job import CRASHED, UNSTORED_KINDS
-from stages.process.memory import cores
+from stages.frames.job import CRASHED, UNSTORED_KINDS, FramesItem
 from stages.process.events import Event, Failed, Item, MemorySample
+from stages.process.memory import cores
 from stages.sift.job import SiftJob
 from stages.sift.measures import FRACTIONS, STEP_SECONDS, Marked
-from artifacts.regular_files import guard
-from flows.console.display import Display
-from flows.job.prepare import out_folder
-from flows.machine.launch import DirectLauncher
-from flows.options.commands import RunOptions, SiftFirstOptions
-from flows.results.owners import refuse_taking
-from flows.results.run_result import RunResult
-from flows.running import run
-from flows.running.run_observer import OnBegin
+
 
 @dataclass(kw_only=True, slots=True)
 class VectorMarks(VectorsWritten):
@@ -476,7 +463,6 @@ def caption(
     left_out = frozenset[str]()
     guard(out_folder(config))
     if condition := SiftFirstOptions.of(config).sift:
-
         refuse_taking(config, "caption")  # before hours of marking
         left_out = sift_before(config, condition, display, make_launcher)
     return run.caption(config, display, make_launcher, on_begin, left_out)

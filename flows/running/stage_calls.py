@@ -23,8 +23,7 @@ from flows.planning.costs.decode import compiles
 from flows.planning.ladder import Rung
 from flows.running.batches import pass_rows
 from stages.ask import AskItem, AskJob
-from stages.decode.generation import CHECKPOINT, SamplingParams
-from stages.decode.generation import DecodeItem, DecodeJob
+from stages.decode.generation import CHECKPOINT, DecodeItem, DecodeJob, SamplingParams
 from stages.embed_texts.job import TextsJob
 from stages.frames.job import FramesItem, FramesJob
 from stages.models.encoding.job import EncodeItem

@@ -22,13 +22,12 @@ from flows.job.prepare import Job
 from flows.ledger.tasks import Medium, Task
 from flows.machine.launch import Launcher, StageCall, StageHandle, wait_or_stop
 from flows.pipelines import parts_of
-from flows.planning.ladder import Ladder
-from flows.planning.ladder import Rung
+from flows.planning.ladder import Ladder, Rung
 from flows.results.run_record import RunRecord
 from flows.running.stage_calls import settings_on
-from stages.process.output_streams import is_crash
 from stages.process.events import StageOutcome
 from stages.process.job import StageSpec
+from stages.process.output_streams import is_crash
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -23,31 +23,24 @@ Retries items that did not fit in a batch, alone and on every lower rung, before
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
-from artifacts.errors import CannotFit
-from flows.job.prepare import Job
-from flows.ledger.tasks import Task, unique
-from flows.planning.ladder import Ladder
-from flows.planning.ladder import Rung
-from flows.results.outputs import media_paths_of
-from flows.running.stage_calls import settings_on
-from stages.process.events import TooLarge
-from stages.process.job import StageSpec
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
+
 from artifacts.errors import CannotFit, PenstockError, StageDied, UsageError
 from artifacts.packs import Record
 from artifacts.stamps import CHANGED, CHANGED_HINT, CHANGED_MESSAGE
-from flows.ledger.tasks import Medium, Task
+from flows.job.prepare import Job
+from flows.ledger.tasks import Medium, Task, unique
 from flows.machine.launch import StageCall
 from flows.machine.leases import Lease
 from flows.pipelines import parts_of
 from flows.planning.choose import memory_json, plan_request, plan_request_of_model
-from flows.planning.ladder import Rung
-from flows.planning.sizes import Estimate
+from flows.planning.ladder import Ladder, Rung
 from flows.planning.plan import choose, plan_start
+from flows.planning.sizes import Estimate
 from flows.planning.times import times_of
+from flows.results.outputs import media_paths_of
 from flows.running.batches import StageWork, next_work
 from flows.running.overlap import Overlap
 from flows.running.stage_calls import StageCallBuilder, settings_on
@@ -55,9 +48,9 @@ from flows.running.stage_loop import Attempt, StageLoop, crash_suspects
 from stages.ask import UNANSWERED
 from stages.decode.generation import DecodeJob
 from stages.frames.job import CRASHED, UNSTORED_KINDS
-from stages.process.output_streams import is_crash
-from stages.process.events import StageOutcome
+from stages.process.events import StageOutcome, TooLarge
 from stages.process.job import StageSpec
+from stages.process.output_streams import is_crash
 
 RunAlone = Callable[[StageSpec, Sequence[Task], Rung], bool]
 """Runs one process of a stage on a rung over tasks, each in a batch of its own, and returns whether

@@ -12,16 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from artifacts.errors import EnvironmentFault, NoFeatures, UsageError
-from artifacts.keys import digest_of
 from artifacts.files import refuse_foreign
+from artifacts.keys import digest_of
 from artifacts.paths import folder_named
 from artifacts.plurals import counted
 from artifacts.store import open_store
 from artifacts.tiles import AUTO, OFF
 from flows.checkpoint.adapters import adapter_notes, as_published_fields, base_digest
 from flows.console.display import Display
-from flows.job.prepare import Job
 from flows.job.encode_ways import replanned_once
+from flows.job.prepare import Job
 from flows.ledger.prompts import prompt_for, refuse_control_words
 from flows.ledger.tasks import Task
 from flows.ledger.waves import most_tokens
@@ -48,8 +48,7 @@ from flows.running.stage_calls import StageCallBuilder
 from stages.models.adapters.reading import ADAPTER_CONFIG, ADAPTER_WEIGHTS, read_adapter
 from stages.models.hub.transfer import Announce
 from stages.tune import OUTPUT_VERSION, STAGE
-from stages.tune.job import CHECKPOINT, RECORD, TuneItem, TuneJob
-from stages.tune.job import layout_in
+from stages.tune.job import CHECKPOINT, RECORD, TuneItem, TuneJob, layout_in
 
 BOARD = "tensorboard"
 """Folder of the run for TensorBoard's files."""

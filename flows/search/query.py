@@ -13,68 +13,50 @@ Builds one HTML file of search hits with thumbnails. Loads no model, and the pag
 script.
 """
 
-from dataclasses import replace
-from typing import TypeVar
-from artifacts.index.manifest import Maker
-from artifacts.keys import digest_of
-from flows.job.prepare import Job
-from flows.options.commands import RunOptions
-from flows.options.model import PRECISIONS, TORCH
-from stages.models.graphs.manifest import BACKENDS
-import tempfile
-from collections.abc import Sequence
-from dataclasses import replace
-from itertools import product
-from pathlib import Path
-from artifacts.index.manifest import Maker
-from artifacts.index.writing import refuse_other_halves
-from artifacts.tiles import OFF
-from artifacts.vectors import Vectors
-from flows.console.display import Display
-from flows.job.prepare import prepare_without_media
-from flows.job.encode_ways import replanned_once
-from flows.machine.launch import DirectLauncher
-from flows.options.vectors import VectorConfig
-from flows.pipelines import LABEL
-from flows.running.run_observer import RunObserver
-from flows.running.run import stopped_in_order
 import os
 import shutil
 import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
-import numpy as np
-from numpy.typing import NDArray
-from artifacts.errors import EnvironmentFault, MediaError, UsageError
-from artifacts.index.manifest import Manifest
-from artifacts.index.where import Moment, moments, single
-from artifacts.index.shard import CONTENT, PixelBox
-from artifacts.index.search import Query, Searcher
-from artifacts.index.snapshot import Snapshot, open_snapshot
-from artifacts.index.where import Condition, matching
-from artifacts.index.writing import refuse_other
-from artifacts.keys import DIGESTS
-from artifacts.regular_files import is_denied
-from artifacts.store import open_store
-from artifacts.vectors import Vectors, vectors_in
-from flows.console.display import Display
-from flows.job.prepare import Job
-from flows.media.media_files import IMAGE_SUFFIXES, VIDEO_SUFFIXES
-from flows.options.vectors import SearchPlace, SearchQuery
-from flows.options.vectors import EmbedConfig, VectorConfig
-from flows.results.outputs import failures_of
-from flows.results.vectors import VectorsWritten, vector_tasks
-from flows.running.run import make_vectors
-from collections.abc import Sequence
 from html import escape
+from itertools import product
 from pathlib import Path
 from string import Template
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from artifacts.errors import EnvironmentFault, MediaError, UsageError
+from artifacts.index.manifest import Maker, Manifest
+from artifacts.index.search import Query, Searcher
+from artifacts.index.shard import CONTENT, PixelBox
+from artifacts.index.snapshot import Snapshot, open_snapshot
+from artifacts.index.where import Condition, Moment, matching, moments, single
+from artifacts.index.writing import refuse_other, refuse_other_halves
+from artifacts.keys import DIGESTS, digest_of
+from artifacts.regular_files import is_denied
 from artifacts.remote.addresses import is_address
+from artifacts.store import open_store
+from artifacts.tiles import OFF
+from artifacts.vectors import Vectors, vectors_in
+from flows.console.display import Display
+from flows.job.encode_ways import replanned_once
+from flows.job.prepare import Job, prepare_without_media
+from flows.machine.launch import DirectLauncher
+from flows.media.media_files import IMAGE_SUFFIXES, VIDEO_SUFFIXES
+from flows.options.commands import RunOptions
+from flows.options.model import PRECISIONS, TORCH
+from flows.options.vectors import EmbedConfig, SearchPlace, SearchQuery, VectorConfig
 from flows.pages.document import document, part
+from flows.pipelines import LABEL
+from flows.results.outputs import failures_of
 from flows.results.thumbnails import data_address
+from flows.results.vectors import VectorsWritten, vector_tasks
+from flows.running.run import make_vectors, stopped_in_order
+from flows.running.run_observer import RunObserver
+from stages.models.graphs.manifest import BACKENDS
 
 C = TypeVar("C", bound=RunOptions)
 

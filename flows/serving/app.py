@@ -6,45 +6,43 @@ Handles every route except those for captions.
 import asyncio
 import mimetypes
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from importlib.metadata import version
 from typing import Annotated, Any, Literal
+
 import numpy as np
-from fastapi import Query, Request
+from fastapi import Depends, FastAPI, Query, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, Response
+from fastapi.routing import APIRoute
 from numpy.typing import NDArray
 from pydantic import BaseModel, Field
 from starlette.background import BackgroundTask
+from starlette.exceptions import HTTPException
+from starlette.routing import Match, Route
+
 from artifacts.index.shard import IndexRow
 from flows.options.vectors import SearchQuery
 from flows.results.thumbnails import thumbnail
-from flows.serving.embedding import vectors_json
-from flows.serving.embedding import EmbeddedMedium
-from flows.serving.guard import COOKIE, in_time, session_of
-from flows.serving.refusals import json_answer
-from flows.serving.refusals import HttpRefusal
-from flows.serving.service import Service
-from flows.serving.refusals import IndexedMedia, IndexedMedium
-from flows.serving.refusals import shown_name, without_paths
-from flows.serving.uploads import upload_of
-from collections.abc import Mapping
-from importlib.metadata import version
-from typing import Any
-from fastapi import Depends, FastAPI, Request
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import Response
-from fastapi.routing import APIRoute
-from starlette.exceptions import HTTPException
-from starlette.routing import Match, Route
 from flows.serving.caption_routes import CaptionRoutes
 from flows.serving.chat import ChatRoutes
 from flows.serving.described import CHAT_BODY, MEDIUM_BODY, DescribedApp
-from flows.serving.guard import LIMITED, extra_headers
-from flows.serving.refusals import json_answer
+from flows.serving.embedding import EmbeddedMedium, vectors_json
+from flows.serving.guard import COOKIE, LIMITED, extra_headers, in_time, session_of
 from flows.serving.page import page_of
-from flows.serving.refusals import OPENAI, HttpRefusal, bad_request
+from flows.serving.refusals import (
+    OPENAI,
+    HttpRefusal,
+    IndexedMedia,
+    IndexedMedium,
+    bad_request,
+    json_answer,
+    shown_name,
+    without_paths,
+)
 from flows.serving.service import Service
+from flows.serving.uploads import upload_of
 
 THUMBNAILS_AT_ONCE = 2
 MAX_WHERE = 4000

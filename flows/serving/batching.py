@@ -20,19 +20,16 @@ lock is released, so that batch jobs can use the device.
 """
 
 import asyncio
+import itertools
 import time
-from collections.abc import Callable
-from typing import IO, Protocol
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import IO, Any, Protocol
+
 from artifacts.locks import holder, try_hold
 from flows.serving.refusals import HttpRefusal, unavailable
-from stages.process.live import lock_of
-import asyncio
-import itertools
-from collections import deque
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
-from typing import Any
-from stages.process.live import Keyed
+from stages.process.live import Keyed, lock_of
 
 TURN_SECONDS = 5.0
 """Time that a working half keeps the device while another waits for it. Loading a half takes

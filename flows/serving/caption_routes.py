@@ -9,12 +9,10 @@ from typing import Annotated, Any
 from fastapi import Query, Request
 from fastapi.responses import Response, StreamingResponse
 
+from flows.serving.captioning import AS_THE_SERVER, Captioned, Captioning, CaptionParams
 from flows.serving.embedding import warnings_of
-from flows.serving.captioning import CaptionParams
-from flows.serving.captioning import AS_THE_SERVER, Captioned, Captioning
 from flows.serving.guard import in_time
-from flows.serving.refusals import json_answer, json_bytes
-from flows.serving.refusals import HttpRefusal
+from flows.serving.refusals import HttpRefusal, json_answer, json_bytes
 from flows.serving.service import Service
 from flows.serving.uploads import Upload, upload_of
 

@@ -10,16 +10,10 @@ chunks.
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
-from flows.serving.refusals import unsupported
-from stages.decode.generation import SamplingParams
-from stages.decode.generation import RequestSettings, cut_at, held_back
-from stages.process.events import CaptionProgress
-import asyncio
-from collections.abc import Awaitable, Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 from weakref import WeakValueDictionary
+
 from artifacts.errors import UsageError
 from artifacts.keys import digest_of
 from artifacts.packs import Record
@@ -35,11 +29,11 @@ from flows.serving.decoders import FrameSource
 from flows.serving.half_worker import HalfWorker
 from flows.serving.metrics import Metrics
 from flows.serving.record_cache import RecordCacheFlusher
-from flows.serving.refusals import bad_request, exceeded
-from flows.serving.refusals import shown_name
-from flows.serving.uploads import SingleFlight
-from flows.serving.uploads import Upload
+from flows.serving.refusals import bad_request, exceeded, shown_name, unsupported
+from flows.serving.uploads import SingleFlight, Upload
+from stages.decode.generation import RequestSettings, SamplingParams, cut_at, held_back
 from stages.process.events import CaptionProgress, Event
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CaptionParams:

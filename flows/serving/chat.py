@@ -7,17 +7,6 @@ The parameters of a chat request. Some take effect. Some are accepted only with 
 changes nothing, which is their own default in OpenAI's API or in vLLM's. All others are refused.
 """
 
-import json
-from collections.abc import Collection, Mapping
-from dataclasses import replace
-from typing import Annotated, Any, Literal
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
-from artifacts.errors import UsageError
-from flows.serving.captioning import CaptionParams
-from flows.serving.refusals import HttpRefusal, invalid, unsupported
-from stages.decode.generation import SamplingParams
-from stages.decode.json_schema import ANY_OBJECT, EMPTY_OBJECT, canonical, rest_of
-from stages.decode.schema_bounds import plain
 import asyncio
 import base64
 import binascii
@@ -27,19 +16,31 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Annotated, Any, Literal
+
 from fastapi import Request
 from fastapi.responses import Response, StreamingResponse
-from flows.serving.embedding import warnings_of
-from flows.serving.captioning import CaptionParams, StreamedText, joined_text
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+
+from artifacts.errors import UsageError
 from flows.serving.caption_routes import EVENTS, CaptionRoutes, event
-from flows.serving.captioning import Captioned
-from flows.serving.refusals import json_answer
-from flows.serving.refusals import OPENAI, HttpRefusal, invalid, invalid_message, unsupported
+from flows.serving.captioning import Captioned, CaptionParams, StreamedText, joined_text
+from flows.serving.embedding import warnings_of
+from flows.serving.refusals import (
+    OPENAI,
+    HttpRefusal,
+    invalid,
+    invalid_message,
+    json_answer,
+    unsupported,
+)
 from flows.serving.service import Service
 from flows.serving.uploads import Upload, body_of, stored
+from stages.decode.generation import SamplingParams
+from stages.decode.json_schema import ANY_OBJECT, EMPTY_OBJECT, canonical, rest_of
+from stages.decode.schema_bounds import plain
 
 MAX_STOPS, STOP_LETTERS = 4, 1000
 SCHEMA_LETTERS = 64 << 10

@@ -6,9 +6,9 @@ bound to 127.0.0.1 sends its own domain as Host (DNS rebinding).
 
 import re
 from collections.abc import Mapping
-import re
 from dataclasses import dataclass, replace
 from typing import Annotated
+
 from artifacts.errors import UsageError
 from artifacts.options import Option, OptionGroup
 from artifacts.tiles import AUTO, check_tiles

@@ -10,32 +10,27 @@ Decodes uploads for one job, and deletes their frames after a half has read them
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from artifacts.errors import PenstockError
-from artifacts.schema import MediaIndex
-from flows.machine.launch import StageCall
-from flows.serving.metrics import HalfMetrics, Metrics
-from flows.serving.refusals import HttpRefusal, bad_request, unavailable
-from flows.serving.record_cache import TempStore
-from flows.serving.worker_process import LauncherMaker, WorkerProcess
-from stages.frames.job import FramesItem
-from stages.frames.live import NO_MEMORY, TOO_LARGE
-from stages.process.events import NO_ROOM, Event, Failed, MediumIndexed
-import asyncio
-from collections.abc import Sequence
 from typing import Any
+
+from artifacts.errors import PenstockError
 from artifacts.packs import Record, RecordSet
 from artifacts.records import read_record
 from artifacts.schema import MediaIndex
 from flows.job.prepare import Job
 from flows.ledger.namespaces import Variant
 from flows.ledger.tasks import Medium, Task, task_of
+from flows.machine.launch import StageCall
 from flows.serving.half_worker import HalfWorker
-from flows.serving.record_cache import RecordCacheFlusher
-from flows.serving.record_cache import TempStore
+from flows.serving.metrics import HalfMetrics, Metrics
+from flows.serving.record_cache import RecordCacheFlusher, TempStore
+from flows.serving.refusals import HttpRefusal, bad_request, unavailable
+from flows.serving.worker_process import LauncherMaker, WorkerProcess
 from stages.frames.job import FramesItem
+from stages.frames.live import NO_MEMORY, TOO_LARGE
 from stages.models.encoding import FRAMES_A_BATCH
+from stages.process.events import NO_ROOM, Event, Failed, MediumIndexed
 from stages.process.live import Keyed
 
 log = logging.getLogger(__name__)

@@ -11,51 +11,39 @@ Computes the labels of images and frames for requests. Runs no model.
 """
 
 import asyncio
+import base64
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from artifacts.errors import UsageError
+from artifacts.keys import digest_of
+from artifacts.labels import Labelled, spans_of
 from artifacts.packs import Record
 from artifacts.schema import MediaIndex
-from artifacts.vectors import Vectors, vectors_in
+from artifacts.vectors import TextVectors, Vectors, text_vectors_in, vectors_in
 from flows.job.prepare import Job
+from flows.ledger.namespaces import one_shot_namespace
 from flows.ledger.tasks import Medium, Task
+from flows.media.labels import LabelSet, labels_named
+from flows.media.media_files import MediaFile
+from flows.results.labels.rows import LabelContext, label_rules, label_vectors
+from flows.results.vectors import shown_boxes
 from flows.running.stage_calls import StageCallBuilder
 from flows.serving.decoders import FrameSource
 from flows.serving.half_worker import HalfWorker
 from flows.serving.metrics import Metrics
 from flows.serving.record_cache import RecordCacheFlusher
-from flows.serving.uploads import SingleFlight
-from flows.serving.uploads import Upload
-import base64
-from typing import Any
-import numpy as np
-from numpy.typing import NDArray
-from artifacts.schema import MediaIndex
-from flows.results.vectors import shown_boxes
-from collections.abc import Sequence
-from artifacts.keys import digest_of
-from artifacts.packs import Record
-from artifacts.vectors import TextVectors, text_vectors_in
-from flows.job.prepare import Job
-from flows.ledger.namespaces import one_shot_namespace
-from flows.serving.half_worker import HalfWorker
-from flows.serving.record_cache import RecordCacheFlusher
-from flows.serving.refusals import bad_request
-from flows.serving.uploads import SingleFlight
+from flows.serving.refusals import HttpRefusal, bad_request, refusal_of, shown_name
+from flows.serving.uploads import SingleFlight, Upload
 from stages.embed_texts import STAGE
 from stages.embed_texts.job import TextsItem
-from collections import OrderedDict
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
-from artifacts.errors import UsageError
-from artifacts.labels import Labelled, spans_of
-from flows.job.prepare import Job
-from flows.media.labels import LabelSet, labels_named
-from flows.media.media_files import MediaFile
-from flows.results.labels.rows import LabelContext, label_vectors
-from flows.results.labels.rows import label_rules
-from flows.serving.refusals import HttpRefusal, refusal_of
-from flows.serving.refusals import shown_name
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EmbeddedMedium:

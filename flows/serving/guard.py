@@ -13,8 +13,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from flows.serving.config import LOOPBACK, is_loopback, is_of_other_site
-from flows.serving.refusals import json_bytes
-from flows.serving.refusals import HttpRefusal, unavailable
+from flows.serving.refusals import HttpRefusal, json_bytes, unavailable
 from flows.serving.service import Service
 
 Message = MutableMapping[str, Any]

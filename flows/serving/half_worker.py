@@ -19,30 +19,21 @@ process.
 """
 
 import asyncio
-import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
-from artifacts.errors import ModelChanged, PenstockError
-from flows.machine.launch import StageCall
-from flows.planning.ladder import Ladder
-from flows.planning.ladder import Rung
-from flows.serving.refusals import HttpRefusal, unavailable
-from stages.process.events import Event, Published
-import asyncio
 import contextlib
 import json
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
-from artifacts.errors import CannotFit, EnvironmentFault, PenstockError
-from flows.planning.ladder import Rung
-from flows.serving.batching import Batcher, QueuedRequest
-from flows.serving.batching import DeviceScheduler
+
+from artifacts.errors import CannotFit, EnvironmentFault, ModelChanged, PenstockError
+from flows.machine.launch import StageCall
+from flows.planning.ladder import Ladder, Rung
+from flows.serving.batching import Batcher, DeviceScheduler, QueuedRequest
 from flows.serving.metrics import HalfMetrics, Metrics
-from flows.serving.refusals import HttpRefusal, bad_request, refusal_of_failure, unavailable
 from flows.serving.record_cache import TempStore
+from flows.serving.refusals import HttpRefusal, bad_request, refusal_of_failure, unavailable
 from flows.serving.worker_process import LauncherMaker, WorkerProcess
 from stages.decode.engines import engine_of
 from stages.process.events import (
@@ -51,6 +42,7 @@ from stages.process.events import (
     Event,
     Failed,
     MemorySample,
+    Published,
     StageNotes,
     TooLarge,
     Warned,
@@ -269,7 +261,6 @@ class RestartBackoff:
         hopeless = self._model.failed(error) or hopeless
         if hopeless or self._failed >= STARTS:
             self._why, self._retry_at = error, time.monotonic() + RETRY_SECONDS
-
 
 
 AWAY, WAITING, LOADING, RESIDENT = "away", "waiting", "loading", "resident"

@@ -4,21 +4,22 @@ Limits the size and time of request heads in the servers of `penstock serve` and
 before any token is checked.
 """
 
+import asyncio
 import contextlib
 import errno
 import mimetypes
 import socket
-from collections.abc import Iterator
-import uvicorn
-from artifacts.errors import EnvironmentFault, UsageError
-import asyncio
-import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
+
 import h11
+import uvicorn
 from uvicorn.protocols.http.flow_control import FlowControl
+
+from artifacts.errors import EnvironmentFault, UsageError
 from flows.serving.refusals import json_bytes
+
 
 @contextlib.contextmanager
 def listening(host: str, port: int) -> Iterator[socket.socket]:

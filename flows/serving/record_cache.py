@@ -11,22 +11,20 @@ A killed server leaves its folder behind. A starting server removes the folders 
 longer exist.
 """
 
+import asyncio
 import itertools
 import os
 import shutil
-from collections.abc import Iterator
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryFile
-from artifacts.files import delete_unlocked, own_folder
-from artifacts.store import Store, is_full, open_store
-import asyncio
-from collections import OrderedDict
-from collections.abc import Callable, Iterable
+
 from artifacts.errors import PenstockError
-from artifacts.packs import Record
-from artifacts.packs import RecordUnion, record_sets_of
-from artifacts.store import Store
+from artifacts.files import delete_unlocked, own_folder
+from artifacts.packs import Record, RecordUnion, record_sets_of
+from artifacts.store import Store, is_full, open_store
 
 MEMORY = Path("/dev/shm")
 MIN_FREE_BYTES = 1 << 30

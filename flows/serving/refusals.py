@@ -7,19 +7,20 @@ Gives servers access to the media files that they display.
 Writes every JSON answer of the servers of `penstock serve`, the studio and the review.
 """
 
-import re
-from pathlib import Path
-from flows.serving.record_cache import PREFIX
-from typing import Any
-from artifacts.errors import PenstockError, with_hint
-from stages.process.events import NO_ROOM, NOT_STORED, TOO_LONG, UNSUPPORTED, Failed
 import asyncio
+import json
 import os
+import re
 import threading
 import weakref
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from artifacts.errors import PenstockError
+from typing import Any
+
+from starlette.responses import Response
+
+from artifacts.errors import PenstockError, with_hint
 from artifacts.index.shard import IndexRow
 from artifacts.keys import ContentDigests, content_key
 from artifacts.regular_files import open_regular
@@ -29,11 +30,8 @@ from artifacts.stamps import stamp_of
 from artifacts.store import open_store
 from flows.checkpoint.models import digests_in
 from flows.options.model import default_store
-import json
-import re
-from collections.abc import Mapping
-from typing import Any
-from starlette.responses import Response
+from flows.serving.record_cache import PREFIX
+from stages.process.events import NO_ROOM, NOT_STORED, TOO_LONG, UNSUPPORTED, Failed
 
 LOCAL = ("/", ".", "~")
 """Prefixes of a model's folder, in contrast to hub ids."""

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from artifacts.errors import EnvironmentFault, PenstockError, UsageError
 from artifacts.index.manifest import BOOK, Maker
-from artifacts.index.shard import ROW, IndexRow
 from artifacts.index.search import Query, Searcher, Sort
+from artifacts.index.shard import ROW, IndexRow
 from artifacts.index.snapshot import Snapshot, open_snapshot
 from artifacts.index.where import Condition, matching
 from artifacts.index.writing import refuse_other

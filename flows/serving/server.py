@@ -26,8 +26,7 @@ from flows.serving.app import app_of
 from flows.serving.config import ADDRESS, BatchOptions, NetworkOptions, ServeConfig
 from flows.serving.guard import Guard
 from flows.serving.half_worker import ModelWatch
-from flows.serving.listening import limited_protocol
-from flows.serving.listening import UnsignalledServer, address_of, listening
+from flows.serving.listening import UnsignalledServer, address_of, limited_protocol, listening
 from flows.serving.service import Service
 from flows.serving.startup import DRAIN_SECONDS, open_service
 from stages.process.live import loop_factory

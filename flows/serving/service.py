@@ -4,18 +4,15 @@ import time
 from dataclasses import dataclass, field
 
 from flows.job.prepare import Job
+from flows.serving.batching import DeviceScheduler
 from flows.serving.captioning import Captioning
 from flows.serving.config import ServeConfig
 from flows.serving.decoders import Decoders
-from flows.serving.batching import DeviceScheduler
-from flows.serving.embedding import MediumEmbedder
-from flows.serving.half_worker import ModelWatch
-from flows.serving.half_worker import LOADING, WAITING, HalfWorker
-from flows.serving.embedding import Labeller
+from flows.serving.embedding import Labeller, MediumEmbedder, TextEmbedder
+from flows.serving.half_worker import LOADING, WAITING, HalfWorker, ModelWatch
 from flows.serving.metrics import Metrics
-from flows.serving.searching import ServedIndex
 from flows.serving.record_cache import TempStore
-from flows.serving.embedding import TextEmbedder
+from flows.serving.searching import ServedIndex
 
 
 @dataclass(kw_only=True, slots=True)

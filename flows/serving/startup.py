@@ -16,8 +16,7 @@ from artifacts.paths import folder_named
 from artifacts.store import open_store
 from artifacts.tiles import boxes_of
 from flows.console.display import Display
-from flows.job.namespace_notes import context_note
-from flows.job.namespace_notes import note_namespaces
+from flows.job.namespace_notes import context_note, note_namespaces
 from flows.job.prepare import Job, prepare_without_media
 from flows.ledger.namespaces import one_shot_namespace
 from flows.ledger.waves import fetch_parts
@@ -28,33 +27,27 @@ from flows.options.media import VectorSamplingOptions
 from flows.options.model import default_store
 from flows.pipelines import CAPTION, LABEL, Pipeline, parts_of
 from flows.planning.choose import PlanRequest, plan_request_of_model
-from flows.planning.ladder import Ladder
-from flows.planning.ladder import Rung
-from flows.planning.sizes import UNKNOWN_SIZE
+from flows.planning.ladder import Ladder, Rung
 from flows.planning.plan import choose, ladder_of
+from flows.planning.sizes import UNKNOWN_SIZE
 from flows.planning.workloads import STANDARD_CHUNKS, Workload, workload_of
 from flows.running.stage_calls import StageCallBuilder, WorkerStores
 from flows.search.query import as_made, maker_of
+from flows.serving.batching import DeviceScheduler
 from flows.serving.captioning import Captioning
 from flows.serving.config import BatchOptions, RequestLimits, ServeConfig
-from flows.serving.decoders import Decoders
-from flows.serving.batching import DeviceScheduler
-from flows.serving.embedding import MediumEmbedder
-from flows.serving.decoders import FrameSource
-from flows.serving.half_worker import HalfWorkerSpec
-from flows.serving.half_worker import HalfWorker
-from flows.serving.embedding import Labeller
+from flows.serving.decoders import Decoders, FrameSource
+from flows.serving.embedding import Labeller, MediumEmbedder, TextEmbedder
+from flows.serving.half_worker import HalfWorker, HalfWorkerSpec
 from flows.serving.metrics import Metrics
-from flows.serving.record_cache import RecordCacheFlusher
+from flows.serving.record_cache import RecordCacheFlusher, temp_folder
 from flows.serving.searching import ServedIndex
 from flows.serving.service import Service
-from flows.serving.record_cache import temp_folder
-from flows.serving.embedding import TextEmbedder
 from flows.serving.worker_process import LauncherMaker
 from stages.embed_texts import STAGE as TEXTS
-from stages.process.memory import cores
 from stages.process.fork_client import ForkServer
 from stages.process.job import StageSpec
+from stages.process.memory import cores
 from stages.process.stage_process import Listener
 
 DECODER_BYTES = 768 << 20

@@ -14,21 +14,21 @@ import hashlib
 import logging
 import os
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Generic, TypeVar
+
 from fastapi import Request
 from starlette.requests import ClientDisconnect
+
 from artifacts.keys import content_key
 from artifacts.schema import MediaKind
 from artifacts.store import is_full
-from flows.serving.refusals import HttpRefusal, bad_request
 from flows.serving.record_cache import TempStore
+from flows.serving.refusals import HttpRefusal, bad_request
 from stages.frames.formats import AVIF_BRANDS, HEIC_BRANDS
-import asyncio
-from collections.abc import Awaitable, Callable
-from typing import Generic, TypeVar
 
 LOG = logging.getLogger(__name__)
 

@@ -4,32 +4,30 @@ Checks what trainers will see of the data sets that a run wrote: how many sample
 have no text, and which have no file.
 """
 
+import asyncio
 import json
+import mimetypes
+import secrets
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
-from artifacts.edits import REJECTED, UNTOUCHED, Edit
-from artifacts.json_shapes import BYTES
-from artifacts.plurals import counted
-from artifacts.regular_files import read_text
-from artifacts.trainers import TRAINERS
-from flows.media.media_files import kind_of
-import asyncio
-import mimetypes
-import secrets
-from pathlib import Path
-from typing import Any
+
 from starlette.requests import Request
 from starlette.responses import FileResponse, Response, StreamingResponse
+
+from artifacts.edits import REJECTED, UNTOUCHED, Edit
 from artifacts.errors import PenstockError
-from artifacts.regular_files import refuse_links
+from artifacts.json_shapes import BYTES
+from artifacts.plurals import counted
+from artifacts.regular_files import read_text, refuse_links
+from artifacts.trainers import TRAINERS
+from flows.media.media_files import kind_of
 from flows.reviewing.captions import EditRefused
-from flows.serving.refusals import JSON, json_answer
-from flows.serving.refusals import shown_file
+from flows.serving.refusals import JSON, json_answer, shown_file
 from flows.studio.roots import json_of
-from flows.studio.runs import AGAIN, QueuedRun
 from flows.studio.run_captions import NUMBER, RunCaptions
+from flows.studio.runs import AGAIN, QueuedRun
 from flows.studio.session import Studio
 from flows.studio.steps import FOLDER, MOST, RecordedCommand, answers_of
 from flows.studio.values import checked, line_of

@@ -6,30 +6,28 @@ token.
 
 import asyncio
 import filecmp
+import hmac
 import os
 import shutil
 import tempfile
 import unicodedata
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
-from artifacts.errors import EnvironmentFault, UsageError
+
+from starlette.datastructures import Headers
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from artifacts.errors import EnvironmentFault, PenstockError, UsageError
 from artifacts.files import HALF, is_hidden
+from artifacts.json_shapes import parse
 from artifacts.names import file_name
 from artifacts.paths import rename_noreplace
 from artifacts.regular_files import refuse_links
 from artifacts.store import fault_of, read_fault
 from flows.media.media_files import IMAGE_SUFFIXES, VIDEO_SUFFIXES, writable
-import asyncio
-import hmac
-from collections.abc import Awaitable, Callable
-from typing import Any
-from starlette.datastructures import Headers
-from starlette.requests import ClientDisconnect, Request
-from starlette.responses import Response
-from starlette.types import ASGIApp, Receive, Scope, Send
-from artifacts.errors import PenstockError, UsageError
-from artifacts.json_shapes import parse
 from flows.reviewing.captions import EditRefused
 from flows.serving.config import is_loopback, is_of_other_site
 from flows.serving.refusals import JSON, json_answer

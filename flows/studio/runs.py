@@ -15,47 +15,36 @@ One command in the list of runs of a studio, and its file, in which every field 
 Makes plans by the command that makes them, in a process that ends with the request.
 """
 
+import asyncio
+import contextlib
+import functools
+import json
 import os
 import re
 import secrets
-from dataclasses import dataclass, field
-from itertools import takewhile
-from pathlib import Path
-from typing import Any
-from artifacts.json_shapes import MapOf, anything, count, moment, read_json, text
-import asyncio
-import contextlib
-import json
-import os
-import signal
-import subprocess
-import sys
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
-from artifacts.errors import UsageError
-import functools
-import os
 import shutil
 import signal
 import subprocess
+import sys
 import threading
-from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
+
 from artifacts.errors import EnvironmentFault, PenstockError, UsageError
 from artifacts.files import write_json
+from artifacts.json_shapes import MapOf, anything, count, moment, read_json, text
 from artifacts.keys import digest_of
 from artifacts.locks import try_lock
+from artifacts.paths import user_state
 from artifacts.regular_files import guard, is_denied, open_below
 from artifacts.store import fault_of
-from artifacts.paths import user_state
 from flows.machine.leases import start_of
 from flows.machine.versions import now
-from flows.results.run_status import load_record
 from flows.results.run_record import seconds_of
-from flows.results.run_status import run_folder, run_status
+from flows.results.run_status import load_record, run_folder, run_status
 from flows.studio.values import line_of
 
 AGAIN = "again"

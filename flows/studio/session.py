@@ -5,35 +5,29 @@ deletes first.
 """
 
 import contextlib
-import threading
-from pathlib import Path
-from artifacts.errors import PenstockError
-from artifacts.keys import digest_of
-from artifacts.packs import Record, RecordSet
-from artifacts.stamps import stamp_of
-from artifacts.store import Store
-from artifacts.store import prepare_store
-from flows.results.thumbnails import QUALITY, SIDE, thumbnail
-from flows.upkeep.cache import THUMBNAILS
-import contextlib
 import hashlib
 import hmac
 import os
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+
 from artifacts.errors import PenstockError, UsageError
 from artifacts.files import sweep
+from artifacts.keys import digest_of
+from artifacts.packs import Record, RecordSet
 from artifacts.signing import user_secret
-from artifacts.store import open_store
-from artifacts.store import local_folder
+from artifacts.stamps import stamp_of
+from artifacts.store import Store, local_folder, open_store, prepare_store
 from flows.options.model import default_store
-from flows.studio.runs import QueuedRun
+from flows.results.thumbnails import QUALITY, SIDE, thumbnail
 from flows.studio.roots import Roots
 from flows.studio.run_captions import RunCaptions
-from flows.studio.runs import RunQueue, run_id
+from flows.studio.runs import QueuedRun, RunQueue, run_id
 from flows.studio.steps import ConfigOf, RecordedCommand
+from flows.upkeep.cache import THUMBNAILS
 
 VERSION = 4
 TOGETHER = 32

@@ -3,39 +3,36 @@
 What the page offers to choose from: models on this machine, adapters and prompts.
 """
 
+import asyncio
 import contextlib
 import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from artifacts.errors import UsageError
-from artifacts.files import write_text
-from artifacts.regular_files import read_bytes, user_text
-from artifacts.paths import user_state
-from flows.options.model import DEMO_MODEL
-from flows.options.text import IMAGE_PROMPT
-from flows.studio.roots import Refused, Roots, is_shown
-from stages.models.hub.hub_errors import cache_folder
-import asyncio
-import os
-from typing import Any
+
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
+
 from artifacts.endpoints import listed
+from artifacts.errors import UsageError
+from artifacts.files import write_text
+from artifacts.paths import user_state
+from artifacts.regular_files import read_bytes, user_text
+from flows.options.model import DEMO_MODEL
+from flows.options.text import IMAGE_PROMPT
 from flows.options.vectors import PLACE
 from flows.pages.document import SHARED, Document, document, part, parts
 from flows.results.run_record import RUN_RECORD
 from flows.reviewing.captions import EditRefused
 from flows.serving.refusals import json_answer
 from flows.studio import roots
-from flows.studio.roots import json_of
-from flows.studio.runs import plan_of
-from flows.studio.runs import QueuedRun
-from flows.studio.runs import run_id
+from flows.studio.roots import Refused, Roots, is_shown, json_of
+from flows.studio.runs import QueuedRun, plan_of, run_id
 from flows.studio.session import UPLOADS, Studio
 from flows.studio.values import checked, line_of, table, words_of
 from stages.export.jobs import KINDS
+from stages.models.hub.hub_errors import cache_folder
 
 DEEPEST = 2
 """Folders below a root in which models and adapters are looked for."""

@@ -12,9 +12,9 @@ from artifacts.options import Declared, OptionGroup, declared
 from flows.options.commands import CaptionConfig
 from flows.options.export_config import ExportConfig
 from flows.options.media import SourceOptions
-from flows.options.vectors import SiftConfig
 from flows.options.text import SCHEMA_BYTES
 from flows.options.training import TuneConfig
+from flows.options.vectors import SiftConfig
 from flows.results.trust import COMMAND
 from flows.studio.roots import Refused, Roots
 

@@ -12,10 +12,9 @@ from artifacts.claims import FOLDER as CLAIMS
 from artifacts.errors import UsageError
 from artifacts.packs import QUARANTINE
 from artifacts.plurals import first_of
-from artifacts.store import ObjectStat, Store
-from artifacts.store import NAME, prepare_store
+from artifacts.store import NAME, ObjectStat, Store, prepare_store
+from artifacts.stores.local import TEMPORARY, left_behind
 from artifacts.stores.protocol import CATALOGS
-from artifacts.stores.folder import TEMPORARY, left_behind
 from flows.checkpoint.gguf import COPIES
 from flows.ledger.namespaces import notes
 from flows.machine.leases import running_jobs

@@ -5,27 +5,21 @@ Stores the files and settings of a job's last rebuild, and compares them with cu
 """
 
 import os
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
-from artifacts.keys import digest_of
-from artifacts.packs import Record, RecordSet
-from artifacts.records import read_record
-from artifacts.store import Store
-from flows.job.namespace_notes import settings_of
-from flows.job.prepare import Job
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any
+from typing import Any, NamedTuple
+
 from artifacts.captions import Failure
-from artifacts.packs import RecordSet
+from artifacts.keys import digest_of
+from artifacts.packs import Record, RecordSet, RecordUnion
 from artifacts.plurals import counted
-from artifacts.packs import RecordUnion
-from artifacts.store import open_store
+from artifacts.records import read_record
+from artifacts.store import Store, open_store
 from flows.console.display import Display
 from flows.console.units import duration, size
-from flows.job.prepare import Job, prepare
 from flows.job.encode_ways import replanned_once
+from flows.job.namespace_notes import settings_of
+from flows.job.prepare import Job, prepare
 from flows.ledger.ledger import Ledger
 from flows.ledger.namespaces import Variant
 from flows.ledger.tasks import Medium
@@ -33,14 +27,12 @@ from flows.ledger.waves import bytes_to_fetch
 from flows.machine.launch import DirectLauncher, ForkingLauncher
 from flows.machine.leases import RunningJob, running_jobs
 from flows.media.sources import unread_in
-from flows.options.commands import RunOptions
-from flows.options.commands import RebuildConfig, RebuildRun
+from flows.options.commands import RebuildConfig, RebuildRun, RunOptions
 from flows.pipelines import KEPT, Pipeline, parts_of
 from flows.planning.sizes import unencoded
 from flows.results.outputs import failures_of
-from flows.running.run import LauncherMaker
+from flows.running.run import LauncherMaker, stopped_in_order
 from flows.running.run_observer import OnBegin, RunObserver
-from flows.running.run import stopped_in_order
 from stages.process.fork_client import ForkServer
 
 KIND = "rebuilds"

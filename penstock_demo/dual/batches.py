@@ -13,8 +13,8 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from penstock_demo.losses import IGNORE, wear
 from penstock_demo.dual.scenes import Scene, paint_ground, paint_things, sample_scene, twin
+from penstock_demo.losses import IGNORE, wear
 from penstock_demo.render import Floats, Pixels
 from penstock_demo.words import COLOURS, SHAPES
 

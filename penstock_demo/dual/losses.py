@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from penstock_demo.losses import IGNORE
 from penstock_demo.dual.pictures import GROUPS, IGNORED
 from penstock_demo.dual.scenes import TRAINED
+from penstock_demo.losses import IGNORE
 from penstock_demo.words import COLOURS, NEVER_TRAINED, SHAPES
 
 DENSE_WEIGHTS: Final = (1.0, 2.0)

@@ -6,23 +6,18 @@ Draws the texts of one training step and determines which of them are true of an
 Texts of untrained pairs are never drawn.
 """
 
-import random
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
-from typing import Final
-import numpy as np
-import numpy.typing as npt
-from penstock_demo.dual.scenes import TRAINED, Scene
-from penstock_demo.words import BACKGROUNDS, COLOURS, NEVER_TRAINED, SHAPES
 import argparse
 import json
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Final
+
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
+
 from penstock_demo.dual.scenes import (
     PAIRS,
     TRAINED,
@@ -31,7 +26,7 @@ from penstock_demo.dual.scenes import (
     paint_things,
     sample_scene,
 )
-from penstock_demo.words import NEVER_TRAINED
+from penstock_demo.words import BACKGROUNDS, COLOURS, NEVER_TRAINED, SHAPES
 
 TEMPLATES: Final = (
     "a photo of {}",

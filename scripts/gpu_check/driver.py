@@ -11,7 +11,6 @@ from typing import Any
 from flows.checkpoint.precision import native_dtype, no_bfloat16
 from flows.planning.terms import GPU_WORKSPACE_BYTES
 from scripts.gpu_check.rows import MIB, Row, Setting, mib, row, skipped
-from stages.process.memory import cores, host_total_bytes
 from stages.process.device import (
     device_capability,
     device_free_bytes,
@@ -22,6 +21,7 @@ from stages.process.device import (
     driver_version,
 )
 from stages.process.device_limit import context_bytes
+from stages.process.memory import cores, host_total_bytes
 
 LIBRARIES = ("av", "bitsandbytes", "fastapi", "onnxruntime-gpu", "onnxscript", "peft", "uvicorn")
 """Distributions without which some checks cannot be made."""

@@ -23,8 +23,8 @@ from scripts.gpu_check.rows import DEMO, TINY, Row, Setting, mib, one_line, row,
 from scripts.gpu_check.steps import NO_GRAPH, STEP_ROWS, steps_of, work_of
 from scripts.gpu_check.whole import PLAN_SHARE, Run, good_run, peaks, run
 from stages.models import resolve_model
-from stages.process.memory import host_free_bytes
 from stages.process.device import device_free_bytes
+from stages.process.memory import host_free_bytes
 
 if TYPE_CHECKING:
     from stages.decode.engines.inflight.prefill import PrefilledSequence
@@ -224,8 +224,7 @@ def _decoding(precision: str, setting: Setting, folder: Path) -> Iterator[Row]:
     """The engine check, and what steps and prompts cost, in one precision."""
     import torch
 
-    from stages.decode.engines.inflight.engine import LONGER_SUFFIX
-    from stages.decode.engines.inflight.engine import choose_layout, reference_of
+    from stages.decode.engines.inflight.engine import LONGER_SUFFIX, choose_layout, reference_of
     from stages.decode.engines.inflight.pool_shape import GPU_STEP_ROWS
     from stages.decode.engines.inflight.prefill import prefill_row
 
@@ -294,9 +293,8 @@ def fp16_training(setting: Setting, folder: Path) -> Iterator[Row]:
 
     from stages.models.encoding.batch import encode_batches
     from stages.tune.adapter import add_adapter
-    from stages.tune.training import make_example
     from stages.tune.job import ADAMW
-    from stages.tune.training import Trainer, optimizer_of
+    from stages.tune.training import Trainer, make_example, optimizer_of
 
     bench = Bench(str(folder), setting.device, "float16")
     with torch.inference_mode():

@@ -28,9 +28,7 @@ from PIL import Image
 from artifacts.claims import claims_at
 from artifacts.endpoints import endpoints_of, keys_from
 from artifacts.errors import EnvironmentFault, PenstockError
-from artifacts.packs import DamagedRecord
-from artifacts.packs import Record
-from artifacts.packs import record_sets_of
+from artifacts.packs import DamagedRecord, Record, record_sets_of
 from artifacts.store import open_store
 from stages.ask import UNANSWERED, AskItem, AskJob
 from stages.ask.servers import (
@@ -44,9 +42,9 @@ from stages.ask.servers import (
 )
 from stages.ask.wire import Answer, BadAnswer, answer_in, error_in, media_of, request_body
 from stages.memory.oom_retry import ItemFault, ItemFaults
-from stages.process.live import loop_factory
-from stages.process.job import parse_job
 from stages.process.events import EventReporter
+from stages.process.job import parse_job
+from stages.process.live import loop_factory
 
 Chunk = list[AskItem]
 """The items about one chunk."""

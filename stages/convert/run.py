@@ -9,32 +9,26 @@ The file is then mapped read-only. Torch's own `mmap=True` maps it writable, whi
 refuses for a file larger than the machine's memory.
 """
 
+import contextlib
+import json
+import logging
 import mmap
 import pickle
 import re
 import struct
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping
-from pathlib import Path
-from typing import Any, NamedTuple
-import torch
-from artifacts.errors import EnvironmentFault, UsageError
-from artifacts.keys import digest_of
-from artifacts.regular_files import open_regular
-from stages.models.hub.checkpoint import not_whole
-from stages.models.shards.layout import DTYPE_NAMES
-import contextlib
-import json
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
+
 import torch
+
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.keys import digest_of
+from artifacts.regular_files import open_regular
 from stages.convert.job import DTYPES, ConvertJob
 from stages.models.hub.checkpoint import (
     CONFIG,
@@ -46,10 +40,16 @@ from stages.models.hub.checkpoint import (
 )
 from stages.models.hub.hub_errors import PICKLES
 from stages.models.in_tree.registry import ORIGINALS, OriginalLayout
-from stages.models.shards.layout import TensorSpec, lay_out
-from stages.models.shards.layout import claimed, tensor_chunks, write_checkpoint
-from stages.process.job import parse_job
+from stages.models.shards.layout import (
+    DTYPE_NAMES,
+    TensorSpec,
+    claimed,
+    lay_out,
+    tensor_chunks,
+    write_checkpoint,
+)
 from stages.process.events import EventReporter
+from stages.process.job import parse_job
 
 WRAPPERS = ("state_dict", "model_state_dict", "module", "model")
 """Keys under which training code stores a model's tensors among other data."""
@@ -423,15 +423,15 @@ def _origins(
     """Return tensor name → its source. Tensors that share memory are all written, because only the
     class of the model knows which can be left out."""
     found: dict[str, PickledTensor] = {}
-    for pickle in pickles:
-        for name, tensor in pickle.tensors.items():
+    for archive in pickles:
+        for name, tensor in archive.tensors.items():
             for new, meta in _called(name, tensor, original):
                 if new in found:
                     raise EnvironmentFault(
-                        f"tensor {new} is in {found[new].pickle.path.name} and in {pickle.path}",
+                        f"tensor {new} is in {found[new].pickle.path.name} and in {archive.path}",
                         hint="The files belong to different models: give one of them",
                     )
-                found[new] = PickledTensor(pickle, name, meta)
+                found[new] = PickledTensor(archive, name, meta)
     return found
 
 

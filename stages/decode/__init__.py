@@ -1,8 +1,7 @@
 """Generates captions from features and a prompt, and scores given texts. Loads only the language
 half."""
 
-from stages.decode.generation import DecodeJob
-from stages.decode.generation import ScoreJob
+from stages.decode.generation import DecodeJob, ScoreJob
 from stages.process.job import StageSpec
 
 OUTPUT_VERSION = 4

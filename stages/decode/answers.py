@@ -6,8 +6,7 @@ any of them counts. The engine that runs is known once it is loaded; it makes th
 
 from collections.abc import Mapping, Sequence
 
-from artifacts.packs import Record, RecordSet
-from artifacts.packs import RecordUnion, record_sets_of
+from artifacts.packs import Record, RecordSet, RecordUnion, record_sets_of
 from artifacts.store import Store
 from stages.decode.generation import COMPILED, FALLBACK, OWN, DecodeItem, DecodeJob
 

@@ -14,28 +14,24 @@ The text so far decides which beginnings of phrases are open; for each such stat
 are found once.
 """
 
-from collections.abc import Sequence, Set
+import re
+import unicodedata
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence, Set
 from functools import lru_cache
 from typing import Any
+
 import llguidance
 import llguidance.hf
 import numpy as np
 import torch
 from transformers import LogitsProcessor
+
 from artifacts.errors import UsageError
-from stages.decode.schema_bounds import BETWEEN, IN_TEXT, JsonPosition, ranks
 from stages.decode.json_schema import grammar_of, rest_of
 from stages.decode.prompts import end_ids_of
+from stages.decode.schema_bounds import BETWEEN, IN_TEXT, JsonPosition, ranks
 from stages.memory.oom_retry import release_memory
-import re
-import unicodedata
-from bisect import bisect_left
-from collections.abc import Iterator, Sequence
-from functools import lru_cache
-from typing import Any
-import torch
-from transformers import LogitsProcessor
-from artifacts.errors import UsageError
 
 NEEDED = range(0x20, 0x7F)
 """Bytes that must be tokens of their own: they can spell any JSON text."""

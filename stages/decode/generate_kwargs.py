@@ -13,23 +13,9 @@ that place features differently in the prompt. So chunked prefill is first teste
 Where its result differs, only position-wise modules run in chunks.
 """
 
-from collections.abc import Mapping
-from typing import Any
-import torch
-from artifacts.errors import CannotFit, UsageError
-from artifacts.tensors import make_record
-from stages.models.halves.absent import NeedsWeights
-from stages.models.halves.absent import chunk_position_wise
-from stages.models.halves.features import Features, count_tokens
-from stages.models.halves.offload import UNDIVIDED, generate
-from stages.models.halves.offload import offloaded_bytes
-from stages.models.halves.records import FeatureRecord
-from stages.models.halves.routes import choose_route
-from stages.models.processors.input_layout import noise
-from stages.models.processors.prepare import drop_end_token, prepare, rebuild
-from stages.process.output_streams import out_of_memory
 from collections.abc import Mapping, Sequence
 from typing import Any
+
 import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 from transformers.generation.logits_process import (
@@ -38,14 +24,29 @@ from transformers.generation.logits_process import (
     TopKLogitsWarper,
     TopPLogitsWarper,
 )
+
+from artifacts.errors import CannotFit, UsageError
 from artifacts.keys import digest_of
+from artifacts.tensors import make_record
 from stages.decode.confidence import offset_in
-from stages.decode.generation import CHECKPOINT, SAMPLING_FIELDS, SamplingParams
-from stages.decode.generation import DecodeItem
-from stages.decode.prompts import check_context, context_left, end_ids_of, start_ids
-from stages.decode.prompts import retry_params
-from stages.decode.generation import RequestSettings, cut_at
+from stages.decode.generation import (
+    CHECKPOINT,
+    SAMPLING_FIELDS,
+    DecodeItem,
+    RequestSettings,
+    SamplingParams,
+    cut_at,
+)
+from stages.decode.prompts import check_context, context_left, end_ids_of, retry_params, start_ids
+from stages.models.halves.absent import NeedsWeights, chunk_position_wise
+from stages.models.halves.features import Features, count_tokens
+from stages.models.halves.offload import UNDIVIDED, generate, offloaded_bytes
+from stages.models.halves.records import FeatureRecord
+from stages.models.halves.routes import choose_route
+from stages.models.processors.input_layout import noise
 from stages.models.processors.loading import known, tag_ids
+from stages.models.processors.prepare import drop_end_token, prepare, rebuild
+from stages.process.output_streams import out_of_memory
 
 CHUNKED_FIELDS = {"pooler_output", "deepstack_features"}
 """Fields of a feature record that chunked prefill of `generate` passes on."""

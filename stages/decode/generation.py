@@ -8,20 +8,15 @@ One server request's sampling, token limit, stop strings and schema. Imports no 
 because cache keys are made from them.
 """
 
-from dataclasses import dataclass, fields
-from typing import Annotated, Any
-from artifacts.errors import UsageError
-from artifacts.options import Option, OptionGroup
-from dataclasses import dataclass, field
-from typing import NamedTuple
-from stages.models.half_job import HalfJob
-from dataclasses import dataclass, field
-from typing import NamedTuple
-from stages.models.half_job import HalfJob
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from typing import Annotated, Any, NamedTuple
+
+from artifacts.errors import UsageError
+from artifacts.options import Option, OptionGroup
 from artifacts.records import read_record
+from stages.models.half_job import HalfJob
 
 GREEDY, CHECKPOINT = "greedy", "checkpoint"
 SAMPLINGS = (GREEDY, CHECKPOINT)

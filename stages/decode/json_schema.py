@@ -8,8 +8,7 @@ from typing import Any
 
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.patterns import validator_of
-from stages.decode.schema_bounds import RemainingBytes
-from stages.decode.schema_bounds import bounded, closed, unknown_words
+from stages.decode.schema_bounds import RemainingBytes, bounded, closed, unknown_words
 
 COMPACT = (",", ":")
 WHOLE_NUMBERS = 2**63

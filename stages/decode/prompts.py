@@ -4,16 +4,17 @@ Detects repetitive captions and chooses the parameters of their retry.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
+
 import torch
+
+from artifacts.captions import Ended
 from artifacts.errors import UsageError
 from stages.decode.generation import SamplingParams
 from stages.models.footprint import context_tokens
-from stages.models.processors.prepare import answer_ids
-from stages.models.processors.prepare import DECODED, Row, drop_end_token, rebuild
-from dataclasses import replace
-from artifacts.captions import Ended
-from stages.decode.generation import SamplingParams
+from stages.models.processors.prepare import DECODED, Row, answer_ids, drop_end_token, rebuild
+
 
 class ContextExceeded(UsageError):
     """A prompt, its images and the longest caption together exceed the model's context."""

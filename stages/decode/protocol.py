@@ -12,20 +12,16 @@ Reads the feature record that the encode stage stored for a chunk.
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol, runtime_checkable
+
 from artifacts.captions import Ended
 from artifacts.errors import UsageError
+from artifacts.packs import DamagedRecord, RecordSet, RecordUnion
+from artifacts.tensors import unpack_tree
 from stages.decode.generation import DecodeItem, DecodeJob
-from stages.memory.oom_retry import OomRetry
+from stages.memory.oom_retry import OomRetry, split_batch
 from stages.models.halves.records import FeatureRecord
 from stages.process.live import PipedRequest
-from collections.abc import Mapping, Sequence
-from stages.decode.generation import DecodeItem
-from stages.memory.oom_retry import split_batch
-from artifacts.packs import DamagedRecord
-from artifacts.packs import RecordSet
-from artifacts.packs import RecordUnion
-from artifacts.tensors import unpack_tree
-from stages.models.halves.records import FeatureRecord
+
 
 class DecodeRequest(NamedTuple):
     """A request to caption one chunk."""

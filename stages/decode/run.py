@@ -8,49 +8,51 @@ Records chunks on which the language half raises, and finds a fallback engine th
 them.
 """
 
+import contextlib
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
-from typing import Any
-from artifacts.errors import StageDied, UsageError
-from stages.decode.answers import Answers
-from stages.decode.protocol import Batch
-from stages.decode.protocol import DecodeEngine, DecodeRequest, PromptChecker
-from stages.memory.oom_retry import ItemFault, ItemFaults, item_fault
-from stages.memory.oom_retry import try_items
-from stages.process.events import TOO_LONG
-from stages.process.events import EventReporter
-import contextlib
-from collections.abc import Iterator
 from functools import partial
 from itertools import chain
 from pkgutil import resolve_name
 from typing import Any
+
 from artifacts.claims import WorkClaims, claims_at
-from artifacts.errors import PenstockError
-from artifacts.packs import QUARANTINE, DamagedRecord, quarantine, read_header
-from artifacts.packs import Record, RecordSet
-from artifacts.packs import RecordUnion, record_sets_of
+from artifacts.errors import PenstockError, StageDied, UsageError
+from artifacts.packs import (
+    QUARANTINE,
+    DamagedRecord,
+    Record,
+    RecordSet,
+    RecordUnion,
+    quarantine,
+    read_header,
+    record_sets_of,
+)
 from artifacts.store import Store, open_store
 from artifacts.tensors import RecordGone
-from stages.decode.answers import open_records
-from stages.decode.protocol import Batch, by_chunk, longest_first, rebatch
+from stages.decode.answers import Answers, open_records
 from stages.decode.engines import EngineSpec, engine_of, engines_for
 from stages.decode.generation import COMPILED, FALLBACK, OWN, DecodeItem, DecodeJob
 from stages.decode.json_schema import texts_within
-from stages.decode.prompts import ContextExceeded
-from stages.decode.protocol import CaptionOutput, DecodeEngine, DecodeRequest
-from stages.decode.prompts import is_repetitive
-from stages.decode.protocol import read_features
-from stages.memory.oom_retry import ItemFaults
-from stages.memory.oom_retry import OomRetry
+from stages.decode.prompts import ContextExceeded, is_repetitive
+from stages.decode.protocol import (
+    Batch,
+    CaptionOutput,
+    DecodeEngine,
+    DecodeRequest,
+    PromptChecker,
+    by_chunk,
+    longest_first,
+    read_features,
+    rebatch,
+)
+from stages.memory.oom_retry import ItemFault, ItemFaults, OomRetry, item_fault, try_items
 from stages.models.loading import warm as warm_model
 from stages.models.prefetch import prefetched, write_behind
 from stages.process.device import device_model
-from stages.process.events import TOO_LONG, UNSUPPORTED, CaptionProgress
+from stages.process.events import TOO_LONG, UNSUPPORTED, CaptionProgress, EventReporter
 from stages.process.job import parse_job
 from stages.process.live import PipedRequest, RequestBatches
-from stages.process.events import EventReporter
 
 STAGE = "decode"
 

@@ -19,10 +19,9 @@ from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import Any
 from urllib.parse import unquote
+
 from artifacts.errors import UsageError
 from artifacts.patterns import validator_of
-import json
-from collections.abc import Mapping
 
 ANNOTATIONS = frozenset(
     {"$schema", "$id", "$comment", "$defs", "definitions", "title", "description", "default"}

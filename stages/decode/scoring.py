@@ -11,45 +11,37 @@ step.
 """
 
 import inspect
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
-from typing import Any, NamedTuple
-import torch
-from transformers import PreTrainedModel
-from artifacts.errors import UsageError
-from stages.decode.generation import SamplingParams
-from stages.decode.generate_kwargs import relative_difference, tolerance
-from stages.decode.prompts import append_ids, prompts_for
-from stages.models.halves.features import Features
-from stages.models.halves.offload import generate
-from stages.models.halves.records import FeatureRecord
-from stages.models.processors.prepare import answer_ids
-import time
-from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
+
 import torch
+from transformers import PreTrainedModel
+
 from artifacts.captions import CONFIDENCE
-from artifacts.packs import DamagedRecord
-from artifacts.packs import Record
-from artifacts.packs import RecordUnion, record_sets_of
+from artifacts.errors import UsageError
+from artifacts.packs import DamagedRecord, Record, RecordUnion, record_sets_of
 from artifacts.store import open_store
 from artifacts.tensors import RecordGone
 from stages.decode.confidence import Confidence, offset_in, token_scores
-from stages.decode.generate_kwargs import make_greedy
-from stages.decode.prompts import context_left, end_ids_of, start_ids
-from stages.decode.generation import ScoreItem, ScoreJob
+from stages.decode.generate_kwargs import make_greedy, relative_difference, tolerance
+from stages.decode.generation import SamplingParams, ScoreItem, ScoreJob
+from stages.decode.prompts import append_ids, context_left, end_ids_of, prompts_for, start_ids
 from stages.decode.protocol import read_features
-from stages.memory.oom_retry import ItemFault, ItemFaults
-from stages.memory.oom_retry import OomRetry, split_batch
+from stages.memory.oom_retry import ItemFault, ItemFaults, OomRetry, split_batch
+from stages.models.halves.features import Features
+from stages.models.halves.offload import generate
+from stages.models.halves.records import FeatureRecord
 from stages.models.loading import ModelJob, facts
 from stages.models.loading import warm as warm
-from stages.models.processors.prepare import before_whole
+from stages.models.processors.prepare import answer_ids, before_whole
 from stages.models.streaming.load import run_calls
-from stages.process.job import parse_job
 from stages.process.events import EventReporter
+from stages.process.job import parse_job
 
 KEEP = "logits_to_keep"
 """Name of the argument that limits the computed logits, in most model classes."""

@@ -4,9 +4,11 @@ Names the stored results of trials of fp16. Imports no model library.
 """
 
 from dataclasses import dataclass
+
 from artifacts.tiles import OFF
 from stages.models.encoding import FRAMES_A_BATCH
 from stages.models.encoding.job import EncodingJob
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EmbedJob(EncodingJob):

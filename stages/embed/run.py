@@ -11,38 +11,32 @@ The two halves are loaded one after the other, so the trial takes no more memory
 """
 
 import math
-from collections.abc import Iterator
-from dataclasses import replace
-import torch
-from artifacts.errors import HalfTried
-from artifacts.packs import Record, RecordSet
-from artifacts.store import open_store
-from stages.embed.job import EmbedJob
-from stages.embed.job import KIND, MIN_COSINE, TRIED_IMAGES, VERDICT
-from stages.memory.oom_retry import release_memory
-from stages.models.encoding.run import EncodeSpec
-from stages.models.loading import ModelJob
-from stages.models.processors.side_inputs import Prepared
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
+
 import torch
+
+from artifacts.errors import HalfTried
 from artifacts.packs import Record, RecordSet
+from artifacts.store import open_store
 from artifacts.tiles import OFF, boxes_of
 from artifacts.vectors import vector_record
-from stages.embed.job import EmbedJob
+from stages.embed.job import KIND, MIN_COSINE, TRIED_IMAGES, VERDICT, EmbedJob
+from stages.memory.oom_retry import release_memory
 from stages.models.encoding.batch import encode_batches
-from stages.models.encoding.run import Refusal, read_chunk
 from stages.models.encoding.job import EncodeItem
-from stages.models.encoding.run import EncodeSpec, encode_all
+from stages.models.encoding.run import EncodeSpec, Refusal, encode_all, read_chunk
 from stages.models.halves.records import FeatureRecord
+from stages.models.loading import ModelJob
 from stages.models.loading import warm as warm
 from stages.models.processors.loading import Clip
 from stages.models.processors.prepare import prepare_images, prepare_parts
 from stages.models.processors.side_inputs import Prepared
-from stages.process.job import parse_job
 from stages.process.events import EventReporter
+from stages.process.job import parse_job
+
 
 def try_fp16(job: EmbedJob, spec: EncodeSpec) -> None:
     """Store whether the vision half can run in fp16, and raise HalfTried: the run is planned

@@ -13,15 +13,13 @@ from artifacts.packs import Record, RecordSet
 from artifacts.store import open_store
 from artifacts.vectors import vector_record
 from stages.embed_texts.job import TextsItem, TextsJob
-from stages.memory.oom_retry import ItemFault, ItemFaults
-from stages.memory.oom_retry import OomRetry, split_batch
+from stages.memory.oom_retry import ItemFault, ItemFaults, OomRetry, split_batch
 from stages.models.halves.features import logits, max_text_tokens, text_vectors
 from stages.models.loading import ModelJob, facts
 from stages.models.loading import warm as warm
-from stages.process.events import Published
+from stages.process.events import EventReporter, Published
 from stages.process.job import items_of, parse_job
 from stages.process.live import read_requests
-from stages.process.events import EventReporter
 
 PROBES = 6
 """Number of vectors whose logits are fitted."""

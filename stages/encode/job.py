@@ -3,9 +3,11 @@
 Selects a chunk's frames for models that take a fixed number of frames. Imports no library.
 """
 
-from dataclasses import dataclass
-from stages.models.encoding.job import EncodingJob
 from collections.abc import Sequence
+from dataclasses import dataclass
+
+from stages.models.encoding.job import EncodingJob
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EncodeJob(EncodingJob):

@@ -6,17 +6,15 @@ from typing import Any
 
 from artifacts.packs import Record, RecordSet
 from artifacts.tensors import pack_tree
-from stages.encode.job import EncodeJob
-from stages.encode.job import shown_frames
+from stages.encode.job import EncodeJob, shown_frames
 from stages.memory.oom_retry import item_fault
-from stages.models.encoding.run import Refusal, read_chunk
 from stages.models.encoding.job import EncodeItem
-from stages.models.encoding.run import EncodeSpec, encode_all
+from stages.models.encoding.run import EncodeSpec, Refusal, encode_all, read_chunk
 from stages.models.halves.records import FeatureRecord
 from stages.models.loading import warm as warm
 from stages.models.processors.prepare import Clip, Prepared, prepare
-from stages.process.job import parse_job
 from stages.process.events import EventReporter
+from stages.process.job import parse_job
 
 
 def run(job_fields: dict[str, Any], report: EventReporter) -> None:

@@ -26,7 +26,7 @@ COMPARE = StageSpec(
     job=FeaturesJob,
     of_media=False,
     output_version=1,
-    entry="stages.export.export_plan:run",
+    entry="stages.export.compare:run",
     verb="comparing features",
 )
 CALIBRATE = StageSpec(

@@ -23,17 +23,16 @@ from stages.decode.generate_kwargs import make_greedy
 from stages.decode.protocol import read_features
 from stages.decode.scoring import caption_of, forced_logits
 from stages.export.export_plan import plan_export
-from stages.export.rounding import NoInverse, gptq
 from stages.export.jobs import CalibrateJob, CaptionedItem
 from stages.export.quant_formats import Packed
-from stages.models.halves.routes import config_and_class, skeleton_of
+from stages.export.rounding import NoInverse, gptq
 from stages.models.halves.offload import placement, waiting
+from stages.models.halves.routes import config_and_class, skeleton_of
 from stages.models.loading import ModelJob, facts
 from stages.models.loading import warm as warm
-from stages.models.streaming.load import streamed_layers
-from stages.models.streaming.load import LayerLockstep, LayerProvider
-from stages.process.job import parse_job
+from stages.models.streaming.load import LayerLockstep, LayerProvider, streamed_layers
 from stages.process.events import EventReporter
+from stages.process.job import parse_job
 
 OUTSIDE = "outside the layers"
 UNSEEN = "no calibration sample reached it"

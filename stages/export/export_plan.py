@@ -4,228 +4,27 @@ weights.
 Tensor names in the files differ from module names, because the loader renames tensors. The mapping
 comes from the loader itself. So does the type in which a tensor is loaded, and the export stores
 that type.
-
-Compares features with those of the original model: by centred cosine and by nearest neighbours.
-
-The plain cosine of features is 0.99 for almost any pair, because they share a large mean. Centring
-removes that mean. The nearest neighbours show what a search, or attention, would find.
-
-The quality thresholds that a quantized checkpoint must pass against its original, and their
-check.
 """
 
-import json
-from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
-from collections.abc import Iterator, Sequence
-from typing import Any
-import torch
-from torch.nn.functional import cosine_similarity, normalize
-from artifacts.packs import RecordSet
-from artifacts.store import open_store
-from artifacts.tensors import unpack_tree
-from artifacts.vectors import vectors_in
-from stages.export.jobs import FeaturesJob
-from stages.models.halves.records import MAIN_FIELDS, FeatureRecord
-from stages.process.job import parse_job
-from stages.process.events import EventReporter
 import re
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
 import torch
+
 from artifacts.errors import UsageError
 from artifacts.plurals import counted
 from artifacts.schema import Part
-from stages.models.halves.routes import config_and_class, skeleton_of
 from stages.models.halves.load import refuse_pickle
+from stages.models.halves.routes import config_and_class, skeleton_of
 from stages.models.hub.checkpoint import Checkpoint
 from stages.models.hub.headers import Header, read_headers
 from stages.models.precision.quantize import linears_of, quantizable, stored_settings
 from stages.models.precision.weights import model_names
 from stages.models.shards.layout import DTYPES
-
-PARITY = "parity.json"
-"""File beside a checkpoint that Penstock exported: the result of its comparison."""
-FRAMES = 64
-"""Fewest frames for a verdict."""
-KEPT, DIGITS = 200, 6
-"""Most captions or chunks with a figure of their own, and its digits."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ParityThreshold:
-    """One measured figure and its threshold."""
-
-    group: str
-    name: str
-    bound: float
-    is_minimum: bool
-    label: str
-
-    def passes(self, value: float) -> bool:
-        return value >= self.bound if self.is_minimum else value <= self.bound
-
-    def describe(self, value: float) -> str:
-        """Return the figure with its label and threshold."""
-        return f"{self.label} {value:.5g} ({'≥' if self.is_minimum else '≤'} {self.bound:g})"
-
-
-def _of_vectors(group: str) -> tuple[ParityThreshold, ...]:
-    """Return the thresholds of features that are compared by direction."""
-    figures = {
-        "centred_mean": (0.99, f"centred cosine of {group}"),
-        "centred_least": (0.95, f"lowest centred cosine of {group}"),
-        "neighbours": (0.95, f"share of the same 10 neighbours of {group}"),
-    }
-    return tuple(
-        ParityThreshold(group=group, name=name, bound=bound, is_minimum=True, label=label)
-        for name, (bound, label) in figures.items()
-    )
-
-
-GATES = (
-    *_of_vectors("features"),
-    *_of_vectors("texts"),
-    ParityThreshold(
-        group="text",
-        name="token_agreement",
-        bound=0.995,
-        is_minimum=True,
-        label="share of the same tokens",
-    ),
-    ParityThreshold(
-        group="text",
-        name="divergence",
-        bound=0.005,
-        is_minimum=False,
-        label="Kullback-Leibler divergence in nats per token",
-    ),
-)
-"""Figures that decide. The share of captions equal to the original's is reported, but decides
-nothing, because a different word may be as good."""
-
-
-def verdict_in(folder: Path) -> dict[str, Any]:
-    """Return the verdict of a checkpoint; empty if there is none."""
-    try:
-        found: dict[str, Any] = json.loads((folder / PARITY).read_text(encoding="utf-8"))
-        return found if isinstance(found, dict) else {}
-    except (OSError, ValueError):
-        return {}
-
-
-def of_each(values: Mapping[str, float]) -> dict[str, float]:
-    """Return the figure of each caption or chunk, the smallest first. Of more than KEPT, return an
-    even selection with the first and the last."""
-    ranked = sorted(values, key=lambda name: (values[name], name))
-    if len(ranked) > KEPT:
-        ranked = [ranked[at * (len(ranked) - 1) // (KEPT - 1)] for at in range(KEPT)]
-    return {name: float(f"{values[name]:.{DIGITS}g}") for name in ranked}
-
-
-def evaluate_parity(figures: Mapping[str, Mapping[str, Any]], frames: int) -> dict[str, Any]:
-    """Return the verdict for `parity.json`; `figures` holds those of each measured group."""
-    gates = [gate for gate in GATES if gate.group in figures]
-    missed = [
-        gate.describe(figures[gate.group][gate.name])
-        for gate in gates
-        if not gate.passes(figures[gate.group][gate.name])
-    ]
-    if frames < FRAMES:
-        missed.append(f"{frames} frames (≥ {FRAMES})")
-    return {
-        **figures,
-        "frames": frames,
-        "gates": {f"{gate.group}.{gate.name}": gate.bound for gate in gates},
-        "passed": not missed,
-        "missed": missed,
-    }
-
-
-ROWS_A_CHUNK = 256
-"""Evenly chosen rows per chunk that are compared; a video chunk has thousands."""
-NEIGHBOURS, SEARCHED = 10, 600
-"""Compared nearest rows, and rows among which they are searched."""
-
-
-def run(fields: dict[str, Any], report: EventReporter) -> None:
-    """Compare the records of a FeaturesJob; a note holds the figures. Raises PenstockError."""
-    job = parse_job(FeaturesJob, fields)
-    store = open_store(job.store)
-    sets = [RecordSet(store, job.kind, namespace) for namespace in (job.namespace, job.other)]
-    report.total(len(job.pairs))
-    rows: tuple[list[torch.Tensor], list[torch.Tensor]] = ([], [])
-    counts: list[tuple[str, int]] = []
-    for pair in job.pairs:
-        first, second = (_rows(job.kind, s, key) for s, key in zip(sets, pair, strict=True))
-        chosen = torch.linspace(0, len(first) - 1, min(len(first), ROWS_A_CHUNK)).long()
-        rows[0].append(first[chosen])
-        rows[1].append(second[chosen])
-        counts.append((pair[0], len(chosen)))
-        report.item(pair[1])
-    report.note(features=nearness(torch.cat(rows[0]), torch.cat(rows[1]), counts))
-
-
-def nearness(
-    reference: torch.Tensor, found: torch.Tensor, counts: Sequence[tuple[str, int]]
-) -> dict[str, Any]:
-    """Compare rows [rows, width] with reference rows; `counts` are the keys and row counts of the
-    chunks, in order."""
-    first, second = reference.double(), found.double()
-    mean = first.mean(0)
-    plain = cosine_similarity(first, second, dim=-1)
-    first, second = first - mean, second - mean
-    centred = cosine_similarity(first, second, dim=-1)
-    sample = torch.randperm(len(first), generator=torch.Generator().manual_seed(0))[:SEARCHED]
-    near = [_nearest(rows[sample]) for rows in (first, second)]
-    shared = [len({*one} & {*other}) for one, other in zip(*near, strict=True)]
-    count = sum(len(one) for one in near[0])
-    of_chunks = centred.split([rows for _, rows in counts])
-    by_chunk = {key: float(of.mean()) for (key, _), of in zip(counts, of_chunks, strict=True)}
-    return {
-        "rows": len(first),
-        "cosine": float(plain.mean()),
-        "centred_mean": float(centred.mean()),
-        "centred_least": float(centred.min()),
-        "neighbours": sum(shared) / count if count else 1.0,
-        "chunks": len(counts),
-        "by_chunk": of_each(by_chunk),
-    }
-
-
-def _nearest(rows: torch.Tensor) -> list[list[int]]:
-    """Return the numbers of the nearest rows of each row."""
-    unit = normalize(rows, dim=-1)
-    likeness = (unit @ unit.T).fill_diagonal_(-2)
-    found: list[list[int]] = likeness.topk(min(NEIGHBOURS, len(rows) - 1)).indices.tolist()
-    return found
-
-
-def _rows(kind: str, records: RecordSet, key: str) -> torch.Tensor:
-    """Return a chunk's features, one row per placeholder, or its vectors."""
-    record = records.read(key)
-    if kind == "embeddings":
-        return torch.from_numpy(vectors_in(record).copy())
-    tree = FeatureRecord.from_tree(unpack_tree(record.meta["tree"], record.payload))
-    found = [part for fields in tree.features.values() for part in _main(fields)]
-    return torch.cat([part.reshape(-1, part.shape[-1]).float() for part in found])
-
-
-def _main(fields: Any) -> Iterator[torch.Tensor]:
-    """Yield the tensors of a record's main field; without one, all its tensors."""
-    named = [fields[name] for name in MAIN_FIELDS if fields.get(name) is not None][:1]
-    left = named or list(fields.values())
-    while left:
-        part = left.pop(0)
-        if isinstance(part, torch.Tensor):
-            yield part
-        elif isinstance(part, list | tuple):
-            left = [*part, *left]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -17,24 +17,17 @@ import ctypes
 import json
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
-import gguf
-from tokenizers import Tokenizer
-from artifacts.files import HALF
-from stages.models.gguf.header import last_words, library
-from stages.models.hub.checkpoint import GENERATION, read_config
-import ctypes
-import os
-from collections.abc import Mapping
 from dataclasses import replace
 from hashlib import file_digest
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
+
 import gguf
 import numpy as np
 import torch
+from tokenizers import Tokenizer
+
 from artifacts.errors import EnvironmentFault
 from artifacts.files import HALF, write_json
 from artifacts.plurals import counted
@@ -54,11 +47,10 @@ from stages.export.quant_formats import (
 from stages.export.quant_formats import warm as warm_export
 from stages.models.gguf import FILE, FORMAT, MANIFEST, PACKAGES
 from stages.models.gguf.half import core_names, core_paths
-from stages.models.gguf.header import TABLE
-from stages.models.gguf.header import last_words, library
+from stages.models.gguf.header import TABLE, last_words, library
 from stages.models.gguf.mapping import Change, TextMapping, mapping_of, refused
 from stages.models.halves.routes import config_and_class, skeleton_of
-from stages.models.hub.checkpoint import CONFIG, small_files
+from stages.models.hub.checkpoint import CONFIG, GENERATION, read_config, small_files
 from stages.models.precision.weights import model_names
 from stages.models.published import with_way
 from stages.models.shards.layout import (

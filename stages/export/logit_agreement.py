@@ -27,15 +27,15 @@ from stages.decode.scoring import (
 )
 from stages.export.export_plan import ExportPlan, plan_export
 from stages.export.jobs import CaptionedItem, JudgeJob
-from stages.export.export_plan import of_each
+from stages.export.parity import of_each
 from stages.export.quant_formats import Packed, unpack
 from stages.export.rounding import Rounded, unrounded
 from stages.models.hub.headers import read_places
 from stages.models.loading import ModelJob, facts
 from stages.models.loading import warm as warm
 from stages.models.streaming.load import run_calls
-from stages.process.job import parse_job
 from stages.process.events import EventReporter
+from stages.process.job import parse_job
 
 Read = Callable[[], torch.Tensor]
 

@@ -32,6 +32,7 @@ from stages.export.export_plan import refuse_unwritable
 from stages.export.jobs import MergeJob
 from stages.models.adapters.injection import read_matrix
 from stages.models.adapters.reading import (
+    COPY_HINT,
     FLOATS,
     MERGE_FIRST,
     LoraAdapter,
@@ -39,17 +40,22 @@ from stages.models.adapters.reading import (
     of_another_model,
     read_adapter,
 )
-from stages.models.adapters.reading import COPY_HINT
-from stages.models.halves.routes import config_and_class, skeleton_of
 from stages.models.halves.load import refuse_pickle
+from stages.models.halves.routes import config_and_class, skeleton_of
 from stages.models.hub.checkpoint import CONFIG, Checkpoint, not_whole, small_files
 from stages.models.hub.headers import Header, TensorPlace, read_headers, read_places
 from stages.models.precision.weights import model_names
 from stages.models.published import with_way
-from stages.models.shards.layout import DTYPES, TensorSpec, lay_out
-from stages.models.shards.layout import CHUNK_BYTES, claimed, write_checkpoint
-from stages.process.job import parse_job
+from stages.models.shards.layout import (
+    CHUNK_BYTES,
+    DTYPES,
+    TensorSpec,
+    claimed,
+    lay_out,
+    write_checkpoint,
+)
 from stages.process.events import EventReporter
+from stages.process.job import parse_job
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -4,43 +4,43 @@ size.
 Writes one quantized checkpoint tensor by tensor and file by file, without loading the model.
 """
 
+import json
 import math
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Protocol
+
 import torch
 from bitsandbytes import functional
-from safetensors.torch import load_file, save
-from artifacts.errors import UsageError
-from artifacts.files import whole_file
-from stages.export.rounding import CannotRound, Rounded, round_to_nearest, unsupported_shape
-from stages.models.precision.quantize import settings_of
-from stages.models.shards.layout import TensorSpec
-import json
-from collections.abc import Callable
-from pathlib import Path
-import torch
 from safetensors import safe_open
-from artifacts.errors import EnvironmentFault
+from safetensors.torch import load_file, save
+
+from artifacts.errors import EnvironmentFault, UsageError
+from artifacts.files import whole_file
 from stages.export.export_plan import ExportPlan, StoredTensor, plan_export
 from stages.export.jobs import PACKED, ExportJob
+from stages.export.rounding import CannotRound, Rounded, round_to_nearest, unsupported_shape
 from stages.models.halves.routes import config_and_class
 from stages.models.hub.checkpoint import CONFIG, json_bytes, small_files
 from stages.models.hub.headers import read_places
+from stages.models.precision.quantize import settings_of
 from stages.models.published import with_way
 from stages.models.shards import SHARD_BYTES
-from stages.models.shards.layout import TensorSpec, WeightShard, lay_out
 from stages.models.shards.layout import (
+    TensorSpec,
+    WeightShard,
     check_room,
     claimed,
     keeping_files,
+    lay_out,
     tensor_chunks,
     write_rest,
     write_shard,
 )
 from stages.process.deferred_imports import import_transformers
 from stages.process.events import EventReporter
+
 
 class QuantFormat(Protocol):
     """A storage format of quantized weights."""

@@ -15,9 +15,10 @@ and Hessian give the same numbers on the same machine and thread count.
 
 from collections.abc import Iterator
 from typing import NamedTuple
+
 import torch
+
 from stages.export.jobs import GROUPS, PACKED
-import torch
 
 BITS = tuple(PACKED.values())
 STEPS = 16

@@ -4,13 +4,15 @@ from importlib import import_module
 from typing import Any
 
 from stages.export.jobs import GGUF, ExportJob
-from stages.process.job import parse_job
 from stages.process.events import EventReporter
+from stages.process.job import parse_job
 
 
 def _writer(job: ExportJob) -> Any:
     """Return the module that writes this kind."""
-    return import_module("stages.export.gguf" if job.kind in GGUF else "stages.export.quant_formats")
+    return import_module(
+        "stages.export.gguf" if job.kind in GGUF else "stages.export.quant_formats"
+    )
 
 
 def warm(fields: dict[str, Any]) -> None:

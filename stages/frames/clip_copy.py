@@ -22,14 +22,12 @@ from av.video.stream import VideoStream
 
 from artifacts.containers import open_media
 from artifacts.errors import MediaError
-from stages.frames.mp4_boxes import shorten
 from stages.frames.formats import OPTIONS
 from stages.frames.job import TRANSIENT_KINDS
-from stages.frames.opening import has_alpha_track, open_video
-from stages.frames.timeline import tick_at, tick_from
+from stages.frames.mp4_boxes import shorten
+from stages.frames.opening import has_alpha_track, open_video, packets
 from stages.frames.reader import Reader
-from stages.frames.opening import packets
-from stages.frames.timeline import Timeline, VideoPacket
+from stages.frames.timeline import Timeline, VideoPacket, tick_at, tick_from
 
 CONTAINERS = (("mp4", "mp4"), ("matroska", "mkv"))
 """Containers and their suffixes. A clip is put into the first one that accepts it, or else into the

@@ -27,9 +27,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
-from itertools import islice
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any, cast
+
 import numpy as np
 from av.container import OutputContainer
 from av.error import FFmpegError
@@ -39,9 +40,13 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import ColorRange, Colorspace
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
+from PIL import Image
+
 from artifacts.containers import open_media
-from artifacts.errors import MediaError
-from stages.frames.clip_copy import Keyframe, packets_from
+from artifacts.errors import EnvironmentFault, MediaError
+from artifacts.remote.media_cache import open_local
+from artifacts.store import fault_of
+from stages.frames.clip_copy import ClipCutter, Keyframe, packets_from
 from stages.frames.formats import HIGH_DYNAMIC_RANGE, WIDE
 from stages.frames.frame_converter import (
     FILTER,
@@ -51,26 +56,13 @@ from stages.frames.frame_converter import (
     orientation_of,
     shown_size,
 )
-from stages.frames.job import ENCODER
-from stages.frames.opening import open_video
-from stages.frames.timeline import positions
-from stages.frames.reader import Reader
-from stages.frames.timeline import VideoPacket
-import contextlib
-from collections.abc import Sequence
-from itertools import groupby
-from pathlib import Path
-from typing import Any
-from PIL import Image
-from artifacts.errors import EnvironmentFault, MediaError
-from artifacts.remote.media_cache import open_local
-from artifacts.store import fault_of
-from stages.frames.clip_copy import ClipCutter
 from stages.frames.image import differs, is_lossless, read_image
-from stages.frames.job import CutItem, CutJob
-from stages.frames.job import TRANSIENT_KINDS, check_unchanged
-from stages.process.job import parse_job
+from stages.frames.job import ENCODER, TRANSIENT_KINDS, CutItem, CutJob, check_unchanged
+from stages.frames.opening import open_video
+from stages.frames.reader import Reader
+from stages.frames.timeline import VideoPacket, positions
 from stages.process.events import EventReporter
+from stages.process.job import parse_job
 
 OPTIONS = {"crf": "16", "preset": "veryfast", "bf": "0", "g": "48"}
 """Options of the encoder; `g` is the most frames from one keyframe to the next."""

@@ -18,11 +18,13 @@ import struct
 import threading
 from functools import cache, lru_cache
 from itertools import product
+from pathlib import Path
 from typing import IO, TYPE_CHECKING
+
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageCms
-from pathlib import Path
+
 from artifacts.errors import MediaError
 from artifacts.regular_files import NotAFile, open_regular
 from artifacts.stamps import stamp_of

@@ -6,12 +6,10 @@ Pictures (`image.py`) and video frames (`frame_converter.py`) both come through 
 thumbnail and a fingerprint have the same view of a file.
 """
 
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
 import contextlib
 from fractions import Fraction
 from typing import Any, cast
+
 import av
 import numpy as np
 from av.video.frame import VideoFrame
@@ -22,6 +20,7 @@ from av.video.reformatter import (
 )
 from numpy.typing import NDArray
 from PIL import Image
+
 from artifacts.errors import MediaError
 from stages.frames.formats import HIGH_DYNAMIC_RANGE, toned, wide_in_srgb
 

@@ -8,28 +8,25 @@ retries the open files one by one.
 """
 
 import contextlib
+import logging
 import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
-import contextlib
-import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+
 from artifacts.errors import EnvironmentFault, MediaError, PenstockError
 from artifacts.keys import item_key
-from artifacts.packs import Record, RecordSet
-from artifacts.packs import record_sets_of
+from artifacts.packs import Record, RecordSet, record_sets_of
 from artifacts.records import read_record
 from artifacts.remote.media_cache import open_local
 from artifacts.schema import MediaIndex, fields_of
 from artifacts.store import Store
-from stages.frames.job import Chunk
-from stages.frames.job import TRANSIENT_KINDS, UNSTORED_KINDS, MediumToCut
-from stages.process.output_streams import out_of_memory
-from stages.process.memory_limit import memory_was_short
+from stages.frames.job import TRANSIENT_KINDS, UNSTORED_KINDS, Chunk, MediumToCut
 from stages.process.events import EventReporter
+from stages.process.memory_limit import memory_was_short
+from stages.process.output_streams import out_of_memory
 
 LIMIT_CPU_SECONDS = 300.0
 """CPU time of all threads without a new packet after which decoding counts as stuck. None of 60,000

@@ -18,11 +18,17 @@ from artifacts.errors import MediaError
 from artifacts.regular_files import open_regular
 from artifacts.schema import MAX_PIXELS, ChunkIndex, FrameFit, MediaIndex, stored_size
 from stages.frames import READING_BYTES
-from stages.frames.job import Chunk
-from stages.frames.formats import HIGH_DYNAMIC_RANGE, curve_of, in_srgb, toned
-from stages.frames.formats import check_file, image_formats, is_heic
-from stages.frames.job import NO_ROOM
+from stages.frames.formats import (
+    HIGH_DYNAMIC_RANGE,
+    check_file,
+    curve_of,
+    image_formats,
+    in_srgb,
+    is_heic,
+    toned,
+)
 from stages.frames.frame_converter import TURNS, on_white, turned_size, upright_rgb
+from stages.frames.job import NO_ROOM, Chunk
 from stages.process.memory import host_free_bytes
 from stages.process.memory_limit import room
 

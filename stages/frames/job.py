@@ -6,19 +6,17 @@ One chunk of a video, or one image, as it is stored. Imports no PyAV.
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
-from artifacts.schema import FrameFit, Sampling
-from artifacts.stamps import Stamp
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
 from artifacts.errors import MediaError
 from artifacts.regular_files import NotAFile
 from artifacts.remote.media_cache import UNREACHABLE
+from artifacts.schema import ChunkIndex, FrameFit, Sampling
 from artifacts.stamps import CHANGED, CHANGED_HINT, CHANGED_MESSAGE, Stamp, stamp_of
-from dataclasses import dataclass
-import numpy as np
-from numpy.typing import NDArray
-from artifacts.schema import ChunkIndex
 
 ENCODER = "libx264"
 """Encoder of exact clips, as FFmpeg names it."""

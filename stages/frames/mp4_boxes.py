@@ -12,15 +12,14 @@ have it in a box of the sample entry, Matroska in a BlockAdditionMapping. Source
 Streams Within the ISO Base Media File Format, 3.2, and in Matroska (codec specifications).
 """
 
-import struct
-from collections.abc import Iterator, Mapping
-from pathlib import Path
-from typing import BinaryIO
 import os
 import re
+import struct
+from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import BinaryIO
+
 from artifacts.regular_files import open_regular
 
 EDIT_CONTAINERS = {b"moov": 0, b"trak": 0, b"edts": 0}

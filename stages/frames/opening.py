@@ -3,33 +3,29 @@
 Reads the frame times and keyframes of a video from its packets, or by decoding it once.
 """
 
-from fractions import Fraction
-from pathlib import Path
-from typing import Literal
-import av
-from av.container import InputContainer
-from av.stream import Discard, Disposition
-from av.video.codeccontext import VideoCodecContext
-from av.video.stream import VideoStream
-from artifacts.containers import open_media
-from artifacts.errors import MediaError
-from artifacts.regular_files import open_regular
-from stages.frames.mp4_boxes import has_no_base_layer
-from stages.frames.formats import OPTIONS, check_file
-from stages.process.memory_limit import memory_was_short
 from array import array
 from collections.abc import Iterator
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
 import av
 import numpy as np
 from av.container import InputContainer
+from av.stream import Discard, Disposition
+from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
+
+from artifacts.containers import open_media
+from artifacts.errors import MediaError
 from artifacts.plurals import counted
+from artifacts.regular_files import open_regular
+from stages.frames.formats import OPTIONS, check_file
+from stages.frames.frame_recorder import step
+from stages.frames.mp4_boxes import has_no_base_layer
 from stages.frames.timeline import (
     CUT_OFF,
     DEFAULT_RATE,
@@ -38,7 +34,7 @@ from stages.frames.timeline import (
     Timeline,
     VideoPacket,
 )
-from stages.frames.frame_recorder import step
+from stages.process.memory_limit import memory_was_short
 
 ISO_BRANDS_AT = slice(4, 8)
 """Position of `ftyp` in an MP4 or MOV file."""

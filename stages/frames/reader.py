@@ -23,29 +23,28 @@ before and after, so a graph of its own for three frames returns the bytes of on
 import contextlib
 import os
 from array import array
+from bisect import bisect_left, bisect_right
 from collections import deque
 from collections.abc import Iterator
-from pathlib import Path
-import av
-from av.video.frame import VideoFrame
-from stages.frames.opening import LENIENT_CODECS, decoder_of, open_video
-from stages.frames.timeline import END, SeekPlan
-from stages.frames.opening import packets
-from stages.frames.timeline import Keyframes, VideoPacket
-from stages.process.memory_limit import room
 from fractions import Fraction
+from pathlib import Path
+
 import av
+import numpy as np
 from av.filter import Graph
 from av.video.frame import VideoFrame
-from array import array
-from bisect import bisect_left, bisect_right
-from pathlib import Path
-import numpy as np
-from av.video.frame import VideoFrame
-from stages.frames.opening import no_frames
-from stages.frames.timeline import SeekPlan
-from stages.frames.opening import survey, watch
-from stages.frames.timeline import Timeline
+
+from stages.frames.opening import (
+    LENIENT_CODECS,
+    decoder_of,
+    no_frames,
+    open_video,
+    packets,
+    survey,
+    watch,
+)
+from stages.frames.timeline import END, Keyframes, SeekPlan, Timeline, VideoPacket
+from stages.process.memory_limit import room
 
 MAX_BAD_PACKETS = 1000
 """After so many undecodable packets in a row (some 40 s), the end of the file is assumed. From then

@@ -18,15 +18,12 @@ from artifacts.records import read_record
 from artifacts.schema import ChunkIndex, MediaIndex
 from artifacts.store import open_store
 from stages.frames import PACK_BYTES
-from stages.frames.job import Chunk, Damage
-from stages.frames.frame_recorder import FrameRecorder
+from stages.frames.frame_recorder import FrameRecorder, Watchdog
 from stages.frames.image import read_image
-from stages.frames.job import FramesJob
-from stages.frames.job import MediumToCut
-from stages.frames.frame_recorder import Watchdog
-from stages.process.memory import cores
-from stages.process.job import parse_job
+from stages.frames.job import Chunk, Damage, FramesJob, MediumToCut
 from stages.process.events import EventReporter
+from stages.process.job import parse_job
+from stages.process.memory import cores
 
 if TYPE_CHECKING:
     from stages.frames.timeline import ChunkPlan

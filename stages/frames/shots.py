@@ -14,28 +14,30 @@ is at most `MAX_OFFSET` of the distance between two targets away, or is the next
 """
 
 import math
-from collections import deque
-from dataclasses import dataclass
-from typing import Any
-import numpy as np
-from av.video.frame import VideoFrame
-from av.video.reformatter import Interpolation, VideoReformatter
-from numpy.typing import NDArray
-from stages.frames.frame_converter import opaque
 from array import array
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import Any
+
 import numpy as np
 from av.video.frame import VideoFrame
+from av.video.reformatter import Interpolation, VideoReformatter
 from numpy.typing import NDArray
+
 from artifacts.schema import Sampling
-from stages.frames.frame_converter import FrameConverter
-from stages.frames.timeline import ROUNDING_SECONDS, ChunkPlan, plan_chunk, positions, tick_at
+from stages.frames.frame_converter import FrameConverter, opaque
 from stages.frames.reader import Reader
-from stages.frames.timeline import Timeline
+from stages.frames.timeline import (
+    ROUNDING_SECONDS,
+    ChunkPlan,
+    Timeline,
+    plan_chunk,
+    positions,
+    tick_at,
+)
 
 ROWS, COLUMNS = 60, 106
 """Most sampled points: rows, columns."""

@@ -16,26 +16,22 @@ decoder received the last requested frame of a group, all packets up to the keyf
 requested frame are skipped. After the very last requested frame, everything is skipped.
 """
 
+import math
 from array import array
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from itertools import groupby, pairwise
 from typing import TypeAlias
+
 import numpy as np
 from av.packet import Packet
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
-import math
-from array import array
-from dataclasses import dataclass
-from itertools import pairwise
-import numpy as np
-from numpy.typing import NDArray
+
 from artifacts.schema import ChunkIndex, Sampling
-from array import array
-from bisect import bisect_left, bisect_right
-from collections.abc import Iterable
-from itertools import groupby
 
 SHORT_SECONDS = 0.5
 """If the frames end this much before the stated end, the file was truncated."""

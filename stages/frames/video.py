@@ -20,13 +20,13 @@ from numpy.typing import NDArray
 
 from artifacts.plurals import counted
 from artifacts.schema import ChunkIndex, FrameFit, MediaIndex, Sampling
-from stages.frames.job import Chunk, Damage
 from stages.frames.formats import BT2020, UNSTATED, UNSTATED_BT2020
 from stages.frames.frame_converter import FrameConverter, shown_size
+from stages.frames.job import Chunk, Damage
 from stages.frames.opening import no_frames
-from stages.frames.timeline import ChunkPlan, plan_chunks, plan_stored
 from stages.frames.reader import Reader
 from stages.frames.shots import ShotCutter
+from stages.frames.timeline import ChunkPlan, plan_chunks, plan_stored
 
 
 class Video:

@@ -25,23 +25,19 @@ layer's structure, its arguments and its part of the KV cache. Of floating-point
 shapes count, of others the values. Any call that cannot be identified is computed.
 """
 
-import weakref
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
-import torch
-from torch.utils.flop_counter import flop_registry
-from stages.memory.meta_device import CAST, FUSED
-from stages.memory.meta_device import tensors
 import contextlib
 import functools
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
+
 import torch
 from torch import nn
 from torch.utils._python_dispatch import _disable_current_modes
-from stages.memory.meta_device import META, changed, tensors
+from torch.utils.flop_counter import flop_registry
+
+from stages.memory.meta_device import CAST, FUSED, META, changed, tensors
 
 FLOAT32_BYTES = 4
 """Bytes of a 32-bit number."""

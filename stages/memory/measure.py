@@ -6,6 +6,7 @@ Benchmarks this machine: model blocks, quantization, disk, device copies and med
 
 import copy
 import functools
+import importlib
 import io
 import os
 import statistics
@@ -16,21 +17,15 @@ from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
 import numpy as np
 import torch
 from torch import nn
-import functools
-import importlib
-import os
-import time
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
-import torch
+
 from stages.memory.oom_retry import MeasureJob
 from stages.process.device_limit import context_bytes
-from stages.process.job import parse_job
 from stages.process.events import EventReporter
+from stages.process.job import parse_job
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 SHAPES = ((1, 1), (8, 1), (1, 256))

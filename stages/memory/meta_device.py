@@ -8,16 +8,15 @@ zeros.
 Caches the output shapes of operators by their input shapes. Computes nothing.
 """
 
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
-import torch
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
+
 import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+
 
 def tensors(*values: Any) -> Iterator[torch.Tensor]:
     """Yield all tensors inside these values."""

@@ -37,27 +37,20 @@ process held four times the memory of the half.
 The job description of measuring a machine. Imports no library.
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
-from artifacts.errors import PenstockError, StageDied
-from stages.process.output_streams import device_advice, first_line, oom_message
-from stages.process.memory_limit import at_the_limit
 import contextlib
 import ctypes
 import gc
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
-from typing import TypeVar
-from artifacts.errors import CannotFit, PenstockError
-from stages.process.output_streams import oom_message
-from stages.process.events import EventReporter
-import contextlib
-import ctypes
-from collections.abc import Iterator
-from stages.process.memory_limit import room
 from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
+
+from artifacts.errors import CannotFit, PenstockError, StageDied
+from stages.process.events import EventReporter
+from stages.process.memory_limit import at_the_limit, room
+from stages.process.output_streams import device_advice, first_line, oom_message
 
 MACHINE_ERRORS = (PenstockError, OSError, ImportError, MemoryError)
 """Errors that no item causes: intended errors of this program, file errors and import errors."""

@@ -11,39 +11,36 @@ import contextlib
 import logging
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
+
 import torch
-from stages.memory.live_bytes import FLOAT32_BYTES, MetaMemoryCounter
-from stages.models.halves.offload import outermost_layers
-from stages.models.footprint import LayerMemory
-from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
-import torch
+
 from artifacts.schema import MediaKind, Part, Route
-from stages.memory.live_bytes import MetaMemoryCounter
-from stages.memory.meta_device import give_data, on_meta_device, without_data
-from stages.memory.meta_device import tensors
-from stages.memory.live_bytes import RepeatedLayers
-from stages.models.footprint import context_of
-from stages.models.footprint import BatchCost
+from stages.memory.live_bytes import FLOAT32_BYTES, MetaMemoryCounter, RepeatedLayers
+from stages.memory.meta_device import give_data, on_meta_device, tensors, without_data
+from stages.models.footprint import BatchCost, LayerMemory, RowMemory, context_of
+from stages.models.halves.features import (
+    Features,
+    encode,
+    image_vectors,
+    is_pixels,
+    max_text_tokens,
+    text_vectors,
+)
+from stages.models.halves.offload import UNDIVIDED, generate, outermost_layers
 from stages.models.halves.routes import one_line
-from stages.models.halves.features import Features, encode, is_pixels
-from stages.models.halves.offload import UNDIVIDED, generate
-from stages.models.halves.features import image_vectors, max_text_tokens, text_vectors
-from stages.models.footprint import LayerMemory, RowMemory
 from stages.models.processors.calling import TEXT_IDS, text_ids
-from stages.models.processors.loading import black_clip
 from stages.models.processors.fit import bytes_of
-from stages.models.processors.prepare import prepare_images
-from stages.models.processors.loading import is_image_output
+from stages.models.processors.loading import black_clip, is_image_output
 from stages.models.processors.prepare import (
     Prepared,
     channel_of,
     drop_end_token,
     joined,
     prepare,
+    prepare_images,
     rebuild,
     takes_videos,
     text_inputs,

@@ -9,13 +9,11 @@ Computes the KV-cache memory of one row, layer by layer. Imports no model librar
 Reads a language half's context length in tokens from the model's configuration.
 """
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from operator import attrgetter
-from dataclasses import dataclass
-import math
-from collections.abc import Mapping
 from typing import Any
 
 ITEM_BYTES = 2

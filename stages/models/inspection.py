@@ -10,56 +10,64 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
+from math import prod
 from pathlib import Path
 from typing import Any, get_args
+
 import torch
 from torch import nn
+
 from artifacts.errors import UsageError
 from artifacts.schema import MediaKind, Modality, Part
 from stages.models.dry_run import DryRun, dry_run, vector_width
-from stages.models.halves.boundary import HALVES, absent_paths, belongs_to, pieces_called
-from stages.models.halves.routes import config_and_class, skeleton_of
-from stages.models.halves.boundary import makes_vectors
+from stages.models.half_job import DescribeJob
+from stages.models.halves.boundary import (
+    HALVES,
+    absent_paths,
+    belongs_to,
+    makes_vectors,
+    pieces_called,
+)
 from stages.models.halves.load import refuse_pickle
-from stages.models.halves.routes import RouteChoice, choose_route, depends_on_prompt
+from stages.models.halves.routes import (
+    RouteChoice,
+    choose_route,
+    config_and_class,
+    depends_on_prompt,
+    skeleton_of,
+)
 from stages.models.hub.checkpoint import refuse_impossible
 from stages.models.hub.headers import Header, read_headers
 from stages.models.hub.resolve import find_model
-from stages.models.precision.weights import attention_of, supports_flash
 from stages.models.precision.quantize import check_stored, linears_of, quantizable
-from stages.models.precision.weights import Weight, packed, weights_of
-from stages.models.processors.prepare import answer_blank
+from stages.models.precision.weights import Weight, attention_of, packed, supports_flash, weights_of
 from stages.models.processors.calling import system_form
 from stages.models.processors.fit import LONG_EDGES, Probe, black, pixels_a_video, probe
-from stages.models.processors.prepare import prepare_images
-from stages.models.processors.input_layout import channels_of, layout_of
+from stages.models.processors.input_layout import (
+    channels_of,
+    layout_of,
+    refuse_damaged_generation,
+    try_processor,
+)
 from stages.models.processors.loading import control_tokens
 from stages.models.processors.pixel_limit import bounds_of, min_pixels_of
 from stages.models.processors.prepare import (
+    answer_blank,
     continues_prompt,
     load_processor,
     opens_reasoning,
     placeholder_tokens,
     prepare,
+    prepare_images,
+    prompt_overhead,
     takes_videos,
 )
-from stages.models.processors.prepare import prompt_overhead
-from stages.models.processors.input_layout import refuse_damaged_generation, try_processor
 from stages.models.profile import AdaptableLayer, ModelProfile, PartProfile, SamplingProfile
 from stages.models.published import with_published_facts
-from stages.process.output_streams import out_of_memory
-from stages.process.job import gc_frozen
-from math import prod
-from pathlib import Path
-from typing import Any
-from artifacts.errors import UsageError
-from stages.models.half_job import DescribeJob
-from stages.models.halves.routes import config_and_class, skeleton_of
-from stages.models.hub.resolve import find_model
-from stages.models.processors.prepare import load_processor, placeholder_tokens
 from stages.process.deferred_imports import import_transformers
-from stages.process.job import parse_job
 from stages.process.events import EventReporter
+from stages.process.job import gc_frozen, parse_job
+from stages.process.output_streams import out_of_memory
 
 LAYER = re.compile(r"(?P<stack>[^0-9]*)\.\d+(?=\.)")
 """Pattern of a layer's path in the name of one of its weights."""

@@ -17,13 +17,11 @@ from stages.memory.oom_retry import trim_freed_blocks
 from stages.models.adapters.injection import adapted, adapted_modules
 from stages.models.half_job import HalfJob
 from stages.models.halves.absent import chunk_position_wise
-from stages.models.halves.routes import config_and_class, one_line, skeleton_of
-from stages.models.halves.load import load_half
+from stages.models.halves.load import ReloadableHalf, load_half
 from stages.models.halves.offload import load_in_layers, offloaded_bytes
 from stages.models.halves.ranged_reads import NOTE
-from stages.models.halves.load import ReloadableHalf
+from stages.models.halves.routes import config_and_class, one_line, skeleton_of
 from stages.models.hub.resolve import resolve_model
-from stages.models.precision.weights import attention_of, for_half
 from stages.models.precision.quantize import (
     KINDS,
     check,
@@ -32,7 +30,7 @@ from stages.models.precision.quantize import (
     plan,
     stored_settings,
 )
-from stages.models.precision.weights import model_names, stored_modules
+from stages.models.precision.weights import attention_of, for_half, model_names, stored_modules
 from stages.models.processors.prepare import load_processor
 from stages.models.streaming.load import load_streamed, streamed_layers
 from stages.models.streaming.pinned import load_pinned
@@ -161,8 +159,8 @@ class ModelJob(HalfJob):
         like: torch.Tensor,
     ) -> Any:
         """Load the half with graphs in place of its encoders."""
-        from stages.models.graphs.onnx_encoder import load_with_graphs
         from stages.models.graphs.manifest import provider_for
+        from stages.models.graphs.onnx_encoder import load_with_graphs
 
         assert keep != "whole"
         engines = Path(self.engines) if self.engines else None

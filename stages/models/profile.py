@@ -5,14 +5,13 @@ library.
 """
 
 import math
-from dataclasses import dataclass
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple, get_args
+
 from artifacts.records import read_record
 from artifacts.schema import FrameFit, Modality, Part, Route
-from stages.models.footprint import BatchCost
-from stages.models.footprint import RowMemory
+from stages.models.footprint import BatchCost, RowMemory
 
 FEWEST = 2
 """Lowest limit that is set. Processors accept 0 neither as maximum nor, halved, as minimum. A frame

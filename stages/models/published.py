@@ -19,21 +19,17 @@ confirming source is left out, so its field stays empty. `total_pixels` of qwen-
 frames of a pair once: `pixels_a_video` is twice that.
 """
 
-import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from importlib.resources import files
-from typing import Any
 import itertools
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import wraps
+from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
 from stages.models.hub.checkpoint import json_bytes, read_config
-from stages.models.profile import PixelBounds, limits_frames
-from stages.models.profile import ModelProfile
+from stages.models.profile import ModelProfile, PixelBounds, limits_frames
 
 if TYPE_CHECKING:
     import torch

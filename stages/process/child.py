@@ -25,10 +25,6 @@ so when the new thread gets no memory before it reports that it runs. A thread t
 interpreter's lock stops even the watchdog; a kernel timer covers that case.
 """
 
-import signal
-import threading
-import time
-from pathlib import Path
 import ctypes
 import gc
 import importlib
@@ -42,17 +38,15 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
+
 from artifacts.errors import CannotFit, PenstockError
 from stages.process import memory_limit
 from stages.process.deferred_imports import defer
-from stages.process.events import StageEnded, StageError
-from stages.process.output_streams import first_line, oom_message
-from stages.process.job import gc_frozen
-from stages.process.job import read_job, value_in
+from stages.process.events import EventReporter, StageEnded, StageError
+from stages.process.job import gc_frozen, read_job, value_in
 from stages.process.live import hold_device
 from stages.process.memory import ProcessMemory, Sampler, anonymous_bytes
-from stages.process.output_streams import lasting_output
-from stages.process.events import EventReporter
+from stages.process.output_streams import first_line, lasting_output, oom_message
 
 STUCK_SECONDS = 30.0
 """How long no thread may make progress before the process counts as stuck."""

@@ -18,14 +18,12 @@ Names the GPUs of this machine that Penstock cannot use, from what the kernel li
 
 import functools
 import os
-from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
-from artifacts.errors import EnvironmentFault
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 import platform
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, TypeVar
+
+from artifacts.errors import EnvironmentFault
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 HIDING = ("", "-1", "NoDevFiles")
@@ -153,7 +151,9 @@ def uuid_of(nvml: Any, gpu: Any) -> str:
     return str(_nvml_query(nvml, "", nvml.nvmlDeviceGetUUID, gpu))
 
 
-def _nvml_query(nvml: Any, otherwise: Answer, function: Callable[..., Answer], *given: Any) -> Answer:
+def _nvml_query(
+    nvml: Any, otherwise: Answer, function: Callable[..., Answer], *given: Any
+) -> Answer:
     """Return NVML's answer, or `otherwise` if the call fails."""
     try:
         return function(*given)

@@ -11,18 +11,17 @@ much of it each process takes.
 import os
 from dataclasses import dataclass
 from typing import Any
+
 from artifacts.errors import EnvironmentFault, OutOfMemory
 from stages.process.device import (
+    VISIBLE,
     device_free_bytes,
     device_holders,
     device_used_bytes,
     device_uuid,
 )
-from stages.process.device import VISIBLE
-from dataclasses import dataclass
-from typing import Any
-from stages.process.job import parse_job
 from stages.process.events import EventReporter
+from stages.process.job import parse_job
 
 CONTEXT_BYTES = 512 << 20
 """Memory that the driver takes for a process (context and loaded kernels), used until it is

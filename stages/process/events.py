@@ -11,22 +11,19 @@ The result of one stage process.
 """
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any
-from artifacts.records import read_record
-from artifacts.schema import MediaIndex
-import json
 import os
 import threading
 import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
 from artifacts.errors import EnvironmentFault
+from artifacts.records import read_record
 from artifacts.regular_files import open_below
+from artifacts.schema import MediaIndex
 from artifacts.store import fault_of
-from dataclasses import dataclass, field
-from typing import Any
 
 UNSUPPORTED = "unsupported"
 """Kind of failure of an item whose own settings are not supported."""

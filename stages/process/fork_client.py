@@ -14,11 +14,6 @@ The check runs outside the process, because a thread may hold the interpreter's 
 time, so a busy machine or many cores make no difference.
 """
 
-import os
-from pathlib import Path
-from artifacts.paths import machine_cache
-from stages.process.memory import cores
-from stages.process.device import on_wsl
 import contextlib
 import json
 import os
@@ -30,12 +25,12 @@ import sys
 import threading
 import time
 import weakref
-from typing import IO, Protocol
-from stages.process.memory import host_free_bytes
-import os
-import signal
-import threading
 from pathlib import Path
+from typing import IO, Protocol
+
+from artifacts.paths import machine_cache
+from stages.process.device import on_wsl
+from stages.process.memory import cores, host_free_bytes
 
 ALLOCATOR, ALLOCATOR_OLD = "PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"
 """Environment variables for torch's allocator; it reads the old name first."""

@@ -25,12 +25,9 @@ use a card, so those imports are left to the stages.
 """
 
 import contextlib
-import importlib
-import sys
-from collections.abc import Iterator
-import contextlib
 import fcntl
 import gc
+import importlib
 import json
 import os
 import resource
@@ -40,10 +37,11 @@ import socket
 import sys
 import time
 import traceback
+from collections.abc import Iterator
 from typing import Any
+
 from stages.process.child import ParentInfo, load_entry, run_job
-from stages.process.job import gc_frozen
-from stages.process.job import read_job, value_in
+from stages.process.job import gc_frozen, read_job, value_in
 from stages.process.output_streams import lasting_output
 
 _skipped = [False]

@@ -12,16 +12,15 @@ The declaration of a stage, for planning, running and displaying it. Imports no 
 
 import contextlib
 import gc
-from collections.abc import Iterator
 import json
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import fields, is_dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, TypeVar
+
 from artifacts.records import read_record
-from dataclasses import dataclass
-from typing import Any
 from artifacts.schema import Part
+
 
 @contextlib.contextmanager
 def gc_frozen() -> Iterator[None]:

@@ -8,26 +8,22 @@ Chooses the event loop of a process that serves or sends many requests.
 Gives exclusive use of a device by a kernel lock that is released when its holder dies.
 """
 
+import asyncio
 import contextlib
 import json
 import os
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Thread
-from typing import Any, Generic, Protocol, TypeVar
+from typing import IO, Any, Generic, Protocol, TypeVar
 from weakref import WeakValueDictionary
-from stages.process.job import items_of
-import asyncio
-from collections.abc import Callable
-import os
-from collections.abc import Callable
-from pathlib import Path
-from typing import IO
+
 from artifacts.errors import EnvironmentFault
 from artifacts.locks import hold
 from stages.process.device import device_uuid
+from stages.process.job import items_of
 
 WITHDRAWN = "withdrawn"
 """Field of a line that lists the keys of cancelled requests."""

@@ -4,17 +4,16 @@ Reads the kernel's memory and CPU limits of a control group, and its count of ou
 kills.
 """
 
-import math
-import os
-from collections.abc import Sequence
-from pathlib import Path
 import contextlib
+import math
 import os
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
+
 from stages.process.device import device_holders, device_used_bytes
 from stages.process.device_limit import CONTEXT_BYTES
 

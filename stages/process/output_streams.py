@@ -4,24 +4,23 @@ Finds out why a stage's process failed, from its exit status, its last output an
 count of kills.
 """
 
-import os
-import signal
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
-from artifacts import errors
-from artifacts.model_files import ModelFiles
-from artifacts.packs import DamagedRecord
-from stages.process.events import StageError
-from stages.process.memory_limit import LIMIT_SHARE, is_near, memory_was_short
-from stages.process.device import USE_CPU_HINT
 import contextlib
 import errno
 import os
+import signal
 import sys
 import termios
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import IO, Any
+
+from artifacts import errors
+from artifacts.model_files import ModelFiles
+from artifacts.packs import DamagedRecord
+from stages.process.device import USE_CPU_HINT
+from stages.process.events import StageError
+from stages.process.memory_limit import LIMIT_SHARE, is_near, memory_was_short
 
 LOST = (
     "See `dmesg | grep -i xid` and `nvidia-smi`, restart the machine if that does not answer, and "

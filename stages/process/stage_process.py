@@ -29,10 +29,7 @@ from artifacts.errors import Killed
 from artifacts.model_files import ModelFiles
 from artifacts.regular_files import open_below, refuse_links
 from artifacts.store import fault_of
-from stages.process.memory import oom_kills
-from stages.process.fork_client import CpuTimeLimit
 from stages.process.device import device_free_bytes, device_holders, device_used_bytes, on_wsl
-from stages.process.fork_client import ROOT, child_environment
 from stages.process.events import (
     Event,
     Failed,
@@ -43,15 +40,15 @@ from stages.process.events import (
     StageEnded,
     StageError,
     StageNotes,
+    StageOutcome,
     TooLarge,
     Warned,
     event_of,
 )
-from stages.process.output_streams import ProcessExit, fault_of_stage, log_tail
-from stages.process.fork_client import ForkServer, Process
+from stages.process.fork_client import ROOT, CpuTimeLimit, ForkServer, Process, child_environment
 from stages.process.job import job_descriptor, job_fields
-from stages.process.memory import add_point
-from stages.process.events import StageOutcome
+from stages.process.memory import add_point, oom_kills
+from stages.process.output_streams import ProcessExit, fault_of_stage, log_tail
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance

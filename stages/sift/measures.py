@@ -6,16 +6,14 @@ What the sift stage stores of one medium, and of one part of a long video.
 import math
 import zlib
 from dataclasses import dataclass
-from typing import Any
-import numpy as np
-from numpy.typing import NDArray
-from artifacts.packs import Record
-import zlib
 from functools import cache
 from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+
+from artifacts.packs import Record
 
 SIDE = 64
 """Side of a thumbnail in pixels; its aspect is not kept."""

@@ -3,21 +3,46 @@
 Samples a video every half second, in parts that are stored one by one.
 """
 
+import contextlib
+import time
 from array import array
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+
+from artifacts.claims import POLL_SECONDS, WorkClaims, claims_at
+from artifacts.keys import item_key
+from artifacts.packs import Record, record_sets_of
+from artifacts.schema import FrameFit
+from artifacts.store import open_store
+from stages.frames.formats import image_formats
 from stages.frames.frame_converter import FrameConverter, shown_size
+from stages.frames.frame_recorder import Watchdog, failing
+from stages.frames.image import TRUNCATED, WRONG_SUMS, read_image
+from stages.frames.job import MediumToCut
 from stages.frames.opening import no_frames
 from stages.frames.reader import Reader
+from stages.process.events import EventReporter
+from stages.process.job import parse_job
+from stages.process.memory import cores
+from stages.sift.job import SiftJob
 from stages.sift.measures import (
     BLACK_SHARE,
     EDGE,
+    FRACTIONS,
+    NO_POINTS,
+    SERIES,
     SHARP_EDGE,
+    STEP_SECONDS,
     Grey,
+    Look,
+    Marked,
     bars_of,
     look_of,
     row_of,
@@ -25,39 +50,6 @@ from stages.sift.measures import (
     small_size,
     thumb_of,
 )
-from stages.sift.measures import FRACTIONS, NO_POINTS, SERIES, STEP_SECONDS, Look, Marked
-import contextlib
-import time
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
-from pathlib import Path
-from typing import Any
-import numpy as np
-from PIL import Image
-from artifacts.claims import POLL_SECONDS, WorkClaims, claims_at
-from artifacts.keys import item_key
-from artifacts.packs import Record
-from artifacts.packs import record_sets_of
-from artifacts.schema import FrameFit
-from artifacts.store import open_store
-from stages.frames.formats import image_formats
-from stages.frames.frame_recorder import failing
-from stages.frames.image import TRUNCATED, WRONG_SUMS, read_image
-from stages.frames.job import MediumToCut
-from stages.frames.frame_recorder import Watchdog
-from stages.process.memory import cores
-from stages.process.job import parse_job
-from stages.process.events import EventReporter
-from stages.sift.job import SiftJob
-from stages.sift.measures import (
-    SHARP_EDGE,
-    bars_of,
-    look_of,
-    row_of,
-    sharpness,
-    small_size,
-)
-from stages.sift.measures import NO_POINTS, SERIES, Marked
 
 SHARP_EVERY = 8
 """Sharpness is measured on one of so many samples: it takes longer than all other marks."""

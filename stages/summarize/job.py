@@ -4,9 +4,9 @@ Packs timed texts into groups that fit a model's context.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
 from dataclasses import dataclass, field
 from typing import NamedTuple
+
 from stages.decode.generation import SamplingParams
 from stages.models.half_job import HalfJob
 

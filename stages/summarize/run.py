@@ -9,36 +9,38 @@ node is generated alone, not in a batch, so its bytes depend only on its own tex
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from types import MappingProxyType
 from typing import Any, NamedTuple
-from artifacts.captions import Ended
+
+from artifacts.captions import Ended, answer_of
 from artifacts.errors import UsageError
 from artifacts.keys import digest_of
-from artifacts.captions import answer_of
+from artifacts.packs import Record, RecordSet
+from artifacts.store import open_store
 from stages.decode.engines.transformers import run_generate
 from stages.decode.generate_kwargs import GenerateKwargs
 from stages.decode.generation import DecodeItem
+from stages.memory.oom_retry import ItemFault, ItemFaults, try_items
 from stages.models.halves.features import Features
+from stages.models.loading import ModelJob, facts
+from stages.models.loading import warm as warm
 from stages.models.processors.calling import text_ids
 from stages.models.processors.input_layout import layout_of
 from stages.models.processors.loading import placeholder_tokens
 from stages.models.processors.prepare import channel_of, opens_reasoning, text_inputs
-from stages.summarize.job import ANSWERS, CHAPTER, MAX_TEXTS, STEP, SummaryJob
-from stages.summarize.job import TimedText, pack_groups
-from collections.abc import Callable
-from functools import partial
-from typing import Any
-from artifacts.keys import digest_of
-from artifacts.packs import Record, RecordSet
-from artifacts.store import open_store
-from stages.memory.oom_retry import ItemFault, ItemFaults
-from stages.memory.oom_retry import try_items
-from stages.models.loading import ModelJob, facts
-from stages.models.loading import warm as warm
-from stages.process.job import parse_job
 from stages.process.events import EventReporter
-from stages.summarize.job import SummaryItem, SummaryJob
-from stages.summarize.job import TimedText
+from stages.process.job import parse_job
+from stages.summarize.job import (
+    ANSWERS,
+    CHAPTER,
+    MAX_TEXTS,
+    STEP,
+    SummaryItem,
+    SummaryJob,
+    TimedText,
+    pack_groups,
+)
 
 MIN_TOKENS = 16
 """Minimum number of tokens of a text, and of an answer."""

@@ -10,28 +10,22 @@ order of examples follows from the seed, so it is not stored.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from artifacts.files import whole_file
-from artifacts.keys import digest_of
-from stages.tune.job import CHECKPOINT
-import json
-import re
-from collections.abc import Iterator, Mapping
-from pathlib import Path
-from typing import Any
-import torch
-from torch import nn
+
 from artifacts.errors import UsageError
 from artifacts.files import whole_file
+from artifacts.keys import digest_of
 from stages.models.adapters.reading import ADAPTER_CONFIG, ADAPTER_WEIGHTS, BASE, PREFIX
 from stages.models.published import way_to_keep
-from stages.tune.job import AdapterLayout, most_common, new_layout
+from stages.tune.job import CHECKPOINT, AdapterLayout, most_common, new_layout
 
 BEST = "best"
 """Suffix of the best trained weights, next to the state of the optimizer."""

@@ -6,15 +6,15 @@ A training that continues from an adapter keeps all three: the same weights unde
 would have another effect.
 """
 
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
-from stages.models.half_job import HalfJob
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, NamedTuple
+
 from artifacts.errors import UsageError
 from stages.models.adapters.reading import PREFIX, LoraAdapter, read_adapter
+from stages.models.half_job import HalfJob
 
 RECORD = "tune.json"
 """File with the record of a training, next to the adapter."""

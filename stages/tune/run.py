@@ -12,8 +12,7 @@ import torch
 from torch import nn
 
 from artifacts.files import sweep, write_json
-from artifacts.packs import RecordSet
-from artifacts.packs import RecordUnion
+from artifacts.packs import RecordSet, RecordUnion
 from artifacts.store import open_store
 from stages.decode.engines.transformers import generate_rows
 from stages.decode.generate_kwargs import make_greedy
@@ -21,28 +20,31 @@ from stages.decode.protocol import read_features
 from stages.models.adapters.reading import ADAPTER_WEIGHTS
 from stages.models.loading import ModelJob, facts
 from stages.models.loading import warm as warm_model
+from stages.process.events import EventReporter
 from stages.process.fork_server import import_asking_cuda
 from stages.process.job import parse_job
 from stages.process.memory import anonymous_bytes
-from stages.process.events import EventReporter
-from stages.tune.adapter import add_adapter, load_adapter_weights, write_adapter
-from stages.tune.adapter import TrainingProgress, resume, save_checkpoint
+from stages.tune.adapter import (
+    TrainingProgress,
+    add_adapter,
+    load_adapter_weights,
+    resume,
+    save_checkpoint,
+    write_adapter,
+)
+from stages.tune.job import EACH, RECORD, SCORE, TuneItem, TuneJob, layout_in
 from stages.tune.training import (
+    Trainer,
     TrainingExample,
     check_trainable,
     end_token_of,
     group_batches,
-    loss_of,
-    make_example,
-    with_end_token,
-)
-from stages.tune.job import EACH, RECORD, SCORE, TuneItem, TuneJob
-from stages.tune.job import layout_in
-from stages.tune.training import (
-    Trainer,
     keep_differentiable,
     learning_rate_at,
+    loss_of,
+    make_example,
     optimizer_of,
+    with_end_token,
     without_gradients,
 )
 

@@ -10,11 +10,16 @@ at a position is the token that comes next. Examples are batched where their pro
 lengths. Padding of shorter captions comes at the end, where no earlier position sees it.
 """
 
+import importlib
+import math
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
+
 import torch
+from torch import nn
 from torch.nn.functional import cross_entropy, pad
+
 from artifacts.errors import UsageError
 from stages.decode.generate_kwargs import relative_difference, tolerance
 from stages.decode.prompts import append_ids, end_ids_of
@@ -24,20 +29,12 @@ from stages.decode.scoring import (
     is_bidirectional,
     last_logits,
 )
+from stages.memory.oom_retry import catch_oom, smaller
 from stages.models.halves.features import Features
 from stages.models.halves.offload import forward
 from stages.models.halves.records import FeatureRecord, merge_blank, merge_rows
-from stages.models.processors.prepare import answer_ids, whole_answer_ids
 from stages.models.processors.calling import text_ids
-from stages.models.processors.prepare import drop_end_token, rebuild
-import importlib
-import math
-from collections.abc import Callable, Sequence
-from typing import Any
-import torch
-from torch import nn
-from artifacts.errors import UsageError
-from stages.memory.oom_retry import catch_oom, smaller
+from stages.models.processors.prepare import answer_ids, drop_end_token, rebuild, whole_answer_ids
 from stages.process.events import EventReporter
 from stages.tune.job import ADAMW8, PAGED_ADAMW8
 

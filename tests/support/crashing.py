@@ -7,8 +7,8 @@ import signal
 from pathlib import Path
 from typing import Any
 
+from stages.frames import frame_recorder, video
 from stages.frames import run as stage
-from stages.frames import video, frame_recorder
 from stages.frames.cut import run as cut
 from stages.frames.video import Video
 from stages.process.events import EventReporter

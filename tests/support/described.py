@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from artifacts.store import FolderStore
-from artifacts.store import prepare_store
+from artifacts.store import FolderStore, prepare_store
 from flows.checkpoint.models import digests_in, open_model
 from flows.machine.launch import DirectLauncher
 from flows.options.commands import CaptionConfig

@@ -15,10 +15,9 @@ from artifacts.errors import PenstockError
 from artifacts.packs import Record
 from artifacts.vectors import vector_record, vectors_in
 from stages.models.halves.boundary import absent_paths
-from stages.models.halves.routes import config_and_class, one_line
-from stages.models.halves.load import load_half
-from stages.models.halves.routes import choose_route
 from stages.models.halves.features import image_vectors, logits, text_vectors
+from stages.models.halves.load import load_half
+from stages.models.halves.routes import choose_route, config_and_class, one_line
 from tests.support.families import hf, tokenizer
 from tests.support.tiny_families.parts import small
 

@@ -6,8 +6,8 @@ from typing import Any
 
 from llguidance import LLMatcher
 
-from stages.decode.schema_bounds import BETWEEN, IN_TEXT, JsonPosition, ranks
 from stages.decode.json_schema import rest_of
+from stages.decode.schema_bounds import BETWEEN, IN_TEXT, JsonPosition, ranks
 
 END = 256
 

@@ -28,8 +28,8 @@ from artifacts.store import FolderStore, open_store
 from penstock_demo import CHECKPOINT, DUAL_CHECKPOINT
 from stages.decode.generation import SamplingParams
 from stages.models.published import FIELD, is_published_way
-from stages.process.job import job_fields
 from stages.process.events import StageOutcome
+from stages.process.job import job_fields
 from stages.summarize.job import TimedText
 from tests.support.frozen_cells import CELLS, JOBS, Cell
 from tests.support.frozen_surface import forms, surface

@@ -130,7 +130,7 @@ def defaults(command: str) -> dict[str, Any]:
     """Return the value of each of a command's options that is not given."""
     from flows.cli.main import parse
     from flows.cli.options import config_of
-    from flows.options import commands, commands, vectors
+    from flows.options import commands, vectors
     from flows.options.media import VectorSamplingOptions
 
     kinds: dict[str, Any] = {

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 
 from artifacts.errors import PenstockError
-from stages.models.inspection import run_gguf
 from stages.models.gguf.half import GgufDecoder
 from stages.models.half_job import DescribeJob
+from stages.models.inspection import run_gguf
 from stages.models.loading import ModelJob, warm_source
 from stages.process.job import job_fields
 

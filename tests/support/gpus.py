@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from stages.process import device, device
+from stages.process import device
 from tests.support.fake_gpu import state
 from tests.support.fake_gpu.state import Gpu, Machine, Slice
 

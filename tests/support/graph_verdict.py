@@ -11,11 +11,9 @@ import torch
 
 from artifacts.errors import PenstockError
 from artifacts.schema import Half
-from stages.export.graphs.make import MAX_DIFFERENCE, GraphsMade, difference, make_graphs
-from stages.export.graphs.make import Trial
-from stages.models.halves.features import encode
+from stages.export.graphs.make import MAX_DIFFERENCE, GraphsMade, Trial, difference, make_graphs
+from stages.models.halves.features import encode, text_vectors
 from stages.models.halves.load import load_half
-from stages.models.halves.features import text_vectors
 from tests.support import dual_encoders
 from tests.support.tiny_families import FAMILIES
 

@@ -5,8 +5,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 
-from artifacts.store import FolderStore
-from artifacts.store import prepare_store
+from artifacts.store import FolderStore, prepare_store
 from tests.support.pipeline import ROOT
 
 HOLDER = """

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from artifacts.index.manifest import Maker
-from artifacts.index.shard import IndexRow
 from artifacts.index.search import Searcher
+from artifacts.index.shard import IndexRow
 from artifacts.index.snapshot import open_snapshot
 from artifacts.index.writing import IndexWriter, writing
 

@@ -14,10 +14,16 @@ from flows.console.display import Display
 from flows.machine.launch import ENTRIES, StageCall
 from flows.results.run_result import RunResult
 from flows.running.run import caption
-from stages.process.events import Event, Failed, Item, StageNotes, event_of
+from stages.process.events import (
+    Event,
+    EventReporter,
+    Failed,
+    Item,
+    StageNotes,
+    StageOutcome,
+    event_of,
+)
 from stages.process.job import job_fields
-from stages.process.events import StageOutcome
-from stages.process.events import EventReporter
 from stages.process.stage_process import Listener
 from tests.support.pipeline import Place
 

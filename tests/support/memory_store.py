@@ -6,9 +6,8 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from artifacts.stores.protocol import Extent, each_head
-from artifacts.stores.folder import state_folder
-from artifacts.stores.protocol import ObjectStat
+from artifacts.stores.local import state_folder
+from artifacts.stores.protocol import Extent, ObjectStat, each_head
 
 
 class MemoryStore:

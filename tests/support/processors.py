@@ -9,8 +9,7 @@ from typing import Any
 from PIL import Image
 from tokenizers import processors
 
-from stages.models.processors.calling import run
-from stages.models.processors.calling import write
+from stages.models.processors.calling import run, write
 from stages.models.processors.input_layout import layout_of
 from stages.models.processors.prepare import Clip, channel_of, video_metadata
 from tests.support.families import hf, made_once, template, words

@@ -12,9 +12,8 @@ from artifacts.store import open_store
 from flows.machine.launch import StageCall
 from flows.options.commands import CaptionConfig
 from stages.models.profile import ModelProfile, PartProfile, SamplingProfile
-from stages.process.events import Failed
+from stages.process.events import Failed, StageOutcome
 from stages.process.job import job_fields
-from stages.process.events import StageOutcome
 from stages.process.stage_process import Listener
 
 HALF = PartProfile(shards=("model.safetensors",), tensors=(), parameters=1, stored_bytes=2)

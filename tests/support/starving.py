@@ -14,8 +14,8 @@ from flows.machine.launch import ENTRIES
 from stages.memory.oom_retry import OomRetry
 from stages.models.encoding.job import EncodeItem
 from stages.process import memory_limit
-from stages.process.memory import process_memory
 from stages.process.events import EventReporter
+from stages.process.memory import process_memory
 
 VARIABLE = "PENSTOCK_TEST_STARVE"
 """Stage → what is wrong with it, as JSON; see `Hunger`."""

@@ -8,9 +8,8 @@ from typing import Any
 from artifacts.errors import Killed, OutOfMemory
 from flows.machine.launch import StageCall
 from stages.memory.oom_retry import smaller
-from stages.process.events import BatchShrunk, Item, TooLarge
+from stages.process.events import BatchShrunk, Item, StageOutcome, TooLarge
 from stages.process.job import job_fields
-from stages.process.events import StageOutcome
 from stages.process.stage_process import Listener
 from tests.support.stand_ins import PROFILE, Answer, Stages, flat
 

@@ -9,10 +9,9 @@ from flows.options.commands import RunOptions
 from flows.pipelines import Pipeline
 from flows.planning.costs import ask, decode, embed_texts, encode, export, frames, summarize, tune
 from flows.planning.estimate import StageEstimate, Term
-from flows.planning.workloads import RemainingWork
 from flows.planning.ladder import Rung
 from flows.planning.machine import WorkEstimate
-from flows.planning.workloads import Workload
+from flows.planning.workloads import RemainingWork, Workload
 from stages.process.device_limit import CONTEXT_BYTES
 
 

@@ -7,10 +7,9 @@ from flows.options.commands import RunOptions
 from flows.options.model import REQUESTS
 from flows.options.text import EngineOptions
 from flows.planning.estimate import StageEstimate, Term
-from flows.planning.workloads import RemainingWork
 from flows.planning.ladder import Rung
 from flows.planning.machine import Pass, WorkEstimate
-from flows.planning.workloads import Workload
+from flows.planning.workloads import RemainingWork, Workload
 
 WORKSPACE = 32 << 20
 """Bytes besides frames. 1,000 small pictures, 32 at once, took 15 MiB (benchmarks/endpoint.py)."""

@@ -26,7 +26,6 @@ from flows.planning.estimate import (
     decoder_by_dimensions,
     expected,
 )
-from flows.planning.workloads import RemainingWork
 from flows.planning.ladder import MLP_CHUNKS, Rung, sizes
 from flows.planning.machine import Pass, WorkEstimate
 from flows.planning.terms import (
@@ -38,7 +37,7 @@ from flows.planning.terms import (
     products,
     weights,
 )
-from flows.planning.workloads import Workload
+from flows.planning.workloads import RemainingWork, Workload
 from stages.decode.engines import EngineSpec, compiled_engine, engine_of
 from stages.decode.engines.slot_load import SlotLoad
 from stages.models.gguf import ROWS

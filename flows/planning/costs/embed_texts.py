@@ -15,11 +15,10 @@ from flows.planning.costs.part import (
     settings_as_run,
 )
 from flows.planning.estimate import StageEstimate, Term, decoder_by_dimensions, expected
-from flows.planning.workloads import RemainingWork
 from flows.planning.ladder import Rung, sizes
 from flows.planning.machine import WorkEstimate
 from flows.planning.terms import overhead_terms, products, weights
-from flows.planning.workloads import Workload
+from flows.planning.workloads import RemainingWork, Workload
 from stages.embed_texts import TEXTS_A_BATCH
 
 ASSUMED_TOKENS = 77

@@ -17,7 +17,6 @@ from flows.planning.costs.part import (
     settings_as_run,
 )
 from flows.planning.estimate import Expected, StageEstimate, Term, encoder_by_dimensions, expected
-from flows.planning.workloads import RemainingWork
 from flows.planning.ladder import MLP_CHUNKS, Rung, sizes
 from flows.planning.machine import Pass, WorkEstimate
 from flows.planning.terms import (
@@ -32,7 +31,7 @@ from flows.planning.terms import (
     waiting_terms,
     weights,
 )
-from flows.planning.workloads import PIXEL_BYTES, Workload
+from flows.planning.workloads import PIXEL_BYTES, RemainingWork, Workload
 from stages.memory.oom_retry import next_sizes
 from stages.models.encoding import FRAMES_A_BATCH
 

@@ -11,10 +11,9 @@ from flows.options.export_config import SAMPLES
 from flows.options.model import AdapterOptions
 from flows.planning.costs import decode
 from flows.planning.estimate import StageEstimate, Term
-from flows.planning.workloads import RemainingWork
 from flows.planning.ladder import Rung
 from flows.planning.machine import WorkEstimate
-from flows.planning.workloads import Workload
+from flows.planning.workloads import RemainingWork, Workload
 from stages.models.shards import SHARD_BYTES
 
 WRITING_BYTES = 300 << 20

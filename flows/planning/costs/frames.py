@@ -7,10 +7,9 @@ from artifacts.plurals import counted
 from flows.checkpoint.models import Model
 from flows.options.commands import RunOptions
 from flows.planning.estimate import StageEstimate, Term
-from flows.planning.workloads import RemainingWork
 from flows.planning.ladder import Rung, sizes
 from flows.planning.machine import WorkEstimate
-from flows.planning.workloads import Workload
+from flows.planning.workloads import RemainingWork, Workload
 from stages.frames import PACK_BYTES, READING_BYTES
 from stages.process.memory import cores
 

@@ -10,10 +10,9 @@ from flows.options.commands import RunOptions
 from flows.planning.costs import decode
 from flows.planning.costs.part import free_settings, loading, precision_of
 from flows.planning.estimate import StageEstimate, Term
-from flows.planning.workloads import RemainingWork
 from flows.planning.ladder import Rung
 from flows.planning.machine import Pass, WorkEstimate
-from flows.planning.workloads import Workload
+from flows.planning.workloads import RemainingWork, Workload
 from stages.summarize.job import ANSWERS, ASSUMED_CONTEXT, LARGEST_CONTEXT, MAX_TEXTS, STEP
 
 MIN_CONTEXT = 512

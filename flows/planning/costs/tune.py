@@ -12,15 +12,19 @@ from flows.checkpoint.models import Model
 from flows.checkpoint.precision import BYTES, PartSettings
 from flows.options.commands import RunOptions
 from flows.options.training import LearnedOptions
-from flows.planning.architecture import Architecture, read_architecture
+from flows.planning.architecture import Architecture, pass_bytes, read_architecture
 from flows.planning.costs import decode
 from flows.planning.costs.part import free_settings, settings_as_run
 from flows.planning.estimate import StageEstimate, Term
-from flows.planning.architecture import pass_bytes
 from flows.planning.ladder import Rung, sizes
 from flows.planning.terms import ADDED_BYTES, adapter_terms, overhead_terms, weights
-from flows.planning.training.estimate import LOGITS, adapted_layer_bytes, lora_parameters
-from flows.planning.training.estimate import ADAPTER, OPTIMIZERS
+from flows.planning.training.estimate import (
+    ADAPTER,
+    LOGITS,
+    OPTIMIZERS,
+    adapted_layer_bytes,
+    lora_parameters,
+)
 from flows.planning.workloads import Workload
 from stages.models.hub.checkpoint import Checkpoint
 from stages.tune.job import ADAMW, ADAMW8, PAGED_ADAMW8

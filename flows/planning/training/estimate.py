@@ -7,17 +7,15 @@ Values of a fine-tuning plan: its settings, its memory terms, and the bytes per 
 optimizer.
 """
 
-from dataclasses import dataclass
-from typing import Literal
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Literal
+
 from artifacts.errors import UsageError
 from artifacts.plurals import counted
 from flows.console.units import gib
-from flows.planning.architecture import Architecture
-from flows.planning.architecture import pass_bytes
+from flows.planning.architecture import Architecture, Transformer, pass_bytes
 from flows.planning.terms import FRAGMENTATION, GPU_WORKSPACE_BYTES
-from flows.planning.architecture import Transformer
 from stages.process.device_limit import CONTEXT_BYTES
 
 Method = Literal["full", "lora", "qlora"]

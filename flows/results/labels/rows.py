@@ -15,27 +15,20 @@ child.
 import csv
 import io
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal
-import numpy as np
-from numpy.typing import NDArray
-from artifacts.errors import UsageError
-from artifacts.paths import text_named
-from artifacts.vectors import TextVectors
-from artifacts.vectors import Vectors
-from flows.media.labels import LabelSet
-import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
+from pathlib import Path
+from typing import Literal
+
 import numpy as np
 from numpy.typing import NDArray
+
+from artifacts.errors import UsageError
 from artifacts.labels import Labelled, Scored
-from artifacts.vectors import TextVectors
-from artifacts.vectors import Vectors, vectors_in
+from artifacts.paths import text_named
+from artifacts.vectors import TextVectors, Vectors, vectors_in
 from flows.job.prepare import Job
 from flows.ledger.tasks import Task
 from flows.media.labels import LabelSet

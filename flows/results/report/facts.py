@@ -6,46 +6,32 @@ tables of progress and of planned versus measured memory. Draws nothing.
 Gathers the contents of the report of a sift run: values of marks, groups and thumbnails.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any
-from flows.console.units import duration, size
-from flows.pipelines import STAGES
-from flows.results.run_record import seconds_of
-from flows.results.run_status import COLUMNS, StageStatus, cells
 import json
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from itertools import islice
-from pathlib import Path
-from typing import Any
-from artifacts.json_shapes import read_jsonl
-from artifacts.regular_files import open_regular
-from artifacts.remote.addresses import is_address
-from flows.results.marker import MEDIA
-from flows.results.report.media import MEDIA_ENTRY, RUN_AGAIN
-from flows.results.sifted.marks import MARKS, TEXTS
-from flows.results.sifted.marks import LEFT_OUT_FILE, MARKS_FILE
-from flows.results.thumbnails import data_address
-from flows.results.trust import belief_in
 import os
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
+from itertools import islice
 from pathlib import Path
 from string import Template
 from typing import Any
 from urllib.parse import quote
+
 from artifacts.errors import UsageError
 from artifacts.files import write_text
-from artifacts.regular_files import odd_thing
+from artifacts.json_shapes import read_jsonl
+from artifacts.regular_files import odd_thing, open_regular
+from artifacts.remote.addresses import is_address
 from flows.console.units import duration, size
 from flows.job.job_summary import computed_by
 from flows.media.media_files import writable
 from flows.pages.document import SHARED, as_json, document, part, parts
-from flows.pipelines import LABELS, SIFT
+from flows.pipelines import LABELS, SIFT, STAGES
 from flows.results.export_result import ExportFound, export_in
 from flows.results.foreign_files import refuse_replacing_page
-from flows.results.report.media import FILE, captioned_media, failed_media
+from flows.results.marker import MEDIA
+from flows.results.report.media import FILE, MEDIA_ENTRY, RUN_AGAIN, captioned_media, failed_media
 from flows.results.report.sections import (
     export_about,
     label_counts,
@@ -55,16 +41,22 @@ from flows.results.report.sections import (
     training_facts,
 )
 from flows.results.rounds import rounds_in
-from flows.results.run_status import load_record
-from flows.results.run_record import RUN_RECORD
+from flows.results.run_record import RUN_RECORD, seconds_of
 from flows.results.run_status import (
+    COLUMNS,
+    StageStatus,
     advice,
+    cells,
     kind_of,
+    load_record,
     output_paths,
     stages_of,
     ways_line,
     written,
 )
+from flows.results.sifted.marks import LEFT_OUT_FILE, MARKS, MARKS_FILE, TEXTS
+from flows.results.thumbnails import data_address
+from flows.results.trust import belief_in
 from flows.results.tuned import training_in
 
 MORE = ("planned time", "CPU time", "processes", "tokens", "attention")

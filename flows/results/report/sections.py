@@ -24,7 +24,7 @@ from flows.results.rounds import COLUMNS as ROUND_COLUMNS
 from flows.results.rounds import Round, corrections_of, exact, loss_of
 from flows.results.rounds import cells as round_cells
 from flows.results.tuned import TrainingFound
-from stages.export.export_plan import FRAMES, GATES, ParityThreshold
+from stages.export.parity import FRAMES, GATES, ParityThreshold
 
 RUN_AGAIN = "Run the same `penstock label` again, which rewrites it"
 SHEET = 200

@@ -27,31 +27,27 @@ Scores vectors with heads that users have, such as the aesthetic predictors of L
 import itertools
 import re
 import shlex
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
+from itertools import combinations
 from pathlib import Path
 from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
+
 from artifacts.errors import UsageError
 from artifacts.paths import folder_named
-from collections.abc import Iterator
-from itertools import combinations
-import numpy as np
-from numpy.typing import NDArray
-from functools import cache
-from typing import Any
-import numpy as np
-from numpy.typing import NDArray
-from stages.sift.measures import area_weights
-from stages.sift.measures import COLOUR_SIDE, DETAIL_SIDE, Look
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from functools import partial
-from typing import Any
-import numpy as np
-from numpy.typing import NDArray
-from stages.sift.measures import area_weights
-from stages.sift.measures import COLOUR_SIDE, FRACTIONS, NO_LOOK, SIDE, Look
+from stages.sift.measures import (
+    COLOUR_SIDE,
+    DETAIL_SIDE,
+    FRACTIONS,
+    NO_LOOK,
+    SIDE,
+    Look,
+    area_weights,
+)
 
 WEIGHT = re.compile(r"(?:layers\.(\d+)\.|linear\.|)weight")
 """Name of the weights of a layer: of a perceptron, or of a head with one layer."""

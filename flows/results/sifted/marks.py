@@ -8,40 +8,29 @@ Builds the table of marks of all files of a run, and says which files are kept.
 Writes the tables of marks, the list of what is kept, and the list of what is left out.
 """
 
-from collections.abc import Iterable
-from artifacts.tables import TABLES
-import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
-import numpy as np
-from numpy.typing import NDArray
-from stages.sift.measures import BLACK_SHARE
-from stages.sift.measures import STEP_SECONDS, Marked
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
-import numpy as np
-from numpy.typing import NDArray
-from artifacts.errors import UsageError
-from artifacts.index.where import WORDS, Condition, Table
-from artifacts.tables import schema_of, stored_text, table_of, utf8
-from flows.job.media_digests import JobFile
-from flows.options.vectors import KEEP
-from flows.results.sifted.duplicates import Fingerprint, groups_of
-from stages.sift.measures import Marked
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from artifacts.errors import UsageError
 from artifacts.files import write_text
+from artifacts.index.where import WORDS, Condition, Table
 from artifacts.plurals import counted
-from artifacts.tables import TABLES
+from artifacts.tables import TABLES, schema_of, stored_text, table_of, utf8
+from flows.job.media_digests import JobFile
 from flows.media.generated_files import GeneratedFiles
+from flows.options.vectors import KEEP
 from flows.results.run_result import RunEnd
+from flows.results.sifted.duplicates import Fingerprint, groups_of
+from stages.sift.measures import BLACK_SHARE, STEP_SECONDS, Marked
 
 MARKS_FILE, CHUNKS_FILE = "marks.jsonl", "chunk_marks.jsonl"
 KEPT_FILE, LEFT_OUT_FILE = "kept.jsonl", "left_out.jsonl"

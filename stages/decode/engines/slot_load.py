@@ -3,15 +3,15 @@
 Estimates the memory of decoding in llama.cpp besides the weights. Imports no model library.
 """
 
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
-from stages.decode.engines import EngineSpec
-from stages.models.gguf import GgufShape
-from stages.models.footprint import RowMemory
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple
+
 from artifacts.plurals import counted
+from stages.decode.engines import EngineSpec
+from stages.models.footprint import RowMemory
 from stages.models.gguf import COLUMN_MULTIPLE, PIECE_TOKENS, ROWS, GgufShape
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SlotLoad:

@@ -15,13 +15,10 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 from artifacts.captions import Ended
 from artifacts.errors import UsageError
 from stages.decode.confidence import LogitsWatch
-from stages.decode.generate_kwargs import GenerateKwargs
-from stages.decode.generation import SamplingParams
-from stages.decode.generation import DecodeJob
-from stages.decode.generate_kwargs import PrefillOptions
+from stages.decode.generate_kwargs import GenerateKwargs, PrefillOptions
+from stages.decode.generation import DecodeJob, RequestSettings, SamplingParams
 from stages.decode.prompts import ContextExceeded, prompts_for
 from stages.decode.protocol import CaptionOutput, DecodeRequest, OnPartial
-from stages.decode.generation import RequestSettings
 from stages.memory.oom_retry import OomRetry
 from stages.models.halves.features import Features
 from stages.models.halves.offload import generate, new_tokens, prompt_in

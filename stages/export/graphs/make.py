@@ -5,47 +5,47 @@ Makes the images and texts that trace and test a half: noise of several sizes, p
 model's own processor.
 """
 
-import re
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import partial
-from typing import Any
-import numpy as np
-from artifacts.schema import Half, MediaKind
-from stages.embed_texts.run import TextReader
-from stages.models.halves.features import encode
-from stages.models.halves.routes import PIXELS
-from stages.models.halves.features import text_vectors
-from stages.models.processors.loading import Clip, clip_of
-from stages.models.processors.prepare import prepare_images
-from stages.models.processors.prepare import joined, prepare, takes_videos
-from stages.models.processors.side_inputs import Prepared
 import contextlib
 import io
 import json
 import logging
+import re
 import shutil
 import sys
 import warnings
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import numpy as np
 import torch
 from torch import nn
+
 from artifacts.errors import PenstockError, UsageError
-from artifacts.schema import Half
+from artifacts.schema import Half, MediaKind
 from artifacts.tensors import name_tensors
+from stages.embed_texts.run import TextReader
 from stages.memory.meta_device import tensors
-from stages.models.graphs.graph_inputs import EncoderCall, copied, encoder_calls
-from stages.models.graphs.graph_inputs import GraphInputs, described, graph_inputs, is_packed
-from stages.models.graphs.manifest import Graph, GraphEncoder
-from stages.models.graphs.onnx_encoder import OnnxEncoder, fits
-from stages.models.graphs.graph_inputs import packing
-from stages.models.graphs.manifest import CPU, Provider
-from stages.models.graphs.onnx_encoder import GraphSession
+from stages.models.graphs.graph_inputs import (
+    EncoderCall,
+    GraphInputs,
+    copied,
+    described,
+    encoder_calls,
+    graph_inputs,
+    is_packed,
+    packing,
+)
+from stages.models.graphs.manifest import CPU, Graph, GraphEncoder, Provider
+from stages.models.graphs.onnx_encoder import GraphSession, OnnxEncoder, fits
 from stages.models.halves.absent import MissingModule, NeedsWeights
+from stages.models.halves.features import encode, text_vectors
+from stages.models.halves.routes import PIXELS
+from stages.models.processors.loading import Clip, clip_of
+from stages.models.processors.prepare import joined, prepare, prepare_images, takes_videos
+from stages.models.processors.side_inputs import Prepared
 from stages.process.output_streams import out_of_memory
 
 PROMPTS = ("describe ", "describe what is seen here in one sentence ", "what is that? ")

@@ -19,22 +19,20 @@ from artifacts.schema import Half
 from artifacts.store import fault_of
 from stages.embed_texts import TEXTS_A_BATCH
 from stages.embed_texts.run import TextReader
-from stages.export.export_plan import nearness
-from stages.export.graphs.make import GraphsMade, make_graphs
-from stages.export.graphs.make import texts_of, trials
+from stages.export.compare import nearness
+from stages.export.graphs.make import GraphsMade, make_graphs, texts_of, trials
 from stages.export.jobs import GRAPHS, PACKAGES, GraphJob, check_packages
 from stages.models.graphs import FOLDER
 from stages.models.graphs.manifest import FILE, GraphManifest, HalfGraphs, read_manifest
-from stages.models.halves.load import load_half
-from stages.models.halves.load import ReloadableHalf
 from stages.models.halves.features import text_vectors
+from stages.models.halves.load import ReloadableHalf, load_half
 from stages.models.hub.checkpoint import CONFIG, INDEX, small_files
 from stages.models.processors.prepare import load_processor
 from stages.models.published import with_way
 from stages.models.shards.layout import claimed, keeping_files, write_rest
 from stages.process.deferred_imports import import_transformers
-from stages.process.job import parse_job
 from stages.process.events import EventReporter
+from stages.process.job import parse_job
 
 MAKING = "making"
 """Temporary folder of graphs until all are made."""

@@ -9,8 +9,8 @@ from stages.export.graphs.make import trials
 from stages.export.jobs import TimingJob
 from stages.models.loading import ModelJob
 from stages.process.deferred_imports import import_transformers
-from stages.process.job import parse_job
 from stages.process.events import EventReporter
+from stages.process.job import parse_job
 
 SECONDS, ROUNDS = 3.0, 3
 """Least seconds, and runs, for each backend; the fastest run counts."""

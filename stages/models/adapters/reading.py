@@ -13,26 +13,21 @@ An adapter names modules as the model does, or as older versions of transformers
 names from the checkpoint's files.
 """
 
-import math
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
-from artifacts.errors import UsageError
-from artifacts.patterns import LITERAL, ends_with
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
 from artifacts.errors import EnvironmentFault, UsageError
+from artifacts.patterns import LITERAL, ends_with
 from artifacts.regular_files import read_text
 from stages.models.hub.checkpoint import JSON_BYTES
 from stages.models.hub.headers import TensorPlace, read_metadata, read_places
-from stages.models.published import AS_PUBLISHED, FIELD
-from collections.abc import Mapping
-from artifacts.errors import UsageError
 from stages.models.profile import AdaptableLayer, ModelProfile, PartProfile
+from stages.models.published import AS_PUBLISHED, FIELD
 
 COPY_HINT = "Copy it again from where it was trained"
 MAX_PATTERNS = 4096

@@ -18,29 +18,26 @@ How it works:
    different results, HalfTried is raised: the run is planned again, in batches.
 """
 
-from collections.abc import Iterator, Sequence
-from functools import partial
-from typing import Any
-import torch
-from stages.memory.meta_device import tensors
-from stages.models.halves.features import Features, encode, is_pixels
-from stages.models.halves.offload import UNDIVIDED
-from stages.models.halves.records import CannotSplit, FeatureRecord, rule_of_input, split
-from stages.models.processors.prepare import Prepared, joined
-from stages.models.streaming.load import run_calls
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
+
 import torch
+
 from artifacts.errors import HalfTried
 from artifacts.packs import Record, RecordSet
 from artifacts.tensors import pack_tree
-from stages.memory.oom_retry import item_fault
 from stages.memory.meta_device import tensors
+from stages.memory.oom_retry import item_fault
 from stages.models.encoding.ways import trial_key, way_of
-from stages.models.halves.records import FeatureRecord
+from stages.models.halves.features import Features, encode, is_pixels
+from stages.models.halves.offload import UNDIVIDED
+from stages.models.halves.records import CannotSplit, FeatureRecord, rule_of_input, split
+from stages.models.processors.prepare import joined
 from stages.models.processors.side_inputs import Prepared
+from stages.models.streaming.load import run_calls
 
 Group = tuple[int, list[int]]
 """Index of a batch, and the indexes of its rows in the group."""

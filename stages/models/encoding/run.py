@@ -12,56 +12,57 @@ Processors are not stated to be thread-safe: a fast tokenizer that two threads u
 "Already borrowed". After out of memory, items are prepared one at a time.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
-import numpy as np
-from artifacts.packs import DamagedRecord
-from artifacts.packs import RecordSet
-from stages.memory.oom_retry import item_fault
-from stages.models.encoding.job import EncodeItem
-from stages.models.processors.loading import Clip
-from stages.models.processors.side_inputs import Prepared
 import copy
 import logging
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
-from queue import SimpleQueue
-from threading import Semaphore
-from typing import Any, Generic, Self, TypeVar
-import torch
-from stages.memory.oom_retry import catch_oom
-from stages.models.processors.loading import UNPAIRED
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from typing import Any
+from queue import SimpleQueue
+from threading import Semaphore
+from typing import Any, Generic, Self, TypeVar
+
+import numpy as np
 import torch
+
 from artifacts.claims import UnsharedWork, WorkClaims, claims_at
-from artifacts.packs import Record, RecordSet
-from artifacts.packs import record_sets_of
+from artifacts.packs import DamagedRecord, Record, RecordSet, record_sets_of
 from artifacts.store import is_full, open_store
-from stages.memory.oom_retry import RETRY, ItemFault, ItemFaults
-from stages.memory.oom_retry import OomRetry, blocks
+from stages.memory.oom_retry import (
+    RETRY,
+    ItemFault,
+    ItemFaults,
+    OomRetry,
+    blocks,
+    catch_oom,
+    item_fault,
+)
 from stages.models.encoding import FEED_NOTE
-from stages.models.encoding.batch import encode_batches, overflowed, undivided
+from stages.models.encoding.batch import (
+    PassRow,
+    WayTrials,
+    encode_batches,
+    encode_passes,
+    overflowed,
+    undivided,
+)
 from stages.models.encoding.job import EncodeItem, EncodingJob
-from stages.models.encoding.batch import PassRow, WayTrials, encode_passes
 from stages.models.encoding.ways import KIND
-from stages.models.halves.records import FeatureRecord
 from stages.models.halves.load import ReloadableHalf
+from stages.models.halves.records import FeatureRecord
 from stages.models.loading import ModelJob, facts
 from stages.models.prefetch import PREFETCH_BATCHES, prefetched, write_behind
+from stages.models.processors.loading import UNPAIRED, Clip
 from stages.models.processors.side_inputs import Prepared
-from stages.process.memory import cores
-from stages.process.events import NO_ROOM, NOT_STORED, Published
+from stages.process.events import NO_ROOM, NOT_STORED, EventReporter, Published
 from stages.process.job import items_of
 from stages.process.live import read_requests
-from stages.process.events import EventReporter
+from stages.process.memory import cores
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Refusal:

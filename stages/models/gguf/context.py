@@ -10,23 +10,26 @@
 Finds the tokens of a prompt that see later ones, by the attention masks of transformers.
 """
 
-from collections.abc import Iterator, Sequence
-from typing import Any
-import torch
-from artifacts.errors import UsageError
-from stages.models.gguf import PIECE_TOKENS
 import ctypes
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+
 import gguf
 import numpy as np
 import numpy.typing as npt
+import torch
+
 from artifacts.errors import EnvironmentFault, UsageError
 from stages.models.gguf import COLUMN_MULTIPLE, EXACT, PIECE_TOKENS, ROWS
-from stages.models.gguf.header import GgufHeader, read_header
-from stages.models.gguf.header import last_words, library, without_tokenizer
+from stages.models.gguf.header import (
+    GgufHeader,
+    last_words,
+    library,
+    read_header,
+    without_tokenizer,
+)
 
 MASKED = -1e4
 """Additive masks are below this where attention must not look."""

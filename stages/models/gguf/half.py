@@ -10,31 +10,26 @@ A library may have the interface that is known and still compute otherwise: anot
 build for a processor that it does not suit. The test takes some hundredths of a second.
 """
 
-import tempfile
-from functools import cache
-from pathlib import Path
-import gguf
-import numpy as np
-from artifacts.errors import EnvironmentFault
-from stages.models.gguf import INSTALL, ROWS
-from stages.models.gguf.context import READER, Floats, GgufContext
 import math
+import tempfile
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 from weakref import ref
+
 import gguf
 import numpy as np
 import torch
 from torch import nn
 from transformers.modeling_outputs import BaseModelOutputWithPast
-from artifacts.errors import UsageError
+
+from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.index.shard import StoredFile
-from stages.models.gguf import ROWS
-from stages.models.gguf.context import READER, Floats, GgufContext, Whole
+from stages.models.gguf import INSTALL, ROWS
+from stages.models.gguf.context import READER, Floats, GgufContext, Whole, blocks_of
 from stages.models.gguf.header import HINT, TABLE, GgufHeader
 from stages.models.gguf.mapping import TextMapping, mapping_of
-from stages.models.gguf.context import blocks_of
 from stages.models.halves.absent import MissingModule
 from stages.models.published import FIELD
 

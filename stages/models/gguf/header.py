@@ -18,22 +18,21 @@ another build would corrupt memory without an error. So before anything is loade
 """
 
 import codecs
+import ctypes
 import math
+import os
+import platform
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
 from io import BufferedReader
 from pathlib import Path
 from typing import Any
-from artifacts.errors import UsageError
+
+from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.regular_files import open_regular
-import ctypes
-import os
-import platform
-from functools import cache
-from importlib import import_module
-from typing import Any
-from artifacts.errors import EnvironmentFault
 from stages.models.gguf import INSTALL
 
 MAGIC = b"GGUF"

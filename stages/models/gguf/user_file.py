@@ -13,29 +13,25 @@ Decides what llama.cpp is given of a GGUF file.
 """
 
 import math
+import os
+import shutil
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
 import gguf
 import numpy as np
 import torch
 from safetensors import safe_open
+
 from artifacts.errors import UsageError
-from stages.models.gguf.half import TensorRows, core_names
-from stages.models.gguf.header import END, TABLE, TOKENS, TYPES, GgufHeader, in_line, read_header
-from stages.models.gguf.mapping import TextMapping, mapping_of
-import os
-import shutil
-from contextlib import suppress
-from pathlib import Path
-from typing import Any
-import gguf
-import numpy as np
 from artifacts.files import HALF
 from artifacts.store import fault_of
 from stages.models.gguf.context import file_type
-from stages.models.gguf.header import TABLE, GgufHeader, read_header
-from stages.models.gguf.mapping import TextMapping
+from stages.models.gguf.half import TensorRows, core_names
+from stages.models.gguf.header import END, TABLE, TOKENS, TYPES, GgufHeader, in_line, read_header
+from stages.models.gguf.mapping import TextMapping, mapping_of
 from stages.models.shards.layout import check_free
 
 EQUIVALENT = {"qwen2vl": "paddleocr"}

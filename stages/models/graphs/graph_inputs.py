@@ -27,21 +27,12 @@ selection of features and their order.
 """
 
 import contextlib
-from collections.abc import Iterator, MutableMapping
-from types import MethodType
-from typing import Any
-import torch
-from torch import nn
-import contextlib
-from collections.abc import Mapping
-from typing import Any, NamedTuple
-import torch
-from torch import nn
-import contextlib
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
+from types import MethodType
 from typing import Any, NamedTuple
+
 import torch
 from torch import nn
 

@@ -8,21 +8,17 @@ it at most. Therefore the session's actual provider is checked. A GPU provider l
 computations to the CPU by design, so that is allowed.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
-from artifacts.errors import EnvironmentFault
-from stages.process.output_streams import out_of_memory
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
 from artifacts.errors import EnvironmentFault
 from artifacts.json_shapes import MapOf, anything, count, number, read_json, text
 from artifacts.records import read_record
 from artifacts.schema import Half
 from stages.models.graphs import FOLDER
+from stages.process.output_streams import out_of_memory
 
 ONNX, TENSORRT = "onnx", "tensorrt"
 BACKENDS = (ONNX, TENSORRT)

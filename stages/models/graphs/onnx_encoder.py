@@ -3,25 +3,28 @@
 Runs a graph with ONNX Runtime directly on the memory of torch tensors.
 """
 
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
-import torch
-from torch.utils.dlpack import from_dlpack
-from stages.models.graphs.manifest import CPU, Provider, open_session
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
 import torch
 from torch import nn
+from torch.utils.dlpack import from_dlpack
+
 from artifacts.errors import EnvironmentFault, PenstockError, UsageError
 from artifacts.schema import Half
 from artifacts.tensors import place_tensors
 from stages.models.graphs import FOLDER
-from stages.models.graphs.graph_inputs import bound
-from stages.models.graphs.graph_inputs import GraphInputs, graph_inputs
-from stages.models.graphs.manifest import Graph, GraphEncoder, HalfGraphs, read_manifest
-from stages.models.graphs.manifest import Provider
+from stages.models.graphs.graph_inputs import GraphInputs, bound, graph_inputs
+from stages.models.graphs.manifest import (
+    CPU,
+    Graph,
+    GraphEncoder,
+    HalfGraphs,
+    Provider,
+    open_session,
+    read_manifest,
+)
 from stages.models.halves.absent import MissingModule, MissingWeight
 from stages.models.halves.routes import one_line
 from stages.process.output_streams import out_of_memory

@@ -11,16 +11,16 @@ the peak of decoding. A position-wise module is recognized by its structure, and
 running it.
 """
 
-from types import MethodType
-from typing import Any, NoReturn
-import torch
-from torch import nn
-from artifacts.errors import PenstockError
 import copy
 from collections.abc import Iterator
-from typing import Any
+from types import MethodType
+from typing import Any, NoReturn
+
 import torch
 from torch import nn
+
+from artifacts.errors import PenstockError
+
 
 class NeedsWeights(PenstockError, RuntimeError):
     """Raised when a computation needs a module that was left out. `path` names the module, and

@@ -38,15 +38,13 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from types import CodeType
 from typing import Any
+
 from torch import nn
-from artifacts.errors import UsageError
-from artifacts.schema import Half
-from collections.abc import Iterable, Iterator
-from typing import Any
-from torch import nn
+
 from artifacts.errors import UsageError
 from artifacts.schema import Half, Part
 from stages.models.halves.absent import MissingModule, MissingWeight, NeedsWeights
+
 
 def names_in(function: Any) -> set[str]:
     """Return the names of attributes and globals that a function's code refers to."""

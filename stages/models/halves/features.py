@@ -10,21 +10,18 @@ half return the image vectors. So the module needs no formula: neither the name 
 whether there is a bias.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
-import torch
-from artifacts.errors import UsageError
-from artifacts.tensors import make_record
-from stages.models.halves.routes import PIXELS, encoders
 import copy
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+
 import torch
 from torch import nn
+
 from artifacts.errors import UsageError
-from stages.models.halves.boundary import absent_paths
-from stages.models.halves.boundary import IMAGE_METHOD, TEXT_METHOD
+from artifacts.tensors import make_record
+from stages.models.halves.boundary import IMAGE_METHOD, TEXT_METHOD, absent_paths
+from stages.models.halves.routes import PIXELS, encoders
 
 UNREAD = (
     "last_hidden_state",

@@ -10,30 +10,25 @@ import contextlib
 import json
 import re
 import tempfile
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
+
 from artifacts.errors import EnvironmentFault, UsageError
+from artifacts.model_files import ModelFiles
 from artifacts.plurals import meant
 from artifacts.schema import Part
-from stages.models.halves.boundary import CUT, absent_paths, cut, pieces_called
-from stages.models.halves.routes import config_and_class, one_line, with_packages
-from stages.models.halves.ranged_reads import NOTE, pinned_reads
-from stages.models.halves.ranged_reads import ranged_reads
+from stages.memory.oom_retry import release_memory
+from stages.models.halves.absent import NeedsWeights
+from stages.models.halves.boundary import CUT, absent_paths, cut, piece_of, pieces_called
+from stages.models.halves.ranged_reads import NOTE, pinned_reads, ranged_reads
+from stages.models.halves.routes import config_and_class, one_line, skeleton_of, with_packages
 from stages.models.hub.checkpoint import INDEX, weight_names
 from stages.models.hub.hub_errors import PICKLES, to_convert
 from stages.models.hub.resolve import fetch_rest, resolve_model
 from stages.models.in_tree.registry import native_of
 from stages.models.published import apply_published_positions
-import contextlib
-from collections.abc import Callable, Iterable
-from typing import Any, TypeVar
-from artifacts.model_files import ModelFiles
-from artifacts.schema import Part
-from stages.memory.oom_retry import release_memory
-from stages.models.halves.absent import NeedsWeights
-from stages.models.halves.boundary import piece_of
-from stages.models.halves.routes import skeleton_of
+
 
 @contextlib.contextmanager
 def present_weights(folder: Path) -> Iterator[Path]:

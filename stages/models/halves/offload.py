@@ -20,32 +20,28 @@ How it works:
 7. Meanwhile a hook keeps the output head from computing large logits for the whole prompt.
 """
 
-import functools
-import inspect
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any
-import torch
-from artifacts.errors import UsageError
-from artifacts.schema import Route
-from artifacts.tensors import make_record
-from stages.models.halves.boundary import owner_path, reader_path
-from stages.models.halves.features import count_tokens, is_pixels, moved, placeholder_ids
-from stages.models.halves.routes import MODALITIES, choose_route
 import contextlib
 import functools
+import inspect
 import itertools
 import os
 import tempfile
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import torch
 from torch import nn
-from artifacts.errors import CannotFit
-from artifacts.schema import Part
-from stages.models.halves.boundary import absent_paths
+
+from artifacts.errors import CannotFit, UsageError
+from artifacts.schema import Part, Route
+from artifacts.tensors import make_record
+from stages.models.halves.boundary import absent_paths, owner_path, reader_path
+from stages.models.halves.features import count_tokens, is_pixels, moved, placeholder_ids
 from stages.models.halves.load import load_half
+from stages.models.halves.routes import MODALITIES, choose_route
 
 UNDIVIDED = "pixels"
 """Key of the pixels among the features, for a model that runs whole."""

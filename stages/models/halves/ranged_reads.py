@@ -18,18 +18,14 @@ import functools
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
-import torch
-from stages.models.hub.checkpoint import not_whole
-from stages.models.hub.headers import TensorPlace, read_places
-from stages.models.shards.layout import DTYPES
-import contextlib
-from collections.abc import Iterator
-from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
+
 import torch
+
 from stages.models.half_job import PINNED_LOAD_BYTES
+from stages.models.hub.checkpoint import not_whole
+from stages.models.hub.headers import TensorPlace, read_places
 from stages.models.shards.layout import DTYPES
 from stages.process.output_streams import first_line
 

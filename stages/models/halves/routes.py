@@ -13,25 +13,29 @@ A checkpoint's own code is run only with the user's permission.
 """
 
 import contextlib
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
-import torch
-from artifacts.errors import EnvironmentFault, UsageError
-from stages.models.halves.boundary import makes_vectors
-from stages.models.hub.checkpoint import is_original
-from stages.models.hub.headers import refuse_unsupported
-from stages.models.in_tree.registry import native_of
 import inspect
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+import torch
 from torch import nn
-from artifacts.errors import UsageError
+
+from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.schema import Route
-from stages.models.halves.boundary import class_of, owner_path, reader_path
-from stages.models.halves.boundary import names_in
-from stages.models.halves.boundary import makes_vectors, refuse_no_vectors
+from stages.models.halves.boundary import (
+    class_of,
+    makes_vectors,
+    names_in,
+    owner_path,
+    reader_path,
+    refuse_no_vectors,
+)
+from stages.models.hub.checkpoint import is_original
+from stages.models.hub.headers import refuse_unsupported
+from stages.models.in_tree.registry import native_of
+
 
 def config_and_class(
     folder: Path, trusted: bool, as_published: bool | None = False

@@ -15,14 +15,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
+
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.model_files import ALONG
 from artifacts.model_files import SMALL as SMALL
 from artifacts.regular_files import open_regular, read_text
-import re
-from pathlib import Path
-from typing import Any
-from artifacts.errors import UsageError
 
 DOWNLOAD_HINT = "Download it again (with git: git lfs pull)"
 INDEX = "model.safetensors.index.json"

@@ -5,22 +5,18 @@ Refuses unsupported checkpoint formats by their configuration, with the reason a
 works.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
-from artifacts.errors import UsageError
-from stages.models.hub.checkpoint import class_names, read_config
 import contextlib
 import json
 import os
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
-from artifacts.errors import EnvironmentFault
+
+from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.regular_files import open_regular
 from stages.models.hub import transfer
 from stages.models.hub.checkpoint import (
@@ -29,7 +25,9 @@ from stages.models.hub.checkpoint import (
     SINGLE,
     Checkpoint,
     WeightFile,
+    class_names,
     not_whole,
+    read_config,
     weight_names,
 )
 from stages.models.hub.hub_errors import hub_errors, refuse_offline
@@ -70,7 +68,11 @@ def _architecture_names(*classes: str) -> Callable[[Config], bool]:
 def _is_first_cogvlm(config: Config) -> bool:
     size = config.get("vocab_size")
     small = isinstance(size, int) and size <= FIRST_COGVLM_VOCABULARY
-    return _architecture_names("CogVLMForCausalLM")(config) and small and "num_multi_query_heads" not in config
+    return (
+        _architecture_names("CogVLMForCausalLM")(config)
+        and small
+        and "num_multi_query_heads" not in config
+    )
 
 
 def _is_first_florence(config: Config) -> bool:
@@ -136,7 +138,8 @@ UNSUPPORTED: tuple[UnsupportedForm, ...] = (
     UnsupportedForm(
         name="Moondream",
         found=lambda config: (
-            _is("moondream1", "moondream")(config) or _architecture_names("HfMoondream", "Moondream")(config)
+            _is("moondream1", "moondream")(config)
+            or _architecture_names("HfMoondream", "Moondream")(config)
         ),
         reason="it runs only by its own code, of which no half can be loaded",
         alternative="Take HuggingFaceTB/SmolVLM2-2.2B-Instruct, of about its size",

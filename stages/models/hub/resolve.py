@@ -17,9 +17,9 @@ from stages.models.hub.checkpoint import (
     WeightFile,
     is_complete,
     refuse_impossible,
+    refuse_original,
     weight_names,
 )
-from stages.models.hub.transfer import check_space, fetch
 from stages.models.hub.hub_errors import (
     cache_folder,
     hub_errors,
@@ -28,8 +28,7 @@ from stages.models.hub.hub_errors import (
     size_of,
     without_safetensors,
 )
-from stages.models.hub.checkpoint import refuse_original
-from stages.models.hub.transfer import Announce
+from stages.models.hub.transfer import Announce, check_space, fetch
 
 PREFIX = "models--"
 """Prefix of model folders in the hub's cache."""

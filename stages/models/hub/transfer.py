@@ -6,19 +6,16 @@ Downloads weight files into the hub's cache, several at a time.
 import errno
 import hashlib
 import os
-import threading
-from collections.abc import Callable
-from dataclasses import dataclass
-from io import FileIO
-from pathlib import Path
-from artifacts.errors import EnvironmentFault
-from artifacts.locks import try_lock
 import shutil
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
+
 from artifacts.errors import EnvironmentFault
+from artifacts.locks import try_lock
 from stages.models.hub.checkpoint import Checkpoint, WeightFile
 from stages.models.hub.hub_errors import (
     MORE_ROOM,

@@ -3,13 +3,15 @@
 Finds the attention implementation that the classes of one half support.
 """
 
-from typing import Any
-from artifacts.schema import Part
-from stages.models.halves.boundary import absent_paths, within
 import re
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
+
 import torch
+
+from artifacts.schema import Part
+from stages.models.halves.boundary import absent_paths, within
+
 
 def attention_of(model: Any, keep: Part = "whole") -> str:
     """Return the attention implementations in a model, or in one half: usually one, else several

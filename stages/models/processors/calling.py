@@ -12,17 +12,24 @@ test prompt verbatim: in a printed list the quotation marks differ. The form of 
 found separately in the same way.
 """
 
-from typing import Any
-from artifacts.errors import UsageError
-from stages.models.processors.loading import known, token
-from stages.models.processors.loading import without_outer_pair
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+
 import torch
-from stages.models.processors.loading import Clip, to_images, video_metadata
-from stages.models.processors.loading import count_places, is_image_output
+
+from artifacts.errors import UsageError
+from stages.models.processors.loading import (
+    Clip,
+    count_places,
+    is_image_output,
+    known,
+    to_images,
+    token,
+    video_metadata,
+    without_outer_pair,
+)
 
 PARTS = "parts"
 """The chat template receives a list of images and text."""

@@ -21,35 +21,42 @@ Tests a checkpoint's tokenizer, template and processor files before its profile 
 
 import contextlib
 import itertools
+import json
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
+
 import numpy as np
 import torch
-from artifacts.errors import PenstockError, UsageError
+from jinja2 import TemplateSyntaxError
+
+from artifacts.errors import EnvironmentFault, PenstockError, UsageError
+from artifacts.regular_files import read_text
+from stages.models.halves.routes import one_line
+from stages.models.hub.checkpoint import GENERATION, JSON_BYTES
 from stages.models.processors.calling import (
+    PARTS,
+    PLAIN,
     RATE,
     RETURN_METADATA,
     SAMPLE,
+    STRING,
     TIMES,
+    WITH_PLACEHOLDERS,
     Layout,
+    exact,
+    forms,
+    last_forms,
     places,
     run,
     same,
     text_ids,
-)
-from stages.models.processors.calling import (
-    PARTS,
-    PLAIN,
-    STRING,
-    WITH_PLACEHOLDERS,
-    exact,
-    forms,
-    last_forms,
     write,
 )
-from stages.models.processors.loading import Clip, clip_of
 from stages.models.processors.loading import (
+    Clip,
+    clip_of,
     declared_ids,
     is_image_output,
     known,
@@ -57,15 +64,6 @@ from stages.models.processors.loading import (
     takes_images,
     takes_videos,
 )
-from stages.process.output_streams import out_of_memory
-import json
-from pathlib import Path
-from typing import Any
-from jinja2 import TemplateSyntaxError
-from artifacts.errors import EnvironmentFault, PenstockError, UsageError
-from artifacts.regular_files import read_text
-from stages.models.halves.routes import one_line
-from stages.models.hub.checkpoint import GENERATION, JSON_BYTES
 from stages.process.output_streams import out_of_memory
 
 PROBES = ("Describe.", "What happens in this video?")

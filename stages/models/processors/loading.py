@@ -6,24 +6,24 @@ around each frame.
 One chunk's frames as read from disk, with the true times that processors need.
 """
 
-from dataclasses import dataclass, replace
-from typing import Any
-import numpy as np
-from artifacts.schema import MediaKind
-from typing import Any
-from weakref import WeakSet
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
-from weakref import WeakKeyDictionary
-from artifacts.errors import EnvironmentFault, UsageError
+from weakref import WeakKeyDictionary, WeakSet
+
+import numpy as np
+
 from artifacts.captions import TAGS
-from stages.models.halves.routes import asks_for_trust, needs_trust
+from artifacts.errors import EnvironmentFault, UsageError
+from artifacts.schema import MediaKind
 from stages.models.halves.features import is_pixels
+from stages.models.halves.routes import asks_for_trust, needs_trust
 from stages.models.in_tree.registry import native_of
 from stages.models.processors.pixel_limit import PixelLimits, limit_pixels, own_sizes
 from stages.models.published import OUTER_PAIR, change_of, is_published_way, published_bounds
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Clip:

@@ -20,34 +20,39 @@ processor.
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
+
+from artifacts.captions import behind_reasoning, ends_inside, has_tags
+from artifacts.errors import UsageError
+from artifacts.schema import MediaKind
 from artifacts.tiles import LARGE
 from stages.models.halves.records import RowCount
-from stages.models.processors.loading import Clip, to_images
-from stages.models.processors.loading import known
-from stages.models.processors.side_inputs import Prepared
-from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any
-import torch
-from artifacts.errors import UsageError
-from artifacts.captions import ends_inside, has_tags
-from artifacts.schema import MediaKind
 from stages.models.halves.routes import overrides_generate
-from stages.models.processors.calling import Layout, begins_itself, run, text_ids
-from stages.models.processors.calling import PLAIN, WITH_PLACEHOLDERS, write
-from stages.models.processors.loading import Clip, video_metadata
+from stages.models.processors.calling import (
+    PLAIN,
+    WITH_PLACEHOLDERS,
+    Layout,
+    begins_itself,
+    run,
+    text_ids,
+    write,
+)
 from stages.models.processors.input_layout import layout_of, noise
 from stages.models.processors.loading import (
+    Clip,
+    black_clip,
     known,
     load_processor,
     placeholder_tokens,
     takes_images,
     takes_videos,
+    to_images,
+    video_metadata,
 )
 from stages.models.processors.side_inputs import (
     OUTLINE,
@@ -58,17 +63,7 @@ from stages.models.processors.side_inputs import (
     restore,
     side_inputs_keeper,
 )
-from dataclasses import dataclass
-from typing import Any
-from artifacts.schema import MediaKind
-from stages.models.processors.calling import text_ids
-from stages.models.processors.loading import black_clip
 from stages.process.output_streams import out_of_memory
-from typing import Any
-from artifacts.captions import behind_reasoning
-from stages.models.processors.calling import write
-from stages.models.processors.input_layout import layout_of
-from stages.models.processors.loading import known
 
 STRIP = 256
 """Approximate number of rows of a very large part that are reduced at once."""

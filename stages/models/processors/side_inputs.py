@@ -21,9 +21,8 @@ import torch
 from artifacts.errors import UsageError
 from stages.models.halves.records import RowCount
 from stages.models.processors.calling import Layout, places, run, same, text_ids
-from stages.models.processors.loading import Clip
 from stages.models.processors.input_layout import PROBES, noise
-from stages.models.processors.loading import is_image_output
+from stages.models.processors.loading import Clip, is_image_output
 from stages.process.output_streams import out_of_memory
 
 HOOKS = {"images": "_process_images", "videos": "_process_videos"}

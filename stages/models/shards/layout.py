@@ -12,31 +12,27 @@ Writes a checkpoint into a folder, file by file, and resumes where an earlier pr
    note, is left untouched.
 """
 
+import contextlib
 import json
 import math
-import struct
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
-import torch
-from stages.models.hub.checkpoint import SINGLE
-from stages.models.shards import SHARD_BYTES
-import contextlib
 import os
 import shutil
+import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
 import torch
+
 from artifacts.errors import EnvironmentFault, ModelChanged, UsageError
-from artifacts.files import read_kept, sweep, whole_file, write_json
+from artifacts.files import read_kept, refuse_foreign, sweep, whole_file, write_json
 from artifacts.locks import try_lock
-from artifacts.files import refuse_foreign
 from artifacts.regular_files import open_regular
 from artifacts.store import fault_of
-from stages.models.hub.checkpoint import CONFIG, INDEX
+from stages.models.hub.checkpoint import CONFIG, INDEX, SINGLE
 from stages.models.hub.hub_errors import shown, size_of
-from stages.models.shards import NOTE
+from stages.models.shards import NOTE, SHARD_BYTES
 from stages.process.events import EventReporter
 
 DTYPES = {

@@ -30,20 +30,17 @@ How it works:
 
 import contextlib
 import contextvars
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
-from typing import Any, Generic, Protocol, TypeVar
-import greenlet
-import torch
-from torch import nn
-import contextlib
 import tempfile
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
+
+import greenlet
 import torch
 from torch import nn
+
 from artifacts.errors import CannotFit
 from artifacts.files import own_folder
 from artifacts.schema import Part

@@ -13,10 +13,10 @@ from stages.export.jobs import ExportJob
 from stages.export.run import run as export
 from stages.models.gguf import FILE, ROWS
 from stages.models.gguf.half import load_with_gguf
-from stages.models.halves.routes import config_and_class, skeleton_of
 from stages.models.halves.features import encode
-from stages.models.halves.offload import generate
 from stages.models.halves.load import load_half
+from stages.models.halves.offload import generate
+from stages.models.halves.routes import config_and_class, skeleton_of
 from stages.process.job import job_fields
 from tests.support.tiny_families.for_gguf import VARIANTS
 from tests.support.tiny_families.in_slots import LIMITS, LONGER, alone, greedy, in_slots, longer

@@ -24,21 +24,26 @@ empty pool its logits must equal those of `generate` up to rounding. In a reused
 rows, and in a pool of another shape they must be bit-identical.
 """
 
-from artifacts.packs import Record, RecordSet
-from artifacts.store import open_store
-from stages.decode.engines.inflight.pool_shape import GPU_STEP_ROWS
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from typing import Any
+
 import torch
-from artifacts.errors import PenstockError
+
+from artifacts.errors import PenstockError, UsageError
+from artifacts.packs import Record, RecordSet
 from artifacts.plurals import counted
+from artifacts.store import open_store
+from stages.decode.engines import AUTO, ENGINES, engines_for
 from stages.decode.engines.inflight.cache_layers import UnsupportedCacheError
-from stages.decode.engines.inflight.pool import Pool, make_pool
+from stages.decode.engines.inflight.compiled import CompiledStep, graph_note
+from stages.decode.engines.inflight.pool import Pool, make_pool, pays_for_rows
 from stages.decode.engines.inflight.pool_shape import (
     CHECK_TOKENS,
+    GPU_STEP_ROWS,
     MIN_CHECK_SLOTS,
     MIN_STEP_ROWS,
     PLAIN,
@@ -47,39 +52,28 @@ from stages.decode.engines.inflight.pool_shape import (
     candidate_layouts,
     check_shapes,
 )
-from stages.decode.engines.inflight.prefill import PrefilledSequence, select_token_ids
-from stages.decode.generate_kwargs import relative_difference, tolerance
-from stages.memory.oom_retry import catch_oom
-from stages.models.halves.absent import NeedsWeights
-from stages.models.halves.offload import generate, new_tokens, prompt_in
-from stages.process.output_streams import out_of_memory
-import time
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
-from functools import partial
-from typing import Any
-import torch
-from artifacts.errors import UsageError
-from stages.decode.engines import AUTO, ENGINES, engines_for
-from stages.decode.engines.inflight.cache_layers import UnsupportedCacheError
-from stages.decode.engines.inflight.compiled import CompiledStep, graph_note
-from stages.decode.engines.inflight.pool import pays_for_rows
-from stages.decode.engines.inflight.pool_shape import MIN_STEP_ROWS
-from stages.decode.engines.inflight.prefill import PrefilledSequence, SharedPrefix, prefill_row
-from stages.decode.engines.inflight.scheduler import RequestPrefetcher, prefetch_requests
+from stages.decode.engines.inflight.prefill import (
+    PrefilledSequence,
+    SharedPrefix,
+    prefill_row,
+    select_token_ids,
+)
 from stages.decode.engines.inflight.scheduler import (
     InflightScheduler,
+    RequestPrefetcher,
     SequenceState,
+    prefetch_requests,
 )
 from stages.decode.engines.transformers import TransformersEngine
-from stages.decode.generate_kwargs import GenerateKwargs
+from stages.decode.generate_kwargs import GenerateKwargs, relative_difference, tolerance
 from stages.decode.generation import DecodeJob
 from stages.decode.prompts import prompts_for
 from stages.decode.protocol import CaptionOutput, DecodeRequest, OnPartial
-from stages.memory.oom_retry import OomRetry, release_memory, try_items
+from stages.memory.oom_retry import OomRetry, catch_oom, release_memory, try_items
 from stages.models.gguf import ROWS
 from stages.models.halves.absent import NeedsWeights
 from stages.models.halves.features import Features
+from stages.models.halves.offload import generate, new_tokens, prompt_in
 from stages.models.halves.records import merge_blank, merge_rows
 from stages.process.output_streams import out_of_memory
 

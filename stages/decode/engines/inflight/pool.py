@@ -27,10 +27,14 @@ The slots of a half whose decoder runs in llama.cpp.
 """
 
 import copy
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, TypeAlias
+
+import numpy as np
 import torch
-from transformers import Cache
+from transformers import Cache, EncoderDecoderCache
 from transformers.cache_utils import (
     DummyLayer,
     DynamicIndexedLayer,
@@ -40,6 +44,7 @@ from transformers.cache_utils import (
     LinearAttentionLayer,
 )
 from transformers.modeling_outputs import BaseModelOutput
+
 from stages.decode.engines.inflight.cache_layers import (
     IndexedLayer,
     RingLayer,
@@ -51,26 +56,11 @@ from stages.decode.engines.inflight.cache_layers import (
     rows_of,
     widened,
 )
+from stages.decode.engines.inflight.compiled import mark_static
 from stages.decode.engines.inflight.pool_shape import PoolShape, columns_for
-from stages.decode.engines.inflight.prefill import PrefilledSequence
-from dataclasses import replace
-import numpy as np
-import torch
-from stages.decode.engines.inflight.pool_shape import PoolShape
-from stages.decode.engines.inflight.prefill import PrefilledSequence
+from stages.decode.engines.inflight.prefill import PrefilledSequence, attention_of_slots
 from stages.models.gguf import ROWS
 from stages.models.gguf.half import GgufCache, GgufDecoder
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any, TypeAlias
-import torch
-from transformers import EncoderDecoderCache
-from transformers.cache_utils import LinearAttentionLayer
-from stages.decode.engines.inflight.compiled import mark_static
-from stages.decode.engines.inflight.pool_shape import PoolShape
-from stages.decode.engines.inflight.prefill import PrefilledSequence
-from stages.decode.engines.inflight.prefill import attention_of_slots
 
 SLOT_LAYERS: Mapping[type[Any], Callable[[Any, PoolShape, torch.Tensor], Any]] = {
     DynamicLayer: SlotLayer,

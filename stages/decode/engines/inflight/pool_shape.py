@@ -8,9 +8,9 @@ shared prompt prefix and a compiler.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from stages.decode.engines import GPU_SLOTS
-from collections.abc import Iterator, Sequence
+
 from artifacts.plurals import counted
+from stages.decode.engines import GPU_SLOTS
 from stages.decode.engines.slot_load import SlotLoad, SlotTerm
 from stages.models.footprint import RowMemory
 

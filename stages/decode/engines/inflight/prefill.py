@@ -17,20 +17,19 @@ values exist for the slots only.
 4. The keys of any other layer are copied to all rows in each step.
 """
 
-from collections.abc import Iterator, Sequence
+import copy
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
+
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 from transformers import masking_utils
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-import copy
-import inspect
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
-import torch
+
 from stages.decode.engines.inflight.cache_layers import UnsupportedCacheError
 from stages.models.halves.features import Features, placeholder_ids
 from stages.models.halves.offload import generate

@@ -29,21 +29,17 @@ Here a mask holds the tokens of each row, and a call serves ROWS rows. The numbe
 Claims the next batch of requests on a thread, while the running sequences are decoded.
 """
 
-from typing import Any
-import torch
-from transformers import RepetitionPenaltyLogitsProcessor
-from stages.decode.confidence import likeliest
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from stages.decode.protocol import DecodeRequest
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
+
 import torch
+from transformers import RepetitionPenaltyLogitsProcessor
+
 from artifacts.captions import Ended
 from artifacts.errors import UsageError
 from stages.decode.confidence import Confidence, likeliest, token_scores

@@ -6,24 +6,9 @@ The language half of CogVLM2's image chat model: a Llama whose layers have separ
 text and for image tokens.
 """
 
+from collections.abc import Callable, Mapping
 from typing import Any
-import torch
-from torch import nn
-from transformers import LlamaConfig
-from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
-from collections.abc import Callable
-from typing import Any
-import torch
-from torch import nn
-from transformers import LlamaConfig, LlamaModel
-from transformers.models.llama.modeling_llama import (
-    LlamaMLP,
-    LlamaRMSNorm,
-    apply_rotary_pos_emb,
-)
-from stages.models.in_tree.cogvlm2.vision import attend
-from collections.abc import Mapping
-from typing import Any
+
 import torch
 from torch import nn
 from transformers import GenerationMixin, LlamaConfig, LlamaModel, PreTrainedModel
@@ -31,8 +16,16 @@ from transformers import initialization as init
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
 from transformers.core_model_loading import Split, WeightConverter, WeightRenaming
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.models.llama.modeling_llama import (
+    LlamaMLP,
+    LlamaRMSNorm,
+    LlamaRotaryEmbedding,
+    apply_rotary_pos_emb,
+)
+
 from stages.models.in_tree.cogvlm2.config import CogVLM2Config, CogVLM2VisionConfig
-from stages.models.in_tree.cogvlm2.vision import CogVLM2VisionModel, PatchEmbedding
+from stages.models.in_tree.cogvlm2.vision import CogVLM2VisionModel, PatchEmbedding, attend
+
 
 def positions_of(
     standing: torch.Tensor, attention_mask: torch.Tensor | None = None

@@ -14,8 +14,8 @@ import logging
 import math
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
-import torch
 from typing import Any
+
 import torch
 from torch import nn
 from transformers import PreTrainedModel
@@ -29,6 +29,7 @@ from transformers.models.clip.modeling_clip import (
     CLIPVisionEmbeddings,
 )
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
 from stages.models.in_tree.cogvlm2.vision import VisionLayers
 from stages.models.in_tree.evaclip.config import (
     EvaCLIPConfig,
