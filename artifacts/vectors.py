@@ -1,11 +1,7 @@
-"""Stores vectors: one record per chunk, and one file for a whole run.
-
-Stores text vectors and the linear map from their cosines to logits. Runs no model.
-"""
+"""Stores vectors: one record per chunk, and one file for a whole run."""
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -43,34 +39,3 @@ def write_npy(path: Path, shape: tuple[int, int], parts: Iterable[Vectors]) -> N
         np.lib.format.write_array_header_1_0(file, head)
         for part in parts:
             file.write(np.ascontiguousarray(part, STORED).tobytes())
-
-
-Groups = Sequence[Sequence[str]]
-"""Texts in groups with the same meaning."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TextVectors:
-    """The vectors of groups of texts."""
-
-    vectors: "Vectors"
-    """Shape (groups, dimensions), each of length 1."""
-    scale: float
-    """The model's logit of an image and a text is `scale * cosine + bias`."""
-    bias: float
-    cut: tuple[str, ...]
-    """Texts that exceed the model's length limit."""
-    precision: str
-
-
-def text_vectors_in(record: Record, groups: Groups, precision: str) -> TextVectors:
-    """Return the vectors of these groups from a record."""
-
-    texts, meta = [text for group in groups for text in group], record.meta
-    return TextVectors(
-        vectors=vectors_in(record),
-        scale=float(meta["scale"]),
-        bias=float(meta["bias"]),
-        cut=tuple(texts[at] for at in meta["cut"]),
-        precision=precision,
-    )

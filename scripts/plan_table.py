@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 from benchmarks._common import cells, heads
 from flows.planning.architecture import Architecture, read_architecture
-from flows.planning.training.estimate import Training, train_estimate
+from flows.planning.training.estimate import train_estimate
+from flows.planning.training.terms import Training
 from stages.models.hub.checkpoint import Checkpoint
 from tests.support.plan_cases import make_folder, plan_case
 

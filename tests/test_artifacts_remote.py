@@ -17,7 +17,7 @@ import pytest
 from artifacts.errors import EnvironmentFault, MediaError, Unanswered
 from artifacts.remote import fetching, finding
 from artifacts.remote.addresses import is_address, is_object, name_in, signed, unsigned
-from artifacts.remote.fetching import map_prefetched
+from artifacts.remote.ahead import map_prefetched
 from artifacts.remote.finding import far_file_at
 from artifacts.remote.media_cache import (
     DIGEST,

@@ -9,7 +9,7 @@ import pytest
 
 from artifacts.errors import UsageError
 from artifacts.labels import Labelled, spans_of, write_coco
-from artifacts.vectors import TextVectors
+from artifacts.text_vectors import TextVectors
 from flows.media.labels import Label, LabelSet
 from flows.results.labels.rows import (
     above_gap,

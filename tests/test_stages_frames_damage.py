@@ -11,7 +11,7 @@ import pytest
 
 from artifacts.errors import MediaError
 from artifacts.schema import FrameFit, Sampling
-from stages.frames.job import Chunk
+from stages.frames.chunk import Chunk
 from stages.frames.reader import MAX_BAD_PACKETS
 from stages.frames.video import Video
 from stages.process.memory import Sampler

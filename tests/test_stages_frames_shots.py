@@ -11,7 +11,7 @@ from av.video.frame import VideoFrame
 from numpy.typing import NDArray
 
 from artifacts.schema import FrameFit, Sampling
-from stages.frames.job import Chunk
+from stages.frames.chunk import Chunk
 from stages.frames.shots import MAX_OFFSET, MIN_DISTANCE, FrameDescriptor, distance
 from stages.frames.video import Video
 from stages.process.memory import Sampler

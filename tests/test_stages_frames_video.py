@@ -15,8 +15,8 @@ import pytest
 from numpy.typing import NDArray
 
 from artifacts.schema import FrameFit, MediaIndex, Sampling
+from stages.frames.chunk import Chunk
 from stages.frames.image import read_image
-from stages.frames.job import Chunk
 from stages.frames.video import Video
 from tests.support.file_classes import FRAMES, WHOLE, FileClass
 from tests.support.media import (

@@ -27,7 +27,7 @@ from artifacts.files import HALF, whole_file, write_text
 from artifacts.locks import lock, try_lock
 from artifacts.records import read_record
 from artifacts.remote.addresses import FarFile, is_address, is_web
-from artifacts.remote.fetching import OnProgress
+from artifacts.remote.ahead import OnProgress
 from artifacts.stamps import CHANGED, CHANGED_HINT, CHANGED_MESSAGE, FileChanged
 from artifacts.store import fault_of
 from artifacts.stores.copies import CopyRoom, nearby_folder, nearby_limit

@@ -102,7 +102,7 @@ def _flow() -> "Callable[[CaptionConfig, Display], RunResult]":
 
 def remember(words: list[str], job: "Job", record: "RunRecord") -> None:
     """Store the command in the run record with its store, unless it contains credentials."""
-    from flows.results.trust import with_values
+    from flows.results.recorded_command import with_values
 
     words = words if job.config.store else with_values(words, {"--store": job.store.url})
     if not any(redacted(word) != word or signed(word) for word in words):

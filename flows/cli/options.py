@@ -19,7 +19,7 @@ from flows.options.commands import CaptionConfig
 from flows.options.formats import FILES, MEMORY, MODEL, SAMPLING, TEXT
 from flows.options.media import SourceOptions
 from flows.options.training import RecordedRun
-from flows.results.trust import repeated
+from flows.results.recorded_command import repeated
 from stages.decode.generation import WORDS
 
 C = TypeVar("C")

@@ -22,15 +22,8 @@ from flows.console.units import gib, parse_size
 from flows.options.commands import CaptionConfig, RunOptions
 from flows.pipelines import CAPTION, PURPOSES, Pipeline
 from flows.planning.architecture import Architecture, read_architecture
-from flows.planning.training.estimate import (
-    OPTIMIZERS,
-    RANK,
-    Method,
-    TrainEstimate,
-    Training,
-    changes,
-    train_estimate,
-)
+from flows.planning.training.estimate import RANK, changes, train_estimate
+from flows.planning.training.terms import OPTIMIZERS, Method, TrainEstimate, Training
 
 if TYPE_CHECKING:
     from flows.job.prepare import Job

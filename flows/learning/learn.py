@@ -44,6 +44,7 @@ from flows.machine.launch import DirectLauncher
 from flows.media.example import Example
 from flows.options.commands import RunOptions
 from flows.options.training import LEAST, LearnConfig, LearnRun, RecordedRun, TrainingOptions
+from flows.results.recorded_command import with_values
 from flows.results.rounds import (
     ADAPTER,
     CARRIED,
@@ -67,7 +68,6 @@ from flows.results.rounds import (
 )
 from flows.results.run_record import RunRecord
 from flows.results.run_result import RunResult
-from flows.results.trust import with_values
 from flows.results.tuned import RUN
 from flows.reviewing.captions import ReviewedCaptions
 from flows.running import sift

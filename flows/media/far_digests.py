@@ -13,7 +13,7 @@ from artifacts.errors import Interrupted, Unanswered
 from artifacts.keys import Content
 from artifacts.plurals import counted
 from artifacts.remote.addresses import is_web
-from artifacts.remote.fetching import map_prefetched
+from artifacts.remote.ahead import map_prefetched
 from artifacts.remote.media_cache import copy_of, digest_at, digest_noted, note_digest
 from artifacts.store import Store
 from flows.media.media_files import MediaFile

@@ -36,7 +36,7 @@ from artifacts.remote.addresses import (
     names_folder,
     unsigned,
 )
-from artifacts.remote.fetching import map_prefetched
+from artifacts.remote.ahead import map_prefetched
 from artifacts.remote.media_cache import UNREACHABLE, copy_path
 from flows.media.generated_files import FORM, text_paths
 from flows.media.media_files import (

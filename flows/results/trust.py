@@ -4,14 +4,12 @@ A folder is the user's own if the key of this user, or of a store that the user 
 marker. Any other is shown, and corrected in its own journal: no address is requested, no edit or
 round counts, no command runs, and nothing is written to the store that it names, unless a person
 trusts it in this session, by `--trust-folder` or at the terminal.
-
-Changes the words of a recorded command, so that it can be repeated.
 """
 
 import os
 import shlex
 import sys
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -27,42 +25,9 @@ from artifacts.signing import EDIT, ROUND, Proof, anybody, proof_by
 from flows.console.lines import is_terminal, print_lines, printable
 from flows.options.model import default_store
 from flows.results.marker import CAPTIONS, MEDIA, Marker, inputs_in, own_marker, read_marker
+from flows.results.recorded_command import COMMAND, repeated
 from flows.results.rounds import rounds_in
 from flows.results.run_status import load_record
-
-COMMAND = "caption"
-"""The command that may be repeated."""
-OMITTED_OPTIONS = (
-    *("--prefect", "--retry-failed", "--json", "--quiet", "--replace"),
-    *("--trust-remote-code", "--trust-folder"),
-)
-"""Options left out of a repeated command: they do more than write files, hide its output, drop
-rows, or trust code or files of others, which needs consent each time."""
-
-
-def repeated(words: Sequence[str]) -> list[str]:
-    """Return the words of a command for another run."""
-    return [word for word in words if word not in OMITTED_OPTIONS]
-
-
-def moved_with(path: Path, before: Path, out: Path) -> Path:
-    """Return where a path is now: one in the run's folder of before, in the folder that it is."""
-    return out / path.relative_to(before) if path.is_relative_to(before) else path
-
-
-def with_values(words: Sequence[str], values: Mapping[str, str]) -> list[str]:
-    """Return the words of a command with other values of these options, which take one each."""
-    kept, rest = list[str](), iter(words[1:])
-    for word in rest:
-        if word == "--":
-            kept += [word, *rest]
-        elif word in values:
-            next(rest, None)
-        elif word.partition("=")[0] not in values:
-            kept.append(word)
-    given = [word for pair in values.items() for word in pair]
-    return [*words[:1], *given, *kept]
-
 
 COMMANDS, ADDRESSES, CORRECTIONS, ROUNDS = ("commands", "addresses", "corrections", "rounds")
 """What a command may take from a folder: the command that it repeats, the addresses that it

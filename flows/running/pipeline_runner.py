@@ -15,7 +15,7 @@ from artifacts.keys import digest_of
 from artifacts.packs import DamagedRecord, RecordSet
 from artifacts.plurals import counted
 from artifacts.shards import DATASET
-from artifacts.vectors import Groups, TextVectors, text_vectors_in
+from artifacts.text_vectors import Groups, TextVectors, text_vectors_in
 from flows.job.prepare import Job
 from flows.ledger.namespaces import TextScores, one_shot_namespace
 from flows.ledger.tasks import Medium

@@ -54,25 +54,25 @@ from flows.results.run_result import RunResult
 from flows.results.sifted.duplicates import Fingerprint, ScoreHead, read_head
 from flows.results.sifted.marks import (
     DIGITS,
-    LEFT_OUT_FILE,
     MarkedFiles,
     Sifted,
     add_file,
     kept_of,
     mark_copies,
     mark_groups,
-    output_names,
     parse_keep,
     rounded,
     write_tables,
 )
+from flows.results.sifted.names import LEFT_OUT_FILE, output_names
 from flows.results.vectors import VectorsWritten, vector_tasks
 from flows.running import run
 from flows.running.run import LauncherMaker, make_vectors, refuse_file, stopped_in_order
 from flows.running.run_observer import OnBegin, only_run_in
 from flows.running.stage_loop import crash_suspects
 from stages import sift as stage
-from stages.frames.job import CRASHED, UNSTORED_KINDS, FramesItem
+from stages.frames.job import FramesItem
+from stages.frames.medium import CRASHED, UNSTORED_KINDS
 from stages.process.events import Event, Failed, Item, MemorySample
 from stages.process.memory import cores
 from stages.sift.job import SiftJob

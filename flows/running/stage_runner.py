@@ -47,7 +47,7 @@ from flows.running.stage_calls import StageCallBuilder, settings_on
 from flows.running.stage_loop import Attempt, StageLoop, crash_suspects
 from stages.ask import UNANSWERED
 from stages.decode.generation import DecodeJob
-from stages.frames.job import CRASHED, UNSTORED_KINDS
+from stages.frames.medium import CRASHED, UNSTORED_KINDS
 from stages.process.events import StageOutcome, TooLarge
 from stages.process.job import StageSpec
 from stages.process.output_streams import is_crash

@@ -26,7 +26,8 @@ from artifacts.keys import digest_of
 from artifacts.labels import Labelled, spans_of
 from artifacts.packs import Record
 from artifacts.schema import MediaIndex
-from artifacts.vectors import TextVectors, Vectors, text_vectors_in, vectors_in
+from artifacts.text_vectors import TextVectors, text_vectors_in
+from artifacts.vectors import Vectors, vectors_in
 from flows.job.prepare import Job
 from flows.ledger.namespaces import one_shot_namespace
 from flows.ledger.tasks import Medium, Task

@@ -24,7 +24,7 @@ from artifacts.errors import PenstockError, with_hint
 from artifacts.index.shard import IndexRow
 from artifacts.keys import ContentDigests, content_key
 from artifacts.regular_files import open_regular
-from artifacts.remote.fetching import run_detached
+from artifacts.remote.ahead import run_detached
 from artifacts.remote.media_cache import local_path
 from artifacts.stamps import stamp_of
 from artifacts.store import open_store

@@ -11,8 +11,9 @@ from artifacts.json_shapes import read_jsonl
 from artifacts.options import OptionGroup, declared
 from flows.options.model import StoreOptions
 from flows.options.text import OutputOptions
+from flows.results.recorded_command import moved_with, repeated, with_values
 from flows.results.report.media import CAPTION, MEDIA_ENTRY, RUN_AGAIN, media_with_lines, path_of
-from flows.results.trust import command_in, moved_with, repeated, with_values
+from flows.results.trust import command_in
 from flows.studio.roots import Refused
 from flows.studio.runs import QueuedRun
 from flows.studio.values import ALLOWED, CONFIGS, OPTIONS, REPEATED, words_of

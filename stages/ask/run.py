@@ -42,9 +42,9 @@ from stages.ask.servers import (
 )
 from stages.ask.wire import Answer, BadAnswer, answer_in, error_in, media_of, request_body
 from stages.memory.oom_retry import ItemFault, ItemFaults
+from stages.process.event_loop import loop_factory
 from stages.process.events import EventReporter
 from stages.process.job import parse_job
-from stages.process.live import loop_factory
 
 Chunk = list[AskItem]
 """The items about one chunk."""

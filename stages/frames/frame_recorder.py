@@ -23,7 +23,8 @@ from artifacts.records import read_record
 from artifacts.remote.media_cache import open_local
 from artifacts.schema import MediaIndex, fields_of
 from artifacts.store import Store
-from stages.frames.job import TRANSIENT_KINDS, UNSTORED_KINDS, Chunk, MediumToCut
+from stages.frames.chunk import Chunk
+from stages.frames.medium import TRANSIENT_KINDS, UNSTORED_KINDS, MediumToCut
 from stages.process.events import EventReporter
 from stages.process.memory_limit import memory_was_short
 from stages.process.output_streams import out_of_memory

@@ -18,6 +18,7 @@ from artifacts.errors import MediaError
 from artifacts.regular_files import open_regular
 from artifacts.schema import MAX_PIXELS, ChunkIndex, FrameFit, MediaIndex, stored_size
 from stages.frames import READING_BYTES
+from stages.frames.chunk import Chunk
 from stages.frames.formats import (
     HIGH_DYNAMIC_RANGE,
     check_file,
@@ -28,7 +29,7 @@ from stages.frames.formats import (
     toned,
 )
 from stages.frames.frame_converter import TURNS, on_white, turned_size, upright_rgb
-from stages.frames.job import NO_ROOM, Chunk
+from stages.frames.medium import NO_ROOM
 from stages.process.memory import host_free_bytes
 from stages.process.memory_limit import room
 

@@ -1,22 +1,10 @@
-"""The job descriptions of the frames stage and of cutting clips. Opens no file.
-
-A file to process, and the check that it still has the known content digest.
-
-One chunk of a video, or one image, as it is stored. Imports no PyAV.
-"""
+"""The job descriptions of the frames stage and of cutting clips. Opens no file."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
-from artifacts.errors import MediaError
-from artifacts.regular_files import NotAFile
-from artifacts.remote.media_cache import UNREACHABLE
-from artifacts.schema import ChunkIndex, FrameFit, Sampling
-from artifacts.stamps import CHANGED, CHANGED_HINT, CHANGED_MESSAGE, Stamp, stamp_of
+from artifacts.schema import FrameFit, Sampling
+from artifacts.stamps import Stamp
 
 ENCODER = "libx264"
 """Encoder of exact clips, as FFmpeg names it."""
@@ -94,84 +82,3 @@ class CutJob:
     """Whether interlaced frames lose their combs, as for the model."""
     exact: bool = True
     """Whether they hold the shown frames alone; else packets are copied from a keyframe on."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class MediumToCut:
-    """One file to process."""
-
-    path: Path
-    digest: str
-    """Content digest, 64 hex digits."""
-    kind: str
-    """`video` or `image`."""
-    chunk_indexes: frozenset[int] | None
-    """Indexes of the chunks to make; None: all."""
-    stamp: Stamp | None = None
-    """Stamp of the file when its content was digested; None: not checked."""
-
-    @classmethod
-    def of(cls, item: FramesItem) -> "MediumToCut":
-        path, digest, kind, chunk_indexes, stamp = item
-        chosen = None if chunk_indexes is None else frozenset(chunk_indexes)
-        return cls(path=Path(path), digest=digest, kind=kind, chunk_indexes=chosen, stamp=stamp)
-
-    def check(self) -> None:
-        """Raise MediaError if the file has changed since it was digested."""
-        check_unchanged(self.path, self.stamp)
-
-
-def check_unchanged(path: Path, stamp: Stamp | None) -> None:
-    """Raise MediaError if a file no longer has its stamp. Raises OSError."""
-    try:
-        same = stamp is None or stamp_of(path) == stamp
-    except NotAFile:
-        same = False
-    if not same:
-        raise MediaError(f"{path}: {CHANGED_MESSAGE}", kind=CHANGED, hint=CHANGED_HINT)
-
-
-CRASHED = {
-    "kind": "crash",
-    "message": "the decoder crashed on this file, or did not finish",
-    "hint": "Convert it, for example to H.264 in MP4",
-}
-"""Stored failure of a file at which the process died that decoded it."""
-TRANSIENT_KINDS = frozenset(("missing", "unreadable"))
-"""Kinds of failure that a disk that goes away causes, and not the file. They are not stored."""
-
-NO_ROOM = "no-memory"
-"""Kind of failure of an image that is too large for the memory."""
-UNSTORED_KINDS = frozenset((CHANGED, UNREACHABLE, NO_ROOM))
-"""Kinds of failure that do not depend on the content; the next run retries the file."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Damage:
-    """The faults found while decoding one chunk. They are stored with the chunk for a resumed
-    run."""
-
-    missed: tuple[float, ...] = ()
-    """Seconds of requested frames that could not be decoded."""
-    damaged: tuple[float, ...] = ()
-    """Seconds of frames that the decoder marked as damaged."""
-    passed_over: bool = False
-    """Whether packets could not be decoded. Their number depends on where decoding began."""
-
-
-NO_DAMAGE = Damage()
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Chunk:
-    """One chunk, ready to be stored."""
-
-    index: ChunkIndex
-    """Its interval, times and size."""
-    pixels: NDArray[np.uint8]
-    """RGB, [frames, height, width, 3]."""
-    damage: Damage = NO_DAMAGE
-    """Faults found while decoding it."""
-
-    def __post_init__(self) -> None:
-        assert self.pixels.shape == (len(self.index.times), self.index.height, self.index.width, 3)

@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 
 from artifacts.plurals import counted
 from artifacts.schema import ChunkIndex, FrameFit, MediaIndex, Sampling
+from stages.frames.chunk import Chunk, Damage
 from stages.frames.formats import BT2020, UNSTATED, UNSTATED_BT2020
 from stages.frames.frame_converter import FrameConverter, shown_size
-from stages.frames.job import Chunk, Damage
 from stages.frames.opening import no_frames
 from stages.frames.reader import Reader
 from stages.frames.shots import ShotCutter

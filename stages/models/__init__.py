@@ -32,7 +32,7 @@ _HOMES = {
     "ModelProfile": "profile",
     "describe": "inspection",
     "encode": "halves.features",
-    "generate": "halves.inject_features",
+    "generate": "halves.offload",
     "load_features": "feature_files",
     "load_half": "halves.load",
     "resolve_model": "hub.resolve",

@@ -3,12 +3,9 @@
 A stage whose job names such a pipe keeps what it has loaded. It handles each line until the other
 end closes the pipe. A line is a batch of requests, or names requests that are withdrawn.
 
-Chooses the event loop of a process that serves or sends many requests.
-
 Gives exclusive use of a device by a kernel lock that is released when its holder dies.
 """
 
-import asyncio
 import contextlib
 import json
 import os
@@ -124,16 +121,6 @@ class RequestPipe:
         with contextlib.suppress(OSError):
             self.path.unlink()  # before closing: a reader that opens it later would wait forever
         os.close(self.descriptor)
-
-
-def loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
-    """Return the event loop factory of uvloop if it is installed: it takes less CPU time."""
-    try:
-        import uvloop
-    except ImportError:
-        return asyncio.new_event_loop
-    made: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
-    return made
 
 
 CPU_LOCK = "PENSTOCK_CPU_LOCK"

@@ -77,7 +77,7 @@ def main(name: str) -> None:
     from flows.serving.listening import address_of, listening
     from flows.serving.server import Answering
     from flows.studio import server
-    from stages.process.live import loop_factory
+    from stages.process.event_loop import loop_factory
 
     async def serve() -> None:
         answering = Answering(ServeConfig(model="demo"), listener)

@@ -28,7 +28,8 @@ from numpy.typing import NDArray
 from artifacts.errors import UsageError
 from artifacts.labels import Labelled, Scored
 from artifacts.paths import text_named
-from artifacts.vectors import TextVectors, Vectors, vectors_in
+from artifacts.text_vectors import TextVectors
+from artifacts.vectors import Vectors, vectors_in
 from flows.job.prepare import Job
 from flows.ledger.tasks import Task
 from flows.media.labels import LabelSet

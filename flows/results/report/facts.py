@@ -54,7 +54,8 @@ from flows.results.run_status import (
     ways_line,
     written,
 )
-from flows.results.sifted.marks import LEFT_OUT_FILE, MARKS, MARKS_FILE, TEXTS
+from flows.results.sifted.marks import MARKS, TEXTS
+from flows.results.sifted.names import LEFT_OUT_FILE, MARKS_FILE
 from flows.results.thumbnails import data_address
 from flows.results.trust import belief_in
 from flows.results.tuned import training_in

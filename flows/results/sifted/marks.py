@@ -1,8 +1,5 @@
 """The marks of a medium and of a chunk: their names, ranges and values.
 
-The names of the files that a sift run writes. Every command reads these names to recognize
-Penstock's own files, so this module does not import numpy.
-
 Builds the table of marks of all files of a run, and says which files are kept.
 
 Writes the tables of marks, the list of what is kept, and the list of what is left out.
@@ -30,18 +27,8 @@ from flows.media.generated_files import GeneratedFiles
 from flows.options.vectors import KEEP
 from flows.results.run_result import RunEnd
 from flows.results.sifted.duplicates import Fingerprint, groups_of
+from flows.results.sifted.names import CHUNKS_FILE, KEPT_FILE, LEFT_OUT_FILE, MARKS_FILE
 from stages.sift.measures import BLACK_SHARE, STEP_SECONDS, Marked
-
-MARKS_FILE, CHUNKS_FILE = "marks.jsonl", "chunk_marks.jsonl"
-KEPT_FILE, LEFT_OUT_FILE = "kept.jsonl", "left_out.jsonl"
-
-
-def output_names(formats: Iterable[str]) -> list[str]:
-    """Return the names of the files that a run writes."""
-    forms = ["jsonl", *(form for form in TABLES if form in formats)]
-    files = (MARKS_FILE, CHUNKS_FILE, KEPT_FILE, LEFT_OUT_FILE)
-    return [file.replace("jsonl", form) for file in files for form in forms]
-
 
 BLURRED = 0.4
 """Sharpness below which a medium is blurred. Measured by `benchmarks/sift.py`."""
