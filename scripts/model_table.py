@@ -14,7 +14,7 @@ from typing import Any
 from benchmarks._common import cells
 from stages.models.encoding.ways import ALONE, BATCHES, FIXED
 from stages.models.hub.checkpoint import NEAREST
-from stages.models.hub.headers import UNSUPPORTED
+from stages.models.hub.unsupported import UNSUPPORTED
 
 PAGE = Path(__file__).parents[1] / "docs" / "models.md"
 HEAD = """# Models

@@ -18,8 +18,8 @@ from flows.machine.launch import DirectLauncher
 from scripts.model_table import unsupported_section
 from stages.models import describe, load_half, resolve_model
 from stages.models.hub.checkpoint import CONVERTED, NEAREST, refuse_original
-from stages.models.hub.headers import UNSUPPORTED, UnsupportedForm, refuse_unsupported
 from stages.models.hub.resolve import find_model
+from stages.models.hub.unsupported import UNSUPPORTED, UnsupportedForm, refuse_unsupported
 from tests.support.families import change_config, change_weights, copy_of, hf, template, words
 from tests.support.hub import Repository, client, serve, use_cache
 from tests.support.inside import InsideLauncher

@@ -19,7 +19,7 @@ from artifacts.paths import folder_named
 from artifacts.remote.addresses import signed
 from flows.cli.exit_report import CRASHED, print_result
 from flows.cli.options import config_of
-from flows.cli.train_plan import show
+from flows.cli.plan_command import show
 from flows.console.display import READING, Display
 from flows.console.lines import escaped, print_lines, shortened, terminal_width
 from flows.options.commands import CaptionConfig

@@ -5,7 +5,7 @@ from contextlib import closing
 
 from flows.cli.exit_report import print_result
 from flows.cli.options import config_of
-from flows.cli.train_plan import show
+from flows.cli.plan_command import show
 from flows.console.display import READING, Display
 from flows.console.lines import print_lines
 from flows.options.vectors import EmbedConfig

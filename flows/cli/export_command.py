@@ -9,7 +9,7 @@ import sys
 from flows.checkpoint.gguf import gguf_note
 from flows.cli.exit_report import print_result
 from flows.cli.options import config_from
-from flows.cli.train_plan import show
+from flows.cli.plan_command import show
 from flows.console.display import Display
 from flows.console.lines import print_lines
 from flows.options.commands import RunOptions

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from artifacts.paths import folder_named
 from flows.cli.exit_report import print_result
 from flows.cli.options import config_from
-from flows.cli.train_plan import show
+from flows.cli.plan_command import show
 from flows.console.display import READING, Display
 from flows.console.lines import print_lines
 from flows.options.training import LearnConfig, RecordedRun

@@ -1,33 +1,24 @@
-"""Implements `penstock plan --train`: estimates the resources for fine-tuning a model.
-
-Implements `penstock plan` and `--dry-run`: whether a run fits, and what uses its memory.
-"""
+"""Implements `penstock plan --train`: estimates the resources for fine-tuning a model."""
 
 import argparse
 import json
-from collections.abc import Callable, Iterator
-from contextlib import closing
+from collections.abc import Iterator
 from dataclasses import asdict
-from itertools import chain
 from typing import TYPE_CHECKING, Any, get_args
 
 from artifacts.errors import CannotFit, UsageError
 from artifacts.plurals import counted
 from flows.checkpoint.models import find_checkpoint
-from flows.cli.command_options import refuse_without_train
-from flows.cli.options import config_of
-from flows.console.display import READING, Display
+from flows.console.display import Display
 from flows.console.lines import print_lines
 from flows.console.units import gib, parse_size
-from flows.options.commands import CaptionConfig, RunOptions
-from flows.pipelines import CAPTION, PURPOSES, Pipeline
+from flows.options.commands import CaptionConfig
 from flows.planning.architecture import Architecture, read_architecture
 from flows.planning.training.estimate import RANK, changes, train_estimate
 from flows.planning.training.terms import OPTIMIZERS, Method, TrainEstimate, Training
 
 if TYPE_CHECKING:
-    from flows.job.prepare import Job
-    from flows.planning.plan import Plan
+    pass
 
 MOMENTS = {
     "backward": "reached at the start of the backward pass",
@@ -169,76 +160,4 @@ def train_json(name: str, training: Training, estimate: TrainEstimate) -> dict[s
         "frozen_parameters": estimate.frozen,
         "terms": [asdict(term) for term in estimate.terms],
         "notes": list(estimate.notes),
-    }
-
-
-def plan_command(given: argparse.Namespace) -> int:
-    """Print the plan of a run. The exit code says whether it fits. Raises PenstockError."""
-    if given.train is not None:
-        return train_plan(given)
-    refuse_without_train(given)
-    pipelines = PURPOSES[given.purpose] if given.purpose else chain(*PURPOSES.values())
-    config = config_of(given, CaptionConfig, sources=False)
-    if given.purpose == "serve":
-        from flows.serving.config import LiveCaptionConfig
-
-        config = LiveCaptionConfig(**vars(config))
-    return show(
-        config,
-        *pipelines,
-        as_json=given.json,
-        explain=given.explain,
-        table=given.what_fits,
-    )
-
-
-def show(
-    config: RunOptions,
-    *pipelines: Pipeline,
-    as_json: bool = False,
-    explain: bool = False,
-    table: bool = False,
-    dry_run: str = "",
-    check: Callable[["Job"], None] | None = None,
-) -> int:
-    """Print the plan of a command. Its pipeline is the first of `pipelines` that suits the model;
-    without any, it captions. With `dry_run`, the name of the command, it is refused as the command
-    refuses it, and by `check` for its job. The exit code says whether the run fits."""
-    display = Display(quiet=as_json)
-    with closing(display):
-        display.doing(READING)
-        from flows.machine.launch import DirectLauncher
-        from flows.planning.plan import figures, plan_of
-        from flows.planning.plan_view import explain_lines, plan_lines, what_fits_lines
-
-        if dry_run:
-            from flows.results.owners import refuse_taking
-
-            refuse_taking(config, dry_run)
-        launcher, pipelines = DirectLauncher(display.on_event), pipelines or (CAPTION,)
-        plan = plan_of(config, launcher, display.print_line, *pipelines)
-        if check is not None:
-            from flows.job.prepare import prepare_without_media
-
-            check(plan.job or prepare_without_media(config, launcher, *pipelines))
-    if as_json:
-        print(json.dumps({**figures(plan), **_table(plan)}, indent=1))
-    else:
-        lines = plan_lines(plan)
-        lines += what_fits_lines(plan) if table else []
-        lines += explain_lines(plan) if explain else []
-        print_lines(*lines)
-    return 0 if plan.refusal is None else plan.refusal.exit_code
-
-
-def _table(plan: "Plan") -> dict[str, Any]:
-    """Return the largest batch per memory size, on this device and on a GPU; None: nothing fits."""
-    from flows.planning.plan_view import what_fits
-
-    return {
-        name: {
-            row: {f"{cell.gib}GiB": cell.batches if cell.fits else None for cell in cells}
-            for row, cells in what_fits(plan.request, device).items()
-        }
-        for name, device in (("what_fits", plan.request.device), ("what_fits_gpu", "cuda:0"))
     }

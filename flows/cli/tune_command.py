@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from flows.cli.options import config_from
-from flows.cli.train_plan import show
+from flows.cli.plan_command import show
 from flows.console.display import READING, Display
 from flows.console.lines import json_line, print_lines
 from flows.options.training import TuneConfig

@@ -33,7 +33,7 @@ from stages.models.halves.boundary import (
     refuse_no_vectors,
 )
 from stages.models.hub.checkpoint import is_original
-from stages.models.hub.headers import refuse_unsupported
+from stages.models.hub.unsupported import refuse_unsupported
 from stages.models.in_tree.registry import native_of
 
 
