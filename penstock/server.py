@@ -26,7 +26,7 @@ from artifacts.records import read_record
 from flows.serving.config import ADDRESS, ServeConfig
 from penstock.arguments import config_with
 from penstock.keywords import ServeOptions
-from stages.process.output_streams import lasting_output
+from stages.process.exit_diagnosis import lasting_output
 
 ERROR = "error "
 """Start of the line that the process prints instead of ADDRESS if it cannot start."""

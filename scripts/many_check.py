@@ -21,7 +21,7 @@ from typing import Any
 import penstock_demo
 from scripts.prefect_stack import ROOT, WORKER_STARTED, Stack, prefect_stack
 from scripts.stage_processes import MARK, CheckFailed, checked, family
-from stages.process.live import CPU_LOCK
+from stages.process.lock import CPU_LOCK
 
 DEPLOYMENT = "caption-many/batch"
 PORTION = "caption-videos"

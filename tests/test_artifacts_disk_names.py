@@ -108,9 +108,9 @@ def test_a_folder_that_takes_no_files_counts_as_ordinary(tmp_path: Path) -> None
 def test_the_files_of_a_killed_process_go_with_the_next(tmp_path: Path) -> None:
     killing = (
         "import os, signal, sys\n"
-        "from artifacts import disk_names\n"
+        "from artifacts import names\n"
         "os.path.lexists = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "disk_names.rules_in(sys.argv[1])\n"
+        "names.rules_in(sys.argv[1])\n"
     )
     ended = subprocess.run([sys.executable, "-c", killing, tmp_path], check=False)
     assert ended.returncode == -signal.SIGKILL

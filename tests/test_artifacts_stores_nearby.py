@@ -37,9 +37,8 @@ def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def small_catalogs(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("catalogs", "bucket_store"):
-        for name in ("JOINED", "WORTH"):
-            monkeypatch.setattr(f"artifacts.stores.{module}.{name}", 4)
+    for name in ("JOINED", "WORTH"):
+        monkeypatch.setattr(bucket_store, name, 4)
     monkeypatch.setattr(bucket_store, "MERGED", 3)
 
 

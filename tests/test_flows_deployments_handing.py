@@ -26,7 +26,7 @@ from flows.deployments.crashed import close_earlier_attempts
 from flows.deployments.handing import AHEAD, STARTS, PartitionDispatch, PartitionRun
 from flows.deployments.runs import INTERRUPTED
 from flows.deployments.sweep import verdicts
-from flows.job.job_summary import Partition, cut, partitions_of
+from flows.job.partitions import Partition, cut, partitions_of
 from flows.media.media_files import MediaFile
 from flows.options.commands import CaptionConfig
 from flows.options.vectors import LabelConfig

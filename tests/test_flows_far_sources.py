@@ -14,8 +14,8 @@ from artifacts.remote.media_cache import note_digest, open_local
 from artifacts.store import open_store
 from artifacts.stores.bucket_client import Bucket
 from flows.cli.main import main
-from flows.job.job_summary import partitions_of
 from flows.job.media_digests import check_beside, read_contents
+from flows.job.partitions import partitions_of
 from flows.ledger.prompts import FilePlaceholders
 from flows.media import far_digests
 from flows.media.far_digests import contents_of

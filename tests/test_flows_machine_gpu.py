@@ -16,7 +16,7 @@ from flows.machine.launch import DirectLauncher, ForkingLauncher, StageCall, Sta
 from scripts.gpu_check import forks as gpu_forks
 from stages.process.events import Event, Warned
 from stages.process.fork_client import ForkServer
-from stages.process.live import lock_path
+from stages.process.lock import lock_path
 from tests.support import gpus
 from tests.support.fake_gpu.holding import FORKED
 from tests.support.fake_gpu.state import Machine

@@ -21,7 +21,7 @@ import flows.running.pipeline_runner
 from artifacts.errors import EnvironmentFault, Interrupted, Killed, PenstockError
 from artifacts.packs import DamagedRecord
 from flows.console.display import Display
-from flows.job.job_summary import partitions_of
+from flows.job.partitions import partitions_of
 from flows.machine.launch import REMAKES, StageCall
 from flows.options.commands import CaptionConfig
 from flows.running.run import caption

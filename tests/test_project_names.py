@@ -235,7 +235,7 @@ MESSAGES = {
     *("flows/cli/demo_command.py", "flows/deployments/server.py", "flows/deployments/view.py"),
     *("flows/deployments/page.py", "flows/studio/runs.py", "flows/studio/runs.py"),
     *("stages/memory/measure.py", "stages/models/gguf/header.py", "stages/process/memory.py"),
-    "stages/process/output_streams.py",
+    "stages/process/exit_diagnosis.py",
 }
 """Files that split messages, logs, files of the kernel, or bytes."""
 

@@ -30,7 +30,7 @@ from stages.models.graphs.manifest import (
 )
 from stages.models.graphs.onnx_encoder import OnnxEncoder, fits
 from stages.models.halves.absent import MissingModule
-from stages.process.output_streams import out_of_memory
+from stages.process.exit_diagnosis import out_of_memory
 from tests.support.dual_encoders import names
 from tests.support.graph_verdict import AGREES, judge_dual_graphs, judge_graphs
 from tests.support.tiny_families import FAMILIES

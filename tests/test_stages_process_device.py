@@ -30,9 +30,9 @@ from stages.process.device import (
 )
 from stages.process.device_limit import CONTEXT_BYTES, DeviceLimit, check_same_card, context_bytes
 from stages.process.events import StageError
+from stages.process.exit_diagnosis import ProcessExit, fault_of_stage, out_of_memory
 from stages.process.fork_client import child_environment
-from stages.process.live import lock_path
-from stages.process.output_streams import ProcessExit, fault_of_stage, out_of_memory
+from stages.process.lock import lock_path
 from stages.process.stage_process import wait_for_release
 from tests.support import gpus
 from tests.support.fake_gpu.state import Machine

@@ -29,8 +29,8 @@ from artifacts.errors import (
 )
 from stages.process import child
 from stages.process.events import EventReporter, StageError
+from stages.process.exit_diagnosis import ProcessExit, fault_of_stage, log_tail, oom_message
 from stages.process.memory import Sampler, process_memory
-from stages.process.output_streams import ProcessExit, fault_of_stage, log_tail, oom_message
 from tests.support.started import hold, started
 
 HERE = Path(__file__)

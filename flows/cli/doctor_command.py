@@ -35,7 +35,7 @@ from stages.process.device import (
     other_devices,
     unused_gpu,
 )
-from stages.process.live import LOCKS, lock_path
+from stages.process.lock import LOCKS, lock_path
 from stages.process.memory import cores, host_free_bytes, host_total_bytes
 
 NOWHERE = Path("/nonexistent")

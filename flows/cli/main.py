@@ -16,7 +16,7 @@ from artifacts.errors import EnvironmentFault, PenstockError
 from artifacts.plurals import meant
 from flows.console.interrupts import repeating_dropped_interrupts
 from flows.console.lines import print_lines, wrapped
-from stages.process.output_streams import lasting_output
+from stages.process.exit_diagnosis import lasting_output
 
 CHOICE = re.compile(r"argument (.*): invalid choice: '(.*)' \(choose from (.*)\)")
 """argparse's message about a value that is not one of the choices."""

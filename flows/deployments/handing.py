@@ -21,7 +21,7 @@ from prefect.exceptions import PrefectHTTPStatusError
 
 from artifacts.errors import UsageError
 from flows.deployments.runs import INTERRUPTED
-from flows.job.job_summary import Partition
+from flows.job.partitions import Partition
 
 POOL = "gpu"
 """Work pool whose workers process the partitions."""

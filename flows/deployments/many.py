@@ -27,7 +27,7 @@ from flows.deployments.config_checks import (
 from flows.deployments.handing import PartitionDispatch, PartitionRun
 from flows.deployments.runs import ended_when_cancelled, named_after_out, state_after
 from flows.deployments.view import Progress, plain
-from flows.job.job_summary import FILES, PORTIONS, Partition, partitions_of
+from flows.job.partitions import FILES, PORTIONS, Partition, partitions_of
 from flows.job.prepare import out_folder
 from flows.options.commands import RunOptions
 from flows.results.owners import refuse_taking

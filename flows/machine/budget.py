@@ -35,10 +35,10 @@ from stages.process.device import (
     driver_version,
 )
 from stages.process.device_limit import ProbeJob
+from stages.process.exit_diagnosis import device_advice
 from stages.process.fork_client import ALLOCATOR, ALLOCATOR_OLD, NOT_EXPANDABLE
-from stages.process.live import lock_path
+from stages.process.lock import lock_path
 from stages.process.memory import anonymous_bytes, host_free_bytes, host_total_bytes
-from stages.process.output_streams import device_advice
 
 FORMAT = 2
 """Version of the cached result; raised when the test changes."""

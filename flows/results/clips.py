@@ -41,8 +41,8 @@ from flows.results.captions import captions_of
 from flows.results.marker import media_mode
 from flows.results.text_files import UserTexts
 from stages.frames.job import CutItem, CutJob
+from stages.process.exit_diagnosis import is_crash
 from stages.process.memory import cores, host_free_bytes
-from stages.process.output_streams import is_crash
 
 SAME_SECONDS = 0.001
 """A chunk that ends this close to the end of a medium, in seconds, reaches its end."""

@@ -26,8 +26,8 @@ from flows.planning.ladder import Ladder, Rung
 from flows.results.run_record import RunRecord
 from flows.running.stage_calls import settings_on
 from stages.process.events import StageOutcome
+from stages.process.exit_diagnosis import is_crash
 from stages.process.job import StageSpec
-from stages.process.output_streams import is_crash
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -49,8 +49,8 @@ from stages.ask import UNANSWERED
 from stages.decode.generation import DecodeJob
 from stages.frames.medium import CRASHED, UNSTORED_KINDS
 from stages.process.events import StageOutcome, TooLarge
+from stages.process.exit_diagnosis import is_crash
 from stages.process.job import StageSpec
-from stages.process.output_streams import is_crash
 
 RunAlone = Callable[[StageSpec, Sequence[Task], Rung], bool]
 """Runs one process of a stage on a rung over tasks, each in a batch of its own, and returns whether

@@ -25,7 +25,7 @@ from artifacts.trainers import TRAINERS
 from flows.media.media_files import kind_of
 from flows.reviewing.captions import EditRefused
 from flows.serving.refusals import JSON, json_answer, shown_file
-from flows.studio.roots import json_of
+from flows.studio.guard import json_of
 from flows.studio.run_captions import NUMBER, RunCaptions
 from flows.studio.runs import AGAIN, QueuedRun
 from flows.studio.session import Studio

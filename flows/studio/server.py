@@ -26,7 +26,8 @@ from flows.results.run_status import load_record
 from flows.results.trust import belief_in, is_trusted
 from flows.serving.listening import UnsignalledServer, address_of, limited_protocol, listening
 from flows.studio.captions_routes import CaptionsRoutes
-from flows.studio.roots import ThisMachineOnly, guarded, is_shown
+from flows.studio.guard import ThisMachineOnly, guarded
+from flows.studio.roots import is_shown
 from flows.studio.runs import run_id
 from flows.studio.session import Studio
 from flows.studio.start_routes import StartRoutes

@@ -27,7 +27,8 @@ from flows.results.run_record import RUN_RECORD
 from flows.reviewing.captions import EditRefused
 from flows.serving.refusals import json_answer
 from flows.studio import roots
-from flows.studio.roots import Refused, Roots, is_shown, json_of
+from flows.studio.guard import json_of
+from flows.studio.roots import Refused, Roots, is_shown
 from flows.studio.runs import QueuedRun, plan_of, run_id
 from flows.studio.session import UPLOADS, Studio
 from flows.studio.values import checked, line_of, table, words_of

@@ -20,7 +20,7 @@ from stages.process.device import device_holders, device_used_bytes
 from stages.process.events import EventReporter, StageOutcome
 from stages.process.fork_client import ForkServer
 from stages.process.job import parse_job
-from stages.process.live import hold_device
+from stages.process.lock import hold_device
 from stages.process.stage_process import StageProcess, wait_for_release
 
 ENTRIES = {"try_forks": "scripts.gpu_check.forks:run"}

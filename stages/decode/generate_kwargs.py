@@ -46,7 +46,7 @@ from stages.models.halves.routes import choose_route
 from stages.models.processors.input_layout import noise
 from stages.models.processors.loading import known, tag_ids
 from stages.models.processors.prepare import drop_end_token, prepare, rebuild
-from stages.process.output_streams import out_of_memory
+from stages.process.exit_diagnosis import out_of_memory
 
 CHUNKED_FIELDS = {"pooler_output", "deepstack_features"}
 """Fields of a feature record that chunked prefill of `generate` passes on."""

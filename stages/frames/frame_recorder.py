@@ -26,8 +26,8 @@ from artifacts.store import Store
 from stages.frames.chunk import Chunk
 from stages.frames.medium import TRANSIENT_KINDS, UNSTORED_KINDS, MediumToCut
 from stages.process.events import EventReporter
+from stages.process.exit_diagnosis import out_of_memory
 from stages.process.memory_limit import memory_was_short
-from stages.process.output_streams import out_of_memory
 
 LIMIT_CPU_SECONDS = 300.0
 """CPU time of all threads without a new packet after which decoding counts as stuck. None of 60,000

@@ -49,8 +49,8 @@ from typing import Any, NamedTuple, TypeVar
 
 from artifacts.errors import CannotFit, PenstockError, StageDied
 from stages.process.events import EventReporter
+from stages.process.exit_diagnosis import device_advice, first_line, oom_message
 from stages.process.memory_limit import at_the_limit, room
-from stages.process.output_streams import device_advice, first_line, oom_message
 
 MACHINE_ERRORS = (PenstockError, OSError, ImportError, MemoryError)
 """Errors that no item causes: intended errors of this program, file errors and import errors."""

@@ -45,7 +45,7 @@ from stages.models.processors.prepare import (
     takes_videos,
     text_inputs,
 )
-from stages.process.output_streams import out_of_memory
+from stages.process.exit_diagnosis import out_of_memory
 
 NEW_TOKENS = 2
 """Tokens to generate: prefill gives the first one, and a regular decode step the second."""

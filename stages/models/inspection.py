@@ -66,8 +66,8 @@ from stages.models.profile import AdaptableLayer, ModelProfile, PartProfile, Sam
 from stages.models.published import with_published_facts
 from stages.process.deferred_imports import import_transformers
 from stages.process.events import EventReporter
+from stages.process.exit_diagnosis import out_of_memory
 from stages.process.job import gc_frozen, parse_job
-from stages.process.output_streams import out_of_memory
 
 LAYER = re.compile(r"(?P<stack>[^0-9]*)\.\d+(?=\.)")
 """Pattern of a layer's path in the name of one of its weights."""

@@ -43,10 +43,10 @@ from artifacts.errors import CannotFit, PenstockError
 from stages.process import memory_limit
 from stages.process.deferred_imports import defer
 from stages.process.events import EventReporter, StageEnded, StageError
+from stages.process.exit_diagnosis import first_line, lasting_output, oom_message
 from stages.process.job import gc_frozen, read_job, value_in
-from stages.process.live import hold_device
+from stages.process.lock import hold_device
 from stages.process.memory import ProcessMemory, Sampler, anonymous_bytes
-from stages.process.output_streams import first_line, lasting_output, oom_message
 
 STUCK_SECONDS = 30.0
 """How long no thread may make progress before the process counts as stuck."""

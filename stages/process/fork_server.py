@@ -41,8 +41,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from stages.process.child import ParentInfo, load_entry, run_job
+from stages.process.exit_diagnosis import lasting_output
 from stages.process.job import gc_frozen, read_job, value_in
-from stages.process.output_streams import lasting_output
 
 _skipped = [False]
 

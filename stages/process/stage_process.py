@@ -45,10 +45,10 @@ from stages.process.events import (
     Warned,
     event_of,
 )
+from stages.process.exit_diagnosis import ProcessExit, fault_of_stage, log_tail
 from stages.process.fork_client import ROOT, CpuTimeLimit, ForkServer, Process, child_environment
 from stages.process.job import job_descriptor, job_fields
 from stages.process.memory import add_point, oom_kills
-from stages.process.output_streams import ProcessExit, fault_of_stage, log_tail
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance

@@ -46,7 +46,7 @@ from stages.models.halves.routes import PIXELS
 from stages.models.processors.loading import Clip, clip_of
 from stages.models.processors.prepare import joined, prepare, prepare_images, takes_videos
 from stages.models.processors.side_inputs import Prepared
-from stages.process.output_streams import out_of_memory
+from stages.process.exit_diagnosis import out_of_memory
 
 PROMPTS = ("describe ", "describe what is seen here in one sentence ", "what is that? ")
 """Prompts for each size, for halves that read text; they have different lengths."""

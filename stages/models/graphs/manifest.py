@@ -18,7 +18,7 @@ from artifacts.json_shapes import MapOf, anything, count, number, read_json, tex
 from artifacts.records import read_record
 from artifacts.schema import Half
 from stages.models.graphs import FOLDER
-from stages.process.output_streams import out_of_memory
+from stages.process.exit_diagnosis import out_of_memory
 
 ONNX, TENSORRT = "onnx", "tensorrt"
 BACKENDS = (ONNX, TENSORRT)

@@ -27,7 +27,7 @@ from stages.models.graphs.manifest import (
 )
 from stages.models.halves.absent import MissingModule, MissingWeight
 from stages.models.halves.routes import one_line
-from stages.process.output_streams import out_of_memory
+from stages.process.exit_diagnosis import out_of_memory
 
 TYPES = {
     "tensor(float)": torch.float32,

@@ -27,7 +27,7 @@ from stages.models.half_job import PINNED_LOAD_BYTES
 from stages.models.hub.checkpoint import not_whole
 from stages.models.hub.headers import TensorPlace, read_places
 from stages.models.shards.layout import DTYPES
-from stages.process.output_streams import first_line
+from stages.process.exit_diagnosis import first_line
 
 ALIGNED = 64
 """Alignment in bytes of torch's own memory."""

@@ -16,7 +16,7 @@ from stages.models.processors.loading import Clip, black_clip, is_image_output
 from stages.models.processors.prepare import channel_of, prepare
 from stages.models.processors.side_inputs import Prepared
 from stages.models.profile import SeenSize
-from stages.process.output_streams import out_of_memory
+from stages.process.exit_diagnosis import out_of_memory
 
 COMMON = (9 / 16, 16 / 9, 3 / 4, 4 / 3, 1 / 2, 2.0)
 """Height / width of most files; frames of these aspects are fitted exactly."""

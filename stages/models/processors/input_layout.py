@@ -64,7 +64,7 @@ from stages.models.processors.loading import (
     takes_images,
     takes_videos,
 )
-from stages.process.output_streams import out_of_memory
+from stages.process.exit_diagnosis import out_of_memory
 
 PROBES = ("Describe.", "What happens in this video?")
 """Prompts of different lengths, which also test padding."""

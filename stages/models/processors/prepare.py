@@ -63,7 +63,7 @@ from stages.models.processors.side_inputs import (
     restore,
     side_inputs_keeper,
 )
-from stages.process.output_streams import out_of_memory
+from stages.process.exit_diagnosis import out_of_memory
 
 STRIP = 256
 """Approximate number of rows of a very large part that are reduced at once."""

@@ -34,7 +34,7 @@ from stages.models.streaming.layers import (
     PinnedLayer,
     buffered_pinned,
 )
-from stages.process.output_streams import first_line
+from stages.process.exit_diagnosis import first_line
 
 SMALLEST_PIECE = 1 << 20
 """Bytes of the smallest piece of a layer, which may be partly empty."""

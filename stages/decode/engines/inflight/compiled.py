@@ -13,7 +13,7 @@ import torch
 from transformers.integrations import sdpa_attention
 
 from artifacts.errors import UsageError
-from stages.process.output_streams import causes, first_line, oom_message
+from stages.process.exit_diagnosis import causes, first_line, oom_message
 
 SHAPES = 64
 """Maximum number of compiled shapes per process. Columns double, so there are few shapes."""

@@ -75,7 +75,7 @@ from stages.models.halves.absent import NeedsWeights
 from stages.models.halves.features import Features
 from stages.models.halves.offload import generate, new_tokens, prompt_in
 from stages.models.halves.records import merge_blank, merge_rows
-from stages.process.output_streams import out_of_memory
+from stages.process.exit_diagnosis import out_of_memory
 
 KIND = "rows"
 
