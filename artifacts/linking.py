@@ -6,7 +6,7 @@ import shutil
 import stat
 from pathlib import Path
 
-from artifacts.files import HALF
+from artifacts.files import HALF, replace_file
 from artifacts.regular_files import refuse_links
 from artifacts.store import fault_of
 
@@ -23,7 +23,7 @@ def link(source: Path, target: Path, *, symbolic: bool = True) -> bool:
         with contextlib.suppress(FileNotFoundError):
             half.unlink()  # from a killed run
         copied = _make(real, half, symbolic=symbolic)
-        os.replace(half, target)
+        replace_file(half, target)
     except OSError as error:
         raise fault_of(error, target.parent) from error
     return copied

@@ -15,10 +15,10 @@ from typing import Any
 
 from artifacts.disk_names import one_name
 from artifacts.edits import FixedText
-from artifacts.files import HALF, write_text
+from artifacts.files import HALF, replace_file, write_text
 from artifacts.jsonl_log import Opener, append_line, read_lines
 from artifacts.keys import digest_of, hash_file
-from artifacts.regular_files import open_below, open_regular
+from artifacts.regular_files import kept_thing, open_below, open_regular
 from artifacts.store import Store, fault_of
 from flows.options.formats import BESIDE
 
@@ -152,7 +152,7 @@ class GeneratedFiles:
             os.path.lexists(path) and not is_unchanged and not self.has(form, old_digest, about)
         )
         is_users = is_users and not (form in BESIDE and is_blank(path))
-        if path.is_dir() or (is_users and not replace):
+        if path.is_dir() or kept_thing(path) or (is_users and not replace):
             return False
         self.add(form, sha256, (*about, one_name(path)))
         if not is_unchanged:
@@ -165,7 +165,7 @@ class GeneratedFiles:
         write(half := path.with_name(f"{HALF}{path.name}"))
         self.add(path.name, digest_at(half))
         try:
-            os.replace(half, path)
+            replace_file(half, path)
         except OSError as error:
             raise fault_of(error, path) from error
 

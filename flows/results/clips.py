@@ -15,7 +15,7 @@ from typing import Any
 
 from artifacts.disk_names import rules_in
 from artifacts.errors import EnvironmentFault
-from artifacts.files import HALF, OURS, write_json, write_text
+from artifacts.files import HALF, OURS, replace_file, write_json, write_text
 from artifacts.json_shapes import BYTES
 from artifacts.plurals import counted, first_of
 from artifacts.regular_files import read_text, refuse_links
@@ -217,7 +217,7 @@ class Clips:
             write_json(self.folder / INDEX, {"clips": self._index})
             write_text(self.folder / OURS, ())
             for media in made.values():
-                os.replace(media.path, self.folder / media.path.name)
+                replace_file(media.path, self.folder / media.path.name)
         except OSError as error:
             raise fault_of(error, self.folder) from error
 

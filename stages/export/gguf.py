@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from artifacts.errors import EnvironmentFault
-from artifacts.files import HALF, write_json
+from artifacts.files import HALF, replace_file, write_json
 from artifacts.plurals import counted
 from artifacts.schema import Part
 from artifacts.store import fault_of
@@ -181,7 +181,7 @@ def _write_file(job: ExportJob, plan: GgufPlan, folder: Path) -> None:
             os.fsync(file.fileno())
         job.files.check()
         size = whole.stat().st_size
-        whole.replace(folder / FILE)
+        replace_file(whole, folder / FILE)
     finally:
         for path in (whole, made):
             path.unlink(missing_ok=True)
