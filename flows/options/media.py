@@ -5,6 +5,7 @@ from typing import Annotated
 
 from artifacts.errors import UsageError
 from artifacts.options import Option, OptionGroup
+from artifacts.paths import refuse_empty
 from artifacts.tiles import AUTO, OFF, check_tiles
 from flows.options.headings import FILES, SAMPLING, TEXT, VECTORS
 
@@ -47,8 +48,7 @@ class SourceOptions(OptionGroup):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not all(self.sources):
-            raise UsageError("empty source", hint="Name files or folders; . is this folder")
+        refuse_empty("source", self.sources)
 
     def check_sources(self) -> None:
         """Raise UsageError when no source is given."""
