@@ -10,6 +10,7 @@ import hmac
 import logging
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
+from http import HTTPStatus
 from typing import Any
 
 from flows.serving.hosts import LOOPBACK, is_loopback, is_of_other_site
@@ -30,6 +31,7 @@ ALSO_LIMITED = ("/v1/search",)
 """Paths that use a half with any method."""
 COOKIE = "penstock_session"
 LOG = logging.getLogger("uvicorn.error")
+CONTENT = (b"content-type", b"content-length")
 READ_PAST = 1 << 20
 """Largest body in bytes that is read although its request is refused."""
 SAFE = {
@@ -60,16 +62,27 @@ class Guard:
             return
         began, status, path = time.monotonic(), 500, scope["path"]
         complete = False
+        plain: Message | None = None
+        """The start of a refusal by a library, which is sent as JSON when its text is known."""
 
         async def send_safely(message: Message) -> None:
-            nonlocal status, complete
+            nonlocal status, complete, plain
             if message["type"] == "http.response.start":
                 status = message["status"]
-                given = {name.lower() for name, _ in message["headers"]}
+                given = {name.lower(): value for name, value in message["headers"]}
                 message["headers"] = [
                     *message["headers"],
                     *((name, value) for name, value in SAFE.items() if name not in given),
                 ]
+                if status >= 400 and given.get(b"content-type", b"").startswith(b"text/plain"):
+                    plain = message
+                    return
+            elif plain is not None:
+                start, plain = plain, None
+                text = message.get("body", b"").decode() or HTTPStatus(status).phrase.lower()
+                message["body"] = body = json_bytes(HttpRefusal(status, text).to_json(path))
+                kept = [each for each in start["headers"] if each[0] not in CONTENT]
+                await send({**start, "headers": [*kept, *content_of(body)]})
             for each in whole(message):
                 await send(each)
             complete = message["type"] == "http.response.body" and not message.get("more_body")
@@ -194,13 +207,17 @@ async def refuse(why: HttpRefusal, path: str, send: Send, *, closing: bool) -> N
     """Send a refusal in the form of the requested path. With `closing`, close the connection."""
     body = json_bytes(why.to_json(path))
     headers = [
-        (b"content-type", b"application/json"),
-        (b"content-length", str(len(body)).encode()),
+        *content_of(body),
         *([(b"connection", b"close")] if closing else []),
         *extra_headers(why),
     ]
     await send({"type": "http.response.start", "status": why.status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
+
+
+def content_of(body: bytes) -> list[tuple[bytes, bytes]]:
+    """Return the headers of a JSON body."""
+    return list(zip(CONTENT, (b"application/json", str(len(body)).encode()), strict=True))
 
 
 def _is_small(scope: Message) -> bool:

@@ -5,6 +5,7 @@ import asyncio
 import socket
 import sys
 from collections.abc import Callable
+from http import HTTPStatus
 from typing import Any
 
 import h11
@@ -37,14 +38,26 @@ LOOK_SECONDS = 1.0
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 CLOSED = 7
 """The state of a connection that was reset, in the kernel's `tcp_states.h`."""
-_WHY = {
-    "error": f"the head of the request is larger than {HEAD_BYTES >> 10} KiB",
-    "hint": "Send fewer and shorter header fields, and a shorter address",
-}
-_BODY = json_bytes(_WHY)
-REFUSAL = (
-    b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-type: application/json\r\n"
-    b"connection: close\r\ncontent-length: %d\r\n\r\n%b" % (len(_BODY), _BODY)
+
+
+def _refusal(status: HTTPStatus, error: str, hint: str) -> bytes:
+    """Return an answer that closes the connection."""
+    body = json_bytes({"error": error, "hint": hint})
+    return (
+        b"HTTP/1.1 %d %b\r\ncontent-type: application/json\r\nconnection: close\r\n"
+        b"content-length: %d\r\n\r\n%b" % (status, status.phrase.encode(), len(body), body)
+    )
+
+
+TOO_LARGE = _refusal(
+    HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
+    f"the head of the request is larger than {HEAD_BYTES >> 10} KiB",
+    "Send fewer and shorter header fields, and a shorter address",
+)
+CODED = _refusal(
+    HTTPStatus.NOT_IMPLEMENTED,
+    "the transfer coding is not supported",
+    "Send the body as it is, or chunked",
 )
 
 
@@ -57,6 +70,8 @@ class HeadLimited(BaseProtocol):
     _rest = b""
     """What is not parsed yet; reading is paused meanwhile."""
     _is_refused = False
+    _answer = TOO_LARGE
+    """What a refused request is answered."""
     _parsed = 0
     """Bytes of the last piece that belong to a head whose Upgrade is ignored."""
     _ignores_upgrade = False
@@ -175,10 +190,21 @@ class HeadLimited(BaseProtocol):
         elif self._is_half_closed and self.cycle.response_complete:
             self.transport.close()
 
+    def send_400_response(self, msg: str) -> None:
+        """Refuse what the parser has just raised an error for."""
+        error, given = sys.exception(), getattr(self, "headers", None) or ()
+        is_coded = any(n == b"transfer-encoding" and v.lower() != b"chunked" for n, v in given)
+        is_coded |= getattr(error, "error_status_hint", 0) == HTTPStatus.NOT_IMPLEMENTED
+        why, hint = f"the request is not valid HTTP: {error}", "Check its head and its chunks"
+        is_coded |= "nvalid `Transfer-Encoding`" in why
+        self._answer = CODED if is_coded else _refusal(HTTPStatus.BAD_REQUEST, why, hint)
+        self._refuse()
+
     def _refuse(self) -> None:
-        """Answer 431 and close, after the response in progress if the head is of a later
-        request."""
+        """Send the refusal and close, after the responses to earlier requests."""
         self._is_refused, cycle = True, self.cycle
+        if not self._h11 and self.pipeline:
+            return
         if cycle is not None and not cycle.response_complete:
             if not cycle.more_body:
                 return
@@ -187,7 +213,7 @@ class HeadLimited(BaseProtocol):
             if cycle.response_started:
                 self.transport.close()
                 return
-        self.transport.write(REFUSAL)
+        self.transport.write(self._answer)
         self.transport.write_eof()
         self.loop.call_later(LINGER_SECONDS, self.transport.abort)
 
