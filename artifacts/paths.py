@@ -2,32 +2,25 @@
 
 import errno
 import os
-from collections.abc import Iterable
 from pathlib import Path
 
 from artifacts.errors import UsageError
 from artifacts.regular_files import read_bytes, user_text
 
 
-def refuse_empty(kind: str, names: Iterable[str]) -> None:
-    """Raise UsageError for an empty name, as an unset variable of a script gives it: as a path it
-    would mean the working folder."""
-    if not all(names):
+def path_given(text: str, kind: str = "path") -> str:
+    """Return a path of a command. Raises UsageError for an empty one, as an unset variable of a
+    script gives it: it would mean the working folder."""
+    if not text:
         raise UsageError(f"empty {kind}", hint="Name files or folders; . is this folder")
-
-
-def path_given(text: str) -> str:
-    """Return a path of the command line. Raises UsageError for an empty one."""
-    refuse_empty("path", [text])
     return text
 
 
 def folder_named(text: str, name: str) -> Path:
     """Return the absolute path of a folder given as the option `name`. Raises UsageError for an
     empty or invalid path."""
-    refuse_empty(name, [text])
     try:
-        path = Path(text).expanduser().absolute()
+        path = Path(path_given(text, name)).expanduser().absolute()
         os.lstat(os.fsencode(path))
     except (ValueError, RuntimeError) as error:  # a NUL, a lone surrogate, an unknown ~user
         raise UsageError(

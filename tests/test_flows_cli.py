@@ -79,7 +79,6 @@ def test_sources_stand_anywhere_and_lists_are_split_at_commas() -> None:
         *(
             (shlex.split(words), "empty")
             for words in (
-                "index remove ''",
                 "index remove a --index ''",
                 "index stats --index ''",
                 "search a --index ''",

@@ -10,7 +10,7 @@ from artifacts.errors import UsageError
 from artifacts.gone_files import GoneFiles
 from artifacts.index.nearest import Positions
 from artifacts.index.snapshot import Kept, Snapshot
-from artifacts.paths import refuse_empty
+from artifacts.paths import path_given
 from artifacts.tables import stored_text, text_stored
 
 KINDS = ("path", "folder", "key", "media_path")
@@ -24,8 +24,8 @@ def rows_named(snapshot: Snapshot, names: Sequence[str]) -> Positions:
     """Return the live rows of these names. A name stands for the first that it is of: the path or
     address of a file, a folder, a key, the `media_path` of one file. Raises UsageError for an empty
     name, one that no row has, and a `media_path` of several files."""
-    refuse_empty("name", names)
-    kept, left = np.zeros(snapshot.rows, np.bool_), list(dict.fromkeys(names))
+    kept = np.zeros(snapshot.rows, np.bool_)
+    left = list(dict.fromkeys(path_given(name, "name") for name in names))
     for kind in KINDS if names else ():
         rows, found = _rows_of(snapshot, kind, left)
         for name, paths in found.items() if kind == "media_path" else ():

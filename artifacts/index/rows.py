@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -10,7 +11,8 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from artifacts.tables import stored_text, text_stored
+from artifacts.files import whole_file
+from artifacts.tables import parquet_writer, stored_text, text_stored
 
 PixelBox = tuple[float, float, float, float]
 Identities = NDArray[np.uint64]
@@ -74,11 +76,11 @@ def _number(value: Any) -> int:
 class RowsFile:
     """Writes the rows of one shard."""
 
-    def __init__(self, file: IO[bytes]) -> None:
-        from pyarrow.parquet import ParquetWriter
-
+    def __init__(self, path: Path, stack: ExitStack) -> None:
+        """Open a file, which `stack` closes."""
+        file = stack.enter_context(whole_file(path))
         self._waiting: list[IndexRow] = []
-        self._writer = ParquetWriter(file, _schema(), compression="zstd")
+        self._writer = stack.enter_context(parquet_writer(file, _schema(), compression="zstd"))
 
     def add(self, rows: Sequence[IndexRow]) -> None:
         """Write these rows, or keep them until a group is full."""
@@ -86,11 +88,10 @@ class RowsFile:
         while len(self._waiting) >= GROUP_ROWS:
             self._write(GROUP_ROWS)
 
-    def close(self) -> None:
-        """Write what waits, and the end of the file."""
+    def flush(self) -> None:
+        """Write what waits."""
         if self._waiting:
             self._write(len(self._waiting))
-        self._writer.close()
 
     def _write(self, count: int) -> None:
         import pyarrow as pa

@@ -80,12 +80,12 @@ def write_shard(
     identities: list[Identities] = []
     with contextlib.ExitStack() as stack:
         vectors = stack.enter_context(whole_file(names["embeddings"]))
-        rows = RowsFile(stack.enter_context(whole_file(names["rows"])))
+        rows = RowsFile(names["rows"], stack)
         for batch in batches:
             vectors.write(np.ascontiguousarray(batch.vectors, "<f2").data)
             rows.add(batch.rows)
             identities.append(batch.identities)
-        rows.close()
+        rows.flush()
     with whole_file(names["identities"]) as file:
         file.write(np.concatenate(identities, axis=1).astype("<u8").tobytes())
     count = sum(found.shape[1] for found in identities)

@@ -2,7 +2,6 @@
 
 import argparse
 
-from artifacts.paths import path_given
 from flows.cli.derived import add_options
 from flows.cli.vector_options import add_vector_options
 from flows.options.headings import MODEL
@@ -23,9 +22,7 @@ def add_index_commands(index: argparse.ArgumentParser) -> None:
     _add_index(add)
     add_vector_options(add, IndexConfig, without=OF_INDEX)
     remove = actions.add_parser("remove", help="remove rows by file, folder or key")
-    remove.add_argument(
-        "names", nargs="*", metavar="NAMES", type=path_given, help="files, folders or keys"
-    )
+    remove.add_argument("names", nargs="*", metavar="NAMES", help="files, folders or keys")
     remove.add_argument("--gone", action="store_true", help="rows whose files are gone")
     _add_index(remove)
     compact = actions.add_parser("compact", help="drop removed rows, merge shards, measure recall")
@@ -42,16 +39,12 @@ def add_search_options(parser: argparse.ArgumentParser) -> None:
     add_options(parser, SearchQuery)
     add = parser.add_argument_group("outputs").add_argument
     add("--json", action="store_true", help="print hits as JSON lines")
-    add("--html", type=path_given, metavar="FILE", help="write one HTML page of thumbnails")
-    add("--copy", type=path_given, metavar="DIR", help="copy found files and search.jsonl into DIR")
+    add("--html", metavar="FILE", help="write one HTML page of thumbnails")
+    add("--copy", metavar="DIR", help="copy found files and search.jsonl into DIR")
     add_options(parser, SearchPlace, MODEL)
 
 
 def _add_index(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--index",
-        default=INDEX,
-        type=path_given,
-        metavar="DIR",
-        help="folder of the index [%(default)s]",
+        "--index", default=INDEX, metavar="DIR", help="folder of the index [%(default)s]"
     )

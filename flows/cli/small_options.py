@@ -2,7 +2,6 @@
 
 import argparse
 
-from artifacts.paths import path_given
 from flows.cli.derived import Groups, add_options, group_of
 from flows.cli.options import add_caption_options, add_running_options
 from flows.cli.train_options import add_train_options
@@ -37,19 +36,17 @@ def add_plan(parser: argparse.ArgumentParser) -> None:
 
 
 def add_status(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("out", metavar="OUT", nargs="?", type=path_given, default="penstock-out")
+    parser.add_argument("out", metavar="OUT", nargs="?", default="penstock-out")
     parser.add_argument("--json", action="store_true", help="print the run record as JSON")
 
 
 def add_report(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("out", metavar="OUT", nargs="?", type=path_given, default="penstock-out")
-    parser.add_argument(
-        "--to", type=path_given, metavar="FILE", help="output file [OUT/report.html]"
-    )
+    parser.add_argument("out", metavar="OUT", nargs="?", default="penstock-out")
+    parser.add_argument("--to", metavar="FILE", help="output file [OUT/report.html]")
 
 
 def add_review(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("out", metavar="OUT", nargs="?", type=path_given, default="penstock-out")
+    parser.add_argument("out", metavar="OUT", nargs="?", default="penstock-out")
     parser.add_argument(
         "--port", type=int, default=8010, metavar="P", help="port; 0: any free port [%(default)s]"
     )
@@ -61,26 +58,12 @@ def add_review(parser: argparse.ArgumentParser) -> None:
 
 def add_studio(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add(
-        "folder",
-        metavar="FOLDER",
-        nargs="?",
-        type=path_given,
-        default=".",
-        help="folder of media [.]",
-    )
-    add(
-        "--out",
-        default="penstock-out",
-        type=path_given,
-        metavar="DIR",
-        help="output folder [%(default)s]",
-    )
+    add("folder", metavar="FOLDER", nargs="?", default=".", help="folder of media [.]")
+    add("--out", default="penstock-out", metavar="DIR", help="output folder [%(default)s]")
     add(
         "--root",
         action="append",
         default=[],
-        type=path_given,
         metavar="DIR",
         help="another folder that the page may show; repeatable",
     )

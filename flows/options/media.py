@@ -5,7 +5,7 @@ from typing import Annotated
 
 from artifacts.errors import UsageError
 from artifacts.options import Option, OptionGroup
-from artifacts.paths import refuse_empty
+from artifacts.paths import path_given
 from artifacts.tiles import AUTO, OFF, check_tiles
 from flows.options.headings import FILES, SAMPLING, TEXT, VECTORS
 
@@ -48,7 +48,8 @@ class SourceOptions(OptionGroup):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        refuse_empty("source", self.sources)
+        for source in self.sources:
+            path_given(source, "source")
 
     def check_sources(self) -> None:
         """Raise UsageError when no source is given."""

@@ -9,7 +9,7 @@ import hashlib
 import hmac
 import logging
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -21,6 +21,7 @@ from flows.serving.service import Service
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
+Headers = Sequence[tuple[bytes, bytes]]
 App = Callable[[Message, Receive, Send], Awaitable[None]]
 
 OPEN = ("/", "/healthz", "/readyz", "/favicon.ico")
@@ -78,11 +79,11 @@ class Guard:
                     plain = message
                     return
             elif plain is not None:
-                start, plain = plain, None
-                text = message.get("body", b"").decode() or HTTPStatus(status).phrase.lower()
-                message["body"] = body = json_bytes(HttpRefusal(status, text).to_json(path))
-                kept = [each for each in start["headers"] if each[0] not in CONTENT]
-                await send({**start, "headers": [*kept, *content_of(body)]})
+                why = HttpRefusal(status, message["body"].decode() or HTTPStatus(status).phrase)
+                more = [each for each in plain["headers"] if each[0] not in CONTENT]
+                await refuse(why, path, send, closing=False, more=more)
+                complete = True
+                return
             for each in whole(message):
                 await send(each)
             complete = message["type"] == "http.response.body" and not message.get("more_body")
@@ -203,21 +204,21 @@ def route_of(scope: Message) -> str:
     return path or (str(scope["path"]) if known else "refused")
 
 
-async def refuse(why: HttpRefusal, path: str, send: Send, *, closing: bool) -> None:
-    """Send a refusal in the form of the requested path. With `closing`, close the connection."""
+async def refuse(
+    why: HttpRefusal, path: str, send: Send, *, closing: bool, more: Headers = ()
+) -> None:
+    """Send a refusal in the form of the requested path, with `more` headers. With `closing`, close
+    the connection."""
     body = json_bytes(why.to_json(path))
     headers = [
-        *content_of(body),
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(body)).encode()),
+        *more,
         *([(b"connection", b"close")] if closing else []),
         *extra_headers(why),
     ]
     await send({"type": "http.response.start", "status": why.status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
-
-
-def content_of(body: bytes) -> list[tuple[bytes, bytes]]:
-    """Return the headers of a JSON body."""
-    return list(zip(CONTENT, (b"application/json", str(len(body)).encode()), strict=True))
 
 
 def _is_small(scope: Message) -> bool:

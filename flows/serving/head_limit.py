@@ -40,25 +40,13 @@ CLOSED = 7
 """The state of a connection that was reset, in the kernel's `tcp_states.h`."""
 
 
-def _refusal(status: HTTPStatus, error: str, hint: str) -> bytes:
+def _refusal(status: int, error: str, hint: str) -> bytes:
     """Return an answer that closes the connection."""
-    body = json_bytes({"error": error, "hint": hint})
+    body, phrase = json_bytes({"error": error, "hint": hint}), HTTPStatus(status).phrase.encode()
     return (
         b"HTTP/1.1 %d %b\r\ncontent-type: application/json\r\nconnection: close\r\n"
-        b"content-length: %d\r\n\r\n%b" % (status, status.phrase.encode(), len(body), body)
+        b"content-length: %d\r\n\r\n%b" % (status, phrase, len(body), body)
     )
-
-
-TOO_LARGE = _refusal(
-    HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
-    f"the head of the request is larger than {HEAD_BYTES >> 10} KiB",
-    "Send fewer and shorter header fields, and a shorter address",
-)
-CODED = _refusal(
-    HTTPStatus.NOT_IMPLEMENTED,
-    "the transfer coding is not supported",
-    "Send the body as it is, or chunked",
-)
 
 
 class HeadLimited(BaseProtocol):
@@ -70,7 +58,11 @@ class HeadLimited(BaseProtocol):
     _rest = b""
     """What is not parsed yet; reading is paused meanwhile."""
     _is_refused = False
-    _answer = TOO_LARGE
+    _answer = _refusal(
+        431,
+        f"the head of the request is larger than {HEAD_BYTES >> 10} KiB",
+        "Send fewer and shorter header fields, and a shorter address",
+    )
     """What a refused request is answered."""
     _parsed = 0
     """Bytes of the last piece that belong to a head whose Upgrade is ignored."""
@@ -193,11 +185,13 @@ class HeadLimited(BaseProtocol):
     def send_400_response(self, msg: str) -> None:
         """Refuse what the parser has just raised an error for."""
         error, given = sys.exception(), getattr(self, "headers", None) or ()
+        status, why, hint = 400, f"the request is not valid HTTP: {error}", "Check its head"
         is_coded = any(n == b"transfer-encoding" and v.lower() != b"chunked" for n, v in given)
-        is_coded |= getattr(error, "error_status_hint", 0) == HTTPStatus.NOT_IMPLEMENTED
-        why, hint = f"the request is not valid HTTP: {error}", "Check its head and its chunks"
-        is_coded |= "nvalid `Transfer-Encoding`" in why
-        self._answer = CODED if is_coded else _refusal(HTTPStatus.BAD_REQUEST, why, hint)
+        is_coded |= getattr(error, "error_status_hint", 0) == 501
+        if is_coded or "nvalid `Transfer-Encoding`" in why:
+            status, why = 501, "the transfer coding is not supported"
+            hint = "Send the body as it is, or chunked"
+        self._answer = _refusal(status, why, hint)
         self._refuse()
 
     def _refuse(self) -> None:
