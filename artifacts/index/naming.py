@@ -1,6 +1,7 @@
 """Finds index rows by file, by folder or by key."""
 
 import os
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from functools import cache
 
@@ -64,16 +65,14 @@ def _rows_of(
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    spelled: dict[str, list[str]] = {}
+    column, spelled = "path" if kind == "folder" else kind, defaultdict[str, list[str]](list)
     for name in names:
-        paths = (os.path.abspath(name), name) if kind in ("path", "folder") else (name,)
-        for text in dict.fromkeys(paths):
-            value = f"{text.rstrip('/')}/" if kind == "folder" else text
-            spelled.setdefault(stored_text(value), []).append(name)
+        for text in {os.path.abspath(name), name} if column == "path" else (name,):
+            value = os.path.join(text, "") if kind == "folder" else text
+            spelled[stored_text(value)].append(name)
     live, kept, found = snapshot.live(), np.zeros(snapshot.rows, np.bool_), dict[str, list[str]]()
-    for start, batch in snapshot.batches(("path",) if kind == "folder" else ("path", kind)):
-        values = batch.column("path" if kind == "folder" else kind)
-        of = spelled
+    for start, batch in snapshot.batches(list({"path", column})):
+        values, of = batch.column(column), dict(spelled)
         if kind == "folder":
             values = pc.replace_substring_regex(values, r"[^/]*\z", "")
             of = {value: _above(value, spelled) for value in values.unique().to_pylist()}
@@ -83,10 +82,9 @@ def _rows_of(
         kept[here] = rows
         pairs = (each.filter(rows).to_pylist() for each in (values, batch.column("path")))
         for value, path in zip(*pairs, strict=True):
-            for name in of[value]:
-                paths_of_name = found.setdefault(name, [])
-                if len(paths_of_name) <= SHOWN and text_stored(path) not in paths_of_name:
-                    paths_of_name.append(text_stored(path))
+            for paths in (found.setdefault(name, []) for name in of[value]):
+                if len(paths) <= SHOWN and text_stored(path) not in paths:
+                    paths.append(text_stored(path))
     return kept, found
 
 
