@@ -6,6 +6,7 @@ Gives a file a second name in another folder, so that no large file is stored tw
 """
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -18,7 +19,7 @@ from typing import IO, Any
 
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.locks import lock, try_lock
-from artifacts.regular_files import refuse_links
+from artifacts.regular_files import NotAFile, kept_thing, refuse_links
 from artifacts.store import fault_of
 
 HALF = ".penstock-"
@@ -55,7 +56,7 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(half, path)
+            replace_file(half, path)
         except BaseException:
             # It is gone if Ctrl-C came during the replacement. An error here would hide the
             # interrupt, and callers that ignore a full disk would go on.
@@ -68,6 +69,14 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
         ) from error
     except OSError as error:
         raise fault_of(error, path.parent) from error
+
+
+def replace_file(half: str | Path, path: Path) -> None:
+    """Give a finished file its final name: each file of a user's folder gets it here. Raises
+    OSError; NotAFile if a device, a FIFO, a socket or an open stream is there."""
+    if kept := kept_thing(path):
+        raise NotAFile(errno.EINVAL, f"it is {kept}, and is not replaced", os.fspath(path))
+    os.replace(half, path)
 
 
 def write_text(path: Path, pieces: Iterable[str]) -> None:
@@ -186,7 +195,7 @@ def link(source: Path, target: Path, *, symbolic: bool = True) -> bool:
         with contextlib.suppress(FileNotFoundError):
             half.unlink()  # from a killed run
         copied = _make(real, half, symbolic=symbolic)
-        os.replace(half, target)
+        replace_file(half, target)
     except OSError as error:
         raise fault_of(error, target.parent) from error
     return copied

@@ -16,11 +16,19 @@ from artifacts.errors import UsageError
 from artifacts.regular_files import read_bytes, user_text
 
 
+def path_given(text: str, kind: str = "path") -> str:
+    """Return a path of a command. Raises UsageError for an empty one, as an unset variable of a
+    script gives it: it would mean the working folder."""
+    if not text:
+        raise UsageError(f"empty {kind}", hint="Name files or folders; . is this folder")
+    return text
+
+
 def folder_named(text: str, name: str) -> Path:
     """Return the absolute path of a folder given as the option `name`. Raises UsageError for an
-    invalid path."""
+    empty or invalid path."""
     try:
-        path = Path(text).expanduser().absolute()
+        path = Path(path_given(text, name)).expanduser().absolute()
         os.lstat(os.fsencode(path))
     except (ValueError, RuntimeError) as error:  # a NUL, a lone surrogate, an unknown ~user
         raise UsageError(

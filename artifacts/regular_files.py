@@ -57,6 +57,19 @@ def odd_thing(path: str | os.PathLike[str]) -> str:
     return "" if found == "a folder" else found
 
 
+def kept_thing(path: str | os.PathLike[str]) -> str:
+    """Return what lies at a path that no file may replace, links followed: a device, a FIFO or a
+    socket, or an open stream of this program. Return an empty string for anything else."""
+    if odd := odd_thing(path):
+        return odd
+    # `/dev/stdout` leads to a regular file after `> file`, and the link itself would be replaced.
+    for stream in (0, 1, 2):
+        with contextlib.suppress(OSError, ValueError):
+            if os.path.samestat(os.stat(path), os.fstat(stream)):
+                return "an open stream of this command"
+    return ""
+
+
 @contextlib.contextmanager
 def open_regular(path: str | os.PathLike[str]) -> Iterator[BufferedReader]:
     """Open a regular file for reading. Raises OSError, including NotAFile, without blocking."""

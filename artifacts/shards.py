@@ -20,7 +20,7 @@ from typing import IO
 
 from artifacts.captions import Caption, fields_of_row
 from artifacts.errors import EnvironmentFault
-from artifacts.files import HALF, whole_file, write_json
+from artifacts.files import HALF, replace_file, whole_file, write_json
 from artifacts.json_shapes import BYTES
 from artifacts.keys import digest_of
 from artifacts.records import read_record
@@ -245,7 +245,7 @@ def _place(folder: Path, unfinished: Path, shards: Sequence[Shard], kept: int) -
     """Rename new shards into place. The index then tells an interrupted process what is left."""
     write_json(folder / INDEX, {"shards": [asdict(shard) for shard in shards[:kept]]})
     for shard in shards[kept:]:
-        (unfinished / shard.name).replace(folder / shard.name)
+        replace_file(unfinished / shard.name, folder / shard.name)
     names = {shard.name for shard in shards}
     for path in folder.glob(NUMBERED):
         if path.name not in names:

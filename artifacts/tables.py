@@ -4,15 +4,16 @@ Both formats hold the fields of a JSON line, such as those of `captions.jsonl`, 
 names and nothing else.
 """
 
+import contextlib
 import csv
 import io
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from artifacts.captions import values_of
 from artifacts.files import whole_file
@@ -73,13 +74,24 @@ def _cell(value: Any) -> Any:
 
 def write_parquet(path: Path, rows: Iterable[Any], schema: Any = None) -> None:
     """Write columns with fixed types. Raises EnvironmentFault."""
-    from pyarrow.parquet import ParquetWriter
-
     left = iter(rows)
     schema = schema_of(KINDS) if schema is None else schema
-    with whole_file(path) as file, ParquetWriter(file, schema) as writer:
+    with whole_file(path) as file, parquet_writer(file, schema) as writer:
         while group := list(islice(left, GROUP_ROWS)):
             writer.write_table(table_of(group, schema))
+
+
+@contextlib.contextmanager
+def parquet_writer(file: IO[bytes], schema: Any, **options: Any) -> Iterator[Any]:
+    """Open a parquet file for writing. Its end is written if the block succeeds."""
+    from pyarrow.parquet import ParquetWriter
+
+    writer = ParquetWriter(file, schema, **options)
+    try:
+        yield writer
+        writer.close()
+    finally:
+        writer.is_open = False  # deleting it would try the end again, and print that it fails
 
 
 def table_of(rows: Iterable[Any], schema: Any = None) -> Any:

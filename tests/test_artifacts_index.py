@@ -95,6 +95,36 @@ def test_gone_files_whose_names_are_no_utf8_are_told_from_those_that_are_there(
         assert rows_named(snapshot, [str(folder)]).tolist() == [0, 1]
 
 
+def test_a_name_stands_for_one_kind_of_thing_and_removes_no_file_of_another_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cats, dogs = tmp_path / "cats", tmp_path / "dogs"
+    dogs.mkdir()
+    given = [row(n, path=f"{f}/{n % 2}.png", media_path=f"{n % 2}.png", key=f"k{n}")
+             for n, f in enumerate((cats, cats, dogs, dogs))]  # fmt: skip
+    given.append(row(4, path="s3://b/in/x.png", media_path="k0", key="x"))
+    given += [row(5 + n, path=f"/{n}/same", media_path="same", key="") for n in range(7)]
+    with writing.writing(tmp_path / "index", MAKER) as writer:
+        writer.add([(given, drawn(len(given)))])
+        snapshot = writer.snapshot()
+    monkeypatch.chdir(dogs)
+    for name, expected in {
+        "0.png": [2], "./0.png": [2], "../cats": [0, 1], ".": [2, 3], "k0": [0], "k3": [3],
+        "s3://b/in/": [4], "s3://b/in/x.png": [4], "x": [4],
+    }.items():  # fmt: skip
+        assert rows_named(snapshot, [name]).tolist() == expected, name
+    assert rows_named(snapshot, ["./0.png", "0.png", "k3", "x", "x"]).tolist() == [2, 3, 4]
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError) as several:
+        rows_named(snapshot, [str(cats / "0.png"), "1.png"])
+    assert f"{cats / '1.png'}, {dogs / '1.png'}. " in str(several.value)
+    with pytest.raises(UsageError, match=r"/0/same, .*/4/same, …\. "):
+        rows_named(snapshot, ["same"])
+    for empty in ("", "../nothing"):
+        with pytest.raises(UsageError, match="empty name" if not empty else "no row of"):
+            rows_named(snapshot, [str(cats), empty])
+
+
 def test_vectors_without_direction_are_near_to_nothing(tmp_path: Path) -> None:
     vectors = drawn(3)
     vectors[0], vectors[1] = 0, np.nan

@@ -14,6 +14,7 @@ import pytest
 from artifacts import shards
 from artifacts.captions import fields_of_row
 from artifacts.errors import EnvironmentFault
+from artifacts.files import replace_file
 from artifacts.shards import (
     Media,
     Sample,
@@ -217,16 +218,16 @@ def test_killed_while_shards_take_their_places_the_next_run_mends_it(
     write(folder, [sample(n) for n in range(3)], media)
     anew = [sample(0), sample(1, "anew"), sample(2, "anew")]
     with monkeypatch.context() as patch:
-        real = Path.replace
+        real = replace_file
         moved: list[Path] = []
 
-        def replace_one(self: Path, target: Path) -> Path:
+        def replace_one(half: Path, target: Path) -> None:
             if moved:
                 raise KeyboardInterrupt
             moved.append(target)
-            return real(self, target)
+            real(half, target)
 
-        patch.setattr(Path, "replace", replace_one)
+        patch.setattr(shards, "replace_file", replace_one)
         with pytest.raises(KeyboardInterrupt):
             write(folder, anew, media)
     assert len(read_index(folder)) == 1

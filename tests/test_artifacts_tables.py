@@ -1,13 +1,20 @@
 """Lines, tables and subtitles, read by what their users read them with."""
 
+import contextlib
+import gc
 import html
 import json
+import random
 import re
+import resource
+import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import pyarrow.parquet as pq
 import pytest
 
 from artifacts import tables
@@ -23,9 +30,12 @@ from artifacts.captions import (
 )
 from artifacts.errors import EnvironmentFault
 from artifacts.files import write_text
-from artifacts.tables import COLUMNS, write_csv, write_parquet
+from artifacts.index.shard import IndexRow
+from artifacts.index.writing import writing
+from artifacts.tables import COLUMNS, schema_of, write_csv, write_parquet
 from tests.support.browser import CHROMIUM
 from tests.support.commands import completed
+from tests.support.indexes import MAKER, drawn
 from tests.support.media import write_video
 from tests.support.rows import HARD, caption, hard_rows
 from tests.support.web import web_server
@@ -234,3 +244,33 @@ def test_a_browser_shows_every_cue_as_it_was_said(tmp_path: Path) -> None:
     assert [start for start, _, _ in cues] == [round(row.start, 3) for row in said]
     assert cues[-1][:2] == [60.0, 60.001]
     assert all(start < end for start, end, _ in cues)
+
+
+@contextlib.contextmanager
+def no_file_above(size: int) -> Iterator[None]:
+    """Let each file that grows beyond `size` bytes fail, as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_file_that_fails_says_so_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda found: said.append(repr(found)))
+    rng = random.Random(0)
+    texts = [rng.randbytes(500).hex() for _ in range(100)]
+    captions = [{"caption": text} for text in texts]
+    schema = schema_of({"caption": "text"})
+    given = [IndexRow(key=text, path=f"/{text}", media_path="a", digest="d") for text in texts]
+    with writing(tmp_path / "index", MAKER) as writer, no_file_above(20_000):
+        with pytest.raises(EnvironmentFault):
+            write_parquet(tmp_path / "t.parquet", captions, schema)
+        with pytest.raises(EnvironmentFault):
+            writer.add([(given, drawn(len(given)))])
+    gc.collect()
+    assert said == []
+    write_parquet(tmp_path / "t.parquet", captions, schema)
+    assert pq.read_table(tmp_path / "t.parquet").column("caption").to_pylist() == texts

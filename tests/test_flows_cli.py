@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -75,6 +76,28 @@ def test_sources_stand_anywhere_and_lists_are_split_at_commas() -> None:
         (["cache", "gc", "--max", "500"], "--max 500: 500 bytes? Write 500GiB"),
         (["serve", "--model", "demo", "--memory", "8"], "--memory 8: 8 bytes? Write 8GiB"),
         (["plan", "a", "--memory", "4096"], "--memory 4096: 4096 bytes? Write 4096MiB"),
+        *(
+            (shlex.split(words), "empty")
+            for words in (
+                "index remove a --index ''",
+                "index stats --index ''",
+                "search a --index ''",
+                "search a --html ''",
+                "search a --copy ''",
+                "status ''",
+                "report ''",
+                "report . --to ''",
+                "review ''",
+                "studio ''",
+                "studio . --out ''",
+                "studio . --root ''",
+                "convert '' new",
+                "convert old ''",
+                "learn ''",
+                "cache rebuild ''",
+                "export a --to gguf-f16 --out ''",
+            )
+        ),
         (["status", "/nowhere"], "no run has written to /nowhere"),
     ],
 )

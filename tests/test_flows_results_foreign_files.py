@@ -3,6 +3,7 @@ joined by each rule of `--existing`: no word is lost, no caption is twice there.
 
 import os
 import random
+import stat
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 import flows.media.generated_files
 from artifacts.captions import Failure, write_jsonl
 from artifacts.errors import EnvironmentFault, Interrupted, UsageError
+from artifacts.files import link, write_text
 from flows.media.generated_files import GeneratedFiles, JoinedTexts
 from flows.options.commands import CaptionConfig, RunOptions
 from flows.options.formats import APPEND, PREPEND
@@ -78,7 +80,6 @@ def test_an_empty_file_and_the_failures_of_a_run_without_media_may_be_replaced(
     tmp_path: Path,
 ) -> None:
     (tmp_path / "captions.jsonl").touch()
-    os.mkfifo(tmp_path / "media.jsonl")
     failure = Failure(
         media_path="a.png", source="a", stage="frames", error="e", message="m", hint="h"
     )
@@ -102,6 +103,59 @@ def test_a_link_of_a_person_s_is_not_replaced(tmp_path: Path, to: str) -> None:
     (tmp_path / "captions.jsonl").symlink_to(tmp_path / "other")
     with pytest.raises(UsageError, match=r"captions\.jsonl"):
         refused(tmp_path)
+
+
+def node(place: Path, kind: str) -> Path:
+    """Make something that is no file, below `place`."""
+    path = place / "node"
+    if kind == "a device":
+        try:
+            os.mknod(path, 0o666 | stat.S_IFCHR, os.makedev(1, 3))
+        except PermissionError:
+            pytest.skip("only the administrator makes devices")
+    else:
+        os.mkfifo(path)
+    if kind == "a link to a FIFO":
+        (place / "link").symlink_to(path)
+    return place / "link" if kind == "a link to a FIFO" else path
+
+
+@pytest.mark.parametrize("kind", ["a device", "a FIFO", "a link to a FIFO"])
+def test_what_is_no_file_is_replaced_by_no_output(tmp_path: Path, kind: str) -> None:
+    path = node(tmp_path, kind)
+    before = os.lstat(path)
+    for refuse in (refuse_replacing_page, partial(refuse_replacing_found, folder=None)):
+        with pytest.raises(UsageError, match=f"is a {kind.split()[-1]}, not a file"):
+            refuse(path)
+    (tmp_path / "out").mkdir()
+    os.link(path, tmp_path / "out" / "captions.jsonl", follow_symlinks=False)
+    for own in ((), ("captions.jsonl",)):
+        with pytest.raises(UsageError, match=f"is a {kind.split()[-1]}, not a file"):
+            refused(tmp_path / "out", own=own)
+    (tmp_path / "text").write_text("x")
+    for write in (partial(write_text, path, ["x"]), partial(link, tmp_path / "text", path)):
+        with pytest.raises(EnvironmentFault, match="is not replaced"):
+            write()
+    after = os.lstat(path)
+    assert stat.S_IFMT(after.st_mode) == stat.S_IFMT(before.st_mode), "it was replaced by a file"
+
+
+def test_the_file_that_the_output_of_the_command_goes_to_is_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "to").touch()
+    (tmp_path / "stdout").symlink_to("/proc/self/fd/1")
+    saved = os.dup(1)
+    opened = os.open(tmp_path / "to", os.O_WRONLY)
+    try:
+        os.dup2(opened, 1)
+        with pytest.raises(UsageError, match="is an open stream of this command"):
+            refuse_replacing_found(tmp_path / "stdout", None)
+        with pytest.raises(EnvironmentFault, match="is not replaced"):
+            write_text(tmp_path / "stdout", ["x"])
+    finally:
+        os.dup2(saved, 1)
+        os.close(saved)
+        os.close(opened)
+    assert (tmp_path / "stdout").is_symlink(), "the link was replaced by a file"
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from artifacts.index.snapshot import open_snapshot
 from artifacts.index.where import single
 from flows.cli.main import main
 from flows.machine.launch import DirectLauncher, StageCall
+from flows.running.run_observer import only_run_in
 from flows.search import build as filling
 from flows.search.query import to_hit
 from tests.support.dual_encoders import save_clip
@@ -216,6 +217,17 @@ def test_a_second_build_adds_what_is_new_replaces_what_changed_and_tells_what_is
     assert sorted(Path(p).name for p in paths(tmp_path / "index")) == [
         "new.png", *(f"p{n}.png" for n in range(1, len(SIZES)))
     ]  # fmt: skip
+
+
+def test_a_busy_index_names_the_option_that_the_command_has(
+    place: Path, clip: Path, built: Path, capsys: Said
+) -> None:
+    with only_run_in(place / "index" / "run", "embedding into", ""):
+        assert build(place, clip, sources=built / "media") == 2
+        assert "or give another --out" in capsys.readouterr().err
+        store = ("--store", str(place / "store"), "--quiet")
+        assert index("add", place, str(built / "media" / "p0.png"), *store) == 2
+        assert "or give another --index" in capsys.readouterr().err
 
 
 def test_rows_are_removed_by_file_folder_and_key(built: Path, place: Path, capsys: Said) -> None:

@@ -1,6 +1,7 @@
 """Heads of requests without end, in every server and with either parser of HTTP."""
 
 import contextlib
+import json
 import re
 import shutil
 import socket
@@ -153,6 +154,42 @@ def test_who_closes_both_sides_is_noticed_while_the_answer_is_made(server: BareS
     while left() == before and time.monotonic() < deadline:
         time.sleep(0.1)
     assert left() == before + 1
+
+
+POST = b"POST /now HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+NOT_READ = {
+    "gzip": (POST + b"Transfer-Encoding: gzip\r\n\r\nhello", 501),
+    "chunked, gzip": (POST + b"Transfer-Encoding: chunked, gzip\r\n\r\nhello", 501),
+    "identity": (POST + b"Transfer-Encoding: identity\r\n\r\nhello", 501),
+    "gzip, chunked": (POST + b"Transfer-Encoding: gzip, chunked\r\n\r\nhello", 501),
+    "a length that is none": (POST + b"Content-Length: abc\r\n\r\nhello", 400),
+    "two lengths": (POST + b"Content-Length: 5\r\nContent-Length: 6\r\n\r\nhello", 400),
+    "no HTTP": (b"\xde\xad\xbe\xef\r\n\r\n", 400),
+}
+"""Name → what is sent, and the status that answers it."""
+
+
+@pytest.mark.parametrize("name", NOT_READ)
+@pytest.mark.parametrize("earlier", [b"", START.replace(b"/ ", b"/slow ", 1) + b"\r\n"])
+def test_what_is_no_http_is_refused_in_json_after_the_answers_before_it(
+    server: BareServer, name: str, earlier: bytes
+) -> None:
+    sent, status = NOT_READ[name]
+    found = b""
+    with socket.create_connection(("127.0.0.1", server.port), timeout=5) as connection:
+        connection.sendall(earlier + sent)
+        while data := connection.recv(1 << 16):
+            found += data
+    assert statuses(found) == ([200] if earlier else []) + [status], found
+    head, _, body = found.rpartition(b"\r\n\r\n")
+    assert b"content-type: application/json" in head and set(json.loads(body)) == {"error", "hint"}
+
+
+def test_a_refusal_of_no_http_leaves_no_traceback(capfd: pytest.CaptureFixture[str]) -> None:
+    with bare_server("serve") as found:
+        for sent, _ in NOT_READ.values():
+            asked(found, sent)
+    assert "Traceback" not in (said := capfd.readouterr().err), said[-2000:]
 
 
 UPGRADE = (

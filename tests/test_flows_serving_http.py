@@ -170,6 +170,12 @@ def test_a_parameter_that_a_route_does_not_have_is_refused_by_name(
     assert words in answer.text
 
 
+def test_a_parameter_that_is_no_utf_8_is_refused(client: TestClient) -> None:
+    for address in ("/v1/search?q=%ff%fe", "/v1/search?q=a&without=%ff", "/v1/search?%ff=a"):
+        answer = client.get(address)
+        assert (answer.status_code, "not UTF-8" in answer.text) == (400, True), answer.text
+
+
 def test_parameters_of_others_are_let_pass(client: TestClient) -> None:
     for path in ("/v1/models?api-version=1", "/healthz?time=1", "/metrics?name=a", "/?a=1"):
         assert client.get(path).status_code == 200, path

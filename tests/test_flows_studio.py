@@ -473,6 +473,9 @@ def test_a_moved_folder_is_written_where_it_is_from_the_store_of_its_captions(
         config = read(written)
         assert (config.out, config.store) == (str(moved), store)
     assert read(command.writing(("srt",), tmp_path / "new")).out == str(tmp_path / "new")
+    for wrong in ("../x", "jsonl,../x", "-x"):
+        with pytest.raises(UsageError, match="unknown --format"):
+            command.writing((wrong,), moved)
 
 
 def test_an_adapter_in_a_moved_folder_is_that_of_the_folder(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 The rows of an index: parquet files that identify the source of each vector, and numeric ids.
 
+from contextlib import ExitStack
+from contextlib import ExitStack
 Reads rows of numbers from a file, a block at a time. Nothing is mapped into memory: a mapped
 file that another program overwrites or shortens would end the process.
 
@@ -20,6 +22,7 @@ import math
 import os
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
@@ -31,7 +34,7 @@ from numpy.typing import NDArray
 from artifacts.errors import EnvironmentFault
 from artifacts.files import whole_file
 from artifacts.index.manifest import SHARD_FILES, IndexFile, IndexShard, described, file_name
-from artifacts.tables import stored_text, text_stored
+from artifacts.tables import parquet_writer, stored_text, text_stored
 from artifacts.vectors import Vectors
 
 PixelBox = tuple[float, float, float, float]
@@ -96,11 +99,11 @@ def _number(value: Any) -> int:
 class RowsFile:
     """Writes the rows of one shard."""
 
-    def __init__(self, file: IO[bytes]) -> None:
-        from pyarrow.parquet import ParquetWriter
-
+    def __init__(self, path: Path, stack: ExitStack) -> None:
+        """Open a file, which `stack` closes."""
+        file = stack.enter_context(whole_file(path))
         self._waiting: list[IndexRow] = []
-        self._writer = ParquetWriter(file, _schema(), compression="zstd")
+        self._writer = stack.enter_context(parquet_writer(file, _schema(), compression="zstd"))
 
     def add(self, rows: Sequence[IndexRow]) -> None:
         """Write these rows, or keep them until a group is full."""
@@ -108,11 +111,10 @@ class RowsFile:
         while len(self._waiting) >= GROUP_ROWS:
             self._write(GROUP_ROWS)
 
-    def close(self) -> None:
-        """Write what waits, and the end of the file."""
+    def flush(self) -> None:
+        """Write what waits."""
         if self._waiting:
             self._write(len(self._waiting))
-        self._writer.close()
 
     def _write(self, count: int) -> None:
         import pyarrow as pa
@@ -408,12 +410,12 @@ def write_shard(
     identities: list[Identities] = []
     with contextlib.ExitStack() as stack:
         vectors = stack.enter_context(whole_file(names["embeddings"]))
-        rows = RowsFile(stack.enter_context(whole_file(names["rows"])))
+        rows = RowsFile(names["rows"], stack)
         for batch in batches:
             vectors.write(np.ascontiguousarray(batch.vectors, "<f2").data)
             rows.add(batch.rows)
             identities.append(batch.identities)
-        rows.close()
+        rows.flush()
     with whole_file(names["identities"]) as file:
         file.write(np.concatenate(identities, axis=1).astype("<u8").tobytes())
     count = sum(found.shape[1] for found in identities)

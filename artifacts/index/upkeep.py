@@ -10,7 +10,8 @@ Finds index rows by file, by folder or by key.
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -44,6 +45,7 @@ from artifacts.index.shard import (
 from artifacts.index.snapshot import Kept, Snapshot, open_snapshot
 from artifacts.index.writing import IndexWriter
 from artifacts.keys import hash_file
+from artifacts.paths import path_given
 from artifacts.tables import stored_text, text_stored
 from artifacts.vectors import Vectors
 
@@ -223,25 +225,36 @@ def stats_of(folder: Path) -> dict[str, Any]:
     }
 
 
-NAMED = ("key", "path", "media_path")
-"""Columns by which a row is named."""
+KINDS = ("path", "folder", "key", "media_path")
+"""What a name may be, in this order: a name in one folder may also be the `media_path` of others'
+files."""
+SHOWN = 5
+"""Paths that are listed of a name that several files have."""
 
 
 def rows_named(snapshot: Snapshot, names: Sequence[str]) -> Positions:
-    """Return the live rows of these files, folders and keys. Raises UsageError when there is none
-    of one of them."""
-    wanted = dict.fromkeys(names)
-    kept, known = _of_files_and_keys(snapshot, list(wanted))
-    folders = [name for name in wanted if name not in known]
-    for name in folders:
-        inside = _of_folder(snapshot, name) & snapshot.live()
-        if not inside.any():
-            raise UsageError(
-                f"no row of {snapshot.folder} is of {name}",
-                hint="Give a file or a folder as it was given to the index, or a key; nothing was "
-                "removed",
-            )
-        kept |= inside
+    """Return the live rows of these names. A name stands for the first that it is of: the path or
+    address of a file, a folder, a key, the `media_path` of one file. Raises UsageError for an empty
+    name, one that no row has, and a `media_path` of several files."""
+    kept = np.zeros(snapshot.rows, np.bool_)
+    left = list(dict.fromkeys(path_given(name, "name") for name in names))
+    for kind in KINDS if names else ():
+        rows, found = _rows_of(snapshot, kind, left)
+        for name, paths in found.items() if kind == "media_path" else ():
+            if len(paths) > 1:
+                listed = ", ".join(paths[:SHOWN]) + ", …" * (len(paths) > SHOWN)
+                raise UsageError(
+                    f"{name} is the name of several files of {snapshot.folder}: {listed}",
+                    hint="Give the path of each that is meant; nothing was removed",
+                )
+        kept |= rows
+        left = [name for name in left if name not in found]
+    if left:
+        raise UsageError(
+            f"no row of {snapshot.folder} is of {left[0]}",
+            hint="Give a file or a folder as it was given to the index, or a key; nothing was "
+            "removed",
+        )
     return np.flatnonzero(kept)
 
 
@@ -255,30 +268,38 @@ def rows_gone(snapshot: Snapshot, gone: GoneFiles) -> Positions:
     return np.flatnonzero(kept)
 
 
-def _of_files_and_keys(snapshot: Snapshot, names: Sequence[str]) -> tuple[Kept, set[str]]:
-    """Return which live rows bear one of these names, and the names that any does."""
+def _rows_of(
+    snapshot: Snapshot, kind: str, names: Sequence[str]
+) -> tuple[Kept, dict[str, list[str]]]:
+    """Return which live rows one of these names stands for as one of KINDS, and those names, each
+    with the first paths."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    spelled = {stored_text(each): name for name in names for each in (os.path.abspath(name), name)}
-    live, kept, known = snapshot.live(), np.zeros(snapshot.rows, np.bool_), set[str]()
-    values = pa.array(list(spelled))
-    for start, batch in snapshot.batches(NAMED):
+    column, spelled = "path" if kind == "folder" else kind, defaultdict[str, list[str]](list)
+    for name in names:
+        for text in {os.path.abspath(name), name} if column == "path" else (name,):
+            value = os.path.join(text, "") if kind == "folder" else text
+            spelled[stored_text(value)].append(name)
+    live, kept, found = snapshot.live(), np.zeros(snapshot.rows, np.bool_), dict[str, list[str]]()
+    for start, batch in snapshot.batches(list({"path", column})):
+        values, of = batch.column(column), dict(spelled)
+        if kind == "folder":
+            values = pc.replace_substring_regex(values, r"[^/]*\z", "")
+            of = {value: _above(value, spelled) for value in values.unique().to_pylist()}
+        wanted = pa.array([value for value, ours in of.items() if ours], pa.string())
         here = slice(start, start + len(batch))
-        for name in NAMED:
-            column = batch.column(name)
-            found = pc.is_in(column, values).to_numpy(zero_copy_only=False) & live[here]
-            kept[here] |= found
-            known.update(spelled[text] for text in column.filter(found).unique().to_pylist())
-    return kept, known
+        rows = pc.is_in(values, wanted).to_numpy(zero_copy_only=False) & live[here]
+        kept[here] = rows
+        pairs = (each.filter(rows).to_pylist() for each in (values, batch.column("path")))
+        for value, path in zip(*pairs, strict=True):
+            for paths in (found.setdefault(name, []) for name in of[value]):
+                if len(paths) <= SHOWN and text_stored(path) not in paths:
+                    paths.append(text_stored(path))
+    return kept, found
 
 
-def _of_folder(snapshot: Snapshot, name: str) -> Kept:
-    import pyarrow.compute as pc
-
-    kept = np.zeros(snapshot.rows, np.bool_)
-    folder = stored_text(os.path.join(os.path.abspath(name), ""))
-    for start, batch in snapshot.batches(["path"]):
-        found = pc.starts_with(batch.column("path"), folder).to_numpy(zero_copy_only=False)
-        kept[start : start + len(batch)] = found
-    return kept
+def _above(folder: str, spelled: Mapping[str, list[str]]) -> list[str]:
+    """Return the names of a folder and of those above it; each ends with a slash."""
+    ends = (at + 1 for at, letter in enumerate(folder) if letter == "/")
+    return [name for end in ends for name in spelled.get(folder[:end], ())]

@@ -108,7 +108,7 @@ def add_status(parser: argparse.ArgumentParser) -> None:
 
 def add_report(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("out", metavar="OUT", nargs="?", default="penstock-out")
-    parser.add_argument("--to", default="", metavar="FILE", help="output file [OUT/report.html]")
+    parser.add_argument("--to", metavar="FILE", help="output file [OUT/report.html]")
 
 
 def add_review(parser: argparse.ArgumentParser) -> None:
@@ -258,8 +258,8 @@ def add_search_options(parser: argparse.ArgumentParser) -> None:
     add_options(parser, SearchQuery)
     add = parser.add_argument_group("outputs").add_argument
     add("--json", action="store_true", help="print hits as JSON lines")
-    add("--html", default="", metavar="FILE", help="write one HTML page of thumbnails")
-    add("--copy", default="", metavar="DIR", help="copy found files and search.jsonl into DIR")
+    add("--html", metavar="FILE", help="write one HTML page of thumbnails")
+    add("--copy", metavar="DIR", help="copy found files and search.jsonl into DIR")
     add_options(parser, SearchPlace, MODEL)
 
 

@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from artifacts.paths import path_given
 from flows.cli.status_command import other_runs
 from flows.console.lines import print_lines
 from flows.results.report.facts import write_report
@@ -10,6 +11,7 @@ from flows.results.report.facts import write_report
 
 def report_command(given: argparse.Namespace) -> int:
     """Write the report and print its path. Raises UsageError, EnvironmentFault."""
-    out = Path(given.out)
-    print_lines(str(write_report(out, Path(given.to) if given.to else None)), *other_runs(out))
+    out = Path(path_given(given.out))
+    to = None if given.to is None else Path(path_given(given.to))
+    print_lines(str(write_report(out, to)), *other_runs(out))
     return 0

@@ -5,11 +5,15 @@ stopped.
 import argparse
 from pathlib import Path
 
+from artifacts.paths import path_given
+
 
 def review_command(given: argparse.Namespace) -> int:
     """Serve the review until it is stopped, and return 0. Raises UsageError, EnvironmentFault."""
     from flows.cli.studio_command import config_of
     from flows.studio.server import review
 
-    review(Path(given.out), given.port, given.order, config_of, trust=given.trust_folder)
+    review(
+        Path(path_given(given.out)), given.port, given.order, config_of, trust=given.trust_folder
+    )
     return 0

@@ -29,8 +29,8 @@ def search_command(given: argparse.Namespace) -> int:
     """Run the search, and return its exit code: 1 if a file to be copied is gone. Raises
     PenstockError."""
     folder = folder_named(given.index, "index")
-    page = folder_named(given.html, "html") if given.html else None
-    copies = folder_named(given.copy, "copy") if given.copy else None
+    page = folder_named(given.html, "html") if given.html is not None else None
+    copies = folder_named(given.copy, "copy") if given.copy is not None else None
     with closing(Display(quiet=True, fleeting=True)) as display:
         display.doing("searching")
         from flows.results.foreign_files import refuse_replacing_found

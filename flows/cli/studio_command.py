@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from artifacts.errors import UsageError
+from artifacts.paths import path_given
 from flows.options.commands import CaptionConfig
 
 
@@ -13,10 +14,11 @@ def studio_command(given: argparse.Namespace) -> int:
     """Serve the studio until it is stopped, and return 0. Raises UsageError, EnvironmentFault."""
     from flows.studio.server import studio
 
-    if not Path(given.folder).is_dir():
-        raise UsageError(f"{given.folder} is not a folder", hint="Name a folder of media")
+    folder, out, *roots = map(path_given, (given.folder, given.out, *given.root))
+    if not Path(folder).is_dir():
+        raise UsageError(f"{folder} is not a folder", hint="Name a folder of media")
     studio(
-        *(Path(given.folder), Path(given.out), given.root, given.store, given.port, config_of),
+        *(Path(folder), Path(out), roots, given.store, given.port, config_of),
         trust=given.trust_folder,
     )
     return 0

@@ -27,7 +27,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from artifacts.edits import FixedText
-from artifacts.files import HALF, write_text
+from artifacts.files import HALF, replace_file, write_text
 from artifacts.keys import (
     DIGESTS,
     ContentDigests,
@@ -40,7 +40,14 @@ from artifacts.keys import (
 )
 from artifacts.names import Naming, one_name, rules_in
 from artifacts.plurals import counted
-from artifacts.regular_files import link_out, open_below, open_regular, read_bytes, user_text
+from artifacts.regular_files import (
+    kept_thing,
+    link_out,
+    open_below,
+    open_regular,
+    read_bytes,
+    user_text,
+)
 from artifacts.store import Store, fault_of
 from flows.media.media_files import kind_of
 from flows.options.formats import APPEND, BESIDE, JOINED
@@ -175,7 +182,7 @@ class GeneratedFiles:
             os.path.lexists(path) and not is_unchanged and not self.has(form, old_digest, about)
         )
         is_users = is_users and not (form in BESIDE and is_blank(path))
-        if path.is_dir() or (is_users and not replace):
+        if path.is_dir() or kept_thing(path) or (is_users and not replace):
             return False
         self.add(form, sha256, (*about, one_name(path)))
         if not is_unchanged:
@@ -188,7 +195,7 @@ class GeneratedFiles:
         write(half := path.with_name(f"{HALF}{path.name}"))
         self.add(path.name, digest_at(half))
         try:
-            os.replace(half, path)
+            replace_file(half, path)
         except OSError as error:
             raise fault_of(error, path) from error
 

@@ -5,6 +5,7 @@ from typing import Annotated
 
 from artifacts.errors import UsageError
 from artifacts.options import Option, OptionGroup
+from artifacts.paths import path_given
 from artifacts.tiles import AUTO, OFF, check_tiles
 from flows.options.formats import FILES, SAMPLING, TEXT, VECTORS
 
@@ -47,8 +48,8 @@ class SourceOptions(OptionGroup):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not all(self.sources):
-            raise UsageError("empty source", hint="Name files or folders; . is this folder")
+        for source in self.sources:
+            path_given(source, "source")
 
     def check_sources(self) -> None:
         """Raise UsageError when no source is given."""

@@ -21,7 +21,7 @@ from typing import Any
 
 from artifacts.captions import Caption
 from artifacts.errors import CannotFit, EnvironmentFault, Killed, StageDied
-from artifacts.files import HALF, OURS, write_json, write_text
+from artifacts.files import HALF, OURS, replace_file, write_json, write_text
 from artifacts.json_shapes import BYTES
 from artifacts.names import rules_in
 from artifacts.plurals import counted, first_of
@@ -471,7 +471,7 @@ class Clips:
             write_json(self.folder / INDEX, {"clips": self._index})
             write_text(self.folder / OURS, ())
             for media in made.values():
-                os.replace(media.path, self.folder / media.path.name)
+                replace_file(media.path, self.folder / media.path.name)
         except OSError as error:
             raise fault_of(error, self.folder) from error
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from artifacts.captions import Failure
 from artifacts.errors import UsageError
-from artifacts.files import read_kept, refuse_foreign, write_json
+from artifacts.files import read_kept, refuse_foreign, replace_file, write_json
 from artifacts.json_shapes import (
     MapOf,
     OptionalField,
@@ -179,7 +179,7 @@ def move_into_place(request: ExportRequest) -> Exported:
     for path in paths:
         if path.is_dir() and path.name in ours:
             shutil.rmtree(request.folder / path.name, ignore_errors=True)
-        path.replace(request.folder / path.name)
+        replace_file(path, request.folder / path.name)
     note.unlink()
     shutil.rmtree(request.work)
     return Exported(out=request.folder, parity=parity, accepted=True)

@@ -10,7 +10,7 @@ from artifacts.captions import WRITERS
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.files import OURS, is_hidden, refuse_foreign
 from artifacts.names import numbered
-from artifacts.regular_files import open_regular
+from artifacts.regular_files import kept_thing, open_regular
 from artifacts.shards import DATASET, INDEX
 from artifacts.store import fault_of
 from artifacts.tables import TABLES
@@ -73,6 +73,7 @@ def refuse_replacing(
             raise EnvironmentFault(
                 f"{path} cannot be written: it is a folder", hint="Move that folder away"
             )
+        _refuse_kept(path, "give another --out")
         if top not in own or path.suffix == ".tar":
             head = FAILURE if name == FAILURES else SHARD if path.suffix == ".tar" else None
             _refuse_other(path, head, "give another --out")
@@ -120,8 +121,9 @@ def refuse_replacing_found(page: Path | None, folder: Path | None) -> None:
 
 
 def _refuse_other(path: Path, head: re.Pattern[bytes] | None, alternative: str) -> None:
-    """Refuse to replace a file that is not empty and that does not begin with `head`, or a link
-    that leads nowhere. Raises UsageError."""
+    """Refuse to replace a file that is not empty and that does not begin with `head`, a link that
+    leads nowhere, or what `kept_thing` names. Raises UsageError."""
+    _refuse_kept(path, alternative)
     if os.path.isfile(path):
         with contextlib.suppress(OSError), open_regular(path) as file:
             begin = file.read(HEAD_BYTES)
@@ -133,6 +135,11 @@ def _refuse_other(path: Path, head: re.Pattern[bytes] | None, alternative: str) 
         f"{path} exists, and penstock did not write it",
         hint=f"Move it away, or {alternative}",
     )
+
+
+def _refuse_kept(path: Path, alternative: str) -> None:
+    if kept := kept_thing(path):
+        raise UsageError(f"{path} is {kept}, not a file", hint=f"Move it away, or {alternative}")
 
 
 def _data_sets(config: RunOptions, own: Collection[str]) -> Iterator[str]:

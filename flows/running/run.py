@@ -119,16 +119,18 @@ def make_vectors(
     make_launcher: LauncherMaker = DirectLauncher,
     on_begin: OnBegin | None = None,
     command: str = "",
+    another: str = "give another --out",
 ) -> Filled:
     """Compute the same vectors, and write them with `write_out`. `places_of` returns the output
-    paths before work begins; `command` is as in `RunObserver`. Raises PenstockError."""
+    paths before work begins; `command` is as in `RunObserver`, and `another` the advice where the
+    folder is busy. Raises PenstockError."""
 
     def attempt() -> Filled:
         observer = RunObserver(display, on_begin, command)
         with prepared(config, observer, make_launcher, EMBED) as (job, launcher):
             outputs = places_of(job)
             written: list[Filled] = []
-            with observer.pipeline_for_job(job, launcher, outputs=outputs) as runner:
+            with observer.pipeline_for_job(job, launcher, "", another, outputs) as runner:
 
                 def write() -> Filled:
                     written.append(write_out(job))

@@ -114,6 +114,7 @@ def fill_index(
         partial(_append, folder, look_for_vanished),
         make_launcher,
         on_begin,
+        another=f"give another {'--out' if look_for_vanished else '--index'}",
     )
     if has_manifest(folder):
         _measure(config, folder, display)

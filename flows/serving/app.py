@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from importlib.metadata import version
 from typing import Annotated, Any, Literal
+from urllib.parse import unquote_to_bytes
 
 import numpy as np
 from fastapi import Depends, FastAPI, Query, Request
@@ -335,11 +336,16 @@ def _answer_head(app: FastAPI) -> None:
 
 async def _refuse_unknown_parameters(request: Request) -> None:
     """Raise HttpRefusal for a parameter of the address that is not among those that /openapi.json
-    lists, or is there twice. OpenAI's clients add their own to its paths."""
+    lists, is no UTF-8, or is there twice. OpenAI's clients add their own to its paths."""
     path, given = request.url.path, request.query_params
     if not path.startswith(LIMITED) or path.startswith(OPENAI):
         return
     method = "get" if request.method == "HEAD" else request.method.lower()
+    try:
+        unquote_to_bytes(request.scope["query_string"]).decode()
+    except UnicodeDecodeError as error:
+        why = "the parameters of the address are not UTF-8"
+        raise HttpRefusal(400, why, "Percent-encode their UTF-8 bytes") from error
     operation = request.app.openapi()["paths"][request.scope["route"].path][method]
     described = [each for each in operation.get("parameters", ()) if each["in"] == "query"]
     known = {each["name"]: each["schema"].get("type") == "array" for each in described}

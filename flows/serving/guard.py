@@ -9,7 +9,8 @@ import hashlib
 import hmac
 import logging
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from http import HTTPStatus
 from typing import Any
 
 from flows.serving.config import LOOPBACK, is_loopback, is_of_other_site
@@ -19,6 +20,7 @@ from flows.serving.service import Service
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
+Headers = Sequence[tuple[bytes, bytes]]
 App = Callable[[Message, Receive, Send], Awaitable[None]]
 
 OPEN = ("/", "/healthz", "/readyz", "/favicon.ico")
@@ -29,6 +31,7 @@ ALSO_LIMITED = ("/v1/search",)
 """Paths that use a half with any method."""
 COOKIE = "penstock_session"
 LOG = logging.getLogger("uvicorn.error")
+CONTENT = (b"content-type", b"content-length")
 READ_PAST = 1 << 20
 """Largest body in bytes that is read although its request is refused."""
 SAFE = {
@@ -59,16 +62,27 @@ class Guard:
             return
         began, status, path = time.monotonic(), 500, scope["path"]
         complete = False
+        plain: Message | None = None
+        """The start of a refusal by a library, which is sent as JSON when its text is known."""
 
         async def send_safely(message: Message) -> None:
-            nonlocal status, complete
+            nonlocal status, complete, plain
             if message["type"] == "http.response.start":
                 status = message["status"]
-                given = {name.lower() for name, _ in message["headers"]}
+                given = {name.lower(): value for name, value in message["headers"]}
                 message["headers"] = [
                     *message["headers"],
                     *((name, value) for name, value in SAFE.items() if name not in given),
                 ]
+                if status >= 400 and given.get(b"content-type", b"").startswith(b"text/plain"):
+                    plain = message
+                    return
+            elif plain is not None:
+                why = HttpRefusal(status, message["body"].decode() or HTTPStatus(status).phrase)
+                more = [each for each in plain["headers"] if each[0] not in CONTENT]
+                await refuse(why, path, send, closing=False, more=more)
+                complete = True
+                return
             for each in whole(message):
                 await send(each)
             complete = message["type"] == "http.response.body" and not message.get("more_body")
@@ -189,12 +203,16 @@ def route_of(scope: Message) -> str:
     return path or (str(scope["path"]) if known else "refused")
 
 
-async def refuse(why: HttpRefusal, path: str, send: Send, *, closing: bool) -> None:
-    """Send a refusal in the form of the requested path. With `closing`, close the connection."""
+async def refuse(
+    why: HttpRefusal, path: str, send: Send, *, closing: bool, more: Headers = ()
+) -> None:
+    """Send a refusal in the form of the requested path, with `more` headers. With `closing`, close
+    the connection."""
     body = json_bytes(why.to_json(path))
     headers = [
         (b"content-type", b"application/json"),
         (b"content-length", str(len(body)).encode()),
+        *more,
         *([(b"connection", b"close")] if closing else []),
         *extra_headers(why),
     ]

@@ -11,6 +11,7 @@ import mimetypes
 import socket
 import sys
 from collections.abc import Callable, Iterator
+from http import HTTPStatus
 from typing import Any
 
 import h11
@@ -82,15 +83,15 @@ LOOK_SECONDS = 1.0
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 CLOSED = 7
 """The state of a connection that was reset, in the kernel's `tcp_states.h`."""
-_WHY = {
-    "error": f"the head of the request is larger than {HEAD_BYTES >> 10} KiB",
-    "hint": "Send fewer and shorter header fields, and a shorter address",
-}
-_BODY = json_bytes(_WHY)
-REFUSAL = (
-    b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-type: application/json\r\n"
-    b"connection: close\r\ncontent-length: %d\r\n\r\n%b" % (len(_BODY), _BODY)
-)
+
+
+def _refusal(status: int, error: str, hint: str) -> bytes:
+    """Return an answer that closes the connection."""
+    body, phrase = json_bytes({"error": error, "hint": hint}), HTTPStatus(status).phrase.encode()
+    return (
+        b"HTTP/1.1 %d %b\r\ncontent-type: application/json\r\nconnection: close\r\n"
+        b"content-length: %d\r\n\r\n%b" % (status, phrase, len(body), body)
+    )
 
 
 class HeadLimited(BaseProtocol):
@@ -102,6 +103,12 @@ class HeadLimited(BaseProtocol):
     _rest = b""
     """What is not parsed yet; reading is paused meanwhile."""
     _is_refused = False
+    _answer = _refusal(
+        431,
+        f"the head of the request is larger than {HEAD_BYTES >> 10} KiB",
+        "Send fewer and shorter header fields, and a shorter address",
+    )
+    """What a refused request is answered."""
     _parsed = 0
     """Bytes of the last piece that belong to a head whose Upgrade is ignored."""
     _ignores_upgrade = False
@@ -220,10 +227,23 @@ class HeadLimited(BaseProtocol):
         elif self._is_half_closed and self.cycle.response_complete:
             self.transport.close()
 
+    def send_400_response(self, msg: str) -> None:
+        """Refuse what the parser has just raised an error for."""
+        error, given = sys.exception(), getattr(self, "headers", None) or ()
+        status, why, hint = 400, f"the request is not valid HTTP: {error}", "Check its head"
+        is_coded = any(n == b"transfer-encoding" and v.lower() != b"chunked" for n, v in given)
+        is_coded |= getattr(error, "error_status_hint", 0) == 501
+        if is_coded or "nvalid `Transfer-Encoding`" in why:
+            status, why = 501, "the transfer coding is not supported"
+            hint = "Send the body as it is, or chunked"
+        self._answer = _refusal(status, why, hint)
+        self._refuse()
+
     def _refuse(self) -> None:
-        """Answer 431 and close, after the response in progress if the head is of a later
-        request."""
+        """Send the refusal and close, after the responses to earlier requests."""
         self._is_refused, cycle = True, self.cycle
+        if not self._h11 and self.pipeline:
+            return
         if cycle is not None and not cycle.response_complete:
             if not cycle.more_body:
                 return
@@ -232,7 +252,7 @@ class HeadLimited(BaseProtocol):
             if cycle.response_started:
                 self.transport.close()
                 return
-        self.transport.write(REFUSAL)
+        self.transport.write(self._answer)
         self.transport.write_eof()
         self.loop.call_later(LINGER_SECONDS, self.transport.abort)
 

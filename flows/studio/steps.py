@@ -67,13 +67,14 @@ class RecordedCommand:
 
     def writing(self, formats: Sequence[str], out: Path) -> list[str]:
         """Return the words that write these formats, too, into a folder. That of the record may
-        have been moved since."""
+        have been moved since. Raises UsageError for a format that there is not."""
         more: dict[str, str] = {}
         if formats:
             more["--format"] = ",".join(
                 dict.fromkeys((*OutputOptions.of(self._config).format, *formats))
             )
         words = with_values(self.words, {**more, "--out": str(out)})
+        self._config_of(words)
         return [*words[:1], *(self.trusted if out == self._out else ()), *words[1:]]
 
     def following(self, command: str, values: Mapping[str, Any]) -> list[str]:

@@ -29,7 +29,7 @@ import torch
 from tokenizers import Tokenizer
 
 from artifacts.errors import EnvironmentFault
-from artifacts.files import HALF, write_json
+from artifacts.files import HALF, replace_file, write_json
 from artifacts.plurals import counted
 from artifacts.schema import Part
 from artifacts.store import fault_of
@@ -382,7 +382,7 @@ def _write_file(job: ExportJob, plan: GgufPlan, folder: Path) -> None:
             os.fsync(file.fileno())
         job.files.check()
         size = whole.stat().st_size
-        whole.replace(folder / FILE)
+        replace_file(whole, folder / FILE)
     finally:
         for path in (whole, made):
             path.unlink(missing_ok=True)

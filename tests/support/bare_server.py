@@ -49,9 +49,9 @@ def bare_server(name: str) -> Iterator[BareServer]:
 
 
 async def app(scope: Any, receive: Any, send: Any) -> None:
-    """Read the body, then answer: of `/slow` a second later, of `/left` with the number of clients
-    that left while `/endless` waited for it."""
-    size, more = 0, True
+    """Read the body, then answer: of `/now` before that, of `/slow` a second later, of `/left`
+    with the number of clients that left while `/endless` waited for it."""
+    size, more = 0, scope["path"] != "/now"
     while more and (message := await receive())["type"] == "http.request":
         size, more = size + len(message["body"]), message["more_body"]
     if scope["path"] == "/slow":

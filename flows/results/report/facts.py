@@ -21,7 +21,7 @@ from urllib.parse import quote
 from artifacts.errors import UsageError
 from artifacts.files import write_text
 from artifacts.json_shapes import read_jsonl
-from artifacts.regular_files import odd_thing, open_regular
+from artifacts.regular_files import open_regular
 from artifacts.remote.addresses import is_address
 from flows.console.units import duration, size
 from flows.job.job_summary import computed_by
@@ -333,8 +333,6 @@ SCRIPTS = ("timeline.js", "sections.js", "media.js", "page.js")
 def write_report(out: Path, to: Path | None = None) -> Path:
     """Write the report of the run in `out` to a file (None: `report.html` in that folder), and
     return its path. Raises UsageError, EnvironmentFault."""
-    if to is not None and (odd := odd_thing(to)):  # a report would take its place
-        raise UsageError(f"--to {to} is {odd}, not a file", hint="Name a file that may be replaced")
     path = out / "report.html" if to is None else to
     refuse_replacing_page(path)
     write_text(path, [_page(out, path.absolute().parent)])
