@@ -1,4 +1,4 @@
-"""Writes rows as a csv or parquet table in source order.
+"""Writes rows as a csv or parquet table in source order, and reads csv tables of users.
 
 Both formats hold the fields of a JSON line, such as those of `captions.jsonl`, under their own
 names and nothing else.
@@ -9,12 +9,13 @@ import io
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from artifacts.captions import values_of
+from artifacts.errors import UsageError
 from artifacts.files import whole_file
 
 KINDS = {
@@ -58,6 +59,47 @@ def write_csv(path: Path, rows: Iterable[Any], columns: Sequence[str] = COLUMNS)
             values = _values(row)
             writer.writerow([_cell(values[name]) for name in columns])
         text.detach()
+
+
+CSV_HINT = 'Quote a cell that holds a comma or a quote: "red, green", "a ""red"" disk"'
+CsvRows = Iterator[tuple[int, list[str] | UsageError]]
+"""The line where each row that is not blank begins, with a cell per column, or why the row is
+refused: a text with a comma that is not quoted has more cells than columns, and would be cut."""
+
+
+def read_csv(text: str, place: str, delimiter: str = ",") -> tuple[list[str], CsvRows]:
+    """Return the names of the columns and the rows. Unnamed columns at the end are none. `place`:
+    what the text is, for errors. Raises UsageError for the first row."""
+    rows = _csv_rows(text, place, delimiter)
+    names = next(rows, (0, list[str]()))[1]
+    if isinstance(names, UsageError):
+        raise names
+    if twice := [name for at, name in enumerate(names) if name.strip() and name in names[:at]]:
+        raise UsageError(f"{place}: two columns are named {twice[0]!r}", hint="Rename one")
+    return names, rows
+
+
+def _csv_rows(text: str, place: str, delimiter: str) -> CsvRows:
+    # splitlines would also split at unusual line separators inside a cell.
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    columns = 0
+    while True:
+        line, why = reader.line_num + 1, ""
+        try:
+            row = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:  # of this row: the reader goes on behind it
+            row, why = [], f"cannot be read as CSV ({error})"
+        while row and not row[-1].strip() and len(row) > columns:
+            row.pop()
+        columns = columns or len(row)
+        if surplus := row[columns:]:
+            why = f"has more cells than columns: {','.join(surplus).strip()[:80]!r} is in none"
+        if why:
+            yield line, UsageError(f"{place}: line {line} {why}", hint=CSV_HINT)
+        elif any(cell.strip() for cell in row):
+            yield line, row + [""] * (columns - len(row))
 
 
 def _values(row: Any) -> Mapping[str, Any]:

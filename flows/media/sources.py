@@ -6,10 +6,8 @@ Parses list files: paths of media and their prompts. Searches no folder.
 Lists the files of a folder of media, and what of it is not read. Opens no file.
 """
 
-import csv
 import errno
 import glob
-import io
 import json
 import os
 from collections import deque
@@ -38,6 +36,7 @@ from artifacts.remote.addresses import (
 )
 from artifacts.remote.ahead import map_prefetched
 from artifacts.remote.media_cache import UNREACHABLE, copy_path
+from artifacts.tables import CsvRows, read_csv
 from flows.media.generated_files import FORM, text_paths
 from flows.media.media_files import (
     IMAGE_SUFFIXES,
@@ -88,12 +87,15 @@ def lines_of(path: Path) -> Iterator[Line | BadLine]:
     entries_in = STRUCTURED.get(path.suffix.lower(), _text_lines)
     try:
         entries = [*entries_in(user_text(read_bytes(path, LIST_BYTES), path))]
-    except (OSError, ValueError, RecursionError, csv.Error) as error:
+    except (OSError, ValueError, RecursionError, UsageError) as error:
         reason = error.strerror if isinstance(error, OSError) else f"{error}"
         message = f"the list cannot be read: {reason}"
         yield BadLine(name=str(path), message=message, hint=LIST_FORM_HINT)
         return
     for place, value in entries:
+        if isinstance(value, UsageError):
+            yield BadLine(name=str(path), message=value.message, hint=value.hint)
+            continue
         try:
             parsed = _entry(value) if entries_in is not _text_lines else Line(name=value)
         except ValueError as error:
@@ -136,14 +138,22 @@ def _json_array(text: str) -> Iterator[tuple[str, Any]]:
 
 
 def _table_rows(text: str) -> Iterator[tuple[str, Any]]:
-    delimiter = max(",;\t", key=text.partition("\n")[0].count)
-    rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
-    names = [name.strip().lower() for name in next(rows, [])]
+    names, rows = _table(text)
     if "path" not in names:
         raise ValueError("its first line names no column `path`")
-    for row in filter(None, rows):
-        filled = (pair for pair in zip(names, row, strict=False) if pair[1].strip())
-        yield f"line {rows.line_num}", {**dict(filled), "prompts": None}
+    for line, row in rows:
+        value: Any = row
+        if not isinstance(row, UsageError):
+            value = {name: cell for name, cell in zip(names, row, strict=True) if cell.strip()}
+            value["prompts"] = None  # a cell is no object: `left_out_note` names the column
+        yield f"line {line}", value
+
+
+def _table(text: str) -> tuple[list[str], CsvRows]:
+    """Return the names of a table's columns in lower case, and its rows."""
+    delimiter = max(",;\t", key=text.partition("\n")[0].count)
+    names, rows = read_csv(text, "the list", delimiter)
+    return [name.strip().lower() for name in names], rows
 
 
 STRUCTURED = {".jsonl": _json_lines, ".json": _json_array, ".csv": _table_rows, ".tsv": _table_rows}
@@ -205,6 +215,12 @@ def left_out_note(sources: Iterable[str], selection: Selection) -> str:
     lost: list[OSError] = []
     names: list[str] = []
     of_servers: set[str] = set()
+    sources = [*sources]
+    columns = [
+        f"not read: the column `prompts` of {writable(source)}; write prompts in a .jsonl list, or "
+        "name the column `prompt`"
+        for source in filter(_has_prompts_column, sources)
+    ]
     for source in sources:
         root = Path(os.path.expanduser(source))
         below = _folders(root, lost.append) if os.path.isdir(root) else iter(())
@@ -214,7 +230,7 @@ def left_out_note(sources: Iterable[str], selection: Selection) -> str:
                 names += _file_names(entries)
             elif any(map(selection.takes, _file_names(entries))):
                 unread.append(os.path.join(source, relative, ""))
-    not_taken = filter(None, [selection.not_taken(names)])
+    not_taken = [*columns, *filter(None, [selection.not_taken(names)])]
     if selection.recursive:
         listed = ", ".join(sorted(of_servers))
         note = f"not read: folders that servers and systems make for themselves ({listed})"
@@ -223,6 +239,17 @@ def left_out_note(sources: Iterable[str], selection: Selection) -> str:
     note = f"{counted(len(unread), 'subfolder')} with media not read ({first}); add --recursive"
     away = [f"{writable(e.filename)}: {LEADS_NOWHERE}" for e in lost if e.strerror == LEADS_NOWHERE]
     return "; ".join([*[note] * bool(unread), *away[:1], *not_taken])
+
+
+def _has_prompts_column(source: str) -> bool:
+    """Return whether a source is a table with a column that looks like the `prompts` of JSON."""
+    path = Path(os.path.expanduser(source.removeprefix("@")))
+    if STRUCTURED.get(path.suffix.lower()) is not _table_rows:
+        return False
+    try:
+        return "prompts" in _table(user_text(read_bytes(path, LIST_BYTES), path))[0]
+    except (OSError, ValueError, UsageError):  # an address, or the list fails
+        return False
 
 
 def _file_names(entries: Iterable["os.DirEntry[str]"]) -> Iterator[str]:

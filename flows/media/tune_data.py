@@ -5,8 +5,6 @@ Face datasets (`file_name` and `text`), and media files with `.txt` files next t
 in other folders and hand-written texts replace captions.
 """
 
-import csv
-import io
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,6 +18,7 @@ from artifacts.errors import UsageError
 from artifacts.plurals import counted
 from artifacts.regular_files import link_out, read_bytes, user_text
 from artifacts.store import Store
+from artifacts.tables import read_csv
 from flows.media.clip_origins import Origins, is_of_set
 from flows.media.corrected_texts import with_corrections, with_handwritten_texts
 from flows.media.example import Example, Row, absolute, file_of, is_cut, item_of
@@ -228,9 +227,11 @@ def _of_jsonl(path: Path) -> Iterator[Row]:
 
 
 def _of_csv(path: Path) -> Iterator[Row]:
-    # splitlines would also split at unusual line separators inside a caption.
-    for row in csv.DictReader(io.StringIO(_text(path), newline="")):
-        yield from _of_prompts(row)
+    columns, rows = read_csv(_text(path), str(path))
+    for _, row in rows:
+        if isinstance(row, UsageError):
+            raise row
+        yield from _of_prompts(dict(zip(columns, row, strict=True)))
 
 
 def _of_parquet(path: Path) -> Iterator[Row]:
