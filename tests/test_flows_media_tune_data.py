@@ -176,8 +176,8 @@ def test_texts_beside_media_have_the_names_that_captions_get(tmp_path: Path) -> 
     found = {each.path.name: each.caption for each in examples_in(str(tmp_path), told.append)}
     assert found == {"a.jpg": "a jpg", "a.png": "a png", "b.jpg": "long name", "c.jpg": "c"}
     assert told == [
-        "2 of 6 media have no text, or a blank one, and are not trained on (d.jpg, …): write "
-        "NAME.txt or NAME.EXT.txt beside them"
+        "left out: 2 files with no text, or a blank one (d.jpg, none.mp4); write NAME.txt or "
+        "NAME.EXT.txt beside each"
     ]
 
 

@@ -15,7 +15,8 @@ from typing import Any
 
 from artifacts.edits import ACCEPTED, EDITS, REJECTED, FixedText
 from artifacts.errors import UsageError
-from artifacts.plurals import counted
+from artifacts.files import is_hidden
+from artifacts.plurals import counted, first_of
 from artifacts.regular_files import link_out, read_bytes, user_text
 from artifacts.store import Store
 from artifacts.tables import read_csv
@@ -23,7 +24,7 @@ from flows.media.clip_origins import Origins, is_of_set
 from flows.media.corrected_texts import with_corrections, with_handwritten_texts
 from flows.media.example import Example, Row, absolute, file_of, is_cut, item_of
 from flows.media.fixed_texts import alike_note, fixed_text_of
-from flows.media.generated_files import TextRecords, is_blank
+from flows.media.generated_files import TextRecords, is_blank, text_paths
 from flows.media.media_files import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from stages.models.hub.transfer import Announce
 
@@ -134,14 +135,17 @@ def _check(found: Sequence[Example], path: Path) -> None:
 def _media_with_texts(
     folder: Path, store: Store | None, announce: Announce
 ) -> Iterator[tuple[Example, FixedText]]:
-    """Yield the media of a folder that have a text file, with what a run put around its caption;
-    none that a run wrote of other content."""
+    """Yield the media of a folder with the first text beside them, by the names that captions get,
+    and with what a run put around its caption; none that a run wrote of other content."""
     records, of_folder = None if store is None else TextRecords(store), cache(fixed_text_of)
-    origins, others = Origins(), list[str]()
+    origins, others, bare = Origins(), list[str](), list[str]()
     for path in sorted(folder.rglob("*")):
-        text = path.with_suffix(".txt")
-        known = path.suffix.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES
-        if known and text.is_file() and not is_blank(text):
+        if path.suffix.lower() not in IMAGE_SUFFIXES | VIDEO_SUFFIXES:
+            continue
+        texts = [text for text in text_paths(path) if text.is_file() and not is_blank(text)]
+        if not texts and path.is_file() and not any(map(is_hidden, path.relative_to(folder).parts)):
+            bare.append(path.name)
+        for text in texts:
             if why := link_out(text, folder):
                 raise UsageError(f"{text}: {why}", hint="Put a copy there if it is yours")
             if records is not None and records.are_other(text, path):
@@ -153,6 +157,12 @@ def _media_with_texts(
             caption, file = _text(text).strip(), absolute(path)
             about = asdict(origins.of(file, text.parent, caption))
             yield Example(path=file, caption=caption, **about), fixed
+            break
+    if bare:
+        announce(
+            f"left out: {counted(len(bare), 'file')} with no text, or a blank one "
+            f"({first_of(bare)}); write NAME.txt or NAME.EXT.txt beside each"
+        )
     if others:
         announce(
             f"left out: {counted(len(others), 'text')} of runs about other content ({others[0]})"
