@@ -11,7 +11,7 @@ import filecmp
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -223,7 +223,7 @@ class _TrainerFolder:
         """Kind of what is left out, and the reason → count."""
         self._copied = 0
         self.user_texts = 0
-        """Number of entries that users wrote or corrected."""
+        """Number of entries, in files that were written, that users wrote or corrected."""
         self._spare = 0
         """Number of media of an earlier run that may be the last copy."""
 
@@ -234,20 +234,28 @@ class _TrainerFolder:
             one = f"it takes one per sample, that of prompt {chunk[0].sample.row.name}"
             self._left_out.update({("caption", one): len(chunk) - 1} if len(chunk) > 1 else {})
         entries = self._entries(usable)
-        self.user_texts = sum(
-            has_user_text(e.rows if self._form.several else [e.row]) for e in entries
-        )
         texts = self._form.write(entries, self._folder)
         for file, text in texts.items():
             content = text.encode("utf-8", errors="replace")
             form = f"{self._name}/{file}"
             if not self._own.update(self._folder / file, content, form, replace=self._replace):
                 self._kept.append(file)
+        self.user_texts = sum(
+            has_user_text(e.rows if self._form.several else [e.row])
+            for e in entries
+            if not self._keeps_captions(texts, e.kind)
+        )
         try:
             self._clear(set(texts), {entry.path for entry in entries})
         except OSError as error:
             raise fault_of(error, self._folder) from error
         return not self._kept
+
+    def _keeps_captions(self, files: Iterable[str], kind: str) -> bool:
+        """Return whether a user's file stands where the captions of this kind of media belong."""
+        others = tuple(folder for each, folder in self._form.folders.items() if each != kind)
+        of_kind = (file for file in files if ".json" in file and not file.startswith(others))
+        return any(file in self._kept for file in of_kind)
 
     def _media(self, item: SampleSource, cut: Mapping[str, Path]) -> Path | None:
         """Return the file of one chunk, if the trainer can read it."""
