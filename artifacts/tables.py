@@ -9,8 +9,8 @@ import io
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import islice
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -62,44 +62,37 @@ def write_csv(path: Path, rows: Iterable[Any], columns: Sequence[str] = COLUMNS)
 
 
 CSV_HINT = 'Quote a cell that holds a comma or a quote: "red, green", "a ""red"" disk"'
-CsvRows = Iterator[tuple[int, list[str] | UsageError]]
-"""The line where each row that is not blank begins, with a cell per column, or why the row is
-refused: a text with a comma that is not quoted has more cells than columns, and would be cut."""
 
 
-def read_csv(text: str, place: str, delimiter: str = ",") -> tuple[list[str], CsvRows]:
-    """Return the names of the columns and the rows. Unnamed columns at the end are none. `place`:
-    what the text is, for errors. Raises UsageError for the first row."""
-    rows = _csv_rows(text, place, delimiter)
-    names = next(rows, (0, list[str]()))[1]
-    if isinstance(names, UsageError):
-        raise names
-    if twice := [name for at, name in enumerate(names) if name.strip() and name in names[:at]]:
-        raise UsageError(f"{place}: two columns are named {twice[0]!r}", hint="Rename one")
-    return names, rows
-
-
-def _csv_rows(text: str, place: str, delimiter: str) -> CsvRows:
+def read_csv(
+    text: str, place: str, delimiter: str = ",", refused: list[UsageError] | None = None
+) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
+    """Return the names of the columns (unnamed ones at the end are none), and the line and the
+    cells of each row that is not blank. A row with more cells has a comma that is not quoted, and
+    would be cut: it goes to `refused`, or raises UsageError. `place`: what the text is."""
     # splitlines would also split at unusual line separators inside a cell.
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    columns = 0
+    names, found = list[str](), list[tuple[int, dict[str, str]]]()
     while True:
-        line, why = reader.line_num + 1, ""
+        line = reader.line_num + 1
         try:
-            row = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:  # of this row: the reader goes on behind it
-            row, why = [], f"cannot be read as CSV ({error})"
-        while row and not row[-1].strip() and len(row) > columns:
-            row.pop()
-        columns = columns or len(row)
-        if surplus := row[columns:]:
-            why = f"has more cells than columns: {','.join(surplus).strip()[:80]!r} is in none"
-        if why:
-            yield line, UsageError(f"{place}: line {line} {why}", hint=CSV_HINT)
-        elif any(cell.strip() for cell in row):
-            yield line, row + [""] * (columns - len(row))
+            if (row := next(reader, None)) is None:
+                return names, found
+            while row and not row[-1].strip():
+                row.pop()
+            if names and (surplus := ",".join(row[len(names) :])):
+                raise csv.Error(f"more cells than columns ({surplus.strip()[:80]!r} is in none)")
+        except csv.Error as error:
+            bad = UsageError(f"{place}: line {line} cannot be read: {error}", hint=CSV_HINT)
+            if refused is None:
+                raise bad from error
+            refused.append(bad)
+            continue
+        if names and row:
+            found.append((line, dict(zip_longest(names, row, fillvalue=""))))
+        elif twice := [name for at, name in enumerate(row) if name.strip() and name in row[:at]]:
+            raise UsageError(f"{place}: two columns are named {twice[0]!r}", hint="Rename one")
+        names = names or row
 
 
 def _values(row: Any) -> Mapping[str, Any]:

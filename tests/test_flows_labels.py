@@ -129,7 +129,7 @@ def test_the_digest_is_of_all_that_decides(tmp_path: Path) -> None:
         (
             "labels.csv",
             "cat\nred, green\n",
-            "line 2 has more cells than columns: 'green' is in none",
+            "line 2 cannot be read: more cells than columns ('green'",
         ),
         ("labels.csv", "label,threshold\ncat,high\n", "invalid threshold 'high'"),
         ("labels.csv", "\n", "first line names no column label"),
@@ -164,7 +164,7 @@ def test_examples_whose_cells_have_no_column_are_refused(
     (tmp_path / "e.csv").write_text("media_path,label\np.jpg,cat, sky\n")
     examples = ["--examples", str(tmp_path / "e.csv"), *more]
     assert label(tmp_path, tmp_path / "none", tmp_path, *examples) == 2
-    assert "e.csv: line 2 has more cells than columns: 'sky'" in capsys.readouterr().err
+    assert "e.csv: line 2 cannot be read: more cells than columns ('sky'" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")

@@ -332,8 +332,11 @@ def test_a_row_of_a_table_with_more_cells_than_columns_fails_alone(
         ("b.mp4", 'An "x"'),
     ]
     cells, quote, end = (failure.message for failure in failures)
-    assert "line 2 has more cells than columns: 'and where?' is in none" in cells
-    assert "line 6 cannot be read as CSV" in quote and "line 7 cannot be read as CSV" in end
+    assert (
+        cells
+        == "the list: line 2 cannot be read: more cells than columns ('and where?' is in none)"
+    )
+    assert "line 6 cannot be read" in quote and "line 7 cannot be read: unexpected end" in end
     assert all("Quote a cell" in failure.hint for failure in failures)
     (folder / name).write_text(f"path{mark}prompt{mark}prompt\nb.mp4{mark}a{mark}b\n")
     found, (failure,) = find_media([str(folder / name)], PLAIN)
@@ -347,8 +350,8 @@ def test_a_column_prompts_of_a_table_is_noted(folder: Path) -> None:
         assert (found.prompt, failures) == (None, [])
         note = left_out_note([source, str(folder / "b.mp4")], PLAIN)
         assert note == (
-            f"not read: the column `prompts` of {source}; write prompts in a .jsonl list, or name "
-            "the column `prompt`"
+            f"{source}: column `prompts` not read; name it `prompt`, or write prompts in a .jsonl "
+            "list"
         )
 
 

@@ -175,10 +175,7 @@ def test_texts_beside_media_have_the_names_that_captions_get(tmp_path: Path) -> 
     told = list[str]()
     found = {each.path.name: each.caption for each in examples_in(str(tmp_path), told.append)}
     assert found == {"a.jpg": "a jpg", "a.png": "a png", "b.jpg": "long name", "c.jpg": "c"}
-    assert told == [
-        "left out: 2 files with no text, or a blank one (d.jpg, none.mp4); write NAME.txt or "
-        "NAME.EXT.txt beside each"
-    ]
+    assert told == ["left out: 2 files with no words in a .txt (d.jpg, none.mp4)"]
 
 
 def test_a_folder_may_be_named_from_below(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -220,10 +217,10 @@ def test_wrong_data_is_told_in_one_line(tmp_path: Path, rows: list[Any], says: s
 @pytest.mark.parametrize(
     ("rows", "says"),
     [
-        ("\na.png,a red disk, dark\n", "line 3 has more cells than columns: 'dark' is in none"),
-        ('a.png,"a red\ndisk"\nb.png,x,y\n', "line 4 has more cells than columns: 'y' is in none"),
-        ('a.png,"a red disk\nb.png,a blue one\n', "line 2 cannot be read as CSV"),
-        (f"a.png,{'x' * 200_000}\n", "line 2 cannot be read as CSV"),
+        ("\na.png,a red disk, dark\n", "line 3 cannot be read: more cells than columns ('dark'"),
+        ('a.png,"a red\ndisk"\nb.png,x,y\n', "line 4 cannot be read: more cells than columns ('y'"),
+        ('a.png,"a red disk\nb.png,a blue one\n', "line 2 cannot be read: "),
+        (f"a.png,{'x' * 200_000}\n", "line 2 cannot be read: "),
     ],
 )
 def test_a_csv_whose_captions_would_be_cut_is_told_in_one_line(

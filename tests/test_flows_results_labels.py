@@ -151,8 +151,11 @@ def test_what_is_learned_gives_way_to_what_is_given() -> None:
     [
         ("a,b\n", "no columns"),
         ("media_path,label\np.jpg,d\n", "the label 'd'"),
-        ("media_path,label\nq.jpg,\np.jpg,a, b\n", "line 3 has more cells than columns: 'b' is in"),
-        ('media_path,label\np.jpg,"a\n', "line 2 cannot be read as CSV"),
+        (
+            "media_path,label\nq.jpg,\np.jpg,a, b\n",
+            "line 3 cannot be read: more cells than columns \\('b'",
+        ),
+        ('media_path,label\np.jpg,"a\n', "line 2 cannot be read: "),
         (None, "cannot"),
     ],
 )

@@ -392,8 +392,7 @@ def test_a_training_leaves_out_texts_that_runs_wrote_about_other_content(
     with pytest.raises(UsageError, match="holds no captions"):
         examples_in(str(folder), told.append, store)
     assert told == [
-        "left out: 1 file with no text, or a blank one (c.png); write NAME.txt or NAME.EXT.txt "
-        "beside each",
+        "left out: 1 file with no words in a .txt (c.png)",
         "left out: 1 text of runs about other content (a.txt)",
     ]
     (folder / "a.txt").write_text("by hand")

@@ -243,7 +243,9 @@ def test_a_csv_whose_captions_would_be_cut_is_refused(
     command = asked(place, "dry", "--steps", "1", "--validate", "0", *more)
     command[1] = str(data)
     assert main(command) == 2
-    assert "cut.csv: line 2 has more cells than columns: 'dark'" in capsys.readouterr().err
+    assert (
+        "cut.csv: line 2 cannot be read: more cells than columns ('dark'" in capsys.readouterr().err
+    )
 
 
 def test_a_dry_run_of_learn_refuses_captions_that_the_round_refuses(

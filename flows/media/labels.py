@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from itertools import chain
 from os.path import isfile
 from pathlib import Path
 from typing import Any
@@ -194,7 +193,7 @@ def _rows(text: str, path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
     header, rows = read_csv(text, f"--labels {path}")
     names = [cell.strip() for cell in header]
     if len(names) == 1 and names[0] != COLUMN and not re.search("[;\t]", names[0]):
-        names, rows = [COLUMN], chain([(1, header)], rows)
+        names, rows = [COLUMN], [(1, {"": header[0]}), *rows]
     if {*names} - {COLUMN, *SETTINGS} or names.count(COLUMN) != 1 or len({*names}) < len(names):
         raise UsageError(
             f"--labels {path}: its first line names no column {COLUMN}, or unknown ones: "
@@ -202,9 +201,7 @@ def _rows(text: str, path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
             hint=f"Columns, with commas between them, are {COLUMN}, {', '.join(SETTINGS)}",
         )
     for _, row in rows:
-        if isinstance(row, UsageError):
-            raise row
-        cells = {name: cell.strip() for name, cell in zip(names, row, strict=True)}
+        cells = {name: cell.strip() for name, cell in zip(names, row.values(), strict=True)}
         name = cells.pop(COLUMN, "")
         if name[:1] != "#" or len(names) > 1:
             yield name, {each: cell for each, cell in cells.items() if cell}

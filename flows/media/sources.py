@@ -6,10 +6,12 @@ Parses list files: paths of media and their prompts. Searches no folder.
 Lists the files of a folder of media, and what of it is not read. Opens no file.
 """
 
+import contextlib
 import errno
 import glob
 import json
 import os
+import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -36,7 +38,7 @@ from artifacts.remote.addresses import (
 )
 from artifacts.remote.ahead import map_prefetched
 from artifacts.remote.media_cache import UNREACHABLE, copy_path
-from artifacts.tables import CsvRows, read_csv
+from artifacts.tables import read_csv
 from flows.media.generated_files import FORM, text_paths
 from flows.media.media_files import (
     IMAGE_SUFFIXES,
@@ -53,6 +55,7 @@ LIST_BYTES = 1 << 28
 """Largest list in bytes; about a million lines."""
 ENTRY_HINT = 'Write {"path": "clip.mp4"}, or {"path": "clip.mp4", "prompt": "What …?"}'
 FILES_ONLY = "Name media files and folders only"
+PROMPTS_COLUMN = "column `prompts` not read; name it `prompt`, or write prompts in a .jsonl list"
 LIST_FORM_HINT = "A list holds one path per line, or is JSON or a .csv with a column `path`"
 
 
@@ -138,22 +141,15 @@ def _json_array(text: str) -> Iterator[tuple[str, Any]]:
 
 
 def _table_rows(text: str) -> Iterator[tuple[str, Any]]:
-    names, rows = _table(text)
-    if "path" not in names:
+    refused: list[UsageError] = []
+    delimiter = max(",;\t", key=text.partition("\n")[0].count)
+    names, rows = read_csv(text, "the list", delimiter, refused)
+    if "path" not in [name.strip().lower() for name in names]:
         raise ValueError("its first line names no column `path`")
     for line, row in rows:
-        value: Any = row
-        if not isinstance(row, UsageError):
-            value = {name: cell for name, cell in zip(names, row, strict=True) if cell.strip()}
-            value["prompts"] = None  # a cell is no object: `left_out_note` names the column
-        yield f"line {line}", value
-
-
-def _table(text: str) -> tuple[list[str], CsvRows]:
-    """Return the names of a table's columns in lower case, and its rows."""
-    delimiter = max(",;\t", key=text.partition("\n")[0].count)
-    names, rows = read_csv(text, "the list", delimiter)
-    return [name.strip().lower() for name in names], rows
+        filled = {name.strip().lower(): cell for name, cell in row.items() if cell.strip()}
+        yield f"line {line}", {**filled, "prompts": None}
+    yield from (("", error) for error in refused)
 
 
 STRUCTURED = {".jsonl": _json_lines, ".json": _json_array, ".csv": _table_rows, ".tsv": _table_rows}
@@ -208,19 +204,23 @@ def unread_in(sources: Iterable[str]) -> list[str]:
     return [f"{writable(error.filename)} ({error.strerror})" for error in found]
 
 
-def left_out_note(sources: Iterable[str], selection: Selection) -> str:
+def _has_prompts(source: str) -> bool:
+    """Return whether a source is a table with a column `prompts`: its cells are no objects."""
+    path = Path(os.path.expanduser(source.removeprefix("@")))
+    with contextlib.suppress(OSError, ValueError):
+        if STRUCTURED.get(path.suffix.lower()) is _table_rows:
+            header = user_text(read_bytes(path, LIST_BYTES), path).partition("\n")[0]
+            return "prompts" in [each.strip() for each in re.split('[,;\t"]', header.lower())]
+    return False
+
+
+def left_out_note(sources: Sequence[str], selection: Selection) -> str:
     """Return a note on folders, and on media of folders, in the sources that are not read, or an
     empty text."""
     unread: list[str] = []
     lost: list[OSError] = []
     names: list[str] = []
     of_servers: set[str] = set()
-    sources = [*sources]
-    columns = [
-        f"not read: the column `prompts` of {writable(source)}; write prompts in a .jsonl list, or "
-        "name the column `prompt`"
-        for source in filter(_has_prompts_column, sources)
-    ]
     for source in sources:
         root = Path(os.path.expanduser(source))
         below = _folders(root, lost.append) if os.path.isdir(root) else iter(())
@@ -230,6 +230,7 @@ def left_out_note(sources: Iterable[str], selection: Selection) -> str:
                 names += _file_names(entries)
             elif any(map(selection.takes, _file_names(entries))):
                 unread.append(os.path.join(source, relative, ""))
+    columns = [f"{writable(each)}: {PROMPTS_COLUMN}" for each in sources if _has_prompts(each)]
     not_taken = [*columns, *filter(None, [selection.not_taken(names)])]
     if selection.recursive:
         listed = ", ".join(sorted(of_servers))
@@ -239,17 +240,6 @@ def left_out_note(sources: Iterable[str], selection: Selection) -> str:
     note = f"{counted(len(unread), 'subfolder')} with media not read ({first}); add --recursive"
     away = [f"{writable(e.filename)}: {LEADS_NOWHERE}" for e in lost if e.strerror == LEADS_NOWHERE]
     return "; ".join([*[note] * bool(unread), *away[:1], *not_taken])
-
-
-def _has_prompts_column(source: str) -> bool:
-    """Return whether a source is a table with a column that looks like the `prompts` of JSON."""
-    path = Path(os.path.expanduser(source.removeprefix("@")))
-    if STRUCTURED.get(path.suffix.lower()) is not _table_rows:
-        return False
-    try:
-        return "prompts" in _table(user_text(read_bytes(path, LIST_BYTES), path))[0]
-    except (OSError, ValueError, UsageError):  # an address, or the list fails
-        return False
 
 
 def _file_names(entries: Iterable["os.DirEntry[str]"]) -> Iterator[str]:

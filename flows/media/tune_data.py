@@ -85,7 +85,8 @@ def _reviewed(
     the data."""
     edits = path.with_name(EDITS)
     has_edits = edits.exists() and edits.stat().st_size > 0
-    if path.suffix == ".jsonl" and has_edits and _modified_ns(edits) > _modified_ns(path):
+    is_stale = has_edits and edits.stat().st_mtime_ns > path.stat().st_mtime_ns
+    if path.suffix == ".jsonl" and is_stale:
         raise UsageError(
             f"{path.name} lacks corrections from {edits}",
             hint="Press Write files in `penstock review`, or run the same `penstock caption` again",
@@ -108,10 +109,6 @@ def _reviewed(
         which = "accepted" if any(accepted) else "not rejected"
         announce(f"training on {len(found):,} of {counted(len(rows), 'caption')}: those {which}")
     return found
-
-
-def _modified_ns(path: Path) -> int:
-    return path.stat().st_mtime_ns
 
 
 def _check(found: Sequence[Example], path: Path) -> None:
@@ -140,11 +137,10 @@ def _media_with_texts(
     records, of_folder = None if store is None else TextRecords(store), cache(fixed_text_of)
     origins, others, bare = Origins(), list[str](), list[str]()
     for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() not in IMAGE_SUFFIXES | VIDEO_SUFFIXES:
-            continue
-        texts = [text for text in text_paths(path) if text.is_file() and not is_blank(text)]
-        if not texts and path.is_file() and not any(map(is_hidden, path.relative_to(folder).parts)):
-            bare.append(path.name)
+        known = path.suffix.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES
+        texts = [t for t in text_paths(path) if known and t.is_file() and not is_blank(t)]
+        is_shown = known and not any(map(is_hidden, path.relative_to(folder).parts))
+        bare += [path.name] * (is_shown and not texts and path.is_file())
         for text in texts:
             if why := link_out(text, folder):
                 raise UsageError(f"{text}: {why}", hint="Put a copy there if it is yours")
@@ -160,8 +156,7 @@ def _media_with_texts(
             break
     if bare:
         announce(
-            f"left out: {counted(len(bare), 'file')} with no text, or a blank one "
-            f"({first_of(bare)}); write NAME.txt or NAME.EXT.txt beside each"
+            f"left out: {counted(len(bare), 'file')} with no words in a .txt ({first_of(bare)})"
         )
     if others:
         announce(
@@ -237,11 +232,8 @@ def _of_jsonl(path: Path) -> Iterator[Row]:
 
 
 def _of_csv(path: Path) -> Iterator[Row]:
-    columns, rows = read_csv(_text(path), str(path))
-    for _, row in rows:
-        if isinstance(row, UsageError):
-            raise row
-        yield from _of_prompts(dict(zip(columns, row, strict=True)))
+    for _, row in read_csv(_text(path), str(path))[1]:
+        yield from _of_prompts(row)
 
 
 def _of_parquet(path: Path) -> Iterator[Row]:

@@ -11,7 +11,7 @@ import filecmp
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -240,22 +240,17 @@ class _TrainerFolder:
             form = f"{self._name}/{file}"
             if not self._own.update(self._folder / file, content, form, replace=self._replace):
                 self._kept.append(file)
+        kept = {file for file in self._kept if ".json" in file}  # captions, and not settings
         self.user_texts = sum(
             has_user_text(e.rows if self._form.several else [e.row])
+            and not (kept and kept & {*self._form.write([e], self._folder)})
             for e in entries
-            if not self._keeps_captions(texts, e.kind)
         )
         try:
             self._clear(set(texts), {entry.path for entry in entries})
         except OSError as error:
             raise fault_of(error, self._folder) from error
         return not self._kept
-
-    def _keeps_captions(self, files: Iterable[str], kind: str) -> bool:
-        """Return whether a user's file stands where the captions of this kind of media belong."""
-        others = tuple(folder for each, folder in self._form.folders.items() if each != kind)
-        of_kind = (file for file in files if ".json" in file and not file.startswith(others))
-        return any(file in self._kept for file in of_kind)
 
     def _media(self, item: SampleSource, cut: Mapping[str, Path]) -> Path | None:
         """Return the file of one chunk, if the trainer can read it."""

@@ -190,10 +190,7 @@ def read_examples(path_text: str, labels: Sequence[str]) -> Examples:
             f"--examples {path} has no columns media_path and label", hint=EXAMPLES_HINT
         )
     found: dict[str, set[str]] = {}
-    for _, cells in rows:
-        if isinstance(cells, UsageError):
-            raise cells
-        row = dict(zip(columns, cells, strict=True))
+    for _, row in rows:
         name = row["label"].strip()
         if name and name not in labels:
             raise UsageError(
