@@ -1,4 +1,4 @@
-"""Writes rows as a csv or parquet table in source order.
+"""Writes rows as a csv or parquet table in source order, and reads csv tables of users.
 
 Both formats hold the fields of a JSON line, such as those of `captions.jsonl`, under their own
 names and nothing else.
@@ -11,11 +11,12 @@ import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import islice
+from itertools import islice, zip_longest
 from pathlib import Path
 from typing import IO, Any
 
 from artifacts.captions import values_of
+from artifacts.errors import UsageError
 from artifacts.files import whole_file
 
 KINDS = {
@@ -59,6 +60,40 @@ def write_csv(path: Path, rows: Iterable[Any], columns: Sequence[str] = COLUMNS)
             values = _values(row)
             writer.writerow([_cell(values[name]) for name in columns])
         text.detach()
+
+
+CSV_HINT = 'Quote a cell that holds a comma or a quote: "red, green", "a ""red"" disk"'
+
+
+def read_csv(
+    text: str, place: str, delimiter: str = ",", refused: list[UsageError] | None = None
+) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
+    """Return the names of the columns (unnamed ones at the end are none), and the line and the
+    cells of each row that is not blank. A row with more cells has a comma that is not quoted, and
+    would be cut: it goes to `refused`, or raises UsageError. `place`: what the text is."""
+    # splitlines would also split at unusual line separators inside a cell.
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    names, found = list[str](), list[tuple[int, dict[str, str]]]()
+    while True:
+        line = reader.line_num + 1
+        try:
+            if (row := next(reader, None)) is None:
+                return names, found
+            while row and not row[-1].strip():
+                row.pop()
+            if names and (surplus := ",".join(row[len(names) :])):
+                raise csv.Error(f"more cells than columns ({surplus.strip()[:80]!r} is in none)")
+        except csv.Error as error:
+            bad = UsageError(f"{place}: line {line} cannot be read: {error}", hint=CSV_HINT)
+            if refused is None:
+                raise bad from error
+            refused.append(bad)
+            continue
+        if names and row:
+            found.append((line, dict(zip_longest(names, row, fillvalue=""))))
+        elif twice := [name for at, name in enumerate(row) if name.strip() and name in row[:at]]:
+            raise UsageError(f"{place}: two columns are named {twice[0]!r}", hint="Rename one")
+        names = names or row
 
 
 def _values(row: Any) -> Mapping[str, Any]:

@@ -126,9 +126,13 @@ def test_the_digest_is_of_all_that_decides(tmp_path: Path) -> None:
         ("labels.csv", "label,group\ncat,a\ncat,b\n", "'cat' is listed twice"),
         ("labels.csv", "id,title\n1,cat\n", "first line names no column label"),
         ("labels.csv", "label;group\ncat;a\n", "first line names no column label"),
-        ("labels.csv", "cat\nred, green\n", "more cells than columns"),
+        (
+            "labels.csv",
+            "cat\nred, green\n",
+            "line 2 cannot be read: more cells than columns ('green'",
+        ),
         ("labels.csv", "label,threshold\ncat,high\n", "invalid threshold 'high'"),
-        ("labels.csv", "\n", "cannot be read as CSV"),
+        ("labels.csv", "\n", "first line names no column label"),
         ("labels.json", "7", "neither a list of labels"),
         ("labels.json", "{", "cannot be parsed"),
     ],
@@ -151,6 +155,16 @@ def test_what_is_no_label_and_no_template_is_refused(tmp_path: Path) -> None:
 
 
 LABELS = "cat,sky,green"
+
+
+@pytest.mark.parametrize("more", [[], ["--dry-run"]])
+def test_examples_whose_cells_have_no_column_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], more: list[str]
+) -> None:
+    (tmp_path / "e.csv").write_text("media_path,label\np.jpg,cat, sky\n")
+    examples = ["--examples", str(tmp_path / "e.csv"), *more]
+    assert label(tmp_path, tmp_path / "none", tmp_path, *examples) == 2
+    assert "e.csv: line 2 cannot be read: more cells than columns ('sky'" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")

@@ -313,6 +313,48 @@ def test_lists_of_other_programs_are_read(folder: Path, name: str, text: str, ma
     ]
 
 
+@pytest.mark.parametrize(("name", "mark"), [("l.csv", ","), ("l.csv", ";"), ("l.tsv", "\t")])
+def test_a_row_of_a_table_with_more_cells_than_columns_fails_alone(
+    folder: Path, name: str, mark: str
+) -> None:
+    rows = [
+        "path,prompt,",
+        "b.mp4,What is it, and where?",
+        "a.MKV,Who?,,",
+        ",,",
+        'b.mp4,"An ""x"""',
+    ]
+    rows += ['b.mp4,"x" y', 'a.MKV,"never closed', "b.mp4,lost"]
+    (folder / name).write_text("\n".join(rows).replace(",", mark))
+    found, failures = find_media([str(folder / name)], PLAIN)
+    assert [(each.media_path, each.prompt) for each in found] == [
+        ("a.MKV", "Who?"),
+        ("b.mp4", 'An "x"'),
+    ]
+    cells, quote, end = (failure.message for failure in failures)
+    assert (
+        cells
+        == "the list: line 2 cannot be read: more cells than columns ('and where?' is in none)"
+    )
+    assert "line 6 cannot be read" in quote and "line 7 cannot be read: unexpected end" in end
+    assert all("Quote a cell" in failure.hint for failure in failures)
+    (folder / name).write_text(f"path{mark}prompt{mark}prompt\nb.mp4{mark}a{mark}b\n")
+    found, (failure,) = find_media([str(folder / name)], PLAIN)
+    assert found == [] and "two columns are named 'prompt'" in failure.message
+
+
+def test_a_column_prompts_of_a_table_is_noted(folder: Path) -> None:
+    (folder / "l.csv").write_text("path,Prompts\nb.mp4,What is it?\n")
+    for source in (str(folder / "l.csv"), f"@{folder / 'l.csv'}"):
+        (found,), failures = find_media([source], PLAIN)
+        assert (found.prompt, failures) == (None, [])
+        note = left_out_note([source, str(folder / "b.mp4")], PLAIN)
+        assert note == (
+            f"{source}: column `prompts` not read; name it `prompt`, or write prompts in a .jsonl "
+            "list"
+        )
+
+
 def test_an_array_of_paths_is_a_list(folder: Path) -> None:
     (folder / "list.json").write_text(json.dumps(["b.mp4", "deep", "", "other.json", 7]))
     found, failures = find_media([str(folder / "list.json")], PLAIN)

@@ -165,6 +165,19 @@ def test_a_dataset_of_hugging_face_and_texts_beside_media_are_read(tmp_path: Pat
     assert found == {"c.jpg": "three", "d.mp4": "four"}
 
 
+def test_texts_beside_media_have_the_names_that_captions_get(tmp_path: Path) -> None:
+    for name in ("a.jpg", "a.png", "b.jpg", "c.jpg", "d.jpg", "none.mp4", ".hidden.jpg"):
+        (tmp_path / name).touch()
+    texts = {"a.jpg": "a jpg", "a.png": "a png", "b.jpg": "long name", "b": "short name"}
+    texts |= {"c.jpg": " \n", "c": "c", "d": ""}
+    for name, text in texts.items():
+        (tmp_path / f"{name}.txt").write_text(text)
+    told = list[str]()
+    found = {each.path.name: each.caption for each in examples_in(str(tmp_path), told.append)}
+    assert found == {"a.jpg": "a jpg", "a.png": "a png", "b.jpg": "long name", "c.jpg": "c"}
+    assert told == ["left out: 2 files with no words in a .txt (d.jpg, none.mp4)"]
+
+
 def test_a_folder_may_be_named_from_below(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("data", "here"):
         (tmp_path / name).mkdir()
@@ -199,6 +212,26 @@ def test_wrong_data_is_told_in_one_line(tmp_path: Path, rows: list[Any], says: s
     assert says in str(caught.value) and "\n" not in str(caught.value) and caught.value.hint
     with pytest.raises(UsageError, match="no captions found"):
         examples_in(str(tmp_path / "none.jsonl"))
+
+
+@pytest.mark.parametrize(
+    ("rows", "says"),
+    [
+        ("\na.png,a red disk, dark\n", "line 3 cannot be read: more cells than columns ('dark'"),
+        ('a.png,"a red\ndisk"\nb.png,x,y\n', "line 4 cannot be read: more cells than columns ('y'"),
+        ('a.png,"a red disk\nb.png,a blue one\n', "line 2 cannot be read: "),
+        (f"a.png,{'x' * 200_000}\n", "line 2 cannot be read: "),
+    ],
+)
+def test_a_csv_whose_captions_would_be_cut_is_told_in_one_line(
+    tmp_path: Path, rows: str, says: str
+) -> None:
+    (data := tmp_path / "data.csv").write_text(f"file_name,text\n{rows}")
+    with pytest.raises(UsageError) as caught:
+        print([each.caption[:80] for each in examples_in(str(data))])
+    assert says in str(caught.value) and "Quote a cell" in caught.value.hint
+    data.write_text('file_name,text,\na.png,"a red disk, dark",,\n,,\n')
+    assert [each.caption for each in examples_in(str(data))] == ["a red disk, dark"]
 
 
 def test_wrong_options_are_told() -> None:

@@ -148,7 +148,16 @@ def test_what_is_learned_gives_way_to_what_is_given() -> None:
 
 @pytest.mark.parametrize(
     ("text", "said"),
-    [("a,b\n", "no columns"), ("media_path,label\np.jpg,d\n", "the label 'd'"), (None, "cannot")],
+    [
+        ("a,b\n", "no columns"),
+        ("media_path,label\np.jpg,d\n", "the label 'd'"),
+        (
+            "media_path,label\nq.jpg,\np.jpg,a, b\n",
+            "line 3 cannot be read: more cells than columns \\('b'",
+        ),
+        ('media_path,label\np.jpg,"a\n', "line 2 cannot be read: "),
+        (None, "cannot"),
+    ],
 )
 def test_wrong_examples_are_told_in_one_line(tmp_path: Path, text: str | None, said: str) -> None:
     path = tmp_path / "examples.csv"

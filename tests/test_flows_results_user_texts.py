@@ -369,6 +369,17 @@ def test_a_text_about_what_a_file_held_before_is_joined_with_nothing(
     assert "blue" not in text.read_text()
 
 
+def test_a_training_takes_the_texts_of_two_media_of_one_stem(
+    config: CaptionConfig, tmp_path: Path
+) -> None:
+    folder = tmp_path / "clips"
+    picture(folder / "a.jpg", 200)
+    run(replace(config, beside=True, format=("txt",), prefix="in it: "))
+    texts = {f"a.{suffix}": (folder / f"a.{suffix}.txt").read_text() for suffix in ("jpg", "png")}
+    found = examples_in(str(folder), store=open_store(config.store_url))
+    assert {e.path.name: f"in it: {e.caption}\n" for e in found} == texts
+
+
 def test_a_training_leaves_out_texts_that_runs_wrote_about_other_content(
     config: CaptionConfig, tmp_path: Path
 ) -> None:
@@ -380,6 +391,9 @@ def test_a_training_leaves_out_texts_that_runs_wrote_about_other_content(
     (folder / "b.png").rename(folder / "a.png")  # beside the text of another picture
     with pytest.raises(UsageError, match="holds no captions"):
         examples_in(str(folder), told.append, store)
-    assert told == ["left out: 1 text of runs about other content (a.txt)"]
+    assert told == [
+        "left out: 1 file with no words in a .txt (c.png)",
+        "left out: 1 text of runs about other content (a.txt)",
+    ]
     (folder / "a.txt").write_text("by hand")
     assert [each.caption for each in examples_in(str(folder), told.append, store)] == ["by hand"]

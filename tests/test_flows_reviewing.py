@@ -262,6 +262,22 @@ def test_every_trainer_learns_a_text_by_hand_always(
             assert found["a"] == "by hand, a" and found["b"] != "by hand, a"
 
 
+def test_texts_by_hand_are_counted_in_data_sets_that_hold_them(pictures: CaptionConfig) -> None:
+    folder, out = Path(pictures.sources[0]), Path(pictures.out)
+    by_hand = folder / "a.txt"
+    text = by_hand.read_text()
+    by_hand.unlink()
+    write(pictures)
+    by_hand.write_text(text)
+    edited = ("kohya/metadata.json", "hf/images/metadata.jsonl", "musubi/dataset.toml")
+    for name in edited:
+        (out / name).write_text((out / name).read_text().replace("\n", " \n", 1))
+    line = write(pictures).line()
+    holding = [name for name in TRAINER_FORMATS if said(pictures, name)["a"] == text.strip()]
+    assert {*TRAINER_FORMATS} - {*holding} == {"kohya", "hf"}
+    assert [name for name in TRAINER_FORMATS if f"1 in {name}" in line] == holding
+
+
 def test_a_correction_is_found_from_another_folder(pictures: CaptionConfig, tmp_path: Path) -> None:
     write(pictures, "txt")
     review(pictures, ("b.png", 0.0, "corrected b", ""))

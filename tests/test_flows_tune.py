@@ -234,6 +234,20 @@ def test_a_dry_run_refuses_captions_that_the_command_refuses(
         assert "dry.jsonl: line 1 holds <|im_end|>, a control token" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("more", [[], ["--dry-run"], ["--validate-only"]])
+def test_a_csv_whose_captions_would_be_cut_is_refused(
+    place: Path, capsys: pytest.CaptureFixture[str], more: list[str]
+) -> None:
+    data = place / "clips" / "cut.csv"
+    data.write_text(f"file_name,text\n{CLIP},a red disk, dark\n")
+    command = asked(place, "dry", "--steps", "1", "--validate", "0", *more)
+    command[1] = str(data)
+    assert main(command) == 2
+    assert (
+        "cut.csv: line 2 cannot be read: more cells than columns ('dark'" in capsys.readouterr().err
+    )
+
+
 def test_a_dry_run_of_learn_refuses_captions_that_the_round_refuses(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

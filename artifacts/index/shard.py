@@ -2,8 +2,6 @@
 
 The rows of an index: parquet files that identify the source of each vector, and numeric ids.
 
-from contextlib import ExitStack
-from contextlib import ExitStack
 Reads rows of numbers from a file, a block at a time. Nothing is mapped into memory: a mapped
 file that another program overwrites or shortens would end the process.
 

@@ -1,7 +1,5 @@
 """Reads the label list of a command, with the texts that stand for each label."""
 
-import csv
-import io
 import json
 import re
 from collections import Counter
@@ -15,6 +13,7 @@ from typing import Any
 from artifacts.errors import UsageError
 from artifacts.keys import digest_of
 from artifacts.paths import text_named
+from artifacts.tables import read_csv
 
 MAX_NODES = 1_000_000
 """Largest number of texts, lists and mappings in a file with all aliases expanded."""
@@ -191,27 +190,18 @@ def _entries(text: str, path: Path) -> list[tuple[str, Mapping[str, Any]]]:
 
 def _rows(text: str, path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Yield the labels of a CSV file: by its header, or one per line if it has one column."""
-    try:
-        header, *rows = [row for row in csv.reader(io.StringIO(text, newline="")) if any(row)]
-    except (ValueError, csv.Error) as error:  # no row, or a damaged one
-        message = f"--labels {path} cannot be read as CSV ({error})"
-        raise UsageError(message, hint=HINT) from error
+    header, rows = read_csv(text, f"--labels {path}")
     names = [cell.strip() for cell in header]
     if len(names) == 1 and names[0] != COLUMN and not re.search("[;\t]", names[0]):
-        names, rows = [COLUMN], [header, *rows]
+        names, rows = [COLUMN], [(1, {"": header[0]}), *rows]
     if {*names} - {COLUMN, *SETTINGS} or names.count(COLUMN) != 1 or len({*names}) < len(names):
         raise UsageError(
             f"--labels {path}: its first line names no column {COLUMN}, or unknown ones: "
             f"{','.join(names)[:80]}",
             hint=f"Columns, with commas between them, are {COLUMN}, {', '.join(SETTINGS)}",
         )
-    for row in rows:
-        if any(cell.strip() for cell in row[len(names) :]):
-            raise UsageError(
-                f"--labels {path}: {','.join(row)[:80]!r} has more cells than columns",
-                hint='Quote a label that holds a comma: "red, green"',
-            )
-        cells = {name: cell.strip() for name, cell in zip(names, row, strict=False)}
+    for _, row in rows:
+        cells = {name: cell.strip() for name, cell in zip(names, row.values(), strict=True)}
         name = cells.pop(COLUMN, "")
         if name[:1] != "#" or len(names) > 1:
             yield name, {each: cell for each, cell in cells.items() if cell}

@@ -6,12 +6,12 @@ Parses list files: paths of media and their prompts. Searches no folder.
 Lists the files of a folder of media, and what of it is not read. Opens no file.
 """
 
-import csv
+import contextlib
 import errno
 import glob
-import io
 import json
 import os
+import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -38,6 +38,7 @@ from artifacts.remote.addresses import (
 )
 from artifacts.remote.ahead import map_prefetched
 from artifacts.remote.media_cache import UNREACHABLE, copy_path
+from artifacts.tables import read_csv
 from flows.media.generated_files import FORM, text_paths
 from flows.media.media_files import (
     IMAGE_SUFFIXES,
@@ -54,6 +55,7 @@ LIST_BYTES = 1 << 28
 """Largest list in bytes; about a million lines."""
 ENTRY_HINT = 'Write {"path": "clip.mp4"}, or {"path": "clip.mp4", "prompt": "What …?"}'
 FILES_ONLY = "Name media files and folders only"
+PROMPTS_COLUMN = "column `prompts` not read; name it `prompt`, or write prompts in a .jsonl list"
 LIST_FORM_HINT = "A list holds one path per line, or is JSON or a .csv with a column `path`"
 
 
@@ -88,12 +90,15 @@ def lines_of(path: Path) -> Iterator[Line | BadLine]:
     entries_in = STRUCTURED.get(path.suffix.lower(), _text_lines)
     try:
         entries = [*entries_in(user_text(read_bytes(path, LIST_BYTES), path))]
-    except (OSError, ValueError, RecursionError, csv.Error) as error:
+    except (OSError, ValueError, RecursionError, UsageError) as error:
         reason = error.strerror if isinstance(error, OSError) else f"{error}"
         message = f"the list cannot be read: {reason}"
         yield BadLine(name=str(path), message=message, hint=LIST_FORM_HINT)
         return
     for place, value in entries:
+        if isinstance(value, UsageError):
+            yield BadLine(name=str(path), message=value.message, hint=value.hint)
+            continue
         try:
             parsed = _entry(value) if entries_in is not _text_lines else Line(name=value)
         except ValueError as error:
@@ -136,14 +141,15 @@ def _json_array(text: str) -> Iterator[tuple[str, Any]]:
 
 
 def _table_rows(text: str) -> Iterator[tuple[str, Any]]:
+    refused: list[UsageError] = []
     delimiter = max(",;\t", key=text.partition("\n")[0].count)
-    rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
-    names = [name.strip().lower() for name in next(rows, [])]
-    if "path" not in names:
+    names, rows = read_csv(text, "the list", delimiter, refused)
+    if "path" not in [name.strip().lower() for name in names]:
         raise ValueError("its first line names no column `path`")
-    for row in filter(None, rows):
-        filled = (pair for pair in zip(names, row, strict=False) if pair[1].strip())
-        yield f"line {rows.line_num}", {**dict(filled), "prompts": None}
+    for line, row in rows:
+        filled = {name.strip().lower(): cell for name, cell in row.items() if cell.strip()}
+        yield f"line {line}", {**filled, "prompts": None}
+    yield from (("", error) for error in refused)
 
 
 STRUCTURED = {".jsonl": _json_lines, ".json": _json_array, ".csv": _table_rows, ".tsv": _table_rows}
@@ -198,7 +204,17 @@ def unread_in(sources: Iterable[str]) -> list[str]:
     return [f"{writable(error.filename)} ({error.strerror})" for error in found]
 
 
-def left_out_note(sources: Iterable[str], selection: Selection) -> str:
+def _has_prompts(source: str) -> bool:
+    """Return whether a source is a table with a column `prompts`: its cells are no objects."""
+    path = Path(os.path.expanduser(source.removeprefix("@")))
+    with contextlib.suppress(OSError, ValueError):
+        if STRUCTURED.get(path.suffix.lower()) is _table_rows:
+            header = user_text(read_bytes(path, LIST_BYTES), path).partition("\n")[0]
+            return "prompts" in [each.strip() for each in re.split('[,;\t"]', header.lower())]
+    return False
+
+
+def left_out_note(sources: Sequence[str], selection: Selection) -> str:
     """Return a note on folders, and on media of folders, in the sources that are not read, or an
     empty text."""
     unread: list[str] = []
@@ -214,7 +230,8 @@ def left_out_note(sources: Iterable[str], selection: Selection) -> str:
                 names += _file_names(entries)
             elif any(map(selection.takes, _file_names(entries))):
                 unread.append(os.path.join(source, relative, ""))
-    not_taken = filter(None, [selection.not_taken(names)])
+    columns = [f"{writable(each)}: {PROMPTS_COLUMN}" for each in sources if _has_prompts(each)]
+    not_taken = [*columns, *filter(None, [selection.not_taken(names)])]
     if selection.recursive:
         listed = ", ".join(sorted(of_servers))
         note = f"not read: folders that servers and systems make for themselves ({listed})"

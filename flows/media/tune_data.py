@@ -5,8 +5,6 @@ Face datasets (`file_name` and `text`), and media files with `.txt` files next t
 in other folders and hand-written texts replace captions.
 """
 
-import csv
-import io
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,14 +15,16 @@ from typing import Any
 
 from artifacts.edits import ACCEPTED, EDITS, REJECTED, FixedText
 from artifacts.errors import UsageError
-from artifacts.plurals import counted
+from artifacts.files import is_hidden
+from artifacts.plurals import counted, first_of
 from artifacts.regular_files import link_out, read_bytes, user_text
 from artifacts.store import Store
+from artifacts.tables import read_csv
 from flows.media.clip_origins import Origins, is_of_set
 from flows.media.corrected_texts import with_corrections, with_handwritten_texts
 from flows.media.example import Example, Row, absolute, file_of, is_cut, item_of
 from flows.media.fixed_texts import alike_note, fixed_text_of
-from flows.media.generated_files import TextRecords, is_blank
+from flows.media.generated_files import TextRecords, is_blank, text_paths
 from flows.media.media_files import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from stages.models.hub.transfer import Announce
 
@@ -85,7 +85,8 @@ def _reviewed(
     the data."""
     edits = path.with_name(EDITS)
     has_edits = edits.exists() and edits.stat().st_size > 0
-    if path.suffix == ".jsonl" and has_edits and _modified_ns(edits) > _modified_ns(path):
+    is_stale = has_edits and edits.stat().st_mtime_ns > path.stat().st_mtime_ns
+    if path.suffix == ".jsonl" and is_stale:
         raise UsageError(
             f"{path.name} lacks corrections from {edits}",
             hint="Press Write files in `penstock review`, or run the same `penstock caption` again",
@@ -110,10 +111,6 @@ def _reviewed(
     return found
 
 
-def _modified_ns(path: Path) -> int:
-    return path.stat().st_mtime_ns
-
-
 def _check(found: Sequence[Example], path: Path) -> None:
     empty = [each for each in found if not each.caption.strip()]
     if empty:
@@ -135,14 +132,16 @@ def _check(found: Sequence[Example], path: Path) -> None:
 def _media_with_texts(
     folder: Path, store: Store | None, announce: Announce
 ) -> Iterator[tuple[Example, FixedText]]:
-    """Yield the media of a folder that have a text file, with what a run put around its caption;
-    none that a run wrote of other content."""
+    """Yield the media of a folder with the first text beside them, by the names that captions get,
+    and with what a run put around its caption; none that a run wrote of other content."""
     records, of_folder = None if store is None else TextRecords(store), cache(fixed_text_of)
-    origins, others = Origins(), list[str]()
+    origins, others, bare = Origins(), list[str](), list[str]()
     for path in sorted(folder.rglob("*")):
-        text = path.with_suffix(".txt")
         known = path.suffix.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES
-        if known and text.is_file() and not is_blank(text):
+        texts = [t for t in text_paths(path) if known and t.is_file() and not is_blank(t)]
+        is_shown = known and not any(map(is_hidden, path.relative_to(folder).parts))
+        bare += [path.name] * (is_shown and not texts and path.is_file())
+        for text in texts:
             if why := link_out(text, folder):
                 raise UsageError(f"{text}: {why}", hint="Put a copy there if it is yours")
             if records is not None and records.are_other(text, path):
@@ -154,6 +153,11 @@ def _media_with_texts(
             caption, file = _text(text).strip(), absolute(path)
             about = asdict(origins.of(file, text.parent, caption))
             yield Example(path=file, caption=caption, **about), fixed
+            break
+    if bare:
+        announce(
+            f"left out: {counted(len(bare), 'file')} with no words in a .txt ({first_of(bare)})"
+        )
     if others:
         announce(
             f"left out: {counted(len(others), 'text')} of runs about other content ({others[0]})"
@@ -228,8 +232,7 @@ def _of_jsonl(path: Path) -> Iterator[Row]:
 
 
 def _of_csv(path: Path) -> Iterator[Row]:
-    # splitlines would also split at unusual line separators inside a caption.
-    for row in csv.DictReader(io.StringIO(_text(path), newline="")):
+    for _, row in read_csv(_text(path), str(path))[1]:
         yield from _of_prompts(row)
 
 

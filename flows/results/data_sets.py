@@ -223,7 +223,7 @@ class _TrainerFolder:
         """Kind of what is left out, and the reason → count."""
         self._copied = 0
         self.user_texts = 0
-        """Number of entries that users wrote or corrected."""
+        """Number of entries, in files that were written, that users wrote or corrected."""
         self._spare = 0
         """Number of media of an earlier run that may be the last copy."""
 
@@ -234,15 +234,18 @@ class _TrainerFolder:
             one = f"it takes one per sample, that of prompt {chunk[0].sample.row.name}"
             self._left_out.update({("caption", one): len(chunk) - 1} if len(chunk) > 1 else {})
         entries = self._entries(usable)
-        self.user_texts = sum(
-            has_user_text(e.rows if self._form.several else [e.row]) for e in entries
-        )
         texts = self._form.write(entries, self._folder)
         for file, text in texts.items():
             content = text.encode("utf-8", errors="replace")
             form = f"{self._name}/{file}"
             if not self._own.update(self._folder / file, content, form, replace=self._replace):
                 self._kept.append(file)
+        kept = {file for file in self._kept if ".json" in file}  # captions, and not settings
+        self.user_texts = sum(
+            has_user_text(e.rows if self._form.several else [e.row])
+            and not (kept and kept & {*self._form.write([e], self._folder)})
+            for e in entries
+        )
         try:
             self._clear(set(texts), {entry.path for entry in entries})
         except OSError as error:

@@ -12,8 +12,6 @@ a parent is assigned only if the parent is assigned, too, and a parent scores as
 child.
 """
 
-import csv
-import io
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,6 +26,7 @@ from numpy.typing import NDArray
 from artifacts.errors import UsageError
 from artifacts.labels import Labelled, Scored
 from artifacts.paths import text_named
+from artifacts.tables import read_csv
 from artifacts.text_vectors import TextVectors
 from artifacts.vectors import Vectors, vectors_in
 from flows.job.prepare import Job
@@ -185,14 +184,14 @@ def read_examples(path_text: str, labels: Sequence[str]) -> Examples:
         return {}
     path = Path(path_text).expanduser()
     text = text_named(path, "examples", MAX_EXAMPLES_BYTES, EXAMPLES_HINT)
-    rows = csv.DictReader(io.StringIO(text))
-    if not {"media_path", "label"} <= set(rows.fieldnames or ()):
+    columns, rows = read_csv(text, f"--examples {path}")
+    if not {"media_path", "label"} <= {*columns}:
         raise UsageError(
             f"--examples {path} has no columns media_path and label", hint=EXAMPLES_HINT
         )
     found: dict[str, set[str]] = {}
-    for row in rows:
-        name = (row["label"] or "").strip()
+    for _, row in rows:
+        name = row["label"].strip()
         if name and name not in labels:
             raise UsageError(
                 f"--examples {path} has the label {name!r}, which is not among --labels",
