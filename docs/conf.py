@@ -70,7 +70,7 @@ NAVIGATION = {
         "docs/demo",
         "docs/performance",
     ],
-    "The project": ["README", "CONTRIBUTING", "CHANGELOG", "docs/log"],
+    "The project": ["README", "CONTRIBUTING", "CHANGELOG", "docs/log", "docs/moved"],
 }
 """Every page of the site, in the order of its menu; a new page is a word here."""
 
