@@ -30,7 +30,7 @@ from flows.results.captions import (
 )
 from flows.results.run_record import RunRecord
 from flows.results.run_result import RunResult
-from flows.running import sift
+from flows.running import sift_first
 from penstock.arguments import Sources, anchored, config_for
 from penstock.background import BackgroundRun
 from penstock.keywords import CaptionOptions
@@ -99,7 +99,7 @@ class Captions(BackgroundRun[Caption, RunResult]):
 
             return self._launch(on_event)
 
-        result = sift.caption(self._config, self._display, launch, self._begin)
+        result = sift_first.caption(self._config, self._display, launch, self._begin)
         self._give_rest()
         return result
 

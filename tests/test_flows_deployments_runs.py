@@ -43,7 +43,7 @@ from flows.options.commands import CaptionConfig
 from flows.options.export_config import ExportConfig
 from flows.options.training import LearnConfig
 from flows.options.vectors import EmbedConfig, IndexConfig, LabelConfig, SiftConfig
-from flows.results.run_status import load_record
+from flows.results.run_read import load_record
 from stages.export.parity import PARITY
 from tests.support.dual_encoders import save_clip
 from tests.support.embedding import SIZES, embed, vectors, write_images

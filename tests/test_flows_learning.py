@@ -28,7 +28,7 @@ from flows.results.report.sections import rounds_facts
 from flows.results.rounds import rounds_in, usable_rounds
 from flows.results.run_status import run_status
 from flows.reviewing.captions import ReviewedCaptions
-from flows.running import sift
+from flows.running import sift_first
 from stages.tune.job import TuneJob
 from tests.support.inside import Ended, InsideLauncher
 from tests.support.learning import PICTURES, Change, School, decide_in, said, style
@@ -325,7 +325,7 @@ def test_a_round_whose_adapter_fails_on_a_decided_medium_is_not_accepted(
     school.decide(mixed)
     before = school.lines()
     failure = {"stage": "decode", "message": "00.png: the reasoning never ended"}
-    caption = sift.caption
+    caption = sift_first.caption
 
     def fails(config: CaptionConfig, *more: Any) -> Any:
         result = caption(config, *more)
@@ -339,7 +339,7 @@ def test_a_round_whose_adapter_fails_on_a_decided_medium_is_not_accepted(
         return result
 
     with monkeypatch.context() as failing, pytest.raises(PenstockError, match="never ended"):
-        failing.setattr(sift, "caption", fails)
+        failing.setattr(sift_first, "caption", fails)
         school.learn()
     (round_,) = rounds_in(school.out)
     assert (round_["phase"], round_["accepted"]) == ("done", False)

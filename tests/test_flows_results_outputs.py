@@ -19,8 +19,9 @@ from artifacts.errors import Interrupted, Killed
 from flows.cli.status_command import lines as status_lines
 from flows.console.display import Display
 from flows.options.commands import CaptionConfig
+from flows.results.run_read import load_record
 from flows.results.run_result import RunResult
-from flows.results.run_status import load_record, stages_of
+from flows.results.run_status import stages_of
 from flows.running.run import caption
 from stages.process.job import job_fields
 from tests.support.media import decode_plainly, write_video

@@ -14,8 +14,8 @@ from flows.cli.main import main
 from flows.pages.document import as_json
 from flows.results.report.facts import facts, page, timeline_of
 from flows.results.report.sections import SHEET
+from flows.results.run_read import load_record
 from flows.results.run_record import SPANS, RunRecord
-from flows.results.run_status import load_record
 from stages.process.events import StageOutcome
 from tests.support.reports import (
     GIB,

@@ -22,8 +22,9 @@ from flows.cli.status_command import lines as status_lines
 from flows.options.commands import CaptionConfig
 from flows.options.formats import TRAINER_FORMATS
 from flows.results.clips import Clips, _read_index
+from flows.results.run_read import load_record
 from flows.results.run_result import RunResult
-from flows.results.run_status import load_record, stages_of
+from flows.results.run_status import stages_of
 from flows.studio.captions_routes import sets_in
 from stages.process.job import job_fields
 from tests.support.media import write_video

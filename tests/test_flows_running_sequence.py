@@ -24,8 +24,8 @@ from PIL import Image
 import penstock_demo
 from artifacts.errors import CannotFit, Interrupted
 from flows.console.interrupts import repeating_dropped_interrupts
+from flows.results.run_read import load_record
 from flows.results.run_record import RunRecord
-from flows.results.run_status import load_record
 from flows.running.pipeline_runner import PipelineRunner
 from flows.running.run import stopped_in_order
 from penstock_demo.clips import write_clips

@@ -22,7 +22,7 @@ from artifacts.signing import is_by_member
 from flows.cli.main import main
 from flows.options.commands import CaptionConfig
 from flows.results.marker import MARKER, own_marker
-from flows.results.run_status import load_record
+from flows.results.run_read import load_record
 from flows.reviewing.captions import EditRefused, edit_json
 from flows.studio.runs import QueuedRun, run_id
 from flows.studio.session import Studio

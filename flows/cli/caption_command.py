@@ -75,7 +75,7 @@ def caption_command(given: argparse.Namespace) -> int:
             result = leave_after(partial(run_with_prefect, config, display))
         else:
             display.doing(READING)
-            from flows.running.sift import caption
+            from flows.running.sift_first import caption
 
             result = caption(config, display, on_begin=partial(remember, given.words))
     if print_result(given, result, display):

@@ -16,6 +16,7 @@ from flows.console.units import duration
 from flows.results.rounds import COLUMNS as ROUND_COLUMNS
 from flows.results.rounds import cells as round_cells
 from flows.results.rounds import rounds_in
+from flows.results.run_read import load_record, runs_below
 from flows.results.run_record import seconds_of
 from flows.results.run_status import (
     COLUMNS,
@@ -23,11 +24,9 @@ from flows.results.run_status import (
     advice,
     cells,
     description_lines,
-    load_record,
     output_paths,
     run_folder,
     run_status,
-    runs_below,
     stages_of,
 )
 

@@ -18,7 +18,7 @@ from flows.deployments.view import quiet_console
 from flows.pipelines import CAPTION, product_of
 from flows.results.run_result import RunResult
 from flows.running.run import stopped_in_order
-from flows.running.sift import caption
+from flows.running.sift_first import caption
 
 
 @flow(name="caption-videos", flow_run_name=named_after_out, persist_result=False)

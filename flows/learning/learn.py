@@ -70,7 +70,7 @@ from flows.results.run_record import RunRecord
 from flows.results.run_result import RunResult
 from flows.results.tuned import RUN
 from flows.reviewing.captions import ReviewedCaptions
-from flows.running import sift
+from flows.running import sift_first
 from flows.running.run import LauncherMaker
 from flows.running.run_observer import OnBegin, RunObserver, only_run_in
 from flows.running.tune import train
@@ -327,7 +327,7 @@ class _Work:
             self.on_begin(job, record)
 
     def _caption(self, config: RunOptions, on_begin: OnBegin | None) -> RunResult:
-        return sift.caption(config, self.display, self.make_launcher, on_begin)
+        return sift_first.caption(config, self.display, self.make_launcher, on_begin)
 
     def _tune(
         self,

@@ -1,13 +1,9 @@
 """Collects for programs the state of the run, export or training in a folder. Reads files alone.
 
-Reads a run record, which a user may have changed. Writes none.
-
 Computes the status of a run from its record: finished items, rate and remaining time. Starts
 nothing.
 """
 
-import os
-import socket
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,134 +11,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from artifacts.errors import UsageError
-from artifacts.json_shapes import (
-    EmptyOr,
-    MapOf,
-    Nullable,
-    OptionalField,
-    ShapeError,
-    anything,
-    count,
-    moment,
-    number,
-    read_json,
-    string,
-    text,
-)
 from artifacts.plurals import counted
-from artifacts.regular_files import guard, refuse_links
 from flows.console.units import duration, size
 from flows.job.job_summary import computed_by
 from flows.pipelines import LABELS, STAGES, product_of
 from flows.results.export_result import ExportFound, export_in
-from flows.results.marker import MARKER
 from flows.results.rounds import rounds_in, summary_json
-from flows.results.run_record import RUN_RECORD
+from flows.results.run_read import load_record
 from flows.results.tuned import TrainingFound, training_in
-
-POINT = (number, number, number)
-HALF = {"bytes": count, "parameters": count, "precision": text, "attention": text}
-PLANNED = {
-    "rung": {"stage": text},
-    "name": text,
-    **dict.fromkeys(("peak_bytes", "host_bytes", "weight_bytes", "activation_bytes"), number),
-    **dict.fromkeys(("kv_bytes", "workspace_bytes", "context_bytes"), number),
-}
-PLAN = {
-    "model": string,
-    "device": text,
-    "precision": MapOf(text),
-    "batch_size": Nullable(count),
-    "store": string,
-    "chunks": OptionalField(count),
-    "halves": MapOf(HALF),
-    "sampling": MapOf(anything),
-    "notes": [text],
-    "words": OptionalField(
-        {"prefix": text, "suffix": text, "schema": text, "trigger": OptionalField(text)}
-    ),
-    "memory": OptionalField(
-        Nullable({"budget_bytes": OptionalField(Nullable(number)), "stages": [PLANNED]})
-    ),
-    "seconds": OptionalField(Nullable(MapOf(anything))),
-}
-STAGE = {
-    "name": text,
-    **dict.fromkeys(("items", "total", "before", "running", "failed", "processes"), count),
-    **dict.fromkeys(("tokens", "since", "seconds", "cpu_seconds"), number),
-    **dict.fromkeys(("peak_host_bytes", "peak_device_bytes"), number),
-    **dict.fromkeys(("baseline_before_bytes", "baseline_after_bytes"), number),
-    "recent": [(number, number)],
-    "attention": text,
-    "precision": MapOf(text),
-    "spans": [POINT],
-    "timeline": [POINT],
-    "now": [POINT],
-    "warnings": [text],
-    "notes": {"loaded_bytes": OptionalField(number), "ways": OptionalField(MapOf(count))},
-}
-TEXTS = {
-    "format": text,
-    "beside": anything,
-    **dict.fromkeys(("written", "kept", "earlier", "others"), count),
-}
-RECORD = {
-    **dict.fromkeys(("state", "host", "error"), text),
-    "out": string,
-    "pid": count,
-    "started": moment,
-    "updated": moment,
-    "outputs": MapOf(string),
-    "prefect": Nullable({"id": text, "name": text}),
-    "plan": EmptyOr(PLAN),
-    "rungs": [{"stage": text, "name": text, "reason": text, "error": text, "time": moment}],
-    "stages": [STAGE],
-    "media": dict.fromkeys(("total", "failed", "open"), count),
-    "captions": count,
-    **dict.fromkeys(("rows", "summaries", "cut"), count),
-    "texts": [TEXTS],
-    "earlier": [text],
-    "failures": [dict.fromkeys(("media_path", "message", "hint"), text)],
-    "versions": MapOf(text),
-    "command": Nullable({"words": [string], "folder": string}),
-}
-"""Shape of the parts of `run.json` that are read."""
-
-
-def runs_below(out: Path) -> list[Path]:
-    """Return the output folders of other runs in a folder."""
-    return sorted(marker.parent for marker in out.glob(f"*/{MARKER}"))
-
-
-def load_record(out: Path) -> dict[str, Any]:
-    """Return the record of the last run into a folder. The state is `died` if the record says
-    `running` but its process is gone. Raises UsageError or EnvironmentFault, also for a link among
-    the outputs."""
-    path = out / RUN_RECORD
-    if not os.path.lexists(path):
-        hint = "Name the --out folder of a run"
-        hint += f", such as {below[0]}" if (below := runs_below(out)) else ""
-        raise UsageError(
-            f"no run has written to {out}",
-            hint=f"{hint}; one that has just begun writes there after it has read its sources",
-        )
-
-    guard(out)
-    for each in out.glob("*.json*"):  # an archive may hold links to outputs of other runs
-        refuse_links(each)
-
-    def check_stages(found: dict[str, Any]) -> None:
-        names = {stage["name"] for stage in found["stages"]}
-        if not names or not names <= set(STAGES):
-            raise ShapeError(f"its stages are not {', '.join(STAGES)}")
-
-    record: dict[str, Any] = read_json(path, RECORD, "Run the command again", check_stages)
-    here = record["host"] in ("", socket.gethostname())
-    if record["state"] == "running" and here and not os.path.exists(f"/proc/{record['pid']}"):
-        record["state"] = "died"
-    return record
-
 
 RECENT_SECONDS = 60.0
 """Window, in seconds, of the latest speed."""

@@ -41,7 +41,7 @@ from flows.results.report.media import (
     path_of,
     shown_medium,
 )
-from flows.results.run_status import load_record
+from flows.results.run_read import load_record
 from flows.results.trust import belief_in
 
 log = logging.getLogger(__name__)

@@ -1,8 +1,6 @@
 """Runs a sift job: marks media, groups copies, and lists what is kept.
 
 Computes what a sift run takes from vectors: scores of heads, and one vector per medium.
-
-Captions the media that meet `--sift`: marks them, then captions what is left.
 """
 
 import contextlib
@@ -24,7 +22,7 @@ from artifacts.errors import CannotFit, Killed, StageDied, UsageError
 from artifacts.keys import digest_of
 from artifacts.packs import DamagedRecord, Record, RecordSet, RecordUnion, record_sets_of
 from artifacts.plurals import counted
-from artifacts.regular_files import guard, open_regular
+from artifacts.regular_files import open_regular
 from artifacts.store import Store, open_store, prepare_store
 from artifacts.vectors import vectors_in
 from flows.checkpoint.models import digests_in
@@ -43,14 +41,13 @@ from flows.machine.leases import leased
 from flows.media.generated_files import GeneratedFiles
 from flows.media.media_files import Selection
 from flows.media.sources import find_media, left_out_note
-from flows.options.commands import RunOptions, SiftFirstOptions
+from flows.options.commands import RunOptions
 from flows.options.vectors import PLACE, SiftConfig, SiftOptions, VectorConfig
 from flows.pipelines import SIFT
 from flows.results.marker import MEDIA, write_proved
 from flows.results.outputs import failures_of, media_line, missing_error
 from flows.results.owners import refuse_taking, take
 from flows.results.run_record import RunRecord
-from flows.results.run_result import RunResult
 from flows.results.sifted.duplicates import Fingerprint, ScoreHead, read_head
 from flows.results.sifted.marks import (
     DIGITS,
@@ -66,7 +63,6 @@ from flows.results.sifted.marks import (
 )
 from flows.results.sifted.names import LEFT_OUT_FILE, output_names
 from flows.results.vectors import VectorsWritten, vector_tasks
-from flows.running import run
 from flows.running.run import LauncherMaker, make_vectors, refuse_file, stopped_in_order
 from flows.running.run_observer import OnBegin, only_run_in
 from flows.running.stage_loop import crash_suspects
@@ -450,19 +446,3 @@ def _failures(job: Sifting) -> list[Failure]:
             texts = {"message": known["message"], "hint": known["hint"]}
             found.append(Failure(**names, **texts, stage=stage.STAGE.name, error=known["kind"]))
     return found
-
-
-def caption(
-    config: RunOptions,
-    display: Display,
-    make_launcher: run.LauncherMaker = DirectLauncher,
-    on_begin: OnBegin | None = None,
-) -> RunResult:
-    """Caption as `flows.running.run.caption` does, after leaving out what `--sift` says. Raises
-    PenstockError; finished records stay."""
-    left_out = frozenset[str]()
-    guard(out_folder(config))
-    if condition := SiftFirstOptions.of(config).sift:
-        refuse_taking(config, "caption")  # before hours of marking
-        left_out = sift_before(config, condition, display, make_launcher)
-    return run.caption(config, display, make_launcher, on_begin, left_out)

@@ -33,7 +33,7 @@ from flows.options.model import AdapterOptions, default_store
 from flows.options.training import EPOCHS, TrainingOptions, TuneConfig, TuneRun
 from flows.pipelines import TUNE
 from flows.planning.ladder import Rung
-from flows.results.run_status import load_record
+from flows.results.run_read import load_record
 from flows.results.tuned import (
     RUN,
     AdapterScore,

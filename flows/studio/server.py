@@ -22,7 +22,7 @@ from artifacts.plurals import counted
 from artifacts.store import local_folder
 from flows.console.lines import print_lines
 from flows.media.media_files import writable
-from flows.results.run_status import load_record
+from flows.results.run_read import load_record
 from flows.results.trust import belief_in, is_trusted
 from flows.serving.listening import UnsignalledServer, address_of, limited_protocol, listening
 from flows.studio.captions_routes import CaptionsRoutes

@@ -28,8 +28,8 @@ from stages.frames.formats import (
     is_heic,
     toned,
 )
-from stages.frames.frame_converter import TURNS, on_white, turned_size, upright_rgb
 from stages.frames.medium import NO_ROOM
+from stages.frames.shown_pixels import TURNS, on_white, turned_size, upright_rgb
 from stages.process.memory import host_free_bytes
 from stages.process.memory_limit import room
 

@@ -22,7 +22,7 @@ from flows.options.training import LearnConfig, RecordedRun
 from flows.results.rounds import rounds_in
 from flows.results.run_result import RunResult
 from flows.reviewing.captions import ReviewedCaptions
-from flows.running import sift
+from flows.running import sift_first
 from flows.running.run import caption
 from stages.decode.generation import DecodeItem
 from tests.support.media import write_video
@@ -105,7 +105,7 @@ class School:
         said(self.config)
         monkeypatch.setattr(module, "train", self._train)
         monkeypatch.setattr(module, "layout_of", lambda _: SimpleNamespace(rank=16))
-        monkeypatch.setattr(sift, "caption", self._caption)
+        monkeypatch.setattr(sift_first, "caption", self._caption)
 
     def _dies(self, step: str) -> None:
         if self.dies_in == step:

@@ -41,6 +41,7 @@ from flows.results.report.sections import (
     training_facts,
 )
 from flows.results.rounds import rounds_in
+from flows.results.run_read import load_record
 from flows.results.run_record import RUN_RECORD, seconds_of
 from flows.results.run_status import (
     COLUMNS,
@@ -48,7 +49,6 @@ from flows.results.run_status import (
     advice,
     cells,
     kind_of,
-    load_record,
     output_paths,
     stages_of,
     ways_line,
