@@ -22,9 +22,7 @@ from flows.deployments import page as prefect_page
 from flows.deployments import runs
 from flows.deployments.page import MAX_LETTERS as MAX_SHOWN
 from flows.deployments.page import (
-    MOST_BYTES,
     SAMPLES,
-    SIDE,
     RunPage,
     _caption_text,
     _name,
@@ -32,11 +30,10 @@ from flows.deployments.page import (
     grid,
     listed,
     page,
-    pictures_in,
-    pictures_of,
     report_place,
     sample,
 )
+from flows.deployments.pictures import MOST_BYTES, SIDE, pictures_in, pictures_of
 from flows.deployments.runs import MAX_LETTERS, named_after_out
 from flows.deployments.view import TABLE_ROWS, plain, table
 from flows.results.run_record import RunRecord

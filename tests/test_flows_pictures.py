@@ -190,11 +190,7 @@ def test_of_picture_files_stock_s_words_are_said(family: str, mixed: Path, tmp_p
 
 def stored_clips(paths: list[Path], store: Path) -> dict[Path, Clip]:
     """What the encode stage reads of pictures that the frames stage has stored."""
-    media = [
-        {"path": str(path), "kind": "image", "chunk_indexes": None, "stamp": None}
-        | {"digest": content_key(hash_file(path), "image")}
-        for path in paths
-    ]
+    media = [[str(path), content_key(hash_file(path), "image"), "image"] for path in paths]
     job = {
         "store": str(store),
         "namespace": "5c" * 32,

@@ -291,9 +291,9 @@ def told(folder: Path, *lines: str) -> RequestBatches[Work]:
 def test_what_was_withdrawn_before_it_was_begun_is_not_begun_until_asked_for_again(
     tmp_path: Path,
 ) -> None:
-    found = told(tmp_path, '[{"key": "a"}, {"key": "b"}]', f'{{"{WITHDRAWN}": ["a", "x"]}}')
+    found = told(tmp_path, '[["a"], ["b"]]', f'{{"{WITHDRAWN}": ["a", "x"]}}')
     assert [[work.item for work in batch] for batch in found] == [[Work("b")]]
-    lines = ['[{"key": "a"}]', f'{{"{WITHDRAWN}": ["a"]}}', '[{"key": "a"}]']
+    lines = ['[["a"]]', f'{{"{WITHDRAWN}": ["a"]}}', '[["a"]]']
     (first,) = told(tmp_path, *lines)
     assert [work.is_withdrawn for work in first] == [False]
 
@@ -303,9 +303,9 @@ def test_what_is_withdrawn_while_it_is_made_says_so(tmp_path: Path) -> None:
     os.mkfifo(pipe)
     batches = iter(RequestBatches(str(pipe), Work))
     with open(pipe, "w", buffering=1) as lines:
-        lines.write('[{"key": "a"}, {"key": "b"}]\n')
+        lines.write('[["a"], ["b"]]\n')
         first, second = next(batches)
-        lines.write(f'{{"{WITHDRAWN}": ["a"]}}\n[{{"key": "c"}}]\n')
+        lines.write(f'{{"{WITHDRAWN}": ["a"]}}\n[["c"]]\n')
         assert [work.item for work in next(batches)] == [Work("c")]
         assert (first.is_withdrawn, second.is_withdrawn) == (True, False)
     with pytest.raises(StopIteration):

@@ -109,7 +109,7 @@ def test_the_stage_tells_what_became_of_each(tmp_path: Path) -> None:
     whole = write_video(tmp_path / "whole.mp4", ticks=range(60), gop=10)
     (tmp_path / "half.mp4").write_bytes(whole.read_bytes()[:900])
     spans = [(good, "a", 0.0, 1.0), (good, "b", 1.0, 2.0), (tmp_path / "half.mp4", "c", 0.0, 1.0)]
-    cuts = [{"path": str(p), "name": n, "start": s, "end": e} for p, n, s, e in spans]
+    cuts = [[str(path), *more] for path, *more in spans]
     told = told_by(run_cut, {"folder": str(tmp_path), "cuts": cuts})
     notes = {k: v for e in told if e["event"] == "note" for k, v in e.items() if k != "event"}
     assert notes["a"] == {"file": "a.mp4", "start": 0.0}
@@ -119,7 +119,7 @@ def test_the_stage_tells_what_became_of_each(tmp_path: Path) -> None:
 
 
 def test_a_file_that_is_gone_is_no_fault_of_its_own(tmp_path: Path) -> None:
-    gone = {"path": str(tmp_path / "gone.mp4"), "name": "a", "start": 0.0, "end": 1.0}
+    gone = [str(tmp_path / "gone.mp4"), "a", 0.0, 1.0]
     with pytest.raises(EnvironmentFault, match="does not exist"):
         told_by(run_cut, {"folder": str(tmp_path), "cuts": [gone]})
 

@@ -24,9 +24,9 @@ from stages.models.footprint import LayerMemory, RowMemory
 from stages.models.gguf import FAMILIES as MAPPED
 from stages.models.gguf import PIECE_TOKENS, ROWS, GgufShape, check_packages
 from stages.models.gguf import header as library
-from stages.models.gguf.context import blocks_of, pieces_of
 from stages.models.gguf.header import read_header
 from stages.models.gguf.mapping import interleaved, mapping_of, parted
+from stages.models.gguf.masks import blocks_of, pieces_of
 from stages.models.halves.routes import load_config
 from tests.support.gguf_bytes import TENSORS, VALUES, Tensor, gguf_bytes, mutations, text
 from tests.support.pipeline import ROOT

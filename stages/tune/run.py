@@ -21,7 +21,7 @@ from stages.models.adapters.reading import ADAPTER_WEIGHTS
 from stages.models.loading import ModelJob, facts
 from stages.models.loading import warm as warm_model
 from stages.process.events import EventReporter
-from stages.process.fork_server import import_asking_cuda
+from stages.process.fork_imports import import_asking_cuda
 from stages.process.job import parse_job
 from stages.process.memory import anonymous_bytes
 from stages.tune.adapter import (

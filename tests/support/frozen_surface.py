@@ -38,7 +38,7 @@ SMALLEST = {
     "cache rebuild": "a.mp4",
 }
 """Command → what must be given of it."""
-MODULES = ("caption", "embed", "export", "index", "label", "many", "rebuild", "sweep", "tune")
+MODULES = ("caption", "commands", "many", "sweep")
 
 
 def surface() -> dict[str, Any]:
