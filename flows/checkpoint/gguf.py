@@ -1,7 +1,7 @@
-"""Finds the GGUF file that runs a checkpoint's language half. Imports no model library.
+"""Finds the GGUF file that runs a checkpoint's language half, also one that the user gives.
 
-Finds the GGUF file that a user gives beside a checkpoint, and has it compared with the
-checkpoint. Imports no model library.
+A file that a user gives beside a checkpoint is compared with that checkpoint. The module imports no
+model library.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -1,10 +1,10 @@
-"""Loads a checkpoint's profile from the store, or from a describing process. That process has
-memory and time limits, because the checkpoint's templates and tokenizer may use any amount.
+"""Loads a checkpoint's profile and converts pickled weights to safetensors, in limited processes.
 
-Runs a process that converts a model's pickled weights into safetensors. Reads none of them
-itself.
+The profile comes from the store, or from a describing process. That process has memory and time
+limits, because the checkpoint's templates and tokenizer may use any amount.
 
-The process has a memory limit that does not depend on the size of the model, because a pickle may
+Another process converts a model's pickled weights; this module reads none of them itself. The
+process has a memory limit that does not depend on the size of the model, because a pickle may
 request any amount.
 """
 

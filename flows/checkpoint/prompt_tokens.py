@@ -1,17 +1,13 @@
-"""Counts the tokens of a prompt with a checkpoint's tokenizer. Loads no model.
+"""Selects the frames of a chunk that a model gets, and counts the tokens of its prompts.
 
-Selects the frames of a chunk by the user's options, or else by the defaults of the checkpoint's
-processor. Does not apply the model's context limit.
+The user's options select the frames, or else the defaults of the checkpoint's processor. The
+model's context then limits them. The limit depends on the model, and on the frame size where that
+determines the tokens per frame. It never depends on a prompt or on `--max-new-tokens`: a fixed
+number of tokens is reserved for text, so that another prompt needs no other frames.
 
-Computes from a model's profile how many tokens and bytes its processor makes of frames of a
-given size. Opens no file.
-
-Selects the frames of a chunk that the model gets: the requested frames, limited by the model's
-context. Opens no file.
-
-The limit depends on the model, and on the frame size where that determines the tokens per frame. It
-never depends on a prompt or on `--max-new-tokens`: a fixed number of tokens is reserved for text,
-so that another prompt needs no other frames.
+The model's profile determines how many tokens and bytes the processor makes of frames of a given
+size. The checkpoint's tokenizer counts the tokens of a prompt. The module loads no model and opens
+no media file.
 """
 
 import math

@@ -1,12 +1,7 @@
-"""Declares the options of commands that have only a few.
+"""Declares the options of each command that has options of its own besides its configuration.
 
-Declares the options of the commands that compute vectors.
-
-Declares the options of `penstock index` and `penstock search`.
-
-Declares the options of `penstock cache`.
-
-Declares the options of `penstock plan` for fine-tuning.
+These are the commands that have only a few options, the commands that compute vectors, `penstock
+index`, `penstock search`, `penstock cache`, and `penstock plan` for fine-tuning.
 """
 
 import argparse

@@ -1,9 +1,8 @@
 """Declares the options of the commands over media, and builds their configurations.
 
-Derives a command's options from its configuration class, and the configuration from parsed
-arguments.
-
-Builds the configuration of the caption run that a folder records.
+A command's options are derived from its configuration class, and the configuration from the parsed
+arguments. The configuration of a caption run can also be built from the folder that records the
+run.
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """Shows the progress of a run on a terminal, as plain lines, or as JSON lines.
 
-Computes the rate of a stage and its remaining time.
+For each stage it computes the rate and the remaining time.
 """
 
 import io

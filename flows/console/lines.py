@@ -1,7 +1,6 @@
-"""Prints lines, wrapped to the width of a terminal and with one word in colour. Without a terminal,
-lines are not wrapped.
+"""Prints lines and tables that fit the terminal, with one word of a line in colour.
 
-Formats tables to fit the terminal.
+Lines are wrapped to the width of the terminal. Without a terminal, they are not wrapped.
 """
 
 import json

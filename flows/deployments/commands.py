@@ -1,19 +1,15 @@
-"""The Prefect flow of a run that computes vectors.
+"""The Prefect flows of single commands: vectors, marks, an index, labels, training and others.
 
-The Prefect flow of a run that marks media.
+Each of these has one flow:
 
-The Prefect flow of a run that fills an index, suited to a nightly schedule.
-
-The Prefect flow of a run that labels media.
-
-The Prefect flow that trains an adapter.
-
-The Prefect flow of an export to a quantized model.
-
-The Prefect flow of a round of learning.
-
-The Prefect flow of a rebuild of stored features. All decisions are those of the plain
-command.
+- a run that computes vectors
+- a run that marks media
+- a run that fills an index, suited to a nightly schedule
+- a run that labels media
+- the training of an adapter
+- an export to a quantized model
+- a round of learning
+- a rebuild of stored features, in which the plain command makes all decisions
 """
 
 from dataclasses import replace

@@ -1,9 +1,9 @@
-"""Closes on Prefect's server what a killed process left open: task runs that would stay Running for
-ever, and a page that would show the run as active.
+"""Closes what killed processes left open on Prefect's server, and limits the waits for that server.
 
-Limits how long a run waits for Prefect's server. It waits only for its final state, and for no
-progress bar, table or log line.
+A killed process leaves task runs that would stay Running for ever, and a page that would show the
+run as active. The module closes both.
 
+A run waits for the server to receive its final state, but no progress bar, table or log line.
 Prefect's own client retries every call for a minute, call after call. At the end of the process its
 threads try each remaining event for some seconds. Together this took up to ten minutes.
 """

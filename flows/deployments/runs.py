@@ -1,7 +1,7 @@
-"""Runs one pipeline inside a flow, from its configuration to the flow's final state. The sequence
-of stages is that of the plain command.
+"""Runs one pipeline inside a flow, from its configuration to the flow's final state.
 
-Starts each stage as a task of the current flow run, and reports its progress.
+The sequence of stages is that of the plain command. Each stage starts as a task of the current flow
+run, and its progress is reported there.
 """
 
 import contextlib

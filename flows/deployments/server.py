@@ -1,13 +1,11 @@
-"""Starts a Prefect server for one command if the user has none.
+"""Starts a Prefect server for one command if the user has none, and stores that server's login.
 
 Prefect would start one itself, but in our process group. Ctrl-C would then end the server before
 the flow has reported its final state, and the flow would retry for minutes.
 
-Stores the login that this machine's own Prefect server requires: one string in a file that only
-its user can read.
-
-Without a login, every page open in the user's browser could start runs: the browser sends a
-cross-site request to 127.0.0.1, and only hides the response from the other page.
+The login is required by this machine's own Prefect server. It is one string in a file that only its
+user can read. Without a login, every page open in the user's browser could start runs: the browser
+sends a cross-site request to 127.0.0.1, and only hides the response from the other page.
 """
 
 import atexit

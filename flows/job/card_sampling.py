@@ -1,7 +1,7 @@
-"""Completes `--sampling checkpoint` from the model card if generation_config.json lacks values.
+"""Takes sampling settings and the system turn from a checkpoint's model card.
 
-Takes frame sampling and the system turn from the model card if `--sampling-as-card` is
-given.
+`--sampling checkpoint` is completed from the card if generation_config.json lacks values.
+`--sampling-as-card` takes the frame sampling and the system turn from the card.
 """
 
 from collections.abc import Mapping

@@ -1,11 +1,13 @@
-"""Decides whether a run's inputs pass the vision half in a fixed number of rows or in batches
-(stages/models/encoding/ways.py), and names what is tried of them. A half that was found to compute
-one input twice with different results runs in batches.
+"""Decides how a run's inputs pass the vision half, and plans again if model files changed.
 
-Plans a command again if a model file changed between planning and loading.
+Inputs pass the vision half in a fixed number of rows or in batches
+(stages/models/encoding/ways.py). The module decides which, and names the cache namespace of the
+checks of a half. A half that was found to compute one input twice with different results runs in
+batches.
 
-Results of the old files stay in the store under their digests. The second attempt starts from the
-configuration, so nothing of the first one reaches its outputs.
+If a model file changed between planning and loading, the command is planned again. Results of the
+old files stay in the store under their digests. The second attempt starts from the configuration,
+so nothing of the first one reaches its outputs.
 """
 
 from collections.abc import Callable

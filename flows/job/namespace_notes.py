@@ -1,6 +1,7 @@
-"""Stores notes that list the model and the settings of each cache namespace.
+"""Describes a job's models: notes on cache namespaces, and the context's limit on frames.
 
-Describes how the model's context limits the frames of a chunk.
+The notes are stored, and list the model and the settings of each cache namespace. Another note
+describes how the model's context limits the frames of a chunk.
 """
 
 from collections.abc import Iterator, Sequence

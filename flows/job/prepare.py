@@ -1,9 +1,8 @@
-"""Builds the job of a command: sources, checkpoint, cache keys, and the work that is already
-done.
+"""Builds the job of a command: sources, checkpoint, cache keys, and the work that is already done.
 
-Chooses fp16 on a GPU, under `auto`, for the vision half of a dual encoder published in fp32.
+Under `auto`, a dual encoder published in fp32 may run its vision half in fp16 on a GPU:
 
-1. If the store knows the result of a trial for this half and kind of GPU, it decides.
+1. If the store has the result of a check for this half and kind of GPU, that result decides.
 2. If the store has vectors of this half in fp32, they stay valid: fp32.
 3. Otherwise the embed stage tries fp16 on the job's first images, stores the result, and the run is
    planned again.

@@ -1,8 +1,8 @@
-"""Gathers the decisions of a run's captions, from its journal, its store and journals of copies.
+"""Gathers the user's decisions on a run's captions, and carries them over to a new adapter's.
 
-Keeps the decisions of a run under the words of another adapter, in its journal and store.
-
-Finds what a round needs, and checks it before a round begins.
+Decisions come from the run's journal, its store and the journals of copies. When another adapter
+has written new captions, the decisions are kept under its words, in the run's journal and store.
+Before a round of learning begins, the module finds what the round needs and checks it.
 """
 
 import os

@@ -1,9 +1,7 @@
 """Runs one round of learning, from a run's decisions to captions of the adapter that they trained.
 
 Each step ends by writing `round.json`. A killed round continues after its last step, with the
-examples that it chose.
-
-Describes the next round of learning without running it.
+examples that it chose. The next round can also be described without running it.
 """
 
 import shutil

@@ -1,6 +1,6 @@
-"""Describes how a round of learning ended.
+"""Decides whether the adapter of a round of learning is better, and describes how the round ended.
 
-Holds examples out of training, and decides whether a new adapter is better on them.
+Some examples are held out of training. The new adapter is compared with the old one on them.
 """
 
 import math

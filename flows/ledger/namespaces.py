@@ -1,7 +1,7 @@
-"""Computes the cache namespaces of every variant: digests of everything that determines a stage's
-output.
+"""Computes the cache namespaces of every variant, and finds stored scores of texts in them.
 
-Finds in the store how sure a model is of given texts about chunks.
+A namespace is a digest of everything that determines a stage's output. The scores are how sure a
+model is of given texts about chunks.
 """
 
 from collections.abc import Iterator, Mapping, Sequence, Set

@@ -1,11 +1,11 @@
-"""Divides the work of a job into waves that fit the disk, and estimates prompt lengths for
-batching.
+"""Divides a job into waves that fit the disk, estimates prompt lengths, and fetches needed weights.
 
-Both are stored the first time they are computed. A resumed run may find other free space or missing
-features, and in 16 bit a chunk's output depends on the batch it is computed in.
+The prompt lengths serve batching. Waves and lengths are stored the first time they are computed. A
+resumed run may find other free space or missing features, and in 16 bit a chunk's output depends on
+the batch it is computed in.
 
-Finds in the store which weights a run needs, and fetches them before a stage needs them. Loads
-no weights.
+The store shows which weights a run needs. They are fetched before a stage needs them; this module
+loads none.
 """
 
 import math

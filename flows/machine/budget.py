@@ -1,11 +1,11 @@
-"""Determines the memory budget of a run: `--memory`, or the free memory.
+"""Determines the memory budget of a run, and tests whether the GPU can compute.
 
-Tests in a separate process whether a GPU can compute, before any work begins. The result is
-cached until the GPU, its driver, torch or the kernel changes.
+The budget is `--memory`, or the free memory.
 
-A driver may list a GPU that torch cannot use: the GPU is too old, or this build of torch has no
-kernels for it. Otherwise the first stage that computes would fail, after frames were decoded and
-weights were downloaded.
+The test runs in a separate process, before any work begins. Its result is cached until the GPU, its
+driver, torch or the kernel changes. A driver may list a GPU that torch cannot use: the GPU is too
+old, or this build of torch has no kernels for it. Without the test, the first stage that computes
+would fail, after frames were decoded and weights were downloaded.
 """
 
 import contextlib

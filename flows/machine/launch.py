@@ -1,10 +1,10 @@
-"""Starts stages as plain child processes. Callers depend only on `Launcher`, so that Prefect can
-replace it.
+"""Starts stages as child processes, and sends requests to servers on this machine past any proxy.
 
-Sends requests to servers on this machine to them directly, through no proxy.
+Callers depend only on `Launcher`, so that Prefect can replace the plain child processes.
 
-A module of its own, because Prefect must not be imported before `exempt_loopback` ran, and
-`penstock doctor` asks a server without Prefect.
+Requests to servers on this machine go to them directly, through no proxy. Prefect must not be
+imported before `exempt_loopback` ran, and `penstock doctor` asks a server without Prefect, so this
+module does not import Prefect.
 """
 
 import contextlib

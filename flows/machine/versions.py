@@ -1,6 +1,7 @@
-"""Records the time, host and package versions of a measurement or a run.
+"""Records the time, host, CPU features and package versions of a measurement or a run.
 
-Reads CPU features from the kernel, and identifies the machine. Imports no model library.
+The kernel supplies the CPU features. The module also identifies the machine. It imports no model
+library.
 """
 
 from datetime import UTC, datetime

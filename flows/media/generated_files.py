@@ -1,20 +1,18 @@
-"""Distinguishes generated text files from files that a user wrote or edited.
+"""Distinguishes generated text files from texts that users wrote, and joins captions to such texts.
 
 A generated file is recognized by its own digest, and by that of its medium or both paths. It is
 still recognized after a folder was moved or another `OUT` was given, and after another medium took
 the name of its own.
 
-Inserts a caption before or after a user's text in a text file, and finds it again later.
+A caption is inserted before or after a user's text in a text file, and found again later. For each
+such text the store holds digests of the caption (with its separator) and of the user's part. A
+caption that is found again is replaced, whatever the user's part has become. Once a user edits the
+caption, the whole text is the user's.
 
-For each such text the store holds digests of the caption (with its separator) and of the user's
-part. A caption that is found again is replaced, whatever the user's part has become. Once a user
-edits the caption, the whole text is the user's.
-
-Finds texts that users wrote for media: non-blank `.txt` files that no run wrote. Writes nothing
-and runs no model.
-
-A text belongs to the medium with the same stem. It has one line per chunk, as the texts of a run
-have. If the number of lines differs, the whole text applies to every chunk.
+Texts that users wrote for media are non-blank `.txt` files that no run wrote. A text belongs to the
+medium with the same stem. It has one line per chunk, as the texts of a run have. If the number of
+lines differs, the whole text applies to every chunk. The search for these texts writes nothing and
+runs no model.
 """
 
 import codecs

@@ -1,9 +1,7 @@
-"""Finds the media files of a command: files, folders, globs, lists and addresses. Opens no media
-file.
+"""Finds the media files of a command: files, folders, globs, lists and addresses.
 
-Parses list files: paths of media and their prompts. Searches no folder.
-
-Lists the files of a folder of media, and what of it is not read. Opens no file.
+A list file holds paths of media and their prompts; parsing one searches no folder. For a folder,
+the module lists its media files and the files in it that are not read. It opens no media file.
 """
 
 import contextlib

@@ -1,9 +1,8 @@
-"""Configurations of the commands that run over media. Each inherits the option groups that it uses.
+"""Configurations of the commands that run over media, and of `penstock cache rebuild`.
 
-The groups of a class are listed in reverse: the last one comes first in `--help`. A field that one
-command requires has no default in its group; the other commands give it a default.
-
-Options of `penstock cache rebuild`.
+Each configuration inherits the option groups that it uses. The groups of a class are listed in
+reverse: the last one comes first in `--help`. A field that one command requires has no default in
+its group; the other commands give it a default.
 """
 
 from dataclasses import dataclass

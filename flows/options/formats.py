@@ -1,6 +1,6 @@
-"""Names of the output formats, and of the rules for files that users wrote or edited.
+"""Names of output formats, of rules for files that users wrote or edited, and of `--help` headings.
 
-Headings of `--help`, which option declarations refer to.
+Option declarations refer to the headings.
 """
 
 from collections.abc import Sequence

@@ -1,7 +1,4 @@
-"""Options for the checkpoint, its precision, and resource limits.
-
-Options for models that a server runs.
-"""
+"""Options for the checkpoint, its precision, resource limits, and models that a server runs."""
 
 import contextlib
 import os

@@ -1,7 +1,4 @@
-"""Options of `penstock tune`.
-
-Options of `penstock learn`.
-"""
+"""Options of the commands that train: `penstock tune` and `penstock learn`."""
 
 import math
 from collections.abc import Mapping

@@ -1,8 +1,6 @@
-"""Options of the commands that compute vectors: `embed`, `index build` and `label`.
+"""Options of the commands that compute or use vectors: `embed`, `index build`, `label` and others.
 
-Options of `penstock search`.
-
-Options of `penstock sift`, and of `caption --sift`.
+The others are `search`, `sift`, and `caption --sift`.
 """
 
 from collections.abc import Sequence

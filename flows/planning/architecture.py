@@ -1,11 +1,10 @@
-"""Reads a checkpoint's dimensions from `config.json` and the headers of its weight files.
+"""Describes the transformers of a checkpoint, and computes the memory that a layer uses as it runs.
 
-Finds stacks of identical layers among a checkpoint's tensors, by names and shapes. Their
-matrices identify attention and MLP.
-
-Describes one transformer of a checkpoint from tensor shapes and `config.json`.
-
-Computes the memory that a transformer layer uses while it runs, from its dimensions.
+1. The dimensions are read from `config.json` and the headers of the weight files.
+2. Stacks of identical layers are found among the checkpoint's tensors, by names and shapes. Their
+   matrices identify attention and MLP.
+3. A transformer is described from these tensor shapes and `config.json`.
+4. The memory that one of its layers uses while it runs is computed from its dimensions.
 
 The numbers follow the transformers classes without gradients. Four tensors of an encoder's width
 are live besides a layer's own results: the encoder's input, the residual stream before and after

@@ -1,6 +1,6 @@
-"""Selects the rung that each stage of a job starts on. Starts no process.
+"""Selects the rung that each stage of a job starts on, and counts the tokens left for an answer.
 
-How it works:
+How it selects a rung:
 
 1. For each stage, rungs are tried in order, cheapest first. The peak memory of the largest chunks
    is estimated on each rung.
@@ -11,7 +11,8 @@ How it works:
    estimate of the smallest chunk (`DOUBT`) still exceeds the budget.
 5. A rung on which an earlier run found the stage to fit is used without an estimate.
 
-Counts the context tokens left for an answer after images and text. Loads no model.
+The tokens of an answer are those that images and text leave of the context. The module starts no
+process and loads no model.
 """
 
 from collections.abc import Mapping, Sequence

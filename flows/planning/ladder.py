@@ -1,9 +1,9 @@
-"""Tracks the fallback rung of each stage, and steps down when memory runs out.
+"""Lists the fallback rungs of each stage, and steps down when memory runs out.
 
 How it works:
 
-1. Each stage has a list of rungs and a position in it. The first rung is the cheapest way to run
-   the stage; later ones need less memory.
+1. Each stage has a list of rungs and a position in it. The first rung is the cheapest mode of the
+   stage; later ones need less memory.
 2. A stage starts on the rung that an earlier run of the same setup fell back to. Such results
    expire after 30 days, and apply only if the memory budget is at most 5 % larger. Otherwise the
    stage starts on the planned rung.
@@ -19,8 +19,6 @@ How it works:
 7. A single item that does not fit with others is tried alone, with batch 1, on the current rung and
    on each lower one.
 8. Every move is reported as a log line and as an entry under `rungs` in `run.json`.
-
-The fallback rungs of a stage: the ways to run it, cheapest first.
 """
 
 import contextlib

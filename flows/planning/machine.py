@@ -1,7 +1,7 @@
-"""Stores the measurements of `penstock doctor --measure` for later plans. Imports no model
-library.
+"""Stores the measurements of `penstock doctor --measure`, and estimates from them a stage's time.
 
-Estimates the time of a stage's work on a machine with measurements.
+Later plans use the measurements of the machine that they run on. The module imports no model
+library.
 """
 
 import contextlib

@@ -1,7 +1,8 @@
-"""Plans memory, disk and time of a run. Starts only the process that reads a model's profile.
+"""Plans memory, disk and time of a run, and selects the rung on which each stage starts.
 
-Builds the ladder of a job, and selects the rung on which each stage starts: a stored one, or the
-planned one. Also supplies the advice for the end of the ladder. Starts no stage.
+It builds the ladder of the job. A stage starts on a stored rung, or on the planned one. The module
+also supplies the advice for the end of the ladder. It starts no stage, and no process but the one
+that reads a model's profile.
 """
 
 from collections.abc import Callable, Mapping, Sequence

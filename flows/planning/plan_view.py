@@ -1,6 +1,6 @@
-"""Formats a plan as text: the verdict first, then memory by stage.
+"""Formats a plan as text, and computes which memory budgets and precisions fit a model.
 
-Computes the table of memory budgets and precisions that fit a model.
+The text has the result first, then memory by stage. The budgets and precisions form a table.
 """
 
 import json

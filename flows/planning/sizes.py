@@ -1,6 +1,7 @@
-"""Estimates the disk space of a job's media from file headers, before any frame is decoded.
+"""Estimates the disk space of a job's media, and measures a model's graphs against torch.
 
-Measures a model's graphs against torch in a separate process, for `--vision-backend auto`.
+The estimates come from file headers, before any frame is decoded. The measurement runs in a
+separate process, for `--vision-backend auto`.
 """
 
 import math

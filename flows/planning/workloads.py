@@ -1,6 +1,6 @@
-"""Describes the largest chunks of a job, in pixels and tokens. Opens no file.
+"""Describes the largest chunks of a job, in pixels and tokens, and each stage's remaining work.
 
-Counts the remaining work of each stage of a job. Opens no file.
+The module opens no file.
 """
 
 import math

@@ -1,7 +1,7 @@
-"""Builds the captions of a run's files from stored records and user corrections. Runs no model and
-writes nothing.
+"""Builds the captions of a run's files and the rows of caption tables.
 
-Builds rows of caption tables: one row per chunk for any number of prompts. Runs no model.
+Captions come from stored records and user corrections. A table has one row per chunk for any number
+of prompts. The module runs no model and writes nothing.
 """
 
 import json

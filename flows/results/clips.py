@@ -1,12 +1,12 @@
-"""Writes one clip per chunk of longer videos to `OUT/clips`, for trainers that read files. Keeps
-clips that are still correct, and clips that a user edited.
+"""Writes one clip per chunk of longer videos to `OUT/clips`, for trainers that read files.
+
+1. The samples of captioned media are listed, with their sources.
+2. Chunks are cut out of videos in separate processes.
+3. Clips that are still correct are kept, and so are clips that a user edited.
 
 `index.json` records the file stamp that each clip had when it was cut. It is written before clips
-get their final names, so a clip that the index does not list was not made by a run.
-
-Lists the samples of captioned media, with their sources. Runs no model and cuts no video.
-
-Cuts chunks out of videos in separate processes. Runs no model.
+get their final names, so a clip that the index does not list was not made by a run. The module runs
+no model.
 """
 
 import contextlib

@@ -1,9 +1,8 @@
-"""Writes WebDataset shards: selects the samples and their media. Runs no model.
+"""Writes WebDataset shards and the data sets of trainers: selects the samples and their media.
 
-Writes the data sets of trainers: selects the samples, and locates their media. Runs no model.
-
-A file with a single chunk is used whole; longer videos are used as clips. If a trainer needs
-media in its own folder, or would confuse two files, the media are linked there.
+In the data sets of trainers, a file with a single chunk is used whole; longer videos are used as
+clips. If a trainer needs media in its own folder, or would confuse two files, the media are linked
+there. The module runs no model.
 """
 
 import contextlib

@@ -1,7 +1,7 @@
-"""Collects for programs the state of the run, export or training in a folder. Reads files alone.
+"""Collects for programs the state of the run, export or training in a folder, from its record.
 
-Computes the status of a run from its record: finished items, rate and remaining time. Starts
-nothing.
+The status of a run lists its finished items, rate and remaining time. The module reads files alone
+and starts nothing.
 """
 
 import time

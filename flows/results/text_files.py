@@ -1,19 +1,18 @@
-"""Writes one text file per medium, in `OUT` or next to the media. Updates generated files to the
-current captions, and keeps files that a user wrote or edited. Runs no model.
+"""Names and writes one text file per medium, in `OUT` or next to the media.
 
-Names the text of each medium, so that a text that a user wrote stays with its medium.
+Generated files are updated to the current captions. Files that a user wrote or edited are kept.
 
-Names depend on the other media: `a`; `a.mp4` and `a.mkv`; `a.mp4-2`. A hidden file of the folder of
-outputs remembers the name of each text, by the medium's path and by its content. A medium keeps its
-name when others are added, removed or come in another order. Names that the disk does not
-distinguish count as one.
+A text's name depends on the other media: `a`; `a.mp4` and `a.mkv`; `a.mp4-2`. A hidden file of the
+folder of outputs remembers the name of each text, by the medium's path and by its content, so that
+a text that a user wrote stays with its medium. A medium keeps its name when others are added,
+removed or come in another order. Names that the disk does not distinguish count as one.
 
-Next to media the name also tells trainers which medium a text is about. So a medium takes the plain
+Next to media the name also shows trainers which medium a text is about. So a medium takes the plain
 name back once no other medium of its folder needs that, unless a user wrote or edited the text that
 it has.
 
-Replaces captions in data set samples with user-written texts, and counts such texts per output.
-Runs no model and writes nothing.
+In data set samples, texts that users wrote replace captions, and are counted per output. This step
+writes nothing. The module runs no model.
 """
 
 import contextlib

@@ -1,11 +1,10 @@
 """Runs an export, from its configuration to an evaluated checkpoint.
 
-The original model first captions the samples as in any run, so that stored captions are reused. The
-new checkpoint is then written next to its final path. It is compared with the original on the same
-samples, and moved to its path if it passes.
-
-Starts a process that merges an adapter into the model of a job. The export then uses the merged
-model.
+1. If an adapter is given, a process merges it into the model of the job. The export then uses the
+   merged model.
+2. The original model captions the samples as in any run, so that stored captions are reused.
+3. The new checkpoint is written next to its final path.
+4. It is compared with the original on the same samples, and moved to its path if it passes.
 """
 
 import shutil

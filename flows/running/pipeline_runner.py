@@ -1,6 +1,7 @@
 """Runs the stages of a pipeline one after another, wave by wave, with or without Prefect.
 
-Scores texts about chunks: how sure the model is of them. No caption is generated.
+A pipeline may also score texts about chunks: how sure the model is of them. It then generates no
+caption.
 """
 
 import contextlib

@@ -1,6 +1,6 @@
 """Runs one job from its configuration to its exit code, with any launcher.
 
-Stops a run on a signal and keeps all finished work.
+A signal stops the run, and all finished work is kept.
 """
 
 import contextlib

@@ -1,6 +1,6 @@
 """Runs a sift job: marks media, groups copies, and lists what is kept.
 
-Computes what a sift run takes from vectors: scores of heads, and one vector per medium.
+Vectors supply two of its inputs: scores of heads, and one vector per medium.
 """
 
 import contextlib

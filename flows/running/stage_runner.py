@@ -10,16 +10,14 @@ How it works:
 3. A later stage repeats this: compute what the wave lacks, choose the batches for the rung in
    force, and start one process for them. The loop ends when nothing is missing, or when a process
    made nothing. `StageLoop` steps down in between.
-4. Items that the process reported as too large are given to `SingleItemFallback`, which tries each
-   alone on every lower rung.
+4. Items that did not fit in a batch, which the process reported as too large, are given to
+   `SingleItemFallback`. It tries each alone, on every lower rung, before the item fails.
 5. Records that a stage has consumed, such as frames, are deleted. They stay if the user keeps them
    or another running job holds a lease on their media; the last of such jobs deletes them.
-6. While later stages work on a wave, `begin_frames` decodes the next one in a second process.
-   If chunks may be encoded in any batches, `Overlap` encodes those of a wave as they are cut.
+6. While later stages work on a wave, `begin_frames` decodes the next one in a second process. If
+   chunks may be encoded in any batches, `Overlap` encodes those of a wave as they are cut.
 7. A stage without media (texts, summaries, exports) runs in one process for all its items, in the
    same loop.
-
-Retries items that did not fit in a batch, alone and on every lower rung, before they fail.
 """
 
 from collections.abc import Callable, Sequence

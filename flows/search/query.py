@@ -1,16 +1,14 @@
-"""Searches an index: embeds the query, and returns the matching rows.
+"""Searches an index: embeds the query, and returns the matching rows, also as an HTML page.
 
 An image goes through the stages of `penstock embed`, with the vision half alone; a text goes
-through the text half alone.
+through the text half alone. Reference texts show how text vectors are distributed.
 
-Gets the vectors of query texts, and defines reference texts that show how text vectors are
-distributed. Loads no model itself.
+The module describes the model and settings of an index's vectors, and configures runs that compute
+more of them. Configuring a run starts nothing.
 
-Describes the model and settings of an index's vectors, and configures runs that compute more of
-them. Runs nothing.
+The page is one HTML file of search hits with thumbnails. It runs no script.
 
-Builds one HTML file of search hits with thumbnails. Loads no model, and the page runs no
-script.
+The module itself loads no model.
 """
 
 import os

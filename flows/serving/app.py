@@ -1,6 +1,6 @@
 """The ASGI application of a server: its routes, and the responses for unknown ones.
 
-Handles every route except those for captions.
+The module handles every route except those for captions.
 """
 
 import asyncio

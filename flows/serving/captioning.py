@@ -1,10 +1,10 @@
-"""Captions an uploaded image or video: frames, then features from the vision half, then captions
-from the language half. Each result that is already in the store is reused.
+"""Captions an uploaded image or video, and reuses each result that is already in the store.
 
-A new prompt for a stored medium needs the language half only.
+1. The upload is decoded to frames.
+2. The vision half computes their features.
+3. The language half writes the captions. A new prompt for a stored medium needs this half only.
 
-The caption parameters of one request besides the prompt, and the joined text of several
-chunks.
+A request has caption parameters besides the prompt. The texts of several chunks are joined.
 """
 
 import asyncio

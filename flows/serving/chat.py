@@ -3,8 +3,8 @@
 A request contains one prompt about one image or clip, which is sent inline. The server fetches no
 URLs and continues no earlier conversation.
 
-The parameters of a chat request. Some take effect. Some are accepted only with the value that
-changes nothing, which is their own default in OpenAI's API or in vLLM's. All others are refused.
+Some parameters of a request take effect. Some are accepted only with the value that changes
+nothing, which is their own default in OpenAI's API or in vLLM's. All others are refused.
 """
 
 import asyncio

@@ -1,7 +1,7 @@
-"""Options of `penstock serve`.
+"""Options of `penstock serve`, and the check that separates other sites' requests from our own.
 
-Tells requests of other sites' pages from those of our own. A web page from a domain that is
-bound to 127.0.0.1 sends its own domain as Host (DNS rebinding).
+A web page from a domain that is bound to 127.0.0.1 sends its own domain as Host (DNS rebinding).
+The check distinguishes requests of such pages from those of our own pages.
 """
 
 import re

@@ -4,7 +4,7 @@ Uploads are untrusted, so each decoding process has memory and time limits. A pr
 restarted. Its file is tried once more and then refused. A process receives its next files while it
 decodes one, so that it does not wait for the server in between.
 
-Decodes uploads for one job, and deletes their frames after a half has read them.
+`FrameSource` decodes the uploads for one job, and deletes their frames after a half has read them.
 """
 
 import asyncio

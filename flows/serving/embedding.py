@@ -1,13 +1,12 @@
-"""Embeds an uploaded medium with decoders and a vision half, or reads its vectors from the store.
+"""Gets the vectors of uploaded media and of texts, and the labels of images and frames.
 
-Requests for the same content share the work. If one client disconnects, the others still get the
-result. If all disconnect, work that has not begun is dropped.
+The vectors of a medium come from decoders and a vision half, or from the store. Requests for the
+same content share the work. If one client disconnects, the others still get the result. If all
+disconnect, work that has not begun is dropped.
 
-Returns parts of HTTP responses: vectors, and warnings.
-
-Gets the vectors of texts: from memory, from the store, or from the text half. Runs no model.
-
-Computes the labels of images and frames for requests. Runs no model.
+The vectors of a text come from memory, from the store, or from the text half. Labels are computed
+from vectors. The module returns vectors and warnings as parts of HTTP responses. It runs no model
+itself.
 """
 
 import asyncio

@@ -14,8 +14,8 @@ How it works:
    twice is refused.
 8. After three failed starts in a row, requests are refused for 10 s before the next start.
 
-The settings with which a server runs one half, and the results that it reads. Starts no
-process.
+The module also defines the settings with which a server runs one half, and the results that the
+server reads.
 """
 
 import asyncio

@@ -1,7 +1,7 @@
-"""Listens on an address, and serves an application there.
+"""Listens on an address, and serves an application there with limits on request heads.
 
-Limits the size and time of request heads in the servers of `penstock serve` and of the studio,
-before any token is checked.
+The servers of `penstock serve` and of the studio limit the size and time of request heads, before
+any token is checked.
 """
 
 import asyncio

@@ -1,14 +1,12 @@
-"""Reads cached results from the store, and stores new ones. Runs no model.
+"""Reads cached results from the store, stores new ones, and holds a server's temporary folder.
 
 New results stay in memory first and are stored in groups in the background; one pack file per
 request would be one file per request. Results that are lost when a server is killed are computed
-again.
+again. The module runs no model.
 
-The temporary folder of a server: uploads, frames, and outputs of halves, kept until their
-request is answered. It lies in memory where there is room.
-
-A killed server leaves its folder behind. A starting server removes the folders of processes that no
-longer exist.
+The temporary folder has uploads, frames, and outputs of halves, kept until their request is
+answered. It lies in memory where there is room. A killed server leaves its folder behind. A
+starting server removes the folders of processes that no longer exist.
 """
 
 import asyncio

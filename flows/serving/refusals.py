@@ -1,10 +1,8 @@
-"""The HTTP error responses, each with its status.
+"""Writes the JSON answers of all servers, their error responses, and names without paths.
 
-Display names of models, indexes and files, which hide their paths from clients.
-
-Gives servers access to the media files that they display.
-
-Writes every JSON answer of the servers of `penstock serve`, the studio and the review.
+The servers are those of `penstock serve`, the studio and the review. Each HTTP error response has
+its status. Display names of models, indexes and files hide their paths from clients. Servers also
+get access here to the media files that they display.
 """
 
 import asyncio

@@ -1,12 +1,11 @@
-"""Writes uploaded bodies to files, within limits. Opens none of them.
+"""Writes uploaded bodies to files, within limits, and computes identical requests only once.
 
 A body is written to its file as it arrives, and its digest is computed on the way. Little of it is
 in memory, and a cached result is found as soon as the last part has arrived. Threads do the
-writing, because a disk may block.
+writing, because a disk may block. The module opens none of the uploaded files.
 
-Coalesces identical concurrent requests into one computation.
-
-If one client disconnects, the others still get the result. If all do, the computation is cancelled.
+Identical concurrent requests are coalesced into one computation. If one client disconnects, the
+others still get the result. If all do, the computation is cancelled.
 """
 
 import asyncio

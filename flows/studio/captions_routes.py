@@ -1,7 +1,8 @@
-"""Routes for the captions of one run: to read, edit, ask again and write them.
+"""Routes for the captions of one run, and checks of the data sets that the run wrote.
 
-Checks what trainers will see of the data sets that a run wrote: how many samples, which of them
-have no text, and which have no file.
+The routes read, edit and write captions, and queue a run that captions chunks again. The checks
+show what trainers will see of a data set: how many samples, which of them have no text, and which
+have no file.
 """
 
 import asyncio

@@ -1,18 +1,16 @@
-"""Runs commands one after another, as the processes that the command line starts. A run goes on
-when this server is killed, and is found again.
+"""Runs commands one after another, as the processes that the command line starts.
 
-How it works:
+A run goes on when this server is killed, and is found again. How it works:
 
 1. The queue is a file, replaced whole, so a killed server continues it. It lies in the user's state
    folder, by the real path of the output folder: whoever fills an output folder adds no command.
+   Each command in it is a record in which every field has a shape.
 2. Before a run starts, the server takes the lock of its queue, which lies in the output folder, and
    hands it to the run's process. The kernel keeps it until that process ends. A later server finds
    the lock held and waits.
 3. How a run ended is read from its `run.json`; a run that wrote none has its last line in its log.
 
-One command in the list of runs of a studio, and its file, in which every field has a shape.
-
-Makes plans by the command that makes them, in a process that ends with the request.
+A plan is made by the command that makes plans, in a process that ends with the request.
 """
 
 import asyncio

@@ -1,7 +1,6 @@
 """What one studio works on: folders, queue, thumbnails, captions and token.
 
-Keeps thumbnails of media as records of the store, which `cache ls` lists and `cache gc`
-deletes first.
+Thumbnails of media are records of the store, which `cache ls` lists and `cache gc` deletes first.
 """
 
 import contextlib

@@ -1,6 +1,6 @@
 """Routes for choosing, planning and running.
 
-What the page offers to choose from: models on this machine, adapters and prompts.
+The page offers a choice of models on this machine, adapters and prompts.
 """
 
 import asyncio

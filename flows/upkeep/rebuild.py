@@ -1,7 +1,7 @@
-"""Runs a rebuild from its configuration to its exit code. Encodes missing features, and removes
-unused ones on request.
+"""Runs a rebuild of stored features from its configuration to its exit code.
 
-Stores the files and settings of a job's last rebuild, and compares them with current ones.
+It encodes missing features, and removes unused ones on request. The files and settings of a job's
+last rebuild are stored, and compared with the current ones.
 """
 
 import os

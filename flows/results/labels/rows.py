@@ -1,15 +1,16 @@
-"""Builds the JSON lines of labels from the store. Runs no model.
+"""Decides from cosines which labels an image gets, and builds the JSON lines of labels.
 
-Decides from cosines which labels an image gets. Runs no model.
+The cosines come from the store; the module runs no model.
 
 The score is the quantity that the model was trained on. For a model with a bias it is the sigmoid
 of the logit, compared with 0.5. For other models it is the cosine, for which no fixed threshold
 works. If no threshold is given, the largest gap in the image's own ranking is the threshold. On 400
 images of one to three things it reached 94 % of the best threshold chosen with known answers.
-Thresholds learned from unlabelled images failed. Softmax shares are compared only within a group
-that gives each image exactly one label: shares cannot express "both" or "none". A label with
-a parent is assigned only if the parent is assigned, too, and a parent scores as high as its best
-child.
+Thresholds learned from unlabelled images failed.
+
+Softmax shares are compared only within a group that gives each image exactly one label: shares
+cannot express "both" or "none". A label with a parent is assigned only if the parent is assigned,
+too, and a parent scores as high as its best child.
 """
 
 import math

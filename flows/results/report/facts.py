@@ -1,9 +1,8 @@
 """Gathers the contents of a run's report as plain values, and writes the report.
 
-Gathers the report's data on stages: a timeline of each process with its memory and rung, and
-tables of progress and of planned versus measured memory. Draws nothing.
-
-Gathers the contents of the report of a sift run: values of marks, groups and thumbnails.
+For the stages these are a timeline of each process with its memory and rung, and tables of progress
+and of planned versus measured memory. For a sift run they are values of marks, groups and
+thumbnails. The module draws nothing.
 """
 
 import json

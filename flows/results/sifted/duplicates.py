@@ -1,27 +1,22 @@
-"""Groups pictures and videos that are copies of each other, by how they look.
+"""Groups pictures and videos that are copies of each other, and scores vectors with users' heads.
 
-How it works:
+How it groups copies, by how they look:
 
 1. A thumbnail has a perceptual hash of 64 bits: the signs of its lowest frequencies (pHash).
-2. Pairs with similar hashes are candidates. A crop moves every frequency, so the hash
-   of each thumbnail is also compared with those of the central parts of the others.
-3. A candidate is confirmed by its pixels: of one framing, no block differs. Otherwise one must be
-   a part of the other. A quarter at the lower or upper edge is left out if it differs, since
+2. Pairs with similar hashes are candidates: few of their bits differ. A crop moves every frequency,
+   so the hash of each thumbnail is also compared with those of the central parts of the others.
+3. A candidate is confirmed by its pixels: of one framing, no block differs. Otherwise one must be a
+   part of the other. A quarter at the lower or upper edge is left out if it differs, since
    subtitles stand there. Colours must agree, too.
-4. Two plain pictures, such as slides, differ by their words: their detail is compared as a whole.
+4. Two plain pictures, such as slides, differ by their words alone: their detail is compared as a
+   whole. In windows of about a word, the points of copies differ by a part of their contrast; those
+   of two words differ by all of it, whatever their size and place have in common.
 5. A video is compared at fixed fractions of its length.
 6. Confirmed pairs are joined to groups.
 
 Of 25 % of frames that are 2 s apart the hashes are equal, and the pixels differ.
 
-Finds pairs of similar 64-bit hashes, by the number of bits that differ.
-
-Compares the detail of two plain pictures, such as slides, which differ by their words alone.
-
-In windows of about a word, the points of copies differ by a part of their contrast; those of two
-words differ by all of it, whatever their size and place have in common.
-
-Scores vectors with heads that users have, such as the aesthetic predictors of LAION.
+The heads that score vectors are files that users have, such as the aesthetic predictors of LAION.
 """
 
 import itertools

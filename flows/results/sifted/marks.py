@@ -1,8 +1,7 @@
-"""The marks of a medium and of a chunk: their names, ranges and values.
+"""Defines the marks of media and chunks, builds their tables, and decides which files are kept.
 
-Builds the table of marks of all files of a run, and says which files are kept.
-
-Writes the tables of marks, the list of what is kept, and the list of what is left out.
+A mark has a name, a range and a value. The table has the marks of all files of a run. The module
+writes the tables of marks, the list of what is kept, and the list of what is left out.
 """
 
 import json
