@@ -1,8 +1,9 @@
-"""Reads and changes what PyAV does not show of a video file: an MP4's edit list, and Dolby Vision.
+"""Shortens the edit list of an MP4 file, and recognizes Dolby Vision that other decoders cannot
+show.
 
-The module walks the boxes of an MP4 file and shortens its edit list, because readers hide the
-frames behind it. A clip that is copied from a video with reordered frames holds packets that are
-shown after its end, because frames before the end are decoded from them. Source: ISO/IEC 14496-12,
+The module walks the boxes of an MP4 file. It shortens the edit list so that readers hide the frames
+behind it. A clip that is copied from a video with reordered frames holds packets that are shown
+after its end, because frames before the end are decoded from them. Source: ISO/IEC 14496-12,
 sections 8.2.2 (mvhd), 8.3.2 (tkhd) and 8.6.6 (elst).
 
 It also reads whether a video is Dolby Vision without a base layer that other decoders can show.

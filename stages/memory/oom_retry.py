@@ -23,7 +23,7 @@ what a process has mapped. By default glibc keeps freed blocks for reuse, and ke
 after larger ones. After a half was loaded tensor by tensor and quantized, the process held four
 times the memory of the half.
 
-The job description of measuring a machine is here as well. The module imports no library for it.
+The job description of measuring a machine is here as well. The module imports no library.
 """
 
 import contextlib

@@ -18,9 +18,9 @@ such a function, in a form that a graph can hold:
 3. It scatters the result back into the row.
 
 The number of segments is the length of the tensor of their ends. The longest segment's length is
-passed as the length of an empty tensor instead of a number. So no shape in the graph depends on
-data, and segments of unequal length are computed correctly. transformers' own exporter assumes
-equal lengths and is silently wrong otherwise.
+passed as the length of an empty tensor, not as a number. So no shape in the graph depends on data,
+and segments of unequal length are computed correctly. transformers' own exporter assumes equal
+lengths and is silently wrong otherwise.
 """
 
 import contextlib

@@ -1,6 +1,6 @@
 """The manifest of a checkpoint's graphs, and the opening of graphs with an ONNX Runtime provider.
 
-The manifest lists the graphs' encoders, their calls and their source. This part imports no model
+The manifest lists the graphs' encoders, their calls and their source. The module imports no model
 library.
 
 The module lists ONNX Runtime's providers and their settings, and opens graphs with the requested
