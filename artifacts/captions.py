@@ -1,8 +1,7 @@
-"""Values and JSON lines of captions and of failures.
+"""The captions and failures of a run: their values, their JSON lines, and caption files.
 
-Finds the answer in what a model generated: the text behind its reasoning.
-
-Writes captions as one file per medium: plain text, WebVTT and SubRip.
+The module finds the answer in what a model generated, which is the text behind its reasoning. It
+writes the captions of each medium as one file of plain text, WebVTT or SubRip.
 """
 
 import json

@@ -1,21 +1,20 @@
-"""An append-only journal of the captions that a user corrected, accepted or rejected.
+"""The captions that a user corrected, accepted or rejected: a run folder's journal, and the copy of
+its entries in the store.
 
-Each line of `edits.jsonl` is one user action with every caption that it changed. `undo` reverts the
-last action that is still in force, and `redo` applies it again. An edit belongs to a chunk and to
-the model's original caption. If another prompt or model produces a different caption, the edit does
-not apply until the original caption comes back. The model's caption is never overwritten.
+Each line of the journal `edits.jsonl` is one user action with every caption that it changed. The
+file is append-only. `undo` reverts the last action that is still in force, and `redo` applies it
+again. An edit belongs to a chunk and to the model's original caption. If another prompt or model
+produces a different caption, the edit does not apply until the original caption comes back. The
+model's caption is never overwritten.
 
-Each line is signed by the user who made the edit. Whoever only shows a journal reads all lines.
-Only lines that are proved to be this user's enter a store, an output or a training.
+The user who makes an edit signs its line. A program that only shows a journal reads all lines. Only
+lines that are proved to be this user's enter a store, an output or a training.
 
-User corrections of captions, kept in the store so that other run folders, formats and trainers
-find them.
-
-Each line of `corrections.jsonl` is one entry of a run folder's edit journal, or the undo of an
-entry. The file is append-only and holds each entry once. A later entry overrides an earlier one by
-its own timestamp, whatever the order in which the lines were added. Torn or damaged lines are
-skipped: the journal of the run folder still has them and is imported again when that folder is next
-opened.
+The store keeps the edits in `corrections.jsonl`, so that other run folders, formats and trainers
+find them. Each line is one entry of a run folder's journal, or the undo of an entry. The file is
+append-only and holds each entry once. A later entry overrides an earlier one by its own timestamp,
+whatever the order in which the lines were added. A reader skips torn or damaged lines: the journal
+of the run folder still has them, and they are imported again when that folder is next opened.
 """
 
 import logging

@@ -1,8 +1,7 @@
-"""Atomic file writes: a reader sees the old file or the new one, never a partial one.
+"""Writes files atomically: a reader sees the old file or the new one, never a partial one.
 
-Refuses to write into folders that other programs or people write into.
-
-Gives a file a second name in another folder, so that no large file is stored twice.
+The module refuses to write into folders that other programs or people write into. It can give a
+file a second name in another folder, so that no large file is stored twice.
 """
 
 import contextlib

@@ -1,9 +1,8 @@
-"""Digests of values, of items and of file contents, and a cache of the latter.
+"""Computes digests of values, of items and of file contents, and caches those of file contents.
 
-An append-only JSON-lines cache that several processes write to.
-
-Each line ends with a checksum. The file is only a cache: a lost or damaged line counts as never
-written. Lines are short enough to be appended in one write.
+The cache is an append-only JSON-lines file that several processes write to. Each line ends with a
+checksum. A lost or damaged line counts as never written, because the file is only a cache. Lines
+are short enough to be appended in one write.
 """
 
 import contextlib

@@ -1,9 +1,8 @@
-"""Output file names that are unique and safe on any file system.
+"""Makes output file names that are unique and safe on any file system.
 
-Probes a disk for which file names it takes and which it treats as one.
-
-Disks differ: NTFS, exFAT and network shares ignore case, macOS also how a letter is composed, and
-many refuse `:` or `?`. What an ordinary Linux disk does changes no name.
+The module probes a disk for the file names that it accepts and for those that it treats as one.
+Disks differ: NTFS, exFAT and network shares ignore case, macOS also ignores how a letter is
+composed, and many refuse `:` or `?`. What an ordinary Linux disk does changes no name.
 """
 
 import contextlib

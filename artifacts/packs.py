@@ -1,34 +1,28 @@
 """Stores the records of one kind and namespace in immutable pack files.
 
+A pack is one object of a store. It consists of magic bytes, header length, header checksum, a JSON
+header, and the payloads of several records. A record is a key, JSON metadata and an optional
+payload. The header names every record with its offset, checksum and metadata.
+
 How it works:
 
-1. A record is a key, JSON metadata and an optional payload. A pack is one object of the store with
-   several records: a header that lists each record's offset, checksum and metadata, then the
-   payloads.
-2. A pack's name is the digest of its folder and its sorted keys. Two processes that make the same
-   records therefore write the same name, and whatever lies under a name has exactly its keys and
-   belongs to its folder, or is set aside as damaged.
-3. `publish` drops the records that are known already, and writes the others as one pack with
+1. A pack's name is the digest of its folder and its sorted keys. Two processes that make the same
+   records therefore write the same name. A pack under another name or in another folder, for
+   example after a wrong restore, counts as damaged and is quarantined.
+2. `publish` drops the records that are known already, and writes the others as one pack with
    put-if-absent. The first writer wins; the second adopts the pack that is there.
-4. There is no separate index. A record set lists its folder, reads the headers of new packs, and
+3. There is no separate index. A record set lists its folder, reads the headers of new packs, and
    keeps a map from key to place. `refresh` repeats this and forgets packs that are gone.
-5. `read` fetches the payload by offset and length and checks it against the SHA-256 of the header.
+4. `read` fetches the payload by offset and length and checks it against the SHA-256 of the header.
    On a mismatch it reads the header again, since another process may have replaced the pack.
-6. A pack that still does not match is moved to `quarantine/`, and DamagedRecord is raised, so that
+5. A pack that still does not match is moved to `quarantine/`, and DamagedRecord is raised, so that
    the next run makes its records again.
-7. `drop` forgets records and deletes a pack once none of its records is left. `remove` frees the
+6. `drop` forgets records and deletes a pack once none of its records is left. `remove` frees the
    bytes at once: it writes the records to be kept into a new pack, then deletes the old one.
-8. Each use of a pack updates its access time once, so that garbage collection removes unused packs
+7. Each use of a pack updates its access time once, so that garbage collection removes unused packs
    first.
-
-Reads one pack as an object of a store, and quarantines a damaged or misplaced one.
-
-A pack is immutable. It consists of magic bytes, header length, header checksum, a JSON header, and
-the payloads. The header names every record with its offset, checksum and metadata. Its keys and
-the folder give the name of the pack, so a pack under another name or in another folder, such as of
-a wrong restore, counts as damaged.
-
-Reads several record sets of one kind as one, for records that were made in several variants.
+8. Records of one kind that were made in several variants lie in several record sets. A union reads
+   these as one.
 """
 
 import contextlib

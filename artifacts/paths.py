@@ -1,8 +1,8 @@
-"""Resolves paths whose folders may be links, and reads files that options name.
+"""Resolves, locates and renames paths: those that options name, and Penstock's own folders.
 
-The locations of Penstock's per-user folders on this machine.
-
-Renames a finished file to its final name without replacing an existing file.
+Folders on a path may be links, which the module resolves. It reads the files that options name, and
+locates Penstock's per-user folders on this machine. It renames a finished file to its final name
+without replacing an existing file.
 """
 
 import ctypes

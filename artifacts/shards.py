@@ -1,10 +1,11 @@
 """Writes WebDataset shards: numbered tar files of samples, whose files share a key.
 
-`index.json` lists the contents of each shard. A shard whose contents would stay the same is left
-alone. New shards are written in a folder of their own and renamed when all are complete. If a run
-is stopped before that, the next one takes the clips of those that it finished.
+A sample of a data set is a caption, its key, and the media bytes that belong to it. `index.json`
+lists the contents of each shard.
 
-Samples of a data set: a caption, its key, and the media bytes that belong to it.
+A shard whose contents would stay the same is left alone. New shards are written in a folder of
+their own and renamed when all are complete. If a run is stopped before that, the next one takes the
+clips of the shards that it finished.
 """
 
 import contextlib

@@ -1,9 +1,8 @@
-"""Signs what a folder says about itself, and checks whether this user signed it.
+"""Signs what a folder states about itself, and checks whether this user signed it.
 
-Anyone who can write into a folder can place words, addresses and edits there. Only what is signed
-by the key of this user, or by the key of a store that this user named, is believed.
-
-Stores a user's secrets in files that only this user can read.
+Anyone who can write into a folder can place words, addresses and edits there. Penstock believes
+only what is signed by the key of this user, or by the key of a store that this user named. The
+user's secrets lie in files that only this user can read.
 """
 
 import contextlib

@@ -1,11 +1,10 @@
-"""Opens the store at an address.
+"""Opens the store at an address, and checks the format of its records.
 
-Finds the local folder of a store without any request to a bucket.
+The local folder of a store is found without any request to a bucket.
 
-The format of a store's records, as one number that every store carries.
-
-The number is an object of the store. Whoever writes records puts it into an empty store before the
-first of them, so a store with records and no number has another format.
+The format of a store's records is one number, which every store carries as an object. A process
+that writes records puts the number into an empty store before the first of them. A store with
+records and no number therefore has another format.
 """
 
 from collections.abc import Callable

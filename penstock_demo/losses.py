@@ -1,9 +1,10 @@
-"""The losses besides that of the caption: what each vision token shows, and where it moves. The
-heads are discarded after training.
+"""Makes training batches, and computes the losses besides that of the caption.
 
-Makes training batches: clips of one grid and frame count, as frames, captions and dense labels.
+A batch is clips of one grid and frame count, as frames, captions and dense labels. Frames are
+drawn, then degraded as a codec would.
 
-Frames are drawn, then degraded as a codec would.
+The losses cover what each vision token shows and where it moves. Their heads are discarded after
+training.
 """
 
 import math

@@ -1,17 +1,15 @@
-"""Writes and opens the files of one shard.
+"""Writes, opens and scans the files of one shard of an index: vectors, their bits, and their rows.
 
-The rows of an index: parquet files that identify the source of each vector, and numeric ids.
+The rows are parquet files that identify the source of each vector, and numeric ids. Vectors are
+read from their file a block at a time. Nothing is mapped into memory: a mapped file that another
+program overwrites or shortens would end the process.
 
-Reads rows of numbers from a file, a block at a time. Nothing is mapped into memory: a mapped
-file that another program overwrites or shortens would end the process.
+Vectors are also stored in binary quantization, one bit per dimension, and compared by Hamming
+distance. A bit states on which side of the mean a vector lies. The bits of a shard are stored word
+by word for all rows, shape (words, rows). Comparing a million rows of 768 dimensions takes 13 ms of
+one core in this layout, and 40 ms row by row.
 
-Binary quantization of vectors: one bit per dimension, compared by Hamming distance.
-
-A bit states on which side of the mean a vector lies. The bits of a shard are stored word by word
-for all rows, shape (words, rows). Comparing a million rows of 768 dimensions takes 13 ms of one
-core in this layout, and 40 ms row by row.
-
-Keeps the smallest of many numbers that arrive in blocks, in a stable order.
+A scan keeps the smallest of many numbers that arrive in blocks, in a stable order.
 """
 
 import contextlib

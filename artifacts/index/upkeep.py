@@ -1,12 +1,14 @@
-"""Measures the recall of an index's two-step search, and selects how it searches.
+"""Maintains an index: measures its recall, selects how it searches, checks its bytes, finds its
+rows.
 
-Bits are computed relative to the mean of the image vectors, and the mean moves as images are added.
-When an index has doubled since the last measurement, the mean and the bits are recomputed. Both are
-then compared with the exact scan on the index's own vectors.
+Recall is that of the two-step search. Bits are computed relative to the mean of the image vectors,
+and the mean moves as images are added. When an index has doubled since the last measurement, the
+mean and the bits are recomputed. Both are then compared with the exact scan on the index's own
+vectors.
 
-Checks every byte of an index, and reports damage and its repair. Changes nothing.
+The check reads every byte of an index, and reports damage and its repair. It changes nothing.
 
-Finds index rows by file, by folder or by key.
+Rows are found by file, by folder or by key.
 """
 
 import os

@@ -1,5 +1,7 @@
-"""Reads a condition on the rows of a table, and says which rows meet it. It evaluates nothing but
-the grammar below.
+"""Selects the rows of an index that meet a condition, and joins the video frames that a search
+finds into moments.
+
+The reader of a condition evaluates nothing but this grammar:
 
     condition   one or one … ; one and one … ; not one ; (condition)
     one         column  =  !=  <>  <  <=  >  >=  value
@@ -7,8 +9,6 @@ the grammar below.
                 column [not] in (value, …)
                 column is [not] null
     value       12.5   'text', with '' for a quote in it
-
-Merges the video frames that a search finds into moments.
 
 A cosine of 0.3 may be high or low, so scores are compared with that of the mean image, which shows
 how close an average image is to the query. A moment extends from its peak to both sides while the

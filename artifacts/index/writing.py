@@ -1,11 +1,9 @@
-"""Adds rows to an index and removes them. One writer works at a time; it may be killed at any
-moment without loss.
+"""Adds rows to an index, removes them, and rewrites an index without removed rows and with full
+shards.
 
-Rewrites an index without removed rows and with full shards.
-
-New files are written next to the old ones, and one manifest then names all of them at once. If the
-process is killed earlier, the index is unchanged. Readers that have the old files open continue to
-read them.
+One writer works at a time, and it may be killed at any moment without loss. It writes new files
+next to the old ones, and one manifest then names all of them at once. If the process is killed
+earlier, the index is unchanged. Readers that have the old files open continue to read them.
 """
 
 import contextlib

@@ -1,12 +1,11 @@
-"""Client of one bucket, with a bounded number of retries.
+"""Client of one bucket: checks its environment variables, and retries requests within limits.
 
 obstore reads credentials and the service's endpoint from environment variables such as
-`AWS_ACCESS_KEY_ID` and `AWS_ENDPOINT`. An address never contains them.
+`AWS_ACCESS_KEY_ID` and `AWS_ENDPOINT`. An address never contains them. The variables that locate
+and authorize the service are checked before it is used, and their values are never printed.
 
-Checks the environment variables that locate and authorize a bucket service before it is used.
-Never prints their values.
-
-Retries requests to a service until they succeed or a time limit is reached.
+The client retries a request until it succeeds or a time limit is reached. The number of retries is
+bounded.
 """
 
 import errno

@@ -1,14 +1,12 @@
 """A store in a bucket with a local cache folder.
 
-Objects are written to the bucket and to the local cache. An object that was read whole is then
+Objects are written to the bucket and to the local cache. An object that was read completely is then
 served from the cache. Frames are stored locally only: they are large and short-lived.
 
-Merges the headers of many objects of a folder into few catalog objects, so that the folder opens
-with few requests.
-
-A catalog is an immutable object named by a digest. It holds headers with the versions of their
-objects; a header for another version is ignored. Catalogs are optional: a header without one is
-read from its object.
+The store combines the headers of many objects of a folder into few catalog objects, so that the
+folder opens with few requests. A catalog is an immutable object named by a digest. It holds headers
+with the versions of their objects; a header for another version is ignored. Catalogs are optional:
+a header without one is read from its object.
 """
 
 import contextlib

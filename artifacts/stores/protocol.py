@@ -1,6 +1,6 @@
-"""The protocol that every store implements.
+"""The protocol that every store implements, and the reader of object headers.
 
-Reads the headers of objects. A header states its own length.
+A header states its own length.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence

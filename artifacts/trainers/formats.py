@@ -1,35 +1,24 @@
-"""The parts of a trainer's data set, common to all trainers.
+"""Writes data sets of captioned media in the formats of five groups of trainers.
 
-Writes data sets for diffusion-pipe: a folder of images and one of videos, each with its
-captions, and a TOML file that lists them.
+The formats share the parts of a data set that are common to all trainers. They are:
 
-Source: `DirectoryDataset` in tdrussell/diffusion-pipe `utils/dataset.py`: every file of a folder is
-used, and `captions.json` holds a list of captions by file name.
-
-Writes data sets for Hugging Face `datasets`: one of images and one of videos, each with a card.
-
-Source: `FolderBasedBuilder` in huggingface/datasets `src/datasets/packaged_modules`, whose
-`imagefolder` and `videofolder` list the suffixes. One data set is read by one of the two, so images
-and videos are separate data sets.
-
-Writes data sets for kohya's sd-scripts: image metadata, and a TOML file that names it.
-
-Source: `FineTuningDataset` in kohya-ss/sd-scripts `library/train_util.py`, and its
-`docs/config_README-en.md`. Latents are cached next to an image, by its path without suffix.
-
-Writes data sets for the trainers of LTX-Video and LTX-2: JSON lines of media and captions.
-
-Source: `MediaDataset` in Lightricks/LTX-2 `packages/ltx-trainer/scripts/process_videos.py`, and the
-same in Lightricks/LTX-Video-Trainer. Paths must lie below the folder of the JSON lines. A file that
-is neither PNG nor JPEG is opened as a video. Derived files are named by the media path without
-suffix.
-
-Writes data sets for musubi-tuner: JSON lines of images and of videos, and a TOML file that names
-them.
-
-Source: kohya-ss/musubi-tuner `docs/dataset_config.md`, and `get_latent_cache_path` in
-`src/musubi_tuner/dataset/image_video_dataset.py`, which names a cache file by the media's stem
-only.
+1. diffusion-pipe: a folder of images and one of videos, each with its captions, and a TOML file
+   that lists them. Every file of a folder is used, and `captions.json` holds a list of captions by
+   file name. Source: `DirectoryDataset` in tdrussell/diffusion-pipe `utils/dataset.py`.
+2. Hugging Face `datasets`: one data set of images and one of videos, each with a card.
+   `imagefolder` and `videofolder` list the suffixes. One of the two reads a data set, so images and
+   videos are separate data sets. Source: `FolderBasedBuilder` in huggingface/datasets
+   `src/datasets/packaged_modules`.
+3. kohya's sd-scripts: image metadata, and a TOML file that names it. Latents are cached next to an
+   image, by its path without suffix. Source: `FineTuningDataset` in kohya-ss/sd-scripts
+   `library/train_util.py`, and its `docs/config_README-en.md`.
+4. The trainers of LTX-Video and LTX-2: JSON lines of media and captions. Paths must lie below the
+   folder of the JSON lines. A file that is neither PNG nor JPEG is opened as a video. Derived files
+   are named by the media path without suffix. Source: `MediaDataset` in Lightricks/LTX-2
+   `packages/ltx-trainer/scripts/process_videos.py`, and the same in Lightricks/LTX-Video-Trainer.
+5. musubi-tuner: JSON lines of images and of videos, and a TOML file that names them. A cache file
+   is named by the media's stem only. Source: kohya-ss/musubi-tuner `docs/dataset_config.md`, and
+   `get_latent_cache_path` in `src/musubi_tuner/dataset/image_video_dataset.py`.
 """
 
 import hashlib

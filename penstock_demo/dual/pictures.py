@@ -1,9 +1,8 @@
-"""Writes JPEG images from a seed, with their labels in `truth.jsonl`:
-`python -m penstock_demo.dual.pictures FOLDER --kind trained`.
+"""Writes JPEG images from a seed, with their labels in `truth.jsonl`: `python -m
+penstock_demo.dual.pictures FOLDER --kind trained`.
 
-Draws the texts of one training step and determines which of them are true of an image.
-
-Texts of untrained pairs are never drawn.
+The module also draws the texts of one training step and determines which of them are true of an
+image. It never draws texts of untrained pairs.
 """
 
 import argparse

@@ -1,12 +1,11 @@
 """Converts one model: writes its pickled tensors, one by one, into safetensors files of bounded
 size.
 
-Reads the tensors of a `torch.save` file of any size without loading the file into memory.
-
-Such a file is a ZIP archive: a pickle that lists the tensors, and the raw bytes of each. Torch's
-tensors-only unpickler reads the pickle on the meta device, which yields the position of the bytes.
-The file is then mapped read-only. Torch's own `mmap=True` maps it writable, which the kernel
-refuses for a file larger than the machine's memory.
+A `torch.save` file of any size is read without loading the file into memory. Such a file is a ZIP
+archive: a pickle that lists the tensors, and the raw bytes of each. Torch's tensors-only unpickler
+reads the pickle on the meta device, which yields the position of the bytes. The file is then mapped
+read-only. Torch's own `mmap=True` maps it writable, which the kernel refuses for a file larger than
+the machine's memory.
 """
 
 import contextlib

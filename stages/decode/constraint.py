@@ -1,17 +1,15 @@
-"""Restricts a model to complete answers that follow a JSON Schema.
+"""Restricts the tokens of an answer: to a JSON Schema, and to text without refused phrases.
 
-llguidance reports which tokens may come next in each row; all others are masked. When few tokens
-are left, only tokens that close the answer are allowed (`closing.py`). The answer so far is read
-from the bytes of its tokens, because a tokenizer's decoding may change spaces.
+For a schema, llguidance reports which tokens may come next in each row; all others are masked. When
+few tokens are left, only tokens that close the answer are allowed (`schema_bounds.py`), so every
+answer is complete. The answer so far is read from the bytes of its tokens, because a tokenizer's
+decoding may change spaces.
 
-Keeps words and phrases out of captions, by the bytes of tokens.
-
-A phrase is refused where it stands alone: behind a character that is no letter, or at the text's
-start. It is refused with the token that completes it, unless that token goes on with a letter. So
-it does not matter how a tokenizer cuts a phrase and what stands before it.
-
-The text so far decides which beginnings of phrases are open; for each such state the refused tokens
-are found once.
+Words and phrases are kept out of captions by the bytes of tokens, too. A phrase is refused where it
+stands alone: behind a character that is no letter, or at the text's start. It is refused with the
+token that completes it, unless that token goes on with a letter. So it does not matter how a
+tokenizer cuts a phrase and what stands before it. The text so far decides which beginnings of
+phrases are open; for each such state the refused tokens are computed once.
 """
 
 import re

@@ -1,12 +1,11 @@
-"""Builds the decoding settings of `generate`: greedy, or the sampling that the user requested.
+"""Builds the keyword arguments of `generate`: how it picks tokens, prefills and caches.
 
-`generate` and in-flight slots batch rows differently, so a shared random generator would give
-different captions. Each row therefore has its own generator, seeded by its chunk and its prompt.
-The last logits processor samples one token and masks all others. A greedy argmax then picks the
-sampled token, in every batch and every slot.
+Decoding is greedy, or samples as the user requested. `generate` and in-flight slots batch rows
+differently, so a shared random generator would give different captions. Each row therefore has its
+own generator, seeded by its chunk and its prompt. The last logits processor samples one token and
+masks all others. A greedy argmax then picks the sampled token, in every batch and every slot.
 
-Chooses how a language half prefills a long prompt and where it keeps the KV cache.
-
+The module also chooses how a language half prefills a long prompt and where it keeps the KV cache.
 Chunked prefill by `generate` itself is best, because it bounds the memory of every layer. Some
 models would silently compute something else: those whose images attend to later tokens, and those
 that place features differently in the prompt. So chunked prefill is first tested on a short prompt.

@@ -1,11 +1,8 @@
-"""The user's decoding parameters. Imports no model library: cache keys are made from them.
+"""The jobs of the decode and score stages, and the decoding parameters of a user or a server
+request.
 
-The job description of the decode stage. Imports no model library.
-
-The job description of the score stage. Imports no model library.
-
-One server request's sampling, token limit, stop strings and schema. Imports no model library,
-because cache keys are made from them.
+A server request sets its sampling, token limit, stop strings and schema. The module imports no
+model library, because cache keys are made from these parameters.
 """
 
 import json

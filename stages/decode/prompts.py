@@ -1,6 +1,7 @@
-"""Builds the decoder inputs of rows: the prompts and the forced beginning of a caption.
+"""Builds the decoder inputs of rows, and chooses how repetitive captions are retried.
 
-Detects repetitive captions and chooses the parameters of their retry.
+The inputs are the prompts and the forced beginning of a caption. For a caption that is detected as
+repetitive, the module chooses the parameters of its retry.
 """
 
 from collections.abc import Mapping, Sequence

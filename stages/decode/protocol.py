@@ -1,12 +1,10 @@
-"""The interface between the decode stage and its engines.
+"""The interface between the decode stage and its engines, with the batches and features they
+receive.
 
-The stage passes a stream of batches, because some engines admit the next request as soon as a
-sequence ends. It accepts captions in any order. The engine decides how rows are grouped and what
-happens when memory runs out, and reports that to `OomRetry`.
-
-Groups the missing captions of a job into batches for the engine.
-
-Reads the feature record that the encode stage stored for a chunk.
+The stage groups the missing captions of a job into batches, and reads the feature record that the
+encode stage stored for each chunk. It passes a stream of batches, because some engines admit the
+next request as soon as a sequence ends. It accepts captions in any order. The engine decides how
+rows are grouped and what happens when memory runs out, and reports that to `OomRetry`.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence

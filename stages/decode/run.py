@@ -4,8 +4,8 @@ wave.
 Where a caption's bytes depend on its batch, the engine always gets the whole batch, because some of
 its rows may have been captioned before.
 
-Records chunks on which the language half raises, and finds a fallback engine that can caption
-them.
+The stage records chunks on which the language half raises, and finds a fallback engine that can
+caption them.
 """
 
 import contextlib

@@ -1,16 +1,13 @@
-"""Bounds the length of the rest of an answer under a JSON Schema, and rewrites the schema so that
-the bound exists.
+"""Ends a JSON answer under a schema before its tokens run out: bounds what is left, and closes it.
 
-An answer must end before its tokens run out. From some point on it takes the bytes that close it
-first, by the ranks in `closing.py`; the bounds here hold for that order. They need objects with
-known properties, no recursion, and no string whose end has to be searched.
+From some point on, the answer takes the bytes that close it first, by the ranks of this module. A
+bound is the maximum size of the rest of an answer in bytes, in that order. Bounds need objects with
+known properties, no recursion, and no string whose end has to be searched. The module rewrites the
+schema so that the bound exists.
 
-Tracks the position inside a JSON answer and decides when it must be closed to fit its token
-limit.
-
-`schema_bounds.py` gives the maximum size of the rest of an answer in bytes. When only that many
-bytes are left, the current value is closed: a string gets its quote, a list its bracket. Outside
-such values every byte brings the end nearer, and the model chooses freely.
+The module tracks the position inside the answer. When only as many bytes are left as the bound
+states, the current value is closed: a string gets its quote, a list its bracket. Outside such
+values every byte brings the end nearer, and the model chooses freely.
 """
 
 import json

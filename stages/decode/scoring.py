@@ -1,13 +1,13 @@
 """The score stage: computes how sure a model is of given texts, with one pass over stored features
 and without the vision half.
 
-Computes a language half's logits at each token of a given caption (teacher forcing).
-
+The score comes from a language half's logits at each token of a given caption (teacher forcing).
 The caption is appended to the prompt, and `generate` is called for one more token. So the half
 reads everything in one pass, by whatever split strategy its features use. Hooks make it compute the
-logits at the caption's positions and collect them. A half with bidirectional attention over its
-prompt would see the caption. A test run detects that, and such a half is then evaluated step by
-step.
+logits at the caption's positions and collect them.
+
+A half with bidirectional attention over its prompt would see the caption. A test run detects that,
+and such a half is then evaluated step by step.
 """
 
 import inspect

@@ -1,6 +1,6 @@
-"""The job description of the embed stage. Imports no model library.
+"""The job description of the embed stage, and the names of its stored fp16 checks.
 
-Names the stored results of trials of fp16. Imports no model library.
+The module imports no model library.
 """
 
 from dataclasses import dataclass

@@ -5,9 +5,9 @@ A tiled image gets one more vector per tile, all cut from the one image in memor
 through the half a few at a time, so memory depends neither on the image's size nor on the number of
 tiles.
 
-Compares vectors in fp16 with those in fp32 on a job's first images, and stores the result.
-
-The two halves are loaded one after the other, so the trial takes no more memory than the job.
+On a job's first images the stage compares vectors in fp16 with those in fp32, and stores the
+result. The halves in the two precisions are loaded one after the other, so the comparison takes no
+more memory than the job.
 """
 
 import math

@@ -1,6 +1,7 @@
-"""The job description of the encode stage. Imports no model library.
+"""The job description of the encode stage, and its selection of frames. Imports no model library.
 
-Selects a chunk's frames for models that take a fixed number of frames. Imports no library.
+The selection picks a chunk's frames for models that take a fixed number of frames. It imports no
+library at all.
 """
 
 from collections.abc import Sequence

@@ -1,14 +1,17 @@
-"""Writes a checkpoint whose language half is a GGUF file, tensor by tensor.
+"""Writes a checkpoint whose language half is a GGUF file, tensor by tensor, with its tokenizer.
+
+How the file is written:
 
 1. The weights of the text decoder and of the output head go into the GGUF file. All others go into
    safetensors files as they are loaded.
-2. Kinds of few bits are quantized by llama.cpp itself, from a file in the checkpoint's own type.
-3. The manifest says what is in the file. config.json comes last.
+2. llama.cpp itself quantizes the kinds of few bits, from a file in the checkpoint's own type.
+3. The manifest lists what is in the file. config.json comes last.
 
-Writes a checkpoint's tokenizer into a GGUF file, if llama.cpp tokenizes as the checkpoint does.
+The tokenizer goes into the file if llama.cpp tokenizes as the checkpoint does:
 
-1. The kind of the vocabulary and, for byte-level BPE, what splits text into words are looked up.
-2. A file with nothing but the tokenizer is written. llama.cpp loads it and tokenizes lines of many
+1. The exporter looks up the kind of the vocabulary and, for byte-level BPE, what splits text into
+   words.
+2. It writes a file with nothing but the tokenizer. llama.cpp loads it and tokenizes lines of many
    kinds, every added token among them.
 3. Only if all of them agree, the tokenizer goes into the file of the model.
 """

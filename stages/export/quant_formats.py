@@ -1,7 +1,7 @@
-"""Quantization formats: the stored tensors of each weight, their names and their approximate
-size.
+"""Quantization formats, and the writer of a quantized checkpoint.
 
-Writes one quantized checkpoint tensor by tensor and file by file, without loading the model.
+A format states the stored tensors of each weight, their names and their approximate size. The
+writer goes tensor by tensor and file by file, without loading the model.
 """
 
 import json

@@ -1,16 +1,18 @@
-"""Rounds weights to small integers with one scale per group of columns.
+"""Rounds weights to small integers with one scale per group of columns, directly or by GPTQ.
 
 The integers are symmetric, with no zero point: -8 … 7 in 4 bits, -128 … 127 in 8 bits. A weight is
 its integer times its group's scale. The scale is first rounded to its stored type, so that the
 choice of integers compensates for that error.
 
-Quantizes a weight by GPTQ: its product with given inputs changes as little as possible (Frantar
-et al., https://arxiv.org/abs/2210.17323).
+Quantizes a weight by GPTQ: its product with given inputs changes as little as possible (Frantar et
+al., https://arxiv.org/abs/2210.17323).
 
-Columns are rounded in order, and the error of each is spread over the columns after it. The inverse
-of the Hessian (the sum of x xᵀ over all inputs x) gives the shares. A group's scales are chosen
-when its first column is reached, from the weights at that point. Nothing is random: the same weight
-and Hessian give the same numbers on the same machine and thread count.
+GPTQ quantizes a weight so that its product with given inputs changes as little as possible (Frantar
+et al., https://arxiv.org/abs/2210.17323). It rounds columns in order, and spreads the error of each
+over the columns after it. The inverse of the Hessian (the sum of x xᵀ over all inputs x) gives the
+shares. A group's scales are chosen when its first column is reached, from the weights at that
+point. Nothing is random: the same weight and Hessian give the same numbers on the same machine and
+thread count.
 """
 
 from collections.abc import Iterator

@@ -1,9 +1,9 @@
-"""The stage that makes clips of videos, exact ones or copies of packets, and exact copies of whole
-files: a picture upright, on white, in sRGB of 8 bits. Runs no model.
+"""The stage that makes clips of videos and exact copies of whole files. Runs no model.
 
-Makes clips that every reader shows alike: the frames of a time span as a player shows them, and
-nothing else.
+A clip is exact or a copy of packets. The exact copy of a whole file is a picture upright, on white,
+in sRGB of 8 bits.
 
+Every reader shows a clip alike: the frames of a time span as a player shows them, and nothing else.
 Readers disagree on edit lists, on frames that B-frames need but nobody sees, on rotation, alpha,
 fields and high dynamic range. A trainer that counts frames by the header, or reads them by number,
 then trains on other pictures than the captioned ones. So a clip is H.264 in MP4 without B-frames

@@ -1,15 +1,16 @@
-"""The list of accepted file formats. Each is complete in one file.
+"""The list of accepted file formats, and the conversion of their colours to those of a usual
+screen.
 
-A playlist, a manifest or a concatenation names other files, which an attacker could choose freely.
-Those files can also change while the playlist stays the same. FFmpeg gets a list of allowed
-formats, because a new version may add another format of that kind.
+Each accepted format is complete in one file. A playlist, a manifest or a concatenation names other
+files, which an attacker could choose freely. Those files can also change while the playlist stays
+the same. FFmpeg gets a list of allowed formats, because a new version may add another format of
+that kind.
 
-Converts colours to those of a usual screen, which shows sRGB: high dynamic range, and by lcms
-those of a colour profile or of named primaries that are wider.
-
-swscale maps high dynamic range where both transfer curves and primaries are named. It builds a
-table for that, in seconds, and builds it anew for another size. The mapped value of a pixel depends
-on no other pixel. So one converter per curve gets all pixels, in strips of one shape.
+A usual screen shows sRGB. swscale converts high dynamic range, and lcms converts the colours of a
+colour profile or of named primaries that are wider. swscale maps high dynamic range where both
+transfer curves and primaries are named. It builds a table for that, in seconds, and builds it anew
+for another size. The mapped value of a pixel depends on no other pixel. So one converter per curve
+gets all pixels, in strips of one shape.
 """
 
 import io

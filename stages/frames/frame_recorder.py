@@ -1,10 +1,10 @@
-"""Publishes the chunks, media indexes and failures of the frames stage, and knows what is
-stored.
+"""Publishes the results of the frames stage, and ends a process that does not finish with one file.
 
-Ends the process when a library does not finish with one file.
+The results are chunks, media indexes and failures. The recorder keeps track of what is stored.
 
-It counts processor time, so a slow disk is waited for without limit. The parent process then
-retries the open files one by one.
+If a library does not finish with a file, the process ends. The limit counts processor time, so the
+stage waits for a slow disk without limit. The parent process then retries the open files one by
+one.
 """
 
 import contextlib

@@ -1,12 +1,12 @@
-"""Walks the boxes of an MP4 file, and shortens its edit list: readers hide the frames behind it.
+"""Shortens the edit list of an MP4 file, and recognizes Dolby Vision that other decoders cannot
+show.
 
-A clip that is copied from a video with reordered frames holds packets that are shown after its end,
-because frames before the end are decoded from them.
+The module walks the boxes of an MP4 file. It shortens the edit list so that readers hide the frames
+behind it. A clip that is copied from a video with reordered frames holds packets that are shown
+after its end, because frames before the end are decoded from them. Source: ISO/IEC 14496-12,
+sections 8.2.2 (mvhd), 8.3.2 (tkhd) and 8.6.6 (elst).
 
-Source: ISO/IEC 14496-12, sections 8.2.2 (mvhd), 8.3.2 (tkhd) and 8.6.6 (elst).
-
-Reads whether a video is Dolby Vision without a base layer that other decoders can show.
-
+It also reads whether a video is Dolby Vision without a base layer that other decoders can show.
 PyAV shows no side data of a stream. So the configuration record is read from the file: MP4 and MOV
 have it in a box of the sample entry, Matroska in a BlockAdditionMapping. Source: Dolby Vision
 Streams Within the ISO Base Media File Format, 3.2, and in Matroska (codec specifications).

@@ -1,6 +1,6 @@
-"""Opens a media file for its video, and explains why a file cannot be used.
+"""Opens a media file for its video, reads its frame times, and explains why a file cannot be used.
 
-Reads the frame times and keyframes of a video from its packets, or by decoding it once.
+Frame times and keyframes come from the packets of the video, or from decoding it once.
 """
 
 from array import array

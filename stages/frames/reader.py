@@ -1,23 +1,20 @@
 """Finds the frames at given times in a video with as little decoding as possible.
 
-It decodes in file order and skips frames that are neither requested nor needed as references. It
-seeks to a later keyframe if that skips enough. Its frames equal those of a plain decode of the
-whole file at the same times.
+The reader decodes one video stream forward, in file order, and skips frames that are neither
+requested nor needed as references: it leaves out the packets that a seek plan names. It seeks to a
+later keyframe if that skips enough. Its frames equal those of a plain decode of the whole file at
+the same times.
 
 Where data is missing, FFmpeg conceals it, and differently for other seeks and numbers of threads.
 So the decoder reports damage. A frame behind it is decoded again by one thread, from its own
 keyframe on and without skipping, and then depends on the file alone. FFmpeg does not notice every
 bit error, mostly in VP8 and HEVC; such frames may still differ.
 
-Where the first frame is interlaced, both neighbours of each requested frame are decoded, too.
-
-Decodes one video stream forward, and skips the packets that a seek plan leaves out.
-
-Makes whole frames of interlaced ones, by FFmpeg's filter bwdif.
-
 An interlaced frame holds two fields, of its even and its odd lines, that were taken one after the
-other. What moves looks combed. The filter keeps one field and predicts the other from the frames
-before and after, so a graph of its own for three frames returns the bytes of one over all frames.
+other. What moves looks combed. FFmpeg's filter bwdif makes whole frames of interlaced ones. It
+keeps one field and predicts the other from the frames before and after, so a graph of its own for
+three frames returns the bytes of one over all frames. Where the first frame of a video is
+interlaced, the reader therefore decodes both neighbours of each requested frame, too.
 """
 
 import contextlib

@@ -1,11 +1,10 @@
-"""Detects shot boundaries frame by frame.
+"""Cuts a video into shots in a single decoding pass, and selects their frames.
 
-It compares brightness and colour (Y, Cb and Cr) of at most 106 by 60 points, as one histogram for
-each of 16 blocks. A cut is a frame that differs from the one before it far more than its neighbours
-differ from theirs. Motion changes many frames in a row, a cut only one. The frames after a cut must
-also differ from those before it; otherwise it is a flash.
-
-Cuts a video into shots in a single decoding pass, and selects their frames.
+Shot boundaries are detected frame by frame. The detector compares brightness and colour (Y, Cb and
+Cr) of at most 106 by 60 points, as one histogram for each of 16 blocks. A cut is a frame that
+differs from the one before it far more than its neighbours differ from theirs. Motion changes many
+frames in a row, a cut only one. The frames after a cut must also differ from those before it;
+otherwise it is a flash.
 
 A shot's frames are chosen when its end is known, by the rules of `plan`, from the frames kept so
 far. If the rule gives times (frames per second), exactly these frames were kept. If it divides a

@@ -1,6 +1,7 @@
-"""The display times of the frames of a video, and the keyframes where decoding can begin.
+"""Plans from a video's timeline which frames each chunk takes and which packets need no decoding.
 
-Chooses the frames of each chunk from a video's timeline.
+A timeline holds the display times of the frames of a video, and the keyframes where decoding can
+begin.
 
 A chunk is the interval [k * chunk_seconds, (k + 1) * chunk_seconds) of the time since the first
 frame. Times count from time 0 of the file, which may be earlier. A frame belongs to the chunk in
@@ -9,11 +10,9 @@ Before the chunk's first own frame it takes that first one. A single frame is ta
 middle. A chunk in which no frame begins, because a still image stays on screen, takes the frame on
 display.
 
-Plans which packets of a video need no decoding for a set of frames.
-
-The unit is a group of pictures: a keyframe and all packets until the next keyframe. After the
-decoder received the last requested frame of a group, all packets up to the keyframe of the next
-requested frame are skipped. After the very last requested frame, everything is skipped.
+The plan of packets works in groups of pictures: a keyframe and all packets until the next keyframe.
+After the decoder received the last requested frame of a group, all packets up to the keyframe of
+the next requested frame are skipped. After the very last requested frame, everything is skipped.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""Counts live bytes and operations in a dry run on the meta device.
+"""Counts live bytes and operations in a dry run on the meta device, and skips repeated layers.
 
 16-bit computations are counted twice: as they are, and as if in 32 bit. In 32 bit, a tensor that is
 only cast is not a new tensor.
@@ -6,19 +6,14 @@ only cast is not a new tensor.
 How it works:
 
 1. The meta device reports every operation to `computed`.
-
 2. Each new storage adds its bytes to the live bytes. A weak reference subtracts them when Python
-drops the storage. The peak is the maximum.
-
+   drops the storage. The peak is the maximum.
 3. Casts of a tensor share one TensorStorage, so in 32 bit they count once.
-
 4. Hooks call `enter` and `leave` around each MLP. They show how much of the peak is inside MLPs,
-where chunked input saves memory, and how much is outside.
-
-5. `measure` records how far a layer raises these figures above their value before it. `repeat` adds
-the same for an identical layer without computing it.
-
-Skips repeated layers in a dry run: only the first two of a run of identical layers are computed.
+   where chunked input saves memory, and how much is outside.
+5. Only the first two of a run of identical layers are computed. `measure` records how far a layer
+   raises these figures above their value before it. `repeat` adds the same for an identical layer
+   without computing it.
 
 Without data, identical layers do not differ in any counted figure. A call is identified by the
 layer's structure, its arguments and its part of the KV cache. Of floating-point arguments the

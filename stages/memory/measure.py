@@ -1,7 +1,7 @@
-"""The stage that measures this machine: compute, memory, disk, device, video decoding, process
-start.
+"""The stage that benchmarks this machine: compute, memory, disk, device, video, process start.
 
-Benchmarks this machine: model blocks, quantization, disk, device copies and media decoding.
+It measures model blocks, quantization, disk, device copies, media decoding and the start of a
+process.
 """
 
 import copy

@@ -5,7 +5,8 @@ and on the CPU, because their values decide shapes. The same holds for small flo
 made from Python numbers. An operation on both kinds runs without data, and its integer results are
 zeros.
 
-Caches the output shapes of operators by their input shapes. Computes nothing.
+The module caches the output shapes of operators by their input shapes, a step that computes
+nothing.
 """
 
 import functools

@@ -1,40 +1,29 @@
-"""Retries after out of memory: runs batches in pieces, and halves the pieces until they fit.
+"""Retries after out of memory or an error on one item: runs batches in parts that fit.
 
 How it works:
 
-1. `catch_oom` runs a piece. On out of memory it frees unused memory and returns the allocator's
-message. It raises every other error.
-
-2. A piece that ran out of memory is cut to the next power of two below its size. The new size is
-reported, and the cut pieces are retried.
-
-3. The new size stays for the rest of the process. Sizes divide each other, so each piece has the
-same items as if this size had been chosen from the start.
-
+1. `catch_oom` runs a part of a batch. On out of memory it frees unused memory and returns the
+   allocator's message. It raises every other error.
+2. A part that ran out of memory is cut to the next power of two below its size. The new size is
+   reported, and the cut parts are retried.
+3. The new size stays for the rest of the process. Sizes divide each other, so each part has the
+   same items as if this size had been chosen from the start.
 4. An item that does not fit alone is reported as too large and left out.
-
 5. When three items in a row fail alone before any item fitted, `spare` is tried. If it fits, the
-items are at fault. If not, CannotFit ends the stage.
-
-6. If the model's code raises on a piece, its items are tried alone. An item that raises alone fails
-by name, and the others continue.
-
+   items are at fault. If not, CannotFit ends the stage.
+6. A model's code may raise anything on an unusual item, such as an image of one token. If it raises
+   on a part, the items of the part are tried alone. An item that raises alone fails by name, and
+   the others continue. If every item of the first batch raises the same type of error and nothing
+   else succeeds, the stage is at fault.
 7. `run_block` does the same for a block of several batches. After out of memory, blocks shrink
-before batches do (`next_sizes`), because the batch size affects the output bytes.
+   before batches do (`next_sizes`), because the batch size affects the output bytes.
 
-Separates an error of the model's code on one item from a fault of the whole stage.
+The module also makes the C library return large freed blocks to the system. A memory limit counts
+what a process has mapped. By default glibc keeps freed blocks for reuse, and keeps more of them
+after larger ones. After a half was loaded tensor by tensor and quantized, the process held four
+times the memory of the half.
 
-A model's code may raise anything on an unusual item, such as an image of one token. Such an item
-fails by name, and the others go on. If every item of the first batch raises the same type of error
-and nothing else succeeds, the stage is at fault.
-
-Makes the C library return large freed blocks to the system.
-
-A memory limit counts what a process has mapped. By default glibc keeps freed blocks for reuse, and
-keeps more of them after larger ones. After a half was loaded tensor by tensor and quantized, the
-process held four times the memory of the half.
-
-The job description of measuring a machine. Imports no library.
+The job description of measuring a machine is here as well. The module imports no library.
 """
 
 import contextlib

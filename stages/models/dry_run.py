@@ -1,10 +1,8 @@
 """Runs a model's halves on the meta device and measures the cost of computing them. Reads no
 weights.
 
-The model's own processor makes the inputs.
-
-Observes a half that runs on tensors without data: when layers and MLPs compute, and where
-prefill ends. Counts nothing itself.
+The model's own processor makes the inputs. While a half runs on tensors without data, an observer
+records when layers and MLPs compute, and where prefill ends. The observer counts nothing itself.
 """
 
 import contextlib

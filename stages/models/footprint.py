@@ -1,12 +1,11 @@
-"""Fits a half's memory cost besides its weights from dry runs. Imports no model library.
+"""Computes a half's memory besides its weights: the cost of any size, the KV cache, the context.
 
-A few runs on the meta device give the cost of any size. Memory grows with rows and tokens.
-Attention that is not fused grows with the square of the tokens, and a padded batch has a mask of
-that size.
+A few dry runs on the meta device are fitted to give the cost of any size. Memory grows with rows
+and tokens. Attention that is not fused grows with the square of the tokens, and a padded batch has
+a mask of that size.
 
-Computes the KV-cache memory of one row, layer by layer. Imports no model library.
-
-Reads a language half's context length in tokens from the model's configuration.
+The KV-cache memory of one row is computed layer by layer. A language half's context length in
+tokens is read from the model's configuration. The module imports no model library.
 """
 
 import math

@@ -1,6 +1,6 @@
 """Builds a model's profile from its configuration, processor and headers. Reads no weights.
 
-Describes a model in its own process, so that the parent need not import torch.
+A process of its own describes the model, so that the parent need not import torch.
 """
 
 import logging

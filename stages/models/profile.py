@@ -1,7 +1,7 @@
 """The model profile: everything that is known of a model before its weights are read.
 
-Computes the size to which a processor resizes video frames between two pixel counts. Imports no
-library.
+The module also computes the size to which a processor resizes video frames between two pixel
+counts. It imports no library.
 """
 
 import math

@@ -1,22 +1,20 @@
-"""Decides whether a checkpoint runs as its authors published it or as the installed transformers
-runs it, and applies the difference.
+"""Runs a checkpoint as its authors published it where later releases of transformers differ.
 
 Releases of transformers changed the inputs of some families. Since 5.3 the positions of the text
 after a video differ. Since 5.10 a video has a second pair of vision tokens around it. Weights made
 before such a release were trained without the change. `STOCK` names these families.
-`is_published_way` compares the release that wrote a checkpoint's config.json with that of the
-change. A checkpoint written by this program states its way under `FIELD`.
+`is_published_way` decides whether a checkpoint runs as published or as the installed transformers
+runs it: it compares the release that wrote the checkpoint's config.json with that of the change. A
+checkpoint written by this program states the choice under `FIELD`.
 
 The positions need no list of families. `place_behind` goes through the runs of tokens of one
 modality and moves each behind everything before it. Where transformers already does so, nothing
 moves.
 
-What authors of published checkpoints state about videos, context and sampling, and what later
-releases of transformers changed.
-
-`published_facts.json` has one entry for each `model_type`, with its source. A fact without a
-confirming source is left out, so its field stays empty. `total_pixels` of qwen-vl-utils counts the
-frames of a pair once: `pixels_a_video` is twice that.
+`published_facts.json` holds what authors of published checkpoints state about videos, context and
+sampling, with one entry and its source for each `model_type`. A fact without a confirming source is
+left out, so its field stays empty. `total_pixels` of qwen-vl-utils counts the frames of a pair
+once: `pixels_a_video` is twice that.
 """
 
 import itertools

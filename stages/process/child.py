@@ -8,8 +8,8 @@ How it works:
    the parent's process id every half second.
 3. It takes the lock of the job's device, and sends a warning while another process holds it. A
    long-running worker takes no lock.
-4. A sampling thread reports memory use. When no thread makes progress and memory is short, it sends
-   an out-of-memory event and exits.
+4. A sampling thread reports memory use. When no thread makes progress any more and memory is short,
+   it sends an out-of-memory event and exits.
 5. It imports the function that the job names. A module's `warm` function imports what this job will
    need.
 6. It limits its own memory to the job's budget, counted above what the imports took.
@@ -18,11 +18,10 @@ How it works:
 8. It sends peak memory, times and the timeline. Then it exits without finalizers, because the
    driver frees GPU memory faster than they do.
 
-Detects that no thread of this process makes progress any more.
-
-A thread that gets no memory may wait forever and raise nothing. Python's own `Thread.start()` does
-so when the new thread gets no memory before it reports that it runs. A thread that waits with the
-interpreter's lock stops even the watchdog; a kernel timer covers that case.
+A thread that gets no memory may wait forever and raise nothing, so the worker watches the progress
+of its threads. Python's own `Thread.start()` waits so when the new thread gets no memory before it
+reports that it runs. A thread that waits with the interpreter's lock stops even the watchdog; a
+kernel timer covers that case.
 """
 
 import ctypes

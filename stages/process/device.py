@@ -1,19 +1,18 @@
-"""Queries a GPU's driver through NVML. Imports no torch and makes no CUDA context.
+"""Queries a GPU's driver through NVML, and selects the GPU. Imports no torch and makes no CUDA
+context.
 
 A driver need not answer every query. Under WSL2 it lists no processes. For a MIG device it may not
 report memory, and for a card that fell off the bus it reports nothing. A missing answer is returned
 as unknown (0, or nothing), never as an error.
 
 The GPU is never ambiguous. Devices are counted by PCI bus, as `nvidia-smi` counts them. Stages
-start with CUDA_DEVICE_ORDER=PCI_BUS_ID, so torch counts alike. A name in CUDA_VISIBLE_DEVICES that
-the driver does not know is an error: CUDA itself would silently continue.
+start with CUDA_DEVICE_ORDER=PCI_BUS_ID, so torch counts alike. CUDA_VISIBLE_DEVICES takes numbers,
+uuids, prefixes of uuids, and MIG devices. A name in it that the driver does not recognize is an
+error: CUDA itself would silently continue. On a card divided into MIG devices, CUDA uses one of
+them even if the card itself is named. Finding the NVML handle of the selected GPU makes no other
+driver query.
 
-Finds the NVML handle of the selected GPU. Makes no other driver query.
-
-CUDA_VISIBLE_DEVICES takes numbers, uuids, prefixes of uuids, and MIG devices. On a card divided
-into MIG devices, CUDA uses one of them even if the card itself is named.
-
-Names the GPUs of this machine that Penstock cannot use, from what the kernel lists.
+The module also names the GPUs of this machine that Penstock cannot use, from what the kernel lists.
 """
 
 import functools

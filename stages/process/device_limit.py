@@ -1,11 +1,11 @@
-"""Limits a process to its share of a GPU's memory.
+"""Tests a GPU in a stage of its own, and limits a process to its share of the GPU's memory.
 
-The driver's own use for the process is measured, and torch's allocator is limited to the rest. CUDA
-loads libraries and kernels on first use. So the driver's use is measured after a matrix product and
-a convolution in the stage's dtype. Anything loaded later would exceed the limit.
+The stage tests whether torch can compute on the GPU, how much memory it reports, and how much of it
+each process takes.
 
-The stage that tests a GPU: whether torch can compute on it, how much memory it reports, and how
-much of it each process takes.
+For the limit, the driver's own use for the process is measured, and torch's allocator is limited to
+the rest. CUDA loads libraries and kernels on first use. So the driver's use is measured after a
+matrix product and a convolution in the stage's dtype. Anything loaded later would exceed the limit.
 """
 
 import os

@@ -1,13 +1,9 @@
-"""The events by which a stage's process reports to its parent.
+"""The events by which a stage's process reports to its parent, their sender, and the stage's
+result.
 
 Each event is one line of JSON: a word for its class, and its fields. Both ends share these classes,
-so their formats cannot differ.
-
-Sends a stage's events to its parent as JSON lines.
-
-Libraries print to stdout, so events travel on a file descriptor of their own.
-
-The result of one stage process.
+so their formats cannot differ. Libraries print to stdout, so events travel on a file descriptor of
+their own. The module also defines the result of one stage process.
 """
 
 import json

@@ -1,7 +1,7 @@
-"""Output streams that end no work: text that cannot be written is dropped.
+"""Finds out why a stage's process failed, and provides output streams that end no work.
 
-Finds out why a stage's process failed, from its exit status, its last output and the kernel's
-count of kills.
+The diagnosis uses the process's exit status, its last output and the kernel's count of kills. The
+streams drop text that cannot be written.
 """
 
 import contextlib

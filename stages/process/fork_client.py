@@ -1,17 +1,14 @@
-"""The parent's side of the fork server, which starts stages from a process that has imported what
-they need.
+"""The parent's side of starting a stage: the fork server, the environment, and the CPU time limit.
 
-The server starts with the first stage that requests it and ends with the `with` block. If it is
-unavailable, refuses or does not answer, the stage is started as an ordinary process. Only the start
-time depends on it.
+The fork server starts stages from a process that has imported what they need. It starts with the
+first stage that requests it and ends with the `with` block. If it is unavailable, refuses or does
+not answer, the stage is started as an ordinary process. Only the start time depends on it.
 
-Builds the environment variables of a stage's process, including the cache folder of torch's
-compiler.
+The environment variables of a stage's process include the cache folder of torch's compiler.
 
-Kills a process in which one thread computes for longer than its limit.
-
-The check runs outside the process, because a thread may hold the interpreter's lock. It counts CPU
-time, so a busy machine or many cores make no difference.
+A process in which one thread computes for longer than its limit is killed. The check runs outside
+the process, because a thread may hold the interpreter's lock. It counts CPU time, so a busy machine
+or many cores make no difference.
 """
 
 import contextlib

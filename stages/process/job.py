@@ -1,13 +1,13 @@
-"""Passes a job as JSON from the planning process to the worker process, in an in-memory file, which
-disappears however the processes end.
+"""The declaration of a stage, and the JSON by which its job passes from the planner to the worker.
 
-Both ends run the same version, so they know the same fields. A job is a dataclass with nested
-values: dataclasses travel by field name. Items are NamedTuples and travel as lists of values,
-because a job may hold 100,000 of them.
+The declaration serves planning, running and displaying a stage. It imports no library.
 
-Makes imports faster by pausing the garbage collector.
+A job travels in an in-memory file, which disappears however the processes end. Both ends run the
+same version, so they share the same fields. A job is a dataclass with nested values: dataclasses
+travel by field name. Items are NamedTuples and travel as lists of values, because a job may hold
+100,000 of them.
 
-The declaration of a stage, for planning, running and displaying it. Imports no library.
+The module makes imports faster by pausing the garbage collector.
 """
 
 import contextlib

@@ -1,7 +1,8 @@
-"""Reads a process's memory from the kernel, and samples it over time. Makes no CUDA context.
+"""Reads a process's memory and its control group's limits from the kernel, and samples memory over
+time.
 
-Reads the kernel's memory and CPU limits of a control group, and its count of out-of-memory
-kills.
+The limits of a control group are those of memory and CPU, with its count of out-of-memory kills.
+The module makes no CUDA context.
 """
 
 import contextlib

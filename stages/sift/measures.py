@@ -1,6 +1,7 @@
-"""Measures one small grey picture: sharpness, exposure, darkness, and its change to the next.
+"""Measures one small grey picture, and defines what the sift stage stores.
 
-What the sift stage stores of one medium, and of one part of a long video.
+The measures are sharpness, exposure, darkness, and the change to the next picture. The stage stores
+a record of one medium, and of one part of a long video.
 """
 
 import math

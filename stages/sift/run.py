@@ -1,6 +1,6 @@
 """The sift stage: decodes each file once at small size, and stores what it measures.
 
-Samples a video every half second, in parts that are stored one by one.
+It samples a video every half second, in parts that are stored one by one.
 """
 
 import contextlib

@@ -1,6 +1,6 @@
-"""The job description of the summarize stage. Imports no model library.
+"""The job description of the summarize stage, and the packing of timed texts into groups.
 
-Packs timed texts into groups that fit a model's context.
+Each group fits a model's context. The module imports no model library.
 """
 
 from collections.abc import Sequence

@@ -1,11 +1,10 @@
 """The summarize stage: turns the captions of each medium into chapters and a summary, in one
 process.
 
-Merges many texts into one, level by level, with a language half that gets text only.
-
-Each generated text is a summary node. It covers consecutive texts of the level below, and each of
-those belongs to exactly one node. Prompt, texts and answer together never exceed the context. Each
-node is generated alone, not in a batch, so its bytes depend only on its own texts.
+A language half that gets text only combines many texts into one, level by level. Each generated
+text is a summary node. It covers consecutive texts of the level below, and each of those belongs to
+exactly one node. Prompt, texts and answer together never exceed the context. Each node is generated
+alone, not in a batch, so its bytes depend only on its own texts.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -1,12 +1,12 @@
-"""Adds a LoRA to the linear layers of a language half, and writes it in PEFT's format.
+"""Adds a LoRA to a language half, writes it in PEFT's format, and saves the progress of its
+training.
 
-The layers are inserted in place, so the half keeps its class and its split strategy. The adapter's
-weights are in 32 bit, whatever type the half has.
+The LoRA's layers are inserted in place into the linear layers of the half, so the half keeps its
+class and its split strategy. The adapter's weights are in 32 bit, whatever type the half has.
 
-Saves the progress of a training, so that an interrupted one resumes with the same numbers.
-
-A checkpoint is one file: the trained weights, the optimizer's state of each, and the progress. The
-order of examples follows from the seed, so it is not stored.
+From the saved progress an interrupted training resumes with the same numbers. A checkpoint is one
+file: the trained weights, the optimizer's state of each, and the progress. The order of examples
+follows from the seed, so it is not stored.
 """
 
 import json

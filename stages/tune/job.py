@@ -1,9 +1,7 @@
-"""The job description of the tune stage. Imports no model library.
-
-Chooses an adapter's layers, rank and alpha. Imports no model library.
+"""The job description of the tune stage, and the choice of an adapter's layers, rank and alpha.
 
 A training that continues from an adapter keeps all three: the same weights under another alpha
-would have another effect.
+would have another effect. The module imports no model library.
 """
 
 from collections import Counter

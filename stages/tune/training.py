@@ -1,13 +1,12 @@
-"""Runs training steps.
+"""Runs training steps, and turns examples into a half's inputs and target tokens.
 
 The learning rate rises over the first steps and then falls linearly to zero. A step that runs out
 of memory is repeated with fewer examples at once, which sums the same gradients.
 
-Turns an example into a half's inputs and the target token at each position.
-
-The caption follows the prompt, as if the half had generated it, without its last token. The target
-at a position is the token that comes next. Examples are batched where their prompts have equal
-lengths. Padding of shorter captions comes at the end, where no earlier position sees it.
+In the inputs, the caption follows the prompt, as if the half had generated it, without its last
+token. The target at a position is the token that comes next. Examples are batched where their
+prompts have equal lengths. Padding of shorter captions comes at the end, where no earlier position
+sees it.
 """
 
 import importlib

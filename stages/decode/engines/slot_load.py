@@ -1,6 +1,6 @@
-"""The inputs and the terms of an engine's memory estimate. Imports no model library.
+"""The inputs, terms and llama.cpp part of an engine's memory estimate. Imports no model library.
 
-Estimates the memory of decoding in llama.cpp besides the weights. Imports no model library.
+The part for llama.cpp estimates the memory of decoding besides the weights.
 """
 
 from collections.abc import Iterator

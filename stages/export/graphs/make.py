@@ -1,8 +1,8 @@
 """Makes the graphs of one half: finds its encoders, traces each kind of call, and tests the graphs
 in place of the encoders.
 
-Makes the images and texts that trace and test a half: noise of several sizes, prepared by the
-model's own processor.
+The images and texts that trace and test a half are noise of several sizes, prepared by the model's
+own processor.
 """
 
 import contextlib

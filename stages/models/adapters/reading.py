@@ -1,16 +1,13 @@
-"""Reads a PEFT adapter's configuration and headers, and refuses one that is not a plain LoRA.
+"""Reads a PEFT adapter's configuration and headers, and matches it to a model's modules.
 
 A LoRA adds B x A, times a scale, to the matrix of a linear layer. Many adapters of that name add
-something else as well. Their configuration shows it, and they are refused.
+something else as well. Their configuration shows it, and the reader refuses every adapter that is
+not a plain LoRA. It reads each module's rank and the scale of its B x A from the configuration,
+whose patterns are matched in linear time.
 
-Reads each module's rank and the scale of its B x A from an adapter's configuration. Its patterns
-are matched in linear time.
-
-Finds the modules of a model that an adapter changes, or the reason why it does not fit. Imports
-no model library.
-
+The module finds the modules of a model that an adapter changes, or the reason why it does not fit.
 An adapter names modules as the model does, or as older versions of transformers did, which took the
-names from the checkpoint's files.
+names from the checkpoint's files. The matching imports no model library.
 """
 
 import json

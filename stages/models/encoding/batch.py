@@ -1,19 +1,18 @@
-"""Turns batches of prepared chunks into feature records with the vision half.
+"""Turns prepared chunks into feature records with the vision half, in batches or in passes of fixed
+size.
 
 Within a batch, rows whose encoder inputs have equal shapes are computed together. A row's bytes
 depend on which rows these are. They do not depend on whether several batches are computed together.
 
-Encodes inputs in passes whose number of rows is fixed, and tries whether their bytes then depend
-on anything else.
-
-How it works:
+A pass has a fixed number of rows. The module checks whether the bytes of an input then depend on
+anything else:
 
 1. Each input has a number of rows: 1 passes alone, more share a pass with inputs of the same shape,
    and copies of an input fill up the last pass.
-2. An input of each size class (power of two of its values) is tried: at the first place beside
+2. An input of each size class (power of two of its values) is checked: at the first place beside
    copies of it, and at the last beside other values. One that passes alone is computed twice.
-3. If both results are the same, bit for bit, the class holds. The verdict is stored, and decides
-   for all later jobs and workers on the same kind of device.
+3. If both results are the same, bit for bit, the class holds. The result of the check is stored,
+   and decides for all later jobs and workers on the same kind of device.
 4. Inputs of a class that does not hold pass alone. If a half computes one input twice with
    different results, HalfTried is raised: the run is planned again, in batches.
 """

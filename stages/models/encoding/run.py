@@ -1,15 +1,12 @@
 """Runs frame chunks through the vision half, in one process for a whole wave.
 
+The stage reads a chunk's frames from the store as an encoder takes them, or gives the reason why it
+cannot. It prepares items on several threads, each with a processor of its own. Processors are not
+stated to be thread-safe: a fast tokenizer that two threads use at once may raise "Already
+borrowed". After out of memory, items are prepared one at a time.
+
 A batch is computed whole where the bytes of a row depend on it. Otherwise its inputs pass the half
 in a fixed number of rows (stages/models/encoding/ways.py).
-
-Reads a chunk's frames from the store as an encoder takes them, or gives the reason why it
-cannot.
-
-Prepares items on several threads, each with a processor of its own.
-
-Processors are not stated to be thread-safe: a fast tokenizer that two threads use at once may raise
-"Already borrowed". After out of memory, items are prepared one at a time.
 """
 
 import copy

@@ -1,13 +1,13 @@
-"""Loads a language half whose text decoder runs in llama.cpp.
+"""Loads a language half whose text decoder runs in llama.cpp, and tests that llama.cpp computes
+right.
 
 Everything around the decoder stays transformers': the processor, the places of image features, the
 positions, `generate`. In place of the decoder stands a module that passes its inputs to llama.cpp
 and returns logits as its hidden states; the output head returns them unchanged.
 
-Computes a tiny model in llama.cpp and compares its logits with known ones.
-
-A library may have the interface that is known and still compute otherwise: another version, or a
-build for a processor that it does not suit. The test takes some hundredths of a second.
+The test computes a tiny model in llama.cpp and compares its logits with known ones. A library may
+have the interface that is known and still compute otherwise: another version, or a build for a
+processor that it does not suit. The test takes some hundredths of a second.
 """
 
 import math

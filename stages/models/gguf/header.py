@@ -1,16 +1,15 @@
-"""Reads the header of a GGUF file, and refuses a damaged one. Imports no library.
+"""Reads the header of a GGUF file, and loads llama.cpp's library, refusing what could do damage.
 
 llama.cpp asserts on some damaged headers, which ends the process, and trusts lengths in others. So
-every file passes here before any library sees it:
+every file passes here before any library sees it. This part imports no library:
 
 1. Every count and length is compared with what is left of the file before anything is read.
 2. Names of metadata and tensors are unique, and all texts are UTF-8.
 3. Tensors lie one behind the other, within the file, and have types that llama.cpp computes with.
 
-Finds llama.cpp's library, checks that it is the one whose interface is known, and loads it.
-
 llama.cpp passes structures by value, and they grow between builds. Reading one with the layout of
-another build would corrupt memory without an error. So before anything is loaded:
+another build would corrupt memory without an error. So the module finds the library and, before
+anything is loaded, checks that it is the one whose interface is known:
 
 1. The library fills a buffer with its default parameters. The number of bytes that it writes must
    equal the size that the binding states.

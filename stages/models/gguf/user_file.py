@@ -1,10 +1,11 @@
-"""Checks that a GGUF file of a user is the language half of a checkpoint.
+"""Checks that a user's GGUF file is the language half of a checkpoint, and prepares it for
+llama.cpp.
 
 Its metadata must be what an export of the checkpoint would write, its tensors those of the decoder,
 its tokens those of the tokenizer. Two fine-tunes of one model agree in all of that; their norms and
 embeddings differ.
 
-Decides what llama.cpp is given of a GGUF file.
+What llama.cpp gets of the file:
 
 1. Never its tokenizer: Penstock's own is used, and a damaged one could harm.
 2. If needed a copy with another header. Published files of Qwen2-VL and Qwen2.5-VL state an

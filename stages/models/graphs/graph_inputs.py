@@ -1,29 +1,26 @@
-"""Turns an encoder call into its graph's inputs.
+"""Finds the encoders of a half, and turns an encoder call into its graph's inputs.
+
+The encoders are the largest modules that a half calls to make its features. They are found by
+running the half. An encoder's inputs and outputs are those of a module call, which a graph can
+replace. Everything before and after stays the model's own code: grids, the selection of features
+and their order.
 
 Values that the encoder would compute from its data, such as grids, are computed outside the graph.
 transformers provides this for the families that need it.
 
-Attention over packed segments of any lengths, in a form that a graph can hold.
-
 Some encoders take the patches of all images in one row. Each image, or window of it, is a segment
-that attends only to itself. transformers computes segment by segment, or passes the row and the
-segments' ends to an attention function with "flash" in its name. This module provides such a
-function:
+of any length that attends only to itself. transformers computes segment by segment, or passes the
+row and the segments' ends to an attention function with "flash" in its name. This module provides
+such a function, in a form that a graph can hold:
 
 1. It gathers the segments into a padded batch.
 2. It computes attention under a mask.
 3. It scatters the result back into the row.
 
 The number of segments is the length of the tensor of their ends. The longest segment's length is
-passed as the length of an empty tensor instead of a number. So no shape in the graph depends on
-data, and segments of unequal length are computed correctly. transformers' own exporter assumes
-equal lengths and is silently wrong otherwise.
-
-Finds the encoders of a half: the largest modules that it calls to make its features.
-
-They are found by running the half. An encoder's inputs and outputs are those of a module call,
-which a graph can replace. Everything before and after stays the model's own code: grids, the
-selection of features and their order.
+passed as the length of an empty tensor, not as a number. So no shape in the graph depends on data,
+and segments of unequal length are computed correctly. transformers' own exporter assumes equal
+lengths and is silently wrong otherwise.
 """
 
 import contextlib

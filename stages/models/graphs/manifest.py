@@ -1,11 +1,12 @@
-"""The manifest of a checkpoint's graphs: their encoders, their calls and their source. Imports no
-model library.
+"""The manifest of a checkpoint's graphs, and the opening of graphs with an ONNX Runtime provider.
 
-Lists ONNX Runtime's providers and their settings, and opens graphs with the requested one.
+The manifest lists the graphs' encoders, their calls and their source. The module imports no model
+library.
 
-ONNX Runtime silently falls back to another provider if the requested one is unavailable, and logs
-it at most. Therefore the session's actual provider is checked. A GPU provider leaves shape
-computations to the CPU by design, so that is allowed.
+The module lists ONNX Runtime's providers and their settings, and opens graphs with the requested
+one. ONNX Runtime silently falls back to another provider if the requested one is unavailable, and
+logs it at most. Therefore the module checks the session's actual provider. A GPU provider leaves
+shape computations to the CPU by design, so that is allowed.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

@@ -1,6 +1,6 @@
 """Loads a half whose encoders run as graphs, without reading the encoders' weights.
 
-Runs a graph with ONNX Runtime directly on the memory of torch tensors.
+ONNX Runtime runs each graph directly on the memory of torch tensors.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -1,11 +1,10 @@
-"""Stand-ins for the modules and weights of the half that was left out.
+"""Stand-ins for the half that was left out, and chunked computation of a half's long inputs.
 
-A skeleton on the meta device answers plain attributes (configs, sizes, dtypes), because models read
-them across the cut. Using a tensor, or calling anything that computes, raises NeedsWeights.
+The stand-ins replace the modules and weights of the absent half. A skeleton on the meta device
+answers plain attributes (configs, sizes, dtypes), because models read them across the cut. Using a
+tensor, or calling anything that computes, raises NeedsWeights.
 
-Runs the position-wise modules of a half over long inputs in chunks, which limits their peak
-memory.
-
+The position-wise modules of a half run over long inputs in chunks, which limits their peak memory.
 The hidden layer of an MLP is several times as wide as its input and output. For a long prompt it is
 the peak of decoding. A position-wise module is recognized by its structure, and then verified by
 running it.

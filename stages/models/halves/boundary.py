@@ -1,7 +1,8 @@
-"""Finds the boundary between the two halves of a vision-language model, from its class and
-structure.
+"""Finds the boundary between the two halves of a model, from its class and structure. Loads
+nothing.
 
-The input is a skeleton of the model without weights. How the cut is found and made:
+The input is a skeleton of a vision-language model or a dual encoder, without weights. How the cut
+is found and made:
 
 1. The owner O is the innermost module whose class defines `get_image_features` or
    `get_video_features`.
@@ -10,8 +11,13 @@ The input is a skeleton of the model without weights. How the cut is found and m
 3. The vision half is what O holds besides R, H and an audio encoder. The language half is R, H and
    everything outside O.
 4. Where the decoder is not strictly inside O, the vision half is the parts of O that those two
-   methods name, directly or through other methods. The language half is the rest.
-5. Dual encoders are cut by `dual.py`.
+   methods name, directly or through other methods. The language half is the rest. A function's
+   bytecode shows which attributes it names and which methods it calls, so nothing is run.
+5. A dual encoder makes one vector of an image and one of a text, each with its own encoder. What
+   only `get_image_features` reaches is the vision half. What `get_image_features` never reaches is
+   the text half, called `language` as in other models. The cut runs between the model's direct
+   children, because some of them read a child's weight without calling that child. The model's own
+   parameters, such as the scale of its logits, are in both halves.
 6. A half is described by what it leaves out: `absent_paths` lists those modules and parameters,
    outermost only.
 7. `cut` replaces them by stand-ins that raise NeedsWeights when a computation uses them. Weight
@@ -19,17 +25,6 @@ The input is a skeleton of the model without weights. How the cut is found and m
 8. Some halves call single modules of the other half. `pieces_called` finds these in the bytecode of
    the methods that the half runs. Where it misses one, `piece_of` derives the module to load from
    the NeedsWeights error.
-
-Reads from a function's bytecode which attributes it names and which methods it calls. Runs
-nothing.
-
-Finds the boundary between the halves of a dual encoder, from its class. Loads nothing.
-
-A dual encoder makes one vector of an image and one of a text, each with its own encoder. What only
-`get_image_features` reaches is the vision half. What `get_image_features` never reaches is the text
-half, called `language` as in other models. The cut runs between the model's direct children,
-because some of them read a child's weight without calling that child. The model's own parameters,
-such as the scale of its logits, are in both halves.
 """
 
 import dis

@@ -1,13 +1,12 @@
-"""Runs the vision half on pixels and returns its features.
+"""Runs the vision half on pixels and returns its features, or the vectors and logits of a dual
+encoder.
 
 The vision half provides `get_image_features` and `get_video_features`. Features are stored as the
 model's own output records.
 
-Computes vectors with the halves of a dual encoder, and logits from vectors.
-
-The model's own `forward` computes the logits on the text half. Stand-ins in place of the vision
-half return the image vectors. So the module needs no formula: neither the name of the scale, nor
-whether there is a bias.
+The halves of a dual encoder compute vectors, and the model's own `forward` computes the logits from
+vectors on the text half. Stand-ins in place of the vision half return the image vectors. So the
+module needs no formula: neither the name of the scale, nor whether there is a bias.
 """
 
 import copy

@@ -1,9 +1,8 @@
 """Loads one half of a model through its own `from_pretrained`.
 
 A subclass of the model's class leaves the other half out in `__init__`. The loader finds no place
-for those tensors and never reads them. Its renaming, dtype and quantization work as usual.
-
-Reloads a half with modules of the other half that its code turns out to need.
+for those tensors and never reads them. Its renaming, dtype and quantization work as usual. If the
+half's code turns out to need modules of the other half, the half is loaded again with them.
 """
 
 import contextlib

@@ -1,12 +1,11 @@
-"""Places a half's layers outside the device when the half itself does not fit, and on a CPU brings
-them into memory one at a time.
+"""Feeds stored features to the language half to generate text, and places layers outside the
+device.
 
-On a CPU the layers stay in the checkpoint's files, and accelerate's hooks read each when it is
-reached. Every forward pass, that is every token, reads all layers. `streaming` does it on a GPU.
+Layers are placed outside the device when the half itself does not fit. On a CPU the layers stay in
+the checkpoint's files, and accelerate's hooks bring each into memory, one at a time, when it is
+reached. Every forward pass, that is every token, reads all layers. On a GPU `streaming` does this.
 
-Feeds stored features to the language half and generates text.
-
-How it works:
+How text is generated:
 
 1. `generate` checks that every input of the encoding is present.
 2. Unless the model runs jointly, it checks that the prompt has as many placeholders as there are

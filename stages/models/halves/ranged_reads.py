@@ -1,14 +1,15 @@
-"""Reads a half's weights tensor by tensor instead of mapping files.
+"""Reads a half's weights tensor by tensor; for a GPU, copies them while the next are read.
 
-Reads a half's weights into pinned memory and copies them to the GPU while the next are read.
+The module reads the files and does not map them. On the path to a GPU, weights are read into pinned
+memory.
 
 How it works:
 
-1. transformers reads tensors in a few threads. During a load, its function that reads one is
-   replaced by one that does so in portions.
+1. transformers reads tensors in a few threads. During a load, the module replaces the function of
+   transformers that reads one tensor by one that does so in portions.
 2. A portion is read into a free buffer of pinned memory, cast if it is stored in another type, and
    copied without waiting.
-3. An event behind the copy tells when the buffer may be filled again.
+3. An event behind the copy shows when the buffer may be filled again.
 4. The copies run on the stream on which the weights are used. Nothing is computed during a load, so
    a stream of their own would not overlap more.
 """

@@ -1,15 +1,13 @@
-"""Chooses the split strategy by which a model runs in two stages, from its classes. Reads no
-weights.
+"""Finds a checkpoint's model class, and chooses the split strategy by which it runs in two stages.
+
+The choice follows from the model's classes and configuration. No weights are read, and a
+checkpoint's own code is run only with the user's permission. The strategies are:
 
     protocol  `generate` takes encoder outputs as `mm_encoder_outputs`
     replay    `generate` calls the model's own `get_*_features`, which then return stored records
     splice    features go into the embeddings at the placeholders; the reader generates
     joint     no boundary: the whole model sees pixels and prompt in the second stage
     dual      no text: each half makes vectors, of images or of texts
-
-Finds the model class and the configuration of a checkpoint. Reads no weights.
-
-A checkpoint's own code is run only with the user's permission.
 """
 
 import contextlib

@@ -1,11 +1,10 @@
-"""Lists the files of a checkpoint on this machine and on the hub. Downloads nothing and opens no
-weights.
+"""Lists the files of a checkpoint on this machine and on the hub, and refuses the original LLaVA
+format.
 
-Refuses checkpoints in the original LLaVA format, by their configuration. Opens no weights.
-
-Such a checkpoint names a vision encoder that is stored elsewhere. It keeps the language model's
-sizes where transformers does not look for them. transformers would build a model of default sizes
-and initialize the weights that it does not find by name.
+The module downloads nothing and opens no weights. It recognizes a checkpoint in the original LLaVA
+format by its configuration. Such a checkpoint names a vision encoder that is stored elsewhere. It
+keeps the language model's sizes where transformers does not look for them. transformers would build
+a model of default sizes and initialize the weights that it does not find by name.
 """
 
 import fnmatch

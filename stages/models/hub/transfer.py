@@ -1,6 +1,7 @@
-"""Downloads one large file: resumes it, waits out a broken connection, verifies the checksum.
+"""Downloads weight files into the hub's cache, several at a time.
 
-Downloads weight files into the hub's cache, several at a time.
+The download of one large file resumes where it stopped, waits out a broken connection, and verifies
+the checksum.
 """
 
 import errno

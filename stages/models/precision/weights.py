@@ -1,6 +1,7 @@
-"""Maps a checkpoint's tensor names to the model's, and finds the quantized ones. Reads no file.
+"""Maps a checkpoint's tensor names to the model's, and finds what a half's precision depends on.
 
-Finds the attention implementation that the classes of one half support.
+The module finds the quantized tensors by their names and reads no file. It also finds the attention
+implementation that the classes of one half support.
 """
 
 import re

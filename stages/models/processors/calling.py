@@ -1,10 +1,9 @@
-"""Calls a processor with media and prompts in the form that its layout gives.
+"""Calls a processor with media and prompts in the form that its layout gives, as one chat turn.
 
-Formats one chat turn with media first; the same code serves all families.
-
-The checkpoint's own chat template formats it. Without a template, the image placeholders come first
-and the prompt after them. The prompt stands alone if the processor places the images itself, or if
-the model has no placeholders in its text. Then the text begins with the prompt.
+A turn has its media first, and the same code serves all families. The checkpoint's own chat
+template formats it. Without a template, the image placeholders come first and the prompt after
+them. The prompt stands alone if the processor places the images itself, or if the model has no
+placeholders in its text. Then the text begins with the prompt.
 
 Templates take the content as a list of parts, as one string, or as either. A template that expects
 a string may print a list in Python's notation. So a form is accepted only if its output contains a

@@ -1,9 +1,9 @@
 """Finds by testing how a checkpoint's processor takes media and prompts.
 
-Processors differ in four ways: media as one list or as one list per prompt, the argument's name,
+Processors differ in four points: media as one list or as one list per prompt, the argument's name,
 placeholders in the text, and how many media one prompt takes. What a processor declares about this
-is not reliable. So the processor is run on a few small frames of noise. The first layout in which
-two rows with different prompts come out complete is used.
+is not reliable. So the module runs the processor on a few small frames of noise. It uses the first
+layout in which two rows with different prompts come out complete.
 
 1. `_candidates` lists the layouts, most common first: every argument with every form of the turn,
    many prompts or one at a time, nested lists or one list.
@@ -13,10 +13,11 @@ two rows with different prompts come out complete is used.
    image tokens, the text must have room for them.
 4. Then a second image per prompt is tried, and whether a video's outputs depend on its rate.
 5. `known` caches each result for the processor's lifetime, while its chat template stays the same.
-6. A form that does not contain the question verbatim is skipped; see `chat_template`.
+6. A form that does not contain the question verbatim is skipped; see `calling.py`.
 7. If no layout works, the error of the first is reported.
 
-Tests a checkpoint's tokenizer, template and processor files before its profile is built.
+The module also tests a checkpoint's tokenizer, template and processor files before its profile is
+built.
 """
 
 import contextlib

@@ -1,9 +1,8 @@
-"""Loads a checkpoint's processor and lists its components.
+"""Loads a checkpoint's processor, lists its components, and corrects its chat template.
 
-Removes a chat template's pair of vision tokens around a video when the processor writes a pair
-around each frame.
-
-One chunk's frames as read from disk, with the true times that processors need.
+The correction removes the template's pair of vision tokens around a video when the processor writes
+a pair around each frame. The module also holds one chunk's frames as read from disk, with the true
+times that processors need.
 """
 
 from collections.abc import Callable

@@ -2,20 +2,18 @@
 processor.
 
 A processor computes pixels and, from them, the placeholders of each image in the prompt. Encoding
-does both. Of the second it keeps what is needed to build any prompt later without the image.
+does both. Of the placeholders it keeps what is needed to build any prompt later without the image.
 `input_layout` finds how to call the processor, and `side_inputs` what must be kept. A processor for
-which this fails is refused before anything is encoded.
+which this fails is refused before anything is encoded. For an image encoder, frames become inputs
+without a prompt.
 
-Counts the text tokens that a processor writes around images: frame times, marks, a template.
+The module counts the text tokens that a processor writes around images: frame times, marks, a
+template.
 
-Tokenizes answers as they follow the generation prompt of a chat template.
-
-Some templates end the generation prompt before the space that stands between role and answer in a
-conversation. A model writes that space itself, mostly as part of its first word, so an answer that
-is tokenized alone has another first token than the model ever wrote.
-
-Turns frames into inputs of an image encoder, without a prompt, by the checkpoint's own
-processor.
+It tokenizes answers as they follow the generation prompt of a chat template. Some templates end the
+generation prompt before the space that stands between role and answer in a conversation. A model
+writes that space itself, mostly as part of its first word, so an answer that is tokenized alone has
+another first token than the model ever wrote.
 """
 
 import math

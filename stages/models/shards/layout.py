@@ -1,9 +1,11 @@
-"""Plans the layout of tensors in safetensors files of bounded size. Reads and writes nothing.
+"""Writes a checkpoint as safetensors files of bounded size, in a layout that is planned beforehand.
 
-A layout depends only on names, types and shapes. So every file's name, size and header are known
-before the first byte is written. A resumed process finds what an earlier one wrote.
+The plan reads and writes nothing. A layout depends only on names, types and shapes. So every file's
+name, size and header are known before the first byte is written. A resumed process finds what an
+earlier one wrote.
 
-Writes a checkpoint into a folder, file by file, and resumes where an earlier process stopped.
+The checkpoint is written into a folder, file by file, and the writer resumes where an earlier
+process stopped:
 
 1. Each weight file appears completely or not at all.
 2. The index follows after all of them, and config.json comes last. Until then, the folder is not a

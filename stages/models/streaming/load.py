@@ -1,21 +1,21 @@
-"""Loads a half without its layers and streams them from the checkpoint's files as they are needed.
+"""Loads a half without its layers, and streams them from the checkpoint's files for many calls at
+once.
 
-How it works:
+Each layer is in memory only while the calls pass it.
+
+How a half is loaded:
 
 1. The placement puts the layers on disk and everything else on the device.
 2. `load_half` loads the half with this device map. Accelerate's hooks, which would fetch a layer at
    each call, are left out; only the index of the weights is kept.
 3. Weights that the files do not hold as they are computed with are written once to a temporary
    folder. A weight that cannot be read by itself raises CannotFit.
-4. Calls cross the layers together: the lockstep requests each layer by number and announces the
-   one that it expects next, which a thread reads during the computation (`layers.py`).
+4. Calls cross the layers together: the lockstep requests each layer by number and announces the one
+   that it expects next, which a thread reads during the computation (`layers.py`).
 5. The temporary folder is deleted with the layers. Each load also deletes the folders of killed
    processes.
 
-Runs many calls through the same layers together, so that each layer is in memory only while they
-pass it.
-
-How it works:
+How the calls cross the layers:
 
 1. Each call runs the model's own forward, unchanged, in a greenlet. A greenlet is a function that
    can pause inside nested calls and resume later in the same thread.

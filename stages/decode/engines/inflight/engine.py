@@ -1,27 +1,24 @@
 """The `inflight` engine: continuous batching in a fixed pool of KV-cache slots.
 
-Each prompt is prefilled alone and then decoded in a slot until its caption ends. No request waits
-for a batch, and a caption's bytes depend only on its own sequence. Where the check before use finds
-otherwise, or the half cannot be run in slots, the `transformers` engine takes over if the job
+The engine prefills each prompt alone and then decodes it in a slot until its caption ends. No
+request waits for a batch, and a caption's bytes depend only on its own sequence.
+
+A check before use verifies that decoding in slots gives what `generate` gives, independently of
+other slots. It prefills a row and continues it with the tokens that `generate` produced for it. In
+one slot of an empty pool the row's logits must equal those of `generate` up to rounding. In a
+reused slot, next to other rows, and in a pool of another shape they must be bit-identical. If the
+check fails, or the half cannot be run in slots, the `transformers` engine takes over if the job
 allows it.
 
-Keeps the number of rows of a decode step in the store: one per half, precision and kind of GPU.
-
 On a GPU the rounding of a product may depend on its number of rows, so every job with a half
-computes the same number of rows.
+computes the same number of rows in a decode step. The store holds this number, one per half,
+precision and kind of GPU:
 
-1. The first job's engine check tries the numbers of GPU_STEP_ROWS, the largest first, and takes the
-   first in which rows do not depend on each other.
-2. This number is stored. Later jobs check it alone.
-3. If that check fails, for example after an update of torch, the next smaller number that passes is
-   stored. The smallest stored number counts.
-
-Checks before use that decoding in slots gives what `generate` gives, independently of other
-slots.
-
-A row is prefilled and then continued with the tokens that `generate` gave it. In one slot of an
-empty pool its logits must equal those of `generate` up to rounding. In a reused slot, next to other
-rows, and in a pool of another shape they must be bit-identical.
+1. The first job's check tries the numbers of GPU_STEP_ROWS, the largest first, and takes the first
+   in which rows do not depend on each other.
+2. The job stores this number. Later jobs check it alone.
+3. If that check fails, for example after an update of torch, the job stores the next smaller number
+   that passes. The smallest stored number counts.
 """
 
 import time

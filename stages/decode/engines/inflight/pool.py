@@ -1,12 +1,10 @@
-"""The slot pool: decodes one token for every slot in a single step.
+"""The slot pool: keeps the KV cache of every slot, and decodes one token for every slot in a step.
 
 The pool's shape is fixed, so every step is the same computation whatever it holds. Empty slots are
 computed too, and their output is ignored. For most models a sequence's output then depends only on
-its own tokens; `engine_check.py` verifies this for each model.
+its own tokens; `engine.py` verifies this for each model.
 
-Slot caches: the KV-cache storage of a slot pool, in tensors of a fixed shape.
-
-How it works:
+The slot caches are the KV-cache storage of the pool, in tensors of a fixed shape. How they work:
 
 1. A prefilled sequence is the template: the layers of its cache give the types and widths.
 2. The left-aligned cache replaces each cache layer of transformers by its slot version, found by

@@ -1,9 +1,8 @@
-"""Computes the size of a slot pool, for the engine and for planning. Imports no model library.
+"""Computes the size of a slot pool, and estimates the memory of in-flight batching besides the
+weights.
 
-Estimates the memory of in-flight batching besides the weights. Imports no model library.
-
-The estimate covers the KV pool, the prefill of one prompt, a decode step, the check before use, the
-shared prompt prefix and a compiler.
+The engine and the planner use it. It imports no model library. The estimate covers the KV pool, the
+prefill of one prompt, a decode step, the check before use, the shared prompt prefix and a compiler.
 """
 
 from collections.abc import Iterator, Sequence

@@ -1,14 +1,13 @@
-"""Prefills one prompt, alone and without padding.
+"""Prefills one prompt, alone and without padding, and restricts the attention of a decode step to
+the slots.
 
 `generate` prepares everything that the model family needs: positions, masks, features, logits
 processors. It then calls `park` in place of its own decoding loop. `park` runs the prefill and
 keeps its result.
 
-Attention of a decode step over the slots alone.
-
-A step computes more rows than there are slots if memory holds fewer sequences than the step has
-rows. The linear layers compute all rows, so that rounding does not depend on the slots. Keys and
-values exist for the slots only.
+A decode step computes more rows than there are slots if memory holds fewer sequences than the step
+has rows. The linear layers compute all rows, so that rounding does not depend on the slots. Keys
+and values exist for the slots only, so attention is computed over the slots alone:
 
 1. While a prompt is prefilled, `noted_keys` notes which tensors reach transformers' SDPA function.
 2. A cache layer whose keys are among them is direct: nothing comes between the cache and attention.

@@ -4,8 +4,9 @@ How it works:
 
 1. The main loop repeats three actions. It frees the slots of withdrawn requests, admits requests
    into free slots, and runs one decode step for all slots.
-2. Admission takes preempted requests first, then the next batch, which a thread claims ahead of
-   time. It waits for that thread only while no sequence is running.
+2. Admission takes preempted requests first, then the next batch. A thread claims that batch ahead
+   of time, while the running sequences are decoded. Admission waits for the thread only while no
+   sequence is running.
 3. A request is prefilled alone, beside the running sequences. The first token comes from the logits
    of the prefill. Unless that token ends the caption, the sequence gets a slot.
 4. The first sequence creates the KV pool. A longer sequence widens it. The pool is narrowed when
@@ -14,19 +15,16 @@ How it works:
    copied to the host asynchronously and read some steps later. A sequence ends with an end token, a
    stop string or at its token limit.
 6. When a decode step runs out of memory, the number of slots drops to the next lower power of two.
-   The running sequences restart from their prompts; none of their captions has been yielded yet.
-   A right-aligned pool raises instead, because fewer slots would take as much memory.
+   The running sequences restart from their prompts; none of their captions has been yielded yet. A
+   right-aligned pool raises the error, because fewer slots would take as much memory.
 7. A request whose prefill runs out of memory runs alone, once no other sequence runs. If the next
    request fails as well, the number of slots drops, too.
 8. When the model's own code raises in a decode step, every running sequence restarts alone. This
    finds the item on which the model raises.
 
-Applies the repetition penalty to many rows of a step at once.
-
-Transformers' processor takes one row with all its tokens, so each row costs a dozen calls per step.
-Here a mask holds the tokens of each row, and a call serves ROWS rows. The numbers are the same.
-
-Claims the next batch of requests on a thread, while the running sequences are decoded.
+The repetition penalty is applied to many rows of a step at once. Transformers' processor takes one
+row with all its tokens, so each row costs a dozen calls per step. Here a mask holds the tokens of
+each row, and a call serves ROWS rows. The numbers are the same.
 """
 
 from collections import deque

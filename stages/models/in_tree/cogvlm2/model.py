@@ -1,9 +1,7 @@
 """CogVLM2 as transformers models, under the class names that its files use.
 
-Position ids and rotary embedding of CogVLM2 prompts.
-
-The language half of CogVLM2's image chat model: a Llama whose layers have separate weights for
-text and for image tokens.
+The language half of its image chat model is a Llama whose layers have separate weights for text and
+for image tokens. The module computes the position ids and the rotary embedding of its prompts.
 """
 
 from collections.abc import Callable, Mapping
