@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 
 from artifacts.errors import UsageError
-from artifacts.files import refuse_foreign, write_text
+from artifacts.files import refuse_foreign, replace_file, write_text
 from artifacts.names import LONGEST_NAME, SUFFIXES, file_stems
 from artifacts.paths import RealPaths, lies_in, user_cache, user_state
 from flows.options.export_config import ExportRequest
+from flows.results import export_result
 from flows.results.export_result import move_into_place, refuse_foreign_folder
 from stages.export.parity import PARITY
 
@@ -153,15 +154,15 @@ def test_a_broken_move_goes_on_over_its_own(
         (asked.work / PARITY).write_text('{"passed": true, "missed": [], "recipe": {}}')
 
     write()
-    moved = Path.replace
+    moved = replace_file
 
-    def broken(path: Path, to: Path) -> Path:
+    def broken(path: Path, to: Path) -> None:
         if path.parent == asked.work and path.name == "config.json":
             raise KeyboardInterrupt
-        return moved(path, to)
+        moved(path, to)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Path, "replace", broken)
+        patched.setattr(export_result, "replace_file", broken)
         with pytest.raises(KeyboardInterrupt):
             move_into_place(asked)
     write()

@@ -29,7 +29,7 @@ READERS = {
     "stages/frames/formats.py",  # maps what both decoded
     "stages/sift/run.py",  # looks at the mode only
     "flows/planning/sizes.py",  # looks at the size only
-    "flows/deployments/page.py",  # encodes a thumbnail again
+    "flows/deployments/pictures.py",  # encodes a thumbnail again
     "stages/memory/measure.py",
 }
 """Everything of the program that may decode pixels: others ask the first two."""
