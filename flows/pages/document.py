@@ -50,6 +50,21 @@ def document(
     return Document(html=html, policy=policy)
 
 
+def served_page(
+    title: str, package: str, shared: Iterable[str], scripts: Iterable[str], **allowed: str
+) -> Document:
+    """Return the page of a server: `page.html` and `page.css` of a package, the `shared` scripts of
+    this one, and then the package's own `scripts`. `allowed`: as of `document`."""
+    return document(
+        title,
+        part("page.html", package),
+        part("page.css", package),
+        parts(SHARED, shared) + "\n" + parts(package, scripts),
+        served=True,
+        **allowed,
+    )
+
+
 def as_json(data: Any) -> str:
     """Return JSON for a script element: nothing in it ends the element or begins a comment.
 

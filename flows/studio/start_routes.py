@@ -22,7 +22,7 @@ from artifacts.regular_files import read_bytes, user_text
 from flows.options.model import DEMO_MODEL
 from flows.options.text import IMAGE_PROMPT
 from flows.options.vectors import PLACE
-from flows.pages.document import SHARED, Document, document, part, parts
+from flows.pages.document import Document, served_page
 from flows.results.run_record import RUN_RECORD
 from flows.reviewing.captions import EditRefused
 from flows.serving.refusals import json_answer
@@ -122,12 +122,11 @@ SIFTED = ("sources", "recursive", "extensions", "limit")
 
 def page_of() -> Document:
     """Return the page."""
-    return document(
+    return served_page(
         "Penstock studio",
-        part("page.html", PAGE),
-        part("page.css", PAGE),
-        parts(SHARED, SHARED_SCRIPTS) + "\n" + parts(PAGE, SCRIPTS),
-        served=True,
+        PAGE,
+        SHARED_SCRIPTS,
+        SCRIPTS,
         img_src="'self' data:",
         media_src="'self'",
         worker_src="blob:",

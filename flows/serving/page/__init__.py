@@ -1,6 +1,6 @@
 """The page of `penstock serve`, as a browser receives it."""
 
-from flows.pages.document import SHARED, Document, document, part, parts
+from flows.pages.document import Document, served_page
 
 PACKAGE = "flows.serving.page"
 SHARED_SCRIPTS = ("base.js", "charts.js", "asking.js", "scene.js")
@@ -10,12 +10,11 @@ SCRIPTS = ("asking.js", "answers.js", "item.js", "queue.js", "search.js", "plots
 
 def page_of() -> Document:
     """Return the page."""
-    return document(
+    return served_page(
         "Penstock",
-        part("page.html", PACKAGE),
-        part("page.css", PACKAGE),
-        parts(SHARED, SHARED_SCRIPTS) + "\n" + parts(PACKAGE, SCRIPTS),
-        served=True,
+        PACKAGE,
+        SHARED_SCRIPTS,
+        SCRIPTS,
         img_src="'self' blob: data:",
         media_src="'self' blob:",
     )
