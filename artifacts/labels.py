@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from artifacts.files import write_text
-from artifacts.records import read_record
+from artifacts.json_shapes import read_record
 
 
 class Scored(TypedDict):

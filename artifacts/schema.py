@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from artifacts.errors import UsageError
-from artifacts.records import read_record
+from artifacts.json_shapes import read_record
 
 MediaKind = Literal["video", "image"]
 Route = Literal["protocol", "replay", "splice", "joint", "dual", "served"]

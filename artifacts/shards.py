@@ -22,9 +22,8 @@ from typing import IO
 from artifacts.captions import Caption, fields_of_row
 from artifacts.errors import EnvironmentFault
 from artifacts.files import HALF, replace_file, whole_file, write_json
-from artifacts.json_shapes import BYTES
+from artifacts.json_shapes import BYTES, read_record
 from artifacts.keys import digest_of
-from artifacts.records import read_record
 from artifacts.regular_files import open_regular, read_text, refuse_links
 from artifacts.stamps import Stamp, stamp_of
 from artifacts.store import fault_of

@@ -22,7 +22,7 @@ from artifacts.errors import (
     PenstockError,
     UsageError,
 )
-from artifacts.records import read_record
+from artifacts.json_shapes import read_record
 from flows.serving.config import ADDRESS, ServeConfig
 from penstock.arguments import config_with
 from penstock.keywords import ServeOptions

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from artifacts.errors import UsageError
-from artifacts.records import read_record
+from artifacts.json_shapes import read_record
 from artifacts.schema import ChunkIndex, FrameFit, MediaIndex, Sampling
 from artifacts.tiles import boxes_of, check_tiles
 

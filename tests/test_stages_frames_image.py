@@ -15,7 +15,7 @@ from PIL import Image
 
 import artifacts.schema
 from artifacts.errors import MediaError
-from artifacts.records import read_record
+from artifacts.json_shapes import read_record
 from artifacts.schema import FrameFit, MediaIndex, Sampling, stored_size
 from stages.frames import READING_BYTES
 from stages.frames import image as image_module

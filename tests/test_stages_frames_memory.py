@@ -13,9 +13,9 @@ import pytest
 from PIL import Image
 
 from artifacts.errors import OutOfMemory
+from artifacts.json_shapes import read_record
 from artifacts.keys import hash_file
 from artifacts.packs import RecordSet
-from artifacts.records import read_record
 from artifacts.schema import MediaIndex
 from artifacts.store import open_store
 from stages.frames.job import FramesItem

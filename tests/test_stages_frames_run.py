@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 from artifacts.errors import EnvironmentFault
+from artifacts.json_shapes import read_record
 from artifacts.keys import hash_file, item_key
 from artifacts.packs import Record, RecordSet
-from artifacts.records import read_record
 from artifacts.schema import MediaIndex
 from artifacts.stamps import stamp_of
 from artifacts.store import FolderStore, open_store

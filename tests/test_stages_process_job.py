@@ -11,8 +11,8 @@ import pytest
 
 from artifacts.errors import UsageError
 from artifacts.index.manifest import Manifest
+from artifacts.json_shapes import read_record
 from artifacts.model_files import ModelFiles
-from artifacts.records import read_record
 from artifacts.schema import FrameFit, MediaIndex, Sampling
 from artifacts.stamps import ModelFileStamp, Stamp
 from flows.pipelines import STAGES

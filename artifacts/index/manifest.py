@@ -13,9 +13,9 @@ from pathlib import Path
 
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.files import write_json
+from artifacts.json_shapes import read_record
 from artifacts.keys import digest_of, hash_file
 from artifacts.paths import sync_folder
-from artifacts.records import read_record
 from artifacts.regular_files import open_regular
 from artifacts.store import fault_of, read_fault
 

@@ -24,8 +24,8 @@ from typing import IO
 
 from artifacts.errors import MediaError, Unanswered
 from artifacts.files import HALF, whole_file, write_text
+from artifacts.json_shapes import read_record
 from artifacts.locks import lock, try_lock
-from artifacts.records import read_record
 from artifacts.remote.addresses import FarFile, is_address, is_web
 from artifacts.remote.ahead import OnProgress
 from artifacts.stamps import CHANGED, CHANGED_HINT, CHANGED_MESSAGE, FileChanged

@@ -27,8 +27,8 @@ from functools import partial
 from typing import Any
 
 from artifacts.captions import answer_of
+from artifacts.json_shapes import read_record
 from artifacts.packs import RecordSet, RecordUnion, refresh_together
-from artifacts.records import read_record
 from artifacts.schema import ChunkIndex, MediaIndex
 from artifacts.store import Store
 from flows.ledger.namespaces import Variant

@@ -29,10 +29,10 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from artifacts.errors import CannotFit, EnvironmentFault
+from artifacts.json_shapes import read_record
 from artifacts.keys import digest_of
 from artifacts.packs import Record, record_sets_of
 from artifacts.plurals import counted
-from artifacts.records import read_record
 from artifacts.store import Store
 from flows.console.units import gib
 from flows.pipelines import STAGES

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from artifacts.files import read_kept, write_json
+from artifacts.json_shapes import read_record
 from artifacts.keys import digest_of
 from artifacts.paths import machine_cache
-from artifacts.records import read_record
 from flows.checkpoint.precision import no_bfloat16
 from flows.machine.launch import Launcher, StageCall, run_with_restarts
 from flows.machine.versions import cpu_has_bfloat16, machine_identity, now

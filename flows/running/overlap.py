@@ -21,9 +21,9 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import count
 
 from artifacts.errors import CannotFit, Killed, PenstockError, StageDied
+from artifacts.json_shapes import read_record
 from artifacts.keys import item_key
 from artifacts.packs import RecordSet, refresh_together
-from artifacts.records import read_record
 from artifacts.regular_files import refuse_links
 from artifacts.schema import ChunkIndex, MediaIndex
 from flows.job.prepare import Job

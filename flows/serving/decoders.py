@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from artifacts.errors import PenstockError
+from artifacts.json_shapes import read_record
 from artifacts.packs import Record, RecordSet
-from artifacts.records import read_record
 from artifacts.schema import MediaIndex
 from flows.job.prepare import Job
 from flows.ledger.namespaces import Variant

@@ -10,10 +10,10 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, NamedTuple
 
 from artifacts.captions import Failure
+from artifacts.json_shapes import read_record
 from artifacts.keys import digest_of
 from artifacts.packs import Record, RecordSet, RecordUnion
 from artifacts.plurals import counted
-from artifacts.records import read_record
 from artifacts.store import Store, open_store
 from flows.console.display import Display
 from flows.console.units import duration, size

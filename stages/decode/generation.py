@@ -11,8 +11,8 @@ from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, NamedTuple
 
 from artifacts.errors import UsageError
+from artifacts.json_shapes import read_record
 from artifacts.options import Option, OptionGroup
-from artifacts.records import read_record
 from stages.models.half_job import HalfJob
 
 GREEDY, CHECKPOINT = "greedy", "checkpoint"

@@ -17,9 +17,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from artifacts.errors import EnvironmentFault, MediaError, PenstockError
+from artifacts.json_shapes import read_record
 from artifacts.keys import item_key
 from artifacts.packs import Record, RecordSet, record_sets_of
-from artifacts.records import read_record
 from artifacts.remote.media_cache import open_local
 from artifacts.schema import MediaIndex, fields_of
 from artifacts.store import Store

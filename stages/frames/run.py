@@ -14,7 +14,7 @@ from itertools import count, takewhile
 from typing import TYPE_CHECKING, Any
 
 from artifacts.claims import POLL_SECONDS, WorkClaims, claims_at
-from artifacts.records import read_record
+from artifacts.json_shapes import read_record
 from artifacts.schema import ChunkIndex, MediaIndex
 from artifacts.store import open_store
 from stages.frames import PACK_BYTES

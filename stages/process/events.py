@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from artifacts.errors import EnvironmentFault
-from artifacts.records import read_record
+from artifacts.json_shapes import read_record
 from artifacts.regular_files import open_below
 from artifacts.schema import MediaIndex
 from artifacts.store import fault_of

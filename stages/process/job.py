@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, TypeVar
 
-from artifacts.records import read_record
+from artifacts.json_shapes import read_record
 from artifacts.schema import Part
 
 

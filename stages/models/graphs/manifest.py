@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from artifacts.errors import EnvironmentFault
-from artifacts.json_shapes import MapOf, anything, count, number, read_json, text
-from artifacts.records import read_record
+from artifacts.json_shapes import MapOf, anything, count, number, read_json, read_record, text
 from artifacts.schema import Half
 from stages.models.graphs import FOLDER
 from stages.process.exit_diagnosis import out_of_memory
