@@ -121,8 +121,8 @@ class RowsFile:
 
 
 def open_rows(file: IO[bytes] | Path) -> Any:
-    """Return the parquet file of one shard, of which nothing is read yet but its end. Raises
-    OSError, and ValueError for what is none."""
+    """Return the parquet file of one shard. This reads the file's footer only. Raises OSError, and
+    ValueError for a file that is not parquet."""
     from pyarrow.parquet import ParquetFile
 
     return ParquetFile(file)

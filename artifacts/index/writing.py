@@ -240,7 +240,7 @@ def within(numbers: NDArray[np.uint64], known: NDArray[np.uint64]) -> list[bool]
 
 
 MOST_SMALL = 32
-"""Shards that are not full, of which an index may have so many before `add` merges them."""
+"""Maximum number of shards that are not full; `add` merges them beyond that."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -254,8 +254,8 @@ class Compacted:
 
 
 def compact(writer: IndexWriter) -> Compacted:
-    """Drop removed rows and merge shards that are not full. The rest stays in its order, and full
-    shards of which nothing was removed stay as they are."""
+    """Drop removed rows and merge shards that are not full. The rows keep their order. A full shard
+    without removed rows is not rewritten."""
     before = writer.manifest
     snapshot = writer.snapshot()
     mean = np.array(before.means.get("pictures", ()), np.float32)

@@ -108,8 +108,8 @@ def plan_start(
 
 
 def fit_together(request: PlanRequest, rungs: Sequence[Rung], budget: Budget) -> bool:
-    """Return whether stages, of which one computes on the device, are expected to fit into memory
-    beside each other."""
+    """Return whether stages that run at the same time are expected to fit into memory together.
+    One of them computes on the device."""
     found = [request.estimate(rung) for rung in rungs] if request.workloads else []
     room = budget.bytes if budget.device == "cpu" else budget.host_bytes
     needed = sum(each.host_bytes or each.peak_bytes for each in found)

@@ -83,8 +83,8 @@ class StageLoop:
         done: int = 0,
         **attempt: Any,
     ) -> Attempt:
-        """Start a process that makes `total` items, of which `done` exist. Further arguments are
-        fields of the attempt; its precision is by default that of new records, and its largest
+        """Start a process of a stage with `total` items; `done` of them exist. Further arguments
+        are fields of the attempt. By default its precision is that of new records, and its largest
         batch that of the rung. Raises PenstockError."""
         self.ladder.begin(stage.name)
         self.on_start(stage.name, total, done)

@@ -117,7 +117,7 @@ class Guard:
         headers = {n.decode("latin-1"): v.decode("latin-1") for n, v in scope["headers"]}
         service, path = self._service, scope["path"]
         host = headers.get("host", "")
-        # Every browser sends it, and HTTP/1.0 knows none.
+        # HTTP/1.0 does not require Host. Every browser sends it.
         is_named = "host" in headers or scope.get("http_version") != "1.0"
         if is_named and service.config.host in LOOPBACK and not is_loopback(host):
             raise HttpRefusal(421, f"this server is not {host[:80]!r}", "Address it as localhost")
