@@ -270,7 +270,7 @@ def with_adapter(source: Path, adapter: Path, **options: Any) -> Any:
     return ModelJob(
         model=str(source),
         route=profile.route,
-        pieces=profile.language.pieces,
+        extra_modules=profile.language.extra_modules,
         adapter=str(adapter),
         adapted=modules_of(read_adapter(adapter), profile),
         **options,

@@ -22,7 +22,7 @@ from artifacts.plurals import counted
 from artifacts.regular_files import guard
 from artifacts.signing import ROUND
 from flows.console.display import Display
-from flows.job.encode_ways import replanned_once
+from flows.job.pass_mode import replanned_once
 from flows.job.prepare import Job
 from flows.learning.decisions import (
     Uncaptioned,

@@ -8,7 +8,7 @@ import numpy as np
 from artifacts.errors import UsageError
 from artifacts.plurals import counted
 from flows.console.display import Display
-from flows.job.encode_ways import replanned_once
+from flows.job.pass_mode import replanned_once
 from flows.job.prepare import Job
 from flows.machine.launch import DirectLauncher
 from flows.media.labels import LabelSet, label_set

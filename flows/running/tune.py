@@ -20,7 +20,7 @@ from artifacts.store import open_store
 from artifacts.tiles import AUTO, OFF
 from flows.checkpoint.adapters import adapter_notes, as_published_fields, base_digest
 from flows.console.display import Display
-from flows.job.encode_ways import replanned_once
+from flows.job.pass_mode import replanned_once
 from flows.job.prepare import Job
 from flows.ledger.prompts import prompt_for, refuse_control_words
 from flows.ledger.tasks import Task
