@@ -95,7 +95,7 @@ def test_the_short_way_is_taken_where_it_finds_enough(index: Path, short: None) 
         note_texts(writer, of_clusters(60, 3, 0.4, 1))
         assert is_due(measure(writer)) is False
     asked = searcher(index)
-    assert asked.way("pictures").candidates == asked.way("texts").candidates == 400
+    assert asked.method("pictures").candidates == asked.method("texts").candidates == 400
     for sort, shift in (("pictures", 0), ("texts", 1)):
         assert found_in_short(asked, sort, 0.4, shift) >= 0.98
 
@@ -128,7 +128,7 @@ def test_texts_are_looked_for_exactly_until_some_were_seen(tmp_path: Path, short
         writer.add([(rows(MANY), of_clusters(MANY, 1, 1.0, 0))])
         measure(writer)
     asked = searcher(tmp_path)
-    assert asked.way("pictures").candidates == 400 and asked.way("texts") == EXACT
+    assert asked.method("pictures").candidates == 400 and asked.method("texts") == EXACT
     text = of_clusters(1, 9, 0.4, 1)[0]
     assert len(asked.find(Query(vector=text, sort="texts"), 10).positions) == 10
 

@@ -1,9 +1,9 @@
 """Decides how a run's inputs pass the vision half, and plans again if model files changed.
 
 Inputs pass the vision half in a fixed number of rows or in batches
-(stages/models/encoding/pass_modes.py). The module decides which, and names the cache namespace of the
-checks of a half. A half that was found to compute one input twice with different results runs in
-batches.
+(stages/models/encoding/pass_modes.py). The module decides which, and names the cache namespace of
+the checks of a half. A half that was found to compute one input twice with different results runs
+in batches.
 
 If a model file changed between planning and loading, the command is planned again. Results of the
 old files stay in the store under their digests. The second attempt starts from the configuration,

@@ -164,7 +164,7 @@ def judged_in_passes(variant: str, folder: Path, dtype: torch.dtype = torch.floa
             encode_passes(model, [PassRow(prepared=row, rows=count) for row in rows], trials)
         except HalfChecked:
             return [BATCHES]
-        held = [trials.verdict(PassRow(prepared=row, rows=count)) for row in rows]
+        held = [trials.result(PassRow(prepared=row, rows=count)) for row in rows]
         found += [way] if all(each is True for each in held) else []
     return sorted(found)
 
