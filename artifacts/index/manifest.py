@@ -172,8 +172,8 @@ def has_manifest(folder: Path) -> bool:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Read the manifest of an index. Raises UsageError where there is none, or one of another version,
-    and EnvironmentFault for a damaged one."""
+    """Read the manifest of an index. Raises UsageError where there is none, or one of another
+    version, and EnvironmentFault for a damaged one."""
     path = folder / BOOK
     try:
         with open_regular(path) as file:

@@ -95,8 +95,8 @@ class Searcher:
         self, query: Query, count: int, method: SearchMethod | None = None, *, parts: bool = False
     ) -> Found:
         """Return the `count` nearest pictures, each by its nearest part, or with `parts` the
-        nearest parts; fewer where there are not as many. It uses `method`: by default the one that the
-        index was measured to need."""
+        nearest parts; fewer where there are not as many. It uses `method`: by default the one that
+        the index was measured to need."""
         method = self.method(query.sort) if method is None else method
         kept = self._distinct
         if query.kept is not None:
