@@ -238,7 +238,8 @@ class WithinBudget:
 
     def start(self, call: StageCall) -> StageHandle:
         """Start a stage within the memory that is free now."""
-        if call.budget and call.device == self._budget.device:
+        # A persistent process has a share of the device, so the others' memory is no surprise.
+        if call.budget and call.device == self._budget.device and not call.persistent:
             call = replace(call, budget=self._current().bytes)
         return self._launcher.start(call)
 

@@ -110,8 +110,8 @@ class StageCall:
     fork_server: ForkServer | None = None
     """Server that it may be forked from."""
     persistent: bool = False
-    """Whether it keeps running and reads requests from a pipe. Its parent then holds the device's
-    lock."""
+    """Whether it reads its work from a pipe, beside other processes on the device. Its parent then
+    holds the device's lock."""
 
 
 MAX_RESTARTS = 2

@@ -37,7 +37,7 @@ from artifacts.store import Store
 from flows.console.units import gib
 from flows.pipelines import STAGES
 from stages.memory.oom_retry import smaller
-from stages.process.events import BatchShrunk, Event, Item
+from stages.process.events import BatchShrunk, Event, Item, TooLarge
 from stages.tune.job import ADAMW8, PAGED_ADAMW8
 
 MLP_CHUNKS = (1024, 256)
@@ -186,13 +186,16 @@ class Ladder:
         """Returns the batch size for an engine without slots on a rung."""
         self.sequence_tokens = 0
         """Planned tokens of the longest sequence, prompt and caption; 0: unknown."""
-        self.fit_together: Callable[[Sequence[str]], bool] = lambda stages: False
-        """Returns whether stages are expected to fit beside each other on their rungs."""
+        self.fit_together: Callable[[Sequence[str]], Mapping[str, int]] = lambda stages: {}
+        """Returns the bytes of the device that each stage may take beside the others on their
+        rungs; nothing if they are not expected to fit."""
         self._remembered = remembered
         self._budget = budget_bytes
         self._on_move = on_move
         self._lock = threading.RLock()
         self._at: dict[str, int] = {}
+        self._sharing: dict[str, Callable[[str], object]] = {}
+        """Stage whose process shares the device → what is called when it runs out of memory."""
         self._started: dict[str, str] = {}
         """Stage → why it does not start on the first rung; removed once it is logged."""
         self._unproven: set[str] = set()
@@ -221,9 +224,16 @@ class Ladder:
         with self._lock:
             return self.rungs[stage][self._at[stage]]
 
-    def begin(self, stage: str) -> None:
-        """Log why the stage does not start on its first rung; called before each process."""
+    def begin(self, stage: str, on_oom: Callable[[str], object] | None = None) -> None:
+        """Log why the stage does not start on its first rung; called before each process.
+
+        A process that shares the device has `on_oom`. It is called with the error when memory runs
+        out, in place of a step down: alone the stage may fit.
+        """
         with self._lock:
+            self._sharing.pop(stage, None)
+            if on_oom is not None:
+                self._sharing[stage] = on_oom
             reason = self._started.pop(stage, "")
             if reason:
                 why = {"remembered": "it fitted before", "planned": "more is not expected to fit"}
@@ -233,7 +243,9 @@ class Ladder:
         """Handle an event of a stage."""
         if stage not in self.rungs:
             return
-        if isinstance(event, BatchShrunk):
+        if isinstance(event, BatchShrunk | TooLarge) and stage in self._sharing:
+            self._sharing[stage](event.error)
+        elif isinstance(event, BatchShrunk):
             self._shrink(stage, event)
         elif isinstance(event, Item):
             self.note_success(stage)

@@ -107,13 +107,17 @@ def plan_start(
     return memory_json(found, job.budget)
 
 
-def fit_together(request: PlanRequest, rungs: Sequence[Rung], budget: Budget) -> bool:
-    """Return whether stages that run at the same time are expected to fit into memory together.
-    One of them computes on the device."""
+def fit_together(request: PlanRequest, rungs: Sequence[Rung], budget: Budget) -> Mapping[str, int]:
+    """Return stage → bytes of the device that it may take while all of them run: its peak and an
+    equal part of what is left. Return nothing if they are not expected to fit together."""
     found = [request.estimate(rung) for rung in rungs] if request.workloads else []
     room = budget.bytes if budget.device == "cpu" else budget.host_bytes
     needed = sum(each.host_bytes or each.peak_bytes for each in found)
-    return bool(found) and needed <= room and all(fits(each, budget) for each in found)
+    peaks = {e.rung.stage: e.peak_bytes for e in found if STAGES[e.rung.stage].part}
+    spare = budget.bytes - sum(peaks.values())
+    if needed > room or spare < 0 or not all(fits(each, budget) for each in found):
+        return {}
+    return {stage: peak + spare // len(peaks) for stage, peak in peaks.items()}
 
 
 def batch_without_slots(request: PlanRequest, rung: Rung, budget: Budget) -> int:

@@ -1,4 +1,4 @@
-"""Encodes chunks of a wave while others are still cut, in a second process.
+"""Encodes chunks of a wave while others are still cut, and captions them while others are encoded.
 
 How it works:
 
@@ -9,7 +9,12 @@ How it works:
 3. The process is sent a further portion when it has begun with the one before the last, so that
    portions grow while it is busy. After the frames stage everything that is left is sent, and the
    end of the pipe is announced.
-4. All this only saves time. What the process did not make, for whatever reason, is made afterwards
+4. On a GPU, `shares` says whether both halves fit into its memory together. Then the run holds the
+   lock of the GPU, each process is limited to its share of the budget, and a decode process is fed
+   in the same way with the chunks whose features are stored.
+5. If either of them runs out of memory, no more chunks are sent and the decode process is stopped.
+   No rung is stepped down: alone, the stage has the whole budget.
+6. All this only saves time. What a process did not make, for whatever reason, is made afterwards
    as in a run without it.
 """
 
@@ -17,25 +22,34 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import count
+from typing import IO, NamedTuple
 
 from artifacts.errors import CannotFit, Killed, PenstockError, StageDied
 from artifacts.json_shapes import read_record
 from artifacts.keys import item_key
+from artifacts.locks import try_hold
 from artifacts.packs import RecordSet, refresh_together
 from artifacts.regular_files import refuse_links
 from artifacts.schema import ChunkIndex, MediaIndex
 from flows.job.prepare import Job
-from flows.ledger.tasks import Medium, Task, task_of
+from flows.ledger.tasks import Medium, Task, task_of, unique
+from flows.ledger.waves import previous_lengths
 from flows.machine.launch import StageHandle
+from flows.planning.costs.decode import compiles
 from flows.planning.ladder import Rung
-from flows.running.batches import encode_batches_of, next_work
-from flows.running.stage_calls import StageCallBuilder
+from flows.running.batches import StageWork, cut, encode_batches_of, next_work
+from flows.running.stage_calls import StageCallBuilder, settings_on
 from flows.running.stage_loop import Attempt, StageLoop
+from stages import decode
 from stages.models.encoding import FEED_NOTE
+from stages.process.device import device_used_bytes
 from stages.process.job import StageSpec
 from stages.process.live import RequestPipe
+from stages.process.lock import lock_path
+from stages.process.stage_process import wait_for_release
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +57,10 @@ LOOK_SECONDS = 0.2
 """Seconds between two looks at the store."""
 LOOK_SHARE = 20
 """Looking takes at most one part in this many of a run's time."""
+NO_DEVICE_MEMORY = (
+    "captions are decoded after all chunks are encoded: both halves together do not fit into the "
+    "memory of the GPU, or of the host beside the frames stage"
+)
 NO_MEMORY = "frames are encoded after they are cut: both stages together do not fit into memory"
 
 
@@ -56,8 +74,20 @@ def can_overlap(job: Job, stage: StageSpec, rung: Rung) -> bool:
     return not job.model.in_batches
 
 
+def can_decode_beside(job: Job, rung: Rung, chunks: int) -> bool:
+    """Return whether so many chunks may be captioned in any order on a GPU, beside the encoder."""
+    settings = settings_on(job.model, rung)
+    if settings is None or not (job.device.startswith("cuda") and rung.in_slots):
+        return False
+    engine = settings.choice[0]
+    if engine.depends_on_batch or engine.compiled or engine.gguf or rung.offload:
+        return False
+    return not compiles(rung, settings, chunks, job.device)
+
+
 class Overlap:
-    """Encodes chunks of one wave after the other while they are cut."""
+    """Encodes chunks of one wave after the other while they are cut, and captions them while others
+    are encoded."""
 
     def __init__(self, loop: StageLoop, calls: StageCallBuilder) -> None:
         self._loop = loop
@@ -66,77 +96,215 @@ class Overlap:
         self._ladder = loop.ladder
         self._calls = calls
         self._stage = loop.job.pipeline[1]
-        self._feed: ChunkFeed | None = None
+        self._encode: ChunkFeed | None = None
+        self._decode: ChunkFeed | None = None
+        self._device = SharedDevice(loop.job.device)
+        self._ledger_lock = threading.Lock()
+        """The ledger is used by one thread at a time."""
 
-    def beside(
-        self, cutting: StageHandle, wave: list[Medium]
-    ) -> contextlib.AbstractContextManager[None]:
+    @contextlib.contextmanager
+    def beside(self, cutting: StageHandle, wave: list[Medium]) -> Iterator[None]:
         """Encode chunks of the wave, if that is possible, while the block waits for a frames
         stage."""
-        self._feed = self._feed or self._start(wave)
-        return contextlib.nullcontext() if self._feed is None else self._feed.following(cutting)
+        if self._encode is None:
+            self._start(wave, self._shares(wave))
+        with contextlib.ExitStack() as stack:
+            if self._encode is not None:
+                stack.enter_context(self._encode.following(cutting))
+                stack.enter_context(self._captioning(self._encode))
+            yield
 
     def end(self) -> None:
-        """Send the process what is left: all frames of the wave are cut."""
-        if self._feed is not None:
-            self._feed.end()
+        """Send the encode process what is left: all frames of the wave are cut."""
+        if self._encode is not None:
+            self._encode.end()
 
     def stop(self) -> None:
-        """Stop the process. What it has published stays."""
-        feed, self._feed = self._feed, None
+        """Stop the processes. What they have published stays."""
+        encode, self._encode = self._encode, None
+        self._stop(encode)
+        self._stop_decode()
+        self._device.release()
+
+    def wait(self, stage: StageSpec, wave: list[Medium]) -> None:
+        """Wait until the process of a stage has ended. What it did not make is missing afterwards.
+        Raises PenstockError if the same would end the stage without overlap."""
+        if stage is self._stage:
+            self._wait_encode(wave)
+        elif self._decode is not None:
+            self._wait_decode(self._decode, wave)
+
+    def _wait_encode(self, wave: list[Medium]) -> None:
+        if (
+            self._encode is None
+            and self._work(self._stage, wave)
+            and (shares := self._shares(wave))
+        ):
+            self._start(wave, shares)  # all frames were cut before
+            self.end()
+        if self._encode is None:
+            return
+        ended = False
+        try:
+            with self._captioning(self._encode):
+                ended = self._wait(self._encode, wave)
+        finally:
+            if not ended:
+                self._stop_decode()
+            if self._decode is None:
+                self._device.release()
+        if self._decode is not None:
+            self._decode.end()
+            if self._work(self._stage, wave):  # it is done alone
+                self._wait_decode(self._decode, wave)
+
+    def _wait_decode(self, feed: "ChunkFeed", wave: list[Medium]) -> None:
+        try:
+            self._wait(feed, wave)
+        finally:
+            self._device.release()
+        # As a process does that is given its chunks at once.
+        prompts = {task.medium.prompt: task for task in self._job.ledger.tasks(wave)}
+        previous_lengths(self._job.ledger, [*prompts.values()], feed.stage)
+
+    def _wait(self, feed: "ChunkFeed", wave: list[Medium]) -> bool:
+        """Wait for a process, and return whether it ended well. Raises PenstockError if the same
+        would end the stage without overlap."""
+        if (work := self._work(feed.stage, wave)) is not None:
+            self._loop.on_start(feed.stage.name, work.total, work.total - work.missing)
+        while not feed.attempt.process.wait_for_exit(LOOK_SECONDS):
+            if self._decode is not None and self._decode.is_cancelled:
+                self._stop_decode()
+                if feed.stage is not self._stage:
+                    self._job.ledger.refresh()
+                    return False
+        if feed is self._encode:
+            self._encode = None
+        else:
+            self._decode = None
+        try:
+            self._loop.wait(feed.attempt)
+            return True
+        except (CannotFit, Killed, StageDied) as error:
+            # Alone it may fit: a lower rung would change the records.
+            log.info("%s: %s", feed.stage.name, error)
+            return False
+        finally:
+            feed.close()
+            self._job.ledger.refresh()
+
+    def _work(self, stage: StageSpec, wave: list[Medium]) -> StageWork | None:
+        return next_work(self._job, stage, wave, self._ladder.rung(stage.name))
+
+    def _captioning(self, feed: "ChunkFeed") -> contextlib.AbstractContextManager[None]:
+        """Caption chunks while the block waits for the process that encodes them."""
+        if self._decode is None:
+            return contextlib.nullcontext()
+        return self._decode.following(feed.attempt.process)
+
+    def _stop(self, feed: "ChunkFeed | None") -> None:
         if feed is not None:
             feed.attempt.process.stop()
             self._record.add(feed.attempt.outcome, attention="", precision=feed.variant.precision)
             feed.close()
 
-    def wait(self, wave: list[Medium]) -> None:
-        """Wait until the process has ended. What it did not make is missing afterwards. Raises
-        PenstockError if the same would end the stage without overlap."""
-        feed, self._feed = self._feed, None
-        if feed is None:
-            return
-        ledger = self._job.ledger
-        if (work := next_work(self._job, self._stage, wave, feed.rung)) is not None:
-            self._loop.on_start(self._stage.name, work.total, work.total - work.missing)
-        try:
-            self._loop.wait(feed.attempt)
-        except (CannotFit, Killed, StageDied) as error:
-            # Alone it may fit: a lower rung would change the records.
-            log.info("%s: %s", self._stage.name, error)
-        finally:
-            feed.close()
-            ledger.refresh()
+    def _stop_decode(self) -> None:
+        feed, self._decode = self._decode, None
+        self._stop(feed)
 
-    def _start(self, wave: list[Medium]) -> "ChunkFeed | None":
-        job, stage, rung = self._job, self._stage, self._ladder.rung(self._stage.name)
-        if not can_overlap(job, stage, rung):
-            return None
-        if not self._ladder.fit_together([job.pipeline[0].name, stage.name]):
-            notes = self._record.value["plan"].setdefault("notes", [])
-            notes += [] if NO_MEMORY in notes else [NO_MEMORY]
-            return None
+    def _shares(self, wave: list[Medium]) -> Mapping[str, int]:
+        """Return the bytes of the GPU for encode and for decode, and take its lock; nothing if they
+        cannot run at the same time."""
+        self.stop()  # of an attempt that an error ended
+        job, ladder, first = self._job, self._ladder, self._job.pipeline[0]
+        if decode.STAGE not in job.pipeline or all(m.uses_previous_caption for m in wave):
+            return {}
+        rung, chunks = ladder.rung(decode.STAGE.name), self._record.value["plan"].get("chunks", 0)
+        is_able = can_overlap(job, self._stage, ladder.rung(self._stage.name))
+        if not (is_able and can_decode_beside(job, rung, chunks)):
+            return {}
+        found = ladder.fit_together([first.name, self._stage.name, decode.STAGE.name])
+        if not found:
+            self._note(NO_DEVICE_MEMORY)
+        with contextlib.suppress(PenstockError, OSError):  # the stage reports the same
+            return found if found and self._device.take() else {}
+        return {}
+
+    def _start(self, wave: list[Medium], shares: Mapping[str, int]) -> None:
+        """Start the process that encodes, and that which decodes if it has a share of the GPU."""
+        job, stage = self._job, self._stage
+        if not can_overlap(job, stage, self._ladder.rung(stage.name)):
+            return
+        if not (shares or self._ladder.fit_together([job.pipeline[0].name, stage.name])):
+            self._note(NO_MEMORY)
+            return
         try:
-            return ChunkFeed(job, stage, wave, rung, self._calls, self._begin)
+            self._encode = self._feed(stage, wave, shares)
+            if shares:
+                self._decode = self._feed(decode.STAGE, wave, shares)
+                self._decode.attempt.outcome.notes["beside"] = stage.name
         except (PenstockError, OSError) as error:  # such as a file system without pipes
             log.info("%s: %s", stage.name, error)
-            return None
+            if self._encode is None:
+                self._device.release()
 
-    def _begin(self, feed: "ChunkFeed", pipe: str) -> Attempt:
-        name = self._stage.name
-        self._ladder.begin(name)
+    def _feed(self, stage: StageSpec, wave: list[Medium], shares: Mapping[str, int]) -> "ChunkFeed":
+        begin = partial(self._begin, share=shares.get(stage.name, 0))
+        rung = self._ladder.rung(stage.name)
+        return ChunkFeed(self._job, stage, wave, rung, self._calls, begin, self._ledger_lock)
+
+    def _begin(self, feed: "ChunkFeed", pipe: str, *, share: int) -> Attempt:
+        name = feed.stage.name
+        self._ladder.begin(name, self._cancel if share else None)
         self._record.begin(name)
-        call = self._calls.fed_call(self._stage, feed.variant, feed.rung, pipe)
+        fallback = self._ladder.batch_without_slots(feed.rung)
+        call = self._calls.fed_call(feed.stage, feed.variant, feed.rung, pipe, fallback, share)
         return Attempt(
-            stage=self._stage,
+            stage=feed.stage,
             rung=feed.rung,
             call=call,
             process=self._loop.launcher.start(call),
             precision=feed.variant.precision,
         )
 
+    def _cancel(self, error: str) -> None:
+        """End the overlap: a process ran out of memory. Called on the thread of its events."""
+        if (feed := self._decode) is not None:
+            feed.attempt.outcome.notes["beside_ended"] = error
+            feed.cancel()
+
+    def _note(self, text: str) -> None:
+        notes = self._record.value["plan"].setdefault("notes", [])
+        notes += [] if text in notes else [text]
+
+
+class SharedDevice:
+    """The lock of a GPU that two processes of this run compute on."""
+
+    def __init__(self, device: str) -> None:
+        self._device = device
+        self._lock: IO[str] | None = None
+        self._used = 0
+        """Bytes in use before the processes began."""
+
+    def take(self) -> bool:
+        """Return whether the lock is held. It is not waited for. Raises PenstockError, OSError."""
+        self._lock = self._lock or try_hold(lock_path(self._device))
+        self._used = device_used_bytes(self._device)
+        return self._lock is not None
+
+    def release(self) -> None:
+        """Wait until the memory of both processes is free, and release the lock."""
+        lock, self._lock = self._lock, None
+        if lock is not None:
+            for warning in wait_for_release(self._device, self._used, 0)[1]:
+                log.warning(warning)
+            lock.close()
+
 
 class ChunkFeed:
-    """Finds the chunks of a wave whose frames are stored, and sends them to an encode process."""
+    """Finds the chunks of a wave whose inputs are stored, and sends them to a process that encodes
+    or captions them."""
 
     def __init__(
         self,
@@ -146,18 +314,20 @@ class ChunkFeed:
         rung: Rung,
         calls: StageCallBuilder,
         begin: "Callable[[ChunkFeed, str], Attempt]",
+        ledger_lock: threading.Lock,
     ) -> None:
         """Create the pipe, and start the process that reads it by `begin`. Raises OSError,
         PenstockError."""
-        self.rung = rung
+        self.stage, self.rung = stage, rung
         self.variant = job.ledger.namespaces
         """Variant in which the records are made."""
-        self._stage, self._calls, self._ledger = stage, calls, job.ledger
+        self._calls, self._ledger = calls, job.ledger
         self._job = job
         self._cut = job.pipeline[0].writes
-        self._media, self._frames = (
-            RecordSet(job.store, kind, self.variant[self._cut], look=False)
-            for kind in ("media", self._cut)
+        kinds = {"media": self.variant[self._cut], **self.variant.of}
+        self._media, self._frames, self._inputs = (
+            RecordSet(job.store, kind, kinds[kind], look=False)
+            for kind in ("media", self._cut, stage.reads)
         )
         made = [each.writes for each in job.pipeline[1:] if each.of_media and each.writes]
         self._some_made = any(job.ledger[kind].keys() for kind in made)
@@ -169,7 +339,8 @@ class ChunkFeed:
         """Indexes of the chunks whose frames were found."""
         self._portions = 0
         self._cutting: StageHandle | None = None
-        self._lock = threading.Lock()
+        self._sent: set[str] = set()
+        self._lock = ledger_lock
         self._closed = threading.Event()
         path = job.out / "logs" / f"{stage.name}.feed"
         refuse_links(path.parent)
@@ -186,12 +357,12 @@ class ChunkFeed:
 
     @contextlib.contextmanager
     def following(self, cutting: StageHandle) -> Iterator[None]:
-        """Send chunks while the block waits for a frames stage."""
+        """Send chunks while the block waits for the stage that makes their inputs."""
         self._cutting = cutting
         try:
             yield
         finally:
-            with self._lock:  # the ledger is used by one thread at a time
+            with self._lock:
                 self._cutting = None
 
     def end(self) -> None:
@@ -199,6 +370,15 @@ class ChunkFeed:
         with self._lock:
             self._send_found()
             self._pipe.send(None)
+
+    @property
+    def is_cancelled(self) -> bool:
+        """Return whether the process is to be stopped."""
+        return self._closed.is_set()
+
+    def cancel(self) -> None:
+        """Send no more chunks."""
+        self._closed.set()
 
     def close(self) -> None:
         """Close the pipe, after the process has ended."""
@@ -219,39 +399,52 @@ class ChunkFeed:
                 self._pipe.write()
 
     def _send_found(self) -> None:
-        """Send one portion: the batches of all chunks that were cut since the last one."""
+        """Send one portion: the batches of all chunks that were made since the last one."""
         try:
-            refresh_together(self._media, self._frames)
+            refresh_together(self._media, self._frames, self._inputs)
         except (PenstockError, OSError) as error:  # the stages meet the same fault, and report it
             log.info("no chunks are sent: %s", error)
         tasks = [task for key in [*self._left] for task in self._look_at(key)]
-        parts = encode_batches_of(self._job, self._stage, tasks, self.rung)
-        if parts:
-            item = self._calls.encode_item
-            self._pipe.send([[item(self._stage, task) for task in batch] for batch in parts])
+        if parts := [*self._parts([t for t in tasks if t[self.stage.writes] not in self._sent])]:
+            self._sent |= {task[self.stage.writes] for task in tasks}
+            self._pipe.send(parts)
             self._portions += 1
 
+    def _parts(self, tasks: list[Task]) -> Iterator[list[NamedTuple]]:
+        """Yield the items of each batch."""
+        stage, calls, size = self.stage, self._calls, self._job.config.batch_size
+        if stage.prompted:
+            other = self._ledger.other_engine_variant(self.variant)
+            for batch in cut([unique(tasks, stage.writes)], min(size, self.rung.batch)):
+                yield [calls.decode_item(stage, task, other) for task in batch]
+            return
+        for batch in encode_batches_of(self._job, stage, tasks, self.rung):
+            yield [calls.encode_item(stage, task) for task in batch]
+
     def _look_at(self, key: tuple[str, str]) -> Iterator[Task]:
-        """Yield the chunks of a medium without a record whose frames are there by now."""
+        """Yield the chunks of a medium without a record whose inputs are there by now."""
         medium, known, ledger = self._left[key], self._found[key], self._ledger
         index = None
         if medium.digest in self._media:
             index = read_record(MediaIndex, self._media.meta(medium.digest))
         for chunk in self._unindexed(medium, known) if index is None else index.chunks:
+            if chunk.index in known:
+                continue
             task = task_of(medium, chunk, self.variant)
-            if chunk.index not in known and task[self._cut] in self._frames:
+            if task[self.stage.reads] in self._inputs:
                 known.add(chunk.index)
                 others = ledger.variants if self._some_made else ()
                 same = (task, *(task_of(medium, chunk, each) for each in others))
-                if not any(ledger.has(t, self._stage) or ledger.has_failed(t) for t in same):
+                if not any(ledger.has(t, self.stage) or ledger.has_failed(t) for t in same):
                     yield task
         if index is not None and len(known) >= len(index.chunks):
             del self._left[key]
 
     def _unindexed(self, medium: Medium, known: set[int]) -> Iterator[ChunkIndex]:
-        """Yield the next chunks of a video that is still cut. Their keys do not depend on its
-        index."""
-        for at in count(len(known)) if medium.kind == "video" else ():
+        """Yield the chunks of a video that is still cut, from the first that was not found. Their
+        keys do not depend on its index."""
+        first = next(at for at in count() if at not in known)
+        for at in count(first) if medium.kind == "video" else ():
             key = item_key(self.variant[self._cut], medium.digest, at)
             if key not in self._frames:
                 return

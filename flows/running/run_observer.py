@@ -123,12 +123,15 @@ class Watched:
         return self.process.outcome
 
     def wait(self) -> StageOutcome:
-        while not self.process.wait_for_exit(REWRITE_SECONDS):
-            self.meanwhile()
+        while not self.wait_for_exit(REWRITE_SECONDS):
+            pass
         return self.process.wait()
 
     def wait_for_exit(self, seconds: float) -> bool:
-        return self.process.wait_for_exit(seconds)
+        has_ended = self.process.wait_for_exit(seconds)
+        if not has_ended:
+            self.meanwhile()
+        return has_ended
 
     def stop(self) -> None:
         self.process.stop()

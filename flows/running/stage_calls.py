@@ -109,10 +109,23 @@ class StageCallBuilder:
         )
         return self._call(stage, self._make(request))
 
-    def fed_call(self, stage: StageSpec, variant: Variant, rung: Rung, pipe: str) -> StageCall:
-        """Return the call that encodes the chunks which `pipe` delivers while frames are cut."""
-        request = JobRequest(stage=stage, rung=rung, variant=variant)
-        return self._call(stage, replace(self._make(request), feed=pipe))
+    def fed_call(
+        self,
+        stage: StageSpec,
+        variant: Variant,
+        rung: Rung,
+        pipe: str,
+        fallback_batch: int = 0,
+        share: int = 0,
+    ) -> StageCall:
+        """Return the call that handles the chunks which `pipe` delivers while others are made.
+        `share`: bytes of the device that it may take beside another process; 0: it has the device
+        for itself."""
+        request = JobRequest(
+            stage=stage, rung=rung, variant=variant, fallback_batch=fallback_batch, fed=True
+        )
+        call = self._call(stage, replace(self._make(request), feed=pipe))
+        return replace(call, persistent=True, budget=share) if share else call
 
     def worker_call(
         self, stage: StageSpec, rung: Rung, pipe: str, stores: WorkerStores
@@ -229,6 +242,8 @@ class JobRequest:
     """Variant in which its records are made."""
     batches: Sequence[Sequence[Task]] = ()
     """Its work; empty: it arrives later, over a pipe."""
+    fed: bool = False
+    """Whether that pipe delivers chunks of this job, and not requests to a server."""
     fallback_batch: int = 0
     captions: int = 0
     """Both as in `StageCallBuilder.media_call`."""
@@ -287,7 +302,7 @@ def _decode_job(calls: StageCallBuilder, request: JobRequest) -> DecodeJob:
         engine=settings.engine,
         rows_namespace=_rows_namespace(job, settings),
     )
-    if not request.batches:  # a worker process
+    if not (request.batches or request.fed):  # a worker process
         answering = {v[stage.reads] for v in job.ledger.answering_variants()}
         return replace(
             made,
@@ -310,7 +325,7 @@ def _decode_job(calls: StageCallBuilder, request: JobRequest) -> DecodeJob:
         compiled_namespace=compiled[stage.writes] if compiled else "",
         fallback_batch=request.fallback_batch,
         previous_lengths=previous_lengths(job.ledger, tasks, stage) if rung.in_slots else {},
-        slots=calls.slots(rung, len(tasks)),
+        slots=calls.slots(rung, len(tasks) or rung.batch),
         rung_slots=rung.batch if job.device != "cpu" else 0,
     )
 

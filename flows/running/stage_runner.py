@@ -314,8 +314,7 @@ class StageRunner:
 
     def run_stage(self, stage: StageSpec, wave: list[Medium]) -> None:
         """Make the records of a stage for a wave, then delete the records that it consumed."""
-        if stage is self._job.pipeline[1]:
-            self._overlap.wait(wave)
+        self._overlap.wait(stage, wave)
         self._run_until_done(stage, wave)
         if stage.deletes_inputs:
             self._delete_consumed(stage, wave)

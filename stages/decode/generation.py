@@ -213,6 +213,9 @@ class DecodeJob:
     """Maximum batch size of the fallback engine, which needs other memory; 0: unchanged."""
     live: str = ""
     """Pipe with batches to caption as they arrive; empty: caption `batches`."""
+    feed: str = ""
+    """Pipe with portions of batches whose features are stored, then null; empty: caption
+    `batches`."""
     slots: int = 0
     """Sequences that are decoded at once; 0: the batch size."""
     rung_slots: int = 0

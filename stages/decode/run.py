@@ -47,29 +47,35 @@ from stages.decode.protocol import (
     rebatch,
 )
 from stages.memory.oom_retry import ItemFault, ItemFaults, OomRetry, item_fault, try_items
+from stages.models.encoding import FEED_NOTE
 from stages.models.loading import warm as warm_model
 from stages.models.prefetch import prefetched, write_behind
 from stages.process.device import device_model
 from stages.process.events import TOO_LONG, UNSUPPORTED, CaptionProgress, EventReporter
-from stages.process.job import parse_job
-from stages.process.live import PipedRequest, RequestBatches
+from stages.process.job import items_of, parse_job
+from stages.process.live import PipedRequest, RequestBatches, read_requests
 
 STAGE = "decode"
+UNKNOWN = 2
+"""Smallest first batch of which the items that raise are held back."""
 
 
 class DecodeFaults:
     """Stores the failures of one job: chunks on which the model raises. A failure is stored under
     the caption's key in place of the caption, so another model still tries the chunk."""
 
-    def __init__(self, batches: Sequence[Batch], answers: Answers, report: EventReporter) -> None:
-        """Take the batches of the job, and their answers."""
+    def __init__(self, job: DecodeJob, answers: Answers, report: EventReporter) -> None:
+        """Take the job, and the answers to its batches."""
+        batches = job.batches
         self._answers = answers
         self._report = report
         self.done: Callable[[list[str]], object] = list
         """Callback with keys that no other process needs to wait for any more."""
         missing = [left for batch in batches if (left := answers.missing(batch))]
         is_new = sum(map(len, missing)) == sum(map(len, batches))
-        self.items = ItemFaults(STAGE, self._fail, len(missing[0]) if missing and is_new else 0)
+        first = len(missing[0]) if missing and is_new else 0
+        # Nothing is known of a fed job, so that its faults wait for a success.
+        self.items = ItemFaults(STAGE, self._fail, UNKNOWN if job.feed else first)
 
     def _fail(self, request: DecodeRequest, fault: ItemFault) -> None:
         self._store_failure(request, fault.meta(STAGE))
@@ -288,6 +294,8 @@ class BatchRun:
     3. The batches are read, captioned and stored at the same time. Those that another process has
        claimed come last.
     4. Captions that repeat themselves are made once more, if that is wanted.
+    5. A fed job has no batches: they arrive while their features are made. If another engine than
+       its first is to run, or if the model raises on all items, it ends without a record.
     """
 
     def __init__(self, job: DecodeJob, report: EventReporter) -> None:
@@ -295,7 +303,7 @@ class BatchRun:
         self._report = report
         self._store = open_store(job.store)
         self._features, self._answers = open_records(job, self._store)
-        self._faults = DecodeFaults(job.batches, self._answers, report)
+        self._faults = DecodeFaults(job, self._answers, report)
         self._batches = [batch for batch in job.batches if self._answers.missing(batch)]
         self._missing: set[str] = set()
         """Keys of the captions that are to be made, once the engine is known."""
@@ -304,18 +312,37 @@ class BatchRun:
         """Publish what is missing. Raises PenstockError."""
         answers, faults = self._answers, self._faults
         self._report.total(sum(len(answers.missing(batch)) for batch in self._batches))
-        if not self._batches:
+        if not (self._batches or self._job.feed):
             return
-        engine, samples = start_engine(self._job, self._report), samples_of(self._batches, answers)
+        engine, later = start_engine(self._job, self._report), self._fed()
+        self._batches = self._batches or next(later, [])
+        samples = samples_of(self._batches, answers)
         requests = (one for sample in samples for one in self._read(sample))
         name, raised = resolve_engine(engine, faults.within_context(engine, requests), faults.items)
+        if self._job.feed and (name is None or not self._is_first(engine, name)):
+            return
         if name is None:
             faults.items.close()
             return
         spec = engine_of(name)
         self._batches = self._batches_for(spec, without(self._batches, raised))
-        self._caption(engine, spec)
+        self._caption(engine, spec, later)
         self._report.note(**engine.run_stats())
+
+    def _is_first(self, engine: DecodeEngine, name: str) -> bool:
+        """Return whether the job's first engine runs, with all that it can do. Beside another
+        process its check may have run out of memory."""
+        first = engines_for(self._job.engine)[0]
+        return name == first.name and "shared_prefix_reason" not in engine.run_stats()
+
+    def _fed(self) -> Iterator[list[Batch]]:
+        """Yield the batches of each portion as it arrives."""
+        for number, portion in enumerate(read_requests(self._job.feed), 1):
+            if portion is None:
+                return
+            self._report.note(**{FEED_NOTE: number})
+            self._features.refresh()
+            yield [items_of(DecodeItem, batch) for batch in portion]
 
     def _read(self, batch: Batch) -> list[DecodeRequest]:
         """Return the requests of a batch. Raises DamagedRecord."""
@@ -341,7 +368,7 @@ class BatchRun:
             batches = rebatch(batches, job.fallback_batch)
             answers.made_by = FALLBACK if job.fallback_namespace else OWN
         batches = [batch for batch in batches if answers.missing(batch)]
-        self._missing = {key for batch in batches for key in answers.missing(batch)}
+        self._missing |= {key for batch in batches for key in answers.missing(batch)}
         if spec.depends_on_batch:
             return batches
         left = [[item for item in batch if self._is_missing(item)] for batch in batches]
@@ -351,8 +378,24 @@ class BatchRun:
     def _is_missing(self, item: DecodeItem) -> bool:
         return self._answers.key(item) in self._missing
 
-    def _caption(self, engine: DecodeEngine, spec: EngineSpec) -> None:
-        """Caption the batches, as far as no other process does. Raises PenstockError."""
+    def _claimed(
+        self, turns: WorkClaims, spec: EngineSpec, later: Iterator[list[Batch]]
+    ) -> Iterator[Batch]:
+        """Yield the batches that this process must compute, and those of later portions."""
+        if not self._job.feed:
+            yield from turns.claimed_batches(self._batches, self._answers.missing)
+            return
+        for batches in chain([self._batches], (self._batches_for(spec, some) for some in later)):
+            self._batches = batches or self._batches
+            for batch in batches:
+                if turns.take(partial(self._answers.missing, batch)):
+                    yield batch
+
+    def _caption(
+        self, engine: DecodeEngine, spec: EngineSpec, later: Iterator[list[Batch]]
+    ) -> None:
+        """Caption the batches, and those that arrive later, as far as no other process does. Raises
+        PenstockError."""
         answers, faults = self._answers, self._faults
         fields = origin_of(spec, engine, self._job)
         if generation := self._job.generation.non_defaults:
@@ -365,12 +408,10 @@ class BatchRun:
         to_retry: list[DecodeItem] = []
         with (
             claims_at(self._store, *answers.record_sets) as turns,
-            write_behind(partial(self._publish, turns)) as later,
+            write_behind(partial(self._publish, turns)) as publish,
             contextlib.closing(
                 requests
-                for _, requests in prefetched(
-                    turns.claimed_batches(self._batches, answers.missing), self._read
-                )
+                for _, requests in prefetched(self._claimed(turns, spec, later), self._read)
             ) as ready,
         ):
             faults.done = turns.done
@@ -384,14 +425,15 @@ class BatchRun:
                         to_retry.append(one.item._replace(again=True))
                     else:
                         records.append(self._record(fields, one, output))
-                later(records)
+                publish(records)
             for item in filter(self._is_missing, to_retry):
                 for some, outputs in oom_retry.run_batch(
                     self._read([item]), lambda one: one.item.key, engine.generate_batch
                 ):
                     pairs = zip(some, outputs, strict=True)
-                    later([self._record(fields, *pair) for pair in pairs])
-            faults.items.close()
+                    publish([self._record(fields, *pair) for pair in pairs])
+            if not self._job.feed:
+                faults.items.close()
 
     def _publish(self, turns: WorkClaims, made: list[list[Record]]) -> None:
         """Store captions that were missing, report them, and release their claims."""
