@@ -399,6 +399,8 @@ class Display:
         if rate := self._pace.rate(now):
             left = self._pace.seconds_left(max(0, self._total - self._done), now)
             text += f"  {pace(rate)}  {duration(left)} left"
+        for name, (made, _) in [*self._beside.items()]:
+            text += f"  {VERBS.get(name, name)} {made}"
         return text
 
     def _clear(self) -> None:

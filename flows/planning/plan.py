@@ -12,7 +12,7 @@ from typing import Any
 
 from artifacts.errors import CannotFit
 from artifacts.store import open_store, prepare_store
-from flows.checkpoint.models import digests_in, open_model, pipeline_for
+from flows.checkpoint.models import Model, digests_in, open_model, pipeline_for
 from flows.checkpoint.precision import precision_note
 from flows.job.card_sampling import as_card, card_note, with_card_sampling
 from flows.job.job_summary import halves, notes
@@ -25,7 +25,7 @@ from flows.machine.budget import Budget, budget_for
 from flows.machine.launch import Launcher
 from flows.options.commands import RunOptions
 from flows.options.text import EngineOptions, PromptOptions
-from flows.pipelines import PURPOSES, STAGES, Pipeline, parts_of, with_extras
+from flows.pipelines import CAPTION, PURPOSES, STAGES, Pipeline, parts_of, with_extras
 from flows.planning.changes import NAMED, cannot_fit, changes
 from flows.planning.choose import (
     PlanRequest,
@@ -38,6 +38,7 @@ from flows.planning.choose import (
 )
 from flows.planning.context_check import context_notes, refuse_beyond_context, standard_notes
 from flows.planning.costs import rungs_of
+from flows.planning.costs.decode import compiles
 from flows.planning.ladder import Ladder, OnMove, Remembered, Rung, sizes
 from flows.planning.sizes import CLIP_BYTES, Estimate, clip_pixels, estimates, wave_limit
 from flows.planning.times import Times, clip_seconds, times_of
@@ -120,6 +121,29 @@ def fit_together(request: PlanRequest, rungs: Sequence[Rung], budget: Budget) ->
     return {stage: peak + spare // len(peaks) for stage, peak in peaks.items()}
 
 
+def takes_any_batches(model: Model, rung: Rung) -> bool:
+    """Return whether a stage may encode chunks in any batches, in the order in which they are cut.
+    A half whose layers are streamed is read once per block, so it needs all chunks at once."""
+    if STAGES[rung.stage].reads != "frames" or STAGES[rung.stage].part is None or rung.block:
+        return False
+    return not (model.profile.route == "joint" or model.fp16_check or model.in_batches)
+
+
+def shares_device(model: Model, rungs: Sequence[Rung], device: str, chunks: int) -> bool:
+    """Return whether so many chunks may be captioned in any order on a GPU, while others are
+    encoded. `rungs`: those of the frames, encode and decode stages."""
+    if not (device.startswith("cuda") and [r.stage for r in rungs] == [s.name for s in CAPTION]):
+        return False
+    _, encode, decode = rungs
+    settings = model.best("language")
+    engine = settings.choice[0] if settings.choice else None
+    if engine is None or engine.depends_on_batch or engine.compiled or engine.gguf:
+        return False
+    if not decode.in_slots or decode.offload or compiles(decode, settings, chunks, device):
+        return False
+    return takes_any_batches(model, encode)
+
+
 def batch_without_slots(request: PlanRequest, rung: Rung, budget: Budget) -> int:
     """Return the batch size for a rung with slots, if the engine check finds no slot support.
 
@@ -173,6 +197,15 @@ class Plan:
             return None
         rungs = {stage: choice.chosen.rung for stage, choice in self.choices.items()}
         return times_of(self.job, rungs, self.expected)
+
+    @property
+    def together(self) -> Mapping[str, int]:
+        """Return stage → bytes of the GPU for the stages that compute at the same time; nothing if
+        one follows the other."""
+        rungs = [choice.chosen.rung for choice in self.choices.values()][: len(CAPTION)]
+        chunks = sum(each.chunks for each in self.expected)
+        able = shares_device(self.request.model, rungs, self.request.device, chunks)
+        return fit_together(self.request, rungs, self.budget) if able else {}
 
     @property
     def memory(self) -> dict[str, Any]:
@@ -267,6 +300,7 @@ def figures(plan: Plan) -> dict[str, Any]:
         "refusal": None if refusal is None else {"message": refusal.message, "hint": refusal.hint},
         "memory": {
             **plan.memory,
+            "together": dict(plan.together),
             "budget": asdict(plan.budget),
             "arithmetic": {
                 stage: [asdict(term) for term in choice.chosen.terms]

@@ -263,6 +263,9 @@ def memory_lines(plan: Plan) -> Iterator[str]:
     rows.append(("allowed", *[""] * len(PARTS), given, ""))
     yield from table_lines(COLUMNS, rows, right=COLUMNS[1:-1], indent=2)
     yield f"limit       {_limit_why(plan)}"
+    if shares := plan.together:
+        each = " and ".join(f"{stage} in {gib(size)}" for stage, size in shares.items())
+        yield f"together    {each}, at the same time"
     if budget.device != "cpu":
         largest = max(plan.choices.values(), key=lambda choice: choice.chosen.host_bytes).chosen
         yield (

@@ -32,6 +32,9 @@ TIMELINE_POINTS = 7200
 """Maximum points of a stage's memory timeline; beyond it, pairs of neighbours are merged."""
 SPANS = 1000
 """Maximum stage processes with a recorded start and end; beyond it, neighbours are merged."""
+OVERLAP_NOTES = ("beside", "beside_ended")
+"""Notes of a stage that later processes do not replace: beside which stage a process ran, and why
+that ended early."""
 KEPT_WARNINGS = 1000
 """Maximum warnings kept per stage; `captions.jsonl` has those of each caption."""
 
@@ -162,7 +165,8 @@ class RunRecord:
             entry["timeline"] = coarser(entry["timeline"])
         entry["warnings"] = [*entry["warnings"], *outcome.warnings][:KEPT_WARNINGS]
         ways = Counter(entry["notes"].get("ways", {})) + Counter(outcome.notes.get("ways", {}))
-        entry["notes"] = {**outcome.notes, **({"ways": dict(ways)} if ways else {})}
+        kept = {name: entry["notes"][name] for name in OVERLAP_NOTES if name in entry["notes"]}
+        entry["notes"] = {**kept, **outcome.notes, **({"ways": dict(ways)} if ways else {})}
         entry["attention"] = attention
         entry["precision"] = dict(precision)
 

@@ -2,8 +2,8 @@
 
 How it works:
 
-1. `can_overlap` says whether a stage's records are independent of the batch they are made in. Only
-   then may batches be formed from the chunks that happen to be there.
+1. `takes_any_batches` says whether a stage's records are independent of the batch they are made
+   in. Only then may batches be formed from the chunks that happen to be there.
 2. While the frames stage runs, a thread looks up which frames it has stored, also of a video whose
    index is not complete yet. It sends their items to the encode process through a named pipe.
 3. The process is sent a further portion when it has begun with the one before the last, so that
@@ -38,10 +38,10 @@ from flows.job.prepare import Job
 from flows.ledger.tasks import Medium, Task, task_of, unique
 from flows.ledger.waves import previous_lengths
 from flows.machine.launch import StageHandle
-from flows.planning.costs.decode import compiles
 from flows.planning.ladder import Rung
+from flows.planning.plan import shares_device, takes_any_batches
 from flows.running.batches import StageWork, cut, encode_batches_of, next_work
-from flows.running.stage_calls import StageCallBuilder, settings_on
+from flows.running.stage_calls import StageCallBuilder
 from flows.running.stage_loop import Attempt, StageLoop
 from stages import decode
 from stages.models.encoding import FEED_NOTE
@@ -62,27 +62,6 @@ NO_DEVICE_MEMORY = (
     "memory of the GPU, or of the host beside the frames stage"
 )
 NO_MEMORY = "frames are encoded after they are cut: both stages together do not fit into memory"
-
-
-def can_overlap(job: Job, stage: StageSpec, rung: Rung) -> bool:
-    """Return whether a stage may encode chunks in any batches, in the order in which they are cut.
-    A half whose layers are streamed is read once per block, so it needs all chunks at once."""
-    if stage.reads != job.pipeline[0].writes or stage.part is None or rung.block:
-        return False
-    if job.model.profile.route == "joint" or job.model.fp16_check:
-        return False
-    return not job.model.in_batches
-
-
-def can_decode_beside(job: Job, rung: Rung, chunks: int) -> bool:
-    """Return whether so many chunks may be captioned in any order on a GPU, beside the encoder."""
-    settings = settings_on(job.model, rung)
-    if settings is None or not (job.device.startswith("cuda") and rung.in_slots):
-        return False
-    engine = settings.choice[0]
-    if engine.depends_on_batch or engine.compiled or engine.gguf or rung.offload:
-        return False
-    return not compiles(rung, settings, chunks, job.device)
 
 
 class Overlap:
@@ -152,17 +131,14 @@ class Overlap:
             if not ended:
                 self._stop_decode()
             if self._decode is None:
-                self._device.release()
+                self._device.release()  # otherwise the decode process holds it, too
         if self._decode is not None:
             self._decode.end()
             if self._work(self._stage, wave):  # it is done alone
                 self._wait_decode(self._decode, wave)
 
     def _wait_decode(self, feed: "ChunkFeed", wave: list[Medium]) -> None:
-        try:
-            self._wait(feed, wave)
-        finally:
-            self._device.release()
+        self._wait(feed, wave)
         # As a process does that is given its chunks at once.
         prompts = {task.medium.prompt: task for task in self._job.ledger.tasks(wave)}
         previous_lengths(self._job.ledger, [*prompts.values()], feed.stage)
@@ -176,12 +152,14 @@ class Overlap:
             if self._decode is not None and self._decode.is_cancelled:
                 self._stop_decode()
                 if feed.stage is not self._stage:
+                    self._device.release()
                     self._job.ledger.refresh()
                     return False
         if feed is self._encode:
             self._encode = None
         else:
             self._decode = None
+            feed.attempt.outcome.warnings += self._device.release()
         try:
             self._loop.wait(feed.attempt)
             return True
@@ -216,14 +194,13 @@ class Overlap:
         """Return the bytes of the GPU for encode and for decode, and take its lock; nothing if they
         cannot run at the same time."""
         self.stop()  # of an attempt that an error ended
-        job, ladder, first = self._job, self._ladder, self._job.pipeline[0]
+        job, ladder = self._job, self._ladder
         if decode.STAGE not in job.pipeline or all(m.uses_previous_caption for m in wave):
             return {}
-        rung, chunks = ladder.rung(decode.STAGE.name), self._record.value["plan"].get("chunks", 0)
-        is_able = can_overlap(job, self._stage, ladder.rung(self._stage.name))
-        if not (is_able and can_decode_beside(job, rung, chunks)):
+        stages, chunks = [s.name for s in job.pipeline], self._record.value["plan"].get("chunks", 0)
+        if not shares_device(job.model, [ladder.rung(s) for s in stages], job.device, chunks):
             return {}
-        found = ladder.fit_together([first.name, self._stage.name, decode.STAGE.name])
+        found = ladder.fit_together(stages)
         if not found:
             self._note(NO_DEVICE_MEMORY)
         with contextlib.suppress(PenstockError, OSError):  # the stage reports the same
@@ -233,7 +210,7 @@ class Overlap:
     def _start(self, wave: list[Medium], shares: Mapping[str, int]) -> None:
         """Start the process that encodes, and that which decodes if it has a share of the GPU."""
         job, stage = self._job, self._stage
-        if not can_overlap(job, stage, self._ladder.rung(stage.name)):
+        if not takes_any_batches(job.model, self._ladder.rung(stage.name)):
             return
         if not (shares or self._ladder.fit_together([job.pipeline[0].name, stage.name])):
             self._note(NO_MEMORY)
@@ -293,13 +270,13 @@ class SharedDevice:
         self._used = device_used_bytes(self._device)
         return self._lock is not None
 
-    def release(self) -> None:
-        """Wait until the memory of both processes is free, and release the lock."""
-        lock, self._lock = self._lock, None
-        if lock is not None:
-            for warning in wait_for_release(self._device, self._used, 0)[1]:
-                log.warning(warning)
-            lock.close()
+    def release(self) -> list[str]:
+        """Wait until the memory of both is free, release the lock, and return warnings."""
+        if self._lock is None:
+            return []
+        with self._lock:
+            self._lock = None
+            return wait_for_release(self._device, self._used, 0)[1]
 
 
 class ChunkFeed:
