@@ -106,6 +106,18 @@ def test_items_made_beside_the_stage_before_count_as_made() -> None:
     assert first == "encoding: 2 to do" and second.startswith("encoding: 3 in ")
 
 
+def test_a_stage_that_works_beside_is_counted_on_the_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("flows.console.display.LINE_SECONDS", 0.0)
+    log = io.StringIO()
+    display = Display(to=log)
+    display.stage("encode", 3, 0)
+    for stage in ("encode", "decode", "decode", "encode"):
+        display.on_event(stage, Item())
+    assert log.getvalue().splitlines()[-1].endswith("captioning 2"), log.getvalue()
+
+
 def test_a_fleeting_display_leaves_nothing() -> None:
     shown_there = Recording(on_terminal(quiet=True, fleeting=True), 0)
     assert shown_there.kept == [] and any(LOADS in line for line in shown_there.lines)

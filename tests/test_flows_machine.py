@@ -131,6 +131,17 @@ def test_a_given_budget_stays_and_a_lack_is_told_once() -> None:
     assert len(told) == 2 and "--memory allows" in told[0]
 
 
+def test_a_process_with_a_share_of_the_gpu_keeps_it() -> None:
+    started = Started()
+    found = budget_for(config(memory=8 * GIB), "cuda:0")
+    job, log = made_job(), Path("log")
+    call = StageCall(
+        name="encode", job=job, device="cuda:0", log=log, budget=3 * GIB, persistent=True
+    )
+    WithinBudget(started, found, config(memory=8 * GIB), print).start(call)
+    assert started.calls == [call]
+
+
 def test_a_stage_of_the_host_is_left_alone_in_a_run_on_a_gpu() -> None:
     started = Started()
     found = budget_for(config(), "cuda:0")

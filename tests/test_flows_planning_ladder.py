@@ -13,16 +13,17 @@ from PIL import Image
 
 from artifacts.errors import CannotFit, Interrupted
 from artifacts.keys import ContentDigests, content_key
+from artifacts.store import FolderStore
 from flows.console.display import Display
 from flows.machine.launch import DirectLauncher, StageCall
 from flows.options.commands import CaptionConfig
 from flows.planning.costs import frames as cutting
 from flows.planning.costs.decode import decode_rungs
 from flows.planning.costs.encode import encode_rungs
-from flows.planning.ladder import Rung
+from flows.planning.ladder import Ladder, Remembered, Rung
 from flows.results.run_status import description_lines
 from flows.running.run import caption
-from stages.process.events import StageOutcome
+from stages.process.events import BatchShrunk, StageOutcome, TooLarge
 from stages.process.job import job_fields
 from tests.support.media import write_videos
 from tests.support.pipeline import read_lines
@@ -70,6 +71,35 @@ def run(config: CaptionConfig, stages: Tight) -> list[dict[str, Any]]:
 def record(config: CaptionConfig) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((Path(config.out) / "run.json").read_text())
     return found
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        BatchShrunk(batch=4, failed=8, error="CUDA out of memory"),
+        TooLarge(key="a", wanted_bytes=1, error="CUDA out of memory"),
+    ],
+)
+def test_a_process_that_shares_the_gpu_steps_nothing_down(
+    event: BatchShrunk | TooLarge, tmp_path: Path
+) -> None:
+    rungs = {"encode": [Rung(stage="encode", batch=b) for b in (8, 4, 2, 1)]}
+    moves: list[str] = []
+    ladder = Ladder(
+        rungs,
+        Remembered(FolderStore(tmp_path), {"encode": []}, 1 << 30),
+        budget_bytes=1 << 30,
+        on_move=lambda entry, text: moves.append(text),
+    )
+    errors: list[str] = []
+    ladder.begin("encode", errors.append)
+    ladder.on_event("encode", event)
+    assert (ladder.rung("encode").batch, moves) == (8, [])
+    assert errors == ["CUDA out of memory"]
+    ladder.begin("encode")
+    ladder.on_event("encode", event)
+    assert ladder.rung("encode").batch == (4 if isinstance(event, BatchShrunk) else 8)
+    assert len(errors) == 1
 
 
 def reasons(config: CaptionConfig) -> list[tuple[str, str]]:

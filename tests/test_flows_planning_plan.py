@@ -21,7 +21,7 @@ from flows.planning.choose import StagePlan, choices, fits, refused
 from flows.planning.costs.decode import decode_rungs
 from flows.planning.costs.encode import encode_rungs
 from flows.planning.ladder import Remembered, Rung, index_of, sizes
-from flows.planning.plan import Plan, plan_of
+from flows.planning.plan import Plan, fit_together, plan_of
 from flows.planning.plan_view import BUDGETS_GIB, explain_lines, plan_lines, what_fits
 from flows.running.run import caption
 from tests.support.by_hand import GIB, budget, images, question
@@ -61,6 +61,21 @@ def test_what_almost_fits_is_tried_and_what_cannot_fit_is_refused_with_what_woul
     assert "with batch 1, int8)" in error.hint
     assert "--language-precision int8 (decode takes 7." in error.hint
     assert "--memory 13.25GiB" in error.hint
+
+
+@pytest.mark.parametrize(("gib", "fitting"), [(20, True), (18.5, False)])
+def test_two_halves_fit_together_only_if_the_sum_of_their_peaks_does(
+    gib: float, fitting: bool
+) -> None:
+    rungs = [HALVING[stage][0] for stage in ("encode", "decode")]
+    peaks = {rung.stage: question().estimate(rung).peak_bytes for rung in rungs}
+    assert all(fits(question().estimate(rung), budget(gib)) for rung in rungs)
+    assert (sum(peaks.values()) <= budget(gib).bytes) == fitting
+    shares = fit_together(question(), rungs, budget(gib))
+    assert bool(shares) == fitting, dict(shares)
+    if fitting:
+        assert all(shares[stage] >= peak for stage, peak in peaks.items())
+        assert sum(shares.values()) <= budget(gib).bytes
 
 
 def test_each_change_that_is_named_fits() -> None:

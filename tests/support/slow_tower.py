@@ -1,5 +1,5 @@
-"""Frames that are cut slowly, and an encoder that is as slow per chunk; all else in them is real.
-Either may kill a process at a chunk."""
+"""Frames that are cut slowly, and an encoder and prompts that are as slow per chunk; all else in
+them is real. Each may kill a process at a chunk, or run out of memory."""
 
 import os
 import signal
@@ -15,6 +15,9 @@ from stages.process.events import EventReporter
 
 SECONDS = "PENSTOCK_TEST_CHUNK_SECONDS"
 """How long a chunk is cut, and encoded; absent: no longer than it takes."""
+OUT_OF_MEMORY = "PENSTOCK_TEST_OUT_OF_MEMORY"
+"""`encode 3 FILE`: at its third chunk the encode stage runs out of memory, unless the file exists;
+`decode` counts prompts, two of which are those of the engine check, and `step` steps in slots."""
 KILL = "PENSTOCK_TEST_KILL"
 """`frames 3 PID FILE`: at its third chunk the frames stage kills this process, its own if it is 0,
 unless the file exists."""
@@ -22,12 +25,17 @@ SLOW = {
     **ENTRIES,
     "frames": "tests.support.slow_tower:frames",
     "encode": "tests.support.slow_tower:encode",
+    "decode": "tests.support.slow_tower:decode",
 }
 
 
 def warm(job: dict[str, Any]) -> None:
     """Import what the real stage imports, before its memory is limited."""
-    if "half" in job:
+    if "max_new_tokens" in job:
+        import stages.decode.run
+
+        stages.decode.run.warm(job)
+    elif "half" in job:
         import stages.encode.run
 
         stages.encode.run.warm(job)
@@ -63,7 +71,41 @@ def encode(job: dict[str, Any], report: EventReporter) -> None:
     stages.encode.run.run(job, report)
 
 
+def decode(job: dict[str, Any], report: EventReporter) -> None:
+    """Read each prompt slowly."""
+    import stages.decode.run
+    from stages.decode.engines.inflight import engine
+    from stages.decode.engines.inflight.pool import SlotPool
+
+    prefill, step = engine.prefill_row, SlotPool.step
+    prompts, steps = count(1), count(1)
+
+    def slowly(*given: Any, **more: Any) -> Any:
+        _pass_time("decode", next(prompts))
+        return prefill(*given, **more)
+
+    def counted(pool: Any) -> Any:
+        _run_out("step", next(steps))
+        return step(pool)
+
+    vars(engine)["prefill_row"] = slowly
+    SlotPool.step = counted  # type: ignore[method-assign]
+    stages.decode.run.run(job, report)
+
+
+def _run_out(stage: str, at: int) -> None:
+    if OUT_OF_MEMORY not in os.environ:
+        return
+    name, chunk, file = os.environ[OUT_OF_MEMORY].split(maxsplit=2)
+    if (name, int(chunk)) == (stage, at) and not Path(file).exists():
+        import torch
+
+        Path(file).touch()
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has")
+
+
 def _pass_time(stage: str, at: int) -> None:
+    _run_out(stage, at)
     time.sleep(float(os.environ.get(SECONDS, "0")))
     if KILL not in os.environ:
         return

@@ -1,0 +1,109 @@
+"""Captions that are decoded while other clips are encoded, on a simulated GPU; prints what of the
+waits for it is left.
+
+A run waits 60 ms for each clip that is encoded, 40 ms for each prompt and 10 ms for each step of 64
+rows, as a GPU would compute. The same run without waits takes what is left: cutting, and tensors on
+the CPU. Goal: the waits add at most 1.2 times those of the stage that waits longer. One stage after
+the other would add both. The time is that from the start of the first stage to the end of the last.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from statistics import median
+
+from benchmarks._common import cells, heads, met
+from benchmarks._waits import WAITS
+from penstock_demo.clips import write_clips
+
+ROOT = Path(__file__).resolve().parents[1]
+FAKE = ROOT / "tests" / "support" / "fake_gpu"
+CARD = {
+    "name": "NVIDIA GeForce RTX 3070",
+    "uuid": "GPU-fa4e0000-1111-2222-3333-444455556666",
+    "total_bytes": 8 << 30,
+    "capability": [8, 6],
+    "mig": [],
+    "others": {},
+}
+ON, OFF = "60 40 10", "0 0 0"
+GOAL = 1.2
+
+
+def write_card(folder: Path) -> None:
+    """Write the machine that the simulated GPU belongs to."""
+    folder.mkdir()
+    machine = json.dumps({"gpus": [CARD], "cuda_order": []})
+    (folder / "machine.json").write_text(machine, encoding="utf-8")
+    (folder / "osrelease").write_text("6.8.0-90-generic\n", encoding="utf-8")
+
+
+def run(folder: Path, name: str, waits: str, options: list[str]) -> tuple[float, Counter[str]]:
+    """Return the seconds of the stages, and what each of them waited."""
+    out, waited = folder / f"{name}-out", folder / f"{name}-waits"
+    paths = [str(FAKE), str(ROOT), os.environ.get("PYTHONPATH", "")]
+    environment = {
+        **{n: v for n, v in os.environ.items() if not n.startswith("CUDA_")},
+        "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+        "FAKE_GPU": str(folder / "card"),
+        "PENSTOCK_LOCKS": str(folder),
+        "XDG_CACHE_HOME": str(folder / "cache"),
+        WAITS: f"{waits} {waited}",
+    }
+    where = ["--model", "demo", "--out", str(out), "--store", str(folder / f"{name}-store")]
+    command = ["caption", str(folder / "clips"), *where, "--max-new-tokens", "80", "--quiet"]
+    began = time.monotonic()
+    subprocess.run(
+        [sys.executable, "-m", "benchmarks._waits", *command, *options],
+        env=environment,
+        cwd=ROOT,
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
+    seconds = time.monotonic() - began
+    record = json.loads((out / "run.json").read_text(encoding="utf-8"))
+    spans = [span for stage in record["stages"] for span in stage["spans"]]
+    found: Counter[str] = Counter()
+    for line in waited.read_text(encoding="utf-8").splitlines():
+        stage, waited_seconds = line.split()
+        found[stage] += float(waited_seconds)  # type: ignore[assignment]
+    of_stages = max(span[1] for span in spans) - min(span[0] for span in spans)
+    print(f"{name}: {of_stages:.1f} s, the command {seconds:.1f} s", flush=True)
+    return of_stages, found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("--clips", type=int, default=200)
+    parser.add_argument("--times", type=int, default=3)
+    parser.add_argument("--memory", help="500MiB: both halves do not fit beside each other")
+    given = parser.parse_args()
+    options = ["--memory", given.memory] if given.memory else []
+    with tempfile.TemporaryDirectory() as temp:
+        folder = Path(temp)
+        write_card(folder / "card")
+        write_clips(folder / "clips", given.clips, seed=1)
+        rows, ratios = [], []
+        for at in range(given.times):
+            without, _ = run(folder, f"without-{at}", OFF, options)
+            taken, waited = run(folder, f"with-{at}", ON, options)
+            longest = max(waited.values())
+            ratios.append((taken - without) / longest)
+            figures = (without, taken, taken - without, waited["encode"], waited["decode"])
+            rows.append(cells([*(f"{each:.1f}" for each in figures), f"{ratios[-1]:.2f}"]))
+    print(
+        heads("without waits, s | with, s | more, s | encode waits, s | decode waits, s | x longer")
+    )
+    print("\n".join(rows))
+    ratio = median(ratios)
+    print(f"waits add {ratio:.2f} x the longer ones; goal {GOAL}: {met(ratio <= GOAL)}")
+
+
+if __name__ == "__main__":
+    main()
