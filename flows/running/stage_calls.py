@@ -10,7 +10,7 @@ from artifacts.schema import FrameFit
 from flows.checkpoint.graphs import GraphUse, engines_folder
 from flows.checkpoint.models import Model
 from flows.checkpoint.precision import PartSettings
-from flows.job.encode_ways import trials_namespace
+from flows.job.encode_ways import trials_namespace, windows_namespace
 from flows.job.prepare import Job
 from flows.ledger.namespaces import Variant, one_shot_namespace
 from flows.ledger.tasks import Medium, Task
@@ -249,6 +249,7 @@ def _encode_form(calls: StageCallBuilder, request: JobRequest) -> Any:
         readers = job.config.readers(job.device)
         fields |= {"half": calls.half(stage, rung), "block": rung.block, "workers": readers}
         fields["frames_store"] = request.stores.frames_store
+        fields["windows_namespace"] = windows_namespace(job.device)
         if not job.model.in_batches and (settings := settings_on(job.model, rung)):
             fields["trials_namespace"] = trials_namespace(job.model, settings, job.device)
     return stage.job(**fields)

@@ -17,10 +17,12 @@ from stages.memory.oom_retry import trim_freed_blocks
 from stages.models.adapters.injection import adapted, adapted_modules
 from stages.models.half_job import HalfJob
 from stages.models.halves.absent import chunk_position_wise
+from stages.models.halves.host_grids import keep_grids_on_host
 from stages.models.halves.load import ReloadableHalf, load_half
 from stages.models.halves.offload import load_in_layers, offloaded_bytes
 from stages.models.halves.ranged_reads import NOTE
 from stages.models.halves.routes import config_and_class, one_line, skeleton_of
+from stages.models.halves.windows import group_windows
 from stages.models.hub.resolve import resolve_model
 from stages.models.precision.quantize import (
     KINDS,
@@ -190,9 +192,9 @@ class ModelJob(HalfJob):
         return half
 
     def _checked(self, half: Any, keep: Part, pieces: Iterable[str]) -> Any:
-        """Apply the job's MLP chunking, after checking that the half computes the attention that
-        is part of its cache key. Extra modules of the other half may use another implementation.
-        Raises EnvironmentFault."""
+        """Apply the job's MLP chunking and group windows, after checking that the half computes the
+        attention that is part of its cache key. Extra modules of the other half may use another
+        implementation. Raises EnvironmentFault."""
         found = attention_of(half)
         if self.attention not in (None, found) and not any(pieces):
             raise EnvironmentFault(
@@ -201,6 +203,8 @@ class ModelJob(HalfJob):
             )
         if keep == "vision" and self.mlp_chunk:
             chunk_position_wise(half, self.mlp_chunk)
+        if keep == "vision" and self.device != "cpu" and group_windows(half):
+            keep_grids_on_host(half)
         return half
 
 

@@ -19,7 +19,9 @@ from torch import nn
 
 from artifacts.errors import UsageError
 from artifacts.tensors import make_record
+from stages.memory.meta_device import tensors
 from stages.models.halves.boundary import IMAGE_METHOD, TEXT_METHOD, absent_paths
+from stages.models.halves.host_grids import GRIDS, HostGrid, as_grid, without_grids
 from stages.models.halves.routes import PIXELS, encoders
 
 UNREAD = (
@@ -77,11 +79,13 @@ def encode(half: Any, inputs: Mapping[str, Any]) -> Features:
         if not pixels:
             continue
         shapes.update({name: tuple(given[name].shape) for name in pixels})
-        arguments = {
-            encoder.names[name]: moved(value, half.device, half.dtype)
-            for name, value in given.items()
-        }
         with torch.inference_mode():
+            if half.__dict__.get(GRIDS):
+                given = {name: as_grid(value, half.device) for name, value in given.items()}
+            arguments = {
+                encoder.names[name]: moved(value, half.device, half.dtype)
+                for name, value in given.items()
+            }
             output = encoder.function(**arguments, return_dict=True)
         outputs[encoder.modality] = lean(_record(output, encoder.function))
     if not outputs:
@@ -99,7 +103,8 @@ def _record(output: Any, function: Any) -> Any:
     from transformers.utils.generic import ModelOutput
 
     if isinstance(output, ModelOutput):
-        return output
+        held = any(isinstance(tensor, HostGrid) for tensor in tensors(output))
+        return make_record(type(output), without_grids(dict(output))) if held else output
     raise UsageError(
         f"{function.__qualname__} gives a {type(output).__name__}, not an output record",
         hint="Use a model that is part of transformers",
