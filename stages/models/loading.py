@@ -21,6 +21,7 @@ from stages.models.halves.host_grids import keep_grids_on_host
 from stages.models.halves.load import ReloadableHalf, load_half
 from stages.models.halves.offload import load_in_layers, offloaded_bytes
 from stages.models.halves.ranged_reads import NOTE
+from stages.models.halves.recorded import RECORDER, Recorder
 from stages.models.halves.routes import config_and_class, one_line, skeleton_of
 from stages.models.halves.windows import group_windows
 from stages.models.hub.resolve import resolve_model
@@ -203,8 +204,11 @@ class ModelJob(HalfJob):
             )
         if keep == "vision" and self.mlp_chunk:
             chunk_position_wise(half, self.mlp_chunk)
-        if keep == "vision" and self.device != "cpu" and group_windows(half):
-            keep_grids_on_host(half)
+        if keep == "vision" and self.device != "cpu":
+            if group_windows(half):
+                keep_grids_on_host(half)
+            if not self.offload:
+                half.__dict__[RECORDER] = Recorder()
         return half
 
 

@@ -12,6 +12,7 @@ module needs no formula: neither the name of the scale, nor whether there is a b
 import copy
 import inspect
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from artifacts.tensors import make_record
 from stages.memory.meta_device import tensors
 from stages.models.halves.boundary import IMAGE_METHOD, TEXT_METHOD, absent_paths
 from stages.models.halves.host_grids import GRIDS, HostGrid, as_grid, without_grids
+from stages.models.halves.recorded import RECORDER, shape_of
 from stages.models.halves.routes import PIXELS, encoders
 
 UNREAD = (
@@ -79,6 +81,7 @@ def encode(half: Any, inputs: Mapping[str, Any]) -> Features:
         if not pixels:
             continue
         shapes.update({name: tuple(given[name].shape) for name in pixels})
+        shape = shape_of(given) if RECORDER in half.__dict__ else None
         with torch.inference_mode():
             if half.__dict__.get(GRIDS):
                 given = {name: as_grid(value, half.device) for name, value in given.items()}
@@ -86,8 +89,10 @@ def encode(half: Any, inputs: Mapping[str, Any]) -> Features:
                 encoder.names[name]: moved(value, half.device, half.dtype)
                 for name, value in given.items()
             }
-            output = encoder.function(**arguments, return_dict=True)
-        outputs[encoder.modality] = lean(_record(output, encoder.function))
+            compute = partial(_lean_output, encoder.function)
+            if shape is not None:
+                compute = partial(half.__dict__[RECORDER].call, compute, (encoder.modality, shape))
+            outputs[encoder.modality] = compute(arguments)
     if not outputs:
         taken = [name for encoder in encoders(half) for name in encoder.names if name in PIXELS]
         raise UsageError(
@@ -96,6 +101,10 @@ def encode(half: Any, inputs: Mapping[str, Any]) -> Features:
         )
     needs = [n for n, value in inputs.items() if value is not None and not is_pixels(n)]
     return Features(outputs, needs, shapes)
+
+
+def _lean_output(function: Any, arguments: Mapping[str, Any]) -> Any:
+    return lean(_record(function(**arguments, return_dict=True), function))
 
 
 def _record(output: Any, function: Any) -> Any:

@@ -148,7 +148,7 @@ def _attention(
     made = _loop(attend, states, windows)
     for group in (g for g in windows.groups if g.windows > 1):
         expected = made[0] if group.places is None else made[0].index_select(0, group.places)
-        same = torch.equal(_bytes(expected), _bytes(_together(attend, states, group)))
+        same = same_bits(expected, _together(attend, states, group))
         EQUAL[_name(module, group, query)] = same
     return made, None
 
@@ -178,9 +178,12 @@ def _in_order(windows: Windows, made: list[torch.Tensor]) -> torch.Tensor:
     return tokens[None]
 
 
-def _bytes(values: torch.Tensor) -> torch.Tensor:
-    """Return the bytes of numbers: those that are not finite are compared, too."""
-    return values.contiguous().view(torch.uint8)
+def same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Return whether two tensors have the same bits; numbers that are not finite are compared,
+    too."""
+    alike = one.shape == other.shape and one.dtype == other.dtype
+    first, second = (value.contiguous().view(-1).view(torch.uint8) for value in (one, other))
+    return alike and torch.equal(first, second)
 
 
 class StoredWindows:
