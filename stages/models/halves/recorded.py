@@ -6,7 +6,7 @@ A clip through the vision half of a 3B model keeps an H200 busy for 4 of 52 ms: 
 1. The first pass of a shape is computed as it is. A shape is that of all inputs, with the bytes of
    those that are integers: grids and masks decide which kernels run.
 2. So is the second. Then it is computed once more while `_Notes` takes down what the host reads of
-   the device and copies to it, and recorded while `_Replay` hands that out in the same order. The
+   the device and copies to it, and recorded while it hands that out in the same order. The
    recording is kept if a replay gives the same bits.
 3. Later passes are copied to the memory of the inputs and replayed. RECORDINGS shapes are kept.
 4. A half that reads its pixels on the host, for example to leave out empty pictures, cannot be
@@ -18,6 +18,7 @@ A clip through the vision half of a 3B model keeps an H200 busy for 4 of 52 ms: 
 
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from hashlib import sha256
 from typing import Any, Final
 
@@ -148,9 +149,7 @@ def _shape(value: torch.Tensor) -> Any:
 class _Recording:
     """The recorded pass of one shape."""
 
-    def __init__(
-        self, function: Callable[..., Any], inputs: Mapping[str, Any], memory: Any
-    ) -> None:
+    def __init__(self, function: Callable[..., Any], inputs: Mapping[str, Any], pool: Any) -> None:
         """Record a pass. Raises whatever a driver or a model raises."""
         self._inputs = {n: v.clone() if _has_pixels(v) else v for n, v in inputs.items()}
         notes = _Notes(v for v in self._inputs.values() if _has_pixels(v))
@@ -159,13 +158,13 @@ class _Recording:
         self._noted = list(notes.noted)
         """Also what lies at addresses that the graph reads."""
         self.graph: Any = torch.cuda.CUDAGraph()
-        replay = _Replay(notes.noted)
+        notes.handing_out = True
         # Threads beside this one copy features to the host. In any other mode that would end the
         # recording, and fail in those threads.
         with (
-            torch.cuda.graph(self.graph, pool=memory, capture_error_mode="thread_local"),
-            replay,
-            _HostReads(replay),
+            torch.cuda.graph(self.graph, pool=pool, capture_error_mode="thread_local"),
+            notes,
+            _HostReads(notes),
         ):
             self._made = function(self._inputs)
 
@@ -184,93 +183,70 @@ def _has_pixels(value: Any) -> bool:
     return isinstance(value, torch.Tensor) and value.is_floating_point()
 
 
-class _Watch(TorchDispatchMode):
-    """A mode that sees each operator by itself: in inference mode composite ones arrive whole."""
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if any(issubclass(kind, HostGrid) for kind in types):
-            return NotImplemented  # it computes on the host, and comes back to move
-        if func.namespace != "prim" and not str(func).startswith(READS) and func._can_decompose():
-            with self:
-                made = func.decompose(*args, **kwargs)
-            if made is not NotImplemented:
-                return made
-        return self.computed(func, args, kwargs)
-
-    def computed(self, func: Any, args: Any, kwargs: Any) -> Any:
-        raise NotImplementedError
-
-    def read(self, name: str, compute: Callable[[], Any], source: torch.Tensor) -> Any:
-        raise NotImplementedError
-
-
-class _Notes(_Watch):
-    """Takes down, in order, what a recording cannot compute."""
+class _Notes(TorchDispatchMode):
+    """Notes, in order, what a recording cannot compute, and hands it out while one is made."""
 
     def __init__(self, pixels: Iterable[torch.Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.noted: deque[tuple[str, Any]] = deque()
-        self._of_pixels = {_place(value) for value in pixels}
+        self.handing_out = False
+        self._of_pixels = {_memory(value) for value in pixels}
         """Memory with what was computed of pixels."""
 
-    def computed(self, func: Any, args: Any, kwargs: Any) -> Any:
-        name, decisive = str(func), _decisive(func, args, kwargs)
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs, name = kwargs or {}, str(func)
+        if any(issubclass(kind, HostGrid) for kind in types):
+            return NotImplemented  # it computes on the host, and comes back to move
+        # In inference mode composite operators arrive whole, and hide what is inside.
+        if func.namespace != "prim" and not name.startswith(READS) and func._can_decompose():
+            with self:
+                made = func.decompose(*args, **kwargs)
+            if made is not NotImplemented:
+                return made
+        decisive = _decisive(func, args, kwargs)
         given = list(tensors(args, kwargs))
-        if decisive is not None and self._depends(decisive):
-            raise NotRecordable(f"the host reads pixels ({name})")
-        noted = _placed(*args[:2]) if decisive and name.startswith(INDEXING) else None
-        of_pixels, made = self._depends(given), func(*args, **kwargs)
+        if decisive is not None and not name.startswith(INDEXING):
+            made = self.note(name, decisive, lambda: func(*args, **kwargs))
+        else:
+            if decisive is not None:
+                placed = self.note(name, decisive, lambda: _placed(*args[:2]))
+                args = (args[0], placed, *args[2:])
+            made = func(*args, **kwargs)
+        of_pixels = self._depend(given)
         for value in (*tensors(made), *(given if func._schema.is_mutable and of_pixels else ())):
-            (self._of_pixels.add if of_pixels else self._of_pixels.discard)(_place(value))
-        if decisive is not None:
-            self.noted.append((name, made if noted is None else noted))
+            (self._of_pixels.add if of_pixels else self._of_pixels.discard)(_memory(value))
         return made
 
-    def read(self, name: str, compute: Callable[[], Any], source: torch.Tensor) -> Any:
-        if self._depends([source]):
-            raise NotRecordable(f"the host reads pixels ({name})")
-        self.noted.append((name, made := compute()))
-        return made
-
-    def _depends(self, values: Iterable[torch.Tensor]) -> bool:
-        return any(_place(value) in self._of_pixels for value in values if value.numel())
-
-
-class _Replay(_Watch):
-    """Hands out what was noted, in the same order."""
-
-    def __init__(self, noted: deque[tuple[str, Any]]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self._noted = noted
-
-    def computed(self, func: Any, args: Any, kwargs: Any) -> Any:
-        decisive, name = _decisive(func, args, kwargs), str(func)
-        if decisive is None:
-            return func(*args, **kwargs)
-        noted = self.read(name)
-        return func(args[0], noted, *args[2:], **kwargs) if name.startswith(INDEXING) else noted
-
-    def read(self, name: str, compute: Any = None, source: Any = None) -> Any:
+    def note(self, name: str, of: Iterable[torch.Tensor], compute: Callable[[], Any]) -> Any:
+        """Return what is computed of tensors, or what was. Raises NotRecordable."""
+        if not self.handing_out:
+            if self._depend(of):
+                raise NotRecordable(f"the host reads pixels ({name})")
+            self.noted.append((name, compute()))
+            return self.noted[-1][1]
         # transformers leaves out checks of its inputs while a stream captures.
-        while self._noted and self._noted[0][0] != name and self._noted[0][0].startswith(READS):
-            self._noted.popleft()
-        if not self._noted or self._noted[0][0] != name:
+        while self.noted and self.noted[0][0] != name and self.noted[0][0].startswith(READS):
+            self.noted.popleft()
+        if not self.noted or self.noted[0][0] != name:
             raise NotRecordable(f"a recorded pass has {name}, where the pass before had not")
-        return self._noted.popleft()[1]
+        return self.noted.popleft()[1]
+
+    def _depend(self, values: Iterable[torch.Tensor]) -> bool:
+        return any(_memory(value) in self._of_pixels for value in values)
 
 
 class _HostReads(TorchFunctionMode):
-    """Tells a mode of lists and arrays that are made of tensors: no operator does that."""
+    """Notes lists and arrays that are made of tensors: no operator does that."""
 
-    def __init__(self, mode: _Watch) -> None:
+    def __init__(self, notes: _Notes) -> None:
         super().__init__()
-        self._mode = mode
+        self._notes = notes
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        compute = partial(func, *args, **(kwargs or {}))
         if func not in (torch.Tensor.tolist, torch.Tensor.numpy):
-            return func(*args, **(kwargs or {}))
-        return self._mode.read(func.__name__, lambda: func(*args, **(kwargs or {})), args[0])
+            return compute()
+        return self._notes.note(func.__name__, args[:1], compute)
 
 
 def _decisive(func: Any, args: Any, kwargs: Any) -> list[torch.Tensor] | None:
@@ -281,11 +257,10 @@ def _decisive(func: Any, args: Any, kwargs: Any) -> list[torch.Tensor] | None:
         return list(tensors(args, kwargs))
     if name.startswith(INDEXING):
         given = list(tensors(args[1]))
-        moved = any(one.device != args[0].device for one in given)
-        return given if moved or any(one.dtype in MASKS for one in given) else None
-    if name.startswith("aten._to_copy") and kwargs.get("device", args[0].device) != args[0].device:
-        return [args[0]]
-    return None
+        apart = any(one.dtype in MASKS or one.device != args[0].device for one in given)
+        return given if apart else None
+    copied = name.startswith("aten._to_copy") and kwargs.get("device", args[0].device)
+    return [args[0]] if copied and copied != args[0].device else None
 
 
 def _placed(values: torch.Tensor, indexes: Any) -> list[Any]:
@@ -298,5 +273,6 @@ def _placed(values: torch.Tensor, indexes: Any) -> list[Any]:
     return [changed(lambda index: index.to(values.device), one) for one in found]
 
 
-def _place(value: torch.Tensor) -> int:
-    return value.untyped_storage().data_ptr()
+def _memory(value: torch.Tensor) -> int:
+    """Return what identifies a tensor's memory, also if it is empty."""
+    return int(value.untyped_storage()._cdata)
