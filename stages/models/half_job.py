@@ -9,6 +9,8 @@ from artifacts.schema import Route
 
 PINNED_LOAD_BYTES = 128 << 20
 """Pinned host memory through which weights are copied to a GPU."""
+RECORDINGS = 8
+"""Shapes whose recorded passes through a vision half are kept on a GPU."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

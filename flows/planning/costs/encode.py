@@ -34,6 +34,7 @@ from flows.planning.terms import (
 from flows.planning.workloads import PIXEL_BYTES, RemainingWork, Workload
 from stages.memory.oom_retry import next_sizes
 from stages.models.encoding import FRAMES_A_BATCH
+from stages.models.half_job import RECORDINGS
 
 BLOCK = 256
 """Maximum chunks that pass a streamed half together, if they all fit and have no more images than
@@ -157,6 +158,21 @@ def memory(
     return StageEstimate.from_terms(
         rung, terms, device=device, workload=workload, flops=flops, by_dimensions=guessed
     )
+
+
+def recordings_term(model: Model, found: StageEstimate, device: str) -> Term | None:
+    """Return the memory of the recorded passes of a vision half (stages/models/halves/recorded.py):
+    the activations of one, which all share, and the inputs of each. None where none is recorded."""
+    rung, workload = found.rung, found.workload
+    stage = STAGES[rung.stage]
+    if not device.startswith("cuda") or stage.part != "vision" or rung.offload or workload is None:
+        return None
+    if model.profile.route == "joint" or model.best("vision").graph:
+        return None
+    passes = passes_of(model, workload, rung)
+    inputs = RECORDINGS * passes.at_once * passes.input.units * PIXEL_BYTES
+    why = f"recorded passes of at most {RECORDINGS} shapes, if there is room"
+    return Term(part="workspace", bytes=found.activation_bytes + inputs, why=why)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

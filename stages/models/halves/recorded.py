@@ -30,14 +30,13 @@ from torch.utils._pytree import tree_map_only
 from artifacts.tensors import make_record
 from stages.memory.meta_device import changed, tensors
 from stages.memory.oom_retry import catch_oom, release_memory
+from stages.models.half_job import RECORDINGS
 from stages.models.halves.host_grids import HostGrid
 from stages.models.halves.windows import same_bits
 from stages.process.exit_diagnosis import causes, first_line
 
 RECORDER: Final = "_penstock_recorder"
 """Attribute of a half whose passes are recorded."""
-RECORDINGS: Final = 8
-"""Shapes whose recordings are kept."""
 SEEN: Final = 512
 """Shapes of which it is known that they were computed once."""
 READS: Final = ("aten._local_scalar_dense", "aten.is_nonzero", "aten.item", "aten.equal")
