@@ -9,12 +9,14 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from artifacts.errors import UsageError
 from stages.memory.meta_device import tensors
 from stages.models.half_job import RECORDINGS
 from stages.models.halves import recorded, windows
+from stages.models.halves.absent import NeedsWeights
 from stages.models.halves.features import encode, image_vectors
 from stages.models.halves.host_grids import HostGrid, keep_grids_on_host
-from stages.models.halves.recorded import RECORDER, Recorder
+from stages.models.halves.recorded import RECORDER, PassRecorder
 from stages.models.halves.windows import group_windows
 from tests.support import dual_encoders
 from tests.support.fake_gpu import graphs
@@ -24,17 +26,17 @@ from tests.support.tiny_families import FAMILIES
 from tests.support.tiny_families.in_slots import cast, greedy
 
 QUICK = ("qwen2_5_vl:video", "llava_onevision", "internvl", "gemma4")
-PLAIN = {"smolvlm", "idefics3"}
-"""Families whose encoders leave out empty pictures."""
+PLAIN = {"smolvlm", "idefics3", "idefics2", "dots3_note"}
+"""Families whose encoders leave out empty pictures, or assign pixels to experts."""
 Faults = Callable[[GraphFaults], Happened]
 
 
 @pytest.fixture
 def faults(monkeypatch: pytest.MonkeyPatch) -> Faults:
     """Have torch.cuda record on the CPU, with the faults that are given."""
-    monkeypatch.setattr(Recorder, "reason", "")
+    monkeypatch.setattr(PassRecorder, "reason", "")
     for name in ("recordings", "replayed", "passes"):
-        monkeypatch.setattr(Recorder, name, 0)
+        monkeypatch.setattr(PassRecorder, name, 0)
     monkeypatch.setattr(windows, "EQUAL", {})
     for name, thing in {**graphs.REPLACED, "synchronize": lambda *_: None}.items():
         monkeypatch.setattr(torch.cuda, name, thing)
@@ -70,7 +72,7 @@ def as_on_card(half: Any) -> Any:
     """A half as it is loaded on a card."""
     if group_windows(half):
         keep_grids_on_host(half)
-    half.__dict__[RECORDER] = Recorder()
+    half.__dict__[RECORDER] = PassRecorder()
     return half
 
 
@@ -80,7 +82,7 @@ def numbers(features: Any) -> list[torch.Tensor]:
 
 
 def counts() -> tuple[int, int]:
-    return Recorder.recordings, Recorder.replayed
+    return PassRecorder.recordings, PassRecorder.replayed
 
 
 def _families() -> Iterator[Any]:
@@ -96,17 +98,21 @@ def test_replayed_features_of_other_pictures_are_those_of_plain_passes(
 ) -> None:
     model, inputs = prepared(name)
     pictures = [other(inputs) for _ in range(4)]
-    expected = [numbers(encode(model, picture)) for picture in pictures]
+    try:
+        expected = [numbers(encode(model, picture)) for picture in pictures]
+    except (UsageError, NeedsWeights) as error:
+        pytest.skip(str(error))
     as_on_card(model)
     found = [numbers(encode(model, picture)) for picture in pictures]
     for one, wanted in zip(found, expected, strict=True):
         assert len(one) == len(wanted) and all(map(torch.equal, one, wanted))
     if name.partition(":")[0] in PLAIN:
-        assert Recorder.reason.startswith("NotRecordable: the host reads pixels")
+        assert PassRecorder.reason.startswith("NotRecordable: the host reads pixels")
         assert counts() == (0, 0) and happened.recordings == 0
     else:
-        assert (Recorder.reason, counts()) == ("", (1, 2))
-        assert happened.modes == ["thread_local"]
+        encoders = PassRecorder.passes // 4  # one, or one of images and one of videos
+        assert (PassRecorder.reason, counts()) == ("", (encoders, 2 * encoders))
+        assert happened.modes == ["thread_local"] * encoders
 
 
 @pytest.mark.parametrize("name", ("clip", "siglip"))
@@ -117,8 +123,8 @@ def test_vectors_of_dual_encoders_are_replayed(name: str, happened: Happened) ->
     as_on_card(half)
     for picture, wanted in zip(pictures, expected, strict=True):
         assert torch.equal(image_vectors(half, picture), wanted)
-    assert (Recorder.reason, counts()) == ("", (1, 3))
-    assert Recorder.stats() == {"recorded": {"replayed": 3, "passes": 5, "recordings": 1}}
+    assert (PassRecorder.reason, counts()) == ("", (1, 3))
+    assert PassRecorder.stats() == {"recorded": {"replayed": 3, "passes": 5, "recordings": 1}}
 
 
 def test_only_shapes_seen_twice_are_recorded_and_few_are_kept_in_one_pool(
@@ -180,8 +186,8 @@ def test_a_recording_that_fails_leaves_plain_passes(
     as_on_card(half)
     for picture, wanted in zip(pictures, expected, strict=True):
         assert torch.equal(image_vectors(half, picture), wanted)
-    assert Recorder.reason.startswith(reason)
-    assert Recorder.replayed == replayed and Recorder.passes == len(pictures)
+    assert PassRecorder.reason.startswith(reason)
+    assert PassRecorder.replayed == replayed and PassRecorder.passes == len(pictures)
 
 
 def test_recordings_make_room_for_a_pass_that_runs_out_of_memory(
@@ -202,7 +208,7 @@ def test_recordings_make_room_for_a_pass_that_runs_out_of_memory(
 
     monkeypatch.setattr(type(half), "get_image_features", short)
     assert torch.equal(image_vectors(half, large), image_vectors(expected, large))
-    assert Recorder.reason.startswith("OutOfMemoryError: CUDA out of memory") and not known
+    assert PassRecorder.reason.startswith("OutOfMemoryError: CUDA out of memory") and not known
 
 
 class Strict(TorchDispatchMode):
@@ -245,4 +251,4 @@ def test_nothing_is_copied_to_or_read_from_the_card_in_a_recording(
     monkeypatch.setattr(recorded, "same_bits", lambda one, other: True)
     for _ in range(2):
         encode(model, inputs)
-    assert (Recorder.reason, counts()) == ("", (1, 0))
+    assert (PassRecorder.reason, counts()) == ("", (1, 0))

@@ -50,7 +50,7 @@ from stages.models.encoding.batch import (
 from stages.models.encoding.job import EncodeItem, EncodingJob
 from stages.models.encoding.pass_modes import KIND, WINDOWS
 from stages.models.halves.load import ReloadableHalf
-from stages.models.halves.recorded import Recorder
+from stages.models.halves.recorded import PassRecorder
 from stages.models.halves.records import FeatureRecord
 from stages.models.halves.windows import StoredWindows
 from stages.models.loading import ModelJob, facts
@@ -309,7 +309,7 @@ class EncodeRun:
         if self._checks is not None:
             self._report.note(ways=dict(sorted(self._checks.pass_modes.items())))
         if self._windows is not None and half is not None:
-            self._report.note(windows=self._windows.keep(half.model), **Recorder.stats())
+            self._report.note(windows=self._windows.keep(half.model), **PassRecorder.stats())
 
     def _encode(
         self, begun: Sequence[Sequence[Reading]], oom_retry: OomRetry, compute: Compute

@@ -23,6 +23,7 @@ from hashlib import sha256
 from typing import Any, Final
 
 import torch
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
@@ -54,7 +55,7 @@ class NotRecordable(RuntimeError):
     """A half computes something that no recording can replay."""
 
 
-class Recorder:
+class PassRecorder:
     """The recordings of one half."""
 
     reason = ""
@@ -68,11 +69,11 @@ class Recorder:
 
     def call(self, function: Callable[..., Any], shape: Any, inputs: Mapping[str, Any]) -> Any:
         """Return the output record of `function` for inputs on the device."""
-        Recorder.passes += 1
+        PassRecorder.passes += 1
         if known := self._known.get(shape):
             self._known.move_to_end(shape)
             if (made := self._tried(lambda: known.replay(inputs))) is not None:
-                Recorder.replayed += 1
+                PassRecorder.replayed += 1
                 return made
         if not self._known:
             made = function(inputs)
@@ -81,7 +82,7 @@ class Recorder:
             if message is not None:
                 self._stop(message)
             made = function(inputs) if message is not None else found[0]
-        if shape in self._seen and not Recorder.reason:
+        if shape in self._seen and not PassRecorder.reason:
             self._record(function, shape, inputs, made)
         self._seen[shape] = None
         if len(self._seen) > SEEN:
@@ -105,7 +106,7 @@ class Recorder:
 
         if (found := self._tried(recorded)) is not None:
             self._known[shape] = found
-            Recorder.recordings += 1
+            PassRecorder.recordings += 1
 
     def _tried(self, compute: Callable[[], Any]) -> Any:
         """Return what is computed; None if that fails, after which nothing is recorded any more."""
@@ -120,7 +121,7 @@ class Recorder:
 
     def _stop(self, reason: str) -> None:
         """Record and replay nothing of the process any more."""
-        Recorder.reason = reason[:200]
+        PassRecorder.reason = reason[:200]
         self._known.clear()
         torch.cuda.synchronize()
         release_memory()
@@ -190,7 +191,7 @@ class _Notes(TorchDispatchMode):
         self.noted: deque[tuple[str, Any]] = deque()
         self.handing_out = False
         self._of_pixels = {_memory(value) for value in pixels}
-        """Memory with what was computed of pixels."""
+        """Memory with what was computed of pixels. A reference keeps its place from another use."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs, name = kwargs or {}, str(func)
@@ -211,9 +212,9 @@ class _Notes(TorchDispatchMode):
                 placed = self.note(name, decisive, lambda: _placed(*args[:2]))
                 args = (args[0], placed, *args[2:])
             made = func(*args, **kwargs)
-        of_pixels = self._depend(given)
-        for value in (*tensors(made), *(given if func._schema.is_mutable and of_pixels else ())):
-            (self._of_pixels.add if of_pixels else self._of_pixels.discard)(_memory(value))
+        if self._depend(given):
+            written = given if func._schema.is_mutable else ()
+            self._of_pixels.update(map(_memory, (*tensors(made), *written)))
         return made
 
     def note(self, name: str, of: Iterable[torch.Tensor], compute: Callable[[], Any]) -> Any:
@@ -272,6 +273,5 @@ def _placed(values: torch.Tensor, indexes: Any) -> list[Any]:
     return [changed(lambda index: index.to(values.device), one) for one in found]
 
 
-def _memory(value: torch.Tensor) -> int:
-    """Return what identifies a tensor's memory, also if it is empty."""
-    return int(value.untyped_storage()._cdata)
+def _memory(value: torch.Tensor) -> StorageWeakRef:
+    return StorageWeakRef(value.untyped_storage())

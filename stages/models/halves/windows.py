@@ -36,7 +36,7 @@ States = tuple[torch.Tensor, ...]
 """Queries, keys and values."""
 
 
-class Group(NamedTuple):
+class WindowGroup(NamedTuple):
     """The windows of one length."""
 
     length: int
@@ -57,7 +57,7 @@ class Windows:
         for start, length in zip(bounds, self.lengths, strict=False):
             starts.setdefault(length, []).append(start)
         starts.pop(0, None)
-        self.groups: list[Group] = []
+        self.groups: list[WindowGroup] = []
         self.back: torch.Tensor | None = None
         """Where the tokens are in the concatenation of all groups; None for a single group."""
         places = [
@@ -66,7 +66,7 @@ class Windows:
         ]
         for (length, found), place in zip(starts.items(), places, strict=True):
             index = place.to(device, non_blocking=True) if len(places) > 1 else None
-            self.groups.append(Group(length, len(found), index))
+            self.groups.append(WindowGroup(length, len(found), index))
         if len(places) > 1:
             self.back = torch.cat(places).argsort().to(device, non_blocking=True)
 
@@ -110,7 +110,7 @@ def _attends(module: Any) -> Any:
 
 
 def _with_longest(module: Any, args: Any, kwargs: Any) -> Any:
-    """Tell the module the length of its longest window: it would read it from the device."""
+    """Give the module the length of its longest window: it would read it from the device."""
     if (boundaries := kwargs.get("cu_seqlens")) is not None:
         kwargs["max_seqlen"] = windows_of(boundaries).longest
     return args, kwargs
@@ -153,7 +153,7 @@ def _attention(
     return made, None
 
 
-def _name(module: Any, group: Group, query: torch.Tensor) -> str:
+def _name(module: Any, group: WindowGroup, query: torch.Tensor) -> str:
     """Return the name of a comparison."""
     shape = f"{query.shape[1]} x {query.shape[3]}, {group.windows} of {group.length}"
     return f"{type(module).__qualname__} {str(query.dtype).removeprefix('torch.')} {shape}"
@@ -165,7 +165,7 @@ def _loop(attend: Attend, states: States, windows: Windows) -> torch.Tensor:
     return torch.cat([attend(*window) for window in zip(*parts, strict=True)], dim=1)
 
 
-def _together(attend: Attend, states: States, group: Group) -> torch.Tensor:
+def _together(attend: Attend, states: States, group: WindowGroup) -> torch.Tensor:
     """Compute the windows of one length as rows of a batch. Shape: [tokens, heads, width]."""
     tokens = [s if group.places is None else s.index_select(2, group.places) for s in states]
     rows = [s[0].unflatten(1, (group.windows, group.length)).transpose(0, 1) for s in tokens]
