@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
 from functools import partial
@@ -21,7 +22,7 @@ from stages.models.halves.host_grids import keep_grids_on_host
 from stages.models.halves.load import ReloadableHalf, load_half
 from stages.models.halves.offload import load_in_layers, offloaded_bytes
 from stages.models.halves.ranged_reads import NOTE
-from stages.models.halves.recorded import RECORDER, PassRecorder
+from stages.models.halves.recorded import RECORDER, SWITCH, PassRecorder
 from stages.models.halves.routes import config_and_class, one_line, skeleton_of
 from stages.models.halves.windows import group_windows
 from stages.models.hub.resolve import resolve_model
@@ -211,7 +212,7 @@ class ModelJob(HalfJob):
         if keep == "vision" and self.device != "cpu":
             if group_windows(half):
                 keep_grids_on_host(half)
-            if not self.offload:
+            if not self.offload and os.environ.get(SWITCH) != "0":
                 half.__dict__[RECORDER] = PassRecorder()
         return half
 

@@ -38,6 +38,8 @@ from stages.process.exit_diagnosis import causes, first_line
 
 RECORDER: Final = "_penstock_recorder"
 """Attribute of a half whose passes are recorded."""
+SWITCH: Final = "PENSTOCK_RECORD_STEPS"
+"""Environment variable for checks: with 0 no pass is recorded."""
 SEEN: Final = 512
 """Shapes of which it is known that they were computed once."""
 READS: Final = ("aten._local_scalar_dense", "aten.is_nonzero", "aten.item", "aten.equal")
