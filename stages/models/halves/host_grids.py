@@ -20,6 +20,7 @@ GRIDS: Final = "_penstock_grids_on_host"
 """Attribute of a half whose small integers stay on the host."""
 INTEGERS: Final = ("get_vision_position_ids", "get_vision_window_index")
 """Functions of transformers that compute integers from grids, on the device of the grids."""
+HOST: Final = torch.device("cpu")
 SMALL: Final = 4096
 """Most numbers of an input that stays on the host."""
 
@@ -42,9 +43,6 @@ class HostGrid(torch.Tensor):
     def tolist(self) -> Any:
         return self.host.tolist()
 
-    def numpy(self, *, force: bool = False) -> Any:
-        return self.host.numpy(force=force)
-
     def __repr__(self, **_: Any) -> str:  # type: ignore[override]
         return f"HostGrid({self.host}, device={self.device})"
 
@@ -60,7 +58,8 @@ class HostGrid(torch.Tensor):
         in_place = func._schema.is_mutable and isinstance(args[0], cls)
         if in_place or all(isinstance(tensor, cls) for tensor in found):
             places: list[torch.device] = []
-            args, kwargs = changed(_in_host_memory, changed(_noted(places), given, torch.device))
+            changed(places.append, given, torch.device)
+            args, kwargs = changed(_in_host_memory, changed(lambda _: HOST, given, torch.device))
             made = func(*args, **kwargs)
             if in_place or not any(t.is_floating_point() for t in tensors(made)):
                 leaves = any(place.type == "cpu" != device.type for place in places)
@@ -71,16 +70,6 @@ class HostGrid(torch.Tensor):
     def on_device(self) -> torch.Tensor:
         """Return a plain tensor on the device, without waiting for it."""
         return self.host.to(self.device, non_blocking=True)
-
-
-def _noted(places: list[torch.device]) -> Callable[[torch.device], torch.device]:
-    """Return a function that notes a device and gives the host in its place."""
-
-    def on_host(place: torch.device) -> torch.device:
-        places.append(place)
-        return torch.device("cpu")
-
-    return on_host
 
 
 def _in_host_memory(tensor: torch.Tensor) -> torch.Tensor:
@@ -120,11 +109,7 @@ def _computed_on_host(function: Callable[..., Any]) -> Callable[..., Any]:
     def compute(grid: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         if not isinstance(grid, HostGrid):
             return function(grid, *args, **kwargs)
-        made = function(grid.host, *map(_plain, args), **kwargs)
+        made = function(grid.host, *changed(_in_host_memory, args), **kwargs)
         return changed(lambda host: HostGrid(host, grid.device), made)
 
     return compute
-
-
-def _plain(value: Any) -> Any:
-    return value.host if isinstance(value, HostGrid) else value
