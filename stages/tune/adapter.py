@@ -261,7 +261,14 @@ def write_adapter(
     paths = {name.removeprefix(PREFIX).rpartition(".lora_")[0] for name in numbers}
     config["target_modules"] = paths
     fields = {name: sorted(v) if isinstance(v, set) else v for name, v in sorted(config.items())}
+    content = memoryview(save(numbers, metadata=metadata))
+    end = 8 + int.from_bytes(content[:8], "little")
+    # safetensors writes several fields of metadata in another order each time.
+    header = {**json.loads(bytes(content[8:end])), "__metadata__": metadata}
+    ordered = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
     with whole_file(folder / ADAPTER_WEIGHTS) as file:
-        file.write(save(numbers, metadata=metadata))
+        file.write(content[:8])
+        file.write(ordered.ljust(end - 8))
+        file.write(content[end:])
     with whole_file(folder / ADAPTER_CONFIG) as file:
         file.write((json.dumps(fields, indent=2, default=str) + "\n").encode())
