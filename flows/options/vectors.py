@@ -10,7 +10,7 @@ from typing import Annotated
 from artifacts.errors import UsageError
 from artifacts.options import Option, OptionGroup
 from flows.options.commands import RunOptions
-from flows.options.formats import COCO, LABELS, MEMORY, MODEL, OUTPUTS, VECTORS
+from flows.options.formats import COCO, GIVE_CONDITION, LABELS, MEMORY, MODEL, OUTPUTS, VECTORS
 from flows.options.media import VectorSamplingOptions
 from flows.options.model import (
     MODEL_OPTION,
@@ -163,8 +163,11 @@ class SearchQuery(OptionGroup):
         ),
     ] = ()
     """Texts or image files. Hits that are closer to one of them are excluded."""
-    where: Annotated[str, Option(f"filter condition: {WHERE}", metavar="EXPR")] = ""
-    """Filter condition on the rows; empty: all rows."""
+    where: Annotated[
+        str | None,
+        Option(f"filter condition: {WHERE}", metavar="EXPR", not_empty=GIVE_CONDITION),
+    ] = None
+    """Filter condition on the rows; None: all rows."""
     moments: Annotated[bool, Option("merge adjacent frames of a video")] = False
     """Whether adjacent matching frames of a video become one hit."""
 
@@ -212,8 +215,11 @@ def parse_heads(given: Sequence[str]) -> dict[str, str]:
 class SiftOptions(OptionGroup):
     """Which media are kept, and what counts as a copy."""
 
-    keep: Annotated[str, Option(f"what is kept: {KEEP}", metavar="EXPR")] = ""
-    """Condition on the marks that media must meet to be kept; empty: all are."""
+    keep: Annotated[
+        str | None,
+        Option(f"what is kept: {KEEP}", metavar="EXPR", not_empty=GIVE_CONDITION),
+    ] = None
+    """Condition on the marks that media must meet to be kept; None: all are."""
     mirrored: Annotated[bool, Option("mirrored pictures are copies, too")] = False
     """Whether mirrored pictures and videos count as copies."""
     head: Annotated[

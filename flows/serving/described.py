@@ -157,8 +157,7 @@ def _answers(path: str, body: Any) -> dict[str, Any]:
     if path == "/readyz":
         found[503] = content
     if path == "/v1/media/{hit}":  # with the header Range
-        text = _content({"type": "string"}, "text/plain")
-        found |= {206: content, 400: text, 416: text}
+        found |= {206: content, 416: _content(_schema(REFUSAL))}
     return {
         str(status): {"description": HTTPStatus(status).phrase, "content": each}
         for status, each in sorted(found.items())
