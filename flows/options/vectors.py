@@ -142,7 +142,9 @@ class LabelConfig(OwnerOptions, OutputOptions, LabelOptions, VectorConfig):
     """Formats besides jsonl."""
 
 
-WHERE = "\"path like '%%.mp4' and time < 60\""
+WHERE = Option(
+    "filter condition: \"path like '%%.mp4' and time < 60\"", "", "EXPR", not_empty=GIVE_CONDITION
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,10 +165,7 @@ class SearchQuery(OptionGroup):
         ),
     ] = ()
     """Texts or image files. Hits that are closer to one of them are excluded."""
-    where: Annotated[
-        str | None,
-        Option(f"filter condition: {WHERE}", metavar="EXPR", not_empty=GIVE_CONDITION),
-    ] = None
+    where: Annotated[str | None, WHERE] = None
     """Filter condition on the rows; None: all rows."""
     moments: Annotated[bool, Option("merge adjacent frames of a video")] = False
     """Whether adjacent matching frames of a video become one hit."""
@@ -195,6 +194,7 @@ TABLE_FORMATS = ("jsonl", "csv", "parquet")
 PLACE = "sift"
 """Folder of the marks in the output folder of the run whose media they are of."""
 KEEP = '"sharpness > 0.3 and duplicate = 0"'
+KEEP_OPTION = Option(f"what is kept: {KEEP}", "", "EXPR", not_empty=GIVE_CONDITION)
 
 
 def parse_heads(given: Sequence[str]) -> dict[str, str]:
@@ -215,10 +215,7 @@ def parse_heads(given: Sequence[str]) -> dict[str, str]:
 class SiftOptions(OptionGroup):
     """Which media are kept, and what counts as a copy."""
 
-    keep: Annotated[
-        str | None,
-        Option(f"what is kept: {KEEP}", metavar="EXPR", not_empty=GIVE_CONDITION),
-    ] = None
+    keep: Annotated[str | None, KEEP_OPTION] = None
     """Condition on the marks that media must meet to be kept; None: all are."""
     mirrored: Annotated[bool, Option("mirrored pictures are copies, too")] = False
     """Whether mirrored pictures and videos count as copies."""

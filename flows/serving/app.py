@@ -62,7 +62,7 @@ class SearchParams(BaseModel):
 
     top: int = Field(10, ge=1, le=MAX_TOP)
     without: list[Words] = Field([], alias="not")
-    where: str | None = Field(None, min_length=1, max_length=MAX_WHERE)
+    where: str | None = Field(None, pattern=r"\S", max_length=MAX_WHERE)
     moments: bool = False
 
 
@@ -283,12 +283,7 @@ def no_vectors() -> HttpRefusal:
     )
 
 
-EMPTY = "the text is empty"
-PARAMETER_ERRORS = {
-    "missing": "it is missing",
-    "string_pattern_mismatch": EMPTY,
-    "string_too_short": EMPTY,
-}
+PARAMETER_ERRORS = {"missing": "it is missing", "string_pattern_mismatch": "the text is empty"}
 """Kind of pydantic's error → message, where its own would not help."""
 IN_SCHEMA = "The parameters are in /openapi.json"
 
