@@ -23,14 +23,14 @@ from artifacts.errors import PenstockError
 from artifacts.index.manifest import Maker, read_manifest, write_manifest
 from artifacts.index.snapshot import open_snapshot
 from artifacts.index.writing import writing
+from benchmarks._clip import save_clip
+from benchmarks._words import hf
 from flows.cli.main import main
 from flows.options.vectors import SearchQuery
 from flows.serving.refusals import HttpRefusal
 from flows.serving.searching import ServedIndex
 from penstock_demo import CLIPS
-from tests.support.dual_encoders import save_clip
 from tests.support.embedding import write_images
-from tests.support.families import hf
 from tests.support.indexes import MAKER, WIDTH, drawn, rows
 from tests.support.pipeline import PENSTOCK
 from tests.support.replaced_models import WEIGHTS, Models

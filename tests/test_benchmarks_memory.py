@@ -10,10 +10,10 @@ import pytest
 from benchmarks import _llava, memory
 from benchmarks._common import MIB
 from benchmarks._llava import SEVEN_B, TINY, build, config_of, shapes_of
+from benchmarks._plan_cases import plan_case
+from benchmarks._words import hf
 from benchmarks.memory import Trial, judge_auto, judge_native, judge_nf4, read_trial
 from stages.models.inspection import describe
-from tests.support.families import hf
-from tests.support.plan_cases import plan_case
 from tests.support.reports import media_file, said, write_run
 
 KNOWN: dict[str, Any] = {"name": "first", "precision": "auto", "budget": 300 * MIB}

@@ -26,6 +26,7 @@ from prefect.states import Cancelled, Cancelling, Completed, Crashed, Pending, R
 import penstock_demo
 from artifacts.errors import UsageError
 from artifacts.index.manifest import read_manifest
+from benchmarks._clip import save_clip
 from flows.cli.main import main
 from flows.deployments import crashed
 from flows.deployments.caption import caption_videos
@@ -45,7 +46,6 @@ from flows.options.training import LearnConfig
 from flows.options.vectors import EmbedConfig, IndexConfig, LabelConfig, SiftConfig
 from flows.results.run_read import load_record
 from stages.export.parity import PARITY
-from tests.support.dual_encoders import save_clip
 from tests.support.embedding import SIZES, embed, vectors, write_images
 from tests.support.learning import decide_in, style
 from tests.support.pipeline import ROOT, read_lines

@@ -17,6 +17,8 @@ from PIL import Image
 from artifacts.errors import HalfChecked
 from artifacts.packs import RecordSet, stored_namespaces
 from artifacts.store import open_store
+from benchmarks._clip import save_clip
+from benchmarks._words import hf
 from flows.cli.main import main
 from flows.job.prepare import prepare_without_media, with_vector_precision
 from flows.ledger.namespaces import Variant
@@ -30,9 +32,8 @@ from stages.models.encoding.job import EncodeItem
 from stages.models.half_job import HalfJob
 from stages.process.job import job_fields
 from tests.support import embedding, gpus
-from tests.support.dual_encoders import names, save, save_clip
+from tests.support.dual_encoders import names, save
 from tests.support.embedding import embed, items, rows, vectors, write_images
-from tests.support.families import hf
 from tests.support.inside import InsideLauncher
 from tests.support.pipeline import ROOT, SECONDS, Place
 from tests.support.refusals import one_line

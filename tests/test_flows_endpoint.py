@@ -18,6 +18,7 @@ import pytest
 
 from artifacts.endpoints import KEY, LISTED, endpoint_of, keys_from
 from artifacts.errors import EnvironmentFault, UsageError
+from benchmarks._endpoint import StandIn, running, told
 from flows.checkpoint.served import open_served
 from flows.cli.main import main
 from flows.console.display import Display
@@ -27,7 +28,6 @@ from flows.results.run_result import RunResult
 from flows.running.run import caption, embed
 from penstock_demo import CLIPS
 from stages.ask.servers import Client, Reply, _wait
-from tests.support.endpoint import StandIn, running, told
 from tests.support.media import write_numbered
 from tests.support.pipeline import PENSTOCK, ROOT, read_lines
 

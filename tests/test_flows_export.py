@@ -20,6 +20,7 @@ from transformers import AutoModel
 
 import penstock_demo
 from artifacts.errors import EnvironmentFault, PenstockError, UsageError
+from benchmarks._clip import save_clip
 from flows.cli.main import main
 from flows.console.display import Display
 from flows.options.commands import CaptionConfig
@@ -34,7 +35,6 @@ from penstock_demo.dual.pictures import write_images
 from stages.export import jobs
 from stages.export.parity import PARITY
 from stages.models.graphs.manifest import FILE, read_manifest
-from tests.support.dual_encoders import save_clip
 from tests.support.graphs import graph_job as job_of
 from tests.support.graphs import with_graphs
 from tests.support.inside import InsideLauncher

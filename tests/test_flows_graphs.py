@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from artifacts.errors import EnvironmentFault
+from benchmarks._clip import save_clip
 from flows.checkpoint import graphs
 from flows.checkpoint.graphs import (
     LIBRARIES,
@@ -24,7 +25,6 @@ from flows.checkpoint.graphs import (
 )
 from flows.cli.main import main
 from stages.models.graphs.manifest import CPU, FILE
-from tests.support.dual_encoders import save_clip
 from tests.support.embedding import embed, items, vectors, write_images
 from tests.support.graphs import graph_job, with_graphs
 from tests.support.pipeline import read_lines

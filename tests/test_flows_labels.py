@@ -12,6 +12,8 @@ import torch
 from PIL import Image
 
 from artifacts.errors import UsageError
+from benchmarks._clip import save_clip
+from benchmarks._words import hf
 from benchmarks.labels import LABELS as DEMO_LABELS
 from benchmarks.labels import f1, holds, small
 from flows.checkpoint.models import find_checkpoint
@@ -22,9 +24,7 @@ from flows.pipelines import CAPTION, EMBED, LABEL, REBUILD, Pipeline
 from penstock_demo import CHECKPOINT, DUAL_CHECKPOINT
 from penstock_demo.dual.pictures import ImageTruth
 from penstock_demo.dual.pictures import write_images as draw_images
-from tests.support.dual_encoders import save_clip
 from tests.support.embedding import items, write_images
-from tests.support.families import hf
 from tests.support.media import write_video
 from tests.support.pipeline import Place, kill_at, read_lines
 

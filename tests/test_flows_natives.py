@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from benchmarks._plan_cases import make_folder, plan_case
 from flows.cli.main import main
 from penstock_demo import CLIPS
 from stages.decode.engines.inflight.pool_shape import columns_for
@@ -24,7 +25,6 @@ from tests.support.evaclip import make_folder as make_evaclip
 from tests.support.inside import Ran, run_inside
 from tests.support.media import write_video
 from tests.support.pipeline import Place
-from tests.support.plan_cases import make_folder, plan_case
 from tests.support.whole_model import frames_of
 
 TOKENS = 12

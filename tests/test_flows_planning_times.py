@@ -13,6 +13,7 @@ import pytest
 import transformers
 
 import flows.planning.times
+from benchmarks._processors import qwen2_5_vl
 from flows.cli.main import main
 from flows.console.display import Display
 from flows.job.prepare import Job, prepare
@@ -43,7 +44,6 @@ from stages.process.device import device_name
 from tests.support import by_hand
 from tests.support.machines import machine
 from tests.support.media import write_videos
-from tests.support.plan_processors import qwen2_5_vl
 from tests.support.stand_ins import PROFILE, Stages, config_in
 
 RUNGS = {stage.name: Rung(stage=stage.name, batch=2) for stage in CAPTION}

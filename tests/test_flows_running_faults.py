@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from artifacts.errors import PenstockError, StageDied, UsageError
+from benchmarks._clip import save_clip
 from flows.job import pass_mode
 from flows.machine.launch import StageCall
 from flows.running import stage_calls
@@ -18,7 +19,6 @@ from stages.decode.generation import DecodeJob
 from stages.process.events import StageOutcome
 from tests.support import gpus
 from tests.support.commands import completed
-from tests.support.dual_encoders import save_clip
 from tests.support.inside import Ended, InsideLauncher, Ran, run_inside, run_through
 from tests.support.media import write_video
 from tests.support.pipeline import SECONDS, Place
@@ -137,7 +137,7 @@ def test_a_video_whose_summary_raises_fails_by_name_and_keeps_its_captions(place
 
 @pytest.mark.slow
 def test_a_text_that_the_model_raises_on_is_named(place: Place, tmp_path: Path) -> None:
-    from tests.support.families import hf
+    from benchmarks._words import hf
 
     model = save_clip(tmp_path / "clip")
     words = hf.AutoProcessor.from_pretrained(model)

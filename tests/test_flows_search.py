@@ -17,14 +17,14 @@ from artifacts.index.manifest import read_manifest
 from artifacts.index.search import Query, Searcher
 from artifacts.index.snapshot import open_snapshot
 from artifacts.index.where import single
+from benchmarks._clip import save_clip
+from benchmarks._words import hf
 from flows.cli.main import main
 from flows.machine.launch import DirectLauncher, StageCall
 from flows.running.run_observer import only_run_in
 from flows.search import build as filling
 from flows.search.query import to_hit
-from tests.support.dual_encoders import save_clip
 from tests.support.embedding import SIZES, write_images
-from tests.support.families import hf
 from tests.support.indexes import paths, write
 from tests.support.inside import Ended, InsideLauncher
 from tests.support.media import write_video

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from artifacts.errors import CannotFit, EnvironmentFault, OutOfMemory, UsageError
 from artifacts.keys import digest_of
 from artifacts.tensors import pack_tree
+from benchmarks._jobs import made_job
 from benchmarks._models import FRAMES, TINY, Shape, build, publish_clips
 from stages.models.encoding.batch import encode_batches
 from stages.models.encoding.job import EncodeItem
@@ -30,7 +31,6 @@ from stages.process.stage_process import StageProcess
 from tests.support.clips import PROMPTS, clips
 from tests.support.families import BUILDERS, checkpoint
 from tests.support.peaks import peaks_of
-from tests.support.started import made_job
 from tests.support.tiny_families import FAMILIES
 from tests.support.waves import FEATURES, OTHER, Wave, said
 
