@@ -17,17 +17,13 @@ from artifacts.errors import ModelChanged, PenstockError
 from artifacts.model_files import ModelFiles
 from artifacts.stamps import model_stamp_of
 from flows.console.display import Display
-from flows.machine.launch import StageCall
 from flows.media.labels import label_set
 from flows.options.commands import CaptionConfig
 from flows.options.export_config import ExportRequest
-from flows.options.training import TuneConfig
 from flows.running.export import export
 from flows.running.label import LabelRequest, label
 from flows.running.run import embed
-from flows.running.tune import tune
 from penstock_demo import CHECKPOINT, DUAL_CHECKPOINT
-from stages.encode.job import EncodeJob
 from stages.models import describe
 from stages.models.encoding.run import EncodeRun
 from stages.models.halves.load import load_half
@@ -115,23 +111,6 @@ def test_weights_replaced_before_a_stage_loads_are_planned_anew(
     assert captions(place) == [said["second"]]
     assert ran.said.count(AGAIN) == 1 and WEIGHTS in ran.said
     assert ran.started.count("encode") == 2, "features are of the model that captions"
-
-
-def test_what_the_old_model_made_stays_under_its_key(
-    models: Models, place: Place, said: dict[str, str]
-) -> None:
-    run_disturbed(place, {})
-    before = {kind: place.stored(kind) for kind in ("features", "captions")}
-    (place.clips / "more.mp4").write_bytes((place.clips / "clip-01.mp4").read_bytes() + b"\0")
-    run_disturbed(place, {"decode": [lambda: models.rename_in(models.second)]})
-    after = {kind: place.stored(kind) for kind in before}
-    for kind, rows in before.items():
-        assert rows.items() <= after[kind].items(), f"{kind} of the old model were touched"
-    assert captions(place) == [said["second"]] * 2
-    models.rename_in(models.first)
-    ran = run_disturbed(place, {})
-    assert captions(place)[0] == said["first"], "the old model still answers from the store"
-    assert AGAIN not in ran.said
 
 
 def test_the_old_model_put_back_at_once_is_not_what_was_loaded(
@@ -270,25 +249,6 @@ def test_vectors_and_labels_are_of_the_model_that_is_there(tmp_path: Path, stage
     assert made(apart, Disturbed())[1] == found
 
 
-def test_a_training_begins_anew_with_the_model_that_is_there(
-    models: Models, place: Place, tmp_path: Path
-) -> None:
-    (place.clips / "clip-01.txt").write_text("a triangle moves")
-    config = TuneConfig(
-        data=str(place.clips),
-        model=str(models.folder),
-        out=str(tmp_path / "adapter"),
-        store=str(place.store),
-        steps=1,
-        validate=0.0,
-    )
-    heard = StringIO()
-    disturbed = Disturbed(happens={"tune": [lambda: models.rename_in(models.second)]})
-    tune(config, Display(to=heard), disturbed.heard)
-    assert heard.getvalue().count(AGAIN) == 1 and disturbed.started.count("tune") == 2
-    assert disturbed.started.count("encode") == 2, "features are of the model that is trained"
-
-
 @pytest.mark.parametrize("stage", ["judge", "export"])
 def test_an_export_is_of_the_model_that_is_there(
     models: Models, place: Place, tmp_path: Path, stage: str
@@ -329,29 +289,6 @@ def after_one_record(monkeypatch: pytest.MonkeyPatch, happens: Callable[[], obje
             happens()
 
     monkeypatch.setattr(EncodeRun, "_publish", publish)
-
-
-def streamed(call: StageCall) -> StageCall:
-    if call.name != "encode":
-        return call
-    assert isinstance(call.job, EncodeJob)
-    half = replace(call.job.half, offload=True)
-    return replace(call, job=replace(call.job, half=half, block=1))
-
-
-def test_a_streamed_half_keeps_what_it_made_before_its_files_changed(
-    models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: dict[str, str]
-) -> None:
-    place = place_in(tmp_path, models.folder, clips=3)
-    after_one_record(monkeypatch, lambda: models.rename_in(models.second))
-    ran = run_disturbed(place, {}, altered=streamed, batch_size=1)
-    assert ran.said.count(AGAIN) == 1 and captions(place)[0] == said["second"]
-    kept = place.stored("features")
-    assert 3 < len(kept) < 6, "of the first model, what was made before; of the second, all"
-    monkeypatch.undo()
-    models.rename_in(models.first)
-    again = run_disturbed(place, {}, altered=streamed, batch_size=1)
-    assert captions(place)[0] == said["first"] and AGAIN not in again.said
 
 
 def test_a_loaded_half_goes_on_when_its_files_change(

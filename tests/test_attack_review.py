@@ -9,7 +9,6 @@ import re
 import signal
 import subprocess
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -147,19 +146,6 @@ def test_what_a_person_writes_stays_as_it_is(review: OpenStudio, caption: str) -
     assert again(review, "undo") == 200
 
 
-def test_of_twenty_edits_at_once_each_is_a_line_or_refused(review: OpenStudio) -> None:
-    def edit(number: int) -> int:
-        return review.post(f"{review.own}/edits", review.deed(f"at once {number}")).status
-
-    lines = journal(review).count(b"\n")
-    with ThreadPoolExecutor(10) as pool:
-        found = list(pool.map(edit, range(20)))
-    assert set(found) <= {200, 409} and found.count(200)
-    assert journal(review).count(b"\n") == lines + found.count(200)
-    last = json.loads(journal(review).splitlines()[-1])["changes"][0]
-    assert review.captions()["edits"][review.key()]["caption"] == last["caption"]
-
-
 def test_a_body_that_never_ends_keeps_nobody_else_waiting(review: OpenStudio) -> None:
     connection = http.client.HTTPConnection("127.0.0.1", review.port, timeout=SECONDS)
     with contextlib.closing(connection):
@@ -263,23 +249,6 @@ def test_a_command_too_long_to_be_read_is_not_asked_about(tmp_path: Path) -> Non
         assert started.end() == 0
     assert "[y/N]" not in started.text
     assert "--trust-folder would let Write and Learn run" in started.text and told["error"]
-
-
-def test_without_a_terminal_nothing_runs(help_run: Path) -> None:
-    command = [*PENSTOCK, "review", str(help_run), "--port", "0"]
-    pipe = subprocess.PIPE
-    with subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, stderr=pipe) as process:
-        assert process.stdin is not None and process.stdout is not None
-        process.stdin.write(b"y\ny\n")
-        process.stdin.flush()
-        found = ADDRESS.match(process.stdout.readline())
-        assert found
-        told = told_of_files(review_at(help_run, found))
-        process.send_signal(signal.SIGTERM)
-        _, said = process.communicate(timeout=SECONDS)
-    assert "not written by a command of this user" in told["error"]
-    assert b"--trust-folder would let Write and Learn run" in said
-    assert b"penstock caption --help" in said
 
 
 WORDS = ["caption", "clips", "--format", "txt"]

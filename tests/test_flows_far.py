@@ -3,7 +3,6 @@ the web: the bytes of a run on folders of this machine, whatever is answered and
 
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -99,24 +98,6 @@ def test_a_run_on_a_bucket_gives_the_bytes_of_a_local_one_for_few_requests(
     assert (other.out / "captions.jsonl").read_bytes() == expected_bytes
     assert other.stages() == {} or sum(s["items"] for s in other.stages().values()) == 0
     assert way.total <= 6 * CLIPS
-
-
-def test_answers_that_go_wrong_now_and_then_change_no_byte(
-    twelve_clips: Path,
-    expected_bytes: bytes,
-    bucket_address: str,
-    way: Between,
-    tmp_path: Path,
-) -> None:
-    way.spoil, way.draw = 0.2, random.Random(1)
-    place = place_in(twelve_clips, tmp_path)
-    for _ in range(2):
-        done = place.run("--store", bucket_address)
-        assert done.returncode == 0, done.stderr
-        assert (place.out / "captions.jsonl").read_bytes() == expected_bytes
-    assert sum(way.spoilt.values()) >= 4
-    way.spoil = 0.0
-    assert list(open_store(bucket_address).list("quarantine")) == []
 
 
 def test_a_writer_killed_at_any_moment_leaves_nothing_torn(
@@ -284,29 +265,6 @@ def test_who_stops_a_run_does_not_wait_for_a_silent_server(
     ended.set()
     parts = list((tmp_path / "nearby" / "media").glob("*/*/*.part"))
     assert [part.stat().st_size for part in parts] == ([8 << 20] if "middle" in silent else [])
-
-
-def test_trainers_are_given_files_that_stay(
-    web: Web, twelve_clips: Path, names: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("PENSTOCK_NEARBY_GB", str(20_000 / 1e9))
-    words = [*(f"{web.address}/{name}" for name in names), "--model", "demo"]
-    words += ["--out", str(tmp_path / "out"), "--format", "musubi,diffusion-pipe"]
-    for _ in range(2):
-        run(tmp_path, "caption", *words)
-        folder = tmp_path / "out" / "diffusion-pipe" / "videos"
-        made = [path for path in folder.iterdir() if path.suffix == ".mp4"]
-        assert sorted(path.read_bytes() for path in made) == sorted(
-            (twelve_clips / name).read_bytes() for name in names
-        )
-        rows = read_lines(next((tmp_path / "out" / "musubi").glob("*.jsonl")))
-        shown = [Path(row["video_path"]) for row in rows]
-        assert len(shown) == CLIPS and all(path.is_file() for path in shown)
-        assert not any("nearby" in str(path) for path in shown)
-        for copy in (tmp_path / "nearby" / "media").glob("*/*/*.mp4"):
-            copy.unlink()
-        web.asked.clear()
-    assert not any(map(web.ranges, names))  # what is there was not fetched again
 
 
 def test_what_is_gone_on_the_web_fails_alone_and_the_rest_is_captioned(
