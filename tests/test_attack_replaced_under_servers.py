@@ -34,7 +34,7 @@ from tests.support.embedding import write_images
 from tests.support.indexes import MAKER, WIDTH, drawn, rows
 from tests.support.pipeline import PENSTOCK
 from tests.support.replaced_models import WEIGHTS, Models
-from tests.support.serving import REAL, Serving, a_picture, serving
+from tests.support.serving import Serving, a_picture, serving
 
 pytestmark = pytest.mark.slow
 
@@ -265,29 +265,6 @@ def test_words_are_not_read_by_a_model_that_changed_in_its_folder(
     assert main(["search", "a dog<eos>", "--model", str(model), *where]) == 2
     err = capsys.readouterr().err
     assert "are not those that it was made with" in err and err.count("\n") == 1
-
-
-def test_a_server_answers_503_with_the_reason_over_http(place: Path, tmp_path: Path) -> None:
-    index = tmp_path / "index"
-    shutil.copytree(place / "index", index)
-    picture = (place / "media" / "p0.png").read_bytes()
-    command = [*REAL[:-2], "--index", str(index)]
-    with serving(tmp_path, command=command) as server:
-        asked = (("GET", "/v1/search?q=a%20dog", None), ("POST", "/v1/search", picture))
-        assert [server.ask(*each).status for each in asked] == [200, 200]
-        index.rename(tmp_path / "away")
-        answers = [server.ask(*each) for each in asked]
-        assert [each.status for each in answers] == [503, 503]
-        assert all(b"cannot be read" in each.body for each in answers)
-        shutil.copytree(tmp_path / "away", index)
-        told_otherwise(index, half="another")
-        answers = [server.ask(*each) for each in asked]
-        assert [each.status for each in answers] == [503, 503]
-        assert all(b"are not those" in each.body for each in answers)
-        assert server.ask("GET", "/healthz").status == 200
-        shutil.rmtree(index)
-        (tmp_path / "away").rename(index)
-        assert [server.ask(*each).status for each in asked] == [200, 200]
 
 
 def ask_until_answered(server: Serving, medium: bytes) -> dict[str, Any]:

@@ -69,15 +69,6 @@ def test_pictures_get_the_vectors_of_the_whole_model(
     assert items(tmp_path) == {"frames": 6, "embed": 6}
 
 
-@pytest.mark.slow
-def test_threads_that_prepare_change_no_vector(pictures: Path, clip: Path, tmp_path: Path) -> None:
-    for count in ("1", "3"):
-        place = tmp_path / count
-        assert embed(pictures, clip, place, "--prepare-workers", count, "--batch-size", "2") == 0
-    assert np.array_equal(vectors(tmp_path / "1"), vectors(tmp_path / "3"))
-    assert items(tmp_path / "3") == {"frames": 6, "embed": 6}
-
-
 def test_other_squares_are_other_records_of_pictures_stored_whole(
     clip: Path, tmp_path: Path
 ) -> None:
@@ -150,32 +141,6 @@ def test_a_damaged_vector_is_computed_again(pictures: Path, clip: Path, tmp_path
     assert embed(pictures, clip, tmp_path) == 0
     assert np.array_equal(vectors(tmp_path), before)
     assert [*(tmp_path / "store" / "quarantine").iterdir()]
-
-
-@pytest.mark.slow
-def test_a_rebuild_makes_what_embed_finds_and_status_and_report_tell_of_it(
-    pictures: Path, clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    store = ["--store", str(tmp_path / "store")]
-    rebuild = ["cache", "rebuild", str(pictures), "--model", str(clip), *store]
-    assert main([*rebuild, "--batch-size", "32"]) == 0
-    assert "encoded 6 chunks" in capsys.readouterr().out
-    assert embed(pictures, clip, tmp_path) == 0
-    assert items(tmp_path) == {"frames": 0, "embed": 0} and len(vectors(tmp_path)) == 6
-    capsys.readouterr()
-    assert main(["cache", "ls", *store]) == 0
-    assert re.search(r"embeddings +fp32", capsys.readouterr().out)
-    assert main(["cache", "gc", "--max", "1B", *store]) in (0, 1)
-    assert "embeddings" in capsys.readouterr().out
-    assert embed(pictures, clip, tmp_path) == 0
-    assert items(tmp_path) == {"frames": 6, "embed": 6}
-    capsys.readouterr()
-    assert main(["status", str(tmp_path / "out")]) == 0
-    said = capsys.readouterr().out
-    assert "6 embeddings written" in said and re.search(r"\nembed +6 +0 +0 ", said)
-    assert "language half" not in said and "embeddings.npy" in said
-    assert main(["report", str(tmp_path / "out")]) == 0
-    assert "embeddings" in (tmp_path / "out" / "report.html").read_text()
 
 
 @pytest.mark.slow

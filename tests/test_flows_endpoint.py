@@ -365,22 +365,6 @@ def test_ten_kills_give_the_same_outputs(pictures: Path, tmp_path: Path) -> None
     assert after == undisturbed and len(after) == 66
 
 
-@pytest.mark.slow
-def test_two_runs_on_one_store_send_nothing_twice(pictures: Path, tmp_path: Path) -> None:
-    write_numbered(pictures, 36)
-    stand_in = StandIn(seconds=0.3)
-    with running(stand_in) as address:
-        given = command(address, pictures, "--slots", "3", "--quiet")
-        runs = [
-            subprocess.Popen([*given, "--out", str(tmp_path / name)], cwd=ROOT)
-            for name in ("one", "other")
-        ]
-        assert [run.wait(120) for run in runs] == [0, 0]
-    assert len(stand_in.requests) == 36
-    one, other = (read_lines(tmp_path / name / "captions.jsonl") for name in ("one", "other"))
-    assert one == other and len(one) == 36
-
-
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_the_wait_for_an_overloaded_server(
     pictures: Path, tmp_path: Path, number: int

@@ -118,18 +118,3 @@ def test_a_card_that_is_lost_in_the_middle_loses_nothing_that_is_done(tmp_path: 
     assert code == 0, said
     assert desk.place.stored("features") == features
     assert len(desk.place.captions()) == 1
-
-
-@pytest.mark.parametrize("mebibytes", [265, 290])
-def test_a_budget_that_is_too_small_goes_down_the_ladder_or_is_refused(
-    mebibytes: int, tmp_path: Path
-) -> None:
-    """The context of this machine takes 256 MiB, and what is not given is met in the middle."""
-    desk = Desk(gpus.plain(), tmp_path)
-    command = desk.place.command("--memory", f"{mebibytes}MiB", "--batch-size", "64")[3:]
-    code, said = desk.says(*command)
-    assert code in (0, 3), said
-    if code == 3:
-        assert "MiB" in said, said
-    else:
-        assert "batch" in said, said
