@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import tarfile
 import threading
 import time
 from collections import Counter
@@ -21,7 +20,6 @@ from artifacts.remote.media_cache import NOTE
 from artifacts.store import open_store
 from artifacts.stores.bucket_client import Bucket
 from flows.machine.leases import running_jobs
-from flows.reviewing.captions import ReviewedCaptions
 from tests.support.buckets import CLIPS, Between, environment
 from tests.support.pipeline import PENSTOCK, ROOT, SECONDS, Place, read_lines
 from tests.support.web import Web, web_server
@@ -202,38 +200,6 @@ def test_a_bucket_of_media_and_of_the_store_gives_the_bytes_of_folders(
     way.clear()
     run(tmp_path, *words)
     assert said(out) == expected and way.total <= 12, way.names
-
-
-def test_media_whose_copies_went_are_fetched_again(
-    web: Web, twelve_clips: Path, names: list[str], expected: list[dict[str, Any]], tmp_path: Path
-) -> None:
-    (tmp_path / "list.txt").write_text("".join(f"{web.address}/{name}\n" for name in names))
-    words = (f"@{tmp_path}/list.txt", "--model", "demo", "--out", str(tmp_path / "out"))
-
-    def lose() -> None:
-        for copy in (tmp_path / "nearby" / "media").glob("*/*/*.mp4"):
-            copy.unlink()
-
-    run(tmp_path, "caption", *words)
-    assert said(tmp_path / "out") == expected
-    lose()
-    web.asked.clear()
-    run(tmp_path, "caption", *words)
-    assert not any(map(web.ranges, names))  # what is done needs no media
-    run(tmp_path, "caption", *words, "--format", "webdataset,kohya,musubi", "--chunk", "2")
-    assert all(len(web.ranges(name)) == 1 for name in names)
-    lose()
-    run(tmp_path, "caption", *words, "--format", "webdataset,kohya,musubi")
-    with tarfile.open(next((tmp_path / "out").rglob("*.tar"))) as tar:
-        kept = [tar.extractfile(m).read() for m in tar if m.name.endswith(".mp4")]  # type: ignore[union-attr]
-    assert sorted(kept) == sorted((twelve_clips / name).read_bytes() for name in names)
-    lose()
-    # A review shows what was captioned, also what is not here any more.
-    review = ReviewedCaptions(tmp_path / "out")
-    review.load()
-    told = review.media
-    assert [m["path"] for m in told] == [f"{web.address}/{name}" for name in names]
-    assert not any(m["gone"] for m in told)
 
 
 @pytest.mark.parametrize("silent", ["when it is asked", "in the middle"])

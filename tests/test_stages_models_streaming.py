@@ -252,31 +252,6 @@ def test_a_checkpoint_of_one_file_is_never_mapped(monkeypatch: pytest.MonkeyPatc
     assert layers_of(half).count
 
 
-@pytest.mark.parametrize(
-    ("family", "dtype"),
-    [
-        ("qwen2_5_vl", "bfloat16"),
-        pytest.param("llava", "float32", marks=pytest.mark.slow),
-        *(
-            pytest.param(family, "bfloat16", marks=pytest.mark.slow)
-            for family in BUILDERS
-            if family != "qwen2_5_vl"
-        ),
-    ],
-)
-def test_captions_are_those_of_resident_halves(family: str, dtype: str, tmp_path: Path) -> None:
-    wave = Wave(tmp_path / "store", checkpoint(family), [clips("video", 2)], dtype=dtype)
-    wave.encode()
-    wave.decode(PROMPTS)
-    resident, features = said(wave.captions()), payloads(wave)
-    wave.settings["offload"] = True
-    told = [*wave.encode(), *wave.decode(PROMPTS, OTHER)]
-    assert payloads(wave) == features
-    assert said(wave.captions(OTHER)) == resident
-    fetched = [note["bytes_fetched_a_pass"] for note in told if "bytes_fetched_a_pass" in note]
-    assert len(fetched) == 2 and all(fetched)
-
-
 def test_only_layers_wait_and_their_bytes_are_told() -> None:
     job = ModelJob(model=str(checkpoint("qwen2_5_vl")), offload=True)
     half = job.load("language")

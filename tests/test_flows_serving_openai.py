@@ -5,7 +5,6 @@ import base64
 import json
 import os
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
 import openai
@@ -36,7 +35,6 @@ class Scene(BaseModel):
 
 
 FORM = {"type": "object", "properties": {"ring": {"type": "boolean"}}, "required": ["ring"]}
-OTHER_FORM = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
 
 
 def form(schema: Mapping[str, Any]) -> Any:
@@ -130,47 +128,6 @@ def test_a_limit_cuts_the_answer(client: OpenAI, picture: bytes, plain: Any, lim
     assert text_of(create(client, picture, max_completion_tokens=limit)) == text_of(found)
 
 
-def test_no_chance_and_a_limit_beyond_the_server_s_change_nothing(
-    client: OpenAI, picture: bytes, plain: Any
-) -> None:
-    for most in (LIMIT, LIMIT + 1, 10**30):
-        assert text_of(create(client, picture, max_tokens=most)) == text_of(plain)
-    for asked in ({"temperature": 0}, {"top_p": 1}, {"temperature": 0, "seed": 9, "top_p": 0.3}):
-        assert text_of(create(client, picture, **asked)) == text_of(plain)
-        assert text_of(create(client, picture, stop=NEVER, **asked)) == text_of(plain)
-
-
-def test_a_seed_is_its_answer(client: OpenAI, picture: bytes) -> None:
-    def said(seed: int, **asked: Any) -> str:
-        return text_of(create(client, picture, temperature=2, seed=seed, **asked))
-
-    every = [said(seed) for seed in (0, 1, 2, 2**63 - 1)]
-    assert len(set(every)) > 1
-    assert [said(seed, stop=NEVER) for seed in (0, 1, 2, 2**63 - 1)] == every
-    assert text_of(create(client, picture, temperature=2)) == every[0]
-
-
-def test_settings_asked_for_at_once_are_each_followed_as_alone(client: OpenAI) -> None:
-    picture = a_picture((96, 64), "PNG")
-    create(client, picture)
-    asked: list[dict[str, Any]] = [
-        {}, {"max_tokens": 4}, {"temperature": 1.5, "seed": 1}, {"temperature": 1.5, "seed": 2},
-        {"temperature": 0.7, "top_p": 0.4, "seed": 3}, {"response_format": form(FORM)},
-        {"response_format": form(OTHER_FORM)}, {"max_tokens": 6, "temperature": 2},
-    ]  # fmt: skip
-    with ThreadPoolExecutor(len(asked)) as pool:
-        together = list(
-            pool.map(lambda each: create(client, picture, stop=["\x01", NEVER], **each), asked)
-        )
-    for each, found in zip(asked, together, strict=True):
-        alone = create(client, picture, stop=NEVER, **each)
-        assert text_of(alone) == text_of(found), each
-        assert alone.usage == found.usage
-        assert alone.choices[0].finish_reason == found.choices[0].finish_reason
-    assert list(json.loads(text_of(together[5]))) == ["ring"]
-    assert list(json.loads(text_of(together[6]))) == ["n"]
-
-
 def test_a_stream_ends_with_its_usage_where_that_is_asked_for(
     client: OpenAI, picture: bytes, plain: Any
 ) -> None:
@@ -200,17 +157,6 @@ def test_a_stop_string_ends_the_answer_wherever_tokens_end(
     assert joined(streamed(client, picture, stop=[NEVER, stop])) == wanted
     fresh = streamed(client, picture, stop=[stop, NEVER, f"{NEVER}{start}"])
     assert joined(fresh) == wanted
-
-
-def test_blanks_before_a_stop_string_are_of_the_answer(
-    client: OpenAI, plain: Any, picture: bytes
-) -> None:
-    word = text_of(plain).split()[2]
-    wanted = text_of(plain).split(word)[0]
-    assert wanted.endswith(" ")
-    assert text_of(create(client, picture, stop=word)) == wanted
-    assert joined(streamed(client, picture, stop=word)) == wanted, "from the store"
-    assert joined(streamed(client, picture, stop=[word, NEVER])) == wanted, "anew"
 
 
 def test_any_object_is_an_answer_that_a_limit_cuts(client: OpenAI, picture: bytes) -> None:
