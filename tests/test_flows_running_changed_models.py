@@ -1,5 +1,5 @@
-"""Models, adapters and indexes replaced under runs and servers: what one model made is never stored,
-written or compared as that of another, and an index that is away is a refusal with the reason."""
+"""Models, adapters and indexes replaced under runs and servers: what one model made is never
+stored, written or compared as that of another; an index that is away is refused with the reason."""
 
 import asyncio
 import contextlib
