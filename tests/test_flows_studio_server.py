@@ -1,5 +1,5 @@
 """A studio and a review attacked by pages of other sites, by odd addresses, bodies, names and
-media, by two tabs at once, at the terminal where they ask, and by what lies in the folder they show."""
+media, by two tabs at once, at the terminal where they ask, and by what lies in their folder."""
 
 import contextlib
 import http.client
