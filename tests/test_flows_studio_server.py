@@ -468,26 +468,26 @@ def told_of_files(review: OpenStudio) -> dict[str, Any]:
 
 
 @pytest.fixture
-def help_run(tmp_path: Path) -> Path:
-    """A run whose command only tells what it can do."""
-    return run_folder(tmp_path, ["caption", "--help"], str(tmp_path))
+def planning_run(tmp_path: Path) -> Path:
+    """A run whose command only plans."""
+    return run_folder(tmp_path, ["caption", "a.mp4", "--model", "demo", "--dry-run"], str(tmp_path))
 
 
 @pytest.mark.parametrize("answer", [b"y\n", b"n\n", b"\n", b"yess\n"])
-def test_only_a_yes_at_the_terminal_runs_what_was_shown(help_run: Path, answer: bytes) -> None:
-    started = AtTerminal(help_run)
+def test_only_a_yes_at_the_terminal_runs_what_was_shown(planning_run: Path, answer: bytes) -> None:
+    started = AtTerminal(planning_run)
     started.say(answer)
     told = told_of_files(started.review())
     assert started.end() == 0 and "Traceback" not in started.text
     if answer == b"y\n":
-        assert "penstock caption --help" in started.text
+        assert "penstock caption a.mp4 --model demo --dry-run" in started.text
         assert (told["kind"], told["state"]) == ("write", "done")
     else:
         assert "not written by a command of this user" in told["error"]
 
 
-def test_who_is_asked_may_leave(help_run: Path) -> None:
-    started = AtTerminal(help_run)
+def test_who_is_asked_may_leave(planning_run: Path) -> None:
+    started = AtTerminal(planning_run)
     assert started.shows(r"\[y/N\] ", SECONDS)
     assert started.end(signal.SIGINT) == 4
     assert "Traceback" not in started.text and "review at" not in started.text
