@@ -3,7 +3,6 @@ one, and by requests that no client would send."""
 
 import base64
 import json
-import os
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
@@ -12,7 +11,7 @@ import pytest
 from openai import NotFoundError, OpenAI
 from pydantic import BaseModel
 
-from tests.support.chat_clients import PORT, PROMPT, messages
+from tests.support.chat_clients import PROMPT, messages
 from tests.support.pipeline import PENSTOCK
 from tests.support.serving import a_picture, serving
 
@@ -43,9 +42,6 @@ def form(schema: Mapping[str, Any]) -> Any:
 
 @pytest.fixture(scope="module")
 def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
-    if PORT in os.environ:
-        yield int(os.environ[PORT])
-        return
     command = [*PENSTOCK, "serve", "--caption-model", "demo"]
     with serving(tmp_path_factory.mktemp("chat"), command=command) as server:
         yield server.port
