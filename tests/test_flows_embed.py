@@ -132,17 +132,6 @@ def test_a_model_of_another_kind_is_refused_with_what_to_do(
     assert "no vision half" in capsys.readouterr().err
 
 
-def test_a_damaged_vector_is_computed_again(pictures: Path, clip: Path, tmp_path: Path) -> None:
-    assert embed(pictures, clip, tmp_path) == 0
-    before = vectors(tmp_path)
-    pack, *_ = (tmp_path / "store" / "embeddings").rglob("*.pack")
-    pack.chmod(0o600)
-    pack.write_bytes(pack.read_bytes()[:-1] + b"!")
-    assert embed(pictures, clip, tmp_path) == 0
-    assert np.array_equal(vectors(tmp_path), before)
-    assert [*(tmp_path / "store" / "quarantine").iterdir()]
-
-
 @pytest.mark.slow
 def test_a_plan_is_of_what_the_model_makes(
     clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -76,36 +76,6 @@ def test_fifty_kills_lose_no_edit_and_no_run(tmp_path: Path) -> None:
     assert studio.end() == 0
 
 
-def test_a_run_is_stopped_and_goes_on_and_a_killed_one_says_so(tmp_path: Path) -> None:
-    studio = OpenStudio(CLIPS, tmp_path / "out", tmp_path / "store").start()
-    try:
-        values = {"sources": [str(CLIPS)], "model": "demo", "out": str(tmp_path / "out" / "one")}
-        run = studio.done("runs", {"values": values})["id"]
-        again = studio.post("runs", {"values": values})
-        assert again.status == 422 and b"waiting or running already" in again.body
-        studio.wait(lambda runs: runs[0]["status"] is not None)
-        studio.done(f"runs/{run}", {"do": "stop"})
-        (found,) = studio.wait(lambda runs: runs[0]["state"] == "interrupted")
-        assert found["status"]["advice"]
-        assert studio.post(f"runs/{run}", {"do": "stop"}).status == 422
-        studio.done(f"runs/{run}", {"do": "go on"})
-        (found,) = studio.wait(lambda runs: runs[0]["status"] is not None and runs[0]["pid"] > 0)
-        os.kill(found["pid"], signal.SIGKILL)
-        (found,) = studio.wait(lambda runs: runs[0]["state"] == "died")
-        assert found["error"] == "its process was killed, by a user or for lack of memory"
-        studio.done(f"runs/{run}", {"do": "go on"})
-        (found,) = studio.wait(all_done)
-        assert found["status"]["captions"] == 12
-        studio.done(f"runs/{run}", {"do": "remove"})
-        assert studio.runs() == []
-        values |= {"model": "penstock-demo/none", "out": str(tmp_path / "out" / "two")}
-        studio.done("runs", {"values": values})
-        (found,) = studio.wait(lambda runs: runs[0]["state"] == "failed")
-        assert "penstock-demo/none" in found["error"] and "\n" not in found["error"]
-    finally:
-        studio.end()
-
-
 def test_a_run_that_a_full_disk_ends_says_so(tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk", "3m") as disk:
         studio = OpenStudio(CLIPS, disk / "out", tmp_path / "store").start()
