@@ -148,10 +148,6 @@ def test_joined_recordings_run_on_where_the_clock_is_set_anew(tmp_path: Path) ->
     np.testing.assert_array_equal(chunks[0].pixels[0], chunks[1].pixels[1])
 
 
-
-
-
-
 def test_frames_come_out_at_the_size_asked_for(tmp_path: Path) -> None:
     path = write_video(tmp_path / "odd.mp4", size=(54, 96), rotation=90)
     (chunk,) = cut(path, fit=FrameFit(long_edges=((1.0, 48),)))
