@@ -6,9 +6,9 @@ from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 from stages.models.half_job import HalfJob
-from stages.models.processors.calling import run
 from stages.models.processors.input_layout import layout_of
 from stages.models.processors.prepare import Clip, channel_of
+from stages.models.processors.processor_calls import run
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance

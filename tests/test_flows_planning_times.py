@@ -37,7 +37,7 @@ from flows.planning.times import stage_seconds, times_of
 from flows.planning.workloads import remaining_work, workload_of
 from flows.running.run import caption
 from stages.models.footprint import BatchCost
-from stages.models.processors.fit import bytes_of, pixels_per_video, probe
+from stages.models.processors.input_sizes import bytes_of, pixels_per_video, probe
 from stages.models.processors.prepare import Clip
 from stages.models.processors.prepare import prepare as prepare_clip
 from stages.process.device import device_name

@@ -20,9 +20,8 @@ from stages.decode.prompts import start_ids
 from stages.decode.scoring import caption_of
 from stages.models import describe
 from stages.models.halves.offload import new_tokens
-from stages.models.processors.calling import system_form, write
-from stages.models.processors.fit import ASPECTS, COMMON, black, probe, resized
 from stages.models.processors.input_layout import layout_of
+from stages.models.processors.input_sizes import ASPECTS, COMMON, black, probe, resized
 from stages.models.processors.loading import token
 from stages.models.processors.prepare import (
     Clip,
@@ -33,6 +32,7 @@ from stages.models.processors.prepare import (
     prepare,
     rebuild,
 )
+from stages.models.processors.processor_calls import system_form, write
 from stages.tune.training import make_example
 from tests.support.checkpoints import OMNI, whole_checkpoint
 from tests.support.clips import PROMPTS, clips, joint_model, profile_of

@@ -13,7 +13,7 @@ from flows.checkpoint.model_files import ModelDigests
 from flows.checkpoint.profile_loading import io_errors_as_fault
 from flows.options.commands import RunOptions
 from flows.options.model import AdapterOptions, RecordedAdapterOptions
-from stages.models.adapters.reading import (
+from stages.models.adapter_modules import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
     LoraAdapter,

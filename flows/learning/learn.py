@@ -72,7 +72,7 @@ from flows.running import sift_first
 from flows.running.run import LauncherMaker
 from flows.running.run_observer import OnBegin, RunObserver, only_run_in
 from flows.running.tune import train
-from stages.models.adapters.reading import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from stages.models.adapter_modules import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from stages.tune.job import EACH, SCORE, layout_of
 
 CAPTIONS = "captions"

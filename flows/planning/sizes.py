@@ -301,7 +301,7 @@ def _header(medium: Medium) -> _Header:
         return _Header(seconds=0.0, size=_image_size(medium.path))
     try:
         from stages.frames.formats import check_file
-        from stages.frames.opening import open_container
+        from stages.frames.media_opening import open_container
 
         check_file(Path(medium.path))
         with open_container(Path(medium.path)) as container:

@@ -23,7 +23,7 @@ from flows.options.text import OutputOptions, PromptOptions
 from flows.results.clips import CLIPS
 from flows.results.marker import CAPTIONS, MEDIA
 from flows.results.run_record import RUN_RECORD
-from flows.results.sifted.names import output_names
+from flows.results.sift_names import output_names
 from flows.results.vectors import ARRAY, ROWS
 
 HEAD_BYTES = 4 << 10

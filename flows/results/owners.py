@@ -47,7 +47,7 @@ from flows.results.marker import (
 from flows.results.outputs import FOLDERS
 from flows.results.report.media import path_of
 from flows.results.run_record import RunRecord
-from stages.models.adapters.reading import ADAPTER_CONFIG
+from stages.models.adapter_modules import ADAPTER_CONFIG
 
 UNMARKED = {
     BOOK: "`penstock index`",

@@ -70,7 +70,7 @@ from stages.export.jobs import (
     MergeJob,
     check_packages,
 )
-from stages.models.adapters.reading import LoraAdapter
+from stages.models.adapter_modules import LoraAdapter
 from stages.models.gguf import check_packages as check_gguf_packages
 from stages.models.graphs.manifest import ONNX
 from stages.process.device import device_name

@@ -15,7 +15,8 @@ from flows.media.labels import LabelSet, label_set
 from flows.options.commands import RunOptions
 from flows.options.vectors import TOP, LabelOptions
 from flows.pipelines import LABEL
-from flows.results.labels.rows import (
+from flows.results.label_files import LabelsWritten, label_paths, write_labels
+from flows.results.label_rows import (
     Examples,
     LabelContext,
     label_chunks,
@@ -23,7 +24,6 @@ from flows.results.labels.rows import (
     learned_threshold,
     read_examples,
 )
-from flows.results.labels.writing import LabelsWritten, label_paths, write_labels
 from flows.results.owners import refuse_taking
 from flows.results.vectors import vector_tasks
 from flows.running.run import LauncherMaker, prepared

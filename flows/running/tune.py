@@ -45,7 +45,7 @@ from flows.results.tuned import (
 from flows.running.run import LauncherMaker, prepared
 from flows.running.run_observer import OnBegin, RunObserver
 from flows.running.stage_calls import StageCallBuilder
-from stages.models.adapters.reading import ADAPTER_CONFIG, ADAPTER_WEIGHTS, read_adapter
+from stages.models.adapter_modules import ADAPTER_CONFIG, ADAPTER_WEIGHTS, read_adapter
 from stages.models.hub.transfer import Announce
 from stages.tune import OUTPUT_VERSION, STAGE
 from stages.tune.job import CHECKPOINT, RECORD, TuneItem, TuneJob, layout_in

@@ -30,8 +30,8 @@ from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.regular_files import open_regular
 from stages.export.export_plan import refuse_unwritable
 from stages.export.jobs import MergeJob
-from stages.models.adapters.injection import read_matrix
-from stages.models.adapters.reading import (
+from stages.models.adapter_injection import read_matrix
+from stages.models.adapter_modules import (
     COPY_HINT,
     FLOATS,
     MERGE_FIRST,

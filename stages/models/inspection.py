@@ -41,14 +41,13 @@ from stages.models.hub.headers import Header, read_headers
 from stages.models.hub.resolve import find_model
 from stages.models.precision.quantize import check_stored, linears_of, quantizable
 from stages.models.precision.weights import Weight, attention_of, packed, supports_flash, weights_of
-from stages.models.processors.calling import system_form
-from stages.models.processors.fit import LONG_EDGES, Probe, black, pixels_per_video, probe
 from stages.models.processors.input_layout import (
     channels_of,
     layout_of,
     refuse_damaged_generation,
     try_processor,
 )
+from stages.models.processors.input_sizes import LONG_EDGES, Probe, black, pixels_per_video, probe
 from stages.models.processors.loading import control_tokens
 from stages.models.processors.pixel_limit import bounds_of, min_pixels_of
 from stages.models.processors.prepare import (
@@ -62,6 +61,7 @@ from stages.models.processors.prepare import (
     prompt_overhead,
     takes_videos,
 )
+from stages.models.processors.processor_calls import system_form
 from stages.models.profile import AdaptableLayer, ModelProfile, PartProfile, SamplingProfile
 from stages.models.published import with_published_facts
 from stages.process.deferred_imports import import_transformers
@@ -398,7 +398,7 @@ def run(job_fields: dict[str, Any], report: EventReporter) -> None:
 
 def run_gguf(job_fields: dict[str, Any], report: EventReporter) -> None:
     """Compare a user's GGUF file with the checkpoint, and send what it is as the note `file`."""
-    from stages.models.gguf.context import kind_of
+    from stages.models.gguf.llama_context import kind_of
     from stages.models.gguf.user_file import check_tokens, compared, expected_shapes
     from stages.models.loading import stored_weights
 

@@ -14,7 +14,7 @@ import torch
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.schema import Half, Part
 from stages.memory.oom_retry import trim_freed_blocks
-from stages.models.adapters.injection import adapted, adapted_modules
+from stages.models.adapter_injection import adapted, adapted_modules
 from stages.models.half_job import HalfJob
 from stages.models.halves.absent import chunk_position_wise
 from stages.models.halves.load import ReloadableHalf, load_half

@@ -23,7 +23,7 @@ from torch import nn
 from artifacts.errors import UsageError
 from artifacts.files import whole_file
 from artifacts.keys import digest_of
-from stages.models.adapters.reading import ADAPTER_CONFIG, ADAPTER_WEIGHTS, BASE, PREFIX
+from stages.models.adapter_modules import ADAPTER_CONFIG, ADAPTER_WEIGHTS, BASE, PREFIX
 from stages.models.published import as_published_metadata
 from stages.tune.job import CHECKPOINT, AdapterLayout, most_common, new_layout
 

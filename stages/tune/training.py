@@ -32,8 +32,8 @@ from stages.memory.oom_retry import catch_oom, smaller
 from stages.models.halves.features import Features
 from stages.models.halves.offload import forward
 from stages.models.halves.records import FeatureRecord, merge_blank, merge_rows
-from stages.models.processors.calling import text_ids
 from stages.models.processors.prepare import answer_ids, drop_end_token, full_answer_ids, rebuild
+from stages.models.processors.processor_calls import text_ids
 from stages.process.events import EventReporter
 from stages.tune.job import ADAMW8, PAGED_ADAMW8
 

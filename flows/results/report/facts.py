@@ -53,8 +53,8 @@ from flows.results.run_status import (
     stages_of,
     written,
 )
-from flows.results.sifted.marks import MARKS, TEXTS
-from flows.results.sifted.names import LEFT_OUT_FILE, MARKS_FILE
+from flows.results.sift_marks import MARKS, TEXTS
+from flows.results.sift_names import LEFT_OUT_FILE, MARKS_FILE
 from flows.results.thumbnails import data_address
 from flows.results.trust import belief_in
 from flows.results.tuned import training_in

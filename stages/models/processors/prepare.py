@@ -31,15 +31,6 @@ from artifacts.schema import MediaKind
 from artifacts.tiles import LARGE
 from stages.models.halves.records import RowCount
 from stages.models.halves.routes import overrides_generate
-from stages.models.processors.calling import (
-    PLAIN,
-    WITH_PLACEHOLDERS,
-    Layout,
-    begins_itself,
-    run,
-    text_ids,
-    write,
-)
 from stages.models.processors.input_layout import layout_of, noise
 from stages.models.processors.loading import (
     Clip,
@@ -51,6 +42,15 @@ from stages.models.processors.loading import (
     takes_videos,
     to_images,
     video_metadata,
+)
+from stages.models.processors.processor_calls import (
+    PLAIN,
+    WITH_PLACEHOLDERS,
+    Layout,
+    begins_itself,
+    run,
+    text_ids,
+    write,
 )
 from stages.models.processors.side_inputs import (
     OUTLINE,
