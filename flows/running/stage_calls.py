@@ -285,6 +285,7 @@ def _decode_job(calls: StageCallBuilder, request: JobRequest) -> DecodeJob:
         prefill=rung.prefill,
         kv=rung.kv,
         engine=settings.engine,
+        sequence_tokens=calls.sequence_tokens,
         rows_namespace=_rows_namespace(job, settings),
     )
     if not request.batches:  # a worker process

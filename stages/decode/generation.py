@@ -217,6 +217,8 @@ class DecodeJob:
     """Sequences that are decoded at once; 0: the batch size."""
     rung_slots: int = 0
     """Slots that the plan allows, however few items are left; 0: unknown."""
+    sequence_tokens: int = 0
+    """Planned tokens of the longest sequence, prompt and caption; 0: unknown."""
     rows_namespace: str = ""
     """Cache namespace of the half's number of rows per step; empty on a CPU."""
     generation: SamplingParams = field(default_factory=SamplingParams)

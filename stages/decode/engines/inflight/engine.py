@@ -48,6 +48,7 @@ from stages.decode.engines.inflight.pool_shape import (
     PoolShape,
     candidate_layouts,
     check_shapes,
+    columns_for,
 )
 from stages.decode.engines.inflight.prefill import (
     PrefilledSequence,
@@ -55,6 +56,7 @@ from stages.decode.engines.inflight.prefill import (
     prefill_row,
     select_token_ids,
 )
+from stages.decode.engines.inflight.recorded import StepRecorder, recorder_for
 from stages.decode.engines.inflight.scheduler import (
     InflightScheduler,
     RequestPrefetcher,
@@ -259,6 +261,30 @@ def _teacher_force(
     return seen
 
 
+def recorded_difference(
+    layout: PoolLayout,
+    slots: int,
+    row: PrefilledSequence,
+    other: PrefilledSequence,
+    reference: ReferenceOutput,
+) -> str:
+    """Return why steps of this layout cannot be recorded; empty if two sequences, one of them in a
+    slot that was cleared and filled again, have the same logits in a recorded pool as in another.
+    Raises out-of-memory errors."""
+    if layout.aligned:
+        return "aligned slots move in the cache at each step"
+    recorder = StepRecorder()
+    shape, _ = check_shapes(layout, slots, max(row.tokens, other.tokens))
+
+    def logits(pool: Pool) -> list[torch.Tensor]:
+        first = _teacher_force(row, reference, pool, 0, other)
+        return first + _teacher_force(other, reference, pool, shape.slots - 1, row)
+
+    expected = logits(make_pool(row, shape))
+    same = _same(expected, logits(make_pool(row, shape, recorder)))
+    return recorder.reason or ("" if same else "a recorded pool gives other logits")
+
+
 def _same(first: Sequence[torch.Tensor], second: Sequence[torch.Tensor]) -> bool:
     return all(torch.equal(left, right) for left, right in zip(first, second, strict=True))
 
@@ -294,6 +320,7 @@ class InflightEngine:
         """The number of rows per step of this half; None on a CPU, where it depends on the job."""
         if job.rows_namespace:
             self._stored_rows = StoredStepRows(job.store, job.rows_namespace)
+        self._recorder = None if self._engine.compiled else recorder_for(job.half)
         self._scheduler: InflightScheduler | None = None
         self._on_partial: OnPartial | None = None
 
@@ -349,6 +376,7 @@ class InflightEngine:
             found |= {"slots": self._scheduler.slots, "row_steps": usage.steps}
             found |= {"aligned": True} if self._check.layout.aligned else {}
             found |= {"row_steps_used": usage.used}
+        found |= self._recorder.stats() if self._recorder else {}
         if self._compiled_reason:
             found |= {"compiled_reason": self._compiled_reason}
         if self._engine.compiled:
@@ -426,6 +454,7 @@ class InflightEngine:
             slots=slot_count(self._job),
             lag=int(self._job.half.device != "cpu"),
             on_token=self._send_partial if self._on_partial else None,
+            recorder=self._recorder,
         )
 
     def _send_partial(self, state: SequenceState) -> None:
@@ -522,6 +551,14 @@ class InflightEngine:
             self._stored_rows.keep(found.layout.rows)
             if not is_only_engine and not self._engine.by_chunk:
                 found = self._compare_with_batches(found)
+        if self._recorder and not self._recorder.reason and not found.reason:
+            check = partial(recorded_difference, found.layout, slots, row, other, reference)
+            reasons, message = catch_oom(check)
+            if reason := message or "".join(reasons):
+                self._recorder.stop(reason)
+            else:
+                columns = columns_for(self._job.sequence_tokens)
+                found = replace(found, layout=replace(found.layout, rounded_to=columns))
         return found
 
     def _rows_to_check(self, row: PrefilledSequence) -> Sequence[int]:
