@@ -34,7 +34,7 @@ from artifacts.errors import PenstockError, UsageError
 from artifacts.packs import Record, RecordSet
 from artifacts.plurals import counted
 from artifacts.store import open_store
-from stages.decode.engines import AUTO, ENGINES, engines_for
+from stages.decode.engines import AUTO, engines_for
 from stages.decode.engines.inflight.cache_layers import UnsupportedCacheError
 from stages.decode.engines.inflight.compiled import CompiledStep, graph_note
 from stages.decode.engines.inflight.pool import Pool, make_pool, pays_for_rows
@@ -312,8 +312,6 @@ class InflightEngine:
         self._prefix = SharedPrefix() if self._engine.by_chunk else None
         """KV cache of the prefix that prompts of one chunk share; None: each prompt is prefilled
         whole."""
-        self._compiled_reason = ""
-        """Why steps are not compiled although the job asks to try it."""
         self._no_prefix_reason = ""
         """Why prompts are prefilled whole although the engine can share prefixes."""
         self._stored_rows: StoredStepRows | None = None
@@ -333,8 +331,6 @@ class InflightEngine:
         self._check = self._run_check(request)
         release_memory()  # the check's pools are no longer needed
         if not self._check.reason:
-            if self._job.compiled_namespace:
-                self._try_compiled(request)
             return self._engine.name
         if len(engines_for(self._job.engine)) == 1:
             raise UsageError(
@@ -342,24 +338,6 @@ class InflightEngine:
                 hint=f"Use --engine {AUTO} or {self._transformers.name}",
             )
         return self._transformers.name
-
-    def _try_compiled(self, request: DecodeRequest) -> None:
-        """Continue with a compiled step if it passes the check with the number of rows that the
-        plain step passed with."""
-        plain, found = self._engine, self._check
-        self._engine = ENGINES[plain.compiled_form]
-        self._step = CompiledStep(self._job.half.device)
-        try:
-            compiled = self._run_check(request)
-        except UsageError as error:  # no compiler, or it cannot compile the model
-            compiled = EngineCheck(reason=error.message)
-        if compiled.reason:
-            self._compiled_reason = compiled.reason
-            self._engine, self._step = plain, None
-            torch.compiler.reset()
-        else:
-            self._check = replace(compiled, rejected=found.rejected)
-        release_memory()
 
     def refusal(self, request: DecodeRequest) -> UsageError | None:
         return self._transformers.refusal(request)
@@ -377,8 +355,6 @@ class InflightEngine:
             found |= {"aligned": True} if self._check.layout.aligned else {}
             found |= {"row_steps_used": usage.used}
         found |= self._recorder.stats() if self._recorder else {}
-        if self._compiled_reason:
-            found |= {"compiled_reason": self._compiled_reason}
         if self._engine.compiled:
             found |= graph_note(self._job.half.device)
         if self._engine.by_chunk:
@@ -562,10 +538,7 @@ class InflightEngine:
         return found
 
     def _rows_to_check(self, row: PrefilledSequence) -> Sequence[int]:
-        """Return the fixed numbers of rows to check, the best first; none on a CPU. A compiled step
-        on trial has the rows that the plain step passed with."""
-        if self._step is not None and self._job.compiled_namespace:
-            return (self._check.layout.rows,)
+        """Return the fixed numbers of rows to check, the best first; none on a CPU."""
         if self._job.half.gguf:
             return (ROWS,)
         rows = self._stored_rows.candidates() if self._stored_rows else ()
