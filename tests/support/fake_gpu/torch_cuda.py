@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from tests.support.fake_gpu import graphs
 from tests.support.fake_gpu.holding import holding
 from tests.support.fake_gpu.state import log, read_machine
 from tests.support.fake_gpu.torch_tensors import on_card
@@ -217,6 +218,9 @@ def patch_cuda() -> None:
     )  # fmt: skip
     given: dict[str, Any] = {thing.__name__: thing for thing in ours}
     given |= dict.fromkeys(("manual_seed", "manual_seed_all", "set_device"), lambda *_: None)
+    given |= graphs.REPLACED
+    graphs.happened.faults = lambda: read_machine().graphs
+    graphs.happened.log = log
     given |= {
         "memory_reserved": memory_allocated,
         "max_memory_reserved": max_memory_allocated,
@@ -224,7 +228,6 @@ def patch_cuda() -> None:
         "device": CardContext,
         "current_device": current_device,
         "is_initialized": lambda: holding.made,
-        "is_current_stream_capturing": lambda: False,
         "init": holding.use,
         "_lazy_init": holding.use,
     }
