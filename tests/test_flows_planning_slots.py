@@ -21,6 +21,7 @@ from stages.decode.engines.inflight.pool import SLOT_LAYERS
 from stages.decode.engines.inflight.pool_shape import (
     COMPILED_LAYER_BYTES,
     COMPILER_BYTES,
+    GRAPH_BYTES,
     PoolShape,
     step_bytes,
 )
@@ -143,6 +144,24 @@ def test_who_names_batches_and_rungs_that_have_no_slots_are_planned_in_batches()
     ladder = decode_rungs_of(named, precision="auto", engine="inflight")
     assert all(rung.seated for rung in ladder)
     assert {rung.precision for rung in ladder} == {"fp16", "nf4"}
+
+
+def test_a_recorded_step_takes_another_step_and_its_graph() -> None:
+    card = with_memory(FULL)
+    rung = next(each for each in decode_rungs_of(card, "cuda:0") if each.batch == 8)
+    devices = ("cpu", "cuda:0")
+    found = {d: estimate(card, rung, [images(64, 1000)], d, 256) for d in devices}
+    terms = {
+        d: [term for term in each.terms if "recorded" in term.why] for d, each in found.items()
+    }
+    (term,) = terms["cuda:0"]
+    assert terms["cpu"] == []
+    memory = RowMemory(kept=(FULL,), words=WORDS)
+    step = step_bytes(memory, PoolShape(rows=64, slots=8, columns=1280), 2)
+    assert (term.part, term.bytes) == ("workspace", step + GRAPH_BYTES)
+    named = with_memory(FULL, engine="inflight-compiled")
+    compiled = estimate(named, rung, [images(64, 1000)], "cuda:0", 256)
+    assert not any("recorded" in term.why for term in compiled.terms)
 
 
 def test_a_compiled_step_takes_wider_pools_and_a_compiler() -> None:
