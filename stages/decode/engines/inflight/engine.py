@@ -37,7 +37,7 @@ from artifacts.store import open_store
 from stages.decode.engines import AUTO, engines_for
 from stages.decode.engines.inflight.cache_layers import UnsupportedCacheError
 from stages.decode.engines.inflight.compiled import CompiledStep, graph_note
-from stages.decode.engines.inflight.pool import Pool, make_pool, pays_for_rows
+from stages.decode.engines.inflight.pool import Pool, pays_for_rows
 from stages.decode.engines.inflight.pool_shape import (
     CHECK_TOKENS,
     GPU_STEP_ROWS,
@@ -56,7 +56,7 @@ from stages.decode.engines.inflight.prefill import (
     prefill_row,
     select_token_ids,
 )
-from stages.decode.engines.inflight.recorded import StepRecorder, recorder_for
+from stages.decode.engines.inflight.recorded import StepRecorder, make_pool, recorder_for
 from stages.decode.engines.inflight.scheduler import (
     InflightScheduler,
     RequestPrefetcher,

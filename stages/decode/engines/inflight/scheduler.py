@@ -41,10 +41,10 @@ from transformers import RepetitionPenaltyLogitsProcessor
 from artifacts.captions import Ended
 from artifacts.errors import UsageError
 from stages.decode.confidence import Confidence, likeliest, token_scores
-from stages.decode.engines.inflight.pool import Pool, make_pool
+from stages.decode.engines.inflight.pool import Pool
 from stages.decode.engines.inflight.pool_shape import PoolLayout
 from stages.decode.engines.inflight.prefill import PrefilledSequence
-from stages.decode.engines.inflight.recorded import StepRecorder
+from stages.decode.engines.inflight.recorded import StepRecorder, make_pool
 from stages.decode.prompts import ContextExceeded
 from stages.decode.protocol import DecodeRequest
 from stages.memory.oom_retry import OomRetry, release_memory
