@@ -76,7 +76,10 @@ def weights(half: PartProfile, settings: PartSettings, rung: Rung, device: str) 
         yield Term(part="weight", bytes=settings.weight_bytes, why=why)
         return
     why = f"{count} numbers x {each} bytes ({precision})"
-    if half.stored_as:
+    if rung.packed:
+        why = f"{half.packed_parameters / 1e6:,.0f} M of {count} numbers {half.stored_as} as stored"
+        why += f", unpacked layer by layer, others x {each}"
+    elif half.loader_unpacks:
         why = f"{count} numbers as they were saved ({half.stored_as})"
     elif precision in QUANTIZED:
         linear = half.linear_parameters / 1e6
@@ -86,9 +89,12 @@ def weights(half: PartProfile, settings: PartSettings, rung: Rung, device: str) 
         copies = 2 if half.stored_bytes != half.parameters * each else 1
         why = "pinned memory through which weights are read" + " and cast" * (copies - 1)
         yield Term(part="host", bytes=copies * PINNED_LOAD_BYTES, why=why)
+    unpacked = half.largest_packed * rung.packed
     if precision in ("nf4", "fp4"):
-        why = f"the largest quantized layer unpacked: {half.largest_linear:,} numbers x {each}"
-        yield Term(part="workspace", bytes=half.largest_linear * each, why=why)
+        unpacked = half.largest_linear
+    if unpacked:
+        why = f"the largest quantized layer unpacked: {unpacked:,} numbers x {each}"
+        yield Term(part="workspace", bytes=unpacked * each, why=why)
 
 
 def power_of_two(count: int) -> int:

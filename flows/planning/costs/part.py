@@ -27,8 +27,17 @@ def settings_as_run(settings: PartSettings, half: PartProfile, rung: Rung) -> Pa
     precision = rung.precision or settings.precision
     dtype = DTYPES.get(precision, settings.dtype)
     cast = settings.cast
-    taken = weight_bytes(half, precision, dtype, cast=cast) if half.parameters else 0
+    taken = 0
+    if half.parameters:
+        taken = weight_bytes(half, precision, dtype, cast=cast, packed=rung.packed)
     return replace(settings, precision=precision, dtype=dtype, weight_bytes=taken)
+
+
+def with_packed(half: PartProfile, rungs: Sequence[Rung]) -> list[Rung]:
+    """Return the rungs of a half, and below them the same with layers that stay packed, if another
+    program stored any in 4 or 8 bit."""
+    packed = [replace(rung, packed=True) for rung in rungs] if half.packed_parameters else []
+    return [*rungs, *packed]
 
 
 def loading(
