@@ -42,7 +42,7 @@ class Codes(NamedTuple):
     group_of: torch.Tensor | None = None
     """Group of each column; None: groups follow one another."""
     divisor: torch.Tensor | None = None
-    """What all scales are divided by; negative: multiplied by its absolute value."""
+    """What all scales are divided by."""
 
 
 def codes_of(layer: StoredLayer, tensors: Mapping[str, torch.Tensor]) -> Codes:
@@ -59,7 +59,7 @@ def meta_codes(layer: StoredLayer) -> Codes:
     zero_type = torch.int8 if layer.layout == "byte" else torch.uint8
     zeros = any(name in parts for name in ("qzeros", "weight_zero_point"))
     index = any(name in parts for name in ("g_idx", "weight_g_idx"))
-    divisor = any(name in parts for name in ("weight_global_scale", "weight_scale_2"))
+    divisor = "weight_global_scale" in parts
     empty = partial(torch.empty, device="meta")
     return Codes(
         codes=empty(layer.rows, width, dtype=code),
@@ -163,12 +163,9 @@ def _byte(layer: StoredLayer, tensors: Mapping[str, torch.Tensor]) -> Codes:
 
 
 def _fp4(layer: StoredLayer, tensors: Mapping[str, torch.Tensor]) -> Codes:
-    scales = tensors["weight_scale"]
     divisor = tensors.get("weight_global_scale")
-    if (factor := tensors.get("weight_scale_2")) is not None:
-        divisor = -factor
-    codes = tensors[layer.main.name.rpartition(".")[2]]
-    return Codes(codes, scales, divisor=None if divisor is None else divisor.reshape(1).float())
+    codes, scales = tensors["weight_packed"], tensors["weight_scale"]
+    return Codes(codes, scales, divisor=None if divisor is None else divisor.reshape(1))
 
 
 READERS: dict[str, Callable[[StoredLayer, Mapping[str, torch.Tensor]], Codes]] = {
@@ -235,9 +232,7 @@ def _along(layer: StoredLayer, held: Codes, table: torch.Tensor) -> torch.Tensor
 
 def _scales(scales: torch.Tensor, divisor: torch.Tensor | None) -> torch.Tensor:
     numbers = torch.exp2(scales.float() - 127) if scales.dtype == torch.uint8 else scales.float()
-    if divisor is None:
-        return numbers
-    return torch.where(divisor < 0, numbers * -divisor, numbers / divisor)
+    return numbers if divisor is None else numbers / divisor
 
 
 def _decoded(layer: StoredLayer, codes: torch.Tensor, into: torch.Tensor) -> torch.Tensor:

@@ -36,7 +36,7 @@ def stored_settings(config: Any) -> dict[str, Any] | None:
 
 def is_read_here(settings: Mapping[str, Any] | None) -> bool:
     """Return whether the settings are of another method than the loader's."""
-    return bool(settings) and (settings or {}).get("quant_method", "") != "bitsandbytes"
+    return (settings or {}).get("quant_method", "") not in ("", "bitsandbytes")
 
 
 def stored_layers(skeleton: Any, headers: Sequence[Header]) -> dict[str, StoredLayer]:

@@ -21,6 +21,7 @@ from typing import Any
 from artifacts.errors import EnvironmentFault, UsageError
 from stages.models.hub.checkpoint import DOWNLOAD_HINT
 from stages.models.hub.headers import Header
+from stages.models.hub.quantized import ADVICE
 
 FLOATS = ("F16", "BF16", "F32")
 EXPONENTS = ("U8", "F8_E8M0")
@@ -29,14 +30,12 @@ BLOCK = 128
 """Rows and columns that share a scale of FP8, if config.json does not say."""
 NAMES = (
     *("qweight", "qzeros", "scales", "g_idx", "weight_packed", "weight_scale", "weight_scale_inv"),
-    *("weight_zero_point", "weight_shape", "weight_g_idx", "weight_global_scale", "weight_scale_2"),
+    *("weight_zero_point", "weight_shape", "weight_g_idx", "weight_global_scale"),
 )
 """Local names of the tensors that these layouts store besides `weight`."""
 SCALES = ("scales", "weight_scale", "weight_scale_inv")
 BYTES = ("I8", "F8_E4M3")
 """Types of `weight` itself whose numbers are codes."""
-FORMS = "AWQ (gemm), GPTQ in 2, 4 or 8 bit, compressed-tensors, or FP8"
-ADVICE = f"Use the original with --precision nf4, or the model in one of: {FORMS}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -181,7 +180,7 @@ def recognize(layer: StoredLayer, settings: Settings) -> StoredLayer:
     elif words is not None:
         layout = "pack" if words.dtype == "I32" else "fp4"
     elif plain is not None:
-        layout = "fp4" if plain.dtype == "U8" else "byte"
+        layout = "byte"
     else:
         raise layer.damaged("its weight is missing")
     found = LAYOUTS[layout](replace(layer, layout=layout), settings)
@@ -288,15 +287,13 @@ def _byte(layer: StoredLayer, settings: Settings) -> StoredLayer:
 
 def _fp4(layer: StoredLayer, settings: Settings) -> StoredLayer:
     rows, columns = layer.rows, layer.columns
-    name = "weight_packed" if "weight_packed" in layer.parts else "weight"
-    layer.expect(name, ("U8",), (rows, columns // 2))
-    nvidia = layer.parts.get("weight_scale", layer.parts[name]).dtype == "F8_E4M3"
+    codes = layer.expect("weight_packed", ("U8",), (rows, columns // 2))
+    nvidia = layer.parts.get("weight_scale", codes).dtype == "F8_E4M3"
     size = 16 if nvidia else 32
     dtypes = ("F8_E4M3",) if nvidia else EXPONENTS
     layer.expect("weight_scale", dtypes, (rows, columns // size))
     if nvidia:
-        second = "weight_scale_2" if name == "weight" else "weight_global_scale"
-        layer.expect(second, ("F32",), (), (1,))
+        layer.expect("weight_global_scale", ("F32",), (), (1,))
     return replace(
         layer,
         kind="nvfp4" if nvidia else "mxfp4",
