@@ -164,6 +164,13 @@ class PartProfile:
     """Cache memory per row of a decoder; None if unknown."""
 
     @property
+    def packed_form(self) -> str:
+        """Return how its packed layers are held, as text."""
+        bits = 4 if 8 * self.packed_bytes < 6 * self.packed_parameters else 8
+        stored = "4 and 8" if self.stored_as == "mixed" else f"{bits}"
+        return f"{stored} bit as stored, unpacked layer by layer"
+
+    @property
     def loader_unpacks(self) -> bool:
         """Return whether it was quantized by bitsandbytes, whose layers stay as they were saved."""
         return self.stored_as in BITSANDBYTES

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
+from tests.support.plan_cases import PlanCase, make_folder
+
 Tensors = dict[str, torch.Tensor]
 GROUP = 16
 """Columns that share a scale."""
@@ -206,14 +208,20 @@ def _ints(bits: int, **more: Any) -> dict[str, Any]:
 
 
 AWQ: dict[str, Any] = {
-    "quant_method": "awq", "bits": 4, "group_size": GROUP, "version": "gemm",
-    "zero_point": True, "modules_to_not_convert": None,
+    "quant_method": "awq",
+    "bits": 4,
+    "group_size": GROUP,
+    "version": "gemm",
+    "zero_point": True,
+    "modules_to_not_convert": None,
 }
 GPTQ: dict[str, Any] = {"quant_method": "gptq", "bits": 4, "group_size": GROUP, "sym": True}
 DYNAMIC = {"num_bits": 8, "type": "int", "strategy": "token", "dynamic": True}
 BLOCKS: dict[str, Any] = {
-    "quant_method": "fp8", "activation_scheme": "dynamic",
-    "weight_block_size": [BLOCK, BLOCK], "modules_to_not_convert": ["lm_head", "visual"],
+    "quant_method": "fp8",
+    "activation_scheme": "dynamic",
+    "weight_block_size": [BLOCK, BLOCK],
+    "modules_to_not_convert": ["lm_head", "visual"],
 }
 WHOLE: dict[str, Any] = {"quant_method": "fp8", "activation_scheme": "static"}
 ROWS = {"num_bits": 8, "type": "float", "strategy": "channel"}
@@ -368,3 +376,35 @@ def write_quantized(
 def twin_of(folder: Path) -> Path:
     """The checkpoint in 16 bit that means the same."""
     return folder.with_name(f"{folder.name}-twin")
+
+
+def write_headers(case: PlanCase, folder: Path, size: int = 128) -> Path:
+    """A folder of headers alone: the dimensions of a model, quantized by AWQ."""
+    make_folder(case, folder)
+    for path in folder.glob("*.safetensors*"):
+        path.unlink()
+    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    at = 0
+
+    def add(name: str, dtype: str, *shape: int) -> None:
+        nonlocal at
+        end = at + int(np.prod(shape)) * {"I32": 4, "F16": 2}[dtype]
+        entries[name] = {"dtype": dtype, "shape": shape, "data_offsets": [at, end]}
+        at = end
+
+    for name, shape in case.tensors.items():
+        if not is_quantized(name):
+            add(name, "F16", *shape)
+            continue
+        (rows, columns), base = shape, name.removesuffix("weight")
+        add(f"{base}qweight", "I32", columns, rows // 8)
+        add(f"{base}qzeros", "I32", columns // size, rows // 8)
+        add(f"{base}scales", "F16", columns // size, rows)
+    header = json.dumps(entries).encode()
+    with (folder / "model.safetensors").open("wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        file.truncate(8 + len(header) + at)
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"quantization_config": {**AWQ, "group_size": size}, "torch_dtype": "float16"}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder

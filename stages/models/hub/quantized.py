@@ -1,5 +1,5 @@
-"""Refuses checkpoints that are quantized in a form that is not read, by config.json alone. Imports no
-model library."""
+"""Refuses checkpoints in a quantized form that is not read, by config.json alone. Imports no model
+library."""
 
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path

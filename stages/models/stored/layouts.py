@@ -226,7 +226,7 @@ def _gptq(layer: StoredLayer, settings: Settings) -> StoredLayer:
     groups = scales.shape[0] if scales.shape else 0
     layer.expect("qweight", ("I32",), (columns * bits // 32, rows))
     layer.expect("scales", FLOATS, (groups, rows))
-    layer.expect("qzeros", ("I32",), (groups, rows * bits // 32))
+    layer.expect("qzeros", ("I32",), (groups, math.ceil(rows * bits / 32)))
     layer.may_have("g_idx", ("I32", "I64"), (columns,))
     return replace(
         layer,
