@@ -23,7 +23,7 @@ from tests.support.families import checkpoint, made_once
 from tests.support.quantized import LAYOUTS, twin_of, write_quantized
 
 slow = pytest.mark.slow
-SHAPES = ((64, 96), (24, 64))
+SHAPES = ((64, 96), (24, 64), (16, 32))
 IDS = torch.randint(10, 250, (2, 24), generator=torch.Generator().manual_seed(0))
 
 

@@ -93,7 +93,7 @@ class WholeTensorFile:
         self._file.__exit__(*exc)
 
 
-class StoredFile(WholeTensorFile):
+class StoredWeightsFile(WholeTensorFile):
     """A weight file in which each layer of few bits looks like one weight."""
 
     def __init__(self, file: Any, path: Path, stored: StoredWeights, device: str) -> None:
@@ -144,7 +144,7 @@ def ranged_reads(stored: StoredWeights | None = None, place: str = "cpu") -> Ite
         file = safetensors.safe_open(path, framework, device, backend="pread")
         if stored is None:
             return WholeTensorFile(file, Path(path))
-        return StoredFile(file, Path(path), stored, place)
+        return StoredWeightsFile(file, Path(path), stored, place)
 
     for library in libraries:
         library.safe_open = reading

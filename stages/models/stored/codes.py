@@ -76,10 +76,16 @@ def is_in_order(index: torch.Tensor, groups: int) -> bool:
     return torch.equal(index.long(), columns // max(1, len(index) // groups))
 
 
+def _octets(words: torch.Tensor) -> torch.Tensor:
+    """Return each row of int32 words as bytes."""
+    flat = words.contiguous().reshape(-1)  # strides of one column are of any size otherwise
+    return flat.view(torch.uint8).reshape(len(words), -1)
+
+
 def _numbers(packed: torch.Tensor, bits: int, count: int) -> torch.Tensor:
     """Return the first numbers of each row of int32 words, one in a byte. The lowest bits of a row
     come first, and a number may cross words."""
-    octets = packed.contiguous().view(torch.uint8)
+    octets = _octets(packed)
     if bits == 8:
         return octets[:, :count]
     shifts = torch.arange(8, dtype=torch.uint8, device=packed.device)
@@ -94,8 +100,7 @@ def _numbers(packed: torch.Tensor, bits: int, count: int) -> torch.Tensor:
 def _rows_of_words(layer: StoredLayer, words: torch.Tensor) -> torch.Tensor:
     """Return the codes of words that go along columns."""
     if layer.pairs or layer.bits == 8:
-        octets = words.contiguous().view(torch.uint8)
-        return octets[:, : layer.columns * layer.bits // 8]
+        return _octets(words)[:, : layer.columns * layer.bits // 8]
     return _numbers(words, layer.bits, layer.columns)
 
 
@@ -108,7 +113,7 @@ def _awq(layer: StoredLayer, tensors: Mapping[str, torch.Tensor]) -> Codes:
         codes = torch.empty(count, 8, columns // 2, dtype=torch.uint8, device=words.device)
     for at in range(0, count, TURNED_WORDS):
         into = codes[at : at + TURNED_WORDS]
-        octets = words[:, at : at + TURNED_WORDS].contiguous().view(torch.uint8).t().contiguous()
+        octets = _octets(words[:, at : at + TURNED_WORDS]).t().contiguous()
         halves = _halves(octets, paired=layer.pairs)
         for place, half in enumerate(halves):
             rows = half.unflatten(0, (len(into), 4))
