@@ -215,6 +215,33 @@ def test_a_half_is_its_twin_dequantized_and_packed(layout: str) -> None:
         assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
 
 
+def trained(folder: Path, *, packed: bool) -> list[torch.Tensor]:
+    """Losses and last gradients of three steps of a LoRA."""
+    peft = pytest.importorskip("peft")
+    half = load_half(folder, "language", dtype=torch.float32, packed=packed)
+    torch.manual_seed(0)
+    half.requires_grad_(False)
+    config = peft.LoraConfig(r=4, target_modules=["q_proj", "down_proj"], init_lora_weights=False)
+    peft.inject_adapter_in_model(config, half, "default")
+    ours = [weight for name, weight in half.named_parameters() if ".lora_" in name]
+    assert len(ours) == 8
+    optimizer = torch.optim.SGD(ours, lr=0.1)
+    losses = []
+    for _ in range(3):
+        optimizer.zero_grad()
+        loss = half(input_ids=IDS, labels=IDS).loss
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.detach())
+    return [*losses, *(weight.grad for weight in ours if weight.grad is not None)]
+
+
+def test_an_adapter_learns_the_same_over_packed_layers() -> None:
+    plain, packed = (trained(written("gptq-unsorted"), packed=each) for each in (False, True))
+    assert len(plain) == 11 and plain[0] != plain[2]
+    assert all(torch.equal(*pair) for pair in zip(plain, packed, strict=True))
+
+
 # What may happen to files, and what must come of it
 
 

@@ -4,7 +4,7 @@ How a half is loaded from such a checkpoint:
 
 1. `stored_layers` finds the layers by the headers of the files. Lists in config.json play no part:
    the names in them changed between versions of transformers.
-2. The loader reads files that have, in place of the tensors of a layer, one weight under the name of
+2. The loader reads files that have one weight in place of the tensors of a layer, under the name of
    the 16-bit checkpoint (`StoredWeightsFile`). So renaming, merging and halves need nothing new.
 3. The weight is made when the loader asks for it, by one thread at a time, on the half's device.
    Nothing else of the layer stays in memory.
