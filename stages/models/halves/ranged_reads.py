@@ -94,7 +94,7 @@ class WholeTensorFile:
 
 
 class StoredWeightsFile(WholeTensorFile):
-    """A weight file in which each layer of few bits looks like one weight."""
+    """A weight file in which each quantized layer looks like one weight."""
 
     def __init__(self, file: Any, path: Path, stored: StoredWeights, device: str) -> None:
         super().__init__(file, path)
@@ -110,7 +110,7 @@ class StoredWeightsFile(WholeTensorFile):
 
 
 class _MadeTensor:
-    """A tensor that is computed from others when it is asked for."""
+    """A tensor that is computed from others when the loader reads it."""
 
     def __init__(self, folder: Path, name: str, stored: StoredWeights, device: str) -> None:
         self._folder, self._name, self._stored, self._device = folder, name, stored, device
@@ -127,7 +127,7 @@ class _MadeTensor:
 
 @contextlib.contextmanager
 def ranged_reads(stored: StoredWeights | None = None, place: str = "cpu") -> Iterator[None]:
-    """Make the loader read each tensor of the half into its own memory, and layers of few bits as
+    """Make the loader read each tensor of the half into its own memory, and quantized layers as
     `stored` makes them, at `place`.
 
     By default it maps whole files writably. The kernel counts such a mapping against a memory

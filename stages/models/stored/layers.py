@@ -62,7 +62,7 @@ def stored_layers(skeleton: Any, headers: Sequence[Header]) -> dict[str, StoredL
 
 
 def _parts(headers: Iterable[Header]) -> dict[str, dict[str, Header]]:
-    """Return the tensors of each layer that has any in few bits: name of its weight → local name →
+    """Return the tensors of each layer with a quantized weight: name of the weight → local name →
     tensor."""
     every: dict[str, dict[str, Header]] = {}
     marked = set()
@@ -126,7 +126,7 @@ class StoredWeights:
     """Names of the weights that stay packed."""
     _lock: Any = field(default_factory=threading.Lock)
     _waiting: dict[str, dict[str, torch.Tensor]] = field(default_factory=dict)
-    """Name of a packed weight → its tensors that the loader has not asked for yet."""
+    """Name of a packed weight → its tensors that the loader has not read yet."""
 
     def names(self, shard: str, names: Iterable[str]) -> list[str]:
         """Return the names that the loader sees in a file with these tensors."""

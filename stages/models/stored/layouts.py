@@ -80,7 +80,7 @@ def _values(stated: Any, names: Collection[str]) -> list[Any]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StoredLayer:
-    """One linear layer in few bits."""
+    """One quantized linear layer."""
 
     name: str
     """Name that its weight has in a checkpoint of 16 bits."""
