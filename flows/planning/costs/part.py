@@ -46,7 +46,7 @@ def with_packed(half: PartProfile, rungs: Sequence[Rung]) -> list[Rung]:
     for rung in rungs:
         packed = replace(rung, packed=True)
         found.append(packed)
-        if rung.seated and 1 < rung.batch <= FEW_SLOTS and not rung.prefill:
+        if rung.in_slots and 1 < rung.batch <= FEW_SLOTS and not rung.prefill:
             found += [replace(packed, prefill=tokens) for tokens in MLP_CHUNKS]
     return found
 

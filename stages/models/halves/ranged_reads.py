@@ -25,7 +25,7 @@ from typing import Any
 import torch
 
 from stages.models.half_job import PINNED_LOAD_BYTES
-from stages.models.hub.checkpoint import not_whole
+from stages.models.hub.checkpoint import incomplete_file
 from stages.models.hub.headers import Header, TensorPlace, read_places
 from stages.models.shards.layout import DTYPES
 from stages.models.stored.layers import StoredWeights
@@ -47,7 +47,7 @@ def read_into(buffer: torch.Tensor, path: Path, start: int) -> None:
         while into:
             read = os.preadv(weights.fileno(), [into], end - len(into))
             if not read:
-                raise not_whole(path)
+                raise incomplete_file(path)
             into = into[read:]
 
 
