@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks._plan_cases import plan_case
 from flows.checkpoint.precision import weight_bytes
 from flows.cli.main import main
 from flows.machine.launch import DirectLauncher
@@ -21,7 +22,6 @@ from tests.support.families import checkpoint
 from tests.support.inside import InsideLauncher, run_inside
 from tests.support.media import write_numbered, write_video
 from tests.support.pipeline import Place
-from tests.support.plan_cases import plan_case
 from tests.support.quantized import (
     LAYOUTS,
     name_of_today,
@@ -139,7 +139,7 @@ def test_a_half_that_fits_only_packed_is_planned_so(tmp_path: Path) -> None:
     count = 28 * 233_046_016
     assert (half.packed_parameters, half.packed_bytes) == (count, count // 2 + count // 128 * 3)
     assert half.largest_packed == 18_944 * 3_584
-    settings = {"precision": "awq", "dtype": "float16"}
+    settings: dict[str, Any] = {"precision": "awq", "dtype": "float16"}
     assert weight_bytes(half, **settings) == 2 * half.parameters
     others = half.parameters - count
     assert weight_bytes(half, **settings, packed=True) == half.packed_bytes + 2 * others

@@ -13,6 +13,8 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from artifacts.errors import UsageError
+from benchmarks._plan_cases import CASES, make_folder, plan_case
+from benchmarks._words import hf, template, words
 from flows.cli.main import main
 from flows.machine.launch import DirectLauncher
 from scripts.model_table import unsupported_section
@@ -22,10 +24,9 @@ from stages.models.hub.quantized import ignored_settings, refuse_unread
 from stages.models.hub.resolve import find_model
 from stages.models.hub.unsupported import UNSUPPORTED, UnsupportedForm, refuse_unsupported
 from tests.support.commands import completed
-from tests.support.families import change_config, copy_of, hf, template, words
+from tests.support.families import change_config, copy_of
 from tests.support.hub import Repository, client, serve, use_cache
 from tests.support.inside import InsideLauncher
-from tests.support.plan_cases import CASES, make_folder, plan_case
 from tests.support.quantized import LAYOUTS
 from tests.support.tiny_families import FAMILIES
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.support.plan_cases import PlanCase, make_folder
+from benchmarks._plan_cases import PlanCase, make_folder
 
 Tensors = dict[str, torch.Tensor]
 GROUP = 16
