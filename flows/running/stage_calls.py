@@ -159,6 +159,7 @@ class StageCallBuilder:
             max_video_pixels=model.profile.max_video_pixels,
             mlp_chunk=rung.prefill,
             offload=rung.offload,
+            packed=rung.packed,
             files=model.files_of([stage.part]),
             gguf=gguf.path if gguf else "",
             gguf_copy=gguf.copy if gguf else "",

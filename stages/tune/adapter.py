@@ -25,6 +25,7 @@ from artifacts.files import whole_file
 from artifacts.keys import digest_of
 from stages.models.adapter_modules import ADAPTER_CONFIG, ADAPTER_WEIGHTS, BASE, PREFIX
 from stages.models.published import as_published_metadata
+from stages.models.stored.linear import PackedLinear
 from stages.tune.job import CHECKPOINT, AdapterLayout, most_common, new_layout
 
 BEST = "best"
@@ -226,7 +227,7 @@ def _is_linear(module: nn.Module) -> bool:
     """Return whether a layer is a plain linear layer or a quantized one. A model's own subclass,
     such as a router, may return more than the product."""
     kind = type(module)
-    return kind is nn.Linear or (
+    return kind in (nn.Linear, PackedLinear) or (
         isinstance(module, nn.Linear) and kind.__module__.startswith("bitsandbytes.")
     )
 
