@@ -15,6 +15,7 @@ from flows.planning.costs.part import (
     loading,
     precision_of,
     settings_as_run,
+    with_packed,
 )
 from flows.planning.estimate import Expected, StageEstimate, Term, encoder_by_dimensions, expected
 from flows.planning.ladder import MLP_CHUNKS, Rung, sizes
@@ -61,13 +62,14 @@ def rungs(model: Model, config: RunOptions, device: str, *, stage: str = "encode
     # Quantized weights cannot be streamed, a joint model's pixels need none, a graph is one unit.
     whole = model.profile.route != "joint" and not settings[0].graph
     plain = not half.stored_as and settings[0].precision not in QUANTIZED
-    return encode_rungs(
+    found = encode_rungs(
         config.batch_size,
         [each.precision for each in settings],
         streamed=whole and plain and half.layers > 1,
         weights=whole,
         stage=stage,
     )
+    return with_packed(half, found) if whole else found
 
 
 def encode_rungs(

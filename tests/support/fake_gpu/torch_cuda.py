@@ -217,7 +217,7 @@ def patch_cuda() -> None:
         Stream, Event,
     )  # fmt: skip
     given: dict[str, Any] = {thing.__name__: thing for thing in ours}
-    given |= dict.fromkeys(("manual_seed", "manual_seed_all", "set_device"), lambda *_: None)
+    given |= dict.fromkeys(("manual_seed", "manual_seed_all"), lambda *_: None)
     given |= graphs.REPLACED
     graphs.happened.faults = lambda: read_machine().graphs
     graphs.happened.log = log
@@ -226,6 +226,7 @@ def patch_cuda() -> None:
         "max_memory_reserved": max_memory_allocated,
         "default_stream": current_stream,
         "device": CardContext,
+        "set_device": lambda device: log("set_device", device),
         "current_device": current_device,
         "is_initialized": lambda: holding.made,
         "init": holding.use,
