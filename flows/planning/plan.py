@@ -38,7 +38,6 @@ from flows.planning.choose import (
 )
 from flows.planning.context_check import context_notes, refuse_beyond_context, standard_notes
 from flows.planning.costs import rungs_of
-from flows.planning.costs.decode import compiles
 from flows.planning.ladder import Ladder, OnMove, Remembered, Rung, sizes
 from flows.planning.sizes import CLIP_BYTES, Estimate, clip_pixels, estimates, wave_limit
 from flows.planning.times import Times, clip_seconds, times_of
@@ -129,19 +128,16 @@ def takes_any_batches(model: Model, rung: Rung) -> bool:
     return not (model.profile.route == "joint" or model.fp16_check or model.in_batches)
 
 
-def shares_device(model: Model, rungs: Sequence[Rung], device: str, chunks: int) -> bool:
-    """Return whether so many chunks may be captioned in any order on a GPU, while others are
-    encoded. `rungs`: those of the frames, encode and decode stages."""
+def shares_device(model: Model, rungs: Sequence[Rung], device: str) -> bool:
+    """Return whether chunks may be captioned in any order on a GPU, while others are encoded.
+    `rungs`: those of the frames, encode and decode stages."""
     if not (device.startswith("cuda") and [r.stage for r in rungs] == [s.name for s in CAPTION]):
         return False
     _, encode, decode = rungs
-    settings = model.best("language")
-    engine = settings.choice[0] if settings.choice else None
-    if engine is None or engine.depends_on_batch or engine.compiled or engine.gguf:
+    if not decode.in_slots or decode.offload or not takes_any_batches(model, encode):
         return False
-    if not decode.in_slots or decode.offload or compiles(decode, settings, chunks, device):
-        return False
-    return takes_any_batches(model, encode)
+    engine = model.best("language").choice[0]
+    return not (engine.depends_on_batch or engine.compiled or engine.gguf)
 
 
 def batch_without_slots(request: PlanRequest, rung: Rung, budget: Budget) -> int:
@@ -203,8 +199,7 @@ class Plan:
         """Return stage → bytes of the GPU for the stages that compute at the same time; nothing if
         one follows the other."""
         rungs = [choice.chosen.rung for choice in self.choices.values()][: len(CAPTION)]
-        chunks = sum(each.chunks for each in self.expected)
-        able = shares_device(self.request.model, rungs, self.request.device, chunks)
+        able = shares_device(self.request.model, rungs, self.request.device)
         return fit_together(self.request, rungs, self.budget) if able else {}
 
     @property

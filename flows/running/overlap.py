@@ -195,10 +195,10 @@ class Overlap:
         cannot run at the same time."""
         self.stop()  # of an attempt that an error ended
         job, ladder = self._job, self._ladder
-        if decode.STAGE not in job.pipeline or all(m.uses_previous_caption for m in wave):
+        if all(medium.uses_previous_caption for medium in wave):
             return {}
-        stages, chunks = [s.name for s in job.pipeline], self._record.value["plan"].get("chunks", 0)
-        if not shares_device(job.model, [ladder.rung(s) for s in stages], job.device, chunks):
+        stages = [stage.name for stage in job.pipeline]
+        if not shares_device(job.model, [ladder.rung(s) for s in stages], job.device):
             return {}
         found = ladder.fit_together(stages)
         if not found:

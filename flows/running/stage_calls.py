@@ -10,7 +10,7 @@ from artifacts.schema import FrameFit
 from flows.checkpoint.graphs import GraphUse, engines_folder
 from flows.checkpoint.models import Model
 from flows.checkpoint.precision import PartSettings
-from flows.job.pass_mode import pass_checks_namespace
+from flows.job.pass_mode import pass_checks_namespace, windows_namespace
 from flows.job.prepare import Job
 from flows.ledger.namespaces import Variant, one_shot_namespace
 from flows.ledger.tasks import Medium, Task
@@ -19,7 +19,6 @@ from flows.machine.launch import StageCall
 from flows.options.model import EndpointOptions
 from flows.options.text import EngineOptions
 from flows.pipelines import STAGES
-from flows.planning.costs.decode import compiles
 from flows.planning.ladder import Rung
 from flows.running.batches import pass_rows
 from stages.ask import AskItem, AskJob
@@ -59,8 +58,6 @@ class StageCallBuilder:
 
     def __init__(self, job: Job) -> None:
         self.job = job
-        self.may_compile = True
-        """Whether decode steps may be compiled without a request; not after that has failed."""
         self.sequence_tokens = 0
         """Planned tokens of the longest sequence; 0: unknown."""
         self.seen: dict[str, list[str]] = {}
@@ -93,19 +90,16 @@ class StageCallBuilder:
         batches: Sequence[Sequence[Task]],
         rung: Rung,
         fallback_batch: int = 0,
-        captions: int = 0,
     ) -> StageCall:
         """Return the call that makes the records of these batches, which share one variant.
         `fallback_batch` is the largest batch for an engine without slots on this rung (0: the same
-        size). `captions` is the number of captions of the wave, made or not: if there are enough,
-        the decode step may be compiled."""
+        size)."""
         request = JobRequest(
             stage=stage,
             rung=rung,
             variant=batches[0][0].namespaces,
             batches=batches,
             fallback_batch=fallback_batch,
-            captions=captions,
         )
         return self._call(stage, self._make(request))
 
@@ -178,6 +172,7 @@ class StageCallBuilder:
             max_video_pixels=model.profile.max_video_pixels,
             mlp_chunk=rung.prefill,
             offload=rung.offload,
+            packed=rung.packed,
             files=model.files_of([stage.part]),
             gguf=gguf.path if gguf else "",
             gguf_copy=gguf.copy if gguf else "",
@@ -219,15 +214,13 @@ class StageCallBuilder:
         stage: StageSpec,
         task: Task,
         other: Variant | None = None,
-        compiled: Variant | None = None,
     ) -> DecodeItem:
-        """Return the decode item of a chunk. It also holds the chunk's keys in these equivalent
-        variants."""
+        """Return the decode item of a chunk. It also holds the chunk's key in the variant of the
+        fallback engine."""
         item = DecodeItem(task[stage.writes], task[stage.reads], task.prompt)
         in_variant = self.job.ledger.in_variant
         return item._replace(
             fallback_key=in_variant(task, other)[stage.writes] if other else "",
-            compiled=in_variant(task, compiled)[stage.writes] if compiled else "",
             kind=task.medium.kind,
         )
 
@@ -245,8 +238,7 @@ class JobRequest:
     fed: bool = False
     """Whether that pipe delivers chunks of this job, and not requests to a server."""
     fallback_batch: int = 0
-    captions: int = 0
-    """Both as in `StageCallBuilder.media_call`."""
+    """As in `StageCallBuilder.media_call`."""
     stores: WorkerStores = WorkerStores()
     """Record locations of a worker process."""
 
@@ -264,6 +256,7 @@ def _encode_form(calls: StageCallBuilder, request: JobRequest) -> Any:
         readers = job.config.readers(job.device)
         fields |= {"half": calls.half(stage, rung), "block": rung.block, "workers": readers}
         fields["frames_store"] = request.stores.frames_store
+        fields["windows_namespace"] = windows_namespace(job.device)
         if not job.model.in_batches and (settings := settings_on(job.model, rung)):
             fields["pass_checks_namespace"] = pass_checks_namespace(job.model, settings, job.device)
     return stage.job(**fields)
@@ -300,6 +293,7 @@ def _decode_job(calls: StageCallBuilder, request: JobRequest) -> DecodeJob:
         prefill=rung.prefill,
         kv=rung.kv,
         engine=settings.engine,
+        sequence_tokens=calls.sequence_tokens,
         rows_namespace=_rows_namespace(job, settings),
     )
     if not (request.batches or request.fed):  # a worker process
@@ -310,36 +304,20 @@ def _decode_job(calls: StageCallBuilder, request: JobRequest) -> DecodeJob:
             slots=rung.batch if rung.in_slots else 0,
             other_features=sorted(answering - {made.features_namespace}),
         )
-    other = compiled = None
-    if stage is job.pipeline[-1]:
-        other = job.ledger.other_engine_variant(variant)
-        compiled = _compiled_variant(calls, request)
+    is_last = stage is job.pipeline[-1]
+    other = job.ledger.other_engine_variant(variant) if is_last else None
     tasks = [task for batch in request.batches for task in batch]
     return replace(
         made,
         batches=[
-            [calls.decode_item(stage, task, other, compiled) for task in batch]
-            for batch in request.batches
+            [calls.decode_item(stage, task, other) for task in batch] for batch in request.batches
         ],
         fallback_namespace=other[stage.writes] if other else "",
-        compiled_namespace=compiled[stage.writes] if compiled else "",
         fallback_batch=request.fallback_batch,
         previous_lengths=previous_lengths(job.ledger, tasks, stage) if rung.in_slots else {},
         slots=calls.slots(rung, len(tasks) or rung.batch),
         rung_slots=rung.batch if job.device != "cpu" else 0,
     )
-
-
-def _compiled_variant(calls: StageCallBuilder, request: JobRequest) -> Variant | None:
-    """Return the variant of captions by compiled steps if they are worth a trial."""
-    job, rung = calls.job, request.rung
-    settings = settings_on(job.model, rung)
-    if settings is None or not compiles(rung, settings, request.captions, job.device):
-        return None
-    engine, variant = settings.choice[0], job.ledger.engine_variant
-    if not calls.may_compile or variant(request.variant, engine.name) != request.variant:
-        return None
-    return variant(request.variant, engine.compiled_form)
 
 
 def _rows_namespace(job: Job, settings: PartSettings) -> str:
