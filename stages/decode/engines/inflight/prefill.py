@@ -282,13 +282,6 @@ def _next_type(name: str, token_types: torch.Tensor) -> torch.Tensor:
     return torch.zeros_like(token_types[:, -1:]) if name in TEXT_TYPES else token_types[:, -1:]
 
 
-def select_token_ids(
-    row: PrefilledSequence, ids: torch.Tensor, logits: torch.Tensor
-) -> torch.Tensor:
-    """Return the next token, of shape [1, 1]. `ids` are all tokens before it."""
-    return row.processors(ids, logits).argmax(-1, keepdim=True)  # type: ignore[no-any-return]
-
-
 ONE_TOKEN = {"max_new_tokens": 1, "min_new_tokens": 0}
 """Settings for the prefill of a prefix, whose generated token is discarded."""
 
