@@ -4,6 +4,8 @@ On a CPU a read costs nothing and nobody notices it. Tensors that a test marks a
 be read. What is computed from any other tensor counts as computed on the device.
 """
 
+import os
+import traceback
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -54,8 +56,8 @@ class DeviceWaits(TorchDispatchMode):
                 out = func.decompose(*args, **kwargs)
             if out is not NotImplemented:
                 return out
-        if name.startswith((*READS, *SHAPED)) or (name.startswith(INDEXED) and _by_mask(args)):
-            self.reads[name] += 1
+        if name.startswith((*READS, *SHAPED)) or indexes_by_mask(name, args):
+            self.reads[f"{name} at {place()}"] += 1
         elif name.split(".")[1] not in VIEWS and func.namespace != "prim":
             self.kernels[name] += 1
         return func(*args, **kwargs)
@@ -72,10 +74,21 @@ class _Functions(TorchFunctionMode):
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         if func in (torch.Tensor.tolist, torch.Tensor.numpy):
-            self._waits.reads[func.__name__] += 1
+            self._waits.reads[f"{func.__name__} at {place()}"] += 1
         return func(*args, **(kwargs or {}))
 
 
-def _by_mask(args: Any) -> bool:
-    masks = (each for each in tree_flatten(args[1])[0] if torch.is_tensor(each))
-    return any(each.dtype in (torch.bool, torch.uint8) for each in masks)
+def place() -> str:
+    """The innermost lines of the model and of the project."""
+    found = []
+    for frame in reversed(traceback.extract_stack(limit=60)):
+        if "/torch/" not in frame.filename and "/tests/support/" not in frame.filename:
+            short = frame.filename.split("site-packages/")[-1].removeprefix(os.getcwd() + "/")
+            found.append(f"{short}:{frame.lineno}")
+    return " < ".join(found[:2])
+
+
+def indexes_by_mask(name: str, args: Any) -> bool:
+    """Whether an operator indexes by a mask, so that its shape depends on data."""
+    masks = (each for each in tree_flatten(args[1:2])[0] if torch.is_tensor(each))
+    return name.startswith(INDEXED) and any(t.dtype in (torch.bool, torch.uint8) for t in masks)
