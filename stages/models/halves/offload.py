@@ -33,6 +33,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import GenerationMixin
 
 from artifacts.errors import CannotFit, UsageError
 from artifacts.schema import Part, Route
@@ -47,7 +48,7 @@ UNDIVIDED = "pixels"
 GENERATE, FORWARD = "generate", "forward"
 """Methods of a model that receive features."""
 ON_HOST: tuple[Route, ...] = ("protocol", "replay")
-"""Split strategies in which nothing before the decoder computes with the tokens of the prompt."""
+"""Split strategies in which nothing but `generate` computes from the tokens of the prompt."""
 LOGITS_WORTH = 64 << 20
 """Size in bytes up to which all logits are computed, as the whole model does. Above it, only the
 last position is computed; one row may be rounded differently than many."""
@@ -98,9 +99,15 @@ def _delivered(
     route: Route = "joint" if UNDIVIDED in features else choose_route(half).route
     if route != "joint" and not getattr(features, "already_read", False):
         _check_placeholders(half, text, features)
-    if not (on_host and route in ON_HOST and not half.config.is_encoder_decoder):
+    if not (on_host and route in ON_HOST and _prepares_alone(half)):
         text = {name: moved(value, half.device) for name, value in text.items()}
     return DELIVER[route](half, method, text, features, options)
+
+
+def _prepares_alone(half: Any) -> bool:
+    """Return whether `generate` computes nothing from the prompt before the decoder runs."""
+    general = type(half).generate is GenerationMixin.generate
+    return general and not half.config.is_encoder_decoder
 
 
 @contextmanager

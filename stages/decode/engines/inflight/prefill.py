@@ -218,7 +218,8 @@ def _placeholders_on_host(model: Any, ids: torch.Tensor) -> Iterator[None]:
     are in host memory. On the device, each check would wait for the work that is queued there."""
 
     def masks(own: Any, input_ids: Any, inputs_embeds: Any, *features: Any, **named: Any) -> Any:
-        if input_ids is None or input_ids.shape != ids.shape or ids.device == inputs_embeds.device:
+        whole = input_ids is not None and input_ids.shape == ids.shape
+        if not whole or inputs_embeds is None or ids.device == inputs_embeds.device:
             return own(input_ids, inputs_embeds, *features, **named)
         as_shape = torch.empty((), dtype=inputs_embeds.dtype).expand(inputs_embeds.shape)
         return moved(own(ids, as_shape, *features, **named), inputs_embeds.device)
