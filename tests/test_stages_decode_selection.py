@@ -97,7 +97,8 @@ class Alone:
         self.ids, self.new = prompt, list[int]()
 
     def next(self, logits: torch.Tensor) -> int:
-        token = int(self._processors(self.ids, logits.clone()).argmax())
+        ids: Any = self.ids
+        token = int(self._processors(ids, logits.clone()).argmax())
         self.ids = torch.cat([self.ids, torch.tensor([[token]])], 1)
         self.new.append(token)
         return token

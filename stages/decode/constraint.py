@@ -16,7 +16,6 @@ import re
 import unicodedata
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence, Set
-from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
@@ -100,18 +99,19 @@ class ConstrainedAnswer:
         self.matcher = _matcher(self.vocabulary, self._schema).deep_copy()
         self._position = JsonPosition(rest_of(self._schema))
         self.token_ids: list[int] = []
+        self.fault: UsageError | None = None
+        """Why no token can follow."""
 
     def follow(self, tokens: Sequence[int]) -> None:
-        """Read the tokens so far; begin anew if they do not start with those of the last call.
-        Raises UsageError if they leave the schema."""
+        """Read the tokens so far; begin anew if they do not start with those of the last call."""
         if [*tokens[: len(self.token_ids)]] != self.token_ids:
             self._begin()
         for token in tokens[len(self.token_ids) :]:
             self.token_ids.append(token)
-            if not self.done:
+            if not self.done and self.fault is None:
                 self._position.feed(self.vocabulary.bytes[token])
                 if not self.matcher.consume_token(token):
-                    raise self._stuck()
+                    self.fault = self._stuck()
 
     @property
     def done(self) -> bool:
@@ -119,8 +119,7 @@ class ConstrainedAnswer:
 
     def restrict(self, allowed: Any, width: int) -> int:
         """Restrict the mask of llguidance, an array of bytes, to the tokens that may come next, and
-        return the one that closes the answer first; -1 after its end token. Raises UsageError if
-        there is none."""
+        return the one that closes the answer first; -1 after its end token, or if there is none."""
         ends = [end for end in self._eos_token_ids if end < width]
         if self.done:
             ended = self.token_ids[-1] in self._eos_token_ids
@@ -128,8 +127,10 @@ class ConstrainedAnswer:
             _set_bits(allowed, ends)
             return -1 if ended else min(ends, default=0)
         _clear_bits(allowed, [*ends, *range(width, self.vocabulary.tokens.vocab_size)])
-        if self.matcher.is_error() or not allowed.any():
-            raise self._stuck()
+        if self.fault is None and (self.matcher.is_error() or not allowed.any()):
+            self.fault = self._stuck()
+        if self.fault is not None:
+            return -1
         closing = self.vocabulary.first_of(allowed, in_text=self._position.in_text)
         if self._position.must_close(self._limit - len(self.token_ids)):
             allowed[:] = 0
@@ -180,30 +181,18 @@ class SchemaLogitsProcessor(HostMaskProcessor):
         """Return the masks of answers; llguidance computes several at once."""
         known = rows[0].vocabulary.tokens.vocab_size
         words = np.zeros((len(rows), -(-known // 32)), dtype=np.int32)
-        closing, faults = np.full(len(rows), -1, dtype=np.int64), dict[int, UsageError]()
-        for row, (answer, token_ids) in enumerate(zip(rows, tokens, strict=True)):
-            with _noted(faults, row):
-                answer.follow(token_ids)
-        unfinished = (row for row, answer in enumerate(rows) if not answer.done)
-        matchers = [(rows[row].matcher, row) for row in unfinished if row not in faults]
-        if matchers:
+        for answer, token_ids in zip(rows, tokens, strict=True):
+            answer.follow(token_ids)
+        unfinished = (row for row, answer in enumerate(rows) if not (answer.done or answer.fault))
+        if matchers := [(rows[row].matcher, row) for row in unfinished]:
             fill_next_token_bitmask_par(_executor(torch.get_num_threads()), matchers, words)
         allowed = words.view(np.uint8)
         if (more := -(-width // 8) - allowed.shape[1]) > 0:
             allowed = np.pad(allowed, ((0, 0), (0, more)))
-        for row, answer in enumerate(rows):
-            with _noted(faults, row):
-                closing[row] = -1 if row in faults else answer.restrict(allowed[row], width)
-        return Masks(allowed=allowed, closing=closing, faults=faults)
-
-
-@contextmanager
-def _noted(faults: dict[int, UsageError], row: int) -> Iterator[None]:
-    """Note the error of a row that cannot go on; the others do."""
-    try:
-        yield
-    except UsageError as error:
-        faults[row] = error
+        pairs = zip(rows, allowed, strict=True)
+        closing = np.array([answer.restrict(mask, width) for answer, mask in pairs], dtype=np.int64)
+        faults = {row: answer.fault for row, answer in enumerate(rows) if answer.fault}
+        return Masks(allowed, closing, faults)
 
 
 def eos_ids_of(half: Any, processor: Any) -> frozenset[int]:
@@ -360,7 +349,7 @@ class AvoidedLogitsProcessor(HostMaskProcessor):
             known = (spelled[token] for token in token_ids if token < len(spelled))
             found = phrases.allowed(start + b"".join(known))[: len(mask)]
             mask[: len(found)] = found
-        return Masks(allowed=allowed)
+        return Masks(allowed)
 
 
 def _first(text: bytes) -> str:

@@ -121,7 +121,9 @@ def chunked_prefill_matches(half: Any, inputs: Mapping[str, Any], features: Feat
     """Return whether a prompt that is split inside an image gives the same result as the whole
     prompt."""
     try:
-        cut = {"prefill_chunk_size": _within_an_image(half, inputs["input_ids"], features)}
+        cut: dict[str, Any] = {
+            "prefill_chunk_size": _within_an_image(half, inputs["input_ids"], features)
+        }
         whole, chunked = (generate(half, inputs, features, **o, **_ONE_TOKEN) for o in ({}, cut))
     except Exception as error:  # a model family may raise any error on unsupported input
         if out_of_memory(error) or isinstance(error, NeedsWeights):

@@ -6,8 +6,7 @@ way to a GPU. Applying masks reads nothing from there.
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,8 +18,7 @@ ALL = 0xFF
 """Eight tokens that may all come next."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Masks:
+class Masks(NamedTuple):
     """The masks of some rows."""
 
     allowed: Any
@@ -29,18 +27,17 @@ class Masks:
     closing: Any = None
     """Row → the token that comes next if no allowed one has a finite score, of shape [rows]; -1:
     none. None: no row has one."""
-    faults: Mapping[int, UsageError] = field(default_factory=dict)
+    faults: Mapping[int, UsageError] = {}
     """Row → why it cannot go on."""
 
     def at(self, places: Sequence[int], rows: int) -> "Masks":
         """Return the masks of `rows` rows, these at `places` among them."""
-        allowed = np.full((rows, self.allowed.shape[1]), ALL, np.uint8)
+        allowed, closing = np.full((rows, self.allowed.shape[1]), ALL, np.uint8), None
         allowed[places] = self.allowed
-        if self.closing is None:
-            return Masks(allowed=allowed)
-        closing = np.full(rows, -1, np.int64)
-        closing[places] = self.closing
-        return Masks(allowed=allowed, closing=closing)
+        if self.closing is not None:
+            closing = np.full(rows, -1, np.int64)
+            closing[places] = self.closing
+        return Masks(allowed, closing)
 
     def apply(self, scores: torch.Tensor) -> torch.Tensor:
         """Return masked scores, of shape [rows, vocabulary]."""

@@ -29,9 +29,9 @@ class CardTensor(torch.Tensor):
 
     @staticmethod
     def __new__(cls, held: torch.Tensor) -> "CardTensor":
-        made: CardTensor = torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+        made: CardTensor = torch.Tensor._make_wrapper_subclass(
             cls, held.shape, strides=held.stride(), storage_offset=held.storage_offset(),
-            dtype=held.dtype, device="meta", requires_grad=False,
+            dtype=held.dtype, device=torch.device("meta"), requires_grad=False,
         )  # fmt: skip
         made.held = held
         return made
@@ -44,7 +44,9 @@ class CardTensor(torch.Tensor):
         return self.cpu().tolist()
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         raise AssertionError(f"{func} outside of Card")
 
 
@@ -118,7 +120,7 @@ def on_card(value: Any) -> Any:
     if isinstance(value, torch.nn.Module):
         for module in value.modules():
             for kind in (module._parameters, module._buffers):
-                kind.update({n: on_card(t) for n, t in kind.items()})  # type: ignore[attr-defined]
+                kind.update({n: on_card(t) for n, t in kind.items()})
         return value
     if isinstance(value, torch.nn.Parameter):
         with Card():

@@ -42,7 +42,7 @@ class DeviceWaits(TorchDispatchMode):
     """What was counted."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.reads: Counter[str] = Counter()
         self.kernels: Counter[str] = Counter()
 

@@ -197,7 +197,8 @@ def prefill_row(
     ) -> torch.Tensor:
         _refuse(model, stopping_criteria, kwargs)
         device = model.device
-        ids, kwargs = moved(input_ids, device), {n: moved(v, device) for n, v in kwargs.items()}
+        ids: torch.Tensor = moved(input_ids, device)
+        kwargs = {name: moved(value, device) for name, value in kwargs.items()}
         with noted_keys() as keys, _placeholders_on_host(model, input_ids):
             output = model._prefill(ids, generation_config, kwargs)
         for processor in logits_processor:

@@ -102,6 +102,7 @@ class SequenceState:
     confidence: Confidence = field(default_factory=Confidence)
     """How sure the model was of these tokens."""
     finish_reason: Ended | None = None
+    slot: int = -1
     last_partial_at: float = 0.0
     """Time of the last partial caption that was sent."""
 
@@ -148,40 +149,32 @@ class SequenceState:
 
 
 class PendingTokens:
-    """The tokens of neighbouring slots and their scores, on their way from the device to the
-    host."""
+    """Tokens of some sequences and their scores, on their way from the device to the host."""
 
     def __init__(
         self,
         tokens: torch.Tensor,
         scores: torch.Tensor,
         states: Sequence[SequenceState | None],
-        *,
         step: int,
-        first_slot: int = 0,
     ) -> None:
-        """Take tokens of shape [slots], and their log-probabilities and margins of shape [slots,
-        2]. `step` is the number of the last step that was started before or with them."""
-        self.step = step
-        self._states, self._first_slot = states, first_slot
+        """Take tokens of shape [rows], and their log-probabilities and margins of shape [rows, 2].
+        `step` is the number of the last step that was started before or with them."""
+        self.step, self._states = step, states
         self._tokens, self._scores, self._copied = tokens, scores, None
-        self._read: list[tuple[int, SequenceState, int, list[float]]] | None = None
+        self._read: Sequence[tuple[SequenceState, int, list[float]]] | None = None
         if tokens.device.type == "cuda":  # the next step starts before these are read
             self._tokens, self._scores = _copying(tokens), _copying(scores)
             self._copied = torch.cuda.Event()
             self._copied.record()
 
-    def read(self) -> Sequence[tuple[int, SequenceState, int, list[float]]]:
-        """Wait for the copy and return each sequence's slot, state, token and scores."""
+    def read(self) -> Sequence[tuple[SequenceState, int, list[float]]]:
+        """Wait for the copy and return each sequence's state, token and scores."""
         if self._read is None:
             if self._copied is not None:
                 self._copied.synchronize()
             made = zip(self._states, self._tokens.tolist(), self._scores.tolist(), strict=True)
-            self._read = [
-                (slot, state, token, scores)
-                for slot, (state, token, scores) in enumerate(made, self._first_slot)
-                if state is not None
-            ]
+            self._read = [(state, *one) for state, *one in made if state is not None]
         return self._read
 
 
@@ -336,13 +329,12 @@ class InflightScheduler:
         scores = token_scores(sequence.logits, token)
         self._ensure_pool(sequence, state.max_length)
         assert self._pool is not None
-        slot = self._running.index(None)
+        slot = state.slot = self._running.index(None)
         self._pool.put(slot, sequence, token.unsqueeze(1))
         self._selection.put(slot, state.rules, sequence.ids, token, state.max_length)
         self._running[slot] = state
         # Not read yet: on a device, that would wait for the whole prompt.
-        first = PendingTokens(token, scores, [state], step=self._steps, first_slot=slot)
-        self._pending.append(first)
+        self._pending.append(PendingTokens(token, scores, [state], self._steps))
         return state
 
     def _ensure_pool(self, sequence: PrefilledSequence, max_length: int) -> None:
@@ -375,8 +367,7 @@ class InflightScheduler:
             scores = token_scores(logits[:slots], tokens[:slots])  # rows beyond them are unused
         self._pool.set_tokens(tokens)
         self._steps += 1
-        made = PendingTokens(tokens[:slots], scores, list(self._running), step=self._steps)
-        self._pending.append(made)
+        self._pending.append(PendingTokens(tokens[:slots], scores, [*self._running], self._steps))
         self.usage.steps += slots
 
     def _generated(self, slot: int) -> list[int]:
@@ -385,17 +376,17 @@ class InflightScheduler:
         state = self._running[slot]
         assert state is not None
         waiting = (made for pending in self._pending for made in pending.read())
-        return [*state.output_ids, *(token for _, one, token, _ in waiting if one is state)]
+        return [*state.output_ids, *(token for one, token, _ in waiting if one is state)]
 
     def _collect_tokens(self) -> Iterator[SequenceState]:
         """Read the pending tokens that are `lag` steps old. Yield the sequences that they end."""
         while self._pending and self._pending[0].step <= self._steps - self._lag:
-            for slot, state, token, scores in self._pending.popleft().read():
+            for state, token, scores in self._pending.popleft().read():
                 if state.finish_reason is not None:
                     continue
                 self.usage.used += bool(state.output_ids)  # the first is the prompt's
                 if state.append_token(token, scores):
-                    self._clear(slot)
+                    self._clear(state.slot)
                     self._oom_retry.note_success()
                     yield state
                 elif self._on_token is not None:
