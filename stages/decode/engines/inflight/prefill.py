@@ -227,10 +227,11 @@ def _placeholders_on_host(model: Any, ids: torch.Tensor) -> Iterator[None]:
 
     owners = []
     for module in model.modules():
-        own = getattr(module, PLACEHOLDERS, None)
-        if own is not None and inspect.signature(own).parameters.keys() <= COUNTED:
-            vars(module)[PLACEHOLDERS] = partial(masks, own)
-            owners.append(module)
+        if hasattr(type(module), PLACEHOLDERS):  # of the class: a module looks long for its own
+            own = getattr(module, PLACEHOLDERS)
+            if inspect.signature(own).parameters.keys() <= COUNTED:
+                vars(module)[PLACEHOLDERS] = partial(masks, own)
+                owners.append(module)
     try:
         yield
     finally:
