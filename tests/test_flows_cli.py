@@ -136,14 +136,6 @@ def test_a_text_that_is_not_utf_8_is_one_line_and_exit_2(
     assert "nothing to caption" in one_line(capsys.readouterr().err)
 
 
-def test_an_export_refuses_others_folders(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "mine.txt").write_text("mine")
-    assert main(["export", "demo", "--to", "int8", "--out", str(tmp_path)]) == 2
-    assert "mine.txt" in one_line(capsys.readouterr().err)
-
-
 @pytest.mark.parametrize("option", ["--out", "--store"])
 def test_a_file_in_the_place_of_a_folder_is_exit_5_and_named(
     option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -11,16 +11,17 @@ from flows.checkpoint.models import Model
 from flows.options.commands import CaptionConfig
 from flows.planning.choose import PlanRequest, choices
 from flows.planning.costs import estimate
-from flows.planning.costs.decode import GRAMMAR_BYTES, compiles, rungs, supports_slots
+from flows.planning.costs.decode import GRAMMAR_BYTES, rungs, supports_slots
 from flows.planning.estimate import StageEstimate
 from flows.planning.ladder import Rung
 from flows.planning.plan import batch_without_slots
 from stages.decode import engines
-from stages.decode.engines import COMPILED_CAPTIONS, ENGINES, EngineSpec
+from stages.decode.engines import ENGINES, EngineSpec
 from stages.decode.engines.inflight.pool import SLOT_LAYERS
 from stages.decode.engines.inflight.pool_shape import (
     COMPILED_LAYER_BYTES,
     COMPILER_BYTES,
+    GRAPH_BYTES,
     PoolShape,
     step_bytes,
 )
@@ -145,6 +146,24 @@ def test_who_names_batches_and_rungs_that_have_no_slots_are_planned_in_batches()
     assert {rung.precision for rung in ladder} == {"fp16", "nf4"}
 
 
+def test_a_recorded_step_takes_another_step_and_its_graph() -> None:
+    card = with_memory(FULL)
+    rung = next(each for each in decode_rungs_of(card, "cuda:0") if each.batch == 8)
+    devices = ("cpu", "cuda:0")
+    found = {d: estimate(card, rung, [images(64, 1000)], d, 256) for d in devices}
+    terms = {
+        d: [term for term in each.terms if "recorded" in term.why] for d, each in found.items()
+    }
+    (term,) = terms["cuda:0"]
+    assert terms["cpu"] == []
+    memory = RowMemory(kept=(FULL,), words=WORDS)
+    step = step_bytes(memory, PoolShape(rows=64, slots=8, columns=1280), 2)
+    assert (term.part, term.bytes) == ("workspace", step + GRAPH_BYTES)
+    named = with_memory(FULL, engine="inflight-compiled")
+    compiled = estimate(named, rung, [images(64, 1000)], "cuda:0", 256)
+    assert not any("recorded" in term.why for term in compiled.terms)
+
+
 def test_a_compiled_step_takes_wider_pools_and_a_compiler() -> None:
     card = with_memory(FULL, engine="inflight-compiled")
     rung = decode_rungs_of(card, engine="inflight-compiled", slots=8)[0]
@@ -159,29 +178,6 @@ def test_a_compiled_step_takes_wider_pools_and_a_compiler() -> None:
     assert found["cpu"].peak_bytes - plain["cpu"].peak_bytes == compiler + wider
     names = [each.name for each in decode_rungs_of(card, engine="inflight-compiled")]
     assert not any("offload" in name or "layer" in name for name in names)
-
-
-@pytest.mark.parametrize(
-    ("captions", "device", "engine", "compiled"),
-    [
-        (COMPILED_CAPTIONS, "cuda:0", "auto", True),
-        (COMPILED_CAPTIONS - 1, "cuda:0", "auto", False),
-        (COMPILED_CAPTIONS, "cpu", "auto", False),
-        (COMPILED_CAPTIONS, "cuda:0", "inflight", False),
-    ],
-)
-def test_compiled_steps_that_auto_may_try_are_planned(
-    captions: int, device: str, engine: str, compiled: bool
-) -> None:
-    card = with_memory(FULL, engine=engine)
-    rung = next(each for each in decode_rungs_of(card, device, engine=engine) if each.batch == 8)
-    settings = card.best("language")
-    load = [replace(images(64, 1000), captions=captions)]
-    found = part(estimate(card, rung, load, device, 256), "kv")[0]
-    assert found == 8 * (2048 if compiled else 1280) * KV_PER_TOKEN
-    assert compiles(rung, settings, captions, device) == compiled
-    assert not compiles(replace(rung, offload=True), settings, captions, device)
-    assert not compiles(replace(rung, in_slots=False), settings, captions, device)
 
 
 def terms_of_another(load: SlotLoad) -> Iterator[SlotTerm]:

@@ -1,27 +1,18 @@
-"""An item on which the model's own code raises fails by name, and the others go on; a run goes on
-without compiled steps where they fail."""
+"""An item on which the model's own code raises fails by name, and the others go on."""
 
-import json
-import sys
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from artifacts.errors import PenstockError, StageDied, UsageError
+from artifacts.errors import StageDied
+from benchmarks._clip import save_clip
 from flows.job import pass_mode
-from flows.machine.launch import StageCall
-from flows.running import stage_calls
 from stages.decode.engines.inflight.compiled import CompiledStep
-from stages.decode.generation import DecodeJob
-from stages.process.events import StageOutcome
-from tests.support import gpus
-from tests.support.commands import completed
-from tests.support.dual_encoders import save_clip
-from tests.support.inside import Ended, InsideLauncher, Ran, run_inside, run_through
+from tests.support.inside import InsideLauncher, Ran, run_inside, run_through
 from tests.support.media import write_video
-from tests.support.pipeline import SECONDS, Place
+from tests.support.pipeline import Place
 from tests.support.raising import UNKNOWN, mistral3, write_dot, write_images
 from tests.support.serving import REAL, serving
 
@@ -137,7 +128,7 @@ def test_a_video_whose_summary_raises_fails_by_name_and_keeps_its_captions(place
 
 @pytest.mark.slow
 def test_a_text_that_the_model_raises_on_is_named(place: Place, tmp_path: Path) -> None:
-    from tests.support.families import hf
+    from benchmarks._words import hf
 
     model = save_clip(tmp_path / "clip")
     words = hf.AutoProcessor.from_pretrained(model)
@@ -174,103 +165,20 @@ def test_a_request_that_raises_ends_no_half_of_a_server(tmp_path: Path, model: P
     )
 
 
-SMALL = "import stages.decode.engines as engines; engines.COMPILED_CAPTIONS = 2"
-COMMAND = f"import sys; {SMALL}; from flows.cli.main import main; sys.exit(main())"
-
-
-@dataclass(kw_only=True, slots=True)
-class Failed(Ended):
-    error: PenstockError
-
-    def wait(self) -> StageOutcome:
-        raise self.error
-
-
-@dataclass(kw_only=True, slots=True)
-class FailingLauncher(InsideLauncher):
-    """Decode processes that try compiled steps end with an error."""
-
-    error: PenstockError
-
-    def start(self, call: StageCall) -> Ended:
-        if not (isinstance(call.job, DecodeJob) and call.job.compiled_namespace):
-            return InsideLauncher.start(self, call)
-        self.started.append("compiled")
-        return Failed(outcome=StageOutcome(name=call.name), error=self.error)
-
-
 @pytest.fixture
 def demo(here: Path) -> Place:
     """Two clips, captioned by the demo's model."""
     return Place(clips=here / "videos", out=here / "out", store=here / "store")
 
 
-@pytest.mark.parametrize(
-    "error",
-    [
-        UsageError("cannot compile the decode step", hint=""),
-        StageDied("the decode stage crashed", hint="", return_code=-11),
-    ],
-)
-def test_a_run_goes_on_without_compiled_steps_once_they_fail(
-    error: PenstockError, demo: Place, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(stage_calls, "compiles", lambda *_: True)
-    launcher = FailingLauncher(error=error)
-    run_through(launcher, demo)
-    assert [name for name in launcher.started if name in ("compiled", "decode")] == [
-        "compiled",
-        "decode",
-    ]
-    decode = demo.stages()["decode"]
-    assert decode["notes"]["engine"] == "inflight"
-    assert decode["warnings"] == [f"decode: steps are no longer compiled: {error.message}"]
-    assert len(demo.captions()) == 2
-
-
-def test_an_error_that_has_another_cause_ends_the_run(
-    demo: Place, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(stage_calls, "compiles", lambda *_: True)
-    launcher = FailingLauncher(error=StageDied("the decode stage failed: no", hint=""))
-    with pytest.raises(StageDied, match="failed: no"):
-        run_through(launcher, demo)
-
-
 def test_captions_by_compiled_steps_answer_a_later_run(
     demo: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as compiling:
-        compiling.setattr(stage_calls, "compiles", lambda *_: True)
         compiling.setattr(CompiledStep, "of", lambda step, model: model)
-        run_through(InsideLauncher(), demo)
+        run_through(InsideLauncher(), demo, engine="inflight-compiled")
     assert demo.stages()["decode"]["notes"]["engine"] == "inflight-compiled"
     first, launcher = demo.captions(), InsideLauncher()
     assert len(first) == 2
     run_through(launcher, demo)
     assert "decode" not in launcher.started and demo.captions() == first
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_a_large_job_on_a_gpu_tries_compiled_steps_and_says_why_not(
-    demo: Place, tmp_path: Path
-) -> None:
-    """The stand-in computes on the CPU, where torch cannot compile for the card that it shows."""
-    environment = gpus.environment(gpus.plain().write(tmp_path / "gpu"))
-    words = demo.command()
-    done = completed(
-        [sys.executable, "-c", COMMAND, *words[words.index("caption") :]],
-        env={**environment, "XDG_CACHE_HOME": str(tmp_path / "cache")},
-        timeout=SECONDS,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    decode = demo.stages()["decode"]
-    assert decode["notes"]["engine"] == "inflight" and len(demo.captions()) == 2
-    assert decode["notes"]["compiled_reason"].startswith("cannot compile the decode step")
-    (planned,) = (
-        stage
-        for stage in json.loads((demo.out / "run.json").read_text())["plan"]["memory"]["stages"]
-        if stage["stage"] == "decode"
-    )
-    assert planned["load"]["captions"] == 2

@@ -19,6 +19,7 @@ from artifacts.errors import EnvironmentFault, OutOfMemory, StageDied
 from artifacts.locks import try_hold
 from artifacts.packs import Record, RecordSet
 from artifacts.store import open_store
+from benchmarks._jobs import made_job
 from flows.machine.launch import StageCall
 from flows.planning.ladder import Ladder, Remembered, Rung, sizes
 from flows.serving import record_cache, startup
@@ -35,7 +36,6 @@ from stages.process.live import read_requests
 from stages.process.lock import CPU_LOCK
 from stages.process.stage_process import Listener
 from tests.support.on_a_loop import on_a_loop
-from tests.support.started import made_job
 
 GIANT = "giant"
 """A work that fits nowhere."""

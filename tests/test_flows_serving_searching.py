@@ -18,6 +18,7 @@ from PIL import Image
 from artifacts.index.manifest import read_manifest
 from artifacts.index.shard import ROW
 from artifacts.index.snapshot import open_snapshot
+from benchmarks._clip import save_clip
 from flows.cli.main import main
 from flows.machine.launch import DirectLauncher, StageCall
 from flows.serving.app import app_of
@@ -27,7 +28,6 @@ from flows.serving.metrics import Metrics
 from flows.serving.record_cache import TempStore
 from flows.serving.searching import ServedIndex
 from flows.serving.service import Service
-from tests.support.dual_encoders import save_clip
 from tests.support.inside import Ended, InsideLauncher
 from tests.support.media import write_video
 

@@ -22,11 +22,11 @@ from artifacts.errors import EnvironmentFault, PenstockError, StageDied, UsageEr
 from artifacts.packs import Record, RecordSet
 from artifacts.schema import FrameFit
 from artifacts.store import open_store
+from benchmarks._endpoint import ONCE, TWENTY, StandIn, digest_in, running, told
 from stages.ask import UNANSWERED, AskItem, AskJob
 from stages.ask.servers import Client, NoReply, Reply, RequestPace
 from stages.process.events import EventReporter, Failed, Warned, event_of
 from stages.process.job import job_fields
-from tests.support.endpoint import ONCE, TWENTY, StandIn, digest_in, running, told
 
 
 @pytest.fixture(autouse=True)

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from artifacts.captions import CONFIDENCE
+from benchmarks._jobs import own_of
 from penstock_demo import CHECKPOINT
 from stages.decode.confidence import Confidence, LogitsWatch, likeliest, offset_in, token_scores
 from stages.decode.engines.inflight.selection import TokenSelection
@@ -32,7 +33,6 @@ from tests.support.waves import (
     in_slots,
     keys_told,
     mixed_wave,
-    own_of,
     told_by,
 )
 

@@ -5,7 +5,6 @@ A compiler of C++ is needed, and takes its time."""
 
 import os
 import shutil
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,6 @@ from torch._dynamo.exc import TorchDynamoException
 from torch._dynamo.utils import counters
 
 from artifacts.errors import UsageError
-from stages.decode.engines import AUTO, AUTO_SHARED, COMPILED_CAPTIONS, ENGINES, compiled_engine
 from stages.decode.engines.inflight.compiled import CompiledStep, graph_note
 from stages.decode.engines.inflight.engine import (
     StoredStepRows,
@@ -28,25 +26,18 @@ from stages.decode.engines.inflight.engine import (
 from stages.decode.engines.inflight.pool import SlotPool, pays_for_rows
 from stages.decode.engines.inflight.pool_shape import GPU_STEP_ROWS, PoolShape
 from stages.decode.engines.inflight.prefill import prefill_row
-from stages.decode.run import run
 from stages.models.halves.features import encode
-from tests.support.clips import PROMPTS
 from tests.support.tiny_families import FAMILIES
 from tests.support.tiny_families.in_slots import greedy, rows_of_variant
 from tests.support.waves import (
-    CAPTIONS,
     OTHER,
     THIRD,
     Wave,
     in_slots,
-    keys_told,
     mixed_wave,
     noted,
     said,
-    told_by,
 )
-
-COMPILED = "bb" * 32
 
 COMPILER = shutil.which(os.environ.get("CXX", "g++"))
 compiling = pytest.mark.skipif(COMPILER is None, reason="there is no compiler of C++")
@@ -99,87 +90,6 @@ def test_a_shape_is_compiled_once_however_many_pools_have_it(variant: str) -> No
         pool.set_tokens(torch.full((8,), token))
     assert _same(alone, seen)
     assert counters["stats"]["unique_graphs"] == 2
-
-
-def compiled_on_trial(wave: Wave, made: Sequence[int] = ()) -> list[dict[str, Any]]:
-    """Run a job that tries compiled steps, whose captions have keys and a namespace of their own.
-    Those of `made` have been captioned by them before."""
-    job = {**wave.to_decode(PROMPTS, THIRD, tokens=32), "instead": OTHER, "engine": "auto"}
-    job["compiled_namespace"] = COMPILED
-    job["batches"] = [
-        [
-            item._replace(fallback_key=f"old-{item.key}", compiled=f"fast-{item.key}")
-            for item in batch
-        ]
-        for batch in job["batches"]
-    ]
-    records = wave.record_set("captions", CAPTIONS)
-    for number in made:
-        record = records.read(f"caption-{number}")
-        renamed = type(record)(key=f"fast-{record.key}", meta=record.meta, payload=record.payload)
-        wave.record_set("captions", COMPILED).publish([renamed])
-    return told_by(run, job)
-
-
-def test_compiled_steps_are_tried_and_store_captions_of_their_own(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(CompiledStep, "of", lambda step, model: model)
-    wave = mixed_wave(tmp_path)
-    told = compiled_on_trial(wave, made=[2, 7])
-    assert noted(told)["engine"] == "inflight-compiled"
-    assert {*keys_told(told)} == {f"fast-caption-{n}" for n in range(10) if n not in (2, 7)}
-    assert not wave.record_set("captions", THIRD).keys() | wave.record_set("captions", OTHER).keys()
-    records = wave.record_set("captions", COMPILED)
-    meta = [records.meta(f"fast-caption-{n}") for n in range(10)]
-    assert said(meta) == said(wave.captions())
-    assert compiled_on_trial(wave) == [{"event": "total", "items": 0}]
-
-
-@pytest.mark.parametrize("cause", ["compiler", "rows"])
-def test_steps_that_cannot_be_compiled_run_as_they_are(
-    cause: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def failing(step: CompiledStep, model: Any) -> Any:
-        raise UsageError("cannot compile the decode step of this model: none", hint="")
-
-    def noisy(step: CompiledStep, model: Any) -> Any:
-        def compute(**kwargs: Any) -> Any:
-            output = model(**kwargs)
-            output.logits += torch.rand_like(output.logits) * 1e-3
-            return output
-
-        return compute
-
-    monkeypatch.setattr(CompiledStep, "of", failing if cause == "compiler" else noisy)
-    wave = mixed_wave(tmp_path)
-    told = noted(compiled_on_trial(wave))
-    assert told["engine"] == "inflight"
-    assert ("cannot compile" if cause == "compiler" else "output") in told["compiled_reason"]
-    assert len(wave.record_set("captions", THIRD).keys()) == 10
-    assert said(wave.captions(THIRD)) == said(wave.captions())
-
-
-def test_a_compiled_step_is_tried_for_many_captions_on_a_gpu() -> None:
-    many = COMPILED_CAPTIONS
-    found = compiled_engine(AUTO, many, "cuda:0")
-    assert found is not None and found.compiled
-    assert not compiled_engine(AUTO, many - 1, "cuda:0") and not compiled_engine(AUTO, many, "cpu")
-    for choice in (AUTO_SHARED, *ENGINES):
-        assert not compiled_engine(choice, many, "cuda:0")
-
-
-@compiling
-@pytest.mark.slow
-def test_a_job_that_tries_compiled_steps_makes_the_captions_of_one_that_requests_them(
-    tmp_path: Path,
-) -> None:
-    wave = mixed_wave(tmp_path, dtype="bfloat16")
-    assert noted(compiled_on_trial(wave))["engine"] == "inflight-compiled"
-    in_slots(wave, "aa" * 32, engine="inflight-compiled")
-    records = wave.record_set("captions", COMPILED)
-    meta = [records.meta(f"fast-caption-{n}") for n in range(10)]
-    assert said(meta) == said(wave.captions("aa" * 32))
 
 
 @pytest.mark.slow

@@ -16,18 +16,18 @@ from artifacts.captions import CONFIDENCE
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.packs import DamagedRecord, Record, RecordSet
 from artifacts.store import open_store
+from benchmarks._words import hf
 from penstock_demo import CHECKPOINT
 from stages.decode.answers import open_records
 from stages.decode.engines import transformers
 from stages.decode.generation import DecodeItem, DecodeJob
 from stages.decode.protocol import longest_first, rebatch
-from stages.decode.run import run as decode
 from stages.models.half_job import HalfJob
 from stages.models.halves.offload import new_tokens
 from stages.models.processors.prepare import Clip, load_processor
 from tests.support.checkpoints import whole_checkpoint
 from tests.support.clips import PROMPTS, clips, joint_inputs, joint_model
-from tests.support.families import BUILDERS, checkpoint, decisive, hf
+from tests.support.families import BUILDERS, checkpoint, decisive
 from tests.support.tiny_families.queries import T5
 from tests.support.waves import (
     CAPTIONS,
@@ -41,7 +41,6 @@ from tests.support.waves import (
     mixed_wave,
     noted,
     said,
-    told_by,
     words,
 )
 
@@ -266,17 +265,8 @@ def test_who_was_talkative_comes_first_and_after_those_of_whom_nothing_is_known(
     assert longest_first(BATCHES, {"z": 9}) == BATCHES
 
 
-def test_a_caption_by_compiled_steps_answers_without_a_fallback_engine(tmp_path: Path) -> None:
-    wave = Wave(tmp_path, CHECKPOINT, [clips("image", 1)], engine="inflight")
-    wave.record_set("captions", OTHER).publish([Record(key="compiled", meta={"caption": "A dot."})])
-    job = wave.to_decode(PROMPTS) | {"compiled_namespace": OTHER}
-    job["batches"] = [[item._replace(compiled="compiled") for item in job["batches"][0]]]
-    told = told_by(decode, job)
-    assert [event["items"] for event in told if event["event"] == "total"] == [0]
-
-
 def test_a_failure_is_stored_for_each_engine_under_its_own_key(tmp_path: Path) -> None:
-    item = DecodeItem("own", "features", "What?", fallback_key="other", compiled="third")
+    item = DecodeItem("own", "features", "What?", fallback_key="other")
     half = HalfJob(model="", device="cpu", dtype="float32")
     job = DecodeJob(
         half=half,
@@ -287,10 +277,9 @@ def test_a_failure_is_stored_for_each_engine_under_its_own_key(tmp_path: Path) -
         max_new_tokens=1,
         engine="auto",
         fallback_namespace=OTHER,
-        compiled_namespace=THIRD,
     )
     _, answers = open_records(job, open_store(job.store))
     answers.fail(item, {"kind": "model"})
-    found = [RecordSet(open_store(job.store), "failures", n) for n in (CAPTIONS, OTHER, THIRD)]
-    assert [each.keys() for each in found] == [{"own"}, {"other"}, {"third"}]
+    found = [RecordSet(open_store(job.store), "failures", n) for n in (CAPTIONS, OTHER)]
+    assert [each.keys() for each in found] == [{"own"}, {"other"}]
     assert answers.missing([item]) == []

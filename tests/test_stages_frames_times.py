@@ -14,7 +14,6 @@ import pytest
 
 from artifacts.schema import ChunkIndex, FrameFit, Sampling
 from flows.results.thumbnails import shown_at
-from stages.frames.clip_copy import ClipCutter
 from stages.frames.video import Video
 from stages.sift.run import SampledVideo
 from tests.support.container_cells import Feature, read_by_ffmpeg
@@ -187,14 +186,6 @@ def test_shots_of_a_late_track_have_its_times_also_when_resumed(tmp_path: Path) 
     assert rest.index == whole[1]
 
 
-def test_a_clip_of_a_late_track_holds_the_frames_of_its_time(tmp_path: Path) -> None:
-    path = write_video(tmp_path / "a.mp4", **LATE)
-    made = ClipCutter(path).copy(5.5, 6.2, tmp_path / "clip")
-    wanted = [f.digest for f in decode_plainly(path)[15:36]]
-    found = [f for f in decode_plainly(tmp_path / made["file"]) if f.seconds >= made["start"]]
-    assert [f.digest for f in found] == wanted
-
-
 def test_samples_of_a_late_track_count_from_its_first_frame(tmp_path: Path) -> None:
     path = write_video(tmp_path / "a.mp4", **LATE)
     with SampledVideo(path, threads=1) as video:
@@ -202,17 +193,6 @@ def test_samples_of_a_late_track_count_from_its_first_frame(tmp_path: Path) -> N
         meta = video.meta()
     assert (meta["start"], meta["seconds"]) == (5.0, 2.0)
     assert part.column("time").tolist() == pytest.approx([0.0, 0.5, 1.0, 1.5])
-
-
-@pytest.mark.parametrize("suffix", [*CONTAINERS, "avi"])
-def test_a_thumbnail_shows_the_frame_of_its_time(tmp_path: Path, suffix: str) -> None:
-    options: dict[str, Any] = LATE if suffix != "avi" else {"ticks": range(60)}
-    path = write_video(tmp_path / f"a.{suffix}", **options)
-    offset = indexes(path)[0][0].start
-    for at in (0, 17, 40, 59):
-        pixels = shown_at(path, offset + at / 30)[0].to_ndarray(format="rgb24")
-        away = [np.abs(pixels.astype(int) - picture(other)).mean() for other in range(60)]
-        assert int(np.argmin(away)) == at
 
 
 REORDERED: dict[str, tuple[str, dict[str, str] | None]] = {

@@ -13,6 +13,8 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from artifacts.errors import UsageError
+from benchmarks._plan_cases import CASES, make_folder, plan_case
+from benchmarks._words import hf, template, words
 from flows.cli.main import main
 from flows.machine.launch import DirectLauncher
 from scripts.model_table import unsupported_section
@@ -20,10 +22,9 @@ from stages.models import describe, load_half, resolve_model
 from stages.models.hub.checkpoint import CONVERTED, NEAREST, refuse_original
 from stages.models.hub.resolve import find_model
 from stages.models.hub.unsupported import UNSUPPORTED, UnsupportedForm, refuse_unsupported
-from tests.support.families import change_config, change_weights, copy_of, hf, template, words
+from tests.support.families import change_config, change_weights, copy_of
 from tests.support.hub import Repository, client, serve, use_cache
 from tests.support.inside import InsideLauncher
-from tests.support.plan_cases import CASES, make_folder, plan_case
 from tests.support.tiny_families import FAMILIES
 
 METHODS: dict[str, dict[str, Any]] = {

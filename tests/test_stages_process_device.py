@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from artifacts.errors import EnvironmentFault, OutOfMemory, StageDied
 from flows.cli.doctor_command import _device
@@ -364,3 +365,15 @@ def test_doctor_names_it_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(unused_gpu, "__defaults__", (card(tmp_path, "0000:03:00.0", AMD, 8 << 30),))
     (line,) = _device("cpu")
     assert "there is a GPU by AMD, which is not supported" in line
+
+
+@pytest.mark.parametrize("budget", [0, 1 << 30])
+def test_streams_and_events_of_a_stage_are_of_its_device(
+    budget: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen: list[str] = []
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setattr(memory_limit, "limit_device", lambda *given: given)
+    monkeypatch.setattr(memory_limit, "_device_limits", [])
+    memory_limit.enforce("cuda:1", budget, "bfloat16")
+    assert chosen == ["cuda:1"]

@@ -136,8 +136,7 @@ class EngineOptions(OptionGroup):
         ),
     ] = AUTO
     """Decode engine: `inflight`, `transformers`, `inflight-compiled`, or `auto`, which is inflight
-    if a check shows the same output, else transformers. On a GPU `auto` compiles the steps of large
-    jobs."""
+    if a check shows the same output, else transformers."""
     slots: Annotated[
         int,
         Option("captions decoded at once [on a GPU up to 64, else a batch]", MEMORY, "N", least=0),

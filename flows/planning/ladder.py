@@ -114,7 +114,7 @@ def sizes(largest: int) -> list[int]:
 
 
 KIND = "rungs"
-OUTPUT_VERSION = 4
+OUTPUT_VERSION = 5
 """Version, raised when stages come to use another amount of memory on the same rung."""
 BUDGET_TOLERANCE = 1.05
 """Factor by which a budget may be larger and still count as the same: free memory varies between

@@ -57,8 +57,6 @@ class Workload:
     """Number of tiles per image, the whole image included."""
     stored_frames: int = 0
     """Stored frames, if the model sees fewer; 0: the same as `frames`."""
-    captions: int = 0
-    """Number of captions of the whole job, of all kinds."""
 
     def rows(self, batch: int, frames: int = 0) -> int:
         """Return the chunks per batch, at most `batch`, with at most `frames` frames (0: any)."""
@@ -106,7 +104,6 @@ def workloads_of(
     """Return the workloads of a job's media, given an estimate of each medium. For each kind, they
     are the chunk with most encoded pixels and, if it differs, the one with the largest frames."""
     found: list[Workload] = []
-    captions = sum(each.chunks for each in expected)
     for kind, of_kind in _by_kind(media, expected):
         chunks = sum(e.chunks for _, e in of_kind)
         prompt = max((m.prompt for m, _ in of_kind), key=len)
@@ -115,7 +112,7 @@ def workloads_of(
         for estimate in {id(e): e for e in (largest, widest)}.values():
             workload = _of_estimate(model, kind, chunks, estimate, prompt)
             parts = max(e.parts for _, e in of_kind)
-            found.append(replace(workload, parts=parts, captions=captions))
+            found.append(replace(workload, parts=parts))
     return found
 
 

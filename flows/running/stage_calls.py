@@ -19,7 +19,6 @@ from flows.machine.launch import StageCall
 from flows.options.model import EndpointOptions
 from flows.options.text import EngineOptions
 from flows.pipelines import STAGES
-from flows.planning.costs.decode import compiles
 from flows.planning.ladder import Rung
 from flows.running.batches import pass_rows
 from stages.ask import AskItem, AskJob
@@ -59,8 +58,6 @@ class StageCallBuilder:
 
     def __init__(self, job: Job) -> None:
         self.job = job
-        self.may_compile = True
-        """Whether decode steps may be compiled without a request; not after that has failed."""
         self.sequence_tokens = 0
         """Planned tokens of the longest sequence; 0: unknown."""
         self.seen: dict[str, list[str]] = {}
@@ -93,19 +90,16 @@ class StageCallBuilder:
         batches: Sequence[Sequence[Task]],
         rung: Rung,
         fallback_batch: int = 0,
-        captions: int = 0,
     ) -> StageCall:
         """Return the call that makes the records of these batches, which share one variant.
         `fallback_batch` is the largest batch for an engine without slots on this rung (0: the same
-        size). `captions` is the number of captions of the wave, made or not: if there are enough,
-        the decode step may be compiled."""
+        size)."""
         request = JobRequest(
             stage=stage,
             rung=rung,
             variant=batches[0][0].namespaces,
             batches=batches,
             fallback_batch=fallback_batch,
-            captions=captions,
         )
         return self._call(stage, self._make(request))
 
@@ -206,15 +200,13 @@ class StageCallBuilder:
         stage: StageSpec,
         task: Task,
         other: Variant | None = None,
-        compiled: Variant | None = None,
     ) -> DecodeItem:
-        """Return the decode item of a chunk. It also holds the chunk's keys in these equivalent
-        variants."""
+        """Return the decode item of a chunk. It also holds the chunk's key in the variant of the
+        fallback engine."""
         item = DecodeItem(task[stage.writes], task[stage.reads], task.prompt)
         in_variant = self.job.ledger.in_variant
         return item._replace(
             fallback_key=in_variant(task, other)[stage.writes] if other else "",
-            compiled=in_variant(task, compiled)[stage.writes] if compiled else "",
             kind=task.medium.kind,
         )
 
@@ -230,8 +222,7 @@ class JobRequest:
     batches: Sequence[Sequence[Task]] = ()
     """Its work; empty: it arrives later, over a pipe."""
     fallback_batch: int = 0
-    captions: int = 0
-    """Both as in `StageCallBuilder.media_call`."""
+    """As in `StageCallBuilder.media_call`."""
     stores: WorkerStores = WorkerStores()
     """Record locations of a worker process."""
 
@@ -285,6 +276,7 @@ def _decode_job(calls: StageCallBuilder, request: JobRequest) -> DecodeJob:
         prefill=rung.prefill,
         kv=rung.kv,
         engine=settings.engine,
+        sequence_tokens=calls.sequence_tokens,
         rows_namespace=_rows_namespace(job, settings),
     )
     if not request.batches:  # a worker process
@@ -295,36 +287,20 @@ def _decode_job(calls: StageCallBuilder, request: JobRequest) -> DecodeJob:
             slots=rung.batch if rung.in_slots else 0,
             other_features=sorted(answering - {made.features_namespace}),
         )
-    other = compiled = None
-    if stage is job.pipeline[-1]:
-        other = job.ledger.other_engine_variant(variant)
-        compiled = _compiled_variant(calls, request)
+    is_last = stage is job.pipeline[-1]
+    other = job.ledger.other_engine_variant(variant) if is_last else None
     tasks = [task for batch in request.batches for task in batch]
     return replace(
         made,
         batches=[
-            [calls.decode_item(stage, task, other, compiled) for task in batch]
-            for batch in request.batches
+            [calls.decode_item(stage, task, other) for task in batch] for batch in request.batches
         ],
         fallback_namespace=other[stage.writes] if other else "",
-        compiled_namespace=compiled[stage.writes] if compiled else "",
         fallback_batch=request.fallback_batch,
         previous_lengths=previous_lengths(job.ledger, tasks, stage) if rung.in_slots else {},
         slots=calls.slots(rung, len(tasks)),
         rung_slots=rung.batch if job.device != "cpu" else 0,
     )
-
-
-def _compiled_variant(calls: StageCallBuilder, request: JobRequest) -> Variant | None:
-    """Return the variant of captions by compiled steps if they are worth a trial."""
-    job, rung = calls.job, request.rung
-    settings = settings_on(job.model, rung)
-    if settings is None or not compiles(rung, settings, request.captions, job.device):
-        return None
-    engine, variant = settings.choice[0], job.ledger.engine_variant
-    if not calls.may_compile or variant(request.variant, engine.name) != request.variant:
-        return None
-    return variant(request.variant, engine.compiled_form)
 
 
 def _rows_namespace(job: Job, settings: PartSettings) -> str:

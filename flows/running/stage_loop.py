@@ -16,7 +16,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from artifacts.errors import CannotFit, PenstockError, StageDied, UsageError
+from artifacts.errors import CannotFit, PenstockError, StageDied
 from artifacts.schema import Part
 from flows.job.prepare import Job
 from flows.ledger.tasks import Medium, Task
@@ -125,7 +125,7 @@ class StageLoop:
         while (attempt := start()) is not None:
             try:
                 (wait or self.wait)(attempt)
-            except (CannotFit, StageDied, UsageError) as error:
+            except (CannotFit, StageDied) as error:
                 if is_solved(attempt, error):
                     continue
                 if not isinstance(error, CannotFit):

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from artifacts.errors import CannotFit, PenstockError, StageDied, UsageError
+from artifacts.errors import CannotFit, PenstockError, StageDied
 from artifacts.packs import Record
 from artifacts.stamps import CHANGED, CHANGED_HINT, CHANGED_MESSAGE
 from flows.job.prepare import Job
@@ -44,7 +44,6 @@ from flows.running.overlap import Overlap
 from flows.running.stage_calls import StageCallBuilder, settings_on
 from flows.running.stage_loop import Attempt, StageLoop, crash_suspects
 from stages.ask import UNANSWERED
-from stages.decode.generation import DecodeJob
 from stages.frames.medium import CRASHED, UNSTORED_KINDS
 from stages.process.events import StageOutcome, TooLarge
 from stages.process.exit_diagnosis import is_crash
@@ -348,25 +347,14 @@ class StageRunner:
         read.remove(t[stage.reads] for t in consumed if t.medium.digest not in needed)
 
     def _run_until_done(self, stage: StageSpec, wave: list[Medium]) -> None:
-        warnings: list[str] = []
-        """What is recorded with the next process."""
-
         def start() -> Attempt | None:
             work = next_work(self._job, stage, wave, self._ladder.rung(stage.name))
-            if work is None:
-                return None
-            attempt = self._start(stage, work)
-            attempt.outcome.warnings.extend(warnings)
-            warnings.clear()
-            return attempt
+            return None if work is None else self._start(stage, work)
 
         def is_solved(attempt: Attempt, error: PenstockError) -> bool:
-            is_repeated = self._stop_compiling(attempt.call, error)
-            if is_repeated:
-                warnings.append(f"{stage.name}: steps are no longer compiled: {error.message}")
-            if is_repeated or isinstance(error, CannotFit):
+            if isinstance(error, CannotFit):
                 self._look_again(attempt.outcome)
-            return is_repeated
+            return False
 
         self.loop.until_done(start, is_done=self._is_done, is_solved=is_solved)
 
@@ -401,7 +389,7 @@ class StageRunner:
         return self.loop.start(
             stage,
             rung,
-            lambda: self._calls.media_call(stage, batches, rung, fallback_batch, len(work.tasks)),
+            lambda: self._calls.media_call(stage, batches, rung, fallback_batch),
             total=work.total,
             done=work.total - work.missing,
             precision=batches[0][0].namespaces.precision,
@@ -414,7 +402,6 @@ class StageRunner:
         """Run one process over these tasks, each in a batch of its own. Return whether it fitted
         in memory."""
         batches = [[task] for task in tasks]
-        # Too few for compiled steps, whose captions are counted by the wave.
         work = StageWork(rung=rung, tasks=[], batches=batches, total=len(tasks), missing=len(tasks))
         attempt, fits = self._start(stage, work), True
         try:
@@ -423,16 +410,6 @@ class StageRunner:
             fits = False
         self._look_again(attempt.outcome)
         return fits
-
-    def _stop_compiling(self, call: StageCall, error: PenstockError) -> bool:
-        """Return whether a failed process may be repeated without compiled steps, which it compiled
-        without a request. Its captions are kept. Steps of this run are then not compiled again."""
-        if not (isinstance(call.job, DecodeJob) and call.job.compiled_namespace):
-            return False
-        if not isinstance(error, UsageError) and not is_crash(error):
-            return False
-        self._calls.may_compile = False
-        return True
 
     def begin_frames(self, wave: list[Medium]) -> None:
         """Start to cut the frames of a wave while another wave is processed."""

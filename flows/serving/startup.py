@@ -25,6 +25,7 @@ from flows.media.labels import LabelSet, label_set
 from flows.options.commands import RunOptions
 from flows.options.media import VectorSamplingOptions
 from flows.options.model import default_store
+from flows.options.text import EngineOptions
 from flows.pipelines import CAPTION, LABEL, Pipeline, parts_of
 from flows.planning.choose import PlanRequest, plan_request_of_model
 from flows.planning.ladder import Ladder, Rung
@@ -78,6 +79,10 @@ def plan_half(
     found = choose(question, job.budget, ladder.rungs, ladder.known())
     ladder.start({name: choice.chosen.rung for name, choice in found.items()})
     calls = StageCallBuilder(job)
+    # llama.cpp makes room as requests need it.
+    if not any(settings.gguf for settings in job.model.settings.get("language", ())):
+        longest = max(each.tokens for each in every)
+        calls.sequence_tokens = longest + EngineOptions.of(job.config).max_new_tokens
 
     def call(rung: Rung, pipe: str, room: int) -> StageCall:
         return replace(calls.worker_call(stage, rung, pipe, places), budget=room)

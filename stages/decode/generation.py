@@ -152,8 +152,8 @@ def _excluded(option: str, why: str) -> UsageError:
     )
 
 
-OWN, FALLBACK, COMPILED = "own", "fallback", "compiled"
-"""Engines that may answer an item: that of the job, its fallback, and that with compiled steps."""
+OWN, FALLBACK = "own", "fallback"
+"""Engines that may answer an item: that of the job, and its fallback."""
 
 
 class DecodeItem(NamedTuple):
@@ -174,13 +174,11 @@ class DecodeItem(NamedTuple):
     """Whether this is the retry of a caption that repeated itself."""
     kind: str = ""
     """`video` or `image`."""
-    compiled: str = ""
-    """Key of the caption by compiled steps, in the job's `compiled_namespace`."""
 
     @property
     def keys(self) -> dict[str, str]:
         """Return the keys of its answers by these engines."""
-        keys = {OWN: self.key, FALLBACK: self.fallback_key, COMPILED: self.compiled}
+        keys = {OWN: self.key, FALLBACK: self.fallback_key}
         return {engine: key for engine, key in keys.items() if key}
 
 
@@ -206,9 +204,6 @@ class DecodeJob:
     fallback_namespace: str = ""
     """Cache namespace of the fallback engine's captions; empty: the same namespace. Items hold the
     keys in their field `instead`."""
-    compiled_namespace: str = ""
-    """Cache namespace of captions by compiled steps, which are tried if they pass the engine check;
-    empty: they are not tried."""
     fallback_batch: int = 0
     """Maximum batch size of the fallback engine, which needs other memory; 0: unchanged."""
     live: str = ""
@@ -217,6 +212,8 @@ class DecodeJob:
     """Sequences that are decoded at once; 0: the batch size."""
     rung_slots: int = 0
     """Slots that the plan allows, however few items are left; 0: unknown."""
+    sequence_tokens: int = 0
+    """Planned tokens of the longest sequence, prompt and caption; 0: unknown."""
     rows_namespace: str = ""
     """Cache namespace of the half's number of rows per step; empty on a CPU."""
     generation: SamplingParams = field(default_factory=SamplingParams)

@@ -32,7 +32,7 @@ from artifacts.store import Store, open_store
 from artifacts.tensors import RecordGone
 from stages.decode.answers import Answers, open_records
 from stages.decode.engines import EngineSpec, engine_of, engines_for
-from stages.decode.generation import COMPILED, FALLBACK, OWN, DecodeItem, DecodeJob
+from stages.decode.generation import FALLBACK, OWN, DecodeItem, DecodeJob
 from stages.decode.json_schema import texts_within
 from stages.decode.prompts import ContextExceeded, is_repetitive
 from stages.decode.protocol import (
@@ -335,9 +335,7 @@ class BatchRun:
         """Return what is missing, grouped for the engine that runs. Its captions are made from now
         on."""
         job, answers, first = self._job, self._answers, engines_for(self._job.engine)[0]
-        if spec.compiled and not first.compiled:
-            answers.made_by = COMPILED
-        elif spec is not first:
+        if spec is not first:
             batches = rebatch(batches, job.fallback_batch)
             answers.made_by = FALLBACK if job.fallback_namespace else OWN
         batches = [batch for batch in batches if answers.missing(batch)]

@@ -110,8 +110,11 @@ def enforce(device: str, budget: int, dtype: str = "") -> None:
     the stage computes in `dtype`. Raises OutOfMemory if the budget is too small to enforce, and
     EnvironmentFault if torch uses another GPU."""
     if device.startswith("cuda"):
-        if budget and "torch" in sys.modules:
-            _device_limits.append(limit_device(device, budget, dtype))
+        if (torch := sys.modules.get("torch")) is not None:
+            if budget:
+                _device_limits.append(limit_device(device, budget, dtype))
+            # Streams, events and recordings are of the current device, which is the first of all.
+            torch.cuda.set_device(device)
         return
     start_threads()
     if budget:

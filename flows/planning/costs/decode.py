@@ -38,7 +38,6 @@ from flows.planning.terms import (
     weights,
 )
 from flows.planning.workloads import RemainingWork, Workload
-from stages.decode.engines import EngineSpec, compiled_engine, engine_of
 from stages.decode.engines.slot_load import SlotLoad
 from stages.models.gguf import ROWS
 from stages.models.prefetch import PREFETCH_BATCHES
@@ -61,21 +60,6 @@ def supports_slots(half: PartProfile, settings: PartSettings) -> bool:
     windows = {kind.window for kind in kept if kind.window}
     known = all(kind.kind in layers for kind in kept)
     return known and len(windows) < 2 and any(kind.token_bytes for kind in kept)
-
-
-def compiles(rung: Rung, settings: PartSettings, captions: int, device: str) -> bool:
-    """Return whether a process with so many captions tries compiled steps without a request. They
-    need slots, and all layers on the device."""
-    if not rung.in_slots or rung.offload or not settings.engine:
-        return False
-    return compiled_engine(settings.engine, captions, device) is not None
-
-
-def _slot_engine(rung: Rung, settings: PartSettings, workload: Workload, device: str) -> EngineSpec:
-    """Return the engine whose slots are planned: with compiled steps if they may be tried."""
-    first = settings.choice[0]
-    compiled = compiles(rung, settings, workload.captions, device)
-    return engine_of(first.compiled_form) if compiled else first
 
 
 def slot_terms(load: SlotLoad) -> Iterator[Term]:
@@ -187,7 +171,7 @@ def memory(model: Model, rung: Rung, workload: Workload, *, device: str, new: in
     )
     if rung.in_slots and half.row_memory is not None:
         load = SlotLoad(
-            engine=_slot_engine(rung, settings, workload, device),
+            engine=settings.choice[0],
             memory=half.row_memory,
             number_bytes=BYTES.get(settings.dtype, 4),
             slots=rows,

@@ -15,10 +15,6 @@ AUTO_SHARED = f"{AUTO}-shared"
 GPU_SLOTS = 64
 """Maximum number of slots on a GPU. There a step reads all weights, so 64 rows take about as long
 as 8."""
-COMPILED_CAPTIONS = 4_000
-"""Minimum number of captions of one stage process for which `auto` compiles the decode step on a
-GPU. Compiling takes 30 to 90 s. At 64 slots and 80 tokens per caption, 4,000 captions take 5,000
-steps, and a compiled step saves an estimated 10 to 15 ms of launching kernels."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,8 +55,6 @@ class EngineSpec:
     should then be adjacent."""
     multi_prompt: str = ""
     """Name of its replacement when a chunk has several prompts; empty: itself."""
-    compiled_form: str = ""
-    """Name of the same engine with a compiled step, which `auto` tries for large jobs on a GPU."""
     fallback: str = ""
     """Name of its replacement when the check fails and the user named no engine. `auto` starts with
     the first engine that has one."""
@@ -109,7 +103,6 @@ _INFLIGHT = EngineSpec(
     ),
     refused_precisions=frozenset({"int8"}),  # its 8-bit products depend on all rows
     multi_prompt="inflight-shared",
-    compiled_form="inflight-compiled",
     fallback=_TRANSFORMERS.name,
     accepted=True,
 )
@@ -124,14 +117,12 @@ ENGINES: Mapping[str, EngineSpec] = {
             offered=False,
             by_chunk=True,
             multi_prompt="",
-            compiled_form="",
         ),
         replace(
             _INFLIGHT,
             name="inflight-compiled",
             compiled=True,
             multi_prompt="",
-            compiled_form="",
             fallback="",
         ),
         EngineSpec(
@@ -166,14 +157,6 @@ def gguf_engine(choice: str) -> str:
     none."""
     allowed = ENGINES.values() if choice == AUTO else engines_for(choice)
     return next((engine.name for engine in allowed if engine.gguf), "")
-
-
-def compiled_engine(choice: str, captions: int, device: str) -> EngineSpec | None:
-    """Return the engine with a compiled step that a choice tries for so many captions, or None."""
-    first, *others = engines_for(choice)
-    if not (others and first.compiled_form and device.startswith("cuda")):
-        return None
-    return ENGINES[first.compiled_form] if captions >= COMPILED_CAPTIONS else None
 
 
 def accepted_by(name: str) -> tuple[EngineSpec, ...]:

@@ -42,6 +42,20 @@ class Gpu:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class GraphFaults:
+    """What goes wrong with CUDA graphs in a process. Recordings and replays are counted from 1."""
+
+    failing: tuple[int, ...] = ()
+    """Recordings that end with an error of the driver."""
+    short: tuple[int, ...] = ()
+    """Recordings during which memory runs out."""
+    other: tuple[int, ...] = ()
+    """Recordings whose replays compute something else."""
+    replay: int = 0
+    """The replay that ends with an error; 0: none."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Machine:
     """Its cards and the state that its driver is in."""
 
@@ -68,6 +82,7 @@ class Machine:
     lazy_bytes: int = 24 * MIB
     """What the first matrix product, and the first convolution, in each dtype takes of a card
     beside what torch's allocator knows of."""
+    graphs: GraphFaults = GraphFaults()
     own_pid_as: int = 0
     """The number under which the driver lists a process that asks for its own, and the next ones
     for further contexts; 0: its own number. Others than that are of another namespace."""
@@ -104,7 +119,10 @@ def read_machine() -> Machine:
         parts = tuple(Slice(**{**part, "others": _pids(part["others"])}) for part in gpu["mig"])
         more = {"mig": parts, "others": _pids(gpu["others"])}
         gpus.append(Gpu(**{**gpu, **more, "capability": tuple(gpu["capability"])}))
-    return Machine(**{**told, "gpus": tuple(gpus), "cuda_order": tuple(told["cuda_order"])})
+    order, faults = tuple(told["cuda_order"]), told["graphs"]
+    faults = {name: tuple(v) if isinstance(v, list) else v for name, v in faults.items()}
+    graphs = GraphFaults(**faults)
+    return Machine(**{**told, "cuda_order": order, "graphs": graphs, "gpus": tuple(gpus)})
 
 
 def hold(pid: int, uuid: str, size: int, at: Path, base: int | None = None) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from tests.support.fake_gpu import graphs
 from tests.support.fake_gpu.holding import holding
 from tests.support.fake_gpu.state import log, read_machine
 from tests.support.fake_gpu.torch_tensors import on_card
@@ -216,15 +217,18 @@ def patch_cuda() -> None:
         Stream, Event,
     )  # fmt: skip
     given: dict[str, Any] = {thing.__name__: thing for thing in ours}
-    given |= dict.fromkeys(("manual_seed", "manual_seed_all", "set_device"), lambda *_: None)
+    given |= dict.fromkeys(("manual_seed", "manual_seed_all"), lambda *_: None)
+    given |= graphs.REPLACED
+    graphs.happened.faults = lambda: read_machine().graphs
+    graphs.happened.log = log
     given |= {
         "memory_reserved": memory_allocated,
         "max_memory_reserved": max_memory_allocated,
         "default_stream": current_stream,
         "device": CardContext,
+        "set_device": lambda device: log("set_device", device),
         "current_device": current_device,
         "is_initialized": lambda: holding.made,
-        "is_current_stream_capturing": lambda: False,
         "init": holding.use,
         "_lazy_init": holding.use,
     }

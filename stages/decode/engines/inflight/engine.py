@@ -34,10 +34,10 @@ from artifacts.errors import PenstockError, UsageError
 from artifacts.packs import Record, RecordSet
 from artifacts.plurals import counted
 from artifacts.store import open_store
-from stages.decode.engines import AUTO, ENGINES, engines_for
+from stages.decode.engines import AUTO, engines_for
 from stages.decode.engines.inflight.cache_layers import UnsupportedCacheError
 from stages.decode.engines.inflight.compiled import CompiledStep, graph_note
-from stages.decode.engines.inflight.pool import Pool, make_pool, pays_for_rows
+from stages.decode.engines.inflight.pool import Pool, pays_for_rows
 from stages.decode.engines.inflight.pool_shape import (
     CHECK_TOKENS,
     GPU_STEP_ROWS,
@@ -48,12 +48,14 @@ from stages.decode.engines.inflight.pool_shape import (
     PoolShape,
     candidate_layouts,
     check_shapes,
+    columns_for,
 )
 from stages.decode.engines.inflight.prefill import (
     PrefilledSequence,
     SharedPrefix,
     prefill_row,
 )
+from stages.decode.engines.inflight.recorded import StepRecorder, make_pool, recorder_for
 from stages.decode.engines.inflight.scheduler import (
     InflightScheduler,
     RequestPrefetcher,
@@ -258,6 +260,30 @@ def _teacher_force(
     return seen
 
 
+def recorded_difference(
+    layout: PoolLayout,
+    slots: int,
+    row: PrefilledSequence,
+    other: PrefilledSequence,
+    reference: ReferenceOutput,
+) -> str:
+    """Return why steps of this layout cannot be recorded; empty if two sequences, one of them in a
+    slot that was cleared and filled again, have the same logits in a recorded pool as in another.
+    Raises out-of-memory errors."""
+    if layout.aligned:
+        return "aligned slots move in the cache at each step"
+    recorder = StepRecorder()
+    shape, _ = check_shapes(layout, slots, max(row.tokens, other.tokens))
+
+    def logits(pool: Pool) -> list[torch.Tensor]:
+        first = _teacher_force(row, reference, pool, 0, other)
+        return first + _teacher_force(other, reference, pool, shape.slots - 1, row)
+
+    expected = logits(make_pool(row, shape))
+    same = _same(expected, logits(make_pool(row, shape, recorder)))
+    return recorder.reason or ("" if same else "a recorded pool gives other logits")
+
+
 def _same(first: Sequence[torch.Tensor], second: Sequence[torch.Tensor]) -> bool:
     return all(torch.equal(left, right) for left, right in zip(first, second, strict=True))
 
@@ -285,14 +311,13 @@ class InflightEngine:
         self._prefix = SharedPrefix() if self._engine.by_chunk else None
         """KV cache of the prefix that prompts of one chunk share; None: each prompt is prefilled
         whole."""
-        self._compiled_reason = ""
-        """Why steps are not compiled although the job asks to try it."""
         self._no_prefix_reason = ""
         """Why prompts are prefilled whole although the engine can share prefixes."""
         self._stored_rows: StoredStepRows | None = None
         """The number of rows per step of this half; None on a CPU, where it depends on the job."""
         if job.rows_namespace:
             self._stored_rows = StoredStepRows(job.store, job.rows_namespace)
+        self._recorder = None if self._engine.compiled else recorder_for(job.half)
         self._scheduler: InflightScheduler | None = None
         self._on_partial: OnPartial | None = None
 
@@ -305,8 +330,6 @@ class InflightEngine:
         self._check = self._run_check(request)
         release_memory()  # the check's pools are no longer needed
         if not self._check.reason:
-            if self._job.compiled_namespace:
-                self._try_compiled(request)
             return self._engine.name
         if len(engines_for(self._job.engine)) == 1:
             raise UsageError(
@@ -314,24 +337,6 @@ class InflightEngine:
                 hint=f"Use --engine {AUTO} or {self._transformers.name}",
             )
         return self._transformers.name
-
-    def _try_compiled(self, request: DecodeRequest) -> None:
-        """Continue with a compiled step if it passes the check with the number of rows that the
-        plain step passed with."""
-        plain, found = self._engine, self._check
-        self._engine = ENGINES[plain.compiled_form]
-        self._step = CompiledStep(self._job.half.device)
-        try:
-            compiled = self._run_check(request)
-        except UsageError as error:  # no compiler, or it cannot compile the model
-            compiled = EngineCheck(reason=error.message)
-        if compiled.reason:
-            self._compiled_reason = compiled.reason
-            self._engine, self._step = plain, None
-            torch.compiler.reset()
-        else:
-            self._check = replace(compiled, rejected=found.rejected)
-        release_memory()
 
     def refusal(self, request: DecodeRequest) -> UsageError | None:
         return self._transformers.refusal(request)
@@ -348,8 +353,7 @@ class InflightEngine:
             found |= {"slots": self._scheduler.slots, "row_steps": usage.steps}
             found |= {"aligned": True} if self._check.layout.aligned else {}
             found |= {"row_steps_used": usage.used}
-        if self._compiled_reason:
-            found |= {"compiled_reason": self._compiled_reason}
+        found |= self._recorder.stats() if self._recorder else {}
         if self._engine.compiled:
             found |= graph_note(self._job.half.device)
         if self._engine.by_chunk:
@@ -425,6 +429,7 @@ class InflightEngine:
             slots=slot_count(self._job),
             lag=int(self._job.half.device != "cpu"),
             on_token=self._send_partial if self._on_partial else None,
+            recorder=self._recorder,
         )
 
     def _send_partial(self, state: SequenceState) -> None:
@@ -521,13 +526,18 @@ class InflightEngine:
             self._stored_rows.keep(found.layout.rows)
             if not is_only_engine and not self._engine.by_chunk:
                 found = self._compare_with_batches(found)
+        if self._recorder and not self._recorder.reason and not found.reason:
+            check = partial(recorded_difference, found.layout, slots, row, other, reference)
+            reasons, message = catch_oom(check)
+            if reason := message or "".join(reasons):
+                self._recorder.stop(reason)
+            else:
+                columns = columns_for(self._job.sequence_tokens)
+                found = replace(found, layout=replace(found.layout, rounded_to=columns))
         return found
 
     def _rows_to_check(self, row: PrefilledSequence) -> Sequence[int]:
-        """Return the fixed numbers of rows to check, the best first; none on a CPU. A compiled step
-        on trial has the rows that the plain step passed with."""
-        if self._step is not None and self._job.compiled_namespace:
-            return (self._check.layout.rows,)
+        """Return the fixed numbers of rows to check, the best first; none on a CPU."""
         if self._job.half.gguf:
             return (ROWS,)
         rows = self._stored_rows.candidates() if self._stored_rows else ()

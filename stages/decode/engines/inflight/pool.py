@@ -20,6 +20,8 @@ The slot caches are the KV-cache storage of the pool, in tensors of a fixed shap
 7. The cross-attention cache holds encoder states and their mask per slot. An empty slot sees one
    column of zeros, because attention over no column gives NaN.
 8. Resizing changes the number of columns and keeps the running sequences.
+9. A step binds no tensor anew: it writes into those that are there, so it can be recorded. The
+   right-aligned cache does not, and its steps never are.
 """
 
 import copy
@@ -293,17 +295,6 @@ def _last(part: torch.Tensor, columns: int) -> torch.Tensor:
 
 
 Pool: TypeAlias = "SlotPool | GgufPool"
-
-
-def make_pool(template: PrefilledSequence, shape: PoolShape) -> Pool:
-    """Return a pool for sequences like `template`, in torch or in llama.cpp. Raises
-    UnsupportedCacheError and out-of-memory errors."""
-    if getattr(template.cache, "decoder", None) is None:
-        return SlotPool(template, shape)
-
-    from stages.decode.engines.inflight.gguf_pool import GgufPool
-
-    return GgufPool(template, shape)
 
 
 class SlotPool:

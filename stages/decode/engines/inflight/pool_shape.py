@@ -68,12 +68,19 @@ class PoolLayout:
     """Whether all sequences end at the last column."""
     compiled: bool = False
     """Whether the step is compiled, once per shape."""
+    rounded_to: int = 0
+    """Columns up to which widths are rounded, because steps are recorded once per shape; 0: they
+    are not rounded. The plan counts so many, so rounding takes no slot."""
 
     def columns(self, tokens: int) -> int:
         """Return the columns of a pool for sequences of at most `tokens` tokens. For compiled steps
-        they double, so there are few shapes. Aligned ones grow by whole blocks, so a sequence is
-        split at the same places whatever the width."""
+        they double, so there are few shapes; for recorded ones there are four widths up to twice as
+        many. Aligned ones grow by whole blocks, so a sequence is split at the same places whatever
+        the width."""
         found = columns_for(tokens)
+        if self.rounded_to:
+            step = max(COLUMN_MULTIPLE, (1 << (found - 1).bit_length()) // 8)
+            return max(found, min(-(-found // step) * step, self.rounded_to))
         if self.compiled:
             return COLUMN_MULTIPLE << (found // COLUMN_MULTIPLE - 1).bit_length()
         return -(-found // BLOCK) * BLOCK if self.aligned and found > BLOCK else found
@@ -133,6 +140,9 @@ COPIED_LAYERS = frozenset({"DynamicIndexedLayer"})
 COMPILER_BYTES, COMPILED_LAYER_BYTES = 190 << 20, 5 << 20
 """Memory of torch's compiler, and per layer of a step, in bytes. Measured: 200 MiB for the demo's 4
 layers, 300 MiB for 24 layers."""
+GRAPH_BYTES = 80 << 20
+"""Memory of a recorded step besides its numbers, in bytes: kernels, a workspace of cuBLAS for its
+stream, weights of a layer in 16 bit. Measured on an H200: 44 to 86 MiB with the numbers."""
 
 
 def slot_terms(load: SlotLoad) -> Iterator[SlotTerm]:
@@ -165,6 +175,9 @@ def slot_terms(load: SlotLoad) -> Iterator[SlotTerm]:
         yield SlotTerm("kv", shared, why)
     if load.engine.compiled:
         yield compiler_term(memory, load.device)
+    elif fixed:
+        why = f"a recorded step of {counted(pool.rows, 'row')}, and its graph"
+        yield SlotTerm("workspace", step + GRAPH_BYTES, why)
 
 
 def compiler_term(memory: RowMemory, device: str) -> SlotTerm:

@@ -35,9 +35,10 @@ import torch
 from artifacts.captions import Ended
 from artifacts.errors import UsageError
 from stages.decode.confidence import Confidence, token_scores
-from stages.decode.engines.inflight.pool import Pool, make_pool
+from stages.decode.engines.inflight.pool import Pool
 from stages.decode.engines.inflight.pool_shape import PoolLayout
 from stages.decode.engines.inflight.prefill import PrefilledSequence
+from stages.decode.engines.inflight.recorded import StepRecorder, make_pool
 from stages.decode.engines.inflight.selection import RowRules, TokenSelection
 from stages.decode.prompts import ContextExceeded
 from stages.decode.protocol import DecodeRequest
@@ -206,10 +207,13 @@ class InflightScheduler:
         slots: int,
         lag: int = 0,
         on_token: Callable[[SequenceState], None] | None = None,
+        recorder: StepRecorder | None = None,
     ) -> None:
         """Schedule at most `slots` sequences, or fewer if `layout` has fewer rows. Tokens are read
-        `lag` steps after they were computed. `on_token` gets each sequence after a new token."""
+        `lag` steps after they were computed. `on_token` gets each sequence after a new token.
+        `recorder` records the steps; None: they are computed one by one."""
         self._on_token = on_token
+        self._recorder = recorder
         self._prefill = prefill
         self._oom_retry = oom_retry
         self._lag = lag
@@ -246,7 +250,8 @@ class InflightScheduler:
 
     def run_alone(self, request: DecodeRequest) -> SequenceState:
         """Decode one request in a one-slot pool. Raises out-of-memory errors."""
-        lone = InflightScheduler(self._prefill, self._oom_retry, self._layout, slots=1)
+        parts = self._prefill, self._oom_retry, self._layout
+        lone = InflightScheduler(*parts, slots=1, recorder=self._recorder)
         lone.usage = self.usage
         state = lone._assign_slot(request, self._prefill(request))
         ended = [*lone._collect_tokens()]
@@ -344,7 +349,8 @@ class InflightScheduler:
         columns = self._layout.columns(max([max_length, *lengths]))
         if self._pool is None:
             self._running = [None] * self.slots
-            self._pool = make_pool(sequence, self._layout.pool(self.slots, columns))
+            shape = self._layout.pool(self.slots, columns)
+            self._pool = make_pool(sequence, shape, self._recorder)
         elif not columns <= self._pool.shape.columns < 2 * columns:
             self._pool.resize(columns)
 

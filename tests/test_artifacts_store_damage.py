@@ -6,7 +6,6 @@ import os
 import random
 import shutil
 from collections.abc import Callable
-from itertools import cycle
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,6 @@ from artifacts.errors import EnvironmentFault
 from artifacts.keys import ContentDigests
 from artifacts.packs import DamagedRecord, Record, RecordSet, verify
 from artifacts.store import FolderStore
-from flows.cli.main import main
 from flows.machine.leases import running_jobs
 from flows.upkeep.cache import collect
 from penstock_demo.clips import write_clips
@@ -133,19 +131,6 @@ def test_what_was_changed_is_noticed_and_made_again(
     again = RecordSet(store, "k", NAMESPACE)
     again.publish(list(records.values()))
     assert all(again.read(key).payload == record.payload for key, record in records.items())
-
-
-@pytest.mark.parametrize("number", range(2))
-@pytest.mark.parametrize("change", CHANGES)
-def test_verify_finds_it_and_leaves_the_others(tmp_path: Path, change: Change, number: int) -> None:
-    store = FolderStore(tmp_path)
-    put(store)
-    draw = seeded("verify", change.__name__, number)
-    name = draw.choice(list(store.list("k")))
-    before = changed(store.local / name, change, draw)
-    bad = [found for found, good in verify(store) if not good]
-    assert bad == [name] or (not bad and (store.local / name).read_bytes().startswith(before))
-    assert len(list(store.list("k"))) == 3 - len(bad)
 
 
 @pytest.mark.parametrize("odd", ODD)
@@ -279,30 +264,6 @@ def copy(captioned: Path, tmp_path: Path) -> Path:
 
 def captions(folder: Path) -> str:
     return (folder / "out" / "captions.jsonl").read_text().replace(str(folder), "")
-
-
-BOOKS = (
-    "digests.jsonl", "written.jsonl", "jobs", "tmp", "claims", "quarantine", "logs", "cards",
-    "media",
-)  # fmt: skip
-PAIRS = [*zip(BOOKS, cycle(("fifo", "folder", "link to nothing", "link to itself")))]
-
-
-@pytest.mark.parametrize(("book", "odd"), [*PAIRS, ("digests.jsonl", "folder"), ("cards", "fifo")])
-def test_a_command_over_a_store_with_something_odd_in_it_ends_in_words(
-    captioned: Path, copy: Path, book: str, odd: str
-) -> None:
-    path = copy / "store" / book
-    if path.is_dir():
-        shutil.rmtree(path)
-    path.write_bytes(b"")
-    replaced(path, odd)
-    outcome = run(copy)
-    outcome.holds(0, 5)
-    for action in (("verify",), ("ls",), ("gc", "--max", "1TB")):
-        assert main(["cache", *action, "--store", str(copy / "store")]) in (0, 1, 5)
-    if outcome.code == 0:
-        assert captions(copy) == captions(captioned)
 
 
 @pytest.mark.parametrize("number", range(4))

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 import transformers
 
-from tests.support import plan_processors
-from tests.support.families import LLAVA_TEMPLATE, QWEN_TEMPLATE, SMOL_TEMPLATE, template, words
-from tests.support.plan_cases import write_header
+from benchmarks import _processors as plan_processors
+from benchmarks._plan_cases import write_header
+from benchmarks._words import LLAVA_TEMPLATE, QWEN_TEMPLATE, SMOL_TEMPLATE, template, words
 
 hf: Any = transformers
 FACTS = Path(__file__).with_suffix(".json")

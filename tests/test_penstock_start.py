@@ -17,7 +17,6 @@ from PIL import Image
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from artifacts.errors import UsageError
-from flows.console.lines import shortened
 from flows.deployments.server import client_settings, databases, own_login
 from flows.planning.machine import find_machine
 from stages.process.fork_client import child_environment
@@ -261,11 +260,6 @@ def test_a_script_works_in_its_clone_whatever_cdpath_is(script: str) -> None:
     assert "unset CDPATH" in lines[:at]
 
 
-@pytest.mark.parametrize("width", range(-1, 6))
-def test_a_text_is_shortened_to_any_width(width: int) -> None:
-    assert len(shortened("a long name", width)) <= max(0, width)
-
-
 def test_a_wrong_setting_of_prefect_is_named(tmp_path: Path) -> None:
     words = ["caption", str(tmp_path), "--prefect", "--out", str(tmp_path / "out")]
     done = subprocess.run(
@@ -412,11 +406,6 @@ def caption(folder: Path, *before: str, after: str = "", **variables: str) -> st
     return f"{done.returncode} {state}"
 
 
-@pytest.mark.slow
-def test_a_daemon_without_streams_makes_captions(tmp_path: Path) -> None:
-    assert caption(tmp_path, after="<&- >&- 2>&-") == "0 done"
-
-
 LIBRARY = """
 #include <stdio.h>
 __attribute__((constructor)) static void run(void) { fclose(fopen("FILE", "w")); }
@@ -432,11 +421,6 @@ def test_no_library_of_the_current_folder_is_loaded(tmp_path: Path) -> None:
     completed(["cc", "-shared", "-fPIC", "-o", library, tmp_path / "a.c"], check=True)
     assert caption(tmp_path) == "0 done"
     assert not loaded.exists(), f"a stage loaded {library}"
-
-
-@pytest.mark.slow
-def test_a_shell_that_optimizes_python_makes_captions(tmp_path: Path) -> None:
-    assert caption(tmp_path, PYTHONOPTIMIZE="2") == "0 done"
 
 
 @pytest.mark.slow

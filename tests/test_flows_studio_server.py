@@ -1,11 +1,15 @@
-"""A studio attacked by pages of other sites, by odd addresses, bodies, names and media, by values
-that its own page never sends, and by two tabs at once."""
+"""A studio and a review attacked by pages of other sites, by odd addresses, bodies, names and
+media, by two tabs at once, at the terminal where they ask, and by what lies in their folder."""
 
 import contextlib
+import http.client
 import json
 import os
 import random
+import re
+import signal
 import socket
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,12 +18,20 @@ from typing import Any
 import pytest
 
 from artifacts.edits import read_edits
+from artifacts.errors import EnvironmentFault, UsageError
+from artifacts.signing import own_secret
+from flows.results.marker import MARKER
+from flows.results.recorded_command import repeated
+from flows.results.run_record import RunRecord
+from flows.results.trust import belief_in, command_in, is_trusted, own_belief
 from scripts.stage_processes import descendants
 from tests.support.media import write_video
+from tests.support.pipeline import PENSTOCK, ROOT
 from tests.support.reports import media_file, said, write_run
 from tests.support.servers import Answer
-from tests.support.strangers import own_folder
+from tests.support.strangers import own_folder, strangers_folder
 from tests.support.studios import OpenStudio
+from tests.support.terminals import Dialogue
 
 pytestmark = pytest.mark.slow
 
@@ -182,46 +194,6 @@ def test_an_odd_body_is_refused_in_one_line(studio: OpenStudio) -> None:
     assert state(studio) == before
 
 
-EVIL_VALUES: list[dict[str, Any]] = [
-    *({"trust_remote_code": value} for value in (True, "yes", 1)),
-    *({name: "x"} for name in ("store", "token_file", "endpoint", "prefect", "--out", "words")),
-    *({"sources": [path]} for path in ("/etc/passwd", "secret/passwd", "../..", "@x", "s3://b/a")),
-    *({"out": path} for path in ("/tmp/evil", "../evil", "secret")),
-    *({"model": path} for path in ("/etc", "../..", "secret", "https://evil.example/m", "-x")),
-    *({"adapter": "/etc"}, {"schema": "/etc/passwd"}, {"language_gguf": "secret/passwd"}),
-    {"overwrite": True},
-    {"chunk": 1e-300},
-    *({"server": value} for value in (0, -1, True, "0", "http://evil.example/v1", [0])),
-    {"model": "openai:theirs"},
-]
-
-
-def test_values_that_the_page_never_sends_start_nothing(studio: OpenStudio) -> None:
-    good = {"sources": ["a.mp4"], "model": "demo", "out": str(studio.out / "other")}
-    before = state(studio)
-    for evil in EVIL_VALUES:
-        for path in ("words", "plan", "runs", "sift"):
-            answer = studio.post(path, {"values": {**good, **evil}})
-            assert answer.status == 422, (evil, answer.body)
-    for changes in ({"out": "/tmp/e"}, {"store": "x"}, {"adapter": "/etc"}, {"format": ["txt"]}):
-        again = {"keys": [studio.key()], "values": changes}
-        assert studio.post(f"{studio.own}/again", again).status == 422
-    for format_ in ({}, {"format": None}, {"format": "kohya"}, {"out": str(studio.out)}):
-        answer = studio.post(f"{studio.own}/write", format_)
-        assert answer.status == 422 and b"the formats are missing" in answer.body
-    assert studio.post("words", {"values": good}).status == 200
-    assert state(studio) == before
-
-
-def test_files_are_listed_below_the_roots_alone(studio: OpenStudio) -> None:
-    for path in ("/", "/etc", "..", "secret", "a.mp4/..", "../out/../..", "%00", "~"):
-        answer = studio.ask("GET", f"files?path={path}")
-        if path == "a.mp4/..":
-            continue  # the folder itself
-        assert answer.status == 422 and b"root:" not in answer.body, path
-    assert "secret" not in json.dumps(studio.get("files"))
-
-
 NAMES = (
     *("../evil.png", "%2Fetc%2Fevil.png", "..%5Cevil.png", ".evil.png", "evil.html", "evil.txt"),
     *("a%00.png", "a%0A.png", "x" * 300 + ".png", "", ".png", "a.png%2F..%2Fb.png", "evil.jsonl"),
@@ -293,19 +265,6 @@ def test_edits_of_two_tabs_are_each_of_the_text_that_was_shown(studio: OpenStudi
     assert studio.captions()["edits"][studio.key()]["caption"] == taken[-1]
 
 
-def test_an_edit_is_seen_by_another_tab_in_one_poll(studio: OpenStudio) -> None:
-    since = studio.captions()["revision"]
-    assert studio.get(f"{studio.own}/captions?since={since}")["edits"] == {}
-    studio.done(f"{studio.own}/edits", studio.deed("seen there"))
-    found = studio.get(f"{studio.own}/captions?since={since}")
-    assert found["edits"] == {studio.key(): {"caption": "seen there", "review": ""}}
-    assert "media" not in found
-    answer = studio.post(f"{studio.own}/edits", {"id": "old", "does": "undo", "of": "other"})
-    assert answer.status == 409, "the last action is not the one that this tab shows"
-    for since in ("", "x", "x-1-1", found["revision"].replace("-", "-9", 1), "-" * 99):
-        assert "media" in studio.get(f"{studio.own}/captions?since={since}")
-
-
 def test_a_plan_ends_with_the_page_that_waits_for_it(studio: OpenStudio) -> None:
     values = {"sources": ["a.mp4"], "model": "demo", "out": str(studio.out / "gone")}
     body = json.dumps({"values": values}).encode()
@@ -336,3 +295,291 @@ def within(until: Callable[[], Any], seconds: float = 30.0) -> None:
     while not until():
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+ADDRESS = re.compile(rb"review at http://127\.0\.0\.1:(\d+)/([0-9a-f]{32})/run/[0-9a-f]{16}/")
+SECONDS = 60
+KEY_OF_NONE = "0" * 24
+
+
+def review_at(out: Path, found: re.Match[bytes] | re.Match[str]) -> OpenStudio:
+    """A review that is going on, which is a studio of one run."""
+    port, token = map(os.fsdecode, found.groups())
+    return OpenStudio(out, out, out, port=int(port), token=token)
+
+
+def journal(review: OpenStudio) -> bytes:
+    return (review.out / "edits.jsonl").read_bytes()
+
+
+def again(review: OpenStudio, does: str) -> int:
+    """The status of an undo or a redo."""
+    of = review.get(f"{review.own}/history")["tops"][does]
+    step = {"id": os.urandom(8).hex(), "does": does, "of": of}
+    return review.post(f"{review.own}/edits", step).status
+
+
+@pytest.fixture(scope="module")
+def review(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OpenStudio]:
+    root = tmp_path_factory.mktemp("review")
+    file = media_file(write_video(root / "a.mp4", ticks=range(0, 60, 6)))
+    write_run(root / "out", [(file, said(file, ["A ring.", "A square."]))])
+    command = [*PENSTOCK, "review", str(root / "out"), "--port", "0"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        found = ADDRESS.match(line := process.stdout.readline())
+        assert found, line
+        yield review_at(root / "out", found)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(SECONDS) == 0
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        *("bytes=99999999-", "bytes=-0", "bytes=a-b", "bytes=5-1", "bytes=", "x=0-1", "bytes=-1-"),
+        "bytes=" + ",".join(f"{n}-{n}" for n in range(0, 4000, 2)),
+        "bytes=" + "0-," * 3000,
+    ],
+)
+def test_an_odd_range_takes_no_more_than_the_file(review: OpenStudio, asked: str) -> None:
+    path = f"{review.own}/media/0"
+    size = len(review.ask("GET", path).body)
+    answer = review.ask("GET", path, headers={"Range": asked})
+    assert answer.status in {200, 206, 400, 416}
+    assert len(answer.body) <= 200 * size
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        *(b'{"id": NaN, "does": "x"}', b'{"id": "a"}', {"id": 1}, {"does": "\ud800"}),
+        *({"id": "\udfff"}, {"id": "n" * 201}, {"does": "d" * 201}, {"of": None}),
+        {"of": KEY_OF_NONE},
+        *({"review": each} for each in ("perhaps", {"accepted": 1})),
+        *({"caption": each} for each in (["a"], True, "", "\u00a0\u2003", "a" * (5 << 20))),
+        *({"caption": each} for each in ("a\ud800", "a" * ((1 << 16) + 1))),
+        *({"changes": {}}, {"changes": [1]}, {"changes": []}),
+        {"changes": [{"of": KEY_OF_NONE}] * 20_000},
+    ],
+)
+def test_an_edit_that_is_none_is_refused_in_one_line(review: OpenStudio, asked: Any) -> None:
+    """`asked` replaces fields of a valid edit, or of its change."""
+    before, edit = journal(review), review.deed("a")
+    if isinstance(asked, dict):
+        (edit if asked.keys() <= edit.keys() else edit["changes"][0]).update(asked)
+    answer = review.post(f"{review.own}/edits", edit if isinstance(asked, dict) else asked)
+    assert answer.status == 422
+    told = json.loads(answer.body)["error"]
+    assert told.isprintable() and len(told) < 300 and "Traceback" not in told
+    assert journal(review) == before
+
+
+@pytest.mark.parametrize("text", ["a\0b", "a\x1bb", "a\x7fb"])
+def test_a_control_character_becomes_a_space(review: OpenStudio, text: str) -> None:
+    edit = review.deed("a")
+    edit["changes"][0]["caption"] = text
+    (changed,) = json.loads(review.post(f"{review.own}/edits", edit).body)["edits"].values()
+    assert changed["caption"] == "a b"
+    assert again(review, "undo") == 200
+
+
+def test_a_body_of_megabytes_is_refused_and_the_next_is_read(review: OpenStudio) -> None:
+    before, path = journal(review), f"{review.own}/edits"
+    # It may be refused while it is still being sent.
+    with contextlib.suppress(ConnectionError, http.client.HTTPException):
+        assert review.post(path, b" " * ((64 << 20) + 2)).status == 422
+    assert journal(review) == before
+    long = json.dumps(review.deed("long")).encode()
+    assert review.post(path, b" " * (8 << 20) + long).status == 200
+    assert again(review, "undo") == 200
+
+
+@pytest.mark.parametrize(
+    "caption",
+    [
+        *("\u202eevil\u202c", "\u2066a\u2069 \u200f\u05e9\u05dc\u05d5\u05dd"),
+        *("line\u2028separator\u2029", "</script><script>alert(1)</script>"),
+        *('{"id": 1}\n{"id": 2}', "e\u0301" * 100, "\U0001f468\u200d\U0001f469\u200d\U0001f467"),
+        *("a\tb\r\nc", "\ufffe\uffff", "=cmd|' /C calc'!A0"),
+    ],
+)
+def test_what_a_person_writes_stays_as_it_is(review: OpenStudio, caption: str) -> None:
+    key, answer = review.key(), review.post(f"{review.own}/edits", review.deed(caption))
+    assert answer.status == 200 and answer.headers["content-type"] == "application/json"
+    assert json.loads(answer.body)["edits"][key]["caption"] == caption
+    assert review.captions()["edits"][key]["caption"] == caption
+    assert read_edits(review.out).now[key].caption == caption
+    assert again(review, "undo") == 200
+
+
+def test_a_body_that_never_ends_keeps_nobody_else_waiting(review: OpenStudio) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", review.port, timeout=SECONDS)
+    with contextlib.closing(connection):
+        connection.putrequest("POST", f"/{review.token}/{review.own}/edits")
+        connection.putheader("Content-Type", "application/json")
+        connection.putheader("Content-Length", "1000000")
+        connection.endheaders(b'{"id": ')
+        assert again(review, "redo") == 200
+
+
+def run_folder(root: Path, words: list[str], folder: str) -> Path:
+    """A run that another user signed."""
+    file = media_file(write_video(root / "a.mp4", ticks=range(0, 60, 6)))
+    record = write_run(root / "out", [(file, said(file, ["A ring."]))])
+    record.value["command"] = {"words": words, "folder": folder}
+    record.write(force=True)
+    strangers_folder(root / "out", words, folder)
+    return root / "out"
+
+
+class AtTerminal(Dialogue):
+    """A review that was started at a terminal."""
+
+    def __init__(self, out: Path) -> None:
+        super().__init__([*PENSTOCK, "review", str(out), "--port", "0"], cwd=ROOT)
+        self.out = out
+
+    def say(self, answer: bytes) -> None:
+        assert self.shows(r"\[y/N\] ", SECONDS), self.text
+        self.type(answer)
+
+    def review(self) -> OpenStudio:
+        found = self.shows(ADDRESS.pattern.decode() + "\r\n", SECONDS)
+        assert found, self.text
+        return review_at(self.out, found)
+
+    def end(self, number: int = signal.SIGTERM) -> int:
+        self.process.send_signal(number)
+        code = self.process.wait(SECONDS)
+        self.close()
+        return code
+
+
+def told_of_files(review: OpenStudio) -> dict[str, Any]:
+    """Return what came of the button that writes files: an error, or its run."""
+    answer = review.post(f"{review.own}/write", {"format": []})
+    if answer.status != 200:
+        assert answer.status == 422
+        return dict(json.loads(answer.body))
+    going = ("queued", "starting", "running")
+    (found,) = review.wait(lambda runs: runs[0]["state"] not in going)
+    return dict(found)
+
+
+@pytest.fixture
+def planning_run(tmp_path: Path) -> Path:
+    """A run whose command only plans."""
+    return run_folder(tmp_path, ["caption", "a.mp4", "--model", "demo", "--dry-run"], str(tmp_path))
+
+
+@pytest.mark.parametrize("answer", [b"y\n", b"n\n", b"\n", b"yess\n"])
+def test_only_a_yes_at_the_terminal_runs_what_was_shown(planning_run: Path, answer: bytes) -> None:
+    started = AtTerminal(planning_run)
+    started.say(answer)
+    told = told_of_files(started.review())
+    assert started.end() == 0 and "Traceback" not in started.text
+    if answer == b"y\n":
+        assert "penstock caption a.mp4 --model demo --dry-run" in started.text
+        assert (told["kind"], told["state"]) == ("write", "done")
+    else:
+        assert "not written by a command of this user" in told["error"]
+
+
+def test_who_is_asked_may_leave(planning_run: Path) -> None:
+    started = AtTerminal(planning_run)
+    assert started.shows(r"\[y/N\] ", SECONDS)
+    assert started.end(signal.SIGINT) == 4
+    assert "Traceback" not in started.text and "review at" not in started.text
+
+
+def test_the_question_shows_all_of_the_command_and_nothing_that_a_terminal_obeys(
+    tmp_path: Path,
+) -> None:
+    words = ["caption", "a\x1b[2K\r", "\u202egnp.a", "--out", "b\nTrust it? [y/N] y"]
+    words.append("--device=\x9b2J")
+    started = AtTerminal(run_folder(tmp_path, words, "/nowhere"))
+    started.say(b"n\n")
+    assert told_of_files(started.review())["error"]
+    assert started.end() == 0
+    shown = started.text.split("let Write and Learn run:")[1].split("\r\n")[0]
+    assert "cd /nowhere && penstock caption" in shown and "--device" in shown
+    assert shown.isprintable() and started.text.count("Trust it?") == 2
+
+
+def test_a_command_too_long_to_be_read_is_not_asked_about(tmp_path: Path) -> None:
+    words = ["caption", *["x" * 50] * 25, "--trust", *["x" * 50] * 25]
+    started = AtTerminal(run_folder(tmp_path, words, str(tmp_path)))
+    try:
+        told = told_of_files(started.review())
+    finally:
+        assert started.end() == 0
+    assert "[y/N]" not in started.text
+    assert "--trust-folder would let Write and Learn run" in started.text and told["error"]
+
+
+COMMAND = ["caption", "clips", "--format", "txt"]
+
+
+def secret(path: Path) -> bytes:
+    return own_secret(path, "secret", "Delete it", lambda: os.urandom(32))
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\n", b"\t \r\n", b" " * 40, b"\0" * 32, b"short", b"a" * 15]
+)
+def test_a_secret_that_is_none_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "s").write_bytes(content)
+    with pytest.raises(EnvironmentFault, match=r"contains no secret\. Delete it"):
+        secret(tmp_path / "s")
+    assert (tmp_path / "s").read_bytes() == content
+
+
+@pytest.mark.parametrize("mode", [0o644, 0o666, 0o640, 0o600])
+def test_a_secret_is_closed_to_others_and_stays(tmp_path: Path, mode: int) -> None:
+    made = secret(tmp_path / "s")
+    (tmp_path / "s").chmod(mode)
+    assert secret(tmp_path / "s") == made
+    assert (tmp_path / "s").stat().st_mode & 0o777 == 0o600
+    assert [each.name for each in tmp_path.iterdir()] == ["s"]
+
+
+def changed_marker(out: Path, changed: dict[str, Any]) -> None:
+    found = json.loads((out / MARKER).read_text())
+    (out / MARKER).write_text(json.dumps({**found, **changed}))
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        *({"signatures": {}}, {"signatures": {"user": "0" * 64}}, {"signatures": {"user": "é"}}),
+        {"words": [*COMMAND, "--trust-remote-code"]},
+        *({"words": ["caption", "clips --format txt"]}, {"words": ["export", *COMMAND[1:]]}),
+        *(
+            {"words": []},
+            {"folder": "/"},
+            {"store": "/"},
+            {"media": ["0" * 64]},
+            {"outputs": ["x"]},
+        ),
+    ],
+    ids=str,
+)
+def test_a_command_that_was_changed_does_not_run(tmp_path: Path, changed: dict[str, Any]) -> None:
+    own_folder(tmp_path, {"words": COMMAND, "folder": "/clips"})
+    RunRecord(tmp_path).write(force=True)
+    assert command_in(tmp_path) == {"words": COMMAND, "folder": "/clips"}
+    changed_marker(tmp_path, changed)
+    assert belief_in(tmp_path).marker is None and not is_trusted(tmp_path)
+    with pytest.raises(UsageError, match="not written by a command of this user"):
+        own_belief(tmp_path)
+
+
+def test_a_command_of_this_user_runs_without_what_lets_code_in(tmp_path: Path) -> None:
+    words = [*COMMAND, "--trust-remote-code", "--trust-folder", "--prefect"]
+    own_folder(tmp_path, {"words": words, "folder": "/clips"})
+    RunRecord(tmp_path).write(force=True)
+    assert repeated(command_in(tmp_path)["words"]) == COMMAND
+    own_folder(tmp_path, {"words": ["export", "m"], "folder": "/"})
+    with pytest.raises(UsageError, match="has no command of a caption run"):
+        command_in(tmp_path)

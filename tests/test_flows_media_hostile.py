@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import yaml
 
 from artifacts.errors import MediaError, PenstockError
@@ -22,7 +21,7 @@ from stages.frames.image import read_image
 from stages.frames.video import Video
 from stages.models.adapter_modules import read_adapter
 from tests.support.adapters import matrices, write_adapter
-from tests.support.attacks import attacked, seeded
+from tests.support.attacks import seeded
 from tests.support.loopback import visited_port
 from tests.support.media import write_video
 
@@ -205,31 +204,6 @@ def test_the_settings_of_an_adapter_are_read_or_refused_in_a_line(
         assert {found.scale for found in read_adapter(folder).low_rank.values()} == {2.0}
 
 
-def test_patterns_of_peft_mean_what_they_mean_there(tmp_path: Path) -> None:
-    """Of PEFT, which of the patterns is the first that meets a module decides; one that begins with
-    `^` meets whole paths alone."""
-    from peft import LoraConfig, get_peft_model
-
-    patterns = {"^q": 1, r"^v|^\d\.x": 5, r"0\.q": 2, "^1.q": 3, r"^[2]\.v$": 12, r".*\.v": 6}
-
-    class Block(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.q, self.v = torch.nn.Linear(8, 8), torch.nn.Linear(8, 8)
-
-    model: Any = torch.nn.Sequential(Block(), Block(), Block())
-    config = LoraConfig(r=4, lora_alpha=4, target_modules=["q", "v"], rank_pattern=patterns)
-    wrapped = get_peft_model(model, config)
-    wrapped.save_pretrained(str(tmp_path))
-    theirs = {
-        path.removeprefix("base_model.model."): module.scaling["default"]
-        for path, module in wrapped.named_modules()
-        if hasattr(module, "scaling")
-    }
-    ours = {path: found.scale for path, found in read_adapter(tmp_path).low_rank.items()}
-    assert ours == theirs and len({*ours.values()}) == 5
-
-
 HLS = "#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:10,\n{0}\n#EXT-X-ENDLIST\n"
 TEXTS = {
     "hls": HLS,
@@ -332,18 +306,3 @@ def test_the_real_thing_is_seen_so(tmp_path: Path) -> None:
     os.utime(real, (0, 0))
     check_file(real)
     assert real.stat().st_atime > 0
-
-
-@pytest.mark.timeout(300)
-def test_a_whole_run_names_each_and_captions_the_file_beside_them(tmp_path: Path) -> None:
-    folder = tmp_path / "media"
-    folder.mkdir()
-    write_video(folder / "real.ts")
-    for number, text in enumerate(TEXTS.values()):
-        (folder / f"{number:02d}.mp4").write_text(text.format("real.ts"))
-    where = ("--out", tmp_path / "out", "--store", tmp_path / "store")
-    attacked("caption", folder, "--model", "demo", *where, "--format", "webdataset").holds(1)
-    lines = (tmp_path / "out" / "captions.jsonl").read_text().splitlines()
-    assert len(lines) == 1 and '"real.ts"' in lines[0]
-    failed = (tmp_path / "out" / "failures.jsonl").read_text().splitlines()
-    assert len(failed) == len(TEXTS)

@@ -23,7 +23,7 @@ from penstock_demo import CLIPS
 from tests.support.long_context import LETTER, long_context_model
 from tests.support.pipeline import PENSTOCK
 from tests.support.servers import Answer
-from tests.support.serving import Serving, a_picture, serving, status_of
+from tests.support.serving import Serving, a_picture, serving
 
 pytestmark = pytest.mark.slow
 
@@ -146,13 +146,6 @@ def slow(server: Serving) -> Iterator[dict[str, "Future[bytes]"]]:
         }
 
 
-@pytest.mark.parametrize("name", SLOW)
-def test_who_sends_slowly_is_left_and_told_why_where_that_can_be(
-    slow: dict[str, "Future[bytes]"], name: str
-) -> None:
-    assert status_of(slow[name].result(PATIENT_SECONDS)) in SLOW[name][2]
-
-
 # Who leaves.
 
 MOMENTS = (0.0, 0.02, 0.2)
@@ -179,109 +172,7 @@ def test_who_leaves_at_any_moment_leaves_nothing(
             time.sleep(seconds)
 
 
-def test_who_leaves_in_the_middle_of_a_body_leaves_nothing(server: Serving) -> None:
-    whole = posted("/v1/caption", a_picture((2000, 1500)))
-    for number in range(2 * QUEUE):  # more than there is room for at once
-        with connected(server) as connection:
-            connection.sendall(whole[: int((0.1, 0.5, 0.99)[number % 3] * len(whole))])
-
-
-@pytest.mark.parametrize("path", ["/v1/caption?stream=1", CHAT])
-def test_who_leaves_after_the_first_words_leaves_nothing(server: Serving, path: str) -> None:
-    for _ in range(3):
-        request = chat("Why?", stream=True) if path == CHAT else posted(path, a_picture())
-        with connected(server) as connection:
-            connection.sendall(request)
-            found = b""
-            while b"data: " not in found:
-                found += connection.recv(1 << 12)
-            reset(connection)
-
-
-def test_long_questions_of_those_who_left_keep_nobody_waiting(server: Serving) -> None:
-    with contextlib.ExitStack() as stack:
-        for number in range(10):
-            connection = stack.enter_context(connected(server))
-            connection.sendall(chat(f"{number} " + "Tell me what is there. " * 80))
-        time.sleep(1.0)
-    began = time.monotonic()
-    assert server.ask("POST", "/v1/caption", a_picture()).status == 200
-    assert time.monotonic() - began < SETTLED_SECONDS
-
-
-def test_what_two_ask_is_answered_to_the_one_who_stays(server: Serving) -> None:
-    picture = a_picture()
-    with connected(server) as leaving, connected(server) as staying:
-        for each in (leaving, staying):
-            each.sendall(posted("/v1/caption", picture))
-        time.sleep(0.05)
-        reset(leaving)
-        leaving.close()
-        assert status_of(staying.recv(1 << 12)) == 200
-
-
-def test_whoever_leaves_while_the_half_is_away_has_not_called_it_in_vain(server: Serving) -> None:
-    kill_decode(server)
-    for _ in range(5):
-        with connected(server) as connection:
-            connection.sendall(chat("Who is there?"))
-            time.sleep(0.05)
-
-
 # Who reads slowly, or not at all.
-
-
-@pytest.mark.parametrize("path", ["/v1/caption?stream=1", "/v1/embed?encoding=json", CHAT])
-def test_who_never_reads_takes_no_place_for_ever(server: Serving, path: str) -> None:
-    with contextlib.ExitStack() as stack:
-        for _ in range(QUEUE - 4):
-            request = chat("Why?", stream=True) if path == CHAT else posted(path, a_picture())
-            stack.enter_context(connected(server)).sendall(request)
-        for _ in range(3):
-            assert server.ask("POST", "/v1/label", a_picture()).status == 200
-
-
-def test_who_reads_a_byte_at_a_time_is_told_all(server: Serving) -> None:
-    with connected(server) as connection:
-        connection.sendall(posted("/v1/caption?stream=1", a_picture(), "Connection: close"))
-        found = b""
-        while byte := connection.recv(1):
-            found += byte
-            time.sleep(0.002)
-    assert status_of(found) == 200 and b'"done": true' in found
-
-
-def test_captions_asked_for_in_one_breath_are_forgotten_when_who_asks_leaves(
-    server: Serving,
-) -> None:
-    with connected(server) as connection:
-        for _ in range(6):
-            connection.sendall(posted("/v1/caption", a_picture()))
-        assert status_of(connection.recv(1 << 12)) == 200
-        reset(connection)
-
-
-@pytest.mark.parametrize(("path", "heads"), [("/v1/caption", {400, 404, 405}), ("/healthz", {200})])
-def test_other_methods_are_answered_without_waiting_for_a_body(
-    server: Serving, path: str, heads: set[int]
-) -> None:
-    for method in ("HEAD", "OPTIONS", "TRACE", "PUT", "DELETE", "CONNECT", "X"):
-        asked = f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n"
-        status = status_of(server.raw(asked.encode(), seconds=20, first=True))
-        assert status in (heads if method == "HEAD" else {400, 404, 405})
-
-
-def test_who_would_talk_otherwise_or_asks_much_at_once_is_answered_in_order(
-    server: Serving,
-) -> None:
-    head = "GET /healthz HTTP/1.1\r\nHost: localhost\r\n"
-    for protocol in ("websocket", "h2c"):
-        asked = f"{head}Upgrade: {protocol}\r\nConnection: Upgrade\r\n\r\n"
-        assert status_of(server.raw(asked.encode(), seconds=20, first=True)) == 200
-    last = head.replace("healthz", "v1/info") + "Connection: close\r\n\r\n"
-    found = server.raw((f"{head}\r\n" * 19 + last).encode(), seconds=20)
-    assert found.count(b"HTTP/1.1 200") == 20
-    assert found.rindex(b'"status"') < found.index(b'"version"')
 
 
 def test_after_all_that_there_is_room_for_as_many_as_before(server: Serving) -> None:

@@ -2,7 +2,6 @@
 is put where it does not belong."""
 
 import contextlib
-import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,18 +13,13 @@ import pytest
 from PIL import Image
 
 from artifacts.captions import one_line
-from artifacts.packs import Record, RecordSet
-from artifacts.store import FolderStore, open_store
+from artifacts.store import open_store
 from flows.console.display import Display
-from flows.machine.launch import StageCall
 from flows.options.commands import CaptionConfig
 from flows.options.formats import TRAINER_FORMATS
 from flows.reviewing.captions import ReviewedCaptions
 from flows.upkeep.cache import collect
 from flows.upkeep.rebuild import RebuildOptions, rebuild
-from stages.decode.generation import DecodeJob
-from stages.process.events import StageOutcome
-from tests.support.forms import TAGS, text_of
 from tests.support.media import write_video
 from tests.support.rebuilds import rebuilding
 from tests.support.saying import Saying, run
@@ -63,30 +57,8 @@ def test_a_text_by_hand_follows_the_rule(config: CaptionConfig, form: str, rule:
     assert text.read_text() == "by hand."
 
 
-def test_what_is_no_text_is_not_learned(config: CaptionConfig) -> None:
-    model = learned(config, "kohya")
-    for content in (b"", b" \n", b"\xef\xbb\xbf\r\n", b"\xff\xfe", b"x" * 70_000):
-        (Path(config.sources[0]) / "a.txt").write_bytes(content)
-        assert learned(config, "kohya") == model
-
-
 OF_VIDEOS = ("musubi", "diffusion-pipe")
 ASKED = {"short": "What, in short?", "long": "What, in full?"}
-
-
-class Tagging(Saying):
-    """Answers with JSON, as a schema asks."""
-
-    def _make(self, call: StageCall, outcome: StageOutcome) -> None:
-        if call.name != "decode":
-            return super()._make(call, outcome)
-        assert isinstance(call.job, DecodeJob)
-        store, namespace = FolderStore(Path(call.job.store)), call.job.namespace
-        for member in (m for batch in call.job.batches for m in batch):
-            meta = {"caption": '{"tags":["a dog"]}', "tokens": 9, "ended": "stop"}
-            RecordSet(store, "captions", namespace).publish([Record(key=member.key, meta=meta)])
-            outcome.items += 1
-        return None
 
 
 def edit(out: str, choose: Callable[[dict[str, Any]], bool], **values: Any) -> None:
@@ -205,28 +177,3 @@ def test_a_correction_outlives_gc_and_prune(video: CaptionConfig, tmp_path: Path
     away.replace(medium)
     shutil.rmtree(video.out)
     assert all_learned(video, "musubi", out=other) == sorted([model[0], "mine", model[2]])
-
-
-@pytest.mark.parametrize("form", ["kohya", "hf"])
-@pytest.mark.parametrize("correction", ["", '{"tags":["a cat"]}'])
-def test_no_trigger_stands_before_json(
-    config: CaptionConfig, tmp_path: Path, form: str, correction: str
-) -> None:
-    more: Any = {"schema": text_of(TAGS), "trigger": "ohwx"}
-    for out in (config.out, other := str(tmp_path / "other")):
-        run(replace(config, format=(form, "txt"), out=out, **more), Tagging())
-        (said,) = READERS[form](Path(out)).values()
-        assert json.loads(said) == {"tags": ["a cat" if correction and out == other else "a dog"]}
-        assert (Path(out) / "a.txt").read_text().startswith("ohwx, a ")
-        if correction:
-            edit(out, lambda row: True, caption=correction)
-
-
-def test_a_text_by_hand_gets_no_trigger_and_one_note_says_so(config: CaptionConfig) -> None:
-    text = Path(config.sources[0]) / "a.txt"
-    for content, noted in (("by hand", True), ("ohwx, by hand", False)):
-        text.write_text(content)
-        result = run(replace(config, format=("kohya", "webdataset"), trigger="ohwx"))
-        assert list(READERS["kohya"](Path(config.out)).values()) == [content]
-        notes = [each for each in result.warnings if "trigger" in each]
-        assert len(notes) == noted and all("a.txt" in each for each in notes)

@@ -4,14 +4,7 @@ tokens alike; their words are bytes."""
 from collections.abc import Callable
 from typing import Any
 
-from tests.support.families import (
-    ALPHABET,
-    LLAVA_TEMPLATE,
-    QWEN_TEMPLATE,
-    byte_tokenizer,
-    hf,
-    llava_processor,
-)
+from benchmarks._words import ALPHABET, LLAVA_TEMPLATE, QWEN_TEMPLATE, byte_tokenizer, hf
 
 QWEN_TOKENS = {
     "<|endoftext|>": 151643,
@@ -39,6 +32,19 @@ def _tokenizer(special: dict[str, int], template: str, *, pad: str, eos: str) ->
     )
     made.chat_template = template
     return made
+
+
+def llava_processor(words: Any, edge: int, patch: int) -> Any:
+    """LLaVA's, for pictures of that edge, cut in patches of that edge."""
+    square = {"height": edge, "width": edge}
+    return hf.LlavaProcessor(
+        image_processor=hf.CLIPImageProcessor(size={"shortest_edge": edge}, crop_size=square),
+        tokenizer=words,
+        patch_size=patch,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=LLAVA_TEMPLATE,
+    )
 
 
 def llava(words: Any = None, edge: int = 336, patch: int = 14) -> Any:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-CASES = Path(__file__).parent.parent / "data" / "plan"
+CASES = Path(__file__).parent / "plan_cases"
 SHARD = 5_000_000_000
 """Bytes a file holds at the most, as `save_pretrained` cut in those days."""
 BYTES = {"F32": 4, "F16": 2, "BF16": 2}
@@ -38,7 +38,7 @@ class PlanCase:
 
 
 def plan_case(name: str) -> PlanCase:
-    """The case in `data/plan/NAME.json`. A line of its tensors is a name, a shape and how often it
+    """The case in `plan_cases/NAME.json`. A line of its tensors is a name, a shape and how often it
     is there, with its number in place of `{}`."""
     told = json.loads((CASES / f"{name}.json").read_text(encoding="utf-8"))
     lines = told.pop("tensors")
@@ -72,7 +72,7 @@ def make_folder(case: PlanCase, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(case.config, indent=1))
     if case.processor is not None:
-        from tests.support.plan_processors import PROCESSORS
+        from benchmarks._processors import PROCESSORS
 
         PROCESSORS[case.processor]().save_pretrained(folder)
     shards = list(_shards(case))

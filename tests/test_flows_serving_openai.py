@@ -1,24 +1,17 @@
 """A real server asked by OpenAI's own clients for everything that they offer, together and one by
 one, and by requests that no client would send."""
 
-import asyncio
 import base64
 import json
-import os
-import sys
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from fractions import Fraction
 from typing import Any, Literal
 
 import openai
 import pytest
-from openai import AsyncOpenAI, NotFoundError, OpenAI
+from openai import NotFoundError, OpenAI
 from pydantic import BaseModel
 
-from tests.support.chat_clients import PORT, PROMPT, messages, next_client
-from tests.support.commands import completed
-from tests.support.media import write_video
+from tests.support.chat_clients import PROMPT, messages
 from tests.support.pipeline import PENSTOCK
 from tests.support.serving import a_picture, serving
 
@@ -41,7 +34,6 @@ class Scene(BaseModel):
 
 
 FORM = {"type": "object", "properties": {"ring": {"type": "boolean"}}, "required": ["ring"]}
-OTHER_FORM = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
 
 
 def form(schema: Mapping[str, Any]) -> Any:
@@ -50,9 +42,6 @@ def form(schema: Mapping[str, Any]) -> Any:
 
 @pytest.fixture(scope="module")
 def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
-    if PORT in os.environ:
-        yield int(os.environ[PORT])
-        return
     command = [*PENSTOCK, "serve", "--caption-model", "demo"]
     with serving(tmp_path_factory.mktemp("chat"), command=command) as server:
         yield server.port
@@ -79,14 +68,6 @@ def picture() -> bytes:
 def plain(client: OpenAI, picture: bytes) -> Any:
     """What is said of the picture as the server has it."""
     return create(client, picture)
-
-
-@pytest.fixture(scope="module")
-def clip(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """A clip of three chunks."""
-    path = tmp_path_factory.mktemp("clip") / "long.mp4"
-    write_video(path, ticks=range(130), time_base=Fraction(1, 2))
-    return path.read_bytes()
 
 
 def create(client: OpenAI, medium: bytes, kind: str = "image/png", **asked: Any) -> Any:
@@ -143,66 +124,6 @@ def test_a_limit_cuts_the_answer(client: OpenAI, picture: bytes, plain: Any, lim
     assert text_of(create(client, picture, max_completion_tokens=limit)) == text_of(found)
 
 
-def test_no_chance_and_a_limit_beyond_the_server_s_change_nothing(
-    client: OpenAI, picture: bytes, plain: Any
-) -> None:
-    for most in (LIMIT, LIMIT + 1, 10**30):
-        assert text_of(create(client, picture, max_tokens=most)) == text_of(plain)
-    for asked in ({"temperature": 0}, {"top_p": 1}, {"temperature": 0, "seed": 9, "top_p": 0.3}):
-        assert text_of(create(client, picture, **asked)) == text_of(plain)
-        assert text_of(create(client, picture, stop=NEVER, **asked)) == text_of(plain)
-
-
-def test_a_seed_is_its_answer(client: OpenAI, picture: bytes) -> None:
-    def said(seed: int, **asked: Any) -> str:
-        return text_of(create(client, picture, temperature=2, seed=seed, **asked))
-
-    every = [said(seed) for seed in (0, 1, 2, 2**63 - 1)]
-    assert len(set(every)) > 1
-    assert [said(seed, stop=NEVER) for seed in (0, 1, 2, 2**63 - 1)] == every
-    assert text_of(create(client, picture, temperature=2)) == every[0]
-
-
-def test_settings_asked_for_at_once_are_each_followed_as_alone(client: OpenAI) -> None:
-    picture = a_picture((96, 64), "PNG")
-    create(client, picture)
-    asked: list[dict[str, Any]] = [
-        {}, {"max_tokens": 4}, {"temperature": 1.5, "seed": 1}, {"temperature": 1.5, "seed": 2},
-        {"temperature": 0.7, "top_p": 0.4, "seed": 3}, {"response_format": form(FORM)},
-        {"response_format": form(OTHER_FORM)}, {"max_tokens": 6, "temperature": 2},
-    ]  # fmt: skip
-    with ThreadPoolExecutor(len(asked)) as pool:
-        together = list(
-            pool.map(lambda each: create(client, picture, stop=["\x01", NEVER], **each), asked)
-        )
-    for each, found in zip(asked, together, strict=True):
-        alone = create(client, picture, stop=NEVER, **each)
-        assert text_of(alone) == text_of(found), each
-        assert alone.usage == found.usage
-        assert alone.choices[0].finish_reason == found.choices[0].finish_reason
-    assert list(json.loads(text_of(together[5]))) == ["ring"]
-    assert list(json.loads(text_of(together[6]))) == ["n"]
-
-
-def test_an_asynchronous_client_is_answered_side_by_side(
-    base: str, picture: bytes, plain: Any
-) -> None:
-    shown: Any = {"model": "demo", "messages": messages(picture)}
-    asked: list[dict[str, Any]] = [{"max_tokens": n} for n in (1, 2, 3)]
-    asked += [{"stop": ["e"]}, {"temperature": 1}]
-
-    async def every() -> tuple[list[Any], str]:
-        async with AsyncOpenAI(base_url=base, api_key="none", max_retries=0) as client:
-            create = client.chat.completions.create
-            found = await asyncio.gather(*(create(**shown, **each) for each in asked))
-            chunks = await create(**shown, stream=True, stop=NEVER)
-            return found, joined([chunk async for chunk in chunks])
-
-    found, whole = asyncio.run(every())
-    assert [each.usage.completion_tokens for each in found[:3]] == [1, 2, 3]
-    assert "e" not in text_of(found[3]) and whole == text_of(plain)
-
-
 def test_a_stream_ends_with_its_usage_where_that_is_asked_for(
     client: OpenAI, picture: bytes, plain: Any
 ) -> None:
@@ -232,17 +153,6 @@ def test_a_stop_string_ends_the_answer_wherever_tokens_end(
     assert joined(streamed(client, picture, stop=[NEVER, stop])) == wanted
     fresh = streamed(client, picture, stop=[stop, NEVER, f"{NEVER}{start}"])
     assert joined(fresh) == wanted
-
-
-def test_blanks_before_a_stop_string_are_of_the_answer(
-    client: OpenAI, plain: Any, picture: bytes
-) -> None:
-    word = text_of(plain).split()[2]
-    wanted = text_of(plain).split(word)[0]
-    assert wanted.endswith(" ")
-    assert text_of(create(client, picture, stop=word)) == wanted
-    assert joined(streamed(client, picture, stop=word)) == wanted, "from the store"
-    assert joined(streamed(client, picture, stop=[word, NEVER])) == wanted, "anew"
 
 
 def test_any_object_is_an_answer_that_a_limit_cuts(client: OpenAI, picture: bytes) -> None:
@@ -282,18 +192,6 @@ def test_a_function_that_must_be_called_is_called(
     pieces = "".join(each.function.arguments for later in others for each in later)
     assert pieces == call.function.arguments and chunks[-1].finish_reason == "stop"
     assert not any(c.delta.content for c in chunks)
-
-
-def test_functions_are_called_as_helpers_of_the_client_ask(client: OpenAI, picture: bytes) -> None:
-    shown: Any = {"model": "demo", "messages": messages(picture)}
-    asked: Any = {"tools": [openai.pydantic_function_tool(Shape)], "tool_choice": "required"}
-    calls: Any = client.chat.completions.parse(**shown, **asked).choices[0].message.tool_calls
-    (call,) = calls
-    assert isinstance(call.function.parsed_arguments, Shape)
-    with client.chat.completions.stream(**shown, **asked) as stream:
-        calls = stream.get_final_completion().choices[0].message.tool_calls
-    (call,) = calls
-    assert isinstance(call.function.parsed_arguments, Shape)
 
 
 def test_wrong_requests_are_bad_requests_with_a_parameter_and_a_code(
@@ -346,56 +244,3 @@ def test_a_model_of_pydantic_is_filled_whole_streamed_and_by_chance(
         model="demo", messages=messages(picture), response_format=Shape
     ) as stream:
         assert isinstance(stream.get_final_completion().choices[0].message.parsed, Shape)
-
-
-def test_a_limit_is_of_all_chunks_of_a_clip(client: OpenAI, clip: bytes) -> None:
-    whole = create(client, clip, "video/mp4")
-    lines = text_of(whole).split("\n")
-    assert len(lines) == 3 and whole.usage.prompt_tokens > 60
-    for most in (5, whole.usage.completion_tokens - 2):
-        found = create(client, clip, "video/mp4", max_tokens=most)
-        assert (found.usage.completion_tokens, found.choices[0].finish_reason) == (most, "length")
-        assert text_of(whole).startswith(text_of(found))
-
-
-def test_a_stream_of_several_chunks_is_in_their_order(client: OpenAI, clip: bytes) -> None:
-    whole = text_of(create(client, clip, "video/mp4"))
-    asked = {"stop": NEVER}
-    assert joined(streamed(client, clip, "video/mp4", **asked)) == whole
-    warm = {"temperature": 1.5, "seed": 3}
-    fresh = joined(streamed(client, clip, "video/mp4", **warm))
-    assert fresh == text_of(create(client, clip, "video/mp4", **warm))
-
-
-def test_a_schema_of_several_answers_is_refused_at_once_and_in_a_stream(
-    client: OpenAI, clip: bytes
-) -> None:
-    for ask in (create, streamed):
-        with pytest.raises(openai.APIError) as caught:
-            ask(client, clip, "video/mp4", response_format=form(FORM))
-        assert "3 chunks" in caught.value.message and caught.value.param == "response_format"
-
-
-def test_a_stop_string_is_of_all_chunks_of_a_clip(client: OpenAI, clip: bytes) -> None:
-    whole = text_of(create(client, clip, "video/mp4"))
-    first = create(client, clip, "video/mp4", stop="\n")
-    assert text_of(first) == whole.split("\n")[0]
-    across = whole[whole.index("\n") - 3 : whole.index("\n") + 4]
-    found = create(client, clip, "video/mp4", stop=across)
-    assert text_of(found) == whole.split(across)[0]
-    assert joined(streamed(client, clip, "video/mp4", stop=[across, NEVER])) == text_of(found)
-
-
-def test_the_next_version_of_the_client_sees_all_the_same(port: int) -> None:
-    assert openai.__version__.startswith("2.")
-    folder, why = next_client()
-    if why:
-        pytest.skip(f"the next version of the client cannot be installed: {why}")
-    env = {**os.environ, PORT: str(port), "PYTHONPATH": str(folder)}
-    pytest_command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider"]
-    found = completed([*pytest_command, "-m", "slow", "-k", "not next_version", __file__], env=env)
-    assert found.returncode == 0, found.stdout[-3000:] + found.stderr[-1000:]
-    said = completed(
-        [sys.executable, "-c", "import openai; print(openai.__version__)"], env=env, check=True
-    )
-    assert said.stdout.startswith("3.")

@@ -274,48 +274,6 @@ def test_a_command_believes_nothing_that_a_stranger_planted(case: Case, command:
     assert ("--trust-folder" in said) == asks, said
 
 
-LINKS = ("edits.jsonl", ".studio", ".studio/run.lock", "logs", "logs/captions.log", "learn", "sift")
-
-
-@pytest.mark.parametrize("name", LINKS)
-def test_a_link_below_a_folder_leaves_what_it_leads_to(case: Case, name: str) -> None:
-    file, folder = case.root / "me/file", case.root / "me/folder"
-    folder.mkdir()
-    (folder / "kept").write_text("kept")
-    file.write_text("no line break at its end")
-    for out in (case.theirs, case.root / "me/out"):
-        path = out / name
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        path.unlink(missing_ok=True)
-        path.parent.mkdir(exist_ok=True)
-        path.symlink_to(folder if name in (".studio", "logs", "learn", "sift") else file)
-        pictures = case.root / "pictures"
-        Image.new("RGB", (64, 48), (len(str(out)), 99, 30)).save(pictures / f"{out.name}.png")
-        trusted = ("--trust-folder", "--out", out, "--model=demo", "--sift", "blurred = 0")
-        case.me.runs("caption", pictures, *trusted, code=None)
-        case.me.runs("learn", out, "--trust-folder", "--anyway", code=None)
-        review = [*PENSTOCK, "review", str(out), "--port", "0"]
-        with subprocess.Popen(
-            review, env=case.me.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-        ) as process:
-            assert process.stdout is not None
-            first = process.stdout.readline().decode()
-            process.terminate()
-        assert "review at" in first or "it is a link" in first or first.startswith("note"), first
-    assert file.read_text() == "no line break at its end"
-    assert os.listdir(folder) == ["kept"] and (folder / "kept").read_text() == "kept"
-
-
-def test_what_a_person_trusts_is_believed(case: Case) -> None:
-    words = ("--model", "demo", "--out", case.theirs)
-    # The planted addresses would be dropped.
-    case.me.runs("caption", case.root / "pictures", *words, "--trust-folder", "--replace")
-    assert PLANTED in (case.theirs / "captions.jsonl").read_text()
-    case.me.runs("caption", case.root / "pictures", *words)  # it is my folder now
-    assert PLANTED in (case.theirs / "captions.jsonl").read_text(), "its edits are in my store"
-
-
 def test_the_listener_notices(listener: tuple[int, list[bytes]]) -> None:
     """The checks above can fail."""
     port, asked = listener
