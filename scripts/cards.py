@@ -156,7 +156,9 @@ byte of a template, so a real prompt is slightly shorter.
 
 `penstock plan` names these for the memory that it finds. "Largest" means most parameters among
 the models below that caption with weights and KV cache on the card; whether its captions are
-better was not measured. The last column is for a model that is larger still, in fewer bits."""
+better was not measured. The last column is for a model that is larger still, in fewer bits. A
+[published 4-bit checkpoint](precision.md#checkpoints-that-other-programs-quantized) (AWQ, GPTQ,
+W4A16) takes about as much as the same model with nf4, and is a smaller download."""
 MODELS = """## The models
 
 Weights are those of the checkpoint's own precision. "KV" is the size of the cache for one token in

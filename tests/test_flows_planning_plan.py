@@ -48,6 +48,20 @@ def test_the_first_rung_that_fits_is_taken(gib: float, batch: int) -> None:
     assert found.chosen.peak_bytes <= budget(gib).bytes
 
 
+def test_recorded_passes_are_counted_where_they_fit_and_take_no_rung() -> None:
+    peaks = {}
+    for gib in (24, 1.9):
+        found = choices(question(), HALVING, budget(gib))["encode"]
+        assert (found.chosen.rung.batch, found.fits) == (8, True)
+        counted = [term.bytes for term in found.chosen.terms if "recorded passes" in term.why]
+        plain = question().estimate(found.chosen.rung).peak_bytes
+        assert found.chosen.peak_bytes == plain + sum(counted)
+        peaks[gib] = len(counted), sum(counted) > found.chosen.activation_bytes
+    assert peaks == {24: (1, True), 1.9: (0, False)}
+    on_cpu = choices(replace(question(), device="cpu"), HALVING, budget(24))["encode"].chosen
+    assert not any("recorded" in term.why for term in on_cpu.terms)
+
+
 def test_what_almost_fits_is_tried_and_what_cannot_fit_is_refused_with_what_would() -> None:
     almost = decode(13.4)
     assert (almost.chosen.rung.batch, almost.fits, almost.refused) == (1, False, False)

@@ -264,6 +264,29 @@ def test_a_range_of_a_large_file_does_not_read_it_again(
     assert client.get(f"/v1/media/{hit}", headers=asked).status_code == 206
 
 
+NO_RANGES = ("bytes=x", "bytes=9-1", "bytes=", "bytes", "items=0-3", "")
+
+
+def test_what_is_no_range_of_bytes_is_ignored(place: Path) -> None:
+    client = serving(place)
+    hit = ids(client)["film.mp4"]
+    whole = client.get(f"/v1/media/{hit}").content
+    for given in NO_RANGES:
+        answer = client.get(f"/v1/media/{hit}", headers={"range": given})
+        assert (answer.status_code, answer.content == whole) == (200, True), given
+    behind = client.get(f"/v1/media/{hit}", headers={"range": f"bytes={len(whole)}-"})
+    assert (behind.status_code, behind.headers["content-range"]) == (416, f"bytes */{len(whole)}")
+
+
+def test_an_empty_condition_is_refused(place: Path) -> None:
+    client = serving(place)
+    for where in ("", "%20"):
+        answer = client.get(f"/v1/search?q=colour&where={where}")
+        assert answer.status_code == 422, f"where={where!r} found {answer.text[:200]}"
+        assert "where" in answer.json()["error"]
+    assert client.get("/v1/search?q=colour&where=media_path%20like%20'%25'").status_code == 200
+
+
 def readiness(client: TestClient) -> tuple[int, str]:
     answer = client.get("/readyz")
     return answer.status_code, answer.json()["why"]

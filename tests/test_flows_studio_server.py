@@ -210,6 +210,22 @@ def test_an_odd_name_of_an_upload_is_refused(studio: OpenStudio) -> None:
         place = studio.done("upload?name=a.png", content)["path"]
         assert Path(place).read_bytes() == content
     assert sorted(os.listdir(studio.out / "uploads")) == ["a-2.png", "a.png"]
+    (studio.out / "uploads" / "b.png").symlink_to("nowhere.png")
+    (studio.out / "uploads" / "b-2.png").mkdir()
+    answer = studio.post("upload?name=b.png", b"three")
+    assert answer.status == 200, answer.body
+    assert (studio.out / "uploads" / "b-3.png").read_bytes() == b"three"
+    for path in ("upload", "upload?name="):
+        assert "has no name" in json.loads(studio.post(path, b"x").body)["error"]
+
+
+def test_what_is_no_range_of_bytes_is_ignored(studio: OpenStudio) -> None:
+    whole = studio.ask("GET", f"{studio.own}/media/0").body
+    for given in ("bytes=x", "bytes=9-1", "items=0-3"):
+        answer = studio.ask("GET", f"{studio.own}/media/0", headers={"Range": given})
+        assert (answer.status, answer.body == whole) == (200, True), given
+    answer = studio.ask("GET", f"{studio.own}/media/0", headers={"Range": "bytes=0-9"})
+    assert (answer.status, answer.body) == (206, whole[:10])
 
 
 def test_an_odd_address_is_of_no_file(studio: OpenStudio) -> None:

@@ -257,6 +257,39 @@ def test_times_of_a_file_that_was_cut_within_an_open_group_begin_at_its_first_sh
     assert digest_of_pixels(rgb(shown_at(path, 0.0)[0])) == first
 
 
+PROGRAM_STREAMS = ("mpeg2video -f vob", "mpeg2video -b:v 50k -f vob", "mpeg4 -bf 2 -f dvd")
+"""Words for the program `ffmpeg`: a part of such a file may hold several small frames and the time
+of one of them, which FFmpeg then gives to two."""
+
+
+@pytest.mark.skipif(not shutil.which("ffmpeg"), reason="needs the ffmpeg program")
+def test_frames_that_a_program_stream_gives_one_time_are_all_taken_at_their_own(
+    tmp_path: Path,
+) -> None:
+    drawn, y, x = [], *np.mgrid[0:144, 0:176]
+    for at in range(55):
+        parts = 20 + x / 2 + 14 * (at % 8), 30 + y + 6 * (at % 9), 60 + (x + y) / 2
+        drawn.append(np.stack(parts, -1).clip(0, 255).astype(np.uint8))
+    raw = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", "176x144", "-r", "25", "-i", "-"]
+    given = ["ffmpeg", "-v", "error", *raw, "-c:v"]
+    alike = 0
+    for number, words in enumerate(PROGRAM_STREAMS):
+        path = tmp_path / f"{number}.mpg"
+        frames = b"".join(each.tobytes() for each in drawn)
+        subprocess.run([*given, *words.split(), str(path)], input=frames, check=True)
+        with av.open(str(path)) as container:
+            times = [packet.pts for packet in container.demux(video=0) if packet.size]
+        alike += len(times) - len(set(times))
+        assert times_of(path) == pytest.approx([at / 25 for at in range(55)], abs=0.001), words
+        with Video(path) as video:
+            chunks = video.chunks(video.plan(EVERY_FRAME), FrameFit())
+            shown = [each for chunk in chunks for each in chunk.pixels.astype(int)]
+        assert len(shown) == 55
+        assert max(np.abs(a - b).mean() for a, b in zip(shown, drawn, strict=True)) < 6
+    if not alike:
+        pytest.skip("this ffmpeg gives each frame its own time")
+
+
 def test_chunks_follow_one_another_from_the_first_frame_on(tmp_path: Path) -> None:
     chunks, _ = indexes(write_video(tmp_path / "a.mkv", **LATE))
     assert all(one.end == other.start for one, other in pairwise(chunks))
