@@ -54,7 +54,6 @@ from stages.decode.engines.inflight.prefill import (
     PrefilledSequence,
     SharedPrefix,
     prefill_row,
-    select_token_ids,
 )
 from stages.decode.engines.inflight.recorded import StepRecorder, make_pool, recorder_for
 from stages.decode.engines.inflight.scheduler import (
@@ -245,7 +244,7 @@ def _teacher_force(
     last = torch.zeros(pool.shape.rows, dtype=torch.long, device=row.ids.device)
     if other is not None:
         for index in range(pool.shape.slots):
-            pool.put(index, other, select_token_ids(other, other.ids, other.logits))
+            pool.put(index, other, other.logits.argmax(-1, keepdim=True))
         for _ in range(BEFORE):
             pool.set_tokens(pool.step().argmax(-1))
         pool.clear(slot)
