@@ -74,20 +74,20 @@ def decode(job: dict[str, Any], report: EventReporter) -> None:
     """Wait for each prompt and for each step."""
     import stages.decode.run
     from stages.decode.engines.inflight import engine
-    from stages.decode.engines.inflight.pool import SlotPool
+    from stages.decode.engines.inflight.scheduler import InflightScheduler
 
-    waits, prefill, step = Waits("decode"), engine.prefill_row, SlotPool.step
+    waits, prefill, step = Waits("decode"), engine.prefill_row, InflightScheduler._step
 
     def prefilled(*given: Any, **more: Any) -> Any:
         waits.wait(waits.prompt)
         return replace(prefill(*given, **more), eos_token_ids=frozenset())
 
-    def stepped(pool: Any) -> Any:
+    def stepped(scheduler: Any) -> None:
         waits.wait(waits.step)
-        return step(pool)
+        step(scheduler)
 
     vars(engine)["prefill_row"] = prefilled
-    SlotPool.step = stepped  # type: ignore[method-assign]
+    InflightScheduler._step = stepped  # type: ignore[method-assign]
     waits.run(stages.decode.run.run, job, report)
 
 

@@ -125,7 +125,6 @@ def test_captions_are_decoded_while_chunks_are_encoded_with_the_same_bytes(desk:
     calls = gpus.calls(desk.cards)[before:]
     limits = [c.arguments for c in calls if c.name == "set_per_process_memory_fraction"]
     assert len(limits) == 2 and sum(float(fraction) for fraction, _ in limits) <= 0.95
-    # Captions of a run that made features alone are made beside those that are missing.
     assert not list((place.out / "logs").glob("*.feed"))
 
 
@@ -148,23 +147,21 @@ def test_other_engines_follow_and_several_prompts_overlap(
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("killed", ["encode", "decode", "PARENT"])
+@pytest.mark.parametrize("is_parent", [False, True])
+@pytest.mark.parametrize("moment", ["encode 2", "encode 7", "decode 3", "decode 8"])
 def test_a_run_that_is_killed_while_both_halves_work_ends_with_the_same_bytes(
-    desk: Desk, killed: str
+    desk: Desk, moment: str, is_parent: bool
 ) -> None:
-    alone = desk.alone()
-    stages = [killed] if killed != "PARENT" else ["encode", "decode"]
-    for stage, chunk in [(stage, chunk) for stage in stages for chunk in (2, 6)]:
-        mark = desk.folder / f"{killed}-{stage}-{chunk}"
-        place = desk.place(mark.name)
-        pid = "PARENT" if killed == "PARENT" else "0"
-        done = desk.run(place, **{KILL: f"{stage} {chunk} {pid} {mark}"})
-        assert mark.exists()
-        if killed == "PARENT":
-            assert done.returncode == -signal.SIGKILL
-            done = desk.run(place)
-        assert done.returncode == 0, done.stderr
-        check_same(place, alone)
+    pid = "PARENT" if is_parent else "0"
+    mark = desk.folder / f"{moment} {pid}".replace(" ", "-")
+    alone, place = desk.alone(), desk.place(mark.name)
+    done = desk.run(place, **{KILL: f"{moment} {pid} {mark}"})
+    assert mark.exists()
+    if is_parent:
+        assert done.returncode == -signal.SIGKILL
+        done = desk.run(place)
+    assert done.returncode == 0, done.stderr
+    check_same(place, alone)
 
 
 @pytest.mark.slow

@@ -77,7 +77,10 @@ class Overlap:
         self._stage = loop.job.pipeline[1]
         self._encode: ChunkFeed | None = None
         self._decode: ChunkFeed | None = None
-        self._device = SharedDevice(loop.job.device)
+        self._gpu: IO[str] | None = None
+        """Lock of the GPU on which both processes compute."""
+        self._used = 0
+        """Bytes of the GPU that were in use before they began."""
         self._ledger_lock = threading.Lock()
         """The ledger is used by one thread at a time."""
 
@@ -90,7 +93,8 @@ class Overlap:
         with contextlib.ExitStack() as stack:
             if self._encode is not None:
                 stack.enter_context(self._encode.following(cutting))
-                stack.enter_context(self._captioning(self._encode))
+            if self._encode is not None and self._decode is not None:
+                stack.enter_context(self._decode.following(self._encode.attempt.process))
             yield
 
     def end(self) -> None:
@@ -103,7 +107,7 @@ class Overlap:
         encode, self._encode = self._encode, None
         self._stop(encode)
         self._stop_decode()
-        self._device.release()
+        self._release()
 
     def wait(self, stage: StageSpec, wave: list[Medium]) -> None:
         """Wait until the process of a stage has ended. What it did not make is missing afterwards.
@@ -111,37 +115,31 @@ class Overlap:
         if stage is self._stage:
             self._wait_encode(wave)
         elif self._decode is not None:
-            self._wait_decode(self._decode, wave)
+            self._wait(self._decode, wave)
+            # As a process does that is given its chunks at once.
+            prompts = {task.medium.prompt: task for task in self._job.ledger.tasks(wave)}
+            previous_lengths(self._job.ledger, [*prompts.values()], stage)
 
     def _wait_encode(self, wave: list[Medium]) -> None:
-        if (
-            self._encode is None
-            and self._work(self._stage, wave)
-            and (shares := self._shares(wave))
-        ):
+        is_begun = self._encode is not None or self._work(self._stage, wave) is None
+        if not is_begun and (shares := self._shares(wave)):
             self._start(wave, shares)  # all frames were cut before
             self.end()
         if self._encode is None:
             return
-        ended = False
+        process, ended = self._encode.attempt.process, False
         try:
-            with self._captioning(self._encode):
+            with self._decode.following(process) if self._decode else contextlib.nullcontext():
                 ended = self._wait(self._encode, wave)
         finally:
             if not ended:
                 self._stop_decode()
             if self._decode is None:
-                self._device.release()  # otherwise the decode process holds it, too
+                self._release()
         if self._decode is not None:
             self._decode.end()
-            if self._work(self._stage, wave):  # it is done alone
-                self._wait_decode(self._decode, wave)
-
-    def _wait_decode(self, feed: "ChunkFeed", wave: list[Medium]) -> None:
-        self._wait(feed, wave)
-        # As a process does that is given its chunks at once.
-        prompts = {task.medium.prompt: task for task in self._job.ledger.tasks(wave)}
-        previous_lengths(self._job.ledger, [*prompts.values()], feed.stage)
+            if self._work(self._stage, wave):  # which is done with the GPU to itself
+                self._wait(self._decode, wave)
 
     def _wait(self, feed: "ChunkFeed", wave: list[Medium]) -> bool:
         """Wait for a process, and return whether it ended well. Raises PenstockError if the same
@@ -149,17 +147,17 @@ class Overlap:
         if (work := self._work(feed.stage, wave)) is not None:
             self._loop.on_start(feed.stage.name, work.total, work.total - work.missing)
         while not feed.attempt.process.wait_for_exit(LOOK_SECONDS):
-            if self._decode is not None and self._decode.is_cancelled:
+            if self._decode is not None and self._decode.closed.is_set():
                 self._stop_decode()
                 if feed.stage is not self._stage:
-                    self._device.release()
+                    self._release()
                     self._job.ledger.refresh()
                     return False
         if feed is self._encode:
             self._encode = None
         else:
             self._decode = None
-            feed.attempt.outcome.warnings += self._device.release()
+            feed.attempt.outcome.warnings += self._release()
         try:
             self._loop.wait(feed.attempt)
             return True
@@ -174,12 +172,6 @@ class Overlap:
     def _work(self, stage: StageSpec, wave: list[Medium]) -> StageWork | None:
         return next_work(self._job, stage, wave, self._ladder.rung(stage.name))
 
-    def _captioning(self, feed: "ChunkFeed") -> contextlib.AbstractContextManager[None]:
-        """Caption chunks while the block waits for the process that encodes them."""
-        if self._decode is None:
-            return contextlib.nullcontext()
-        return self._decode.following(feed.attempt.process)
-
     def _stop(self, feed: "ChunkFeed | None") -> None:
         if feed is not None:
             feed.attempt.process.stop()
@@ -189,6 +181,14 @@ class Overlap:
     def _stop_decode(self) -> None:
         feed, self._decode = self._decode, None
         self._stop(feed)
+
+    def _release(self) -> list[str]:
+        """Wait until the GPU's memory is free, release its lock, and return warnings."""
+        lock, self._gpu = self._gpu, None
+        if lock is None:
+            return []
+        with lock:
+            return wait_for_release(self._job.device, self._used, 0)[1]
 
     def _shares(self, wave: list[Medium]) -> Mapping[str, int]:
         """Return the bytes of the GPU for encode and for decode, and take its lock; nothing if they
@@ -200,12 +200,13 @@ class Overlap:
         stages = [stage.name for stage in job.pipeline]
         if not shares_device(job.model, [ladder.rung(s) for s in stages], job.device):
             return {}
-        found = ladder.fit_together(stages)
-        if not found:
+        if not (found := ladder.fit_together(stages)):
             self._note(NO_DEVICE_MEMORY)
+            return {}
+        self._used = device_used_bytes(job.device)
         with contextlib.suppress(PenstockError, OSError):  # the stage reports the same
-            return found if found and self._device.take() else {}
-        return {}
+            self._gpu = try_hold(lock_path(job.device))
+        return found if self._gpu else {}
 
     def _start(self, wave: list[Medium], shares: Mapping[str, int]) -> None:
         """Start the process that encodes, and that which decodes if it has a share of the GPU."""
@@ -223,7 +224,7 @@ class Overlap:
         except (PenstockError, OSError) as error:  # such as a file system without pipes
             log.info("%s: %s", stage.name, error)
             if self._encode is None:
-                self._device.release()
+                self._release()
 
     def _feed(self, stage: StageSpec, wave: list[Medium], shares: Mapping[str, int]) -> "ChunkFeed":
         begin = partial(self._begin, share=shares.get(stage.name, 0))
@@ -248,35 +249,11 @@ class Overlap:
         """End the overlap: a process ran out of memory. Called on the thread of its events."""
         if (feed := self._decode) is not None:
             feed.attempt.outcome.notes["beside_ended"] = error
-            feed.cancel()
+            feed.closed.set()
 
     def _note(self, text: str) -> None:
         notes = self._record.value["plan"].setdefault("notes", [])
         notes += [] if text in notes else [text]
-
-
-class SharedDevice:
-    """The lock of a GPU that two processes of this run compute on."""
-
-    def __init__(self, device: str) -> None:
-        self._device = device
-        self._lock: IO[str] | None = None
-        self._used = 0
-        """Bytes in use before the processes began."""
-
-    def take(self) -> bool:
-        """Return whether the lock is held. It is not waited for. Raises PenstockError, OSError."""
-        self._lock = self._lock or try_hold(lock_path(self._device))
-        self._used = device_used_bytes(self._device)
-        return self._lock is not None
-
-    def release(self) -> list[str]:
-        """Wait until the memory of both is free, release the lock, and return warnings."""
-        if self._lock is None:
-            return []
-        with self._lock:
-            self._lock = None
-            return wait_for_release(self._device, self._used, 0)[1]
 
 
 class ChunkFeed:
@@ -318,7 +295,8 @@ class ChunkFeed:
         self._cutting: StageHandle | None = None
         self._sent: set[str] = set()
         self._lock = ledger_lock
-        self._closed = threading.Event()
+        self.closed = threading.Event()
+        """Whether no more chunks are sent."""
         path = job.out / "logs" / f"{stage.name}.feed"
         refuse_links(path.parent)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -348,24 +326,15 @@ class ChunkFeed:
             self._send_found()
             self._pipe.send(None)
 
-    @property
-    def is_cancelled(self) -> bool:
-        """Return whether the process is to be stopped."""
-        return self._closed.is_set()
-
-    def cancel(self) -> None:
-        """Send no more chunks."""
-        self._closed.set()
-
     def close(self) -> None:
         """Close the pipe, after the process has ended."""
-        self._closed.set()
+        self.closed.set()
         self._thread.join()
         self._pipe.close()
 
     def _send(self) -> None:
         seen, pause = -1, LOOK_SECONDS
-        while not self._closed.wait(pause):
+        while not self.closed.wait(pause):
             with self._lock:
                 items = self._cutting.outcome.items if self._cutting else seen
                 begun = self.attempt.outcome.notes.get(FEED_NOTE, 0)

@@ -56,8 +56,6 @@ from stages.process.job import items_of, parse_job
 from stages.process.live import PipedRequest, RequestBatches, read_requests
 
 STAGE = "decode"
-UNKNOWN = 2
-"""Smallest first batch of which the items that raise are held back."""
 
 
 class DecodeFaults:
@@ -74,8 +72,8 @@ class DecodeFaults:
         missing = [left for batch in batches if (left := answers.missing(batch))]
         is_new = sum(map(len, missing)) == sum(map(len, batches))
         first = len(missing[0]) if missing and is_new else 0
-        # Nothing is known of a fed job, so that its faults wait for a success.
-        self.items = ItemFaults(STAGE, self._fail, UNKNOWN if job.feed else first)
+        # Nothing is known of a fed job, so that items which raise wait for a success.
+        self.items = ItemFaults(STAGE, self._fail, 2 if job.feed else first)
 
     def _fail(self, request: DecodeRequest, fault: ItemFault) -> None:
         self._store_failure(request, fault.meta(STAGE))
@@ -319,7 +317,9 @@ class BatchRun:
         samples = samples_of(self._batches, answers)
         requests = (one for sample in samples for one in self._read(sample))
         name, raised = resolve_engine(engine, faults.within_context(engine, requests), faults.items)
-        if self._job.feed and (name is None or not self._is_first(engine, name)):
+        is_reduced = name != engines_for(self._job.engine)[0].name
+        # Beside another process, what the check found may be for want of memory.
+        if self._job.feed and (is_reduced or "shared_prefix_reason" in engine.run_stats()):
             return
         if name is None:
             faults.items.close()
@@ -328,12 +328,6 @@ class BatchRun:
         self._batches = self._batches_for(spec, without(self._batches, raised))
         self._caption(engine, spec, later)
         self._report.note(**engine.run_stats())
-
-    def _is_first(self, engine: DecodeEngine, name: str) -> bool:
-        """Return whether the job's first engine runs, with all that it can do. Beside another
-        process its check may have run out of memory."""
-        first = engines_for(self._job.engine)[0]
-        return name == first.name and "shared_prefix_reason" not in engine.run_stats()
 
     def _fed(self) -> Iterator[list[Batch]]:
         """Yield the batches of each portion as it arrives."""

@@ -75,21 +75,21 @@ def decode(job: dict[str, Any], report: EventReporter) -> None:
     """Read each prompt slowly."""
     import stages.decode.run
     from stages.decode.engines.inflight import engine
-    from stages.decode.engines.inflight.pool import SlotPool
+    from stages.decode.engines.inflight.scheduler import InflightScheduler
 
-    prefill, step = engine.prefill_row, SlotPool.step
+    prefill, step = engine.prefill_row, InflightScheduler._step
     prompts, steps = count(1), count(1)
 
     def slowly(*given: Any, **more: Any) -> Any:
         _pass_time("decode", next(prompts))
         return prefill(*given, **more)
 
-    def counted(pool: Any) -> Any:
+    def counted(scheduler: Any) -> None:
         _run_out("step", next(steps))
-        return step(pool)
+        step(scheduler)
 
     vars(engine)["prefill_row"] = slowly
-    SlotPool.step = counted  # type: ignore[method-assign]
+    InflightScheduler._step = counted  # type: ignore[method-assign]
     stages.decode.run.run(job, report)
 
 
