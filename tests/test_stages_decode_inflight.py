@@ -25,6 +25,7 @@ from stages.decode.generation import SamplingParams
 from stages.decode.json_schema import canonical
 from stages.decode.protocol import DecodeRequest
 from stages.decode.run import run
+from stages.process.live import RequestPipe
 from tests.support.clips import PROMPTS
 from tests.support.forms import SHORT, text_of
 from tests.support.waves import (
@@ -266,6 +267,41 @@ def test_a_caption_of_either_engine_answers_who_leaves_the_choice(
     assert ours.keys() == kept
     assert len(ours.keys()) + len(theirs.keys()) == 10
     assert told_by(run, job) == [{"event": "total", "items": 0}]
+
+
+def fed(wave: Wave, pipe: Path, size: int, **more: Any) -> list[dict[str, Any]]:
+    """Make captions as OTHER of portions of one batch each, which arrive over a pipe."""
+    job = {**wave.to_decode(PROMPTS, OTHER, tokens=32), "engine": "inflight", **more}
+    items = [item for batch in job["batches"] for item in batch]
+    feed = RequestPipe(pipe)
+    for at in range(0, len(items), size):
+        feed.send([items[at : at + size]])
+    feed.send(None)
+    assert feed.write(), "the pipe took less"
+    try:
+        return told_by(run, {**job, "batches": [], "feed": str(pipe), "slots": 4})
+    finally:
+        feed.close()
+
+
+def test_captions_of_portions_that_arrive_over_a_pipe_are_the_same(tmp_path: Path) -> None:
+    wave = mixed_wave(tmp_path, dtype="bfloat16")
+    keep(wave, [3])
+    told = fed(wave, tmp_path / "pipe", 3)
+    assert sorted(keys_told(told)) == [f"caption-{n}" for n in range(10) if n != 3]
+    assert noted(told)["engine"] == "inflight"
+    assert wave.captions(OTHER) == wave.captions()
+
+
+def test_a_fed_process_leaves_everything_to_another_engine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wave = mixed_wave(tmp_path)
+    monkeypatch.setattr(engine, "_same", lambda *_: False)
+    told = fed(wave, tmp_path / "pipe", 3, engine="auto")
+    assert not keys_told(told)
+    for kind in ("captions", "failures"):
+        assert not wave.record_set(kind, OTHER).keys()
 
 
 def test_rows_in_flight_end_while_another_process_is_waited_for(tmp_path: Path) -> None:
