@@ -39,7 +39,7 @@ GOAL = 1.2
 def write_card(folder: Path) -> None:
     """Write the machine that the simulated GPU belongs to."""
     folder.mkdir()
-    machine = json.dumps({"gpus": [CARD], "cuda_order": []})
+    machine = json.dumps({"gpus": [CARD], "cuda_order": [], "graphs": {}})
     (folder / "machine.json").write_text(machine, encoding="utf-8")
     (folder / "osrelease").write_text("6.8.0-90-generic\n", encoding="utf-8")
 

@@ -63,11 +63,12 @@ def test_a_run_on_a_gpu_says_what_one_on_the_cpu_does(
     calls = gpus.calls(cards)
     limited = [call.pid for call in calls if call.name == "set_per_process_memory_fraction"]
     # Before any stage that runs a model, the card may be tried, by a process without a limit.
-    assert limited == made[-2:] and len(made) <= 3
+    assert set(limited) == set(made[-2:]) and len(limited) == 2 and len(made) <= 3
     machine = Machine(gpus=())
     (planned,) = {stage["context_bytes"] for stage in plan["memory"]["stages"]} - {0}
     # As the test of the card found, which multiplies and convolves, beside a few pages.
     assert 0 <= planned - machine.context_bytes - 2 * machine.lazy_bytes < 1 << 20
-    least = machine.reserved_bytes + machine.context_bytes
+    assert notes["beside"] == "encode"
+    least = machine.context_bytes  # of the process alone
     peaks = {name: stage["peak_device_bytes"] for name, stage in place.stages().items()}
     assert sum(peak > least for peak in peaks.values()) == len(limited), peaks

@@ -235,8 +235,15 @@ class Overlap:
         name = feed.stage.name
         self._ladder.begin(name, self._cancel if share else None)
         self._record.begin(name)
-        fallback = self._ladder.batch_without_slots(feed.rung)
-        call = self._calls.fed_call(feed.stage, feed.variant, feed.rung, pipe, fallback, share)
+        call = self._calls.fed_call(
+            feed.stage,
+            feed.variant,
+            feed.rung,
+            pipe,
+            chunks=max(1, self._record.value["plan"].get("chunks", 1)),
+            fallback_batch=self._ladder.batch_without_slots(feed.rung),
+            share=share,
+        )
         return Attempt(
             stage=feed.stage,
             rung=feed.rung,

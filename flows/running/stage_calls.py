@@ -109,15 +109,16 @@ class StageCallBuilder:
         variant: Variant,
         rung: Rung,
         pipe: str,
+        *,
+        chunks: int,
         fallback_batch: int = 0,
         share: int = 0,
     ) -> StageCall:
-        """Return the call that handles the chunks which `pipe` delivers while others are made.
-        `share`: bytes of the device that it may take beside another process; 0: it has the device
-        for itself."""
-        request = JobRequest(
-            stage=stage, rung=rung, variant=variant, fallback_batch=fallback_batch, fed=True
-        )
+        """Return the call that handles about so many chunks, which `pipe` delivers while others are
+        made. `share`: bytes of the device that it may take beside another process; 0: it has the
+        device for itself."""
+        given = {"fallback_batch": fallback_batch, "fed": chunks}
+        request = JobRequest(stage=stage, rung=rung, variant=variant, **given)
         call = self._call(stage, replace(self._make(request), feed=pipe))
         return replace(call, persistent=True, budget=share) if share else call
 
@@ -235,8 +236,8 @@ class JobRequest:
     """Variant in which its records are made."""
     batches: Sequence[Sequence[Task]] = ()
     """Its work; empty: it arrives later, over a pipe."""
-    fed: bool = False
-    """Whether that pipe delivers chunks of this job, and not requests to a server."""
+    fed: int = 0
+    """Expected number of chunks of this job that the pipe delivers; 0: requests to a server."""
     fallback_batch: int = 0
     """As in `StageCallBuilder.media_call`."""
     stores: WorkerStores = WorkerStores()
@@ -315,7 +316,7 @@ def _decode_job(calls: StageCallBuilder, request: JobRequest) -> DecodeJob:
         fallback_namespace=other[stage.writes] if other else "",
         fallback_batch=request.fallback_batch,
         previous_lengths=previous_lengths(job.ledger, tasks, stage) if rung.in_slots else {},
-        slots=calls.slots(rung, len(tasks) or rung.batch),
+        slots=calls.slots(rung, len(tasks) or request.fed),
         rung_slots=rung.batch if job.device != "cpu" else 0,
     )
 
