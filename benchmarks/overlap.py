@@ -74,7 +74,12 @@ def run(folder: Path, name: str, waits: str, options: list[str]) -> tuple[float,
         stage, waited_seconds = line.split()
         found[stage] += float(waited_seconds)  # type: ignore[assignment]
     of_stages = max(span[1] for span in spans) - min(span[0] for span in spans)
-    print(f"{name}: {of_stages:.1f} s, the command {seconds:.1f} s", flush=True)
+    each = [
+        f"{stage['name']} {stage['spans'][0][0]:.1f} to {stage['spans'][-1][1]:.1f}"
+        f" ({stage['cpu_seconds']:.1f} of a core)"
+        for stage in record["stages"]
+    ]
+    print(f"{name}: {of_stages:.1f} s, the command {seconds:.1f} s; {', '.join(each)}", flush=True)
     return of_stages, found
 
 

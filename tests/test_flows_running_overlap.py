@@ -153,7 +153,7 @@ def test_a_run_that_is_killed_while_both_halves_work_ends_with_the_same_bytes(
     desk: Desk, moment: str, is_parent: bool
 ) -> None:
     pid = "PARENT" if is_parent else "0"
-    mark = desk.folder / f"{moment} {pid}".replace(" ", "-")
+    mark = desk.folder / f"{moment} {is_parent}".replace(" ", "-")
     alone, place = desk.alone(), desk.place(mark.name)
     done = desk.run(place, **{KILL: f"{moment} {pid} {mark}"})
     assert mark.exists()
