@@ -17,7 +17,7 @@ from itertools import groupby
 from pathlib import Path
 
 from artifacts.errors import PenstockError
-from scripts.gpu_check.child import CHECKS, LOOK, Check, rows_of, wanted
+from scripts.gpu_check.child import CHECKS, LOOK, Check, expected_of, rows_of
 from scripts.gpu_check.driver import LACKS, stand_in
 from scripts.gpu_check.model import SHAPES
 from scripts.gpu_check.rows import (
@@ -93,7 +93,7 @@ def checked(given: argparse.Namespace) -> Result:
 
 def refusal(given: argparse.Namespace) -> str:
     """Why nothing can be checked, or what is found could not be kept; empty where it can."""
-    if given.only and not wanted(tuple(given.only)) and given.only != [LOOK.name]:
+    if given.only and not expected_of(tuple(given.only)) and given.only != [LOOK.name]:
         names = ", ".join(dict.fromkeys(check.name for check in CHECKS))
         return f"no check is named {' or '.join(given.only)}; the checks are: {names}"
     try:
@@ -122,7 +122,7 @@ def every_row(setting: Setting, only: tuple[str, ...], deadline: float) -> Itera
     lacking = {name for each in rest for name in each.found.split(",")}
     if "av" in lacking:
         setting = replace(setting, samples=pictures(setting.folder / "pictures"))
-    for _, checks in groupby(wanted(only), lambda each: each.process or each.name):
+    for _, checks in groupby(expected_of(only), lambda each: each.process or each.name):
         yield from made(list(checks), setting, lacking, deadline)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from scripts.gpu_check.driver import stand_in
 from scripts.gpu_check.halves import timed
-from scripts.gpu_check.rows import Row, Setting, one_line, skipped, told
+from scripts.gpu_check.rows import Row, Setting, message_of, one_line, skipped
 
 if TYPE_CHECKING:
     from stages.decode.engines.inflight.prefill import PrefilledSequence
@@ -87,11 +87,11 @@ def stepped(
     pool = SlotPool(read, PoolShape(rows=rows, slots=rows, columns=columns))
     for slot in range(rows):
         pool.put(slot, read, read.logits.argmax(-1, keepdim=True))
-    given, said = list(tokens), []
+    given, text = list(tokens), []
     for at in range(STEPS_COMPARED):
-        said.append(pool.step()[0].cpu())
+        text.append(pool.step()[0].cpu())
         if at == len(given):
-            given.append(said[-1].argmax())
+            given.append(text[-1].argmax())
         pool.set_tokens(given[at].to(read.logits.device).expand(rows))
 
     def step() -> Any:
@@ -99,7 +99,7 @@ def stepped(
         pool.set_tokens(logits.argmax(-1))
         return logits
 
-    return torch.stack(said), given, work_of(step)
+    return torch.stack(text), given, work_of(step)
 
 
 def steps_of(setting: Setting, read: "PrefilledSequence", precision: str) -> Iterator[Row]:
@@ -113,10 +113,10 @@ def steps_of(setting: Setting, read: "PrefilledSequence", precision: str) -> Ite
         rate = 1000 * rows / plain[rows].wall_ms
         found = f"{plain[rows].words}; {rate:,.0f} tokens/s"
         figures = {**asdict(plain[rows]), "tokens_per_second": rate}
-        yield told(f"a step of {rows} rows, {precision}", found, **figures)
+        yield message_of(f"a step of {rows} rows, {precision}", found, **figures)
     apart = float((logits[STEP_ROWS[0]] - logits[STEP_ROWS[1]]).abs().max())
     name = f"logits of {STEP_ROWS[0]} and {STEP_ROWS[1]} rows, {precision}"
-    yield told(name, f"{apart:.1e} apart", apart=apart)
+    yield message_of(name, f"{apart:.1e} apart", apart=apart)
     for way in (RECORDED, COMPILED) if precision == "bf16" else ():
         for rows in STEP_ROWS:
             yield _other_step(way, setting, read, rows, plain[rows], logits[rows], tokens)
@@ -186,4 +186,4 @@ def _other_step(
         graphs = graph_note(setting.device).get("cuda_graphs", "not told")
         found += f", {seconds:.0f} s with compiling; CUDA graphs {graphs}"
         figures |= {"compiling_seconds": seconds, "graphs": graphs}
-    return told(name, f"{found}; logits {apart:.1e} apart", **figures, apart=apart)
+    return message_of(name, f"{found}; logits {apart:.1e} apart", **figures, apart=apart)
