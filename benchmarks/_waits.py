@@ -76,7 +76,7 @@ def decode(job: dict[str, Any], report: EventReporter) -> None:
     from stages.decode.engines.inflight import engine
     from stages.decode.engines.inflight.scheduler import InflightScheduler
 
-    waits, prefill, step = Waits("decode"), engine.prefill_row, InflightScheduler._step
+    waits, prefill, step = Waits("decode"), vars(engine)["prefill_row"], InflightScheduler._step
 
     def prefilled(*given: Any, **more: Any) -> Any:
         waits.wait(waits.prompt)
@@ -87,7 +87,7 @@ def decode(job: dict[str, Any], report: EventReporter) -> None:
         step(scheduler)
 
     vars(engine)["prefill_row"] = prefilled
-    InflightScheduler._step = stepped  # type: ignore[method-assign]
+    InflightScheduler._step = stepped  # type: ignore[assignment, method-assign]
     waits.run(stages.decode.run.run, job, report)
 
 

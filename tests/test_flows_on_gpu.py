@@ -68,7 +68,7 @@ def test_a_run_on_a_gpu_says_what_one_on_the_cpu_does(
     (planned,) = {stage["context_bytes"] for stage in plan["memory"]["stages"]} - {0}
     # As the test of the card found, which multiplies and convolves, beside a few pages.
     assert 0 <= planned - machine.context_bytes - 2 * machine.lazy_bytes < 1 << 20
-    assert notes["beside"] == "encode"
+    assert place.stages()["decode"]["notes"]["beside"] == "encode"
     least = machine.context_bytes  # of the process alone
     peaks = {name: stage["peak_device_bytes"] for name, stage in place.stages().items()}
     assert sum(peak > least for peak in peaks.values()) == len(limited), peaks

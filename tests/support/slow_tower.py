@@ -77,7 +77,7 @@ def decode(job: dict[str, Any], report: EventReporter) -> None:
     from stages.decode.engines.inflight import engine
     from stages.decode.engines.inflight.scheduler import InflightScheduler
 
-    prefill, step = engine.prefill_row, InflightScheduler._step
+    prefill, step = vars(engine)["prefill_row"], InflightScheduler._step
     prompts, steps = count(1), count(1)
 
     def slowly(*given: Any, **more: Any) -> Any:
@@ -89,7 +89,7 @@ def decode(job: dict[str, Any], report: EventReporter) -> None:
         step(scheduler)
 
     vars(engine)["prefill_row"] = slowly
-    InflightScheduler._step = counted  # type: ignore[method-assign]
+    InflightScheduler._step = counted  # type: ignore[assignment, method-assign]
     stages.decode.run.run(job, report)
 
 
