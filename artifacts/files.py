@@ -18,7 +18,7 @@ from typing import IO, Any
 
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.locks import lock, try_lock
-from artifacts.regular_files import NotAFile, kept_thing, refuse_links
+from artifacts.regular_files import NotAFile, irreplaceable_kind, refuse_links
 from artifacts.store import fault_of
 
 HALF = ".penstock-"
@@ -73,7 +73,7 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
 def replace_file(half: str | Path, path: Path) -> None:
     """Give a finished file its final name: each file of a user's folder gets it here. Raises
     OSError; NotAFile if a device, a FIFO, a socket or an open stream is there."""
-    if kept := kept_thing(path):
+    if kept := irreplaceable_kind(path):
         raise NotAFile(errno.EINVAL, f"it is {kept}, and is not replaced", os.fspath(path))
     os.replace(half, path)
 

@@ -39,7 +39,7 @@ from typing import Any
 from artifacts.errors import EnvironmentFault
 from artifacts.keys import digest_of
 from artifacts.store import Store
-from artifacts.stores.protocol import head_of
+from artifacts.stores.protocol import header_of
 
 MAGIC = b"PENSTOCK"
 LEAD = struct.Struct("<8sQ32s")
@@ -91,7 +91,7 @@ def entry_of(key: str, length: int, checksum: str, meta: dict[str, Any]) -> dict
     return {"key": key, "offset": 0, "length": length, "sha256": checksum, "meta": meta}
 
 
-def pack_head(name: str, entries: list[dict[str, Any]]) -> tuple[bytes, dict[str, Place]]:
+def pack_header(name: str, entries: list[dict[str, Any]]) -> tuple[bytes, dict[str, Place]]:
     """Return the head of a pack of these records, and their places. The payloads follow in this
     order."""
     offset = 0
@@ -106,19 +106,19 @@ def pack_head(name: str, entries: list[dict[str, Any]]) -> tuple[bytes, dict[str
 def read_header(store: Store, name: str) -> Iterator[tuple[str, Place]]:
     """Yield the records of a pack. A damaged pack is quarantined. Raises DamagedRecord,
     FileNotFoundError."""
-    yield from places_in(store, name, head_of(store, name, head_extent))
+    yield from places_in(store, name, header_of(store, name, header_extent))
 
 
-def places_in(store: Store, name: str, head: bytes) -> Iterator[tuple[str, Place]]:
+def places_in(store: Store, name: str, header: bytes) -> Iterator[tuple[str, Place]]:
     """Yield the records listed in a pack's head. A damaged pack is quarantined. Raises
     DamagedRecord."""
-    found = _parsed(name, head)
+    found = _parsed(name, header)
     if found is None:
         raise damaged(store, name)
     yield from found
 
 
-def head_extent(start: bytes) -> int:
+def header_extent(start: bytes) -> int:
     """Return the size in bytes of a pack's head, from its first bytes."""
     if len(start) < LEAD.size:
         return len(start)
@@ -165,7 +165,7 @@ def is_whole(store: Store, name: str) -> bool:
     them."""
     store.renew(name)
     try:
-        found = _parsed(name, head_of(store, name, head_extent))
+        found = _parsed(name, header_of(store, name, header_extent))
         end = max((place.offset + place.length for _, place in found or ()), default=0)
         return (
             found is not None
@@ -189,12 +189,12 @@ def verify(store: Store, prefix: str = "") -> Iterator[tuple[str, bool]]:
         yield name, good
 
 
-def _parsed(name: str, head: bytes) -> list[tuple[str, Place]] | None:
+def _parsed(name: str, header: bytes) -> list[tuple[str, Place]] | None:
     """Return the records of a pack's head; None if it is invalid or belongs to another pack."""
-    if len(head) < LEAD.size:
+    if len(header) < LEAD.size:
         return None
-    magic, length, checksum = LEAD.unpack_from(head)
-    text = head[LEAD.size :]
+    magic, length, checksum = LEAD.unpack_from(header)
+    text = header[LEAD.size :]
     if magic != MAGIC or hashlib.sha256(text).digest() != checksum:
         return None
     try:
@@ -264,9 +264,9 @@ class RecordSet:
         with self._lock:
             self._forget(self._packs.difference(names))
             new = [name for name in names if name not in self._packs]
-            for name, head in self.store.heads(new, head_extent):
+            for name, header in self.store.headers(new, header_extent):
                 with contextlib.suppress(DamagedRecord):
-                    places = dict(places_in(self.store, name, head))
+                    places = dict(places_in(self.store, name, header))
                     self._packs.add(name)
                     for key, place in places.items():
                         self._places.setdefault(key, place)
@@ -348,8 +348,8 @@ class RecordSet:
             return []
         name = pack_name(self.folder, (record.key for record in new))
         entries = [entry_of(r.key, *_measured(r.payload), r.meta) for r in new]
-        head, places = pack_head(name, entries)
-        if not self._put(name, places, lambda: [head, *(record.payload for record in new)]):
+        header, places = pack_header(name, entries)
+        if not self._put(name, places, lambda: [header, *(record.payload for record in new)]):
             return []
         return [record.key for record in new]
 
@@ -412,8 +412,8 @@ class RecordSet:
             return
         name = pack_name(self.folder, places)
         entries = [entry_of(k, p.length, p.checksum, p.meta) for k, p in places.items()]
-        head, moved = pack_head(name, entries)
-        self._put(name, moved, lambda: itertools.chain([head], self._checked(places.values())))
+        header, moved = pack_header(name, entries)
+        self._put(name, moved, lambda: itertools.chain([header], self._checked(places.values())))
 
     def _checked(self, places: Iterable[Place]) -> Iterator[bytes]:
         for place in places:

@@ -16,7 +16,7 @@ from artifacts.errors import UsageError
 from artifacts.regular_files import read_bytes, user_text
 
 
-def path_given(text: str, kind: str = "path") -> str:
+def required_path(text: str, kind: str = "path") -> str:
     """Return a path of a command. Raises UsageError for an empty one, as an unset variable of a
     script gives it: it would mean the working folder."""
     if not text:
@@ -28,7 +28,7 @@ def folder_named(text: str, name: str) -> Path:
     """Return the absolute path of a folder given as the option `name`. Raises UsageError for an
     empty or invalid path."""
     try:
-        path = Path(path_given(text, name)).expanduser().absolute()
+        path = Path(required_path(text, name)).expanduser().absolute()
         os.lstat(os.fsencode(path))
     except (ValueError, RuntimeError) as error:  # a NUL, a lone surrogate, an unknown ~user
         raise UsageError(

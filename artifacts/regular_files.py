@@ -57,7 +57,7 @@ def odd_thing(path: str | os.PathLike[str]) -> str:
     return "" if found == "a folder" else found
 
 
-def kept_thing(path: str | os.PathLike[str]) -> str:
+def irreplaceable_kind(path: str | os.PathLike[str]) -> str:
     """Return what lies at a path that no file may replace, links followed: a device, a FIFO or a
     socket, or an open stream of this program. Return an empty string for anything else."""
     if odd := odd_thing(path):

@@ -186,8 +186,8 @@ def export(model: str, kind: str, folder: str) -> Route:
         folder=folder,
         kind=kind,
         weights={HALF: {name: hash_file(Path(model, name)) for name in profile.vision.shards}},
-        frames_a_video=profile.frames_a_video,
-        pieces={HALF: list(profile.vision.pieces)},
+        frames_per_video=profile.frames_per_video,
+        extra_modules={HALF: list(profile.vision.extra_modules)},
         route=profile.route,
     )
     graphs_run.run(asdict(job), unheard())

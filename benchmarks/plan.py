@@ -226,7 +226,7 @@ class Desk:
             block=case.block,
             offload=case.block > 0,
             prefill=case.prefill,
-            seated=case.slots,
+            in_slots=case.slots,
             rank=case.rank,
             recompute=case.recompute,
             optimizer=case.optimizer if case.rank else "",
@@ -275,10 +275,10 @@ class Desk:
             "precision": half.precision,
             "attention": half.attention,
             "route": model.profile.route,
-            "pieces": (
+            "extra_modules": (
                 model.profile.vision if stage == "encode" else model.profile.language
-            ).pieces,
-            "frames_a_video": model.profile.frames_a_video,
+            ).extra_modules,
+            "frames_per_video": model.profile.frames_per_video,
             "frames_namespace": FRAMES,
             "features_namespace": features,
             "namespace": namespace,

@@ -84,7 +84,7 @@ def _row(name: str, copy: int) -> IndexRow:
 
 def compare(searcher: Searcher, queries: Drawn, sort: Sort) -> None:
     """Search both ways in turn and print what each took and found."""
-    ways = {"bits": searcher.way(sort), "exact": EXACT}
+    ways = {"bits": searcher.method(sort), "exact": EXACT}
     found: dict[str, list[Found]] = {way: [] for way in ways}
     seconds: dict[str, list[float]] = {way: [] for way in ways}
 

@@ -22,8 +22,8 @@ from flows.options.vectors import (
     SiftConfig,
 )
 from flows.pipelines import EMBED, LABEL
-from flows.results.labels.writing import LINES, LabelsWritten
-from flows.results.sifted.marks import Sifted
+from flows.results.label_files import LINES, LabelsWritten
+from flows.results.sift_marks import Sifted
 from flows.results.vectors import ARRAY, ROWS, VectorsWritten
 from flows.running import run
 from flows.running.label import label as run_label

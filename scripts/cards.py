@@ -11,7 +11,7 @@ from pathlib import Path
 from benchmarks._common import cells, heads
 from flows.checkpoint.models import Model, pipeline_for
 from flows.checkpoint.precision import QUANTIZED, resolve_settings
-from flows.job.encode_ways import with_planned_ways
+from flows.job.pass_mode import with_planned_pass_mode
 from flows.machine.budget import GPU_SHARE
 from flows.options.commands import CaptionConfig
 from flows.pipelines import CAPTION, EMBED, parts_of
@@ -80,7 +80,7 @@ def request_for(
         settings=resolve_settings(config, profile, device),
     )
     pipeline = pipeline_for(model, (CAPTION, EMBED))
-    model = with_planned_ways(config, model, device)
+    model = with_planned_pass_mode(config, model, device)
     model = model.of_parts(parts_of(pipeline))
     stages = tuple(stage for stage in pipeline if stage.part)
     request = plan_request_of_model(model, config, device, stages)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks._common import cells
-from stages.models.encoding.ways import ALONE, BATCHES, FIXED
+from stages.models.encoding.pass_modes import ALONE, BATCHES, FIXED
 from stages.models.hub.checkpoint import NEAREST
 from stages.models.hub.unsupported import UNSUPPORTED
 
@@ -208,7 +208,7 @@ def summed(results: list[str]) -> str:
 
 def note_of(verdicts: Iterable[Any]) -> str:
     found = list(verdicts)
-    pieces = sorted({piece for verdict in found for piece in verdict.pieces})
+    pieces = sorted({piece for verdict in found for piece in verdict.extra_modules})
     notes = [f"also needs `{'`, `'.join(pieces)}`"] if pieces else []
     if not all(verdict.by_row for verdict in found):
         notes.append("one row at a time")

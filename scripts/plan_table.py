@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 from benchmarks._common import cells, heads
 from flows.planning.architecture import Architecture, read_architecture
-from flows.planning.training.estimate import train_estimate
-from flows.planning.training.terms import Training
+from flows.planning.training_estimate import train_estimate
+from flows.planning.training_terms import Training
 from stages.models.hub.checkpoint import Checkpoint
 from tests.support.plan_cases import make_folder, plan_case
 

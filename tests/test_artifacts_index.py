@@ -18,7 +18,7 @@ import pytest
 from artifacts.errors import EnvironmentFault, PenstockError, UsageError
 from artifacts.gone_files import GoneFiles
 from artifacts.index import manifest, writing
-from artifacts.index.manifest import SearchWay, read_manifest
+from artifacts.index.manifest import SearchMethod, read_manifest
 from artifacts.index.search import Query
 from artifacts.index.shard import MEDIUM, medium_of
 from artifacts.index.snapshot import open_snapshot, paths_of
@@ -186,7 +186,9 @@ def test_a_reader_of_an_earlier_generation_reads_on(tmp_path: Path) -> None:
         writer.remove(np.arange(39))
         compact(writer)
         measure(writer)
-    found = old.find(Query(vector=vectors[5]), 1, SearchWay(queries=0, recall=1.0, candidates=10))
+    found = old.find(
+        Query(vector=vectors[5]), 1, SearchMethod(queries=0, recall=1.0, candidates=10)
+    )
     assert [r.path for r in old.snapshot.read(found.positions)] == ["/in/5.jpg"]
     assert paths(tmp_path) == ["/in/39.jpg"]
 

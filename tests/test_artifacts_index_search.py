@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from artifacts import near_duplicates
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.index import search, upkeep
-from artifacts.index.manifest import SearchWay
+from artifacts.index.manifest import SearchMethod
 from artifacts.index.search import EXACT, Query, Searcher
 from artifacts.index.shard import IndexRow, Nearest, bits_of, differences
 from artifacts.index.upkeep import is_due, measure, note_texts
@@ -22,7 +22,7 @@ from artifacts.near_duplicates import groups
 from tests.support.indexes import MAKER, WIDTH, Vectors, drawn, row, rows, searcher
 
 MANY = 3000
-FEW = SearchWay(queries=0, recall=1.0, candidates=12)
+FEW = SearchMethod(queries=0, recall=1.0, candidates=12)
 
 
 def of_clusters(count: int, seed: int, signal: float, shift: int) -> Vectors:
@@ -65,7 +65,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
     """A first pass over as few rows as there are here."""
     monkeypatch.setattr(upkeep, "FEW_ROWS", 10)
     monkeypatch.setattr(upkeep, "WIDTHS", (400,))
-    monkeypatch.setattr(search, "CANDIDATES_A_HIT", 1)
+    monkeypatch.setattr(search, "CANDIDATES_PER_HIT", 1)
 
 
 def test_the_bits_that_differ_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,7 +95,7 @@ def test_the_short_way_is_taken_where_it_finds_enough(index: Path, short: None) 
         note_texts(writer, of_clusters(60, 3, 0.4, 1))
         assert is_due(measure(writer)) is False
     asked = searcher(index)
-    assert asked.way("pictures").candidates == asked.way("texts").candidates == 400
+    assert asked.method("pictures").candidates == asked.method("texts").candidates == 400
     for sort, shift in (("pictures", 0), ("texts", 1)):
         assert found_in_short(asked, sort, 0.4, shift) >= 0.98
 
@@ -120,7 +120,7 @@ def test_all_is_scanned_where_needed(
         writer.add([(rows(MANY), drawn(MANY, shift=0))])  # neighbours of none
         found = measure(writer).measured["pictures"]
     assert found.candidates == 0 and found.recall < 0.99 and found.queries >= 50
-    assert searcher(tmp_path).way("pictures") == EXACT
+    assert searcher(tmp_path).method("pictures") == EXACT
 
 
 def test_texts_are_looked_for_exactly_until_some_were_seen(tmp_path: Path, short: None) -> None:
@@ -128,7 +128,7 @@ def test_texts_are_looked_for_exactly_until_some_were_seen(tmp_path: Path, short
         writer.add([(rows(MANY), of_clusters(MANY, 1, 1.0, 0))])
         measure(writer)
     asked = searcher(tmp_path)
-    assert asked.way("pictures").candidates == 400 and asked.way("texts") == EXACT
+    assert asked.method("pictures").candidates == 400 and asked.method("texts") == EXACT
     text = of_clusters(1, 9, 0.4, 1)[0]
     assert len(asked.find(Query(vector=text, sort="texts"), 10).positions) == 10
 

@@ -29,7 +29,7 @@ from flows.options.formats import APPEND
 from flows.options.text import read_schema
 from flows.options.training import LearnConfig, TuneConfig
 from flows.options.vectors import LabelConfig
-from flows.results.labels.rows import read_examples
+from flows.results.label_rows import read_examples
 from flows.serving.config import ServeConfig
 from flows.serving.server import token_of
 from flows.studio import start_routes

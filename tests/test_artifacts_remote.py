@@ -18,7 +18,7 @@ from artifacts.errors import EnvironmentFault, MediaError, Unanswered
 from artifacts.remote import fetching, finding
 from artifacts.remote.addresses import is_address, is_object, name_in, signed, unsigned
 from artifacts.remote.ahead import map_prefetched
-from artifacts.remote.finding import far_file_at
+from artifacts.remote.finding import remote_file_at
 from artifacts.remote.media_cache import (
     DIGEST,
     copy_of,
@@ -101,7 +101,7 @@ def test_a_copy_has_the_name_of_what_it_is_a_copy_of(address: str, name: str) ->
 
 def test_a_file_is_fetched_once_and_by_ranges(web: Web) -> None:
     content = put(web, "a.mp4", 10 * RANGE + 7)
-    far = far_file_at(f"{web.address}/a.mp4")
+    far = remote_file_at(f"{web.address}/a.mp4")
     assert (far.size, far.version, far.name) == (len(content), "1", "a.mp4")
     path = copy_of(far)
     assert not path.exists()
@@ -125,7 +125,7 @@ def test_every_size_comes_whole_also_without_parts(web: Web, size: int, parts: b
 def test_what_tells_no_version_is_fetched_anew_by_each_run(web: Web) -> None:
     web.told = False
     put(web, "a.mp4", 10)
-    first, second = (copy_of(far_file_at(f"{web.address}/a.mp4")) for _ in range(2))
+    first, second = (copy_of(remote_file_at(f"{web.address}/a.mp4")) for _ in range(2))
     assert first != second
     digest_at(first)
     content = put(web, "a.mp4", 10)
@@ -137,17 +137,17 @@ def test_what_tells_no_version_is_fetched_anew_by_each_run(web: Web) -> None:
 
 def test_a_new_version_is_another_copy(web: Web) -> None:
     put(web, "a.mp4", 100)
-    before = copy_of(far_file_at(f"{web.address}/a.mp4"))
+    before = copy_of(remote_file_at(f"{web.address}/a.mp4"))
     web.versions["a.mp4"] = "2"
     with pytest.raises(FileChanged):
         digest_at(before)
-    assert copy_of(far_file_at(f"{web.address}/a.mp4")) != before
+    assert copy_of(remote_file_at(f"{web.address}/a.mp4")) != before
 
 
 def test_a_signed_address_is_asked_with_what_is_given_last(web: Web) -> None:
     content = put(web, "a.mp4", 100)
-    before = copy_of(far_file_at(f"{web.address}/a.mp4?X-Amz-Signature=old"))
-    after = copy_of(far_file_at(f"{web.address}/a.mp4?X-Amz-Signature=new"))
+    before = copy_of(remote_file_at(f"{web.address}/a.mp4?X-Amz-Signature=old"))
+    after = copy_of(remote_file_at(f"{web.address}/a.mp4?X-Amz-Signature=new"))
     assert before == after
     assert fetched(before) == content
     assert web.asked[-1][0].endswith("Signature=new")
@@ -179,7 +179,7 @@ def test_an_old_part_is_not_trusted(
     web: Web, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     content = put(web, "a.mp4", 3 * RANGE)
-    path = copy_of(far_file_at(f"{web.address}/a.mp4"))
+    path = copy_of(remote_file_at(f"{web.address}/a.mp4"))
     (tmp_path / "boot").write_text("0123456789abcdef\n")
     monkeypatch.setattr(fetching, "BOOT", tmp_path / "boot")
     path.with_name(fetching.part_name()).write_bytes(bytes(2 * RANGE))
@@ -263,7 +263,7 @@ def test_a_copy_whose_digest_was_lost_is_read_again(web: Web) -> None:
     found = {}
     for name in ("a.mp4", "b.mp4"):
         content = put(web, name, 3 * RANGE)
-        found[name] = copy_of(far_file_at(f"{web.address}/{name}"))
+        found[name] = copy_of(remote_file_at(f"{web.address}/{name}"))
         assert digest_at(found[name]) == hashlib.sha256(content).hexdigest()
         (found[name].parent / DIGEST).write_text("" if name == "a.mp4" else "rotten")
         assert digest_at(found[name]) == hashlib.sha256(content).hexdigest()
@@ -284,7 +284,7 @@ def test_a_size_that_no_disk_has_is_the_file_s_fault(
     web: Web, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put(web, "a.mp4", 1000)
-    far = replace(far_file_at(f"{web.address}/a.mp4"), size=10**17)
+    far = replace(remote_file_at(f"{web.address}/a.mp4"), size=10**17)
     with pytest.raises(MediaError, match="says that it has 100,000,000,000,000,000 bytes"):
         local_path(copy_of(far))
 
@@ -314,12 +314,12 @@ def test_no_more_results_wait_than_may() -> None:
 
 def test_what_is_not_there_or_not_allowed_is_said(web: Web) -> None:
     with pytest.raises(FileNotFoundError):
-        far_file_at(f"{web.address}/a.mp4")
+        remote_file_at(f"{web.address}/a.mp4")
     web.before = lambda *_: 403
     with pytest.raises(Unanswered, match="403"):
-        far_file_at(f"{web.address}/a.mp4?token=secret")
+        remote_file_at(f"{web.address}/a.mp4?token=secret")
     with pytest.raises(Unanswered, match="no response from"):
-        far_file_at("http://127.0.0.1:1/a.mp4")
+        remote_file_at("http://127.0.0.1:1/a.mp4")
 
 
 def test_a_disk_without_room_is_said_before(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -335,7 +335,7 @@ def test_a_disk_that_fills_meanwhile_is_named(web: Web, monkeypatch: pytest.Monk
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     put(web, "a.mp4", RANGE)
-    path = copy_of(far_file_at(f"{web.address}/a.mp4"))  # which writes a note
+    path = copy_of(remote_file_at(f"{web.address}/a.mp4"))  # which writes a note
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(EnvironmentFault, match=r"the disk of /.* is full"):
         fetched(path)
@@ -343,7 +343,7 @@ def test_a_disk_that_fills_meanwhile_is_named(web: Web, monkeypatch: pytest.Monk
 
 def test_a_note_that_rotted_is_written_anew(web: Web) -> None:
     content = put(web, "a.mp4", 10)
-    path = copy_of(far_file_at(f"{web.address}/a.mp4"))
+    path = copy_of(remote_file_at(f"{web.address}/a.mp4"))
     (path.parent / ".penstock-far.json").write_text("{")
-    assert copy_of(far_file_at(f"{web.address}/a.mp4")) == path
+    assert copy_of(remote_file_at(f"{web.address}/a.mp4")) == path
     assert fetched(path) == content

@@ -274,7 +274,12 @@ def test_a_run_captions_the_demo_and_the_next_finds_all(store: Store, tmp_path: 
     after = prepare(config, InsideLauncher())
     assert [after.ledger.frames_to_cut(medium) for medium in after.media] == [[]]
     assert not place.store.exists()
-    beside = {"claims", "digests.jsonl", "written.jsonl", *(["jobs"] if not store.board else [])}
+    beside = {
+        "claims",
+        "digests.jsonl",
+        "written.jsonl",
+        *(["jobs"] if not store.job_leases else []),
+    }
     assert {path.name for path in store.local.iterdir()} >= beside
 
 

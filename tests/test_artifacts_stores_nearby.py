@@ -390,12 +390,12 @@ def test_a_renewed_lease_stays(
 
 
 def test_a_lease_that_was_taken_for_dead_is_written_again(store: Store, tmp_path: Path) -> None:
-    assert store.board is not None
+    assert store.job_leases is not None
     with leased(store, [NAMESPACE], tmp_path) as lease:
         (found,) = Bucket(store.url).below("jobs")
         Bucket(store.url).delete([found.name])
         assert running_jobs(open_store(store.url)) == []
-        store.board.renew(found.name)
+        store.job_leases.renew(found.name)
         assert [job.namespaces for job in running_jobs(open_store(store.url))] == [{NAMESPACE}]
         assert lease.others() == []
     assert running_jobs(open_store(store.url)) == []
@@ -404,10 +404,10 @@ def test_a_lease_that_was_taken_for_dead_is_written_again(store: Store, tmp_path
 def test_a_lease_that_is_renewed_while_it_is_swept_stays(store: Store, tmp_path: Path) -> None:
     with leased(store, [NAMESPACE], tmp_path):
         other = open_store(store.url)
-        assert store.board is not None and other.board is not None
-        ((name, _),) = other.board.ages()
-        store.board.renew(name)
-        other.board.expire(name)
+        assert store.job_leases is not None and other.job_leases is not None
+        ((name, _),) = other.job_leases.ages()
+        store.job_leases.renew(name)
+        other.job_leases.expire(name)
         assert len(running_jobs(other)) == 1
 
 
@@ -424,9 +424,9 @@ def test_frames_stay_for_a_job_of_this_machine_alone(
 
 
 def test_who_died_here_has_no_lease(store: Store, tmp_path: Path) -> None:
-    assert store.board is not None
+    assert store.job_leases is not None
     note = leases.note_of([NAMESPACE], tmp_path)
-    store.board.create(json.dumps({**note, "pid": 1 << 30}).encode())
+    store.job_leases.create(json.dumps({**note, "pid": 1 << 30}).encode())
     assert running_jobs(open_store(store.url)) == []
 
 

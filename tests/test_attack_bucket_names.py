@@ -57,7 +57,7 @@ def test_an_odd_name_that_can_be_asked_for_is_taken_beside_one_that_cannot(
     put(name, "a//b.mp4", address=bucket_address)
     found, failures = find_media([f"{bucket_address}/odd"], DEEP)
     assert [file.media_path for file in found] == [name] and len(failures) == 1
-    assert found[0].far is not None and found[0].far.size == 1
+    assert found[0].remote is not None and found[0].remote.size == 1
 
 
 @pytest.mark.parametrize("name", PASSED_OVER, ids=repr)

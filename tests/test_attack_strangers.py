@@ -20,7 +20,7 @@ from stages.decode.json_schema import canonical, check_room, follows
 from stages.frames.formats import check_file
 from stages.frames.image import read_image
 from stages.frames.video import Video
-from stages.models.adapters.reading import read_adapter
+from stages.models.adapter_modules import read_adapter
 from tests.support.adapters import matrices, write_adapter
 from tests.support.attacks import attacked, seeded
 from tests.support.loopback import visited_port

@@ -35,7 +35,7 @@ from penstock_demo import CHECKPOINT, CLIPS
 from penstock_demo.clips import write_clips
 from stages.export.parity import PARITY
 from stages.models import describe
-from stages.models.adapters.reading import modules_of, read_adapter
+from stages.models.adapter_modules import modules_of, read_adapter
 from stages.models.hub.checkpoint import Checkpoint
 from stages.models.profile import ModelProfile
 from tests.support.adapters import (

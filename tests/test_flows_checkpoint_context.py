@@ -24,7 +24,7 @@ from tests.support.by_hand import PROFILE, images, model
 from tests.support.checkpoints import whole_checkpoint
 from tests.support.families import checkpoint
 
-LLAVA = replace(PROFILE, context_tokens=4096, words_a_frame=1, words_a_prompt=19)
+LLAVA = replace(PROFILE, context_tokens=4096, tokens_per_frame=1, tokens_per_prompt=19)
 """LLaVA-1.5: 576 tokens a frame and the end of a line, of whatever size it is."""
 
 
@@ -98,7 +98,7 @@ def test_of_frames_that_are_more_tokens_the_larger_they_are_the_size_bounds_the_
         frame_tokens=1058,
         frame_sizes=tuple(SeenSize(edge=e, tokens=t, pixel_bytes=1) for e, t in sizes),
         fit_video=FrameFit(),
-        words_a_frame=0,
+        tokens_per_frame=0,
     )
     assert frames(qwen) == 32, "the sampling is as it was"
     bound = frame_bound(qwen, config())
@@ -106,7 +106,7 @@ def test_of_frames_that_are_more_tokens_the_larger_they_are_the_size_bounds_the_
     sizes_of_videos = ((360, 640), (720, 1280), (1080, 1920), (2160, 3840))
     assert [bound.of(size) for size in sizes_of_videos] == [215, 53, 23, 5]
     assert frame_bound(replace(qwen, context_tokens=0), config()) is None
-    most = replace(qwen, pixels_a_video=25_165_824)
+    most = replace(qwen, pixels_per_video=25_165_824)
     assert frame_bound(most, config()) is None, "all frames of a video together are fewer tokens"
     capped = replace(qwen, fit_video=FrameFit(long_edges=((1.0, 448),)), frame_tokens=128)
     capped = replace(capped, frame_sizes=qwen.frame_sizes[:2])
@@ -192,7 +192,7 @@ def test_the_largest_limit_that_fits_is_named() -> None:
     said = refused(LLAVA, "w" * 1300, frames=1, max_new_tokens=2800)
     assert said.endswith("Give --max-new-tokens 2200 or less")
     assert refused(LLAVA, "w" * 3600).endswith("Shorten the prompt")
-    said = refused(replace(LLAVA, frames_a_video=5), "w" * 1300, max_new_tokens=1400)
+    said = refused(replace(LLAVA, frames_per_video=5), "w" * 1300, max_new_tokens=1400)
     assert said.endswith("Shorten the prompt, and give --max-new-tokens 596")
     assert refused(replace(LLAVA, context_tokens=0), prompt, max_new_tokens=9000) == ""
     assert refused(replace(LLAVA, is_encoder_decoder=True), prompt, max_new_tokens=9000) == ""

@@ -108,5 +108,5 @@ def test_a_model_is_described_with_the_date_of_its_prompts(tmp_path: Path) -> No
     model = model_of(tmp_path / "model", "'x ' * (strftime_now('%m') | int)")
     tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
     tokens = [len(tokenizer.encode(f" {'x ' * month}").ids) for month in (2, 12)]
-    found = [describe(model, today=f"2020-{month:02d}-03").words_a_prompt for month in (2, 12)]
+    found = [describe(model, today=f"2020-{month:02d}-03").tokens_per_prompt for month in (2, 12)]
     assert found[1] - found[0] == tokens[1] - tokens[0] > 0

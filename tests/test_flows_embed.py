@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from artifacts.errors import HalfTried
+from artifacts.errors import HalfChecked
 from artifacts.packs import RecordSet, stored_namespaces
 from artifacts.store import open_store
 from flows.cli.main import main
@@ -320,9 +320,9 @@ def test_a_trial_stores_its_result_which_decides_for_this_kind_of_card(
         sources=(), model=str(folder / "clip"), precision="auto", store=str(tmp_path)
     )
     model = prepare_without_media(config, InsideLauncher(), EMBED).model
-    assert model.trial == "", "this machine has no GPU"
+    assert model.fp16_check == "", "this machine has no GPU"
     tried = with_vector_precision(config, model, store, "cuda:0")
-    assert tried.trial and tried.best("vision").precision == "fp32"
+    assert tried.fp16_check and tried.best("vision").precision == "fp32"
     (namespace,) = stored_namespaces(shown, "frames")
     frames = sorted(RecordSet(shown, "frames", namespace).keys())
     job = EmbedJob(
@@ -332,13 +332,13 @@ def test_a_trial_stores_its_result_which_decides_for_this_kind_of_card(
         frames_namespace=namespace,
         namespace="made",
         batches=[[EncodeItem(f"{at:064x}", key, "image") for at, key in enumerate(frames)]],
-        trial=tried.trial,
+        fp16_check=tried.fp16_check,
     )
-    with pytest.raises(HalfTried, match=f"runs in {taken} .* on 6 images"):
+    with pytest.raises(HalfChecked, match=f"runs in {taken} .* on 6 images"):
         embed_stage(job_fields(job), cast(Any, None))
     assert stored_namespaces(store, "embeddings") == set(), "a trial makes no vectors"
     known = with_vector_precision(config, model, store, "cuda:0")
-    assert (known.best("vision").precision, known.trial) == (taken, "")
+    assert (known.best("vision").precision, known.fp16_check) == (taken, "")
     assert [s.precision for s in known.settings["vision"][1:]] == ["int8", "nf4"]
     assert [note for note in known.notes if "runs in fp32" in note] == list(
         known.notes if taken == "fp32" else ()

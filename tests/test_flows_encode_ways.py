@@ -13,7 +13,7 @@ from artifacts.packs import RecordSet
 from artifacts.store import open_store
 from flows.cli.main import main
 from flows.console.display import Display
-from flows.job import encode_ways
+from flows.job import pass_mode
 from flows.running.run import caption
 from stages.process.job import job_fields
 from tests.support.dual_encoders import save_clip
@@ -60,7 +60,7 @@ def test_a_clip_has_the_bytes_that_it_has_alone(
     precision: str,
 ) -> None:
     if images is not None:
-        monkeypatch.setattr(encode_ways, "_images_a_row", lambda model, device: images)
+        monkeypatch.setattr(pass_mode, "_images_per_row", lambda model, device: images)
     options: dict[str, Any] = {"precision": precision}
     files = sorted(clips.iterdir())
     alone: tuple[dict[str, str], dict[str, str]] = ({}, {})
@@ -81,7 +81,7 @@ def test_what_was_encoded_in_batches_has_keys_of_its_own(
 ) -> None:
     """As of a half that failed its trial on another machine."""
     place = Place(clips=clips, out=tmp_path / "o", store=tmp_path / "s")
-    with mock.patch.object(encode_ways, "_has_ways", return_value=False):
+    with mock.patch.object(pass_mode, "_has_pass_modes", return_value=False):
         assert run(place) == ["describe", "frames", "encode", "decode"]
     before, said = made(place), place.captions()
     assert run(place) == ["frames", "encode", "decode"]
@@ -90,7 +90,7 @@ def test_what_was_encoded_in_batches_has_keys_of_its_own(
         assert kept.items() < found.items() and len(found) == 2 * len(kept)
     assert main(["status", str(place.out)]) == 0
     assert f"features encoded in this run: {len(before[0])} alone\n" in capsys.readouterr().out
-    with mock.patch.object(encode_ways, "_has_ways", return_value=False):
+    with mock.patch.object(pass_mode, "_has_pass_modes", return_value=False):
         assert run(place) == [] and place.captions() == said
     assert made(place) == both
 
@@ -101,7 +101,7 @@ def test_what_was_encoded_in_batches_has_keys_of_its_own(
 def test_vectors_do_not_depend_on_the_batch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, images: int, tiles: str
 ) -> None:
-    monkeypatch.setattr(encode_ways, "_images_a_row", lambda model, device: images)
+    monkeypatch.setattr(pass_mode, "_images_per_row", lambda model, device: images)
     (tmp_path / "p").mkdir()
     clip, pictures = save_clip(tmp_path / "clip"), write_images(tmp_path / "p")
     for size in ("1", "4", "32"):

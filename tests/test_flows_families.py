@@ -32,7 +32,7 @@ JOINT = ("blip", "git", "mllama", "pix2struct")
 ONE_PICTURE = ("blip", "blip_2", "florence2", "git", "instructblip", "pix2struct")
 GOING_ON = ("blip", "blip_2", "git", "pix2struct")
 PROMPTED = ("instructblip", "instructblipvideo")
-FRAMES_A_VIDEO = 4
+FRAMES_PER_VIDEO = 4
 """Of which instructblipvideo takes neither more nor fewer."""
 TOKENS = 8
 ASKED = "Who is it?"
@@ -70,7 +70,7 @@ def _says(family: str, row: dict[str, Any], meta: dict[str, Any], pixels: Any) -
     seconds = meta["end"] - meta["start"]
     clip = Clip(frames=pixels, times=times, seconds=seconds, kind=kind)
     if family == "instructblipvideo":
-        count = FRAMES_A_VIDEO // len(pixels)
+        count = FRAMES_PER_VIDEO // len(pixels)
         frames, kind = pixels.repeat(count, axis=0), "video"
         clip = Clip(frames=frames, times=times * count, seconds=seconds, kind=kind)
     processor, prompt = load_processor(whole_checkpoint(family)), row["prompt"]

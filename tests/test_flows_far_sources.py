@@ -17,9 +17,9 @@ from flows.cli.main import main
 from flows.job.media_digests import check_beside, read_contents
 from flows.job.partitions import partitions_of
 from flows.ledger.prompts import FilePlaceholders
-from flows.media import far_digests
-from flows.media.far_digests import contents_of
+from flows.media import remote_digests
 from flows.media.media_files import MediaFile, Selection
+from flows.media.remote_digests import contents_of
 from flows.media.sources import find_media
 from flows.options.commands import CaptionConfig
 from tests.support.buckets import Between
@@ -183,7 +183,7 @@ def test_what_one_machine_learnt_another_need_not_fetch(
     first = contents("one")
     assert way.counts == {"list": 1, "get": len(first), "put": len(first)}
     assert contents("two") == first and way.counts == {"list": 1}
-    monkeypatch.setattr(far_digests, "MAX_LISTED", 3)
+    monkeypatch.setattr(remote_digests, "MAX_LISTED", 3)
     assert contents("three") == first and way.counts["get"] == 0
     assert way.counts["list"] == 1 + len(first) - 3  # a page holds all; each other one is asked for
     # The digest that the store holds is compared with what is fetched.

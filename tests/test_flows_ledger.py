@@ -112,17 +112,19 @@ def shapes(batches: list[list[Task]]) -> list[list[int]]:
 
 def test_encode_batches_hold_one_shape_and_few_frames(tmp_path: Path) -> None:
     tasks = ledger(tmp_path, a=[8, 8, 3], b=[8, 8, 3]).tasks([medium("a"), medium("b")])
-    assert shapes(batches_by_shape(tasks, "features", batch_size=3, frames_a_batch=64)) == [
+    assert shapes(batches_by_shape(tasks, "features", batch_size=3, frames_per_batch=64)) == [
         [8, 8, 8],
         [8],
         [3, 3],
     ]
-    assert shapes(batches_by_shape(tasks, "features", batch_size=8, frames_a_batch=16)) == [
+    assert shapes(batches_by_shape(tasks, "features", batch_size=8, frames_per_batch=16)) == [
         [8, 8],
         [8, 8],
         [3, 3],
     ]
-    assert shapes(batches_by_shape(tasks[:1], "features", batch_size=8, frames_a_batch=1)) == [[8]]
+    assert shapes(batches_by_shape(tasks[:1], "features", batch_size=8, frames_per_batch=1)) == [
+        [8]
+    ]
 
 
 def encoded(book: Ledger, tasks: list[Task], tokens: list[int]) -> None:
@@ -196,7 +198,7 @@ def test_only_rounding_may_differ_between_the_variants_that_answer(tmp_path: Pat
         replace(own, precision={"vision": "nf4"}),
         replace(own, limit=64),
         replace(own, tiles="auto", in_batches=False),
-        replace(own, frames_a_video=8),
+        replace(own, frames_per_video=8),
         replace(own, sends_video=True),
         replace(own, prompted=frozenset()),
     ]

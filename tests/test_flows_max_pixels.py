@@ -21,7 +21,7 @@ from flows.planning.plan_view import verdict
 from flows.planning.workloads import workload_of
 from penstock_demo import CHECKPOINT
 from stages.models import describe
-from stages.models.processors.fit import resized
+from stages.models.processors.input_sizes import resized
 from stages.models.processors.loading import Clip, load_processor, takes_videos
 from stages.models.processors.pixel_limit import min_pixels_of
 from stages.models.processors.prepare import prepare

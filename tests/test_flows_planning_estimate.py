@@ -30,11 +30,11 @@ def test_a_7b_decoder_of_eight_rows_takes_what_paper_says() -> None:
     assert found.weight_bytes == 2 * paper.LANGUAGE == pytest.approx(12.55 * paper.GIB, rel=1e-3)
     assert (
         found.kv_bytes
-        == 8 * (1000 + 128) * paper.KV_A_TOKEN
+        == 8 * (1000 + 128) * paper.KV_PER_TOKEN
         == pytest.approx(4.41 * paper.GIB, rel=1e-2)
     )
     # While prompts are read, 128 tokens of the cache are still to come.
-    assert found.activation_bytes == 8 * (1000 * paper.A_TOKEN - 128 * paper.KV_A_TOKEN) + 0
+    assert found.activation_bytes == 8 * (1000 * paper.A_TOKEN - 128 * paper.KV_PER_TOKEN) + 0
     assert found.context_bytes == CONTEXT_BYTES
     back = -(-4 * found.activation_bytes // 100)
     assert found.workspace_bytes == pytest.approx(back + by.GPU_WORKSPACE_BYTES, abs=2)
@@ -44,7 +44,7 @@ def test_a_7b_decoder_of_eight_rows_takes_what_paper_says() -> None:
 
 def test_a_batch_is_no_larger_than_the_job() -> None:
     few = question(images(count=2)).estimate(Rung(stage="decode", batch=8, precision="fp16"))
-    assert few.kv_bytes == 2 * 1128 * paper.KV_A_TOKEN
+    assert few.kv_bytes == 2 * 1128 * paper.KV_PER_TOKEN
 
 
 def test_quantized_weights_take_their_scales_and_one_layer_unpacked() -> None:
@@ -73,7 +73,7 @@ def test_products_in_8_bit_are_32_bit_numbers_first() -> None:
 def test_on_a_cpu_the_peak_is_the_hosts_and_32_bit_doubles_it() -> None:
     found = decode(device="cpu", precision="fp32")
     assert found.weight_bytes == 4 * paper.LANGUAGE
-    assert found.kv_bytes == 8 * 1128 * 2 * paper.KV_A_TOKEN
+    assert found.kv_bytes == 8 * 1128 * 2 * paper.KV_PER_TOKEN
     assert found.context_bytes == 0
     assert found.host_bytes == found.peak_bytes
 
@@ -88,7 +88,7 @@ def test_offloaded_weights_leave_two_layers_and_the_ends_on_the_device() -> None
 
 def test_an_offloaded_cache_is_pinned_in_powers_of_two_and_a_quantized_one_takes_half() -> None:
     found = decode(batch=1, precision="fp16", kv="offloaded")
-    whole = 1128 * paper.KV_A_TOKEN
+    whole = 1128 * paper.KV_PER_TOKEN
     assert found.kv_bytes == whole * 2 // paper.LAYERS
     pinned = found.host_bytes - decode(batch=1, precision="fp16").host_bytes
     assert pinned == 2 * paper.LAYERS * (1 << 24)  # each 8.8 MiB of keys or of values
@@ -168,9 +168,9 @@ def test_a_half_of_which_nothing_ran_is_estimated_by_its_dimensions() -> None:
     found = asked.estimate(Rung(stage="decode", batch=1, precision="fp16"))
     assert found.by_dimensions
     assert any("by dimensions" in term.why for term in found.terms)
-    assert found.kv_bytes == pytest.approx(1128 * paper.KV_A_TOKEN, rel=1e-6)  # no grouped heads
+    assert found.kv_bytes == pytest.approx(1128 * paper.KV_PER_TOKEN, rel=1e-6)  # no grouped heads
     inside = 1000 * (2 * paper.INSIDE + 3 * paper.WIDTH) * 2
-    assert found.activation_bytes + 128 * paper.KV_A_TOKEN == pytest.approx(inside, rel=0.01)
+    assert found.activation_bytes + 128 * paper.KV_PER_TOKEN == pytest.approx(inside, rel=0.01)
 
 
 def test_the_terms_are_the_whole_arithmetic() -> None:
@@ -188,13 +188,13 @@ def test_the_terms_are_the_whole_arithmetic() -> None:
 def test_batch_costs_go_on_in_lines(rows: int, tokens: int, says: int) -> None:
     found = expected(paper.PROFILE.language.batch_costs, "image", rows, tokens)
     # Of 2,048 tokens one row alone was tried.
-    assert found.kept_bytes == pytest.approx(says * paper.KV_A_TOKEN)
-    assert found.peak_bytes == pytest.approx(says * (paper.KV_A_TOKEN + paper.A_TOKEN))
+    assert found.kept_bytes == pytest.approx(says * paper.KV_PER_TOKEN)
+    assert found.peak_bytes == pytest.approx(says * (paper.KV_PER_TOKEN + paper.A_TOKEN))
 
 
 def test_one_batch_cost_is_enough_for_a_proportion() -> None:
     found = expected((decoding(2, 100),), "video", 4, 300)
-    assert found.kept_bytes == 1200 * paper.KV_A_TOKEN
+    assert found.kept_bytes == 1200 * paper.KV_PER_TOKEN
 
 
 DECODER_HEADS = 6

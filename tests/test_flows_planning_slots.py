@@ -27,9 +27,9 @@ from stages.decode.engines.inflight.pool_shape import (
 )
 from stages.decode.engines.slot_load import SlotLoad, SlotTerm
 from stages.models.footprint import LayerMemory, RowMemory
-from tests.support.by_hand import GIB, KV_A_TOKEN, LAYERS, PROFILE, budget, images, model
+from tests.support.by_hand import GIB, KV_PER_TOKEN, LAYERS, PROFILE, budget, images, model
 
-FULL = LayerMemory(kind="DynamicLayer", layers=LAYERS, token_bytes=KV_A_TOKEN // LAYERS)
+FULL = LayerMemory(kind="DynamicLayer", layers=LAYERS, token_bytes=KV_PER_TOKEN // LAYERS)
 WORDS = 32_000
 
 
@@ -80,13 +80,13 @@ def test_a_server_plans_for_schemas_that_requests_may_bring() -> None:
 def test_a_pool_is_slots_times_columns_and_one_prompt_is_read_beside_it() -> None:
     card = with_memory(FULL)
     first = decode_rungs_of(card)[0]
-    assert (first.seated, first.name) == (True, "64 slots, fp16")
+    assert (first.in_slots, first.name) == (True, "64 slots, fp16")
     eight, four = (planned(card, replace(first, batch=size)) for size in (8, 4))
     columns = 1280  # 1,000 and 256 tokens, in steps of 64
-    assert part(eight, "kv") == [8 * columns * KV_A_TOKEN]
-    assert part(four, "kv")[0] == 4 * columns * KV_A_TOKEN
+    assert part(eight, "kv") == [8 * columns * KV_PER_TOKEN]
+    assert part(four, "kv")[0] == 4 * columns * KV_PER_TOKEN
     assert eight.activation_bytes == four.activation_bytes
-    assert eight.activation_bytes > 1000 * KV_A_TOKEN, "the prompt that is read has a cache, too"
+    assert eight.activation_bytes > 1000 * KV_PER_TOKEN, "the prompt that is read has a cache, too"
     assert part(planned(card, replace(first, batch=2)), "kv")[1:], "the trial takes more"
 
 
@@ -96,8 +96,8 @@ def test_a_window_takes_no_more_columns_than_it_sees_and_states_are_of_every_row
         kind="LinearAttentionLayer", layers=3, state_bytes=1000, state_bytes_32=2000
     )
     card = with_memory(replace(FULL, layers=1), window, state)
-    rung = Rung(stage="decode", batch=2, precision="fp16", seated=True)
-    each = KV_A_TOKEN // LAYERS
+    rung = Rung(stage="decode", batch=2, precision="fp16", in_slots=True)
+    each = KV_PER_TOKEN // LAYERS
     assert part(planned(card, rung), "kv")[0] == 2 * (1280 + 512) * each + 8 * 3 * 1000
     wide = with_memory(replace(FULL, layers=1), window, state, precision="fp32")
     rung = replace(rung, precision="fp32")
@@ -136,13 +136,13 @@ def test_a_half_that_cannot_have_slots_is_planned_in_batches(kept: Any) -> None:
 
 def test_who_names_batches_and_rungs_that_have_no_slots_are_planned_in_batches() -> None:
     plain = with_memory(FULL, engine="transformers")
-    assert not any(rung.seated for rung in decode_rungs_of(plain, engine="transformers"))
+    assert not any(rung.in_slots for rung in decode_rungs_of(plain, engine="transformers"))
     free = with_memory(FULL, precision="auto")
     for rung in decode_rungs_of(free, precision="auto"):
-        assert rung.seated == (not rung.kv and rung.precision != "int8")
+        assert rung.in_slots == (not rung.kv and rung.precision != "int8")
     named = with_memory(FULL, precision="auto", engine="inflight")
     ladder = decode_rungs_of(named, precision="auto", engine="inflight")
-    assert all(rung.seated for rung in ladder)
+    assert all(rung.in_slots for rung in ladder)
     assert {rung.precision for rung in ladder} == {"fp16", "nf4"}
 
 
@@ -171,8 +171,8 @@ def test_a_compiled_step_takes_wider_pools_and_a_compiler() -> None:
     devices = ("cpu", "cuda:0")
     plain = {d: estimate(with_memory(FULL), rung, load, d, 256) for d in devices}
     found = {d: estimate(card, rung, load, d, 256) for d in devices}
-    assert part(found["cpu"], "kv")[0] == 8 * 2048 * KV_A_TOKEN  # 1,280 columns, doubled from 64
-    wider = 8 * (2048 - 1280) * KV_A_TOKEN
+    assert part(found["cpu"], "kv")[0] == 8 * 2048 * KV_PER_TOKEN  # 1,280 columns, doubled from 64
+    wider = 8 * (2048 - 1280) * KV_PER_TOKEN
     compiler = COMPILER_BYTES + LAYERS * COMPILED_LAYER_BYTES
     assert found["cuda:0"].host_bytes - plain["cuda:0"].host_bytes == compiler
     assert found["cpu"].peak_bytes - plain["cpu"].peak_bytes == compiler + wider
@@ -205,7 +205,7 @@ def test_an_engine_of_another_kind_has_slots_of_any_layer_and_counts_them_itself
     assert not supports_slots(half, replace(settings, precision="nf4"))
     assert not supports_slots(half, replace(settings, kv="quantized"))
     planned_by = replace(card, settings={**card.settings, "language": (settings,)})
-    rung = Rung(stage="decode", batch=4, precision=settings.precision, seated=True)
+    rung = Rung(stage="decode", batch=4, precision=settings.precision, in_slots=True)
     assert part(planned(planned_by, rung), "kv") == [4 * (1000 + 256)]
 
 
@@ -237,7 +237,7 @@ def test_a_budget_decides_how_many_slots_there_are_and_what_is_told_to_who_has_n
         taken = choices(question, question.rungs, budget(gib))["decode"].chosen
         assert taken.peak_bytes <= gib * GIB
         instead = batch_without_slots(question, taken.rung, budget(gib))
-        less = replace(taken.rung, seated=False, batch=instead)
+        less = replace(taken.rung, in_slots=False, batch=instead)
         assert question.estimate(less).peak_bytes <= gib * GIB
         found[gib] = (taken.rung.batch, instead)
     assert found[64] == (64, 8), "batches keep the requested size"

@@ -36,7 +36,7 @@ from flows.planning.times import stage_seconds, times_of
 from flows.planning.workloads import remaining_work, workload_of
 from flows.running.run import caption
 from stages.models.footprint import BatchCost
-from stages.models.processors.fit import bytes_of, pixels_a_video, probe
+from stages.models.processors.input_sizes import bytes_of, pixels_per_video, probe
 from stages.models.processors.prepare import Clip
 from stages.models.processors.prepare import prepare as prepare_clip
 from stages.process.device import device_name
@@ -307,7 +307,7 @@ def test_chunks_are_as_the_processor_gives(make: Any, frames: int, height: int, 
         frame_tokens=probed.tokens,
         frame_pixel_bytes=probed.pixel_bytes,
         frame_sizes=probed.smaller,
-        pixels_a_video=pixels_a_video(processor),
+        pixels_per_video=pixels_per_video(processor),
     )
     stored = profile.fit_video.size(height, width)
     clip = Clip(
@@ -326,5 +326,5 @@ def test_chunks_are_as_the_processor_gives(make: Any, frames: int, height: int, 
 
 
 def test_only_a_processor_that_counts_frames_limits_a_video() -> None:
-    assert pixels_a_video(qwen2_5_vl()) == 0
-    assert pixels_a_video(qwen3_vl()) == dict(qwen3_vl().video_processor.size)["longest_edge"]
+    assert pixels_per_video(qwen2_5_vl()) == 0
+    assert pixels_per_video(qwen3_vl()) == dict(qwen3_vl().video_processor.size)["longest_edge"]

@@ -24,7 +24,7 @@ from flows.planning.architecture import (
     read_architecture,
     stacks_of,
 )
-from flows.planning.training.estimate import (
+from flows.planning.training_estimate import (
     LOGITS,
     adapted_layer_bytes,
     layer_bytes,
@@ -32,7 +32,7 @@ from flows.planning.training.estimate import (
     lora_parameters,
     train_estimate,
 )
-from flows.planning.training.terms import TrainEstimate, Training
+from flows.planning.training_terms import TrainEstimate, Training
 from stages.models.hub.checkpoint import Checkpoint
 from stages.models.hub.headers import Header
 from tests.support.families import hf

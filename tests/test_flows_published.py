@@ -22,7 +22,7 @@ from flows.machine.launch import StageCall
 from flows.results.run_record import RUN_RECORD
 from penstock_demo import CHECKPOINT
 from penstock_demo.clips import write_clips
-from stages.models.adapters.reading import ADAPTER_WEIGHTS, LoraAdapter
+from stages.models.adapter_modules import ADAPTER_WEIGHTS, LoraAdapter
 from stages.models.hub.checkpoint import Checkpoint
 from stages.models.published import FIELD
 from stages.summarize.job import SUMMARY, TimedText

@@ -11,7 +11,7 @@ from artifacts.errors import UsageError
 from artifacts.labels import Labelled, spans_of, write_coco
 from artifacts.text_vectors import TextVectors
 from flows.media.labels import Label, LabelSet
-from flows.results.labels.rows import (
+from flows.results.label_rows import (
     above_gap,
     cosines_of,
     label_rules,

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from artifacts.errors import StageDied
-from flows.job import encode_ways
+from flows.job import pass_mode
 from stages.decode.engines.inflight.compiled import CompiledStep
 from tests.support.dual_encoders import save_clip
 from tests.support.inside import InsideLauncher, Ran, run_inside, run_through
@@ -25,7 +25,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def one_a_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let each picture pass the encoder alone: this one raises on a dot that does."""
-    monkeypatch.setattr(encode_ways, "_images_a_row", lambda model, device: 0)
+    monkeypatch.setattr(pass_mode, "_images_per_row", lambda model, device: 0)
 
 
 @pytest.fixture

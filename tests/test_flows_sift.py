@@ -33,9 +33,9 @@ from flows.console.display import Display
 from flows.media.media_files import Selection
 from flows.media.sources import find_media
 from flows.options.vectors import SiftConfig
-from flows.results.sifted import duplicates
-from flows.results.sifted.duplicates import Fingerprint, groups_of, near_pairs, read_head
-from flows.results.sifted.marks import MARKS, MarkedFiles, Sifted, kept_of, parse_keep
+from flows.results import sift_duplicates
+from flows.results.sift_duplicates import Fingerprint, groups_of, near_pairs, read_head
+from flows.results.sift_marks import MARKS, MarkedFiles, Sifted, kept_of, parse_keep
 from flows.running.sift import sift
 from stages.sift.measures import NO_LOOK, SIDE
 from tests.support.pipeline import read_lines
@@ -213,7 +213,7 @@ def test_bands_find_the_pairs_that_a_comparison_of_all_finds(
         for bit in rng.choice(64, int(rng.integers(0, 13)), replace=False):
             others[at] ^= np.uint64(1) << np.uint64(bit)
     every = near_pairs(ones, others, 10)
-    monkeypatch.setattr(duplicates, "ALL_PAIRS", 0)
+    monkeypatch.setattr(sift_duplicates, "ALL_PAIRS", 0)
     assert np.array_equal(near_pairs(ones, others, 10), every) and len(every) > 2700
 
 

@@ -36,7 +36,7 @@ from flows.results.tuned import (
 from flows.running.tune import tune
 from penstock_demo import CHECKPOINT
 from penstock_demo.clips import write_clips
-from stages.models.adapters.reading import ADAPTER_WEIGHTS
+from stages.models.adapter_modules import ADAPTER_WEIGHTS
 from stages.tune import STAGE
 from stages.tune.job import RECORD
 from stages.tune.training import Trainer, TrainingExample

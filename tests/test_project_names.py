@@ -34,7 +34,7 @@ RETIRED = ("told", "asked", "said", "hear", "tell")
 STORED = {
     "tell": "method of files",
     "asked": "field of the plan that a run records",
-    "said_before": "field of the decode stage's job, which tasks record",
+    "previous_lengths": "field of the decode stage's job, which tasks record",
 }
 """Identifiers that may have such a word → where the name is stored."""
 PHRASES = re.compile(

@@ -30,16 +30,16 @@ from tests.support.commands import completed
 @pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl"])
 def test_frames_of_qwen_keep_the_pixels_of_its_authors_script(family: str) -> None:
     facts = facts_of(family)
-    assert facts.pixels_a_frame == (128 * 784, 768 * 784) == (100_352, 602_112)
+    assert facts.pixels_per_frame == (128 * 784, 768 * 784) == (100_352, 602_112)
     # 90,316,800 pixels for pairs of frames: 300 frames of the largest size.
-    assert facts.pixels_a_video == 180_633_600 == 300 * 602_112
+    assert facts.pixels_per_video == 180_633_600 == 300 * 602_112
     assert (facts.fps, facts.frames, facts.last_frame) == (2.0, 768, True)
 
 
 @pytest.mark.parametrize("family", ["qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe"])
 def test_newer_qwen_keeps_sizes_of_transformers_and_a_presence_penalty(family: str) -> None:
     facts = facts_of(family)
-    assert (facts.pixels_a_frame, facts.pixels_a_video, facts.context) == (None, 0, 262_144)
+    assert (facts.pixels_per_frame, facts.pixels_per_video, facts.context) == (None, 0, 262_144)
     assert facts.sampling["presence_penalty"] == 1.5
 
 
@@ -58,9 +58,9 @@ def test_contexts_are_those_of_published_checkpoints_and_other_families_have_no_
 def test_every_entry_names_its_source_and_possible_values() -> None:
     for family, facts in FACTS.items():
         assert " at " in facts.source, family
-        if facts.pixels_a_frame is not None:
-            assert 0 < facts.pixels_a_frame[0] < facts.pixels_a_frame[1]
-            assert facts.pixels_a_frame[0] % facts.token_side**2 == 0
+        if facts.pixels_per_frame is not None:
+            assert 0 < facts.pixels_per_frame[0] < facts.pixels_per_frame[1]
+            assert facts.pixels_per_frame[0] % facts.token_side**2 == 0
         assert not facts.last_frame or facts.frames, family
 
 
@@ -93,14 +93,14 @@ def test_the_page_says_what_the_script_works_out() -> None:
 
 def test_frames_kept_to_published_pixels_are_as_many_tokens_as_the_table_says() -> None:
     facts = facts_of("qwen2_5_vl")
-    assert facts.pixels_a_frame is not None
-    least, most = facts.pixels_a_frame
+    assert facts.pixels_per_frame is not None
+    least, most = facts.pixels_per_frame
     bounds = PixelBounds(side=facts.token_side, least=least, most=most, pair=2)
     assert bounds.tokens(30, 1080, 1920) == 10_800 == 30 * FRAMES["qwen2_5_vl"].tokens
 
 
 def test_a_run_shows_as_many_frames_as_the_table_says() -> None:
-    known = replace(PROFILE, context_tokens=facts_of("llava").context, words_a_frame=1)
+    known = replace(PROFILE, context_tokens=facts_of("llava").context, tokens_per_frame=1)
     assert sampling_of(known, CaptionConfig(sources=("a",))).max_frames == 5
 
 

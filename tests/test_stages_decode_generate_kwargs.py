@@ -21,8 +21,8 @@ from stages.decode import run
 from stages.decode.generate_kwargs import PresencePenalty, seed_of
 from stages.decode.generation import DecodeItem, SamplingParams
 from stages.decode.prompts import NGRAM, PENALTY, is_repetitive
-from stages.models.processors.calling import PARTS, PLAIN, write
 from stages.models.processors.prepare import Clip, load_processor
+from stages.models.processors.processor_calls import PARTS, PLAIN, write
 from tests.support.clips import clips, joint_inputs, joint_model
 from tests.support.families import checkpoint
 from tests.support.waves import CAPTIONS, OTHER, THIRD, Wave, encoded_wave, folder_of

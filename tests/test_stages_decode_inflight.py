@@ -97,7 +97,7 @@ def test_a_slot_is_taken_as_soon_as_its_row_has_ended_longest_captions_first(
     assert found["row_steps_used"] == sum(said.values()) - len(said)
     wasted = found["row_steps"] - found["row_steps_used"]
     assert 0 <= wasted < 4 * max(said.values()), "it is the slots that nobody is left for"
-    told = in_slots(wave, THIRD, said_before=said)
+    told = in_slots(wave, THIRD, previous_lengths=said)
     assert wave.captions(THIRD) == wave.captions(OTHER) == wave.captions()
     assert noted(told)["row_steps"] <= found["row_steps"]
     assert said[keys_told(told)[0]] >= min(sorted(said.values())[-4:])
@@ -205,7 +205,7 @@ def test_a_half_that_is_not_for_slots_is_refused_or_served_in_batches_of_its_own
     with pytest.raises(UsageError, match="depends on neighbouring slots") as caught:
         in_slots(wave)
     assert "transformers" in caught.value.hint
-    found = noted(in_slots(wave, engine="auto", batch_instead=2))
+    found = noted(in_slots(wave, engine="auto", fallback_batch=2))
     assert found["engine"] == "transformers"
     assert found["engine_reason"] == "its output depends on neighbouring slots"
     wave.batches = [batch[at : at + 2] for batch in wave.batches for at in range(0, len(batch), 2)]
@@ -248,7 +248,7 @@ def test_a_caption_of_either_engine_answers_who_leaves_the_choice(
     if speaks == "transformers":
         monkeypatch.setattr(engine, "_same", lambda *_: False)
     job["batches"] = [
-        [item._replace(instead=item.key.replace("caption", "old")) for item in batch]
+        [item._replace(fallback_key=item.key.replace("caption", "old")) for item in batch]
         for batch in job["batches"]
     ]
     made = {0, 3, 4, 6, 7, 8, 9}

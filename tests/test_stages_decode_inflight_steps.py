@@ -225,10 +225,10 @@ def test_stored_captions_are_accepted_whatever_their_number_of_rows(tmp_path: Pa
 def test_larger_batches_are_chosen_where_they_make_more_tokens(left: int, tmp_path: Path) -> None:
     wave = mixed_wave(tmp_path, dtype="bfloat16")
     wave.batches = [wave.batches[0][:left]]  # a resumed run chooses the same
-    found = tried(wave, slots=left, batch_instead=32, rung_slots=8)
+    found = tried(wave, slots=left, fallback_batch=32, rung_slots=8)
     assert found["engine"] == "transformers" and "32 x 45% against 8" in found["engine_reason"]
     assert "rows" not in wave.captions(OTHER)[0]
-    found = tried(wave, THIRD, slots=left, batch_instead=16, rung_slots=8)
+    found = tried(wave, THIRD, slots=left, fallback_batch=16, rung_slots=8)
     assert found["engine"] == "inflight"
 
 

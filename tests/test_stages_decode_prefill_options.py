@@ -85,7 +85,9 @@ def halves(variant: str, folder: Path) -> tuple[ReloadableHalf, dict[str, Any], 
     model.save_pretrained(folder)
 
     def held(keep: Half) -> ReloadableHalf:
-        return ReloadableHalf(keep, lambda pieces: ModelJob(model=str(folder)).load(keep, pieces))
+        return ReloadableHalf(
+            keep, lambda extra_modules: ModelJob(model=str(folder)).load(keep, extra_modules)
+        )
 
     return held("language"), inputs, held("vision").call(lambda half: encode(half, inputs))
 
@@ -107,9 +109,9 @@ def test_mlps_in_pieces_change_no_token_of_a_family(variant: str, tmp_path: Path
         assert agree == (variant in ALIKE)
     whole: Any = held.call(lambda half: generate(half, inputs, features, **GREEDY))
     assert chunk_position_wise(held.model, 2) > 0
-    pieces: Any = held.call(lambda half: generate(half, inputs, features, **GREEDY))
-    assert torch.equal(whole.sequences, pieces.sequences)
-    torch.testing.assert_close(whole.logits, pieces.logits, rtol=1e-4, atol=1e-4)
+    extra_modules: Any = held.call(lambda half: generate(half, inputs, features, **GREEDY))
+    assert torch.equal(whole.sequences, extra_modules.sequences)
+    torch.testing.assert_close(whole.logits, extra_modules.logits, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.slow
@@ -121,8 +123,8 @@ def test_where_a_short_prompt_agrees_so_do_captions(variant: str, tmp_path: Path
     if held.call(lambda half: chunked_prefill_matches(half, inputs, features)):
         whole: Any = held.call(lambda half: generate(half, inputs, features, **GREEDY))
         cut = {**GREEDY, "prefill_chunk_size": 3}
-        pieces: Any = held.call(lambda half: generate(half, inputs, features, **cut))
-        assert torch.equal(whole.sequences, pieces.sequences)
+        extra_modules: Any = held.call(lambda half: generate(half, inputs, features, **cut))
+        assert torch.equal(whole.sequences, extra_modules.sequences)
 
 
 # Their classes do not know `logits_to_keep`.

@@ -86,9 +86,9 @@ def test_captions_through_the_store_are_those_of_the_whole_model(
 
     wave.settings = {"engine": "inflight"}
     assert noted(wave.decode(PROMPTS, THIRD))["engine"] == "inflight"
-    seated = wave.captions(THIRD)
-    assert words(seated) == words(found)
-    assert (seated[0]["engine"], seated[0]["engine_version"]) == ("inflight", 1)
+    in_slots = wave.captions(THIRD)
+    assert words(in_slots) == words(found)
+    assert (in_slots[0]["engine"], in_slots[0]["engine_version"]) == ("inflight", 1)
 
 
 def with_an_encoder(folder: Path) -> Path:
@@ -265,7 +265,7 @@ def test_who_was_talkative_comes_first_and_after_those_of_whom_nothing_is_known(
 
 
 def test_a_failure_is_stored_for_each_engine_under_its_own_key(tmp_path: Path) -> None:
-    item = DecodeItem("own", "features", "What?", instead="other")
+    item = DecodeItem("own", "features", "What?", fallback_key="other")
     half = HalfJob(model="", device="cpu", dtype="float32")
     job = DecodeJob(
         half=half,
@@ -275,7 +275,7 @@ def test_a_failure_is_stored_for_each_engine_under_its_own_key(tmp_path: Path) -
         batches=[[item]],
         max_new_tokens=1,
         engine="auto",
-        instead=OTHER,
+        fallback_namespace=OTHER,
     )
     _, answers = open_records(job, open_store(job.store))
     answers.fail(item, {"kind": "model"})

@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from artifacts.errors import CannotFit, EnvironmentFault, HalfTried, UsageError
+from artifacts.errors import CannotFit, EnvironmentFault, HalfChecked, UsageError
 from artifacts.packs import Record, RecordSet
 from artifacts.store import open_store
 from artifacts.tensors import pack_tree
@@ -19,10 +19,10 @@ from penstock_demo import CHECKPOINT
 from stages.encode import run as stage
 from stages.encode.job import shown_frames
 from stages.encode.run import read_item
-from stages.models.encoding.batch import PassRow, WayTrials, encode_passes
+from stages.models.encoding.batch import PassChecks, PassRow, encode_passes
 from stages.models.encoding.job import EncodeItem
+from stages.models.encoding.pass_modes import FIXED_ROWS, KIND
 from stages.models.encoding.run import Refusal, _in_range, read_clip
-from stages.models.encoding.ways import FIXED_ROWS, KIND
 from stages.models.halves.records import FeatureRecord, RowCount
 from stages.models.loading import ModelJob
 from stages.models.processors.prepare import Clip
@@ -185,8 +185,8 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def trials(folder: Path) -> WayTrials:
-    return WayTrials(RecordSet(open_store(str(folder)), KIND, "a" * 64))
+def checks(folder: Path) -> PassChecks:
+    return PassChecks(RecordSet(open_store(str(folder)), KIND, "a" * 64))
 
 
 def rows_in(rows: Sequence[Prepared], count: int) -> list[PassRow]:
@@ -235,7 +235,7 @@ def test_a_family_that_does_not_separate_its_rows_is_encoded_alone(
 @pytest.mark.parametrize("count", [1, FIXED_ROWS])
 def test_order_and_company_have_no_part_in_the_bytes(count: int, tmp_path: Path) -> None:
     model, rows, passes = half_and_rows()
-    known = trials(tmp_path)
+    known = checks(tmp_path)
     whole = bytes_of(encode_passes(model, rows_in(rows, count), known))
     tried = len(passes)
     others = bytes_of(encode_passes(model, rows_in(rows[::-1], count), known))[::-1]
@@ -249,31 +249,31 @@ def test_order_and_company_have_no_part_in_the_bytes(count: int, tmp_path: Path)
 
 def test_a_half_that_looks_at_the_place_takes_each_input_alone(tmp_path: Path) -> None:
     model, rows, passes = half_and_rows(lambda place, _: 1e-3 * place)
-    alone = bytes_of(encode_passes(model, rows_in(rows, 1), trials(tmp_path / "other")))
+    alone = bytes_of(encode_passes(model, rows_in(rows, 1), checks(tmp_path / "other")))
     passes.clear()
-    made = encode_passes(model, rows_in(rows, FIXED_ROWS), known := trials(tmp_path))
+    made = encode_passes(model, rows_in(rows, FIXED_ROWS), known := checks(tmp_path))
     assert bytes_of(made) == alone
     assert passes == [FIXED_ROWS] * 2 + [1] * 2 + [1] * len(rows)
-    assert known.verdict(rows_in(rows, FIXED_ROWS)[0]) is False
+    assert known.result(rows_in(rows, FIXED_ROWS)[0]) is False
     passes.clear()
-    again = encode_passes(model, rows_in(rows, FIXED_ROWS), trials(tmp_path))
+    again = encode_passes(model, rows_in(rows, FIXED_ROWS), checks(tmp_path))
     assert bytes_of(again) == alone and passes == [1] * len(rows)
 
 
 def test_a_half_that_computes_one_input_twice_differently_is_planned_again(tmp_path: Path) -> None:
     model, rows, _ = half_and_rows(lambda place, number: 1e-3 * number)
-    with pytest.raises(HalfTried, match="one input twice with different results"):
-        encode_passes(model, rows_in(rows, FIXED_ROWS), known := trials(tmp_path))
-    assert [known.verdict(rows_in(rows, count)[0]) for count in (FIXED_ROWS, 1)] == [False, False]
+    with pytest.raises(HalfChecked, match="one input twice with different results"):
+        encode_passes(model, rows_in(rows, FIXED_ROWS), known := checks(tmp_path))
+    assert [known.result(rows_in(rows, count)[0]) for count in (FIXED_ROWS, 1)] == [False, False]
 
 
 def test_a_size_class_is_tried_when_it_appears(tmp_path: Path) -> None:
     model, rows = prepared_rows("qwen2_5_vl", torch.float32)
     _, videos = prepared_rows("qwen2_5_vl:video", torch.float32)
-    known = trials(tmp_path)
+    known = checks(tmp_path)
     encode_passes(model, rows_in(rows, FIXED_ROWS), known)
     first, later = rows_in(rows, FIXED_ROWS)[0], rows_in(videos, FIXED_ROWS)[0]
     assert known.key(first) != known.key(later)
-    assert [known.verdict(row) for row in (first, later)] == [True, None]
+    assert [known.result(row) for row in (first, later)] == [True, None]
     encode_passes(model, rows_in([*videos, *rows], FIXED_ROWS), known)
-    assert [known.verdict(row) for row in (first, later)] == [True, True]
+    assert [known.result(row) for row in (first, later)] == [True, True]

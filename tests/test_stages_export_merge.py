@@ -17,7 +17,7 @@ from transformers.pytorch_utils import Conv1D
 from artifacts.errors import EnvironmentFault, UsageError
 from penstock_demo import CHECKPOINT
 from stages.export.merge import _turned
-from stages.models.adapters.reading import read_adapter
+from stages.models.adapter_modules import read_adapter
 from tests.support.adapters import (
     ALPHA,
     PREFIX,

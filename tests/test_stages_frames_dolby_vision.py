@@ -7,8 +7,8 @@ import av
 import pytest
 
 from artifacts.errors import MediaError
+from stages.frames.media_opening import open_video
 from stages.frames.mp4_boxes import has_no_base_layer
-from stages.frames.opening import open_video
 from tests.support.media import write_video
 
 PARENTS = (b"moov", b"trak", b"mdia", b"minf", b"stbl", b"stsd")

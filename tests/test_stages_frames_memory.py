@@ -132,7 +132,7 @@ with Sampler("cpu") as memory, Video(Path(sys.argv[1]), threads=1) as video:
 # Not the kernel's own high-water mark, in which a child begins with its parent's.
 print(len(plans), count, memory.peak_host_bytes)
 """
-BYTES_A_FRAME = 90
+BYTES_PER_FRAME = 90
 """FFmpeg's index of an mp4 takes 42 bytes a frame as soon as it is opened, our times of it the
 rest: 8 MB for an hour at 25 frames a second. A chunk that is kept is 1.4 MB; there are 120."""
 
@@ -147,4 +147,4 @@ def test_an_hour_takes_no_more_memory_than_two_minutes_but_for_the_index(tmp_pat
         chunks, frames, peak = map(int, done.stdout.split())
         assert (chunks, frames) == (2 * minutes, 2 * minutes * 32)
         peaks.append(peak)
-    assert peaks[1] - peaks[0] < BYTES_A_FRAME * 60 * 900
+    assert peaks[1] - peaks[0] < BYTES_PER_FRAME * 60 * 900

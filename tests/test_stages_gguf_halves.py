@@ -44,7 +44,7 @@ DECODED = ("gemma3:two", "paligemma", "glm4v:video", "lfm2_vl", "aya_vision", "l
 
 def context_of(variant: str, folder: Path, kind: str = "f32") -> Any:
     """A context of llama.cpp with the exported half of a tiny model."""
-    from stages.models.gguf.context import GgufContext
+    from stages.models.gguf.llama_context import GgufContext
     from tests.support.tiny_families.in_gguf import exported
 
     exported(variant, folder, f"gguf-{kind}")
@@ -92,7 +92,7 @@ def test_a_picture_that_sees_itself_is_not_split(tmp_path: Path) -> None:
 
 
 def test_a_picture_may_be_larger_than_a_piece(tmp_path: Path) -> None:
-    from stages.models.gguf.context import GgufContext
+    from stages.models.gguf.llama_context import GgufContext
     from tests.support.tiny_families.in_gguf import exported
 
     exported("gemma3", tmp_path)

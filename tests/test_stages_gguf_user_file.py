@@ -139,8 +139,8 @@ def test_merged_parts_are_taken_and_parts_are_not(folder: Path, tmp_path: Path) 
 def test_a_copy_is_of_the_kind_that_the_file_states(
     folder: Path, tmp_path: Path, stated: Any, kind: str
 ) -> None:
-    from stages.models.gguf.context import kind_of
     from stages.models.gguf.header import read_header
+    from stages.models.gguf.llama_context import kind_of
 
     (folder / "whole" / "copy.gguf").unlink(missing_ok=True)
     general = {"general.file_type": stated % (1 << 32) if isinstance(stated, int) else stated}

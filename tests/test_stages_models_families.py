@@ -12,7 +12,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 
 from artifacts.errors import EnvironmentFault, UsageError
 from stages.models.halves.absent import MissingModule, NeedsWeights
-from stages.models.halves.boundary import pieces_called
+from stages.models.halves.boundary import modules_called
 from stages.models.halves.features import encode, image_vectors, text_vectors
 from stages.models.halves.load import half_class, load_half
 from stages.models.halves.routes import config_and_class, refuse
@@ -55,8 +55,8 @@ def test_a_family_says_the_same_in_halves(variant: str, tmp_path: Path) -> None:
     assert verdict.result == ("joint" if variant in UNCUT else "exact")
     other = "joint" if variant in UNCUT else "protocol"
     assert verdict.route == BY_OTHER_ROUTES.get(variant, other)
-    assert verdict.pieces == NEEDING_PIECES.get(variant, ())
-    assert verdict.foreseen == verdict.pieces, "so that shards and digests count them"
+    assert verdict.extra_modules == NEEDING_PIECES.get(variant, ())
+    assert verdict.foreseen == verdict.extra_modules, "so that shards and digests count them"
     assert not untried(variant, verdict.takes), "the table tries all that a family takes"
 
 
@@ -74,7 +74,7 @@ def test_a_piece_that_was_not_loaded_is_named(tmp_path: Path) -> None:
     model, inputs = FAMILIES["emu3"]()
     model.save_pretrained(tmp_path)
     with pytest.raises(NeedsWeights, match=r"model\.text_model\.embed_tokens"):
-        encode(load_half(tmp_path, "vision", pieces=()), inputs)
+        encode(load_half(tmp_path, "vision", extra_modules=()), inputs)
 
 
 def test_a_piece_that_is_called_by_way_of_another_method_is_found_too() -> None:
@@ -87,9 +87,9 @@ def test_a_piece_that_is_called_by_way_of_another_method_is_found_too() -> None:
 
     config = FAMILIES["llama4"]()[0].config
     with torch.device("meta"):
-        pieces = pieces_called(Indirect(config), "language")
+        extra_modules = modules_called(Indirect(config), "language")
         half = half_class(Indirect, "language", None)(config)
-    assert pieces == ("multi_modal_projector",)
+    assert extra_modules == ("multi_modal_projector",)
     assert not isinstance(half.multi_modal_projector, MissingModule)
     assert isinstance(half.vision_model, MissingModule)
 

@@ -18,7 +18,7 @@ from stages.models.footprint import (
     peak_bytes,
 )
 from stages.models.halves.routes import choose_route, config_and_class, skeleton_of
-from stages.models.inspection import frames_a_video
+from stages.models.inspection import frames_per_video
 from stages.models.processors.prepare import load_processor
 from tests.support.checkpoints import MODELS, whole_checkpoint
 from tests.support.clips import profile_of
@@ -133,7 +133,7 @@ def test_batch_costs_are_found_by_every_route(family: str) -> None:
     skeleton = skeleton_of(config, cls)
     route = choose_route(skeleton).route
     processor = load_processor(folder, False)
-    found = dry_run(skeleton, processor, route, frames_a_video(processor))
+    found = dry_run(skeleton, processor, route, frames_per_video(processor))
     batch_costs = found.batch_costs
     assert found.why == ""
     assert bool(batch_costs["vision"]) == (route != "joint")

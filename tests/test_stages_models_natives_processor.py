@@ -11,7 +11,7 @@ import torch
 
 from artifacts.errors import UsageError
 from stages.models.in_tree.cogvlm2.model import of_experts, positions_of
-from stages.models.processors.fit import probe
+from stages.models.processors.input_sizes import probe
 from stages.models.processors.prepare import Clip, load_processor, prepare, rebuild
 from tests.support.clips import PROMPTS, clips, joint_inputs
 from tests.support.cogvlm2 import PLAIN, published

@@ -14,10 +14,9 @@ from safetensors.torch import load_file, save_file
 
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.schema import Half
-from stages.models import describe, encode, generate, load_half
-from stages.models.adapters import injection
-from stages.models.adapters.injection import adapted_modules
-from stages.models.adapters.reading import modules_of, read_adapter
+from stages.models import adapter_injection, describe, encode, generate, load_half
+from stages.models.adapter_injection import adapted_modules
+from stages.models.adapter_modules import modules_of, read_adapter
 from stages.models.halves.boundary import HALVES
 from stages.models.halves.routes import config_and_class, skeleton_of
 from stages.models.loading import ModelJob, facts
@@ -270,7 +269,7 @@ def with_adapter(source: Path, adapter: Path, **options: Any) -> Any:
     return ModelJob(
         model=str(source),
         route=profile.route,
-        pieces=profile.language.pieces,
+        extra_modules=profile.language.extra_modules,
         adapter=str(adapter),
         adapted=modules_of(read_adapter(adapter), profile),
         **options,
@@ -282,7 +281,7 @@ def with_adapter(source: Path, adapter: Path, **options: Any) -> Any:
 def test_what_peft_saved_computes_what_it_computed(
     tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(injection, "GROUP_BYTES", 1 << 12)  # some layers at a time
+    monkeypatch.setattr(adapter_injection, "GROUP_BYTES", 1 << 12)  # some layers at a time
     source = source_of(name)
     theirs = saved_by_peft(source, tmp_path / "adapter")
     ours = (

@@ -34,11 +34,11 @@ def test_batches_are_read_while_another_is_used() -> None:
 
 
 def test_what_comes_while_the_disk_is_busy_is_written_at_once_and_in_order() -> None:
-    busy, goes_on, written = threading.Event(), threading.Event(), list[list[int]]()
+    busy, continues_prompt, written = threading.Event(), threading.Event(), list[list[int]]()
 
     def write(made: list[int]) -> None:
         busy.set()
-        assert goes_on.wait(SECONDS)
+        assert continues_prompt.wait(SECONDS)
         written.append(made)
 
     with write_behind(write) as later:
@@ -47,7 +47,7 @@ def test_what_comes_while_the_disk_is_busy_is_written_at_once_and_in_order() -> 
         for number in range(1, BEHIND):
             later(number)
         assert written == []
-        goes_on.set()
+        continues_prompt.set()
     assert written == [[0], list(range(1, BEHIND))]
 
 
@@ -109,12 +109,12 @@ def test_what_was_handed_over_is_written_when_the_caller_fails() -> None:
 
 
 def test_who_fails_ends_though_the_next_batch_never_comes() -> None:
-    asked, goes_on = threading.Event(), threading.Event()
+    asked, continues_prompt = threading.Event(), threading.Event()
 
     def told() -> Iterator[int]:
         yield 0
         asked.set()
-        goes_on.wait(6 * SECONDS)
+        continues_prompt.wait(6 * SECONDS)
 
     def work() -> None:
         given: Any = prefetched(told(), lambda batch: batch)
@@ -127,7 +127,7 @@ def test_who_fails_ends_though_the_next_batch_never_comes() -> None:
     working.start()
     working.join(SECONDS)
     ended = not working.is_alive()
-    goes_on.set()
+    continues_prompt.set()
     assert ended, "it waits for what is told next"
 
 

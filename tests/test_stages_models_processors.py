@@ -20,19 +20,19 @@ from stages.decode.prompts import start_ids
 from stages.decode.scoring import caption_of
 from stages.models import describe
 from stages.models.halves.offload import new_tokens
-from stages.models.processors.calling import system_form, write
-from stages.models.processors.fit import ASPECTS, COMMON, black, probe, resized
 from stages.models.processors.input_layout import layout_of
+from stages.models.processors.input_sizes import ASPECTS, COMMON, black, probe, resized
 from stages.models.processors.loading import token
 from stages.models.processors.prepare import (
     Clip,
     answer_blank,
     answer_ids,
+    full_answer_ids,
     load_processor,
     prepare,
     rebuild,
-    whole_answer_ids,
 )
+from stages.models.processors.processor_calls import system_form, write
 from stages.tune.training import make_example
 from tests.support.checkpoints import OMNI, whole_checkpoint
 from tests.support.clips import PROMPTS, clips, joint_model, profile_of
@@ -81,8 +81,8 @@ def whole_says(family: str, batch: list[Clip], prompts: tuple[str, ...]) -> list
 def test_two_stages_say_what_the_whole_model_says(family: str, kind: str, tmp_path: Path) -> None:
     batch, prompts = clips(kind, 2), PROMPTS[:2]
     profile = profile_of(whole_checkpoint(family))
-    assert profile.images_a_prompt == (not KINDS[family].many)
-    assert profile.goes_on == (family in GOES_ON)
+    assert profile.images_per_prompt == (not KINDS[family].many)
+    assert profile.continues_prompt == (family in GOES_ON)
     wave = Wave(
         tmp_path / "store",
         whole_checkpoint(family),
@@ -198,12 +198,12 @@ def test_answers_begin_with_the_blank_of_the_template_s_own_conversation() -> No
 
 def test_a_caption_is_trained_behind_the_reasoning_that_a_template_opens() -> None:
     processor, text = load_processor(checkpoint("smolvlm")), "A red fox"
-    assert whole_answer_ids(processor, text) == own_ids(processor, text)
+    assert full_answer_ids(processor, text) == own_ids(processor, text)
     processor.chat_template = SPACED.replace("'Assistant:'", "'Assistant:<think>\n'")
     closed = "\n</think>\n\nA red fox"
-    assert whole_answer_ids(processor, text) == own_ids(processor, closed)
+    assert full_answer_ids(processor, text) == own_ids(processor, closed)
     own = "It is red.</think> A red fox"
-    assert whole_answer_ids(processor, own) == own_ids(processor, own)
+    assert full_answer_ids(processor, own) == own_ids(processor, own)
     assert answer_ids(processor, text) == own_ids(processor, text)  # of a forced beginning
 
 

@@ -24,7 +24,7 @@ from stages.models.halves.boundary import HALVES
 from stages.models.hub.checkpoint import Checkpoint
 from stages.models.hub.headers import read_headers
 from stages.models.inspection import halves_of, run
-from stages.models.processors.fit import probe
+from stages.models.processors.input_sizes import probe
 from stages.models.processors.prepare import load_processor
 from stages.models.profile import SamplingProfile
 from tests.support.checkpoints import whole_checkpoint

@@ -13,18 +13,18 @@ import torch
 
 from flows.planning.workloads import workload_of
 from stages.models import describe, load_half
-from stages.models.processors.calling import text_ids
-from stages.models.processors.fit import resized
+from stages.models.processors.input_sizes import resized
 from stages.models.processors.loading import load_processor
 from stages.models.processors.pixel_limit import bounds_of
 from stages.models.processors.prepare import Clip, prepare, rebuild
+from stages.models.processors.processor_calls import text_ids
 from stages.models.profile import ModelProfile, PixelBounds
 from stages.models.published import (
     FIELD,
     is_before,
-    is_published_way,
     published_bounds,
-    with_way,
+    runs_as_published,
+    stating_as_published,
 )
 from tests.support.by_hand import model
 from tests.support.clips import clips, profile_of
@@ -49,7 +49,7 @@ def test_the_release_that_wrote_a_config_decides(
     for kind, expected in (("qwen2_5_vl", positions), ("qwen3_vl", outer_pair), ("llava", False)):
         config = {"model_type": kind, "transformers_version": version}
         (tmp_path / "config.json").write_text(json.dumps(config))
-        assert is_published_way(tmp_path) is expected
+        assert runs_as_published(tmp_path) is expected
 
 
 def test_what_is_asked_goes_before_what_a_checkpoint_says_and_that_before_its_release(
@@ -58,24 +58,24 @@ def test_what_is_asked_goes_before_what_a_checkpoint_says_and_that_before_its_re
     path = tmp_path / "config.json"
     old = {"model_type": "qwen2_vl", "transformers_version": "4.45.0"}
     path.write_text(json.dumps(old))
-    assert is_published_way(tmp_path)
-    assert not is_published_way(tmp_path, as_published=False)
-    path.write_bytes(with_way(path.read_bytes(), as_published=False))
+    assert runs_as_published(tmp_path)
+    assert not runs_as_published(tmp_path, as_published=False)
+    path.write_bytes(stating_as_published(path.read_bytes(), as_published=False))
     assert json.loads(path.read_bytes()) == {**old, FIELD: False}
-    assert not is_published_way(tmp_path)
-    assert is_published_way(tmp_path, as_published=True)
+    assert not runs_as_published(tmp_path)
+    assert runs_as_published(tmp_path, as_published=True)
     path.write_text(json.dumps({**old, "transformers_version": "5.23.0", FIELD: True}))
-    assert is_published_way(tmp_path)
+    assert runs_as_published(tmp_path)
 
 
 def test_a_config_that_nobody_would_run_otherwise_keeps_its_bytes() -> None:
     content = b'{"model_type":  "llava"}'
-    assert with_way(content, as_published=False) is content
+    assert stating_as_published(content, as_published=False) is content
     content = b'{"model_type":  "qwen2_vl", "transformers_version": "5.23.0"}'
-    assert with_way(content, as_published=False) is content
-    made = with_way(content, as_published=True)
+    assert stating_as_published(content, as_published=False) is content
+    made = stating_as_published(content, as_published=True)
     assert json.loads(made)[FIELD] is True
-    assert json.loads(with_way(made, as_published=False))[FIELD] is False
+    assert json.loads(stating_as_published(made, as_published=False))[FIELD] is False
 
 
 def test_an_older_qwen_places_the_question_behind_a_long_video(tmp_path: Path) -> None:

@@ -78,7 +78,11 @@ def test_a_field_that_a_job_does_not_have_or_lacks_is_named(kind: type[Any]) -> 
         (HalfJob, {"model": "m", "route": "odd"}, "Invalid enum value 'odd' - at `$.route`"),
         (HalfJob, {"model": "m", "adapted": []}, "Expected `object`, got `array` - at `$.adapted`"),
         (HalfJob, {"model": "m", "adapted": {"a": 1}}, "Expected `str`, got `int` - at `$.adap"),
-        (HalfJob, {"model": "m", "pieces": [1]}, "Expected `str`, got `int` - at `$.pieces[0]`"),
+        (
+            HalfJob,
+            {"model": "m", "extra_modules": [1]},
+            "Expected `str`, got `int` - at `$.pieces[0]`",
+        ),
         (HalfJob, {"model": "m", "attention": 3}, "Expected `str | null`, got `int` - at `$.att"),
         (Measured, {"rate": "fast"}, "Expected `float`, got `str` - at `$.rate`"),
         (Measured, {"rate": True}, "Expected `float`, got `bool` - at `$.rate`"),
@@ -134,7 +138,7 @@ def test_what_a_class_itself_refuses_keeps_its_error_and_hint() -> None:
 def test_what_json_makes_of_a_job_is_the_job_again() -> None:
     half = HalfJob(
         model="m",
-        pieces=("projector",),
+        extra_modules=("projector",),
         adapted={"a": "b"},
         files=ModelFiles(stamps={"w": ModelFileStamp(1, 2, 3, 4, 5)}, names={"f": ("a", "b")}),
     )

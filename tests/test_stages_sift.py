@@ -17,7 +17,7 @@ from PIL import Image
 from artifacts.stamps import stamp_of
 from artifacts.store import FolderStore
 from benchmarks._planted import texture
-from flows.results.sifted.marks import medium_marks
+from flows.results.sift_marks import medium_marks
 from stages.frames.job import FramesItem
 from stages.sift.job import SiftJob
 from stages.sift.run import SampledVideo, image_marks, joined, run

@@ -60,8 +60,12 @@ def texts(count: int, *, changed: int = -1) -> list[tuple[float, float, str]]:
 def half(family: str) -> dict[str, Any]:
     """What a job is told of the half."""
     profile = profile_of(checkpoint(family))
-    pieces = list(profile.language.pieces)
-    return {"model": str(checkpoint(family)), "route": profile.route, "pieces": pieces}
+    extra_modules = list(profile.language.extra_modules)
+    return {
+        "model": str(checkpoint(family)),
+        "route": profile.route,
+        "extra_modules": extra_modules,
+    }
 
 
 def job_of(family: str, store: Path, *media: Any, **changes: Any) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from flows.checkpoint.adapters import adapter_digest
 from flows.checkpoint.model_files import ModelDigests
 from flows.cli.main import main
 from stages.models import load_half
-from stages.models.adapters.reading import ADAPTER_WEIGHTS, read_adapter
+from stages.models.adapter_modules import ADAPTER_WEIGHTS, read_adapter
 from stages.tune import training
 from stages.tune.adapter import (
     TrainingProgress,

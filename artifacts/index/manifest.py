@@ -82,7 +82,7 @@ class IndexShard:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class SearchWay:
+class SearchMethod:
     """The result of comparing the two-step search with the exact search."""
 
     queries: int
@@ -112,7 +112,7 @@ class Manifest:
     """Vectors of some texts, by which it is measured how texts find."""
     means: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     """`pictures`, and `texts` once some were seen → their mean vector. Bits are taken from it."""
-    measured: Mapping[str, SearchWay] = field(default_factory=dict)
+    measured: Mapping[str, SearchMethod] = field(default_factory=dict)
     """`pictures`, `texts` → how well queries of that sort find."""
     measured_rows: int = 0
     """Rows that were there when it was measured."""
@@ -187,7 +187,7 @@ def read_manifest(folder: Path) -> Manifest:
     except OSError as error:
         raise read_fault(error, folder) from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise damaged_book(path) from error
+        raise damaged_manifest(path) from error
     if form != FORMAT:
         raise UsageError(
             f"{folder} is an index of version {form}, and this program knows {FORMAT}",
@@ -195,7 +195,7 @@ def read_manifest(folder: Path) -> Manifest:
         )
     digest = value.pop("digest", "")
     if digest != digest_of(value):
-        raise damaged_book(path)
+        raise damaged_manifest(path)
     try:
         return read_record(Manifest, value)
     except TypeError as error:
@@ -205,7 +205,7 @@ def read_manifest(folder: Path) -> Manifest:
         ) from error
 
 
-def damaged_book(path: Path) -> EnvironmentFault:
+def damaged_manifest(path: Path) -> EnvironmentFault:
     """Return the error of an `index.json` that is not as it was written."""
     return EnvironmentFault(
         f"{path} is damaged",

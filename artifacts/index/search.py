@@ -16,7 +16,7 @@ import numkong
 import numpy as np
 from numpy.typing import NDArray
 
-from artifacts.index.manifest import SearchWay
+from artifacts.index.manifest import SearchMethod
 from artifacts.index.shard import (
     BATCH_ROWS,
     CONTENT,
@@ -35,9 +35,9 @@ from artifacts.vectors import Vectors
 Sort = Literal["pictures", "texts"]
 LEAST_RECALL = 0.99
 """The first pass is used where it is measured to find so many of the nearest."""
-EXACT = SearchWay(queries=0, recall=1.0, candidates=0)
+EXACT = SearchMethod(queries=0, recall=1.0, candidates=0)
 """The way of comparing every row."""
-CANDIDATES_A_HIT = 20
+CANDIDATES_PER_HIT = 20
 """At least so many rows are compared exactly for each that is asked for."""
 WIDER = 4
 """So many times more rows are looked at when too few are left of them."""
@@ -92,25 +92,25 @@ class Searcher:
         return only
 
     def find(
-        self, query: Query, count: int, way: SearchWay | None = None, *, parts: bool = False
+        self, query: Query, count: int, method: SearchMethod | None = None, *, parts: bool = False
     ) -> Found:
         """Return the `count` nearest pictures, each by its nearest part, or with `parts` the
         nearest parts; fewer where there are not as many. It goes by the `way` that the index was
         measured to need, or by another."""
-        way = self.way(query.sort) if way is None else way
+        method = self.method(query.sort) if method is None else method
         kept = self._distinct
         if query.kept is not None:
             kept = self.distinct(query.kept & self.snapshot.live())
         total = int(kept.sum())
-        wide = max(way.candidates, CANDIDATES_A_HIT * count) if way.candidates else total
+        wide = max(method.candidates, CANDIDATES_PER_HIT * count) if method.candidates else total
         while True:
-            found = self._found(query, kept, min(wide, total), way.centre)
+            found = self._found(query, kept, min(wide, total), method.centre)
             found = found if parts else self._pooled(found)
             if len(found.positions) >= count or wide >= total:
                 return Found(positions=found.positions[:count], scores=found.scores[:count])
             wide *= WIDER
 
-    def way(self, sort: Sort) -> SearchWay:
+    def method(self, sort: Sort) -> SearchMethod:
         """Return the way that finds enough: the exact one where that was not measured."""
         found = self.snapshot.manifest.measured.get(sort)
         return found if found is not None and found.recall >= LEAST_RECALL else EXACT

@@ -304,7 +304,7 @@ Words = NDArray[np.uint64]
 WORD_BITS = 64
 BLOCK_ROWS = 1 << 14
 """Rows that are compared at a time: what that takes stays within a core's own cache."""
-WORDS_A_BYTE = 3
+WORDS_PER_BYTE = 3
 """Words whose differing bits one byte can count."""
 
 
@@ -338,9 +338,9 @@ def differences(bits: Words, query: Words) -> Iterator[tuple[int, NDArray[np.uin
         end = min(rows, start + BLOCK_ROWS)
         here = slice(0, end - start)
         total[here] = 0
-        for first in range(0, words, WORDS_A_BYTE):
+        for first in range(0, words, WORDS_PER_BYTE):
             group[here] = 0
-            for word in range(first, min(words, first + WORDS_A_BYTE)):
+            for word in range(first, min(words, first + WORDS_PER_BYTE)):
                 np.bitwise_xor(bits[word, start:end], query[word], out=differing[here])
                 np.bitwise_count(differing[here], out=ones[here])
                 np.add(group[here], ones[here], out=group[here])

@@ -29,7 +29,7 @@ from artifacts.index.manifest import (
     IndexFile,
     IndexShard,
     Manifest,
-    SearchWay,
+    SearchMethod,
     described,
     file_name,
     read_manifest,
@@ -47,7 +47,7 @@ from artifacts.index.shard import (
 from artifacts.index.snapshot import Kept, Snapshot, open_snapshot
 from artifacts.index.writing import IndexWriter
 from artifacts.keys import hash_file
-from artifacts.paths import path_given
+from artifacts.paths import required_path
 from artifacts.tables import stored_text, text_stored
 from artifacts.vectors import Vectors
 
@@ -103,7 +103,9 @@ def measure(writer: IndexWriter) -> Manifest:
     return writer.manifest
 
 
-def recall_of(searcher: Searcher, queries: Sequence[NDArray[np.float32]], sort: Sort) -> SearchWay:
+def recall_of(
+    searcher: Searcher, queries: Sequence[NDArray[np.float32]], sort: Sort
+) -> SearchMethod:
     """Return the shortest way by which these queries find enough; where none does, the best that
     was tried, without candidates."""
     kept = searcher.distinct(searcher.snapshot.live())
@@ -113,22 +115,22 @@ def recall_of(searcher: Searcher, queries: Sequence[NDArray[np.float32]], sort: 
     best = replace(EXACT, queries=len(queries), recall=0.0)
     for candidates in WIDTHS:
         for centre in dict.fromkeys((sort, "pictures")):
-            way = replace(best, recall=1.0, candidates=candidates, centre=centre)
+            method = replace(best, recall=1.0, candidates=candidates, centre=centre)
             found = [
-                _share(searcher, Query(vector=vector, sort=sort), way, limit)
+                _share(searcher, Query(vector=vector, sort=sort), method, limit)
                 for vector, limit in zip(queries, limits, strict=True)
             ]
             recall = float(np.mean(found))
             if recall >= LEAST_RECALL:
-                return replace(way, recall=recall)
+                return replace(method, recall=recall)
             best = replace(best, recall=max(recall, best.recall))
     return best
 
 
-def _share(searcher: Searcher, query: Query, way: SearchWay, limit: float) -> float:
+def _share(searcher: Searcher, query: Query, method: SearchMethod, limit: float) -> float:
     """Return the share of the nearest that are found. What is as near as the last of them counts:
     between equals there is no order."""
-    found = searcher.find(query, NEAREST, way, parts=True)
+    found = searcher.find(query, NEAREST, method, parts=True)
     return float(np.mean(found.scores >= limit - 1e-6))
 
 
@@ -239,7 +241,7 @@ def rows_named(snapshot: Snapshot, names: Sequence[str]) -> Positions:
     address of a file, a folder, a key, the `media_path` of one file. Raises UsageError for an empty
     name, one that no row has, and a `media_path` of several files."""
     kept = np.zeros(snapshot.rows, np.bool_)
-    left = list(dict.fromkeys(path_given(name, "name") for name in names))
+    left = list(dict.fromkeys(required_path(name, "name") for name in names))
     for kind in KINDS if names else ():
         rows, found = _rows_of(snapshot, kind, left)
         for name, paths in found.items() if kind == "media_path" else ():

@@ -75,7 +75,7 @@ def name_in(address: str) -> str:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class FarFile:
+class RemoteFile:
     """One remote object with the version that it had when it was found."""
 
     address: str

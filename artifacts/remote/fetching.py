@@ -14,7 +14,7 @@ from io import BufferedRandom
 from pathlib import Path
 
 from artifacts.errors import EnvironmentFault, Unanswered
-from artifacts.remote.addresses import FarFile
+from artifacts.remote.addresses import RemoteFile
 from artifacts.remote.ahead import OnProgress, map_prefetched
 from artifacts.remote.finding import part_of, whole
 from artifacts.stores.copies import SPARE_BYTES
@@ -34,18 +34,18 @@ def part_name() -> str:
     return "part"
 
 
-def fetch(far: FarFile, file: BufferedRandom, on_progress: OnProgress) -> str:
+def fetch(remote: RemoteFile, file: BufferedRandom, on_progress: OnProgress) -> str:
     """Download the missing part of an object into a file with its beginning, and return the SHA-256
     of the whole. `on_progress` gets the number of new bytes, and may raise. Raises FileChanged,
     FileNotFoundError and EnvironmentFault."""
     there = os.fstat(file.fileno()).st_size
-    if there > far.size:
+    if there > remote.size:
         file.truncate(there := 0)
-    _check_room(far, there, Path(file.name).parent)
+    _check_room(remote, there, Path(file.name).parent)
     file.seek(0)
     hashed = hashlib.file_digest(file, "sha256") if there else hashlib.sha256()
     on_progress(there)
-    for block in _blocks(far, there):
+    for block in _blocks(remote, there):
         with _disk_errors(file):
             file.write(block)
         hashed.update(block)
@@ -53,9 +53,9 @@ def fetch(far: FarFile, file: BufferedRandom, on_progress: OnProgress) -> str:
     with _disk_errors(file):
         file.flush()
         os.fsync(file.fileno())
-    if (size := os.fstat(file.fileno()).st_size) != far.size:
+    if (size := os.fstat(file.fileno()).st_size) != remote.size:
         file.truncate(0)
-        raise _cut(far, size)
+        raise _cut(remote, size)
     return hashed.hexdigest()
 
 
@@ -67,53 +67,53 @@ def _disk_errors(file: BufferedRandom) -> Iterator[None]:
         raise fault_of(error, Path(file.name).parent) from error
 
 
-def _cut(far: FarFile, size: int) -> Unanswered:
+def _cut(remote: RemoteFile, size: int) -> Unanswered:
     return Unanswered(
-        f"{far.place} gave {size:,} of {far.size:,} bytes", hint="The same command asks again"
+        f"{remote.place} gave {size:,} of {remote.size:,} bytes", hint="The same command asks again"
     )
 
 
-def _blocks(far: FarFile, offset: int) -> Iterator[bytes]:
+def _blocks(remote: RemoteFile, offset: int) -> Iterator[bytes]:
     """Yield the bytes from `offset` on, in order."""
-    if offset == far.size:
+    if offset == remote.size:
         return
-    first = part_of(far, offset, min(RANGE_BYTES, far.size - offset))
+    first = part_of(remote, offset, min(RANGE_BYTES, remote.size - offset))
     if first is None:  # the server does not support ranges
-        for block in whole(far):
+        for block in whole(remote):
             yield block[offset:]
             offset = max(0, offset - len(block))
         return
     yield first
-    if len(first) != (size := min(RANGE_BYTES, far.size - offset)):
-        raise _cut(far, offset + len(first))
-    starts = range(offset + size, far.size, RANGE_BYTES)
+    if len(first) != (size := min(RANGE_BYTES, remote.size - offset)):
+        raise _cut(remote, offset + len(first))
+    starts = range(offset + size, remote.size, RANGE_BYTES)
     threads = min(RANGES_AT_ONCE, len(starts))
-    yield from map_prefetched(partial(_range, far), starts, threads, held=threads)
+    yield from map_prefetched(partial(_range, remote), starts, threads, held=threads)
 
 
-def _range(far: FarFile, offset: int) -> bytes:
-    size = min(RANGE_BYTES, far.size - offset)
-    found = part_of(far, offset, size) or b""
+def _range(remote: RemoteFile, offset: int) -> bytes:
+    size = min(RANGE_BYTES, remote.size - offset)
+    found = part_of(remote, offset, size) or b""
     if len(found) != size:
-        raise _cut(far, offset + len(found))
+        raise _cut(remote, offset + len(found))
     return found
 
 
-def check_size(far: FarFile, folder: Path) -> None:
+def check_size(remote: RemoteFile, folder: Path) -> None:
     """Raise Unanswered for an object larger than the whole disk, which is not a real file."""
-    if far.size > (total := shutil.disk_usage(folder).total):
+    if remote.size > (total := shutil.disk_usage(folder).total):
         raise Unanswered(
-            f"{far.place} says that it has {far.size:,} bytes, and the disk of {folder} has "
+            f"{remote.place} says that it has {remote.size:,} bytes, and the disk of {folder} has "
             f"{total:,}",
             hint="See that this is the file that you mean",
         )
 
 
-def _check_room(far: FarFile, there: int, folder: Path) -> None:
+def _check_room(remote: RemoteFile, there: int, folder: Path) -> None:
     free = shutil.disk_usage(folder).free
-    if free < far.size - there + SPARE_BYTES:
+    if free < remote.size - there + SPARE_BYTES:
         raise EnvironmentFault(
-            f"{folder} has no room for {far.place}: {far.size / 1e9:.1f} GB, and "
+            f"{folder} has no room for {remote.place}: {remote.size / 1e9:.1f} GB, and "
             f"{free / 1e9:.1f} GB are free",
             hint="Make room, or set PENSTOCK_NEARBY to a folder on a larger disk",
         )

@@ -16,7 +16,7 @@ from obstore.exceptions import BaseError, NotSupportedError
 
 from artifacts.errors import Unanswered
 from artifacts.files import is_hidden
-from artifacts.remote.addresses import ONCE, FarFile, is_web, unsigned
+from artifacts.remote.addresses import ONCE, RemoteFile, is_web, unsigned
 from artifacts.stamps import FileChanged
 from artifacts.stores.bucket_client import (
     BEYOND,
@@ -54,7 +54,7 @@ PLAIN_PATH = re.compile(r"(?:/(?!\.{1,2}(?:/|$))[A-Za-z0-9._~-]+)+")
 """Path of an address of the web that is the same however it is spelt."""
 
 
-def far_file_at(address: str) -> FarFile:
+def remote_file_at(address: str) -> RemoteFile:
     """Return what lies at an address. Raises FileNotFoundError, UsageError, EnvironmentFault."""
     client, name = _client(address)
 
@@ -69,10 +69,10 @@ def far_file_at(address: str) -> FarFile:
                 raise
             return obstore.head(client, name)  # it is empty
 
-    return _far_file(address, listed(_with_retries(address, ask)))
+    return _remote_file(address, listed(_with_retries(address, ask)))
 
 
-def far_files_below(address: str, recursive: bool) -> Iterator[tuple[str, FarFile | None]]:
+def remote_files_below(address: str, recursive: bool) -> Iterator[tuple[str, RemoteFile | None]]:
     """Yield what lies in a folder of a bucket, with its name from there on, in the order of a
     folder on disk; None for what has a name that cannot be asked for, and for a folder that cannot
     be listed because of such a name, which ends with a slash. Hidden names are left out. Raises
@@ -82,7 +82,7 @@ def far_files_below(address: str, recursive: bool) -> Iterator[tuple[str, FarFil
         if is_odd(each.name):
             yield each.name, None
         elif not any(map(is_hidden, each.name.split("/"))):
-            yield each.name, _far_file(f"{folder.url}/{each.name}", each)
+            yield each.name, _remote_file(f"{folder.url}/{each.name}", each)
 
 
 def _listed(folder: Bucket, recursive: bool) -> list[Listed]:
@@ -116,7 +116,7 @@ def _walked(name: str) -> list[tuple[bool, str]]:
     return [*((True, folder) for folder in folders), (False, file)]
 
 
-def far_files_matching(pattern: str) -> Iterator[tuple[str, FarFile | None]]:
+def remote_files_matching(pattern: str) -> Iterator[tuple[str, RemoteFile | None]]:
     """Yield what in a bucket a pattern names, with the file's own name, by name from the pattern's
     folder on; `**` stands for any folders. Raises UsageError, EnvironmentFault."""
     scheme, _, place = pattern.partition("://")
@@ -124,17 +124,17 @@ def far_files_matching(pattern: str) -> Iterator[tuple[str, FarFile | None]]:
     first = next(at for at, part in enumerate(parts) if glob.has_magic(part))
     wanted = parts[max(1, first) :]  # no bucket's name is a pattern
     folder = f"{scheme}://{'/'.join(parts[: max(1, first)])}"
-    inside = far_files_below(folder, recursive=len(wanted) > 1 or "**" in wanted)
-    for name, far in sorted(inside, key=itemgetter(0)):
+    inside = remote_files_below(folder, recursive=len(wanted) > 1 or "**" in wanted)
+    for name, remote in sorted(inside, key=itemgetter(0)):
         if name.endswith("/") or _fits(name.split("/"), wanted):
-            yield (far.name if far else name), far
+            yield (remote.name if remote else name), remote
 
 
-def part_of(far: FarFile, offset: int, length: int) -> bytes | None:
+def part_of(remote: RemoteFile, offset: int, length: int) -> bytes | None:
     """Return that many bytes of what was found, from `offset`; None where the server gives no
     parts. Raises FileChanged where something else lies there now, FileNotFoundError and
     EnvironmentFault."""
-    client, name = _client(far.address)
+    client, name = _client(remote.address)
 
     def ask() -> tuple[bytes, Listed] | None:
         try:
@@ -143,40 +143,40 @@ def part_of(far: FarFile, offset: int, length: int) -> bytes | None:
             return None
         except BaseError as error:
             if any(words in str(error) for words in BEYOND):
-                raise FileChanged(far.place) from None
+                raise FileChanged(remote.place) from None
             raise
         return bytes(got.bytes()), listed(got.meta)
 
-    answer = _with_retries(far.address, ask)
+    answer = _with_retries(remote.address, ask)
     if answer is None:
         return None
     body, found = answer
-    _same(far, found)
+    _same(remote, found)
     return body
 
 
-def whole(far: FarFile) -> Iterator[bytes]:
+def whole(remote: RemoteFile) -> Iterator[bytes]:
     """Yield all bytes of what was found, in order. Raises what `part_of` raises."""
-    client, name = _client(far.address)
-    got = _with_retries(far.address, lambda: obstore.get(client, name))
-    _same(far, listed(got.meta))
+    client, name = _client(remote.address)
+    got = _with_retries(remote.address, lambda: obstore.get(client, name))
+    _same(remote, listed(got.meta))
     try:
         yield from map(bytes, got.stream(min_chunk_size=STREAMED_BYTES))
     except BaseError as error:
         raise Unanswered(
-            f"{far.place} ended in the middle ({reason(error)})", hint=WEB_HINT
+            f"{remote.place} ended in the middle ({reason(error)})", hint=WEB_HINT
         ) from None
 
 
-def _same(far: FarFile, found: Listed) -> None:
+def _same(remote: RemoteFile, found: Listed) -> None:
     """Raise FileChanged unless this is what was found."""
     version = _version(found)
-    if found.size != far.size or (version and version != far.version):
-        raise FileChanged(far.place)
+    if found.size != remote.size or (version and version != remote.version):
+        raise FileChanged(remote.place)
 
 
-def _far_file(address: str, found: Listed) -> FarFile:
-    return FarFile(
+def _remote_file(address: str, found: Listed) -> RemoteFile:
+    return RemoteFile(
         address=address,
         size=found.size,
         version=_version(found) or f"{ONCE}{uuid.uuid4().hex}",

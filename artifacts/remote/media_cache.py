@@ -26,7 +26,7 @@ from artifacts.errors import MediaError, Unanswered
 from artifacts.files import HALF, whole_file, write_text
 from artifacts.json_shapes import read_record
 from artifacts.locks import lock, try_lock
-from artifacts.remote.addresses import FarFile, is_address, is_web
+from artifacts.remote.addresses import RemoteFile, is_address, is_web
 from artifacts.remote.ahead import OnProgress
 from artifacts.stamps import CHANGED, CHANGED_HINT, CHANGED_MESSAGE, FileChanged
 from artifacts.store import fault_of
@@ -48,19 +48,19 @@ def media_folder() -> Path:
     return nearby_folder() / MEDIA
 
 
-def copy_path(far: FarFile) -> Path:
+def copy_path(remote: RemoteFile) -> Path:
     """Return the path of a copy, which need not be there."""
-    return media_folder() / far.key[:2] / far.key / far.name
+    return media_folder() / remote.key[:2] / remote.key / remote.name
 
 
-def copy_of(far: FarFile) -> Path:
+def copy_of(remote: RemoteFile) -> Path:
     """Return the path of a copy, and note of what: `open_local` fetches it. Raises
     EnvironmentFault."""
-    path = copy_path(far)
-    if _noted(path) != far:
+    path = copy_path(remote)
+    if _noted(path) != remote:
         with whole_file(path.parent / NOTE) as file:
             os.fchmod(file.fileno(), OWNER_ONLY)
-            file.write(json.dumps(asdict(far)).encode())
+            file.write(json.dumps(asdict(remote)).encode())
     return path
 
 
@@ -91,8 +91,8 @@ def local_path(place: str | Path) -> Path:
 
 def copy_bytes(path: Path) -> int | None:
     """Return the size of what a path is a copy of; None for a file of this machine."""
-    far = _noted(path) if is_copy(path) else None
-    return far.size if far is not None else None
+    remote = _noted(path) if is_copy(path) else None
+    return remote.size if remote is not None else None
 
 
 def is_here(path: Path) -> bool:
@@ -131,7 +131,7 @@ def _fetched(place: str | Path) -> Iterator[Path]:
     with contextlib.ExitStack() as stack:
         try:
             path = _copy_at(address) if is_address(address) else Path(place)
-            address = far.place if (far := _noted(path)) else address
+            address = remote.place if (remote := _noted(path)) else address
             stack.enter_context(_held(path))
         except (FileNotFoundError, FileChanged) as error:
             raise MediaError(
@@ -147,9 +147,9 @@ def _fetched(place: str | Path) -> Iterator[Path]:
 @lru_cache
 def _copy_at(address: str) -> Path:
     """Return the path of a copy of what was at an address when this process first asked."""
-    from artifacts.remote.finding import far_file_at
+    from artifacts.remote.finding import remote_file_at
 
-    return copy_of(far_file_at(address))
+    return copy_of(remote_file_at(address))
 
 
 @contextlib.contextmanager
@@ -177,8 +177,8 @@ def _fetch(path: Path, on_progress: OnProgress) -> None:
     # Whoever reads files of this machine loads nothing for it.
     from artifacts.remote.fetching import check_size, fetch, part_name
 
-    far = _noted(path)
-    if far is None:
+    remote = _noted(path)
+    if remote is None:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
     half = path.with_name(part_name())
     try:
@@ -190,12 +190,12 @@ def _fetch(path: Path, on_progress: OnProgress) -> None:
         # Somebody else fetched it meanwhile, or took this for what nobody wants any more.
         if path.exists() or not _is_at(part, half):
             return
-        check_size(far, path.parent)
-        _room(media_folder(), nearby_limit()).take(far.size)
-        found, known = fetch(far, part, on_progress), digest_noted(path)
+        check_size(remote, path.parent)
+        _room(media_folder(), nearby_limit()).take(remote.size)
+        found, known = fetch(remote, part, on_progress), digest_noted(path)
         if known and found != known:
             part.truncate(0)
-            raise FileChanged(far.place)
+            raise FileChanged(remote.place)
         note_digest(path, found)
         os.replace(half, path)
 
@@ -228,13 +228,13 @@ def _remove(path: Path) -> None:
         if not try_lock(file.fileno()) or not _is_at(file, path):
             raise BlockingIOError
         path.unlink()
-    if (far := _noted(path)) is not None and not far.lasts:
+    if (remote := _noted(path)) is not None and not remote.lasts:
         shutil.rmtree(path.parent, ignore_errors=True)
 
 
-def _noted(path: Path) -> FarFile | None:
+def _noted(path: Path) -> RemoteFile | None:
     """Return what a path is a copy of; None where nothing is noted."""
     try:
-        return read_record(FarFile, json.loads((path.parent / NOTE).read_text(encoding="utf-8")))
+        return read_record(RemoteFile, json.loads((path.parent / NOTE).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return None

@@ -30,7 +30,7 @@ from artifacts.stores.bucket_leases import BucketLeases
 from artifacts.stores.copies import Copies, nearby_folder, nearby_limit
 from artifacts.stores.folder import FolderStore
 from artifacts.stores.local import TEMPORARY, state_folder
-from artifacts.stores.protocol import CATALOGS, FIRST_READ, Extent, ObjectStat, Readable, head_of
+from artifacts.stores.protocol import CATALOGS, FIRST_READ, Extent, ObjectStat, Readable, header_of
 
 WORTH = 32
 """Heads that are to be read before it is looked for catalogs of them."""
@@ -45,7 +45,7 @@ LARGEST_BYTES = 1 << 30
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Head:
+class PackHeader:
     """The header of one object."""
 
     version: str
@@ -62,30 +62,30 @@ class Catalogs:
         self._seen: dict[str, dict[str, set[tuple[str, str]]]] = {}
         """Folder → name of a catalog → names and versions of the objects in it."""
 
-    def heads(self, folder: str, pool: Executor) -> dict[str, Head]:
+    def headers(self, folder: str, pool: Executor) -> dict[str, PackHeader]:
         """Return all heads that the catalogs of a folder hold, by the name of their object. Raises
         EnvironmentFault."""
         return self._look(folder, pool)[1]
 
-    def _look(self, folder: str, pool: Executor) -> tuple[list[Listed], dict[str, Head]]:
+    def _look(self, folder: str, pool: Executor) -> tuple[list[Listed], dict[str, PackHeader]]:
         listed = list(self._bucket.below(f"{CATALOGS}/{folder}"))
-        heads: dict[str, Head] = {}
+        headers: dict[str, PackHeader] = {}
         seen: dict[str, set[tuple[str, str]]] = {}
         for catalog, held in zip(listed, pool.map(self._read, listed), strict=True):
-            heads.update(held)
+            headers.update(held)
             seen[catalog.name] = {(name, head.version) for name, head in held.items()}
         self._seen[folder] = seen
-        return listed, heads
+        return listed, headers
 
     def lacks(self, folder: str, name: str, version: str) -> bool:
         """Return whether no catalog that was read or written here holds this."""
         return not any((name, version) in held for held in self._seen.get(folder, {}).values())
 
-    def join(self, folder: str, heads: Mapping[str, Head], pool: Executor) -> None:
+    def join(self, folder: str, headers: Mapping[str, PackHeader], pool: Executor) -> None:
         """Write a catalog of heads, but for those that others joined meanwhile, if there are enough
         of them; merge catalogs when they are many. Raises EnvironmentFault."""
         listed, there = self._look(folder, pool)
-        new = {n: h for n, h in heads.items() if self.lacks(folder, n, h.version)}
+        new = {n: h for n, h in headers.items() if self.lacks(folder, n, h.version)}
         if len(new) < JOINED:
             return
         small = [found.name for found in listed if found.size < SMALL_BYTES]
@@ -101,7 +101,7 @@ class Catalogs:
         if merged:
             self._bucket.delete(merged)
 
-    def _read(self, catalog: Listed) -> dict[str, Head]:
+    def _read(self, catalog: Listed) -> dict[str, PackHeader]:
         """Return what a catalog holds: nothing, if it is gone or is none."""
         version = catalog.version.strip('"')
         text = self._copies.read(catalog.name, version)
@@ -115,14 +115,14 @@ class Catalogs:
         return {}
 
 
-def _packed(heads: Mapping[str, Head]) -> bytes:
-    index = [[name, head.version, len(head.text)] for name, head in sorted(heads.items())]
-    texts = (heads[name].text for name in sorted(heads))
+def _packed(headers: Mapping[str, PackHeader]) -> bytes:
+    index = [[name, head.version, len(head.text)] for name, head in sorted(headers.items())]
+    texts = (headers[name].text for name in sorted(headers))
     body = zlib.compress(b"".join([json.dumps(index).encode(), b"\n", *texts]), level=1)
     return hashlib.sha256(body).digest() + body
 
 
-def _unpacked(text: bytes) -> Iterator[tuple[str, Head]]:
+def _unpacked(text: bytes) -> Iterator[tuple[str, PackHeader]]:
     """Yield the heads of a catalog. Raises ValueError, TypeError or zlib.error for what is none."""
     checksum, body = text[:32], text[32:]
     if hashlib.sha256(body).digest() != checksum:
@@ -130,7 +130,7 @@ def _unpacked(text: bytes) -> Iterator[tuple[str, Head]]:
     index, _, texts = zlib.decompressobj().decompress(body, LARGEST_BYTES).partition(b"\n")
     at = 0
     for name, version, length in json.loads(index):
-        yield name, Head(version=version, text=texts[at : at + length])
+        yield name, PackHeader(version=version, text=texts[at : at + length])
         at += length
 
 
@@ -143,7 +143,7 @@ FOLDER_PARTS = 3
 """Parts of a name that are of its folder: those that are read together lie in one."""
 
 
-class Near(Readable, Protocol):
+class ReadableStore(Readable, Protocol):
     """The part of a store that reading many headers needs."""
 
     def version(self, name: str) -> str | None: ...
@@ -154,10 +154,10 @@ class Near(Readable, Protocol):
 class PackHeaders:
     """The pack headers of one store."""
 
-    def __init__(self, store: Near, catalogs: Catalogs) -> None:
+    def __init__(self, store: ReadableStore, catalogs: Catalogs) -> None:
         self._store = store
         self._catalogs = catalogs
-        self._loose: dict[str, dict[str, Head]] = {}
+        self._loose: dict[str, dict[str, PackHeader]] = {}
         """Folder → heads that are in no catalog, as far as is known."""
         self._lock = threading.Lock()
 
@@ -168,12 +168,12 @@ class PackHeaders:
         with ThreadPoolExecutor(min(AT_ONCE, len(names))) as pool:
             many = len(names) >= MANY
             far = names if many else [n for n in names if not self._store.is_near(n)]
-            joined = self._catalogs.heads(folder, pool) if len(far) >= WORTH else {}
+            joined = self._catalogs.headers(folder, pool) if len(far) >= WORTH else {}
             read = self._joined(far, joined)
 
             def head(name: str) -> bytes | None:
                 with contextlib.suppress(FileNotFoundError):
-                    return read[name] if name in read else head_of(self._store, name, extent)
+                    return read[name] if name in read else header_of(self._store, name, extent)
                 return None
 
             found = dict(zip(names, pool.map(head, names), strict=True))
@@ -181,12 +181,12 @@ class PackHeaders:
             self._join(folder, there, pool)
         yield from there.items()
 
-    def _joined(self, names: Sequence[str], heads: Mapping[str, Head]) -> dict[str, bytes]:
+    def _joined(self, names: Sequence[str], headers: Mapping[str, PackHeader]) -> dict[str, bytes]:
         """Return those heads that are of the versions that are there now."""
         return {
-            name: heads[name].text
+            name: headers[name].text
             for name in names
-            if name in heads and heads[name].version == self._store.version(name)
+            if name in headers and headers[name].version == self._store.version(name)
         }
 
     def _join(self, folder: str, read: Mapping[str, bytes], pool: ThreadPoolExecutor) -> None:
@@ -196,7 +196,7 @@ class PackHeaders:
             for name, text in read.items():
                 version = self._store.version(name)
                 if version and self._catalogs.lacks(folder, name, version):
-                    loose[name] = Head(version=version, text=text)
+                    loose[name] = PackHeader(version=version, text=text)
             if len(loose) < JOINED:
                 return
             self._loose[folder] = {}
@@ -229,10 +229,10 @@ class BucketStore:
     def __init__(self, bucket: Bucket, nearby: Path, limit: int | None = None) -> None:
         self.url = bucket.url
         self.local = state_folder(bucket.url)
-        self.board = BucketLeases(bucket)
+        self.job_leases = BucketLeases(bucket)
         self._bucket = bucket
         self._here = FolderStore(nearby / "kept")
-        self.near = self._here.local
+        self.machine_folder = self._here.local
         self._copies = Copies(nearby / "copies", limit)
         self._heads = PackHeaders(self, Catalogs(bucket, self._copies))
         self._known: dict[str, Listed] = {}
@@ -248,11 +248,11 @@ class BucketStore:
         known = self._known.get(name)
         if known is not None:
             copy = self._copies.read(name, known.version, offset, length)
-            if copy is None and _in_head(offset, length):
+            if copy is None and _in_header(offset, length):
                 copy = self._copies.read(name, known.version + HEAD, offset, length)
             if copy is not None:
                 return copy
-        if _in_head(offset, length):
+        if _in_header(offset, length):
             start = self._fetched(name, 0, FIRST_READ)
         elif length is None or (known is not None and known.size <= WHOLE_BYTES):
             start = self._fetched(name, 0, None)
@@ -272,11 +272,11 @@ class BucketStore:
     def _know(self, found: Listed) -> None:
         self._known[found.name] = found
 
-    def heads(self, names: Sequence[str], extent: Extent) -> Iterator[tuple[str, bytes]]:
+    def headers(self, names: Sequence[str], extent: Extent) -> Iterator[tuple[str, bytes]]:
         """Yield the head of each object that is there, in this order. Few requests are made for
         many that were seen before, here or elsewhere, and those at once."""
         if not names or _stays(names[0]):
-            return self._here.heads(names, extent)
+            return self._here.headers(names, extent)
         return self._heads.each(names, extent)
 
     def version(self, name: str) -> str | None:
@@ -392,7 +392,7 @@ def _stays(name: str) -> bool:
     return f"{name.removeprefix(QUARANTINE)}/".startswith(STAYS)
 
 
-def _in_head(offset: int, length: int | None) -> bool:
+def _in_header(offset: int, length: int | None) -> bool:
     return length is not None and offset + length <= FIRST_READ
 
 

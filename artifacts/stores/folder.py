@@ -12,7 +12,7 @@ from artifacts.errors import EnvironmentFault
 from artifacts.paths import lies_in, rename_noreplace, sync_folder
 from artifacts.regular_files import DENIED, NotAFile, open_regular
 from artifacts.stores.local import TEMPORARY, left_behind
-from artifacts.stores.protocol import Extent, ObjectStat, each_head
+from artifacts.stores.protocol import Extent, ObjectStat, each_header
 
 
 class FolderStore:
@@ -29,10 +29,10 @@ class FolderStore:
     def local(self) -> Path:
         return self._root
 
-    near = local
+    machine_folder = local
 
     @property
-    def board(self) -> None:
+    def job_leases(self) -> None:
         return None
 
     def get(self, name: str, offset: int = 0, length: int | None = None) -> bytes:
@@ -56,9 +56,9 @@ class FolderStore:
             raise read_fault(error, path) from error
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
-    def heads(self, names: Sequence[str], extent: Extent) -> Iterator[tuple[str, bytes]]:
+    def headers(self, names: Sequence[str], extent: Extent) -> Iterator[tuple[str, bytes]]:
         """Yield the head of each object that is there, in this order."""
-        return each_head(self, names, extent)
+        return each_header(self, names, extent)
 
     def put_if_absent(self, name: str, parts: Iterable[bytes | memoryview]) -> bool:
         """Write an object unless it is there already; says whether it was written. Raises

@@ -26,7 +26,7 @@ class Readable(Protocol):
     def get(self, name: str, offset: int = 0, length: int | None = None) -> bytes: ...
 
 
-def head_of(store: Readable, name: str, extent: Extent) -> bytes:
+def header_of(store: Readable, name: str, extent: Extent) -> bytes:
     """Return the head of an object, or less where it ends before. Raises FileNotFoundError,
     EnvironmentFault."""
     start = store.get(name, 0, FIRST_READ)
@@ -36,11 +36,13 @@ def head_of(store: Readable, name: str, extent: Extent) -> bytes:
     return start[: extent(start)]
 
 
-def each_head(store: Readable, names: Iterable[str], extent: Extent) -> Iterator[tuple[str, bytes]]:
+def each_header(
+    store: Readable, names: Iterable[str], extent: Extent
+) -> Iterator[tuple[str, bytes]]:
     """Yield the head of each object that is there, one after another."""
     for name in names:
         try:
-            yield name, head_of(store, name, extent)
+            yield name, header_of(store, name, extent)
         except FileNotFoundError:
             continue
 
@@ -74,18 +76,18 @@ class Store(Protocol):
         because whoever shares it shares those too; any other store has `state_folder`."""
 
     @property
-    def near(self) -> Path:
+    def machine_folder(self) -> Path:
         """Return the folder of the objects that never leave this machine, and of leases on them."""
 
     @property
-    def board(self) -> "BucketLeases | None":
+    def job_leases(self) -> "BucketLeases | None":
         """Return where running jobs of all machines are noted; None where they are in `near`."""
 
     def get(self, name: str, offset: int = 0, length: int | None = None) -> bytes:
         """Return the bytes of an object from `offset`, at most `length` of them. Raises
         FileNotFoundError, or EnvironmentFault for what cannot be read."""
 
-    def heads(self, names: Sequence[str], extent: Extent) -> Iterator[tuple[str, bytes]]:
+    def headers(self, names: Sequence[str], extent: Extent) -> Iterator[tuple[str, bytes]]:
         """Yield the head of each object that is there, in this order; `extent` tells how long it
         is."""
 

@@ -13,7 +13,7 @@ from flows.checkpoint.model_files import ModelDigests
 from flows.checkpoint.profile_loading import io_errors_as_fault
 from flows.options.commands import RunOptions
 from flows.options.model import AdapterOptions, RecordedAdapterOptions
-from stages.models.adapters.reading import (
+from stages.models.adapter_modules import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
     LoraAdapter,
@@ -22,7 +22,7 @@ from stages.models.adapters.reading import (
 )
 from stages.models.hub.checkpoint import CONFIG, Checkpoint
 from stages.models.profile import ModelProfile
-from stages.models.published import FIELD, is_published_way, states_way
+from stages.models.published import FIELD, runs_as_published, states_as_published
 
 NUMBER_BYTES = 4
 """Bytes per parameter of an adapter, which is kept in 32 bit whatever the half's precision."""
@@ -102,7 +102,7 @@ def as_published_by(adapter: LoraAdapter | None, folder: Path) -> bool | None:
     """Return whether an adapter makes the model in a folder run as published: as it was trained.
     One that does not say counts as stock, unless the model's config.json states a way. None: the
     checkpoint decides."""
-    if adapter is None or (adapter.as_published is None and states_way(folder)):
+    if adapter is None or (adapter.as_published is None and states_as_published(folder)):
         return None
     return bool(adapter.as_published)
 
@@ -126,8 +126,8 @@ def adapter_notes(
     if adapter is None:
         return []
     folder, notes = checkpoint.folder, []
-    is_stated = adapter.as_published is not None or states_way(folder)
-    if not is_stated and is_published_way(folder):
+    is_stated = adapter.as_published is not None or states_as_published(folder)
+    if not is_stated and runs_as_published(folder):
         notes.append(
             f"{adapter.folder} does not record whether it was made as published, so it runs as "
             f'stock; "{FIELD}": true in {folder / CONFIG} runs it otherwise'

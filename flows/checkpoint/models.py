@@ -46,7 +46,7 @@ from flows.options.commands import RunOptions
 from flows.options.media import VideoSamplingOptions
 from flows.options.model import DEMO_MODEL, DateOptions, GgufOptions, is_served
 from flows.pipelines import ASK, CAPTION, Pipeline, makes_vectors
-from stages.models.encoding.ways import FIXED_ROWS
+from stages.models.encoding.pass_modes import FIXED_ROWS
 from stages.models.hub.checkpoint import Checkpoint
 from stages.models.hub.resolve import find_model, refuse_revision
 from stages.models.hub.transfer import Announce
@@ -105,12 +105,12 @@ class Model:
     """Notes for the user on how it is computed."""
     read: bool = True
     """Whether the digests of its weights are known. Without them, no stored record is found."""
-    trial: str = ""
+    fp16_check: str = ""
     """Cache namespace of the result of a trial that the embed stage is to make; empty: none."""
     in_batches: bool = True
     """Whether inputs pass the vision half with the rest of their batch, and not in a fixed number
-    of rows (stages/models/encoding/ways.py)."""
-    images_a_row: int = 0
+    of rows (stages/models/encoding/pass_modes.py)."""
+    images_per_row: int = 0
     """Largest number of images of an input that shares a pass of fixed rows with others."""
     files: ModelFiles = field(default_factory=ModelFiles)
     """Stamps of the files when their digests were computed."""
@@ -161,7 +161,7 @@ class Model:
         """Return the rows of a pass for an input of so many images; 0: as many as its batch has."""
         if self.in_batches:
             return 0
-        return 1 if images > self.images_a_row else FIXED_ROWS
+        return 1 if images > self.images_per_row else FIXED_ROWS
 
     def fit(self, kind: str) -> FrameFit:
         """Return the size to which the processor scales video frames or images."""

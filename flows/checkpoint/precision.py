@@ -268,7 +268,7 @@ def _part_settings(
         weight_bytes=weight_bytes(half, precision, dtype, cast=cast),
         cast=cast,
         as_published=profile.as_published and bool(half.as_published),
-        engine=EngineOptions.of(config).speakers
+        engine=EngineOptions.of(config).engines
         if part == "language" and profile.route != "dual"
         else "",
     )

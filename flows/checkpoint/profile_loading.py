@@ -34,7 +34,7 @@ from stages.models.half_job import DescribeJob
 from stages.models.hub.checkpoint import SMALL, Checkpoint
 from stages.models.in_tree.registry import native_of
 from stages.models.profile import OUTPUT_VERSION, ModelProfile
-from stages.models.published import is_published_way
+from stages.models.published import runs_as_published
 from stages.process.fork_client import OVERTIME
 from stages.process.memory import host_free_bytes
 
@@ -148,7 +148,7 @@ def read_profile(
     weights. Weight files are noted before their headers are read. Raises UsageError for
     a model that cannot be run, ModelChanged."""
     config, checkpoint = describer.config, describer.checkpoint
-    if as_published is False and not is_published_way(checkpoint.folder):
+    if as_published is False and not runs_as_published(checkpoint.folder):
         as_published = None  # equals the rule, so it shares the stored profile
     video_options = VideoSamplingOptions.of(config)
     with io_errors_as_fault(config.model):

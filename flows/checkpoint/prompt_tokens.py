@@ -30,7 +30,7 @@ FPS = 1.0
 """Default frames per second, if the checkpoint states none."""
 MAX_FRAMES = 32
 """Default limit of frames per chunk, if the checkpoint states none."""
-VECTORS_A_CHUNK = 16
+VECTORS_PER_CHUNK = 16
 """Video frames per chunk for a dual encoder. The chunk is as long as these frames take."""
 
 
@@ -53,10 +53,12 @@ def requested_sampling(profile: ModelProfile, config: OptionGroup) -> Sampling:
 def _sampling(profile: ModelProfile, config: OptionGroup) -> Sampling:
     if profile.route == "dual":  # one vector per frame, so no frame is left out
         rate = _options(config).fps or FPS
-        return Sampling(chunk_seconds=VECTORS_A_CHUNK / rate, fps=rate, max_frames=VECTORS_A_CHUNK)
+        return Sampling(
+            chunk_seconds=VECTORS_PER_CHUNK / rate, fps=rate, max_frames=VECTORS_PER_CHUNK
+        )
     video = VideoSamplingOptions.of(config)
     chunk = _chunk_seconds(profile, video)
-    if fixed := 1 if profile.one_frame else profile.frames_a_video:
+    if fixed := 1 if profile.one_frame else profile.frames_per_video:
         return Sampling(chunk_seconds=chunk, shots=video.shots, frames=fixed, max_frames=fixed)
     stated = profile.sampling
     fps, frames = video.fps, video.frames
@@ -111,10 +113,10 @@ def known_sizes(profile: ModelProfile, kind: MediaKind) -> list[SeenSize]:
     return [*(profile.image_sizes if image else profile.frame_sizes), largest]
 
 
-def max_of_a_video(profile: ModelProfile) -> tuple[float, float]:
+def largest_video(profile: ModelProfile) -> tuple[float, float]:
     """Return the largest token count and pixel bytes of all frames of a video together. They follow
     from a size at which two frames are not yet downscaled."""
-    known, max_pixels = known_sizes(profile, "video"), profile.pixels_a_video
+    known, max_pixels = known_sizes(profile, "video"), profile.pixels_per_video
     unscaled = [size for size in known if 2 * size.edge**2 <= max_pixels]
     if not unscaled:
         return 2 * known[-1].tokens, 2 * known[-1].pixel_bytes
@@ -164,8 +166,8 @@ def chunk_frame_tokens(
     if kind == "video" and (bounds := profile.video_bounds):
         exact = bounds.tokens(frames, *size) / encoder_count
         return exact, pixel_bytes * (exact / tokens if tokens else 1.0)
-    if kind == "video" and profile.pixels_a_video:
-        video_tokens, video_bytes = max_of_a_video(profile)
+    if kind == "video" and profile.pixels_per_video:
+        video_tokens, video_bytes = largest_video(profile)
         return min(tokens, video_tokens / encoder_count), min(
             pixel_bytes, video_bytes / encoder_count
         )
@@ -228,8 +230,8 @@ def frames_of_any_size(profile: ModelProfile) -> int | None:
     """Return how many frames of a chunk fit the context, for a model with a fixed token count per
     frame. None: the context sets no such limit."""
     tokens, bounds = {each.tokens for each in known_sizes(profile, "video")}, profile.video_bounds
-    together = bounds is not None and not (bounds.times and not bounds.a_video)
-    if profile.frames_a_video or together or len(tokens) > 1:
+    together = bounds is not None and not (bounds.times and not bounds.per_video)
+    if profile.frames_per_video or together or len(tokens) > 1:
         return None
     (each,) = tokens
     return _frames_that_fit(profile, each) if each else None
@@ -239,15 +241,15 @@ def frames_of_size(profile: ModelProfile, size: tuple[int, int]) -> int | None:
     """Return how many frames of this stored height and width fit the context. None: no limit."""
     each, _ = frame_size_tokens(profile, profile.fit_video, "video", size)
     room = frame_room(profile)
-    if profile.frames_a_video or not each or not room:
+    if profile.frames_per_video or not each or not room:
         return None
     if profile.video_bounds is not None:
         return _frames_by_bounds(profile, profile.video_bounds, size)
-    if profile.pixels_a_video:
+    if profile.pixels_per_video:
         # Frames of a video with many frames are scaled down, so that their total stays constant.
-        remaining = room - max_of_a_video(profile)[0]
+        remaining = room - largest_video(profile)[0]
         if remaining >= 0:
-            text = profile.words_a_frame
+            text = profile.tokens_per_frame
             return (
                 max(_frames_that_fit(profile, each) or 0, int(remaining // text)) if text else None
             )
@@ -260,7 +262,7 @@ def _frames_by_bounds(
     """Return the same for a model whose resizing of a video is known from its frame count."""
 
     def tokens(count: int) -> int:
-        return bounds.tokens(count, *size) + count * profile.words_a_frame
+        return bounds.tokens(count, *size) + count * profile.tokens_per_frame
 
     room, usual = frame_room(profile), default_full_chunk(profile)
     if tokens(usual) <= profile.context_tokens - _usual_text_tokens(profile):
@@ -332,7 +334,7 @@ def _frames_that_fit(profile: ModelProfile, each: float) -> int | None:
     room, context = frame_room(profile), profile.context_tokens
     if not room:
         return None
-    max_frames = int(room // (each + profile.words_a_frame))
+    max_frames = int(room // (each + profile.tokens_per_frame))
     # Encoders that take frames in pairs round an odd number up. Half of the reserve stays for text.
     if (
         "video" in profile.modalities
@@ -341,10 +343,10 @@ def _frames_that_fit(profile: ModelProfile, each: float) -> int | None:
     ):
         max_frames -= 1
     usual = default_full_chunk(profile)
-    fits = usual * (each + profile.words_a_frame) + _usual_text_tokens(profile) <= context
+    fits = usual * (each + profile.tokens_per_frame) + _usual_text_tokens(profile) <= context
     return max(max_frames, usual) if fits else max_frames
 
 
 def _usual_text_tokens(profile: ModelProfile) -> int:
     """Return the tokens of the default prompt and answer."""
-    return profile.words_a_prompt + USUAL_TEXT_TOKENS
+    return profile.tokens_per_prompt + USUAL_TEXT_TOKENS

@@ -38,11 +38,11 @@ def add(given: argparse.Namespace) -> int:
     """Embed and append new media with the model of the index. Do not look for files that are
     gone."""
     from artifacts.index.manifest import read_manifest
-    from flows.search.query import as_made
+    from flows.search.query import with_maker_of
 
     folder = _folder(given)
     maker = read_manifest(folder).maker
-    config = as_made(config_of(given, IndexConfig, model=maker.model), maker)
+    config = with_maker_of(config_of(given, IndexConfig, model=maker.model), maker)
     return _fill(given, config, folder, whole=False)
 
 

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from artifacts.paths import path_given
+from artifacts.paths import required_path
 from flows.cli.status_command import other_runs
 from flows.console.lines import print_lines
 from flows.results.report.facts import write_report
@@ -11,7 +11,7 @@ from flows.results.report.facts import write_report
 
 def report_command(given: argparse.Namespace) -> int:
     """Write the report and print its path. Raises UsageError, EnvironmentFault."""
-    out = Path(path_given(given.out))
-    to = None if given.to is None else Path(path_given(given.to))
+    out = Path(required_path(given.out))
+    to = None if given.to is None else Path(required_path(given.to))
     print_lines(str(write_report(out, to)), *other_runs(out))
     return 0

@@ -5,7 +5,7 @@ stopped.
 import argparse
 from pathlib import Path
 
-from artifacts.paths import path_given
+from artifacts.paths import required_path
 
 
 def review_command(given: argparse.Namespace) -> int:
@@ -14,6 +14,6 @@ def review_command(given: argparse.Namespace) -> int:
     from flows.studio.server import review
 
     review(
-        Path(path_given(given.out)), given.port, given.order, config_of, trust=given.trust_folder
+        Path(required_path(given.out)), given.port, given.order, config_of, trust=given.trust_folder
     )
     return 0

@@ -18,7 +18,7 @@ from flows.options.vectors import SiftConfig
 def sift_command(given: argparse.Namespace) -> int:
     """Run the command, and return its exit code. Raises PenstockError."""
     if given.marks:
-        from flows.results.sifted.marks import MARKS
+        from flows.results.sift_marks import MARKS
 
         if given.json:
             print(json.dumps({name: fields_of(mark) for name, mark in MARKS.items()}, indent=1))

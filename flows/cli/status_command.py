@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from artifacts.paths import path_given
+from artifacts.paths import required_path
 from flows.console.display import failed_line
 from flows.console.lines import print_lines, table_lines
 from flows.console.units import duration
@@ -34,7 +34,7 @@ from flows.results.run_status import (
 def status_command(given: argparse.Namespace) -> int:
     """Print the progress of a run, an export or a training, and return 0. Raises UsageError if
     there is none, EnvironmentFault."""
-    out = Path(path_given(given.out))
+    out = Path(required_path(given.out))
     if given.json:
         print(json.dumps(run_status(out), indent=1))
         return 0

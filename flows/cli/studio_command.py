@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from artifacts.errors import UsageError
-from artifacts.paths import path_given
+from artifacts.paths import required_path
 from flows.options.commands import CaptionConfig
 
 
@@ -14,7 +14,7 @@ def studio_command(given: argparse.Namespace) -> int:
     """Serve the studio until it is stopped, and return 0. Raises UsageError, EnvironmentFault."""
     from flows.studio.server import studio
 
-    folder, out, *roots = map(path_given, (given.folder, given.out, *given.root))
+    folder, out, *roots = map(required_path, (given.folder, given.out, *given.root))
     if not Path(folder).is_dir():
         raise UsageError(f"{folder} is not a folder", hint="Name a folder of media")
     studio(

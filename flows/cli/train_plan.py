@@ -14,8 +14,8 @@ from flows.console.lines import print_lines
 from flows.console.units import gib, parse_size
 from flows.options.commands import CaptionConfig
 from flows.planning.architecture import Architecture, read_architecture
-from flows.planning.training.estimate import RANK, changes, train_estimate
-from flows.planning.training.terms import OPTIMIZERS, Method, TrainEstimate, Training
+from flows.planning.training_estimate import RANK, changes, train_estimate
+from flows.planning.training_terms import OPTIMIZERS, Method, TrainEstimate, Training
 
 if TYPE_CHECKING:
     pass

@@ -49,7 +49,7 @@ from flows.options.training import RecordedRun
 from flows.options.vectors import LabelOptions, VectorConfig
 from flows.pipelines import EMBED, LABEL, SIFT, product_of
 from flows.results.export_result import Exported
-from flows.results.labels.writing import LabelsWritten
+from flows.results.label_files import LabelsWritten
 from flows.running.export import export
 from flows.running.label import label, label_request
 from flows.running.run import LauncherMaker, embed

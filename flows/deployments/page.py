@@ -28,7 +28,7 @@ from flows.deployments.view import plain
 from flows.job.prepare import Job
 from flows.media.media_files import MediaFile
 from flows.pipelines import CAPTION, LABELS, product_of
-from flows.results.labels.writing import LINES
+from flows.results.label_files import LINES
 from flows.results.run_record import RunRecord
 from flows.results.run_status import (
     COLUMNS,

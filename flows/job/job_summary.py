@@ -73,7 +73,7 @@ def notes(job: Job) -> list[str]:
         found.append(
             f"{job.model.name} looks at pictures with the prompt in mind: another encodes anew"
         )
-    if profile.goes_on and QuestionOptions.of(job.config).prompt is None:
+    if profile.continues_prompt and QuestionOptions.of(job.config).prompt is None:
         found.append(
             f"{job.model.name} goes on from the prompt instead of answering it, so it is given "
             "none; --prompt gives its captions a beginning"
@@ -83,9 +83,9 @@ def notes(job: Job) -> list[str]:
             f"{job.model.name} takes one picture a prompt: of each chunk of a video it sees the "
             "middle frame only"
         )
-    elif profile.frames_a_video:
+    elif profile.frames_per_video:
         found.append(
-            f"{job.model.name} takes {counted(profile.frames_a_video, 'frame')} of each chunk, no "
+            f"{job.model.name} takes {counted(profile.frames_per_video, 'frame')} of each chunk, no "
             "more and no fewer"
         )
     found += filter(

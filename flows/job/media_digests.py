@@ -12,8 +12,8 @@ from artifacts.remote.media_cache import UNREACHABLE
 from artifacts.stamps import CHANGED, CHANGED_HINT, FileChanged
 from artifacts.store import Store
 from flows.ledger.tasks import Medium
-from flows.media.far_digests import Progress, contents_of
 from flows.media.media_files import MediaFile, source_failure
+from flows.media.remote_digests import Progress, contents_of
 from flows.options.commands import RunOptions
 from flows.options.text import OutputOptions
 from stages.process.memory import cores
@@ -41,11 +41,11 @@ def read_contents(
     as unknown content. Raises EnvironmentFault if a bucket cannot be read."""
     readable: list[JobFile] = []
     failures: list[Failure] = []
-    far = contents_of([file for file in files if file.far], store, progress, fetch=fetch)
-    near = iter(digests.of_many([f.path for f in files if not f.far], workers=cores()))
+    remote = contents_of([file for file in files if file.remote], store, progress, fetch=fetch)
+    near = iter(digests.of_many([f.path for f in files if not f.remote], workers=cores()))
     for file in files:
-        content = far[file.path] if file.far else next(near)
-        if not (isinstance(content, Exception) or file.far or os.access(file.path, os.R_OK)):
+        content = remote[file.path] if file.remote else next(near)
+        if not (isinstance(content, Exception) or file.remote or os.access(file.path, os.R_OK)):
             content = PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         if isinstance(content, Exception):
             failures.append(_unreadable(file, content))
@@ -73,7 +73,7 @@ def _unreadable(file: MediaFile, error: OSError | Unanswered) -> Failure:
     kind, hint = "unreadable", "Check that you may read it and that its disk is there"
     if isinstance(error, FileChanged):
         kind, hint = CHANGED, CHANGED_HINT
-    elif file.far and isinstance(error, FileNotFoundError):
+    elif file.remote and isinstance(error, FileNotFoundError):
         kind, hint = "missing", "Check the address; what was there may have moved"
     message = f"the file cannot be read ({error.strerror})"
     return source_failure(file.source, file.media_path, kind, message, hint)
@@ -84,8 +84,8 @@ def check_beside(files: Sequence[MediaFile], config: RunOptions) -> None:
     user may not write to."""
     if not OutputOptions.of(config).beside:
         return
-    reasons = {file.place: "it is not on this machine" for file in files if file.far}
-    folders = {file.path.parent: file for file in reversed(files) if not file.far}
+    reasons = {file.place: "it is not on this machine" for file in files if file.remote}
+    folders = {file.path.parent: file for file in reversed(files) if not file.remote}
     for folder, file in folders.items():
         if not os.access(folder, os.W_OK):
             reasons[file.place] = "its folder is not writable"

@@ -96,7 +96,7 @@ def _write(folder: Path, part: Sequence[tuple[MediaFile, int]]) -> Partition:
 
 
 def _address(file: MediaFile) -> str:
-    return file.far.address if file.far else str(file.path)
+    return file.remote.address if file.remote else str(file.path)
 
 
 def _line(file: MediaFile, path: str) -> dict[str, object]:
@@ -105,8 +105,8 @@ def _line(file: MediaFile, path: str) -> dict[str, object]:
 
 
 def _size(file: MediaFile) -> int:
-    if file.far is not None:
-        return file.far.size
+    if file.remote is not None:
+        return file.remote.size
     try:
         return file.path.stat().st_size
     except OSError:  # the run of the partition reports the error

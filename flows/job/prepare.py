@@ -28,16 +28,16 @@ from artifacts.tiles import OFF
 from flows.checkpoint.models import Model, digests_in, open_model, pipeline_for
 from flows.checkpoint.precision import PartSettings, attention, weight_bytes
 from flows.job.card_sampling import as_card, sampling_as_card, with_card_sampling
-from flows.job.encode_ways import answering, with_encode_ways
 from flows.job.media_digests import JobFile, check_beside, read_contents
+from flows.job.pass_mode import answering, with_pass_mode
 from flows.ledger.ledger import Ledger
 from flows.ledger.namespaces import TextScores, notes, variants_of
 from flows.ledger.prompts import Prompts, check_fixed_texts, check_summary, command_prompt
 from flows.ledger.tasks import Medium
 from flows.machine.budget import Budget, budget_for, check_device
 from flows.machine.launch import Launcher
-from flows.media.far_digests import Progress, unfetched_note
 from flows.media.media_files import Selection
+from flows.media.remote_digests import Progress, unfetched_note
 from flows.media.sources import find_media, why_no_media
 from flows.options.commands import RunOptions
 from flows.options.media import VectorSamplingOptions
@@ -85,7 +85,7 @@ def with_vector_precision(config: RunOptions, model: Model, store: Store, device
         return _in_fp32(model, f"in fp16 the cosine to fp32 is {cosine:.6f}, below {MIN_COSINE}")
     if _has_vectors(store, model, best):
         return _in_fp32(model, "the store has vectors of it in fp32; --precision fp16 makes others")
-    return replace(model, trial=namespace)
+    return replace(model, fp16_check=namespace)
 
 
 def _in_fp32(model: Model, reason: str) -> Model:
@@ -284,7 +284,7 @@ def _model_for(
     )
     pipeline = pipeline_for(model, pipelines)
     model = with_vector_precision(config, model, store, device)
-    model = with_encode_ways(config, model, store, device)
+    model = with_pass_mode(config, model, store, device)
     if any(stage.uses_token_limit for stage in pipeline):
         check_fixed_texts(as_card(config, model), model)
     # If no stage loads weights, the notes of a store still record the model.

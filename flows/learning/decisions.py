@@ -271,7 +271,7 @@ def refuse_missing_media(run: RecordedRun, captions: ReviewedCaptions) -> None:
     """Raise EnvironmentFault if the run's sources lack corrected or accepted media, which could not
     be captioned again. A file that was renamed counts as there."""
     media = media_of(run)
-    found = {f.media_path for f in media if f.far is not None or os.access(f.path, os.R_OK)}
+    found = {f.media_path for f in media if f.remote is not None or os.access(f.path, os.R_OK)}
     edits, rows = captions.edits(), captions.rows
     missing = {
         row["media_path"]: captions.medium_of[key]
@@ -281,7 +281,7 @@ def refuse_missing_media(run: RecordedRun, captions: ReviewedCaptions) -> None:
         and edit.review != REJECTED
     }
     known = {row["media_path"] for row in rows.values()}
-    new = [f for f in media if missing and f.far is None and f.media_path in found - known]
+    new = [f for f in media if missing and f.remote is None and f.media_path in found - known]
     contents = {content_key(hash_file(f.path), f.kind) for f in new}
     if gone := [name for name, content in missing.items() if content not in contents]:
         raise EnvironmentFault(
@@ -306,7 +306,7 @@ def with_media(
     several files have one name, all are sources, and the example keeps the name."""
     files = defaultdict[Path, dict[Path, str]](dict)
     for file in media_of(run):
-        files[Path(file.media_path)][file.path] = file.far.address if file.far else file.place
+        files[Path(file.media_path)][file.path] = file.remote.address if file.remote else file.place
     named = {each.path: files[each.path] for each in examples}
     only = {name: next(iter(of)) for name, of in named.items() if len(of) == 1}
     sources = tuple(source for of in named.values() for source in of.values())

@@ -22,7 +22,7 @@ from artifacts.plurals import counted
 from artifacts.regular_files import guard
 from artifacts.signing import ROUND
 from flows.console.display import Display
-from flows.job.encode_ways import replanned_once
+from flows.job.pass_mode import replanned_once
 from flows.job.prepare import Job
 from flows.learning.decisions import (
     Uncaptioned,
@@ -72,7 +72,7 @@ from flows.running import sift_first
 from flows.running.run import LauncherMaker
 from flows.running.run_observer import OnBegin, RunObserver, only_run_in
 from flows.running.tune import train
-from stages.models.adapters.reading import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from stages.models.adapter_modules import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from stages.tune.job import EACH, SCORE, layout_of
 
 CAPTIONS = "captions"

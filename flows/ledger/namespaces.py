@@ -23,7 +23,7 @@ from flows.options.text import EngineOptions
 from flows.pipelines import Pipeline
 from stages.decode import SCORE
 from stages.decode.generation import SamplingParams, ScoreItem
-from stages.models.encoding.ways import BATCHES
+from stages.models.encoding.pass_modes import BATCHES
 from stages.process.job import StageSpec
 
 LARGEST_LIMIT = 2048
@@ -48,7 +48,7 @@ class Variant:
     """Size at which the model sees images."""
     tiles: str = OFF
     """Tile setting of images."""
-    frames_a_video: int = 0
+    frames_per_video: int = 0
     """Number of frames that the model takes per chunk; 0: any."""
     bound: FrameBound | None = None
     """Frame limit of a chunk if it depends on the frame size; None: no such limit."""
@@ -122,7 +122,7 @@ def namespaces_of(
         limit=engine_options.max_new_tokens,
         fit_image=model.fit("image"),
         tiles=vectors.tiles,
-        frames_a_video=model.profile.frames_a_video,
+        frames_per_video=model.profile.frames_per_video,
         bound=frame_bound(model.profile, config),
         engine="".join(chosen.engine for chosen in settings.values()),
         in_batches=model.in_batches,

@@ -57,7 +57,7 @@ def prompt_for(model: Model, config: RunOptions, kind: str, own: str | None = No
     """Return the prompt for a medium of this kind, in the requested length: its `own` of a list
     line or a name, else the command's. A model that continues its prompt gets none by default."""
     if own is None:
-        if model.profile.goes_on and QuestionOptions.of(config).prompt is None:
+        if model.profile.continues_prompt and QuestionOptions.of(config).prompt is None:
             return ""
         own = command_prompt(config, kind)
     length = PromptOptions.of(config).length
@@ -175,18 +175,18 @@ class FilePlaceholders:
 
 
 def fill_placeholders(
-    prompt: str, chunk: ChunkIndex, frames_a_video: int = 0, previous: str | None = None
+    prompt: str, chunk: ChunkIndex, frames_per_video: int = 0, previous: str | None = None
 ) -> str:
     """Return the prompt for a chunk of a video, or for an image, which is one frame without length.
-    A model with a fixed `frames_a_video` sees that many frames (0: any number). `previous`: caption
+    A model with a fixed `frames_per_video` sees that many frames (0: any number). `previous`: caption
     of the previous chunk; None: not known yet, and its placeholder stays."""
     if not PLACEHOLDERS.search(prompt):
         return prompt
     # The first frame of a chunk may have been on screen before the chunk begins.
     times: Sequence[float] = [max(0.0, time - chunk.start) for time in chunk.times]
     seconds = chunk.end - chunk.start
-    if seconds and frames_a_video not in (0, len(times)):
-        times = shown_frames(times, seconds, frames_a_video)[1]
+    if seconds and frames_per_video not in (0, len(times)):
+        times = shown_frames(times, seconds, frames_per_video)[1]
     return _fill(prompt, seconds, times, previous)
 
 

@@ -23,7 +23,7 @@ from flows.ledger.tasks import Medium, Task, unique
 from stages.models.hub.transfer import fetch
 from stages.process.job import StageSpec
 
-BYTES_A_TOKEN = 4
+BYTES_PER_TOKEN = 4
 """Approximate prompt bytes per token. Precise enough to sort prompts by length without a
 tokenizer."""
 MAX_OTHER_PROMPTS = 8
@@ -67,13 +67,13 @@ def lengths_of(ledger: Ledger, tasks: Sequence[Task], stage: StageSpec) -> dict[
 
 def most_tokens(texts: Iterable[str]) -> int:
     """Return about how many tokens the longest of these texts has."""
-    return math.ceil(max(len(text.encode()) for text in texts) / BYTES_A_TOKEN)
+    return math.ceil(max(len(text.encode()) for text in texts) / BYTES_PER_TOKEN)
 
 
 def _length(ledger: Ledger, task: Task, stage: StageSpec) -> int:
     read, key = ledger[stage.reads], task[stage.reads]
     of_media = int(read.meta(key).get("tokens", 0)) if key in read else 0
-    return of_media + len(task.prompt.encode()) // BYTES_A_TOKEN
+    return of_media + len(task.prompt.encode()) // BYTES_PER_TOKEN
 
 
 def previous_lengths(ledger: Ledger, tasks: Sequence[Task], stage: StageSpec) -> dict[str, int]:

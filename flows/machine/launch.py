@@ -199,7 +199,7 @@ class DirectLauncher:
             budget=call.budget,
             seconds=call.seconds,
             forks=call.fork_server,
-            stays=call.persistent,
+            is_persistent=call.persistent,
         )
 
 

@@ -221,7 +221,9 @@ class Lease:
         """Return those of these media whose frames in this namespace another running job needs.
         Raises EnvironmentFault."""
         needed: set[str] = set()
-        for note, descriptor in live_notes_in(self.store.near, self.file) if media else ():
+        for note, descriptor in (
+            live_notes_in(self.store.machine_folder, self.file) if media else ()
+        ):
             if namespace in note["namespaces"]:
                 needed |= _needed(note, descriptor, media)
         return needed
@@ -239,9 +241,9 @@ def leased(
     EnvironmentFault."""
     note = note_of(namespaces, out)
     with contextlib.ExitStack() as held:
-        name = file = held.enter_context(hold_note_in(store.near, note, media))
-        if store.board is not None:
-            name = held.enter_context(_hold_note_on(store.board, note))
+        name = file = held.enter_context(hold_note_in(store.machine_folder, note, media))
+        if store.job_leases is not None:
+            name = held.enter_context(_hold_note_on(store.job_leases, note))
         yield Lease(store, name, file, held.close)
 
 
@@ -249,9 +251,9 @@ def running_jobs(store: Store, but: str = "") -> list[RunningJob]:
     """Return the jobs that run now, except the one named `but`. Remove leases of dead processes.
     Raises EnvironmentFault."""
     notes = (
-        (note for note, _ in live_notes_in(store.near, but))
-        if store.board is None
-        else _live_notes_on(store.board, but)
+        (note for note, _ in live_notes_in(store.machine_folder, but))
+        if store.job_leases is None
+        else _live_notes_on(store.job_leases, but)
     )
     return [
         RunningJob(
@@ -263,22 +265,22 @@ def running_jobs(store: Store, but: str = "") -> list[RunningJob]:
 
 
 @contextlib.contextmanager
-def _hold_note_on(board: "BucketLeases", note: Mapping[str, Any]) -> Iterator[str]:
-    name = board.create(json.dumps(note).encode())
+def _hold_note_on(job_leases: "BucketLeases", note: Mapping[str, Any]) -> Iterator[str]:
+    name = job_leases.create(json.dumps(note).encode())
     try:
-        with heartbeat(partial(board.renew, name)):
+        with heartbeat(partial(job_leases.renew, name)):
             yield name
     finally:
-        board.remove(name)
+        job_leases.remove(name)
 
 
-def _live_notes_on(board: "BucketLeases", but: str) -> Iterator[Mapping[str, Any]]:
-    for name, age in board.ages():
+def _live_notes_on(job_leases: "BucketLeases", but: str) -> Iterator[Mapping[str, Any]]:
+    for name, age in job_leases.ages():
         if name == but:
             continue
-        note = read_note(board.read(name))
+        note = read_note(job_leases.read(name))
         here = note["system"] and note["system"] == system()
         if age > LEASE_SECONDS or (here and not os.path.exists(f"/proc/{note['pid']}")):
-            board.expire(name)
+            job_leases.expire(name)
         elif note["namespaces"]:
             yield note

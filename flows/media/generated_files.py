@@ -39,7 +39,7 @@ from artifacts.keys import (
 from artifacts.names import Naming, one_name, rules_in
 from artifacts.plurals import counted
 from artifacts.regular_files import (
-    kept_thing,
+    irreplaceable_kind,
     link_out,
     open_below,
     open_regular,
@@ -180,7 +180,7 @@ class GeneratedFiles:
             os.path.lexists(path) and not is_unchanged and not self.has(form, old_digest, about)
         )
         is_users = is_users and not (form in BESIDE and is_blank(path))
-        if path.is_dir() or kept_thing(path) or (is_users and not replace):
+        if path.is_dir() or irreplaceable_kind(path) or (is_users and not replace):
             return False
         self.add(form, sha256, (*about, one_name(path)))
         if not is_unchanged:

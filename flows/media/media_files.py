@@ -9,7 +9,7 @@ from pathlib import Path
 
 from artifacts.captions import Failure
 from artifacts.errors import redacted
-from artifacts.remote.addresses import FarFile, is_address, unsigned
+from artifacts.remote.addresses import RemoteFile, is_address, unsigned
 from artifacts.schema import MediaKind
 
 IMAGE_SUFFIXES = frozenset([
@@ -46,7 +46,7 @@ class MediaFile:
     """The command-line argument that named it."""
     kind: MediaKind
     """Kind by suffix: image or video."""
-    far: FarFile | None = None
+    remote: RemoteFile | None = None
     """The remote file that the path is a copy of; None for a local file."""
     prompt: str | None = None
     """Prompt from its line of a list; None: the command's prompt."""
@@ -58,7 +58,7 @@ class MediaFile:
     @property
     def place(self) -> str:
         """Return its path or address, without signatures."""
-        return str(self.path) if self.far is None else self.far.place
+        return str(self.path) if self.remote is None else self.remote.place
 
     @property
     def identity(self) -> tuple[Path, str, str, str | None]:

@@ -26,7 +26,7 @@ from artifacts.paths import RealPaths
 from artifacts.plurals import counted
 from artifacts.regular_files import odd_thing, read_bytes, user_text
 from artifacts.remote.addresses import (
-    FarFile,
+    RemoteFile,
     is_address,
     is_object,
     is_web,
@@ -352,11 +352,11 @@ BAD_NAME_HINT = "Rename it: no empty part between slashes, no . or .. and no con
 UNLISTABLE = "this folder cannot be listed (an object in it has an unusable name)"
 LIST_HINT = "Copy the list to this machine, and give @LIST: its lines may be addresses"
 
-LookedUp = FarFile | FileNotFoundError | Unanswered | UsageError
+LookedUp = RemoteFile | FileNotFoundError | Unanswered | UsageError
 """The file at an address, or why it cannot be read."""
 
 
-class FarSources:
+class RemoteSources:
     """The objects that addresses refer to. Each address is looked up once. If it `asks` no server,
     every address counts as one medium."""
 
@@ -387,7 +387,7 @@ class FarSources:
         if not names_folder(address):
             self.look_up([address])
             found = self._found[address]
-            if isinstance(found, FarFile):
+            if isinstance(found, RemoteFile):
                 yield _remote_media_file(found, found.name, source)
                 return
             if isinstance(found, Unanswered | UsageError):
@@ -400,26 +400,26 @@ class FarSources:
     def _inside(
         self, address: str, source: str, selection: Selection
     ) -> Iterator[MediaFile | Failure]:
-        from artifacts.remote.finding import far_files_below, far_files_matching
+        from artifacts.remote.finding import remote_files_below, remote_files_matching
 
-        entries: Iterable[tuple[str, FarFile | None]] = ()
+        entries: Iterable[tuple[str, RemoteFile | None]] = ()
         if not is_web(address) and glob.has_magic(address):
-            entries = far_files_matching(address)
+            entries = remote_files_matching(address)
         elif not is_web(address):
-            entries = far_files_below(address, selection.recursive)
+            entries = remote_files_below(address, selection.recursive)
         count, names = 0, []
-        for name, far in entries:
-            if far is None and name.endswith("/"):
+        for name, remote in entries:
+            if remote is None and name.endswith("/"):
                 count += 1
                 folder = "" if glob.has_magic(address) else f"{unsigned(address).rstrip('/')}/"
                 place = folder + name.lstrip("/") or unsigned(address)
                 yield source_failure(source, place, "bad-name", UNLISTABLE, BAD_NAME_HINT)
             elif selection.takes(name):
                 count += 1
-                if far is None:
+                if remote is None:
                     yield source_failure(source, name, "bad-name", BAD_NAME, BAD_NAME_HINT)
                 else:
-                    yield _remote_media_file(far, name, source)
+                    yield _remote_media_file(remote, name, source)
             else:
                 names.append(name)
         if not count:
@@ -431,10 +431,10 @@ class FarSources:
 def _look_up(address: str) -> LookedUp:
     """Return the file at an address, or why it cannot be read. Raises EnvironmentFault if a bucket
     cannot be read, because the whole run depends on it."""
-    from artifacts.remote.finding import far_file_at
+    from artifacts.remote.finding import remote_file_at
 
     try:
-        return far_file_at(address)
+        return remote_file_at(address)
     except FileNotFoundError as error:
         return error
     except (UsageError, ValueError) as error:
@@ -447,13 +447,13 @@ def _look_up(address: str) -> LookedUp:
         return error
 
 
-def _remote_media_file(far: FarFile, name: str, source: str) -> MediaFile:
+def _remote_media_file(remote: RemoteFile, name: str, source: str) -> MediaFile:
     return MediaFile(
-        path=copy_path(far),
+        path=copy_path(remote),
         media_path=writable(name),
         source=writable(unsigned(source)),
-        kind=kind_of(far.name),
-        far=far,
+        kind=kind_of(remote.name),
+        remote=remote,
     )
 
 
@@ -478,13 +478,13 @@ def find_media(
     failures: list[Failure] = []
     seen: set[tuple[str | None, ...]] = set()
     real = RealPaths()
-    far = FarSources()
-    far.look_up(filter(is_object, sources))
+    remote = RemoteSources()
+    remote.look_up(filter(is_object, sources))
     texts = texts_among(sources, recursive=selection.recursive, names=names)
     for source in sources:
         if source in texts:
             continue
-        for result in _expand(source, source, selection, far):
+        for result in _expand(source, source, selection, remote):
             if isinstance(result, Failure):
                 failures.append(result)
                 continue
@@ -501,9 +501,9 @@ def why_no_media(sources: Sequence[str], selection: Selection) -> list[Failure]:
     """Return why no source names a medium; empty if one does. It stops at the first medium, and
     counts addresses without asking for them."""
     failures: list[Failure] = []
-    far = FarSources(asks=False)
+    remote = RemoteSources(asks=False)
     for source in sources:
-        for result in _expand(source, source, selection, far):
+        for result in _expand(source, source, selection, remote):
             if isinstance(result, MediaFile):
                 return []
             failures.append(result)
@@ -511,10 +511,10 @@ def why_no_media(sources: Sequence[str], selection: Selection) -> list[Failure]:
 
 
 def _expand(
-    text: str, source: str, selection: Selection, far: FarSources
+    text: str, source: str, selection: Selection, remote: RemoteSources
 ) -> Iterator[MediaFile | Failure]:
     if is_address(text):
-        yield from far.expand(text, source, selection)
+        yield from remote.expand(text, source, selection)
         return
     path = Path(os.path.expanduser(text))
     # os.path and not Path: a name that is too long, or in a forbidden folder, counts as missing.
@@ -523,9 +523,9 @@ def _expand(
         if odd_kind := odd_thing(listed):
             yield _not_a_file(source, str(listed), odd_kind)
         else:
-            yield from _listed(listed, source, selection, far)
+            yield from _listed(listed, source, selection, remote)
     elif os.path.isfile(path) and path.suffix.lower() in LIST_SUFFIXES:
-        yield from _listed(path, source, selection, far)
+        yield from _listed(path, source, selection, remote)
     else:
         yield from _named(text, source, selection)
 
@@ -590,16 +590,16 @@ def _folder(folder: Path, source: str, selection: Selection) -> Iterator[MediaFi
 
 
 def _listed(
-    path: Path, source: str, selection: Selection, far: FarSources
+    path: Path, source: str, selection: Selection, remote: RemoteSources
 ) -> Iterator[MediaFile | Failure]:
     """Yield the files that the lines of a list name, relative to the list's folder."""
     lines = list(lines_of(path))
-    far.look_up(line.name for line in lines if isinstance(line, Line) and is_object(line.name))
+    remote.look_up(line.name for line in lines if isinstance(line, Line) and is_object(line.name))
     for line in lines:
         if isinstance(line, BadLine):
             yield source_failure(source, line.name, "list", line.message, line.hint)
             continue
-        by_name = far.expand if is_address(line.name) else _named
+        by_name = remote.expand if is_address(line.name) else _named
         for result in by_name(line.name, source, selection):
             if isinstance(result, MediaFile):
                 result = replace(result, prompt=line.prompt, prompts=line.prompts)

@@ -104,7 +104,7 @@ class CaptionConfig(
             text = f"--format {','.join(toml)} states --out in TOML, and its path is not UTF-8"
             raise UsageError(text, hint="Give another --out")
         check_served(self)
-        _ = self.speakers
+        _ = self.engines
         if self.schema:
             check_room(self.schema, self.max_new_tokens)
 

@@ -5,7 +5,7 @@ from typing import Annotated
 
 from artifacts.errors import UsageError
 from artifacts.options import Option, OptionGroup
-from artifacts.paths import path_given
+from artifacts.paths import required_path
 from artifacts.tiles import AUTO, OFF, check_tiles
 from flows.options.formats import FILES, SAMPLING, TEXT, VECTORS
 
@@ -49,7 +49,7 @@ class SourceOptions(OptionGroup):
     def __post_init__(self) -> None:
         super().__post_init__()
         for source in self.sources:
-            path_given(source, "source")
+            required_path(source, "source")
 
     def check_sources(self) -> None:
         """Raise UsageError when no source is given."""

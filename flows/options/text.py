@@ -149,7 +149,7 @@ class EngineOptions(OptionGroup):
     """Maximum tokens per caption."""
 
     @property
-    def speakers(self) -> str:
+    def engines(self) -> str:
         """Return the candidate engines for these prompts and this beam search. Raises UsageError if
         the requested engine cannot do it."""
         prompts = len(PromptOptions.of(self).prompts)

@@ -277,23 +277,23 @@ def text_token_count(model: Model, config: RunOptions, frames: int, prompt: str)
     prompt_tokens = sum(
         counter.count(text) for text in prompt_texts(config, frames, prompt) if text
     )
-    return prompt_tokens + model.profile.words_a_prompt
+    return prompt_tokens + model.profile.tokens_per_prompt
 
 
 def image_tokens_and_left(model: Model, workload: Workload) -> tuple[int, int]:
     """Return the image tokens of a chunk, and the context tokens left after them and the chat
     template."""
     profile = model.profile
-    template = profile.words_a_frame * workload.frames if workload.kind == "video" else 0
+    template = profile.tokens_per_frame * workload.frames if workload.kind == "video" else 0
     image_tokens = workload.tokens - workload.text_tokens + template
-    return image_tokens, profile.context_tokens - image_tokens - profile.words_a_prompt
+    return image_tokens, profile.context_tokens - image_tokens - profile.tokens_per_prompt
 
 
 def answer_room(model: Model, config: RunOptions, workload: Workload, prompt: str) -> AnswerRoom:
     """Return the token budget for the answer to a prompt about a chunk."""
     prompt_tokens = text_token_count(model, config, workload.frames, prompt)
     image_tokens, answer_tokens = image_tokens_and_left(model, workload)
-    answer_tokens += model.profile.words_a_prompt - prompt_tokens
+    answer_tokens += model.profile.tokens_per_prompt - prompt_tokens
     return AnswerRoom(
         image_tokens=image_tokens, prompt_tokens=prompt_tokens, answer_tokens=answer_tokens
     )

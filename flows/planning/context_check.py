@@ -68,14 +68,14 @@ def context_hint(model: Model, config: RunOptions, workload: Workload, room: Ans
 def _with_fewer(model: Model, workload: Workload, room: AnswerRoom) -> list[tuple[int, int]]:
     """Return smaller numbers of frames, largest first, each with the tokens left for an answer.
     Empty for a model with a fixed number of frames."""
-    if workload.kind == "image" or model.one_frame or model.profile.frames_a_video:
+    if workload.kind == "image" or model.one_frame or model.profile.frames_per_video:
         return []
     found = []
     for frames in range(workload.frames - 1, 0, -1):
         sizes = (frames, workload.stored, workload.shown)
         fewer = workload_of(model, workload.kind, workload.chunks, *sizes, "")
         _, left = image_tokens_and_left(model, fewer)
-        found.append((frames, left + model.profile.words_a_prompt - room.prompt_tokens))
+        found.append((frames, left + model.profile.tokens_per_prompt - room.prompt_tokens))
     return [each for each in found if each[1] > 0]
 
 
@@ -177,7 +177,7 @@ def _fitting_pixels(profile: ModelProfile, size: tuple[int, int], tokens: float)
     """Return the pixel limit with which a frame of this height and width, with its template text,
     has at most `tokens` tokens. 0: impossible."""
     each, _ = frame_size_tokens(profile, profile.fit_video, "video", size)
-    share = MARGIN * (tokens - profile.words_a_frame) / each
+    share = MARGIN * (tokens - profile.tokens_per_frame) / each
     multiple = profile.least_pixels
     return int(share * math.prod(size)) // multiple * multiple if multiple and share > 0 else 0
 
@@ -186,7 +186,7 @@ def _no_frame(model: Model, room: int, size: tuple[int, int]) -> UsageError:
     profile = model.profile
     each = (
         math.ceil(frame_size_tokens(profile, profile.fit_video, "video", size)[0])
-        + profile.words_a_frame
+        + profile.tokens_per_frame
     )
     hint = "Choose a model with a longer context"
     if pixels := _fitting_pixels(profile, size, room):

@@ -65,7 +65,7 @@ class Rung:
     loaded layer by layer."""
     block: int = 0
     """Encode stage with offload: maximum chunks whose batches pass a layer while it is loaded."""
-    seated: bool = False
+    in_slots: bool = False
     """Decode stage: whether each chunk has a slot, which the next chunk takes when it is done."""
     context: int = 0
     """Summarize stage: maximum tokens of prompt and answer together."""
@@ -102,7 +102,7 @@ class Rung:
     @property
     def size_name(self) -> str:
         """Return the batch size as text: `batch 4`, or `4 slots`."""
-        return counted(self.batch, "slot") if self.seated else f"batch {self.batch}"
+        return counted(self.batch, "slot") if self.in_slots else f"batch {self.batch}"
 
 
 def sizes(largest: int) -> list[int]:

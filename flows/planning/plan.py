@@ -15,9 +15,9 @@ from artifacts.store import open_store, prepare_store
 from flows.checkpoint.models import digests_in, open_model, pipeline_for
 from flows.checkpoint.precision import precision_note
 from flows.job.card_sampling import as_card, card_note, with_card_sampling
-from flows.job.encode_ways import replanned_once, with_encode_ways
 from flows.job.job_summary import halves, notes
 from flows.job.namespace_notes import context_note
+from flows.job.pass_mode import replanned_once, with_pass_mode
 from flows.job.prepare import Job, prepare
 from flows.ledger.prompts import check_summary
 from flows.ledger.waves import bytes_to_fetch, cut_waves, stages_with_work
@@ -122,9 +122,9 @@ def batch_without_slots(request: PlanRequest, rung: Rung, budget: Budget) -> int
     It is the largest that is expected to fit, at most the number of slots and the
     requested size, and at least 1.
     """
-    if not (rung.seated and request.workloads):
+    if not (rung.in_slots and request.workloads):
         return rung.batch
-    plain = replace(rung, seated=False)
+    plain = replace(rung, in_slots=False)
     largest = min(rung.batch, request.config.batch_size)
     batches = (replace(plain, batch=size) for size in sizes(largest))
     return next((each.batch for each in batches if fits(request.estimate(each), budget)), 1)
@@ -218,7 +218,7 @@ def _plan_of(
         read_weights=False,
     )
     pipeline = pipeline_for(model, pipelines)
-    model = with_encode_ways(config, model, store, device)
+    model = with_pass_mode(config, model, store, device)
     config = as_card(config, model)
     check_summary(config, model)
     model = model.of_parts(parts_of(pipeline))

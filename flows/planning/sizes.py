@@ -19,7 +19,7 @@ from artifacts.tiles import boxes_of
 from artifacts.trainers import WITH_CLIPS
 from flows.checkpoint.graphs import GraphSpeed, store_speed
 from flows.checkpoint.models import digests_in, open_model
-from flows.job.encode_ways import replanned_once
+from flows.job.pass_mode import replanned_once
 from flows.job.prepare import Job
 from flows.ledger.tasks import Medium, Task
 from flows.machine.budget import budget_for
@@ -66,11 +66,11 @@ def _timed(name: str, device: str, store: Store, launcher: Launcher) -> GraphSpe
         precision=settings.precision,
         attention=settings.attention,
         route=in_torch.profile.route,
-        pieces=in_torch.profile.vision.pieces,
+        extra_modules=in_torch.profile.vision.extra_modules,
         files=by_graphs.files_of([PART]),
     )
-    frames = in_torch.profile.frames_a_video
-    job = TimingJob(half=half, graphs=use.backend, frames_a_video=frames)
+    frames = in_torch.profile.frames_per_video
+    job = TimingJob(half=half, graphs=use.backend, frames_per_video=frames)
     call = StageCall(
         name="time_graphs",
         job=job,
@@ -301,7 +301,7 @@ def _header(medium: Medium) -> _Header:
         return _Header(seconds=0.0, size=_image_size(medium.path))
     try:
         from stages.frames.formats import check_file
-        from stages.frames.opening import open_container
+        from stages.frames.media_opening import open_container
 
         check_file(Path(medium.path))
         with open_container(Path(medium.path)) as container:

@@ -16,7 +16,7 @@ from flows.checkpoint.prompt_tokens import FrameBound, chunk_frame_tokens, encod
 from flows.job.prepare import Job
 from flows.ledger.prompts import added_bytes
 from flows.ledger.tasks import Medium
-from flows.ledger.waves import BYTES_A_TOKEN
+from flows.ledger.waves import BYTES_PER_TOKEN
 from flows.planning.sizes import UNKNOWN_SIZE, Estimate, frame_counts
 from stages.process.job import StageSpec
 
@@ -185,10 +185,10 @@ def workload_of(
     each = model.feature_bytes(kind)
     largest = model.profile.image_tokens if kind == "image" else model.profile.frame_tokens
     share = tokens / largest if largest else 1.0
-    written = max(TEMPLATE_TOKENS, model.profile.words_a_prompt)
-    written += model.profile.words_a_frame * frames if kind == "video" else 0
+    written = max(TEMPLATE_TOKENS, model.profile.tokens_per_prompt)
+    written += model.profile.tokens_per_frame * frames if kind == "video" else 0
     # Many tokenizers use one token per digit.
-    text = written + len(prompt.encode()) // BYTES_A_TOKEN + added_bytes(prompt, frames)
+    text = written + len(prompt.encode()) // BYTES_PER_TOKEN + added_bytes(prompt, frames)
     if model.profile.route == "dual":  # dual encoders have no prompt
         text = 0
     return Workload(

@@ -10,7 +10,7 @@ from artifacts.captions import WRITERS
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.files import OURS, is_hidden, refuse_foreign
 from artifacts.names import numbered
-from artifacts.regular_files import kept_thing, open_regular
+from artifacts.regular_files import irreplaceable_kind, open_regular
 from artifacts.shards import DATASET, INDEX
 from artifacts.store import fault_of
 from artifacts.tables import TABLES
@@ -23,7 +23,7 @@ from flows.options.text import OutputOptions, PromptOptions
 from flows.results.clips import CLIPS
 from flows.results.marker import CAPTIONS, MEDIA
 from flows.results.run_record import RUN_RECORD
-from flows.results.sifted.names import output_names
+from flows.results.sift_names import output_names
 from flows.results.vectors import ARRAY, ROWS
 
 HEAD_BYTES = 4 << 10
@@ -122,7 +122,7 @@ def refuse_replacing_found(page: Path | None, folder: Path | None) -> None:
 
 def _refuse_other(path: Path, head: re.Pattern[bytes] | None, alternative: str) -> None:
     """Refuse to replace a file that is not empty and that does not begin with `head`, a link that
-    leads nowhere, or what `kept_thing` names. Raises UsageError."""
+    leads nowhere, or what `irreplaceable_kind` names. Raises UsageError."""
     _refuse_kept(path, alternative)
     if os.path.isfile(path):
         with contextlib.suppress(OSError), open_regular(path) as file:
@@ -138,7 +138,7 @@ def _refuse_other(path: Path, head: re.Pattern[bytes] | None, alternative: str) 
 
 
 def _refuse_kept(path: Path, alternative: str) -> None:
-    if kept := kept_thing(path):
+    if kept := irreplaceable_kind(path):
         raise UsageError(f"{path} is {kept}, not a file", hint=f"Move it away, or {alternative}")
 
 

@@ -267,7 +267,7 @@ def media_line(file: MediaFile, captions: int, content: Medium | None = None) ->
         "kind": file.kind,
         "url": f"file://{quote(os.fsencode(file.path))}",  # a name need not be UTF-8
         "captions": captions,
-        **({"address": file.place} if file.far else {}),
+        **({"address": file.place} if file.remote else {}),
     }
     if content is not None:
         row["content"] = content.digest

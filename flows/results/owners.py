@@ -47,7 +47,7 @@ from flows.results.marker import (
 from flows.results.outputs import FOLDERS
 from flows.results.report.media import path_of
 from flows.results.run_record import RunRecord
-from stages.models.adapters.reading import ADAPTER_CONFIG
+from stages.models.adapter_modules import ADAPTER_CONFIG
 
 UNMARKED = {
     BOOK: "`penstock index`",
@@ -158,7 +158,7 @@ def _lost(config: RunOptions, out: Path) -> list[str]:
     if not found:  # the run will fail, and write nothing
         return []
     real = RealPaths()
-    named = {file.place if file.far else real.of(file.path) for file in found}
+    named = {file.place if file.remote else real.of(file.path) for file in found}
     named.update(failure.media_path for failure in failures)
     return [p for p in there if (p if is_address(p) else real.of(p)) not in named]
 

@@ -22,7 +22,7 @@ from artifacts.options import declared
 from artifacts.signing import ROUND, SIGNATURES, Proof, anybody, signed
 from flows.media.generated_files import digest_at
 from flows.options.training import StepOptions
-from stages.models.adapters.reading import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from stages.models.adapter_modules import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 
 LEARN: Final = "learn"
 """Folder of the rounds in a run's folder."""

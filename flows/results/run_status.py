@@ -177,7 +177,7 @@ def description_lines(record: Mapping[str, Any]) -> Iterator[str]:
         yield f"{plan['model']} on {how if precision else 'a server'}"
     for name, half in plan.get("halves", {}).items():
         yield f"{name} half: {size(half['bytes'])} of weights, {computed_by(half)}"
-    if encoded := ways_line(record):
+    if encoded := pass_modes_line(record):
         yield f"features encoded in this run: {encoded}"
     of_all = [taken for taken in record["rungs"] if taken["reason"] != "item alone"]
     yield from map(rung_line, {taken["stage"]: taken for taken in of_all}.values())
@@ -193,7 +193,7 @@ def description_lines(record: Mapping[str, Any]) -> Iterator[str]:
     yield f"{counted(media['total'], 'file')}, {media['failed']} failed{still}; {captions}"
 
 
-def ways_line(record: Mapping[str, Any]) -> str:
+def pass_modes_line(record: Mapping[str, Any]) -> str:
     """Return how many chunks passed the vision half in which way, such as `8 alone, 4 fixed`; empty
     if all were encoded in batches."""
     made = Counter[str]()

@@ -317,7 +317,7 @@ class UserTexts:
     def _places(self, each: JobFile, *, first: bool) -> Iterator[Path]:
         file = each.file
         names = [file.name, *([""] if first and file.name else [])]
-        beside = [] if file.far else [p for n in names for p in text_paths(file.path, n)]
+        beside = [] if file.remote else [p for n in names for p in text_paths(file.path, n)]
         out = [place := self._out[each]]
         if first and file.name:
             stem = str(place).removesuffix(f".{FORM}").removesuffix(f".{file.name}")

@@ -88,7 +88,7 @@ def _sought(path: Path, time: float) -> tuple[Any, Any] | None:
     may state wrong times, and where that fails."""
     import av
 
-    from stages.frames.opening import decoder_of, open_video, time_zero
+    from stages.frames.media_opening import decoder_of, open_video, time_zero
     from stages.frames.reader import deinterlaced
 
     container, stream = open_video(path, threads=1)

@@ -10,7 +10,7 @@ from artifacts.errors import UsageError
 from artifacts.json_shapes import MapOf, anything, count, number, read_json
 from artifacts.plurals import counted
 from flows.results.run_record import RUN_RECORD
-from stages.models.adapters.reading import ADAPTER_WEIGHTS
+from stages.models.adapter_modules import ADAPTER_WEIGHTS
 from stages.tune import STAGE
 from stages.tune.job import EACH, RECORD, SCORE
 

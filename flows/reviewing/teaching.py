@@ -62,16 +62,16 @@ def choose(
 ) -> list[int]:
     """Return the indexes of `count` captions, greedily by doubt times distance. Vectors have length
     1; distance is 1 minus their cosine, and 1 where nothing was decided."""
-    far = np.ones(len(doubts))
+    remote = np.ones(len(doubts))
     for start in range(0, len(decided), 256):
-        far = np.minimum(far, 1.0 - (vectors @ decided[start : start + 256].T).max(axis=1))
+        remote = np.minimum(remote, 1.0 - (vectors @ decided[start : start + 256].T).max(axis=1))
     left, found = doubts.astype(float), list[int]()
     for _ in range(min(count, len(doubts))):
-        best = int(np.argmax(left * np.maximum(far, 0.0)))
+        best = int(np.argmax(left * np.maximum(remote, 0.0)))
         if left[best] <= 0.0:  # what is left equals what was chosen: the least doubtful first
             break
         found.append(best)
-        far = np.minimum(far, 1.0 - vectors @ vectors[best])
+        remote = np.minimum(remote, 1.0 - vectors @ vectors[best])
         left[best] = 0.0
     return found
 

@@ -10,7 +10,7 @@ from flows.ledger.tasks import Medium, Task, unique
 from flows.ledger.waves import lengths_of
 from flows.planning.ladder import Rung
 from stages.memory.oom_retry import split_batch
-from stages.models.encoding import FRAMES_A_BATCH
+from stages.models.encoding import FRAMES_PER_BATCH
 from stages.process.job import StageSpec
 
 
@@ -117,7 +117,7 @@ def batches_by_shape(
     tasks: Sequence[Task],
     kind: str,
     batch_size: int,
-    frames_a_batch: int = FRAMES_A_BATCH,
+    frames_per_batch: int = FRAMES_PER_BATCH,
     *,
     least: int = 1,
     any_size: bool = False,
@@ -130,7 +130,7 @@ def batches_by_shape(
         groups.setdefault(task.shape[:2] if any_size else task.shape, []).append(task)
     batches = []
     for group in groups.values():
-        size = max(least, min(batch_size, frames_a_batch // group[0].images))
+        size = max(least, min(batch_size, frames_per_batch // group[0].images))
         batches += [group[i : i + size] for i in range(0, len(group), size)]
     return batches
 

@@ -25,7 +25,7 @@ from flows.checkpoint.adapters import (
 from flows.checkpoint.model_files import ModelDigests
 from flows.checkpoint.models import digests_in
 from flows.console.display import Display
-from flows.job.encode_ways import replanned_once
+from flows.job.pass_mode import replanned_once
 from flows.job.prepare import Job
 from flows.ledger.waves import fetch_parts
 from flows.machine.launch import DirectLauncher, StageCall, run_with_restarts
@@ -70,7 +70,7 @@ from stages.export.jobs import (
     MergeJob,
     check_packages,
 )
-from stages.models.adapters.reading import LoraAdapter
+from stages.models.adapter_modules import LoraAdapter
 from stages.models.gguf import check_packages as check_gguf_packages
 from stages.models.graphs.manifest import ONNX
 from stages.process.device import device_name
@@ -177,8 +177,8 @@ def graph_job(
         folder=str(request.work),
         kind=request.kind,
         weights={half: {s: model.weights[s] for s in held[half].shards} for half in halves},
-        pieces={half: list(held[half].pieces) for half in halves},
-        frames_a_video=model.profile.frames_a_video,
+        extra_modules={half: list(held[half].extra_modules) for half in halves},
+        frames_per_video=model.profile.frames_per_video,
         route=model.profile.route,
         as_published=model.profile.as_published,
         trust_remote_code=job.config.trust_remote_code,

@@ -8,14 +8,15 @@ import numpy as np
 from artifacts.errors import UsageError
 from artifacts.plurals import counted
 from flows.console.display import Display
-from flows.job.encode_ways import replanned_once
+from flows.job.pass_mode import replanned_once
 from flows.job.prepare import Job
 from flows.machine.launch import DirectLauncher
 from flows.media.labels import LabelSet, label_set
 from flows.options.commands import RunOptions
 from flows.options.vectors import TOP, LabelOptions
 from flows.pipelines import LABEL
-from flows.results.labels.rows import (
+from flows.results.label_files import LabelsWritten, label_paths, write_labels
+from flows.results.label_rows import (
     Examples,
     LabelContext,
     label_chunks,
@@ -23,7 +24,6 @@ from flows.results.labels.rows import (
     learned_threshold,
     read_examples,
 )
-from flows.results.labels.writing import LabelsWritten, label_paths, write_labels
 from flows.results.owners import refuse_taking
 from flows.results.vectors import vector_tasks
 from flows.running.run import LauncherMaker, prepared

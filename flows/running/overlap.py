@@ -51,7 +51,7 @@ def can_overlap(job: Job, stage: StageSpec, rung: Rung) -> bool:
     A half whose layers are streamed is read once per block, so it needs all chunks at once."""
     if stage.reads != job.pipeline[0].writes or stage.part is None or rung.block:
         return False
-    if job.model.profile.route == "joint" or job.model.trial:
+    if job.model.profile.route == "joint" or job.model.fp16_check:
         return False
     return not job.model.in_batches
 

@@ -11,7 +11,7 @@ from functools import partial
 
 from artifacts.captions import Failure, write_jsonl
 from artifacts.edits import EDITS
-from artifacts.errors import HalfTried, Killed, ModelChanged, PenstockError
+from artifacts.errors import HalfChecked, Killed, ModelChanged, PenstockError
 from artifacts.keys import digest_of
 from artifacts.packs import DamagedRecord, RecordSet
 from artifacts.plurals import counted
@@ -328,7 +328,7 @@ class PipelineRunner:
                 with contextlib.suppress(Exception):
                     self._job.ledger.refresh()
                     # Outputs are of one model, in one precision.
-                    if not isinstance(error, (ModelChanged, HalfTried)):
+                    if not isinstance(error, (ModelChanged, HalfChecked)):
                         write(True)
                 raise
 

@@ -19,7 +19,7 @@ from artifacts.packs import DamagedRecord
 from artifacts.store import fault_of
 from flows.console.display import READING, Display
 from flows.console.interrupts import repeating_dropped_interrupts
-from flows.job.encode_ways import replanned_once
+from flows.job.pass_mode import replanned_once
 from flows.job.prepare import Job, NothingToDo, out_folder, prepare, prepare_without_media
 from flows.machine.launch import DirectLauncher, ForkingLauncher, Launcher, with_restarts
 from flows.options.commands import RunOptions

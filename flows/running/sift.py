@@ -48,8 +48,8 @@ from flows.results.marker import MEDIA, write_proved
 from flows.results.outputs import failures_of, media_line, missing_error
 from flows.results.owners import refuse_taking, take
 from flows.results.run_record import RunRecord
-from flows.results.sifted.duplicates import Fingerprint, ScoreHead, read_head
-from flows.results.sifted.marks import (
+from flows.results.sift_duplicates import Fingerprint, ScoreHead, read_head
+from flows.results.sift_marks import (
     DIGITS,
     MarkedFiles,
     Sifted,
@@ -61,7 +61,7 @@ from flows.results.sifted.marks import (
     rounded,
     write_tables,
 )
-from flows.results.sifted.names import LEFT_OUT_FILE, output_names
+from flows.results.sift_names import LEFT_OUT_FILE, output_names
 from flows.results.vectors import VectorsWritten, vector_tasks
 from flows.running.run import LauncherMaker, make_vectors, refuse_file, stopped_in_order
 from flows.running.run_observer import OnBegin, only_run_in

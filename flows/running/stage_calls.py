@@ -10,7 +10,7 @@ from artifacts.schema import FrameFit
 from flows.checkpoint.graphs import GraphUse, engines_folder
 from flows.checkpoint.models import Model
 from flows.checkpoint.precision import PartSettings
-from flows.job.encode_ways import trials_namespace
+from flows.job.pass_mode import pass_checks_namespace
 from flows.job.prepare import Job
 from flows.ledger.namespaces import Variant, one_shot_namespace
 from flows.ledger.tasks import Medium, Task
@@ -136,7 +136,7 @@ class StageCallBuilder:
     def slots(self, rung: Rung, items: int) -> int:
         """Return the number of slots for so many items; 0: the batch size."""
         more = self.job.device != "cpu" or EngineOptions.of(self.job.config).slots
-        return min(rung.batch, items) if rung.seated and more else 0
+        return min(rung.batch, items) if rung.in_slots and more else 0
 
     def half(self, stage: StageSpec, rung: Rung) -> HalfJob:
         """Return the half that a stage loads on a rung."""
@@ -153,7 +153,7 @@ class StageCallBuilder:
             as_published=settings.as_published,
             trust_remote_code=self.job.config.trust_remote_code,
             route=model.profile.route,
-            pieces=model.profile.parts[stage.part].pieces,
+            extra_modules=model.profile.parts[stage.part].extra_modules,
             today=model.today,
             max_pixels=model.profile.max_pixels,
             max_video_pixels=model.profile.max_video_pixels,
@@ -206,7 +206,7 @@ class StageCallBuilder:
         item = DecodeItem(task[stage.writes], task[stage.reads], task.prompt)
         in_variant = self.job.ledger.in_variant
         return item._replace(
-            instead=in_variant(task, other)[stage.writes] if other else "",
+            fallback_key=in_variant(task, other)[stage.writes] if other else "",
             kind=task.medium.kind,
         )
 
@@ -241,13 +241,13 @@ def _encode_form(calls: StageCallBuilder, request: JobRequest) -> Any:
         fields |= {"half": calls.half(stage, rung), "block": rung.block, "workers": readers}
         fields["frames_store"] = request.stores.frames_store
         if not job.model.in_batches and (settings := settings_on(job.model, rung)):
-            fields["trials_namespace"] = trials_namespace(job.model, settings, job.device)
+            fields["pass_checks_namespace"] = pass_checks_namespace(job.model, settings, job.device)
     return stage.job(**fields)
 
 
 def _encode_job(calls: StageCallBuilder, request: JobRequest) -> Any:
-    video = calls.job.model.profile.frames_a_video
-    return replace(_encode_form(calls, request), frames_a_video=video)
+    video = calls.job.model.profile.frames_per_video
+    return replace(_encode_form(calls, request), frames_per_video=video)
 
 
 def _embed_job(calls: StageCallBuilder, request: JobRequest) -> Any:
@@ -257,7 +257,7 @@ def _embed_job(calls: StageCallBuilder, request: JobRequest) -> Any:
         tiles=variant.tiles,
         edge=variant.fit_image.edge,
         pictures=rung.batch,
-        trial=calls.job.model.trial if rung.precision == "fp32" else "",
+        fp16_check=calls.job.model.fp16_check if rung.precision == "fp32" else "",
     )
 
 
@@ -283,8 +283,8 @@ def _decode_job(calls: StageCallBuilder, request: JobRequest) -> DecodeJob:
         answering = {v[stage.reads] for v in job.ledger.answering_variants()}
         return replace(
             made,
-            instead=request.stores.fallback_namespace,
-            slots=rung.batch if rung.seated else 0,
+            fallback_namespace=request.stores.fallback_namespace,
+            slots=rung.batch if rung.in_slots else 0,
             other_features=sorted(answering - {made.features_namespace}),
         )
     is_last = stage is job.pipeline[-1]
@@ -295,9 +295,9 @@ def _decode_job(calls: StageCallBuilder, request: JobRequest) -> DecodeJob:
         batches=[
             [calls.decode_item(stage, task, other) for task in batch] for batch in request.batches
         ],
-        instead=other[stage.writes] if other else "",
-        batch_instead=request.fallback_batch,
-        said_before=previous_lengths(job.ledger, tasks, stage) if rung.seated else {},
+        fallback_namespace=other[stage.writes] if other else "",
+        fallback_batch=request.fallback_batch,
+        previous_lengths=previous_lengths(job.ledger, tasks, stage) if rung.in_slots else {},
         slots=calls.slots(rung, len(tasks)),
         rung_slots=rung.batch if job.device != "cpu" else 0,
     )

@@ -20,7 +20,7 @@ from artifacts.store import open_store
 from artifacts.tiles import AUTO, OFF
 from flows.checkpoint.adapters import adapter_notes, as_published_fields, base_digest
 from flows.console.display import Display
-from flows.job.encode_ways import replanned_once
+from flows.job.pass_mode import replanned_once
 from flows.job.prepare import Job
 from flows.ledger.prompts import prompt_for, refuse_control_words
 from flows.ledger.tasks import Task
@@ -45,7 +45,7 @@ from flows.results.tuned import (
 from flows.running.run import LauncherMaker, prepared
 from flows.running.run_observer import OnBegin, RunObserver
 from flows.running.stage_calls import StageCallBuilder
-from stages.models.adapters.reading import ADAPTER_CONFIG, ADAPTER_WEIGHTS, read_adapter
+from stages.models.adapter_modules import ADAPTER_CONFIG, ADAPTER_WEIGHTS, read_adapter
 from stages.models.hub.transfer import Announce
 from stages.tune import OUTPUT_VERSION, STAGE
 from stages.tune.job import CHECKPOINT, RECORD, TuneItem, TuneJob, layout_in

@@ -40,7 +40,7 @@ from artifacts.store import open_store
 from artifacts.tiles import OFF
 from artifacts.vectors import Vectors, vectors_in
 from flows.console.display import Display
-from flows.job.encode_ways import replanned_once
+from flows.job.pass_mode import replanned_once
 from flows.job.prepare import Job, prepare_without_media
 from flows.machine.launch import DirectLauncher
 from flows.media.media_files import IMAGE_SUFFIXES, VIDEO_SUFFIXES
@@ -74,7 +74,7 @@ def maker_of(job: Job, width: int) -> Maker:
     )
 
 
-def as_made(config: C, maker: Maker) -> C:
+def with_maker_of(config: C, maker: Maker) -> C:
     """Return a configuration with the model and settings of an index's vectors."""
     precision = maker.precision if maker.precision in PRECISIONS else "native"
     backend = maker.precision.partition("-")[0]  # as in onnx-int8
@@ -213,7 +213,7 @@ def config_for(place: SearchPlace, manifest: Manifest) -> VectorConfig:
         memory=place.memory,
         trust_remote_code=place.trust_remote_code,
     )
-    config = as_made(config, manifest.maker)
+    config = with_maker_of(config, manifest.maker)
     return replace(config, model=place.model, revision=None) if place.model else config
 
 

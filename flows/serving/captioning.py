@@ -392,13 +392,13 @@ class Captioning:
     async def _decoded(
         self, task: Task, index: MediaIndex, features: str, settings: str, to_context: bool
     ) -> CaptionProgress:
-        instead, key = "", key_of(task[self._decode.writes], settings)
+        fallback_key, key = "", key_of(task[self._decode.writes], settings)
         if self._other is not None:
-            instead = key_of(self._made_as(task, index, self._other), settings)
+            fallback_key = key_of(self._made_as(task, index, self._other), settings)
         item = self._calls.decode_item(self._decode, task)._replace(
             key=key,
             features=features,
-            instead=instead,
+            fallback_key=fallback_key,
             settings=settings,
             to_context=to_context,
         )

@@ -29,7 +29,7 @@ from flows.serving.refusals import HttpRefusal, bad_request, unavailable
 from flows.serving.worker_process import LauncherMaker, WorkerProcess
 from stages.frames.job import FramesItem
 from stages.frames.live import NO_MEMORY, TOO_LARGE
-from stages.models.encoding import FRAMES_A_BATCH
+from stages.models.encoding import FRAMES_PER_BATCH
 from stages.process.events import NO_ROOM, Event, Failed, MediumIndexed
 from stages.process.live import Keyed
 
@@ -282,7 +282,7 @@ class FrameSource:
         """Return a chunk's weight in a batch of a half: its pixels, or for a video its share of the
         frames that a batch may have."""
         pixels = task.chunk.height * task.chunk.width * len(task.chunk.times)
-        frames = len(task.chunk.times) * half.batches.max_weight // FRAMES_A_BATCH
+        frames = len(task.chunk.times) * half.batches.max_weight // FRAMES_PER_BATCH
         return max(pixels, frames if task.medium.kind == "video" else 0)
 
     async def submit(

@@ -32,7 +32,7 @@ from flows.ledger.namespaces import one_shot_namespace
 from flows.ledger.tasks import Medium, Task
 from flows.media.labels import LabelSet, labels_named
 from flows.media.media_files import MediaFile
-from flows.results.labels.rows import LabelContext, label_rules, label_vectors
+from flows.results.label_rows import LabelContext, label_rules, label_vectors
 from flows.results.vectors import shown_boxes
 from flows.running.stage_calls import StageCallBuilder
 from flows.serving.decoders import FrameSource

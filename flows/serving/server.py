@@ -20,7 +20,7 @@ import uvicorn
 from artifacts.errors import ModelChanged, UsageError
 from artifacts.paths import text_named
 from flows.console.display import Display
-from flows.job.encode_ways import second_change
+from flows.job.pass_mode import second_change
 from flows.machine.launch import DirectLauncher, Launcher
 from flows.serving.app import app_of
 from flows.serving.config import ADDRESS, BatchOptions, NetworkOptions, ServeConfig
@@ -37,7 +37,7 @@ SHORTEST_TOKEN = 16
 """Smallest number of characters of a token. Shorter ones can be guessed."""
 BACKLOG = 512
 ASGI = Callable[[Any, Any, Any], Awaitable[None]]
-CONNECTIONS_A_REQUEST = 4
+CONNECTIONS_PER_REQUEST = 4
 """Open connections per request that may be handled at once."""
 FILES = 1 << 16
 """Limit of open files, if the system allows it. Each connection is one."""
@@ -145,7 +145,7 @@ class Answering:
         self._server = UnsignalledServer(
             uvicorn.Config(
                 self._answer,
-                http=limited_protocol(CONNECTIONS_A_REQUEST * config.max_queue),
+                http=limited_protocol(CONNECTIONS_PER_REQUEST * config.max_queue),
                 interface="asgi3",
                 lifespan="off",
                 ws="none",

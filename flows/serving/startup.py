@@ -33,7 +33,7 @@ from flows.planning.plan import choose, ladder_of
 from flows.planning.sizes import UNKNOWN_SIZE
 from flows.planning.workloads import STANDARD_CHUNKS, Workload, workload_of
 from flows.running.stage_calls import StageCallBuilder, WorkerStores
-from flows.search.query import as_made, maker_of
+from flows.search.query import maker_of, with_maker_of
 from flows.serving.batching import DeviceScheduler
 from flows.serving.captioning import Captioning
 from flows.serving.config import BatchOptions, RequestLimits, ServeConfig
@@ -251,7 +251,7 @@ class _Jobs:
         there = read_manifest(folder).maker
         # Before the job measures the free memory: the bits stay in memory.
         self.index = ServedIndex(Path(folder), there)
-        made = as_made(replace(requested, model=there.model), there)
+        made = with_maker_of(replace(requested, model=there.model), there)
         job = self._job(replace(made, model=config.model or made.model), "vectors", LABEL)
         self.index.maker = maker_of(job, there.width)
         refuse_other(folder, there, self.index.maker)

@@ -17,8 +17,8 @@ from artifacts.plurals import counted
 from artifacts.store import Store, open_store
 from flows.console.display import Display
 from flows.console.units import duration, size
-from flows.job.encode_ways import replanned_once
 from flows.job.namespace_notes import settings_of
+from flows.job.pass_mode import replanned_once
 from flows.job.prepare import Job, prepare
 from flows.ledger.ledger import Ledger
 from flows.ledger.namespaces import Variant
@@ -68,7 +68,7 @@ class RebuildRecord:
     """Absolute path, digest and prompt of each file; for the prompt, see `Content`."""
     past: tuple[Reach, ...] = ()
     """Features that this and earlier rebuilds may have made and no longer refer to."""
-    seconds_a_chunk: float | None = None
+    seconds_per_chunk: float | None = None
     """Encoding time per chunk when this namespace was last extended."""
 
     @property
@@ -144,7 +144,7 @@ def record_of(job: Job, last: RebuildRecord | None) -> RebuildRecord:
         features=namespaces[features],
         settings=settings_of(job),
         files=files,
-        seconds_a_chunk=last.seconds_a_chunk
+        seconds_per_chunk=last.seconds_per_chunk
         if last is not None and last.features == namespaces[features]
         else None,
     )
@@ -327,7 +327,7 @@ class RebuildResult:
     files: int
     difference: Difference
     missing: Missing
-    seconds_a_chunk: float | None
+    seconds_per_chunk: float | None
     """Encoding time per chunk in the last rebuild; None: unknown for this model and sampling."""
     fetch_bytes: int
     """Bytes of weights to download."""
@@ -368,8 +368,8 @@ class RebuildResult:
             return lines
         about = "about " if missing.guessed else ""
         took = "unknown until some are encoded"
-        if self.seconds_a_chunk is not None:
-            took = f"about {duration(self.seconds_a_chunk * missing.chunks)}"
+        if self.seconds_per_chunk is not None:
+            took = f"about {duration(self.seconds_per_chunk * missing.chunks)}"
         if self.fetch_bytes:
             lines.append(f"to download: {size(self.fetch_bytes)} of weights")
         chunks, files = counted(missing.chunks, "chunk"), counted(missing.files, "file")
@@ -441,7 +441,7 @@ def _run_rebuild(
             difference=difference(last, now),
             missing=missing,
             fetch_bytes=bytes_to_fetch(job.model, parts_of(job.pipeline) if missing.chunks else []),
-            seconds_a_chunk=now.seconds_a_chunk,
+            seconds_per_chunk=now.seconds_per_chunk,
             dry_run=options.dry_run,
         )
         if options.dry_run:
@@ -462,7 +462,7 @@ def _run_rebuild(
             result.encoded = entries[-1]["items"]
             if result.encoded:
                 seconds = sum(entry["seconds"] for entry in entries)
-                now = replace(now, seconds_a_chunk=seconds / result.encoded)
+                now = replace(now, seconds_per_chunk=seconds / result.encoded)
             now = replace(
                 now, past=_prune(job, name, now, runner.stages.lease.others(), options, result)
             )

@@ -87,8 +87,8 @@ def numbers(features: Mapping[str, Any]) -> Any:
     found = []
     for record in features.values():
         pooled = record.pooler_output
-        pieces = [pooled] if isinstance(pooled, torch.Tensor) else list(pooled)
-        found += [piece.reshape(-1, piece.shape[-1]).float().cpu() for piece in pieces]
+        extra_modules = [pooled] if isinstance(pooled, torch.Tensor) else list(pooled)
+        found += [piece.reshape(-1, piece.shape[-1]).float().cpu() for piece in extra_modules]
     return torch.cat(found)
 
 
@@ -221,7 +221,7 @@ class GraphBench(Bench):
             folder=str(folder / "model"),
             kind="onnx-fp16",
             weights={"vision": weights},
-            pieces={},
+            extra_modules={},
         )
         run(job_fields(job), unheard())
         self.engines = folder / "engines"

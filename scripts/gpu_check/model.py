@@ -215,7 +215,7 @@ def streamed(setting: Setting, folder: Path) -> Iterator[Row]:
     half = bench.half("language", offload=True)
     fetched = int(facts(half)["bytes_fetched_a_pass"])
     with torch.inference_mode():
-        seconds = _seconds_a_token(bench, half, *LAYERED_TOKENS)
+        seconds = _seconds_per_token(bench, half, *LAYERED_TOKENS)
     found = f"{fetched / seconds / 1e9:.2f} GB/s, {mib(fetched)}, {1000 * seconds:.0f} ms a token"
     yield told("language half layer by layer, one row", found, seconds=seconds, bytes=fetched)
 
@@ -266,11 +266,11 @@ def _decoding(precision: str, setting: Setting, folder: Path) -> Iterator[Row]:
 
 def _generated(bench: Bench, half: Any, precision: str) -> Row:
     """Milliseconds a token of `generate`, one row."""
-    ms = 1000 * _seconds_a_token(bench, half, *GENERATED_TOKENS)
+    ms = 1000 * _seconds_per_token(bench, half, *GENERATED_TOKENS)
     return told(f"generate, one row, {precision}", f"{ms:.2f} ms a token", ms=ms)
 
 
-def _seconds_a_token(bench: Bench, half: Any, few: int, many: int) -> float:
+def _seconds_per_token(bench: Bench, half: Any, few: int, many: int) -> float:
     """Return the seconds of a token of `generate`, one row, without those of the prompt."""
     import torch
 

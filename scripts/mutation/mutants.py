@@ -248,8 +248,8 @@ def _bare(owner: ast.AST) -> str:
     return "\n".join(ast.dump(each) for each in body if not _is_docstring(each))
 
 
-TESTS_A_MUTANT = 12
-SECONDS_A_MUTANT = 40.0
+TESTS_PER_MUTANT = 12
+SECONDS_PER_MUTANT = 40.0
 OF_ONE_TEST = 3
 """Parametrizations of one test function that are run at most."""
 
@@ -295,14 +295,14 @@ class Contexts:
 
     def _within_limits(self, ranked: list[str]) -> list[str]:
         chosen: list[str] = []
-        left, of_one = SECONDS_A_MUTANT, Counter[str]()
+        left, of_one = SECONDS_PER_MUTANT, Counter[str]()
         for test in ranked:
             function = test.partition("[")[0]
             if self.seconds[test] <= left and of_one[function] < OF_ONE_TEST:
                 chosen.append(test)
                 left -= self.seconds[test]
                 of_one[function] += 1
-            if len(chosen) == TESTS_A_MUTANT:
+            if len(chosen) == TESTS_PER_MUTANT:
                 break
         return chosen
 

@@ -35,7 +35,7 @@ ENCODER = {"crf": "18", "preset": "veryfast", "threads": "1"}
 """Settings of H.264; one thread, so that the bytes are the same each time."""
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 """Control codes other than tab and line feed."""
-BYTES_A_TOKEN = 4
+BYTES_PER_TOKEN = 4
 """Assumed bytes of a token, where a server does not count them."""
 PROBE_SIZE, PROBE_FRAMES = 128, 8
 """Side in pixels and number of the grey frames that a server is tried with."""
@@ -107,7 +107,7 @@ def answer_in(body: bytes, schema: str, keys: EndpointKeys) -> Answer:
     known = type(count) is int and 0 <= count < 1 << 31
     return Answer(
         text if schema else CONTROL.sub("", text).strip(),
-        count if known else -(-len(text.encode()) // BYTES_A_TOKEN),
+        count if known else -(-len(text.encode()) // BYTES_PER_TOKEN),
         "length" if ended == "length" else "stop",
         keys.cleaned(str(value.get("model") or "")),
         keys.cleaned(str(value.get("system_fingerprint") or "")),

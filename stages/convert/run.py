@@ -32,8 +32,8 @@ from stages.convert.job import DTYPES, ConvertJob
 from stages.models.hub.checkpoint import (
     CONFIG,
     DOWNLOAD_HINT,
+    incomplete_file,
     json_bytes,
-    not_whole,
     small_files,
     weight_map,
 )
@@ -158,7 +158,7 @@ def _no_archive(path: Path) -> EnvironmentFault | UsageError:
             hint="On a machine with enough memory, save it again: "
             f"torch.save(torch.load({path.name!r}, weights_only=True), {path.name!r})",
         )
-    return not_whole(path, "file of pickled weights")
+    return incomplete_file(path, "file of pickled weights")
 
 
 def _unpickled(path: Path) -> Any:
@@ -216,7 +216,7 @@ def _check(
     last = sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
     end = (tensor.storage_offset() + last + 1) * tensor.element_size()
     if entry is None or not entry.stored or not end <= storage.nbytes() <= entry.size:
-        raise not_whole(path, "file of pickled weights")
+        raise incomplete_file(path, "file of pickled weights")
 
 
 def _odd(tensor: torch.Tensor) -> Iterator[str]:
@@ -322,7 +322,7 @@ def config_as(content: bytes, dtype: str, path: Path) -> bytes:
     try:
         value = json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise not_whole(path, "configuration") from error
+        raise incomplete_file(path, "configuration") from error
     _set_dtype(value, dtype)
     return json_bytes(value)
 

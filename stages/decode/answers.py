@@ -53,7 +53,7 @@ class Answers:
 
 def open_records(job: DecodeJob, store: Store) -> tuple[RecordSet, Answers]:
     """Return the features and the answers of a job. All are looked up together."""
-    namespaces = {OWN: job.namespace, FALLBACK: job.instead}
+    namespaces = {OWN: job.namespace, FALLBACK: job.fallback_namespace}
     engines = [engine for engine, namespace in namespaces.items() if namespace]
     places = [(kind, namespaces[e]) for e in engines for kind in ("captions", "failures")]
     features, *found = record_sets_of(store, ("features", job.features_namespace), *places)

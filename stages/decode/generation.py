@@ -164,7 +164,7 @@ class DecodeItem(NamedTuple):
     features: str
     """Key of the features."""
     prompt: str
-    instead: str = ""
+    fallback_key: str = ""
     """Key of the fallback engine's caption, in the fallback namespace."""
     settings: str = ""
     """RequestSettings of a server request as text; empty: the job's settings apply."""
@@ -178,7 +178,7 @@ class DecodeItem(NamedTuple):
     @property
     def keys(self) -> dict[str, str]:
         """Return the keys of its answers by these engines."""
-        keys = {OWN: self.key, FALLBACK: self.instead}
+        keys = {OWN: self.key, FALLBACK: self.fallback_key}
         return {engine: key for engine, key in keys.items() if key}
 
 
@@ -201,10 +201,10 @@ class DecodeJob:
     """Place of the KV cache: `offloaded`, `quantized`, or empty."""
     engine: str
     """Engine, or choice between engines, that generates the captions."""
-    instead: str = ""
+    fallback_namespace: str = ""
     """Cache namespace of the fallback engine's captions; empty: the same namespace. Items hold the
     keys in their field `instead`."""
-    batch_instead: int = 0
+    fallback_batch: int = 0
     """Maximum batch size of the fallback engine, which needs other memory; 0: unchanged."""
     live: str = ""
     """Pipe with batches to caption as they arrive; empty: caption `batches`."""
@@ -218,7 +218,7 @@ class DecodeJob:
     """Cache namespace of the half's number of rows per step; empty on a CPU."""
     generation: SamplingParams = field(default_factory=SamplingParams)
     """Sampling parameters."""
-    said_before: dict[str, int] = field(default_factory=dict)
+    previous_lengths: dict[str, int] = field(default_factory=dict)
     """Key of an item → tokens of its chunk's caption under the previous prompt, if known."""
 
 

@@ -165,7 +165,7 @@ def serve_requests(job: DecodeJob, report: EventReporter) -> None:
     store = open_store(job.store)
     places = [("features", n) for n in (job.features_namespace, *job.other_features)]
     features = RecordUnion(record_sets_of(store, *places))
-    namespaces = {OWN: job.namespace, FALLBACK: job.instead}
+    namespaces = {OWN: job.namespace, FALLBACK: job.fallback_namespace}
     captions = {name: RecordSet(store, "captions", n) for name, n in namespaces.items() if n}
     engine = start_engine(job, report)
 
@@ -184,7 +184,7 @@ def serve_requests(job: DecodeJob, report: EventReporter) -> None:
         return
     spec = engine_of(name)
     report.note(engine=spec.name)
-    maker = FALLBACK if spec is not engines_for(job.engine)[0] and job.instead else OWN
+    maker = FALLBACK if spec is not engines_for(job.engine)[0] and job.fallback_namespace else OWN
     origin = origin_of(spec, engine, job)
 
     def send_partial(one: DecodeRequest, text: str, tokens: int) -> None:
@@ -336,14 +336,14 @@ class BatchRun:
         on."""
         job, answers, first = self._job, self._answers, engines_for(self._job.engine)[0]
         if spec is not first:
-            batches = rebatch(batches, job.batch_instead)
-            answers.made_by = FALLBACK if job.instead else OWN
+            batches = rebatch(batches, job.fallback_batch)
+            answers.made_by = FALLBACK if job.fallback_namespace else OWN
         batches = [batch for batch in batches if answers.missing(batch)]
         self._missing = {key for batch in batches for key in answers.missing(batch)}
         if spec.depends_on_batch:
             return batches
         left = [[item for item in batch if self._is_missing(item)] for batch in batches]
-        batches = longest_first(left, job.said_before)
+        batches = longest_first(left, job.previous_lengths)
         return by_chunk(batches) if spec.by_chunk or spec.gguf else batches
 
     def _is_missing(self, item: DecodeItem) -> bool:

@@ -38,7 +38,7 @@ from stages.models.halves.offload import generate
 from stages.models.halves.records import FeatureRecord
 from stages.models.loading import ModelJob, facts
 from stages.models.loading import warm as warm
-from stages.models.processors.prepare import answer_ids, before_whole
+from stages.models.processors.prepare import answer_ids, reasoning_end
 from stages.models.streaming.load import run_calls
 from stages.process.events import EventReporter
 from stages.process.job import parse_job
@@ -261,7 +261,7 @@ class Scorer:
 
     def _before(self, item: ScoreItem) -> str:
         """Return what ends the reasoning before a text."""
-        return before_whole(self._processor, item.text) if item.behind_reasoning else ""
+        return reasoning_end(self._processor, item.text) if item.behind_reasoning else ""
 
     def _record(self, half: Any, item: ScoreItem, caption: ForcedCaption) -> Record:
         ids = caption.ids[0].tolist()

@@ -6,7 +6,7 @@ The module imports no model library.
 from dataclasses import dataclass
 
 from artifacts.tiles import OFF
-from stages.models.encoding import FRAMES_A_BATCH
+from stages.models.encoding import FRAMES_PER_BATCH
 from stages.models.encoding.job import EncodingJob
 
 
@@ -18,9 +18,9 @@ class EmbedJob(EncodingJob):
     """Tiling of images; each tile gets a vector, too."""
     edge: int = 0
     """Side of the model's input in pixels."""
-    trial: str = ""
+    fp16_check: str = ""
     """Cache namespace for the result of a trial of fp16, which is made first; empty: no trial."""
-    pictures: int = FRAMES_A_BATCH
+    pictures: int = FRAMES_PER_BATCH
     """Maximum number of tiles per pass through the half."""
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from artifacts.errors import HalfTried
+from artifacts.errors import HalfChecked
 from artifacts.packs import Record, RecordSet
 from artifacts.store import open_store
 from artifacts.tiles import OFF, boxes_of
@@ -39,7 +39,7 @@ from stages.process.job import parse_job
 
 
 def try_fp16(job: EmbedJob, spec: EncodeSpec) -> None:
-    """Store whether the vision half can run in fp16, and raise HalfTried: the run is planned
+    """Store whether the vision half can run in fp16, and raise HalfChecked: the run is planned
     again with the result. Does nothing if no image can be read."""
     source = ModelJob.of(job.half)
     rows = list(_first_rows(job, spec, source))
@@ -50,8 +50,8 @@ def try_fp16(job: EmbedJob, spec: EncodeSpec) -> None:
     cosine = found if math.isfinite(found) else 0.0  # beyond the range of fp16
     holds, images = cosine >= MIN_COSINE, len(wide)
     meta = {"holds": holds, "cosine": cosine, "images": images}
-    RecordSet(open_store(job.store), KIND, job.trial).publish([Record(key=VERDICT, meta=meta)])
-    raise HalfTried(
+    RecordSet(open_store(job.store), KIND, job.fp16_check).publish([Record(key=VERDICT, meta=meta)])
+    raise HalfChecked(
         f"the vision half runs in {'fp16' if holds else 'fp32'} (cosine of fp16 to fp32 at least "
         f"{cosine:.6f} on {images} images, {MIN_COSINE} is required)"
     )
@@ -95,7 +95,7 @@ def run(job_fields: dict[str, Any], report: EventReporter) -> None:
         divide=partial(_pieces, max_parts=1),
         unite=_joined,
     )
-    if job.trial and not job.live:
+    if job.fp16_check and not job.live:
         try_fp16(job, spec)
     encode_all(job, spec, report)
 

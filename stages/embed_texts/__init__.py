@@ -16,5 +16,5 @@ STAGE = StageSpec(
     entry="stages.embed_texts.run:run",
     verb="reading texts",
 )
-TEXTS_A_BATCH = 64
+TEXTS_PER_BATCH = 64
 """Maximum number of texts per pass through the text half."""

@@ -14,7 +14,7 @@ from stages.models.encoding.job import EncodingJob
 class EncodeJob(EncodingJob):
     """Chunks to encode."""
 
-    frames_a_video: int = 0
+    frames_per_video: int = 0
     """Number of frames that each chunk must have; 0: any number."""
 
 

@@ -23,7 +23,7 @@ def run(job_fields: dict[str, Any], report: EventReporter) -> None:
     spec = EncodeSpec(
         stage="encode",
         kind="features",
-        read=partial(read_item, count=job.frames_a_video),
+        read=partial(read_item, count=job.frames_per_video),
         record=_record,
         publish_each=True,
     )

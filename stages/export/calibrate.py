@@ -298,6 +298,6 @@ def _layers(job: CalibrateJob, half: Any) -> list[str]:
     skeleton = skeleton_of(*config_and_class(Path(job.half.model), job.half.trust_remote_code))
     keep: Part = "whole" if job.half.route == "joint" else "language"
     try:
-        return waiting(placement(skeleton, keep, job.half.pieces, "cpu", away="disk"))
+        return waiting(placement(skeleton, keep, job.half.extra_modules, "cpu", away="disk"))
     except CannotFit:
         return []

@@ -20,7 +20,7 @@ from stages.models.halves.records import MAIN_FIELDS, FeatureRecord
 from stages.process.events import EventReporter
 from stages.process.job import parse_job
 
-ROWS_A_CHUNK = 256
+ROWS_PER_CHUNK = 256
 """Evenly chosen rows per chunk that are compared; a video chunk has thousands."""
 NEIGHBOURS, SEARCHED = 10, 600
 """Compared nearest rows, and rows among which they are searched."""
@@ -36,7 +36,7 @@ def run(fields: dict[str, Any], report: EventReporter) -> None:
     counts: list[tuple[str, int]] = []
     for pair in job.pairs:
         first, second = (_rows(job.kind, s, key) for s, key in zip(sets, pair, strict=True))
-        chosen = torch.linspace(0, len(first) - 1, min(len(first), ROWS_A_CHUNK)).long()
+        chosen = torch.linspace(0, len(first) - 1, min(len(first), ROWS_PER_CHUNK)).long()
         rows[0].append(first[chosen])
         rows[1].append(second[chosen])
         counts.append((pair[0], len(chosen)))

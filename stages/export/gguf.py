@@ -55,7 +55,7 @@ from stages.models.gguf.mapping import Change, TextMapping, mapping_of, refused
 from stages.models.halves.routes import config_and_class, skeleton_of
 from stages.models.hub.checkpoint import CONFIG, GENERATION, read_config, small_files
 from stages.models.precision.weights import model_names
-from stages.models.published import with_way
+from stages.models.published import stating_as_published
 from stages.models.shards.layout import (
     GO_ON,
     check_free,
@@ -356,7 +356,7 @@ def export(job: ExportJob, report: EventReporter) -> None:
                 if not (folder / MANIFEST).exists():
                     _write_file(job, plan, folder)
                     report.item(FILE, label=FILE)
-                small[CONFIG] = with_way(small[CONFIG], job.as_published)
+                small[CONFIG] = stating_as_published(small[CONFIG], job.as_published)
                 job.files.check()
                 write_rest(folder, [as_written(folder / file.name) for file in files], small)
         except OSError as error:

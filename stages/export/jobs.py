@@ -70,9 +70,9 @@ class GraphJob(CheckpointJob):
     """One of GRAPHS."""
     weights: dict[Half, dict[str, str]]
     """Half that gets graphs → name of each of its weight files → SHA-256 of the content."""
-    frames_a_video: int = 0
+    frames_per_video: int = 0
     """Required frames per video; 0: any number."""
-    pieces: dict[Half, list[str]]
+    extra_modules: dict[Half, list[str]]
     """Half → paths of extra modules of the other half that it needs."""
     route: Route = "protocol"
 
@@ -84,7 +84,7 @@ class TimingJob:
     half: HalfJob
     graphs: str
     """Backend that runs the graphs."""
-    frames_a_video: int = 0
+    frames_per_video: int = 0
     """Required frames per video; 0: any number."""
 
 

@@ -30,8 +30,8 @@ from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.regular_files import open_regular
 from stages.export.export_plan import refuse_unwritable
 from stages.export.jobs import MergeJob
-from stages.models.adapters.injection import read_matrix
-from stages.models.adapters.reading import (
+from stages.models.adapter_injection import read_matrix
+from stages.models.adapter_modules import (
     COPY_HINT,
     FLOATS,
     MERGE_FIRST,
@@ -42,10 +42,10 @@ from stages.models.adapters.reading import (
 )
 from stages.models.halves.load import refuse_pickle
 from stages.models.halves.routes import config_and_class, skeleton_of
-from stages.models.hub.checkpoint import CONFIG, Checkpoint, not_whole, small_files
+from stages.models.hub.checkpoint import CONFIG, Checkpoint, incomplete_file, small_files
 from stages.models.hub.headers import Header, TensorPlace, read_headers, read_places
 from stages.models.precision.weights import model_names
-from stages.models.published import with_way
+from stages.models.published import stating_as_published
 from stages.models.shards.layout import (
     CHUNK_BYTES,
     DTYPES,
@@ -204,7 +204,7 @@ def _merge(job: MergeJob, report: EventReporter) -> None:
         (TensorSpec(h.name, DTYPES[h.dtype], h.shape) for h in headers), job.shard_bytes
     )
     small = small_files(source)
-    small[CONFIG] = with_way(small[CONFIG], job.as_published)
+    small[CONFIG] = stating_as_published(small[CONFIG], job.as_published)
     with claimed(folder, {**job.recipe, "shard_bytes": job.shard_bytes}):
         contents = _Merged(source, headers, adapter, changes)
         write_checkpoint(folder, shards, small, contents, report, MORE_ROOM, job.files.check)
@@ -273,7 +273,7 @@ def _rows(path: Path, place: TensorPlace) -> Iterator[torch.Tensor]:
                 file.seek(start)
                 piece = bytearray(min(step, place.end - start))
                 if file.readinto(piece) != len(piece):
-                    raise not_whole(path)
+                    raise incomplete_file(path)
                 yield torch.frombuffer(piece, dtype=dtype)
     except OSError as error:
         raise EnvironmentFault(

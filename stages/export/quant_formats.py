@@ -25,7 +25,7 @@ from stages.models.halves.routes import config_and_class
 from stages.models.hub.checkpoint import CONFIG, json_bytes, small_files
 from stages.models.hub.headers import read_places
 from stages.models.precision.quantize import settings_of
-from stages.models.published import with_way
+from stages.models.published import stating_as_published
 from stages.models.shards import SHARD_BYTES
 from stages.models.shards.layout import (
     TensorSpec,
@@ -353,7 +353,9 @@ def export(job: ExportJob, report: EventReporter) -> None:
             for file in left:
                 write_file(folder, file, plan, form, job.files.check)
                 report.item(file.name, label=file.name)
-            small[CONFIG] = with_way(_config(small[CONFIG], plan, form), job.as_published)
+            small[CONFIG] = stating_as_published(
+                _config(small[CONFIG], plan, form), job.as_published
+            )
             job.files.check()
             write_rest(folder, [as_written(folder / file.name) for file in files], small)
 

@@ -23,9 +23,9 @@ from av.video.stream import VideoStream
 from artifacts.containers import open_media
 from artifacts.errors import MediaError
 from stages.frames.formats import OPTIONS
+from stages.frames.media_opening import has_alpha_track, open_video, packets
 from stages.frames.medium import TRANSIENT_KINDS
 from stages.frames.mp4_boxes import shorten
-from stages.frames.opening import has_alpha_track, open_video, packets
 from stages.frames.reader import Reader
 from stages.frames.timeline import Timeline, VideoPacket, tick_at, tick_from
 

@@ -58,8 +58,8 @@ from stages.frames.frame_converter import (
 )
 from stages.frames.image import differs, is_lossless, read_image
 from stages.frames.job import ENCODER, CutItem, CutJob
+from stages.frames.media_opening import open_video
 from stages.frames.medium import TRANSIENT_KINDS, check_unchanged
-from stages.frames.opening import open_video
 from stages.frames.reader import Reader
 from stages.frames.timeline import VideoPacket, positions
 from stages.process.events import EventReporter

@@ -31,7 +31,7 @@ import numpy as np
 from av.filter import Graph
 from av.video.frame import VideoFrame
 
-from stages.frames.opening import (
+from stages.frames.media_opening import (
     LENIENT_CODECS,
     decoder_of,
     no_frames,

@@ -23,7 +23,7 @@ from artifacts.schema import ChunkIndex, FrameFit, MediaIndex, Sampling
 from stages.frames.chunk import Chunk, Damage
 from stages.frames.formats import BT2020, UNSTATED, UNSTATED_BT2020
 from stages.frames.frame_converter import FrameConverter, shown_size
-from stages.frames.opening import no_frames
+from stages.frames.media_opening import no_frames
 from stages.frames.reader import Reader
 from stages.frames.shots import ShotCutter
 from stages.frames.timeline import ChunkPlan, plan_chunks, plan_stored

@@ -29,8 +29,7 @@ from stages.models.halves.features import (
 )
 from stages.models.halves.offload import UNDIVIDED, generate, outermost_layers
 from stages.models.halves.routes import one_line
-from stages.models.processors.calling import TEXT_IDS, text_ids
-from stages.models.processors.fit import bytes_of
+from stages.models.processors.input_sizes import bytes_of
 from stages.models.processors.loading import black_clip, is_image_output
 from stages.models.processors.prepare import (
     Prepared,
@@ -43,6 +42,7 @@ from stages.models.processors.prepare import (
     takes_videos,
     text_inputs,
 )
+from stages.models.processors.processor_calls import TEXT_IDS, text_ids
 from stages.process.exit_diagnosis import out_of_memory
 
 NEW_TOKENS = 2
@@ -286,22 +286,22 @@ class DryRun(NamedTuple):
         return {**names, "batch_costs_unknown": self.why}
 
 
-def dry_run(skeleton: Any, processor: Any, route: Route, frames_a_video: int = 0) -> DryRun:
+def dry_run(skeleton: Any, processor: Any, route: Route, frames_per_video: int = 0) -> DryRun:
     """Return the computing costs of the halves of the model over `skeleton`. The skeleton cannot be
     used for anything else afterwards."""
     with quiet():
-        found = _costs_of(skeleton, processor, route, frames_a_video)
+        found = _costs_of(skeleton, processor, route, frames_per_video)
         if route == "dual":
             return found
         why = "" if found.why else text_only_refusal(skeleton, processor)
         return found._replace(context=context_of(skeleton.config), needs_pictures=why)
 
 
-def _costs_of(skeleton: Any, processor: Any, route: Route, frames_a_video: int) -> DryRun:
+def _costs_of(skeleton: Any, processor: Any, route: Route, frames_per_video: int) -> DryRun:
     try:
         _begin(skeleton)
         way = prepare_images if route == "dual" else prepare
-        rows = {k: _rows(processor, k, frames_a_video, way) for k in _kinds(processor)}
+        rows = {k: _rows(processor, k, frames_per_video, way) for k in _kinds(processor)}
         repeated = RepeatedLayers()
         encoded = () if route == "joint" else tuple(_encoders(skeleton, rows, repeated))
         if route == "dual":
@@ -351,12 +351,12 @@ def _kinds(processor: Any) -> list[MediaKind]:
     return ["image"] if same and not takes_videos(processor) else [*KINDS]
 
 
-def _rows(processor: Any, kind: MediaKind, frames_a_video: int, way: Any) -> list[Prepared]:
+def _rows(processor: Any, kind: MediaKind, frames_per_video: int, way: Any) -> list[Prepared]:
     """Make a small and a large row as encoder inputs."""
     if kind == "image":
-        clips = [black_clip(kind, frames_a_video or 1, edge, edge) for edge in EDGES]
+        clips = [black_clip(kind, frames_per_video or 1, edge, edge) for edge in EDGES]
     else:
-        counts = [frames_a_video or count for count in FRAME_COUNTS]
+        counts = [frames_per_video or count for count in FRAME_COUNTS]
         clips = [black_clip(kind, count, EDGES[0], EDGES[0]) for count in counts]
     return [way(processor, clip, PROMPT.strip()) for clip in clips]
 

@@ -31,7 +31,7 @@ class HalfJob:
     trust_remote_code: bool = False
     route: Route = "protocol"
     """Split strategy: how the model runs in two stages."""
-    pieces: tuple[str, ...] = ()
+    extra_modules: tuple[str, ...] = ()
     """Paths of modules of the other half that this half needs too."""
     offload: bool = False
     """Whether layers stay outside the device until they compute. On a CPU, and for a vision half,

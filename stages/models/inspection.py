@@ -26,7 +26,7 @@ from stages.models.halves.boundary import (
     absent_paths,
     belongs_to,
     makes_vectors,
-    pieces_called,
+    modules_called,
 )
 from stages.models.halves.load import refuse_pickle
 from stages.models.halves.routes import (
@@ -41,14 +41,13 @@ from stages.models.hub.headers import Header, read_headers
 from stages.models.hub.resolve import find_model
 from stages.models.precision.quantize import check_stored, linears_of, quantizable
 from stages.models.precision.weights import Weight, attention_of, packed, supports_flash, weights_of
-from stages.models.processors.calling import system_form
-from stages.models.processors.fit import LONG_EDGES, Probe, black, pixels_a_video, probe
 from stages.models.processors.input_layout import (
     channels_of,
     layout_of,
     refuse_damaged_generation,
     try_processor,
 )
+from stages.models.processors.input_sizes import LONG_EDGES, Probe, black, pixels_per_video, probe
 from stages.models.processors.loading import control_tokens
 from stages.models.processors.pixel_limit import bounds_of, min_pixels_of
 from stages.models.processors.prepare import (
@@ -62,6 +61,7 @@ from stages.models.processors.prepare import (
     prompt_overhead,
     takes_videos,
 )
+from stages.models.processors.processor_calls import system_form
 from stages.models.profile import AdaptableLayer, ModelProfile, PartProfile, SamplingProfile
 from stages.models.published import with_published_facts
 from stages.process.deferred_imports import import_transformers
@@ -74,8 +74,10 @@ LAYER = re.compile(r"(?P<stack>[^0-9]*)\.\d+(?=\.)")
 
 
 def halves_of(skeleton: Any, headers: list[Header]) -> dict[Part, PartProfile]:
-    pieces: dict[Part, tuple[str, ...]] = {half: pieces_called(skeleton, half) for half in HALVES}
-    absent = {half: absent_paths(skeleton, half, pieces[half]) for half in HALVES}
+    extra_modules: dict[Part, tuple[str, ...]] = {
+        half: modules_called(skeleton, half) for half in HALVES
+    }
+    absent = {half: absent_paths(skeleton, half, extra_modules[half]) for half in HALVES}
     held: dict[Part, list[Weight]] = {half: [] for half in HALVES}
     weights = weights_of(skeleton, headers)
     _check_stored(skeleton, headers, weights)
@@ -93,7 +95,9 @@ def halves_of(skeleton: Any, headers: list[Header]) -> dict[Part, PartProfile]:
         own["vision" if "vision" in belongs_to(layer.path, absent) else "language"].append(layer)
     return {
         half: replace(
-            _part_profile(skeleton, half, found), pieces=pieces[half], adaptable=tuple(own[half])
+            _part_profile(skeleton, half, found),
+            extra_modules=extra_modules[half],
+            adaptable=tuple(own[half]),
         )
         for half, found in held.items()
     }
@@ -284,7 +288,7 @@ def _describe_captioner(
     processor = load()
     refuse_damaged_generation(folder)
     try_processor(processor, folder)
-    found = dry_run(skeleton, processor, choice.route, frames_a_video(processor))
+    found = dry_run(skeleton, processor, choice.route, frames_per_video(processor))
     fresh = load() if probing is None else None
     image, video = probing.result() if probing is not None else _probes(fresh)
     profile = _profile(folder, skeleton, choice, processor, halves, image, video)
@@ -316,7 +320,7 @@ def _probes(processor: Any) -> tuple[Probe, Probe]:
     return image, probe(processor, "video") if takes_videos(processor) else image
 
 
-def frames_a_video(processor: Any) -> int:
+def frames_per_video(processor: Any) -> int:
     """Return the number of frames that a video must have, for a processor that always writes the
     same number of placeholders. It is 0 if the processor counts frames, or does not state the
     placeholders per frame."""
@@ -345,9 +349,9 @@ def _profile(
     return ModelProfile(
         **_common_fields(folder, skeleton, choice, image, video),
         modalities=modalities,
-        images_a_prompt=int(any(each.alone for each in layouts)),
-        frames_a_video=frames_a_video(processor),
-        goes_on=not prompted and continues_prompt(processor, config.is_encoder_decoder),
+        images_per_prompt=int(any(each.alone for each in layouts)),
+        frames_per_video=frames_per_video(processor),
+        continues_prompt=not prompted and continues_prompt(processor, config.is_encoder_decoder),
         prompted=prompted,
         parts=halves,
         sampling=default_sampling(processor),
@@ -357,11 +361,11 @@ def _profile(
         control_tokens=tuple(sorted(control_tokens(processor))),
         answer_blank=answer_blank(processor),
         feature_width=int(config.get_text_config().hidden_size),
-        pixels_a_video=pixels_a_video(processor),
+        pixels_per_video=pixels_per_video(processor),
         least_pixels=min_pixels_of(processor),
         video_bounds=bounds_of(processor, LONG_EDGES[0], video.tokens),
-        words_a_prompt=max(overhead.a_prompt for overhead in written.values()),
-        words_a_frame=written["video"].a_frame,
+        tokens_per_prompt=max(overhead.per_prompt for overhead in written.values()),
+        tokens_per_frame=written["video"].per_frame,
     )
 
 
@@ -394,7 +398,7 @@ def run(job_fields: dict[str, Any], report: EventReporter) -> None:
 
 def run_gguf(job_fields: dict[str, Any], report: EventReporter) -> None:
     """Compare a user's GGUF file with the checkpoint, and send what it is as the note `file`."""
-    from stages.models.gguf.context import kind_of
+    from stages.models.gguf.llama_context import kind_of
     from stages.models.gguf.user_file import check_tokens, compared, expected_shapes
     from stages.models.loading import stored_weights
 

@@ -14,7 +14,7 @@ import torch
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.schema import Half, Part
 from stages.memory.oom_retry import trim_freed_blocks
-from stages.models.adapters.injection import adapted, adapted_modules
+from stages.models.adapter_injection import adapted, adapted_modules
 from stages.models.half_job import HalfJob
 from stages.models.halves.absent import chunk_position_wise
 from stages.models.halves.load import ReloadableHalf, load_half
@@ -79,25 +79,25 @@ class ModelJob(HalfJob):
         with."""
         part: Part = "whole" if self.route == "joint" else keep
         load = partial(self._load, part)
-        return ReloadableHalf(part, load, self.pieces, self.files, offloaded=self.offload)
+        return ReloadableHalf(part, load, self.extra_modules, self.files, offloaded=self.offload)
 
-    def _load(self, keep: Part, pieces: Iterable[str]) -> Any:
+    def _load(self, keep: Part, extra_modules: Iterable[str]) -> Any:
         with trim_freed_blocks():
-            return self.load(keep, pieces)
+            return self.load(keep, extra_modules)
 
-    def load(self, keep: Part, pieces: Iterable[str] = ()) -> Any:
+    def load(self, keep: Part, extra_modules: Iterable[str] = ()) -> Any:
         """Load that part on its device, with its adapter. Raises EnvironmentFault if the result
         does not have the requested precision."""
         if not self.adapter:
-            return self._load_unadapted(keep, pieces)
+            return self._load_unadapted(keep, extra_modules)
         if self.offload:
             raise UsageError(
                 "a half with an adapter cannot be offloaded",
                 hint="Ask for a lower precision, or give it more memory",
             )
-        return adapted(self._load_unadapted(keep, pieces), Path(self.adapter), self.adapted)
+        return adapted(self._load_unadapted(keep, extra_modules), Path(self.adapter), self.adapted)
 
-    def _load_unadapted(self, keep: Part, pieces: Iterable[str]) -> Any:
+    def _load_unadapted(self, keep: Part, extra_modules: Iterable[str]) -> Any:
         """Load that part without its adapter."""
         from transformers.utils.logging import disable_progress_bar
 
@@ -105,7 +105,7 @@ class ModelJob(HalfJob):
         folder = resolve_model(Path(self.model), self.revision)
         config, cls = config_and_class(folder, self.trust_remote_code)
         if self.gguf and keep == "language":
-            return self._with_gguf(folder, config, skeleton_of(config, cls), pieces)
+            return self._with_gguf(folder, config, skeleton_of(config, cls), extra_modules)
         has_attention = self.attention is not None and not any(
             w in self.attention for w in DEFAULT_ATTENTION
         )
@@ -120,10 +120,10 @@ class ModelJob(HalfJob):
         if self.backend:
             dtype = options["dtype"] if self.dtype != "auto" else config.dtype or torch.float32
             like = torch.empty(0, dtype=dtype, device=self.device)
-            return self._with_graphs(folder, keep, pieces, options, like)
+            return self._with_graphs(folder, keep, extra_modules, options, like)
         if not (has_attention or quantized or self.offload):
-            half = load_half(folder, keep, pieces=pieces, **options)
-            return self._checked(half, keep, pieces)
+            half = load_half(folder, keep, extra_modules=extra_modules, **options)
+            return self._checked(half, keep, extra_modules)
         skeleton = skeleton_of(config, cls)
         if has_attention:
             options["attn_implementation"] = for_half(skeleton, keep, str(self.attention))
@@ -136,25 +136,27 @@ class ModelJob(HalfJob):
             load = load_in_layers if self.device == "cpu" else load_pinned
             if keep == "vision" or self.lockstep:
                 load = load_streamed
-            half = load(folder, skeleton, keep, tuple(pieces), self.device, options)
-            return self._checked(half, keep, pieces)
+            half = load(folder, skeleton, keep, tuple(extra_modules), self.device, options)
+            return self._checked(half, keep, extra_modules)
         dtype = options["dtype"] if self.dtype != "auto" else config.dtype or torch.float32
         # Only local files: those of the other half may be missing.
         stored = stored_modules(skeleton, (name for _, name in _tensors(folder)))
         planned = plan(skeleton, keep, self.precision, dtype, stored)
         with _attention_errors(self.attention):
-            half = load_half(folder, keep, pieces=pieces, **options, **planned.options)
+            half = load_half(
+                folder, keep, extra_modules=extra_modules, **options, **planned.options
+            )
         check(half, planned)
         keep_to_dtype(half)
         # Otherwise it warns at every layer of every step about 8-bit products of 16-bit numbers.
         logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
-        return self._checked(half, keep, pieces)
+        return self._checked(half, keep, extra_modules)
 
     def _with_graphs(
         self,
         folder: Path,
         keep: Part,
-        pieces: Iterable[str],
+        extra_modules: Iterable[str],
         options: dict[str, Any],
         like: torch.Tensor,
     ) -> Any:
@@ -165,16 +167,18 @@ class ModelJob(HalfJob):
         assert keep != "whole"
         engines = Path(self.engines) if self.engines else None
         provider = provider_for(self.backend, self.device, self.graph_bytes, engines)
-        load = partial(load_half, folder, keep, pieces=pieces, **options)
+        load = partial(load_half, folder, keep, extra_modules=extra_modules, **options)
         return load_with_graphs(folder, keep, provider, like, lambda paths: load(without=paths))
 
-    def _with_gguf(self, folder: Path, config: Any, skeleton: Any, pieces: Iterable[str]) -> Any:
+    def _with_gguf(
+        self, folder: Path, config: Any, skeleton: Any, extra_modules: Iterable[str]
+    ) -> Any:
         """Load the half with its decoder in llama.cpp. The rest of it computes in 32 bit."""
         from stages.models.gguf.half import load_with_gguf
         from stages.models.gguf.user_file import fitted
 
         options: dict[str, Any] = {"as_published": self.as_published, "dtype": torch.float32}
-        load = partial(load_half, folder, "language", pieces=pieces, **options)
+        load = partial(load_half, folder, "language", extra_modules=extra_modules, **options)
         file = Path(self.gguf)
         if self.gguf_copy:
             stored = stored_weights(folder, skeleton)
@@ -189,12 +193,12 @@ class ModelJob(HalfJob):
         half.get_decoder().context.reserve(self.gguf_tokens)
         return half
 
-    def _checked(self, half: Any, keep: Part, pieces: Iterable[str]) -> Any:
+    def _checked(self, half: Any, keep: Part, extra_modules: Iterable[str]) -> Any:
         """Apply the job's MLP chunking, after checking that the half computes the attention that
         is part of its cache key. Extra modules of the other half may use another implementation.
         Raises EnvironmentFault."""
         found = attention_of(half)
-        if self.attention not in (None, found) and not any(pieces):
+        if self.attention not in (None, found) and not any(extra_modules):
             raise EnvironmentFault(
                 f"{self.attention} attention was requested, but the model uses {found}",
                 hint="Run the same command again after upgrading transformers, or report this",

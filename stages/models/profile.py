@@ -33,9 +33,9 @@ class PixelBounds:
     together."""
     pair: int = 1
     """Frames that become one token at each place (temporal patch size)."""
-    a_frame: int = 0
+    per_frame: int = 0
     """Maximum pixels per frame if all frames are counted together; 0: no bound."""
-    a_video: int = 0
+    per_video: int = 0
     """Maximum pixels of all frames together; 0: the processor's own limit."""
     beyond: bool = False
     """Whether `a_video` may exceed the processor's own limit."""
@@ -47,8 +47,8 @@ class PixelBounds:
     def edges(self, frames: int) -> tuple[int, int]:
         """Return the minimum and maximum pixels, as the processor counts them, for a video of
         `frames` frames."""
-        share = self.a_video / frames if self.a_video else 0
-        each = min(filter(None, (self.a_frame, share)), default=0)
+        share = self.per_video / frames if self.per_video else 0
+        each = min(filter(None, (self.per_frame, share)), default=0)
         if not each:
             return self.least, self.most
         # An odd number of frames is counted as an even one, which may be higher or lower.
@@ -143,7 +143,7 @@ class PartProfile:
     """Default attention implementation; several are joined by `+`."""
     flash: bool = False
     """Whether its classes support FlashAttention."""
-    pieces: tuple[str, ...] = ()
+    extra_modules: tuple[str, ...] = ()
     """Paths of modules of the other half that are loaded, and counted, with this one too."""
     as_published: str = ""
     """How its computation differs from the published code; empty: no known difference."""
@@ -195,12 +195,12 @@ class ModelProfile:
     model_type: str
     modalities: tuple[Modality, ...]
     """Media that its encoder takes. Without `video`, video frames are passed as images."""
-    images_a_prompt: int = 0
+    images_per_prompt: int = 0
     """Maximum images per prompt; 0: no limit. With 1 and without `video`, a chunk of video is shown
     as its middle frame."""
-    frames_a_video: int = 0
+    frames_per_video: int = 0
     """Frames that a video must have, and copies of an image that are shown; 0: any number."""
-    goes_on: bool = False
+    continues_prompt: bool = False
     """Whether a caption continues the prompt, as with captioners without chat template. Their
     default prompt is empty."""
     dtype: str
@@ -243,7 +243,7 @@ class ModelProfile:
     """The same for smaller images, smallest first."""
     frame_sizes: tuple[SeenSize, ...] = ()
     """The same per frame for two smaller frames."""
-    pixels_a_video: int = 0
+    pixels_per_video: int = 0
     """Maximum pixels of all frames of a video together; 0: no limit."""
     least_pixels: int = 0
     """Lowest pixel count to which `--max-pixels` can limit an image; 0: the processor has no such
@@ -254,10 +254,10 @@ class ModelProfile:
     """Requested maximum pixels of all frames of a video; 0: the processor's own limit."""
     video_bounds: PixelBounds | None = None
     """How the processor bounds the pixels of a video; None: it resizes frames in another way."""
-    words_a_prompt: int = 0
+    tokens_per_prompt: int = 0
     """Tokens that the processor adds to a prompt besides images and the user's text; 0 if
     unknown."""
-    words_a_frame: int = 0
+    tokens_per_frame: int = 0
     """Tokens that the processor adds per video frame, such as its time."""
     as_published: bool = False
     """Whether the model runs as its authors published it, where a part states a difference."""
@@ -282,7 +282,7 @@ class ModelProfile:
     @property
     def one_frame(self) -> bool:
         """Return whether the model can see only one frame of a chunk of video."""
-        return self.images_a_prompt == 1 and "video" not in self.modalities
+        return self.images_per_prompt == 1 and "video" not in self.modalities
 
     def to_json(self) -> dict[str, Any]:
         """Return the profile as JSON values, each part under its own name."""

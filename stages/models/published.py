@@ -3,7 +3,7 @@
 Releases of transformers changed the inputs of some families. Since 5.3 the positions of the text
 after a video differ. Since 5.10 a video has a second pair of vision tokens around it. Weights made
 before such a release were trained without the change. `STOCK` names these families.
-`is_published_way` decides whether a checkpoint runs as published or as the installed transformers
+`runs_as_published` decides whether a checkpoint runs as published or as the installed transformers
 runs it: it compares the release that wrote the checkpoint's config.json with that of the change. A
 checkpoint written by this program states the choice under `FIELD`.
 
@@ -14,7 +14,7 @@ moves.
 `published_facts.json` holds what authors of published checkpoints state about videos, context and
 sampling, with one entry and its source for each `model_type`. A fact without a confirming source is
 left out, so its field stays empty. `total_pixels` of qwen-vl-utils counts the frames of a pair
-once: `pixels_a_video` is twice that.
+once: `pixels_per_video` is twice that.
 """
 
 import itertools
@@ -39,12 +39,12 @@ TABLE = "published_facts.json"
 class FamilyFacts:
     """What the authors of a family of checkpoints state; an empty field is unknown."""
 
-    pixels_a_frame: tuple[int, int] | None = None
+    pixels_per_frame: tuple[int, int] | None = None
     """Minimum and maximum pixels per video frame in the author's script; None if transformers uses
     the same."""
     token_side: int = 0
     """Side length in pixels of the square that becomes one token, for these pixel counts."""
-    pixels_a_video: int = 0
+    pixels_per_video: int = 0
     """Maximum pixels of all frames of a video together; 0: no known limit."""
     context: int = 0
     """Positions that the decoder was trained for, without RoPE scaling; 0: unknown, or different
@@ -75,8 +75,8 @@ def _read() -> dict[str, FamilyFacts]:
     )
     found = {}
     for family, facts in table.items():
-        if (edges := facts.get("pixels_a_frame")) is not None:
-            facts["pixels_a_frame"] = (edges[0], edges[1])
+        if (edges := facts.get("pixels_per_frame")) is not None:
+            facts["pixels_per_frame"] = (edges[0], edges[1])
         found[family] = FamilyFacts(**facts)
     return found
 
@@ -137,7 +137,7 @@ def _change_in(config: Mapping[str, Any]) -> StockChange | None:
     return STOCK.get(str(config.get("model_type", "")))
 
 
-def is_published_way(folder: Path, as_published: bool | None = None) -> bool:
+def runs_as_published(folder: Path, as_published: bool | None = None) -> bool:
     """Return whether a checkpoint is run as published.
 
     `as_published` decides if given. Else the checkpoint's own statement decides. Without one, the
@@ -152,29 +152,29 @@ def is_published_way(folder: Path, as_published: bool | None = None) -> bool:
     return _is_older(config)
 
 
-def states_way(folder: Path) -> bool:
+def states_as_published(folder: Path) -> bool:
     """Return whether a checkpoint itself states how it is run."""
     return isinstance(read_config(folder).get(FIELD), bool)
 
 
-def with_way(config: bytes, as_published: bool) -> bytes:
+def stating_as_published(config: bytes, as_published: bool) -> bytes:
     """Return a config.json that states how its checkpoint was run. Return the same bytes if the
     rule cannot decide otherwise."""
     value = json.loads(config)
-    if not isinstance(value, dict) or not _has_two_ways(value, as_published):
+    if not isinstance(value, dict) or not _rule_may_differ(value, as_published):
         return config
     return json_bytes({**value, FIELD: as_published})
 
 
-def way_to_keep(folder: Path, as_published: bool) -> dict[str, str]:
+def as_published_metadata(folder: Path, as_published: bool) -> dict[str, str]:
     """Return the adapter metadata that state how the checkpoint was run in training. Return nothing
     if the rule cannot decide otherwise."""
-    if not _has_two_ways(read_config(folder), as_published):
+    if not _rule_may_differ(read_config(folder), as_published):
         return {}
     return {FIELD: AS_PUBLISHED if as_published else AS_STOCK}
 
 
-def _has_two_ways(config: Mapping[str, Any], as_published: bool) -> bool:
+def _rule_may_differ(config: Mapping[str, Any], as_published: bool) -> bool:
     """Return whether the rule might run a checkpoint with this configuration differently than
     `as_published` says."""
     changed = _change_in(config) is not None
@@ -205,14 +205,14 @@ def published_bounds(folder: Path, as_published: bool | None = None) -> PixelBou
     If `as_published` is None, the rule decides. Return None if the processor's own bounds apply, as
     for every checkpoint that is run as stock."""
     change = change_of(folder)
-    if change is None or not change.positions or not is_published_way(folder, as_published):
+    if change is None or not change.positions or not runs_as_published(folder, as_published):
         return None
     facts = facts_of(str(read_config(folder).get("model_type", "")))
-    if facts.pixels_a_frame is None:
+    if facts.pixels_per_frame is None:
         return None
-    min_pixels, max_pixels = facts.pixels_a_frame
-    side, video = facts.token_side, facts.pixels_a_video
-    return PixelBounds(side=side, least=min_pixels, most=max_pixels, a_video=video)
+    min_pixels, max_pixels = facts.pixels_per_frame
+    side, video = facts.token_side, facts.pixels_per_video
+    return PixelBounds(side=side, least=min_pixels, most=max_pixels, per_video=video)
 
 
 def with_published_facts(
@@ -232,7 +232,7 @@ def with_published_facts(
             f"frames of videos are kept between {frames.least:,} and {frames.most:,} pixels"
         )
         parts = {**parts, "vision": replace(parts["vision"], as_published=description)}
-    return replace(profile, parts=parts, as_published=is_published_way(folder, as_published))
+    return replace(profile, parts=parts, as_published=runs_as_published(folder, as_published))
 
 
 def place_behind(
@@ -273,7 +273,7 @@ def apply_published_positions(model: Any, folder: Path, as_published: bool | Non
     change = change_of(folder)
     if change is None or not change.positions:
         return model
-    return with_positions_behind(model) if is_published_way(folder, as_published) else model
+    return with_positions_behind(model) if runs_as_published(folder, as_published) else model
 
 
 def with_positions_behind(model: Any) -> Any:

@@ -96,7 +96,7 @@ def run_job(job: dict[str, Any], origin: ParentInfo, events: int) -> int:
     ctypes.CDLL(None).prctl(PR_SET_NAME, job["name"][:15].encode())  # as `ps` and `top` show it
     report = EventReporter(events, Path(job["journal"]) if job["journal"] else None)
     # A stage without a device runs no model, so it need not wait for the lock.
-    runs_on = "" if job["stays"] else value_in(job["arguments"], "device") or ""
+    runs_on = "" if job["is_persistent"] else value_in(job["arguments"], "device") or ""
     try:
         lock = hold_device(
             runs_on,
@@ -126,7 +126,7 @@ def work(job: dict[str, Any], report: EventReporter, origin: ParentInfo) -> int:
             report.send(STUCK)
             os._exit(1)
 
-    sampler = Sampler(job["device"], report.memory, each, own=job["stays"], started=started)
+    sampler = Sampler(job["device"], report.memory, each, own=job["is_persistent"], started=started)
     with sampler as memory:
         try:
             with gc_frozen():

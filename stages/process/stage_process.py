@@ -119,7 +119,7 @@ class StageProcess:
         budget: int = 0,
         seconds: float = 0.0,
         forks: ForkServer | None = None,
-        stays: bool = False,
+        is_persistent: bool = False,
     ) -> None:
         """Start the stage, from the fork server `forks` if possible.
 
@@ -133,9 +133,9 @@ class StageProcess:
         self._budget = budget
         self._oom_kills = oom_kills()
         self._listen = listen
-        self._stays = stays
+        self._is_persistent = is_persistent
         self._files: ModelFiles = getattr(getattr(job, "half", job), "files", ModelFiles())
-        used = 0 if stays else device_used_bytes(device)  # other workers' use varies
+        used = 0 if is_persistent else device_used_bytes(device)  # other workers' use varies
         self.outcome = StageOutcome(name=name, baseline_before_bytes=used)
         self._log_start = 0
         self._started = time.monotonic()
@@ -152,8 +152,8 @@ class StageProcess:
                 "entry": entry,
                 "arguments": job_fields(job),
                 "device": device,
-                "journal": None if stays else str(log.with_suffix(".items.jsonl")),
-                "stays": stays,
+                "journal": None if is_persistent else str(log.with_suffix(".items.jsonl")),
+                "is_persistent": is_persistent,
                 "budget": {"bytes": budget} if budget else None,
             }
         )
@@ -187,7 +187,7 @@ class StageProcess:
                 self._cpu_limit.stop()
             self.outcome.seconds = self.outcome.seconds or time.monotonic() - self._started
         before, peak = self.outcome.baseline_before_bytes, self.outcome.peak_device_bytes
-        if self._stays:
+        if self._is_persistent:
             warnings = wait_until_gone(self._device, self.pid)
         else:
             self.outcome.baseline_after_bytes, warnings = wait_for_release(
@@ -255,9 +255,11 @@ class StageProcess:
                 outcome.open_media.add(event.media)
             case MediumClosed():
                 outcome.open_media.discard(event.media)
-            case Failed() if not self._stays:  # a worker of weeks would collect them forever
+            case Failed() if (
+                not self._is_persistent
+            ):  # a worker of weeks would collect them forever
                 outcome.failures.append(event)
-            case TooLarge() if not self._stays:
+            case TooLarge() if not self._is_persistent:
                 outcome.too_large.append(event)
             case Warned():
                 outcome.warnings.append(event.text)

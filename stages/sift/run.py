@@ -25,8 +25,8 @@ from stages.frames.formats import image_formats
 from stages.frames.frame_converter import FrameConverter, shown_size
 from stages.frames.frame_recorder import Watchdog, failing
 from stages.frames.image import TRUNCATED, WRONG_SUMS, read_image
+from stages.frames.media_opening import no_frames
 from stages.frames.medium import MediumToCut
-from stages.frames.opening import no_frames
 from stages.frames.reader import Reader
 from stages.process.events import EventReporter
 from stages.process.job import parse_job

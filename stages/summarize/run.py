@@ -24,10 +24,10 @@ from stages.memory.oom_retry import ItemFault, ItemFaults, try_items
 from stages.models.halves.features import Features
 from stages.models.loading import ModelJob, facts
 from stages.models.loading import warm as warm
-from stages.models.processors.calling import text_ids
 from stages.models.processors.input_layout import layout_of
 from stages.models.processors.loading import placeholder_tokens
 from stages.models.processors.prepare import channel_of, opens_reasoning, text_inputs
+from stages.models.processors.processor_calls import text_ids
 from stages.process.events import EventReporter
 from stages.process.job import parse_job
 from stages.summarize.job import (

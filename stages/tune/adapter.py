@@ -23,8 +23,8 @@ from torch import nn
 from artifacts.errors import UsageError
 from artifacts.files import whole_file
 from artifacts.keys import digest_of
-from stages.models.adapters.reading import ADAPTER_CONFIG, ADAPTER_WEIGHTS, BASE, PREFIX
-from stages.models.published import way_to_keep
+from stages.models.adapter_modules import ADAPTER_CONFIG, ADAPTER_WEIGHTS, BASE, PREFIX
+from stages.models.published import as_published_metadata
 from stages.tune.job import CHECKPOINT, AdapterLayout, most_common, new_layout
 
 BEST = "best"
@@ -249,7 +249,7 @@ def write_adapter(
     digest of its `base` if that is known. Raises EnvironmentFault."""
     from safetensors.torch import save
 
-    metadata = {"format": "pt", **way_to_keep(Path(model), as_published)}
+    metadata = {"format": "pt", **as_published_metadata(Path(model), as_published)}
     if base:
         metadata[BASE] = base
     config = half.peft_config[NAME].to_dict()

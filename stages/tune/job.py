@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from artifacts.errors import UsageError
-from stages.models.adapters.reading import PREFIX, LoraAdapter, read_adapter
+from stages.models.adapter_modules import PREFIX, LoraAdapter, read_adapter
 from stages.models.half_job import HalfJob
 
 RECORD = "tune.json"

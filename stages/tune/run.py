@@ -17,7 +17,7 @@ from artifacts.store import open_store
 from stages.decode.engines.transformers import generate_rows
 from stages.decode.generate_kwargs import make_greedy
 from stages.decode.protocol import read_features
-from stages.models.adapters.reading import ADAPTER_WEIGHTS
+from stages.models.adapter_modules import ADAPTER_WEIGHTS
 from stages.models.loading import ModelJob, facts
 from stages.models.loading import warm as warm_model
 from stages.process.events import EventReporter

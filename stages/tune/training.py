@@ -32,8 +32,8 @@ from stages.memory.oom_retry import catch_oom, smaller
 from stages.models.halves.features import Features
 from stages.models.halves.offload import forward
 from stages.models.halves.records import FeatureRecord, merge_blank, merge_rows
-from stages.models.processors.calling import text_ids
-from stages.models.processors.prepare import answer_ids, drop_end_token, rebuild, whole_answer_ids
+from stages.models.processors.prepare import answer_ids, drop_end_token, full_answer_ids, rebuild
+from stages.models.processors.processor_calls import text_ids
 from stages.process.events import EventReporter
 from stages.tune.job import ADAMW8, PAGED_ADAMW8
 
@@ -72,7 +72,7 @@ def make_example(
 ) -> TrainingExample:
     """Return a tokenized example, without the end token."""
     row = read()
-    tokens = answer_ids if is_cut else whole_answer_ids
+    tokens = answer_ids if is_cut else full_answer_ids
     ids = torch.tensor(tokens(processor, caption), dtype=torch.long)
     inputs = drop_end_token(half, rebuild(processor, [row], [prompt]))
     return TrainingExample(

@@ -20,7 +20,7 @@ LAYER = 4 * WIDTH**2 + 3 * WIDTH * INSIDE + 2 * WIDTH
 LANGUAGE = LAYERS * LAYER + 2 * VOCABULARY * WIDTH + WIDTH
 LINEAR = LAYERS * (LAYER - 2 * WIDTH)
 ROWS = LAYERS * (5 * WIDTH + 2 * INSIDE)
-KV_A_TOKEN = 2 * LAYERS * WIDTH * 2
+KV_PER_TOKEN = 2 * LAYERS * WIDTH * 2
 """Bytes in 16 bit."""
 A_TOKEN = 100_000
 """Bytes that reading a token is said to take beside the KV cache."""
@@ -38,7 +38,7 @@ A_SEEING_LAYER = 12_596_224
 
 
 def decoding(rows: int, tokens: int) -> BatchCost:
-    kept = rows * tokens * KV_A_TOKEN
+    kept = rows * tokens * KV_PER_TOKEN
     return BatchCost(
         kind="image",
         rows=rows,

@@ -27,7 +27,7 @@ from artifacts.stamps import ModelFileStamp, Stamp
 from artifacts.store import FolderStore, open_store
 from penstock_demo import CHECKPOINT, DUAL_CHECKPOINT
 from stages.decode.generation import SamplingParams
-from stages.models.published import FIELD, is_published_way
+from stages.models.published import FIELD, runs_as_published
 from stages.process.events import StageOutcome
 from stages.process.job import job_fields
 from stages.summarize.job import TimedText
@@ -67,7 +67,7 @@ class MadeUpStages(Stages):
     def _answer(self, call: Any, outcome: StageOutcome) -> StageOutcome:
         arguments = job_fields(call.job)
         if call.name == "describe":
-            published = is_published_way(Path(arguments["model"]), arguments["as_published"])
+            published = runs_as_published(Path(arguments["model"]), arguments["as_published"])
             limits = {name: arguments[name] for name in ("max_pixels", "max_video_pixels")}
             told = {"folder": arguments["model"], "as_published": published, **limits}
             outcome.notes["profile"] = {**self._told, **told}
@@ -168,7 +168,7 @@ def _by_name(value: Any) -> Any:
 def record(name: str) -> dict[str, Any]:
     """Return what a cell's command does in an empty folder after the commands before it."""
     cell = (CELLS | JOBS)[name]
-    in_batches = mock.patch("flows.job.encode_ways._has_ways", return_value=False)
+    in_batches = mock.patch("flows.job.pass_mode._has_pass_modes", return_value=False)
     with tempfile.TemporaryDirectory() as made, in_batches:
         root = Path(made).resolve()
         stages = MadeUpStages(cell)
@@ -259,7 +259,7 @@ def _profiles() -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = json.loads(PROFILES.read_text())
     sizes = [{**size, "tokens": 60 + size["edge"]} for size in found["demo"]["frame_sizes"]]
     bounded = {"context_tokens": 1200, "frame_tokens": 2000, "frame_sizes": sizes}
-    bounded |= {"video_bounds": None, "pixels_a_video": 0, "fit_video": {"long_edges": []}}
+    bounded |= {"video_bounds": None, "pixels_per_video": 0, "fit_video": {"long_edges": []}}
     return {**found, "bounded": {**found["demo"], **bounded}}
 
 

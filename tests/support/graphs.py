@@ -20,7 +20,7 @@ def graph_job(model: Path, folder: Path, *parts: str, **more: Any) -> GraphJob:
         "recipe": {"kind": "onnx"},
         "kind": "onnx",
         "weights": {part: weights for part in parts},
-        "pieces": {},
+        "extra_modules": {},
         **more,
     }
     return GraphJob(**told)

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from artifacts.stores.local import state_folder
-from artifacts.stores.protocol import Extent, ObjectStat, each_head
+from artifacts.stores.protocol import Extent, ObjectStat, each_header
 
 
 class MemoryStore:
@@ -15,8 +15,8 @@ class MemoryStore:
 
     def __init__(self, url: str) -> None:
         self.url = url
-        self.local = self.near = state_folder(url)
-        self.board = None
+        self.local = self.machine_folder = state_folder(url)
+        self.job_leases = None
         self._objects: dict[str, tuple[bytes, float]] = {}
         """Name → content, and when it was written or last used."""
         self._lock = threading.Lock()
@@ -28,9 +28,9 @@ class MemoryStore:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
         return found[0][offset : None if length is None else offset + length]
 
-    def heads(self, names: Sequence[str], extent: Extent) -> Iterator[tuple[str, bytes]]:
+    def headers(self, names: Sequence[str], extent: Extent) -> Iterator[tuple[str, bytes]]:
         """The head of each object that is there."""
-        return each_head(self, names, extent)
+        return each_header(self, names, extent)
 
     def put_if_absent(self, name: str, parts: Iterable[bytes | memoryview]) -> bool:
         """Keep an object unless it is there already; says whether it was kept."""

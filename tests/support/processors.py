@@ -9,9 +9,9 @@ from typing import Any
 from PIL import Image
 from tokenizers import processors
 
-from stages.models.processors.calling import run, write
 from stages.models.processors.input_layout import layout_of
 from stages.models.processors.prepare import Clip, channel_of, video_metadata
+from stages.models.processors.processor_calls import run, write
 from tests.support.families import hf, made_once, template, words
 from tests.support.tiny_families.parts import PINPOINTS
 

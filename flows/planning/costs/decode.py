@@ -104,7 +104,7 @@ def rungs(model: Model, config: RunOptions, device: str) -> list[Rung]:
         offload=config.may_fall_back("language")
         and not (half.stored_as or best.gguf or engines[0].compiled)
         and not AdapterOptions.of(config).adapter,
-        seated=[each.precision for each in free if supports_slots(half, each)],
+        in_slots=[each.precision for each in free if supports_slots(half, each)],
         slots=min(ROWS, config.batch_size) if best.gguf else options.slots or most,
         chunked=not best.gguf,
     )
@@ -116,7 +116,7 @@ def decode_rungs(
     *,
     kv_offload: bool,
     offload: bool,
-    seated: Container[str] = (),
+    in_slots: Container[str] = (),
     slots: int = 0,
     chunked: bool = True,
 ) -> list[Rung]:
@@ -124,7 +124,7 @@ def decode_rungs(
 
     `variants`: pairs of precision and KV cache, which is `quantized` or empty. `kv_offload`:
     whether the KV cache may be in host memory. `offload`: whether weights may be loaded layer by
-    layer. `seated`: precisions with slots instead of batches. `slots`: maximum number of slots; 0:
+    layer. `in_slots`: precisions with slots instead of batches. `slots`: maximum number of slots; 0:
     the batch size. `chunked`: whether a prompt may be prefilled in chunks.
     """
     found: list[Rung] = []
@@ -135,16 +135,16 @@ def decode_rungs(
             prefill=MLP_CHUNKS[-1],
             precision=precision,
             kv=kv,
-            seated=not kv and precision in seated,
+            in_slots=not kv and precision in in_slots,
         )
         if kv:  # a quantized cache is the last resort of its precision
             found.append(single)
             continue
-        largest = slots or batch if single.seated else batch
+        largest = slots or batch if single.in_slots else batch
         found += [replace(single, batch=size, prefill=0) for size in sizes(largest)]
         found += [replace(single, prefill=tokens) for tokens in MLP_CHUNKS if chunked]
         if kv_offload:
-            found.append(replace(single, kv="offloaded", seated=False))
+            found.append(replace(single, kv="offloaded", in_slots=False))
     if not offload or not variants:
         return found
     # Layers are loaded one by one, so a batch costs hardly more than one item.
@@ -154,9 +154,9 @@ def decode_rungs(
         prefill=MLP_CHUNKS[-1],
         precision=variants[0][0],
         offload=True,
-        seated=variants[0][0] in seated,
+        in_slots=variants[0][0] in in_slots,
     )
-    largest = slots or batch if last.seated else batch
+    largest = slots or batch if last.in_slots else batch
     return found + [replace(last, batch=size) for size in sizes(largest)]
 
 
@@ -165,11 +165,11 @@ def memory(model: Model, rung: Rung, workload: Workload, *, device: str, new: in
     half, rows = model.profile.language, workload.rows(rung.batch)
     settings = settings_as_run(model.best("language"), half, rung)
     terms = list(weights(half, settings, rung, device))
-    together = 1 if rung.seated else rows
+    together = 1 if rung.in_slots else rows
     costs = _decoder_costs(
-        model, settings, workload, together, 0 if rung.seated else new, rung.prefill
+        model, settings, workload, together, 0 if rung.in_slots else new, rung.prefill
     )
-    if rung.seated and half.row_memory is not None:
+    if rung.in_slots and half.row_memory is not None:
         load = SlotLoad(
             engine=settings.choice[0],
             memory=half.row_memory,
@@ -248,7 +248,7 @@ def work_left(model: Model, rung: Rung, left: Sequence[RemainingWork], new: int)
     passes = []
     for each in left:
         workload, rows = each.workload, each.workload.rows(rung.batch)
-        together = 1 if rung.seated else rows
+        together = 1 if rung.in_slots else rows
         costs = _decoder_costs(model, settings, workload, together, 0, 0)
         run = Pass(
             precision=precision,

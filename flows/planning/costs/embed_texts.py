@@ -19,7 +19,7 @@ from flows.planning.ladder import Rung, sizes
 from flows.planning.machine import WorkEstimate
 from flows.planning.terms import overhead_terms, products, weights
 from flows.planning.workloads import RemainingWork, Workload
-from stages.embed_texts import TEXTS_A_BATCH
+from stages.embed_texts import TEXTS_PER_BATCH
 
 ASSUMED_TOKENS = 77
 """Assumed tokens per text, if the profile has none."""
@@ -29,7 +29,7 @@ def rungs(model: Model, config: RunOptions, device: str) -> list[Rung]:
     """Return smaller batches, in each precision that the half supports."""
     precisions = [each.precision for each in free_settings(model, config, "language")]
     single = [Rung(stage="embed_texts", batch=1, precision=precision) for precision in precisions]
-    return [replace(rung, batch=size) for rung in single for size in sizes(TEXTS_A_BATCH)]
+    return [replace(rung, batch=size) for rung in single for size in sizes(TEXTS_PER_BATCH)]
 
 
 def memory(model: Model, rung: Rung, workload: Workload, *, device: str, new: int) -> StageEstimate:

@@ -33,7 +33,7 @@ from flows.planning.terms import (
 )
 from flows.planning.workloads import PIXEL_BYTES, RemainingWork, Workload
 from stages.memory.oom_retry import next_sizes
-from stages.models.encoding import FRAMES_A_BATCH
+from stages.models.encoding import FRAMES_PER_BATCH
 
 BLOCK = 256
 """Maximum chunks that pass a streamed half together, if they all fit and have no more images than
@@ -177,13 +177,13 @@ def passes_of(model: Model, workload: Workload, rung: Rung) -> Passes:
     """Return how a batch of a workload passes the half on a rung."""
     images = workload.frames * workload.parts
     if model.in_batches:
-        rows = workload.rows(rung.batch, FRAMES_A_BATCH)
+        rows = workload.rows(rung.batch, FRAMES_PER_BATCH)
         return Passes(rows=rows, input=workload, at_once=rows, count=1)
     each = replace(workload.with_frames(1), parts=1) if STAGES[rung.stage].vectors else workload
     of_chunk = images if each is not workload else 1
     at_once = model.pass_rows(images // of_chunk)
     least = max(1, at_once // of_chunk)
-    rows = max(min(least, workload.chunks), workload.rows(rung.batch, FRAMES_A_BATCH))
+    rows = max(min(least, workload.chunks), workload.rows(rung.batch, FRAMES_PER_BATCH))
     return Passes(rows=rows, input=each, at_once=at_once, count=max(1, rows * of_chunk / at_once))
 
 

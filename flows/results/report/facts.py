@@ -49,12 +49,12 @@ from flows.results.run_status import (
     cells,
     kind_of,
     output_paths,
+    pass_modes_line,
     stages_of,
-    ways_line,
     written,
 )
-from flows.results.sifted.marks import MARKS, TEXTS
-from flows.results.sifted.names import LEFT_OUT_FILE, MARKS_FILE
+from flows.results.sift_marks import MARKS, TEXTS
+from flows.results.sift_names import LEFT_OUT_FILE, MARKS_FILE
 from flows.results.thumbnails import data_address
 from flows.results.trust import belief_in
 from flows.results.tuned import training_in
@@ -452,7 +452,7 @@ def _about(record: Mapping[str, Any], prompts: list[str]) -> Rows:
         yield "sampling", ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in sampling.items())
     if plan.get("batch_size"):
         yield "batches of", str(plan["batch_size"])
-    if encoded := ways_line(record):
+    if encoded := pass_modes_line(record):
         yield "features encoded", encoded
     if len(prompts) == 1:
         yield "prompt", prompts[0]

@@ -17,7 +17,7 @@ from artifacts.json_shapes import (
 from artifacts.labels import spans_of
 from artifacts.plurals import counted
 from flows.results.export_result import ExportFound
-from flows.results.labels.writing import LINES, REPORT
+from flows.results.label_files import LINES, REPORT
 from flows.results.marker import MEDIA
 from flows.results.report.media import MEDIA_ENTRY, NAME, media_with_lines, shown_medium
 from flows.results.rounds import COLUMNS as ROUND_COLUMNS

@@ -83,7 +83,7 @@ class Trial:
 
 
 def trials(
-    half: Any, part: Half, processor: Any, *, dual: bool, frames_a_video: int
+    half: Any, part: Half, processor: Any, *, dual: bool, frames_per_video: int
 ) -> Iterator[Trial]:
     """Yield the test inputs of a half. The first of each kind has several items, and its graph is
     traced."""
@@ -99,7 +99,7 @@ def trials(
     kinds: Sequence[MediaKind] = ("image", "video") if takes_both else ("image",)
     for kind in kinds:
         for size, rows, any_number, prompt in zip(SIZES, BATCHES, FRAMES, PROMPTS, strict=True):
-            frames = 1 if kind == "image" else frames_a_video or any_number
+            frames = 1 if kind == "image" else frames_per_video or any_number
             clips = [_noise(kind, frames, *size, seed) for seed in range(rows)]
             prepared = [_prepared(processor, clip, dual, prompt) for clip in clips]
             name = f"{rows} x {kind} of {size[1]} x {size[0]}"

@@ -17,7 +17,7 @@ from artifacts.keys import hash_file
 from artifacts.regular_files import open_regular
 from artifacts.schema import Half
 from artifacts.store import fault_of
-from stages.embed_texts import TEXTS_A_BATCH
+from stages.embed_texts import TEXTS_PER_BATCH
 from stages.embed_texts.run import TextReader
 from stages.export.compare import nearness
 from stages.export.graphs.make import GraphsMade, make_graphs, texts_of, trials
@@ -28,7 +28,7 @@ from stages.models.halves.features import text_vectors
 from stages.models.halves.load import ReloadableHalf, load_half
 from stages.models.hub.checkpoint import CONFIG, INDEX, small_files
 from stages.models.processors.prepare import load_processor
-from stages.models.published import with_way
+from stages.models.published import stating_as_published
 from stages.models.shards.layout import claimed, keeping_files, write_rest
 from stages.process.deferred_imports import import_transformers
 from stages.process.events import EventReporter
@@ -60,7 +60,7 @@ def run(fields: dict[str, Any], report: EventReporter) -> None:
             return
         with keeping_files():
             small = small_files(source)
-            small[CONFIG] = with_way(small[CONFIG], job.as_published)
+            small[CONFIG] = stating_as_published(small[CONFIG], job.as_published)
             job.files.check()  # before linking, which changes the stamp of the linked file
             for path in sorted({*source.glob("*.safetensors"), *source.glob(INDEX)}):
                 _link_or_copy(path, folder / path.name)
@@ -101,13 +101,15 @@ def _half(
     processor = load_processor(source, job.trust_remote_code, generates=not dual)
     dtype = torch.float16 if precision == "fp16" else torch.float32
     load = partial(load_half, source, part, dtype=dtype, trust_remote_code=job.trust_remote_code)
-    pieces = job.pieces.get(part, ())
-    held = ReloadableHalf(part, lambda pieces: load(pieces=pieces), pieces, job.files)
+    extra_modules = job.extra_modules.get(part, ())
+    held = ReloadableHalf(
+        part, lambda extra_modules: load(extra_modules=extra_modules), extra_modules, job.files
+    )
 
     def make(half: Any) -> GraphsMade:
         with torch.inference_mode(False), torch.no_grad():
-            frames = job.frames_a_video
-            tried = list(trials(half, part, processor, dual=dual, frames_a_video=frames))
+            frames = job.frames_per_video
+            tried = list(trials(half, part, processor, dual=dual, frames_per_video=frames))
             return make_graphs(half, part, tried, folder, precision)
 
     texts = _vectors(held, processor) if part == "language" else None
@@ -130,7 +132,7 @@ def _vectors(held: ReloadableHalf, processor: Any) -> torch.Tensor:
 
     def vectors(half: Any) -> torch.Tensor:
         reader = TextReader(processor, half)
-        batches = (texts[at : at + TEXTS_A_BATCH] for at in range(0, len(texts), TEXTS_A_BATCH))
+        batches = (texts[at : at + TEXTS_PER_BATCH] for at in range(0, len(texts), TEXTS_PER_BATCH))
         return torch.cat([text_vectors(half, reader.inputs(b)).float() for b in batches])
 
     return held.call(vectors)

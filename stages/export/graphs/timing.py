@@ -38,8 +38,8 @@ def run(fields: dict[str, Any], report: EventReporter) -> None:
 def _fastest(job: TimingJob) -> float:
     source = ModelJob.of(job.half)
     processor, held = source.processor(), source.load_reloadable("vision")
-    dual, frames = job.half.route == "dual", job.frames_a_video
-    some = held.call(lambda h: trials(h, "vision", processor, dual=dual, frames_a_video=frames))
+    dual, frames = job.half.route == "dual", job.frames_per_video
+    some = held.call(lambda h: trials(h, "vision", processor, dual=dual, frames_per_video=frames))
     trial = next(iter(some))
     held.call(trial.run)  # warm-up
     taken: list[float] = []

@@ -2,5 +2,5 @@
 
 FEED_NOTE = "portions"
 """Note of a fed stage: with how many portions it has begun."""
-FRAMES_A_BATCH = 64
+FRAMES_PER_BATCH = 64
 """A batch has fewer chunks when they hold more frames than this together."""

@@ -14,7 +14,7 @@ anything else:
 3. If both results are the same, bit for bit, the class holds. The result of the check is stored,
    and decides for all later jobs and workers on the same kind of device.
 4. Inputs of a class that does not hold pass alone. If a half computes one input twice with
-   different results, HalfTried is raised: the run is planned again, in batches.
+   different results, HalfChecked is raised: the run is planned again, in batches.
 """
 
 from collections import Counter
@@ -25,12 +25,12 @@ from typing import Any
 
 import torch
 
-from artifacts.errors import HalfTried
+from artifacts.errors import HalfChecked
 from artifacts.packs import Record, RecordSet
 from artifacts.tensors import pack_tree
 from stages.memory.meta_device import tensors
 from stages.memory.oom_retry import item_fault
-from stages.models.encoding.ways import trial_key, way_of
+from stages.models.encoding.pass_modes import pass_check_key, pass_mode_of
 from stages.models.halves.features import Features, encode, is_pixels
 from stages.models.halves.offload import UNDIVIDED
 from stages.models.halves.records import CannotSplit, FeatureRecord, rule_of_input, split
@@ -143,54 +143,54 @@ class PassRow:
         return sum(each.numel() for each in tensors(self.prepared.inputs)).bit_length()
 
 
-class WayTrials:
+class PassChecks:
     """The stored verdicts of one half on one kind of device."""
 
     def __init__(self, records: RecordSet, threads: int = 0) -> None:
         """Take the records of this half and kind of device, and the threads that compute."""
         self._records = records
         self._threads = threads
-        self.ways = Counter[str]()
+        self.pass_modes = Counter[str]()
         """Way → chunks that were encoded in it."""
 
-    def verdict(self, row: PassRow) -> bool | None:
+    def result(self, row: PassRow) -> bool | None:
         """Return whether bytes of this row's class depend on nothing else; None: not tried."""
         key = self.key(row)
         return bool(self._records.meta(key)["holds"]) if key in self._records else None
 
     def key(self, row: PassRow) -> str:
         """Return the key of the verdict on the row's class."""
-        return trial_key(row.rows, row.size_class, self._threads)
+        return pass_check_key(row.rows, row.size_class, self._threads)
 
     def decided(self, row: PassRow) -> PassRow:
         """Return the row, alone if its class does not hold among others."""
-        return replace(row, rows=1) if self.verdict(row) is False else row
+        return replace(row, rows=1) if self.result(row) is False else row
 
-    def untried(self, rows: Sequence[PassRow]) -> list[PassRow]:
+    def unchecked(self, rows: Sequence[PassRow]) -> list[PassRow]:
         """Return one row of each class without a verdict."""
-        found = (row for row in map(self.decided, rows) if self.verdict(row) is None)
+        found = (row for row in map(self.decided, rows) if self.result(row) is None)
         return [*{self.key(row): row for row in found}.values()]
 
     def count(self, rows: Sequence[PassRow]) -> None:
         """Count a chunk for each of these rows, which were encoded."""
-        self.ways.update(way_of(self.decided(row).rows) for row in rows)
+        self.pass_modes.update(pass_mode_of(self.decided(row).rows) for row in rows)
 
     def keep(self, row: PassRow, *, holds: bool) -> None:
-        """Store a verdict. Raises HalfTried if the half has no result that can be repeated."""
+        """Store a verdict. Raises HalfChecked if the half has no result that can be repeated."""
         self._records.publish([Record(key=self.key(row), meta={"holds": holds, "rows": row.rows})])
         if not holds and row.rows == 1:
-            raise HalfTried(
+            raise HalfChecked(
                 "the vision half computes one input twice with different results; "
                 "inputs are encoded in batches"
             )
 
 
-def encode_passes(half: Any, rows: Sequence[PassRow], trials: WayTrials) -> list[FeatureRecord]:
-    """Return the feature record of each row, in order. Raises HalfTried."""
-    while untried := trials.untried(rows):
-        for row in untried:
-            trials.keep(row, holds=_holds(half, row))
-    rows = [trials.decided(row) for row in rows]
+def encode_passes(half: Any, rows: Sequence[PassRow], checks: PassChecks) -> list[FeatureRecord]:
+    """Return the feature record of each row, in order. Raises HalfChecked."""
+    while unchecked := checks.unchecked(rows):
+        for row in unchecked:
+            checks.keep(row, holds=_holds(half, row))
+    rows = [checks.decided(row) for row in rows]
     passes = list(_passes(rows))
     whole = [_filled([rows[at].prepared for at in some], rows[some[0]].rows) for some in passes]
     found: dict[int, FeatureRecord] = {}

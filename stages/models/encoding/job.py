@@ -20,7 +20,7 @@ class EncodeItem(NamedTuple):
     shown: int = 0
     """How many of its frames the encoder sees; 0: all."""
     rows: int = 0
-    """Rows of the passes that its inputs take part in (stages/models/encoding/ways.py); 0: its
+    """Rows of the passes that its inputs take part in (stages/models/encoding/pass_modes.py); 0: its
     batch."""
 
 
@@ -39,7 +39,7 @@ class EncodingJob:
     feed: str = ""
     """Pipe that delivers portions of batches while frames are cut, then null; empty: encode
     `batches`."""
-    trials_namespace: str = ""
+    pass_checks_namespace: str = ""
     """Cache namespace of the trials of passes; empty: the items pass with their batch."""
     frames_store: str = ""
     """Store of the frames, if different."""

@@ -6,7 +6,7 @@ stated to be thread-safe: a fast tokenizer that two threads use at once may rais
 borrowed". After out of memory, items are prepared one at a time.
 
 A batch is computed whole where the bytes of a row depend on it. Otherwise its inputs pass the half
-in a fixed number of rows (stages/models/encoding/ways.py).
+in a fixed number of rows (stages/models/encoding/pass_modes.py).
 """
 
 import copy
@@ -40,15 +40,15 @@ from stages.memory.oom_retry import (
 )
 from stages.models.encoding import FEED_NOTE
 from stages.models.encoding.batch import (
+    PassChecks,
     PassRow,
-    WayTrials,
     encode_batches,
     encode_passes,
     overflowed,
     undivided,
 )
 from stages.models.encoding.job import EncodeItem, EncodingJob
-from stages.models.encoding.ways import KIND
+from stages.models.encoding.pass_modes import KIND
 from stages.models.halves.load import ReloadableHalf
 from stages.models.halves.records import FeatureRecord
 from stages.models.loading import ModelJob, facts
@@ -194,7 +194,7 @@ def _use_one_core() -> None:
     torch.set_num_threads(1)
 
 
-CHUNKS_A_READER = 16
+CHUNKS_PER_READER = 16
 """Chunks of a job for each further reading thread with a tokenizer. Copying a tokenizer of 150,000
 tokens takes 0.6 s of a core, and 35 to 57 MiB."""
 
@@ -255,11 +255,11 @@ class EncodeRun:
         self._records, self._failures = record_sets_of(
             self._store, (spec.kind, job.namespace), ("failures", job.namespace)
         )
-        self._trials = None
-        if job.trials_namespace:
+        self._checks = None
+        if job.pass_checks_namespace:
             threads = torch.get_num_threads() if job.half.device == "cpu" else 0
-            records = RecordSet(self._store, KIND, job.trials_namespace)
-            self._trials = WayTrials(records, threads)
+            records = RecordSet(self._store, KIND, job.pass_checks_namespace)
+            self._checks = PassChecks(records, threads)
         self.batches: Sequence[list[EncodeItem]] = deque(maxlen=1)
         """Batches with missing records; in a live or fed job, only the last ones received."""
         if not (job.live or job.feed):
@@ -275,7 +275,7 @@ class EncodeRun:
         self._readers = Readers(read, processor, readers, reads_text=spec.reads_text)
         half = None if source.route == "joint" else source.load_reloadable("vision")
         self._report.note(ready=True, **({} if half is None else facts(half.model)))
-        compute = partial(_encoded, half, spec, self._trials)
+        compute = partial(_encoded, half, spec, self._checks)
 
         def last() -> object:
             return compute([[(m, self._readers.alone(m)) for m in self.batches[-1][-1:]]])
@@ -300,8 +300,8 @@ class EncodeRun:
             for _, begun in prefetched(mine, self._begin_reading, depth):
                 self._encode(begun, oom_retry, compute)
             faults.close()
-        if self._trials is not None:
-            self._report.note(ways=dict(sorted(self._trials.ways.items())))
+        if self._checks is not None:
+            self._report.note(ways=dict(sorted(self._checks.pass_modes.items())))
 
     def _encode(
         self, begun: Sequence[Sequence[Reading]], oom_retry: OomRetry, compute: Compute
@@ -355,7 +355,7 @@ class EncodeRun:
         most, chunks = min(self._job.workers, cores()), sum(map(len, self.batches))
         if self._job.live or self._job.feed or not self._spec.reads_text:
             return most
-        return min(most, 1 + chunks // CHUNKS_A_READER)
+        return min(most, 1 + chunks // CHUNKS_PER_READER)
 
     def _begin_reading(self, some: Sequence[Sequence[EncodeItem]]) -> list[list[Reading]]:
         """Have the chunks prepared, by all reading threads."""
@@ -430,7 +430,7 @@ def _key(pair: ToEncode | Reading) -> str:
 def _encoded(
     half: ReloadableHalf | None,
     spec: EncodeSpec,
-    trials: WayTrials | None,
+    checks: PassChecks | None,
     batches: Sequence[Sequence[ToEncode]],
 ) -> list[list[Encoded]]:
     """Make a record for each chunk that was not refused. For a model without boundary it holds the
@@ -438,9 +438,9 @@ def _encoded(
     rows = [[row for _, row in batch if isinstance(row, Prepared)] for batch in batches]
     if half is None:
         made = [[undivided(row) for row in some] for some in rows]
-    elif trials is not None:
+    elif checks is not None:
         found = [(m.rows, row) for b in batches for m, row in b if isinstance(row, Prepared)]
-        made = [half.call(lambda model: _encoded_in_passes(model, spec, trials, found))]
+        made = [half.call(lambda model: _encoded_in_passes(model, spec, checks, found))]
     else:
         made = half.call(lambda model: spec.encode(model, rows))
     records = iter([record for some in made for record in some])
@@ -451,12 +451,12 @@ def _encoded(
 
 
 def _encoded_in_passes(
-    model: Any, spec: EncodeSpec, trials: WayTrials, chunks: Sequence[tuple[int, Prepared]]
+    model: Any, spec: EncodeSpec, checks: PassChecks, chunks: Sequence[tuple[int, Prepared]]
 ) -> list[FeatureRecord]:
     """Return the features of chunks, given with the rows of their passes."""
     inputs = [[PassRow(prepared=p, rows=rows) for p in spec.divide(row)] for rows, row in chunks]
-    made = iter(encode_passes(model, [row for some in inputs for row in some], trials))
-    trials.count([some[0] for some in inputs])
+    made = iter(encode_passes(model, [row for some in inputs for row in some], checks))
+    checks.count([some[0] for some in inputs])
     return [
         spec.unite(row, list(islice(made, len(some))))
         for (_, row), some in zip(chunks, inputs, strict=True)

@@ -29,9 +29,9 @@ from safetensors import safe_open
 from artifacts.errors import UsageError
 from artifacts.files import HALF
 from artifacts.store import fault_of
-from stages.models.gguf.context import file_type
 from stages.models.gguf.half import TensorRows, core_names
 from stages.models.gguf.header import END, TABLE, TOKENS, TYPES, GgufHeader, in_line, read_header
+from stages.models.gguf.llama_context import file_type
 from stages.models.gguf.mapping import TextMapping, mapping_of
 from stages.models.shards.layout import check_free
 

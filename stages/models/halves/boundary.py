@@ -22,8 +22,8 @@ is found and made:
    outermost only.
 7. `cut` replaces them by stand-ins that raise NeedsWeights when a computation uses them. Weight
    ties to them are removed.
-8. Some halves call single modules of the other half. `pieces_called` finds these in the bytecode of
-   the methods that the half runs. Where it misses one, `piece_of` derives the module to load from
+8. Some halves call single modules of the other half. `modules_called` finds these in the bytecode of
+   the methods that the half runs. Where it misses one, `extra_module_of` derives the module to load from
    the NeedsWeights error.
 """
 
@@ -136,18 +136,18 @@ CUT = "_cut_from"
 """Attribute of a half's class that holds the class of the whole model."""
 
 
-def absent_paths(model: nn.Module, keep: Part, pieces: Iterable[str] = ()) -> list[str]:
+def absent_paths(model: nn.Module, keep: Part, extra_modules: Iterable[str] = ()) -> list[str]:
     """Return the paths of the modules and parameters that the kept part leaves out, outermost only.
     `pieces` of the other half are kept as well."""
     if keep == "whole":
         return []
     left_out = _absent_paths(model, keep)
-    for piece in pieces:
+    for piece in extra_modules:
         left_out = [p for path in left_out for p in _without(model, path, piece)]
     return left_out
 
 
-def piece_of(model: nn.Module, error: NeedsWeights, keep: Half) -> str:
+def extra_module_of(model: nn.Module, error: NeedsWeights, keep: Half) -> str:
     """Return the path to load in addition to the half because of `error`. `model` is the half's
     skeleton. Below the reader, which is large, it is the module itself, else the whole unit."""
     left_out = next(p for p in _absent_paths(model, keep) if within(error.path, p))
@@ -237,7 +237,7 @@ def belongs_to(path: str, halves: dict[Half, list[str]]) -> list[Half]:
     return [half for half in HALVES if not any(within(path, p) for p in halves[half])]
 
 
-def pieces_called(model: nn.Module, keep: Part) -> tuple[str, ...]:
+def modules_called(model: nn.Module, keep: Part) -> tuple[str, ...]:
     """Return the modules of the other half that the half's own code calls. Examples are a projector
     that runs in the language half, and the embeddings where features are made from codes."""
     if keep == "whole" or makes_vectors(class_of(model)):

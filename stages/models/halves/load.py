@@ -19,7 +19,7 @@ from artifacts.plurals import meant
 from artifacts.schema import Part
 from stages.memory.oom_retry import release_memory
 from stages.models.halves.absent import NeedsWeights
-from stages.models.halves.boundary import CUT, absent_paths, cut, piece_of, pieces_called
+from stages.models.halves.boundary import CUT, absent_paths, cut, extra_module_of, modules_called
 from stages.models.halves.ranged_reads import NOTE, pinned_reads, ranged_reads
 from stages.models.halves.routes import config_and_class, one_line, skeleton_of, with_packages
 from stages.models.hub.checkpoint import INDEX, weight_names
@@ -51,7 +51,7 @@ def present_weights(folder: Path) -> Iterator[Path]:
 OPTIONS = (
     *("dtype", "torch_dtype", "device_map", "max_memory", "attn_implementation", "revision"),
     *("quantization_config", "trust_remote_code", "offload_folder", "low_cpu_mem_usage"),
-    *("use_safetensors", "pieces", "without", "stored_quantization"),
+    *("use_safetensors", "extra_modules", "without", "stored_quantization"),
 )
 """Options that users may give."""
 UNEXPECTED = re.compile(r"unexpected keyword argument '(\w+)'")
@@ -63,7 +63,7 @@ def load_half(
     path: str | Path,
     keep: Part,
     *,
-    pieces: Iterable[str] | None = None,
+    extra_modules: Iterable[str] | None = None,
     without: Iterable[str] = (),
     **options: Any,
 ) -> Any:
@@ -84,7 +84,7 @@ def load_half(
             f"a model has no half {keep!r}{meant(str(keep), get_args(Part))}",
             hint='Give "vision" or "language", or "whole" for all of it',
         )
-    given = {**options, "pieces": None if pieces is None else tuple(pieces)}
+    given = {**options, "extra_modules": None if extra_modules is None else tuple(extra_modules)}
     given["without"] = tuple(without)
     trusted = bool(options.get("trust_remote_code", False))
     folder = resolve_model(path, options.pop("revision", None))
@@ -103,9 +103,9 @@ def load_half(
         _reads(present, places, bool(quantized)) as note,
         _known_options(options),
     ):
-        model, found = half_class(cls, keep, given["pieces"], given["without"]).from_pretrained(
-            present, config=config, output_loading_info=True, **options
-        )
+        model, found = half_class(
+            cls, keep, given["extra_modules"], given["without"]
+        ).from_pretrained(present, config=config, output_loading_info=True, **options)
     missing = sorted(found["missing_keys"])
     if missing and fetch_rest(folder):  # an extra module's file had not been downloaded
         del model, found
@@ -187,14 +187,16 @@ def _known_options(options: Mapping[str, Any]) -> Iterator[None]:
 
 
 def half_class(
-    cls: type[Any], keep: Part, pieces: tuple[str, ...] | None, without: tuple[str, ...] = ()
+    cls: type[Any], keep: Part, extra_modules: tuple[str, ...] | None, without: tuple[str, ...] = ()
 ) -> type[Any]:
     """Make a subclass of `cls` that leaves out the other half when it is built. It keeps `pieces`
     (None: the modules that the half calls), and also leaves out the paths `without`."""
 
     def __init__(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:
         cls.__init__(self, config, *args, **kwargs)
-        paths = absent_paths(self, keep, pieces_called(self, keep) if pieces is None else pieces)
+        paths = absent_paths(
+            self, keep, modules_called(self, keep) if extra_modules is None else extra_modules
+        )
         paths = [*paths, *without]
         cut(self, paths)
         known = set(self._keys_to_ignore_on_load_unexpected or ())
@@ -238,7 +240,7 @@ class ReloadableHalf:
         self,
         keep: Part,
         load: Callable[[tuple[str, ...]], Any],
-        pieces: Iterable[str] = (),
+        extra_modules: Iterable[str] = (),
         files: ModelFiles | None = None,
         *,
         offloaded: bool = False,
@@ -250,13 +252,13 @@ class ReloadableHalf:
         self._files = files or ModelFiles()
         self._offloaded = offloaded
         self._reads_files = False
-        self.pieces = tuple(pieces)
+        self.extra_modules = tuple(extra_modules)
         """Paths of the extra modules that are loaded."""
-        self.model = self._load(self.pieces)
+        self.model = self._load(self.extra_modules)
 
-    def _load(self, pieces: tuple[str, ...]) -> Any:
+    def _load(self, extra_modules: tuple[str, ...]) -> Any:
         with self._files.compared():
-            model = self._load_once(pieces)
+            model = self._load_once(extra_modules)
         self._reads_files = self._offloaded or self._files.are_mapped()
         return model
 
@@ -271,22 +273,22 @@ class ReloadableHalf:
         is missing. Raises ModelChanged."""
         while True:
             if self.model is None:  # the last reload failed, and the caller continued
-                self.model = self._load(self.pieces)
+                self.model = self._load(self.extra_modules)
             try:
                 with self._files.compared() if self._reads_files else contextlib.nullcontext():
                     return function(self.model)
             except NeedsWeights as error:
-                self.pieces = (*self.pieces, self._new_piece(error))
+                self.extra_modules = (*self.extra_modules, self._new_piece(error))
             self.model = None  # free the old one first: both may not fit
             release_memory()  # its hooks may refer to it
-            self.model = self._load(self.pieces)
+            self.model = self._load(self.extra_modules)
 
     def _new_piece(self, error: NeedsWeights) -> str:
         config, cls = self.model.config, type(self.model).__mro__[1]
         skeleton = skeleton_of(config, cls)
         if self._keep == "whole":
             raise error
-        piece = piece_of(skeleton, error, self._keep)
-        if piece in self.pieces:
+        piece = extra_module_of(skeleton, error, self._keep)
+        if piece in self.extra_modules:
             raise error
         return piece

@@ -253,11 +253,11 @@ def _check_placeholders(half: Any, text: Any, features: Mapping[str, Any]) -> No
 
 
 def placement(
-    skeleton: Any, keep: Part, pieces: tuple[str, ...], device: str, away: str
+    skeleton: Any, keep: Part, extra_modules: tuple[str, ...], device: str, away: str
 ) -> dict[str, str]:
     """Return path → place of everything that the part keeps: layers away, the rest on the device.
     Raises CannotFit for a part without layers."""
-    absent = set(absent_paths(skeleton, keep, pieces))
+    absent = set(absent_paths(skeleton, keep, extra_modules))
     found: dict[str, str] = {}
     _place(skeleton, "", absent, device, away, found)
     for first in _first_weights(skeleton, absent):
@@ -296,16 +296,16 @@ def load_in_layers(
     path: Path,
     skeleton: Any,
     keep: Part,
-    pieces: tuple[str, ...],
+    extra_modules: tuple[str, ...],
     device: str,
     options: dict[str, Any],
 ) -> Any:
     """Load what `load_half` gives with these options, with the layers in their files. Raises
     CannotFit if that is impossible for the model."""
-    places = placement(skeleton, keep, pieces, device, away="disk")
+    places = placement(skeleton, keep, extra_modules, device, away="disk")
     with _whole_layers(skeleton, places) as folder:
         given = {**options, "device_map": places, "offload_folder": folder}
-        half = load_half(path, keep, pieces=pieces, **given)
+        half = load_half(path, keep, extra_modules=extra_modules, **given)
         if any(Path(folder).iterdir()):
             raise CannotFit(
                 f"the weights of {type(half).__name__} are rearranged on loading and cannot "

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 
 from stages.models.half_job import PINNED_LOAD_BYTES
-from stages.models.hub.checkpoint import not_whole
+from stages.models.hub.checkpoint import incomplete_file
 from stages.models.hub.headers import TensorPlace, read_places
 from stages.models.shards.layout import DTYPES
 from stages.process.exit_diagnosis import first_line
@@ -46,7 +46,7 @@ def read_into(buffer: torch.Tensor, path: Path, start: int) -> None:
         while into:
             read = os.preadv(weights.fileno(), [into], end - len(into))
             if not read:
-                raise not_whole(path)
+                raise incomplete_file(path)
             into = into[read:]
 
 

@@ -90,7 +90,7 @@ def weight_map(index: Path) -> dict[str, str]:
             raise ValueError("a name leads out of the folder")
         return found
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise not_whole(index, "index of weights") from error
+        raise incomplete_file(index, "index of weights") from error
 
 
 def _is_inside(name: str) -> bool:
@@ -161,7 +161,7 @@ def json_bytes(value: Any) -> bytes:
     return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
 
 
-def not_whole(path: Path, kind: str = "safetensors file") -> EnvironmentFault:
+def incomplete_file(path: Path, kind: str = "safetensors file") -> EnvironmentFault:
     return EnvironmentFault(f"{path} is not a whole {kind}", hint=DOWNLOAD_HINT)
 
 

@@ -20,7 +20,7 @@ from stages.models.hub.checkpoint import (
     SINGLE,
     Checkpoint,
     WeightFile,
-    not_whole,
+    incomplete_file,
     weight_names,
 )
 from stages.models.hub.hub_errors import hub_errors, refuse_offline
@@ -120,10 +120,10 @@ def read_places(path: Path) -> dict[str, TensorPlace]:
                 shape = tuple(entry["shape"])
                 numbers = (start, end, *shape)
                 if not all(type(n) is int and 0 <= n < MAX_NUMBER for n in numbers) or start > end:
-                    raise not_whole(path)
+                    raise incomplete_file(path)
                 found[tensor] = TensorPlace(str(entry["dtype"]), shape, first + start, first + end)
                 if first + end > size:
-                    raise not_whole(path)
+                    raise incomplete_file(path)
     return found
 
 
@@ -137,7 +137,7 @@ def _read(path: Path) -> Iterator[tuple[int, int, dict[str, Any]]]:
             length = struct.unpack("<Q", file.read(8))[0]
             # A text file, such as a Git LFS pointer, looks like a header that is too long.
             if 8 + length > size or length > HEADER_BYTES:
-                raise not_whole(path)
+                raise incomplete_file(path)
             entries = json.loads(file.read(length))
         yield size, 8 + length, entries
     except OSError as error:
@@ -146,4 +146,4 @@ def _read(path: Path) -> Iterator[tuple[int, int, dict[str, Any]]]:
             hint=DOWNLOAD_HINT,
         ) from error
     except (struct.error, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise not_whole(path) from error
+        raise incomplete_file(path) from error

@@ -36,7 +36,17 @@ from artifacts.errors import EnvironmentFault, PenstockError, UsageError
 from artifacts.regular_files import read_text
 from stages.models.halves.routes import one_line
 from stages.models.hub.checkpoint import GENERATION, JSON_BYTES
-from stages.models.processors.calling import (
+from stages.models.processors.loading import (
+    Clip,
+    clip_of,
+    declared_ids,
+    is_image_output,
+    known,
+    needs_package,
+    takes_images,
+    takes_videos,
+)
+from stages.models.processors.processor_calls import (
     PARTS,
     PLAIN,
     RATE,
@@ -54,16 +64,6 @@ from stages.models.processors.calling import (
     same,
     text_ids,
     write,
-)
-from stages.models.processors.loading import (
-    Clip,
-    clip_of,
-    declared_ids,
-    is_image_output,
-    known,
-    needs_package,
-    takes_images,
-    takes_videos,
 )
 from stages.process.exit_diagnosis import out_of_memory
 

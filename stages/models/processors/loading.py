@@ -21,7 +21,7 @@ from stages.models.halves.features import is_pixels
 from stages.models.halves.routes import asks_for_trust, needs_trust
 from stages.models.in_tree.registry import native_of
 from stages.models.processors.pixel_limit import PixelLimits, limit_pixels, own_sizes
-from stages.models.published import OUTER_PAIR, change_of, is_published_way, published_bounds
+from stages.models.published import OUTER_PAIR, change_of, published_bounds, runs_as_published
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -191,7 +191,7 @@ def load_processor(
     frames = published_bounds(folder, as_published)
     if max_pixels or max_video_pixels or frames:
         limit_pixels(processor, PixelLimits(max_pixels, max_video_pixels, frames))
-    if change_of(folder) is OUTER_PAIR and is_published_way(folder, as_published):
+    if change_of(folder) is OUTER_PAIR and runs_as_published(folder, as_published):
         UNPAIRED.add(processor)
     if today:
         _set_today(processor, today)

@@ -121,16 +121,16 @@ def _side(part: Any) -> int:
 
 def _limit_video(part: Any, limits: PixelLimits) -> None:
     """Set the limits of a video part."""
-    bounds = replace(_bounds(part), a_video=limits.video)
+    bounds = replace(_bounds(part), per_video=limits.video)
     known = limits.frames
     if known is not None and limits_frames(bounds, known):
         _set(part, known.most * bounds.times, known.least * bounds.times)
-        bounds = replace(bounds, a_video=limits.video or known.a_video)
+        bounds = replace(bounds, per_video=limits.video or known.per_video)
     if not bounds.times:
-        bounds = replace(bounds, a_frame=limits.image, beyond=bool(limits.video))
+        bounds = replace(bounds, per_frame=limits.image, beyond=bool(limits.video))
     elif limits.image:
         _set(part, limits.image * bounds.times)
-    if bounds.a_video or bounds.a_frame:
+    if bounds.per_video or bounds.per_frame:
         _limit_each(part, bounds)
 
 

@@ -31,15 +31,6 @@ from artifacts.schema import MediaKind
 from artifacts.tiles import LARGE
 from stages.models.halves.records import RowCount
 from stages.models.halves.routes import overrides_generate
-from stages.models.processors.calling import (
-    PLAIN,
-    WITH_PLACEHOLDERS,
-    Layout,
-    begins_itself,
-    run,
-    text_ids,
-    write,
-)
 from stages.models.processors.input_layout import layout_of, noise
 from stages.models.processors.loading import (
     Clip,
@@ -51,6 +42,15 @@ from stages.models.processors.loading import (
     takes_videos,
     to_images,
     video_metadata,
+)
+from stages.models.processors.processor_calls import (
+    PLAIN,
+    WITH_PLACEHOLDERS,
+    Layout,
+    begins_itself,
+    run,
+    text_ids,
+    write,
 )
 from stages.models.processors.side_inputs import (
     OUTLINE,
@@ -283,8 +283,8 @@ PROMPT = "?"
 class PromptOverhead:
     """Tokens of a prompt that are neither image tokens nor the user's text."""
 
-    a_prompt: int = 0
-    a_frame: int = 0
+    per_prompt: int = 0
+    per_frame: int = 0
 
 
 def prompt_overhead(processor: Any, kind: MediaKind) -> PromptOverhead:
@@ -298,8 +298,8 @@ def prompt_overhead(processor: Any, kind: MediaKind) -> PromptOverhead:
         if out_of_memory(error):
             raise
         return PromptOverhead()
-    a_frame = max(0, -(-(more - few) // max(1, counts[1] - counts[0])))
-    return PromptOverhead(a_prompt=max(0, few - counts[0] * a_frame), a_frame=a_frame)
+    per_frame = max(0, -(-(more - few) // max(1, counts[1] - counts[0])))
+    return PromptOverhead(per_prompt=max(0, few - counts[0] * per_frame), per_frame=per_frame)
 
 
 def _text_tokens(processor: Any, kind: MediaKind, count: int) -> int:
@@ -323,13 +323,13 @@ def answer_ids(processor: Any, text: str) -> list[int]:
     return _ids(processor, text)
 
 
-def whole_answer_ids(processor: Any, text: str) -> list[int]:
+def full_answer_ids(processor: Any, text: str) -> list[int]:
     """Return the tokens of a whole answer, such as a caption to train on. Where the template opens
     a tag of reasoning, the answer stands behind an empty one."""
-    return answer_ids(processor, f"{before_whole(processor, text)}{text}")
+    return answer_ids(processor, f"{reasoning_end(processor, text)}{text}")
 
 
-def before_whole(processor: Any, text: str) -> str:
+def reasoning_end(processor: Any, text: str) -> str:
     """Return what ends the reasoning that a template opens, before a whole answer; empty if it
     opens none, or the answer ends it itself."""
     prompt = known(processor, "generation prompt", lambda: _generation_prompt(processor))

@@ -20,9 +20,9 @@ import torch
 
 from artifacts.errors import UsageError
 from stages.models.halves.records import RowCount
-from stages.models.processors.calling import Layout, places, run, same, text_ids
 from stages.models.processors.input_layout import PROBES, noise
 from stages.models.processors.loading import Clip, is_image_output
+from stages.models.processors.processor_calls import Layout, places, run, same, text_ids
 from stages.process.exit_diagnosis import out_of_memory
 
 HOOKS = {"images": "_process_images", "videos": "_process_videos"}

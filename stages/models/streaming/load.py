@@ -273,13 +273,13 @@ def load_streamed(
     path: Path,
     skeleton: Any,
     keep: Part,
-    pieces: tuple[str, ...],
+    extra_modules: tuple[str, ...],
     device: str,
     options: dict[str, Any],
 ) -> Any:
     """Load a half as `load_half` does, without the weights of its layers. Raises CannotFit for a
     model whose layers cannot be fetched one by one."""
-    places = placement(skeleton, keep, pieces, device, away="disk")
+    places = placement(skeleton, keep, extra_modules, device, away="disk")
     index: dict[str, Mapping[str, str]] = {}
 
     def receive(model: Any, *, offload_index: Index, **_: Any) -> None:
@@ -291,7 +291,7 @@ def load_streamed(
         # Leave out the hooks that would fetch a layer at each call.
         with dispatching(receive):
             given = {**options, "device_map": places, "offload_folder": folder}
-            half = load_half(path, keep, pieces=pieces, **given)
+            half = load_half(path, keep, extra_modules=extra_modules, **given)
         try:
             layers = StreamedLayers(half, waiting(places), index, device)
         except NotInFiles as error:

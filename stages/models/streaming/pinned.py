@@ -45,15 +45,17 @@ def load_pinned(
     path: Path,
     skeleton: Any,
     keep: Part,
-    pieces: tuple[str, ...],
+    extra_modules: tuple[str, ...],
     device: str,
     options: dict[str, Any],
 ) -> Any:
     """Load what `load_half` gives with these options, with the layers in pinned host memory. Raises
     CannotFit for a model without layers, or whose layers share modules."""
-    places = placement(skeleton, keep, pieces, device, away="cpu")
+    places = placement(skeleton, keep, extra_modules, device, away="cpu")
     with dispatching(lambda model, **_: None):
-        half = load_half(path, keep, pieces=pieces, **{**options, "device_map": places})
+        half = load_half(
+            path, keep, extra_modules=extra_modules, **{**options, "device_map": places}
+        )
     half.hf_device_map = places
     pinning = Pinning()
     layers = [pinning.layer(half.get_submodule(layer), device) for layer in waiting(places)]

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch.nn.functional import linear
 
-from artifacts.errors import HalfTried
+from artifacts.errors import HalfChecked
 from artifacts.packs import RecordSet
 from artifacts.store import open_store
 from stages.decode.engines.inflight.cache_layers import UnsupportedCacheError
@@ -22,8 +22,8 @@ from stages.decode.engines.inflight.scheduler import InflightScheduler, RequestP
 from stages.decode.generation import DecodeItem
 from stages.decode.protocol import DecodeRequest
 from stages.memory.oom_retry import OomRetry
-from stages.models.encoding.batch import PassRow, WayTrials, encode_passes
-from stages.models.encoding.ways import ALONE, BATCHES, FIXED, FIXED_ROWS, KIND
+from stages.models.encoding.batch import PassChecks, PassRow, encode_passes
+from stages.models.encoding.pass_modes import ALONE, BATCHES, FIXED, FIXED_ROWS, KIND
 from stages.models.halves.features import Features, encode
 from stages.models.halves.offload import generate, new_tokens, prompt_in
 from stages.models.halves.routes import choose_route, encoders
@@ -159,12 +159,12 @@ def judged_in_passes(variant: str, folder: Path, dtype: torch.dtype = torch.floa
     model, rows = prepared_rows(variant, dtype)
     found = []
     for way, count in ((FIXED, FIXED_ROWS), (ALONE, 1)):
-        trials = WayTrials(RecordSet(open_store(str(folder / way)), KIND, "0" * 32))
+        trials = PassChecks(RecordSet(open_store(str(folder / way)), KIND, "0" * 32))
         try:
             encode_passes(model, [PassRow(prepared=row, rows=count) for row in rows], trials)
-        except HalfTried:
+        except HalfChecked:
             return [BATCHES]
-        held = [trials.verdict(PassRow(prepared=row, rows=count)) for row in rows]
+        held = [trials.result(PassRow(prepared=row, rows=count)) for row in rows]
         found += [way] if all(each is True for each in held) else []
     return sorted(found)
 

@@ -14,7 +14,7 @@ from artifacts.errors import PenstockError
 from artifacts.schema import Half
 from artifacts.tensors import pack_tree, unpack_tree
 from stages.models.feature_files import load_features, save_features
-from stages.models.halves.boundary import HALVES, pieces_called
+from stages.models.halves.boundary import HALVES, modules_called
 from stages.models.halves.features import Features, encode, is_pixels, placeholder_ids
 from stages.models.halves.load import ReloadableHalf, load_half
 from stages.models.halves.offload import UNDIVIDED, generate
@@ -52,7 +52,7 @@ class Verdict:
     """`exact`, `joint`, `differs`, `refused: …`, or `fails: …` where the whole model does."""
     takes: tuple[str, ...] = ()
     """Kinds of media that its class or its processor takes."""
-    pieces: tuple[str, ...] = ()
+    extra_modules: tuple[str, ...] = ()
     """What a half turned out to need of the other."""
     foreseen: tuple[str, ...] = ()
     """What the classes say that a half needs of the other."""
@@ -89,7 +89,7 @@ def judge(variant: str, folder: Path) -> Verdict:
         given = Features({UNDIVIDED: {n: v for n, v in inputs.items() if is_pixels(n)}})
         same = _equal(generate(whole, inputs, given, **GREEDY), wanted)
         return Verdict(**facts, result="joint" if same else "differs")
-    facts["foreseen"] = tuple(p for half in HALVES for p in pieces_called(skeleton, half))
+    facts["foreseen"] = tuple(p for half in HALVES for p in modules_called(skeleton, half))
     try:
         return _staged(folder, inputs, wanted, facts, size(whole))
     except PenstockError as error:
@@ -133,7 +133,7 @@ def _staged(
     return Verdict(
         **facts,
         result="exact" if same else "differs",
-        pieces=tuple(piece for half in HALVES for piece in halves[half].pieces),
+        extra_modules=tuple(piece for half in HALVES for piece in halves[half].extra_modules),
         by_row=by_row,
         loaded=(vision, language, whole),
     )
@@ -147,8 +147,8 @@ def in_files(folder: Path, inputs: Mapping[str, Any]) -> Any:
     return generate(language, inputs, load_features(folder / "features"), **GREEDY)
 
 
-def _load(folder: Path, half: Half, pieces: tuple[str, ...]) -> Any:
-    return load_half(folder, half, pieces=pieces)
+def _load(folder: Path, half: Half, extra_modules: tuple[str, ...]) -> Any:
+    return load_half(folder, half, extra_modules=extra_modules)
 
 
 def through_disk(features: Features, rows: list[RowCount]) -> tuple[Features, bool]:
@@ -161,7 +161,7 @@ def through_disk(features: Features, rows: list[RowCount]) -> tuple[Features, bo
     count = len(next(iter(parts.values()))[0])
     records = [
         FeatureRecord(
-            features={name: pieces[index] for name, (pieces, _) in parts.items()},
+            features={name: extra_modules[index] for name, (extra_modules, _) in parts.items()},
             rules={name: rule for name, (_, rule) in parts.items()},
             needs=(),
             channel="images",

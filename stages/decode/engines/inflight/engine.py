@@ -548,7 +548,7 @@ class InflightEngine:
         """Return the check with a reason against slots if batches generate more tokens per step,
         although their rows wait for the longest. What is left to do does not count, so that a
         resumed run chooses the same."""
-        batch, rows = self._job.batch_instead, min(self._job.rung_slots, found.layout.rows)
+        batch, rows = self._job.fallback_batch, min(self._job.rung_slots, found.layout.rows)
         if batch * (1 - BATCH_WASTE) <= rows:
             return found
         share = f"{batch} x {1 - BATCH_WASTE:.0%}"

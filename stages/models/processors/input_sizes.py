@@ -89,7 +89,7 @@ def probe(processor: Any, kind: MediaKind, way: Way = prepare) -> Probe:
     return Probe(fit=FrameFit(), tokens=tokens, pixel_bytes=size, smaller=smaller)
 
 
-def pixels_a_video(processor: Any) -> int:
+def pixels_per_video(processor: Any) -> int:
     """Return the maximum pixels of all frames of a video together, for a processor that makes
     frames smaller the more there are; 0 for others."""
     part: Any = getattr(processor, "video_processor", None)

@@ -29,7 +29,7 @@ from pathlib import Path, PurePosixPath
 
 from artifacts.captions import Caption, one_line
 from artifacts.files import json_text
-from artifacts.shards import media_suffix
+from artifacts.shards import DATASET, media_suffix
 from artifacts.tables import utf8
 
 IMAGES, VIDEOS = "images", "videos"
@@ -337,3 +337,16 @@ MUSUBI = TrainerForm(
     apart=lambda path: PurePosixPath(path).stem,
     suffixes={"image": PILLOW},
 )
+
+
+TRAINERS: dict[str, TrainerForm] = {
+    "kohya": KOHYA,
+    "musubi": MUSUBI,
+    "diffusion-pipe": DIFFUSION_PIPE,
+    "ltx": LTX,
+    "hf": HF,
+}
+WITH_CLIPS = frozenset(
+    {DATASET, *(name for name, form in TRAINERS.items() if "video" in form.folders)}
+)
+"""Formats of data sets that may hold clips of videos."""

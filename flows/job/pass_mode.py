@@ -1,7 +1,7 @@
 """Decides how a run's inputs pass the vision half, and plans again if model files changed.
 
 Inputs pass the vision half in a fixed number of rows or in batches
-(stages/models/encoding/ways.py). The module decides which, and names the cache namespace of the
+(stages/models/encoding/pass_modes.py). The module decides which, and names the cache namespace of the
 checks of a half. A half that was found to compute one input twice with different results runs in
 batches.
 
@@ -15,7 +15,7 @@ from dataclasses import replace
 from importlib.metadata import version
 from typing import TypeVar
 
-from artifacts.errors import HalfTried, ModelChanged
+from artifacts.errors import HalfChecked, ModelChanged
 from artifacts.keys import digest_of
 from artifacts.packs import RecordSet
 from artifacts.store import Store
@@ -24,7 +24,7 @@ from flows.checkpoint.precision import PartSettings
 from flows.machine.versions import cpu_line
 from flows.options.commands import RunOptions
 from flows.options.model import PassOptions
-from stages.models.encoding.ways import KIND
+from stages.models.encoding.pass_modes import KIND
 from stages.models.footprint import at_size
 from stages.models.graphs.manifest import TENSORRT
 from stages.process.device import device_capability
@@ -40,7 +40,7 @@ def replanned_once(attempt: Callable[[], Result], announce: Callable[[str], obje
     while True:
         try:
             return attempt()
-        except HalfTried as error:
+        except HalfChecked as error:
             if error.message in tried:
                 raise
             tried.add(error.message)
@@ -63,9 +63,9 @@ CPU_TOKENS, GPU_TOKENS = 256, 1024
 On a GPU the limit is an assumption: none was measured."""
 
 
-def with_encode_ways(config: RunOptions, model: Model, store: Store, device: str) -> Model:
+def with_pass_mode(config: RunOptions, model: Model, store: Store, device: str) -> Model:
     """Return the model with how its inputs pass the vision half."""
-    model = with_planned_ways(config, model, device)
+    model = with_planned_pass_mode(config, model, device)
     tried = () if model.in_batches else model.settings["vision"]
     if not any(_differs(store, model, settings, device) for settings in tried):
         return model
@@ -73,21 +73,21 @@ def with_encode_ways(config: RunOptions, model: Model, store: Store, device: str
     return replace(model, in_batches=True, notes=(*model.notes, note))
 
 
-def with_planned_ways(config: RunOptions, model: Model, device: str) -> Model:
+def with_planned_pass_mode(config: RunOptions, model: Model, device: str) -> Model:
     """Return the model with how its inputs pass the vision half unless a trial has shown
     otherwise."""
-    if PassOptions.of(config).in_batches or not _has_ways(model):
+    if PassOptions.of(config).in_batches or not _has_pass_modes(model):
         return model
-    return replace(model, in_batches=False, images_a_row=_images_a_row(model, device))
+    return replace(model, in_batches=False, images_per_row=_images_per_row(model, device))
 
 
 def answering(config: RunOptions, model: Model) -> list[Model]:
     """Return the model in the forms whose stored records answer: of a server also that of runs."""
-    others = PassOptions.of(config).in_batches and _has_ways(model)
+    others = PassOptions.of(config).in_batches and _has_pass_modes(model)
     return [model, replace(model, in_batches=False)] if others else [model]
 
 
-def _has_ways(model: Model) -> bool:
+def _has_pass_modes(model: Model) -> bool:
     """Return whether its inputs can pass the vision half apart from their batch. Without a place to
     split, it stores pixels; a TensorRT engine computes batches."""
     if model.served is not None or model.profile.route == "joint":
@@ -96,7 +96,7 @@ def _has_ways(model: Model) -> bool:
     return not (graph and graph.backend == TENSORRT)
 
 
-def trials_namespace(model: Model, settings: PartSettings, device: str) -> str:
+def pass_checks_namespace(model: Model, settings: PartSettings, device: str) -> str:
     """Return the cache namespace of what was tried of the passes of a half in these settings, on
     this kind of device."""
     kind = cpu_line("model name") if device == "cpu" else device_capability(device)
@@ -105,11 +105,11 @@ def trials_namespace(model: Model, settings: PartSettings, device: str) -> str:
 
 
 def _differs(store: Store, model: Model, settings: PartSettings, device: str) -> bool:
-    tried = RecordSet(store, KIND, trials_namespace(model, settings, device))
+    tried = RecordSet(store, KIND, pass_checks_namespace(model, settings, device))
     return any(not tried.meta(key)["holds"] for key in sorted(tried.keys()) if key.startswith("1 "))
 
 
-def _images_a_row(model: Model, device: str) -> int:
+def _images_per_row(model: Model, device: str) -> int:
     """Return the largest number of images of an input that shares a pass with others. It is 0 for
     an encoder of images of any size, whose inputs seldom have the same shape."""
     profile, half = model.profile, model.profile.vision

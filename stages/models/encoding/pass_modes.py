@@ -21,12 +21,12 @@ KIND = "ways"
 device, one record per number of rows and size class."""
 
 
-def trial_key(rows: int, size_class: int, threads: int) -> str:
+def pass_check_key(rows: int, size_class: int, threads: int) -> str:
     """Return the key of a trial's record. `size_class`: base-2 logarithm of an input's values.
     `threads`: threads of a CPU, which divide the rows of a product among them; 0 on a GPU."""
     return f"{rows} rows of 2^{size_class} values" + f" on {threads} threads" * bool(threads)
 
 
-def way_of(rows: int) -> str:
+def pass_mode_of(rows: int) -> str:
     """Return the way of an input that passes with so many rows; 0: with its batch."""
     return {0: BATCHES, 1: ALONE}.get(rows, FIXED)

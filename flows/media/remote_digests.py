@@ -47,7 +47,7 @@ def contents_of(
     if not files:
         return {}
     by_path = {file.path: file for file in files}
-    digests = FarDigests(store)
+    digests = RemoteDigests(store)
     threads = min(LOOKUPS_AT_ONCE, len(by_path))
     found_digests = map_prefetched(digests.known, by_path.values(), threads)
     known = dict(zip(by_path, found_digests, strict=True))
@@ -57,7 +57,7 @@ def contents_of(
         for path, digest in known.items()
         if digest or not fetch
     }
-    download = _DownloadProgress(sum(file.far.size for file in missing if file.far), progress)
+    download = _DownloadProgress(sum(file.remote.size for file in missing if file.remote), progress)
     threads = min(FETCHED_AT_ONCE, len(missing))
     try:
         fetched = map_prefetched(
@@ -71,11 +71,11 @@ def contents_of(
 
 def unfetched_note(files: Sequence[MediaFile]) -> list[str]:
     """Return a note on files that were not downloaded, if there are any."""
-    count = sum(1 for file in files if file.far and not digest_noted(file.path))
+    count = sum(1 for file in files if file.remote and not digest_noted(file.path))
     return [f"{counted(count, 'file')} not downloaded, so estimated"] if count else []
 
 
-class FarDigests:
+class RemoteDigests:
     """Digests of remote media that this machine or the store has."""
 
     def __init__(self, store: Store) -> None:
@@ -87,10 +87,10 @@ class FarDigests:
 
     def known(self, file: MediaFile) -> str:
         """Return the digest of a file, or an empty string if it is unknown."""
-        assert file.far is not None
-        path = copy_of(file.far)
+        assert file.remote is not None
+        path = copy_of(file.remote)
         digest = digest_noted(path)
-        if not digest and (digest := self._stored_digest(file.far.key)):
+        if not digest and (digest := self._stored_digest(file.remote.key)):
             note_digest(path, digest)
         return digest
 
@@ -104,8 +104,8 @@ class FarDigests:
             if not is_web(file.place):
                 raise
             return error
-        if file.far is not None and file.far.lasts:
-            self._store.put_if_absent(f"{FOLDER}/{file.far.key}/{digest}", [])
+        if file.remote is not None and file.remote.lasts:
+            self._store.put_if_absent(f"{FOLDER}/{file.remote.key}/{digest}", [])
         return Content(digest, None)
 
     def _stored_digest(self, key: str) -> str:

@@ -12,7 +12,7 @@ from artifacts.plurals import counted
 from flows.console.units import gib
 from flows.planning.architecture import Architecture, Transformer, pass_bytes
 from flows.planning.terms import FRAGMENTATION, GPU_WORKSPACE_BYTES
-from flows.planning.training.terms import (
+from flows.planning.training_terms import (
     ADAPTER,
     OPTIMIZERS,
     ZERO,

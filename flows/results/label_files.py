@@ -20,7 +20,7 @@ from flows.media.generated_files import OF_LABELS, GeneratedFiles, digest_at
 from flows.media.media_files import MediaFile
 from flows.options.formats import COCO, COCO_FILE
 from flows.options.text import OutputOptions
-from flows.results.labels.rows import LabelContext, LabelledChunk, label_chunks
+from flows.results.label_rows import LabelContext, LabelledChunk, label_chunks
 from flows.results.marker import MEDIA, write_proved
 from flows.results.outputs import failures_of, media_line
 from flows.results.run_result import RunEnd

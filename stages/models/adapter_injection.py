@@ -15,7 +15,7 @@ import torch
 from safetensors import safe_open
 
 from artifacts.errors import EnvironmentFault, UsageError
-from stages.models.adapters.reading import MERGE_FIRST, LoraAdapter, read_adapter
+from stages.models.adapter_modules import MERGE_FIRST, LoraAdapter, read_adapter
 
 NAME = "default"
 """Name of the only adapter in PEFT's layers."""

@@ -1,1 +1,0 @@
-"""Estimates the resources for fine-tuning a model. Trains nothing."""

@@ -1,1 +1,0 @@
-"""Labels images from their stored vectors, and writes the labels."""

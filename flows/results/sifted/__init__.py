@@ -1,1 +1,0 @@
-"""Marks of media as tables, lists and pages."""

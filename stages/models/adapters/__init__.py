@@ -1,1 +1,0 @@
-"""Reads PEFT adapters, checks that they fit a model, and injects them into a half."""
