@@ -11,7 +11,7 @@ PenstockError
 ├── EnvironmentFault  disk, store, driver, network                       exit 5
 │   ├── StageDied     a stage process ended without finishing
 │   ├── ModelChanged  a model file differs from the one that was planned with
-│   ├── HalfChecked     a trial has decided how a half computes, and the run is planned again
+│   ├── HalfChecked     a check has decided how a half computes, and the run is planned again
 │   └── Unanswered    a remote server sent no response, or an incomplete one
 └── MediaError        one file cannot be captioned; the others can       exit 1
 """

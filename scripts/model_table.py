@@ -102,8 +102,8 @@ def main() -> int:
     rows.sort(key=lambda row: str(row["family"]).lower())
     counts = {kind: sum(row["result"] == kind for row in rows) for kind in RESULTS}
     in_slots, aligned = (sum(row["slots"] == word for row in rows) for word in (IN_SLOTS, ALIGNED))
-    seated = {"in_slots": in_slots, "aligned": aligned}
-    head = HEAD.format(version=transformers.__version__, **seated, **counts)
+    slots = {"in_slots": in_slots, "aligned": aligned}
+    head = HEAD.format(version=transformers.__version__, **slots, **counts)
     dual, enough_dual = graph_table.dual_section()
     graphs, enough_graphs = graph_table.section()
     of_each = "".join(line(row) + "\n" for row in rows)

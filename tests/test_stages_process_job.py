@@ -81,7 +81,7 @@ def test_a_field_that_a_job_does_not_have_or_lacks_is_named(kind: type[Any]) -> 
         (
             HalfJob,
             {"model": "m", "extra_modules": [1]},
-            "Expected `str`, got `int` - at `$.pieces[0]`",
+            "Expected `str`, got `int` - at `$.extra_modules[0]`",
         ),
         (HalfJob, {"model": "m", "attention": 3}, "Expected `str | null`, got `int` - at `$.att"),
         (Measured, {"rate": "fast"}, "Expected `float`, got `str` - at `$.rate`"),

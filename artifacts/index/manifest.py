@@ -87,7 +87,7 @@ class SearchMethod:
 
     queries: int
     recall: float
-    """Share of the ten nearest that the short way finds."""
+    """Share of the ten nearest that the method finds."""
     candidates: int
     """Rows that are compared exactly after the first pass; 0: all are, there is no first pass."""
     centre: str = "pictures"
@@ -146,7 +146,7 @@ def is_of_index(name: str) -> bool:
 
 
 def described(path: Path) -> IndexFile:
-    """Return a written file as the book has it. Raises EnvironmentFault."""
+    """Return a written file as the manifest has it. Raises EnvironmentFault."""
     try:
         return IndexFile(name=path.name, bytes=path.stat().st_size, sha256=hash_file(path))
     except OSError as error:
@@ -158,7 +158,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     EnvironmentFault."""
     value = asdict(manifest)
     try:
-        sync_folder(folder)  # names of files before the book that names them
+        sync_folder(folder)  # names of files before the manifest that names them
         read_back = json.loads(json.dumps(value))
         write_json(folder / BOOK, {"format": FORMAT, **value, "digest": digest_of(read_back)})
         sync_folder(folder)
@@ -172,8 +172,8 @@ def has_manifest(folder: Path) -> bool:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Read the book of an index. Raises UsageError where there is none, or one of another version,
-    and EnvironmentFault for a damaged one."""
+    """Read the manifest of an index. Raises UsageError where there is none, or one of another
+    version, and EnvironmentFault for a damaged one."""
     path = folder / BOOK
     try:
         with open_regular(path) as file:

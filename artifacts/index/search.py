@@ -36,7 +36,7 @@ Sort = Literal["pictures", "texts"]
 LEAST_RECALL = 0.99
 """The first pass is used where it is measured to find so many of the nearest."""
 EXACT = SearchMethod(queries=0, recall=1.0, candidates=0)
-"""The way of comparing every row."""
+"""The method of comparing every row."""
 CANDIDATES_PER_HIT = 20
 """At least so many rows are compared exactly for each that is asked for."""
 WIDER = 4
@@ -95,8 +95,8 @@ class Searcher:
         self, query: Query, count: int, method: SearchMethod | None = None, *, parts: bool = False
     ) -> Found:
         """Return the `count` nearest pictures, each by its nearest part, or with `parts` the
-        nearest parts; fewer where there are not as many. It goes by the `way` that the index was
-        measured to need, or by another."""
+        nearest parts; fewer where there are not as many. It uses `method`: by default the one that
+        the index was measured to need."""
         method = self.method(query.sort) if method is None else method
         kept = self._distinct
         if query.kept is not None:
@@ -111,7 +111,7 @@ class Searcher:
             wide *= WIDER
 
     def method(self, sort: Sort) -> SearchMethod:
-        """Return the way that finds enough: the exact one where that was not measured."""
+        """Return the method that finds enough: the exact one where that was not measured."""
         found = self.snapshot.manifest.measured.get(sort)
         return found if found is not None and found.recall >= LEAST_RECALL else EXACT
 

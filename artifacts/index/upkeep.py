@@ -168,7 +168,7 @@ class IndexDamage:
 
 def verify_index(folder: Path) -> Iterator[IndexDamage]:
     """Yield what is damaged. Raises UsageError where there is no index that can be read, and
-    EnvironmentFault for a damaged book."""
+    EnvironmentFault for a damaged manifest."""
     manifest = read_manifest(folder)
     for shard in manifest.shards:
         sound = True

@@ -132,7 +132,7 @@ class IndexWriter:
                 yield RowBatch([rows[at] for at in new], identities[:, new], unit(vectors[new]))
 
     def _sweep(self) -> None:
-        """Delete what earlier writers left and the book does not name."""
+        """Delete what earlier writers left and the manifest does not name."""
         named = {file.name for file in self.manifest.files()}
         for path in list(self.folder.iterdir()):
             left = is_of_index(path.name) and path.name not in named

@@ -85,8 +85,8 @@ def notes(job: Job) -> list[str]:
         )
     elif profile.frames_per_video:
         found.append(
-            f"{job.model.name} takes {counted(profile.frames_per_video, 'frame')} of each chunk, no "
-            "more and no fewer"
+            f"{job.model.name} takes {counted(profile.frames_per_video, 'frame')} of each chunk, "
+            "no more and no fewer"
         )
     found += filter(
         None,

@@ -1,9 +1,9 @@
 """Decides how a run's inputs pass the vision half, and plans again if model files changed.
 
 Inputs pass the vision half in a fixed number of rows or in batches
-(stages/models/encoding/pass_modes.py). The module decides which, and names the cache namespace of the
-checks of a half. A half that was found to compute one input twice with different results runs in
-batches.
+(stages/models/encoding/pass_modes.py). The module decides which, and names the cache namespace of
+the checks of a half. A half that was found to compute one input twice with different results runs
+in batches.
 
 If a model file changed between planning and loading, the command is planned again. Results of the
 old files stay in the store under their digests. The second attempt starts from the configuration,
@@ -34,7 +34,7 @@ Result = TypeVar("Result")
 
 def replanned_once(attempt: Callable[[], Result], announce: Callable[[str], object]) -> Result:
     """Return the result of `attempt`, which plans and runs a command. It is called once more after
-    each trial of a half, and once more if the model's files change. Raises ModelChanged if they
+    each check of a half, and once more if the model's files change. Raises ModelChanged if they
     change again."""
     tried, changed = set[str](), False
     while True:
@@ -74,7 +74,7 @@ def with_pass_mode(config: RunOptions, model: Model, store: Store, device: str) 
 
 
 def with_planned_pass_mode(config: RunOptions, model: Model, device: str) -> Model:
-    """Return the model with how its inputs pass the vision half unless a trial has shown
+    """Return the model with how its inputs pass the vision half unless a check has shown
     otherwise."""
     if PassOptions.of(config).in_batches or not _has_pass_modes(model):
         return model
@@ -97,8 +97,8 @@ def _has_pass_modes(model: Model) -> bool:
 
 
 def pass_checks_namespace(model: Model, settings: PartSettings, device: str) -> str:
-    """Return the cache namespace of what was tried of the passes of a half in these settings, on
-    this kind of device."""
+    """Return the cache namespace of the checks of a half's passes in these settings, on this kind
+    of device."""
     kind = cpu_line("model name") if device == "cpu" else device_capability(device)
     half = [model.digests["vision"], settings.key_fields]
     return digest_of([KIND, *half, version("torch"), device.partition(":")[0], kind])

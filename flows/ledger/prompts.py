@@ -178,8 +178,8 @@ def fill_placeholders(
     prompt: str, chunk: ChunkIndex, frames_per_video: int = 0, previous: str | None = None
 ) -> str:
     """Return the prompt for a chunk of a video, or for an image, which is one frame without length.
-    A model with a fixed `frames_per_video` sees that many frames (0: any number). `previous`: caption
-    of the previous chunk; None: not known yet, and its placeholder stays."""
+    A model with a fixed `frames_per_video` sees that many frames (0: any number). `previous`:
+    caption of the previous chunk; None: not known yet, and its placeholder stays."""
     if not PLACEHOLDERS.search(prompt):
         return prompt
     # The first frame of a chunk may have been on screen before the chunk begins.

@@ -124,8 +124,8 @@ def decode_rungs(
 
     `variants`: pairs of precision and KV cache, which is `quantized` or empty. `kv_offload`:
     whether the KV cache may be in host memory. `offload`: whether weights may be loaded layer by
-    layer. `in_slots`: precisions with slots instead of batches. `slots`: maximum number of slots; 0:
-    the batch size. `chunked`: whether a prompt may be prefilled in chunks.
+    layer. `in_slots`: precisions with slots instead of batches. `slots`: maximum number of slots;
+    0: the batch size. `chunked`: whether a prompt may be prefilled in chunks.
     """
     found: list[Rung] = []
     for precision, kv in variants:

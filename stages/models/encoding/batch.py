@@ -144,14 +144,14 @@ class PassRow:
 
 
 class PassChecks:
-    """The stored verdicts of one half on one kind of device."""
+    """The stored check results of one half on one kind of device."""
 
     def __init__(self, records: RecordSet, threads: int = 0) -> None:
         """Take the records of this half and kind of device, and the threads that compute."""
         self._records = records
         self._threads = threads
         self.pass_modes = Counter[str]()
-        """Way → chunks that were encoded in it."""
+        """Pass mode → chunks that were encoded in it."""
 
     def result(self, row: PassRow) -> bool | None:
         """Return whether bytes of this row's class depend on nothing else; None: not tried."""
@@ -159,7 +159,7 @@ class PassChecks:
         return bool(self._records.meta(key)["holds"]) if key in self._records else None
 
     def key(self, row: PassRow) -> str:
-        """Return the key of the verdict on the row's class."""
+        """Return the key of the result for the row's class."""
         return pass_check_key(row.rows, row.size_class, self._threads)
 
     def decided(self, row: PassRow) -> PassRow:
@@ -167,7 +167,7 @@ class PassChecks:
         return replace(row, rows=1) if self.result(row) is False else row
 
     def unchecked(self, rows: Sequence[PassRow]) -> list[PassRow]:
-        """Return one row of each class without a verdict."""
+        """Return one row of each class without a result."""
         found = (row for row in map(self.decided, rows) if self.result(row) is None)
         return [*{self.key(row): row for row in found}.values()]
 
@@ -176,7 +176,7 @@ class PassChecks:
         self.pass_modes.update(pass_mode_of(self.decided(row).rows) for row in rows)
 
     def keep(self, row: PassRow, *, holds: bool) -> None:
-        """Store a verdict. Raises HalfChecked if the half has no result that can be repeated."""
+        """Store a result. Raises HalfChecked if the half has no result that can be repeated."""
         self._records.publish([Record(key=self.key(row), meta={"holds": holds, "rows": row.rows})])
         if not holds and row.rows == 1:
             raise HalfChecked(

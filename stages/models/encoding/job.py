@@ -20,8 +20,8 @@ class EncodeItem(NamedTuple):
     shown: int = 0
     """How many of its frames the encoder sees; 0: all."""
     rows: int = 0
-    """Rows of the passes that its inputs take part in (stages/models/encoding/pass_modes.py); 0: its
-    batch."""
+    """Rows of the passes that its inputs take part in (stages/models/encoding/pass_modes.py); 0:
+    its batch."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

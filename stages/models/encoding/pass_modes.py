@@ -1,4 +1,4 @@
-"""Names how inputs are divided into passes of a vision half. Imports no model library.
+"""Pass modes: how inputs are divided into passes of a vision half. Imports no model library.
 
 A row's bytes may depend on how many rows pass the half with it, because products of other sizes
 are rounded differently. They do not depend on it where the number of rows is always the same: each
@@ -17,16 +17,16 @@ BATCHES: Final = "batches"
 FIXED_ROWS = 8
 """Rows of a fixed pass."""
 KIND = "ways"
-"""Kind of the records with results of trials: one cache namespace per half, precision and kind of
+"""Kind of the records with results of checks: one cache namespace per half, precision and kind of
 device, one record per number of rows and size class."""
 
 
 def pass_check_key(rows: int, size_class: int, threads: int) -> str:
-    """Return the key of a trial's record. `size_class`: base-2 logarithm of an input's values.
+    """Return the key of a check's record. `size_class`: base-2 logarithm of an input's values.
     `threads`: threads of a CPU, which divide the rows of a product among them; 0 on a GPU."""
     return f"{rows} rows of 2^{size_class} values" + f" on {threads} threads" * bool(threads)
 
 
 def pass_mode_of(rows: int) -> str:
-    """Return the way of an input that passes with so many rows; 0: with its batch."""
+    """Return the pass mode of an input that passes with so many rows; 0: with its batch."""
     return {0: BATCHES, 1: ALONE}.get(rows, FIXED)

@@ -22,9 +22,9 @@ is found and made:
    outermost only.
 7. `cut` replaces them by stand-ins that raise NeedsWeights when a computation uses them. Weight
    ties to them are removed.
-8. Some halves call single modules of the other half. `modules_called` finds these in the bytecode of
-   the methods that the half runs. Where it misses one, `extra_module_of` derives the module to load from
-   the NeedsWeights error.
+8. Some halves call single modules of the other half. `modules_called` finds these in the bytecode
+   of the methods that the half runs. Where it misses one, `extra_module_of` derives the module to
+   load from the NeedsWeights error.
 """
 
 import dis
