@@ -71,9 +71,9 @@ def test_of_a_stand_in_no_page_is_written(
 def test_a_check_that_needs_what_is_lacking_is_skipped_with_the_reason(tmp_path: Path) -> None:
     check = Check("any", LOOK.rows, needs=("streams",))
     setting, until = Setting(folder=tmp_path), time.monotonic() + 60.0
-    (found,) = command.made([check], setting, {"streams"}, until)
+    (found,) = child.made([check], setting, {"streams"}, until)
     assert found.verdict == "skipped" and "no streams" in found.found
-    (late,) = command.made([check], setting, set(), time.monotonic())
+    (late,) = child.made([check], setting, set(), time.monotonic())
     assert late.verdict == "skipped" and "--minutes" in late.found
 
 
