@@ -63,8 +63,12 @@ def _rate(done: Run) -> float:
 
 @of_model("decode beside encode")
 def beside(setting: Setting, folder: Path) -> Iterator[Row]:
-    """Whether decode begins before encode has ended, and gives the same captions."""
-    done = _captioned(setting, folder, BESIDE)
+    """Whether decode begins before encode has ended. Captions are those of stored features, which
+    were encoded without recordings."""
+    done, alone = (_captioned(setting, folder, name) for name in (BESIDE, RECORDED))
+    yield alike(
+        "captions, with nothing stored beside stored features", done.captions, alone.captions
+    )
     encode, decode = (done.stage(name) for name in ("encode", "decode"))
     together = _together(encode["spans"], decode["spans"])
     if together < TOGETHER_SECONDS:
@@ -72,7 +76,6 @@ def beside(setting: Setting, folder: Path) -> Iterator[Row]:
         return
     spans = [*encode["spans"], *decode["spans"]]
     both = max(span[1] for span in spans) - min(span[0] for span in spans)
-    alone = _captioned(setting, folder, RECORDED)
     seconds = alone.stage("decode")["seconds"]
     found = f"{together:.1f} s at once: encode {encode['seconds']:.1f} s, "
     found += f"decode {decode['seconds']:.1f} s, both {both:.1f} s; decode alone {seconds:.1f} s"
@@ -84,10 +87,9 @@ def beside(setting: Setting, folder: Path) -> Iterator[Row]:
         "decode_alone_seconds": seconds,
     }
     yield row("decode beside encode", "at once", found, True, **figures)
-    yield alike("captions, decode beside encode", done.captions, alone.captions)
 
 
 def _together(some: Sequence[Any], others: Sequence[Any]) -> float:
     """Return the seconds in which processes of both stages were there."""
     pairs = ((one, other) for one in some for other in others)
-    return sum(max(0.0, min(a[1], b[1]) - max(a[0], b[0])) for a, b in pairs)
+    return float(sum(max(0.0, min(a[1], b[1]) - max(a[0], b[0])) for a, b in pairs))
