@@ -74,6 +74,7 @@ CHECKS = (
     Check("bits", whole.bits, 400, (), "runs"),
     Check("model, captions", model.captions, 600, process="runs"),
     Check("captions, recorded", recorded_runs.captions, 400, process="runs"),
+    Check("captions, sampled", recorded_runs.sampled, 400, process="runs"),
     Check("decode beside encode", recorded_runs.beside, 400, process="runs"),
     Check("context", driver.context, process=""),
     Check("context, quantized", driver.quantized, 120, BNB, ""),

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from scripts.gpu_check.model import CHUNK_SECONDS, NEW_TOKENS, TOKENS, of_model
-from scripts.gpu_check.rows import DEMO, Row, Setting, one_line, row, skipped
+from scripts.gpu_check.rows import DEMO, Row, Setting, one_line, row, skipped, told
 from scripts.gpu_check.whole import Run, alike, good_run
 
 PROMPT = "Describe this video in detail, step by step."
@@ -15,6 +15,12 @@ STORE = "recorded"
 PLAIN, RECORDED, BESIDE = "plain-steps", "recorded-steps", "beside-encode"
 """Runs: with plain steps; with recorded ones, over the features of the first; and with nothing
 stored."""
+SAMPLED = "sampled"
+"""A run like RECORDED, with settings that select tokens otherwise than by the largest logit."""
+SETTINGS = (
+    *("--temperature", "0.7", "--top-p", "0.9", "--no-repeat-ngram", "3"),
+    *("--presence-penalty", "0.5", "--avoid", "there is"),
+)
 TOGETHER_SECONDS = 1.0
 """Seconds from which stages have run beside each other: their times are rounded."""
 
@@ -31,6 +37,7 @@ def _captioned(setting: Setting, folder: Path, name: str) -> Run:
         *(str(setting.media), "--model", str(folder), "--prompt", PROMPT),
         *(("--chunk", CHUNK_SECONDS) if setting.model == DEMO else ()),
         *("--engine", "inflight", "--max-new-tokens", str(TOKENS.get(setting.size, NEW_TOKENS))),
+        *(SETTINGS if name == SAMPLED else ()),
         env={SWITCH: "0"} if name == PLAIN else {},
         store=store,
     )
@@ -53,6 +60,15 @@ def captions(setting: Setting, folder: Path) -> Iterator[Row]:
     figures = {"tokens_per_second": rates[1], "plain_tokens_per_second": rates[0], **counts}
     good = bool(counts.get("replayed")) and not reason
     yield row("steps of a run that are replayed", "nearly all", found, good, **figures)
+
+
+@of_model("captions, sampled")
+def sampled(setting: Setting, folder: Path) -> Iterator[Row]:
+    """How fast tokens are selected with settings, beside greedy ones."""
+    greedy, done = (_captioned(setting, folder, name) for name in (RECORDED, SAMPLED))
+    found = f"{_rate(done):,.0f} tokens/s of decode with loading, {_rate(greedy):,.0f} greedy"
+    figures = {"tokens_per_second": _rate(done), "greedy_tokens_per_second": _rate(greedy)}
+    yield told("captions, sampled with penalties and avoided words", found, **figures)
 
 
 def _rate(done: Run) -> float:
