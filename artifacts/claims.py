@@ -11,7 +11,6 @@ import contextlib
 import fcntl
 import os
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from hashlib import blake2b
@@ -97,6 +96,11 @@ class WorkClaims:
         self._claims = claims
         self._record_sets = record_sets
         self._lock = threading.Lock()
+        self._ended = threading.Event()
+
+    def end(self) -> None:
+        """Claim nothing more: a thread that waits for another process goes on without it."""
+        self._ended.set()
 
     def take(self, missing: Callable[[], Sequence[str]]) -> bool | None:
         """Claim the missing keys. Return True if this process must compute them, False if none is
@@ -129,13 +133,15 @@ class WorkClaims:
         while left:
             held = []
             for batch in left:
+                if self._ended.is_set():
+                    return
                 granted = self.take(partial(missing, batch))
                 if granted:
                     yield batch
                 elif granted is None:
                     held.append(batch)
             if len(held) == len(left):
-                time.sleep(POLL_SECONDS)
+                self._ended.wait(POLL_SECONDS)
             left = held
 
     def done(self, keys: Iterable[str]) -> None:
@@ -168,7 +174,9 @@ def claims_at(store: Store, *record_sets: RecordSet) -> Iterator[WorkClaims]:
     """Yield claims on the work of the first of these record sets. They are released at the end of
     the block or of the process. Raises EnvironmentFault."""
     claims = Claims(store.local / FOLDER / record_sets[0].folder)
+    work = WorkClaims(claims, record_sets)
     try:
-        yield WorkClaims(claims, record_sets)
+        yield work
     finally:
+        work.end()
         claims.close()

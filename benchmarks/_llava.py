@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scripts.card_models import hf
-from tests.support import plan_processors
-from tests.support.families import ALPHABET, LLAVA_TEMPLATE, byte_tokenizer
-from tests.support.plan_cases import plan_case
+from benchmarks import _processors as plan_processors
+from benchmarks._card_models import hf
+from benchmarks._plan_cases import plan_case
+from benchmarks._words import ALPHABET, LLAVA_TEMPLATE, byte_tokenizer
 
 SHARD_BYTES = 1 << 30
 """Weights in a file, and in memory, at the most."""

@@ -15,10 +15,10 @@ from typing import Any, Self
 from artifacts.errors import CannotFit, PenstockError
 from artifacts.packs import RecordSet
 from artifacts.store import open_store
+from benchmarks._jobs import made_job
 from stages.process.events import EventReporter
 from stages.process.memory import Sampler, anonymous_bytes
 from stages.process.stage_process import StageProcess
-from tests.support.started import made_job
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -105,11 +105,11 @@ def joint(job: dict[str, Any], watch: Watch) -> list[str]:
     import torch
     from transformers import AutoModelForImageTextToText
 
+    from benchmarks._jobs import whole as inputs_of
     from stages.models.encoding.job import EncodeItem
     from stages.models.encoding.run import read_clip
     from stages.models.halves.ranged_reads import ranged_reads
     from stages.models.processors.prepare import load_processor
-    from tests.support.processors import whole as inputs_of
 
     load: Any = AutoModelForImageTextToText.from_pretrained
     with ranged_reads():
@@ -131,19 +131,19 @@ def joint(job: dict[str, Any], watch: Watch) -> list[str]:
 
 
 def encode(job: dict[str, Any], watch: Watch) -> list[str]:
+    from benchmarks._jobs import items_of_own, own_of
     from stages.encode.job import EncodeJob
     from stages.encode.run import run
     from stages.models.encoding.job import EncodeItem
-    from tests.support.waves import items_of_own, own_of
 
     run(own_of(EncodeJob, {**job, "batches": items_of_own(EncodeItem, job["batches"])}), watch)
     return []
 
 
 def decode(job: dict[str, Any], watch: Watch) -> list[str]:
+    from benchmarks._jobs import items_of_own, own_of
     from stages.decode.generation import DecodeItem, DecodeJob
     from stages.decode.run import run
-    from tests.support.waves import items_of_own, own_of
 
     batches = items_of_own(DecodeItem, job["batches"])
     run(own_of(DecodeJob, {"engine": "transformers", **job, "batches": batches}), watch)
@@ -163,9 +163,9 @@ def warm(job: dict[str, Any]) -> None:
     import stages.decode.engines.transformers
     import stages.decode.run
     import stages.encode.run  # noqa: F401
+    from benchmarks._jobs import own_of
     from stages.encode.job import EncodeJob
     from stages.models.loading import warm as load
-    from tests.support.waves import own_of
 
     load(own_of(EncodeJob, job))
 

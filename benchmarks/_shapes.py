@@ -6,17 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from scripts import card_models
-from scripts.card_models import hf
-from tests.support import plan_processors
-from tests.support.families import (
-    LLAVA_TEMPLATE,
-    QWEN_MARKS,
-    QWEN_TEMPLATE,
-    template,
-    tokenizer,
-    words,
-)
+from benchmarks import _card_models as card_models
+from benchmarks import _processors as plan_processors
+from benchmarks._card_models import hf
+from benchmarks._words import LLAVA_TEMPLATE, QWEN_MARKS, QWEN_TEMPLATE, template, tokenizer, words
 
 VOCABULARY = 96000
 WINDOWED = ["sliding_attention", "full_attention"]

@@ -75,7 +75,7 @@ QUICK = ClipSize(2, 64, 4, 32, 8, text_width=32, projection=24, text_layers=1, w
 
 def checkpoint(folder: Path, shape: str, quick: bool) -> Path:
     """Return a checkpoint of a shape, which is written unless it is the demo's."""
-    from tests.support.dual_encoders import save_clip
+    from benchmarks._clip import save_clip
 
     if shape in DEMOS:
         return DEMOS[shape]

@@ -102,7 +102,7 @@ def measure(folder: Path, port: int) -> dict[str, float]:
 
 def main() -> None:
     """Start the server, and print three measurements."""
-    command = [sys.executable, "-m", "tests.support.endpoint", "0", str(SECONDS)]
+    command = [sys.executable, "-m", "benchmarks._endpoint", "0", str(SECONDS)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
         port = int(server.stdout.readline())

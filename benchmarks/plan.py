@@ -21,6 +21,7 @@ from artifacts.packs import Record, RecordSet
 from artifacts.schema import MediaKind
 from artifacts.store import open_store
 from benchmarks._common import MIB, cells, heads, taken
+from benchmarks._jobs import items_of_own, made_job, own_of
 from benchmarks._shapes import build
 from benchmarks.gguf import exported
 from flows.checkpoint.gguf import gguf_for
@@ -39,8 +40,6 @@ from stages.models.hub.checkpoint import Checkpoint
 from stages.models.inspection import describe
 from stages.process.events import StageOutcome
 from stages.tune.job import TuneItem
-from tests.support.started import made_job
-from tests.support.waves import items_of_own, own_of
 
 SIDE = 448
 """Pixels of a side of the frames."""

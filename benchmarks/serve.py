@@ -30,7 +30,6 @@ from benchmarks._card_time import PICTURE_SECONDS, SIDE, START_SECONDS
 from benchmarks._common import MIB, cells, heads, in_fresh_process, soft_jpegs
 from benchmarks._load import PLACE, UNANSWERED, Answers, Load, ask
 from flows.machine.versions import cpu_line
-from scripts.stage_processes import family
 from stages.process.fork_client import child_environment
 
 LIGHT = 20.0
@@ -92,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def write_model(folder: Path) -> None:
     """Write a small CLIP that sees pictures of the size that the stand-in does: by that they are
     decoded."""
-    from tests.support.dual_encoders import save_clip
+    from benchmarks._clip import save_clip
 
     save_clip(folder, None, image_size=SIDE, patch_size=SIDE // 7)
 
@@ -175,6 +174,15 @@ def _wait_up(process: "subprocess.Popen[bytes]", port: int, body: bytes, log: Pa
             told = str(error)
         time.sleep(0.2)
     raise RuntimeError(f"no answer: {told}\n{log.read_text(errors='replace')[-3000:]}")
+
+
+def family(pid: int) -> list[int]:
+    """A process and all below it."""
+    found = [pid]
+    for children in Path(f"/proc/{pid}/task").glob("*/children"):
+        with contextlib.suppress(OSError):
+            found += [each for child in children.read_text().split() for each in family(int(child))]
+    return found
 
 
 def memory(pid: int) -> int:

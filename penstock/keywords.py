@@ -87,7 +87,7 @@ class CaptionOptions(FeatureOptions, total=False):
     media: str | None
     trust_folder: bool
     confidence: bool
-    sift: str
+    sift: str | None
     replace: bool
 
 
@@ -125,7 +125,7 @@ class SiftRunOptions(MediaRunOptions, total=False):
     model: str | PathLike[str]
     out: str | PathLike[str]
     tiles: str
-    keep: str
+    keep: str | None
     mirrored: bool
     head: dict[str, str]
     similar: float | None
@@ -139,7 +139,7 @@ class SearchOptions(TypedDict, total=False):
 
     top: int
     without: Words
-    where: str
+    where: str | None
     moments: bool
     store: str | PathLike[str]
     memory: str | int | None

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from benchmarks._card_models import CardModel, card_models, write_checkpoint
 from benchmarks._common import cells, heads
 from flows.checkpoint.models import Model, pipeline_for
 from flows.checkpoint.precision import QUANTIZED, resolve_settings
@@ -17,7 +18,6 @@ from flows.options.commands import CaptionConfig
 from flows.pipelines import CAPTION, EMBED, parts_of
 from flows.planning.choose import PlanRequest, StagePlan, plan_request_of_model
 from flows.planning.plan_view import TABLE, plans_within
-from scripts.card_models import CardModel, card_models, write_checkpoint
 from stages.models.hub.checkpoint import Checkpoint
 from stages.models.inspection import describe
 from stages.models.profile import ModelProfile
@@ -140,7 +140,7 @@ them. `python -m scripts.cards` makes this page; a test says when it is old.
 
 **All figures are planned. No card has confirmed them.** For each model, the script builds its
 transformers class without weights, from the published configuration in
-`scripts/card_models.json`. It stops if the count of its parameters is not the one
+`benchmarks/_card_models.json`. It stops if the count of its parameters is not the one
 that is noted there with its source. Then it calls the functions of `penstock plan`. A card of 24 GB
 has 24·10⁹ bytes, and a run takes at most 95 % of them. If other programs use some of that memory,
 read the row of the next smaller card. To plan one row again:
@@ -156,7 +156,9 @@ byte of a template, so a real prompt is slightly shorter.
 
 `penstock plan` names these for the memory that it finds. "Largest" means most parameters among
 the models below that caption with weights and KV cache on the card; whether its captions are
-better was not measured. The last column is for a model that is larger still, in fewer bits."""
+better was not measured. The last column is for a model that is larger still, in fewer bits. A
+[published 4-bit checkpoint](precision.md#checkpoints-that-other-programs-quantized) (AWQ, GPTQ,
+W4A16) takes about as much as the same model with nf4, and is a smaller download."""
 MODELS = """## The models
 
 Weights are those of the checkpoint's own precision. "KV" is the size of the cache for one token in

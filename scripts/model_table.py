@@ -14,6 +14,7 @@ from typing import Any
 from benchmarks._common import cells
 from stages.models.encoding.pass_modes import ALONE, BATCHES, FIXED
 from stages.models.hub.checkpoint import NEAREST
+from stages.models.hub.quantized import READ, UNREAD
 from stages.models.hub.unsupported import UNSUPPORTED
 
 PAGE = Path(__file__).parents[1] / "docs" / "models.md"
@@ -327,11 +328,9 @@ Each of these checkpoints is refused in one line, with the reason and a form tha
 """
 QUANTIZED = (
     (
-        "quantized checkpoints: AWQ, GPTQ, FP8, compressed-tensors and others",
-        "they are quantized by another method than that of bitsandbytes, and their halves cannot "
-        "be loaded",
-        "the original checkpoint with `--precision nf4` or `int8`, or the output of "
-        "`penstock export --to nf4` from it",
+        f"quantized checkpoints that are stored {'; '.join(form.form for form in UNREAD)}",
+        "their layers are in none of the layouts that are read",
+        f"the original checkpoint with `--precision nf4`, or the model in one of: {READ}",
     ),
     (
         "one whose config.json claims quantization over plain weights",

@@ -20,7 +20,10 @@ SECONDS = 60.0
 LONGEST_SECONDS = 300.0
 AT_MOST = 120
 """Tests that are worth ordering: more never fit."""
-ALWAYS = {"a kill": "kill", "an attack on a server": r"^tests/test_attack_(server|chat|serve)"}
+ALWAYS = {
+    "a kill": "kill",
+    "an attack on a server": r"^tests/test_flows_(serving_(openai|clients)|deployments_access)",
+}
 """What every sample has, and what in a test's id tells it."""
 ROUTE = re.compile(r"^\| (\w+) \|(?:[^|]*\|){5} (protocol|replay|splice|joint) \|", re.MULTILINE)
 FAMILIES = "tests/test_stages_models_families.py::"

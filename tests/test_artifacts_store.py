@@ -6,6 +6,7 @@ import fcntl
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -165,12 +166,27 @@ def test_only_what_others_published_is_news(tmp_path: Path) -> None:
     second.close()
 
 
-def test_what_another_gave_up_is_made(store: FolderStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_another_gave_up_is_made(store: FolderStore) -> None:
     ours = RecordSet(store, "k", "s")
     with claims_at(store, ours) as mine, claims_at(store, RecordSet(store, "k", "s")) as other:
         assert other.take(lambda: ["a"])
-        monkeypatch.setattr(time, "sleep", lambda _: other.done(["a"]))
+        given_up = threading.Timer(0.1, other.done, [["a"]])
+        given_up.start()
         assert list(mine.claimed_batches([["a"]], lambda batch: batch)) == [["a"]]
+        given_up.join()
+
+
+def test_who_waits_for_another_ends_with_its_own_work(store: FolderStore) -> None:
+    ours, found = RecordSet(store, "k", "s"), list[list[str]]()
+    with claims_at(store, RecordSet(store, "k", "s")) as other:
+        assert other.take(lambda: ["a"])
+        with claims_at(store, ours) as mine:
+            batches = mine.claimed_batches([["a"]], lambda batch: batch)
+            waiting = threading.Thread(target=lambda: found.extend(batches))
+            waiting.start()
+            mine.end()
+            waiting.join(5)
+            assert not waiting.is_alive() and found == []
 
 
 @pytest.mark.parametrize("code", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL])

@@ -55,8 +55,7 @@ def test_the_server_runs_the_nightly_rebuild_by_itself_and_only_what_changed_is_
     assert "the model was changed: 3 files" in script("deployment_check", "--nightly")
 
 
-@pytest.mark.parametrize("kinds", ["child,flow,worker", "server,away,gone,cancel", "both"])
-def test_runs_end_complete_whatever_is_killed(kinds: str) -> None:
-    told = script("fault_check", "--moments", "2", "--kinds", kinds)
-    moments = 2 * len(kinds.split(","))
-    assert f"{moments} of {moments} moments: complete" in told
+def test_runs_end_complete_when_a_stage_a_flow_or_the_server_is_killed() -> None:
+    """`python -m scripts.fault_check` kills everything else, too."""
+    printed = script("fault_check", "--moments", "1", "--kinds", "child,flow,server")
+    assert "3 of 3 moments: complete" in printed

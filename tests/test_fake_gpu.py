@@ -18,11 +18,10 @@ from stages.process.device import device_holders, device_used_bytes
 from tests.support import gpus
 from tests.support.fake_gpu import pynvml as fake
 from tests.support.fake_gpu.state import MIB, Machine
-from tests.support.fake_gpu.visible import refusal, visible
+from tests.support.fake_gpu.visible import visible
 from tests.support.gpus import GIB
 
 FIRST, SECOND = gpus.gpu(0).uuid, gpus.gpu(1).uuid
-PART = gpus.part(0).uuid
 RESERVED = Machine(gpus=()).reserved_bytes
 ALIKE = gpus.plain(gpus=tuple(gpus.gpu(number) for number in range(4)))
 CHOICES = [
@@ -59,42 +58,6 @@ def test_every_name_is_one_of_the_real_library() -> None:
         assert type(fake.NVMLError(number)) is error
 
 
-@pytest.mark.parametrize("name", ["LibraryNotFound", "DriverNotLoaded", "LibRmVersionMismatch"])
-def test_a_driver_that_is_not_there_or_not_whole_is_told_at_the_beginning(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with pytest.raises(Exception, match=r"N|M") as raised:
-        driver(gpus.plain(init_error=name), tmp_path, monkeypatch)
-    assert type(raised.value).__name__ == f"NVMLError_{name}"
-    assert refusal(gpus.plain(init_error=name))
-
-
-def test_what_a_machine_does_not_tell_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    library = driver(gpus.plain(process_list=False, memory_info=False), tmp_path, monkeypatch)
-    handle = library.nvmlDeviceGetHandleByIndex(0)
-    for ask in (library.nvmlDeviceGetMemoryInfo, library.nvmlDeviceGetComputeRunningProcesses):
-        with pytest.raises(library.NVMLError_NotSupported):
-            ask(handle)
-    for wrong in ("GPU-fa4e0000", "0", SECOND):
-        with pytest.raises(library.NVMLError_NotFound):
-            library.nvmlDeviceGetHandleByUUID(wrong)
-    with pytest.raises(library.NVMLError_InvalidArgument):
-        library.nvmlDeviceGetHandleByIndex(1)
-
-
-def test_a_lost_card_answers_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    library = driver(gpus.plain(), tmp_path, monkeypatch)
-    handle = library.nvmlDeviceGetHandleByIndex(0)
-    gpus.lose(tmp_path)
-    for ask in (library.nvmlDeviceGetMemoryInfo, library.nvmlDeviceGetUUID):
-        with pytest.raises(library.NVMLError_GpuIsLost, match="GPU is lost"):
-            ask(handle)
-    with pytest.raises(library.NVMLError_GpuIsLost):
-        library.nvmlDeviceGetHandleByIndex(0)
-
-
 def test_what_a_process_holds_goes_with_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sleeper: "subprocess.Popen[bytes]"
 ) -> None:
@@ -117,25 +80,6 @@ def test_what_a_process_holds_goes_with_it(
     sleeper.kill()
     sleeper.wait()
     assert holders() == {7: GIB}
-
-
-def test_of_a_card_in_slices_only_they_are_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    library = driver(gpus.mig(), tmp_path, monkeypatch)
-    whole = library.nvmlDeviceGetHandleByIndex(0)
-    for ask in (library.nvmlDeviceGetMemoryInfo, library.nvmlDeviceGetComputeRunningProcesses):
-        with pytest.raises(library.NVMLError_NoPermission):
-            ask(whole)
-    assert library.nvmlDeviceGetMigMode(whole) == [1, 1]
-    part = library.nvmlDeviceGetMigDeviceHandleByIndex(whole, 0)
-    assert library.nvmlDeviceGetUUID(part) == PART
-    assert part == library.nvmlDeviceGetHandleByUUID(PART)
-    gpus.hold(tmp_path, os.getpid(), GIB, PART)
-    assert library.nvmlDeviceGetMemoryInfo(part).used == RESERVED + GIB
-    with pytest.raises(library.NVMLError_NotFound):
-        library.nvmlDeviceGetMigDeviceHandleByIndex(whole, 2)
-    assert library.nvmlDeviceGetMaxMigDeviceCount(whole) == 7
 
 
 @pytest.mark.parametrize("choice", CHOICES)

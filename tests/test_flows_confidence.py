@@ -6,7 +6,6 @@ import json
 import random
 import re
 import shutil
-import time
 from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
@@ -31,7 +30,7 @@ from penstock_demo.words import COLOURS, DIRECTIONS
 from stages.decode.confidence import Confidence
 from tests.support.inside import run_inside
 from tests.support.media import write_video
-from tests.support.pipeline import Place, kill_at
+from tests.support.pipeline import Place
 
 PLAIN = {"precision": "fp32"}
 
@@ -180,22 +179,6 @@ def test_a_planted_wrong_word_is_among_the_most_doubtful(
     assert found >= 0.8 * len(planted)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("victim", ["child", "group"])
-def test_a_killed_scoring_resumes_to_the_same(
-    victim: str, place: Place, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("stages.decode.scoring.PUBLISH_SECONDS", 0.0)
-    run_inside(place, **PLAIN)
-    rng = random.Random(2)
-    correct(place, **{key: swapped(row["said"], rng) for key, row in rows_of(place).items()})
-    status = kill_at(place, "score", 1, victim, "--confidence", "--precision", "fp32")
-    assert status == (0 if victim == "child" else -9)
-    assert place.run("--confidence", "--precision", "fp32").returncode == 0
-    lines, kept = place.captions(), place.stored("scores")
-    assert len(kept) == len(lines) and all(line["margin"] < 0 for line in lines)
-
-
 def captions(margins: list[float | None], decided: list[int], url: str) -> Any:
     rows = {f"{at}": {"margin": margin} for at, margin in enumerate(margins)}
     edits = {f"{at}": Edit(review="accepted") for at in decided}
@@ -286,20 +269,6 @@ def test_features_that_cannot_be_read_are_counted(tmp_path: Path) -> None:
     found, note = PooledFeatures().of(url, ["features 0", "features 9", "features 99"])
     assert sorted(found) == ["features 0"]
     assert note.startswith("2 captions by doubt alone: their features are no longer in the store")
-
-
-@pytest.mark.slow
-def test_fifty_thousand_captions_are_ranked_in_seconds(tmp_path: Path) -> None:
-    draw, count = np.random.default_rng(0), 50_000
-    url = stored(tmp_path / "store", draw.standard_normal((count, 256)), pack=1000)
-    given = captions([*draw.uniform(0, 9, count)], [*range(0, count, 25)], url)
-    features, seconds = PooledFeatures(), []
-    for _ in range(2):
-        began = time.perf_counter()
-        found = teach_ranking(given, features)
-        seconds.append(time.perf_counter() - began)
-    assert len(set(found.keys)) == count and found.note == ""
-    assert seconds[0] < 60 and seconds[1] < 20, "measured 6 and 1 on two busy cores"
 
 
 def test_a_run_of_the_demo_is_ranked_by_its_features(tmp_path: Path) -> None:

@@ -53,7 +53,6 @@ QUICK = (
 )
 NO_CLIP = {("avi", feature) for feature in ("B-frames", "gap", "variable rate")}
 """H.264 in AVI has no times of display, without which no packets can be copied."""
-COMMANDED = (("mp4", "late video"), ("ts", "late video"), ("mkv", "gap"), ("avi", "B-frames"))
 Pixels = NDArray[np.uint8]
 
 
@@ -177,23 +176,6 @@ def nearest(pixels: Pixels, shown: Pixels) -> int:
     away = np.abs(shown.astype(int) - pixels).mean(axis=(1, 2, 3))
     assert away.min() < 12
     return int(away.argmin())
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("container", "feature"), COMMANDED)
-def test_a_command_writes_the_times_of_a_player(
-    tmp_path: Path, container: str, feature: str
-) -> None:
-    path = write_cell(tmp_path / f"a.{CONTAINERS[container].suffix}", container, feature)
-    out, store = tmp_path / "out", str(tmp_path / "store")
-    command = ["caption", str(path), "--model", "demo", "--chunk", "1", "--format", "srt"]
-    assert main([*command, "--out", str(out), "--store", store]) == 0
-    (subtitles,) = out.rglob("*.srt")
-    cues = cues_in(subtitles.read_text())
-    times = expected_times(path, container, feature)
-    assert cues[0][0] == pytest.approx(times[0], abs=EXACT)
-    assert [b - a for a, b in cues[:-1]] == pytest.approx([1.0] * (len(cues) - 1))
-    assert times[-1] < cues[-1][1] < times[-1] + 0.1
 
 
 @pytest.mark.slow

@@ -3,8 +3,11 @@ defaults a run has; what a worker allows them: where runs write, whose servers t
 they run foreign code."""
 
 import json
+import os
 import re
+from contextlib import suppress
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,8 @@ import pytest
 from prefect.utilities.schema_tools.validation import ValidationError, validate
 
 from artifacts.endpoints import LISTED
-from artifacts.errors import UsageError
+from artifacts.errors import EnvironmentFault, UsageError
+from artifacts.store import open_store
 from flows.deployments.caption import caption_videos
 from flows.deployments.commands import (
     embed_media,
@@ -24,10 +28,12 @@ from flows.deployments.commands import (
 )
 from flows.deployments.config_checks import REMOTE_CODE, VARIABLE, confine
 from flows.deployments.sweep import sweep_crashed
+from flows.job.prepare import out_folder
 from flows.options.commands import CaptionConfig, RebuildConfig
 from flows.options.export_config import ExportConfig
 from flows.options.training import TuneConfig
 from flows.options.vectors import EmbedConfig, IndexConfig, LabelConfig
+from tests.support.attacks import attacked, seeded
 from tests.support.pipeline import ROOT
 
 CLIP = {"sources": ["a.mp4"]}
@@ -150,40 +156,6 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CaptionConfig:
     return CaptionConfig(sources=("a.mp4",), out=str(root / "new" / "run"))
 
 
-def test_folders_below_the_root_are_taken_or_made(config: CaptionConfig, tmp_path: Path) -> None:
-    confine(config)
-    confine(replace(config, out="allowed/x/../y", store=str(tmp_path / "allowed")))
-    confine(replace(config, store=f"file://{tmp_path}/allowed/store"))
-
-
-AWAY = ("/etc", "allowed/../elsewhere", "allowed-too", "~/captions", "allowed/link")
-ADDRESSES = ("file://~", "file:////etc")
-ANOTHER_READING = ("file:///../..{0}/allowed/x", "file:{0}/allowed/x", "{0}/new/../allowed/x")
-
-
-@pytest.mark.parametrize(
-    ("name", "text"),
-    [
-        *(("out", text) for text in (*AWAY, *ANOTHER_READING)),
-        *(("store", text) for text in (*AWAY, *ADDRESSES)),
-    ],
-)
-def test_no_parameter_leads_out_of_it(
-    config: CaptionConfig, tmp_path: Path, name: str, text: str
-) -> None:
-    (tmp_path / "allowed" / "link").symlink_to(tmp_path)
-    given: dict[str, Any] = {name: text.format(tmp_path)}
-    with pytest.raises(UsageError, match=f"`{name}` leads to .*{VARIABLE}"):
-        confine(replace(config, **given))
-    assert [path.name for path in tmp_path.iterdir()] == ["allowed"]
-
-
-def test_an_address_without_a_path_is_refused(config: CaptionConfig, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"^empty store"):
-        confine(replace(config, store="file://"))
-    assert [path.name for path in tmp_path.iterdir()] == ["allowed"]
-
-
 @pytest.mark.parametrize("name", ["out", "store"])
 @pytest.mark.parametrize("value", ["a\0b", "~nobody-of-this-name/x", "\ud800"])
 def test_what_is_no_path_fails_in_one_line(config: CaptionConfig, name: str, value: str) -> None:
@@ -199,15 +171,6 @@ def test_a_root_that_is_not_there_yet_can_be_made(
     confine(replace(config, out="later/allowed/x"))
     with pytest.raises(UsageError, match="later/else, which is not in"):
         confine(replace(config, out="later/else/../allowed/x"))
-
-
-def test_there_can_be_several_roots_and_a_root_can_be_a_link(
-    config: CaptionConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "disk").mkdir()
-    (tmp_path / "store").symlink_to(tmp_path / "disk")
-    monkeypatch.setenv(VARIABLE, f"{tmp_path}/allowed:{tmp_path}/store")
-    confine(replace(config, store=str(tmp_path / "disk" / "here")))
 
 
 def test_code_of_a_checkpoint_runs_only_if_the_worker_allows_it_and_outputs_are_anywhere(
@@ -262,3 +225,163 @@ def test_the_job_template_for_kubernetes_fills_all_of_its_places() -> None:
     Draft202012Validator(variables).validate(defaults)
     places = set(re.findall(r"\{\{ (\w+) \}\}", json.dumps(template["job_configuration"])))
     assert places == properties.keys()
+
+
+# `{world}` holds `allowed`, which is `{root}`, and `else`, `home` and `clone`, where one works.
+# `allowed` holds the links `link` and `chain` to `else`, `back` to itself and `dangling` to
+# nothing; `{world}/way` is a link to `{world}`.
+INSIDE = [
+    *("{root}", "{root}/x", "{root}/x/", "{root}//x", "{root}/x/../y", "{root}/new/deep/../../y"),
+    *("{root}/..x", "{root}/...", "{root}/ ", "{root}/$HOME", "{root}/%2e%2e/%2e%2e/x"),
+    *("{root}/..\\..\\x", "{root}/\uff0e\uff0e/\uff0e\uff0e/x", "{root}/\u2025/x"),
+    *("{root}/" + "d/" * 60, "{root}/back/x", "../allowed/x", "//{root}/x", "~/../allowed/x"),
+    "{world}/way/allowed/x",
+]
+OUTSIDE = [
+    *("/", "/etc/penstock", "{world}", "{world}/allowed-too", "{world}/allowed too"),
+    *("{world}/Allowed", "{world}/allowed ", "{world}/\uff41llowed/x", "{root}/.."),
+    *("{root}/../else", "{root}/../allowed/../else", "{root}//..//else", "{root}/x/../../else"),
+    *("{root}/new/new/../../../else/x", "{root}/link", "{root}/link/../x"),
+    *("{root}/link/../../allowed-too", "{root}/chain/x", "{root}/dangling", "{root}/back/../x"),
+    *("{world}/new/../allowed/x", "{world}/else/new/../../allowed/x", "file://{root}/x"),
+    *("file:///../..{root}/x", "file:///{root}/x", "file:{root}/x", "file://localhost{root}/x"),
+    *("s3://{root}/x", "x", ".", "..", "-", " ", "~/x", "~nobody-of-this-name/x", "$HOME/x"),
+    *("${{HOME}}/../allowed/x", "{root}:/x", " {root}/x", "\ufeff{root}/x", "\\{root}\\x"),
+    *("{root}\0/../../else", "{root}/\udc80\ud800", "/proc/self/cwd/x"),
+    *("/".join(("/proc/self", "root", "etc")), "/dev/null", "{world}/else/" + "d" * 300),
+    *("file://", "file://.", "file://~", "file://else", "file:///", "file://{root}/../x"),
+]
+ALSO_FOR_STORE = [
+    "file://{root}/x",
+    "file:///{root}/x",
+    "file:///../..{root}/x",
+    "file://../allowed/x",
+]
+"""A store may be an address of a file, and is opened where that leads."""
+SEGMENTS = [
+    *("..", ".", "", "allowed", "link", "chain", "back"),
+    *("new", "else", "dangling", "x", "way"),
+]
+HEADS = ["", "/", "//", "~/", "file://", "file:///", "{root}/", "{world}/", "file://{root}/"]
+DRAWN = 1000
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder `allowed`, links in and out of it, and a worker that works beside it."""
+    world = tmp_path / "world"
+    for name in ("allowed", "else", "clone", "home"):
+        (world / name).mkdir(parents=True)
+    (world / "allowed" / "link").symlink_to(world / "else")
+    (world / "allowed" / "chain").symlink_to("link")
+    (world / "allowed" / "back").symlink_to(".")
+    (world / "allowed" / "dangling").symlink_to(world / "not-there")
+    (world / "way").symlink_to(world)
+    monkeypatch.setenv(VARIABLE, str(world / "allowed"))
+    monkeypatch.setenv("HOME", str(world / "home"))
+    monkeypatch.chdir(world / "clone")
+    return world
+
+
+def spelled(text: str, world: Path) -> str:
+    return text.format(root=world / "allowed", world=world)
+
+
+def passes(config: CaptionConfig) -> bool:
+    try:
+        confine(config)
+    except UsageError:
+        return False
+    return True
+
+
+def written(config: CaptionConfig, world: Path) -> None:
+    """What a run makes first, where it makes it; it must lie inside, and nothing elsewhere."""
+    root = str(world / "allowed")
+    before = outside(world)
+    out, store = out_folder(config), open_store(config.store_url)
+    for folder in (out, store.local):
+        real = os.path.realpath(folder)
+        assert real == root or real.startswith(f"{root}/"), (config.out, config.store, real)
+    with suppress(OSError, EnvironmentFault):  # where it leads by a broken link, it cannot be made
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "captions.jsonl").write_bytes(b"")
+        store.check_writable()
+        store.put_if_absent("features/one", [b"one"])
+    assert outside(world) == before, (config.out, config.store)
+
+
+def outside(world: Path) -> set[str]:
+    """Everything that is there but not in the folder."""
+    found: set[str] = set()
+    for folder, folders, files in os.walk(world):
+        if folder == str(world):
+            folders.remove("allowed")
+        found.update(os.path.join(folder, name) for name in (*folders, *files))
+    return found
+
+
+def of(world: Path, **given: str) -> CaptionConfig:
+    inside = str(world / "allowed" / "plain")
+    return CaptionConfig(sources=("a.mp4",), **{"out": inside, "store": inside, **given})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [*product(("out", "store"), INSIDE), *(("store", text) for text in ALSO_FOR_STORE)],
+)
+def test_what_leads_inside_is_let_through_and_lies_there(world: Path, name: str, text: str) -> None:
+    config = of(world, **{name: spelled(text, world)})
+    assert passes(config)
+    written(config, world)
+
+
+@pytest.mark.parametrize("text", OUTSIDE)
+def test_what_leads_outside_is_refused_in_one_line(world: Path, text: str) -> None:
+    before = outside(world)
+    for name in ("out",) if text in ALSO_FOR_STORE else ("out", "store"):
+        with pytest.raises(UsageError):
+            confine(of(world, **{name: spelled(text, world)}))
+    assert outside(world) == before
+
+
+@pytest.mark.parametrize(
+    "root", ["{world}/else:{world}/allowed", "{world}/way/allowed", "../allowed"]
+)
+def test_roots_are_taken_for_where_they_lead(
+    world: Path, monkeypatch: pytest.MonkeyPatch, root: str
+) -> None:
+    monkeypatch.setenv(VARIABLE, spelled(root, world))
+    assert passes(of(world))
+    assert not passes(of(world, out=str(world / "home")))
+
+
+@pytest.mark.slow
+def test_whatever_is_let_through_is_written_inside(world: Path) -> None:
+    random = seeded("paths")
+    through = 0
+    for _ in range(DRAWN):
+        steps = random.choices(SEGMENTS, k=random.randrange(1, 7))
+        text = spelled(random.choice(HEADS), world) + "/".join(steps)
+        name = random.choice(["out", "store"])
+        if text and passes(config := of(world, **{name: text})):
+            through += 1
+            written(config, world)
+    assert DRAWN / 20 < through < DRAWN / 2
+
+
+@pytest.mark.slow
+def test_an_empty_out_is_refused_wherever_it_is_given(world: Path) -> None:
+    with pytest.raises(UsageError, match="--out is empty"):
+        of(world, out="")
+    before = outside(world)
+    outcome = attacked("caption", "a.mp4", "--model", "demo", "--out", "", cwd=world / "clone")
+    outcome.holds(2)
+    assert "--out is empty" in outcome.err
+    assert outside(world) == before
+
+
+def test_a_store_that_is_left_out_is_the_worker_s_own(world: Path) -> None:
+    config = replace(of(world), store="")
+    assert passes(config)
+    assert open_store(config.store_url).url == os.environ["PENSTOCK_STORE"]

@@ -9,7 +9,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -26,6 +25,7 @@ from prefect.states import Cancelled, Cancelling, Completed, Crashed, Pending, R
 import penstock_demo
 from artifacts.errors import UsageError
 from artifacts.index.manifest import read_manifest
+from benchmarks._clip import save_clip
 from flows.cli.main import main
 from flows.deployments import crashed
 from flows.deployments.caption import caption_videos
@@ -34,20 +34,15 @@ from flows.deployments.commands import (
     export_model,
     index_folder,
     label_images,
-    learn_captions,
-    sift_media,
 )
 from flows.deployments.crashed import close_crashed, close_ended, pages_of
 from flows.deployments.runs import MAX_LETTERS
 from flows.options.commands import CaptionConfig
 from flows.options.export_config import ExportConfig
-from flows.options.training import LearnConfig
-from flows.options.vectors import EmbedConfig, IndexConfig, LabelConfig, SiftConfig
+from flows.options.vectors import EmbedConfig, IndexConfig, LabelConfig
 from flows.results.run_read import load_record
 from stages.export.parity import PARITY
-from tests.support.dual_encoders import save_clip
 from tests.support.embedding import SIZES, embed, vectors, write_images
-from tests.support.learning import decide_in, style
 from tests.support.pipeline import ROOT, read_lines
 
 CLIPS = [str(penstock_demo.CLIPS / name) for name in ("clip-01.mp4", "clip-02.mp4")]
@@ -179,31 +174,6 @@ def test_a_flow_makes_the_vectors_of_the_plain_command_once(
     assert (row["files"], row["vectors"]) == (6, 6)
 
 
-def test_a_flow_marks_media_and_a_second_run_marks_nothing(
-    images: tuple[Path, Path], tmp_path: Path
-) -> None:
-    config = SiftConfig(sources=(str(images[0]),), keep="black = 0", out=str(tmp_path / "out"))
-    state, artifacts = run_flow(sift_media, config)
-    assert state.is_completed() and "kept in" in state.message
-    assert artifacts["penstock-sift"] == 100
-    (row,) = json.loads(artifacts["penstock-marks"])
-    state, artifacts = run_flow(sift_media, config)
-    assert state.is_completed() and "penstock-sift" not in artifacts
-    assert json.loads(artifacts["penstock-marks"]) == [row]
-
-
-def test_a_flow_learns_from_corrections(tmp_path: Path) -> None:
-    few: dict[str, Any] = {"chunk": 0.5, "max_new_tokens": 16}
-    captioned = CaptionConfig(sources=tuple(CLIPS), model="demo", out=str(tmp_path / "out"), **few)
-    assert run_flow(caption_videos, captioned)[0].is_completed()
-    decide_in(tmp_path / "out", lambda _, said: (style(said), "accepted"))
-    config = LearnConfig(steps=2, batch_size=2, anyway=True)
-    state, artifacts = run_flow(partial(learn_captions, caption=captioned), config)
-    assert state.is_completed() and state.message.startswith("round 1: learned from ")
-    (row,) = json.loads(artifacts["penstock-learned"])
-    assert row["adapter"] == str(tmp_path / "out" / "learn" / "round-001" / "adapter")
-
-
 def test_flows_label_and_index_as_the_commands_do(
     images: tuple[Path, Path], tmp_path: Path
 ) -> None:
@@ -321,35 +291,6 @@ def await_running(client: SyncPrefectClient, run: UUID, name: str, process: Any)
     while not any(t.name == name and t.state_name == "Running" for t in task_runs(client, run)):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.1)
-
-
-@pytest.mark.timeout(900)
-def test_a_killed_run_that_goes_on_has_one_page(client: SyncPrefectClient, tmp_path: Path) -> None:
-    # Enough to do for it to be met at work.
-    plenty = {"out": str(tmp_path / "out"), "batch_size": 1, "chunk": 0.5}
-    config = {"sources": [str(penstock_demo.CLIPS)], "model": "demo", **plenty}
-    run = client.create_flow_run(caption_videos, parameters={"config": config}, state=Pending()).id
-    killed = attempt(run)
-    await_running(client, run, "decode", killed)
-    killed.kill()
-    killed.wait()
-    (page,) = pages_of(client, [run])
-    assert "12 files, 0 failed" in str(page.data)
-    client.set_flow_run_state(run, Crashed(), force=True)  # as the worker does
-    client.set_flow_run_state(run, Pending(), force=True)  # as somebody who retries it, does
-
-    assert attempt(run).wait(600) == 0
-    state = client.read_flow_run(run).state
-    assert state is not None and state.is_completed()
-    deadline = time.monotonic() + 60  # the server hears of the last task's end a little later
-    while not all(t.state and t.state.is_final() for t in task_runs(client, run)):
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
-    decode = {t.state_name for t in task_runs(client, run) if t.name == "decode"}
-    assert decode == {"Crashed", "Completed"}
-    (page,) = pages_of(client, [run])
-    count = len(read_lines(tmp_path / "out" / "captions.jsonl"))
-    assert str(page.data).startswith("**done**") and f"{count} captions written" in str(page.data)
 
 
 @pytest.mark.timeout(600)

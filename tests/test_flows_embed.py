@@ -17,6 +17,8 @@ from PIL import Image
 from artifacts.errors import HalfChecked
 from artifacts.packs import RecordSet, stored_namespaces
 from artifacts.store import open_store
+from benchmarks._clip import save_clip
+from benchmarks._words import hf
 from flows.cli.main import main
 from flows.job.prepare import prepare_without_media, with_vector_precision
 from flows.ledger.namespaces import Variant
@@ -30,9 +32,8 @@ from stages.models.encoding.job import EncodeItem
 from stages.models.half_job import HalfJob
 from stages.process.job import job_fields
 from tests.support import embedding, gpus
-from tests.support.dual_encoders import names, save, save_clip
+from tests.support.dual_encoders import names, save
 from tests.support.embedding import embed, items, rows, vectors, write_images
-from tests.support.families import hf
 from tests.support.inside import InsideLauncher
 from tests.support.pipeline import ROOT, SECONDS, Place
 from tests.support.refusals import one_line
@@ -66,15 +67,6 @@ def test_pictures_get_the_vectors_of_the_whole_model(
         wanted = whole.get_image_features(**processor(images=images, return_tensors="pt"))
     assert np.array_equal(vectors(tmp_path), wanted.pooler_output.numpy())
     assert items(tmp_path) == {"frames": 6, "embed": 6}
-
-
-@pytest.mark.slow
-def test_threads_that_prepare_change_no_vector(pictures: Path, clip: Path, tmp_path: Path) -> None:
-    for count in ("1", "3"):
-        place = tmp_path / count
-        assert embed(pictures, clip, place, "--prepare-workers", count, "--batch-size", "2") == 0
-    assert np.array_equal(vectors(tmp_path / "1"), vectors(tmp_path / "3"))
-    assert items(tmp_path / "3") == {"frames": 6, "embed": 6}
 
 
 def test_other_squares_are_other_records_of_pictures_stored_whole(
@@ -138,43 +130,6 @@ def test_a_model_of_another_kind_is_refused_with_what_to_do(
     (tmp_path / "model" / "config.json").write_text('{"model_type": "llama"}')
     assert embed(pictures, tmp_path / "model", tmp_path) == 2
     assert "no vision half" in capsys.readouterr().err
-
-
-def test_a_damaged_vector_is_computed_again(pictures: Path, clip: Path, tmp_path: Path) -> None:
-    assert embed(pictures, clip, tmp_path) == 0
-    before = vectors(tmp_path)
-    pack, *_ = (tmp_path / "store" / "embeddings").rglob("*.pack")
-    pack.chmod(0o600)
-    pack.write_bytes(pack.read_bytes()[:-1] + b"!")
-    assert embed(pictures, clip, tmp_path) == 0
-    assert np.array_equal(vectors(tmp_path), before)
-    assert [*(tmp_path / "store" / "quarantine").iterdir()]
-
-
-@pytest.mark.slow
-def test_a_rebuild_makes_what_embed_finds_and_status_and_report_tell_of_it(
-    pictures: Path, clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    store = ["--store", str(tmp_path / "store")]
-    rebuild = ["cache", "rebuild", str(pictures), "--model", str(clip), *store]
-    assert main([*rebuild, "--batch-size", "32"]) == 0
-    assert "encoded 6 chunks" in capsys.readouterr().out
-    assert embed(pictures, clip, tmp_path) == 0
-    assert items(tmp_path) == {"frames": 0, "embed": 0} and len(vectors(tmp_path)) == 6
-    capsys.readouterr()
-    assert main(["cache", "ls", *store]) == 0
-    assert re.search(r"embeddings +fp32", capsys.readouterr().out)
-    assert main(["cache", "gc", "--max", "1B", *store]) in (0, 1)
-    assert "embeddings" in capsys.readouterr().out
-    assert embed(pictures, clip, tmp_path) == 0
-    assert items(tmp_path) == {"frames": 6, "embed": 6}
-    capsys.readouterr()
-    assert main(["status", str(tmp_path / "out")]) == 0
-    said = capsys.readouterr().out
-    assert "6 embeddings written" in said and re.search(r"\nembed +6 +0 +0 ", said)
-    assert "language half" not in said and "embeddings.npy" in said
-    assert main(["report", str(tmp_path / "out")]) == 0
-    assert "embeddings" in (tmp_path / "out" / "report.html").read_text()
 
 
 @pytest.mark.slow

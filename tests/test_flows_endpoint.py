@@ -18,6 +18,7 @@ import pytest
 
 from artifacts.endpoints import KEY, LISTED, endpoint_of, keys_from
 from artifacts.errors import EnvironmentFault, UsageError
+from benchmarks._endpoint import StandIn, running, told
 from flows.checkpoint.served import open_served
 from flows.cli.main import main
 from flows.console.display import Display
@@ -27,7 +28,6 @@ from flows.results.run_result import RunResult
 from flows.running.run import caption, embed
 from penstock_demo import CLIPS
 from stages.ask.servers import Client, Reply, _wait
-from tests.support.endpoint import StandIn, running, told
 from tests.support.media import write_numbered
 from tests.support.pipeline import PENSTOCK, ROOT, read_lines
 
@@ -363,22 +363,6 @@ def test_ten_kills_give_the_same_outputs(pictures: Path, tmp_path: Path) -> None
     assert done.returncode == 0, done.stderr
     after = read_lines(tmp_path / "killed" / "captions.jsonl")
     assert after == undisturbed and len(after) == 66
-
-
-@pytest.mark.slow
-def test_two_runs_on_one_store_send_nothing_twice(pictures: Path, tmp_path: Path) -> None:
-    write_numbered(pictures, 36)
-    stand_in = StandIn(seconds=0.3)
-    with running(stand_in) as address:
-        given = command(address, pictures, "--slots", "3", "--quiet")
-        runs = [
-            subprocess.Popen([*given, "--out", str(tmp_path / name)], cwd=ROOT)
-            for name in ("one", "other")
-        ]
-        assert [run.wait(120) for run in runs] == [0, 0]
-    assert len(stand_in.requests) == 36
-    one, other = (read_lines(tmp_path / name / "captions.jsonl") for name in ("one", "other"))
-    assert one == other and len(one) == 36
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

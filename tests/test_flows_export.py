@@ -1,11 +1,9 @@
 """A model in few bits or as graphs is written, judged by real media, and put into its place, come
 what may; 8 bit do not pass where they are too few."""
 
-import hashlib
 import json
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -33,8 +31,6 @@ from penstock_demo.clips import write_clips
 from penstock_demo.dual.pictures import write_images
 from stages.export import jobs
 from stages.export.parity import PARITY
-from stages.models.graphs.manifest import FILE, read_manifest
-from tests.support.dual_encoders import save_clip
 from tests.support.graphs import graph_job as job_of
 from tests.support.graphs import with_graphs
 from tests.support.inside import InsideLauncher
@@ -282,76 +278,6 @@ def test_the_demo_model_captions_by_its_graphs(kind: str, many_clips: Path, tmp_
     )
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_a_tower_with_outliers_does_not_pass_in_8_bit(
-    many_clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """A channel that is a thousand times the others takes all the steps of 8 bit; what is done to
-    it is undone in the weights that it meets, so that the model itself is the same."""
-    from safetensors.torch import load_file, save_file
-
-    model = Path(shutil.copytree(penstock_demo.DUAL_CHECKPOINT, tmp_path / "model"))
-    tensors = load_file(model / "model.safetensors")
-    before = [name for name in tensors if "vision" in name and "layer_norm2.weight" in name]
-    assert before
-    for name in before:
-        into = name.replace("layer_norm2.weight", "mlp.fc1.weight")
-        for each in (name, name.replace(".weight", ".bias")):
-            tensors[each] = tensors[each].float()
-            tensors[each][:4] *= 1000
-        tensors[into] = tensors[into].float()
-        tensors[into][:, :4] /= 1000
-    save_file({n: t.float() for n, t in tensors.items()}, model / "model.safetensors")
-    out = tmp_path / "made"
-    assert export_graphs(str(model), "onnx", tmp_path / "fp32", many_clips, tmp_path / "store") == 0
-    # Its text half reads texts as long as they are, and filled up.
-    told = ["label", str(many_clips), "--model", str(tmp_path / "fp32"), "--labels", "red,blue"]
-    where = ["--store", str(tmp_path / "store"), "--out", str(tmp_path / "labels")]
-    assert main([*told, *where, "--limit", "2", "--vision-backend", "onnx"]) == 0
-    assert export_graphs(str(model), "onnx-int8", out, many_clips, tmp_path / "store") == 1
-    said = capsys.readouterr().err
-    assert "quality limit missed: " in said and "centred cosine of features" in said
-    assert (out / "rejected" / "onnx" / FILE).exists() and not (out / "config.json").exists()
-
-
-def graphs_in(folder: Path) -> dict[str, str]:
-    return {
-        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted((folder / "onnx").iterdir())
-    }
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(1500)
-def test_an_export_that_is_killed_leaves_the_same_graphs_or_none(tmp_path: Path) -> None:
-    source = save_clip(tmp_path / "clip")
-    with_graphs(job_of(source, tmp_path / "whole", "vision", route="dual"))
-    wanted = graphs_in(tmp_path / "whole")
-    began = time.monotonic()
-    assert one_process(source, tmp_path / "timed").wait(300) == 0
-    taken = time.monotonic() - began
-    for step in (1, 3, 5):
-        folder = tmp_path / f"killed-{step}"
-        process = one_process(source, folder)
-        time.sleep(taken * (0.35 + 0.13 * step))
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        assert read_manifest(folder) is None or graphs_in(folder) == wanted
-        assert one_process(source, folder).wait(300) == 0
-        assert graphs_in(folder) == wanted and not (folder / "making").exists()
-
-
-def one_process(source: Path, folder: Path) -> "subprocess.Popen[bytes]":
-    """The stage that makes graphs, in a process of its own."""
-    code = (
-        "import sys; from pathlib import Path; "
-        "from tests.support.graphs import graph_job, with_graphs; "
-        "with_graphs(graph_job(Path(sys.argv[1]), Path(sys.argv[2]), 'vision', route='dual'))"
-    )
-    return subprocess.Popen([sys.executable, "-c", code, str(source), str(folder)])
-
-
 def test_what_no_graph_can_be_of_is_refused(tmp_path: Path) -> None:
     def asked(half: str = "", **more: bool) -> ExportRequest:
         return ExportRequest(kind="onnx", folder=tmp_path, half=half, **more)  # type: ignore[arg-type]
@@ -367,19 +293,6 @@ def test_what_no_graph_can_be_of_is_refused(tmp_path: Path) -> None:
     assert asked().parts("dual") == ("vision", "language") and asked().parts("splice") == (
         "vision",
     )
-
-
-@pytest.mark.slow
-def test_without_the_packages_it_is_said_at_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(jobs, "PACKAGES", ("onnx", "no-such-package"))
-    with pytest.raises(EnvironmentFault, match="no-such-package is not installed"):
-        jobs.check_packages()
-    told = ["export", "demo", "--to", "onnx", "--out", str(tmp_path / "made")]
-    assert main([*told, "--store", str(tmp_path / "store")]) == 5
-    assert "pip install 'onnx" in capsys.readouterr().err
-    assert not (tmp_path / "store").exists()
 
 
 def test_a_graph_that_computes_otherwise_is_refused() -> None:

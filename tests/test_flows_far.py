@@ -3,11 +3,9 @@ the web: the bytes of a run on folders of this machine, whatever is answered and
 
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
-import tarfile
 import threading
 import time
 from collections import Counter
@@ -22,7 +20,6 @@ from artifacts.remote.media_cache import NOTE
 from artifacts.store import open_store
 from artifacts.stores.bucket_client import Bucket
 from flows.machine.leases import running_jobs
-from flows.reviewing.captions import ReviewedCaptions
 from tests.support.buckets import CLIPS, Between, environment
 from tests.support.pipeline import PENSTOCK, ROOT, SECONDS, Place, read_lines
 from tests.support.web import Web, web_server
@@ -99,24 +96,6 @@ def test_a_run_on_a_bucket_gives_the_bytes_of_a_local_one_for_few_requests(
     assert (other.out / "captions.jsonl").read_bytes() == expected_bytes
     assert other.stages() == {} or sum(s["items"] for s in other.stages().values()) == 0
     assert way.total <= 6 * CLIPS
-
-
-def test_answers_that_go_wrong_now_and_then_change_no_byte(
-    twelve_clips: Path,
-    expected_bytes: bytes,
-    bucket_address: str,
-    way: Between,
-    tmp_path: Path,
-) -> None:
-    way.spoil, way.draw = 0.2, random.Random(1)
-    place = place_in(twelve_clips, tmp_path)
-    for _ in range(2):
-        done = place.run("--store", bucket_address)
-        assert done.returncode == 0, done.stderr
-        assert (place.out / "captions.jsonl").read_bytes() == expected_bytes
-    assert sum(way.spoilt.values()) >= 4
-    way.spoil = 0.0
-    assert list(open_store(bucket_address).list("quarantine")) == []
 
 
 def test_a_writer_killed_at_any_moment_leaves_nothing_torn(
@@ -223,38 +202,6 @@ def test_a_bucket_of_media_and_of_the_store_gives_the_bytes_of_folders(
     assert said(out) == expected and way.total <= 12, way.names
 
 
-def test_media_whose_copies_went_are_fetched_again(
-    web: Web, twelve_clips: Path, names: list[str], expected: list[dict[str, Any]], tmp_path: Path
-) -> None:
-    (tmp_path / "list.txt").write_text("".join(f"{web.address}/{name}\n" for name in names))
-    words = (f"@{tmp_path}/list.txt", "--model", "demo", "--out", str(tmp_path / "out"))
-
-    def lose() -> None:
-        for copy in (tmp_path / "nearby" / "media").glob("*/*/*.mp4"):
-            copy.unlink()
-
-    run(tmp_path, "caption", *words)
-    assert said(tmp_path / "out") == expected
-    lose()
-    web.asked.clear()
-    run(tmp_path, "caption", *words)
-    assert not any(map(web.ranges, names))  # what is done needs no media
-    run(tmp_path, "caption", *words, "--format", "webdataset,kohya,musubi", "--chunk", "2")
-    assert all(len(web.ranges(name)) == 1 for name in names)
-    lose()
-    run(tmp_path, "caption", *words, "--format", "webdataset,kohya,musubi")
-    with tarfile.open(next((tmp_path / "out").rglob("*.tar"))) as tar:
-        kept = [tar.extractfile(m).read() for m in tar if m.name.endswith(".mp4")]  # type: ignore[union-attr]
-    assert sorted(kept) == sorted((twelve_clips / name).read_bytes() for name in names)
-    lose()
-    # A review shows what was captioned, also what is not here any more.
-    review = ReviewedCaptions(tmp_path / "out")
-    review.load()
-    told = review.media
-    assert [m["path"] for m in told] == [f"{web.address}/{name}" for name in names]
-    assert not any(m["gone"] for m in told)
-
-
 @pytest.mark.parametrize("silent", ["when it is asked", "in the middle"])
 def test_who_stops_a_run_does_not_wait_for_a_silent_server(
     silent: str, web: Web, tmp_path: Path
@@ -284,29 +231,6 @@ def test_who_stops_a_run_does_not_wait_for_a_silent_server(
     ended.set()
     parts = list((tmp_path / "nearby" / "media").glob("*/*/*.part"))
     assert [part.stat().st_size for part in parts] == ([8 << 20] if "middle" in silent else [])
-
-
-def test_trainers_are_given_files_that_stay(
-    web: Web, twelve_clips: Path, names: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("PENSTOCK_NEARBY_GB", str(20_000 / 1e9))
-    words = [*(f"{web.address}/{name}" for name in names), "--model", "demo"]
-    words += ["--out", str(tmp_path / "out"), "--format", "musubi,diffusion-pipe"]
-    for _ in range(2):
-        run(tmp_path, "caption", *words)
-        folder = tmp_path / "out" / "diffusion-pipe" / "videos"
-        made = [path for path in folder.iterdir() if path.suffix == ".mp4"]
-        assert sorted(path.read_bytes() for path in made) == sorted(
-            (twelve_clips / name).read_bytes() for name in names
-        )
-        rows = read_lines(next((tmp_path / "out" / "musubi").glob("*.jsonl")))
-        shown = [Path(row["video_path"]) for row in rows]
-        assert len(shown) == CLIPS and all(path.is_file() for path in shown)
-        assert not any("nearby" in str(path) for path in shown)
-        for copy in (tmp_path / "nearby" / "media").glob("*/*/*.mp4"):
-            copy.unlink()
-        web.asked.clear()
-    assert not any(map(web.ranges, names))  # what is there was not fetched again
 
 
 def test_what_is_gone_on_the_web_fails_alone_and_the_rest_is_captioned(

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from artifacts.errors import EnvironmentFault
+from benchmarks._clip import save_clip
 from flows.checkpoint import graphs
 from flows.checkpoint.graphs import (
     LIBRARIES,
@@ -24,7 +25,6 @@ from flows.checkpoint.graphs import (
 )
 from flows.cli.main import main
 from stages.models.graphs.manifest import CPU, FILE
-from tests.support.dual_encoders import save_clip
 from tests.support.embedding import embed, items, vectors, write_images
 from tests.support.graphs import graph_job, with_graphs
 from tests.support.pipeline import read_lines
@@ -214,23 +214,6 @@ def test_doctor_measures_graphs_beside_torch(
     speed = time_graphs(str(model), "cpu", store, DirectLauncher(lambda *_: None))
     assert speed.torch > 0 and speed.graphs > 0
     assert list((tmp_path / "cache" / "penstock" / "graphs").glob("*.json"))
-
-
-@pytest.mark.slow
-def test_an_index_is_searched_by_the_graphs_that_made_it(
-    pictures: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    index, store = ["--index", str(tmp_path / "index")], ["--store", str(tmp_path / "store")]
-    told = ["index", "build", str(pictures), "--model", str(model), "--out", index[1], *store]
-    assert main([*told, "--vision-backend", "auto"]) == 2
-    assert "--vision-backend auto: not supported" in last_line(capsys.readouterr().err)
-    assert main([*told, *BY_GRAPHS]) == 0
-    capsys.readouterr()
-    assert main(["search", str(pictures / "p0.png"), *index, *store, "--json"]) == 0
-    first = json.loads(capsys.readouterr().out.splitlines()[0])
-    assert (first["rank"], first["media_path"]) == (1, "p0.png")
-    assert main(told) == 2
-    assert "in onnx-fp32" in last_line(capsys.readouterr().err)
 
 
 @pytest.fixture

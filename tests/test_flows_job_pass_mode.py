@@ -11,12 +11,12 @@ import pytest
 
 from artifacts.packs import RecordSet
 from artifacts.store import open_store
+from benchmarks._clip import save_clip
 from flows.cli.main import main
 from flows.console.display import Display
 from flows.job import pass_mode
 from flows.running.run import caption
 from stages.process.job import job_fields
-from tests.support.dual_encoders import save_clip
 from tests.support.embedding import embed, vectors, write_images
 from tests.support.inside import run_inside
 from tests.support.media import write_video

@@ -69,6 +69,18 @@ def test_what_a_model_said_is_no_tag_and_labels_are_joined(tmp_path: Path, tags:
     assert prompts(tmp_path, "[{tags}]")[0] == ["[ball, red, cat]"]
 
 
+def test_tags_stand_in_either_text_of_a_medium(tmp_path: Path, tags: Path) -> None:
+    longer = tags.with_name("ball.one.mp4.txt")
+    longer.write_text("red, round\n")
+    assert prompts(tmp_path, "[{tags}]") == (["[red, round]"], [])
+    tags.write_text("blue\n")
+    assert prompts(tmp_path, "[{tags}]")[0] == ["[red, round]"], "the text with its whole name"
+    remember(tmp_path, longer)
+    assert prompts(tmp_path, "[{tags}]")[0] == ["[blue]"], "the other one is a model's"
+    longer.write_text(" \n")
+    assert prompts(tmp_path, "[{tags}]") == (["[blue]"], [])
+
+
 def test_of_a_joined_text_the_person_s_part_counts(tmp_path: Path, tags: Path) -> None:
     tags.write_text("red, round\n")
     texts = JoinedTexts(GeneratedFiles(FolderStore(tmp_path / "store")), "txt")

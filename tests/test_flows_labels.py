@@ -12,8 +12,9 @@ import torch
 from PIL import Image
 
 from artifacts.errors import UsageError
-from benchmarks.labels import LABELS as DEMO_LABELS
-from benchmarks.labels import f1, holds, small
+from benchmarks._clip import save_clip
+from benchmarks._words import hf
+from benchmarks.labels import f1, holds
 from flows.checkpoint.models import find_checkpoint
 from flows.cli.main import main
 from flows.media.labels import label_set
@@ -21,10 +22,7 @@ from flows.options.commands import CaptionConfig
 from flows.pipelines import CAPTION, EMBED, LABEL, REBUILD, Pipeline
 from penstock_demo import CHECKPOINT, DUAL_CHECKPOINT
 from penstock_demo.dual.pictures import ImageTruth
-from penstock_demo.dual.pictures import write_images as draw_images
-from tests.support.dual_encoders import save_clip
 from tests.support.embedding import items, write_images
-from tests.support.families import hf
 from tests.support.media import write_video
 from tests.support.pipeline import Place, kill_at, read_lines
 
@@ -326,34 +324,6 @@ def test_other_labels_replace_the_texts_and_tables_of_the_first(
     assert kept <= {"green cross"} and len(kept) < len(texts)
     for table in ("labels.csv", "labels.parquet", "labels.coco.json"):
         assert b"orange" not in (here / "out" / table).read_bytes(), table
-
-
-@pytest.mark.slow
-def test_real_files_get_their_labels_from_the_demo_model(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    truths = draw_images(tmp_path / "pictures", "several", 12, 5)
-    asked = ["--model", "demo", "--labels", ",".join(DEMO_LABELS), "--out", str(tmp_path / "out")]
-    assert main(["label", str(tmp_path / "pictures"), *asked]) == 0
-    lines = (tmp_path / "out" / "labels.jsonl").read_text(encoding="utf-8").splitlines()
-    rows = {row["media_path"]: row for row in map(json.loads, lines)}
-    given = {
-        name: {each["label"] for each in row["labels"] if each["passed"]}
-        for name, row in rows.items()
-    }
-    shared = sum(len(given[truth.file] & set(truth.labels)) for truth in truths)
-    every = sum(len(given[truth.file]) + len(set(truth.labels)) for truth in truths)
-    assert 2 * shared / every >= 0.6
-    assert {each["why"] for row in rows.values() for each in row["labels"]} == {
-        "more likely than not (0.5)"
-    }
-    assert "12" in capsys.readouterr().out
-
-
-@pytest.mark.slow
-def test_tiles_find_a_small_thing_in_a_large_picture(tmp_path: Path) -> None:
-    missed = [str(f) for f in small(tmp_path, 10, 3) if f.goal and f.value < f.goal]
-    assert missed == []
 
 
 def test_the_score_compares_with_the_truth() -> None:

@@ -16,6 +16,7 @@ import pytest
 from artifacts.errors import UsageError
 from artifacts.store import FolderStore
 from artifacts.stores.local import clock_of
+from benchmarks._jobs import made_job
 from flows.cli.main import parse
 from flows.cli.options import config_of
 from flows.machine import budget as module
@@ -26,7 +27,6 @@ from flows.machine.leases import leased, running_jobs
 from flows.options.commands import CaptionConfig, RebuildConfig, RunOptions
 from flows.upkeep.cache import collect
 from tests.support.holders import held_elsewhere
-from tests.support.started import made_job
 
 GIB = 1 << 30
 

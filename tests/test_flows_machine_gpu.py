@@ -10,6 +10,7 @@ import pytest
 
 from artifacts.errors import EnvironmentFault, StageDied
 from artifacts.locks import try_hold
+from benchmarks._jobs import made_job
 from flows.machine import budget
 from flows.machine.budget import check_device, device_memory, try_device
 from flows.machine.launch import DirectLauncher, ForkingLauncher, StageCall, StageHandle
@@ -20,7 +21,6 @@ from stages.process.lock import lock_path
 from tests.support import gpus
 from tests.support.fake_gpu.holding import FORKED
 from tests.support.fake_gpu.state import Machine
-from tests.support.started import made_job
 
 CARD = "cuda:0"
 ALLOCATORS = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from artifacts.errors import UsageError
+from benchmarks._plan_cases import kept_folder, plan_case
 from flows.checkpoint.models import check_pixels
 from flows.checkpoint.prompt_tokens import frames_of_size
 from flows.options.commands import CaptionConfig
@@ -32,7 +33,6 @@ from tests.support.inside import InsideLauncher, run_inside
 from tests.support.keys import namespaces
 from tests.support.media import write_video
 from tests.support.pipeline import Place
-from tests.support.plan_cases import kept_folder, plan_case
 from tests.support.processors import KINDS, processor_folder
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")

@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from benchmarks._plan_cases import make_folder, plan_case
 from flows.cli.main import main
 from penstock_demo import CLIPS
 from stages.decode.engines.inflight.pool_shape import columns_for
@@ -24,7 +25,6 @@ from tests.support.evaclip import make_folder as make_evaclip
 from tests.support.inside import Ran, run_inside
 from tests.support.media import write_video
 from tests.support.pipeline import Place
-from tests.support.plan_cases import make_folder, plan_case
 from tests.support.whole_model import frames_of
 
 TOKENS = 12
@@ -140,12 +140,6 @@ def test_the_published_sizes_are_planned_from_headers(
     assert not planned("--memory", "12GiB")["fits"]
 
 
-GIB = 1 << 30
-PARAMETERS = 7_526_089_985
-"""Of the vision half of EVA-CLIP-8B."""
-LAYER = 234_917_888
-
-
 def test_pictures_get_the_vectors_of_the_whole_model(tmp_path: Path) -> None:
     folder = tmp_path / "pictures"
     folder.mkdir()
@@ -160,32 +154,3 @@ def test_pictures_get_the_vectors_of_the_whole_model(tmp_path: Path) -> None:
         whole = load_half(model, "whole", dtype=torch.float32)
         wanted = whole.get_image_features(**processor(images=images, return_tensors="pt"))
     assert np.array_equal(vectors(tmp_path), wanted.pooler_output.numpy())
-
-
-def test_the_published_size_is_planned_from_headers(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    full_size = make_folder(plan_case("eva-clip-8b"), tmp_path / "model")
-    words = ["plan", "--model", str(full_size), "--store", str(tmp_path / "s"), "--json"]
-
-    def planned(*options: str) -> tuple[dict[str, Any], dict[str, Any]]:
-        code = main([*words, "--what-fits", "--for", "embed", "--precision", "bf16", *options])
-        found: dict[str, Any] = json.loads(capsys.readouterr().out)
-        assert found["fits"] and code == 0
-        (stage,) = (s for s in found["memory"]["stages"] if s["stage"] == "embed")
-        return found, stage
-
-    found, held = planned("--memory", "15GiB")
-    assert found["halves"]["vision"]["parameters"] == PARAMETERS
-    assert not held["by_dimensions"] and not found["notes"]
-    assert held["weight_bytes"] == 2 * PARAMETERS and held["peak_bytes"] < 15 * GIB
-    _, streamed = planned("--memory", "3GiB")
-    assert streamed["rung"]["block"] and streamed["rung"]["precision"] == "bf16"
-    # Two of 32 layers, and what is outside of them.
-    assert streamed["weight_bytes"] == 2 * (PARAMETERS - 30 * LAYER)
-    table = {
-        row: {size for size, held in cells.items() if held}
-        for row, cells in found["what_fits_gpu"].items()
-    }
-    assert {"4GiB", "24GiB"} <= table["bf16"] and "8GiB" in table["nf4"]
-    assert "4GiB" not in table["nf4"], "what is quantized is not streamed"

@@ -54,6 +54,9 @@ def test_a_run_on_a_gpu_says_what_one_on_the_cpu_does(
     assert any(card.encode() in pack.read_bytes() for pack in packs)
     notes = place.stages()["decode"]["notes"]
     assert (notes["engine"], notes["rows"], notes["slots"]) == ("inflight", 64, len(CLIPS))
+    notes = place.stages()["encode"]["notes"]
+    assert notes["recorded"]["passes"] >= len(CLIPS) and "recorded_reason" not in notes
+    assert notes["windows"]["together"] > 0 and notes["windows"]["one_by_one"] == []
     made = gpus.contexts(cards)
     assert len(set(made)) == len(made), "a process made two contexts"
     assert running.pid not in made, "the parent made a context"

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from artifacts.errors import UsageError
+from benchmarks._plan_cases import kept_folder, make_folder, plan_case, write_header
 from flows.cli.main import main
 from flows.planning.architecture import (
     Architecture,
@@ -20,12 +21,6 @@ from scripts.plan_table import PAGE, put, table
 from stages.decode.engines.inflight.pool_shape import columns_for
 from stages.models.hub.checkpoint import Checkpoint
 from stages.models.hub.headers import Header
-from tests.support.plan_cases import (
-    kept_folder,
-    make_folder,
-    plan_case,
-    write_header,
-)
 
 GIB = 1 << 30
 

@@ -2,10 +2,8 @@
 also sets the number of slots, and captions stay the same."""
 
 import json
-import random
 import shutil
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,19 +11,15 @@ from typing import Any
 import pytest
 
 import flows.running.stage_runner
-from artifacts.errors import CannotFit, Killed
-from benchmarks._models import Shape, build
+from artifacts.errors import CannotFit
 from flows.console.display import Display
 from flows.machine.launch import DirectLauncher
 from flows.options.commands import CaptionConfig
 from flows.planning.plan import plan_of
 from flows.results.run_result import RunResult
 from flows.running.run import caption
-from penstock_demo import CHECKPOINT
 from penstock_demo.clips import write_clips
-from stages.process.memory_limit import THREAD_BYTES
 from tests.support.dying import DYING
-from tests.support.dying import VARIABLE as DEATHS
 from tests.support.pipeline import Place
 from tests.support.starving import STARVED, VARIABLE
 from tests.support.wide_model import SAYS, write_remembering_model, write_wide_model
@@ -105,26 +99,6 @@ def held_bytes(stage: dict[str, Any]) -> int:
     return int(stage["peak_host_bytes"] - stage["notes"]["loaded_bytes"])
 
 
-def test_many_clips_under_a_budget_that_the_batch_exceeds(
-    place: Place, clips: Path, unplanned: None, in_batches: None
-) -> None:
-    place = replace(place, clips=clips)
-    budget = 250 * MIB
-    result, record = run(place, memory=budget)
-    assert (result.captions, result.failures) == (CLIPS, [])
-    for stage in ("encode", "decode"):
-        taken = rungs(record, stage)
-        assert taken and taken[-1][1] < 8, stage
-        assert {reason for reason, _ in taken} == {"out of memory"}
-        assert held_bytes(stage_of(record, stage)) <= budget
-    # In halves, in the same process.
-    assert processes(record) == {"frames": 1, "encode": 1, "decode": 1}
-    result, again = run(place, memory=budget, prompt="What is moving?")
-    assert result.captions == CLIPS
-    assert rungs(again, "decode") == [("remembered", rungs(record, "decode")[-1][1])]
-    assert processes(again) == {"frames": 0, "encode": 0, "decode": 1}
-
-
 def test_a_child_that_is_killed_at_its_peak_starts_again_a_rung_lower(
     place: Place, unplanned: None
 ) -> None:
@@ -154,29 +128,6 @@ def test_what_does_not_fit_is_captioned_under_auto(place: Place) -> None:
     assert place.captions() == lines
 
 
-def test_a_tower_that_does_not_fit_is_streamed_and_sees_the_same(
-    place: Place, tmp_path: Path, unplanned: None
-) -> None:
-    """Without leave for anything that changes words, once a process has died."""
-    shape = Shape(layers=1, width=128, tower_layers=16, tower_width=640, vocabulary=512)
-    roomy = replace(place, model=str(build(tmp_path / "model", shape, SAYS)))
-    _, whole = run(roomy, precision="fp32", batch_size=4)
-    tight = replace(roomy, out=tmp_path / "out-2", store=tmp_path / "store-2")
-    budget = 180 * MIB
-    result, record = run(tight, memory=budget, precision="fp32", batch_size=4)
-    assert (result.captions, result.failures) == (9, [])
-    last = [taken["rung"] for taken in record["rungs"] if taken["stage"] == "encode"][-1]
-    assert last["offload"] and last["block"] and last["precision"] == "fp32"
-    if last["batch"] == 4:
-        assert tight.stored("features") == roomy.stored("features")
-    encode = stage_of(record, "encode")
-    stacks = 2 * THREAD_BYTES  # the limit is raised by those of new threads
-    assert held_bytes(encode) <= budget + stacks
-    assert encode["notes"]["bytes_fetched_a_pass"] > 1.5 * budget
-    assert whole["rungs"] == []
-    assert {line["precision"]["vision"] for line in tight.captions()} == {"fp32"}
-
-
 def test_a_budget_decides_slots_and_not_what_is_said(place: Place, tmp_path: Path) -> None:
     place = replace(place, model=str(write_remembering_model(tmp_path / "model")))
     # In one thread: in several, products of 32 bit may depend on their rows.
@@ -200,30 +151,3 @@ def test_a_budget_decides_slots_and_not_what_is_said(place: Place, tmp_path: Pat
         assert 0.7 <= share <= 1, f"{slots} slots: {share:.2f} of the plan"
         reasons = [reason for reason, _ in rungs(record, "decode")]
         assert reasons == ["planned"] * (slots < 8)
-
-
-TRIED_STEPS = 16
-"""Steps of the trial of slots, before the first caption."""
-KILLS = 5
-
-
-def test_a_run_that_is_killed_at_any_step_goes_on_to_the_same_bytes(
-    clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """With fewer clips, in another order, with other slots and threads each time."""
-    sources, rng = tuple(sorted(map(str, clips.glob("*.mp4")))[:24]), random.Random(5)
-    asked: dict[str, Any] = {"engine": "inflight", "max_new_tokens": 24, "precision": "bf16"}
-    whole = Place(clips=clips, out=tmp_path / "o", store=tmp_path / "s", model=str(CHECKPOINT))
-    place = replace(whole, out=tmp_path / "out", store=tmp_path / "store")
-    run(whole, entries=DYING, **asked, sources=sources)
-    deaths = tmp_path / "deaths"
-    monkeypatch.setenv(DEATHS, str(deaths))
-    deaths.write_text("\n".join(str(TRIED_STEPS + rng.randrange(1, 18)) for _ in range(KILLS)))
-    while deaths.read_text() and len(place.stored("captions")) < len(sources):
-        slots, limit = rng.choice([1, 2, 3, 8]), rng.randrange(12, len(sources))
-        with suppress(Killed):
-            order = tuple(rng.sample(sources, len(sources)))
-            run(place, entries=DYING, **asked, sources=order, batch_size=slots, limit=limit)
-    assert not deaths.read_text(), "it was killed as often as it was to be"
-    run(place, entries=DYING, **asked, sources=sources)
-    assert place.stored("captions") == whole.stored("captions")

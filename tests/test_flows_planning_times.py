@@ -13,6 +13,7 @@ import pytest
 import transformers
 
 import flows.planning.times
+from benchmarks._processors import qwen2_5_vl
 from flows.cli.main import main
 from flows.console.display import Display
 from flows.job.prepare import Job, prepare
@@ -43,7 +44,6 @@ from stages.process.device import device_name
 from tests.support import by_hand
 from tests.support.machines import machine
 from tests.support.media import write_videos
-from tests.support.plan_processors import qwen2_5_vl
 from tests.support.stand_ins import PROFILE, Stages, config_in
 
 RUNGS = {stage.name: Rung(stage=stage.name, batch=2) for stage in CAPTION}
@@ -133,18 +133,6 @@ def test_an_unmeasured_machine_has_no_times_and_that_is_said(
     told = times_of(job, RUNGS, found)
     assert told.seconds is None
     assert told.line.startswith("unknown: this machine was not measured; `penstock doctor")
-
-
-def test_times_are_told_stage_by_stage(
-    config: CaptionConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(flows.planning.times, "find_machine", as_measured)
-    job, found = job_of(config)
-    told = times_of(job, RUNGS, found)
-    assert told.seconds is not None and list(told.seconds) == ["frames", "encode", "decode"]
-    assert "encode 8." in told.line and "decode up to" in told.line
-    partly = stage_seconds(job, RUNGS, found, machine(passes={}))
-    assert partly["encode"] is None and partly["frames"] is not None
 
 
 POINTS = ((1, 1e-9), (8, 2e-9), (512, 128e-9))
@@ -265,14 +253,6 @@ def test_an_old_measurement_is_not_used_and_one_of_a_busy_machine_is(
     change(file, **changed)
     known = find_machine(DEVICE)
     assert (known.machine is not None) == ("load" in changed) and says in known.why
-
-
-@pytest.mark.slow
-def test_the_measurement_of_another_machine_is_not_used(file: Path) -> None:
-    change(file, cpu="Some other CPU")
-    file.rename(file.with_name("0123456789abcdef.json"))
-    known = find_machine(DEVICE)
-    assert known.machine is None and "only another machine was measured (Some other" in known.why
 
 
 hf: Any = transformers

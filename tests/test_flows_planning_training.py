@@ -15,6 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 from artifacts.errors import UsageError
+from benchmarks._plan_cases import PlanCase, kept_folder, make_folder, plan_case
+from benchmarks._words import hf
 from flows.cli.main import main
 from flows.planning.architecture import (
     Architecture,
@@ -35,8 +37,6 @@ from flows.planning.training_estimate import (
 from flows.planning.training_terms import TrainEstimate, Training
 from stages.models.hub.checkpoint import Checkpoint
 from stages.models.hub.headers import Header
-from tests.support.families import hf
-from tests.support.plan_cases import PlanCase, kept_folder, make_folder, plan_case
 
 WIDTH, INSIDE, HEADS, TOKENS = 128, 320, 4, 96
 FEW, MANY = 2, 4

@@ -13,7 +13,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from artifacts.errors import Interrupted, UsageError
-from flows.cli.main import main
 from flows.job.prepare import prepare
 from flows.ledger.ledger import Ledger
 from flows.options.commands import CaptionConfig
@@ -339,12 +338,3 @@ def test_a_family_of_each_route_summarizes(place: Place, family: str) -> None:
     said = summaries(place)
     assert len(said) == 2 and all(row["summary"] for row in said)
     assert summarized(place).started == []
-
-
-@pytest.mark.slow
-def test_a_plan_names_the_stage(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
-    asked = [str(place.clips), "--model", "demo", "--store", str(place.store), "--summary"]
-    assert main(["plan", *asked]) == 0
-    assert "\n  summarize" in capsys.readouterr().out
-    assert main(["caption", *asked, "--dry-run", "--out", str(place.out)]) == 0
-    assert "contexts of 2,048 tokens" in capsys.readouterr().out

@@ -18,16 +18,17 @@ from tests.support import gpus
 from tests.support.fake_gpu.graphs import DRIVER
 from tests.support.fake_gpu.state import GraphFaults
 from tests.support.learning import decide_in, style
-from tests.support.pipeline import PENSTOCK, SECONDS, Place
+from tests.support.pipeline import PENSTOCK, Place
 from tests.support.serving import serving
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 CHECKED = 12
 """Replays of the engine check, and the one that is compared."""
 NONE = GraphFaults()
 FEW = ("--slots", "2", "--max-new-tokens", "40")
 MANY = ("--chunk", "0.5", "--frames", "4", "--max-new-tokens", "32")
 """Options that make enough captions to learn from."""
+LEARN_SECONDS = 1200.0
 STILLS = 4
 """Images, whose prompts are short: the pool gets narrower when the last clips are done."""
 
@@ -55,7 +56,7 @@ class Desk:
             env=gpus.environment(self.cards, **own),
             capture_output=True,
             text=True,
-            timeout=SECONDS,
+            timeout=LEARN_SECONDS,
         )
         assert done.returncode == 0, done.stdout + done.stderr
 
@@ -102,7 +103,7 @@ def expected(desk: Desk) -> dict[str, str]:
         (GraphFaults(failing=(3,)), DRIVER, 1),
         (GraphFaults(short=(2,)), "CUDA out of memory", 0),
         (GraphFaults(other=(2,)), "other logits", 0),
-        (GraphFaults(replay=100 + CHECKED), DRIVER, 99),
+        (GraphFaults(replay=100 + CHECKED), DRIVER, 90),
     ],
     ids=["none", "first", "second", "later", "memory", "bits", "hundredth"],
 )

@@ -152,19 +152,6 @@ def test_a_part_of_the_media_does_not_drop_the_others() -> None:
 
 
 @pytest.mark.slow
-def test_labels_vectors_and_marks_drop_no_rows_of_other_media() -> None:
-    for name in OTHERS:
-        command = [word if word != "a" else "b" for word in OTHERS[name]]
-        out = f"{name.split()[0]}-out"
-        if not Path(out).exists():
-            assert main([*OTHERS[name], "--out", out]) == 0
-        before = seen(out)
-        assert main([*command, "--out", out, "--dry-run"]) == 2
-        assert main([*command, "--out", out]) == 2
-        assert seen(out) == before
-
-
-@pytest.mark.slow
 @pytest.mark.usefixtures("own_media")
 def test_what_drops_nothing_is_not_refused(work: Path) -> None:
     files = [f"a/{name}.png" for name in "123"]
@@ -216,15 +203,6 @@ def test_a_run_in_which_all_fails_leaves_data_sets_as_they_are() -> None:
     assert rows() == []
     assert kohya() == ["1.png", "2.png", "3.png"], f"the data set has {kohya()}"
     assert {name: Path("out", name).read_bytes() for name in before} == before
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("own_media")
-def test_media_that_failed_alone_bind_no_folder() -> None:
-    Path("b/4.png").write_bytes(Path("b/4.png").read_bytes()[:60])
-    words = ["caption", "--model", "demo", "--out", "new"]
-    assert main([*words, "b"]) == 1
-    assert main([*words, "a"]) == 0
 
 
 @pytest.mark.parametrize("change", ["unsigned", "of another", "malformed", "a link", "media"])

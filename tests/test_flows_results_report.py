@@ -64,12 +64,6 @@ def test_the_page_fetches_nothing_and_runs_no_script_but_its_own() -> None:
     assert not re.search(r"""(?:src|href)=["']|https?://(?!www\.w3\.org/2000/svg)|@import""", text)
 
 
-def test_a_folder_without_run_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["report", str(tmp_path)]) == 2
-    assert "no run has written to" in capsys.readouterr().err
-    assert not (tmp_path / "report.html").exists()
-
-
 def test_the_report_goes_where_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_run(tmp_path / "out", [])
     to = tmp_path / "else where" / "r.html"
@@ -261,9 +255,6 @@ def test_the_record_tells_when_each_process_worked(tmp_path: Path) -> None:
     spans = record.stage("encode")["spans"]
     assert len(spans) == (SPANS + 2) // 2
     assert spans[:2] == [[0, 2, 0.0], [2, 4, 4.0]]
-
-
-EVIL = "</script><script>document.title='run'</script><img src=x onerror=\"document.title='run'\">"
 
 
 def test_labels_boxes_and_counts_stand_beside_their_pictures(tmp_path: Path) -> None:

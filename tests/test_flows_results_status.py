@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 
-import penstock_demo
 from artifacts.captions import Failure
 from artifacts.files import write_json
 from flows.cli.main import main
@@ -362,23 +361,3 @@ def test_the_page_draws_a_dot_for_each_caption_and_the_bounds(
     over = "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
     assert browser.run(over) == 0
     assert browser.console() == []
-
-
-@pytest.mark.slow
-def test_what_a_real_export_leaves_has_a_report(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], status: Status
-) -> None:
-    out = tmp_path / "out"
-    asked = ["export", str(penstock_demo.DUAL_CHECKPOINT), "--to", "int8", "--samples", "8"]
-    assert main([*asked, "--out", str(out), "--store", str(tmp_path / "store"), "--accept"]) == 0
-    capsys.readouterr()
-    found = facts(out, out)
-    (cosine,) = found["parity"]["plots"]
-    told = json.loads((out / PARITY).read_text())["features"]
-    values = [value for _, value in cosine["values"]]
-    assert len(values) == told["chunks"] == 8
-    assert min(values) < told["centred_mean"] < max(values) <= 1
-    assert found["state"] == "done"
-    first, second, third, *_ = status(out).splitlines()
-    assert "of the same neighbours" in first and str(out / "parity" / "exported") in second
-    assert third.startswith("done ")

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from artifacts.errors import StageDied
+from benchmarks._clip import save_clip
 from flows.job import pass_mode
 from stages.decode.engines.inflight.compiled import CompiledStep
-from tests.support.dual_encoders import save_clip
 from tests.support.inside import InsideLauncher, Ran, run_inside, run_through
 from tests.support.media import write_video
 from tests.support.pipeline import Place
@@ -128,7 +128,7 @@ def test_a_video_whose_summary_raises_fails_by_name_and_keeps_its_captions(place
 
 @pytest.mark.slow
 def test_a_text_that_the_model_raises_on_is_named(place: Place, tmp_path: Path) -> None:
-    from tests.support.families import hf
+    from benchmarks._words import hf
 
     model = save_clip(tmp_path / "clip")
     words = hf.AutoProcessor.from_pretrained(model)

@@ -12,10 +12,10 @@ from PIL import Image
 from pyarrow.parquet import read_table
 
 from artifacts.packs import Record, RecordSet
+from benchmarks._clip import save_clip
 from flows.cli.main import main
 from flows.machine.launch import DirectLauncher, StageCall
 from flows.results.outputs import missing_error
-from tests.support.dual_encoders import save_clip
 from tests.support.inside import Ended, InsideLauncher
 from tests.support.pipeline import read_lines
 

@@ -17,14 +17,14 @@ from artifacts.index.manifest import read_manifest
 from artifacts.index.search import Query, Searcher
 from artifacts.index.snapshot import open_snapshot
 from artifacts.index.where import single
+from benchmarks._clip import save_clip
+from benchmarks._words import hf
 from flows.cli.main import main
 from flows.machine.launch import DirectLauncher, StageCall
 from flows.running.run_observer import only_run_in
 from flows.search import build as filling
 from flows.search.query import to_hit
-from tests.support.dual_encoders import save_clip
 from tests.support.embedding import SIZES, write_images
-from tests.support.families import hf
 from tests.support.indexes import paths, write
 from tests.support.inside import Ended, InsideLauncher
 from tests.support.media import write_video
@@ -264,30 +264,6 @@ def test_a_page_and_copies_hold_what_was_found_and_are_written_again(
     assert (tmp_path / "copy" / "001-p3.png").read_bytes() == original
     assert search(built, str(built / "media" / "p1.png"), *more, "1") == 0
     assert {path.name for path in (tmp_path / "copy").iterdir()} == {*copied, "001-p1.png"}
-
-
-def test_files_whose_names_are_no_utf8_are_indexed_found_copied_and_removed(
-    clip: Path, tmp_path: Path, capsys: Said
-) -> None:
-    media = tmp_path / "media"
-    media.mkdir()
-    odd = [media / f"caf{letter}.png" for letter in ("\udce8", "\udce9", "?")]
-    for shade, path in zip((30, 130, 230), odd, strict=True):
-        Image.new("RGB", (90, 70), (shade, 90, 255 - shade)).save(path)
-    assert build(tmp_path, clip) == 0
-    store = ("--store", str(tmp_path / "store"), "--quiet")
-    assert index("add", tmp_path, str(odd[0]), *store) == 0
-    assert sorted(paths(tmp_path / "index")) == sorted(map(str, odd))
-    query, copies = str(shutil.copy(odd[1], tmp_path / "query.png")), tmp_path / "copies"
-    (hit,) = found(tmp_path, capsys, query, "--top", "1", "--copy", str(copies))
-    assert hit["path"] == str(odd[1])
-    (copy,) = copies.glob("*.png")
-    assert copy.read_bytes() == odd[1].read_bytes()
-    odd[1].unlink()
-    assert index("remove", tmp_path, "--gone") == 0
-    assert sorted(paths(tmp_path / "index")) == sorted(map(str, (odd[0], odd[2])))
-    assert index("remove", tmp_path, str(odd[0])) == 0
-    assert paths(tmp_path / "index") == [str(odd[2])]
 
 
 def test_a_copy_that_was_edited_is_not_replaced(built: Path, tmp_path: Path) -> None:

@@ -171,10 +171,8 @@ def test_searches_find_alike(
     assert picture.headers["content-type"] == "image/png"
     part = server.ask("GET", f"/v1/media/{found[0]['id']}", headers={"Range": "bytes=0-7"})
     assert (part.status, part.body) == (206, media(place, "p2.png")[:8])
-    for given, status in (("bytes=x", 400), ("bytes=9-1", 400), ("bytes=99999999-", 416)):
-        part = server.ask("GET", f"/v1/media/{found[0]['id']}", headers={"Range": given})
-        assert part.status == status, part.body
-        assert set(json.loads(part.body)) == {"error", "hint"}, part.body
+    part = server.ask("GET", f"/v1/media/{found[0]['id']}", headers={"Range": "bytes=99999999-"})
+    assert (part.status, set(json.loads(part.body))) == (416, {"error", "hint"}), part.body
     assert server.ask("GET", f"/v1/thumbnail/{found[0]['id']}").body.startswith(b"\xff\xd8")
     wrong = server.ask("GET", "/v1/search?q=x&where=nothing%20%3D")
     assert wrong.status == 422 and json.loads(wrong.body)["hint"]

@@ -19,6 +19,7 @@ from artifacts.errors import EnvironmentFault, OutOfMemory, StageDied
 from artifacts.locks import try_hold
 from artifacts.packs import Record, RecordSet
 from artifacts.store import open_store
+from benchmarks._jobs import made_job
 from flows.machine.launch import StageCall
 from flows.planning.ladder import Ladder, Remembered, Rung, sizes
 from flows.serving import record_cache, startup
@@ -35,7 +36,6 @@ from stages.process.live import read_requests
 from stages.process.lock import CPU_LOCK
 from stages.process.stage_process import Listener
 from tests.support.on_a_loop import on_a_loop
-from tests.support.started import made_job
 
 GIANT = "giant"
 """A work that fits nowhere."""
@@ -279,6 +279,30 @@ class BusyHalf:
 
 LARGE = "\N{WATER WAVE}" * 20_000
 """A prompt that is 240 KB in JSON, and a pipe holds 64."""
+
+
+@pytest.mark.logs_errors
+def test_an_event_that_cannot_be_handled_keeps_no_request_waiting(tmp_path: Path) -> None:
+    batches: list[list[str]] = []
+
+    async def go() -> list[str]:
+        half = half_of(tmp_path, lambda listen: CrowdedHalf(listen=listen, batches=batches))
+        answer, failures = half._requests.answer, [OSError("odd"), RuntimeError("odder")]
+
+        def failing(found: Any) -> None:
+            if failures:
+                raise failures.pop()
+            answer(found)
+
+        half._requests.answer = failing  # type: ignore[method-assign]
+        running = asyncio.create_task(half.run())
+        works = [asyncio.wait_for(half.submit(key, Work(key), 1), 5) for key in "abc"]
+        found = await asyncio.gather(*works, return_exceptions=True)
+        half.close()
+        await asyncio.wait_for(running, 5)
+        return [each if isinstance(each, str) else type(each).__name__ for each in found]
+
+    assert asyncio.run(go()) == ["made a", "made b", "made c"]
 
 
 def test_what_nobody_wants_any_more_takes_no_place(tmp_path: Path) -> None:

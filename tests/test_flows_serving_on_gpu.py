@@ -21,13 +21,10 @@ from tests.support.servers import Answer
 from tests.support.serving import Serving, a_picture, serving
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
-MIB = 1 << 20
 CLIP = penstock_demo.CLIPS / "clip-01.mp4"
 LABELS = "red circle,blue square"
 SERVE = [*PENSTOCK, "serve"]
 WAIT_SECONDS = 240.0
-AT_ONCE = 20
-STEP_BYTES = 4 * MIB
 
 
 class Desk:
@@ -154,52 +151,3 @@ def test_a_server_has_the_card_while_it_is_used_and_gives_it_back(desk: Desk) ->
     assert desk.holders() == {}
     assert "failed" not in server.log.read_text(), server.log.read_text()
     assert "memory not released" not in server.log.read_text(), server.log.read_text()
-
-
-@pytest.mark.parametrize("budget", ["700MiB", "1300MiB"])
-def test_halves_take_turns_where_they_do_not_fit_together(budget: str, desk: Desk) -> None:
-    together = budget == "1300MiB"
-    most, over = 0, 0.0
-    with desk.serve("--caption-model", "demo", "--memory", budget) as server:
-        with ThreadPoolExecutor(4) as pool:
-            bodies, clip = [a_picture(), a_picture()], CLIP.read_bytes()
-            answers = [pool.submit(caption, server, body) for body in bodies]
-            answers += [pool.submit(caption, server, clip, prompt) for prompt in ("", "Which?")]
-            while not all(answer.done() for answer in answers):
-                there = set(desk.holders())
-                most, over = max(most, len(there)), max(over, sum(desk.limits(there)))
-                time.sleep(0.05)
-        for answer in answers:
-            assert told(answer.result())["captions"][0]["caption"]
-        assert len(resident(server)) == most == (2 if together else 1)
-        leave_the_card(server, desk)
-    # The stand-in counts a process's own pages, which change by a few between two readings.
-    allowed = (int(budget.removesuffix("MiB")) + 1) * MIB
-    assert 0 < over <= allowed, "they may take more than there is"
-    assert "failed" not in server.log.read_text(), server.log.read_text()
-
-
-def test_a_card_that_has_less_makes_batches_smaller_and_loses_no_request(desk: Desk) -> None:
-    """The card shrinks beneath a half that is there: what it was allowed does, too."""
-    with desk.serve("--model", "demo", "--max-wait", "300ms") as server:
-
-        def ask() -> set[int]:
-            with ThreadPoolExecutor(AT_ONCE) as pool:
-                pictures = [a_picture((640, 480)) for _ in range(AT_ONCE)]
-                return {answer.status for answer in pool.map(server.embed, pictures)}
-
-        assert ask() == {200} and halves(server)["embed"]["batch"] == 32
-        (pid,) = server.pids("embed")
-        machine, (limit,) = gpus.plain(), desk.limits({pid})
-        card = machine.gpus[0].total_bytes
-        outside = machine.context_bytes + 2 * machine.lazy_bytes
-        share, room = (limit - outside) / card, desk.holders()[pid] + STEP_BYTES
-        while (batch := halves(server)["embed"]["batch"]) > 8:
-            room -= STEP_BYTES
-            assert room > outside, "it never ran out of memory"
-            less = gpus.gpu(total_bytes=int((room - outside) / share))
-            gpus.plain(gpus=(less,)).write(desk.cards)
-            assert ask() == {200}
-        machine.write(desk.cards)
-        assert ask() == {200} and halves(server)["embed"]["batch"] == batch, "it is remembered"
-    assert "did not fit" in server.log.read_text()

@@ -18,6 +18,7 @@ from PIL import Image
 from artifacts.index.manifest import read_manifest
 from artifacts.index.shard import ROW
 from artifacts.index.snapshot import open_snapshot
+from benchmarks._clip import save_clip
 from flows.cli.main import main
 from flows.machine.launch import DirectLauncher, StageCall
 from flows.serving.app import app_of
@@ -27,7 +28,6 @@ from flows.serving.metrics import Metrics
 from flows.serving.record_cache import TempStore
 from flows.serving.searching import ServedIndex
 from flows.serving.service import Service
-from tests.support.dual_encoders import save_clip
 from tests.support.inside import Ended, InsideLauncher
 from tests.support.media import write_video
 
@@ -262,6 +262,29 @@ def test_a_range_of_a_large_file_does_not_read_it_again(
     assert client.get(f"/v1/media/{hit}", headers=asked).status_code == 206
     monkeypatch.setattr("artifacts.keys.hash_file", lambda path: pytest.fail(f"read {path}"))
     assert client.get(f"/v1/media/{hit}", headers=asked).status_code == 206
+
+
+NO_RANGES = ("bytes=x", "bytes=9-1", "bytes=", "bytes", "items=0-3", "")
+
+
+def test_what_is_no_range_of_bytes_is_ignored(place: Path) -> None:
+    client = serving(place)
+    hit = ids(client)["film.mp4"]
+    whole = client.get(f"/v1/media/{hit}").content
+    for given in NO_RANGES:
+        answer = client.get(f"/v1/media/{hit}", headers={"range": given})
+        assert (answer.status_code, answer.content == whole) == (200, True), given
+    behind = client.get(f"/v1/media/{hit}", headers={"range": f"bytes={len(whole)}-"})
+    assert (behind.status_code, behind.headers["content-range"]) == (416, f"bytes */{len(whole)}")
+
+
+def test_an_empty_condition_is_refused(place: Path) -> None:
+    client = serving(place)
+    for where in ("", "%20"):
+        answer = client.get(f"/v1/search?q=colour&where={where}")
+        assert answer.status_code == 422, f"where={where!r} found {answer.text[:200]}"
+        assert "where" in answer.json()["error"]
+    assert client.get("/v1/search?q=colour&where=media_path%20like%20'%25'").status_code == 200
 
 
 def readiness(client: TestClient) -> tuple[int, str]:

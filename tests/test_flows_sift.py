@@ -2,10 +2,8 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -328,30 +326,6 @@ def test_captions_leave_out_what_does_not_meet_sift(here: Path, tmp_path: Path) 
     (left,) = read_lines(out / "sift" / "left_out.jsonl")
     assert left["media_path"] == "black\ufffd.png"
     assert main([*words, "--sift", "black = 5"]) == 2
-
-
-def outputs(out: Path) -> dict[str, bytes]:
-    names = ("marks.jsonl", "chunk_marks.jsonl", "kept.jsonl", "left_out.jsonl", "failures.jsonl")
-    return {name: (out / name).read_bytes() for name in names}
-
-
-@pytest.mark.slow
-def test_ten_kills_lose_nothing(
-    planted: tuple[Path, list[Planted]], clips: Path, tmp_path: Path
-) -> None:
-    words = ["sift", str(planted[0]), str(clips), "--keep", "blurred = 0", "--quiet"]
-    assert main([*words, "--out", str(tmp_path / "whole"), "--store", str(tmp_path / "one")]) == 0
-    own = ["--out", str(tmp_path / "killed"), "--store", str(tmp_path / "two")]
-    rng = np.random.default_rng(4)
-    for _ in range(10):
-        process = subprocess.Popen(
-            [sys.executable, "-m", "penstock", *words, *own], start_new_session=True
-        )
-        time.sleep(float(rng.uniform(0.6, 2.5)))
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-    assert main([*words, *own]) == 0
-    assert outputs(tmp_path / "killed") == outputs(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("name", ["sharpness", "start", "and"])

@@ -122,17 +122,3 @@ def test_json_is_printed_where_it_is_asked_for(
     events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     labels = [event["label"] for event in events if event["event"] == "item"]
     assert labels == ["x.png", "x.png"]
-
-
-def test_a_damaged_record_is_made_again(folder: Path, tmp_path: Path) -> None:
-    store = tmp_path / "store"
-    assert sift(folder, "--quiet", "--store", str(store)) == 0
-    table = folder.with_name("out") / "marks.jsonl"
-    before = table.read_bytes()
-    (pack,) = (store / "marks").rglob("*.pack")
-    pack.chmod(0o600)
-    pack.write_bytes(pack.read_bytes()[:-1] + b"!")
-    table.unlink()
-    assert sift(folder, "--quiet", "--store", str(store)) == 0
-    assert table.read_bytes() == before
-    assert [*(store / "quarantine").iterdir()]

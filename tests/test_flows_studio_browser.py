@@ -16,8 +16,8 @@ from PIL import Image
 
 import penstock_demo
 from artifacts.edits import read_edits
+from benchmarks._endpoint import StandIn, running
 from tests.support.browser import Browser
-from tests.support.endpoint import StandIn, running
 from tests.support.looks import axe_script, serious
 from tests.support.media import write_video
 from tests.support.pipeline import ROOT

@@ -29,10 +29,9 @@ from flows.options.commands import CaptionConfig, RebuildConfig
 from flows.running.run import caption
 from flows.upkeep.cache import collect, holdings
 from flows.upkeep.rebuild import RebuildOptions, RebuildResult, rebuild
-from penstock_demo.clips import write_clips
 from tests.support.holders import held_elsewhere
 from tests.support.media import write_video, write_videos
-from tests.support.pipeline import PENSTOCK, ROOT, Place, wait_gone
+from tests.support.pipeline import wait_gone
 from tests.support.rebuilds import rebuilding
 from tests.support.stand_ins import PROFILE, Stages, config_in
 
@@ -212,21 +211,6 @@ def other_weights(config: CaptionConfig) -> None:
     Path(config.model, "model.safetensors").write_text("others")
 
 
-def test_the_server_refuses_bad_parameters_before_a_run() -> None:
-    from prefect.utilities.schema_tools import ValidationError, validate
-
-    from flows.deployments.commands import rebuild_features
-
-    schema = rebuild_features.parameters.model_dump()
-    good: dict[str, Any] = {"config": {"sources": ["a"]}}
-    validate({**good, "prune": True}, schema, raise_on_error=True)
-    wrong = ({"fps": 0}, {"prune": True}, {"out": "elsewhere"})
-    bad = [{"config": {**good["config"], **field}} for field in wrong]
-    for parameters in ({}, {**good, "prune": "perhaps"}, *bad):
-        with pytest.raises(ValidationError):
-            validate(parameters, schema, raise_on_error=True)
-
-
 def test_a_rebuild_makes_what_a_caption_run_then_finds(config: CaptionConfig) -> None:
     stages = Stages()
     result = answered(config, stages)
@@ -396,44 +380,10 @@ def test_two_rebuilds_of_one_job_are_refused(config: CaptionConfig) -> None:
     assert answered(config, name="another").encoded == 0
 
 
-def test_a_file_that_cannot_be_used_fails_alone(config: CaptionConfig) -> None:
-    (Path(config.sources[0]) / "bad.mp4").write_text("not a video")
-    result = answered(config)
-    assert (result.exit_code, result.encoded) == (1, 3)
-    assert [failure.media_path for failure in result.failures] == ["bad.mp4"]
-    stages = Stages()
-    assert answered(config, stages).missing.chunks == 0
-    assert stages.names() == []
-
-
 def test_a_rebuild_of_a_deployment_has_a_folder_of_its_own(config: CaptionConfig) -> None:
     asked = RebuildConfig(sources=config.sources, model=config.model, store=config.store)
     result = answered(asked)
     assert (result.files, result.encoded) == (3, features(config))
-
-
-@pytest.mark.slow
-def test_the_flow_makes_the_bytes_of_the_plain_command(tmp_path: Path) -> None:
-    from prefect.testing.utilities import prefect_test_harness
-
-    from flows.deployments.commands import rebuild_features
-
-    write_clips(tmp_path / "clips", 2, seed=6)
-    plain = Place(clips=tmp_path / "clips", out=tmp_path / "out", store=tmp_path / "plain")
-    where = [str(plain.clips), "--model", "demo", "--store", str(plain.store)]
-    subprocess.run([*PENSTOCK, "cache", "rebuild", *where], cwd=ROOT, check=True)
-    flow = Place(clips=plain.clips, out=plain.out, store=tmp_path / "flow")
-    config = RebuildConfig(sources=(str(flow.clips),), model="demo", store=str(flow.store))
-    with prefect_test_harness(server_startup_timeout=120):
-        for encoded in (2, 0):
-            state = rebuild_features(config, prune=True, return_state=True)
-            assert state.is_completed()
-            assert f"encoded {encoded} chunks" in str(state.message)
-        (plain.clips / "late.txt").write_text("no medium")
-        nothing = RebuildConfig(sources=(str(flow.clips / "*.txt"),), store=str(flow.store))
-        assert rebuild_features(nothing, return_state=True).is_failed()
-    assert flow.stored("features") == plain.stored("features")
-    assert len(flow.stored("features")) == 2
 
 
 OTHER_FORMAT: dict[str, list[str]] = {

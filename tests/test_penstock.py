@@ -51,11 +51,6 @@ def test_nothing_heavy_is_imported_for_the_names() -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_the_package_runs_as_a_module() -> None:
-    done = completed([sys.executable, "-m", "penstock", "--version"])
-    assert (done.returncode, done.stdout) == (0, f"penstock {penstock.__version__}\n"), done.stderr
-
-
 IN_A_CLASS = "type('C', (), {'n': type('N', (), {'__set_name__': interrupted})()})"
 
 
@@ -156,15 +151,6 @@ def test_captions_of_several_prompts_are_those_of_the_file(here: Path) -> None:
     check_agreement(here)
     check_agreement(here)  # all are stored
     check_agreement(here, prompts={**PROMPTS, "c": PROMPTS["b"]})  # half are; two names, one prompt
-
-
-@pytest.mark.slow
-def test_captions_of_several_prompts_are_those_of_the_file_after_half_a_run(here: Path) -> None:
-    with penstock.caption(
-        "videos", model="demo", out="out", chunk=CHUNK, prompts=PROMPTS, batch_size=1
-    ) as captions:
-        next(captions)
-    check_agreement(here, batch_size=1)
 
 
 @pytest.mark.slow
@@ -523,15 +509,6 @@ def test_two_runs_at_once_work_and_one_folder_has_one_run(here: Path) -> None:
         next(running)
         with pytest.raises(penstock.PenstockError, match="captioning into"):
             list(penstock.caption("videos", model="demo", out="c"))
-
-
-@pytest.mark.slow
-def test_a_run_that_is_closed_early_is_resumed(here: Path) -> None:
-    with penstock.embed("videos", model="demo", out="e") as vectors:
-        pass
-    with pytest.raises(penstock.PenstockError, match="stopped"):
-        vectors.result()
-    assert len(list(penstock.embed("videos", model="demo", out="e"))) > CLIP_COUNT
 
 
 def test_numbers_of_numpy_are_those_of_python() -> None:

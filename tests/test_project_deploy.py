@@ -40,7 +40,7 @@ from flows.machine.launch import answers
 from scripts import login, prepare_pool
 from scripts.patient_worker import is_retried, make_patient
 from scripts.prefect_stack import free_port
-from scripts.prepare_pool import BEAT, BEAT_SECONDS, FLOWS, POOLS, crash_automation, told
+from scripts.prepare_pool import BEAT, BEAT_SECONDS, FLOWS, POOLS, crash_automation
 from scripts.stage_processes import child_processes
 from tests.support.commands import completed
 from tests.support.pipeline import wait_gone
@@ -176,23 +176,6 @@ def test_the_server_s_own_pages_alone_may_read_what_it_answers(
     for name, value in (line.split("=", 1) for line in done.stdout.split("\0") if line):
         monkeypatch.setenv(name, value)
     assert Settings().server.api.cors_allowed_origins == allowed
-
-
-BOX = """\
-╭───────────────────────────────────────────────────────────────────╮
-│ Deployment '{}' successfully created with id '7caf9b02'. │
-╰───────────────────────────────────────────────────────────────────╯
-To execute flow runs from these deployments, start a worker in a separate terminal
-
-        $ prefect worker start --pool 'gpu'
-"""
-
-
-def test_a_deployment_is_one_line_and_an_error_is_shown_whole() -> None:
-    boxes = BOX.format("a/b") + BOX.format("c/d")
-    assert told(boxes, failed=False) == "penstock: deployed a/b\npenstock: deployed c/d"
-    assert told(boxes + "no such flow\n", failed=True) == boxes + "no such flow"
-    assert told("in words of another version", failed=False) == "in words of another version"
 
 
 class Schedules:

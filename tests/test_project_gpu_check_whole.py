@@ -20,12 +20,6 @@ QUICK = ("context", "uuid", "forks", "features")
 """Checks that ask the driver, and one that computes, without a whole run."""
 FIRST = ("kernels", "model, bf16", "model, loads")
 """The first checks, without runs."""
-UNUSABLE = {
-    "old_driver": (gpus.old_driver(), 1, "driver on your system is too old"),
-    "no_kernels": (gpus.no_kernels(), 1, "no kernel image is available"),
-    "out_of_order": (gpus.plain(init_error="LibRmVersionMismatch"), 2, "driver does not respond"),
-    "no_driver": (gpus.plain(init_error="LibraryNotFound"), 2, "no GPU"),
-}
 
 
 def check(machine: Machine, folder: Path, *options: str) -> "subprocess.CompletedProcess[str]":
@@ -98,7 +92,7 @@ def test_the_first_parts_find_all_that_a_stand_in_has(tmp_path: Path) -> None:
     assert "tensors do not lie on the device" in found["model, streamed"]["skipped"]
 
 
-@pytest.mark.parametrize("mode", gpus.MODES)
+@pytest.mark.parametrize("mode", ["mig", "no_memory_info"])
 def test_on_other_machines_what_the_driver_does_not_tell_is_skipped(
     mode: str, tmp_path: Path
 ) -> None:
@@ -107,12 +101,3 @@ def test_on_other_machines_what_the_driver_does_not_tell_is_skipped(
     assert done.returncode == 0, done.stdout + done.stderr
     good = [each["name"] for each in rows(tmp_path) if each["verdict"] == "ok"]
     assert len(good) >= 5, good
-
-
-@pytest.mark.parametrize("mode", UNUSABLE)
-def test_a_gpu_that_cannot_be_used_is_named(mode: str, tmp_path: Path) -> None:
-    machine, code, words = UNUSABLE[mode]
-    done = check(machine, tmp_path, "--only", "context", "--only", "uuid")
-    assert done.returncode == code, done.stdout + done.stderr
-    told = done.stderr if code == 2 else json.dumps(rows(tmp_path))
-    assert words in told

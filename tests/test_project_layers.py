@@ -119,6 +119,16 @@ def test_a_forbidden_import_breaks_its_contract_alone(
     assert [each for each, text in sections.items() if shown in text] == [contract], sections
 
 
+def test_benchmarks_import_neither_scripts_nor_tests() -> None:
+    lines = [
+        f"{path.name}: {line.strip()}"
+        for path in sorted((ROOT / "benchmarks").rglob("*.py"))
+        for line in path.read_text(encoding="utf-8").splitlines()
+        if re.match(r"\s*(from|import) (scripts|tests)\b", line)
+    ]
+    assert lines == []
+
+
 @pytest.mark.parametrize(
     "patch",
     sorted((ROOT / "tests" / "data" / "toys").glob("*.patch")),

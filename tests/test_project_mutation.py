@@ -8,8 +8,10 @@ import pytest
 from scripts.mutation.mutants import (
     Contexts,
     Mutant,
+    all_mutants,
     collected,
     drawn,
+    located,
     mutants_of,
     planted,
     redrawn,
@@ -73,6 +75,26 @@ def test_a_fault_whose_code_has_changed_is_drawn_anew(root: Path) -> None:
     assert len(kept) == 10
     assert {each for each in before if each.function != "largest"} <= set(kept)
     assert planted(root, next(each for each in before if each.function == "largest")) is None
+
+
+def test_what_two_commits_share_is_found_in_whatever_file_it_lies(
+    root: Path, tmp_path: Path
+) -> None:
+    before = tmp_path / "before"
+    (before / "flows/old").mkdir(parents=True)
+    moved = CODE.replace("LIMIT: int = 3", "LIMIT: int = 4").replace("Say", "Tell")
+    (before / "flows/old/kept.py").write_text(moved.replace("and flag", "or flag"))
+    (before / "artifacts").mkdir()
+    (before / "artifacts/held.py").write_text("def another() -> int:\n    return 3\n")
+    shared = drawn(root, 20, 20, seed=1, shared=all_mutants(before))
+    assert {each.function for each in shared} == {"largest"}, "docstrings apart it is the same"
+    assert len(shared) == 7 and {each.file for each in shared} == {FILE}
+    places = located(before, shared)
+    assert {places[each].file for each in shared} == {"flows/old/kept.py"}
+    for each in shared:
+        changed = planted(before, places[each])
+        assert changed is not None and changed.line in range(4, 8)
+    assert located(before, drawn(root, 20, 20, seed=1)).keys() == set(shared)
 
 
 def test_the_tests_of_a_function_are_those_that_call_it_within_the_limits(tmp_path: Path) -> None:

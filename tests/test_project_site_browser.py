@@ -90,48 +90,6 @@ def test_every_page_fits_and_is_readable(
     assert found == {}
 
 
-def test_the_search_finds_a_page_by_its_words(browser: Browser, site: str) -> None:
-    browser.narrow(1280)
-    browser.open(f"{site}/docs/index.html")
-    browser.type(".sidebar-search", "corrections adapter\ue007")
-    browser.wait("return document.querySelectorAll('#search-results li a').length > 2")
-    links = browser.run(
-        "return [...document.querySelectorAll('#search-results a')].map(a => a.href)"
-    )
-    assert any("/docs/learn.html" in link for link in links)
-    assert browser.console() == []
-
-
-@pytest.mark.parametrize(
-    ("page", "begin", "copied"),
-    [
-        ("tutorial", "penstock report", None),
-        ("cache", "$ penstock cache gc", "penstock cache gc --max 200GB"),
-    ],
-)
-def test_a_copy_button_copies_the_commands_of_its_block(
-    browser: Browser, site: str, page: str, begin: str, copied: str | None
-) -> None:
-    """The whole block, or of commands with their output the commands alone."""
-    browser.narrow(1280)
-    browser.open(f"{site}/docs/{page}.html")
-    browser.wait("return document.querySelector('.copybtn')")
-    number = browser.run(
-        "document.addEventListener('copy', event => window.copied = event.target.value);"
-        "return [...document.querySelectorAll('.copybtn')]"
-        ".findIndex(each => each.parentElement.innerText.includes(arguments[0]))",
-        begin,
-    )
-    into_view = "document.querySelectorAll('.copybtn')[arguments[0]].scrollIntoView(arguments[1])"
-    browser.run(into_view, number, {"block": "center", "behavior": "instant"})
-    browser.click(".copybtn", number)
-    whole = (
-        "return document.querySelectorAll('.highlight:has(.copybtn) pre')[arguments[0]].innerText"
-    )
-    text = browser.wait("return window.copied")
-    assert text.strip() == (copied or browser.run(whole, number).strip())
-
-
 LINKS = {
     "[here](nowhere.md)": "nowhere.md",
     "[here](usage.md#no-such-heading)": "no-such-heading",

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks._card_models import CardModel, card_models, write_checkpoint
 from flows.machine.budget import Budget
 from flows.planning.plan_view import TABLE, largest_models_line
-from scripts.card_models import CardModel, card_models, write_checkpoint
 from scripts.cards import (
     MODELS,
     OPENING,

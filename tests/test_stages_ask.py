@@ -22,11 +22,11 @@ from artifacts.errors import EnvironmentFault, PenstockError, StageDied, UsageEr
 from artifacts.packs import Record, RecordSet
 from artifacts.schema import FrameFit
 from artifacts.store import open_store
+from benchmarks._endpoint import ONCE, TWENTY, StandIn, digest_in, running, told
 from stages.ask import UNANSWERED, AskItem, AskJob
 from stages.ask.servers import Client, NoReply, Reply, RequestPace
 from stages.process.events import EventReporter, Failed, Warned, event_of
 from stages.process.job import job_fields
-from tests.support.endpoint import ONCE, TWENTY, StandIn, digest_in, running, told
 
 
 @pytest.fixture(autouse=True)
@@ -213,6 +213,23 @@ def test_a_change_since_an_earlier_process_ends_the_stage(work: Work) -> None:
         pytest.raises(EnvironmentFault, match="answered as m f0, then as m f1"),
     ):
         work.run(address, seen={address: ["m", "f0"]})
+
+
+def test_no_thread_goes_on_when_the_stage_has_ended(
+    work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode, encoding = stages.ask.wire.media_of, threading.Event()
+
+    def slow(*given: Any, **more: Any) -> bytes:
+        time.sleep(1.0 * encoding.is_set())  # the second one, while the first is answered
+        encoding.set()
+        return encode(*given, **more)
+
+    monkeypatch.setattr(stages.ask.run, "media_of", slow)
+    with running(StandIn(seconds=0.2)) as address:
+        with pytest.raises(EnvironmentFault, match="answered as m f0, then as m f1"):
+            work.run(address, seen={address: ["m", "f0"]})
+        assert [each.name for each in threading.enumerate() if "PoolExec" in each.name] == []
 
 
 def test_a_store_that_cannot_be_written_ends_the_stage(

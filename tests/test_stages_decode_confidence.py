@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from artifacts.captions import CONFIDENCE
+from benchmarks._jobs import own_of
 from penstock_demo import CHECKPOINT
 from stages.decode.confidence import Confidence, LogitsWatch, likeliest, offset_in, token_scores
-from stages.decode.engines.inflight.scheduler import SequenceState
+from stages.decode.engines.inflight.selection import TokenSelection
 from stages.decode.engines.transformers import TransformersEngine
 from stages.decode.generation import DecodeItem, DecodeJob, SamplingParams, ScoreItem, ScoreJob
 from stages.decode.prompts import prompts_for
@@ -32,7 +33,6 @@ from tests.support.waves import (
     in_slots,
     keys_told,
     mixed_wave,
-    own_of,
     told_by,
 )
 
@@ -215,7 +215,7 @@ def test_captions_of_no_word_and_of_one(tmp_path: Path, monkeypatch: pytest.Monk
         assert all(one["tokens"] == 1 and one["margin_at"] == 0 for one in wave.captions(scope))
     end = json.loads((CHECKPOINT / "generation_config.json").read_text())["eos_token_id"]
     ends_at_once = lambda *_: torch.tensor([end])  # noqa: E731
-    monkeypatch.setattr(SequenceState, "select_token", ends_at_once)
+    monkeypatch.setattr(TokenSelection, "first", ends_at_once)
     in_slots(wave, "ff" * 32)
     for one in wave.captions("ff" * 32):
         assert (one["caption"], one["tokens"], one["margin_at"]) == ("", 1, None)

@@ -16,12 +16,17 @@ from transformers import RepetitionPenaltyLogitsProcessor
 from artifacts.claims import claims_at
 from artifacts.errors import UsageError
 from penstock_demo import CHECKPOINT
+from stages.decode.constraint import SchemaLogitsProcessor
 from stages.decode.engines.inflight import engine
 from stages.decode.engines.inflight.engine import InflightEngine
 from stages.decode.engines.inflight.pool import SlotPool
+from stages.decode.engines.inflight.scheduler import InflightScheduler, PendingTokens
+from stages.decode.generation import SamplingParams
+from stages.decode.json_schema import canonical
 from stages.decode.protocol import DecodeRequest
 from stages.decode.run import run
 from tests.support.clips import PROMPTS
+from tests.support.forms import SHORT, text_of
 from tests.support.waves import (
     CAPTIONS,
     OTHER,
@@ -134,7 +139,8 @@ def test_what_a_checkpoint_does_to_its_logits_is_done_row_by_row(
     assert min(one["tokens"] for one in wave.captions(OTHER)) >= more.get("min_new_tokens", 1)
     if not more:  # a penalty by itself is applied to all rows at once
         in_check = 3 * (engine.STEPS + 1)
-        assert len(calls) <= in_check + len(keys_told(told)), "once per prompt"
+        steps = noted(told)["row_steps"] // size
+        assert len(calls) <= in_check + len(keys_told(told)) + steps, "once per prompt and step"
 
 
 def rungs(told: Sequence[dict[str, Any]]) -> list[int]:
@@ -237,7 +243,7 @@ def test_a_caption_of_either_engine_answers_who_leaves_the_choice(
 ) -> None:
     """Each has its own place in the store, under its own key."""
     wave = mixed_wave(tmp_path)
-    job = {**wave.to_decode(PROMPTS, THIRD, tokens=32), "instead": OTHER, "engine": "auto"}
+    job = {**wave.to_decode(PROMPTS, THIRD, tokens=32), "fallback_namespace": OTHER, "engine": "auto"}
     records = wave.record_set("captions", CAPTIONS)
     theirs, ours = wave.record_set("captions", OTHER), wave.record_set("captions", THIRD)
     for number in (1, 2):
@@ -292,3 +298,74 @@ def test_captions_are_cut_where_they_may_be_no_longer(tmp_path: Path) -> None:
         assert whole["caption"].startswith(cut["caption"])
     wave.decode(PROMPTS, THIRD, tokens=1)
     assert {one["tokens"] for one in wave.captions(THIRD)} == {1}
+
+
+@pytest.fixture
+def order(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+    """Tokens are read a step later, as on a GPU. The order of what happens to a step: it is
+    started, its masks are computed, it is waited for. Step 0 is what comes before the first."""
+    found: list[tuple[str, int]] = []
+    running = [0]
+    init, scheduled = InflightScheduler.__init__, InflightScheduler._step
+    step, read, masks_of = SlotPool.step, PendingTokens.read, SchemaLogitsProcessor.masks_of
+
+    def later(*given: Any, **named: Any) -> None:
+        init(*given, **{**named, "lag": 1})
+
+    def whole(scheduler: InflightScheduler) -> None:
+        running[0] = scheduler._steps + 1
+        scheduled(scheduler)
+        running[0] = 0
+
+    def start(pool: Any) -> Any:
+        found.append(("start", running[0]))
+        return step(pool)
+
+    def masks(rows: Any, tokens: Any, width: int) -> Any:
+        found.append(("masks", running[0]))
+        return masks_of(rows, tokens, width)
+
+    def wait(pending: PendingTokens) -> Any:
+        if pending._read is None:
+            found.append(("wait", pending.step))
+        return read(pending)
+
+    monkeypatch.setattr(InflightScheduler, "__init__", later)
+    monkeypatch.setattr(InflightScheduler, "_step", whole)
+    monkeypatch.setattr(SlotPool, "step", start)
+    monkeypatch.setattr(SchemaLogitsProcessor, "masks_of", staticmethod(masks))
+    monkeypatch.setattr(PendingTokens, "read", wait)
+    return found
+
+
+def test_no_token_is_read_before_the_next_step_was_started(
+    order: list[tuple[str, int]], tmp_path: Path
+) -> None:
+    wave = mixed_wave(tmp_path, 4)
+    told = in_slots(wave)
+    assert wave.captions(OTHER) == wave.captions()
+    tokens = sum(one["tokens"] for one in wave.captions())
+    assert noted(told)["row_steps_used"] == tokens - len(wave.captions())
+    waits = [(at, step) for at, (kind, step) in enumerate(order) if kind == "wait"]
+    assert {step for _, step in waits} >= {0, 1}
+    last = max(step for kind, step in order if kind == "start")
+    early = [(at, step) for at, step in waits if at < order.index(("start", min(step + 1, last)))]
+    assert early == []
+
+
+def test_masks_are_computed_while_their_step_runs(
+    order: list[tuple[str, int]], tmp_path: Path
+) -> None:
+    wave = mixed_wave(tmp_path, 4)
+    form = canonical(text_of(SHORT))
+    asked = SamplingParams(schema=form, avoid=("a",)).non_defaults
+    in_slots(wave, generation=asked)
+    wave.settings["engine"] = "transformers"
+    wave.decode(PROMPTS, THIRD, tokens=32)
+    assert words(wave.captions(OTHER)) == words(wave.captions(THIRD))
+    masked = [step for kind, step in order if kind == "masks" and step]
+    assert len(masked) > 20
+    for step in masked:
+        started, masks = order.index(("start", step)), order.index(("masks", step))
+        waited = [at for at, each in enumerate(order) if each == ("wait", step)]
+        assert started < masks < min(waited, default=len(order)), f"step {step}"

@@ -16,6 +16,7 @@ from artifacts.captions import CONFIDENCE
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.packs import DamagedRecord, Record, RecordSet
 from artifacts.store import open_store
+from benchmarks._words import hf
 from penstock_demo import CHECKPOINT
 from stages.decode.answers import open_records
 from stages.decode.engines import transformers
@@ -26,7 +27,7 @@ from stages.models.halves.offload import new_tokens
 from stages.models.processors.prepare import Clip, load_processor
 from tests.support.checkpoints import whole_checkpoint
 from tests.support.clips import PROMPTS, clips, joint_inputs, joint_model
-from tests.support.families import BUILDERS, checkpoint, decisive, hf
+from tests.support.families import BUILDERS, checkpoint, decisive
 from tests.support.tiny_families.queries import T5
 from tests.support.waves import (
     CAPTIONS,

@@ -11,14 +11,15 @@ import pytest
 import torch
 
 from artifacts.errors import UsageError
+from benchmarks._clip import save_clip
+from benchmarks._words import hf
 from stages.embed_texts.job import TextsJob
 from stages.embed_texts.run import TextReader, fit_logit_scale, mean_directions, run
 from stages.models.half_job import HalfJob
 from stages.models.halves.features import logits, text_vectors
 from stages.models.halves.load import load_half
 from stages.models.processors.loading import load_processor
-from tests.support.dual_encoders import names, save, save_clip
-from tests.support.families import hf
+from tests.support.dual_encoders import names, save
 from tests.support.waves import told_by
 
 TEXTS = ["a cat", "the sky over the sea", "dog"]

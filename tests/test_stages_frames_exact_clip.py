@@ -21,7 +21,7 @@ from stages.frames.cut import ExactCutter
 from stages.frames.frame_converter import FrameConverter, shown_size
 from stages.frames.timeline import CUT_OFF
 from stages.frames.video import Video
-from tests.support.media import decode_plainly, write_video
+from tests.support.media import decode_plainly, spoil, write_video
 
 OPEN = {"bf": "3", "x264-params": "open-gop=1:scenecut=0"}
 CLOSED = {"bf": "3", "sc_threshold": "0"}
@@ -257,3 +257,35 @@ def test_a_file_that_ends_within_a_frame_ends_with_the_frame_before(tmp_path: Pa
     with av.open(str(clip)) as container:
         assert container.streams.video[0].average_rate == 30
         assert sum(1 for _ in container.decode(video=0)) == at
+
+
+@pytest.mark.parametrize("codec", ["libx264", "libx265"])
+def test_damaged_packets_that_no_frame_of_the_model_needed_are_not_copied(
+    tmp_path: Path, codec: str
+) -> None:
+    closed = {**CLOSED, "x265-params": "scenecut=0:open-gop=0:log-level=none"}
+    options: dict[str, Any] = {"codec": codec, "gop": 30, "options": closed}
+    whole = write_video(tmp_path / "whole.mp4", ticks=range(90), **options)
+    path = spoil(whole, tmp_path / "a.mp4", which=lambda at: 40 <= at < 44)
+    spans = [(at, at + 1.0) for at in range(3)]
+    copies = {at: cut(path, tmp_path, spans)[at] for at in range(3)}
+    faults = {}
+    for at, made in copies.items():
+        shown = decoded_strictly(made)
+        with av.open(str(made)) as container:
+            faults[at] = container.streams.video[0].frames - shown
+    assert faults == {0: 0, 1: 0, 2: 0}, "frames that a reader lacks, by clip"
+    whole_pixels = pixels(whole)
+    for at in (0, 2):
+        assert all(map(np.array_equal, pixels(copies[at]), whole_pixels[30 * at : 30 * at + 30]))
+
+
+def decoded_strictly(path: Path) -> int:
+    """How many frames a reader shows until the first fault."""
+    shown = 0
+    with contextlib.suppress(av.error.InvalidDataError), av.open(str(path)) as container:
+        for frame in container.decode(video=0):
+            if frame.is_corrupt:
+                break
+            shown += 1
+    return shown

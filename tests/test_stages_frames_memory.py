@@ -18,12 +18,12 @@ from artifacts.keys import hash_file
 from artifacts.packs import RecordSet
 from artifacts.schema import MediaIndex
 from artifacts.store import open_store
+from benchmarks._jobs import made_job
 from stages.frames.job import FramesItem
 from stages.process.events import Event
 from stages.process.stage_process import StageProcess
 from tests.support.media import picture, repeat_video, write_video
 from tests.support.mutations import write_mutations
-from tests.support.started import made_job
 
 NAMESPACE = "5c" * 32
 MIB = 1 << 20

@@ -1,13 +1,10 @@
 """What is cut from a video is what a plain decode of the whole file shows at those times, and comes
 out as a player shows it: turned, mirrored, stretched, of the size asked for; also of real files."""
 
-import shutil
-import subprocess
 from fractions import Fraction
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import av
 import numpy as np
@@ -149,33 +146,6 @@ def test_joined_recordings_run_on_where_the_clock_is_set_anew(tmp_path: Path) ->
         assert "clock" in video.warnings()[0]
     assert times(chunks) == pytest.approx([0, 1, 2, 3, 4, 5])
     np.testing.assert_array_equal(chunks[0].pixels[0], chunks[1].pixels[1])
-
-
-SHOWN: list[tuple[dict[str, Any], NDArray[np.uint8]]] = [
-    ({"rotation": 180}, picture(0)[::-1, ::-1]),
-    ({"rotation": -90}, np.rot90(picture(0), 3)),
-    ({"shown": (-1, 0, 0, 1)}, picture(0)[:, ::-1]),
-    ({"shown": (1, 0, 0, -1)}, picture(0)[::-1]),
-    ({"shown": (0, 1, 1, 0)}, picture(0).swapaxes(0, 1)),
-    ({"shown": (0, -1, -1, 0)}, picture(0).swapaxes(0, 1)[::-1, ::-1]),
-]
-"""How a file asks for its pixels, and what a picture looks like then."""
-
-
-@pytest.mark.parametrize(("how", "upright"), SHOWN)
-def test_turning_and_mirroring_is_applied(
-    how: dict[str, Any], upright: NDArray[np.uint8], tmp_path: Path
-) -> None:
-    path = write_video(tmp_path / "a.mp4", **how)
-    (chunk,) = cut(path)
-    assert chunk.pixels.shape[1:] == upright.shape
-    assert np.abs(chunk.pixels[0].astype(int) - upright).mean() < 12
-    if shutil.which("ffmpeg"):
-        command = ["ffmpeg", "-v", "error", "-nostdin", "-i", str(path), "-frames:v", "1"]
-        command += ["-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
-        data = subprocess.run(command, check=True, capture_output=True).stdout
-        played = np.frombuffer(data, dtype=np.uint8).reshape(upright.shape)
-        assert np.abs(chunk.pixels[0].astype(int) - played).mean() < 4
 
 
 def test_frames_come_out_at_the_size_asked_for(tmp_path: Path) -> None:

@@ -31,7 +31,6 @@ from stages.models.graphs.manifest import (
 from stages.models.graphs.onnx_encoder import OnnxEncoder, fits
 from stages.models.halves.absent import MissingModule
 from stages.process.exit_diagnosis import out_of_memory
-from tests.support.dual_encoders import names
 from tests.support.graph_verdict import AGREES, judge_dual_graphs, judge_graphs
 from tests.support.tiny_families import FAMILIES
 from tests.support.tiny_families.parts import (
@@ -46,7 +45,6 @@ from tests.support.tiny_families.parts import (
     text,
 )
 from tests.support.tiny_families.shared import stream
-from tests.support.tiny_families.verdict import UNCUT
 
 ENDS = torch.tensor([0, 5, 6, 14, 16])
 
@@ -254,9 +252,14 @@ def test_a_manifest_is_read_as_it_was_written(tmp_path: Path) -> None:
 
 
 ROOT = Path(__file__).parent.parent
-NAMES = sorted({variant.partition(":")[0] for variant in FAMILIES} - UNCUT)
+NAMES = (
+    *("blip_2", "chameleon", "glm4v", "internvl", "llama4", "qwen2_5_vl"),
+    *("cosmos3_edge", "hunyuan_vl", "lighton_ocr", "minicpmv4_6", "muse_spark"),
+)
+"""Families of each kind of encoder, and of each reason why graphs are refused; `make models` judges
+all of them."""
 SAID: dict[Half, str] = {"vision": "vision", "language": "text"}
-HALVES = [(name, half) for name in sorted(names()) for half in SAID]
+HALVES = [(name, half) for name in ("blip", "clip", "siglip2") for half in SAID]
 
 
 def shallow(rows: int, video: bool) -> Built:

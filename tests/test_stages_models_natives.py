@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.schema import Part
+from benchmarks._plan_cases import plan_case
 from stages.models import describe, encode, generate, load_features, load_half, save_features
 from stages.models.halves.boundary import absent_paths
 from stages.models.halves.routes import config_and_class, skeleton_of
@@ -25,7 +26,6 @@ from tests.support import evaclip
 from tests.support.clips import profile_of, without_pixels
 from tests.support.cogvlm2 import DRAWN, GREEDY, Reference, make_folder, published, references
 from tests.support.families import change_config, change_weights
-from tests.support.plan_cases import plan_case
 from tests.support.tiny_families.in_slots import LIMITS, greedy, in_slots, tried_in_slots
 
 Experts = Literal[True, False]

@@ -15,6 +15,8 @@ from torch.nn.functional import cosine_similarity
 
 from artifacts.errors import UsageError
 from artifacts.schema import Part
+from benchmarks._plan_cases import make_folder as make_headers
+from benchmarks._plan_cases import plan_case
 from stages.models import describe, load_half
 from stages.models.halves.boundary import absent_paths
 from stages.models.halves.features import image_vectors, logits, text_vectors
@@ -36,8 +38,6 @@ from tests.support.evaclip import (
     published,
     write,
 )
-from tests.support.plan_cases import make_folder as make_headers
-from tests.support.plan_cases import plan_case
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get("PENSTOCK_TEST_NATIVES", ROOT.parent / "shared" / "natives"))

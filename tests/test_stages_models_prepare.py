@@ -12,6 +12,8 @@ import pytest
 import torch
 
 from artifacts.errors import EnvironmentFault, UsageError
+from benchmarks._jobs import whole
+from benchmarks._words import hf
 from stages.models.processors import prepare as images
 from stages.models.processors.input_layout import layout_of
 from stages.models.processors.loading import is_image_output, takes_images
@@ -25,8 +27,8 @@ from stages.models.processors.prepare import (
 )
 from stages.models.processors.side_inputs import without_images
 from tests.support.clips import PROMPTS, clips, joint_inputs, without_pixels
-from tests.support.families import BUILDERS, checkpoint, copy_of, hf
-from tests.support.processors import KINDS, plain_call, processor_folder, render, whole
+from tests.support.families import BUILDERS, checkpoint, copy_of
+from tests.support.processors import KINDS, plain_call, processor_folder, render
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 CASES = [

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks._plan_cases import kept_folder, plan_case
 from flows.planning.workloads import workload_of
 from stages.models import describe, load_half
 from stages.models.processors.input_sizes import resized
@@ -29,7 +30,6 @@ from stages.models.published import (
 from tests.support.by_hand import model
 from tests.support.clips import clips, profile_of
 from tests.support.families import checkpoint, copy_of
-from tests.support.plan_cases import kept_folder, plan_case
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from artifacts.errors import CannotFit, EnvironmentFault, OutOfMemory, UsageError
 from artifacts.keys import digest_of
 from artifacts.tensors import pack_tree
+from benchmarks._jobs import made_job
 from benchmarks._models import FRAMES, TINY, Shape, build, publish_clips
 from stages.models.encoding.batch import encode_batches
 from stages.models.encoding.job import EncodeItem
@@ -30,7 +31,6 @@ from stages.process.stage_process import StageProcess
 from tests.support.clips import PROMPTS, clips
 from tests.support.families import BUILDERS, checkpoint
 from tests.support.peaks import peaks_of
-from tests.support.started import made_job
 from tests.support.tiny_families import FAMILIES
 from tests.support.waves import FEATURES, OTHER, Wave, said
 
@@ -250,31 +250,6 @@ def test_a_checkpoint_of_one_file_is_never_mapped(monkeypatch: pytest.MonkeyPatc
         ModelJob(model=str(folder), dtype="float32", offload=True).load_reloadable("vision").model
     )
     assert layers_of(half).count
-
-
-@pytest.mark.parametrize(
-    ("family", "dtype"),
-    [
-        ("qwen2_5_vl", "bfloat16"),
-        pytest.param("llava", "float32", marks=pytest.mark.slow),
-        *(
-            pytest.param(family, "bfloat16", marks=pytest.mark.slow)
-            for family in BUILDERS
-            if family != "qwen2_5_vl"
-        ),
-    ],
-)
-def test_captions_are_those_of_resident_halves(family: str, dtype: str, tmp_path: Path) -> None:
-    wave = Wave(tmp_path / "store", checkpoint(family), [clips("video", 2)], dtype=dtype)
-    wave.encode()
-    wave.decode(PROMPTS)
-    resident, features = said(wave.captions()), payloads(wave)
-    wave.settings["offload"] = True
-    told = [*wave.encode(), *wave.decode(PROMPTS, OTHER)]
-    assert payloads(wave) == features
-    assert said(wave.captions(OTHER)) == resident
-    fetched = [note["bytes_fetched_a_pass"] for note in told if "bytes_fetched_a_pass" in note]
-    assert len(fetched) == 2 and all(fetched)
 
 
 def test_only_layers_wait_and_their_bytes_are_told() -> None:

@@ -2,88 +2,118 @@
 reason and a form that works."""
 
 import json
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from PIL import Image
 from safetensors.torch import save_file
 
 from artifacts.errors import UsageError
+from benchmarks._plan_cases import CASES, make_folder, plan_case
+from benchmarks._words import hf, template, words
 from flows.cli.main import main
 from flows.machine.launch import DirectLauncher
 from scripts.model_table import unsupported_section
 from stages.models import describe, load_half, resolve_model
 from stages.models.hub.checkpoint import CONVERTED, NEAREST, refuse_original
+from stages.models.hub.quantized import ignored_settings, refuse_unread
 from stages.models.hub.resolve import find_model
 from stages.models.hub.unsupported import UNSUPPORTED, UnsupportedForm, refuse_unsupported
-from tests.support.families import change_config, change_weights, copy_of, hf, template, words
+from tests.support.commands import completed
+from tests.support.families import change_config, copy_of
 from tests.support.hub import Repository, client, serve, use_cache
 from tests.support.inside import InsideLauncher
-from tests.support.plan_cases import CASES, make_folder, plan_case
+from tests.support.quantized import LAYOUTS
 from tests.support.tiny_families import FAMILIES
-
-METHODS: dict[str, dict[str, Any]] = {
-    "awq": {"bits": 4, "group_size": 128, "zero_point": True, "version": "gemm"},
-    "gptq": {"bits": 4, "group_size": 128, "desc_act": False, "sym": True},
-    "fp8": {"activation_scheme": "dynamic", "weight_block_size": [128, 128]},
-    "compressed-tensors": {"format": "pack-quantized", "config_groups": {}},
-}
-"""Method → what config.json says of it, beside its name."""
-PACKED: dict[str, dict[str, torch.Tensor]] = {
-    "awq": {
-        "qweight": torch.zeros(4, 4, dtype=torch.int32),
-        "qzeros": torch.zeros(1, 4, dtype=torch.int32),
-        "scales": torch.zeros(1, 4, dtype=torch.float16),
-    },
-    "gptq": {
-        "qweight": torch.zeros(4, 4, dtype=torch.int32),
-        "g_idx": torch.zeros(4, dtype=torch.int32),
-    },
-    "fp8": {"weight_scale_inv": torch.ones(1, 1)},
-    "compressed-tensors": {
-        "weight_packed": torch.zeros(4, 4, dtype=torch.int32),
-        "weight_scale": torch.ones(4, 1),
-    },
-}
-"""Method → the tensors that its files have of a layer."""
-
 
 OF_NOBODY = {"architectures": ["SomebodysModel"], "model_type": "somebodys"}
 
 
-def quantized(place: Path, method: str, *, plain: bool = False) -> Path:
-    """A tiny LLaVA whose files are as that method leaves them, or are plain and only say so."""
-    told = {"quant_method": method, **METHODS[method]}
-    copy_of("llava", place, quantization_config=told)
-
-    def pack(weights: dict[str, torch.Tensor]) -> None:
-        layer = next(n for n in weights if n.endswith("q_proj.weight") and "language" in n)
-        if method != "fp8":
-            del weights[layer]
-        base = layer.removesuffix(".weight")
-        weights |= {f"{base}.{name}": tensor for name, tensor in PACKED[method].items()}
-
-    if not plain:
-        change_weights(place, pack)
-    return place
+def said_quantized(place: Path) -> Path:
+    """A tiny LLaVA whose files are plain and whose configuration says that they are not."""
+    gptq = {"quant_method": "gptq", "bits": 4, "group_size": 128, "desc_act": False, "sym": True}
+    return copy_of("llava", place, quantization_config=gptq)
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_a_checkpoint_in_few_bits_is_told_which_one_to_take(method: str, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=f"quantized by {method}, whose halves") as caught:
-        describe(quantized(tmp_path / "model", method))
-    assert "--precision int8 or nf4" in caught.value.hint and "export" in caught.value.hint
+def compressed(**settings: Any) -> dict[str, Any]:
+    return {"quant_method": "compressed-tensors", "format": "pack-quantized", **settings}
+
+
+UNREAD_SETTINGS: dict[str, dict[str, Any]] = {
+    "by torchao": {"quant_method": "torchao", "quant_type": {"default": {}}},
+    "by HQQ": {"quant_method": "hqq", "quant_config": {}},
+    "gemv": {"quant_method": "awq", "bits": 4, "version": "gemv"},
+    "gemv_fast": {"quant_method": "awq", "bits": 4, "version": "GEMV_FAST"},
+    "by AWQ in another number of bits": {"quant_method": "awq", "bits": 8, "version": "gemm"},
+    "by GPTQ in another number of bits": {"quant_method": "gptq", "bits": 3},
+    "planar": {"quant_method": "gptq", "bits": 4, "checkpoint_format": "gptq_p"},
+    "marlin": {"quant_method": "gptq", "bits": 4, "checkpoint_format": "marlin"},
+    "is marlin": {"quant_method": "gptq", "bits": 4, "is_marlin_format": True},
+    "bitblas": {"quant_method": "gptq", "bits": 4, "format": "bitblas"},
+    "in 2:4 sparse form": compressed(sparsity_config={"format": "sparse-24-bitmask"}),
+    "2:4 by its format": compressed(format="marlin-24"),
+    "transform_config": compressed(transform_config={"config_groups": {"u": {}}}),
+    "another format": compressed(format="somebodys-own"),
+    "with experts in MXFP4": {"quant_method": "mxfp4"},
+    "not known here (auto-round)": {"quant_method": "auto-round", "bits": 4},
+    "not known here (quark)": {"quant_method": "quark"},
+}
+"""Part of the message → what config.json says."""
+
+
+@pytest.mark.parametrize("form", UNREAD_SETTINGS)
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_quantized_form_that_is_not_read_fails_before_anything_is_read(
+    form: str, nested: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = {"quantization_config": UNREAD_SETTINGS[form]}
+    config = {"model_type": "internvl", **({"text_config": own} if nested else own)}
+    folder, store = written(tmp_path / "model", config), tmp_path / "store"
+    for source in ("https://no.such.host.example/clips.zip", str(tmp_path)):
+        for command in (["caption", source], ["plan", source], ["plan", "--what-fits"]):
+            code = main([*command, "--model", str(folder), "--store", str(store)])
+            out, err = capsys.readouterr()
+            line = err.splitlines()[-1]
+            assert code == 2 and not out and "AWQ (gemm)" in line and "nf4" in line
+            words_of_it = form.split(" by its")[0].removeprefix("is ")
+            assert words_of_it in line, line
+    with pytest.raises(UsageError, match="which Penstock does not read"):
+        find_model(folder)
+
+
+@pytest.mark.slow
+def test_a_quantized_form_is_refused_without_torch(tmp_path: Path) -> None:
+    own = {"quantization_config": UNREAD_SETTINGS["gemv"]}
+    folder = written(tmp_path / "model", {"model_type": "internvl", **own})
+    code = (
+        "import sys; from flows.cli.main import main; "
+        f"code = main(['caption', 'nothing', '--model', {str(folder)!r}]); "
+        "assert 'torch' not in sys.modules; sys.exit(code)"
+    )
+    found = completed([sys.executable, "-c", code])
+    assert found.returncode == 2 and "gemv" in found.stderr, found.stderr
+
+
+def test_settings_that_are_read_are_let_through_and_noted(tmp_path: Path) -> None:
+    notes = {}
+    for number, (name, layout) in enumerate(LAYOUTS.items()):
+        folder = written(tmp_path / str(number), {"quantization_config": layout.settings})
+        refuse_unread(name, folder)
+        notes[name] = ignored_settings(folder)
+    assert notes["awq"] == notes["w4a16"] == ""
+    assert notes["w8a8"].startswith("the 8-bit activations that it was made for are not used")
+    assert "kv_cache_scheme" in notes["fp8-row"] and "8-bit activations" in notes["fp8-row"]
 
 
 def test_a_plain_checkpoint_that_says_it_is_quantized_is_told_apart(tmp_path: Path) -> None:
     with pytest.raises(
         UsageError, match="quantized by gptq, but its weights are not quantized"
     ) as it:
-        describe(quantized(tmp_path / "model", "gptq", plain=True))
+        describe(said_quantized(tmp_path / "model"))
     assert "quantization_config" in it.value.hint
     change_config(tmp_path / "model", quantization_config=None)
     assert describe(tmp_path / "model").language.stored_as == ""  # as the hint says
@@ -92,7 +122,7 @@ def test_a_plain_checkpoint_that_says_it_is_quantized_is_told_apart(tmp_path: Pa
 @pytest.mark.parametrize(
     "make",
     [
-        lambda place: quantized(place, "gptq", plain=True),
+        said_quantized,
         lambda place: make_folder(replace(plan_case("eva-clip-8b"), config=OF_NOBODY), place),
     ],
     ids=["quantized", "of no class"],

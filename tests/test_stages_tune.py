@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
 
@@ -22,13 +23,14 @@ from flows.checkpoint.adapters import adapter_digest
 from flows.checkpoint.model_files import ModelDigests
 from flows.cli.main import main
 from stages.models import load_half
-from stages.models.adapter_modules import ADAPTER_WEIGHTS, read_adapter
+from stages.models.adapter_modules import ADAPTER_WEIGHTS, BASE, read_adapter
 from stages.tune import training
 from stages.tune.adapter import (
     TrainingProgress,
     add_adapter,
     linear_paths,
     load_adapter_weights,
+    numbers_of,
     resume,
     save_checkpoint,
     write_adapter,
@@ -137,6 +139,19 @@ def test_who_goes_on_with_an_adapter_adds_the_same(tmp_path: Path, changes: dict
     again = load_file(tmp_path / "again" / "adapter_model.safetensors")
     assert numbers.keys() == again.keys()
     assert all(torch.equal(numbers[key], again[key]) for key in numbers)
+
+
+def test_an_adapter_has_the_same_bytes_each_time(tmp_path: Path) -> None:
+    half = load_half(source_of("demo"), "language", dtype=torch.float32)
+    add_adapter(half, 2, 0)
+    found = set()
+    for _ in range(12):
+        write_adapter(half, tmp_path, "demo", base="d" * 64)
+        found.add((tmp_path / "adapter_model.safetensors").read_bytes())
+    assert len(found) == 1, f"{len(found)} files of one adapter"
+    with safe_open(tmp_path / "adapter_model.safetensors", "pt") as file:
+        assert file.metadata() == {"format": "pt", BASE: "d" * 64}
+        assert all(torch.equal(file.get_tensor(k), v) for k, v in numbers_of(half).items())
 
 
 def test_a_rank_that_contradicts_the_adapter_is_refused(tmp_path: Path) -> None:

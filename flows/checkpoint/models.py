@@ -48,6 +48,7 @@ from flows.options.model import DEMO_MODEL, DateOptions, GgufOptions, is_served
 from flows.pipelines import ASK, CAPTION, Pipeline, makes_vectors
 from stages.models.encoding.pass_modes import FIXED_ROWS
 from stages.models.hub.checkpoint import Checkpoint
+from stages.models.hub.quantized import ignored_settings
 from stages.models.hub.resolve import find_model, refuse_revision
 from stages.models.hub.transfer import Announce
 from stages.models.profile import ModelProfile
@@ -292,6 +293,7 @@ def open_model(
         settings = {**settings, "language": (language,)}
     if adapter is not None:
         settings = with_adapter(settings, adapter_for(adapter, config, profile, files))
+    ignored = ignored_settings(folder)
     no_date = f"--today has no effect: {config.model} writes no date into prompts"
     return Model(
         name=config.model,
@@ -301,7 +303,7 @@ def open_model(
         settings=settings,
         weights=weights,
         notes=(
-            *filter(None, [graphs.note, no_date if requested and not today else ""]),
+            *filter(None, [graphs.note, no_date if requested and not today else "", ignored]),
             *adapter_notes(adapter, checkpoint, weights),
         ),
         read=all(weights.values()),

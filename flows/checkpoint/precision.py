@@ -259,7 +259,7 @@ def _part_settings(
     dtype = DTYPES.get(requested) or native_dtype(profile.dtype, device)
     precision = half.stored_as or (requested if requested in QUANTIZED else SHORT.get(dtype, dtype))
     # The loader treats both halves of such a checkpoint alike, also one without quantized layers.
-    quantized = any(each.stored_as for each in profile.parts.values())
+    quantized = any(each.loader_unpacks for each in profile.parts.values())
     cast = quantized and dtype != profile.dtype and BYTES.get(profile.dtype) == 2
     return PartSettings(
         precision=precision,
@@ -285,20 +285,25 @@ def check_joint(config: RunOptions, profile: ModelProfile, dtype: str) -> None:
         )
 
 
-def weight_bytes(half: PartProfile, precision: str, dtype: str, *, cast: bool = False) -> int:
+def weight_bytes(
+    half: PartProfile, precision: str, dtype: str, *, cast: bool = False, packed: bool = False
+) -> int:
     """Return the bytes of a half's weights on the device. A quantized layer has weights and scales:
     one scale per row in 8 bit, one per block of 64 in 4 bit, which take 8 bit themselves. `cast`:
-    the weights beside stored quantized layers are cast from 16 bit."""
+    the weights beside layers stored by bitsandbytes are cast from 16 bit. `packed`: layers stored
+    by other programs stay packed; else they are dequantized."""
     element_bytes = BYTES.get(dtype, 4)
-    if half.stored_as:
+    if packed:
+        return half.packed_bytes + (half.parameters - half.packed_parameters) * element_bytes
+    if half.loader_unpacks:
         others = half.parameters - half.linear_parameters
         return half.stored_bytes + cast * others * (element_bytes - 2)
     if precision not in QUANTIZED:
         return half.parameters * element_bytes
     weights = half.linear_parameters
     scales = 4 * half.linear_rows if precision == "int8" else weights // 64 + weights // 4096
-    packed = weights if precision == "int8" else weights // 2
-    return (half.parameters - weights) * element_bytes + packed + scales
+    codes = weights if precision == "int8" else weights // 2
+    return (half.parameters - weights) * element_bytes + codes + scales
 
 
 def native_dtype(stated: str, device: str) -> str:

@@ -24,7 +24,7 @@ from flows.checkpoint.precision import PartSettings
 from flows.machine.versions import cpu_line
 from flows.options.commands import RunOptions
 from flows.options.model import PassOptions
-from stages.models.encoding.pass_modes import KIND
+from stages.models.encoding.pass_modes import KIND, WINDOWS
 from stages.models.footprint import at_size
 from stages.models.graphs.manifest import TENSORRT
 from stages.process.device import device_capability
@@ -102,6 +102,16 @@ def pass_checks_namespace(model: Model, settings: PartSettings, device: str) -> 
     kind = cpu_line("model name") if device == "cpu" else device_capability(device)
     half = [model.digests["vision"], settings.key_fields]
     return digest_of([KIND, *half, version("torch"), device.partition(":")[0], kind])
+
+
+def windows_namespace(device: str) -> str:
+    """Return the cache namespace of what was compared of windows of encoders, on this kind of
+    device; empty on a CPU."""
+    if device == "cpu":
+        return ""
+    return digest_of(
+        [WINDOWS, version("torch"), version("transformers"), device_capability(device)]
+    )
 
 
 def _differs(store: Store, model: Model, settings: PartSettings, device: str) -> bool:

@@ -52,6 +52,7 @@ from flows.pipelines import CAPTION, PURPOSES, Pipeline, parts_of, with_extras
 from stages.decode import SCORE
 from stages.decode.generation import SamplingParams
 from stages.embed.job import KIND, MIN_COSINE, VERDICT
+from stages.models.hub.quantized import refuse_unread
 from stages.models.hub.resolve import check_name
 from stages.models.hub.transfer import Announce
 from stages.process.device import device_capability, device_name
@@ -211,6 +212,8 @@ def prepare(
     scores = ConfidenceOptions.of(config).confidence
     pipelines = with_extras(pipelines or (CAPTION,), summary=prompting.summary, scores=scores)
     config.check_sources()
+    if (folder := Path(config.model).expanduser()).is_dir():
+        refuse_unread(config.model, folder)
     store = open_store(config.store_url)
     selection = Selection(recursive=config.recursive, extensions=config.extensions)
     files, failures = find_media(

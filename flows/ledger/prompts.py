@@ -20,7 +20,7 @@ from artifacts.regular_files import link_out, read_bytes, user_text
 from artifacts.schema import ChunkIndex
 from artifacts.store import Store
 from flows.checkpoint.models import Model
-from flows.media.generated_files import OF_LABELS, GeneratedFiles, JoinedTexts, about
+from flows.media.generated_files import OF_LABELS, GeneratedFiles, JoinedTexts, about, text_paths
 from flows.media.media_files import MediaFile, source_failure, writable
 from flows.options.commands import RunOptions
 from flows.options.text import IMAGE_PROMPT, LENGTHS, VIDEO_PROMPT, PromptOptions, QuestionOptions
@@ -139,9 +139,19 @@ class FilePlaceholders:
         return "".join(pieces)
 
     def _tags(self, file: MediaFile, digest: str) -> str:
-        """Return the tags of a file in one line. Files without tags give an empty string, and are
-        noted."""
-        path = file.path.with_suffix(f".{FORM}")
+        """Return the tags of a file in one line, from the first of its texts that has some. Files
+        without tags give an empty string, and are noted."""
+        whys = []
+        for path in text_paths(file.path):
+            text, why = self._tags_in(path, file, digest)
+            if text:
+                return text
+            whys += [f"{path.name}: {why}"] * bool(why)
+        self._without_tags[file.path] = (*whys, NO_TAGS)[0]
+        return ""
+
+    def _tags_in(self, path: Path, file: MediaFile, digest: str) -> tuple[str, str]:
+        """Return the tags in a text, and why there are none if that is no matter of course."""
         of = about(digest, path, file.place)
         try:
             why = link_out(path, path.parent)
@@ -159,9 +169,7 @@ class FilePlaceholders:
         elif self._generated.has(OF_LABELS + FORM, sha256, of):
             labels = (label.strip() for line in text.split("\n") for label in line.split(","))
             text = ", ".join(dict.fromkeys(filter(None, labels)))
-        if not text.strip():
-            self._without_tags[file.path] = f"{path.name}: {why}" if why else NO_TAGS
-        return " ".join(text.split())
+        return " ".join(text.split()), why
 
     def notes(self) -> list[str]:
         """Return a note on files without tags, if there are any."""

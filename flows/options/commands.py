@@ -12,7 +12,7 @@ from artifacts.errors import UsageError
 from artifacts.options import Option, OptionGroup
 from artifacts.paths import is_utf8
 from artifacts.trainers import TRAINERS
-from flows.options.formats import COCO, FILES
+from flows.options.formats import COCO, FILES, GIVE_CONDITION
 from flows.options.media import CardOptions, SourceOptions, VideoSamplingOptions
 from flows.options.model import (
     DEFAULT_MODEL_OPTION,
@@ -60,9 +60,15 @@ class SiftFirstOptions(OptionGroup):
     """A first step that leaves out media."""
 
     sift: Annotated[
-        str, Option('caption only media whose marks meet this: "blurred = 0"', FILES, "EXPR")
-    ] = ""
-    """Condition on the marks of `penstock sift` that media must meet to be captioned; empty: all
+        str | None,
+        Option(
+            'caption only media whose marks meet this: "blurred = 0"',
+            FILES,
+            "EXPR",
+            not_empty=GIVE_CONDITION,
+        ),
+    ] = None
+    """Condition on the marks of `penstock sift` that media must meet to be captioned; None: all
     are."""
 
 

@@ -14,6 +14,7 @@ MODEL = "model and store"
 SAMPLING = "sampling"
 VECTORS = "store and sampling"
 MEMORY = "memory"
+GIVE_CONDITION = "Give a condition, or leave it out: all are taken"
 FILES = "files"
 LABELS = "labels"
 OUTPUTS = "outputs"
@@ -30,7 +31,7 @@ BESIDE = ("txt", "vtt", "srt")
 """Formats with one file per medium, which `--beside` puts next to it."""
 EXACT, ORIGINAL = MEDIA_MODES = ("exact", "original")
 """The values of `--media`."""
-MADE = {EXACT: ("exact 3", "exact 3 with combs"), ORIGINAL: ("original 4", "original 4")}
+MADE = {EXACT: ("exact 4", "exact 4 with combs"), ORIGINAL: ("original 4", "original 4")}
 """Mode of media → how clips of frames without combs, and with them, are made. A number is raised
 when they are made differently."""
 KEEP, REPLACE, APPEND, PREPEND = RULES = ("keep", "replace", "append", "prepend")

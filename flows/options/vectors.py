@@ -10,7 +10,7 @@ from typing import Annotated
 from artifacts.errors import UsageError
 from artifacts.options import Option, OptionGroup
 from flows.options.commands import RunOptions
-from flows.options.formats import COCO, LABELS, MEMORY, MODEL, OUTPUTS, VECTORS
+from flows.options.formats import COCO, GIVE_CONDITION, LABELS, MEMORY, MODEL, OUTPUTS, VECTORS
 from flows.options.media import VectorSamplingOptions
 from flows.options.model import (
     MODEL_OPTION,
@@ -142,7 +142,9 @@ class LabelConfig(OwnerOptions, OutputOptions, LabelOptions, VectorConfig):
     """Formats besides jsonl."""
 
 
-WHERE = "\"path like '%%.mp4' and time < 60\""
+WHERE = Option(
+    "filter condition: \"path like '%%.mp4' and time < 60\"", "", "EXPR", not_empty=GIVE_CONDITION
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,8 +165,8 @@ class SearchQuery(OptionGroup):
         ),
     ] = ()
     """Texts or image files. Hits that are closer to one of them are excluded."""
-    where: Annotated[str, Option(f"filter condition: {WHERE}", metavar="EXPR")] = ""
-    """Filter condition on the rows; empty: all rows."""
+    where: Annotated[str | None, WHERE] = None
+    """Filter condition on the rows; None: all rows."""
     moments: Annotated[bool, Option("merge adjacent frames of a video")] = False
     """Whether adjacent matching frames of a video become one hit."""
 
@@ -192,6 +194,7 @@ TABLE_FORMATS = ("jsonl", "csv", "parquet")
 PLACE = "sift"
 """Folder of the marks in the output folder of the run whose media they are of."""
 KEEP = '"sharpness > 0.3 and duplicate = 0"'
+KEEP_OPTION = Option(f"what is kept: {KEEP}", "", "EXPR", not_empty=GIVE_CONDITION)
 
 
 def parse_heads(given: Sequence[str]) -> dict[str, str]:
@@ -212,8 +215,8 @@ def parse_heads(given: Sequence[str]) -> dict[str, str]:
 class SiftOptions(OptionGroup):
     """Which media are kept, and what counts as a copy."""
 
-    keep: Annotated[str, Option(f"what is kept: {KEEP}", metavar="EXPR")] = ""
-    """Condition on the marks that media must meet to be kept; empty: all are."""
+    keep: Annotated[str | None, KEEP_OPTION] = None
+    """Condition on the marks that media must meet to be kept; None: all are."""
     mirrored: Annotated[bool, Option("mirrored pictures are copies, too")] = False
     """Whether mirrored pictures and videos count as copies."""
     head: Annotated[

@@ -29,6 +29,7 @@ from flows.options.commands import RunOptions
 from flows.options.text import EngineOptions
 from flows.pipelines import CAPTION, STAGES, Pipeline
 from flows.planning.costs import estimate, rungs_of
+from flows.planning.costs.encode import recordings_term
 from flows.planning.estimate import StageEstimate
 from flows.planning.ladder import Rung
 from flows.planning.machine import find_machine
@@ -181,8 +182,15 @@ def choices(
     }
 
 
+def _with_recordings(request: PlanRequest, found: StageEstimate, budget: Budget) -> StageEstimate:
+    """Return the estimate with the memory of recorded passes, if that fits: they take no rung."""
+    term = recordings_term(request.model, found, request.device)
+    more = found.plus(term, request.device) if term else found
+    return more if fits(more, budget) else found
+
+
 def _remembered(request: PlanRequest, first: Rung, known: Rung, budget: Budget) -> StagePlan:
-    chosen = request.estimate(known)
+    chosen = _with_recordings(request, request.estimate(known), budget)
     return StagePlan(
         requested=request.estimate(first),
         chosen=chosen,
@@ -198,7 +206,8 @@ def _choice(request: PlanRequest, rungs: Sequence[Rung], budget: Budget) -> Stag
         found = request.estimate(rung)
         tried.append(found)
         if fits(found, budget):
-            return StagePlan(requested=tried[0], chosen=found, fits=True, refused=False)
+            chosen = _with_recordings(request, found, budget)
+            return StagePlan(requested=tried[0], chosen=chosen, fits=True, refused=False)
     # Chunks that are too large for every rung are run alone and do not hold up the others.
     for rung, found in zip(rungs, tried, strict=True):
         if fits(request.estimate_smallest(rung), budget):

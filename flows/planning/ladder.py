@@ -63,6 +63,9 @@ class Rung:
     offload: bool = False
     """Whether weights stay in host memory (on disk for a CPU and for the encode stage) and are
     loaded layer by layer."""
+    packed: bool = False
+    """Whether layers that another program quantized stay packed, and are unpacked one by one when
+    they compute."""
     block: int = 0
     """Encode stage with offload: maximum chunks whose batches pass a layer while it is loaded."""
     in_slots: bool = False
@@ -92,6 +95,7 @@ class Rung:
             f"prefill chunks of {self.prefill}" if self.prefill else "",
             f"KV cache {self.kv}" if self.kv else "",
             f"contexts of {self.context:,} tokens" if self.context else "",
+            "unpacked layer by layer" if self.packed else "",
             "weights offloaded" if self.offload and not self.block else "",
             f"streamed layer by layer{past}" if self.block else "",
             "gradient checkpointing" if self.recompute else "",
@@ -329,9 +333,9 @@ class Ladder:
         return f" in {gib(self._budget)}" if self._budget else ""
 
 
-def weight_fields(rung: Rung) -> tuple[str, bool]:
+def weight_fields(rung: Rung) -> tuple[str, bool, bool]:
     """Return the fields of a rung that determine the size of its weights."""
-    return rung.precision, rung.offload
+    return rung.precision, rung.offload, rung.packed
 
 
 def describe_rung(rung: Rung, other: Rung) -> str:

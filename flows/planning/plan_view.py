@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from artifacts.plurals import counted
+from artifacts.schema import Part
 from flows.checkpoint.gguf import GgufUse
-from flows.checkpoint.precision import with_gguf
+from flows.checkpoint.precision import weight_bytes, with_gguf
 from flows.console.lines import table_lines
 from flows.console.units import duration, gib, size
 from flows.job.job_summary import computed_by
@@ -44,11 +45,13 @@ MARKS: Mapping[str, Callable[[Rung, Rung], bool]] = {
     "+": lambda first, chosen: chosen.precision != first.precision,
     "s": lambda first, chosen: chosen.block > 0,
     "o": lambda first, chosen: chosen.offload and not chosen.block,
+    "u": lambda first, chosen: chosen.packed,
 }
 """Mark → whether it applies, given the requested and the chosen rung."""
 LEGEND = (
     "a/b: encode/decode · *: chunked prefill or KV cache in host memory · +: quantized · "
-    "s: encoder streamed layer by layer · o: weights in host memory, far slower · -: does not fit"
+    "s: encoder streamed layer by layer · o: weights in host memory, far slower · "
+    "u: unpacked layer by layer · -: does not fit"
 )
 
 
@@ -170,6 +173,7 @@ COSTS = {
     "context": "shorter contexts make more and shorter chapters",
     "block": "reading layers once per block of chunks costs little with many chunks",
     "offload": "weights outside the device are copied for each token: 20 to 40 times longer",
+    "packed": "layers are unpacked for each token: the same words, slower with few rows",
 }
 """Changed property of a rung → its cost."""
 FRAMES_GO = "deleted after use; another prompt cuts them again, unless --keep-frames keeps them"
@@ -187,8 +191,10 @@ def plan_lines(plan: Plan) -> list[str]:
     values = figures(plan)
     where = "a server" if plan.request.model.served else values["device"]
     lines = [*verdict(plan), f"model       {values['model']} on {where}"]
+    rungs = [choice.chosen.rung for choice in plan.choices.values()]
+    packed = {STAGES[rung.stage].part for rung in rungs if rung.packed}
     lines += [
-        f"  {name:10s}{size(half['bytes'])} of weights in {half['precision']}, "
+        f"  {name:10s}{_weights_of(plan, name, half, packed=name in packed)}, "
         f"{half['parameters'] / 1e6:.1f} M parameters, {computed_by(half)}"
         for name, half in values["halves"].items()
         if half["parameters"]
@@ -210,6 +216,14 @@ def plan_lines(plan: Plan) -> list[str]:
         count = counted(values["failed"], "source")
         lines.append(f"missing     {count}: {plan.job.failures[0].media_path} …")
     return lines
+
+
+def _weights_of(plan: Plan, part: Part, figures: dict[str, Any], *, packed: bool) -> str:
+    half = plan.request.model.profile.parts[part]
+    if not packed:
+        return f"{size(figures['bytes'])} of weights in {figures['precision']}"
+    held = weight_bytes(half, figures["precision"], figures["dtype"], packed=True)
+    return f"{size(held)} of weights in {figures['precision']} ({half.packed_form})"
 
 
 def largest_models_line(budget: Budget) -> str:
@@ -367,6 +381,8 @@ def _differs(choice: StagePlan) -> Iterator[str]:
         yield COSTS["block"]
     elif chosen.offload:
         yield COSTS["offload"]
+    elif chosen.packed:
+        yield COSTS["packed"]
     elif chosen.context != first.context:
         yield COSTS["context"]
     elif chosen.kv != first.kv:

@@ -32,6 +32,9 @@ INT8_BYTES = {"cpu": 9, "cuda": 4}
 """Extra bytes per output number of an int8 layer, compared with a plain one: the product in 32-bit
 integers. On a CPU also the scales and the scaled product in 32 bit (bitsandbytes'
 `int8_mm_dequant`). 9 is measured (benchmarks/plan.py)."""
+UNPACKED_BYTES = {"cpu": 8 << 20, "cuda": 40 << 20}
+"""Maximum bytes of the rows of a packed layer that are unpacked at once
+(stages/models/stored/codes.py)."""
 ADDED_BYTES = 3 * NUMBER_BYTES
 """Extra bytes per output number of an adapted layer, compared with a plain one: the adapter's
 output, its scaled copy, and the sum."""
@@ -76,7 +79,10 @@ def weights(half: PartProfile, settings: PartSettings, rung: Rung, device: str) 
         yield Term(part="weight", bytes=settings.weight_bytes, why=why)
         return
     why = f"{count} numbers x {each} bytes ({precision})"
-    if half.stored_as:
+    if rung.packed:
+        why = f"{half.packed_parameters / 1e6:,.0f} M of {count} numbers in {half.packed_form}; "
+        why += f"others x {each}"
+    elif half.loader_unpacks:
         why = f"{count} numbers as they were saved ({half.stored_as})"
     elif precision in QUANTIZED:
         linear = half.linear_parameters / 1e6
@@ -86,9 +92,14 @@ def weights(half: PartProfile, settings: PartSettings, rung: Rung, device: str) 
         copies = 2 if half.stored_bytes != half.parameters * each else 1
         why = "pinned memory through which weights are read" + " and cast" * (copies - 1)
         yield Term(part="host", bytes=copies * PINNED_LOAD_BYTES, why=why)
-    if precision in ("nf4", "fp4"):
-        why = f"the largest quantized layer unpacked: {half.largest_linear:,} numbers x {each}"
-        yield Term(part="workspace", bytes=half.largest_linear * each, why=why)
+    if rung.packed or precision in ("nf4", "fp4"):
+        unpacked = half.largest_packed if rung.packed else half.largest_linear
+        why = f"the largest quantized layer unpacked: {unpacked:,} numbers x {each}"
+        yield Term(part="workspace", bytes=unpacked * each, why=why)
+    if rung.packed:
+        most = UNPACKED_BYTES[device.partition(":")[0]]
+        why = "the rows that are unpacked at once, in 32 bit"
+        yield Term(part="workspace", bytes=min(most, 4 * half.largest_packed), why=why)
 
 
 def power_of_two(count: int) -> int:

@@ -199,16 +199,16 @@ class MarkedFiles:
 
 
 def parse_keep(
-    text: str, heads: Sequence[str], *, similar: bool = False, option: str = "--keep"
+    text: str | None, heads: Sequence[str], *, similar: bool = False, option: str = "--keep"
 ) -> Condition | None:
-    """Return the condition of an option; None for an empty one. `similar` says whether there are
+    """Return the condition of an option; None without one. `similar` says whether there are
     marks by vectors. Raises UsageError, also for a head that has the name of a mark."""
     if taken := sorted({*columns_of(()), "start", "end", *WORDS}.intersection(heads)):
         raise UsageError(
             f"--head {taken[0]}: this name is a mark or a word of --keep already",
             hint="Give the head another name",
         )
-    if not text:
+    if text is None:
         return None
     table = Table(columns=columns_of(heads), texts=TEXTS, option=option, example=KEEP)
     condition = Condition(text, table)

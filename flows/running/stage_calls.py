@@ -10,7 +10,7 @@ from artifacts.schema import FrameFit
 from flows.checkpoint.graphs import GraphUse, engines_folder
 from flows.checkpoint.models import Model
 from flows.checkpoint.precision import PartSettings
-from flows.job.pass_mode import pass_checks_namespace
+from flows.job.pass_mode import pass_checks_namespace, windows_namespace
 from flows.job.prepare import Job
 from flows.ledger.namespaces import Variant, one_shot_namespace
 from flows.ledger.tasks import Medium, Task
@@ -159,6 +159,7 @@ class StageCallBuilder:
             max_video_pixels=model.profile.max_video_pixels,
             mlp_chunk=rung.prefill,
             offload=rung.offload,
+            packed=rung.packed,
             files=model.files_of([stage.part]),
             gguf=gguf.path if gguf else "",
             gguf_copy=gguf.copy if gguf else "",
@@ -240,6 +241,7 @@ def _encode_form(calls: StageCallBuilder, request: JobRequest) -> Any:
         readers = job.config.readers(job.device)
         fields |= {"half": calls.half(stage, rung), "block": rung.block, "workers": readers}
         fields["frames_store"] = request.stores.frames_store
+        fields["windows_namespace"] = windows_namespace(job.device)
         if not job.model.in_batches and (settings := settings_on(job.model, rung)):
             fields["pass_checks_namespace"] = pass_checks_namespace(job.model, settings, job.device)
     return stage.job(**fields)

@@ -15,7 +15,7 @@ from urllib.parse import unquote_to_bytes
 import numpy as np
 from fastapi import Depends, FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, Response
+from fastapi.responses import Response
 from fastapi.routing import APIRoute
 from numpy.typing import NDArray
 from pydantic import BaseModel, Field
@@ -37,6 +37,7 @@ from flows.serving.refusals import (
     HttpRefusal,
     IndexedMedia,
     IndexedMedium,
+    ShownFile,
     bad_request,
     json_answer,
     shown_name,
@@ -61,7 +62,7 @@ class SearchParams(BaseModel):
 
     top: int = Field(10, ge=1, le=MAX_TOP)
     without: list[Words] = Field([], alias="not")
-    where: str = Field("", max_length=MAX_WHERE)
+    where: str | None = Field(None, pattern=r"\S", max_length=MAX_WHERE)
     moments: bool = False
 
 
@@ -160,7 +161,7 @@ class Routes:
         row, medium = await self._indexed(hit)
         kind = mimetypes.guess_type(row.path)[0] or "application/octet-stream"
         closing = BackgroundTask(lambda: medium.close())  # it stays open until then
-        return FileResponse(medium.path, media_type=kind, background=closing)
+        return ShownFile(medium.path, media_type=kind, background=closing)
 
     async def thumbnail(self, hit: str) -> Response:
         """Return a thumbnail of a hit."""

@@ -380,6 +380,8 @@ class ChatRequest:
     """Whether a stream ends with its token usage."""
     function: str = ""
     """Name of the function that the answer calls; empty: the answer is a text."""
+    whole: str = "stop"
+    """OpenAI's `finish_reason` of an answer that is not cut."""
     request_id: str = ""
     """The client's name of the request; empty: none."""
 
@@ -390,6 +392,10 @@ class ChatRequest:
             return {"content": text}
         function = {**({"name": self.function} if "id" in call else {}), "arguments": text}
         return {"tool_calls": [{**call, "function": function}]}
+
+    def finish_reason(self, found: Captioned) -> str:
+        """Return OpenAI's `finish_reason` of an answer."""
+        return "length" if any(out.ended == "length" for out in found.outputs) else self.whole
 
     def refusal(self, why: HttpRefusal) -> HttpRefusal:
         """Return a refusal as OpenAI's clients know it: 400 for every invalid request, with a code,
@@ -450,7 +456,7 @@ class ChatRoutes:
         choice = {
             "index": 0,
             "message": {"role": "assistant", "content": None, "refusal": None, **content},
-            "finish_reason": finish_reason(found),
+            "finish_reason": chat.finish_reason(found),
             "logprobs": None,
         }
         answer = {**head, "object": "chat.completion", "choices": [choice]}
@@ -478,7 +484,7 @@ class ChatRoutes:
                 if isinstance(each, Captioned):
                     if new := text.rest(output.caption for output in each.outputs):
                         yield delta(chat.content(new, index=0))
-                    yield delta({}, finish_reason(each), **warnings_of(each.index))
+                    yield delta({}, chat.finish_reason(each), **warnings_of(each.index))
                     if chat.usage:
                         yield chunk([], usage_of(each))
                 elif new := text.add(each.chunk, each.text, ended=each.ended):
@@ -494,11 +500,6 @@ class ChatRoutes:
     def _served(self) -> tuple[str, ...]:
         """Return the model's accepted names: the displayed one, and the one of --caption-model."""
         return self._captions.captions().model, self._service.config.caption_model
-
-
-def finish_reason(found: Captioned) -> str:
-    """Return OpenAI's `finish_reason` of a completion."""
-    return "length" if any(output.ended == "length" for output in found.outputs) else "stop"
 
 
 def usage_of(found: Captioned) -> dict[str, int]:
@@ -544,6 +545,8 @@ def parse_chat_request(body: bytes, models: Collection[str], limit: int) -> Chat
         streamed=bool(chat.stream),
         usage=bool(chat.stream_options and chat.stream_options.include_usage),
         function=function.name if function else "",
+        # OpenAI says `stop` where the request names the function.
+        whole="tool_calls" if function and chat.tool_choice == "required" else "stop",
         request_id=chat.request_id or "",
     )
 

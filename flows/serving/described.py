@@ -18,6 +18,7 @@ MEDIA_TYPES = (
 COMPONENTS = "#/components/schemas/"
 Count = Annotated[int, Field(ge=0)]
 Kind, Ended = Literal["image", "video"], Literal["stop", "length"]
+Finished = Literal["stop", "length", "tool_calls"]
 BINARY = {"type": "string", "format": "binary"}
 BOX = ([Count], None)
 MEDIUM = {"kind": Kind, "model": str, "cached": bool, "seconds": float, "warnings?": [str]}
@@ -37,7 +38,7 @@ MODEL = {"id": str, "object": Literal["model"], "created": Count, "owned_by": st
 FUNCTION = {"name": str, "arguments": str}
 CALL = {"id": str, "type": Literal["function"], "function": FUNCTION}
 MESSAGE = {"role": Literal["assistant"], "content": (str, None), "tool_calls?": [CALL]}
-CHOICE = {"index": Count, "message": MESSAGE, "finish_reason": Ended}
+CHOICE = {"index": Count, "message": MESSAGE, "finish_reason": Finished}
 USAGE = {"prompt_tokens": Count, "completion_tokens": Count, "total_tokens": Count}
 REFUSAL = {"error": str, "hint": str}
 CHAT_REFUSAL = {
@@ -157,8 +158,7 @@ def _answers(path: str, body: Any) -> dict[str, Any]:
     if path == "/readyz":
         found[503] = content
     if path == "/v1/media/{hit}":  # with the header Range
-        text = _content({"type": "string"}, "text/plain")
-        found |= {206: content, 400: text, 416: text}
+        found |= {206: content, 416: _content(_schema(REFUSAL))}
     return {
         str(status): {"description": HTTPStatus(status).phrase, "content": each}
         for status, each in sorted(found.items())

@@ -410,6 +410,14 @@ class HalfWorker:
         )
 
     def _on_event(self, event: Event | PublishedAnswers | LostAnswers) -> None:
+        try:
+            self._handle(event)
+        except Exception:  # its request would wait for ever: the next process gets it again
+            log.exception("%s: an event could not be handled", self.name)
+            self.leave()
+        self._changed.set()
+
+    def _handle(self, event: Event | PublishedAnswers | LostAnswers) -> None:
         match event:
             case StageNotes() if event.values.get("ready"):
                 self.state, self._requests.used = RESIDENT, time.monotonic()
@@ -436,7 +444,6 @@ class HalfWorker:
                 log.warning("%s: %s", self.name, event.text)
             case _:
                 self.on_other_event(event)
-        self._changed.set()
 
     def _resize(self, max_size: int = 0) -> None:
         """Set the batch limits from the current rung."""
@@ -449,13 +456,13 @@ class HalfWorker:
         if live is not self._process:
             return
         was, self.state, self._process = self.state, AWAY, None
+        self._changed.set()
         self.metrics.ended()
         self._scheduler.release(self)
         if error is not None or not self.batches.idle:
             self.metrics.restarted("memory" if isinstance(error, CannotFit) else "died")
             log.warning("%s: %s", self.name, error.message if error else "process exited")
             self._after(error, ready=was == RESIDENT)
-        self._changed.set()
 
     def _after(self, error: PenstockError | None, *, ready: bool) -> None:
         """Queue the lost requests again. After an out-of-memory error, move to a lower rung."""

@@ -16,7 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from starlette.responses import Response
+from starlette.responses import FileResponse, MalformedRangeHeader, Response
 
 from artifacts.errors import PenstockError, with_hint
 from artifacts.index.shard import IndexRow
@@ -149,6 +149,17 @@ async def shown_file(place: str) -> Path | None:
         return None
     # Opening a FIFO would block.
     return path if await asyncio.to_thread(path.is_file) else None
+
+
+class ShownFile(FileResponse):
+    """A file, or a range of it. What is no range of bytes is ignored (RFC 9110, 14.2)."""
+
+    @classmethod
+    def _parse_range_header(cls, http_range: str, file_size: int) -> list[tuple[int, int]]:
+        try:
+            return super()._parse_range_header(http_range, file_size)
+        except MalformedRangeHeader:
+            return []
 
 
 class IndexedMedium:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from starlette.requests import Request
-from starlette.responses import FileResponse, Response, StreamingResponse
+from starlette.responses import Response, StreamingResponse
 
 from artifacts.edits import REJECTED, UNTOUCHED, Edit
 from artifacts.errors import PenstockError
@@ -25,7 +25,7 @@ from artifacts.regular_files import read_text, refuse_links
 from artifacts.trainers import TRAINERS
 from flows.media.media_files import kind_of
 from flows.reviewing.captions import EditRefused
-from flows.serving.refusals import JSON, json_answer, shown_file
+from flows.serving.refusals import JSON, ShownFile, json_answer, shown_file
 from flows.studio.guard import json_of
 from flows.studio.run_captions import NUMBER, RunCaptions
 from flows.studio.runs import AGAIN, QueuedRun
@@ -258,7 +258,7 @@ class CaptionsRoutes:
         kind = mimetypes.guess_type(path.name)[0] or ""
         # A folder may name any file: never serve one that a browser would run as a page.
         plain = kind.startswith(SHOWN) and kind != "image/svg+xml"
-        return FileResponse(
+        return ShownFile(
             path,
             media_type=kind if plain else "application/octet-stream",
             content_disposition_type="inline",

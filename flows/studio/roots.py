@@ -218,7 +218,17 @@ class _HalfFile:
         Path(self._path).unlink(missing_ok=True)
 
 
+def _is_same(half: str, place: Path) -> bool:
+    """Return whether a file that can be read has this content: a link may lead nowhere."""
+    try:
+        return filecmp.cmp(half, place, shallow=False)
+    except OSError:
+        return False
+
+
 def _check_name(name: str) -> None:
+    if not name:
+        raise Refused("the file has no name", hint="Give it in the address: upload?name=a.png")
     odd = any(unicodedata.category(letter)[0] == "C" for letter in name)
     if odd or name.startswith(".") or {"/", "\\"} & {*name} or len(name.encode()) > LONGEST_NAME:
         raise Refused(f"{name[:80]!r} is no name for a file", hint="Rename it")
@@ -232,6 +242,6 @@ def _placed(half: str, folder: Path, name: str) -> Path:
     for number in range(1, 1000):
         numbered = name if number == 1 else f"{Path(name).stem}-{number}{Path(name).suffix}"
         place = folder / file_name(numbered, folder)
-        if rename_noreplace(Path(half), place) or filecmp.cmp(half, place, shallow=False):
+        if rename_noreplace(Path(half), place) or _is_same(half, place):
             return place
     raise Refused(f"too many files are named {name}", hint="Rename it")

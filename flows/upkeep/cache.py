@@ -102,7 +102,7 @@ THUMBNAILS = "thumbnails"
 """Kind of the thumbnails that the studio keeps."""
 LARGE = frozenset((THUMBNAILS, *(s.writes for pipeline in KEPT_PIPELINES for s in pipeline)))
 """Kinds that take nearly all the space; the small others are deleted only after these."""
-KEPT = ("rebuilds", "namespaces", "rungs", "rows", "precisions", "ways")
+KEPT = ("rebuilds", "namespaces", "rungs", "rows", "precisions", "ways", "windows")
 """Kinds that are never deleted: a few kB of settings, rebuild records, and results of trials."""
 
 

@@ -44,6 +44,11 @@ class Mutant:
     """Of the function's code, docstrings left out: another one means that the code has changed."""
 
     @property
+    def code(self) -> tuple[str, str, str, int]:
+        """What it is wherever its function lies: files are merged, split and moved."""
+        return self.function, self.digest, self.kind, self.ordinal
+
+    @property
     def name(self) -> str:
         """How results are filed."""
         return f"{self.file}:{self.function}:{self.kind}:{self.ordinal}"
@@ -112,12 +117,13 @@ def drawn(
     root: Path, number: int, least: int, seed: int, shared: set[Mutant] | None = None
 ) -> list[Mutant]:
     """Draw `number` mutants: `least` of each package that has so many, the rest from all; of those
-    in `shared` alone, if it is given."""
+    in `shared` alone, in whatever file they lie there, if it is given."""
     random_ = random.Random(seed)
     by_package = _by_package(root)
     if shared is not None:
+        codes = {each.code for each in shared}
         by_package = {
-            name: [each for each in pool if each in shared] for name, pool in by_package.items()
+            name: [each for each in pool if each.code in codes] for name, pool in by_package.items()
         }
     chosen: set[Mutant] = set()
     for _, pool in sorted(by_package.items()):
@@ -139,6 +145,17 @@ def redrawn(root: Path, before: Sequence[Mutant], seed: int) -> list[Mutant]:
         ]
         kept.append(random_.choice(pool))
     return sorted(kept)
+
+
+def located(root: Path, mutants: Sequence[Mutant]) -> dict[Mutant, Mutant]:
+    """Return each mutant as it lies below `root`: in its own file, or else in the first that has
+    its function with the same code. One that is nowhere is left out."""
+    there = all_mutants(root)
+    by_code: dict[tuple[str, str, str, int], Mutant] = {}
+    for each in sorted(there):
+        by_code.setdefault(each.code, each)
+    places = {each: each if each in there else by_code.get(each.code) for each in mutants}
+    return {each: place for each, place in places.items() if place is not None}
 
 
 def all_mutants(root: Path) -> set[Mutant]:

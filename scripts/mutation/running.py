@@ -16,12 +16,12 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from scripts.follow_deploy import lend_environment
-from scripts.mutation.mutants import Contexts, Mutant, planted
+from scripts.mutation.mutants import Contexts, Mutant, located, planted
 from scripts.mutation.recording import RECORD
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -63,6 +63,8 @@ class Copy:
     ) -> dict[str, object] | None:
         """Run tests on the copy with a fault in it; None where its code has changed."""
         path = self.root / mutant.file
+        if not path.exists():
+            return None
         before, times = path.read_bytes(), path.stat()
         changed = planted(self.root, mutant)
         if changed is None:
@@ -89,6 +91,8 @@ class Judge:
 
     contexts: Contexts
     results: Path
+    places: Mapping[Mutant, Mutant] = field(default_factory=dict)
+    """Where a mutant lies in the copies, if that is another file than the one it was drawn in."""
     healthy: set[str] = field(default_factory=set)
     """Tests that passed on an unchanged copy after they had failed on a planted one."""
     unfit: set[str] = field(default_factory=set)
@@ -121,7 +125,7 @@ class Judge:
         row: dict[str, object] = {**mutant.row(), "name": mutant.name, "by": "", "seconds": 0.0}
         while tests := self._tests_for(mutant):
             limit = TIMES * sum(map(self.contexts.seconds.__getitem__, tests)) + GRACE_SECONDS
-            found = copy.run_planted(mutant, tests, limit)
+            found = copy.run_planted(self.places.get(mutant, mutant), tests, limit)
             if found is None:
                 return {**row, "verdict": "changed"}
             row.update({name: found[name] for name in ("line", "text", "seconds")})
@@ -138,7 +142,8 @@ class Judge:
     def _tests_for(self, mutant: Mutant) -> list[str]:
         first = self.killers.get(mutant.name, "")
         tests = [first] if first in self.contexts.seconds else []
-        tests += [test for test in self.contexts.tests_for(mutant) if test != first]
+        place = self.places.get(mutant, mutant)
+        tests += [test for test in self.contexts.tests_for(place) if test != first]
         return [test for test in tests if test not in self.unfit]
 
     def _passes_unchanged(self, copy: Copy, tests: Sequence[str], limit: float) -> bool:
@@ -192,7 +197,9 @@ def judged(
     made: list[Copy] = []
     try:
         made.extend(Copy(folder / f"copy{at}", commit) for at in range(copies))
-        Judge(contexts=contexts, results=results, killers=killers).judge_all(mutants, made)
+        places = located(made[0].root, mutants)
+        judge = Judge(contexts=contexts, results=results, killers=killers, places=places)
+        judge.judge_all(mutants, made)
     finally:
         for copy in made:
             copy.close()

@@ -130,7 +130,8 @@ class Asking:
 
     async def all(self, chunks: list[Chunk]) -> None:
         """Send every item. Raises PenstockError, or a group of errors."""
-        job, loop, reader = self._job, asyncio.get_running_loop(), ThreadPoolExecutor(1)
+        job, loop = self._job, asyncio.get_running_loop()
+        ready: deque[asyncio.Future[Any]] = deque()
         endpoints = endpoints_of(job.endpoints, insecure=True)
         self._servers = ModelServers(
             endpoints, self._keys, job.at_once, job.seen, self._report.warning
@@ -141,13 +142,14 @@ class Asking:
         with (
             claims_at(self._store, *record_sets) as self._turns,
             ThreadPoolExecutor(1) as self._writer,
+            ThreadPoolExecutor(1) as reader,
         ):
             try:
                 async with asyncio.TaskGroup() as group:
                     writing = group.create_task(self._write())
                     async with asyncio.TaskGroup() as tasks:
                         following = partial(loop.run_in_executor, reader, next, work, None)
-                        ready = deque(following() for _ in range(AHEAD))
+                        ready.extend(following() for _ in range(AHEAD))
                         while found := await ready.popleft():
                             ready.append(following())
                             items, media = found
@@ -159,7 +161,9 @@ class Asking:
                     self._faults.close()
                     writing.cancel()
             finally:
-                reader.shutdown(wait=False, cancel_futures=True)  # it may wait for another run
+                self._turns.end()  # the reader may wait for another run
+                for each in ready:
+                    each.cancel()
                 await self._flush()
 
     async def _item(

@@ -23,9 +23,10 @@ import llguidance
 import llguidance.hf
 import numpy as np
 import torch
-from transformers import LogitsProcessor
+from llguidance.numpy import fill_next_token_bitmask_par
 
 from artifacts.errors import UsageError
+from stages.decode.host_masks import ALL, HostMaskProcessor, Masks
 from stages.decode.json_schema import grammar_of, rest_of
 from stages.decode.prompts import end_ids_of
 from stages.decode.schema_bounds import BETWEEN, IN_TEXT, JsonPosition, ranks
@@ -42,13 +43,14 @@ class Vocabulary:
 
     def __init__(self, tokenizer: Any) -> None:
         try:
-            # Without slices, 151,000 tokens take 80 MB instead of 118, and masks are as fast.
-            self.tokens = llguidance.hf.from_tokenizer(tokenizer, slices=[])
+            self.tokens = llguidance.hf.from_tokenizer(tokenizer)
         except Exception as error:  # llguidance and tokenizers raise any type
             raise _unfit(tokenizer, str(error)) from error
         count = range(self.tokens.vocab_size)
         self.bytes: list[bytes] = [self.tokens.decode_bytes([token]) for token in count]
-        single = {spelled[0] for spelled in self.bytes if len(spelled) == 1}
+        self.singles = np.array([token for token in count if len(self.bytes[token]) == 1])
+        """The tokens of one byte, which close an answer before all others."""
+        single = {self.bytes[token][0] for token in self.singles}
         if missing := [chr(byte) for byte in NEEDED if byte not in single]:
             raise _unfit(tokenizer, f"it has no token for {' '.join(missing[:5])}")
         self.in_text, self.between = (self._ranked(ranks(first)) for first in (IN_TEXT, BETWEEN))
@@ -57,6 +59,14 @@ class Vocabulary:
     def _ranked(self, of_bytes: Sequence[int]) -> Any:
         ranked = (of_bytes[b[0]] if len(b) == 1 else LONG + len(b) for b in self.bytes)
         return np.fromiter(ranked, dtype=np.int32, count=len(self.bytes))
+
+    def first_of(self, mask: Any, *, in_text: bool) -> int:
+        """Return the token of a mask that closes an answer first."""
+        ranks = self.in_text if in_text else self.between
+        some = self.singles[_bits(mask, self.singles)]
+        if not len(some):  # rare, and 20 times as slow
+            some = np.flatnonzero(np.unpackbits(mask, bitorder="little")[: len(ranks)])
+        return int(some[ranks[some].argmin()])
 
 
 @lru_cache(maxsize=1)
@@ -70,56 +80,66 @@ def _matcher(vocabulary: Vocabulary, schema: str) -> Any:
     return llguidance.LLMatcher(vocabulary.tokens, grammar_of(schema), log_level=0)
 
 
+@lru_cache(maxsize=1)
+def _executor(threads: int) -> Any:
+    return llguidance.LLExecutor(num_threads=threads)
+
+
 class ConstrainedAnswer:
     """An answer that is being generated token by token."""
 
     def __init__(
         self, vocabulary: Vocabulary, schema: str, limit: int, eos_token_ids: Set[int]
     ) -> None:
-        self._vocabulary, self._limit, self._eos_token_ids = vocabulary, limit, eos_token_ids
-        self._matcher = _matcher(vocabulary, schema).deep_copy()
-        self._position = JsonPosition(rest_of(schema))
-        self.token_ids: list[int] = []
+        self.vocabulary = vocabulary
+        self._schema, self._limit, self._eos_token_ids = schema, limit, eos_token_ids
+        self._begin()
 
-    def extends_previous(self, tokens: Sequence[int]) -> bool:
-        """Append the new tokens. Return False if `tokens` does not start with the previous
-        tokens."""
+    def _begin(self) -> None:
+        self.matcher = _matcher(self.vocabulary, self._schema).deep_copy()
+        self._position = JsonPosition(rest_of(self._schema))
+        self.token_ids: list[int] = []
+        self.fault: UsageError | None = None
+        """Why no token can follow."""
+
+    def follow(self, tokens: Sequence[int]) -> None:
+        """Read the tokens so far; begin anew if they do not start with those of the last call."""
         if [*tokens[: len(self.token_ids)]] != self.token_ids:
-            return False
+            self._begin()
         for token in tokens[len(self.token_ids) :]:
             self.token_ids.append(token)
-            if not self.done:
-                self._position.feed(self._vocabulary.bytes[token])
-                if not self._matcher.consume_token(token):
-                    raise self._stuck()
-        return True
+            if not self.done and self.fault is None:
+                self._position.feed(self.vocabulary.bytes[token])
+                if not self.matcher.consume_token(token):
+                    self.fault = self._stuck()
 
     @property
     def done(self) -> bool:
         return self._position.done
 
-    def allowed(self, width: int) -> Any:
-        """Return which tokens may come next, of shape [width]."""
-        found = np.zeros(width, dtype=bool)
+    def restrict(self, allowed: Any, width: int) -> int:
+        """Restrict the mask of llguidance, an array of bytes, to the tokens that may come next, and
+        return the one that closes the answer first; -1 after its end token, or if there is none."""
+        ends = [end for end in self._eos_token_ids if end < width]
         if self.done:
-            found[[end for end in self._eos_token_ids if end < width]] = True
-            return found
-        bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
-        known = np.unpackbits(bits, bitorder="little")[: len(self._vocabulary.bytes)].astype(bool)
-        count = min(width, len(known))
-        found[:count] = known[:count]
-        found[[end for end in self._eos_token_ids if end < width]] = False
-        if self._matcher.is_error() or not found.any():
-            raise self._stuck()
+            ended = self.token_ids[-1] in self._eos_token_ids
+            allowed[:] = ALL if ended else 0
+            _set_bits(allowed, ends)
+            return -1 if ended else min(ends, default=0)
+        _clear_bits(allowed, [*ends, *range(width, self.vocabulary.tokens.vocab_size)])
+        if self.fault is None and (self.matcher.is_error() or not allowed.any()):
+            self.fault = self._stuck()
+        if self.fault is not None:
+            return -1
+        closing = self.vocabulary.first_of(allowed, in_text=self._position.in_text)
         if self._position.must_close(self._limit - len(self.token_ids)):
-            closing = self.first_of(found)
-            found[:] = False
-            found[closing] = True
-        return found
+            allowed[:] = 0
+            _set_bits(allowed, [closing])
+        return closing
 
     def _stuck(self) -> UsageError:
-        message = " ".join(self._matcher.get_error().split()) or "no token matches"
-        text = b"".join(map(self._vocabulary.bytes.__getitem__, self.token_ids[-9:])).decode(
+        message = " ".join(self.matcher.get_error().split()) or "no token matches"
+        text = b"".join(map(self.vocabulary.bytes.__getitem__, self.token_ids[-9:])).decode(
             "utf-8", "replace"
         )
         return UsageError(
@@ -127,49 +147,52 @@ class ConstrainedAnswer:
             hint="Relax the schema at that place",
         )
 
-    def first_of(self, allowed: Any) -> int:
-        """Return the allowed token that closes the answer first."""
-        vocabulary = self._vocabulary
-        if self.done:
-            return int(allowed.argmax())
-        ranked = vocabulary.in_text if self._position.in_text else vocabulary.between
-        count = min(len(allowed), len(ranked))
-        return int(np.where(allowed[:count], ranked[:count], np.iinfo(np.int32).max).argmin())
+
+def _set_bits(mask: Any, tokens: Sequence[int]) -> None:
+    for token in tokens:
+        mask[token >> 3] |= 1 << (token & 7)
 
 
-class SchemaLogitsProcessor(LogitsProcessor):
-    """Masks every token that would leave the schema, for each row of a batch."""
+def _clear_bits(mask: Any, tokens: Sequence[int]) -> None:
+    for token in tokens:
+        mask[token >> 3] &= ~(1 << (token & 7)) & ALL
+
+
+def _bits(mask: Any, tokens: Any) -> Any:
+    """Return whether a mask allows each of these tokens."""
+    return (mask[tokens >> 3] >> (tokens & 7) & 1).astype(bool)
+
+
+class SchemaLogitsProcessor(HostMaskProcessor):
+    """Masks every token that would leave the schema, for each row of a batch. If another processor,
+    such as that of --avoid, masked all others, the schema wins."""
 
     def __init__(
         self, vocabulary: Vocabulary, schema: str, limit: int, eos_token_ids: Set[int]
     ) -> None:
+        super().__init__()
         self._answer_args = (vocabulary, schema, limit, eos_token_ids)
-        self._prompt_length: int | None = None
-        """Number of prompt tokens, known from the first call."""
-        self._answers: list[ConstrainedAnswer] = []
 
-    def __call__(self, ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """Return masked scores, of shape [rows, vocabulary]. Rows that have ended stay
-        unchanged."""
-        if self._prompt_length is None:
-            self._prompt_length = ids.shape[1]
-            self._answers = [ConstrainedAnswer(*self._answer_args) for _ in range(len(ids))]
-        for row, token_ids in enumerate(ids[:, self._prompt_length :].tolist()):
-            if not self._answers[row].extends_previous(token_ids):
-                self._answers[row] = ConstrainedAnswer(*self._answer_args)
-                self._answers[row].extends_previous(token_ids)
-        masks = [self._mask(answer, scores.shape[1]) for answer in self._answers]
-        impossible = torch.from_numpy(~np.stack(masks)).to(scores.device)
-        found = scores.masked_fill(impossible, -torch.inf)
-        # If another processor, such as that of --avoid, masked all allowed tokens, the schema wins.
-        for row, best in enumerate(found.amax(dim=1).tolist()):
-            if best == -torch.inf:
-                found[row, self._answers[row].first_of(masks[row])] = 0.0
-        return found
+    def new_row(self) -> ConstrainedAnswer:
+        return ConstrainedAnswer(*self._answer_args)
 
-    def _mask(self, answer: ConstrainedAnswer, width: int) -> Any:
-        has_ended = answer.done and answer.token_ids[-1] in self._answer_args[-1]
-        return np.ones(width, dtype=bool) if has_ended else answer.allowed(width)
+    @staticmethod
+    def masks_of(rows: Sequence[Any], tokens: Sequence[Sequence[int]], width: int) -> Masks:
+        """Return the masks of answers; llguidance computes several at once."""
+        known = rows[0].vocabulary.tokens.vocab_size
+        words = np.zeros((len(rows), -(-known // 32)), dtype=np.int32)
+        for answer, token_ids in zip(rows, tokens, strict=True):
+            answer.follow(token_ids)
+        unfinished = (row for row, answer in enumerate(rows) if not (answer.done or answer.fault))
+        if matchers := [(rows[row].matcher, row) for row in unfinished]:
+            fill_next_token_bitmask_par(_executor(torch.get_num_threads()), matchers, words)
+        allowed = words.view(np.uint8)
+        if (more := -(-width // 8) - allowed.shape[1]) > 0:
+            allowed = np.pad(allowed, ((0, 0), (0, more)))
+        pairs = zip(rows, allowed, strict=True)
+        closing = np.array([answer.restrict(mask, width) for answer, mask in pairs], dtype=np.int64)
+        faults = {row: answer.fault for row, answer in enumerate(rows) if answer.fault}
+        return Masks(allowed, closing, faults)
 
 
 def eos_ids_of(half: Any, processor: Any) -> frozenset[int]:
@@ -256,22 +279,24 @@ class AvoidedPhrases:
             token for token, text in enumerate(self.bytes) if some.search(text) and self._in(text)
         }
         """Tokens that hold a phrase behind their first character."""
-        self._refused: dict[tuple[tuple[bytes, bool], ...], torch.Tensor] = {}
+        self._allowed: dict[tuple[tuple[bytes, bool], ...], Any] = {}
 
-    def refused(self, text: bytes) -> torch.Tensor:
-        """Return the tokens that must not follow a text. Its last bytes suffice."""
+    def allowed(self, text: bytes) -> Any:
+        """Return which tokens may follow a text, one bit each, as an array of bytes. The last bytes
+        of the text suffice."""
         text = text[-self.longest - CHARACTER :]
         state = []
         for at in range(len(text) + 1):
             if text[at:] in self._open:
                 state.append((text[at:], not is_letter(_last(text[:at]))))
         key = tuple(state)
-        if key not in self._refused:
-            if len(self._refused) >= STATES:
-                self._refused.clear()
+        if key not in self._allowed:
+            if len(self._allowed) >= STATES:
+                self._allowed.clear()
             found = {t for beginning in state for t in self._completing(*beginning)}
-            self._refused[key] = torch.tensor(sorted(found | self._within), dtype=torch.long)
-        return self._refused[key]
+            self._allowed[key] = np.full(-(-len(self.bytes) // 8), ALL, np.uint8)
+            _clear_bits(self._allowed[key], [*found, *self._within])
+        return self._allowed[key]
 
     def _completing(self, beginning: bytes, alone: bool) -> Iterator[int]:
         """Yield the tokens that complete a phrase with this `beginning`. `alone`: no letter stands
@@ -304,25 +329,27 @@ def avoided(tokenizer: Any, phrases: tuple[str, ...]) -> AvoidedPhrases:
     return AvoidedPhrases(tokenizer, [text.strip() for text in phrases])
 
 
-class AvoidedLogitsProcessor(LogitsProcessor):
+class AvoidedLogitsProcessor(HostMaskProcessor):
     """Refuses every token that would complete a phrase, for each row of a batch."""
 
     def __init__(self, phrases: AvoidedPhrases, start: str) -> None:
         """`start` is the forced beginning of captions; it is not judged."""
+        super().__init__()
         self._phrases, self._start = phrases, start.encode()
-        self._prompt_length: int | None = None
-        """Number of tokens before the first generated one, known from the first call."""
 
-    def __call__(self, ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """Return masked scores, of shape [rows, vocabulary]."""
-        if self._prompt_length is None:
-            self._prompt_length = ids.shape[1]
-        found, width, spelled = scores.clone(), scores.shape[1], self._phrases.bytes
-        for row, tokens in enumerate(ids[:, self._prompt_length :].tolist()):
-            known = (spelled[token] for token in tokens if token < len(spelled))
-            refused = self._phrases.refused(self._start + b"".join(known))
-            found[row, refused[refused < width].to(scores.device)] = -torch.inf
-        return found
+    def new_row(self) -> tuple[AvoidedPhrases, bytes]:
+        return self._phrases, self._start
+
+    @staticmethod
+    def masks_of(rows: Sequence[Any], tokens: Sequence[Sequence[int]], width: int) -> Masks:
+        """Return the masks of rows, each with its phrases and its forced beginning."""
+        allowed = np.full((len(rows), -(-width // 8)), ALL, np.uint8)
+        for mask, (phrases, start), token_ids in zip(allowed, rows, tokens, strict=True):
+            spelled = phrases.bytes
+            known = (spelled[token] for token in token_ids if token < len(spelled))
+            found = phrases.allowed(start + b"".join(known))[: len(mask)]
+            mask[: len(found)] = found
+        return Masks(allowed)
 
 
 def _first(text: bytes) -> str:

@@ -121,7 +121,9 @@ def chunked_prefill_matches(half: Any, inputs: Mapping[str, Any], features: Feat
     """Return whether a prompt that is split inside an image gives the same result as the whole
     prompt."""
     try:
-        cut = {"prefill_chunk_size": _within_an_image(half, inputs["input_ids"], features)}
+        cut: dict[str, Any] = {
+            "prefill_chunk_size": _within_an_image(half, inputs["input_ids"], features)
+        }
         whole, chunked = (generate(half, inputs, features, **o, **_ONE_TOKEN) for o in ({}, cut))
     except Exception as error:  # a model family may raise any error on unsupported input
         if out_of_memory(error) or isinstance(error, NeedsWeights):
@@ -212,7 +214,7 @@ class PresencePenalty(LogitsProcessor):
     """Subtracts a number from the logit of every token that was generated since the first call."""
 
     def __init__(self, penalty: float) -> None:
-        self._penalty = penalty
+        self.penalty = penalty
         self._prompt_length: int | None = None
         """Number of tokens before the first generated one, known from the first call."""
 
@@ -221,9 +223,15 @@ class PresencePenalty(LogitsProcessor):
         tokens]."""
         if self._prompt_length is None:
             self._prompt_length = ids.shape[1]
-        seen = torch.zeros_like(scores, dtype=torch.bool)
-        seen.scatter_(1, ids[:, self._prompt_length :].to(scores.device), value=True)
-        return torch.where(seen, scores - self._penalty, scores)
+        return self.lowered(ids[:, self._prompt_length :].to(scores.device), scores)
+
+    def lowered(self, new: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Return the scores after these generated tokens, of shape [rows, tokens]. Numbers that are
+        no tokens of the vocabulary are skipped."""
+        width = scores.shape[1]
+        seen = scores.new_zeros(len(scores), width + 1, dtype=torch.bool)
+        seen.scatter_(1, new.clamp(max=width), value=True)
+        return torch.where(seen[:, :width], scores - self.penalty, scores)
 
 
 CHECKPOINT_FIELDS = ("do_sample", *SAMPLING_FIELDS, "min_p")
@@ -429,15 +437,26 @@ class SeededSampler(LogitsProcessor):
     def __call__(self, ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Return scores of shape [rows, vocabulary] in which only the sampled token of each row is
         possible."""
+        return sampled_only(scores, dict(enumerate(self.generators(scores.device))))
+
+    def generators(self, device: torch.device) -> Sequence[torch.Generator]:
+        """Return the generator of each row."""
         if not self._generators:
-            made = (torch.Generator(device=scores.device) for _ in self._seeds)
+            made = (torch.Generator(device=device) for _ in self._seeds)
             self._generators = [g.manual_seed(s) for g, s in zip(made, self._seeds, strict=True)]
-        likely = torch.softmax(scores, dim=-1)
-        chosen = [
-            torch.multinomial(likely[row : row + 1], 1, generator=generator)
-            for row, generator in enumerate(self._generators)
-        ]
-        return torch.full_like(scores, -torch.inf).scatter_(1, torch.cat(chosen), 0.0)
+        return self._generators
+
+
+def sampled_only(scores: torch.Tensor, generators: Mapping[int, torch.Generator]) -> torch.Tensor:
+    """Return scores of shape [rows, vocabulary] in which only the sampled token of each row is
+    possible. `generators` are those of the rows that matter."""
+    likely = torch.softmax(scores, dim=-1)
+    # These are the numbers of torch.multinomial, which would wait for the device twice a row.
+    noise = torch.ones_like(likely)
+    for row, generator in generators.items():
+        noise[row : row + 1].exponential_(1, generator=generator)
+    chosen = (likely / noise).argmax(-1, keepdim=True)
+    return torch.full_like(scores, -torch.inf).scatter_(1, chosen, 0.0)
 
 
 def texts_of(

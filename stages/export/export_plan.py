@@ -22,9 +22,10 @@ from stages.models.halves.load import refuse_pickle
 from stages.models.halves.routes import config_and_class, skeleton_of
 from stages.models.hub.checkpoint import Checkpoint
 from stages.models.hub.headers import Header, read_headers
-from stages.models.precision.quantize import linears_of, quantizable, stored_settings
-from stages.models.precision.weights import model_names
+from stages.models.precision.quantize import linears_of, quantizable
 from stages.models.shards.layout import DTYPES
+from stages.models.stored.layers import stored_settings
+from stages.models.stored.names import model_names
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

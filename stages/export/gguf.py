@@ -54,7 +54,6 @@ from stages.models.gguf.header import TABLE, last_words, library
 from stages.models.gguf.mapping import Change, TextMapping, mapping_of, refused
 from stages.models.halves.routes import config_and_class, skeleton_of
 from stages.models.hub.checkpoint import CONFIG, GENERATION, read_config, small_files
-from stages.models.precision.weights import model_names
 from stages.models.published import stating_as_published
 from stages.models.shards.layout import (
     GO_ON,
@@ -64,6 +63,7 @@ from stages.models.shards.layout import (
     keeping_files,
     write_rest,
 )
+from stages.models.stored.names import model_names
 from stages.process.events import EventReporter
 
 NAME = "tokenizer.json"

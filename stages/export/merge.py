@@ -44,7 +44,6 @@ from stages.models.halves.load import refuse_pickle
 from stages.models.halves.routes import config_and_class, skeleton_of
 from stages.models.hub.checkpoint import CONFIG, Checkpoint, incomplete_file, small_files
 from stages.models.hub.headers import Header, TensorPlace, read_headers, read_places
-from stages.models.precision.weights import model_names
 from stages.models.published import stating_as_published
 from stages.models.shards.layout import (
     CHUNK_BYTES,
@@ -54,6 +53,7 @@ from stages.models.shards.layout import (
     lay_out,
     write_checkpoint,
 )
+from stages.models.stored.names import model_names
 from stages.process.events import EventReporter
 from stages.process.job import parse_job
 

@@ -12,7 +12,7 @@ and edit lists, and its header counts the frames that it shows.
 1. `positions` gives the span's own frames by their true times; a span in which none begins has the
    frame on display.
 2. Where the packets of exactly these frames are one run of the source, and every reader shows those
-   as they are, this run is copied. Nothing is decoded.
+   as they are, this run is copied, and decoded once: one with damage is encoded instead.
 3. Otherwise they are decoded and encoded. Frames that readers show as they are keep their planes;
    others are converted as for the model, at full size.
 """
@@ -146,6 +146,8 @@ class ExactCutter:
         self._tags = _tags(frame) if self._is_plain else (BT709, int(ColorRange.MPEG))
         self._spans = [self._span(start, end) for start, end in spans]
         self._requested_from: int | None = None
+        self._shown: int | None = None
+        """Number of frames that a plain reader shows of the whole file, once they are counted."""
 
     def close(self) -> None:
         """Close the file and release the decoder's memory."""
@@ -160,10 +162,11 @@ class ExactCutter:
             return "several video streams"
         if self._unlike:
             return self._unlike
-        if (shown := _count_plainly(self._path)) is None:
-            self._copies = False  # packets that no frame of the model needed are damaged
+        self._shown = _count_plainly(self._path)
+        if self._shown is None:
+            self._copies = False
             return "damaged"
-        is_right = self._stated == shown == len(timeline.pts)
+        is_right = self._stated == self._shown == len(timeline.pts)
         return "" if is_right else "a frame count that is not what is shown"
 
     def cut(self, index: int, to: Path) -> dict[str, Any]:
@@ -219,7 +222,7 @@ class ExactCutter:
             numbers = dict(zip(pts, clock.ticks, strict=False))
             shown = [numbers[p.pts] for p in taken if p.pts is not None]
             delay = max(at - own for at, own in zip(clock.ticks, shown, strict=False))
-            with _clip(path, delayed=delay > 0) as made:
+            with _clip(copied_to := path.with_suffix(".copy"), delayed=delay > 0) as made:
                 copied = made.add_stream_from_template(stream, opaque=True)
                 copied.time_base = clock.base
                 for packet, own, at in zip(taken, shown, clock.ticks, strict=False):
@@ -227,6 +230,9 @@ class ExactCutter:
                     _lasting(packet, clock.ticks)
                     packet.stream = copied
                     made.mux_one(packet)
+        if count != self._shown and _count_plainly(copied_to) != count:
+            return False  # packets that no frame of the model needed are damaged
+        os.replace(copied_to, path)
         return True
 
     def _run(self, span: _Span) -> tuple[Keyframe, int] | None:

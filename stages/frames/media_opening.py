@@ -326,6 +326,9 @@ def _is_hidden(packet: VideoPacket) -> bool:
     return not memoryview(packet)[0] & 0x10
 
 
+GUESSED = "mpeg"
+"""Format in which a time may be stated for several frames at once, and FFmpeg guesses whose it is.
+Where it gives two frames one time, those around them are wrong as well."""
 STREAMED = ("mpegts", "mpeg")
 """Broadcast formats, where any bit may flip. In all other formats, a late time at the very end is
 more likely an image that stands for minutes."""
@@ -376,6 +379,8 @@ def survey(
     del found.dts, found.ordinals  # megabytes for hours of video
     key_pts, key_dts, ordinals = found.keys
     ticks = _ascending(found.pts)
+    if len(ticks) < len(found.pts) and container.format.name == GUESSED:
+        return None
     # Two packets with one time may be two fields of one frame; a seek must not separate them.
     ordered = len(ticks) == len(found.pts) and all(a < b for a, b in pairwise(key_pts))
     keyframes = Keyframes(pts=key_pts, dts=key_dts, ordinals=ordinals)

@@ -440,7 +440,7 @@ def _decoder_inputs(
     return {(len(w), _tokens(i)): i for w, i in reversed(list(zip(batches, made, strict=True)))}
 
 
-GREEDY = {"do_sample": False, "num_beams": 1}
+GREEDY: dict[str, Any] = {"do_sample": False, "num_beams": 1}
 
 
 def _features(

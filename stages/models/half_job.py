@@ -9,6 +9,8 @@ from artifacts.schema import Route
 
 PINNED_LOAD_BYTES = 128 << 20
 """Pinned host memory through which weights are copied to a GPU."""
+RECORDINGS = 8
+"""Shapes whose recorded passes through a vision half are kept on a GPU."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,6 +38,9 @@ class HalfJob:
     offload: bool = False
     """Whether layers stay outside the device until they compute. On a CPU, and for a vision half,
     they stay in the checkpoint's files; for a language half on a GPU, in host memory."""
+    packed: bool = False
+    """Whether layers that another program than bitsandbytes quantized stay packed, and are unpacked
+    when they compute."""
     lockstep: bool = False
     """Whether many calls cross the layers together, so that each layer is loaded once for all
     calls. Always true for an offloaded vision half."""

@@ -64,6 +64,8 @@ from stages.models.processors.prepare import (
 from stages.models.processors.processor_calls import system_form
 from stages.models.profile import AdaptableLayer, ModelProfile, PartProfile, SamplingProfile
 from stages.models.published import with_published_facts
+from stages.models.stored.layers import kind_of, packable, stored_layers
+from stages.models.stored.layouts import StoredLayer
 from stages.process.deferred_imports import import_transformers
 from stages.process.events import EventReporter
 from stages.process.exit_diagnosis import out_of_memory
@@ -79,7 +81,8 @@ def halves_of(skeleton: Any, headers: list[Header]) -> dict[Part, PartProfile]:
     }
     absent = {half: absent_paths(skeleton, half, extra_modules[half]) for half in HALVES}
     held: dict[Part, list[Weight]] = {half: [] for half in HALVES}
-    weights = weights_of(skeleton, headers)
+    layers = stored_layers(skeleton, headers)
+    weights = weights_of(skeleton, headers, layers)
     _check_stored(skeleton, headers, weights)
     for weight in weights:
         for half in belongs_to(weight.path, absent):
@@ -95,7 +98,7 @@ def halves_of(skeleton: Any, headers: list[Header]) -> dict[Part, PartProfile]:
         own["vision" if "vision" in belongs_to(layer.path, absent) else "language"].append(layer)
     return {
         half: replace(
-            _part_profile(skeleton, half, found),
+            _part_profile(skeleton, half, found, layers),
             extra_modules=extra_modules[half],
             adaptable=tuple(own[half]),
         )
@@ -125,24 +128,33 @@ def _adaptable(skeleton: Any, weights: list[Weight]) -> list[AdaptableLayer]:
 def undivided(skeleton: Any, headers: list[Header]) -> dict[Part, PartProfile]:
     """Make the profiles of a model without a boundary: the second stage loads the whole model."""
     nothing = PartProfile(shards=(), tensors=(), parameters=0, stored_bytes=0)
-    weights = weights_of(skeleton, headers)
+    layers = stored_layers(skeleton, headers)
+    weights = weights_of(skeleton, headers, layers)
     _check_stored(skeleton, headers, weights)
-    whole = _part_profile(skeleton, "whole", weights)
+    whole = _part_profile(skeleton, "whole", weights, layers)
     return {
         "vision": nothing,
         "language": replace(whole, adaptable=tuple(_adaptable(skeleton, weights))),
     }
 
 
-def _part_profile(skeleton: Any, half: Part, weights: list[Weight]) -> PartProfile:
+def _part_profile(
+    skeleton: Any, half: Part, weights: list[Weight], layers: Mapping[str, StoredLayer]
+) -> PartProfile:
     linears = quantizable(skeleton, half).values()
     stack = layers_of(weights)
+    paths = {weight.path for weight in weights}
+    of_half = {name: layer for name, layer in layers.items() if layer.path in paths}
+    packed = [of_half[name] for name in packable(skeleton, of_half)]
     return PartProfile(
         shards=tuple(sorted({weight.shard for weight in weights})),
         tensors=tuple(sorted(weight.name for weight in weights)),
         parameters=sum(weight.parameters for weight in weights),
         stored_bytes=sum(weight.size for weight in weights),
-        stored_as=next((weight.kind for weight in weights if weight.kind), ""),
+        stored_as=kind_of(weight.kind for weight in weights if weight.kind),
+        packed_parameters=sum(layer.rows * layer.columns for layer in packed),
+        packed_bytes=sum(layer.packed_bytes for layer in packed),
+        largest_packed=max((layer.rows * layer.columns for layer in packed), default=0),
         linear_modules=len(linears),
         linear_parameters=sum(linear.weight.numel() for linear in linears),
         linear_rows=sum(linear.weight.shape[0] for linear in linears),

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
 from functools import partial
@@ -17,10 +18,13 @@ from stages.memory.oom_retry import trim_freed_blocks
 from stages.models.adapter_injection import adapted, adapted_modules
 from stages.models.half_job import HalfJob
 from stages.models.halves.absent import chunk_position_wise
+from stages.models.halves.host_grids import keep_grids_on_host
 from stages.models.halves.load import ReloadableHalf, load_half
 from stages.models.halves.offload import load_in_layers, offloaded_bytes
 from stages.models.halves.ranged_reads import NOTE
+from stages.models.halves.recorded import RECORDER, SWITCH, PassRecorder
 from stages.models.halves.routes import config_and_class, one_line, skeleton_of
+from stages.models.halves.windows import group_windows
 from stages.models.hub.resolve import resolve_model
 from stages.models.precision.quantize import (
     KINDS,
@@ -28,10 +32,11 @@ from stages.models.precision.quantize import (
     count,
     keep_to_dtype,
     plan,
-    stored_settings,
 )
-from stages.models.precision.weights import attention_of, for_half, model_names, stored_modules
+from stages.models.precision.weights import attention_of, for_half, stored_modules
 from stages.models.processors.prepare import load_processor
+from stages.models.stored.layers import FORM, is_read_here, stored_settings
+from stages.models.stored.names import model_names
 from stages.models.streaming.load import load_streamed, streamed_layers
 from stages.models.streaming.pinned import load_pinned
 from stages.process.deferred_imports import import_transformers
@@ -109,11 +114,13 @@ class ModelJob(HalfJob):
         has_attention = self.attention is not None and not any(
             w in self.attention for w in DEFAULT_ATTENTION
         )
-        quantized = self.precision in KINDS or stored_settings(config) is not None
         options: dict[str, Any] = {
             "trust_remote_code": self.trust_remote_code,
             "as_published": self.as_published,
         }
+        settings = stored_settings(config)
+        quantized = self.precision in KINDS or settings is not None
+        options["packed"] = self.packed and is_read_here(settings)
         options["dtype"] = self.dtype if self.dtype == "auto" else getattr(torch, self.dtype)
         if self.device != "cpu":
             options["device_map"] = {"": self.device}
@@ -139,6 +146,19 @@ class ModelJob(HalfJob):
             half = load(folder, skeleton, keep, tuple(extra_modules), self.device, options)
             return self._checked(half, keep, extra_modules)
         dtype = options["dtype"] if self.dtype != "auto" else config.dtype or torch.float32
+        if is_read_here(settings):
+            if self.precision in KINDS:
+                raise UsageError(
+                    f"the checkpoint was saved quantized, and cannot be converted to "
+                    f"{self.precision}",
+                    hint="Leave --precision out, or use the checkpoint it was made from",
+                )
+            with _attention_errors(self.attention):
+                return self._checked(
+                    load_half(folder, keep, extra_modules=extra_modules, **options),
+                    keep,
+                    extra_modules,
+                )
         # Only local files: those of the other half may be missing.
         stored = stored_modules(skeleton, (name for _, name in _tensors(folder)))
         planned = plan(skeleton, keep, self.precision, dtype, stored)
@@ -194,9 +214,9 @@ class ModelJob(HalfJob):
         return half
 
     def _checked(self, half: Any, keep: Part, extra_modules: Iterable[str]) -> Any:
-        """Apply the job's MLP chunking, after checking that the half computes the attention that
-        is part of its cache key. Extra modules of the other half may use another implementation.
-        Raises EnvironmentFault."""
+        """Apply the job's MLP chunking and group windows, after checking that the half computes the
+        attention that is part of its cache key. Extra modules of the other half may use another
+        implementation. Raises EnvironmentFault."""
         found = attention_of(half)
         if self.attention not in (None, found) and not any(extra_modules):
             raise EnvironmentFault(
@@ -205,6 +225,11 @@ class ModelJob(HalfJob):
             )
         if keep == "vision" and self.mlp_chunk:
             chunk_position_wise(half, self.mlp_chunk)
+        if keep == "vision" and self.device != "cpu":
+            if group_windows(half):
+                keep_grids_on_host(half)
+            if not self.offload and os.environ.get(SWITCH) != "0":
+                half.__dict__[RECORDER] = PassRecorder()
         return half
 
 
@@ -223,7 +248,8 @@ def warm_source(source: ModelJob) -> None:
     import_transformers()
     folder = resolve_model(Path(source.model), source.revision)
     config, _ = config_and_class(folder, source.trust_remote_code)
-    if source.precision in KINDS or stored_settings(config) is not None:
+    settings = stored_settings(config)
+    if source.precision in KINDS or (settings is not None and not is_read_here(settings)):
         import_asking_cuda("transformers.integrations.bitsandbytes", "bitsandbytes")
     if source.backend:
         import_module("onnxruntime")
@@ -279,6 +305,7 @@ def facts(half: Any) -> dict[str, Any]:
         "linear_modules": plain + quantized.total(),
         **({"adapted_modules": found} if (found := adapted_modules(half)) else {}),
         **({"unpinned": why} if (why := half.__dict__.get(NOTE)) else {}),
+        **({"stored_weights": form} if (form := half.__dict__.get(FORM)) else {}),
         "bytes_fetched_a_pass": offloaded_bytes(half) if streamed is None else streamed.bytes,
     }
 

@@ -92,8 +92,12 @@ def below(least: int, most: int) -> int:
     return least if least <= most else most // 2
 
 
-OUTPUT_VERSION = 35
+OUTPUT_VERSION = 36
 """Output version of a profile, part of its cache key: raised when the content changes."""
+
+
+BITSANDBYTES = ("int8", "nf4", "fp4")
+"""Quantizations that bitsandbytes saves."""
 
 
 class AdaptableLayer(NamedTuple):
@@ -120,7 +124,14 @@ class PartProfile:
     stored_bytes: int
     """Their size in bytes in the checkpoint."""
     stored_as: str = ""
-    """`int8`, `nf4` or `fp4` if it was saved quantized; else empty."""
+    """`int8`, `nf4` or `fp4` if it was saved quantized by bitsandbytes; `awq`, `w4a16`, `mixed` or
+    the like by another program; else empty."""
+    packed_parameters: int = 0
+    """Number of parameters in the layers of another program that can stay packed in memory."""
+    packed_bytes: int = 0
+    """Bytes of those layers in memory while they are packed."""
+    largest_packed: int = 0
+    """Number of parameters in the largest of those layers."""
     linear_modules: int = 0
     """Number of layers that int8 and nf4 can quantize."""
     linear_parameters: int = 0
@@ -151,6 +162,18 @@ class PartProfile:
     """Computing costs at a few sizes; empty if unknown."""
     row_memory: RowMemory | None = None
     """Cache memory per row of a decoder; None if unknown."""
+
+    @property
+    def packed_form(self) -> str:
+        """Return how its packed layers are held, as text."""
+        bits = 4 if 8 * self.packed_bytes < 6 * self.packed_parameters else 8
+        stored = "4 and 8" if self.stored_as == "mixed" else f"{bits}"
+        return f"{stored} bit as stored, unpacked layer by layer"
+
+    @property
+    def loader_unpacks(self) -> bool:
+        """Return whether it was quantized by bitsandbytes, whose layers stay as they were saved."""
+        return self.stored_as in BITSANDBYTES
 
     @property
     def outside_parameters(self) -> int:

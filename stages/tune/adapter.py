@@ -25,6 +25,7 @@ from artifacts.files import whole_file
 from artifacts.keys import digest_of
 from stages.models.adapter_modules import ADAPTER_CONFIG, ADAPTER_WEIGHTS, BASE, PREFIX
 from stages.models.published import as_published_metadata
+from stages.models.stored.linear import PackedLinear
 from stages.tune.job import CHECKPOINT, AdapterLayout, most_common, new_layout
 
 BEST = "best"
@@ -226,7 +227,7 @@ def _is_linear(module: nn.Module) -> bool:
     """Return whether a layer is a plain linear layer or a quantized one. A model's own subclass,
     such as a router, may return more than the product."""
     kind = type(module)
-    return kind is nn.Linear or (
+    return kind in (nn.Linear, PackedLinear) or (
         isinstance(module, nn.Linear) and kind.__module__.startswith("bitsandbytes.")
     )
 
@@ -261,7 +262,14 @@ def write_adapter(
     paths = {name.removeprefix(PREFIX).rpartition(".lora_")[0] for name in numbers}
     config["target_modules"] = paths
     fields = {name: sorted(v) if isinstance(v, set) else v for name, v in sorted(config.items())}
+    content = memoryview(save(numbers, metadata=metadata))
+    end = 8 + int.from_bytes(content[:8], "little")
+    # safetensors writes several fields of metadata in another order each time.
+    header = {**json.loads(bytes(content[8:end])), "__metadata__": metadata}
+    ordered = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
     with whole_file(folder / ADAPTER_WEIGHTS) as file:
-        file.write(save(numbers, metadata=metadata))
+        file.write(content[:8])
+        file.write(ordered.ljust(end - 8))
+        file.write(content[end:])
     with whole_file(folder / ADAPTER_CONFIG) as file:
         file.write((json.dumps(fields, indent=2, default=str) + "\n").encode())

@@ -1,8 +1,8 @@
 """The command attacked from outside: run under limits of memory and time, and held to the contract
 of its exit codes and last words.
 
-Every class of attacks is a file `test_attack_<class>.py`, run by `make test-slow`. What an attack
-draws at random comes from `seeded`, so that the seed at the end of a test run brings it back.
+What an attack draws at random comes from `seeded`, so that the seed at the end of a test run brings
+it back.
 """
 
 import contextlib

@@ -4,7 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.support.families import decisive, hf, made_once, save, text_config
+from benchmarks._words import hf
+from tests.support.families import decisive, made_once, save, text_config
 from tests.support.processors import KINDS
 from tests.support.tiny_families.grids import EAR, WINDOWS
 from tests.support.tiny_families.parts import (

@@ -12,8 +12,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
+from benchmarks._words import hf
 from tests.support.evaclip import Drawn, Weights
-from tests.support.families import hf, made_once
+from tests.support.families import made_once
 from tests.support.tiny_tokenizers import LLAMA3, split
 
 SPECIAL = ("<|begin_of_text|>", "<|end_of_text|>", "<|reserved_special_token_0|>")

@@ -14,23 +14,13 @@ import torch
 from artifacts.errors import PenstockError
 from artifacts.packs import Record
 from artifacts.vectors import vector_record, vectors_in
+from benchmarks._clip import PATCH, SIDE, TEXT, VISION
+from benchmarks._words import hf, tokenizer
 from stages.models.halves.boundary import absent_paths
 from stages.models.halves.features import image_vectors, logits, text_vectors
 from stages.models.halves.load import load_half
 from stages.models.halves.routes import choose_route, config_and_class, one_line
-from tests.support.families import hf, tokenizer
-from tests.support.tiny_families.parts import small
 
-SIDE, PATCH, WORDS = 32, 8, 99
-TEXT = small(
-    projection_dim=24,
-    vocab_size=WORDS,
-    max_position_embeddings=40,
-    bos_token_id=1,
-    eos_token_id=2,
-    pad_token_id=0,
-)
-VISION = small(projection_dim=24, image_size=SIDE, patch_size=PATCH)
 CONVOLVING = {
     "image_size": SIDE,
     "width_coefficient": 1.0,
@@ -130,28 +120,6 @@ def save(name: str, folder: Path) -> Path:
         config.vision_config.patch_size, config.vision_config.num_patches = 16, 256
     getattr(hf, names()[name])(config).eval().save_pretrained(folder)
     cls(image_processor=part, tokenizer=words).save_pretrained(folder)
-    return folder
-
-
-def save_clip(
-    folder: Path, image_processor: Any = None, texts: dict[str, Any] | None = None, **vision: Any
-) -> Path:
-    """A tiny CLIP checkpoint with its processor, as a hub has them; `texts` changes its text tower,
-    `vision` its vision tower and how wide vectors are."""
-    words = tokenizer((), "")
-    words.padding_side = "right"
-    text = {**TEXT, "vocab_size": len(words), "bos_token_id": 0, "eos_token_id": 1, **(texts or {})}
-    torch.manual_seed(0)
-    seen = {**VISION, **vision}
-    wide = seen["projection_dim"]
-    config = hf.CLIPConfig(text_config=text, vision_config=seen, projection_dim=wide)
-    model = hf.CLIPModel(config).eval()
-    model.save_pretrained(folder)
-    square = {"height": config.vision_config.image_size, "width": config.vision_config.image_size}
-    part = image_processor or hf.CLIPImageProcessor(
-        size={"shortest_edge": square["height"]}, crop_size=square
-    )
-    hf.CLIPProcessor(image_processor=part, tokenizer=words).save_pretrained(folder)
     return folder
 
 

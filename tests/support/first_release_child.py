@@ -10,16 +10,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from tests.support.families import (
-    QWEN_MARKS,
-    QWEN_TEMPLATE,
-    decisive,
-    hf,
-    qwen_ids,
-    save,
-    text_config,
-    tokenizer,
-)
+from benchmarks._words import QWEN_MARKS, QWEN_TEMPLATE, hf, tokenizer
+from tests.support.families import decisive, qwen_ids, save, text_config
 from tests.support.tiny_families.parts import NONE, config_of, patches
 
 PATCHES = {"temporal_patch_size": 2, "merge_size": 2}

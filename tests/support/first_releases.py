@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 
 from tests.support.attacks import ROOT
-from tests.support.chat_clients import installer
 
 FOLDERS = Path(os.environ.get("PENSTOCK_TEST_RELEASES", ROOT / ".venv-releases"))
 """Where the releases are installed, once for all test runs."""
@@ -49,6 +48,16 @@ class Question:
     prompt: str
     media: Sequence[Medium] = ()
     max_new_tokens: int = 12
+
+
+def installer() -> list[str]:
+    """The start of a command that installs packages; empty where there is none."""
+    for uv in (shutil.which("uv"), str(ROOT / ".venv-uv" / "bin" / "uv")):
+        if uv and os.access(uv, os.X_OK):
+            return [uv, "pip", "install", "--python", sys.executable]
+    pip = [str(Path(sys.base_prefix) / "bin" / "python3"), "-m", "pip"]
+    found = subprocess.run([*pip, "--version"], capture_output=True, check=False)
+    return [*pip, "install"] if found.returncode == 0 else []
 
 
 @cache

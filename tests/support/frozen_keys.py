@@ -44,7 +44,7 @@ CLIPS = DATA / "clips"
 BASE = "caption"
 """The cell whose stage arguments stand in full; other cells hold what differs from them."""
 KINDS = ("media", "frames", "features", "captions", "embeddings", "texts", "summaries", "failures")
-MACHINE = {"files", "stamp", "trial", "workers"}
+MACHINE = {"files", "stamp", "fp16_check", "workers"}
 """Arguments whose values depend on the machine, or on when a file was written."""
 UNRECORDED = {"memory", "seconds", "folder", "device"}
 """Facts of a run's plan that depend on the machine."""

@@ -9,10 +9,11 @@ from typing import Any
 from PIL import Image
 from tokenizers import processors
 
+from benchmarks._words import hf, template, words
 from stages.models.processors.input_layout import layout_of
-from stages.models.processors.prepare import Clip, channel_of, video_metadata
-from stages.models.processors.processor_calls import run, write
-from tests.support.families import hf, made_once, template, words
+from stages.models.processors.prepare import Clip, video_metadata
+from stages.models.processors.processor_calls import write
+from tests.support.families import made_once
 from tests.support.tiny_families.parts import PINPOINTS
 
 TILES = tuple(f"<row_{row}_col_{col}>" for row in (1, 2) for col in (1, 2))
@@ -394,14 +395,6 @@ def plain_call(
 def processor_folder(folder: Path, family: str) -> None:
     """Where the family's processor is saved."""
     KINDS[family].build().save_pretrained(folder)
-
-
-def whole(processor: Any, clips: Sequence[Clip], prompts: Sequence[str]) -> dict[str, Any]:
-    """All that the processor gives for these media and prompts at once, pixels included: what a
-    model takes that is not cut in two."""
-    layout = layout_of(processor, channel_of(processor, clips[0].kind))
-    seen = [clip.middle() if layout.alone else clip for clip in clips]
-    return run(processor, layout, seen, prompts)
 
 
 def render(processor: Any, channel: str, media: int, prompt: str) -> str:

@@ -5,7 +5,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from tests.support.families import checkpoint, hf, made_once
+from benchmarks._words import hf
+from tests.support.families import checkpoint, made_once
 from tests.support.hub import Repository
 
 SHARD = "7MB"

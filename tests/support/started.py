@@ -2,22 +2,16 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import make_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from benchmarks._jobs import made_job
 from stages.process.events import Event
 from stages.process.fork_client import ForkServer
 from stages.process.stage_process import StageProcess
 
 if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
-
-
-def made_job(**fields: Any) -> "DataclassInstance":
-    """A job of these fields."""
-    made: DataclassInstance = make_dataclass("MadeJob", fields)(**fields)
-    return made
+    pass
 
 
 def hold(count: int) -> bytearray:

@@ -22,7 +22,7 @@ CODECS = {
     ".nut": "mpeg4",
     ".avi .divx .xvid": "mpeg4 -f avi",
     ".ts .mts .m2ts .m2t .trp .tp": "mpeg2video -f mpegts",
-    ".mpg .mpeg .mpe .m2p .vob": "mpeg2video -q:v 1 -f vob",
+    ".mpg .mpeg .mpe .m2p .vob": "mpeg2video -f vob",
     ".m1v": "mpeg1video -f mpeg1video",
     ".m2v .mpv": "mpeg2video -f mpeg2video",
     ".wmv .asf": "wmv2 -f asf",

@@ -5,21 +5,19 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import fields
-from inspect import signature
 from pathlib import Path
 from typing import Any
 
 from artifacts.packs import Record, RecordSet
 from artifacts.schema import ChunkIndex
 from artifacts.store import open_store
+from benchmarks._jobs import own_of
 from penstock_demo import CHECKPOINT
 from stages.decode.generation import DecodeItem, DecodeJob
 from stages.decode.run import run as decode
 from stages.encode.job import EncodeJob
 from stages.encode.run import run as encode
 from stages.models.encoding.job import EncodeItem
-from stages.models.half_job import HalfJob
 from stages.models.processors.prepare import Clip
 from stages.process.events import EventReporter
 from tests.support.checkpoints import whole_checkpoint
@@ -92,23 +90,6 @@ class Wave:
             json.dumps({"store": self.store, **model, **rest, **self.settings, **values})
         )
         return job
-
-
-def own_of(kind: type[Any], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What of such settings the job of a stage has, and its half."""
-    names, of_half = ({field.name for field in fields(each)} for each in (kind, HalfJob))
-    half = {name: value for name, value in settings.items() if name in of_half}
-    return {**{n: value for n, value in settings.items() if n in names}, "half": half}
-
-
-def items_of_own(
-    kind: Callable[..., Any], batches: Sequence[Sequence[Mapping[str, Any]]]
-) -> list[list[Any]]:
-    """Items of a class from what these say and a stage reads."""
-    names = signature(kind).parameters
-    return [
-        [kind(**{n: each[n] for n in names if n in each}) for each in batch] for batch in batches
-    ]
 
 
 def encoded_wave(store: Path, model: Path, *batches: Sequence[Clip], **settings: Any) -> Wave:

@@ -17,6 +17,7 @@ from flows.planning.costs.part import (
     loading,
     precision_of,
     settings_as_run,
+    with_packed,
 )
 from flows.planning.estimate import (
     Expected,
@@ -76,9 +77,9 @@ def prefetched_term(workload: Workload, slots: int) -> Term:
     return Term(part="workspace", bytes=rows * workload.feature_bytes, why=why)
 
 
-GRAMMAR_BYTES = 1450
+GRAMMAR_BYTES = 1650
 """Peak bytes per vocabulary token of llguidance while it reads a tokenizer; it keeps half of them.
-Measured: 208 MiB for 151,000 tokens of 9 bytes."""
+Measured: 233 MiB for 151,000 tokens of 9 bytes."""
 DEFAULT_VOCABULARY = 150_000
 """Assumed vocabulary size of a model with an unknown one."""
 STEP_CALLS = 30
@@ -95,7 +96,7 @@ def rungs(model: Model, config: RunOptions, device: str) -> list[Rung]:
     has_states = half.row_memory is not None and half.row_memory.has_states
     more = engines[0].gpu_slots if device.startswith("cuda") and not has_states else 0
     most = max(config.batch_size, more)
-    return decode_rungs(
+    found = decode_rungs(
         config.batch_size,
         [(each.precision, each.kv) for each in free],
         kv_offload=device.startswith("cuda") and any(engine.kv for engine in engines),
@@ -108,6 +109,7 @@ def rungs(model: Model, config: RunOptions, device: str) -> list[Rung]:
         slots=min(ROWS, config.batch_size) if best.gguf else options.slots or most,
         chunked=not best.gguf,
     )
+    return found if best.gguf else with_packed(half, found)
 
 
 def decode_rungs(

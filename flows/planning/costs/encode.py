@@ -15,6 +15,7 @@ from flows.planning.costs.part import (
     loading,
     precision_of,
     settings_as_run,
+    with_packed,
 )
 from flows.planning.estimate import Expected, StageEstimate, Term, encoder_by_dimensions, expected
 from flows.planning.ladder import MLP_CHUNKS, Rung, sizes
@@ -34,6 +35,7 @@ from flows.planning.terms import (
 from flows.planning.workloads import PIXEL_BYTES, RemainingWork, Workload
 from stages.memory.oom_retry import next_sizes
 from stages.models.encoding import FRAMES_PER_BATCH
+from stages.models.half_job import RECORDINGS
 
 BLOCK = 256
 """Maximum chunks that pass a streamed half together, if they all fit and have no more images than
@@ -60,13 +62,14 @@ def rungs(model: Model, config: RunOptions, device: str, *, stage: str = "encode
     # Quantized weights cannot be streamed, a joint model's pixels need none, a graph is one unit.
     whole = model.profile.route != "joint" and not settings[0].graph
     plain = not half.stored_as and settings[0].precision not in QUANTIZED
-    return encode_rungs(
+    found = encode_rungs(
         config.batch_size,
         [each.precision for each in settings],
         streamed=whole and plain and half.layers > 1,
         weights=whole,
         stage=stage,
     )
+    return with_packed(half, found) if whole else found
 
 
 def encode_rungs(
@@ -157,6 +160,21 @@ def memory(
     return StageEstimate.from_terms(
         rung, terms, device=device, workload=workload, flops=flops, by_dimensions=guessed
     )
+
+
+def recordings_term(model: Model, found: StageEstimate, device: str) -> Term | None:
+    """Return the memory of the recorded passes of a vision half (stages/models/halves/recorded.py):
+    the activations of one, which all share, and the inputs of each. None where none is recorded."""
+    rung, workload = found.rung, found.workload
+    stage = STAGES[rung.stage]
+    if not device.startswith("cuda") or stage.part != "vision" or rung.offload or workload is None:
+        return None
+    if model.profile.route == "joint" or model.best("vision").graph:
+        return None
+    passes = passes_of(model, workload, rung)
+    inputs = RECORDINGS * passes.at_once * passes.input.units * PIXEL_BYTES
+    why = f"recorded passes of at most {RECORDINGS} shapes, if there is room"
+    return Term(part="workspace", bytes=found.activation_bytes + inputs, why=why)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

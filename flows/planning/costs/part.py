@@ -8,9 +8,12 @@ from flows.checkpoint.models import Model
 from flows.checkpoint.precision import DTYPES, QUANTIZED, SHORT, PartSettings, weight_bytes
 from flows.options.commands import RunOptions
 from flows.planning.estimate import Expected
-from flows.planning.ladder import Rung
+from flows.planning.ladder import MLP_CHUNKS, Rung
 from flows.planning.machine import Pass, WorkEstimate
 from stages.models.profile import PartProfile
+
+FEW_SLOTS = 8
+"""Slots from which on chunked prefill is tried before there are fewer."""
 
 
 def free_settings(model: Model, config: RunOptions, part: Part) -> tuple[PartSettings, ...]:
@@ -27,8 +30,25 @@ def settings_as_run(settings: PartSettings, half: PartProfile, rung: Rung) -> Pa
     precision = rung.precision or settings.precision
     dtype = DTYPES.get(precision, settings.dtype)
     cast = settings.cast
-    taken = weight_bytes(half, precision, dtype, cast=cast) if half.parameters else 0
+    taken = 0
+    if half.parameters:
+        taken = weight_bytes(half, precision, dtype, cast=cast, packed=rung.packed)
     return replace(settings, precision=precision, dtype=dtype, weight_bytes=taken)
+
+
+def with_packed(half: PartProfile, rungs: Sequence[Rung]) -> list[Rung]:
+    """Return the rungs of a half, and below them the same with layers that stay packed, if another
+    program stored any in 4 or 8 bit. A KV cache in host memory is slower than unpacking. On a card
+    that takes packed layers only, chunked prefill makes room for more slots."""
+    if not half.packed_parameters:
+        return list(rungs)
+    found = [rung for rung in rungs if rung.kv != "offloaded"]
+    for rung in rungs:
+        packed = replace(rung, packed=True)
+        found.append(packed)
+        if rung.in_slots and 1 < rung.batch <= FEW_SLOTS and not rung.prefill:
+            found += [replace(packed, prefill=tokens) for tokens in MLP_CHUNKS]
+    return found
 
 
 def loading(

@@ -14,7 +14,7 @@ from flows.options.commands import RunOptions
 from flows.options.training import LearnedOptions
 from flows.planning.architecture import Architecture, pass_bytes, read_architecture
 from flows.planning.costs import decode
-from flows.planning.costs.part import free_settings, settings_as_run
+from flows.planning.costs.part import free_settings, settings_as_run, with_packed
 from flows.planning.estimate import StageEstimate, Term
 from flows.planning.ladder import Rung, sizes
 from flows.planning.terms import ADDED_BYTES, adapter_terms, overhead_terms, weights
@@ -57,7 +57,7 @@ def rungs(model: Model, config: RunOptions, device: str) -> list[Rung]:
         if not options.scored_only:
             recomputed = replace(whole, recompute=True)
             found += [recomputed, replace(recomputed, optimizer=ADAMW8)]
-    return list(dict.fromkeys(found))
+    return with_packed(model.profile.language, list(dict.fromkeys(found)))
 
 
 def memory(model: Model, rung: Rung, workload: Workload, *, device: str, new: int) -> StageEstimate:

@@ -41,6 +41,8 @@ class EncodingJob:
     `batches`."""
     pass_checks_namespace: str = ""
     """Cache namespace of the trials of passes; empty: the items pass with their batch."""
+    windows_namespace: str = ""
+    """Cache namespace of the comparisons of windows; empty on a CPU."""
     frames_store: str = ""
     """Store of the frames, if different."""
     block: int = 0

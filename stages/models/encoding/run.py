@@ -48,9 +48,11 @@ from stages.models.encoding.batch import (
     undivided,
 )
 from stages.models.encoding.job import EncodeItem, EncodingJob
-from stages.models.encoding.pass_modes import KIND
+from stages.models.encoding.pass_modes import KIND, WINDOWS
 from stages.models.halves.load import ReloadableHalf
+from stages.models.halves.recorded import PassRecorder
 from stages.models.halves.records import FeatureRecord
+from stages.models.halves.windows import StoredWindows
 from stages.models.loading import ModelJob, facts
 from stages.models.prefetch import PREFETCH_BATCHES, prefetched, write_behind
 from stages.models.processors.loading import UNPAIRED, Clip
@@ -255,6 +257,10 @@ class EncodeRun:
         self._records, self._failures = record_sets_of(
             self._store, (spec.kind, job.namespace), ("failures", job.namespace)
         )
+        self._windows: StoredWindows | None = None
+        if job.windows_namespace:
+            records = RecordSet(self._store, WINDOWS, job.windows_namespace)
+            self._windows = StoredWindows(records)
         self._checks = None
         if job.pass_checks_namespace:
             threads = torch.get_num_threads() if job.half.device == "cpu" else 0
@@ -302,6 +308,8 @@ class EncodeRun:
             faults.close()
         if self._checks is not None:
             self._report.note(ways=dict(sorted(self._checks.pass_modes.items())))
+        if self._windows is not None and half is not None:
+            self._report.note(windows=self._windows.keep(half.model), **PassRecorder.stats())
 
     def _encode(
         self, begun: Sequence[Sequence[Reading]], oom_retry: OomRetry, compute: Compute

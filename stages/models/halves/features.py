@@ -12,6 +12,7 @@ module needs no formula: neither the name of the scale, nor whether there is a b
 import copy
 import inspect
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,7 +20,10 @@ from torch import nn
 
 from artifacts.errors import UsageError
 from artifacts.tensors import make_record
+from stages.memory.meta_device import tensors
 from stages.models.halves.boundary import IMAGE_METHOD, TEXT_METHOD, absent_paths
+from stages.models.halves.host_grids import GRIDS, HostGrid, as_grid, without_grids
+from stages.models.halves.recorded import RECORDER, shape_of
 from stages.models.halves.routes import PIXELS, encoders
 
 UNREAD = (
@@ -77,13 +81,18 @@ def encode(half: Any, inputs: Mapping[str, Any]) -> Features:
         if not pixels:
             continue
         shapes.update({name: tuple(given[name].shape) for name in pixels})
-        arguments = {
-            encoder.names[name]: moved(value, half.device, half.dtype)
-            for name, value in given.items()
-        }
+        shape = shape_of(given) if RECORDER in half.__dict__ else None
         with torch.inference_mode():
-            output = encoder.function(**arguments, return_dict=True)
-        outputs[encoder.modality] = lean(_record(output, encoder.function))
+            if half.__dict__.get(GRIDS):
+                given = {name: as_grid(value, half.device) for name, value in given.items()}
+            arguments = {
+                encoder.names[name]: moved(value, half.device, half.dtype)
+                for name, value in given.items()
+            }
+            compute = partial(_lean_output, encoder.function)
+            if shape is not None:
+                compute = partial(half.__dict__[RECORDER].call, compute, (encoder.modality, shape))
+            outputs[encoder.modality] = compute(arguments)
     if not outputs:
         taken = [name for encoder in encoders(half) for name in encoder.names if name in PIXELS]
         raise UsageError(
@@ -94,12 +103,17 @@ def encode(half: Any, inputs: Mapping[str, Any]) -> Features:
     return Features(outputs, needs, shapes)
 
 
+def _lean_output(function: Any, arguments: Mapping[str, Any]) -> Any:
+    return lean(_record(function(**arguments, return_dict=True), function))
+
+
 def _record(output: Any, function: Any) -> Any:
     """Check that an output is a record whose fields the language half can read by name."""
     from transformers.utils.generic import ModelOutput
 
     if isinstance(output, ModelOutput):
-        return output
+        held = any(isinstance(tensor, HostGrid) for tensor in tensors(output))
+        return make_record(type(output), without_grids(dict(output))) if held else output
     raise UsageError(
         f"{function.__qualname__} gives a {type(output).__name__}, not an output record",
         hint="Use a model that is part of transformers",

@@ -23,10 +23,20 @@ from stages.models.halves.boundary import CUT, absent_paths, cut, extra_module_o
 from stages.models.halves.ranged_reads import NOTE, pinned_reads, ranged_reads
 from stages.models.halves.routes import config_and_class, one_line, skeleton_of, with_packages
 from stages.models.hub.checkpoint import INDEX, weight_names
+from stages.models.hub.headers import local_headers
 from stages.models.hub.hub_errors import PICKLES, to_convert
 from stages.models.hub.resolve import fetch_rest, resolve_model
 from stages.models.in_tree.registry import native_of
 from stages.models.published import apply_published_positions
+from stages.models.stored.layers import (
+    StoredWeights,
+    is_read_here,
+    note_form,
+    pack_linears,
+    packable,
+    stored_layers,
+    stored_settings,
+)
 
 
 @contextlib.contextmanager
@@ -51,7 +61,7 @@ def present_weights(folder: Path) -> Iterator[Path]:
 OPTIONS = (
     *("dtype", "torch_dtype", "device_map", "max_memory", "attn_implementation", "revision"),
     *("quantization_config", "trust_remote_code", "offload_folder", "low_cpu_mem_usage"),
-    *("use_safetensors", "extra_modules", "without", "stored_quantization"),
+    *("use_safetensors", "extra_modules", "without", "stored_quantization", "packed"),
 )
 """Options that users may give."""
 UNEXPECTED = re.compile(r"unexpected keyword argument '(\w+)'")
@@ -74,7 +84,8 @@ def load_half(
 
     `options` are those of `from_pretrained`: dtype, attn_implementation, device_map,
     trust_remote_code, revision, quantization_config; and `stored_quantization`, which replaces the
-    quantization settings of a quantized checkpoint's config.json.
+    quantization settings of a quantized checkpoint's config.json; and `packed`, which keeps layers
+    packed that other programs quantized, and unpacks each when it computes.
 
     Raises UsageError if the model cannot be cut or is not trusted, EnvironmentFault if weights are
     missing.
@@ -91,21 +102,25 @@ def load_half(
     as_published = options.pop("as_published", None)
     config, cls = config_and_class(folder, trusted, as_published)
     refuse_pickle(folder, trusted)
-    if (stored := options.pop("stored_quantization", None)) is not None:
-        config.quantization_config = stored
+    if (settings := options.pop("stored_quantization", None)) is not None:
+        config.quantization_config = settings
+    stored = _stored_weights(
+        folder, config, cls, options.get("dtype"), packed=options.pop("packed", False)
+    )
     options.setdefault("use_safetensors", None if trusted else True)
     places = {str(place) for place in (options.get("device_map") or {"": "cpu"}).values()}
     quantized = options.get("quantization_config") or getattr(config, "quantization_config", None)
+    own = half_class(cls, keep, given["extra_modules"], given["without"], stored)
     with (
         _whole_weights(folder),
         with_packages(cls),
         present_weights(folder) as present,
-        _reads(present, places, bool(quantized)) as note,
+        _reads(present, places, bool(quantized), stored) as note,
         _known_options(options),
     ):
-        model, found = half_class(
-            cls, keep, given["extra_modules"], given["without"]
-        ).from_pretrained(present, config=config, output_loading_info=True, **options)
+        model, found = own.from_pretrained(
+            present, config=config, output_loading_info=True, **options
+        )
     missing = sorted(found["missing_keys"])
     if missing and fetch_rest(folder):  # an extra module's file had not been downloaded
         del model, found
@@ -120,7 +135,32 @@ def load_half(
         model.__dict__[NOTE] = note
     if getattr(config, "quantization_config", None) is not None:
         _cast_unquantized(model)
+    if stored is not None:
+        note_form(model, stored)
     return apply_published_positions(model.eval(), folder, as_published)
+
+
+def _stored_weights(
+    folder: Path, config: Any, cls: type[Any], dtype: Any, *, packed: bool
+) -> StoredWeights | None:
+    """Return the layers that another program than bitsandbytes quantized, and make the loader take
+    the checkpoint for one in 16 bit; None for other checkpoints."""
+    import torch
+
+    if not is_read_here(stored_settings(config)):
+        return None
+    skeleton = skeleton_of(config, cls)
+    present = [path.name for path in folder.glob("*.safetensors")]
+    layers = stored_layers(skeleton, local_headers(folder, present))
+    for each in (config, config.get_text_config(decoder=True)):
+        each.__dict__.pop("quantization_config", None)
+    stated = config.dtype or torch.float32
+    return StoredWeights(
+        layers=layers,
+        stated=stated,
+        computed=stated if dtype == "auto" else dtype or torch.float32,
+        packed=packable(skeleton, layers) if packed else frozenset(),
+    )
 
 
 def _cast_unquantized(model: Any) -> None:
@@ -138,12 +178,15 @@ def _cast_unquantized(model: Any) -> None:
 
 
 def _reads(
-    folder: Path, places: Collection[str], quantized: bool
+    folder: Path, places: Collection[str], quantized: bool, stored: StoredWeights | None
 ) -> contextlib.AbstractContextManager[str | None]:
     """Return how weights are read: in ranges for the host, through pinned memory for a half that is
-    wholly on one GPU and computes with what it reads."""
+    wholly on one GPU and computes with what it reads. `stored` weights are made where the half
+    is."""
     if {*places} <= {"cpu", "disk"}:
-        return ranged_reads()
+        return ranged_reads(stored)
+    if stored is not None:
+        return ranged_reads(stored, next(iter(places)) if len(places) == 1 else "cpu")
     if len(places) == 1 and next(iter(places)).startswith("cuda") and not quantized:
         return pinned_reads(folder)
     return contextlib.nullcontext()
@@ -187,10 +230,15 @@ def _known_options(options: Mapping[str, Any]) -> Iterator[None]:
 
 
 def half_class(
-    cls: type[Any], keep: Part, extra_modules: tuple[str, ...] | None, without: tuple[str, ...] = ()
+    cls: type[Any],
+    keep: Part,
+    extra_modules: tuple[str, ...] | None,
+    without: tuple[str, ...] = (),
+    stored: StoredWeights | None = None,
 ) -> type[Any]:
     """Make a subclass of `cls` that leaves out the other half when it is built. It keeps `pieces`
-    (None: the modules that the half calls), and also leaves out the paths `without`."""
+    (None: the modules that the half calls), and also leaves out the paths `without`. Layers that
+    `stored` keeps packed are replaced by packed ones."""
 
     def __init__(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:
         cls.__init__(self, config, *args, **kwargs)
@@ -199,6 +247,8 @@ def half_class(
         )
         paths = [*paths, *without]
         cut(self, paths)
+        if stored is not None:
+            pack_linears(self, stored)
         known = set(self._keys_to_ignore_on_load_unexpected or ())
         self._keys_to_ignore_on_load_unexpected = known | _patterns(self.base_model_prefix, paths)
 

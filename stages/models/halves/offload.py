@@ -33,6 +33,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import GenerationMixin
 
 from artifacts.errors import CannotFit, UsageError
 from artifacts.schema import Part, Route
@@ -46,22 +47,30 @@ UNDIVIDED = "pixels"
 """Key of the pixels among the features, for a model that runs whole."""
 GENERATE, FORWARD = "generate", "forward"
 """Methods of a model that receive features."""
+ON_HOST: tuple[Route, ...] = ("protocol", "replay")
+"""Split strategies in which nothing but `generate` computes from the tokens of the prompt."""
 LOGITS_WORTH = 64 << 20
 """Size in bytes up to which all logits are computed, as the whole model does. Above it, only the
 last position is computed; one row may be rounded differently than many."""
 
 
 def generate(
-    half: Any, inputs: Mapping[str, Any], features: Mapping[str, Any], **options: Any
+    half: Any,
+    inputs: Mapping[str, Any],
+    features: Mapping[str, Any],
+    *,
+    on_host: bool = False,
+    **options: Any,
 ) -> torch.Tensor:
     """Return the tokens that `generate` of the whole model gives for these inputs.
 
     `inputs` are all outputs of the processor besides pixels. `half` is the language half, or the
-    whole model if `features` holds pixels. Without features, the input is text alone. Raises
-    UsageError if features or inputs are missing.
+    whole model if `features` holds pixels. Without features, the input is text alone. `on_host`:
+    `custom_generate` may get inputs in host memory, from which transformers prepares positions and
+    masks without waiting for the device. Raises UsageError if features or inputs are missing.
     """
     with torch.inference_mode(), _next_logits_only(half):
-        tokens: torch.Tensor = _delivered(GENERATE, half, inputs, features, options)
+        tokens: torch.Tensor = _delivered(GENERATE, half, inputs, features, options, on_host)
     return tokens
 
 
@@ -79,12 +88,9 @@ def _delivered(
     inputs: Mapping[str, Any],
     features: Mapping[str, Any],
     options: Mapping[str, Any],
+    on_host: bool = False,
 ) -> Any:
-    text = {
-        name: moved(value, half.device)
-        for name, value in inputs.items()
-        if not is_pixels(name) and value is not None
-    }
+    text = {n: value for n, value in inputs.items() if not is_pixels(n) and value is not None}
     if absent := sorted(getattr(features, "needs", frozenset()) - set(text)):
         raise UsageError(
             f"decoding needs {', '.join(absent)}, which encoding had",
@@ -93,7 +99,15 @@ def _delivered(
     route: Route = "joint" if UNDIVIDED in features else choose_route(half).route
     if route != "joint" and not getattr(features, "already_read", False):
         _check_placeholders(half, text, features)
+    if not (on_host and route in ON_HOST and _prepares_alone(half)):
+        text = {name: moved(value, half.device) for name, value in text.items()}
     return DELIVER[route](half, method, text, features, options)
+
+
+def _prepares_alone(half: Any) -> bool:
+    """Return whether `generate` computes nothing from the prompt before the decoder runs."""
+    general = type(half).generate is GenerationMixin.generate
+    return general and not half.config.is_encoder_decoder
 
 
 @contextmanager

@@ -26,8 +26,9 @@ import torch
 
 from stages.models.half_job import PINNED_LOAD_BYTES
 from stages.models.hub.checkpoint import incomplete_file
-from stages.models.hub.headers import TensorPlace, read_places
+from stages.models.hub.headers import Header, TensorPlace, read_places
 from stages.models.shards.layout import DTYPES
+from stages.models.stored.layers import StoredWeights
 from stages.process.exit_diagnosis import first_line
 
 ALIGNED = 64
@@ -92,9 +93,42 @@ class WholeTensorFile:
         self._file.__exit__(*exc)
 
 
+class StoredWeightsFile(WholeTensorFile):
+    """A weight file in which each quantized layer looks like one weight."""
+
+    def __init__(self, file: Any, path: Path, stored: StoredWeights, device: str) -> None:
+        super().__init__(file, path)
+        self._stored, self._device = stored, device
+
+    def keys(self) -> list[str]:
+        return self._stored.names(self.path.name, self._file.keys())
+
+    def get_slice(self, name: str) -> Any:
+        if self._stored.find(name) is None:
+            return super().get_slice(name)
+        return _MadeTensor(self.path.parent, name, self._stored, self._device)
+
+
+class _MadeTensor:
+    """A tensor that is computed from others when the loader reads it."""
+
+    def __init__(self, folder: Path, name: str, stored: StoredWeights, device: str) -> None:
+        self._folder, self._name, self._stored, self._device = folder, name, stored, device
+
+    def __getitem__(self, index: Any) -> torch.Tensor:
+        return self._stored.make(self._name, self._read, self._device)
+
+    def _read(self, part: Header) -> torch.Tensor:
+        path = self._folder / part.shard
+        buffer = torch.empty(part.size, dtype=torch.uint8)
+        read_into(buffer, path, places(path)[part.name].start)
+        return buffer.view(DTYPES.get(part.dtype, torch.uint8)).reshape(part.shape)
+
+
 @contextlib.contextmanager
-def ranged_reads() -> Iterator[None]:
-    """Make the loader read each tensor of the half into its own memory.
+def ranged_reads(stored: StoredWeights | None = None, place: str = "cpu") -> Iterator[None]:
+    """Make the loader read each tensor of the half into its own memory, and quantized layers as
+    `stored` makes them, at `place`.
 
     By default it maps whole files writably. The kernel counts such a mapping against a memory
     limit, including the other half's part."""
@@ -107,9 +141,10 @@ def ranged_reads() -> Iterator[None]:
     mapping = [library.safe_open for library in libraries]
 
     def reading(path: str, *, framework: str, device: str = "cpu", backend: str = "") -> Any:
-        return WholeTensorFile(
-            safetensors.safe_open(path, framework, device, backend="pread"), Path(path)
-        )
+        file = safetensors.safe_open(path, framework, device, backend="pread")
+        if stored is None:
+            return WholeTensorFile(file, Path(path))
+        return StoredWeightsFile(file, Path(path), stored, place)
 
     for library in libraries:
         library.safe_open = reading

@@ -6,7 +6,7 @@ import json
 import os
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -102,6 +102,11 @@ def _read_header(path: Path) -> list[Header]:
         Header(name, path.name, place.dtype, place.shape, place.end - place.start)
         for name, place in read_places(path).items()
     ]
+
+
+def local_headers(folder: Path, names: Iterable[str]) -> list[Header]:
+    """Return the tensors of local files. Raises EnvironmentFault for an incomplete one."""
+    return [header for name in sorted(names) for header in _read_header(folder / name)]
 
 
 def read_metadata(path: Path) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from stages.models.hub.hub_errors import (
     size_of,
     without_safetensors,
 )
+from stages.models.hub.quantized import refuse_unread
 from stages.models.hub.transfer import Announce, check_space, fetch
 
 PREFIX = "models--"
@@ -222,10 +223,12 @@ def find_model(
         refuse_revision(f"{folder}, a folder,", revision)
         refuse_impossible(folder)
         refuse_original(str(folder), folder)
+        refuse_unread(str(folder), folder)
         return Checkpoint(name=str(name), folder=folder.absolute())
     found = cached(str(name), revision) or bring_small(str(name), revision, announce)
     refuse_impossible(found.folder)
     refuse_original(found.name, found.folder)
+    refuse_unread(found.name, found.folder)
     return found
 
 

@@ -19,6 +19,9 @@ from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.schema import Part
 from stages.models.halves.absent import MissingModule
 from stages.models.halves.boundary import absent_paths, within
+from stages.models.hub.quantized import ADVICE
+from stages.models.stored.layers import is_read_here, stored_settings
+from stages.models.stored.linear import PackedLinear
 
 KINDS = ("int8", "nf4")
 """Quantizations that can be applied while a checkpoint is loaded."""
@@ -88,34 +91,25 @@ def _blind_decoder(skeleton: Any) -> str | None:
     return None if sees else next(p for p, m in skeleton.named_modules() if m is decoder)
 
 
-def stored_settings(config: Any) -> dict[str, Any] | None:
-    """Return the settings of a checkpoint that was saved quantized; None for others."""
-    found = getattr(config, "quantization_config", None)
-    if found is None:
-        found = getattr(config.get_text_config(decoder=True), "quantization_config", None)
-    return found if found is None or isinstance(found, dict) else dict(found.to_dict())
-
-
 def check_stored(config: Any, kinds: Collection[str], *, plain: bool = False) -> None:
-    """Refuse a checkpoint that was quantized by another method than bitsandbytes, or whose
-    configuration contradicts its weights. `plain`: its weights are known not to be
-    quantized. Raises UsageError."""
+    """Refuse a checkpoint whose configuration contradicts its weights. `plain`: its weights are
+    known not to be quantized. Raises UsageError."""
     settings = stored_settings(config) or {}
     method = settings.get("quant_method", "")
-    if plain and method not in ("", "bitsandbytes"):
+    others = is_read_here(settings)
+    if plain and others:
         raise UsageError(
             f"config.json says that the checkpoint is quantized by {method}, but its weights are "
             "not quantized",
             hint="Remove quantization_config from its config.json; then run it as it is, or with "
             "--precision nf4",
         )
-    if method not in ("", "bitsandbytes"):
+    if others and not kinds:
         raise UsageError(
-            f"the checkpoint is quantized by {method}, whose halves cannot be loaded separately",
-            hint="Use the checkpoint it was made from, with --precision int8 or nf4, or with the "
-            "result of `penstock export --to nf4`",
+            f"the checkpoint is quantized by {method}, and holds no layer in a form that is read",
+            hint=ADVICE,
         )
-    if bool(settings) != bool(kinds) or len(kinds) > 1:
+    if bool(settings) != bool(kinds) or (len(kinds) > 1 and not others):
         is_in = " and ".join(sorted(kinds)) or "not quantized"
         raise UsageError(
             f"the weights are {is_in}, but config.json says {settings or 'nothing'} about it"[:200],
@@ -146,8 +140,8 @@ def check(half: Any, planned: Quantization) -> None:
 
 
 def count(half: Any) -> Counter[str]:
-    """Return `int8`, `nf4` or `fp4` → number of modules of a loaded model with such weights. The
-    weights' scales decide, not the modules' class."""
+    """Return `int8`, `nf4`, `fp4` or another stored kind → number of modules of a loaded model with
+    such weights. The weights' scales decide, not the modules' class."""
     found = Counter[str]()
     for module in half.modules():
         name, weight = type(module).__name__, module._parameters.get("weight")
@@ -156,6 +150,8 @@ def count(half: Any) -> Counter[str]:
             found["int8"] += 1
         elif name == "Linear4bit" and state is not None:
             found[state.quant_type] += 1
+        elif isinstance(module, PackedLinear):
+            found[module.layer.kind] += 1
     return found
 
 

@@ -5,13 +5,16 @@ implementation that the classes of one half support.
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 
 from artifacts.schema import Part
 from stages.models.halves.boundary import absent_paths, within
+from stages.models.hub.headers import Header
+from stages.models.stored.layouts import StoredLayer
+from stages.models.stored.names import model_names
 
 
 def attention_of(model: Any, keep: Part = "whole") -> str:
@@ -82,22 +85,30 @@ class Weight(NamedTuple):
     size: int
     """Size in bytes."""
     kind: str
-    """`int8`, `nf4` or `fp4` for a quantized weight and its scales; else empty."""
+    """`int8`, `nf4`, `fp4`, or the kind of a `StoredLayer`, for a quantized weight and its scales;
+    else empty."""
 
 
-def weights_of(skeleton: Any, headers: Sequence[Any]) -> list[Weight]:
-    """Return the stored tensors that belong to the model, from the headers of its files."""
+def weights_of(
+    skeleton: Any, headers: Sequence[Header], layers: Mapping[str, StoredLayer]
+) -> list[Weight]:
+    """Return the stored tensors that belong to the model, from the headers of its files. `layers`
+    are those that another program than bitsandbytes quantized."""
     names = [header.name for header in headers]
-    kinds = quantized_weights(names)
+    kinds = {} if layers else quantized_weights(names)
+    parts = {part.name: each for each in layers.values() for part in each.parts.values()}
     # The weight that a tensor belongs to: itself, unless it is the scale of another.
     homes = [_of(n) if EXTRAS.search(n) and _of(n) in kinds else n for n in names]
+    homes = [parts[n].name if n in parts else home for n, home in zip(names, homes, strict=True)]
+    kinds |= {each.name: each.kind for each in layers.values()}
     found = []
     for header, home, path in zip(headers, homes, model_names(skeleton, homes), strict=True):
         if path is None:
             continue
         numbers = torch.Size(header.shape).numel()
         if home in kinds:  # two 4-bit numbers are stored in one byte
-            numbers = skeleton.get_parameter(path).numel() if home == header.name else 0
+            codes = layers[home].main.name if home in layers else home
+            numbers = skeleton.get_parameter(path).numel() if codes == header.name else 0
         kind = kinds.get(home, "")
         found.append(Weight(header.name, header.shard, path, numbers, header.size, kind))
     return found
@@ -127,30 +138,6 @@ def stored_modules(skeleton: Any, names: Iterable[str]) -> dict[str, str]:
     kinds = quantized_weights(names)
     paths = zip(kinds.values(), model_names(skeleton, list(kinds)), strict=True)
     return {path.removesuffix(".weight"): kind for kind, path in paths if path}
-
-
-def model_names(skeleton: Any, names: Sequence[str]) -> list[str | None]:
-    """Return the loader's name of each stored tensor; None for tensors that do not belong to the
-    model."""
-    from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import (
-        WeightConverter,
-        WeightRenaming,
-        rename_source_key,
-    )
-
-    mapping = get_model_conversion_mapping(skeleton)
-    renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
-    converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
-    places = skeleton.state_dict()
-    prefix = skeleton.base_model_prefix
-    found: list[str | None] = []
-    for stored in names:
-        name, _ = rename_source_key(stored, renamings, converters, prefix, places)
-        if name not in places and stored in places:
-            name = stored
-        found.append(name if name in places else None)
-    return found
 
 
 def _of(name: str) -> str:

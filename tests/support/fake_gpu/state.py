@@ -121,8 +121,8 @@ def read_machine() -> Machine:
         gpus.append(Gpu(**{**gpu, **more, "capability": tuple(gpu["capability"])}))
     order, faults = tuple(told["cuda_order"]), told["graphs"]
     faults = {name: tuple(v) if isinstance(v, list) else v for name, v in faults.items()}
-    more = {"cuda_order": order, "graphs": GraphFaults(**faults)}
-    return Machine(**{**told, **more, "gpus": tuple(gpus)})
+    graphs = GraphFaults(**faults)
+    return Machine(**{**told, "cuda_order": order, "graphs": graphs, "gpus": tuple(gpus)})
 
 
 def hold(pid: int, uuid: str, size: int, at: Path, base: int | None = None) -> None:

@@ -37,7 +37,7 @@ from artifacts.store import open_store
 from stages.decode.engines import AUTO, engines_for
 from stages.decode.engines.inflight.cache_layers import UnsupportedCacheError
 from stages.decode.engines.inflight.compiled import CompiledStep, graph_note
-from stages.decode.engines.inflight.pool import Pool, make_pool, pays_for_rows
+from stages.decode.engines.inflight.pool import Pool, pays_for_rows
 from stages.decode.engines.inflight.pool_shape import (
     CHECK_TOKENS,
     GPU_STEP_ROWS,
@@ -54,9 +54,8 @@ from stages.decode.engines.inflight.prefill import (
     PrefilledSequence,
     SharedPrefix,
     prefill_row,
-    select_token_ids,
 )
-from stages.decode.engines.inflight.recorded import StepRecorder, recorder_for
+from stages.decode.engines.inflight.recorded import StepRecorder, make_pool, recorder_for
 from stages.decode.engines.inflight.scheduler import (
     InflightScheduler,
     RequestPrefetcher,
@@ -245,7 +244,7 @@ def _teacher_force(
     last = torch.zeros(pool.shape.rows, dtype=torch.long, device=row.ids.device)
     if other is not None:
         for index in range(pool.shape.slots):
-            pool.put(index, other, select_token_ids(other, other.ids, other.logits))
+            pool.put(index, other, other.logits.argmax(-1, keepdim=True))
         for _ in range(BEFORE):
             pool.set_tokens(pool.step().argmax(-1))
         pool.clear(slot)

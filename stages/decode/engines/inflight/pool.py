@@ -59,7 +59,6 @@ from stages.decode.engines.inflight.prefill import PrefilledSequence, attention_
 
 if TYPE_CHECKING:
     from stages.decode.engines.inflight.gguf_pool import GgufPool
-    from stages.decode.engines.inflight.recorded import StepRecorder
 
 
 SLOT_LAYERS: Mapping[type[Any], Callable[[Any, PoolShape, torch.Tensor], Any]] = {
@@ -296,24 +295,6 @@ def _last(part: torch.Tensor, columns: int) -> torch.Tensor:
 
 
 Pool: TypeAlias = "SlotPool | GgufPool"
-
-
-def make_pool(
-    template: PrefilledSequence, shape: PoolShape, recorder: "StepRecorder | None" = None
-) -> Pool:
-    """Return a pool for sequences like `template`, in torch or in llama.cpp. `recorder` records its
-    steps; None: they are computed one by one. Raises UnsupportedCacheError and out-of-memory
-    errors."""
-    if getattr(template.cache, "decoder", None) is not None:
-        from stages.decode.engines.inflight.gguf_pool import GgufPool
-
-        return GgufPool(template, shape)
-    if recorder is None or recorder.reason:
-        return SlotPool(template, shape)
-
-    from stages.decode.engines.inflight.recorded import RecordedPool
-
-    return RecordedPool(template, shape, recorder)
 
 
 class SlotPool:

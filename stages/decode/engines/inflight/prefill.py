@@ -21,6 +21,7 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -30,7 +31,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from stages.decode.engines.inflight.cache_layers import UnsupportedCacheError
-from stages.models.halves.features import Features, placeholder_ids
+from stages.models.halves.features import Features, moved, placeholder_ids
 from stages.models.halves.offload import generate
 from stages.models.halves.routes import choose_route
 
@@ -115,6 +116,10 @@ TEXT_TYPES = ("mm_token_type_ids", "moe_mm_token_type_ids")
 type."""
 EXTRA_INPUTS = ("use_cache", "logits_to_keep")
 """Other inputs that `generate` passes at every token."""
+PLACEHOLDERS = "get_placeholder_mask"
+"""Method with which models of transformers find and count their placeholders."""
+COUNTED = {"input_ids", "inputs_embeds", "image_features", "video_features"}
+"""Its arguments where it reads no numbers but ids; of the others it takes the shape."""
 ENDINGS = ("MaxLengthCriteria", "EosTokenCriteria")
 """The supported stopping criteria."""
 
@@ -191,16 +196,47 @@ def prefill_row(
         **kwargs: Any,
     ) -> torch.Tensor:
         _refuse(model, stopping_criteria, kwargs)
-        with noted_keys() as keys:
-            output = model._prefill(input_ids, generation_config, kwargs)
-        found = _prefilled(model, input_ids, logits_processor, generation_config, kwargs, output)
+        device = model.device
+        ids: torch.Tensor = moved(input_ids, device)
+        kwargs = {name: moved(value, device) for name, value in kwargs.items()}
+        with noted_keys() as keys, _placeholders_on_host(model, input_ids):
+            output = model._prefill(ids, generation_config, kwargs)
+        for processor in logits_processor:
+            vars(processor).update({n: moved(v, device) for n, v in vars(processor).items()})
+        found = _prefilled(model, ids, logits_processor, generation_config, kwargs, output)
         read.append(replace(found, direct=direct_layers(found.cache, keys)))
-        return input_ids
+        return ids
 
-    generate(half, inputs, features, custom_generate=park, **options)
+    generate(half, inputs, features, on_host=True, custom_generate=park, **options)
     if len(read) != 1:
         raise UnsupportedCacheError("its generate has its own prefill")
     return read[0]
+
+
+@contextmanager
+def _placeholders_on_host(model: Any, ids: torch.Tensor) -> Iterator[None]:
+    """Make the models inside a model find and count the placeholders of a prompt in `ids`, which
+    are in host memory. On the device, each check would wait for the work that is queued there."""
+
+    def masks(own: Any, input_ids: Any, inputs_embeds: Any, *features: Any, **named: Any) -> Any:
+        whole = input_ids is not None and input_ids.shape == ids.shape
+        if not whole or inputs_embeds is None or ids.device == inputs_embeds.device:
+            return own(input_ids, inputs_embeds, *features, **named)
+        as_shape = torch.empty((), dtype=inputs_embeds.dtype).expand(inputs_embeds.shape)
+        return moved(own(ids, as_shape, *features, **named), inputs_embeds.device)
+
+    owners = []
+    for module in model.modules():
+        if hasattr(type(module), PLACEHOLDERS):  # of the class: a module looks long for its own
+            own = getattr(module, PLACEHOLDERS)
+            if inspect.signature(own).parameters.keys() <= COUNTED:
+                vars(module)[PLACEHOLDERS] = partial(masks, own)
+                owners.append(module)
+    try:
+        yield
+    finally:
+        for module in owners:
+            del vars(module)[PLACEHOLDERS]
 
 
 def positions_of(half: Any, inputs: Mapping[str, Any], features: Mapping[str, Any]) -> torch.Tensor:
@@ -212,7 +248,8 @@ def positions_of(half: Any, inputs: Mapping[str, Any], features: Mapping[str, An
         seen_positions.append(kwargs.get("position_ids"))
         return input_ids
 
-    generate(half, inputs, features, custom_generate=note, max_new_tokens=1, min_new_tokens=0)
+    options = {"custom_generate": note, **ONE_TOKEN}
+    generate(half, inputs, features, on_host=True, **options)
     if len(seen_positions) != 1 or seen_positions[0] is None:
         raise UnsupportedCacheError("generate passes it no token positions")
     return seen_positions[0]
@@ -280,13 +317,6 @@ def _encoder_fields(model: Any, cache: Any, ids: torch.Tensor, kwargs: Any) -> d
 
 def _next_type(name: str, token_types: torch.Tensor) -> torch.Tensor:
     return torch.zeros_like(token_types[:, -1:]) if name in TEXT_TYPES else token_types[:, -1:]
-
-
-def select_token_ids(
-    row: PrefilledSequence, ids: torch.Tensor, logits: torch.Tensor
-) -> torch.Tensor:
-    """Return the next token, of shape [1, 1]. `ids` are all tokens before it."""
-    return row.processors(ids, logits).argmax(-1, keepdim=True)  # type: ignore[no-any-return]
 
 
 ONE_TOKEN = {"max_new_tokens": 1, "min_new_tokens": 0}

@@ -27,7 +27,7 @@ from typing import Any
 import torch
 
 from stages.decode.engines.inflight.cache_layers import STATES
-from stages.decode.engines.inflight.pool import SlotPool
+from stages.decode.engines.inflight.pool import Pool, SlotPool
 from stages.decode.engines.inflight.pool_shape import PoolShape
 from stages.decode.engines.inflight.prefill import PrefilledSequence
 from stages.memory.oom_retry import catch_oom, release_memory
@@ -216,6 +216,21 @@ class RecordedPool(SlotPool):
                 elif isinstance(one, int | float | str):
                     found.append(one)
         return found
+
+
+def make_pool(
+    template: PrefilledSequence, shape: PoolShape, recorder: StepRecorder | None = None
+) -> Pool:
+    """Return a pool for sequences like `template`, in torch or in llama.cpp. `recorder` records its
+    steps; None: they are computed one by one. Raises UnsupportedCacheError and out-of-memory
+    errors."""
+    if getattr(template.cache, "decoder", None) is not None:
+        from stages.decode.engines.inflight.gguf_pool import GgufPool
+
+        return GgufPool(template, shape)
+    if recorder is None or recorder.reason:
+        return SlotPool(template, shape)
+    return RecordedPool(template, shape, recorder)
 
 
 def _reason(error: BaseException) -> str:

@@ -8,12 +8,12 @@ How it works:
    of time, while the running sequences are decoded. Admission waits for the thread only while no
    sequence is running.
 3. A request is prefilled alone, beside the running sequences. The first token comes from the logits
-   of the prefill. Unless that token ends the caption, the sequence gets a slot.
+   of the prefill, and the sequence gets a slot.
 4. The first sequence creates the KV pool. A longer sequence widens it. The pool is narrowed when
    only half of its columns are needed, because every step computes all columns.
-5. A decode step makes one token per slot by the sequence's logits processors and argmax. Tokens are
-   copied to the host asynchronously and read some steps later. A sequence ends with an end token, a
-   stop string or at its token limit.
+5. A decode step makes one token per slot by the sequence's logits processors and argmax
+   (`selection.py`). Tokens, the first one too, are copied to the host asynchronously and read some
+   steps later. A sequence ends with an end token, a stop string or at its token limit.
 6. When a decode step runs out of memory, the number of slots drops to the next lower power of two.
    The running sequences restart from their prompts; none of their captions has been yielded yet. A
    right-aligned pool raises the error, because fewer slots would take as much memory.
@@ -21,10 +21,6 @@ How it works:
    request fails as well, the number of slots drops, too.
 8. When the model's own code raises in a decode step, every running sequence restarts alone. This
    finds the item on which the model raises.
-
-The repetition penalty is applied to many rows of a step at once. Transformers' processor takes one
-row with all its tokens, so each row costs a dozen calls per step. Here a mask holds the tokens of
-each row, and a call serves ROWS rows. The numbers are the same.
 """
 
 from collections import deque
@@ -33,66 +29,20 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 
 import torch
-from transformers import RepetitionPenaltyLogitsProcessor
 
 from artifacts.captions import Ended
 from artifacts.errors import UsageError
-from stages.decode.confidence import Confidence, likeliest, token_scores
-from stages.decode.engines.inflight.pool import Pool, make_pool
+from stages.decode.confidence import Confidence, token_scores
+from stages.decode.engines.inflight.pool import Pool
 from stages.decode.engines.inflight.pool_shape import PoolLayout
 from stages.decode.engines.inflight.prefill import PrefilledSequence
-from stages.decode.engines.inflight.recorded import StepRecorder
+from stages.decode.engines.inflight.recorded import StepRecorder, make_pool
+from stages.decode.engines.inflight.selection import RowRules, TokenSelection
 from stages.decode.prompts import ContextExceeded
 from stages.decode.protocol import DecodeRequest
 from stages.memory.oom_retry import OomRetry, release_memory
-
-ROWS = 8
-"""Rows per call, so that intermediate results stay small."""
-
-
-def penalty_of(processors: Any) -> float | None:
-    """Return the penalty of a sequence with no other logits processor; None for others."""
-    if len(processors) != 1 or type(processors[0]) is not RepetitionPenaltyLogitsProcessor:
-        return None
-    (only,) = processors
-    return None if only.prompt_ignore_length is not None else float(only.penalty)
-
-
-class RowPenalties:
-    """The tokens of the rows that have the same penalty."""
-
-    def __init__(self, penalty: float, logits: torch.Tensor, slots: int) -> None:
-        """`logits` are of shape [1, vocabulary]."""
-        self.penalty = penalty
-        self._seen = logits.new_zeros(slots, logits.shape[-1], dtype=torch.bool)
-        self._active = logits.new_zeros(slots, 1, dtype=torch.bool)
-
-    def put(self, slot: int, ids: torch.Tensor) -> None:
-        """Begin a sequence with these tokens, of shape [1, tokens]."""
-        self._seen[slot] = False
-        self._seen[slot, ids[0]] = True
-        self._active[slot] = True
-
-    def clear(self, slot: int) -> None:
-        """Leave the row of a slot as it is from now on."""
-        self._seen[slot] = self._active[slot] = False
-
-    def select(self, logits: torch.Tensor) -> torch.Tensor:
-        """Return the likeliest token of each row after the penalty, of shape [rows]. The logits, of
-        shape [rows, vocabulary], stay as they are."""
-        count, chosen = len(self._seen), []
-        for seen, rows in zip(self._seen.split(ROWS), logits[:count].split(ROWS), strict=True):
-            changed = torch.where(rows < 0, rows * self.penalty, rows / self.penalty)
-            chosen.append(likeliest(torch.where(seen, changed, rows)))
-        return torch.cat([*chosen, likeliest(logits[count:])])
-
-    def add(self, tokens: torch.Tensor) -> None:
-        """Note the chosen tokens, of shape [rows]."""
-        chosen = tokens[: len(self._seen)].unsqueeze(1)
-        self._seen.scatter_(1, chosen, self._active | self._seen.gather(1, chosen))
 
 
 class RequestPrefetcher:
@@ -144,21 +94,16 @@ class SequenceState:
     max_new_tokens: int
     """Maximum number of tokens of the caption."""
     eos_token_ids: frozenset[int]
-    processors: Any
-    """Its logits processors; none for most checkpoints."""
-    ids: torch.Tensor
-    """All tokens so far, prompt and caption, of shape [1, tokens], for the processors."""
+    rules: RowRules
+    """How its tokens are selected."""
     stopped: Callable[[Sequence[int]], bool] | None = None
     """Function that checks the new tokens for a stop string; None: no check."""
     prompt_tokens: int = 0
-    shares_penalty: bool = False
-    """Whether its repetition penalty is applied to all rows at once."""
-    fault: UsageError | None = None
-    """The error for request settings that cannot be applied."""
     output_ids: list[int] = field(default_factory=list)
     confidence: Confidence = field(default_factory=Confidence)
     """How sure the model was of these tokens."""
     finish_reason: Ended | None = None
+    slot: int = -1
     last_partial_at: float = 0.0
     """Time of the last partial caption that was sent."""
 
@@ -169,8 +114,7 @@ class SequenceState:
             max_length=sequence.tokens + sequence.max_new_tokens,
             max_new_tokens=sequence.max_new_tokens,
             eos_token_ids=sequence.eos_token_ids,
-            processors=sequence.processors,
-            ids=sequence.ids,
+            rules=RowRules(sequence.processors, may_fail=bool(request.item.settings)),
             stopped=sequence.stopped,
             prompt_tokens=sequence.prompt_tokens,
         )
@@ -183,11 +127,14 @@ class SequenceState:
             max_length=0,
             max_new_tokens=0,
             eos_token_ids=frozenset(),
-            processors=(),
-            ids=torch.zeros((1, 0), dtype=torch.long),
-            fault=fault,
+            rules=RowRules(fault=fault),
             finish_reason="stop",
         )
+
+    @property
+    def fault(self) -> UsageError | None:
+        """Return the error for request settings that cannot be applied."""
+        return self.rules.fault
 
     def append_token(self, token: int, scores: Sequence[float]) -> bool:
         """Append a generated token with its log-probability and margin, and return whether it is
@@ -201,38 +148,35 @@ class SequenceState:
             self.finish_reason = "length"
         return self.finish_reason is not None
 
-    def select_token(self, logits: torch.Tensor) -> torch.Tensor:
-        """Return the next token, of shape [1]. `logits` are of shape [1, vocabulary]."""
-        if self.fault is None:
-            try:
-                logits = self.processors(self.ids, logits)
-            except UsageError as error:
-                if not self.request.item.settings:
-                    raise
-                self.fault = error  # the sequence ends with this token, which is discarded
-        token: torch.Tensor = logits.argmax(-1)
-        if len(self.processors):
-            self.ids = torch.cat([self.ids, token.unsqueeze(1).to(self.ids.dtype)], dim=1)
-        return token
-
 
 class PendingTokens:
-    """One step's tokens and their scores, on their way from the device to the host."""
+    """Tokens of some sequences and their scores, on their way from the device to the host."""
 
-    def __init__(self, tokens: torch.Tensor, scores: torch.Tensor) -> None:
-        """Take tokens of shape [rows], and their log-probabilities and margins of shape [rows,
-        2]."""
+    def __init__(
+        self,
+        tokens: torch.Tensor,
+        scores: torch.Tensor,
+        states: Sequence[SequenceState | None],
+        step: int,
+    ) -> None:
+        """Take tokens of shape [rows], and their log-probabilities and margins of shape [rows, 2].
+        `step` is the number of the last step that was started before or with them."""
+        self.step, self._states = step, states
         self._tokens, self._scores, self._copied = tokens, scores, None
+        self._read: Sequence[tuple[SequenceState, int, list[float]]] | None = None
         if tokens.device.type == "cuda":  # the next step starts before these are read
             self._tokens, self._scores = _copying(tokens), _copying(scores)
             self._copied = torch.cuda.Event()
             self._copied.record()
 
-    def read(self) -> list[tuple[int, list[float]]]:
-        """Wait for the copy and return each row's token and its scores."""
-        if self._copied is not None:
-            self._copied.synchronize()
-        return list(zip(self._tokens.tolist(), self._scores.tolist(), strict=True))
+    def read(self) -> Sequence[tuple[SequenceState, int, list[float]]]:
+        """Wait for the copy and return each sequence's state, token and scores."""
+        if self._read is None:
+            if self._copied is not None:
+                self._copied.synchronize()
+            made = zip(self._states, self._tokens.tolist(), self._scores.tolist(), strict=True)
+            self._read = [(state, *one) for state, *one in made if state is not None]
+        return self._read
 
 
 def _copying(values: torch.Tensor) -> torch.Tensor:
@@ -277,10 +221,11 @@ class InflightScheduler:
         self.slots = min(slots, layout.rows)
         self.usage = SlotUsage()
         self._pool: Pool | None = None
-        self._penalties: RowPenalties | None = None
-        """Repetition penalties of the rows that have nothing else; None: no row has one."""
+        self._selection = TokenSelection(layout.rows)
         self._running: list[SequenceState | None] = []
-        self._pending: deque[tuple[PendingTokens, list[SequenceState | None]]] = deque()
+        self._steps = 0
+        """Number of steps that were started."""
+        self._pending: deque[PendingTokens] = deque()
         self._preempted: deque[DecodeRequest] = deque()
         """Preempted requests: they ran when memory ran out and start again."""
         self._run_alone: deque[DecodeRequest] = deque()
@@ -306,13 +251,13 @@ class InflightScheduler:
     def run_alone(self, request: DecodeRequest) -> SequenceState:
         """Decode one request in a one-slot pool. Raises out-of-memory errors."""
         parts = self._prefill, self._oom_retry, self._layout
-        lone = InflightScheduler(*parts, slots=1, lag=self._lag, recorder=self._recorder)
+        lone = InflightScheduler(*parts, slots=1, recorder=self._recorder)
         lone.usage = self.usage
         state = lone._assign_slot(request, self._prefill(request))
-        while state.finish_reason is None and not request.is_withdrawn:
+        ended = [*lone._collect_tokens()]
+        while not ended and not request.is_withdrawn:
             lone._step()
-            for _ in lone._collect_tokens():
-                pass
+            ended = [*lone._collect_tokens()]
         return state
 
     def _retire(self) -> None:
@@ -320,9 +265,13 @@ class InflightScheduler:
         for slot, state in enumerate(self._running):
             if state is not None and state.request.is_withdrawn:
                 state.finish_reason = "length"  # tokens of pending steps are skipped, too
-                self._running[slot] = None
-                assert self._pool is not None
-                self._pool.clear(slot)
+                self._clear(slot)
+
+    def _clear(self, slot: int) -> None:
+        assert self._pool is not None
+        self._running[slot] = None
+        self._pool.clear(slot)
+        self._selection.clear(slot)
 
     def _run_isolated(self, request: DecodeRequest) -> Iterator[SequenceState]:
         key, retry = request.item.key, self._oom_retry
@@ -343,12 +292,13 @@ class InflightScheduler:
                 request = requests.next_request(wait=True)
             if request is None:
                 return
-            state = None if request.is_withdrawn else self._prefill_next(request)
-            if state is not None and state.finish_reason is not None:
-                yield state
+            refused = None if request.is_withdrawn else self._prefill_next(request)
+            if refused is not None:
+                yield refused
+            yield from self._collect_tokens()
 
     def _prefill_next(self, request: DecodeRequest) -> SequenceState | None:
-        """Prefill a request and put it into a slot. Return None on out of memory."""
+        """Prefill a request and put it into a slot. Return its state only if it is refused."""
         busy = any(self._running)
         try:
             prefilled, message, fault = self._oom_retry.attempt(partial(self._prefill, request))
@@ -366,7 +316,7 @@ class InflightScheduler:
             self._last_prefill_failed = busy
             return None
         self._last_prefill_failed = False
-        placed, message, fault = self._oom_retry.attempt(
+        _, message, fault = self._oom_retry.attempt(
             lambda: self._assign_slot(request, prefilled.pop())
         )
         if fault is not None:
@@ -375,36 +325,22 @@ class InflightScheduler:
         if message is not None:
             self._preempted.appendleft(request)
             self._shrink_after_oom(message)
-            return None
-        return placed.pop()
+        return None
 
     def _assign_slot(self, request: DecodeRequest, sequence: PrefilledSequence) -> SequenceState:
-        """Put a prefilled sequence into a slot, unless its first token ends it."""
+        """Put a prefilled sequence into a slot."""
         state = SequenceState.from_prefill(request, sequence)
-        token = state.select_token(sequence.logits)
-        first = PendingTokens(token, token_scores(sequence.logits, token))
-        if not state.append_token(*first.read()[0]):
-            self._ensure_pool(sequence, state.max_length)
-            assert self._pool is not None
-            slot = self._running.index(None)
-            self._pool.put(slot, sequence, token.unsqueeze(1))
-            self._share_penalty(slot, state, sequence.logits)
-            self._running[slot] = state
+        token = self._selection.first(state.rules, sequence.ids, sequence.logits)
+        scores = token_scores(sequence.logits, token)
+        self._ensure_pool(sequence, state.max_length)
+        assert self._pool is not None
+        slot = state.slot = self._running.index(None)
+        self._pool.put(slot, sequence, token.unsqueeze(1))
+        self._selection.put(slot, state.rules, sequence.ids, token, state.max_length)
+        self._running[slot] = state
+        # Not read yet: on a device, that would wait for the whole prompt.
+        self._pending.append(PendingTokens(token, scores, [state], self._steps))
         return state
-
-    def _share_penalty(self, slot: int, state: SequenceState, logits: torch.Tensor) -> None:
-        """Let a sequence whose only processor is a repetition penalty share the call of all rows.
-        All rows that share it have the penalty of the first."""
-        penalty = penalty_of(state.processors)
-        if self._penalties is None and penalty is not None:
-            self._penalties = RowPenalties(penalty, logits, self.slots)
-        if self._penalties is None:
-            return
-        state.shares_penalty = penalty == self._penalties.penalty
-        if state.shares_penalty:
-            self._penalties.put(slot, state.ids)
-        else:
-            self._penalties.clear(slot)
 
     def _ensure_pool(self, sequence: PrefilledSequence, max_length: int) -> None:
         """Create or resize the pool so that the sequence fits. A pool at least twice as wide as
@@ -427,40 +363,40 @@ class InflightScheduler:
         if message is not None:
             self._shrink_after_oom(message)
             return
-        if len(self._pending) > self._lag:
-            yield from self._collect_tokens()
+        yield from self._collect_tokens()
 
     def _step(self) -> None:
         assert self._pool is not None
         logits, slots = self._pool.step(), len(self._running)
+        tokens = self._selection.select(logits, self._generated)
         with torch.inference_mode():
-            penalties = self._penalties
-            tokens = likeliest(logits) if penalties is None else penalties.select(logits)
-            for slot, state in enumerate(self._running):
-                if state is not None and len(state.processors) and not state.shares_penalty:
-                    tokens[slot] = state.select_token(logits[slot : slot + 1])[0]
-            if penalties is not None:
-                penalties.add(tokens)
             scores = token_scores(logits[:slots], tokens[:slots])  # rows beyond them are unused
         self._pool.set_tokens(tokens)
-        self._pending.append((PendingTokens(tokens[:slots], scores), list(self._running)))
+        self._steps += 1
+        self._pending.append(PendingTokens(tokens[:slots], scores, [*self._running], self._steps))
         self.usage.steps += slots
 
+    def _generated(self, slot: int) -> list[int]:
+        """Return the tokens that a slot's sequence has generated. Those that are not collected yet
+        were copied before the running step, so they do not wait for it."""
+        state = self._running[slot]
+        assert state is not None
+        waiting = (made for pending in self._pending for made in pending.read())
+        return [*state.output_ids, *(token for one, token, _ in waiting if one is state)]
+
     def _collect_tokens(self) -> Iterator[SequenceState]:
-        """Read the tokens of the oldest pending step. Yield the sequences that they end."""
-        assert self._pool is not None
-        pending, states = self._pending.popleft()
-        for slot, (state, made) in enumerate(zip(states, pending.read(), strict=True)):
-            if state is None or state.finish_reason is not None:
-                continue
-            self.usage.used += 1
-            if state.append_token(*made):
-                self._running[slot] = None
-                self._pool.clear(slot)
-                self._oom_retry.note_success()
-                yield state
-            elif self._on_token is not None:
-                self._on_token(state)
+        """Read the pending tokens that are `lag` steps old. Yield the sequences that they end."""
+        while self._pending and self._pending[0].step <= self._steps - self._lag:
+            for state, token, scores in self._pending.popleft().read():
+                if state.finish_reason is not None:
+                    continue
+                self.usage.used += bool(state.output_ids)  # the first is the prompt's
+                if state.append_token(token, scores):
+                    self._clear(state.slot)
+                    self._oom_retry.note_success()
+                    yield state
+                elif self._on_token is not None:
+                    self._on_token(state)
 
     def _isolate_running(self, more: Sequence[DecodeRequest]) -> None:
         """Restart the running sequences and `more`, each alone: the model raises on one."""
@@ -485,6 +421,6 @@ class InflightScheduler:
             self._preempted.clear()
 
     def _free_pool(self) -> None:
-        self._pool = self._penalties = None
+        self._pool, self._selection = None, TokenSelection(self._layout.rows)
         self._running = []
         self._pending.clear()

@@ -1,0 +1,129 @@
+"""Refuses checkpoints in a quantized form that is not read, by config.json alone. Imports no model
+library."""
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from artifacts.errors import UsageError
+from stages.models.hub.checkpoint import read_config
+
+Settings = Mapping[str, Any]
+READ = "AWQ (gemm), GPTQ in 2, 4 or 8 bit, compressed-tensors, or FP8"
+ADVICE = f"Use the original with --precision nf4, or the model in one of: {READ}"
+METHODS = ("bitsandbytes", "awq", "gptq", "compressed-tensors", "fp8", "fbgemm_fp8")
+"""Values of `quant_method` that are read."""
+COMPRESSED = (
+    *("dense", "pack-quantized", "int-quantized", "float-quantized", "naive-quantized"),
+    *("nvfp4-pack-quantized", "mxfp4-pack-quantized", "mixed-precision"),
+)
+"""Values of `format` that compressed-tensors writes and that are read."""
+
+
+class UnreadForm(NamedTuple):
+    """A form of quantized checkpoints that is not read."""
+
+    form: str
+    """What it is, after "stored"."""
+    found: Callable[[str, Settings], bool]
+    """Function that returns whether a method and its settings are of this form."""
+
+
+def _value(settings: Settings, *names: str) -> str:
+    """Return the first of these settings that is stated, in small letters."""
+    found = next((settings[n] for n in names if settings.get(n) not in (None, "")), "")
+    return str(found).lower()
+
+
+def _formats(settings: Settings) -> Iterator[str]:
+    groups = settings.get("config_groups")
+    every = [settings, *(groups.values() if isinstance(groups, Mapping) else ())]
+    yield from (str(e.get("format") or "dense") for e in every if isinstance(e, Mapping))
+
+
+def _is_sparse(settings: Settings) -> bool:
+    sparsity = settings.get("sparsity_config")
+    stated = sparsity.get("format", "dense") if isinstance(sparsity, Mapping) else "dense"
+    formats = [str(stated), *_formats(settings)]
+    return any("24" in each or "sparse" in each for each in formats)
+
+
+def _gptq_form(settings: Settings) -> str:
+    if settings.get("is_marlin_format"):
+        return "marlin"
+    return _value(settings, "checkpoint_format", "format") or "gptq"
+
+
+UNREAD: tuple[UnreadForm, ...] = (
+    UnreadForm("with experts in MXFP4", lambda method, _: method == "mxfp4"),
+    UnreadForm("by torchao", lambda method, _: method == "torchao"),
+    UnreadForm("by HQQ", lambda method, _: method == "hqq"),
+    UnreadForm(
+        "by AWQ in another form than gemm (gemv, gemv_fast, marlin, llm-awq)",
+        lambda method, s: method == "awq" and _value(s, "version") not in ("", "gemm"),
+    ),
+    UnreadForm(
+        "by AWQ in another number of bits than 4",
+        lambda method, s: method == "awq" and _value(s, "bits", "w_bit") not in ("", "4"),
+    ),
+    UnreadForm(
+        "by GPTQ in another number of bits than 2, 4 or 8",
+        lambda method, s: method == "gptq" and _value(s, "bits") not in ("", "2", "4", "8"),
+    ),
+    UnreadForm(
+        "by GPTQ for one kernel (marlin, bitblas, planar)",
+        lambda method, s: method == "gptq" and _gptq_form(s) not in ("gptq", "gptq_v2"),
+    ),
+    UnreadForm(
+        "in 2:4 sparse form", lambda method, s: method == "compressed-tensors" and _is_sparse(s)
+    ),
+    UnreadForm(
+        "with rotations applied at run time (transform_config)",
+        lambda method, s: method == "compressed-tensors" and bool(s.get("transform_config")),
+    ),
+    UnreadForm(
+        "by compressed-tensors in another format than those of weights",
+        lambda method, s: method == "compressed-tensors" and not {*_formats(s)} <= {*COMPRESSED},
+    ),
+    UnreadForm("by a method that is not known here", lambda method, _: method not in METHODS),
+)
+"""Forms that are not read; the first that fits is named."""
+
+
+def settings_in(config: Mapping[str, Any]) -> Settings | None:
+    """Return the quantization settings of a config.json, or of its text model; None for others."""
+    nested = [value for value in config.values() if isinstance(value, Mapping)]
+    found = (each.get("quantization_config") for each in (config, *nested))
+    return next((each for each in found if isinstance(each, Mapping) and each), None)
+
+
+def refuse_unread(name: str, folder: Path) -> None:
+    """Refuse a checkpoint called `name` that its config.json in `folder` says to be quantized in a
+    form that is not read. Raises UsageError."""
+    settings = settings_in(read_config(folder))
+    if settings is None:
+        return
+    method = _value(settings, "quant_method")
+    if not method and ("load_in_8bit" in settings or "load_in_4bit" in settings):
+        return  # bitsandbytes, before it wrote its name
+    form = next((each.form for each in UNREAD if each.found(method, settings)), "")
+    if form:
+        by = f" ({method})" if form.startswith("by a method") else ""
+        raise UsageError(f"{name} is stored {form}{by}, which Penstock does not read", hint=ADVICE)
+
+
+def ignored_settings(folder: Path) -> str:
+    """Return a note on settings of a quantized checkpoint that have no effect; empty if none."""
+    settings = settings_in(read_config(folder)) or {}
+    groups = settings.get("config_groups")
+    every = groups.values() if isinstance(groups, Mapping) else ()
+    inputs = [each.get("input_activations") for each in every if isinstance(each, Mapping)]
+    method = _value(settings, "quant_method")
+    found = ["its KV cache scales (kv_cache_scheme)"] * bool(settings.get("kv_cache_scheme"))
+    if any(inputs) or method == "fbgemm_fp8" or "activation_scheme" in settings:
+        found.append("the 8-bit activations that it was made for")
+    if not found:
+        return ""
+    return (
+        f"{' and '.join(found)} are not used: activations and caches keep the computing precision"
+    )

@@ -1,0 +1,259 @@
+"""Brings the codes of a stored layer into one form, and computes its weight from them.
+
+In that form, a row of codes belongs to a row of the weight: one code in a byte, or two of 4 bit
+with the even column in the low half. Scales keep the file's type and become [rows, groups] or a
+table of blocks. The weight is computed in 32 bit, piece by piece, and rounded once to the type that
+the checkpoint states. So it is bit-identical whether a layer is unpacked when it is loaded or at
+each call.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import NamedTuple
+
+import torch
+
+from stages.models.shards.layout import DTYPES
+from stages.models.stored.layouts import StoredLayer
+
+AWQ_COLUMNS = (0, 2, 4, 6, 1, 3, 5, 7)
+"""Which of eight columns is in each half byte of an AWQ word, the lowest first."""
+E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+"""Numbers of FP4 without sign."""
+CPU_ROWS = 64
+"""Rows that a CPU unpacks at once, so that they stay in its caches: 21 ms instead of 84 for a layer
+of 3,584 x 3,584."""
+GPU_BYTES = 32 << 20
+"""Maximum bytes of the 32-bit copy of the rows that a GPU unpacks at once."""
+TURNED_WORDS = 64
+"""Words of eight rows that are turned at once while AWQ codes are read."""
+
+
+class Codes(NamedTuple):
+    """The tensors of a layer in the common form."""
+
+    codes: torch.Tensor
+    """[rows, columns] of int8 or uint8, or [rows, columns / 2] of uint8. FP8 is held as uint8, so
+    that no code takes it for the type in which the model computes."""
+    scales: torch.Tensor
+    """[rows, groups], or a table of blocks. Of type uint8: exponents of 2, plus 127."""
+    zeros: torch.Tensor | None = None
+    """Zero of each scale; None: of unsigned codes the middle, of others 0."""
+    group_of: torch.Tensor | None = None
+    """Group of each column; None: groups follow one another."""
+    divisor: torch.Tensor | None = None
+    """What all scales are divided by."""
+
+
+def codes_of(layer: StoredLayer, tensors: Mapping[str, torch.Tensor]) -> Codes:
+    """Return the common form of a layer's tensors, by local name."""
+    return READERS[layer.layout](layer, tensors)
+
+
+def meta_codes(layer: StoredLayer) -> Codes:
+    """Return the common form without data, as it is in memory while the layer is packed."""
+    parts = layer.parts
+    code = torch.int8 if layer.main.dtype == "I8" else torch.uint8
+    width = layer.columns // (1 + layer.pairs)
+    scale_type = DTYPES.get(parts[layer.scales].dtype, torch.uint8)
+    zero_type = torch.int8 if layer.layout == "byte" else torch.uint8
+    zeros = any(name in parts for name in ("qzeros", "weight_zero_point"))
+    index = any(name in parts for name in ("g_idx", "weight_g_idx"))
+    divisor = "weight_global_scale" in parts
+    empty = partial(torch.empty, device="meta")
+    return Codes(
+        codes=empty(layer.rows, width, dtype=code),
+        scales=empty(layer.table, dtype=scale_type),
+        zeros=empty(layer.table, dtype=zero_type) if zeros else None,
+        group_of=empty(layer.columns, dtype=torch.int32) if index else None,
+        divisor=empty(1) if divisor else None,
+    )
+
+
+def is_in_order(index: torch.Tensor, groups: int) -> bool:
+    """Return whether groups of columns follow one another, so that no index is needed."""
+    columns = torch.arange(len(index), device=index.device)
+    return torch.equal(index.long(), columns // max(1, len(index) // groups))
+
+
+def _octets(words: torch.Tensor) -> torch.Tensor:
+    """Return each row of int32 words as bytes."""
+    flat = words.contiguous().reshape(-1)  # strides of one column are of any size otherwise
+    return flat.view(torch.uint8).reshape(len(words), -1)
+
+
+def _numbers(packed: torch.Tensor, bits: int, count: int) -> torch.Tensor:
+    """Return the first numbers of each row of int32 words, one in a byte. The lowest bits of a row
+    come first, and a number may cross words."""
+    octets = _octets(packed)
+    if bits == 8:
+        return octets[:, :count]
+    shifts = torch.arange(8, dtype=torch.uint8, device=packed.device)
+    weights = (1 << torch.arange(bits, device=packed.device)).to(torch.uint8)
+    found = torch.empty(len(packed), count, dtype=torch.uint8, device=packed.device)
+    for rows, into in zip(octets.split(CPU_ROWS), found.split(CPU_ROWS), strict=True):
+        ones = ((rows.unsqueeze(-1) >> shifts) & 1).flatten(1)[:, : count * bits]
+        into.copy_((ones.unflatten(1, (count, bits)) * weights).sum(-1, dtype=torch.uint8))
+    return found
+
+
+def _rows_of_words(layer: StoredLayer, words: torch.Tensor) -> torch.Tensor:
+    """Return the codes of words that go along columns."""
+    if layer.pairs or layer.bits == 8:
+        return _octets(words)[:, : layer.columns * layer.bits // 8]
+    return _numbers(words, layer.bits, layer.columns)
+
+
+def _awq(layer: StoredLayer, tensors: Mapping[str, torch.Tensor]) -> Codes:
+    words = tensors["qweight"]
+    count, columns = words.shape[1], layer.columns
+    if not layer.pairs:
+        codes = torch.empty(count, 8, columns, dtype=torch.uint8, device=words.device)
+    else:
+        codes = torch.empty(count, 8, columns // 2, dtype=torch.uint8, device=words.device)
+    for at in range(0, count, TURNED_WORDS):
+        into = codes[at : at + TURNED_WORDS]
+        octets = _octets(words[:, at : at + TURNED_WORDS]).t().contiguous()
+        halves = _halves(octets, paired=layer.pairs)
+        for place, half in enumerate(halves):
+            rows = half.unflatten(0, (len(into), 4))
+            for octet in range(4):
+                into[:, AWQ_COLUMNS[2 * octet + place]] = rows[:, octet]
+    zeros = _numbers(tensors["qzeros"], 4, layer.rows)
+    order = torch.tensor([AWQ_COLUMNS.index(n) for n in range(8)], device=words.device)
+    zeros = zeros.unflatten(1, (-1, 8))[:, :, order].flatten(1)
+    return Codes(codes.flatten(0, 1), tensors["scales"].t().contiguous(), zeros.t().contiguous())
+
+
+def _halves(octets: torch.Tensor, *, paired: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the low and the high half of each byte, for pairs of columns in one byte."""
+    if not paired:
+        return octets & 15, octets >> 4
+    both = octets.view(torch.int16)
+    low = ((both & 0x0F) | ((both >> 4) & 0xF0)).to(torch.uint8)
+    return low, (((both >> 4) & 0x0F) | ((both >> 8) & 0xF0)).to(torch.uint8)
+
+
+def _gptq(layer: StoredLayer, tensors: Mapping[str, torch.Tensor]) -> Codes:
+    codes = _rows_of_words(layer, tensors["qweight"].t())
+    zeros = _numbers(tensors["qzeros"], layer.bits, layer.rows)
+    if not layer.v2:  # stored less one; of zero 0 that is all ones, so it wraps
+        zeros = (zeros + 1) & (2**layer.bits - 1)
+    index = tensors.get("g_idx")
+    if index is not None and is_in_order(index, layer.table[1]):
+        index = None
+    scales, zeros = tensors["scales"].t().contiguous(), zeros.t().contiguous()
+    return Codes(codes, scales, zeros, None if index is None else index.int())
+
+
+def _pack(layer: StoredLayer, tensors: Mapping[str, torch.Tensor]) -> Codes:
+    codes, zeros = _rows_of_words(layer, tensors["weight_packed"]), None
+    stored = tensors.get("weight_zero_point")
+    if stored is not None and stored.dtype == torch.int32:
+        zeros = _numbers(stored.t(), layer.bits, layer.rows).t().contiguous()
+    elif stored is not None:  # older files
+        zeros = (stored.to(torch.int16) + 2 ** (layer.bits - 1)).to(torch.uint8)
+    index = tensors.get("weight_g_idx")
+    if index is not None and is_in_order(index, layer.table[1]):
+        index = None
+    scales = tensors["weight_scale"].reshape(layer.table)
+    return Codes(codes, scales, zeros, None if index is None else index.int())
+
+
+def _byte(layer: StoredLayer, tensors: Mapping[str, torch.Tensor]) -> Codes:
+    zeros = tensors.get("weight_zero_point")
+    scales, codes = tensors[layer.scales].reshape(layer.table), tensors["weight"]
+    codes = codes if codes.dtype == torch.int8 else codes.view(torch.uint8)
+    return Codes(codes, scales, None if zeros is None else zeros.reshape(layer.table))
+
+
+def _fp4(layer: StoredLayer, tensors: Mapping[str, torch.Tensor]) -> Codes:
+    divisor = tensors.get("weight_global_scale")
+    codes, scales = tensors["weight_packed"], tensors["weight_scale"]
+    return Codes(codes, scales, divisor=None if divisor is None else divisor.reshape(1))
+
+
+READERS: dict[str, Callable[[StoredLayer, Mapping[str, torch.Tensor]], Codes]] = {
+    "awq": _awq,
+    "gptq": _gptq,
+    "pack": _pack,
+    "byte": _byte,
+    "fp4": _fp4,
+}
+"""Layout → what brings its tensors into the common form."""
+
+
+def unpack(
+    layer: StoredLayer, held: Codes, stated: torch.dtype, dtype: torch.dtype
+) -> torch.Tensor:
+    """Return the weight in `dtype`, rounded to `stated` before."""
+    made = torch.empty(layer.rows, layer.columns, dtype=dtype, device=held.codes.device)
+    for rows, into in _pieces(layer, held, made):
+        into.copy_(rows if stated in (dtype, torch.float32) else rows.to(stated))
+    return made
+
+
+def _pieces(
+    layer: StoredLayer, held: Codes, made: torch.Tensor
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Yield some rows of the weight in 32 bit, and where they go. Memory is used again for the
+    next."""
+    step = CPU_ROWS if made.device.type == "cpu" else GPU_BYTES // (4 * layer.columns)
+    step = max(1, min(step, layer.rows))
+    work = torch.empty(step, layer.columns, device=made.device)
+    tall, wide = layer.block
+    even = layer.table[1] * wide == layer.columns and held.group_of is None
+    for at in range(0, layer.rows, step):
+        into = made[at : at + step]
+        rows = _decoded(layer, held.codes[at : at + step], work[: len(into)])
+        if tall == 1 or layer.table[0] == 1:
+            some = slice(at, at + step) if tall == 1 else slice(None)
+            scales = _scales(held.scales[some], held.divisor)
+            zeros = None if held.zeros is None else held.zeros[some]
+        else:
+            of_rows = torch.arange(at, at + len(into), device=made.device) // tall
+            scales = _scales(held.scales[of_rows], held.divisor)
+            zeros = None if held.zeros is None else held.zeros[of_rows]
+        if even:
+            view = rows.unflatten(1, (layer.table[1], wide))
+            scales, zeros = scales.unsqueeze(-1), None if zeros is None else zeros.unsqueeze(-1)
+        else:
+            view, scales = rows, _along(layer, held, scales)
+            zeros = None if zeros is None else _along(layer, held, zeros)
+        if zeros is not None:
+            view.sub_(zeros)
+        elif layer.layout in ("awq", "gptq", "pack"):
+            view.sub_(2 ** (layer.bits - 1))
+        view.mul_(scales)
+        yield rows, into
+
+
+def _along(layer: StoredLayer, held: Codes, table: torch.Tensor) -> torch.Tensor:
+    """Return what a table of groups says of each column."""
+    if held.group_of is not None:
+        return table.index_select(1, held.group_of)
+    return table.repeat_interleave(layer.block[1], 1)[:, : layer.columns]
+
+
+def _scales(scales: torch.Tensor, divisor: torch.Tensor | None) -> torch.Tensor:
+    """Return scales that a 32-bit number can be multiplied with."""
+    if scales.dtype == torch.uint8:
+        return torch.exp2(scales.float() - 127)
+    return scales if divisor is None else scales.float() / divisor
+
+
+def _decoded(layer: StoredLayer, codes: torch.Tensor, into: torch.Tensor) -> torch.Tensor:
+    """Write some rows of codes as 32-bit numbers."""
+    if layer.main.dtype == "F8_E4M3":
+        codes = codes.view(torch.float8_e4m3fn)
+    if not layer.pairs:
+        return into.copy_(codes)
+    both = into.unflatten(1, (-1, 2))
+    if layer.layout != "fp4":
+        torch.bitwise_and(codes, 15, out=both[..., 0])
+        torch.bitwise_right_shift(codes, 4, out=both[..., 1])
+        return into
+    values = torch.tensor([*E2M1, *(-n for n in E2M1)], device=into.device)
+    both[..., 0] = values[(codes & 15).int()]
+    both[..., 1] = values[(codes >> 4).int()]
+    return into

@@ -1,0 +1,201 @@
+"""Finds the quantized layers of a checkpoint, and lets the loader read them as if they were not.
+
+How a half is loaded from such a checkpoint:
+
+1. `stored_layers` finds the layers by the headers of the files. Lists in config.json play no part:
+   the names in them changed between versions of transformers.
+2. The loader reads files that have one weight in place of the tensors of a layer, under the name of
+   the 16-bit checkpoint (`StoredWeightsFile`). So renaming, merging and halves need nothing new.
+3. The weight is made when the loader asks for it, by one thread at a time, on the half's device.
+   Nothing else of the layer stays in memory.
+4. A layer that stays packed has its codes as `weight`, and its scales beside it (`linear.py`).
+"""
+
+import threading
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from stages.models.hub.headers import Header
+from stages.models.stored.codes import codes_of, unpack
+from stages.models.stored.layouts import BYTES, NAMES, Settings, StoredLayer, recognize
+from stages.models.stored.linear import PackedLinear
+from stages.models.stored.names import model_names
+
+
+def stored_settings(config: Any) -> dict[str, Any] | None:
+    """Return the settings of a checkpoint that was saved quantized; None for others."""
+    found = getattr(config, "quantization_config", None)
+    if found is None:
+        found = getattr(config.get_text_config(decoder=True), "quantization_config", None)
+    return found if found is None or isinstance(found, dict) else dict(found.to_dict())
+
+
+def is_read_here(settings: Mapping[str, Any] | None) -> bool:
+    """Return whether the settings are of another method than the loader's."""
+    return (settings or {}).get("quant_method", "") not in ("", "bitsandbytes")
+
+
+def stored_layers(skeleton: Any, headers: Sequence[Header]) -> dict[str, StoredLayer]:
+    """Return the quantized layers that belong to the model: name of the weight → layer. Raises
+    EnvironmentFault for damaged ones, UsageError for layouts that are not read."""
+    settings = stored_settings(skeleton.config)
+    if not is_read_here(settings):
+        return {}
+    stated, parts = Settings.of(settings or {}), _parts(headers)
+    names = list(parts)
+    found: dict[str, StoredLayer] = {}
+    for name, path in zip(names, model_names(skeleton, names), strict=True):
+        if path is None:
+            continue
+        layer = StoredLayer(name=name, path=path, parts=parts[name], rows=0, columns=0)
+        shape = skeleton.get_parameter(path).shape
+        if len(shape) != 2:
+            raise layer.unreadable("is one expert of many, which only a whole checkpoint can hold")
+        layer = replace(layer, rows=shape[0], columns=shape[1])
+        found[name] = recognize(layer, stated)
+    _check_scales(found.values())
+    return found
+
+
+def _parts(headers: Iterable[Header]) -> dict[str, dict[str, Header]]:
+    """Return the tensors of each layer with a quantized weight: name of the weight → local name →
+    tensor."""
+    every: dict[str, dict[str, Header]] = {}
+    marked = set()
+    for header in headers:
+        stem, _, local = header.name.rpartition(".")
+        if local in NAMES or local == "weight":
+            every.setdefault(f"{stem}.weight", {})[local] = header
+            if local in NAMES or header.dtype in BYTES:
+                marked.add(f"{stem}.weight")
+    return {name: parts for name, parts in every.items() if name in marked}
+
+
+def _check_scales(layers: Iterable[StoredLayer]) -> None:
+    """Raise EnvironmentFault if layers of one kind have scales of different types: one of them was
+    damaged, and would be read as other numbers."""
+    first: dict[str, StoredLayer] = {}
+    for layer in layers:
+        other = first.setdefault(layer.kind, layer)
+        dtypes = [each.parts[each.scales].dtype for each in (layer, other)]
+        if dtypes[0] != dtypes[1]:
+            what = (
+                f"its {layer.scales} is stored as {dtypes[0]}, that of {other.stem} as {dtypes[1]}"
+            )
+            raise layer.damaged(what)
+
+
+def kind_of(kinds: Iterable[str]) -> str:
+    """Return what captions call layers of these kinds; empty if there are none."""
+    different = {*kinds}
+    return different.pop() if len(different) == 1 else "mixed" if different else ""
+
+
+def packable(skeleton: Any, layers: Mapping[str, StoredLayer]) -> frozenset[str]:
+    """Return the names of the layers that can stay packed in memory: plain linear layers in 4 or 8
+    bit that share no weight."""
+    linears = {path for path, module in skeleton.named_modules() if type(module) is nn.Linear}
+    tied = {*(skeleton.all_tied_weights_keys or {})}
+    return frozenset(
+        name
+        for name, layer in layers.items()
+        if layer.packs and layer.module in linears and layer.path not in tied
+    )
+
+
+Read = Callable[[Header], torch.Tensor]
+"""Reads one tensor of the files."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StoredWeights:
+    """The quantized layers of a checkpoint, as the loader sees them. Safe to use from several
+    threads."""
+
+    layers: Mapping[str, StoredLayer]
+    """Name of the weight → layer."""
+    stated: torch.dtype
+    """Type in which the checkpoint's weights are meant."""
+    computed: torch.dtype
+    """Type in which the half computes."""
+    packed: frozenset[str] = frozenset()
+    """Names of the weights that stay packed."""
+    _lock: Any = field(default_factory=threading.Lock)
+    _waiting: dict[str, dict[str, torch.Tensor]] = field(default_factory=dict)
+    """Name of a packed weight → its tensors that the loader has not read yet."""
+
+    def names(self, shard: str, names: Iterable[str]) -> list[str]:
+        """Return the names that the loader sees in a file with these tensors."""
+        hidden = {part.name for layer in self.layers.values() for part in layer.parts.values()}
+        here = [layer for layer in self.layers.values() if layer.main.shard == shard]
+        made = [f"{layer.stem}.{local}" for layer in here for local in self._locals(layer)]
+        return [name for name in names if name not in hidden] + made
+
+    def _locals(self, layer: StoredLayer) -> Collection[str]:
+        return PackedLinear.tensors(layer) if layer.name in self.packed else ("weight",)
+
+    def find(self, name: str) -> StoredLayer | None:
+        """Return the layer that a name of a weight, or of scales, belongs to."""
+        stem, _, local = name.rpartition(".")
+        layer = self.layers.get(f"{stem}.weight")
+        return layer if layer is not None and local in self._locals(layer) else None
+
+    def make(self, name: str, read: Read, device: str) -> torch.Tensor:
+        """Return what the loader sees under this name. One layer is read at a time, which bounds
+        the memory besides the result."""
+        layer, local = self.find(name), name.rpartition(".")[2]
+        assert layer is not None
+        with self._lock, torch.no_grad():
+            if layer.name in self.packed:
+                if layer.name not in self._waiting:
+                    self._waiting[layer.name] = self._codes(layer, read, device)
+                waiting = self._waiting[layer.name]
+                found = waiting.pop(local)
+                if not waiting:
+                    del self._waiting[layer.name]
+                return found
+            # In 16 bit, the loader casts: it knows which weights a model keeps in 32 bit.
+            wide = self.computed == torch.float32
+            codes = codes_of(layer, _read_all(layer, read, device))
+            return unpack(layer, codes, self.stated, torch.float32 if wide else self.stated)
+
+    def _codes(self, layer: StoredLayer, read: Read, device: str) -> dict[str, torch.Tensor]:
+        codes = codes_of(layer, _read_all(layer, read, device))
+        if codes.group_of is None:
+            index = torch.arange(layer.columns, dtype=torch.int32, device=device)
+            codes = codes._replace(group_of=index // layer.block[1])
+        held = {"weight": codes.codes, **codes._asdict()}
+        return {name: held[name] for name in PackedLinear.tensors(layer)}
+
+
+def _read_all(layer: StoredLayer, read: Read, device: str) -> dict[str, torch.Tensor]:
+    return {name: read(part).to(device) for name, part in layer.parts.items()}
+
+
+def pack_linears(model: nn.Module, stored: StoredWeights) -> None:
+    """Replace the layers of a model without data that stay packed, where the model has them."""
+    layers = {stored.layers[name].module: stored.layers[name] for name in stored.packed}
+    for path, module in list(model.named_modules()):
+        if path in layers and type(module) is nn.Linear:
+            packed = PackedLinear(layers[path], bias=module.bias, stated=stored.stated)
+            model.set_submodule(path, packed)
+
+
+FORM = "penstock_stored"
+"""Attribute of a half with layers that were stored quantized: what became of them."""
+
+
+def note_form(model: nn.Module, stored: StoredWeights) -> None:
+    """Finish the packed layers of a loaded model, and note in which form its layers are."""
+    packed = [module for module in model.modules() if isinstance(module, PackedLinear)]
+    for module in packed:
+        module.settle()
+    held = {name for name, _ in model.named_parameters()}
+    layers = [layer for layer in stored.layers.values() if layer.path in held]
+    if layers:
+        how = "unpacked layer by layer" if packed else "dequantized when loaded"
+        model.__dict__[FORM] = f"{kind_of(layer.kind for layer in layers)}, {how}"

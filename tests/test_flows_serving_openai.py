@@ -1,0 +1,247 @@
+"""A real server asked by OpenAI's own clients for everything that they offer, together and one by
+one, and by requests that no client would send."""
+
+import base64
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+import openai
+import pytest
+from openai import NotFoundError, OpenAI
+from pydantic import BaseModel
+
+from tests.support.chat_clients import PROMPT, messages
+from tests.support.pipeline import PENSTOCK
+from tests.support.serving import a_picture, serving
+
+pytestmark = pytest.mark.slow
+NEVER = "\x02never said\x02"
+"""A stop string that changes the key of an answer and nothing of it: so it is made anew."""
+LIMIT = 256
+
+
+class Shape(BaseModel):
+    kind: Literal["circle", "square", "ring"]
+    large: bool
+
+
+class Scene(BaseModel):
+    title: str
+    shapes: list[Shape]
+    count: int
+    mood: str | None
+
+
+FORM = {"type": "object", "properties": {"ring": {"type": "boolean"}}, "required": ["ring"]}
+
+
+def form(schema: Mapping[str, Any]) -> Any:
+    return {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+
+
+@pytest.fixture(scope="module")
+def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    command = [*PENSTOCK, "serve", "--caption-model", "demo"]
+    with serving(tmp_path_factory.mktemp("chat"), command=command) as server:
+        yield server.port
+        assert server.is_up()
+
+
+@pytest.fixture(scope="module")
+def base(port: int) -> str:
+    return f"http://127.0.0.1:{port}/v1"
+
+
+@pytest.fixture(scope="module")
+def client(base: str) -> Iterator[OpenAI]:
+    with OpenAI(base_url=base, api_key="none", max_retries=0, timeout=120) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def picture() -> bytes:
+    return a_picture((96, 64), "PNG")
+
+
+@pytest.fixture(scope="module")
+def plain(client: OpenAI, picture: bytes) -> Any:
+    """What is said of the picture as the server has it."""
+    return create(client, picture)
+
+
+def create(client: OpenAI, medium: bytes, kind: str = "image/png", **asked: Any) -> Any:
+    return client.chat.completions.create(model="demo", messages=messages(medium, kind), **asked)
+
+
+def text_of(answer: Any) -> str:
+    return str(answer.choices[0].message.content)
+
+
+def streamed(client: OpenAI, medium: bytes, kind: str = "image/png", **asked: Any) -> list[Any]:
+    with create(client, medium, kind, stream=True, **asked) as chunks:
+        return list(chunks)
+
+
+def joined(chunks: list[Any]) -> str:
+    return "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
+
+
+def test_models_are_listed_and_found_by_name(client: OpenAI) -> None:
+    assert [each.id for each in client.models.list()] == ["demo"]
+    found = client.models.retrieve("demo")
+    assert (found.id, found.object) == ("demo", "model")
+
+
+@pytest.mark.parametrize("name", ["gpt-4o", "demo/other", "../demo", "DEMO"])
+def test_a_model_that_is_not_served_is_not_found(client: OpenAI, picture: bytes, name: str) -> None:
+    with pytest.raises(NotFoundError) as caught:
+        client.models.retrieve(name)
+    if ".." not in name:
+        assert (caught.value.code, caught.value.param) == ("model_not_found", "model")
+    with pytest.raises(NotFoundError) as caught:
+        client.chat.completions.create(model=name, messages=messages(picture))
+    assert (caught.value.code, caught.value.param) == ("model_not_found", "model")
+
+
+def test_usage_counts_what_was_read_and_said(client: OpenAI, picture: bytes, plain: Any) -> None:
+    used = plain.usage
+    assert used.prompt_tokens > 20 and used.completion_tokens > 5
+    assert used.total_tokens == used.prompt_tokens + used.completion_tokens
+    assert (plain.choices[0].finish_reason, plain.model) == ("stop", "demo")
+    longer = messages(picture, prompt=PROMPT + " Say it in words." * 5)
+    found = client.chat.completions.create(model="demo", messages=longer)
+    assert found.usage and found.usage.prompt_tokens >= used.prompt_tokens + 15
+    again = create(client, picture)
+    assert (text_of(again), again.usage) == (text_of(plain), plain.usage), "it was kept"
+
+
+@pytest.mark.parametrize("limit", [1, 7])
+def test_a_limit_cuts_the_answer(client: OpenAI, picture: bytes, plain: Any, limit: int) -> None:
+    found = create(client, picture, max_tokens=limit)
+    assert (found.usage.completion_tokens, found.choices[0].finish_reason) == (limit, "length")
+    assert text_of(plain).startswith(text_of(found))
+    assert text_of(create(client, picture, max_completion_tokens=limit)) == text_of(found)
+
+
+def test_a_stream_ends_with_its_usage_where_that_is_asked_for(
+    client: OpenAI, picture: bytes, plain: Any
+) -> None:
+    chunks = streamed(client, picture, stream_options={"include_usage": True}, seed=1)
+    *others, last = chunks
+    assert last.usage == plain.usage and last.choices == []
+    assert all(each.usage is None for each in others)
+    assert joined(chunks) == text_of(plain)
+    assert others[-1].choices[0].finish_reason == "stop"
+    cut = streamed(client, picture, max_tokens=5)
+    assert cut[-1].choices[0].finish_reason == "length"
+    assert text_of(plain).startswith(joined(cut)) and joined(cut)
+    without = streamed(client, picture)
+    assert all(each.usage is None and each.choices for each in without)
+
+
+@pytest.mark.parametrize(("start", "end"), [(3, 4), (5, 21)])
+def test_a_stop_string_ends_the_answer_wherever_tokens_end(
+    client: OpenAI, plain: Any, picture: bytes, start: int, end: int
+) -> None:
+    whole = text_of(plain)
+    stop = whole[start:end]
+    wanted = whole[: whole.index(stop)]
+    found = create(client, picture, stop=[stop, NEVER])
+    assert (text_of(found), found.choices[0].finish_reason) == (wanted, "stop")
+    assert found.usage.completion_tokens <= plain.usage.completion_tokens
+    assert joined(streamed(client, picture, stop=[NEVER, stop])) == wanted
+    fresh = streamed(client, picture, stop=[stop, NEVER, f"{NEVER}{start}"])
+    assert joined(fresh) == wanted
+
+
+def test_any_object_is_an_answer_that_a_limit_cuts(client: OpenAI, picture: bytes) -> None:
+    any_object: Any = {"type": "json_object"}
+    every: Any = ({}, {"temperature": 2, "seed": 1}, {"max_tokens": 1})
+    for asked in every:
+        found = create(client, picture, response_format=any_object, **asked)
+        text, why = text_of(found), found.choices[0].finish_reason
+        assert text.startswith("{") and why in ("stop", "length")
+        assert why == "length" or isinstance(json.loads(text), dict)
+        assert joined(streamed(client, picture, response_format=any_object, **asked)) == text
+    assert why == "length" and text == "{"
+
+
+def tool(name: str, parameters: Any = None) -> Any:
+    return {"type": "function", "function": {"name": name, "parameters": parameters}}
+
+
+@pytest.mark.parametrize("choice", ["required", tool("see")])
+@pytest.mark.parametrize("parameters", [FORM, {"type": "object", "properties": {}}, None])
+def test_a_function_that_must_be_called_is_called(
+    client: OpenAI, picture: bytes, choice: Any, parameters: Any
+) -> None:
+    asked: Any = {"tools": [tool("see", parameters)], "tool_choice": choice}
+    found = create(client, picture, **asked).choices[0]
+    end = "tool_calls" if choice == "required" else "stop"  # as OpenAI's own server
+    assert (found.message.content, found.finish_reason) == (None, end)
+    calls: Any = found.message.tool_calls
+    (call,) = calls
+    assert call.id and (call.type, call.function.name) == ("function", "see")
+    arguments = json.loads(call.function.arguments)
+    assert arguments == {} if not (parameters or {}).get("properties") else "ring" in arguments
+    chunks = [c.choices[0] for c in streamed(client, picture, **asked, stop=NEVER)]
+    deltas: Any = [c.delta.tool_calls or () for c in chunks]
+    (first,), *others = deltas
+    assert first.id and (first.index, first.function.name) == (0, "see")
+    assert not any(each.id or each.function.name for later in others for each in later)
+    pieces = "".join(each.function.arguments for later in others for each in later)
+    assert pieces == call.function.arguments and chunks[-1].finish_reason == end
+    assert not any(c.delta.content for c in chunks)
+
+
+def test_wrong_requests_are_bad_requests_with_a_parameter_and_a_code(
+    client: OpenAI, picture: bytes
+) -> None:
+    def why(url: str, **asked: Any) -> tuple[str | None, str | None]:
+        part = {"type": "image_url", "image_url": {"url": url}}
+        given: Any = [{"role": "user", "content": [part]}]
+        with pytest.raises(openai.BadRequestError) as caught:
+            client.chat.completions.create(model="demo", messages=given, **asked)
+        return caught.value.param, caught.value.code
+
+    head = "data:image/jpeg;base64,"
+    cut = base64.b64encode(a_picture()[:200]).decode()
+    assert why("http://127.0.0.1/x.jpg") == ("messages", "invalid_image_url")
+    assert why(head + "@@@@") == ("messages", "invalid_base64_image")
+    assert why(head) == ("messages", "empty_image_file")
+    assert why(head + "aGVsbG8=") == ("messages", "unsupported_image_media_type")
+    assert why(head + cut) == ("messages", "invalid_image")
+    with pytest.raises(openai.BadRequestError) as caught:
+        create(client, picture, extra_body={"request_id": "a b"})
+    assert (caught.value.param, caught.value.code) == ("request_id", "invalid_value")
+
+
+def test_the_name_of_a_request_is_in_its_answer(client: OpenAI, picture: bytes) -> None:
+    raw, shown = client.chat.completions.with_raw_response, messages(picture)
+    for stream in (False, True):
+        name: Any = {"request_id": f"a.B_{stream}-9"}
+        found: Any = raw.create(model="demo", messages=shown, extra_body=name, stream=stream)
+        assert found.headers["x-request-id"] == name["request_id"]
+    assert "x-request-id" not in raw.create(model="demo", messages=shown).headers
+
+
+def test_a_model_of_pydantic_is_filled_whole_streamed_and_by_chance(
+    client: OpenAI, picture: bytes
+) -> None:
+    def parsed(form: type[BaseModel], **asked: Any) -> Any:
+        found = client.chat.completions.parse(
+            model="demo", messages=messages(picture), response_format=form, **asked
+        )
+        assert found.choices[0].finish_reason == "stop"
+        assert found.usage and found.usage.completion_tokens <= LIMIT
+        return found.choices[0].message.parsed
+
+    assert isinstance(parsed(Scene), Scene)
+    warm = {"temperature": 2, "seed": 4}
+    assert isinstance(parsed(Shape, **warm), Shape)
+    assert parsed(Shape, **warm) == parsed(Shape, stop=NEVER, **warm)
+    with client.chat.completions.stream(
+        model="demo", messages=messages(picture), response_format=Shape
+    ) as stream:
+        assert isinstance(stream.get_final_completion().choices[0].message.parsed, Shape)

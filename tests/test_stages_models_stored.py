@@ -1,0 +1,395 @@
+"""Layers that other programs quantized: what is read is what their programs read, packed layers
+compute what unpacked ones do, and damaged files are refused in one line."""
+
+import json
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from artifacts.errors import EnvironmentFault, PenstockError, UsageError
+from stages.models import describe, load_half
+from stages.models.hub.headers import Header
+from stages.models.shards.layout import DTYPE_NAMES
+from stages.models.stored.codes import Codes, codes_of, unpack
+from stages.models.stored.layouts import Settings, StoredLayer, recognize
+from stages.models.stored.linear import BESIDE, PackedLinear
+from tests.support.families import checkpoint, made_once
+from tests.support.quantized import LAYOUTS, twin_of, write_quantized
+
+slow = pytest.mark.slow
+SHAPES = ((64, 96), (24, 64), (16, 32))
+IDS = torch.randint(10, 250, (2, 24), generator=torch.Generator().manual_seed(0))
+
+
+def header(name: str, tensor: torch.Tensor) -> Header:
+    return Header(name, "x", DTYPE_NAMES[tensor.dtype], tuple(tensor.shape), tensor.nbytes)
+
+
+def layer_of(
+    tensors: dict[str, torch.Tensor], rows: int, columns: int, settings: dict[str, Any]
+) -> StoredLayer:
+    parts = {name: header(f"m.{name}", tensor) for name, tensor in tensors.items()}
+    parts.pop("input_scale", None)
+    layer = StoredLayer(name="m.weight", path="m.weight", parts=parts, rows=rows, columns=columns)
+    return recognize(layer, Settings.of(settings))
+
+
+def read(tensors: dict[str, torch.Tensor], layer: StoredLayer, dtype: torch.dtype) -> torch.Tensor:
+    return unpack(layer, codes_of(layer, tensors), dtype, dtype)
+
+
+def noise(rows: int, columns: int) -> torch.Tensor:
+    return torch.randn(rows, columns, generator=torch.Generator().manual_seed(rows)) * 0.02
+
+
+def as_packed(layer: StoredLayer, tensors: dict[str, torch.Tensor]) -> PackedLinear:
+    codes = codes_of(layer, tensors)
+    made = PackedLinear(layer, bias=None, stated=torch.bfloat16)
+    made.weight = torch.nn.Parameter(codes.codes, requires_grad=False)
+    for name in BESIDE:
+        setattr(made, name, getattr(codes, name))
+    return made
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize(("rows", "columns"), SHAPES)
+def test_each_layout_is_read_as_it_was_written(name: str, rows: int, columns: int) -> None:
+    layout = LAYOUTS[name]
+    tensors, meant = layout.quantize(noise(rows, columns))
+    layer = layer_of(tensors, rows, columns, layout.settings)
+    assert layer.kind == layout.label and layer.packs == layout.packs
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        assert torch.equal(read(tensors, layer, dtype), meant.to(dtype)), dtype
+
+
+def test_zero_fifteen_of_gptq_is_zero() -> None:
+    tensors, _ = LAYOUTS["gptq"].quantize(noise(8, 16))
+    tensors["qzeros"].fill_(-1)
+    layer = layer_of(tensors, 8, 16, LAYOUTS["gptq"].settings)
+    zeros = codes_of(layer, tensors).zeros
+    assert zeros is not None and not zeros.any()
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 8])
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("strategy", ["group", "channel"])
+def test_whole_numbers_are_read_as_compressed_tensors_reads_them(
+    bits: int, symmetric: bool, strategy: str
+) -> None:
+    scheme, compressor = theirs("pack-quantized", bits, "int", strategy, symmetric=symmetric)
+    for rows, columns in SHAPES:
+        groups = columns // 16 if strategy == "group" else 1
+        weight, middle = noise(rows, columns).bfloat16(), 2 ** (bits - 1)
+        largest = weight.float().reshape(rows, groups, -1).abs().amax(-1)
+        zeros = torch.zeros(rows, groups, dtype=torch.int8)
+        if not symmetric:
+            zeros.random_(-middle, middle, generator=torch.Generator().manual_seed(bits))
+        stored = compressor.compress(
+            {
+                "weight": weight,
+                "weight_scale": (largest / middle).bfloat16(),
+                "weight_zero_point": zeros,
+            },
+            scheme,
+        )
+        expected = compressor.decompress(stored, scheme)["weight"]
+        layer = layer_of(stored, rows, columns, {"num_bits": bits})
+        assert torch.equal(read(stored, layer, torch.bfloat16), expected)
+
+
+@pytest.mark.parametrize("kind", ["int", "float"])
+@pytest.mark.parametrize("strategy", ["tensor", "channel", "group", "block"])
+def test_bytes_are_read_as_compressed_tensors_reads_them(kind: str, strategy: str) -> None:
+    if (kind, strategy) == ("int", "block"):
+        pytest.skip("compressed-tensors writes no such layout")
+    scheme, compressor = theirs(f"{kind}-quantized", 8, kind, strategy, symmetric=True)
+    rows, columns = 256, 384
+    shapes = {"tensor": (1,), "channel": (rows, 1), "group": (rows, columns // 16)}
+    shape = {**shapes, "block": (2, 3)}[strategy]
+    scales = torch.rand(shape, generator=torch.Generator().manual_seed(1)) * 1e-3 + 2e-4
+    given = {"weight": noise(rows, columns).bfloat16(), "weight_scale": scales.bfloat16()}
+    stored = compressor.compress(given, scheme)
+    expected = compressor.decompress(stored, scheme)["weight"]
+    layer = layer_of(stored, rows, columns, {"block_structure": [128, 128]})
+    assert torch.equal(read(stored, layer, torch.bfloat16), expected)
+
+
+@pytest.mark.parametrize(("form", "size"), [("nvfp4", 16), ("mxfp4", 32)])
+def test_four_bit_floats_are_read_as_compressed_tensors_reads_them(form: str, size: int) -> None:
+    strategy = "tensor_group" if size == 16 else "group"
+    scheme, compressor = theirs(
+        f"{form}-pack-quantized", 4, "float", strategy, symmetric=True, size=size
+    )
+    weight = noise(64, 96).bfloat16()
+    scales = weight.float().reshape(64, -1, size).abs().amax(-1) / 6
+    given = {"weight": weight, "weight_scale": torch.exp2(scales.log2().floor()).bfloat16()}
+    if size == 16:
+        factor = torch.tensor([2688.0 / float(weight.abs().max())])
+        stored_scales = (scales * factor).to(torch.float8_e4m3fn).float()
+        given |= {"weight_scale": stored_scales, "weight_global_scale": factor}
+    stored = compressor.compress(given, scheme)
+    expected = compressor.decompress(stored, scheme)["weight"]
+    layer = layer_of(stored, 64, 96, {})
+    assert torch.equal(read(stored, layer, torch.bfloat16), expected)
+
+
+def theirs(
+    form: str, bits: int, kind: str, strategy: str, *, symmetric: bool, size: int = 16
+) -> tuple[Any, Any]:
+    """The scheme and the compressor of compressed-tensors for a format."""
+    compressors = pytest.importorskip("compressed_tensors.compressors")
+    quantization = pytest.importorskip("compressed_tensors.quantization")
+    more: dict[str, Any] = {"group_size": size} if "group" in strategy else {}
+    more |= {"block_structure": [128, 128]} if strategy == "block" else {}
+    common = {"num_bits": bits, "type": kind, "symmetric": symmetric, "strategy": strategy}
+    inputs = {"num_bits": 8, "type": kind, "strategy": "token", "dynamic": True}
+    scheme = quantization.QuantizationScheme(
+        targets=["Linear"],
+        weights=quantization.QuantizationArgs(**common, **more),
+        input_activations=quantization.QuantizationArgs(**inputs)
+        if "quantized" in form and "pack" not in form
+        else None,
+    )
+    return scheme, compressors.BaseCompressor.get_value_from_registry(form)
+
+
+@pytest.mark.parametrize("name", [name for name, layout in LAYOUTS.items() if layout.packs])
+def test_a_packed_layer_takes_what_is_planned_and_computes_the_same(name: str) -> None:
+    layout = LAYOUTS[name]
+    tensors, meant = layout.quantize(noise(64, 96))
+    layer = layer_of(tensors, 64, 96, layout.settings)
+    made = as_packed(layer, tensors)
+    held = [made.weight, *(each for each in made.buffers())]
+    index = 4 * 96 * (made.group_of is None and ("g_idx" in tensors or "weight_g_idx" in tensors))
+    assert sum(each.nbytes for each in held) + index == layer.packed_bytes + 4 * (name == "nvfp4")
+    for dtype in (torch.float32, torch.bfloat16):
+        given = torch.randn(3, 96, generator=torch.Generator().manual_seed(2)).to(dtype)
+        plain = meant.bfloat16().to(dtype)
+        assert torch.equal(made(given), torch.nn.functional.linear(given, plain))
+        copies = [given.clone().requires_grad_() for _ in range(2)]
+        made(copies[0]).square().sum().backward()
+        torch.nn.functional.linear(copies[1], plain).square().sum().backward()
+        assert copies[0].grad is not None and copies[1].grad is not None
+        assert torch.equal(copies[0].grad, copies[1].grad)
+
+
+def logits(half: Any) -> torch.Tensor:
+    with torch.inference_mode():
+        found: torch.Tensor = half(input_ids=IDS).logits
+    return found
+
+
+@made_once
+def written(folder: Path, layout: str) -> None:
+    write_quantized(checkpoint("qwen2_5_vl"), folder, layout)
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        name if name in ("awq", "gptq-unsorted", "mixed") else pytest.param(name, marks=slow)
+        for name in (*LAYOUTS, "mixed")
+    ],
+)
+def test_a_half_is_its_twin_dequantized_and_packed(layout: str) -> None:
+    folder = written(layout)
+    packs = layout == "mixed" or LAYOUTS[layout].packs
+    profile = describe(folder)
+    linears = profile.language.linear_modules
+    for dtype in (torch.float32, torch.bfloat16):
+        expected = logits(load_half(twin_of(folder), "language", dtype=dtype))
+        for packed in (False, True):
+            half = load_half(folder, "language", dtype=dtype, packed=packed)
+            count = sum(isinstance(module, PackedLinear) for module in half.modules())
+            assert count == (linears if packed and packs else 0)
+            assert torch.equal(logits(half), expected)
+        halves = [load_half(each, "vision", dtype=dtype) for each in (folder, twin_of(folder))]
+        first, second = (half.state_dict() for half in halves)
+        assert first.keys() == second.keys()
+        assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
+
+
+def trained(folder: Path, *, packed: bool) -> list[torch.Tensor]:
+    """Losses and last gradients of three steps of a LoRA."""
+    peft = pytest.importorskip("peft")
+    half = load_half(folder, "language", dtype=torch.float32, packed=packed)
+    torch.manual_seed(0)
+    half.requires_grad_(False)
+    config = peft.LoraConfig(r=4, target_modules=["q_proj", "down_proj"], init_lora_weights=False)
+    peft.inject_adapter_in_model(config, half, "default")
+    ours = [weight for name, weight in half.named_parameters() if ".lora_" in name]
+    assert len(ours) == 8
+    optimizer = torch.optim.SGD(ours, lr=0.1)
+    losses = []
+    for _ in range(3):
+        optimizer.zero_grad()
+        loss = half(input_ids=IDS, labels=IDS).loss
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.detach())
+    return [*losses, *(weight.grad for weight in ours if weight.grad is not None)]
+
+
+def test_an_adapter_learns_the_same_over_packed_layers() -> None:
+    plain, packed = (trained(written("gptq-unsorted"), packed=each) for each in (False, True))
+    assert len(plain) == 11 and plain[0] != plain[2]
+    assert all(torch.equal(*pair) for pair in zip(plain, packed, strict=True))
+
+
+# What may happen to files, and what must come of it
+
+
+Change = Callable[[dict[str, torch.Tensor], dict[str, Any], random.Random], None]
+
+
+def _pick(weights: dict[str, torch.Tensor], chance: random.Random, *ends: str) -> str:
+    return chance.choice(sorted(name for name in weights if name.endswith(ends)))
+
+
+PARTS = ("qweight", "qzeros", "scales", "weight_packed", "weight_scale", "weight_scale_inv")
+
+
+def _drops(weights: dict[str, torch.Tensor], _: dict[str, Any], chance: random.Random) -> None:
+    del weights[_pick(weights, chance, *PARTS)]
+
+
+def _cuts_rows(weights: dict[str, torch.Tensor], _: dict[str, Any], chance: random.Random) -> None:
+    name = _pick(weights, chance, *(n for n in PARTS if n != "weight_scale_inv"))
+    weights[name] = weights[name][: max(1, len(weights[name]) - 1)].clone()
+    weights[name] = torch.cat([weights[name]] * 3)
+
+
+def _turns(weights: dict[str, torch.Tensor], _: dict[str, Any], chance: random.Random) -> None:
+    names = [n for n in weights if n.endswith(PARTS) and weights[n].ndim == 2]
+    name = chance.choice(sorted(n for n in names if len({*weights[n].shape}) == 2))
+    weights[name] = weights[name].T.contiguous()
+
+
+def _retypes(weights: dict[str, torch.Tensor], _: dict[str, Any], chance: random.Random) -> None:
+    name = _pick(weights, chance, *PARTS)
+    others = {torch.float16: torch.bfloat16, torch.bfloat16: torch.float16}
+    weights[name] = weights[name].view(others.get(weights[name].dtype, torch.float32))
+
+
+def _reorders(weights: dict[str, torch.Tensor], _: dict[str, Any], chance: random.Random) -> None:
+    names = sorted(weights)
+    chance.shuffle(names)
+    again = {name: weights[name] for name in names}
+    weights.clear()
+    weights.update(again)
+
+
+def _adds(weights: dict[str, torch.Tensor], _: dict[str, Any], chance: random.Random) -> None:
+    base = _pick(weights, chance, *PARTS).rpartition(".")[0]
+    weights[f"{base}.input_scale"] = torch.ones(1)
+    weights[f"model.extra.{chance.randrange(9)}.qweight"] = torch.zeros(3, 5, dtype=torch.int32)
+
+
+def _renames_list(
+    _: dict[str, torch.Tensor], settings: dict[str, Any], chance: random.Random
+) -> None:
+    for name in ("modules_to_not_convert", "ignore"):
+        if name in settings:
+            settings[name] = chance.choice([[], ["nothing.of.it"], ["re:.*"], ["visual", "head"]])
+
+
+FAULTS: dict[str, Change] = {
+    "drops": _drops,
+    "cuts": _cuts_rows,
+    "turns": _turns,
+    "retypes": _retypes,
+}
+HARMLESS: dict[str, Change] = {"order": _reorders, "more": _adds, "list": _renames_list}
+CHANGED = ("awq", "gptq-unsorted", "w4a16", "w4a16-asymmetric", "w8a8", "fp8-row")
+
+
+def changed(layout: str, change: str, seed: int, folder: Path) -> Path:
+    """A copy of a checkpoint with one change."""
+    chance = random.Random(f"{layout} {change} {seed}")
+    shutil.copytree(written(layout), folder)
+    path = folder / "model.safetensors"
+    if change == "truncated":
+        size = path.stat().st_size
+        with path.open("r+b") as file:
+            file.truncate(chance.randrange(size // 4, size - 1))
+        return folder
+    config = json.loads((folder / "config.json").read_text())
+    weights = load_file(path)
+    if change == "shards":
+        return in_shards(weights, folder, chance)
+    {**FAULTS, **HARMLESS}[change](weights, config["quantization_config"], chance)
+    save_file(weights, path, metadata={"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def in_shards(weights: dict[str, torch.Tensor], folder: Path, chance: random.Random) -> Path:
+    """The weights in three files, and the tensors of a layer in any of them."""
+    (folder / "model.safetensors").unlink()
+    names = [f"model-0000{number}-of-00003.safetensors" for number in (1, 2, 3)]
+    places = {name: chance.choice(names) for name in weights}
+    for file in names:
+        own = {name: weights[name] for name, place in places.items() if place == file}
+        save_file(own, folder / file, metadata={"format": "pt"})
+    index = {"metadata": {}, "weight_map": places}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("layout", "change"),
+    [
+        ("awq", "drops"),
+        ("w4a16", "turns"),
+        ("w8a8", "retypes"),
+        *(
+            pytest.param(layout, change, marks=slow)
+            for layout in CHANGED
+            for change in (*FAULTS, "truncated")
+        ),
+    ],
+)
+@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=slow)])
+def test_a_damaged_file_is_refused_in_one_line_fails(
+    layout: str, change: str, seed: int, tmp_path: Path
+) -> None:
+    with pytest.raises(PenstockError) as caught:
+        describe(changed(layout, change, seed, tmp_path / "model"))
+    assert isinstance(caught.value, EnvironmentFault | UsageError)
+    assert "\n" not in str(caught.value) and caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("layout", "change"),
+    [
+        ("awq", "shards"),
+        ("w4a16", "list"),
+        *(
+            pytest.param(layout, change, marks=slow)
+            for layout in CHANGED
+            for change in (*HARMLESS, "shards")
+        ),
+    ],
+)
+def test_a_harmless_change_changes_nothing(layout: str, change: str, tmp_path: Path) -> None:
+    folder = changed(layout, change, 1, tmp_path / "model")
+    assert describe(folder).language.stored_as == LAYOUTS[layout].label
+    expected = logits(load_half(twin_of(written(layout)), "language", dtype=torch.bfloat16))
+    for packed in (False, True):
+        half = load_half(folder, "language", dtype=torch.bfloat16, packed=packed)
+        assert torch.equal(logits(half), expected)
+
+
+def test_the_codes_of_awq_are_read_in_pieces() -> None:
+    rows, columns = 1056, 32  # more than one piece of words, and a last one that is smaller
+    tensors, meant = LAYOUTS["awq"].quantize(noise(rows, columns))
+    layer = layer_of(tensors, rows, columns, LAYOUTS["awq"].settings)
+    codes: Codes = codes_of(layer, tensors)
+    assert codes.codes.shape == (rows, columns // 2)
+    assert torch.equal(unpack(layer, codes, torch.float16, torch.float16), meant.half())
