@@ -243,7 +243,11 @@ def test_a_caption_of_either_engine_answers_who_leaves_the_choice(
 ) -> None:
     """Each has its own place in the store, under its own key."""
     wave = mixed_wave(tmp_path)
-    job = {**wave.to_decode(PROMPTS, THIRD, tokens=32), "fallback_namespace": OTHER, "engine": "auto"}
+    job = {
+        **wave.to_decode(PROMPTS, THIRD, tokens=32),
+        "fallback_namespace": OTHER,
+        "engine": "auto",
+    }
     records = wave.record_set("captions", CAPTIONS)
     theirs, ours = wave.record_set("captions", OTHER), wave.record_set("captions", THIRD)
     for number in (1, 2):

@@ -5,7 +5,6 @@ with those of transformers."""
 from collections.abc import Iterator, Sequence
 from functools import partial
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,6 @@ from scripts.gpu_check.model import of_model
 from scripts.gpu_check.rows import TINY, Row, Setting, one_line, row, skipped
 from scripts.gpu_check.steps import SAME_BITS, work_of
 
-WINDOWS, RECORDED = "stages.models.halves.windows", "stages.models.halves.recorded"
-"""Modules of the product that are checked."""
 GRIDS = ((1, 28, 36), (4, 28, 36), (8, 48, 64))
 """Frames, and patches of each as high and as wide: a picture, a clip, a clip of 768 tokens a
 frame."""
@@ -30,16 +27,8 @@ CLIPS = 4
 """Clips of one shape; the second is recorded, and the later ones are replayed."""
 
 
-def lacking(module: str) -> str:
-    """Return why a part of the product cannot be checked; empty if it is there."""
-    return "" if find_spec(module) else f"there is no {module}"
-
-
 def windows(setting: Setting) -> Iterator[Row]:
     """Windows by length beside windows one by one, for some grids and types."""
-    if why := lacking(WINDOWS):
-        yield skipped("windows of a vision half", why)
-        return
     tiny = setting.size == TINY
     for name in TYPES:
         if name == "bfloat16" and no_bfloat16(setting.device):
@@ -54,7 +43,9 @@ def _windows_of(
     """Return whether one call per length of windows gives the bits of transformers' loop."""
     import torch
 
-    product, grids = import_module(WINDOWS), import_module("stages.models.halves.host_grids")
+    from stages.models.halves.host_grids import HostGrid, keep_grids_on_host
+    from stages.models.halves.windows import EQUAL, group_windows
+
     half, dtype = _tower(setting, getattr(torch, name), *shape), getattr(torch, name)
     patches = grid[0] * grid[1] * grid[2]
     channels = half.patch_embed.proj.weight[0].numel()
@@ -66,18 +57,18 @@ def _windows_of(
         torch.cuda.synchronize()
         return made
 
-    product.EQUAL.clear()  # of the row before
+    EQUAL.clear()  # of the row before
     with torch.inference_mode():
         expected = passed(of_device)
         loop = timed(partial(passed, of_device), REPEATS)
-        product.group_windows(half)
-        grids.keep_grids_on_host(half)
-        on_host = grids.HostGrid(torch.tensor([grid]), torch.device(setting.device))
+        group_windows(half)
+        keep_grids_on_host(half)
+        on_host = HostGrid(torch.tensor([grid]), torch.device(setting.device))
         passed(on_host)  # which compares
         made = passed(on_host)
         grouped = timed(partial(passed, on_host), REPEATS)
     apart = float((made.float() - expected.float()).abs().max())
-    one_by_one = sorted(key for key, equal in product.EQUAL.items() if not equal)
+    one_by_one = sorted(key for key, equal in EQUAL.items() if not equal)
     same = torch.equal(made, expected) and not one_by_one
     found = SAME_BITS if same else f"{apart:.1e} apart; one by one: {', '.join(one_by_one)}"
     found += f"; {1000 * loop:.1f} ms one by one, {1000 * grouped:.1f} by length"
@@ -109,21 +100,19 @@ def recorded_tower(setting: Setting, folder: Path) -> Iterator[Row]:
     """Clips of one shape through the vision half, recorded and as it is."""
     import torch
 
-    if why := lacking(RECORDED):
-        yield skipped("a clip through the vision half, recorded", why)
-        return
-    product = import_module(RECORDED)
+    from stages.models.halves.recorded import RECORDER
+
     dtype = "float16" if no_bfloat16(setting.device) else "bfloat16"
     bench = Bench(str(folder), setting.device, dtype, large=True)
     half = bench.half("vision")
-    if (recorder := half.__dict__.pop(product.RECORDER, None)) is None:
+    if (recorder := half.__dict__.pop(RECORDER, None)) is None:
         yield skipped("a clip through the vision half, recorded", "its passes are not recorded")
         return
     clips = [_other(bench.prepared.inputs, seed) for seed in range(CLIPS)]
     with torch.inference_mode():
         expected = _features(half, clips)
         plain = work_of(lambda: bench.encode(half))
-        half.__dict__[product.RECORDER] = recorder
+        half.__dict__[RECORDER] = recorder
         made = _features(half, clips)
         work = work_of(lambda: bench.encode(half))
     same = all(map(torch.equal, made, expected))
