@@ -79,8 +79,8 @@ def filled_pool(
     read: "PrefilledSequence", rows: int, recorder: "StepRecorder | None" = None
 ) -> "Pool":
     """Return a pool with a sequence in each of its slots."""
-    from stages.decode.engines.inflight.pool import make_pool
     from stages.decode.engines.inflight.pool_shape import PoolShape, columns_for
+    from stages.decode.engines.inflight.recorded import make_pool
 
     columns = columns_for(read.tokens + read.max_new_tokens)
     pool = make_pool(read, PoolShape(rows=rows, slots=rows, columns=columns), recorder)
