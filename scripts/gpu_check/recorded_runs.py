@@ -87,8 +87,10 @@ def beside(setting: Setting, folder: Path) -> Iterator[Row]:
     )
     encode, decode = (done.stage(name) for name in ("encode", "decode"))
     together = _together(encode["spans"], decode["spans"])
+    ended = str(decode["notes"].get("beside_ended", ""))
     if together < TOGETHER_SECONDS:
-        yield skipped("decode beside encode", "decode began when encode had ended")
+        why = one_line(ended) or "decode began when encode had ended"
+        yield skipped("decode beside encode", why)
         return
     spans = [*encode["spans"], *decode["spans"]]
     both = max(span[1] for span in spans) - min(span[0] for span in spans)
@@ -102,7 +104,8 @@ def beside(setting: Setting, folder: Path) -> Iterator[Row]:
         "both_seconds": both,
         "decode_alone_seconds": seconds,
     }
-    yield row("decode beside encode", "at once", found, True, **figures)
+    found += f"; ended early: {one_line(ended)}" * bool(ended)
+    yield row("decode beside encode", "at once", found, not ended, **figures)
 
 
 def _together(some: Sequence[Any], others: Sequence[Any]) -> float:
