@@ -61,13 +61,13 @@ def write_checkpoint(model: CardModel, folder: Path) -> Path:
     count = sum(weight.numel() for weight in weights.values())
     if count != model.parameters:
         raise ValueError(f"{model.name} has {count:,} parameters, and {model.parameters:,} is said")
-    told = {
+    messages = {
         **config.to_dict(),
         "architectures": [model.class_name],
         "dtype": model.dtype,
         "transformers_version": model.transformers_version,
     }
-    (folder / "config.json").write_text(json.dumps(told))
+    (folder / "config.json").write_text(json.dumps(messages))
     shapes = {name: tuple(weight.shape) for name, weight in weights.items()}
     write_header(folder / "model.safetensors", shapes, HEADER_DTYPES[model.dtype])
     return folder

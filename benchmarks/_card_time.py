@@ -48,7 +48,7 @@ def scaled(image: Image.Image) -> Pixels:
     return np.asarray(image)
 
 
-def run(told: dict[str, Any], report: Any) -> None:
+def run(values: dict[str, Any], report: Any) -> None:
     """Publish a vector of each image that is sent, as a persistent embed stage does."""
     from artifacts.packs import RecordSet
     from artifacts.store import open_store
@@ -61,7 +61,7 @@ def run(told: dict[str, Any], report: Any) -> None:
     from stages.process.job import items_of, parse_job
     from stages.process.live import read_requests
 
-    job, slower = parse_job(EmbedJob, told), float(os.environ.get(SLOWER, "1"))
+    job, slower = parse_job(EmbedJob, values), float(os.environ.get(SLOWER, "1"))
     frames = RecordSet(open_store(job.frames_store or job.store), "frames", job.frames_namespace)
     records = RecordSet(open_store(job.store), "embeddings", job.namespace)
 

@@ -49,7 +49,7 @@ FOR_GOOD: dict[str, tuple[int, Any]] = {
 """Status and body of every answer to an item."""
 
 
-def told(digest: str, model: str = "m", fingerprint: str | None = "f1") -> dict[str, Any]:
+def message_of(digest: str, model: str = "m", fingerprint: str | None = "f1") -> dict[str, Any]:
     """A good answer about what has that digest."""
     message = {"role": "assistant", "content": f"caption {digest}"}
     return {
@@ -154,7 +154,7 @@ class StandIn:
 
     async def _completed(self, headers: Headers, body: bytes, writer: asyncio.StreamWriter) -> bool:
         if not self.keeps:
-            _write(writer, 200, told(hashlib.sha256(body).hexdigest()[:16]))
+            _write(writer, 200, message_of(hashlib.sha256(body).hexdigest()[:16]))
             return True
         request = json.loads(body)
         digest = digest_in(request)
@@ -177,7 +177,7 @@ class StandIn:
         elif before == 0 and name in OTHERS:
             return await OTHERS[name](self, digest, headers, writer)
         else:
-            _write(writer, 200, told(digest))
+            _write(writer, 200, message_of(digest))
         await writer.drain()
         return True
 
@@ -202,25 +202,25 @@ class StandIn:
             if others := [name for name in self.names if name != headers.get("x-request-id")]:
                 break
             await asyncio.sleep(0.01)
-        _write(writer, 200, told("of another"), f"x-request-id: {others[-1]}\r\n")
+        _write(writer, 200, message_of("of another"), f"x-request-id: {others[-1]}\r\n")
         return True
 
     async def _late(self, digest: str, _: Headers, writer: asyncio.StreamWriter) -> bool:
         await asyncio.sleep(0.3)
-        _write(writer, 200, told(digest))
+        _write(writer, 200, message_of(digest))
         return True
 
     async def _two(self, digest: str, _: Headers, writer: asyncio.StreamWriter) -> bool:
         """Answer once more than there are requests."""
-        _write(writer, 200, told(digest))
-        _write(writer, 200, told("of another"))
+        _write(writer, 200, message_of(digest))
+        _write(writer, 200, message_of("of another"))
         return True
 
     async def _two_late(self, digest: str, _: Headers, writer: asyncio.StreamWriter) -> bool:
-        _write(writer, 200, told(digest))
+        _write(writer, 200, message_of(digest))
         await writer.drain()
         await asyncio.sleep(0.001)
-        _write(writer, 200, told("of another"))
+        _write(writer, 200, message_of("of another"))
         return True
 
 

@@ -82,8 +82,8 @@ class _Asker:
         self._requests = []
         for first, last in load.bodies:
             length = len(first) + len(last) + len(PLACE % 0)
-            told = f"{load.head}Host: 127.0.0.1:{load.port}\r\nContent-Length: {length}\r\n\r\n"
-            self._requests.append((told.encode() + first, last))
+            message = f"{load.head}Host: 127.0.0.1:{load.port}\r\nContent-Length: {length}\r\n\r\n"
+            self._requests.append((message.encode() + first, last))
 
     def request(self, number: int) -> bytes:
         first, last = self._requests[number % len(self._requests)]
@@ -178,10 +178,10 @@ class _Connection(asyncio.Protocol):
 
     def _finish(self) -> None:
         number, self._number = self._number, -1
-        told, self._told, self._left = self._told, b"", 0
+        message, self._told, self._left = self._told, b"", 0
         if number >= 0:
-            self._asker.note(number, int(told[9:12]))
-        if b"connection: close" in told.partition(b"\r\n\r\n")[0].lower():
+            self._asker.note(number, int(message[9:12]))
+        if b"connection: close" in message.partition(b"\r\n\r\n")[0].lower():
             self._transport.close()
         else:
             self._asker.ready(self)

@@ -96,7 +96,7 @@ class Watch(EventReporter):
         """A stage goes on with smaller batches: these were too large."""
         self.died = self.died or error
 
-    def too_large(self, key: str, wanted: int, error: str) -> None:
+    def too_large(self, key: str, expected: int, error: str) -> None:
         self.died = self.died or error
 
 
@@ -117,17 +117,17 @@ def joint(job: dict[str, Any], watch: Watch) -> list[str]:
     processor = load_processor(Path(job["model"]))
     watch.note(attention=model.config._attn_implementation)
     frames = RecordSet(open_store(job["store"]), "frames", job["frames_namespace"])
-    said = []
+    texts = []
     for batch in job["batches"]:
         clips = [read_clip(frames, EncodeItem("", m["frames"], m["kind"])) for m in batch]
         inputs = inputs_of(processor, clips, [member["prompt"] for member in batch])
         with torch.inference_mode():
             tokens = model.generate(**inputs, do_sample=False, max_new_tokens=job["max_new_tokens"])
         new = tokens[:, inputs["input_ids"].shape[1] :]
-        said += [text.strip() for text in processor.batch_decode(new, skip_special_tokens=True)]
+        texts += [text.strip() for text in processor.batch_decode(new, skip_special_tokens=True)]
         for member in batch:
             watch.item(member["key"])
-    return said
+    return texts
 
 
 def encode(job: dict[str, Any], watch: Watch) -> list[str]:

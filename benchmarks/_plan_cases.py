@@ -40,8 +40,8 @@ class PlanCase:
 def plan_case(name: str) -> PlanCase:
     """The case in `plan_cases/NAME.json`. A line of its tensors is a name, a shape and how often it
     is there, with its number in place of `{}`."""
-    told = json.loads((CASES / f"{name}.json").read_text(encoding="utf-8"))
-    lines = told.pop("tensors")
+    values = json.loads((CASES / f"{name}.json").read_text(encoding="utf-8"))
+    lines = values.pop("tensors")
     # A layer's tensors stand together, as a model saves them.
     repeated = sorted(
         (
@@ -52,7 +52,7 @@ def plan_case(name: str) -> PlanCase:
         key=lambda entry: entry[:3],
     )
     tensors = {name: tuple(shape) for *_, name, shape in repeated}
-    return PlanCase(tensors=tensors, **told)
+    return PlanCase(tensors=tensors, **values)
 
 
 def _first(lines: list[Any], pattern: str) -> int:

@@ -219,8 +219,8 @@ def write_pictures(out: Path, plan: Plan, clips: Path | None, seed: int) -> list
         picture.save(out / name, quality=quality)
         truth.append(Planted(name=name, group=group, kind=kind, photo=real))
 
-    wanted = plan.copied + plan.blurred + plan.letterboxed + plan.single
-    found = list(islice(originals(clips, rng), wanted))
+    expected = plan.copied + plan.blurred + plan.letterboxed + plan.single
+    found = list(islice(originals(clips, rng), expected))
     order = rng.permutation(len(found))
     for number, at in enumerate(order):
         picture, real = found[at]
@@ -329,7 +329,7 @@ def write_clips(out: Path, plan: Plan, clips: Path | None, seed: int) -> list[Pl
         "letterbox": plan.clips_letterboxed,
         "single": plan.clips_single,
     }
-    kinds = [kind for kind, wanted in counts.items() for _ in range(wanted)]
+    kinds = [kind for kind, expected in counts.items() for _ in range(expected)]
     for number, kind in enumerate(rng.permutation(kinds)):
         is_real = number < len(real)
         body, group = (real[number] if is_real else next(drawn_)), f"c{number}"

@@ -319,9 +319,9 @@ def _rows(features: Any) -> torch.Tensor:
 
 
 def _near(made: Mapping[str, list[torch.Tensor]]) -> dict[str, Any]:
-    wanted = made[FIRST]
-    counts = [(str(turn), len(rows)) for turn, rows in enumerate(wanted)]
-    near = {n: nearness(torch.cat(wanted), torch.cat(rows), counts) for n, rows in made.items()}
+    expected = made[FIRST]
+    counts = [(str(turn), len(rows)) for turn, rows in enumerate(expected)]
+    near = {n: nearness(torch.cat(expected), torch.cat(rows), counts) for n, rows in made.items()}
     return {name: {k: v for k, v in of.items() if k != "by_chunk"} for name, of in near.items()}
 
 

@@ -103,12 +103,12 @@ def frames_of(path: Path) -> list[VideoFrame]:
 def accurate(path: Path, width: int, height: int) -> NDArray[np.uint8]:
     """Return the same frames as the `ffmpeg` program converts them at full size."""
     probe = ["ffprobe", "-v", "error", "-select_streams", "v:0", "-of", "json"]
-    said = subprocess.run(
+    text = subprocess.run(
         [*probe, "-show_entries", "stream=chroma_location", str(path)],
         capture_output=True,
         check=True,
     )
-    place = json.loads(said.stdout)["streams"][0].get("chroma_location")
+    place = json.loads(text.stdout)["streams"][0].get("chroma_location")
     flags = "bicubic+accurate_rnd+full_chroma_int+full_chroma_inp"
     scale = f"scale={width}:{height}:flags={flags}"
     if place == "left":  # FFmpeg 5 ignores the stated location and assumes centred chroma
@@ -136,12 +136,12 @@ def compared(path: Path) -> Iterator[tuple[str, dict[str, Differences]]]:
         ways: dict[str, Convert] = {"packed": packed, "run": product()}
         found = {name: Differences() for name in ways}
         for frame, full in zip(frames, whole, strict=False):
-            wanted = Image.fromarray(full).resize(size, Image.Resampling.BICUBIC)
+            expected = Image.fromarray(full).resize(size, Image.Resampling.BICUBIC)
             for name, way in ways.items():
                 began = time.perf_counter()
                 pixels = way(frame, *size)
                 found[name].seconds += time.perf_counter() - began
-                off = np.abs(pixels.astype(int) - np.asarray(wanted).astype(int))
+                off = np.abs(pixels.astype(int) - np.asarray(expected).astype(int))
                 found[name].means.append(float(off.mean()))
                 found[name].largest = max(found[name].largest, int(off.max()))
         own = "" if side else " (own)"

@@ -110,9 +110,9 @@ def machine(device: str) -> str:
     """One line of what computes."""
     flags = cpu_line("flags").split()
     has = [name for name, words in FLAGS.items() if any(word in flags for word in words)]
-    told = f"{cpu_line('model name')}, {os.cpu_count()} cores, one thread; it has "
-    told += ", ".join(has) or "neither bf16 nor VNNI"
-    return told if device == "cpu" else f"{told}; computed on {device}"
+    message = f"{cpu_line('model name')}, {os.cpu_count()} cores, one thread; it has "
+    message += ", ".join(has) or "neither bf16 nor VNNI"
+    return message if device == "cpu" else f"{message}; computed on {device}"
 
 
 if __name__ == "__main__":

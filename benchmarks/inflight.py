@@ -68,9 +68,9 @@ class Work:
         self.step = CompiledStep("cpu")
         prefill = self.half._prefill
 
-        def timed(*told: Any, **options: Any) -> Any:
+        def timed(*message: Any, **options: Any) -> Any:
             started = time.process_time()
-            output = prefill(*told, **options)
+            output = prefill(*message, **options)
             self.read_seconds += time.process_time() - started
             return output
 
@@ -162,17 +162,17 @@ def in_slots(work: Work, slots: int, compiled: bool = False) -> Way:
 
     way = Way()
 
-    def read(asked: DecodeRequest) -> PrefilledSequence:
-        at = int(asked.item.key)
+    def read(requests: DecodeRequest) -> PrefilledSequence:
+        at = int(requests.item.key)
         row = prefill_row(work.half, *work.given[at], max_new_tokens=work.wanted[at])
         return replace(row, step=work.step.of(row.model)) if compiled else row
 
     nothing: Any = None
     layout = PoolLayout(rows=rows_for(slots), compiled=compiled)
-    asked = [DecodeRequest(DecodeItem(str(at), "", ""), nothing) for at in _sorted(work.prompts)]
+    requests = [DecodeRequest(DecodeItem(str(at), "", ""), nothing) for at in _sorted(work.prompts)]
     loop = InflightScheduler(read, OomRetry(nothing, list), layout, slots=slots)
     with ThreadPoolExecutor(1) as beside:
-        for flight in loop.run(RequestPrefetcher([asked], beside)):
+        for flight in loop.run(RequestPrefetcher([requests], beside)):
             if flight is not None:
                 way.said[int(flight.request.item.key)] = flight.output_ids
     way.steps = loop.usage.steps
@@ -221,8 +221,8 @@ def table(ways: dict[str, Way]) -> Iterator[str]:
     for name, way in [*ways.items()][:-1]:
         decoding = (way.cpu_seconds - way.read_seconds) / (last.cpu_seconds - last.read_seconds)
         whole, steps = way.cpu_seconds / last.cpu_seconds, way.steps / last.steps
-        said = f"CPU {whole:.2f}, decoding {decoding:.2f}, row-steps {steps:.2f}"
-        yield f"{name} ÷ {[*ways][-1]}: {said}"
+        text = f"CPU {whole:.2f}, decoding {decoding:.2f}, row-steps {steps:.2f}"
+        yield f"{name} ÷ {[*ways][-1]}: {text}"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -235,10 +235,10 @@ class Course:
 
     def score(self) -> dict[str, float]:
         """Return the scores on the clips that are held out."""
-        wanted = [self.corrector.right(clip.caption) for clip in self.held]
-        examples = self.lab.examples(self.held, wanted)
-        said, _ = self.lab.captions(examples)
-        pairs = zip(said, wanted, strict=True)
+        expected = [self.corrector.right(clip.caption) for clip in self.held]
+        examples = self.lab.examples(self.held, expected)
+        text, _ = self.lab.captions(examples)
+        pairs = zip(text, expected, strict=True)
         own = [self.own(one) == self.own(other) for one, other in pairs]
         return {"words": statistics.mean(own), "loss": self.lab.loss(examples)}
 
@@ -258,11 +258,13 @@ class Course:
             decided += chosen
             left = [at for at in left if at not in set(chosen)]
             clips = [self.clips[at] for at in decided]
-            wanted = [self.corrector.right(clip.caption) for clip in clips]
-            examples = self.lab.examples(clips, wanted)
+            expected = [self.corrector.right(clip.caption) for clip in clips]
+            examples = self.lab.examples(clips, expected)
             self.lab.train(examples, steps, self.seed * 1000 + len(decided))
             score = self.score()
-            corrected = sum(clip.caption != text for clip, text in zip(clips, wanted, strict=True))
+            corrected = sum(
+                clip.caption != text for clip, text in zip(clips, expected, strict=True)
+            )
             yield {"decided": len(decided), "corrected": corrected, **score}
             if score[SCORE] >= goal:
                 break
@@ -332,8 +334,8 @@ def taught(folder: Path, corrector: str, seed: int, given: argparse.Namespace) -
     course = course_of(lab, world(folder, WORLD), corrector, seed, given.clips)
     lab.reset()
     base = course.score()
-    wanted = [course.corrector.right(clip.caption) for clip in course.clips]
-    lab.train(lab.examples(course.clips, wanted), ALL_STEPS, seed)
+    expected = [course.corrector.right(clip.caption) for clip in course.clips]
+    lab.train(lab.examples(course.clips, expected), ALL_STEPS, seed)
     top = course.score()
     goal = goal_of(base, top, SCORE)
     found: dict[str, Any] = {"corrector": corrector, "seed": seed, "base": base, "top": top}

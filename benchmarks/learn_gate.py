@@ -110,12 +110,12 @@ def scores(lab: Lab, examples: Sequence[TrainingExample]) -> list[dict[str, Any]
     """Return the scores of these captions, in the form of `round.json`."""
     import torch
 
-    said, _ = lab.captions(examples)
+    text, _ = lab.captions(examples)
     with torch.inference_mode():
         losses = losses_by_example(lab.half, lab.processor, examples, ROWS)
     return [
         {"loss": loss, "tokens": len(example.ids), "exact": one == example.caption}
-        for loss, one, example in zip(losses, said, examples, strict=True)
+        for loss, one, example in zip(losses, text, examples, strict=True)
     ]
 
 

@@ -96,8 +96,8 @@ class Trial:
     @property
     def precisions(self) -> Counter[str]:
         """What captions say that they were made in → how many; empty of one that does not say."""
-        said = (caption.get("precision") or {} for caption in self.captions)
-        return Counter(" and ".join(map(str, each.values())) for each in said)
+        text = (caption.get("precision") or {} for caption in self.captions)
+        return Counter(" and ".join(map(str, each.values())) for each in text)
 
     @property
     def within(self) -> bool:
@@ -111,12 +111,12 @@ class Trial:
     def row(self) -> str:
         """One line of the table, in Markdown."""
         rungs = "; ".join(f"{r['stage']}: {r['name']} ({r['reason']})" for r in self.rungs)
-        said = ", ".join(f"{count} in {name or '?'}" for name, count in self.precisions.items())
+        text = ", ".join(f"{count} in {name or '?'}" for name, count in self.precisions.items())
         peaks = ", ".join(f"{stage} {peak / MIB:,.0f}" for stage, peak in self.peaks.items())
-        told = (f"{self.budget / MIB:,.0f}", self.precision, self.name, self.code)
-        words = said if self.code == 0 else self.exit_report.replace("|", "/")
+        message = (f"{self.budget / MIB:,.0f}", self.precision, self.name, self.code)
+        words = text if self.code == 0 else self.exit_report.replace("|", "/")
         found = (rungs or "as asked", peaks or "none ran", words, f"{self.seconds:.0f}")
-        return cells([*told, *found])
+        return cells([*message, *found])
 
 
 class Bed(NamedTuple):
@@ -200,8 +200,8 @@ def judge_native(trial: Trial, clips: int) -> Check:
     """Complete in nothing but the checkpoint's own precision, or refused with what would fit."""
     name = f"{trial.budget / MIB:,.0f} MiB, native"
     if trial.code == 3:
-        told = "give --" in trial.exit_report.lower()
-        return Check(f"{name}: ends with 3 and says what would fit", told)
+        message = "give --" in trial.exit_report.lower()
+        return Check(f"{name}: ends with 3 and says what would fit", message)
     alone = len(trial.precisions) == 1 and not any(q in str(trial.precisions) for q in QUANTIZED)
     complete = trial.complete(clips) and alone and trial.within
     return Check(f"{name}: complete within the budget", complete)
@@ -214,13 +214,13 @@ def judge_nf4(trial: Trial, clips: int) -> Check:
     return Check(f"nf4 in {trial.budget / MIB:,.0f} MiB: complete within the budget", complete)
 
 
-def budgets_of(told: str, weights: int) -> list[int]:
+def budgets_of(message: str, weights: int) -> list[int]:
     """Bytes of `8GiB,1.3x`; the latter are times `weights`."""
     return [
         round(float(each.removesuffix("x")) * weights)
         if each.endswith("x")
         else parse_size(each, "--memory")
-        for each in told.split(",")
+        for each in message.split(",")
     ]
 
 
@@ -252,8 +252,8 @@ def measure(given: argparse.Namespace, folder: Path) -> list[Check]:
     profile = describe(model)
     halves = resolve_settings(CaptionConfig(sources=()), profile, device)
     weights = {half: settings[0].weight_bytes for half, settings in halves.items()}
-    told = ", ".join(f"{half} {size / MIB:,.0f} MiB" for half, size in weights.items())
-    print(f"LLaVA-shaped, {given.shape}: {told}; {given.clips} clips of {FRAMES} frames")
+    message = ", ".join(f"{half} {size / MIB:,.0f} MiB" for half, size in weights.items())
+    print(f"LLaVA-shaped, {given.shape}: {message}; {given.clips} clips of {FRAMES} frames")
     found: list[Check] = []
     with tempfile.TemporaryDirectory(dir=folder) as made:
         clips = Path(made, "clips")

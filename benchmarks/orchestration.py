@@ -44,10 +44,10 @@ def frames(job: dict[str, Any], report: EventReporter) -> None:
     frames, media = RecordSet(store, "frames", namespace), RecordSet(store, "media", namespace)
     chunk = ChunkIndex(index=0, start=0.0, end=0.0, times=(0.0,), height=SIDE, width=SIDE)
     index = MediaIndex(kind="image", height=SIDE, width=SIDE, duration=0.0, chunks=(chunk,))
-    told = items_of(FramesItem, job["media"])
-    report.total(len(told))
-    for at in range(0, len(told), PACK_RECORDS):
-        group = [medium.digest for medium in told[at : at + PACK_RECORDS]]
+    message = items_of(FramesItem, job["media"])
+    report.total(len(message))
+    for at in range(0, len(message), PACK_RECORDS):
+        group = [medium.digest for medium in message[at : at + PACK_RECORDS]]
         keys = [item_key(namespace, digest, 0) for digest in group]
         frames.publish([Record(key=key, meta=asdict(chunk), payload=PAYLOAD) for key in keys])
         media.publish([Record(key=digest, meta=index.to_json()) for digest in group])

@@ -165,9 +165,9 @@ def table(rows: Sequence[Row]) -> list[str]:
         if case.rank:
             again = ", computed again" if case.recompute else ""
             stage += f", rank {case.rank}, {case.new} tokens{again}, {case.optimizer}"
-        told = (case.shape, stage, case.precision, case.batch, case.frames)
+        message = (case.shape, stage, case.precision, case.batch, case.frames)
         sizes = (f"{row.planned / MIB:,.0f}", f"{row.measured / MIB:,.0f}", f"{row.error:+.1%}")
-        lines.append(cells([*told, *sizes]))
+        lines.append(cells([*message, *sizes]))
     worst = max(rows, key=lambda row: abs(row.error))
     small = sum(row.measured < 500e6 for row in rows)
     lines.append(f"\nworst {worst.error:+.1%} of {len(rows)} cases, {small} of them below 500 MB")
@@ -201,10 +201,10 @@ class Desk:
             self._cards[folder] = describe(folder)
         profile = self._cards[folder]
         half = "vision" if case.stage == "encode" else "language"
-        asked: Any = {f"{half}_precision": "native" if kind else case.precision}
+        requests: Any = {f"{half}_precision": "native" if kind else case.precision}
         if profile.route == "joint":
-            asked = {"precision": case.precision}
-        config = CaptionConfig(sources=(), model=str(folder), **asked)
+            requests = {"precision": case.precision}
+        config = CaptionConfig(sources=(), model=str(folder), **requests)
         settings = resolve_settings(config, profile, self._device)
         if use := gguf_for(config, folder, lambda path: ""):
             language = with_gguf(config, settings["language"][0], use)
@@ -349,8 +349,8 @@ def main() -> None:
     parser.add_argument("--only", default="", help="words that a case must have, comma-separated")
     parser.add_argument("--folder", type=Path, help="where models are kept for the next time")
     options = parser.parse_args()
-    wanted = [word for word in options.only.split(",") if word]
-    cases = [c for c in CASES if all(word in map(str, asdict(c).values()) for word in wanted)]
+    expected = [word for word in options.only.split(",") if word]
+    cases = [c for c in CASES if all(word in map(str, asdict(c).values()) for word in expected)]
     if not cases:
         parser.error(f"no case has the values {options.only}: such as decode,True for slots")
     with tempfile.TemporaryDirectory() as made:

@@ -130,9 +130,9 @@ def read_out(
     for indexes in batches(rows):
         together = [rows[index] for index in indexes]
         inputs = rebuild(processor, together, [tasks[index].medium.prompt for index in indexes])
-        said = None if words is None else [words[index] for index in indexes]
+        text = None if words is None else [words[index] for index in indexes]
         seen = Features(merge_rows(together), together[0].needs, merge_blank(together))
-        made = spoken(half, inputs, seen, said)
+        made = spoken(half, inputs, seen, text)
         found.update(zip(indexes, made, strict=True))
     yield from (found[index] for index in range(len(rows)))
 
@@ -158,17 +158,17 @@ def spoken(
     tokens = new_tokens(made.sequences, inputs["input_ids"])
     logits = torch.stack(made.logits, dim=1).float().log_softmax(-1)
     rows = []
-    for row, (told, given) in enumerate(zip(tokens, logits, strict=True)):
-        stops = torch.isin(told, torch.tensor(ends)).nonzero()
-        length = int(stops[0]) + 1 if len(stops) else len(told)
-        assert words is None or torch.equal(told[:length], words[row])
-        rows.append((told[:length], given[:length]))
+    for row, (message, given) in enumerate(zip(tokens, logits, strict=True)):
+        stops = torch.isin(message, torch.tensor(ends)).nonzero()
+        length = int(stops[0]) + 1 if len(stops) else len(message)
+        assert words is None or torch.equal(message[:length], words[row])
+        rows.append((message[:length], given[:length]))
     return rows
 
 
 def agreement(row: Row, tokens: Sequence[torch.Tensor]) -> float:
     """Percent of the tokens that this precision finds most likely where 32 bit said them."""
-    same = [(own.argmax(-1) == said) for own, said in zip(row.logits, tokens, strict=True)]
+    same = [(own.argmax(-1) == text) for own, text in zip(row.logits, tokens, strict=True)]
     return 100 * float(torch.cat(same).float().mean())
 
 
@@ -180,7 +180,7 @@ def divergence(row: Row, first: Row) -> float:
 
 def line(row: Row, first: Row, tokens: Sequence[torch.Tensor]) -> str:
     """One line of the table, in Markdown."""
-    same = sum(row.captions[name] == said for name, said in first.captions.items())
+    same = sum(row.captions[name] == text for name, text in first.captions.items())
     figures = [
         f"{row.exact:.1f} %",
         f"{100 * same / len(first.captions):.1f} %",
@@ -200,9 +200,9 @@ class Dictated:
         self._step = 0
 
     def __call__(self, ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        wanted = self._tokens[:, self._step].to(scores.device)
+        expected = self._tokens[:, self._step].to(scores.device)
         self._step += 1
-        return torch.full_like(scores, -torch.inf).scatter(1, wanted[:, None], 0.0)
+        return torch.full_like(scores, -torch.inf).scatter(1, expected[:, None], 0.0)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

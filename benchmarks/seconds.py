@@ -42,9 +42,9 @@ def compare(config: CaptionConfig, machine: Machine) -> list[float]:
     stages = {stage["name"]: stage for stage in record["stages"]}
     made = stages["decode"]
     new = round(made["tokens"] / max(1, made["items"])) + 1
-    told = stage_seconds(job, rungs, found, machine, new)
+    message = stage_seconds(job, rungs, found, machine, new)
     ratios = []
-    for name, expected in told.items():
+    for name, expected in message.items():
         took = stages[name]["seconds"]
         if expected is None or not stages[name]["items"]:
             print(f"  {name:8s} told {expected}, took {duration(took)}")

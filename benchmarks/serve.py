@@ -122,8 +122,8 @@ def compared(given: argparse.Namespace, folder: Path) -> Iterator[Trial]:
                         before = cpu_seconds(pid)
                         answers = ask(load)
                         used = (cpu_seconds(pid) - before) / max(1, answers.answered)
-                        told = f"round {number + 1}: {size} {rate:.0f}/s, batches of {batch}"
-                        print(f"{told}: {answers.rate:.0f}/s", file=sys.stderr)
+                        message = f"round {number + 1}: {size} {rate:.0f}/s, batches of {batch}"
+                        print(f"{message}: {answers.rate:.0f}/s", file=sys.stderr)
                         yield Trial(size, rate, batch, answers, used, memory(pid))
 
 
@@ -160,20 +160,20 @@ def serving(folder: Path, batch: int, body: tuple[bytes, bytes]) -> Iterator[tup
 
 
 def _wait_up(process: "subprocess.Popen[bytes]", port: int, body: bytes, log: Path) -> None:
-    asked = urllib.request.Request(
+    request = urllib.request.Request(
         f"http://127.0.0.1:{port}{PATH}", body, {"Content-Type": "image/jpeg"}
     )
-    until, told = time.monotonic() + START_SECONDS_AT_MOST, ""
+    until, message = time.monotonic() + START_SECONDS_AT_MOST, ""
     while time.monotonic() < until and process.poll() is None:
         try:
-            with urllib.request.urlopen(asked, timeout=START_SECONDS_AT_MOST):
+            with urllib.request.urlopen(request, timeout=START_SECONDS_AT_MOST):
                 return
         except urllib.error.HTTPError as error:
-            told = error.read().decode(errors="replace")
+            message = error.read().decode(errors="replace")
         except OSError as error:
-            told = str(error)
+            message = str(error)
         time.sleep(0.2)
-    raise RuntimeError(f"no answer: {told}\n{log.read_text(errors='replace')[-3000:]}")
+    raise RuntimeError(f"no answer: {message}\n{log.read_text(errors='replace')[-3000:]}")
 
 
 def family(pid: int) -> list[int]:
@@ -210,7 +210,7 @@ def cpu_seconds(pid: int) -> float:
 def lines(trials: Sequence[Trial]) -> Iterator[str]:
     """Yield the table, in Markdown."""
     for what in dict.fromkeys(trial.what for trial in trials):
-        size, asked, batch = what
+        size, request, batch = what
         found = [trial for trial in trials if trial.what == what]
 
         def middle(values: Iterator[float], figures: int = 0) -> str:
@@ -225,14 +225,14 @@ def lines(trials: Sequence[Trial]) -> Iterator[str]:
             middle(trial.answers.statuses.get(status, 0) for trial in found)
             for status in (429, UNANSWERED)
         )
-        one = [trial.answers.rate for trial in trials if trial.what == (size, asked, 1)]
+        one = [trial.answers.rate for trial in trials if trial.what == (size, request, 1)]
         pairs = [a.answers.rate / b for a, b in zip(found, one, strict=True) if b]
-        times = f"{median(pairs):.1f}" if pairs and asked != LIGHT else ""
+        times = f"{median(pairs):.1f}" if pairs and request != LIGHT else ""
         answered = middle(trial.answers.rate for trial in found)
         used = middle((1000 * trial.cpu_seconds for trial in found), 1)
-        said = ("x".join(map(str, SIZES[size])), f"{asked:.0f}", batch, answered, times)
+        text = ("x".join(map(str, SIZES[size])), f"{request:.0f}", batch, answered, times)
         held = middle(trial.memory / MIB for trial in found)
-        yield cells([*said, *latency, refused, lost, used, held])
+        yield cells([*text, *latency, refused, lost, used, held])
 
 
 if __name__ == "__main__":

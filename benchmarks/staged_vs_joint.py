@@ -171,8 +171,10 @@ def compare(bench: Bench, larger: int, repeat: int) -> list[Line]:
 
 def table(bench: Bench, lines: list[Line]) -> list[str]:
     """Markdown: a row a line."""
-    told = "joint: batch, captions/s, MiB | staged: batches, captions/s, MiB | ratio | in CPU time"
-    rows = heads(f" | {told} | of {MANY} clips with start-up").splitlines()
+    message = (
+        "joint: batch, captions/s, MiB | staged: batches, captions/s, MiB | ratio | in CPU time"
+    )
+    rows = heads(f" | {message} | of {MANY} clips with start-up").splitlines()
     for line in lines:
         joint = bench.steps.get(("joint", line.joint), [])
         first = bench.steps.get(("encode", line.encode), [])

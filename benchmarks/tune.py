@@ -61,20 +61,20 @@ def learned(folder: Path, style: str, clips: int, held_out: int) -> Iterator[str
         for truth in write_clips(folder / name, count, seed):
             text = STYLES[style](truth.caption)
             (folder / name / truth.file).with_suffix(".txt").write_text(text)
-    ceiling = said(folder, "base", styled=style)
+    ceiling = captions_of(folder, "base", styled=style)
     yield f"| {style} | none: its own style, put into this one | | {ceiling:.0%} of {held_out} | |"
     for precision in LEAST:
         began = time.perf_counter()
         command = ["tune", str(folder / "train"), "--precision", precision]
         penstock(folder, *command, "--out", str(folder / precision), "--max-new-tokens", SHORT)
         seconds = time.perf_counter() - began
-        exact = said(folder, precision, "--language-precision", precision)
+        exact = captions_of(folder, precision, "--language-precision", precision)
         held = met(exact >= LEAST[precision] and seconds <= MOST_SECONDS)
         goal = f"≥ {LEAST[precision]:.0%} in ≤ {MOST_SECONDS:.0f} s: {held}"
         yield f"| {style} | {precision} | {seconds:.0f} | {exact:.0%} | {goal} |"
 
 
-def said(folder: Path, name: str, *more: str, styled: str = "") -> float:
+def captions_of(folder: Path, name: str, *more: str, styled: str = "") -> float:
     """Return the share of the clips held out that are captioned to the letter, by an adapter or by
     the demo itself, whose captions are then put into the style."""
     out = folder / f"captions-{name}"

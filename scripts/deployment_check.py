@@ -56,9 +56,9 @@ def check(stack: Stack, clips: Path) -> None:
 
 def asks_for_no_worker(stack: Stack) -> None:
     """The worker that starts does not tell people to start one. Raises CheckFailed."""
-    told = (stack.folder / "worker.log").read_text(encoding="utf-8")
-    if f"penstock: deployed {DEPLOYMENT}\n" not in told or "worker start" in told:
-        raise CheckFailed(f"the worker's first words are not what is promised\n{told}")
+    message = (stack.folder / "worker.log").read_text(encoding="utf-8")
+    if f"penstock: deployed {DEPLOYMENT}\n" not in message or "worker start" in message:
+        raise CheckFailed(f"the worker's first words are not what is promised\n{message}")
     stack.say("the worker told in a line each what it deployed")
 
 
@@ -76,12 +76,12 @@ def lets_nobody_in(stack: Stack) -> None:
 def keeps_the_secret(stack: Stack, secret: str) -> None:
     """It is in nothing that a run leaves. Raises CheckFailed."""
     shown = [path for path in stack.folder.rglob("*") if path.suffix in (".log", ".json", ".jsonl")]
-    told = [str(path) for path in shown if secret.encode() in path.read_bytes()]
+    messages = [str(path) for path in shown if secret.encode() in path.read_bytes()]
     for kind in ("logs", "artifacts", "flow_runs", "task_runs"):
         if secret in json.dumps(stack.ask("POST", f"/{kind}/filter", {})):
-            told.append(kind)
-    if told:
-        raise CheckFailed(f"the secret can be read in {', '.join(told)}")
+            messages.append(kind)
+    if messages:
+        raise CheckFailed(f"the secret can be read in {', '.join(messages)}")
     stack.say(f"the secret is in no log, parameter or artifact ({len(shown)} files looked at)")
 
 

@@ -104,11 +104,13 @@ class Faults:
         out, run = self._begin("cancel", stage, item)
         os.kill(self._child, signal.SIGSTOP)  # the command takes longer than the rest of the run
         self._stack.prefect("flow-run", "cancel", run)
-        asked = time.monotonic()
+        request = time.monotonic()
         with contextlib.suppress(ProcessLookupError):
             os.kill(self._child, signal.SIGCONT)
         wait_gone([self._child], CANCEL_SECONDS)
-        self._stack.say(f"  its stage was gone {time.monotonic() - asked:.1f} s after the command")
+        self._stack.say(
+            f"  its stage was gone {time.monotonic() - request:.1f} s after the command"
+        )
         self._stack.completed(run, "CANCELLED")
         self._free(out)
         again = self._submit(out)

@@ -152,13 +152,13 @@ def read(page: Path) -> Followed:
     """Parse every command of a page."""
     found = Followed()
     for shown in commands(page):
-        if told := wrong(shown):
-            found.wrong.append(f"{shown}\n    {told}")
+        if message := wrong(shown):
+            found.wrong.append(f"{shown}\n    {message}")
         if why := reason_not_run(shown):
             found.parsed.append((shown, why))
     for shown in inline(page):
-        if told := wrong_inline(shown):
-            found.wrong.append(f"{shown}\n    {told}")
+        if message := wrong_inline(shown):
+            found.wrong.append(f"{shown}\n    {message}")
         found.parsed.append((shown, "stands in a sentence"))
     return found
 
@@ -196,34 +196,34 @@ def follow(
                 stopped=is_stopped(one),
             )
         found.ran.append((one, outcome.seconds))
-        if told := judged(one, outcome):
-            found.wrong.append(f"{one}\n    {told}")
-        if told or verbose:
+        if message := judged(one, outcome):
+            found.wrong.append(f"{one}\n    {message}")
+        if message or verbose:
             print(f"$ {command}\n{outcome.text}", flush=True)
-        print(f"{'FAILED' if told else 'ok':6s} {outcome.seconds:5.1f} s  {one}", flush=True)
+        print(f"{'FAILED' if message else 'ok':6s} {outcome.seconds:5.1f} s  {one}", flush=True)
 
 
-def seen_before(wanted: list[Path]) -> set[Shown]:
+def seen_before(expected: list[Path]) -> set[Shown]:
     """Commands that an earlier page shows, too, where once is enough."""
-    shown = [one for page in wanted for one in commands(page) if one.text in ONCE]
+    shown = [one for page in expected for one in commands(page) if one.text in ONCE]
     return {one for at, one in enumerate(shown) if one.text in [early.text for early in shown[:at]]}
 
 
 def judged(shown: Shown, outcome: Outcome) -> str:
     """What is wrong with what a command did; empty where all is as the page says."""
-    told = faults(outcome.text, of_words=is_ours(shown))
+    message = faults(outcome.text, of_words=is_ours(shown))
     if outcome.code != expected_code(shown):
-        told.append(f"exit code {outcome.code}, the page says {expected_code(shown)}")
-    return "; ".join(told)
+        message.append(f"exit code {outcome.code}, the page says {expected_code(shown)}")
+    return "; ".join(message)
 
 
-def follow_all(wanted: list[Path], workers: int, verbose: bool) -> list[Followed]:
+def follow_all(expected: list[Path], workers: int, verbose: bool) -> list[Followed]:
     """Follow pages beside one another, each in a folder of its own, most with one store."""
     with tempfile.TemporaryDirectory(prefix="penstock-docs-") as name:
-        place, seen = Path(name).resolve(), seen_before(wanted)
+        place, seen = Path(name).resolve(), seen_before(expected)
         # The long ones first, so that nobody waits for one at the end. All are parsed before the
         # threads begin: parsing catches what the parser prints, for all of the process.
-        longest = sorted(wanted, key=lambda page: -sum(map(weight, commands(page))))
+        longest = sorted(expected, key=lambda page: -sum(map(weight, commands(page))))
         found = [read(page) for page in longest]
         with (
             warm_process(place, **environment(place, place / "store")) as extra,
@@ -243,8 +243,8 @@ def tell(found: list[Followed], seconds: float) -> None:
     print(f"{ran} commands run in {seconds:.0f} s, {reasons.total()} only parsed:")
     for why, count in reasons.most_common():
         print(f"  {count:4d}  {why}")
-    for told in (told for one in found for told in one.wrong):
-        print(f"WRONG: {told}", file=sys.stderr)
+    for message in (message for one in found for message in one.wrong):
+        print(f"WRONG: {message}", file=sys.stderr)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -254,13 +254,13 @@ def main(arguments: list[str] | None = None) -> int:
     given.add_argument("--page", action="append", metavar="PATH", help="only this one; repeatable")
     given.add_argument("--workers", type=int, default=2, metavar="N", help="pages at once [2]")
     given.add_argument("--verbose", action="store_true", help="show what every command writes")
-    asked = given.parse_args(arguments)
-    wanted = [ROOT / name for name in asked.page] if asked.page else pages()
+    request = given.parse_args(arguments)
+    expected = [ROOT / name for name in request.page] if request.page else pages()
     began = time.monotonic()
-    if asked.parse:
-        found = [read(page) for page in wanted]
+    if request.parse:
+        found = [read(page) for page in expected]
     else:
-        found = follow_all(wanted, asked.workers, asked.verbose)
+        found = follow_all(expected, request.workers, request.verbose)
     tell(found, time.monotonic() - began)
     return 1 if any(one.wrong for one in found) else 0
 

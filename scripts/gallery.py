@@ -132,7 +132,7 @@ def labels_part(place: Path, to: Path) -> str:
     out = place / "labels"
     given = ["--model", "demo", "--labels", str(texts), "--out", str(out)]
     penstock(place, "label", str(place / "pictures"), *given)
-    said = {row["media_path"]: row for row in rows(out / "labels.jsonl")}
+    text = {row["media_path"]: row for row in rows(out / "labels.jsonl")}
     made = f"pictures --kind several --count {PICTURES} --seed {SEED}"
     lines = [
         "## Labels of images\n",
@@ -143,7 +143,7 @@ def labels_part(place: Path, to: Path) -> str:
         "| image | labels | correct |\n|---|---|---|",
     ]
     for truth in truths[:SHOWN_PICTURES]:
-        labels = [one["label"] for one in said[truth.file]["labels"] if one["passed"]]
+        labels = [one["label"] for one in text[truth.file]["labels"] if one["passed"]]
         same = sorted(labels) == sorted(set(truth.labels))
         verdict = "yes" if same else f"no: {', '.join(truth.labels)}"
         shown = keep(place / "pictures" / truth.file, to)
@@ -177,9 +177,9 @@ def search_part(place: Path, to: Path) -> str:
 
 def names_found(place: Path, index: Path, text: str) -> list[str]:
     """The names of the first hits."""
-    asked = ["--index", str(index), "--top", str(FOUND), "--json"]
-    said = penstock(place, "search", text, *asked)
-    found = [json.loads(line) for line in said.splitlines()]
+    requests = ["--index", str(index), "--top", str(FOUND), "--json"]
+    texts = penstock(place, "search", text, *requests)
+    found = [json.loads(line) for line in texts.splitlines()]
     return [row["media_path"] for row in found if "media_path" in row]
 
 

@@ -101,11 +101,11 @@ def judged(name: str) -> dict[str, Any]:
 
 def line(row: dict[str, Any]) -> str:
     """A row of the table."""
-    said, _, why = row["result"].partition(": ")
+    words_of_it, _, why = row["result"].partition(": ")
     why = textwrap.shorten(why, NOTE, placeholder=" …")
     columns = [row.get(column, "") for column in ("image", "video", "batch 4", "mixed")]
     if not any(columns):
-        columns[0] = said
+        columns[0] = words_of_it
     towers = ", ".join(f"`{path}`" for path in row.get("towers", ()))
     texts = [row["name"], towers, row.get("graphs") or "", *columns, why]
     return cells(str(text).replace("|", "\\|") for text in texts)
@@ -156,9 +156,9 @@ def dual_line(whole: Any, short: Any) -> str:
     if whole.refused:
         return cells([*name, "refused", *[""] * 5, whole.refused])
     shares = [f"{100 * share:.0f} %" for share in whole.shares]
-    notes = [f"in bf16 {of}: the whole model {said}" for of, said in short.results.items()
-             if said.startswith("fails")]  # fmt: skip
-    kinds = {said.partition(":")[0] for said in short.results.values()}
-    each = ", ".join(f"{of} {said.partition(':')[0]}" for of, said in short.results.items())
+    notes = [f"in bf16 {of}: the whole model {text}" for of, text in short.results.items()
+             if text.startswith("fails")]  # fmt: skip
+    kinds = {text.partition(":")[0] for text in short.results.values()}
+    each = ", ".join(f"{of} {text.partition(':')[0]}" for of, text in short.results.items())
     in_short = "exact" if kinds == {"exact"} else each
     return cells([*name, *whole.results.values(), in_short, *shares, "; ".join(notes)])

@@ -39,11 +39,11 @@ def active_profile() -> dict[str, Any]:
     home = login_file().parent
     path = Path(os.environ.get("PREFECT_PROFILES_PATH") or home / "profiles.toml").expanduser()
     try:
-        told = tomllib.loads(path.read_text(encoding="utf-8"))
+        message = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    profiles = told.get("profiles", {})
-    name = os.environ.get("PREFECT_PROFILE") or told.get("active", "")
+    profiles = message.get("profiles", {})
+    name = os.environ.get("PREFECT_PROFILE") or message.get("active", "")
     found = profiles.get(name, {}) if isinstance(profiles, dict) else {}
     return found if isinstance(found, dict) else {}
 

@@ -13,12 +13,12 @@ from prefect.workers.base import BaseWorker
 from flows.deployments.crashed import close_crashed
 
 
-def without_held(worker: Any, asked: Sequence[Any]) -> list[Any]:
+def without_held(worker: Any, requests: Sequence[Any]) -> list[Any]:
     """What of the runs that are to be started has no slot of the worker's yet; the others are asked
     for again in a few seconds."""
     limiter = worker._limiter
     held = limiter.statistics().borrowers if limiter else ()
-    return [entry for entry in asked if entry.flow_run.id not in held]
+    return [entry for entry in requests if entry.flow_run.id not in held]
 
 
 async def is_retried(client: Any, run: Any) -> bool:

@@ -96,8 +96,8 @@ class Stack:
         known = {run["id"] for run in self.flow_runs(flow)}
         if not self.submit(deployment, config):
             raise CheckFailed(f"{deployment} does not take {config}")
-        asked = [run for run in self.flow_runs(flow) if not run["auto_scheduled"]]
-        (new,) = [run["id"] for run in asked if run["id"] not in known]
+        requests = [run for run in self.flow_runs(flow) if not run["auto_scheduled"]]
+        (new,) = [run["id"] for run in requests if run["id"] not in known]
         run = self.completed(new)
         self.say(f"{deployment}: {described(run)} in {time.monotonic() - before:.0f} s")
         return run
@@ -113,12 +113,12 @@ class Stack:
         raise CheckFailed(f"{described(run)} after {seconds:.0f} s\n{self.log_end('worker')}")
 
     def completed(
-        self, run_id: str, wanted: str = "COMPLETED", seconds: float = RUN_SECONDS
+        self, run_id: str, expected: str = "COMPLETED", seconds: float = RUN_SECONDS
     ) -> dict[str, Any]:
         """The flow run once it is over; it must be in that state."""
         run = self.ended(run_id, seconds)
-        if run["state"]["type"] != wanted:
-            raise CheckFailed(f"{described(run)}, not {wanted}\n{self.log_end('worker')}")
+        if run["state"]["type"] != expected:
+            raise CheckFailed(f"{described(run)}, not {expected}\n{self.log_end('worker')}")
         return run
 
     def create_run(self, deployment: str, parameters: Mapping[str, Any], **more: Any) -> str:
@@ -130,9 +130,9 @@ class Stack:
 
     def flow_runs(self, flow: str | None = None) -> list[dict[str, Any]]:
         """Runs of a flow, or all, in the order that they were started in."""
-        wanted = {"flows": {"name": {"any_": [flow]}}} if flow else {}
+        expected = {"flows": {"name": {"any_": [flow]}}} if flow else {}
         runs: list[dict[str, Any]] = self.ask(
-            "POST", "/flow_runs/filter", {**wanted, "sort": "START_TIME_ASC"}
+            "POST", "/flow_runs/filter", {**expected, "sort": "START_TIME_ASC"}
         )
         return runs
 

@@ -86,20 +86,20 @@ def crash_automation(beat_seconds: int) -> AutomationCore:
     )
 
 
-def put_automation(client: SyncPrefectClient, wanted: AutomationCore) -> str:
+def put_automation(client: SyncPrefectClient, expected: AutomationCore) -> str:
     """Create it, or bring the one of that name up to date; returns what was done. One that is as
     wanted is left alone: an update makes the server forget the runs that it is watching."""
-    found = client.read_automations_by_name(wanted.name)
+    found = client.read_automations_by_name(expected.name)
     if not found:
-        client.create_automation(wanted)
+        client.create_automation(expected)
         return "made"
     there = found[0]
-    same = AutomationCore.model_validate(there.model_dump()) == wanted.model_copy(
+    same = AutomationCore.model_validate(there.model_dump()) == expected.model_copy(
         update={"enabled": there.enabled}
     )
     if same:
         return "is there"
-    client.update_automation(there.id, wanted.model_copy(update={"enabled": there.enabled}))
+    client.update_automation(there.id, expected.model_copy(update={"enabled": there.enabled}))
     return "brought up to date"
 
 
@@ -157,11 +157,11 @@ def deploy() -> int:
         errors="replace",
         check=False,
     )
-    print(told(done.stdout, failed=bool(done.returncode)), flush=True)
+    print(message_of(done.stdout, failed=bool(done.returncode)), flush=True)
     return done.returncode
 
 
-def told(output: str, *, failed: bool) -> str:
+def message_of(output: str, *, failed: bool) -> str:
     """Return what people read of Prefect's output: all of it where something is not deployed."""
     names = DEPLOYED.findall(output)
     if failed or not names:
@@ -173,13 +173,13 @@ def main() -> int:
     url = PREFECT_API_URL.value()
     if not url:
         raise SystemExit("penstock: PREFECT_API_URL is not set. Call scripts/worker, which sets it")
-    wanted = crash_automation(int(os.environ.get(BEAT) or BEAT_SECONDS))
+    expected = crash_automation(int(os.environ.get(BEAT) or BEAT_SECONDS))
     try:
         with get_client(sync_client=True) as client:
             for pool in POOLS:
                 print(f"penstock: the work pool {pool} {put_pool(client, pool)}")
             print(
-                f"penstock: the heartbeat automation {put_automation(client, wanted)}", flush=True
+                f"penstock: the heartbeat automation {put_automation(client, expected)}", flush=True
             )
             paused = paused_deployments(client)
             code = deploy()

@@ -27,7 +27,7 @@ class Told(Exception):
     """Somebody wants the worker to end."""
 
 
-def told(number: int, frame: FrameType | None) -> NoReturn:
+def message_of(number: int, frame: FrameType | None) -> NoReturn:
     raise Told
 
 
@@ -36,7 +36,7 @@ def run(command: list[str]) -> int:
     for number in ENDING:
         # Under nohup a hangup is none.
         if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
-            signal.signal(number, told)
+            signal.signal(number, message_of)
     # A session of its own: Ctrl-C in the terminal is for this process alone.
     worker = subprocess.Popen(command, start_new_session=True, preexec_fn=die_with_parent)
     try:

@@ -101,9 +101,9 @@ def test_any_deeds_give_what_a_plain_list_of_them_gives(tmp_path: Path) -> None:
             end += [start.pop()] if start else []
         every.append(made)
     run_with(tmp_path, *every)
-    wanted = {c["of"]: c["caption"] for each in done for c in each["changes"]}
+    expected = {c["of"]: c["caption"] for each in done for c in each["changes"]}
     found = read_edits(tmp_path)
-    assert {key: edit.caption for key, edit in found.now.items()} == wanted
+    assert {key: edit.caption for key, edit in found.now.items()} == expected
     assert [each["id"] for each in found.done] == [each["id"] for each in done]
 
 

@@ -130,8 +130,8 @@ LIST = {"type": "string", "maxLength": 100, "pattern": "^([a-z]+,? ?)+$"}
 
 
 def schema(**properties: object) -> str:
-    told = {"type": "object", "properties": properties, "required": [*properties]}
-    return json.dumps(told)
+    messages = {"type": "object", "properties": properties, "required": [*properties]}
+    return json.dumps(messages)
 
 
 @pytest.mark.parametrize(
@@ -198,7 +198,7 @@ def test_every_letter_of_a_text_is_matched_as_it_is() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("no https://user:pa55@host/a.mp4", "no https://…@host/a.mp4"),
         ("postgresql+asyncpg://me:pa55@db/x", "postgresql+asyncpg://…@db/x"),
@@ -209,14 +209,14 @@ def test_every_letter_of_a_text_is_matched_as_it_is() -> None:
         ("https://host/a@b.mp4", "https://host/a@b.mp4"),
     ],
 )
-def test_what_lets_readers_in_elsewhere_is_left_out(text: str, told: str) -> None:
-    assert redacted(text) == told
-    assert str(UsageError(text, hint=text)) == f"{told}. {told}"
+def test_what_lets_readers_in_elsewhere_is_left_out(text: str, message: str) -> None:
+    assert redacted(text) == message
+    assert str(UsageError(text, hint=text)) == f"{message}. {message}"
 
 
 @pytest.mark.parametrize("end", [".", "?", "!"])
 def test_a_message_that_ends_a_sentence_gets_no_second_full_stop(end: str) -> None:
     assert str(UsageError(f"no such role{end}", hint="Mend it")) == f"no such role{end} Mend it"
     assert failed_line("a.mp4", f"no{end}", "Mend it") == f"failed: a.mp4: no{end} Mend it"
-    told = bad_request(f"no{end}", "Mend it").to_json(OPENAI[0])["error"]
-    assert told["message"] == f"no{end} Mend it"
+    message = bad_request(f"no{end}", "Mend it").to_json(OPENAI[0])["error"]
+    assert message["message"] == f"no{end} Mend it"

@@ -275,9 +275,9 @@ def test_rows_of_files_on_a_disk_that_is_away_stay(
     gone = GoneFiles()
     positions = rows_gone(open_snapshot(tmp_path / "index"), gone)
     assert [Path(places[at]).name for at in positions] == ["deleted.png"]
-    said = "\n".join(gone.notes())
-    assert os.strerror(code) in said and str(tmp_path / "unmounted") in said
-    assert said.count("1 file of") == 3, "there.png is no folder any more, either"
+    text = "\n".join(gone.notes())
+    assert os.strerror(code) in text and str(tmp_path / "unmounted") in text
+    assert text.count("1 file of") == 3, "there.png is no folder any more, either"
 
 
 def test_rows_of_an_empty_folder_stay(tmp_path: Path) -> None:
@@ -370,9 +370,9 @@ def test_stats_tell_what_is_there(tmp_path: Path) -> None:
     with writing.writing(tmp_path) as writer:
         writer.remove(np.array([1]))
         measure(writer)
-    told = stats_of(tmp_path)
-    assert told["rows"] == 29 and told["removed"] == 1 and told["shards"] == 1
-    assert told["measured"]["pictures"]["candidates"] == 0  # so few are scanned exactly
+    message = stats_of(tmp_path)
+    assert message["rows"] == 29 and message["removed"] == 1 and message["shards"] == 1
+    assert message["measured"]["pictures"]["candidates"] == 0  # so few are scanned exactly
     assert json.loads((tmp_path / "index.json").read_text())["format"] == manifest.FORMAT
 
 
@@ -443,8 +443,8 @@ def test_a_killed_writer_loses_nothing_and_a_rerun_ends_as_an_undisturbed_one(
         shutil.copytree(index, whole)
     with writing.writing(whole, MAKER) as writer:
         change(writer)
-    wanted = paths(whole)
-    assert len(set(wanted)) == len(wanted)
+    expected = paths(whole)
+    assert len(set(expected)) == len(expected)
     for moment in range(1, 1000, step):
         killed = index.parent / f"killed-{moment}"
         if change is not fill:
@@ -453,10 +453,10 @@ def test_a_killed_writer_loses_nothing_and_a_rerun_ends_as_an_undisturbed_one(
             break
         if change is not fill:
             seen = paths(killed)  # a reader in between
-            assert seen in (before, wanted) or (change is add and seen == wanted[: len(seen)])
+            assert seen in (before, expected) or (change is add and seen == expected[: len(seen)])
         with writing.writing(killed, MAKER) as writer:
             change(writer)
-        assert paths(killed) == wanted
+        assert paths(killed) == expected
         assert list(verify_index(killed)) == []
         named = {file.name for file in read_manifest(killed).files()} | {"index.json", ".writer"}
         assert {path.name for path in killed.iterdir()} == named

@@ -50,13 +50,13 @@ def filled(folder: Path, given: list[IndexRow], vectors: Vectors, *gone: int) ->
     return searcher(folder)
 
 
-def found_in_short(asked: Searcher, sort: str, signal: float, shift: int) -> float:
+def found_in_short(request: Searcher, sort: str, signal: float, shift: int) -> float:
     """The share of the ten nearest that the short way finds."""
     found = []
     for vector in of_clusters(50, 9, signal, shift):
         query = Query(vector=vector, sort=sort)  # type: ignore[arg-type]
-        exact = asked.find(query, 10, EXACT)
-        found.append(np.isin(exact.positions, asked.find(query, 10).positions).mean())
+        exact = request.find(query, 10, EXACT)
+        found.append(np.isin(exact.positions, request.find(query, 10).positions).mean())
     return float(np.mean(found))
 
 
@@ -74,8 +74,8 @@ def test_the_bits_that_differ_are_counted(monkeypatch: pytest.MonkeyPatch) -> No
         signs = np.random.default_rng(width).standard_normal((50, width)).astype(np.float32)
         bits = bits_of(signs)
         found = [d.copy() for _, d in differences(bits, bits[:, 7])]
-        wanted = ((signs > 0) != (signs[7] > 0)).sum(axis=1)
-        assert np.array_equal(np.concatenate(found), wanted)
+        expected = ((signs > 0) != (signs[7] > 0)).sum(axis=1)
+        assert np.array_equal(np.concatenate(found), expected)
 
 
 def test_the_smallest_are_kept_in_a_stable_order() -> None:
@@ -85,8 +85,8 @@ def test_the_smallest_are_kept_in_a_stable_order() -> None:
     for start in range(0, 5000, 64):
         nearest.offer(start, values[start : start + 64], kept[start : start + 64])
     at = np.flatnonzero(kept)
-    wanted = at[np.argsort(values[at], kind="stable")[:30]]
-    assert nearest.best()[0].tolist() == wanted.tolist()
+    expected = at[np.argsort(values[at], kind="stable")[:30]]
+    assert nearest.best()[0].tolist() == expected.tolist()
     assert len(Nearest(3).best()[0]) == 0
 
 
@@ -94,10 +94,10 @@ def test_the_short_way_is_taken_where_it_finds_enough(index: Path, short: None) 
     with writing(index) as writer:
         note_texts(writer, of_clusters(60, 3, 0.4, 1))
         assert is_due(measure(writer)) is False
-    asked = searcher(index)
-    assert asked.method("pictures").candidates == asked.method("texts").candidates == 400
+    request = searcher(index)
+    assert request.method("pictures").candidates == request.method("texts").candidates == 400
     for sort, shift in (("pictures", 0), ("texts", 1)):
-        assert found_in_short(asked, sort, 0.4, shift) >= 0.98
+        assert found_in_short(request, sort, 0.4, shift) >= 0.98
 
 
 @pytest.mark.parametrize(("signal", "better"), [(0.4, "texts"), (0.1, "pictures")])
@@ -127,10 +127,10 @@ def test_texts_are_looked_for_exactly_until_some_were_seen(tmp_path: Path, short
     with writing(tmp_path, MAKER) as writer:
         writer.add([(rows(MANY), of_clusters(MANY, 1, 1.0, 0))])
         measure(writer)
-    asked = searcher(tmp_path)
-    assert asked.method("pictures").candidates == 400 and asked.method("texts") == EXACT
+    request = searcher(tmp_path)
+    assert request.method("pictures").candidates == 400 and request.method("texts") == EXACT
     text = of_clusters(1, 9, 0.4, 1)[0]
-    assert len(asked.find(Query(vector=text, sort="texts"), 10).positions) == 10
+    assert len(request.find(Query(vector=text, sort="texts"), 10).positions) == 10
 
 
 def test_an_index_is_measured_again_when_it_has_doubled(tmp_path: Path) -> None:
@@ -145,10 +145,10 @@ def test_an_index_is_measured_again_when_it_has_doubled(tmp_path: Path) -> None:
 def test_copies_are_one_hit_and_equal_scores_stand_as_they_were_added(tmp_path: Path) -> None:
     vectors = np.repeat(drawn(3), 4, axis=0)
     given = [row(n // 4 if n < 8 else n, path=f"/{n}.jpg") for n in range(12)]
-    asked = filled(tmp_path, given, vectors, 0)
-    found = asked.find(Query(vector=vectors[11]), 5)
+    request = filled(tmp_path, given, vectors, 0)
+    found = request.find(Query(vector=vectors[11]), 5)
     assert found.positions[:4].tolist() == [8, 9, 10, 11]  # equal, but not of one content
-    found = asked.find(Query(vector=vectors[0]), 12)
+    found = request.find(Query(vector=vectors[0]), 12)
     assert sorted(found.positions) == [1, 4, 8, 9, 10, 11]
 
 
@@ -156,11 +156,11 @@ def test_a_picture_is_one_hit_by_its_nearest_part(tmp_path: Path) -> None:
     parts = [(0.0, 0.0, 9.0, 9.0), (9.0, 0.0, 18.0, 9.0)]
     given = [row(n, box=box, level=2) for n in range(3) for box in parts]
     vectors = drawn(6)
-    asked, query = filled(tmp_path, given, vectors), Query(vector=vectors[3])
-    found = asked.find(query, 5)
+    request, query = filled(tmp_path, given, vectors), Query(vector=vectors[3])
+    found = request.find(query, 5)
     assert found.positions[0] == 3 and len(found.positions) == 3
     assert sorted(position // 2 for position in found.positions) == [0, 1, 2]
-    assert len(asked.find(query, 5, parts=True).positions) == 5
+    assert len(request.find(query, 5, parts=True).positions) == 5
 
 
 def test_what_is_nearer_to_something_else_is_left_out(tmp_path: Path) -> None:
@@ -171,15 +171,15 @@ def test_what_is_nearer_to_something_else_is_left_out(tmp_path: Path) -> None:
 
 
 def test_more_is_looked_at_when_conditions_leave_too_little(index: Path, short: None) -> None:
-    asked = searcher(index)
+    request = searcher(index)
     vector = of_clusters(1, 9, 1.0, 0)[0]
     kept = np.zeros(MANY, np.bool_)
-    kept[asked.find(Query(vector=vector), MANY, EXACT).positions[-20:]] = True
-    assert len(asked.find(Query(vector=vector, kept=kept), 10, FEW).positions) == 10
-    against = asked.find(Query(vector=vector), 1, EXACT).positions
-    without = (asked.snapshot.vectors(against)[0],)
-    short_way = asked.find(Query(vector=vector, without=without), 10, FEW)
-    exact = asked.find(Query(vector=vector, without=without), 10, EXACT)
+    kept[request.find(Query(vector=vector), MANY, EXACT).positions[-20:]] = True
+    assert len(request.find(Query(vector=vector, kept=kept), 10, FEW).positions) == 10
+    against = request.find(Query(vector=vector), 1, EXACT).positions
+    without = (request.snapshot.vectors(against)[0],)
+    short_way = request.find(Query(vector=vector, without=without), 10, FEW)
+    exact = request.find(Query(vector=vector, without=without), 10, EXACT)
     assert len(short_way.positions) == len(exact.positions)
 
 
@@ -194,7 +194,7 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> Searcher:
 
 
 @pytest.mark.parametrize(
-    ("text", "wanted"),
+    ("text", "expected"),
     [
         ("path like '%.mp4' and time < 60", [1]),
         ("path = 'x' OR time >= 12.5", [1, 2]),
@@ -210,9 +210,9 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> Searcher:
         ("level=0 or level=2 and time<1", [0, 1]),
     ],
 )
-def test_a_condition_chooses_rows(text: str, wanted: list[int], mixed: Searcher) -> None:
+def test_a_condition_chooses_rows(text: str, expected: list[int], mixed: Searcher) -> None:
     kept = matching(mixed.snapshot, Condition(text))
-    assert np.flatnonzero(kept).tolist() == wanted
+    assert np.flatnonzero(kept).tolist() == expected
 
 
 @pytest.mark.parametrize(
@@ -239,12 +239,12 @@ def test_frames_that_stay_near_are_one_moment(tmp_path: Path) -> None:
         writer.add([(given[::-1], video[::-1])])  # in whatever order they came
         writer.add([([row(99)], np.stack([away + 0.9 * near]))])
         measure(writer)
-    asked = searcher(tmp_path)
-    made = [(m.row.media_path, m.start, m.end) for m in moments(asked, Query(vector=near), 3)]
+    request = searcher(tmp_path)
+    made = [(m.row.media_path, m.start, m.end) for m in moments(request, Query(vector=near), 3)]
     assert made == [("7.jpg", 3.5, 4.0), ("3.jpg", 1.0, 2.5), ("99.jpg", None, None)]
-    by_frame = single(asked, asked.find(Query(vector=near), 3))
+    by_frame = single(request, request.find(Query(vector=near), 3))
     assert [m.row.time for m in by_frame] == [3.5, 1.5, None]
-    assert len(moments(asked, Query(vector=near), 50)) < 11
+    assert len(moments(request, Query(vector=near), 50)) < 11
 
 
 def test_a_vector_that_is_not_made_of_numbers_is_reported(tmp_path: Path) -> None:

@@ -130,41 +130,41 @@ def test_a_folder_that_is_new_or_empty_is_taken_and_a_file_is_not(tmp_path: Path
 
 @pytest.mark.parametrize("name", ["README.md", "onnx"])
 def test_a_checkpoint_is_never_put_over_what_lies_in_its_place(tmp_path: Path, name: str) -> None:
-    asked = ExportRequest(kind="nf4", folder=tmp_path, accept=True)
-    (asked.work / "onnx").mkdir(parents=True)
-    (asked.work / "README.md").write_text("the checkpoint's")
-    (asked.work / PARITY).write_text('{"passed": true, "missed": [], "recipe": {}}')
+    request = ExportRequest(kind="nf4", folder=tmp_path, accept=True)
+    (request.work / "onnx").mkdir(parents=True)
+    (request.work / "README.md").write_text("the checkpoint's")
+    (request.work / PARITY).write_text('{"passed": true, "missed": [], "recipe": {}}')
     mine = tmp_path / name / "mine.txt" if name == "onnx" else tmp_path / name
     mine.parent.mkdir(exist_ok=True)
     mine.write_text("mine")
     with pytest.raises(UsageError, match="exists, and is not"):
-        move_into_place(asked)
-    assert mine.read_text() == "mine" and (asked.work / PARITY).exists()
+        move_into_place(request)
+    assert mine.read_text() == "mine" and (request.work / PARITY).exists()
 
 
 def test_a_broken_move_goes_on_over_its_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = ExportRequest(kind="nf4", folder=tmp_path, accept=True)
+    request = ExportRequest(kind="nf4", folder=tmp_path, accept=True)
 
     def write() -> None:
-        asked.work.mkdir(exist_ok=True)
+        request.work.mkdir(exist_ok=True)
         for name in ("config.json", "model.safetensors"):
-            (asked.work / name).write_text("{}")
-        (asked.work / PARITY).write_text('{"passed": true, "missed": [], "recipe": {}}')
+            (request.work / name).write_text("{}")
+        (request.work / PARITY).write_text('{"passed": true, "missed": [], "recipe": {}}')
 
     write()
     moved = replace_file
 
     def broken(path: Path, to: Path) -> None:
-        if path.parent == asked.work and path.name == "config.json":
+        if path.parent == request.work and path.name == "config.json":
             raise KeyboardInterrupt
         moved(path, to)
 
     with monkeypatch.context() as patched:
         patched.setattr(export_result, "replace_file", broken)
         with pytest.raises(KeyboardInterrupt):
-            move_into_place(asked)
+            move_into_place(request)
     write()
-    assert move_into_place(asked).accepted
-    assert (tmp_path / "config.json").is_file() and not asked.work.exists()
+    assert move_into_place(request).accepted
+    assert (tmp_path / "config.json").is_file() and not request.work.exists()

@@ -216,15 +216,15 @@ def union(store: FolderStore) -> RecordUnion:
 
 @pytest.fixture
 def requests(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    asked: list[str] = []
+    request: list[str] = []
     get = FolderStore.get
 
     def counted(self: FolderStore, name: str, offset: int = 0, length: int | None = None) -> bytes:
-        asked.append(name)
+        request.append(name)
         return get(self, name, offset, length)
 
     monkeypatch.setattr(FolderStore, "get", counted)
-    yield asked
+    yield request
 
 
 def made(key: str) -> Record:
@@ -232,8 +232,8 @@ def made(key: str) -> Record:
 
 
 def test_several_are_read_by_one_request_a_run(union: RecordUnion, requests: list[str]) -> None:
-    wanted = [KEYS[9], KEYS[0], KEYS[5], KEYS[1], KEYS[2], KEYS[4], KEYS[0]]
-    assert union.read_several(wanted) == [made(key) for key in wanted]
+    expected = [KEYS[9], KEYS[0], KEYS[5], KEYS[1], KEYS[2], KEYS[4], KEYS[0]]
+    assert union.read_several(expected) == [made(key) for key in expected]
     assert len(requests) == 3  # 0 to 2, 4 and 5, 9
     assert union.read_several([]) == []
     with pytest.raises(KeyError):

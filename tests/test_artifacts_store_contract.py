@@ -242,10 +242,10 @@ def test_the_longest_unused_goes_after_rubbish_and_before_what_is_held(store: St
     stale.write_bytes(b"half")
     os.utime(stale, (0, 0))
     with leased(store, [NAMESPACE], Path("out")):
-        told = collect(store, 0, dry_run=True)
-        assert dict(told.packs) == {"rubbish": 2, "features": 2}
+        message = collect(store, 0, dry_run=True)
+        assert dict(message.packs) == {"rubbish": 2, "features": 2}
         assert len(list(store.list("features"))) == 3 and stale.exists()
-        done = collect(store, told.before - 15_000, dry_run=False)
+        done = collect(store, message.before - 15_000, dry_run=False)
         assert dict(done.packs) == {"rubbish": 2, "features": 1}
     assert not stale.exists() and not list(store.list("quarantine"))
     assert {leased.namespace for leased in holdings(store)} == {NAMESPACE, "ef" * 32}
@@ -257,12 +257,14 @@ def test_the_longest_unused_goes_after_rubbish_and_before_what_is_held(store: St
 def test_a_run_captions_the_demo_and_the_next_finds_all(store: Store, tmp_path: Path) -> None:
     write_clips(tmp_path / "clips", 1, seed=1)
     place = Place(clips=tmp_path / "clips", out=tmp_path / "out", store=tmp_path / "ignored")
-    asked: dict[str, Any] = {"store": store.url, "chunk": 2.0, "max_new_tokens": 4}
+    requests: dict[str, Any] = {"store": store.url, "chunk": 2.0, "max_new_tokens": 4}
 
     def run(**options: Any) -> Ran:
-        return run_inside(place, format=("txt",), **asked, **options)
+        return run_inside(place, format=("txt",), **requests, **options)
 
-    config = CaptionConfig(sources=(str(place.clips),), model="demo", out=str(place.out), **asked)
+    config = CaptionConfig(
+        sources=(str(place.clips),), model="demo", out=str(place.out), **requests
+    )
     before = prepare(config, InsideLauncher())
     assert {before.ledger.frames_to_cut(medium) for medium in before.media} == {None}
     first = run()

@@ -94,9 +94,9 @@ def test_who_may_not_is_told_at_once_and_in_one_line(store: Store, way: Between)
     way.answers, way.spoil = (403,), 1.0
     with pytest.raises(EnvironmentFault) as caught:
         store.check_writable()
-    told = str(caught.value)
-    assert store.url in told and "\n" not in told
-    assert "403 Forbidden" in told and "127.0.0.1" not in told and "secret" not in told
+    message = str(caught.value)
+    assert store.url in message and "\n" not in message
+    assert "403 Forbidden" in message and "127.0.0.1" not in message and "secret" not in message
     assert way.total == 1
 
 

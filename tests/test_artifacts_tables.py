@@ -184,12 +184,12 @@ def test_a_vtt_parser_reads_every_cue(tmp_path: Path) -> None:
     *cues, image = webvtt.read(
         str(write(tmp_path, "vtt", [*rows, caption("a photo", 0.0, 0.0)]))
     ).captions
-    said = [(row, text) for row, text in zip(rows, ONE_LINE, strict=True) if text]
+    texts = [(row, text) for row, text in zip(rows, ONE_LINE, strict=True) if text]
     escapes = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
     # This parser hands out the text of a cue as it is written.
-    written = ["".join(escapes.get(c, c) for c in text) for _, text in said]
+    written = ["".join(escapes.get(c, c) for c in text) for _, text in texts]
     assert [cue.raw_text for cue in cues] == written
-    assert [cue.start_in_seconds for cue in cues] == [int(row.start) for row, _ in said]
+    assert [cue.start_in_seconds for cue in cues] == [int(row.start) for row, _ in texts]
     assert (image.start, image.end, image.text) == ("00:00:00.000", "00:00:00.001", "a photo")
 
 
@@ -240,8 +240,8 @@ def test_a_browser_shows_every_cue_as_it_was_said(tmp_path: Path) -> None:
     cues = json.loads(html.unescape(found[1]))
     texts = [" ".join(text.split()) for text in (*HARD, "a picture")]
     assert [text for _, _, text in cues] == [text for text in texts if text]
-    said = [row for row, text in zip(rows, texts, strict=True) if text]
-    assert [start for start, _, _ in cues] == [round(row.start, 3) for row in said]
+    line = [row for row, text in zip(rows, texts, strict=True) if text]
+    assert [start for start, _, _ in cues] == [round(row.start, 3) for row in line]
     assert cues[-1][:2] == [60.0, 60.001]
     assert all(start < end for start, end, _ in cues)
 
@@ -258,8 +258,8 @@ def no_file_above(size: int) -> Iterator[None]:
 
 
 def test_a_file_that_fails_says_so_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    said: list[str] = []
-    monkeypatch.setattr(sys, "unraisablehook", lambda found: said.append(repr(found)))
+    line: list[str] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda found: line.append(repr(found)))
     rng = random.Random(0)
     texts = [rng.randbytes(500).hex() for _ in range(100)]
     captions = [{"caption": text} for text in texts]
@@ -271,6 +271,6 @@ def test_a_file_that_fails_says_so_once(tmp_path: Path, monkeypatch: pytest.Monk
         with pytest.raises(EnvironmentFault):
             writer.add([(given, drawn(len(given)))])
     gc.collect()
-    assert said == []
+    assert line == []
     write_parquet(tmp_path / "t.parquet", captions, schema)
     assert pq.read_table(tmp_path / "t.parquet").column("caption").to_pylist() == texts

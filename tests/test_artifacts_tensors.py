@@ -130,8 +130,8 @@ def test_tensors_that_share_or_skip_memory_are_written_apart(tmp_path: Path) -> 
     base = torch.randn(4, 6)
     tree = [base, base.T, base[:, ::2], base[1:], torch.zeros(()).expand(3, 2)]
     write_tree(tmp_path / "tree", tree)
-    for found, wanted in zip(read_tree(tmp_path / "tree"), tree, strict=True):
-        assert torch.equal(found, wanted)
+    for found, expected in zip(read_tree(tmp_path / "tree"), tree, strict=True):
+        assert torch.equal(found, expected)
 
 
 def test_any_reader_finds_the_tensors_under_names(tmp_path: Path) -> None:

@@ -21,8 +21,8 @@ def test_rounds_are_held_against_the_same_round_of_the_first_way() -> None:
 def test_a_tiny_tower_is_computed_in_every_way(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    asked = ["--quick", "--device", "cpu", "--shapes", "b32", "--rounds", "3", "--batch", "4"]
-    graphs.main([*asked, "--folder", str(tmp_path)])
+    requests = ["--quick", "--device", "cpu", "--shapes", "b32", "--rounds", "3", "--batch", "4"]
+    graphs.main([*requests, "--folder", str(tmp_path)])
     lines = capsys.readouterr().out.splitlines()
     table = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if "|" in line]
     heads, _, *rows = table

@@ -47,7 +47,7 @@ def test_a_model_is_written_in_files_of_one_half_each_and_whole(
 def test_it_runs_on_a_tiny_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     few = ["--device", "cpu", "--shape", "tiny", "--clips", "8", "--folder", str(tmp_path)]
     code = memory.main([*few, "--skip", "nf4"])
-    told = capsys.readouterr().out
-    assert code == 0, told
-    assert "| NO |" not in told
-    assert told.count("| yes |") == 9
+    printed = capsys.readouterr().out
+    assert code == 0, printed
+    assert "| NO |" not in printed
+    assert printed.count("| yes |") == 9

@@ -13,8 +13,8 @@ def test_it_compares_both_ways(
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["search.py", "--rows", "2000", "--queries", "2"])
     search.main()
-    said = capfd.readouterr().out
-    assert re.findall(r"^2,000 rows of 768", said, re.MULTILINE)
-    assert len(re.findall(r"ratio +[\d.]+ +recall@10 1.0000", said)) == 2
-    assert len(re.findall(r"^exactly, .* ms CPU$", said, re.MULTILINE)) == 2
-    assert "1000 rows added" in said
+    printed = capfd.readouterr().out
+    assert re.findall(r"^2,000 rows of 768", printed, re.MULTILINE)
+    assert len(re.findall(r"ratio +[\d.]+ +recall@10 1.0000", printed)) == 2
+    assert len(re.findall(r"^exactly, .* ms CPU$", printed, re.MULTILINE)) == 2
+    assert "1000 rows added" in printed

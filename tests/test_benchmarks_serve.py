@@ -76,10 +76,10 @@ def test_every_request_is_counted_with_what_it_got(stub: Stub) -> None:
         warm=0,
     )
     answers = ask(load)
-    asked = sum(answers.statuses.values())
-    assert 60 < asked < 150  # the seed is fixed, and about 100 are expected
+    request = sum(answers.statuses.values())
+    assert 60 < request < 150  # the seed is fixed, and about 100 are expected
     assert stub.asked == len(stub.bodies)
-    left = asked - stub.asked  # those for which a connection was being opened at the end
+    left = request - stub.asked  # those for which a connection was being opened at the end
     assert 0 <= left < 5
     assert answers.statuses[429] == answers.answered - answers.statuses[200]
     assert answers.statuses[UNANSWERED] == stub.asked // 10 + left

@@ -158,8 +158,8 @@ def test_text_outside_the_grammar_fails_to_parse(text: str) -> None:
 
 
 def test_score_is_told_attribute_by_attribute() -> None:
-    said = CLIP.replace("circle", "square").replace("left", "right").replace("dark", "light")
-    hits = score(said, CLIP)
+    text = CLIP.replace("circle", "square").replace("left", "right").replace("dark", "light")
+    hits = score(text, CLIP)
     assert hits["exact"] == [False]
     assert hits["size"] == [True, True]
     assert hits["shape"] == [False, True]

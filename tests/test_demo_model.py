@@ -69,7 +69,7 @@ def test_the_batched_path_equals_the_stock_path(still: bool, seed: int) -> None:
     clips, times, height, width, _ = frames.shape
     kind = "image" if still else "video"
     content: Any = [{"type": kind}, {"type": "text", "text": "Describe this."}]
-    asked = processor.apply_chat_template(
+    request = processor.apply_chat_template(
         [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
     )
     seconds = (batch.seconds_per_patch or [0.0, 0.0])[:2]
@@ -84,7 +84,7 @@ def test_the_batched_path_equals_the_stock_path(still: bool, seed: int) -> None:
                 for one in seconds
             ],
         }
-    inputs = processor(text=[asked] * clips, return_tensors="pt", **seen)
+    inputs = processor(text=[request] * clips, return_tensors="pt", **seen)
     pixels = inputs["pixel_values" if still else "pixel_values_videos"]
     ids = inputs["input_ids"]
     with torch.no_grad():
@@ -117,8 +117,8 @@ def test_worn_answers_keep_their_length_and_swap_colours() -> None:
 def test_training_leaves_a_checkpoint_the_auto_classes_load(tmp_path: Path) -> None:
     shape = Shape(vision_layers=1, text_layers=1)
     train(Recipe(minutes=0.005, threads=1), tmp_path, shape)
-    told = Captioner(tmp_path).caption([read_film(CLIPS / "clip-01.mp4")], EvaluationPrompt())
-    assert len(told) == 1
+    message = Captioner(tmp_path).caption([read_film(CLIPS / "clip-01.mp4")], EvaluationPrompt())
+    assert len(message) == 1
     assert (tmp_path / "training.json").exists()
 
 
@@ -136,8 +136,8 @@ def test_the_shipped_checkpoint_tells_pictures(captioner: Captioner) -> None:
         Film(frames=list(render_frames(spec, (0.0,), 96, 128)), frames_per_second=1.0)
         for spec in specs
     ]
-    told = captioner.generate(captioner.image_inputs(films))
-    assert sum(said == caption(spec) for said, spec in zip(told, specs, strict=True)) >= 6
+    message = captioner.generate(captioner.image_inputs(films))
+    assert sum(text == caption(spec) for text, spec in zip(message, specs, strict=True)) >= 6
 
 
 TINY = DualShape(vision_layers=1, text_layers=1)

@@ -36,9 +36,9 @@ def environment(path: Path) -> bytes:
 
 
 def test_the_deployment_makes_the_plain_commands_bytes() -> None:
-    told = script("deployment_check")
-    assert "is Completed: 12 captions" in told
-    assert "a second deployment run did no stage work" in told
+    message = script("deployment_check")
+    assert "is Completed: 12 captions" in message
+    assert "a second deployment run did no stage work" in message
 
 
 @pytest.mark.skipif(postgres_programs() is None, reason="Postgres is not installed")

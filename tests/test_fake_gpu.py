@@ -90,13 +90,13 @@ def test_the_cards_that_are_seen_are_those_that_torch_counts(
 
     uuids = [gpu.uuid for gpu in ALIKE.gpus]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", choice)
-    told: list[Any] = torch.cuda._parse_visible_devices()
+    message: list[Any] = torch.cuda._parse_visible_devices()
     ours = [uuids.index(slot.uuid) for slot in visible(ALIKE, os.environ)]
-    if all(isinstance(entry, str) for entry in told):
-        assert ours == torch.cuda._transform_uuid_to_ordinals(told, uuids)
+    if all(isinstance(entry, str) for entry in message):
+        assert ours == torch.cuda._transform_uuid_to_ordinals(message, uuids)
     else:
-        beyond = next((at for at, n in enumerate(told) if n >= len(uuids)), len(told))
-        assert ours == told[:beyond]
+        beyond = next((at for at, n in enumerate(message) if n >= len(uuids)), len(message))
+        assert ours == message[:beyond]
 
 
 CONTEXT, LAZY = Machine(gpus=()).context_bytes, Machine(gpus=()).lazy_bytes
@@ -138,24 +138,24 @@ def test_what_a_process_holds_of_torch_is_seen_while_it_runs(
         text=True,
     ) as running:
 
-        def told() -> Any:
+        def message() -> Any:
             assert running.stdin is not None and running.stdout is not None
             running.stdin.write("\n")
             running.stdin.flush()
             return json.loads(running.stdout.readline())
 
-        assert told() == {"available": True, "count": 1, "held": 0, "made": False}
+        assert message() == {"available": True, "count": 1, "held": 0, "made": False}
         assert device_used_bytes("cuda:0") == RESERVED
-        assert told() == {"made": True}
+        assert message() == {"made": True}
         assert 0 <= device_used_bytes("cuda:0") - RESERVED - CONTEXT < SLACK
-        found = told()
+        found = message()
         assert found["first"] != 0, "memory that nobody wrote to is taken for zeros"
         assert 0 <= found["held"] - 100 * MIB < SLACK
         assert 0 <= device_holders("cuda:0")[running.pid] - CONTEXT - 100 * MIB < SLACK
-        told()
+        message()
         assert 0 <= device_used_bytes("cuda:0") - RESERVED - CONTEXT < SLACK
         for kinds in (1, 2):
-            told()
+            message()
             outside = RESERVED + CONTEXT + kinds * LAZY
             assert 0 <= device_used_bytes("cuda:0") - outside < SLACK
         assert gpus.contexts(tmp_path) == [running.pid]

@@ -189,11 +189,11 @@ def test_a_command_refuses_it_in_one_line_before_any_stage(
     where = ["--store", str(tmp_path / "store"), "--out", str(tmp_path / "out")]
 
     def refused(folder: Path, model: str = "demo") -> str:
-        told = ["caption", str(CLIPS), "--model", model, "--adapter", str(folder), *where]
-        assert main(told) == 2
-        said = capsys.readouterr().err
-        line = said.splitlines()[-1]
-        assert line.startswith("penstock: ") and "Traceback" not in said
+        messages = ["caption", str(CLIPS), "--model", model, "--adapter", str(folder), *where]
+        assert main(messages) == 2
+        printed = capsys.readouterr().err
+        line = printed.splitlines()[-1]
+        assert line.startswith("penstock: ") and "Traceback" not in printed
         return line
 
     assert "has no adapter_config.json" in refused(tmp_path / "nowhere")
@@ -210,8 +210,8 @@ def test_a_command_refuses_it_in_one_line_before_any_stage(
 def test_the_plan_counts_it(profile: ModelProfile, tmp_path: Path) -> None:
     folder = adapter_of(tmp_path / "adapter", profile)
     use = used(folder, profile, tmp_path)
-    wanted = sum(t.numel() for t in load_file(folder / "adapter_model.safetensors").values())
-    assert use.parameters == wanted and use.bytes == 4 * wanted
+    expected = sum(t.numel() for t in load_file(folder / "adapter_model.safetensors").values())
+    assert use.parameters == expected and use.bytes == 4 * expected
     model = model_with(profile, use, language_precision="auto")
     rung = Rung(stage="decode", batch=1)
     terms = [*weights(profile.language, model.best("language"), rung, "cpu")]
@@ -226,8 +226,8 @@ def test_layers_of_a_half_with_an_adapter_do_not_come_one_by_one(
     model = model_with(profile, None, language_precision="auto")
     config = CaptionConfig(sources=("a.mp4",), language_precision="auto")
     assert any(rung.offload for rung in rungs(model, config, "cpu"))
-    told = replace(config, adapter=str(adapter))
-    assert not any(rung.offload for rung in rungs(model, told, "cpu"))
+    message = replace(config, adapter=str(adapter))
+    assert not any(rung.offload for rung in rungs(model, message, "cpu"))
 
 
 def test_what_makes_vectors_takes_none(
@@ -247,7 +247,7 @@ def place(here: Path) -> Place:
     return Place(clips=here / "videos", out=here / "out", store=here / "store")
 
 
-def said(place: Place, **options: Any) -> tuple[list[dict[str, Any]], Ran]:
+def captions_of(place: Place, **options: Any) -> tuple[list[dict[str, Any]], Ran]:
     ran = run_inside(place, max_new_tokens=TOKENS, **{"precision": "fp32", **options})
     return place.captions(), ran
 
@@ -263,24 +263,26 @@ def test_one_that_adds_nothing_says_the_same_and_another_what_the_merged_model_s
     profile = profile_of(CHECKPOINT)
     zero = adapter_of(tmp_path / "zero", profile, zero=True)
     random = adapter_of(tmp_path / "random", profile, STRENGTH)
-    plain, _ = said(place)
-    same, ran = said(place, adapter=str(zero))
+    plain, _ = captions_of(place)
+    same, ran = captions_of(place, adapter=str(zero))
     assert ran.started == ["decode"], "features are not made anew"
     assert words(same) == words(plain)
     assert len(place.stored("captions")) == 2 * len(plain), "under keys of their own"
-    other, _ = said(place, adapter=str(random))
+    other, _ = captions_of(place, adapter=str(random))
     assert words(other) != words(plain)
-    told = json.loads((place.out / "run.json").read_text())
-    assert told["plan"]["halves"]["language"]["adapter"]["folder"] == str(random)
-    assert "adapter" not in told["plan"]["halves"]["vision"]
-    assert told["stages"][-1]["notes"]["adapted_modules"] == 28
+    values = json.loads((place.out / "run.json").read_text())
+    assert values["plan"]["halves"]["language"]["adapter"]["folder"] == str(random)
+    assert "adapter" not in values["plan"]["halves"]["vision"]
+    assert values["stages"][-1]["notes"]["adapted_modules"] == 28
     assert other[0]["precision"]["language"].startswith("fp32 with adapter ")
     assert other[0]["precision"]["vision"] == "fp32"
-    again, ran = said(place, adapter=str(random))
+    again, ran = captions_of(place, adapter=str(random))
     assert ran.started == [] and words(again) == words(other)
-    back, ran = said(place)
+    back, ran = captions_of(place)
     assert ran.started == [] and back == plain
-    whole, _ = said(replace(place, model=str(merged(CHECKPOINT, random, tmp_path / "merged"))))
+    whole, _ = captions_of(
+        replace(place, model=str(merged(CHECKPOINT, random, tmp_path / "merged")))
+    )
     assert words(whole) == words(other)
 
 
@@ -290,10 +292,14 @@ def test_it_goes_with_every_precision_and_engine(
     place: Place, tmp_path: Path, precision: str, engine: str
 ) -> None:
     profile = profile_of(CHECKPOINT)
-    asked = {"language_precision": precision, "engine": engine}
-    plain, _ = said(place, **asked)
-    zero, _ = said(place, **asked, adapter=str(adapter_of(tmp_path / "0", profile, zero=True)))
-    other, _ = said(place, **asked, adapter=str(adapter_of(tmp_path / "1", profile, STRENGTH)))
+    requests = {"language_precision": precision, "engine": engine}
+    plain, _ = captions_of(place, **requests)
+    zero, _ = captions_of(
+        place, **requests, adapter=str(adapter_of(tmp_path / "0", profile, zero=True))
+    )
+    other, _ = captions_of(
+        place, **requests, adapter=str(adapter_of(tmp_path / "1", profile, STRENGTH))
+    )
     assert words(zero) == words(plain) != words(other)
 
 
@@ -305,9 +311,9 @@ def test_it_goes_with_every_route(place: Place, tmp_path: Path, family: str) -> 
     write_numbered(place.clips, 2)
     place = replace(place, model=str(whole_checkpoint(family)))
     profile = describe(place.model)
-    plain, _ = said(place)
-    zero, ran = said(place, adapter=str(adapter_of(tmp_path / "zero", profile, zero=True)))
-    other, _ = said(place, adapter=str(adapter_of(tmp_path / "random", profile, 1.0)))
+    plain, _ = captions_of(place)
+    zero, ran = captions_of(place, adapter=str(adapter_of(tmp_path / "zero", profile, zero=True)))
+    other, _ = captions_of(place, adapter=str(adapter_of(tmp_path / "random", profile, 1.0)))
     assert ran.started == ["decode"]
     assert words(zero) == words(plain) != words(other)
 
@@ -323,10 +329,10 @@ def babbling(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def captions(folder: Path, model: str, clips: Path, store: Path) -> list[str]:
-    told = CaptionConfig(
+    message = CaptionConfig(
         sources=(str(clips),), model=model, store=str(store), out=str(folder), precision="native"
     )
-    caption(told, Display(quiet=True))
+    caption(message, Display(quiet=True))
     return [row["caption"] for row in read_lines(folder / "captions.jsonl")]
 
 
@@ -348,9 +354,9 @@ def test_the_model_is_exported_with_its_adapter(
     parity = json.loads((out / PARITY).read_text())
     assert len(parity["recipe"]["adapter"]) == 64
     assert parity["text"]["token_agreement"] > 0.7
-    said = captions(tmp_path / "said", str(out), clips, store)
+    text = captions(tmp_path / "said", str(out), clips, store)
     plain = captions(tmp_path / "plain", "demo", clips, store)
-    assert any(a != b for a, b in zip(said, plain, strict=True))
+    assert any(a != b for a, b in zip(text, plain, strict=True))
     capsys.readouterr()
     assert main(words) == 0
     assert "already exported" in capsys.readouterr().out and not merged.exists()
@@ -373,8 +379,8 @@ def test_what_is_wrong_with_an_adapter_is_said_before_the_model_is_looked_at(
     for name, match in (("empty", "has no adapter_config.json"), ("a\0b", "is not a valid path")):
         with pytest.raises(UsageError, match=match):
             path = str(tmp_path / name)
-            asked = ExportRequest(kind="nf4", folder=tmp_path / "made", adapter=path)
-            export(config, asked, Display(quiet=True))
+            request = ExportRequest(kind="nf4", folder=tmp_path / "made", adapter=path)
+            export(config, request, Display(quiet=True))
     assert not (tmp_path / "made").exists()
     # What a store has is not of the model with its adapter.
     with pytest.raises(UsageError, match="without this adapter"):

@@ -164,9 +164,9 @@ LARGE = replace(
 def refused(profile: ModelProfile, prompt: str, *more: Any, **options: Any) -> str:
     """Message and hint of the refusal of a plan; empty where there is none. A byte is a token."""
     folder = Path(checkpoint("llava"))
-    asked = replace(model(profile), checkpoint=Checkpoint(name="llava", folder=folder))
+    request = replace(model(profile), checkpoint=Checkpoint(name="llava", folder=folder))
     config = CaptionConfig(sources=("a",), **options)
-    question = plan_request_of_model(asked, config, "cpu", CAPTION, prompt)
+    question = plan_request_of_model(request, config, "cpu", CAPTION, prompt)
     question = replace(question, workloads=more or question.workloads)
     try:
         refuse_beyond_context(question)
@@ -182,36 +182,36 @@ def test_the_largest_limit_that_fits_is_named() -> None:
     # Times count as they are written: `0.00s,1.00s,2.00s,3.00s,4.00s`.
     assert "--max-new-tokens 1163" in refused(LLAVA, "{times}", max_new_tokens=1164)
     assert refused(LLAVA, prompt, max_new_tokens=1100) == ""
-    said = refused(LLAVA, prompt, max_new_tokens=1101)
-    assert "with 5 frames (2,885) and the prompt (111)" in said
-    assert said.endswith("Give --max-new-tokens 1100 or less")
+    text = refused(LLAVA, prompt, max_new_tokens=1101)
+    assert "with 5 frames (2,885) and the prompt (111)" in text
+    assert text.endswith("Give --max-new-tokens 1100 or less")
     assert "--max-new-tokens 1090" in refused(LLAVA, prompt, max_new_tokens=1101, system="s" * 10)
-    said = refused(LLAVA, "w" * 1300)
-    assert said.endswith("Give --max-frames 4, or shorten the prompt")
+    text = refused(LLAVA, "w" * 1300)
+    assert text.endswith("Give --max-frames 4, or shorten the prompt")
     assert refused(LLAVA, "w" * 1300, max_frames=4) == ""
-    said = refused(LLAVA, "w" * 1300, frames=1, max_new_tokens=2800)
-    assert said.endswith("Give --max-new-tokens 2200 or less")
+    text = refused(LLAVA, "w" * 1300, frames=1, max_new_tokens=2800)
+    assert text.endswith("Give --max-new-tokens 2200 or less")
     assert refused(LLAVA, "w" * 3600).endswith("Shorten the prompt")
-    said = refused(replace(LLAVA, frames_per_video=5), "w" * 1300, max_new_tokens=1400)
-    assert said.endswith("Shorten the prompt, and give --max-new-tokens 596")
+    text = refused(replace(LLAVA, frames_per_video=5), "w" * 1300, max_new_tokens=1400)
+    assert text.endswith("Shorten the prompt, and give --max-new-tokens 596")
     assert refused(replace(LLAVA, context_tokens=0), prompt, max_new_tokens=9000) == ""
     assert refused(replace(LLAVA, is_encoder_decoder=True), prompt, max_new_tokens=9000) == ""
 
 
 def test_a_picture_that_exceeds_the_context_fails_alone() -> None:
     assert refused(LLAVA, "w", replace(images(tokens=9000), text_tokens=10)) == ""
-    said = refused(LLAVA, "w", replace(images(tokens=2000), text_tokens=10), max_new_tokens=2200)
-    assert "with the image (1,990)" in said and "--max-new-tokens 2086" in said
+    text = refused(LLAVA, "w", replace(images(tokens=2000), text_tokens=10), max_new_tokens=2200)
+    assert "with the image (1,990)" in text and "--max-new-tokens 2086" in text
 
 
 def test_one_frame_that_does_not_fit_is_refused_with_pixels_that_do() -> None:
     small = replace(LARGE, context_tokens=512)
-    said = refused(small, "w", max_new_tokens=1)
-    assert "but its context of 512 has room for 384 besides text" in said
-    pixels = int(said.partition("--max-pixels ")[2].partition(",")[0])
+    text = refused(small, "w", max_new_tokens=1)
+    assert "but its context of 512 has room for 384 besides text" in text
+    pixels = int(text.partition("--max-pixels ")[2].partition(",")[0])
     assert pixels % 784 == 0 and 0 < pixels < 1080 * 1920
-    said = refused(replace(small, least_pixels=0), "w", max_new_tokens=1)
-    assert said.endswith("Choose a model with a longer context")
+    text = refused(replace(small, least_pixels=0), "w", max_new_tokens=1)
+    assert text.endswith("Choose a model with a longer context")
 
 
 def test_a_plan_of_a_model_alone_says_how_many_frames_of_full_hd_fit() -> None:

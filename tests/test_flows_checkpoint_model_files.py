@@ -99,9 +99,9 @@ def test_what_is_no_date_fails(today: str, capsys: pytest.CaptureFixture[str]) -
     }
     for command in words.values():
         assert main([*command, "--today", today]) == 2
-        said = capsys.readouterr().err
-        assert f"invalid --today '{today}'. Give a date such as 2026-01-31" in said
-        assert len(said.splitlines()) == 1
+        printed = capsys.readouterr().err
+        assert f"invalid --today '{today}'. Give a date such as 2026-01-31" in printed
+        assert len(printed.splitlines()) == 1
 
 
 def test_a_model_is_described_with_the_date_of_its_prompts(tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ def cpu_without_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(precision, "cpu_has_bfloat16", lambda: False)
 
 
-def asked(profile: ModelProfile, device: str = "cpu", **options: Any) -> list[list[str]]:
+def answer_to(profile: ModelProfile, device: str = "cpu", **options: Any) -> list[list[str]]:
     """What the vision and the language half are run in."""
     found = resolve_settings(CaptionConfig(sources=("a.mp4",), **options), profile, device)
     return [[half.precision, half.dtype] for half, *_ in found.values()]
@@ -72,16 +72,16 @@ FP32, BF16, FP16 = ["fp32", "float32"], ["bf16", "bfloat16"], ["fp16", "float16"
 def test_each_half_is_run_in_what_is_asked_of_it(
     profile: ModelProfile, options: dict[str, str], on_cpu: Any, on_gpu: Any
 ) -> None:
-    assert asked(profile, **options) == on_cpu
-    assert asked(profile, "cuda:0", **options) == on_gpu
+    assert answer_to(profile, **options) == on_cpu
+    assert answer_to(profile, "cuda:0", **options) == on_gpu
 
 
 def test_a_cpu_with_bfloat16_keeps_to_the_checkpoint(
     profile: ModelProfile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(precision, "cpu_has_bfloat16", lambda: True)
-    assert asked(profile) == [BF16, BF16]
-    assert asked(profile, precision="nf4") == [BF16, ["nf4", "bfloat16"]]
+    assert answer_to(profile) == [BF16, BF16]
+    assert answer_to(profile, precision="nf4") == [BF16, ["nf4", "bfloat16"]]
 
 
 def saved_in(profile: ModelProfile, vision: str, language: str) -> ModelProfile:
@@ -97,10 +97,10 @@ def bare(profile: ModelProfile) -> ModelProfile:
 
 def test_a_checkpoint_saved_quantized_is_named_for_what_it_is(profile: ModelProfile) -> None:
     saved = saved_in(profile, "", "nf4")
-    assert asked(saved) == asked(saved, precision="nf4") == [FP32, ["nf4", "float32"]]
-    assert asked(saved, vision_precision="fp16") == [FP16, ["nf4", "float32"]]
+    assert answer_to(saved) == answer_to(saved, precision="nf4") == [FP32, ["nf4", "float32"]]
+    assert answer_to(saved, vision_precision="fp16") == [FP16, ["nf4", "float32"]]
     fp4 = saved_in(profile, "fp4", "fp4")
-    assert asked(fp4) == [["fp4", "float32"]] * 2
+    assert answer_to(fp4) == [["fp4", "float32"]] * 2
     stored = profile.language.stored_bytes
     assert weight_bytes(fp4.language, "fp4", "float32") == stored
 
@@ -124,7 +124,7 @@ def test_other_weights_of_a_checkpoint_saved_quantized_are_cast_for_a_device_wit
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "text"),
     [
         ({"precision": "bf16"}, "--language-precision bf16: not possible .* in nf4"),
         ({"language_precision": "int8"}, "--language-precision int8: not possible .* in nf4"),
@@ -132,23 +132,23 @@ def test_other_weights_of_a_checkpoint_saved_quantized_are_cast_for_a_device_wit
     ],
 )
 def test_what_is_saved_quantized_or_has_no_layers_is_kept(
-    profile: ModelProfile, options: dict[str, str], said: str
+    profile: ModelProfile, options: dict[str, str], text: str
 ) -> None:
-    with pytest.raises(UsageError, match=said) as raised:
-        asked(saved_in(profile, "", "nf4"), **options)
+    with pytest.raises(UsageError, match=text) as raised:
+        answer_to(saved_in(profile, "", "nf4"), **options)
     assert "native" in raised.value.hint
     with pytest.raises(UsageError, match="vision half has no linear layer"):
-        asked(bare(profile), vision_precision="nf4")
+        answer_to(bare(profile), vision_precision="nf4")
 
 
 def test_a_model_that_is_run_whole_sees_in_what_it_reads_in(profile: ModelProfile) -> None:
     whole = replace(profile, route="joint")
-    assert asked(whole, precision="nf4") == [FP32, ["nf4", "float32"]]
-    assert asked(whole, vision_precision="fp32") == [FP32, FP32]
+    assert answer_to(whole, precision="nf4") == [FP32, ["nf4", "float32"]]
+    assert answer_to(whole, vision_precision="fp32") == [FP32, FP32]
     with pytest.raises(UsageError, match="cannot be split"):
-        asked(whole, vision_precision="nf4")
+        answer_to(whole, vision_precision="nf4")
     with pytest.raises(UsageError, match="cannot be split"):
-        asked(whole, vision_precision="fp16", language_precision="bf16")
+        answer_to(whole, vision_precision="fp16", language_precision="bf16")
 
 
 def chain(profile: ModelProfile, device: str = "cpu", **options: Any) -> dict[str, list[str]]:
@@ -176,7 +176,7 @@ def test_auto_begins_natively_and_goes_down_where_it_was_given_leave(
     profile: ModelProfile, options: dict[str, str], found: dict[str, list[str]]
 ) -> None:
     if options != {"precision": "nf4"}:
-        assert asked(profile, "cuda:0", **options) == [BF16, BF16]
+        assert answer_to(profile, "cuda:0", **options) == [BF16, BF16]
     assert chain(profile, **options) == found
 
 
@@ -228,13 +228,13 @@ def test_before_ampere_a_checkpoint_in_bf16_is_run_in_fp16_and_that_is_said(
         return precision_note(profile, [half[0] for half in settings.values()], device)
 
     gpus.see(gpus.plain(), tmp_path / "new", monkeypatch)
-    assert asked(profile, "cuda:0") == [BF16, BF16]
+    assert answer_to(profile, "cuda:0") == [BF16, BF16]
     assert not note() and not note(precision="bf16") and not note(precision="fp16")
     gpus.see(gpus.turing(), tmp_path / "old", monkeypatch)
-    assert asked(profile, "cuda:0") == [FP16, FP16]
-    assert asked(profile, "cuda:0", precision="nf4") == [FP16, ["nf4", "float16"]]
-    assert asked(profile, "cuda:0", precision="bf16") == [BF16, BF16]
-    assert asked(replace(profile, dtype="float32"), "cuda:0") == [FP32, FP32]
+    assert answer_to(profile, "cuda:0") == [FP16, FP16]
+    assert answer_to(profile, "cuda:0", precision="nf4") == [FP16, ["nf4", "float16"]]
+    assert answer_to(profile, "cuda:0", precision="bf16") == [BF16, BF16]
+    assert answer_to(replace(profile, dtype="float32"), "cuda:0") == [FP32, FP32]
     assert "fp16 is used" in note() and "square of the tokens" in note(precision="bf16")
     assert not note(precision="fp32")
     assert not note("cpu") and not note("cpu", precision="bf16")

@@ -146,12 +146,12 @@ def test_a_file_in_the_place_of_a_folder_is_exit_5_and_named(
     place = tmp_path / "notes.txt"
     place.write_text("mine")
     words = {"--out": tmp_path / "out", "--store": tmp_path / "store", option: place}
-    asked = [str(word) for pair in words.items() for word in pair]
+    requests = [str(word) for pair in words.items() for word in pair]
     clip = next(penstock_demo.CLIPS.glob("*.mp4"))
-    assert main(["caption", str(clip), "--model", "demo", "--quiet", *asked]) == 5
-    said = capsys.readouterr().err
-    assert said.startswith(f"penstock: {place} cannot be made: a file is in its place")
-    assert len(said.splitlines()) == 1
+    assert main(["caption", str(clip), "--model", "demo", "--quiet", *requests]) == 5
+    printed = capsys.readouterr().err
+    assert printed.startswith(f"penstock: {place} cannot be made: a file is in its place")
+    assert len(printed.splitlines()) == 1
 
 
 def test_what_nobody_can_see_stops_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -202,7 +202,7 @@ def test_cache_of_an_empty_store(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "text"),
     [
         ("caption --mod demo x", "unknown option --mod (did you mean --model?)"),
         ("caption x --lim=1", "unknown option --lim (did you mean --limit?)"),
@@ -217,25 +217,25 @@ def test_cache_of_an_empty_store(tmp_path: Path, capsys: pytest.CaptureFixture[s
     ],
 )
 def test_a_slip_of_the_pen_is_told_what_was_meant(
-    words: str, said: str, capsys: pytest.CaptureFixture[str]
+    words: str, text: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as ended:
         main(words.split())
-    told = capsys.readouterr().err
-    assert ended.value.code == 2 and said in told and told.count("\n") == 1
+    printed = capsys.readouterr().err
+    assert ended.value.code == 2 and text in printed and printed.count("\n") == 1
 
 
 def test_a_shell_completes_commands_and_options(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["completion", "bash"]) == 0
     script = capsys.readouterr().out
-    asked = "COMP_WORDS=(penstock caption --no-rep); COMP_CWORD=2; _shtab_penstock"
-    told = subprocess.run(
-        ["bash", "-c", f'{script}\n{asked}; echo "${{COMPREPLY[@]}}"'],
+    request = "COMP_WORDS=(penstock caption --no-rep); COMP_CWORD=2; _shtab_penstock"
+    message = subprocess.run(
+        ["bash", "-c", f'{script}\n{request}; echo "${{COMPREPLY[@]}}"'],
         capture_output=True,
         text=True,
         check=True,
     )
-    assert told.stdout.split() == ["--no-repeat-ngram"]
+    assert message.stdout.split() == ["--no-repeat-ngram"]
     for shell in SHELLS:
         assert main(["completion", shell]) == 0
         assert "fsdp" not in capsys.readouterr().out

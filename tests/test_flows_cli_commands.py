@@ -32,8 +32,8 @@ def test_the_command_converts_and_says_what_there_is(
     source, made = write_folder(tmp_path / "source", drawn()), tmp_path / "made"
     for there in ("", ", 1 of them from before"):
         assert main(["convert", str(source), str(made), "--dtype", "bf16"]) == 0
-        said = f"{made}: 6 tensors, 24.6 kB, in 1 file{there}; use it with --model {made}\n"
-        assert capsys.readouterr().out == said
+        text = f"{made}: 6 tensors, 24.6 kB, in 1 file{there}; use it with --model {made}\n"
+        assert capsys.readouterr().out == text
     assert tensors_of(made)["layer.0.weight"].dtype == torch.bfloat16
 
 
@@ -142,6 +142,6 @@ def test_a_store_that_cannot_be_written_is_named_after_the_rest(
     blocked.write_text("")
     monkeypatch.setenv("PENSTOCK_STORE", str(blocked / "store"))
     assert main(["doctor"]) == 5
-    told = capsys.readouterr()
-    assert "\nmeasured" in told.out
-    assert "PENSTOCK_STORE" in told.err and "--out" not in told.err
+    printed = capsys.readouterr()
+    assert "\nmeasured" in printed.out
+    assert "PENSTOCK_STORE" in printed.err and "--out" not in printed.err

@@ -188,8 +188,8 @@ def test_time_left_is_within_a_factor_of_two_after_a_tenth(
                 pace.count(end)
             now = ends[made - 1] + GROUP_SECONDS  # when a line that moves is drawn next
             truth = ends[-1] - now
-            told = pace.seconds_left(len(ends) - made, now)
-            assert truth / 2 < told < truth * 2, (seed, share)
+            message = pace.seconds_left(len(ends) - made, now)
+            assert truth / 2 < message < truth * 2, (seed, share)
 
 
 def test_a_batch_that_is_only_being_told_says_nothing_of_the_rate() -> None:

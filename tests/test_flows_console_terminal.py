@@ -199,7 +199,7 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def said(command: list[str], out: Path, columns: int = 0) -> Recording:
+def captions_of(command: list[str], out: Path, columns: int = 0) -> Recording:
     """What a command says in this process, on a terminal of so many columns; 0: in a log."""
     filled = [word.replace(NOWHERE, f"{out}-nowhere").replace(OUT, str(out)) for word in command]
     with pytest.MonkeyPatch.context() as patch, terminal(columns or 80) as seen:
@@ -217,10 +217,10 @@ def said(command: list[str], out: Path, columns: int = 0) -> Recording:
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_no_command_is_broken_inside_a_word(name: str, out: Path) -> None:
-    log = said(COMMANDS[name], out)
+    log = captions_of(COMMANDS[name], out)
     assert log.text and "\x1b" not in log.text and "\r" not in log.text
     for columns in WIDTHS:
-        shown = said(COMMANDS[name], out, columns)
+        shown = captions_of(COMMANDS[name], out, columns)
         assert shown.code == log.code
         assert too_wide(shown.lines, columns) == []
         assert words(shown.kept) <= words(log.lines)

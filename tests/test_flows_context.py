@@ -79,9 +79,9 @@ def test_words_that_do_not_fit_are_refused_with_the_limit_that_does(
     out = ["--out", str(tmp_path / "out")] if verb == "caption" else []
     words = ["--fps", "5", "--prompt", "hi", "--max-new-tokens", "10"]
     assert main([verb, str(place.clips), *of(place), *out, *words]) == 2
-    said = capsys.readouterr().err
-    assert "an answer of 10 does not fit. Give --max-new-tokens 9 or less" in said
-    assert "cutting" not in said and "encoding" not in said
+    printed = capsys.readouterr().err
+    assert "an answer of 10 does not fit. Give --max-new-tokens 9 or less" in printed
+    assert "cutting" not in printed and "encoding" not in printed
 
 
 def test_a_prompt_of_one_file_that_is_too_long_does_not_end_the_others(
@@ -137,15 +137,15 @@ def test_a_video_that_loses_no_frames_is_not_told_of(
     """14 frames at 4 a second; 4 at one."""
     where = place_in(tmp_path, with_context(place.model, 300, tmp_path / "llava"))
 
-    def told(*more: str) -> bool:
+    def message(*more: str) -> bool:
         assert main(["plan", str(where.clips), *of(where), *WORDS[2:], "--json", *more]) == 0
         notes = json.loads(capsys.readouterr().out)["notes"]
         return any("frames of a chunk fit its context of 300 tokens" in note for note in notes)
 
     for _ in range(2):  # the second time all is there
         assert "frames of a chunk fit its context of 300" in run_inside(where, **FITTING).said
-    assert told("--fps", "4")
-    assert not told("--fps", "1") and not told("--fps", "4", "--chunk", "3.25")
+    assert message("--fps", "4")
+    assert not message("--fps", "1") and not message("--fps", "4", "--chunk", "3.25")
     assert "fit its context" not in run_inside(where, **{**FITTING, "chunk": 3.25}).said
 
 

@@ -106,8 +106,8 @@ def server(stack: Stack) -> Server:
 def deployment(server: Server) -> str:
     """One whose runs nobody would take."""
     flow = server.ask("POST", "/api/flows/", {}, {"name": "caption-videos"}, login=server.login)
-    wanted = {"name": "batch", "flow_id": json.loads(flow.body)["id"]}
-    made = server.ask("POST", "/api/deployments/", {}, wanted, login=server.login)
+    expected = {"name": "batch", "flow_id": json.loads(flow.body)["id"]}
+    made = server.ask("POST", "/api/deployments/", {}, expected, login=server.login)
     return str(json.loads(made.body)["id"])
 
 
@@ -127,8 +127,8 @@ def nothing_made(server: Server, deployment: str) -> Iterator[None]:
 
 def what_there_is(server: Server) -> list[int]:
     kinds = ("flow_runs", "deployments", "variables", "work_pools", "flows", "block_documents")
-    asked = [server.ask("POST", f"/api/{k}/filter", {}, {}, login=server.login) for k in kinds]
-    return [len(json.loads(answer.body)) for answer in asked]
+    requests = [server.ask("POST", f"/api/{k}/filter", {}, {}, login=server.login) for k in kinds]
+    return [len(json.loads(answer.body)) for answer in requests]
 
 
 def named(endpoint: tuple[str, str, Any]) -> str:
@@ -141,15 +141,15 @@ def test_no_page_and_no_program_without_the_login_gets_anything(
 ) -> None:
     method, path, body = endpoint
     path = f"/api{path.format(deployment=deployment)}"
-    wanted = {"Access-Control-Request-Method": method}
-    wanted["Access-Control-Request-Headers"] = "content-type"
+    expected = {"Access-Control-Request-Method": method}
+    expected["Access-Control-Request-Headers"] = "content-type"
     for headers in ({"Origin": EVIL}, {"Origin": "null"}, {}):
         for kind in KINDS:
             given = headers | ({"Content-Type": kind} if kind else {})
-            asked = server.ask(method, path, given, body)
-            assert (asked.status, asked.allowed) == (401, None)
-        asked = server.ask("OPTIONS", path, headers | wanted)
-        assert asked.status in (400, 401) and asked.allowed is None
+            request = server.ask(method, path, given, body)
+            assert (request.status, request.allowed) == (401, None)
+        request = server.ask("OPTIONS", path, headers | expected)
+        assert request.status in (400, 401) and request.allowed is None
 
 
 @pytest.mark.parametrize("endpoint", ENDPOINTS, ids=named)
@@ -159,9 +159,9 @@ def test_with_the_login_the_same_requests_are_answered(
     method, path, body = endpoint
     own = f"http://127.0.0.1:{server.port}"
     path = f"/api{path.format(deployment=deployment)}"
-    asked = server.ask(method, path, {"Origin": own}, body, login=server.login)
-    assert asked.status in (200, 201), asked.body
-    assert asked.allowed == own
+    request = server.ask(method, path, {"Origin": own}, body, login=server.login)
+    assert request.status in (200, 201), request.body
+    assert request.allowed == own
 
 
 def test_no_route_that_the_server_has_is_open(server: Server, deployment: str) -> None:
@@ -173,16 +173,16 @@ def test_no_route_that_the_server_has_is_open(server: Server, deployment: str) -
             filled = filled if filled.startswith("/api/") else f"/api{filled}"
             if filled in OPEN:
                 continue
-            asked = server.ask(method.upper(), filled, {"Origin": EVIL}, {})
-            assert (asked.status, asked.allowed) == (401, None), (method, path)
+            request = server.ask(method.upper(), filled, {"Origin": EVIL}, {})
+            assert (request.status, request.allowed) == (401, None), (method, path)
             tried += 1
     assert tried > 150
 
 
 def test_whether_it_is_up_is_told_to_everybody_but_shown_to_no_page(server: Server) -> None:
     for path in OPEN:
-        asked = server.ask("GET", path, {"Origin": EVIL})
-        assert (asked.status, asked.allowed) == (200, None)
+        request = server.ask("GET", path, {"Origin": EVIL})
+        assert (request.status, request.allowed) == (200, None)
     for method in ("POST", "PUT", "DELETE", "HEAD"):
         assert server.ask(method, "/api/health").status == 401
 
@@ -218,8 +218,12 @@ def test_a_name_that_is_bound_to_this_machine_gets_nothing(
 
 @pytest.mark.parametrize("path", PATHS)
 def test_no_spelling_of_a_path_leads_past_the_login(server: Server, path: str) -> None:
-    told = {"X-HTTP-Method-Override": "GET", "X-Forwarded-Prefix": "/api/health"}
-    for headers in ({}, told, {"X-Original-URL": "/api/health", "X-Rewrite-URL": "/api/health"}):
+    messages = {"X-HTTP-Method-Override": "GET", "X-Forwarded-Prefix": "/api/health"}
+    for headers in (
+        {},
+        messages,
+        {"X-Original-URL": "/api/health", "X-Rewrite-URL": "/api/health"},
+    ):
         assert server.ask("POST", path, headers, {}).status in (401, 404, 405)
 
 
@@ -267,8 +271,8 @@ def test_nobody_is_shown_the_login(stack: Stack, server: Server) -> None:
     lines = [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in marked(stack.folder)]
     assert lines and not any(secret in line for line in lines)
     for path in ("/", "/ui-settings", "/v2/", "/docs", "/openapi.json", "/api/health"):
-        asked = server.ask("GET", path, {"Origin": EVIL})
-        assert secret not in asked.body and asked.allowed is None
+        request = server.ask("GET", path, {"Origin": EVIL})
+        assert secret not in request.body and request.allowed is None
     settings = server.ask("GET", "/api/admin/settings", login=server.login)
     assert secret not in settings.body
 
@@ -277,10 +281,10 @@ def test_nobody_is_shown_the_login(stack: Stack, server: Server) -> None:
 def test_the_temporary_server_holds_too(temporary: Server, endpoint: tuple[str, str, Any]) -> None:
     method, path, body = endpoint
     for origin in (EVIL, "null", f"http://localhost:{temporary.port}"):
-        asked = temporary.ask(method, f"/api{path}", {"Origin": origin}, body)
-        assert (asked.status, asked.allowed) == (401, None)
-        wanted = {"Origin": origin, "Access-Control-Request-Method": method}
-        assert temporary.ask("OPTIONS", f"/api{path}", wanted).status == 400
+        request = temporary.ask(method, f"/api{path}", {"Origin": origin}, body)
+        assert (request.status, request.allowed) == (401, None)
+        expected = {"Origin": origin, "Access-Control-Request-Method": method}
+        assert temporary.ask("OPTIONS", f"/api{path}", expected).status == 400
 
 
 def test_the_temporary_server_knows_its_own_login_alone(temporary: Server, server: Server) -> None:

@@ -35,11 +35,11 @@ CLIPS = [str(penstock_demo.CLIPS / name) for name in ("clip-01.mp4", "clip-02.mp
 
 
 def test_a_bar_goes_on_when_the_server_is_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = threading.Event()
+    request = threading.Event()
     drawn: list[float] = []
 
     def refuse(percent: float, **_: object) -> None:
-        asked.set()
+        request.set()
         raise ConnectionError("gone")
 
     def draw(percent: float, **_: object) -> UUID:
@@ -50,7 +50,7 @@ def test_a_bar_goes_on_when_the_server_is_back(monkeypatch: pytest.MonkeyPatch) 
     progress = Progress("encode")
     progress.report(0, 0)
     progress.report(1, 4)
-    assert asked.wait(30)
+    assert request.wait(30)
     monkeypatch.setattr(prefect_view, "create_progress_artifact", draw)
     progress.report(4, 4)
     progress.close()
@@ -58,10 +58,10 @@ def test_a_bar_goes_on_when_the_server_is_back(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_server_that_never_answers_holds_up_no_stage(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked, answer = threading.Event(), threading.Event()
+    request, answer = threading.Event(), threading.Event()
 
     def hang(percent: float, **_: object) -> UUID:
-        asked.set()
+        request.set()
         answer.wait()
         return uuid4()
 
@@ -70,7 +70,7 @@ def test_a_server_that_never_answers_holds_up_no_stage(monkeypatch: pytest.Monke
     monkeypatch.setattr(prefect_view, "LAST_STEP_SECONDS", 0.1)
     progress = Progress("encode")
     progress.report(1, 4)
-    assert asked.wait(30)
+    assert request.wait(30)
     progress.report(2, 4)
     progress.close()
     answer.set()
@@ -80,9 +80,9 @@ def test_a_server_that_never_answers_holds_up_no_stage(monkeypatch: pytest.Monke
 
 def test_an_end_tells_whether_it_is_to_be_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(flows.deployments.runs, "await_server", lambda: True)
-    asked = Interrupted("stopped")
-    asked.__cause__ = KeyboardInterrupt()
-    errors = (asked, Killed("killed"), CannotFit("too big"))
+    request = Interrupted("stopped")
+    request.__cause__ = KeyboardInterrupt()
+    errors = (request, Killed("killed"), CannotFit("too big"))
     states = [ended_by(error, "table", RunPage()) for error in errors]
     assert [state.name for state in states] == ["Cancelled", INTERRUPTED, "Failed"]
     assert [state.type.value for state in states] == ["CANCELLED", "FAILED", "FAILED"]
@@ -122,13 +122,13 @@ def test_with_prefect_the_command_makes_the_same_bytes_and_says_the_same(tmp_pat
     flow_run = run(tmp_path / "flow", "--prefect")
     assert outputs(tmp_path / "flow") == outputs(tmp_path / "plain")
     assert outputs(tmp_path / "flow")["captions.jsonl"].count(b"\n") == 2
-    said = []
+    texts = []
     for done, out in ((plain_run, tmp_path / "plain"), (flow_run, tmp_path / "flow")):
         lines = [line for line in done.stderr.splitlines() if not PROGRESS.search(line)]
         text = "\n".join([*lines, done.stdout]).replace(str(out), "OUT")
         same = [line for line in text.splitlines() if "0 there" in line or "OUT" in line]
-        said.append((len(lines), same))  # the others have times
-    assert said[0] == said[1]
+        texts.append((len(lines), same))  # the others have times
+    assert texts[0] == texts[1]
 
 
 def test_a_server_that_refuses_the_login_is_said_to() -> None:
@@ -167,11 +167,11 @@ def test_a_stopped_flow_ends_soon_and_goes_on_where_it_was(
         if event["event"] == "item" and event["stage"] == "encode":
             break
     stages = [pid for pid in descendants(running.pid) if stage_of(pid)]
-    asked = time.monotonic()
+    request = time.monotonic()
     os.killpg(running.pid, number)  # as a terminal does, or a service manager
     wait_gone(stages, 10)
     _, errors = running.communicate(timeout=60)
-    assert time.monotonic() - asked < 30
+    assert time.monotonic() - request < 30
     assert len(stages) == 1
     assert running.returncode == 4
     assert errors.strip().splitlines()[-1].startswith("penstock: stopped")

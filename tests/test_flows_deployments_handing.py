@@ -92,8 +92,8 @@ class Server:
 
     def seen(self, run: dict[str, Any]) -> FlowRun:
         state = {"type": run["state"], "name": run["state"].title(), "timestamp": NOW.isoformat()}
-        told = {"id": str(run["id"]), "name": run["name"], "flow_id": str(DEPLOYMENT)}
-        return FlowRun.model_validate({**told, "state": state, "tags": run.get("tags", [])})
+        messages = {"id": str(run["id"]), "name": run["name"], "flow_id": str(DEPLOYMENT)}
+        return FlowRun.model_validate({**messages, "state": state, "tags": run.get("tags", [])})
 
 
 @pytest.fixture(autouse=True)
@@ -110,14 +110,14 @@ def portions(count: int) -> list[Partition]:
 def hand_out(
     server: Server, of: Iterable[Partition], job: str = "job", **more: Any
 ) -> list[PartitionRun]:
-    told: list[tuple[int, int]] = []
+    messages: list[tuple[int, int]] = []
 
     def ask(portion: Partition, which: str) -> dict[str, Any]:
         return {"portion": portion.name, "which": which}
 
     dispatch = PartitionDispatch(cast(SyncPrefectClient, server), DEPLOYMENT, ask, job, **more)
-    handed = dispatch.all(of, lambda *n: told.append(n))
-    assert told[-1] == (len(handed), len(handed))
+    handed = dispatch.all(of, lambda *n: messages.append(n))
+    assert messages[-1] == (len(handed), len(handed))
     return handed
 
 

@@ -44,7 +44,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 API = "PREFECT_API_URL"
 
 
-def told(who: str, **variables: str) -> "subprocess.CompletedProcess[str]":
+def message_of(who: str, **variables: str) -> "subprocess.CompletedProcess[str]":
     """What scripts/server, as this process, or scripts/worker takes."""
     return subprocess.run(
         [sys.executable, "-m", "scripts.login", who, *([str(os.getpid())] * (who == "server"))],
@@ -102,13 +102,13 @@ def test_a_place_where_nothing_can_be_kept_fails_in_one_line(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     home.write_text("a file")
-    done = told("server")
+    done = message_of("server")
     assert (done.returncode, done.stdout) == (5, "")
     assert len(done.stderr.splitlines()) == 1 and "PREFECT_HOME" in done.stderr
     home.unlink()
     home.mkdir()
     login_file().symlink_to(home / "nowhere")
-    assert told("server").returncode == 5
+    assert message_of("server").returncode == 5
 
 
 LOCAL = ("127.0.0.1:4200/api", "LOCALHOST/api", "[::1]:4200/api", "127.9.9.9:4200/api")
@@ -195,8 +195,8 @@ def test_a_second_start_leaves_the_record_of_a_server_that_runs(home: Path, port
 
 def test_server_and_worker_of_one_machine_agree(home: Path, port: int) -> None:
     here = {"PREFECT_SERVER_API_PORT": str(port), API: f"http://127.0.0.1:{port}/api"}
-    assert told("worker", **here).stdout == "\n"
-    server, worker = told("server", **here), told("worker", **here)
+    assert message_of("worker", **here).stdout == "\n"
+    server, worker = message_of("server", **here), message_of("worker", **here)
     assert server.stdout == worker.stdout == f"{stored_login()}\n"
     page = f"the page is http://127.0.0.1:{port}; it asks for the string in {login_file()}"
     told_lines = server.stderr.splitlines()
@@ -214,22 +214,22 @@ def test_server_and_worker_of_one_machine_agree(home: Path, port: int) -> None:
 @pytest.mark.parametrize("name", ["PREFECT_SERVER_API_AUTH_STRING", "PREFECT_API_AUTH_STRING"])
 def test_what_the_user_has_set_is_kept(home: Path, name: str, port: int) -> None:
     here = {"PREFECT_SERVER_API_PORT": str(port), API: f"http://127.0.0.1:{port}/api"}
-    both = [told(who, **{name: SECRET}, **here).stdout for who in ("server", "worker")]
+    both = [message_of(who, **{name: SECRET}, **here).stdout for who in ("server", "worker")]
     assert both == [f"{SECRET}\n"] * 2
     profiles = f'active = "mine"\n[profiles.mine]\n{name} = "{SECRET}"\n'
     (home / "profiles.toml").write_text(profiles)
-    assert [told(who, **here).stdout for who in ("server", "worker")] == [f"{SECRET}\n"] * 2
-    assert told("server", **here).stderr.endswith(f"that {name} holds\n")
+    assert [message_of(who, **here).stdout for who in ("server", "worker")] == [f"{SECRET}\n"] * 2
+    assert message_of("server", **here).stderr.endswith(f"that {name} holds\n")
     assert not login_file().exists()
 
 
 def test_a_worker_of_a_server_elsewhere_gets_nothing_of_this_machine_s(home: Path) -> None:
     own_login()
-    assert told("worker", PREFECT_API_URL=ELSEWHERE).stdout == "\n"
+    assert message_of("worker", PREFECT_API_URL=ELSEWHERE).stdout == "\n"
     given = {"PREFECT_SERVER_API_AUTH_STRING": SECRET}
-    assert told("worker", PREFECT_API_URL=ELSEWHERE, **given).stdout == "\n"
+    assert message_of("worker", PREFECT_API_URL=ELSEWHERE, **given).stdout == "\n"
     given = {"PREFECT_API_AUTH_STRING": SECRET}
-    assert told("worker", PREFECT_API_URL=ELSEWHERE, **given).stdout == f"{SECRET}\n"
+    assert message_of("worker", PREFECT_API_URL=ELSEWHERE, **given).stdout == f"{SECRET}\n"
 
 
 def test_a_command_gives_its_login_to_the_server_of_this_machine_alone(
@@ -253,7 +253,7 @@ def test_the_temporary_server_answers_its_own_pages_and_shows_its_login_to_nobod
     with temporary_server() as server:
         own = f"http://127.0.0.1:{server.port}"
         path, headers = "/api/flow_runs/filter", {"Origin": own}
-        asked = server.ask("POST", path, headers, b"{}", login=server.login)
-        assert (asked.status, asked.allowed) == (200, own)
+        request = server.ask("POST", path, headers, b"{}", login=server.login)
+        assert (request.status, request.allowed) == (200, own)
         shown = [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in child_processes(server.pid)]
         assert shown and not any(server.login.encode() in line for line in shown)

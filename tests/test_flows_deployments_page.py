@@ -175,7 +175,7 @@ def test_the_page_tells_plan_rung_peaks_failures_and_places(record: RunRecord) -
     record.fail("frames", {"media_path": HOSTILE[0], "message": "broken", "hint": hint})
     tokens = rendered(page(record.value, 0.0))
     text = "".join(c.content for t in tokens for c in t.children or ())
-    for said in (
+    for line in (
         "org/<b>odd</b>|model on cuda:0, vision bf16, language nf4",
         "2.0 GB of weights",
         "encode runs with batch 2 (killed: at 7 GiB)",
@@ -185,7 +185,7 @@ def test_the_page_tells_plan_rung_peaks_failures_and_places(record: RunRecord) -
         HOSTILE[0],
         "Convert | it",
     ):
-        assert said in text, said
+        assert line in text, line
     assert [t.type for t in tokens].count("table_open") == 1
     assert not any(t.type == "html_block" for t in tokens)
 

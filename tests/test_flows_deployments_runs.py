@@ -104,8 +104,8 @@ def test_a_flow_with_a_bad_file_completes_and_says_so(
     assert page.startswith("**done**") and str(tmp_path / "out" / "captions.jsonl") in page
     assert r"- \<b>bad|?.mp4: " in page
     (captioned,) = read_lines(tmp_path / "out" / "captions.jsonl")
-    said = f"\n\nclip-01.mp4, 0.0 to {captioned['end']:.1f} s\n\n> {captioned['caption']}\n\n"
-    assert said in page
+    text = f"\n\nclip-01.mp4, 0.0 to {captioned['end']:.1f} s\n\n> {captioned['caption']}\n\n"
+    assert text in page
     assert page.count("![](data:image/jpeg;base64,") == 1
     assert f"- HTML report: penstock report {tmp_path / 'out'}\n" in page
     with get_client(sync_client=True) as client:
@@ -179,14 +179,14 @@ def test_flows_label_and_index_as_the_commands_do(
 ) -> None:
     sources, model = images
     (tmp_path / "templates.txt").write_text("{} in a photo\n")
-    asked = {"labels": "cat,sky,green", "templates": str(tmp_path / "templates.txt")}
+    requests = {"labels": "cat,sky,green", "templates": str(tmp_path / "templates.txt")}
     plain, flow = tmp_path / "plain", tmp_path / "flow"
     where = ["--store", str(plain / "store"), "--out", str(plain / "out"), "--quiet"]
-    where += [option for name, value in asked.items() for option in (f"--{name}", value)]
+    where += [option for name, value in requests.items() for option in (f"--{name}", value)]
     assert main(["label", str(sources), "--model", str(model), *where]) == 0
 
     place = {"sources": (str(sources),), "model": str(model), "store": str(flow / "store")}
-    config = LabelConfig(**place, **asked, out=str(flow / "out"))  # type: ignore[arg-type]
+    config = LabelConfig(**place, **requests, out=str(flow / "out"))  # type: ignore[arg-type]
     state, artifacts = run_flow(label_images, config)
     assert state.is_completed() and "of 6 given" in state.message
     for name in ("labels.jsonl", "label_report.json"):

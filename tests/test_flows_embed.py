@@ -64,8 +64,8 @@ def test_pictures_get_the_vectors_of_the_whole_model(
     images = [Image.open(pictures / name) for name in found]
     with torch.inference_mode():
         whole = hf.CLIPModel.from_pretrained(clip).eval()
-        wanted = whole.get_image_features(**processor(images=images, return_tensors="pt"))
-    assert np.array_equal(vectors(tmp_path), wanted.pooler_output.numpy())
+        expected = whole.get_image_features(**processor(images=images, return_tensors="pt"))
+    assert np.array_equal(vectors(tmp_path), expected.pooler_output.numpy())
     assert items(tmp_path) == {"frames": 6, "embed": 6}
 
 
@@ -94,8 +94,8 @@ def test_other_classes_give_the_vectors_of_their_own_processor_and_model(
     images = [Image.open(path) for path in sorted(pictures.iterdir())]
     whole: Any = getattr(hf, names()[name]).from_pretrained(model).eval()
     with torch.inference_mode():
-        wanted = whole.get_image_features(**processor(images=images, return_tensors="pt"))
-    assert np.array_equal(vectors(tmp_path), wanted.pooler_output.numpy())
+        expected = whole.get_image_features(**processor(images=images, return_tensors="pt"))
+    assert np.array_equal(vectors(tmp_path), expected.pooler_output.numpy())
 
 
 def test_the_code_of_the_page_gives_the_logits_of_the_whole_model(
@@ -120,12 +120,12 @@ def test_a_model_of_another_kind_is_refused_with_what_to_do(
     pictures: Path, clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert embed(pictures, CHECKPOINT, tmp_path) == 2
-    said = one_line(capsys.readouterr().err)
-    assert "writes captions" in said and "penstock caption" in said
+    printed = one_line(capsys.readouterr().err)
+    assert "writes captions" in printed and "penstock caption" in printed
     where = ["--store", str(tmp_path / "store"), "--out", str(tmp_path / "out")]
     assert main(["caption", str(pictures), "--model", str(clip), *where]) == 2
-    said = one_line(capsys.readouterr().err)
-    assert "writes no captions" in said and "penstock embed" in said
+    printed = one_line(capsys.readouterr().err)
+    assert "writes no captions" in printed and "penstock embed" in printed
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text('{"model_type": "llama"}')
     assert embed(pictures, tmp_path / "model", tmp_path) == 2
@@ -139,9 +139,9 @@ def test_a_plan_is_of_what_the_model_makes(
     plan = ["plan", "--model", str(clip), "--store", str(tmp_path), "--json"]
     for more in ([], ["--for", "embed"]):
         assert main([*plan, *more]) == 0
-        told = json.loads(capsys.readouterr().out)
-        assert [stage["stage"] for stage in told["memory"]["stages"]] == ["frames", "embed"]
-        assert list(told["halves"]) == ["vision"] and told["route"] == "dual"
+        printed = json.loads(capsys.readouterr().out)
+        assert [stage["stage"] for stage in printed["memory"]["stages"]] == ["frames", "embed"]
+        assert list(printed["halves"]) == ["vision"] and printed["route"] == "dual"
 
 
 @pytest.mark.slow
@@ -223,8 +223,8 @@ def dtype_of(place: Path) -> str:
 
 @pytest.mark.slow
 def test_auto_takes_fp16_after_one_trial_and_native_stays(folder: Path, tmp_path: Path) -> None:
-    said = embed_on_gpu(folder, tmp_path, "--precision", "auto")
-    assert "the vision half runs in fp16 (cosine of fp16 to fp32 at least" in said
+    text = embed_on_gpu(folder, tmp_path, "--precision", "auto")
+    assert "the vision half runs in fp16 (cosine of fp16 to fp32 at least" in text
     assert dtype_of(tmp_path) == "torch.float16"
     (verdict,) = verdicts(tmp_path)
     assert verdict["holds"] and verdict["images"] == 6
@@ -242,8 +242,8 @@ def test_auto_takes_fp16_after_one_trial_and_native_stays(folder: Path, tmp_path
 @pytest.mark.slow
 def test_auto_stays_in_fp32_where_such_vectors_are_stored(folder: Path, tmp_path: Path) -> None:
     embed_on_gpu(folder, tmp_path)
-    said = embed_on_gpu(folder, tmp_path, "--precision", "auto", "--batch-size", "2")
-    assert "the vision half runs in fp32 (the store has vectors of it in fp32" in said
+    text = embed_on_gpu(folder, tmp_path, "--precision", "auto", "--batch-size", "2")
+    assert "the vision half runs in fp32 (the store has vectors of it in fp32" in text
     assert verdicts(tmp_path) == []
 
 

@@ -18,7 +18,7 @@ import pytest
 
 from artifacts.endpoints import KEY, LISTED, endpoint_of, keys_from
 from artifacts.errors import EnvironmentFault, UsageError
-from benchmarks._endpoint import StandIn, running, told
+from benchmarks._endpoint import StandIn, message_of, running
 from flows.checkpoint.served import open_served
 from flows.cli.main import main
 from flows.console.display import Display
@@ -94,7 +94,7 @@ def test_only_a_server_that_counts_tokens_of_a_video_gets_videos(
     stand_in = StandIn()
 
     def answer(request: dict[str, Any], digest: str, _: int) -> Any:
-        found = told(digest)
+        found = message_of(digest)
         found["usage"]["prompt_tokens"] = 99 if counts and "video_url" in str(request) else 9
         return 200, found
 
@@ -297,7 +297,7 @@ def test_no_file_has_the_key_and_no_other_host_is_contacted(pictures: Path, tmp_
         told_key = stand_in.headers[-1]["authorization"]
         if int(digest, 16) % 2:
             return 400 if before else 500, {"error": f"{told_key} is not welcome"}
-        return 200, told(digest, fingerprint=told_key)
+        return 200, message_of(digest, fingerprint=told_key)
 
     stand_in.answer = answer
     proxies = dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"), "http://127.0.0.9:9")
@@ -374,8 +374,8 @@ def test_a_signal_ends_the_wait_for_an_overloaded_server(
     busy = b"HTTP/1.1 429 Too Many\r\nretry-after: 120\r\ncontent-length: 0\r\n\r\n"
     stand_in.answer = lambda *_: busy
     with running(stand_in) as address:
-        asked = command(address, pictures, "--out", str(tmp_path / "out"))
-        with subprocess.Popen(asked, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+        request = command(address, pictures, "--out", str(tmp_path / "out"))
+        with subprocess.Popen(request, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
             assert process.stderr is not None
             waits = re.escape(address) + r" is overloaded: next try at \d\d:\d\d:\d\d, in 120 s"
             assert any(re.search(waits, line) for line in process.stderr)
@@ -401,18 +401,18 @@ def test_an_overloaded_server_is_asked_again_with_pauses_before_the_run(
     pictures: Path, monkeypatch: pytest.MonkeyPatch, wait: str
 ) -> None:
     monkeypatch.setattr("stages.ask.servers.PAUSE", (0.05, 0.2))
-    asked: list[float] = []
+    requests: list[float] = []
     busy = Reply(503, b"", _wait(wait), "", "")
     known = Reply(200, b'{"data": [{"id": "m", "root": "r"}]}', 0.0, "", "application/json")
 
     async def get(client: Client, path: str) -> Reply:
-        asked.append(time.monotonic())
-        return busy if len(asked) <= 3 else known
+        requests.append(time.monotonic())
+        return busy if len(requests) <= 3 else known
 
     monkeypatch.setattr(Client, "get", get)
     served = open_served(config_for("http://127.0.0.1:9/v1", pictures))
-    assert served.identity[-1] == "r" and len(asked) == 4
-    assert asked[-1] - asked[0] >= 0.05 + 0.1 + 0.2
+    assert served.identity[-1] == "r" and len(requests) == 4
+    assert requests[-1] - requests[0] >= 0.05 + 0.1 + 0.2
 
 
 @pytest.mark.parametrize(("times", "ends"), [(2, True), (9, False)])

@@ -57,9 +57,9 @@ def config(store: Path, *sources: Path, model: str = "demo", **changes: Any) -> 
     return CaptionConfig(sources=tuple(map(str, sources)), model=model, store=str(store), **changes)
 
 
-def exported(folder: Path, kind: str, told: CaptionConfig, **changes: Any) -> Exported:
-    asked = ExportRequest(kind=kind, folder=folder, **{"samples": SAMPLES, **changes})
-    return export(told, asked, Display(quiet=True))
+def exported(folder: Path, kind: str, message: CaptionConfig, **changes: Any) -> Exported:
+    request = ExportRequest(kind=kind, folder=folder, **{"samples": SAMPLES, **changes})
+    return export(message, request, Display(quiet=True))
 
 
 def test_a_checkpoint_is_not_evaluated_on_media_that_calibrated_it() -> None:
@@ -98,21 +98,21 @@ def test_a_checkpoint_is_judged_placed_and_captions(
 @pytest.mark.slow
 def test_what_it_says_is_what_its_figures_say(tmp_path: Path, clips: Path, store: Path) -> None:
     result = exported(tmp_path / "int8", "int8", config(store, clips))
-    said = {}
+    record = {}
     for name, model in (("original", "demo"), ("exported", str(result.out))):
-        told = config(store, clips, model=model, out=str(tmp_path / name), precision="native")
-        caption(told, Display(quiet=True))
+        message = config(store, clips, model=model, out=str(tmp_path / name), precision="native")
+        caption(message, Display(quiet=True))
         lines = (tmp_path / name / "captions.jsonl").read_text().splitlines()
-        said[name] = [json.loads(line)["caption"] for line in lines]
-    same = sum(a == b for a, b in zip(*said.values(), strict=True)) / SAMPLES
+        record[name] = [json.loads(line)["caption"] for line in lines]
+    same = sum(a == b for a, b in zip(*record.values(), strict=True)) / SAMPLES
     assert same >= result.parity["text"]["captions_as_native"] - 1 / SAMPLES
     # A module that is lost on the way, or its scales alone, are not passed over.
     for endings, words in (("SCB weight_format", "its scales are not"), ("", "lacks 1 tensors")):
         broken = shutil.copytree(result.out, tmp_path / f"broken{len(endings)}")
         lose_a_module(broken, endings.split())
-        told = config(store, clips, model=str(broken), out=str(tmp_path / "out"))
+        message = config(store, clips, model=str(broken), out=str(tmp_path / "out"))
         with pytest.raises(EnvironmentFault, match=words) as caught:
-            caption(told, Display(quiet=True))
+            caption(message, Display(quiet=True))
         assert "\n" not in caught.value.message and caught.value.hint
 
 
@@ -131,13 +131,13 @@ def lose_a_module(folder: Path, endings: list[str]) -> None:
 def test_one_that_does_not_pass_is_kept_and_may_be_accepted(
     tmp_path: Path, clips: Path, store: Path
 ) -> None:
-    told = config(store, clips)
-    result = exported(tmp_path / "made", "nf4", told, half="both")
+    message = config(store, clips)
+    result = exported(tmp_path / "made", "nf4", message, half="both")
     assert (result.accepted, result.exit_code) == (False, 1)
     assert result.out == tmp_path / "made" / "rejected" and (result.out / "config.json").exists()
     assert not (tmp_path / "made" / "config.json").exists()
     assert any("centred cosine" in missed for missed in result.parity["missed"])
-    accepted = exported(tmp_path / "made", "nf4", told, half="both", accept=True)
+    accepted = exported(tmp_path / "made", "nf4", message, half="both", accept=True)
     assert accepted.accepted and (tmp_path / "made" / "config.json").exists()
     assert not accepted.parity["passed"]
 
@@ -147,37 +147,37 @@ def test_weights_are_calibrated_on_media_and_on_what_the_store_has(
     tmp_path: Path, clips: Path, store: Path
 ) -> None:
     plain = exported(tmp_path / "plain", "w4a16", config(store, clips))
-    wanted = (plain.out / "model.safetensors").read_bytes()
-    for stored, told in ((False, config(store, clips)), (True, config(store))):
-        asked = {"calibrated": True, "stored": stored, "accept": True}
-        fitted = exported(tmp_path / f"fitted-{stored}", "w4a16", told, **asked)
+    expected = (plain.out / "model.safetensors").read_bytes()
+    for stored, message in ((False, config(store, clips)), (True, config(store))):
+        requests = {"calibrated": True, "stored": stored, "accept": True}
+        fitted = exported(tmp_path / f"fitted-{stored}", "w4a16", message, **requests)
         assert fitted.parity["recipe"]["calibrated"] and not plain.parity["recipe"]["calibrated"]
         found = (fitted.out / "model.safetensors").read_bytes()
-        assert found != wanted and len(found) == len(wanted)
+        assert found != expected and len(found) == len(expected)
     with pytest.raises(UsageError, match="none is left for the evaluation"):
         one = config(store, next(clips.glob("*.mp4")))
         exported(tmp_path / "few", "w4a16", one, calibrated=True)
     with pytest.raises(UsageError, match="compressed-tensors"):
-        told = config(store, clips, model=str(plain.out), out=str(tmp_path / "out"))
-        caption(told, Display(quiet=True))
+        message = config(store, clips, model=str(plain.out), out=str(tmp_path / "out"))
+        caption(message, Display(quiet=True))
 
 
 @pytest.mark.slow
 def test_the_vision_half_of_a_dual_encoder_is_judged_by_its_vectors(
     tmp_path: Path, clips: Path, store: Path
 ) -> None:
-    told = config(store, clips, model=str(penstock_demo.DUAL_CHECKPOINT))
-    result = exported(tmp_path / "dual", "int8", told)
+    message = config(store, clips, model=str(penstock_demo.DUAL_CHECKPOINT))
+    result = exported(tmp_path / "dual", "int8", message)
     assert result.parity["features"]["centred_mean"] > 0.9 and "text" not in result.parity
     with pytest.raises(UsageError, match="--half language is not supported"):
-        exported(tmp_path / "text", "int8", told, half="language")
+        exported(tmp_path / "text", "int8", message, half="language")
 
 
 def test_what_cannot_be_judged_is_said_before_anything_is_written(tmp_path: Path) -> None:
     empty = config(tmp_path / "store")
     with pytest.raises(UsageError, match="no captions of demo in"):
-        asked = ExportRequest(kind="nf4", folder=tmp_path / "made", calibrated=True, stored=True)
-        export(empty, asked, Display(quiet=True), lambda listen: InsideLauncher(listen=listen))
+        request = ExportRequest(kind="nf4", folder=tmp_path / "made", calibrated=True, stored=True)
+        export(empty, request, Display(quiet=True), lambda listen: InsideLauncher(listen=listen))
     assert not list(tmp_path.rglob("*.safetensors"))
     for changes in ({"to": "awq"}, {"half": "left"}, {"group": 48}, {"samples": 1}):
         given: dict[str, Any] = {"model": "demo", "to": "nf4", "out": "made", **changes}
@@ -222,8 +222,8 @@ def many_clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def export_graphs(model: str, kind: str, out: Path, many_clips: Path, store: Path) -> int:
-    told = ["export", model, "--to", kind, "--out", str(out), "--samples", str(GRAPH_SAMPLES)]
-    return main([*told, "--calibrate", str(many_clips), "--store", str(store)])
+    messages = ["export", model, "--to", kind, "--out", str(out), "--samples", str(GRAPH_SAMPLES)]
+    return main([*messages, "--calibrate", str(many_clips), "--store", str(store)])
 
 
 @pytest.mark.slow
@@ -243,8 +243,8 @@ def test_the_code_of_the_page_gives_the_vectors_of_embed(
     found: dict[str, Any] = {}
     exec(compile(code, "docs/graphs.md", "exec"), found)
     assert "pixel_values" in capsys.readouterr().out
-    told = ["embed", *names, "--model", "exported", "--vision-backend", "onnx"]
-    assert main([*told, "--store", "store", "--out", "out"]) == 0
+    messages = ["embed", *names, "--model", "exported", "--vision-backend", "onnx"]
+    assert main([*messages, "--store", "store", "--out", "out"]) == 0
     assert np.allclose(np.load("out/embeddings.npy"), found["vectors"], atol=1e-4)
 
 
@@ -258,12 +258,12 @@ def test_the_demo_model_captions_by_its_graphs(kind: str, many_clips: Path, tmp_
     assert not parity["missed"]
     assert parity["features"]["neighbours"] > 0.95 and parity["frames"] >= 64
     assert {"features", "text"} <= parity.keys() and parity["text"]["captions"] == GRAPH_SAMPLES
-    said = []
+    texts = []
     for model, more in (("demo", ()), (str(out), ("--vision-backend", "onnx"))):
         where = ["--store", str(tmp_path / "store"), "--out", str(tmp_path / "said")]
         assert main(["caption", str(many_clips), "--model", model, *where, *more]) == 0
         rows = read_lines(tmp_path / "said" / "captions.jsonl")
-        said.append([row["caption"] for row in rows])
+        texts.append([row["caption"] for row in rows])
     assert rows[0]["precision"]["vision"] == f"onnx-{jobs.GRAPHS[kind]}"
     # Few bits are of what decodes; what sees is computed by its graphs all the same.
     where = ["--store", str(tmp_path / "store"), "--out", str(tmp_path / "few")]
@@ -271,7 +271,7 @@ def test_the_demo_model_captions_by_its_graphs(kind: str, many_clips: Path, tmp_
     assert main(["caption", str(many_clips), "--model", str(out), *where, *nf4]) == 0
     row = read_lines(tmp_path / "few" / "captions.jsonl")[0]
     assert row["precision"] == {**rows[0]["precision"], "language": "nf4"}
-    same = sum(a == b for a, b in zip(*said, strict=True)) / GRAPH_SAMPLES
+    same = sum(a == b for a, b in zip(*texts, strict=True)) / GRAPH_SAMPLES
     assert same >= parity["text"]["captions_as_native"] - 1 / GRAPH_SAMPLES
     assert export_graphs("demo", kind, out, many_clips, tmp_path / "store") == 0, (
         "it was there before"
@@ -279,18 +279,18 @@ def test_the_demo_model_captions_by_its_graphs(kind: str, many_clips: Path, tmp_
 
 
 def test_what_no_graph_can_be_of_is_refused(tmp_path: Path) -> None:
-    def asked(half: str = "", **more: bool) -> ExportRequest:
+    def request(half: str = "", **more: bool) -> ExportRequest:
         return ExportRequest(kind="onnx", folder=tmp_path, half=half, **more)  # type: ignore[arg-type]
 
     with pytest.raises(UsageError, match="--half language --to onnx is not supported"):
-        asked("language")
+        request("language")
     with pytest.raises(UsageError, match="for captioning models"):
-        asked("both").parts("replay")
+        request("both").parts("replay")
     with pytest.raises(UsageError, match="cannot be split"):
-        asked().parts("joint")
+        request().parts("joint")
     with pytest.raises(UsageError, match="needs media"):
-        asked(stored=True).parts("replay")
-    assert asked().parts("dual") == ("vision", "language") and asked().parts("splice") == (
+        request(stored=True).parts("replay")
+    assert request().parts("dual") == ("vision", "language") and request().parts("splice") == (
         "vision",
     )
 
@@ -298,10 +298,10 @@ def test_what_no_graph_can_be_of_is_refused(tmp_path: Path) -> None:
 def test_a_graph_that_computes_otherwise_is_refused() -> None:
     from stages.export.graphs.make import check_agreement, difference
 
-    wanted, found = {"image": torch.ones(2, 3)}, {"image": torch.ones(2, 3) * 1.01}
-    assert difference(wanted, found) == pytest.approx(0.01, rel=1e-3)
-    assert difference(wanted, {"image": torch.ones(3, 2)}) == float("inf")
-    assert difference(wanted, {"image": torch.full((2, 3), float("nan"))}) == float("inf")
+    expected, found = {"image": torch.ones(2, 3)}, {"image": torch.ones(2, 3) * 1.01}
+    assert difference(expected, found) == pytest.approx(0.01, rel=1e-3)
+    assert difference(expected, {"image": torch.ones(3, 2)}) == float("inf")
+    assert difference(expected, {"image": torch.full((2, 3), float("nan"))}) == float("inf")
     with pytest.raises(UsageError, match="differs from the model"):
         check_agreement("fp32", "2 x image", 0.01, "tower")
     check_agreement("fp16", "2 x image", 0.01, "tower")

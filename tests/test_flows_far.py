@@ -174,7 +174,7 @@ def run(folder: Path, *words: str, code: int = 0) -> str:
     return done.stdout
 
 
-def said(out: Path) -> list[dict[str, Any]]:
+def captions_of(out: Path) -> list[dict[str, Any]]:
     """The lines of a run but for where its media were taken from."""
     lines = read_lines(out / "captions.jsonl")
     return [{k: v for k, v in line.items() if k != "source"} for line in lines]
@@ -184,7 +184,7 @@ def said(out: Path) -> list[dict[str, Any]]:
 def expected(twelve_clips: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     folder = tmp_path_factory.mktemp("local")
     run(folder, "caption", str(twelve_clips), "--model", "demo", "--out", str(folder / "out"))
-    return said(folder / "out")
+    return captions_of(folder / "out")
 
 
 def test_a_bucket_of_media_and_of_the_store_gives_the_bytes_of_folders(
@@ -193,13 +193,13 @@ def test_a_bucket_of_media_and_of_the_store_gives_the_bytes_of_folders(
     store, out = there.replace("videos", "store"), tmp_path / "out"
     words = ("caption", there, "--model", "demo", "--out", str(out), "--store", store)
     run(tmp_path, *words)
-    assert said(out) == expected
+    assert captions_of(out) == expected
     media = [path for kind, path in way.names if kind == "get" and "/videos/" in path]
     assert len(media) == CLIPS  # each is read once
     assert way.total <= 8 * CLIPS, way.counts
     way.clear()
     run(tmp_path, *words)
-    assert said(out) == expected and way.total <= 12, way.names
+    assert captions_of(out) == expected and way.total <= 12, way.names
 
 
 @pytest.mark.parametrize("silent", ["when it is asked", "in the middle"])
@@ -239,7 +239,7 @@ def test_what_is_gone_on_the_web_fails_alone_and_the_rest_is_captioned(
     words = [f"{web.address}/{name}?X-Amz-Signature=9secret9" for name in [*names, "none.mp4"]]
     out = tmp_path / "out"
     run(tmp_path, "caption", *words, "--model", "demo", "--out", str(out), code=1)
-    assert said(out) == expected
+    assert captions_of(out) == expected
     (failure,) = read_lines(out / "failures.jsonl")
     assert (failure["error"], failure["media_path"]) == ("missing", f"{web.address}/none.mp4")
     run(tmp_path, "report", str(out))
@@ -267,9 +267,9 @@ def test_media_far_away_are_indexed_found_and_shown(there: str, tmp_path: Path) 
     run(tmp_path, *build)
     page = tmp_path / "page.html"
     words = ("search", "a red circle", "--index", index, "--html", str(page))
-    told = json.loads(run(tmp_path, *words, "--json").splitlines()[0])
-    assert told["path"].startswith(there)
-    assert "not readable" not in page.read_text() and told["path"] in page.read_text()
+    values = json.loads(run(tmp_path, *words, "--json").splitlines()[0])
+    assert values["path"].startswith(there)
+    assert "not readable" not in page.read_text() and values["path"] in page.read_text()
     run(tmp_path, *words, "--copy", str(tmp_path / "found"))
     assert list((tmp_path / "found").glob("001-*.mp4"))
     assert "gone" not in run(tmp_path, *build)

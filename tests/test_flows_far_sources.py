@@ -197,12 +197,12 @@ def test_who_waits_sees_how_much_is_here(web: Web, tmp_path: Path) -> None:
     for name in ("a.mp4", "b.mp4"):
         (tmp_path / name).write_bytes(bytes(1000))
     found, _ = find_media([f"{web.address}/{name}" for name in ("a.mp4", "b.mp4")], PLAIN)
-    store, told = open_store(str(tmp_path / "store")), list[tuple[int, int]]()
-    contents_of(found, store, lambda here, total: told.append((here, total)))
-    assert sorted(told)[-1] == (2000, 2000) and sorted(told) == told
-    told.clear()
-    contents_of(found, store, lambda here, total: told.append((here, total)))
-    assert told == []
+    store, message = open_store(str(tmp_path / "store")), list[tuple[int, int]]()
+    contents_of(found, store, lambda here, total: message.append((here, total)))
+    assert sorted(message)[-1] == (2000, 2000) and sorted(message) == message
+    message.clear()
+    contents_of(found, store, lambda here, total: message.append((here, total)))
+    assert message == []
 
 
 @pytest.mark.parametrize(

@@ -141,10 +141,10 @@ def test_damage_alone_is_warned_of(outcome: Rows) -> None:
 
 @pytest.mark.slow
 def test_every_other_file_fails_by_its_name(place: Place, outcome: Rows) -> None:
-    wanted = {f"{kind}.mp4": kind for kind in UNUSABLE} | BAD_PICTURES
-    wanted |= {"nowhere.mp4": "unreadable", "itself.mp4": "unreadable"}
-    wanted[str(place.clips.parent / MISSING)] = "missing"
-    assert {failure["media_path"]: failure["error"] for failure in place.failures()} == wanted
+    expected = {f"{kind}.mp4": kind for kind in UNUSABLE} | BAD_PICTURES
+    expected |= {"nowhere.mp4": "unreadable", "itself.mp4": "unreadable"}
+    expected[str(place.clips.parent / MISSING)] = "missing"
+    assert {failure["media_path"]: failure["error"] for failure in place.failures()} == expected
     for failure in place.failures():
         assert failure["message"] and failure["hint"]
         assert "\n" not in failure["message"] + failure["hint"]

@@ -56,7 +56,7 @@ def test_an_exported_folder_takes_the_engine_by_itself(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "text"),
     [
         ({"engine": "transformers"}, "--engine transformers: the language half of MODEL is a GGUF"),
         ({"engine": "inflight"}, "--engine inflight: the language half of MODEL is a GGUF file"),
@@ -65,11 +65,11 @@ def test_an_exported_folder_takes_the_engine_by_itself(folder: Path) -> None:
     ],
 )
 def test_options_that_it_does_not_have_are_refused(
-    folder: Path, options: dict[str, Any], said: str
+    folder: Path, options: dict[str, Any], text: str
 ) -> None:
     with pytest.raises(UsageError) as raised:
         found(folder, **options)
-    assert raised.value.message.startswith(said) and raised.value.hint
+    assert raised.value.message.startswith(text) and raised.value.hint
 
 
 def test_a_folder_that_is_not_as_it_was_exported_is_refused(folder: Path) -> None:
@@ -100,9 +100,9 @@ def test_it_is_neither_trained_nor_exported_again(
 def test_an_export_says_which_programs_can_use_its_file(folder: Path, tmp_path: Path) -> None:
     noted = json.loads((folder / MANIFEST).read_text())
     assert gguf_note(folder) == "language.gguf is for Penstock only: it has no tokenizer"
-    for why, said in (("no words", "for Penstock only: no words"), ("", "llama.cpp can chat")):
+    for why, text in (("no words", "for Penstock only: no words"), ("", "llama.cpp can chat")):
         (folder / MANIFEST).write_text(json.dumps({**noted, "penstock_only": why}))
-        assert said in gguf_note(folder)
+        assert text in gguf_note(folder)
     (folder / MANIFEST).unlink()
     assert gguf_note(folder) == ""
 
@@ -125,9 +125,9 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def model(tmp_path_factory: pytest.TempPathFactory, clips: Path) -> Path:
     """The demo model with its language half in 8 bits."""
     folder = tmp_path_factory.mktemp("exported")
-    told = CaptionConfig(sources=(str(clips),), model="demo", store=str(folder / "store"))
-    asked = ExportRequest(kind="gguf-q8_0", folder=folder / "model", samples=16)
-    assert export(told, asked, Display(quiet=True)).accepted
+    message = CaptionConfig(sources=(str(clips),), model="demo", store=str(folder / "store"))
+    request = ExportRequest(kind="gguf-q8_0", folder=folder / "model", samples=16)
+    assert export(message, request, Display(quiet=True)).accepted
     return folder / "model"
 
 
@@ -217,8 +217,8 @@ class TestDecoding:
 
     def test_it_summarizes_from_text_alone(self, tmp_path: Path, clips: Path, model: Path) -> None:
         captions = captioned(clips, model, tmp_path, summary=True)
-        told = read_lines(tmp_path / "out" / "summaries.jsonl")
-        assert len(told) == len(captions) and all(row["summary"] for row in told)
+        message = read_lines(tmp_path / "out" / "summaries.jsonl")
+        assert len(message) == len(captions) and all(row["summary"] for row in message)
 
     @pytest.mark.parametrize("family", ["gemma3", "paligemma", "glm4v"])
     def test_an_export_of_another_family_says_what_the_original_says(
@@ -228,22 +228,22 @@ class TestDecoding:
         original, media = whole_checkpoint(family), (str(tmp_path / "clips"),)
         if family == "paligemma":
             original = tied(original, tmp_path / "tied")
-        told = CaptionConfig(
+        message = CaptionConfig(
             sources=media, model=str(original), store=str(tmp_path / "store"), max_new_tokens=12
         )
-        asked = ExportRequest(
+        request = ExportRequest(
             kind="gguf-f32", folder=tmp_path / "model", samples=4, accept=True
         )  # of fewer frames than it takes to pass
-        made = export(told, asked, Display(quiet=True))
+        made = export(message, request, Display(quiet=True))
         assert made.parity["text"]["token_agreement"] == 1.0
         more: dict[str, Any] = {
             "prompts": {"a": "What moves?", "b": "And what color does it have?"},
             "max_new_tokens": 12,
         }
         of, place = tmp_path / "clips", tmp_path / "made"
-        wanted = captioned(of, original, place / "a", language_precision="fp32", **more)
+        expected = captioned(of, original, place / "a", language_precision="fp32", **more)
         found = captioned(of, tmp_path / "model", place / "b", **more)
-        assert [row["caption"] for row in found] == [row["caption"] for row in wanted]
+        assert [row["caption"] for row in found] == [row["caption"] for row in expected]
 
     def test_a_head_for_which_there_is_no_place_fails(self, tmp_path: Path) -> None:
         from stages.export.gguf import plan_gguf

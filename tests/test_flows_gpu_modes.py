@@ -59,17 +59,17 @@ class Desk:
     def says(self, *command: str) -> tuple[int, str]:
         """Exit status and words of a command; of `caption` when none is named."""
         with self.start(*command) as running:
-            said, _ = running.communicate(timeout=SECONDS)
-        assert "Traceback" not in said, said
+            printed, _ = running.communicate(timeout=SECONDS)
+        assert "Traceback" not in printed, printed
         assert running.pid not in gpus.contexts(self.cards), "a command made a context"
-        return running.returncode, said
+        return running.returncode, printed
 
 
 @pytest.mark.parametrize("mode", WHOLE)
 def test_every_command_ends_well(mode: str, tmp_path: Path) -> None:
     desk = Desk(WHOLE[mode], tmp_path)
-    code, said = desk.says("doctor")
-    assert code == 0 and "cuda:0" in said, said
+    code, texts = desk.says("doctor")
+    assert code == 0 and "cuda:0" in texts, texts
     code, planned = desk.says("plan", "--model", "demo")
     assert code == 0 and "fits" in planned, planned
     code, run = desk.says()
@@ -88,12 +88,12 @@ def test_what_cannot_be_used_is_said_before_anything_is_done(mode: str, tmp_path
     machine, words = BROKEN[mode]
     desk = Desk(machine, tmp_path)
     for command in (("doctor",), ()):
-        code, said = desk.says(*command)
-        assert code == 5 and words in said, said
-        assert "CUDA_VISIBLE_DEVICES=" in said, said
+        code, text = desk.says(*command)
+        assert code == 5 and words in text, text
+        assert "CUDA_VISIBLE_DEVICES=" in text, text
     assert not desk.place.out.exists(), "frames were cut, or looked for"
-    code, said = desk.says("plan", "--model", "demo")
-    assert code == (5 if machine.init_error else 0), said
+    code, text = desk.says("plan", "--model", "demo")
+    assert code == (5 if machine.init_error else 0), text
 
 
 def test_a_card_that_is_lost_in_the_middle_loses_nothing_that_is_done(tmp_path: Path) -> None:
@@ -107,13 +107,13 @@ def test_a_card_that_is_lost_in_the_middle_loses_nothing_that_is_done(tmp_path: 
         gpus.lose(desk.cards)
 
     threading.Thread(target=lose, daemon=True).start()
-    code, said = desk.says()
-    assert code == 5, said
-    assert "decode stage" in said and "dmesg" in said, said
+    code, text = desk.says()
+    assert code == 5, text
+    assert "decode stage" in text and "dmesg" in text, text
     (desk.cards / "lost").unlink()
     features = desk.place.stored("features")
     assert features
-    code, said = desk.says()
-    assert code == 0, said
+    code, text = desk.says()
+    assert code == 0, text
     assert desk.place.stored("features") == features
     assert len(desk.place.captions()) == 1

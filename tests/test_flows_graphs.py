@@ -78,11 +78,11 @@ def test_vectors_by_graphs_are_near_those_of_torch_and_are_others(
     pictures: Path, model: Path, tmp_path: Path
 ) -> None:
     assert embed(pictures, model, tmp_path) == 0
-    wanted = np.array(vectors(tmp_path))
+    expected = np.array(vectors(tmp_path))
     assert embed(pictures, model, tmp_path, *BY_GRAPHS) == 0
     found = np.array(vectors(tmp_path))
-    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4)
-    assert items(tmp_path)["embed"] == len(wanted), "they have keys of their own"
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+    assert items(tmp_path)["embed"] == len(expected), "they have keys of their own"
     vision = halves(tmp_path)["vision"]
     assert vision["precision"] == "onnx-fp32" and vision["graphs"]["provider"] == CPU
     assert embed(pictures, model, tmp_path, *BY_GRAPHS) == 0
@@ -120,8 +120,8 @@ def test_a_graph_with_a_flipped_bit_is_refused(
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
     assert embed(pictures, own, place, *BY_GRAPHS) == 5
-    said = last_line(capsys.readouterr().err)
-    assert "vision-0.onnx.data differs from the exported file" in said
+    printed = last_line(capsys.readouterr().err)
+    assert "vision-0.onnx.data differs from the exported file" in printed
     assert embed(pictures, own, place) == 0, "torch does without"
 
 
@@ -188,13 +188,13 @@ def test_auto_takes_graphs_that_passed_and_are_faster_here(
         assert main(["plan", str(pictures), "--model", str(own), *where]) == 0
         return capsys.readouterr().out
 
-    assert "were not measured on this machine" in (said := planned()) and "onnx-fp32" not in said
+    assert "were not measured on this machine" in (text := planned()) and "onnx-fp32" not in text
     assert embed(pictures, own, tmp_path, *BY_GRAPHS) == 0
     digest = halves(tmp_path)["vision"]["graphs"]["digest"]
     store_speed("cpu", digest, CPU, {"torch": 1.0, "graphs": 2.0})
     assert "take 2.00 times as long" in planned()
     store_speed("cpu", digest, CPU, {"torch": 3.0, "graphs": 2.0})
-    assert "1.50 times as fast as torch" in (said := planned()) and "onnx-fp32" in said
+    assert "1.50 times as fast as torch" in (text := planned()) and "onnx-fp32" in text
     (own / "parity.json").write_text('{"passed": false}')
     assert "did not pass" in planned()
     shutil.rmtree(own / "onnx")

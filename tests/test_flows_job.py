@@ -57,8 +57,8 @@ class Speaking(Stages):
             length = LENGTHS[int(member.prompt)]
             tokens = min(length, limit)
             ended = "stop" if length <= limit else "length"
-            said = {"caption": "word " * tokens, "tokens": tokens, "ended": ended}
-            outcome.items += len(record_set.publish([Record(key=member.key, meta=said)]))
+            texts = {"caption": "word " * tokens, "tokens": tokens, "ended": ended}
+            outcome.items += len(record_set.publish([Record(key=member.key, meta=texts)]))
             self.made.append(length)
         return None
 
@@ -97,9 +97,9 @@ def test_what_ended_by_itself_within_a_limit_answers_for_it(
     again = Speaking()
     result = run_to_limit(config, now, again)
     assert again.made == made
-    said = sum(min(length, now) for length in LENGTHS)
+    texts = sum(min(length, now) for length in LENGTHS)
     text = (Path(config.out) / "captions.jsonl").read_text()
-    assert text.count("word") == said
+    assert text.count("word") == texts
     assert text.count('"ended": "length"') == sum(length > now for length in LENGTHS)
     assert result.written.cut == sum(length > now for length in LENGTHS)
 
@@ -286,9 +286,9 @@ def folder_of(place: Path, stated: Any, model_type: str = "qwen3_vl") -> Path:
     return place
 
 
-def taken(folder: Path, **asked: Any) -> dict[str, Any]:
+def taken(folder: Path, **request: Any) -> dict[str, Any]:
     """The options that differ from the defaults after the card's sampling is applied."""
-    options = {"sampling": "checkpoint", **asked}
+    options = {"sampling": "checkpoint", **request}
     config, notes = with_card_sampling(CaptionConfig(sources=(), **options), folder)
     before = CaptionConfig(sources=(), **options)
     assert not notes or config != before
@@ -298,14 +298,14 @@ def taken(folder: Path, **asked: Any) -> dict[str, Any]:
 def test_qwen3_vl_instruct_is_given_the_presence_penalty_of_its_card(tmp_path: Path) -> None:
     folder = folder_of(tmp_path, INSTRUCT)
     assert taken(folder) == {"presence_penalty": 1.5}
-    asked = CaptionConfig(sources=(), sampling="checkpoint")
-    (note,) = with_card_sampling(asked, folder)[1]
+    request = CaptionConfig(sources=(), sampling="checkpoint")
+    (note,) = with_card_sampling(request, folder)[1]
     assert "presence_penalty 1.5" in note and "QwenLM/Qwen3-VL" in note
     assert "temperature" not in note and "\n" not in note
 
 
 @pytest.mark.parametrize(
-    ("stated", "asked", "found"),
+    ("stated", "params", "found"),
     [
         (None, {}, CARD),
         ({}, {}, CARD),
@@ -323,9 +323,9 @@ def test_qwen3_vl_instruct_is_given_the_presence_penalty_of_its_card(tmp_path: P
     ],
 )  # fmt: skip
 def test_what_is_asked_for_or_stated_wins_over_the_card(
-    stated: Any, asked: dict[str, Any], found: dict[str, float], tmp_path: Path
+    stated: Any, params: dict[str, Any], found: dict[str, float], tmp_path: Path
 ) -> None:
-    assert taken(folder_of(tmp_path, stated), **asked) == found
+    assert taken(folder_of(tmp_path, stated), **params) == found
 
 
 def test_families_without_a_card_take_nothing(tmp_path: Path) -> None:
@@ -347,8 +347,8 @@ def test_plan_run_and_record_name_what_came_from_the_card(tmp_path: Path) -> Non
         config = CaptionConfig(
             sources=sources, model=place.model, store=str(place.store), sampling="checkpoint"
         )
-        told = figures(plan_of(config, InsideLauncher()))["notes"]
-        assert sum("lacks presence_penalty 1.5" in note for note in told) == 1
+        message = figures(plan_of(config, InsideLauncher()))["notes"]
+        assert sum("lacks presence_penalty 1.5" in note for note in message) == 1
     assert "lacks presence_penalty 1.5" in run_inside(place, **options).said
     record = json.loads((place.out / "run.json").read_text())
     assert record["plan"]["generation"] == {"sampling": "checkpoint", "presence_penalty": 1.5}

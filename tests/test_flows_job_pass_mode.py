@@ -83,7 +83,7 @@ def test_what_was_encoded_in_batches_has_keys_of_its_own(
     place = Place(clips=clips, out=tmp_path / "o", store=tmp_path / "s")
     with mock.patch.object(pass_mode, "_has_pass_modes", return_value=False):
         assert run(place) == ["describe", "frames", "encode", "decode"]
-    before, said = made(place), place.captions()
+    before, text = made(place), place.captions()
     assert run(place) == ["frames", "encode", "decode"]
     both = made(place)
     for kept, found in zip(before, both, strict=True):
@@ -91,7 +91,7 @@ def test_what_was_encoded_in_batches_has_keys_of_its_own(
     assert main(["status", str(place.out)]) == 0
     assert f"features encoded in this run: {len(before[0])} alone\n" in capsys.readouterr().out
     with mock.patch.object(pass_mode, "_has_pass_modes", return_value=False):
-        assert run(place) == [] and place.captions() == said
+        assert run(place) == [] and place.captions() == text
     assert made(place) == both
 
 

@@ -48,8 +48,8 @@ def remember(place: Path, text: Path, of: str = "") -> None:
 
 def test_words_in_braces_are_replaced_and_others_left_alone(tmp_path: Path, tags: Path) -> None:
     tags.write_text("red,  round\n{name}\n")
-    asked = "{name} in {folder}: {tags}; {}, {x}, {{name}}, { name }"
-    assert prompts(tmp_path, asked) == (
+    request = "{name} in {folder}: {tags}; {}, {x}, {{name}}, { name }"
+    assert prompts(tmp_path, request) == (
         ["ball.one in Summer {tags}: red, round {name}; {}, {x}, {ball.one}, { name }"],
         [],
     )
@@ -114,8 +114,8 @@ def chunk(start: float = 0.0, end: float = 3.0, *times: float) -> ChunkIndex:
 
 
 def test_the_prompt_of_llava_video_is_that_of_its_card() -> None:
-    asked = fill_placeholders(CARD, chunk(0.0, 3.5, 0.0, 1.0, 2.0))
-    assert asked == (
+    request = fill_placeholders(CARD, chunk(0.0, 3.5, 0.0, 1.0, 2.0))
+    assert request == (
         "The video lasts for 3.50 seconds, and 3 frames are uniformly sampled from it. These "
         "frames are located at 0.00s,1.00s,2.00s.Please answer the following questions related to "
         "this video.\nDescribe it."
@@ -142,17 +142,17 @@ def test_words_of_a_chunk_are_in_the_key_of_its_caption_by_what_they_become() ->
     one, other = chunk(0.0, 2.0, 0.0, 1.0), chunk(0.0, 3.0, 0.0, 1.0)
     medium = Medium(digest="d" * 64, path="/a.mp4", kind="video", prompt="{frames} in {seconds}?")
     written = replace(medium, prompt="2 in 2.00?")
-    asked = task_of(medium, one, NAMESPACES)
-    assert asked.prompt == "2 in 2.00?"
-    assert asked.keys == task_of(written, one, NAMESPACES).keys
+    request = task_of(medium, one, NAMESPACES)
+    assert request.prompt == "2 in 2.00?"
+    assert request.keys == task_of(written, one, NAMESPACES).keys
     longer = task_of(medium, other, NAMESPACES)
-    assert longer["captions"] != asked["captions"] and longer["features"] == asked["features"]
+    assert longer["captions"] != request["captions"] and longer["features"] == request["features"]
 
 
 def test_a_caption_before_that_holds_such_a_word_is_left_as_it_is() -> None:
     medium = Medium(digest="d", path="/a.mp4", kind="video", prompt="{frames}: {previous}")
-    asked = task_of(medium, chunk(0.0, 2.0, 0.0), NAMESPACES, "A sign says {times}.")
-    assert asked.prompt == "1: A sign says {times}."
+    request = task_of(medium, chunk(0.0, 2.0, 0.0), NAMESPACES, "A sign says {times}.")
+    assert request.prompt == "1: A sign says {times}."
 
 
 ITSELF = [
@@ -165,8 +165,8 @@ ITSELF = [
 """Prompts; their files have names and tags with placeholders."""
 
 
-@pytest.mark.parametrize("asked", ITSELF)
-def test_what_fills_a_placeholder_is_not_filled_again(asked: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("request", ITSELF)
+def test_what_fills_a_placeholder_is_not_filled_again(request: str, tmp_path: Path) -> None:
     name, tags, before = "{previous}{times}", "{frames} seconds {\ufdd0}{name}", "{tags} {seconds}"
     folder = tmp_path / "{seconds}"
     folder.mkdir()
@@ -174,17 +174,17 @@ def test_what_fills_a_placeholder_is_not_filled_again(asked: str, tmp_path: Path
     file = MediaFile(
         path=folder / f"{name}.mp4", media_path=f"{name}.mp4", source=str(tmp_path), kind="video"
     )
-    medium = Medium(digest=DIGEST, path=str(file.path), kind="video", prompt=asked)
-    prompt = FilePlaceholders(FolderStore(tmp_path / "store")).fill(asked, file, DIGEST)
+    medium = Medium(digest=DIGEST, path=str(file.path), kind="video", prompt=request)
+    prompt = FilePlaceholders(FolderStore(tmp_path / "store")).fill(request, file, DIGEST)
     filled = replace(medium, prompt=prompt)
     whole = chunk(0.0, 3.0, 0.0, 1.0)
     words = {"name": name, "folder": "{seconds}", "tags": tags, "previous": before}
     words |= {"seconds": "3.00", "frames": "2"}
     # Each word is cut out of the prompt once, from the left.
-    pieces = re.split("{{({})}}".format("|".join(words)), asked)
+    pieces = re.split("{{({})}}".format("|".join(words)), request)
     once = "".join(words[each] if at % 2 else each for at, each in enumerate(pieces))
     assert task_of(filled, whole, NAMESPACES, before).prompt == once
-    assert filled.uses_previous_caption == ("{previous}" in asked)
+    assert filled.uses_previous_caption == ("{previous}" in request)
 
 
 def test_a_plan_counts_a_token_for_each_byte_of_times() -> None:

@@ -44,14 +44,14 @@ def test_a_file_has_a_label_a_line(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("form", ["yaml", "json"])
 def test_a_file_may_say_more_of_a_label(tmp_path: Path, form: str) -> None:
-    told = {
+    messages = {
         "animal": None,
         "cat": {"prompts": ["a cat", "a kitten"], "parent": "animal", "threshold": 0.3},
         "indoors": {"group": "place"},
         "outdoors": {"group": "place", "prompts": "in the open"},
     }
     path = tmp_path / f"labels.{form}"
-    path.write_text(json.dumps(told))  # which is YAML, too
+    path.write_text(json.dumps(messages))  # which is YAML, too
     animal, cat, indoors, outdoors = label_set(str(path)).labels
     assert cat.prompts == ("a cat", "a kitten") and cat.parent == "animal" and cat.threshold == 0.3
     assert (indoors.group, outdoors.prompts) == ("place", ("in the open",))
@@ -96,7 +96,7 @@ def test_the_digest_is_of_all_that_decides(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "said"),
+    ("name", "text", "texts"),
     [
         ("labels.txt", "cat\ndog\ncat\n", "'cat' is listed twice"),
         ("labels.txt", "\n# none\n", "no labels in"),
@@ -135,18 +135,18 @@ def test_the_digest_is_of_all_that_decides(tmp_path: Path) -> None:
         ("labels.json", "{", "cannot be parsed"),
     ],
 )
-def test_a_wrong_file_is_told_in_one_line(tmp_path: Path, name: str, text: str, said: str) -> None:
+def test_a_wrong_file_is_told_in_one_line(tmp_path: Path, name: str, text: str, texts: str) -> None:
     path = tmp_path / name
     path.write_text(text)
     with pytest.raises(UsageError) as error:
         label_set(str(path))
-    assert said in str(error.value) and "\n" not in str(error.value)
+    assert texts in str(error.value) and "\n" not in str(error.value)
 
 
 def test_what_is_no_label_and_no_template_is_refused(tmp_path: Path) -> None:
-    for told in ("labels.txt", "", "a,,b", "/no/such/labels.yaml"):
+    for message in ("labels.txt", "", "a,,b", "/no/such/labels.yaml"):
         with pytest.raises(UsageError):
-            label_set(told)
+            label_set(message)
     (tmp_path / "forms.txt").write_text("a photo\n")
     with pytest.raises(UsageError, match="has no"):
         label_set("cat", str(tmp_path / "forms.txt"))
@@ -205,14 +205,14 @@ def test_labels_are_those_of_the_whole_model_and_another_set_opens_no_picture(
     stills = [row for row in found if row["time"] is None]
     processor: Any = hf.AutoProcessor.from_pretrained(clip)
     images = [Image.open(pictures / row["media_path"]) for row in stills]
-    told = [f"{name} in a photo" for name in LABELS.split(",")]
+    messages = [f"{name} in a photo" for name in LABELS.split(",")]
     with torch.inference_mode():
         whole = hf.CLIPModel.from_pretrained(clip).eval()
-        inputs = processor(images=images, text=told, padding=True, return_tensors="pt")
-        wanted = whole(**inputs).logits_per_image / whole.logit_scale.exp()
+        inputs = processor(images=images, text=messages, padding=True, return_tensors="pt")
+        expected = whole(**inputs).logits_per_image / whole.logit_scale.exp()
     scores = [{one["label"]: one["score"] for one in row["labels"]} for row in stills]
     assert np.allclose(
-        [[each[name] for name in LABELS.split(",")] for each in scores], wanted, atol=2e-5
+        [[each[name] for name in LABELS.split(",")] for each in scores], expected, atol=2e-5
     )
     for row in found:
         given = [one["label"] for one in row["labels"] if one["passed"]]
@@ -271,8 +271,8 @@ def test_a_run_that_is_killed_in_any_stage_gives_the_same_bytes(
     )
     assert kill_at(place, stage, 1, "group", *more) != 0
     assert place.run(*more).returncode == 0
-    wanted = (whole / "out" / "labels.jsonl").read_bytes()
-    assert (tmp_path / "out" / "labels.jsonl").read_bytes() == wanted
+    expected = (whole / "out" / "labels.jsonl").read_bytes()
+    assert (tmp_path / "out" / "labels.jsonl").read_bytes() == expected
 
 
 @pytest.mark.slow

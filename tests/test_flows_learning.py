@@ -31,7 +31,7 @@ from flows.reviewing.captions import ReviewedCaptions
 from flows.running import sift_first
 from stages.tune.job import TuneJob
 from tests.support.inside import Ended, InsideLauncher
-from tests.support.learning import PICTURES, Change, School, decide_in, said, style
+from tests.support.learning import PICTURES, Change, School, captions_of, decide_in, style
 from tests.support.media import write_video
 from tests.support.pipeline import read_lines
 from tests.support.saying import samples
@@ -62,19 +62,19 @@ def test_each_decision_stands_in_every_format_after_two_rounds(school: School) -
     inexact = [{**each, "exact": False} for each in result.round["after"]]
     line = replace(result, round={**result.round, "after": inexact}).line()
     assert "no held-out caption is exact: look at" in line and "is exact" not in result.line()
-    wanted = {
+    expected = {
         name: style(text) if at < 30 else text for at, (name, text) in enumerate(first.items())
     }
     school.decide(lambda at, text: (style(text), "accepted") if at >= 41 else None)
     assert school.learn().round["accepted"]
     lines = {line["media_path"]: line for line in school.lines()}
     decided = list(first)[:40]
-    assert [lines[name]["caption"] for name in decided] == [wanted[name] for name in decided]
+    assert [lines[name]["caption"] for name in decided] == [expected[name] for name in decided]
     assert all(line["original"].startswith("Model 2") for line in list(lines.values())[:40])
     rejected = lines[list(first)[40]]
     assert (rejected["review"], rejected["caption"][:7]) == ("rejected", "Model 2")
     for name in decided:
-        stem, text = name.removesuffix(".png"), wanted[name]
+        stem, text = name.removesuffix(".png"), expected[name]
         assert (school.out / f"{stem}.txt").read_text().strip() == text
         assert all(text in (school.out / f"{stem}.{form}").read_text() for form in ("vtt", "srt"))
     assert not (school.out / "40.txt").exists()
@@ -84,10 +84,10 @@ def test_each_decision_stands_in_every_format_after_two_rounds(school: School) -
     tables.append((school.out / "captions.csv").read_text().splitlines())
     tables.append([sample["json"]["caption"] for sample in samples(school.config)])
     for rows in tables:
-        assert all(any(wanted[name] in row for row in rows) for name in decided)
-    said(school.config)
-    assert [line["caption"] for line in school.lines()][:40] == [wanted[name] for name in decided]
-    said(replace(school.config, adapter="other/round-007/adapter"))
+        assert all(any(expected[name] in row for row in rows) for name in decided)
+    captions_of(school.config)
+    assert [line["caption"] for line in school.lines()][:40] == [expected[name] for name in decided]
+    captions_of(replace(school.config, adapter="other/round-007/adapter"))
     assert school.reviewed() == {}, "outside learn, no other model is corrected"
 
 
@@ -242,7 +242,7 @@ def test_a_round_does_not_begin_without_the_adapter_of_the_captions(school: Scho
         school.learn()
     assert len(rounds_in(school.out)) == 2
     school.dies_in = ""
-    said(school.config)
+    captions_of(school.config)
     run = RecordedRun(config=school.config)
     result = learn(LearnConfig(out=str(school.out), lr=1e-3), run, Display(quiet=True))
     assert (result.round["round"], result.round["previous"]) == (2, "")
@@ -259,7 +259,7 @@ def test_a_round_whose_examples_are_gone_is_chosen_anew(
     checkpoint.mkdir(parents=True)
     chosen = rounds_in(school.out)[0]["started"]
     (Path(school.config.sources[0]) / "07.png").unlink()
-    said(school.config)
+    captions_of(school.config)
     assert usable_rounds(school.out, anybody) == []
     school.dies_in = ""
 
@@ -361,7 +361,7 @@ def test_undo_stops_at_a_round(school: School) -> None:
             captions.apply({"id": f"u{2 + number}", "does": "undo"})
         edits, stored = captions.edits(), StoredEdits(Path(school.config.store))()
         assert edits == {key: stored[key] for key in edits}, "the store undoes as much"
-    said(school.used())
+    captions_of(school.used())
     assert school.reviewed() == found
 
 

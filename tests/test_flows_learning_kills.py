@@ -86,7 +86,7 @@ def begun(tmp_path_factory: pytest.TempPathFactory) -> Folder:
     """A folder with corrections and acceptances of every third caption."""
     folder = Folder(tmp_path_factory.mktemp("learned"))
     folder.caption()
-    decide_in(folder.out, lambda at, said: (style(said), "accepted") if at % 3 == 0 else None)
+    decide_in(folder.out, lambda at, text: (style(text), "accepted") if at % 3 == 0 else None)
     return folder
 
 
@@ -102,19 +102,21 @@ def test_two_rounds_by_the_command_line(
     begun: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = copied(begun, tmp_path)
-    told = folder.learn("--dry-run")
-    assert "fits" in told and "assumed" in told and "SOURCES" not in told, told
-    wanted = [line["caption"] for line in folder.lines()[::3]]
-    told = folder.learn()
-    assert "accepted" in told and "penstock review" in told and "scoring: 1 to do" in told, told
-    decide_in(folder.out, lambda at, said: (style(said), "") if at % 3 else None)
-    told = folder.learn()
+    message = folder.learn("--dry-run")
+    assert "fits" in message and "assumed" in message and "SOURCES" not in message, message
+    expected = [line["caption"] for line in folder.lines()[::3]]
+    message = folder.learn()
+    assert (
+        "accepted" in message and "penstock review" in message and "scoring: 1 to do" in message
+    ), message
+    decide_in(folder.out, lambda at, texts: (style(texts), "") if at % 3 else None)
+    message = folder.learn()
     rounds = rounds_in(folder.out)
-    assert [each["accepted"] for each in rounds] == [True, True], told
+    assert [each["accepted"] for each in rounds] == [True, True], message
     assert rounds[1]["previous"].endswith("round-001/adapter")
-    assert [line["caption"] for line in folder.lines()[::3]] == wanted
+    assert [line["caption"] for line in folder.lines()[::3]] == expected
     text = (folder.out / "captions.csv").read_text()
-    assert all(caption in text for caption in wanted)
+    assert all(caption in text for caption in expected)
     assert "nothing new to learn" in folder.learn()
     options: Any = {"steps": 12, "batch_size": 2, "lr": 5e-3}
     with pytest.raises(UsageError, match=r"captions in .* were made in "):
@@ -172,8 +174,8 @@ def test_a_round_that_is_killed_in_a_step_ends_with_the_same_bytes(
             shutil.rmtree(folder.root)
             shutil.copytree(saved, folder.root)
     print(f"{step}: {dict(kills)} kills, step takes {longest:.1f} s", file=sys.stderr)
-    told = folder.learn() if folder.phase() != DONE else ""
-    assert folder.phase() == DONE, told
+    message = folder.learn() if folder.phase() != DONE else ""
+    assert folder.phase() == DONE, message
     assert folder.files() == whole.files()
     assert read_edits(folder.out).now == read_edits(whole.out).now
     (one,), (other,) = rounds_in(folder.out), rounds_in(whole.out)

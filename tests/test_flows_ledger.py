@@ -255,28 +255,28 @@ def size(files: set[str]) -> int:
     return sum((sharded() / name).stat().st_size for name in files)
 
 
-def wanted(book: Ledger, media: list[Medium]) -> list[str]:
+def expected_of(book: Ledger, media: list[Medium]) -> list[str]:
     return [*parts_of(stages_with_work(book, media))]
 
 
 def test_a_half_is_wanted_when_the_store_lacks_what_it_makes(tmp_path: Path) -> None:
     one = medium("a")
-    assert wanted(ledger(tmp_path / "new"), [one]) == ["vision", "language"]
+    assert expected_of(ledger(tmp_path / "new"), [one]) == ["vision", "language"]
     book = ledger(tmp_path, a=[8, 8])
     first, second = book.tasks([one])
-    assert wanted(book, [one]) == ["vision", "language"]
+    assert expected_of(book, [one]) == ["vision", "language"]
     book["captions"].publish([Record(key=first["captions"])])
     book["features"].publish([Record(key=second["features"])])
-    assert wanted(book, [one]) == ["language"]
+    assert expected_of(book, [one]) == ["language"]
     book["captions"].publish([Record(key=second["captions"])])
-    assert wanted(book, [one]) == []
+    assert expected_of(book, [one]) == []
 
 
 def test_what_the_model_refuses_or_nothing_can_read_wants_no_half(tmp_path: Path) -> None:
     book = ledger(tmp_path, a=[8])
     book.refused["encode"].publish([Record(key=book.tasks([medium("a")])[0]["features"])])
     book.failures.publish([Record(key="b", meta={"kind": "no-video"})])
-    assert wanted(book, [medium("a"), medium("b")]) == []
+    assert expected_of(book, [medium("a"), medium("b")]) == []
 
 
 def test_a_vision_half_alone_costs_its_files(
@@ -312,9 +312,9 @@ def test_fine_tuning_of_a_model_of_the_hub_is_told_from_its_headers(
         connect(hub.url)
         assert main(["plan", "--model", MODEL, "--train", "lora", "--json"]) == 0
         assert hub.weights_sent() <= 5 * 100_001
-    told = json.loads(capsys.readouterr().out)
+    printed = json.loads(capsys.readouterr().out)
     profile = describe(sharded())
-    assert told["frozen_parameters"] == profile.vision.parameters + profile.language.parameters
+    assert printed["frozen_parameters"] == profile.vision.parameters + profile.language.parameters
 
 
 def test_a_download_moves_on_a_terminal_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -338,10 +338,10 @@ class Terminal(io.StringIO):
 def test_a_run_fetches_each_half_when_it_has_work(tmp_path: Path) -> None:
     held, out = halves(sharded()), str(tmp_path / "out")
     assert held["vision"] - held["language"] and held["language"] - held["vision"]
-    asked = (str(CLIP), "--revision", "v1", "--max-new-tokens", "4")
-    caption = ("caption", *asked, "--out", out)
+    request = (str(CLIP), "--revision", "v1", "--max-new-tokens", "4")
+    caption = ("caption", *request, "--out", out)
     with serve({MODEL: repository(sharded(), tags=("v1",))}) as hub:
-        planned = run(hub, tmp_path, "plan", *asked, "--json")
+        planned = run(hub, tmp_path, "plan", *request, "--json")
         assert planned.returncode == 0, planned.stderr
         assert json.loads(planned.stdout)["fetch_bytes"] == size(held["vision"] | held["language"])
         assert hub.weights_sent() <= 5 * 100_001, "a plan reads headers alone"

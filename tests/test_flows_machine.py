@@ -90,7 +90,7 @@ class Started:
 def run_of(free_gib: list[float], memory: int | None = None) -> tuple[list[float], list[str]]:
     """Budgets in GiB with which stages are started while so much is free, and what is told."""
 
-    def look(asked: RunOptions, device: str) -> Budget:
+    def look(request: RunOptions, device: str) -> Budget:
         free = int(free_gib.pop(0) * GIB)
         found = memory if memory is not None else free * 4 // 5
         return Budget(
@@ -103,10 +103,10 @@ def run_of(free_gib: list[float], memory: int | None = None) -> tuple[list[float
             others={"process 7 (blender)": 3 * GIB},
         )
 
-    started, told = Started(), list[str]()
-    asked = config(memory=memory)
-    before = look(asked, "cuda:0")
-    launcher = WithinBudget(started, before, asked, told.append, look)
+    started, message = Started(), list[str]()
+    request = config(memory=memory)
+    before = look(request, "cuda:0")
+    launcher = WithinBudget(started, before, request, message.append, look)
     while free_gib:
         call = StageCall(
             name="encode",
@@ -116,19 +116,19 @@ def run_of(free_gib: list[float], memory: int | None = None) -> tuple[list[float
             budget=before.of_stage("cuda:0"),
         )
         launcher.start(call)
-    return [call.budget / GIB for call in started.calls], told
+    return [call.budget / GIB for call in started.calls], message
 
 
 def test_a_stage_takes_less_when_others_have_taken_it_and_says_so_once() -> None:
-    budgets, told = run_of([10, 10, 9, 5, 5, 10, 5])
+    budgets, message = run_of([10, 10, 9, 5, 5, 10, 5])
     assert budgets == [8, 8, 4, 4, 8, 4]
-    assert len(told) == 2 and all("process 7 (blender)" in text for text in told)
+    assert len(message) == 2 and all("process 7 (blender)" in text for text in message)
 
 
 def test_a_given_budget_stays_and_a_lack_is_told_once() -> None:
-    budgets, told = run_of([10, 10, 5, 5, 10, 5], memory=8 * GIB)
+    budgets, message = run_of([10, 10, 5, 5, 10, 5], memory=8 * GIB)
     assert budgets == [8] * 5
-    assert len(told) == 2 and "--memory allows" in told[0]
+    assert len(message) == 2 and "--memory allows" in message[0]
 
 
 def test_a_stage_of_the_host_is_left_alone_in_a_run_on_a_gpu() -> None:
@@ -178,11 +178,11 @@ def test_a_claim_ends_with_its_block_and_does_not_count_against_itself(store: Fo
 def test_a_claim_needs_the_media_that_it_names_and_without_any_all(store: FolderStore) -> None:
     store.check_writable()
     media = [f"{at:064x}" for at in range(1000)]
-    asked = [*media[::7], "ff" * 32]
+    requests = [*media[::7], "ff" * 32]
     with leased(store, [HELD], Path("mine")) as mine:
-        for named, needed in ((media[::2], media[::14]), ([], []), (None, asked)):
+        for named, needed in ((media[::2], media[::14]), ([], []), (None, requests)):
             with leased(store, [HELD], Path("theirs"), named):
-                assert sorted(mine.needed_elsewhere(HELD, asked)) == sorted(needed)
+                assert sorted(mine.needed_elsewhere(HELD, requests)) == sorted(needed)
 
 
 def test_a_claim_whose_media_are_cut_needs_all(store: FolderStore) -> None:

@@ -187,8 +187,12 @@ def test_a_fork_that_cannot_use_cuda_is_started_anew_and_is_the_last(
         stages = Launched("light_stages:told_if_fresh", forks, tmp_path)
         outcome = stages.start().wait()
         assert outcome.notes["parent"] == os.getpid()
-        said = [event.text for event in stages.heard if isinstance(event, Warned)]
-        assert len(said) == 1 and "no longer forked" in said[0] and said[0] in outcome.warnings
+        printed = [event.text for event in stages.heard if isinstance(event, Warned)]
+        assert (
+            len(printed) == 1
+            and "no longer forked" in printed[0]
+            and printed[0] in outcome.warnings
+        )
         assert not stages.is_forked()
 
 

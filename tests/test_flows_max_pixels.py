@@ -80,17 +80,17 @@ def test_all_frames_together_are_seen_in_no_more_pixels(family: str, total: int)
 
 @pytest.mark.parametrize("family", FREE)
 def test_a_processor_without_such_a_limit_is_left_as_it_is(family: str) -> None:
-    plain, asked = processor_of(family), processor_of(family, max_pixels=4096)
+    plain, request = processor_of(family), processor_of(family, max_pixels=4096)
     assert min_pixels_of(plain) == 0
     (clip,) = clips("image", 1, height=80, width=60)
-    before, after = (prepare(each, clip).inputs for each in (plain, asked))
+    before, after = (prepare(each, clip).inputs for each in (plain, request))
     assert all(torch.equal(before[n], after[n]) for n in before if "pixel" in n)
 
 
 @pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl"])
 def test_pixels_are_those_of_the_processor_called_with_that_size(family: str) -> None:
     most = 6 * TOKEN
-    plain, asked = processor_of(family), processor_of(family, max_pixels=most)
+    plain, request = processor_of(family), processor_of(family, max_pixels=most)
     assert takes_videos(plain)
     for kind, part, name in (
         ("image", plain.image_processor, "pixel_values"),
@@ -101,9 +101,9 @@ def test_pixels_are_those_of_the_processor_called_with_that_size(family: str) ->
         shown: Any = {"size": {"shortest_edge": least, "longest_edge": most}}
         frames = [clip.frames] if kind == "video" else list(clip.frames)
         more = {"do_sample_frames": False} if kind == "video" else {}
-        wanted = part(frames, return_tensors="pt", **shown, **more)[name]
-        assert torch.equal(prepare(asked, clip).inputs[name], wanted)
-        assert wanted.shape != prepare(plain, clip).inputs[name].shape
+        expected = part(frames, return_tensors="pt", **shown, **more)[name]
+        assert torch.equal(prepare(request, clip).inputs[name], expected)
+        assert expected.shape != prepare(plain, clip).inputs[name].shape
 
 
 @pytest.mark.parametrize("family", ["qwen3_vl", pytest.param("glm4v", marks=pytest.mark.slow)])
@@ -132,10 +132,10 @@ def test_a_frame_is_kept_to_the_smaller_of_both_limits_and_is_a_token_at_the_lea
 
 @pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl"])
 def test_images_and_short_videos_are_as_without_it(family: str) -> None:
-    plain, asked = processor_of(family), processor_of(family, max_video_pixels=64 * TOKEN)
-    assert sizes(asked, 1, 96, 96) == sizes(plain, 1, 96, 96)
-    assert sizes(asked, 2, 32, 32) == sizes(plain, 2, 32, 32)
-    assert sizes(asked, 16, 96, 96) != sizes(plain, 16, 96, 96)
+    plain, request = processor_of(family), processor_of(family, max_video_pixels=64 * TOKEN)
+    assert sizes(request, 1, 96, 96) == sizes(plain, 1, 96, 96)
+    assert sizes(request, 2, 32, 32) == sizes(plain, 2, 32, 32)
+    assert sizes(request, 16, 96, 96) != sizes(plain, 16, 96, 96)
 
 
 def test_more_than_the_processor_allows_may_be_asked_for_where_it_limits_a_video() -> None:
@@ -216,16 +216,16 @@ def test_a_plan_names_frames_and_pixels_that_really_fit(
 ) -> None:
     monkeypatch.setattr("flows.checkpoint.precision.cpu_has_bfloat16", lambda: True)
     folder = kept_folder(plan_case("qwen2.5-vl-7b-instruct"))
-    asked: dict[str, Any] = {"precision": precision, "memory": gib << 30}
-    plan = planned(folder, tmp_path, **asked)
+    requests: dict[str, Any] = {"precision": precision, "memory": gib << 30}
+    plan = planned(folder, tmp_path, **requests)
     assert plan.refusal is not None
     _, instead = verdict(plan)
     named = [(option, int(value)) for option, value in re.findall(r"--(max-\w+) (\d+)", instead)]
     assert {"max-frames", "max-pixels"} == {option for option, _ in named}
     if precision == "native":
-        asked["language_precision"] = re.findall(r"--language-precision (\w+)", instead)[0]
+        requests["language_precision"] = re.findall(r"--language-precision (\w+)", instead)[0]
     for option, value in named:
-        again = planned(folder, tmp_path, **asked, **{option.replace("-", "_"): value})
+        again = planned(folder, tmp_path, **requests, **{option.replace("-", "_"): value})
         assert again.refusal is None
         assert all(choice.fits for choice in again.choices.values()), (option, value)
 
@@ -267,14 +267,14 @@ def test_the_context_counts_frames_as_small_as_they_are_then_seen() -> None:
 @pytest.mark.parametrize("option", ["max_pixels", "max_video_pixels"])
 def test_a_run_with_fewer_pixels_encodes_anew_and_keeps_both(option: str, tmp_path: Path) -> None:
     write_video(tmp_path / "clip.mp4", ticks=range(50), gop=25)
-    said = {}
+    texts = {}
     for name, most in (("plain", None), ("fewer", 64 * 64), ("again", None)):
         clip, store = tmp_path / "clip.mp4", tmp_path / "store"
         place = Place(clips=clip, out=tmp_path / name, store=store)
         ran = run_inside(place, precision="fp32", max_new_tokens=8, **{option: most})
         assert not ran.result.failures
-        said[name] = (tmp_path / name / "captions.jsonl").read_text()
+        texts[name] = (tmp_path / name / "captions.jsonl").read_text()
         plan = json.loads((tmp_path / name / "run.json").read_text())["plan"]
         assert plan.get(option) == most
         assert ("encode" in ran.started) == (name != "again")
-    assert said["plain"] == said["again"]
+    assert texts["plain"] == texts["again"]

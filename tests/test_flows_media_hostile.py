@@ -34,8 +34,8 @@ LETTERS = 400
 def refused(call: Any, words: str) -> None:
     with pytest.raises(PenstockError) as found:
         call()
-    said = str(found.value)
-    assert words in said and "\n" not in said and len(said) < LETTERS + 200, said
+    text = str(found.value)
+    assert words in text and "\n" not in text and len(text) < LETTERS + 200, text
 
 
 def of(value: dict[str, Any], **more: Any) -> str:
@@ -114,19 +114,19 @@ CORRECTIONS: dict[str, tuple[str, dict[str, Any], str]] = {
 
 @pytest.mark.parametrize("name", CORRECTIONS)
 def test_one_correction_never_stops_a_review(name: str) -> None:
-    pattern, more, said = CORRECTIONS[name]
+    pattern, more, texts = CORRECTIONS[name]
     text = of({"type": "string", "maxLength": 5000, "pattern": pattern, **more})
-    assert not follows(text, json.dumps({"a": said}))
+    assert not follows(text, json.dumps({"a": texts}))
 
 
 ODD = ('{"a": 1' + "0" * 400 + "}", '{"a": 1e400}', '{"a": ' + "[" * 50_000, '{"a": "\\ud800"}')
 
 
-@pytest.mark.parametrize("said", ODD)
-def test_an_odd_correction_is_answered(said: str) -> None:
+@pytest.mark.parametrize("text", ODD)
+def test_an_odd_correction_is_answered(text: str) -> None:
     number = of({"type": "integer", "multipleOf": 0.5, "minimum": 0, "maximum": 9})
-    assert not follows(number, said)
-    assert not follows(of({"type": "string", "pattern": "^a$", "maxLength": 3}), said)
+    assert not follows(number, text)
+    assert not follows(of({"type": "string", "pattern": "^a$", "maxLength": 3}), text)
 
 
 def laughs() -> str:
@@ -165,8 +165,8 @@ def test_aliases_that_people_write_are_understood(tmp_path: Path) -> None:
 
 def test_a_long_line_of_parents_is_gone_through_once(tmp_path: Path) -> None:
     count = 20_000
-    told: dict[str, Any] = {f"l{n}": {"parent": f"l{n + 1}"} for n in range(count)}
-    (tmp_path / "l.json").write_text(json.dumps({**told, f"l{count}": None}))
+    messages: dict[str, Any] = {f"l{n}": {"parent": f"l{n + 1}"} for n in range(count)}
+    (tmp_path / "l.json").write_text(json.dumps({**messages, f"l{count}": None}))
     assert len(label_set(str(tmp_path / "l.json")).labels) == count + 1
 
 
@@ -272,7 +272,7 @@ def read(path: Path) -> None:
 def test_nothing_else_is_opened(
     tmp_path: Path, visited: tuple[int, list[bytes]], name: str, text: str
 ) -> None:
-    port, asked = visited
+    port, request = visited
     real = write_video(tmp_path / "real.ts")
     os.utime(real, (0, 0))  # so that reading it shows, also where a file's use is seldom noted
     for target in TARGETS:
@@ -280,7 +280,7 @@ def test_nothing_else_is_opened(
         with pytest.raises(MediaError):
             read(tmp_path / name)
         assert real.stat().st_atime == 0, "the file that it names was read"
-        assert not asked
+        assert not request
         assert not opened_by_this_process(tmp_path)
 
 

@@ -35,7 +35,7 @@ def names(found: list[MediaFile]) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("sources", "selection", "wanted"),
+    ("sources", "selection", "expected"),
     [
         (["{}"], PLAIN, ["a.MKV", "b.mp4", "photo.jpg"]),
         (["{}"], DEEP, ["a.MKV", "b.mp4", "photo.jpg", "deep/c.webm"]),
@@ -45,18 +45,18 @@ def names(found: list[MediaFile]) -> list[str]:
     ],
 )
 def test_media_of_folders_and_patterns_are_found_in_name_order(
-    folder: Path, sources: list[str], selection: Selection, wanted: list[str]
+    folder: Path, sources: list[str], selection: Selection, expected: list[str]
 ) -> None:
     if selection.recursive:
         (folder / "deep" / "back").symlink_to(folder)  # a loop
     given = [source.format(folder) for source in sources]
     found, failures = find_media(given, selection)
-    assert names(found) == wanted and failures == []
+    assert names(found) == expected and failures == []
     assert {file.source for file in found} <= {*given}
     kinds = {".webm": "video", ".MKV": "video", ".mp4": "video", ".jpg": "image"}
     assert all(file.kind == kinds.get(file.path.suffix, file.kind) for file in found)
     limited, _ = find_media(given, selection, limit=2)
-    assert names(limited) == wanted[:2]
+    assert names(limited) == expected[:2]
 
 
 def write_all(folder: Path, *names: str) -> None:
@@ -153,10 +153,10 @@ def write_list(folder: Path, *lines: object) -> str:
 
 
 def test_a_line_may_ask_something_of_its_own(folder: Path) -> None:
-    asked = "How many?\u2028And who?\n"
+    request = "How many?\u2028And who?\n"
     source = write_list(
         folder,
-        {"path": "b.mp4", "prompt": asked},
+        {"path": "b.mp4", "prompt": request},
         {"path": "a.MKV"},
         {"path": "deep", "prompt": "Where?", "licence": "CC0"},
         {"path": "photo.jpg", "prompt": None},
@@ -164,7 +164,7 @@ def test_a_line_may_ask_something_of_its_own(folder: Path) -> None:
     found, failures = find_media([source], PLAIN)
     assert failures == []
     assert [(file.media_path, file.prompt) for file in found] == [
-        ("b.mp4", asked),
+        ("b.mp4", request),
         ("a.MKV", None),
         ("c.webm", "Where?"),
         ("photo.jpg", None),
@@ -172,7 +172,9 @@ def test_a_line_may_ask_something_of_its_own(folder: Path) -> None:
 
 
 def test_a_file_is_taken_once_for_each_thing_asked(folder: Path) -> None:
-    lines = [{"path": "b.mp4", "prompt": asked} for asked in ("Who?", "Where?", "Who?", "What?")]
+    lines = [
+        {"path": "b.mp4", "prompt": request} for request in ("Who?", "Where?", "Who?", "What?")
+    ]
     source = write_list(folder, *lines, {"path": "b.mp4"}, {"path": "b.mp4"})
     found, _ = find_media([source], PLAIN, prompt_for=lambda kind: "What?")
     assert [file.prompt for file in found] == ["Who?", "Where?", "What?"]

@@ -69,10 +69,10 @@ def test_line_separators_that_end_no_row_stay_in_captions(tmp_path: Path, suffix
 def test_a_corrected_caption_counts_as_accepted(tmp_path: Path) -> None:
     one, two, three = ROWS
     accepted, corrected = {**one, "review": "accepted"}, {**two, "original": "model's"}
-    undecided, told = [accepted, corrected, {**three, "review": ""}], list[str]()
-    found = examples_in(jsonl(tmp_path, *undecided), told.append)
+    undecided, message = [accepted, corrected, {**three, "review": ""}], list[str]()
+    found = examples_in(jsonl(tmp_path, *undecided), message.append)
     assert [each.caption for each in found] == ["one", "two,\nlines"]
-    assert told == ["training on 2 of 3 captions: those accepted"]
+    assert message == ["training on 2 of 3 captions: those accepted"]
     alone = [one, corrected, three]
     assert [each.caption for each in examples_in(jsonl(tmp_path, *alone))] == ["two,\nlines"]
     rejected = [accepted, {**corrected, "review": "rejected"}, three]
@@ -172,10 +172,10 @@ def test_texts_beside_media_have_the_names_that_captions_get(tmp_path: Path) -> 
     texts |= {"c.jpg": " \n", "c": "c", "d": ""}
     for name, text in texts.items():
         (tmp_path / f"{name}.txt").write_text(text)
-    told = list[str]()
-    found = {each.path.name: each.caption for each in examples_in(str(tmp_path), told.append)}
+    message = list[str]()
+    found = {each.path.name: each.caption for each in examples_in(str(tmp_path), message.append)}
     assert found == {"a.jpg": "a jpg", "a.png": "a png", "b.jpg": "long name", "c.jpg": "c"}
-    assert told == ["left out: 2 files with no words in a .txt (d.jpg, none.mp4)"]
+    assert message == ["left out: 2 files with no words in a .txt (d.jpg, none.mp4)"]
 
 
 def test_a_folder_may_be_named_from_below(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -340,8 +340,8 @@ def test_data_sets_of_a_run_train_its_prompt_and_hold_out_whole_films(
         for each in examples_in(str(place), notes.append, open_store(films.store))
         if each.path.suffix == ".mp4"
     ]
-    wanted = "What happens?" if place.is_dir() else "What is it?"
-    assert (len(found), {each.prompt for each in found}, notes) == (12, {wanted}, [])
+    expected = "What happens?" if place.is_dir() else "What is it?"
+    assert (len(found), {each.prompt for each in found}, notes) == (12, {expected}, [])
     assert not [each for each in found if each.caption.startswith("In short")]
     film = {" ".join(text.split()): name for text, name in films_of.items()}
     sides = [
@@ -366,13 +366,15 @@ def test_a_data_set_without_its_run_says_that_the_default_prompt_is_trained(
     films: CaptionConfig, tmp_path: Path
 ) -> None:
     shutil.copytree(Path(films.out) / "ltx", tmp_path / "moved")
-    told = list[str]()
-    found = examples_in(str(tmp_path / "moved" / "dataset.jsonl"), told.append)
+    message = list[str]()
+    found = examples_in(str(tmp_path / "moved" / "dataset.jsonl"), message.append)
     assert {each.prompt for each in found} == {""}
-    assert [note for note in told if "the default prompt is trained for 13 captions of 13" in note]
+    assert [
+        note for note in message if "the default prompt is trained for 13 captions of 13" in note
+    ]
     shutil.copytree(Path(films.out) / "hf", tmp_path / "hub")
     metadata = tmp_path / "hub" / "videos" / "metadata.jsonl"
-    assert {each.prompt for each in examples_in(str(metadata), told.append)} == {"What is it?"}
+    assert {each.prompt for each in examples_in(str(metadata), message.append)} == {"What is it?"}
 
 
 def test_a_data_set_trains_captions_that_were_cut_without_an_end(tmp_path: Path) -> None:
@@ -403,10 +405,10 @@ def test_captions_that_the_token_limit_cut_have_no_end(tmp_path: Path, suffix: s
         {**row, "start": float(at), "end": at + 1.0, **person, **more}
         for at, more in enumerate(({}, {"ended": "stop"}, {"original": "x", "caption": "whole"}))
     ]
-    told = list[str]()
+    message = list[str]()
     data = written(tmp_path / f"captions.{suffix}", rows[:2])
-    assert [each.is_cut for each in examples_in(data, told.append)] == [True, False]
-    assert told == [
+    assert [each.is_cut for each in examples_in(data, message.append)] == [True, False]
+    assert message == [
         "1 caption of 2 reached the token limit: trained as far as they go, without an end"
     ]
     data = written(tmp_path / f"captions.{suffix}", [*rows, {**rows[0], "review": "accepted"}][2:])
@@ -438,18 +440,18 @@ def test_what_a_run_puts_around_captions_is_not_trained(pictures: CaptionConfig)
     run(pictures, format=("csv", "parquet", "hf"))
     own = [line["caption"] for line in lines(pictures)]
     assert all(text.startswith("ohwx, In short:\n") and text.endswith(" (end)") for text in own)
-    wanted = [text[len("ohwx, In short:\n") : -len(" (end)")] for text in own]
+    expected = [text[len("ohwx, In short:\n") : -len(" (end)")] for text in own]
     for file in ("captions.jsonl", "captions.csv", "captions.parquet", "hf/images/metadata.jsonl"):
         found = learned(out / file, pictures.store)
-        assert [text.split() for text in found] == [text.split() for text in wanted], file
+        assert [text.split() for text in found] == [text.split() for text in expected], file
     run(pictures, format=("txt",), beside=True)
-    flat = [" ".join(text.split()) for text in wanted]
+    flat = [" ".join(text.split()) for text in expected]
     assert learned(folder, pictures.store) == flat
     (folder / "a.txt").write_text("ohwx, In short: by a person (end)\n")
     (folder / "b.txt").write_text("by a person, ohwx, \n")
     by_person = ["by a person", "by a person, ohwx,", flat[2]]
     assert learned(folder, pictures.store) == by_person
-    assert learned(out / "captions.jsonl", pictures.store) == [*by_person[:2], wanted[2]]
+    assert learned(out / "captions.jsonl", pictures.store) == [*by_person[:2], expected[2]]
 
 
 def test_a_run_without_the_words_takes_them_from_texts_beside_media(
@@ -467,10 +469,10 @@ def test_a_run_without_the_words_takes_them_from_texts_beside_media(
 
 def test_a_list_whose_captions_begin_or_end_alike_is_noted(tmp_path: Path) -> None:
     def notes(*texts: str) -> list[str]:
-        told = list[str]()
+        message = list[str]()
         rows = [{"path": f"{at}.png", "caption": text} for at, text in enumerate(texts)]
-        examples_in(jsonl(tmp_path, *rows), told.append)
-        return told
+        examples_in(jsonl(tmp_path, *rows), message.append)
+        return message
 
     alike = [f"ohwx, picture {at}" for at in range(20)]
     (note,) = notes(*alike)

@@ -152,5 +152,5 @@ def test_pictures_get_the_vectors_of_the_whole_model(tmp_path: Path) -> None:
     images = [Image.open(path) for path in sorted(folder.iterdir())]
     with torch.inference_mode():
         whole = load_half(model, "whole", dtype=torch.float32)
-        wanted = whole.get_image_features(**processor(images=images, return_tensors="pt"))
-    assert np.array_equal(vectors(tmp_path), wanted.pooler_output.numpy())
+        expected = whole.get_image_features(**processor(images=images, return_tensors="pt"))
+    assert np.array_equal(vectors(tmp_path), expected.pooler_output.numpy())

@@ -42,8 +42,8 @@ def test_a_run_on_a_gpu_says_what_one_on_the_cpu_does(
             stderr=subprocess.STDOUT,
             text=True,
         ) as running:
-            said, _ = running.communicate(timeout=SECONDS)
-        assert running.returncode == 0, said
+            printed, _ = running.communicate(timeout=SECONDS)
+        assert running.returncode == 0, printed
         captions[how] = [caption["caption"] for caption in place.captions()]
         plan = json.loads((place.out / "run.json").read_text())["plan"]
     assert len(captions["cpu"]) == len(CLIPS)

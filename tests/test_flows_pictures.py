@@ -180,11 +180,11 @@ def test_of_picture_files_stock_s_words_are_said(family: str, mixed: Path, tmp_p
     rows = place.captions()
     assert len(rows) == len(SIZES)
     found = {row["media_path"]: row["caption"] for row in rows}
-    wanted = {
+    expected = {
         row["media_path"]: stock_says(family, place.clips / row["media_path"], row["prompt"])
         for row in rows
     }
-    assert found == wanted
+    assert found == expected
     assert len(set(found.values())) > 1, "or it speaks of nothing that it sees"
 
 
@@ -204,27 +204,29 @@ def stored_clips(paths: list[Path], store: Path) -> dict[Path, Clip]:
     with closing(os.fdopen(descriptor, "rb")) as events:
         frames_stage.run(json.loads(json.dumps(job)), EventReporter(descriptor))
         events.seek(0)
-        told = [json.loads(line) for line in events]
-    keys = {event["label"]: event["key"] for event in told if event["event"] == "item"}
+        values = [json.loads(line) for line in events]
+    keys = {event["label"]: event["key"] for event in values if event["event"] == "item"}
     record_set = RecordSet(FolderStore(store), "frames", "5c" * 32)
     members = {path: EncodeItem("", keys[path.name], "image") for path in paths}
     return {path: read_clip(record_set, member) for path, member in members.items()}
 
 
-def same(found: Any, wanted: Any) -> bool:
-    if isinstance(wanted, dict):
-        return found.keys() == wanted.keys() and all(same(found[n], wanted[n]) for n in wanted)
-    if isinstance(wanted, list | tuple):
-        return len(found) == len(wanted) and all(map(same, found, wanted))
-    return torch.equal(torch.as_tensor(found), torch.as_tensor(wanted))
+def same(found: Any, expected: Any) -> bool:
+    if isinstance(expected, dict):
+        return found.keys() == expected.keys() and all(
+            same(found[n], expected[n]) for n in expected
+        )
+    if isinstance(expected, list | tuple):
+        return len(found) == len(expected) and all(map(same, found, expected))
+    return torch.equal(torch.as_tensor(found), torch.as_tensor(expected))
 
 
 def check_pixels(name: str, paths: list[Path], store: Path) -> None:
     processor = PROCESSORS[name]()
     for path, clip in stored_clips(paths, store).items():
         given = dict(processor(images=to_images(clip.frames), return_tensors="pt"))
-        wanted = dict(processor(images=[opened(path)], return_tensors="pt"))
-        assert same(given, wanted), path.name
+        expected = dict(processor(images=[opened(path)], return_tensors="pt"))
+        assert same(given, expected), path.name
 
 
 @pytest.mark.parametrize("name", ["mllama", "qwen2_vl"])
@@ -307,7 +309,7 @@ def test_memory_is_planned_for_the_picture_that_is_read_and_tokens_for_what_is_s
 
 def test_the_largest_pictures_and_those_of_most_tokens_are_both_planned_for() -> None:
     fit = FrameFit(long_edges=((0.1, 100), (0.5, 100), (0.51, 1000), (1.0, 1000)))
-    asked = model(replace(PROFILE, fit_image=fit))
+    request = model(replace(PROFILE, fit_image=fit))
 
     def one(height: int, width: int) -> Any:
         size = (height, width)
@@ -323,5 +325,5 @@ def test_the_largest_pictures_and_those_of_most_tokens_are_both_planned_for() ->
         )
 
     media = [Medium(digest=str(n), path="", kind="image", prompt="x") for n in range(2)]
-    workloads = workloads_of(asked, media, [one(600, 600), one(1000, 4000)])
+    workloads = workloads_of(request, media, [one(600, 600), one(1000, 4000)])
     assert {each.stored for each in workloads} == {(600, 600), (1000, 4000)}

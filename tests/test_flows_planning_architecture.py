@@ -124,13 +124,13 @@ def test_formulas_tell_what_runs_without_data_tell(name: str, frames_a_patch: in
     for work in profile.vision.batch_costs:
         a_token = 3 * vision.patch**2 * frames_a_patch
         tokens = vision.positions or work.units // a_token
-        told = pass_bytes(vision, work.rows, tokens, 2) + work.rows * work.units * (4 + 2)
-        assert told == pytest.approx(work.peak_bytes, rel=0.06)
+        message = pass_bytes(vision, work.rows, tokens, 2) + work.rows * work.units * (4 + 2)
+        assert message == pytest.approx(work.peak_bytes, rel=0.06)
     for work in profile.language.batch_costs:
         cache = 2 * text.layers * text.attention.key_width * 2 * work.rows * work.units
         assert work.kept_bytes == cache
-        told = cache + pass_bytes(text, work.rows, work.units, 2)
-        assert told == pytest.approx(work.peak_bytes, rel=0.05)
+        message = cache + pass_bytes(text, work.rows, work.units, 2)
+        assert message == pytest.approx(work.peak_bytes, rel=0.05)
 
 
 @pytest.mark.parametrize(

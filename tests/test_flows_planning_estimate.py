@@ -109,8 +109,8 @@ def test_encoding_takes_pixels_of_no_more_than_the_batch() -> None:
 
 
 def encoded(workers: int | None, device: str = "cuda:0", batch: int = 4) -> StageEstimate:
-    asked = question(device=device, prepare_workers=workers)
-    return asked.estimate(Rung(stage="encode", batch=batch, precision="fp16"))
+    request = question(device=device, prepare_workers=workers)
+    return request.estimate(Rung(stage="encode", batch=batch, precision="fp16"))
 
 
 def test_each_further_thread_that_prepares_holds_an_image_and_a_processor() -> None:
@@ -164,8 +164,8 @@ def test_a_half_of_which_nothing_ran_is_estimated_by_its_dimensions() -> None:
         paper.PROFILE,
         parts={**paper.PROFILE.parts, "language": replace(paper.PROFILE.language, batch_costs=())},
     )
-    asked = replace(question(), model=model(bare))
-    found = asked.estimate(Rung(stage="decode", batch=1, precision="fp16"))
+    request = replace(question(), model=model(bare))
+    found = request.estimate(Rung(stage="decode", batch=1, precision="fp16"))
     assert found.by_dimensions
     assert any("by dimensions" in term.why for term in found.terms)
     assert found.kv_bytes == pytest.approx(1128 * paper.KV_PER_TOKEN, rel=1e-6)  # no grouped heads

@@ -76,16 +76,16 @@ def reasons(config: CaptionConfig) -> list[tuple[str, str]]:
     return [(taken["stage"], taken["reason"]) for taken in record(config)["rungs"]]
 
 
-def rung_of(stage: str, told: Mapping[str, Any]) -> Rung:
+def rung_of(stage: str, values: Mapping[str, Any]) -> Rung:
     """The rung that a stage is on, by what it is told."""
     return Rung(
         stage=stage,
-        batch=max(map(len, told["batches"])),
-        prefill=told["mlp_chunk"],
-        kv=told.get("kv", ""),
-        precision=told["precision"],
-        offload=told["offload"],
-        block=told.get("block", 0),
+        batch=max(map(len, values["batches"])),
+        prefill=values["mlp_chunk"],
+        kv=values.get("kv", ""),
+        precision=values["precision"],
+        offload=values["offload"],
+        block=values.get("block", 0),
     )
 
 
@@ -99,8 +99,8 @@ LADDERS = {
 def only(stage: str, good: list[Rung]) -> Room:
     """Room on these rungs alone."""
 
-    def room(told: Mapping[str, Any]) -> int:
-        here = rung_of(stage, told)
+    def room(values: Mapping[str, Any]) -> int:
+        here = rung_of(stage, values)
         alike = [rung.batch for rung in good if replace(rung, batch=here.batch) == here]
         return max(alike, default=0)
 
@@ -149,10 +149,10 @@ def test_a_rung_that_is_taken_is_told_in_a_line(
 ) -> None:
     room = {"decode": only("decode", [r for r in LADDERS["decode"] if r.precision == "int8"])}
     caption(config, Display(), Tight("shrink", room).launcher)
-    told = capsys.readouterr().err
+    printed = capsys.readouterr().err
     lower = "batch 1, fp32, prefill chunks of 1024"
-    assert f"decode: batch 1, fp32 did not fit in 4.00 GiB; continuing with {lower}" in told
-    assert "decode: batch 2 did not fit in 4.00 GiB; continuing with batch 1" in told
+    assert f"decode: batch 1, fp32 did not fit in 4.00 GiB; continuing with {lower}" in printed
+    assert "decode: batch 2 did not fit in 4.00 GiB; continuing with batch 1" in printed
     other = replace(config, prompt=LONG + "Again.")
     caption(other, Display(), Tight("shrink", room).launcher)
     assert "decode: starting with batch 2, int8: it fitted before" in capsys.readouterr().err
@@ -165,7 +165,7 @@ def test_frames_are_cut_with_fewer_files_at_once(
 ) -> None:
     monkeypatch.setattr(cutting, "cores", lambda: 4)
 
-    def room(told: Mapping[str, Any]) -> int:
+    def room(values: Mapping[str, Any]) -> int:
         return 1
 
     stages = Tight(dies, {"frames": room})
@@ -185,23 +185,23 @@ def test_a_death_that_is_not_of_memory_keeps_the_rung(config: CaptionConfig) -> 
         stages = Tight("murder", {stage: dying(times=2)})
         assert len(run(replace(config, store=f"{config.store}-{stage}"), stages)) == PICTURES
         assert (stages.deaths, record(config)["rungs"]) == (2, [])
-        told = [job_fields(call.job)["batches"] for call in stages.calls if call.name == stage]
-        assert len(told) == 3 and told[0] == told[1] == told[2]
+        messages = [job_fields(call.job)["batches"] for call in stages.calls if call.name == stage]
+        assert len(messages) == 3 and messages[0] == messages[1] == messages[2]
 
 
 def dying(times: int) -> Room:
     """Room for nothing, so often, and for everything after that."""
     left = iter(range(times))
 
-    def room(told: Mapping[str, Any]) -> int:
+    def room(values: Mapping[str, Any]) -> int:
         return 10**9 if next(left, None) is None else 0
 
     return room
 
 
 def test_who_cannot_hold_the_weights_tries_lighter_ones_at_once(config: CaptionConfig) -> None:
-    def room(told: Mapping[str, Any]) -> int:
-        return 8 if told["precision"] == "nf4" else -1
+    def room(values: Mapping[str, Any]) -> int:
+        return 8 if values["precision"] == "nf4" else -1
 
     stages = Tight("raise", {"decode": room})
     run(config, stages)
@@ -214,20 +214,20 @@ def test_who_cannot_hold_the_weights_tries_lighter_ones_at_once(config: CaptionC
 def test_words_are_changed_with_leave_alone(
     config: CaptionConfig, stage: str, precision: str
 ) -> None:
-    def room(told: Mapping[str, Any]) -> int:
+    def room(values: Mapping[str, Any]) -> int:
         return 0
 
     stages = Tight("raise", {stage: room})
     half = {"encode": "vision_precision", "decode": "language_precision"}[stage]
-    asked: dict[str, Any] = {"precision": "auto", half: precision}
+    requests: dict[str, Any] = {"precision": "auto", half: precision}
     with pytest.raises(CannotFit, match=f"the {stage} stage does not fit in 4.00 GiB") as raised:
-        run(replace(config, **asked), stages)
+        run(replace(config, **requests), stages)
     assert raised.value.exit_code == 3
     assert "--memory" in raised.value.hint and "-precision auto" in raised.value.hint
     calls = [flat(call) for call in stages.calls if call.name == stage]
-    assert {told["precision"] for told in calls} == {"int8" if precision == "int8" else "fp32"}
-    streamed = [told for told in calls if told["offload"]]
-    assert all(told["block"] for told in streamed)
+    assert {values["precision"] for values in calls} == {"int8" if precision == "int8" else "fp32"}
+    streamed = [values for values in calls if values["offload"]]
+    assert all(values["block"] for values in streamed)
     assert len(calls) - len(streamed) == 4
     # Layers that come one after the other change no words; of quantized ones that cannot be had.
     assert len(streamed) == (8 if stage == "encode" and precision != "int8" else 0)
@@ -236,7 +236,7 @@ def test_words_are_changed_with_leave_alone(
 
 @pytest.mark.parametrize("stage", ["encode", "decode"])
 def test_an_item_that_fits_on_no_rung_fails_alone(config: CaptionConfig, stage: str) -> None:
-    stages = Tight("raise", {stage: lambda told: 8}, giant=stage)
+    stages = Tight("raise", {stage: lambda message: 8}, giant=stage)
     result = caption(config, Display(quiet=True), stages.launcher)
     assert (result.captions, result.exit_code) == (PICTURES - 1, 1)
     (failure,) = result.failures
@@ -255,7 +255,7 @@ def test_an_item_that_fits_on_no_rung_fails_alone(config: CaptionConfig, stage: 
 
 def test_when_every_item_is_too_large_the_run_does_not_fit(config: CaptionConfig) -> None:
     (Path(config.sources[0]) / "00.png").unlink()
-    stages = Tight("raise", {"decode": lambda told: 8}, giant="decode")
+    stages = Tight("raise", {"decode": lambda message: 8}, giant="decode")
     with pytest.raises(CannotFit, match="the decode stage does not fit"):
         run(config, stages)
 
@@ -268,7 +268,7 @@ def test_an_item_alone_on_a_lower_rung_says_its_own_precision(config: CaptionCon
             self.giant = "decode" if job_fields(call.job)["half"]["precision"] == "fp32" else ""
             return super()._work(call, outcome)
 
-    lines = run(config, Once("raise", {"decode": lambda told: 8}))
+    lines = run(config, Once("raise", {"decode": lambda message: 8}))
     assert sorted(line["precision"]["language"] for line in lines) == ["fp32", "int8"]
     again = Tight("raise", {})
     assert run(config, again) == lines
@@ -319,7 +319,7 @@ def test_features_of_both_precisions_are_read(config: CaptionConfig, tmp_path: P
                 made.append(call.name)
             return super()._answer(call, outcome)
 
-    stages = Midway("raise", {"encode": lambda told: 8})
+    stages = Midway("raise", {"encode": lambda message: 8})
     lines = run(config, stages)
     assert sorted(line["precision"]["vision"] for line in lines) == ["fp32", "fp32", "int8", "int8"]
     assert stages.names() == ["frames", *["encode"] * 13, *["decode"] * 2]

@@ -119,9 +119,9 @@ def test_what_does_not_fit_is_captioned_under_auto(place: Place) -> None:
     assert "--memory" in refused.value.hint or "--language-precision" in refused.value.hint
     result, record = run(place, memory=160 * MIB, precision="auto")
     assert (result.captions, result.failures) == (9, [])
-    said = {line["precision"]["language"] for line in place.captions()}
-    assert said <= {"int8", "nf4"} and said
-    assert {r["rung"]["precision"] for r in record["rungs"] if r["stage"] == "decode"} >= said
+    texts = {line["precision"]["language"] for line in place.captions()}
+    assert texts <= {"int8", "nf4"} and texts
+    assert {r["rung"]["precision"] for r in record["rungs"] if r["stage"] == "decode"} >= texts
     lines = place.captions()
     _, again = run(place, memory=160 * MIB, precision="auto")
     assert processes(again) == {"frames": 0, "encode": 0, "decode": 0}
@@ -131,18 +131,18 @@ def test_what_does_not_fit_is_captioned_under_auto(place: Place) -> None:
 def test_a_budget_decides_slots_and_not_what_is_said(place: Place, tmp_path: Path) -> None:
     place = replace(place, model=str(write_remembering_model(tmp_path / "model")))
     # In one thread: in several, products of 32 bit may depend on their rows.
-    asked: dict[str, Any] = {"engine": "inflight", "max_new_tokens": 24}
-    assert run(place, entries=DYING, **asked)[0].captions == 9
+    requests: dict[str, Any] = {"engine": "inflight", "max_new_tokens": 24}
+    assert run(place, entries=DYING, **requests)[0].captions == 9
     whole = place.stored("captions")
     shutil.rmtree(place.store / "captions")
-    plan = plan_of(config_of(place, **asked), DirectLauncher(lambda *_: None))
+    plan = plan_of(config_of(place, **requests), DirectLauncher(lambda *_: None))
     assert plan.choices["decode"].chosen.rung.name == "8 slots, fp32"
     for slots in (8, 2, 1):
         found = next(r for r in plan.request.rungs["decode"] if r.batch == slots)
         budget = plan.request.estimate(found).peak_bytes
         there = replace(place, out=tmp_path / f"{slots}", store=tmp_path / f"s{slots}")
         shutil.copytree(place.store, there.store)
-        result, record = run(there, entries=DYING, memory=budget, **asked)
+        result, record = run(there, entries=DYING, memory=budget, **requests)
         assert (result.captions, result.failures) == (9, [])
         assert there.stored("captions") == whole
         decode = stage_of(record, "decode")

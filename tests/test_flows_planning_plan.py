@@ -90,21 +90,21 @@ def test_each_change_that_is_named_fits() -> None:
 
 def test_fewer_frames_are_named_when_they_are_enough() -> None:
     clip = replace(images(tokens=40_000), kind="video", frames=64, text_tokens=100)
-    asked = question(clip)
-    found = choices(asked, HALVING, budget(16))["decode"]
+    request = question(clip)
+    found = choices(request, HALVING, budget(16))["decode"]
     assert found.refused
-    (frames,) = (c for c in changes(asked, found, budget(16)) if "frames" in c.option)
+    (frames,) = (c for c in changes(request, found, budget(16)) if "frames" in c.option)
     count = int(frames.option.split()[1])
     assert 1 <= count < 64
     rung = found.chosen.rung
-    twice = replace(asked, workloads=(clip.with_frames(2 * count),)).estimate(rung)
+    twice = replace(request, workloads=(clip.with_frames(2 * count),)).estimate(rung)
     assert fits(frames.estimate, budget(16)) and not fits(twice, budget(16))
 
 
 def test_one_chunk_that_is_too_large_does_not_keep_the_others_waiting() -> None:
     giant = images(tokens=60_000)
-    asked = replace(question(giant), smallest=images())
-    found = choices(asked, HALVING, budget(16))["decode"]
+    request = replace(question(giant), smallest=images())
+    found = choices(request, HALVING, budget(16))["decode"]
     assert (found.chosen.rung.batch, found.fits, found.refused) == (4, False, False)
     assert found.chosen.workload == giant
     alone = choices(question(giant), HALVING, budget(16))["decode"]
@@ -119,17 +119,17 @@ def test_cutting_frames_is_never_refused() -> None:
 
 @pytest.mark.parametrize("precision", ["int8", "nf4", "auto"])
 def test_no_precision_is_named_that_is_tried_anyway(precision: str) -> None:
-    asked = question(precision=precision)
-    unfit = choices(asked, asked.rungs, budget(24))["decode"]
+    request = question(precision=precision)
+    unfit = choices(request, request.rungs, budget(24))["decode"]
     less = replace(budget(24), bytes=unfit.chosen.peak_bytes - 1)
-    named = [change.option for change in changes(asked, unfit, less)]
-    tried = {rung.precision for rung in asked.rungs["decode"]}
+    named = [change.option for change in changes(request, unfit, less)]
+    tried = {rung.precision for rung in request.rungs["decode"]}
     assert not {f"--language-precision {each}" for each in tried} & set(named)
 
 
 def test_a_host_that_is_too_small_is_no_fit() -> None:
-    asked, rung = question(), Rung(stage="decode", batch=1, precision="fp16", offload=True)
-    found = asked.estimate(rung)
+    request, rung = question(), Rung(stage="decode", batch=1, precision="fp16", offload=True)
+    found = request.estimate(rung)
     assert fits(found, budget(8, host=64)) and not fits(found, budget(8, host=8))
 
 
@@ -138,9 +138,9 @@ def test_nothing_is_refused_for_an_estimate_by_dimensions_that_its_weights_fit()
     bare = replace(
         profile, parts={**profile.parts, "language": replace(profile.language, batch_costs=())}
     )
-    asked = question(images(tokens=60_000))
-    asked = replace(asked, model=replace(asked.model, profile=bare))
-    found = choices(asked, HALVING, budget(16))["decode"]
+    request = question(images(tokens=60_000))
+    request = replace(request, model=replace(request.model, profile=bare))
+    found = choices(request, HALVING, budget(16))["decode"]
     assert (found.fits, found.refused) == (False, False)
 
 
@@ -221,12 +221,12 @@ def test_sizes_divide_each_other_so_that_pieces_are_cut_at_the_same_places() -> 
 
 
 def test_rungs_that_change_words_or_take_many_times_as_long_come_with_leave_alone() -> None:
-    asked = decode_rungs(8, [("bf16", "")], kv_offload=True, offload=False)
+    request = decode_rungs(8, [("bf16", "")], kv_offload=True, offload=False)
     plain = ("bf16", False, False)
-    assert {(r.precision, r.kv == "quantized", r.offload) for r in asked} == {plain}
+    assert {(r.precision, r.kv == "quantized", r.offload) for r in request} == {plain}
     variants = [("bf16", ""), ("bf16", "quantized"), ("int8", ""), ("nf4", "")]
     free = decode_rungs(8, variants, kv_offload=True, offload=True)
-    assert free[: len(asked)] == asked
+    assert free[: len(request)] == request
     kinds = list(dict.fromkeys((r.precision, r.kv == "quantized", r.offload) for r in free))
     assert kinds == [
         plain,
@@ -258,7 +258,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return described(tmp_path_factory.mktemp("plan") / "store")
 
 
-def told(capsys: pytest.CaptureFixture[str], store: Path, *words: str) -> tuple[int, str]:
+def message_of(capsys: pytest.CaptureFixture[str], store: Path, *words: str) -> tuple[int, str]:
     """Exit code and output of a plan for the demo."""
     code = main(["plan", "--model", "demo", "--store", str(store), *words])
     return code, capsys.readouterr().out
@@ -268,18 +268,18 @@ def test_a_model_alone_can_be_planned_and_once_described_starts_no_process(
     store: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("flows.machine.launch.DirectLauncher.start", None)
-    code, said = told(capsys, store)
+    code, printed = message_of(capsys, store)
     assert code == 0
-    assert said.startswith("fits: ")
-    assert "no SOURCES given: video chunks of up to 16 frames" in said
-    rows = {line.split()[0] for line in said.splitlines() if line.startswith("  ")}
+    assert printed.startswith("fits: ")
+    assert "no SOURCES given: video chunks of up to 16 frames" in printed
+    rows = {line.split()[0] for line in printed.splitlines() if line.startswith("  ")}
     assert {"frames", "encode", "decode", "allowed"} <= rows
 
 
 def test_the_plan_for_programs_holds_all(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
     clips = str(penstock_demo.CLIPS)
-    code, said = told(capsys, store, clips, "--json", "--memory", "2GiB")
-    found: dict[str, Any] = json.loads(said)
+    code, printed = message_of(capsys, store, clips, "--json", "--memory", "2GiB")
+    found: dict[str, Any] = json.loads(printed)
     assert code == 0 and found["fits"] and found["refusal"] is None
     memory = found["memory"]
     assert (memory["budget_bytes"], memory["budget_given"]) == (2 * GIB, True)
@@ -295,9 +295,9 @@ def test_the_plan_for_programs_holds_all(store: Path, capsys: pytest.CaptureFixt
 
 
 def test_what_cannot_fit_names_what_would(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code, said = told(capsys, store, "--memory", "4MB")
+    code, printed = message_of(capsys, store, "--memory", "4MB")
     assert code == 3
-    verdict, instead, *_ = said.splitlines()
+    verdict, instead, *_ = printed.splitlines()
     assert verdict.startswith("does not fit: the ")
     assert instead.split()[:3] == ["instead", "Give", "--memory"]
 
@@ -320,14 +320,14 @@ def by_hand(gib: float) -> Plan:
     from flows.planning.changes import cannot_fit
     from flows.planning.choose import choices
 
-    asked = question()
-    found = choices(asked, asked.rungs, budget(gib))
+    request = question()
+    found = choices(request, request.rungs, budget(gib))
     refused = [choice for choice in found.values() if choice.refused]
     return Plan(
-        request=asked,
+        request=request,
         budget=budget(gib),
         choices=found,
-        refusal=cannot_fit(asked, refused, budget(gib)) if refused else None,
+        refusal=cannot_fit(request, refused, budget(gib)) if refused else None,
         job=None,
         expected=(),
     )
@@ -348,8 +348,8 @@ def test_a_plan_starts_where_an_earlier_run_did(tmp_path: Path) -> None:
 
 
 def test_a_context_that_was_measured_is_planned_with() -> None:
-    asked = replace(question(), context_bytes=300 << 20)
-    found = asked.estimate(Rung(stage="encode", batch=1, precision="fp16"))
+    request = replace(question(), context_bytes=300 << 20)
+    found = request.estimate(Rung(stage="encode", batch=1, precision="fp16"))
     assert found.context_bytes == 300 << 20
     assert [term.bytes for term in found.terms if term.part == "context"] == [300 << 20]
     room = replace(budget(24), bytes=found.weight_bytes + (299 << 20))

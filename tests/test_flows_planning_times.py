@@ -97,11 +97,11 @@ def test_seconds_are_those_of_starting_loading_and_computing(
     config: CaptionConfig, in_batches: None
 ) -> None:
     job, found = job_of(config)
-    told = stage_seconds(job, RUNGS, found, machine(prepare=1e18, disk_write=1e18))
+    message = stage_seconds(job, RUNGS, found, machine(prepare=1e18, disk_write=1e18))
     # 7.1 of starting, 1 of reading the weights; of two batches 1e9 / (2 x 512) x 128 ns each.
-    assert told["encode"] == pytest.approx(7.1 + 1 + 2 * 0.125, rel=1e-3)
+    assert message["encode"] == pytest.approx(7.1 + 1 + 2 * 0.125, rel=1e-3)
     # Steps of two rows: 4e9 / (2 x 2) parameters of 8/7 ns each, 10 of them a batch.
-    reading = told["decode"]
+    reading = message["decode"]
     assert reading is not None
     shorter = stage_seconds(job, RUNGS, found, machine(), new_tokens=0)["decode"]
     assert shorter is not None
@@ -121,8 +121,8 @@ def test_a_run_s_record_says_what_was_expected_of_its_stages(
     monkeypatch.setattr(flows.planning.times, "find_machine", as_measured)
     again = replace(config, prompt="Who?")
     caption(again, Display(quiet=True), Stages().launcher)
-    told = json.loads((Path(config.out) / "run.json").read_text())["plan"]["seconds"]
-    assert told["frames"] == told["encode"] == 0 < told["decode"]
+    values = json.loads((Path(config.out) / "run.json").read_text())["plan"]["seconds"]
+    assert values["frames"] == values["encode"] == 0 < values["decode"]
 
 
 def test_an_unmeasured_machine_has_no_times_and_that_is_said(
@@ -130,9 +130,9 @@ def test_an_unmeasured_machine_has_no_times_and_that_is_said(
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     job, found = job_of(config)
-    told = times_of(job, RUNGS, found)
-    assert told.seconds is None
-    assert told.line.startswith("unknown: this machine was not measured; `penstock doctor")
+    message = times_of(job, RUNGS, found)
+    assert message.seconds is None
+    assert message.line.startswith("unknown: this machine was not measured; `penstock doctor")
 
 
 POINTS = ((1, 1e-9), (8, 2e-9), (512, 128e-9))

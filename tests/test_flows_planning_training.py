@@ -115,10 +115,10 @@ def encoder(layers: int, attention: str, inside: int = INSIDE) -> Any:
 def test_a_gated_layer_keeps_to_the_byte_what_is_told_of_it(attention: str, keys: int) -> None:
     embedded = torch.randn(2, TOKENS, WIDTH, dtype=torch.bfloat16)
     found = kept_a_layer(lambda n: decoder(n, attention, keys), 2, inputs_embeds=embedded)
-    told = layer_bytes(
+    message = layer_bytes(
         read_transformer(decoder(FEW, attention, keys)), TOKENS, fused=attention == "sdpa"
     )
-    assert found == TOKENS * told
+    assert found == TOKENS * message
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
@@ -126,16 +126,18 @@ def test_a_layer_of_a_vision_tower_too(attention: str) -> None:
     pixels = torch.randn(3, 3, 64, 64, dtype=torch.bfloat16)
     tokens = 8 * 8 + 1
     found = kept_a_layer(lambda n: encoder(n, attention), 3, pixel_values=pixels)
-    told = layer_bytes(read_transformer(encoder(FEW, attention)), tokens, fused=attention == "sdpa")
-    assert found == tokens * told
+    message = layer_bytes(
+        read_transformer(encoder(FEW, attention)), tokens, fused=attention == "sdpa"
+    )
+    assert found == tokens * message
 
 
 def test_with_dropout_and_a_plain_mlp_it_is_the_34_of_korthikanti() -> None:
     """sbh(34 + 5as/h), the masks of dropout aside: one of 1 byte after attention and one after the
     MLP; and 5as/h is 2as of the softmax, as of its mask and 2as of what comes out of it."""
-    told = layer_bytes(read_transformer(encoder(2, "sdpa", inside=4 * WIDTH)), TOKENS)
+    message = layer_bytes(read_transformer(encoder(2, "sdpa", inside=4 * WIDTH)), TOKENS)
     sums = 8 + 4 * HEADS  # of norms and of fused attention
-    assert told - sums == (34 - 2) * WIDTH
+    assert message - sums == (34 - 2) * WIDTH
 
 
 def with_peft(
@@ -152,8 +154,8 @@ def with_peft(
 
     model = decoder(layers, attention, keys).to(dtype).requires_grad_(False)
     targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-    asked = LoraConfig(r=8, target_modules=targets, lora_dropout=dropout)
-    inject_adapter_in_model(asked, model)
+    request = LoraConfig(r=8, target_modules=targets, lora_dropout=dropout)
+    inject_adapter_in_model(request, model)
     for name, parameter in model.named_parameters():
         if ".lora_" in name:
             parameter.data = parameter.data.to(trained)
@@ -189,8 +191,8 @@ def test_a_tuned_layer_is_told_to_the_byte(dtype: torch.dtype, attention: str, k
     embedded = torch.randn(2, TOKENS, WIDTH, dtype=dtype)
     found = kept_a_layer(lambda n: with_peft(n, attention, keys, dtype), 2, inputs_embeds=embedded)
     tower = read_transformer(decoder(FEW, attention, keys))
-    told = adapted_layer_bytes(tower, TOKENS, 8, dtype.itemsize, fused=attention == "sdpa")
-    assert found == TOKENS * told
+    message = adapted_layer_bytes(tower, TOKENS, 8, dtype.itemsize, fused=attention == "sdpa")
+    assert found == TOKENS * message
 
 
 class Living(TorchDispatchMode):
@@ -350,12 +352,12 @@ def test_fine_tuning_is_told_with_the_sum_first(capsys: pytest.CaptureFixture[st
 def test_the_terms_make_the_sum(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["plan", "--model", "demo", "--train", "lora", "--batch-size", "4", "--json"]
     assert main(arguments) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["training"]["batch"] == 4
-    moments = ("always", told["moment"])
-    summed = sum(term["bytes"] for term in told["terms"] if term["moment"] in moments)
-    assert told["peak_bytes"] == summed
-    assert {"part", "bytes", "why", "source", "moment"} == set(told["terms"][0])
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["training"]["batch"] == 4
+    moments = ("always", printed["moment"])
+    summed = sum(term["bytes"] for term in printed["terms"] if term["moment"] in moments)
+    assert printed["peak_bytes"] == summed
+    assert {"part", "bytes", "why", "source", "moment"} == set(printed["terms"][0])
 
 
 @pytest.mark.parametrize(

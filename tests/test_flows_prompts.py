@@ -31,7 +31,7 @@ ASKED = {"long": "Describe it.", "tags": "Which things?"}
 
 
 @pytest.fixture(scope="module")
-def asked(tmp_path_factory: pytest.TempPathFactory) -> CaptionConfig:
+def requests(tmp_path_factory: pytest.TempPathFactory) -> CaptionConfig:
     """A run that has asked everything."""
     config = make(tmp_path_factory.mktemp("asked"))
     result = run(config, prompts=ASKED)
@@ -39,8 +39,8 @@ def asked(tmp_path_factory: pytest.TempPathFactory) -> CaptionConfig:
     return config
 
 
-def test_every_chunk_is_asked_everything(asked: CaptionConfig) -> None:
-    rows = lines(asked)
+def test_every_chunk_is_asked_everything(requests: CaptionConfig) -> None:
+    rows = lines(requests)
     assert [(r["media_path"], r["start"], r["name"]) for r in rows[:4]] == [
         (ODD, rows[0]["start"], "long"),
         (ODD, rows[0]["start"], "tags"),
@@ -50,7 +50,7 @@ def test_every_chunk_is_asked_everything(asked: CaptionConfig) -> None:
     assert [r["prompt"] for r in rows[:2]] == list(ASKED.values())
     assert all(r["caption"].startswith(r["prompt"]) for r in rows)
     assert len(rows) == 2 * 5
-    out = Path(asked.out)
+    out = Path(requests.out)
     texts = sorted(str(path.relative_to(out)) for path in out.glob("*.txt"))
     stem = LONG.removesuffix(".mp4")
     assert {f"{stem}.long.txt", f"{stem}.tags.txt", "photo.long.txt"} <= {*texts}
@@ -59,15 +59,15 @@ def test_every_chunk_is_asked_everything(asked: CaptionConfig) -> None:
     assert [place["captions"] for place in places] == [2, 6, 2]
 
 
-def test_tables_have_a_row_a_chunk_and_columns_a_prompt(asked: CaptionConfig) -> None:
-    out, said = Path(asked.out), lines(asked)
-    long = [row for row in said if row["media_path"] == LONG]
+def test_tables_have_a_row_a_chunk_and_columns_a_prompt(requests: CaptionConfig) -> None:
+    out, text = Path(requests.out), lines(requests)
+    long = [row for row in text if row["media_path"] == LONG]
     with open(out / "captions.csv", newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     table = pq.read_table(out / "captions.parquet").to_pylist()
     assert len(rows) == len(table) == 5
-    assert [row["long"] for row in rows] == [r["caption"] for r in said if r["name"] == "long"]
-    assert [row["tags"] for row in table] == [r["caption"] for r in said if r["name"] == "tags"]
+    assert [row["long"] for row in rows] == [r["caption"] for r in text if r["name"] == "long"]
+    assert [row["tags"] for row in table] == [r["caption"] for r in text if r["name"] == "tags"]
     assert {row["tags_prompt"] for row in rows} == {ASKED["tags"]}
     assert {row["long_tokens"] for row in table} == {1}
     assert "caption" not in table[0] and table[2]["frames"] == long[2]["frames"]
@@ -87,8 +87,8 @@ def test_copies_with_one_name_have_rows_of_their_own(tmp_path: Path) -> None:
         (picture.parent / name / "x.png").write_bytes(picture.read_bytes())
     listed = write_list(config, {"path": "one/x.png"}, {"path": "two/x.png"})
     run(config, sources=listed, prompts=ASKED)
-    said = [(row["media_path"], row["name"]) for row in lines(config)]
-    assert said == [("x.png", "long"), ("x.png", "tags")] * 2
+    texts = [(row["media_path"], row["name"]) for row in lines(config)]
+    assert texts == [("x.png", "long"), ("x.png", "tags")] * 2
     assert pq.read_table(Path(config.out) / "captions.parquet").num_rows == 2
 
 
@@ -100,8 +100,8 @@ def test_a_line_of_a_list_asks_for_itself(tmp_path: Path) -> None:
         {"path": "photo.PNG"},
     ]
     run(config, sources=write_list(config, *entries), prompts=ASKED)
-    asked = {(row["media_path"], row.get("name", ""), row["prompt"]) for row in lines(config)}
-    assert asked == {
+    requests = {(row["media_path"], row.get("name", ""), row["prompt"]) for row in lines(config)}
+    assert requests == {
         (ODD, "who", "Who?"),
         (ODD, "where", "Where?"),
         (LONG, "", "What?"),
@@ -113,9 +113,9 @@ def test_a_line_of_a_list_asks_for_itself(tmp_path: Path) -> None:
 @pytest.mark.parametrize("beside", [False, True])
 def test_a_file_of_which_two_things_are_asked_has_two_of_each(tmp_path: Path, beside: bool) -> None:
     config = make(tmp_path)
-    asked = [{"path": ODD, "prompt": "Who?"}, {"path": ODD, "prompt": "Where?"}, {"path": ODD}]
+    requests = [{"path": ODD, "prompt": "Who?"}, {"path": ODD, "prompt": "Where?"}, {"path": ODD}]
     stages = Saying()
-    run(config, stages, sources=write_list(config, *asked), prompt="What?", beside=beside)
+    run(config, stages, sources=write_list(config, *requests), prompt="What?", beside=beside)
     assert [row["prompt"] for row in lines(config)] == ["Who?", "Where?", "What?"]
     assert [len(batch) for batch in stages.batches("encode")] == [1]
     folder = Path(config.sources[0]) if beside else tmp_path / "out"
@@ -129,9 +129,9 @@ def test_a_file_of_which_two_things_are_asked_has_two_of_each(tmp_path: Path, be
 
 def test_a_prompt_with_a_place_of_a_picture_is_refused(tmp_path: Path) -> None:
     config = make(tmp_path)
-    asked = [{"path": LONG}, {"path": ODD, "prompt": "What is <image>?"}]
+    requests = [{"path": LONG}, {"path": ODD, "prompt": "What is <image>?"}]
     with pytest.raises(UsageError, match=r"no\.1") as caught:
-        run(config, sources=write_list(config, *asked))
+        run(config, sources=write_list(config, *requests))
     assert "<image>" in caught.value.message
 
 
@@ -195,15 +195,15 @@ def test_prompt_of_a_list_line_requests_the_length_too(tmp_path: Path) -> None:
     ]
 
 
-def test_a_sample_holds_all_that_was_said_of_its_chunk(asked: CaptionConfig) -> None:
-    said = {(r["media_path"], r["start"], r["name"]): r["caption"] for r in lines(asked)}
-    found = samples(asked)
+def test_a_sample_holds_all_that_was_said_of_its_chunk(requests: CaptionConfig) -> None:
+    texts = {(r["media_path"], r["start"], r["name"]): r["caption"] for r in lines(requests)}
+    found = samples(requests)
     assert len(found) == 5
     for sample in found:
         line = json.loads(sample["json"]) if isinstance(sample["json"], bytes) else sample["json"]
         assert set(line["captions"]) == set(ASKED)
         for name in ASKED:
-            text = said[line["media_path"], line["start"], name]
+            text = texts[line["media_path"], line["start"], name]
             assert sample[f"{name}.txt"] == text == line["captions"][name]["caption"]
         assert any(suffix in sample for suffix in ("mp4", "png"))
 
@@ -218,10 +218,10 @@ def chains(rows: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
 
 def check(rows: list[dict[str, Any]]) -> None:
     for chain in chains(rows):
-        said = ""
+        text = ""
         for row in chain:
-            assert row["prompt"] == CHAINED.replace("{previous}", said)
-            said = row["caption"]
+            assert row["prompt"] == CHAINED.replace("{previous}", text)
+            text = row["caption"]
 
 
 def test_a_chunk_is_asked_about_with_the_caption_before(tmp_path: Path) -> None:
@@ -233,8 +233,8 @@ def test_a_chunk_is_asked_about_with_the_caption_before(tmp_path: Path) -> None:
     assert [len(chain) for chain in chains(rows)] == [1, 3, 1]
     notes = json.loads((Path(config.out) / "run.json").read_text())["plan"]["notes"]
     assert any("captioned one after the other" in note for note in notes)
-    asked = [call for call in stages.calls if call.name == "decode"]
-    assert [sum(map(len, job_fields(call.job)["batches"])) for call in asked] == [3, 1, 1]
+    requests = [call for call in stages.calls if call.name == "decode"]
+    assert [sum(map(len, job_fields(call.job)["batches"])) for call in requests] == [3, 1, 1]
     again = Saying()
     run(config, again, prompt=CHAINED)
     assert [call.name for call in again.calls if call.name != "cut"] in ([], ["describe"])
@@ -261,8 +261,8 @@ def test_who_makes_no_captions_waits_for_none(tmp_path: Path) -> None:
     config = make(tmp_path)
     run(config, prompt="?")
     job = prepare(replace(config, prompt=CHAINED), Saying())
-    asked = Ledger(job.store, job.pipeline[:2], *job.ledger.variants)
-    assert all(task.previous == "" for task in asked.tasks(job.media))
+    request = Ledger(job.store, job.pipeline[:2], *job.ledger.variants)
+    assert all(task.previous == "" for task in request.tasks(job.media))
     assert any(task.awaits_previous for task in job.ledger.tasks(job.media))
 
 
@@ -270,8 +270,8 @@ CONTEXT = 400
 
 
 def summarized(place: Place, **options: Any) -> Any:
-    asked = {"chunk": 1.0, "max_frames": 1, "max_new_tokens": 8, "summary": True, **options}
-    return run_inside(place, **asked)
+    requests = {"chunk": 1.0, "max_frames": 1, "max_new_tokens": 8, "summary": True, **options}
+    return run_inside(place, **requests)
 
 
 def summaries(place: Place) -> list[dict[str, Any]]:
@@ -293,9 +293,9 @@ def test_each_video_has_chapters_and_a_summary_that_fit_a_small_context(
     assert (chapters[0]["start"], chapters[-1]["end"]) == (0.0, 8.0)
     assert all(a["end"] == b["start"] for a, b in pairwise(chapters))
     assert place.stages()["summarize"]["items"] == sum(long["levels"]) + 1
-    told = json.loads((place.out / "run.json").read_text())
-    assert told["summaries"] == 2 and told["outputs"]["summaries"].endswith("summaries.jsonl")
-    memory = {each["stage"]: each["rung"] for each in told["plan"]["memory"]["stages"]}
+    values = json.loads((place.out / "run.json").read_text())
+    assert values["summaries"] == 2 and values["outputs"]["summaries"].endswith("summaries.jsonl")
+    memory = {each["stage"]: each["rung"] for each in values["plan"]["memory"]["stages"]}
     assert memory["summarize"]["context"] == CONTEXT
 
     before = (place.out / "summaries.jsonl").read_bytes()
@@ -335,6 +335,6 @@ def test_a_model_that_says_nothing_without_a_picture_is_refused_before_work(
 def test_a_family_of_each_route_summarizes(place: Place, family: str) -> None:
     place = replace(place, model=str(whole_checkpoint(family)))
     summarized(place)
-    said = summaries(place)
-    assert len(said) == 2 and all(row["summary"] for row in said)
+    text = summaries(place)
+    assert len(text) == 2 and all(row["summary"] for row in text)
     assert summarized(place).started == []

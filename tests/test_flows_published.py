@@ -96,15 +96,15 @@ def test_an_adapter_goes_before_config_json_and_that_before_the_release(
 ) -> None:
     """An adapter that says nothing counts as stock, unless config.json says how it is."""
     older, merged = Path(place.model), Path(stating(CHECKPOINT, tmp_path / "merged", way=True))
-    silent, said, denied = (
+    silent, text, denied = (
         LoraAdapter(
             folder=tmp_path, base="", turned=False, places={}, low_rank={}, as_published=way
         )
         for way in (None, True, False)
     )
     assert as_published_by(None, older) is as_published_by(None, merged) is None
-    assert [as_published_by(each, older) for each in (silent, said, denied)] == [False, True, False]
-    assert [as_published_by(each, merged) for each in (silent, said, denied)] == [None, True, False]
+    assert [as_published_by(each, older) for each in (silent, text, denied)] == [False, True, False]
+    assert [as_published_by(each, merged) for each in (silent, text, denied)] == [None, True, False]
 
     def notes(adapter: LoraAdapter, folder: Path) -> list[str]:
         return adapter_notes(adapter, Checkpoint(name="m", folder=folder), {})
@@ -237,13 +237,13 @@ IN_PIECES: dict[str, dict[str, Any]] = {"decode": {"prefill": 300}}
 
 
 def run(scene: Scene, place: Place, launcher: InsideLauncher | None = None, **options: Any) -> Ran:
-    asked: dict[str, Any] = {
+    requests: dict[str, Any] = {
         "fps": RATES[scene.family],
         "max_new_tokens": TOKENS,
         "prompts": PROMPTS,
     }
-    asked |= {"keep_frames": True, **options}
-    ran = run_through(launcher or InsideLauncher(), place, **asked)
+    requests |= {"keep_frames": True, **options}
+    ran = run_through(launcher or InsideLauncher(), place, **requests)
     assert not ran.result.failures
     return ran
 
@@ -292,14 +292,14 @@ def summary_questions(place: Place) -> list[Question]:
 def test_every_way_of_running_says_what_the_first_release_says(scene: Scene) -> None:
     first = scene.place("transformers")
     ran = run(scene, first, engine="transformers", summary=True)
-    asked, told = questions(first), summary_questions(first)
-    assert [len(q.media[0].frames) for q in asked[::2]] == [
+    request, message = questions(first), summary_questions(first)
+    assert [len(q.media[0].frames) for q in request[::2]] == [
         1,
         *(int(seconds * RATES[scene.family]) for seconds in (SHORT, LONG[scene.family])),
     ]
-    texts = answers(scene.family, scene.model, [*asked, *told])
-    assert (captions(first), summaries(first)) == (texts[: len(asked)], texts[len(asked) :])
-    assert len(told) == 2 and len({*texts}) > len(texts) // 2
+    texts = answers(scene.family, scene.model, [*request, *message])
+    assert (captions(first), summaries(first)) == (texts[: len(request)], texts[len(request) :])
+    assert len(message) == 2 and len({*texts}) > len(texts) // 2
     assert all(len(text) == TOKENS for text in texts), "a sign is a token"
     assert "published" in ran.said
 

@@ -151,7 +151,7 @@ def test_learned_captions_are_those_of_plain_steps(tmp_path: Path) -> None:
     for plain in (True, False):
         desk = Desk(tmp_path / str(plain))
         desk.captions(plain=plain, options=MANY)
-        decide_in(desk.place.out, lambda at, said: (style(said), "accepted") if at % 5 else None)
+        decide_in(desk.place.out, lambda at, text: (style(text), "accepted") if at % 5 else None)
         words = (*PENSTOCK, "learn", str(desk.place.out), "--steps", "4", "--batch-size", "2")
         desk.run(*words, plain=plain)
         found[plain] = {row["media_path"]: row["caption"] for row in desk.place.captions()}

@@ -220,9 +220,9 @@ def put(config: CaptionConfig, rule: str | None, prompt: str = "A?", **more: Any
     return run(config, prompt=prompt, existing=rule, **options)
 
 
-def joined(rule: str, theirs: str, said: str) -> str:
+def joined(rule: str, theirs: str, texts: str) -> str:
     """Both in one line, by a rule."""
-    return f"{theirs}, {said}\n" if rule == APPEND else f"{said}, {theirs}\n"
+    return f"{theirs}, {texts}\n" if rule == APPEND else f"{texts}, {theirs}\n"
 
 
 @pytest.mark.parametrize("rule", [APPEND, PREPEND])
@@ -289,7 +289,7 @@ def test_what_is_ours_or_not_there_is_written_anew(config: CaptionConfig, text: 
 
 
 @pytest.mark.parametrize(
-    ("theirs", "said", "has"),
+    ("theirs", "texts", "has"),
     [
         ("hundred cats", "red", False),
         ("blueberry, blue", "blue", True),
@@ -301,14 +301,14 @@ def test_what_is_ours_or_not_there_is_written_anew(config: CaptionConfig, text: 
     ],
 )
 def test_a_text_has_a_caption_only_as_words_of_its_own(
-    tmp_path: Path, theirs: str, said: str, has: bool
+    tmp_path: Path, theirs: str, texts: str, has: bool
 ) -> None:
     store: Any = SimpleNamespace(local=tmp_path)
     for rule in (APPEND, PREPEND):
         path = tmp_path / f"{rule}.txt"
         path.write_text(f"{theirs}\n")
-        assert JoinedTexts(GeneratedFiles(store), "txt").update(path, ("a",), f"{said}\n", rule)
-        expected = f"{theirs}\n" if has else joined(rule, theirs, said)
+        assert JoinedTexts(GeneratedFiles(store), "txt").update(path, ("a",), f"{texts}\n", rule)
+        expected = f"{theirs}\n" if has else joined(rule, theirs, texts)
         assert path.read_text() == expected
 
 
@@ -342,11 +342,11 @@ def test_lines_are_joined_at_lines_of_their_own(config: CaptionConfig, tmp_path:
     text.write_text("tags\n")
     for prompt in ("A?", "B?"):
         put(config, APPEND, prompt, sources=(str(video),))
-        mine, *said = text.read_text().splitlines()
-        assert mine == "tags" and len(said) == 3
-        assert all(line.startswith(prompt) for line in said)
+        mine, *texts = text.read_text().splitlines()
+        assert mine == "tags" and len(texts) == 3
+        assert all(line.startswith(prompt) for line in texts)
     put(config, PREPEND, "B?", sources=(str(video),))
-    assert text.read_text().splitlines() == [*said, "tags"]
+    assert text.read_text().splitlines() == [*texts, "tags"]
 
 
 @pytest.mark.parametrize(

@@ -97,8 +97,8 @@ def test_a_parent_scores_as_its_best_child_and_a_child_needs_its_parent() -> Non
 
 def test_cosines_do_not_hang_on_the_length_of_a_vector() -> None:
     some = np.array([[3.0, 4.0], [0.0, 0.0]], np.float32)
-    wanted = np.array([[0.6, 0.8], [0.0, 0.0]])
-    assert np.allclose(cosines_of(some, texts(2, 0.0)), wanted)
+    expected = np.array([[0.6, 0.8], [0.0, 0.0]])
+    assert np.allclose(cosines_of(some, texts(2, 0.0)), expected)
 
 
 def test_a_label_takes_its_best_tile_of_the_level_that_stands_out() -> None:
@@ -147,7 +147,7 @@ def test_what_is_learned_gives_way_to_what_is_given() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "line"),
     [
         ("a,b\n", "no columns"),
         ("media_path,label\np.jpg,d\n", "the label 'd'"),
@@ -159,11 +159,11 @@ def test_what_is_learned_gives_way_to_what_is_given() -> None:
         (None, "cannot"),
     ],
 )
-def test_wrong_examples_are_told_in_one_line(tmp_path: Path, text: str | None, said: str) -> None:
+def test_wrong_examples_are_told_in_one_line(tmp_path: Path, text: str | None, line: str) -> None:
     path = tmp_path / "examples.csv"
     if text is not None:
         path.write_text(text)
-    with pytest.raises(UsageError, match=said):
+    with pytest.raises(UsageError, match=line):
         read_examples(str(path), ["a"])
     path.write_text("media_path,label\np.jpg,a\nq.jpg,\n")
     assert read_examples(str(path), ["a"]) == {"p.jpg": {"a"}, "q.jpg": set()}

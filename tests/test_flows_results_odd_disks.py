@@ -135,15 +135,15 @@ def test_each_file_has_its_own_texts_and_samples(tmp_path: Path, kind: Kind | st
         for prompt in ("One?", "One?", "Two?"):  # made, unchanged, and replaced
             result = run(config, Keyed(), prompt=prompt)
             assert not any("users" in each for each in result.warnings), result.warnings
-            said = {row["media_path"]: row["caption"] for row in lines(config)}
-            assert {*said} == {*NAMES} and all(prompt in text for text in said.values())
+            texts = {row["media_path"]: row["caption"] for row in lines(config)}
+            assert {*texts} == {*NAMES} and all(prompt in text for text in texts.values())
             for form in TEXTS:
-                assert texts_in(disk / "out", form) == Counter(said.values()), form
-            of_bytes = {(media / name).read_bytes(): text for name, text in said.items()}
+                assert texts_in(disk / "out", form) == Counter(texts.values()), form
+            of_bytes = {(media / name).read_bytes(): text for name, text in texts.items()}
             for form, read in READERS.items():
                 found = {Path(p).read_bytes(): c for p, c in read(disk / "out").items()}
                 assert found == of_bytes, form
-            assert {each["txt"] for each in samples(config)} == {*said.values()}
+            assert {each["txt"] for each in samples(config)} == {*texts.values()}
         assert not [*disk.rglob(".penstock-names-*")]
 
 
@@ -163,12 +163,12 @@ def test_texts_beside_media_are_each_file_s_own(
             formats = ("txt", "kohya") if beside else ("kohya",)
             result = run(config, Keyed(), prompt=prompt, beside=beside, format=formats)
             assert not any("users" in each for each in result.warnings), result.warnings
-            said = {str(media / row["media_path"]): row["caption"] for row in lines(config)}
-            assert all(prompt in text for text in said.values()) and len(said) == 2
+            texts = {str(media / row["media_path"]): row["caption"] for row in lines(config)}
+            assert all(prompt in text for text in texts.values()) and len(texts) == 2
             by_name = {Path(p).name: c for p, c in READERS["kohya"](Path(config.out)).items()}
-            assert {*by_name.values()} == {*said.values()}
+            assert {*by_name.values()} == {*texts.values()}
             if beside:
-                assert texts_in(media, "txt") == Counter(said.values())
+                assert texts_in(media, "txt") == Counter(texts.values())
         assert len(os.listdir(media)) == 4
 
 
@@ -192,18 +192,18 @@ def test_an_edited_text_stays_that_of_its_medium(tmp_path: Path) -> None:
         out = disk / "out"
         config = replace(config_in(tmp_path, media, format=("txt", "musubi")), out=str(out))
         run(config, Keyed())
-        said = {row["media_path"]: row["caption"] for row in lines(config)}
+        texts = {row["media_path"]: row["caption"] for row in lines(config)}
         found = {Path(p).read_bytes(): c for p, c in READERS["musubi"](out).items()}
-        assert found == {(media / name).read_bytes(): text for name, text in said.items()}
-        (text,) = (p for p in out.glob("*.txt") if p.read_text().strip() == said["cat.png"])
+        assert found == {(media / name).read_bytes(): text for name, text in texts.items()}
+        (text,) = (p for p in out.glob("*.txt") if p.read_text().strip() == texts["cat.png"])
         text.write_text("mine")
         run(config, Keyed())
         found = {Path(p).read_bytes(): c for p, c in READERS["musubi"](out).items()}
         assert found == {
-            (media / "Cat.png").read_bytes(): said["Cat.png"],
+            (media / "Cat.png").read_bytes(): texts["Cat.png"],
             (media / "cat.png").read_bytes(): "mine",
         }
-        assert texts_in(out, "txt") == Counter([said["Cat.png"], "mine"])
+        assert texts_in(out, "txt") == Counter([texts["Cat.png"], "mine"])
 
 
 def test_training_takes_each_text_for_its_own_medium(tmp_path: Path) -> None:
@@ -212,12 +212,12 @@ def test_training_takes_each_text_for_its_own_medium(tmp_path: Path) -> None:
     with odd_disk(tmp_path / "odd", WINDOWS) as disk:
         config = replace(config_in(tmp_path, media, format=("txt",)), out=str(disk / "out"))
         run(config, Keyed())
-        wanted = {str(media / row["media_path"]): row["caption"] for row in lines(config)}
+        expected = {str(media / row["media_path"]): row["caption"] for row in lines(config)}
         for name, text in (("Cat.png", "Cat.png.txt"), ("a:b.png", "a_b.txt")):
             (disk / "out" / text).write_text(f"mine {name}")
-            wanted[str(media / name)] = f"mine {name}"
+            expected[str(media / name)] = f"mine {name}"
         examples = examples_in(str(disk / "out" / "captions.jsonl"), store=open_store(config.store))
-        assert {str(each.path): each.caption for each in examples} == wanted
+        assert {str(each.path): each.caption for each in examples} == expected
 
 
 @pytest.mark.parametrize("kind", [WINDOWS, ENCRYPTED], ids=["windows", "encrypted"])
@@ -234,23 +234,23 @@ def test_found_files_are_copied_by_names_that_the_disk_takes(tmp_path: Path, kin
     with odd_disk(tmp_path / "odd", kind) as disk:
         assert _copied(disk / "found", hits) == 0
         copies = sorted((disk / "found").glob("*.png"))
-        wanted = [(tmp_path / name).read_bytes() for name in names]
-        assert [each.read_bytes() for each in copies] == wanted
-        told = (disk / "found" / "search.jsonl").read_text()
-        assert [json.loads(line)["media_path"] for line in told.splitlines()] == [*names]
+        expected = [(tmp_path / name).read_bytes() for name in names]
+        assert [each.read_bytes() for each in copies] == expected
+        message = (disk / "found" / "search.jsonl").read_text()
+        assert [json.loads(line)["media_path"] for line in message.splitlines()] == [*names]
 
 
 def test_an_uploaded_file_gets_a_name_that_the_disk_takes(tmp_path: Path) -> None:
     with odd_disk(tmp_path / "odd", FAT) as disk:
-        for content, name, wanted in [
+        for content, name, expected in [
             (b"1", "a:b.png", "a_b.png"),
             (b"2", "A?B.png", "A_B-2.png"),
             (b"2", "A?B.png", "A_B-2.png"),
         ]:
             half = disk / "half"
             half.write_bytes(content)
-            assert _placed(str(half), disk, name) == disk / wanted
-            assert (disk / wanted).read_bytes() == content
+            assert _placed(str(half), disk, name) == disk / expected
+            assert (disk / expected).read_bytes() == content
 
 
 def test_the_text_of_a_picture_in_a_subfolder_is_written_anew_when_that_is_replaced(

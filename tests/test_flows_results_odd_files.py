@@ -49,7 +49,7 @@ Told = Callable[[Path], None]
 
 
 @pytest.fixture
-def told(capsys: pytest.CaptureFixture[str]) -> Told:
+def messages(capsys: pytest.CaptureFixture[str]) -> Told:
     """`status`, `status --json` and `report` of a folder end in at most one line."""
 
     def of(out: Path) -> None:
@@ -96,16 +96,16 @@ KINDS: dict[str, Callable[[Path], object]] = {
 @pytest.mark.timeout(60, func_only=True)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", [*FILES, "report.html"])
-def test_a_file_of_another_kind_is_named(out: Path, told: Told, name: str, kind: str) -> None:
+def test_a_file_of_another_kind_is_named(out: Path, messages: Told, name: str, kind: str) -> None:
     (out / name).unlink(missing_ok=True)
     KINDS[kind](out / name)
-    told(out)
+    messages(out)
 
 
 @pytest.mark.timeout(120, func_only=True)
 @pytest.mark.parametrize("how", ["flipped", "cut", "doubled", "mixed"])
 @pytest.mark.parametrize("name", FILES)
-def test_random_damage_is_borne(out: Path, told: Told, name: str, how: str) -> None:
+def test_random_damage_is_borne(out: Path, messages: Told, name: str, how: str) -> None:
     draw = seeded(name, how)
     whole = (out / name).read_bytes()
     for _ in range(6):
@@ -120,7 +120,7 @@ def test_random_damage_is_borne(out: Path, told: Told, name: str, how: str) -> N
         else:
             changed[at : at + 8] = draw.randbytes(8)
         (out / name).write_bytes(changed)
-        told(out)
+        messages(out)
 
 
 ODD_VALUES: dict[str, Any] = {
@@ -144,7 +144,7 @@ def places(value: Any) -> Iterator[tuple[Any, Any]]:
 @pytest.mark.timeout(280, func_only=True)
 @pytest.mark.parametrize("kind", [*ODD_VALUES, "left out"])
 @pytest.mark.parametrize("name", FILES)
-def test_every_value_may_be_another(out: Path, told: Told, name: str, kind: str) -> None:
+def test_every_value_may_be_another(out: Path, messages: Told, name: str, kind: str) -> None:
     whole = (out / name).read_text()
     rows = [json.loads(whole)] if name == "run.json" else list(map(json.loads, whole.splitlines()))
     count = len(list(places(rows[0])))
@@ -156,7 +156,7 @@ def test_every_value_may_be_another(out: Path, told: Told, name: str, kind: str)
         else:
             holder[key] = ODD_VALUES[kind]
         (out / name).write_text("".join(json.dumps(row) + "\n" for row in changed))
-        told(out)
+        messages(out)
 
 
 WRITTEN = {

@@ -60,9 +60,9 @@ def test_each_format_says_what_the_lines_say(done: CaptionConfig) -> None:
     assert list(table["caption"]) == [row["caption"] for row in rows]
     text = pandas.read_csv(out / "captions.csv", keep_default_na=False)
     assert list(text["caption"]) == [row["caption"] for row in rows]
-    said = [" ".join(row["caption"].split()) for row in rows]
-    assert (out / "long.txt").read_text().splitlines() == said[1:4]
-    assert (out / f"{ODD[:-4]}.srt").read_text().splitlines()[2] == said[0]
+    texts = [" ".join(row["caption"].split()) for row in rows]
+    assert (out / "long.txt").read_text().splitlines() == texts[1:4]
+    assert (out / f"{ODD[:-4]}.srt").read_text().splitlines()[2] == texts[0]
     assert "00:00:02.000 --> 00:00:04.000" in (out / "long.vtt").read_text()
     assert (out / "photo.srt").read_text().startswith("1\n00:00:00,000 --> 00:00:00,001\n")
 
@@ -85,9 +85,9 @@ def test_a_chunk_of_a_video_comes_with_its_pictures(done: CaptionConfig) -> None
         row = sample["json"]
         with av.open(io.BytesIO(sample["mp4"]), "r") as container:
             times = [float(f.time) for f in container.decode(video=0) if f.time is not None]
-        wanted = [f.seconds for f in whole if row["start"] <= f.seconds < row["end"] - 1e-6]
-        assert len(wanted) >= 30 and row["media_start"] == 0.0
-        assert times == pytest.approx([at - wanted[0] for at in wanted], abs=1e-3)
+        expected = [f.seconds for f in whole if row["start"] <= f.seconds < row["end"] - 1e-6]
+        assert len(expected) >= 30 and row["media_start"] == 0.0
+        assert times == pytest.approx([at - expected[0] for at in expected], abs=1e-3)
 
 
 def test_a_run_with_nothing_new_writes_no_shard_and_cuts_nothing(config: CaptionConfig) -> None:
@@ -177,9 +177,9 @@ def test_clips_cut_at_a_time(
     monkeypatch.setattr(flows.results.clips, "SHARD_BYTES", (clips / LONG).stat().st_size - 1)
     stages = Saying()
     run(config, stages)
-    told = [job_fields(c.job)["cuts"] for c in stages.calls if c.name == "cut"]
-    told = [cuts for each in told if (cuts := [c for c in each if not c.whole])]
-    assert [[Path(c.path).name[:6] for c in cuts] for cuts in told] == [
+    messages = [job_fields(c.job)["cuts"] for c in stages.calls if c.name == "cut"]
+    messages = [cuts for each in messages if (cuts := [c for c in each if not c.whole])]
+    assert [[Path(c.path).name[:6] for c in cuts] for cuts in messages] == [
         [LONG[:6]] * 3,
         ["more-0", "more-0", "more-1", "more-1"],
         ["more-2", "more-2"],
@@ -257,9 +257,9 @@ def prompts_said(config: CaptionConfig) -> dict[str, set[str]]:
 def test_a_second_prompt_leaves_no_format_stale(config: CaptionConfig) -> None:
     run(config, prompt="First?")
     result = run(config, prompt="Second?", format=())
-    said = prompts_said(config)
-    fresh = {name for name, prompts in said.items() if prompts == {"Second?"}}
-    assert fresh == set(said) - {"webdataset"}
+    text = prompts_said(config)
+    fresh = {name for name, prompts in text.items() if prompts == {"Second?"}}
+    assert fresh == set(text) - {"webdataset"}
     assert result.written.earlier == ["webdataset"]
     assert any("from an earlier run: webdataset" in note for note in result.warnings)
     assert "webdataset (from an earlier run)" in status(config)
@@ -325,8 +325,8 @@ def test_through_three_prompts_nothing_of_a_person_s_is_lost(
     assert edited.read_text().startswith("First?") and edited.read_text().endswith("and more\n")
     text = next(texts for texts in results[2].written.texts if texts.form == "txt")
     assert (text.written, sorted(text.kept)) == (1, sorted((hand.name, edited.name)))
-    told = "1 written, 2 edited by users kept"
-    assert told in results[2].line() and told in status(config)
+    message = "1 written, 2 edited by users kept"
+    assert message in results[2].line() and message in status(config)
     assert json.loads((tmp_path / "out" / "run.json").read_text())["texts"][0] == text.to_json()
     assert any("--overwrite" in note and hand.name in note for note in results[2].warnings)
     run(config, prompt="Third?", format=("txt",), beside=beside, overwrite=True)
@@ -355,9 +355,9 @@ def test_a_run_that_is_broken_off_says_what_is_of_an_earlier_one(config: Caption
     stopped.stop_after["decode"] = 1
     with pytest.raises(Interrupted):
         run(config, stopped, prompt="Second?", format=("txt",), batch_size=1)
-    told = status(config)
-    assert "from an earlier run" in told.split(".txt: ")[1].split("\n")[0]
-    assert "webdataset (from an earlier run)" in told
+    message = status(config)
+    assert "from an earlier run" in message.split(".txt: ")[1].split("\n")[0]
+    assert "webdataset (from an earlier run)" in message
     assert {row["prompt"] for row in lines(config)} == {"Second?"}
 
 

@@ -277,13 +277,13 @@ def test_runs_below_the_default_folder_are_named(
     assert main(OTHERS["label"]) == 0
     capsys.readouterr()
     assert main([command]) == 2
-    said = capsys.readouterr().err
-    assert "penstock-out/labels" in said
+    printed = capsys.readouterr().err
+    assert "penstock-out/labels" in printed
     assert main(["caption", "a", "--model", "demo"]) == 0
     capsys.readouterr()
     assert main([command]) == 0
-    said = capsys.readouterr().out
-    assert said.splitlines()[-1] == "other runs: penstock-out/labels"
+    printed = capsys.readouterr().out
+    assert printed.splitlines()[-1] == "other runs: penstock-out/labels"
 
 
 @pytest.mark.parametrize(

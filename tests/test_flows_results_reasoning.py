@@ -83,45 +83,45 @@ def place(tmp_path: Path) -> Place:
 
 @pytest.mark.parametrize("engine", ["inflight", pytest.param("transformers", marks=SLOW)])
 def test_reasoning_that_a_template_opens_is_no_caption(place: Place, engine: str) -> None:
-    asked: dict[str, Any] = {"chunk": 1.0, "max_new_tokens": 6, "engine": engine}
-    asked |= {"strip_think": True, "prompt": "What?"}
-    first = run_inside(place, **asked)
+    requests: dict[str, Any] = {"chunk": 1.0, "max_new_tokens": 6, "engine": engine}
+    requests |= {"strip_think": True, "prompt": "What?"}
+    first = run_inside(place, **requests)
     assert [row["caption"] for row in place.captions()] == []
     assert [row["error"] for row in place.failures()] == ["thinking", "thinking"]
     assert "1.0 s" in place.failures()[1]["message"] and first.result.failures
-    assert run_inside(place, **asked).started == []
+    assert run_inside(place, **requests).started == []
     assert len(place.failures()) == 2
-    assert run_inside(place, **asked | {"strip_think": False}).started == []
+    assert run_inside(place, **requests | {"strip_think": False}).started == []
     shown = [row["caption"] for row in place.captions()]
     assert len(shown) == 2 and all(shown) and not place.failures()
     # What the template closes itself is no reasoning, and neither is what a user writes.
-    run_inside(place, **asked | {"prompt": "What? /no_think"})
+    run_inside(place, **requests | {"prompt": "What? /no_think"})
     assert len(place.captions()) == 2 and not place.failures()
-    run_inside(place, **asked | {"start_with": "So it is.</think> A"})
+    run_inside(place, **requests | {"start_with": "So it is.</think> A"})
     assert all(row["caption"].startswith("A") for row in place.captions()) and place.captions()
 
 
 @SLOW
 def test_a_summary_that_is_reasoning_alone_is_a_failure(place: Place) -> None:
-    asked: dict[str, Any] = {"chunk": 1.0, "max_new_tokens": 16, "prompt": "What? /no_think"}
-    asked |= {"summary": True, "max_frames": 1}
-    run_inside(place, **asked)
+    requests: dict[str, Any] = {"chunk": 1.0, "max_new_tokens": 16, "prompt": "What? /no_think"}
+    requests |= {"summary": True, "max_frames": 1}
+    run_inside(place, **requests)
     (row,) = read_lines(place.out / "summaries.jsonl")
     assert row["summary"]
-    assert run_inside(place, **asked, strip_think=True).started == ["summarize"]
+    assert run_inside(place, **requests, strip_think=True).started == ["summarize"]
     assert read_lines(place.out / "summaries.jsonl") == []
     assert [(row["stage"], row["error"]) for row in place.failures()] == [("summarize", "thinking")]
-    assert run_inside(place, **asked, strip_think=True).started == []
+    assert run_inside(place, **requests, strip_think=True).started == []
 
 
 @pytest.mark.parametrize(
-    ("said", "caption"),
+    ("text", "caption"),
     [("long", "A dog."), ("both", "B"), ("empty", ""), ("cut", None)],
 )
 def test_captions_that_were_stored_before_are_read_so_too(
-    config: CaptionConfig, said: str, caption: str | None
+    config: CaptionConfig, text: str, caption: str | None
 ) -> None:
-    run(config, Reasoning(WORDS[said]))
+    run(config, Reasoning(WORDS[text]))
     shown, failed = [row["caption"] for row in lines(config)], failures(config)
     assert shown == ([] if caption is None else [caption] * 5)
     assert len(failed) == (5 if caption is None else 0)

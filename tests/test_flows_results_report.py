@@ -20,10 +20,10 @@ from stages.process.events import StageOutcome
 from tests.support.reports import (
     GIB,
     PLAN,
+    captions_of,
     curve,
     labelled,
     media_file,
-    said,
     scored,
     started_ago,
     work,
@@ -45,10 +45,10 @@ def written(out: Path) -> dict[str, Any]:
 
 
 def test_data_cannot_leave_its_script_element() -> None:
-    told = as_json({HOSTILE: [HOSTILE]})
-    assert not set("<>&") & set(told)
-    assert told.isascii()
-    assert json.loads(told) == {HOSTILE: [HOSTILE]}
+    message = as_json({HOSTILE: [HOSTILE]})
+    assert not set("<>&") & set(message)
+    assert message.isascii()
+    assert json.loads(message) == {HOSTILE: [HOSTILE]}
 
 
 def test_the_page_fetches_nothing_and_runs_no_script_but_its_own() -> None:
@@ -80,7 +80,7 @@ def test_a_file_is_named_by_its_bytes_and_missed_when_it_is_gone(tmp_path: Path)
     (tmp_path / "clips").mkdir()
     for file in files[:3] + files[4:]:
         file.path.touch()
-    write_run(tmp_path / "out", [(file, said(file, ["x"])) for file in files])
+    write_run(tmp_path / "out", [(file, captions_of(file, ["x"])) for file in files])
     media = written(tmp_path / "out")["media"]
     assert [m["url"] for m in media] == [
         "../clips/a%20b%231%3F%2541.mp4",
@@ -98,7 +98,7 @@ def test_two_files_of_one_name_and_source_keep_their_own_captions(tmp_path: Path
     """As `penstock caption '*/cam.mp4'` finds them."""
     files = [media_file(tmp_path / folder / "cam.mp4", "*/cam.mp4") for folder in "abc"]
     texts = [["a one", "a two"], [], ["c one"]]
-    write_run(tmp_path, [(f, said(f, t)) for f, t in zip(files, texts, strict=True)])
+    write_run(tmp_path, [(f, captions_of(f, t)) for f, t in zip(files, texts, strict=True)])
     found = {Path(m["path"]).parent.name: m["captions"] for m in written(tmp_path)["media"]}
     assert {name: [c[2] for c in captions] for name, captions in found.items()} == {
         "a": ["a one", "a two"],
@@ -117,7 +117,8 @@ def test_a_run_without_places_shows_its_captions(tmp_path: Path) -> None:
         media_file(tmp_path / "clips" / "lost.mp4", str(tmp_path / "clips")),
     ]
     write_run(
-        tmp_path, [(file, said(file, ["x", "y"][: 2 - (file.kind == "image")])) for file in files]
+        tmp_path,
+        [(file, captions_of(file, ["x", "y"][: 2 - (file.kind == "image")])) for file in files],
     )
     (tmp_path / "media.jsonl").unlink()
     media = written(tmp_path)["media"]
@@ -135,27 +136,27 @@ def test_failures_come_with_hints_and_stages_with_their_figures(tmp_path: Path) 
         message="no picture", hint="Convert it",
     )  # fmt: skip
     file = media_file(tmp_path / "a.mp4")
-    record = write_run(tmp_path, [(file, said(file, ["x"]))], [failure])
+    record = write_run(tmp_path, [(file, captions_of(file, ["x"]))], [failure])
     work(record, "encode", 2.0, 10.0, curve(10, 100, 900 * 10**6), items=4, tokens=0)
     work(record, "decode", 12.0, 5.0, curve(5, 100, 10**9), items=4, tokens=1234)
     started_ago(record, 17.0)
-    told = written(tmp_path)
-    assert told["failures"][0]["hint"] == "Convert it"
-    totals = dict(told["totals"])
+    message = written(tmp_path)
+    assert message["failures"][0]["hint"] == "Convert it"
+    totals = dict(message["totals"])
     assert (totals["tokens"], totals["failed"], totals["peak host memory"]) == (
         "1,234",
         "1",
         "1.0 GB",
     )
-    about = dict(told["about"])
+    about = dict(message["about"])
     assert about["model"] == "a/model-7b" and "torch" in about["versions"]
-    assert about["prompt"] == "Describe." and told["media"][0]["prompt"] == ""
-    table = told["stages"]
+    assert about["prompt"] == "Describe." and message["media"][0]["prompt"] == ""
+    table = message["stages"]
     rows = [dict(zip(table["columns"], row, strict=True)) for row in table["rows"]]
     assert [(r["stage"], r["attention"]) for r in rows] == [
         ("frames", "-"), ("encode", "sdpa"), ("decode", "sdpa"),
     ]  # fmt: skip
-    assert "time left" not in table["columns"] and told["plan"]["rows"] == []
+    assert "time left" not in table["columns"] and message["plan"]["rows"] == []
 
 
 def test_each_process_has_its_curve_where_it_worked(tmp_path: Path) -> None:
@@ -184,9 +185,9 @@ def test_the_plan_stands_beside_what_was_measured(tmp_path: Path) -> None:
     timeline = [[0.0, 10**9, 0], [1.0, 10**9 + 2 * GIB, 0]]
     work(record, "encode", 0.0, 2.0, timeline, notes={"loaded_bytes": 10**9})
     started_ago(record, 3.0)
-    told = written(tmp_path)
-    (row,) = told["plan"]["rows"]
-    assert dict(zip(told["plan"]["columns"], row, strict=True)) == {
+    message = written(tmp_path)
+    (row,) = message["plan"]["rows"]
+    assert dict(zip(message["plan"]["columns"], row, strict=True)) == {
         "stage": "encode",
         "rung": "batch 8, bf16",
         "weights": "1.1 GB",
@@ -194,7 +195,9 @@ def test_the_plan_stands_beside_what_was_measured(tmp_path: Path) -> None:
         "measured peak": "2.1 GB",
         "of the plan": "67%",
     }
-    assert told["stages"]["rows"][1][told["stages"]["columns"].index("planned time")] == "8.0 s"
+    assert (
+        message["stages"]["rows"][1][message["stages"]["columns"].index("planned time")] == "8.0 s"
+    )
     work(record, "encode", 2.0, 2.0, [[0.0, 10**9 + 4 * GIB, 0]], notes={"loaded_bytes": 10**9})
     assert written(tmp_path)["plan"]["rows"][0][-1] == "133%, over it"
 
@@ -225,16 +228,16 @@ def test_a_run_at_work_and_one_that_died_are_shown_so_far(tmp_path: Path) -> Non
     point = {"seconds": 4.0, "host_bytes": 5, "device_bytes": 0}
     record.memory("frames", {**point, "peak_host_bytes": 7, "peak_device_bytes": 0})
     started_ago(record, 40.0)
-    told = written(tmp_path)
-    assert told["state"] == "running"
-    frames = told["timeline"]["stages"][0]
+    message = written(tmp_path)
+    assert message["state"] == "running"
+    frames = message["timeline"]["stages"][0]
     assert frames["spans"] == [pytest.approx([10.0, 40.0], abs=1.5)]
     assert frames["curves"] == [[[pytest.approx(14.0, abs=1.5), 5, 0]]]
     record.value["pid"] = 2**22 + 1  # above the largest process id there can be
     record.write(force=True)
-    told = written(tmp_path)
-    assert told["state"] == "died" and "again to continue" in told["advice"]
-    assert told["timeline"]["stages"][0]["curves"]
+    message = written(tmp_path)
+    assert message["state"] == "died" and "again to continue" in message["advice"]
+    assert message["timeline"]["stages"][0]["curves"]
 
 
 def test_the_record_tells_when_each_process_worked(tmp_path: Path) -> None:

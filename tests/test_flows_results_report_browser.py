@@ -14,9 +14,9 @@ from tests.support.looks import faint, overlapping, too_wide, unnamed
 from tests.support.media import write_video
 from tests.support.reports import (
     PLAN,
+    captions_of,
     curve,
     media_file,
-    said,
     started_ago,
     work,
     write_run,
@@ -58,7 +58,7 @@ def clip(tmp_path: Path) -> Path:
 def test_a_click_seeks_and_marks_what_is_said(browser: Browser, clip: Path, tmp_path: Path) -> None:
     file = media_file(clip)
     texts = ["first", EVIL, "third", "fourth", "fifth", "last"]
-    record = write_run(tmp_path / "out", [(file, said(file, texts))])
+    record = write_run(tmp_path / "out", [(file, captions_of(file, texts))])
     work(record, "encode", 1.0, 20.0, curve(20, 10**8, 5 * 10**8), items=6)
     started_ago(record, 22.0)
     shown(browser, tmp_path / "out")
@@ -81,7 +81,7 @@ def test_text_of_users_is_shown_not_run(browser: Browser, clip: Path, tmp_path: 
     )
     plan = {**PLAN, "model": EVIL, "notes": [EVIL]}
     record = write_run(
-        tmp_path / EVIL.replace("/", "\u2215"), [(file, said(file, [EVIL]))], [failure], plan
+        tmp_path / EVIL.replace("/", "\u2215"), [(file, captions_of(file, [EVIL]))], [failure], plan
     )
     rung = dict.fromkeys(("stage", "name", "reason", "error"), EVIL)
     record.value["rungs"] = [{**rung, "time": record.value["started"]}]
@@ -110,7 +110,7 @@ def many(tmp_path: Path, clip: Path, captions: int) -> None:
         (tmp_path / "clips" / f"{number}.mp4").hardlink_to(clip)
         file = media_file(tmp_path / "clips" / f"{number}.mp4")
         texts = [f"said {number} {n}" for n in range(captions)]
-        captioned.append((file, said(file, texts, 12 / captions)))
+        captioned.append((file, captions_of(file, texts, 12 / captions)))
     write_run(tmp_path, captioned)
 
 
@@ -170,7 +170,7 @@ def test_files_gone_or_unplayable_are_named(browser: Browser, clip: Path, tmp_pa
     Image.new("RGB", (40, 30), "blue").save(odd)
     names = ["gone.mp4", "broken.mp4", "gone.jpg", "broken.jpg", "fine.png", odd.name]
     files = [media_file(clips / name) for name in names]
-    write_run(tmp_path, [(file, said(file, [file.media_path])) for file in files])
+    write_run(tmp_path, [(file, captions_of(file, [file.media_path])) for file in files])
     shown(browser, tmp_path)
     browser.run("document.querySelector('#videos').scrollIntoView()")
     browser.wait("return document.querySelectorAll('.card .gone').length === 2")
@@ -215,8 +215,8 @@ def test_the_time_line_tells_what_is_pointed_at_or_typed(browser: Browser, tmp_p
     shown(browser, tmp_path)
     browser.run("document.querySelector('.plot').scrollIntoView({block: 'center'})")
     browser.hover(".plot svg", 0, 0)
-    (told,) = browser.wait(TEXTS, ".tip")
-    at, *rest = told.split("\n")
+    (message,) = browser.wait(TEXTS, ".tip")
+    at, *rest = message.split("\n")
     assert at.startswith(("2:", "3:"))
     assert rest == ["decode", "host 300 MB of 600 MB planned", "batch 4"]
     points, highest, lowest = browser.run(HEIGHTS)
@@ -254,13 +254,13 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> str:
         path = folder / "clips" / name
         if path != clip:
             path.hardlink_to(clip)
-        rows = said(media_file(path), [f"{name} {'and on ' * n}" for n in range(count)])
+        rows = captions_of(media_file(path), [f"{name} {'and on ' * n}" for n in range(count)])
         if name == "a.mp4":
             rows[0] = replace(rows[0], ended="length")
         captioned.append((media_file(path), rows))
     picture = folder / "clips" / "p.png"
     Image.new("RGB", (40, 30), "red").save(picture)
-    captioned.append((media_file(picture), said(media_file(picture), ["A picture."])))
+    captioned.append((media_file(picture), captions_of(media_file(picture), ["A picture."])))
     why = dict.fromkeys(("source", "stage", "error", "message", "hint"), "x")
     failures = [Failure(media_path=f"bad {n}.mp4", **why) for n in range(4)]
     record = write_run(folder, captioned, failures)

@@ -73,9 +73,9 @@ def test_boxes_lie_on_pictures_names_are_text(browser: Browser, tmp_path: Path, 
     for place in ("figure:nth-child(1) .frame", "figure:nth-child(2) .frame"):
         ((left, top, right, bottom, width, height),) = browser.run(PLACES, place)
         # Of 400 by 100 the box is the lower right quarter.
-        wanted = [width / 2, height / 2, width, height]
+        expected = [width / 2, height / 2, width, height]
         assert width == pytest.approx(4 * height, abs=3)
-        assert [left, top, right, bottom] == pytest.approx(wanted, abs=3)
+        assert [left, top, right, bottom] == pytest.approx(expected, abs=3)
     assert browser.run("return document.querySelector('.chip').textContent") == f"{EVIL} 0.40"
     assert browser.run("return document.querySelector('.called').textContent") == "sky"
     assert browser.run("return document.querySelectorAll('.scores .bins').length") == 2

@@ -74,8 +74,8 @@ def test_lines_have_fields_and_tables_a_column_a_property(config: CaptionConfig)
     with (Path(config.out) / "captions.csv").open(encoding="utf-8", newline="") as file:
         cells = next(csv.DictReader(file))
     assert cells["title"] == ANSWER["title"] and json.loads(cells["tags"]) == ANSWER["tags"]
-    (told,) = {c.job.generation.schema for c in stages.calls if isinstance(c.job, DecodeJob)}
-    assert told == canonical(text_of(SIX))
+    (messages,) = {c.job.generation.schema for c in stages.calls if isinstance(c.job, DecodeJob)}
+    assert messages == canonical(text_of(SIX))
     text = (Path(config.out) / "photo.txt").read_text(encoding="utf-8")
     assert text.startswith('P {"title":')
 
@@ -85,8 +85,8 @@ def test_without_a_schema_lines_and_columns_are_as_before(config: CaptionConfig)
     run(config, stages)
     assert all("fields" not in line for line in lines(config))
     assert "fields" not in table(config)[0]
-    (told,) = (c.job.generation for c in stages.calls if isinstance(c.job, DecodeJob))
-    assert told == SamplingParams()
+    (message,) = (c.job.generation for c in stages.calls if isinstance(c.job, DecodeJob))
+    assert message == SamplingParams()
 
 
 def test_names_of_ours_are_not_hidden(config: CaptionConfig) -> None:
@@ -100,23 +100,23 @@ def test_names_of_ours_are_not_hidden(config: CaptionConfig) -> None:
 
 def test_named_prompts_have_columns_of_their_own(config: CaptionConfig) -> None:
     form = {"type": "object", "properties": {"tokens": {"type": "integer"}, "dog": {"enum": [1]}}}
-    asked = {"short": "What?", "long": "What, in full?"}
-    run(config, Answering({"tokens": 3, "dog": 1}), schema=text_of(form), prompts=asked)
+    requests = {"short": "What?", "long": "What, in full?"}
+    run(config, Answering({"tokens": 3, "dog": 1}), schema=text_of(form), prompts=requests)
     row = table(config)[0]
-    assert [row[f"{name}_dog"] for name in asked] == [1, 1]
-    assert [row[f"{name}_field_tokens"] for name in asked] == [3, 3]
-    assert [row[f"{name}_tokens"] for name in asked] == [9, 9]
+    assert [row[f"{name}_dog"] for name in requests] == [1, 1]
+    assert [row[f"{name}_field_tokens"] for name in requests] == [3, 3]
+    assert [row[f"{name}_tokens"] for name in requests] == [9, 9]
     assert json.loads(row["short"]) == {"tokens": 3, "dog": 1}
 
 
 def test_prompts_named_as_columns_hide_nothing(config: CaptionConfig) -> None:
-    asked = {name: f"{name}?" for name in ("prompt", "source", "start", "tokens")}
-    run(config, Saying(), prompts=asked)
+    requests = {name: f"{name}?" for name in ("prompt", "source", "start", "tokens")}
+    run(config, Saying(), prompts=requests)
     row = table(config)[0]
     place = (row["media_path"], row["start"])
     here = [line for line in lines(config) if (line["media_path"], line["start"]) == place]
     texts = {line["name"]: line["caption"] for line in here}
-    assert {name: row[f"{name}_prompt"] for name in asked} == asked
+    assert {name: row[f"{name}_prompt"] for name in requests} == requests
     assert (row["prompt"], row["tokens"]) == (texts["prompt"], texts["tokens"])
     assert (row["caption_source"], row["caption_start"]) == (texts["source"], texts["start"])
     assert row["source"] == config.sources[0]
@@ -136,8 +136,8 @@ def test_texts_of_tags_hold_them_alone(config: CaptionConfig) -> None:
 
 
 def test_what_was_closed_early_says_so(config: CaptionConfig) -> None:
-    told = run(config, Answering(ANSWER, shortened=True), schema=text_of(SIX)).line()
-    assert f"{len(lines(config))} cut at 256 tokens" in told
+    message = run(config, Answering(ANSWER, shortened=True), schema=text_of(SIX)).line()
+    assert f"{len(lines(config))} cut at 256 tokens" in message
     assert all("closed early" in line["warnings"][-1] for line in lines(config))
 
 
@@ -171,8 +171,8 @@ def test_a_command_that_cannot_be_kept_to_ends_in_one_line(
         form.write_text(content)
     command = ["caption", "a.mp4", "--model", "demo", "--schema", str(form), *more]
     assert main([*command, "--out", str(tmp_path / "out"), "--store", str(tmp_path / "s")]) == 2
-    told = capsys.readouterr().err
-    assert words in told and told.strip().count("\n") <= 1 and "Traceback" not in told
+    printed = capsys.readouterr().err
+    assert words in printed and printed.strip().count("\n") <= 1 and "Traceback" not in printed
     assert not (tmp_path / "out").exists() and not (tmp_path / "s").exists()
 
 

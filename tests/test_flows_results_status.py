@@ -23,12 +23,12 @@ from flows.results.run_status import StageStatus, advice, cells, stages_of
 from stages.export.parity import PARITY, evaluate_parity
 from stages.process.events import StageOutcome
 from tests.support.browser import Browser
-from tests.support.reports import media_file, said, write_run
+from tests.support.reports import captions_of, media_file, write_run
 
 
 def failure(name: str) -> Failure:
-    told = {"error": "x", "message": "broken", "hint": "Mend it"}
-    return Failure(media_path=name, source=name, stage="frames", **told)
+    messages = {"error": "x", "message": "broken", "hint": "Mend it"}
+    return Failure(media_path=name, source=name, stage="frames", **messages)
 
 
 @pytest.fixture
@@ -159,11 +159,11 @@ def test_failures_are_told_with_hints_and_their_names_steer_no_terminal(
 ) -> None:
     record.fails([failure(name) for name in ("a\x1b[2Jb\n.mp4", *(f"{n}.mp4" for n in range(29)))])
     record.value["outputs"] = {"captions": "/out/captions.jsonl", "failures": "/out/f.jsonl"}
-    told = status(record)
-    assert "running for" in told and f"process {os.getpid()}" in told
-    assert "/out/captions.jsonl" in told
-    assert told.count("Mend it") == 20 and "failed: a?[2Jb?.mp4: broken" in told
-    assert "… and 10 more in /out/f.jsonl" in told
+    message = status(record)
+    assert "running for" in message and f"process {os.getpid()}" in message
+    assert "/out/captions.jsonl" in message
+    assert message.count("Mend it") == 20 and "failed: a?[2Jb?.mp4: broken" in message
+    assert "… and 10 more in /out/f.jsonl" in message
 
 
 @pytest.mark.parametrize(
@@ -179,12 +179,12 @@ def test_what_to_do_about_a_run_that_ended_early(
 ) -> None:
     dead = 2**22 + 1  # above the largest process id there can be
     record.value.update(state=state, prefect=flow_run, pid=dead)
-    told = status(record)
-    assert says in told
-    assert ("Finished work is kept" in told) == bool(says)
-    assert ("quick-fox (1234)" in told) == bool(flow_run)
-    told = advice(load_record(record.path.parent))
-    assert json.loads(status(record, "--json"))["advice"] == told
+    message = status(record)
+    assert says in message
+    assert ("Finished work is kept" in message) == bool(says)
+    assert ("quick-fox (1234)" in message) == bool(flow_run)
+    message = advice(load_record(record.path.parent))
+    assert json.loads(status(record, "--json"))["advice"] == message
 
 
 def test_a_run_elsewhere_is_not_dead(record: RunRecord, status: Status) -> None:
@@ -228,7 +228,7 @@ def verdict(folder: Path, figures: dict[str, Any], frames: int = 80, **more: Any
 def runs(out: Path) -> None:
     """Leave what the runs leave that a checkpoint is judged by."""
     film = media_file(out.parent / "film.mp4")
-    native = write_run(out / "parity" / "native", [(film, said(film, ["a red circle"]))])
+    native = write_run(out / "parity" / "native", [(film, captions_of(film, ["a red circle"]))])
     write_run(out / "parity" / "exported", [])
     os.utime(native.path, (1, 1))
 
@@ -289,10 +289,10 @@ def test_status_says_first_what_became_of_the_checkpoint(
     assert second == f"last run, into {tmp_path / 'parity' / 'exported'}:"
     if place == "rejected":
         assert status(tmp_path / "rejected").startswith(line)
-    told = json.loads(status(tmp_path, "--json"))
-    assert told["checkpoint"]["verdict"].startswith(line)
-    assert told["checkpoint"]["placed"] == (place == ".")
-    assert told["state"] == "done"
+    values = json.loads(status(tmp_path, "--json"))
+    assert values["checkpoint"]["verdict"].startswith(line)
+    assert values["checkpoint"]["placed"] == (place == ".")
+    assert values["state"] == "done"
 
 
 def test_a_checkpoint_without_its_runs_tells_its_verdict_and_has_no_report(
@@ -326,8 +326,8 @@ def test_a_damaged_verdict_is_named_in_one_line(
     (tmp_path / PARITY).write_text(content)
     for command in ("report", "status"):
         assert main([command, str(tmp_path)]) == 5
-        told = capsys.readouterr().err
-        assert f"{tmp_path / PARITY} cannot be read" in told and told.count("\n") == 1
+        printed = capsys.readouterr().err
+        assert f"{tmp_path / PARITY} cannot be read" in printed and printed.count("\n") == 1
     assert not (tmp_path / "report.html").exists()
 
 

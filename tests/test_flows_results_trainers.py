@@ -69,7 +69,7 @@ def pictures(path: Path) -> dict[float, Any]:
     return {float(f.time or 0): f.to_ndarray(format="rgb24").astype(int) for f in frames}
 
 
-def said(config: CaptionConfig, name: str) -> list[str]:
+def captions_of(config: CaptionConfig, name: str) -> list[str]:
     return sorted(READERS[name](Path(config.out)).values())
 
 
@@ -91,8 +91,8 @@ def test_a_trainer_s_reader_finds_media_and_captions(done: CaptionConfig, name: 
     rows = lines(done)
     assert len(rows) == 7
     taken = suffixes.get(name, {".mp4", ".mkv", ".PNG", ".webp"})
-    wanted = [row for row in rows if Path(row["media_path"]).suffix in taken]
-    assert said(done, name) == sorted(" ".join(row["caption"].split()) for row in wanted)
+    expected = [row for row in rows if Path(row["media_path"]).suffix in taken]
+    assert captions_of(done, name) == sorted(" ".join(row["caption"].split()) for row in expected)
     for path in READERS[name](Path(done.out)):
         if Path(path).suffix in (".mp4", ".mkv"):
             with av.open(path) as container:
@@ -122,16 +122,16 @@ def test_whole_files_are_named_where_they_lie_and_clips_as_cut(done: CaptionConf
 
 def test_clips_hold_the_pictures_of_their_chunks(done: CaptionConfig, tmp_path: Path) -> None:
     whole = pictures(Path(done.sources[0], LONG))
-    told = json.loads((Path(done.out) / "clips" / "index.json").read_text())["clips"]
-    told = {key: entry for key, entry in told.items() if "plain" not in entry}
+    values = json.loads((Path(done.out) / "clips" / "index.json").read_text())["clips"]
+    values = {key: entry for key, entry in values.items() if "plain" not in entry}
     rows = {row["start"]: row for row in lines(done) if row["media_path"] == LONG}
-    assert len(told) == len(rows) == 3
-    for key, start in zip(sorted(told, key=lambda key: key[-5:]), sorted(rows), strict=True):
-        assert told[key]["media_start"] == 0.0
-        wanted = [p for at, p in whole.items() if start <= at < rows[start]["end"] - 1e-6]
-        cut = pictures(Path(done.out) / "clips" / told[key]["file"])
-        assert [*cut] == pytest.approx([at / 30 for at in range(len(wanted))], abs=1e-3)
-        for shown, want in zip(cut.values(), wanted, strict=True):  # and no other one
+    assert len(values) == len(rows) == 3
+    for key, start in zip(sorted(values, key=lambda key: key[-5:]), sorted(rows), strict=True):
+        assert values[key]["media_start"] == 0.0
+        expected = [p for at, p in whole.items() if start <= at < rows[start]["end"] - 1e-6]
+        cut = pictures(Path(done.out) / "clips" / values[key]["file"])
+        assert [*cut] == pytest.approx([at / 30 for at in range(len(expected))], abs=1e-3)
+        for shown, want in zip(cut.values(), expected, strict=True):  # and no other one
             assert np.abs(shown - want).mean() < 3
 
 
@@ -155,14 +155,14 @@ def test_original_clips_that_mp4_cannot_hold_have_a_lead_and_a_note(tmp_path: Pa
 def test_named_prompts_are_all_there_where_a_trainer_takes_several_captions(tmp_path: Path) -> None:
     config = with_more(tmp_path)
     notes = write(config, prompts={"short": "A?", "model": "B?"}).warnings
-    told = [
-        f"not in {name}: {len(said(config, name))} captions (it takes one per sample, that of "
-        "prompt short)"
+    messages = [
+        f"not in {name}: {len(captions_of(config, name))} captions (it takes one per sample, that "
+        "of prompt short)"
         for name in ONE_CAPTION
     ]
-    assert [note for note in notes if "takes one per" in note] == told
+    assert [note for note in notes if "takes one per" in note] == messages
     for name in ONE_CAPTION:
-        assert {text.split()[0] for text in said(config, name)} == {"A?"}
+        assert {text.split()[0] for text in captions_of(config, name)} == {"A?"}
     out = Path(config.out)
     both = json.loads((out / "diffusion-pipe" / "videos" / "captions.json").read_text())
     assert len(both) == 5
@@ -187,7 +187,7 @@ def test_later_runs_write_and_cut_what_is_missing_alone(config: CaptionConfig) -
     result = write(config, stages, prompt="Second?", format=())
     assert stages.names() == ["decode"] and result.written.earlier == []
     for name in TRAINERS:
-        assert all(text.startswith("Second?") for text in said(config, name))
+        assert all(text.startswith("Second?") for text in captions_of(config, name))
     media = {k for k in before if Path(k).suffix in (".mp4", ".mkv", ".png", ".webp", ".toml")}
     assert {k: v for k, v in stats(config).items() if k in media} == {k: before[k] for k in media}
     clips = Path(config.out) / "clips"
@@ -203,7 +203,7 @@ def test_later_runs_write_and_cut_what_is_missing_alone(config: CaptionConfig) -
     assert cut == {f"clips/{gone}"}
     assert not (clips / ".penstock-new").exists() and not half.exists()
     for name in TRAINERS:
-        assert said(config, name)
+        assert captions_of(config, name)
 
 
 def test_formats_that_were_not_asked_for_are_not_written(config: CaptionConfig) -> None:
@@ -235,7 +235,7 @@ def test_what_a_person_edited_is_kept_until_it_is_to_be_replaced(config: Caption
     assert [note for note in result.warnings if note.startswith("kept")] == []
     assert not any(path.read_bytes() == content for path, content in edited.items())
     for name in TRAINERS:
-        assert all(text.startswith("Second?") for text in said(config, name))
+        assert all(text.startswith("Second?") for text in captions_of(config, name))
 
 
 def test_a_file_that_was_there_before_is_a_person_s(config: CaptionConfig) -> None:
@@ -246,7 +246,7 @@ def test_a_file_that_was_there_before_is_a_person_s(config: CaptionConfig) -> No
     assert mine.read_text() == "mine\n"
     assert result.written.earlier == ["kohya"]
     assert write(config, format=("kohya",), overwrite=True).written.earlier == []
-    assert len(said(config, "kohya")) == 2
+    assert len(captions_of(config, "kohya")) == 2
 
 
 def test_stopped_while_clips_are_cut_the_old_files_stay_and_the_rest_is_made_then(
@@ -264,7 +264,9 @@ def test_stopped_while_clips_are_cut_the_old_files_stay_and_the_rest_is_made_the
     assert "hf (from an earlier run)" in "\n".join(status_lines(record, stages_of(record, 0.0)))
     write(config, prompt="Second?")
     for name in TRAINERS:
-        assert said(config, name) and all(t.startswith("Second?") for t in said(config, name))
+        assert captions_of(config, name) and all(
+            t.startswith("Second?") for t in captions_of(config, name)
+        )
 
 
 def test_a_chunk_that_cannot_be_cut_out_is_left_out_and_not_tried_again(
@@ -276,7 +278,7 @@ def test_a_chunk_that_cannot_be_cut_out_is_left_out_and_not_tried_again(
     for _ in range(2):
         notes = write(config, stages, format=("musubi", "hf")).warnings
         assert any(note.startswith("2 chunks could not be cut for trainers") for note in notes)
-        assert len(said(config, "musubi")) == len(said(config, "hf")) == 8
+        assert len(captions_of(config, "musubi")) == len(captions_of(config, "hf")) == 8
     assert stages.names().count("cut") == 2  # it died of the one, and went on with the others
 
 
@@ -288,7 +290,7 @@ def test_what_is_no_source_any_more_leaves_and_is_not_lost(config: CaptionConfig
     result = write(config, sources=(str(folder / ODD),), replace=True)
     videos = {path.name for path in (out / "hf" / "videos").iterdir()}
     assert len(videos - {"README.md", "metadata.jsonl"}) == 1
-    assert [len(said(config, name)) for name in ("musubi", "ltx")] == [1, 1]
+    assert [len(captions_of(config, name)) for name in ("musubi", "ltx")] == [1, 1]
     assert not (out / "musubi" / "images.jsonl").exists()
     assert {k for k in before if k.startswith("clips/")} <= set(stats(config))
     # Of four names the last one stays, since it is the file by now.
@@ -299,11 +301,13 @@ def test_what_is_no_source_any_more_leaves_and_is_not_lost(config: CaptionConfig
 
 def test_a_file_with_two_prompts_is_in_each_data_set_twice(config: CaptionConfig) -> None:
     clips = Path(config.sources[0])
-    asked = [{"path": name, "prompt": p} for name in (ODD, LONG, "photo.PNG") for p in ("A?", "B?")]
-    (clips / "list.jsonl").write_text("".join(json.dumps(line) + "\n" for line in asked))
+    requests = [
+        {"path": name, "prompt": p} for name in (ODD, LONG, "photo.PNG") for p in ("A?", "B?")
+    ]
+    (clips / "list.jsonl").write_text("".join(json.dumps(line) + "\n" for line in requests))
     write(config, sources=(str(clips / "list.jsonl"),))
     for name in TRAINERS:
-        firsts = [text.split()[0] for text in said(config, name)]
+        firsts = [text.split()[0] for text in captions_of(config, name)]
         assert firsts.count("A?") == firsts.count("B?") == (1 if name == "kohya" else 5)
     assert len(list((Path(config.out) / "clips").glob("*.mp4"))) == 3
 
@@ -332,7 +336,7 @@ def test_where_the_disk_takes_no_links_media_are_copied_once_and_that_is_told(
         notes = write(config, format=("hf",)).warnings
         assert any("7 files copied into" in note for note in notes)
         assert not any("copied" in note for note in write(config, format=("hf",)).warnings)
-    assert len(said(config, "hf")) == len(said(config, "diffusion-pipe")) == 7
+    assert len(captions_of(config, "hf")) == len(captions_of(config, "diffusion-pipe")) == 7
 
 
 @pytest.mark.parametrize("place", ["kohya", "clips"])
@@ -405,7 +409,7 @@ def test_clips_that_a_stopped_run_finished_are_taken_over(
     stages = Saying()
     write(config, stages, format=("musubi",))
     (call,) = (call for call in stages.calls if call.name == "cut")
-    assert len(job_fields(call.job)["cuts"]) == 2 and len(said(config, "musubi")) == 3
+    assert len(job_fields(call.job)["cuts"]) == 2 and len(captions_of(config, "musubi")) == 3
     made = {path.name: path.read_bytes() for path in Path(config.out, "clips").glob("*.mp4")}
     other = replace(config, out=f"{config.out}-2")
     write(other, format=("musubi",))  # never stopped

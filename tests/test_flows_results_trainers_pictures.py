@@ -146,27 +146,29 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> tuple[CaptionConfig, dict[
     pytest.importorskip("pillow_heif").register_heif_opener()
     root = tmp_path_factory.mktemp("pictures")
     (media := root / "media").mkdir()
-    wanted = {Path(name).stem: save(media / name) for name, save in sources()}
+    expected = {Path(name).stem: save(media / name) for name, save in sources()}
     config = config_in(root, media, format=(*TRAINER_FORMATS, "webdataset"))
     result = caption(config, Display(quiet=True), Stages().launcher)
     assert result.failures == []
-    return config, wanted
+    return config, expected
 
 
-def unlike(found: Pixels, wanted: Pixels) -> str:
+def unlike(found: Pixels, expected: Pixels) -> str:
     """Why a picture is not the wanted one; empty if it is."""
-    if found.shape != wanted.shape:
-        return f"has the shape {found.shape}, not {wanted.shape}"
-    mean = float(np.abs(found.astype(int) - wanted.astype(int)).mean())
+    if found.shape != expected.shape:
+        return f"has the shape {found.shape}, not {expected.shape}"
+    mean = float(np.abs(found.astype(int) - expected.astype(int)).mean())
     return f"is {mean:.1f} levels off" if mean > LEVELS else ""
 
 
 def test_the_model_sees_what_a_person_does(
     seen: tuple[CaptionConfig, dict[str, Pixels]],
 ) -> None:
-    config, wanted = seen
+    config, expected = seen
     paths = sorted(Path(config.sources[0]).iterdir())
-    found = {path.name: unlike(read_image(path)[1].pixels[0], wanted[path.stem]) for path in paths}
+    found = {
+        path.name: unlike(read_image(path)[1].pixels[0], expected[path.stem]) for path in paths
+    }
     assert not (wrong := {name: why for name, why in found.items() if why}), wrong
 
 
@@ -174,12 +176,12 @@ def test_the_model_sees_what_a_person_does(
 def test_a_trainer_is_shown_what_the_model_saw(
     seen: tuple[CaptionConfig, dict[str, Pixels]], name: str
 ) -> None:
-    config, wanted = seen
-    wrong, missing = {}, {*wanted}
+    config, expected = seen
+    wrong, missing = {}, {*expected}
     for stem, path in listed(config, name):
         missing.remove(stem)
         (shown,) = SHOWN[name](path, "image")
-        if why := unlike(shown, wanted[stem]):
+        if why := unlike(shown, expected[stem]):
             wrong[stem] = why
     assert not wrong, wrong
     assert not missing, f"{name} has none of {missing}; it reads by {READERS.get(name)}"

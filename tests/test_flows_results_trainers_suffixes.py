@@ -97,11 +97,11 @@ def halved(image: NDArray[Any], size: tuple[int, int]) -> NDArray[np.int64]:
     return np.asarray(small).astype(np.int64)
 
 
-def unlike(found: list[NDArray[Any]], wanted: list[NDArray[Any]], aspect: float) -> str:
+def unlike(found: list[NDArray[Any]], expected: list[NDArray[Any]], aspect: float) -> str:
     """Why frames are not the wanted ones; empty if they are."""
-    if len(found) != len(wanted):
-        return f"shows {len(found)} frames of {len(wanted)}"
-    for at, (one, other) in enumerate(zip(found, wanted, strict=True)):
+    if len(found) != len(expected):
+        return f"shows {len(found)} frames of {len(expected)}"
+    for at, (one, other) in enumerate(zip(found, expected, strict=True)):
         (height, width), (high, wide) = one.shape[:2], other.shape[:2]
         if abs(width / height / (aspect * wide / high) - 1) > 0.02:
             return f"has {width} x {height} pixels, not {wide} x {high} of aspect {aspect:.3f}"

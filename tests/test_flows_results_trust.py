@@ -204,14 +204,16 @@ def test_a_terminal_is_asked_once_and_without_one_nothing_is_believed(
     theirs: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert not is_trusted(theirs)
-    said = capfd.readouterr().err
-    assert "--trust-folder would take 1 edit for yours" in said and "evil.example" in said
+    printed = capfd.readouterr().err
+    assert "--trust-folder would take 1 edit for yours" in printed and "evil.example" in printed
     monkeypatch.setattr("flows.results.trust.is_terminal", lambda _: True)
     for answer in ("y", "YES", "n", "", "yess"):
-        asked = list[str]()
-        monkeypatch.setattr("builtins.input", lambda text, a=answer, to=asked: to.append(text) or a)
+        request = list[str]()
+        monkeypatch.setattr(
+            "builtins.input", lambda text, a=answer, to=request: to.append(text) or a
+        )
         assert is_trusted(theirs) == (answer.lower() in ("y", "yes"))
-        assert asked == ["Trust it? [y/N] "]
+        assert request == ["Trust it? [y/N] "]
     shown = capfd.readouterr().out
     assert "  take 1 edit for yours" in shown and "let Write and Learn run: cd / && " in shown
 
@@ -310,7 +312,7 @@ def test_a_report_requests_no_address_that_no_folder_of_mine_vouches_for(
     (tmp_path / "pictures").mkdir()
     for shade in (40, 200):
         Image.new("RGB", (64, 48), (shade, 30, 30)).save(tmp_path / f"pictures/{shade}.png")
-    out, asked = tmp_path / "marks", list[str]()
+    out, request = tmp_path / "marks", list[str]()
     sift(SiftConfig(sources=(str(tmp_path / "pictures"),), out=str(out)), Display(quiet=True))
     address = "http://127.0.0.1:9/a.png"
     rows = [json.loads(line) for line in (out / "marks.jsonl").read_text().splitlines()]
@@ -318,23 +320,23 @@ def test_a_report_requests_no_address_that_no_folder_of_mine_vouches_for(
     (out / "marks.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
     def noted(source: str, *_: object) -> str:
-        asked.append(source)
+        request.append(source)
         return ""
 
     monkeypatch.setattr("flows.results.report.facts.data_address", noted)
     write_report(out)
-    assert asked == [rows[1]["path"]]
+    assert request == [rows[1]["path"]]
     entries = [json.loads(line) for line in (out / "media.jsonl").read_text().splitlines()]
     entries[0]["address"] = address
     lines = [json.dumps(entry) + "\n" for entry in entries]
     (out / "media.jsonl").write_text("".join(lines))
-    asked.clear()
+    request.clear()
     write_report(out)
-    assert asked == [rows[1]["path"]], "changed since it was signed"
+    assert request == [rows[1]["path"]], "changed since it was signed"
     own_folder(out)
-    asked.clear()
+    request.clear()
     write_report(out)
-    assert asked == [address, rows[1]["path"]]
+    assert request == [address, rows[1]["path"]]
 
 
 def test_every_line_is_signed_when_it_is_written(mine: CaptionConfig) -> None:

@@ -177,12 +177,12 @@ class Case:
 @pytest.fixture
 def case(made: Path, tmp_path: Path, listener: tuple[int, list[bytes]]) -> Iterator[Case]:
     """The homes as they were made, at the same paths, and the stranger's folder beside them."""
-    port, asked = listener
+    port, request = listener
     shutil.copytree(made, tmp_path / "as made", symlinks=True)
-    found = Case(root=made, port=port, asked=asked)
+    found = Case(root=made, port=port, asked=request)
     shutil.copytree(made / "stranger/out", found.theirs)
     plant(found.theirs, made / "me/store", made / "ran", port)
-    asked.clear()
+    request.clear()
     yield found
     shutil.rmtree(made)
     shutil.copytree(tmp_path / "as made", made, symlinks=True)
@@ -253,7 +253,7 @@ COMMANDS: dict[str, Callable[[Case], str]] = {
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_command_believes_nothing_that_a_stranger_planted(case: Case, command: str) -> None:
     before, strangers = case.mine, snapshot(case.root / "stranger")
-    said = COMMANDS[command](case)
+    text = COMMANDS[command](case)
     wrong = []
     if case.asked:
         wrong.append(f"requested: {case.asked}")
@@ -271,12 +271,12 @@ def test_a_command_believes_nothing_that_a_stranger_planted(case: Case, command:
     assert not wrong, wrong
     refused = command in ("caption", "learn", "python learn", "python caption")
     asks = refused or command in ("review", "studio")
-    assert ("--trust-folder" in said) == asks, said
+    assert ("--trust-folder" in text) == asks, text
 
 
 def test_the_listener_notices(listener: tuple[int, list[bytes]]) -> None:
     """The checks above can fail."""
-    port, asked = listener
+    port, request = listener
     with pytest.raises(OSError):
         urlopen(f"http://127.0.0.1:{port}/a", timeout=5)
-    assert asked
+    assert request

@@ -165,8 +165,8 @@ def sources(tmp_path: Path) -> dict[str, Path]:
 
 def write_by_hand(config: CaptionConfig, before: dict[str, str], medium: str) -> None:
     """Replace the text of one medium in the folder of outputs."""
-    said = before[medium]
-    (path,) = (p for p in Path(config.out).glob("*.txt") if p.read_text().strip() == said)
+    text = before[medium]
+    (path,) = (p for p in Path(config.out).glob("*.txt") if p.read_text().strip() == text)
     path.write_text(f"mine of {medium}")
 
 
@@ -270,8 +270,8 @@ def test_a_text_beside_another_medium_is_not_replaced_by_a_run_of_its_own(
     assert "First?" in text.read_text()
     again = replace(config, sources=(second,), out=str(tmp_path / "other"), beside=True)
     prompts = {"short": "Second?"} if "short" in first else {"": "Second?"}
-    asked = {"prompts": prompts} if "short" in first else {"prompt": "Second?"}
-    result = run(replace(again, format=("txt",), **asked))
+    requests = {"prompts": prompts} if "short" in first else {"prompt": "Second?"}
+    result = run(replace(again, format=("txt",), **requests))
     assert "First?" in text.read_text()
     assert any("kept 1 .txt file" in note for note in result.notes())
 
@@ -383,17 +383,17 @@ def test_a_training_takes_the_texts_of_two_media_of_one_stem(
 def test_a_training_leaves_out_texts_that_runs_wrote_about_other_content(
     config: CaptionConfig, tmp_path: Path
 ) -> None:
-    folder, told, store = tmp_path / "clips", list[str](), open_store(config.store_url)
+    folder, message, store = tmp_path / "clips", list[str](), open_store(config.store_url)
     picture(folder / "b.png", 200)
     run(replace(config, beside=True, format=("txt",)))
-    assert len(examples_in(str(folder), told.append, store)) == 2 and not told
+    assert len(examples_in(str(folder), message.append, store)) == 2 and not message
     (folder / "a.png").rename(folder / "c.png")
     (folder / "b.png").rename(folder / "a.png")  # beside the text of another picture
     with pytest.raises(UsageError, match="holds no captions"):
-        examples_in(str(folder), told.append, store)
-    assert told == [
+        examples_in(str(folder), message.append, store)
+    assert message == [
         "left out: 1 file with no words in a .txt (c.png)",
         "left out: 1 text of runs about other content (a.txt)",
     ]
     (folder / "a.txt").write_text("by hand")
-    assert [each.caption for each in examples_in(str(folder), told.append, store)] == ["by hand"]
+    assert [each.caption for each in examples_in(str(folder), message.append, store)] == ["by hand"]

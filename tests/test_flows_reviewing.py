@@ -39,12 +39,12 @@ def review(
     """Review captions by file and start."""
     captions = ReviewedCaptions(Path(config.out))
     keys = {(r["media_path"], r["start"]): key for key, r in captions.rows.items()}
-    told = [
-        {"of": keys[name, start], "caption": text, "review": said}
-        for name, start, text, said in changes
+    messages = [
+        {"of": keys[name, start], "caption": text, "review": line}
+        for name, start, text, line in changes
     ]
     try:
-        return captions.apply({"id": f"{does} {changes}", "does": does, "changes": told})
+        return captions.apply({"id": f"{does} {changes}", "does": does, "changes": messages})
     finally:
         captions.close()
 
@@ -73,9 +73,9 @@ def test_every_output_takes_them_in_and_an_undo_gives_the_same_bytes(config: Cap
     result = run(config)
     assert "1 corrected by hand and 2 rejected" in result.line()
     assert "not in data sets: 2 captions (rejected)" in result.warnings
-    said = "2 captions rejected: these media get no text, but a trainer"
-    assert not any(said in note for note in result.warnings)
-    assert any(said in note for note in run(config, format=("txt",), beside=True).warnings)
+    text = "2 captions rejected: these media get no text, but a trainer"
+    assert not any(text in note for note in result.warnings)
+    assert any(text in note for note in run(config, format=("txt",), beside=True).warnings)
     for path in Path(config.sources[0]).glob("*.txt"):
         path.unlink()
     run(config)
@@ -105,13 +105,13 @@ def test_they_hold_for_words_whatever_stands_before_them(config: CaptionConfig) 
     run(config, prefix="ohwx, ", suffix=" #a")
     first = of_long(config)[0]
     captions = ReviewedCaptions(Path(config.out))
-    said = first["caption"].removeprefix("ohwx, ").removesuffix(" #a")
-    assert key_of(first["features"], "", first["prompt"], said) in captions.rows
+    text = first["caption"].removeprefix("ohwx, ").removesuffix(" #a")
+    assert key_of(first["features"], "", first["prompt"], text) in captions.rows
     captions.close()
     review(config, (LONG, 0.0, "better", "accepted"))
     run(config, prefix="sks, ")
     assert of_long(config)[0]["caption"] == "sks, better"
-    assert of_long(config)[0]["original"] == f"sks, {said}"
+    assert of_long(config)[0]["original"] == f"sks, {text}"
     assert not any("edits.jsonl" in note for note in run(config).warnings)
     notes = run(config, prompt="Another?").warnings
     assert "original" not in of_long(config)[0], "another question has another answer"
@@ -143,18 +143,18 @@ def test_a_prompt_keeps_its_edits_when_others_join_it(config: CaptionConfig) -> 
 
 def test_a_model_learns_what_was_accepted_not_the_rejected(config: CaptionConfig) -> None:
     run(config)
-    data, told = str(Path(config.out) / "captions.jsonl"), list[str]()
+    data, message = str(Path(config.out) / "captions.jsonl"), list[str]()
     ReviewedCaptions(Path(config.out)).close()  # opened, and left as it was
     everything = examples_in(data)
     review(config, (LONG, 0.0, None, "rejected"))
     with pytest.raises(UsageError, match=r"captions\.jsonl lacks corrections"):
         examples_in(data)
     run(config)
-    assert len(examples_in(data, told.append)) == len(everything) - 1
+    assert len(examples_in(data, message.append)) == len(everything) - 1
     review(config, (LONG, 2.0, "mine", "accepted"))
     run(config)
-    assert [each.caption for each in examples_in(data, told.append)] == ["mine"]
-    assert told[-1] == f"training on 1 of {len(everything)} captions: those accepted"
+    assert [each.caption for each in examples_in(data, message.append)] == ["mine"]
+    assert message[-1] == f"training on 1 of {len(everything)} captions: those accepted"
 
 
 def test_edits_made_while_a_model_learns_are_of_the_words_that_were_shown(
@@ -164,7 +164,7 @@ def test_edits_made_while_a_model_learns_are_of_the_words_that_were_shown(
     path = Path(config.out) / "captions.jsonl"
     captions = ReviewedCaptions(Path(config.out))
     first, second, third = list(captions.rows)[:3]
-    said = captions.rows[first]["said"]
+    text = captions.rows[first]["said"]
     captions.release()
     with pytest.raises(EnvironmentFault, match="a model is learning"):
         captions.apply(change(first, None, "accepted"))
@@ -179,7 +179,7 @@ def test_edits_made_while_a_model_learns_are_of_the_words_that_were_shown(
     ]
     answer = captions.apply({"id": "2", "does": "x", "changes": changes})
     assert first not in captions.rows and set(answer["edits"]) == set(list(captions.rows)[:3])
-    assert [edit["caption"] for edit in answer["edits"].values()] == [said, "mine ", None], (
+    assert [edit["caption"] for edit in answer["edits"].values()] == [text, "mine ", None], (
         "control characters"
     )
     captions.close()
@@ -206,10 +206,10 @@ def test_what_cannot_be_done_is_not_written(config: CaptionConfig, tmp_path: Pat
     run(config)
     captions = ReviewedCaptions(Path(config.out))
     key = next(iter(captions.rows))
-    for asked, says in REFUSED:
-        asked = json.loads(json.dumps(asked).replace('"K"', json.dumps(key)))
+    for params, says in REFUSED:
+        params = json.loads(json.dumps(params).replace('"K"', json.dumps(key)))
         with pytest.raises(EditRefused, match=says):
-            captions.apply(asked)
+            captions.apply(params)
     assert captions.journal.path.read_bytes() == b""
     with pytest.raises(EnvironmentFault, match="another review"):
         ReviewedCaptions(Path(config.out))
@@ -236,7 +236,7 @@ def pictures(tmp_path: Path) -> CaptionConfig:
     return config_in(tmp_path, folder)
 
 
-def said(pictures: CaptionConfig, name: str, out: str = "") -> dict[str, str]:
+def captions_of(pictures: CaptionConfig, name: str, out: str = "") -> dict[str, str]:
     """Stem of each medium in the order of the sources → what the trainer learns of it."""
     found = READERS[name](Path(out or pictures.out))
     return dict(zip(("a", "b"), (found[path] for path in sorted(found)), strict=True))
@@ -258,7 +258,7 @@ def test_every_trainer_learns_a_text_by_hand_always(
     write(pictures, out=other)
     for out in (pictures.out, other):
         for name in TRAINER_FORMATS:
-            found = said(pictures, name, out)
+            found = captions_of(pictures, name, out)
             assert found["a"] == "by hand, a" and found["b"] != "by hand, a"
 
 
@@ -273,7 +273,7 @@ def test_texts_by_hand_are_counted_in_data_sets_that_hold_them(pictures: Caption
     for name in edited:
         (out / name).write_text((out / name).read_text().replace("\n", " \n", 1))
     line = write(pictures).line()
-    holding = [name for name in TRAINER_FORMATS if said(pictures, name)["a"] == text.strip()]
+    holding = [name for name in TRAINER_FORMATS if captions_of(pictures, name)["a"] == text.strip()]
     assert {*TRAINER_FORMATS} - {*holding} == {"kohya", "hf"}
     assert [name for name in TRAINER_FORMATS if f"1 in {name}" in line] == holding
 
@@ -283,12 +283,12 @@ def test_a_correction_is_found_from_another_folder(pictures: CaptionConfig, tmp_
     review(pictures, ("b.png", 0.0, "corrected b", ""))
     other = str(tmp_path / "other")
     assert "1 corrected by hand" in write(pictures, "musubi", out=other).line()
-    assert said(pictures, "musubi", other)["b"] == "corrected b"
+    assert captions_of(pictures, "musubi", other)["b"] == "corrected b"
     captions = ReviewedCaptions(Path(pictures.out))
     captions.apply({"id": "back", "does": "undo"})
     captions.close()
     write(pictures, "musubi", out=other)
-    assert said(pictures, "musubi", other)["b"] != "corrected b"
+    assert captions_of(pictures, "musubi", other)["b"] != "corrected b"
 
 
 def test_an_empty_text_is_nobody_s(pictures: CaptionConfig) -> None:
@@ -392,7 +392,7 @@ def test_a_text_by_hand_keeps_the_name_that_its_medium_needed(pictures: CaptionC
     (folder / "b.png").unlink()
     write(pictures, "txt", "kohya", beside=True)
     assert (folder / "b.jpg.txt").read_text() == "by hand, b"
-    assert said(pictures, "kohya")["b"] == "by hand, b"
+    assert captions_of(pictures, "kohya")["b"] == "by hand, b"
 
 
 def test_a_medium_of_the_name_of_another_s_prompt_has_the_text_of_its_name(
@@ -433,11 +433,11 @@ def test_what_a_run_adds_is_not_doubled_if_it_is_typed(
 
 def test_a_trigger_stands_before_every_caption_and_before_no_json(pictures: CaptionConfig) -> None:
     write(pictures, "txt", "musubi", trigger="ohwx", prefix="p ")
-    found = said(pictures, "musubi")
+    found = captions_of(pictures, "musubi")
     assert found["b"].startswith("ohwx, p Describe") and found["a"] == "by hand, a"
     review(pictures, ("b.png", 0.0, "words", ""))
     write(pictures, "musubi", trigger="sks")
-    assert said(pictures, "musubi")["b"] == "sks, words"
+    assert captions_of(pictures, "musubi")["b"] == "sks, words"
 
 
 def test_tune_learns_what_trainers_do_without_the_trigger(
@@ -448,10 +448,10 @@ def test_tune_learns_what_trainers_do_without_the_trigger(
     other = str(tmp_path / "other")
     write(pictures, "txt", out=other)
     review(replace(pictures, out=other), ("b.png", 0.0, "corrected b", ""))
-    told: list[str] = []
-    learned = [each.caption for each in examples_in(data, told.append, store)]
+    messages: list[str] = []
+    learned = [each.caption for each in examples_in(data, messages.append, store)]
     assert learned == ["by hand, a", "corrected b"]
-    assert told == ["1 caption of 2 are hand-written texts (.txt)"]
+    assert messages == ["1 caption of 2 are hand-written texts (.txt)"]
     review(replace(pictures, out=other), ("b.png", 0.0, None, "rejected"))
     assert [each.caption for each in examples_in(data, store=store)] == ["by hand, a"]
 

@@ -21,7 +21,7 @@ from tests.support.browser import Browser, browsing
 from tests.support.learning import decide_in
 from tests.support.media import write_video
 from tests.support.pipeline import PENSTOCK, ROOT, read_lines
-from tests.support.reports import media_file, said, write_run
+from tests.support.reports import captions_of, media_file, write_run
 from tests.support.studio_page import COUNTS, ENTER, TAB, WORDS, every_look
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
@@ -102,7 +102,7 @@ def reviewing(tmp_path: Path) -> Iterator[Reviewing]:
             path.hardlink_to(clip)
         file = media_file(path)
         texts = [f"A small ring of {number} moves to place {n}" for n in range(CHUNKS)]
-        captioned.append((file, said(file, texts, 1.2)))
+        captioned.append((file, captions_of(file, texts, 1.2)))
     gone = dict.fromkeys(("media_path", "source", "stage", "error", "message", "hint"), "gone.mp4")
     write_run(tmp_path / "out", captioned, [Failure(**gone)])
     made = Reviewing(tmp_path / "out")
@@ -163,8 +163,8 @@ def replace(browser: Browser, reviewing: Reviewing) -> None:
     browser.run("document.querySelector('#regex').click()")
     browser.type("#find", r"of (\d+) moves")
     browser.type("#by", "number $1 goes")
-    told = "return document.querySelector('#found').textContent"
-    browser.wait(f"{told}.startsWith('{count:,} captions of {count:,}')")
+    message = "return document.querySelector('#found').textContent"
+    browser.wait(f"{message}.startsWith('{count:,} captions of {count:,}')")
     browser.press(ENTER)
     browser.wait(WORDS + ".every(text => text.includes('goes'))")
     wait_saved(browser)
@@ -224,12 +224,12 @@ def test_videos_go_there_and_pictures_are_read_late(browser: Browser, reviewing:
 def test_every_control_is_reached_by_the_tab_key(browser: Browser, reviewing: Reviewing) -> None:
     shown(browser, reviewing)
     browser.run("page.data.media.length = 1; page.show(); document.activeElement.blur()")
-    wanted = browser.run(
+    expected = browser.run(
         "return [...document.querySelectorAll('button, input, select')]"
         ".filter(e => e.checkVisibility() && !e.disabled).length"
     )
     reached = set()
-    for _ in range(wanted + 3):
+    for _ in range(expected + 3):
         browser.press(TAB)
         reached.add(
             browser.run(
@@ -237,7 +237,7 @@ def test_every_control_is_reached_by_the_tab_key(browser: Browser, reviewing: Re
                 "return e.matches('button, input, select') ? e.dataset.at : ''"
             )
         )
-    assert len(reached - {""}) == wanted
+    assert len(reached - {""}) == expected
 
 
 def test_both_views_can_be_read_and_all_has_a_name(browser: Browser, reviewing: Reviewing) -> None:
@@ -276,7 +276,7 @@ def test_what_was_corrected_is_learned_at_the_press_of_a_button(tmp_path: Path) 
     here = {**os.environ, "PYTHONPATH": str(ROOT)}  # with the folder of state that review has
     subprocess.run(command, cwd=tmp_path, check=True, env=here)
     out = tmp_path / "out"
-    decide_in(out, lambda at, said: (style(said), "accepted") if at < CORRECTED else None)
+    decide_in(out, lambda at, texts: (style(texts), "accepted") if at < CORRECTED else None)
     before = [line["caption"] for line in read_lines(out / "captions.jsonl")]
     made = Reviewing(out, order="doubt")
     made.start()
@@ -294,11 +294,11 @@ def test_what_was_corrected_is_learned_at_the_press_of_a_button(tmp_path: Path) 
             choose(browser, "filter", "open")
         browser.run("document.querySelector('#learn').click()")
         browser.wait(LEARNED + ".startsWith('penstock learn ')")
-        told = browser.wait(f"{LEARNED}.startsWith('round 1') && {LEARNED[7:]}", seconds=900.0)
+        message = browser.wait(f"{LEARNED}.startsWith('round 1') && {LEARNED[7:]}", seconds=900.0)
         (found,) = rounds_in(out)
         assert found["accepted"] and len(found["examples"]) + len(found["held_out"]) == 45
-        assert "learned from 36 captions: loss per token" in told and "→" in told
-        assert f"{found['changed']} of {CLIPS} captions changed" in told
+        assert "learned from 36 captions: loss per token" in message and "→" in message
+        assert f"{found['changed']} of {CLIPS} captions changed" in message
         choose(browser, "filter", "learned")
         changed = browser.run(SHOWN)
         assert len(changed) == found["changed"] > 0
@@ -322,8 +322,8 @@ def check_doubtful_words(browser: Browser) -> None:
     )
     marked = [row for row in found if row[3] is not None]
     assert marked and all(margin <= 1 for _, margin, *_ in marked)
-    for text, margin, place, word, told, corrected in marked:
+    for text, margin, place, word, message, corrected in marked:
         assert not corrected and word in text[max(0, place - len(word)) : place + len(word) + 1]
-        told, _, rounded = told.partition(", margin ")
-        assert told == f"in doubt: “{word}”" and abs(float(rounded) - margin) < 0.006
+        message, _, rounded = message.partition(", margin ")
+        assert message == f"in doubt: “{word}”" and abs(float(rounded) - margin) < 0.006
     assert all(row[4] == "" for row in found if row[5] or row[1] > 1)

@@ -52,8 +52,8 @@ def test_a_text_by_hand_follows_the_rule(config: CaptionConfig, form: str, rule:
     model = learned(config, form)
     text = Path(config.sources[0]) / "a.txt"
     text.write_text("by hand.")
-    wanted = {"keep": "by hand.", "replace": model, "append": f"by hand. {model}"}
-    assert learned(config, form, existing=rule) == wanted.get(rule, f"{model}, by hand.")
+    expected = {"keep": "by hand.", "replace": model, "append": f"by hand. {model}"}
+    assert learned(config, form, existing=rule) == expected.get(rule, f"{model}, by hand.")
     assert text.read_text() == "by hand."
 
 
@@ -125,20 +125,20 @@ def test_a_correction_is_of_its_chunk(
     learned_before, model = all_learned(video, form), of_chunks(video)
     assert len(model) == 3 and learned_before == sorted(model)
     edit(video.out, lambda row: row["start"] == 2.0 * number, caption="mine")
-    wanted = sorted([*model[:number], "mine", *model[number + 1 :]])
-    assert all_learned(video, form, out=str(tmp_path / "other")) == wanted
+    expected = sorted([*model[:number], "mine", *model[number + 1 :]])
+    assert all_learned(video, form, out=str(tmp_path / "other")) == expected
 
 
 @pytest.mark.parametrize("form", OF_VIDEOS)
 @pytest.mark.parametrize(
-    ("text", "wanted"),
+    ("text", "expected"),
     [("one\ntwo\nthree\n", ["one", "three", "two"]), ("all of it", ["all of it"] * 3)],
 )
 def test_a_text_by_hand_is_of_its_chunks(
-    video: CaptionConfig, form: str, text: str, wanted: list[str]
+    video: CaptionConfig, form: str, text: str, expected: list[str]
 ) -> None:
     (Path(video.sources[0]) / "a.txt").write_text(text)
-    assert all_learned(video, form) == wanted
+    assert all_learned(video, form) == expected
 
 
 def test_lines_by_hand_stay_with_their_chunks_when_one_was_rejected(

@@ -123,7 +123,7 @@ def started(place: Place, name: str) -> "subprocess.Popen[str]":
 
 
 @contextlib.contextmanager
-def looked_after(store: Path, clips: Path, told: dict[str, list[Outcome]]) -> Iterator[None]:
+def looked_after(store: Path, clips: Path, values: dict[str, list[Outcome]]) -> Iterator[None]:
     """gc, verify and rebuild, each again and again until the block ends."""
     over = threading.Event()
     wrong: list[BaseException] = []
@@ -134,7 +134,7 @@ def looked_after(store: Path, clips: Path, told: dict[str, list[Outcome]]) -> It
             arguments += [str(clips), "--model", "demo"]
         try:
             while not over.is_set():
-                told[name].append(attacked(*arguments, env=ONE_THREAD, seconds=SECONDS))
+                values[name].append(attacked(*arguments, env=ONE_THREAD, seconds=SECONDS))
                 over.wait(PAUSE_SECONDS)
         except BaseException as error:
             wrong.append(error)
@@ -160,9 +160,9 @@ def test_every_run_ends_well_with_the_captions_of_a_run_alone(
     assert "Traceback" not in scene.words[name]
     assert place.failures() == []
     lines = place.captions()
-    said = {line["media_path"]: line["caption"] for line in lines}
-    assert len(lines) == len(said) == (CLIPS // 2 if name == "some" else CLIPS)
-    assert said == {clip: undisturbed[clip] for clip in said}
+    texts = {line["media_path"]: line["caption"] for line in lines}
+    assert len(lines) == len(texts) == (CLIPS // 2 if name == "some" else CLIPS)
+    assert texts == {clip: undisturbed[clip] for clip in texts}
     record = json.loads((place.out / "run.json").read_text())
     assert (record["state"], record["rungs"]) == ("done", []), "no stage went down a rung"
 

@@ -77,7 +77,7 @@ def place(models: Models, tmp_path: Path) -> Place:
 
 
 @pytest.fixture(scope="module")
-def said(kept: Models, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+def captions_(kept: Models, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """What each model says of the clip when nobody disturbs it."""
     found = {}
     for name, folder in (("first", kept.first), ("second", kept.second)):
@@ -100,9 +100,9 @@ def is_of(place: Place, model: Path, root: Path, **options: Any) -> None:
     apart_from(replace(place, model=str(model)), root, **options)
     for path in (root / "out").glob("clip-*.*"):
         assert (place.out / path.name).read_bytes() == path.read_bytes()
-    wanted = (root / "out" / "captions.jsonl").read_bytes()
+    expected = (root / "out" / "captions.jsonl").read_bytes()
     found = (place.out / "captions.jsonl").read_bytes()
-    assert found.replace(str(place.model).encode(), str(model).encode()) == wanted
+    assert found.replace(str(place.model).encode(), str(model).encode()) == expected
 
 
 @pytest.mark.parametrize(
@@ -116,19 +116,19 @@ def is_of(place: Place, model: Path, root: Path, **options: Any) -> None:
 def test_weights_replaced_before_a_stage_loads_are_planned_anew(
     models: Models,
     place: Place,
-    said: dict[str, str],
+    captions_: dict[str, str],
     change: Callable[[Models, Path], None],
     stage: str,
 ) -> None:
     change(models, models.first)
     ran = run_disturbed(place, {stage: [lambda: change(models, models.second)]})
-    assert captions(place) == [said["second"]]
+    assert captions(place) == [captions_["second"]]
     assert ran.said.count(AGAIN) == 1 and WEIGHTS in ran.said
     assert ran.started.count("encode") == 2, "features are of the model that captions"
 
 
 def test_the_old_model_put_back_at_once_is_not_what_was_loaded(
-    models: Models, place: Place, said: dict[str, str], monkeypatch: pytest.MonkeyPatch
+    models: Models, place: Place, captions_: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Other bytes are there while a half is loaded, and the old ones again before anybody looks."""
     load, times = load_half, iter([True])
@@ -144,12 +144,12 @@ def test_the_old_model_put_back_at_once_is_not_what_was_loaded(
 
     monkeypatch.setattr("stages.models.loading.load_half", swapped)
     ran = run_disturbed(place, {})
-    assert captions(place) == [said["first"]] and AGAIN in ran.said
+    assert captions(place) == [captions_["first"]] and AGAIN in ran.said
     assert len(place.stored("features")) == 1, "nothing of the other model is stored"
     monkeypatch.undo()
     shutil.rmtree(place.out)
     assert run_disturbed(place, {}).started == []
-    assert captions(place) == [said["first"]]
+    assert captions(place) == [captions_["first"]]
 
 
 def rewrite(path: Path, change: Callable[[str], str]) -> None:
@@ -218,14 +218,14 @@ def test_vectors_and_labels_are_of_the_model_that_is_there(tmp_path: Path, stage
     (tmp_path / "pictures").mkdir()
     (tmp_path / "pictures" / "one.jpg").write_bytes(a_picture())
     (tmp_path / "labels.txt").write_text("a red square\na blue circle\n")
-    asked = LabelRequest(labels=label_set(str(tmp_path / "labels.txt"), ""), threshold=-1.0)
+    request = LabelRequest(labels=label_set(str(tmp_path / "labels.txt"), ""), threshold=-1.0)
 
     def made(config: CaptionConfig, disturbed: Disturbed) -> tuple[str, bytes]:
         heard = StringIO()
         if stage == "embed":
             embed(config, Display(to=heard), disturbed.heard)
         else:
-            label(config, asked, Display(to=heard), disturbed.heard)
+            label(config, request, Display(to=heard), disturbed.heard)
         name = "embeddings.npy" if stage == "embed" else "labels.jsonl"
         return heard.getvalue(), (Path(config.out) / name).read_bytes()
 
@@ -236,8 +236,8 @@ def test_vectors_and_labels_are_of_the_model_that_is_there(tmp_path: Path, stage
         store=str(tmp_path / "store"),
     )
     disturbed = Disturbed(happens={stage: [lambda: dual.rename_in(dual.second)]})
-    told, found = made(config, disturbed)
-    assert told.count(AGAIN) == 1
+    message, found = made(config, disturbed)
+    assert message.count(AGAIN) == 1
     assert disturbed.started.count("embed") == (2 if stage == "embed" else 1)
     apart = replace(config, store=str(tmp_path / "apart"), out=str(tmp_path / "apart" / "out"))
     assert made(apart, Disturbed())[1] == found
@@ -250,15 +250,15 @@ def test_an_export_is_of_the_model_that_is_there(
     config = CaptionConfig(
         sources=(str(place.clips),), model=str(models.folder), store=str(place.store)
     )
-    asked = ExportRequest(kind="nf4", folder=tmp_path / "made", samples=2, accept=True)
+    request = ExportRequest(kind="nf4", folder=tmp_path / "made", samples=2, accept=True)
     heard = StringIO()
     disturbed = Disturbed(happens={stage: [lambda: models.rename_in(models.second)]})
-    export(config, asked, Display(to=heard), disturbed.heard)
+    export(config, request, Display(to=heard), disturbed.heard)
     assert heard.getvalue().count(AGAIN) == 1
-    apart = replace(asked, folder=tmp_path / "apart")
+    apart = replace(request, folder=tmp_path / "apart")
     export(config, apart, Display(quiet=True), Disturbed().heard)
     for name in (WEIGHTS, "config.json"):
-        assert (asked.folder / name).read_bytes() == (apart.folder / name).read_bytes()
+        assert (request.folder / name).read_bytes() == (apart.folder / name).read_bytes()
 
 
 def test_an_adapter_is_merged_into_the_model_that_is_there(
@@ -286,14 +286,14 @@ def after_one_record(monkeypatch: pytest.MonkeyPatch, happens: Callable[[], obje
 
 
 def test_a_loaded_half_goes_on_when_its_files_change(
-    models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: dict[str, str]
+    models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, captions_: dict[str, str]
 ) -> None:
     """It is in memory: what it makes is of the model that it was planned with."""
     place = place_in(tmp_path, models.folder, clips=2)
     after_one_record(monkeypatch, lambda: models.rename_in(models.second))
     run_disturbed(place, {}, batch_size=1)
     assert len(place.stored("features")) == 4, "all of both models"
-    assert captions(place)[0] == said["second"]
+    assert captions(place)[0] == captions_["second"]
 
 
 @pytest.mark.parametrize("change", [Models.rename_in, Models.overwrite])
@@ -416,8 +416,8 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 def found(index: ServedIndex, seed: int = 0) -> list[str]:
-    wanted = SearchQuery(what="-", top=3)
-    hits = asyncio.run(index.search(drawn(1, seed)[0], "texts", (), wanted))
+    expected = SearchQuery(what="-", top=3)
+    hits = asyncio.run(index.search(drawn(1, seed)[0], "texts", (), expected))
     return [hit["media_path"] for hit in hits]
 
 
@@ -451,8 +451,8 @@ def test_an_index_that_was_built_anew_is_searched_and_a_hit_of_before_is_known(
     anew(folder, seed=1)
     os.utime(folder / "index.json", ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
     assert found(index, seed=1) != first and found(index, seed=1)[0] == "0.jpg"
-    wanted = SearchQuery(what="-", top=1)
-    (hit,) = asyncio.run(index.search(drawn(1)[0], "pictures", (), wanted))
+    expected = SearchQuery(what="-", top=1)
+    (hit,) = asyncio.run(index.search(drawn(1)[0], "pictures", (), expected))
     anew(folder, MAKER, seed=2)
     assert asyncio.run(index.row(hit["id"])).media_path == hit["media_path"]
     anew(folder, replace(MAKER, half="x"))
@@ -489,9 +489,9 @@ def other_text_weights(model: Path) -> None:
 
 def other_tokenizer(model: Path) -> None:
     path = model / "tokenizer.json"
-    told = json.loads(path.read_text())
-    told["normalizer"] = {"type": "Lowercase"}
-    path.write_text(json.dumps(told))
+    values = json.loads(path.read_text())
+    values["normalizer"] = {"type": "Lowercase"}
+    path.write_text(json.dumps(values))
 
 
 @pytest.mark.parametrize("change", [other_text_weights, other_tokenizer])

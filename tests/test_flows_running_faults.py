@@ -40,7 +40,7 @@ def run(place: Place, **options: Any) -> Ran:
     return run_inside(place, **{**fixed, **options})
 
 
-def said(place: Place) -> dict[str, str]:
+def captions_of(place: Place) -> dict[str, str]:
     return {row["media_path"]: row["caption"] for row in place.captions()}
 
 
@@ -59,7 +59,7 @@ def test_a_picture_that_the_encoder_raises_on_fails_alone(place: Place) -> None:
     (place.clips / "dot.png").unlink()
     clean = replace(place, out=place.out / "2", store=place.out / "s")
     assert run(clean).result.exit_code == 0
-    assert said(clean) == said(place) and len(said(place)) == 5
+    assert captions_of(clean) == captions_of(place) and len(captions_of(place)) == 5
 
 
 def test_the_only_item_fails_by_name_and_is_not_tried_again_until_asked(place: Place) -> None:
@@ -94,7 +94,7 @@ def test_a_prompt_that_is_raised_on_fails_alone(place: Place, engine: str, other
     ran = run(place, engine=engine, prompt="{name}")
     assert ran.result.exit_code == 1
     assert failed(place) == [(f"{UNKNOWN}.png", "decode", "model")]
-    assert "IndexError" in place.failures()[0]["message"] and len(said(place)) == others
+    assert "IndexError" in place.failures()[0]["message"] and len(captions_of(place)) == others
     assert f"failed: {UNKNOWN}.png" in ran.said
     again = run(place, engine=engine, prompt="{name}")
     assert again.result.exit_code == 1 and again.started == []
@@ -109,7 +109,7 @@ def test_a_failure_of_one_model_answers_for_no_other(place: Place, tmp_path: Pat
     other = mistral3(tmp_path / "other", knows=True)
     elsewhere = replace(place, model=str(other))
     assert run(elsewhere, prompt="{name}").result.exit_code == 0
-    assert failed(elsewhere) == [] and len(said(elsewhere)) == 2
+    assert failed(elsewhere) == [] and len(captions_of(elsewhere)) == 2
     assert run(place, prompt="{name}").result.exit_code == 1
 
 
@@ -119,7 +119,7 @@ def test_a_video_whose_summary_raises_fails_by_name_and_keeps_its_captions(place
     write_video(place.clips / "one.mp4", ticks=range(2), size=(32, 32))
     options = {"summary": True, "summary_prompt": UNKNOWN}
     assert run(place, **options).result.exit_code == 1
-    assert failed(place) == [("one.mp4", "summarize", "model")] and len(said(place)) == 1
+    assert failed(place) == [("one.mp4", "summarize", "model")] and len(captions_of(place)) == 1
     again = run(place, **options)
     assert again.result.exit_code == 1 and "summarize" not in again.started
     assert run(place, summary=True, summary_prompt="All of it?").result.exit_code == 0

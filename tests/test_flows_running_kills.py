@@ -121,9 +121,9 @@ def test_a_killed_stage_goes_on_where_it_was(
     assert stages.names() == names
     assert len(read_lines(Path(config.out) / "captions.jsonl")) == 4
     for stage in ("encode", "decode"):
-        told = [len(job_fields(c.job)["batches"]) for c in stages.calls if c.name == stage]
+        messages = [len(job_fields(c.job)["batches"]) for c in stages.calls if c.name == stage]
         made = [items for name, items in kills if name == stage]
-        assert told == [4 - sum(made[:before]) for before in range(len(told))]
+        assert messages == [4 - sum(made[:before]) for before in range(len(messages))]
 
 
 def test_a_stage_that_is_killed_before_it_made_anything_ends_the_run(config: CaptionConfig) -> None:
@@ -236,12 +236,12 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A run that nobody disturbs, and its options."""
 
     @functools.cache
-    def run(asked: str) -> tuple[Place, tuple[str, ...]]:
+    def run(request: str) -> tuple[Place, tuple[str, ...]]:
         folder = tmp_path_factory.mktemp("resume")
-        clips, options = ASKED[asked]
+        clips, options = ASKED[request]
         write_clips(folder / "clips", clips, seed=11)
-        if "form" in asked:
-            (folder / "form.json").write_text(text_of(SHORT if "summary" in asked else SIX))
+        if "form" in request:
+            (folder / "form.json").write_text(text_of(SHORT if "summary" in request else SIX))
             options = (*options, "--schema", str(folder / "form.json"))
         place = Place(clips=folder / "clips", out=folder / "out", store=folder / "store")
         done = place.run(*options)
@@ -266,22 +266,22 @@ def moments() -> Sequence[object]:
 
 
 @pytest.mark.parametrize(
-    ("asked", "stage", "item", "victim"), [("few", "encode", 1, "group"), *moments()]
+    ("request", "stage", "item", "victim"), [("few", "encode", 1, "group"), *moments()]
 )
 def test_a_killed_run_resumes_to_the_same_bytes(
-    undisturbed: Run, tmp_path: Path, asked: str, stage: str, item: int, victim: str
+    undisturbed: Run, tmp_path: Path, request: str, stage: str, item: int, victim: str
 ) -> None:
-    whole, options = undisturbed(asked)
+    whole, options = undisturbed(request)
     place = Place(clips=whole.clips, out=tmp_path / "out", store=tmp_path / "store")
     status = kill_at(place, stage, item, victim, *options)
     assert status == (-9 if victim == "group" else 0)
     before = {name: place.journal(name) for name in STAGES}
-    if victim != "group" and asked in STEADY:
+    if victim != "group" and request in STEADY:
         # Chunks are encoded while frames are cut, so both processes may have been there.
         twice = {name: s for name, s in place.stages().items() if s["processes"] == 2}
         assert stage in twice and set(twice) <= {stage, "encode"}
         assert "SIGKILL" in twice[stage]["warnings"][0]
-    elif asked in STEADY:
+    elif request in STEADY:
         most = whole.journal(stage).total()
         assert item <= before[stage].total() < most, "the kill came after the stage's last item"
     resumed = place.run(*options)
@@ -290,13 +290,13 @@ def test_a_killed_run_resumes_to_the_same_bytes(
         after = place.journal(name)
         assert set(after.values()) <= {1}, f"{name} made an item twice"
         assert after.total() <= whole.journal(name).total()
-        if name in place.stages() and asked in STEADY:
+        if name in place.stages() and request in STEADY:
             assert place.stages()[name]["items"] == after.total() - published.total()
     assert place.captions() == whole.captions()
-    assert not asked.startswith("form") or place.captions()[0]["fields"]
-    if "summary" in asked:
-        told = [(p.out / "summaries.jsonl").read_bytes() for p in (place, whole)]
-        assert told[0] == told[1]
+    assert not request.startswith("form") or place.captions()[0]["fields"]
+    if "summary" in request:
+        messages = [(p.out / "summaries.jsonl").read_bytes() for p in (place, whole)]
+        assert messages[0] == messages[1]
     for kind in ("media", "features", "captions", "summaries"):
         assert place.stored(kind) == whole.stored(kind)
     assert place.stored("frames") == {}

@@ -117,10 +117,10 @@ def test_an_item_that_is_lost_again_and_again_is_named(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     LossyStore(KINDS[verb], EVER, monkeypatch)
-    code, said = run(verb, place, clip), capfd.readouterr().err
-    assert code == 5, f"exit code {code}: {said.splitlines()[-1]}"
-    (lost,) = (name for name in PICTURES if f"for 1 item of {name}, which" in said)
-    assert "neither a row nor a failure in" in said and "Traceback" not in said
+    code, printed = run(verb, place, clip), capfd.readouterr().err
+    assert code == 5, f"exit code {code}: {printed.splitlines()[-1]}"
+    (lost,) = (name for name in PICTURES if f"for 1 item of {name}, which" in printed)
+    assert "neither a row nor a failure in" in printed and "Traceback" not in printed
     if verb in WITH_ROWS - {"sift"}:  # which writes tables of all files or none
         assert sorted(rows(verb, place / "out")) == [name for name in PICTURES if name != lost]
 
@@ -135,12 +135,12 @@ def test_an_item_that_is_lost_twice_is_made_once_more(
 ) -> None:
     LossyStore(KINDS[verb], 2, monkeypatch)
     code = run(verb, place, clip)
-    said = "".join(capfd.readouterr())
+    printed = "".join(capfd.readouterr())
     if verb in WITH_ROWS:
         assert sorted(rows(verb, place / "out")) == [*PICTURES], f"exit code {code}"
-    assert code == 0, said
-    assert verb == "sift" or "neither a row nor a failure for 1 item of" in said
-    assert verb != "index" or "3 rows in" in said
+    assert code == 0, printed
+    assert verb == "sift" or "neither a row nor a failure for 1 item of" in printed
+    assert verb != "index" or "3 rows in" in printed
 
 
 @pytest.mark.slow

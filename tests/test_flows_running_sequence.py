@@ -168,11 +168,11 @@ def test_a_closed_terminal_ends_a_run_in_order(tmp_path: Path) -> None:
         command, cwd=ROOT, **streams, start_new_session=True, preexec_fn=begin
     )
     os.close(its)
-    said = b""
+    text = b""
     while not (fresh.out / "logs" / "encode.items.jsonl").exists():
-        said += os.read(ours, 4096)
+        text += os.read(ours, 4096)
     os.close(ours)
-    assert running.wait(SECONDS) == 4 and b"Traceback" not in said
+    assert running.wait(SECONDS) == 4 and b"Traceback" not in text
     record = json.loads((fresh.out / "run.json").read_text())
     assert record["state"] == "interrupted"
     assert (fresh.out / "captions.jsonl").exists()
@@ -297,13 +297,15 @@ def test_other_ignored_exceptions_are_told_as_before(monkeypatch: pytest.MonkeyP
         def __del__(self) -> None:
             raise ValueError("lost")
 
-    told: list[str] = []
-    monkeypatch.setattr("sys.unraisablehook", lambda dropped: told.append(str(dropped.exc_value)))
+    messages: list[str] = []
+    monkeypatch.setattr(
+        "sys.unraisablehook", lambda dropped: messages.append(str(dropped.exc_value))
+    )
     before = sys.unraisablehook
     with stopped_in_order():
         assert sys.unraisablehook is not before
         Failing()
-    assert told == ["lost"] and sys.unraisablehook is before
+    assert messages == ["lost"] and sys.unraisablehook is before
 
 
 def test_threads_leave_the_hook_of_the_process_alone() -> None:

@@ -62,8 +62,8 @@ def test_frames_are_cut_ahead(config: CaptionConfig, monkeypatch: pytest.MonkeyP
     assert run(config, stages) == 5
     wave = ["frames", "encode", "decode"]
     assert stages.names() == ["frames", *wave, *wave, "encode", "decode"]
-    told = [len(job_fields(c.job)["media"]) for c in stages.calls if c.name == "frames"]
-    assert told == [3, 1, 1]
+    messages = [len(job_fields(c.job)["media"]) for c in stages.calls if c.name == "frames"]
+    assert messages == [3, 1, 1]
 
 
 def test_outputs_are_written_seldom(config: CaptionConfig, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,10 +190,10 @@ def test_a_stopped_run_keeps_its_batches(config: CaptionConfig, stage: str) -> N
     assert len((Path(config.out) / "captions.jsonl").read_text().splitlines()) == record["captions"]
     assert record["captions"] == (2 if stage == "decode" else 0)
     assert run(config, resumed) == 5
-    told = stopped.batches(stage)
-    assert resumed.batches(stage) == told[1:]
+    message = stopped.batches(stage)
+    assert resumed.batches(stage) == message[1:]
     run(replace(config, store=f"{config.store}-2"), whole)
-    assert whole.batches(stage) == told
+    assert whole.batches(stage) == message
     if stage == "decode":
         assert resumed.names() == ["decode"]
 
@@ -207,8 +207,8 @@ def test_a_new_or_changed_file_is_encoded_without_the_frames_of_the_others(
     more = Stages()
     assert run(config, more) == (6 if name == "5.mp4" else 5)
     assert [len(batch) for batch in more.batches("encode")] == [1]
-    (told,) = job_fields(more.calls[0].job)["media"]
-    assert told.path.endswith(name)
+    (message,) = job_fields(more.calls[0].job)["media"]
+    assert message.path.endswith(name)
 
 
 class Disturbed(Stages):

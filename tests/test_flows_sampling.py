@@ -216,18 +216,18 @@ def place(tmp_path: Path, long: Path) -> Place:
 
 def test_a_file_has_one_caption_of_frames_from_all_of_it(place: Place) -> None:
     place = replace(place, model=str(checkpoint("qwen2_5_vl")))
-    asked = {"max_frames": FRAMES, "max_new_tokens": 4}
-    said = run_inside(place, whole=True, **asked).said
-    assert f"captioned as a whole, by at most {FRAMES} frames evenly over it" in said
+    requests = {"max_frames": FRAMES, "max_new_tokens": 4}
+    text = run_inside(place, whole=True, **requests).said
+    assert f"captioned as a whole, by at most {FRAMES} frames evenly over it" in text
     picture_row, long, short = place.captions()
     assert (long["start"], long["end"]) == (0.0, HOURS * 3600.0)
     assert long["frames"] == [HOURS * 3600 / FRAMES * at for at in range(FRAMES)]
     assert (short["start"], short["end"]) == (0.0, 3.0) and 1 < len(short["frames"]) <= FRAMES
-    told = json.loads((place.out / "run.json").read_text())["plan"]
-    assert told["sampling"]["whole"] and told["sampling"]["chunk_seconds"] is None
-    assert run_inside(place, whole=True, **asked).started == []
+    values = json.loads((place.out / "run.json").read_text())["plan"]
+    assert values["sampling"]["whole"] and values["sampling"]["chunk_seconds"] is None
+    assert run_inside(place, whole=True, **requests).started == []
     # Pictures are no other thing than without it, and so are not looked at again.
-    again = run_inside(place, chunk=4000.0, **asked)
+    again = run_inside(place, chunk=4000.0, **requests)
     assert [row["media_path"] for row in place.captions()].count("long.mp4") == 2
     assert again.started == ["frames", "encode", "decode"]
     assert {**place.captions()[0], "features": ""} == {**picture_row, "features": ""}

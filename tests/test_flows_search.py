@@ -121,9 +121,9 @@ def test_texts_are_read_by_the_text_half_alone_and_searches_for_them_measured(
     inputs = processor(images=[picture], text=["a dog<eos>"], return_tensors="pt")
     with torch.inference_mode():
         whole = hf.CLIPModel.from_pretrained(clip).eval()(**inputs)
-    wanted = float(whole.text_embeds[0] @ whole.image_embeds[0])
+    expected = float(whole.text_embeds[0] @ whole.image_embeds[0])
     near = {hit["media_path"]: hit["score"] for hit in hits}
-    assert near["p4.png"] == pytest.approx(wanted, abs=2e-3)
+    assert near["p4.png"] == pytest.approx(expected, abs=2e-3)
     dogs = found(place, capsys, "a dog<eos>", "--not", "a much longer text<eos>", "--top", "50")
     others = found(place, capsys, "a much longer text<eos>", "--not", "a dog<eos>", "--top", "50")
     named = [(hit["path"], hit["at"]) for hit in (*dogs, *others)]
@@ -175,9 +175,11 @@ def test_rows_of_other_options_are_not_told_to_be_of_changed_files(
     capsys.readouterr()
     where = ["--store", str(tmp_path / "store"), "--index", str(tmp_path / "index")]
     assert main(["index", "add", str(tmp_path / "media"), *where, "--fps", "2"]) == 0
-    said = capsys.readouterr().out
+    printed = capsys.readouterr().out
     # Every other frame of the film stands at a time of before, in chunks of other options.
-    assert f"1 of files that changed were removed; {rows - 1} made with other options" in said, said
+    assert f"1 of files that changed were removed; {rows - 1} made with other options" in printed, (
+        printed
+    )
 
 
 def test_scores_are_cosines_of_at_most_one(tmp_path: Path) -> None:
@@ -209,9 +211,9 @@ def test_a_second_build_adds_what_is_new_replaces_what_changed_and_tells_what_is
     capsys.readouterr()
     where = ["--store", str(tmp_path / "store"), "--out", str(tmp_path / "index"), "--json"]
     assert main(["index", "build", str(media), "--model", str(clip), *where]) == 0
-    told = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert (told["added"], told["replaced"]) == (2, 1)
-    assert told["vanished"] == [str(media / "p0.png")]
+    printed = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (printed["added"], printed["replaced"]) == (2, 1)
+    assert printed["vanished"] == [str(media / "p0.png")]
     assert len(paths(tmp_path / "index")) == len(SIZES) + 1
     assert index("remove", tmp_path, "--gone") == 0
     assert sorted(Path(p).name for p in paths(tmp_path / "index")) == [
@@ -240,8 +242,8 @@ def test_rows_are_removed_by_file_folder_and_key(built: Path, place: Path, capsy
     assert "film.mp4" not in {Path(path).name for path in paths(place / "index")}
     assert index("compact", place) == 0 and index("verify", place) == 0
     assert index("stats", place, "--json") == 0
-    told = json.loads(capsys.readouterr().out.partition("{")[2].join(("{", "")))
-    assert told["rows"] == len(SIZES) - 1 and told["removed"] == 0
+    printed = json.loads(capsys.readouterr().out.partition("{")[2].join(("{", "")))
+    assert printed["rows"] == len(SIZES) - 1 and printed["removed"] == 0
     assert index("remove", place, str(built / "media")) == 0
     assert index("remove", place) == 2
     assert search(place, str(built / "media" / "p0.png")) == 2
@@ -286,8 +288,8 @@ def test_searches_replace_no_files(place: Path, tmp_path: Path, capsys: Said, op
     mine.write_text("mine")
     given = mine if option == "--html" else mine.parent
     assert search(place, "a red circle", option, str(given)) == 2
-    told = capsys.readouterr()
-    assert (told.out, len(told.err.splitlines())) == ("", 1) and str(given) in told.err
+    printed = capsys.readouterr()
+    assert (printed.out, len(printed.err.splitlines())) == ("", 1) and str(given) in printed.err
     assert mine.read_text() == "mine" and len(list(mine.parent.iterdir())) == 1
 
 

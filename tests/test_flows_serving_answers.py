@@ -50,11 +50,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     store = ["--store", str(place / "store")]
     run = [str(media), "--model", "demo", *store]
     assert main(["index", "build", *run, "--tiles", "auto", "--out", str(place / "index")]) == 0
-    asked = ["--labels", LABELS, "--tiles", "auto", "--threshold", "0.01", "--top", "4"]
-    assert main(["label", *run, *asked, "--out", str(place / "labels")]) == 0
+    requests = ["--labels", LABELS, "--tiles", "auto", "--threshold", "0.01", "--top", "4"]
+    assert main(["label", *run, *requests, "--out", str(place / "labels")]) == 0
     assert main(["embed", *run, "--tiles", "auto", "--out", str(place / "vectors")]) == 0
-    asked = ["--prompt", ASKED, "--out", str(place / "captions")]
-    assert main(["caption", str(media / "clip.mp4"), "--model", "demo", *store, *asked]) == 0
+    requests = ["--prompt", ASKED, "--out", str(place / "captions")]
+    assert main(["caption", str(media / "clip.mp4"), "--model", "demo", *store, *requests]) == 0
     return place
 
 
@@ -65,7 +65,7 @@ def server(place: Path) -> Iterator[Serving]:
         yield server
 
 
-def told(answer: Answer) -> Any:
+def message_of(answer: Answer) -> Any:
     assert answer.status == 200, answer.body
     return json.loads(answer.body)
 
@@ -93,12 +93,14 @@ def test_labels_are_those_of_the_command_and_its_store(server: Serving, place: P
     lines = [json.loads(line) for line in text.splitlines()]
     for line in (line for line in lines if line["time"] is None):
         body = media(place, line["media_path"])
-        found = told(server.ask("POST", "/v1/label?threshold=0.01&top=4", body))
+        found = message_of(server.ask("POST", "/v1/label?threshold=0.01&top=4", body))
         alike(found["labels"], line["labels"])
         assert (found["top"], found["key"]) == (line["top"], line["features"])
         assert found["cached"] and (found["width"], found["height"]) == (200, 150)
     frames = [line for line in lines if line["time"] is not None]
-    found = told(server.ask("POST", "/v1/label?threshold=0.01&top=4", media(place, "clip.mp4")))
+    found = message_of(
+        server.ask("POST", "/v1/label?threshold=0.01&top=4", media(place, "clip.mp4"))
+    )
     assert [frame["time"] for frame in found["frames"]] == [line["time"] for line in frames]
     for frame, line in zip(found["frames"], frames, strict=True):
         alike(frame["labels"], line["labels"])
@@ -113,7 +115,7 @@ def test_vectors_are_those_of_the_command(server: Serving, place: Path) -> None:
     pairs = zip(rows, every, strict=True)
     vector = next(vector for row, vector in pairs if row["media_path"] == "p1.png")
     body = media(place, "p1.png")
-    found = told(server.ask("POST", "/v1/embed?encoding=json", body))
+    found = message_of(server.ask("POST", "/v1/embed?encoding=json", body))
     assert found["embedding"] == pytest.approx(vector.tolist(), abs=1e-5)
     half = vector_of(server.embed(body))
     assert half.tolist() == vector.astype("<f2").tolist()
@@ -122,8 +124,8 @@ def test_vectors_are_those_of_the_command(server: Serving, place: Path) -> None:
 def test_what_is_sent_is_made_once_and_kept(server: Serving, place: Path, tmp_path: Path) -> None:
     Image.new("RGB", (90, 70), (200, 30, 40)).save(tmp_path / "new.png")
     body = (tmp_path / "new.png").read_bytes()
-    first = told(server.ask("POST", "/v1/embed?encoding=json", body))
-    again = told(server.ask("POST", "/v1/embed?encoding=json", body))
+    first = message_of(server.ask("POST", "/v1/embed?encoding=json", body))
+    again = message_of(server.ask("POST", "/v1/embed?encoding=json", body))
     assert (first["cached"], again["cached"]) == (False, True)
     assert first["embedding"] == again["embedding"]
     hits = counted(server, "penstock_store_hits_total")
@@ -133,17 +135,17 @@ def test_what_is_sent_is_made_once_and_kept(server: Serving, place: Path, tmp_pa
 @pytest.mark.parametrize("route", ["/v1/label", "/v1/embed", "/v1/search", "/v1/caption"])
 def test_answers_tell_that_a_picture_is_cut_short(server: Serving, route: str) -> None:
     whole = a_picture((320, 240))
-    assert "warnings" not in told(server.ask("POST", route, whole))
+    assert "warnings" not in message_of(server.ask("POST", route, whole))
     cut = whole[: len(whole) * 2 // 3]
     for _ in range(2):  # made, and from the store
-        (warning,) = told(server.ask("POST", route, cut))["warnings"]
+        (warning,) = message_of(server.ask("POST", route, cut))["warnings"]
         assert warning.startswith("truncated")
 
 
 def test_refusals_name_no_file_that_the_server_made(server: Serving) -> None:
-    asked = "/v1/caption?prompt=" + quote("Look at <|image_pad|>")
+    request = "/v1/caption?prompt=" + quote("Look at <|image_pad|>")
     for words, path, body in (
-        ("the prompt", asked, a_picture()),
+        ("the prompt", request, a_picture()),
         ("the file", "/v1/embed", a_picture()[:200]),
     ):
         answer = server.ask("POST", path, body)
@@ -159,9 +161,11 @@ def test_searches_find_alike(
         assert main(["search", what, *where, *more]) == 0
         lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
         if more:
-            found = told(server.ask("POST", "/v1/search?top=2", media(place, "p2.png")))["hits"]
+            found = message_of(server.ask("POST", "/v1/search?top=2", media(place, "p2.png")))[
+                "hits"
+            ]
         else:
-            found = told(server.ask("GET", "/v1/search?q=a%20red%20circle"))["hits"]
+            found = message_of(server.ask("GET", "/v1/search?q=a%20red%20circle"))["hits"]
         names = ("rank", "score", "media_path", "time", "at", "box")
         assert [[hit[n] for n in names] for hit in found] == [
             [hit[n] for n in names] for hit in lines
@@ -186,16 +190,16 @@ def test_captions_are_those_of_the_command(server: Serving, place: Path, tmp_pat
     lines = (tmp_path / "out" / "captions.jsonl").read_text().splitlines()
     for name, line in zip(names, map(json.loads, lines), strict=True):
         body = (CLIPS / name).read_bytes()
-        first = told(server.ask("POST", "/v1/caption", body))
-        (said,) = first["captions"]
-        assert {key: said[key] for key in said if key != "ended"} == {
+        first = message_of(server.ask("POST", "/v1/caption", body))
+        (text,) = first["captions"]
+        assert {key: text[key] for key in text if key != "ended"} == {
             key: line[key] for key in ("start", "end", "caption", "tokens")
         }
-        again = told(server.ask("POST", "/v1/caption", body))
+        again = message_of(server.ask("POST", "/v1/caption", body))
         assert again["cached"] and again["captions"] == first["captions"]
     before = counted(server, 'penstock_batch_size_count{half="encode"}')
-    asked = told(server.ask("POST", "/v1/caption?prompt=What%20moves?", body))
-    assert not asked["cached"]
+    request = message_of(server.ask("POST", "/v1/caption?prompt=What%20moves?", body))
+    assert not request["cached"]
     assert counted(server, 'penstock_batch_size_count{half="encode"}') == before
 
 
@@ -212,23 +216,23 @@ def test_a_streamed_caption_comes_in_pieces_that_are_the_whole(server: Serving) 
 
 def test_prompts_are_counted_of_what_a_run_captioned_too(server: Serving, place: Path) -> None:
     body = media(place, "clip.mp4")
-    found = told(server.ask("POST", f"/v1/caption?prompt={quote(ASKED)}", body))
-    asked = json.dumps({"model": "demo", "messages": messages(body, "video/mp4", ASKED)})
+    found = message_of(server.ask("POST", f"/v1/caption?prompt={quote(ASKED)}", body))
+    request = json.dumps({"model": "demo", "messages": messages(body, "video/mp4", ASKED)})
     assert found["cached"]
     encoded = 'penstock_batch_size_count{half="encode"}'
     before = counted(server, encoded)
     for _ in range(2):
-        answer = told(server.ask("POST", "/v1/chat/completions", asked))
+        answer = message_of(server.ask("POST", "/v1/chat/completions", request))
         assert answer["choices"][0]["message"]["content"] == found["captions"][0]["caption"]
         assert answer["usage"]["prompt_tokens"] > 20
     assert counted(server, encoded) == before, "the run's features were not read"
 
 
 def test_what_a_server_does_not_have_is_told(server: Serving) -> None:
-    info = told(server.ask("GET", "/v1/info"))
+    info = message_of(server.ask("GET", "/v1/info"))
     assert (info["model"], info["caption_model"]) == ("demo", "demo")
     assert info["labels"] == LABELS.split(",")
-    routes = told(server.ask("GET", "/openapi.json"))["paths"]
+    routes = message_of(server.ask("GET", "/openapi.json"))["paths"]
     assert {"/v1/label", "/v1/embed", "/v1/caption", "/v1/search", "/metrics"} <= routes.keys()
     assert server.ask("POST", "/v1/label?top=none", b"x").status == 422
 
@@ -236,8 +240,8 @@ def test_what_a_server_does_not_have_is_told(server: Serving) -> None:
 def test_clients_are_not_told_where_models_and_indexes_lie(server: Serving, place: Path) -> None:
     for path in ("/v1/info", "/v1/search?q=star", "/v1/models", "/v1/stats", "/metrics"):
         assert str(place).encode() not in server.ask("GET", path).body, path
-    assert told(server.ask("GET", "/v1/info"))["index"]["folder"] == "index"
-    assert told(server.ask("GET", "/v1/search?q=star"))["index"] == "index"
+    assert message_of(server.ask("GET", "/v1/info"))["index"]["folder"] == "index"
+    assert message_of(server.ask("GET", "/v1/search?q=star"))["index"] == "index"
     (book := place / "index" / "index.json").rename(place / "index" / "aside.json")
     try:
         answer = server.ask("GET", "/v1/search?q=star")
@@ -291,7 +295,7 @@ def short(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
         yield server
 
 
-def asked(server: Serving, text: str, **more: Any) -> tuple[int, Any]:
+def answer_to(server: Serving, text: str, **more: Any) -> tuple[int, Any]:
     """Status and answer of a chat request."""
     body = json.dumps({"messages": messages(CLIP, "video/mp4", text), **more})
     answer = server.ask("POST", "/v1/chat/completions", body)
@@ -308,11 +312,11 @@ def test_a_caption_without_a_limit_ends_with_the_context(short: Serving) -> None
 
 
 def test_a_chat_without_a_limit_ends_with_the_context_others_fit(short: Serving) -> None:
-    status, answer = asked(short, "what moves here?")
+    status, answer = answer_to(short, "what moves here?")
     assert status == 200 and answer["usage"]["total_tokens"] <= 300
-    status, answer = asked(short, "what moves there?", max_tokens=256)
+    status, answer = answer_to(short, "what moves there?", max_tokens=256)
     assert (status, answer["error"]["code"]) == (400, "context_length_exceeded")
-    assert asked(short, "what moves there?", max_tokens=20)[0] == 200
+    assert answer_to(short, "what moves there?", max_tokens=20)[0] == 200
 
 
 AUDITED = [sys.executable, "-m", "tests.support.audited"]
@@ -357,8 +361,8 @@ def test_the_event_loop_of_a_review_waits_for_none_either(tmp_path: Path) -> Non
             address = urlsplit(process.stdout.readline().split()[-1])
             server = Serving(port=address.port or 0, process=process, log=book)  # type: ignore[arg-type]
             word, _, run = address.path.strip("/").split("/")
-            told = ("media/0", "small/0?at=1", "captions", "history", "again", "sets", "teach")
-            for path in ("", "start", "files", "runs", *(f"run/{run}/{each}" for each in told)):
+            message = ("media/0", "small/0?at=1", "captions", "history", "again", "sets", "teach")
+            for path in ("", "start", "files", "runs", *(f"run/{run}/{each}" for each in message)):
                 assert server.ask("GET", f"/{word}/{path}").status == 200, path
             was = {"caption": None, "review": ""}
             change = {"of": of, "caption": "A person's words.", "review": "accepted", "was": was}

@@ -251,8 +251,8 @@ def test_a_device_is_waited_for_and_left(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr("flows.serving.batching.POLL_SECONDS", 0.01)
 
     async def go() -> None:
-        said: list[str] = []
-        place = DeviceScheduler("cpu", 100, said.append)
+        texts: list[str] = []
+        place = DeviceScheduler("cpu", 100, texts.append)
         other = try_hold(path)
         assert other is not None
         tenant = Tenant("a", 10, place)
@@ -260,7 +260,7 @@ def test_a_device_is_waited_for_and_left(tmp_path: Path, monkeypatch: pytest.Mon
         await asyncio.sleep(0.05)
         assert not coming.done()
         assert place.held_by.startswith("process ")
-        assert said == [f"waiting for CPU, used by {place.held_by}"]
+        assert texts == [f"waiting for CPU, used by {place.held_by}"]
         other.close()
         await asyncio.wait_for(coming, 5)
         assert place.held_by == ""
@@ -280,7 +280,7 @@ class Work(NamedTuple):
     text: str = ""
 
 
-def told(folder: Path, *lines: str) -> RequestBatches[Work]:
+def message_of(folder: Path, *lines: str) -> RequestBatches[Work]:
     pipe = folder / "told"
     pipe.write_text("\n".join([*lines, ""]))
     found = RequestBatches(str(pipe), Work)
@@ -291,10 +291,10 @@ def told(folder: Path, *lines: str) -> RequestBatches[Work]:
 def test_what_was_withdrawn_before_it_was_begun_is_not_begun_until_asked_for_again(
     tmp_path: Path,
 ) -> None:
-    found = told(tmp_path, '[["a"], ["b"]]', f'{{"{WITHDRAWN}": ["a", "x"]}}')
+    found = message_of(tmp_path, '[["a"], ["b"]]', f'{{"{WITHDRAWN}": ["a", "x"]}}')
     assert [[work.item for work in batch] for batch in found] == [[Work("b")]]
     lines = ['[["a"]]', f'{{"{WITHDRAWN}": ["a"]}}', '[["a"]]']
-    (first,) = told(tmp_path, *lines)
+    (first,) = message_of(tmp_path, *lines)
     assert [work.is_withdrawn for work in first] == [False]
 
 

@@ -57,14 +57,14 @@ def choice(name: str) -> dict[str, Any]:
     return {"type": "function", "function": {"name": name}}
 
 
-def read(**asked: Any) -> ChatRequest:
-    body = json.dumps({"model": "demo", "messages": MESSAGES, **asked}).encode()
+def read(**request: Any) -> ChatRequest:
+    body = json.dumps({"model": "demo", "messages": MESSAGES, **request}).encode()
     return parse_chat_request(body, {"demo"}, LIMIT)
 
 
-def refused(**asked: Any) -> HttpRefusal:
+def refused(**request: Any) -> HttpRefusal:
     with pytest.raises(HttpRefusal) as caught:
-        read(**asked)
+        read(**request)
     return caught.value
 
 
@@ -76,7 +76,7 @@ def test_a_request_without_settings_is_the_servers() -> None:
 
 
 @pytest.mark.parametrize(
-    "asked",
+    "params",
     [
         {"n": 1}, {"presence_penalty": 0}, {"frequency_penalty": 0.0}, {"logprobs": False},
         {"top_logprobs": None}, {"tools": []}, {"user": "me"}, {"metadata": {"a": "b"}},
@@ -87,8 +87,8 @@ def test_a_request_without_settings_is_the_servers() -> None:
         {"temperature": 0.0, "top_p": 0.5}, {"top_p": 0}, {"temperature": 1.5, "top_p": 0.0},
     ],
 )  # fmt: skip
-def test_values_that_change_nothing_are_taken(asked: dict[str, Any]) -> None:
-    assert read(**asked).params == CaptionParams(counts_prompt=True)
+def test_values_that_change_nothing_are_taken(params: dict[str, Any]) -> None:
+    assert read(**params).params == CaptionParams(counts_prompt=True)
 
 
 VLLM = {
@@ -127,7 +127,7 @@ def test_a_default_of_vllm_asks_for_nothing(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "asked",
+    "params",
     [
         {"top_k": 5}, {"top_k": -2}, {"min_p": 0.1}, {"repetition_penalty": 1.2}, {"echo": True},
         {"length_penalty": 2.0}, {"stop_token_ids": [5]}, {"ignore_eos": True}, {"min_tokens": 4},
@@ -138,8 +138,8 @@ def test_a_default_of_vllm_asks_for_nothing(name: str) -> None:
         {"stream_interval": 2}, {"watermarking": False}, {"allowed_token_ids": [1]},
     ],
 )  # fmt: skip
-def test_another_value_of_such_a_field_is_refused_by_its_name(asked: dict[str, Any]) -> None:
-    why, (name,) = refused(**asked), asked
+def test_another_value_of_such_a_field_is_refused_by_its_name(params: dict[str, Any]) -> None:
+    why, (name,) = refused(**params), params
     assert (why.status, why.code, why.param) == (400, "unsupported_parameter", name)
     assert name in why.error
 
@@ -197,7 +197,7 @@ def test_refusals_of_a_chat_are_bad_requests_with_a_code_and_a_parameter() -> No
 
 
 @pytest.mark.parametrize(
-    ("asked", "param"),
+    ("params", "param"),
     [
         ({"n": 2}, "n"), ({"n": True}, "n"), ({"frequency_penalty": 0.5}, "frequency_penalty"),
         ({"logprobs": True}, "logprobs"), ({"tools": [tool("f")]}, "tools"),
@@ -227,15 +227,19 @@ def test_refusals_of_a_chat_are_bad_requests_with_a_code_and_a_parameter() -> No
         ({"stream": True, "stream_options": {"include_obfuscation": True}}, "stream_options"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_done_is_refused_by_its_name(asked: dict[str, Any], param: str) -> None:
-    why = refused(**asked)
+def test_what_cannot_be_done_is_refused_by_its_name(params: dict[str, Any], param: str) -> None:
+    why = refused(**params)
     assert (why.status, why.code, why.param) == (400, "unsupported_parameter", param)
-    told = why.to_json("/v1/chat/completions")["error"]
-    assert told["type"] == "invalid_request_error" and told["param"] == param and told["message"]
+    message = why.to_json("/v1/chat/completions")["error"]
+    assert (
+        message["type"] == "invalid_request_error"
+        and message["param"] == param
+        and message["message"]
+    )
 
 
 @pytest.mark.parametrize(
-    ("asked", "param"),
+    ("params", "param"),
     [
         ({"temperature": -1}, "temperature"), ({"temperature": 2.5}, "temperature"),
         ({"temperature": "hot"}, "temperature"), ({"temperature": True}, "temperature"),
@@ -254,14 +258,14 @@ def test_what_cannot_be_done_is_refused_by_its_name(asked: dict[str, Any], param
         ({"messages": [{"role": "user", "content": [{"type": "text", "text": 5}]}]}, "messages"),
     ],
 )  # fmt: skip
-def test_values_out_of_range_are_refused(asked: dict[str, Any], param: str) -> None:
-    why = refused(**asked)
+def test_values_out_of_range_are_refused(params: dict[str, Any], param: str) -> None:
+    why = refused(**params)
     assert (why.status, why.code, why.param) == (400, "invalid_value", param)
 
 
 def test_texts_of_who_asks_are_the_prompt_and_unknown_roles_are_refused() -> None:
-    said = [{"role": role, "content": role} for role in ("developer", "user")]
-    assert read(messages=[*said, *MESSAGES]).prompt == "developer\nuser\nWhat is it?"
+    texts = [{"role": role, "content": role} for role in ("developer", "user")]
+    assert read(messages=[*texts, *MESSAGES]).prompt == "developer\nuser\nWhat is it?"
     for role in ("judge", "", None, ["user"]):
         assert refused(messages=[{"role": role, "content": "x"}, *MESSAGES]).param == "messages"
 
@@ -277,8 +281,8 @@ def test_generation_takes_every_value_that_a_request_may_have() -> None:
 @pytest.mark.parametrize("role", ["assistant", "tool", "function"])
 @pytest.mark.parametrize("content", ["It is red.", None, MESSAGES[0]["content"]])
 def test_messages_of_earlier_talk_are_refused_by_their_place(role: str, content: Any) -> None:
-    said = [*MESSAGES, {"role": role, "content": content}, {"role": "user", "content": "Why?"}]
-    why = refused(messages=said)
+    texts = [*MESSAGES, {"role": role, "content": content}, {"role": "user", "content": "Why?"}]
+    why = refused(messages=texts)
     assert (why.status, why.code) == (400, "unsupported_parameter")
     assert why.param == "messages[1].role" and repr(role) in why.error
 
@@ -334,8 +338,8 @@ def test_sampling_and_limits_are_those_of_the_request() -> None:
 
 def test_other_settings_are_another_answer() -> None:
     every = [
-        read(**asked).params.text
-        for asked in (
+        read(**request).params.text
+        for request in (
             {}, {"seed": 1, "temperature": 1}, {"seed": 2, "temperature": 1}, {"stop": "a"},
             {"max_tokens": 5}, {"response_format": form(SCHEMA)}, {"top_p": 0.5},
             {"presence_penalty": 0.5},
@@ -382,21 +386,21 @@ def test_a_stream_of_several_chunks_keeps_their_order() -> None:
 
 
 def test_a_limit_and_a_stop_string_are_of_all_chunks_together() -> None:
-    asked: list[tuple[int, str]] = []
+    requests: list[tuple[int, str]] = []
 
     async def caption(at: int, settings: str) -> CaptionProgress:
-        asked.append((at, settings))
+        requests.append((at, settings))
         return CaptionProgress(key=str(at), caption=f"caption {at}", tokens=4, ended="stop")
 
-    def made(**told: Any) -> list[Any]:
-        asked.clear()
-        return asyncio.run(in_order(3, CaptionParams(**told), 10, caption))
+    def made(**message: Any) -> list[Any]:
+        requests.clear()
+        return asyncio.run(in_order(3, CaptionParams(**message), 10, caption))
 
     assert [words.ended for words in made(max_tokens=6)] == ["stop", "length"]
-    assert '"max_new_tokens":2' in asked[1][1]
+    assert '"max_new_tokens":2' in requests[1][1]
     found = made(max_tokens=4)
     assert [words.ended for words in found] == ["length"]
-    assert len(made(max_tokens=30)) == 3 and {settings for _, settings in asked} == {""}
+    assert len(made(max_tokens=30)) == 3 and {settings for _, settings in requests} == {""}
     assert len(made(stop=("\n",))) == 1
     assert joined_text(["a", "b"], ("\n",)) == "a"
     with pytest.raises(HttpRefusal) as caught:

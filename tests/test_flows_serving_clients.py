@@ -61,8 +61,8 @@ def nothing_is_left(request: pytest.FixtureRequest) -> Iterator[None]:
 
 def waiting(server: Serving) -> float:
     """How many works wait for a half."""
-    told = server.ask("GET", "/metrics").body.decode()
-    return sum(map(float, re.findall(r'^penstock_queue_depth\{half="\w+"\} (\S+)', told, re.M)))
+    message = server.ask("GET", "/metrics").body.decode()
+    return sum(map(float, re.findall(r'^penstock_queue_depth\{half="\w+"\} (\S+)', message, re.M)))
 
 
 def posted(path: str, body: bytes, *more: str) -> bytes:
@@ -177,11 +177,11 @@ def test_who_leaves_at_any_moment_leaves_nothing(
 
 def test_after_all_that_there_is_room_for_as_many_as_before(server: Serving) -> None:
     with ThreadPoolExecutor(QUEUE - 4) as askers:
-        asked = [
+        requests = [
             askers.submit(server.ask, "POST", "/v1/caption", a_picture(), None, 120)
             for _ in range(QUEUE - 4)
         ]
-        assert {each.result().status for each in asked} == {200}
+        assert {each.result().status for each in requests} == {200}
     uploads = [path for path in Path("/dev/shm").glob(f"penstock-serve-{server.process.pid}-*/*")]
     assert not [path for path in uploads if path.suffix in (".upload", ".jpg", ".mp4")]
 
@@ -223,8 +223,8 @@ def ask_all(server: Serving, first: int) -> list[Answer]:
     bodies = [question(long_prompt(first + n), max_tokens=24) for n in range(ASKERS)]
     headers = {"Content-Type": "application/json"}
     with ThreadPoolExecutor(ASKERS) as askers:
-        asked = [askers.submit(server.ask, "POST", CHAT, body, headers, 90) for body in bodies]
-        return [each.result() for each in asked]
+        requests = [askers.submit(server.ask, "POST", CHAT, body, headers, 90) for body in bodies]
+        return [each.result() for each in requests]
 
 
 def test_long_prompts_at_once_are_all_answered_and_nobody_else_waits(tmp_path: Path) -> None:

@@ -66,8 +66,8 @@ class CrowdedHalf:
 
     def wait(self) -> StageOutcome:
         self.listen("embed", StageNotes({"ready": True}))
-        for told in read_requests(self.pipe):
-            keys = [key for key, _ in told]
+        for message in read_requests(self.pipe):
+            keys = [key for key, _ in message]
             self.batches.append(keys)
             crowded = self.dirty or len(keys) > 1
             large = {GIANT, keys[-1]} if crowded else {GIANT}
@@ -101,7 +101,7 @@ def half_of(
     )
 
 
-def asked(
+def answer_to(
     folder: Path,
     keys: Sequence[str],
     kind: Callable[..., Any] = CrowdedHalf,
@@ -119,8 +119,8 @@ def asked(
         half.close()
         await asyncio.wait_for(running, 30)
         assert half.batches.idle and not half.batches.waiting
-        said = [str(each.status) if isinstance(each, HttpRefusal) else str(each) for each in found]
-        return said, half.batches.max_size
+        texts = [str(each.status) if isinstance(each, HttpRefusal) else str(each) for each in found]
+        return texts, half.batches.max_size
 
     found, most = asyncio.run(go())
     return found, batches, most
@@ -129,13 +129,13 @@ def asked(
 def test_what_does_not_fit_is_made_alone_or_refused_and_the_others_are_answered(
     tmp_path: Path,
 ) -> None:
-    found, batches, _ = asked(tmp_path, "abcd")
+    found, batches, _ = answer_to(tmp_path, "abcd")
     assert found == ["made a", "made b", "made c", "made d"]
     assert batches == [["a", "b", "c", "d"], ["d"], ["d"]], "at first it found what others left"
-    found, batches, _ = asked(tmp_path, [GIANT, "a", "b"])
+    found, batches, _ = answer_to(tmp_path, [GIANT, "a", "b"])
     assert found == ["422", "made a", "made b"]
     assert batches.count([GIANT]) == 2
-    assert asked(tmp_path, [GIANT])[0] == ["422"]
+    assert answer_to(tmp_path, [GIANT])[0] == ["422"]
 
 
 def test_a_lock_that_fails_once_keeps_no_request_waiting(
@@ -150,7 +150,7 @@ def test_a_lock_that_fails_once_keeps_no_request_waiting(
         return try_hold(path)
 
     monkeypatch.setattr("flows.serving.batching.try_hold", faulty)
-    assert asked(tmp_path, "ab")[0] == ["made a", "made b"]
+    assert answer_to(tmp_path, "ab")[0] == ["made a", "made b"]
 
 
 @pytest.mark.logs_errors
@@ -164,8 +164,8 @@ def test_tasks_of_the_server_go_on_after_an_error(
         for name in faults:
             if (real := getattr(kind, name, None)) is not None:
                 monkeypatch.setattr(kind, name, failing_once(real, faults[name]))
-    store, said = open_store(str(tmp_path / "store")), list[str]()
-    keeper = RecordCacheFlusher(said.append)
+    store, text = open_store(str(tmp_path / "store")), list[str]()
+    keeper = RecordCacheFlusher(text.append)
     kept = keeper.of(store, "captions", "a" * 64)
     half = half_of(tmp_path, lambda listen: CrowdedHalf(listen=listen, batches=[]))
     service = SimpleNamespace(
@@ -189,7 +189,7 @@ def test_tasks_of_the_server_go_on_after_an_error(
             assert not kept.unsaved, "nothing stores results any more"
 
     asyncio.run(asyncio.wait_for(go(), 60))
-    assert len(said) == 1 and "a fault" in said[0]
+    assert len(text) == 1 and "a fault" in text[0]
     stored = RecordSet(store, "captions", "a" * 64)
     assert "stored" in stored and not [*faults["refresh"], *faults["_step"]]
 
@@ -208,10 +208,10 @@ class TightHalf(CrowdedHalf):
 
     def wait(self) -> StageOutcome:
         self.listen("embed", StageNotes({"ready": True}))
-        for told in read_requests(self.pipe):
-            self.batches.append([key for key, _ in told])
-            if len(told) > 2:
-                self.too_large(len(told))
+        for message in read_requests(self.pipe):
+            self.batches.append([key for key, _ in message])
+            if len(message) > 2:
+                self.too_large(len(message))
             self.listen("embed", Published(keys=tuple(self.batches[-1])))
         return StageOutcome(name="embed")
 
@@ -234,7 +234,7 @@ def test_where_memory_runs_out_batches_become_smaller_and_all_are_answered(
 ) -> None:
     for before, after in sizes:  # what a process ended of is remembered
         metrics = Metrics()
-        found, batches, most = asked(tmp_path, "abcdefgh", kind, metrics)
+        found, batches, most = answer_to(tmp_path, "abcdefgh", kind, metrics)
         assert found == [f"made {key}" for key in "abcdefgh"]
         assert (max(map(len, batches)), most) == (before, after)
         ended = 'penstock_restarts_total{half="embed",why="memory"} 1' in metrics.text().decode()
@@ -393,10 +393,10 @@ def test_what_is_told_before_a_process_reads_holds_nothing_up_and_arrives(tmp_pa
         stage.send([Work("too late")])
         process.reads.set()
         await over.wait()
-        early, *told = process.lines
+        early, *message = process.lines
         assert early == [["early", ""]]
-        assert [line[0][0] for line in told] == [str(number) for number in range(18)]
-        assert all(line[0][1] == LARGE for line in told)
+        assert [line[0][0] for line in message] == [str(number) for number in range(18)]
+        assert all(line[0][1] == LARGE for line in message)
         assert not os.path.exists(process.pipe)
 
     on_a_loop(work)
@@ -436,11 +436,11 @@ def answered(seconds: float, client: Callable[[socket.socket], Awaitable[int]]) 
         await send({"type": "http.response.start", "status": 200, "headers": []})
         for _ in range(PIECES):
             await send({"type": "http.response.body", "body": PIECE, "more_body": True})
-        told: list[str] = []
+        messages: list[str] = []
         with suppress(TimeoutError):
-            while "http.disconnect" not in told:
-                told.append((await asyncio.wait_for(receive(), 0.01))["type"])
-        found.append("http.disconnect" in told)
+            while "http.disconnect" not in messages:
+                messages.append((await asyncio.wait_for(receive(), 0.01))["type"])
+        found.append("http.disconnect" in messages)
         await send({"type": "http.response.body", "body": b""})
 
     async def work() -> None:

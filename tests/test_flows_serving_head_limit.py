@@ -38,11 +38,11 @@ PEAK_BYTES = 20 << 20
 )
 def server(request: pytest.FixtureRequest) -> Iterator[BareServer]:
     with bare_server(request.param) as found:
-        assert statuses(asked(found, START + b"\r\n" + CHUNKS + b"\r\n\r\n")) == [200, 200]
+        assert statuses(answer_to(found, START + b"\r\n" + CHUNKS + b"\r\n\r\n")) == [200, 200]
         yield found
 
 
-def asked(server: BareServer, first: bytes, unit: bytes = b"") -> bytes:
+def answer_to(server: BareServer, first: bytes, unit: bytes = b"") -> bytes:
     """Send bytes, and 40 MiB of a unit after them; return what came until the server closed, or
     said nothing for half a second."""
     found = b""
@@ -75,7 +75,7 @@ def test_who_sends_no_whole_head_is_left(server: BareServer) -> None:
 def test_a_head_without_end_is_refused_in_little_memory(server: BareServer, name: str) -> None:
     before = server.peak_bytes()
     with ThreadPoolExecutor(CLIENTS) as together:
-        answers = list(together.map(lambda _: asked(server, *FLOODS[name]), range(CLIENTS)))
+        answers = list(together.map(lambda _: answer_to(server, *FLOODS[name]), range(CLIENTS)))
     grown = server.peak_bytes() - before
     assert grown < PEAK_BYTES, f"the peak grew by {grown >> 20} MiB"
     for answer in answers:
@@ -97,9 +97,12 @@ def test_a_head_may_have_64_kib_and_no_more(server: BareServer, earlier: bytes) 
             while b";" not in found:  # the answer's last byte
                 found += connection.recv(1 << 16)
             assert statuses(found) == [200]
-    assert statuses(asked(server, earlier + largest + b"a" * 4096 + b"\r\n\r\n")) == [*ahead, 431]
+    assert statuses(answer_to(server, earlier + largest + b"a" * 4096 + b"\r\n\r\n")) == [
+        *ahead,
+        431,
+    ]
     if not earlier:
-        assert statuses(asked(server, largest + b"a\r\n\r\n")) == [431]
+        assert statuses(answer_to(server, largest + b"a\r\n\r\n")) == [431]
 
 
 def test_requests_sent_at_once_are_answered_in_their_order(server: BareServer) -> None:
@@ -109,7 +112,7 @@ def test_requests_sent_at_once_are_answered_in_their_order(server: BareServer) -
         for n, size in enumerate(sizes)
     )
     with ThreadPoolExecutor(4) as together:
-        answers = list(together.map(lambda _: asked(server, sent), range(4)))
+        answers = list(together.map(lambda _: answer_to(server, sent), range(4)))
     expected = list(enumerate(sizes))
     for answer in answers:
         found = [(int(n), int(size)) for n, size in re.findall(rb"/(\d+) (\d+);", answer)]
@@ -126,11 +129,11 @@ def test_a_client_that_sends_no_more_gets_its_answers(
     with socket.create_connection(("127.0.0.1", server.port), timeout=20) as connection:
         connection.sendall((SLOW % version) * number)
         connection.shutdown(socket.SHUT_WR)
-        said = b""
+        text = b""
         while data := connection.recv(1 << 16):
-            said += data
-    assert said.count(b"/slow 5;") == number, said
-    final = [each for each in statuses(said) if each != 100]
+            text += data
+    assert text.count(b"/slow 5;") == number, text
+    final = [each for each in statuses(text) if each != 100]
     assert final == [200] * number
 
 
@@ -143,8 +146,10 @@ def test_half_of_a_body_gets_no_answer(server: BareServer) -> None:
 
 def test_who_closes_both_sides_is_noticed_while_the_answer_is_made(server: BareServer) -> None:
     def left() -> int:
-        said = asked(server, b"GET /left HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n")
-        return int(said.partition(b"/left ")[2].partition(b";")[0])
+        text = answer_to(
+            server, b"GET /left HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n"
+        )
+        return int(text.partition(b"/left ")[2].partition(b";")[0])
 
     before = left()
     with socket.create_connection(("127.0.0.1", server.port), timeout=20) as connection:
@@ -188,8 +193,8 @@ def test_what_is_no_http_is_refused_in_json_after_the_answers_before_it(
 def test_a_refusal_of_no_http_leaves_no_traceback(capfd: pytest.CaptureFixture[str]) -> None:
     with bare_server("serve") as found:
         for sent, _ in NOT_READ.values():
-            asked(found, sent)
-    assert "Traceback" not in (said := capfd.readouterr().err), said[-2000:]
+            answer_to(found, sent)
+    assert "Traceback" not in (printed := capfd.readouterr().err), printed[-2000:]
 
 
 UPGRADE = (

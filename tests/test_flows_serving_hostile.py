@@ -144,11 +144,11 @@ def unharmed(server: Serving) -> Iterator[Serving]:
 def said_well(answer: Answer) -> None:
     """A refusal says in JSON what is wrong, and nothing of the machine."""
     if answer.status in REFUSALS:
-        told = json.loads(answer.body)
-        if isinstance(told["error"], dict):  # as OpenAI's clients read it
-            assert told["error"]["message"] and set(told) == {"error"}
+        values = json.loads(answer.body)
+        if isinstance(values["error"], dict):  # as OpenAI's clients read it
+            assert values["error"]["message"] and set(values) == {"error"}
         else:
-            assert told["error"] and set(told) == {"error", "hint"}
+            assert values["error"] and set(values) == {"error", "hint"}
     assert answer.status in {200, 405, *REFUSALS}, (answer.status, answer.body[:300])
     assert b"Traceback" not in answer.body and b"/tmp" not in answer.body
     assert not re.search(rb"\b\d+\.[a-z]", answer.body), answer.body[:300]  # names of uploads
@@ -194,9 +194,9 @@ def test_connections_that_say_nothing_keep_nobody_out(unharmed: Serving) -> None
 @pytest.mark.parametrize("path", PATHS)
 def test_a_path_leads_nowhere_else(unharmed: Serving, path: str) -> None:
     head = f"Host: 127.0.0.1:{unharmed.port}\r\nConnection: close\r\n\r\n"
-    told = unharmed.raw(f"GET {path} HTTP/1.1\r\n{LOGIN}{head}".encode())
-    assert status_of(told) in {400, 404, 405, 414, 422}, told[:300]
-    assert not any(secret in told for secret in SECRETS)
+    message = unharmed.raw(f"GET {path} HTTP/1.1\r\n{LOGIN}{head}".encode())
+    assert status_of(message) in {400, 404, 405, 414, 422}, message[:300]
+    assert not any(secret in message for secret in SECRETS)
 
 
 @pytest.mark.parametrize("name", WRONG_TOKENS)
@@ -295,20 +295,20 @@ def kill(server: Serving, stage: str, draw: random.Random) -> None:
 def test_all_are_answered_once_while_processes_are_killed(
     server: Serving, stage: str, kills: int
 ) -> None:
-    asked, draw = Asked(server=server), seeded("kill", stage, kills)
-    with asked.going_on():
+    request, draw = Asked(server=server), seeded("kill", stage, kills)
+    with request.going_on():
         for _ in range(kills):
-            before = len(asked.answers)
+            before = len(request.answers)
             kill(server, stage, draw)
-            while len(asked.answers) < before + ASKERS:
+            while len(request.answers) < before + ASKERS:
                 assert server.is_up()
                 time.sleep(0.02)
-    assert asked.lost == []
-    assert set(asked.statuses()) <= {200, 422, 429, 503}, asked.statuses()
-    assert asked.statuses()[200] > kills
+    assert request.lost == []
+    assert set(request.statuses()) <= {200, 422, 429, 503}, request.statuses()
+    assert request.statuses()[200] > kills
     # Two deaths in a row with the same one alone are rare among so many.
-    assert asked.statuses()[422] <= kills / 2
-    for body, answer in asked.answers:
+    assert request.statuses()[422] <= kills / 2
+    for body, answer in request.answers:
         if answer.status == 200:  # with the vector of its own picture
             difference = vector_of(answer) - encode([pixels_of(body)])[0]
             assert float(np.abs(difference).mean()) < 0.05
@@ -318,16 +318,16 @@ def test_all_are_answered_once_while_processes_are_killed(
 @pytest.mark.slow
 def test_who_was_accepted_is_answered_before_it_ends(tmp_path: Path) -> None:
     with serving(tmp_path, "--max-queue", "64") as server:
-        asked = Asked(server=server)
-        with asked.going_on(16):
-            while len(asked.answers) < 32:
+        request = Asked(server=server)
+        with request.going_on(16):
+            while len(request.answers) < 32:
                 time.sleep(0.02)
-            told = time.monotonic()
+            message = time.monotonic()
             server.process.send_signal(signal.SIGTERM)
             code = server.process.wait(60)
-        early = [sent for sent in asked.lost if sent < told - SETTLE_SECONDS]
+        early = [sent for sent in request.lost if sent < message - SETTLE_SECONDS]
         assert early == []
-        assert set(asked.statuses()) <= {200, 429, 503}, asked.statuses()
+        assert set(request.statuses()) <= {200, 429, 503}, request.statuses()
         assert code == 0
 
 

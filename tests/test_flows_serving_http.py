@@ -54,7 +54,7 @@ class OneWord:
 
     model, limit, precision = "demo", 256, {"vision": "bf16", "language": "bf16"}
 
-    async def caption(self, upload: Upload, *asked: Any, **more: Any) -> Captioned:
+    async def caption(self, upload: Upload, *request: Any, **more: Any) -> Captioned:
         index, _ = read_image(upload.path)
         words = CaptionProgress(key="", caption="grey", tokens=1, ended="stop", prompt_tokens=1)
         return Captioned(index=index, outputs=(words,), cached=False)
@@ -106,14 +106,14 @@ ROUTES = ("/v1/chat/completions", "/v1/caption")
 
 def bare_request(path: str, headers: dict[str, str]) -> dict[str, Any]:
     """Return the scope of a request."""
-    told = {"host": "127.0.0.1:8000", **headers}
+    message = {"host": "127.0.0.1:8000", **headers}
     return {
         "type": "http",
         "method": "POST",
         "path": path,
         "raw_path": path.encode(),
         "query_string": b"",
-        "headers": [(name.encode(), value.encode()) for name, value in told.items()],
+        "headers": [(name.encode(), value.encode()) for name, value in message.items()],
     }
 
 
@@ -147,7 +147,7 @@ def test_a_coding_that_is_not_known_is_refused_by_name(
 
 
 @pytest.mark.parametrize(
-    ("asked", "words"),
+    ("request", "words"),
     [
         ("GET /v1/search?q=a&bogus=1", "unknown parameter 'bogus'"),
         ("HEAD /v1/search?q=a&bogus=1", ""),
@@ -163,9 +163,9 @@ def test_a_coding_that_is_not_known_is_refused_by_name(
     ],
 )
 def test_a_parameter_that_a_route_does_not_have_is_refused_by_name(
-    client: TestClient, asked: str, words: str
+    client: TestClient, request: str, words: str
 ) -> None:
-    answer = client.request(*asked.split(" "), content=b"")
+    answer = client.request(*request.split(" "), content=b"")
     assert answer.status_code == 422, (answer.status_code, answer.text)
     assert words in answer.text
 
@@ -254,16 +254,16 @@ def test_a_client_that_leaves_is_no_fault_of_the_server(tmp_path: Path, path: st
     piece = {"type": "http.request", "body": b"{" * 10, "more_body": True}
     scope = bare_request(path, {"content-length": "1000"})
     assert answered(service, scope, piece, {"type": "http.disconnect"})["status"] == 499
-    told = service.metrics.text().decode()
-    assert f'{{route="{path}",status="499"}} 1' in told
+    message = service.metrics.text().decode()
+    assert f'{{route="{path}",status="499"}} 1' in message
 
 
 def test_unknown_routes_are_refused_so_that_openai_s_client_reads_why(client: TestClient) -> None:
     for method, path in (("GET", "/v1/completions"), ("POST", "/v1/files/a/content")):
         answer = client.request(method, path)
-        told = answer.json()["error"]
-        assert (answer.status_code, told["type"]) == (404, "invalid_request_error")
-        assert told["code"] == "unknown_url" and "/openapi.json" in told["message"]
+        message = answer.json()["error"]
+        assert (answer.status_code, message["type"]) == (404, "invalid_request_error")
+        assert message["code"] == "unknown_url" and "/openapi.json" in message["message"]
     elsewhere = {"error": "not found", "hint": "The routes are in /openapi.json"}
     assert client.get("/v2/completions").json() == elsewhere
     answer = client.get("/v1/media/0")
@@ -349,19 +349,19 @@ def test_searches_warn_of_damage(tmp_path: Path) -> None:
 def test_answers_tell_of_damage_that_was_survived(client: TestClient, damaged: bool) -> None:
     whole = a_picture((320, 240))
     body = whole[: len(whole) * 2 // 3] if damaged else whole
-    wanted = CUT if damaged else None
+    expected = CUT if damaged else None
     found = client.post("/v1/caption", content=body).json()
-    assert found["captions"] and found.get("warnings") == wanted
+    assert found["captions"] and found.get("warnings") == expected
     last = events_of(client.post("/v1/caption?stream=1", content=body).text)[-1]
-    assert last["done"] and last.get("warnings") == wanted
-    asked = {"model": "demo", "messages": messages(body, "image/jpeg")}
-    found = client.post("/v1/chat/completions", json=asked).json()
+    assert last["done"] and last.get("warnings") == expected
+    requests = {"model": "demo", "messages": messages(body, "image/jpeg")}
+    found = client.post("/v1/chat/completions", json=requests).json()
     assert found["choices"][0]["message"]["content"] == "grey"
-    assert found.get("warnings") == wanted
+    assert found.get("warnings") == expected
     options = {"stream": True, "stream_options": {"include_usage": True}}
-    chunks = events_of(client.post("/v1/chat/completions", json={**asked, **options}).text)
+    chunks = events_of(client.post("/v1/chat/completions", json={**requests, **options}).text)
     ended = [each for each in chunks if each["choices"] and each["choices"][0]["finish_reason"]]
-    assert [each.get("warnings") for each in ended] == [wanted]
+    assert [each.get("warnings") for each in ended] == [expected]
     assert sum("warnings" in each for each in chunks) == damaged
 
 
@@ -434,9 +434,15 @@ def follows(described: dict[str, Any], path: str, method: str, answer: Any) -> N
 def test_every_answer_is_one_that_the_description_has(client: TestClient) -> None:
     described = client.get("/openapi.json").json()
     chat, picture = "/v1/chat/completions", a_picture()
-    asked = {"messages": messages(picture, "image/jpeg")}
+    requests = {"messages": messages(picture, "image/jpeg")}
     called = {"tools": [{"type": "function", "function": {"name": "f"}}], "tool_choice": "required"}
-    for body in (asked, {**asked, **called}, {**asked, "stream": True}, {**asked, "n": 2}, {}):
+    for body in (
+        requests,
+        {**requests, **called},
+        {**requests, "stream": True},
+        {**requests, "n": 2},
+        {},
+    ):
         follows(described, chat, "post", client.post(chat, json=body))
     follows(described, chat, "post", client.post(chat, content=b"{"))
     for content in (picture, b"", b"a text that is no medium"):

@@ -69,8 +69,8 @@ def desk(tmp_path: Path) -> Desk:
 
 
 def halves(server: Serving) -> dict[str, dict[str, Any]]:
-    told = json.loads(server.ask("GET", "/v1/stats").body)["halves"]
-    return {half["name"]: half for half in told}
+    values = json.loads(server.ask("GET", "/v1/stats").body)["halves"]
+    return {half["name"]: half for half in values}
 
 
 def resident(server: Serving) -> set[str]:
@@ -84,7 +84,7 @@ def until(true: Callable[[], bool], what: str) -> None:
         time.sleep(0.1)
 
 
-def told(answer: Answer) -> Any:
+def message_of(answer: Answer) -> Any:
     assert answer.status == 200, answer.body
     return json.loads(answer.body)
 
@@ -105,10 +105,10 @@ def test_a_server_has_the_card_while_it_is_used_and_gives_it_back(desk: Desk) ->
     models = ("--model", "demo", "--caption-model", "demo")
     with desk.serve(*models, "--labels", LABELS, "--idle", "0.2") as server:
         until(lambda: len(desk.holders()) > 1, "halves are loaded")
-        said = told(caption(server, CLIP.read_bytes()))["captions"][0]["caption"]
-        labels = told(server.ask("POST", "/v1/label?threshold=0", a_picture()))["labels"]
-        vector = told(server.embed(a_picture()))
-        assert said and vector["dimensions"] == 128
+        text = message_of(caption(server, CLIP.read_bytes()))["captions"][0]["caption"]
+        labels = message_of(server.ask("POST", "/v1/label?threshold=0", a_picture()))["labels"]
+        vector = message_of(server.embed(a_picture()))
+        assert text and vector["dimensions"] == 128
         assert {each["label"] for each in labels} <= set(LABELS.split(","))
         assert desk.lock.read_text().split() == [str(server.process.pid)]
         at_work = desk.holders()
@@ -125,10 +125,10 @@ def test_a_server_has_the_card_while_it_is_used_and_gives_it_back(desk: Desk) ->
         waits = f"waiting for CUDA:0, held by process {server.process.pid}"
         while waits not in log.read_text():
             assert batch.poll() is None, log.read_text()
-            told(caption(server, a_picture()))
+            message_of(caption(server, a_picture()))
         assert batch.wait(SECONDS) == 0, log.read_text()
         assert not resident(server), "it had the card while a command computed on it"
-        assert [each["caption"] for each in place.captions()] == [said]
+        assert [each["caption"] for each in place.captions()] == [text]
         assert desk.holders() == {}, "the card is as it was"
 
         other = try_hold(desk.lock)
@@ -145,7 +145,7 @@ def test_a_server_has_the_card_while_it_is_used_and_gives_it_back(desk: Desk) ->
             assert f"the device is used by process {who}" in refused.body.decode()
             assert desk.holders() == {}
             other.close()
-            assert told(first.result())["captions"]
+            assert message_of(first.result())["captions"]
         assert desk.lock.read_text().split() == [str(server.process.pid)]
         leave_the_card(server, desk)
     assert desk.holders() == {}

@@ -70,16 +70,16 @@ def plain(client: OpenAI, picture: bytes) -> Any:
     return create(client, picture)
 
 
-def create(client: OpenAI, medium: bytes, kind: str = "image/png", **asked: Any) -> Any:
-    return client.chat.completions.create(model="demo", messages=messages(medium, kind), **asked)
+def create(client: OpenAI, medium: bytes, kind: str = "image/png", **request: Any) -> Any:
+    return client.chat.completions.create(model="demo", messages=messages(medium, kind), **request)
 
 
 def text_of(answer: Any) -> str:
     return str(answer.choices[0].message.content)
 
 
-def streamed(client: OpenAI, medium: bytes, kind: str = "image/png", **asked: Any) -> list[Any]:
-    with create(client, medium, kind, stream=True, **asked) as chunks:
+def streamed(client: OpenAI, medium: bytes, kind: str = "image/png", **request: Any) -> list[Any]:
+    with create(client, medium, kind, stream=True, **request) as chunks:
         return list(chunks)
 
 
@@ -146,24 +146,24 @@ def test_a_stop_string_ends_the_answer_wherever_tokens_end(
 ) -> None:
     whole = text_of(plain)
     stop = whole[start:end]
-    wanted = whole[: whole.index(stop)]
+    expected = whole[: whole.index(stop)]
     found = create(client, picture, stop=[stop, NEVER])
-    assert (text_of(found), found.choices[0].finish_reason) == (wanted, "stop")
+    assert (text_of(found), found.choices[0].finish_reason) == (expected, "stop")
     assert found.usage.completion_tokens <= plain.usage.completion_tokens
-    assert joined(streamed(client, picture, stop=[NEVER, stop])) == wanted
+    assert joined(streamed(client, picture, stop=[NEVER, stop])) == expected
     fresh = streamed(client, picture, stop=[stop, NEVER, f"{NEVER}{start}"])
-    assert joined(fresh) == wanted
+    assert joined(fresh) == expected
 
 
 def test_any_object_is_an_answer_that_a_limit_cuts(client: OpenAI, picture: bytes) -> None:
     any_object: Any = {"type": "json_object"}
     every: Any = ({}, {"temperature": 2, "seed": 1}, {"max_tokens": 1})
-    for asked in every:
-        found = create(client, picture, response_format=any_object, **asked)
+    for request in every:
+        found = create(client, picture, response_format=any_object, **request)
         text, why = text_of(found), found.choices[0].finish_reason
         assert text.startswith("{") and why in ("stop", "length")
         assert why == "length" or isinstance(json.loads(text), dict)
-        assert joined(streamed(client, picture, response_format=any_object, **asked)) == text
+        assert joined(streamed(client, picture, response_format=any_object, **request)) == text
     assert why == "length" and text == "{"
 
 
@@ -176,8 +176,8 @@ def tool(name: str, parameters: Any = None) -> Any:
 def test_a_function_that_must_be_called_is_called(
     client: OpenAI, picture: bytes, choice: Any, parameters: Any
 ) -> None:
-    asked: Any = {"tools": [tool("see", parameters)], "tool_choice": choice}
-    found = create(client, picture, **asked).choices[0]
+    requests: Any = {"tools": [tool("see", parameters)], "tool_choice": choice}
+    found = create(client, picture, **requests).choices[0]
     end = "tool_calls" if choice == "required" else "stop"  # as OpenAI's own server
     assert (found.message.content, found.finish_reason) == (None, end)
     calls: Any = found.message.tool_calls
@@ -185,7 +185,7 @@ def test_a_function_that_must_be_called_is_called(
     assert call.id and (call.type, call.function.name) == ("function", "see")
     arguments = json.loads(call.function.arguments)
     assert arguments == {} if not (parameters or {}).get("properties") else "ring" in arguments
-    chunks = [c.choices[0] for c in streamed(client, picture, **asked, stop=NEVER)]
+    chunks = [c.choices[0] for c in streamed(client, picture, **requests, stop=NEVER)]
     deltas: Any = [c.delta.tool_calls or () for c in chunks]
     (first,), *others = deltas
     assert first.id and (first.index, first.function.name) == (0, "see")
@@ -198,11 +198,11 @@ def test_a_function_that_must_be_called_is_called(
 def test_wrong_requests_are_bad_requests_with_a_parameter_and_a_code(
     client: OpenAI, picture: bytes
 ) -> None:
-    def why(url: str, **asked: Any) -> tuple[str | None, str | None]:
+    def why(url: str, **request: Any) -> tuple[str | None, str | None]:
         part = {"type": "image_url", "image_url": {"url": url}}
         given: Any = [{"role": "user", "content": [part]}]
         with pytest.raises(openai.BadRequestError) as caught:
-            client.chat.completions.create(model="demo", messages=given, **asked)
+            client.chat.completions.create(model="demo", messages=given, **request)
         return caught.value.param, caught.value.code
 
     head = "data:image/jpeg;base64,"
@@ -229,9 +229,9 @@ def test_the_name_of_a_request_is_in_its_answer(client: OpenAI, picture: bytes) 
 def test_a_model_of_pydantic_is_filled_whole_streamed_and_by_chance(
     client: OpenAI, picture: bytes
 ) -> None:
-    def parsed(form: type[BaseModel], **asked: Any) -> Any:
+    def parsed(form: type[BaseModel], **request: Any) -> Any:
         found = client.chat.completions.parse(
-            model="demo", messages=messages(picture), response_format=form, **asked
+            model="demo", messages=messages(picture), response_format=form, **request
         )
         assert found.choices[0].finish_reason == "stop"
         assert found.usage and found.usage.completion_tokens <= LIMIT

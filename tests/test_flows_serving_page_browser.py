@@ -209,17 +209,17 @@ def test_a_text_finds_moments_of_a_film_to_step_through(page: Browser, served: S
     assert page.run("return document.activeElement.matches('#hits .frame')")
 
 
-def _seconds(told: str) -> float:
-    minutes, seconds = told.split(":")
+def _seconds(message: str) -> float:
+    minutes, seconds = message.split(":")
     return 60 * int(minutes) + float(seconds)
 
 
 def test_a_picture_finds_itself_and_more_like_a_hit(page: Browser, served: Served) -> None:
-    wanted = served.truths[3].file
+    expected = served.truths[3].file
     page.run("document.querySelector('#search').scrollIntoView()")
-    drop(page, served.pictures / wanted, onto="#query")
+    drop(page, served.pictures / expected, onto="#query")
     page.wait("return document.querySelectorAll('#hits li').length")
-    assert page.run(TEXTS_OF, "#hits .name")[0] == wanted
+    assert page.run(TEXTS_OF, "#hits .name")[0] == expected
     second = page.run(TEXTS_OF, "#hits .name")[1]
     page.click("#hits .small", 1)
     page.wait("return document.querySelector('#sought').textContent.includes(arguments[0])", second)
@@ -235,8 +235,10 @@ def test_the_plots_are_drawn_and_grow_and_the_halves_are_told(page: Browser) -> 
     before = page.wait(drawn)
     page.wait(f"{drawn} > arguments[0]", before)
     page.hover("#plot-memory .drawn", 100, 0)
-    told = page.wait("return document.querySelector('#plot-memory .tip:not([hidden])')?.innerText")
-    assert re.fullmatch(r"\d+ s ago\ntaken [\d.]+ [kMG]?B(\nbudget [\d.]+ [MG]B)?", told)
+    message = page.wait(
+        "return document.querySelector('#plot-memory .tip:not([hidden])')?.innerText"
+    )
+    assert re.fullmatch(r"\d+ s ago\ntaken [\d.]+ [kMG]?B(\nbudget [\d.]+ [MG]B)?", message)
     assert page.wait(TEXTS_OF, "#halves tbody tr")
     (budget,) = page.run(TEXTS_OF, "#plot-memory dd:last-child")[-1:]
     assert re.match(r"[\d.]+ [MG]B", budget)

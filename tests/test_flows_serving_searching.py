@@ -258,10 +258,10 @@ def test_a_range_of_a_large_file_does_not_read_it_again(
 ) -> None:
     client = serving(place)
     hit = ids(client)["film.mp4"]
-    asked = {"range": "bytes=0-3"}
-    assert client.get(f"/v1/media/{hit}", headers=asked).status_code == 206
+    requests = {"range": "bytes=0-3"}
+    assert client.get(f"/v1/media/{hit}", headers=requests).status_code == 206
     monkeypatch.setattr("artifacts.keys.hash_file", lambda path: pytest.fail(f"read {path}"))
-    assert client.get(f"/v1/media/{hit}", headers=asked).status_code == 206
+    assert client.get(f"/v1/media/{hit}", headers=requests).status_code == 206
 
 
 NO_RANGES = ("bytes=x", "bytes=9-1", "bytes=", "bytes", "items=0-3", "")

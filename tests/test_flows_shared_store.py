@@ -225,8 +225,8 @@ def test_a_review_of_what_may_only_be_read_shows_it_and_refuses_edits(
             captions = studio.of(run_id(out))
             body = json.loads(b"".join(captions.body("")))
             assert [len(medium["captions"]) for medium in body["media"]] == [1, 1]
-            said = {edit["caption"] for edit in body["edits"].values()}
-            assert "by the first" in said
+            texts = {edit["caption"] for edit in body["edits"].values()}
+            assert "by the first" in texts
             assert studio.thumbnails.get(shared / "clips" / "a.png", None)
             where = EDITS if what != ".studio/server.lock" else ""
             refused = f"{out / where} cannot be written (Permission denied), so edits are refused"
@@ -332,8 +332,8 @@ def test_caches_that_cannot_be_written_are_one_warning(
 
     def warned() -> None:
         assert run(replace(config, suffix=" TWO")).exit_code == 0
-        said = [each.getMessage() for each in caplog.records]
-        assert [text for text in said if "saves work" in text] == [
+        texts = [each.getMessage() for each in caplog.records]
+        assert [text for text in texts if "saves work" in text] == [
             f"{shared}/store: what saves work there cannot be written; its owner may allow it"
         ]
 

@@ -242,9 +242,9 @@ def test_a_head_scores_vectors_as_its_layers_do(tmp_path: Path) -> None:
     state = {f"layers.{name}": tensor for name, tensor in layers.eval().state_dict().items()}
     save_file(state, tmp_path / "head.safetensors")
     vectors = torch.randn(5, 4)
-    wanted = layers(torch.nn.functional.normalize(vectors))[:, 0].detach().numpy()
+    expected = layers(torch.nn.functional.normalize(vectors))[:, 0].detach().numpy()
     found = read_head("aesthetic", str(tmp_path / "head.safetensors")).scores(vectors.numpy())
-    np.testing.assert_allclose(found, wanted, atol=1e-6)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
 def test_a_pickled_head_fails_with_the_command_that_converts_it(tmp_path: Path) -> None:
@@ -278,11 +278,11 @@ def test_heads_and_near_vectors_of_a_model_are_marks(tmp_path: Path, here: Path)
     from safetensors.torch import save_file
 
     save_file({"linear.weight": torch.randn(1, 128)}, tmp_path / "head.safetensors")
-    asked = {
+    requests = {
         "head": {"aesthetic": str(tmp_path / "head.safetensors")},
         "keep": "aesthetic is not null",
     }
-    result, marks = run(here / "videos", tmp_path / "all", model="demo", similar=0.01, **asked)
+    result, marks = run(here / "videos", tmp_path / "all", model="demo", similar=0.01, **requests)
     assert result.kept == 2 and all(isinstance(row["aesthetic"], float) for row in marks.values())
     assert sorted(row["similar"] for row in marks.values()) == [0, 1]
     assert len({row["similar_group"] for row in marks.values()}) == 1

@@ -41,7 +41,7 @@ from flows.studio.values import ALLOWED, DENIED, OPTIONS, checked, line_of
 from flows.studio.values import words_of as command_of
 from flows.upkeep.cache import collect, holdings
 from tests.support.pipeline import ROOT
-from tests.support.reports import media_file, said, write_run
+from tests.support.reports import captions_of, media_file, write_run
 from tests.support.strangers import own_folder
 
 
@@ -442,7 +442,9 @@ def test_thumbnails_are_records_that_the_cache_counts_and_deletes(tmp_path: Path
 
 def test_copies_that_sift_found_are_of_one_group(tmp_path: Path) -> None:
     files = [media_file(tmp_path / name) for name in ("a.png", "b.png", "c.png")]
-    write_run(tmp_path / "out", [(file, said(file, [f"A ring of {file.path}"])) for file in files])
+    write_run(
+        tmp_path / "out", [(file, captions_of(file, [f"A ring of {file.path}"])) for file in files]
+    )
     marks = [{"path": str(files[at].path), "group": group} for at, group in ((0, 7), (1, None))]
     (tmp_path / "out/sift").mkdir()
     lines = [json.dumps(mark) + "\n" for mark in (*marks, {"path": str(files[2].path), "group": 7})]
@@ -502,17 +504,17 @@ def test_an_adapter_in_a_moved_folder_is_that_of_the_folder(tmp_path: Path) -> N
 
 
 def test_second_answers_to_two_prompts_are_told_apart(tmp_path: Path) -> None:
-    said = {"a": "A ball.", "b": "A box."}
+    texts = {"a": "A ball.", "b": "A box."}
     lines = [
         {"media_path": "x.png", "source": "p", "start": 0.0, "end": 0.0, "name": n, "caption": text}
-        for n, text in said.items()
+        for n, text in texts.items()
     ]
     entry = {"media_path": "x.png", "source": "p", "kind": "image", "url": "file:///p/x.png"}
     (tmp_path / "media.jsonl").write_text(json.dumps({**entry, "captions": 2}) + "\n")
     (tmp_path / "captions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lines))
     run = cast(Any, SimpleNamespace(out=str(tmp_path)))
-    keys = {f"key of {name}": ("/p/x.png", 0.0, name) for name in said}
-    assert answers_of(run, keys) == {f"key of {name}": text for name, text in said.items()}
+    keys = {f"key of {name}": ("/p/x.png", 0.0, name) for name in texts}
+    assert answers_of(run, keys) == {f"key of {name}": text for name, text in texts.items()}
 
 
 @pytest.fixture
@@ -523,7 +525,7 @@ def page(tmp_path: Path) -> Iterator[TestClient]:
         Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name), "config.json").touch()
     Image.new("RGB", (8, 8)).save(tmp_path / "media/a.png")
     media = media_file(tmp_path / "media/a.png")
-    write_run(tmp_path / "out", [(media, said(media, ["A ring."]))])
+    write_run(tmp_path / "out", [(media, captions_of(media, ["A ring."]))])
     opened = Studio(
         folder=tmp_path / "media",
         out=tmp_path / "out",

@@ -21,7 +21,7 @@ from tests.support.browser import Browser
 from tests.support.looks import axe_script, serious
 from tests.support.media import write_video
 from tests.support.pipeline import ROOT
-from tests.support.reports import media_file, said, write_run
+from tests.support.reports import captions_of, media_file, write_run
 from tests.support.studio_page import (
     COUNTS,
     ENTER,
@@ -57,7 +57,7 @@ def media(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 def show_captions(browser: Browser, studio: OpenStudio, *texts: str) -> str:
     """Show a run of one video with a caption for each text."""
     file = media_file(write_video(studio.folder / "a.mp4", ticks=range(0, 60, 6)))
-    write_run(studio.out, [(file, said(file, texts))])
+    write_run(studio.out, [(file, captions_of(file, texts))])
     run = str(studio.get("start")["own"])
     shown(browser, f"{studio.address}run/{run}/")
     return run
@@ -84,9 +84,9 @@ def test_from_an_empty_folder_to_data_sets_by_keyboard(
     browser.press(*"demo")
     to(browser, "#plan")
     browser.press(ENTER)
-    told = "return document.querySelector('#planned').innerText"
-    browser.wait(told + ".includes('It fits.')", seconds=LONG)
-    assert "30 files" in browser.run(told)
+    message = "return document.querySelector('#planned').innerText"
+    browser.wait(message + ".includes('It fits.')", seconds=LONG)
+    assert "30 files" in browser.run(message)
     line = browser.run("return document.querySelector('#line').textContent")
     assert line.startswith("penstock caption ") and "--model=demo" in line
     every_look(browser)
@@ -148,9 +148,9 @@ def write(browser: Browser, studio: OpenStudio, media: list[Path]) -> None:
     cells = (
         "return [...document.querySelectorAll('#writing tr')].map(e => e.innerText.split('\\t'))"
     )
-    told = {row[0]: row[1:5] for row in browser.run(cells)[1:]}
-    assert told["musubi"] == ["29", "29", "0", "0"] and told["kohya"][2:] == ["0", "0"]
-    assert told["kohya"][1] == "29; 11 videos: kohya reads no videos"
+    messages = {row[0]: row[1:5] for row in browser.run(cells)[1:]}
+    assert messages["musubi"] == ["29", "29", "0", "0"] and messages["kohya"][2:] == ["0", "0"]
+    assert messages["kohya"][1] == "29; 11 videos: kohya reads no videos"
     found = {name: READERS[name](studio.out) for name in ("kohya", "musubi")}
     assert len(found["musubi"]) == 29, "30 but for the rejected one"
     assert len(found["kohya"]) == PICTURES, "kohya takes pictures"
@@ -234,8 +234,8 @@ def test_every_option_of_the_command_has_a_field(browser: Browser, studio: OpenS
     shown(browser, studio.address)
     browser.run("document.querySelector('#every').open = true")
     names = {option["flag"] for option in studio.get("start")["options"]}
-    told = browser.run("return document.querySelector('#options').textContent")
-    absent = {name for name in names - {"--sources"} if f"{name}:" not in told}
+    message = browser.run("return document.querySelector('#options').textContent")
+    absent = {name for name in names - {"--sources"} if f"{name}:" not in message}
     own = "model adapter memory prompt schema trigger sift out recursive prompts"
     assert absent == {f"--{name}" for name in own.split()}
     every_look(browser)
@@ -249,8 +249,8 @@ def test_a_run_shows_its_memory_and_why_it_ended(browser: Browser, studio: OpenS
     studio.done("runs", {"values": values})
     shown(browser, studio.address)
     browser.wait("return document.querySelector('#runs meter')", seconds=LONG)
-    told = "return document.querySelector('#runs .stages').parentElement.innerText"
-    running = browser.run(told)
+    message = "return document.querySelector('#runs .stages').parentElement.innerText"
+    running = browser.run(message)
     assert re.search(r"memory \S+ \SB now, peak \S+ \SB, planned \S+ \SB, budget \S+ \SB", running)
     assert "0 of 4 files failed" in running and "written" not in running
     (run,) = studio.runs()
@@ -264,7 +264,7 @@ def test_a_run_shows_its_memory_and_why_it_ended(browser: Browser, studio: OpenS
     browser.wait(f"{card} === ''", seconds=LONG)  # its captions show that it is done
     shown(browser, studio.address)
     count = studio.runs()[0]["status"]["captions"]
-    assert f"{count} captions written, 0 of 4 files failed" in browser.run(told)
+    assert f"{count} captions written, 0 of 4 files failed" in browser.run(message)
 
 
 def test_files_are_sifted_and_a_model_is_chosen_tuned_and_exported(
@@ -289,7 +289,7 @@ def test_files_are_sifted_and_a_model_is_chosen_tuned_and_exported(
     studio.done("runs", {"values": browser.run("return page.start.values()")})
     studio.wait(all_done)
     shown(browser, f"{studio.address}run/{studio.get('start')['own']}/")
-    for kind, told in (("", "adapter in"), ("int8", "of captions the same")):
+    for kind, message in (("", "adapter in"), ("int8", "of captions the same")):
         browser.run("document.querySelector('#following').hidden = true")
         browser.run("document.querySelector('#follow').click()")
         browser.run(
@@ -299,7 +299,7 @@ def test_files_are_sifted_and_a_model_is_chosen_tuned_and_exported(
         )
         browser.run("document.querySelector('#following button').click()")
         browser.wait(
-            f"return document.querySelector('#running').innerText.includes('{told}')",
+            f"return document.querySelector('#running').innerText.includes('{message}')",
             seconds=2 * LONG,
         )
     every_look(browser)
@@ -324,8 +324,8 @@ def test_a_listed_server_captions_and_the_page_sends_no_address(
         assert address not in json.dumps(browser.run("return page.start.values()"))
         every_look(browser)
         browser.run("document.querySelector('#plan').click()")
-        told = "return document.querySelector('#planned').innerText"
-        browser.wait(told + ".includes('It fits.')", seconds=LONG)
+        message = "return document.querySelector('#planned').innerText"
+        browser.wait(message + ".includes('It fits.')", seconds=LONG)
         browser.run("document.querySelector('#go').click()")
         browser.wait(f"{COUNTS}.startsWith('1 caption')", seconds=LONG)
         assert browser.run(WORDS)[0].startswith("caption ")
@@ -340,8 +340,8 @@ def test_an_expression_that_never_ends_stops_nothing(
     browser.press("h")
     browser.run("document.querySelector('#regex').click()")
     browser.type("#find", "(a+)+$")
-    told = "return document.querySelector('#found').textContent"
-    browser.wait(f"{told}.startsWith('no result in 2 seconds')", seconds=10.0)
+    message = "return document.querySelector('#found').textContent"
+    browser.wait(f"{message}.startsWith('no result in 2 seconds')", seconds=10.0)
     assert browser.run("return document.querySelector('#replace-all').disabled")
     for find, by, regex, after in (
         ("(", "", True, None),
@@ -353,9 +353,9 @@ def test_an_expression_that_never_ends_stops_nothing(
             browser.run("document.querySelector(arguments[0]).value = ''", name)
             browser.type(name, value)
         if after is None:
-            browser.wait(f"{told}.startsWith('not a regular expression: Unterminated group')")
+            browser.wait(f"{message}.startsWith('not a regular expression: Unterminated group')")
             continue
-        browser.wait(f"{told}.startsWith('1 caption of 2')")
+        browser.wait(f"{message}.startsWith('1 caption of 2')")
         browser.press(ENTER)
         browser.wait(f"{WORDS}[1] === '{after}'")
     browser.wait(SAVED)

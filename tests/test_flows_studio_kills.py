@@ -18,7 +18,7 @@ from flows.results.run_record import seconds_of
 from penstock_demo import CLIPS
 from tests.support.disks import small_disk
 from tests.support.media import write_video
-from tests.support.reports import media_file, said, write_run
+from tests.support.reports import captions_of, media_file, write_run
 from tests.support.studios import OpenStudio, all_done
 
 pytestmark = pytest.mark.slow
@@ -47,7 +47,7 @@ def edit_until_killed(studio: OpenStudio, run: str, of: str, number: int) -> lis
 
 def test_fifty_kills_lose_no_edit_and_no_run(tmp_path: Path) -> None:
     file = media_file(write_video(tmp_path / "a.mp4", ticks=range(0, 60, 6)))
-    write_run(tmp_path / "out", [(file, said(file, ["A ring."]))])
+    write_run(tmp_path / "out", [(file, captions_of(file, ["A ring."]))])
     studio = OpenStudio(CLIPS, tmp_path / "out", tmp_path / "store").start()
     values = {"sources": [str(CLIPS)], "model": "demo"}
     for name in ("first", "second", "third"):

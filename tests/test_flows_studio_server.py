@@ -27,7 +27,7 @@ from flows.results.trust import belief_in, command_in, is_trusted, own_belief
 from scripts.stage_processes import descendants
 from tests.support.media import write_video
 from tests.support.pipeline import PENSTOCK, ROOT
-from tests.support.reports import media_file, said, write_run
+from tests.support.reports import captions_of, media_file, write_run
 from tests.support.servers import Answer
 from tests.support.strangers import own_folder, strangers_folder
 from tests.support.studios import OpenStudio
@@ -51,7 +51,7 @@ def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OpenStudio]:
         (root / "media" / name).write_text("<script>alert(1)</script>")
     (root / "media/secret").symlink_to("/etc")
     files = [media_file(path) for path in (first, *(root / "media" / name for name in names))]
-    write_run(root / "out", [(file, said(file, WORDS)) for file in files])
+    write_run(root / "out", [(file, captions_of(file, WORDS)) for file in files])
     own_folder(root / "out")  # of a stranger's, nothing but media is shown
     opened = OpenStudio(root / "media", root / "out", root / "store").start()
     assert opened.captions()["media"]
@@ -155,11 +155,11 @@ def test_without_the_token_nothing_is_found(studio: OpenStudio) -> None:
 
 def test_what_changes_something_is_no_address_to_follow(studio: OpenStudio) -> None:
     before = state(studio)
-    asked = {"Origin": EVIL, "Access-Control-Request-Method": "POST"}
+    requests = {"Origin": EVIL, "Access-Control-Request-Method": "POST"}
     for path, _ in posts(studio):
         for method in ("GET", "PUT", "DELETE", "PATCH", "TRACE", "OPTIONS"):
             if method != "GET" or path not in ("runs", f"{studio.own}/again"):
-                answer = studio.ask(method, path, headers=asked)
+                answer = studio.ask(method, path, headers=requests)
                 assert answer.status in (404, 405), (method, path)
                 assert not any(name.startswith("access-control") for name in answer.headers)
     assert state(studio) == before
@@ -189,8 +189,8 @@ def test_an_odd_body_is_refused_in_one_line(studio: OpenStudio) -> None:
         for body in () if path.startswith("upload") else ODD_BODIES:
             answer = studio.post(path, body)
             assert answer.status == 422, (path, body[:40], answer.body)
-            told = json.loads(answer.body)["error"]
-            assert told.isprintable() and len(told) < 300 and "Traceback" not in told
+            values = json.loads(answer.body)["error"]
+            assert values.isprintable() and len(values) < 300 and "Traceback" not in values
     assert state(studio) == before
 
 
@@ -339,7 +339,7 @@ def again(review: OpenStudio, does: str) -> int:
 def review(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OpenStudio]:
     root = tmp_path_factory.mktemp("review")
     file = media_file(write_video(root / "a.mp4", ticks=range(0, 60, 6)))
-    write_run(root / "out", [(file, said(file, ["A ring.", "A square."]))])
+    write_run(root / "out", [(file, captions_of(file, ["A ring.", "A square."]))])
     command = [*PENSTOCK, "review", str(root / "out"), "--port", "0"]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
@@ -351,23 +351,23 @@ def review(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OpenStudio]:
 
 
 @pytest.mark.parametrize(
-    "asked",
+    "request",
     [
         *("bytes=99999999-", "bytes=-0", "bytes=a-b", "bytes=5-1", "bytes=", "x=0-1", "bytes=-1-"),
         "bytes=" + ",".join(f"{n}-{n}" for n in range(0, 4000, 2)),
         "bytes=" + "0-," * 3000,
     ],
 )
-def test_an_odd_range_takes_no_more_than_the_file(review: OpenStudio, asked: str) -> None:
+def test_an_odd_range_takes_no_more_than_the_file(review: OpenStudio, request: str) -> None:
     path = f"{review.own}/media/0"
     size = len(review.ask("GET", path).body)
-    answer = review.ask("GET", path, headers={"Range": asked})
+    answer = review.ask("GET", path, headers={"Range": request})
     assert answer.status in {200, 206, 400, 416}
     assert len(answer.body) <= 200 * size
 
 
 @pytest.mark.parametrize(
-    "asked",
+    "request",
     [
         *(b'{"id": NaN, "does": "x"}', b'{"id": "a"}', {"id": 1}, {"does": "\ud800"}),
         *({"id": "\udfff"}, {"id": "n" * 201}, {"does": "d" * 201}, {"of": None}),
@@ -379,15 +379,15 @@ def test_an_odd_range_takes_no_more_than_the_file(review: OpenStudio, asked: str
         {"changes": [{"of": KEY_OF_NONE}] * 20_000},
     ],
 )
-def test_an_edit_that_is_none_is_refused_in_one_line(review: OpenStudio, asked: Any) -> None:
+def test_an_edit_that_is_none_is_refused_in_one_line(review: OpenStudio, request: Any) -> None:
     """`asked` replaces fields of a valid edit, or of its change."""
     before, edit = journal(review), review.deed("a")
-    if isinstance(asked, dict):
-        (edit if asked.keys() <= edit.keys() else edit["changes"][0]).update(asked)
-    answer = review.post(f"{review.own}/edits", edit if isinstance(asked, dict) else asked)
+    if isinstance(request, dict):
+        (edit if request.keys() <= edit.keys() else edit["changes"][0]).update(request)
+    answer = review.post(f"{review.own}/edits", edit if isinstance(request, dict) else request)
     assert answer.status == 422
-    told = json.loads(answer.body)["error"]
-    assert told.isprintable() and len(told) < 300 and "Traceback" not in told
+    values = json.loads(answer.body)["error"]
+    assert values.isprintable() and len(values) < 300 and "Traceback" not in values
     assert journal(review) == before
 
 
@@ -442,7 +442,7 @@ def test_a_body_that_never_ends_keeps_nobody_else_waiting(review: OpenStudio) ->
 def run_folder(root: Path, words: list[str], folder: str) -> Path:
     """A run that another user signed."""
     file = media_file(write_video(root / "a.mp4", ticks=range(0, 60, 6)))
-    record = write_run(root / "out", [(file, said(file, ["A ring."]))])
+    record = write_run(root / "out", [(file, captions_of(file, ["A ring."]))])
     record.value["command"] = {"words": words, "folder": folder}
     record.write(force=True)
     strangers_folder(root / "out", words, folder)
@@ -493,13 +493,13 @@ def planning_run(tmp_path: Path) -> Path:
 def test_only_a_yes_at_the_terminal_runs_what_was_shown(planning_run: Path, answer: bytes) -> None:
     started = AtTerminal(planning_run)
     started.say(answer)
-    told = told_of_files(started.review())
+    message = told_of_files(started.review())
     assert started.end() == 0 and "Traceback" not in started.text
     if answer == b"y\n":
         assert "penstock caption a.mp4 --model demo --dry-run" in started.text
-        assert (told["kind"], told["state"]) == ("write", "done")
+        assert (message["kind"], message["state"]) == ("write", "done")
     else:
-        assert "not written by a command of this user" in told["error"]
+        assert "not written by a command of this user" in message["error"]
 
 
 def test_who_is_asked_may_leave(planning_run: Path) -> None:
@@ -527,11 +527,11 @@ def test_a_command_too_long_to_be_read_is_not_asked_about(tmp_path: Path) -> Non
     words = ["caption", *["x" * 50] * 25, "--trust", *["x" * 50] * 25]
     started = AtTerminal(run_folder(tmp_path, words, str(tmp_path)))
     try:
-        told = told_of_files(started.review())
+        message = told_of_files(started.review())
     finally:
         assert started.end() == 0
     assert "[y/N]" not in started.text
-    assert "--trust-folder would let Write and Learn run" in started.text and told["error"]
+    assert "--trust-folder would let Write and Learn run" in started.text and message["error"]
 
 
 COMMAND = ["caption", "clips", "--format", "txt"]

@@ -63,7 +63,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-def asked(place: Path, out: str, *more: str) -> list[str]:
+def answer_to(place: Path, out: str, *more: str) -> list[str]:
     where = ["--model", "demo", "--out", str(place / out), "--store", str(place / "store")]
     return ["tune", str(place / "clips"), *where, "--batch-size", "4", *more]
 
@@ -113,7 +113,7 @@ def test_an_adapter_of_another_base_is_used_with_one_warning(
     place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     adapter = place / "based"
-    assert main(asked(place, "based", "--steps", "1")) == 0
+    assert main(answer_to(place, "based", "--steps", "1")) == 0
     models = {"same": "other README", "other": "other weights"}
     for name in models:
         shutil.copytree(CHECKPOINT, tmp_path / name)
@@ -127,8 +127,8 @@ def test_an_adapter_of_another_base_is_used_with_one_warning(
         words += ["--max-new-tokens", "2"]
         capsys.readouterr()
         assert main([*words, "--out", str(tmp_path / "out")]) == 0
-        said = " ".join("".join(capsys.readouterr()).split())
-        warned[what] = said.count(f"{adapter} was trained on {CHECKPOINT}, and the weights of ")
+        printed = " ".join("".join(capsys.readouterr()).split())
+        warned[what] = printed.count(f"{adapter} was trained on {CHECKPOINT}, and the weights of ")
     assert warned == {"other README": 0, "other weights": 1}
 
 
@@ -136,11 +136,11 @@ def test_an_adapter_of_another_base_is_used_with_one_warning(
 def test_the_loss_falls_and_the_adapter_is_as_peft_writes_it(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = asked(place, "first", "--steps", "8", "--lr", "5e-3", "--validate", "0.3")
+    command = answer_to(place, "first", "--steps", "8", "--lr", "5e-3", "--validate", "0.3")
     assert main(command) == 0
-    told = capsys.readouterr().out.strip()
-    assert told.startswith("8 steps: loss ") and f"adapter in {place / 'first'}" in told
-    assert told.endswith(f"--adapter {place / 'first'} --store {place / 'store'}`")
+    printed = capsys.readouterr().out.strip()
+    assert printed.startswith("8 steps: loss ") and f"adapter in {place / 'first'}" in printed
+    assert printed.endswith(f"--adapter {place / 'first'} --store {place / 'store'}`")
     found = record(place, "first")
     assert (found["examples"], found["held_out"], found["steps"]) == (4, 2, 8)
     assert found["losses"][-1] < 0.8 * found["losses"][0]
@@ -163,10 +163,12 @@ def test_the_loss_falls_and_the_adapter_is_as_peft_writes_it(
 @pytest.mark.slow
 def test_a_training_that_is_killed_goes_on_to_the_same_bytes(place: Path) -> None:
     more = ["--steps", "64", "--precision", "fp32", "--validate", "0.3", "--lr", "2e-3"]
-    assert main(asked(place, "whole", *more)) == 0
+    assert main(answer_to(place, "whole", *more)) == 0
     for after in (2.9, None, 5.4, None):
-        _killed(asked(place, "killed", *more), place / "killed" / "checkpoint.safetensors", after)
-    assert main(asked(place, "killed", *more)) == 0
+        _killed(
+            answer_to(place, "killed", *more), place / "killed" / "checkpoint.safetensors", after
+        )
+    assert main(answer_to(place, "killed", *more)) == 0
     whole, killed = (place / name / "adapter_model.safetensors" for name in ("whole", "killed"))
     assert whole.read_bytes() == killed.read_bytes()
     assert record(place, "whole")["losses"] == record(place, "killed")["losses"]
@@ -213,11 +215,11 @@ def test_what_cannot_be_learned_from_is_told_in_one_line(
 ) -> None:
     data = place / "clips" / "data.jsonl"
     data.write_text(json.dumps({"path": "none.mp4", "caption": "a", **row}))
-    command = asked(place, "wrong", "--validate", "0", "--quiet")
+    command = answer_to(place, "wrong", "--validate", "0", "--quiet")
     command[1] = str(data)
     assert main(command) == 2
-    told = capsys.readouterr().err.strip().splitlines()
-    assert says in told[-1] and not any("Traceback" in line for line in told)
+    printed = capsys.readouterr().err.strip().splitlines()
+    assert says in printed[-1] and not any("Traceback" in line for line in printed)
 
 
 @pytest.mark.parametrize("stored", [False, True])
@@ -227,7 +229,7 @@ def test_a_dry_run_refuses_captions_that_the_command_refuses(
     data = place / "clips" / "dry.jsonl"
     known = {"path": "gone.mp4", "features": "f" * 64} if stored else {"path": CLIP}
     data.write_text(json.dumps({**known, "caption": "a cat <|im_end|> on a sofa"}))
-    command = asked(place, "dry", "--validate", "0", "--quiet")
+    command = answer_to(place, "dry", "--validate", "0", "--quiet")
     command[1] = str(data)
     for more in ([], ["--dry-run"]):
         assert main([*command, *more]) == 2, more
@@ -269,8 +271,8 @@ def test_what_runs_out_of_memory_goes_on_a_rung_lower(
     roomy = tune(replace(config, out=str(place / "roomy")), Display(quiet=True))
     monkeypatch.setenv(VARIABLE, json.dumps({"tune": {"rows": 1, "again": True}}))
     tight = tune(config, Display(quiet=True), lambda listen: DirectLauncher(listen, STARVED))
-    told = json.loads((place / "tight" / "run" / "run.json").read_text())
-    names = [rung["name"] for rung in told["rungs"] if rung["stage"] == "tune"]
+    values = json.loads((place / "tight" / "run" / "run.json").read_text())
+    names = [rung["name"] for rung in values["rungs"] if rung["stage"] == "tune"]
     assert names == ["batch 2, fp32", "batch 1, fp32", "batch 1, fp32, gradient checkpointing"]
     assert isinstance(roomy, Tuned) and isinstance(tight, Tuned)
     assert tight.record["losses"] == pytest.approx(roomy.record["losses"], rel=1e-3)
@@ -288,13 +290,13 @@ def test_the_process_that_trains_opens_no_clip_and_loads_no_tower(
 ) -> None:
     """Its processes are told from others by what they write; the tower's tensors are in the same
     file as the others, so it is asked what it holds, too."""
-    command = asked(place, "traced", "--steps", "2", "--validate", "0", "--quiet")
+    command = answer_to(place, "traced", "--steps", "2", "--validate", "0", "--quiet")
     assert main(command) == 0  # by now all is encoded
     shutil.rmtree(place / "traced")
     trace = ["strace", "-ff", "-qq", "-e", "trace=openat,rename", "-o", str(tmp_path / "opened")]
     subprocess.run([*trace, *PENSTOCK, *command], cwd=ROOT, check=True)
-    told = {path: path.read_text(errors="replace") for path in tmp_path.glob("opened.*")}
-    trained = [text for text in told.values() if "adapter_model.safetensors" in text]
+    messages = {path: path.read_text(errors="replace") for path in tmp_path.glob("opened.*")}
+    trained = [text for text in messages.values() if "adapter_model.safetensors" in text]
     assert trained
     opened = [line for text in trained for line in text.splitlines() if "ENOENT" not in line]
     assert not [line for line in opened if ".mp4" in line or "/frames/" in line]
@@ -429,19 +431,19 @@ def facts_of(place: Path) -> dict[str, Any]:
 
 def test_the_report_has_curves_and_what_is_said_before_and_after(tmp_path: Path) -> None:
     assert training_in(tmp_path) is None
-    told = facts_of(folder(tmp_path))
-    losses, memory = told["curves"]
+    message = facts_of(folder(tmp_path))
+    losses, memory = message["curves"]
     assert [one["name"] for one in losses["series"]] == ["trained on", "held out"]
     assert losses["series"][0]["points"][0] == [1, 3.0]
     assert memory["series"][0]["points"][-1] == [4, 1.0]
-    assert told["rows"] == [("tags: red, dog", "a red dog", "a red dog")]
+    assert message["rows"] == [("tags: red, dog", "a red dog", "a red dog")]
 
 
 def test_of_many_steps_as_many_are_drawn_as_show(tmp_path: Path) -> None:
     many = 5 * MAX_POINTS + 1
     losses = [float(at) for at in range(many)]
-    told = facts_of(folder(tmp_path, losses=losses, memory_bytes=[1] * many))
-    points = told["curves"][0]["series"][0]["points"]
+    message = facts_of(folder(tmp_path, losses=losses, memory_bytes=[1] * many))
+    points = message["curves"][0]["series"][0]["points"]
     assert len(points) <= MAX_POINTS + 1 and points[-1] == [many, many - 1.0]
 
 

@@ -98,10 +98,10 @@ def test_a_dry_run_says_the_same_and_deletes_nothing(store: FolderStore) -> None
     for at in range(4):
         put(store, "features", FREE, f"{at}", used=at)
     before = list(store.list())
-    told = collect(store, 25_000, dry_run=True)
+    message = collect(store, 25_000, dry_run=True)
     assert list(store.list()) == before
     done = collect(store, 25_000, dry_run=False)
-    assert (told.packs, told.bytes) == (done.packs, done.bytes)
+    assert (message.packs, message.bytes) == (done.packs, done.bytes)
     assert done.packs["features"] == 2
 
 
@@ -225,12 +225,12 @@ def test_a_rebuild_makes_what_a_caption_run_then_finds(config: CaptionConfig) ->
 
 
 def test_a_dry_run_changes_nothing_and_tells_time_once_it_is_known(config: CaptionConfig) -> None:
-    told = answered(config, dry_run=True)
-    assert (told.missing.chunks, told.missing.files, told.exit_code) == (3, 3, 0)
-    assert "time: unknown" in told.plan_lines()[-1]
-    assert told.to_json()["removed_bytes"] == 0
-    fetched = replace(told, fetch_bytes=2 * 10**9).plan_lines()
-    assert fetched == ["to download: 2.0 GB of weights", *told.plan_lines()]
+    message = answered(config, dry_run=True)
+    assert (message.missing.chunks, message.missing.files, message.exit_code) == (3, 3, 0)
+    assert "time: unknown" in message.plan_lines()[-1]
+    assert message.to_json()["removed_bytes"] == 0
+    fetched = replace(message, fetch_bytes=2 * 10**9).plan_lines()
+    assert fetched == ["to download: 2.0 GB of weights", *message.plan_lines()]
     assert features(config) == 0
     answered(config)
     write_video(Path(config.sources[0]) / "0.mp4", ticks=range(11))
@@ -239,9 +239,9 @@ def test_a_dry_run_changes_nothing_and_tells_time_once_it_is_known(config: Capti
     sampled = answered(replace(config, fps=1.0), stages, dry_run=True)
     assert sampled.missing.chunks == 3
     assert sampled.difference.why == ("sampling changed (fps 2.0 → 1.0)",)
-    told = answered(config, stages, dry_run=True, prune=True)
-    assert (counts(told), told.missing.chunks, told.removed) == ((2, 0, 1, 0), 1, 1)
-    assert "time: about" in told.plan_lines()[-1]
+    message = answered(config, stages, dry_run=True, prune=True)
+    assert (counts(message), message.missing.chunks, message.removed) == ((2, 0, 1, 0), 1, 1)
+    assert "time: about" in message.plan_lines()[-1]
     assert stages.names() == [] and snapshot(config.store) == before
 
 
@@ -303,11 +303,11 @@ def test_features_of_an_earlier_prompt_go_where_prompts_decide_them(
 ) -> None:
     monkeypatch.setattr("tests.support.stand_ins.PROFILE", replace(PROFILE, prompted=True))
     answered(config)
-    asked = replace(config, prompt="Who is there?")
-    result = answered(asked, prune=True)
+    request = replace(config, prompt="Who is there?")
+    result = answered(request, prune=True)
     assert (counts(result), result.encoded, result.removed) == ((3, 0, 0, 0), 3, 3)
     assert "prompt changed" in result.difference.why[0]
-    assert answered(asked).difference.why == ()
+    assert answered(request).difference.why == ()
 
 
 def test_two_jobs_over_the_same_sources_are_told_apart_by_name(config: CaptionConfig) -> None:
@@ -381,8 +381,8 @@ def test_two_rebuilds_of_one_job_are_refused(config: CaptionConfig) -> None:
 
 
 def test_a_rebuild_of_a_deployment_has_a_folder_of_its_own(config: CaptionConfig) -> None:
-    asked = RebuildConfig(sources=config.sources, model=config.model, store=config.store)
-    result = answered(asked)
+    request = RebuildConfig(sources=config.sources, model=config.model, store=config.store)
+    result = answered(request)
     assert (result.files, result.encoded) == (3, features(config))
 
 

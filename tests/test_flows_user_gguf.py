@@ -100,7 +100,7 @@ def test_a_file_is_compared_once_and_keyed_by_its_content(file: Path, tmp_path: 
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "text"),
     [
         ({"engine": "inflight"}, "--engine inflight: the language half of demo is a GGUF file"),
         ({"adapter": "A"}, "A"),
@@ -111,12 +111,12 @@ def test_a_file_is_compared_once_and_keyed_by_its_content(file: Path, tmp_path: 
     ],
 )
 def test_options_that_exclude_it_are_refused(
-    file: Path, tmp_path: Path, options: dict[str, Any], said: str
+    file: Path, tmp_path: Path, options: dict[str, Any], text: str
 ) -> None:
     given = {"language_gguf": str(file), **options}
     with pytest.raises(PenstockError) as raised:
         opened(tmp_path / "store", Comparing(), Path(given.pop("language_gguf")), **given)
-    assert said in raised.value.message and raised.value.hint
+    assert text in raised.value.message and raised.value.hint
 
 
 def test_it_is_neither_trained_nor_used_for_vectors(file: Path, tmp_path: Path) -> None:
@@ -139,18 +139,18 @@ def test_a_published_file_captions_as_an_export_does(tmp_path: Path) -> None:
     from tests.support.published_gguf import published, tokens_of
 
     write_clips(tmp_path / "clips", 6, seed=5)
-    told = CaptionConfig(
+    message = CaptionConfig(
         sources=(str(tmp_path / "clips"),), model="demo", store=str(tmp_path / "store")
     )
     kind, model = "gguf-f32", tmp_path / "export"
-    asked = ExportRequest(kind=kind, folder=model, samples=6)
-    assert export(told, asked, Display(quiet=True)).accepted
+    request = ExportRequest(kind=kind, folder=model, samples=6)
+    assert export(message, request, Display(quiet=True)).accepted
     own = model / FILE
     file = published(own, tmp_path / "published.gguf", tokens=tokens_of(CHECKPOINT, own))
 
     def rows(name: str, **options: Any) -> list[dict[str, Any]]:
         out = tmp_path / name
-        config = replace(told, out=str(out), **options)
+        config = replace(message, out=str(out), **options)
         assert caption(config, Display(quiet=True)).exit_code == 0
         return read_lines(out / "captions.jsonl")
 

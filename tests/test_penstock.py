@@ -424,13 +424,13 @@ def test_the_wrong_half_is_told_as_an_error_of_penstock() -> None:
     import torch
 
     half = penstock.load_half(penstock_demo.CHECKPOINT, "language")
-    asked = {
+    requests = {
         "input_ids": torch.zeros(1, 4, dtype=torch.long),
         "pixel_values": torch.zeros(4, 3 * 2 * 14 * 14),
         "image_grid_thw": torch.tensor([[1, 2, 2]]),
     }
     with pytest.raises(penstock.PenstockError, match="is needed, but belongs to") as found:
-        penstock.encode(half, asked)
+        penstock.encode(half, requests)
     assert "pieces=" in found.value.hint and "\n" not in str(found.value)
 
 

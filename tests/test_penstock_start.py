@@ -245,12 +245,12 @@ def test_the_file_of_a_database_is_that_of_the_user_s_folder(
     given: str, found: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PREFECT_API_DATABASE_CONNECTION_URL", given)
-    wanted = (
+    expected = (
         {}
         if found is None
         else {"PREFECT_API_DATABASE_CONNECTION_URL": found.format(here=os.getcwd())}
     )
-    assert databases() == wanted
+    assert databases() == expected
 
 
 @pytest.mark.parametrize("script", ["server", "setup", "lock", "bench"])
@@ -564,9 +564,9 @@ def test_the_command_reads_names_as_utf8_in_every_locale(
             capture_output=True,
             check=False,
         )
-        said = b"penstock: nothing to sift: \xe6\x97\xa5 \xef\xbf\xbd.png: no such file or folder. "
+        text = b"penstock: nothing to sift: \xe6\x97\xa5 \xef\xbf\xbd.png: no such file or folder. "
         assert done.returncode == 2
-        assert done.stderr.splitlines()[-1].startswith(said), done.stderr
+        assert done.stderr.splitlines()[-1].startswith(text), done.stderr
 
 
 def test_python_is_told_how_to_start_where_names_are_not_utf8(latin: dict[str, str]) -> None:

@@ -277,13 +277,13 @@ def test_the_worker_says_at_once_what_it_waits_for_and_then_that_it_is_there(
 
 
 @pytest.mark.parametrize(
-    "asked", ["127.0.0.1:{}/api", "http://127.0.0.1:{}", "http://127.0.0.1:{}/"]
+    "request", ["127.0.0.1:{}/api", "http://127.0.0.1:{}", "http://127.0.0.1:{}/"]
 )
 def test_an_address_that_no_api_can_have_is_refused_at_once(
-    port: int, asked: str, monkeypatch: pytest.MonkeyPatch
+    port: int, request: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    url = asked.format(port)
-    wanted = "add /api" if "//" in url else "it must begin with http:// or https://"
+    url = request.format(port)
+    expected = "add /api" if "//" in url else "it must begin with http:// or https://"
     server = HTTPServer(("127.0.0.1", port), Healthy)
     answering = threading.Thread(target=server.serve_forever)
     answering.start()
@@ -293,13 +293,13 @@ def test_an_address_that_no_api_can_have_is_refused_at_once(
     monkeypatch.setattr(login, "say", lines.append)
     try:
         assert login.await_server() == 2, lines
-        assert lines[-1].startswith(f"PREFECT_API_URL is {url}") and lines[-1].endswith(wanted)
+        assert lines[-1].startswith(f"PREFECT_API_URL is {url}") and lines[-1].endswith(expected)
         with (
             temporary_settings({PREFECT_API_URL: url}),
             pytest.raises(UsageError, match=re.escape(f"PREFECT_API_URL is {url}")) as refused,
         ):
             client_settings()
-        assert wanted in str(refused.value)
+        assert expected in str(refused.value)
     finally:
         server.shutdown()
         answering.join()
@@ -427,8 +427,8 @@ async def submit_twice() -> list[Any]:
     limiter = worker._limiter = anyio.CapacityLimiter(1)
     run = SimpleNamespace(id=uuid4(), name="run")
     await limiter.acquire_on_behalf_of(run.id)
-    asked: Any = [SimpleNamespace(flow_run=run)]
-    return await worker._submit_scheduled_flow_runs(asked)
+    requests: Any = [SimpleNamespace(flow_run=run)]
+    return await worker._submit_scheduled_flow_runs(requests)
 
 
 def test_prefect_s_own_worker_is_ended_by_it() -> None:

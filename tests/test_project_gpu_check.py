@@ -37,8 +37,8 @@ def test_the_page_is_rewritten_between_its_marks_alone() -> None:
 
 def test_a_folder_gets_the_table_and_the_same_as_json(tmp_path: Path) -> None:
     write(result(GOOD, BAD), tmp_path / "new")
-    told = json.loads((tmp_path / "new" / "gpu.json").read_text())
-    assert [each["verdict"] for each in told["rows"]] == ["ok", "differs"]
+    values = json.loads((tmp_path / "new" / "gpu.json").read_text())
+    assert [each["verdict"] for each in values["rows"]] == ["ok", "differs"]
     assert (
         "| SDPA | below 100 MiB | 2,048 MiB | differs |"
         in (tmp_path / "new" / "gpu.md").read_text()
@@ -50,14 +50,14 @@ def test_without_a_gpu_one_line_says_so(
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert command.main([]) == 2
-    said, words = capsys.readouterr(), "the driver shows no GPU, so there is nothing to check"
-    assert (said.out, said.err) == ("", f"gpu-check: {words}\n")
+    printed, words = capsys.readouterr(), "the driver shows no GPU, so there is nothing to check"
+    assert (printed.out, printed.err) == ("", f"gpu-check: {words}\n")
 
 
 def test_a_word_that_names_no_check_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert command.main(["--only", "nosuchcheck"]) == 2
-    said = capsys.readouterr().err
-    assert said.startswith("gpu-check: no check is named nosuchcheck; ") and "lock" in said
+    printed = capsys.readouterr().err
+    assert printed.startswith("gpu-check: no check is named nosuchcheck; ") and "lock" in printed
 
 
 def test_of_a_stand_in_no_page_is_written(

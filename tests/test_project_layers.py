@@ -135,8 +135,8 @@ def test_benchmarks_import_neither_scripts_nor_tests() -> None:
     ids=lambda patch: patch.stem,
 )
 def test_a_toy_of_the_slow_tests_still_applies(patch: Path) -> None:
-    asked = ["git", "apply", "--check", "-C1", str(patch)]
-    done = completed(asked)
+    requests = ["git", "apply", "--check", "-C1", str(patch)]
+    done = completed(requests)
     assert done.returncode == 0, done.stderr
 
 
@@ -192,9 +192,9 @@ main(sys.argv[1:])
 
 
 def test_the_first_line_of_a_run_comes_before_what_does_it_is_loaded() -> None:
-    asked = ("caption", "VIDEOS/", "--model", "demo")
+    request = ("caption", "VIDEOS/", "--model", "demo")
     done = completed(
-        [sys.executable, "-c", FIRST, *asked], env={**os.environ, "TERM": "xterm"}, check=True
+        [sys.executable, "-c", FIRST, *request], env={**os.environ, "TERM": "xterm"}, check=True
     )
     line, *loaded = done.stdout.splitlines()
     assert line == READING

@@ -87,17 +87,17 @@ def test_what_the_page_prints_runs_and_answers_as_printed(tmp_path: Path) -> Non
     shell.before += "\n".join(line for line in before if line.startswith("CLIPS=")) + "\n"
     with shell.serving(serve):
         shell.before += label.splitlines()[0] + "\n"
-        told = [json.loads(shell.run(label))]
+        values = [json.loads(shell.run(label))]
         answers = {line: shell.run(line) for line in asking.splitlines()}
-        said = [json.loads(answer) for answer in answers.values() if answer.startswith("{")]
-        told += [next(each for each in said if "hits" in each)]
-        told += [next(each for each in said if "captions" in each)]
-        for found, printed in zip(told, blocks("json"), strict=True):
+        record = [json.loads(answer) for answer in answers.values() if answer.startswith("{")]
+        values += [next(each for each in record if "hits" in each)]
+        values += [next(each for each in record if "captions" in each)]
+        for found, printed in zip(values, blocks("json"), strict=True):
             assert is_like(found, json.loads(printed)), found
         (streamed,) = [answer for line, answer in answers.items() if "stream=1" in line]
         assert streamed.count("data: ") > 1 and '"done": true' in streamed.splitlines()[-2]
         assert (tmp_path / "thumbnail.jpg").read_bytes().startswith(b"\xff\xd8\xff")
-        assert not any("error" in each for each in said)
+        assert not any("error" in each for each in record)
 
 
 @pytest.mark.slow
@@ -107,6 +107,6 @@ def test_the_client_of_openai_runs_as_printed(tmp_path: Path) -> None:
     (script,) = blocks("python")
     with shell.serving("penstock serve --caption-model demo"):
         (tmp_path / "ask.py").write_text(shell.typed(script))
-        said = shell.run(f"python ask.py {ROOT}/penstock_demo/samples/clip-01.mp4")
+        text = shell.run(f"python ask.py {ROOT}/penstock_demo/samples/clip-01.mp4")
     truth = (ROOT / "penstock_demo/samples/truth.jsonl").read_text().splitlines()[0]
-    assert said.strip() == json.loads(truth)["caption"]
+    assert text.strip() == json.loads(truth)["caption"]

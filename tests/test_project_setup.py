@@ -144,10 +144,10 @@ def test_two_at_once_install_once(machine: Machine) -> None:
         subprocess.Popen(command, env={"PATH": str(machine.bin)}, stdout=subprocess.PIPE, text=True)
         for _ in range(2)
     ]
-    told = [process.communicate()[0] for process in both]
-    assert [process.returncode for process in both] == [0, 0], told
+    printed = [process.communicate()[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0], printed
     assert [call.split()[1] for call in machine.uv_calls()] == ["venv", "pip", "pip"]
-    assert sum("waiting for another installation" in each for each in told) == 1
+    assert sum("waiting for another installation" in each for each in printed) == 1
 
 
 @pytest.mark.parametrize(("last", "chosen"), [("3.11", "{bin}/python3"), ("3.14", "3.13")])

@@ -87,8 +87,8 @@ def test_it_is_planned_run_shown_and_resumed(copy: Path) -> None:
     out = copy.parent / "out"
     planned = thumb(copy, "--dry-run")
     assert "  thumb " in planned and "decode" not in planned and not out.exists()
-    told = thumb(copy)
-    assert "making thumbs: 3 to do" in told
+    message = thumb(copy)
+    assert "making thumbs: 3 to do" in message
     assert items(copy) == {"frames": 3, "thumb": 3}
     for path in sorted(out.glob("*.jpg")):
         with Image.open(path) as image:
@@ -112,12 +112,12 @@ def test_it_is_planned_run_shown_and_resumed(copy: Path) -> None:
 
 def test_captions_are_as_they_were_without_it(copy: Path, tmp_path: Path) -> None:
     clip = str(copy.parent / "clips" / CLIPS[0])
-    said = []
+    texts = []
     for folder, name in ((copy, "with"), (ROOT, "without")):
         places = ["--store", str(tmp_path / name), "--out", str(tmp_path / f"out-{name}")]
         penstock(folder, "caption", clip, "--model", "demo", *places)
-        said.append((tmp_path / f"out-{name}" / "captions.jsonl").read_bytes())
-    assert said[0] == said[1]
+        texts.append((tmp_path / f"out-{name}" / "captions.jsonl").read_bytes())
+    assert texts[0] == texts[1]
 
 
 ENGINE = "row-by-row"
@@ -148,13 +148,13 @@ def test_an_engine_takes_two_files_and_captions_as_ours_do(tmp_path: Path) -> No
     kept = Record(key="caption-1", meta={"caption": "kept", "tokens": 1, "ended": "stop"})
     wave.record_set("captions", OTHER).publish([kept])
 
-    told = events_of(copy, wave.to_decode(PROMPTS, OTHER, 32) | {"engine": ENGINE})
+    message = events_of(copy, wave.to_decode(PROMPTS, OTHER, 32) | {"engine": ENGINE})
     first, other, *rest = wave.captions(OTHER)
     assert other == kept.meta
     assert words([first, *rest]) == words([ours[0], *ours[2:]])
     assert {(one["engine"], one["engine_version"]) for one in (first, *rest)} == {(ENGINE, 1)}
-    assert noted(told)["engine"] == ENGINE
-    assert [*keys_told(told)] == [f"caption-{n}" for n in range(len(ours)) if n != 1]
+    assert noted(message)["engine"] == ENGINE
+    assert [*keys_told(message)] == [f"caption-{n}" for n in range(len(ours)) if n != 1]
     assert wave.captions(CAPTIONS) == ours
 
 
@@ -165,10 +165,10 @@ def test_another_engine_is_offered_planned_and_run_like_ours(tmp_path: Path) -> 
         penstock(copy, "caption", "--help").stdout.split()
     )
     clip, found = str(penstock_demo.CLIPS / CLIPS[0]), []
-    asked = ["--model", "demo", "--precision", "fp32", "--store", str(tmp_path / "store")]
+    requests = ["--model", "demo", "--precision", "fp32", "--store", str(tmp_path / "store")]
     for engine in ("inflight", ENGINE):
         out = tmp_path / engine
-        more = [*asked, "--engine", engine, "--out", str(out)]
+        more = [*requests, "--engine", engine, "--out", str(out)]
         assert "decode" in penstock(copy, "plan", clip, *more).stdout
         penstock(copy, "caption", clip, *more)
         run = json.loads((out / "run.json").read_text())

@@ -31,15 +31,15 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_wheel_holds_every_file_of_the_packages_and_no_other(wheel: Path) -> None:
-    wanted = {
+    expected = {
         path.relative_to(ROOT).as_posix()
         for package in PACKAGES
         for path in (ROOT / package).rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
     }
     names = {name for name in zipfile.ZipFile(wheel).namelist() if not name.endswith("/")}
-    assert {name for name in names if ".dist-info/" not in name} == wanted
-    weights = [ROOT / name for name in wanted if name.endswith(".safetensors")]
+    assert {name for name in names if ".dist-info/" not in name} == expected
+    weights = [ROOT / name for name in expected if name.endswith(".safetensors")]
     assert 0 < sum(path.stat().st_size for path in weights) <= 12_000_000
 
 
@@ -84,19 +84,19 @@ def test_a_folder_called_flows_on_the_path_of_a_user_hides_nothing(
     mine = tmp_path / "mine" / "flows"
     mine.mkdir(parents=True)
     (mine / "__init__.py").write_text("raise RuntimeError('not ours')\n")
-    code, said = run_command(site, mine.parent)
-    assert code == 2 and "no run has written to" in said, said
+    code, text = run_command(site, mine.parent)
+    assert code == 2 and "no run has written to" in text, text
 
 
 def test_a_package_that_was_installed_over_ours_is_named(site: Path) -> None:
     assert run_command(site)[0] == 2
     (site / "artifacts" / "__init__.py").write_text("__version__ = '3.0'\n")
-    code, said = run_command(site)
-    assert code == 5 and "Traceback" not in said
-    assert "wrote its artifacts over Penstock's" in said and len(said.splitlines()) == 1
+    code, text = run_command(site)
+    assert code == 5 and "Traceback" not in text
+    assert "wrote its artifacts over Penstock's" in text and len(text.splitlines()) == 1
     (site / "artifacts" / "__init__.py").unlink()
-    code, said = run_command(site)
-    assert code == 5 and "Traceback" not in said, said
+    code, text = run_command(site)
+    assert code == 5 and "Traceback" not in text, text
 
 
 LOCKS = sorted((ROOT / "requirements").glob("*.txt"))

@@ -104,8 +104,8 @@ def line_for(gib: float, device: str = "cuda:0") -> str:
 
 
 def test_a_plan_names_the_largest_models_for_its_memory() -> None:
-    told = json.loads(TABLE.read_text(encoding="utf-8"))["gpu"]
-    first, second = told[0], told[1]
+    values = json.loads(TABLE.read_text(encoding="utf-8"))["gpu"]
+    first, second = values[0], values[1]
     assert line_for(100).startswith(f"{first['unquantized']} unquantized")
     assert line_for(14.5).startswith(
         f"{second['unquantized']} unquantized, {second['quantized']} with --precision auto"

@@ -22,7 +22,7 @@ from artifacts.errors import EnvironmentFault, PenstockError, StageDied, UsageEr
 from artifacts.packs import Record, RecordSet
 from artifacts.schema import FrameFit
 from artifacts.store import open_store
-from benchmarks._endpoint import ONCE, TWENTY, StandIn, digest_in, running, told
+from benchmarks._endpoint import ONCE, TWENTY, StandIn, digest_in, message_of, running
 from stages.ask import UNANSWERED, AskItem, AskJob
 from stages.ask.servers import Client, NoReply, Reply, RequestPace
 from stages.process.events import EventReporter, Failed, Warned, event_of
@@ -197,7 +197,7 @@ def test_a_changed_model_ends_the_stage(work: Work, change: str) -> None:
     stand_in = StandIn()
     stand_in.answer = lambda _, digest, __: (
         200,
-        told(digest) | ({change: "another"} if len(stand_in.requests) > 6 else {}),
+        message_of(digest) | ({change: "another"} if len(stand_in.requests) > 6 else {}),
     )
     with (
         running(stand_in) as address,
@@ -275,7 +275,7 @@ def test_answers_that_break_a_schema_fail_by_name_and_one_fence_is_no_part_of_th
 
     def answer(request: dict[str, Any], digest: str, before: int) -> Any:
         assert request["response_format"]["json_schema"]["schema"]["required"] == ["a"]
-        found = told(digest)
+        found = message_of(digest)
         found["choices"][0]["message"]["content"] = answers[len(stand_in.requests) - 1]
         return 200, found
 
@@ -320,7 +320,7 @@ def test_an_echoed_key_is_neither_shown_nor_stored(work: Work, key_file: Path) -
             return f"HTTP/1.1 {key}\r\n\r\n".encode()
         if int(digest, 16) % 2:
             return 400, {"error": {"message": f"bad {key} \x1b[2J {'x' * 5000}"}}
-        found = told(digest, fingerprint=f"f {key}")
+        found = message_of(digest, fingerprint=f"f {key}")
         if int(digest, 16) % 3:
             found["choices"][0]["message"]["content"] = f"I saw {key}"
         return 200, found
@@ -365,10 +365,10 @@ def test_a_long_wait_is_said_and_an_absurd_one_is_not_obeyed(work: Work) -> None
     )
     with running(stand_in) as address:
         work.run(address, at_once=1)
-    said = [event.text for event in work.events if isinstance(event, Warned)]
-    assert len(said) == 2 and len(work.captions) == 12
+    texts = [event.text for event in work.events if isinstance(event, Warned)]
+    assert len(texts) == 2 and len(work.captions) == 12
     pattern = re.escape(address) + r" is overloaded: next try at \d\d:\d\d:\d\d, in 5 s"
-    assert all(re.fullmatch(pattern, text) for text in said), said
+    assert all(re.fullmatch(pattern, text) for text in texts), texts
 
 
 @pytest.mark.parametrize("wait", ["retry-after: 0.3\r\n", ""])

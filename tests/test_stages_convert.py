@@ -50,10 +50,10 @@ ODD = {
 """Tensors of many types. Some are no stretch of memory, or have torch's negative bit."""
 
 
-def same(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> bool:
-    return found.keys() == wanted.keys() and all(
+def same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> bool:
+    return found.keys() == expected.keys() and all(
         found[name].dtype == tensor.dtype and torch.equal(found[name], tensor)
-        for name, tensor in wanted.items()
+        for name, tensor in expected.items()
     )
 
 
@@ -82,8 +82,8 @@ def test_files_of_a_bounded_size_are_what_transformers_reads(tmp_path: Path) -> 
     names = list(weights)
     parts = [{n: weights[n] for n in some} for some in (names[:2], names[2:])]
     source = write_folder(tmp_path / "source", *parts)
-    told = converted(source, tmp_path / "made", shard_bytes=2 * weights[names[0]].nbytes)
-    assert written(told) == [f"model-{n:05d}-of-00003.safetensors" for n in (1, 2, 3)]
+    message = converted(source, tmp_path / "made", shard_bytes=2 * weights[names[0]].nbytes)
+    assert written(message) == [f"model-{n:05d}-of-00003.safetensors" for n in (1, 2, 3)]
     assert same(tensors_of(tmp_path / "made"), weights)
     index = json.loads((tmp_path / "made" / INDEX).read_text())
     assert index["weight_map"][names[5]] == "model-00003-of-00003.safetensors"
@@ -96,8 +96,8 @@ def test_floating_numbers_are_written_in_the_type_that_is_asked_for(tmp_path: Pa
     found = tensors_of(tmp_path / "made")
     assert {n for n, t in found.items() if t.dtype != torch.float16} == {"number", "mask"}
     assert all(torch.equal(found[n], t.to(found[n].dtype)) for n, t in {**drawn(), **ODD}.items())
-    said = json.loads((tmp_path / "made" / "config.json").read_text())
-    assert (said["torch_dtype"], said["text_config"]["dtype"]) == ("float16", "float16")
+    record = json.loads((tmp_path / "made" / "config.json").read_text())
+    assert (record["torch_dtype"], record["text_config"]["dtype"]) == ("float16", "float16")
 
 
 def test_what_a_type_cannot_hold_is_refused_by_name(tmp_path: Path) -> None:
@@ -265,12 +265,14 @@ def test_a_full_disk_is_one_line_and_no_loss(
 def test_an_original_file_becomes_a_model_of_the_family(tmp_path: Path) -> None:
     weights = evaclip.original(evaclip.LAYOUTS["8B"])
     torch.save(weights, tmp_path / "original.pt")
-    config, wanted = evaclip.converted(weights)
-    told = converted(tmp_path / "original.pt", tmp_path / "made")
-    assert same(tensors_of(tmp_path / "made"), wanted)
-    said = json.loads((tmp_path / "made" / "config.json").read_text())
-    assert said == {**config, "dtype": "float32"}
-    assert any("assuming heads" in event["text"] for event in told if event["event"] == "warning")
+    config, expected = evaclip.converted(weights)
+    message = converted(tmp_path / "original.pt", tmp_path / "made")
+    assert same(tensors_of(tmp_path / "made"), expected)
+    record = json.loads((tmp_path / "made" / "config.json").read_text())
+    assert record == {**config, "dtype": "float32"}
+    assert any(
+        "assuming heads" in event["text"] for event in message if event["event"] == "warning"
+    )
 
 
 @pytest.mark.skipif(not (SHARED / "eva-8b").exists(), reason="the original file is not here")

@@ -99,11 +99,11 @@ def test_numbers_are_those_of_raw_logits(engine: str, choice: str, tmp_path: Pat
     wave = mixed_wave(tmp_path)
     found = spoken(wave, engine, choice)
     for number in (0, 3, 8):
-        one, wanted = found[number], raw_numbers(wave, number)
-        assert one["tokens"] == wanted["tokens"]
+        one, expected = found[number], raw_numbers(wave, number)
+        assert one["tokens"] == expected["tokens"]
         for field in ("logprob", "margin"):
-            assert one[field] == pytest.approx(wanted[field], abs=2e-3)
-        assert one["margin_at"] == min(wanted["margin_at"], len(one["caption"]) - 1)
+            assert one[field] == pytest.approx(expected[field], abs=2e-3)
+        assert one["margin_at"] == min(expected["margin_at"], len(one["caption"]) - 1)
     if choice != "greedy":
         assert any(each["margin"] < 0 for each in found) == (choice != "begun")
 
@@ -124,21 +124,21 @@ def scored(
     ]
     values = {"features_namespaces": [OTHER, FEATURES], "namespace": THIRD, "items": items}
     job = own_of(ScoreJob, wave._job(**values, **more))
-    told = told_by(score, job)
+    message = told_by(score, job)
     record_set = wave.record_set("scores", THIRD)
-    return [record_set.meta(item.key) for item in items], keys_told(told)
+    return [record_set.meta(item.key) for item in items], keys_told(message)
 
 
 def test_a_text_that_is_only_read_gets_the_numbers_of_its_generation(tmp_path: Path) -> None:
     wave = mixed_wave(tmp_path)
     found = wave.captions(CAPTIONS)
-    read, told = scored(wave, found)
+    read, message = scored(wave, found)
     for one, other in zip(found, read, strict=True):
         assert other["tokens"] == one["tokens"]
         assert [other[f] for f in CONFIDENCE] == pytest.approx(
             [one[f] for f in CONFIDENCE], abs=2e-3
         )
-    assert len(told) == len(found)
+    assert len(message) == len(found)
     assert scored(wave, found) == (read, []), "a second time there is nothing to do"
 
 

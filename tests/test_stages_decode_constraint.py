@@ -68,13 +68,13 @@ def wave_of(folder: Path, store: Path, number: int = 3) -> Wave:
     return encoded_wave(store, folder, clips("image", number))
 
 
-def said(
-    wave: Wave, engine: str, namespace: str, limit: int, form: str = FORM, **asked: Any
+def captions_of(
+    wave: Wave, engine: str, namespace: str, limit: int, form: str = FORM, **request: Any
 ) -> list[dict[str, Any]]:
     """The records of the captions."""
     wave.settings |= {
         "engine": engine,
-        "generation": SamplingParams(schema=form, **asked).non_defaults,
+        "generation": SamplingParams(schema=form, **request).non_defaults,
     }
     wave.decode(PROMPTS, namespace, tokens=limit)
     return wave.captions(namespace)
@@ -92,8 +92,8 @@ def check(records: list[dict[str, Any]], limit: int, form: Mapping[str, Any] = S
 def test_every_caption_is_valid_however_few_tokens_it_has(
     name: str, engine: str, way: str, tmp_path: Path
 ) -> None:
-    (more, asked), wave = WAYS[way], wave_of(folder_of(name), tmp_path)
-    records = said(wave, engine, OTHER, LEAST + more, **asked)
+    (more, request), wave = WAYS[way], wave_of(folder_of(name), tmp_path)
+    records = captions_of(wave, engine, OTHER, LEAST + more, **request)
     check(records, LEAST + more)
     assert all(record["generation"]["schema"] == FORM for record in records)
     if not more:  # a random model, and the demo, would go on with the first of the texts
@@ -128,7 +128,7 @@ def test_a_caption_is_what_a_loop_by_hand_says(tmp_path: Path) -> None:
                 more = new if key == "input_ids" else torch.full_like(new, key == "attention_mask")
                 inputs[key] = torch.cat([value, more.to(value.dtype)], 1)
     for engine, namespace in zip(ENGINES, ("cc" * 32, OTHER), strict=True):
-        records = said(wave, engine, namespace, 100, form)
+        records = captions_of(wave, engine, namespace, 100, form)
         assert records[0]["caption"] == words.decode()
         check(records, 100, SHORT)
         assert not any("shortened" in record for record in records)
@@ -140,8 +140,8 @@ def test_other_ways_of_choosing_go_on_and_the_form_wins(tmp_path: Path) -> None:
     least = rest_of(form).tokens
     avoided: dict[str, Any] = {"avoid": (*'{}":,', "clip", "photo"), "repetition_penalty": 1.5}
     for engine, namespace in zip(ENGINES, ("c1" * 32, "c2" * 32), strict=True):
-        check(said(demo, engine, namespace, least, form, **avoided), least, SHORT)
-    again = said(demo, "inflight", "c3" * 32, least + 9, form, no_repeat_ngram=1, **HOT)
+        check(captions_of(demo, engine, namespace, least, form, **avoided), least, SHORT)
+    again = captions_of(demo, "inflight", "c3" * 32, least + 9, form, no_repeat_ngram=1, **HOT)
     check(again, least + 9, SHORT)
 
 
@@ -205,8 +205,8 @@ def test_answers_closed_at_any_place_end_in_time_and_are_valid() -> None:
         text = canonical(text_of(form))
         matcher = LLMatcher(tokens, grammar_of(text), log_level=0)
         for more in (0, 1, rng.randint(2, 60)):
-            said = babbled(matcher, text, rest_of(text).tokens + more, rng)
-            jsonschema.Draft202012Validator(form).validate(json.loads(said))
+            texts = babbled(matcher, text, rest_of(text).tokens + more, rng)
+            jsonschema.Draft202012Validator(form).validate(json.loads(texts))
 
 
 def test_a_canonical_text_sorts_all_but_the_order_in_which_fields_are_said() -> None:

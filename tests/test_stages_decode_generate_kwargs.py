@@ -69,8 +69,8 @@ def wave_of(folder: Path, store: Path, number: int = 3) -> Wave:
     return encoded_wave(store, folder, clips("image", number))
 
 
-def said(wave: Wave, engine: str, namespace: str, asked: Mapping[str, Any]) -> list[str]:
-    wave.settings |= {"engine": engine, "generation": SamplingParams(**asked).non_defaults}
+def captions_of(wave: Wave, engine: str, namespace: str, params: Mapping[str, Any]) -> list[str]:
+    wave.settings |= {"engine": engine, "generation": SamplingParams(**params).non_defaults}
     wave.decode(PROMPTS, namespace, tokens=TOKENS)
     return [one["caption"] for one in wave.captions(namespace)]
 
@@ -116,10 +116,10 @@ def test_a_control_says_what_stock_says_of_the_row_alone(
     name: str, control: str, tmp_path: Path
 ) -> None:
     folder = folder_of(name)
-    asked, options = CONTROLS[control]
+    request, options = CONTROLS[control]
     wave = wave_of(folder, tmp_path)
     expected = [
-        stock(folder, clip, number, options, asked.get("seed", 0))
+        stock(folder, clip, number, options, request.get("seed", 0))
         for number, clip in wave.batches[0]
     ]
     if control == "presence" and name != "demo":  # which is too sure of its words
@@ -128,18 +128,18 @@ def test_a_control_says_what_stock_says_of_the_row_alone(
     if control in ("beams", "start"):
         del engines["inflight-shared"]
     for engine, namespace in engines.items():
-        assert said(wave, engine, namespace, asked) == expected, engine
+        assert captions_of(wave, engine, namespace, request) == expected, engine
 
 
 def test_chance_hangs_on_the_row_and_on_the_seed(tmp_path: Path) -> None:
     wave = wave_of(CHECKPOINT, tmp_path, 4)
-    asked = {"temperature": 1.5, "top_k": 0}
-    whole = said(wave, "transformers", CAPTIONS, asked)
+    requests = {"temperature": 1.5, "top_k": 0}
+    whole = captions_of(wave, "transformers", CAPTIONS, requests)
     batch = wave.batches[0]
     wave.batches = [batch[:1], batch[1:]]
-    assert said(wave, "inflight", OTHER, asked) == whole
+    assert captions_of(wave, "inflight", OTHER, requests) == whole
     wave.batches = [batch]
-    other = said(wave, "inflight", THIRD, {**asked, "seed": 1})
+    other = captions_of(wave, "inflight", THIRD, {**requests, "seed": 1})
     assert other != whole and len({*whole, *other}) > 4
 
 
@@ -150,7 +150,7 @@ def test_words_that_are_avoided_are_not_said(tmp_path: Path) -> None:
     word = plain.split()[1]
     made = []
     for engine, namespace in (("transformers", OTHER), ("inflight", THIRD)):
-        found = said(wave, engine, namespace, {"avoid": (word,)})
+        found = captions_of(wave, engine, namespace, {"avoid": (word,)})
         assert not any(re.search(rf"(?i)\b{word}\b", one) for one in found), found
         assert found[0] not in ("", plain)
         made.append(found)
@@ -166,8 +166,8 @@ def test_a_checkpoint_s_own_sampling_is_done_when_asked_for_and_else_not(tmp_pat
     wave = wave_of(folder, tmp_path / "store")
     sampled = [stock(folder, c, n, {"do_sample": True}) for n, c in wave.batches[0]]
     greedy = [stock(CHECKPOINT, c, n, {}) for n, c in wave.batches[0]]
-    assert said(wave, "auto", CAPTIONS, {"sampling": "checkpoint"}) == sampled
-    assert said(wave, "transformers", OTHER, {}) == greedy != sampled
+    assert captions_of(wave, "auto", CAPTIONS, {"sampling": "checkpoint"}) == sampled
+    assert captions_of(wave, "transformers", OTHER, {}) == greedy != sampled
 
 
 @pytest.mark.parametrize(
@@ -197,7 +197,7 @@ def test_settings_of_a_checkpoint_that_decide_no_words_change_nothing(
     wave = wave_of(folder, tmp_path / "store")
     expected = [stock(CHECKPOINT, c, n, {}) for n, c in wave.batches[0]]
     for engine, namespace in (("transformers", CAPTIONS), ("inflight", OTHER)):
-        assert said(wave, engine, namespace, {}) == expected, engine
+        assert captions_of(wave, engine, namespace, {}) == expected, engine
 
 
 @pytest.mark.parametrize("as_list", [True, False])
@@ -217,7 +217,9 @@ def test_stop_strings_of_a_checkpoint_end_captions_before_them(
     assert by_stock[0].count(" ") == 2 and by_stock[0].endswith(word)
     expected = [text.split(word)[0].rstrip() for text in by_stock]
     for engine, namespace in (("transformers", CAPTIONS), ("inflight", OTHER)):
-        assert [text.rstrip() for text in said(wave, engine, namespace, {})] == expected, engine
+        assert [text.rstrip() for text in captions_of(wave, engine, namespace, {})] == expected, (
+            engine
+        )
         assert wave.captions(namespace)[0]["ended"] == "stop"
 
 
@@ -238,7 +240,7 @@ def test_a_system_text_stands_before_the_question(tmp_path: Path) -> None:
     new = made[:, inputs["input_ids"].shape[1] :]
     expected = processor.batch_decode(new, skip_special_tokens=True)[0].strip()
     for engine, namespace in (("transformers", CAPTIONS), ("inflight", OTHER)):
-        assert said(wave, engine, namespace, {"system": "Be brief."})[0] == expected
+        assert captions_of(wave, engine, namespace, {"system": "Be brief."})[0] == expected
 
 
 @pytest.mark.parametrize(
@@ -266,7 +268,7 @@ def test_a_caption_that_goes_round_in_circles_is_said_once_more(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wave = wave_of(CHECKPOINT, tmp_path)
-    plain = said(wave, "transformers", CAPTIONS, {})
+    plain = captions_of(wave, "transformers", CAPTIONS, {})
     rounds = [text == plain[1] for text in plain]
     assert not all(rounds)
     monkeypatch.setattr(run, "is_repetitive", lambda text, _: text == plain[1])
@@ -276,7 +278,7 @@ def test_a_caption_that_goes_round_in_circles_is_said_once_more(
         for (number, clip), text, again in zip(wave.batches[0], plain, rounds, strict=True)
     ]
     for engine, namespace in (("transformers", OTHER), ("inflight", THIRD)):
-        assert said(wave, engine, namespace, {"retry_loops": True}) == expected
+        assert captions_of(wave, engine, namespace, {"retry_loops": True}) == expected
         assert [one.get("retried") == "loop" for one in wave.captions(namespace)] == rounds
 
 
@@ -296,8 +298,8 @@ def test_a_token_is_lowered_once_however_often_it_was_generated() -> None:
 def test_nothing_asked_is_nothing_in_a_key() -> None:
     assert SamplingParams().key_fields == [] and SamplingParams(seed=3).key_fields == []
     assert SamplingParams(temperature=0.0, seed=3).non_defaults == {"temperature": 0.0}
-    asked = SamplingParams(temperature=0.5, seed=3, avoid=("a", "b"))
-    assert SamplingParams(**asked.non_defaults) == asked
+    request = SamplingParams(temperature=0.5, seed=3, avoid=("a", "b"))
+    assert SamplingParams(**request.non_defaults) == request
     assert SamplingParams(presence_penalty=0.0).key_fields == []
     present = SamplingParams(presence_penalty=1.5)
     assert present.key_fields == [[("presence_penalty", 1.5)]]

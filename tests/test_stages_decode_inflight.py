@@ -65,10 +65,12 @@ def test_a_record_is_the_same_alone_among_others_and_in_another_order(tmp_path: 
 def test_a_resumed_run_makes_only_what_is_missing_and_makes_it_the_same(tmp_path: Path) -> None:
     wave = mixed_wave(tmp_path, 4, "bfloat16")
     keep(wave, [1, 4, 6, 9])
-    told = in_slots(wave)
+    message = in_slots(wave)
     missing = [0, 2, 3, 5, 7, 8]
-    assert sorted(keys_told(told)) == [f"caption-{n}" for n in missing]
-    assert noted(told)["row_steps_used"] == sum(wave.captions()[n]["tokens"] - 1 for n in missing)
+    assert sorted(keys_told(message)) == [f"caption-{n}" for n in missing]
+    assert noted(message)["row_steps_used"] == sum(
+        wave.captions()[n]["tokens"] - 1 for n in missing
+    )
     assert wave.captions(OTHER) == wave.captions()
 
 
@@ -96,16 +98,16 @@ def test_a_slot_is_taken_as_soon_as_its_row_has_ended_longest_captions_first(
     tmp_path: Path,
 ) -> None:
     wave = mixed_wave(tmp_path, 4, "bfloat16")
-    said = {f"caption-{n}": one["tokens"] for n, one in enumerate(wave.captions())}
+    texts = {f"caption-{n}": one["tokens"] for n, one in enumerate(wave.captions())}
     found = noted(in_slots(wave))
     assert found["slots"] == 4
-    assert found["row_steps_used"] == sum(said.values()) - len(said)
+    assert found["row_steps_used"] == sum(texts.values()) - len(texts)
     wasted = found["row_steps"] - found["row_steps_used"]
-    assert 0 <= wasted < 4 * max(said.values()), "it is the slots that nobody is left for"
-    told = in_slots(wave, THIRD, previous_lengths=said)
+    assert 0 <= wasted < 4 * max(texts.values()), "it is the slots that nobody is left for"
+    message = in_slots(wave, THIRD, previous_lengths=texts)
     assert wave.captions(THIRD) == wave.captions(OTHER) == wave.captions()
-    assert noted(told)["row_steps"] <= found["row_steps"]
-    assert said[keys_told(told)[0]] >= min(sorted(said.values())[-4:])
+    assert noted(message)["row_steps"] <= found["row_steps"]
+    assert texts[keys_told(message)[0]] >= min(sorted(texts.values())[-4:])
 
 
 @pytest.mark.parametrize(
@@ -134,17 +136,17 @@ def test_what_a_checkpoint_does_to_its_logits_is_done_row_by_row(
         return penalized(*given)
 
     monkeypatch.setattr(RepetitionPenaltyLogitsProcessor, "__call__", counted)
-    told = in_slots(wave, THIRD)
+    message = in_slots(wave, THIRD)
     assert words(wave.captions(THIRD)) == words(wave.captions(OTHER)) != words(wave.captions())
     assert min(one["tokens"] for one in wave.captions(OTHER)) >= more.get("min_new_tokens", 1)
     if not more:  # a penalty by itself is applied to all rows at once
         in_check = 3 * (engine.STEPS + 1)
-        steps = noted(told)["row_steps"] // size
-        assert len(calls) <= in_check + len(keys_told(told)) + steps, "once per prompt and step"
+        steps = noted(message)["row_steps"] // size
+        assert len(calls) <= in_check + len(keys_told(message)) + steps, "once per prompt and step"
 
 
-def rungs(told: Sequence[dict[str, Any]]) -> list[int]:
-    return [event["batch"] for event in told if event["event"] == "rung"]
+def rungs(messages: Sequence[dict[str, Any]]) -> list[int]:
+    return [event["batch"] for event in messages if event["event"] == "rung"]
 
 
 def failing(whole: Any, calls: Container[int]) -> Any:
@@ -178,10 +180,10 @@ def test_memory_that_runs_out_makes_fewer_slots_and_loses_no_caption(
 ) -> None:  # fmt: skip
     wave = mixed_wave(tmp_path, size, "bfloat16")
     monkeypatch.setattr(of, name, failing(getattr(of, name), fails))
-    told = in_slots(wave)
+    message = in_slots(wave)
     assert wave.captions(OTHER) == wave.captions()
-    assert sorted(keys_told(told)) == sorted(f"caption-{n}" for n in range(10))
-    assert rungs(told) == sizes
+    assert sorted(keys_told(message)) == sorted(f"caption-{n}" for n in range(10))
+    assert rungs(message) == sizes
 
 
 def test_an_item_that_is_too_large_is_told_and_the_others_go_on(
@@ -190,17 +192,17 @@ def test_an_item_that_is_too_large_is_told_and_the_others_go_on(
     wave = mixed_wave(tmp_path)
     whole = InflightEngine._prefill_with
 
-    def row(self: Any, asked: DecodeRequest, half: Any, **given: Any) -> Any:
-        if asked.item.key == "caption-3":
+    def row(self: Any, request: DecodeRequest, half: Any, **given: Any) -> Any:
+        if request.item.key == "caption-3":
             raise RuntimeError(OUT_OF_MEMORY)
-        return whole(self, asked, half, **given)
+        return whole(self, request, half, **given)
 
     monkeypatch.setattr(InflightEngine, "_prefill_with", row)
-    told = in_slots(wave)
-    (large,) = [event for event in told if event["event"] == "too_large"]
+    message = in_slots(wave)
+    (large,) = [event for event in message if event["event"] == "too_large"]
     assert (large["key"], large["wanted_bytes"]) == ("caption-3", 2 << 30)
-    assert sorted(keys_told(told)) == sorted(f"caption-{n}" for n in range(10) if n != 3)
-    assert rungs(told) == []
+    assert sorted(keys_told(message)) == sorted(f"caption-{n}" for n in range(10) if n != 3)
+    assert rungs(message) == []
 
 
 def test_a_half_that_is_not_for_slots_is_refused_or_served_in_batches_of_its_own(
@@ -276,10 +278,10 @@ def test_rows_in_flight_end_while_another_process_is_waited_for(tmp_path: Path) 
     wave = mixed_wave(tmp_path, 6)
     captions = wave.record_set("captions", OTHER)
     others = [f"caption-{n}" for n in range(6, 10)]
-    told: list[dict[str, Any]] = []
+    messages: list[dict[str, Any]] = []
     with claims_at(captions.store, captions) as turns:
         assert turns.take(lambda: others)
-        running = threading.Thread(target=lambda: told.extend(in_slots(wave)))
+        running = threading.Thread(target=lambda: messages.extend(in_slots(wave)))
         running.start()
         for _ in range(600):
             captions.refresh()
@@ -290,7 +292,7 @@ def test_rows_in_flight_end_while_another_process_is_waited_for(tmp_path: Path) 
         assert running.is_alive()
         turns.done(others)
     running.join()
-    assert len(keys_told(told)) == 10
+    assert len(keys_told(messages)) == 10
 
 
 def test_captions_are_cut_where_they_may_be_no_longer(tmp_path: Path) -> None:
@@ -346,10 +348,10 @@ def test_no_token_is_read_before_the_next_step_was_started(
     order: list[tuple[str, int]], tmp_path: Path
 ) -> None:
     wave = mixed_wave(tmp_path, 4)
-    told = in_slots(wave)
+    message = in_slots(wave)
     assert wave.captions(OTHER) == wave.captions()
     tokens = sum(one["tokens"] for one in wave.captions())
-    assert noted(told)["row_steps_used"] == tokens - len(wave.captions())
+    assert noted(message)["row_steps_used"] == tokens - len(wave.captions())
     waits = [(at, step) for at, (kind, step) in enumerate(order) if kind == "wait"]
     assert {step for _, step in waits} >= {0, 1}
     last = max(step for kind, step in order if kind == "start")
@@ -362,8 +364,8 @@ def test_masks_are_computed_while_their_step_runs(
 ) -> None:
     wave = mixed_wave(tmp_path, 4)
     form = canonical(text_of(SHORT))
-    asked = SamplingParams(schema=form, avoid=("a",)).non_defaults
-    in_slots(wave, generation=asked)
+    request = SamplingParams(schema=form, avoid=("a",)).non_defaults
+    in_slots(wave, generation=request)
     wave.settings["engine"] = "transformers"
     wave.decode(PROMPTS, THIRD, tokens=32)
     assert words(wave.captions(OTHER)) == words(wave.captions(THIRD))

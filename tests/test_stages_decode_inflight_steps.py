@@ -33,10 +33,10 @@ from tests.support.waves import (
     OTHER,
     THIRD,
     Wave,
+    captions_of,
     in_slots,
     mixed_wave,
     noted,
-    said,
 )
 
 COMPILER = shutil.which(os.environ.get("CXX", "g++"))
@@ -56,12 +56,12 @@ def test_recorded_and_skipped_graphs_are_noted(
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_captions_of_compiled_steps_hang_on_their_own_row(dtype: str, tmp_path: Path) -> None:
     wave = mixed_wave(tmp_path, dtype=dtype)
-    told = in_slots(wave, engine="inflight-compiled")
+    message = in_slots(wave, engine="inflight-compiled")
     whole = wave.captions(OTHER)
     assert {one["engine"] for one in whole} == {"inflight-compiled"}
-    assert noted(told)["engine"] == "inflight-compiled"
+    assert noted(message)["engine"] == "inflight-compiled"
     if dtype == "float32":
-        assert said(whole) == said(wave.captions())
+        assert captions_of(whole) == captions_of(wave.captions())
     wave.batches = [[wave.batches[0][8]]]
     in_slots(wave, THIRD, engine="inflight-compiled")
     assert wave.captions(THIRD) == [whole[8]]

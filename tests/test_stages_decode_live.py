@@ -85,14 +85,14 @@ def said_by(
     wave.settings |= {"engine": engine, "slots": AT_ONCE, "live": "pipe"}
     job = parse_job(DecodeJob, wave.to_decode(PROMPTS, tokens=24))
     speaker = ENGINES[engine](job)
-    asked = asked_of(wave, leaving)
-    speaker.resolve_engine(asked[-1]._replace(work=None))
+    request = asked_of(wave, leaving)
+    speaker.resolve_engine(request[-1]._replace(work=None))
     with events() as (report, _):
         oom_retry = OomRetry(report, lambda: None)
         found = {
             one.item.key: words
-            for some, said in speaker.run([asked], oom_retry)
-            for one, words in zip(some, said, strict=True)
+            for some, text in speaker.run([request], oom_retry)
+            for one, words in zip(some, text, strict=True)
             if not one.is_withdrawn
         }
     return found, speaker
@@ -120,9 +120,9 @@ def test_a_batch_that_nobody_wants_any_more_is_ended(tmp_path: Path) -> None:
     wave.settings |= {"live": "pipe"}
     job = parse_job(DecodeJob, wave.to_decode(PROMPTS, tokens=24))
     speaker = TransformersEngine(job)
-    asked = asked_of(wave, [])
-    whole = max(said.tokens for said in speaker.generate_batch(asked))
-    left = max(said.tokens for said in speaker.generate_batch(asked_of(wave, range(AT_ONCE))))
+    request = asked_of(wave, [])
+    whole = max(text.tokens for text in speaker.generate_batch(request))
+    left = max(text.tokens for text in speaker.generate_batch(asked_of(wave, range(AT_ONCE))))
     assert left <= 5 < whole / 2
 
 
@@ -136,12 +136,12 @@ def test_a_caption_that_was_left_off_is_neither_stored_nor_told(tmp_path: Path) 
     (batch,) = job["batches"]
     first, second = batch[:2]
     # A report that cannot be written to for a while holds the captions where they are.
-    with events() as (report, told):
-        sent, said = report.send, threading.Event()
+    with events() as (report, message):
+        sent, text = report.send, threading.Event()
 
         def send(event: Any) -> None:
             if isinstance(event, CaptionProgress):
-                said.set()
+                text.set()
                 withdrawn.wait(60)
             sent(event)
 
@@ -152,11 +152,11 @@ def test_a_caption_that_was_left_off_is_neither_stored_nor_told(tmp_path: Path) 
         with pipe.open("w", buffering=1) as lines:
             lines.write(json.dumps([first, second]) + "\n")
             lines.write(json.dumps({WITHDRAWN: [second.key]}) + "\n")
-            assert said.wait(60)
+            assert text.wait(60)
             withdrawn.set()
             lines.write(json.dumps([first._replace(key="third")]) + "\n")
         running.join(60)
-    ended = [event["key"] for event in told if event["event"] == "words" and event["ended"]]
+    ended = [event["key"] for event in message if event["event"] == "words" and event["ended"]]
     assert sorted(ended) == [first.key, "third"]
     assert wave.record_set("captions", OTHER).keys() == set(ended)
 
@@ -170,10 +170,10 @@ def test_a_prompt_that_exceeds_the_context_fails_alone(engine: str, tmp_path: Pa
     (batch,) = job["batches"]
     long = batch[0]._replace(prompt="Tell me what is there. " * 400)
     pipe.write_text(json.dumps([long, *batch[1:3]]) + "\n")
-    told = told_by(run, {**job, "batches": []})
-    ended = [event["key"] for event in told if event["event"] == "words" and event["ended"]]
+    message = told_by(run, {**job, "batches": []})
+    ended = [event["key"] for event in message if event["event"] == "words" and event["ended"]]
     assert sorted(ended) == [item.key for item in batch[1:3]]
-    (failed,) = [event for event in told if event.get("kind") == "too-long"]
+    (failed,) = [event for event in message if event.get("kind") == "too-long"]
     assert failed["media"] == long.key
     assert "context is 2,048 tokens" in failed["message"]
 
@@ -217,13 +217,13 @@ def wave(tmp_path_factory: pytest.TempPathFactory) -> Wave:
 
 
 def answers(
-    wave: Wave, folder: Path, engine: str, asked: Mapping[str, str], prefix: str
+    wave: Wave, folder: Path, engine: str, params: Mapping[str, str], prefix: str
 ) -> dict[str, dict[str, Any]]:
     """What a decode stage that stays tells of one picture, asked for with these settings in one
     batch."""
     batch = [
         DecodeItem(f"{prefix} {name}", "features-0", PROMPT, settings=text)
-        for name, text in asked.items()
+        for name, text in params.items()
     ]
     pipe = folder / f"{prefix}.lines"
     pipe.write_text(json.dumps(batch) + "\n")
@@ -240,8 +240,8 @@ def answers(
 def test_settings_of_one_batch_are_each_followed_as_alone(
     engine: str, wave: Wave, tmp_path: Path
 ) -> None:
-    asked = {**ASKED, "nowhere": settings(schema=NO_WORD)}
-    together = answers(wave, tmp_path, engine, asked, f"{engine} together")
+    requests = {**ASKED, "nowhere": settings(schema=NO_WORD)}
+    together = answers(wave, tmp_path, engine, requests, f"{engine} together")
     nowhere = together.pop("nowhere")
     assert (nowhere["event"], nowhere["kind"]) == ("failure", "unsupported")
     assert rest_of(NO_WORD).tokens < LIMIT
@@ -317,16 +317,16 @@ def members(wave: Wave, prompts: Sequence[str]) -> list[DecodeItem]:
     ]
 
 
-def said(
-    wave: Wave, engine: str, namespace: str, asked: list[DecodeItem], size: int = 4
+def captions_of(
+    wave: Wave, engine: str, namespace: str, requests: list[DecodeItem], size: int = 4
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """What the stage says of each key, and what it notes."""
     wave.settings["engine"] = engine
     job = wave.to_decode(["?"], namespace, tokens=12)
-    job["batches"] = [asked[at : at + size] for at in range(0, len(asked), size)]
+    job["batches"] = [requests[at : at + size] for at in range(0, len(requests), size)]
     notes = noted(told_by(run, job))
     found = wave.record_set("captions", namespace)
-    return {item.key: found.meta(item.key) for item in asked}, notes
+    return {item.key: found.meta(item.key) for item in requests}, notes
 
 
 @pytest.mark.slow
@@ -335,9 +335,9 @@ def test_prompts_that_share_a_picture_say_what_each_says_alone(
     name: str, kind: str, tmp_path: Path
 ) -> None:
     wave = encoded_wave(tmp_path, folder_of(name), clips(kind, 3))
-    asked = members(wave, QUESTIONS)
-    plain, _ = said(wave, "transformers", CAPTIONS, asked, size=1)
-    shared, notes = said(wave, "inflight-shared", OTHER, asked)
+    request = members(wave, QUESTIONS)
+    plain, _ = captions_of(wave, "transformers", CAPTIONS, request, size=1)
+    shared, notes = captions_of(wave, "inflight-shared", OTHER, request)
     assert {k: v["caption"] for k, v in shared.items()} == {
         k: v["caption"] for k, v in plain.items()
     }
@@ -346,12 +346,12 @@ def test_prompts_that_share_a_picture_say_what_each_says_alone(
 
 def test_bytes_hang_on_the_row_alone(tmp_path: Path) -> None:
     wave = encoded_wave(tmp_path, CHECKPOINT, clips("video", 2), dtype="bfloat16")
-    asked = members(wave, QUESTIONS)
-    whole, notes = said(wave, "inflight-shared", CAPTIONS, asked)
+    request = members(wave, QUESTIONS)
+    whole, notes = captions_of(wave, "inflight-shared", CAPTIONS, request)
     assert notes["shared_prefix"] is True
-    mixed, _ = said(wave, "inflight-shared", OTHER, asked[::-1], size=5)
-    alone, _ = said(wave, "inflight-shared", THIRD, asked[5:6])
-    assert mixed == whole and alone[asked[5].key] == whole[asked[5].key]
+    mixed, _ = captions_of(wave, "inflight-shared", OTHER, request[::-1], size=5)
+    alone, _ = captions_of(wave, "inflight-shared", THIRD, request[5:6])
+    assert mixed == whole and alone[request[5].key] == whole[request[5].key]
 
 
 def test_a_picture_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -365,8 +365,10 @@ def test_a_picture_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         return row
 
     monkeypatch.setattr(prefill, "prefill_row", counting)
-    asked = members(wave, QUESTIONS)
-    said(wave, "inflight-shared", CAPTIONS, [asked[at] for at in torch.randperm(len(asked))])
+    request = members(wave, QUESTIONS)
+    captions_of(
+        wave, "inflight-shared", CAPTIONS, [request[at] for at in torch.randperm(len(request))]
+    )
     # Once for each clip, and once for the trial, where another clip follows it.
     assert sum(length > 0 for length in lengths) in (3, 4)
-    assert sum(length == 0 for length in lengths) == 2 + len(asked)
+    assert sum(length == 0 for length in lengths) == 2 + len(request)

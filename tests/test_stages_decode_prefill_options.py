@@ -22,20 +22,20 @@ from tests.support.clips import PROMPTS, clips
 from tests.support.families import checkpoint
 from tests.support.tiny_families import FAMILIES
 from tests.support.tiny_families.verdict import GREEDY
-from tests.support.waves import FEATURES, OTHER, encoded_wave, said
+from tests.support.waves import FEATURES, OTHER, captions_of, encoded_wave
 
 
 @pytest.mark.parametrize("family", ["qwen2_5_vl", pytest.param("llava", marks=pytest.mark.slow)])
 def test_features_made_in_pieces_say_the_same(family: str, tmp_path: Path) -> None:
     wave = encoded_wave(tmp_path / "store", checkpoint(family), clips("video", 2))
     wave.decode(PROMPTS)
-    whole = said(wave.captions())
+    whole = captions_of(wave.captions())
     wave.record_set("features", FEATURES).drop(["features-0", "features-1"])
     wave.settings["prefill"] = 3
     wave.encode()
     wave.settings["prefill"] = 0
     wave.decode(PROMPTS, OTHER)
-    assert said(wave.captions(OTHER)) == whole
+    assert captions_of(wave.captions(OTHER)) == whole
 
 
 def test_only_what_is_position_wise_goes_in_pieces() -> None:
@@ -155,7 +155,7 @@ def test_a_kv_cache_in_few_bits_captions_the_demo(tmp_path: Path) -> None:
     few = clips("video", 3, frames=8, height=64, width=64)
     wave = encoded_wave(tmp_path / "store", CHECKPOINT, few, kv="quantized")
     wave.decode(PROMPTS)
-    assert len(wave.captions()) == 3 and all(said(wave.captions()))
+    assert len(wave.captions()) == 3 and all(captions_of(wave.captions()))
 
 
 @pytest.mark.parametrize("kv", ["offloaded", "elsewhere"])

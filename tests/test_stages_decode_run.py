@@ -36,11 +36,11 @@ from tests.support.waves import (
     OTHER,
     THIRD,
     Wave,
+    captions_of,
     encoded_wave,
     keys_told,
     mixed_wave,
     noted,
-    said,
     words,
 )
 
@@ -69,12 +69,12 @@ def test_captions_through_the_store_are_those_of_the_whole_model(
 ) -> None:
     folder, batch = checkpoint(family), clips(kind, 4)
     wave = encoded_wave(tmp_path, folder, batch)
-    told = wave.decode(PROMPTS)
+    message = wave.decode(PROMPTS)
     found = wave.captions()
-    assert said(found) == joint_captions(folder, batch, PROMPTS)
-    assert len(set(said(found))) > 1
-    assert keys_told(told) == [f"caption-{n}" for n in range(4)]
-    tokens = [event["tokens"] for event in told if event["event"] == "item"]
+    assert captions_of(found) == joint_captions(folder, batch, PROMPTS)
+    assert len(set(captions_of(found))) > 1
+    assert keys_told(message) == [f"caption-{n}" for n in range(4)]
+    tokens = [event["tokens"] for event in message if event["event"] == "item"]
     assert tokens == [caption["tokens"] for caption in found]
     assert all(0 < count <= 8 for count in tokens)
     stated = {"caption", "tokens", "ended", "engine", "engine_version"}
@@ -83,7 +83,7 @@ def test_captions_through_the_store_are_those_of_the_whole_model(
 
     wave.settings["prefill"] = 5
     assert noted(wave.decode(PROMPTS, OTHER))["prefill_way"] == "generate"
-    assert said(wave.captions(OTHER)) == said(found)
+    assert captions_of(wave.captions(OTHER)) == captions_of(found)
 
     wave.settings = {"engine": "inflight"}
     assert noted(wave.decode(PROMPTS, THIRD))["engine"] == "inflight"
@@ -115,7 +115,7 @@ def test_captions_of_encoded_prompts_in_slots_are_those_of_each_alone(tmp_path: 
     wave.batches = [[one for batch in wave.batches for one in batch]]
     assert noted(wave.decode(PROMPTS, OTHER))["aligned"]
     assert words(wave.captions(OTHER)) == words(wave.captions())
-    assert len(set(said(wave.captions()))) > 1
+    assert len(set(captions_of(wave.captions()))) > 1
 
 
 def test_an_engine_that_is_not_there_fails(tmp_path: Path) -> None:
@@ -132,7 +132,7 @@ def test_a_new_prompt_needs_neither_frames_nor_the_vision_half(tmp_path: Path) -
     wave.record_set("frames", FRAMES).drop(["frames-0", "frames-1"])
     other = ("Name every colour.",) * 4
     wave.decode(other, OTHER)
-    assert said(wave.captions(OTHER)) == joint_captions(folder, batch, other)
+    assert captions_of(wave.captions(OTHER)) == joint_captions(folder, batch, other)
 
 
 def test_images_and_videos_of_unlike_length_share_a_batch(tmp_path: Path) -> None:
@@ -143,7 +143,7 @@ def test_images_and_videos_of_unlike_length_share_a_batch(tmp_path: Path) -> Non
     wave = encoded_wave(tmp_path / "store", folder, batch)
     wave.decode(PROMPTS)
     alone = [joint_captions(folder, [clip], PROMPTS[n % 4 :]) for n, clip in enumerate(batch)]
-    assert said(wave.captions()) == [caption for (caption,) in alone]
+    assert captions_of(wave.captions()) == [caption for (caption,) in alone]
 
 
 def test_a_resumed_batch_publishes_only_what_is_missing(tmp_path: Path) -> None:
@@ -218,7 +218,7 @@ def test_features_of_another_version_are_set_aside_to_be_made_anew(tmp_path: Pat
     assert list((tmp_path / "store" / "quarantine").rglob("*.pack"))
     assert keys_told(wave.encode()) == ["features-0", "features-1", "features-2"]
     wave.decode(PROMPTS)
-    assert all(said(wave.captions()))
+    assert all(captions_of(wave.captions()))
 
 
 @pytest.mark.parametrize("engine", ["transformers", "inflight"])
@@ -229,13 +229,13 @@ def test_a_prompt_that_exceeds_the_context_fails_alone_before_it_is_read(
     wave.settings |= {"engine": engine}
     wave.batches = [wave.batches[0][:4]]
     long = "Tell me what is there. " * 400
-    told = wave.decode([*PROMPTS[:3], long], OTHER, tokens=32)
-    (failed,) = [event for event in told if event["event"] == "failure"]
+    message = wave.decode([*PROMPTS[:3], long], OTHER, tokens=32)
+    (failed,) = [event for event in message if event["event"] == "failure"]
     assert (failed["media"], failed["kind"]) == ("caption-3", "too-long")
     assert "context is 2,048 tokens" in failed["message"] and failed["hint"]
-    assert set(keys_told(told)) == {f"caption-{n}" for n in range(3)}
+    assert set(keys_told(message)) == {f"caption-{n}" for n in range(3)}
     wave.batches = [wave.batches[0][:3]]
-    assert said(wave.captions(OTHER)) == said(wave.captions())
+    assert captions_of(wave.captions(OTHER)) == captions_of(wave.captions())
     alone = wave.decode([long], THIRD)
     refused = [event["media"] for event in alone if event["event"] == "failure"]
     assert sorted(refused) == [f"caption-{n}" for n in range(3)]
@@ -260,8 +260,8 @@ def test_a_batch_is_cut_as_if_it_had_been_chosen_so() -> None:
 
 
 def test_who_was_talkative_comes_first_and_after_those_of_whom_nothing_is_known() -> None:
-    said = {"a": 3, "b": 30, "d": 12, "f": 30}
-    assert keys(longest_first(BATCHES, said)) == ["bcef", "gda"]
+    texts = {"a": 3, "b": 30, "d": 12, "f": 30}
+    assert keys(longest_first(BATCHES, texts)) == ["bcef", "gda"]
     assert longest_first(BATCHES, {"z": 9}) == BATCHES
 
 

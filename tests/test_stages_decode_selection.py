@@ -141,9 +141,9 @@ def differing(kinds: Sequence[str], rows: int, vocabulary: int, *, whole: bool) 
         tokens = together.select(logits, lambda slot: alone[slot].new)
         assert torch.equal(logits, before)
         for slot, row in alone.items():
-            wanted = row.next(logits[slot : slot + 1])
-            if int(tokens[slot]) != wanted:
-                found.append(f"step {step}, row {slot}: {int(tokens[slot])}, alone {wanted}")
+            expected = row.next(logits[slot : slot + 1])
+            if int(tokens[slot]) != expected:
+                found.append(f"step {step}, row {slot}: {int(tokens[slot])}, alone {expected}")
     return found
 
 
@@ -168,7 +168,7 @@ def test_rows_of_different_settings_do_not_disturb_each_other(whole: bool) -> No
 SAMPLED = 0.8, 50, 0.9
 
 
-def counted(rows: int, monkeypatch: pytest.MonkeyPatch, *, asked: bool = True) -> DeviceWaits:
+def counted(rows: int, monkeypatch: pytest.MonkeyPatch, *, request: bool = True) -> DeviceWaits:
     """What a step starts and waits for, as it would be on a GPU."""
     monkeypatch.setattr(selection, "likeliest", lambda logits: logits.argmax(-1))
     together = TokenSelection(rows, whole=True)
@@ -180,7 +180,7 @@ def counted(rows: int, monkeypatch: pytest.MonkeyPatch, *, asked: bool = True) -
                 NoBadWordsLogitsProcessor(BAD_WORDS[:4]), refusing(), PresencePenalty(0.7),
                 TemperatureLogitsWarper(temperature), TopKLogitsWarper(top_k),
                 TopPLogitsWarper(top_p), SeededSampler([slot]),
-            ] if asked else []
+            ] if request else []
         )  # fmt: skip
         prompt = torch.randint(0, 300, (1, 20 + slot % 7))
         token = together.first(rules, prompt, torch.randn(1, 300))
@@ -195,7 +195,7 @@ def counted(rows: int, monkeypatch: pytest.MonkeyPatch, *, asked: bool = True) -
 def test_selection_waits_for_nothing_and_starts_few_kernels(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    greedy = counted(64, monkeypatch, asked=False)
+    greedy = counted(64, monkeypatch, request=False)
     found = {rows: counted(rows, monkeypatch) for rows in (64, 8)}
     assert [waits.reads for waits in found.values()] == [{}, {}]
     more = {rows: waits.kernels - greedy.kernels for rows, waits in found.items()}

@@ -105,8 +105,8 @@ def test_aligned_rows_that_run_out_of_memory_end_the_stage(monkeypatch: pytest.M
 
 def test_tokens_that_are_looked_at_late_are_the_same() -> None:
     model, items = rows_of_variant("qwen2_5_vl")
-    wanted = [alone(model, item, limit) for item, limit in zip(items, LIMITS, strict=True)]
-    assert in_slots(model, items, lag=1) == wanted
+    expected = [alone(model, item, limit) for item, limit in zip(items, LIMITS, strict=True)]
+    assert in_slots(model, items, lag=1) == expected
 
 
 @functools.cache

@@ -45,13 +45,13 @@ def test_a_half_makes_the_vectors_and_the_logits_of_the_whole_model(
     whole: Any = getattr(hf, names()[name]).from_pretrained(folder).eval()
     with torch.inference_mode():
         taken = inspect.signature(type(whole).get_text_features).parameters
-        wanted = whole.get_text_features(**{n: v for n, v in inputs.items() if n in taken})
-    assert torch.equal(found, wanted.pooler_output)
+        expected = whole.get_text_features(**{n: v for n, v in inputs.items() if n in taken})
+    assert torch.equal(found, expected.pooler_output)
     line = fit_logit_scale(half, inputs, found)
     pictures = torch.randn(4, found.shape[1])
-    told = logits(half, inputs, pictures)
+    message = logits(half, inputs, pictures)
     cosines = torch.cosine_similarity(pictures[:, None], found[None], dim=2)
-    assert torch.allclose(line.scale * cosines + line.bias, told, atol=2e-5, rtol=1e-5)
+    assert torch.allclose(line.scale * cosines + line.bias, message, atol=2e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("lowers", [True, False])
@@ -110,12 +110,12 @@ def test_a_text_on_which_the_model_raises_fails_alone(
     half = HalfJob(model=str(saved("clip", tmp_path)), route="dual")
     job = TextsJob(half=half, store=str(tmp_path / "store"), namespace="ab" * 32, batch=2)
     groups = [["a cat", "broken"]]
-    said = "the model raises on the text 'broken'"
-    with pytest.raises(UsageError, match=said):
+    text = "the model raises on the text 'broken'"
+    with pytest.raises(UsageError, match=text):
         told_by(run, asdict(job) | {"key": "one", "groups": groups})
     requests = tmp_path / "requests"
     requests.write_text(json.dumps([["one", groups], ["two", [["a cat"]]]]) + "\n")
-    told = told_by(run, asdict(job) | {"live": str(requests)})
-    events = {event["event"]: event for event in told}
-    assert events["failure"]["media"] == "one" and said in events["failure"]["message"]
+    message = told_by(run, asdict(job) | {"live": str(requests)})
+    events = {event["event"]: event for event in message}
+    assert events["failure"]["media"] == "one" and text in events["failure"]["message"]
     assert events["published"]["keys"] == ["two"]

@@ -47,12 +47,12 @@ def test_every_chunk_gets_a_record_once_and_who_goes_on_makes_the_same_bytes(
     tmp_path: Path,
 ) -> None:
     made = wave(tmp_path)
-    told = made.encode()
+    message = made.encode()
     names = [f"features-{n}" for n in range(5)]
     whole = payloads(made)
-    assert keys_told(told) == list(whole) == names
-    assert told[0] == {"event": "total", "items": 5}
-    notes = [event for event in told if event["event"] == "note"]
+    assert keys_told(message) == list(whole) == names
+    assert message[0] == {"event": "total", "items": 5}
+    notes = [event for event in message if event["event"] == "note"]
     assert notes[0]["attention"] == "sdpa"
 
     resumed = wave(tmp_path, "resumed")
@@ -90,9 +90,9 @@ def picture(height: int, width: int) -> Clip:
 def test_frames_that_the_processor_refuses_fail_alone(tmp_path: Path) -> None:
     rows = [picture(64, 64), picture(900, 3), picture(64, 96)]
     made = Wave(tmp_path / "store", CHECKPOINT, [rows, [picture(3, 900)]])
-    told = made.encode()
-    assert keys_told(told) == ["features-0", "features-2"]
-    failures = {e.pop("media"): e for e in told if e.pop("event") == "failure"}
+    message = made.encode()
+    assert keys_told(message) == ["features-0", "features-2"]
+    failures = {e.pop("media"): e for e in message if e.pop("event") == "failure"}
     record_set = made.record_set("failures", FEATURES)
     assert set(failures) == record_set.keys() == {"features-1", "features-3"}
     for key, failure in failures.items():
@@ -144,9 +144,9 @@ def test_a_chunk_that_memory_cannot_read_is_told_and_the_others_go_on(
         with pytest.raises(CannotFit):
             made.encode()
         return
-    told = made.encode()
-    assert keys_told(told) == ["features-0", "features-2"]
-    assert [event["key"] for event in told if event["event"] == "too_large"] == names
+    message = made.encode()
+    assert keys_told(message) == ["features-0", "features-2"]
+    assert [event["key"] for event in message if event["event"] == "too_large"] == names
 
 
 def record(value: float, dtype: torch.dtype) -> FeatureRecord:

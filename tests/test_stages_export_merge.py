@@ -168,9 +168,9 @@ def add_by_hand(
 
 
 def assert_same(model: Any, other: Any, rtol: float = 0.0, atol: float = 0.0) -> None:
-    found, wanted = model.state_dict(), other.state_dict()
-    assert found.keys() == wanted.keys()
-    for name, tensor in wanted.items():
+    found, expected = model.state_dict(), other.state_dict()
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
         assert found[name].dtype == tensor.dtype
         torch.testing.assert_close(found[name], tensor, rtol=rtol, atol=atol, msg=name)
 

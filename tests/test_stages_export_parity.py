@@ -64,41 +64,41 @@ def test_the_divergence_of_captions_sums_up_to_that_of_all_words() -> None:
     agreement, noise = LogitAgreement(), torch.Generator().manual_seed(3)
     lengths = {"short": 2, "long": 6}
     for key, words in lengths.items():
-        wanted = torch.randn(words, 11, generator=noise)
-        agreement.add(key, wanted, wanted + 0.1 * torch.randn(words, 11, generator=noise))
+        expected = torch.randn(words, 11, generator=noise)
+        agreement.add(key, expected, expected + 0.1 * torch.randn(words, 11, generator=noise))
     same = torch.randn(4, 11, generator=noise)
     agreement.add("same", same, same.clone())
-    told = agreement.to_json()
-    each = told["by_caption"]
+    message = agreement.to_json()
+    each = message["by_caption"]
     assert each["same"] == 0.0 and min(each["short"], each["long"]) > 0
     summed = sum(each[key] * words for key, words in lengths.items())
-    assert summed / 12 == pytest.approx(told["divergence"], rel=1e-4)
-    assert (told["captions"], told["tokens"]) == (3, 12)
-    assert evaluate_parity({"text": told}, 64)["text"] == told
+    assert summed / 12 == pytest.approx(message["divergence"], rel=1e-4)
+    assert (message["captions"], message["tokens"]) == (3, 12)
+    assert evaluate_parity({"text": message}, 64)["text"] == message
 
 
 def test_the_cosine_of_chunks_sums_up_to_that_of_all_rows() -> None:
-    wanted = torch.randn(9, 16, generator=torch.Generator().manual_seed(4))
-    found = wanted.clone()
+    expected = torch.randn(9, 16, generator=torch.Generator().manual_seed(4))
+    found = expected.clone()
     found[6:] += torch.randn(3, 16, generator=torch.Generator().manual_seed(5))
-    told = nearness(wanted, found, [("good", 6), ("bad", 3)])
-    each = told["by_chunk"]
+    message = nearness(expected, found, [("good", 6), ("bad", 3)])
+    each = message["by_chunk"]
     assert each["good"] == pytest.approx(1.0) and each["bad"] < 0.9
     assert list(each) == ["bad", "good"]
     mean = (6 * each["good"] + 3 * each["bad"]) / 9
-    assert mean == pytest.approx(told["centred_mean"], abs=1e-5)
-    assert told["chunks"] == 2
+    assert mean == pytest.approx(message["centred_mean"], abs=1e-5)
+    assert message["chunks"] == 2
 
 
 def test_divergence_is_that_of_the_two_distributions() -> None:
-    wanted, found = torch.tensor([[0.0, 0.0], [2.0, 0.0]]), torch.tensor([[1.0, 0.0], [0.0, 2.0]])
+    expected, found = torch.tensor([[0.0, 0.0], [2.0, 0.0]]), torch.tensor([[1.0, 0.0], [0.0, 2.0]])
     agreement = LogitAgreement()
-    agreement.add("one", wanted, found)
-    told = agreement.to_json()
-    first, second = wanted.softmax(-1), found.softmax(-1)
+    agreement.add("one", expected, found)
+    message = agreement.to_json()
+    first, second = expected.softmax(-1), found.softmax(-1)
     mean = (first * (first / second).log()).sum(-1).mean()
-    assert told["divergence"] == pytest.approx(float(mean), rel=1e-5)
-    assert told["token_agreement"] == 0.5 and told["captions_as_native"] == 0
+    assert message["divergence"] == pytest.approx(float(mean), rel=1e-5)
+    assert message["token_agreement"] == 0.5 and message["captions_as_native"] == 0
 
 
 CLIPS = 3
@@ -136,7 +136,7 @@ def words(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     }
 
 
-def asked(
+def answer_to(
     words: dict[str, Any], folder: Path, *, offload: bool = False, **changes: Any
 ) -> dict[str, Any]:
     """The last notes of the stage."""
@@ -149,16 +149,16 @@ def asked(
 def test_it_expects_the_words_that_it_says_also_streamed(
     words: dict[str, Any], tmp_path: Path
 ) -> None:
-    asked(words, tmp_path)
+    answer_to(words, tmp_path)
     tokenizer = ModelJob.of(words["half"]).processor().tokenizer
     for member in words["members"]:
-        said = tokenizer(member.caption, add_special_tokens=False)["input_ids"]
+        text = tokenizer(member.caption, add_special_tokens=False)["input_ids"]
         likely = load_file(tmp_path / member.key)["logits"].argmax(-1).tolist()
-        assert likely[:-1] == said and len(likely) == len(said) + 1
-    agreement = asked(words, tmp_path, compared=True)["agreement"]
+        assert likely[:-1] == text and len(likely) == len(text) + 1
+    agreement = answer_to(words, tmp_path, compared=True)["agreement"]
     assert agreement["token_agreement"] == agreement["captions_as_native"] == 1
     assert agreement["divergence"] == 0
-    agreement = asked(words, tmp_path, compared=True, offload=True)["agreement"]
+    agreement = answer_to(words, tmp_path, compared=True, offload=True)["agreement"]
     assert agreement["divergence"] < 1e-9 and agreement["token_agreement"] == 1
 
 
@@ -173,10 +173,12 @@ def test_rounded_weights_are_put_in_also_streamed(words: dict[str, Any], tmp_pat
         group=32,
     )
     told_by(write, job_fields(packed))
-    asked(words, tmp_path / "expected")
+    answer_to(words, tmp_path / "expected")
     rounded = {"rounded": str(tmp_path / "packed"), "parts": ("language",), "bits": 4, "group": 32}
     found = [
-        asked(words, tmp_path / "expected", compared=True, offload=offload, **rounded)["agreement"]
+        answer_to(words, tmp_path / "expected", compared=True, offload=offload, **rounded)[
+            "agreement"
+        ]
         for offload in (False, True)
     ]
     assert found[0]["divergence"] > 1e-6
@@ -220,12 +222,12 @@ SLOW = (
 )
 def test_it_expects_what_it_says(family: str) -> None:
     half, processor, caption = said_by(family)
-    asked = caption._replace(ids=caption.ids[:, :-1])
-    by_steps = forced_logits_stepwise(half, processor, asked)
+    request = caption._replace(ids=caption.ids[:, :-1])
+    by_steps = forced_logits_stepwise(half, processor, request)
     assert by_steps.argmax(-1).tolist() == caption.ids[0].tolist()
-    ahead = is_bidirectional(half, processor, asked)
+    ahead = is_bidirectional(half, processor, request)
     assert ahead == (family == "paligemma")
     if not ahead:
         torch.testing.assert_close(
-            forced_logits(half, processor, asked), by_steps, rtol=0, atol=1e-4
+            forced_logits(half, processor, request), by_steps, rtol=0, atol=1e-4
         )

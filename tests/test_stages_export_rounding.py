@@ -236,8 +236,8 @@ def test_the_layout_is_known_before_the_weight_is_read() -> None:
     rounded = Rounded(torch.zeros(24, 256, dtype=torch.int8), torch.ones(24, 4))
     for bits in (4, 8):
         made = tensors("a.b.weight", rounded, torch.float16, bits)
-        told = specs("a.b.weight", (24, 256), torch.float16, bits, 64)
-        assert [(name, t.dtype, tuple(t.shape)) for name, t in made.items()] == list(told)
+        message = specs("a.b.weight", (24, 256), torch.float16, bits, 64)
+        assert [(name, t.dtype, tuple(t.shape)) for name, t in made.items()] == list(message)
 
 
 def test_settings_are_those_that_compressed_tensors_writes() -> None:
@@ -258,9 +258,9 @@ def test_a_written_checkpoint_computes_the_same_in_transformers(bits: int, tmp_p
         native.get_submodule(path).weight.data = weight
     ids = torch.arange(20, 60).reshape(2, 20)
     with torch.inference_mode():
-        wanted = native(input_ids=ids).logits
-        assert torch.equal(found(input_ids=ids).logits, wanted)
-        assert not torch.equal(opened(source)(input_ids=ids).logits, wanted)
+        expected = native(input_ids=ids).logits
+        assert torch.equal(found(input_ids=ids).logits, expected)
+        assert not torch.equal(opened(source)(input_ids=ids).logits, expected)
 
 
 def written(source: Path, folder: Path, bits: int) -> dict[str, torch.Tensor]:
@@ -282,8 +282,8 @@ def written(source: Path, folder: Path, bits: int) -> dict[str, torch.Tensor]:
     save_file(made, folder / "model.safetensors", {"format": "pt"})
     linears = [path for path, module in skeleton.named_modules() if type(module) is nn.Linear]
     settings = quantization_config(bits, GROUP, [p for p in linears if p not in computed])
-    told = json.loads((source / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**told, "quantization_config": settings}))
+    values = json.loads((source / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**values, "quantization_config": settings}))
     return computed
 
 

@@ -69,9 +69,9 @@ def test_every_tensor_is_as_transformers_saves_it(tmp_path: Path, name: str, kin
     planned = plan(skeleton_of(config, cls), "language", kind, config.dtype or torch.float32)
     whole: Any = cls.from_pretrained(source, dtype="auto", **planned.options).eval()
     whole.save_pretrained(tmp_path / "saved")
-    found, wanted = tensors_of(made), tensors_of(tmp_path / "saved")
-    assert wanted.keys() <= found.keys()
-    for key, tensor in wanted.items():
+    found, expected = tensors_of(made), tensors_of(tmp_path / "saved")
+    assert expected.keys() <= found.keys()
+    for key, tensor in expected.items():
         assert found[key].dtype == tensor.dtype and torch.equal(found[key], tensor), key
     settings = [
         json.loads((folder / "config.json").read_text())["quantization_config"]
@@ -83,8 +83,8 @@ def test_every_tensor_is_as_transformers_saves_it(tmp_path: Path, name: str, kin
     with torch.inference_mode():
         for model in models:
             keep_to_dtype(model)
-        said, *others = (model(input_ids=ids).logits for model in models)
-    assert all(torch.equal(logits, said) for logits in others)
+        text, *others = (model(input_ids=ids).logits for model in models)
+    assert all(torch.equal(logits, text) for logits in others)
 
 
 def test_licence_and_templates_go_along(tmp_path: Path) -> None:
@@ -159,10 +159,10 @@ def test_a_weight_may_go_in_pieces(monkeypatch: pytest.MonkeyPatch, dtype: torch
         weight, blocksize=64, compress_statistics=True, quant_type="nf4"
     )
     stock = {f"x.weight.{key}": value for key, value in state.as_dict(packed=True).items()}
-    for form, wanted in whole.items():
+    for form, expected in whole.items():
         found = form.tensors("x.weight", weight)
-        assert found.keys() == wanted.keys() == set(form.names("x.weight"))
-        assert all(torch.equal(found[key], wanted[key]) for key in wanted)
+        assert found.keys() == expected.keys() == set(form.names("x.weight"))
+        assert all(torch.equal(found[key], expected[key]) for key in expected)
         if isinstance(form, Nf4):
             assert all(torch.equal(found[k], v) for k, v in {"x.weight": packed, **stock}.items())
 
@@ -192,12 +192,12 @@ def taken_of(
     model: nn.Module,
     layers: Sequence[tuple[str, nn.Module]],
     calls: Calls,
-    wanted: Sequence[str],
+    expected: Sequence[str],
     room: int = PLENTY,
     done: Sequence[str] = (),
 ) -> Taken:
     taken = Taken()
-    calibrate(model, layers, calls, wanted, room, taken, done)
+    calibrate(model, layers, calls, expected, room, taken, done)
     return taken
 
 
@@ -249,11 +249,11 @@ def small() -> tuple[Model, list[tuple[str, nn.Module]], Calls, list[str]]:
     model = Model()
     layers = [(f"layers.{n}", layer) for n, layer in enumerate(model.layers)]
     calls = [partial(model, torch.randn(tokens, 8)) for tokens in (5, 3, 7)]
-    wanted = [path for path, module in model.named_modules() if isinstance(module, nn.Linear)]
-    return model, layers, calls, wanted
+    expected = [path for path, module in model.named_modules() if isinstance(module, nn.Linear)]
+    return model, layers, calls, expected
 
 
-def plain(model: nn.Module, wanted: Sequence[str], calls: Calls) -> dict[str, torch.Tensor]:
+def plain(model: nn.Module, expected: Sequence[str], calls: Calls) -> dict[str, torch.Tensor]:
     """Sum up what linears are given while calls run whole, one after the other."""
     found: dict[str, torch.Tensor] = {}
 
@@ -261,7 +261,7 @@ def plain(model: nn.Module, wanted: Sequence[str], calls: Calls) -> dict[str, to
         x = args[0].reshape(-1, args[0].shape[-1]).double()
         found[path] = found.get(path, 0) + x.t() @ x
 
-    hooks = [model.get_submodule(p).register_forward_pre_hook(partial(see, p)) for p in wanted]
+    hooks = [model.get_submodule(p).register_forward_pre_hook(partial(see, p)) for p in expected]
     with torch.inference_mode():
         for call in calls:
             call()
@@ -284,12 +284,12 @@ def test_hessians_are_those_of_whole_passes(family: str, streamed: bool) -> None
         half = load_streamed(folder, skeleton, "language", (), "cpu", {})
     named = {module: path for path, module in half.named_modules()}
     layers = [(named[layer], layer) for layer in outermost_layers(half)]
-    wanted = sorted(quantizable(skeleton, "language"))
+    expected = sorted(quantizable(skeleton, "language"))
     ids = [torch.arange(20, 20 + count)[None] for count in (7, 12, 3)]
-    taken = taken_of(half, layers, [partial(half, input_ids=i) for i in ids], wanted)
-    in_layers = [p for p in wanted if any(p.startswith(f"{path}.") for path, _ in layers)]
+    taken = taken_of(half, layers, [partial(half, input_ids=i) for i in ids], expected)
+    in_layers = [p for p in expected if any(p.startswith(f"{path}.") for path, _ in layers)]
     wants = plain(whole, in_layers, [partial(whole, input_ids=i) for i in ids])
-    assert len(in_layers) >= 14 and taken.hessians.keys() == set(wanted)
+    assert len(in_layers) >= 14 and taken.hessians.keys() == set(expected)
     for path in in_layers:
         hessian = taken.hessians[path]
         assert hessian is not None and hessian.dtype == torch.float32
@@ -302,9 +302,9 @@ def test_hessians_are_those_of_whole_passes(family: str, streamed: bool) -> None
 
 
 def test_linears_come_once_in_the_order_of_layers_with_the_hessians_that_they_share() -> None:
-    model, layers, calls, wanted = small()
-    taken = taken_of(model, layers, calls, wanted)
-    inside = [path for path in wanted if path.startswith("layers")]
+    model, layers, calls, expected = small()
+    taken = taken_of(model, layers, calls, expected)
+    inside = [path for path in expected if path.startswith("layers")]
     assert list(taken.hessians) == [*inside, "first", "head"]
     assert taken.reasons["first"] == taken.reasons["head"] == OUTSIDE
     assert taken.reasons["layers.0.experts.1"] == UNSEEN
@@ -318,7 +318,7 @@ def test_linears_come_once_in_the_order_of_layers_with_the_hessians_that_they_sh
     at = {name.removeprefix("layers.1."): hessian for name, hessian in taken.hessians.items()}
     assert at["q"] is at["k"] is at["v"] and at["gate"] is at["up"]
     assert len({id(at[name]) for name in ("q", "gate", "down", "experts.0")}) == 4
-    for path, wants in plain(model, wanted, calls).items():
+    for path, wants in plain(model, expected, calls).items():
         if (hessian := taken.hessians[path]) is not None:
             torch.testing.assert_close(hessian.double(), wants, rtol=1e-4, atol=1e-5)
 
@@ -331,8 +331,8 @@ def test_a_linear_whose_sharing_ends_gets_no_hessian_that_is_not_its_own() -> No
 
 
 def test_hessians_beyond_the_room_for_them_are_not_made_and_that_is_told() -> None:
-    model, layers, calls, wanted = small()
-    taken = taken_of(model, layers, calls, wanted, 2 * 8 * 8 * 4)
+    model, layers, calls, expected = small()
+    taken = taken_of(model, layers, calls, expected, 2 * 8 * 8 * 4)
     for layer in ("layers.0", "layers.1"):  # each has all of the room
         got = [n for n in ("q", "k", "v", "gate", "up") if not taken.reasons[f"{layer}.{n}"]]
         assert got == ["q", "k", "v", "gate", "up"]
@@ -341,39 +341,39 @@ def test_hessians_beyond_the_room_for_them_are_not_made_and_that_is_told() -> No
 
 
 def test_what_is_done_is_passed_over_and_its_layers_are_not_waited_for() -> None:
-    model, layers, calls, wanted = small()
-    whole = taken_of(model, layers, calls, wanted)
-    done = [path for path in wanted if path.startswith("layers.0") or path == "layers.1.q"]
-    rest = taken_of(model, layers, calls, wanted, PLENTY, done)
-    assert set(rest.hessians) == set(wanted) - set(done)
+    model, layers, calls, expected = small()
+    whole = taken_of(model, layers, calls, expected)
+    done = [path for path in expected if path.startswith("layers.0") or path == "layers.1.q"]
+    rest = taken_of(model, layers, calls, expected, PLENTY, done)
+    assert set(rest.hessians) == set(expected) - set(done)
     for path, hessian in rest.hessians.items():  # as if all of it had been made at once
         other = whole.hessians[path]
         assert (hessian is None) == (other is None)
         assert hessian is None or (other is not None and torch.equal(hessian, other))
-    assert not taken_of(model, layers, calls, wanted, PLENTY, wanted).hessians
+    assert not taken_of(model, layers, calls, expected, PLENTY, expected).hessians
 
 
 def test_layers_that_no_call_passes_are_handed_out_all_the_same() -> None:
-    model, layers, _, wanted = small()
-    taken = taken_of(model, layers, [partial(layers[0][1], torch.randn(3, 8))], wanted)
-    assert set(taken.hessians) == set(wanted)
+    model, layers, _, expected = small()
+    taken = taken_of(model, layers, [partial(layers[0][1], torch.randn(3, 8))], expected)
+    assert set(taken.hessians) == set(expected)
     assert taken.reasons["layers.0.q"] == "" and taken.reasons["layers.1.q"] == UNSEEN
 
 
 def test_an_error_of_a_call_is_raised_and_leaves_no_hook() -> None:
-    model, layers, calls, wanted = small()
+    model, layers, calls, expected = small()
 
     def broken() -> object:
         raise OSError("the disk is gone")
 
     with pytest.raises(OSError, match="disk"):
-        taken_of(model, layers, [*calls, broken], wanted)
+        taken_of(model, layers, [*calls, broken], expected)
     assert not any(module._forward_pre_hooks for module in model.modules())
 
 
 def test_many_tokens_are_summed_up_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, layers, calls, wanted = small()
-    whole = taken_of(model, layers, calls, wanted)
+    model, layers, calls, expected = small()
+    whole = taken_of(model, layers, calls, expected)
     monkeypatch.setattr(calibration, "ROWS", 2)
-    pieces = taken_of(model, layers, calls, wanted)
+    pieces = taken_of(model, layers, calls, expected)
     torch.testing.assert_close(pieces.hessians["layers.1.q"], whole.hessians["layers.1.q"])

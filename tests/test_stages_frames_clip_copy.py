@@ -17,16 +17,16 @@ from tests.support.waves import told_by
 def check(path: Path, folder: Path, start: float, end: float) -> dict[str, Any]:
     """Copy a stretch and compare each frame that begins in it with the one of the video."""
     made = ClipCutter(path).copy(start, end, folder / "cut")
-    wanted = [f for f in decode_plainly(path) if start - 1e-6 <= f.seconds < end - 1e-6]
+    expected = [f for f in decode_plainly(path) if start - 1e-6 <= f.seconds < end - 1e-6]
     found = decode_plainly(folder / made["file"])
     at = made["start"] - 1e-3
     here = [f for f in found if at <= f.seconds < made["start"] + end - start - 1e-3]
-    assert [f.digest for f in here] == [f.digest for f in wanted]
-    shifts = {round(f.seconds - w.seconds, 2) for f, w in zip(here, wanted, strict=True)}
+    assert [f.digest for f in here] == [f.digest for f in expected]
+    shifts = {round(f.seconds - w.seconds, 2) for f, w in zip(here, expected, strict=True)}
     assert len(shifts) <= 1 and shifts <= {round(made["start"] - start, 2)}
     assert found[0].seconds == 0.0
-    if wanted and made["file"].endswith(".mp4"):
-        assert found[-1].digest == wanted[-1].digest, "frames behind the end are hidden"
+    if expected and made["file"].endswith(".mp4"):
+        assert found[-1].digest == expected[-1].digest, "frames behind the end are hidden"
     return made
 
 
@@ -110,12 +110,12 @@ def test_the_stage_tells_what_became_of_each(tmp_path: Path) -> None:
     (tmp_path / "half.mp4").write_bytes(whole.read_bytes()[:900])
     spans = [(good, "a", 0.0, 1.0), (good, "b", 1.0, 2.0), (tmp_path / "half.mp4", "c", 0.0, 1.0)]
     cuts = [[str(path), *more] for path, *more in spans]
-    told = told_by(run_cut, {"folder": str(tmp_path), "cuts": cuts})
-    notes = {k: v for e in told if e["event"] == "note" for k, v in e.items() if k != "event"}
+    message = told_by(run_cut, {"folder": str(tmp_path), "cuts": cuts})
+    notes = {k: v for e in message if e["event"] == "note" for k, v in e.items() if k != "event"}
     assert notes["a"] == {"file": "a.mp4", "start": 0.0}
     assert notes["b"]["file"] == "b.mp4" and (tmp_path / "b.mp4").exists()
     assert "no moov atom" in notes["c"]["error"] and str(tmp_path) not in notes["c"]["error"]
-    assert [e["key"] for e in told if e["event"] == "item"] == ["a", "b"]
+    assert [e["key"] for e in message if e["event"] == "item"] == ["a", "b"]
 
 
 def test_a_file_that_is_gone_is_no_fault_of_its_own(tmp_path: Path) -> None:

@@ -35,8 +35,8 @@ def made(path: Path, kind: str, **more: Any) -> dict[str, Any]:
     end = more.pop("end", 0.0)
     cut = CutItem(str(path), "made", 0.0, end, kind=kind, whole=True, **more)
     cuts = [[*cut]]
-    told = told_by(run, {"folder": str(path.parent), "cuts": cuts})
-    return next(event["made"] for event in told if "made" in event)
+    message = told_by(run, {"folder": str(path.parent), "cuts": cuts})
+    return next(event["made"] for event in message if "made" in event)
 
 
 def _turned(number: int) -> Callable[[Path], None]:
@@ -209,8 +209,8 @@ def test_a_file_of_two_videos_is_copied_as_the_one_that_was_seen(tmp_path: Path)
     red = ["-f", "lavfi", "-t", "1", "-i", "color=red:s=64x48:r=25"]
     blue = ["-f", "lavfi", "-t", "1", "-i", "color=blue:s=128x96:r=25"]
     path = tmp_path / "two.mp4"
-    wanted = ["-map", "0:v", "-map", "1:v", "-c:v", "libx264", "-pix_fmt", "yuv420p", str(path)]
-    subprocess.run(["ffmpeg", "-v", "error", *red, *blue, *wanted], check=True)
+    expected = ["-map", "0:v", "-map", "1:v", "-c:v", "libx264", "-pix_fmt", "yuv420p", str(path)]
+    subprocess.run(["ffmpeg", "-v", "error", *red, *blue, *expected], check=True)
     found = made(path, "video", end=1.0)
     assert found["why"] == "several video streams"
     with Video(path) as video, av.open(str(tmp_path / found["file"])) as copy:
@@ -285,8 +285,8 @@ def test_a_video_whose_left_columns_some_readers_cut_becomes_a_copy(tmp_path: Pa
     codec = ["-c:v", "libx264", "-pix_fmt", "yuv420p", "-bf", "0"]
     crop = ["-bsf:v", "h264_metadata=crop_left=8:crop_top=8"]
     subprocess.run(["ffmpeg", "-v", "error", *source, *codec, *crop, path], check=True)
-    told = made(path, "video", end=1.0)
-    assert told["why"] == "columns that readers cut" and not told["plain"]
-    with av.open(str(tmp_path / told["file"])) as clip:
+    message = made(path, "video", end=1.0)
+    assert message["why"] == "columns that readers cut" and not message["plain"]
+    with av.open(str(tmp_path / message["file"])) as clip:
         shown = clip.streams.video[0].codec_context.width
         assert {frame.width for frame in clip.decode(video=0)} == {shown}

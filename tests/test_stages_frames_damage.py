@@ -178,8 +178,8 @@ def test_one_wrong_time_does_not_make_a_video_longer(tmp_path: Path, packet: int
         assert [c.index.index for c in found] == [c.index.index for c in chunks]
         assert found[-1].index.end == pytest.approx(chunks[-1].index.end, abs=0.1)
         # Where it is the very first, frames are counted instead, and none is lost.
-        told = "because of a wrong time: 1 frame"
-        assert [told in text for text in warnings] == ([True] if packet else [])
+        message = "because of a wrong time: 1 frame"
+        assert [message in text for text in warnings] == ([True] if packet else [])
         times = [[t for c in cut_ for t in c.index.times] for cut_ in (chunks, found)]
         assert times[1] == pytest.approx(times[0], abs=0.05)
 

@@ -63,10 +63,12 @@ def pixels(path: Path, form: str = "rgb24") -> list[NDArray[np.int64]]:
         return [f.to_ndarray(format=form).astype(int) for f in container.decode(video=0)]
 
 
-def near(found: Sequence[NDArray[Any]], wanted: Sequence[NDArray[Any]], levels: float = 4) -> bool:
+def near(
+    found: Sequence[NDArray[Any]], expected: Sequence[NDArray[Any]], levels: float = 4
+) -> bool:
     """Whether there are as many frames, and each is the wanted one: others differ by far more."""
-    pairs = zip(found, wanted, strict=False)
-    return len(found) == len(wanted) and all(np.abs(a - b).mean() < levels for a, b in pairs)
+    pairs = zip(found, expected, strict=False)
+    return len(found) == len(expected) and all(np.abs(a - b).mean() < levels for a, b in pairs)
 
 
 @pytest.mark.parametrize("kind", SOURCES)
@@ -80,25 +82,25 @@ def test_a_clip_shows_exactly_the_frames_of_its_span(tmp_path: Path, kind: str) 
         here = [at for at, f in enumerate(frames) if start - 1e-3 <= f.seconds < end - 1e-3]
         assert near(pixels(made), [whole[at] for at in here])
         shown = [f.seconds for f in decode_plainly(made)]
-        wanted = [frames[at].seconds - frames[here[0]].seconds for at in here]
-        assert shown == pytest.approx(wanted, abs=1.5e-3)
+        expected = [frames[at].seconds - frames[here[0]].seconds for at in here]
+        assert shown == pytest.approx(expected, abs=1.5e-3)
         with av.open(str(made)) as container:
             (stream,) = container.streams
             assert stream.frames == len(here), "the header counts the frames that are shown"
             assert stream.duration is not None and stream.time_base is not None
             step = (frames[-1].seconds - zero) / (len(frames) - 1)
             assert float(stream.duration * stream.time_base) == pytest.approx(
-                wanted[-1] + step, abs=step / 4
+                expected[-1] + step, abs=step / 4
             )
 
 
 @pytest.mark.skipif(not shutil.which("ffprobe"), reason="needs ffprobe")
 def test_constant_rates_stay_and_no_edit_list_hides_a_frame(tmp_path: Path) -> None:
     path = write_video(tmp_path / "a.mkv", ticks=range(90), time_base=Fraction(1001, 30000))
-    asked = ["ffprobe", "-v", "error", "-of", "json", "-count_frames", "-show_streams"]
+    requests = ["ffprobe", "-v", "error", "-of", "json", "-count_frames", "-show_streams"]
     for made in cut(path, tmp_path, [(0.0, 1.0), (1.0, 2.0)]):
-        told = subprocess.run([*asked, made], capture_output=True, check=True).stdout
-        (stream,) = json.loads(told)["streams"]
+        printed = subprocess.run([*requests, made], capture_output=True, check=True).stdout
+        (stream,) = json.loads(printed)["streams"]
         assert stream["r_frame_rate"] == stream["avg_frame_rate"] == "30000/1001"
         assert stream["nb_frames"] == stream["nb_read_frames"] == "30"
         assert stream["has_b_frames"] == 0 and stream["start_pts"] == 0
@@ -109,8 +111,8 @@ def test_varying_times_are_kept_and_a_still_stands_for_its_span(tmp_path: Path) 
     ticks = [0, 1, 2, 10, 11, 30, 31, 32, 120]  # nothing begins from 2 to 4 s
     path = write_video(tmp_path / "a.mkv", ticks=ticks, gop=4)
     first, still, last = cut(path, tmp_path, [(0.0, 2.0), (2.0, 4.0), (4.0, 5.0)])
-    wanted = [at / 30 for at in ticks[:8]]
-    assert [f.seconds for f in decode_plainly(first)] == pytest.approx(wanted, abs=1.5e-3)
+    expected = [at / 30 for at in ticks[:8]]
+    assert [f.seconds for f in decode_plainly(first)] == pytest.approx(expected, abs=1.5e-3)
     whole = pixels(path)
     assert near(pixels(still), [whole[7]]) and near(pixels(last), [whole[8]])
     with av.open(str(still)) as container:

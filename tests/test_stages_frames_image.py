@@ -262,8 +262,8 @@ def test_a_picture_may_be_made_smaller_while_it_is_decoded(
     assert chunk.pixels.shape[1:3] == stored == (round(high / by), round(wide / by))
     assert (media.chunks[0].height, media.chunks[0].width) == stored
     assert read_record(MediaIndex, media.to_json()) == media
-    wanted = np.asarray(picture.resize(stored[::-1], Image.Resampling.BOX), np.float32)
-    assert np.abs(chunk.pixels[0] - wanted).mean() < 2
+    expected = np.asarray(picture.resize(stored[::-1], Image.Resampling.BOX), np.float32)
+    assert np.abs(chunk.pixels[0] - expected).mean() < 2
     assert read_image(path)[0].shrunk == 1
 
 

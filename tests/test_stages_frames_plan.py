@@ -129,7 +129,7 @@ GROUPS_OF_TEN = Keyframes(
 
 
 @pytest.mark.parametrize(
-    ("wanted", "sent", "threads", "decoded"),
+    ("expected", "sent", "threads", "decoded"),
     [
         ([2, 51], (), 1, [0, 1, 2, 50, 51]),  # groups without a wanted frame are left out
         ([0, 5, 13], (), 1, [*range(6), *range(10, 14)]),  # and what comes behind the last wanted
@@ -141,9 +141,9 @@ GROUPS_OF_TEN = Keyframes(
     ],
 )
 def test_no_more_packets_are_decoded_than_wanted_frames_need(
-    wanted: list[int], sent: tuple[int, ...], threads: int, decoded: list[int]
+    expected: list[int], sent: tuple[int, ...], threads: int, decoded: list[int]
 ) -> None:
-    route = SeekPlan(array("q", wanted), GROUPS_OF_TEN, sent=sent, threads=threads)
+    route = SeekPlan(array("q", expected), GROUPS_OF_TEN, sent=sent, threads=threads)
     found, at = [], len(sent)
     while at < 100:
         leap = route.seek_target(at)

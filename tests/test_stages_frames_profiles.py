@@ -90,10 +90,10 @@ def saved(path: Path, image: Image.Image, icc: bytes) -> Image.Image:
 def test_a_picture_is_converted_as_lcms_does(tmp_path: Path, name: str, suffix: str) -> None:
     icc, path = profile(PRIMARIES[name]), tmp_path / f"a{suffix}"
     plain = saved(path, Image.fromarray(picture(3, *SIZE)), icc)
-    wanted = by_lcms(plain, icc)
+    expected = by_lcms(plain, icc)
     index, chunk = read_image(path)
-    assert np.abs(chunk.pixels[0].astype(int) - wanted).max() <= 2
-    away = np.abs(wanted - np.asarray(plain.convert("RGB")).astype(int)).max()
+    assert np.abs(chunk.pixels[0].astype(int) - expected).max() <= 2
+    away = np.abs(expected - np.asarray(plain.convert("RGB")).astype(int)).max()
     assert away > 10 and index.warnings == ()
 
 
@@ -120,12 +120,12 @@ def test_transparency_and_palettes_keep_their_profile(tmp_path: Path) -> None:
     saved(tmp_path / "a.png", Image.fromarray(rgba), icc)
     pixels = read_image(tmp_path / "a.png")[1].pixels[0]
     assert (pixels[:10] == 255).all()
-    wanted = by_lcms(Image.fromarray(rgba[..., :3]), icc)
-    assert np.abs(pixels[10:].astype(int) - wanted[10:]).max() <= 2
+    expected = by_lcms(Image.fromarray(rgba[..., :3]), icc)
+    assert np.abs(pixels[10:].astype(int) - expected[10:]).max() <= 2
     few = Image.fromarray(picture(3, *SIZE)).quantize(16)
     saved(tmp_path / "b.png", few, icc)
-    wanted = by_lcms(few.convert("RGB"), icc)
-    assert np.abs(read_image(tmp_path / "b.png")[1].pixels[0].astype(int) - wanted).max() <= 2
+    expected = by_lcms(few.convert("RGB"), icc)
+    assert np.abs(read_image(tmp_path / "b.png")[1].pixels[0].astype(int) - expected).max() <= 2
 
 
 def test_a_profile_of_another_kind_of_picture_is_ignored(tmp_path: Path) -> None:

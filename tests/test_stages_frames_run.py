@@ -67,8 +67,8 @@ def medium(path: Path) -> dict[str, Any]:
     kind = "image" if path.suffix in (".png", ".jpg") else "video"
     digest = hash_file(path) if path.is_file() else "0" * 64
     stamp = stamp_of(path) if path.is_file() else None
-    told = {"path": str(path), "digest": digest, "kind": kind, "stamp": stamp}
-    return told | {"chunk_indexes": None}
+    messages = {"path": str(path), "digest": digest, "kind": kind, "stamp": stamp}
+    return messages | {"chunk_indexes": None}
 
 
 def video(desk: Desk, name: str = "a.mp4", seconds: int = 7) -> dict[str, Any]:
@@ -98,8 +98,8 @@ def test_a_video_is_stored_chunk_by_chunk_then_described_and_not_made_again(desk
     record = desk.record_set("frames").read(keys(one, 4)[1])
     assert record.meta["index"] == 1
     pixels = np.frombuffer(record.payload, dtype=np.uint8).reshape(2, 24, 32, 3)
-    wanted = np.asarray(Image.fromarray(picture(90)).resize((32, 24)), dtype=int)
-    assert np.abs(pixels[1] - wanted).mean() < 12
+    expected = np.asarray(Image.fromarray(picture(90)).resize((32, 24)), dtype=int)
+    assert np.abs(pixels[1] - expected).mean() < 12
     assert desk.told("total")[-1]["items"] == 4
     Path(one["path"]).unlink()
     assert desk.run(one) == []
@@ -107,7 +107,7 @@ def test_a_video_is_stored_chunk_by_chunk_then_described_and_not_made_again(desk
 
 
 @pytest.mark.parametrize(
-    ("name", "codec", "said"),
+    ("name", "codec", "text"),
     [
         ("h264.mp4", "libx264", "requested"),
         ("a.mov", "mjpeg", "left out"),
@@ -115,20 +115,20 @@ def test_a_video_is_stored_chunk_by_chunk_then_described_and_not_made_again(desk
     ],
 )
 def test_damage_is_described_alike_wherever_a_run_was_killed(
-    desk: Desk, request: pytest.FixtureRequest, name: str, codec: str, said: str
+    desk: Desk, request: pytest.FixtureRequest, name: str, codec: str, text: str
 ) -> None:
     if codec:
         whole = write_video(desk.folder / f"whole-{name}", ticks=range(300), codec=codec)
         clip = spoil(whole, desk.folder / name, which=lambda at: 50 <= at < 130)
     else:
-        clip, said = (
+        clip, text = (
             request.getfixturevalue("shared_clips") / "awkward" / name,
             "decoded frames are damaged",
         )
     stored = desk.run(one := medium(clip))
     undisturbed = desk.record_set("media").meta(one["digest"])
-    assert said in " ".join(undisturbed["warnings"])
-    assert all(name in told["text"] for told in desk.told("warning")) and desk.told("warning")
+    assert text in " ".join(undisturbed["warnings"])
+    assert all(name in message["text"] for message in desk.told("warning")) and desk.told("warning")
     frames = [desk.record_set("frames").read(key).payload for key in stored]
     for killed_after in {0, 1, len(stored) // 2, len(stored)}:
         desk.record_set("frames").drop(stored[killed_after:])
@@ -246,8 +246,8 @@ def test_a_file_that_was_replaced_since_is_not_filed_under_what_it_held(
         other = image(desk, 2) if kind == "image" else video(desk, "b.mp4")
         os.replace(other["path"], one["path"])
     assert desk.run(one) == []
-    (told,) = desk.told("failure")
-    assert told["kind"] == "changed" and told["media"] == one["digest"]
+    (message,) = desk.told("failure")
+    assert message["kind"] == "changed" and message["media"] == one["digest"]
     for record_set in ("media", "frames", "failures"):  # nor is it held against the old content
         assert desk.record_set(record_set).keys() == set()
 
@@ -265,7 +265,7 @@ def test_a_video_that_is_replaced_in_the_middle_keeps_what_came_before(
 
     monkeypatch.setattr(FrameRecorder, "publish", replacing)
     assert desk.run(one) == keys(one, 1)
-    assert [told["kind"] for told in desk.told("failure")] == ["changed"]
+    assert [message["kind"] for message in desk.told("failure")] == ["changed"]
     assert desk.record_set("media").keys() == set()
 
 

@@ -104,8 +104,8 @@ def test_what_needs_converting_first_is_looked_at_all_the_same(tmp_path: Path) -
     plain[:48, :64] = 200
     eye = FrameDescriptor()
     looks = [eye.describe(VideoFrame.from_ndarray(plain, format="gray"))]
-    for wanted in ("rgb24", "yuv420p10le"):
-        frame = VideoFrame.from_ndarray(plain, format="gray").reformat(format=wanted)
+    for expected in ("rgb24", "yuv420p10le"):
+        frame = VideoFrame.from_ndarray(plain, format="gray").reformat(format=expected)
         looks.append(eye.describe(frame))
     assert distance(looks[0], looks[1]) < 0.1 and distance(looks[0], looks[2]) < 0.15
 
@@ -168,9 +168,9 @@ def test_shots_begin_at_their_very_frames(draw: Draw, starts: list[int], tmp_pat
 
 
 def cut(path: Path, *, threads: int = 0, **wishes: float) -> list[Chunk]:
-    wanted: dict[str, float] = {"chunk_seconds": 30, "max_frames": 32, **wishes}
+    expected: dict[str, float] = {"chunk_seconds": 30, "max_frames": 32, **wishes}
     with Video(path, threads=threads) as video:
-        return list(video.shots(Sampling(shots=True, **wanted), FrameFit()))  # type: ignore[arg-type]
+        return list(video.shots(Sampling(shots=True, **expected), FrameFit()))  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
@@ -283,4 +283,4 @@ def test_shots_around_damage_are_cut_and_told_of(tmp_path: Path) -> None:
     )
     index = desk.record_set("media").meta(one["digest"])
     assert [round(chunk["start"] * 30) for chunk in index["chunks"]] == [0, 40, 100]
-    assert len(stored) == 3 and any("could not be decoded" in said for said in index["warnings"])
+    assert len(stored) == 3 and any("could not be decoded" in text for text in index["warnings"])

@@ -143,8 +143,8 @@ TURNED: dict[str, tuple[str, dict[str, Any], float]] = {
 def assert_shows(path: Path, upright: Pixels, loss: float) -> None:
     media, chunk = read_image(path)
     assert (media.height, media.width) == upright.shape[:2], path.name
-    wanted = upright if upright.ndim == 3 else upright[..., None].repeat(3, axis=2)
-    difference = np.abs(chunk.pixels[0].astype(int) - wanted).mean()
+    expected = upright if upright.ndim == 3 else upright[..., None].repeat(3, axis=2)
+    difference = np.abs(chunk.pixels[0].astype(int) - expected).mean()
     assert difference <= loss, f"{path.name}: {difference:.1f} levels from what was written"
 
 
@@ -294,8 +294,8 @@ def test_every_depth_and_mode_comes_out_as_written(
         with Video(path, threads=1) as video:  # as a file of this suffix is read
             plans = video.plan(Sampling(chunk_seconds=9, fps=1, max_frames=9))
             (chunk,) = video.chunks(plans, FrameFit())
-        wanted = upright if upright.ndim == 3 else upright[..., None]
-        assert np.abs(chunk.pixels[0].astype(int) - wanted).mean() <= loss, path.name
+        expected = upright if upright.ndim == 3 else upright[..., None]
+        assert np.abs(chunk.pixels[0].astype(int) - expected).mean() <= loss, path.name
 
 
 @pytest.mark.parametrize(
@@ -329,8 +329,8 @@ def test_a_deep_picture_that_uses_a_small_part_of_its_range_is_said_to_be_dark(
     for path in (tmp_path / "a.png", tmp_path / "a.tif", rgb):
         media, chunk = read_image(path)
         np.testing.assert_array_equal(chunk.pixels[0, ..., 0], deep >> 8)
-        said = ("almost black: it uses less than a sixteenth of its 16-bit range",) * is_dark
-        assert media.warnings == said, path.name
+        text = ("almost black: it uses less than a sixteenth of its 16-bit range",) * is_dark
+        assert media.warnings == text, path.name
     saved(tmp_path / "night.png", (deep >> 8).astype(np.uint8))
     (tmp_path / "night.bmp").write_bytes(bmp(bytes(2 * 8 * 8), (8, 8), 16))
     for name in ("night.png", "night.bmp"):

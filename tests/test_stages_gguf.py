@@ -38,7 +38,7 @@ def config_of(variant: str) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("variant", "said"),
+    ("variant", "texts"),
     [
         ("gemma4", "gemma4 with a gemma4_text decoder is not mapped"),
         ("paligemma:gemma2", "paligemma with a gemma2 decoder is not mapped"),
@@ -46,10 +46,10 @@ def config_of(variant: str) -> Any:
         ("exaone4_5", "exaone4_5 with a exaone4 decoder is not mapped"),
     ],
 )
-def test_a_family_that_no_test_has_compared_is_refused_by_name(variant: str, said: str) -> None:
+def test_a_family_that_no_test_has_compared_is_refused_by_name(variant: str, texts: str) -> None:
     with pytest.raises(UsageError) as raised:
         mapping_of(config_of(variant), "MODEL")
-    assert raised.value.message == f"MODEL cannot be written as GGUF: {said}"
+    assert raised.value.message == f"MODEL cannot be written as GGUF: {texts}"
 
 
 LLAVA = "llava_onevision"
@@ -58,7 +58,7 @@ PARTIAL = {"rope_theta": 1e4, "partial_rotary_factor": 0.5}
 
 
 @pytest.mark.parametrize(
-    ("variant", "name", "value", "said"),
+    ("variant", "name", "value", "texts"),
     [
         (LLAVA, "rope_parameters", YARN, "its rotary positions are scaled (yarn)"),
         (LLAVA, "rope_parameters", PARTIAL, "only a part of its heads is rotated"),
@@ -71,13 +71,13 @@ PARTIAL = {"rope_theta": 1e4, "partial_rotary_factor": 0.5}
     ],
 )
 def test_a_decoder_that_computes_otherwise_is_refused(
-    variant: str, name: str, value: Any, said: str
+    variant: str, name: str, value: Any, texts: str
 ) -> None:
     config = config_of(variant)
     setattr(config.text_config, name, value)
     with pytest.raises(UsageError, match="cannot be written as GGUF") as raised:
         mapping_of(config, "MODEL")
-    assert said in raised.value.message
+    assert texts in raised.value.message
 
 
 @pytest.mark.slow
@@ -90,8 +90,8 @@ def test_every_family_is_mapped_or_refused_by_name() -> None:
             mapping_of(config, name)
             mapped.add(config.model_type)
         except UsageError as error:
-            said = f"{name} cannot be written as GGUF: {config.model_type} with a "
-            assert error.message.startswith(said)
+            texts = f"{name} cannot be written as GGUF: {config.model_type} with a "
+            assert error.message.startswith(texts)
     assert mapped == MAPPED
 
 
@@ -257,7 +257,7 @@ TWICE = text("general.name") + struct.pack("<I", 8) + text("x")
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "texts"),
     [
         (b"", "it ends within its first bytes"),
         (gguf_bytes(magic=b"GGML"), "it does not begin as GGUF files do"),
@@ -291,10 +291,10 @@ TWICE = text("general.name") + struct.pack("<I", 8) + text("x")
         (gguf_bytes(data=False), "it ends before the data of tensor token_embd.weight"),
     ],
 )  # fmt: skip
-def test_a_damaged_header_is_one_line(tmp_path: Path, content: bytes, said: str) -> None:
+def test_a_damaged_header_is_one_line(tmp_path: Path, content: bytes, texts: str) -> None:
     with pytest.raises(UsageError) as raised:
         read(tmp_path, content)
-    assert said in raised.value.message and "\n" not in str(raised.value)
+    assert texts in raised.value.message and "\n" not in str(raised.value)
     assert raised.value.message.startswith(f"{tmp_path / 'file.gguf'} is damaged: ")
 
 
@@ -454,8 +454,8 @@ def test_an_embedding_table_that_is_overwritten_is_an_error_and_no_crash(tmp_pat
     found = subprocess.run(
         [sys.executable, "-c", OVERWRITTEN, str(path)], cwd=ROOT, capture_output=True, text=True
     )
-    numbers, *said = found.stdout.splitlines() or [""]
+    numbers, *printed = found.stdout.splitlines() or [""]
     assert (found.returncode, numbers) == (0, "[3.0, 0.0, 30000.0, 3.0]"), found.stderr[-300:]
-    assert said == [
+    assert printed == [
         f"{path} was overwritten while it was open - Download or convert the file again"
     ]

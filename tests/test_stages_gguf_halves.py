@@ -202,7 +202,7 @@ def test_a_prompt_after_one_that_failed_has_the_same_bits(
     draw, shape = np.random.default_rng(1), (PIECE_TOKENS + 90, context.width)
     rows = draw.standard_normal(shape).astype(np.float32)
     places = np.arange(len(rows), dtype=np.int32)[None]
-    wanted, decode = context.read(rows, places), context._decode
+    expected, decode = context.read(rows, places), context._decode
     context.clear(READER)
     context._before = None
 
@@ -215,7 +215,7 @@ def test_a_prompt_after_one_that_failed_has_the_same_bits(
     with pytest.raises(MemoryError):
         context.read(rows, places)
     monkeypatch.undo()
-    assert np.array_equal(context.read(rows, places), wanted)
+    assert np.array_equal(context.read(rows, places), expected)
 
 
 def test_sequences_that_a_larger_prompt_ended_are_not_continued(

@@ -73,8 +73,8 @@ def test_a_published_file_computes_what_an_export_does(
     whole, foreign = tmp_path / "whole", published(tmp_path, tmp_path)
     file = opened(whole, foreign)
     assert (file.name == "copy.gguf") == copied
-    wanted = logits_of(tmp_path / "gguf", tmp_path / "gguf" / FILE, model, inputs)
-    assert torch.equal(logits_of(whole, file, model, inputs), wanted)
+    expected = logits_of(tmp_path / "gguf", tmp_path / "gguf" / FILE, model, inputs)
+    assert torch.equal(logits_of(whole, file, model, inputs), expected)
     assert opened(whole, foreign) == file  # the copy is used again
 
 
@@ -91,7 +91,7 @@ ROPE = "rope.dimension_sections"
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "text"),
     [
         ({"block_count": 7}, "its qwen2vl.block_count is 7"),
         ({"embedding_length": 8}, "its qwen2vl.embedding_length is 8"),
@@ -113,13 +113,13 @@ ROPE = "rope.dimension_sections"
     ],
 )
 def test_other_metadata_is_refused_by_name(
-    folder: Path, tmp_path: Path, changes: Mapping[str, Any], said: str
+    folder: Path, tmp_path: Path, changes: Mapping[str, Any], text: str
 ) -> None:
     file = published(folder, tmp_path, changes=changes)
     with pytest.raises(UsageError) as raised:
         opened(folder / "whole", file)
     assert raised.value.message.startswith(f"{file} does not fit the checkpoint: ")
-    assert said in raised.value.message and raised.value.hint
+    assert text in raised.value.message and raised.value.hint
 
 
 def test_metadata_that_changes_nothing_is_taken(folder: Path, tmp_path: Path) -> None:
@@ -173,7 +173,7 @@ def noisy(own: Path, name: str, share: float) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("weights", "said"),
+    ("weights", "text"),
     [
         (lambda own: noisy(own, NORM, 0.1), f"its {NORM} has other values"),
         (
@@ -186,12 +186,12 @@ def noisy(own: Path, name: str, share: float) -> dict[str, Any]:
     ],
 )
 def test_other_weights_are_refused_as_those_of_a_fine_tune(
-    folder: Path, tmp_path: Path, weights: Weights, said: str
+    folder: Path, tmp_path: Path, weights: Weights, text: str
 ) -> None:
     file = published(folder, tmp_path, weights=weights(folder / "gguf" / FILE))
     with pytest.raises(UsageError) as raised:
         opened(folder / "whole", file)
-    assert said in raised.value.message
+    assert text in raised.value.message
 
 
 def test_a_file_without_a_tensor_is_refused(folder: Path, tmp_path: Path) -> None:

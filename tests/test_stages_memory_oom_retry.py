@@ -57,20 +57,23 @@ class Machine:
 
 def go(machine: Machine, *batches: str) -> tuple[list[str], list[dict[str, Any]]]:
     """What came out, and what was told."""
-    with events() as (report, told):
+    with events() as (report, message):
         shrinking = OomRetry(report, partial(machine, batches[-1][-1:]))
         found = [m for b in batches for _, m in shrinking.run_batch(b, str, machine)]
-    return found, told
+    return found, message
 
 
 def test_a_batch_that_does_not_fit_is_halved_and_the_size_is_kept() -> None:
     machine = Machine(3)
     assert go(Machine(8), "abcdefgh", "ij") == (["ABCDEFGH", "IJ"], [])
-    found, told = go(machine, "abcdefgh", "ijklm")
+    found, message = go(machine, "abcdefgh", "ijklm")
     assert found == ["AB", "CD", "EF", "GH", "IJ", "KL", "M"]
     assert machine.seen[:3] == ["abcdefgh", "abcd", "ab"]
-    assert [(e["event"], e["failed"], e["batch"]) for e in told] == [("rung", 8, 4), ("rung", 4, 2)]
-    assert all(WORDS in e["error"] for e in told)
+    assert [(e["event"], e["failed"], e["batch"]) for e in message] == [
+        ("rung", 8, 4),
+        ("rung", 4, 2),
+    ]
+    assert all(WORDS in e["error"] for e in message)
 
 
 @pytest.mark.parametrize(
@@ -87,9 +90,9 @@ def test_pieces_are_those_of_a_size_chosen_beforehand(largest: int, room: int) -
 
 
 def test_an_item_that_does_not_fit_alone_is_told_and_the_others_go_on() -> None:
-    found, told = go(Machine(8, giants="c"), "abcd", "efgh")
+    found, message = go(Machine(8, giants="c"), "abcd", "efgh")
     assert found == ["AB", "D", "E", "F", "G", "H"]
-    (large,) = [event for event in told if event["event"] == "too_large"]
+    (large,) = [event for event in message if event["event"] == "too_large"]
     assert (large["key"], large["wanted_bytes"]) == ("c", int(2.5 * 2**30))
 
 
@@ -102,9 +105,9 @@ def test_when_nothing_fits_it_ends_after_a_few_tries() -> None:
 
 def test_that_the_largest_come_first_is_not_taken_for_a_lack_of_memory() -> None:
     machine = Machine(8, giants="abcde")
-    found, told = go(machine, "abcd", "efgh")
+    found, message = go(machine, "abcd", "efgh")
     assert found == ["F", "G", "H"]
-    assert [event["key"] for event in told if event["event"] == "too_large"] == list("abcde")
+    assert [event["key"] for event in message if event["event"] == "too_large"] == list("abcde")
 
 
 class Tower:
@@ -126,21 +129,21 @@ def go_together(
     tower: Tower, block: int, *batches: str
 ) -> tuple[list[str], list[tuple[int, int, int]]]:
     """What came out, and the rungs that were told: batch, block, how many failed."""
-    with events() as (report, told):
+    with events() as (report, message):
         shrinking = OomRetry(report, partial(tower, [batches[-1][-1:]]))
         found = [
             made
             for some in blocks(batches, block)
             for _, made in shrinking.run_block(some, block, str, tower)
         ]
-    return found, [(e["batch"], e["block"], e["failed"]) for e in told if e["event"] == "rung"]
+    return found, [(e["batch"], e["block"], e["failed"]) for e in message if e["event"] == "rung"]
 
 
 def test_batches_go_through_together_as_far_as_a_block_goes() -> None:
     tower = Tower(99)
     batches = ["abcd", "efgh", "ij", "kl", "mnop"]
-    found, told = go_together(tower, 8, *batches)
-    assert found == [batch.upper() for batch in batches] and told == []
+    found, message = go_together(tower, 8, *batches)
+    assert found == [batch.upper() for batch in batches] and message == []
     assert tower.seen == [["abcd", "efgh"], ["ij", "kl", "mnop"]]
 
 
@@ -162,25 +165,25 @@ def test_a_block_that_holds_no_batch_is_a_batch(block: int) -> None:
 def test_of_batches_that_do_not_fit_together_fewer_go_and_none_is_cut() -> None:
     letters = [chr(ord("a") + at) * 4 for at in range(16)]
     tower = Tower(20)
-    found, told = go_together(tower, 64, *letters)
+    found, message = go_together(tower, 64, *letters)
     assert found == [batch.upper() for batch in letters]
-    assert told == [(4, 16, 64)]
+    assert message == [(4, 16, 64)]
     assert [len(some) for some in tower.seen] == [16, 4, 4, 4, 4]
 
 
 def test_batches_are_cut_when_few_do_not_fit_together() -> None:
     tower = Tower(8)
-    found, told = go_together(tower, 16, "abcdefgh", "ijklmnop", "qrst")
+    found, message = go_together(tower, 16, "abcdefgh", "ijklmnop", "qrst")
     assert "".join(found).lower() == "abcdefghijklmnopqrst"
-    assert found[0] == "A" and told[-1][:2] == (1, 4)
-    assert [block for _, block, _ in told] == sorted((b for _, b, _ in told), reverse=True)
+    assert found[0] == "A" and message[-1][:2] == (1, 4)
+    assert [block for _, block, _ in message] == sorted((b for _, b, _ in message), reverse=True)
 
 
 def test_a_batch_too_large_by_itself_is_cut_among_others_too() -> None:
     tower = Tower(99, room=2)
-    found, told = go_together(tower, 64, "abcd", "efgh")
+    found, message = go_together(tower, 64, "abcd", "efgh")
     assert found == ["AB", "CD", "EF", "GH"]
-    assert told[-1][0] == 2
+    assert message[-1][0] == 2
 
 
 @pytest.mark.parametrize(("batch", "block"), [(1, 256), (8, 256), (6, 6), (32, 256), (1, 1)])
@@ -342,20 +345,20 @@ def test_a_row_that_raises_at_a_step_of_its_slots_fails_alone() -> None:
     model, items = rows_of_variant("llava")
     faults = Faults(0)
 
-    def read(asked: DecodeRequest) -> PrefilledSequence:
-        at = int(asked.item.key)
+    def read(requests: DecodeRequest) -> PrefilledSequence:
+        at = int(requests.item.key)
         row = prefill_row(model, *items[at], max_new_tokens=6)
         return replace(row, processors=Breaking()) if at == 1 else row
 
-    def said(*which: int) -> dict[str, list[int]]:
+    def text(*which: int) -> dict[str, list[int]]:
         row: Any = None
-        asked = [DecodeRequest(DecodeItem(str(at), "", ""), row) for at in which]
+        requests = [DecodeRequest(DecodeItem(str(at), "", ""), row) for at in which]
         with events() as (report, _), ThreadPoolExecutor(1) as beside:
             loop = InflightScheduler(read, OomRetry(report, list, faults.items), PLAIN, slots=2)
             flights = [
-                each for each in loop.run(RequestPrefetcher([asked], beside)) if each is not None
+                each for each in loop.run(RequestPrefetcher([requests], beside)) if each is not None
             ]
         return {flight.request.item.key: flight.output_ids for flight in flights}
 
-    assert said(0, 1, 2, 3) == said(0, 2, 3)
-    assert [asked.item.key for asked in faults.failed] == ["1"]
+    assert text(0, 1, 2, 3) == text(0, 2, 3)
+    assert [requests.item.key for requests in faults.failed] == ["1"]

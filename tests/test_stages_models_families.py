@@ -137,8 +137,8 @@ def test_halves_make_the_vectors_and_logits_of_the_whole(
 ) -> None:
     verdict = judge_dual(name, tmp_path, dtype)
     assert verdict.results["pictures"] == verdict.results["texts"] == "exact"
-    wanted = FAILING_DUAL.get((name, dtype), "exact")
-    assert verdict.results["logits"].startswith(wanted)
+    expected = FAILING_DUAL.get((name, dtype), "exact")
+    assert verdict.results["logits"].startswith(expected)
     assert sum(verdict.shares) < 1.01, "no weight of one half is in the other"
 
 

@@ -68,16 +68,16 @@ def test_a_large_tokenizer_is_checked_as_weights_are(monkeypatch: pytest.MonkeyP
 
 def test_a_broken_line_is_taken_up_where_it_broke(hub: Hub, cache: Path) -> None:
     hub.trouble.breaks += [2_000_000, 1_500_000]
-    said, told = list[str](), list[tuple[int, int]]()
-    path = fetched(announce=said.append, progress=lambda here, total: told.append((here, total)))
+    text, message = list[str](), list[tuple[int, int]]()
+    path = fetched(announce=text.append, progress=lambda here, total: message.append((here, total)))
     assert path.read_bytes() == BODY
     assert hub.starts[-3:] == [(FILE, 0), (FILE, 2_000_000), (FILE, 3_500_000)]
     assert hub.weights_sent() == len(BODY)
-    assert said[-2:] == [
+    assert text[-2:] == [
         f"{FILE} interrupted at 2.0 of 6.0 MB; resuming in 0 s",
         f"{FILE} interrupted at 3.5 of 6.0 MB; resuming in 0 s",
     ]
-    assert told[-1] == (len(BODY), len(BODY)) and told == sorted(told)
+    assert message[-1] == (len(BODY), len(BODY)) and message == sorted(message)
     assert left(cache) == []
 
 
@@ -96,9 +96,9 @@ def test_a_server_that_is_busy_is_asked_again(hub: Hub) -> None:
 
 def test_a_damaged_file_is_fetched_anew(hub: Hub) -> None:
     hub.trouble.damages = 1
-    said: list[str] = []
-    assert fetched(announce=said.append).read_bytes() == BODY
-    assert said[-1] == f"{FILE} arrived damaged; downloading it again"
+    texts: list[str] = []
+    assert fetched(announce=texts.append).read_bytes() == BODY
+    assert texts[-1] == f"{FILE} arrived damaged; downloading it again"
     assert hub.weights_sent() == 2 * len(BODY)
 
 
@@ -127,11 +127,11 @@ def test_a_line_that_stays_broken_keeps_what_came(
         fetch(found)
     assert [path.stat().st_size for path in left(cache)] == [4_000_000]
     hub.trouble.statuses.clear()
-    said: list[str] = []
-    fetch(found, announce=said.append)
+    texts: list[str] = []
+    fetch(found, announce=texts.append)
     assert (found.folder / FILE).read_bytes() == BODY
     assert hub.weights_sent() == len(BODY)
-    assert "6.0 MB, 4.0 MB of them already downloaded" in said[0]
+    assert "6.0 MB, 4.0 MB of them already downloaded" in texts[0]
 
 
 def test_partial_files_of_the_hub_s_clients_and_ours_are_left_to_each_other(
@@ -173,9 +173,9 @@ def test_a_download_that_was_killed_goes_on(hub: Hub, cache: Path) -> None:
 
 def test_two_at_a_time_fetch_a_file_once(hub: Hub) -> None:
     hub.trouble.seconds_a_block = 0.005
-    found, said = find_model(MODEL), list[str]()
+    found, text = find_model(MODEL), list[str]()
     threads = [
-        threading.Thread(target=fetch, args=(found,), kwargs={"announce": said.append})
+        threading.Thread(target=fetch, args=(found,), kwargs={"announce": text.append})
         for _ in range(2)
     ]
     for thread in threads:
@@ -184,7 +184,7 @@ def test_two_at_a_time_fetch_a_file_once(hub: Hub) -> None:
         thread.join()
     assert (found.folder / FILE).read_bytes() == BODY
     assert hub.weights_sent() == len(BODY)
-    assert f"{FILE} is being downloaded by another process: waiting for it" in said
+    assert f"{FILE} is being downloaded by another process: waiting for it" in text
 
 
 def test_a_failure_of_one_file_stops_the_others(hub: Hub, cache: Path) -> None:

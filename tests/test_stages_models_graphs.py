@@ -56,14 +56,14 @@ def test_segments_of_unlike_lengths_attend_to_themselves_alone() -> None:
     attend = torch.nn.functional.scaled_dot_product_attention
     parts = []
     for first, last in pairwise(ENDS.tolist()):
-        asked, known, told = (part[:, :, first:last] for part in (query, key, value))
-        parts.append(attend(asked, known, told, enable_gqa=True).transpose(1, 2))
+        request, known, message = (part[:, :, first:last] for part in (query, key, value))
+        parts.append(attend(request, known, message, enable_gqa=True).transpose(1, 2))
     torch.testing.assert_close(found, torch.cat(parts, dim=1), rtol=1e-5, atol=1e-5)
     for longest in (8, torch.zeros(9)):
-        told, _ = packed_attention(
+        message, _ = packed_attention(
             torch.nn.Module(), query, key, value, cu_seq_lens_q=ENDS, max_length_q=longest
         )
-        torch.testing.assert_close(told, found, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(message, found, rtol=1e-5, atol=1e-5)
 
 
 def test_the_longest_segment_becomes_a_length_once_and_segments_places() -> None:
@@ -144,17 +144,17 @@ def test_tensorrt_is_told_where_it_keeps_what_it_makes_and_what_it_may_take(
 ) -> None:
     import onnxruntime
 
-    told: list[Any] = []
+    messages: list[Any] = []
 
     def session(path: str, options: Any, providers: list[Any]) -> Session:
-        told.extend(providers)
+        messages.extend(providers)
         return Session(TRT, CUDA, CPU)
 
     monkeypatch.setattr(onnxruntime, "InferenceSession", session)
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [TRT, CUDA, CPU])
     provider = provider_for("tensorrt", "cuda:1", 4 << 30, tmp_path / "engines")
     open_session(tmp_path / "any.onnx", provider, 1)
-    (first, engine), (second, cuda) = told
+    (first, engine), (second, cuda) = messages
     assert (first, second) == (TRT, CUDA)
     assert engine["trt_engine_cache_path"] == str(tmp_path / "engines")
     assert engine["trt_engine_cache_enable"] and engine["trt_timing_cache_enable"]
@@ -222,9 +222,9 @@ def test_what_is_no_graph_is_said(tmp_path: Path) -> None:
 
 def manifest_with(folder: Path, **changes: Any) -> Path:
     """A model with a manifest that somebody changed."""
-    told = GraphManifest(files={"a.onnx": "0" * 64}, sizes={"a.onnx": 1}, halves={}, made_by={})
+    message = GraphManifest(files={"a.onnx": "0" * 64}, sizes={"a.onnx": 1}, halves={}, made_by={})
     (folder / "onnx").mkdir()
-    (folder / "onnx" / FILE).write_text(json.dumps({**told.to_json(), **changes}))
+    (folder / "onnx" / FILE).write_text(json.dumps({**message.to_json(), **changes}))
     return folder
 
 
@@ -311,8 +311,8 @@ def test_what_a_graph_does_not_take_is_said_in_one_line(words: str, memory: bool
         stand_in(torch.zeros(3, 2))
     assert out_of_memory(raised.value) is memory
     if not memory:
-        said = str(raised.value)
-        assert "towers.0" in said and "[3, 2]" in said and "\n" not in said
+        texts = str(raised.value)
+        assert "towers.0" in texts and "[3, 2]" in texts and "\n" not in texts
 
 
 def page_rows() -> dict[str, list[str]]:

@@ -79,8 +79,8 @@ def test_what_is_seen_decides_what_is_said(family: str) -> None:
     """Guards the tests above: a model that ignores its pictures would pass them."""
     folder = checkpoint(family)
     inputs = joint_inputs(load_processor(folder), clips("image", 4), ["Describe."] * 4)
-    said = joint_model(folder).generate(**inputs, **GREEDY)[:, -8:]
-    assert len({tuple(row.tolist()) for row in said}) == 4
+    text = joint_model(folder).generate(**inputs, **GREEDY)[:, -8:]
+    assert len({tuple(row.tolist()) for row in text}) == 4
 
 
 @pytest.mark.parametrize("family", BUILDERS)

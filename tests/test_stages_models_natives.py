@@ -47,8 +47,8 @@ def test_the_whole_says_what_the_published_code_says(name: str) -> None:
     whole = held(case.experts, "whole")
     with torch.inference_mode():
         logits = whole(**case.inputs).logits
-        said = whole.generate(**case.inputs, **GREEDY)
-    assert torch.equal(said, case.tokens)
+        text = whole.generate(**case.inputs, **GREEDY)
+    assert torch.equal(text, case.tokens)
     if case.logits.ndim == 2:
         assert (logits[:, -1] - case.logits).abs().max() < 2e-4
     else:
@@ -63,8 +63,8 @@ def test_halves_say_it_too_with_features_from_the_disk(name: str, tmp_path: Path
     language = held(case.experts, "language")
     for _ in range(2):  # the first call must not have changed the features
         features = load_features(tmp_path / "seen")
-        said = generate(language, without_pixels(case.inputs), features, **GREEDY)
-        assert torch.equal(said, case.tokens)
+        text = generate(language, without_pixels(case.inputs), features, **GREEDY)
+        assert torch.equal(text, case.tokens)
 
 
 @pytest.mark.parametrize("name", ["video/b2", pytest.param("experts/b1", marks=pytest.mark.slow)])
@@ -78,7 +78,7 @@ def test_a_vision_half_whose_layers_come_from_the_files_sees_the_same(name: str)
     assert streamed.keys() == resident.keys()
     for kind, record in resident.items():
         pairs = zip(streamed[kind].pooler_output, record.pooler_output, strict=True)
-        assert all(torch.equal(found, wanted) for found, wanted in pairs)
+        assert all(torch.equal(found, expected) for found, expected in pairs)
 
 
 def row_of(case: Reference, row: int) -> dict[str, torch.Tensor]:
@@ -98,19 +98,19 @@ def row_of(case: Reference, row: int) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("experts", [False, True])
 def test_rows_in_slots_that_are_refilled_say_it_too(experts: Experts) -> None:
-    items, wanted = [], []
+    items, expected = [], []
     for case in map(reference, DRAWN):
         for row in range(len(case.tokens) if case.experts == experts else 0):
             inputs = row_of(case, row)
             features = encode(held(experts, "vision"), inputs)
             items.append((without_pixels(inputs), features))
-            wanted.append(case.tokens[row, -GREEDY["max_new_tokens"] :].tolist())
-    items, wanted = [*items, items[0]][:5], [*wanted, wanted[0]][:5]
+            expected.append(case.tokens[row, -GREEDY["max_new_tokens"] :].tolist())
+    items, expected = [*items, items[0]][:5], [*expected, expected[0]][:5]
     language = greedy(load_half(published(experts), "language", dtype=torch.float32))
     tried = tried_in_slots(language, items)
     assert not tried.reason
-    said = in_slots(language, items)
-    assert said == [w[:limit] for w, limit in zip(wanted, LIMITS, strict=False)]
+    text = in_slots(language, items)
+    assert text == [w[:limit] for w, limit in zip(expected, LIMITS, strict=False)]
 
 
 @pytest.mark.parametrize("experts", [pytest.param(False, marks=pytest.mark.slow), True])
@@ -144,10 +144,10 @@ def test_full_size_has_the_published_parameters_and_layers_that_nf4_takes(
     linears: dict[Part, int],
     tmp_path: Path,
 ) -> None:
-    told = plan_case("cogvlm2-llama3-caption").config
-    seen = {**told["vision_config"], **pictures}
-    told = {**told, "architectures": [name], "vision_config": seen}
-    (tmp_path / "config.json").write_text(json.dumps(told))
+    message = plan_case("cogvlm2-llama3-caption").config
+    seen = {**message["vision_config"], **pictures}
+    message = {**message, "architectures": [name], "vision_config": seen}
+    (tmp_path / "config.json").write_text(json.dumps(message))
     skeleton = skeleton_of(*config_and_class(tmp_path, trusted=False))
     assert skeleton.num_parameters() == parameter_count
     assert {half: len(quantizable(skeleton, half)) for half in linears} == linears
@@ -164,8 +164,8 @@ def test_both_halves_are_had_in_4_bit_and_generate(experts: Experts) -> None:
     assert count(halves["vision"])["nf4"] == 16
     assert count(halves["language"])["nf4"] == (30 if experts else 21)
     features = encode(halves["vision"], case.inputs)
-    said = generate(halves["language"], without_pixels(case.inputs), features, **GREEDY)
-    assert said.shape == case.tokens.shape
+    text = generate(halves["language"], without_pixels(case.inputs), features, **GREEDY)
+    assert text.shape == case.tokens.shape
 
 
 def test_rotary_frequencies_are_exact_or_as_the_files_keep_them(tmp_path: Path) -> None:
@@ -234,8 +234,8 @@ def test_visual_experts_refuse_a_prompt_in_pieces() -> None:
     with pytest.raises(ValueError, match="do not support chunked prefill"):
         held(True, "whole").generate(**case.inputs, **GREEDY, prefill_chunk_size=4)
     video = reference("video/24")
-    said = held(False, "whole").generate(**video.inputs, **GREEDY, prefill_chunk_size=50)
-    assert torch.equal(said, video.tokens)
+    text = held(False, "whole").generate(**video.inputs, **GREEDY, prefill_chunk_size=50)
+    assert torch.equal(text, video.tokens)
 
 
 @pytest.mark.parametrize(

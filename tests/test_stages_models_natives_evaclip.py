@@ -50,8 +50,8 @@ def held(name: str, keep: Part) -> Any:
     return load_half(published(name), keep, dtype=torch.float32)
 
 
-def largest(found: torch.Tensor, wanted: torch.Tensor) -> float:
-    return float((found - wanted).abs().max())
+def largest(found: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((found - expected).abs().max())
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
@@ -65,8 +65,8 @@ def test_the_whole_makes_the_vectors_of_the_original_formulas(name: str) -> None
     assert largest(image_vectors(whole, {"pixel_values": pixels}), image) < NEAR
     assert largest(text_vectors(whole, {"input_ids": ids}), text) < NEAR
     directions = [torch.nn.functional.normalize(each) for each in (image, text)]
-    wanted = directions[0] @ directions[1].T * weights["logit_scale"].exp()
-    assert largest(made.logits_per_image, wanted) < NEAR
+    expected = directions[0] @ directions[1].T * weights["logit_scale"].exp()
+    assert largest(made.logits_per_image, expected) < NEAR
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
@@ -77,8 +77,8 @@ def test_halves_make_the_bytes_of_the_whole(name: str) -> None:
     assert torch.equal(vectors, image_vectors(whole, pictures))
     assert torch.equal(text_vectors(text, texts), text_vectors(whole, texts))
     with torch.inference_mode():
-        wanted = whole(**pictures, **texts).logits_per_image
-    assert torch.equal(logits(text, texts, vectors), wanted)
+        expected = whole(**pictures, **texts).logits_per_image
+    assert torch.equal(logits(text, texts, vectors), expected)
     # The scale of the logits is a weight of the model itself, and in both.
     assert vision.num_parameters() + text.num_parameters() == whole.num_parameters() + 1
 
@@ -192,8 +192,10 @@ def test_pictures_and_texts_go_in_as_the_published_page_says() -> None:
 def test_settings_of_pictures_that_a_folder_has_are_taken(tmp_path: Path) -> None:
     folder = make_folder(tmp_path / "model")
     load_processor(folder).image_processor.save_pretrained(folder)
-    told = json.loads((folder / "preprocessor_config.json").read_text())
-    (folder / "preprocessor_config.json").write_text(json.dumps({**told, "do_center_crop": False}))
+    values = json.loads((folder / "preprocessor_config.json").read_text())
+    (folder / "preprocessor_config.json").write_text(
+        json.dumps({**values, "do_center_crop": False})
+    )
     assert load_processor(folder).image_processor.do_center_crop is False
 
 
@@ -220,8 +222,8 @@ def test_a_file_is_no_model_and_is_told_so(file: str, tmp_path: Path) -> None:
     (tmp_path / file).write_bytes(b"weights")
     with pytest.raises(UsageError, match="is a file, but a model is a folder") as caught:
         describe(tmp_path / file)
-    told = f"Run: penstock convert {tmp_path / file} DST" in caught.value.hint
-    assert told == (not file.endswith("safetensors"))
+    message = f"Run: penstock convert {tmp_path / file} DST" in caught.value.hint
+    assert message == (not file.endswith("safetensors"))
 
 
 def test_other_original_files_are_not_recognised() -> None:

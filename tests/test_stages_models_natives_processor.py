@@ -42,12 +42,12 @@ def ids_of(clip: Clip, prompt: str, experts: bool = False) -> list[int]:
 def test_each_frame_has_its_places_and_its_number() -> None:
     (clip,) = clips("video", 1, frames=24)
     processor = processor_of()
-    wanted = [BEGIN]
+    expected = [BEGIN]
     for number in range(24):
-        wanted += [PLACE] * EACH + words(processor, str(number))
+        expected += [PLACE] * EACH + words(processor, str(number))
     # The published code encodes the text by itself; a merge over the last number would differ.
-    wanted += words(processor, "Question: Describe. Answer:")
-    assert ids_of(clip, "Describe.") == wanted
+    expected += words(processor, "Question: Describe. Answer:")
+    assert ids_of(clip, "Describe.") == expected
 
 
 def test_a_picture_is_a_video_of_one_frame() -> None:
@@ -104,8 +104,8 @@ def test_a_prompt_is_rebuilt_from_what_was_kept(kind: str) -> None:
         )
     )
     if kind == "video":
-        told = joint_inputs(processor, batch, PROMPTS[:3])
-        assert all(torch.equal(told[name], value) for name, value in joint.items())
+        message = joint_inputs(processor, batch, PROMPTS[:3])
+        assert all(torch.equal(message[name], value) for name, value in joint.items())
     rows = [prepare(processor, clip) for clip in batch]
     assert all("outline" not in row.side for row in rows)
     found = rebuild(processor, rows, PROMPTS[:3])

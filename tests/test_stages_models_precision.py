@@ -57,14 +57,14 @@ def saved(
     load_processor(folder).save_pretrained(to)
 
 
-def said(folder: Path, vision: str, language: str) -> tuple[torch.Tensor, torch.Tensor]:
+def captions_of(folder: Path, vision: str, language: str) -> tuple[torch.Tensor, torch.Tensor]:
     """Tokens and logits of two pictures, from halves that are each in a precision."""
     processor = load_processor(folder)
     inputs = joint_inputs(processor, clips("image", 2, height=96, width=96), PROMPTS[:2])
     features = encode(loaded(folder, "vision", vision), inputs)
     half = loaded(folder, "language", language)
-    told = {"output_logits": True, "return_dict_in_generate": True}
-    made: Any = generate(half, without_pixels(inputs), features, **GREEDY, **told)
+    messages = {"output_logits": True, "return_dict_in_generate": True}
+    made: Any = generate(half, without_pixels(inputs), features, **GREEDY, **messages)
     return made.sequences, torch.stack(made.logits)
 
 
@@ -80,8 +80,8 @@ def said(folder: Path, vision: str, language: str) -> tuple[torch.Tensor, torch.
 def test_every_precision_captions_on_a_cpu(family: str, precision: str, tmp_path: Path) -> None:
     dtype = DTYPES.get(precision, "float32")
     made = Wave(tmp_path, source_of(family), [clips("video", 2)], dtype=dtype, precision=precision)
-    for told in (made.encode(), made.decode(PROMPTS[:2])):
-        notes = next(event for event in told if event["event"] == "note")
+    for message in (made.encode(), made.decode(PROMPTS[:2])):
+        notes = next(event for event in message if event["event"] == "note")
         assert notes["dtype"] == f"torch.{dtype}"
         quantized = sum(notes["quantized_modules"].values())
         if precision in DTYPES:
@@ -160,7 +160,7 @@ def test_a_checkpoint_stored_in_bf16_computes_in_the_dtype_that_is_requested(
         assert {each.dtype for each in half.parameters() if each.is_floating_point()} == {
             torch.float32
         }
-    said(folder, "fp32", kind)
+    captions_of(folder, "fp32", kind)
 
 
 @pytest.mark.parametrize(
@@ -173,11 +173,11 @@ def test_a_checkpoint_stored_in_bf16_computes_in_the_dtype_that_is_requested(
 )
 def test_saved_quantized_it_says_what_it_says_quantized_on_loading(family: str, kind: str) -> None:
     folder = saved(family, kind)
-    tokens, logits = said(source_of(family), "fp32", kind)
-    tokens_of_saved, logits_of_saved = said(folder, "fp32", kind)
+    tokens, logits = captions_of(source_of(family), "fp32", kind)
+    tokens_of_saved, logits_of_saved = captions_of(folder, "fp32", kind)
     assert torch.equal(tokens_of_saved, tokens)
     assert torch.equal(logits_of_saved, logits)
-    assert not torch.equal(said(source_of(family), "fp32", "fp32")[1], logits)
+    assert not torch.equal(captions_of(source_of(family), "fp32", "fp32")[1], logits)
 
 
 def test_a_wrong_count_of_quantized_modules_fails() -> None:
@@ -253,8 +253,8 @@ def saved_by_peft(source: Path, folder: Path) -> Any:
 
     half = load_half(source, "language", dtype=torch.float32)
     path = f"(.*language_model.*({'|'.join(TARGETS)}))"
-    told: dict[str, Any] = {"r": 4, "lora_alpha": 6, "use_rslora": True}
-    config = LoraConfig(target_modules=path, rank_pattern={TWICE: 8}, **told)
+    messages: dict[str, Any] = {"r": 4, "lora_alpha": 6, "use_rslora": True}
+    config = LoraConfig(target_modules=path, rank_pattern={TWICE: 8}, **messages)
     model = get_peft_model(half, config)
     torch.manual_seed(3)
     for name, weight in model.named_parameters():
@@ -291,9 +291,9 @@ def test_what_peft_saved_computes_what_it_computed(
     )
     ids = torch.arange(5, 17)[None]
     with torch.inference_mode():
-        wanted, found = (m(input_ids=ids).logits for m in (theirs, ours))
+        expected, found = (m(input_ids=ids).logits for m in (theirs, ours))
         plain = load_half(source, "language", dtype=torch.float32)(input_ids=ids).logits
-    assert torch.equal(found, wanted) and not torch.equal(found, plain)
+    assert torch.equal(found, expected) and not torch.equal(found, plain)
     assert not any(weight.requires_grad for weight in ours.parameters()) and not ours.training
     assert type(ours).__mro__[1] is type(theirs.base_model.model).__mro__[1], "of its own class"
 
@@ -310,8 +310,8 @@ def test_its_numbers_are_not_rounded_to_what_the_half_computes_in(
     layers = [module for module in half.modules() if hasattr(module, "lora_A")]
     assert len(layers) == adapted_modules(half) == 28
     assert {m.lora_B.default.weight.dtype for m in layers} == {torch.float32}
-    told = facts(half)
-    assert told["adapted_modules"] == 28 and told["linear_modules"] == 29
+    message = facts(half)
+    assert message["adapted_modules"] == 28 and message["linear_modules"] == 29
 
 
 def test_an_offloaded_half_takes_none(tmp_path: Path) -> None:

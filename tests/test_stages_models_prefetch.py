@@ -109,18 +109,18 @@ def test_what_was_handed_over_is_written_when_the_caller_fails() -> None:
 
 
 def test_who_fails_ends_though_the_next_batch_never_comes() -> None:
-    asked, continues_prompt = threading.Event(), threading.Event()
+    request, continues_prompt = threading.Event(), threading.Event()
 
-    def told() -> Iterator[int]:
+    def message() -> Iterator[int]:
         yield 0
-        asked.set()
+        request.set()
         continues_prompt.wait(6 * SECONDS)
 
     def work() -> None:
-        given: Any = prefetched(told(), lambda batch: batch)
+        given: Any = prefetched(message(), lambda batch: batch)
         with contextlib.suppress(ValueError):
             for _ in given:
-                assert asked.wait(SECONDS)
+                assert request.wait(SECONDS)
                 raise ValueError
 
     working = threading.Thread(target=work, daemon=True)

@@ -39,9 +39,9 @@ CASES = [
 ]
 
 
-def assert_same(found: dict[str, Any], wanted: dict[str, Any]) -> None:
-    assert found.keys() == wanted.keys()
-    for name, value in wanted.items():
+def assert_same(found: dict[str, Any], expected: dict[str, Any]) -> None:
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
         if isinstance(value, torch.Tensor):
             assert torch.equal(found[name], value) and found[name].dtype == value.dtype, name
         else:
@@ -179,15 +179,15 @@ def test_a_large_picture_s_prompt_is_written_with_a_small_one(family: str) -> No
     batch = clips("image", 2, height=LARGE[0], width=LARGE[1])
     rows = [prepare(processor, clip) for clip in batch]
     assert [row.side["outline"]["shape"] for row in rows] == [[1, 256, 512]] * 2
-    wanted = without_images(plain_call(family, processor, batch, PROMPTS[:2]))
-    assert_same(rebuild(processor, rows, PROMPTS[:2]), wanted)
+    expected = without_images(plain_call(family, processor, batch, PROMPTS[:2]))
+    assert_same(rebuild(processor, rows, PROMPTS[:2]), expected)
 
 
 def test_a_picture_whose_size_is_in_the_prompt_keeps_it() -> None:
     class TellsSizes(hf.Blip2Processor):  # type: ignore[misc]
         def __call__(self, images: Any = None, text: Any = None, **options: Any) -> Any:
-            told = [f"{row[0].size} {prompt}" for row, prompt in zip(images, text, strict=True)]
-            return super().__call__(images=images, text=told, **options)
+            messages = [f"{row[0].size} {prompt}" for row, prompt in zip(images, text, strict=True)]
+            return super().__call__(images=images, text=messages, **options)
 
     plain = load_processor(processor_folder("blip_2"))
     processor = TellsSizes(plain.image_processor, plain.tokenizer, num_query_tokens=4)
@@ -212,14 +212,14 @@ def test_prompts_without_pictures_and_pictures_equal_the_documented_call(
     family: str, kind: str
 ) -> None:
     processor, batch, prompts = processor_of(family), clips(kind, 2), PROMPTS[:2]
-    wanted = plain_call(family, processor, batch, prompts)
-    assert_same(whole(processor, batch, prompts), wanted)
-    assert_same(rebuilt(processor, batch, prompts), without_images(wanted))
-    wanted = plain_call(family, processor, batch[:1], prompts[:1])
+    expected = plain_call(family, processor, batch, prompts)
+    assert_same(whole(processor, batch, prompts), expected)
+    assert_same(rebuilt(processor, batch, prompts), without_images(expected))
+    expected = plain_call(family, processor, batch[:1], prompts[:1])
     inputs = prepare(processor, batch[0]).inputs
-    shown = [name for name in wanted if is_image_output(name)]
+    shown = [name for name in expected if is_image_output(name)]
     assert shown
-    assert_same({name: inputs[name] for name in shown}, {name: wanted[name] for name in shown})
+    assert_same({name: inputs[name] for name in shown}, {name: expected[name] for name in shown})
 
 
 @pytest.mark.parametrize(
@@ -229,8 +229,8 @@ def test_rows_of_different_sizes_share_a_batch(family: str) -> None:
     processor, prompts = processor_of(family), PROMPTS[:2]
     kind = "image" if KINDS[family].image else "video"
     batch = [clips(kind, 1)[0], clips(kind, 1, height=96, width=40)[0]]
-    wanted = plain_call(family, processor, batch, prompts)
-    assert_same(rebuilt(processor, batch, prompts), without_images(wanted))
+    expected = plain_call(family, processor, batch, prompts)
+    assert_same(rebuilt(processor, batch, prompts), without_images(expected))
 
 
 @pytest.mark.parametrize("family", KINDS)
@@ -302,8 +302,8 @@ def test_true_times_stand_in_the_prompt(family: str, texts: tuple[str, ...]) -> 
     processor = load_processor(folder)
     row = prepare(processor, clip_at([0.5, 1.5, 61.0, 62.5], 64.0))
     (ids,) = rebuild(processor, [row], ["What happens?"])["input_ids"]
-    said = processor.tokenizer.decode(ids)
-    assert all(text in said for text in texts), said
+    line = processor.tokenizer.decode(ids)
+    assert all(text in line for text in texts), line
 
 
 def test_a_processor_that_takes_one_prompt_a_call_is_called_for_each() -> None:
@@ -317,10 +317,10 @@ def test_a_processor_that_takes_one_prompt_a_call_is_called_for_each() -> None:
 
     processor.__class__ = Single
     batch, prompts = clips("image", 2), PROMPTS[:2]
-    wanted = plain_call("idefics2", processor_of("idefics2"), batch, prompts)
+    expected = plain_call("idefics2", processor_of("idefics2"), batch, prompts)
     assert not layout_of(processor, "images").batched
-    assert_same(whole(processor, batch, prompts), wanted)
-    assert_same(rebuilt(processor, batch, prompts), without_images(wanted))
+    assert_same(whole(processor, batch, prompts), expected)
+    assert_same(rebuilt(processor, batch, prompts), without_images(expected))
 
 
 @pytest.mark.parametrize(
@@ -379,11 +379,11 @@ def test_a_very_large_part_is_seen_as_it_would_be_whole(monkeypatch: pytest.Monk
     seen: list[tuple[int, int]] = []
     monkeypatch.setattr(images, "STRIP", 50)
 
-    def told(**given: Any) -> Any:
+    def message(**given: Any) -> Any:
         seen.extend(image.size for image in given["images"])
         return processor(**given)
 
-    divided = images.prepare_parts(told, clip, boxes).inputs["pixel_values"]
+    divided = images.prepare_parts(message, clip, boxes).inputs["pixel_values"]
     assert seen == [(251, 175), (150, 150)]
     assert whole.shape == divided.shape == (2, 3, 32, 32)
     assert torch.allclose(whole, divided, atol=0.03)

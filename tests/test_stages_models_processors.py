@@ -125,9 +125,9 @@ def test_a_turn_is_what_the_template_makes_of_its_proper_form(family: str, style
     assert system_form(processor, layout.form) == how.system
     for system in ("", SYSTEM):
         turns = how.turns(token(processor, "image"), PROMPT, system)
-        wanted = processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-        assert write(processor, layout.form, "images", 1, PROMPT, system) == wanted
-        assert PROMPT in wanted and system in wanted and "'type'" not in wanted
+        expected = processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        assert write(processor, layout.form, "images", 1, PROMPT, system) == expected
+        assert PROMPT in expected and system in expected and "'type'" not in expected
 
 
 @pytest.mark.parametrize("style", STYLES)
@@ -137,9 +137,9 @@ def test_a_stored_prompt_is_the_template_s_own(style: str) -> None:
     turns = how.turns(token(processor, "image"), PROMPT, SYSTEM)
     text = processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
     begins = {"add_special_tokens": False} if text.startswith("<s>") else {}
-    wanted = processor(text=[text], images=[list(clip.frames)], return_tensors="pt", **begins)
+    expected = processor(text=[text], images=[list(clip.frames)], return_tensors="pt", **begins)
     found = rebuild(processor, [prepare(processor, clip)], [PROMPT], SYSTEM)
-    assert found["input_ids"].tolist() == wanted["input_ids"].tolist()
+    assert found["input_ids"].tolist() == expected["input_ids"].tolist()
 
 
 def test_a_template_that_changes_every_question_is_refused() -> None:
@@ -174,8 +174,8 @@ def test_answers_begin_with_the_blank_of_the_template_s_own_conversation() -> No
     assert answer_blank(processor) == ""
     processor.chat_template = SPACED
     turns = [
-        {"role": role, "content": [{"type": "text", "text": said}]}
-        for role, said in (("user", "What?"), ("assistant", text))
+        {"role": role, "content": [{"type": "text", "text": texts}]}
+        for role, texts in (("user", "What?"), ("assistant", text))
     ]
     whole = processor.apply_chat_template(turns, tokenize=True)[0]
     before = processor.apply_chat_template(turns[:1], add_generation_prompt=True, tokenize=True)[0]

@@ -58,9 +58,9 @@ def test_the_demo_is_described_and_its_halves_are_its_whole_checkpoint() -> None
 
 def test_the_stage_tells_the_profile() -> None:
     for folder in (CHECKPOINT, whole_checkpoint("gemma3")):
-        with events() as (report, told):
+        with events() as (report, message):
             run({"model": str(folder), "revision": None, "trust_remote_code": False}, report)
-        assert ModelProfile.from_json(told[0]["profile"]) == profile_of(folder)
+        assert ModelProfile.from_json(message[0]["profile"]) == profile_of(folder)
 
 
 @pytest.mark.parametrize("family", ["llava", "qwen3_vl"])

@@ -204,7 +204,7 @@ def test_plan_and_run_agree_on_tokens(folder: Path, lines: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "size"),
+    ("params", "size"),
     [
         ({"as_published": None}, (560, 1008)),
         ({"as_published": False}, (1092, 1932)),
@@ -214,9 +214,9 @@ def test_plan_and_run_agree_on_tokens(folder: Path, lines: int) -> None:
     ],
 )
 def test_a_frame_of_full_hd_is_seen_as_published_unless_asked_otherwise(
-    asked: dict[str, Any], size: tuple[int, int], folder: Path
+    params: dict[str, Any], size: tuple[int, int], folder: Path
 ) -> None:
-    sizes, _ = resized(load_processor(folder, **asked), clip_of(4, (1080, 1920)))
+    sizes, _ = resized(load_processor(folder, **params), clip_of(4, (1080, 1920)))
     assert set(sizes) == {size}
 
 

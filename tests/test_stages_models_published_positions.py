@@ -68,10 +68,10 @@ def test_text_stands_behind_a_video_of_any_length(
 ) -> None:
     prompt = of_video(family, steps, seconds)
     after = prompt.starts()[-1]
-    for found, wanted in ((as_published(prompt), published), (stock(prompt), today)):
+    for found, expected in ((as_published(prompt), published), (stock(prompt), today)):
         assert ranges(prompt, found)[1] == (HEAD, last)
-        assert (int(found.ids[0, after]), found.next) == wanted
-        assert found.ids[:, after:].tolist() == [list(range(wanted[0], wanted[0] + TAIL))] * 3
+        assert (int(found.ids[0, after]), found.next) == expected
+        assert found.ids[:, after:].tolist() == [list(range(expected[0], expected[0] + TAIL))] * 3
 
 
 def test_a_second_video_stands_behind_the_first() -> None:

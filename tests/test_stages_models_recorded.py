@@ -104,8 +104,8 @@ def test_replayed_features_of_other_pictures_are_those_of_plain_passes(
         pytest.skip(str(error))
     as_on_card(model)
     found = [numbers(encode(model, picture)) for picture in pictures]
-    for one, wanted in zip(found, expected, strict=True):
-        assert len(one) == len(wanted) and all(map(torch.equal, one, wanted))
+    for one, target in zip(found, expected, strict=True):
+        assert len(one) == len(target) and all(map(torch.equal, one, target))
     if name.partition(":")[0] in PLAIN:
         assert PassRecorder.reason.startswith("NotRecordable: the host reads pixels")
         assert counts() == (0, 0) and happened.recordings == 0
@@ -121,8 +121,8 @@ def test_vectors_of_dual_encoders_are_replayed(name: str, happened: Happened) ->
     pictures = [other(dual_encoders.pictures(name, 8)) for _ in range(5)]
     expected = [image_vectors(half, picture) for picture in pictures]
     as_on_card(half)
-    for picture, wanted in zip(pictures, expected, strict=True):
-        assert torch.equal(image_vectors(half, picture), wanted)
+    for picture, target in zip(pictures, expected, strict=True):
+        assert torch.equal(image_vectors(half, picture), target)
     assert (PassRecorder.reason, counts()) == ("", (1, 3))
     assert PassRecorder.stats() == {"recorded": {"replayed": 3, "passes": 5, "recordings": 1}}
 
@@ -159,8 +159,8 @@ def test_grids_of_the_same_number_of_patches_are_other_shapes(happened: Happened
     assert not torch.equal(expected[0][0], expected[1][0])
     as_on_card(model)
     for _ in range(3):
-        for given, wanted in zip((inputs, turned), expected, strict=True):
-            assert all(map(torch.equal, numbers(encode(model, given)), wanted))
+        for given, target in zip((inputs, turned), expected, strict=True):
+            assert all(map(torch.equal, numbers(encode(model, given)), target))
     assert counts() == (2, 2)
 
 
@@ -184,8 +184,8 @@ def test_a_recording_that_fails_leaves_plain_passes(
     pictures = [other(shape) for shape in shapes for _ in range(4)]
     expected = [image_vectors(half, picture) for picture in pictures]
     as_on_card(half)
-    for picture, wanted in zip(pictures, expected, strict=True):
-        assert torch.equal(image_vectors(half, picture), wanted)
+    for picture, target in zip(pictures, expected, strict=True):
+        assert torch.equal(image_vectors(half, picture), target)
     assert PassRecorder.reason.startswith(reason)
     assert PassRecorder.replayed == replayed and PassRecorder.passes == len(pictures)
 

@@ -114,61 +114,61 @@ def test_half_a_download_is_not_taken_for_a_model(empty_cache: Path) -> None:
 def test_a_download_is_announced_once_and_needed_once(
     connect: Callable[[str], None], empty_cache: Path
 ) -> None:
-    said: list[str] = []
+    texts: list[str] = []
     with serve({MODEL: SMALL}) as hub:
         connect(hub.url)
-        folder = resolve_model(MODEL, announce=said.append)
+        folder = resolve_model(MODEL, announce=texts.append)
         assert hub.downloads() == ["config.json", "model.safetensors"]
     assert (folder / "model.safetensors").stat().st_size == 3_400_000
     assert folder.is_relative_to(empty_cache)
-    assert said == [
+    assert texts == [
         f"downloading the files that describe {MODEL}, 0.1 MB, into {empty_cache} (once)",
         f"downloading {MODEL}, 3.4 MB, into {empty_cache} (once)",
     ]
-    assert resolve_model(MODEL, announce=said.append) == folder  # the hub is gone by now
-    assert len(said) == 2
+    assert resolve_model(MODEL, announce=texts.append) == folder  # the hub is gone by now
+    assert len(texts) == 2
 
 
 def test_only_what_is_missing_is_announced_and_downloaded(connect: Callable[[str], None]) -> None:
     shards = {"model-1.safetensors": b"1" * 3_000_000, "model-2.safetensors": b"2" * 1_200_000}
     small = {"config.json": b"{}", "model.safetensors.index.json": INDEX.encode()}
-    said: list[str] = []
+    texts: list[str] = []
     with serve({MODEL: Repository(files={**small, **shards})}) as hub:
         connect(hub.url)
         lost = resolve_model(MODEL) / "model-2.safetensors"
         lost.resolve().unlink()
         lost.unlink()
         hub.forget()
-        folder = resolve_model(MODEL, announce=said.append)
+        folder = resolve_model(MODEL, announce=texts.append)
         assert hub.downloads() == ["model-2.safetensors"]
-        assert len(said) == 1 and "1.2 MB" in said[0]
+        assert len(texts) == 1 and "1.2 MB" in texts[0]
         (folder / "model-2.safetensors").unlink()  # its content is still in the cache
-        assert is_complete(resolve_model(MODEL, announce=said.append))
-        assert len(said) == 1
+        assert is_complete(resolve_model(MODEL, announce=texts.append))
+        assert len(texts) == 1
 
 
 def test_a_cache_below_the_home_folder_is_announced_briefly(
     connect: Callable[[str], None], empty_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOME", str(empty_cache.parent))
-    said: list[str] = []
+    texts: list[str] = []
     with serve({MODEL: SMALL}) as hub:
         connect(hub.url)
-        resolve_model(MODEL, announce=said.append)
-    assert said[0].endswith("into ~/hub (once)")
+        resolve_model(MODEL, announce=texts.append)
+    assert texts[0].endswith("into ~/hub (once)")
 
 
 def test_a_model_larger_than_the_disk_is_refused_before_its_download(
     connect: Callable[[str], None], empty_cache: Path
 ) -> None:
     huge = Repository(files=SMALL.files, stated={"model.safetensors": 10**17})
-    said: list[str] = []
+    texts: list[str] = []
     with serve({MODEL: huge}) as hub:
         connect(hub.url)
         with pytest.raises(EnvironmentFault) as fault:
-            resolve_model(MODEL, announce=said.append)
+            resolve_model(MODEL, announce=texts.append)
         assert hub.downloads() == ["config.json"]
-    assert len(said) == 1
+    assert len(texts) == 1
     assert f"needs 100000000.0 GB in {empty_cache}, where " in fault.value.message
     assert "are free" in fault.value.message and "HF_HOME" in fault.value.hint
 
@@ -198,14 +198,14 @@ def test_a_cache_that_cannot_be_written_is_no_fault_of_the_network(
 def test_what_the_hub_will_not_give_is_bad_usage(
     repository: Repository | None, revision: str | None, says: str, connect: Callable[[str], None]
 ) -> None:
-    said: list[str] = []
+    texts: list[str] = []
     with serve({MODEL: repository} if repository else {}) as hub:
         connect(hub.url)
         with pytest.raises(UsageError, match=says) as error:
-            resolve_model(MODEL, revision, said.append)
+            resolve_model(MODEL, revision, texts.append)
         # Of what is pickled, the configuration may tell which one to take instead.
         assert hub.downloads() == (["config.json"] if repository is PICKLED else [])
-    assert said == []
+    assert texts == []
     assert error.value.hint and "\n" not in str(error.value)
 
 

@@ -32,7 +32,7 @@ from tests.support.clips import PROMPTS, clips
 from tests.support.families import BUILDERS, checkpoint
 from tests.support.peaks import peaks_of
 from tests.support.tiny_families import FAMILIES
-from tests.support.waves import FEATURES, OTHER, Wave, said
+from tests.support.waves import FEATURES, OTHER, Wave, captions_of
 
 PLAIN = [name for name in FAMILIES if ":" not in name]
 WITHOUT_LAYERS = {"chameleon", "fuyu", "gemma4_unified"}
@@ -72,9 +72,9 @@ def test_features_are_those_of_a_resident_half(family: str, dtype: str, tmp_path
     resident = payloads(wave)
     for block in (ALL, 3, 1):
         wave.settings |= {"offload": True, "block": block}
-        told = wave.encode()
+        message = wave.encode()
         assert payloads(wave) == resident
-        assert next(note["bytes_fetched_a_pass"] for note in told if "ready" in note) > 0
+        assert next(note["bytes_fetched_a_pass"] for note in message if "ready" in note) > 0
 
 
 def test_layers_come_once_for_a_whole_block() -> None:
@@ -102,10 +102,10 @@ def test_every_family_can_be_streamed(variant: str, tmp_path: Path) -> None:
             ModelJob(model=str(tmp_path), offload=True).load("vision")
         return
     whole = ModelJob(model=str(tmp_path)).load_reloadable("vision")
-    wanted = whole.call(lambda half: encode(half, inputs))
+    expected = whole.call(lambda half: encode(half, inputs))
     held = ModelJob(model=str(tmp_path), offload=True).load_reloadable("vision")
     for found in held.call(lambda half: run_calls(half, [partial(encode, half, inputs)] * 3)):
-        assert pack_tree(dict(found)) == pack_tree(dict(wanted))
+        assert pack_tree(dict(found)) == pack_tree(dict(expected))
 
 
 def test_weights_stored_in_another_type_are_cast_as_they_come(tmp_path: Path) -> None:
@@ -146,8 +146,8 @@ def test_files_of_the_other_half_need_not_be_there(tmp_path: Path) -> None:
     half = ModelJob(model=str(folder), offload=True).load("vision")
     processor = ModelJob(model=str(folder)).processor()
     rows = [[prepare(processor, clip) for clip in clips("video", 2)]]
-    (found,), (wanted,) = encode_batches(half, rows), encode_batches(whole, rows)
-    assert [pack_tree(r.to_tree()) for r in found] == [pack_tree(r.to_tree()) for r in wanted]
+    (found,), (expected,) = encode_batches(half, rows), encode_batches(whole, rows)
+    assert [pack_tree(r.to_tree()) for r in found] == [pack_tree(r.to_tree()) for r in expected]
 
 
 def test_weights_that_were_arranged_anew_go_with_their_process(
@@ -224,11 +224,11 @@ def test_on_a_gpu_features_are_those_of_a_resident_half(family: str) -> None:
     job: dict[str, Any] = {"model": str(checkpoint(family)), "device": "cuda:0"}
     processor = ModelJob(**job).processor()
     rows = [[prepare(processor, clip) for clip in clips("video", 2)] for _ in range(4)]
-    wanted = encode_batches(ModelJob(**job).load("vision"), rows)
+    expected = encode_batches(ModelJob(**job).load("vision"), rows)
     half = ModelJob(**job, offload=True).load("vision")
     for _ in range(2):  # the second time the order of the layers is known
         found = encode_batches(half, rows)
-        for some, others in zip(found, wanted, strict=True):
+        for some, others in zip(found, expected, strict=True):
             assert [pack_tree(r.to_tree()) for r in some] == [
                 pack_tree(r.to_tree()) for r in others
             ]
@@ -277,9 +277,9 @@ def test_offloaded_layers_read_long_prompts_in_pieces(tmp_path: Path) -> None:
     wave.encode()
     wave.decode(PROMPTS)
     wave.settings |= {"offload": True, "prefill": 3}
-    told = wave.decode(PROMPTS, OTHER)
-    assert said(wave.captions(OTHER)) == said(wave.captions())
-    assert [note["prefill_way"] for note in told if "prefill_way" in note] == ["mlp"]
+    message = wave.decode(PROMPTS, OTHER)
+    assert captions_of(wave.captions(OTHER)) == captions_of(wave.captions())
+    assert [note["prefill_way"] for note in message if "prefill_way" in note] == ["mlp"]
 
 
 def test_a_half_in_few_bits_cannot_be_offloaded() -> None:

@@ -351,14 +351,14 @@ def test_of_an_original_checkpoint_on_the_hub_no_weight_is_fetched(
 
 
 @pytest.mark.parametrize(
-    ("told", "kind"),
+    ("values", "kind"),
     [(SETTINGS, "CausalLM"), ({"model_type": "of_its_own"}, "ImageTextToText")],
 )
 def test_one_that_brings_its_own_code_is_not_taken_for_one_of_transformers(
-    told: dict[str, Any], kind: str, tmp_path: Path
+    values: dict[str, Any], kind: str, tmp_path: Path
 ) -> None:
     code = {"auto_map": {"AutoConfig": "code.Config", f"AutoModelFor{kind}": "code.Model"}}
-    folder = written(tmp_path / "own", {**told, **code})
+    folder = written(tmp_path / "own", {**values, **code})
     (folder / "code.py").write_text("raise SystemExit('must not run')\n")
     assert resolve_model(folder) == folder
     with pytest.raises(UsageError, match="brings its own Python code"):

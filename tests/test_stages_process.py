@@ -175,10 +175,10 @@ def test_a_stage_holds_the_cpu_s_lock(tmp_path: Path, monkeypatch: pytest.Monkey
     first = begun(tmp_path, [], device="cpu")
     assert try_hold(path) is None
     start("works", tmp_path, items=1).wait()  # it is told of no device
-    told: list[Event] = []
-    second = start("works", tmp_path, told, items=1, device="cpu")
-    wait_for(Warned, told)
-    assert told[0] == Warned(text=f"waiting for CPU, held by process {first.pid}")
+    messages: list[Event] = []
+    second = start("works", tmp_path, messages, items=1, device="cpu")
+    wait_for(Warned, messages)
+    assert messages[0] == Warned(text=f"waiting for CPU, held by process {first.pid}")
     os.kill(first.pid, signal.SIGKILL)
     assert second.wait().items == 1
     with pytest.raises(Killed):

@@ -76,16 +76,16 @@ def test_what_a_group_has_left(
 
 
 @pytest.mark.parametrize(
-    ("told", "where", "most", "used"),
+    ("message", "where", "most", "used"),
     [
         ("0::/docker/abc\n", "", "max", "current"),
         ("4:memory:/docker/abc\n", "memory", "limit_in_bytes", "usage_in_bytes"),
     ],
 )
 def test_a_container_may_see_its_group_as_outermost(
-    told: str, where: str, most: str, used: str, proc: Path, tmp_path: Path
+    message: str, where: str, most: str, used: str, proc: Path, tmp_path: Path
 ) -> None:
-    member(proc, told)
+    member(proc, message)
     sizes = {f"memory__{most}": str(3 * GIB), f"memory__{used}": str(GIB)}
     group(tmp_path / "cgroup" / where, **sizes)
     assert host_free_bytes(proc, tmp_path / "cgroup") == 2 * GIB

@@ -208,12 +208,12 @@ and the bytes that are taken for the context."""
 
 @pytest.mark.parametrize("case", CONTEXTS)
 def test_the_context_is_what_this_process_added(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    used, holders, reserved, wanted = CONTEXTS[case]
+    used, holders, reserved, expected = CONTEXTS[case]
     uses, held = iter(used), iter([{pid: n * MIB for pid, n in each.items()} for each in holders])
     monkeypatch.setattr(device_limit, "device_used_bytes", lambda _: next(uses) * MIB)
     monkeypatch.setattr(device_limit, "device_holders", lambda _: next(held))
     monkeypatch.setattr(device_limit, "warm_up", lambda *_: reserved * MIB)
-    assert context_bytes(CARD, "bfloat16") == wanted
+    assert context_bytes(CARD, "bfloat16") == expected
 
 
 DOUBTFUL = (
@@ -238,10 +238,10 @@ def test_doubtful_words_mean_memory(
     monkeypatch.setattr(DeviceLimit, "full", lambda self: False)
     monkeypatch.setattr(memory_limit, "_device_limits", [limit])
     assert out_of_memory(RuntimeError(words.partition(": ")[2])) is (share > 0.5)
-    told = StageError(**dict(zip(("type", "message"), words.split(": ", 1), strict=True)))
+    message = StageError(**dict(zip(("type", "message"), words.split(": ", 1), strict=True)))
     peak = int(share * limit.bytes)
     ending = ProcessExit(
-        code=1, error_event=told, log=Path("log"), peak_bytes=peak, budget=limit.bytes
+        code=1, error_event=message, log=Path("log"), peak_bytes=peak, budget=limit.bytes
     )
     assert isinstance(fault_of_stage("encode", ending), OutOfMemory) is (share > 0.5)
 
@@ -264,8 +264,8 @@ def test_they_mean_it_on_a_full_card(seen: Seen, monkeypatch: pytest.MonkeyPatch
     ],
 )
 def test_a_gpu_that_failed_is_told_with_what_to_do(words: str, advice: str) -> None:
-    told = StageError(type="RuntimeError", message=words)
-    fault = fault_of_stage("decode", ProcessExit(code=1, error_event=told, log=Path("x.log")))
+    message = StageError(type="RuntimeError", message=words)
+    fault = fault_of_stage("decode", ProcessExit(code=1, error_event=message, log=Path("x.log")))
     assert isinstance(fault, StageDied) and advice in fault.hint
 
 

@@ -86,7 +86,7 @@ def server_of(forks: ForkServer) -> int:
 def test_stages_share_one_import_and_are_as_they_are_alone(
     tmp_path: Path, forks: ForkServer
 ) -> None:
-    told = []
+    messages = []
     for _ in range(2):
         running = start("tells", tmp_path, forks)
         assert is_forked(running)
@@ -95,8 +95,8 @@ def test_stages_share_one_import_and_are_as_they_are_alone(
         assert outcome.notes["group"] == running.pid and outcome.notes["name"] == "tells\n"
         assert outcome.notes["open"] == ["/dev/null", str(tmp_path / "log"), str(tmp_path / "log")]
         assert outcome.seconds > 0 and outcome.peak_host_bytes > 0
-        told.append(outcome)
-    assert told[0].cpu_seconds > told[1].cpu_seconds  # it pays for imports
+        messages.append(outcome)
+    assert messages[0].cpu_seconds > messages[1].cpu_seconds  # it pays for imports
     assert (tmp_path / "log").read_text() == "printed\n" * 2
     imported = (tmp_path / "imports").read_text().split()
     assert imported[0] == str(server_of(forks))

@@ -50,7 +50,7 @@ assert stands() and not [name for name in {LEFT_OUT} if name in sys.modules]
 
 @pytest.mark.slow
 def test_the_compiler_comes_once_it_is_used_and_knows_what_was_marked() -> None:
-    said = run("""
+    text = run("""
 @torch.compiler.disable
 def plain(x):
     return x + 1
@@ -72,7 +72,7 @@ allowed = [f for mark, f in marked if mark == "allow_in_graph"]
 assert allowed and all(id(f) in trace_rules._allowed_callable_ids for f in allowed)
 print(len(graphs))
 """)
-    assert int(said) == 2  # cut in two around what is never compiled
+    assert int(text) == 2  # cut in two around what is never compiled
 
 
 @pytest.mark.slow
@@ -177,67 +177,67 @@ def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def define() -> Defined:
-    asked: list[Any] = []
+    requests: list[Any] = []
 
     def defined(path: Any, prefix: str | None = None) -> Structure:
-        asked.append(path)
+        requests.append(path)
         return MADE
 
-    return defined, asked
+    return defined, requests
 
 
 def test_the_list_is_made_once_also_for_later_processes(models: Path, define: Defined) -> None:
-    defined, asked = define
+    defined, request = define
     first = with_cached_structure(defined, __file__)
     assert first(models / "__init__.py") == MADE
     under = {frozenset({"torch"}): {"models.one.modeling_one": {"One", "Two"}}}
     assert first(models, prefix="models") == under
     assert with_cached_structure(defined, __file__)(models) == MADE
-    assert len(asked) == 1
+    assert len(request) == 1
     first(models)[frozenset({"torch"})]["one.modeling_one"].clear()  # each has its own
     assert first(models) == MADE
 
 
 def test_other_files_have_another_list(models: Path, define: Defined, tmp_path: Path) -> None:
-    defined, asked = define
+    defined, request = define
     with_cached_structure(defined, __file__)(models)
     os.utime(models / "one" / "modeling_one.py", ns=(1, 1))
     with_cached_structure(defined, __file__)(models)
     (models / "one" / "processing_one.py").write_text("class Processor: ...")
     with_cached_structure(defined, __file__)(models)
-    assert len(asked) == 3
+    assert len(request) == 3
     (source := tmp_path / "import_utils.py").write_text("")
     with_cached_structure(defined, str(source))(models)  # what makes the list is another
-    assert len(asked) == 4
+    assert len(request) == 4
 
 
 @pytest.mark.parametrize("damage", ["", "{", "[]", '{"format": 1}', "[" * 200_000, OTHER])
 def test_a_damaged_list_is_made_anew(models: Path, define: Defined, damage: str) -> None:
-    defined, asked = define
+    defined, request = define
     with_cached_structure(defined, __file__)(models)
     (path,) = (user_cache() / "imports").iterdir()
     whole = path.read_text(encoding="utf-8")
     path.write_text(damage.replace("STATE", json.loads(whole)["state"]), encoding="utf-8")
-    assert with_cached_structure(defined, __file__)(models) == MADE and len(asked) == 2
+    assert with_cached_structure(defined, __file__)(models) == MADE and len(request) == 2
     assert json.loads(path.read_text(encoding="utf-8")) == json.loads(whole)
 
 
 def test_without_a_cache_files_are_read(
     models: Path, define: Defined, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    defined, asked = define
+    defined, request = define
     monkeypatch.setenv("XDG_CACHE_HOME", str(models / "__init__.py"))
     for count in (1, 2):
-        assert with_cached_structure(defined, __file__)(models) == MADE and len(asked) == count
+        assert with_cached_structure(defined, __file__)(models) == MADE and len(request) == count
     monkeypatch.setenv("XDG_CACHE_HOME", "~nobody-of-that-name/cache")
     assert with_cached_structure(defined, __file__)(models) == MADE
 
 
 def test_folders_of_one_model_are_asked_of_transformers(models: Path, define: Defined) -> None:
-    defined, asked = define
+    defined, request = define
     with_cached_structure(defined, __file__)(models / "one")
     with_cached_structure(defined, __file__)(models / "one")
-    assert asked == [models / "one"] * 2 and not (user_cache() / "imports").exists()
+    assert request == [models / "one"] * 2 and not (user_cache() / "imports").exists()
 
 
 def test_the_list_is_transformers_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

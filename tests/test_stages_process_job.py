@@ -180,8 +180,8 @@ def test_an_item_is_the_list_of_its_fields_in_order(kind: Any) -> None:
 def test_a_hundred_thousand_items_are_read_in_a_moment() -> None:
     batches = [[["k" * 64, "f" * 64, "prompt", "", "", False, False, "video", ""]] * 10] * 10_000
     half = {"model": "m"}
-    told = {"half": half, "store": "", "features_namespace": "", "namespace": "", "engine": ""}
+    messages = {"half": half, "store": "", "features_namespace": "", "namespace": "", "engine": ""}
     started = time.process_time()
-    job = parse_job(DecodeJob, {**told, "max_new_tokens": 1, "batches": batches})
+    job = parse_job(DecodeJob, {**messages, "max_new_tokens": 1, "batches": batches})
     assert time.process_time() - started < 2.0  # it takes 0.1 s
     assert job.batches[-1][-1].prompt == "prompt"

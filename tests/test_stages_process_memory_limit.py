@@ -249,9 +249,9 @@ KEY = StageError(type="KeyError", message="'x'")
     ],
 )
 def test_words_of_a_death_of_memory_are_known_wherever_they_stand(words: str) -> None:
-    told = StageError(type="RuntimeError", message=words)
+    message = StageError(type="RuntimeError", message=words)
     for ending in (
-        ProcessExit(code=1, error_event=told, log=Path("log")),
+        ProcessExit(code=1, error_event=message, log=Path("log")),
         ProcessExit(
             code=-6, log=Path("log"), last_lines=(words, "  what():  something", "Aborted")
         ),
@@ -317,20 +317,20 @@ def test_memory_is_found_behind_what_was_made_of_it() -> None:
 
 
 def test_a_peak_that_rises_is_told_at_once() -> None:
-    told: list[tuple[int, int]] = []
+    messages: list[tuple[int, int]] = []
 
     def tell(seconds: float, host: int, device: int, peak: int, _: int) -> None:
-        told.append((host, peak))
+        messages.append((host, peak))
 
     with Sampler("cpu", tell) as memory:
         memory.sample()
-        before = len(told)
+        before = len(messages)
         held = hold(100 * MIB)
         memory.sample()
-        assert len(told) > before
+        assert len(messages) > before
         # The sampler's own thread may since have read a few pages more.
-        assert 0 <= memory.peak_host_bytes - told[-1][1] < MIB
-        assert told[-1][1] - told[0][1] > 90 * MIB
+        assert 0 <= memory.peak_host_bytes - messages[-1][1] < MIB
+        assert messages[-1][1] - messages[0][1] > 90 * MIB
         del held
     assert [len(point) for point in memory.timeline[:1]] == [3]
 

@@ -50,10 +50,10 @@ def test_times_are_told_as_people_write_them() -> None:
 
 
 def texts(count: int, *, changed: int = -1) -> list[tuple[float, float, str]]:
-    said = [f"ball {at} rolls" + " far" * (at % 3) for at in range(count)]
+    text = [f"ball {at} rolls" + " far" * (at % 3) for at in range(count)]
     if changed >= 0:
-        said[changed] = "a cat sleeps"
-    return [(30.0 * at, 30.0 * (at + 1), words) for at, words in enumerate(said)]
+        text[changed] = "a cat sleeps"
+    return [(30.0 * at, 30.0 * (at + 1), words) for at, words in enumerate(text)]
 
 
 @functools.cache
@@ -86,7 +86,7 @@ class Died(BaseException):
 
 def summarize(job: dict[str, Any], *, dies_after: int = 0) -> int:
     """How many texts were said, or until the process died after so many."""
-    with events() as (report, told), contextlib.suppress(Died):
+    with events() as (report, message), contextlib.suppress(Died):
         tell, count = report.item, itertools.count(1)
 
         def item(*given: Any, **named: Any) -> None:
@@ -96,7 +96,7 @@ def summarize(job: dict[str, Any], *, dies_after: int = 0) -> int:
 
         report.item = item  # type: ignore[method-assign]
         run(job, report)
-    return sum(event["event"] == "item" for event in told)
+    return sum(event["event"] == "item" for event in message)
 
 
 def records(store: Path) -> dict[str, dict[str, Any]]:
@@ -107,7 +107,7 @@ def records(store: Path) -> dict[str, dict[str, Any]]:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_chunk_is_read_once_a_level_within_the_context(family: str, tmp_path: Path) -> None:
     count = MAX_TEXTS + 3
-    said = summarize(job_of(family, tmp_path, texts(count)))
+    text = summarize(job_of(family, tmp_path, texts(count)))
     found = records(tmp_path)
     summary = found.pop("0" * 64)
     below = count
@@ -115,7 +115,7 @@ def test_every_chunk_is_read_once_a_level_within_the_context(family: str, tmp_pa
     for level in summary["levels"]:
         assert sum(level) == below and all(level)
         below = len(level)
-    assert below == 1 and said == sum(map(len, summary["levels"]))
+    assert below == 1 and text == sum(map(len, summary["levels"]))
     assert all(node["read"] + node["tokens"] <= CONTEXT for node in found.values())
     assert max(node["read"] for node in found.values()) > CONTEXT // 2
     chapters = summary["chapters"]

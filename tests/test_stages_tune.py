@@ -98,10 +98,10 @@ def test_an_adapter_captions_as_recorded(tmp_path: Path) -> None:
     where = ["--store", str(tmp_path / "store"), "--out", str(tmp_path / "out"), "--quiet"]
     model = ["--model", "demo", "--adapter", str(TRAINED), "--precision", "fp32"]
     assert main(["caption", str(TRAINED / "red.png"), *model, *where]) == 0
-    said = json.loads((tmp_path / "out" / "captions.jsonl").read_text())
+    record = json.loads((tmp_path / "out" / "captions.jsonl").read_text())
     known = json.loads((TRAINED / "captions.jsonl").read_text())
     for name in ("caption", "precision"):
-        assert said[name] == known[name]
+        assert record[name] == known[name]
 
 
 def demo_layers() -> dict[str, tuple[int, ...]]:
@@ -286,15 +286,15 @@ def test_gradients_pass_a_layer_in_4_bit_that_was_only_asked_before(bias: bool) 
     layer = layer.to("cpu").requires_grad_(False)
     keep_differentiable(layer)
     layer.eval()
-    asked = torch.randn(4, 128, dtype=torch.bfloat16)
+    request = torch.randn(4, 128, dtype=torch.bfloat16)
     with torch.inference_mode():
-        layer(asked)
+        layer(request)
     layer.train()
-    given = asked.clone().requires_grad_(True)
+    given = request.clone().requires_grad_(True)
     layer(given).float().sum().backward()
     assert given.grad is not None
-    wanted = plain.sum(0).expand(4, -1)
-    assert torch.cosine_similarity(given.grad.float(), wanted).min() > 0.95
+    expected = plain.sum(0).expand(4, -1)
+    assert torch.cosine_similarity(given.grad.float(), expected).min() > 0.95
 
 
 COUNT, BATCH = 50, 4
@@ -363,8 +363,8 @@ def test_gradients_too_small_for_fp16_are_scaled_there(
     weight = weight_with([SMALL], monkeypatch)
     assert changing_steps(weight, 1, dtype) == [dtype == torch.float16]
     assert weight.grad is not None
-    wanted = torch.full((4,), SMALL if dtype == torch.float16 else 0.0)
-    assert torch.allclose(weight.grad, wanted, rtol=1e-2, atol=0)
+    expected = torch.full((4,), SMALL if dtype == torch.float16 else 0.0)
+    assert torch.allclose(weight.grad, expected, rtol=1e-2, atol=0)
 
 
 def test_a_step_with_an_infinite_gradient_is_skipped(monkeypatch: pytest.MonkeyPatch) -> None:

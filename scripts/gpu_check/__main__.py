@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from artifacts.errors import PenstockError
-from scripts.gpu_check.child import CHECKS, LOOK, made, rows_of, wanted
+from scripts.gpu_check.child import CHECKS, LOOK, expected_of, made, rows_of
 from scripts.gpu_check.driver import stand_in
 from scripts.gpu_check.first import FILE, LIMIT_SECONDS, first_rows
 from scripts.gpu_check.model import SHAPES
@@ -119,7 +119,7 @@ def first_lines(given: argparse.Namespace, setting: Setting) -> Iterator[Row]:
 
 def refusal(given: argparse.Namespace) -> str:
     """Why nothing can be checked, or what is found could not be kept; empty where it can."""
-    if given.only and not wanted(tuple(given.only)) and given.only != [LOOK.name]:
+    if given.only and not expected_of(tuple(given.only)) and given.only != [LOOK.name]:
         names = ", ".join(dict.fromkeys(check.name for check in CHECKS))
         return f"no check is named {' or '.join(given.only)}; the checks are: {names}"
     try:
@@ -148,7 +148,7 @@ def every_row(setting: Setting, only: tuple[str, ...], deadline: float) -> Itera
     lacking = {name for each in rest for name in each.found.split(",")}
     if "av" in lacking:
         setting = replace(setting, samples=pictures(setting.folder / "pictures"))
-    for _, checks in groupby(wanted(only), lambda each: each.process or each.name):
+    for _, checks in groupby(expected_of(only), lambda each: each.process or each.name):
         yield from made(list(checks), setting, lacking, deadline)
 
 

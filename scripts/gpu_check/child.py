@@ -104,7 +104,7 @@ CHECKS = (
 )
 
 
-def wanted(only: tuple[str, ...]) -> tuple[Check, ...]:
+def expected_of(only: tuple[str, ...]) -> tuple[Check, ...]:
     """The checks whose names hold one of these words; all, of no words."""
     return tuple(
         check
@@ -153,18 +153,18 @@ def _in_one_process(left: deque[Check], setting: Setting, deadline: float) -> It
     file, log = (setting.folder / f"{left[0].name}.{kind}" for kind in ("rows", "log"))
     process = _started(left, setting, file, log)
     try:
-        lines, over, told = Lines(file), False, False
+        lines, over, message = Lines(file), False, False
         ends = time.monotonic() + left[0].seconds
         while left and not over:
             died = process.poll() is not None
             for line in lines.read():
                 if ENDED in line:
                     left.popleft()
-                    told = False
+                    message = False
                     ends = time.monotonic() + (left[0].seconds if left else 0)
                 else:
                     found = Row(**line)
-                    told = told or found.verdict == "failed"
+                    message = message or found.verdict == "failed"
                     yield found
             over = died or time.monotonic() > min(ends, deadline)
             if left and not over:
@@ -176,7 +176,7 @@ def _in_one_process(left: deque[Check], setting: Setting, deadline: float) -> It
     check = left.popleft()
     if not died and deadline <= ends:
         yield skipped(check.name, NO_TIME)
-    elif not told:
+    elif not message:
         code = process.returncode
         words = f"exit status {code}" if code >= 0 else f"signal {-code}"
         words = words if died else f"no end after {check.seconds:.0f} s"

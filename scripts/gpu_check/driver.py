@@ -145,9 +145,9 @@ def outside(setting: Setting) -> Iterator[Row]:
 
     device = setting.device
     before = device_used_bytes(device)
-    told = native_dtype("bfloat16", device)
-    counted = context_bytes(device, told) + GPU_WORKSPACE_BYTES
-    dtype = getattr(torch, told)
+    message = native_dtype("bfloat16", device)
+    counted = context_bytes(device, message) + GPU_WORKSPACE_BYTES
+    dtype = getattr(torch, message)
     square = torch.randn(SIDE, SIDE, device=device, dtype=dtype)
     square @ square
     patches = torch.nn.Conv3d(3, 64, (2, 14, 14), device=device, dtype=dtype)
@@ -157,7 +157,7 @@ def outside(setting: Setting) -> Iterator[Row]:
     torch.cuda.synchronize()
     taken = device_used_bytes(device) - before - torch.cuda.memory_reserved(device)
     expected = f"at most {mib(counted)}, which a plan counts"
-    name = f"outside the allocator after a gemm and a convolution, {told}"
+    name = f"outside the allocator after a gemm and a convolution, {message}"
     yield row(name, expected, mib(taken), taken <= counted, bytes=taken)
 
 
@@ -178,10 +178,10 @@ def listed(taken: int, holders: dict[int, int]) -> Row:
     if os.getpid() not in holders:
         why = "this process is not in the list: another process namespace, or a driver without one"
         return skipped(name, why, expected)
-    told = holders[os.getpid()]
-    if not told:
+    message = holders[os.getpid()]
+    if not message:
         return skipped(name, "the driver lists this process without bytes, as on WSL2", expected)
-    return row(name, expected, mib(told), abs(told - taken) <= LIST_SLACK_BYTES)
+    return row(name, expected, mib(message), abs(message - taken) <= LIST_SLACK_BYTES)
 
 
 def uuid(setting: Setting) -> Iterator[Row]:

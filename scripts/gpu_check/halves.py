@@ -252,8 +252,10 @@ class GraphBench(Bench):
         """The vision half whose towers graphs compute."""
         from stages.models.loading import ModelJob
 
-        told: dict[str, Any] = {"device": self.device, "graph_bytes": GRAPH_BYTES}
-        job = ModelJob(model=self.with_graphs, backend=backend, engines=str(self.engines), **told)
+        messages: dict[str, Any] = {"device": self.device, "graph_bytes": GRAPH_BYTES}
+        job = ModelJob(
+            model=self.with_graphs, backend=backend, engines=str(self.engines), **messages
+        )
         return job.load("vision")
 
     def seconds(self, half: Any) -> float:
@@ -302,10 +304,10 @@ def _beside_torch(bench: GraphBench, backend: str) -> Iterator[Row]:
 
     from stages.process.device import device_used_bytes
 
-    wanted, plain = numbers(bench.features), bench.half("vision")
+    expected, plain = numbers(bench.features), bench.half("vision")
     before = device_used_bytes(bench.device)
     half = bench.by_graphs(backend)
-    apart = float((numbers(bench.encode(half)) - wanted).abs().max() / wanted.abs().max())
+    apart = float((numbers(bench.encode(half)) - expected).abs().max() / expected.abs().max())
     words = f"less than {CLOSE:g} apart"
     yield row(f"features by {backend} beside torch", words, f"{apart:.1e} apart", apart < CLOSE)
     used = device_used_bytes(bench.device) - before

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from scripts.gpu_check.halves import timed
-from scripts.gpu_check.rows import TINY, Row, Setting, one_line, row, skipped, told
+from scripts.gpu_check.rows import TINY, Row, Setting, message_of, one_line, row, skipped
 from stages.process.device import device_used_bytes
 
 ROWS = (8, 16, 32, 64)
@@ -130,7 +130,7 @@ def backends(setting: Setting) -> Iterator[Row]:
     step = Step(setting, TYPES[0], "grouped")
     order = [getattr(SDPBackend, name) for name in ("CUDNN_ATTENTION", "FLASH_ATTENTION")]
     with sdpa_kernel([*order, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH], set_priority=True):
-        yield told("kernel of a step, if cuDNN comes first", step.kernel, kernel=step.kernel)
+        yield message_of("kernel of a step, if cuDNN comes first", step.kernel, kernel=step.kernel)
     for kernel, name in BACKENDS.items():
         title = f"attention of a step by {kernel}"
         try:
@@ -141,7 +141,7 @@ def backends(setting: Setting) -> Iterator[Row]:
             continue
         found = f"the same with {_numbers(same)} columns, {'the same' if alone else 'another'} "
         found += f"alone; {ms:.2f} ms of {max(step.columns)}"
-        yield told(title, found, same_columns=same, alone=alone, ms=ms)
+        yield message_of(title, found, same_columns=same, alone=alone, ms=ms)
 
 
 def lengths(setting: Setting) -> Iterator[Row]:
@@ -185,7 +185,7 @@ def _new_lengths(setting: Setting, name: str, what: str) -> Row:
     median, most = statistics.median(new), max(new)
     found = f"{median * 1000:.2f} ms, at most {most * 1000:.1f}, {again * 1000:.2f} the second time"
     found += f"; {taken / NEW_LENGTHS / 1024:,.0f} KiB a length outside the allocator"
-    return told(name, found, seconds=median, most=most, again=again, bytes=taken)
+    return message_of(name, found, seconds=median, most=most, again=again, bytes=taken)
 
 
 def _ms(call: Any, setting: Setting) -> float:

@@ -19,7 +19,7 @@ from flows.checkpoint.precision import no_bfloat16
 from flows.results.run_status import stages_of
 from scripts.gpu_check.driver import stand_in
 from scripts.gpu_check.halves import Bench, copy_rate, timed
-from scripts.gpu_check.rows import DEMO, TINY, Row, Setting, mib, one_line, row, skipped, told
+from scripts.gpu_check.rows import DEMO, TINY, Row, Setting, message_of, mib, one_line, row, skipped
 from scripts.gpu_check.steps import (
     NO_COMPILER,
     SAME_BITS,
@@ -85,14 +85,14 @@ def lacking(setting: Setting, shape: Shape) -> str:
     """Return what the machine has too little of for that shape; empty if it has enough."""
     layer = 14.5 * shape.width**2  # query and output whole, keys and values a quarter each
     tower = shape.tower_layers * 13 * shape.tower_width**2
-    wanted = 2 * ROOM * (shape.layers * layer + shape.vocabulary * shape.width + tower)
+    expected = 2 * ROOM * (shape.layers * layer + shape.vocabulary * shape.width + tower)
     free = {
-        "GPU memory": device_free_bytes(setting.device)[0] or wanted,  # or the driver tells none
+        "GPU memory": device_free_bytes(setting.device)[0] or expected,  # or the driver tells none
         "RAM": host_free_bytes(),
         "disk space": shutil.disk_usage(setting.folder).free,
     }
-    short = [f"{mib(left)} of {name}" for name, left in free.items() if left < wanted]
-    return f"the model needs {mib(wanted)}, free are {' and '.join(short)}" if short else ""
+    short = [f"{mib(left)} of {name}" for name, left in free.items() if left < expected]
+    return f"the model needs {mib(expected)}, free are {' and '.join(short)}" if short else ""
 
 
 def folder_of(setting: Setting) -> Path:
@@ -145,7 +145,7 @@ def of_model(name: str) -> Callable[[Rows], Callable[[Setting], Iterator[Row]]]:
 def found(setting: Setting, folder: Path) -> Iterator[Row]:
     """How large the model is."""
     held = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-    yield told("model", f"{folder.name}: {held / 1e9:.2f} GB", model=folder.name, bytes=held)
+    yield message_of("model", f"{folder.name}: {held / 1e9:.2f} GB", model=folder.name, bytes=held)
 
 
 @of_model("load of halves")
@@ -166,16 +166,16 @@ def loads(setting: Setting, folder: Path) -> Iterator[Row]:
         rate = held / taken[-1]
         found = f"{taken[0]:.2f} s, then {taken[1]:.2f} s: {rate / 1e9:.2f} GB/s of {mib(held)}"
         figures = {"seconds": taken, "bytes": held, "bytes_per_second": rate}
-        yield told(f"load of the {part} half, bf16", found, **figures)
+        yield message_of(f"load of the {part} half, bf16", found, **figures)
     yield _unpinned(bench)
     rates = {"pinned": copy_rate(setting, True), "loose": copy_rate(setting, False)}
     found = ", ".join(f"{rate / 1e9:.1f} GB/s {name}" for name, rate in rates.items())
-    yield told("copies to the card", found, **rates)
+    yield message_of("copies to the card", found, **rates)
     large = Bench(str(folder), setting.device, "bfloat16", large=True)
     half = large.half("vision")
     with torch.inference_mode():
         work = work_of(lambda: large.encode(half))
-    yield told("a clip of noise through the vision half", work.words, **asdict(work))
+    yield message_of("a clip of noise through the vision half", work.words, **asdict(work))
 
 
 def _unpinned(bench: Bench) -> Row:
@@ -218,14 +218,14 @@ def streamed(setting: Setting, folder: Path) -> Iterator[Row]:
 
     seconds, fetched = timed(call), int(facts(half)["bytes_fetched_a_pass"])
     found = f"{fetched / seconds / 1e9:.2f} GB/s, {mib(fetched)} and {1000 * seconds:.0f} ms a pass"
-    yield told("layers of a streamed encoder", found, seconds=seconds, bytes=fetched)
+    yield message_of("layers of a streamed encoder", found, seconds=seconds, bytes=fetched)
     del half
     half = bench.half("language", offload=True)
     fetched = int(facts(half)["bytes_fetched_a_pass"])
     with torch.inference_mode():
         seconds = _seconds_per_token(bench, half, *LAYERED_TOKENS)
     found = f"{fetched / seconds / 1e9:.2f} GB/s, {mib(fetched)}, {1000 * seconds:.0f} ms a token"
-    yield told("language half layer by layer, one row", found, seconds=seconds, bytes=fetched)
+    yield message_of("language half layer by layer, one row", found, seconds=seconds, bytes=fetched)
 
 
 def _dtype(precision: str, setting: Setting) -> str:
@@ -300,23 +300,23 @@ def _decoding(precision: str, setting: Setting, folder: Path) -> Iterator[Row]:
         rows = 0 if found.reason else found.layout.rows
         words = f"transformers: {found.reason}" if found.reason else f"{rows} rows"
         words += ", aligned" * found.layout.aligned + f"; {found.rejected}" * bool(found.rejected)
-        yield told(f"engine check, {precision}", one_line(words), rows=rows)
+        yield message_of(f"engine check, {precision}", one_line(words), rows=rows)
         tokens_each = len(bench.processor.tokenizer("word " * 100)["input_ids"]) / 100
         long = LONG_TINY if setting.size == TINY else LONG
         for prompt in ("x", "word " * round(long / tokens_each)):
             tokens, work = read(prompt).tokens, work_of(partial(read, prompt))
             name = f"a prompt of {tokens:,} tokens, {precision}"
-            yield told(name, work.words, tokens=tokens, **asdict(work))
+            yield message_of(name, work.words, tokens=tokens, **asdict(work))
         yield _generated(bench, half, precision)
         yield from steps_of(setting, short, precision)
     peak = torch.cuda.max_memory_allocated()
-    yield told(f"most memory of these, {precision}", mib(peak), bytes=peak)
+    yield message_of(f"most memory of these, {precision}", mib(peak), bytes=peak)
 
 
 def _generated(bench: Bench, half: Any, precision: str) -> Row:
     """Milliseconds a token of `generate`, one row."""
     ms = 1000 * _seconds_per_token(bench, half, *GENERATED_TOKENS)
-    return told(f"generate, one row, {precision}", f"{ms:.2f} ms a token", ms=ms)
+    return message_of(f"generate, one row, {precision}", f"{ms:.2f} ms a token", ms=ms)
 
 
 def _seconds_per_token(bench: Bench, half: Any, few: int, many: int) -> float:
@@ -392,7 +392,7 @@ def captions(setting: Setting, folder: Path) -> Iterator[Row]:
         found = f"{len(done.captions)} captions, {stage['tokens']:,} tokens in "
         found += f"{stage['seconds']:.1f} s of decode with loading ({rate:,.0f} tokens/s), "
         found += ", ".join([f"{done.seconds:.0f} s in all", *words])
-        yield told(name, found, **figures)
+        yield message_of(name, found, **figures)
         if engine == "transformers" and not stand_in():
             yield from peaks(int(batch), done.record)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from scripts.gpu_check.model import CHUNK_SECONDS, NEW_TOKENS, TOKENS, of_model
-from scripts.gpu_check.rows import DEMO, Row, Setting, one_line, row, skipped, told
+from scripts.gpu_check.rows import DEMO, Row, Setting, message_of, one_line, row, skipped
 from scripts.gpu_check.whole import Run, alike, good_run
 
 PROMPT = "Describe this video in detail, step by step."
@@ -68,7 +68,7 @@ def sampled(setting: Setting, folder: Path) -> Iterator[Row]:
     greedy, done = (_captioned(setting, folder, name) for name in (RECORDED, SAMPLED))
     found = f"{_rate(done):,.0f} tokens/s of decode with loading, {_rate(greedy):,.0f} greedy"
     figures = {"tokens_per_second": _rate(done), "greedy_tokens_per_second": _rate(greedy)}
-    yield told("captions, sampled with penalties and avoided words", found, **figures)
+    yield message_of("captions, sampled with penalties and avoided words", found, **figures)
 
 
 def _rate(done: Run) -> float:

@@ -43,7 +43,7 @@ def row(name: str, expected: str, found: str, good: bool, /, **figures: Any) -> 
     return Row(name=name, expected=expected, found=found, verdict=verdict, figures=figures)
 
 
-def told(name: str, found: str, /, **figures: Any) -> Row:
+def message_of(name: str, found: str, /, **figures: Any) -> Row:
     """Return a row that is only reported: no rule says what it should be."""
     return row(name, "reported", found, bool(found), **figures)
 
@@ -117,10 +117,10 @@ class Setting:
 
     @classmethod
     def from_json(cls, text: str) -> "Setting":
-        told = json.loads(text)
+        values = json.loads(text)
         for name in ("folder", "source", "samples"):
-            told[name] = Path(told[name])
-        return cls(**told)
+            values[name] = Path(values[name])
+        return cls(**values)
 
 
 def pictures(folder: Path) -> Path:
@@ -198,7 +198,7 @@ def write(result: Result, out: Path | None) -> list[Path]:
         PAGE.write_text(put(PAGE.read_text(encoding="utf-8"), markdown(result)), encoding="utf-8")
         return [PAGE]
     out.mkdir(parents=True, exist_ok=True)
-    told = {
+    messages = {
         "card": result.card,
         "date": result.date,
         "models": list(result.models),
@@ -207,7 +207,7 @@ def write(result: Result, out: Path | None) -> list[Path]:
     }
     files = {
         "gpu.md": f"# What the GPU check found\n\n{markdown(result)}",
-        "gpu.json": json.dumps(told, indent=1) + "\n",
+        "gpu.json": json.dumps(messages, indent=1) + "\n",
     }
     for name, text in files.items():
         (out / name).write_text(text, encoding="utf-8")

@@ -49,7 +49,7 @@ LIGHT_PAUSE = 0.05
 """Seconds between an answer and the next question at light load."""
 
 
-def told(server: Serving, path: str, body: bytes | None = None) -> Any:
+def message_of(server: Serving, path: str, body: bytes | None = None) -> Any:
     """What it answers. Raises RuntimeError where that is a refusal."""
     found = server.ask("GET" if body is None else "POST", path, body, seconds=ASK_SECONDS)
     if found.status != 200:
@@ -60,7 +60,9 @@ def told(server: Serving, path: str, body: bytes | None = None) -> Any:
 def here(server: Serving) -> list[str]:
     """The halves that are on the device, or on the way to it."""
     return [
-        half["name"] for half in told(server, "/v1/stats")["halves"] if half["state"] not in AWAY
+        half["name"]
+        for half in message_of(server, "/v1/stats")["halves"]
+        if half["state"] not in AWAY
     ]
 
 
@@ -119,14 +121,14 @@ def beside_commands(setting: Setting) -> Iterator[Row]:
     before, used = set(device_holders(setting.device)), device_used_bytes(setting.device)
     models = ("--model", DEMO, "--caption-model", DEMO, "--labels", LABELS)
     with served(setting, "serve", *models, "--idle", IDLE_MINUTES) as server:
-        said: dict[tuple[str, float], str] = {}
+        texts: dict[tuple[str, float], str] = {}
         seen: dict[tuple[str, float], str] = {}
         for path in _clips():
-            found = told(server, "/v1/caption", path.read_bytes())["captions"]
-            said |= {(path.name, each["start"]): each["caption"] for each in found}
-            frames = told(server, "/v1/label", path.read_bytes())["frames"]
+            found = message_of(server, "/v1/caption", path.read_bytes())["captions"]
+            texts |= {(path.name, each["start"]): each["caption"] for each in found}
+            frames = message_of(server, "/v1/label", path.read_bytes())["frames"]
             seen |= {(path.name, frame["time"]): str(frame["top"]) for frame in frames}
-        yield alike("captions, server beside command", said, captions, AS_ON_CPU)
+        yield alike("captions, server beside command", texts, captions, AS_ON_CPU)
         yield alike("labels, server beside command", seen, labels, AS_ON_CPU)
         yield from _lock(setting, server)
         left = stage_process.wait_for_release(setting.device, used, peak=0)[0] - used
@@ -134,7 +136,7 @@ def beside_commands(setting: Setting) -> Iterator[Row]:
         found = f"{len(others)} processes, {mib(max(0, left))} more in use"
         good = not (others or here(server)) and left <= stage_process.SLACK_BYTES
         yield row(f"device after --idle {IDLE_MINUTES}", "no process", found, good)
-        again = told(server, "/v1/caption?prompt=again", _clips()[0].read_bytes())["captions"]
+        again = message_of(server, "/v1/caption?prompt=again", _clips()[0].read_bytes())["captions"]
         yield row("asked after that", "answered", f"{len(again)} captions", bool(again))
 
 
@@ -155,8 +157,8 @@ def in_turns(setting: Setting) -> Iterator[Row]:
 
         watching = threading.Thread(target=watch, daemon=True)
         watching.start()
-        asked = [(path, prompt) for prompt in PROMPTS for path in _clips()[:2]]
-        with ThreadPoolExecutor(len(asked)) as pool:
+        requests = [(path, prompt) for prompt in PROMPTS for path in _clips()[:2]]
+        with ThreadPoolExecutor(len(requests)) as pool:
             answers = [
                 pool.submit(
                     server.ask,
@@ -165,7 +167,7 @@ def in_turns(setting: Setting) -> Iterator[Row]:
                     path.read_bytes(),
                     seconds=ASK_SECONDS,
                 )
-                for path, prompt in asked
+                for path, prompt in requests
             ]
             statuses = [each.result().status for each in answers]
         over.set()
@@ -218,7 +220,7 @@ def _lock(setting: Setting, server: Serving) -> Iterator[Row]:
     for number, path in enumerate(_clips() * 100):
         if process.poll() is not None or WAITING.search(log.read_text()):
             break
-        told(server, f"/v1/caption?prompt={number}", path.read_bytes())
+        message_of(server, f"/v1/caption?prompt={number}", path.read_bytes())
     words = log.read_text()
     process.wait()
     found = " ".join(WAITING.findall(words)) or "it did not wait"

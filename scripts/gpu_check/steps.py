@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from scripts.gpu_check.driver import stand_in
 from scripts.gpu_check.halves import timed
-from scripts.gpu_check.rows import Row, Setting, mib, one_line, row, skipped, told
+from scripts.gpu_check.rows import Row, Setting, message_of, mib, one_line, row, skipped
 from stages.process.device import device_used_bytes
 
 if TYPE_CHECKING:
@@ -123,10 +123,10 @@ def steps_of(setting: Setting, read: "PrefilledSequence", precision: str) -> Ite
         rate = 1000 * rows / plain[rows].wall_ms
         found = f"{plain[rows].words}; {rate:,.0f} tokens/s"
         figures = {**asdict(plain[rows]), "tokens_per_second": rate}
-        yield told(f"a step of {rows} rows, {precision}", found, **figures)
+        yield message_of(f"a step of {rows} rows, {precision}", found, **figures)
     apart = float((logits[STEP_ROWS[0]][:, 0] - logits[STEP_ROWS[1]][:, 0]).abs().max())
     name = f"logits of {STEP_ROWS[0]} and {STEP_ROWS[1]} rows, {precision}"
-    yield told(name, f"{apart:.1e} apart", apart=apart)
+    yield message_of(name, f"{apart:.1e} apart", apart=apart)
     for rows in STEP_ROWS if precision == "bf16" else ():
         yield _compiled_step(setting, read, rows, plain[rows], logits[rows], tokens)
 
@@ -224,4 +224,4 @@ def _compiled_step(
     found = f"{work.words}; x {plain.wall_ms / work.wall_ms:.2f}, {seconds:.0f} s with compiling; "
     found += f"CUDA graphs {graphs}; logits {apart:.1e} apart"
     figures = {**asdict(work), "compiling_seconds": seconds, "graphs": graphs, "apart": apart}
-    return told(name, found, **figures)
+    return message_of(name, found, **figures)

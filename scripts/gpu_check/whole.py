@@ -71,9 +71,9 @@ def command(
 ) -> list[str]:
     """The demo model over its samples, into a folder of that name, unless `options` name others."""
     out, kept = setting.folder / name, setting.folder / f"{store or name}-store"
-    told = [*PENSTOCK, verb, "--out", str(out), "--store", str(kept)]
+    messages = [*PENSTOCK, verb, "--out", str(out), "--store", str(kept)]
     named = [] if "--model" in options else [str(setting.samples), "--model", DEMO]
-    return [*told, *named, *options]
+    return [*messages, *named, *options]
 
 
 def environment(**changes: str) -> dict[str, str]:
@@ -229,7 +229,7 @@ def lock(setting: Setting) -> Iterator[Row]:
     ]
     words = [process.communicate()[0] for process in started]
     codes = [process.returncode for process in started]
-    waits = [found for said in words for found in WAITING.findall(said)]
+    waits = [found for text in words for found in WAITING.findall(text)]
     found = "; ".join(waits) or "nobody waited"
     yield row("two commands at once", "one waits", found, len(waits) == 1)
     yield row(
@@ -244,15 +244,15 @@ def lock(setting: Setting) -> Iterator[Row]:
 
 def peaks(batch: int, record: Mapping[str, Any]) -> Iterator[Row]:
     """A row a stage."""
-    told = {stage["rung"]["stage"]: stage for stage in record["plan"]["memory"]["stages"]}
+    messages = {stage["rung"]["stage"]: stage for stage in record["plan"]["memory"]["stages"]}
     for stage in stages_of(record, time.time()):
         if stage.name in ON_DEVICE and stage.taken_bytes:
-            plan, taken = told[stage.name]["peak_bytes"], stage.taken_bytes
+            plan, taken = messages[stage.name]["peak_bytes"], stage.taken_bytes
             off = plan / taken - 1
             rungs = [r for r in record["rungs"] if r["stage"] == stage.name]
             lower = "".join(f"; went down to {rung['name']}" for rung in rungs)
             found = f"{mib(taken)}, the plan is {off:+.1%} off{lower}"
-            name = f"peak of {stage.name}, {told[stage.name]['name']} (asked for {batch})"
+            name = f"peak of {stage.name}, {messages[stage.name]['name']} (asked for {batch})"
             expected = f"{mib(plan)} within {PLAN_SHARE:.0%}"
             good = abs(off) <= PLAN_SHARE and not rungs
             yield row(name, expected, found, good, bytes=taken, planned_bytes=plan)

@@ -55,8 +55,8 @@ def install() -> Path:
     it lacks are those of `.venv`."""
     python, made = VENV / "bin" / "python", VENV / "installed"
     own = next(Path(each) for each in sys.path if each.endswith("site-packages"))
-    wanted = sha256(LOCK.read_bytes() + os.fsencode(own)).hexdigest()
-    if made.exists() and made.read_text(encoding="utf-8") == wanted:
+    expected = sha256(LOCK.read_bytes() + os.fsencode(own)).hexdigest()
+    if made.exists() and made.read_text(encoding="utf-8") == expected:
         return python
     print(f"installing the readers into {VENV}", flush=True)
     shutil.rmtree(VENV, ignore_errors=True)
@@ -65,7 +65,7 @@ def install() -> Path:
     subprocess.run([*pip, "--requirement", LOCK], check=True)
     (site,) = VENV.glob("lib/python*/site-packages")
     (site / "penstock.pth").write_text(f"{own}\n", encoding="utf-8")
-    made.write_text(wanted, encoding="utf-8")
+    made.write_text(expected, encoding="utf-8")
     return python
 
 
@@ -75,7 +75,9 @@ def rows_of(out: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines]
 
 
-def wanted(rows: Sequence[Mapping[str, Any]], sources: Mapping[str, Source]) -> list[list[int]]:
+def expected_of(
+    rows: Sequence[Mapping[str, Any]], sources: Mapping[str, Source]
+) -> list[list[int]]:
     """Return the numbers that the clip of each caption shows: those of the frames that begin in its
     chunk, or of the one on display."""
     last = {row["media_path"]: row["start"] for row in rows}
@@ -121,7 +123,7 @@ class Trial:
         rows = rows_of(out)
         lists = (out / "musubi" / "videos.jsonl").read_text(encoding="utf-8").splitlines()
         paths = [json.loads(line)["video_path"] for line in lists]
-        numbers = wanted(rows, self._sources)
+        numbers = expected_of(rows, self._sources)
         for path, row, own in zip(paths, rows, numbers, strict=True):
             times = [self._sources[row["media_path"]].seconds[number] for number in own]
             if len({round(b - a, 6) for a, b in pairwise(times)}) != 1:
@@ -188,8 +190,10 @@ def judge_media(trial: Trial) -> bool:
     columns = [*RUNS, "all"]
     print(heads(f"reader | {' | '.join(columns)}"))
     for name in dict.fromkeys(name for name, _ in every):
-        told = [f"{good[name, c]} of {every[name, c]}" if every[name, c] else "" for c in columns]
-        print(cells([name, *told]))
+        messages = [
+            f"{good[name, c]} of {every[name, c]}" if every[name, c] else "" for c in columns
+        ]
+        print(cells([name, *messages]))
     print("\n".join(wrong))
     return not wrong
 
@@ -224,9 +228,9 @@ def ask(folder: Path) -> bool:
 
     (folder / "fields.json").write_text(json.dumps(VLLM), encoding="utf-8")
     with server(folder) as address:
-        told = [address, str(penstock_demo.CLIPS / "clip-01.mp4"), str(folder)]
+        messages = [address, str(penstock_demo.CLIPS / "clip-01.mp4"), str(folder)]
         done = subprocess.run(
-            [install(), "-m", "scripts.readers.clients", *told],
+            [install(), "-m", "scripts.readers.clients", *messages],
             cwd=ROOT,
             env={**os.environ, **QUIET},
             check=False,

@@ -241,8 +241,8 @@ def other_libraries(clients: Clients) -> None:
     reach = {"api_base": clients.reach["base_url"], "api_key": "x", "num_retries": 0}
 
     def complete(provider: str = "openai", **more: Any) -> Any:
-        asked = {"messages": picture, **reach, **more}
-        return litellm.completion(model=f"{provider}/demo", **asked)
+        requests = {"messages": picture, **reach, **more}
+        return litellm.completion(model=f"{provider}/demo", **requests)
 
     def text(answer: Any) -> Any:
         return answer.choices[0].message.content

@@ -151,8 +151,8 @@ def reason_not_run(shown: Shown) -> str:
 
 def expected_code(shown: Shown) -> int:
     """The exit code that the page tells of."""
-    told = re.search(r"exit code (\d)", shown.comment)
-    return int(told[1]) if told else 0
+    message = re.search(r"exit code (\d)", shown.comment)
+    return int(message[1]) if message else 0
 
 
 def is_stopped(shown: Shown) -> bool:

@@ -31,8 +31,8 @@ def wrong(shown: Shown) -> str:
     for text in spelled_out(shown.text):
         for words in simple(text):
             check = CHECKS.get(Path(words[0]).name if "/bin/" in words[0] else words[0])
-            if check and (told := check(words[1:])):
-                return told
+            if check and (message := check(words[1:])):
+                return message
     return ""
 
 
@@ -40,8 +40,8 @@ def wrong_inline(shown: Shown) -> str:
     """What is wrong with a command in a sentence, which may leave out what it needs."""
     for words in simple(shown.text.replace("|", " ").replace("[", "").replace("]", "")):
         check = named_options if words[0] == "penstock" else CHECKS.get(words[0])
-        if check and (told := check(words[1:])):
-            return told
+        if check and (message := check(words[1:])):
+            return message
     return ""
 
 
@@ -89,9 +89,9 @@ def simple(text: str) -> list[list[str]]:
 
 def of_penstock(words: list[str]) -> str:
     """What the command's own parser says, and its configuration of the values."""
-    said = io.StringIO()
+    printed = io.StringIO()
     try:
-        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
+        with contextlib.redirect_stderr(printed), contextlib.redirect_stdout(printed):
             given = parse(words)
         if given.command in ("caption", "plan"):
             given.schema = given.prompt_file = None  # files that a user would have
@@ -99,7 +99,7 @@ def of_penstock(words: list[str]) -> str:
         if getattr(given, "train", None):
             training_of(given)
     except SystemExit as end:
-        return said.getvalue().strip() if end.code else ""
+        return printed.getvalue().strip() if end.code else ""
     except PenstockError as error:
         return str(error)
     return ""

@@ -62,10 +62,10 @@ async def app(scope: Any, receive: Any, send: Any) -> None:
         LEFT.append(scope["client"])
     if scope["path"] == "/left":
         size = len(LEFT)
-    said = b"%s %d;" % (scope["path"].encode(), size)
-    headers = [(b"content-length", b"%d" % len(said))]
+    text = b"%s %d;" % (scope["path"].encode(), size)
+    headers = [(b"content-length", b"%d" % len(text))]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
-    await send({"type": "http.response.body", "body": said})
+    await send({"type": "http.response.body", "body": text})
 
 
 def main(name: str) -> None:

@@ -128,8 +128,8 @@ class Browser:
                 return json.load(answer)["value"]
         except urllib.error.HTTPError as error:
             with error:
-                said = json.load(error)["value"]["message"].split("\n")[0]
-            raise AssertionError(f"{method} {path}: {said}") from None
+                record = json.load(error)["value"]["message"].split("\n")[0]
+            raise AssertionError(f"{method} {path}: {record}") from None
 
 
 @contextlib.contextmanager
@@ -149,8 +149,8 @@ def browsing(profile: Path, size: tuple[int, int] = (1280, 900)) -> Iterator[Bro
     ):
         try:
             assert driver.stdout is not None
-            said = (re.search(r"successfully on port (\d+)", line) for line in driver.stdout)
-            port = next(filter(None, said))
+            printed = (re.search(r"successfully on port (\d+)", line) for line in driver.stdout)
+            port = next(filter(None, printed))
             browser = Browser(f"http://127.0.0.1:{port[1]}", profile, size)
             try:
                 yield browser

@@ -152,7 +152,7 @@ class Handler(QuietHandler):
     def pass_on(self) -> None:
         body = self.rfile.read(int(self.headers.get("content-length", 0)))
         state, kind = self.state, kind_of(self.command, self.path)
-        instead, asked = state.fate()
+        instead, request = state.fate()
         with state.lock:
             state.counts[kind] += 1
             state.names.append((kind, self.path))
@@ -160,7 +160,7 @@ class Handler(QuietHandler):
         if state.delay:
             time.sleep(state.delay)
         state.watch(kind, self.path, False)
-        status, headers, answer = self.ask(body) if asked else (0, [], b"")
+        status, headers, answer = self.ask(body) if request else (0, [], b"")
         state.watch(kind, self.path, True)
         if instead is not None:
             status, headers, answer = instead, [], b""

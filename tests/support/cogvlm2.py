@@ -239,7 +239,7 @@ def references() -> dict[str, Reference]:
     kept = load_file(KEPT)
     every = _whole()
     found = {}
-    for (name, media), told in zip(_pixels(), _told(kept), strict=True):
+    for (name, media), message in zip(_pixels(), _told(kept), strict=True):
         experts = name.startswith("experts")
         pictures = {"pixel_values" if experts else "pixel_values_videos": torch.cat(media)}
         if not experts:
@@ -250,10 +250,10 @@ def references() -> dict[str, Reference]:
         found[name] = Reference(
             name=name,
             experts=experts,
-            text={key: told[key] for key in ("input_ids", "attention_mask")},
+            text={key: message[key] for key in ("input_ids", "attention_mask")},
             pictures=pictures,
-            tokens=told["tokens"],
-            logits=told["logits"] if whole is None else whole["logits"],
+            tokens=message["tokens"],
+            logits=message["logits"] if whole is None else whole["logits"],
         )
     return found
 

@@ -12,5 +12,5 @@ def completed(
     command: Sequence[str | PathLike[str]], **options: Any
 ) -> "subprocess.CompletedProcess[str]":
     """What came of a command, in the clone unless told otherwise, with all that it printed."""
-    told: dict[str, Any] = {"cwd": ROOT, "capture_output": True, "text": True, "check": False}
-    return subprocess.run(command, **{**told, **options})
+    messages: dict[str, Any] = {"cwd": ROOT, "capture_output": True, "text": True, "check": False}
+    return subprocess.run(command, **{**messages, **options})

@@ -162,17 +162,17 @@ def judge(name: str, folder: Path, dtype: torch.dtype = torch.float32) -> DualVe
     made = image_vectors(halves[0], images)
     kept = through_store(made)
     taken = inspect.signature(type(model).get_text_features).parameters
-    asked = {n: v for n, v in words.items() if n in taken}
+    requests = {n: v for n, v in words.items() if n in taken}
     shown = {n: v.to(dtype) if v.is_floating_point() else v for n, v in images.items()}
     pairs: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
         "pictures": (lambda: kept, lambda: whole.get_image_features(**shown)),
         "texts": (
             lambda: text_vectors(halves[1], words),
-            lambda: whole.get_text_features(**asked),
+            lambda: whole.get_text_features(**requests),
         ),
         "logits": (
             lambda: logits(halves[1], words, kept),
-            lambda: whole(**shown, **asked).logits_per_image,
+            lambda: whole(**shown, **requests).logits_per_image,
         ),
     }
     numbers = [sum(weight.numel() for weight in half.parameters()) for half in (*halves, whole)]
@@ -204,10 +204,10 @@ def refusal(class_name: str) -> str | None:
     return None
 
 
-def _compared(found: Callable[[], Any], wanted: Callable[[], Any]) -> str:
+def _compared(found: Callable[[], Any], expected: Callable[[], Any]) -> str:
     with torch.inference_mode():
         try:
-            whole = wanted()
+            whole = expected()
         except (TypeError, ValueError, RuntimeError) as error:
             return f"fails: {one_line(error)}"
         pooled = whole if isinstance(whole, torch.Tensor) else whole.pooler_output

@@ -163,8 +163,10 @@ def copy_of(family: str, to: Path, **changes: Any) -> Path:
 
 def change_config(folder: Path, **changes: Any) -> Path:
     path = folder / "config.json"
-    told = {**json.loads(path.read_text()), **changes}
-    path.write_text(json.dumps({name: value for name, value in told.items() if value is not None}))
+    values = {**json.loads(path.read_text()), **changes}
+    path.write_text(
+        json.dumps({name: value for name, value in values.items() if value is not None})
+    )
     return folder
 
 

@@ -123,7 +123,7 @@ def _run(family: str, checkpoint: Path, questions: Sequence[Question], *options:
 
 def _write(job: Path, questions: Sequence[Question]) -> None:
     """Write questions as the child reads them."""
-    asked: list[dict[str, Any]] = []
+    requests: list[dict[str, Any]] = []
     arrays: dict[str, Any] = {}
     for row, question in enumerate(questions):
         media = []
@@ -131,6 +131,6 @@ def _write(job: Path, questions: Sequence[Question]) -> None:
             arrays[f"{row}-{at}"] = medium.frames
             media.append({"frames": f"{row}-{at}", "fps": medium.fps})
         most = question.max_new_tokens
-        asked.append({"prompt": question.prompt, "media": media, "max_new_tokens": most})
+        requests.append({"prompt": question.prompt, "media": media, "max_new_tokens": most})
     np.savez(job / "frames.npz", **arrays)
-    (job / "questions.json").write_text(json.dumps(asked))
+    (job / "questions.json").write_text(json.dumps(requests))

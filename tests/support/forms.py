@@ -111,18 +111,18 @@ def babbled(matcher: LLMatcher, text: str, limit: int, rng: random.Random) -> by
     """An answer of bytes at random, with the end within so many tokens. It closes only where it
     has to, so that a bound that is too small would show."""
     matcher.reset()
-    position, said = JsonPosition(rest_of(text)), b""
+    position, texts = JsonPosition(rest_of(text)), b""
     first, between, avoided = ranks(IN_TEXT), ranks(BETWEEN), rng.choice([b"", b'"}]'])
     while not position.done:
-        assert len(said) + 1 < limit, (text, said)
+        assert len(texts) + 1 < limit, (text, texts)
         mask = matcher.compute_bitmask()
         allowed = [byte for byte in range(END) if mask[byte // 8] >> byte % 8 & 1]
-        if position.must_close(limit - len(said)):
+        if position.must_close(limit - len(texts)):
             rank = first if position.in_text else between
             byte = min(allowed, key=lambda each: rank[each])
         else:
             byte = rng.choice([b for b in allowed if b not in avoided] or allowed)
         assert matcher.consume_token(byte)
         position.feed(bytes([byte]))
-        said += bytes([byte])
-    return said
+        texts += bytes([byte])
+    return texts

@@ -69,8 +69,8 @@ class MadeUpStages(Stages):
         if call.name == "describe":
             published = runs_as_published(Path(arguments["model"]), arguments["as_published"])
             limits = {name: arguments[name] for name in ("max_pixels", "max_video_pixels")}
-            told = {"folder": arguments["model"], "as_published": published, **limits}
-            outcome.notes["profile"] = {**self._told, **told}
+            messages = {"folder": arguments["model"], "as_published": published, **limits}
+            outcome.notes["profile"] = {**self._told, **messages}
             return outcome
         return super()._answer(call, outcome)
 
@@ -95,41 +95,41 @@ def _vectors(key: str, count: int) -> Record:
     return vector_record(key, drawn.astype("<f4"))
 
 
-def _embed(told: dict[str, Any], outcome: StageOutcome) -> None:
+def _embed(values: dict[str, Any], outcome: StageOutcome) -> None:
     from artifacts.tiles import OFF, boxes_of
 
-    store = open_store(told["store"])
-    frames = RecordSet(store, "frames", told["frames_namespace"])
-    records = RecordSet(store, "embeddings", told["namespace"])
-    for member in (each for batch in told["batches"] for each in batch):
+    store = open_store(values["store"])
+    frames = RecordSet(store, "frames", values["frames_namespace"])
+    records = RecordSet(store, "embeddings", values["namespace"])
+    for member in (each for batch in values["batches"] for each in batch):
         meta = frames.meta(member["frames"])
         count = len(meta["times"])
-        if told.get("tiles", OFF) != OFF and member["kind"] == "image":
-            count = len(boxes_of(meta["height"], meta["width"], told["tiles"], told["edge"]))
+        if values.get("tiles", OFF) != OFF and member["kind"] == "image":
+            count = len(boxes_of(meta["height"], meta["width"], values["tiles"], values["edge"]))
         outcome.items += len(records.publish([_vectors(member["key"], count)]))
 
 
-def _embed_texts(told: dict[str, Any], outcome: StageOutcome) -> None:
-    records = RecordSet(open_store(told["store"]), "texts", told["namespace"])
-    made = _vectors(told["key"], len(told["groups"]))
+def _embed_texts(values: dict[str, Any], outcome: StageOutcome) -> None:
+    records = RecordSet(open_store(values["store"]), "texts", values["namespace"])
+    made = _vectors(values["key"], len(values["groups"]))
     meta = {**made.meta, "scale": 10.0, "bias": -1.0, "cut": [], "tokens": 16}
     records.publish([Record(key=made.key, meta=meta, payload=made.payload)])
     outcome.items += 1
 
 
-def _decode(told: dict[str, Any], outcome: StageOutcome) -> None:
-    records = RecordSet(open_store(told["store"]), "captions", told["namespace"])
-    meta = {"caption": '{"a": true}' if "schema" in told["generation"] else "all", "tokens": 1}
+def _decode(values: dict[str, Any], outcome: StageOutcome) -> None:
+    records = RecordSet(open_store(values["store"]), "captions", values["namespace"])
+    meta = {"caption": '{"a": true}' if "schema" in values["generation"] else "all", "tokens": 1}
     meta["ended"] = "stop"
-    keys = [member["key"] for batch in told["batches"] for member in batch]
+    keys = [member["key"] for batch in values["batches"] for member in batch]
     outcome.items += len(records.publish([Record(key=key, meta=meta) for key in keys]))
 
 
-def _summarize(told: dict[str, Any], outcome: StageOutcome) -> None:
-    records = RecordSet(open_store(told["store"]), "summaries", told["namespace"])
-    said = {"summary": "all", "chapters": [], "tokens": 3, "levels": [[1]], "cut": 0, "ended": ""}
-    records.publish([Record(key=medium["key"], meta=said) for medium in told["media"]])
-    outcome.items += len(told["media"])
+def _summarize(values: dict[str, Any], outcome: StageOutcome) -> None:
+    records = RecordSet(open_store(values["store"]), "summaries", values["namespace"])
+    texts = {"summary": "all", "chapters": [], "tokens": 3, "levels": [[1]], "cut": 0, "ended": ""}
+    records.publish([Record(key=medium["key"], meta=texts) for medium in values["media"]])
+    outcome.items += len(values["media"])
 
 
 MAKERS: dict[str, Callable[[dict[str, Any], StageOutcome], None]] = {
@@ -145,15 +145,15 @@ MAKERS: dict[str, Callable[[dict[str, Any], StageOutcome], None]] = {
 def flat(arguments: Any) -> dict[str, Any]:
     """Return the arguments of a stage by name, those of its half among them, as they were when jobs
     held neither halves nor items."""
-    told = json.loads(json.dumps(_by_name(arguments)))
-    if "generation" in told:
-        params = SamplingParams(**told["generation"])
-        told["generation"] = params.non_defaults
-    if "fit_image" in told:
-        fits = {kind: told.pop(f"fit_{kind}") for kind in ("video", "image")}
-        told["fit"] = {kind: fit["long_edges"] for kind, fit in fits.items()}
-        told["shrinks"] = fits["image"]["shrinks"]
-    return {**told.pop("half", {}), **told}
+    values = json.loads(json.dumps(_by_name(arguments)))
+    if "generation" in values:
+        params = SamplingParams(**values["generation"])
+        values["generation"] = params.non_defaults
+    if "fit_image" in values:
+        fits = {kind: values.pop(f"fit_{kind}") for kind in ("video", "image")}
+        values["fit"] = {kind: fit["long_edges"] for kind, fit in fits.items()}
+        values["shrinks"] = fits["image"]["shrinks"]
+    return {**values.pop("half", {}), **values}
 
 
 def _by_name(value: Any) -> Any:
@@ -195,8 +195,8 @@ def record(name: str) -> dict[str, Any]:
 
 
 def _arguments(root: Path, call: Any) -> dict[str, Any]:
-    told: dict[str, Any] = _plain(root, flat(job_fields(call.job)))
-    return told
+    message: dict[str, Any] = _plain(root, flat(job_fields(call.job)))
+    return message
 
 
 def _words(root: Path, cell: Cell, more: tuple[str, ...]) -> list[str]:
@@ -217,14 +217,14 @@ def _words(root: Path, cell: Cell, more: tuple[str, ...]) -> list[str]:
 def _write_model(folder: Path, cell: Cell) -> None:
     """Write files that have the names of a checkpoint's, and graphs where the cell has them."""
     folder.mkdir()
-    told = _profiles()[cell.model]
+    message = _profiles()[cell.model]
     stated = {"model_type": "qwen2_5_vl", FIELD: True} if cell.published else {}
     (folder / "config.json").write_text(json.dumps(stated))
     for part in ("vision", "language"):
-        for shard in told[part]["shards"]:
+        for shard in message[part]["shards"]:
             (folder / shard).write_text(f"weights of {cell.model}")
     if cell.graphs:
-        _write_graphs(folder, told["vision"]["shards"])
+        _write_graphs(folder, message["vision"]["shards"])
 
 
 def _write_data(path: Path) -> None:
@@ -250,8 +250,8 @@ def _write_graphs(folder: Path, shards: list[str]) -> None:
         "nearness": {},
     }
     files = {"vision.onnx": hash_file(graphs / "vision.onnx")}
-    told = {"format": 1, "files": files, "sizes": {"vision.onnx": 7}, "made_by": {}}
-    (graphs / "graphs.json").write_text(json.dumps({**told, "halves": {"vision": half}}))
+    messages = {"format": 1, "files": files, "sizes": {"vision.onnx": 7}, "made_by": {}}
+    (graphs / "graphs.json").write_text(json.dumps({**messages, "halves": {"vision": half}}))
 
 
 @cache
@@ -267,8 +267,8 @@ def _plain(root: Path, value: Any) -> Any:
     """Return a value with the folders of this machine by name, and without what is empty: whether
     an argument is left out, or given as nothing, is one thing."""
     if isinstance(value, Mapping):
-        told = {_plain(root, k): _plain(root, v) for k, v in value.items() if k not in MACHINE}
-        return {name: each for name, each in told.items() if each not in ("", 0, None, [], {})}
+        messages = {_plain(root, k): _plain(root, v) for k, v in value.items() if k not in MACHINE}
+        return {name: each for name, each in messages.items() if each not in ("", 0, None, [], {})}
     if isinstance(value, list | tuple):
         return [_plain(root, each) for each in value]
     if isinstance(value, str):
@@ -324,10 +324,10 @@ def _shortened(text: str) -> str:
     return re.sub(r"\b([0-9a-f]{16})[0-9a-f]{48}\b", r"\1", text)
 
 
-def _write(path: Path, told: dict[str, dict[str, Any]]) -> None:
+def _write(path: Path, values: dict[str, dict[str, Any]]) -> None:
     """Write a recorded file, with a line a cell."""
     parts = []
-    for name, part in sorted(told.items()):
+    for name, part in sorted(values.items()):
         lines = [f"{json.dumps(n)}: {json.dumps(v, sort_keys=True)}" for n, v in part.items()]
         parts.append(f"{json.dumps(name)}: {{\n" + ",\n".join(lines) + "\n}")
     path.write_text("{\n" + ",\n".join(parts) + "\n}\n", encoding="utf-8")
@@ -353,11 +353,11 @@ def run(stages: MadeUpStages, words: list[str], folder: Path) -> int:
 
 
 def main() -> None:
-    asked = argparse.ArgumentParser(description=__doc__)
-    asked.add_argument("--write", action="store_true", help="write the recorded file anew")
-    asked.add_argument("--write-jobs", action="store_true", help="that of trainings and exports")
-    asked.add_argument("cells", nargs="*", help="print these cells")
-    given = asked.parse_args()
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--write", action="store_true", help="write the recorded file anew")
+    parser.add_argument("--write-jobs", action="store_true", help="that of trainings and exports")
+    parser.add_argument("cells", nargs="*", help="print these cells")
+    given = parser.parse_args()
     if given.write:
         base = record(BASE)
         cells = {name: beside(record(name), base) for name in CELLS if name != BASE}

@@ -86,8 +86,8 @@ def judge_dual_graphs(name: str, half: Half, folder: Path) -> GraphVerdict:
         if half == "vision":
             shown = dual_encoders.pictures(name, rows)
             return lambda model: encode(model, shown)
-        asked = dual_encoders.texts(rows)
-        return lambda model: text_vectors(model, asked)
+        request = dual_encoders.texts(rows)
+        return lambda model: text_vectors(model, request)
 
     kind = "image" if half == "vision" else "texts"
     seen = {_named(kind, rows): way(rows) for rows in TRACED}
@@ -104,23 +104,23 @@ def _judged(
     except PenstockError as error:
         return GraphVerdict(name=name, results={}, refused=error.message)
     made_by = {way: _try(run, model) for way, run in (*seen.items(), *unseen.items())}
-    wanted = {way: features for way, features in made_by.items() if features is not None}
-    trials = [Trial(name=way, run=run) for way, run in seen.items() if way in wanted]
+    expected = {way: features for way, features in made_by.items() if features is not None}
+    trials = [Trial(name=way, run=run) for way, run in seen.items() if way in expected]
     graphs = folder / "graphs"
     graphs.mkdir()
     try:
         made = make_graphs(model, half, trials, graphs, "fp32")
     except PenstockError as error:
         return GraphVerdict(name=name, results={}, refused=error.message)
-    return _compared(name, made, model, {**seen, **unseen}, wanted)
+    return _compared(name, made, model, {**seen, **unseen}, expected)
 
 
 def _compared(
-    name: str, made: GraphsMade, model: Any, ways: Mapping[str, Run], wanted: Mapping[str, Any]
+    name: str, made: GraphsMade, model: Any, ways: Mapping[str, Run], expected: Mapping[str, Any]
 ) -> GraphVerdict:
     results, furthest = {}, 0.0
     reasons: dict[str, str] = {}
-    for way, features in wanted.items():
+    for way, features in expected.items():
         try:
             apart = difference(features, ways[way](model))
         except PenstockError as error:

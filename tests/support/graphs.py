@@ -14,7 +14,7 @@ from tests.support.waves import events
 
 def graph_job(model: Path, folder: Path, *parts: str, **more: Any) -> GraphJob:
     weights = {path.name: hash_file(path) for path in model.glob("*.safetensors")}
-    told: dict[str, Any] = {
+    messages: dict[str, Any] = {
         "model": str(model),
         "folder": str(folder),
         "recipe": {"kind": "onnx"},
@@ -23,7 +23,7 @@ def graph_job(model: Path, folder: Path, *parts: str, **more: Any) -> GraphJob:
         "extra_modules": {},
         **more,
     }
-    return GraphJob(**told)
+    return GraphJob(**messages)
 
 
 def with_graphs(job: GraphJob) -> None:

@@ -167,11 +167,11 @@ def answer_to(
         if token:  # the storage is another's, and is not to see it
             return Answer(400)
         return Answer(200, repositories[stored[1]].files[stored[2]], name=stored[2])
-    if wanted := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
-        repository = repositories.get(wanted[1])
+    if expected := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
+        repository = repositories.get(expected[1])
         if repository is None or repository.token not in ("", token):
             return unknown("Repo")
-        return content(wanted[3], repository, f"{storage}/{wanted[1]}/{wanted[3]}")
+        return content(expected[3], repository, f"{storage}/{expected[1]}/{expected[3]}")
     return Answer(404)
 
 
@@ -211,7 +211,7 @@ def content(path: str, repository: Repository, storage: str) -> Answer:
     return Answer(302, headers={**headers, **linked})
 
 
-def spoilt(answer: Answer, asked: str, trouble: Trouble) -> Answer:
+def spoilt(answer: Answer, request: str, trouble: Trouble) -> Answer:
     """The part of the answer that was asked for, after what is wrong with the line."""
     if trouble.statuses and (status := trouble.statuses.pop(0)) != 200:
         return Answer(status, b'{"error": "out of order"}', {"Content-Type": "application/json"})
@@ -219,7 +219,7 @@ def spoilt(answer: Answer, asked: str, trouble: Trouble) -> Answer:
     if trouble.damages:
         trouble.damages -= 1
         body = body[:-1] + bytes([body[-1] ^ 1])
-    found = re.fullmatch(r"bytes=(\d+)-(\d*)", asked)
+    found = re.fullmatch(r"bytes=(\d+)-(\d*)", request)
     if found is None or trouble.whole_only:
         return Answer(200, body, name=answer.name)
     start, end = int(found[1]), min(int(found[2] or length), length - 1)

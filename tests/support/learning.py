@@ -72,7 +72,7 @@ class Pupil(Saying):
         return words(item.key, self.number)
 
 
-def said(config: CaptionConfig) -> RunResult:
+def captions_of(config: CaptionConfig) -> RunResult:
     """Caption with the model that the adapter stands for."""
     number = numbered(config.adapter)
     # The limit keeps the models' captions apart in the store, as an adapter's digest does.
@@ -102,7 +102,7 @@ class School:
         """Adapter → its loss per token."""
         self.dies_in = ""
         """What is killed: `train`, `score`, `recaption` or `write`."""
-        said(self.config)
+        captions_of(self.config)
         monkeypatch.setattr(module, "train", self._train)
         monkeypatch.setattr(module, "layout_of", lambda _: SimpleNamespace(rank=16))
         monkeypatch.setattr(sift_first, "caption", self._caption)
@@ -113,7 +113,7 @@ class School:
 
     def _caption(self, config: CaptionConfig, *_: Any) -> RunResult:
         self._dies("write" if Path(config.out) == self.out else "recaption")
-        return said(config)
+        return captions_of(config)
 
     def _train(self, training: Any, examples: Sequence[Any], run: Any, *__: Any) -> None:
         out = Path(run.out).parent

@@ -56,9 +56,9 @@ def converted(source: Path, folder: Path, dtype: str = "", shard_bytes: int = 1 
     return told_by(run, job)
 
 
-def written(told: list[Any]) -> list[str]:
+def written(messages: list[Any]) -> list[str]:
     """The files of weights that were written."""
-    return [event["key"] for event in told if event["event"] == "item"]
+    return [event["key"] for event in messages if event["event"] == "item"]
 
 
 def tensors_of(folder: Path) -> dict[str, torch.Tensor]:

@@ -111,8 +111,8 @@ def run_disturbed(
     **options: Any,
 ) -> Ran:
     """Caption a place's clips while things happen. Raises PenstockError."""
-    told = {stage: [*each] for stage, each in happens.items()}
-    launcher = Disturbed(happens=told, altered=altered)
+    messages = {stage: [*each] for stage, each in happens.items()}
+    launcher = Disturbed(happens=messages, altered=altered)
     return run_through(
         launcher, place, **{"max_new_tokens": TOKENS, "precision": "fp32", **options}
     )

@@ -36,7 +36,7 @@ def media_file(path: Path, source: str = "clips") -> MediaFile:
     return MediaFile(path=path.absolute(), media_path=name, source=source, kind=kind)
 
 
-def said(file: MediaFile, texts: Sequence[str], seconds: float = 2.0) -> list[Caption]:
+def captions_of(file: MediaFile, texts: Sequence[str], seconds: float = 2.0) -> list[Caption]:
     """A chunk for each text."""
     still = file.kind == "image"
     rows = []
@@ -100,8 +100,8 @@ def write_labels(out: Path, found: Sequence[tuple[MediaFile, Sequence[Labelled]]
         {**of_each, "label": name, "passed": at, "bins": [0, 3, 9, 1]}
         for at, name in enumerate(sorted(names))
     ]
-    told = {"pictures": len(found), "labelled": 1, "low": 0.1, "high": 0.5, "labels": counts}
-    write_json(out / "label_report.json", told)
+    messages = {"pictures": len(found), "labelled": 1, "low": 0.1, "high": 0.5, "labels": counts}
+    write_json(out / "label_report.json", messages)
     return record
 
 

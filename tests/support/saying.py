@@ -67,9 +67,9 @@ class Saying(Stages):
         for member in (m for batch in call.job.batches for m in batch):
             if outcome.items >= self.stop_after.get("decode", 10**9):
                 raise Interrupted("decode was killed")
-            said = self.says(member, outcome.items)
+            text = self.says(member, outcome.items)
             record_set.publish(
-                [Record(key=member.key, meta={"caption": said, "tokens": 1, "ended": "stop"})]
+                [Record(key=member.key, meta={"caption": text, "tokens": 1, "ended": "stop"})]
             )
             outcome.items += 1
         return None

@@ -185,7 +185,7 @@ def vector_of(answer: Answer) -> Any:
     return np.frombuffer(base64.b64decode(json.loads(answer.body)["embedding"]), "<f2")
 
 
-def status_of(told: bytes) -> int:
+def status_of(message: bytes) -> int:
     """Return the status of an answer as it came over the wire; 0 of none."""
-    found = re.match(rb"HTTP/1\.[01] (\d{3}) ", told)
+    found = re.match(rb"HTTP/1\.[01] (\d{3}) ", message)
     return int(found[1]) if found else 0

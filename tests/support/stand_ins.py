@@ -76,8 +76,8 @@ class Stages:
 
     def batches(self, stage: str) -> list[list[str]]:
         """Keys of the batches that a stage was told, call after call."""
-        told = [job_fields(call.job)["batches"] for call in self.calls if call.name == stage]
-        return [[member.key for member in batch] for batches in told for batch in batches]
+        messages = [job_fields(call.job)["batches"] for call in self.calls if call.name == stage]
+        return [[member.key for member in batch] for batches in messages for batch in batches]
 
     def _answer(self, call: StageCall, outcome: StageOutcome) -> StageOutcome:
         if call.name == "describe":
@@ -160,5 +160,5 @@ class Heard:
         self._outcome.notes.update(values)
 
     def failure(self, media: str, kind: str, message: str, hint: str) -> None:
-        told = Failed(media=media, kind=kind, message=message, hint=hint)
-        self._outcome.failures.append(told)
+        messages = Failed(media=media, kind=kind, message=message, hint=hint)
+        self._outcome.failures.append(messages)

@@ -40,9 +40,9 @@ class Hunger:
     """
 
     def __init__(self, stage: str) -> None:
-        told = json.loads(os.environ.get(VARIABLE, "{}")).get(stage, {})
-        self.room = told.get("room", 10**9)
-        self.giants = set(told.get("giants", []))
+        values = json.loads(os.environ.get(VARIABLE, "{}")).get(stage, {})
+        self.room = values.get("room", 10**9)
+        self.giants = set(values.get("giants", []))
 
     def die(self) -> None:
         """Be killed with all the memory in use."""

@@ -69,9 +69,11 @@ def write_moving(path: Path, source: str, frames: bytes | None = None) -> Path:
 def frames_by_ffmpeg(path: Path) -> tuple[list[NDArray[Any]], float]:
     """The frames of a video as the `ffmpeg` program shows them, and how wide a pixel is for its
     height."""
-    asked = ["-select_streams", "v:0", "-show_streams", "-of", "json"]
-    told = subprocess.run(["ffprobe", "-v", "error", *asked, path], capture_output=True, check=True)
-    stream = json.loads(told.stdout)["streams"][0]
+    requests = ["-select_streams", "v:0", "-show_streams", "-of", "json"]
+    message = subprocess.run(
+        ["ffprobe", "-v", "error", *requests, path], capture_output=True, check=True
+    )
+    stream = json.loads(message.stdout)["streams"][0]
     across, down = map(int, stream.get("sample_aspect_ratio", "1:1").split(":"))
     shown = subprocess.run(
         ["ffmpeg", "-v", "error", "-i", path, *FRAMES], capture_output=True, check=True

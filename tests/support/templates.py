@@ -82,8 +82,8 @@ class Style:
         content: Any = [{"type": "video" if video else "image"}, {"type": "text", "text": prompt}]
         if self.question != "parts":
             content = prompt if self.question == "prompt" else f"{image}\n{prompt}"
-        said: Any = [{"type": "text", "text": system}] if self.system == "parts" else system
-        before = [{"role": "system", "content": said}] if system else []
+        texts: Any = [{"type": "text", "text": system}] if self.system == "parts" else system
+        before = [{"role": "system", "content": texts}] if system else []
         return [*before, {"role": "user", "content": content}]
 
 

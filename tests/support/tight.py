@@ -64,10 +64,10 @@ class Tight(Stages):
             if job_fields(call.job)["workers"] > room:
                 self._die(call, outcome)
             return self._answer(call, outcome)
-        told = job_fields(call.job)["batches"]
+        message = job_fields(call.job)["batches"]
         if call.name == self.giant:
-            told = self._without_giant(call, outcome)
-        for batch in filter(None, told):
+            message = self._without_giant(call, outcome)
+        for batch in filter(None, message):
             pieces = [batch]
             if len(batch) > room:
                 if self.dies != "shrink" or room < 1:

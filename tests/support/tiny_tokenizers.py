@@ -117,6 +117,6 @@ def save(made: Tokenizer, folder: Path) -> Path:
     """Save a tokenizer as a checkpoint has it."""
     folder.mkdir(parents=True, exist_ok=True)
     made.save(str(folder / "tokenizer.json"))
-    said = {"bos_token": "<s>", "eos_token": "</s>", "chat_template": "{{ messages }}"}
-    (folder / "tokenizer_config.json").write_text(json.dumps(said))
+    texts = {"bos_token": "<s>", "eos_token": "</s>", "chat_template": "{{ messages }}"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(texts))
     return folder

@@ -46,7 +46,7 @@ def kohya(out: Path) -> dict[str, str]:
     assert len(set(cached)) == len(cached)
     for path in metadata:
         assert Path(path).is_absolute() and Path(path).is_file()
-    return {path: told["caption"] for path, told in metadata.items()}
+    return {path: message["caption"] for path, message in metadata.items()}
 
 
 def musubi(out: Path) -> dict[str, str]:
@@ -80,11 +80,11 @@ def diffusion_pipe(out: Path) -> dict[str, str]:
     for directory in config["directory"]:
         path = Path(directory["path"])
         with open(path / "captions.json", encoding="ascii") as file:
-            said = json.load(file)
+            record = json.load(file)
         media = [f for f in sorted(path.glob("*")) if f.is_file() and f.suffix not in skipped]
-        assert len({each.stem for each in media}) == len(media) == len(said)
+        assert len({each.stem for each in media}) == len(media) == len(record)
         for each in media:
-            captions = said[each.name]
+            captions = record[each.name]
             assert isinstance(captions, list)
             found[str(each)] = captions[0]
     return found

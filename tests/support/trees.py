@@ -5,19 +5,19 @@ from typing import Any
 import torch
 
 
-def assert_equal(found: Any, wanted: Any) -> None:
+def assert_equal(found: Any, expected: Any) -> None:
     """Types, names and their order, numbers and dtypes."""
-    assert type(found) is type(wanted)
-    if isinstance(wanted, torch.Tensor):
-        assert torch.equal(found, wanted)
-        assert found.dtype == wanted.dtype
-    elif hasattr(wanted, "items"):
-        assert list(found.keys()) == list(wanted.keys())
-        for name, value in wanted.items():
+    assert type(found) is type(expected)
+    if isinstance(expected, torch.Tensor):
+        assert torch.equal(found, expected)
+        assert found.dtype == expected.dtype
+    elif hasattr(expected, "items"):
+        assert list(found.keys()) == list(expected.keys())
+        for name, value in expected.items():
             assert_equal(found[name], value)
-    elif isinstance(wanted, list | tuple):
-        assert len(found) == len(wanted)
-        for left, right in zip(found, wanted, strict=True):
+    elif isinstance(expected, list | tuple):
+        assert len(found) == len(expected)
+        for left, right in zip(found, expected, strict=True):
             assert_equal(left, right)
     else:
-        assert found == wanted
+        assert found == expected

@@ -136,26 +136,29 @@ def words(found: Sequence[Mapping[str, Any]]) -> list[tuple[str, int, str]]:
     return [(one["caption"], one["tokens"], one["ended"]) for one in found]
 
 
-def said(found: Sequence[Mapping[str, Any]]) -> list[str]:
+def captions_of(found: Sequence[Mapping[str, Any]]) -> list[str]:
     return [one["caption"] for one in found]
 
 
-def noted(told: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def noted(messages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {
-        name: value for event in told if event["event"] == "note" for name, value in event.items()
+        name: value
+        for event in messages
+        if event["event"] == "note"
+        for name, value in event.items()
     }
 
 
 @contextmanager
 def events() -> Iterator[tuple[EventReporter, list[dict[str, Any]]]]:
     """A report, and the list that its events are in once the block ends."""
-    told: list[dict[str, Any]] = []
+    messages: list[dict[str, Any]] = []
     descriptor = os.memfd_create("events")
     try:
-        yield EventReporter(descriptor), told
+        yield EventReporter(descriptor), messages
     finally:
         text = os.pread(descriptor, os.fstat(descriptor).st_size, 0).decode()
-        told.extend(json.loads(line) for line in text.splitlines())
+        messages.extend(json.loads(line) for line in text.splitlines())
         os.close(descriptor)
 
 
@@ -163,13 +166,13 @@ def told_by(
     stage: Callable[[dict[str, Any], EventReporter], object], job: dict[str, Any]
 ) -> list[dict[str, Any]]:
     """Run a stage; returns the events it told."""
-    with events() as (report, told):
+    with events() as (report, message):
         stage(job, report)
-    return told
+    return message
 
 
-def keys_told(told: Sequence[dict[str, Any]]) -> list[str]:
-    return [event["key"] for event in told if event["event"] == "item"]
+def keys_told(messages: Sequence[dict[str, Any]]) -> list[str]:
+    return [event["key"] for event in messages if event["event"] == "item"]
 
 
 def _frames(number: int, clip: Clip) -> Record:

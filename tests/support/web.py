@@ -53,11 +53,11 @@ class Handler(QuietHandler):
     state: Web
 
     def do_GET(self) -> None:
-        state, wanted = self.state, self.headers.get("range", "")
+        state, expected = self.state, self.headers.get("range", "")
         with state.lock:
-            state.asked.append((self.path, wanted))
+            state.asked.append((self.path, expected))
         name = unquote(self.path.partition("?")[0]).lstrip("/")
-        status = state.before(self.path, wanted)
+        status = state.before(self.path, expected)
         if status == -1:
             self.close_connection = True
             return
@@ -66,9 +66,9 @@ class Handler(QuietHandler):
             self.answer(status or 404, b"")
             return
         content, size = file.read_bytes(), file.stat().st_size
-        told = {"etag": f'"{state.versions.get(name, "1")}"', "last-modified": DATE}
-        headers = told if state.told else {}
-        found = re.fullmatch(r"bytes=(\d+)-(\d+)", wanted)
+        messages = {"etag": f'"{state.versions.get(name, "1")}"', "last-modified": DATE}
+        headers = messages if state.told else {}
+        found = re.fullmatch(r"bytes=(\d+)-(\d+)", expected)
         if found is None or not state.parts:
             self.answer(200, content, **headers)
         elif int(found[1]) >= size:

@@ -32,11 +32,11 @@ def _write(folder: Path, text: dict[str, Any], vision: dict[str, Any]) -> Path:
     from transformers import AutoConfig, AutoModelForImageTextToText
 
     shutil.copytree(CHECKPOINT, folder)
-    told = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    told["dtype"] = "float32"
-    told["text_config"].update(text)
-    told["vision_config"].update(vision)
-    (folder / "config.json").write_text(json.dumps(told), encoding="utf-8")
+    values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    values["dtype"] = "float32"
+    values["text_config"].update(text)
+    values["vision_config"].update(vision)
+    (folder / "config.json").write_text(json.dumps(values), encoding="utf-8")
     (folder / "model.safetensors").unlink()
     torch.manual_seed(5)
     config = AutoConfig.from_pretrained(folder)

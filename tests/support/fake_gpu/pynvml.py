@@ -40,10 +40,12 @@ class NVMLError(Exception):
 
     value = 0
 
-    def __new__(cls, *told: object) -> "NVMLError":
-        made = Exception.__new__(BY_NUMBER.get(told[0], cls) if cls is NVMLError and told else cls)
-        if type(made) is NVMLError and told and isinstance(told[0], int):
-            made.value = told[0]
+    def __new__(cls, *message: object) -> "NVMLError":
+        made = Exception.__new__(
+            BY_NUMBER.get(message[0], cls) if cls is NVMLError and message else cls
+        )
+        if type(made) is NVMLError and message and isinstance(message[0], int):
+            made.value = message[0]
         return made
 
     def __str__(self) -> str:

@@ -113,16 +113,16 @@ def folder() -> Path:
 
 def read_machine() -> Machine:
     """What `machine.json` says; looked at anew for every question, so a test may change it."""
-    told: dict[str, Any] = json.loads((folder() / "machine.json").read_text(encoding="utf-8"))
+    values: dict[str, Any] = json.loads((folder() / "machine.json").read_text(encoding="utf-8"))
     gpus = []
-    for gpu in told.pop("gpus"):
+    for gpu in values.pop("gpus"):
         parts = tuple(Slice(**{**part, "others": _pids(part["others"])}) for part in gpu["mig"])
         more = {"mig": parts, "others": _pids(gpu["others"])}
         gpus.append(Gpu(**{**gpu, **more, "capability": tuple(gpu["capability"])}))
-    order, faults = tuple(told["cuda_order"]), told["graphs"]
+    order, faults = tuple(values["cuda_order"]), values["graphs"]
     faults = {name: tuple(v) if isinstance(v, list) else v for name, v in faults.items()}
     graphs = GraphFaults(**faults)
-    return Machine(**{**told, "cuda_order": order, "graphs": graphs, "gpus": tuple(gpus)})
+    return Machine(**{**values, "cuda_order": order, "graphs": graphs, "gpus": tuple(gpus)})
 
 
 def hold(pid: int, uuid: str, size: int, at: Path, base: int | None = None) -> None:
@@ -141,19 +141,19 @@ def held(at: Path) -> dict[int, tuple[str, int]]:
             path.unlink(missing_ok=True)
             continue
         with contextlib.suppress(FileNotFoundError):
-            told = json.loads(path.read_text(encoding="utf-8"))
-            grown = 0 if told["base"] is None else max(0, anonymous_bytes(pid) - told["base"])
-            found[pid] = (str(told["uuid"]), int(told["bytes"]) + grown)
+            values = json.loads(path.read_text(encoding="utf-8"))
+            grown = 0 if values["base"] is None else max(0, anonymous_bytes(pid) - values["base"])
+            found[pid] = (str(values["uuid"]), int(values["bytes"]) + grown)
     return found
 
 
 def anonymous_bytes(pid: int | str = "self") -> int:
     """Resident memory of a process that no file backs: what tensors are in."""
     try:
-        told = Path(f"/proc/{pid}/statm").read_text(encoding="utf-8").split()
+        message = Path(f"/proc/{pid}/statm").read_text(encoding="utf-8").split()
     except OSError:
         return 0
-    return (int(told[1]) - int(told[2])) * PAGE_BYTES
+    return (int(message[1]) - int(message[2])) * PAGE_BYTES
 
 
 def lost(at: Path) -> bool:
@@ -168,8 +168,8 @@ def log(*words: object) -> None:
         file.write(line)
 
 
-def _pids(told: dict[str, int]) -> dict[int, int]:
-    return {int(pid): size for pid, size in told.items()}
+def _pids(values: dict[str, int]) -> dict[int, int]:
+    return {int(pid): size for pid, size in values.items()}
 
 
 def _alive(pid: int) -> bool:

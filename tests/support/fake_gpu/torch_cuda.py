@@ -76,8 +76,8 @@ def get_device_properties(device: Any = None) -> SimpleNamespace:
 
 
 def get_device_capability(device: Any = None) -> tuple[int, int]:
-    told = get_device_properties(device)
-    return told.major, told.minor
+    message = get_device_properties(device)
+    return message.major, message.minor
 
 
 def get_device_name(device: Any = None) -> str:

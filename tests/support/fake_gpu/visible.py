@@ -54,13 +54,13 @@ def visible(machine: Machine, environment: Mapping[str, str]) -> list[Slot]:
     counted = list(machine.gpus)
     if machine.cuda_order and environment.get("CUDA_DEVICE_ORDER") != "PCI_BUS_ID":
         counted = [machine.gpus[place] for place in machine.cuda_order]
-    told = environment.get("CUDA_VISIBLE_DEVICES")
-    if told is None:
+    message = environment.get("CUDA_VISIBLE_DEVICES")
+    if message is None:
         chosen = list(map(_first, counted))
-    elif told.startswith(PREFIXES):
-        chosen = _named(told.split(","), told[:4], _all_slots(counted))
+    elif message.startswith(PREFIXES):
+        chosen = _named(message.split(","), message[:4], _all_slots(counted))
     else:
-        chosen = _numbered(told.split(","), counted)
+        chosen = _numbered(message.split(","), counted)
     return _one_part(chosen)
 
 

@@ -89,8 +89,8 @@ def gemma4(name: str, prefix: str, text: Any, vision: Any, side: int, width: int
     def inputs(rows: int, video: bool) -> dict[str, Any]:
         return placed(rows, video, side, width)
 
-    told: dict[str, Any] = {"video": True, "finishing": {"types": "mm_token_type_ids"}}
-    family(name, prefix, text, vision, inputs=inputs, audio_config=None, **told, **SPOKEN)
+    messages: dict[str, Any] = {"video": True, "finishing": {"types": "mm_token_type_ids"}}
+    family(name, prefix, text, vision, inputs=inputs, audio_config=None, **messages, **SPOKEN)
 
 
 for _name in ("gemma3", "shieldgemma2"):

@@ -95,8 +95,8 @@ def judged_in_slots(variant: str, folder: Path) -> str:
     if tried.reason:
         return tried.reason
     found = in_slots(half, items, tried.layout)
-    wanted = [alone(half, item, limit) for item, limit in zip(items, LIMITS, strict=True)]
-    return "same" if found == wanted else "differs"
+    expected = [alone(half, item, limit) for item, limit in zip(items, LIMITS, strict=True)]
+    return "same" if found == expected else "differs"
 
 
 def judged_in_gguf(variant: str, folder: Path) -> Judged:
@@ -107,13 +107,13 @@ def judged_in_gguf(variant: str, folder: Path) -> Judged:
     options |= {"output_logits": True, "return_dict_in_generate": True}
     with torch.inference_mode():
         made = model.generate(**inputs, **options)
-    wanted = torch.stack(made.logits)[:, 0].float()
-    said = made.sequences[0][-TOKENS:].tolist()
+    expected = torch.stack(made.logits)[:, 0].float()
+    text = made.sequences[0][-TOKENS:].tolist()
     features = encode(model, inputs)
-    found: Any = generate(half, inputs, features, logits_processor=[Dictated(said)], **options)
+    found: Any = generate(half, inputs, features, logits_processor=[Dictated(text)], **options)
     logits = torch.stack(found.logits)[:, 0].float()
-    worst = ((logits - wanted).abs().amax(-1) / wanted.std(-1)).max()
-    agreeing = int((logits.argmax(-1) == wanted.argmax(-1)).sum())
+    worst = ((logits - expected).abs().amax(-1) / expected.std(-1)).max()
+    agreeing = int((logits.argmax(-1) == expected.argmax(-1)).sum())
     return Judged(agreeing=agreeing, worst=float(worst))
 
 

@@ -51,8 +51,8 @@ def judged_in_slots(variant: str, dtype: torch.dtype = torch.float32) -> str:
     if tried.reason:
         return tried.reason
     found = in_slots(model, items, tried.layout)
-    wanted = [alone(model, item, limit) for item, limit in zip(items, LIMITS, strict=True)]
-    if found != wanted:
+    expected = [alone(model, item, limit) for item, limit in zip(items, LIMITS, strict=True)]
+    if found != expected:
         return "differs"
     return "aligned" if tried.layout.aligned else "slots"
 
@@ -135,20 +135,22 @@ def in_slots(
 ) -> list[list[int]]:
     """The tokens of each row, decoded in slots."""
 
-    def read(asked: DecodeRequest) -> PrefilledSequence:
-        at = int(asked.item.key)
+    def read(requests: DecodeRequest) -> PrefilledSequence:
+        at = int(requests.item.key)
         return prefill_row(model, *items[at], max_new_tokens=LIMITS[at])
 
     row: Any = None
-    asked = [DecodeRequest(DecodeItem(str(at), "", ""), row) for at in range(len(items))]
+    requests = [DecodeRequest(DecodeItem(str(at), "", ""), row) for at in range(len(items))]
     with events() as (report, _), ThreadPoolExecutor(1) as beside:
         loop = InflightScheduler(read, OomRetry(report, list), layout, slots=SLOTS, lag=lag)
         flights = [
-            flight for flight in loop.run(RequestPrefetcher([asked], beside)) if flight is not None
+            flight
+            for flight in loop.run(RequestPrefetcher([requests], beside))
+            if flight is not None
         ]
-    said = {int(flight.request.item.key): flight.output_ids for flight in flights}
+    texts = {int(flight.request.item.key): flight.output_ids for flight in flights}
     assert loop.slots == SLOTS and len(flights) == len(items)
-    return [said[at] for at in range(len(items))]
+    return [texts[at] for at in range(len(items))]
 
 
 PASSED = 5

@@ -156,8 +156,8 @@ def family(
 
     def build(rows: int, *is_video: bool) -> Built:
         model = model_of(config_of(prefix, *given, **config))
-        told = {"wrap": False} if finishing is None else finishing
-        return finish(model, inputs(rows, *is_video), rows, *is_video, **told)
+        messages = {"wrap": False} if finishing is None else finishing
+        return finish(model, inputs(rows, *is_video), rows, *is_video, **messages)
 
     (both if video else images)(name)(build)
 

@@ -199,7 +199,7 @@ family(
 )
 
 
-def told(model: Any, rows: int, pixels: dict[str, Any], prompt: list[int]) -> Built:
+def message_of(model: Any, rows: int, pixels: dict[str, Any], prompt: list[int]) -> Built:
     """The model with a prompt for each row, the second one token longer."""
     prompts = [[*prompt, *([5, 6, 7] if row == 0 else [11, 12, 13, 14])] for row in range(rows)]
     return decisive(model), {**prompt_inputs(prompts), **pixels}
@@ -208,14 +208,14 @@ def told(model: Any, rows: int, pixels: dict[str, Any], prompt: list[int]) -> Bu
 @images("blip")
 def blip(rows: int) -> Built:
     model = model_of(blip_config(sep_token_id=2, **MARKS))
-    return told(model, rows, {"pixel_values": noise(rows)}, [1])
+    return message_of(model, rows, {"pixel_values": noise(rows)}, [1])
 
 
 @images("git")
 def git(rows: int) -> Built:
     vision = small(image_size=32, patch_size=8)
     config = config_of("Git", NONE, vision, max_position_embeddings=128, **MARKS, **small())
-    return told(hf.GitForCausalLM(config), rows, {"pixel_values": noise(rows)}, [1])
+    return message_of(hf.GitForCausalLM(config), rows, {"pixel_values": noise(rows)}, [1])
 
 
 @images("kosmos-2")
@@ -233,7 +233,9 @@ def kosmos(rows: int) -> Built:
         small(image_size=32, patch_size=8),
         latent_query_num=4,
     )
-    built, inputs = told(model_of(config), rows, {"pixel_values": noise(rows)}, [3, *[IMAGE] * 4])
+    built, inputs = message_of(
+        model_of(config), rows, {"pixel_values": noise(rows)}, [3, *[IMAGE] * 4]
+    )
     inputs["image_embeds_position_mask"] = (inputs["input_ids"] == IMAGE).long()
     return built, inputs
 
@@ -251,7 +253,7 @@ def crossed(rows: int) -> Built:
         "aspect_ratio_ids": torch.ones(rows, 1, dtype=torch.long),
         "aspect_ratio_mask": torch.ones(rows, 1, 1, dtype=torch.long),
     }
-    built, inputs = told(model_of(config), rows, pixels, [1, IMAGE])
+    built, inputs = message_of(model_of(config), rows, pixels, [1, IMAGE])
     length = inputs["input_ids"].shape[1]
     inputs["cross_attention_mask"] = torch.ones(rows, length, 1, 1, dtype=torch.long)
     return built, inputs

@@ -82,16 +82,16 @@ def judge(variant: str, folder: Path) -> Verdict:
     stock = cls.from_pretrained(folder).eval()
     try:
         with torch.inference_mode():
-            wanted = stock.generate(**inputs, **GREEDY)
+            expected = stock.generate(**inputs, **GREEDY)
     except (TypeError, ValueError, RuntimeError, AttributeError) as error:
         return Verdict(**facts, result=f"fails: {type(error).__name__}: {one_line(error)}")
     if choice.route == "joint":
         given = Features({UNDIVIDED: {n: v for n, v in inputs.items() if is_pixels(n)}})
-        same = _equal(generate(whole, inputs, given, **GREEDY), wanted)
+        same = _equal(generate(whole, inputs, given, **GREEDY), expected)
         return Verdict(**facts, result="joint" if same else "differs")
     facts["foreseen"] = tuple(p for half in HALVES for p in modules_called(skeleton, half))
     try:
-        return _staged(folder, inputs, wanted, facts, size(whole))
+        return _staged(folder, inputs, expected, facts, size(whole))
     except PenstockError as error:
         return Verdict(**facts, result=f"refused: {error.message}")
 
@@ -122,13 +122,13 @@ def untried(family: str, takes: tuple[str, ...]) -> set[str]:
 
 
 def _staged(
-    folder: Path, inputs: dict[str, Any], wanted: Any, facts: dict[str, Any], whole: int
+    folder: Path, inputs: dict[str, Any], expected: Any, facts: dict[str, Any], whole: int
 ) -> Verdict:
     halves = {half: ReloadableHalf(half, functools.partial(_load, folder, half)) for half in HALVES}
     features = halves["vision"].call(lambda half: encode(half, inputs))
     kept, by_row = through_disk(features, rows_of(facts["variant"], inputs, whole_config(folder)))
     found = halves["language"].call(lambda half: generate(half, inputs, kept, **GREEDY))
-    same = _equal(found, wanted) and _equal(in_files(folder, inputs), wanted)
+    same = _equal(found, expected) and _equal(in_files(folder, inputs), expected)
     vision, language = (size(halves[half].model) for half in HALVES)
     return Verdict(
         **facts,
@@ -196,7 +196,7 @@ def size(model: Any) -> int:
     return sum(weight.numel() * weight.element_size() for weight in model.parameters())
 
 
-def _equal(found: Any, wanted: Any) -> bool:
-    pairs = zip(found.logits, wanted.logits, strict=True)
-    same = torch.equal(found.sequences, wanted.sequences)
+def _equal(found: Any, expected: Any) -> bool:
+    pairs = zip(found.logits, expected.logits, strict=True)
+    same = torch.equal(found.sequences, expected.sequences)
     return same and all(torch.equal(left, right) for left, right in pairs)
