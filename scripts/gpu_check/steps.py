@@ -1,4 +1,5 @@
-"""Times a decode step of a model: as it is, recorded as a CUDA graph, and compiled."""
+"""Times a decode step of a model: as it is, recorded as a CUDA graph, and compiled. Compares the
+logits of recorded steps with those of plain ones."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -8,10 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from scripts.gpu_check.driver import stand_in
 from scripts.gpu_check.halves import timed
-from scripts.gpu_check.rows import Row, Setting, message_of, one_line, skipped
+from scripts.gpu_check.rows import Row, Setting, message_of, mib, one_line, row, skipped
+from stages.process.device import device_used_bytes
 
 if TYPE_CHECKING:
+    from stages.decode.engines.inflight.pool import Pool
     from stages.decode.engines.inflight.prefill import PrefilledSequence
+    from stages.decode.engines.inflight.recorded import StepRecorder
 
 
 STEP_ROWS = (8, 64)
@@ -20,8 +24,8 @@ STEPS_COMPARED = 16
 """Steps whose logits are compared."""
 PROFILED = 3
 """Calls that are profiled together."""
-RECORDED, COMPILED = "recorded", "compiled"
-NO_GRAPH = "torch records no CUDA graph of a stand-in"
+SAME_BITS = "the same bits"
+NO_COMPILER = "nothing is compiled for a stand-in"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,27 +75,34 @@ Forced = Sequence[Any]
 """The token of each step, the same in all rows."""
 
 
-def stepped(
-    read: "PrefilledSequence", run_step: Callable[..., Any] | None, rows: int, tokens: Forced = ()
-) -> tuple[Any, list[Any], Work]:
-    """Return the logits of the first row in some steps beside other rows, the tokens that it was
-    given, and what a step costs. Without `tokens` it is given those that it says, and after a
-    difference in rounding all that follows would differ."""
-    import torch
-
-    from stages.decode.engines.inflight.pool import SlotPool
+def filled_pool(
+    read: "PrefilledSequence", rows: int, recorder: "StepRecorder | None" = None
+) -> "Pool":
+    """Return a pool with a sequence in each of its slots."""
     from stages.decode.engines.inflight.pool_shape import PoolShape, columns_for
+    from stages.decode.engines.inflight.recorded import make_pool
 
     columns = columns_for(read.tokens + read.max_new_tokens)
-    read = replace(read, step=run_step)
-    pool = SlotPool(read, PoolShape(rows=rows, slots=rows, columns=columns))
+    pool = make_pool(read, PoolShape(rows=rows, slots=rows, columns=columns), recorder)
     for slot in range(rows):
         pool.put(slot, read, read.logits.argmax(-1, keepdim=True))
-    given, text = list(tokens), []
+    return pool
+
+
+def stepped(
+    read: "PrefilledSequence", pool: "Pool", tokens: Forced = ()
+) -> tuple[Any, list[Any], Work]:
+    """Return the logits of the first and the last row in some steps of a filled pool, the tokens
+    that it was given, and what a step costs. Without `tokens` it is given those that it says, and
+    after a difference in rounding all that follows would differ."""
+    import torch
+
+    given, said, rows = list(tokens), [], pool.shape.rows
     for at in range(STEPS_COMPARED):
-        text.append(pool.step()[0].cpu())
+        logits = pool.step()
+        said.append(torch.stack([logits[0], logits[-1]]).cpu())
         if at == len(given):
-            given.append(text[-1].argmax())
+            given.append(said[-1][0].argmax())
         pool.set_tokens(given[at].to(read.logits.device).expand(rows))
 
     def step() -> Any:
@@ -99,67 +110,96 @@ def stepped(
         pool.set_tokens(logits.argmax(-1))
         return logits
 
-    return torch.stack(text), given, work_of(step)
+    return torch.stack(said), given, work_of(step)
 
 
 def steps_of(setting: Setting, read: "PrefilledSequence", precision: str) -> Iterator[Row]:
-    """Steps of few and many rows as they are; in bf16 also recorded as a CUDA graph, and
-    compiled."""
+    """Steps of few and many rows as they are; in bf16 also compiled."""
     plain: dict[int, Work] = {}
     logits: dict[int, Any] = {}
     tokens: list[Any] = []
     for rows in STEP_ROWS:
-        logits[rows], tokens, plain[rows] = stepped(read, None, rows, tokens)
+        logits[rows], tokens, plain[rows] = stepped(read, filled_pool(read, rows), tokens)
         rate = 1000 * rows / plain[rows].wall_ms
         found = f"{plain[rows].words}; {rate:,.0f} tokens/s"
         figures = {**asdict(plain[rows]), "tokens_per_second": rate}
         yield message_of(f"a step of {rows} rows, {precision}", found, **figures)
-    apart = float((logits[STEP_ROWS[0]] - logits[STEP_ROWS[1]]).abs().max())
+    apart = float((logits[STEP_ROWS[0]][:, 0] - logits[STEP_ROWS[1]][:, 0]).abs().max())
     name = f"logits of {STEP_ROWS[0]} and {STEP_ROWS[1]} rows, {precision}"
     yield message_of(name, f"{apart:.1e} apart", apart=apart)
-    for way in (RECORDED, COMPILED) if precision == "bf16" else ():
-        for rows in STEP_ROWS:
-            yield _other_step(way, setting, read, rows, plain[rows], logits[rows], tokens)
+    for rows in STEP_ROWS if precision == "bf16" else ():
+        yield _compiled_step(setting, read, rows, plain[rows], logits[rows], tokens)
 
 
-class RecordedStep:
-    """A model whose kernels are recorded at the first call and replayed at the others, as they are:
-    what a CUDA graph without compiling would save."""
+def recorded_steps(
+    setting: Setting,
+    read: "PrefilledSequence",
+    precision: str,
+    step_rows: Sequence[int] = STEP_ROWS,
+) -> Iterator[Row]:
+    """Steps that the product records and replays, beside plain ones of the same tokens."""
+    from stages.decode.engines.inflight.recorded import StepRecorder
+    from stages.memory.oom_retry import release_memory
 
-    def __init__(self, model: Any) -> None:
-        self._model = model
-        self._graph: Any = None
-        self._given: dict[str, Any] = {}
-        self._made: Any = None
-
-    def __call__(self, **given: Any) -> Any:
-        import torch
-
-        if self._graph is None:
-            self._record(given)
-        for name, value in given.items():
-            if torch.is_tensor(value):
-                self._given[name].copy_(value)
-        self._graph.replay()
-        return self._made
-
-    def _record(self, given: dict[str, Any]) -> None:
-        import torch
-
-        self._given = {k: v.clone() if torch.is_tensor(v) else v for k, v in given.items()}
-        beside = torch.cuda.Stream()
-        beside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(beside):
-            for _ in range(PROFILED):  # libraries allocate at their first calls
-                self._model(**self._given)
-        torch.cuda.current_stream().wait_stream(beside)
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
-            self._made = self._model(**self._given)
+    for rows in step_rows:
+        expected, tokens, plain = stepped(read, filled_pool(read, rows))
+        recorder = StepRecorder()
+        pool = filled_pool(read, rows, recorder)
+        before = _held(setting)
+        logits, _, work = stepped(read, pool, tokens)
+        held = {name: size - before[name] for name, size in _held(setting).items()}
+        del pool
+        release_memory()
+        yield _recorded_step(
+            f"{rows} rows, {precision}", recorder, expected, logits, (plain, work), held
+        )
 
 
-def _other_step(
-    way: str,
+def _held(setting: Setting) -> dict[str, int]:
+    """Return the bytes that torch has reserved, and those that are in use on the card, without
+    memory that torch only keeps for later."""
+    import torch
+
+    from stages.memory.oom_retry import release_memory
+
+    release_memory()
+    used = device_used_bytes(setting.device)
+    return {"reserved_bytes": torch.cuda.memory_reserved(), "device_bytes": used}
+
+
+def _recorded_step(
+    what: str,
+    recorder: "StepRecorder",
+    expected: Any,
+    logits: Any,
+    works: tuple[Work, Work],
+    held: dict[str, int],
+) -> Row:
+    """Return whether all compared steps had the same bits, and what recording cost and saved."""
+    import torch
+
+    name, (plain, work) = f"a step of {what}, recorded", works
+    apart = float((logits - expected).abs().max())
+    # As integers, because numbers that are not finite differ from themselves.
+    same = torch.equal(logits.view(torch.int32), expected.view(torch.int32))
+    figures = {
+        **asdict(work),
+        "plain_ms": plain.wall_ms,
+        "apart": apart,
+        "recording_seconds": recorder.seconds,
+        **recorder.stats().get("recorded", {}),
+        **held,
+    }
+    if recorder.reason or not recorder.replayed:
+        found = f"not recorded: {recorder.reason or 'no step was replayed'}"
+        return row(name, SAME_BITS, found, False, **figures)
+    found = f"{SAME_BITS if same else f'{apart:.1e} apart'}; {work.words}; "
+    found += f"x {plain.wall_ms / work.wall_ms:.2f}; recorded in {recorder.seconds:.2f} s, "
+    found += f"{mib(held['reserved_bytes'])} for its tensors, {mib(held['device_bytes'])} in all"
+    return row(name, SAME_BITS, found, same, **figures)
+
+
+def _compiled_step(
     setting: Setting,
     read: "PrefilledSequence",
     rows: int,
@@ -167,23 +207,21 @@ def _other_step(
     expected: Any,
     tokens: Forced,
 ) -> Row:
-    """Return what a step costs that is recorded, or compiled, beside the plain one."""
+    """Return what a compiled step costs beside the plain one."""
     from stages.decode.engines.inflight.compiled import CompiledStep, graph_note
 
-    name, began = f"a step of {rows} rows, bf16, {way}", time.perf_counter()
+    name, began = f"a step of {rows} rows, bf16, compiled", time.perf_counter()
     if stand_in():
-        return skipped(name, NO_GRAPH, "reported")
+        return skipped(name, NO_COMPILER, "reported")
     try:
-        model = read.model
-        step = RecordedStep(model) if way == RECORDED else CompiledStep(setting.device).of(model)
-        logits, _, work = stepped(read, step, rows, tokens)
+        compiled = replace(read, step=CompiledStep(setting.device).of(read.model))
+        logits, _, work = stepped(compiled, filled_pool(compiled, rows), tokens)
     except Exception as error:  # of a compiler, or of a model that waits for the card
         return skipped(name, f"{type(error).__name__}: {one_line(str(error))}", "reported")
     seconds = time.perf_counter() - began
     apart = float((logits - expected).abs().max())
-    found, figures = f"{work.words}; x {plain.wall_ms / work.wall_ms:.2f}", asdict(work)
-    if way == COMPILED:
-        graphs = graph_note(setting.device).get("cuda_graphs", "not told")
-        found += f", {seconds:.0f} s with compiling; CUDA graphs {graphs}"
-        figures |= {"compiling_seconds": seconds, "graphs": graphs}
-    return message_of(name, f"{found}; logits {apart:.1e} apart", **figures, apart=apart)
+    graphs = graph_note(setting.device).get("cuda_graphs", "not told")
+    found = f"{work.words}; x {plain.wall_ms / work.wall_ms:.2f}, {seconds:.0f} s with compiling; "
+    found += f"CUDA graphs {graphs}; logits {apart:.1e} apart"
+    figures = {**asdict(work), "compiling_seconds": seconds, "graphs": graphs, "apart": apart}
+    return message_of(name, found, **figures)
