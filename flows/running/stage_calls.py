@@ -117,7 +117,7 @@ class StageCallBuilder:
         """Return the call that handles about so many chunks, which `pipe` delivers while others are
         made. `share`: bytes of the device that it may take beside another process; 0: it has the
         device for itself."""
-        given = {"fallback_batch": fallback_batch, "fed": chunks}
+        given: dict[str, Any] = {"fallback_batch": fallback_batch, "fed": chunks}
         request = JobRequest(stage=stage, rung=rung, variant=variant, **given)
         call = self._call(stage, replace(self._make(request), feed=pipe))
         return replace(call, persistent=True, budget=share) if share else call
