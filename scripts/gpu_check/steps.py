@@ -1,8 +1,7 @@
-"""Times a decode step of a model: as it is, recorded as a CUDA graph, and compiled."""
+"""Times a decode step of a model: as it is, and recorded as a CUDA graph."""
 
-import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +11,7 @@ from scripts.gpu_check.rows import Row, Setting, message_of, one_line, skipped
 
 if TYPE_CHECKING:
     from stages.decode.engines.inflight.prefill import PrefilledSequence
+    from stages.decode.engines.inflight.recorded import StepRecorder
 
 
 STEP_ROWS = (8, 64)
@@ -20,7 +20,6 @@ STEPS_COMPARED = 16
 """Steps whose logits are compared."""
 PROFILED = 3
 """Calls that are profiled together."""
-RECORDED, COMPILED = "recorded", "compiled"
 NO_GRAPH = "torch records no CUDA graph of a stand-in"
 
 
@@ -72,19 +71,18 @@ Forced = Sequence[Any]
 
 
 def stepped(
-    read: "PrefilledSequence", run_step: Callable[..., Any] | None, rows: int, tokens: Forced = ()
+    read: "PrefilledSequence", recorder: "StepRecorder | None", rows: int, tokens: Forced = ()
 ) -> tuple[Any, list[Any], Work]:
     """Return the logits of the first row in some steps beside other rows, the tokens that it was
     given, and what a step costs. Without `tokens` it is given those that it says, and after a
     difference in rounding all that follows would differ."""
     import torch
 
-    from stages.decode.engines.inflight.pool import SlotPool
     from stages.decode.engines.inflight.pool_shape import PoolShape, columns_for
+    from stages.decode.engines.inflight.recorded import make_pool
 
     columns = columns_for(read.tokens + read.max_new_tokens)
-    read = replace(read, step=run_step)
-    pool = SlotPool(read, PoolShape(rows=rows, slots=rows, columns=columns))
+    pool = make_pool(read, PoolShape(rows=rows, slots=rows, columns=columns), recorder)
     for slot in range(rows):
         pool.put(slot, read, read.logits.argmax(-1, keepdim=True))
     given, text = list(tokens), []
@@ -103,8 +101,7 @@ def stepped(
 
 
 def steps_of(setting: Setting, read: "PrefilledSequence", precision: str) -> Iterator[Row]:
-    """Steps of few and many rows as they are; in bf16 also recorded as a CUDA graph, and
-    compiled."""
+    """Steps of few and many rows as they are; in bf16 also recorded as a CUDA graph."""
     plain: dict[int, Work] = {}
     logits: dict[int, Any] = {}
     tokens: list[Any] = []
@@ -117,73 +114,25 @@ def steps_of(setting: Setting, read: "PrefilledSequence", precision: str) -> Ite
     apart = float((logits[STEP_ROWS[0]] - logits[STEP_ROWS[1]]).abs().max())
     name = f"logits of {STEP_ROWS[0]} and {STEP_ROWS[1]} rows, {precision}"
     yield message_of(name, f"{apart:.1e} apart", apart=apart)
-    for way in (RECORDED, COMPILED) if precision == "bf16" else ():
-        for rows in STEP_ROWS:
-            yield _other_step(way, setting, read, rows, plain[rows], logits[rows], tokens)
+    for rows in STEP_ROWS if precision == "bf16" else ():
+        yield _recorded_step(read, rows, plain[rows], logits[rows], tokens)
 
 
-class RecordedStep:
-    """A model whose kernels are recorded at the first call and replayed at the others, as they are:
-    what a CUDA graph without compiling would save."""
-
-    def __init__(self, model: Any) -> None:
-        self._model = model
-        self._graph: Any = None
-        self._given: dict[str, Any] = {}
-        self._made: Any = None
-
-    def __call__(self, **given: Any) -> Any:
-        import torch
-
-        if self._graph is None:
-            self._record(given)
-        for name, value in given.items():
-            if torch.is_tensor(value):
-                self._given[name].copy_(value)
-        self._graph.replay()
-        return self._made
-
-    def _record(self, given: dict[str, Any]) -> None:
-        import torch
-
-        self._given = {k: v.clone() if torch.is_tensor(v) else v for k, v in given.items()}
-        beside = torch.cuda.Stream()
-        beside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(beside):
-            for _ in range(PROFILED):  # libraries allocate at their first calls
-                self._model(**self._given)
-        torch.cuda.current_stream().wait_stream(beside)
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
-            self._made = self._model(**self._given)
-
-
-def _other_step(
-    way: str,
-    setting: Setting,
-    read: "PrefilledSequence",
-    rows: int,
-    plain: Work,
-    expected: Any,
-    tokens: Forced,
+def _recorded_step(
+    read: "PrefilledSequence", rows: int, plain: Work, expected: Any, tokens: Forced
 ) -> Row:
-    """Return what a step costs that is recorded, or compiled, beside the plain one."""
-    from stages.decode.engines.inflight.compiled import CompiledStep, graph_note
+    """Return what a step costs that the product records, beside the plain one."""
+    from stages.decode.engines.inflight.recorded import StepRecorder
 
-    name, began = f"a step of {rows} rows, bf16, {way}", time.perf_counter()
+    name, recorder = f"a step of {rows} rows, bf16, recorded", StepRecorder()
     if stand_in():
         return skipped(name, NO_GRAPH, "reported")
     try:
-        model = read.model
-        step = RecordedStep(model) if way == RECORDED else CompiledStep(setting.device).of(model)
-        logits, _, work = stepped(read, step, rows, tokens)
-    except Exception as error:  # of a compiler, or of a model that waits for the card
+        logits, _, work = stepped(read, recorder, rows, tokens)
+    except Exception as error:  # of a model that waits for the card
         return skipped(name, f"{type(error).__name__}: {one_line(str(error))}", "reported")
-    seconds = time.perf_counter() - began
+    if recorder.reason:
+        return skipped(name, recorder.reason, "reported")
     apart = float((logits - expected).abs().max())
-    found, figures = f"{work.words}; x {plain.wall_ms / work.wall_ms:.2f}", asdict(work)
-    if way == COMPILED:
-        graphs = graph_note(setting.device).get("cuda_graphs", "not told")
-        found += f", {seconds:.0f} s with compiling; CUDA graphs {graphs}"
-        figures |= {"compiling_seconds": seconds, "graphs": graphs}
-    return message_of(name, f"{found}; logits {apart:.1e} apart", **figures, apart=apart)
+    found = f"{work.words}; x {plain.wall_ms / work.wall_ms:.2f}; logits {apart:.1e} apart"
+    return message_of(name, found, **asdict(work), apart=apart)
