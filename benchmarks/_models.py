@@ -17,6 +17,8 @@ from penstock_demo import CHECKPOINT
 
 FRAMES = digest_of("frames")
 PROMPT = "Describe this video in detail."
+WINDOW_PATCHES = 8
+"""Patches along the edge of a window of the vision half."""
 SIDE = 64
 """Pixels of a frame's edge: 64 placeholders for eight frames, with the processor of the demo."""
 
@@ -94,6 +96,7 @@ def _config(hf: Any, shape: Shape) -> Any:
         },
         "dtype": "bfloat16",
     }
+    last = shape.tower_layers - 1
     tower = {
         **demo["vision_config"],
         "depth": shape.tower_layers,
@@ -101,7 +104,9 @@ def _config(hf: Any, shape: Shape) -> Any:
         "intermediate_size": 3 * shape.tower_width,
         "num_heads": shape.tower_width // head,
         "out_hidden_size": shape.width,
-        "fullatt_block_indexes": list(range(shape.tower_layers)),
+        # As published: windows of 8 x 8 patches, except in every eighth layer and the last.
+        "window_size": WINDOW_PATCHES * demo["vision_config"]["patch_size"],
+        "fullatt_block_indexes": [at for at in range(last + 1) if at % 8 == 7 or at == last],
         "dtype": "bfloat16",
     }
     ids = {name: value for name, value in demo.items() if name.endswith("_token_id")}

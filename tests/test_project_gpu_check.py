@@ -11,8 +11,9 @@ import pytest
 
 from flows.results.run_record import blank
 from scripts.gpu_check import __main__ as command
-from scripts.gpu_check import child
+from scripts.gpu_check import child, first
 from scripts.gpu_check.child import LOOK, Check
+from scripts.gpu_check.first import LIMIT_SECONDS, PARTS, Part, first_rows
 from scripts.gpu_check.rows import BEGIN, END, Result, Row, Setting, markdown, put, row, write
 from scripts.gpu_check.whole import alike, kept_to, peaks
 
@@ -71,9 +72,9 @@ def test_of_a_stand_in_no_page_is_written(
 def test_a_check_that_needs_what_is_lacking_is_skipped_with_the_reason(tmp_path: Path) -> None:
     check = Check("any", LOOK.rows, needs=("streams",))
     setting, until = Setting(folder=tmp_path), time.monotonic() + 60.0
-    (found,) = command.made([check], setting, {"streams"}, until)
+    (found,) = child.made([check], setting, {"streams"}, until)
     assert found.verdict == "skipped" and "no streams" in found.found
-    (late,) = command.made([check], setting, set(), time.monotonic())
+    (late,) = child.made([check], setting, set(), time.monotonic())
     assert late.verdict == "skipped" and "--minutes" in late.found
 
 
@@ -123,6 +124,67 @@ def test_a_check_that_dies_costs_one_row(
     assert before.found != after.found, "a process that died made another check"
     assert died.verdict == "failed" and words in died.found and "\n" not in died.found
     assert after.figures == {"pid": int(after.found)}
+
+
+ORDER = (
+    "build", "steps bf16", "windows", "recorded tower", "steps fp16", "steps nf4", "captions",
+    "decode beside encode", "streamed", "LoRA nf4",
+)  # fmt: skip
+
+
+def test_the_first_parts_have_an_order_and_limits_of_nine_minutes() -> None:
+    assert tuple(part.name for part in PARTS) == ORDER
+    assert sum(part.seconds for part in PARTS) <= 540 == LIMIT_SECONDS
+    for part in PARTS:
+        for name in part.checks:  # or the limit of a check would end it first
+            assert part.seconds <= child.named(name).seconds, (part.name, name)
+
+
+@pytest.mark.parametrize(
+    ("ends", "seconds", "words"),
+    [
+        ("raise ValueError('of two\\nlines')", 60.0, "ValueError: of two lines"),
+        pytest.param("time.sleep(60)", 8.0, "no end after 8 s", marks=pytest.mark.slow),
+    ],
+)
+def test_each_first_part_has_a_process_and_a_limit_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ends: str, seconds: float, words: str
+) -> None:
+    stub = tmp_path / "stub.py"
+    stub.write_text(STUB.format(ends=ends))
+    monkeypatch.setattr(child, "COMMAND", (sys.executable, str(stub)))
+    monkeypatch.setattr(first, "named", lambda name: Check(name, lambda setting: iter(())))
+    parts = [Part(name, seconds, (name,)) for name in ("before", "dies", "after")]
+    lines: list[dict[str, Any]] = []
+    seen = []
+    for found in first_rows(Setting(folder=tmp_path), lines.append, parts):
+        assert lines[-1]["name"] == found.name, "a row was not told at once"
+        seen.append(found)
+    before, told, died, after = seen
+    assert before.figures["pid"] != after.figures["pid"]
+    assert (told.name, died.verdict) == ("first", "failed") and words in died.found
+    ended = [line["part"] for line in lines if "seconds" in line]
+    assert ended == ["before", "dies", "after"]
+    assert lines[0]["part"] == "before" and lines[0]["verdict"] == "ok"
+
+
+def test_of_a_part_that_is_lacking_a_line_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lacks = row("lacks", "", "device,streams", True)
+    check = Check("streamed", lambda setting: iter(()), needs=("device",))
+    monkeypatch.setattr(
+        child,
+        "rows_of",
+        lambda checks, *_: iter([lacks] if checks and checks[0].needs == () else []),
+    )
+    names = {"look": LOOK, "streamed": check}
+    monkeypatch.setattr(first, "named", names.__getitem__)
+    lines: list[dict[str, Any]] = []
+    parts = [Part("build", 5, ("look",)), Part("streamed", 5, ("streamed",))]
+    assert len(list(first_rows(Setting(folder=tmp_path), lines.append, parts))) == 1
+    why = "tensors do not lie on the device here"
+    assert {"part": "streamed", "name": "streamed", "skipped": why} in lines
 
 
 def record(**changes: Any) -> dict[str, Any]:

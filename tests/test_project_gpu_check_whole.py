@@ -1,6 +1,7 @@
 """The check of a GPU as its user starts it, on machines that are stood in for."""
 
 import json
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from scripts.gpu_check.first import FILE, PARTS
 from scripts.gpu_check.rows import PAGE
 from tests.support import gpus
 from tests.support.commands import completed
@@ -56,9 +58,41 @@ def test_the_first_rows_are_ok_and_come_from_one_process(tmp_path: Path) -> None
     assert found["engine check, bf16"]["figures"] == {"rows": 64}
     assert found["attention of a step by math"]["figures"]["alone"] is True
     assert found["load of the language half, bf16"]["figures"]["bytes"] > 0
-    assert "no CUDA graph of a stand-in" in found["a step of 64 rows, bf16, recorded"]["found"]
     # The card is looked at in one process, and all else is computed in another.
     assert len(gpus.contexts(tmp_path / "machine")) == 2
+
+
+def processor_seconds() -> float:
+    """What all ended processes that this one started have computed."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def test_the_first_parts_find_all_that_a_stand_in_has(tmp_path: Path) -> None:
+    began = processor_seconds()
+    done = check(gpus.plain(), tmp_path, "--first", "--minutes", "45")
+    assert done.returncode == 0, done.stdout + done.stderr
+    # Not by the clock: other tests compute beside this one.
+    assert processor_seconds() - began < 240
+    assert (tmp_path / FILE).read_text() == done.stdout
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [line["part"] for line in lines if "seconds" in line] == [each.name for each in PARTS]
+    found = {line["name"]: line for line in lines if "name" in line}
+    for precision in ("bf16", "fp16", "nf4"):
+        for rows in (8, 64):
+            figures = found[f"a step of {rows} rows, {precision}, recorded"]["figures"]
+            assert figures["apart"] == 0.0 and figures["replayed"] > 10
+    assert found["captions, recorded steps beside plain ones"]["verdict"] == "ok"
+    assert found["steps of a run that are replayed"]["figures"]["replayed"] > 0
+    for name in (
+        "windows of 1 x 28 x 36 patches, bfloat16",
+        "a clip through the vision half, recorded",
+        "captions, with nothing stored beside stored features",
+        "steps of a LoRA, nf4",
+    ):
+        assert found[name]["verdict"] == "ok"
+    assert found["tokens, language half layer by layer"]["verdict"] == "ok"
+    assert "tensors do not lie on the device" in found["model, streamed"]["skipped"]
 
 
 @pytest.mark.parametrize("mode", ["mig", "no_memory_info"])

@@ -1,11 +1,16 @@
 """Checks on a GPU all that only a GPU can show, and writes what it found into docs/gpu.md.
 
     python -m scripts.gpu_check [--model PATH_OR_ID [--source FILE]] [--out FOLDER] [--only WORD]
+    python -m scripts.gpu_check --first [--out FOLDER]
+
+`--first` makes the checks of `first.py` in at most nine minutes, and prints lines of JSON.
 
 Exit status: 0 all as expected, 1 something differs or failed, 2 no GPU, or nowhere to write.
 """
 
 import argparse
+import contextlib
+import json
 import signal
 import sys
 import tempfile
@@ -15,10 +20,12 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 from artifacts.errors import PenstockError
-from scripts.gpu_check.child import CHECKS, LOOK, Check, expected_of, rows_of
-from scripts.gpu_check.driver import LACKS, stand_in
+from scripts.gpu_check.child import CHECKS, LOOK, expected_of, made, rows_of
+from scripts.gpu_check.driver import stand_in
+from scripts.gpu_check.first import FILE, LIMIT_SECONDS, first_rows
 from scripts.gpu_check.model import SHAPES
 from scripts.gpu_check.rows import (
     DEMO,
@@ -32,7 +39,6 @@ from scripts.gpu_check.rows import (
     exit_status,
     pictures,
     put,
-    skipped,
     summary,
     terminal_lines,
     write,
@@ -56,21 +62,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     written = "nothing is written of a part" if partial(given) else ""
     written = written or f"written: {', '.join(map(str, write(result, given.out)))}"
-    print(f"\n{summary(result.rows)}; {written}")
+    # The lines of --first are read by programs.
+    print(f"\n{summary(result.rows)}; {written}", file=sys.stderr if given.first else sys.stdout)
     return exit_status(result.rows)
 
 
 def partial(given: argparse.Namespace) -> bool:
     """Whether this is a part of the checks, which is not to replace the whole in the page."""
-    return bool(given.only) and given.out is None
+    return bool(given.only or given.first) and given.out is None
 
 
 def checked(given: argparse.Namespace) -> Result:
     """All rows, each told on the terminal as soon as it is known."""
     started = time.monotonic()
-    minutes = given.minutes or MINUTES[given.model == DEMO]
-    for cells in (HEADS, tuple("-" * len(head) for head in HEADS)):
-        print("\n".join(terminal_lines(cells)))
     with tempfile.TemporaryDirectory(prefix="penstock-gpu-check-") as folder:
         setting = Setting(
             folder=Path(folder),
@@ -78,10 +82,7 @@ def checked(given: argparse.Namespace) -> Result:
             source=given.source.resolve(),
             size=given.size or (TINY if stand_in() else ""),
         )
-        rows = []
-        for found in every_row(setting, tuple(given.only), started + 60 * minutes):
-            print("\n".join(terminal_lines(found.cells)), flush=True)
-            rows.append(found)
+        rows = list(first_lines(given, setting) if given.first else table(given, setting))
     return Result(
         card=rows[0].found,
         date=datetime.now(UTC).date().isoformat(),
@@ -89,6 +90,31 @@ def checked(given: argparse.Namespace) -> Result:
         rows=tuple(rows),
         seconds=time.monotonic() - started,
     )
+
+
+def table(given: argparse.Namespace, setting: Setting) -> Iterator[Row]:
+    """All rows, each printed as lines of a table."""
+    minutes = given.minutes or MINUTES[given.model == DEMO]
+    for cells in (HEADS, tuple("-" * len(head) for head in HEADS)):
+        print("\n".join(terminal_lines(cells)))
+    for found in every_row(setting, tuple(given.only), time.monotonic() + 60 * minutes):
+        print("\n".join(terminal_lines(found.cells)), flush=True)
+        yield found
+
+
+def first_lines(given: argparse.Namespace, setting: Setting) -> Iterator[Row]:
+    """The rows of `--first`, each printed as a line of JSON, and written to the folder, too."""
+    with contextlib.ExitStack() as stack:
+        places = [sys.stdout]
+        if given.out is not None:
+            places.append(stack.enter_context((given.out / FILE).open("w", encoding="utf-8")))
+
+        def tell(line: dict[str, Any]) -> None:
+            for place in places:
+                print(json.dumps(line), file=place, flush=True)
+
+        seconds = 60 * given.minutes if given.minutes else LIMIT_SECONDS
+        yield from first_rows(setting, tell, seconds=seconds)
 
 
 def refusal(given: argparse.Namespace) -> str:
@@ -101,7 +127,7 @@ def refusal(given: argparse.Namespace) -> str:
             return "the driver shows no GPU, so there is nothing to check"
     except PenstockError as error:
         return str(error)
-    if given.out is None and stand_in() and not given.only:
+    if given.out is None and stand_in() and not partial(given):
         return "a stand-in for a GPU is not to be written of in docs/gpu.md; give --out FOLDER"
     try:
         if given.out is None:
@@ -126,19 +152,6 @@ def every_row(setting: Setting, only: tuple[str, ...], deadline: float) -> Itera
         yield from made(list(checks), setting, lacking, deadline)
 
 
-def made(
-    checks: Sequence[Check], setting: Setting, lacking: set[str], deadline: float
-) -> Iterator[Row]:
-    """Yield what checks find that share a process, and why others are not made."""
-    possible = []
-    for check in checks:
-        if missing := [LACKS[name] for name in check.needs if name in lacking]:
-            yield skipped(check.name, "; ".join(missing))
-        else:
-            possible.append(check)
-    yield from rows_of(possible, setting, deadline)
-
-
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="gpu-check", description=(__doc__ or "").split("\n")[0])
     add = parser.add_argument
@@ -151,8 +164,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--source", type=Path, default=SAMPLES, help="what that captions [demo/samples]")
     add("--out", type=Path, metavar="FOLDER", help="write gpu.md and gpu.json there instead")
     add("--size", choices=SHAPES, help="of the random model [the largest that fits]")
+    add("--first", action="store_true", help="what is known least, in nine minutes, as JSON")
     add("--only", action="append", default=[], metavar="WORD", help="only checks named so")
-    add("--minutes", type=float, help="how long all may take [20; 40 with a model]")
+    add("--minutes", type=float, help="how long all may take [20; 40 with a model; 9 with --first]")
     return parser.parse_args(arguments)
 
 

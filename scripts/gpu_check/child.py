@@ -12,7 +12,17 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from scripts.gpu_check import driver, forks, halves, kernels, model, serve, whole
+from scripts.gpu_check import (
+    driver,
+    forks,
+    halves,
+    kernels,
+    model,
+    recorded_runs,
+    serve,
+    towers,
+    whole,
+)
 from scripts.gpu_check.rows import ROOT, Row, Setting, failed, one_line, skipped
 from stages.memory.oom_retry import release_memory
 from stages.process.fork_client import child_environment
@@ -47,6 +57,12 @@ CHECKS = (
     Check("kernels, each", kernels.backends),
     Check("kernels, new lengths", kernels.lengths),
     Check("model", model.found, 600),
+    # In processes of their own: a recording that fails may spoil its process.
+    Check("recorded steps, bf16", model.recorded["bf16"], 200, process=""),
+    Check("recorded steps, fp16", model.recorded["fp16"], 200, process=""),
+    Check("recorded steps, nf4", model.recorded["nf4"], 200, BNB, ""),
+    Check("windows", towers.windows, 200, process=""),
+    Check("recorded tower", towers.recorded_tower, 200, process=""),
     Check("model, bf16", model.decoding["bf16"], 600),
     Check("model, loads", model.loads),
     Check("model, streamed", model.streamed, 200, ("device",)),
@@ -57,6 +73,9 @@ CHECKS = (
     Check("slots, bits", whole.slot_bits, 400, (), "runs"),
     Check("bits", whole.bits, 400, (), "runs"),
     Check("model, captions", model.captions, 600, process="runs"),
+    Check("captions, recorded", recorded_runs.captions, 400, process="runs"),
+    Check("captions, sampled", recorded_runs.sampled, 400, process="runs"),
+    Check("decode beside encode", recorded_runs.beside, 400, process="runs"),
     Check("context", driver.context, process=""),
     Check("context, quantized", driver.quantized, 120, BNB, ""),
     Check("outside the allocator", driver.outside, 120, ("device", "allocator"), ""),
@@ -114,6 +133,19 @@ def rows_of(checks: Sequence[Check], setting: Setting, deadline: float) -> Itera
     while left and time.monotonic() < deadline:
         yield from _in_one_process(left, setting, deadline)
     yield from (skipped(check.name, NO_TIME) for check in left)
+
+
+def made(
+    checks: Sequence[Check], setting: Setting, lacking: set[str], deadline: float
+) -> Iterator[Row]:
+    """Yield what checks find that share a process, and why others are not made."""
+    possible = []
+    for check in checks:
+        if missing := [driver.LACKS[name] for name in check.needs if name in lacking]:
+            yield skipped(check.name, "; ".join(missing))
+        else:
+            possible.append(check)
+    yield from rows_of(possible, setting, deadline)
 
 
 def _in_one_process(left: deque[Check], setting: Setting, deadline: float) -> Iterator[Row]:

@@ -19,6 +19,9 @@ NEW_TOKENS = 12
 CALLS = 5
 """Times that a streamed half is crossed together."""
 SIDE, FRAMES = 64, 4
+GRID, GRID_FRAMES = (28, 36), 8
+"""Patches of a frame as high and as wide as published models get them, and frames of such a
+clip."""
 CLOSE = 1e-2
 """How far features in 32 bit may be from those of a CPU: a convolution may compute in TF32."""
 REPEATS = 5
@@ -27,7 +30,11 @@ REPEATS = 5
 class Bench:
     """One model, one clip of noise, and what the plain halves make of it on the device."""
 
-    def __init__(self, model: str, device: str, dtype: str = "float32") -> None:
+    def __init__(
+        self, model: str, device: str, dtype: str = "float32", *, large: bool = False
+    ) -> None:
+        """Open the model. `large`: the clip has GRID patches a frame instead of a small picture, if
+        the processor has patches."""
         from transformers.utils import logging
 
         from stages.models import resolve_model
@@ -38,7 +45,8 @@ class Bench:
         self.device, self.dtype = device, dtype
         self.model = str(resolve_model(CHECKPOINT if model == DEMO else Path(model), None))
         self.processor = load_processor(Path(self.model), False)
-        self.prepared = prepare(self.processor, noise(), "x")
+        clip = large_noise(self.processor) if large else noise()
+        self.prepared = prepare(self.processor, clip, "x")
 
     def half(self, part: Any, **how: Any) -> Any:
         """A half of it, on the device unless `how` says otherwise."""
@@ -70,14 +78,27 @@ class Bench:
         return drop_end_token(half, rebuild(self.processor, [self.prepared], [prompt]))
 
 
-def noise() -> Any:
+def noise(frames: int = FRAMES, height: int = SIDE, width: int = SIDE) -> Any:
     """A clip that no two frames of are alike."""
     from stages.models.processors.loading import Clip
 
-    shape = (FRAMES, SIDE, SIDE, 3)
-    frames = np.random.default_rng(0).integers(0, 255, shape, dtype=np.uint8)
-    times = tuple(float(at) for at in range(FRAMES))
-    return Clip(frames=frames, times=times, seconds=float(FRAMES), kind="video")
+    shape = (frames, height, width, 3)
+    pixels = np.random.default_rng(0).integers(0, 255, shape, dtype=np.uint8)
+    times = tuple(float(at) for at in range(frames))
+    return Clip(frames=pixels, times=times, seconds=float(frames), kind="video")
+
+
+def large_noise(processor: Any) -> Any:
+    """A clip of GRID patches a frame, which the processor is told not to shrink."""
+    part = getattr(processor, "video_processor", None) or processor.image_processor
+    if not isinstance(patch := getattr(part, "patch_size", None), int):
+        return noise()
+    height, width = (patch * patches for patches in GRID)
+    size = dict(part.size)
+    if size.get("longest_edge"):
+        size["longest_edge"] = max(size["longest_edge"], GRID_FRAMES * height * width)
+        part.size = type(part.size)(**size)
+    return noise(GRID_FRAMES, height, width)
 
 
 def numbers(features: Mapping[str, Any]) -> Any:

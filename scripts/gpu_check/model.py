@@ -20,7 +20,13 @@ from flows.results.run_status import stages_of
 from scripts.gpu_check.driver import stand_in
 from scripts.gpu_check.halves import Bench, copy_rate, timed
 from scripts.gpu_check.rows import DEMO, TINY, Row, Setting, message_of, mib, one_line, row, skipped
-from scripts.gpu_check.steps import STEP_ROWS, steps_of, work_of
+from scripts.gpu_check.steps import (
+    SAME_BITS,
+    STEP_ROWS,
+    recorded_steps,
+    steps_of,
+    work_of,
+)
 from scripts.gpu_check.whole import PLAN_SHARE, Run, good_run, peaks, run
 from stages.models import resolve_model
 from stages.process.device import device_free_bytes
@@ -163,9 +169,10 @@ def loads(setting: Setting, folder: Path) -> Iterator[Row]:
     rates = {"pinned": copy_rate(setting, True), "loose": copy_rate(setting, False)}
     found = ", ".join(f"{rate / 1e9:.1f} GB/s {name}" for name, rate in rates.items())
     yield message_of("copies to the card", found, **rates)
-    half = bench.half("vision")
+    large = Bench(str(folder), setting.device, "bfloat16", large=True)
+    half = large.half("vision")
     with torch.inference_mode():
-        work = work_of(lambda: bench.encode(half))
+        work = work_of(lambda: large.encode(half))
     yield message_of("a clip of noise through the vision half", work.words, **asdict(work))
 
 
@@ -219,29 +226,70 @@ def streamed(setting: Setting, folder: Path) -> Iterator[Row]:
     yield message_of("language half layer by layer, one row", found, seconds=seconds, bytes=fetched)
 
 
+def _dtype(precision: str, setting: Setting) -> str:
+    """Return the type of the numbers in a precision; empty if the card cannot compute it."""
+    dtype, how = PRECISIONS[precision]
+    if dtype == "bfloat16" and no_bfloat16(setting.device):
+        return "float16" if how else ""
+    return dtype
+
+
+NO_BFLOAT16 = "no bf16 before Ampere"
+
+
+def _reader(bench: Bench, half: Any) -> Callable[[str], "PrefilledSequence"]:
+    """Return what prefills a prompt about the bench's clip."""
+    from stages.decode.engines.inflight.prefill import prefill_row
+
+    def read(prompt: str) -> "PrefilledSequence":
+        inputs = bench.inputs(half, prompt)
+        return prefill_row(half, inputs, bench.features, max_new_tokens=NEW_TOKENS)
+
+    return read
+
+
+def _recorded(precision: str, setting: Setting, folder: Path) -> Iterator[Row]:
+    """Recorded steps beside plain ones, and the engine check's own comparison, in one precision."""
+    import torch
+
+    from stages.decode.engines.inflight.engine import (
+        LONGER_SUFFIX,
+        recorded_difference,
+        reference_of,
+    )
+    from stages.decode.engines.inflight.pool_shape import PoolLayout
+
+    if not (dtype := _dtype(precision, setting)):
+        yield skipped(f"recorded steps, {precision}", NO_BFLOAT16)
+        return
+    bench, rows = Bench(str(folder), setting.device, dtype), max(STEP_ROWS)
+    with torch.inference_mode():
+        half = bench.half("language", **PRECISIONS[precision][1])
+        read = _reader(bench, half)
+        short = read("x")
+        yield from recorded_steps(setting, short, precision)
+        reference = reference_of(half, bench.inputs(half), bench.features)
+        longer, layout = read(f"x{LONGER_SUFFIX}"), PoolLayout(rows=rows, fixed=True)
+        reason = recorded_difference(layout, rows, short, longer, reference)
+    name = f"engine check of recorded steps, {precision}"
+    yield row(name, SAME_BITS, one_line(reason) or SAME_BITS, not reason)
+
+
 def _decoding(precision: str, setting: Setting, folder: Path) -> Iterator[Row]:
     """The engine check, and what steps and prompts cost, in one precision."""
     import torch
 
     from stages.decode.engines.inflight.engine import LONGER_SUFFIX, choose_layout, reference_of
     from stages.decode.engines.inflight.pool_shape import GPU_STEP_ROWS
-    from stages.decode.engines.inflight.prefill import prefill_row
 
-    dtype, how = PRECISIONS[precision]
-    if dtype == "bfloat16" and no_bfloat16(setting.device):
-        if not how:
-            yield skipped(f"engine check, {precision}", "no bf16 before Ampere")
-            return
-        dtype = "float16"
+    if not (dtype := _dtype(precision, setting)):
+        yield skipped(f"engine check, {precision}", NO_BFLOAT16)
+        return
     bench = Bench(str(folder), setting.device, dtype)
     torch.cuda.reset_peak_memory_stats()
     with torch.inference_mode():
-        half = bench.half("language", **how)
-
-        def read(prompt: str) -> "PrefilledSequence":
-            inputs = bench.inputs(half, prompt)
-            return prefill_row(half, inputs, bench.features, max_new_tokens=NEW_TOKENS)
-
+        half = bench.half("language", **PRECISIONS[precision][1])
+        read = _reader(bench, half)
         reference = reference_of(half, bench.inputs(half), bench.features)
         short, longer = read("x"), read(f"x{LONGER_SUFFIX}")
         found = choose_layout(
@@ -258,7 +306,7 @@ def _decoding(precision: str, setting: Setting, folder: Path) -> Iterator[Row]:
             name = f"a prompt of {tokens:,} tokens, {precision}"
             yield message_of(name, work.words, tokens=tokens, **asdict(work))
         yield _generated(bench, half, precision)
-        yield from steps_of(setting, short, precision)
+        yield from steps_of(short, precision)
     peak = torch.cuda.max_memory_allocated()
     yield message_of(f"most memory of these, {precision}", mib(peak), bytes=peak)
 
@@ -385,6 +433,9 @@ def _tuned(name: str, done: Run) -> Row:
 
 decoding = {
     name: of_model(f"engine check, {name}")(partial(_decoding, name)) for name in PRECISIONS
+}
+recorded = {
+    name: of_model(f"recorded steps, {name}")(partial(_recorded, name)) for name in PRECISIONS
 }
 training = {
     name: of_model(f"steps of a LoRA, {name}")(partial(_training, name))

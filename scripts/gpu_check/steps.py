@@ -1,4 +1,5 @@
-"""Times a decode step of a model: as it is, and recorded as a CUDA graph."""
+"""Times a decode step of a model: as it is, and recorded as a CUDA graph. Compares the logits of
+recorded steps with those of plain ones."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -7,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from scripts.gpu_check.driver import stand_in
 from scripts.gpu_check.halves import timed
-from scripts.gpu_check.rows import Row, Setting, message_of, one_line, skipped
+from scripts.gpu_check.rows import Row, Setting, message_of, mib, row
+from stages.process.device import device_used_bytes
 
 if TYPE_CHECKING:
+    from stages.decode.engines.inflight.pool import Pool
     from stages.decode.engines.inflight.prefill import PrefilledSequence
     from stages.decode.engines.inflight.recorded import StepRecorder
 
@@ -20,7 +23,7 @@ STEPS_COMPARED = 16
 """Steps whose logits are compared."""
 PROFILED = 3
 """Calls that are profiled together."""
-NO_GRAPH = "torch records no CUDA graph of a stand-in"
+SAME_BITS = "the same bits"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,14 +73,10 @@ Forced = Sequence[Any]
 """The token of each step, the same in all rows."""
 
 
-def stepped(
-    read: "PrefilledSequence", recorder: "StepRecorder | None", rows: int, tokens: Forced = ()
-) -> tuple[Any, list[Any], Work]:
-    """Return the logits of the first row in some steps beside other rows, the tokens that it was
-    given, and what a step costs. Without `tokens` it is given those that it says, and after a
-    difference in rounding all that follows would differ."""
-    import torch
-
+def filled_pool(
+    read: "PrefilledSequence", rows: int, recorder: "StepRecorder | None" = None
+) -> "Pool":
+    """Return a pool with a sequence in each of its slots."""
     from stages.decode.engines.inflight.pool_shape import PoolShape, columns_for
     from stages.decode.engines.inflight.recorded import make_pool
 
@@ -85,11 +84,23 @@ def stepped(
     pool = make_pool(read, PoolShape(rows=rows, slots=rows, columns=columns), recorder)
     for slot in range(rows):
         pool.put(slot, read, read.logits.argmax(-1, keepdim=True))
-    given, text = list(tokens), []
+    return pool
+
+
+def stepped(
+    read: "PrefilledSequence", pool: "Pool", tokens: Forced = ()
+) -> tuple[Any, list[Any], Work]:
+    """Return the logits of the first and the last row in some steps of a filled pool, the tokens
+    that it was given, and what a step costs. Without `tokens` it is given those that it says, and
+    after a difference in rounding all that follows would differ."""
+    import torch
+
+    given, said, rows = list(tokens), [], pool.shape.rows
     for at in range(STEPS_COMPARED):
-        text.append(pool.step()[0].cpu())
+        logits = pool.step()
+        said.append(torch.stack([logits[0], logits[-1]]).cpu())
         if at == len(given):
-            given.append(text[-1].argmax())
+            given.append(said[-1][0].argmax())
         pool.set_tokens(given[at].to(read.logits.device).expand(rows))
 
     def step() -> Any:
@@ -97,42 +108,88 @@ def stepped(
         pool.set_tokens(logits.argmax(-1))
         return logits
 
-    return torch.stack(text), given, work_of(step)
+    return torch.stack(said), given, work_of(step)
 
 
-def steps_of(setting: Setting, read: "PrefilledSequence", precision: str) -> Iterator[Row]:
-    """Steps of few and many rows as they are; in bf16 also recorded as a CUDA graph."""
+def steps_of(read: "PrefilledSequence", precision: str) -> Iterator[Row]:
+    """Steps of few and many rows as they are."""
     plain: dict[int, Work] = {}
     logits: dict[int, Any] = {}
     tokens: list[Any] = []
     for rows in STEP_ROWS:
-        logits[rows], tokens, plain[rows] = stepped(read, None, rows, tokens)
+        logits[rows], tokens, plain[rows] = stepped(read, filled_pool(read, rows), tokens)
         rate = 1000 * rows / plain[rows].wall_ms
         found = f"{plain[rows].words}; {rate:,.0f} tokens/s"
         figures = {**asdict(plain[rows]), "tokens_per_second": rate}
         yield message_of(f"a step of {rows} rows, {precision}", found, **figures)
-    apart = float((logits[STEP_ROWS[0]] - logits[STEP_ROWS[1]]).abs().max())
+    apart = float((logits[STEP_ROWS[0]][:, 0] - logits[STEP_ROWS[1]][:, 0]).abs().max())
     name = f"logits of {STEP_ROWS[0]} and {STEP_ROWS[1]} rows, {precision}"
     yield message_of(name, f"{apart:.1e} apart", apart=apart)
-    for rows in STEP_ROWS if precision == "bf16" else ():
-        yield _recorded_step(read, rows, plain[rows], logits[rows], tokens)
+
+
+def recorded_steps(
+    setting: Setting,
+    read: "PrefilledSequence",
+    precision: str,
+    step_rows: Sequence[int] = STEP_ROWS,
+) -> Iterator[Row]:
+    """Steps that the product records and replays, beside plain ones of the same tokens."""
+    from stages.decode.engines.inflight.recorded import StepRecorder
+    from stages.memory.oom_retry import release_memory
+
+    for rows in step_rows:
+        expected, tokens, plain = stepped(read, filled_pool(read, rows))
+        recorder = StepRecorder()
+        pool = filled_pool(read, rows, recorder)
+        before = _held(setting)
+        logits, _, work = stepped(read, pool, tokens)
+        held = {name: size - before[name] for name, size in _held(setting).items()}
+        del pool
+        release_memory()
+        yield _recorded_step(
+            f"{rows} rows, {precision}", recorder, expected, logits, (plain, work), held
+        )
+
+
+def _held(setting: Setting) -> dict[str, int]:
+    """Return the bytes that torch has reserved, and those that are in use on the card, without
+    memory that torch only keeps for later."""
+    import torch
+
+    from stages.memory.oom_retry import release_memory
+
+    release_memory()
+    used = device_used_bytes(setting.device)
+    return {"reserved_bytes": torch.cuda.memory_reserved(), "device_bytes": used}
 
 
 def _recorded_step(
-    read: "PrefilledSequence", rows: int, plain: Work, expected: Any, tokens: Forced
+    what: str,
+    recorder: "StepRecorder",
+    expected: Any,
+    logits: Any,
+    works: tuple[Work, Work],
+    held: dict[str, int],
 ) -> Row:
-    """Return what a step costs that the product records, beside the plain one."""
-    from stages.decode.engines.inflight.recorded import StepRecorder
+    """Return whether all compared steps had the same bits, and what recording cost and saved."""
+    import torch
 
-    name, recorder = f"a step of {rows} rows, bf16, recorded", StepRecorder()
-    if stand_in():
-        return skipped(name, NO_GRAPH, "reported")
-    try:
-        logits, _, work = stepped(read, recorder, rows, tokens)
-    except Exception as error:  # of a model that waits for the card
-        return skipped(name, f"{type(error).__name__}: {one_line(str(error))}", "reported")
-    if recorder.reason:
-        return skipped(name, recorder.reason, "reported")
+    name, (plain, work) = f"a step of {what}, recorded", works
     apart = float((logits - expected).abs().max())
-    found = f"{work.words}; x {plain.wall_ms / work.wall_ms:.2f}; logits {apart:.1e} apart"
-    return message_of(name, found, **asdict(work), apart=apart)
+    # As integers, because numbers that are not finite differ from themselves.
+    same = torch.equal(logits.view(torch.int32), expected.view(torch.int32))
+    figures = {
+        **asdict(work),
+        "plain_ms": plain.wall_ms,
+        "apart": apart,
+        "recording_seconds": recorder.seconds,
+        **recorder.stats().get("recorded", {}),
+        **held,
+    }
+    if recorder.reason or not recorder.replayed:
+        found = f"not recorded: {recorder.reason or 'no step was replayed'}"
+        return row(name, SAME_BITS, found, False, **figures)
+    found = f"{SAME_BITS if same else f'{apart:.1e} apart'}; {work.words}; "
+    found += f"x {plain.wall_ms / work.wall_ms:.2f}; recorded in {recorder.seconds:.2f} s, "
+    found += f"{mib(held['reserved_bytes'])} for its tensors, {mib(held['device_bytes'])} in all"
+    return row(name, SAME_BITS, found, same, **figures)
