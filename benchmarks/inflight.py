@@ -4,11 +4,9 @@ Captions end where a seeded log-normal says (median 60 tokens, 95 of 100 within 
 so that both sides say as much whatever the model would. Ways run in one process: `static` is
 `generate` over batches in the order of the stage, the longest prompts first; `oracle` the same over
 batches that were sorted by what nobody knows beforehand, the lengths of captions; `slots` is the
-loop of the engine, and `compiled` the same with steps that are compiled: `--ways` asks for it, and
-it goes through all chunks once before it is counted. Row-steps are counted: rows times steps after
-the prompt, of which those are wasted that make no token of a caption. It does not know what reading
-features and publishing take. Clips are taken again where there are more chunks; 1,000 show the
-waste of a large wave.
+loop of the engine. Row-steps are counted: rows times steps after the prompt, of which those are
+wasted that make no token of a caption. It does not know what reading features and publishing take.
+Clips are taken again where there are more chunks; 1,000 show the waste of a large wave.
 """
 
 import argparse
@@ -18,8 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +28,6 @@ from benchmarks._models import FRAMES, LARGE, build, publish_clips
 from benchmarks._modes import perform
 from penstock_demo import CHECKPOINT
 
-COMPILED = "compiled"
 CLIPS = 64
 MEDIAN, MANY, MOST, LEAST = 60, 180, 256, 4
 """Tokens of a caption: of the middle one, within which 95 of 100 are, of the longest, of the
@@ -50,7 +46,6 @@ class Work:
     """A language half, features of clips, and how long each caption is to be."""
 
     def __init__(self, model: Path, dtype: str, store: str, chunks: int, scale: float) -> None:
-        from stages.decode.engines.inflight.compiled import CompiledStep
         from stages.decode.generate_kwargs import make_greedy
         from stages.models.loading import ModelJob
 
@@ -65,7 +60,6 @@ class Work:
         self.given = [self.inputs([at]) for at in range(chunks)]
         self.prompts = [inputs["input_ids"].shape[1] for inputs, _ in self.given]
         self.read_seconds = 0.0
-        self.step = CompiledStep("cpu")
         prefill = self.half._prefill
 
         def timed(*message: Any, **options: Any) -> Any:
@@ -151,7 +145,7 @@ def oracle(work: Work, slots: int) -> Way:
     return static(work, _sorted(work.wanted), slots)
 
 
-def in_slots(work: Work, slots: int, compiled: bool = False) -> Way:
+def in_slots(work: Work, slots: int) -> Way:
     """Rows in the order of the stage, each in a slot as soon as there is one."""
     from stages.decode.engines.inflight.pool_shape import PoolLayout, rows_for
     from stages.decode.engines.inflight.prefill import PrefilledSequence, prefill_row
@@ -164,11 +158,10 @@ def in_slots(work: Work, slots: int, compiled: bool = False) -> Way:
 
     def read(requests: DecodeRequest) -> PrefilledSequence:
         at = int(requests.item.key)
-        row = prefill_row(work.half, *work.given[at], max_new_tokens=work.wanted[at])
-        return replace(row, step=work.step.of(row.model)) if compiled else row
+        return prefill_row(work.half, *work.given[at], max_new_tokens=work.wanted[at])
 
     nothing: Any = None
-    layout = PoolLayout(rows=rows_for(slots), compiled=compiled)
+    layout = PoolLayout(rows=rows_for(slots))
     requests = [DecodeRequest(DecodeItem(str(at), "", ""), nothing) for at in _sorted(work.prompts)]
     loop = InflightScheduler(read, OomRetry(nothing, list), layout, slots=slots)
     with ThreadPoolExecutor(1) as beside:
@@ -188,18 +181,12 @@ WAYS: dict[str, Callable[[Work, int], Way]] = {
     "static": by_prompt,
     "oracle": oracle,
     "slots": in_slots,
-    COMPILED: partial(in_slots, compiled=True),
 }
-USUAL = ("static", "oracle", "slots")
 
 
 def measured(work: Work, ways: Sequence[str], slots: int) -> dict[str, Way]:
     """Each way, with the CPU seconds that it took."""
     found: dict[str, Way] = {}
-    if COMPILED in ways:
-        started = time.perf_counter()
-        WAYS[COMPILED](work, slots)
-        print(f"{COMPILED}, for the first time: {time.perf_counter() - started:.1f} s", flush=True)
     for name in ways:
         started, before = time.process_time(), work.read_seconds
         found[name] = WAYS[name](work, slots)
@@ -232,7 +219,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options.add_argument("--slots", type=int, default=8)
     options.add_argument("--scale", type=float, default=1.0)
     options.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    options.add_argument("--ways", default=",".join(USUAL))
+    options.add_argument("--ways", default=",".join(WAYS))
     given = options.parse_args(arguments)
     import torch
 

@@ -19,8 +19,6 @@ from stages.decode import engines
 from stages.decode.engines import ENGINES, EngineSpec
 from stages.decode.engines.inflight.pool import SLOT_LAYERS
 from stages.decode.engines.inflight.pool_shape import (
-    COMPILED_LAYER_BYTES,
-    COMPILER_BYTES,
     GRAPH_BYTES,
     PoolShape,
     step_bytes,
@@ -159,25 +157,6 @@ def test_a_recorded_step_takes_another_step_and_its_graph() -> None:
     memory = RowMemory(kept=(FULL,), words=WORDS)
     step = step_bytes(memory, PoolShape(rows=64, slots=8, columns=1280), 2)
     assert (term.part, term.bytes) == ("workspace", step + GRAPH_BYTES)
-    named = with_memory(FULL, engine="inflight-compiled")
-    compiled = estimate(named, rung, [images(64, 1000)], "cuda:0", 256)
-    assert not any("recorded" in term.why for term in compiled.terms)
-
-
-def test_a_compiled_step_takes_wider_pools_and_a_compiler() -> None:
-    card = with_memory(FULL, engine="inflight-compiled")
-    rung = decode_rungs_of(card, engine="inflight-compiled", slots=8)[0]
-    load = [images(64, 1000)]
-    devices = ("cpu", "cuda:0")
-    plain = {d: estimate(with_memory(FULL), rung, load, d, 256) for d in devices}
-    found = {d: estimate(card, rung, load, d, 256) for d in devices}
-    assert part(found["cpu"], "kv")[0] == 8 * 2048 * KV_PER_TOKEN  # 1,280 columns, doubled from 64
-    wider = 8 * (2048 - 1280) * KV_PER_TOKEN
-    compiler = COMPILER_BYTES + LAYERS * COMPILED_LAYER_BYTES
-    assert found["cuda:0"].host_bytes - plain["cuda:0"].host_bytes == compiler
-    assert found["cpu"].peak_bytes - plain["cpu"].peak_bytes == compiler + wider
-    names = [each.name for each in decode_rungs_of(card, engine="inflight-compiled")]
-    assert not any("offload" in name or "layer" in name for name in names)
 
 
 def terms_of_another(load: SlotLoad) -> Iterator[SlotTerm]:

@@ -9,8 +9,7 @@ import pytest
 from artifacts.errors import StageDied
 from benchmarks._clip import save_clip
 from flows.job import pass_mode
-from stages.decode.engines.inflight.compiled import CompiledStep
-from tests.support.inside import InsideLauncher, Ran, run_inside, run_through
+from tests.support.inside import Ran, run_inside
 from tests.support.media import write_video
 from tests.support.pipeline import Place
 from tests.support.raising import UNKNOWN, mistral3, write_dot, write_images
@@ -163,22 +162,3 @@ def test_a_request_that_raises_ends_no_half_of_a_server(tmp_path: Path, model: P
         line.startswith("penstock_restarts") and not line.endswith(" 0")
         for line in counted.splitlines()
     )
-
-
-@pytest.fixture
-def demo(here: Path) -> Place:
-    """Two clips, captioned by the demo's model."""
-    return Place(clips=here / "videos", out=here / "out", store=here / "store")
-
-
-def test_captions_by_compiled_steps_answer_a_later_run(
-    demo: Place, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with monkeypatch.context() as compiling:
-        compiling.setattr(CompiledStep, "of", lambda step, model: model)
-        run_through(InsideLauncher(), demo, engine="inflight-compiled")
-    assert demo.stages()["decode"]["notes"]["engine"] == "inflight-compiled"
-    first, launcher = demo.captions(), InsideLauncher()
-    assert len(first) == 2
-    run_through(launcher, demo)
-    assert "decode" not in launcher.started and demo.captions() == first

@@ -58,9 +58,6 @@ def test_the_first_rows_are_ok_and_come_from_one_process(tmp_path: Path) -> None
     assert found["engine check, bf16"]["figures"] == {"rows": 64}
     assert found["attention of a step by math"]["figures"]["alone"] is True
     assert found["load of the language half, bf16"]["figures"]["bytes"] > 0
-    assert (
-        "nothing is compiled for a stand-in" in found["a step of 64 rows, bf16, compiled"]["found"]
-    )
     # The card is looked at in one process, and all else is computed in another.
     assert len(gpus.contexts(tmp_path / "machine")) == 2
 

@@ -203,17 +203,12 @@ def test_no_file_outside_of_their_package_knows_an_engine_by_name() -> None:
 
 
 def test_what_people_may_ask_for_and_what_answers_it_stay_in_their_order() -> None:
-    one, shared, compiled, batches = (
-        "inflight",
-        "inflight-shared",
-        "inflight-compiled",
-        "transformers",
-    )
-    assert [*ENGINE_CHOICES] == [AUTO, batches, one, compiled, "gguf"]
+    one, shared, batches = "inflight", "inflight-shared", "transformers"
+    assert [*ENGINE_CHOICES] == [AUTO, batches, one, "gguf"]
     begun = {choice: [e.name for e in engines_for(choice)] for choice in (AUTO, AUTO_SHARED)}
     assert begun == {AUTO: [one, batches], AUTO_SHARED: [shared, batches]}
     more = {choice: [e.name for e in accepted_by(choice)][2:] for choice in begun}
-    assert more == {AUTO: [shared, compiled], AUTO_SHARED: [one, compiled]}
+    assert more == {AUTO: [shared], AUTO_SHARED: [one]}
     for name, engine in ENGINES.items():
         assert engines_for(name) == accepted_by(name) == (engine,)
 
@@ -225,10 +220,9 @@ def test_beams_and_several_prompts_choose_another_engine() -> None:
     assert [choice_for(name, beams=1, prompts=1) for name in ENGINE_CHOICES] == [*ENGINE_CHOICES]
     for name in (AUTO, "transformers"):
         assert choice_for(name, beams=4, prompts=2) == "transformers"
-    for name in ("inflight", "inflight-compiled"):
-        with pytest.raises(UsageError, match=f"--engine {name} does not support --beams") as caught:
-            choice_for(name, beams=2, prompts=1)
-        assert caught.value.hint == "Use --engine transformers"
+    with pytest.raises(UsageError, match="--engine inflight does not support --beams") as caught:
+        choice_for("inflight", beams=2, prompts=1)
+    assert caught.value.hint == "Use --engine transformers"
 
 
 MESSAGES = {

@@ -161,7 +161,7 @@ def test_an_engine_takes_two_files_and_captions_as_ours_do(tmp_path: Path) -> No
 def test_another_engine_is_offered_planned_and_run_like_ours(tmp_path: Path) -> None:
     copy, _ = patched("engine", tmp_path)
     assert lint(copy).returncode == 0
-    assert f"auto|transformers|inflight|inflight-compiled|gguf|{ENGINE} [auto]" in " ".join(
+    assert f"auto|transformers|inflight|gguf|{ENGINE} [auto]" in " ".join(
         penstock(copy, "caption", "--help").stdout.split()
     )
     clip, found = str(penstock_demo.CLIPS / CLIPS[0]), []

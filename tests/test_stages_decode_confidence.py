@@ -43,7 +43,7 @@ CHOICES: dict[str, dict[str, Any]] = {
     "sampled": {"temperature": 2.5, "top_k": 0},
     "begun": {"start_with": "A large"},
 }
-ENGINES = ("transformers", "inflight", "inflight-shared", "inflight-compiled")
+ENGINES = ("transformers", "inflight", "inflight-shared")
 QUICK = {("inflight", "greedy"), ("transformers", "penalized"), ("inflight", "sampled")}
 CASES = [
     pytest.param(engine, choice, marks=[] if (engine, choice) in QUICK else pytest.mark.slow)

@@ -135,8 +135,8 @@ class EngineOptions(OptionGroup):
             values=ENGINE_CHOICES,
         ),
     ] = AUTO
-    """Decode engine: `inflight`, `transformers`, `inflight-compiled`, or `auto`, which is inflight
-    if a check shows the same output, else transformers."""
+    """Decode engine: `inflight`, `transformers`, or `auto`, which is inflight if a check shows the
+    same output, else transformers."""
     slots: Annotated[
         int,
         Option("captions decoded at once [on a GPU up to 64, else a batch]", MEMORY, "N", least=0),

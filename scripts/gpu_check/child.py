@@ -219,12 +219,11 @@ class Lines:
 
 def caches(setting: Setting) -> dict[str, str]:
     """What is known of this machine is found out anew, and only models are looked for where they
-    are kept. Compiled steps are shared by the checks, and left nowhere."""
+    are kept."""
     folder = setting.folder / "cache"
     here = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     models = os.environ.get("HF_HOME") or os.path.join(here, "huggingface")
-    compiled = {"TORCHINDUCTOR_CACHE_DIR": str(folder / "torchinductor")}
-    return {"XDG_CACHE_HOME": str(folder), "HF_HOME": models, **compiled}
+    return {"XDG_CACHE_HOME": str(folder), "HF_HOME": models}
 
 
 def end(process: "subprocess.Popen[bytes]") -> None:
@@ -263,9 +262,7 @@ def main(setting: str, file: str, *names: str) -> int:
 
 
 def forget() -> None:
-    """Release what a check has left in this process: compiled code, its recordings, memory."""
-    if dynamo := sys.modules.get("torch._dynamo"):
-        dynamo.reset()
+    """Release the memory that a check has left in this process."""
     release_memory()
 
 

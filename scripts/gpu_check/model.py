@@ -21,7 +21,6 @@ from scripts.gpu_check.driver import stand_in
 from scripts.gpu_check.halves import Bench, copy_rate, timed
 from scripts.gpu_check.rows import DEMO, TINY, Row, Setting, message_of, mib, one_line, row, skipped
 from scripts.gpu_check.steps import (
-    NO_COMPILER,
     SAME_BITS,
     STEP_ROWS,
     recorded_steps,
@@ -69,7 +68,6 @@ CHUNK_SECONDS = "1"
 """So that the samples have more chunks than a step has rows."""
 ENGINES = (
     ("inflight", "8"),
-    ("inflight-compiled", "8"),
     ("transformers", "8"),
     ("transformers", "64"),
 )
@@ -308,7 +306,7 @@ def _decoding(precision: str, setting: Setting, folder: Path) -> Iterator[Row]:
             name = f"a prompt of {tokens:,} tokens, {precision}"
             yield message_of(name, work.words, tokens=tokens, **asdict(work))
         yield _generated(bench, half, precision)
-        yield from steps_of(setting, short, precision)
+        yield from steps_of(short, precision)
     peak = torch.cuda.max_memory_allocated()
     yield message_of(f"most memory of these, {precision}", mib(peak), bytes=peak)
 
@@ -372,9 +370,6 @@ def fp16_training(setting: Setting, folder: Path) -> Iterator[Row]:
 def captions(setting: Setting, folder: Path) -> Iterator[Row]:
     for engine, batch in ENGINES:
         name = f"captions by {engine}" + f" in batches of {batch}" * (engine == "transformers")
-        if engine == "inflight-compiled" and stand_in():
-            yield skipped(name, NO_COMPILER, "reported")
-            continue
         done = _run(setting, folder, engine, batch)
         if done.code:
             yield skipped(name, f"exit {done.code}: {one_line(done.exit_report)}", "reported")
@@ -386,9 +381,9 @@ def captions(setting: Setting, folder: Path) -> Iterator[Row]:
             "decode_seconds": stage["seconds"],
             "captions": len(done.captions),
             "tokens": stage["tokens"],
-            **{key: notes[key] for key in ("rows", "slots", "cuda_graphs") if key in notes},
+            **{key: notes[key] for key in ("rows", "slots") if key in notes},
         }
-        words = [f"{key} {notes[key]}" for key in ("rows", "slots", "cuda_graphs") if key in notes]
+        words = [f"{key} {notes[key]}" for key in ("rows", "slots") if key in notes]
         found = f"{len(done.captions)} captions, {stage['tokens']:,} tokens in "
         found += f"{stage['seconds']:.1f} s of decode with loading ({rate:,.0f} tokens/s), "
         found += ", ".join([f"{done.seconds:.0f} s in all", *words])

@@ -1,15 +1,14 @@
-"""Times a decode step of a model: as it is, recorded as a CUDA graph, and compiled. Compares the
-logits of recorded steps with those of plain ones."""
+"""Times a decode step of a model: as it is, and recorded as a CUDA graph. Compares the logits of
+recorded steps with those of plain ones."""
 
-import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from scripts.gpu_check.driver import stand_in
 from scripts.gpu_check.halves import timed
-from scripts.gpu_check.rows import Row, Setting, message_of, mib, one_line, row, skipped
+from scripts.gpu_check.rows import Row, Setting, message_of, mib, row
 from stages.process.device import device_used_bytes
 
 if TYPE_CHECKING:
@@ -25,7 +24,6 @@ STEPS_COMPARED = 16
 PROFILED = 3
 """Calls that are profiled together."""
 SAME_BITS = "the same bits"
-NO_COMPILER = "nothing is compiled for a stand-in"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -113,8 +111,8 @@ def stepped(
     return torch.stack(said), given, work_of(step)
 
 
-def steps_of(setting: Setting, read: "PrefilledSequence", precision: str) -> Iterator[Row]:
-    """Steps of few and many rows as they are; in bf16 also compiled."""
+def steps_of(read: "PrefilledSequence", precision: str) -> Iterator[Row]:
+    """Steps of few and many rows as they are."""
     plain: dict[int, Work] = {}
     logits: dict[int, Any] = {}
     tokens: list[Any] = []
@@ -127,8 +125,6 @@ def steps_of(setting: Setting, read: "PrefilledSequence", precision: str) -> Ite
     apart = float((logits[STEP_ROWS[0]][:, 0] - logits[STEP_ROWS[1]][:, 0]).abs().max())
     name = f"logits of {STEP_ROWS[0]} and {STEP_ROWS[1]} rows, {precision}"
     yield message_of(name, f"{apart:.1e} apart", apart=apart)
-    for rows in STEP_ROWS if precision == "bf16" else ():
-        yield _compiled_step(setting, read, rows, plain[rows], logits[rows], tokens)
 
 
 def recorded_steps(
@@ -197,31 +193,3 @@ def _recorded_step(
     found += f"x {plain.wall_ms / work.wall_ms:.2f}; recorded in {recorder.seconds:.2f} s, "
     found += f"{mib(held['reserved_bytes'])} for its tensors, {mib(held['device_bytes'])} in all"
     return row(name, SAME_BITS, found, same, **figures)
-
-
-def _compiled_step(
-    setting: Setting,
-    read: "PrefilledSequence",
-    rows: int,
-    plain: Work,
-    expected: Any,
-    tokens: Forced,
-) -> Row:
-    """Return what a compiled step costs beside the plain one."""
-    from stages.decode.engines.inflight.compiled import CompiledStep, graph_note
-
-    name, began = f"a step of {rows} rows, bf16, compiled", time.perf_counter()
-    if stand_in():
-        return skipped(name, NO_COMPILER, "reported")
-    try:
-        compiled = replace(read, step=CompiledStep(setting.device).of(read.model))
-        logits, _, work = stepped(compiled, filled_pool(compiled, rows), tokens)
-    except Exception as error:  # of a compiler, or of a model that waits for the card
-        return skipped(name, f"{type(error).__name__}: {one_line(str(error))}", "reported")
-    seconds = time.perf_counter() - began
-    apart = float((logits - expected).abs().max())
-    graphs = graph_note(setting.device).get("cuda_graphs", "not told")
-    found = f"{work.words}; x {plain.wall_ms / work.wall_ms:.2f}, {seconds:.0f} s with compiling; "
-    found += f"CUDA graphs {graphs}; logits {apart:.1e} apart"
-    figures = {**asdict(work), "compiling_seconds": seconds, "graphs": graphs, "apart": apart}
-    return message_of(name, found, **figures)

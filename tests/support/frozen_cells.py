@@ -75,7 +75,6 @@ SINGLE: dict[str, tuple[str, ...]] = {
     "max video pixels": ("--max-video-pixels", "65536"),
     "inflight": ("--engine", "inflight"),
     "transformers": ("--engine", "transformers"),
-    "compiled": ("--engine", "inflight-compiled"),
 }
 """Name → options that are added to chunks of two seconds."""
 SAMPLINGS: dict[str, tuple[str, ...]] = {
@@ -95,14 +94,12 @@ PAIRS: dict[str, Cell] = {
     "splice": _caption(*CHUNKS, "--prompt", "What is this?", model="splice"),
     "one frame": _caption(*CHUNKS, model="one_frame"),
     "several inflight": _caption(*CHUNKS, *PROMPTS, "--engine", "inflight"),
-    "several compiled": _caption(*CHUNKS, *PROMPTS, "--engine", "inflight-compiled"),
     "several of a schema": _caption(*CHUNKS, *PROMPTS, "--schema", SCHEMA, "--summary"),
     "adapter nf4": _caption(*CHUNKS, *ADAPTER, "--language-precision", "nf4"),
     "published": _caption(*CHUNKS, published=True),
     "adapter summary": _caption(*CHUNKS, *ADAPTER, "--summary"),
     "beams auto": _caption(*CHUNKS, "--beams", "2", "--precision", "auto"),
     "auto inflight": _caption(*CHUNKS, "--precision", "auto", "--engine", "inflight"),
-    "auto compiled": _caption(*CHUNKS, "--precision", "auto", "--engine", "inflight-compiled"),
     "auto stock of several": _caption(*CHUNKS, "--precision", "auto", *PROMPTS),
     "graphs": _caption(*CHUNKS, "--vision-backend", "onnx", graphs=True),
     "graphs nf4": _caption(
@@ -216,14 +213,14 @@ SLOW = {
         "prompt", "summary prompt", "start", "no chance", "top p", "top k", "repetition",
         "presence", "n-gram", "think", "prefix", "batch", "kept frames", "trusted", "formats",
         "fp32", "bf16", "nf4 seeing", "int8", "whole", "fps", "frames", "joint fp16",
-        "several compiled", "adapter nf4", "beams auto", "auto inflight", "auto compiled",
+        "adapter nf4", "beams auto", "auto inflight",
         "auto stock of several", "graphs nf4", "decode falls", "another engine", "encode falls",
         "length", "max video pixels", "splice", "one frame", "graphs by themselves",
     )),
     *("caption falls with prompts", "tune nf4", "tune scored",
       "export few", "export int8 of both", "export an adapter"),
     *(f"caption {name}" for name in (
-        "compiled", "several inflight", "decode falls far", "graphs fall", "fp16", "loops",
+        "several inflight", "decode falls far", "graphs fall", "fp16", "loops",
         "trigger", "sampling", "another prompt", "prompted by several", "beams", "max pixels",
     )),
     *("embed int8", "embed auto", "index graphs", "rebuild published", "tune further",

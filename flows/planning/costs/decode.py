@@ -92,18 +92,16 @@ def rungs(model: Model, config: RunOptions, device: str) -> list[Rung]:
     half, free = model.profile.language, free_settings(model, config, "language")
     options = EngineOptions.of(config)
     best = model.best("language")
-    engines = best.choice
     has_states = half.row_memory is not None and half.row_memory.has_states
-    more = engines[0].gpu_slots if device.startswith("cuda") and not has_states else 0
+    more = best.choice[0].gpu_slots if device.startswith("cuda") and not has_states else 0
     most = max(config.batch_size, more)
     found = decode_rungs(
         config.batch_size,
         [(each.precision, each.kv) for each in free],
-        kv_offload=device.startswith("cuda") and any(engine.kv for engine in engines),
-        # PEFT replaces the layers that would be loaded one by one, and a compiled step needs all
-        # layers.
+        kv_offload=device.startswith("cuda") and any(engine.kv for engine in best.choice),
+        # PEFT replaces the layers that would be loaded one by one.
         offload=config.may_fall_back("language")
-        and not (half.stored_as or best.gguf or engines[0].compiled)
+        and not (half.stored_as or best.gguf)
         and not AdapterOptions.of(config).adapter,
         in_slots=[each.precision for each in free if supports_slots(half, each)],
         slots=min(ROWS, config.batch_size) if best.gguf else options.slots or most,

@@ -47,9 +47,6 @@ class EngineSpec:
     """Whether it supports beam search."""
     kv: bool = False
     """Whether its KV cache can be in host memory or quantized."""
-    compiled: bool = False
-    """Whether its decode step is compiled. All layers are then on the device, and rounding
-    differs."""
     by_chunk: bool = False
     """Whether it prefills what prompts of one chunk share only once. Requests about the same chunk
     should then be adjacent."""
@@ -117,13 +114,6 @@ ENGINES: Mapping[str, EngineSpec] = {
             offered=False,
             by_chunk=True,
             multi_prompt="",
-        ),
-        replace(
-            _INFLIGHT,
-            name="inflight-compiled",
-            compiled=True,
-            multi_prompt="",
-            fallback="",
         ),
         EngineSpec(
             name="gguf",

@@ -39,7 +39,7 @@ class SlotLoad:
 class SlotTerm(NamedTuple):
     """One term of an engine's estimate, and its source."""
 
-    part: Literal["activation", "kv", "workspace", "host"]
+    part: Literal["activation", "kv", "workspace"]
     bytes: int
     why: str
     """One line: the factors of the product."""

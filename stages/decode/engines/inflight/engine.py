@@ -30,13 +30,12 @@ from typing import Any
 
 import torch
 
-from artifacts.errors import PenstockError, UsageError
+from artifacts.errors import UsageError
 from artifacts.packs import Record, RecordSet
 from artifacts.plurals import counted
 from artifacts.store import open_store
 from stages.decode.engines import AUTO, engines_for
 from stages.decode.engines.inflight.cache_layers import UnsupportedCacheError
-from stages.decode.engines.inflight.compiled import CompiledStep, graph_note
 from stages.decode.engines.inflight.pool import Pool, pays_for_rows
 from stages.decode.engines.inflight.pool_shape import (
     CHECK_TOKENS,
@@ -153,12 +152,7 @@ def choose_layout(
     """Return the first layout that passes, checked with two sequences of different lengths. If none
     passes, return the result of the first layout. `is_only_engine` is whether no other engine may
     run. `step_rows` are the fixed numbers of rows to try; empty: by the slots."""
-    candidates = candidate_layouts(
-        job_slots,
-        compiled=row.step is not None,
-        is_only_engine=is_only_engine,
-        step_rows=step_rows,
-    )
+    candidates = candidate_layouts(job_slots, is_only_engine=is_only_engine, step_rows=step_rows)
     first = _check_layout_in(next(candidates), job_slots, row, other, reference)
     if not first.reason or first.out_of_memory:
         return first
@@ -227,8 +221,6 @@ def check_layout(
     except Exception as error:  # a model family may raise any error on unsupported input
         if out_of_memory(error) or isinstance(error, NeedsWeights):
             raise
-        if row.step is not None and isinstance(error, PenstockError):
-            raise  # a compiler's own message, and no other engine may run
         return EngineCheck(reason=f"error in slots: {type(error).__name__}: {error}"[:200])
 
 
@@ -307,7 +299,6 @@ class InflightEngine:
         self._transformers = TransformersEngine(job)
         self._check = EngineCheck(reason="not checked")
         self._engine = engines_for(job.engine)[0]
-        self._step = CompiledStep(job.half.device) if self._engine.compiled else None
         self._prefix = SharedPrefix() if self._engine.by_chunk else None
         """KV cache of the prefix that prompts of one chunk share; None: each prompt is prefilled
         whole."""
@@ -317,7 +308,7 @@ class InflightEngine:
         """The number of rows per step of this half; None on a CPU, where it depends on the job."""
         if job.rows_namespace:
             self._stored_rows = StoredStepRows(job.store, job.rows_namespace)
-        self._recorder = None if self._engine.compiled else recorder_for(job.half)
+        self._recorder = recorder_for(job.half)
         self._scheduler: InflightScheduler | None = None
         self._on_partial: OnPartial | None = None
 
@@ -354,8 +345,6 @@ class InflightEngine:
             found |= {"aligned": True} if self._check.layout.aligned else {}
             found |= {"row_steps_used": usage.used}
         found |= self._recorder.stats() if self._recorder else {}
-        if self._engine.compiled:
-            found |= graph_note(self._job.half.device)
         if self._engine.by_chunk:
             found |= {"shared_prefix": self._prefix is not None}
         if self._no_prefix_reason:
@@ -464,7 +453,6 @@ class InflightEngine:
             row = prefill(half, chunk_key, inputs, features, **options)
         else:
             row = prefill_row(half, inputs, features, **options)
-            row = row if self._step is None else replace(row, step=self._step.of(row.model))
         stopped = partial(generate_kwargs.stopped, self._transformers.processor)
         return replace(row, stopped=stopped) if generate_kwargs.stop else row
 

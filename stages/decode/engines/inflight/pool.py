@@ -53,7 +53,6 @@ from stages.decode.engines.inflight.cache_layers import (
     rows_of,
     widened,
 )
-from stages.decode.engines.inflight.compiled import mark_static
 from stages.decode.engines.inflight.pool_shape import PoolShape, columns_for
 from stages.decode.engines.inflight.prefill import PrefilledSequence, attention_of_slots
 
@@ -304,7 +303,7 @@ class SlotPool:
         """Allocate a pool for sequences like `template`. Raises UnsupportedCacheError and
         out-of-memory errors."""
         self.shape = shape
-        self.model, self._step = template.model, template.step
+        self.model = template.model
         self._extra_inputs = dict(template.extra_inputs)
         self._positions_name = template.positions_name
         with torch.inference_mode():
@@ -323,12 +322,10 @@ class SlotPool:
         self._cross_attention: CrossAttentionCache | None = None
         if template.encoder_output is not None:
             self._cross_attention = CrossAttentionCache(template, self.shape)
-        if self._step is not None:
-            mark_static(self._slot_cache.cache)
 
     def put(self, slot: int, sequence: PrefilledSequence, token: torch.Tensor) -> None:
         """Put a prefilled sequence into a slot. `token` is its first token, of shape [1, 1]."""
-        self.model, self._step = sequence.model, sequence.step
+        self.model = sequence.model
         with torch.inference_mode():
             self._slot_cache.put(slot, sequence)
             if self._cross_attention is not None:
@@ -358,7 +355,7 @@ class SlotPool:
             # Without positions, some models would derive them from the cache length.
             if self._positions_name and model_inputs.get(self._positions_name) is None:
                 model_inputs[self._positions_name] = self._position
-            output = (self._step or self.model)(**model_inputs, return_dict=True)
+            output = self.model(**model_inputs, return_dict=True)
             self._slot_cache.after_step()
             logits: torch.Tensor = output.logits[:, -1].float()
             return logits
@@ -389,8 +386,6 @@ class SlotPool:
         self.shape = replace(self.shape, columns=columns)
         with torch.inference_mode():
             self._slot_cache.resize(columns)
-            if self._step is not None:
-                mark_static(self._slot_cache.cache)
 
 
 def pays_for_rows(sequence: PrefilledSequence) -> bool:

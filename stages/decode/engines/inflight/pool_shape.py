@@ -2,7 +2,7 @@
 weights.
 
 The engine and the planner use it. It imports no model library. The estimate covers the KV pool, the
-prefill of one prompt, a decode step, the check before use, the shared prompt prefix and a compiler.
+prefill of one prompt, a decode step, the check before use and the shared prompt prefix.
 """
 
 from collections.abc import Iterator, Sequence
@@ -66,23 +66,18 @@ class PoolLayout:
     """Whether every job has this number of rows, because the model's numbers depend on it."""
     aligned: bool = False
     """Whether all sequences end at the last column."""
-    compiled: bool = False
-    """Whether the step is compiled, once per shape."""
     rounded_to: int = 0
     """Columns up to which widths are rounded, because steps are recorded once per shape; 0: they
     are not rounded. The plan counts so many, so rounding takes no slot."""
 
     def columns(self, tokens: int) -> int:
-        """Return the columns of a pool for sequences of at most `tokens` tokens. For compiled steps
-        they double, so there are few shapes; for recorded ones there are four widths up to twice as
-        many. Aligned ones grow by whole blocks, so a sequence is split at the same places whatever
-        the width."""
+        """Return the columns of a pool for sequences of at most `tokens` tokens. For recorded steps
+        there are four widths up to twice as many. Aligned ones grow by whole blocks, so a sequence
+        is split at the same places whatever the width."""
         found = columns_for(tokens)
         if self.rounded_to:
             step = max(COLUMN_MULTIPLE, (1 << (found - 1).bit_length()) // 8)
             return max(found, min(-(-found // step) * step, self.rounded_to))
-        if self.compiled:
-            return COLUMN_MULTIPLE << (found // COLUMN_MULTIPLE - 1).bit_length()
         return -(-found // BLOCK) * BLOCK if self.aligned and found > BLOCK else found
 
     def pool(self, slots: int, columns: int) -> PoolShape:
@@ -96,17 +91,16 @@ PLAIN = PoolLayout(rows=MIN_STEP_ROWS)
 
 
 def candidate_layouts(
-    slots: int, *, compiled: bool, is_only_engine: bool, step_rows: Sequence[int] = ()
+    slots: int, *, is_only_engine: bool, step_rows: Sequence[int] = ()
 ) -> Iterator[PoolLayout]:
     """Yield the layouts for `slots` slots, the best first. `is_only_engine` is whether no other
     engine may run. `step_rows` are the fixed numbers of rows to try; empty: by the slots."""
     if not step_rows:
-        yield PoolLayout(rows=rows_for(slots), compiled=compiled)
+        yield PoolLayout(rows=rows_for(slots))
     for rows in step_rows or (MIN_STEP_ROWS,):
-        yield PoolLayout(rows=rows, fixed=True, compiled=compiled)
+        yield PoolLayout(rows=rows, fixed=True)
     # Aligned slots take the same memory used or not, so they are tried only if all are in use.
-    # Their columns move after each step, where compiled code would not find them.
-    if not compiled and (slots >= MIN_STEP_ROWS or is_only_engine):
+    if slots >= MIN_STEP_ROWS or is_only_engine:
         yield PoolLayout(rows=MIN_STEP_ROWS, fixed=True, aligned=True)
 
 
@@ -137,9 +131,6 @@ WIDE = 4
 """Bytes per number of the logits that select a token."""
 COPIED_LAYERS = frozenset({"DynamicIndexedLayer"})
 """Cache layers whose keys the model changes before attention, so that unused rows need a copy."""
-COMPILER_BYTES, COMPILED_LAYER_BYTES = 190 << 20, 5 << 20
-"""Memory of torch's compiler, and per layer of a step, in bytes. Measured: 200 MiB for the demo's 4
-layers, 300 MiB for 24 layers."""
 GRAPH_BYTES = 80 << 20
 """Memory of a recorded step besides its numbers, in bytes: kernels, a workspace of cuBLAS for its
 stream, weights of a layer in 16 bit. Measured on an H200: 44 to 86 MiB with the numbers."""
@@ -152,7 +143,7 @@ def slot_terms(load: SlotLoad) -> Iterator[SlotTerm]:
     rows = max(GPU_STEP_ROWS) if fixed else rows_for(slots)
     if fixed and memory.has_states:
         rows = MIN_STEP_ROWS
-    layout = PoolLayout(rows=rows, fixed=fixed, compiled=load.engine.compiled)
+    layout = PoolLayout(rows=rows, fixed=fixed)
     pool = layout.pool(slots, layout.columns(load.tokens + load.new_tokens))
     kept = pool_bytes(memory, pool, each)
     why = f"{counted(slots, 'slot')} x {pool.columns:,} columns x "
@@ -173,19 +164,9 @@ def slot_terms(load: SlotLoad) -> Iterator[SlotTerm]:
         shared = memory.bytes(load.tokens, each) + memory.states(each)
         why = f"the shared prefix of a chunk's prompts: at most {load.tokens:,} tokens"
         yield SlotTerm("kv", shared, why)
-    if load.engine.compiled:
-        yield compiler_term(memory, load.device)
-    elif fixed:
+    if fixed:
         why = f"a recorded step of {counted(pool.rows, 'row')}, and its graph"
         yield SlotTerm("workspace", step + GRAPH_BYTES, why)
-
-
-def compiler_term(memory: RowMemory, device: str) -> SlotTerm:
-    """Return the host memory of a compiled step in its process."""
-    layers = sum(kind.layers for kind in memory.kept)
-    why = f"torch's compiler and a step of {counted(layers, 'layer')} in it"
-    size = COMPILER_BYTES + layers * COMPILED_LAYER_BYTES
-    return SlotTerm("host" if device.startswith("cuda") else "workspace", size, why)
 
 
 def pool_bytes(memory: RowMemory, pool: PoolShape, each: int) -> int:

@@ -168,8 +168,6 @@ class PrefilledSequence:
     """Whether attention gets the keys of each cache layer unchanged."""
     encoder_output: EncoderOutput | None = None
     """The encoder's output, for a half with an encoder for prompts."""
-    step: Callable[..., Any] | None = None
-    """Function that computes a step in place of the model, such as the compiled model."""
     stopped: Callable[[Sequence[int]], bool] | None = None
     """Function that checks the new tokens for a stop string; None: no check."""
 
