@@ -137,7 +137,7 @@ def shares_device(model: Model, rungs: Sequence[Rung], device: str) -> bool:
     if not decode.in_slots or decode.offload or not takes_any_batches(model, encode):
         return False
     engine = model.best("language").choice[0]
-    return not (engine.depends_on_batch or engine.compiled or engine.gguf)
+    return not (engine.depends_on_batch or engine.gguf)
 
 
 def batch_without_slots(request: PlanRequest, rung: Rung, budget: Budget) -> int:

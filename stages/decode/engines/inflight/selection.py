@@ -134,7 +134,7 @@ class Rows:
 
 
 @dataclass(kw_only=True, slots=True)
-class Group:
+class RowGroup:
     """The rows with the same settings."""
 
     processors: Sequence[Any]
@@ -151,7 +151,7 @@ class TokenSelection:
         """`rows` are those of a step. `whole`: whether a group computes all of them; None: on a
         GPU."""
         self._rows, self._whole = rows, whole
-        self._groups: dict[Hashable, Group] = {}
+        self._groups: dict[Hashable, RowGroup] = {}
         self._ids = torch.zeros(2, rows, 0, dtype=torch.long)
         """All tokens and the generated ones, of shape [2, rows, columns]."""
 
@@ -177,7 +177,7 @@ class TokenSelection:
             self._ids = wider
         if (group := self._groups.get(rules.settings)) is None:
             mask = torch.zeros(self._rows, dtype=torch.bool, device=ids.device)
-            group = self._groups[rules.settings] = Group(processors=rules.processors, mask=mask)
+            group = self._groups[rules.settings] = RowGroup(processors=rules.processors, mask=mask)
         group.members[slot], group.mask[slot] = rules, True
         rules.slot, rules.tokens = slot, ids.shape[1] + 1
         self._ids[:, slot] = NO_TOKEN
