@@ -16,7 +16,7 @@ from artifacts.errors import EnvironmentFault, PenstockError, UsageError
 from stages.models import describe, load_half
 from stages.models.hub.headers import Header
 from stages.models.shards.layout import DTYPE_NAMES
-from stages.models.stored.codes import Codes, codes_of, unpack
+from stages.models.stored.codes import Codes, _decoded, codes_of, unpack
 from stages.models.stored.layouts import Settings, StoredLayer, recognize
 from stages.models.stored.linear import BESIDE, PackedLinear
 from tests.support.families import checkpoint, made_once
@@ -393,3 +393,51 @@ def test_the_codes_of_awq_are_read_in_pieces() -> None:
     codes: Codes = codes_of(layer, tensors)
     assert codes.codes.shape == (rows, columns // 2)
     assert torch.equal(unpack(layer, codes, torch.float16, torch.float16), meant.half())
+
+
+def test_every_code_of_eight_and_four_bit_floats_is_read() -> None:
+    every = torch.arange(256, dtype=torch.uint8)
+    tensors = {
+        "weight": every.view(4, 64).view(torch.float8_e4m3fn),
+        "weight_scale": torch.ones(4, 1),
+    }
+    layer = layer_of(tensors, 4, 64, {})
+    for code, number in enumerate(read(tensors, layer, torch.float32).flatten().tolist()):
+        exponent, part = code >> 3 & 15, code & 7
+        size = (part + 8 * (exponent > 0)) * 2.0 ** (max(exponent, 1) - 10)
+        if code & 127 == 127:
+            assert number != number, code
+        else:
+            assert number == (-size if code > 127 else size), code
+    exponents = torch.full((16, 1), 127, dtype=torch.uint8)
+    tensors = {"weight_packed": every.view(16, 16), "weight_scale": exponents}
+    found = read(tensors, layer_of(tensors, 16, 32, {}), torch.float32).flatten().tolist()
+    sizes = (0, 0.5, 1, 1.5, 2, 3, 4, 6)
+    numbers = [*sizes, *(-n for n in sizes)]
+    assert found == [numbers[half] for code in range(256) for half in (code & 15, code >> 4)]
+
+
+def test_a_narrow_layer_is_unpacked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    tensors, meant = LAYOUTS["w4a16"].quantize(noise(256, 32))
+    layer = layer_of(tensors, 256, 32, LAYOUTS["w4a16"].settings)
+    held, rows = codes_of(layer, tensors), []
+    monkeypatch.setattr(
+        "stages.models.stored.codes._decoded",
+        lambda layer, codes, into: rows.append(len(codes)) or _decoded(layer, codes, into),
+    )
+    assert torch.equal(unpack(layer, held, torch.bfloat16, torch.bfloat16), meant.bfloat16())
+    assert rows == [256], "pieces that take less time than the calls"
+
+
+@pytest.mark.parametrize("layout", ["fp8-tensor", "w8a8", "awq"])
+def test_codes_without_quantization_config_are_not_taken_for_weights(
+    layout: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(written(layout), folder)
+    config = json.loads((folder / "config.json").read_text())
+    del config["quantization_config"]  # as ModelOpt leaves it
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UsageError, match="no quantization_config") as caught:
+        describe(folder)
+    assert "\n" not in str(caught.value) and caught.value.hint

@@ -19,7 +19,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from artifacts.errors import UsageError
 from stages.models.hub.headers import Header
+from stages.models.hub.quantized import ADVICE
 from stages.models.stored.codes import codes_of, unpack
 from stages.models.stored.layouts import BYTES, NAMES, Settings, StoredLayer, recognize
 from stages.models.stored.linear import PackedLinear
@@ -42,10 +44,12 @@ def is_read_here(settings: Mapping[str, Any] | None) -> bool:
 def stored_layers(skeleton: Any, headers: Sequence[Header]) -> dict[str, StoredLayer]:
     """Return the quantized layers that belong to the model: name of the weight → layer. Raises
     EnvironmentFault for damaged ones, UsageError for layouts that are not read."""
-    settings = stored_settings(skeleton.config)
+    settings, parts = stored_settings(skeleton.config), _parts(headers)
     if not is_read_here(settings):
+        if not settings:
+            _refuse_unstated(skeleton, parts)
         return {}
-    stated, parts = Settings.of(settings or {}), _parts(headers)
+    stated = Settings.of(settings or {})
     names = list(parts)
     found: dict[str, StoredLayer] = {}
     for name, path in zip(names, model_names(skeleton, names), strict=True):
@@ -73,6 +77,19 @@ def _parts(headers: Iterable[Header]) -> dict[str, dict[str, Header]]:
             if local in NAMES or header.dtype in BYTES:
                 marked.add(f"{stem}.weight")
     return {name: parts for name, parts in every.items() if name in marked}
+
+
+def _refuse_unstated(skeleton: Any, parts: Mapping[str, Mapping[str, Header]]) -> None:
+    """Refuse weights with scales of which config.json does not say how they were quantized. The
+    loader would take the codes for weights. Raises UsageError."""
+    scaled = [name for name, own in parts.items() if not own.keys().isdisjoint(NAMES)]
+    known = [name for name, path in zip(scaled, model_names(skeleton, scaled), strict=True) if path]
+    if known:
+        raise UsageError(
+            f"{known[0]} is quantized, but config.json has no quantization_config. Files of "
+            "ModelOpt say it in hf_quant_config.json, which Penstock does not read",
+            hint=ADVICE,
+        )
 
 
 def _check_scales(layers: Iterable[StoredLayer]) -> None:
