@@ -420,11 +420,13 @@ def test_every_code_of_eight_and_four_bit_floats_is_read() -> None:
 def test_a_narrow_layer_is_unpacked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     tensors, meant = LAYOUTS["w4a16"].quantize(noise(256, 32))
     layer = layer_of(tensors, 256, 32, LAYOUTS["w4a16"].settings)
-    held, rows = codes_of(layer, tensors), []
-    monkeypatch.setattr(
-        "stages.models.stored.codes._decoded",
-        lambda layer, codes, into: rows.append(len(codes)) or _decoded(layer, codes, into),
-    )
+    held, rows = codes_of(layer, tensors), list[int]()
+
+    def counted(layer: Any, codes: Any, into: Any) -> Any:
+        rows.append(len(codes))
+        return _decoded(layer, codes, into)
+
+    monkeypatch.setattr("stages.models.stored.codes._decoded", counted)
     assert torch.equal(unpack(layer, held, torch.bfloat16, torch.bfloat16), meant.bfloat16())
     assert rows == [256], "pieces that take less time than the calls"
 
