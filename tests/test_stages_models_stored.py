@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from artifacts.errors import EnvironmentFault, PenstockError, UsageError
 from stages.models import describe, load_half
 from stages.models.hub.headers import Header
+from stages.models.hub.quantized import refuse_unread
 from stages.models.shards.layout import DTYPE_NAMES
 from stages.models.stored.codes import Codes, _decoded, codes_of, unpack
 from stages.models.stored.layouts import Settings, StoredLayer, recognize
@@ -443,3 +444,24 @@ def test_codes_without_quantization_config_are_not_taken_for_weights(
     with pytest.raises(UsageError, match="no quantization_config") as caught:
         describe(folder)
     assert "\n" not in str(caught.value) and caught.value.hint
+
+
+@pytest.mark.parametrize("group", [-1, 99])
+def test_a_column_of_a_group_without_scale_is_refused(group: int) -> None:
+    tensors, _ = LAYOUTS["gptq"].quantize(noise(8, 32))
+    tensors["g_idx"][0] = group
+    layer = layer_of(tensors, 8, 32, LAYOUTS["gptq"].settings)
+    with pytest.raises(EnvironmentFault, match="its g_idx names groups other than 0 to 1"):
+        codes_of(layer, tensors)
+
+
+@pytest.mark.parametrize("block", [[0, 0], [None, 1], ["a", 5], [-1, 5], "x"])
+def test_a_damaged_block_size_is_not_believed(block: Any) -> None:
+    assert Settings.of({"weight_block_size": block}).block == (128, 128)
+
+
+@pytest.mark.parametrize("stated", [[], "awq", 5, True])
+def test_settings_that_are_no_object_are_refused(stated: Any, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"quantization_config": stated}))
+    with pytest.raises(UsageError, match="not an object"):
+        refuse_unread("model", tmp_path)

@@ -100,7 +100,14 @@ def settings_in(config: Mapping[str, Any]) -> Settings | None:
 def refuse_unread(name: str, folder: Path) -> None:
     """Refuse a checkpoint called `name` that its config.json in `folder` says to be quantized in a
     form that is not read. Raises UsageError."""
-    settings = settings_in(read_config(folder))
+    config = read_config(folder)
+    stated = config.get("quantization_config")
+    if stated is not None and not isinstance(stated, Mapping):
+        raise UsageError(
+            f"quantization_config of {folder}/config.json is {str(stated)[:40]}, not an object",
+            hint="Download the checkpoint again, or remove it if the weights are in 16 bit",
+        )
+    settings = settings_in(config)
     if settings is None:
         return
     method = _value(settings, "quant_method")

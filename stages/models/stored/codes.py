@@ -56,15 +56,13 @@ def meta_codes(layer: StoredLayer) -> Codes:
     width = layer.columns // (1 + layer.pairs)
     scale_type = DTYPES.get(parts[layer.scales].dtype, torch.uint8)
     zero_type = torch.int8 if layer.layout == "byte" else torch.uint8
-    zeros = any(name in parts for name in ("qzeros", "weight_zero_point"))
-    index = any(name in parts for name in ("g_idx", "weight_g_idx"))
     divisor = "weight_global_scale" in parts
     empty = partial(torch.empty, device="meta")
     return Codes(
         codes=empty(layer.rows, width, dtype=code),
         scales=empty(layer.table, dtype=scale_type),
-        zeros=empty(layer.table, dtype=zero_type) if zeros else None,
-        group_of=empty(layer.columns, dtype=torch.int32) if index else None,
+        zeros=empty(layer.table, dtype=zero_type) if layer.has_zeros else None,
+        group_of=empty(layer.columns, dtype=torch.int32) if layer.has_index else None,
         divisor=empty(1) if divisor else None,
     )
 
@@ -138,11 +136,18 @@ def _gptq(layer: StoredLayer, tensors: Mapping[str, torch.Tensor]) -> Codes:
     zeros = _numbers(tensors["qzeros"], layer.bits, layer.rows)
     if not layer.v2:  # stored less one; of zero 0 that is all ones, so it wraps
         zeros = (zeros + 1) & (2**layer.bits - 1)
-    index = tensors.get("g_idx")
-    if index is not None and is_in_order(index, layer.table[1]):
-        index = None
     scales, zeros = tensors["scales"].t().contiguous(), zeros.t().contiguous()
-    return Codes(codes, scales, zeros, None if index is None else index.int())
+    return Codes(codes, scales, zeros, _group_of(layer, tensors.get("g_idx")))
+
+
+def _group_of(layer: StoredLayer, index: torch.Tensor | None) -> torch.Tensor | None:
+    """Return the group of each column; None if groups follow one another. Raises EnvironmentFault
+    for groups that have no scale."""
+    if index is None or is_in_order(index, layer.table[1]):
+        return None
+    if int(index.min()) < 0 or int(index.max()) >= layer.table[1]:
+        raise layer.damaged(f"its g_idx names groups other than 0 to {layer.table[1] - 1}")
+    return index.int()
 
 
 def _pack(layer: StoredLayer, tensors: Mapping[str, torch.Tensor]) -> Codes:
@@ -152,11 +157,8 @@ def _pack(layer: StoredLayer, tensors: Mapping[str, torch.Tensor]) -> Codes:
         zeros = _numbers(stored.t(), layer.bits, layer.rows).t().contiguous()
     elif stored is not None:  # older files
         zeros = (stored.to(torch.int16) + 2 ** (layer.bits - 1)).to(torch.uint8)
-    index = tensors.get("weight_g_idx")
-    if index is not None and is_in_order(index, layer.table[1]):
-        index = None
     scales = tensors["weight_scale"].reshape(layer.table)
-    return Codes(codes, scales, zeros, None if index is None else index.int())
+    return Codes(codes, scales, zeros, _group_of(layer, tensors.get("weight_g_idx")))
 
 
 def _byte(layer: StoredLayer, tensors: Mapping[str, torch.Tensor]) -> Codes:

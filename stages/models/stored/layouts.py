@@ -58,11 +58,11 @@ class Settings:
         block = next(iter(_values(stated, ("weight_block_size", "block_structure"))), None)
         sizes = _values(stated, ("group_size", "q_group_size"))
         bits = _values(stated, ("bits", "w_bit", "num_bits"))
-        two = isinstance(block, list | tuple) and len(block) == 2
+        sides = [n for n in block if type(n) is int and n > 0] if isinstance(block, list) else []
         return cls(
             method=str(stated.get("quant_method", "")),
             v2=form == "gptq_v2",
-            block=(int(block[0]), int(block[1])) if two and block is not None else (BLOCK, BLOCK),
+            block=(sides[0], sides[1]) if len(sides) == 2 else (BLOCK, BLOCK),
             group_sizes=frozenset(n for n in sizes if isinstance(n, int)),
             bits=frozenset(n for n in bits if isinstance(n, int)),
         )
@@ -127,14 +127,21 @@ class StoredLayer:
         return self.bits == 8 or self.pairs
 
     @property
+    def has_zeros(self) -> bool:
+        return not self.parts.keys().isdisjoint(("qzeros", "weight_zero_point"))
+
+    @property
+    def has_index(self) -> bool:
+        return not self.parts.keys().isdisjoint(("g_idx", "weight_g_idx"))
+
+    @property
     def packed_bytes(self) -> int:
         """Return the bytes that it takes in memory while it is packed."""
         cells = math.prod(self.table)
-        zeros = cells * any(name in self.parts for name in ("qzeros", "weight_zero_point"))
         scales = self.parts[self.scales]
         each = scales.size // max(1, math.prod(scales.shape))
-        index = 4 * self.columns * any(name in self.parts for name in ("g_idx", "weight_g_idx"))
-        return self.rows * self.columns // (1 + self.pairs) + cells * each + zeros + index
+        beside = cells * (each + self.has_zeros) + 4 * self.columns * self.has_index
+        return self.rows * self.columns // (1 + self.pairs) + beside
 
     def damaged(self, what: str) -> EnvironmentFault:
         return EnvironmentFault(f"the quantized layer {self.stem}: {what}", hint=DOWNLOAD_HINT)
@@ -203,34 +210,27 @@ def _groups(layer: StoredLayer, count: int) -> int:
     return layer.columns // count
 
 
-def _awq(layer: StoredLayer, settings: Settings) -> StoredLayer:
-    rows, columns = layer.rows, layer.columns
-    scales = layer.expect("scales", FLOATS)
-    groups = scales.shape[0] if scales.shape else 0
-    layer.expect("scales", FLOATS, (groups, rows))
-    layer.expect("qweight", ("I32",), (columns, rows // 8))
-    layer.expect("qzeros", ("I32",), (groups, rows // 8))
-    block = (1, _groups(layer, groups))
-    return replace(layer, kind="awq", bits=4, scales="scales", table=(rows, groups), block=block)
-
-
-def _gptq(layer: StoredLayer, settings: Settings) -> StoredLayer:
+def _words(layer: StoredLayer, settings: Settings) -> StoredLayer:
+    """Check AWQ, whose words go along rows, and GPTQ, whose words go along columns."""
     rows, columns = layer.rows, layer.columns
     scales = layer.expect("scales", FLOATS)
     words = layer.expect("qweight", ("I32",)).shape
-    bits = 32 * words[0] // columns if len(words) == 2 else 0
+    is_awq, bits = layer.layout == "awq", 4
+    if not is_awq:
+        bits = 32 * words[0] // columns if len(words) == 2 else 0
     if bits not in (2, 4, 8):
         raise layer.unreadable(
             f"has codes of shape {list(words)}, which no layout that is read has"
         )
     groups = scales.shape[0] if scales.shape else 0
-    layer.expect("qweight", ("I32",), (columns * bits // 32, rows))
+    whole = (columns, rows // 8) if is_awq else (columns * bits // 32, rows)
+    layer.expect("qweight", ("I32",), whole)
     layer.expect("scales", FLOATS, (groups, rows))
     layer.expect("qzeros", ("I32",), (groups, math.ceil(rows * bits / 32)))
     layer.may_have("g_idx", ("I32", "I64"), (columns,))
     return replace(
         layer,
-        kind=f"gptq-int{bits}",
+        kind="awq" if is_awq else f"gptq-int{bits}",
         bits=bits,
         scales="scales",
         table=(rows, groups),
@@ -305,8 +305,8 @@ def _fp4(layer: StoredLayer, settings: Settings) -> StoredLayer:
 
 
 LAYOUTS: dict[str, Callable[[StoredLayer, Settings], StoredLayer]] = {
-    "awq": _awq,
-    "gptq": _gptq,
+    "awq": _words,
+    "gptq": _words,
     "pack": _pack,
     "byte": _byte,
     "fp4": _fp4,
