@@ -165,8 +165,8 @@ ITSELF = [
 """Prompts; their files have names and tags with placeholders."""
 
 
-@pytest.mark.parametrize("request", ITSELF)
-def test_what_fills_a_placeholder_is_not_filled_again(request: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("requested", ITSELF)
+def test_what_fills_a_placeholder_is_not_filled_again(requested: str, tmp_path: Path) -> None:
     name, tags, before = "{previous}{times}", "{frames} seconds {\ufdd0}{name}", "{tags} {seconds}"
     folder = tmp_path / "{seconds}"
     folder.mkdir()
@@ -174,17 +174,17 @@ def test_what_fills_a_placeholder_is_not_filled_again(request: str, tmp_path: Pa
     file = MediaFile(
         path=folder / f"{name}.mp4", media_path=f"{name}.mp4", source=str(tmp_path), kind="video"
     )
-    medium = Medium(digest=DIGEST, path=str(file.path), kind="video", prompt=request)
-    prompt = FilePlaceholders(FolderStore(tmp_path / "store")).fill(request, file, DIGEST)
+    medium = Medium(digest=DIGEST, path=str(file.path), kind="video", prompt=requested)
+    prompt = FilePlaceholders(FolderStore(tmp_path / "store")).fill(requested, file, DIGEST)
     filled = replace(medium, prompt=prompt)
     whole = chunk(0.0, 3.0, 0.0, 1.0)
     words = {"name": name, "folder": "{seconds}", "tags": tags, "previous": before}
     words |= {"seconds": "3.00", "frames": "2"}
     # Each word is cut out of the prompt once, from the left.
-    pieces = re.split("{{({})}}".format("|".join(words)), request)
+    pieces = re.split("{{({})}}".format("|".join(words)), requested)
     once = "".join(words[each] if at % 2 else each for at, each in enumerate(pieces))
     assert task_of(filled, whole, NAMESPACES, before).prompt == once
-    assert filled.uses_previous_caption == ("{previous}" in request)
+    assert filled.uses_previous_caption == ("{previous}" in requested)
 
 
 def test_a_plan_counts_a_token_for_each_byte_of_times() -> None:

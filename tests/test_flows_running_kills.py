@@ -266,22 +266,22 @@ def moments() -> Sequence[object]:
 
 
 @pytest.mark.parametrize(
-    ("request", "stage", "item", "victim"), [("few", "encode", 1, "group"), *moments()]
+    ("requested", "stage", "item", "victim"), [("few", "encode", 1, "group"), *moments()]
 )
 def test_a_killed_run_resumes_to_the_same_bytes(
-    undisturbed: Run, tmp_path: Path, request: str, stage: str, item: int, victim: str
+    undisturbed: Run, tmp_path: Path, requested: str, stage: str, item: int, victim: str
 ) -> None:
-    whole, options = undisturbed(request)
+    whole, options = undisturbed(requested)
     place = Place(clips=whole.clips, out=tmp_path / "out", store=tmp_path / "store")
     status = kill_at(place, stage, item, victim, *options)
     assert status == (-9 if victim == "group" else 0)
     before = {name: place.journal(name) for name in STAGES}
-    if victim != "group" and request in STEADY:
+    if victim != "group" and requested in STEADY:
         # Chunks are encoded while frames are cut, so both processes may have been there.
         twice = {name: s for name, s in place.stages().items() if s["processes"] == 2}
         assert stage in twice and set(twice) <= {stage, "encode"}
         assert "SIGKILL" in twice[stage]["warnings"][0]
-    elif request in STEADY:
+    elif requested in STEADY:
         most = whole.journal(stage).total()
         assert item <= before[stage].total() < most, "the kill came after the stage's last item"
     resumed = place.run(*options)
@@ -290,11 +290,11 @@ def test_a_killed_run_resumes_to_the_same_bytes(
         after = place.journal(name)
         assert set(after.values()) <= {1}, f"{name} made an item twice"
         assert after.total() <= whole.journal(name).total()
-        if name in place.stages() and request in STEADY:
+        if name in place.stages() and requested in STEADY:
             assert place.stages()[name]["items"] == after.total() - published.total()
     assert place.captions() == whole.captions()
-    assert not request.startswith("form") or place.captions()[0]["fields"]
-    if "summary" in request:
+    assert not requested.startswith("form") or place.captions()[0]["fields"]
+    if "summary" in requested:
         messages = [(p.out / "summaries.jsonl").read_bytes() for p in (place, whole)]
         assert messages[0] == messages[1]
     for kind in ("media", "features", "captions", "summaries"):

@@ -147,7 +147,7 @@ def test_a_coding_that_is_not_known_is_refused_by_name(
 
 
 @pytest.mark.parametrize(
-    ("request", "words"),
+    ("requested", "words"),
     [
         ("GET /v1/search?q=a&bogus=1", "unknown parameter 'bogus'"),
         ("HEAD /v1/search?q=a&bogus=1", ""),
@@ -163,9 +163,9 @@ def test_a_coding_that_is_not_known_is_refused_by_name(
     ],
 )
 def test_a_parameter_that_a_route_does_not_have_is_refused_by_name(
-    client: TestClient, request: str, words: str
+    client: TestClient, requested: str, words: str
 ) -> None:
-    answer = client.request(*request.split(" "), content=b"")
+    answer = client.request(*requested.split(" "), content=b"")
     assert answer.status_code == 422, (answer.status_code, answer.text)
     assert words in answer.text
 

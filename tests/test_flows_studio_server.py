@@ -351,23 +351,23 @@ def review(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OpenStudio]:
 
 
 @pytest.mark.parametrize(
-    "request",
+    "requested",
     [
         *("bytes=99999999-", "bytes=-0", "bytes=a-b", "bytes=5-1", "bytes=", "x=0-1", "bytes=-1-"),
         "bytes=" + ",".join(f"{n}-{n}" for n in range(0, 4000, 2)),
         "bytes=" + "0-," * 3000,
     ],
 )
-def test_an_odd_range_takes_no_more_than_the_file(review: OpenStudio, request: str) -> None:
+def test_an_odd_range_takes_no_more_than_the_file(review: OpenStudio, requested: str) -> None:
     path = f"{review.own}/media/0"
     size = len(review.ask("GET", path).body)
-    answer = review.ask("GET", path, headers={"Range": request})
+    answer = review.ask("GET", path, headers={"Range": requested})
     assert answer.status in {200, 206, 400, 416}
     assert len(answer.body) <= 200 * size
 
 
 @pytest.mark.parametrize(
-    "request",
+    "requested",
     [
         *(b'{"id": NaN, "does": "x"}', b'{"id": "a"}', {"id": 1}, {"does": "\ud800"}),
         *({"id": "\udfff"}, {"id": "n" * 201}, {"does": "d" * 201}, {"of": None}),
@@ -379,12 +379,12 @@ def test_an_odd_range_takes_no_more_than_the_file(review: OpenStudio, request: s
         {"changes": [{"of": KEY_OF_NONE}] * 20_000},
     ],
 )
-def test_an_edit_that_is_none_is_refused_in_one_line(review: OpenStudio, request: Any) -> None:
+def test_an_edit_that_is_none_is_refused_in_one_line(review: OpenStudio, requested: Any) -> None:
     """`asked` replaces fields of a valid edit, or of its change."""
     before, edit = journal(review), review.deed("a")
-    if isinstance(request, dict):
-        (edit if request.keys() <= edit.keys() else edit["changes"][0]).update(request)
-    answer = review.post(f"{review.own}/edits", edit if isinstance(request, dict) else request)
+    if isinstance(requested, dict):
+        (edit if requested.keys() <= edit.keys() else edit["changes"][0]).update(requested)
+    answer = review.post(f"{review.own}/edits", edit if isinstance(requested, dict) else requested)
     assert answer.status == 422
     values = json.loads(answer.body)["error"]
     assert values.isprintable() and len(values) < 300 and "Traceback" not in values

@@ -277,12 +277,12 @@ def test_the_worker_says_at_once_what_it_waits_for_and_then_that_it_is_there(
 
 
 @pytest.mark.parametrize(
-    "request", ["127.0.0.1:{}/api", "http://127.0.0.1:{}", "http://127.0.0.1:{}/"]
+    "requested", ["127.0.0.1:{}/api", "http://127.0.0.1:{}", "http://127.0.0.1:{}/"]
 )
 def test_an_address_that_no_api_can_have_is_refused_at_once(
-    port: int, request: str, monkeypatch: pytest.MonkeyPatch
+    port: int, requested: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    url = request.format(port)
+    url = requested.format(port)
     expected = "add /api" if "//" in url else "it must begin with http:// or https://"
     server = HTTPServer(("127.0.0.1", port), Healthy)
     answering = threading.Thread(target=server.serve_forever)

@@ -342,7 +342,7 @@ import json, sys
 from pathlib import Path
 from tests.support.clips import PROMPTS, clips
 from tests.support.families import checkpoint
-from tests.support.waves import OTHER, Wave, said
+from tests.support.waves import OTHER, Wave, captions_of
 folder, family, engine = sys.argv[1:]
 settings = {"dtype": "bfloat16", "device": "cuda:0", "engine": engine}
 wave = Wave(Path(folder, "store"), checkpoint(family), [clips("video", 2)], **settings)
@@ -351,7 +351,7 @@ wave.decode(PROMPTS)
 wave.settings |= {"offload": True, "prefill": 256}
 told = wave.decode(PROMPTS, OTHER)
 fetched = sum(note.get("bytes_fetched_a_pass", 0) for note in told)
-print(json.dumps([said(wave.captions()), said(wave.captions(OTHER)), fetched]))
+print(json.dumps([captions_of(wave.captions()), captions_of(wave.captions(OTHER)), fetched]))
 """
 
 

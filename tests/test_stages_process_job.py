@@ -178,7 +178,7 @@ def test_an_item_is_the_list_of_its_fields_in_order(kind: Any) -> None:
 
 
 def test_a_hundred_thousand_items_are_read_in_a_moment() -> None:
-    batches = [[["k" * 64, "f" * 64, "prompt", "", "", False, False, "video", ""]] * 10] * 10_000
+    batches = [[["k" * 64, "f" * 64, "prompt", "", "", False, False, "video"]] * 10] * 10_000
     half = {"model": "m"}
     messages = {"half": half, "store": "", "features_namespace": "", "namespace": "", "engine": ""}
     started = time.process_time()
