@@ -1,6 +1,7 @@
 """A folder that another user made, with all that a stranger can plant in it, given to each command
 that takes an output folder: it shows the folder, and believes nothing that it says."""
 
+import contextlib
 import json
 import os
 import re
@@ -142,6 +143,7 @@ def plant(out: Path, store: Path, ran: Path, port: int) -> None:
         "examples": [example],
         "held_out": [example],
         "differing": [],
+        "trained": "",
         "enough": True,
         "before": [],
         "after": [],
@@ -192,9 +194,13 @@ def served(case: Case, *words: Any) -> str:
     """Open a page, ask for all that it shows, correct a caption, and return what was printed."""
     command = [*PENSTOCK, *map(str, words), "--port", "0"]
     pipe = subprocess.PIPE
-    with subprocess.Popen(
-        command, cwd=case.root, env=case.me.environment, stdin=pipe, stdout=pipe, stderr=pipe
-    ) as process:
+    with (
+        subprocess.Popen(
+            command, cwd=case.root, env=case.me.environment, stdin=pipe, stdout=pipe, stderr=pipe
+        ) as process,
+        contextlib.ExitStack() as failed,
+    ):
+        failed.callback(process.kill)  # leaving the block waits for the process
         assert process.stdout is not None
         found = ADDRESS.match(line := process.stdout.readline().decode())
         assert found, line
@@ -214,6 +220,7 @@ def served(case: Case, *words: Any) -> str:
         assert page.runs() == [], "a queue in the folder is not read"
         process.send_signal(signal.SIGTERM)
         out, errors = process.communicate(timeout=60)
+        failed.pop_all()
     return out.decode() + errors.decode()
 
 
