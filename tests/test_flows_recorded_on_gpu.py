@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 import penstock_demo
-from stages.decode.engines.inflight.recorded import SWITCH
+from stages.memory.cuda_graphs import SWITCH
 from tests.support import gpus
 from tests.support.fake_gpu.graphs import DRIVER
 from tests.support.fake_gpu.state import GraphFaults

@@ -14,11 +14,11 @@ from stages.decode.engines.inflight.pool import SlotPool
 from stages.decode.engines.inflight.pool_shape import PLAIN, PoolLayout, PoolShape, columns_for
 from stages.decode.engines.inflight.prefill import PrefilledSequence, prefill_row
 from stages.decode.engines.inflight.recorded import (
-    SWITCH,
     RecordedPool,
     StepRecorder,
     recorder_for,
 )
+from stages.memory.cuda_graphs import SWITCH
 from stages.models.half_job import HalfJob
 from tests.support.fake_capture import faults_of
 from tests.support.fake_gpu.graphs import DRIVER, PREVIOUS

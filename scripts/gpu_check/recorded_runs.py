@@ -27,7 +27,7 @@ TOGETHER_SECONDS = 1.0
 
 def _captioned(setting: Setting, folder: Path, name: str) -> Run:
     """Caption the samples, whose features may be stored and whose captions are not."""
-    from stages.decode.engines.inflight.recorded import SWITCH
+    from stages.memory.cuda_graphs import SWITCH
 
     store = name if name == BESIDE else STORE
     shutil.rmtree(setting.folder / f"{store}-store" / "captions", ignore_errors=True)

@@ -63,7 +63,7 @@ from stages.models.shards.layout import (
     keeping_files,
     write_rest,
 )
-from stages.models.stored.names import model_names
+from stages.models.stored.layers import model_names
 from stages.process.events import EventReporter
 
 NAME = "tokenizer.json"

@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
 from functools import partial
@@ -14,6 +13,7 @@ import torch
 
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.schema import Half, Part
+from stages.memory.cuda_graphs import is_switched_off
 from stages.memory.oom_retry import trim_freed_blocks
 from stages.models.adapter_injection import adapted, adapted_modules
 from stages.models.half_job import HalfJob
@@ -22,7 +22,7 @@ from stages.models.halves.host_grids import keep_grids_on_host
 from stages.models.halves.load import ReloadableHalf, load_half
 from stages.models.halves.offload import load_in_layers, offloaded_bytes
 from stages.models.halves.ranged_reads import NOTE
-from stages.models.halves.recorded import RECORDER, SWITCH, PassRecorder
+from stages.models.halves.recorded import RECORDER, PassRecorder
 from stages.models.halves.routes import config_and_class, one_line, skeleton_of
 from stages.models.halves.windows import group_windows
 from stages.models.hub.resolve import resolve_model
@@ -35,8 +35,7 @@ from stages.models.precision.quantize import (
 )
 from stages.models.precision.weights import attention_of, for_half, stored_modules
 from stages.models.processors.prepare import load_processor
-from stages.models.stored.layers import FORM, is_read_here, stored_settings
-from stages.models.stored.names import model_names
+from stages.models.stored.layers import FORM, is_read_here, model_names, stored_settings
 from stages.models.streaming.load import load_streamed, streamed_layers
 from stages.models.streaming.pinned import load_pinned
 from stages.process.deferred_imports import import_transformers
@@ -145,20 +144,9 @@ class ModelJob(HalfJob):
                 load = load_streamed
             half = load(folder, skeleton, keep, tuple(extra_modules), self.device, options)
             return self._checked(half, keep, extra_modules)
-        dtype = options["dtype"] if self.dtype != "auto" else config.dtype or torch.float32
         if is_read_here(settings):
-            if self.precision in KINDS:
-                raise UsageError(
-                    f"the checkpoint was saved quantized, and cannot be converted to "
-                    f"{self.precision}",
-                    hint="Leave --precision out, or use the checkpoint it was made from",
-                )
-            with _attention_errors(self.attention):
-                return self._checked(
-                    load_half(folder, keep, extra_modules=extra_modules, **options),
-                    keep,
-                    extra_modules,
-                )
+            return self._with_stored(folder, keep, extra_modules, options)
+        dtype = options["dtype"] if self.dtype != "auto" else config.dtype or torch.float32
         # Only local files: those of the other half may be missing.
         stored = stored_modules(skeleton, (name for _, name in _tensors(folder)))
         planned = plan(skeleton, keep, self.precision, dtype, stored)
@@ -170,6 +158,20 @@ class ModelJob(HalfJob):
         keep_to_dtype(half)
         # Otherwise it warns at every layer of every step about 8-bit products of 16-bit numbers.
         logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
+        return self._checked(half, keep, extra_modules)
+
+    def _with_stored(
+        self, folder: Path, keep: Part, extra_modules: Iterable[str], options: dict[str, Any]
+    ) -> Any:
+        """Load the half of a checkpoint that another program than bitsandbytes quantized. Raises
+        UsageError if another precision was requested."""
+        if self.precision in KINDS:
+            raise UsageError(
+                f"the checkpoint was saved quantized, and cannot be converted to {self.precision}",
+                hint="Leave --precision out, or use the checkpoint it was made from",
+            )
+        with _attention_errors(self.attention):
+            half = load_half(folder, keep, extra_modules=extra_modules, **options)
         return self._checked(half, keep, extra_modules)
 
     def _with_graphs(
@@ -228,7 +230,7 @@ class ModelJob(HalfJob):
         if keep == "vision" and self.device != "cpu":
             if group_windows(half):
                 keep_grids_on_host(half)
-            if not self.offload and os.environ.get(SWITCH) != "0":
+            if not (self.offload or is_switched_off()):
                 half.__dict__[RECORDER] = PassRecorder()
         return half
 

@@ -29,19 +29,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 from artifacts.tensors import make_record
+from stages.memory.cuda_graphs import reason_of, recording, same_bits
 from stages.memory.meta_device import changed, tensors
 from stages.memory.oom_retry import catch_oom, release_memory
 from stages.models.half_job import RECORDINGS
 from stages.models.halves.host_grids import HostGrid
-from stages.models.halves.windows import same_bits
-from stages.process.exit_diagnosis import causes, first_line
 
 RECORDER: Final = "_penstock_recorder"
 """Attribute of a half whose passes are recorded."""
-SWITCH: Final = "PENSTOCK_RECORD_STEPS"
-"""Environment variable for checks: with 0 no pass is recorded."""
 SEEN: Final = 512
-"""Shapes of which it is known that they were computed once."""
+"""Maximum number of shapes that are remembered as computed once."""
 READS: Final = ("aten._local_scalar_dense", "aten.is_nonzero", "aten.item", "aten.equal")
 """Operators whose result the host reads."""
 SHAPED: Final = (
@@ -115,15 +112,14 @@ class PassRecorder:
         try:
             return compute()
         except Exception as error:  # a driver fails in any way
-            *_, cause = causes(error)
-            reason = f"{type(cause).__name__}: {first_line(cause)}"
+            reason = reason_of(error)
         # Only after the except block is the traceback gone, and with it what its frames held.
         self._stop(reason)
         return None
 
     def _stop(self, reason: str) -> None:
         """Record and replay nothing of the process any more."""
-        PassRecorder.reason = reason[:200]
+        PassRecorder.reason = reason
         self._known.clear()
         torch.cuda.synchronize()
         release_memory()
@@ -159,15 +155,8 @@ class _Recording:
             function(self._inputs)
         self._noted = list(notes.noted)
         """Also what lies at addresses that the graph reads."""
-        self.graph: Any = torch.cuda.CUDAGraph()
         notes.handing_out = True
-        # Threads beside this one copy features to the host. In any other mode that would end the
-        # recording, and fail in those threads.
-        with (
-            torch.cuda.graph(self.graph, pool=pool, capture_error_mode="thread_local"),
-            notes,
-            _HostReads(notes),
-        ):
+        with recording(pool) as self.graph, notes, _HostReads(notes):
             self._made = function(self._inputs)
 
     def replay(self, inputs: Mapping[str, Any]) -> Any:

@@ -22,6 +22,7 @@ import torch
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from artifacts.packs import Record, RecordSet
+from stages.memory.cuda_graphs import same_bits
 from stages.models.halves.boundary import names_in
 
 ATTENTION: Final = "penstock_flash_windows"
@@ -176,14 +177,6 @@ def _in_order(windows: Windows, made: list[torch.Tensor]) -> torch.Tensor:
     """Return the results of all groups in the order of the tokens."""
     tokens = made[0] if windows.back is None else torch.cat(made).index_select(0, windows.back)
     return tokens[None]
-
-
-def same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
-    """Return whether two tensors have the same bits; numbers that are not finite are compared,
-    too."""
-    alike = one.shape == other.shape and one.dtype == other.dtype
-    first, second = (value.contiguous().view(-1).view(torch.uint8) for value in (one, other))
-    return alike and torch.equal(first, second)
 
 
 class StoredWindows:

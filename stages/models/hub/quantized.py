@@ -35,10 +35,15 @@ def _value(settings: Settings, *names: str) -> str:
     return str(found).lower()
 
 
-def _formats(settings: Settings) -> Iterator[str]:
+def _groups(settings: Settings) -> list[Settings]:
+    """Return the settings of each group of layers."""
     groups = settings.get("config_groups")
-    every = [settings, *(groups.values() if isinstance(groups, Mapping) else ())]
-    yield from (str(e.get("format") or "dense") for e in every if isinstance(e, Mapping))
+    every = groups.values() if isinstance(groups, Mapping) else ()
+    return [each for each in every if isinstance(each, Mapping)]
+
+
+def _formats(settings: Settings) -> Iterator[str]:
+    yield from (str(each.get("format") or "dense") for each in (settings, *_groups(settings)))
 
 
 def _is_sparse(settings: Settings) -> bool:
@@ -122,9 +127,7 @@ def refuse_unread(name: str, folder: Path) -> None:
 def ignored_settings(folder: Path) -> str:
     """Return a note on settings of a quantized checkpoint that have no effect; empty if none."""
     settings = settings_in(read_config(folder)) or {}
-    groups = settings.get("config_groups")
-    every = groups.values() if isinstance(groups, Mapping) else ()
-    inputs = [each.get("input_activations") for each in every if isinstance(each, Mapping)]
+    inputs = [each.get("input_activations") for each in _groups(settings)]
     method = _value(settings, "quant_method")
     found = ["its KV cache scales (kv_cache_scheme)"] * bool(settings.get("kv_cache_scheme"))
     if any(inputs) or method == "fbgemm_fp8" or "activation_scheme" in settings:

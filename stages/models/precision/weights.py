@@ -13,8 +13,8 @@ import torch
 from artifacts.schema import Part
 from stages.models.halves.boundary import absent_paths, within
 from stages.models.hub.headers import Header
+from stages.models.stored.layers import model_names
 from stages.models.stored.layouts import StoredLayer
-from stages.models.stored.names import model_names
 
 
 def attention_of(model: Any, keep: Part = "whole") -> str:

@@ -25,7 +25,6 @@ from stages.models.hub.quantized import ADVICE
 from stages.models.stored.codes import codes_of, unpack
 from stages.models.stored.layouts import BYTES, NAMES, Settings, StoredLayer, recognize
 from stages.models.stored.linear import PackedLinear
-from stages.models.stored.names import model_names
 
 
 def stored_settings(config: Any) -> dict[str, Any] | None:
@@ -39,6 +38,30 @@ def stored_settings(config: Any) -> dict[str, Any] | None:
 def is_read_here(settings: Mapping[str, Any] | None) -> bool:
     """Return whether the settings are of another method than the loader's."""
     return (settings or {}).get("quant_method", "") not in ("", "bitsandbytes")
+
+
+def model_names(skeleton: Any, names: Sequence[str]) -> list[str | None]:
+    """Return the loader's name of each stored tensor; None for tensors that do not belong to the
+    model."""
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import (
+        WeightConverter,
+        WeightRenaming,
+        rename_source_key,
+    )
+
+    mapping = get_model_conversion_mapping(skeleton)
+    renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
+    converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
+    places = skeleton.state_dict()
+    prefix = skeleton.base_model_prefix
+    found: list[str | None] = []
+    for stored in names:
+        name, _ = rename_source_key(stored, renamings, converters, prefix, places)
+        if name not in places and stored in places:
+            name = stored
+        found.append(name if name in places else None)
+    return found
 
 
 def stored_layers(skeleton: Any, headers: Sequence[Header]) -> dict[str, StoredLayer]:
@@ -80,7 +103,7 @@ def _parts(headers: Iterable[Header]) -> dict[str, dict[str, Header]]:
 
 
 def _refuse_unstated(skeleton: Any, parts: Mapping[str, Mapping[str, Header]]) -> None:
-    """Refuse weights with scales of which config.json does not say how they were quantized. The
+    """Refuse weights that have scales if config.json does not say how they were quantized. The
     loader would take the codes for weights. Raises UsageError."""
     scaled = [name for name, own in parts.items() if not own.keys().isdisjoint(NAMES)]
     known = [name for name, path in zip(scaled, model_names(skeleton, scaled), strict=True) if path]

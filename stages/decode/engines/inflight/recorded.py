@@ -18,7 +18,6 @@ How it works:
    the pool keeps its slots.
 """
 
-import os
 import time
 import weakref
 from collections.abc import Callable, MutableMapping
@@ -30,14 +29,9 @@ from stages.decode.engines.inflight.cache_layers import STATES
 from stages.decode.engines.inflight.pool import Pool, SlotPool
 from stages.decode.engines.inflight.pool_shape import PoolShape
 from stages.decode.engines.inflight.prefill import PrefilledSequence
+from stages.memory.cuda_graphs import SWITCH, is_switched_off, reason_of, recording, same_bits
 from stages.memory.oom_retry import catch_oom, release_memory
 from stages.models.half_job import HalfJob
-from stages.process.exit_diagnosis import causes, first_line
-
-SWITCH = "PENSTOCK_RECORD_STEPS"
-"""Environment variable for checks: with 0 no step is recorded."""
-REASON_CHARACTERS = 200
-"""Maximum number of characters of a reason."""
 
 
 class StepRecorder:
@@ -64,12 +58,9 @@ class StepRecorder:
 
     def capture(self, compute: Callable[[], torch.Tensor]) -> tuple[Any, torch.Tensor]:
         """Return a graph of a computation, and the tensor that a replay writes to."""
-        graph: Any = torch.cuda.CUDAGraph()
         # One pool of memory for all: what a step makes is read before the next is replayed.
         memory = next((other.pool() for other in self._graphs), None)
-        # A thread beside this one reads features and pins memory. In any other mode that would end
-        # the recording, and fail in that thread.
-        with torch.cuda.graph(graph, pool=memory, capture_error_mode="thread_local"):
+        with recording(memory) as graph:
             made = compute()
         self._graphs.add(graph)
         return graph, made
@@ -82,7 +73,7 @@ def recorder_for(half: HalfJob) -> StepRecorder | None:
     recorder = StepRecorder()
     if half.offload:
         recorder.stop("layers are copied to the device in each step")
-    if os.environ.get(SWITCH) == "0":
+    if is_switched_off():
         recorder.stop(f"{SWITCH} is 0")
     return recorder
 
@@ -127,7 +118,7 @@ class RecordedPool(SlotPool):
         try:
             graph.replay()
         except Exception as error:  # a launch that fails has computed nothing
-            self._stop(_reason(error))
+            self._stop(reason_of(error))
             return None
         self._recorder.replayed += 1
         return logits  # type: ignore[no-any-return]
@@ -161,13 +152,13 @@ class RecordedPool(SlotPool):
         try:
             graph, logits = self._recorder.capture(self._own_logits)
             graph.replay()
-            # As integers, because NaN differs from itself, and rows without a sequence may have it.
-            if not torch.equal(logits.view(torch.int32), expected.view(torch.int32)):
+            # Rows without a sequence may have NaN, which differs from itself.
+            if not same_bits(logits, expected):
                 return "a replayed step gives other logits"
             if self._begun != self._contained():
                 return "a step that is recorded binds tensors of its cache anew"
         except Exception as error:  # a model may wait for the device, and a driver fails in any way
-            return _reason(error)
+            return reason_of(error)
         self._graph = graph, logits
         return ""
 
@@ -231,9 +222,3 @@ def make_pool(
     if recorder is None or recorder.reason:
         return SlotPool(template, shape)
     return RecordedPool(template, shape, recorder)
-
-
-def _reason(error: BaseException) -> str:
-    """Return the innermost cause: what is raised last says only that a recording ended."""
-    *_, cause = causes(error)
-    return f"{type(cause).__name__}: {first_line(cause)}"[:REASON_CHARACTERS]
