@@ -24,11 +24,12 @@ How it works:
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
+from itertools import chain
 
 import torch
 
@@ -368,7 +369,7 @@ class InflightScheduler:
     def _step(self) -> None:
         assert self._pool is not None
         logits, slots = self._pool.step(), len(self._running)
-        tokens = self._selection.select(logits, self._generated)
+        tokens = self._selection.select(logits, self._generated())
         with torch.inference_mode():
             scores = token_scores(logits[:slots], tokens[:slots])  # rows beyond them are unused
         self._pool.set_tokens(tokens)
@@ -376,13 +377,24 @@ class InflightScheduler:
         self._pending.append(PendingTokens(tokens[:slots], scores, [*self._running], self._steps))
         self.usage.steps += slots
 
-    def _generated(self, slot: int) -> list[int]:
-        """Return the tokens that a slot's sequence has generated. Those that are not collected yet
-        were copied before the running step, so they do not wait for it."""
-        state = self._running[slot]
-        assert state is not None
-        waiting = (made for pending in self._pending for made in pending.read())
-        return [*state.output_ids, *(token for one, token, _ in waiting if one is state)]
+    def _generated(self) -> Callable[[int], list[int]]:
+        """Return a function that returns the tokens that a slot's sequence has generated. Those
+        that are not collected yet are read when it is first called. They were copied before the
+        running step, so they do not wait for it."""
+
+        @cache
+        def waiting() -> Mapping[int, list[int]]:
+            found: dict[int, list[int]] = {}
+            for state, token, _ in chain.from_iterable(p.read() for p in self._pending):
+                found.setdefault(id(state), []).append(token)
+            return found
+
+        def generated(slot: int) -> list[int]:
+            state = self._running[slot]
+            assert state is not None
+            return [*state.output_ids, *waiting().get(id(state), ())]
+
+        return generated
 
     def _collect_tokens(self) -> Iterator[SequenceState]:
         """Read the pending tokens that are `lag` steps old. Yield the sequences that they end."""
