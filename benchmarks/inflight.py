@@ -4,8 +4,8 @@ Captions end where a seeded log-normal says (median 60 tokens, 95 of 100 within 
 so that both sides say as much whatever the model would. Ways run in one process: `static` is
 `generate` over batches in the order of the stage, the longest prompts first; `oracle` the same over
 batches that were sorted by what nobody knows beforehand, the lengths of captions; `slots` is the
-loop of the engine. Row-steps are counted: rows times steps after the prompt, of which those are
-wasted that make no token of a caption. It does not know what reading features and publishing take.
+loop of the engine. Row-steps are counted: rows times steps after the prompt. Those that make no
+token of a caption are wasted. It does not know what reading features and publishing take.
 Clips are taken again where there are more chunks; 1,000 show the waste of a large wave.
 """
 

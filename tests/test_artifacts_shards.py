@@ -25,12 +25,12 @@ from artifacts.shards import (
     sample_key,
     write_shards,
 )
-from tests.support.rows import caption as said
+from tests.support.rows import caption as caption_row
 
 
 def sample(number: int, caption: str = "said") -> Sample:
     key = sample_key(f"{number}.mp4", "ab", "Describe.", 1, 0)
-    return Sample(key=key, row=said(caption), content="ab")
+    return Sample(key=key, row=caption_row(caption), content="ab")
 
 
 def write(folder: Path, samples: Sequence[Sample], media: Media | None = None) -> int:

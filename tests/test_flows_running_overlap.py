@@ -71,7 +71,7 @@ class Desk:
         )
 
     def alone(self, *more: str) -> Place:
-        """A run of which the halves did not fit beside each other."""
+        """A run whose halves did not fit into memory together."""
         if more not in self._alone:
             place = self.place(f"alone{len(self._alone)}")
             done = self.run(place, *more, *ONE_BY_ONE)

@@ -89,7 +89,7 @@ def noise(frames: int = FRAMES, height: int = SIDE, width: int = SIDE) -> Any:
 
 
 def large_noise(processor: Any) -> Any:
-    """A clip of GRID patches a frame, which the processor is told not to shrink."""
+    """Return a clip of GRID patches per frame, and have the processor keep its size."""
     part = getattr(processor, "video_processor", None) or processor.image_processor
     if not isinstance(patch := getattr(part, "patch_size", None), int):
         return noise()

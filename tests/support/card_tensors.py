@@ -13,7 +13,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
-from tests.support.host_reads import READS, SHAPED, indexes_by_mask, place
+from tests.support.cpu_graph import READS, indexes_by_mask
+from tests.support.fake_capture import place
+from tests.support.host_reads import WAITING
 
 CARD = torch.device("cuda:0")
 WHOLE = ("aten.scaled_dot_product_attention.", "aten.linear.", "aten.matmul.", "aten.conv")
@@ -73,7 +75,7 @@ class Card(TorchDispatchMode):
             beside = [t for t in taken if not isinstance(t, CardTensor) and t.ndim]
             assert not beside, f"{name} takes a tensor of the host and one of the card at {place()}"
         if there and (
-            name.startswith((*READS, *SHAPED))
+            name.startswith(WAITING)
             or indexes_by_mask(name, args)
             or target.type == "cpu"
             or (name.startswith("aten.copy_.") and not isinstance(args[0], CardTensor))

@@ -17,7 +17,7 @@ SECONDS = "PENSTOCK_TEST_CHUNK_SECONDS"
 """How long a chunk is cut, and encoded; absent: no longer than it takes."""
 OUT_OF_MEMORY = "PENSTOCK_TEST_OUT_OF_MEMORY"
 """`encode 3 FILE`: at its third chunk the encode stage runs out of memory, unless the file exists;
-`decode` counts prompts, two of which are those of the engine check, and `step` steps in slots."""
+`decode` counts prompts, the two of the engine check first, and `step` counts steps in slots."""
 KILL = "PENSTOCK_TEST_KILL"
 """`frames 3 PID FILE`: at its third chunk the frames stage kills this process, its own if it is 0,
 unless the file exists."""
