@@ -5,6 +5,7 @@ import json
 import random
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from stages.models.hub.headers import Header
 from stages.models.hub.quantized import refuse_unread
 from stages.models.shards.layout import DTYPE_NAMES
 from stages.models.stored.codes import Codes, _decoded, codes_of, unpack
-from stages.models.stored.layouts import Settings, StoredLayer, recognize
+from stages.models.stored.layouts import Settings, StoredLayer, layers_by_headers, recognize
 from stages.models.stored.linear import BESIDE, PackedLinear
 from tests.support.families import checkpoint, made_once
 from tests.support.quantized import LAYOUTS, twin_of, write_quantized
@@ -67,6 +68,16 @@ def test_each_layout_is_read_as_it_was_written(name: str, rows: int, columns: in
     assert layer.kind == layout.label and layer.packs == layout.packs
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         assert torch.equal(read(tensors, layer, dtype), meant.to(dtype)), dtype
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize(("rows", "columns"), SHAPES)
+def test_a_layer_is_the_same_by_its_headers_alone(name: str, rows: int, columns: int) -> None:
+    tensors, _ = LAYOUTS[name].quantize(noise(rows, columns))
+    layer = layer_of(tensors, rows, columns, LAYOUTS[name].settings)
+    headers = [header(f"m.{local}", tensor) for local, tensor in tensors.items()]
+    (found,) = layers_by_headers(headers, LAYOUTS[name].settings)
+    assert found == replace(layer, path="")
 
 
 def test_zero_fifteen_of_gptq_is_zero() -> None:

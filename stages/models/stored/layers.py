@@ -21,9 +21,9 @@ from torch import nn
 
 from artifacts.errors import UsageError
 from stages.models.hub.headers import Header
-from stages.models.hub.quantized import ADVICE
+from stages.models.hub.quantized import ADVICE, is_read_here
 from stages.models.stored.codes import codes_of, unpack
-from stages.models.stored.layouts import BYTES, NAMES, Settings, StoredLayer, recognize
+from stages.models.stored.layouts import NAMES, Settings, StoredLayer, parts_of, recognize
 from stages.models.stored.linear import PackedLinear
 
 
@@ -33,11 +33,6 @@ def stored_settings(config: Any) -> dict[str, Any] | None:
     if found is None:
         found = getattr(config.get_text_config(decoder=True), "quantization_config", None)
     return found if found is None or isinstance(found, dict) else dict(found.to_dict())
-
-
-def is_read_here(settings: Mapping[str, Any] | None) -> bool:
-    """Return whether the settings are of another method than the loader's."""
-    return (settings or {}).get("quant_method", "") not in ("", "bitsandbytes")
 
 
 def model_names(skeleton: Any, names: Sequence[str]) -> list[str | None]:
@@ -67,7 +62,7 @@ def model_names(skeleton: Any, names: Sequence[str]) -> list[str | None]:
 def stored_layers(skeleton: Any, headers: Sequence[Header]) -> dict[str, StoredLayer]:
     """Return the quantized layers that belong to the model: name of the weight → layer. Raises
     EnvironmentFault for damaged ones, UsageError for layouts that are not read."""
-    settings, parts = stored_settings(skeleton.config), _parts(headers)
+    settings, parts = stored_settings(skeleton.config), parts_of(headers)
     if not is_read_here(settings):
         if not settings:
             _refuse_unstated(skeleton, parts)
@@ -86,20 +81,6 @@ def stored_layers(skeleton: Any, headers: Sequence[Header]) -> dict[str, StoredL
         found[name] = recognize(layer, stated)
     _check_scales(found.values())
     return found
-
-
-def _parts(headers: Iterable[Header]) -> dict[str, dict[str, Header]]:
-    """Return the tensors of each layer with a quantized weight: name of the weight → local name →
-    tensor."""
-    every: dict[str, dict[str, Header]] = {}
-    marked = set()
-    for header in headers:
-        stem, _, local = header.name.rpartition(".")
-        if local in NAMES or local == "weight":
-            every.setdefault(f"{stem}.weight", {})[local] = header
-            if local in NAMES or header.dtype in BYTES:
-                marked.add(f"{stem}.weight")
-    return {name: parts for name, parts in every.items() if name in marked}
 
 
 def _refuse_unstated(skeleton: Any, parts: Mapping[str, Mapping[str, Header]]) -> None:
