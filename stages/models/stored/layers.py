@@ -21,18 +21,16 @@ from torch import nn
 
 from artifacts.errors import UsageError
 from stages.models.hub.headers import Header
-from stages.models.hub.quantized import ADVICE, is_read_here
+from stages.models.hub.quantized import ADVICE, is_read_here, settings_in
 from stages.models.stored.codes import codes_of, unpack
-from stages.models.stored.layouts import NAMES, Settings, StoredLayer, parts_of, recognize
+from stages.models.stored.layouts import FLOATS, NAMES, Settings, StoredLayer, parts_of, recognize
 from stages.models.stored.linear import PackedLinear
 
 
 def stored_settings(config: Any) -> dict[str, Any] | None:
     """Return the settings of a checkpoint that was saved quantized; None for others."""
-    found = getattr(config, "quantization_config", None)
-    if found is None:
-        found = getattr(config.get_text_config(decoder=True), "quantization_config", None)
-    return found if found is None or isinstance(found, dict) else dict(found.to_dict())
+    found = settings_in(config.to_dict())
+    return None if found is None else dict(found)
 
 
 def model_names(skeleton: Any, names: Sequence[str]) -> list[str | None]:
@@ -67,6 +65,7 @@ def stored_layers(skeleton: Any, headers: Sequence[Header]) -> dict[str, StoredL
         if not settings:
             _refuse_unstated(skeleton, parts)
         return {}
+    _refuse_experts(headers)
     stated = Settings.of(settings or {})
     names = list(parts)
     found: dict[str, StoredLayer] = {}
@@ -76,11 +75,23 @@ def stored_layers(skeleton: Any, headers: Sequence[Header]) -> dict[str, StoredL
         layer = StoredLayer(name=name, path=path, parts=parts[name], rows=0, columns=0)
         shape = skeleton.get_parameter(path).shape
         if len(shape) != 2:
-            raise layer.unreadable("is one expert of many, which only a whole checkpoint can hold")
+            raise layer.unreadable(f"has {len(shape)} dimensions, and only matrices are read")
         layer = replace(layer, rows=shape[0], columns=shape[1])
         found[name] = recognize(layer, stated)
     _check_scales(found.values())
     return found
+
+
+def _refuse_experts(headers: Iterable[Header]) -> None:
+    """Refuse quantized experts of a mixture: a model holds them as one tensor, which a class of its
+    own computes with. Raises UsageError."""
+    found = next((h for h in headers if ".experts." in h.name and h.dtype not in FLOATS), None)
+    if found:
+        raise UsageError(
+            f"the experts of this mixture are quantized ({found.name} is {found.dtype}), and "
+            "Penstock reads experts in 16 bit only",
+            hint="Use its original in 16 bit, or a model without experts",
+        )
 
 
 def _refuse_unstated(skeleton: Any, parts: Mapping[str, Mapping[str, Header]]) -> None:

@@ -44,7 +44,6 @@ BYTES = ("I8", "F8_E4M3")
 class Settings:
     """What config.json says of the layouts."""
 
-    method: str = ""
     v2: bool = False
     """Whether GPTQ's zeros are stored as they are."""
     block: tuple[int, int] = (BLOCK, BLOCK)
@@ -53,20 +52,23 @@ class Settings:
     """All stated group sizes; empty: none is stated."""
     bits: frozenset[int] = frozenset()
     """All stated numbers of bits."""
+    types: frozenset[str] = frozenset()
+    """`int` and `float`, as far as they are stated."""
 
     @classmethod
     def of(cls, stated: Mapping[str, Any]) -> "Settings":
+        method = str(stated.get("quant_method", ""))
         form = stated.get("checkpoint_format") or stated.get("format")
         block = next(iter(_values(stated, ("weight_block_size", "block_structure"))), None)
         sizes = _values(stated, ("group_size", "q_group_size"))
         bits = _values(stated, ("bits", "w_bit", "num_bits"))
         sides = [n for n in block if type(n) is int and n > 0] if isinstance(block, list) else []
         return cls(
-            method=str(stated.get("quant_method", "")),
             v2=form == "gptq_v2",
             block=(sides[0], sides[1]) if len(sides) == 2 else (BLOCK, BLOCK),
             group_sizes=frozenset(n for n in sizes if isinstance(n, int)),
             bits=frozenset(n for n in bits if isinstance(n, int)),
+            types=frozenset(map(str, _values(stated, ("type",)) or ["float"] * ("fp8" in method))),
         )
 
 
@@ -327,6 +329,9 @@ def _pack(layer: StoredLayer, settings: Settings) -> StoredLayer:
 def _byte(layer: StoredLayer, settings: Settings) -> StoredLayer:
     rows, columns = layer.rows, layer.columns
     weight = layer.expect("weight", BYTES, (rows, columns))
+    if settings.types and ("int" if weight.dtype == "I8" else "float") not in settings.types:
+        stated = " and ".join(sorted(settings.types))
+        raise layer.damaged(f"its weight is {weight.dtype}, but config.json says {stated}")
     name = "weight_scale_inv" if "weight_scale_inv" in layer.parts else "weight_scale"
     scales = layer.expect(name, (*FLOATS, *EXPONENTS)).shape
     tall, wide = settings.block
