@@ -169,9 +169,7 @@ def parts_of(folder: Path, layout: str) -> int:
     headers = local_headers(folder, half.shards)
     own = [header for header in headers if header.name in half.tensors]
     layers = layers_by_headers(own, LAYOUTS[layout][1])
-    parts = {part.name for layer in layers for part in layer.parts.values()}
-    held = sum(layer.size for layer in layers)
-    held += sum(header.size for header in own if header.name not in parts)
+    held = sum(header.size for header in own)
     largest = max(layers, key=lambda layer: layer.rows * layer.columns)
     piece = max(CPU_BYTES, 4 * CPU_ROWS * largest.columns)
     return int(MOST_SHARE * held) + 2 * largest.rows * largest.columns + piece

@@ -272,16 +272,19 @@ def _drops(weights: dict[str, torch.Tensor], _: dict[str, Any], chance: random.R
     del weights[_pick(weights, chance, *PARTS)]
 
 
+def _tables(weights: dict[str, torch.Tensor]) -> list[str]:
+    """Names of codes, zeros and scales."""
+    return sorted(n for n, t in weights.items() if n.endswith(PARTS) or t.element_size() == 1)
+
+
 def _cuts_rows(weights: dict[str, torch.Tensor], _: dict[str, Any], chance: random.Random) -> None:
-    names = [n for n in weights if n.endswith(PARTS) and weights[n].ndim]
-    name = chance.choice(sorted(names))
+    name = chance.choice([name for name in _tables(weights) if weights[name].ndim])
     weights[name] = weights[name][: max(1, len(weights[name]) - 1)].clone()
     weights[name] = torch.cat([weights[name]] * 3)
 
 
 def _turns(weights: dict[str, torch.Tensor], _: dict[str, Any], chance: random.Random) -> None:
-    names = [n for n in weights if n.endswith((*PARTS, "proj.weight")) and weights[n].ndim == 2]
-    name = chance.choice(sorted(n for n in names if len({*weights[n].shape}) == 2))
+    name = chance.choice([n for n in _tables(weights) if len({*weights[n].shape}) == 2])
     weights[name] = weights[name].T.contiguous()
 
 
@@ -299,9 +302,8 @@ OTHER_TYPES = {
 
 
 def _retypes(weights: dict[str, torch.Tensor], _: dict[str, Any], chance: random.Random) -> None:
-    parts = (*PARTS, "g_idx", "weight_zero_point", "weight_shape", "weight_global_scale")
-    names = [n for n in weights if n.endswith(parts) or weights[n].element_size() == 1]
-    name = chance.choice(sorted(names))
+    parts = ("g_idx", "weight_zero_point", "weight_shape", "weight_global_scale")
+    name = chance.choice(sorted({*_tables(weights), *(n for n in weights if n.endswith(parts))}))
     weights[name] = weights[name].view(OTHER_TYPES[weights[name].dtype])
 
 

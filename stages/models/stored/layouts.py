@@ -117,11 +117,6 @@ class StoredLayer:
         )
 
     @property
-    def size(self) -> int:
-        """Return the bytes of its tensors in the files."""
-        return sum(part.size for part in self.parts.values())
-
-    @property
     def pairs(self) -> bool:
         """Return whether two codes share a byte of memory."""
         return self.bits == 4 and self.columns % 2 == 0
