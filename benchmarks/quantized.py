@@ -58,7 +58,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             ("steps", step_lines),
         ):
             if given.only in ("", name):
-                print("\n".join([*lines(folder, given), ""]), flush=True)
+                for line in lines(folder, given):
+                    print(line, flush=True)
+                print()
 
 
 def step_lines(folder: Path, given: argparse.Namespace) -> Iterator[str]:

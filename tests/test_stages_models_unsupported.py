@@ -87,13 +87,13 @@ def test_a_quantized_form_that_is_not_read_fails_before_anything_is_read(
 
 
 @pytest.mark.slow
-def test_a_quantized_form_is_refused_without_torch(tmp_path: Path) -> None:
+def test_a_quantized_form_is_refused_without_torch_in_two_seconds(tmp_path: Path) -> None:
     own = {"quantization_config": UNREAD_SETTINGS["gemv"]}
     folder = written(tmp_path / "model", {"model_type": "internvl", **own})
     code = (
-        "import sys; from flows.cli.main import main; "
+        "import sys, time; from flows.cli.main import main; "
         f"code = main(['caption', 'nothing', '--model', {str(folder)!r}]); "
-        "assert 'torch' not in sys.modules; sys.exit(code)"
+        "assert 'torch' not in sys.modules; assert time.process_time() < 2; sys.exit(code)"
     )
     found = completed([sys.executable, "-c", code])
     assert found.returncode == 2 and "gemv" in found.stderr, found.stderr

@@ -223,9 +223,9 @@ def _shape(layer: StoredLayer, settings: Settings) -> tuple[int, int]:
     rows, wide = layer.matrix("weight_packed")
     if layer.main.dtype != "I32":
         return rows, 2 * wide
-    _, groups = layer.matrix("weight_scale")
-    sizes = {groups * size for size in settings.group_sizes if size > 0}
-    if groups == 1:
+    groups = layer.expect("weight_scale", FLOATS).shape[1:] or (1,)
+    sizes = {groups[0] * size for size in settings.group_sizes if size > 0}
+    if groups[0] == 1:
         sizes |= {32 * wide // bits for bits in settings.bits if bits > 0}
     fits = {n for n in sizes for bits in settings.bits if math.ceil(n * bits / 32) == wide}
     if len(fits) != 1:
