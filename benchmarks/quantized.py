@@ -29,7 +29,7 @@ from stages.models.shards.layout import DTYPE_NAMES
 from stages.models.stored.codes import CPU_BYTES, CPU_ROWS, codes_of, unpack
 from stages.models.stored.layouts import StoredLayer, layers_by_headers
 
-PROMPT = 64
+PROMPT = 16
 """Tokens before the first step."""
 ROWS = (1, 8)
 LAYER = (3584, 18944)

@@ -81,6 +81,13 @@ def test_a_layer_is_the_same_by_its_headers_alone(name: str, rows: int, columns:
     assert found == replace(layer, path="")
 
 
+def test_turned_codes_of_gptq_are_not_taken_for_awq_fails() -> None:
+    tensors, _ = LAYOUTS["gptq"].quantize(noise(64, 64))
+    tensors["qweight"] = tensors["qweight"].T.contiguous()
+    with pytest.raises(UsageError, match="codes of shape"):
+        layer_of(tensors, 64, 64, LAYOUTS["gptq"].settings)
+
+
 def test_zero_fifteen_of_gptq_is_zero() -> None:
     tensors, _ = LAYOUTS["gptq"].quantize(noise(8, 16))
     tensors["qzeros"].fill_(-1)

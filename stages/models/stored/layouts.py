@@ -10,7 +10,8 @@ and by the shape of its weight in the model:
     byte  `weight` of int8 or FP8, a code in a byte; scales of the tensor, rows, groups or blocks
     fp4   `weight_packed` of two codes in a byte; NVFP4 (FP8 scales) and MXFP4 (exponents)
 
-The settings in config.json say only what shapes do not: GPTQ's version and the size of blocks.
+The settings in config.json say only what shapes do not: AWQ or GPTQ, whose turned codes may look
+alike, GPTQ's version and the size of blocks.
 """
 
 import math
@@ -44,6 +45,7 @@ BYTES = ("I8", "F8_E4M3")
 class Settings:
     """What config.json says of the layouts."""
 
+    method: str = ""
     v2: bool = False
     """Whether GPTQ's zeros are stored as they are."""
     block: tuple[int, int] = (BLOCK, BLOCK)
@@ -64,6 +66,7 @@ class Settings:
         bits = _values(stated, ("bits", "w_bit", "num_bits"))
         sides = [n for n in block if type(n) is int and n > 0] if isinstance(block, list) else []
         return cls(
+            method=method,
             v2=form == "gptq_v2",
             block=(sides[0], sides[1]) if len(sides) == 2 else (BLOCK, BLOCK),
             group_sizes=frozenset(n for n in sizes if isinstance(n, int)),
@@ -212,9 +215,9 @@ def layers_by_headers(headers: Iterable[Header], stated: Mapping[str, Any]) -> l
 def _shape(layer: StoredLayer, settings: Settings) -> tuple[int, int]:
     """Return the rows and columns of a layer's weight."""
     if "qweight" in layer.parts:
-        high, wide = layer.matrix("qweight")
+        high, _ = layer.matrix("qweight")
         _, rows = layer.matrix("scales")
-        if wide != rows:  # AWQ
+        if settings.method == "awq":
             return rows, high
         bits = 32 * layer.matrix("qzeros")[1] // max(1, rows)
         return rows, 32 * high // max(1, bits)
@@ -239,8 +242,7 @@ def recognize(layer: StoredLayer, settings: Settings) -> StoredLayer:
     held, words = layer.parts, layer.parts.get("weight_packed")
     plain = held.get("weight")
     if "qweight" in held or {"qzeros", "scales", "g_idx"} & held.keys():
-        words = layer.expect("qweight", ("I32",))
-        layout = "awq" if words.shape[:1] == (layer.columns,) else "gptq"
+        layout = "awq" if settings.method == "awq" else "gptq"
     elif words is not None:
         layout = "pack" if words.dtype == "I32" else "fp4"
     elif plain is not None:
