@@ -231,7 +231,7 @@ SHAPES: dict[str, Callable[[], tuple[Any, Any]]] = {
     "mllama": mllama,
     "gemma3": gemma,
     "qwen3.5": hybrid,
-    "0.4b": lambda: qwen(layers=12, inside=8192),  # of language; most of it in matrices
+    "0.5b": lambda: qwen(layers=12, inside=8192),  # of language; most of it in matrices
 }
 
 

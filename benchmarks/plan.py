@@ -141,12 +141,12 @@ CASES = (
     Case("smolvlm", "tune", "fp32", 4, 8, rank=8),
     Case("smolvlm", "tune", "bf16", 2, 8, rank=16, recompute=True, optimizer="adamw8bit"),
     *(
-        Case("0.4b", "decode", kind, 2, 1, slots=True, packed=packed)
+        Case("0.5b", "decode", kind, 2, 1, slots=True, packed=packed)
         for kind in LAYOUTS
         for packed in (False, True)
     ),
-    *(Case("0.4b", "tune", kind, 1, 1, rank=16, packed=True) for kind in LAYOUTS),
-    Case("0.4b", "tune", "w4a16", 2, 1, rank=16, recompute=True, packed=True),
+    *(Case("0.5b", "tune", kind, 1, 1, rank=16, packed=True) for kind in LAYOUTS),
+    Case("0.5b", "tune", "w4a16", 2, 1, rank=16, recompute=True, packed=True),
 )
 
 

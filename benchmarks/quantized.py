@@ -1,7 +1,7 @@
 """Checkpoints that other programs quantized: what a decode step takes, how long a layer is loaded,
 and the memory of loading packed layers; prints tables.
 
-The language half (0.4 billion parameters, random codes) is loaded in 32 bit, in nf4, dequantized
+The language half (0.5 billion parameters, random codes) is loaded in 32 bit, in nf4, dequantized
 from a layout, and packed. All are in one process and take turns at decode steps of 1 and 8 rows
 behind a prompt; the ratio is to 32 bit in the same round, the median of rounds. A layer of 3,584 x
 18,944 is read as the loader reads it. Memory is anonymous, of a process of its own, looked at every
@@ -49,9 +49,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options.add_argument("--only", choices=("steps", "layer", "memory"), default="")
     given = options.parse_args(arguments)
     with tempfile.TemporaryDirectory() as made:
-        folder = (given.folder or Path(made)) / "0.4b"
+        folder = (given.folder or Path(made)) / "0.5b"
         if given.only != "layer" and not (folder / "config.json").exists():
-            build(folder, "0.4b", 12)
+            build(folder, "0.5b", 12)
         for name, lines in (
             ("layer", layer_lines),
             ("memory", memory_lines),
