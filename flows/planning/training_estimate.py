@@ -179,7 +179,7 @@ def _states(
         return f" / {shards[stage]} GPUs" if shards[stage] > 1 else ""
 
     if training.method == "qlora":
-        packed, size, how, source = _in_few_bits(architecture, text)
+        packed, size, how, source = _quantized(architecture, text)
         yield TrainTerm(
             part="weights",
             bytes=size // shards[3],
@@ -216,8 +216,8 @@ def _states(
         )
 
 
-def _in_few_bits(architecture: Architecture, text: Transformer) -> tuple[int, int, str, str]:
-    """Return the number of frozen weights in few bits, their bytes, how they are held, and the
+def _quantized(architecture: Architecture, text: Transformer) -> tuple[int, int, str, str]:
+    """Return the number of quantized frozen weights, their bytes, how they are held, and the
     source of that."""
     if architecture.stored:
         packs = [layer for layer in architecture.stored if layer.packs]

@@ -43,7 +43,7 @@ from stages.models.precision.quantize import check_stored, linears_of, quantizab
 from stages.models.precision.weights import (
     Weight,
     attention_of,
-    in_few_bits,
+    has_codes,
     supports_flash,
     weights_of,
 )
@@ -114,7 +114,7 @@ def halves_of(skeleton: Any, headers: list[Header]) -> dict[Part, PartProfile]:
 
 def _check_stored(skeleton: Any, headers: list[Header], weights: list[Weight]) -> None:
     kinds = {weight.kind for weight in weights if weight.kind}
-    check_stored(skeleton.config, kinds, plain=not (kinds or in_few_bits(headers)))
+    check_stored(skeleton.config, kinds, plain=not (kinds or has_codes(headers)))
 
 
 def _adaptable(skeleton: Any, weights: list[Weight]) -> list[AdaptableLayer]:

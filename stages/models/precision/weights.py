@@ -110,7 +110,7 @@ def weights_of(
     return found
 
 
-def in_few_bits(headers: Iterable[Header]) -> bool:
+def has_codes(headers: Iterable[Header]) -> bool:
     """Return whether any tensor of these files has the type of quantized weights."""
     return any(header.dtype.startswith(FEW_BITS) for header in headers)
 
