@@ -10,7 +10,7 @@ would fail, after frames were decoded and weights were downloaded.
 
 import contextlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -215,6 +215,13 @@ def budget_for(config: RunOptions, device: str) -> Budget:
     if budget.warning and not on_gpu:
         return replace(budget, others=name_holders(host_holders()))
     return budget
+
+
+def budget_on(config: RunOptions, devices: Sequence[str]) -> Budget:
+    """Return the memory budget of stages that run on each of these devices, which are equal: the
+    largest. What others use of one of them now may be free when its process starts."""
+    budgets = [budget_for(config, device) for device in devices]
+    return replace(max(budgets, key=lambda budget: budget.bytes), device=devices[0])
 
 
 class WithinBudget:

@@ -101,18 +101,34 @@ def plan_start(
     ladder.batch_without_slots = lambda rung: batch_without_slots(request, rung, job.budget)
     prompts = [workload.tokens for workload in request.workloads]
     ladder.sequence_tokens = max(prompts, default=0) + EngineOptions.of(job.config).max_new_tokens
+    ladder.processes = lambda rung: processes_of(request, rung, job.budget, len(job.devices))
     ladder.fit_together = lambda stages: fit_together(
-        request, [ladder.rung(stage) for stage in stages], job.budget
+        request, [ladder.rung(stage) for stage in stages], job.budget, len(job.devices)
     )
     return memory_json(found, job.budget)
 
 
-def fit_together(request: PlanRequest, rungs: Sequence[Rung], budget: Budget) -> Mapping[str, int]:
+def processes_of(request: PlanRequest, rung: Rung, budget: Budget, gpus: int) -> int:
+    """Return on how many of these GPUs a stage runs: at least on one, and on no more than the
+    host's memory holds the processes of."""
+    if gpus == 1 or not STAGES[rung.stage].fans_out or not request.workloads:
+        return 1
+    needed = request.estimate(rung).host_bytes
+    return max(1, min(gpus, budget.host_bytes // needed)) if needed else gpus
+
+
+def fit_together(
+    request: PlanRequest, rungs: Sequence[Rung], budget: Budget, gpus: int = 1
+) -> Mapping[str, int]:
     """Return stage → bytes of the device that it may take while all of them run: its peak and an
-    equal part of what is left. Return nothing if they are not expected to fit together."""
+    equal part of what is left. Return nothing if they are not expected to fit together, with one
+    process per GPU of stages that have such."""
     found = [request.estimate(rung) for rung in rungs] if request.workloads else []
     room = budget.bytes if budget.device == "cpu" else budget.host_bytes
-    needed = sum(each.host_bytes or each.peak_bytes for each in found)
+    needed = sum(
+        (each.host_bytes or each.peak_bytes) * (gpus if STAGES[each.rung.stage].fans_out else 1)
+        for each in found
+    )
     peaks = {e.rung.stage: e.peak_bytes for e in found if STAGES[e.rung.stage].part}
     spare = budget.bytes - sum(peaks.values())
     if needed > room or spare < 0 or not all(fits(each, budget) for each in found):

@@ -60,6 +60,8 @@ STAGE = {
     "recent": [(number, number)],
     "attention": text,
     "precision": MapOf(text),
+    "device": text,
+    "devices": MapOf(dict.fromkeys(("items", "seconds", "peak_device_bytes"), number)),
     "spans": [POINT],
     "timeline": [POINT],
     "now": [POINT],

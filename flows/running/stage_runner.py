@@ -388,7 +388,9 @@ class StageRunner:
         return self.loop.start(
             stage,
             rung,
-            lambda: self._calls.media_call(stage, batches, rung, fallback_batch),
+            lambda: self._calls.media_call(
+                stage, batches, rung, fallback_batch, self._ladder.processes(rung)
+            ),
             total=work.total,
             done=work.total - work.missing,
             precision=batches[0][0].namespaces.precision,

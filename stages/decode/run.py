@@ -399,7 +399,7 @@ class BatchRun:
         oom_retry = OomRetry(self._report, spare, faults.items)
         to_retry: list[DecodeItem] = []
         with (
-            claims_at(self._store, *answers.record_sets) as turns,
+            claims_at(self._store, *answers.record_sets, share=self._job.share) as turns,
             write_behind(partial(self._publish, turns)) as publish,
             contextlib.closing(
                 requests
