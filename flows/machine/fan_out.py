@@ -98,21 +98,18 @@ def on_device(call: StageCall, device: str) -> StageCall:
     return replace(call, device=device, job=job, log=call.log.with_name(name), copies=())
 
 
-def shared_by(
-    call: StageCall, devices: Sequence[str], store: Store, *, by_chunk: bool
-) -> StageCall:
+def shared_by(call: StageCall, devices: Sequence[str], store: Store) -> StageCall:
     """Return the call with its batches shared by processes on these devices. The first one is its
-    own. `by_chunk`: the engine claims each chunk by itself. Raises EnvironmentFault."""
+    own. Raises EnvironmentFault."""
     job: Any = call.job
-    count, batches = len(devices), job.batches
+    batches = job.batches
     if not can_claim(store):
-        if by_chunk:
-            batches = [[item] for batch in batches for item in batch]
-        parts = [replace(job, batches=batches[at::count]) for at in range(count)]
+        devices = devices[: len(batches)]
+        parts = [replace(job, batches=batches[at :: len(devices)]) for at in range(len(devices))]
         calls = [on_device(replace(call, job=p), d) for p, d in zip(parts, devices, strict=True)]
         return replace(calls[0], copies=tuple(calls[1:]))
     file = str(call.log.with_suffix(".share"))
-    share = Share(file=file, items=-(-sum(map(len, batches)) // count))
+    share = Share(file=file, items=-(-sum(map(len, batches)) // len(devices)))
     call = replace(call, job=replace(job, share=share), share_file=file)
     return replace(call, copies=tuple(on_device(call, device) for device in devices[1:]))
 

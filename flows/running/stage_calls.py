@@ -105,12 +105,11 @@ class StageCallBuilder:
             fallback_batch=fallback_batch,
         )
         call = self._call(stage, self._make(request))
-        if rung.in_slots:  # each chunk is claimed by itself
-            batches = [[task] for batch in batches for task in batch]
-        devices = self.job.devices[: min(processes, len(batches))] if stage.fans_out else ()
+        pieces = sum(map(len, batches)) if rung.in_slots else len(batches)
+        devices = self.job.devices[: min(processes, pieces)] if stage.fans_out else ()
         if len(devices) < 2:
             return call
-        return shared_by(call, devices, self.job.store, by_chunk=rung.in_slots)
+        return shared_by(call, devices, self.job.store)
 
     def fed_call(
         self,
