@@ -38,7 +38,6 @@ PLAIN = Training(method="lora")
 DEFAULTS: dict[str, Any] = {
     "checkpointing": PLAIN.checkpointing,
     "zero": PLAIN.zero,
-    "gpus": PLAIN.gpus,
     "optimizer": PLAIN.optimizer,
     "max_length": PLAIN.length,
 }
@@ -55,7 +54,6 @@ def add_train_options(parser: argparse.ArgumentParser) -> None:
     )
     add("--checkpointing", action="store_true", help="gradient checkpointing")
     add("--zero", type=int, metavar="STAGE", help="DeepSpeed ZeRO stage, 0 to 3 [%(default)s]")
-    add("--gpus", type=int, metavar="N", help="number of GPUs [%(default)s]")
     add("--optimizer", metavar="O", help=f"{'|'.join(OPTIMIZERS)} [%(default)s]")
     add("--max-length", type=int, metavar="N", help="tokens per sample [%(default)s]")
     parser.set_defaults(**DEFAULTS)

@@ -82,6 +82,16 @@ def select_devices(given: str | None) -> Selection:
     return Selection(devices=tuple(gpu.device for gpu in equal[: int(given)]))
 
 
+def gpu_count(given: str | None) -> int:
+    """Return how many GPUs a value of `--gpus` names, whether or not they are here; `all`: those
+    that are."""
+    if given is None:
+        return 1
+    if given == ALL_GPUS:
+        return len(select_devices(given).devices)
+    return int(given) if "," not in given else len(given.split(","))
+
+
 def visible_gpus() -> list[Gpu]:
     """Return the GPUs that this process and its children see, in their order."""
     found: list[Gpu] = []

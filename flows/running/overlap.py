@@ -198,10 +198,10 @@ class Overlap:
         cannot run at the same time."""
         self.stop()  # of an attempt that an error ended
         job, ladder = self._job, self._ladder
-        if len(job.devices) > 1 or all(medium.uses_previous_caption for medium in wave):
+        if all(medium.uses_previous_caption for medium in wave):
             return {}
         stages = [stage.name for stage in job.pipeline]
-        if not shares_device(job.model, [ladder.rung(s) for s in stages], job.device):
+        if not shares_device(job.model, [ladder.rung(s) for s in stages], job.devices):
             return {}
         if not (found := ladder.fit_together(stages)):
             self._note(NO_DEVICE_MEMORY)
