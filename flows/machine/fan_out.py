@@ -179,8 +179,9 @@ class StageOnGpus:
     def wait_for_exit(self, seconds: float) -> bool:
         deadline = time.monotonic() + seconds
         while self._left:
-            for device, process in [*self._left.items()]:
-                if process.wait_for_exit(0):
+            for device in [*self._left]:
+                process = self._left.get(device)  # the end of another may have stopped it
+                if process is not None and process.wait_for_exit(0):
                     self._end(device)
             if self._share is not None and self._all_work():
                 self._lift_limit()

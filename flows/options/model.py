@@ -204,7 +204,7 @@ class GpuOptions(OptionGroup):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        numbers = [part.strip() for part in (self.gpus or "1").split(",")]
+        numbers = [part.strip() for part in ("1" if self.gpus is None else self.gpus).split(",")]
         is_list = all(map(str.isdecimal, numbers)) and len({*numbers}) == len(numbers)
         if self.gpus != ALL_GPUS and (not is_list or numbers == ["0"]):
             raise UsageError(
