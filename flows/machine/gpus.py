@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.plurals import counted
 from flows.console.units import size
-from flows.options.model import ALL_GPUS
+from flows.options.model import ALL_GPUS, GpuOptions
 from stages.process.device import (
     USE_CPU_HINT,
     VISIBLE,
@@ -85,6 +85,7 @@ def select_devices(given: str | None) -> Selection:
 def gpu_count(given: str | None) -> int:
     """Return how many GPUs a value of `--gpus` names, whether or not they are here; `all`: those
     that are."""
+    GpuOptions(gpus=given)  # raises UsageError
     if given is None:
         return 1
     if given == ALL_GPUS:
