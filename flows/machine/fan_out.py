@@ -9,7 +9,7 @@ How it works:
    limit holds; it is deleted when all others work, have ended, or wait for a GPU that another job
    uses.
 3. A process that ends well has seen that no batch is left. Processes that have made nothing by then
-   are stopped, such as one that still waits for its GPU.
+   are stopped, such as one that still waits for its GPU. Those with batches of their own go on.
 4. If a process fails while others succeed, its GPU is left out for the rest of the run. A killed
    process proves nothing about its GPU, which stays in use.
 5. If all fail, the error is raised as that of a single process: the stage is restarted, or runs
@@ -149,6 +149,7 @@ class StageOnGpus:
         self._left = dict(running)
         """Those that have not ended."""
         self._share = share
+        self._by_claims = share is not None
         self._leave_out = leave_out
         self._faults: dict[str, PenstockError] = {}
         self._succeeded = False
@@ -210,9 +211,15 @@ class StageOnGpus:
             self._left.clear()
             raise
         self._succeeded = True
-        idle = {d: each for d, each in self._left.items() if not _has_begun(each.outcome)}
+        idle = {d: each for d, each in self._left.items() if self._is_idle(each.outcome)}
         stop_all(idle.values())
         self._left = {d: each for d, each in self._left.items() if d not in idle}
+
+    def _is_idle(self, outcome: StageOutcome) -> bool:
+        """Return whether a process can be stopped once another has ended well. What was sent to a
+        process that waits for its GPU is made afterwards."""
+        is_left = self._by_claims and not _has_begun(outcome)
+        return is_left or bool(outcome.notes.get(WAITS_FOR_DEVICE))
 
     def _all_work(self) -> bool:
         outcomes = [process.outcome for process in self._left.values()]

@@ -48,7 +48,7 @@ from flows.running.stage_loop import Attempt, StageLoop
 from stages import decode
 from stages.models.encoding import FEED_NOTE
 from stages.process.device import device_used_bytes
-from stages.process.events import StageOutcome
+from stages.process.events import WAITS_FOR_DEVICE, StageOutcome
 from stages.process.job import StageSpec
 from stages.process.live import RequestPipe
 from stages.process.lock import lock_path
@@ -284,8 +284,12 @@ class PortionPipe(RequestPipe):
         return self.has_reader(outcome) and self._portions <= own.notes.get(FEED_NOTE, 0) + 1
 
     def has_reader(self, outcome: StageOutcome) -> bool:
-        """Return whether a process was started on the device: it may have been left out."""
-        return self.device in (outcome.devices or [self.device])
+        """Return whether a process on the device reads the pipe: the device may have been left out,
+        or another job may use it."""
+        if not outcome.devices:
+            return True
+        own = outcome.devices.get(self.device)
+        return own is not None and not own.notes.get(WAITS_FOR_DEVICE)
 
     def send_portion(self, batches: Sequence[list[NamedTuple]]) -> None:
         """Send batches, if there are any."""

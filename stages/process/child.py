@@ -98,8 +98,11 @@ def run_job(job: dict[str, Any], origin: ParentInfo, events: int) -> int:
     report = EventReporter(events, journal, job["device"])
     # A stage without a device runs no model, so it need not wait for the lock.
     runs_on = "" if job["is_persistent"] else value_in(job["arguments"], "device") or ""
+    has_waited = False
 
     def on_wait(holder: str) -> None:
+        nonlocal has_waited
+        has_waited = True
         report.note(**{WAITS_FOR_DEVICE: True})
         report.warning(f"waiting for {runs_on.upper()}, held by {holder}")
 
@@ -108,6 +111,8 @@ def run_job(job: dict[str, Any], origin: ParentInfo, events: int) -> int:
     except (PenstockError, OSError) as error:
         report.send(describe(error))
         return 1
+    if has_waited:
+        report.note(**{WAITS_FOR_DEVICE: False})
     code = work(job, report, origin)
     if lock is not None:
         lock.close()
