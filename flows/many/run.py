@@ -27,7 +27,7 @@ from flows.many.partition import Terms, terms_of, withdraw
 from flows.media.generated_files import GeneratedFiles
 from flows.options.commands import RunOptions
 from flows.pipelines import CAPTION, EMBED, LABEL, Pipeline
-from flows.results.owners import take
+from flows.results.owners import refuse_taking, take
 from flows.results.run_record import RunRecord
 from flows.running.run import stopped_in_order
 from flows.running.run_observer import only_run_in
@@ -88,6 +88,7 @@ def run_on_cluster(
     command of the run record. Raises PenstockError; finished records stay."""
     pipeline = PIPELINES[command]
     check_names(config, pipeline)
+    refuse_taking(config, command)
     store = open_store(config.store_url)
     config = replace(config, store=store.url, out=str(out_folder(config)))
     with closing(display), stopped_in_order():
