@@ -24,6 +24,8 @@ RETRIES = 4
 AHEAD = 3
 """Tasks submitted per task that can run at once, so that a GPU need not wait for the driver."""
 CONNECT_SECONDS = 5.0
+HEAD_TRIES = 4
+"""How often in a row the head must not answer to be gone."""
 GPU_SECONDS = 20.0
 """How long requested GPUs may take to join the cluster."""
 INSTALL = "pip install 'penstock[ray]'"
@@ -101,6 +103,19 @@ class Cluster:
             time.sleep(1)
 
     def _alive(self) -> list[dict[str, Any]]:
+        """Return the nodes. Raises EnvironmentFault if the head is gone: after a minute without it
+        Ray would end this process."""
+        for left in reversed(range(HEAD_TRIES)):
+            try:
+                _check_reachable(self._ray.get_runtime_context().gcs_address)
+                break
+            except EnvironmentFault as error:
+                if not left:
+                    raise EnvironmentFault(
+                        "the head of the Ray cluster is gone",
+                        hint="Finished work is kept; run the same command on another cluster",
+                    ) from error
+                time.sleep(CONNECT_SECONDS)
         return [node for node in self._ray.nodes() if node["Alive"]]
 
     @property
