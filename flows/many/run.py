@@ -129,7 +129,7 @@ class Driver:
         self._dispatch = Dispatch(cluster, config)
         self._config, self._terms, self._display = config, terms, display
         self._on_progress = on_progress
-        self._count = {"total": 0, "done": 0, "failed": 0}
+        self._count: dict[str, Any] = {"total": 0, "done": 0, "failed": 0, "seconds": 0.0}
 
     def process_partitions(
         self, pipeline: Pipeline, files: int, recorded: Mapping[str, Any] | None
@@ -164,8 +164,10 @@ class Driver:
         self._count["done" if run.error is None else "failed"] += 1
         if run.error is not None:
             self._display.print_line(f"partition {run.terms.partition} failed: {run.error}")
+        result = run.result or {}
+        self._count["seconds"] += result.get("seconds", 0.0)
         for stage in record.value["stages"]:
-            stage["items"] += (run.result or {}).get("stages", {}).get(stage["name"], 0)
+            stage["items"] += result.get("stages", {}).get(stage["name"], 0)
         self._display.on_event(PARTITIONS, Item(label=run.terms.partition))
         self._on_progress(self._count["done"] + self._count["failed"], self._count["total"])
         record.write(force=False)
