@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+import penstock_demo
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.store import open_store
 from flows.console.display import Display
@@ -21,6 +22,7 @@ from flows.many.run import run_on_cluster
 from flows.options.commands import CaptionConfig
 from flows.options.vectors import LabelConfig
 from flows.results.marker import Marker, write_marker
+from penstock.ray import Encode, Write
 
 FAULT = {"error": EnvironmentFault("no space left"), "retry": True}
 WRONG = {"error": UsageError("no such model"), "retry": False}
@@ -231,3 +233,27 @@ def test_a_flow_uses_the_cluster_that_the_environment_names(
     plain, on_cluster = ran
     assert getattr(plain, "func", None) is many.caption
     assert on_cluster.__name__ == "on_cluster"  # type: ignore[attr-defined]
+
+
+def test_actors_of_ray_data_share_features_and_a_new_prompt_encodes_nothing(tmp_path: Path) -> None:
+    clips = sorted(penstock_demo.CLIPS.glob("*.mp4"))[:2]
+    batch = {"path": [str(clip) for clip in clips]}
+    options: dict[str, Any] = {"model": "demo", "store": tmp_path / "store"}
+    assert Encode(**options)(batch) == batch
+
+    def encoded() -> list[tuple[str, int]]:
+        packs = (tmp_path / "store" / "features").rglob("*")
+        return sorted((path.name, path.stat().st_mtime_ns) for path in packs if path.is_file())
+
+    before = encoded()
+    assert before
+    told = [
+        Write(**options, prompt=prompt)({"path": [*batch["path"], str(tmp_path / "none.mp4")]})
+        for prompt in ("What moves?", "What stays?")
+    ]
+    assert encoded() == before
+    for rows in told:
+        assert rows["path"] == [*batch["path"], str(tmp_path / "none.mp4")]
+        assert all(rows["caption"][:2]) and rows["caption"][2] is None and rows["error"][2]
+        assert rows["error"][:2] == [None, None] and len(set(rows["features"][:2])) == 2
+    assert told[0]["features"] == told[1]["features"]

@@ -195,7 +195,7 @@ def _last(config: RunOptions, terms: Terms) -> dict[str, Any]:
 
 
 def _run(config: RunOptions, terms: Terms, on_begin: OnBegin) -> Any:
-    return COMMANDS[terms.command](config, Display(quiet=True), SharedForks.launcher, on_begin)
+    return COMMANDS[terms.command](config, Display(quiet=True), SharedForks, on_begin)
 
 
 def _new_folder(folder: Path, name: str) -> Path:
@@ -233,10 +233,6 @@ class SharedForks:
 
     def __init__(self, listen: Listener) -> None:
         self._launcher: Launcher = DirectLauncher(listen)
-
-    @classmethod
-    def launcher(cls, listen: Listener) -> "SharedForks":
-        return cls(listen)
 
     def start(self, call: StageCall) -> StageHandle:
         if call.fork_server is not None:
