@@ -156,7 +156,7 @@ def await_done(nodes: Nodes, out: Path, count: int) -> None:
     """Wait until the driver has recorded so many finished partitions."""
 
     def done() -> bool:
-        return record_of(out / "run.json").get("partitions", {}).get("done", 0) >= count
+        return int(record_of(out / "run.json").get("partitions", {}).get("done", 0)) >= count
 
     wait_until(done, PATIENCE, lambda: nodes.log("driver")[-2000:])
 

@@ -15,6 +15,7 @@ from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.store import open_store
 from flows.console.display import Display
 from flows.deployments import many
+from flows.machine.launch import DirectLauncher, StageCall
 from flows.many import cluster, dispatch, partition
 from flows.many.dispatch import ATTEMPTS, Dispatch, TaskRun
 from flows.many.partition import Terms, check_node, process, terms_of, withdraw
@@ -22,7 +23,9 @@ from flows.many.run import run_on_cluster
 from flows.options.commands import CaptionConfig
 from flows.options.vectors import LabelConfig
 from flows.results.marker import Marker, write_marker
+from flows.running import sift_first
 from penstock.ray import Encode, Write
+from stages.process.stage_process import StageProcess
 
 FAULT = {"error": EnvironmentFault("no space left"), "retry": True}
 WRONG = {"error": UsageError("no such model"), "retry": False}
@@ -231,29 +234,32 @@ def test_a_flow_uses_the_cluster_that_the_environment_names(
     monkeypatch.setenv(many.ADDRESS, "head:6379")
     many.caption_many.fn(config)
     plain, on_cluster = ran
-    assert getattr(plain, "func", None) is many.caption
+    assert getattr(plain, "func", None) is sift_first.caption
     assert on_cluster.__name__ == "on_cluster"  # type: ignore[attr-defined]
 
 
-def test_actors_of_ray_data_share_features_and_a_new_prompt_encodes_nothing(tmp_path: Path) -> None:
+def test_actors_of_ray_data_share_features_and_a_new_prompt_encodes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[str] = []
+    start = DirectLauncher.start
+
+    def counted(self: DirectLauncher, call: StageCall) -> StageProcess:
+        started.append(call.name)
+        return start(self, call)
+
+    monkeypatch.setattr(DirectLauncher, "start", counted)
     clips = sorted(penstock_demo.CLIPS.glob("*.mp4"))[:2]
-    batch = {"path": [str(clip) for clip in clips]}
+    paths = [*map(str, clips), str(tmp_path / "none.mp4")]
     options: dict[str, Any] = {"model": "demo", "store": tmp_path / "store"}
-    assert Encode(**options)(batch) == batch
-
-    def encoded() -> list[tuple[str, int]]:
-        packs = (tmp_path / "store" / "features").rglob("*")
-        return sorted((path.name, path.stat().st_mtime_ns) for path in packs if path.is_file())
-
-    before = encoded()
-    assert before
-    told = [
-        Write(**options, prompt=prompt)({"path": [*batch["path"], str(tmp_path / "none.mp4")]})
-        for prompt in ("What moves?", "What stays?")
-    ]
-    assert encoded() == before
-    for rows in told:
-        assert rows["path"] == [*batch["path"], str(tmp_path / "none.mp4")]
-        assert all(rows["caption"][:2]) and rows["caption"][2] is None and rows["error"][2]
-        assert rows["error"][:2] == [None, None] and len(set(rows["features"][:2])) == 2
-    assert told[0]["features"] == told[1]["features"]
+    assert Encode(**options)({"path": paths}) == {"path": paths}
+    assert "encode" in started and "decode" not in started
+    features = []
+    for prompt in ("What moves?", "What stays?"):
+        started.clear()
+        rows = Write(**options, prompt=prompt)({"path": paths})
+        assert [name for name in started if name in ("frames", "encode", "decode")] == ["decode"]
+        assert rows["path"] == paths and all(rows["caption"][:2]) and rows["caption"][2] is None
+        assert rows["error"][:2] == [None, None] and rows["error"][2]
+        features.append(rows["features"])
+    assert features[0] == features[1] and len(set(features[0])) == 3
