@@ -238,6 +238,7 @@ def test_a_flow_uses_the_cluster_that_the_environment_names(
     assert on_cluster.__name__ == "on_cluster"  # type: ignore[attr-defined]
 
 
+@pytest.mark.slow
 def test_actors_of_ray_data_share_features_and_a_new_prompt_encodes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
