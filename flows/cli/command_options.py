@@ -14,6 +14,7 @@ from flows.cli.options import (
     add_caption_options,
     add_options,
     add_quiet_options,
+    add_ray_option,
     add_running_options,
     group_of,
 )
@@ -195,11 +196,11 @@ def add_demo(parser: argparse.ArgumentParser) -> None:
 
 
 def add_embed(parser: argparse.ArgumentParser) -> None:
-    add_vector_options(parser, EmbedConfig)
+    add_ray_option(add_vector_options(parser, EmbedConfig))
 
 
 def add_label(parser: argparse.ArgumentParser) -> None:
-    add_vector_options(parser, LabelConfig)
+    add_ray_option(add_vector_options(parser, LabelConfig))
 
 
 def add_sift(parser: argparse.ArgumentParser) -> None:
@@ -209,15 +210,15 @@ def add_sift(parser: argparse.ArgumentParser) -> None:
 
 def add_vector_options(
     parser: argparse.ArgumentParser, config: type[VectorConfig], *, without: Collection[str] = ()
-) -> None:
-    """Add the options of a command that computes vectors."""
+) -> Any:
+    """Add the options of a command that computes vectors. Return the group of those of running."""
     headings = [MODEL, VECTORS, MEMORY, FILES]
     if issubclass(config, LabelConfig):
         headings.insert(0, LABELS)
     if "model" in without:
         headings.remove(MODEL)
     add_options(parser, config, *headings, without=without)
-    add_quiet_options(parser)
+    return add_quiet_options(parser)
 
 
 OF_INDEX = ("sources", "model", "revision", "out", "precision")

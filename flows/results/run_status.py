@@ -184,6 +184,9 @@ def description_lines(record: Mapping[str, Any]) -> Iterator[str]:
         yield f"features encoded in this run: {encoded}"
     of_all = [taken for taken in record["rungs"] if taken["reason"] != "item alone"]
     yield from map(rung_line, {taken["stage"]: taken for taken in of_all}.values())
+    if many := record.get("partitions"):
+        failed = f", {many['failed']} failed" if many["failed"] else ""
+        yield f"{many['done']} of {counted(many['total'], 'partition')} done{failed}"
     if record["prefect"]:
         yield f"flow run {record['prefect']['name']} ({record['prefect']['id']})"
     still = f", {media['open']} not read yet" if media["open"] else ""
