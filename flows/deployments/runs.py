@@ -157,7 +157,9 @@ class PrefectRunning:
                 is_done = True
                 return outcome
             except PenstockError as error:
-                return Failed(message=str(error), data=error)  # raising would log a traceback
+                # Raising would log a traceback. A process may be stopped because others did it all.
+                ended = Cancelled if self._stopped else Failed
+                return ended(message=str(error), data=error)
             finally:
                 process.stop()
         finally:
