@@ -56,9 +56,10 @@ def _divided(command: str, config: RunOptions, files: int, plain: Runner, makes:
 
     def on_cluster(display: Display, *_: object) -> PipelineResult:
         with closing(Progress(PARTITIONS)) as bar:
-            return run_on_cluster(
+            result: PipelineResult = run_on_cluster(
                 command, config, display, address, files=files, on_progress=bar.report
             )
+            return result
 
     # The one place where `gpus="all"` belongs: `config` of the plain command.
     return run_in_flow(config, on_cluster if address else plain, makes)
