@@ -1,6 +1,6 @@
 """Python API for Ray clusters: commands whose files are divided among all GPUs of a cluster.
 
-    penstock.ray.caption(sources, address="auto", files=50, **options) -> ManyResult
+    penstock.ray.caption(sources, address="auto", files=50, **options) -> RunResult
     penstock.ray.embed(...), penstock.ray.label(...)
 
     dataset.map_batches(penstock.ray.Encode, fn_constructor_kwargs=options, …)
@@ -18,76 +18,79 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any, Unpack
+from typing import Any, TypedDict, Unpack
 
 from flows.console.display import Display
 from flows.job.partitions import FILES
 from flows.job.prepare import Job, NothingToDo
 from flows.many.partition import SharedForks
-from flows.many.run import ManyResult, run_on_cluster
-from flows.options.commands import CaptionConfig, RebuildConfig, RunOptions
+from flows.many.run import run_on_cluster
+from flows.options.commands import CaptionConfig, RebuildConfig
 from flows.options.vectors import EmbedConfig, LabelConfig
 from flows.results.captions import captions_of
+from flows.results.label_files import LabelsWritten
+from flows.results.run_result import RunResult
+from flows.results.vectors import VectorsWritten
 from flows.running.sift_first import caption as run_caption
 from flows.upkeep.rebuild import RebuildOptions
 from flows.upkeep.rebuild import rebuild as run_rebuild
 from penstock.arguments import Sources, config_for, config_with
 from penstock.keywords import CaptionOptions, EmbedOptions, LabelRunOptions
 
-__all__ = ["Encode", "ManyResult", "Write", "caption", "embed", "label"]
+__all__ = ["Encode", "Write", "caption", "embed", "label"]
 COLUMN = "path"
 """Column of the media's paths."""
 
 
-def caption(
-    sources: Sources,
-    *,
-    address: str = "auto",
-    files: int = FILES,
-    task_gpus: int | None = None,
-    progress: bool = False,
-    **options: Unpack[CaptionOptions],
-) -> ManyResult:
-    """Caption on the Ray cluster at `address`, as `penstock caption --ray`, in partitions of at
-    most `files` files. Each task takes `task_gpus` GPUs; None: one if the cluster has any. Raises
-    PenstockError."""
-    config = config_for(sources, options, CaptionConfig, CaptionOptions.__annotations__)
-    return _run("caption", config, address, files, task_gpus, progress)
+class RayOptions(TypedDict, total=False):
+    """How a run is divided."""
+
+    address: str
+    """HOST:PORT of the cluster; default: `auto`, the one of this machine or of the Ray job."""
+    files: int
+    """Largest number of files of a partition."""
+    task_gpus: int | None
+    """GPUs of each task; None: one if the cluster has any."""
+    progress: bool
+    """Whether the run is shown as by the command."""
 
 
-def embed(
-    sources: Sources,
-    *,
-    address: str = "auto",
-    files: int = FILES,
-    task_gpus: int | None = None,
-    progress: bool = False,
-    **options: Unpack[EmbedOptions],
-) -> ManyResult:
-    """Compute vectors on a Ray cluster, as `penstock embed --ray`; parameters and errors are those
-    of `caption`."""
-    config = config_for(sources, options, EmbedConfig, EmbedOptions.__annotations__)
-    return _run("embed", config, address, files, task_gpus, progress)
+class RayCaptionOptions(CaptionOptions, RayOptions, total=False):
+    """The options of `caption` on a cluster."""
 
 
-def label(
-    sources: Sources,
-    *,
-    address: str = "auto",
-    files: int = FILES,
-    task_gpus: int | None = None,
-    progress: bool = False,
-    **options: Unpack[LabelRunOptions],
-) -> ManyResult:
-    """Label on a Ray cluster, as `penstock label --ray`; parameters and errors are those of
-    `caption`."""
-    config = config_for(sources, options, LabelConfig, LabelRunOptions.__annotations__)
-    return _run("label", config, address, files, task_gpus, progress)
+class RayEmbedOptions(EmbedOptions, RayOptions, total=False):
+    """The options of `embed` on a cluster."""
 
 
-def _run(command: str, config: RunOptions, address: str, *rest: Any) -> ManyResult:
-    files, gpus, progress = rest
-    display = Display(quiet=not progress)
+class RayLabelOptions(LabelRunOptions, RayOptions, total=False):
+    """The options of `label` on a cluster."""
+
+
+def caption(sources: Sources, **options: Unpack[RayCaptionOptions]) -> RunResult:
+    """Caption on a cluster, as `penstock caption --ray`. Raises PenstockError."""
+    result: RunResult = _run("caption", CaptionConfig, CaptionOptions, sources, options)
+    return result
+
+
+def embed(sources: Sources, **options: Unpack[RayEmbedOptions]) -> VectorsWritten:
+    """Compute vectors on a cluster, as `penstock embed --ray`. Raises PenstockError."""
+    result: VectorsWritten = _run("embed", EmbedConfig, EmbedOptions, sources, options)
+    return result
+
+
+def label(sources: Sources, **options: Unpack[RayLabelOptions]) -> LabelsWritten:
+    """Label on a cluster, as `penstock label --ray`. Raises PenstockError."""
+    result: LabelsWritten = _run("label", LabelConfig, LabelRunOptions, sources, options)
+    return result
+
+
+def _run(command: str, kind: Any, known: Any, sources: Sources, options: Any) -> Any:
+    own = {name: options.pop(name) for name in RayOptions.__annotations__ if name in options}
+    address, files = own.get("address", "auto"), own.get("files", FILES)
+    config = config_for(sources, options, kind, known.__annotations__)
+    display = Display(quiet=not own.get("progress"))
+    gpus = own.get("task_gpus")
     return run_on_cluster(command, config, display, address, files=files, gpus=gpus)
 
 

@@ -131,10 +131,13 @@ def ray_nodes(seconds: float = 0.0) -> Iterator[Nodes]:
     """A cluster in a temporary folder; at the end every process of it is gone, and the folder. The
     path is short: it is part of the addresses of sockets."""
     folder = Path(tempfile.mkdtemp(prefix="r-", dir="/tmp"))
+    nodes = Nodes(folder, seconds)
     try:
-        yield Nodes(folder, seconds)
+        yield nodes
     finally:
         stop_all(folder)
+        for node in nodes.nodes.values():
+            node.wait()
         shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -17,6 +17,7 @@ from flows.console.display import Display
 from flows.deployments import many
 from flows.machine.launch import DirectLauncher, StageCall
 from flows.many import cluster, dispatch, partition
+from flows.many.cluster import Cluster
 from flows.many.dispatch import ATTEMPTS, Dispatch, TaskRun
 from flows.many.partition import Terms, check_node, process, terms_of, withdraw
 from flows.many.run import run_on_cluster
@@ -89,13 +90,14 @@ def a_clock(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def terms(count: int) -> list[Terms]:
-    plain = Terms(command="caption", folder="/", token="t")
+    plain = Terms(command="caption", out=Path("/out"), folder="/", token="t")
     return [replace(plain, partition=f"p{n}") for n in range(count)]
 
 
 def ended(tasks: Tasks, of: list[Terms]) -> list[TaskRun]:
     told: list[TaskRun] = []
-    runs = Dispatch(tasks, CaptionConfig(sources=(), model="demo")).all(of, told.append)
+    config = CaptionConfig(sources=(), model="demo")
+    runs = Dispatch(cast(Cluster, tasks), config).all(of, told.append)
     assert sorted(map(id, told)) == sorted(map(id, runs))
     return runs
 
@@ -162,12 +164,12 @@ def test_a_node_without_the_store_or_the_output_folder_is_refused_by_name(
     monkeypatch.setattr(partition, "TOKEN_SECONDS", 0.0)
     terms = terms_of("caption", config)
     check_node(config, terms)
-    other = str(tmp_path / "other")
+    other = tmp_path / "other"
     with pytest.raises(UsageError, match=f"the store {other} on .* is not shared"):
-        check_node(replace(config, store=other), terms)
+        check_node(replace(config, store=str(other)), terms)
     with pytest.raises(UsageError, match=f"the output folder {other} on .* is not shared"):
         check_node(config, replace(terms, out=other))
-    end = process(replace(config, store=other), terms)
+    end = process(replace(config, store=str(other)), terms)
     assert isinstance(end["error"], UsageError) and not end["retry"]
     withdraw(config, terms)
     assert list(open_store(config.store).list("shared")) == []

@@ -34,7 +34,9 @@ def clips(folder: Path, count: int) -> Path:
     return made
 
 
-def test_partitions_give_the_bytes_of_the_plain_command(nodes: Nodes, tmp_path: Path) -> None:
+def test_partitions_are_made_once_and_the_outputs_are_those_of_the_plain_command(
+    nodes: Nodes, tmp_path: Path
+) -> None:
     sources, out = clips(tmp_path, 2), tmp_path / "out"
     driver = nodes.drive(sources, out)
     assert driver.wait(SECONDS) == 0, nodes.log("driver")
@@ -47,12 +49,13 @@ def test_partitions_give_the_bytes_of_the_plain_command(nodes: Nodes, tmp_path: 
     assert sorted(each["stages"][-1]["items"] for each in tries) == [1, 1]
     assert not list(out.glob("portions/.*")) and not list(Path(f"{out}-store/shared").iterdir())
     plain = tmp_path / "plain"
-    options = {"model": "demo", "out": plain, "store": tmp_path / "other", "batch_size": 1}
+    options = {"model": "demo", "out": plain, "store": f"{out}-store", "batch_size": 1}
     penstock.caption(sources, **options).result()  # type: ignore[arg-type]
     assert (out / "captions.jsonl").read_bytes() == (plain / "captions.jsonl").read_bytes()
     assert len(list(out.glob("*.txt"))) == 2
 
 
+@pytest.mark.slow
 def test_more_gpus_than_any_node_has_are_refused(nodes: Nodes, tmp_path: Path) -> None:
     """In a process of its own: Ray changes the one that it is in."""
     code = (

@@ -11,12 +11,13 @@ from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from artifacts.edits import REJECTED
 from artifacts.errors import EnvironmentFault, PenstockError, redacted
 from artifacts.paths import folder_named
 from artifacts.remote.addresses import signed
+from artifacts.store import open_store
 from flows.cli.exit_report import CRASHED, print_result
 from flows.cli.options import config_of
 from flows.cli.plan_command import show
@@ -52,8 +53,6 @@ def _line(path: str, caption: str, width: int) -> str:
 
 if TYPE_CHECKING:
     from flows.job.prepare import Job
-    from flows.many.run import ManyResult
-    from flows.options.commands import RunOptions
     from flows.results.run_record import RunRecord
     from flows.results.run_result import RunResult
 
@@ -70,14 +69,17 @@ def caption_command(given: argparse.Namespace) -> int:
     # The run itself notes what it leaves out.
     trust = config.trust_folder or is_trusted(out, config.store, uses, notes=False)
     config = replace(config, trust_folder=trust)
-    result: RunResult | ManyResult
+    result: RunResult
     with closing(display):
         if given.ray:
-            from artifacts.store import open_store
             from flows.many.run import run_on_cluster
+            from flows.results.recorded_command import with_values
 
-            command = command_of(given.words, config, open_store(config.store_url).url)
-            result = run_on_cluster("caption", config, display, given.ray, recorded=command)
+            # Tasks get the address of the store as an option.
+            url = open_store(config.store_url).url
+            words = given.words if config.store else with_values(given.words, {"--store": url})
+            begun = partial(remember, words)
+            result = run_on_cluster("caption", config, display, given.ray, on_begin=begun)
         elif given.prefect or os.environ.get("PREFECT_API_URL", "").strip():
             display.doing("starting Prefect")
             run_with_prefect = _flow()
@@ -111,17 +113,11 @@ def _flow() -> "Callable[[CaptionConfig, Display], RunResult]":
 
 def remember(words: list[str], job: "Job", record: "RunRecord") -> None:
     """Store the command in the run record with its store, unless it contains credentials."""
-    record.value["command"] = command_of(words, job.config, job.store.url)
-
-
-def command_of(words: list[str], config: "RunOptions", store: str) -> dict[str, Any] | None:
-    """Return the command for the run record, with its store; None if it contains credentials."""
     from flows.results.recorded_command import with_values
 
-    words = words if config.store else with_values(words, {"--store": store})
-    if any(redacted(word) != word or signed(word) for word in words):
-        return None
-    return {"words": words, "folder": os.getcwd()}
+    words = words if job.config.store else with_values(words, {"--store": job.store.url})
+    if not any(redacted(word) != word or signed(word) for word in words):
+        record.value["command"] = {"words": words, "folder": os.getcwd()}
 
 
 def leave_after(run: Callable[[], "RunResult"]) -> "RunResult":

@@ -13,7 +13,6 @@ from flows.options.vectors import EmbedConfig
 from flows.pipelines import EMBED
 
 if TYPE_CHECKING:
-    from flows.many.run import ManyResult
     from flows.results.vectors import VectorsWritten
 
 
@@ -25,7 +24,7 @@ def embed_command(given: argparse.Namespace) -> int:
         return show(config, EMBED, as_json=given.json, dry_run="embed")
     with closing(display):
         display.doing(READING)
-        result: VectorsWritten | ManyResult
+        result: VectorsWritten
         if given.ray:
             from flows.many.run import run_on_cluster
 

@@ -14,7 +14,6 @@ from flows.options.vectors import LabelConfig
 from flows.pipelines import LABEL
 
 if TYPE_CHECKING:
-    from flows.many.run import ManyResult
     from flows.results.label_files import LabelsWritten
 
 
@@ -30,7 +29,7 @@ def label_command(given: argparse.Namespace) -> int:
         request = label_request(config)
         if given.dry_run:
             return show(config, LABEL, as_json=given.json, dry_run="label")
-        result: LabelsWritten | ManyResult
+        result: LabelsWritten
         if given.ray:
             from flows.many.run import run_on_cluster
 

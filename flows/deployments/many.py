@@ -64,9 +64,10 @@ def _divided(
 
     def on_cluster(display: Display, *_: object) -> PipelineResult:
         with closing(Progress(PARTITIONS)) as bar:
-            return run_on_cluster(
+            result: PipelineResult = run_on_cluster(
                 command, config, display, address, files=files, on_progress=bar.report
             )
+            return result
 
     on_this_machine = partial(plain, replace(config, gpus=config.gpus or ALL_GPUS))
     return run_in_flow(config, on_cluster if address else on_this_machine, makes)

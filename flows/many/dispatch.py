@@ -5,11 +5,12 @@ by two tasks at once, which claim its batches one by one.
 """
 
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from artifacts.errors import PenstockError
+from flows.many.cluster import Cluster
 from flows.many.partition import Terms
 from flows.options.commands import RunOptions
 
@@ -22,20 +23,6 @@ HELP_SECONDS = 60.0
 """Time for which slots are idle until the partitions that still run get a second task."""
 FAILING_SHARE = 0.1
 """Share of failed tasks beyond which the run ends."""
-
-
-class Cluster(Protocol):
-    """The part of a cluster that tasks need."""
-
-    @property
-    def slots(self) -> int: ...
-    @property
-    def window(self) -> int: ...
-    def submit(self, config: RunOptions, terms: Terms, avoid: Collection[str] = ()) -> Any: ...
-    def ended(
-        self, tasks: Sequence[Any], seconds: float
-    ) -> Iterator[tuple[Any, Mapping[str, Any]]]: ...
-    def cancel(self, task: Any) -> None: ...
 
 
 @dataclass(kw_only=True, slots=True, eq=False)
@@ -51,7 +38,7 @@ class TaskRun:
     failing: set[str] = field(default_factory=set)
     """Ids of the nodes whose environment failed it."""
     helped: bool = False
-    result: Mapping[str, Any] | None = None
+    result: Mapping[str, Any] = field(default_factory=dict)
     """What the first task returned that succeeded."""
     error: PenstockError | None = None
     """Why it failed for good."""
@@ -76,7 +63,7 @@ class Dispatch:
                 self._submit_due(waiting)
                 self._help(waiting)
                 for run in self._ended():
-                    if run.result is None and run.error is None:
+                    if not run.result and run.error is None:
                         waiting.append(run)
                         continue
                     on_end(run)

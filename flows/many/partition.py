@@ -1,8 +1,8 @@
-"""Processes one partition of a run in a worker of a cluster, or writes the outputs of all.
+"""Processes one partition of a run on a node of a cluster, or writes the outputs of all.
 
 Nothing here depends on Ray. A task gets a configuration and `Terms`, and returns a small dict: all
 results lie in the store. It first checks that the store and the output folder are those of the
-driver, and that the packages that affect the output have the same versions.
+driver, and that the packages that affect outputs have the same versions.
 """
 
 import os
@@ -21,11 +21,12 @@ from artifacts.options import declared
 from artifacts.store import fault_of, open_store
 from flows.console.display import Display
 from flows.job.partitions import PORTIONS
-from flows.job.prepare import NothingToDo, out_folder
-from flows.machine.launch import DirectLauncher, Launcher, StageCall, StageHandle
+from flows.job.prepare import Job, NothingToDo, out_folder
+from flows.machine.launch import DirectLauncher, StageCall, StageHandle
 from flows.machine.versions import versions
 from flows.options.commands import RunOptions
 from flows.options.vectors import LabelOptions
+from flows.pipelines import CAPTION, EMBED, LABEL, Pipeline
 from flows.results.label_files import LabelsWritten
 from flows.results.run_record import RunRecord
 from flows.running import run, sift_first
@@ -44,15 +45,22 @@ SHARED = "shared"
 """Folder of a store in which the tokens of drivers lie meanwhile."""
 TOKEN_SECONDS = 10.0
 """Longest time until a file that the driver wrote is seen on another node."""
-PARTITION: Mapping[str, Any] = {
-    "format": (),
-    "limit": None,
-    "beside": False,
-    "existing": None,
-    "overwrite": False,
-    "media": None,
+OF_OUTPUTS = {"format": (), "limit": None, "beside": False, "existing": None, "overwrite": False}
+"""Options that only the last task takes → their value for a partition."""
+
+
+def _label(
+    config: RunOptions, display: Display, make_launcher: LauncherMaker, on_begin: OnBegin
+) -> LabelsWritten:
+    return label(config, label_request(LabelOptions.of(config)), display, make_launcher, on_begin)
+
+
+COMMANDS: Mapping[str, tuple[Pipeline, Callable[..., Any]]] = {
+    "caption": (CAPTION, sift_first.caption),
+    "embed": (EMBED, run.embed),
+    "label": (LABEL, _label),
 }
-"""Options that a partition does not take: the last task writes these outputs."""
+"""Command → its stages, and the function that runs it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,6 +69,8 @@ class Terms:
 
     command: str
     """A key of COMMANDS."""
+    out: Path
+    """Output folder of the run."""
     folder: str
     """Working folder of the driver, to which paths are relative."""
     token: str
@@ -69,38 +79,39 @@ class Terms:
     """Variables of CROSSING. Their values may be secrets, and appear in no log."""
     versions: Mapping[str, str] = field(default_factory=dict)
     """Package → its version in the driver."""
-    out: str = ""
-    """Output folder of the run."""
     partition: str = ""
     """Name of the partition; empty: the task writes the outputs of all."""
     record: Mapping[str, Any] = field(default_factory=dict)
-    """Fields of the run record of the last task."""
+    """Fields for the run record of the last task."""
+    on_begin: OnBegin | None = None
+    """Called by the last task, as in `caption`."""
+
+    @property
+    def token_file(self) -> Path:
+        return self.out / PORTIONS / f".{self.token}"
 
 
-def terms_of(command: str, config: RunOptions) -> Terms:
+def terms_of(command: str, config: RunOptions, on_begin: OnBegin | None = None) -> Terms:
     """Return the terms of all tasks of a run, and write its token. Raises PenstockError."""
-    token = uuid4().hex
-    open_store(config.store_url).put_if_absent(f"{SHARED}/{token}", [token.encode()])
-    write_text(_token_file(out_folder(config), token), [token])
-    given = {name: value for name, value in os.environ.items() if name.startswith(CROSSING)}
-    return Terms(
+    terms = Terms(
         command=command,
+        out=out_folder(config),
         folder=os.getcwd(),
-        token=token,
-        environment=given,
+        token=uuid4().hex,
+        environment={n: value for n, value in os.environ.items() if n.startswith(CROSSING)},
         versions=compared_versions(),
-        out=str(out_folder(config)),
+        on_begin=on_begin,
     )
+    store = open_store(config.store_url)
+    store.put_if_absent(f"{SHARED}/{terms.token}", [terms.token.encode()])
+    write_text(terms.token_file, [terms.token])
+    return terms
 
 
 def withdraw(config: RunOptions, terms: Terms) -> None:
     """Remove the token of a run. Raises EnvironmentFault."""
-    _token_file(Path(terms.out), terms.token).unlink(missing_ok=True)
+    terms.token_file.unlink(missing_ok=True)
     open_store(config.store_url).delete(f"{SHARED}/{terms.token}")
-
-
-def _token_file(out: Path, token: str) -> Path:
-    return out / PORTIONS / f".{token}"
 
 
 def compared_versions() -> dict[str, str]:
@@ -118,15 +129,10 @@ def check_node(config: RunOptions, terms: Terms) -> None:
                 hint="Install the same versions on every node",
             )
     store = open_store(config.store_url)
-
-    def in_store() -> str:
-        return store.get(f"{SHARED}/{terms.token}").decode()
-
-    places: dict[str, Callable[[], str]] = {
-        f"the output folder {terms.out}": _token_file(Path(terms.out), terms.token).read_text,
-        f"the store {store.url}": in_store,
-    }
-    for what, read in places.items():
+    for what, read in (
+        (f"the output folder {terms.out}", terms.token_file.read_bytes),
+        (f"the store {store.url}", lambda: store.get(f"{SHARED}/{terms.token}")),
+    ):
         if not _is_read(read, terms.token):
             raise UsageError(
                 f"{what} on {node} is not the one of the run: it is not shared",
@@ -134,95 +140,74 @@ def check_node(config: RunOptions, terms: Terms) -> None:
             )
 
 
-def _is_read(read: Callable[[], str], token: str) -> bool:
+def _is_read(read: Callable[[], bytes], token: str) -> bool:
     deadline = time.monotonic() + TOKEN_SECONDS
     while True:
         try:
-            if read() == token:
-                return True
+            return read() == token.encode()
         except FileNotFoundError:
-            pass
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.5)
         except OSError as error:
             raise fault_of(error, Path(str(error.filename or ""))) from error
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.5)
 
 
 def process(config: RunOptions, terms: Terms) -> dict[str, Any]:
-    """Run one task. Return how it ended: `error` is what went wrong besides files, and the last
-    task adds what its command prints. `retry` says whether it may succeed elsewhere or later."""
-    began, ended = time.monotonic(), dict[str, Any](node=socket.gethostname(), error=None)
+    """Run one task. Return how it ended: its `result`, or as `error` what went wrong besides files,
+    and in `retry` whether it may succeed elsewhere or later."""
+    began = time.monotonic()
+    ended: dict[str, Any] = {"error": None}
     try:
         os.environ.update(terms.environment)
         if os.path.isdir(terms.folder):
             os.chdir(terms.folder)
         check_node(config, terms)
-        ended |= _last(config, terms) if not terms.partition else _partition(config, terms)
+        ended |= _run(_partition_of(config, terms) if terms.partition else config, terms)
     except PenstockError as error:
         ended |= {"error": error, "retry": isinstance(error, EnvironmentFault | Interrupted)}
     return {**ended, "seconds": time.monotonic() - began}
 
 
-def _partition(config: RunOptions, terms: Terms) -> dict[str, Any]:
-    folder = _new_folder(Path(terms.out) / PORTIONS, terms.partition)
-    names = {each.name for each in declared(type(config))}
-    fixed = {name: value for name, value in PARTITION.items() if name in names}
-    source = f"@{Path(terms.out) / PORTIONS / terms.partition}.jsonl"
-    records: list[RunRecord] = []
-    own = replace(config, sources=(source,), out=str(folder), **fixed)
+def _run(config: RunOptions, terms: Terms) -> dict[str, Any]:
+    """Run the command. Its result crosses without what grows with the number of files."""
+    record: RunRecord | None = None
+
+    def on_begin(job: Job, begun: RunRecord) -> None:
+        nonlocal record
+        record = begun
+        record.value.update(terms.record)
+        if terms.on_begin is not None and not terms.partition:
+            terms.on_begin(job, record)
+
+    # The one place where `gpus="all"` belongs: all that the task was given.
     try:
-        result = _run(own, terms, lambda _, record: records.append(record))
-    except NothingToDo as error:
-        return {"failed": len(error.failures)}
-    stages = {each["name"]: each["items"] for each in records[-1].value["stages"]}
-    return {"failed": len(result.failures), "stages": stages}
+        result = COMMANDS[terms.command][1](config, Display(quiet=True), SharedForks, on_begin)
+    except NothingToDo:
+        if not terms.partition:
+            raise
+        return {}  # the last task names the files
+    stages = record.value["stages"] if record else ()
+    made = {stage["name"]: stage["items"] for stage in stages}
+    return {"result": replace(result, failures=[], chunks=None), "stages": made}
 
 
-def _last(config: RunOptions, terms: Terms) -> dict[str, Any]:
-    """Write the outputs: run the command over everything, whose results are stored."""
-    result = _run(config, terms, lambda _, record: record.value.update(terms.record))
-    notes = result.notes() if isinstance(result, LabelsWritten) else ()
-    return {
-        "exit_code": result.exit_code,
-        "made": result.made,
-        "text": result.line(),
-        "values": result.to_json(),
-        "cells": result.row(),
-        "warnings": list(getattr(result, "warnings", ())),
-        "lines": list(notes),
-    }
-
-
-def _run(config: RunOptions, terms: Terms, on_begin: OnBegin) -> Any:
-    return COMMANDS[terms.command](config, Display(quiet=True), SharedForks, on_begin)
-
-
-def _new_folder(folder: Path, name: str) -> Path:
-    """Create the folder of a try, which no other try has, not even one that is thought dead."""
+def _partition_of(config: RunOptions, terms: Terms) -> RunOptions:
+    """Return the configuration of a partition, whose folder no other try has, not even one that is
+    thought dead. Raises EnvironmentFault."""
+    place = terms.out / PORTIONS / terms.partition
+    names = {each.name for each in declared(type(config))}
+    fixed: dict[str, Any] = {name: OF_OUTPUTS[name] for name in OF_OUTPUTS if name in names}
     for number in count(1):
+        folder = place.with_name(f"{place.name}-{number}")
         try:
-            (folder / f"{name}-{number}").mkdir()
+            folder.mkdir()
         except FileExistsError:
             continue
         except OSError as error:
             raise fault_of(error, folder) from error
-        return folder / f"{name}-{number}"
+        return replace(config, sources=(f"@{place}.jsonl",), out=str(folder), **fixed)
     raise AssertionError
-
-
-def _label(
-    config: RunOptions, display: Display, make_launcher: LauncherMaker, on_begin: OnBegin
-) -> LabelsWritten:
-    return label(config, label_request(LabelOptions.of(config)), display, make_launcher, on_begin)
-
-
-COMMANDS: Mapping[str, Callable[[Any, Display, LauncherMaker, OnBegin], Any]] = {
-    "caption": sift_first.caption,
-    "embed": run.embed,
-    "label": _label,
-}
-"""Command → function that runs it."""
 
 
 class SharedForks:
@@ -232,12 +217,11 @@ class SharedForks:
     _server: tuple[str | None, ForkServer] | None = None
 
     def __init__(self, listen: Listener) -> None:
-        self._launcher: Launcher = DirectLauncher(listen)
+        self._launcher = DirectLauncher(listen)
 
     def start(self, call: StageCall) -> StageHandle:
-        if call.fork_server is not None:
-            call = replace(call, fork_server=self._forks())
-        return self._launcher.start(call)
+        shared = None if call.fork_server is None else self._forks()
+        return self._launcher.start(replace(call, fork_server=shared))
 
     @classmethod
     def _forks(cls) -> ForkServer:
