@@ -247,7 +247,7 @@ class WithinBudget:
         """Start a stage within the memory that is free now."""
         # A persistent process has a share of the device, so the others' memory is no surprise.
         if call.budget and call.device == self._budget.device and not call.persistent:
-            call = replace(call, budget=self._current().bytes)
+            call = replace(call, budget=max(1, self._current().bytes))  # 0 is no limit
         return self._launcher.start(call)
 
     def _current(self) -> Budget:

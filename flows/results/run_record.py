@@ -167,6 +167,8 @@ class RunRecord:
         for name in ("peak_host_bytes", "peak_device_bytes"):
             entry[name] = max(entry[name], getattr(outcome, name))
         for device, part in outcome.devices.items():
+            if not part.items:
+                continue
             of_device = entry["devices"].setdefault(device, dict(ON_DEVICE))
             of_device["seconds"] += part.seconds
             peak = max(of_device["peak_device_bytes"], part.peak_device_bytes)
