@@ -49,8 +49,6 @@ class RayOptions(TypedDict, total=False):
     """HOST:PORT of the cluster; default: `auto`, the one of this machine or of the Ray job."""
     files: int
     """Largest number of files of a partition."""
-    task_gpus: int | None
-    """GPUs of each task; None: one if the cluster has any."""
     progress: bool
     """Whether the run is shown as by the command."""
 
@@ -90,8 +88,7 @@ def _run(command: str, kind: Any, known: Any, sources: Sources, options: Any) ->
     address, files = own.get("address", "auto"), own.get("files", FILES)
     config = config_for(sources, options, kind, known.__annotations__)
     display = Display(quiet=not own.get("progress"))
-    gpus = own.get("task_gpus")
-    return run_on_cluster(command, config, display, address, files=files, gpus=gpus)
+    return run_on_cluster(command, config, display, address, files=files)
 
 
 class Encode:

@@ -266,3 +266,10 @@ def test_actors_of_ray_data_share_features_and_a_new_prompt_encodes_nothing(
         assert rows["error"][:2] == [None, None] and rows["error"][2]
         features.append(rows["features"])
     assert features[0] == features[1] and len(set(features[0])) == 3
+
+
+def test_gpus_says_how_many_a_task_takes() -> None:
+    taken = {given: gpus_of_a_task(CaptionConfig(sources=("a",), gpus=given)) for given in (None, "all", "2")}
+    assert taken == {None: None, "all": None, "2": 2}
+    with pytest.raises(UsageError, match="Ray selects"):
+        gpus_of_a_task(CaptionConfig(sources=("a",), gpus="0,1"))

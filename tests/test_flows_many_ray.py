@@ -60,7 +60,7 @@ def test_more_gpus_than_any_node_has_are_refused(nodes: Nodes, tmp_path: Path) -
     """In a process of its own: Ray changes the one that it is in."""
     code = (
         "import sys, penstock.ray\n"
-        "penstock.ray.caption(sys.argv[1], address=sys.argv[2], task_gpus=8, model='demo')"
+        "penstock.ray.caption(sys.argv[1], address=sys.argv[2], gpus='8', model='demo')"
     )
     sources = clips(tmp_path, 1)
     words = [sys.executable, "-c", code, str(sources), nodes.address]

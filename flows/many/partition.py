@@ -180,7 +180,6 @@ def _run(config: RunOptions, terms: Terms) -> dict[str, Any]:
         if terms.on_begin is not None and not terms.partition:
             terms.on_begin(job, record)
 
-    # The one place where `gpus="all"` belongs: all that the task was given.
     try:
         result = COMMANDS[terms.command][1](config, Display(quiet=True), SharedForks, on_begin)
     except NothingToDo:

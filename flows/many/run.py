@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import Any
 
 from artifacts.captions import Failure
-from artifacts.errors import EnvironmentFault
+from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.store import open_store, prepare_store
 from flows.console.display import Display
 from flows.job.partitions import FILES, partitions_of
@@ -25,6 +25,7 @@ from flows.many.dispatch import Dispatch, TaskRun
 from flows.many.partition import COMMANDS, Terms, terms_of, withdraw
 from flows.media.generated_files import GeneratedFiles
 from flows.options.commands import RunOptions
+from flows.options.model import ALL_GPUS, GpuOptions
 from flows.results.owners import refuse_taking, take
 from flows.results.run_record import RunRecord
 from flows.running.run import stopped_in_order
@@ -44,14 +45,14 @@ def run_on_cluster(
     address: str,
     *,
     files: int = FILES,
-    gpus: int | None = None,
     on_begin: OnBegin | None = None,
     on_progress: OnProgress = lambda done, total: None,
 ) -> Any:
     """Run `caption`, `embed` or `label` on the cluster at `address`, in partitions of at most
-    `files` files. Each task takes `gpus` GPUs; None: one if the cluster has any. The last task
-    calls `on_begin`. Return the result of the plain command. Raises PenstockError; finished records
-    stay."""
+    `files` files. Each task takes as many GPUs as `--gpus` says; by default one, if the cluster has
+    any. The last task calls `on_begin`. Return the result of the plain command. Raises
+    PenstockError; finished records stay."""
+    gpus = gpus_of_a_task(config)
     check_names(config, COMMANDS[command][0])
     refuse_taking(config, command)
     store = open_store(config.store_url)
@@ -64,6 +65,18 @@ def run_on_cluster(
                 driver = Driver(cluster, config, terms, display)
                 driver.process_partitions(files, on_progress)
                 return driver.write_outputs()
+
+
+def gpus_of_a_task(config: RunOptions) -> int | None:
+    """Return how many GPUs each task takes; None: one, if the cluster has any. Raises UsageError
+    for a list, since Ray selects the GPUs of a task."""
+    given = GpuOptions.of(config).gpus
+    if given is not None and "," in given:
+        raise UsageError(
+            f"--gpus {given} names GPUs, and Ray selects those of a task",
+            hint="Give the number of GPUs of a task",
+        )
+    return None if given in (None, ALL_GPUS) else int(given or 1)
 
 
 @contextmanager
