@@ -91,41 +91,40 @@ def _run(command: str, kind: Any, known: Any, sources: Sources, options: Any) ->
     return run_on_cluster(command, config, display, address, files=files)
 
 
-class Encode:
-    """Encodes the media of a batch of rows, whose column `path` names them. Rows pass unchanged."""
+class Actor:
+    """An actor of Ray Data, whose batches have the paths of media in the column `path`."""
 
     def __init__(self, **options: Unpack[CaptionOptions]) -> None:
-        """Take the options of `penstock.caption`; those that decide no features have no effect.
-        Raises UsageError."""
+        """Take the options of `penstock.caption`, without `out`. Raises UsageError."""
         known = CaptionOptions.__annotations__
-        self._config = config_with(RebuildConfig, options, known, sources=())
+        self._captioning = config_with(CaptionConfig, options, known, sources=())
+        self._encoding = config_with(RebuildConfig, options, known, sources=())
+
+
+class Encode(Actor):
+    """Encodes the media of a batch of rows, which pass unchanged."""
 
     def __call__(self, batch: Mapping[str, Any]) -> Mapping[str, Any]:
         """Encode what of the batch is not stored. Raises PenstockError, but for media that cannot
         be read: `Write` names these."""
-        config = replace(self._config, sources=_paths(batch))
+        config = replace(self._encoding, sources=_paths(batch))
         with suppress(NothingToDo):
             run_rebuild(config, RebuildOptions(), Display(quiet=True), SharedForks)
         return batch
 
 
-class Write:
+class Write(Actor):
     """Captions the media of a batch of rows, and returns a row per caption, with the columns of
     COLUMNS; `features` is the key of the stored features. Of a medium that cannot be captioned, the
     row has only its path and the error."""
 
     COLUMNS = ("path", "start", "end", "caption", "features", "error")
 
-    def __init__(self, **options: Unpack[CaptionOptions]) -> None:
-        """Take the options of `penstock.caption`, without `out`. Raises UsageError."""
-        known = CaptionOptions.__annotations__
-        self._config = config_with(CaptionConfig, options, known, sources=())
-
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, list[Any]]:
         """Return the captions of the batch. Raises PenstockError."""
         jobs: list[Job] = []
         with tempfile.TemporaryDirectory(prefix="penstock-") as out:
-            config = replace(self._config, sources=_paths(batch), out=out)
+            config = replace(self._captioning, sources=_paths(batch), out=out)
             try:
                 display = Display(quiet=True)
                 failures = run_caption(

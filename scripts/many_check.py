@@ -123,7 +123,7 @@ def check_outputs(nodes: Nodes, clips: Path, out: Path, partitions: int) -> None
     say(f"captions by the tries of partitions: {sorted(made)}; by the last run: {last[-1]}")
     plain = nodes.folder / "plain"
     words = [str(clips), "--model", "demo", "--out", str(plain), "--store", f"{plain}-store"]
-    command = [sys.executable, "-m", "penstock", "caption", *words, "--batch-size", "1"]
+    command = [sys.executable, "-P", "-m", "penstock", "caption", *words, "--batch-size", "1"]
     subprocess.run(command, check=True, env=nodes.environment(), capture_output=True)
     same = lines_of(out) == lines_of(plain)
     say(f"bytes of one machine: {'the same' if same else 'they differ'}")
