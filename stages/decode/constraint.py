@@ -36,6 +36,11 @@ NEEDED = range(0x20, 0x7F)
 """Bytes that must be tokens of their own: they can spell any JSON text."""
 LONG = 1000
 """Rank of the first token of several bytes."""
+CHARACTERS = (2, 4, 6, 8, 10, 12, 15, 30)
+SLICES = [rf'[^"\\\x00-\x1F\x7F]{{1,{most}}}' for most in CHARACTERS] + [r'[^"\\\x00-\x1F\x7F]+']
+"""Tokens of a text by their number of characters. In a text with room for so many, llguidance allows
+them all at once; the others it tries one by one. With llguidance's own slices, of 10 and 30, the
+last characters of a text took 8 times as long."""
 
 
 class Vocabulary:
@@ -43,7 +48,7 @@ class Vocabulary:
 
     def __init__(self, tokenizer: Any) -> None:
         try:
-            self.tokens = llguidance.hf.from_tokenizer(tokenizer)
+            self.tokens = llguidance.hf.from_tokenizer(tokenizer, slices=SLICES)
         except Exception as error:  # llguidance and tokenizers raise any type
             raise _unfit(tokenizer, str(error)) from error
         count = range(self.tokens.vocab_size)
