@@ -38,9 +38,9 @@ LONG = 1000
 """Rank of the first token of several bytes."""
 CHARACTERS = (2, 4, 6, 8, 10, 12, 15, 30)
 SLICES = [rf'[^"\\\x00-\x1F\x7F]{{1,{most}}}' for most in CHARACTERS] + [r'[^"\\\x00-\x1F\x7F]+']
-"""Tokens of a text by their number of characters. In a text with room for so many, llguidance allows
-them all at once; the others it tries one by one. With llguidance's own slices, of 10 and 30, the
-last characters of a text took 8 times as long."""
+"""Tokens of a text by their number of characters. Where a text has room for so many, llguidance
+allows them all at once; it tries the others one by one. With its own slices, of 10 and 30, the last
+characters of a text took 8 times as long."""
 
 
 class Vocabulary:
