@@ -17,6 +17,7 @@ import unicodedata
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence, Set
 from functools import lru_cache
+from itertools import cycle
 from typing import Any
 
 import llguidance
@@ -80,9 +81,17 @@ def vocabulary_of(tokenizer: Any) -> Vocabulary:
     return Vocabulary(tokenizer)
 
 
+MAX_LEXERS = 4
+"""Most matchers that answers are copied from. Copies of one share its lexer, so their masks wait
+for each other; each further lexer learns the states of a grammar anew."""
+
+
 @lru_cache(maxsize=8)
-def _matcher(vocabulary: Vocabulary, schema: str) -> Any:
-    return llguidance.LLMatcher(vocabulary.tokens, grammar_of(schema), log_level=0)
+def _matchers(vocabulary: Vocabulary, schema: str, count: int) -> Iterator[tuple[int, Any]]:
+    """Return `count` matchers with their numbers, in an endless cycle."""
+    grammar = grammar_of(schema)
+    made = (llguidance.LLMatcher(vocabulary.tokens, grammar, log_level=0) for _ in range(count))
+    return cycle(enumerate(made))
 
 
 @lru_cache(maxsize=1)
@@ -101,7 +110,9 @@ class ConstrainedAnswer:
         self._begin()
 
     def _begin(self) -> None:
-        self.matcher = _matcher(self.vocabulary, self._schema).deep_copy()
+        count = min(torch.get_num_threads(), MAX_LEXERS)
+        self.lexer, matcher = next(_matchers(self.vocabulary, self._schema, count))
+        self.matcher = matcher.deep_copy()
         self._position = JsonPosition(rest_of(self._schema))
         self.token_ids: list[int] = []
         self.fault: UsageError | None = None
@@ -188,7 +199,8 @@ class SchemaLogitsProcessor(HostMaskProcessor):
         words = np.zeros((len(rows), -(-known // 32)), dtype=np.int32)
         for answer, token_ids in zip(rows, tokens, strict=True):
             answer.follow(token_ids)
-        unfinished = (row for row, answer in enumerate(rows) if not (answer.done or answer.fault))
+        unfinished = [row for row, answer in enumerate(rows) if not (answer.done or answer.fault)]
+        unfinished.sort(key=lambda row: rows[row].lexer)  # each thread takes neighbours
         if matchers := [(rows[row].matcher, row) for row in unfinished]:
             fill_next_token_bitmask_par(_executor(torch.get_num_threads()), matchers, words)
         allowed = words.view(np.uint8)
