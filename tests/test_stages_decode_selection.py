@@ -234,7 +234,8 @@ def allocated_bytes(work: Callable[[], object]) -> int:
         work()
     found: Any = profile.profiler
     events = [each for each in found.kineto_results.events() if each.name() == "[memory]"]
-    return max(accumulate(each.nbytes() for each in sorted(events, key=lambda e: e.start_ns())))
+    sizes: list[int] = [each.nbytes() for each in sorted(events, key=lambda e: e.start_ns())]
+    return max(accumulate(sizes))
 
 
 @pytest.mark.parametrize("setting", PLANNED)
