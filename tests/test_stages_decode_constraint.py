@@ -120,10 +120,10 @@ def test_masks_inside_of_texts_are_those_of_a_matcher_that_tries_every_token() -
     text = json.dumps(answer, separators=(",", ":"), ensure_ascii=False)
     tokens = plain.tokenize_bytes(text.encode())
     processor = SchemaLogitsProcessor(vocabulary, form, 400, {tokenizer.eos_token_id})
-    row, width = processor.new_row(), len(vocabulary.bytes)
+    rows, width = [processor.new_row() for _ in range(3)], len(vocabulary.bytes)
     for at, token in enumerate(tokens):
-        masks = processor.masks_of([row], [tokens[:at]], width)
-        allowed = np.unpackbits(masks.allowed[0], bitorder="little")[:width]
+        masks = processor.masks_of(rows, [tokens[:at]] * 3, width)
+        allowed = np.unpackbits(masks.allowed, axis=1, bitorder="little")[:, :width]
         expected = np.frombuffer(matcher.compute_bitmask(), np.uint8)
         assert (allowed == np.unpackbits(expected, bitorder="little")[:width]).all(), text[:at]
         assert matcher.consume_token(token)
