@@ -20,7 +20,7 @@ from flows.many import cluster, dispatch, partition
 from flows.many.cluster import Cluster
 from flows.many.dispatch import ATTEMPTS, Dispatch, TaskRun
 from flows.many.partition import Terms, check_node, process, terms_of, withdraw
-from flows.many.run import run_on_cluster
+from flows.many.run import gpus_of_a_task, run_on_cluster
 from flows.options.commands import CaptionConfig
 from flows.options.vectors import LabelConfig
 from flows.results.marker import Marker, write_marker
@@ -269,7 +269,10 @@ def test_actors_of_ray_data_share_features_and_a_new_prompt_encodes_nothing(
 
 
 def test_gpus_says_how_many_a_task_takes() -> None:
-    taken = {given: gpus_of_a_task(CaptionConfig(sources=("a",), gpus=given)) for given in (None, "all", "2")}
+    taken = {
+        given: gpus_of_a_task(CaptionConfig(sources=("a",), gpus=given))
+        for given in (None, "all", "2")
+    }
     assert taken == {None: None, "all": None, "2": 2}
     with pytest.raises(UsageError, match="Ray selects"):
         gpus_of_a_task(CaptionConfig(sources=("a",), gpus="0,1"))
