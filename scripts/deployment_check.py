@@ -130,8 +130,10 @@ def compare(stack: Stack, deployed: Path, plain: Path) -> None:
 
 
 def outputs(out: Path) -> list[Path]:
-    """What people asked for; not the record and the logs, which tell times."""
-    return [path for pattern in COMPARED for path in sorted(out.glob(pattern))]
+    """What people asked for; not the record and the logs, which tell times, nor hidden files, which
+    hold the folder's name."""
+    found = (path for pattern in COMPARED for path in sorted(out.glob(pattern)))
+    return [path for path in found if not path.name.startswith(".")]
 
 
 def items(out: Path) -> dict[str, int]:

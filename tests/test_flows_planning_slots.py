@@ -71,7 +71,7 @@ def test_a_server_plans_for_schemas_that_requests_may_bring() -> None:
     config, load = CaptionConfig(sources=("a",)), (images(64, 1000),)
     plain = PlanRequest(model=card, config=config, device="cpu", workloads=load)
     rung = decode_rungs_of(card)[0]
-    any_form = replace(plain, any_schema=True).estimate(rung).peak_bytes
+    any_form = replace(plain, any_request=True).estimate(rung).peak_bytes
     assert any_form - plain.estimate(rung).peak_bytes == WORDS * GRAMMAR_BYTES
 
 
@@ -157,6 +157,34 @@ def test_a_recorded_step_takes_another_step_and_its_graph() -> None:
     memory = RowMemory(kept=(FULL,), words=WORDS)
     step = step_bytes(memory, PoolShape(rows=64, slots=8, columns=1280), 2)
     assert (term.part, term.bytes) == ("workspace", step + GRAPH_BYTES)
+
+
+def test_selecting_tokens_counts_where_it_takes_more_than_a_prompt() -> None:
+    card = with_memory(FULL)
+    rung = next(each for each in decode_rungs_of(card, "cuda:0") if each.batch == 8)
+
+    def computing(tokens: int, selection: tuple[str, ...] = ()) -> int:
+        load = [images(64, tokens)]
+        return estimate(card, rung, load, "cuda:0", 256, selection=selection).activation_bytes
+
+    # 64 rows: 4 bytes per logit, 26 of top-p.
+    assert computing(10, ("seed", "top_p")) == 64 * WORDS * 30 > computing(10)
+    assert computing(9000, ("top_p",)) == computing(9000) > 64 * WORDS * 30
+
+
+def test_a_plan_counts_the_settings_of_a_command_and_a_server_those_of_every_request() -> None:
+    card = with_memory(FULL)
+    rung, load = decode_rungs_of(card)[0], (images(64, 10),)
+
+    def computing(any_request: bool = False, **options: Any) -> int:
+        config = CaptionConfig(sources=("a",), **options)
+        request = PlanRequest(
+            model=card, config=config, device="cuda:0", workloads=load, any_request=any_request
+        )
+        return request.estimate(rung).activation_bytes
+
+    assert computing() < computing(temperature=0.7) < computing(temperature=0.7, top_p=0.9)
+    assert computing(any_request=True) == computing(top_p=0.9) == 64 * WORDS * 30
 
 
 def terms_of_another(load: SlotLoad) -> Iterator[SlotTerm]:

@@ -11,12 +11,15 @@ from typing import Any
 
 import jsonschema
 import llguidance
+import llguidance.hf
+import numpy as np
 import pytest
 import torch
 from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 from transformers import LogitsProcessorList
 
 from artifacts.errors import UsageError
+from benchmarks.schema_masks import tokenizer_of
 from penstock_demo import CHECKPOINT
 from stages.decode import run
 from stages.decode.constraint import SchemaLogitsProcessor, Vocabulary, answer_text, vocabulary_of
@@ -45,6 +48,14 @@ FORM = canonical(text_of(SIX))
 LEAST = rest_of(FORM).tokens
 PROMPTS = ("Describe.", "What happens in it?")
 ENGINES = ("transformers", "inflight")
+SHORT_TEXTS: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "title": {"type": "string", "maxLength": 40},
+        "tags": {"type": "array", "items": {"type": "string", "maxLength": 12}, "maxItems": 3},
+    },
+    "required": ["title", "tags"],
+}
 HOT: dict[str, Any] = {"temperature": 1.5, "top_k": 0, "seed": 3}
 WAYS: dict[str, tuple[int, dict[str, Any]]] = {
     "tight": (0, {}),
@@ -98,6 +109,25 @@ def test_every_caption_is_valid_however_few_tokens_it_has(
     assert all(record["generation"]["schema"] == FORM for record in records)
     if not more:  # a random model, and the demo, would go on with the first of the texts
         assert all(record["shortened"] for record in records)
+
+
+def test_masks_inside_of_texts_are_those_of_a_matcher_that_tries_every_token() -> None:
+    tokenizer = tokenizer_of(6000, random.Random(5))
+    vocabulary, form = Vocabulary(tokenizer), canonical(text_of(SHORT_TEXTS))
+    plain = llguidance.hf.from_tokenizer(tokenizer, slices=[])
+    matcher = LLMatcher(plain, grammar_of(form), log_level=0)
+    answer = {"title": "tea at noon, so \u00e9t\u00e9 and sun", "tags": ["heron", "the red road"]}
+    text = json.dumps(answer, separators=(",", ":"), ensure_ascii=False)
+    tokens = plain.tokenize_bytes(text.encode())
+    processor = SchemaLogitsProcessor(vocabulary, form, 400, {tokenizer.eos_token_id})
+    rows, width = [processor.new_row() for _ in range(3)], len(vocabulary.bytes)
+    for at, token in enumerate(tokens):
+        masks = processor.masks_of(rows, [tokens[:at]] * 3, width)
+        allowed = np.unpackbits(masks.allowed, axis=1, bitorder="little")[:, :width]
+        expected = np.frombuffer(matcher.compute_bitmask(), np.uint8)
+        assert (allowed == np.unpackbits(expected, bitorder="little")[:width]).all(), text[:at]
+        assert matcher.consume_token(token)
+    assert len(tokens) > 25
 
 
 @pytest.mark.slow

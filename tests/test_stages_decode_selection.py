@@ -3,6 +3,7 @@ row alone, and nothing waits for the device."""
 
 import random
 from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate
 from typing import Any
 
 import pytest
@@ -23,9 +24,12 @@ from artifacts.errors import UsageError
 from penstock_demo import CHECKPOINT
 from stages.decode.constraint import AvoidedLogitsProcessor, avoided
 from stages.decode.engines.inflight import selection
+from stages.decode.engines.inflight.pool_shape import selection_bytes
 from stages.decode.engines.inflight.selection import RowRules, TokenSelection
+from stages.decode.engines.slot_load import score_bytes
 from stages.decode.generate_kwargs import PresencePenalty, SeededSampler
 from stages.decode.host_masks import HostMaskProcessor, Masks
+from stages.models.footprint import RowMemory
 from stages.models.processors.loading import load_processor
 from tests.support.host_reads import DeviceWaits, device_waits
 
@@ -205,6 +209,47 @@ def test_selection_waits_for_nothing_and_starts_few_kernels(
     }
     assert more[64].total() <= 64 + 90, more[64]
     assert more[64].total() - 64 == more[8].total() - 8
+
+
+PLANNED: Mapping[str, tuple[bool, Callable[[int], Made]]] = {
+    "temperature": (True, lambda seed: [TemperatureLogitsWarper(0.8), SeededSampler([seed])]),
+    "top_p": (
+        True,
+        lambda seed: [
+            TemperatureLogitsWarper(0.8), TopKLogitsWarper(50), TopPLogitsWarper(0.9),
+            SeededSampler([seed]),
+        ],
+    ),
+    "presence_penalty": (False, lambda _: [PresencePenalty(0.7)]),
+    "repetition_penalty": (False, lambda _: [RepetitionPenaltyLogitsProcessor(1.1)]),
+    "avoid": (False, lambda _: [refusing()]),
+}  # fmt: skip
+"""Setting → whether a step selects for all rows, as on a GPU, and its processors by a seed."""
+
+
+def allocated_bytes(work: Callable[[], object]) -> int:
+    """The most that torch's allocator gave a piece of work at once."""
+    cpu = torch.profiler.ProfilerActivity.CPU
+    with torch.profiler.profile(activities=[cpu], profile_memory=True) as profile:
+        work()
+    found: Any = profile.profiler
+    events = [each for each in found.kineto_results.events() if each.name() == "[memory]"]
+    sizes: list[int] = [each.nbytes() for each in sorted(events, key=lambda e: e.start_ns())]
+    return max(accumulate(sizes))
+
+
+@pytest.mark.parametrize("setting", PLANNED)
+def test_the_plan_counts_what_selection_takes(setting: str) -> None:
+    (whole, made), rows, vocabulary = PLANNED[setting], 16, 20_000
+    together = TokenSelection(rows, whole=whole)
+    for slot in range(rows):
+        prompt = torch.randint(0, vocabulary, (1, 20))
+        together.put(slot, RowRules(made(slot)), prompt, torch.tensor([slot]), 60)
+    logits = torch.randn(rows, vocabulary)
+    together.select(logits, lambda slot: [slot])
+    taken = allocated_bytes(lambda: together.select(logits, lambda slot: [slot, 7]))
+    planned = selection_bytes(RowMemory(kept=(), words=vocabulary), rows, score_bytes([setting]))
+    assert taken + logits.nbytes == pytest.approx(planned, rel=0.1)
 
 
 class Stuck(HostMaskProcessor):

@@ -40,6 +40,7 @@ from flows.planning.workloads import (
     standard_workloads,
     workloads_of,
 )
+from stages.decode.engines.slot_load import SCORE_BYTES
 from stages.decode.generation import SamplingParams
 from stages.process.device_limit import CONTEXT_BYTES
 
@@ -63,8 +64,8 @@ class PlanRequest:
     """Prompts of the run; only the shortest of several under one name."""
     smallest: Workload | None = None
     """The job's smallest chunk, if it differs."""
-    any_schema: bool = False
-    """Whether each request may have its own schema."""
+    any_request: bool = False
+    """Whether each request may have its own schema and its own settings of token selection."""
 
     @property
     def rungs(self) -> dict[str, list[Rung]]:
@@ -80,6 +81,7 @@ class PlanRequest:
         return self._estimate(rung, (self.smallest,) if self.smallest else self.workloads)
 
     def _estimate(self, rung: Rung, workloads: Sequence[Workload]) -> StageEstimate:
+        params = SamplingParams.of(self.config)
         return estimate(
             self.model,
             rung,
@@ -87,8 +89,9 @@ class PlanRequest:
             self.device,
             EngineOptions.of(self.config).max_new_tokens,
             self.context_bytes,
-            SamplingParams.of(self.config).schema or ("{}" if self.any_schema else ""),
+            params.schema or ("{}" if self.any_request else ""),
             self.config.readers(self.device),
+            SCORE_BYTES if self.any_request else params.non_defaults,
         )
 
 

@@ -75,7 +75,7 @@ def plan_half(
     """Return the settings of one half. `places` says where its records go. Raises CannotFit."""
     request = plan_request_of_model(job.model, job.config, job.device, (stage,), prompt="")
     every = (*request.workloads, *workloads)
-    question: PlanRequest = replace(request, workloads=every, any_schema=True)
+    question: PlanRequest = replace(request, workloads=every, any_request=True)
     found = choose(question, job.budget, ladder.rungs, ladder.known())
     ladder.start({name: choice.chosen.rung for name, choice in found.items()})
     calls = StageCallBuilder(job)

@@ -13,9 +13,9 @@ from typing import Any
 ALLOWED = {
     "<frozen importlib._bootstrap>": "what is imported at the first use, once",
     "linecache.py": "sources of routes, which FastAPI reads once",
-    "temp_store.py": "the temporary folder, deleted when nobody is served any more",
+    "record_cache.py:temp_folder": "the temporary folder, deleted when nobody is served any more",
 }
-"""Modules that may wait: name → for what."""
+"""Modules that may wait, or functions of them: name → for what."""
 SHOWN = 8
 found: dict[str, int] = {}
 begun = threading.Event()
@@ -30,7 +30,8 @@ def note(what: str) -> None:
     frame: FrameType | None = sys._getframe(2)
     who: list[str] = []
     while frame is not None:
-        if frame.f_code.co_filename.rpartition("/")[2] in ALLOWED:
+        module = frame.f_code.co_filename.rpartition("/")[2]
+        if not {module, f"{module}:{frame.f_code.co_name}"}.isdisjoint(ALLOWED):
             return
         who.append(f"{frame.f_code.co_filename}:{frame.f_lineno} {frame.f_code.co_name}")
         frame = frame.f_back

@@ -1,6 +1,6 @@
 """The cost models of the stages: three functions per stage."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -88,13 +88,16 @@ def estimate(
     context_bytes: int = CONTEXT_BYTES,
     schema: str = "",
     readers: int = 1,
+    selection: Collection[str] = (),
 ) -> StageEstimate:
     """Return the estimate of a stage on a rung for the workload with the highest peak. A `schema`
-    adds the memory of its grammar to decode, further `readers` that of what they prepare to a stage
-    that encodes frames."""
+    adds the memory of its grammar to decode, `selection` that of selecting tokens with these
+    settings, and further `readers` that of what they prepare to a stage that encodes frames."""
     calculate = partial(COSTS[rung.stage].memory, model, rung, device=device, new=max_new_tokens)
     if COSTS[rung.stage].work_left is encode.work_left:
         calculate = partial(calculate, readers=readers)
+    if rung.stage == "decode":
+        calculate = partial(calculate, selection=selection)
     found = max((calculate(each) for each in workloads), key=lambda found: found.peak_bytes)
     if schema and rung.stage == "decode":
         found = found.plus(decode.structure_term(model, device), device)

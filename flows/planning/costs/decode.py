@@ -1,7 +1,7 @@
 """Estimates the cost of captioning from features."""
 
 import math
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pkgutil import resolve_name
 
@@ -39,7 +39,7 @@ from flows.planning.terms import (
     weights,
 )
 from flows.planning.workloads import RemainingWork, Workload
-from stages.decode.engines.slot_load import SlotLoad
+from stages.decode.engines.slot_load import SlotLoad, score_bytes
 from stages.models.gguf import ROWS
 from stages.models.prefetch import PREFETCH_BATCHES
 from stages.models.profile import PartProfile
@@ -77,9 +77,9 @@ def prefetched_term(workload: Workload, slots: int) -> Term:
     return Term(part="workspace", bytes=rows * workload.feature_bytes, why=why)
 
 
-GRAMMAR_BYTES = 1650
-"""Peak bytes per vocabulary token of llguidance while it reads a tokenizer; it keeps half of them.
-Measured: 233 MiB for 151,000 tokens of 9 bytes."""
+GRAMMAR_BYTES = 1800
+"""Peak bytes per vocabulary token of llguidance while it reads a tokenizer; it keeps most of them.
+Measured: 258 MiB for 151,000 tokens of 9 bytes."""
 DEFAULT_VOCABULARY = 150_000
 """Assumed vocabulary size of a model with an unknown one."""
 STEP_CALLS = 30
@@ -160,8 +160,17 @@ def decode_rungs(
     return found + [replace(last, batch=size) for size in sizes(largest)]
 
 
-def memory(model: Model, rung: Rung, workload: Workload, *, device: str, new: int) -> StageEstimate:
-    """Add up weights, KV cache and prefill activations."""
+def memory(
+    model: Model,
+    rung: Rung,
+    workload: Workload,
+    *,
+    device: str,
+    new: int,
+    selection: Iterable[str] = (),
+) -> StageEstimate:
+    """Add up weights, KV cache, prefill activations and, in slots, token selection with these
+    settings."""
     half, rows = model.profile.language, workload.rows(rung.batch)
     settings = settings_as_run(model.best("language"), half, rung)
     terms = list(weights(half, settings, rung, device))
@@ -179,6 +188,7 @@ def memory(model: Model, rung: Rung, workload: Workload, *, device: str, new: in
             new_tokens=new,
             prompt_bytes=math.ceil(costs.peak_bytes),
             device=device,
+            score_bytes=score_bytes(selection),
             direct=settings.attention == "sdpa",
             gguf=settings.gguf.shape if settings.gguf else None,
         )

@@ -3,7 +3,7 @@
 The part for llama.cpp estimates the memory of decoding besides the weights.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
@@ -30,6 +30,8 @@ class SlotLoad:
     prompt_bytes: int
     """Peak memory of the prefill of one prompt, in bytes."""
     device: str
+    score_bytes: int = 0
+    """Bytes per logit that selecting the tokens of a step takes besides the logits."""
     gguf: GgufShape | None = None
     """Dimensions of the GGUF file that runs; None: torch runs the decoder."""
     direct: bool = True
@@ -43,6 +45,24 @@ class SlotTerm(NamedTuple):
     bytes: int
     why: str
     """One line: the factors of the product."""
+
+
+SCORE_BYTES: Mapping[str, int] = {
+    "avoid": 10,
+    "schema": 13,
+    **dict.fromkeys(("presence_penalty", "repetition_penalty"), 13),
+    **dict.fromkeys(("no_repeat_ngram", "retry_loops"), 13),
+    **dict.fromkeys(("temperature", "top_k"), 16),
+    **dict.fromkeys(("top_p", "sampling"), 26),
+}
+"""Setting of token selection → most bytes per logit besides it, while the tokens of a step are
+selected. Top-p sorts: 4 bytes of scores, 12 of the sorted ones with their indices, 4 of sums, 2 of
+masks, 4 of the result."""
+
+
+def score_bytes(settings: Iterable[str]) -> int:
+    """Return the bytes per logit that selecting tokens with these settings takes; 0: greedily."""
+    return max((SCORE_BYTES.get(name, 0) for name in settings), default=0)
 
 
 WIDE, NARROW = 4, 2

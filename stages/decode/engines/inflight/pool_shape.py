@@ -152,12 +152,15 @@ def slot_terms(load: SlotLoad) -> Iterator[SlotTerm]:
         why += f", and states of {counted(pool.rows, 'row')} x {memory.states(each):,} bytes"
     yield SlotTerm("kv", kept, why)
     prompt, step = load.prompt_bytes, step_bytes(memory, pool, each, load.direct)
-    why = f"one prompt of {load.tokens:,} tokens, prefilled alone"
-    if step > prompt:
-        why = f"a token of each of {counted(pool.rows, 'row')}"
+    selecting = selection_bytes(memory, pool.rows, load.score_bytes)
+    computing, why = prompt, f"one prompt of {load.tokens:,} tokens, prefilled alone"
+    if step > computing:
+        computing, why = step, f"a token of each of {counted(pool.rows, 'row')}"
         why += " and a layer's cache of all" if copied_rows(memory, pool, load.direct) else ""
-    yield SlotTerm("activation", max(prompt, step), why)
-    check = check_bytes(load, layout) - kept - max(prompt, step)
+    if selecting > computing:
+        computing, why = selecting, f"{counted(pool.rows, 'row')} whose tokens are selected"
+    yield SlotTerm("activation", computing, why)
+    check = check_bytes(load, layout) - kept - computing
     if slots > 1 and check > 0:  # if a check with one slot does not fit, batches of one run instead
         yield SlotTerm("kv", check, "the check before use: two prompts and a pool")
     if load.engine.by_chunk:
@@ -180,6 +183,11 @@ def step_bytes(memory: RowMemory, pool: PoolShape, each: int, direct: bool = Tru
     logits = memory.words * (each + WIDE * (each < WIDE))
     copies = copied_rows(memory, pool, direct) * memory.largest(pool.columns, each)
     return pool.rows * (logits + memory.largest_states(each)) + copies
+
+
+def selection_bytes(memory: RowMemory, rows: int, score_bytes: int) -> int:
+    """Return the memory of selecting the tokens of a step in bytes, with its logits in 32 bit."""
+    return rows * memory.words * (WIDE + score_bytes)
 
 
 def copied_rows(memory: RowMemory, pool: PoolShape, direct: bool) -> int:
