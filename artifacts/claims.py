@@ -12,6 +12,7 @@ import fcntl
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from hashlib import blake2b
 from pathlib import Path
@@ -27,6 +28,21 @@ POLL_SECONDS = 0.2
 """Interval at which claims of other processes are checked."""
 
 Batch = TypeVar("Batch")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Share:
+    """What a process may claim until the others that were started with it work, too. Otherwise the
+    first one to be ready would take all of a small job."""
+
+    file: str = ""
+    """Exists as long as the limit holds; empty: no limit."""
+    items: int = 0
+    """Number of items, rounded up to a batch."""
+
+    def allows(self, claimed: int) -> bool:
+        """Return whether a process that has claimed so many items may claim more."""
+        return claimed < self.items or not self.file or not os.path.exists(self.file)
 
 
 class Claims:
@@ -91,9 +107,13 @@ class Claims:
 class WorkClaims:
     """Claims work of a namespace for this process while other processes work on the same items."""
 
-    def __init__(self, claims: Claims, record_sets: Sequence[RecordSet]) -> None:
-        """Take the claims, and the record sets to refresh when others have published."""
+    def __init__(
+        self, claims: Claims, record_sets: Sequence[RecordSet], share: Share = Share()
+    ) -> None:
+        """Take the claims, the record sets to refresh when others have published, and the limit of
+        what is claimed."""
         self._claims = claims
+        self._share = share
         self._record_sets = record_sets
         self._lock = threading.Lock()
         self._ended = threading.Event()
@@ -129,14 +149,17 @@ class WorkClaims:
         """Yield the batches that this process must compute, in order. Batches claimed by others
         come last, if their keys are still missing then. `missing` returns a batch's missing
         keys."""
-        left = list(batches)
+        left, claimed = list(batches), 0
         while left:
             held = []
             for batch in left:
+                while not (self._ended.is_set() or self._share.allows(claimed)):
+                    self._ended.wait(POLL_SECONDS)
                 if self._ended.is_set():
                     return
                 granted = self.take(partial(missing, batch))
                 if granted:
+                    claimed += len(missing(batch))
                     yield batch
                 elif granted is None:
                     held.append(batch)
@@ -163,6 +186,14 @@ class UnsharedWork:
         """Do nothing."""
 
 
+def can_claim(store: Store) -> bool:
+    """Return whether the store's file system has byte locks. Raises EnvironmentFault."""
+    path = store.local / FOLDER / "trial"
+    with contextlib.closing(Claims(path)) as first, contextlib.closing(Claims(path)) as second:
+        key = str(os.getpid())
+        return first.take([key]) and not second.take([key])
+
+
 def refuse_unclaimable(store: Store, record_sets: Iterable[RecordSet]) -> None:
     """Raise EnvironmentFault if the work on one of these record sets cannot be claimed."""
     for each in record_sets:
@@ -170,11 +201,13 @@ def refuse_unclaimable(store: Store, record_sets: Iterable[RecordSet]) -> None:
 
 
 @contextlib.contextmanager
-def claims_at(store: Store, *record_sets: RecordSet) -> Iterator[WorkClaims]:
+def claims_at(
+    store: Store, *record_sets: RecordSet, share: Share = Share()
+) -> Iterator[WorkClaims]:
     """Yield claims on the work of the first of these record sets. They are released at the end of
     the block or of the process. Raises EnvironmentFault."""
     claims = Claims(store.local / FOLDER / record_sets[0].folder)
-    work = WorkClaims(claims, record_sets)
+    work = WorkClaims(claims, record_sets, share)
     try:
         yield work
     finally:

@@ -60,13 +60,18 @@ def qwen_words() -> tuple[Any, dict[str, int]]:
     return made, {f"{kind}_id": number for kind, number in zip(kinds, ids, strict=True)}
 
 
-def qwen() -> tuple[Any, Any]:
-    """Frames as large as they are, windowed attention, few heads of keys."""
+def qwen(layers: int = 4, inside: int = 5504) -> tuple[Any, Any]:
+    """Frames as large as they are, windowed attention, few heads of keys. `inside`: width of an
+    MLP."""
     made, ids = qwen_words()
     rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [8, 12, 12]}
     config = hf.Qwen2_5_VLConfig(
         text_config=text_settings(
-            num_key_value_heads=4, intermediate_size=5504, rope_parameters=rope, hidden_act="silu"
+            num_hidden_layers=layers,
+            num_key_value_heads=4,
+            intermediate_size=inside,
+            rope_parameters=rope,
+            hidden_act="silu",
         ),
         vision_config={
             "depth": 3,
@@ -226,6 +231,7 @@ SHAPES: dict[str, Callable[[], tuple[Any, Any]]] = {
     "mllama": mllama,
     "gemma3": gemma,
     "qwen3.5": hybrid,
+    "0.5b": lambda: qwen(layers=12, inside=8192),  # of language; most of it in matrices
 }
 
 

@@ -22,6 +22,7 @@ from artifacts.schema import MediaKind
 from artifacts.store import open_store
 from benchmarks._common import MIB, cells, heads, taken
 from benchmarks._jobs import items_of_own, made_job, own_of
+from benchmarks._quantized import LAYOUTS, quantized
 from benchmarks._shapes import build
 from benchmarks.gguf import exported
 from flows.checkpoint.gguf import gguf_for
@@ -80,6 +81,8 @@ class Case:
     recompute: bool = False
     """Whether layers are computed again for the backward pass."""
     optimizer: str = "adamw"
+    packed: bool = False
+    """Whether layers that another program quantized stay packed."""
 
     @property
     def caption(self) -> str:
@@ -137,6 +140,13 @@ CASES = (
     Case("qwen2.5-vl", "tune", "bf16", 2, 4, rank=16),
     Case("smolvlm", "tune", "fp32", 4, 8, rank=8),
     Case("smolvlm", "tune", "bf16", 2, 8, rank=16, recompute=True, optimizer="adamw8bit"),
+    *(
+        Case("0.5b", "decode", kind, 2, 1, slots=True, packed=packed)
+        for kind in LAYOUTS
+        for packed in (False, True)
+    ),
+    *(Case("0.5b", "tune", kind, 1, 1, rank=16, packed=True) for kind in LAYOUTS),
+    Case("0.5b", "tune", "w4a16", 2, 1, rank=16, recompute=True, packed=True),
 )
 
 
@@ -161,6 +171,7 @@ def table(rows: Sequence[Row]) -> list[str]:
     for row in rows:
         case = row.case
         ways = {"streamed": case.block, "in pieces": case.prefill, "in slots": case.slots}
+        ways |= {"packed": case.packed}
         stage = ", ".join([case.stage, *(way for way, taken in ways.items() if taken)])
         if case.rank:
             again = ", computed again" if case.recompute else ""
@@ -197,6 +208,8 @@ class Desk:
         kind = case.precision if case.precision.startswith("gguf") else ""
         if kind:
             folder = exported(folder, kind)
+        elif case.precision in LAYOUTS:
+            kind, folder = case.precision, quantized(folder, case.precision)
         if folder not in self._cards:
             self._cards[folder] = describe(folder)
         profile = self._cards[folder]
@@ -226,6 +239,7 @@ class Desk:
             offload=case.block > 0,
             prefill=case.prefill,
             in_slots=case.slots,
+            packed=case.packed,
             rank=case.rank,
             recompute=case.recompute,
             optimizer=case.optimizer if case.rank else "",
@@ -283,6 +297,7 @@ class Desk:
             "namespace": namespace,
             "offload": stage == "encode" and case.block > 0,
             "block": case.block,
+            "packed": case.packed and stage == case.stage,
             "mlp_chunk": case.prefill if stage == case.stage else 0,
             "prefill": case.prefill if stage == case.stage else 0,
             "max_new_tokens": case.new,

@@ -26,6 +26,7 @@ class MediaRunOptions(TypedDict, total=False):
     keep_frames: bool
     fps: float | None
     deinterlace: str
+    gpus: str | None
 
 
 class FeatureOptions(MediaRunOptions, total=False):

@@ -1,13 +1,11 @@
-"""Shows what many machines make of one run: starts a Prefect server and workers that stand for
-machines, hands out portions that wait as a GPU would, and compares times and bytes.
+"""Shows what many GPUs make of one run: starts a Ray cluster with simulated GPUs on this machine,
+runs partitions that wait as for a GPU, and compares times and bytes.
 
-    python scripts/many_check.py [--workers 1,2,4] [--seconds 120] [--portions 8]
-    python scripts/many_check.py --deaths      # kills a worker, then who hands out, and the server
+    python scripts/many_check.py [--workers 1,2,4] [--seconds 120] [--partitions 8]
+    python scripts/many_check.py --deaths      # kills a worker, a node, the driver and the head
 """
 
 import argparse
-import contextlib
-import itertools
 import json
 import os
 import shutil
@@ -19,67 +17,16 @@ from pathlib import Path
 from typing import Any
 
 import penstock_demo
-from scripts.prefect_stack import ROOT, WORKER_STARTED, Stack, prefect_stack
-from scripts.stage_processes import MARK, CheckFailed, checked, family
-from stages.process.lock import CPU_LOCK
+from scripts.ray_nodes import Nodes, kill, ray_nodes, wait_until
+from scripts.stage_processes import CheckFailed, checked, children
 
-DEPLOYMENT = "caption-many/batch"
-PORTION = "caption-videos"
-FILES = 1
-"""Files of a portion."""
-PATIENCE = 3600.0
 FASTEST = {1: 1.0, 2: 1.9, 4: 3.4}
 """Number of workers → how many times as fast as one they should be."""
-
-
-class Machines:
-    """A server, and workers of which each has a folder and a lock of its own, as a machine has."""
-
-    def __init__(self, stack: Stack, seconds: float) -> None:
-        self.stack = stack
-        self._seconds = seconds
-        self._numbers = itertools.count(1)
-        self.workers: dict[str, subprocess.Popen[bytes]] = {}
-
-    def start(self, pool: str) -> str:
-        """Start a worker of a pool, and wait until it takes runs."""
-        name = f"{pool}-{next(self._numbers)}"
-        environment = {
-            **self.stack.environment(client=False),
-            "POOL": pool,
-            CPU_LOCK: str(self.stack.folder / f"{name}.lock"),
-            "PENSTOCK_CHECK_WAIT": str(self._seconds),
-            MARK: str(self.stack.folder),
-        }
-        waiting = str(ROOT / "scripts" / "waiting")
-        environment["PYTHONPATH"] = os.pathsep.join([waiting, environment["PYTHONPATH"]])
-        worker = self.stack.start(name, str(ROOT / "scripts" / "worker"), env=environment)
-        self.stack.wait_up(worker, name, lambda: WORKER_STARTED in self.stack.log_end(name))
-        self.workers[name] = worker
-        return name
-
-    def kill(self, name: str) -> None:
-        """Kill a worker with all that it started, as when a machine goes away."""
-        worker = self.workers.pop(name)
-        for pid in reversed(family(worker.pid)):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        worker.wait()
-
-    def end(self) -> None:
-        """End all workers."""
-        for name in list(self.workers):
-            self.kill(name)
-
-
-def parameters(clips: Path, out: Path) -> dict[str, Any]:
-    """Of the run that hands out."""
-    config = {"sources": [str(clips)], "model": "demo", "format": ["txt"]}
-    return {"config": {**config, "out": str(out), "store": f"{out}-store"}, "files": FILES}
-
-
-def bytes_of(out: Path) -> bytes:
-    return (out / "captions.jsonl").read_bytes()
+END_SECONDS = 15.0
+"""Within these no stage runs any more after the driver's death."""
+RESUME_SECONDS = 2.0
+"""Longest time that a finished partition may take on resume."""
+PATIENCE = 3600.0
 
 
 def media(folder: Path, files: int) -> Path:
@@ -91,23 +38,34 @@ def media(folder: Path, files: int) -> Path:
     return clips
 
 
-def check_times(stack: Stack, workers: list[int], portions: int, seconds: float) -> None:
+def lines_of(out: Path) -> bytes:
+    """Return the captions without the name of their folder."""
+    return (out / "captions.jsonl").read_bytes().replace(str(out).encode(), b"")
+
+
+def finish(nodes: Nodes, driver: "subprocess.Popen[bytes]", name: str = "driver") -> None:
+    """Wait for a driver, which must succeed."""
+    if driver.wait(PATIENCE) != 0:
+        raise CheckFailed(f"the driver ended with {driver.returncode}\n{nodes.log(name)[-2000:]}")
+
+
+def check_times(workers: list[int], partitions: int, seconds: float) -> None:
     """Time the same run with so many workers each; print how many times as fast as one they are."""
     times: dict[int, float] = {}
     made: set[bytes] = set()
-    clips = media(stack.folder, FILES * portions)
-    stack.serve()
     for count in workers:
-        machines = Machines(stack, seconds)
-        for pool in ("cpu", *["gpu"] * count):
-            machines.start(pool)
-        out = stack.folder / "out" / str(count)
-        run = stack.create_run(DEPLOYMENT, parameters(clips, out))
-        times[count] = stack.completed(run, seconds=PATIENCE)["total_run_time"]
-        made.add(bytes_of(out).replace(str(out).encode(), b""))
-        machines.end()
-        stack.say(
-            f"{count} workers: {portions} portions of {seconds:.0f} s in {times[count]:.0f} s"
+        with ray_nodes(seconds) as nodes:
+            clips = media(nodes.folder, partitions)
+            nodes.start(gpus=count)
+            began = time.monotonic()
+            finish(nodes, nodes.drive(clips, out := nodes.folder / "out"))
+            times[count] = time.monotonic() - began
+            made.add(lines_of(out).replace(str(nodes.folder).encode(), b""))
+        load = os.getloadavg()[0]
+        print(
+            f"{count} workers: {partitions} partitions of {seconds:.0f} s in {times[count]:.0f} s "
+            f"(load {load:.1f})",
+            flush=True,
         )
     faster = {count: times[1] / took for count, took in times.items()} if 1 in times else {}
     for count, ratio in faster.items():
@@ -117,68 +75,102 @@ def check_times(stack: Stack, workers: list[int], portions: int, seconds: float)
         raise CheckFailed("bytes differ, or more workers are too slow")
 
 
-def check_deaths(stack: Stack, portions: int, seconds: float) -> None:
-    """Kill a worker, who hands out, and the server; see that all is made, and nothing twice."""
-    clips = media(stack.folder, FILES * portions)
-    server = stack.serve()
-    machines = Machines(stack, seconds)
-    parent, victim = machines.start("cpu"), machines.start("gpu")
-    machines.start("gpu")
-    out = stack.folder / "out" / "killed"
-    run = stack.create_run(DEPLOYMENT, parameters(clips, out))
-    _await_running(stack, 2)
-    machines.kill(victim)
-    stack.say("killed a worker in a portion")
-    machines.start("gpu")
-    machines.kill(parent)
-    stack.say("killed who hands out")
-    server.send_signal(signal.SIGTERM)
-    server.wait()
-    stack.serve()
-    stack.say("started the server again")
-    machines.start("cpu")
-    # What the automation says of runs whose machine is gone after two minutes.
-    gone = [other["id"] for other in stack.flow_runs(PORTION) if _is_lost(stack, other)]
-    for each in (run, *gone):
-        _set_state(stack, each, {"type": "CRASHED", "name": "Crashed"})
-    _set_state(stack, run, {"type": "SCHEDULED"})
-    stack.completed(run, seconds=PATIENCE)
-    # How many captions each run of a portion made, and what the last run did again.
+def check_deaths(partitions: int, seconds: float) -> None:
+    """Kill a worker, a node, the driver and the head; see that all is made, and nothing twice."""
+    with ray_nodes(seconds) as nodes:
+        clips, out = media(nodes.folder, partitions), nodes.folder / "out"
+        head, victim = nodes.start(gpus=1), nodes.start(gpus=1)
+        driver = nodes.drive(clips, out)
+        await_partitions(nodes, out, 2)
+        os.kill(nodes.tasks()[0], signal.SIGKILL)
+        say("killed a worker in a partition")
+        await_partitions(nodes, out, 3)
+        nodes.kill(victim)
+        say("killed a node in a partition")
+        nodes.start(gpus=1)
+        await_done(nodes, out, 3)
+        kill_driver(nodes, driver)
+        again = nodes.drive(clips, out, name="again")
+        wait_until(lambda: bool(children(nodes.folder)), PATIENCE, lambda: nodes.log("again"))
+        for name in list(nodes.nodes):
+            nodes.kill(name)
+        say(f"killed the head {head}; its driver ended with {again.wait(PATIENCE)}")
+        say(nodes.log("again").splitlines()[-1])
+        nodes.start(gpus=2)
+        finish(nodes, nodes.drive(clips, out, name="third"), "third")
+        check_outputs(nodes, clips, out, partitions)
+        check_resume(nodes, clips, out, partitions)
+
+
+def kill_driver(nodes: Nodes, driver: "subprocess.Popen[bytes]") -> None:
+    """Kill a driver, and see that what it had started ends."""
+    kill(driver)
+    began = time.monotonic()
+    wait_until(
+        lambda: not children(nodes.folder) and not nodes.tasks(),
+        END_SECONDS,
+        lambda: f"{len(children(nodes.folder))} stages run {END_SECONDS} s after the driver",
+    )
+    say(f"killed the driver; no stage was left after {time.monotonic() - began:.1f} s")
+
+
+def check_outputs(nodes: Nodes, clips: Path, out: Path, partitions: int) -> None:
+    """See that each clip was captioned once, the last run made nothing, and bytes are those of the
+    plain command."""
     records = [json.loads(path.read_text()) for path in out.glob("portions/*/run.json")]
     made = [record["stages"][-1]["items"] for record in records]
-    again = [stage["items"] for stage in json.loads((out / "run.json").read_text())["stages"]]
-    stack.say(f"captions by the portions' runs: {made}; by the last run: {again[-1]}")
-    machines.end()
-    plain = stack.folder / "plain"
+    last = [stage["items"] for stage in json.loads((out / "run.json").read_text())["stages"]]
+    say(f"captions by the tries of partitions: {sorted(made)}; by the last run: {last[-1]}")
+    plain = nodes.folder / "plain"
     words = [str(clips), "--model", "demo", "--out", str(plain), "--store", f"{plain}-store"]
-    stack.call("flows.cli.main", "caption", *words, env=stack.environment())
-    same = bytes_of(out) == bytes_of(plain)
-    print(f"bytes of one machine: {'the same' if same else 'they differ'}")
-    if not same or sum(made) != FILES * portions or any(again):
+    command = [sys.executable, "-P", "-m", "penstock", "caption", *words, "--batch-size", "1"]
+    subprocess.run(command, check=True, env=nodes.environment(), capture_output=True)
+    same = lines_of(out) == lines_of(plain)
+    say(f"bytes of one machine: {'the same' if same else 'they differ'}")
+    if not same or any(last) or sum(made) > partitions:
         raise CheckFailed("something was made twice, or otherwise than by one machine")
 
 
-def _await_running(stack: Stack, count: int) -> None:
-    """Wait until so many portions are at work."""
-    deadline = time.monotonic() + PATIENCE
-    while sum(run["state"]["type"] == "RUNNING" for run in stack.flow_runs(PORTION)) < count:
-        if time.monotonic() > deadline:
-            raise CheckFailed("no portion is at work")
-        time.sleep(1)
-    time.sleep(20)
+def check_resume(nodes: Nodes, clips: Path, out: Path, partitions: int) -> None:
+    """See what finished partitions cost."""
+    finish(nodes, nodes.drive(clips, out, name="resumed"), "resumed")
+    each = record_of(out / "run.json")["partitions"]["seconds"] / partitions
+    say(f"resumed: {each:.2f} s per finished partition")
+    if each > RESUME_SECONDS:
+        raise CheckFailed("finished partitions take too long")
 
 
-def _set_state(stack: Stack, run: str, state: dict[str, str]) -> None:
-    stack.ask("POST", f"/flow_runs/{run}/set_state", {"state": state, "force": True})
+def await_partitions(nodes: Nodes, out: Path, count: int) -> None:
+    """Wait until so many tries of partitions have reached their last stage."""
+
+    def reached() -> bool:
+        return (
+            sum(bool(record_of(path)["plan"]) for path in out.glob("portions/*/run.json")) >= count
+        )
+
+    wait_until(reached, PATIENCE, lambda: nodes.log("driver")[-2000:])
+    time.sleep(5)
 
 
-def _is_lost(stack: Stack, run: dict[str, Any]) -> bool:
-    """Return whether a run is said to run, and no process works on it."""
-    for path in Path("/proc").glob("[0-9]*/environ"):
-        with contextlib.suppress(OSError):
-            if run["id"] in path.read_text(errors="replace"):
-                return False
-    return bool(run["state"]["type"] == "RUNNING")
+def await_done(nodes: Nodes, out: Path, count: int) -> None:
+    """Wait until the driver has recorded so many finished partitions."""
+
+    def done() -> bool:
+        return int(record_of(out / "run.json").get("partitions", {}).get("done", 0)) >= count
+
+    wait_until(done, PATIENCE, lambda: nodes.log("driver")[-2000:])
+
+
+def record_of(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    return found
+
+
+BEGAN = time.monotonic()
+
+
+def say(text: str) -> None:
+    print(f"{time.monotonic() - BEGAN:5.0f} s  {text}", flush=True)
 
 
 def main() -> int:
@@ -186,17 +178,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--workers", default="1,2,4")
     parser.add_argument("--seconds", type=float, default=120.0)
-    parser.add_argument("--portions", type=int, default=8)
+    parser.add_argument("--partitions", type=int, default=8)
     parser.add_argument("--deaths", action="store_true")
     given = parser.parse_args()
 
     def check() -> None:
-        with prefect_stack() as stack:
-            if given.deaths:
-                check_deaths(stack, given.portions, given.seconds)
-            else:
-                workers = [int(count) for count in given.workers.split(",")]
-                check_times(stack, workers, given.portions, given.seconds)
+        if given.deaths:
+            check_deaths(given.partitions, given.seconds)
+        else:
+            workers = [int(count) for count in given.workers.split(",")]
+            check_times(workers, given.partitions, given.seconds)
 
     return checked(check, "all as it should be")
 

@@ -333,6 +333,11 @@ QUANTIZED = (
         f"the original checkpoint with `--precision nf4`, or the model in one of: {READ}",
     ),
     (
+        "a mixture whose experts are quantized (AWQ, FP8 and others)",
+        "experts are read in 16 bit only",
+        "the original, or a model without experts",
+    ),
+    (
         "one whose config.json claims quantization over plain weights",
         "its weights are not quantized",
         "the same without `quantization_config` in its config.json",

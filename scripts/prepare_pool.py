@@ -33,12 +33,11 @@ from prefect.settings import PREFECT_API_URL
 from prefect.workers.process import ProcessWorker
 
 from artifacts.errors import redacted
-from flows.deployments.handing import POOL
 from flows.deployments.server import FILE, OWN, refuses_login
 from flows.deployments.sweep import NAME, SWEPT
 
-POOLS = (POOL, "cpu")
-"""In the second are runs that hand out work and do none."""
+POOL = "gpu"
+"""Work pool of runs that take a machine's GPUs."""
 FLOWS = (*SWEPT, NAME)
 """Runs of other flows may beat more slowly, and are none of ours to mark."""
 BEAT = "PREFECT_FLOWS_HEARTBEAT_FREQUENCY"
@@ -176,8 +175,7 @@ def main() -> int:
     expected = crash_automation(int(os.environ.get(BEAT) or BEAT_SECONDS))
     try:
         with get_client(sync_client=True) as client:
-            for pool in POOLS:
-                print(f"penstock: the work pool {pool} {put_pool(client, pool)}")
+            print(f"penstock: the work pool {POOL} {put_pool(client, POOL)}")
             print(
                 f"penstock: the heartbeat automation {put_automation(client, expected)}", flush=True
             )

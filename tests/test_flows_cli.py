@@ -341,7 +341,9 @@ def test_captions_are_shown_to_people_before_the_last_line(
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
     ended = RunResult(out=out, files=4, limit=9)
     monkeypatch.setattr("flows.running.run.caption", lambda *_, **__: ended)
-    given = argparse.Namespace(quiet=quiet, json=as_json, dry_run=False, prefect=False, words=[])
+    given = argparse.Namespace(
+        quiet=quiet, json=as_json, dry_run=False, prefect=False, ray="", words=[]
+    )
     assert caption_command.caption_command(given) == 0
     lines = capsys.readouterr().out.splitlines()
     assert any(line.startswith("  a.mp4: A red circle") for line in lines) == shows

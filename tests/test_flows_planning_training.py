@@ -37,6 +37,7 @@ from flows.planning.training_estimate import (
 from flows.planning.training_terms import TrainEstimate, Training
 from stages.models.hub.checkpoint import Checkpoint
 from stages.models.hub.headers import Header
+from tests.support.quantized import write_headers
 
 WIDTH, INSIDE, HEADS, TOKENS = 128, 320, 4, 96
 FEW, MANY = 2, 4
@@ -301,6 +302,33 @@ def test_qlora_packs_what_stands_in_matrices_of_the_language_half() -> None:
     others = LANGUAGE - packed
     weights = int(packed * 4.126953125 / 8) + 2 * (others + VISION)
     assert part(found, "weights") == weights + 4 * found.trained
+
+
+def test_qlora_over_a_packed_checkpoint_keeps_it_packed(tmp_path: Path) -> None:
+    folder = write_headers(plan_case("qwen2.5-vl-7b-instruct"), tmp_path / "awq")
+    packed = read_architecture(Checkpoint(name="awq", folder=folder))
+    plain = architecture("qwen2.5-vl-7b-instruct")
+    assert replace(packed, stored=()) == plain
+    found = train_estimate(packed, Training(method="qlora", checkpointing=True))
+    count = 28 * LAYER  # 4 bits each; of 128 a scale in 16 bit and a zero in 8
+    frozen = count // 2 + 3 * count // 128 + 2 * (LANGUAGE - count + VISION)
+    assert part(found, "weights") == frozen + 4 * found.trained
+    assert part(found, "unpacked") == 2 * 3584 * 18944
+    dequantized = train_estimate(packed, Training(method="lora"))
+    assert dequantized == train_estimate(plain, Training(method="lora"))
+    with pytest.raises(UsageError, match="in awq, which --train full cannot train"):
+        train_estimate(packed, Training(method="full"))
+
+
+def test_a_plan_of_training_takes_a_packed_checkpoint(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_headers(plan_case("qwen2.5-vl-7b-instruct"), tmp_path / "awq")
+    command = ["plan", "--train", "lora", "--model", str(folder), "--memory", "12GiB"]
+    assert main(command) == 3
+    assert "--train qlora" in capsys.readouterr().out
+    assert main([*command, "--train", "qlora", "--checkpointing"]) == 0
+    assert "as stored, unpacked layer by layer" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,10 @@ import json
 import os
 import shutil
 import tarfile
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +16,7 @@ from threading import Thread
 from typing import Any
 
 import pytest
+from PIL import Image
 
 import flows.ledger.tasks
 import flows.planning.sizes
@@ -176,6 +179,61 @@ def test_frames_that_two_runs_shared_go_with_the_later_one(config: CaptionConfig
         other.enter_context(hold_lease(prepare(beside(config, "0.mp4"), Stages())))
         run(config, Ending())
     assert [*left, frames_left(config)] == [(1, 1), (0, 0)]
+
+
+class Together(Stages):
+    """Stages of runs that begin to decode at the same time."""
+
+    def __init__(self, barrier: threading.Barrier) -> None:
+        super().__init__()
+        self._barrier = barrier
+
+    def start(self, call: StageCall) -> Answer:
+        if call.name == "decode":
+            self._barrier.wait(60)
+        return super().start(call)
+
+
+@pytest.mark.parametrize("second", [("0.mp4", "1.mp4"), ("2.mp4", "3.mp4")])
+def test_two_runs_that_end_together_leave_no_frames(
+    config: CaptionConfig, second: tuple[str, str]
+) -> None:
+    configs = [
+        beside(config, "0.mp4", "1.mp4"),
+        beside(config, *second, out=f"{config.out}-second"),
+    ]
+    for _ in range(20):
+        barrier = threading.Barrier(2)
+        with ThreadPoolExecutor(max_workers=2) as pool:
+            done = [pool.submit(run, each, Together(barrier)) for each in configs]
+            assert [each.result() for each in done] == [2, 2]
+        assert frames_left(config) == (0, 0)
+        shutil.rmtree(config.store)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_many_partitions_keep_the_frames_of_two_waves_per_worker(
+    config: CaptionConfig, tmp_path: Path
+) -> None:
+    """10,000 pictures in 200 partitions, of which 4 workers each run one after the other."""
+    size, folder = 50, tmp_path / "pictures"
+    folder.mkdir()
+    for at in range(200 * size):
+        Image.new("RGB", (8, 8), (at % 256, at // 256 % 256, 7)).save(folder / f"{at:05d}.png")
+    largest = 0
+
+    def run_one(number: int) -> int:
+        nonlocal largest
+        names = [str(folder / f"{number * size + at:05d}.png") for at in range(size)]
+        out = tmp_path / "portions" / str(number)
+        made = run(replace(config, sources=tuple(names), out=str(out)), Stages())
+        largest = max(largest, frames_left(config)[1])
+        return made
+
+    with ThreadPoolExecutor(max_workers=4) as pool:
+        assert set(pool.map(run_one, range(200))) == {size}
+    assert largest <= 4 * 2 * size and frames_left(config) == (0, 0)
 
 
 @pytest.mark.parametrize("stage", ["encode", "decode"])

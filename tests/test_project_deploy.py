@@ -33,14 +33,12 @@ from prefect.workers.base import BaseWorker
 from prefect.workers.process import ProcessWorker
 
 from artifacts.errors import UsageError
-from flows.deployments.handing import POOL
-from flows.deployments.many import PORTION
 from flows.deployments.server import client_settings, is_own_server
 from flows.machine.launch import answers
 from scripts import login, prepare_pool
 from scripts.patient_worker import is_retried, make_patient
 from scripts.prefect_stack import free_port
-from scripts.prepare_pool import BEAT, BEAT_SECONDS, FLOWS, POOLS, crash_automation
+from scripts.prepare_pool import BEAT, BEAT_SECONDS, FLOWS, POOL, crash_automation
 from scripts.stage_processes import child_processes
 from tests.support.commands import completed
 from tests.support.pipeline import wait_gone
@@ -66,13 +64,10 @@ def flow_of(deployment: dict[str, Any]) -> "Flow[..., Any]":
 def test_what_is_deployed_can_be_run_and_is_watched(deployment: dict[str, Any]) -> None:
     flow = flow_of(deployment)
     flow.validate_parameters(deployment.get("parameters", {}))
-    hands_out = flow.name.endswith("-many")
-    assert deployment["work_pool"]["name"] == ("cpu" if hands_out else POOL)
-    assert deployment["work_pool"]["name"] in POOLS
+    assert deployment["work_pool"]["name"] == POOL
     env = deployment["work_pool"]["job_variables"]["env"]
-    seldom = {"PENSTOCK_PROGRESS_SECONDS": "60"} if deployment["name"] == PORTION else {}
     # Whatever locale its worker has, a run reads names of files as UTF-8.
-    assert env == {BEAT: f"{BEAT_SECONDS}", "PYTHONUTF8": "1", **seldom}
+    assert env == {BEAT: f"{BEAT_SECONDS}", "PYTHONUTF8": "1"}
     assert flow.name in FLOWS
 
 
@@ -408,6 +403,26 @@ def test_the_end_of_the_worker_is_the_end_of_the_script(running: "subprocess.Pop
     (worker,) = child_processes(running.pid)
     os.kill(worker, signal.SIGTERM)
     assert running.wait(30) == 7
+
+
+def test_the_node_beside_a_worker_ends_after_it_and_ends_it() -> None:
+    node = "import signal, time; signal.signal(signal.SIGTERM, lambda *_: print('the node ends', "
+    node += "flush=True) or exit()); print('the node runs', flush=True); time.sleep(60)"
+    both = (
+        "import signal, sys; from scripts.run_worker import run; "
+        f"sys.exit(run([sys.executable, '-c', {WORKER!r}], [sys.executable, '-c', {{}}]))"
+    )
+    command = [sys.executable, "-c", both.format(repr(node))]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        begun = {process.stdout.readline(), process.stdout.readline()}
+        assert begun == {"the flow runs\n", "the node runs\n"}
+        process.send_signal(signal.SIGTERM)
+        ended = process.stdout.read().splitlines()
+        assert ended == ["the flow has ended", "the worker ends", "the node ends"]
+        assert process.wait(30) == 0
+    lost = completed([sys.executable, "-c", both.format(repr("raise SystemExit(3)"))])
+    assert lost.returncode == 3 and "the worker ends" in lost.stdout
 
 
 CHANGED = ("_submit_scheduled_flow_runs", "_propose_crashed_state")

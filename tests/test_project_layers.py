@@ -62,6 +62,11 @@ BREACHES = {
         ("penstock/arguments.py", "import prefect"),
         ("stages/process/__init__.py", "import prefect"),
     ],
+    "Only flows.many imports Ray": [
+        ("flows/deployments/__init__.py", "import ray"),
+        ("penstock/arguments.py", "import ray"),
+        ("stages/process/__init__.py", "import ray"),
+    ],
     "Only flows.cli and scripts of the demo import argparse": [
         ("flows/job/__init__.py", "import argparse"),
         ("penstock/arguments.py", "import argparse"),

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from artifacts.errors import UsageError
 from benchmarks._plan_cases import CASES, make_folder, plan_case
@@ -27,7 +28,7 @@ from tests.support.commands import completed
 from tests.support.families import change_config, copy_of
 from tests.support.hub import Repository, client, serve, use_cache
 from tests.support.inside import InsideLauncher
-from tests.support.quantized import LAYOUTS
+from tests.support.quantized import FP8, LAYOUTS
 from tests.support.tiny_families import FAMILIES
 
 OF_NOBODY = {"architectures": ["SomebodysModel"], "model_type": "somebodys"}
@@ -86,16 +87,52 @@ def test_a_quantized_form_that_is_not_read_fails_before_anything_is_read(
 
 
 @pytest.mark.slow
-def test_a_quantized_form_is_refused_without_torch(tmp_path: Path) -> None:
+def test_a_quantized_form_is_refused_without_torch_in_two_seconds(tmp_path: Path) -> None:
     own = {"quantization_config": UNREAD_SETTINGS["gemv"]}
     folder = written(tmp_path / "model", {"model_type": "internvl", **own})
     code = (
-        "import sys; from flows.cli.main import main; "
+        "import sys, time; from flows.cli.main import main; "
         f"code = main(['caption', 'nothing', '--model', {str(folder)!r}]); "
-        "assert 'torch' not in sys.modules; sys.exit(code)"
+        "assert 'torch' not in sys.modules; assert time.process_time() < 2; sys.exit(code)"
     )
     found = completed([sys.executable, "-c", code])
     assert found.returncode == 2 and "gemv" in found.stderr, found.stderr
+
+
+FP8_SETTINGS = LAYOUTS["fp8-block"].settings
+EXPERTS: dict[str, tuple[dict[str, Any], dict[str, torch.dtype]]] = {
+    "fp8": (FP8_SETTINGS, {"0.up_proj.weight": FP8, "0.up_proj.weight_scale_inv": torch.float32}),
+    "fused fp8": (FP8_SETTINGS, {"up_proj": FP8, "up_proj_scale_inv": torch.float32}),
+    "awq": (
+        LAYOUTS["awq"].settings,
+        {"0.up_proj.qweight": torch.int32, "0.up_proj.scales": torch.float16},
+    ),
+}
+"""Settings of a mixture, and the types of tensors in place of its experts."""
+
+
+@pytest.mark.parametrize("form", EXPERTS)
+def test_quantized_experts_are_refused_before_their_download(
+    form: str, tmp_path: Path, connect: Callable[[str], None]
+) -> None:
+    settings, experts = EXPERTS[form]
+    model, _ = FAMILIES["qwen3_vl_moe"]()
+    folder = tmp_path / "model"
+    model.save_pretrained(folder)
+    change_config(folder, quantization_config=settings)
+    path = folder / "model.safetensors"
+    held = {n: t for n, t in load_file(path).items() if ".experts." not in n}
+    base = "model.language_model.layers.0.mlp.experts."
+    held |= {base + name: torch.zeros(8, 8).to(dtype) for name, dtype in experts.items()}
+    save_file(held, path, metadata={"format": "pt"})
+    files = {each.name: each.read_bytes() for each in folder.iterdir()}
+    with serve({"somebody/mixture": Repository(files=files)}) as hub:
+        connect(hub.url)
+        for name in (folder, "somebody/mixture"):
+            with pytest.raises(UsageError, match=r"experts of this mixture are quantized") as it:
+                describe(name)
+            assert base in it.value.message and "16 bit" in it.value.hint
+        assert hub.weights_sent() < path.stat().st_size
 
 
 def test_settings_that_are_read_are_let_through_and_noted(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from artifacts.edits import REJECTED
 from artifacts.errors import EnvironmentFault, PenstockError, redacted
 from artifacts.paths import folder_named
 from artifacts.remote.addresses import signed
+from artifacts.store import open_store
 from flows.cli.exit_report import CRASHED, print_result
 from flows.cli.options import config_of
 from flows.cli.plan_command import show
@@ -68,8 +69,18 @@ def caption_command(given: argparse.Namespace) -> int:
     # The run itself notes what it leaves out.
     trust = config.trust_folder or is_trusted(out, config.store, uses, notes=False)
     config = replace(config, trust_folder=trust)
+    result: RunResult
     with closing(display):
-        if given.prefect or os.environ.get("PREFECT_API_URL", "").strip():
+        if given.ray:
+            from flows.many.run import run_on_cluster
+            from flows.results.recorded_command import with_values
+
+            # Tasks get the address of the store as an option.
+            url = open_store(config.store_url).url
+            words = given.words if config.store else with_values(given.words, {"--store": url})
+            begun = partial(remember, words)
+            result = run_on_cluster("caption", config, display, given.ray, on_begin=begun)
+        elif given.prefect or os.environ.get("PREFECT_API_URL", "").strip():
             display.doing("starting Prefect")
             run_with_prefect = _flow()
             result = leave_after(partial(run_with_prefect, config, display))

@@ -14,6 +14,7 @@ from flows.cli.options import (
     add_caption_options,
     add_options,
     add_quiet_options,
+    add_ray_option,
     add_running_options,
     group_of,
 )
@@ -38,7 +39,6 @@ PLAIN = Training(method="lora")
 DEFAULTS: dict[str, Any] = {
     "checkpointing": PLAIN.checkpointing,
     "zero": PLAIN.zero,
-    "gpus": PLAIN.gpus,
     "optimizer": PLAIN.optimizer,
     "max_length": PLAIN.length,
 }
@@ -55,7 +55,6 @@ def add_train_options(parser: argparse.ArgumentParser) -> None:
     )
     add("--checkpointing", action="store_true", help="gradient checkpointing")
     add("--zero", type=int, metavar="STAGE", help="DeepSpeed ZeRO stage, 0 to 3 [%(default)s]")
-    add("--gpus", type=int, metavar="N", help="number of GPUs [%(default)s]")
     add("--optimizer", metavar="O", help=f"{'|'.join(OPTIMIZERS)} [%(default)s]")
     add("--max-length", type=int, metavar="N", help="tokens per sample [%(default)s]")
     parser.set_defaults(**DEFAULTS)
@@ -197,11 +196,11 @@ def add_demo(parser: argparse.ArgumentParser) -> None:
 
 
 def add_embed(parser: argparse.ArgumentParser) -> None:
-    add_vector_options(parser, EmbedConfig)
+    add_ray_option(add_vector_options(parser, EmbedConfig))
 
 
 def add_label(parser: argparse.ArgumentParser) -> None:
-    add_vector_options(parser, LabelConfig)
+    add_ray_option(add_vector_options(parser, LabelConfig))
 
 
 def add_sift(parser: argparse.ArgumentParser) -> None:
@@ -211,15 +210,15 @@ def add_sift(parser: argparse.ArgumentParser) -> None:
 
 def add_vector_options(
     parser: argparse.ArgumentParser, config: type[VectorConfig], *, without: Collection[str] = ()
-) -> None:
-    """Add the options of a command that computes vectors."""
+) -> Any:
+    """Add the options of a command that computes vectors. Return the group of those of running."""
     headings = [MODEL, VECTORS, MEMORY, FILES]
     if issubclass(config, LabelConfig):
         headings.insert(0, LABELS)
     if "model" in without:
         headings.remove(MODEL)
     add_options(parser, config, *headings, without=without)
-    add_quiet_options(parser)
+    return add_quiet_options(parser)
 
 
 OF_INDEX = ("sources", "model", "revision", "out", "precision")

@@ -17,6 +17,7 @@ from flows.console.display import Display
 from flows.console.lines import print_lines
 from flows.console.units import size
 from flows.machine.budget import check_device, device_memory
+from flows.machine.gpus import select_devices
 from flows.machine.launch import DirectLauncher, answers, fault_of_api
 from flows.machine.versions import cpu_has_bfloat16, versions
 from flows.options.model import default_store
@@ -137,6 +138,8 @@ def _device(device: str) -> Iterator[str]:
         yield INNER.format(
             "besides", f"{name} with {size(memory)}: select it by {VISIBLE}={number}"
         )
+    if note := select_devices(None).note:
+        yield INNER.format("gpus", note)
     for pid, held in device_holders(device).items():
         yield INNER.format("held", f"{size(held)} by process {pid}")
     yield INNER.format("flash", _flash(capability))

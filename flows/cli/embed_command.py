@@ -2,6 +2,7 @@
 
 import argparse
 from contextlib import closing
+from typing import TYPE_CHECKING
 
 from flows.cli.exit_report import print_result
 from flows.cli.options import config_of
@@ -10,6 +11,9 @@ from flows.console.display import READING, Display
 from flows.console.lines import print_lines
 from flows.options.vectors import EmbedConfig
 from flows.pipelines import EMBED
+
+if TYPE_CHECKING:
+    from flows.results.vectors import VectorsWritten
 
 
 def embed_command(given: argparse.Namespace) -> int:
@@ -20,9 +24,15 @@ def embed_command(given: argparse.Namespace) -> int:
         return show(config, EMBED, as_json=given.json, dry_run="embed")
     with closing(display):
         display.doing(READING)
-        from flows.running.run import embed
+        result: VectorsWritten
+        if given.ray:
+            from flows.many.run import run_on_cluster
 
-        result = embed(config, display)
+            result = run_on_cluster("embed", config, display, given.ray)
+        else:
+            from flows.running.run import embed
+
+            result = embed(config, display)
     if print_result(given, result, display):
         print_lines(result.line())
     return result.exit_code

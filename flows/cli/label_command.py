@@ -3,6 +3,7 @@
 import argparse
 import shlex
 from contextlib import closing
+from typing import TYPE_CHECKING
 
 from flows.cli.exit_report import print_result
 from flows.cli.options import config_of
@@ -11,6 +12,9 @@ from flows.console.display import READING, Display
 from flows.console.lines import print_lines
 from flows.options.vectors import LabelConfig
 from flows.pipelines import LABEL
+
+if TYPE_CHECKING:
+    from flows.results.label_files import LabelsWritten
 
 
 def label_command(given: argparse.Namespace) -> int:
@@ -25,7 +29,13 @@ def label_command(given: argparse.Namespace) -> int:
         request = label_request(config)
         if given.dry_run:
             return show(config, LABEL, as_json=given.json, dry_run="label")
-        result = label(config, request, display)
+        result: LabelsWritten
+        if given.ray:
+            from flows.many.run import run_on_cluster
+
+            result = run_on_cluster("label", config, display, given.ray)
+        else:
+            result = label(config, request, display)
     if print_result(given, result, display):
         report = f"penstock report {shlex.quote(str(result.out))}"
         print_lines(*result.notes(), f"{result.line()}; view them with `{report}`")

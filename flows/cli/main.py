@@ -35,6 +35,10 @@ class Help(argparse.HelpFormatter):
         return "\n".join(indent + line for line in lines)
 
 
+SHARING = "caption, label, embed, index build and cache rebuild"
+"""Commands whose work several GPUs share."""
+
+
 class CommandParser(argparse.ArgumentParser):
     """A parser without option abbreviations, so that a new option breaks no script."""
 
@@ -59,6 +63,8 @@ class CommandParser(argparse.ArgumentParser):
         names = [name for action in self._actions for name in action.option_strings]
         first = next((word for word in words if word.startswith("-")), words[0])
         name = first.partition("=")[0]
+        if name == "--gpus":
+            self.error(f"it computes on one GPU; --gpus is for {SHARING}")
         self.error(f"unknown option {name}{meant(name, names)}")
 
     def of_command(self, name: str | None) -> "CommandParser":

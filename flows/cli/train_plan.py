@@ -12,6 +12,7 @@ from flows.checkpoint.models import find_checkpoint
 from flows.console.display import Display
 from flows.console.lines import print_lines
 from flows.console.units import gib, parse_size
+from flows.machine.gpus import gpu_count
 from flows.options.commands import CaptionConfig
 from flows.planning.architecture import Architecture, read_architecture
 from flows.planning.training_estimate import RANK, changes, train_estimate
@@ -82,7 +83,7 @@ def training_of(given: argparse.Namespace) -> Training:
             "--precision and --train exclude each other: the method sets the precision",
             hint="Leave it out; --train qlora keeps the frozen weights in nf4",
         )
-    for option in ("gpus", "max_length", "frames", "batch_size"):
+    for option in ("max_length", "frames", "batch_size"):
         if (count := getattr(given, option)) is not None and count <= 0:
             raise UsageError(
                 f"invalid --{option.replace('_', '-')} {count}", hint="Give a number above 0"
@@ -97,7 +98,7 @@ def training_of(given: argparse.Namespace) -> Training:
         method=given.train,
         checkpointing=given.checkpointing,
         zero=given.zero,
-        gpus=given.gpus,
+        gpus=gpu_count(given.gpus),
         batch=given.batch_size or 1,
         length=given.max_length,
         frames=given.frames or 1,

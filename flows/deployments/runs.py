@@ -59,26 +59,73 @@ class PrefectLauncher:
 
     def __init__(self, listen: Listener) -> None:
         self._listen = listen
+        self._bars: dict[str, StageBar] = {}
         close_earlier_attempts()
 
     def start(self, call: StageCall) -> "PrefectRunning":
-        return PrefectRunning(call, self._listen)
+        bar = self._bars.get(call.name)
+        if bar is None or not bar.is_in_use:
+            bar = self._bars[call.name] = StageBar(call.name)
+        return PrefectRunning(call, self._listen, bar)
+
+
+class StageBar:
+    """The progress bar of a stage, whose processes may share several GPUs. Thread-safe."""
+
+    def __init__(self, stage: str) -> None:
+        self._stage = stage
+        self._lock = threading.Lock()
+        self._bar: Progress | None = None
+        self._users = self._done = self._total = 0
+
+    @property
+    def is_in_use(self) -> bool:
+        return self._users > 0
+
+    def take(self) -> None:
+        """Count a process of the stage; `leave` ends that."""
+        with self._lock:
+            self._users += 1
+
+    def leave(self, *, is_done: bool = False) -> None:
+        """Close the bar if this was the last process. `is_done`: it ended well, so that what was
+        made is all."""
+        with self._lock:
+            self._users -= 1
+            bar = None if self._users else self._bar
+        if bar is not None:
+            if is_done:
+                bar.report(self._done, self._done)
+            bar.close()
+
+    def count(self, event: Event) -> None:
+        with self._lock:
+            self._done += isinstance(event, Item)
+            if isinstance(event, Total):
+                self._total = max(self._total, event.items)
+
+    def report(self) -> None:
+        """Show the progress. Called in the context of a task."""
+        with self._lock:
+            self._bar = self._bar or Progress(self._stage)
+            self._bar.report(self._done, self._total)
 
 
 class PrefectRunning:
     """A stage in a task. One thread starts it, waits for it and reports on it, because the child
     process ends with that thread."""
 
-    def __init__(self, call: StageCall, listen: Listener) -> None:
+    def __init__(self, call: StageCall, listen: Listener, bar: StageBar) -> None:
         self._call = call
         self._listen = listen
-        self._done = 0
-        self._total = 0
+        self._bar = bar
         self._lock = threading.Lock()
         self._stopped = False
         self._process: StageProcess | None = None
+        bar.take()
+        title = call.title or call.name
         stage = task(
-            name=call.name, task_run_name=call.name, cache_policy=NO_CACHE, persist_result=False
+            name=call.name, task_run_name=title, cache_policy=NO_CACHE, persist_result=False
         )(self._run)
         self._future: PrefectConcurrentFuture[Any] = stage.submit()  # type: ignore[assignment]
 
@@ -100,19 +147,24 @@ class PrefectRunning:
             self._process.stop()
 
     def _run(self) -> StageOutcome | State[Any]:
-        process = self._start()
-        progress = Progress(self._call.name)
+        is_done = False
         try:
-            while not process.wait_for_exit(PROGRESS_SECONDS):
-                progress.report(self._done, self._total)
-            outcome = process.wait()
-            progress.report(self._done, self._done)
-            return outcome
-        except PenstockError as error:
-            return Failed(message=str(error), data=error)  # raising would log a traceback
+            process = self._start()
+            try:
+                while not process.wait_for_exit(PROGRESS_SECONDS):
+                    self._bar.report()
+                outcome = process.wait()
+                is_done = True
+                return outcome
+            except PenstockError as error:
+                # Raising would log a traceback. A process may be stopped because others did it all.
+                ended = Cancelled if self._stopped else Failed
+                return ended(message=str(error), data=error)
+            finally:
+                process.stop()
         finally:
-            process.stop()
-            progress.close()
+            self._bar.report()
+            self._bar.leave(is_done=is_done)
 
     def _start(self) -> StageProcess:
         call = self._call
@@ -123,10 +175,7 @@ class PrefectRunning:
             return self._process
 
     def _count(self, stage: str, event: Event) -> None:
-        if isinstance(event, Item):
-            self._done += 1
-        elif isinstance(event, Total):
-            self._total = event.items
+        self._bar.count(event)
         self._listen(stage, event)
 
 

@@ -29,7 +29,6 @@ from prefect.states import Completed, Scheduled
 from pydantic import Field
 
 from flows.deployments.crashed import close_ended
-from flows.deployments.handing import TAG
 from flows.deployments.runs import INTERRUPTED
 
 NAME = "sweep-crashed"
@@ -150,8 +149,6 @@ def why_left_alone(run: FlowRun, now: datetime, older_than: timedelta) -> str:
     """Return why the newest run of a job is not started again; empty if nothing speaks against
     it."""
     assert run.state is not None
-    if any(tag.startswith(TAG) for tag in run.tags):
-        return "it does a portion, and who handed that out sees to it"
     if run.deployment_id is None:
         return "it was started by hand: the same command goes on with it"
     if now - run.state.timestamp < older_than:

@@ -34,14 +34,15 @@ from flows.ledger.ledger import Ledger
 from flows.ledger.namespaces import TextScores, notes, variants_of
 from flows.ledger.prompts import Prompts, check_fixed_texts, check_summary, command_prompt
 from flows.ledger.tasks import Medium
-from flows.machine.budget import Budget, budget_for, check_device
+from flows.machine.budget import Budget, budget_on, check_device
+from flows.machine.gpus import select_devices
 from flows.machine.launch import Launcher
 from flows.media.media_files import Selection
 from flows.media.remote_digests import Progress, unfetched_note
 from flows.media.sources import find_media, why_no_media
 from flows.options.commands import RunOptions
 from flows.options.media import VectorSamplingOptions
-from flows.options.model import DEMO_MODEL, is_served
+from flows.options.model import DEMO_MODEL, GpuOptions, is_served
 from flows.options.text import (
     ConfidenceOptions,
     FolderOptions,
@@ -55,7 +56,7 @@ from stages.embed.job import KIND, MIN_COSINE, VERDICT
 from stages.models.hub.quantized import refuse_unread
 from stages.models.hub.resolve import check_name
 from stages.models.hub.transfer import Announce
-from stages.process.device import device_capability, device_name
+from stages.process.device import device_capability
 
 
 def with_vector_precision(config: RunOptions, model: Model, store: Store, device: str) -> Model:
@@ -117,7 +118,8 @@ class Job:
     """Stages that run once."""
     store: Store
     model: Model
-    device: str
+    devices: tuple[str, ...]
+    """`cpu`, or one `cuda:N` or more, which are equal."""
     budget: Budget
     """Memory budget of a stage, as measured when the run began."""
     sampling: Sampling
@@ -132,6 +134,11 @@ class Job:
     """Notes for the user on how sources were read and how text is sampled."""
     scores: TextScores | None = None
     """Stored scores of corrected captions and of those without scores; None: not requested."""
+
+    @property
+    def device(self) -> str:
+        """Return the device of all stages that run in one process."""
+        return self.devices[0]
 
     @property
     def out(self) -> Path:
@@ -272,8 +279,10 @@ def _model_for(
 ) -> tuple[Model, Pipeline, ContentDigests]:
     """Return the model of a run, the pipeline that suits it, and the known digests."""
     prepare_store(store)
-    device = device_name()
-    check_device(device)  # before any download or decoding
+    devices = select_devices(GpuOptions.of(config).gpus).devices
+    for device in devices:
+        check_device(device)  # before any download or decoding
+    device = devices[0]
     digests = digests_in(store)
     model = open_model(
         config,
@@ -307,7 +316,9 @@ def _job_of(config: RunOptions, store: Store, model: Model, pipeline: Pipeline) 
             "next word, so captions may go on oddly; leave it out"
         ]
     over_media = tuple(stage for stage in pipeline if stage.of_media)
-    sampling, last, device = sampling_as_card(config, model), over_media[-1], device_name()
+    sampling, last = sampling_as_card(config, model), over_media[-1]
+    selection = select_devices(GpuOptions.of(config).gpus)
+    shares_work = isinstance(config, GpuOptions) and model.served is None
     stored = stored_namespaces(store, last.writes) if last.uses_token_limit else set()
     scores = TextScores(store, model, SamplingParams.of(config)) if SCORE in pipeline else None
     variants = (
@@ -321,15 +332,15 @@ def _job_of(config: RunOptions, store: Store, model: Model, pipeline: Pipeline) 
         one_shot_stages=tuple(stage for stage in pipeline if not stage.of_media),
         store=store,
         model=model,
-        device=device,
-        budget=budget_for(config, device),
+        devices=selection.devices,
+        budget=budget_on(config, selection.devices),
         sampling=sampling,
         edits=EditsInForce(
             out_folder(config),
             store.local,
             anybody if TrustOptions.of(config).trust_folder else proof_by(store.url),
         ),
-        notes=tuple(notes),
+        notes=(*notes, *filter(None, [selection.note if shares_work else ""])),
         scores=scores,
         ledger=ledger,
     )

@@ -10,7 +10,7 @@ would fail, after frames were decoded and weights were downloaded.
 
 import contextlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -217,6 +217,13 @@ def budget_for(config: RunOptions, device: str) -> Budget:
     return budget
 
 
+def budget_on(config: RunOptions, devices: Sequence[str]) -> Budget:
+    """Return the memory budget of stages that run on each of these devices, which are equal: the
+    largest. What others use of one of them now may be free when its process starts."""
+    budgets = [budget_for(config, device) for device in devices]
+    return replace(max(budgets, key=lambda budget: budget.bytes), device=devices[0])
+
+
 class WithinBudget:
     """A launcher that measures free memory again before it starts a stage. It reports memory that
     other processes have taken since the run began, and does not wait for it."""
@@ -240,7 +247,7 @@ class WithinBudget:
         """Start a stage within the memory that is free now."""
         # A persistent process has a share of the device, so the others' memory is no surprise.
         if call.budget and call.device == self._budget.device and not call.persistent:
-            call = replace(call, budget=self._current().bytes)
+            call = replace(call, budget=max(1, self._current().bytes))  # 0 is no limit
         return self._launcher.start(call)
 
     def _current(self) -> Budget:

@@ -109,6 +109,12 @@ class StageCall:
     """CPU time limit of one of its threads, in seconds; 0: no limit."""
     fork_server: ForkServer | None = None
     """Server that it may be forked from."""
+    copies: "tuple[StageCall, ...]" = ()
+    """The same work for processes on other GPUs, which share it."""
+    share_file: str = ""
+    """File of their `Share`."""
+    title: str = ""
+    """Name of the process in displays; empty: that of the stage."""
     persistent: bool = False
     """Whether it reads its work from a pipe, beside other processes on the device. Its parent then
     holds the device's lock."""

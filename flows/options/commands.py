@@ -19,6 +19,7 @@ from flows.options.model import (
     AdapterOptions,
     EndpointOptions,
     GgufOptions,
+    GpuOptions,
     HalfPrecisionOptions,
     ModelOptions,
     PrecisionOptions,
@@ -87,6 +88,7 @@ class CaptionConfig(
     PromptOptions,
     GgufOptions,
     AdapterOptions,
+    GpuOptions,
     HalfPrecisionOptions,
     VideoSamplingOptions,
     EndpointOptions,
@@ -116,7 +118,9 @@ class CaptionConfig(
 
 
 @dataclass(frozen=True, kw_only=True)
-class RebuildConfig(QuestionOptions, HalfPrecisionOptions, VideoSamplingOptions, MediaOptions):
+class RebuildConfig(
+    QuestionOptions, GpuOptions, HalfPrecisionOptions, VideoSamplingOptions, MediaOptions
+):
     """One rebuild of stored features."""
 
     model: Annotated[str, DEFAULT_MODEL_OPTION] = DEFAULT_MODEL

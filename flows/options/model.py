@@ -189,6 +189,30 @@ class MemoryOptions(OptionGroup):
     free memory, minus a reserve."""
 
 
+ALL_GPUS = "all"
+
+
+@dataclass(frozen=True, kw_only=True)
+class GpuOptions(OptionGroup):
+    """The GPUs that share the work of a run."""
+
+    gpus: Annotated[
+        str | None, Option("GPUs that share the work: all, a number, or a list (0,1) [1]", MEMORY)
+    ] = None
+    """Equal GPUs that share the work of the stages that compute: `all`, their number, or a list
+    such as `0,1`. None: one. They make a run faster, not a model smaller."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        numbers = [part.strip() for part in ("1" if self.gpus is None else self.gpus).split(",")]
+        is_list = all(map(str.isdecimal, numbers)) and len({*numbers}) == len(numbers)
+        if self.gpus != ALL_GPUS and (not is_list or numbers == ["0"]):
+            raise UsageError(
+                f"invalid --gpus {self.gpus}",
+                hint="Give all, a number of GPUs, or a list such as 0,1",
+            )
+
+
 @dataclass(frozen=True, kw_only=True)
 class ResourceOptions(MemoryOptions, StoreOptions):
     """Store location and resource limits of a run. Of these, only the batch size can affect
@@ -219,7 +243,7 @@ REFUSED: Mapping[str, tuple[str, ...]] = {
         "vision_precision", "language_precision", "vision_backend", "today",
     ),
     "the server decides how the model runs": (
-        "engine", "memory", "batch_size", "prepare_workers", "max_video_pixels",
+        "engine", "memory", "gpus", "batch_size", "prepare_workers", "max_video_pixels",
         "sampling_as_card",
     ),
     "OpenAI's protocol has no such parameter": (

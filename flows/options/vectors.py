@@ -17,6 +17,7 @@ from flows.options.model import (
     PRECISION_OPTION,
     STORE_OPTION,
     TRUST_HELP,
+    GpuOptions,
     MemoryOptions,
     StoreOptions,
 )
@@ -80,7 +81,7 @@ class VectorConfig(VectorSamplingOptions, RunOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EmbedConfig(OwnerOptions, VectorConfig):
+class EmbedConfig(OwnerOptions, GpuOptions, VectorConfig):
     """One run that writes vectors."""
 
     out: Annotated[str, own_folder("vectors")] = f"{PARENT}/vectors"
@@ -88,7 +89,7 @@ class EmbedConfig(OwnerOptions, VectorConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class IndexConfig(VectorConfig):
+class IndexConfig(GpuOptions, VectorConfig):
     """One run that builds an index."""
 
     out: Annotated[str, VECTOR_FOLDER_OPTION] = INDEX
@@ -124,7 +125,7 @@ class LabelOptions(OptionGroup):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LabelConfig(OwnerOptions, OutputOptions, LabelOptions, VectorConfig):
+class LabelConfig(OwnerOptions, OutputOptions, LabelOptions, GpuOptions, VectorConfig):
     """One run that labels media."""
 
     out: Annotated[str, own_folder("labels")] = f"{PARENT}/labels"

@@ -16,7 +16,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import takewhile
 from typing import Any, Literal
 
@@ -24,6 +24,8 @@ from artifacts.errors import UsageError
 from artifacts.regular_files import read_text
 from stages.models.hub.checkpoint import JSON_BYTES, Checkpoint
 from stages.models.hub.headers import Header, read_headers
+from stages.models.hub.quantized import is_read_here, settings_in
+from stages.models.stored.layouts import StoredLayer, layers_by_headers
 
 MIN_LAYERS = 2
 MIN_TENSORS = 4
@@ -319,6 +321,8 @@ class Architecture:
     """Rows of the token embedding; 0: none."""
     writes: bool
     """Whether it generates text."""
+    stored: tuple[StoredLayer, ...] = ()
+    """Its layers that another program than bitsandbytes quantized."""
 
     @property
     def vision(self) -> Transformer | None:
@@ -341,12 +345,26 @@ def read_architecture(checkpoint: Checkpoint) -> Architecture:
     except (OSError, ValueError, RecursionError) as error:
         raise _unknown(checkpoint, "its config.json cannot be read") from error
     headers = read_headers(checkpoint)
+    stored: tuple[StoredLayer, ...] = ()
+    if isinstance(config, dict) and is_read_here(settings := settings_in(config) or {}):
+        stored = tuple(layers_by_headers(headers, settings))
+        headers = _dequantized(headers, stored)
     if any(header.dtype not in FLOATS and len(header.shape) > 1 for header in headers):
         raise _unknown(checkpoint, "its weights are packed, which hides their shapes")
     found = stacks_of(headers)
     if not found or not isinstance(config, dict):
         raise _unknown(checkpoint, "its tensors form no stack of layers")
-    return _architecture(config, headers, found)
+    return replace(_architecture(config, headers, found), stored=stored)
+
+
+def _dequantized(headers: Sequence[Header], layers: Sequence[StoredLayer]) -> list[Header]:
+    """Return the headers of a checkpoint with the weights in 16 bit that its layers stand for."""
+    parts = {part.name for layer in layers for part in layer.parts.values()}
+    plain = [header for header in headers if header.name not in parts and header.shape]
+    for layer in layers:
+        shape, size = (layer.rows, layer.columns), 2 * layer.rows * layer.columns
+        plain.append(Header(layer.name, layer.main.shard, "BF16", shape, size))
+    return plain
 
 
 def _unknown(checkpoint: Checkpoint, why: str) -> UsageError:

@@ -190,6 +190,8 @@ class Ladder:
         """Returns the batch size for an engine without slots on a rung."""
         self.sequence_tokens = 0
         """Planned tokens of the longest sequence, prompt and caption; 0: unknown."""
+        self.processes: Callable[[Rung], int] = lambda rung: 1
+        """Returns in how many processes, on equal GPUs, a stage may run on a rung."""
         self.fit_together: Callable[[Sequence[str]], Mapping[str, int]] = lambda stages: {}
         """Returns the bytes of the device that each stage may take beside the others on their
         rungs; nothing if they are not expected to fit."""

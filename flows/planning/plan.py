@@ -14,6 +14,7 @@ from artifacts.errors import CannotFit
 from artifacts.store import open_store, prepare_store
 from flows.checkpoint.models import Model, digests_in, open_model, pipeline_for
 from flows.checkpoint.precision import precision_note
+from flows.console.units import gib
 from flows.job.card_sampling import as_card, card_note, with_card_sampling
 from flows.job.job_summary import halves, notes
 from flows.job.namespace_notes import context_note
@@ -21,9 +22,11 @@ from flows.job.pass_mode import replanned_once, with_pass_mode
 from flows.job.prepare import Job, prepare
 from flows.ledger.prompts import check_summary
 from flows.ledger.waves import bytes_to_fetch, cut_waves, stages_with_work
-from flows.machine.budget import Budget, budget_for
+from flows.machine.budget import Budget, budget_on
+from flows.machine.gpus import select_devices
 from flows.machine.launch import Launcher
 from flows.options.commands import RunOptions
+from flows.options.model import GpuOptions
 from flows.options.text import EngineOptions, PromptOptions
 from flows.pipelines import CAPTION, PURPOSES, STAGES, Pipeline, parts_of, with_extras
 from flows.planning.changes import NAMED, cannot_fit, changes
@@ -41,7 +44,7 @@ from flows.planning.costs import rungs_of
 from flows.planning.ladder import Ladder, OnMove, Remembered, Rung, sizes
 from flows.planning.sizes import CLIP_BYTES, Estimate, clip_pixels, estimates, wave_limit
 from flows.planning.times import Times, clip_seconds, times_of
-from stages.process.device import device_name, device_uuid
+from stages.process.device import device_uuid
 from stages.process.job import StageSpec
 
 
@@ -89,10 +92,14 @@ def choose(
 
 
 def plan_start(
-    ladder: Ladder, job: Job, stages: Pipeline, expected: Sequence[Estimate]
+    ladder: Ladder,
+    job: Job,
+    stages: Pipeline,
+    expected: Sequence[Estimate],
+    announce: Callable[[str], object] = lambda note: None,
 ) -> dict[str, Any]:
     """Put the stages with work left on their planned or stored rungs. Return the memory plan for
-    the run record. Raises CannotFit."""
+    the run record. `announce` is called with a note for the user. Raises CannotFit."""
     request = plan_request(job, stages, expected)
     refuse_beyond_context(request)
     found = choose(request, job.budget, ladder.rungs, ladder.known())
@@ -101,18 +108,51 @@ def plan_start(
     ladder.batch_without_slots = lambda rung: batch_without_slots(request, rung, job.budget)
     prompts = [workload.tokens for workload in request.workloads]
     ladder.sequence_tokens = max(prompts, default=0) + EngineOptions.of(job.config).max_new_tokens
+    gpus = len(job.devices)
+    ladder.processes = lambda rung: processes_of(request, rung, job.budget, gpus)
+    rungs = [ladder.rung(stage.name) for stage in stages]
+    if gpus > 1 and (note := processes_note(request, rungs, job.budget, gpus)):
+        announce(note)
     ladder.fit_together = lambda stages: fit_together(
-        request, [ladder.rung(stage) for stage in stages], job.budget
+        request, [ladder.rung(stage) for stage in stages], job.budget, gpus
     )
     return memory_json(found, job.budget)
 
 
-def fit_together(request: PlanRequest, rungs: Sequence[Rung], budget: Budget) -> Mapping[str, int]:
+def processes_of(request: PlanRequest, rung: Rung, budget: Budget, gpus: int) -> int:
+    """Return on how many of these GPUs a stage runs: at least on one, and on no more than the
+    host's memory holds the processes of."""
+    if gpus == 1 or not STAGES[rung.stage].fans_out or not request.workloads:
+        return 1
+    needed = request.estimate(rung).host_bytes
+    return max(1, min(gpus, budget.host_bytes // needed)) if needed else gpus
+
+
+def processes_note(request: PlanRequest, rungs: Sequence[Rung], budget: Budget, gpus: int) -> str:
+    """Return why stages run on fewer GPUs than these; empty if none does."""
+    found = {r.stage: processes_of(request, r, budget, gpus) for r in rungs}
+    fewer = {s: n for s, n in found.items() if STAGES[s].fans_out and n < gpus}
+    if not fewer:
+        return ""
+    parts = " and ".join(f"{stage} runs on {count}" for stage, count in fewer.items())
+    return (
+        f"{parts} of {gpus} GPUs: the host's memory ({gib(budget.host_bytes)} free) holds no more "
+        "processes"
+    )
+
+
+def fit_together(
+    request: PlanRequest, rungs: Sequence[Rung], budget: Budget, gpus: int = 1
+) -> Mapping[str, int]:
     """Return stage → bytes of the device that it may take while all of them run: its peak and an
-    equal part of what is left. Return nothing if they are not expected to fit together."""
+    equal part of what is left. Return nothing if they are not expected to fit together, with one
+    process per GPU of stages that have such."""
     found = [request.estimate(rung) for rung in rungs] if request.workloads else []
     room = budget.bytes if budget.device == "cpu" else budget.host_bytes
-    needed = sum(each.host_bytes or each.peak_bytes for each in found)
+    needed = sum(
+        (each.host_bytes or each.peak_bytes) * (gpus if STAGES[each.rung.stage].fans_out else 1)
+        for each in found
+    )
     peaks = {e.rung.stage: e.peak_bytes for e in found if STAGES[e.rung.stage].part}
     spare = budget.bytes - sum(peaks.values())
     if needed > room or spare < 0 or not all(fits(each, budget) for each in found):
@@ -128,10 +168,11 @@ def takes_any_batches(model: Model, rung: Rung) -> bool:
     return not (model.profile.route == "joint" or model.fp16_check or model.in_batches)
 
 
-def shares_device(model: Model, rungs: Sequence[Rung], device: str) -> bool:
-    """Return whether chunks may be captioned in any order on a GPU, while others are encoded.
+def shares_device(model: Model, rungs: Sequence[Rung], devices: Sequence[str]) -> bool:
+    """Return whether chunks are captioned in any order on one GPU, while others are encoded.
     `rungs`: those of the frames, encode and decode stages."""
-    if not (device.startswith("cuda") and [r.stage for r in rungs] == [s.name for s in CAPTION]):
+    is_one_gpu = len(devices) == 1 and devices[0].startswith("cuda")
+    if not (is_one_gpu and [r.stage for r in rungs] == [s.name for s in CAPTION]):
         return False
     _, encode, decode = rungs
     if not decode.in_slots or decode.offload or not takes_any_batches(model, encode):
@@ -185,6 +226,12 @@ class Plan:
     expected: tuple[Estimate, ...]
     """Size estimate of each medium."""
     notes: tuple[str, ...] = ()
+    devices: tuple[str, ...] = ()
+    """As in Job."""
+
+    def processes(self, rung: Rung) -> int:
+        """Return on how many GPUs a stage runs."""
+        return processes_of(self.request, rung, self.budget, len(self.devices))
 
     @property
     def times(self) -> Times | None:
@@ -192,14 +239,14 @@ class Plan:
         if self.job is None or not self.choices:
             return None
         rungs = {stage: choice.chosen.rung for stage, choice in self.choices.items()}
-        return times_of(self.job, rungs, self.expected)
+        return times_of(self.job, rungs, self.expected, self.processes)
 
     @property
     def together(self) -> Mapping[str, int]:
         """Return stage → bytes of the GPU for the stages that compute at the same time; nothing if
         one follows the other."""
         rungs = [choice.chosen.rung for choice in self.choices.values()][: len(CAPTION)]
-        able = shares_device(self.request.model, rungs, self.request.device)
+        able = shares_device(self.request.model, rungs, self.devices)
         return fit_together(self.request, rungs, self.budget) if able else {}
 
     @property
@@ -230,13 +277,14 @@ def _plan_of(
 ) -> Plan:
     every = pipelines or chain.from_iterable(PURPOSES.values())
     pipelines = with_extras(every, summary=PromptOptions.of(config).summary)
-    device = device_name()
+    devices = select_devices(GpuOptions.of(config).gpus).devices
+    device = devices[0]
     if config.sources:
         job = prepare(config, launcher, announce, *pipelines, fetch=False, read_weights=False)
         expected = tuple(estimates(job))
         request = plan_request(job, expected=expected)
         refuse_beyond_context(request)
-        return _make_plan(request, job.budget, job, expected)
+        return _make_plan(request, job.budget, job, expected, devices)
     store = open_store(config.store_url)
     prepare_store(store)
     model = open_model(
@@ -256,7 +304,7 @@ def _plan_of(
     model = model.of_parts(parts_of(pipeline))
     request = plan_request_of_model(model, config, device, pipeline)
     refuse_beyond_context(request)
-    plan = _make_plan(request, budget_for(config, device), None, ())
+    plan = _make_plan(request, budget_on(config, devices), None, (), devices)
     note = precision_note(model.profile, [s[0] for s in model.settings.values()], device)
     own_notes = (note, card_note(config, model), context_note(model, config))
     notes = (*filter(None, own_notes), *standard_notes(model, config), *model.notes)
@@ -264,7 +312,11 @@ def _plan_of(
 
 
 def _make_plan(
-    request: PlanRequest, budget: Budget, job: Job | None, expected: tuple[Estimate, ...]
+    request: PlanRequest,
+    budget: Budget,
+    job: Job | None,
+    expected: tuple[Estimate, ...],
+    devices: tuple[str, ...],
 ) -> Plan:
     # A plan only reads the stored rungs, so there are no moves to log.
     known = ladder_of(job, lambda *_: None).known() if job else {}
@@ -277,6 +329,7 @@ def _make_plan(
         refusal=cannot_fit(request, refused, budget) if refused else None,
         job=job,
         expected=expected,
+        devices=devices,
     )
 
 
@@ -287,6 +340,9 @@ def figures(plan: Plan) -> dict[str, Any]:
     found: dict[str, Any] = {
         "model": model.name,
         "device": request.device,
+        "gpus": {stage: plan.processes(c.chosen.rung) for stage, c in plan.choices.items()}
+        if len(plan.devices) > 1
+        else {},
         "precision": model.precision(),
         "commit": model.checkpoint.commit,
         "halves": halves(model),

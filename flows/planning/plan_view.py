@@ -22,7 +22,7 @@ from flows.planning.changes import in_precision
 from flows.planning.choose import PlanRequest, StagePlan, allowed, choices
 from flows.planning.estimate import StageEstimate
 from flows.planning.ladder import Rung
-from flows.planning.plan import Plan, figures
+from flows.planning.plan import Plan, figures, processes_note
 from flows.planning.sizes import SHOT_SECONDS
 from stages import tune
 from stages.models.gguf import FAMILIES, GgufShape
@@ -286,6 +286,12 @@ def memory_lines(plan: Plan) -> Iterator[str]:
             f"host        {gib(largest.host_bytes)} at most, by {largest.rung.stage}; "
             f"{gib(budget.host_bytes)} free"
         )
+    if len(plan.devices) > 1:
+        rungs = [choice.chosen.rung for choice in plan.choices.values()]
+        each = ", ".join(f"{rung.stage} on {plan.processes(rung)}" for rung in rungs)
+        yield f"gpus        {each}: they make a run faster, not a model smaller"
+        if note := processes_note(plan.request, rungs, budget, len(plan.devices)):
+            yield f"note        {note}"
     if budget.warning:
         yield f"note        {budget.warning}"
 

@@ -1,6 +1,6 @@
 """Estimates the remaining time of a job on a machine with measurements. Opens no file."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from flows.console.units import duration
@@ -55,13 +55,21 @@ class Times:
     """The same as text."""
 
 
-def times_of(job: Job, rungs: Mapping[str, Rung], found: Sequence[Estimate]) -> Times:
+def times_of(
+    job: Job,
+    rungs: Mapping[str, Rung],
+    found: Sequence[Estimate],
+    processes: Callable[[Rung], int] = lambda rung: 1,
+) -> Times:
     """Return the remaining time of a job, if this machine was measured. `rungs`: starting rung of
-    each stage. `found`: estimate of each medium."""
+    each stage. `found`: estimate of each medium. `processes`: as in Ladder."""
     known = find_machine(job.device)
     if known.machine is None:
         return Times(seconds=None, line=f"unknown: {known.why}; {ADVICE}")
-    each = stage_seconds(job, rungs, found, known.machine)
+    each = {
+        stage: None if alone is None else alone / processes(rungs[stage])
+        for stage, alone in stage_seconds(job, rungs, found, known.machine).items()
+    }
     bound = {stage: "up to " * STAGES[stage].uses_token_limit for stage in each}
     texts = [
         f"{stage} {'unknown' if s is None else bound[stage] + duration(s)}"

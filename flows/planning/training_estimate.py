@@ -142,10 +142,15 @@ def train_estimate(architecture: Architecture, training: Training) -> TrainEstim
             hint="Choose a model that generates text, or plan without --train",
         )
     full = training.method == "full"
+    if full and architecture.stored:
+        raise UsageError(
+            f"the checkpoint is in {architecture.stored[0].kind}, which --train full cannot train",
+            hint="Choose its original in 16 bit, or --train lora or qlora",
+        )
     trained = architecture.text_parameters if full else lora_parameters(text, RANK)
     frozen = architecture.parameters - (trained if full else 0)
     terms = [
-        *_states(text, training, trained, frozen),
+        *_states(architecture, text, training, trained, frozen),
         *_gathered(architecture, training, trained),
         *_computing(architecture, text, training),
     ]
@@ -163,7 +168,7 @@ def train_estimate(architecture: Architecture, training: Training) -> TrainEstim
 
 
 def _states(
-    text: Transformer, training: Training, trained: int, frozen: int
+    architecture: Architecture, text: Transformer, training: Training, trained: int, frozen: int
 ) -> Iterator[TrainTerm]:
     """Yield weights, gradients and optimizer states, after ZeRO sharding."""
     full = training.method == "full"
@@ -174,12 +179,12 @@ def _states(
         return f" / {shards[stage]} GPUs" if shards[stage] > 1 else ""
 
     if training.method == "qlora":
-        packed = text.layers * text.linear_parameters
+        packed, size, how, source = _in_few_bits(architecture, text)
         yield TrainTerm(
             part="weights",
-            bytes=int(packed * NF4_BITS / 8) // shards[3],
-            why=f"{packed / 1e6:,.0f} M numbers x {NF4_BITS:.3f} bits in nf4{cut(3)}",
-            source=QLORA,
+            bytes=size // shards[3],
+            why=f"{packed / 1e6:,.0f} M numbers {how}{cut(3)}",
+            source=source,
         )
         frozen -= packed
     if frozen:
@@ -209,6 +214,18 @@ def _states(
             source=states.source,
             moment="step",
         )
+
+
+def _in_few_bits(architecture: Architecture, text: Transformer) -> tuple[int, int, str, str]:
+    """Return the number of frozen weights in few bits, their bytes, how they are held, and the
+    source of that."""
+    if architecture.stored:
+        packs = [layer for layer in architecture.stored if layer.packs]
+        packed = sum(layer.rows * layer.columns for layer in packs)
+        size = sum(layer.packed_bytes for layer in packs)
+        return packed, size, "as stored, unpacked layer by layer", ""
+    packed = text.layers * text.linear_parameters
+    return packed, int(packed * NF4_BITS / 8), f"x {NF4_BITS:.3f} bits in nf4", QLORA
 
 
 def _gathered(architecture: Architecture, training: Training, trained: int) -> Iterator[TrainTerm]:

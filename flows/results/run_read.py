@@ -60,6 +60,8 @@ STAGE = {
     "recent": [(number, number)],
     "attention": text,
     "precision": MapOf(text),
+    "device": text,
+    "devices": MapOf(dict.fromkeys(("items", "seconds", "peak_device_bytes"), number)),
     "spans": [POINT],
     "timeline": [POINT],
     "now": [POINT],
@@ -89,6 +91,9 @@ RECORD = {
     "earlier": [text],
     "failures": [dict.fromkeys(("media_path", "message", "hint"), text)],
     "versions": MapOf(text),
+    "partitions": OptionalField(
+        {**dict.fromkeys(("total", "done", "failed"), count), "seconds": number}
+    ),
     "command": Nullable({"words": [string], "folder": string}),
 }
 """Shape of the parts of `run.json` that are read."""

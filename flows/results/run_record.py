@@ -35,6 +35,8 @@ SPANS = 1000
 OVERLAP_NOTES = ("beside", "beside_ended")
 """Notes of a stage that later processes do not replace: beside which stage a process ran, and why
 that ended early."""
+ON_DEVICE = {"items": 0, "seconds": 0.0, "peak_device_bytes": 0}
+"""What is recorded of each GPU of a stage that ran on several."""
 KEPT_WARNINGS = 1000
 """Maximum warnings kept per stage; `captions.jsonl` has those of each caption."""
 
@@ -72,7 +74,9 @@ class RunRecord:
         """Record that a process of a stage starts."""
         if name in self._stages:
             with self._changing(force=True):
-                self.stage(name).update(since=round(time.time(), 1), running=0, recent=[], now=[])
+                self.stage(name).update(
+                    since=round(time.time(), 1), running=0, recent=[], now=[], device=""
+                )
 
     def memory(self, name: str, seen: Mapping[str, Any]) -> None:
         """Record a memory sample of a running process, and update the peaks."""
@@ -81,6 +85,9 @@ class RunRecord:
                 entry = self.stage(name)
                 for peak in ("peak_host_bytes", "peak_device_bytes"):
                     entry[peak] = max(entry[peak], seen[peak])
+                entry["device"] = entry["device"] or seen["device"]
+                if seen["device"] != entry["device"]:  # beside the process that is shown
+                    return
                 entry["now"].append([seen[n] for n in ("seconds", "host_bytes", "device_bytes")])
                 if len(entry["now"]) > TIMELINE_POINTS:
                     entry["now"] = coarser(entry["now"])
@@ -118,14 +125,17 @@ class RunRecord:
         """Return whether a process of a stage has begun, and not ended."""
         return name in self._stages and bool(self.stage(name)["since"])
 
-    def count_item(self, name: str) -> None:
-        """Record that the running process of a stage has published one more item.
+    def count_item(self, name: str, device: str = "") -> None:
+        """Record that a running process of a stage has published one more item: that on `device`,
+        if the stage runs on several.
 
         Called on the stage's thread. The stage itself reports a full disk.
         """
         if name in self._stages:
             with self._changing(force=False):
                 entry, at = self.stage(name), time.time()
+                if device:
+                    entry["devices"].setdefault(device, dict(ON_DEVICE))["items"] += 1
                 items = entry["running"] = entry["running"] + 1
                 if not entry["recent"] or at - entry["recent"][-1][0] >= REWRITE_SECONDS:
                     entry["recent"] = [s for s in entry["recent"] if s[0] >= at - SAMPLE_SECONDS]
@@ -156,6 +166,13 @@ class RunRecord:
             entry[name] += getattr(outcome, name)
         for name in ("peak_host_bytes", "peak_device_bytes"):
             entry[name] = max(entry[name], getattr(outcome, name))
+        for device, part in outcome.devices.items():
+            if not part.items:
+                continue
+            of_device = entry["devices"].setdefault(device, dict(ON_DEVICE))
+            of_device["seconds"] += part.seconds
+            peak = max(of_device["peak_device_bytes"], part.peak_device_bytes)
+            of_device["peak_device_bytes"] = peak
         entry["baseline_before_bytes"] = outcome.baseline_before_bytes
         entry["baseline_after_bytes"] = outcome.baseline_after_bytes
         entry["timeline"] += [
@@ -242,6 +259,8 @@ def empty(name: str) -> dict[str, Any]:
         **dict.fromkeys(("baseline_before_bytes", "baseline_after_bytes"), 0),
         "attention": "",
         "precision": {},
+        "device": "",
+        "devices": {},
         "spans": [],
         "timeline": [],
         "now": [],

@@ -48,6 +48,8 @@ class StageStatus:
     """Seconds that the stage has worked in this run."""
     peak_host_bytes: int
     peak_device_bytes: int
+    devices: dict[str, dict[str, Any]]
+    """Device → what the stage has made, worked and used there, if it shares several."""
     taken_bytes: int
     """Peak bytes on its compute device above the baseline (imports, or other processes of a GPU);
     0: unknown."""
@@ -98,6 +100,7 @@ def _stage(
         seconds=seconds,
         peak_host_bytes=entry["peak_host_bytes"],
         peak_device_bytes=entry["peak_device_bytes"],
+        devices=entry["devices"],
         taken_bytes=_above_baseline(entry, peak),
         planned_bytes=planned_bytes,
         now_bytes=_above_baseline(entry, last[2 if on_device else 1]) if running else 0,
@@ -181,6 +184,9 @@ def description_lines(record: Mapping[str, Any]) -> Iterator[str]:
         yield f"features encoded in this run: {encoded}"
     of_all = [taken for taken in record["rungs"] if taken["reason"] != "item alone"]
     yield from map(rung_line, {taken["stage"]: taken for taken in of_all}.values())
+    if many := record.get("partitions"):
+        failed = f", {many['failed']} failed" if many["failed"] else ""
+        yield f"{many['done']} of {counted(many['total'], 'partition')} done{failed}"
     if record["prefect"]:
         yield f"flow run {record['prefect']['name']} ({record['prefect']['id']})"
     still = f", {media['open']} not read yet" if media["open"] else ""

@@ -7,8 +7,9 @@ How it works:
 2. While the frames stage runs, a thread looks up which frames it has stored, also of a video whose
    index is not complete yet. It sends their items to the encode process through a named pipe.
 3. The process is sent a further portion when it has begun with the one before the last, so that
-   portions grow while it is busy. After the frames stage everything that is left is sent, and the
-   end of the pipe is announced.
+   portions grow while it is busy. On several GPUs there is a process on each, and what was found is
+   divided among those that are free. After the frames stage everything that is left is sent, and
+   the end of the pipe is announced.
 4. On a GPU, `shares` says whether both halves fit into its memory together. Then the run holds the
    lock of the GPU, each process is limited to its share of the budget, and a decode process is fed
    in the same way with the chunks whose features are stored.
@@ -25,6 +26,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import count
+from pathlib import Path
 from typing import IO, NamedTuple
 
 from artifacts.errors import CannotFit, Killed, PenstockError, StageDied
@@ -46,6 +48,7 @@ from flows.running.stage_loop import Attempt, StageLoop
 from stages import decode
 from stages.models.encoding import FEED_NOTE
 from stages.process.device import device_used_bytes
+from stages.process.events import WAITS_FOR_DEVICE, StageOutcome
 from stages.process.job import StageSpec
 from stages.process.live import RequestPipe
 from stages.process.lock import lock_path
@@ -198,7 +201,7 @@ class Overlap:
         if all(medium.uses_previous_caption for medium in wave):
             return {}
         stages = [stage.name for stage in job.pipeline]
-        if not shares_device(job.model, [ladder.rung(s) for s in stages], job.device):
+        if not shares_device(job.model, [ladder.rung(s) for s in stages], job.devices):
             return {}
         if not (found := ladder.fit_together(stages)):
             self._note(NO_DEVICE_MEMORY)
@@ -229,9 +232,11 @@ class Overlap:
     def _feed(self, stage: StageSpec, wave: list[Medium], shares: Mapping[str, int]) -> "ChunkFeed":
         begin = partial(self._begin, share=shares.get(stage.name, 0))
         rung = self._ladder.rung(stage.name)
-        return ChunkFeed(self._job, stage, wave, rung, self._calls, begin, self._ledger_lock)
+        devices = self._job.devices[: self._ladder.processes(rung)]
+        lock = self._ledger_lock
+        return ChunkFeed(self._job, stage, wave, rung, self._calls, devices, begin, lock)
 
-    def _begin(self, feed: "ChunkFeed", pipe: str, *, share: int) -> Attempt:
+    def _begin(self, feed: "ChunkFeed", pipes: Mapping[str, Path], *, share: int) -> Attempt:
         name = feed.stage.name
         self._ladder.begin(name, self._cancel if share else None)
         self._record.begin(name)
@@ -239,7 +244,7 @@ class Overlap:
             feed.stage,
             feed.variant,
             feed.rung,
-            pipe,
+            pipes,
             chunks=max(1, self._record.value["plan"].get("chunks", 1)),
             fallback_batch=self._ladder.batch_without_slots(feed.rung),
             share=share,
@@ -263,6 +268,36 @@ class Overlap:
         notes += [] if text in notes else [text]
 
 
+class PortionPipe(RequestPipe):
+    """The pipe to the process on one device, which is sent a portion when it has begun with the one
+    before the last."""
+
+    def __init__(self, path: Path, device: str) -> None:
+        """Create the pipe. Raises OSError."""
+        super().__init__(path)
+        self.device = device
+        self._portions = 0
+
+    def is_free(self, outcome: StageOutcome) -> bool:
+        """Return whether a portion may be sent, given the outcome of the stage so far."""
+        own = outcome.devices.get(self.device, outcome)
+        return self.has_reader(outcome) and self._portions <= own.notes.get(FEED_NOTE, 0) + 1
+
+    def has_reader(self, outcome: StageOutcome) -> bool:
+        """Return whether a process on the device reads the pipe: the device may have been left out,
+        or another job may use it."""
+        if not outcome.devices:
+            return True
+        own = outcome.devices.get(self.device)
+        return own is not None and not own.notes.get(WAITS_FOR_DEVICE)
+
+    def send_portion(self, batches: Sequence[list[NamedTuple]]) -> None:
+        """Send batches, if there are any."""
+        if batches:
+            self.send(batches)
+            self._portions += 1
+
+
 class ChunkFeed:
     """Finds the chunks of a wave whose inputs are stored, and sends them to a process that encodes
     or captions them."""
@@ -274,11 +309,12 @@ class ChunkFeed:
         wave: Sequence[Medium],
         rung: Rung,
         calls: StageCallBuilder,
-        begin: "Callable[[ChunkFeed, str], Attempt]",
+        devices: Sequence[str],
+        begin: "Callable[[ChunkFeed, Mapping[str, Path]], Attempt]",
         ledger_lock: threading.Lock,
     ) -> None:
-        """Create the pipe, and start the process that reads it by `begin`. Raises OSError,
-        PenstockError."""
+        """Create a pipe for each of these devices, and start the processes that read them by
+        `begin`. Raises OSError, PenstockError."""
         self.stage, self.rung = stage, rung
         self.variant = job.ledger.namespaces
         """Variant in which the records are made."""
@@ -298,21 +334,24 @@ class ChunkFeed:
         """Media with chunks that were not found yet."""
         self._found: dict[tuple[str, str], set[int]] = {key: set() for key in self._left}
         """Indexes of the chunks whose frames were found."""
-        self._portions = 0
         self._cutting: StageHandle | None = None
         self._sent: set[str] = set()
         self._lock = ledger_lock
         self.closed = threading.Event()
         """Whether no more chunks are sent."""
-        path = job.out / "logs" / f"{stage.name}.feed"
-        refuse_links(path.parent)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.unlink(missing_ok=True)  # of a run that was killed
-        self._pipe = RequestPipe(path)
+        folder = job.out / "logs"
+        refuse_links(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        self._pipes: list[PortionPipe] = []
         try:
-            self.attempt = begin(self, str(path))
+            for device in devices:
+                path = folder / f"{stage.name}-{device.replace(':', '-')}.feed"
+                path.unlink(missing_ok=True)  # of a run that was killed
+                self._pipes.append(PortionPipe(path, device))
+            self.attempt = begin(self, {pipe.device: pipe.path for pipe in self._pipes})
         except BaseException:
-            self._pipe.close()
+            for pipe in self._pipes:
+                pipe.close()
             raise
         self._thread = threading.Thread(target=self._send, daemon=True)
         self._thread.start()
@@ -330,29 +369,35 @@ class ChunkFeed:
     def end(self) -> None:
         """Send the chunks that are left, and announce the end."""
         with self._lock:
-            self._send_found()
-            self._pipe.send(None)
+            outcome = self.attempt.outcome
+            self._send_found([pipe for pipe in self._pipes if pipe.has_reader(outcome)])
+            for pipe in self._pipes:
+                pipe.send(None)
 
     def close(self) -> None:
         """Close the pipe, after the process has ended."""
         self.closed.set()
         self._thread.join()
-        self._pipe.close()
+        for pipe in self._pipes:
+            pipe.close()
 
     def _send(self) -> None:
         seen, pause = -1, LOOK_SECONDS
         while not self.closed.wait(pause):
             with self._lock:
                 items = self._cutting.outcome.items if self._cutting else seen
-                begun = self.attempt.outcome.notes.get(FEED_NOTE, 0)
-                if items != seen and self._portions <= begun + 1:
+                outcome = self.attempt.outcome
+                free = [pipe for pipe in self._pipes if pipe.is_free(outcome)]
+                if items != seen and free:
                     seen, began = items, time.monotonic()
-                    self._send_found()
+                    self._send_found(free)
                     pause = max(LOOK_SECONDS, LOOK_SHARE * (time.monotonic() - began))
-                self._pipe.write()
+                for pipe in self._pipes:
+                    pipe.write()
 
-    def _send_found(self) -> None:
-        """Send one portion: the batches of all chunks that were made since the last one."""
+    def _send_found(self, pipes: "Sequence[PortionPipe]") -> None:
+        """Send a portion to each of these pipes: together the batches of all chunks that were made
+        since the last one."""
         try:
             refresh_together(self._media, self._frames, self._inputs)
         except (PenstockError, OSError) as error:  # the stages meet the same fault, and report it
@@ -360,8 +405,8 @@ class ChunkFeed:
         tasks = [task for key in [*self._left] for task in self._look_at(key)]
         if parts := [*self._parts([t for t in tasks if t[self.stage.writes] not in self._sent])]:
             self._sent |= {task[self.stage.writes] for task in tasks}
-            self._pipe.send(parts)
-            self._portions += 1
+            for at, pipe in enumerate(pipes):
+                pipe.send_portion(parts[at :: len(pipes)])
 
     def _parts(self, tasks: list[Task]) -> Iterator[list[NamedTuple]]:
         """Yield the items of each batch."""

@@ -360,7 +360,7 @@ class PipelineRunner:
             return
         for stage in (each for each in job.pipeline[1:] if each not in stages):
             self._announce(f"{stage.verb}: nothing to do, all of it is stored")
-        self.stages.plan(stages, expected)
+        self.stages.plan(stages, expected, self._announce)
         # All parts that this run needs, so that an unreachable hub is found now and not after hours
         # of work.
         self.stages.loop.fetch(parts_of(stages))

@@ -3,7 +3,7 @@
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
@@ -21,6 +21,7 @@ from flows.job.namespace_notes import note_namespaces, one_shot_namespaces
 from flows.job.prepare import Job
 from flows.ledger.waves import fetch_parts
 from flows.machine.budget import WithinBudget
+from flows.machine.fan_out import FanOutLauncher
 from flows.machine.launch import Launcher, StageCall, StageHandle
 from flows.machine.leases import Lease, leased
 from flows.media.generated_files import GeneratedFiles
@@ -137,6 +138,17 @@ class Watched:
         self.process.stop()
 
 
+def launcher_for(job: Job, launcher: Launcher, warn: Callable[[str], None]) -> Launcher:
+    """Return a launcher that keeps each device of a job within its budget."""
+    budgeted = {
+        device: WithinBudget(launcher, replace(job.budget, device=device), job.config, warn)
+        for device in job.devices
+    }
+    if len(budgeted) == 1:
+        return budgeted[job.device]
+    return FanOutLauncher(launcher, budgeted, warn)
+
+
 OnBegin = Callable[[Job, RunRecord], None]
 
 
@@ -166,7 +178,8 @@ class RunObserver:
         if self._ladder is not None:
             self._ladder.on_event(stage, event)
         if isinstance(event, Item):
-            record.count_item(stage)
+            shared = len(job.devices) > 1 and stage in STAGES and STAGES[stage].fans_out
+            record.count_item(stage, event.device if shared else "")
         elif isinstance(event, MemorySample):
             record.memory(stage, asdict(event))
         elif isinstance(event, StageNotes):
@@ -236,7 +249,7 @@ class RunObserver:
                     self.display.print_line(note)
             record.write(force=True)
             self._ladder = ladder_of(job, self._on_rung_change)
-            launcher = WithinBudget(launcher, job.budget, job.config, self.display.print_line)
+            launcher = launcher_for(job, launcher, self.display.print_line)
             if job.pipeline[-1].writes == "captions":
                 launcher = LiveCaptions(launcher, job)
             loop = StageLoop(job, launcher, record, self._ladder, self.on_stage_start, fetch)

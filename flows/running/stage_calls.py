@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from artifacts.keys import digest_of
@@ -15,6 +16,7 @@ from flows.job.prepare import Job
 from flows.ledger.namespaces import Variant, one_shot_namespace
 from flows.ledger.tasks import Medium, Task
 from flows.ledger.waves import previous_lengths
+from flows.machine.fan_out import on_device, shared_by
 from flows.machine.launch import StageCall
 from flows.options.model import EndpointOptions
 from flows.options.text import EngineOptions
@@ -90,10 +92,11 @@ class StageCallBuilder:
         batches: Sequence[Sequence[Task]],
         rung: Rung,
         fallback_batch: int = 0,
+        processes: int = 1,
     ) -> StageCall:
-        """Return the call that makes the records of these batches, which share one variant.
-        `fallback_batch` is the largest batch for an engine without slots on this rung (0: the same
-        size)."""
+        """Return the call that makes the records of these batches, which share one variant, in at
+        most so many processes on equal GPUs. `fallback_batch` is the largest batch for an engine
+        without slots on this rung (0: the same size)."""
         request = JobRequest(
             stage=stage,
             rung=rung,
@@ -101,25 +104,35 @@ class StageCallBuilder:
             batches=batches,
             fallback_batch=fallback_batch,
         )
-        return self._call(stage, self._make(request))
+        call = self._call(stage, self._make(request))
+        pieces = sum(map(len, batches)) if rung.in_slots else len(batches)
+        devices = self.job.devices[: min(processes, pieces)] if stage.fans_out else ()
+        if len(devices) < 2:
+            return call
+        return shared_by(call, devices, self.job.store)
 
     def fed_call(
         self,
         stage: StageSpec,
         variant: Variant,
         rung: Rung,
-        pipe: str,
+        pipes: Mapping[str, Path],
         *,
         chunks: int,
         fallback_batch: int = 0,
         share: int = 0,
     ) -> StageCall:
-        """Return the call that handles about so many chunks, which `pipe` delivers while others are
-        made. `share`: bytes of the device that it may take beside another process; 0: it has the
-        device for itself."""
+        """Return the call that handles about so many chunks, which `pipes` deliver to a process on
+        each of these devices while others are made. `share`: bytes of the device that it may take
+        beside another process; 0: it has the device for itself."""
         given: dict[str, Any] = {"fallback_batch": fallback_batch, "fed": chunks}
         request = JobRequest(stage=stage, rung=rung, variant=variant, **given)
-        call = self._call(stage, replace(self._make(request), feed=pipe))
+        fed = self._make(request)
+        calls = [
+            on_device(self._call(stage, replace(fed, feed=str(pipe))), device)
+            for device, pipe in pipes.items()
+        ]
+        call = replace(calls[0], copies=tuple(calls[1:]))
         return replace(call, persistent=True, budget=share) if share else call
 
     def worker_call(

@@ -212,15 +212,20 @@ class StageRunner:
         self._overlap = Overlap(loop, self._calls)
         loop.select_variant()
 
-    def plan(self, stages: Sequence[StageSpec], expected: Sequence[Estimate]) -> None:
-        """Select a rung that fits for each stage that has work to do. Raises CannotFit when there
-        is none."""
+    def plan(
+        self,
+        stages: Sequence[StageSpec],
+        expected: Sequence[Estimate],
+        announce: Callable[[str], object],
+    ) -> None:
+        """Select a rung that fits for each stage that has work to do. `announce` is called with a
+        note for the user. Raises CannotFit when there is none."""
         if not stages:
             return
-        plan = plan_start(self._ladder, self._job, (self._first, *stages), expected)
+        plan = plan_start(self._ladder, self._job, (self._first, *stages), expected, announce)
         self._calls.sequence_tokens = self._ladder.sequence_tokens
         rungs = {stage.name: self._ladder.rung(stage.name) for stage in self._job.pipeline}
-        seconds = times_of(self._job, rungs, expected).seconds
+        seconds = times_of(self._job, rungs, expected, self._ladder.processes).seconds
         self._record.value["plan"].update(memory=plan, seconds=seconds)
         self.loop.select_variant()
 
@@ -388,7 +393,9 @@ class StageRunner:
         return self.loop.start(
             stage,
             rung,
-            lambda: self._calls.media_call(stage, batches, rung, fallback_batch),
+            lambda: self._calls.media_call(
+                stage, batches, rung, fallback_batch, self._ladder.processes(rung)
+            ),
             total=work.total,
             done=work.total - work.missing,
             precision=batches[0][0].namespaces.precision,

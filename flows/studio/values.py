@@ -23,7 +23,7 @@ ALLOWED = frozenset((
     "sources", "recursive", "extensions", "limit", "sift",
     "model", "revision", "today", "adapter", "language_gguf",
     "precision", "vision_backend", "vision_precision", "language_precision",
-    "memory", "batch_size", "prepare_workers", "retry_failed", "keep_frames",
+    "memory", "gpus", "batch_size", "prepare_workers", "retry_failed", "keep_frames",
     "chunk", "shots", "whole", "fps", "frames", "max_frames", "max_pixels", "max_video_pixels",
     "deinterlace", "sampling_as_card", "prompt", "prompts", "length", "summary", "summary_prompt",
     "engine", "slots", "max_new_tokens",

@@ -75,7 +75,7 @@ NOT_RUN = (
 
 PAGES_NOT_RUN = {
     "docs/gguf.md": "needs llama.cpp, which `make gguf` compiles; tests/test_flows_gguf.py has it",
-    "docs/many.md": "needs several machines and Slurm; scripts/many_check.py runs workers",
+    "docs/many.md": "needs several machines; scripts/many_check.py and the slow tests run nodes",
     "docs/recipes/clusters.md": "needs a cluster",
     "docs/scale.md": "needs a bucket; tests/test_flows_far.py has one",
     "docs/deploy/README.md": "scripts/follow_deploy.py follows the page in a fresh clone",

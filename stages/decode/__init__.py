@@ -15,6 +15,7 @@ STAGE = StageSpec(
     prompted=True,
     uses_token_limit=True,
     can_reject_items=True,
+    fans_out=True,
     output_version=OUTPUT_VERSION,
     entry="stages.decode.run:run",
     verb="captioning",

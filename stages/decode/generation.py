@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, NamedTuple
 
+from artifacts.claims import Share
 from artifacts.errors import UsageError
 from artifacts.json_shapes import read_record
 from artifacts.options import Option, OptionGroup
@@ -211,6 +212,8 @@ class DecodeJob:
     feed: str = ""
     """Pipe with portions of batches whose features are stored, then null; empty: caption
     `batches`."""
+    share: Share = field(default_factory=Share)
+    """What this process may claim until those on other devices work, too."""
     slots: int = 0
     """Sequences that are decoded at once; 0: the batch size."""
     rung_slots: int = 0

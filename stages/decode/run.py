@@ -364,6 +364,7 @@ class BatchRun:
         if spec.depends_on_batch:
             return batches
         left = [[item for item in batch if self._is_missing(item)] for batch in batches]
+        left = rebatch(left, job.share.items)  # so that processes can share a single batch
         batches = longest_first(left, job.previous_lengths)
         return by_chunk(batches) if spec.by_chunk or spec.gguf else batches
 
@@ -399,7 +400,7 @@ class BatchRun:
         oom_retry = OomRetry(self._report, spare, faults.items)
         to_retry: list[DecodeItem] = []
         with (
-            claims_at(self._store, *answers.record_sets) as turns,
+            claims_at(self._store, *answers.record_sets, share=self._job.share) as turns,
             write_behind(partial(self._publish, turns)) as publish,
             contextlib.closing(
                 requests

@@ -16,6 +16,7 @@ STAGE = StageSpec(
     shrinks=True,
     supports_tiles=True,
     can_reject_items=True,
+    fans_out=True,
     deletes_inputs=True,
     output_version=OUTPUT_VERSION,
     entry="stages.embed.run:run",

@@ -12,6 +12,7 @@ STAGE = StageSpec(
     part="vision",
     job=EncodeJob,
     can_reject_items=True,
+    fans_out=True,
     deletes_inputs=True,
     output_version=OUTPUT_VERSION,
     entry="stages.encode.run:run",

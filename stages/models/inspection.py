@@ -40,7 +40,13 @@ from stages.models.hub.checkpoint import refuse_impossible
 from stages.models.hub.headers import Header, read_headers
 from stages.models.hub.resolve import find_model
 from stages.models.precision.quantize import check_stored, linears_of, quantizable
-from stages.models.precision.weights import Weight, attention_of, packed, supports_flash, weights_of
+from stages.models.precision.weights import (
+    Weight,
+    attention_of,
+    in_few_bits,
+    supports_flash,
+    weights_of,
+)
 from stages.models.processors.input_layout import (
     channels_of,
     layout_of,
@@ -108,7 +114,7 @@ def halves_of(skeleton: Any, headers: list[Header]) -> dict[Part, PartProfile]:
 
 def _check_stored(skeleton: Any, headers: list[Header], weights: list[Weight]) -> None:
     kinds = {weight.kind for weight in weights if weight.kind}
-    check_stored(skeleton.config, kinds, plain=not kinds and not packed(headers))
+    check_stored(skeleton.config, kinds, plain=not (kinds or in_few_bits(headers)))
 
 
 def _adaptable(skeleton: Any, weights: list[Weight]) -> list[AdaptableLayer]:

@@ -25,6 +25,7 @@ from stages.models.halves.ranged_reads import NOTE
 from stages.models.halves.recorded import RECORDER, PassRecorder
 from stages.models.halves.routes import config_and_class, one_line, skeleton_of
 from stages.models.halves.windows import group_windows
+from stages.models.hub.quantized import is_read_here
 from stages.models.hub.resolve import resolve_model
 from stages.models.precision.quantize import (
     KINDS,
@@ -35,7 +36,7 @@ from stages.models.precision.quantize import (
 )
 from stages.models.precision.weights import attention_of, for_half, stored_modules
 from stages.models.processors.prepare import load_processor
-from stages.models.stored.layers import FORM, is_read_here, model_names, stored_settings
+from stages.models.stored.layers import FORM, model_names, stored_settings
 from stages.models.streaming.load import load_streamed, streamed_layers
 from stages.models.streaming.pinned import load_pinned
 from stages.process.deferred_imports import import_transformers

@@ -37,7 +37,7 @@ from artifacts.errors import CannotFit, PenstockError
 from stages.process import memory_limit
 from stages.process.deadlock_watchdog import DeadlockDetector, rearm_alarm
 from stages.process.deferred_imports import defer
-from stages.process.events import EventReporter, StageEnded, StageError
+from stages.process.events import WAITS_FOR_DEVICE, EventReporter, StageEnded, StageError
 from stages.process.exit_diagnosis import first_line, lasting_output, oom_message
 from stages.process.job import gc_frozen, read_job, value_in
 from stages.process.lock import hold_device
@@ -94,17 +94,25 @@ def run_job(job: dict[str, Any], origin: ParentInfo, events: int) -> int:
     status."""
     die_with(origin.parent)
     ctypes.CDLL(None).prctl(PR_SET_NAME, job["name"][:15].encode())  # as `ps` and `top` show it
-    report = EventReporter(events, Path(job["journal"]) if job["journal"] else None)
+    journal = Path(job["journal"]) if job["journal"] else None
+    report = EventReporter(events, journal, job["device"])
     # A stage without a device runs no model, so it need not wait for the lock.
     runs_on = "" if job["is_persistent"] else value_in(job["arguments"], "device") or ""
+    has_waited = False
+
+    def on_wait(holder: str) -> None:
+        nonlocal has_waited
+        has_waited = True
+        report.note(**{WAITS_FOR_DEVICE: True})
+        report.warning(f"waiting for {runs_on.upper()}, held by {holder}")
+
     try:
-        lock = hold_device(
-            runs_on,
-            lambda holder: report.warning(f"waiting for {runs_on.upper()}, held by {holder}"),
-        )
+        lock = hold_device(runs_on, on_wait)
     except (PenstockError, OSError) as error:
         report.send(describe(error))
         return 1
+    if has_waited:
+        report.note(**{WAITS_FOR_DEVICE: False})
     code = work(job, report, origin)
     if lock is not None:
         lock.close()

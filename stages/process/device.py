@@ -170,6 +170,18 @@ def device_name() -> str:
     return "cpu" if handle_of("cuda:0") is None else "cuda:0"
 
 
+def device_count() -> int:
+    """Return the number of GPUs that this process sees."""
+    entries = visible_entries()
+    if entries is not None:
+        return len(entries)
+    if not _driver_answers():
+        return 0
+    import pynvml
+
+    return int(_nvml_query(pynvml, 0, pynvml.nvmlDeviceGetCount))
+
+
 def hidden() -> bool:
     """Return whether CUDA_VISIBLE_DEVICES hides every GPU."""
     return visible_entries() == []

@@ -27,6 +27,8 @@ TOO_LONG = "too-long"
 """Kind of failure of an item whose prompt, images and caption exceed the model's context."""
 NO_ROOM = "no-room"
 """Kind of failure of a request whose result does not fit on the disk."""
+WAITS_FOR_DEVICE = "waits_for_device"
+"""Note of a process that another job keeps from its GPU."""
 NOT_STORED = "not-stored"
 """Kind of failure of a request whose result cannot be stored for another reason."""
 
@@ -42,6 +44,8 @@ class Total:
 class Item:
     """An item is on disk and will not be made again."""
 
+    device: str = "cpu"
+    """As in MemorySample."""
     key: str = ""
     label: str = ""
     tokens: int = 0
@@ -147,6 +151,8 @@ class MemorySample:
     """The current and the peak memory of the process, in bytes. It also shows that the process is
     alive."""
 
+    device: str
+    """`cpu` or `cuda:N`: the device of the process."""
     seconds: float
     """Seconds since the process started."""
     host_bytes: int
@@ -238,8 +244,9 @@ class EventReporter:
     key that appears there twice was computed twice.
     """
 
-    def __init__(self, descriptor: int, journal: Path | None = None) -> None:
+    def __init__(self, descriptor: int, journal: Path | None = None, device: str = "cpu") -> None:
         self._descriptor = descriptor
+        self._device = device
         self._journal = journal
         self._lock = threading.Lock()
 
@@ -251,7 +258,7 @@ class EventReporter:
         """Report that an item was published: it is on disk and will not be made again."""
         if self._journal is not None:
             self._note(self._journal, json.dumps({"time": round(time.time(), 3), "key": key}))
-        self.send(Item(key=key, label=label, tokens=tokens))
+        self.send(Item(device=self._device, key=key, label=label, tokens=tokens))
 
     def _note(self, journal: Path, line: str) -> None:
         try:
@@ -299,6 +306,7 @@ class EventReporter:
         alive."""
         self.send(
             MemorySample(
+                device=self._device,
                 seconds=seconds,
                 host_bytes=host,
                 device_bytes=device,
@@ -339,3 +347,5 @@ class StageOutcome:
     too_large: list[TooLarge] = field(default_factory=list)
     open_media: set[str] = field(default_factory=set)
     """Media, by content digest, that were open when the process ended."""
+    devices: "dict[str, StageOutcome]" = field(default_factory=dict)
+    """Device → outcome of the process on it, if several processes shared the work."""

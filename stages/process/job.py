@@ -113,6 +113,8 @@ class StageSpec:
     """Whether a model may reject an item, which is then recorded as a failure."""
     deletes_inputs: bool = False
     """Whether the records that it read are deleted afterwards."""
+    fans_out: bool = False
+    """Whether processes on several GPUs may share its work."""
     output_version: int
     """Raised when its output changes for the same inputs; part of every cache key that depends on
     it."""

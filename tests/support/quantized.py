@@ -293,7 +293,7 @@ LAYOUTS: dict[str, Layout] = {
     },
     "w8a8": Layout(_int8, compressed("int-quantized", _ints(8, group_size=None), DYNAMIC), "w8a8"),
     "w8a8-asymmetric": Layout(
-        lambda w: _int8(w, zeros=True), compressed("int-quantized", {"num_bits": 8}), "w8a8"
+        lambda w: _int8(w, zeros=True), compressed("int-quantized", _ints(8)), "w8a8"
     ),
     "fp8-row": Layout(
         lambda w: _fp8(w, "row", "weight_scale"),

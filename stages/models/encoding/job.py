@@ -1,8 +1,9 @@
 """The fields of every job that encodes frames. Imports no model library."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from artifacts.claims import Share
 from stages.models.half_job import HalfJob
 
 
@@ -39,6 +40,8 @@ class EncodingJob:
     feed: str = ""
     """Pipe that delivers portions of batches while frames are cut, then null; empty: encode
     `batches`."""
+    share: Share = field(default_factory=Share)
+    """What this process may claim until those on other devices work, too."""
     pass_checks_namespace: str = ""
     """Cache namespace of the trials of passes; empty: the items pass with their batch."""
     windows_namespace: str = ""

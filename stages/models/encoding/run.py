@@ -293,7 +293,11 @@ class EncodeRun:
         faults = ItemFaults(spec.stage, self._note_failure, self._first())
         oom_retry, block = OomRetry(self._report, last, faults), job.block
         depth = 1 if block else PREFETCH_BATCHES
-        taking = nullcontext(UnsharedWork()) if job.live else claims_at(self._store, *records)
+        taking = (
+            nullcontext(UnsharedWork())
+            if job.live
+            else claims_at(self._store, *records, share=job.share)
+        )
         to_do = self._requests() if job.live else blocks(self.batches, block, self._image_count)
         refuse = self._refuse if job.live else None
         with taking as self._turns, write_behind(self._publish, refuse) as later, self._readers:

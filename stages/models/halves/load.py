@@ -25,12 +25,12 @@ from stages.models.halves.routes import config_and_class, one_line, skeleton_of,
 from stages.models.hub.checkpoint import INDEX, weight_names
 from stages.models.hub.headers import local_headers
 from stages.models.hub.hub_errors import PICKLES, to_convert
+from stages.models.hub.quantized import is_read_here
 from stages.models.hub.resolve import fetch_rest, resolve_model
 from stages.models.in_tree.registry import native_of
 from stages.models.published import apply_published_positions
 from stages.models.stored.layers import (
     StoredWeights,
-    is_read_here,
     note_form,
     pack_linears,
     packable,

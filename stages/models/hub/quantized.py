@@ -102,6 +102,11 @@ def settings_in(config: Mapping[str, Any]) -> Settings | None:
     return next((each for each in found if isinstance(each, Mapping) and each), None)
 
 
+def is_read_here(settings: Settings | None) -> bool:
+    """Return whether the settings are of another method than the loader's."""
+    return (settings or {}).get("quant_method", "") not in ("", "bitsandbytes")
+
+
 def refuse_unread(name: str, folder: Path) -> None:
     """Refuse a checkpoint called `name` that its config.json in `folder` says to be quantized in a
     form that is not read. Raises UsageError."""

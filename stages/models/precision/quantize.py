@@ -19,8 +19,8 @@ from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.schema import Part
 from stages.models.halves.absent import MissingModule
 from stages.models.halves.boundary import absent_paths, within
-from stages.models.hub.quantized import ADVICE
-from stages.models.stored.layers import is_read_here, stored_settings
+from stages.models.hub.quantized import ADVICE, is_read_here
+from stages.models.stored.layers import stored_settings
 from stages.models.stored.linear import PackedLinear
 
 KINDS = ("int8", "nf4")

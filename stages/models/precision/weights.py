@@ -64,10 +64,6 @@ EXTRAS = re.compile(
 )
 """Name endings of the tensors that bitsandbytes stores beside a quantized weight."""
 
-PACKED = re.compile(
-    r"\.(qweight|qzeros|scales|g_idx|codes|W_q|weight_packed|weight_scale|weight_scale_inv)$"
-)
-"""Name endings of the tensors that other methods store beside, or instead of, a weight."""
 FEW_BITS = ("F8_", "F4", "I8", "U8", "I32")
 """Prefixes of the file types of quantized weights."""
 
@@ -114,13 +110,9 @@ def weights_of(
     return found
 
 
-def packed(headers: Iterable[Any]) -> bool:
-    """Return whether any tensor of these files is quantized, by any method."""
-    return any(
-        PACKED.search(each.name)
-        or (each.name.endswith(".weight") and each.dtype.startswith(FEW_BITS))
-        for each in headers
-    )
+def in_few_bits(headers: Iterable[Header]) -> bool:
+    """Return whether any tensor of these files has the type of quantized weights."""
+    return any(header.dtype.startswith(FEW_BITS) for header in headers)
 
 
 def quantized_weights(names: Iterable[str]) -> dict[str, str]:

@@ -63,7 +63,7 @@ def meta_codes(layer: StoredLayer) -> Codes:
         scales=empty(layer.table, dtype=scale_type),
         zeros=empty(layer.table, dtype=zero_type) if layer.has_zeros else None,
         group_of=empty(layer.columns, dtype=torch.int32) if layer.has_index else None,
-        divisor=empty(1) if divisor else None,
+        divisor=empty(1, dtype=torch.float32) if divisor else None,
     )
 
 
@@ -202,7 +202,7 @@ def _pieces(
     on_cpu = made.device.type == "cpu"
     step = (CPU_BYTES if on_cpu else GPU_BYTES) // (4 * layer.columns)
     step = max(1, min(max(step, CPU_ROWS * on_cpu), layer.rows))
-    work = torch.empty(step, layer.columns, device=made.device)
+    work = torch.empty(step, layer.columns, dtype=torch.float32, device=made.device)
     tall, wide = layer.block
     even = layer.table[1] * wide == layer.columns and held.group_of is None
     for at in range(0, layer.rows, step):

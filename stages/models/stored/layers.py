@@ -21,23 +21,16 @@ from torch import nn
 
 from artifacts.errors import UsageError
 from stages.models.hub.headers import Header
-from stages.models.hub.quantized import ADVICE
+from stages.models.hub.quantized import ADVICE, is_read_here, settings_in
 from stages.models.stored.codes import codes_of, unpack
-from stages.models.stored.layouts import BYTES, NAMES, Settings, StoredLayer, recognize
+from stages.models.stored.layouts import FLOATS, NAMES, Settings, StoredLayer, parts_of, recognize
 from stages.models.stored.linear import PackedLinear
 
 
 def stored_settings(config: Any) -> dict[str, Any] | None:
     """Return the settings of a checkpoint that was saved quantized; None for others."""
-    found = getattr(config, "quantization_config", None)
-    if found is None:
-        found = getattr(config.get_text_config(decoder=True), "quantization_config", None)
-    return found if found is None or isinstance(found, dict) else dict(found.to_dict())
-
-
-def is_read_here(settings: Mapping[str, Any] | None) -> bool:
-    """Return whether the settings are of another method than the loader's."""
-    return (settings or {}).get("quant_method", "") not in ("", "bitsandbytes")
+    found = settings_in(config.to_dict())
+    return None if found is None else dict(found)
 
 
 def model_names(skeleton: Any, names: Sequence[str]) -> list[str | None]:
@@ -67,11 +60,12 @@ def model_names(skeleton: Any, names: Sequence[str]) -> list[str | None]:
 def stored_layers(skeleton: Any, headers: Sequence[Header]) -> dict[str, StoredLayer]:
     """Return the quantized layers that belong to the model: name of the weight → layer. Raises
     EnvironmentFault for damaged ones, UsageError for layouts that are not read."""
-    settings, parts = stored_settings(skeleton.config), _parts(headers)
+    settings, parts = stored_settings(skeleton.config), parts_of(headers)
     if not is_read_here(settings):
         if not settings:
             _refuse_unstated(skeleton, parts)
         return {}
+    _refuse_experts(headers)
     stated = Settings.of(settings or {})
     names = list(parts)
     found: dict[str, StoredLayer] = {}
@@ -81,25 +75,23 @@ def stored_layers(skeleton: Any, headers: Sequence[Header]) -> dict[str, StoredL
         layer = StoredLayer(name=name, path=path, parts=parts[name], rows=0, columns=0)
         shape = skeleton.get_parameter(path).shape
         if len(shape) != 2:
-            raise layer.unreadable("is one expert of many, which only a whole checkpoint can hold")
+            raise layer.unreadable(f"has {len(shape)} dimensions, and only matrices are read")
         layer = replace(layer, rows=shape[0], columns=shape[1])
         found[name] = recognize(layer, stated)
     _check_scales(found.values())
     return found
 
 
-def _parts(headers: Iterable[Header]) -> dict[str, dict[str, Header]]:
-    """Return the tensors of each layer with a quantized weight: name of the weight → local name →
-    tensor."""
-    every: dict[str, dict[str, Header]] = {}
-    marked = set()
-    for header in headers:
-        stem, _, local = header.name.rpartition(".")
-        if local in NAMES or local == "weight":
-            every.setdefault(f"{stem}.weight", {})[local] = header
-            if local in NAMES or header.dtype in BYTES:
-                marked.add(f"{stem}.weight")
-    return {name: parts for name, parts in every.items() if name in marked}
+def _refuse_experts(headers: Iterable[Header]) -> None:
+    """Refuse quantized experts of a mixture: a model holds them as one tensor, which a class of its
+    own computes with. Raises UsageError."""
+    found = next((h for h in headers if ".experts." in h.name and h.dtype not in FLOATS), None)
+    if found:
+        raise UsageError(
+            f"the experts of this mixture are quantized ({found.name} is {found.dtype}), and "
+            "Penstock reads experts in 16 bit only",
+            hint="Use its original in 16 bit, or a model without experts",
+        )
 
 
 def _refuse_unstated(skeleton: Any, parts: Mapping[str, Mapping[str, Header]]) -> None:

@@ -10,11 +10,12 @@ and by the shape of its weight in the model:
     byte  `weight` of int8 or FP8, a code in a byte; scales of the tensor, rows, groups or blocks
     fp4   `weight_packed` of two codes in a byte; NVFP4 (FP8 scales) and MXFP4 (exponents)
 
-The settings in config.json say only what shapes do not: GPTQ's version and the size of blocks.
+The settings in config.json say only what shapes do not: AWQ or GPTQ, whose turned codes may look
+alike, GPTQ's version and the size of blocks.
 """
 
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -34,6 +35,8 @@ NAMES = (
 )
 """Local names of the tensors that these layouts store besides `weight`."""
 SCALES = ("scales", "weight_scale", "weight_scale_inv")
+NOT_WEIGHTS = ("input_activations", "output_activations", "kv_cache_scheme")
+"""Settings of what is quantized at run time."""
 BYTES = ("I8", "F8_E4M3")
 """Types of `weight` itself whose numbers are codes."""
 
@@ -51,31 +54,36 @@ class Settings:
     """All stated group sizes; empty: none is stated."""
     bits: frozenset[int] = frozenset()
     """All stated numbers of bits."""
+    types: frozenset[str] = frozenset()
+    """`int` and `float`, as far as they are stated."""
 
     @classmethod
     def of(cls, stated: Mapping[str, Any]) -> "Settings":
+        method = str(stated.get("quant_method", ""))
         form = stated.get("checkpoint_format") or stated.get("format")
         block = next(iter(_values(stated, ("weight_block_size", "block_structure"))), None)
         sizes = _values(stated, ("group_size", "q_group_size"))
         bits = _values(stated, ("bits", "w_bit", "num_bits"))
         sides = [n for n in block if type(n) is int and n > 0] if isinstance(block, list) else []
         return cls(
-            method=str(stated.get("quant_method", "")),
+            method=method,
             v2=form == "gptq_v2",
             block=(sides[0], sides[1]) if len(sides) == 2 else (BLOCK, BLOCK),
             group_sizes=frozenset(n for n in sizes if isinstance(n, int)),
             bits=frozenset(n for n in bits if isinstance(n, int)),
+            types=frozenset(map(str, _values(stated, ("type",)) or ["float"] * ("fp8" in method))),
         )
 
 
 def _values(stated: Any, names: Collection[str]) -> list[Any]:
-    """Return all values under these names, at any depth, that are not None."""
+    """Return all values for weights under these names, at any depth, that are not None."""
     if isinstance(stated, list | tuple):
         return [value for each in stated for value in _values(each, names)]
     if not isinstance(stated, Mapping):
         return []
     found = [value for name, value in stated.items() if name in names and value is not None]
-    return found + [one for value in stated.values() for one in _values(value, names)]
+    below = [value for name, value in stated.items() if name not in NOT_WEIGHTS]
+    return found + [one for value in below for one in _values(value, names)]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -110,11 +118,6 @@ class StoredLayer:
         return next(
             self.parts[n] for n in ("qweight", "weight_packed", "weight") if n in self.parts
         )
-
-    @property
-    def size(self) -> int:
-        """Return the bytes of its tensors in the files."""
-        return sum(part.size for part in self.parts.values())
 
     @property
     def pairs(self) -> bool:
@@ -171,9 +174,66 @@ class StoredLayer:
             raise self.damaged(f"its {name} has shape {list(part.shape)}, not {right}")
         return part
 
+    def matrix(self, name: str) -> tuple[int, int]:
+        """Return the shape of one of its tensors. Raises EnvironmentFault unless it has two
+        dimensions."""
+        shape = self.parts[name].shape if name in self.parts else ()
+        if len(shape) != 2:
+            raise self.damaged(f"its {name} is missing or no matrix")
+        return shape[0], shape[1]
+
     def may_have(self, name: str, dtypes: Collection[str], *shapes: tuple[int, ...]) -> None:
         if name in self.parts:
             self.expect(name, dtypes, *shapes)
+
+
+def parts_of(headers: Iterable[Header]) -> dict[str, dict[str, Header]]:
+    """Return the tensors of each layer with a quantized weight: name of the weight → local name →
+    tensor."""
+    every: dict[str, dict[str, Header]] = {}
+    marked = set()
+    for header in headers:
+        stem, _, local = header.name.rpartition(".")
+        if local in NAMES or local == "weight":
+            every.setdefault(f"{stem}.weight", {})[local] = header
+            if local in NAMES or header.dtype in BYTES:
+                marked.add(f"{stem}.weight")
+    return {name: parts for name, parts in every.items() if name in marked}
+
+
+def layers_by_headers(headers: Iterable[Header], stated: Mapping[str, Any]) -> list[StoredLayer]:
+    """Return the quantized layers of a checkpoint without its model. Their shapes follow from those
+    of codes and scales. Raises EnvironmentFault and UsageError as `recognize` does."""
+    settings, found = Settings.of(stated), []
+    for name, parts in parts_of(headers).items():
+        layer = StoredLayer(name=name, parts=parts, rows=0, columns=0)
+        rows, columns = _shape(layer, settings)
+        found.append(recognize(replace(layer, rows=rows, columns=columns), settings))
+    return found
+
+
+def _shape(layer: StoredLayer, settings: Settings) -> tuple[int, int]:
+    """Return the rows and columns of a layer's weight."""
+    if "qweight" in layer.parts:
+        high, _ = layer.matrix("qweight")
+        _, rows = layer.matrix("scales")
+        if settings.method == "awq":
+            return rows, high
+        bits = 32 * layer.matrix("qzeros")[1] // max(1, rows)
+        return rows, 32 * high // max(1, bits)
+    if "weight_packed" not in layer.parts:
+        return layer.matrix("weight")
+    rows, wide = layer.matrix("weight_packed")
+    if layer.main.dtype != "I32":
+        return rows, 2 * wide
+    groups = layer.expect("weight_scale", FLOATS).shape[1:] or (1,)
+    sizes = {groups[0] * size for size in settings.group_sizes if size > 0}
+    if groups[0] == 1:
+        sizes |= {32 * wide // bits for bits in settings.bits if bits > 0}
+    fits = {n for n in sizes for bits in settings.bits if math.ceil(n * bits / 32) == wide}
+    if len(fits) != 1:
+        raise layer.unreadable("does not state its number of columns")
+    return rows, fits.pop()
 
 
 def recognize(layer: StoredLayer, settings: Settings) -> StoredLayer:
@@ -182,8 +242,7 @@ def recognize(layer: StoredLayer, settings: Settings) -> StoredLayer:
     held, words = layer.parts, layer.parts.get("weight_packed")
     plain = held.get("weight")
     if "qweight" in held or {"qzeros", "scales", "g_idx"} & held.keys():
-        words = layer.expect("qweight", ("I32",))
-        layout = "awq" if words.shape[:1] == (layer.columns,) else "gptq"
+        layout = "awq" if settings.method == "awq" else "gptq"
     elif words is not None:
         layout = "pack" if words.dtype == "I32" else "fp4"
     elif plain is not None:
@@ -267,6 +326,9 @@ def _pack(layer: StoredLayer, settings: Settings) -> StoredLayer:
 def _byte(layer: StoredLayer, settings: Settings) -> StoredLayer:
     rows, columns = layer.rows, layer.columns
     weight = layer.expect("weight", BYTES, (rows, columns))
+    if settings.types and ("int" if weight.dtype == "I8" else "float") not in settings.types:
+        stated = " and ".join(sorted(settings.types))
+        raise layer.damaged(f"its weight is {weight.dtype}, but config.json says {stated}")
     name = "weight_scale_inv" if "weight_scale_inv" in layer.parts else "weight_scale"
     scales = layer.expect(name, (*FLOATS, *EXPONENTS)).shape
     tall, wide = settings.block

@@ -1,0 +1,154 @@
+"""Runs a command on a Ray cluster, from its configuration to its result: the driver.
+
+1. The files are cut into partitions, whose lists lie in the output folder.
+2. Each partition is a task. Their results lie in the store.
+3. The last task runs the ordinary command over everything and writes the outputs.
+
+Meanwhile the driver holds the lock of the output folder and keeps its run record. The same call
+continues a run after any death.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
+from dataclasses import replace
+from typing import Any
+
+from artifacts.captions import Failure
+from artifacts.errors import EnvironmentFault, UsageError
+from artifacts.store import open_store, prepare_store
+from flows.console.display import Display
+from flows.job.partitions import FILES, partitions_of
+from flows.job.prepare import check_names, out_folder
+from flows.many.cluster import Cluster
+from flows.many.dispatch import Dispatch, TaskRun
+from flows.many.partition import COMMANDS, Terms, terms_of, withdraw
+from flows.media.generated_files import GeneratedFiles
+from flows.options.commands import RunOptions
+from flows.options.model import ALL_GPUS, GpuOptions
+from flows.results.owners import refuse_taking, take
+from flows.results.run_record import RunRecord
+from flows.running.run import stopped_in_order
+from flows.running.run_observer import OnBegin, only_run_in
+from stages.process.events import Item
+
+PARTITIONS = "partitions"
+"""Name of the bar, and of the field of the run record."""
+OnProgress = Callable[[int, int], None]
+"""Called with the number of partitions that have ended, and the number of all."""
+
+
+def run_on_cluster(
+    command: str,
+    config: RunOptions,
+    display: Display,
+    address: str,
+    *,
+    files: int = FILES,
+    on_begin: OnBegin | None = None,
+    on_progress: OnProgress = lambda done, total: None,
+) -> Any:
+    """Run `caption`, `embed` or `label` on the cluster at `address`, in partitions of at most
+    `files` files. Each task takes as many GPUs as `--gpus` says; by default one, if the cluster has
+    any. The last task calls `on_begin`. Return the result of the plain command. Raises
+    PenstockError; finished records stay."""
+    gpus = gpus_of_a_task(config)
+    check_names(config, COMMANDS[command][0])
+    refuse_taking(config, command)
+    store = open_store(config.store_url)
+    config = replace(config, store=store.url, out=str(out_folder(config)))
+    with closing(display), stopped_in_order():
+        display.doing(f"connecting to the Ray cluster {address}")
+        with closing(Cluster(address, gpus)) as cluster:
+            prepare_store(store)
+            with shared_terms(command, config, on_begin) as terms:
+                driver = Driver(cluster, config, terms, display)
+                driver.process_partitions(files, on_progress)
+                return driver.write_outputs()
+
+
+def gpus_of_a_task(config: RunOptions) -> int | None:
+    """Return how many GPUs each task takes; None: one, if the cluster has any. Raises UsageError
+    for a list, since Ray selects the GPUs of a task."""
+    given = GpuOptions.of(config).gpus
+    if given is not None and "," in given:
+        raise UsageError(
+            f"--gpus {given} names GPUs, and Ray selects those of a task",
+            hint="Give the number of GPUs of a task",
+        )
+    return None if given in (None, ALL_GPUS) else int(given or 1)
+
+
+@contextmanager
+def shared_terms(command: str, config: RunOptions, on_begin: OnBegin | None) -> Iterator[Terms]:
+    """Yield the terms of a run, whose token lies in its store meanwhile."""
+    terms = terms_of(command, config, on_begin)
+    try:
+        yield terms
+    finally:
+        with suppress(EnvironmentFault):
+            withdraw(config, terms)
+
+
+class Driver:
+    """The tasks of one run, in the order of the module's docstring."""
+
+    def __init__(
+        self, cluster: Cluster, config: RunOptions, terms: Terms, display: Display
+    ) -> None:
+        self._dispatch = Dispatch(cluster, config)
+        self._config, self._terms, self._display = config, terms, display
+        self._count: dict[str, Any] = {"total": 0, "done": 0, "failed": 0, "seconds": 0.0}
+
+    def process_partitions(self, files: int, on_progress: OnProgress) -> None:
+        """Process all partitions. Raises the error of one if too many fail."""
+        pipeline, out = COMMANDS[self._terms.command][0], self._terms.out
+        with only_run_in(out, f"{pipeline[-1].verb} into", "give another --out"):
+            partitions, missing = partitions_of(self._config, files)
+            # Largest first: the last partition to end decides the total time.
+            partitions.sort(key=lambda each: (-each.bytes, each.name))
+            self._count["total"] = len(partitions)
+            record = RunRecord(out, pipeline, partitions=self._count)
+            record.value["media"]["total"] = sum(each.files for each in partitions) + len(missing)
+            store = open_store(self._config.store_url)
+            own = GeneratedFiles(store, out=out)
+            take(self._config, self._terms.command, record, store.url, own)
+            record.write(force=True)
+            self._display.stage(PARTITIONS, len(partitions), 0, verb="processing partitions")
+
+            def on_end(run: TaskRun) -> None:
+                self._count_ended(run, record)
+                on_progress(self._count["done"] + self._count["failed"], len(partitions))
+
+            terms = [replace(self._terms, partition=each.name) for each in partitions]
+            try:
+                self._dispatch.all(terms, on_end)
+            except BaseException:
+                with record.recording_end():
+                    raise
+        self._display.close()
+
+    def _count_ended(self, run: TaskRun, record: RunRecord) -> None:
+        """Show and record that a partition has ended."""
+        self._count["done" if run.error is None else "failed"] += 1
+        if run.error is not None:
+            self._display.print_line(f"partition {run.terms.partition} failed: {run.error}")
+        self._count["seconds"] += run.result.get("seconds", 0.0)
+        for stage in record.value["stages"]:
+            stage["items"] += run.result.get("stages", {}).get(stage["name"], 0)
+        self._display.on_event(PARTITIONS, Item(label=run.terms.partition))
+        record.write(force=False)
+
+    def write_outputs(self) -> Any:
+        """Write the outputs in one more task, which takes the lock of the folder and tries failed
+        files again. Return its result. Raises its error."""
+        self._display.doing("writing the outputs")
+        last = replace(self._terms, record={PARTITIONS: self._count})
+        (run,) = self._dispatch.all([last], lambda _: None)
+        result = run.result["result"]
+        with (
+            suppress(FileNotFoundError),
+            open(last.out / "failures.jsonl", encoding="utf-8") as file,
+        ):
+            result.failures += [Failure(**json.loads(line)) for line in file]
+        return result

@@ -1,0 +1,147 @@
+"""Python API for Ray clusters: commands whose files are divided among all GPUs of a cluster.
+
+    penstock.ray.caption(sources, address="auto", files=50, **options) -> RunResult
+    penstock.ray.embed(...), penstock.ray.label(...)
+
+    dataset.map_batches(penstock.ray.Encode, fn_constructor_kwargs=options, …)
+           .map_batches(penstock.ray.Write, fn_constructor_kwargs=options, …)
+
+Options are those of `penstock.caption`, `embed` and `label`. Each call returns when the outputs are
+written; the same call continues after any death. The extra `penstock[ray]` brings Ray.
+
+`Encode` and `Write` are actor classes for Ray Data. Rows carry paths, and features go through the
+store: whatever is stored is not made again, and another prompt needs `Write` alone.
+"""
+
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any, TypedDict, Unpack
+
+from flows.console.display import Display
+from flows.job.partitions import FILES
+from flows.job.prepare import Job, NothingToDo
+from flows.many.partition import SharedForks
+from flows.many.run import run_on_cluster
+from flows.options.commands import CaptionConfig, RebuildConfig
+from flows.options.vectors import EmbedConfig, LabelConfig
+from flows.results.captions import captions_of
+from flows.results.label_files import LabelsWritten
+from flows.results.run_result import RunResult
+from flows.results.vectors import VectorsWritten
+from flows.running.sift_first import caption as run_caption
+from flows.upkeep.rebuild import RebuildOptions
+from flows.upkeep.rebuild import rebuild as run_rebuild
+from penstock.arguments import Sources, config_for, config_with
+from penstock.keywords import CaptionOptions, EmbedOptions, LabelRunOptions
+
+__all__ = ["Encode", "Write", "caption", "embed", "label"]
+COLUMN = "path"
+"""Column of the media's paths."""
+
+
+class RayOptions(TypedDict, total=False):
+    """How a run is divided."""
+
+    address: str
+    """HOST:PORT of the cluster; default: `auto`, the one of this machine or of the Ray job."""
+    files: int
+    """Largest number of files of a partition."""
+    progress: bool
+    """Whether the run is shown as by the command."""
+
+
+class RayCaptionOptions(CaptionOptions, RayOptions, total=False):
+    """The options of `caption` on a cluster."""
+
+
+class RayEmbedOptions(EmbedOptions, RayOptions, total=False):
+    """The options of `embed` on a cluster."""
+
+
+class RayLabelOptions(LabelRunOptions, RayOptions, total=False):
+    """The options of `label` on a cluster."""
+
+
+def caption(sources: Sources, **options: Unpack[RayCaptionOptions]) -> RunResult:
+    """Caption on a cluster, as `penstock caption --ray`. Raises PenstockError."""
+    result: RunResult = _run("caption", CaptionConfig, CaptionOptions, sources, options)
+    return result
+
+
+def embed(sources: Sources, **options: Unpack[RayEmbedOptions]) -> VectorsWritten:
+    """Compute vectors on a cluster, as `penstock embed --ray`. Raises PenstockError."""
+    result: VectorsWritten = _run("embed", EmbedConfig, EmbedOptions, sources, options)
+    return result
+
+
+def label(sources: Sources, **options: Unpack[RayLabelOptions]) -> LabelsWritten:
+    """Label on a cluster, as `penstock label --ray`. Raises PenstockError."""
+    result: LabelsWritten = _run("label", LabelConfig, LabelRunOptions, sources, options)
+    return result
+
+
+def _run(command: str, kind: Any, known: Any, sources: Sources, options: Any) -> Any:
+    own = {name: options.pop(name) for name in RayOptions.__annotations__ if name in options}
+    address, files = own.get("address", "auto"), own.get("files", FILES)
+    config = config_for(sources, options, kind, known.__annotations__)
+    display = Display(quiet=not own.get("progress"))
+    return run_on_cluster(command, config, display, address, files=files)
+
+
+class Actor:
+    """An actor of Ray Data, whose batches have the paths of media in the column `path`."""
+
+    def __init__(self, **options: Unpack[CaptionOptions]) -> None:
+        """Take the options of `penstock.caption`, without `out`. Raises UsageError."""
+        known = CaptionOptions.__annotations__
+        self._captioning = config_with(CaptionConfig, options, known, sources=())
+        self._encoding = config_with(RebuildConfig, options, known, sources=())
+
+
+class Encode(Actor):
+    """Encodes the media of a batch of rows, which pass unchanged."""
+
+    def __call__(self, batch: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Encode what of the batch is not stored. Raises PenstockError, but for media that cannot
+        be read: `Write` names these."""
+        config = replace(self._encoding, sources=_paths(batch))
+        with suppress(NothingToDo):
+            run_rebuild(config, RebuildOptions(), Display(quiet=True), SharedForks)
+        return batch
+
+
+class Write(Actor):
+    """Captions the media of a batch of rows, and returns a row per caption, with the columns of
+    COLUMNS; `features` is the key of the stored features. Of a medium that cannot be captioned, the
+    row has only its path and the error."""
+
+    COLUMNS = ("path", "start", "end", "caption", "features", "error")
+
+    def __call__(self, batch: Mapping[str, Any]) -> dict[str, list[Any]]:
+        """Return the captions of the batch. Raises PenstockError."""
+        jobs: list[Job] = []
+        with tempfile.TemporaryDirectory(prefix="penstock-") as out:
+            config = replace(self._captioning, sources=_paths(batch), out=out)
+            try:
+                display = Display(quiet=True)
+                failures = run_caption(
+                    config, display, SharedForks, lambda job, _: jobs.append(job)
+                ).failures
+                rows = [*_rows_of(jobs[-1])]
+            except NothingToDo as error:
+                failures, rows = list(error.failures), []
+        rows += [(f.source, None, None, None, None, f.message) for f in failures]
+        return {name: [row[at] for row in rows] for at, name in enumerate(self.COLUMNS)}
+
+
+def _paths(batch: Mapping[str, Any]) -> tuple[str, ...]:
+    return tuple(os.path.abspath(os.path.expanduser(str(path))) for path in batch[COLUMN])
+
+
+def _rows_of(job: Job) -> Iterator[tuple[Any, ...]]:
+    for each in job.files:
+        for row in captions_of(job, each):
+            yield (str(each.file.path), row.start, row.end, row.caption, row.features, None)

@@ -1,0 +1,94 @@
+"""Commands on a real Ray cluster of one node, with a simulated GPU."""
+
+import json
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import penstock
+import penstock_demo
+from scripts.many_check import check_deaths
+from scripts.ray_nodes import Nodes, ray_nodes
+from tests.support.commands import completed
+from tests.support.pipeline import PENSTOCK
+
+pytest.importorskip("ray", reason="Ray is not installed: pip install 'penstock[ray]'")
+SECONDS = 240
+
+
+@pytest.fixture(scope="module")
+def nodes() -> Iterator[Nodes]:
+    with ray_nodes() as started:
+        started.start(gpus=1)
+        yield started
+
+
+def clips(folder: Path, count: int) -> Path:
+    made = folder / "clips"
+    made.mkdir()
+    for path in sorted(penstock_demo.CLIPS.glob("*.mp4"))[:count]:
+        shutil.copy(path, made)
+    return made
+
+
+def test_partitions_are_made_once_and_the_outputs_are_those_of_the_plain_command(
+    nodes: Nodes, tmp_path: Path
+) -> None:
+    sources, out = clips(tmp_path, 2), tmp_path / "out"
+    driver = nodes.drive(sources, out)
+    assert driver.wait(SECONDS) == 0, nodes.log("driver")
+    record = penstock.status(out)
+    assert record["state"] == "done"
+    partitions = record["partitions"]
+    assert (partitions["total"], partitions["done"], partitions["failed"]) == (2, 2, 0)
+    assert [stage["items"] for stage in record["stages"]] == [0, 0, 0]  # the partitions made all
+    tries = [json.loads(path.read_text()) for path in out.glob("portions/*-1/run.json")]
+    assert sorted(each["stages"][-1]["items"] for each in tries) == [1, 1]
+    assert not list(out.glob("portions/.*")) and not list(Path(f"{out}-store/shared").iterdir())
+    plain = tmp_path / "plain"
+    options = {"model": "demo", "out": plain, "store": f"{out}-store", "batch_size": 1}
+    penstock.caption(sources, **options).result()  # type: ignore[arg-type]
+    assert (out / "captions.jsonl").read_bytes() == (plain / "captions.jsonl").read_bytes()
+    assert len(list(out.glob("*.txt"))) == 2
+
+
+@pytest.mark.slow
+def test_more_gpus_than_any_node_has_are_refused(nodes: Nodes, tmp_path: Path) -> None:
+    """In a process of its own: Ray changes the one that it is in."""
+    code = (
+        "import sys, penstock.ray\n"
+        "penstock.ray.caption(sys.argv[1], address=sys.argv[2], gpus='8', model='demo')"
+    )
+    sources = clips(tmp_path, 1)
+    words = [sys.executable, "-c", code, str(sources), nodes.address]
+    done = completed(words, env=nodes.environment(), cwd=tmp_path)
+    assert "no node of the Ray cluster has 8 GPUs, the largest has 1" in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("command", "words"), [("embed", ()), ("label", ("--labels", "red circle,blue square"))]
+)
+def test_vectors_and_labels_are_those_of_the_plain_command(
+    nodes: Nodes, tmp_path: Path, command: str, words: tuple[str, ...]
+) -> None:
+    sources = clips(tmp_path, 2)
+    made = []
+    for name, more in (("plain", ()), ("many", ("--ray", nodes.address))):
+        out = tmp_path / name
+        places = ["--out", str(out), "--store", f"{out}-store", *more]
+        line = [*PENSTOCK, command, str(sources), "--model", "demo", *words, *places]
+        done = completed(line, env=nodes.environment(), cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        file = "embeddings.npy" if command == "embed" else "labels.jsonl"
+        made.append((out / file).read_bytes())
+    assert made[0] == made[1]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_after_any_death_the_same_call_continues() -> None:
+    check_deaths(partitions=4, seconds=15)
