@@ -166,7 +166,9 @@ def record(tmp_path: Path) -> RunRecord:
     for name, why in (("batch 4", "out of memory"), ("batch 2", "killed")):
         made.rung({"stage": "encode", "name": name, "reason": why, "error": "at 7 GiB"})
     peaks = {"peak_host_bytes": 3_000_000_000, "peak_device_bytes": 7_000_000_000}
-    made.memory("encode", {"seconds": 1.0, "host_bytes": 1, "device_bytes": 1, **peaks})
+    made.memory(
+        "encode", {"device": "cpu", "seconds": 1.0, "host_bytes": 1, "device_bytes": 1, **peaks}
+    )
     return made
 
 

@@ -226,7 +226,9 @@ def test_a_run_at_work_and_one_that_died_are_shown_so_far(tmp_path: Path) -> Non
     record.begin("frames")
     record.stage("frames")["since"] = time.time() - 30
     point = {"seconds": 4.0, "host_bytes": 5, "device_bytes": 0}
-    record.memory("frames", {**point, "peak_host_bytes": 7, "peak_device_bytes": 0})
+    record.memory(
+        "frames", {"device": "cpu", **point, "peak_host_bytes": 7, "peak_device_bytes": 0}
+    )
     started_ago(record, 40.0)
     message = written(tmp_path)
     assert message["state"] == "running"

@@ -92,7 +92,9 @@ def test_the_peak_is_told_while_a_stage_works(record: RunRecord) -> None:
     record.begin("encode")
     for host in (5_000_000, 4_000_000):
         seen = {"seconds": 1.0, "host_bytes": host, "device_bytes": 0}
-        record.memory("encode", {**seen, "peak_host_bytes": host, "peak_device_bytes": 0})
+        record.memory(
+            "encode", {"device": "cuda:0", **seen, "peak_host_bytes": host, "peak_device_bytes": 0}
+        )
     stood = encode(record)
     assert (stood.peak_host_bytes, stood.taken_bytes, stood.now_bytes) == (5_000_000, 0, 0)
     record.imported("encode", {"loaded_bytes": 3_000_000})
@@ -104,7 +106,9 @@ def test_memory_of_a_gpu_is_told_above_what_others_use(record: RunRecord) -> Non
     record.begin("encode")
     for device, peak in ((2_000_000, 2_000_000), (9_000_000, 9_000_000), (5_000_000, 9_000_000)):
         seen = {"seconds": 1.0, "host_bytes": 0, "device_bytes": device}
-        record.memory("encode", {**seen, "peak_host_bytes": 0, "peak_device_bytes": peak})
+        record.memory(
+            "encode", {"device": "cuda:0", **seen, "peak_host_bytes": 0, "peak_device_bytes": peak}
+        )
     stood = encode(record)
     assert (stood.taken_bytes, stood.now_bytes) == (7_000_000, 3_000_000)
     outcome = StageOutcome(name="encode", peak_device_bytes=9_000_000, baseline_before_bytes=1)

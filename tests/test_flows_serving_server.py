@@ -128,7 +128,7 @@ def test_the_bits_of_an_index_are_in_memory_before_the_free_memory_is_measured(
         raise UsageError("that is all", hint="")
 
     monkeypatch.setattr("artifacts.index.shard.read_whole", reading)
-    monkeypatch.setattr("flows.job.prepare.budget_for", measuring)
+    monkeypatch.setattr("flows.machine.budget.budget_for", measuring)
     # The index names no model that exists; this one is read before it is compared.
     config = ServeConfig(index=str(tmp_path / "index"), model="demo", store=str(tmp_path))
 

@@ -83,7 +83,7 @@ VALUES: dict[type, Any] = {
 }
 SCHEMA = '{"type": "object", "properties": {"a": {"type": "string"}}}'
 REAL: dict[str, Any] = {
-    "sources": None, "model": "a/b-c", "memory": "8GiB", "schema": SCHEMA,
+    "sources": None, "model": "a/b-c", "memory": "8GiB", "gpus": "all", "schema": SCHEMA,
     "adapter": "model", "language_gguf": "model", "out": "out",
     "temperature": 0.5, "top_p": 0.5, "repetition_penalty": 1.1, "presence_penalty": 0.5,
     "max_new_tokens": 300, "extensions": ["mp4"], "today": "2026-01-31",

@@ -47,7 +47,7 @@ class Gpu:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Selection:
+class SelectedDevices:
     """The devices of a run."""
 
     devices: tuple[str, ...]
@@ -56,7 +56,7 @@ class Selection:
     """What the user should know about the selection."""
 
 
-def select_devices(given: str | None) -> Selection:
+def select_devices(given: str | None) -> SelectedDevices:
     """Return the devices for a value of `--gpus`; None: one device. Raises EnvironmentFault if
     there are no such GPUs, UsageError if they are not equal."""
     first = device_name()
@@ -66,20 +66,20 @@ def select_devices(given: str | None) -> Selection:
     if given is None or not gpus:
         equal = _largest_group(gpus)
         more = f"{counted(len(equal), 'equal GPU')} are here; --gpus all shares the work among them"
-        return Selection(devices=(first,), note=more if len(equal) > 1 else "")
+        return SelectedDevices(devices=(first,), note=more if len(equal) > 1 else "")
     if "," in given:
-        return Selection(devices=_listed(gpus, given))
+        return SelectedDevices(devices=_listed(gpus, given))
     equal = _largest_group(gpus)
     if given == ALL_GPUS:
         left = [gpu for gpu in gpus if gpu not in equal]
         note = f"--gpus all uses {_named(equal)}, and leaves out {_named(left)}" if left else ""
-        return Selection(devices=tuple(gpu.device for gpu in equal), note=note)
+        return SelectedDevices(devices=tuple(gpu.device for gpu in equal), note=note)
     if int(given) > len(equal):
         raise EnvironmentFault(
             f"--gpus {given}: there are only {counted(len(equal), 'equal GPU')}: {_named(gpus)}",
             hint="Give fewer, or all",
         )
-    return Selection(devices=tuple(gpu.device for gpu in equal[: int(given)]))
+    return SelectedDevices(devices=tuple(gpu.device for gpu in equal[: int(given)]))
 
 
 def gpu_count(given: str | None) -> int:
@@ -105,10 +105,10 @@ def visible_gpus() -> list[Gpu]:
     return found
 
 
-def _on_cpu(given: str | None) -> Selection:
+def _on_cpu(given: str | None) -> SelectedDevices:
     if given in (None, ALL_GPUS):
         note = "--gpus all: there is no GPU here, so models run on the CPU"
-        return Selection(devices=("cpu",), note=note if given else "")
+        return SelectedDevices(devices=("cpu",), note=note if given else "")
     hidden = f" ({VISIBLE} is {os.environ[VISIBLE]!r})" if VISIBLE in os.environ else ""
     raise EnvironmentFault(
         f"--gpus {given}: there is no GPU here{hidden}",

@@ -103,8 +103,8 @@ def run_job(job: dict[str, Any], origin: ParentInfo, events: int) -> int:
     def on_wait(holder: str) -> None:
         nonlocal has_waited
         has_waited = True
-        report.note(**{WAITS_FOR_DEVICE: True})
         report.warning(f"waiting for {runs_on.upper()}, held by {holder}")
+        report.note(**{WAITS_FOR_DEVICE: True})
 
     try:
         lock = hold_device(runs_on, on_wait)
