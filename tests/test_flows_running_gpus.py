@@ -150,6 +150,30 @@ def test_several_gpus_make_the_bytes_of_one(desk: Desk, alone: Place, count: int
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
+@pytest.mark.parametrize(
+    ("verb", "more", "output"),
+    [
+        ("embed", (), "embeddings.npy"),
+        ("label", ("--labels", "a red square,a blue circle"), "labels.jsonl"),
+    ],
+)
+def test_vectors_and_labels_are_those_of_one_gpu(
+    desk: Desk, verb: str, more: tuple[str, ...], output: str
+) -> None:
+    written = []
+    for count in (1, 2, 4):
+        place = replace(desk.place(f"{verb}-{count}"), verb=verb)
+        done = desk.run(place, machine(count), "--gpus", "all", "--fps", "4", *more)
+        assert done.returncode == 0, done.stderr
+        written.append((place.out / output).read_bytes())
+        devices = place.stages()["embed"]["devices"]
+        assert len(devices) == (0 if count == 1 else min(count, len(devices)))
+        assert count == 1 or len(devices) > 1, devices
+    assert written[0] == written[1] == written[2]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("moment", ["encode 2", "decode 1"])
 def test_a_killed_process_of_one_gpu_costs_what_it_had_not_published(
     desk: Desk, alone: Place, moment: str

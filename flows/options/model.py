@@ -197,7 +197,8 @@ class GpuOptions(OptionGroup):
     """The GPUs that share the work of a run."""
 
     gpus: Annotated[
-        str | None, Option("GPUs that share the work: all, a number, or a list (0,1) [1]", MEMORY)
+        str | None,
+        Option("GPUs that share the work: all, a number, or a list (0,1) [1]", MEMORY, "N"),
     ] = None
     """Equal GPUs that share the work of the stages that compute: `all`, their number, or a list
     such as `0,1`. None: one. They make a run faster, not a model smaller."""
