@@ -37,7 +37,7 @@ sys.exit(ended.exit_code)
 
 
 class Nodes:
-    """The nodes of a cluster, the first of which is the head, and drivers on it."""
+    """The nodes of a cluster and its drivers. The first node is the head."""
 
     def __init__(self, folder: Path, seconds: float = 0.0) -> None:
         """Each decode stage waits `seconds` first."""

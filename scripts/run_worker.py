@@ -35,8 +35,8 @@ def message_of(number: int, frame: FrameType | None) -> NoReturn:
 
 
 def run(command: list[str], node: list[str] | None = None) -> int:
-    """The exit code of the worker, or of the Ray node if that ends first; 0 if it was told to
-    end."""
+    """Return the exit code of the worker, or of the Ray node if that ends first; 0 after a signal
+    to end."""
     for number in ENDING:
         # Under nohup a hangup is none.
         if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:

@@ -24,7 +24,7 @@ LOST = StageDied("the GPU has fallen off the bus")
 
 @dataclass(kw_only=True)
 class Process:
-    """A process that ends when it is told to."""
+    """A process that runs until a test stops it."""
 
     items: int = 0
     error: PenstockError | None = None

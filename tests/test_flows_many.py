@@ -37,7 +37,7 @@ CLOCK = SimpleNamespace(now=0.0)
 
 @dataclass
 class Tasks:
-    """Tasks on slots, of which each takes `lasts` looks."""
+    """Tasks on slots. Each task takes `lasts` looks."""
 
     slots: int
     lasts: Callable[[str, int], int] = lambda name, attempt: 1

@@ -216,7 +216,7 @@ def test_two_runs_that_end_together_leave_no_frames(
 def test_many_partitions_keep_the_frames_of_two_waves_per_worker(
     config: CaptionConfig, tmp_path: Path
 ) -> None:
-    """10,000 pictures in 200 partitions, of which 4 workers each run one after the other."""
+    """Four workers run 200 partitions of 10,000 pictures, one partition at a time each."""
     size, folder = 50, tmp_path / "pictures"
     folder.mkdir()
     for at in range(200 * size):

@@ -56,7 +56,7 @@ def check_device(device: str, *, force: bool = False) -> None:
     known = None if force else read_kept(path, FORMAT)
     if known is not None:
         _apply(known)
-    elif not _is_in_use(device):
+    elif not is_in_use(device):
         _apply(found := try_device(device))
         if found:
             with contextlib.suppress(EnvironmentFault):  # without a cache, the next run tests again
@@ -135,7 +135,7 @@ def _apply(found: dict[str, Any]) -> None:
         os.environ.setdefault(ALLOCATOR, NOT_EXPANDABLE)
 
 
-def _is_in_use(device: str) -> bool:
+def is_in_use(device: str) -> bool:
     """Return whether a process computes on the GPU now, which shows that it works."""
     held = try_hold(lock_path(device))
     if held is None:

@@ -27,11 +27,10 @@ from typing import Any
 
 from artifacts.claims import Share, can_claim
 from artifacts.errors import CannotFit, EnvironmentFault, Killed, PenstockError, StageDied
-from artifacts.locks import try_hold
 from artifacts.store import Store
+from flows.machine.budget import is_in_use
 from flows.machine.launch import Launcher, StageCall, StageHandle
 from stages.process.events import WAITS_FOR_DEVICE, StageOutcome
-from stages.process.lock import lock_of
 
 POLL_SECONDS = 0.1
 """Interval at which processes are looked at."""
@@ -117,11 +116,7 @@ def shared_by(call: StageCall, devices: Sequence[str], store: Store) -> StageCal
 def _is_held(device: str) -> bool:
     """Return whether another process has the lock of a device."""
     with contextlib.suppress(OSError, EnvironmentFault):  # the stage reports the same
-        path = lock_of(device)
-        lock = None if path is None else try_hold(path)
-        if lock is not None:
-            lock.close()
-        return path is not None and lock is None
+        return is_in_use(device)
     return False
 
 

@@ -117,8 +117,8 @@ def _on_cpu(given: str | None) -> SelectedDevices:
 
 
 def _largest_group(gpus: Sequence[Gpu]) -> list[Gpu]:
-    """Return the equal GPUs of which there are most; if groups tie, those with more memory, then
-    those with the lower number."""
+    """Return the largest group of equal GPUs. Of groups of one size it is the one with more memory,
+    then the one with the lowest number."""
     groups: dict[tuple[int, str], list[Gpu]] = {}
     for gpu in gpus:
         groups.setdefault(gpu.kind, []).append(gpu)

@@ -277,14 +277,14 @@ def _plan_of(
 ) -> Plan:
     every = pipelines or chain.from_iterable(PURPOSES.values())
     pipelines = with_extras(every, summary=PromptOptions.of(config).summary)
-    devices = select_devices(GpuOptions.of(config).gpus).devices
-    device = devices[0]
     if config.sources:
         job = prepare(config, launcher, announce, *pipelines, fetch=False, read_weights=False)
         expected = tuple(estimates(job))
         request = plan_request(job, expected=expected)
         refuse_beyond_context(request)
-        return _make_plan(request, job.budget, job, expected, devices)
+        return _make_plan(request, job.budget, job, expected, job.devices)
+    devices = select_devices(GpuOptions.of(config).gpus).devices
+    device = devices[0]
     store = open_store(config.store_url)
     prepare_store(store)
     model = open_model(
