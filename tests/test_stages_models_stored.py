@@ -4,6 +4,7 @@ compute what unpacked ones do, and damaged files are refused in one line."""
 import json
 import random
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from stages.models.stored.codes import Codes, _decoded, codes_of, unpack
 from stages.models.stored.layouts import Settings, StoredLayer, layers_by_headers, recognize
 from stages.models.stored.linear import BESIDE, PackedLinear
 from tests.support.attacks import seeded
+from tests.support.card_tensors import card, on_card
 from tests.support.families import checkpoint, made_once
 from tests.support.quantized import LAYOUTS, twin_of, write_quantized
 
@@ -197,6 +199,24 @@ def test_a_packed_layer_takes_what_is_planned_and_computes_the_same(name: str) -
         torch.nn.functional.linear(copies[1], plain).square().sum().backward()
         assert copies[0].grad is not None and copies[1].grad is not None
         assert torch.equal(copies[0].grad, copies[1].grad)
+
+
+@pytest.mark.parametrize("name", [name for name, layout in LAYOUTS.items() if layout.packs])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_a_card_unpacks_the_same_numbers(name: str, dtype: torch.dtype) -> None:
+    rows, columns = 1056, 96
+    tensors, meant = LAYOUTS[name].quantize(noise(rows, columns))
+    layer = layer_of(tensors, rows, columns, LAYOUTS[name].settings)
+    held = codes_of(layer, tensors)
+    for stated in {torch.bfloat16, dtype}:
+        expected = unpack(layer, held, stated, dtype)
+        assert stated != dtype or torch.equal(expected, meant.to(dtype))
+        with card() as seen:
+            found = unpack(layer, codes_of(layer, on_card(tensors)), stated, dtype)
+            before = Counter(seen.waits)  # reading asks whether groups are in order
+            unpack(layer, Codes(*on_card(tuple(held))), stated, dtype)
+            assert seen.waits == before, "a step would wait for the card"
+        assert torch.equal(found.held, expected)
 
 
 def logits(half: Any) -> torch.Tensor:

@@ -22,6 +22,8 @@ WHOLE = ("aten.scaled_dot_product_attention.", "aten.linear.", "aten.matmul.", "
 """Composite operators that are computed as one: on a CPU, they consist of other parts."""
 MIXING = ("aten.copy_.", "aten._to_copy.", "aten.index.", "aten.index_put")
 """Operators that take tensors of two devices."""
+ONE_TYPE = ("aten.bitwise_", "aten.__")
+"""Operators whose CUDA kernels write no numbers of another type, as those of a CPU do."""
 
 
 class CardTensor(torch.Tensor):
@@ -90,6 +92,9 @@ class Card(TorchDispatchMode):
             id(t.held): t for t in tree_flatten((args, kwargs))[0] if isinstance(t, CardTensor)
         }
         args, kwargs = tree_map(_held, (args, kwargs))
+        if "out" in kwargs and str(func).startswith(ONE_TYPE):
+            types = {t.dtype for t in (*args, kwargs["out"]) if torch.is_tensor(t)}
+            assert len(types) == 1, f"{func} has no kernel for {types} at {place()}"
 
         def placed(value: Any) -> Any:
             if not torch.is_tensor(value) or target.type == "cpu":
