@@ -212,7 +212,7 @@ def test_a_card_unpacks_the_same_numbers(name: str, dtype: torch.dtype) -> None:
         expected = unpack(layer, held, stated, dtype)
         assert stated != dtype or torch.equal(expected, meant.to(dtype))
         with card() as seen:
-            found = unpack(layer, codes_of(layer, on_card(tensors)), stated, dtype)
+            found: Any = unpack(layer, codes_of(layer, on_card(tensors)), stated, dtype)
             before = Counter(seen.waits)  # reading asks whether groups are in order
             unpack(layer, Codes(*on_card(tuple(held))), stated, dtype)
             assert seen.waits == before, "a step would wait for the card"

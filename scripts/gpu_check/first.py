@@ -26,7 +26,7 @@ LIMIT_SECONDS = 540.0
 """What all parts may take together."""
 PARTS = (
     Part("build", 45, ("card", "model")),
-    Part("steps bf16", 90, ("recorded steps, bf16",)),
+    Part("steps bf16", 60, ("recorded steps, bf16",)),
     Part("windows", 45, ("windows",)),
     Part("recorded tower", 40, ("recorded tower",)),
     Part("steps fp16", 50, ("recorded steps, fp16",)),
@@ -34,7 +34,7 @@ PARTS = (
     Part("captions", 85, ("captions, recorded",)),
     Part("decode beside encode", 50, ("decode beside encode",)),
     Part("streamed", 40, ("model, streamed", "streamed encoder", "layer by layer")),
-    Part("LoRA nf4", 35, ("model, LoRA, nf4",)),
+    Part("LoRA nf4", 65, ("model, LoRA, nf4",)),
 )
 LACKS_ROW, CARD_ROW = "lacks", "card"
 FILE = "first.jsonl"

@@ -21,6 +21,8 @@ SETTINGS = (
     *("--temperature", "0.7", "--top-p", "0.9", "--no-repeat-ngram", "3"),
     *("--presence-penalty", "0.5", "--avoid", "there is"),
 )
+SPENT = ("import", "load", "check", "prefill")
+"""What a decode stage notes the seconds of; its steps take the others."""
 TOGETHER_SECONDS = 1.0
 """Seconds from which stages have run beside each other: their times are rounded."""
 
@@ -56,8 +58,12 @@ def captions(setting: Setting, folder: Path) -> Iterator[Row]:
     found += f" in {counts.get('recordings', 0)} recordings; " + f"{one_line(reason)}; " * bool(
         reason
     )
-    found += f"{rates[1]:,.0f} tokens/s of decode with loading, {rates[0]:,.0f} plain"
+    found += f"{rates[1]:,.0f} tokens/s of decode with loading, {rates[0]:,.0f} plain; "
+    spent = [_spent(done) for done in (recorded, plain)]
+    words = [", ".join(f"{part} {seconds:.1f}" for part, seconds in one.items()) for one in spent]
+    found += f"seconds: {words[0]}; of the plain run: {words[1]}"
     figures = {"tokens_per_second": rates[1], "plain_tokens_per_second": rates[0], **counts}
+    figures |= {"spent": spent[0], "plain_spent": spent[1]}
     good = bool(counts.get("replayed")) and not reason
     yield row("steps of a run that are replayed", "nearly all", found, good, **figures)
 
@@ -69,6 +75,13 @@ def sampled(setting: Setting, folder: Path) -> Iterator[Row]:
     found = f"{_rate(done):,.0f} tokens/s of decode with loading, {_rate(greedy):,.0f} greedy"
     figures = {"tokens_per_second": _rate(done), "greedy_tokens_per_second": _rate(greedy)}
     yield message_of("captions, sampled with penalties and avoided words", found, **figures)
+
+
+def _spent(done: Run) -> dict[str, float]:
+    """Return the seconds of decode, by what they were spent on as far as that is noted."""
+    stage = done.stage("decode")
+    parts = {part: stage["notes"].get(f"{part}_seconds", 0.0) for part in SPENT}
+    return parts | {"all": stage["seconds"]}
 
 
 def _rate(done: Run) -> float:

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
 from functools import partial
@@ -46,6 +47,8 @@ from stages.process.job import parse_job
 DEFAULT_ATTENTION = ("sdpa", "+")
 """Attention implementations that a model selects by default: SDPA if all its classes support it, or
 one implementation for some classes and another for the rest."""
+LOAD_SECONDS = "penstock_load_seconds"
+"""Attribute of a half: how long it was loaded."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,16 +86,22 @@ class ModelJob(HalfJob):
         boundary is loaded whole. Raises ModelChanged if its files differ from those planned
         with."""
         part: Part = "whole" if self.route == "joint" else keep
-        load = partial(self._load, part)
+        load = partial(self._load_trimmed, part)
         return ReloadableHalf(part, load, self.extra_modules, self.files, offloaded=self.offload)
 
-    def _load(self, keep: Part, extra_modules: Iterable[str]) -> Any:
+    def _load_trimmed(self, keep: Part, extra_modules: Iterable[str]) -> Any:
         with trim_freed_blocks():
             return self.load(keep, extra_modules)
 
     def load(self, keep: Part, extra_modules: Iterable[str] = ()) -> Any:
         """Load that part on its device, with its adapter. Raises EnvironmentFault if the result
         does not have the requested precision."""
+        began = time.monotonic()
+        half = self._load(keep, extra_modules)
+        half.__dict__[LOAD_SECONDS] = round(time.monotonic() - began, 3)
+        return half
+
+    def _load(self, keep: Part, extra_modules: Iterable[str]) -> Any:
         if not self.adapter:
             return self._load_unadapted(keep, extra_modules)
         if self.offload:
@@ -306,6 +315,7 @@ def facts(half: Any) -> dict[str, Any]:
         "dtype": str(half.dtype),
         "quantized_modules": dict(quantized),
         "linear_modules": plain + quantized.total(),
+        "load_seconds": half.__dict__.get(LOAD_SECONDS, 0.0),
         **({"adapted_modules": found} if (found := adapted_modules(half)) else {}),
         **({"unpinned": why} if (why := half.__dict__.get(NOTE)) else {}),
         **({"stored_weights": form} if (form := half.__dict__.get(FORM)) else {}),

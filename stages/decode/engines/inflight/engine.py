@@ -311,6 +311,7 @@ class InflightEngine:
         self._recorder = recorder_for(job.half)
         self._scheduler: InflightScheduler | None = None
         self._on_partial: OnPartial | None = None
+        self._check_seconds = self._prefill_seconds = 0.0
 
     def load_info(self) -> dict[str, Any]:
         return self._transformers.load_info()
@@ -318,7 +319,9 @@ class InflightEngine:
     def resolve_engine(self, request: DecodeRequest) -> str:
         """Return the name of the engine that will run, after checking slots with this request.
         Raises UsageError if only this engine is allowed and it cannot run."""
+        began = time.monotonic()
         self._check = self._run_check(request)
+        self._check_seconds += time.monotonic() - began
         release_memory()  # the check's pools are no longer needed
         if not self._check.reason:
             return self._engine.name
@@ -334,11 +337,12 @@ class InflightEngine:
 
     def run_stats(self) -> dict[str, Any]:
         found = self._transformers.run_stats()
+        found |= {"check_seconds": round(self._check_seconds, 3)}
         if self._check.rejected:
             found |= {"rows_reason": self._check.rejected}
         if self._check.reason:
             return found | {"engine": self._transformers.name, "engine_reason": self._check.reason}
-        found |= self.caption_fields()
+        found |= self.caption_fields() | {"prefill_seconds": round(self._prefill_seconds, 3)}
         if self._scheduler is not None:
             usage = self._scheduler.usage
             found |= {"slots": self._scheduler.slots, "row_steps": usage.steps}
@@ -432,12 +436,15 @@ class InflightEngine:
             self._on_partial(state.request, text, len(state.output_ids))
 
     def _prefill(self, request: DecodeRequest) -> PrefilledSequence:
+        began = time.monotonic()
         try:
             return self._transformers.half.call(partial(self._prefill_with, request, bounded=True))
         except BaseException:
             if self._prefix is not None:
                 self._prefix.forget()
             raise
+        finally:
+            self._prefill_seconds += time.monotonic() - began
 
     def _prefill_with(
         self, request: DecodeRequest, half: Any, *, bounded: bool = False
