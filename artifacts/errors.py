@@ -2,6 +2,7 @@
 
 PenstockError
 ├── UsageError        bad option, no source at all, no such model        exit 2
+│   ├── MissingPackage  a package that is not installed
 │   ├── ControlWord   a text holds a word that a model reads as something else
 │   └── NoFeatures    features of a training example are neither stored nor can be made
 ├── CannotFit         the model does not fit the memory budget           exit 3
@@ -68,6 +69,10 @@ class UsageError(PenstockError):
     other."""
 
     exit_code = 2
+
+
+class MissingPackage(UsageError):
+    """A package that the command needs is not installed; `hint` names the extra that brings it."""
 
 
 class ControlWord(UsageError):

@@ -15,7 +15,7 @@ import numkong
 import numpy as np
 from numpy.typing import NDArray
 
-from artifacts.errors import EnvironmentFault
+from artifacts.packages import require_extra
 from artifacts.vectors import Vectors
 
 EXACT_ROWS = 1 << 14
@@ -45,24 +45,16 @@ def groups(vectors: AnyVectors, threshold: float) -> Numbers:
 
     Two rows whose cosine is at least `threshold` are of one group, and so are those that a chain of
     such pairs connects. `vectors` has shape (rows, width) in 16 or 32 bit, with rows of any length.
-    A vector of zeros, or not of numbers, is alone. Raises EnvironmentFault where the extra `sift`
-    is not installed.
+    A vector of zeros, or not of numbers, is alone. Raises MissingPackage where the extra `sift` is
+    not installed.
     """
-    require_extra()
+    require_similar()
     return _Grouping(np.asarray(vectors), threshold).joined()
 
 
-def require_extra() -> None:
-    """Raise EnvironmentFault where the extra `sift` is not installed."""
-    try:
-        import faiss  # noqa: F401
-        import scipy  # noqa: F401
-    except ImportError as error:
-        raise EnvironmentFault(
-            f"near duplicates by vectors need the package {error.name}, which is not installed",
-            hint="pip install 'penstock[sift]'; exact duplicates, and near ones by a hash, need it "
-            "not",
-        ) from error
+def require_similar() -> None:
+    """Raise MissingPackage where the extra `sift` is not installed."""
+    require_extra("sift", "a search for near duplicates by vectors")
 
 
 class _Grouping:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from artifacts.errors import UsageError
+from artifacts.packages import require_extra
 from artifacts.paths import folder_named
 from artifacts.stores.folder import FolderStore, fault_of, is_full, read_fault
 from artifacts.stores.local import state_folder
@@ -31,6 +32,7 @@ def _in_bucket(scheme: str) -> Callable[[str], Store]:
     """Return a function that opens a bucket store. It imports obstore when called."""
 
     def opened(place: str) -> Store:
+        require_extra("bucket", f"a store at {scheme}://")
         from artifacts.stores.bucket_store import bucket_store
 
         return bucket_store(f"{scheme}://{place}")

@@ -112,4 +112,9 @@ def __getattr__(name: str) -> "Any":
         raise ImportError(error)
     from importlib import import_module
 
-    return getattr(import_module(_HOMES[name]), name)
+    from artifacts.packages import missing_package
+
+    try:
+        return getattr(import_module(_HOMES[name]), name)
+    except ModuleNotFoundError as error:
+        raise missing_package(error, f"penstock.{name}") or error from error

@@ -23,6 +23,7 @@ from artifacts.errors import (
     UsageError,
 )
 from artifacts.json_shapes import read_record
+from artifacts.packages import require_extra
 from flows.serving.config import ADDRESS, ServeConfig
 from penstock.arguments import config_with
 from penstock.keywords import ServeOptions
@@ -40,6 +41,7 @@ END_SECONDS = 45.0
 def serve(*, progress: bool = False, **options: Unpack[ServeOptions]) -> "ServerProcess":
     """Start a server, as `penstock serve`, and return when it listens. `port=0` takes a free port.
     Raises PenstockError."""
+    require_extra("serve")
     config = config_with(ServeConfig, options, ServeOptions.__annotations__)
     return ServerProcess(config, progress=progress)
 

@@ -13,6 +13,7 @@ from typing import Any
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.json_shapes import OptionalField, count, read_json, text
 from artifacts.keys import digest_of
+from artifacts.packages import require_extra
 from artifacts.packs import Record, RecordSet
 from artifacts.paths import folder_named
 from flows.checkpoint.profile_loading import Describer
@@ -22,7 +23,7 @@ from flows.options.text import EngineOptions
 from flows.pipelines import Pipeline, needs_weights
 from stages.decode.engines import engines_for, gguf_engine
 from stages.decode.generation import SamplingParams
-from stages.models.gguf import EXACT, FILE, FORMAT, MANIFEST, PACKAGES, GgufShape, check_packages
+from stages.models.gguf import EXACT, FILE, FORMAT, MANIFEST, PACKAGES, GgufShape
 from stages.models.hub.checkpoint import Checkpoint
 from stages.models.profile import ModelProfile
 
@@ -109,7 +110,7 @@ def gguf_use(fields: Mapping[str, Any], *, path: str, digest: str, copy: str = "
 
 
 def check_options(config: RunOptions, pipelines: Sequence[Pipeline]) -> None:
-    """Raise UsageError for options that a GGUF file excludes, EnvironmentFault without the packages
+    """Raise UsageError for options that a GGUF file excludes, MissingPackage without the packages
     that it needs."""
     engine = EngineOptions.of(config).engine
     half = f"the language half of {config.model} is a GGUF file"
@@ -134,7 +135,7 @@ def check_options(config: RunOptions, pipelines: Sequence[Pipeline]) -> None:
     ):
         if excluded:
             raise UsageError(why, hint=hint)
-    check_packages()
+    require_extra("gguf")
 
 
 def gguf_note(folder: Path) -> str:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.files import read_kept, write_json
 from artifacts.keys import digest_of
+from artifacts.packages import install_command, is_installed
 from artifacts.paths import machine_cache
 from artifacts.schema import Half, Part
 from flows.machine.versions import machine_identity, versions
@@ -223,6 +224,8 @@ def _why_unused(folder: Path, manifest: GraphManifest | None, device: str) -> st
     """Return why `auto` does not use the graphs; empty if it may."""
     if manifest is None or "vision" not in manifest.halves:
         return "it has no graphs"
+    if not is_installed("onnxruntime"):
+        return f"ONNX Runtime is not installed ({install_command('graphs')})"
     if manifest.halves["vision"].precision == "int8" and device != "cpu":
         return "its graphs are in int8, which is for CPUs"
     if verdict_in(folder).get("passed") is not True:

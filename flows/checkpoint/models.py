@@ -23,6 +23,7 @@ from flows.checkpoint.precision import (
     BYTES,
     PartSettings,
     resolve_settings,
+    unplanned_note,
     with_adapter,
     with_gguf,
 )
@@ -303,7 +304,15 @@ def open_model(
         settings=settings,
         weights=weights,
         notes=(
-            *filter(None, [graphs.note, no_date if requested and not today else "", ignored]),
+            *filter(
+                None,
+                [
+                    graphs.note,
+                    unplanned_note(config, profile),
+                    no_date if requested and not today else "",
+                    ignored,
+                ],
+            ),
             *adapter_notes(adapter, checkpoint, weights),
         ),
         read=all(weights.values()),

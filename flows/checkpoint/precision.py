@@ -9,18 +9,21 @@ from importlib.metadata import PackageNotFoundError, version
 from types import MappingProxyType
 
 from artifacts.errors import UsageError
+from artifacts.packages import EXTRAS, install_command, is_installed
 from artifacts.schema import Part
 from flows.checkpoint.adapters import AdapterUse
 from flows.checkpoint.gguf import GgufUse
 from flows.checkpoint.graphs import GraphUse
 from flows.machine.versions import cpu_has_bfloat16
 from flows.options.commands import RunOptions
-from flows.options.model import HalfPrecisionOptions
+from flows.options.model import QUANTIZED, HalfPrecisionOptions
 from flows.options.text import EngineOptions
 from stages.decode.engines import AUTO, EngineSpec, accepted_by, engines_for, gguf_engine
 from stages.models.profile import ModelProfile, PartProfile
 from stages.process.device import device_capability
 
+(QUANTIZER,) = EXTRAS["bits"].modules
+"""Module that quantizes layers."""
 FLASH = "flash_attention_2"
 FLASH_CAPABILITY = (8, 0)
 """Compute capability of the oldest GPUs that FlashAttention 2 supports (Ampere)."""
@@ -42,10 +45,6 @@ def flash_installed() -> bool:
         return [int(number) for number in numbers] >= [2, 3, 3]
     except (PackageNotFoundError, ValueError):
         return False
-
-
-QUANTIZED = ("int8", "nf4")
-"""Precisions to which layers are quantized while they are loaded."""
 
 
 def check_available(name: str, half: PartProfile, profile: ModelProfile, requested: str) -> None:
@@ -242,10 +241,25 @@ def _settings_of_part(
 
 
 def _quantized(name: str, half: PartProfile, profile: ModelProfile) -> list[str]:
+    """Return the precisions to which `auto` may quantize a half."""
+    if not is_installed(QUANTIZER):
+        return []
     with contextlib.suppress(UsageError):
         check_available(name, half, profile, QUANTIZED[0])
         return list(QUANTIZED)
     return []
+
+
+def unplanned_note(config: RunOptions, profile: ModelProfile) -> str:
+    """Return a note that `auto` plans no quantized precision for lack of a package, and which extra
+    brings it; empty if it is installed, or no half has `auto`."""
+    halves = [profile.parts[part] for part in profile.parts if config.may_fall_back(part)]
+    if is_installed(QUANTIZER) or all(half.stored_as for half in halves):
+        return ""
+    return (
+        f"--precision auto plans no {' or '.join(QUANTIZED)}, because {QUANTIZER} is not "
+        f"installed: {install_command('bits')}"
+    )
 
 
 def _first_precision(requested: str) -> str:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from artifacts.edits import REJECTED
 from artifacts.errors import EnvironmentFault, PenstockError, redacted
+from artifacts.packages import require_extra
 from artifacts.paths import folder_named
 from artifacts.remote.addresses import signed
 from artifacts.store import open_store
@@ -100,6 +101,7 @@ def caption_command(given: argparse.Namespace) -> int:
 def _flow() -> "Callable[[CaptionConfig, Display], RunResult]":
     """Import the flow. Raises EnvironmentFault if Prefect, which reads its settings meanwhile,
     refuses one."""
+    require_extra("prefect", "--prefect")
     try:
         from flows.deployments.caption import run_with_prefect
     except ValueError as error:

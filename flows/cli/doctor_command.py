@@ -19,7 +19,7 @@ from flows.console.units import size
 from flows.machine.budget import check_device, device_memory
 from flows.machine.gpus import select_devices
 from flows.machine.launch import DirectLauncher, answers, fault_of_api
-from flows.machine.versions import cpu_has_bfloat16, versions
+from flows.machine.versions import cpu_has_bfloat16, package_lines, versions
 from flows.options.model import default_store
 from flows.planning.machine import ADVICE, Machine, MachineLookup, find_machine, measure
 from flows.planning.sizes import time_graphs
@@ -103,6 +103,7 @@ def lines(device: str, store: Store) -> Iterator[str]:
     yield from _device(device)
     yield ROW.format("tensorrt", _tensorrt())
     yield ROW.format("libraries", ", ".join(f"{n} {v}" for n, v in versions().items()))
+    yield from (ROW.format("packages", line) for line in package_lines())
     yield ROW.format("store", f"{store.url}, {size(store.free_bytes())} free")
     yield ROW.format("prefect", _prefect())
 

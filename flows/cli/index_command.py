@@ -9,6 +9,7 @@ from contextlib import closing
 from pathlib import Path
 
 from artifacts.errors import UsageError
+from artifacts.packages import require_extra
 from artifacts.paths import folder_named
 from artifacts.plurals import counted
 from flows.cli.exit_report import print_result
@@ -26,6 +27,7 @@ NAMED = 10
 
 def index_command(given: argparse.Namespace) -> int:
     """Run the action, and return its exit code. Raises PenstockError."""
+    require_extra("search", "an index")
     return ACTIONS[given.action](given)
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from artifacts.errors import EnvironmentFault, PenstockError
+from artifacts.packages import missing_package
 from artifacts.plurals import meant
 from flows.console.interrupts import repeating_dropped_interrupts
 from flows.console.lines import print_lines, wrapped
@@ -202,6 +203,9 @@ def _exit_code_of(error: BaseException) -> int:
         print_error(str(fault))
         return fault.exit_code
     assert isinstance(error, Exception)
+    if missing := missing_package(error, "this command"):
+        print_error(str(missing))
+        return missing.exit_code
     return report_crash(error)
 
 

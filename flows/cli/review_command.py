@@ -5,11 +5,13 @@ stopped.
 import argparse
 from pathlib import Path
 
+from artifacts.packages import require_extra
 from artifacts.paths import required_path
 
 
 def review_command(given: argparse.Namespace) -> int:
     """Serve the review until it is stopped, and return 0. Raises UsageError, EnvironmentFault."""
+    require_extra("serve", "`penstock review`")
     from flows.cli.studio_command import config_of
     from flows.studio.server import review
 

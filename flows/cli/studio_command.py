@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from artifacts.errors import UsageError
+from artifacts.packages import require_extra
 from artifacts.paths import required_path
 from flows.options.commands import CaptionConfig
 
 
 def studio_command(given: argparse.Namespace) -> int:
     """Serve the studio until it is stopped, and return 0. Raises UsageError, EnvironmentFault."""
+    require_extra("serve", "`penstock studio`")
     from flows.studio.server import studio
 
     folder, out, *roots = map(required_path, (given.folder, given.out, *given.root))

@@ -18,6 +18,7 @@ from artifacts.captions import Failure
 from artifacts.edits import EditsInForce
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.keys import ContentDigests, digest_of
+from artifacts.packages import require_extra
 from artifacts.packs import RecordSet, stored_namespaces
 from artifacts.paths import folder_named
 from artifacts.remote.media_cache import UNREACHABLE
@@ -43,6 +44,7 @@ from flows.media.sources import find_media, why_no_media
 from flows.options.commands import RunOptions
 from flows.options.media import VectorSamplingOptions
 from flows.options.model import DEMO_MODEL, GpuOptions, is_served
+from flows.options.packages import check_packages
 from flows.options.text import (
     ConfidenceOptions,
     FolderOptions,
@@ -53,6 +55,7 @@ from flows.pipelines import CAPTION, PURPOSES, Pipeline, parts_of, with_extras
 from stages.decode import SCORE
 from stages.decode.generation import SamplingParams
 from stages.embed.job import KIND, MIN_COSINE, VERDICT
+from stages.models.gguf import MANIFEST
 from stages.models.hub.quantized import refuse_unread
 from stages.models.hub.resolve import check_name
 from stages.models.hub.transfer import Announce
@@ -219,8 +222,11 @@ def prepare(
     scores = ConfidenceOptions.of(config).confidence
     pipelines = with_extras(pipelines or (CAPTION,), summary=prompting.summary, scores=scores)
     config.check_sources()
+    check_packages(config)
     if (folder := Path(config.model).expanduser()).is_dir():
         refuse_unread(config.model, folder)
+        if (folder / MANIFEST).exists():
+            require_extra("gguf", config.model)
     store = open_store(config.store_url)
     selection = Selection(recursive=config.recursive, extensions=config.extensions)
     files, failures = find_media(
@@ -262,6 +268,7 @@ def prepare(
 def prepare_without_media(config: RunOptions, launcher: Launcher, *pipelines: Pipeline) -> Job:
     """Return the job of a run that reads no media and has only one-shot stages, or of a server.
     Raises PenstockError."""
+    check_packages(config)
     store = open_store(config.store_url)
     model, pipeline, _ = _model_for(config, launcher, store, pipelines)
     return _job_of(config, store, model, pipeline)

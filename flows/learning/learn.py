@@ -41,6 +41,7 @@ from flows.ledger.waves import most_tokens
 from flows.machine.launch import DirectLauncher
 from flows.media.example import Example
 from flows.options.commands import RunOptions
+from flows.options.packages import check_training_packages
 from flows.options.training import LEAST, LearnConfig, LearnRun, RecordedRun, TrainingOptions
 from flows.results.recorded_command import with_values
 from flows.results.rounds import (
@@ -102,6 +103,7 @@ def learn(
 ) -> Learned:
     """Run a round, or the rest of one that was killed. `on_begin` is as in `caption`. Raises
     PenstockError; the same call continues."""
+    check_training_packages(config)
     out = folder_named(config.out, "out")
     guard(out)
     with only_run_in(out / LEARN, "learning in", "name another folder"):
@@ -369,6 +371,7 @@ def preview(
 ) -> tuple[list[str], LearnRun | None, list[Example]]:
     """Return lines on the next round, the run that trains its adapter (None if there is nothing to
     train), and the captions that it trains on. Raises UsageError, EnvironmentFault."""
+    check_training_packages(config)
     out = folder_named(config.out, "out")
     run, rounds = own_rounds(config, run, out)
     left = left_round(out, rounds)

@@ -8,6 +8,7 @@ old, or this build of torch has no kernels for it. Without the test, the first s
 would fail, after frames were decoded and weights were downloaded.
 """
 
+import builtins
 import contextlib
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -42,6 +43,10 @@ from stages.process.memory import anonymous_bytes, host_free_bytes, host_total_b
 
 FORMAT = 2
 """Version of the cached result; raised when the test changes."""
+PROBE_FAILED = "the probe stage failed: "
+"""Start of the error of a failed test."""
+NOT_OF_GPU = (OSError, ImportError, AttributeError, TypeError, NameError)
+"""Errors that no GPU causes: torch raises RuntimeError for those of CUDA."""
 LIKELY_CONTEXT_BYTES = range(200 << 20, 1536 << 20)
 """What a driver takes for a process. Outside of it, another program freed or took memory during the
 test."""
@@ -87,6 +92,7 @@ def try_device(device: str) -> dict[str, Any]:
     try:
         return {**_run_probe(device), "expandable": True}
     except StageDied as error:
+        _refuse_other_causes(error)
         if device_advice(error.message) and "driver error" not in error.message:
             raise _unusable(device, error) from error
         first = error
@@ -103,6 +109,19 @@ def try_device(device: str) -> dict[str, Any]:
         raise _unusable(device, error) from first
     except CannotFit:
         return {}
+
+
+def _refuse_other_causes(error: StageDied) -> None:
+    """Raise EnvironmentFault if a test of the GPU failed by something else than the GPU: a file, a
+    pipe or an import."""
+    message = error.message.removeprefix(PROBE_FAILED)
+    kind = getattr(builtins, message.partition(":")[0], None)
+    if isinstance(kind, type) and issubclass(kind, NOT_OF_GPU):
+        raise EnvironmentFault(
+            f"the GPU could not be tested: {message.rstrip('.')}",
+            hint="Run `penstock doctor`, which names missing packages; if none is, check the disk "
+            f"and install Penstock again; {USE_CPU_HINT}",
+        ) from error
 
 
 def _run_probe(device: str) -> dict[str, Any]:
@@ -122,7 +141,7 @@ def _run_probe(device: str) -> dict[str, Any]:
 def _unusable(device: str, error: StageDied) -> EnvironmentFault:
     major, minor = device_capability(device)
     which = f"{device_model(device) or device}, compute capability {major}.{minor}"
-    message = error.message.removeprefix("the probe stage failed: ").rstrip(".")
+    message = error.message.removeprefix(PROBE_FAILED).rstrip(".")
     return EnvironmentFault(
         f"the GPU ({which}, driver {driver_version(device)}) cannot be used: {message}",
         hint=device_advice(message) or f"See `nvidia-smi`; {USE_CPU_HINT}",

@@ -4,10 +4,12 @@ The kernel supplies the CPU features. The module also identifies the machine. It
 library.
 """
 
+from collections.abc import Iterator
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, requires, version
 from typing import Any
 
+from artifacts.packages import EXTRAS, install_command, missing_extras
 from stages.process.device import device_uuid
 from stages.process.memory import cores
 
@@ -31,13 +33,37 @@ def now() -> str:
 def versions() -> dict[str, str]:
     """Return the versions of packages that affect the output. They are recorded, but are no part of
     a cache key."""
-    found = {}
-    for name in RECORDED:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
+    found = {name: _version_of(name) for name in RECORDED}
+    return {name: number for name, number in found.items() if number}
+
+
+def package_lines() -> Iterator[str]:
+    """Yield a line for each extra that is not installed, and for each package of Penstock that is
+    missing or outside the versions that were tested."""
+    from packaging.requirements import Requirement
+
+    try:
+        declared = [Requirement(text) for text in requires("penstock") or ()]
+    except PackageNotFoundError:  # run from a folder of its files
+        declared = []
+    seen = set()
+    for each in declared:
+        found = _version_of(each.name)
+        if not found and each.marker is None:
+            yield f"{each.name} is missing: {install_command()}"
+        elif found and each.name not in seen and not each.specifier.contains(found, True):
+            seen.add(each.name)
+            yield f"{each.name} {found}: tested with {each.specifier} only"
+    for name in missing_extras():
+        yield f"[{name}] is not installed, for {EXTRAS[name].purpose}: {install_command(name)}"
+
+
+def _version_of(package: str) -> str:
+    """Return the installed version of a package; empty if it is not installed."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""
 
 
 def cpu_has_bfloat16() -> bool:

@@ -16,6 +16,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from artifacts.errors import EnvironmentFault, UsageError, redacted
+from artifacts.packages import require_extra
 from flows.many.partition import Terms, process
 from flows.options.commands import RunOptions
 
@@ -28,21 +29,19 @@ HEAD_TRIES = 4
 """How often in a row the head must not answer to be gone."""
 GPU_SECONDS = 20.0
 """How long requested GPUs may take to join the cluster."""
-INSTALL = "pip install 'penstock[ray]'"
 TOKENS = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 """Variables from which Ray takes the token of a cluster; else it is in `~/.ray/auth_token`."""
 
 
 def load_ray() -> Any:
-    """Import Ray, with its token if there is one. Raises EnvironmentFault."""
+    """Import Ray, with its token if there is one. Raises MissingPackage."""
     has_token = any(os.environ.get(name) for name in TOKENS)
     if has_token or Path("~/.ray/auth_token").expanduser().exists():
         os.environ.setdefault("RAY_AUTH_MODE", "token")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    try:
-        import ray
-    except ImportError as error:
-        raise EnvironmentFault("Ray is not installed", hint=f"Run {INSTALL}") from error
+    require_extra("ray", "--ray")
+    import ray
+
     return ray
 
 

@@ -12,9 +12,10 @@ from artifacts.errors import redacted
 from artifacts.remote.addresses import RemoteFile, is_address, unsigned
 from artifacts.schema import MediaKind
 
-IMAGE_SUFFIXES = frozenset([
+HEIC_SUFFIXES = frozenset([".heic", ".heif", ".hif"])
+IMAGE_SUFFIXES = HEIC_SUFFIXES | frozenset([
     ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".bmp", ".dib", ".tif", ".tiff",
-    ".heic", ".heif", ".hif", ".avif", ".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx",
+    ".avif", ".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx",
     ".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".pcx", ".sgi", ".qoi",
 ])  # fmt: skip
 VIDEO_SUFFIXES = frozenset([

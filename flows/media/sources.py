@@ -22,6 +22,7 @@ from artifacts.captions import Failure
 from artifacts.errors import Unanswered, UsageError
 from artifacts.files import OURS, SERVER_FOLDERS, is_hidden
 from artifacts.names import one_name
+from artifacts.packages import require_extra
 from artifacts.paths import RealPaths
 from artifacts.plurals import counted
 from artifacts.regular_files import odd_thing, read_bytes, user_text
@@ -39,6 +40,7 @@ from artifacts.remote.media_cache import UNREACHABLE, copy_path
 from artifacts.tables import read_csv
 from flows.media.generated_files import FORM, text_paths
 from flows.media.media_files import (
+    HEIC_SUFFIXES,
     IMAGE_SUFFIXES,
     VIDEO_SUFFIXES,
     MediaFile,
@@ -400,6 +402,7 @@ class RemoteSources:
     def _inside(
         self, address: str, source: str, selection: Selection
     ) -> Iterator[MediaFile | Failure]:
+        require_extra("bucket", unsigned(address))
         from artifacts.remote.finding import remote_files_below, remote_files_matching
 
         entries: Iterable[tuple[str, RemoteFile | None]] = ()
@@ -431,6 +434,7 @@ class RemoteSources:
 def _look_up(address: str) -> LookedUp:
     """Return the file at an address, or why it cannot be read. Raises EnvironmentFault if a bucket
     cannot be read, because the whole run depends on it."""
+    require_extra("bucket", unsigned(address))
     from artifacts.remote.finding import remote_file_at
 
     try:
@@ -473,7 +477,8 @@ def find_media(
 ) -> tuple[list[MediaFile], list[Failure]]:
     """Return the files that the sources name, in order and each once per prompt, and the sources
     that were not found. `prompt_for` returns the prompt of a media kind, for files whose line has
-    none. A text next to its medium is no list, also with one of these prompt `names`."""
+    none. A text next to its medium is no list, also with one of these prompt `names`. Raises
+    MissingPackage for a file in HEIC that cannot be read."""
     found: list[MediaFile] = []
     failures: list[Failure] = []
     seen: set[tuple[str | None, ...]] = set()
@@ -494,7 +499,11 @@ def find_media(
             if identity not in seen:
                 seen.add(identity)
                 found.append(result)
-    return found[:limit], failures
+    found = found[:limit]
+    heic = (each.media_path for each in found if each.path.suffix.lower() in HEIC_SUFFIXES)
+    if name := next(heic, ""):
+        require_extra("heif", name)
+    return found, failures
 
 
 def why_no_media(sources: Sequence[str], selection: Selection) -> list[Failure]:

@@ -21,6 +21,8 @@ from stages.process.memory import cores
 PRECISIONS = ("native", "auto", "fp32", "bf16", "fp16", "int8", "nf4")
 """The values of `--precision`. `auto` is native, or less if native does not fit. int8 and nf4
 quantize the vision half only if requested by its own option."""
+QUANTIZED = ("int8", "nf4")
+"""Precisions to which layers are quantized while they are loaded."""
 DEMO_MODEL = "demo"
 TORCH = "torch"
 VISION_BACKENDS = (TORCH, *BACKENDS, "auto")

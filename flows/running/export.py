@@ -33,6 +33,7 @@ from flows.options.commands import RunOptions
 from flows.options.export_config import EXPORTED as EXPORTED_RUN
 from flows.options.export_config import NATIVE, ExportRequest
 from flows.options.model import TORCH
+from flows.options.packages import check_export_packages
 from flows.pipelines import EXPORTED, EXPORTED_VECTORS, EXPORTS, Pipeline, makes_vectors
 from flows.pipelines import GRAPHS as GRAPH_EXPORTS
 from flows.planning.costs.export import HESSIAN_BYTES
@@ -68,10 +69,8 @@ from stages.export.jobs import (
     GraphJob,
     JudgeJob,
     MergeJob,
-    check_packages,
 )
 from stages.models.adapter_modules import LoraAdapter
-from stages.models.gguf import check_packages as check_gguf_packages
 from stages.models.graphs.manifest import ONNX
 from stages.process.device import device_name
 from stages.process.job import StageSpec
@@ -137,7 +136,6 @@ MIN_HESSIAN_BYTES = 256 << 20
 def check_graphs(kind: str) -> None:
     """Check that graphs can be made and evaluated on this machine, before anything is captioned.
     Raises PenstockError."""
-    check_packages()
     if GRAPHS[kind] == "int8" and device_name() != "cpu":
         raise UsageError(
             f"--to {kind}: cannot be evaluated on this machine (CPU graphs, but it has a GPU)",
@@ -268,8 +266,7 @@ class _Export:
     def run(self) -> Exported:
         if self._request.graphs:
             check_graphs(self._request.kind)
-        if self._request.gguf:
-            check_gguf_packages()
+        check_export_packages(self._request)
         result = self._merge_adapter() if self._request.adapter else None
         result = result or self._export()
         if (

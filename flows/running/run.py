@@ -15,6 +15,7 @@ from typing import TypeVar
 
 from artifacts.captions import write_jsonl
 from artifacts.errors import Interrupted
+from artifacts.packages import require
 from artifacts.packs import DamagedRecord
 from artifacts.store import fault_of
 from flows.console.display import READING, Display
@@ -105,6 +106,7 @@ def embed(
 ) -> VectorsWritten:
     """Compute vectors of all media of the configuration. `on_begin` is as in `caption`. Raises
     PenstockError; finished records stay."""
+    require("embed", "pyarrow")
     refuse_taking(config, "embed")
     return make_vectors(
         config, display, vector_paths, write_vectors, make_launcher, on_begin, "embed"

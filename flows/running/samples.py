@@ -11,6 +11,7 @@ from flows.job.prepare import Job
 from flows.ledger.prompts import prompt_for
 from flows.ledger.tasks import Medium, Task
 from flows.options.export_config import ExportConfig
+from flows.options.packages import check_export_packages
 from stages.export.jobs import CaptionedItem, FeaturesJob
 
 DEMO_SEED = 0
@@ -33,7 +34,8 @@ def evaluation_media(
     config: ExportConfig, announce: Callable[[str], None]
 ) -> Iterator[tuple[str, ...]]:
     """Yield the sources of an export. These are the user's, or none if a store is named, or else
-    clips of the demo world, which is announced."""
+    clips of the demo world, which is announced. Raises MissingPackage before they are drawn."""
+    check_export_packages(config.request())
     if config.request().calibrated:
         yield config.calibrate
         return

@@ -20,6 +20,7 @@ from artifacts import near_duplicates
 from artifacts.captions import Failure, write_jsonl
 from artifacts.errors import CannotFit, Killed, StageDied, UsageError
 from artifacts.keys import digest_of
+from artifacts.packages import require_extra
 from artifacts.packs import DamagedRecord, Record, RecordSet, RecordUnion, record_sets_of
 from artifacts.plurals import counted
 from artifacts.regular_files import open_regular
@@ -125,7 +126,7 @@ def vector_marks(
     options = SiftOptions.of(config)
     heads = [read_head(name, file) for name, file in options.head.items()]
     if options.similar is not None:
-        near_duplicates.require_extra()
+        near_duplicates.require_similar()
     return make_vectors(
         config,
         display,
@@ -217,6 +218,7 @@ def sift(
 ) -> Sifted:
     """Mark all media of the configuration, and list those to keep. Raises PenstockError; finished
     records stay."""
+    require_extra("search", "sift")
     condition = parse_keep(config.keep, tuple(config.head), similar=config.similar is not None)
     refuse_file(out := out_folder(config))
     refuse_taking(config, "sift")

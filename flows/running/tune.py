@@ -7,7 +7,6 @@ trains on the features alone, resumes from the last checkpoint, and writes the a
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,7 @@ from flows.media.example import Example
 from flows.media.tune_data import examples_in, split
 from flows.options.commands import RunOptions
 from flows.options.model import AdapterOptions, default_store
+from flows.options.packages import check_training_packages
 from flows.options.training import EPOCHS, TrainingOptions, TuneConfig, TuneRun
 from flows.pipelines import TUNE
 from flows.planning.ladder import Rung
@@ -111,14 +111,11 @@ def resolve_run(
     config: TuneConfig, announce: Announce = lambda _: None
 ) -> tuple[list[Example], TuneRun]:
     """Return the examples, and the run that encodes and trains on them. `announce` is called with a
-    note about captions that reviews exclude. Raises UsageError for missing media."""
+    note about captions that reviews exclude. Raises UsageError for missing media
+    or packages."""
+    check_training_packages(config)
     out = folder_named(config.out, "out")
     refuse_foreign(out, (RUN, CHECKPOINT), (RECORD, ADAPTER_WEIGHTS))
-    if config.tensorboard and find_spec("tensorboard") is None:
-        raise UsageError(
-            "--tensorboard: TensorBoard is not installed",
-            hint="pip install 'penstock[tensorboard]'; the report shows the same curves without it",
-        )
     examples = examples_in(config.data, announce, open_store(config.store or default_store()))
     missing = [each for each in examples if not each.path.is_file() and not each.features]
     if missing:

@@ -32,6 +32,7 @@ from artifacts.index.writing import (
     within,
     writing,
 )
+from artifacts.packages import require_extra
 from artifacts.plurals import counted
 from artifacts.vectors import vectors_in
 from flows.console.display import Display
@@ -97,6 +98,7 @@ def fill_index(
 ) -> IndexWritten:
     """Append the vectors of the configuration's media to an index, which is created if needed.
     `on_begin` is as in `caption`. Raises PenstockError; finished work stays."""
+    require_extra("search", "an index")
     for option, choices in (("precision", "native, fp16, int8"), ("vision_backend", "torch, onnx")):
         if getattr(config, option) == AUTO:
             raise UsageError(

@@ -34,6 +34,7 @@ from artifacts.index.snapshot import Snapshot, open_snapshot
 from artifacts.index.where import Condition, Moment, matching, moments, single
 from artifacts.index.writing import refuse_other, refuse_other_halves
 from artifacts.keys import DIGESTS, digest_of
+from artifacts.packages import require_extra
 from artifacts.regular_files import is_denied
 from artifacts.remote.addresses import is_address
 from artifacts.store import open_store
@@ -166,6 +167,7 @@ def search_index(
     display: Display,
 ) -> list[Hit]:
     """Return the hits, nearest first. Raises PenstockError."""
+    require_extra("search", "a search")
     condition = Condition(request.where) if request.where else None
     snapshot = open_snapshot(folder)  # finds damage before a model is loaded
     manifest = snapshot.manifest

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 
-from artifacts.errors import EnvironmentFault, UsageError
+from artifacts.errors import UsageError
+from artifacts.packages import require
 from artifacts.patterns import validator_of
 from stages.decode.schema_bounds import RemainingBytes, bounded, closed, unknown_words
 
@@ -122,13 +123,9 @@ def grammar_of(text: str) -> str:
 
 def _check_grammar(text: str) -> None:
     """Raise UsageError, with llguidance's message, for a schema that has no grammar."""
-    try:
-        from llguidance import LLMatcher
-    except ImportError as error:
-        raise EnvironmentFault(
-            f"--schema needs llguidance, which cannot be imported: {error}",
-            hint="Run make setup, or pip install llguidance",
-        ) from error
+    require("--schema", "llguidance")
+    from llguidance import LLMatcher
+
     is_invalid, messages = LLMatcher.validate_grammar_with_warnings(grammar_of(text))
     if is_invalid and "coerce_one_of" in messages[0]:
         raise UsageError(

@@ -1,10 +1,8 @@
 """The job descriptions of all exports. Imports no library."""
 
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NamedTuple
 
-from artifacts.errors import EnvironmentFault
 from artifacts.model_files import ModelFiles
 from artifacts.schema import Half, Part, Route
 from stages.models.half_job import HalfJob
@@ -31,18 +29,6 @@ GRAPHS = {"onnx": "fp32", "onnx-fp16": "fp16", "onnx-int8": "int8"}
 
 PACKAGES = ("onnx", "onnxscript")
 """Packages that make graphs; running graphs does not need them."""
-
-
-def check_packages() -> None:
-    """Raise EnvironmentFault if a package that makes graphs is not installed."""
-    for name in PACKAGES:
-        try:
-            version(name)
-        except PackageNotFoundError as error:
-            raise EnvironmentFault(
-                f"{name} is not installed (making graphs needs {' and '.join(PACKAGES)})",
-                hint="Install both: pip install 'onnx>=1.23' 'onnxscript>=0.7.2'",
-            ) from error
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

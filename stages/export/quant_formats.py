@@ -12,14 +12,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from bitsandbytes import functional
 from safetensors import safe_open
 from safetensors.torch import load_file, save
 
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.files import whole_file
 from stages.export.export_plan import ExportPlan, StoredTensor, plan_export
-from stages.export.jobs import PACKED, ExportJob
+from stages.export.jobs import BITSANDBYTES, PACKED, ExportJob
 from stages.export.rounding import CannotRound, Rounded, round_to_nearest, unsupported_shape
 from stages.models.halves.routes import config_and_class
 from stages.models.hub.checkpoint import CONFIG, json_bytes, small_files
@@ -88,6 +87,8 @@ class Nf4:
         return numbers // 2 + numbers // BLOCK + 4 * numbers // BLOCK // SUPERBLOCK + STATE_BYTES
 
     def tensors(self, name: str, weight: torch.Tensor) -> dict[str, torch.Tensor]:
+        from bitsandbytes import functional
+
         pieces = [
             functional.quantize_4bit(piece, blocksize=BLOCK, quant_type="nf4")
             for piece in weight.reshape(-1).split(PIECE)
@@ -127,6 +128,8 @@ class Int8:
         return math.prod(shape) + 4 * shape[0]
 
     def tensors(self, name: str, weight: torch.Tensor) -> dict[str, torch.Tensor]:
+        from bitsandbytes import functional
+
         pieces = [
             functional.int8_vectorwise_quant(rows.to(torch.float16))
             for rows in weight.split(max(1, PIECE // weight.shape[1]))
@@ -329,8 +332,10 @@ MORE_ROOM = "Free some space, or use a folder on a larger disk"
 
 
 def warm(job: ExportJob) -> None:
-    """Import what the model's class needs before memory is counted."""
+    """Import what the model's class and the kind need before memory is counted."""
     import_transformers()
+    if job.kind in BITSANDBYTES:
+        import bitsandbytes  # noqa: F401
     config_and_class(Path(job.model), job.trust_remote_code)
 
 

@@ -26,7 +26,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageCms
 
-from artifacts.errors import MediaError
+from artifacts.errors import MediaError, MissingPackage
+from artifacts.packages import require_extra
 from artifacts.regular_files import NotAFile, open_regular
 from artifacts.stamps import stamp_of
 
@@ -265,9 +266,13 @@ TEXT_BYTES = 1 << 10
 
 def image_formats(path: Path) -> tuple[str, ...]:
     """Return the Pillow formats to try for an image. If it looks like HEIC, load that plug-in.
-    Raises OSError."""
+    Raises OSError, and MediaError if it is not installed."""
     if not is_heic(path):
         return PILLOW
+    try:
+        require_extra("heif", str(path))
+    except MissingPackage as error:
+        raise MediaError(error.message, kind="needs-package", hint=error.hint) from error
     from pillow_heif import register_heif_opener
 
     register_heif_opener(thumbnails=False)

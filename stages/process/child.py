@@ -34,6 +34,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from artifacts.errors import CannotFit, PenstockError
+from artifacts.packages import missing_package
 from stages.process import memory_limit
 from stages.process.deadlock_watchdog import DeadlockDetector, rearm_alarm
 from stages.process.deferred_imports import defer
@@ -183,6 +184,7 @@ def describe(error: BaseException) -> StageError:
     if (message := oom_message(error)) is not None:  # even if another error wraps it
         own = error.message if isinstance(error, CannotFit) else message
         return StageError(type="OutOfMemory", message=own)
+    error = missing_package(error, "this stage") or error
     if isinstance(error, PenstockError):
         return StageError(type=type(error).__name__, message=error.message, hint=error.hint)
     if memory_limit.at_the_limit() and isinstance(error, Exception):

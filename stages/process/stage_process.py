@@ -27,6 +27,7 @@ from typing import IO, TYPE_CHECKING
 
 from artifacts.errors import Killed
 from artifacts.model_files import ModelFiles
+from artifacts.packages import require
 from artifacts.regular_files import open_below, refuse_links
 from artifacts.store import fault_of
 from stages.process.device import device_free_bytes, device_holders, device_used_bytes, on_wsl
@@ -127,6 +128,7 @@ class StageProcess:
         the CPU time of each of its threads; 0: no limit. With `stays`, the stage is a long-running
         worker: the caller holds the device's lock, and no journal is written.
         """
+        require("a stage", "msgspec")  # which reads its events
         self.name = name
         self.log = log
         self._device = device

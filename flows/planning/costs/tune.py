@@ -8,8 +8,9 @@ from dataclasses import replace
 from functools import lru_cache
 
 from artifacts.errors import UsageError
+from artifacts.packages import is_installed
 from flows.checkpoint.models import Model
-from flows.checkpoint.precision import BYTES, PartSettings
+from flows.checkpoint.precision import BYTES, QUANTIZER, PartSettings
 from flows.options.commands import RunOptions
 from flows.options.training import LearnedOptions
 from flows.planning.architecture import Architecture, pass_bytes, read_architecture
@@ -37,8 +38,8 @@ size, if its dimensions are unknown (Korthikanti et al. 2022, equation 1)."""
 
 
 def rungs(model: Model, config: RunOptions, device: str) -> list[Rung]:
-    """Return the rungs: fewer examples at once, then gradient checkpointing, then 8-bit moments,
-    and, if allowed, 4-bit weights."""
+    """Return the rungs: fewer examples at once, then gradient checkpointing, then 8-bit moments
+    where bitsandbytes is installed, and, if allowed, 4-bit weights."""
     options = LearnedOptions.of(config)
     found: list[Rung] = []
     for settings in free_settings(model, config, "language"):
@@ -56,7 +57,9 @@ def rungs(model: Model, config: RunOptions, device: str) -> list[Rung]:
         found += [replace(whole, batch=size) for size in sizes(config.batch_size)]
         if not options.scored_only:
             recomputed = replace(whole, recompute=True)
-            found += [recomputed, replace(recomputed, optimizer=ADAMW8)]
+            found.append(recomputed)
+            if is_installed(QUANTIZER):
+                found.append(replace(recomputed, optimizer=ADAMW8))
     return with_packed(model.profile.language, list(dict.fromkeys(found)))
 
 

@@ -14,6 +14,7 @@ import torch
 
 from artifacts.files import whole_file, write_json
 from artifacts.keys import hash_file
+from artifacts.packages import require_extra
 from artifacts.regular_files import open_regular
 from artifacts.schema import Half
 from artifacts.store import fault_of
@@ -21,7 +22,7 @@ from stages.embed_texts import TEXTS_PER_BATCH
 from stages.embed_texts.run import TextReader
 from stages.export.compare import nearness
 from stages.export.graphs.make import GraphsMade, make_graphs, texts_of, trials
-from stages.export.jobs import GRAPHS, PACKAGES, GraphJob, check_packages
+from stages.export.jobs import GRAPHS, PACKAGES, GraphJob
 from stages.models.graphs import FOLDER
 from stages.models.graphs.manifest import FILE, GraphManifest, HalfGraphs, read_manifest
 from stages.models.halves.features import text_vectors
@@ -41,7 +42,7 @@ MAKING = "making"
 def warm(fields: dict[str, Any]) -> None:
     """Import what making graphs needs before memory is counted."""
     import_transformers()
-    check_packages()
+    require_extra("export")
 
 
 def run(fields: dict[str, Any], report: EventReporter) -> None:
@@ -50,7 +51,7 @@ def run(fields: dict[str, Any], report: EventReporter) -> None:
     PenstockError."""
     job = parse_job(GraphJob, fields)
     source, folder = Path(job.model), Path(job.folder)
-    check_packages()
+    require_extra("export")
     report.total(len(job.weights))
     with claimed(folder, job.recipe):
         if read_manifest(folder) is None:

@@ -1,9 +1,6 @@
 """Language halves as GGUF files, run by llama.cpp. Imports no library."""
 
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
-
-from artifacts.errors import EnvironmentFault
 
 FILE = "language.gguf"
 """Name of the GGUF file in an exported folder."""
@@ -50,15 +47,3 @@ class GgufShape:
     """Whether all tokens of a prompt see each other, so that it is read in one piece."""
     exact: bool
     """Whether the KV cache is in 32 bit and flash attention off, as for a file of EXACT."""
-
-
-def check_packages() -> None:
-    """Raise EnvironmentFault if a package that reads, writes or runs GGUF files is missing."""
-    for name in PACKAGES:
-        try:
-            version(name)
-        except PackageNotFoundError as error:
-            raise EnvironmentFault(
-                f"{name} is not installed (GGUF files need {' and '.join(PACKAGES)})",
-                hint=f"Install them: {INSTALL}",
-            ) from error

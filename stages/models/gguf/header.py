@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from artifacts.errors import EnvironmentFault, UsageError
+from artifacts.packages import require_extra
 from artifacts.regular_files import open_regular
 from stages.models.gguf import INSTALL
 
@@ -315,11 +316,11 @@ def library() -> Any:
     # A crash inside must not start a debugger, and no variable may replace the library.
     os.environ["GGML_NO_BACKTRACE"] = "1"
     os.environ.pop("LLAMA_CPP_LIB_PATH", None)
+    require_extra("gguf")
     try:
         found = import_module(BINDING)
     except (ImportError, OSError, RuntimeError, AttributeError) as error:
-        missing = isinstance(error, ModuleNotFoundError)
-        why = "llama-cpp-python is not installed" if missing else f"{error}".splitlines()[0]
+        why = f"{error}".splitlines()[0]
         raise EnvironmentFault(f"engine gguf: {why}", hint=f"Install it: {INSTALL}") from error
     _probe(found)
     found.llama_log_set(_keep_line(found), ctypes.c_void_p(0))

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from artifacts.errors import UsageError
+from artifacts.packages import require_extra
 from stages.models.hub.checkpoint import read_config
 
 Settings = Mapping[str, Any]
@@ -109,7 +110,7 @@ def is_read_here(settings: Settings | None) -> bool:
 
 def refuse_unread(name: str, folder: Path) -> None:
     """Refuse a checkpoint called `name` that its config.json in `folder` says to be quantized in a
-    form that is not read. Raises UsageError."""
+    form that is not read, or for which a package is missing. Raises UsageError."""
     config = read_config(folder)
     stated = config.get("quantization_config")
     if stated is not None and not isinstance(stated, Mapping):
@@ -122,7 +123,9 @@ def refuse_unread(name: str, folder: Path) -> None:
         return
     method = _value(settings, "quant_method")
     if not method and ("load_in_8bit" in settings or "load_in_4bit" in settings):
-        return  # bitsandbytes, before it wrote its name
+        method = "bitsandbytes"  # before it wrote its name
+    if method == "bitsandbytes":
+        require_extra("bits", f"{name}, which bitsandbytes saved,")
     form = next((each.form for each in UNREAD if each.found(method, settings)), "")
     if form:
         by = f" ({method})" if form.startswith("by a method") else ""

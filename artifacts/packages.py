@@ -1,0 +1,109 @@
+"""Names the packages that the program imports, and the extra of Penstock that installs each.
+
+Packages that every command needs come with Penstock itself and belong to no extra. A feature checks
+for its packages with `require` before it starts a process or writes anything.
+"""
+
+from collections.abc import Mapping
+from importlib.util import find_spec
+from typing import NamedTuple
+
+from artifacts.errors import MissingPackage
+
+
+class Extra(NamedTuple):
+    """An extra of Penstock: what it is for, and the modules that must then be importable."""
+
+    purpose: str
+    modules: tuple[str, ...]
+
+
+EXTRAS: Mapping[str, Extra] = {
+    "bits": Extra("int8 and nf4", ("bitsandbytes",)),
+    "bucket": Extra("stores and media in a bucket or on the web", ("obstore",)),
+    "export": Extra("export --to onnx", ("onnx", "onnxscript")),
+    "gguf": Extra("--engine gguf and export --to gguf-*", ("gguf", "llama_cpp")),
+    "graphs": Extra("--vision-backend onnx", ("onnxruntime",)),
+    "heif": Extra("images in HEIC", ("pillow_heif",)),
+    "prefect": Extra("--prefect and deployments", ("prefect", "sqlalchemy")),
+    "ray": Extra("--ray", ("ray",)),
+    "search": Extra("embed, index, search, sift and tables in Parquet", ("numkong", "pyarrow")),
+    "serve": Extra(
+        "serve, review and studio",
+        ("fastapi", "prometheus_client", "pydantic", "starlette", "uvicorn"),
+    ),
+    "sift": Extra("sift --similar", ("faiss", "scipy")),
+    "tensorboard": Extra("tune --tensorboard", ("tensorboard",)),
+    "tune": Extra("tune, learn and --adapter", ("peft",)),
+}
+"""Name of an extra → what it is for, and its modules."""
+CORE = (
+    "PIL", "accelerate", "av", "greenlet", "h11", "httpx2", "huggingface_hub", "jsonschema",
+    "llguidance", "msgspec", "num2words", "numpy", "pynvml", "rich", "safetensors", "shtab",
+    "torch", "torchvision", "transformers", "yaml",
+)  # fmt: skip
+"""Modules that come with Penstock itself."""
+PACKAGES = {
+    "PIL": "pillow",
+    "faiss": "faiss-cpu",
+    "huggingface_hub": "huggingface-hub",
+    "llama_cpp": "llama-cpp-python",
+    "onnxruntime": "onnxruntime-gpu",
+    "pillow_heif": "pillow-heif",
+    "prometheus_client": "prometheus-client",
+    "pynvml": "nvidia-ml-py",
+    "yaml": "pyyaml",
+}
+"""Module → its package, where the names differ."""
+_EXTRA_OF = {module: name for name, extra in EXTRAS.items() for module in extra.modules}
+
+
+def is_installed(module: str) -> bool:
+    """Return whether a top-level module can be found. Imports nothing."""
+    try:
+        return find_spec(module) is not None
+    except (ImportError, ValueError):
+        return False
+
+
+def require(what: str, *modules: str) -> None:
+    """Raise MissingPackage unless these modules are installed. `what` needs them; it begins the
+    error."""
+    for module in modules:
+        if not is_installed(module):
+            raise _missing(what, module)
+
+
+def require_extra(name: str, what: str = "") -> None:
+    """Raise MissingPackage unless the modules of an extra are installed. `what` needs them; empty:
+    what the extra is for."""
+    require(what or EXTRAS[name].purpose, *EXTRAS[name].modules)
+
+
+def missing_extras() -> list[str]:
+    """Return the names of the extras of which a module is missing."""
+    return [name for name, extra in EXTRAS.items() if not all(map(is_installed, extra.modules))]
+
+
+def missing_package(error: BaseException, what: str) -> MissingPackage | None:
+    """Return the error that names what to install, if an import failed for lack of a package that
+    Penstock or an extra installs; else None. `what` needs it."""
+    if not isinstance(error, ModuleNotFoundError):
+        return None
+    module = (error.name or "").partition(".")[0]
+    if module not in (*CORE, *_EXTRA_OF) or is_installed(module):
+        return None
+    return _missing(what, module)
+
+
+def install_command(extra: str = "") -> str:
+    """Return the command that installs an extra; empty: Penstock itself."""
+    return f"pip install 'penstock[{extra}]'" if extra else "pip install penstock"
+
+
+def _missing(what: str, module: str) -> MissingPackage:
+    package = PACKAGES.get(module, module)
+    return MissingPackage(
+        f"{what} needs the package {package}, which is not installed",
+        hint=f"Run {install_command(_EXTRA_OF.get(module, ''))}",
+    )
