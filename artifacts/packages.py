@@ -74,10 +74,9 @@ def require(what: str, *modules: str) -> None:
             raise _missing(what, module)
 
 
-def require_extra(name: str, what: str = "") -> None:
-    """Raise MissingPackage unless the modules of an extra are installed. `what` needs them; empty:
-    what the extra is for."""
-    require(what or EXTRAS[name].purpose, *EXTRAS[name].modules)
+def require_extra(name: str, what: str) -> None:
+    """Raise MissingPackage unless the modules of an extra are installed, as `require` does."""
+    require(what, *EXTRAS[name].modules)
 
 
 def missing_extras() -> list[str]:

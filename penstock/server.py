@@ -41,7 +41,7 @@ END_SECONDS = 45.0
 def serve(*, progress: bool = False, **options: Unpack[ServeOptions]) -> "ServerProcess":
     """Start a server, as `penstock serve`, and return when it listens. `port=0` takes a free port.
     Raises PenstockError."""
-    require_extra("serve")
+    require_extra("serve", "serve")
     config = config_with(ServeConfig, options, ServeOptions.__annotations__)
     return ServerProcess(config, progress=progress)
 

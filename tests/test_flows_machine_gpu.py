@@ -71,6 +71,23 @@ def test_a_gpu_that_torch_cannot_use_is_told_with_what_to_do(seen: Seen) -> None
     assert "CUDA_VISIBLE_DEVICES=" in caught.value.hint
 
 
+@pytest.mark.parametrize(
+    "fault", ["BrokenPipeError: Broken pipe", "ImportError: libcudart.so.13: cannot open"]
+)
+def test_what_fails_for_another_reason_is_not_blamed_on_the_gpu(
+    seen: Seen, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    def fails(_: str) -> dict[str, Any]:
+        raise StageDied(f"the probe stage failed: {fault}")
+
+    seen(gpus.plain())
+    monkeypatch.setattr(budget, "_run_probe", fails)
+    with pytest.raises(EnvironmentFault) as caught:
+        check_device(CARD)
+    assert caught.value.message == f"the GPU could not be tested: {fault}"
+    assert "penstock doctor" in caught.value.hint
+
+
 @pytest.mark.slow
 def test_a_driver_that_cannot_let_segments_grow_is_done_without(seen: Seen) -> None:
     seen(gpus.plain(expandable_fails=True))

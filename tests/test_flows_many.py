@@ -11,7 +11,7 @@ from typing import Any, cast
 import pytest
 
 import penstock_demo
-from artifacts.errors import EnvironmentFault, UsageError
+from artifacts.errors import EnvironmentFault, MissingPackage, UsageError
 from artifacts.store import open_store
 from flows.console.display import Display
 from flows.deployments import many
@@ -199,7 +199,7 @@ def test_without_ray_the_extra_is_named(
     config: CaptionConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(EnvironmentFault, match=r"pip install 'penstock\[ray\]'"):
+    with pytest.raises(MissingPackage, match=r"pip install 'penstock\[ray\]'"):
         run_on_cluster("caption", config, Display(quiet=True), "auto")
 
 

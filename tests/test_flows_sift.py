@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFilter
 
-from artifacts.errors import EnvironmentFault, UsageError
+from artifacts.errors import MissingPackage, UsageError
 from benchmarks._pairs import coloured, fields, other_words, shoe, slide, still
 from benchmarks._planted import (
     CLIP_SIZE,
@@ -294,7 +294,7 @@ def test_vectors_without_their_package_are_refused_in_one_line(
     tmp_path: Path, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "faiss", None)
-    with pytest.raises(EnvironmentFault, match="need the package faiss") as caught:
+    with pytest.raises(MissingPackage, match="needs the package faiss-cpu") as caught:
         run(here / "videos", tmp_path / "out", model="demo", similar=0.9)
     assert "penstock[sift]" in caught.value.hint
 

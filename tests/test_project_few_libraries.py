@@ -7,16 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from artifacts.packages import EXTRAS
 from scripts.gpu_check.rows import pictures
 from tests.support import gpus
 from tests.support.commands import completed
 from tests.support.pipeline import PENSTOCK, ROOT, SECONDS
 
-BLOCKED = (
-    "av", "bitsandbytes", "fastapi", "num2words", "numkong", "obstore", "onnxruntime",
-    "pillow_heif", "prefect", "prometheus_client", "pyarrow", "shtab", "sqlalchemy", "starlette",
-    "uvicorn",
-)  # fmt: skip
+BLOCKED = ("av", "num2words", "shtab", *(m for extra in EXTRAS.values() for m in extra.modules))
 BLOCKING = f"""
 import sys
 class Blocking:

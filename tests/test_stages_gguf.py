@@ -8,7 +8,6 @@ import subprocess
 import sys
 import tracemalloc
 from collections import Counter
-from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +15,13 @@ import numpy as np
 import pytest
 import torch
 
-from artifacts.errors import EnvironmentFault, UsageError
+from artifacts.errors import MissingPackage, UsageError
+from artifacts.packages import require_extra
 from stages.decode.engines import ENGINES, accepted_by, engines_for, gguf_engine
 from stages.decode.engines.slot_load import RESERVE_BYTES, SlotLoad, compute_bytes, slot_terms
-from stages.models import gguf
 from stages.models.footprint import LayerMemory, RowMemory
 from stages.models.gguf import FAMILIES as MAPPED
-from stages.models.gguf import PIECE_TOKENS, ROWS, GgufShape, check_packages
+from stages.models.gguf import PIECE_TOKENS, ROWS, GgufShape
 from stages.models.gguf import header as library
 from stages.models.gguf.header import read_header
 from stages.models.gguf.mapping import interleaved, mapping_of, parted
@@ -179,19 +178,16 @@ def test_the_engine_is_never_chosen_for_another_checkpoint() -> None:
 def test_missing_packages_are_named_with_the_command_that_installs_them(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def missing(name: str) -> str:
-        raise PackageNotFoundError(name)
-
-    monkeypatch.setattr(gguf, "version", missing)
-    with pytest.raises(EnvironmentFault, match="gguf is not installed") as raised:
-        check_packages()
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    with pytest.raises(MissingPackage, match="the package gguf, which is not installed") as raised:
+        require_extra("gguf", "model")
     assert "pip install 'penstock[gguf]'" in str(raised.value.hint)
 
 
 def test_a_binding_that_cannot_be_loaded_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, library.BINDING, None)
     library.library.cache_clear()
-    with pytest.raises(EnvironmentFault, match="engine gguf: llama-cpp-python is not installed"):
+    with pytest.raises(MissingPackage, match="the package llama-cpp-python, which is not"):
         library.library()
 
 

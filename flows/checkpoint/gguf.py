@@ -135,7 +135,7 @@ def check_options(config: RunOptions, pipelines: Sequence[Pipeline]) -> None:
     ):
         if excluded:
             raise UsageError(why, hint=hint)
-    require_extra("gguf")
+    require_extra("gguf", config.model)
 
 
 def gguf_note(folder: Path) -> str:

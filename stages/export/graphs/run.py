@@ -42,7 +42,7 @@ MAKING = "making"
 def warm(fields: dict[str, Any]) -> None:
     """Import what making graphs needs before memory is counted."""
     import_transformers()
-    require_extra("export")
+    require_extra("export", "making graphs")
 
 
 def run(fields: dict[str, Any], report: EventReporter) -> None:
@@ -51,7 +51,7 @@ def run(fields: dict[str, Any], report: EventReporter) -> None:
     PenstockError."""
     job = parse_job(GraphJob, fields)
     source, folder = Path(job.model), Path(job.folder)
-    require_extra("export")
+    require_extra("export", "making graphs")
     report.total(len(job.weights))
     with claimed(folder, job.recipe):
         if read_manifest(folder) is None:

@@ -316,7 +316,7 @@ def library() -> Any:
     # A crash inside must not start a debugger, and no variable may replace the library.
     os.environ["GGML_NO_BACKTRACE"] = "1"
     os.environ.pop("LLAMA_CPP_LIB_PATH", None)
-    require_extra("gguf")
+    require_extra("gguf", "llama.cpp")
     try:
         found = import_module(BINDING)
     except (ImportError, OSError, RuntimeError, AttributeError) as error:
