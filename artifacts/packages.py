@@ -18,6 +18,8 @@ class Extra(NamedTuple):
     modules: tuple[str, ...]
 
 
+SERVER = ("fastapi", "prometheus_client", "pydantic", "starlette", "uvicorn")
+"""Modules of a server over HTTP."""
 EXTRAS: Mapping[str, Extra] = {
     "bits": Extra("int8 and nf4", ("bitsandbytes",)),
     "bucket": Extra("stores and media in a bucket or on the web", ("obstore",)),
@@ -25,13 +27,10 @@ EXTRAS: Mapping[str, Extra] = {
     "gguf": Extra("--engine gguf and export --to gguf-*", ("gguf", "llama_cpp")),
     "graphs": Extra("--vision-backend onnx", ("onnxruntime",)),
     "heif": Extra("images in HEIC", ("pillow_heif",)),
-    "prefect": Extra("--prefect and deployments", ("prefect", "sqlalchemy")),
+    "prefect": Extra("--prefect and deployments", ("prefect", "sqlalchemy", *SERVER)),
     "ray": Extra("--ray", ("ray",)),
     "search": Extra("embed, index, search, sift and tables in Parquet", ("numkong", "pyarrow")),
-    "serve": Extra(
-        "serve, review and studio",
-        ("fastapi", "prometheus_client", "pydantic", "starlette", "uvicorn"),
-    ),
+    "serve": Extra("serve, review and studio", SERVER),
     "sift": Extra("sift --similar", ("faiss", "scipy")),
     "tensorboard": Extra("tune --tensorboard", ("tensorboard",)),
     "tune": Extra("tune, learn and --adapter", ("peft",)),
@@ -71,12 +70,14 @@ def require(what: str, *modules: str) -> None:
     error."""
     for module in modules:
         if not is_installed(module):
-            raise _missing(what, module)
+            raise _missing(what, module, _EXTRA_OF.get(module, ""))
 
 
 def require_extra(name: str, what: str) -> None:
     """Raise MissingPackage unless the modules of an extra are installed, as `require` does."""
-    require(what, *EXTRAS[name].modules)
+    for module in EXTRAS[name].modules:
+        if not is_installed(module):
+            raise _missing(what, module, name)
 
 
 def missing_extras() -> list[str]:
@@ -92,7 +93,7 @@ def missing_package(error: BaseException, what: str) -> MissingPackage | None:
     module = (error.name or "").partition(".")[0]
     if module not in (*CORE, *_EXTRA_OF) or is_installed(module):
         return None
-    return _missing(what, module)
+    return _missing(what, module, _EXTRA_OF.get(module, ""))
 
 
 def install_command(extra: str = "") -> str:
@@ -100,9 +101,9 @@ def install_command(extra: str = "") -> str:
     return f"pip install 'penstock[{extra}]'" if extra else "pip install penstock"
 
 
-def _missing(what: str, module: str) -> MissingPackage:
+def _missing(what: str, module: str, extra: str) -> MissingPackage:
     package = PACKAGES.get(module, module)
     return MissingPackage(
         f"{what} needs the package {package}, which is not installed",
-        hint=f"Run {install_command(_EXTRA_OF.get(module, ''))}",
+        hint=f"Run {install_command(extra)}",
     )
