@@ -221,9 +221,6 @@ def check_refused(captioned: Path, tmp_path: Path, words: str, module: str) -> N
     seconds = time.monotonic() - began
     said = done.stderr.strip().splitlines()
     assert done.returncode == 2, done.stdout + done.stderr
-    message = (
-        r"needs the package (\S+), which is not installed\. Run pip install 'penstock\[(\w+)\]'"
-    )
     package, extra = re.findall(MESSAGE, said[-1])[0]
     assert module in EXTRAS[extra].modules
     # Here the extra `gguf` may be missing as a whole.
