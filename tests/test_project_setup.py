@@ -112,6 +112,11 @@ def test_only_another_lock_and_a_moved_clone_are_installed_anew(able: Machine) -
     assert [call.split()[1] for call in able.uv_calls()] == ["venv", "pip", "pip"]
 
 
+def test_another_lock_can_be_named(able: Machine) -> None:
+    assert able.setup(LOCK="requirements/colab.txt").returncode == 0
+    assert "--requirement requirements/colab.txt" in able.uv_calls()[1]
+
+
 def test_an_interrupted_installation_is_taken_up_again(machine: Machine) -> None:
     machine.has_python("python3", "3.12")
     machine.has_uv(install="exit 130")
@@ -204,7 +209,7 @@ def test_another_platform_is_refused(machine: Machine) -> None:
 
 
 SETUP = """#!/bin/sh
-echo "setup $PYTHON" >>"$CALLS"
+echo "setup $PYTHON $LOCK" >>"$CALLS"
 mkdir -p .venv/bin
 for name in python penstock pytest; do
     command=.venv/bin/$name
@@ -250,7 +255,7 @@ def test_a_python_that_uv_knows_of_is_found(other: Machine) -> None:
     listed = f"cpython-3.12.1-linux-x86_64-gnu    {there} -> elsewhere"
     other.has("uv", f"echo '{listed}'")
     assert run_other(other).returncode == 0
-    assert other.calls(*CORE)[0] == f"setup {there}"
+    assert other.calls(*CORE)[0] == f"setup {there} requirements/colab.txt"
 
 
 def test_the_core_runs_there_and_the_copy_is_removed(other: Machine) -> None:
@@ -258,7 +263,7 @@ def test_the_core_runs_there_and_the_copy_is_removed(other: Machine) -> None:
     there = other.has_python("python3", "3.12")
     assert run_other(other).returncode == 0
     calls = other.calls(*CORE)
-    assert calls[0] == f"setup {there}"
+    assert calls[0] == f"setup {there} requirements/colab.txt"
     assert any(call.endswith("-m penstock --version") for call in calls)
     assert any("import penstock" in call for call in calls)
     assert any("clip-01.mp4 picture.png" in call for call in calls)

@@ -6,6 +6,8 @@ import re
 import sys
 import tomllib
 import zipfile
+from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -134,13 +136,23 @@ def test_every_locked_package_is_pinned_and_hashed(lock: Path) -> None:
         assert re.match(r"^[\w.-]+==\S+ .*--hash=sha256:[0-9a-f]{64}", line), line
 
 
-@pytest.mark.parametrize("lock", ["runtime", "dev"])
-def test_the_lock_satisfies_every_dependency_declared(lock: str) -> None:
+def of_extra(name: str) -> Iterator[Requirement]:
+    """Yield what an extra requires, and the extras that it names."""
+    for requirement in map(Requirement, PROJECT["project"]["optional-dependencies"][name]):
+        if requirement.name == "penstock":
+            yield from chain.from_iterable(map(of_extra, requirement.extras))
+        else:
+            yield requirement
+
+
+@pytest.mark.parametrize(
+    ("lock", "extra", "group"),
+    [("runtime", "all", ""), ("dev", "all", "dev"), ("colab", "notebook", "colab")],
+)
+def test_the_lock_satisfies_every_dependency_declared(lock: str, extra: str, group: str) -> None:
     locked = pins(ROOT / "requirements" / f"{lock}.txt")
-    declared = list(PROJECT["project"]["dependencies"])
-    if lock == "dev":
-        declared += PROJECT["dependency-groups"]["dev"]
-    for requirement in map(Requirement, declared):
+    own = PROJECT["project"]["dependencies"] + PROJECT["dependency-groups"].get(group, [])
+    for requirement in (*map(Requirement, own), *of_extra(extra)):
         versions = locked.get(canonicalize_name(requirement.name), set())
         assert versions, f"{requirement} is not locked: make lock"
         assert all(map(requirement.specifier.contains, versions)), f"{requirement}: {versions}"
