@@ -116,5 +116,5 @@ def __getattr__(name: str) -> "Any":
 
     try:
         return getattr(import_module(_HOMES[name]), name)
-    except ModuleNotFoundError as error:
-        raise missing_package(error, f"penstock.{name}") or error from error
+    except ModuleNotFoundError as missing:
+        raise missing_package(missing, f"penstock.{name}") or missing from missing

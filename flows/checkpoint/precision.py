@@ -16,7 +16,8 @@ from flows.checkpoint.gguf import GgufUse
 from flows.checkpoint.graphs import GraphUse
 from flows.machine.versions import cpu_has_bfloat16
 from flows.options.commands import RunOptions
-from flows.options.model import QUANTIZED, HalfPrecisionOptions
+from flows.options.model import QUANTIZED as QUANTIZED
+from flows.options.model import HalfPrecisionOptions
 from flows.options.text import EngineOptions
 from stages.decode.engines import AUTO, EngineSpec, accepted_by, engines_for, gguf_engine
 from stages.models.profile import ModelProfile, PartProfile
