@@ -11,23 +11,16 @@ from artifacts.packages import EXTRAS
 from scripts.gpu_check.rows import pictures
 from tests.support import gpus
 from tests.support.commands import completed
+from tests.support.hidden_modules import hiding
 from tests.support.pipeline import PENSTOCK, ROOT, SECONDS
 
 BLOCKED = ("av", "num2words", "shtab", *(m for extra in EXTRAS.values() for m in extra.modules))
-BLOCKING = f"""
-import sys
-class Blocking:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {BLOCKED}:
-            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
-sys.meta_path.insert(0, Blocking())
-"""
 
 
 def environment(folder: Path, found: dict[str, str], then: str = "") -> dict[str, str]:
     """Return an environment whose processes cannot import BLOCKED."""
     folder.mkdir()
-    (folder / "sitecustomize.py").write_text(then + BLOCKING)
+    (folder / "sitecustomize.py").write_text(then + hiding(BLOCKED))
     paths = [str(folder), str(ROOT), found.get("PYTHONPATH", "")]
     return {**found, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
 

@@ -20,6 +20,7 @@ from packaging.utils import canonicalize_name
 from artifacts.packages import CORE, EXTRAS, PACKAGES
 from flows.machine.versions import package_lines
 from tests.support.commands import completed
+from tests.support.hidden_modules import hiding
 from tests.support.pipeline import PENSTOCK, ROOT, SECONDS
 
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -100,17 +101,12 @@ def test_the_tables_are_those_of_the_project() -> None:
     assert {*PROJECT["optional-dependencies"]} == {*EXTRAS, "all", "notebook"}
 
 
-HIDING = """
+NOTING = """
 import os, sys
 with open(os.environ["STARTED"], "a") as file:
     print(*sys.orig_argv, file=file)
-class Hiding:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in os.environ["HIDDEN"].split():
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-sys.meta_path.insert(0, Hiding())
 """
-"""A module that hides others from every process, and writes down how each was started."""
+"""Code that writes down how each process was started."""
 MESSAGE = r"needs the package (\S+), which is not installed\. Run pip install 'penstock\[(\w+)\]'"
 STAGES = ("stages.process.child", "stages.process.fork_server")
 
@@ -121,13 +117,12 @@ class Hidden:
     def __init__(self, folder: Path, *modules: str) -> None:
         site = folder / "site"
         site.mkdir()
-        (site / "sitecustomize.py").write_text(HIDING)
+        (site / "sitecustomize.py").write_text(NOTING + hiding(modules))
         self._started = folder / "started"
         self.env = {
             **{name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
             "PYTHONPATH": os.pathsep.join([str(site), str(ROOT)]),
             "STARTED": str(self._started),
-            "HIDDEN": " ".join(modules),
         }
 
     def stages(self) -> list[str]:
