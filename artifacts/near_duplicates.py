@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import numkong
 import numpy as np
 from numpy.typing import NDArray
 
@@ -91,6 +90,8 @@ class _Grouping:
 
     def _compare(self, list_of: tuple[Numbers, int]) -> None:
         """Compare the members of a list with all rows that look there."""
+        import numkong
+
         at, rank = np.divmod(*list_of)
         probes = self._distinct[at]
         members = probes[rank == 0]
@@ -122,6 +123,8 @@ class _Grouping:
 
     def _units(self, rows: Numbers) -> Halves:
         """Return rows at length one, rounded to 16 bit as those of an index."""
+        import numkong
+
         scaled = _wide(self._vectors[rows]) * self._scales[rows, None]
         found: Halves = np.asarray(numkong.astype(scaled, "float16"))
         return found
@@ -181,6 +184,8 @@ class _Grouping:
 
 def _wide(rows: AnyVectors) -> Vectors:
     """Return rows in 32 bit."""
+    import numkong
+
     if rows.dtype == np.float16:  # in a tenth of the time of numpy's `astype`
         wide: Vectors = np.asarray(numkong.astype(np.ascontiguousarray(rows), "float32"))
         return wide

@@ -254,6 +254,16 @@ def test_so_it_is_by_every_command(
     check_refused(captioned, tmp_path, words, module)
 
 
+def test_what_needs_no_extra_is_imported_without_any(tmp_path: Path) -> None:
+    core = ("caption", "plan", "label", "status", "report", "cache", "convert", "doctor", "demo")
+    modules = [f"flows.cli.{name}_command" for name in core]
+    modules += ["flows.running.label", "flows.running.sift_first", "flows.running.tune"]
+    modules += ["penstock.api", "penstock.captions", "penstock.vectors"]
+    code = f"from importlib import import_module\nfor name in {modules}: import_module(name)"
+    done = completed([sys.executable, "-c", code], env=Hidden(tmp_path, *OPTIONAL).env)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("words", [command.words for command in RUN])
 def test_other_commands_run_without_any_extra(captioned: Path, tmp_path: Path, words: str) -> None:

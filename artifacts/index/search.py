@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
-import numkong
 import numpy as np
 from numpy.typing import NDArray
 
@@ -196,6 +195,8 @@ class Searcher:
 def _cosines(wanted: Halves, rows: Halves) -> NDArray[np.float32]:
     """Return the dot products of unit vectors, shape (wanted, rows)."""
     # Its `out_dtype` would first convert all rows: 110 ms for 65,536 rows of 768 instead of 5.
+    import numkong  # reports import this module for its conditions, and need no extra
+
     found = np.asarray(numkong.cdist(rows, wanted, "dot"), np.float32)
     return found.reshape(len(rows), len(wanted)).T
 
