@@ -110,7 +110,7 @@ def test_cells_show_one_line_that_changes_then_a_table(
     )
     messages: list[dict[str, Any]] = []
 
-    class Client(NotebookClient):  # type: ignore[misc]
+    class Client(NotebookClient):
         def process_message(self, msg: Any, cell: Any, cell_index: int) -> Any:
             messages.append({"cell": cell_index, "type": msg["msg_type"], **msg["content"]})
             return super().process_message(msg, cell, cell_index)
