@@ -31,7 +31,10 @@ first = (rows[0].media_path, rows[0].start)
 print(penstock.correct("out", {first: "A text of mine."}))
 print([row.caption for row in penstock.caption(clips, model="demo", out="out", store="store")])
 """,
-    "!{sys.executable} -m penstock caption {clips[0]} --model demo --out other --store store --prompt 'What moves?'",
+    """
+where = "--model demo --out other --store store"
+!{sys.executable} -m penstock caption {clips[0]} {where} --prompt "What moves?"
+""",
     "penstock.show('out')",
 )
 
