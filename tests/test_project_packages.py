@@ -36,7 +36,8 @@ BROUGHT = {
 """Module that is imported and in no table → the package that requires it."""
 BY_TRANSFORMERS = {"num2words", "torchvision"}
 """Modules that only transformers imports, for processors."""
-PLACEHOLDERS = ("_typeshed",)
+OF_OTHERS = ("_typeshed", "IPython")
+"""Modules of type checkers, and of the notebook that the program runs in."""
 OPTIONAL = tuple(module for extra in EXTRAS.values() for module in extra.modules)
 
 
@@ -76,7 +77,7 @@ def required(package: str) -> set[str]:
 
 def test_every_import_is_of_a_package_that_penstock_or_an_extra_installs() -> None:
     found = {name for package in OWN for name in imported(package)}
-    others = found - {*sys.stdlib_module_names, *OWN, *PLACEHOLDERS}
+    others = found - {*sys.stdlib_module_names, *OWN, *OF_OTHERS}
     assert others - {*CORE, *OPTIONAL, *BROUGHT, "starlette"} == set()
     assert {*CORE} - BY_TRANSFORMERS <= others
     assert not {*CORE} & {*OPTIONAL}
