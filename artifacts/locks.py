@@ -14,11 +14,14 @@ from pathlib import Path
 from typing import IO
 
 from artifacts.errors import EnvironmentFault
+from artifacts.file_systems import UNSUPPORTED
 from artifacts.regular_files import odd_kind
 
-NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
+NO_LOCKS = (*UNSUPPORTED, errno.ENOLCK)
 """Errors of file systems without locks. EBADF is one only if the file is open for reading: NFS
 locks none of these."""
+HELD = (errno.EAGAIN, errno.EACCES)
+"""Errors when another process holds the lock of a byte."""
 NOT_A_FILE_ERRORS = (errno.ELOOP, errno.EISDIR, errno.ENXIO)
 """Errors when a link, a folder or a socket is opened."""
 PID_BYTES = 32
@@ -60,9 +63,9 @@ def lock_byte(file: int, kind: int, start: int) -> bool:
     `try_lock`."""
     try:
         fcntl.fcntl(file, fcntl.F_OFD_SETLK, FLOCK.pack(kind, os.SEEK_SET, start, 1, 0))
-    except (BlockingIOError, PermissionError):
-        return False
     except OSError as error:
+        if error.errno in HELD:
+            return False
         _refuse_unless_lockless(file, error)
     return True
 

@@ -25,6 +25,7 @@ MOST = 500
 NOT_AGAIN = (
     *("sources", "out", "format", "beside", "existing", "media", "recursive", "extensions"),
     *("limit", "sift", "summary", "summary_prompt", "trigger", "prefix", "suffix", "retry_failed"),
+    "check_media",
 )
 """Options that a second question does not take from its run."""
 CHANGED = (
@@ -32,6 +33,8 @@ CHANGED = (
     *("max_new_tokens", "repetition_penalty"),
 )
 """Options that a second question may change."""
+SIZES = ("memory", "max_store")
+"""Options that are sizes in bytes, which a command takes as text."""
 ConfigOf = Callable[[Sequence[str]], OptionGroup]
 """Parses the words of a `caption` command."""
 
@@ -98,7 +101,7 @@ class RecordedCommand:
         for name in (ALLOWED | REPEATED) & OPTIONS.keys() - {*NOT_AGAIN}:
             value = getattr(self._config, name)
             if value != _default(OPTIONS[name].field):
-                values[name] = str(value) if name == "memory" else value
+                values[name] = str(value) if name in SIZES else value
         if changes.get("prompt"):
             values.pop("prompts", None)
         values |= {**changes, "sources": (*dict.fromkeys(paths),), "out": str(out)}
