@@ -33,8 +33,8 @@ def keeps_inodes(device: int) -> bool:
 def _kind(device: int, _period: int) -> str:
     number = f"{os.major(device)}:{os.minor(device)}"
     with contextlib.suppress(OSError):
-        for line in MOUNTS.read_text(encoding="utf-8", errors="replace").splitlines():
+        for line in MOUNTS.read_text(encoding="utf-8", errors="replace").split("\n"):
             mount, _, source = line.partition(" - ")
-            if mount.split()[2] == number:
+            if mount.split()[2:3] == [number]:
                 return source.split()[0]
     return ""

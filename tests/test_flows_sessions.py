@@ -46,6 +46,13 @@ class Sessions:
         return sum(size for path, size in read.items() if path.startswith("/clips/"))
 
 
+def lay(clips: Path, place: Place) -> None:
+    """Copy clips to a disk that has no permissions."""
+    place.clips.mkdir()
+    for path in clips.iterdir():
+        shutil.copyfile(path, place.clips / path.name)
+
+
 def notes(place: Place) -> list[str]:
     found = json.loads((place.out / "run.json").read_text())["plan"]["notes"]
     return [note for note in found if NOTE in note]
@@ -76,7 +83,7 @@ def test_each_session_goes_on_from_the_disk_and_reads_no_medium_again(
     assert undisturbed.run(*FEW).returncode == 0
     sessions = Sessions(tmp_path)
     with sessions.new() as place:
-        shutil.copytree(clips, place.clips)
+        lay(clips, place)
         assert kill_at(place, "decode", 1, "group", *FEW) < 0
         assert sessions.media_bytes_read() > sum(path.stat().st_size for path in clips.iterdir())
     with sessions.new() as place:
@@ -103,7 +110,7 @@ def test_a_folder_of_another_user_is_none_of_mine_in_a_new_session(
 ) -> None:
     sessions = Sessions(tmp_path)
     with sessions.new() as place:
-        shutil.copytree(clips, place.clips)
+        lay(clips, place)
         assert place.run("--limit", "1", *FEW).returncode == 0
     with sessions.new() as place:
         monkeypatch.setenv("PENSTOCK_STORE", str(tmp_path / "mine"))
@@ -114,7 +121,7 @@ def test_a_folder_of_another_user_is_none_of_mine_in_a_new_session(
 def test_media_are_read_again_when_that_is_requested(clips: Path, tmp_path: Path) -> None:
     sessions, more = Sessions(tmp_path), ("--limit", "2", *FEW)
     with sessions.new() as place:
-        shutil.copytree(clips, place.clips)
+        lay(clips, place)
         assert place.run(*more).returncode == 0
     with sessions.new() as place:
         assert place.run("--check-media", *more).returncode == 0

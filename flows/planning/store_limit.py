@@ -11,7 +11,7 @@ How it works:
 4. If the room is too small for one medium, the run is refused, with a limit that is enough.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from itertools import count, islice, takewhile
 
 from artifacts.errors import CannotFit
@@ -51,14 +51,21 @@ class StoreLimit:
         self._kinds = (first.writes, second.writes)
         self._stays = {job.pipeline[-1].writes} & LARGE
         """Kinds that this run reads in the end."""
-        media = job.media
-        self._base = self._look(media)[0] + sum(self._staying(medium) for medium in media)
-        self._largest = max(map(self._passing, media), default=0)
+        media, seen = job.media, set[str]()
+        kept = self._look(media)[0] + sum(self._staying(medium) for medium in media)
+        self._largest = later = 0
+        for medium in reversed(media):
+            later += self._stored(medium, seen)
+            self._largest = max(self._largest, later + self._passing(medium))
+        self._base = kept - later
+        """Bytes that stay until the run ends."""
+        self._room = max(1, limit - kept)
+        """Bytes of a wave beside all that is stored now and still to be read."""
 
     @property
     def wave_bytes(self) -> int:
         """Return the maximum bytes of a wave of several media."""
-        return max(1, (self.bytes - self._base) // WAVES_AT_ONCE)
+        return max(1, self._room // WAVES_AT_ONCE)
 
     def refusal(self) -> CannotFit | None:
         """Return why the limit is too small; None if it is not."""
@@ -81,8 +88,7 @@ class StoreLimit:
         found = []
         for wave in waves:
             left = iter(wave)
-            sizes = [self._passing(medium) for medium in wave]
-            lengths = cut_waves(sizes, self.bytes - self._base)
+            lengths = cut_waves([self._passing(medium) for medium in wave], self._room)
             found += [list(islice(left, length)) for length in lengths]
         return found
 
@@ -138,7 +144,8 @@ class StoreLimit:
         left = {(medium.digest, medium.prompt) for medium in pending}
         needed: dict[str, set[str]] = {kind: set() for kind in (*self._kinds, *self._stays)}
         for task in ledger.tasks(media):
-            for kind in self._read(task, (task.medium.digest, task.medium.prompt) in left):
+            is_pending = (task.medium.digest, task.medium.prompt) in left
+            for kind in self._read(task, is_pending=is_pending):
                 needed[kind].add(task[kind])
         for medium in pending:
             needed[self._kinds[0]].update(self._unindexed(medium))
@@ -152,7 +159,7 @@ class StoreLimit:
                 kept |= records.packs_of(keys)
         return kept
 
-    def _read(self, task: Task, is_pending: bool) -> set[str]:
+    def _read(self, task: Task, *, is_pending: bool) -> Set[str]:
         """Return the kinds of a chunk's records that this job has yet to read."""
         ledger, (first, second, *_) = self._job.ledger, self._job.pipeline
         if not is_pending or ledger.has(task, self._job.pipeline[-1]) or ledger.has_failed(task):
@@ -187,6 +194,16 @@ class StoreLimit:
             for kind in self._kinds
         )
         return max(0, each.frame_bytes - first), max(0, each.feature_bytes - made)
+
+    def _stored(self, medium: Medium, seen: set[str]) -> int:
+        """Return the stored bytes that go when a medium is done, and add their keys to `seen`."""
+        total, ledger = 0, self._job.ledger
+        for task in ledger.tasks([medium]):
+            for kind in self._read(task, is_pending=True) - self._stays:
+                if (key := task[kind]) in ledger[kind] and key not in seen:
+                    seen.add(key)
+                    total += ledger[kind].place(key).length
+        return total
 
     def _passing(self, medium: Medium) -> int:
         """Return the bytes that a medium adds until its last record is made."""
