@@ -15,9 +15,9 @@ from flows.results.trust import command_in
 from penstock_demo import CLIPS
 from tests.support.learning import decide_in
 from tests.support.odd_disk import DRIVE, bytes_read, odd_disk
-from tests.support.pipeline import PENSTOCK, ROOT, SECONDS, Place, kill_at
+from tests.support.pipeline import PENSTOCK, ROOT, Place, kill_at
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 FEW = ("--frames", "2", "--max-new-tokens", "16")
 NOTE = "on FUSE or CIFS"
 
@@ -61,7 +61,7 @@ def notes(place: Place) -> list[str]:
 def runs(place: Place, *words: str, code: int = 0) -> str:
     """Run a command, and return what it printed."""
     done = subprocess.run(
-        [*PENSTOCK, *words], cwd=ROOT, capture_output=True, text=True, timeout=SECONDS, check=False
+        [*PENSTOCK, *words], cwd=ROOT, capture_output=True, text=True, timeout=800, check=False
     )
     assert done.returncode == code, done.stdout + done.stderr
     return done.stdout + done.stderr
