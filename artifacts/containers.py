@@ -35,9 +35,8 @@ def open_media(
 ) -> InputContainer | OutputContainer:
     """Open a media file for reading or writing. FFmpeg detects the format if it is None. Raises
     FFmpegError."""
-    # torchvision 0.24 sets a level when it is imported. FFmpeg's messages then go through PyAV,
-    # which waits for the GIL. A thread that frees a decoder holds the GIL and waits for the
-    # decoder's threads, so the process would hang.
+    # torchvision 0.24 sets a level when it is imported. PyAV then waits for the GIL to log, while
+    # the thread that frees a decoder holds it and waits for the decoder's threads, for good.
     av.logging.set_level(None)
     given = open_arguments(av.__version__, mode=mode, format=format, options=dict(options or {}))
     place = os.fspath(path.absolute()) if isinstance(path, Path) else path

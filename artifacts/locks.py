@@ -20,8 +20,6 @@ from artifacts.regular_files import odd_kind
 NO_LOCKS = (*UNSUPPORTED, errno.ENOLCK)
 """Errors of file systems without locks. EBADF is one only if the file is open for reading: NFS
 locks none of these."""
-HELD = (errno.EAGAIN, errno.EACCES)
-"""Errors when another process holds the lock of a byte."""
 NOT_A_FILE_ERRORS = (errno.ELOOP, errno.EISDIR, errno.ENXIO)
 """Errors when a link, a folder or a socket is opened."""
 PID_BYTES = 32
@@ -64,7 +62,7 @@ def lock_byte(file: int, kind: int, start: int) -> bool:
     try:
         fcntl.fcntl(file, fcntl.F_OFD_SETLK, FLOCK.pack(kind, os.SEEK_SET, start, 1, 0))
     except OSError as error:
-        if error.errno in HELD:
+        if error.errno in (errno.EAGAIN, errno.EACCES):  # another process has it
             return False
         _refuse_unless_lockless(file, error)
     return True

@@ -28,10 +28,6 @@ class FileChanged(OSError):
         super().__init__(errno.EBUSY, "it was changed while it was read", str(path))
 
 
-NO_INODE = 0
-"""Inode of a file that is recognized by its path, size and time alone."""
-
-
 class Stamp(NamedTuple):
     """The metadata of a file when it was read. It stays equal as long as the file is neither
     written nor replaced."""
@@ -41,14 +37,14 @@ class Stamp(NamedTuple):
     modified: int
     """Nanoseconds since the epoch."""
     inode: int
-    """NO_INODE where the file system does not keep it."""
+    """0 where the file system does not keep it."""
 
 
 def stamp_of(path: str | Path | int) -> Stamp:
     """Return the stamp of a file, by path or descriptor. Raises OSError, including NotAFile."""
     found = os.stat(path)
     refuse_odd(found.st_mode, str(path))
-    inode = found.st_ino if keeps_inodes(found.st_dev) else NO_INODE
+    inode = found.st_ino if keeps_inodes(found.st_dev) else 0
     return Stamp(size=found.st_size, modified=found.st_mtime_ns, inode=inode)
 
 

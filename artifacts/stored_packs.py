@@ -40,13 +40,9 @@ def packs(stored: Mapping[str, ObjectStat]) -> list[Pack]:
 def sizes_in(store: Store, stored: Mapping[str, ObjectStat]) -> dict[str, int]:
     """Return the bytes of all files and objects by name. In a folder store, objects are files, too:
     merging by name counts each once."""
-    return _files(store.local) | {name: stat.size for name, stat in stored.items()}
-
-
-def _files(folder: Path) -> dict[str, int]:
     found = {}
-    for place, _, names in os.walk(folder):
+    for place, _, names in os.walk(store.local):
         for path in (Path(place, name) for name in names):
             with contextlib.suppress(FileNotFoundError):
-                found[path.relative_to(folder).as_posix()] = path.lstat().st_size
-    return found
+                found[path.relative_to(store.local).as_posix()] = path.lstat().st_size
+    return found | {name: stat.size for name, stat in stored.items()}

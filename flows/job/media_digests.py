@@ -10,7 +10,7 @@ from artifacts.errors import Unanswered, UsageError
 from artifacts.keys import ContentDigests, content_key
 from artifacts.plurals import counted
 from artifacts.remote.media_cache import UNREACHABLE
-from artifacts.stamps import CHANGED, CHANGED_HINT, NO_INODE, FileChanged
+from artifacts.stamps import CHANGED, CHANGED_HINT, FileChanged
 from artifacts.store import Store
 from flows.ledger.tasks import Medium
 from flows.media.media_files import MediaFile, source_failure
@@ -68,13 +68,12 @@ def read_contents(
 def inode_note(files: Sequence[JobFile]) -> list[str]:
     """Return a note on media that are recognized without their inodes, if there are such."""
     stamps = (each.medium.stamp for each in files)
-    count = sum(stamp is not None and stamp.inode == NO_INODE for stamp in stamps)
-    if not count:
-        return []
-    return [
+    count = sum(stamp is not None and not stamp.inode for stamp in stamps)
+    note = (
         f"{counted(count, 'file')} on FUSE or CIFS, where inodes change: what has the same path, "
         "size and time counts as unchanged; --check-media reads all again"
-    ]
+    )
+    return [note] if count else []
 
 
 def _unreadable(file: MediaFile, error: OSError | Unanswered) -> Failure:

@@ -53,11 +53,10 @@ MEMORY_OPTION = Option(
     above=0,
     parse=partial(parse_size, option="--memory"),
 )
-MAX_STORE_OPTION = Option(
-    "largest size of the store during the run, e.g. 15GB [no limit]",
-    MODEL,
-    "SIZE",
-    above=0,
+MAX_STORE_OPTION = replace(
+    MEMORY_OPTION,
+    help="largest size of the store during the run, e.g. 15GB [no limit]",
+    heading=MODEL,
     parse=partial(parse_size, option="--max-store"),
 )
 PREPARE_WORKERS = 4
@@ -192,8 +191,8 @@ class StoreSizeOptions(OptionGroup):
     """The size of the store."""
 
     max_store: Annotated[int | None, MAX_STORE_OPTION] = None
-    """Largest size of the store in bytes. Media are processed in waves that fit, and frames and
-    features that no job needs any more are deleted to make room. None: no limit."""
+    """Largest size of the store in bytes during the run: media are processed in waves that fit, and
+    features that no job needs any more are deleted. None: no limit."""
 
 
 @dataclass(frozen=True, kw_only=True)

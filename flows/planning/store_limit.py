@@ -1,14 +1,9 @@
-"""Keeps a run within `--max-store`: what fits into a wave, and which records go before it.
+"""Keeps a run within `--max-store`: what fits into a wave, and which packs go before it.
 
-How it works:
-
-1. A medium needs room for its frames and features until its captions are made, and for small
-   records that stay. Vectors stay, too, because a run writes them all in the end.
-2. What a run must leave in the store is the rest: small records, and what it or another job has yet
-   to read. What the limit leaves beside it is the room of one wave.
-3. Before a wave, packs of frames, features, vectors and thumbnails go until it fits, the least
-   recently used first. A pack stays if it holds a record that is still to be read.
-4. If the room is too small for one medium, the run is refused, with a limit that is enough.
+A medium needs room for its frames and features until its captions are made, and for small records
+that stay; vectors stay, because a run writes them all in the end. What the limit leaves beside what
+must stay is the room of one wave. Before a wave, packs go until it fits, the least recently used
+first, except those with a record that this run or another job has yet to read.
 """
 
 from collections.abc import Iterator, Sequence, Set
@@ -26,8 +21,6 @@ from flows.options.model import StoreSizeOptions
 from flows.pipelines import LARGE
 from flows.planning.sizes import Estimate
 
-WAVES_AT_ONCE = 2
-"""Waves that are in the store together: the next one is cut while one is captioned."""
 SMALL_BYTES = 4096
 """Bytes in the store for one chunk besides frames and features: its caption, and its parts of
 indexes and of the headers of packs. The demo's take 1,300."""
@@ -51,6 +44,8 @@ class StoreLimit:
         kept = self._look(job.media)[0] + sum(staying for _, staying in needs)
         self._room = max(1, limit - kept)
         """Bytes of a wave beside all that is stored now and still to be read."""
+        self.wave_bytes = max(1, self._room // 2)
+        """Maximum bytes of a wave of several media: the next one is cut beside it."""
         self._passing = sum(passing for passing, _ in needs)
         self._largest = stored = 0
         seen: set[str] = set()
@@ -59,11 +54,6 @@ class StoreLimit:
             self._largest = max(self._largest, stored + passing)
         self._base = kept - stored
         """Bytes that stay until the run ends."""
-
-    @property
-    def wave_bytes(self) -> int:
-        """Return the maximum bytes of a wave of several media."""
-        return max(1, self._room // WAVES_AT_ONCE)
 
     def refusal(self) -> CannotFit | None:
         """Return why the limit is too small; None if it is not."""
@@ -92,10 +82,8 @@ class StoreLimit:
         """Delete packs until the first of these waves fits, which are left to be made. Return
         whether the next one fits beside it. Raises CannotFit, EnvironmentFault."""
         kept, free = self._look([medium for wave in waves for medium in wave])
-        needed, ahead = (
-            sum(sum(self._needs(medium)) for wave in some for medium in wave)
-            for some in (waves[:1], waves[1:2])
-        )
+        sizes = [sum(sum(self._needs(medium)) for medium in wave) for wave in waves[:2]]
+        needed, ahead = sizes[0], sum(sizes[1:])
         total = kept + sum(pack.stat.size for pack in free)
         for pack in free:
             if total + needed + ahead <= self.bytes:
@@ -119,13 +107,8 @@ class StoreLimit:
         elsewhere = frozenset[str]().union(*(job.namespaces for job in others))
         own = {n for variant in self._ledger.variants for n in variant.of.values()}
         kept = self._own_packs(pending, elsewhere)
-        free = [
-            pack
-            for pack in packs(stored)
-            if pack.kind in LARGE
-            and pack.name not in kept
-            and (pack.namespace in own or pack.namespace not in elsewhere)
-        ]
+        large = (pack for pack in packs(stored) if pack.kind in LARGE and pack.name not in kept)
+        free = [pack for pack in large if pack.namespace not in elsewhere - own]
         total = sum(sizes_in(store, stored).values())
         free.sort(key=lambda pack: (pack.stat.modified, pack.name))
         return total - sum(pack.stat.size for pack in free), free
@@ -135,21 +118,16 @@ class StoreLimit:
         namespaces of jobs `elsewhere`, another one has yet to read."""
         media, kept = self._job.media, set[str]()
         left = {(medium.digest, medium.prompt) for medium in pending}
-        tasks = self._ledger.tasks(media)
-        for kind in {self._first.writes, self._second.writes}:
-            needed = {
-                task[kind]
-                for task in tasks
-                if kind in self._stays
-                or ((task.medium.digest, task.medium.prompt) in left and kind in self._read(task))
-            }
+        tasks, of = self._ledger.tasks(media), {medium.digest for medium in media}
+        to_make = [task for task in tasks if (task.medium.digest, task.medium.prompt) in left]
+        for kind in (self._first.writes, self._second.writes):
+            needed = {task[kind] for task in to_make if kind in self._read(task)}
+            needed |= {task[kind] for task in tasks if kind in self._stays}
             if kind == self._first.writes:
                 needed.update(*map(self._unindexed, pending))
             for records in self._ledger[kind].record_sets:
                 if (namespace := records.folder.rpartition("/")[2]) in elsewhere:
-                    named = {medium.digest for medium in media}
-                    if self._lease is not None:
-                        named = self._lease.needed_elsewhere(namespace, named)
+                    named = self._lease.needed_elsewhere(namespace, of) if self._lease else of
                     done = {t[kind] for t in tasks if t.medium.digest not in named} - needed
                     kept |= records.packs_of(records.keys() - done)
                 kept |= records.packs_of(needed)
@@ -167,7 +145,7 @@ class StoreLimit:
         kind, ledger = self._first.writes, self._ledger
         keys = (item_key(ledger.namespaces[kind], medium.digest, at) for at in count())
         is_cut = ledger.media_index(medium) is not None
-        return iter(()) if is_cut else takewhile(lambda key: key in ledger[kind], keys)
+        return takewhile(lambda key: not is_cut and key in ledger[kind], keys)
 
     def _needs(self, medium: Medium) -> tuple[int, int]:
         """Return the bytes that a medium has yet to add until its last record is made, and those

@@ -33,8 +33,6 @@ CHANGED = (
     *("max_new_tokens", "repetition_penalty"),
 )
 """Options that a second question may change."""
-SIZES = ("memory", "max_store")
-"""Options that are sizes in bytes, which a command takes as text."""
 ConfigOf = Callable[[Sequence[str]], OptionGroup]
 """Parses the words of a `caption` command."""
 
@@ -101,7 +99,7 @@ class RecordedCommand:
         for name in (ALLOWED | REPEATED) & OPTIONS.keys() - {*NOT_AGAIN}:
             value = getattr(self._config, name)
             if value != _default(OPTIONS[name].field):
-                values[name] = str(value) if name in SIZES else value
+                values[name] = str(value) if name in ("memory", "max_store") else value
         if changes.get("prompt"):
             values.pop("prompts", None)
         values |= {**changes, "sources": (*dict.fromkeys(paths),), "out": str(out)}
