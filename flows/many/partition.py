@@ -22,8 +22,8 @@ from artifacts.store import fault_of, open_store
 from flows.console.display import Display
 from flows.job.partitions import PORTIONS
 from flows.job.prepare import Job, NothingToDo, out_folder
-from flows.machine.launch import DirectLauncher, StageCall, StageHandle
 from flows.machine.versions import versions
+from flows.many.launchers import SharedForks
 from flows.options.commands import RunOptions
 from flows.options.vectors import LabelOptions
 from flows.pipelines import CAPTION, EMBED, LABEL, Pipeline
@@ -33,8 +33,6 @@ from flows.running import run, sift_first
 from flows.running.label import label, label_request
 from flows.running.run import LauncherMaker
 from flows.running.run_observer import OnBegin
-from stages.process.fork_client import ForkServer
-from stages.process.stage_process import Listener
 
 CROSSING = ("AWS_", "AZURE_", "GOOGLE_", "HF_")
 """Begins of the environment variables that tasks get from the driver: those of stores in a bucket
@@ -207,26 +205,3 @@ def _partition_of(config: RunOptions, terms: Terms) -> RunOptions:
             raise fault_of(error, folder) from error
         return replace(config, sources=(f"@{place}.jsonl",), out=str(folder), **fixed)
     raise AssertionError
-
-
-class SharedForks:
-    """A launcher that forks all stages of this process from one server, which outlives runs.
-    Another one is started if the process was given other GPUs."""
-
-    _server: tuple[str | None, ForkServer] | None = None
-
-    def __init__(self, listen: Listener) -> None:
-        self._launcher = DirectLauncher(listen)
-
-    def start(self, call: StageCall) -> StageHandle:
-        shared = None if call.fork_server is None else self._forks()
-        return self._launcher.start(replace(call, fork_server=shared))
-
-    @classmethod
-    def _forks(cls) -> ForkServer:
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-        if cls._server is None or cls._server[0] != visible:
-            if cls._server is not None:
-                cls._server[1].__exit__()
-            cls._server = visible, ForkServer()
-        return cls._server[1]
