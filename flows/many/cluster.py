@@ -105,26 +105,21 @@ class Cluster:
     def _alive(self) -> list[dict[str, Any]]:
         """Return the nodes. Raises EnvironmentFault if the head is gone: after a minute without it
         Ray would end this process."""
-        for left in reversed(range(HEAD_TRIES)):
-            try:
+        for _ in range(HEAD_TRIES):
+            with contextlib.suppress(EnvironmentFault):
                 _check_reachable(self._ray.get_runtime_context().gcs_address)
-                break
-            except EnvironmentFault as error:
-                if not left:
-                    raise EnvironmentFault(
-                        "the head of the Ray cluster is gone",
-                        hint="Finished work is kept; run the same command on another cluster",
-                    ) from error
-                time.sleep(CONNECT_SECONDS)
-        return [node for node in self._ray.nodes() if node["Alive"]]
+                return [node for node in self._ray.nodes() if node["Alive"]]
+            time.sleep(CONNECT_SECONDS)
+        raise EnvironmentFault(
+            "the head of the Ray cluster is gone",
+            hint="Finished work is kept; run the same command on another cluster",
+        )
 
     @property
     def slots(self) -> int:
         """Return how many tasks can run at once, at least 1."""
-        if not self.gpus:
-            return max(1, len(self._alive()))
-        has = (int(node["Resources"].get("GPU", 0) // self.gpus) for node in self._alive())
-        return max(1, sum(has))
+        gpus = (node["Resources"].get("GPU", 0) for node in self._alive())
+        return max(1, sum(int(has // self.gpus) if self.gpus else 1 for has in gpus))
 
     @property
     def window(self) -> int:

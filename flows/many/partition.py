@@ -31,7 +31,6 @@ from flows.results.label_files import LabelsWritten
 from flows.results.run_record import RunRecord
 from flows.running import run, sift_first
 from flows.running.label import label, label_request
-from flows.running.run import LauncherMaker
 from flows.running.run_observer import OnBegin
 
 CROSSING = ("AWS_", "AZURE_", "GOOGLE_", "HF_")
@@ -47,10 +46,8 @@ OF_OUTPUTS = {"format": (), "limit": None, "beside": False, "existing": None, "o
 """Options that only the last task takes → their value for a partition."""
 
 
-def _label(
-    config: RunOptions, display: Display, make_launcher: LauncherMaker, on_begin: OnBegin
-) -> LabelsWritten:
-    return label(config, label_request(LabelOptions.of(config)), display, make_launcher, on_begin)
+def _label(config: RunOptions, *more: Any) -> LabelsWritten:
+    return label(config, label_request(LabelOptions.of(config)), *more)
 
 
 COMMANDS: Mapping[str, tuple[Pipeline, Callable[..., Any]]] = {
