@@ -39,7 +39,6 @@ def load_ray() -> Any:
     if has_token or Path("~/.ray/auth_token").expanduser().exists():
         os.environ.setdefault("RAY_AUTH_MODE", "token")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # else a warning a second to connect
     try:
         import ray
     except ImportError as error:
@@ -73,7 +72,8 @@ class Cluster:
             _check_reachable(address)
         before = signal.getsignal(signal.SIGTERM)
         try:
-            self._ray.init(address, log_to_driver=False, logging_level="error")
+            with _silent_library():
+                self._ray.init(address, log_to_driver=False, logging_level="error")
         except (ConnectionError, RuntimeError, ValueError, OSError) as error:
             text = " ".join(redacted(str(error)).split())[:300]
             raise EnvironmentFault(
@@ -177,6 +177,20 @@ def run_task(config: RunOptions, terms: Terms) -> dict[str, Any]:
     import ray
 
     return {"node_id": ray.get_runtime_context().get_node_id(), **process(config, terms)}
+
+
+@contextlib.contextmanager
+def _silent_library() -> Iterator[None]:
+    """Discard what is written to the standard error: Ray's library prints the same warning each
+    second while it tries to connect."""
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def _check_reachable(address: str) -> None:
