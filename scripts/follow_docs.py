@@ -28,6 +28,7 @@ from scripts.ray_nodes import ray_nodes
 from scripts.shown.commands import ROOT, Shown, commands, inline, pages
 from scripts.shown.meanings import (
     AGAIN,
+    CPUS,
     GPUS,
     ON_RAY,
     ONCE,
@@ -189,8 +190,8 @@ def follow(
     clears = any(CLEARS in one.text for one in shown)
     env = {**environment(folder, (folder if clears else place) / "store"), **extra}
     Path(env["HOME"]).mkdir()
-    cluster = ray_cluster() if shown[0].page in ON_RAY else contextlib.nullcontext({})
-    with cluster as more:
+    with contextlib.ExitStack() as stack:
+        more = stack.enter_context(ray_cluster()) if shown[0].page in ON_RAY else {}
         run_shown(shown, found, folder, {**env, **more}, verbose)
 
 
@@ -198,7 +199,7 @@ def follow(
 def ray_cluster() -> Iterator[dict[str, str]]:
     """A Ray cluster with simulated GPUs. Yields the environment of commands that use it."""
     with ray_nodes() as nodes:
-        nodes.start(gpus=GPUS)
+        nodes.start(gpus=GPUS, cpus=CPUS)
         yield {"RAY_ADDRESS": nodes.address, "RAY_AUTH_MODE": "disabled"}
 
 

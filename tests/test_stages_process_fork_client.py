@@ -185,26 +185,28 @@ def test_two_stages_run_beside_each_other_and_end_with_the_block(tmp_path: Path)
 
 
 def test_a_server_that_stays_runs_stages_itself_until_one_fails(tmp_path: Path) -> None:
+    staying = ForkServer(stays=True)
+
     def ran(name: str) -> tuple[int, int]:
-        outcome = start("counts", tmp_path / name, forks).wait()
+        outcome = start("counts", tmp_path / name, staying).wait()
         assert outcome.items == 1 and outcome.notes["open"] == str(tmp_path / name / "log")
         assert outcome.cpu_seconds < 60
         return outcome.notes["server"], outcome.notes["ran"]
 
-    with ForkServer(stays=True) as forks:
+    with staying:
         first = ran("one")
-        assert first == (server_of(forks), 1) and ran("two") == (first[0], 2)
+        assert first == (server_of(staying), 1) and ran("two") == (first[0], 2)
         with pytest.raises(StageDied, match="no such disk"):
-            start("fails", tmp_path, forks).wait()
+            start("fails", tmp_path, staying).wait()
         second = ran("three")
         assert second[1] == 1 and second[0] != first[0]
-        waiting = begun(tmp_path, forks)
+        waiting = begun(tmp_path, staying)
         assert waiting.pid == second[0]
         waiting.stop()
         assert waiting.wait_for_exit(0)
         third = ran("four")
         assert third[1] == 1 and third[0] != second[0]
-        forks.leave()
+        staying.leave()
         assert not os.path.exists(f"/proc/{third[0]}")
         fourth = ran("five")
         assert fourth[1] == 1

@@ -104,13 +104,18 @@ CODE_NOT_RUN = {
 """What stands in Python that is only compiled, and the reason."""
 
 
-CODE_FOR = (('"model": "M"', '"model": "demo"'), ('model="M"', 'model="demo"'))
+CODE_FOR = (
+    ('"model": "M"', '"model": "demo"'),
+    ('model="M"', 'model="demo"'),
+    ("ActorPoolStrategy(size=2)", "ActorPoolStrategy(size=1)"),
+)
 """What stands in Python that is run, and what is run in its place."""
 SHARED = "/nas/"
 """Folder that all machines have, on the pages: one of the page's own is meant."""
 ON_RAY = ("docs/many.md",)
 """Pages whose commands are run on a Ray cluster of this machine, with simulated GPUs."""
-GPUS = 4
+GPUS, CPUS = 2, 8
+"""What that cluster says that it has."""
 
 STAYING = ("penstock review ", "penstock studio ", "penstock serve ")
 """Commands that end when they are asked to."""
