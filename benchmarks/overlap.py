@@ -17,6 +17,7 @@ import time
 from collections import Counter
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from benchmarks._common import cells, heads, met
 from benchmarks._waits import WAITS
@@ -24,34 +25,56 @@ from penstock_demo.clips import write_clips
 
 ROOT = Path(__file__).resolve().parents[1]
 FAKE = ROOT / "tests" / "support" / "fake_gpu"
-CARD = {
+CARD: dict[str, object] = {
     "name": "NVIDIA GeForce RTX 3070",
-    "uuid": "GPU-fa4e0000-1111-2222-3333-444455556666",
     "total_bytes": 8 << 30,
     "capability": [8, 6],
     "mig": [],
     "others": {},
 }
+CARD_UUID = "GPU-fa4e{:04x}-1111-2222-3333-444455556666"
 ON, OFF = "60 40 10", "0 0 0"
 GOAL = 1.2
 
 
-def write_card(folder: Path) -> None:
-    """Write the machine that the simulated GPU belongs to."""
+def write_cards(folder: Path, count: int = 1) -> None:
+    """Write the machine that the simulated GPUs belong to."""
     folder.mkdir()
-    machine = json.dumps({"gpus": [CARD], "cuda_order": [], "graphs": {}})
+    cards = [{**CARD, "uuid": CARD_UUID.format(number)} for number in range(count)]
+    machine = json.dumps({"gpus": cards, "cuda_order": [], "graphs": {}})
     (folder / "machine.json").write_text(machine, encoding="utf-8")
     (folder / "osrelease").write_text("6.8.0-90-generic\n", encoding="utf-8")
 
 
 def run(folder: Path, name: str, waits: str, options: list[str]) -> tuple[float, Counter[str]]:
     """Return the seconds of the stages, and what each of them waited."""
+    seconds, stages, waited = record_of(folder, name, waits, options)
+    spans = [span for stage in stages for span in stage["spans"]]
+    found: Counter[str] = Counter()
+    for line in waited.read_text(encoding="utf-8").splitlines():
+        stage, waited_seconds = line.split()
+        found[stage] += float(waited_seconds)  # type: ignore[assignment]
+    of_stages = max(span[1] for span in spans) - min(span[0] for span in spans)
+    each = [
+        f"{stage['name']} {stage['spans'][0][0]:.1f} to {stage['spans'][-1][1]:.1f}"
+        f" ({stage['cpu_seconds']:.1f} of a core)"
+        for stage in stages
+    ]
+    print(f"{name}: {of_stages:.1f} s, the command {seconds:.1f} s; {', '.join(each)}", flush=True)
+    return of_stages, found
+
+
+def record_of(
+    folder: Path, name: str, waits: str, options: list[str]
+) -> tuple[float, list[dict[str, Any]], Path]:
+    """Caption the clips; return the seconds that took, the record of each stage, and the file with
+    what was waited."""
     out, waited = folder / f"{name}-out", folder / f"{name}-waits"
     paths = [str(FAKE), str(ROOT), os.environ.get("PYTHONPATH", "")]
     environment = {
         **{n: v for n, v in os.environ.items() if not n.startswith("CUDA_")},
         "PYTHONPATH": os.pathsep.join(filter(None, paths)),
-        "FAKE_GPU": str(folder / "card"),
+        "FAKE_GPU": str(folder / "cards"),
         "PENSTOCK_LOCKS": str(folder),
         "XDG_CACHE_HOME": str(folder / "cache"),
         WAITS: f"{waits} {waited}",
@@ -68,19 +91,8 @@ def run(folder: Path, name: str, waits: str, options: list[str]) -> tuple[float,
     )
     seconds = time.monotonic() - began
     record = json.loads((out / "run.json").read_text(encoding="utf-8"))
-    spans = [span for stage in record["stages"] for span in stage["spans"]]
-    found: Counter[str] = Counter()
-    for line in waited.read_text(encoding="utf-8").splitlines():
-        stage, waited_seconds = line.split()
-        found[stage] += float(waited_seconds)  # type: ignore[assignment]
-    of_stages = max(span[1] for span in spans) - min(span[0] for span in spans)
-    each = [
-        f"{stage['name']} {stage['spans'][0][0]:.1f} to {stage['spans'][-1][1]:.1f}"
-        f" ({stage['cpu_seconds']:.1f} of a core)"
-        for stage in record["stages"]
-    ]
-    print(f"{name}: {of_stages:.1f} s, the command {seconds:.1f} s; {', '.join(each)}", flush=True)
-    return of_stages, found
+    stages: list[dict[str, Any]] = record["stages"]
+    return seconds, stages, waited
 
 
 def main() -> None:
@@ -92,7 +104,7 @@ def main() -> None:
     options = ["--memory", given.memory] if given.memory else []
     with tempfile.TemporaryDirectory() as temp:
         folder = Path(temp)
-        write_card(folder / "card")
+        write_cards(folder / "cards")
         write_clips(folder / "clips", given.clips, seed=1)
         rows, ratios = [], []
         for at in range(given.times):

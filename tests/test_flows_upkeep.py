@@ -121,8 +121,10 @@ def test_what_another_process_needs_stays_until_that_process_is_dead(
     holder.send_signal(signal.SIGKILL)
     holder.wait()
     wait_gone([holder.pid])
+    noted = put(store, "namespaces", FREE, "c", used=3)
     assert main(command) == 0
-    assert not held.exists()
+    assert not held.exists() and noted.exists()
+    assert f"{store.url} keeps settings" in capsys.readouterr().out
     assert not list((store.local / "jobs").iterdir())
 
 

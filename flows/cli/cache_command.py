@@ -100,9 +100,10 @@ def verify_store(given: argparse.Namespace) -> int:
 def collect_store(given: argparse.Namespace) -> int:
     """Shrink the store to a size. Exit with 1 if running jobs need more."""
     limit = parse_size(given.max, "--max")
-    result = collect(_opened(given), limit, dry_run=given.dry_run)
-    print_lines(*lines_of(result, dry_run=given.dry_run))
-    return 0 if result.after <= limit else 1
+    store = _opened(given)
+    result = collect(store, limit, dry_run=given.dry_run)
+    print_lines(*lines_of(result, store.url, dry_run=given.dry_run))
+    return 0 if result.after <= limit or not result.held else 1
 
 
 def clear_store(given: argparse.Namespace) -> int:
@@ -126,7 +127,7 @@ def clear_store(given: argparse.Namespace) -> int:
     return 0
 
 
-def lines_of(result: Collection, *, dry_run: bool) -> list[str]:
+def lines_of(result: Collection, place: str, *, dry_run: bool) -> list[str]:
     """Return lines about the deleted packs, and about what prevents more."""
     would = "would delete" if dry_run else "deleted"
     what = ", ".join(f"{count} {kind}" for kind, count in sorted(result.packs.items()))
@@ -138,7 +139,7 @@ def lines_of(result: Collection, *, dry_run: bool) -> list[str]:
         lines.append(
             "Run it again when those jobs are done"
             if result.held
-            else "Only logs and notes are left; delete them by hand if needed"
+            else f"{place} keeps settings and results of trials, which are never deleted"
         )
     return lines
 

@@ -101,7 +101,8 @@ def lines(device: str, store: Store) -> Iterator[str]:
     yield ROW.format("machine", f"{cores()} cores {bf16} bfloat16")
     yield ROW.format("memory", _memory())
     yield from _device(device)
-    yield ROW.format("tensorrt", _tensorrt())
+    if device != "cpu":
+        yield ROW.format("tensorrt", _tensorrt())
     yield ROW.format("libraries", ", ".join(f"{n} {v}" for n, v in versions().items()))
     yield ROW.format("store", f"{store.url}, {size(store.free_bytes())} free")
     yield ROW.format("prefect", _prefect())

@@ -174,7 +174,8 @@ def _unreachable(name: str, error: Exception, begun: bool) -> EnvironmentFault:
     connect = f"Unset {_offline_switch()}" if constants.is_offline_mode() else "Connect"
     return EnvironmentFault(
         f"{name} was not downloaded before, and {reason}",
-        hint=f"{connect} and run the same command again, or try the program with --model demo",
+        hint=f"{connect} and run the same command again, give the folder of a copy as --model, or "
+        "try the program with --model demo",
     )
 
 

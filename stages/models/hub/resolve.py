@@ -195,7 +195,7 @@ def check_name(name: str | Path) -> None:
         raise UsageError(
             f"there is no model at {name}",
             hint="Give a folder with a config.json, or a hub id such as owner/name. Commands also "
-            "take demo, whose folder is penstock_demo.CHECKPOINT",
+            "take demo",
         )
 
 
