@@ -74,6 +74,8 @@ class Cluster:
         try:
             with _silent_library():
                 self._ray.init(address, log_to_driver=False, logging_level="error")
+            # It would print on standard output that a node is dead; its tasks run elsewhere.
+            self._ray._private.worker.print_to_stdstream = lambda *_, **__: None
         except (ConnectionError, RuntimeError, ValueError, OSError) as error:
             text = " ".join(redacted(str(error)).split())[:300]
             raise EnvironmentFault(

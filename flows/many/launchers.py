@@ -14,7 +14,9 @@ class SharedForks:
     """A launcher that forks all stages of this process from one server, which outlives runs.
     Another one is started if the process was given other GPUs."""
 
-    _server: tuple[str | None, ForkServer] | None = None
+    _server = ForkServer()
+    _visible: str | None = None
+    """GPUs that the process had when the server was used last."""
 
     def __init__(self, listen: Listener) -> None:
         self._launcher = DirectLauncher(listen)
@@ -26,12 +28,10 @@ class SharedForks:
 
     @classmethod
     def _forks(cls) -> ForkServer:
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-        if cls._server is None or cls._server[0] != visible:
-            if cls._server is not None:
-                cls._server[1].__exit__()
-            cls._server = visible, ForkServer()
-        return cls._server[1]
+        before, cls._visible = cls._visible, os.environ.get("CUDA_VISIBLE_DEVICES")
+        if before != cls._visible:
+            cls._server.leave()
+        return cls._server
 
 
 class LoadedHalf:
