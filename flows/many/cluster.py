@@ -11,7 +11,6 @@ import socket
 import threading
 import time
 from collections.abc import Collection, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -29,15 +28,10 @@ HEAD_TRIES = 4
 GPU_SECONDS = 20.0
 """How long requested GPUs may take to join the cluster."""
 INSTALL = "pip install 'penstock[ray]'"
-TOKENS = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
-"""Variables from which Ray takes the token of a cluster; else it is in `~/.ray/auth_token`."""
 
 
 def load_ray() -> Any:
-    """Import Ray, with its token if there is one. Raises EnvironmentFault."""
-    has_token = any(os.environ.get(name) for name in TOKENS)
-    if has_token or Path("~/.ray/auth_token").expanduser().exists():
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
+    """Import Ray. Raises EnvironmentFault."""
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     try:
         import ray
@@ -80,7 +74,7 @@ class Cluster:
             text = " ".join(redacted(str(error)).split())[:300]
             raise EnvironmentFault(
                 f"no connection to the Ray cluster {address}: {text}",
-                hint="Check that it runs and that RAY_AUTH_TOKEN is its token",
+                hint="Check that it runs, and RAY_AUTH_MODE and RAY_AUTH_TOKEN (docs/many.md)",
             ) from error
         finally:
             if threading.current_thread() is threading.main_thread():

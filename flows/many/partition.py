@@ -9,6 +9,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
@@ -115,7 +116,7 @@ def compared_versions() -> dict[str, str]:
 
 def check_node(config: RunOptions, terms: Terms) -> None:
     """Check that this node has the driver's packages, output folder and store. Raises UsageError,
-    EnvironmentFault."""
+    EnvironmentFault, OSError."""
     node, here = socket.gethostname(), compared_versions()
     for name in sorted({*here, *terms.versions}):
         if (own := here.get(name, "none")) != (other := terms.versions.get(name, "none")):
@@ -144,8 +145,6 @@ def _is_read(read: Callable[[], bytes], token: str) -> bool:
             if time.monotonic() > deadline:
                 return False
             time.sleep(0.5)
-        except OSError as error:
-            raise fault_of(error, Path(str(error.filename or ""))) from error
 
 
 def process(config: RunOptions, terms: Terms) -> dict[str, Any]:
@@ -159,7 +158,10 @@ def process(config: RunOptions, terms: Terms) -> dict[str, Any]:
             os.chdir(terms.folder)
         check_node(config, terms)
         ended |= _run(_partition_of(config, terms) if terms.partition else config, terms)
-    except PenstockError as error:
+    except (PenstockError, OSError) as found:
+        error = found
+        if isinstance(found, OSError):
+            error = fault_of(found, Path(str(found.filename or terms.out)))
         ended |= {"error": error, "retry": isinstance(error, EnvironmentFault | Interrupted)}
     return {**ended, "seconds": time.monotonic() - began}
 
@@ -188,17 +190,12 @@ def _run(config: RunOptions, terms: Terms) -> dict[str, Any]:
 
 def _partition_of(config: RunOptions, terms: Terms) -> RunOptions:
     """Return the configuration of a partition, whose folder no other try has, not even one that is
-    thought dead. Raises EnvironmentFault."""
+    thought dead. Raises OSError."""
     place = terms.out / PORTIONS / terms.partition
     names = {each.name for each in declared(type(config))}
     fixed: dict[str, Any] = {name: OF_OUTPUTS[name] for name in OF_OUTPUTS if name in names}
     for number in count(1):
-        folder = place.with_name(f"{place.name}-{number}")
-        try:
-            folder.mkdir()
-        except FileExistsError:
-            continue
-        except OSError as error:
-            raise fault_of(error, folder) from error
-        return replace(config, sources=(f"@{place}.jsonl",), out=str(folder), **fixed)
+        with suppress(FileExistsError):
+            (folder := place.with_name(f"{place.name}-{number}")).mkdir()
+            return replace(config, sources=(f"@{place}.jsonl",), out=str(folder), **fixed)
     raise AssertionError
