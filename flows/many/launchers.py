@@ -53,6 +53,11 @@ class LoadedHalf:
         self._launcher = SharedForks(listen)
         return self
 
+    def leave(self) -> None:
+        """End the processes."""
+        for _, forks in self._loaded.values():
+            forks.leave()
+
     def start(self, call: StageCall) -> StageHandle:
         half: HalfJob | None = getattr(call.job, "half", None)
         if half is None:
