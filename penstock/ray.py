@@ -102,12 +102,9 @@ class Actor:
 
     def __init__(self, **options: Unpack[CaptionOptions]) -> None:
         """Take the options of `penstock.caption`, without `out`. Raises UsageError."""
-        self._launcher = LoadedHalf(*self.STAGES)
         known = CaptionOptions.__annotations__
         self._config: Any = config_with(self.KIND, options, known, sources=())
-
-    def __del__(self) -> None:
-        self._launcher.leave()
+        self._launcher = LoadedHalf(*self.STAGES)
 
     def _config_of(self, batch: Mapping[str, Any], **more: Any) -> Any:
         paths = (os.path.abspath(os.path.expanduser(str(path))) for path in batch[COLUMN])

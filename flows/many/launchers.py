@@ -2,6 +2,8 @@
 import is shared, and one half may stay loaded."""
 
 import os
+import weakref
+from collections.abc import Mapping
 from dataclasses import replace
 
 from flows.machine.launch import DirectLauncher, StageCall, StageHandle
@@ -46,17 +48,13 @@ class LoadedHalf:
         self._stages = stages
         self._loaded: dict[str, tuple[HalfJob, ForkServer]] = {}
         """Device → the half that was loaded there last, and its process."""
+        weakref.finalize(self, _leave, self._loaded)
         self._launcher: SharedForks
 
     def __call__(self, listen: Listener) -> "LoadedHalf":
         """Return the launcher of the next run."""
         self._launcher = SharedForks(listen)
         return self
-
-    def leave(self) -> None:
-        """End the processes."""
-        for _, forks in self._loaded.values():
-            forks.leave()
 
     def start(self, call: StageCall) -> StageHandle:
         half: HalfJob | None = getattr(call.job, "half", None)
@@ -68,3 +66,8 @@ class LoadedHalf:
             forks.leave()
         self._loaded[call.device] = half, forks
         return self._launcher.start(call, forks if keeps else None)
+
+
+def _leave(loaded: Mapping[str, tuple[HalfJob, ForkServer]]) -> None:
+    for _, forks in loaded.values():
+        forks.leave()
