@@ -94,7 +94,7 @@ def _run(command: str, kind: Any, known: Any, sources: Sources, options: Any) ->
 
 class Actor:
     """An actor of Ray Data, whose batches have the paths of media in the column `path`. From batch
-    to batch it keeps its half loaded."""
+    to batch it keeps its half loaded, unless that is offloaded or runs in llama.cpp."""
 
     KIND: type[CaptionConfig | RebuildConfig]
     STAGES: tuple[str, ...]
