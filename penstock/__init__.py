@@ -14,6 +14,8 @@
     convert(source, folder) -> Converted             pickled weights as safetensors
     serve(**options) -> ServerProcess                     an HTTP server in a process of its own
     status(out) -> dict, report(out) -> Path         a run's progress, and its HTML report
+    show(out) -> Shown                               captions beside thumbnails, in a notebook
+    correct(out, texts) -> int                       captions corrected as in the review
 
     load_half(path, "vision" | "language", **from_pretrained_options) -> model
     encode(vision_half, inputs) -> features
@@ -43,6 +45,9 @@ if TYPE_CHECKING:
     from penstock.api import tune as tune
     from penstock.captions import Captions as Captions
     from penstock.captions import caption as caption
+    from penstock.cells import Shown as Shown
+    from penstock.cells import correct as correct
+    from penstock.cells import show as show
     from penstock.server import ServerProcess as ServerProcess
     from penstock.server import serve as serve
     from penstock.vectors import Embedded as Embedded
@@ -74,6 +79,7 @@ _NAMES = {
         "tune",
     ),
     "penstock.captions": ("Captions", "caption"),
+    "penstock.cells": ("Shown", "correct", "show"),
     "penstock.server": ("ServerProcess", "serve"),
     "penstock.vectors": (
         "Embedded",

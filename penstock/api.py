@@ -30,7 +30,15 @@ from flows.running.samples import evaluation_media
 from flows.running.tune import tune as run_tune
 from flows.upkeep.rebuild import RebuildOptions, RebuildResult
 from flows.upkeep.rebuild import rebuild as run
-from penstock.arguments import Sources, checked, config_for, config_with, path_of
+from penstock.arguments import (
+    Progress,
+    Sources,
+    checked,
+    config_for,
+    config_with,
+    display_for,
+    path_of,
+)
 from penstock.keywords import (
     CaptionOptions,
     ExportOptions,
@@ -47,7 +55,7 @@ def rebuild(
     name: str = "",
     prune: bool = False,
     dry_run: bool = False,
-    progress: bool = False,
+    progress: Progress = "auto",
     **options: Unpack[FeatureOptions],
 ) -> RebuildResult:
     """Encode what of the sources has no features. `name`, `prune` and `dry_run` are as with the
@@ -55,7 +63,7 @@ def rebuild(
     given = {"name": name, "prune": prune, "dry_run": dry_run}
     request = RebuildOptions(**checked(RebuildOptions, given))
     config = config_for(sources, options, RebuildConfig, FeatureOptions.__annotations__)
-    return run(config, request, Display(quiet=not progress))
+    return run(config, request, display_for(progress))
 
 
 def plan(sources: Sources = (), **options: Unpack[CaptionOptions]) -> dict[str, Any]:
@@ -80,18 +88,18 @@ def report(out: str | PathLike[str] = "penstock-out", to: str | PathLike[str] = 
 
 
 def tune(
-    data: str | PathLike[str], *, progress: bool = False, **options: Unpack[TuneOptions]
+    data: str | PathLike[str], *, progress: Progress = "auto", **options: Unpack[TuneOptions]
 ) -> Tuned | AdapterScore:
     """Train an adapter on captions, or score one, as `penstock tune`. Return the result when it is
     done; the same call resumes an interrupted training. Raises PenstockError."""
     config = config_with(TuneConfig, options, TuneOptions.__annotations__, data=data)
-    return run_tune(config, Display(quiet=not progress))
+    return run_tune(config, display_for(progress))
 
 
 def learn(
     out: str | PathLike[str] = "penstock-out",
     *,
-    progress: bool = False,
+    progress: Progress = "auto",
     **options: Unpack[LearnOptions],
 ) -> Learned:
     """Train on the corrected captions of a run's folder, and caption again, as `penstock learn`.
@@ -105,18 +113,18 @@ def learn(
             f"the captions in {folder} were made in {command['folder']}",
             hint="Call os.chdir with that folder first, because paths are relative to it",
         )
-    return run_learn(config, recorded_run(command), Display(quiet=not progress))
+    return run_learn(config, recorded_run(command), display_for(progress))
 
 
 def export(
-    model: str | PathLike[str], *, progress: bool = False, **options: Unpack[ExportOptions]
+    model: str | PathLike[str], *, progress: Progress = "auto", **options: Unpack[ExportOptions]
 ) -> Exported:
     """Quantize a model and compare it with the original, as `penstock export`. Return the result
     when it is done: `accepted` says whether it passed. Raises PenstockError."""
     config = config_with(ExportConfig, options, ExportOptions.__annotations__, model=model)
     request = config.request()
     refuse_foreign_folder(request)  # before the clips of the demo are rendered
-    display = Display(quiet=not progress)
+    display = display_for(progress)
     with evaluation_media(config, display.print_line) as sources:
         return run_export(config.captioning(sources), request, display)
 
@@ -126,7 +134,7 @@ def convert(
     folder: str | PathLike[str],
     *,
     dtype: str = "",
-    progress: bool = False,
+    progress: Progress = "auto",
 ) -> Converted:
     """Write a model's pickled weights as safetensors into a new folder, as `penstock convert`.
     Raises PenstockError."""
@@ -136,4 +144,4 @@ def convert(
     if dtype not in ("", *DTYPES):
         raise UsageError(f"dtype {dtype} is not known", hint=f"Choose from {', '.join(DTYPES)}")
     job = ConvertJob(source=str(read), folder=str(made), dtype=dtype)
-    return run_convert(job, Display(quiet=not progress))
+    return run_convert(job, display_for(progress))

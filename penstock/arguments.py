@@ -8,11 +8,13 @@ from numbers import Integral, Real
 from os import PathLike, fspath
 from reprlib import Repr
 from types import NoneType, UnionType
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from artifacts.errors import UsageError
 from artifacts.options import declared
 from artifacts.plurals import meant
+from flows.console.display import Display
+from flows.console.lines import in_cell
 from flows.console.units import parse_size
 from flows.options.media import SourceOptions
 
@@ -37,7 +39,17 @@ ALSO = {
 ONE_SOURCE = "Give a path, a pattern or an address, or a list of them"
 EXACT = 1 << 53
 """Largest whole number up to which a float holds each: 2 is 2.0, as the command line reads it."""
+Progress = bool | Literal["auto"]
+"""Whether a run is shown as by the command. By default it is one line that is written over in a
+notebook's cell, and nothing elsewhere."""
 _SHORT = Repr()
+
+
+def display_for(progress: Progress) -> Display:
+    """Return what shows a run. Raises UsageError for another value."""
+    if progress not in (True, False, "auto"):
+        raise UsageError(f"progress is {_SHORT.repr(progress)}", hint='Give True, False or "auto"')
+    return Display(quiet=progress in (False, "auto"), fleeting=progress == "auto" and in_cell())
 
 
 def checked(kind: type[Any], given: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,13 +5,15 @@ and reuses the same stored records. Each caption is read from the store when its
 Leaving the `with` block or calling `close()` stops the run in order; the same call resumes it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import chain
+from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, Unpack
 
 from artifacts.captions import Caption
 from artifacts.packs import RecordSet
+from artifacts.plurals import counted
 from artifacts.tables import schema_of, table_of
 from flows.console.display import Display
 from flows.job.prepare import Job, check_names
@@ -31,21 +33,25 @@ from flows.results.captions import (
 from flows.results.run_record import RunRecord
 from flows.results.run_result import RunResult
 from flows.running import sift_first
-from penstock.arguments import Sources, anchored, config_for
+from penstock.arguments import Progress, Sources, anchored, config_for, display_for
 from penstock.background import BackgroundRun
+from penstock.cells import Shown, shown_of
 from penstock.keywords import CaptionOptions
 from stages.process.events import Event, Item
 from stages.process.stage_process import Listener
 
+FEW = 5
+"""Captions that a notebook shows of a run."""
+
 
 def caption(
-    sources: Sources, *, progress: bool = False, **options: Unpack[CaptionOptions]
+    sources: Sources, *, progress: Progress = "auto", **options: Unpack[CaptionOptions]
 ) -> "Captions":
-    """Start a run over files, folders, globs, addresses or lists; with `progress` it is shown as by
-    the command. Raises UsageError for options that make no sense, and where no source names a
+    """Start a run over files, folders, globs, addresses or lists. With `progress=True` it is shown
+    as by the command. Raises UsageError for options that make no sense, and where no source names a
     medium."""
     config = config_for(sources, options, CaptionConfig, CaptionOptions.__annotations__)
-    return Captions(anchored(config), Display(quiet=not progress))
+    return Captions(anchored(config), display_for(progress))
 
 
 class Captions(BackgroundRun[Caption, RunResult]):
@@ -74,6 +80,19 @@ class Captions(BackgroundRun[Caption, RunResult]):
         self._rows.put(None)
         self.result()
         raise StopIteration
+
+    def __repr__(self) -> str:
+        return self._shown(repr)
+
+    def _repr_html_(self) -> str:
+        return self._shown(lambda shown: shown._repr_html_())
+
+    def _shown(self, text_of: Callable[[Shown], str]) -> str:
+        """Return the first captions as text once the run has ended well, else how far it is."""
+        if self._result is not None:
+            return text_of(shown_of(Path(self._result.out), FEW))
+        state = "ended with an error" if self._error else "running"
+        return f"captions of {self._config.out}: {state}, {counted(len(self._given), 'caption')}"
 
     def stop(self) -> None:
         """Same as `close()`."""

@@ -31,7 +31,15 @@ from flows.running.label import label_request
 from flows.running.sift import sift as run_sift
 from flows.search.build import IndexWritten, fill_index
 from flows.search.query import Hit, search_index
-from penstock.arguments import Sources, anchored, config_for, config_with, path_of
+from penstock.arguments import (
+    Progress,
+    Sources,
+    anchored,
+    config_for,
+    config_with,
+    display_for,
+    path_of,
+)
 from penstock.background import FinishedRecords
 from penstock.keywords import (
     EmbedOptions,
@@ -94,20 +102,20 @@ class Hits(list[Hit]):
 
 
 def embed(
-    sources: Sources, *, progress: bool = False, **options: Unpack[EmbedOptions]
+    sources: Sources, *, progress: Progress = "auto", **options: Unpack[EmbedOptions]
 ) -> Embeddings:
     """Start a run that computes vectors, as `penstock embed`. Raises PenstockError."""
     config = anchored(config_for(sources, options, EmbedConfig, EmbedOptions.__annotations__))
     check_names(config, EMBED)
     return Embeddings(
-        lambda launch: run.embed(config, Display(quiet=not progress), launch),
+        lambda launch: run.embed(config, display_for(progress), launch),
         _embedded,
         _vector_table,
     )
 
 
 def label(
-    sources: Sources, *, progress: bool = False, **options: Unpack[LabelRunOptions]
+    sources: Sources, *, progress: Progress = "auto", **options: Unpack[LabelRunOptions]
 ) -> Labels:
     """Start a run that labels images and video frames, as `penstock label`. `labels` may be a list
     of texts, too. Raises PenstockError."""
@@ -115,29 +123,31 @@ def label(
     check_names(config, LABEL)
     request = label_request(config)
     return Labels(
-        lambda launch: run_label(config, request, Display(quiet=not progress), launch),
+        lambda launch: run_label(config, request, display_for(progress), launch),
         _labelled,
         lambda result: table_of(_labelled(result), label_schema()),
     )
 
 
 def index(
-    sources: Sources, *, progress: bool = False, **options: Unpack[VectorOptions]
+    sources: Sources, *, progress: Progress = "auto", **options: Unpack[VectorOptions]
 ) -> IndexWritten:
     """Embed what is new of the sources and add it to an index, as `penstock index build`. Return
     what was added when it is done. Raises PenstockError."""
     config = config_for(sources, options, IndexConfig, VectorOptions.__annotations__)
     config.check_sources()
     folder = folder_named(config.out, "out")
-    return fill_index(config, folder, Display(quiet=not progress))
+    return fill_index(config, folder, display_for(progress))
 
 
-def sift(sources: Sources, *, progress: bool = False, **options: Unpack[SiftRunOptions]) -> Sifted:
+def sift(
+    sources: Sources, *, progress: Progress = "auto", **options: Unpack[SiftRunOptions]
+) -> Sifted:
     """Mark media, and list those that meet `keep`, as `penstock sift`. Return the result when it is
     done; every function takes its `kept_list` as sources. Raises PenstockError."""
     config = config_for(sources, options, SiftConfig, SiftRunOptions.__annotations__)
     config.check_sources()
-    return run_sift(config, Display(quiet=not progress))
+    return run_sift(config, display_for(progress))
 
 
 def search(

@@ -17,6 +17,7 @@ from typing import IO, TYPE_CHECKING, Any
 from artifacts.errors import redacted, with_hint
 from flows.console.lines import (
     fitted,
+    in_cell,
     is_terminal,
     obeys_control_codes,
     print_lines,
@@ -104,6 +105,8 @@ class Pace:
 
 
 REFRESH_PER_SECOND = 10
+CELL_SECONDS = 0.5
+"""Seconds between two texts of a cell's progress line: each is a message to the browser."""
 
 
 class ProgressLine:
@@ -148,6 +151,44 @@ class ProgressLine:
             self._progress.stop()
             self._progress.remove_task(self._task)
             self._task = None
+
+
+class CellLine:
+    """A progress line in the output of a notebook's cell, which is written over."""
+
+    def __init__(self) -> None:
+        self._output: Any = None
+        self._text = ""
+        self._at = 0.0
+
+    def show(
+        self, doing: str, status: Callable[[], str] = str, done: int = 0, total: int | None = None
+    ) -> None:
+        """Show the current step and its progress, at most once per CELL_SECONDS."""
+        now = time.monotonic()
+        if now - self._at >= CELL_SECONDS or done == total:
+            self._at = now
+            self._put(f"{doing} {status()}".rstrip())
+
+    def line(self, text: str) -> None:
+        """Write a permanent line."""
+        print_lines(text)
+
+    def clear(self) -> None:
+        """Remove the progress line."""
+        self._at = 0.0
+        self._put("")
+
+    def _put(self, text: str) -> None:
+        if text == self._text:
+            return
+        from IPython.display import display
+
+        self._text, data = text, {"text/plain": text}
+        if self._output is None:
+            self._output = display(data, raw=True, display_id=True)  # type: ignore[no-untyped-call]
+        else:
+            self._output.update(data, raw=True)
 
 
 def progress_on(to: IO[str]) -> "Progress":
@@ -212,6 +253,14 @@ VERBS = {
 }
 
 
+def _moving_line(to: IO[str], given: IO[str] | None) -> ProgressLine | CellLine | None:
+    """Return the progress line for a stream; None where only lines can be written. `given`: the
+    stream that was asked for; None: the standard error, in place of which a cell has its output."""
+    if given is None and in_cell():
+        return CellLine()
+    return ProgressLine(to) if is_terminal(to) and obeys_control_codes() else None
+
+
 class Display:
     """A progress line on a terminal, plain lines elsewhere, JSON lines on request. Thread-safe."""
 
@@ -230,8 +279,7 @@ class Display:
         self._json = as_json
         self._lasting = not quiet and not as_json
         """Whether permanent lines are written."""
-        on_terminal = not as_json and is_terminal(self._to) and obeys_control_codes()
-        self._moving = ProgressLine(self._to) if on_terminal and (fleeting or not quiet) else None
+        self._moving = None if as_json or (quiet and not fleeting) else _moving_line(self._to, to)
         self._plain = self._lasting and not self._moving
         self._lock = threading.RLock()
         self._stage = self._verb = ""

@@ -21,6 +21,8 @@ KEPT_OF_LONG = 500
 """Characters kept at the start and at the end of a longer line."""
 DUMB = frozenset(["dumb", "unknown"])
 """Values of TERM for terminals without control codes."""
+CELL_VARIABLES = ("JPY_PARENT_PID", "COLAB_RELEASE_TAG")
+"""Environment variables that a notebook's kernel leaves to the commands of a cell."""
 COMMANDS = re.compile(r"(?:`[^`]*`|\S)+")
 """A word; text in backticks is one word, so that it can be copied."""
 GAP = re.compile(r"(?<=\S) {2,}(?=\S)")
@@ -75,8 +77,17 @@ def coloured(line: str) -> str:
 
 
 def obeys_control_codes() -> bool:
-    """Return whether the terminal supports control codes."""
-    return os.environ.get("TERM") not in DUMB
+    """Return whether the terminal supports control codes. A command that a notebook's cell starts
+    has a terminal, but the notebook keeps each redraw of a line."""
+    from_cell = any(os.environ.get(name) for name in CELL_VARIABLES)
+    return os.environ.get("TERM") not in DUMB and not from_cell
+
+
+def in_cell() -> bool:
+    """Return whether this process is the kernel of a notebook."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython is not None else None
+    return getattr(shell, "kernel", None) is not None
 
 
 def is_terminal(to: IO[str] | None) -> bool:

@@ -1,0 +1,154 @@
+"""What a notebook's cell shows of a run, and corrections without a server."""
+
+import html
+import secrets
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+
+from artifacts.edits import ACCEPTED, REJECTED
+from artifacts.errors import UsageError
+from artifacts.json_shapes import read_jsonl
+from artifacts.paths import folder_named
+from artifacts.plurals import counted
+from flows.results.report.media import (
+    CAPTION,
+    MEDIA_ENTRY,
+    RUN_AGAIN,
+    failed_media,
+    is_other,
+    media_with_lines,
+    path_of,
+)
+from penstock.arguments import path_of as path_given
+
+MOST = 20
+"""Captions that are shown unless told otherwise."""
+SIDE = 240
+"""Pixels of the longer side of a thumbnail."""
+Place = tuple[str, float] | tuple[str, float, str]
+"""Name of a medium, second in which the chunk starts, and of several prompts the name of one: as
+`media_path`, `start` and `name` in captions.jsonl."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShownCaption:
+    """One caption, with where its medium is."""
+
+    media_path: str
+    start: float
+    end: float
+    name: str
+    """Name of its prompt; empty: the run has one prompt."""
+    text: str
+    path: str
+    """Path of the medium; empty: it is not there any more."""
+
+    @property
+    def place(self) -> str:
+        """Return the medium and, of a video, the seconds."""
+        seconds = f"{self.start:g} to {self.end:g} s" if self.end > self.start else ""
+        return ", ".join(filter(None, [self.media_path, seconds, self.name]))
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """Captions of a folder. A notebook shows them as a table with thumbnails, which needs neither
+    a server nor the media once it is drawn; elsewhere they are lines of text."""
+
+    captions: tuple[ShownCaption, ...]
+    total: int
+    """Number of all captions of the folder."""
+    failures: tuple[str, ...]
+    """Media that failed, with the reason."""
+
+    def __repr__(self) -> str:
+        lines = [f"{each.place}: {each.text}" for each in self.captions]
+        return "\n".join([*lines, self._last_line, *self.failures])
+
+    def _repr_html_(self) -> str:
+        rows = "".join(map(_row, self.captions))
+        failed = "".join(f"<br>{html.escape(line)}" for line in self.failures)
+        return f"<table>{rows}</table>{html.escape(self._last_line)}{failed}"
+
+    @property
+    def _last_line(self) -> str:
+        shown = f", {len(self.captions)} shown" if len(self.captions) < self.total else ""
+        failed = f", {counted(len(self.failures), 'failure')}" if self.failures else ""
+        return f"{counted(self.total, 'caption')}{shown}{failed}"
+
+
+def show(out: str | PathLike[str] = "penstock-out", *, most: int = MOST) -> Shown:
+    """Return the first captions of a run's folder, for a notebook to show beside thumbnails. Raises
+    PenstockError."""
+    return shown_of(folder_named(path_given("out", out), "out"), most)
+
+
+def shown_of(out: Path, most: int) -> Shown:
+    """Return the first captions of a folder. Raises EnvironmentFault."""
+    rows = list(_captions(out))
+    if not rows and not (out / "captions.jsonl").exists():
+        raise UsageError(
+            f"{out} has no captions", hint="Run penstock.caption first, and give its out"
+        )
+    failures = tuple(f"{each['media_path']}: {each['message']}" for each in failed_media(out))
+    return Shown(captions=tuple(rows[:most]), total=len(rows), failures=failures)
+
+
+def _captions(out: Path) -> Iterator[ShownCaption]:
+    media = read_jsonl(out / "media.jsonl", MEDIA_ENTRY, RUN_AGAIN)
+    lines = read_jsonl(out / "captions.jsonl", CAPTION, RUN_AGAIN)
+    for entry, rows in media_with_lines(media, lines):
+        path = "" if is_other(entry) else path_of(entry)
+        for row in rows:
+            where = row["media_path"], row["start"], row["end"], row.get("name", "")
+            yield ShownCaption(*where, row["caption"], path)
+
+
+def _row(each: ShownCaption) -> str:
+    from flows.results.thumbnails import data_address
+
+    time = each.start if each.end > each.start else None
+    picture = data_address(each.path, time, SIDE) if each.path else ""
+    picture = f'<img src="{picture}" alt="">' if picture else "-"
+    words = f"{html.escape(each.place)}<br>{html.escape(each.text)}"
+    return f'<tr><td>{picture}</td><td style="text-align:left;max-width:40em">{words}</td></tr>'
+
+
+def correct(out: str | PathLike[str], texts: Mapping[Place, str | None], *, store: str = "") -> int:
+    """Correct captions of a run's folder as `penstock review` does, and return how many changed.
+
+    `texts` has the text of each caption by its place; the model's own text accepts it, and None
+    rejects it. The same call of `penstock.caption` then writes the files with the corrections, and
+    `penstock.learn` learns from them. `store`: the store of the run, by which the folder is known
+    as one's own in another session. Nothing is changed if a place has no caption. Raises
+    PenstockError.
+    """
+    from flows.reviewing.captions import EditRefused, ReviewedCaptions
+
+    captions = ReviewedCaptions(folder_named(path_given("out", out), "out"), store)
+    try:
+        rows = captions.rows.items()
+        keys = {(row["media_path"], row["start"], row["name"]): key for key, row in rows}
+        changes = []
+        for place, text in texts.items():
+            name = place[2] if len(place) == 3 else ""
+            key = keys.get((place[0], place[1], name))
+            if key is None:
+                raise UsageError(
+                    f"{out} has no caption of {place}",
+                    hint="Give media_path and start as in captions.jsonl, and the name of the "
+                    "prompt if there are several",
+                )
+            is_own = text == captions.rows[key]["said"]
+            review = REJECTED if text is None else ACCEPTED if is_own else ""
+            changes.append({"of": key, "caption": text, "review": review})
+        if not changes:
+            return 0
+        request = {"id": secrets.token_hex(8), "does": "correct", "changes": changes}
+        return len(captions.apply(request)["edits"])
+    except EditRefused as error:
+        raise UsageError(str(error), hint="Nothing was changed") from error
+    finally:
+        captions.close()

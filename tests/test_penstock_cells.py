@@ -1,0 +1,135 @@
+"""Captions in a notebook: what a cell shows, and corrections without a server."""
+
+import base64
+import io
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+from PIL import Image
+
+import penstock
+from artifacts.errors import UsageError
+from flows.console.lines import obeys_control_codes
+from penstock.arguments import display_for
+from tests.support.pipeline import read_lines
+
+CELLS = (
+    """
+import sys, penstock, penstock_demo
+clips = sorted(penstock_demo.CLIPS.glob("*.mp4"))[:2]
+run = penstock.caption(clips, model="demo", out="out", store="store")
+rows = list(run)
+""",
+    "run",
+    """
+first = (rows[0].media_path, rows[0].start)
+print(penstock.correct("out", {first: "A text of mine."}))
+print([row.caption for row in penstock.caption(clips, model="demo", out="out", store="store")])
+""",
+    """
+where = "--model demo --out other --store store"
+!{sys.executable} -m penstock caption {clips[0]} {where} --prompt "What moves?"
+""",
+    "penstock.show('out')",
+)
+
+
+def kept_run(folder: Path) -> Path:
+    """A folder with captions of two pictures and one that failed."""
+    media = folder / "media"
+    media.mkdir()
+    for name, colour in (("a & b.png", "red"), ("c.png", "blue")):
+        Image.new("RGB", (64, 48), colour).save(media / name)
+    (media / "d.png").write_text("no picture")
+    out = folder / "out"
+    run = penstock.caption(media, model="demo", out=out, store=folder / "store")
+    assert len(list(run)) == 2
+    assert repr(run) == repr(penstock.show(out, most=5))
+    return out
+
+
+def test_captions_are_shown_corrected_rejected_and_written(tmp_path: Path) -> None:
+    out = kept_run(tmp_path)
+    lines = repr(penstock.show(out)).splitlines()
+    assert [line.partition(":")[0] for line in lines] == ["a & b.png", "c.png", LAST, "d.png"]
+    table = penstock.show(out, most=1)._repr_html_()
+    (picture,) = pictures(table)
+    assert picture.size == (64, 48) and "a &amp; b.png" in table and "c.png" not in table
+    with pytest.raises(UsageError, match=r"no caption of \('e.png', 0.0\)"):
+        penstock.correct(out, {("c.png", 0.0): "Mine.", ("e.png", 0.0): "Mine."})
+    assert penstock.correct(out, {("c.png", 0.0): "Mine.", ("a & b.png", 0.0): None}) == 2
+    list(penstock.caption(tmp_path / "media", model="demo", out=out, store=tmp_path / "store"))
+    rows = read_lines(out / "captions.jsonl")
+    assert [row.get("review", "") for row in rows] == ["rejected", ""]
+    assert rows[1]["caption"] == "Mine."
+    counts = penstock.status(out)["stages"]
+    assert [stage["items"] for stage in counts if stage["name"] == "decode"] == [0]
+    assert penstock.correct(out, {}) == 0
+
+
+LAST = "2 captions, 1 failure"
+
+
+def pictures(table: str) -> list[Image.Image]:
+    found = re.findall(r'src="data:image/jpeg;base64,([^"]+)"', table)
+    return [Image.open(io.BytesIO(base64.b64decode(each))) for each in found]
+
+
+def test_a_medium_that_is_gone_has_no_thumbnail(tmp_path: Path) -> None:
+    out = kept_run(tmp_path)
+    shutil.rmtree(tmp_path / "media")
+    assert not pictures(penstock.show(out)._repr_html_())
+    with pytest.raises(UsageError, match="has no captions"):
+        penstock.show(tmp_path / "nothing")
+
+
+def test_progress_has_three_values() -> None:
+    for value in (True, False, "auto"):
+        display_for(value)
+    with pytest.raises(UsageError, match="progress is 'yes'"):
+        display_for("yes")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["JPY_PARENT_PID", "COLAB_RELEASE_TAG"])
+def test_a_command_in_a_cell_prints_lines(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm-color")
+    assert obeys_control_codes()
+    monkeypatch.setenv(name, "7")
+    assert not obeys_control_codes()
+
+
+@pytest.mark.slow
+def test_cells_show_one_line_that_changes_then_a_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
+    notebook = nbformat.v4.new_notebook(  # type: ignore[no-untyped-call]
+        cells=[nbformat.v4.new_code_cell(cell) for cell in CELLS]  # type: ignore[no-untyped-call]
+    )
+    messages: list[dict[str, Any]] = []
+
+    class Client(NotebookClient):
+        def process_message(self, msg: Any, cell: Any, cell_index: int) -> Any:
+            messages.append({"cell": cell_index, "type": msg["msg_type"], **msg["content"]})
+            return super().process_message(msg, cell, cell_index)
+
+    Client(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    shown = [each for each in messages if each["cell"] == 0 and "data" in each]
+    assert shown[0]["type"] == "display_data"
+    assert {each["type"] for each in shown[1:]} == {"update_display_data"}
+    texts = [each["data"]["text/plain"] for each in shown]
+    assert any(text.startswith("captioning") for text in texts) and texts[-1] == ""
+    results = [each for each in messages if each["type"] == "execute_result"]
+    table = results[0]["data"]["text/html"]
+    assert len(pictures(table)) == 2
+    corrected, printed = (
+        "".join(out.get("text", "") for out in cell.outputs) for cell in notebook.cells[2:4]
+    )
+    assert corrected.startswith("1\n") and "A text of mine." in corrected
+    assert "captioning: 1 in" in printed and "\x1b" not in printed
+    assert "A text of mine." in notebook.cells[4].outputs[-1].data["text/html"]
