@@ -146,15 +146,16 @@ def test_the_size_that_a_refusal_names_is_enough_and_a_smaller_one_is_not(
 
 
 def test_a_killed_run_goes_on_within_the_same_limit(config: CaptionConfig) -> None:
-    limited = replace(config, max_store=150_000)
+    limit = 150_000
+    limited = replace(config, max_store=limit)
     each = figures(planned(config))["feature_bytes"] // CLIPS
     for stage in ("encode", "decode", "encode"):
         stages = Sized(bytes(each))
         stages.stop_after = {stage: 0}
         with pytest.raises(Interrupted):
             caption(limited, Display(quiet=True), stages.launcher)
-        assert max(stages.sizes) <= limited.max_store
-    assert max(run(limited).sizes) <= 150_000
+        assert max(stages.sizes) <= limit
+    assert max(run(limited).sizes) <= limit
 
 
 def test_waves_that_were_recorded_with_more_room_are_divided(config: CaptionConfig) -> None:

@@ -8,12 +8,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import penstock
 from flows.results.trust import command_in
 from penstock_demo import CLIPS
-from tests.support.learning import decide_in
 from tests.support.odd_disk import DRIVE, bytes_read, odd_disk
 from tests.support.pipeline import PENSTOCK, ROOT, Place, kill_at
 
@@ -67,6 +68,13 @@ def runs(place: Place, *words: str, code: int = 0) -> str:
     return done.stdout + done.stderr
 
 
+def correct(place: Place, rows: list[dict[str, Any]]) -> None:
+    texts: dict[Any, str | None] = {
+        (row["media_path"], row["start"]): f"{row['caption']} Mine." for row in rows
+    }
+    assert penstock.correct(place.out, texts) == len(rows) > 0
+
+
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("source") / "clips"
@@ -95,8 +103,9 @@ def test_each_session_goes_on_from_the_disk_and_reads_no_medium_again(
         ]
         for kind in ("features", "captions"):
             assert place.stored(kind) == undisturbed.stored(kind)
-        decide_in(place.out, lambda at, text: (f"{text} Mine.", ""))
+        correct(place, place.captions()[:-1])
     with sessions.new() as place:
+        correct(place, place.captions()[-1:])
         command = command_in(place.out)
         runs(place, *command["words"], "--format", "txt")  # as Write does
         assert all(row["caption"].endswith(" Mine.") for row in place.captions())

@@ -83,10 +83,11 @@ class StoreLimit:
         whether the next one fits beside it. Raises CannotFit, EnvironmentFault."""
         kept, free = self._look([medium for wave in waves for medium in wave])
         sizes = [sum(sum(self._needs(medium)) for medium in wave) for wave in waves[:2]]
-        needed, ahead = sizes[0], sum(sizes[1:])
+        needed, both = sizes[0], kept + sum(sizes) <= self.bytes
+        most = self.bytes - (sum(sizes) if both else needed)
         total = kept + sum(pack.stat.size for pack in free)
         for pack in free:
-            if total + needed + ahead <= self.bytes:
+            if total <= most:
                 break
             found = self._job.store.stat(pack.name)
             if found is None or found.modified <= pack.stat.modified:  # not used meanwhile
@@ -95,7 +96,7 @@ class StoreLimit:
         self._ledger.refresh()
         if total + needed > self.bytes:
             raise self._too_small(total, needed)
-        return total + needed + ahead <= self.bytes
+        return both and total <= most
 
     def _look(self, pending: Sequence[Medium]) -> tuple[int, list[Pack]]:
         """Return the bytes that must stay in the store while these media are to be made, and the
