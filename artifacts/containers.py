@@ -2,10 +2,12 @@
 
 import os
 from collections.abc import Mapping
+from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal, overload
 
 import av
+import av.logging
 from av.container import InputContainer, OutputContainer
 
 NO_METADATA_ERRORS = 19
@@ -18,14 +20,14 @@ def open_media(
 ) -> InputContainer: ...
 @overload
 def open_media(
-    path: Path,
+    path: Path | BytesIO,
     mode: Literal["w"],
     *,
     format: str | None = None,
     options: Mapping[str, str] | None = None,
 ) -> OutputContainer: ...
 def open_media(
-    path: Path,
+    path: Path | BytesIO,
     mode: Literal["r", "w"] = "r",
     *,
     format: str | None = None,
@@ -33,8 +35,12 @@ def open_media(
 ) -> InputContainer | OutputContainer:
     """Open a media file for reading or writing. FFmpeg detects the format if it is None. Raises
     FFmpegError."""
+    # torchvision 0.24 sets a level when it is imported. PyAV then waits for the GIL to log, while
+    # the thread that frees a decoder holds it and waits for the decoder's threads, for good.
+    av.logging.set_level(None)
     given = open_arguments(av.__version__, mode=mode, format=format, options=dict(options or {}))
-    opened: InputContainer | OutputContainer = av.open(os.fspath(path.absolute()), **given)
+    place = os.fspath(path.absolute()) if isinstance(path, Path) else path
+    opened: InputContainer | OutputContainer = av.open(place, **given)
     return opened
 
 

@@ -434,7 +434,7 @@ class StoredEdits:
             if stamp.size > self._read[1]:
                 self._take(*self._lines(stamp.inode))
         except FileNotFoundError:
-            if self._read[0]:
+            if self._read[1]:
                 self._forget()
         except OSError as error:
             raise read_fault(error, self.path) from error

@@ -159,18 +159,20 @@ class ContentDigests:
         """Return the digest of a file. Raises OSError, including FileChanged."""
         return self.content(path).digest
 
-    def content(self, path: Path) -> Content:
-        """Return the digest of a file with its stamp. Raises OSError, including FileChanged."""
+    def content(self, path: Path, *, again: bool = False) -> Content:
+        """Return the digest of a file with its stamp. With `again` the file is read even if its
+        stamp is the same. Raises OSError, including FileChanged."""
         name = self._real.of(path)
         known = self._remembered(name)
-        if known is not None:
+        if known is not None and not again:
             return known
         stamp = stamp_of(name)
         digest = name_in_hub_cache(Path(name)) or hash_file(Path(name))
         if stamp_of(name) != stamp:
             raise FileChanged(path)
         self._known[name] = Content(digest, stamp)
-        self._remember(name, stamp, digest)
+        if self._known[name] != known:
+            self._remember(name, stamp, digest)
         return self._known[name]
 
     def _remember(self, *line: Any) -> None:
@@ -208,16 +210,18 @@ class ContentDigests:
         known = self._models.get(name)
         return known if known is not None and known.stamp == stamp else None
 
-    def of_many(self, paths: Sequence[Path], workers: int) -> list[Content | OSError]:
+    def of_many(
+        self, paths: Sequence[Path], workers: int, *, again: bool = False
+    ) -> list[Content | OSError]:
         """Return the content of each file, or the error from reading it. Hashing runs on `workers`
-        threads."""
+        threads. `again` is as in `content`."""
 
         def remembered(group: Sequence[Path]) -> list[Content | None]:
-            return [self._remembered(self._real.of(path)) for path in group]
+            return [None if again else self._remembered(self._real.of(path)) for path in group]
 
         def one(path: Path) -> Content | OSError:
             try:
-                return self.content(path)
+                return self.content(path, again=again)
             except OSError as error:
                 return error
 

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import IO
 
 from artifacts.errors import EnvironmentFault
+from artifacts.file_systems import UNSUPPORTED
 from artifacts.regular_files import odd_kind
 
-NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
+NO_LOCKS = (*UNSUPPORTED, errno.ENOLCK)
 """Errors of file systems without locks. EBADF is one only if the file is open for reading: NFS
 locks none of these."""
 NOT_A_FILE_ERRORS = (errno.ELOOP, errno.EISDIR, errno.ENXIO)
@@ -60,9 +61,9 @@ def lock_byte(file: int, kind: int, start: int) -> bool:
     `try_lock`."""
     try:
         fcntl.fcntl(file, fcntl.F_OFD_SETLK, FLOCK.pack(kind, os.SEEK_SET, start, 1, 0))
-    except (BlockingIOError, PermissionError):
-        return False
     except OSError as error:
+        if error.errno in (errno.EAGAIN, errno.EACCES):  # another process has it
+            return False
         _refuse_unless_lockless(file, error)
     return True
 

@@ -335,10 +335,14 @@ class RecordSet:
     def touch(self, keys: Iterable[str]) -> None:
         """Update the access time of records' packs, so that garbage collection removes others
         first."""
-        packs = {self._places[key].pack for key in keys if key in self._places}
+        packs = self.packs_of(keys)
         for pack in packs - self._used:
             self.store.touch(pack)
         self._used |= packs
+
+    def packs_of(self, keys: Iterable[str]) -> set[str]:
+        """Return the names of the packs that hold any of these records."""
+        return {self._places[key].pack for key in keys if key in self._places}
 
     def publish(self, records: Sequence[Record]) -> list[str]:
         """Store new records as one pack, and return their keys in order. Return none if another

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from artifacts.errors import UsageError
+from artifacts.file_systems import UNSUPPORTED
 from artifacts.regular_files import read_bytes, user_text
 
 
@@ -78,7 +79,7 @@ def lies_in(path: str, folder: str) -> bool:
     return os.path.commonpath([real, os.path.realpath(path)]) == real
 
 
-NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK, errno.EXDEV)
+NO_LINKS = (*UNSUPPORTED, errno.EMLINK, errno.EXDEV)
 """Errors of a file system without hard links, or between file systems."""
 AT_FDCWD = -100
 """Names are relative to the working folder."""
@@ -106,7 +107,7 @@ def _rename(half: Path, final: Path) -> bool:
     code = ctypes.get_errno()
     if code == errno.EEXIST:
         return False
-    if code not in (errno.EINVAL, errno.ENOSYS):
+    if code not in UNSUPPORTED:
         raise OSError(code, os.strerror(code), str(final))
     # No such rename here either: check first, which leaves a short race.
     if final.exists():
@@ -125,7 +126,7 @@ def sync_folder(folder: Path) -> None:
     try:
         os.fsync(handle)
     except OSError as error:
-        if error.errno != errno.EINVAL:  # some network file systems cannot sync a folder
+        if error.errno not in UNSUPPORTED:  # some network file systems cannot sync a folder
             raise
     finally:
         os.close(handle)

@@ -2,7 +2,8 @@
 
 Model files have a stamp of their own that includes the inode's change time: reading gigabytes again
 is cheap compared with captions of a wrong model. Media stamps leave it out, because a backup or a
-`chmod` changes it and would cause a whole media library to be read again.
+`chmod` changes it and would cause a whole media library to be read again. For the same reason they
+leave out the inode on FUSE and CIFS, where each mount gives other inodes.
 """
 
 import errno
@@ -10,6 +11,7 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
+from artifacts.file_systems import keeps_inodes
 from artifacts.regular_files import refuse_odd
 
 CHANGED = "changed"
@@ -35,13 +37,15 @@ class Stamp(NamedTuple):
     modified: int
     """Nanoseconds since the epoch."""
     inode: int
+    """0 where the file system does not keep it."""
 
 
 def stamp_of(path: str | Path | int) -> Stamp:
     """Return the stamp of a file, by path or descriptor. Raises OSError, including NotAFile."""
     found = os.stat(path)
     refuse_odd(found.st_mode, str(path))
-    return Stamp(size=found.st_size, modified=found.st_mtime_ns, inode=found.st_ino)
+    inode = found.st_ino if keeps_inodes(found.st_dev) else 0
+    return Stamp(size=found.st_size, modified=found.st_mtime_ns, inode=inode)
 
 
 class ModelFileStamp(NamedTuple):

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent.parent
 
 NAVIGATION = {
-    "Begin": ["docs/tutorial", "docs/gallery", "docs/compare"],
+    "Begin": ["docs/tutorial", "docs/notebooks", "docs/gallery", "docs/compare"],
     "Recipes": [
         "docs/recipes/README",
         "docs/recipes/captioners",

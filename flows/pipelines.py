@@ -56,6 +56,10 @@ PIPELINES = (
 )
 KEPT = (REBUILD, EMBED)
 """Pipelines whose records are kept for later use, one per sort of model."""
+THUMBNAILS = "thumbnails"
+"""Kind of the thumbnails that the studio keeps in the store."""
+LARGE = frozenset((THUMBNAILS, *(stage.writes for pipeline in KEPT for stage in pipeline)))
+"""Kinds of records that take nearly all the space of a store. They can be made again."""
 EXPORTS = (EXPORT, EXPORT_VECTORS)
 """Pipelines that write quantized checkpoints, one per sort of model."""
 GRAPHS = (EXPORT_GRAPHS, EXPORT_GRAPHS_VECTORS)

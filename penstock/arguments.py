@@ -32,7 +32,7 @@ WHOLE = frozenset({"calibrate", "journal", "without"})
 """Lists of texts whose commas separate nothing."""
 ALSO = {
     "labels": ", a path, or a list of texts",
-    "memory": " (bytes), or a text such as 8GiB",
+    **dict.fromkeys(("memory", "max_store"), " (bytes), or a text such as 8GiB"),
     "schema": ", a path, or the schema as a dict",
 }
 """Names → what else may be given."""
@@ -100,7 +100,7 @@ def _checked(name: str, given: Any, wanted: Any, is_path: bool) -> Any:
 def _taken(name: str, given: Any, wanted: Any, is_path: bool) -> Any:
     """Return a value in the form of its field, where it has another that is accepted."""
     given = _plain_number(given)
-    if name == "memory" and isinstance(given, str):
+    if name in ("memory", "max_store") and isinstance(given, str):
         return parse_size(given, name)
     if name == "schema" and isinstance(given, dict):
         return _json(given)

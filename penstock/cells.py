@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 
-from artifacts.edits import ACCEPTED, REJECTED
+from artifacts.edits import ACCEPTED, REJECTED, WORDS
 from artifacts.errors import UsageError
 from artifacts.json_shapes import read_jsonl
 from artifacts.paths import folder_named
@@ -141,7 +141,7 @@ def correct(out: str | PathLike[str], texts: Mapping[Place, str | None], *, stor
                     hint="Give media_path and start as in captions.jsonl, and the name of the "
                     "prompt if there are several",
                 )
-            is_own = text == captions.rows[key]["said"]
+            is_own = text == captions.rows[key][WORDS]
             review = REJECTED if text is None else ACCEPTED if is_own else ""
             changes.append({"of": key, "caption": text, "review": review})
         if not changes:

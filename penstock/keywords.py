@@ -23,6 +23,7 @@ class MediaRunOptions(TypedDict, total=False):
     batch_size: int
     prepare_workers: int | None
     retry_failed: bool
+    check_media: bool
     keep_frames: bool
     fps: float | None
     deinterlace: str
@@ -53,6 +54,7 @@ class CaptionOptions(FeatureOptions, total=False):
     endpoint: Words
     endpoint_keys: str | PathLike[str]
     insecure_endpoint: bool
+    max_store: str | int | None
     adapter: str | PathLike[str]
     language_gguf: str | PathLike[str]
     prompts: dict[str, str]
@@ -103,6 +105,7 @@ class VectorOptions(MediaRunOptions, total=False):
 class EmbedOptions(VectorOptions, total=False):
     """The options of `embed`."""
 
+    max_store: str | int | None
     replace: bool
 
 

@@ -23,12 +23,13 @@ from typing import Any, TypedDict, Unpack
 from flows.console.display import Display
 from flows.job.partitions import FILES
 from flows.job.prepare import Job, NothingToDo
-from flows.many.partition import SharedForks
+from flows.many.launchers import LoadedHalf
 from flows.many.run import run_on_cluster
 from flows.options.commands import CaptionConfig, RebuildConfig
 from flows.options.vectors import EmbedConfig, LabelConfig
 from flows.results.captions import captions_of
 from flows.results.label_files import LabelsWritten
+from flows.results.run_record import RunRecord
 from flows.results.run_result import RunResult
 from flows.results.vectors import VectorsWritten
 from flows.running.sift_first import caption as run_caption
@@ -92,24 +93,40 @@ def _run(command: str, kind: Any, known: Any, sources: Sources, options: Any) ->
 
 
 class Actor:
-    """An actor of Ray Data, whose batches have the paths of media in the column `path`."""
+    """An actor of Ray Data, whose batches have the paths of media in the column `path`. From batch
+    to batch it keeps its half loaded, unless that is offloaded or runs in llama.cpp."""
+
+    KIND: type[CaptionConfig | RebuildConfig]
+    STAGES: tuple[str, ...]
+    """Stages whose half stays loaded."""
 
     def __init__(self, **options: Unpack[CaptionOptions]) -> None:
         """Take the options of `penstock.caption`, without `out`. Raises UsageError."""
         known = CaptionOptions.__annotations__
-        self._captioning = config_with(CaptionConfig, options, known, sources=())
-        self._encoding = config_with(RebuildConfig, options, known, sources=())
+        self._config: Any = config_with(self.KIND, options, known, sources=())
+        self._launcher = LoadedHalf(*self.STAGES)
+
+    def _config_of(self, batch: Mapping[str, Any], **more: Any) -> Any:
+        paths = (os.path.abspath(os.path.expanduser(str(path))) for path in batch[COLUMN])
+        return replace(self._config, sources=tuple(paths), **more)
+
+    def _on_begin(self, job: Job, record: RunRecord) -> None:
+        """Plan later batches with the memory that was free before the half was loaded."""
+        self._config = replace(self._config, memory=job.budget.bytes)
+        self._job = job
 
 
 class Encode(Actor):
     """Encodes the media of a batch of rows, which pass unchanged."""
 
+    KIND, STAGES = RebuildConfig, ("encode", "embed")
+
     def __call__(self, batch: Mapping[str, Any]) -> Mapping[str, Any]:
         """Encode what of the batch is not stored. Raises PenstockError, but for media that cannot
         be read: `Write` names these."""
-        config = replace(self._encoding, sources=_paths(batch))
+        config, display = self._config_of(batch), Display(quiet=True)
         with suppress(NothingToDo):
-            run_rebuild(config, RebuildOptions(), Display(quiet=True), SharedForks)
+            run_rebuild(config, RebuildOptions(), display, self._launcher, self._on_begin)
         return batch
 
 
@@ -118,27 +135,20 @@ class Write(Actor):
     COLUMNS; `features` is the key of the stored features. Of a medium that cannot be captioned, the
     row has only its path and the error."""
 
+    KIND, STAGES = CaptionConfig, ("decode",)
     COLUMNS = ("path", "start", "end", "caption", "features", "error")
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, list[Any]]:
         """Return the captions of the batch. Raises PenstockError."""
-        jobs: list[Job] = []
         with tempfile.TemporaryDirectory(prefix="penstock-") as out:
-            config = replace(self._captioning, sources=_paths(batch), out=out)
+            config, display = self._config_of(batch, out=out), Display(quiet=True)
             try:
-                display = Display(quiet=True)
-                failures = run_caption(
-                    config, display, SharedForks, lambda job, _: jobs.append(job)
-                ).failures
-                rows = [*_rows_of(jobs[-1])]
+                result = run_caption(config, display, self._launcher, self._on_begin)
+                failures, rows = result.failures, [*_rows_of(self._job)]
             except NothingToDo as error:
                 failures, rows = list(error.failures), []
         rows += [(f.source, None, None, None, None, f.message) for f in failures]
         return {name: [row[at] for row in rows] for at, name in enumerate(self.COLUMNS)}
-
-
-def _paths(batch: Mapping[str, Any]) -> tuple[str, ...]:
-    return tuple(os.path.abspath(os.path.expanduser(str(path))) for path in batch[COLUMN])
 
 
 def _rows_of(job: Job) -> Iterator[tuple[Any, ...]]:

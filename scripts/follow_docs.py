@@ -19,15 +19,20 @@ import termios
 import threading
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from scripts.ray_nodes import ray_nodes
 from scripts.shown.commands import ROOT, Shown, commands, inline, pages
 from scripts.shown.meanings import (
     AGAIN,
+    CPUS,
+    GPUS,
+    ON_RAY,
     ONCE,
+    SHARED,
     before,
     expected_code,
     is_ours,
@@ -35,6 +40,7 @@ from scripts.shown.meanings import (
     reason_not_run,
     takes_default_port,
     typed,
+    typed_code,
     weight,
 )
 from scripts.shown.media import environment, furnish
@@ -184,9 +190,27 @@ def follow(
     clears = any(CLEARS in one.text for one in shown)
     env = {**environment(folder, (folder if clears else place) / "store"), **extra}
     Path(env["HOME"]).mkdir()
+    with contextlib.ExitStack() as stack:
+        more = stack.enter_context(ray_cluster()) if shown[0].page in ON_RAY else {}
+        run_shown(shown, found, folder, {**env, **more}, verbose)
+
+
+@contextlib.contextmanager
+def ray_cluster() -> Iterator[dict[str, str]]:
+    """A Ray cluster with simulated GPUs. Yields the environment of commands that use it."""
+    with ray_nodes() as nodes:
+        nodes.start(gpus=GPUS, cpus=CPUS)
+        yield {"RAY_ADDRESS": nodes.address, "RAY_AUTH_MODE": "disabled"}
+
+
+def run_shown(
+    shown: list[Shown], found: Followed, folder: Path, env: Mapping[str, str], verbose: bool
+) -> None:
+    """Run commands of a page in order in its folder, and add them to what was found."""
     for one in shown:
-        command = f"python {CODE}" if one.code else typed(one.text)
-        (folder / CODE).write_text(one.code, encoding="utf-8")
+        command, code = (f"python {CODE}" if one.code else typed(one.text)), typed_code(one.code)
+        command, code = (text.replace(SHARED, f"{folder}{SHARED}") for text in (command, code))
+        (folder / CODE).write_text(code, encoding="utf-8")
         with DEFAULT_PORT if takes_default_port(one) else contextlib.nullcontext():
             outcome = run_on_terminal(
                 STATE.format(command),

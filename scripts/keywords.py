@@ -33,6 +33,7 @@ WIDER = {
     "journal": "str | PathLike[str] | Sequence[str | PathLike[str]]",
     "labels": "str | PathLike[str] | Sequence[str]",
     "memory": "str | int | None",
+    "max_store": "str | int | None",
     "schema": "str | PathLike[str] | dict[str, Any]",
 }
 """Keyword → its type, where programs may give more than the field holds."""

@@ -47,7 +47,7 @@ class Nodes:
         self._numbers = itertools.count(1)
         self.nodes: dict[str, subprocess.Popen[bytes]] = {}
 
-    def start(self, gpus: int, home: Path | None = None) -> str:
+    def start(self, gpus: int, home: Path | None = None, cpus: int = 2) -> str:
         """Start a node, and wait until it is up. `home` is its home and temporary folder."""
         name = f"node-{next(self._numbers)}"
         place = [f"--address={self.address}"]
@@ -56,7 +56,7 @@ class Nodes:
             place = ["--head", f"--port={port}", "--include-dashboard=false"]
             place.append(f"--temp-dir={self.folder / 'r'}")
         own = {"HOME": str(home), "TMPDIR": str(home)} if home else {}
-        words = ["start", *place, "--num-cpus=2", f"--num-gpus={gpus}", "--block"]
+        words = ["start", *place, f"--num-cpus={cpus}", f"--num-gpus={gpus}", "--block"]
         words += [f"--object-store-memory={STORE_BYTES}", "--disable-usage-stats"]
         waiting = str(ROOT / "scripts" / "waiting")
         environment = {

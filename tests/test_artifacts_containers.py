@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import av
+import av.logging
 import pytest
 
 from artifacts.containers import open_arguments, open_media
@@ -33,3 +34,14 @@ def test_a_title_in_latin_1_does_not_keep_a_video_from_being_read(tmp_path: Path
         assert "XY" in container.metadata["title"]
     with Video(tmp_path / "c.mkv") as video:
         assert video.duration > 0
+
+
+def test_an_open_container_sends_no_message_of_ffmpeg_through_python(tmp_path: Path) -> None:
+    """As after importing torchvision 0.24, whose level makes a process hang for good."""
+    path = write_video(tmp_path / "a.mp4")
+    av.logging.set_level(av.logging.ERROR)
+    with open_media(path):
+        assert av.logging.get_level() is None
+    av.logging.set_level(av.logging.ERROR)
+    with Video(path) as video:
+        assert av.logging.get_level() is None and video.duration > 0

@@ -7,12 +7,12 @@ import shutil
 import signal
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from artifacts import keys, model_files
+from artifacts import file_systems, keys, model_files
 from artifacts.errors import Interrupted, ModelChanged, StageDied
 from artifacts.keys import (
     Content,
@@ -79,6 +79,67 @@ def test_a_touched_or_replaced_file_is_read_again(tmp_path: Path, reads: list[Pa
     file.write_bytes(b"other")
     assert digests.of(file) != first
     assert len(reads) == 3
+
+
+@pytest.fixture
+def mounted_as(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
+    """Let the kernel name another kind of file system for the folder of the test."""
+
+    def mount(kind: str) -> None:
+        device = tmp_path.stat().st_dev
+        number = f"{os.major(device)}:{os.minor(device)}"
+        lines = ["24 1 0:9999 / / rw - ext4 /dev/a rw", f"36 24 {number} / /a\\040b rw shared:1 - "]
+        (tmp_path / "mountinfo").write_text("\n".join(lines) + f"{kind} source rw\n")
+        monkeypatch.setattr(file_systems, "MOUNTS", tmp_path / "mountinfo")
+        file_systems._kind.cache_clear()
+
+    yield mount
+    file_systems._kind.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("kind", "is_read_again"),
+    [
+        *((kind, False) for kind in ("fuse", "fuse.drivefs", "fuseblk", "cifs", "smb3")),
+        *((kind, True) for kind in ("nfs4", "lustre", "ext4", "fusectl")),
+    ],
+)
+def test_where_inodes_change_a_file_is_known_by_path_size_and_time(
+    tmp_path: Path,
+    reads: list[Path],
+    mounted_as: Callable[[str], None],
+    kind: str,
+    is_read_again: bool,
+) -> None:
+    mounted_as(kind)
+    file, other = tmp_path / "clip.mp4", tmp_path / "other"
+    for path in (file, other):
+        path.write_bytes(b"content")
+        os.utime(path, ns=(7, 7))
+    ContentDigests(tmp_path / "memory").of(file)
+    os.replace(other, file)
+    ContentDigests(tmp_path / "memory").of(file)
+    assert (len(reads) == 2) is is_read_again
+    os.utime(file, ns=(7, 8))
+    ContentDigests(tmp_path / "memory").of(file)
+    assert len(reads) == 2 + is_read_again
+
+
+def test_a_file_that_is_to_be_checked_is_read_again_and_noted_if_it_changed(
+    tmp_path: Path, reads: list[Path]
+) -> None:
+    file, memory = tmp_path / "clip.mp4", tmp_path / "memory"
+    file.write_bytes(b"content")
+    ContentDigests(memory).of(file)
+    before, stamp = memory.read_bytes(), file.stat()
+    assert ContentDigests(memory).of_many([file], 1, again=True)
+    assert len(reads) == 2 and memory.read_bytes() == before
+    file.write_bytes(b"CONTENT")
+    os.utime(file, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+    assert ContentDigests(memory).of(file) == hashlib.sha256(b"content").hexdigest()
+    (found,) = ContentDigests(memory).of_many([file], 1, again=True)
+    assert isinstance(found, Content)
+    assert found.digest == hashlib.sha256(b"CONTENT").hexdigest() == ContentDigests(memory).of(file)
 
 
 def test_a_memory_that_cannot_be_written_is_no_obstacle(tmp_path: Path) -> None:

@@ -70,17 +70,19 @@ def test_what_lies_beside_a_store_is_the_user_s(monkeypatch: pytest.MonkeyPatch)
     assert one.parent == other.parent == Path.home() / ".local" / "state" / "penstock" / "stores"
 
 
-@pytest.mark.parametrize("without", [(), ("renameat2",)])
+@pytest.mark.parametrize("has_rename", [True, False])
+@pytest.mark.parametrize("code", [errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EXDEV])
 def test_without_hard_links_the_first_writer_s_object_stays(
-    store: FolderStore, monkeypatch: pytest.MonkeyPatch, without: tuple[str, ...]
+    store: FolderStore, monkeypatch: pytest.MonkeyPatch, code: int, has_rename: bool
 ) -> None:
     def refused(*_: object) -> None:
-        raise OSError(errno.EPERM, "no links here")
+        raise OSError(code, "no links here")
 
     monkeypatch.setattr(os, "link", refused)
-    if without:
+    if not has_rename:
         monkeypatch.setattr(paths, "_renameat2", lambda: lambda *_: -1)
-        monkeypatch.setattr(ctypes, "get_errno", lambda: errno.EINVAL)
+        reported = errno.EINVAL if code == errno.EXDEV else code
+        monkeypatch.setattr(ctypes, "get_errno", lambda: reported)
 
     def late() -> Iterator[bytes]:
         yield b"second"

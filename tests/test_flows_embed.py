@@ -69,6 +69,17 @@ def test_pictures_get_the_vectors_of_the_whole_model(
     assert items(tmp_path) == {"frames": 6, "embed": 6}
 
 
+def test_in_a_small_store_pictures_come_in_waves_and_vectors_stay_until_they_are_written(
+    pictures: Path, clip: Path, tmp_path: Path
+) -> None:
+    assert embed(pictures, clip, tmp_path / "large") == 0
+    assert embed(pictures, clip, tmp_path / "none", "--max-store", "60kB") == 3
+    assert embed(pictures, clip, tmp_path / "small", "--max-store", "130kB") == 0
+    place = Place(clips=pictures, out=tmp_path / "small/out", store=tmp_path / "small/store")
+    assert place.stages()["embed"]["processes"] > 2
+    assert np.array_equal(vectors(tmp_path / "small"), vectors(tmp_path / "large"))
+
+
 def test_other_squares_are_other_records_of_pictures_stored_whole(
     clip: Path, tmp_path: Path
 ) -> None:

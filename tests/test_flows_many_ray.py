@@ -88,6 +88,68 @@ def test_vectors_and_labels_are_those_of_the_plain_command(
     assert made[0] == made[1]
 
 
+RAY_DATA = """
+import json, os, sys
+import ray
+from penstock import ray as penstock_ray
+
+address, videos, store, counts = sys.argv[1:]
+
+def counted(actor):
+    class Counted(actor):
+        def _on_begin(self, job, record):
+            super()._on_begin(job, record)
+            self.record = record
+
+        def __call__(self, batch):
+            made = super().__call__(batch)
+            stages = [(s["name"], s["items"], s["notes"].get("load_seconds"))
+                      for s in self.record.value["stages"]]
+            with open(counts, "a") as file:
+                file.write(json.dumps([actor.__name__, os.getpid(), stages]) + chr(10))
+            return made
+    return Counted
+
+def stage(dataset, actor, **more):
+    return dataset.map_batches(
+        counted(actor), fn_constructor_kwargs={"model": "demo", "store": store, **more},
+        batch_size=1, num_gpus=0.5, compute=ray.data.ActorPoolStrategy(size=1))
+
+ray.init(address, log_to_driver=False)
+paths = ray.data.from_items([{"path": path} for path in sorted(
+    os.path.join(videos, name) for name in os.listdir(videos))])
+first = stage(stage(paths, penstock_ray.Encode), penstock_ray.Write).take_all()
+other = stage(paths, penstock_ray.Write, prompt="What moves?").take_all()
+print(json.dumps([first, other]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_an_actor_of_ray_data_loads_its_half_once_and_a_new_prompt_encodes_nothing(
+    nodes: Nodes, tmp_path: Path
+) -> None:
+    sources, counts, store = clips(tmp_path, 3), tmp_path / "counts", tmp_path / "store"
+    words = [sys.executable, "-c", RAY_DATA, nodes.address, str(sources), str(store), str(counts)]
+    done = completed(words, env=nodes.environment(), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    rows, others = json.loads(done.stdout.splitlines()[-1])
+    with penstock.caption(
+        sources, model="demo", out=tmp_path / "plain", store=tmp_path / "other", batch_size=1
+    ) as plain:
+        expected = {row.media_path: row.caption for row in plain}
+    assert {Path(row["path"]).name: row["caption"] for row in rows} == expected
+    assert {row["features"] for row in rows} == {row["features"] for row in others}
+    batches = [json.loads(line) for line in counts.read_text().splitlines()]
+    encode = [stages for name, _, stages in batches if name == "Encode"]
+    write = [stages for name, _, stages in batches if name == "Write"]
+    assert [[items for _, items, _ in stages] for stages in encode] == [[1, 1]] * 3
+    assert [[items for _, items, _ in stages] for stages in write] == [[0, 0, 1]] * 6
+    assert len({pid for _, pid, _ in batches}) == 3  # one actor of each of the three operators
+    loads = [[stages[-1][2] > 0 for stages in each] for each in (encode, write[:3], write[3:])]
+    assert loads == [[True, False, False]] * 3
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 def test_after_any_death_the_same_call_continues() -> None:

@@ -83,8 +83,8 @@ VALUES: dict[type, Any] = {
 }
 SCHEMA = '{"type": "object", "properties": {"a": {"type": "string"}}}'
 REAL: dict[str, Any] = {
-    "sources": None, "model": "a/b-c", "memory": "8GiB", "gpus": "all", "schema": SCHEMA,
-    "adapter": "model", "language_gguf": "model", "out": "out",
+    "sources": None, "model": "a/b-c", "memory": "8GiB", "max_store": "8GiB", "gpus": "all",
+    "schema": SCHEMA, "adapter": "model", "language_gguf": "model", "out": "out",
     "temperature": 0.5, "top_p": 0.5, "repetition_penalty": 1.1, "presence_penalty": 0.5,
     "max_new_tokens": 300, "extensions": ["mp4"], "today": "2026-01-31",
 }  # fmt: skip
@@ -119,7 +119,7 @@ def check_option(roots: Roots, tmp_path: Path, name: str) -> None:
     found = getattr(config, name)
     if name in ("adapter", "language_gguf", "out"):
         value = str(tmp_path / "media" / value)
-    if name not in ("sources", "memory", "schema"):
+    if name not in ("sources", "memory", "max_store", "schema"):
         assert found == (tuple(value) if isinstance(value, list) else value)
     assert config.sources == (str(tmp_path / "media/a.png"),) and not config.trust_remote_code
 

@@ -2,7 +2,9 @@
 run as printed, notebooks run, and no picture is older than what it shows."""
 
 import json
+import os
 import re
+import shutil
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +17,7 @@ import torch
 from nbclient import NotebookClient
 from PIL import Image
 
+import penstock_demo
 from docs.conf import NAVIGATION
 from flows.machine.versions import cpu_has_bfloat16
 from scripts.follow_docs import faults, read, run_on_terminal
@@ -141,20 +144,63 @@ def test_a_broken_word_and_a_traceback_are_faults(text: str, count: int) -> None
 
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "docs" / "notebooks").glob("*.ipynb"))
+HOSTED = ("colab", "kaggle")
+"""Notebooks that go on in another session."""
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", [path for path in NOTEBOOKS if path.stem not in HOSTED], ids=lambda path: path.stem
+)
 def test_a_notebook_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PENSTOCK_STORE", str(tmp_path / "store"))
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
+    assert executed(path, tmp_path)
+
+
+def executed(path: Path, folder: Path) -> str:
+    """Run a notebook in a folder, and return what it printed."""
     notebook = nbformat.read(path, as_version=4)  # type: ignore[no-untyped-call]
     assert not any(cell.get("outputs") for cell in notebook.cells), "stored without outputs"
     done = NotebookClient(
-        notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}
+        notebook, timeout=300, resources={"metadata": {"path": str(folder)}}
     ).execute()
     printed = [out for cell in done.cells for out in cell.get("outputs", ())]
     assert printed and not any(out.output_type == "error" for out in printed)
+    return "".join(out.get("text", "") for out in printed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", HOSTED)
+def test_a_hosted_notebook_goes_on_in_another_session(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    media, kept = tmp_path / "media", tmp_path / "kept"
+    for folder in (media, kept):
+        folder.mkdir()
+    for clip in sorted(penstock_demo.CLIPS.glob("*.mp4"))[:3]:
+        shutil.copy(clip, media)
+    given = {"MODEL": "demo", "MEDIA": media, "BASE": kept, "WORK": kept}
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    printed = []
+    for session in ("one", "two"):
+        fast = tmp_path / session
+        fast.mkdir()
+        own = {"FAST": fast, "HOME": fast, "IPYTHONDIR": fast / "ipython", "PATH": path}
+        own |= {"XDG_CACHE_HOME": fast / "cache"}
+        if session == "two" and name == "kaggle":  # the output of the session before is an input
+            own |= {"BEFORE": kept, "WORK": fast / "work"}
+            (fast / "work").mkdir()
+        for variable, value in (given | own).items():
+            monkeypatch.setenv(variable, str(value))
+        printed.append(executed(NOTEBOOKS[0].with_name(f"{name}.ipynb"), fast))
+    for stage in ("encode", "decode"):
+        assert f"{stage}: 3 made now, 0 were there" in printed[0]
+        assert f"{stage}: 0 made now, 3 were there" in printed[1]
+    for text in printed:
+        assert "3 captions, 0 failures" in text and "1 corrected" in text
+    assert "'encode': 0, 'decode': 3}" in printed[0], "a second prompt encodes nothing"
+    assert list(tmp_path.rglob("musubi.zip"))
 
 
 DOCS = ROOT / "docs"

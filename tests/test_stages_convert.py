@@ -68,6 +68,19 @@ def test_a_folder_becomes_one_that_holds_the_same(tmp_path: Path) -> None:
     assert json.loads(made["config.json"]) == CONFIG
 
 
+def test_positions_are_found_where_torch_states_none_for_the_meta_device(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As torch below 2.11, which does not know that device when it reads a storage."""
+    source = write_folder(tmp_path / "source", ODD)
+    monkeypatch.setattr(torch.serialization, "_is_meta_location", lambda _: False, raising=False)
+    read = torch.load(source / "pytorch_model.bin", map_location="meta", weights_only=True)
+    unstated = read["half"].untyped_storage()
+    assert getattr(unstated, "_checkpoint_offset", None) is None
+    converted(source, tmp_path / "made")
+    assert same(tensors_of(tmp_path / "made"), ODD)
+
+
 def test_licence_and_templates_go_along(tmp_path: Path) -> None:
     source = write_folder(tmp_path / "source", drawn())
     along = write_along(source)

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from artifacts.errors import Killed
+from artifacts.errors import Killed, StageDied
 from scripts.stage_processes import stage_of
 from stages.process import fork_client
 from stages.process.events import Event, EventReporter, Item
@@ -39,6 +39,19 @@ def tells(job: dict[str, Any], report: EventReporter) -> None:
 def waits(job: dict[str, Any], report: EventReporter) -> None:
     report.item("started")
     time.sleep(600)
+
+
+RAN: list[str] = []
+
+
+def counts(job: dict[str, Any], report: EventReporter) -> None:
+    RAN.append("counts")
+    report.note(server=os.getpid(), ran=len(RAN), open=os.readlink("/proc/self/fd/1"))
+    report.item("one")
+
+
+def fails(job: dict[str, Any], report: EventReporter) -> None:
+    raise OSError("no such disk")
 
 
 def computes(job: dict[str, Any], report: EventReporter) -> None:
@@ -169,6 +182,35 @@ def test_two_stages_run_beside_each_other_and_end_with_the_block(tmp_path: Path)
     for each in (first, second):
         with pytest.raises(Killed):
             each.wait()
+
+
+def test_a_server_that_stays_runs_stages_itself_until_one_fails(tmp_path: Path) -> None:
+    staying = ForkServer(stays=True)
+
+    def ran(name: str) -> tuple[int, int]:
+        outcome = start("counts", tmp_path / name, staying).wait()
+        assert outcome.items == 1 and outcome.notes["open"] == str(tmp_path / name / "log")
+        assert outcome.cpu_seconds < 60
+        return outcome.notes["server"], outcome.notes["ran"]
+
+    with staying:
+        first = ran("one")
+        assert first == (server_of(staying), 1) and ran("two") == (first[0], 2)
+        with pytest.raises(StageDied, match="no such disk"):
+            start("fails", tmp_path, staying).wait()
+        second = ran("three")
+        assert second[1] == 1 and second[0] != first[0]
+        waiting = begun(tmp_path, staying)
+        assert waiting.pid == second[0]
+        waiting.stop()
+        assert waiting.wait_for_exit(0)
+        third = ran("four")
+        assert third[1] == 1 and third[0] != second[0]
+        staying.leave()
+        assert not os.path.exists(f"/proc/{third[0]}")
+        fourth = ran("five")
+        assert fourth[1] == 1
+    until(lambda: not os.path.exists(f"/proc/{fourth[0]}/exe"))
 
 
 def test_a_thread_that_computes_too_long_is_ended(tmp_path: Path, forks: ForkServer) -> None:

@@ -255,7 +255,7 @@ VERBS = {
 
 def _moving_line(to: IO[str], given: IO[str] | None) -> ProgressLine | CellLine | None:
     """Return the progress line for a stream; None where only lines can be written. `given`: the
-    stream that was asked for; None: the standard error, in place of which a cell has its output."""
+    stream that the caller named; None: the standard error, which a cell's output replaces."""
     if given is None and in_cell():
         return CellLine()
     return ProgressLine(to) if is_terminal(to) and obeys_control_codes() else None

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from artifacts.captions import Failure
 from artifacts.errors import Unanswered, UsageError
 from artifacts.keys import ContentDigests, content_key
+from artifacts.plurals import counted
 from artifacts.remote.media_cache import UNREACHABLE
 from artifacts.stamps import CHANGED, CHANGED_HINT, FileChanged
 from artifacts.store import Store
@@ -35,14 +36,17 @@ def read_contents(
     progress: Progress | None = None,
     *,
     fetch: bool = True,
+    again: bool = False,
 ) -> tuple[list[JobFile], list[Failure]]:
     """Compute the content digest of every file, without a prompt. An unreadable file becomes a
     failure and does not stop the job. Without `fetch`, a remote file without a known digest counts
-    as unknown content. Raises EnvironmentFault if a bucket cannot be read."""
+    as unknown content. With `again`, files of this machine are read even if they seem unchanged.
+    Raises EnvironmentFault if a bucket cannot be read."""
     readable: list[JobFile] = []
     failures: list[Failure] = []
     remote = contents_of([file for file in files if file.remote], store, progress, fetch=fetch)
-    near = iter(digests.of_many([f.path for f in files if not f.remote], workers=cores()))
+    paths = [file.path for file in files if not file.remote]
+    near = iter(digests.of_many(paths, workers=cores(), again=again))
     for file in files:
         content = remote[file.path] if file.remote else next(near)
         if not (isinstance(content, Exception) or file.remote or os.access(file.path, os.R_OK)):
@@ -59,6 +63,17 @@ def read_contents(
         )
         readable.append(JobFile(file=file, medium=medium))
     return readable, failures
+
+
+def inode_note(files: Sequence[JobFile]) -> list[str]:
+    """Return a note on media that are recognized without their inodes, if there are such."""
+    stamps = (each.medium.stamp for each in files)
+    count = sum(stamp is not None and not stamp.inode for stamp in stamps)
+    note = (
+        f"{counted(count, 'file')} on FUSE or CIFS, where inodes change: what has the same path, "
+        "size and time counts as unchanged; --check-media reads all again"
+    )
+    return [note] if count else []
 
 
 def _unreadable(file: MediaFile, error: OSError | Unanswered) -> Failure:

@@ -29,7 +29,7 @@ from artifacts.tiles import OFF
 from flows.checkpoint.models import Model, digests_in, open_model, pipeline_for
 from flows.checkpoint.precision import PartSettings, attention, weight_bytes
 from flows.job.card_sampling import as_card, sampling_as_card, with_card_sampling
-from flows.job.media_digests import JobFile, check_beside, read_contents
+from flows.job.media_digests import JobFile, check_beside, inode_note, read_contents
 from flows.job.pass_mode import answering, with_pass_mode
 from flows.ledger.ledger import Ledger
 from flows.ledger.namespaces import TextScores, notes, variants_of
@@ -244,7 +244,9 @@ def prepare(
     if model.served is not None and any(file.kind == "video" for file in files):
         served = model.served.with_video_support(store, announce)
         model = replace(model, served=served, notes=(served.line, *served.notes))
-    readable, unreadable = read_contents(files, digests, store, progress, fetch=fetch)
+    readable, unreadable = read_contents(
+        files, digests, store, progress, fetch=fetch, again=config.check_media
+    )
     prompts = Prompts(config, model, store)
     job_files = tuple(
         JobFile(file=file, medium=replace(each.medium, prompt=prompt))
@@ -255,6 +257,7 @@ def prepare(
     if not job_files:
         raise _nothing_to_do(pipeline, failures)
     notes = [] if fetch else unfetched_note([each.file for each in readable])
+    notes += [] if config.check_media else inode_note(readable)
     check_summary(config, model)
     base = _job_of(config, store, model, pipeline)
     return replace(

@@ -11,7 +11,6 @@ import socket
 import threading
 import time
 from collections.abc import Collection, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -29,15 +28,10 @@ HEAD_TRIES = 4
 """How often in a row the head must not answer to be gone."""
 GPU_SECONDS = 20.0
 """How long requested GPUs may take to join the cluster."""
-TOKENS = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
-"""Variables from which Ray takes the token of a cluster; else it is in `~/.ray/auth_token`."""
 
 
 def load_ray() -> Any:
-    """Import Ray, with its token if there is one. Raises MissingPackage."""
-    has_token = any(os.environ.get(name) for name in TOKENS)
-    if has_token or Path("~/.ray/auth_token").expanduser().exists():
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
+    """Import Ray. Raises MissingPackage."""
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     require_extra("ray", "--ray")
     import ray
@@ -73,11 +67,13 @@ class Cluster:
         try:
             with _silent_library():
                 self._ray.init(address, log_to_driver=False, logging_level="error")
+            # It would print on standard output that a node is dead; its tasks run elsewhere.
+            self._ray._private.worker.print_to_stdstream = lambda *_, **__: None
         except (ConnectionError, RuntimeError, ValueError, OSError) as error:
             text = " ".join(redacted(str(error)).split())[:300]
             raise EnvironmentFault(
                 f"no connection to the Ray cluster {address}: {text}",
-                hint="Check that it runs and that RAY_AUTH_TOKEN is its token",
+                hint="Check that it runs, and RAY_AUTH_MODE and RAY_AUTH_TOKEN (docs/many.md)",
             ) from error
         finally:
             if threading.current_thread() is threading.main_thread():
@@ -104,26 +100,21 @@ class Cluster:
     def _alive(self) -> list[dict[str, Any]]:
         """Return the nodes. Raises EnvironmentFault if the head is gone: after a minute without it
         Ray would end this process."""
-        for left in reversed(range(HEAD_TRIES)):
-            try:
+        for _ in range(HEAD_TRIES):
+            with contextlib.suppress(EnvironmentFault):
                 _check_reachable(self._ray.get_runtime_context().gcs_address)
-                break
-            except EnvironmentFault as error:
-                if not left:
-                    raise EnvironmentFault(
-                        "the head of the Ray cluster is gone",
-                        hint="Finished work is kept; run the same command on another cluster",
-                    ) from error
-                time.sleep(CONNECT_SECONDS)
-        return [node for node in self._ray.nodes() if node["Alive"]]
+                return [node for node in self._ray.nodes() if node["Alive"]]
+            time.sleep(CONNECT_SECONDS)
+        raise EnvironmentFault(
+            "the head of the Ray cluster is gone",
+            hint="Finished work is kept; run the same command on another cluster",
+        )
 
     @property
     def slots(self) -> int:
         """Return how many tasks can run at once, at least 1."""
-        if not self.gpus:
-            return max(1, len(self._alive()))
-        has = (int(node["Resources"].get("GPU", 0) // self.gpus) for node in self._alive())
-        return max(1, sum(has))
+        gpus = (node["Resources"].get("GPU", 0) for node in self._alive())
+        return max(1, sum(int(has // self.gpus) if self.gpus else 1 for has in gpus))
 
     @property
     def window(self) -> int:
@@ -187,10 +178,10 @@ def run_task(config: RunOptions, terms: Terms) -> dict[str, Any]:
 def _silent_library() -> Iterator[None]:
     """Discard what is written to the standard error: Ray's library prints the same warning each
     second while it tries to connect."""
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    os.close(nowhere)
+    kept = os.dup(2)
     try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
         yield
     finally:
         os.dup2(kept, 2)

@@ -9,6 +9,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
@@ -22,8 +23,8 @@ from artifacts.store import fault_of, open_store
 from flows.console.display import Display
 from flows.job.partitions import PORTIONS
 from flows.job.prepare import Job, NothingToDo, out_folder
-from flows.machine.launch import DirectLauncher, StageCall, StageHandle
 from flows.machine.versions import versions
+from flows.many.launchers import SharedForks
 from flows.options.commands import RunOptions
 from flows.options.vectors import LabelOptions
 from flows.pipelines import CAPTION, EMBED, LABEL, Pipeline
@@ -31,10 +32,7 @@ from flows.results.label_files import LabelsWritten
 from flows.results.run_record import RunRecord
 from flows.running import run, sift_first
 from flows.running.label import label, label_request
-from flows.running.run import LauncherMaker
 from flows.running.run_observer import OnBegin
-from stages.process.fork_client import ForkServer
-from stages.process.stage_process import Listener
 
 CROSSING = ("AWS_", "AZURE_", "GOOGLE_", "HF_")
 """Begins of the environment variables that tasks get from the driver: those of stores in a bucket
@@ -49,10 +47,8 @@ OF_OUTPUTS = {"format": (), "limit": None, "beside": False, "existing": None, "o
 """Options that only the last task takes → their value for a partition."""
 
 
-def _label(
-    config: RunOptions, display: Display, make_launcher: LauncherMaker, on_begin: OnBegin
-) -> LabelsWritten:
-    return label(config, label_request(LabelOptions.of(config)), display, make_launcher, on_begin)
+def _label(config: RunOptions, *more: Any) -> LabelsWritten:
+    return label(config, label_request(LabelOptions.of(config)), *more)
 
 
 COMMANDS: Mapping[str, tuple[Pipeline, Callable[..., Any]]] = {
@@ -120,7 +116,7 @@ def compared_versions() -> dict[str, str]:
 
 def check_node(config: RunOptions, terms: Terms) -> None:
     """Check that this node has the driver's packages, output folder and store. Raises UsageError,
-    EnvironmentFault."""
+    EnvironmentFault, OSError."""
     node, here = socket.gethostname(), compared_versions()
     for name in sorted({*here, *terms.versions}):
         if (own := here.get(name, "none")) != (other := terms.versions.get(name, "none")):
@@ -149,8 +145,6 @@ def _is_read(read: Callable[[], bytes], token: str) -> bool:
             if time.monotonic() > deadline:
                 return False
             time.sleep(0.5)
-        except OSError as error:
-            raise fault_of(error, Path(str(error.filename or ""))) from error
 
 
 def process(config: RunOptions, terms: Terms) -> dict[str, Any]:
@@ -164,7 +158,10 @@ def process(config: RunOptions, terms: Terms) -> dict[str, Any]:
             os.chdir(terms.folder)
         check_node(config, terms)
         ended |= _run(_partition_of(config, terms) if terms.partition else config, terms)
-    except PenstockError as error:
+    except (PenstockError, OSError) as found:
+        error = found
+        if isinstance(found, OSError):
+            error = fault_of(found, Path(str(found.filename or terms.out)))
         ended |= {"error": error, "retry": isinstance(error, EnvironmentFault | Interrupted)}
     return {**ended, "seconds": time.monotonic() - began}
 
@@ -193,40 +190,12 @@ def _run(config: RunOptions, terms: Terms) -> dict[str, Any]:
 
 def _partition_of(config: RunOptions, terms: Terms) -> RunOptions:
     """Return the configuration of a partition, whose folder no other try has, not even one that is
-    thought dead. Raises EnvironmentFault."""
+    thought dead. Raises OSError."""
     place = terms.out / PORTIONS / terms.partition
     names = {each.name for each in declared(type(config))}
     fixed: dict[str, Any] = {name: OF_OUTPUTS[name] for name in OF_OUTPUTS if name in names}
     for number in count(1):
-        folder = place.with_name(f"{place.name}-{number}")
-        try:
-            folder.mkdir()
-        except FileExistsError:
-            continue
-        except OSError as error:
-            raise fault_of(error, folder) from error
-        return replace(config, sources=(f"@{place}.jsonl",), out=str(folder), **fixed)
+        with suppress(FileExistsError):
+            (folder := place.with_name(f"{place.name}-{number}")).mkdir()
+            return replace(config, sources=(f"@{place}.jsonl",), out=str(folder), **fixed)
     raise AssertionError
-
-
-class SharedForks:
-    """A launcher that forks all stages of this process from one server, which outlives runs.
-    Another one is started if the process was given other GPUs."""
-
-    _server: tuple[str | None, ForkServer] | None = None
-
-    def __init__(self, listen: Listener) -> None:
-        self._launcher = DirectLauncher(listen)
-
-    def start(self, call: StageCall) -> StageHandle:
-        shared = None if call.fork_server is None else self._forks()
-        return self._launcher.start(replace(call, fork_server=shared))
-
-    @classmethod
-    def _forks(cls) -> ForkServer:
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-        if cls._server is None or cls._server[0] != visible:
-            if cls._server is not None:
-                cls._server[1].__exit__()
-            cls._server = visible, ForkServer()
-        return cls._server[1]

@@ -9,8 +9,8 @@ continues a run after any death.
 """
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Callable
+from contextlib import closing, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -61,10 +61,14 @@ def run_on_cluster(
         display.doing(f"connecting to the Ray cluster {address}")
         with closing(Cluster(address, gpus)) as cluster:
             prepare_store(store)
-            with shared_terms(command, config, on_begin) as terms:
+            terms = terms_of(command, config, on_begin)
+            try:
                 driver = Driver(cluster, config, terms, display)
                 driver.process_partitions(files, on_progress)
                 return driver.write_outputs()
+            finally:
+                with suppress(EnvironmentFault):
+                    withdraw(config, terms)
 
 
 def gpus_of_a_task(config: RunOptions) -> int | None:
@@ -77,17 +81,6 @@ def gpus_of_a_task(config: RunOptions) -> int | None:
             hint="Give the number of GPUs of a task",
         )
     return None if given in (None, ALL_GPUS) else int(given or 1)
-
-
-@contextmanager
-def shared_terms(command: str, config: RunOptions, on_begin: OnBegin | None) -> Iterator[Terms]:
-    """Yield the terms of a run, whose token lies in its store meanwhile."""
-    terms = terms_of(command, config, on_begin)
-    try:
-        yield terms
-    finally:
-        with suppress(EnvironmentFault):
-            withdraw(config, terms)
 
 
 class Driver:

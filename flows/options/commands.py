@@ -24,6 +24,7 @@ from flows.options.model import (
     ModelOptions,
     PrecisionOptions,
     ResourceOptions,
+    StoreSizeOptions,
     check_served,
 )
 from flows.options.text import (
@@ -88,6 +89,7 @@ class CaptionConfig(
     PromptOptions,
     GgufOptions,
     AdapterOptions,
+    StoreSizeOptions,
     GpuOptions,
     HalfPrecisionOptions,
     VideoSamplingOptions,
@@ -112,6 +114,11 @@ class CaptionConfig(
             text = f"--format {','.join(toml)} states --out in TOML, and its path is not UTF-8"
             raise UsageError(text, hint="Give another --out")
         check_served(self)
+        if self.confidence and self.max_store is not None:
+            raise UsageError(
+                "--confidence and --max-store exclude each other: features that go give no scores",
+                hint="Leave one of them out",
+            )
         _ = self.engines
         if self.schema:
             check_room(self.schema, self.max_new_tokens)

@@ -55,6 +55,12 @@ MEMORY_OPTION = Option(
     above=0,
     parse=partial(parse_size, option="--memory"),
 )
+MAX_STORE_OPTION = replace(
+    MEMORY_OPTION,
+    help="largest size of the store during the run, e.g. 15GB [no limit]",
+    heading=MODEL,
+    parse=partial(parse_size, option="--max-store"),
+)
 PREPARE_WORKERS = 4
 """Most threads that prepare frames, unless more are requested."""
 PREPARE_WORKERS_OPTION = Option(
@@ -183,6 +189,15 @@ class StoreOptions(OptionGroup):
 
 
 @dataclass(frozen=True, kw_only=True)
+class StoreSizeOptions(OptionGroup):
+    """The size of the store."""
+
+    max_store: Annotated[int | None, MAX_STORE_OPTION] = None
+    """Largest size of the store in bytes during the run: media are processed in waves that fit, and
+    features that no job needs any more are deleted. None: no limit."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class MemoryOptions(OptionGroup):
     """The memory limits of a stage."""
 
@@ -228,6 +243,10 @@ class ResourceOptions(MemoryOptions, StoreOptions):
     many as cores for one on a GPU, up to PREPARE_WORKERS."""
     retry_failed: Annotated[bool, Option("retry media that failed before", FILES)] = False
     """Retry media that failed before."""
+    check_media: Annotated[
+        bool, Option("read all media again, to see whether one has changed", FILES)
+    ] = False
+    """Read all media again, to see whether one has changed whose size and time are the same."""
     keep_frames: Annotated[bool, Option("keep stored frames after encoding", FILES)] = False
     """Keep stored frames after encoding."""
 

@@ -20,6 +20,7 @@ from flows.options.model import (
     GpuOptions,
     MemoryOptions,
     StoreOptions,
+    StoreSizeOptions,
 )
 from flows.options.text import FOLDER_OPTION, OutputOptions, OwnerOptions
 
@@ -81,7 +82,7 @@ class VectorConfig(VectorSamplingOptions, RunOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EmbedConfig(OwnerOptions, GpuOptions, VectorConfig):
+class EmbedConfig(OwnerOptions, StoreSizeOptions, GpuOptions, VectorConfig):
     """One run that writes vectors."""
 
     out: Annotated[str, own_folder("vectors")] = f"{PARENT}/vectors"
@@ -125,7 +126,9 @@ class LabelOptions(OptionGroup):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LabelConfig(OwnerOptions, OutputOptions, LabelOptions, GpuOptions, VectorConfig):
+class LabelConfig(
+    OwnerOptions, OutputOptions, LabelOptions, StoreSizeOptions, GpuOptions, VectorConfig
+):
     """One run that labels media."""
 
     out: Annotated[str, own_folder("labels")] = f"{PARENT}/labels"

@@ -43,6 +43,7 @@ from flows.planning.context_check import context_notes, refuse_beyond_context, s
 from flows.planning.costs import rungs_of
 from flows.planning.ladder import Ladder, OnMove, Remembered, Rung, sizes
 from flows.planning.sizes import CLIP_BYTES, Estimate, clip_pixels, estimates, wave_limit
+from flows.planning.store_limit import StoreLimit, store_limit
 from flows.planning.times import Times, clip_seconds, times_of
 from stages.process.device import device_uuid
 from stages.process.job import StageSpec
@@ -225,6 +226,8 @@ class Plan:
     """The job; None without media, for which a standard chunk is assumed."""
     expected: tuple[Estimate, ...]
     """Size estimate of each medium."""
+    limit: StoreLimit | None = None
+    """What `--max-store` leaves of the store; None without the option, or without media."""
     notes: tuple[str, ...] = ()
     devices: tuple[str, ...] = ()
     """As in Job."""
@@ -322,13 +325,16 @@ def _make_plan(
     known = ladder_of(job, lambda *_: None).known() if job else {}
     found = choices(request, request.rungs, budget, known) if request.workloads else {}
     refused = [choice for choice in found.values() if choice.refused]
+    limit = store_limit(job, expected) if job and stages_with_work(job.ledger, job.media) else None
+    refusal = cannot_fit(request, refused, budget) if refused else None
     return Plan(
         request=request,
         budget=budget,
         choices=found,
-        refusal=cannot_fit(request, refused, budget) if refused else None,
+        refusal=refusal or (limit.refusal() if limit else None),
         job=job,
         expected=expected,
+        limit=limit,
         devices=devices,
     )
 
@@ -365,12 +371,16 @@ def figures(plan: Plan) -> dict[str, Any]:
 def _of_job(plan: Plan, job: Job) -> dict[str, Any]:
     found = plan.expected
     known = job.ledger.tasks(job.media)
-    lengths = cut_waves([e.bytes for e in found], wave_limit(job))
+    most = min(wave_limit(job), plan.limit.wave_bytes) if plan.limit else wave_limit(job)
+    lengths = cut_waves([e.bytes for e in found], most)
     starts = [sum(lengths[:i]) for i in range(len(lengths))]
     waves = [found[s : s + n] for s, n in zip(starts, lengths, strict=True)]
     times, clips = plan.times, clip_pixels(job, found)
     return {
-        "notes": [*notes(job), *context_notes(job, found)],
+        "notes": [
+            *(*notes(job), *context_notes(job, found)),
+            *(plan.limit.notes() if plan.limit else []),
+        ],
         "seconds": times and times.seconds,
         "time": times.line if times else "",
         "fetch_bytes": bytes_to_fetch(job.model, parts_of(stages_with_work(job.ledger, job.media))),

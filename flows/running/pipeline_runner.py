@@ -30,6 +30,7 @@ from flows.planning.context_check import context_notes, loses_frames
 from flows.planning.costs.summarize import nodes_of
 from flows.planning.ladder import Rung
 from flows.planning.sizes import estimates, wave_limit
+from flows.planning.store_limit import store_limit
 from flows.results.captions import texts_to_score
 from flows.results.data_sets import is_stale, write_dataset, write_trainers
 from flows.results.outputs import missing_error, missing_rows, output_paths, write_outputs
@@ -349,9 +350,11 @@ class PipelineRunner:
         job = self._job
         stages = stages_with_work(job.ledger, job.media)
         bound = job.ledger.namespaces.bound or loses_frames(job.model, job.config)
+        limit = None
         if stages or bound:
             expected = estimates(job)
-            for note in context_notes(job, expected):
+            limit = store_limit(job, expected, self.stages.lease) if stages else None
+            for note in [*context_notes(job, expected), *(limit.notes() if limit else [])]:
                 self._announce(note)
                 self.record.value["plan"]["notes"].append(note)
         if not stages:  # finished work is not estimated again
@@ -360,16 +363,21 @@ class PipelineRunner:
             return
         for stage in (each for each in job.pipeline[1:] if each not in stages):
             self._announce(f"{stage.verb}: nothing to do, all of it is stored")
+        if limit is not None and (refusal := limit.refusal()):
+            raise refusal
         self.stages.plan(stages, expected, self._announce)
         # All parts that this run needs, so that an unreachable hub is found now and not after hours
         # of work.
         self.stages.loop.fetch(parts_of(stages))
         self.record.value["plan"]["chunks"] = sum(e.chunks for e in expected)
         self._throttle(self._record_progress)
-        waves = waves_of(job.ledger, job.media, [e.bytes for e in expected], wave_limit(job))
+        most = wave_limit(job) if limit is None else min(wave_limit(job), limit.wave_bytes)
+        waves = waves_of(job.ledger, job.media, [e.bytes for e in expected], most)
+        waves = waves if limit is None else limit.cut(waves)
         for number, wave in enumerate(waves):
             following = waves[number + 1] if number + 1 < len(waves) else []
-            self._run_wave(wave, following)
+            both_fit = limit is None or limit.make_room(waves[number:])
+            self._run_wave(wave, following if both_fit else [])
             if following and time.monotonic() >= self._write_at:
                 self._throttle(partial(write, False))
 

@@ -307,7 +307,9 @@ def _prepared(config: RunOptions, display: Display, out: Path) -> Sifting:
     if note := left_out_note(config.sources, selection):
         display.print_line(note)
     files, failures = find_media(config.sources, selection, config.limit)
-    readable, unreadable = read_contents(files, digests_in(store), store, display.fetched)
+    readable, unreadable = read_contents(
+        files, digests_in(store), store, display.fetched, again=config.check_media
+    )
     failures += unreadable
     if not readable:
         write_jsonl(out / "failures.jsonl", failures)

@@ -21,12 +21,12 @@ from artifacts.signing import user_secret
 from artifacts.stamps import stamp_of
 from artifacts.store import Store, local_folder, open_store, prepare_store
 from flows.options.model import default_store
+from flows.pipelines import THUMBNAILS
 from flows.results.thumbnails import QUALITY, SIDE, thumbnail
 from flows.studio.roots import Roots
 from flows.studio.run_captions import RunCaptions
 from flows.studio.runs import QueuedRun, RunQueue, run_id
 from flows.studio.steps import ConfigOf, RecordedCommand
-from flows.upkeep.cache import THUMBNAILS
 
 VERSION = 4
 TOGETHER = 32

@@ -25,6 +25,7 @@ MOST = 500
 NOT_AGAIN = (
     *("sources", "out", "format", "beside", "existing", "media", "recursive", "extensions"),
     *("limit", "sift", "summary", "summary_prompt", "trigger", "prefix", "suffix", "retry_failed"),
+    "check_media",
 )
 """Options that a second question does not take from its run."""
 CHANGED = (
@@ -98,7 +99,7 @@ class RecordedCommand:
         for name in (ALLOWED | REPEATED) & OPTIONS.keys() - {*NOT_AGAIN}:
             value = getattr(self._config, name)
             if value != _default(OPTIONS[name].field):
-                values[name] = str(value) if name == "memory" else value
+                values[name] = str(value) if name in ("memory", "max_store") else value
         if changes.get("prompt"):
             values.pop("prompts", None)
         values |= {**changes, "sources": (*dict.fromkeys(paths),), "out": str(out)}

@@ -24,6 +24,7 @@ ALLOWED = frozenset((
     "model", "revision", "today", "adapter", "language_gguf",
     "precision", "vision_backend", "vision_precision", "language_precision",
     "memory", "gpus", "batch_size", "prepare_workers", "retry_failed", "keep_frames",
+    "check_media", "max_store",
     "chunk", "shots", "whole", "fps", "frames", "max_frames", "max_pixels", "max_video_pixels",
     "deinterlace", "sampling_as_card", "prompt", "prompts", "length", "summary", "summary_prompt",
     "engine", "slots", "max_new_tokens",

@@ -1,51 +1,22 @@
 """Lists the contents of a store by model and age, and deletes unused packs."""
 
-import contextlib
-import os
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 from artifacts.claims import FOLDER as CLAIMS
 from artifacts.errors import UsageError
 from artifacts.packs import QUARANTINE
 from artifacts.plurals import first_of
-from artifacts.store import NAME, ObjectStat, Store, prepare_store
+from artifacts.store import NAME, Store, prepare_store
+from artifacts.stored_packs import Pack, packs, sizes_in
 from artifacts.stores.local import TEMPORARY, left_behind
 from artifacts.stores.protocol import CATALOGS
 from flows.checkpoint.gguf import COPIES
 from flows.ledger.namespaces import notes
 from flows.machine.leases import running_jobs
-from flows.pipelines import KEPT as KEPT_PIPELINES
-
-PACK = ".pack"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Pack:
-    """One pack file of a store."""
-
-    name: str
-    stat: ObjectStat
-
-    @property
-    def kind(self) -> str:
-        return self.name.split("/")[0]
-
-    @property
-    def namespace(self) -> str:
-        return self.name.split("/")[2]
-
-
-def packs(stored: Mapping[str, ObjectStat]) -> list[Pack]:
-    """Return the packs among the objects of a store, without quarantined ones."""
-    return [
-        Pack(name=name, stat=stat)
-        for name, stat in stored.items()
-        if name.endswith(PACK) and name.count("/") >= 3 and not name.startswith(f"{QUARANTINE}/")
-    ]
+from flows.pipelines import LARGE
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -98,10 +69,6 @@ def sampling_text(sampling: Mapping[str, Any]) -> str:
     return f"{pieces}, {sampling['fps']:g} fps, {sampling['max_frames']} frames at most{ending}"
 
 
-THUMBNAILS = "thumbnails"
-"""Kind of the thumbnails that the studio keeps."""
-LARGE = frozenset((THUMBNAILS, *(s.writes for pipeline in KEPT_PIPELINES for s in pipeline)))
-"""Kinds that take nearly all the space; the small others are deleted only after these."""
 KEPT = ("rebuilds", "namespaces", "rungs", "rows", "precisions", "ways", "windows")
 """Kinds that are never deleted: a few kB of settings, rebuild records, and results of trials."""
 
@@ -132,7 +99,7 @@ def collect(store: Store, limit: int, *, dry_run: bool) -> Collection:
     """Delete half-written and damaged files, then least recently used packs, until at most `limit`
     bytes are left."""
     jobs, stored = running_jobs(store), dict(store.stats())
-    sizes = _sizes(store, stored)
+    sizes = sizes_in(store, stored)
     sizes.pop(NAME, None)  # a store always has its number
     made = Collection(
         before=sum(sizes.values()), limit=limit, jobs=[job.description for job in jobs]
@@ -176,19 +143,13 @@ def clear(store: Store) -> Cleared:
     what is noted of users' files stay. Raises UsageError if jobs use the store."""
     refuse_clearing(store)
     stored = dict(store.stats())
-    sizes = _sizes(store, stored)
+    sizes = sizes_in(store, stored)
     names = [*(pack.name for pack in packs(stored)), *_rubbish(store, sizes, ())]
     for name in names:
         _remove(store, name, is_object=name in stored)
     store.delete(NAME)
     prepare_store(store)
     return Cleared(objects=len(names), bytes=sum(sizes[name] for name in names))
-
-
-def _sizes(store: Store, stored: Mapping[str, ObjectStat]) -> dict[str, int]:
-    """Return the bytes of all files and objects by name. In a folder store, objects are files, too:
-    merging by name counts each once."""
-    return _files(store.local) | {name: stat.size for name, stat in stored.items()}
 
 
 def _remove(store: Store, name: str, *, is_object: bool) -> None:
@@ -228,12 +189,3 @@ def _rubbish(store: Store, names: Iterable[str], in_use: Container[str]) -> Iter
         # The parent folder of a header catalog is its namespace. The next reader rebuilds it.
         if folder in useless and useless[folder](parent if folder == CATALOGS else basename):
             yield name
-
-
-def _files(folder: Path) -> dict[str, int]:
-    found = {}
-    for place, _, names in os.walk(folder):
-        for path in (Path(place, name) for name in names):
-            with contextlib.suppress(FileNotFoundError):
-                found[path.relative_to(folder).as_posix()] = path.lstat().st_size
-    return found

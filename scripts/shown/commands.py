@@ -16,8 +16,8 @@ SHELL = ("sh", "console")
 PROGRAMS = (
     "cat", "cd", "cp", "curl", "docker", "echo", "eval", "export", "find", "git", "head", "hf",
     "journalctl", "kill", "loginctl", "ls", "make", "mkdir", "openssl", "penstock", "pip", "pipx",
-    "prefect", "python", "rm", "sbatch", "sed", "sleep", "split", "sudo", "systemctl", "tail",
-    "timeout", "touch", "uv", "uvx", "$EDITOR",
+    "prefect", "python", "ray", "rm", "sbatch", "sed", "sleep", "split", "sudo", "systemctl",
+    "tail", "timeout", "touch", "uv", "uvx", "$EDITOR",
 )  # fmt: skip
 """What a line of an indented block begins with, if it is a command."""
 ASSIGNED = re.compile(r"^[A-Z_]+=")

@@ -22,6 +22,13 @@ DEMO_FOR = (
     (re.compile(r"(--\w[\w-]* \w[\w.-]*)(?:\|\w[\w.-]*)+"), r"\1"),
     (re.compile(r"--count 200\b"), "--count 80"),
     (re.compile(r"--index films\b"), "--index photos"),
+    # A cluster of this machine; the array of Slurm, as a loop over lists of one clip.
+    (re.compile(r"--ray 10\.0\.0\.1:6379"), "--ray auto"),
+    (re.compile(r"\b(split .*) -l 50\b"), r"\1 -l 1"),
+    (
+        re.compile(r"sbatch --wait --array=0-19 .*--wrap '(.*)'$"),
+        r"for SLURM_ARRAY_TASK_ID in 0 1; do \1 || exit; done",
+    ),
     (re.compile(r"\bmore\.jsonl\b"), "out/captions.jsonl"),
 )
 """What is typed instead. Folders and files have their names from the pages (`media.py`)."""
@@ -44,13 +51,17 @@ NOT_RUN = (
     ),
     (r"curl ", "needs a server that stays; tests/test_project_serve_page.py runs the page"),
     (
-        r"python scripts/(deployment_check|follow_deploy)\.py",
+        r"python scripts/(deployment_check|follow_deploy|many_check)\.py",
         "takes minutes; the slow tests run it",
     ),
     (
         r"(sudo|systemctl|loginctl|journalctl) |.*(sudo|systemd|server\.env|worker\.env)\b|secret=",
         "changes the machine: systemd, Postgres, root",
     ),
+    (r"penstock .*--gpus \d", "needs several GPUs; tests/test_flows_running_gpus.py has stand-ins"),
+    (r"ray start ", "the nodes of scripts/ray_nodes.py stand for it"),
+    (r"ray symmetric-run ", "ends every Ray process of the machine; docs/many.md says how it ran"),
+    (r"sbatch --nodes |kubectl ", "needs a cluster"),
     (r"hf |git clone |datasets-cli |pip install ", "needs the network"),
     (
         r"penstock convert eva-pickled ",
@@ -75,7 +86,6 @@ NOT_RUN = (
 
 PAGES_NOT_RUN = {
     "docs/gguf.md": "needs llama.cpp, which `make gguf` compiles; tests/test_flows_gguf.py has it",
-    "docs/many.md": "needs several machines; scripts/many_check.py and the slow tests run nodes",
     "docs/recipes/clusters.md": "needs a cluster",
     "docs/scale.md": "needs a bucket; tests/test_flows_far.py has one",
     "docs/deploy/README.md": "scripts/follow_deploy.py follows the page in a fresh clone",
@@ -93,6 +103,19 @@ CODE_NOT_RUN = {
 }
 """What stands in Python that is only compiled, and the reason."""
 
+
+CODE_FOR = (
+    ('"model": "M"', '"model": "demo"'),
+    ('model="M"', 'model="demo"'),
+    ("ActorPoolStrategy(size=2)", "ActorPoolStrategy(size=1)"),
+)
+"""What stands in Python that is run, and what is run in its place."""
+SHARED = "/nas/"
+"""Folder that all machines have, on the pages: one of the page's own is meant."""
+ON_RAY = ("docs/many.md",)
+"""Pages whose commands are run on a Ray cluster of this machine, with simulated GPUs."""
+GPUS, CPUS = 2, 8
+"""What that cluster says that it has."""
 
 STAYING = ("penstock review ", "penstock studio ", "penstock serve ")
 """Commands that end when they are asked to."""
@@ -138,6 +161,13 @@ def typed(text: str) -> str:
         text = shown.sub(meant, text)
     by_default = re.match(r"penstock (caption|plan) ", text) and "--model" not in text
     return f"{text} --model demo" if by_default else text
+
+
+def typed_code(code: str) -> str:
+    """The Python that is run in the place of what is shown."""
+    for shown, meant in CODE_FOR:
+        code = code.replace(shown, meant)
+    return code
 
 
 def reason_not_run(shown: Shown) -> str:

@@ -43,6 +43,9 @@ def furnish(folder: Path) -> None:
     for name in CLIPS:
         shutil.copy(samples / name, folder / "VIDEOS")
     (folder / "videos").symlink_to("VIDEOS")
+    shutil.copytree(folder / "VIDEOS", folder / "nas/videos")
+    paths = [str(path) for path in sorted((folder / "nas/videos").iterdir())]
+    (folder / "nas/videos.csv").write_text("\n".join(["path", *paths]) + "\n")
     shutil.copytree(samples, folder / "MANY")
     shutil.copy(samples / CLIPS[0], folder / "two_hours.mp4")
     drawn = pictures(folder / "drawn")

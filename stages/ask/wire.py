@@ -166,8 +166,10 @@ def clip(images: Sequence[Image.Image], times: Sequence[float]) -> bytes:
     """Return images of one size as H.264 in MP4, each shown at its time."""
     import av
 
+    from artifacts.containers import open_media
+
     made, last = io.BytesIO(), -1
-    with av.open(made, "w", format="mp4") as container:
+    with open_media(made, "w", format="mp4") as container:
         stream: Any = container.add_stream("libx264", rate=1 / TICK, options=ENCODER)
         stream.width, stream.height, stream.pix_fmt = *images[0].size, "yuv420p"
         stream.time_base = stream.codec_context.time_base = TICK

@@ -3,9 +3,9 @@ size.
 
 A `torch.save` file of any size is read without loading the file into memory. Such a file is a ZIP
 archive: a pickle that lists the tensors, and the raw bytes of each. Torch's tensors-only unpickler
-reads the pickle on the meta device, which yields the position of the bytes. The file is then mapped
-read-only. Torch's own `mmap=True` maps it writable, which the kernel refuses for a file larger than
-the machine's memory.
+reads the pickle into fake tensors, which have the position of the bytes: torch below 2.11 states it
+for no others. The file is then mapped read-only. Torch's own `mmap=True` maps it writable, which
+the kernel refuses for a file larger than the machine's memory.
 """
 
 import contextlib
@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.keys import digest_of
@@ -164,7 +165,8 @@ def _no_archive(path: Path) -> EnvironmentFault | UsageError:
 def _unpickled(path: Path) -> Any:
     """Return the content of the pickle of an archive, with tensors without data."""
     try:
-        return torch.load(path, map_location="meta", weights_only=True)
+        with FakeTensorMode():
+            return torch.load(path, map_location="meta", weights_only=True)
     except pickle.UnpicklingError as error:
         found_global = GLOBAL.search(str(error))
         what = f"needs {found_global[1]}" if found_global else "holds more than tensors"
@@ -224,7 +226,7 @@ def _odd(tensor: torch.Tensor) -> Iterator[str]:
         yield "sparse"
     if tensor.dtype not in DTYPE_NAMES:
         yield f"of {tensor.dtype}"
-    if not tensor.is_meta:
+    if not isinstance(tensor, FakeTensor):
         yield f"on {tensor.device}"
 
 

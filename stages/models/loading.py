@@ -41,7 +41,7 @@ from stages.models.stored.layers import FORM, model_names, stored_settings
 from stages.models.streaming.load import load_streamed, streamed_layers
 from stages.models.streaming.pinned import load_pinned
 from stages.process.deferred_imports import import_transformers
-from stages.process.fork_imports import import_asking_cuda
+from stages.process.fork_imports import STAYS, import_asking_cuda
 from stages.process.job import parse_job
 
 DEFAULT_ATTENTION = ("sdpa", "+")
@@ -82,12 +82,19 @@ class ModelJob(HalfJob):
             )
 
     def load_reloadable(self, keep: Half) -> ReloadableHalf:
-        """Load the half on its device, with the extra modules that it needs. A model without
-        boundary is loaded whole. Raises ModelChanged if its files differ from those planned
-        with."""
+        """Load the half on its device, with the extra modules that it needs, unless an earlier
+        stage of this process has loaded the same. A model without boundary is loaded whole. Raises
+        ModelChanged if its files differ from those planned with."""
         part: Part = "whole" if self.route == "joint" else keep
+        for job, loaded, half in _loaded:
+            if (job, loaded) == (self, part):
+                half.model.__dict__[LOAD_SECONDS] = 0.0
+                return half
         load = partial(self._load_trimmed, part)
-        return ReloadableHalf(part, load, self.extra_modules, self.files, offloaded=self.offload)
+        half = ReloadableHalf(part, load, self.extra_modules, self.files, offloaded=self.offload)
+        if STAYS[0]:
+            _loaded.append((self, part, half))
+        return half
 
     def _load_trimmed(self, keep: Part, extra_modules: Iterable[str]) -> Any:
         with trim_freed_blocks():
@@ -245,6 +252,8 @@ class ModelJob(HalfJob):
         return half
 
 
+_loaded: list[tuple[ModelJob, Part, ReloadableHalf]] = []
+"""The half that this process keeps for its next stage."""
 _ready: dict[tuple[Path, bool], Any] = {}
 """Processors that `warm` loaded before their job started."""
 

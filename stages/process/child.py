@@ -78,10 +78,11 @@ class ParentInfo(NamedTuple):
     """The parent process of a stage, and the time that it spent importing for it."""
 
     parent: int
+    """Process with which this one ends; 0: it sees to that itself."""
     seconds: float = 0.0
     """Time that the parent spent on imports for the stage."""
     cpu_seconds: float = 0.0
-    """Processor time of these imports."""
+    """Processor time of these imports; negative: of earlier stages of this process."""
 
 
 def main(job: str, parent: str, events: str) -> int:
@@ -93,7 +94,8 @@ def main(job: str, parent: str, events: str) -> int:
 def run_job(job: dict[str, Any], origin: ParentInfo, events: int) -> int:
     """Run the stage of a job and report every outcome on the events descriptor. Return the exit
     status."""
-    die_with(origin.parent)
+    if origin.parent:
+        die_with(origin.parent)
     ctypes.CDLL(None).prctl(PR_SET_NAME, job["name"][:15].encode())  # as `ps` and `top` show it
     journal = Path(job["journal"]) if job["journal"] else None
     report = EventReporter(events, journal, job["device"])

@@ -175,11 +175,24 @@ class ForkedProcess:
             signal.pidfd_send_signal(self._handle, sig)
 
 
+class StayingProcess(ForkedProcess):
+    """A stage that the server itself runs. Its handle is a pipe that is closed at its end."""
+
+    def send_signal(self, sig: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, sig)
+
+
 class ForkServer:
     """Starts the fork server when it is first needed; a context manager that ends the server and
     its children."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, stays: bool = False) -> None:
+        """With `stays`, the server runs stages itself, one after another, so that what one has
+        loaded is there for the next."""
+        self._stays = stays
+        self._last: ForkedProcess | None = None
+        """The stage that a staying server was given last."""
         self._environment: dict[str, str] = {}
         self._control: socket.socket | None = None
         self._process: subprocess.Popen[bytes] | None = None
@@ -193,10 +206,21 @@ class ForkServer:
         with self._lock:
             self._end()
 
+    def leave(self) -> None:
+        """End the server, and wait until it is gone. The next stage starts another."""
+        with self._lock:
+            process, self._last = self._process, None
+            self._end()
+            self._unavailable = not hasattr(os, "pidfd_open")
+        if process is not None:
+            process.wait()
+
     def fork(self, job: int, log: IO[bytes], events: int) -> ForkedProcess | None:
         """Fork the stage whose job is behind a descriptor. Return None if it must be started as an
         ordinary process."""
-        message = json.dumps({"since": time.monotonic()}).encode()
+        message = json.dumps({"since": time.monotonic(), "stays": self._stays}).encode()
+        if self._last is not None and self._last.poll() != 0:  # it failed, and the server with it
+            self.leave()
         with self._lock:
             if not self._ensure_started() or self._control is None:
                 return None
@@ -218,7 +242,10 @@ class ForkServer:
             status.close()
             return None
         status.setblocking(True)
-        return ForkedProcess(int(reply), handles[0], status)
+        if not self._stays:
+            return ForkedProcess(int(reply), handles[0], status)
+        self._last = StayingProcess(int(reply), handles[0], status)
+        return self._last
 
     def _ensure_started(self) -> bool:
         """Start the server if that is allowed. Return whether it can be used."""

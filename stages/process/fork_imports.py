@@ -10,6 +10,8 @@ import sys
 from collections.abc import Iterator
 
 _skipped = [False]
+STAYS = [False]
+"""Whether this process runs one stage after another, so that what one has loaded may be kept."""
 
 
 @contextlib.contextmanager

@@ -17,6 +17,9 @@ forever. Otherwise it replies `no`.
 
 5. Its children die with it. It ends when its parent does, which closes the socket. The kernel then
 sends SIGIO, so that it ends in the middle of an import, too.
+
+6. If the parent asks it to stay, it forks nothing: it runs each stage itself, one after another, so
+that what one has loaded is there for the next. It ends with a stage that fails.
 """
 
 import contextlib
@@ -35,7 +38,7 @@ from typing import Any
 
 from stages.process.child import ParentInfo, load_entry, run_job
 from stages.process.exit_diagnosis import lasting_output
-from stages.process.fork_imports import has_used_cuda, importing_for_forks
+from stages.process.fork_imports import STAYS, has_used_cuda, importing_for_forks
 from stages.process.job import gc_frozen, read_job, value_in
 
 MESSAGE_BYTES = 1 << 16
@@ -76,6 +79,8 @@ class Server:
         try:
             job = read_job(descriptor)
             warm(job)
+            if request["stays"]:
+                return self._run_here(job, log, events, answer)
             handle = self._fork_child(request, job, log, events, answer)
             if handle is None:
                 answer.send(NO)
@@ -139,6 +144,24 @@ class Server:
         except BaseException:
             traceback.print_exc()
         finally:
+            os._exit(code)
+
+    def _run_here(self, job: dict[str, Any], log: int, events: int, answer: socket.socket) -> None:
+        """Run the stage in this process. Its handle is a pipe that is closed when it has ended."""
+        STAYS[0] = True
+        ended, running = os.pipe()
+        socket.send_fds(answer, [str(os.getpid()).encode()], [ended])
+        os.close(ended)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        with lasting_output():
+            code = run_job(job, ParentInfo(0, cpu_seconds=-cpu_seconds()), events)
+        gc.collect()  # before the next stage freezes what is left
+        with contextlib.suppress(OSError):
+            answer.send(str(code).encode())
+        os.close(running)
+        answer.close()
+        if code:
             os._exit(code)
 
     def _report_exit(self, handle: int) -> None:

@@ -107,8 +107,11 @@ def lift() -> None:
 
 def enforce(device: str, budget: int, dtype: str = "") -> None:
     """Limit this process to `budget` bytes of a device above its current use; 0: no limit. On a GPU
-    the stage computes in `dtype`. Raises OutOfMemory if the budget is too small to enforce, and
-    EnvironmentFault if torch uses another GPU."""
+    the stage computes in `dtype`. The limit of an earlier stage of this process stays. Raises
+    OutOfMemory if the budget is too small to enforce, and EnvironmentFault if torch uses another
+    GPU."""
+    if _limits or _device_limits:
+        return
     if device.startswith("cuda"):
         if (torch := sys.modules.get("torch")) is not None:
             if budget:

@@ -47,7 +47,14 @@ from stages.process.events import (
     event_of,
 )
 from stages.process.exit_diagnosis import ProcessExit, fault_of_stage, log_tail
-from stages.process.fork_client import ROOT, CpuTimeLimit, ForkServer, Process, child_environment
+from stages.process.fork_client import (
+    ROOT,
+    CpuTimeLimit,
+    ForkServer,
+    Process,
+    StayingProcess,
+    child_environment,
+)
 from stages.process.job import job_descriptor, job_fields
 from stages.process.memory import add_point, oom_kills
 
@@ -189,9 +196,10 @@ class StageProcess:
                 self._cpu_limit.stop()
             self.outcome.seconds = self.outcome.seconds or time.monotonic() - self._started
         before, peak = self.outcome.baseline_before_bytes, self.outcome.peak_device_bytes
+        warnings: list[str] = []
         if self._is_persistent:
             warnings = wait_until_gone(self._device, self.pid)
-        else:
+        elif code or not isinstance(self._process, StayingProcess):
             self.outcome.baseline_after_bytes, warnings = wait_for_release(
                 self._device, before, peak
             )

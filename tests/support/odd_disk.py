@@ -1,14 +1,19 @@
-"""A FUSE disk that treats file names as other systems do. It keeps its files in another folder."""
+"""A FUSE disk that treats file names as other systems do, or lacks what Google Drive lacks.
+
+It keeps its files in another folder.
+"""
 
 import contextlib
 import ctypes
 import errno
 import json
 import os
+import secrets
 import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -44,6 +49,10 @@ class Kind:
     """Whether it has neither links nor permissions."""
     lists_lower: bool = False
     """Whether it lists names in lower case."""
+    lockless: bool = False
+    """Whether it refuses locks."""
+    renumbers: bool = False
+    """Whether each mount gives other inodes."""
 
     def key(self, name: str) -> str:
         name = name.rstrip(self.ends) if self.ends else name
@@ -68,11 +77,15 @@ WINDOWS = Kind(fold="case", refused='<>:"\\|?*\x01', ends=". ", devices=True)
 FAT = Kind(fold="case", refused='<>:"\\|?*\x01', ends=". ", plain=True)
 ENCRYPTED = Kind(longest=143)
 UNFORMED = Kind(fold="forms")
+DRIVE = Kind(plain=True, lockless=True, renumbers=True)
+READS = "reads.log"
+"""File of what is read: a line of bytes and path for each request."""
 
 
 @contextmanager
 def odd_disk(folder: Path, kind: Kind) -> Iterator[Path]:
-    """Mount such a disk, or skip the test where nothing can be mounted."""
+    """Mount such a disk, or skip the test where nothing can be mounted. What it held in the same
+    folder before is there again."""
     try:
         import mfusepy  # noqa: F401
 
@@ -80,8 +93,9 @@ def odd_disk(folder: Path, kind: Kind) -> Iterator[Path]:
     except (ImportError, OSError) as error:
         pytest.skip(f"needs mfusepy, libfuse3 and /dev/fuse ({error})")
     place, behind = folder / "disk", folder / "behind"
-    place.mkdir(parents=True)
-    behind.mkdir()
+    place.mkdir(parents=True, exist_ok=True)
+    behind.mkdir(exist_ok=True)
+    (folder / READS).write_text("")
     command = [sys.executable, "-m", __name__, str(behind), str(place), json.dumps(asdict(kind))]
     log = folder / "disk.log"
     with log.open("w") as file:
@@ -104,6 +118,15 @@ def odd_disk(folder: Path, kind: Kind) -> Iterator[Path]:
         forget()
 
 
+def bytes_read(folder: Path) -> Counter[str]:
+    """Return the bytes that were read of each file since the disk was mounted."""
+    found: Counter[str] = Counter()
+    for line in (folder / READS).read_text().splitlines():
+        size, _, path = line.partition(" ")
+        found[path] += int(size)
+    return found
+
+
 def forget() -> None:
     """Have this process probe anew: the next disk may get the same number."""
     disk_names._known.clear()
@@ -117,6 +140,9 @@ def unmounting(place: Path) -> Sequence[str]:
 
 def _main(behind: str, place: str, kind: Kind) -> None:
     import mfusepy
+
+    salt = secrets.randbits(40) if kind.renumbers else 0
+    reads = os.open(Path(behind).with_name(READS), os.O_WRONLY | os.O_APPEND)
 
     class Disk(mfusepy.Operations):  # type: ignore[misc]
         use_ns = True
@@ -137,7 +163,8 @@ def _main(behind: str, place: str, kind: Kind) -> None:
             found = os.lstat(self._real(path))
             names = ("st_mode", "st_ino", "st_nlink", "st_uid", "st_gid", "st_size")
             times = {f"st_{t}time": getattr(found, f"st_{t}time_ns") for t in "amc"}
-            return {**{name: getattr(found, name) for name in names}, **times}
+            known = {name: getattr(found, name) for name in names}
+            return {**known, **times, "st_ino": found.st_ino ^ salt}
 
         def readdir(self, path: str, fh: int) -> list[tuple[str, dict[str, int], int]]:
             real = self._real(path)
@@ -145,7 +172,7 @@ def _main(behind: str, place: str, kind: Kind) -> None:
             return [
                 (
                     n.lower() if kind.lists_lower else n,
-                    {"st_mode": s.st_mode, "st_ino": s.st_ino},
+                    {"st_mode": s.st_mode, "st_ino": s.st_ino ^ salt},
                     0,
                 )
                 for n, s in found.items()
@@ -158,7 +185,9 @@ def _main(behind: str, place: str, kind: Kind) -> None:
             return os.open(self._real(path), flags & ~(os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW))
 
         def read(self, path: str, size: int, offset: int, fh: int) -> bytes:
-            return os.pread(fh, size, offset)
+            found = os.pread(fh, size, offset)
+            os.write(reads, f"{len(found)} {path}\n".encode())
+            return found
 
         def write(self, path: str, data: bytes, offset: int, fh: int) -> int:
             return os.pwrite(fh, data, offset)
@@ -218,6 +247,11 @@ def _main(behind: str, place: str, kind: Kind) -> None:
             names = ("f_bavail", "f_bfree", "f_blocks", "f_bsize", "f_frsize", "f_files", "f_ffree")
             return {name: getattr(found, name) for name in names}
 
+    def refused(*_: Any) -> None:
+        raise OSError(errno.EOPNOTSUPP, "no locks here")
+
+    if kind.lockless:
+        Disk.lock = Disk.flock = refused
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)  # it unmounts then
     fresh = {"entry_timeout": 0, "attr_timeout": 0, "negative_timeout": 0}
     mfusepy.FUSE(Disk(), place, foreground=True, nothreads=True, use_ino=True, **fresh)

@@ -61,6 +61,7 @@ class Stages:
         self.profile = PROFILE
         self.stop_after: dict[str, int] = {}
         self.refuse_first = False
+        self.feature_payload = b""
 
     def launcher(self, _: Listener) -> "Stages":
         return self
@@ -112,7 +113,8 @@ class Stages:
             if outcome.items >= self.stop_after.get(call.name, 10**9):
                 raise Interrupted(f"{call.name} was killed")
             meta = {"caption": "something", "tokens": 1, "ended": "stop"}
-            made = [Record(key=m.key, meta=meta) for m in batch]
+            payload = self.feature_payload if call.name == "encode" else b""
+            made = [Record(key=m.key, meta=meta, payload=payload) for m in batch]
             outcome.items += len(record_set.publish(made))
 
 

@@ -1,0 +1,195 @@
+"""Keeps a run within `--max-store`: what fits into a wave, and which packs go before it.
+
+A medium needs room for its frames and features until its captions are made, and for small records
+that stay; vectors stay, because a run writes them all in the end. What the limit leaves beside what
+must stay is the room of one wave. Before a wave, packs go until it fits, the least recently used
+first, except those with a record that this run or another job has yet to read.
+"""
+
+from collections.abc import Iterator, Sequence, Set
+from itertools import count, islice, takewhile
+
+from artifacts.errors import CannotFit
+from artifacts.keys import item_key
+from artifacts.stored_packs import Pack, packs, sizes_in
+from flows.console.units import rounded_up, size, written
+from flows.job.prepare import Job
+from flows.ledger.tasks import Medium, Task
+from flows.ledger.waves import cut_waves
+from flows.machine.leases import Lease, running_jobs
+from flows.options.model import StoreSizeOptions
+from flows.pipelines import LARGE
+from flows.planning.sizes import Estimate
+
+SMALL_BYTES = 4096
+"""Bytes in the store for one chunk besides frames and features: its caption, and its parts of
+indexes and of the headers of packs. The demo's take 1,300."""
+
+
+class StoreLimit:
+    """What a limit leaves of the store for one job."""
+
+    def __init__(
+        self, job: Job, limit: int, expected: Sequence[Estimate], lease: Lease | None = None
+    ) -> None:
+        """Take the job, its limit in bytes, an estimate of each of its media, and the lease of its
+        run; without one, nothing is deleted."""
+        self._job, self._ledger, self._lease, self.bytes = job, job.ledger, lease, limit
+        pairs = zip(job.media, expected, strict=True)
+        self._expected = {(medium.digest, medium.prompt): each for medium, each in pairs}
+        self._first, self._second, self._last = job.pipeline[0], job.pipeline[1], job.pipeline[-1]
+        self._stays = {self._last.writes} & LARGE
+        """Kinds that this run reads in the end."""
+        needs = [self._needs(medium) for medium in job.media]
+        kept = self._look(job.media)[0] + sum(staying for _, staying in needs)
+        self._room = max(1, limit - kept)
+        """Bytes of a wave beside all that is stored now and still to be read."""
+        self.wave_bytes = max(1, self._room // 2)
+        """Maximum bytes of a wave of several media: the next one is cut beside it."""
+        self._passing = sum(passing for passing, _ in needs)
+        self._largest = stored = 0
+        seen: set[str] = set()
+        for medium, (passing, _) in zip(reversed(job.media), reversed(needs), strict=True):
+            stored += self._stored(medium, seen)
+            self._largest = max(self._largest, stored + passing)
+        self._base = kept - stored
+        """Bytes that stay until the run ends."""
+
+    def refusal(self) -> CannotFit | None:
+        """Return why the limit is too small; None if it is not."""
+        enough = self._base + self._largest <= self.bytes
+        return None if enough else self._too_small(self._base, self._largest)
+
+    def notes(self) -> list[str]:
+        """Return a note on what the limit costs, if it costs anything."""
+        if self._stays or self._passing <= self._room:
+            return []
+        return [
+            f"--max-store {size(self.bytes)}: features are deleted when their captions are made "
+            "and room is needed, so another prompt encodes again"
+        ]
+
+    def cut(self, waves: Sequence[list[Medium]]) -> list[list[Medium]]:
+        """Divide waves that an earlier run recorded with more room."""
+        found = []
+        for wave in waves:
+            left = iter(wave)
+            lengths = cut_waves([self._needs(medium)[0] for medium in wave], self._room)
+            found += [list(islice(left, length)) for length in lengths]
+        return found
+
+    def make_room(self, waves: Sequence[list[Medium]]) -> bool:
+        """Delete packs until the first of these waves fits, which are left to be made. Return
+        whether the next one fits beside it. Raises CannotFit, EnvironmentFault."""
+        kept, free = self._look([medium for wave in waves for medium in wave])
+        sizes = [sum(sum(self._needs(medium)) for medium in wave) for wave in waves[:2]]
+        needed, both = sizes[0], kept + sum(sizes) <= self.bytes
+        most = self.bytes - (sum(sizes) if both else needed)
+        total = kept + sum(pack.stat.size for pack in free)
+        for pack in free:
+            if total <= most:
+                break
+            found = self._job.store.stat(pack.name)
+            if found is None or found.modified <= pack.stat.modified:  # not used meanwhile
+                self._job.store.delete(pack.name)
+                total -= pack.stat.size
+        self._ledger.refresh()
+        if total + needed > self.bytes:
+            raise self._too_small(total, needed)
+        return both and total <= most
+
+    def _look(self, pending: Sequence[Medium]) -> tuple[int, list[Pack]]:
+        """Return the bytes that must stay in the store while these media are to be made, and the
+        packs that need not, least recently used first."""
+        store = self._job.store
+        stored = dict(store.stats())
+        self._ledger.refresh()  # afterwards, so that it has all of these packs
+        others = self._lease.others() if self._lease is not None else running_jobs(store)
+        elsewhere = frozenset[str]().union(*(job.namespaces for job in others))
+        own = {n for variant in self._ledger.variants for n in variant.of.values()}
+        kept = self._own_packs(pending, elsewhere)
+        large = (pack for pack in packs(stored) if pack.kind in LARGE and pack.name not in kept)
+        free = [pack for pack in large if pack.namespace not in elsewhere - own]
+        total = sum(sizes_in(store, stored).values())
+        free.sort(key=lambda pack: (pack.stat.modified, pack.name))
+        return total - sum(pack.stat.size for pack in free), free
+
+    def _own_packs(self, pending: Sequence[Medium], elsewhere: Set[str]) -> set[str]:
+        """Return the packs of this job's namespaces that hold a record which this job or, in the
+        namespaces of jobs `elsewhere`, another one has yet to read."""
+        media, kept = self._job.media, set[str]()
+        left = {(medium.digest, medium.prompt) for medium in pending}
+        tasks, of = self._ledger.tasks(media), {medium.digest for medium in media}
+        to_make = [task for task in tasks if (task.medium.digest, task.medium.prompt) in left]
+        for kind in (self._first.writes, self._second.writes):
+            needed = {task[kind] for task in to_make if kind in self._read(task)}
+            needed |= {task[kind] for task in tasks if kind in self._stays}
+            if kind == self._first.writes:
+                needed.update(*map(self._unindexed, pending))
+            for records in self._ledger[kind].record_sets:
+                if (namespace := records.folder.rpartition("/")[2]) in elsewhere:
+                    named = self._lease.needed_elsewhere(namespace, of) if self._lease else of
+                    done = {t[kind] for t in tasks if t.medium.digest not in named} - needed
+                    kept |= records.packs_of(records.keys() - done)
+                kept |= records.packs_of(needed)
+        return kept
+
+    def _read(self, task: Task) -> Set[str]:
+        """Return the kinds of a chunk's records that are yet to be read to make its last one."""
+        if self._ledger.has(task, self._last) or self._ledger.has_failed(task):
+            return frozenset()
+        is_encoded = self._ledger.has(task, self._second)
+        return {self._second.writes} if is_encoded else {self._first.writes, self._second.writes}
+
+    def _unindexed(self, medium: Medium) -> Iterator[str]:
+        """Yield the keys of the frames of a medium that is still cut, from the first on."""
+        kind, ledger = self._first.writes, self._ledger
+        keys = (item_key(ledger.namespaces[kind], medium.digest, at) for at in count())
+        is_cut = ledger.media_index(medium) is not None
+        return takewhile(lambda key: not is_cut and key in ledger[kind], keys)
+
+    def _needs(self, medium: Medium) -> tuple[int, int]:
+        """Return the bytes that a medium has yet to add until its last record is made, and those
+        that it adds for good."""
+        tasks = self._ledger.tasks([medium])
+        expected = self._expected[medium.digest, medium.prompt]
+        most = {
+            self._first.writes: expected.frame_bytes,
+            self._second.writes: expected.feature_bytes,
+        }
+        is_encoded = bool(tasks) and not any(self._first.writes in self._read(t) for t in tasks)
+        is_done = bool(tasks) and not any(map(self._read, tasks))
+        frames, made = (
+            0 if is_encoded else max(0, most[kind] - sum(self._length(t, kind) for t in tasks))
+            for kind in most
+        )
+        small = 0 if is_done else SMALL_BYTES * expected.chunks
+        return (frames, small + made) if self._stays else (frames + made, small)
+
+    def _length(self, task: Task, kind: str) -> int:
+        records = self._ledger[kind]
+        return records.place(task[kind]).length if task[kind] in records else 0
+
+    def _stored(self, medium: Medium, seen: set[str]) -> int:
+        """Return the stored bytes that go when a medium is done, and add their keys to `seen`."""
+        total = 0
+        for task in self._ledger.tasks([medium]):
+            for kind in self._read(task) - self._stays:
+                total += 0 if task[kind] in seen else self._length(task, kind)
+                seen.add(task[kind])
+        return total
+
+    def _too_small(self, kept: int, wave: int) -> CannotFit:
+        return CannotFit(
+            f"--max-store {size(self.bytes)} is too small: {size(kept)} must stay in "
+            f"{self._job.store.url}, and the next files need {size(wave)} beside it",
+            hint=f"Give --max-store {written(rounded_up(kept + wave))} or more",
+        )
+
+
+def store_limit(
+    job: Job, expected: Sequence[Estimate], lease: Lease | None = None
+) -> StoreLimit | None:
+    """Return what `--max-store` leaves for a job; None without the option."""
+    limit = StoreSizeOptions.of(job.config).max_store
+    return None if limit is None else StoreLimit(job, limit, expected, lease)

@@ -1,0 +1,246 @@
+"""The size of a store under `--max-store`: what fits in a wave, what goes, and what is refused."""
+
+import json
+import os
+import re
+import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from artifacts.errors import CannotFit, Interrupted, UsageError
+from artifacts.packs import Record, RecordSet, read_header
+from artifacts.store import FolderStore, open_store
+from flows.console.display import Display
+from flows.console.units import parse_size
+from flows.machine.launch import StageCall
+from flows.machine.leases import hold_note_in, note_of
+from flows.options.commands import CaptionConfig
+from flows.pipelines import LARGE
+from flows.planning.plan import Plan, figures, plan_of
+from flows.running.run import caption
+from stages.process.events import StageOutcome
+from stages.process.job import job_fields
+from tests.support.media import write_videos
+from tests.support.pipeline import Place
+from tests.support.stand_ins import PROFILE, Stages, config_in
+
+CLIPS = 12
+WIDTH = 2500
+"""Numbers of a token's features, in 4 bytes each: features are larger than frames."""
+MANY = 200
+
+
+def bytes_in(folder: Path) -> int:
+    """Return the size of all files, each once: a file that is renamed by a link has two names."""
+    sizes = {}
+    for place, _, names in os.walk(folder):
+        for name in names:
+            try:
+                found = os.lstat(os.path.join(place, name))
+            except FileNotFoundError:
+                continue
+            sizes[found.st_ino] = found.st_size
+    return sum(sizes.values())
+
+
+class Sized(Stages):
+    """Stages whose features have the expected size, and that note the size of the store."""
+
+    def __init__(self, payload: bytes) -> None:
+        super().__init__()
+        self.profile = replace(PROFILE, feature_width=WIDTH)
+        self.feature_payload = payload
+        self.sizes: list[int] = []
+
+    def _answer(self, call: StageCall, outcome: StageOutcome) -> StageOutcome:
+        try:
+            return super()._answer(call, outcome)
+        finally:
+            if "store" in (fields := job_fields(call.job)):
+                self.sizes.append(bytes_in(Path(fields["store"])))
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> CaptionConfig:
+    clips = write_videos(tmp_path / "clips", CLIPS)
+    return config_in(tmp_path, clips, batch_size=1, prompt="First")
+
+
+def planned(config: CaptionConfig) -> Plan:
+    return plan_of(config, Sized(b""))
+
+
+def run(config: CaptionConfig) -> Sized:
+    """Caption with stages that answer at once, and return them."""
+    each = figures(planned(config))["feature_bytes"] // CLIPS
+    stages = Sized(bytes(each))
+    result = caption(config, Display(quiet=True), stages.launcher)
+    assert (result.captions, result.exit_code) == (CLIPS, 0)
+    return stages
+
+
+def notes(config: CaptionConfig) -> list[str]:
+    found = json.loads((Path(config.out) / "run.json").read_text())["plan"]["notes"]
+    return [note for note in found if "--max-store" in note]
+
+
+def least(config: CaptionConfig) -> int:
+    """Return the size that a refusal names."""
+    with pytest.raises(CannotFit, match="is too small") as caught:
+        run(replace(config, max_store=1 << 20 if config.max_store is None else config.max_store))
+    found = re.search(r"--max-store (\S+) or more", caught.value.hint)
+    assert found is not None, caught.value
+    return parse_size(found[1], "--max-store")
+
+
+def features(config: CaptionConfig) -> list[str]:
+    return list(FolderStore(Path(config.store_url)).list("features"))
+
+
+def test_a_store_stays_within_its_limit_and_the_last_features_are_left(
+    config: CaptionConfig,
+) -> None:
+    limit = 200_000
+    limited = replace(config, max_store=limit)
+    assert planned(limited).limit is not None
+    assert "another prompt encodes again" in figures(planned(limited))["notes"][-1]
+    stages = run(limited)
+    assert max(stages.sizes) <= limit
+    assert stages.names().count("encode") == CLIPS
+    assert len(notes(limited)) == 1
+    left = {key for pack in features(config) for key, _ in header(config, pack)}
+    order = [key for batch in stages.batches("encode") for key in batch]
+    assert len(left) >= 2 and left == {*order[-len(left) :]}, "the oldest go first"
+    assert run(limited).names() == [], "all captions are stored"
+
+
+def header(config: CaptionConfig, pack: str) -> list[tuple[str, Any]]:
+    return list(read_header(FolderStore(Path(config.store_url)), pack))
+
+
+def test_all_that_fits_stays_for_another_prompt(config: CaptionConfig) -> None:
+    limited = replace(config, max_store=700_000)
+    assert run(limited).names().count("encode") == 2, "half of the room is for the next wave"
+    assert len(features(config)) == CLIPS and not notes(limited)
+    assert {*run(replace(limited, prompt="Second")).names()} == {"decode"}
+
+
+def test_the_size_that_a_refusal_names_is_enough_and_a_smaller_one_is_not(
+    config: CaptionConfig,
+) -> None:
+    named = least(replace(config, max_store=70_000))
+    refusal = planned(replace(config, max_store=70_000)).refusal
+    assert refusal is not None and f"{named >> 20}MiB" in refusal.hint
+    found = re.search(r"([\d.]+) kB must stay in .* need ([\d.]+) kB", refusal.message)
+    assert found is not None, refusal
+    exact, noted = round(1000 * (float(found[1]) + float(found[2]))), 2_000
+    with pytest.raises(CannotFit):
+        run(replace(config, max_store=exact - noted))
+    assert max(run(replace(config, max_store=exact + noted)).sizes) <= exact + noted
+
+
+def test_a_killed_run_goes_on_within_the_same_limit(config: CaptionConfig) -> None:
+    limit = 150_000
+    limited = replace(config, max_store=limit)
+    each = figures(planned(config))["feature_bytes"] // CLIPS
+    for stage in ("encode", "decode", "encode"):
+        stages = Sized(bytes(each))
+        stages.stop_after = {stage: 0}
+        with pytest.raises(Interrupted):
+            caption(limited, Display(quiet=True), stages.launcher)
+        assert max(stages.sizes) <= limit
+    assert max(run(limited).sizes) <= limit
+
+
+def test_waves_that_were_recorded_with_more_room_are_divided(config: CaptionConfig) -> None:
+    stages = Sized(bytes(figures(planned(config))["feature_bytes"] // CLIPS))
+    stages.stop_after = {"encode": 0}
+    with pytest.raises(Interrupted):
+        caption(config, Display(quiet=True), stages.launcher)
+    store = FolderStore(Path(config.store_url))
+    for pack in store.list("frames"):
+        store.delete(pack)
+    limited = run(replace(config, max_store=250_000))
+    assert max(limited.sizes) <= 250_000
+    assert limited.names().count("encode") > 1
+
+
+@contextmanager
+def another_job(config: CaptionConfig, namespace: str) -> Iterator[None]:
+    """Let another process hold a lease on a namespace."""
+    with hold_note_in(Path(config.store_url), note_of([namespace], Path("elsewhere"))):
+        yield
+
+
+def test_features_of_another_model_go_first_unless_a_job_needs_them(config: CaptionConfig) -> None:
+    limited = replace(config, max_store=400_000)
+    store = open_store(config.store_url)
+    run(replace(config, max_store=10**9, prompt="Zeroth"))
+    for pack in features(config):
+        store.delete(pack)
+    other = RecordSet(store, "features", "ab" * 32)
+    other.publish([Record(key="a", payload=bytes(300_000))])
+    with another_job(config, "ab" * 32), pytest.raises(CannotFit, match="must stay"):
+        run(replace(limited, max_store=330_000))
+    assert max(run(limited).sizes) <= 400_000
+    other.refresh()
+    assert len(other) == 0 and features(config)
+
+
+def test_scores_of_corrections_need_what_would_go() -> None:
+    with pytest.raises(UsageError, match="--confidence and --max-store"):
+        CaptionConfig(sources=("a",), confidence=True, max_store=1 << 30)
+
+
+class Sampler:
+    """Samples the size of a store, and of its largest pack, while a block runs."""
+
+    def __init__(self, store: Path) -> None:
+        self._store = store
+        self._ended = threading.Event()
+        self.sizes: list[int] = []
+        self.largest_pack = 0
+
+    def __enter__(self) -> "Sampler":
+        self._thread = threading.Thread(target=self._sample)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _sample(self) -> None:
+        while not self._ended.wait(0.2):
+            self.sizes.append(bytes_in(self._store))
+            for kind in LARGE:
+                for path in (self._store / kind).rglob("*.pack"):
+                    try:
+                        self.largest_pack = max(self.largest_pack, path.stat().st_size)
+                    except FileNotFoundError:
+                        continue
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_the_store_of_a_run_over_200_clips_stays_within_its_limit(tmp_path: Path) -> None:
+    clips = write_videos(tmp_path / "clips", MANY)
+    place = Place(clips=clips, out=tmp_path / "out", store=tmp_path / "store")
+    more = ("--frames", "4", "--max-new-tokens", "8")
+    refused = subprocess.run(
+        place.command(*more, "--max-store", "500kB"), capture_output=True, text=True, check=False
+    )
+    assert refused.returncode == 3 and "or more" in refused.stderr, refused.stderr
+    limit = 4_000_000
+    with Sampler(place.store) as sampler:
+        done = place.run(*more, "--max-store", str(limit))
+    assert done.returncode == 0 and len(place.captions()) == MANY, done.stderr
+    assert len(sampler.sizes) > 20
+    assert max(sampler.sizes) <= limit + sampler.largest_pack
+    assert place.stages()["encode"]["processes"] > 2, "the limit is felt"
