@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
+from artifacts import packages
 from artifacts.errors import EnvironmentFault, UsageError
 from flows.checkpoint.gguf import gguf_for, gguf_note
 from flows.console.display import Display
@@ -23,7 +24,6 @@ from flows.pipelines import EXPORTS, GRAPHS, TUNE, Pipeline
 from flows.running.export import export
 from flows.running.run import caption
 from penstock_demo.clips import write_clips
-from stages.models import gguf
 from stages.models.gguf import FILE, FORMAT, MANIFEST
 from tests.support.checkpoints import whole_checkpoint
 from tests.support.dying import ABORTING, VARIABLE
@@ -36,7 +36,7 @@ NEEDS_BUILD = [pytest.mark.slow, pytest.mark.gguf]
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder that looks exported, on a machine that looks as if the extra were installed."""
-    monkeypatch.setattr(gguf, "version", lambda name: "1")
+    monkeypatch.setattr(packages, "is_installed", lambda module: True)
     (tmp_path / FILE).write_bytes(b"GGUF")
     noted = {"kind": "gguf-q8_0", "sha256": "a" * 64, "bytes": 4, "parameters": 2}
     noted |= {"width": 8, "inner": 16, "heads": 2, "whole": 0}

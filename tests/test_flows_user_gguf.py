@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from artifacts import packages
 from artifacts.errors import PenstockError, UsageError
 from artifacts.store import FolderStore
 from flows.checkpoint.models import Model, digests_in, open_model
@@ -19,7 +20,6 @@ from flows.running.export import export
 from flows.running.run import caption
 from penstock_demo import CHECKPOINT, DUAL_CHECKPOINT
 from penstock_demo.clips import write_clips
-from stages.models import gguf
 from stages.models.gguf import FILE, FORMAT, MANIFEST
 from stages.models.half_job import DescribeJob
 from stages.process.events import StageOutcome
@@ -58,7 +58,7 @@ class Comparing:
 @pytest.fixture
 def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A file on a machine that looks as if the extra were installed."""
-    monkeypatch.setattr(gguf, "version", lambda name: "1")
+    monkeypatch.setattr(packages, "is_installed", lambda module: True)
     monkeypatch.setattr("flows.checkpoint.gguf.version", lambda name: "1")
     (tmp_path / "model.gguf").write_bytes(b"GGUF")
     return tmp_path / "model.gguf"
