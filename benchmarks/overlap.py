@@ -78,6 +78,8 @@ def record_of(
         "PENSTOCK_LOCKS": str(folder),
         "XDG_CACHE_HOME": str(folder / "cache"),
         WAITS: f"{waits} {waited}",
+        # Two stages with a thread per core each would wait for each other: without waits the most.
+        "OMP_NUM_THREADS": "1",
     }
     where = ["--model", "demo", "--out", str(out), "--store", str(folder / f"{name}-store")]
     command = ["caption", str(folder / "clips"), *where, "--max-new-tokens", "80", "--quiet"]
