@@ -9,18 +9,9 @@ from pathlib import Path
 
 from artifacts.edits import ACCEPTED, REJECTED, WORDS
 from artifacts.errors import UsageError
-from artifacts.json_shapes import read_jsonl
 from artifacts.paths import folder_named
 from artifacts.plurals import counted
-from flows.results.report.media import (
-    CAPTION,
-    MEDIA_ENTRY,
-    RUN_AGAIN,
-    failed_media,
-    is_other,
-    media_with_lines,
-    path_of,
-)
+from flows.results.report.media import failed_media, is_other, media_with_captions, path_of
 from penstock.arguments import path_of as path_given
 
 MOST = 20
@@ -97,9 +88,7 @@ def shown_of(out: Path, most: int) -> Shown:
 
 
 def _captions(out: Path) -> Iterator[ShownCaption]:
-    media = read_jsonl(out / "media.jsonl", MEDIA_ENTRY, RUN_AGAIN)
-    lines = read_jsonl(out / "captions.jsonl", CAPTION, RUN_AGAIN)
-    for entry, rows in media_with_lines(media, lines):
+    for entry, rows in media_with_captions(out):
         path = "" if is_other(entry) else path_of(entry)
         for row in rows:
             where = row["media_path"], row["start"], row["end"], row.get("name", "")

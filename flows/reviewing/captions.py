@@ -24,7 +24,7 @@ from artifacts.edits import (
     review,
 )
 from artifacts.errors import EnvironmentFault, UsageError
-from artifacts.json_shapes import Nullable, OptionalField, ShapeError, check, read_jsonl, text
+from artifacts.json_shapes import Nullable, OptionalField, ShapeError, check, text
 from artifacts.plurals import counted
 from artifacts.remote.addresses import is_address
 from artifacts.remote.media_cache import is_copy
@@ -33,11 +33,9 @@ from flows.machine.versions import now
 from flows.media.sources import MEDIA_SUFFIXES
 from flows.results.report.media import (
     CAPTION,
-    MEDIA_ENTRY,
-    RUN_AGAIN,
     failed_media,
     is_other,
-    media_with_lines,
+    media_with_captions,
     path_of,
     shown_medium,
 )
@@ -143,8 +141,7 @@ class ReviewedCaptions:
         words = self.record["plan"].get("words") or {}
         self.fixed = FixedText.of(words)
         self.schema = words.get("schema", "")
-        places = read_jsonl(self.out / "media.jsonl", MEDIA_ENTRY, RUN_AGAIN)
-        lines = read_jsonl(self.out / "captions.jsonl", LINE, RUN_AGAIN)
+        found = media_with_captions(self.out, LINE)
         self.places: list[str] = []
         """Path or address of each medium; empty: unknown."""
         self._entries: list[dict[str, Any]] = []
@@ -155,7 +152,7 @@ class ReviewedCaptions:
         """Caption key → identity of its medium: the content; unknown: source and path."""
         self._unnamed: dict[str, str] = {}
         """Key of a caption whose prompt has a name → its key of the time without one."""
-        self.media = [self._medium(place, rows) for place, rows in media_with_lines(places, lines)]
+        self.media = [self._medium(place, rows) for place, rows in found]
         self.failures = failed_media(self.out)
 
     def place_shown(self, number: int) -> str:

@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from artifacts.errors import PenstockError
-from artifacts.json_shapes import read_jsonl
 from artifacts.options import OptionGroup, declared
 from flows.options.model import StoreOptions
 from flows.options.text import OutputOptions
 from flows.results.recorded_command import moved_with, repeated, with_values
-from flows.results.report.media import CAPTION, MEDIA_ENTRY, RUN_AGAIN, media_with_lines, path_of
+from flows.results.report.media import media_with_captions, path_of
 from flows.results.trust import command_in
 from flows.studio.roots import Refused
 from flows.studio.runs import QueuedRun
@@ -111,14 +110,13 @@ def answers_of(run: QueuedRun, paths: Mapping[str, tuple[str, float, str]]) -> d
     or to a new one. `paths` has medium, start and name of the prompt of each of these captions."""
     folder = Path(run.out)
     try:
-        entries = read_jsonl(folder / "media.jsonl", MEDIA_ENTRY, RUN_AGAIN)
-        lines = read_jsonl(folder / "captions.jsonl", CAPTION, RUN_AGAIN)
+        media = media_with_captions(folder)
     except PenstockError:
         return {}
     texts = {
         (path_of(entry), round(row["start"], 2), row.get("name", "")): row.get("original")
         or row["caption"]
-        for entry, rows in media_with_lines(entries, lines)
+        for entry, rows in media
         for row in rows
     }
     found = {

@@ -57,13 +57,18 @@ def captioned_media(out: Path, folder: Path) -> list[dict[str, Any]]:
     `captions`. A caption is (start, end, text, tokens, whether it was cut, the fields of
     CONFIDENCE). Raises EnvironmentFault.
     """
-    return [
-        _medium(entry, rows, folder)
-        for entry, rows in media_with_lines(
-            read_jsonl(out / "media.jsonl", MEDIA_ENTRY, RUN_AGAIN),
-            read_jsonl(out / "captions.jsonl", CAPTION, RUN_AGAIN),
-        )
-    ]
+    return [_medium(entry, rows, folder) for entry, rows in media_with_captions(out)]
+
+
+def media_with_captions(
+    out: Path, shape: dict[str, Any] = CAPTION
+) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]]]]:
+    """Return an iterator over the entries of `media.jsonl` with their captions, whose lines have
+    this shape. Raises EnvironmentFault."""
+    return media_with_lines(
+        read_jsonl(out / "media.jsonl", MEDIA_ENTRY, RUN_AGAIN),
+        read_jsonl(out / "captions.jsonl", shape, RUN_AGAIN),
+    )
 
 
 def failed_media(out: Path) -> list[dict[str, Any]]:
