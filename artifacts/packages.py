@@ -65,23 +65,21 @@ def is_installed(module: str) -> bool:
         return False
 
 
-def require(what: str, *modules: str) -> None:
+def require(what: str, *modules: str, extra: str = "") -> None:
     """Raise MissingPackage unless these modules are installed. `what` needs them; it begins the
-    error."""
+    error, which names `extra`, or else the extra that installs the module."""
     for module in modules:
         if not is_installed(module):
-            raise _missing(what, module, _EXTRA_OF.get(module, ""))
+            raise _missing(what, module, extra or _EXTRA_OF.get(module, ""))
 
 
 def require_extra(name: str, what: str) -> None:
     """Raise MissingPackage unless the modules of an extra are installed, as `require` does."""
-    for module in EXTRAS[name].modules:
-        if not is_installed(module):
-            raise _missing(what, module, name)
+    require(what, *EXTRAS[name].modules, extra=name)
 
 
 def missing_extras() -> list[str]:
-    """Return the names of the extras of which a module is missing."""
+    """Return the names of the extras that are not installed, or only in part."""
     return [name for name, extra in EXTRAS.items() if not all(map(is_installed, extra.modules))]
 
 

@@ -90,25 +90,22 @@ class ModelJob(HalfJob):
             if (job, loaded) == (self, part):
                 half.model.__dict__[LOAD_SECONDS] = 0.0
                 return half
-        load = partial(self._load_trimmed, part)
+        load = partial(self._load, part)
         half = ReloadableHalf(part, load, self.extra_modules, self.files, offloaded=self.offload)
         if STAYS[0]:
             _loaded.append((self, part, half))
         return half
 
-    def _load_trimmed(self, keep: Part, extra_modules: Iterable[str]) -> Any:
+    def _load(self, keep: Part, extra_modules: Iterable[str]) -> Any:
+        began = time.monotonic()
         with trim_freed_blocks():
-            return self.load(keep, extra_modules)
+            half = self.load(keep, extra_modules)
+        half.__dict__[LOAD_SECONDS] = round(time.monotonic() - began, 3)
+        return half
 
     def load(self, keep: Part, extra_modules: Iterable[str] = ()) -> Any:
         """Load that part on its device, with its adapter. Raises EnvironmentFault if the result
         does not have the requested precision."""
-        began = time.monotonic()
-        half = self._load(keep, extra_modules)
-        half.__dict__[LOAD_SECONDS] = round(time.monotonic() - began, 3)
-        return half
-
-    def _load(self, keep: Part, extra_modules: Iterable[str]) -> Any:
         if not self.adapter:
             return self._load_unadapted(keep, extra_modules)
         if self.offload:

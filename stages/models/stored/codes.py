@@ -7,7 +7,7 @@ the checkpoint states. So it is bit-identical whether a layer is unpacked when i
 each call, and in 32 bit or, on a GPU, in 16.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import NamedTuple
 
@@ -187,48 +187,45 @@ READERS: dict[str, Callable[[StoredLayer, Mapping[str, torch.Tensor]], Codes]] =
 def unpack(
     layer: StoredLayer, held: Codes, stated: torch.dtype, dtype: torch.dtype
 ) -> torch.Tensor:
-    """Return the weight in `dtype`, rounded to `stated` before."""
+    """Return the weight in `dtype`, rounded to `stated` before.
+
+    In 32 bit, the memory of some rows is used again for the next. On a GPU, rows in 16 bit are
+    computed where they go, which moves less than half of the bytes: codes and their differences
+    from zeros are exact in 16 bit, and a product is rounded once."""
     made = torch.empty(layer.rows, layer.columns, dtype=dtype, device=held.codes.device)
-    for rows, into in _pieces(layer, held, made, stated):
-        if rows is not into:
-            into.copy_(rows if stated in (dtype, torch.float32) else rows.to(stated))
-    return made
-
-
-def _pieces(
-    layer: StoredLayer, held: Codes, made: torch.Tensor, stated: torch.dtype
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Yield some rows of the weight, and where they go. In 32 bit, their memory is used again for
-    the next.
-
-    On a GPU, rows in 16 bit are computed where they go, which moves a third of the bytes: codes
-    and their differences from zeros are exact in 16 bit, and a product is rounded once."""
     on_cpu = made.device.type == "cpu"
-    in_place = not on_cpu and stated == made.dtype != torch.float32
+    in_place = not on_cpu and stated == dtype != torch.float32
     step = (CPU_BYTES if on_cpu else GPU_BYTES) // (4 * layer.columns)
     if in_place and layer.layout != "fp4":
         step *= 8  # what is beside the result has half a byte a code
     step = max(1, min(max(step, CPU_ROWS * on_cpu), layer.rows))
     if not in_place:
         work = torch.empty(step, layer.columns, dtype=torch.float32, device=made.device)
-    tall, wide = layer.block
-    even = layer.table[1] * wide == layer.columns and held.group_of is None
     for at in range(0, layer.rows, step):
         into = made[at : at + step]
         rows = into if in_place else work[: len(into)]
-        _decoded(layer, held.codes[at : at + step], rows)
-        view = rows.unflatten(1, (layer.table[1], wide)) if even else rows
-        some: slice | torch.Tensor = slice(at, at + step)
-        if tall > 1:
-            some = torch.arange(at, at + len(into), device=made.device) // tall
-        if held.zeros is not None:
-            zeros = held.zeros[some]
-            view.sub_(zeros.unsqueeze(-1) if even else _along(layer, held, zeros))
-        elif layer.layout in ("awq", "gptq", "pack"):
-            view.sub_(2 ** (layer.bits - 1))
-        scales = _scales(held.scales[some], held.divisor)
-        view.mul_(scales.unsqueeze(-1) if even else _along(layer, held, scales))
-        yield rows, into
+        _compute_rows(layer, held, at, rows)
+        if not in_place:
+            into.copy_(rows if stated in (dtype, torch.float32) else rows.to(stated))
+    return made
+
+
+def _compute_rows(layer: StoredLayer, held: Codes, at: int, rows: torch.Tensor) -> None:
+    """Write the weight's rows from the row `at` on, in 32 bit or, on a GPU, in 16."""
+    tall, wide = layer.block
+    even = layer.table[1] * wide == layer.columns and held.group_of is None
+    some: slice | torch.Tensor = slice(at, at + len(rows))
+    _decoded(layer, held.codes[some], rows)
+    view = rows.unflatten(1, (layer.table[1], wide)) if even else rows
+    if tall > 1:
+        some = torch.arange(at, at + len(rows), device=rows.device) // tall
+    if held.zeros is not None:
+        zeros = held.zeros[some]
+        view.sub_(zeros.unsqueeze(-1) if even else _along(layer, held, zeros))
+    elif layer.layout in ("awq", "gptq", "pack"):
+        view.sub_(2 ** (layer.bits - 1))
+    scales = _scales(held.scales[some], held.divisor)
+    view.mul_(scales.unsqueeze(-1) if even else _along(layer, held, scales))
 
 
 def _along(layer: StoredLayer, held: Codes, table: torch.Tensor) -> torch.Tensor:
