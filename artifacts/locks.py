@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO
 
 from artifacts.errors import EnvironmentFault
-from artifacts.file_systems import UNSUPPORTED
+from artifacts.paths import UNSUPPORTED
 from artifacts.regular_files import odd_kind
 
 NO_LOCKS = (*UNSUPPORTED, errno.ENOLCK)

@@ -29,17 +29,19 @@ import contextlib
 import hashlib
 import itertools
 import json
+import os
 import struct
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 from artifacts.errors import EnvironmentFault
 from artifacts.keys import digest_of
 from artifacts.store import Store
-from artifacts.stores.protocol import header_of
+from artifacts.stores.protocol import ObjectStat, header_of
 
 MAGIC = b"PENSTOCK"
 LEAD = struct.Struct("<8sQ32s")
@@ -574,3 +576,44 @@ def record_sets_of(store: Store, *places: tuple[str, str]) -> list[RecordSet]:
     opened = [RecordSet(store, kind, namespace, look=False) for kind, namespace in places]
     refresh_together(*opened)
     return opened
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pack:
+    """One pack file of a store."""
+
+    name: str
+    stat: ObjectStat
+
+    @property
+    def kind(self) -> str:
+        return self.name.split("/")[0]
+
+    @property
+    def namespace(self) -> str:
+        return self.name.split("/")[2]
+
+    def is_used_again(self, store: Store) -> bool:
+        """Return whether the pack was used since it was listed."""
+        found = store.stat(self.name)
+        return found is not None and found.modified > self.stat.modified
+
+
+def packs(stored: Mapping[str, ObjectStat]) -> list[Pack]:
+    """Return the packs among the objects of a store, without quarantined ones."""
+    return [
+        Pack(name=name, stat=stat)
+        for name, stat in stored.items()
+        if name.endswith(".pack") and name.count("/") >= 3 and not name.startswith(f"{QUARANTINE}/")
+    ]
+
+
+def sizes_in(store: Store, stored: Mapping[str, ObjectStat]) -> dict[str, int]:
+    """Return the bytes of all files and objects by name. In a folder store, objects are files, too:
+    merging by name counts each once."""
+    found = {}
+    for place, _, names in os.walk(store.local):
+        for path in (Path(place, name) for name in names):
+            with contextlib.suppress(FileNotFoundError):
+                found[path.relative_to(store.local).as_posix()] = path.lstat().st_size
+    return found | {name: stat.size for name, stat in stored.items()}

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from artifacts.errors import UsageError
-from artifacts.file_systems import UNSUPPORTED
 from artifacts.regular_files import read_bytes, user_text
 
 
@@ -79,6 +78,9 @@ def lies_in(path: str, folder: str) -> bool:
     return os.path.commonpath([real, os.path.realpath(path)]) == real
 
 
+UNSUPPORTED = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
+"""Errors with which a file system refuses an operation that it lacks, such as a hard link, a lock,
+or a rename that replaces nothing."""
 NO_LINKS = (*UNSUPPORTED, errno.EMLINK, errno.EXDEV)
 """Errors of a file system without hard links, or between file systems."""
 AT_FDCWD = -100

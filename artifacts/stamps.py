@@ -6,12 +6,14 @@ is cheap compared with captions of a wrong model. Media stamps leave it out, bec
 leave out the inode on FUSE and CIFS, where each mount gives other inodes.
 """
 
+import contextlib
 import errno
 import os
+import time
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
-from artifacts.file_systems import keeps_inodes
 from artifacts.regular_files import refuse_odd
 
 CHANGED = "changed"
@@ -26,6 +28,30 @@ class FileChanged(OSError):
 
     def __init__(self, path: str | Path) -> None:
         super().__init__(errno.EBUSY, "it was changed while it was read", str(path))
+
+
+MOUNTS = Path("/proc/self/mountinfo")
+INODES_CHANGE = ("fuse", "fuseblk", "cifs", "smb3", "smbfs")
+"""Kinds of file systems that number their files anew with each mount. Those of FUSE may have a
+suffix: `fuse.sshfs`. NFS and Lustre keep the numbers of the server."""
+
+
+def keeps_inodes(device: int) -> bool:
+    """Return whether the files of a device, as in `os.stat_result.st_dev`, keep their inodes when
+    it is mounted again. One of an unknown kind does."""
+    minute = int(time.monotonic()) // 60  # another file system may get the number later
+    return _kind(device, minute).partition(".")[0] not in INODES_CHANGE
+
+
+@lru_cache(maxsize=256)
+def _kind(device: int, _minute: int) -> str:
+    number = f"{os.major(device)}:{os.minor(device)}"
+    with contextlib.suppress(OSError):
+        for line in MOUNTS.read_text(encoding="utf-8", errors="replace").split("\n"):
+            mount, _, source = line.partition(" - ")
+            if mount.split()[2:3] == [number]:
+                return source.split()[0]
+    return ""
 
 
 class Stamp(NamedTuple):

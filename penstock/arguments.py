@@ -17,6 +17,7 @@ from flows.console.display import Display
 from flows.console.lines import in_cell
 from flows.console.units import parse_size
 from flows.options.media import SourceOptions
+from flows.options.model import SIZES
 
 ACCEPTED = {
     NoneType: "None",
@@ -32,7 +33,7 @@ WHOLE = frozenset({"calibrate", "journal", "without"})
 """Lists of texts whose commas separate nothing."""
 ALSO = {
     "labels": ", a path, or a list of texts",
-    **dict.fromkeys(("memory", "max_store"), " (bytes), or a text such as 8GiB"),
+    **dict.fromkeys(SIZES, " (bytes), or a text such as 8GiB"),
     "schema": ", a path, or the schema as a dict",
 }
 """Names → what else may be given."""
@@ -100,7 +101,7 @@ def _checked(name: str, given: Any, wanted: Any, is_path: bool) -> Any:
 def _taken(name: str, given: Any, wanted: Any, is_path: bool) -> Any:
     """Return a value in the form of its field, where it has another that is accepted."""
     given = _plain_number(given)
-    if name in ("memory", "max_store") and isinstance(given, str):
+    if name in SIZES and isinstance(given, str):
         return parse_size(given, name)
     if name == "schema" and isinstance(given, dict):
         return _json(given)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from artifacts import file_systems, keys, model_files
+from artifacts import keys, model_files, stamps
 from artifacts.errors import Interrupted, ModelChanged, StageDied
 from artifacts.keys import (
     Content,
@@ -90,11 +90,11 @@ def mounted_as(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Call
         number = f"{os.major(device)}:{os.minor(device)}"
         lines = ["24 1 0:9999 / / rw - ext4 /dev/a rw", f"36 24 {number} / /a\\040b rw shared:1 - "]
         (tmp_path / "mountinfo").write_text("\n".join(lines) + f"{kind} source rw\n")
-        monkeypatch.setattr(file_systems, "MOUNTS", tmp_path / "mountinfo")
-        file_systems._kind.cache_clear()
+        monkeypatch.setattr(stamps, "MOUNTS", tmp_path / "mountinfo")
+        stamps._kind.cache_clear()
 
     yield mount
-    file_systems._kind.cache_clear()
+    stamps._kind.cache_clear()
 
 
 @pytest.mark.parametrize(

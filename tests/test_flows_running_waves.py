@@ -497,7 +497,7 @@ def test_images_and_chunks_of_an_earlier_run_are_sent_once(
 def test_the_next_wave_is_cut_while_this_one_is_decoded_and_then_encoded_as_it_is_cut(
     slowly_cut: CaptionConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline_runner, "wave_limit", lambda job: 1)
+    monkeypatch.setattr(pipeline_runner, "wave_bytes", lambda job, limit: 1)
     write_video(tmp_path / "clips" / "b.mp4", ticks=range(CHUNKS * 30), gop=20)
     stages = Fed()
     record_of(slowly_cut, stages)

@@ -61,6 +61,8 @@ MAX_STORE_OPTION = replace(
     heading=MODEL,
     parse=partial(parse_size, option="--max-store"),
 )
+SIZES = ("memory", "max_store")
+"""Options in bytes, for which a text such as 8GiB may be given."""
 PREPARE_WORKERS = 4
 """Most threads that prepare frames, unless more are requested."""
 PREPARE_WORKERS_OPTION = Option(

@@ -42,8 +42,8 @@ from flows.planning.choose import (
 from flows.planning.context_check import context_notes, refuse_beyond_context, standard_notes
 from flows.planning.costs import rungs_of
 from flows.planning.ladder import Ladder, OnMove, Remembered, Rung, sizes
-from flows.planning.sizes import CLIP_BYTES, Estimate, clip_pixels, estimates, wave_limit
-from flows.planning.store_limit import StoreLimit, store_limit
+from flows.planning.sizes import CLIP_BYTES, Estimate, clip_pixels, estimates
+from flows.planning.store_limit import StoreLimit, store_limit, wave_bytes
 from flows.planning.times import Times, clip_seconds, times_of
 from stages.process.device import device_uuid
 from stages.process.job import StageSpec
@@ -371,8 +371,7 @@ def figures(plan: Plan) -> dict[str, Any]:
 def _of_job(plan: Plan, job: Job) -> dict[str, Any]:
     found = plan.expected
     known = job.ledger.tasks(job.media)
-    most = min(wave_limit(job), plan.limit.wave_bytes) if plan.limit else wave_limit(job)
-    lengths = cut_waves([e.bytes for e in found], most)
+    lengths = cut_waves([e.bytes for e in found], wave_bytes(job, plan.limit))
     starts = [sum(lengths[:i]) for i in range(len(lengths))]
     waves = [found[s : s + n] for s, n in zip(starts, lengths, strict=True)]
     times, clips = plan.times, clip_pixels(job, found)

@@ -11,7 +11,7 @@ from itertools import count, islice, takewhile
 
 from artifacts.errors import CannotFit
 from artifacts.keys import item_key
-from artifacts.stored_packs import Pack, packs, sizes_in
+from artifacts.packs import Pack, packs, sizes_in
 from flows.console.units import rounded_up, size, written
 from flows.job.prepare import Job
 from flows.ledger.tasks import Medium, Task
@@ -19,7 +19,7 @@ from flows.ledger.waves import cut_waves
 from flows.machine.leases import Lease, running_jobs
 from flows.options.model import StoreSizeOptions
 from flows.pipelines import LARGE
-from flows.planning.sizes import Estimate
+from flows.planning.sizes import Estimate, wave_limit
 
 SMALL_BYTES = 4096
 """Bytes in the store for one chunk besides frames and features: its caption, and its parts of
@@ -89,8 +89,7 @@ class StoreLimit:
         for pack in free:
             if total <= most:
                 break
-            found = self._job.store.stat(pack.name)
-            if found is None or found.modified <= pack.stat.modified:  # not used meanwhile
+            if not pack.is_used_again(self._job.store):
                 self._job.store.delete(pack.name)
                 total -= pack.stat.size
         self._ledger.refresh()
@@ -193,3 +192,8 @@ def store_limit(
     """Return what `--max-store` leaves for a job; None without the option."""
     limit = StoreSizeOptions.of(job.config).max_store
     return None if limit is None else StoreLimit(job, limit, expected, lease)
+
+
+def wave_bytes(job: Job, limit: StoreLimit | None) -> int:
+    """Return the maximum bytes of a wave of several media."""
+    return wave_limit(job) if limit is None else min(wave_limit(job), limit.wave_bytes)

@@ -29,8 +29,8 @@ from flows.planning.choose import longest_answer, plan_request
 from flows.planning.context_check import context_notes, loses_frames
 from flows.planning.costs.summarize import nodes_of
 from flows.planning.ladder import Rung
-from flows.planning.sizes import estimates, wave_limit
-from flows.planning.store_limit import store_limit
+from flows.planning.sizes import estimates
+from flows.planning.store_limit import store_limit, wave_bytes
 from flows.results.captions import texts_to_score
 from flows.results.data_sets import is_stale, write_dataset, write_trainers
 from flows.results.outputs import missing_error, missing_rows, output_paths, write_outputs
@@ -371,7 +371,7 @@ class PipelineRunner:
         self.stages.loop.fetch(parts_of(stages))
         self.record.value["plan"]["chunks"] = sum(e.chunks for e in expected)
         self._throttle(self._record_progress)
-        most = wave_limit(job) if limit is None else min(wave_limit(job), limit.wave_bytes)
+        most = wave_bytes(job, limit)
         waves = waves_of(job.ledger, job.media, [e.bytes for e in expected], most)
         waves = waves if limit is None else limit.cut(waves)
         for number, wave in enumerate(waves):

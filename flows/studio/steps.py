@@ -8,7 +8,7 @@ from typing import Any
 
 from artifacts.errors import PenstockError
 from artifacts.options import OptionGroup, declared
-from flows.options.model import StoreOptions
+from flows.options.model import SIZES, StoreOptions
 from flows.options.text import OutputOptions
 from flows.results.recorded_command import moved_with, repeated, with_values
 from flows.results.report.media import media_with_captions, path_of
@@ -86,7 +86,7 @@ class RecordedCommand:
         for name in ("revision", "adapter", "memory"):
             value = getattr(config, name)
             if name in options and value != _default(OPTIONS[name].field):
-                values[name] = str(value) if name == "memory" else value
+                values[name] = str(value) if name in SIZES else value
         return words_of(values, [f"--store={StoreOptions.of(config).store_url}"], command)
 
     def again(self, changes: Mapping[str, Any], paths: Sequence[str], out: Path) -> list[str]:
@@ -98,7 +98,7 @@ class RecordedCommand:
         for name in (ALLOWED | REPEATED) & OPTIONS.keys() - {*NOT_AGAIN}:
             value = getattr(self._config, name)
             if value != _default(OPTIONS[name].field):
-                values[name] = str(value) if name in ("memory", "max_store") else value
+                values[name] = str(value) if name in SIZES else value
         if changes.get("prompt"):
             values.pop("prompts", None)
         values |= {**changes, "sources": (*dict.fromkeys(paths),), "out": str(out)}

@@ -7,10 +7,9 @@ from typing import Any
 
 from artifacts.claims import FOLDER as CLAIMS
 from artifacts.errors import UsageError
-from artifacts.packs import QUARANTINE
+from artifacts.packs import QUARANTINE, Pack, packs, sizes_in
 from artifacts.plurals import first_of
 from artifacts.store import NAME, Store, prepare_store
-from artifacts.stored_packs import Pack, packs, sizes_in
 from artifacts.stores.local import TEMPORARY, left_behind
 from artifacts.stores.protocol import CATALOGS
 from flows.checkpoint.gguf import COPIES
@@ -161,9 +160,8 @@ def _remove(store: Store, name: str, *, is_object: bool) -> None:
 
 def _delete(store: Store, pack: Pack, made: Collection, dry_run: bool) -> None:
     if not dry_run:
-        found = store.stat(pack.name)
-        if found is not None and found.modified > pack.stat.modified:
-            return  # used since it was listed
+        if pack.is_used_again(store):
+            return
         if any(pack.namespace in job.namespaces for job in running_jobs(store)):
             made.held += pack.stat.size
             return

@@ -120,7 +120,7 @@ MAKERS: dict[str, Callable[[dict[str, Any], StageOutcome], None]] = {
     "embed_texts": _embed_texts,
     "summarize": _summarize,
 }
-"""Name of a stage → makes what it is told to make."""
+"""Name of a stage → function that publishes the records of its job."""
 
 
 def _by_name(value: Any) -> Any:
