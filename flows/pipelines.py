@@ -3,7 +3,20 @@
 from collections.abc import Iterable, Mapping
 
 from artifacts.schema import Part
-from stages import ask, decode, embed, embed_texts, encode, export, frames, sift, summarize, tune
+from stages import (
+    ask,
+    decode,
+    embed,
+    embed_texts,
+    encode,
+    export,
+    frames,
+    hear,
+    sift,
+    sound,
+    summarize,
+    tune,
+)
 from stages.process.job import StageSpec
 
 Pipeline = tuple[StageSpec, ...]
@@ -16,6 +29,10 @@ SUMMARY: Pipeline = (*CAPTION, summarize.STAGE)
 """Captions of files, and a summary of each video's captions."""
 SCORED: tuple[Pipeline, ...] = ((*CAPTION, decode.SCORE), (*SUMMARY, decode.SCORE))
 """The same, and how sure the model is of given texts."""
+HEARING: Pipeline = (sound.STAGE, hear.STAGE)
+"""Features of what is heard in files, made after those of what is seen."""
+SOUND_KINDS = frozenset(stage.writes for stage in HEARING)
+"""Kinds of records that hold what is heard in a chunk."""
 REBUILD: Pipeline = CAPTION[:2]
 """Features of files, stored for later use."""
 EMBED: Pipeline = (frames.STAGE, embed.STAGE)
@@ -53,12 +70,15 @@ PIPELINES = (
     EXPORT_VECTORS,
     EXPORT_GRAPHS_VECTORS,
     EXPORTED_VECTORS,
+    HEARING,
 )
 KEPT = (REBUILD, EMBED)
 """Pipelines whose records are kept for later use, one per sort of model."""
 THUMBNAILS = "thumbnails"
 """Kind of the thumbnails that the studio keeps in the store."""
-LARGE = frozenset((THUMBNAILS, *(stage.writes for pipeline in KEPT for stage in pipeline)))
+LARGE = frozenset(
+    (THUMBNAILS, *(stage.writes for pipeline in (*KEPT, HEARING) for stage in pipeline))
+)
 """Kinds of records that take nearly all the space of a store. They can be made again."""
 EXPORTS = (EXPORT, EXPORT_VECTORS)
 """Pipelines that write quantized checkpoints, one per sort of model."""
@@ -95,6 +115,18 @@ def with_extras(
     made = SUMMARY if summary else CAPTION
     made = (*made, decode.SCORE) if scores else made
     return tuple(made if each == CAPTION else each for each in pipelines)
+
+
+def with_hearing(pipeline: Pipeline) -> Pipeline:
+    """Return a pipeline that makes captions, or features for them, of what is heard as well."""
+    if pipeline[: len(REBUILD)] != REBUILD:
+        return pipeline
+    return (*REBUILD, *HEARING, *pipeline[len(REBUILD) :])
+
+
+def without_hearing(pipeline: Pipeline) -> Pipeline:
+    """Return a pipeline without the stages that process sound."""
+    return tuple(stage for stage in pipeline if stage not in HEARING)
 
 
 def makes_vectors(pipeline: Pipeline) -> bool:

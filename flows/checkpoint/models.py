@@ -1,5 +1,6 @@
 """Collects what a run needs to know about its checkpoint. Imports no model library."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -153,6 +154,18 @@ class Model:
         """Return the sampling: as requested, else as the checkpoint's processor states, limited by
         the model's context."""
         return sampling_of(self.profile, config)
+
+    @property
+    def hears(self) -> bool:
+        """Return whether a run has the audio half: its captions are of what is heard, too."""
+        return "audio" in self.settings
+
+    def sound_tokens(self, seconds: float) -> int:
+        """Return the prompt tokens of so many seconds of sound; 0 if the run uses none."""
+        hearing = self.profile.hearing
+        if not (hearing and self.hears and seconds):
+            return 0
+        return math.ceil(hearing.tokens_per_sound + seconds * hearing.tokens_per_second)
 
     @property
     def one_frame(self) -> bool:

@@ -74,15 +74,15 @@ def settings_of(job: Job) -> dict[str, Any]:
 
 def note_namespaces(job: Job) -> None:
     """Store, once, the model and settings of each namespace of a job."""
-    first, *later = job.pipeline
     seen = settings_of(job)
     metas: dict[str, dict[str, Any]] = {}
     for variant in job.ledger.variants:
+        first, *later = (stage for stage in job.pipeline if stage.writes in variant.of)
         metas[variant[first.writes]] = meta = seen
         for at, stage in enumerate(later):
             if stage.part:
                 meta = {**meta, **_settings_in(job, variant, later[: at + 1])}
-            versions = [stage.output_version for stage in job.pipeline[: at + 2]]
+            versions = [each.output_version for each in (first, *later[: at + 1])]
             metas[variant[stage.writes]] = {**meta, "output_versions": versions}
     for namespace, part, settings in _one_shot_stages(job):
         meta = {"precision": settings.label, "computing": settings.key_fields}

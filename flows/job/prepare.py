@@ -30,6 +30,7 @@ from flows.checkpoint.models import Model, digests_in, open_model, pipeline_for
 from flows.checkpoint.precision import PartSettings, attention, weight_bytes
 from flows.job.card_sampling import as_card, sampling_as_card, with_card_sampling
 from flows.job.media_digests import JobFile, check_beside, inode_note, read_contents
+from flows.job.hearing import pipeline_with_sound
 from flows.job.pass_mode import answering, with_pass_mode
 from flows.ledger.ledger import Ledger
 from flows.ledger.namespaces import TextScores, notes, variants_of
@@ -239,7 +240,14 @@ def prepare(
         raise _nothing_to_do(pipelines[0], failures)
     check_beside(files, config)
     model, pipeline, digests = _model_for(
-        config, launcher, store, pipelines, announce, read_weights=read_weights, alone=alone
+        config,
+        launcher,
+        store,
+        pipelines,
+        announce,
+        files=files,
+        read_weights=read_weights,
+        alone=alone,
     )
     if model.served is not None and any(file.kind == "video" for file in files):
         served = model.served.with_video_support(store, announce)
@@ -284,10 +292,12 @@ def _model_for(
     pipelines: Sequence[Pipeline],
     announce: Announce | None = None,
     *,
+    files: Iterable[MediaFile] | None = None,
     read_weights: bool = True,
     alone: bool = False,
 ) -> tuple[Model, Pipeline, ContentDigests]:
-    """Return the model of a run, the pipeline that suits it, and the known digests."""
+    """Return the model of a run, the pipeline that suits it and its `files`, and the known
+    digests."""
     prepare_store(store)
     devices = select_devices(GpuOptions.of(config).gpus).devices
     for device in devices:
@@ -304,7 +314,7 @@ def _model_for(
         announce=announce,
         read_weights=read_weights,
     )
-    pipeline = pipeline_for(model, pipelines)
+    pipeline, model = pipeline_with_sound(config, model, pipeline_for(model, pipelines), files)
     model = with_vector_precision(config, model, store, device)
     model = with_pass_mode(config, model, store, device)
     if any(stage.uses_token_limit for stage in pipeline):

@@ -34,7 +34,9 @@ from artifacts.store import Store
 from flows.ledger.namespaces import Variant
 from flows.ledger.tasks import Medium, Task, task_of
 from flows.pipelines import Pipeline
+from stages import sound
 from stages.process.job import StageSpec
+from stages.sound.soundtrack import SOUNDTRACKS, is_in_track
 
 
 class Ledger:
@@ -60,7 +62,8 @@ class Ledger:
         self.media = closed("media", self.namespaces[first])
         self.failures = closed("failures", self.namespaces[first])
         namespaces = {
-            s.writes: dict.fromkeys(variant[s.writes] for variant in variants) for s in pipeline
+            s.writes: dict.fromkeys(v[s.writes] for v in variants if s.writes in v.of)
+            for s in pipeline
         }
         self._record_sets = {
             kind: {namespace: closed(kind, namespace) for namespace in of_kind}
@@ -73,6 +76,10 @@ class Ledger:
             if stage.can_reject_items
         }
         """Stage name → reasons why the model rejects an item, by the key of the item's record."""
+        heard = self.namespaces.of.get(sound.STAGE.writes, "")
+        self.soundtracks = closed(SOUNDTRACKS, heard) if heard else None
+        """Where each medium has sound, by its digest, once the sound stage has read it; None: this
+        run reads no sound."""
         self.wave_records = closed("waves", self.namespaces[last])
         """Division of the work into waves and batches, as first computed."""
         self._refresh_records(self.wave_records)
@@ -95,7 +102,8 @@ class Ledger:
 
     def _refresh_records(self, *more: RecordSet) -> None:
         unions = (*self._records.values(), *self.refused.values())
-        refresh_together(self.media, self.failures, *unions, *more)
+        tracks = filter(None, [self.soundtracks])
+        refresh_together(self.media, self.failures, *tracks, *unions, *more)
 
     def use_precision(self, precision: Mapping[str, str]) -> None:
         """Make new records in the variant of this precision."""
@@ -170,7 +178,7 @@ class Ledger:
     def _reason(self, task: Task) -> dict[str, Any] | None:
         if task.identity in self.unfit:
             return self.unfit[task.identity]
-        for stage in self.pipeline:
+        for stage in self.stages_of(task):
             if self._refused(task, stage):
                 return {"stage": stage.name, **self.refused[stage.name].meta(task[stage.writes])}
         return None
@@ -179,17 +187,37 @@ class Ledger:
         return stage.can_reject_items and task[stage.writes] in self.refused[stage.name]
 
     def has(self, task: Task, stage: StageSpec) -> bool:
-        """Return whether a task no longer needs a stage. Either the stage's record exists, or one
-        of a later stage; earlier records may then be deleted."""
-        later = self.pipeline[self.pipeline.index(stage) :]
-        return any(task[s.writes] in self._records[s.writes] for s in later)
+        """Return whether a task no longer needs a stage. Either the stage's record exists, or those
+        of all stages that read it; it may then be deleted."""
+        made = stage.writes
+        if made not in task.keys or task[made] in self._records[made]:
+            return True
+        readers = [each for each in self.stages_of(task) if made in each.reads]
+        return bool(readers) and all(self.has(task, each) for each in readers)
+
+    def can_make(self, task: Task, stage: StageSpec) -> bool:
+        """Return whether all records are there that a stage reads."""
+        return all(task[kind] in self[kind] for kind in stage.reads if kind in task.keys)
+
+    def stages_of(self, task: Task) -> list[StageSpec]:
+        """Return the stages that a task passes."""
+        return [stage for stage in self.pipeline if stage.writes in task.keys]
+
+    def hears(self, medium: Medium, chunk: ChunkIndex) -> bool:
+        """Return whether a chunk has sound, or may have it: the sound stage did not read it yet."""
+        if self.soundtracks is None or medium.kind != "video":
+            return False
+        if medium.digest not in self.soundtracks:
+            return True
+        return is_in_track(self.soundtracks.meta(medium.digest), chunk.start, chunk.end)
 
     def forget_failures(self, media: Sequence[Medium]) -> None:
         """Drop the recorded failures, so that everything is tried again."""
         self.failures.drop([m.digest for m in media])
         for stage in (each for each in self.pipeline if each.can_reject_items):
             tasks = [each for task in self.tasks(media) for each in self.equivalent_tasks(task)]
-            self.refused[stage.name].drop([task[stage.writes] for task in tasks])
+            keys = [task[stage.writes] for task in tasks if stage.writes in task.keys]
+            self.refused[stage.name].drop(keys)
 
     def tasks(self, media: Iterable[Medium]) -> list[Task]:
         """Return every chunk of the media with a known index, in order."""
@@ -224,24 +252,26 @@ class Ledger:
         """Return the chunk in the best variant that has its last record. Without one, use the
         variant in force, but keep the precision of intermediate records that exist."""
         between: dict[str, str] = {}
-        for variant in self.variants if len(self.variants) > 1 else ():
+        hears, first = self.hears(medium, chunk), self.pipeline[0].writes
+        variants = [each for each in self.variants if each.hears == hears]
+        for variant in variants if len(self.variants) > 1 else ():
             # Most variants are never used, and computing keys takes time.
-            if not any(
-                len(self._record_sets[s.writes][variant[s.writes]]) for s in self.pipeline[1:]
-            ):
+            if not any(len(self._record_sets[k][n]) for k, n in variant.of.items() if k != first):
                 continue
             task = self.make_task(medium, chunk, variant, previous)
             if self._is_valid(task):
                 return task
             between = between or self._finished_precision(task)
-        variant = self.variant({**self.namespaces.precision, **between})
-        return self.make_task(medium, chunk, variant, previous)
+        precision = {**self.namespaces.precision, **between}
+        if hears != self.namespaces.hears:
+            precision = {part: precision[part] for part in variants[0].precision}
+        return self.make_task(medium, chunk, self.variant(precision), previous)
 
     def _finished_precision(self, task: Task) -> dict[str, str]:
         """Return the precision of the parts whose intermediate record exists or was rejected."""
         return {
             stage.part: task.namespaces.precision[stage.part]
-            for stage in self.pipeline[1:-1]
+            for stage in self.stages_of(task)[1:-1]
             if stage.part
             and (task[stage.writes] in self[stage.writes] or self._refused(task, stage))
         }

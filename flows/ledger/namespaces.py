@@ -18,9 +18,10 @@ from flows.checkpoint.models import Model
 from flows.checkpoint.precision import PartSettings
 from flows.checkpoint.prompt_tokens import FrameBound, frame_bound
 from flows.options.commands import RunOptions
-from flows.options.media import VectorSamplingOptions
+from flows.options.media import SoundOptions, VectorSamplingOptions
 from flows.options.text import EngineOptions
-from flows.pipelines import Pipeline
+from flows.pipelines import SOUND_KINDS, Pipeline, without_hearing
+from stages import sound
 from stages.decode import SCORE
 from stages.decode.generation import SamplingParams, ScoreItem
 from stages.models.encoding.pass_modes import BATCHES
@@ -59,6 +60,11 @@ class Variant:
     sends_video: bool = False
     """Whether the frames of a chunk are sent to a server as one video."""
 
+    @property
+    def hears(self) -> bool:
+        """Return whether its captions are of what is heard, too."""
+        return not SOUND_KINDS.isdisjoint(self.of)
+
     def __getitem__(self, kind: str) -> str:
         return self.of[kind]
 
@@ -78,7 +84,8 @@ def variants_of(
     config: RunOptions, model: Model, sampling: Sampling, pipeline: Pipeline, stored: Set[str]
 ) -> list[Variant]:
     """Return a variant for every combination of the parts' settings, the best first. Each is
-    followed by its `stored` variants with another token limit."""
+    followed by its `stored` variants with another token limit. With stages for sound, the variants
+    without them follow: they are those of the chunks that have none."""
     parts = [stage.part for stage in pipeline if stage.part]
     found, params = [], SamplingParams.of(config)
     for chosen in product(*(model.settings[part] for part in parts)):
@@ -89,6 +96,8 @@ def variants_of(
             found.append(namespaces)
             if params.is_prefix_stable:
                 found += _other_limits(namespaces, pipeline[-1], model, settings, stored, params)
+    if (silent := without_hearing(pipeline)) != pipeline:
+        found += variants_of(config, model, sampling, silent, stored)
     return found
 
 
@@ -107,10 +116,14 @@ def namespaces_of(
     fits = [fields_of(model.fit(kind)) for kind in ("video", "image")]
     of: dict[str, str] = {}
     for stage in pipeline:
-        by = [of[stage.reads], *_part_fields(stage, model, settings)] if stage.reads else []
+        by = [of[kind] for kind in stage.reads if kind in of]
+        by += _part_fields(stage, model, settings) if by else []
         limit = text_fields if stage.uses_token_limit else []
         cut: list[Any] = [vectors.tiles, model.fit("image").edge] if stage.supports_tiles else []
         cut += [BATCHES] if stage.part == "vision" and model.in_batches else []
+        if stage is sound.STAGE:
+            of[stage.writes] = _namespace(stage, sound_fields(config, model))
+            continue
         of[stage.writes] = _namespace(
             stage, [*by, *limit, *cut] if by else [fields_of(sampling), fits]
         )
@@ -128,6 +141,12 @@ def namespaces_of(
         in_batches=model.in_batches,
         sends_video=model.served is not None and bool(model.served.video),
     )
+
+
+def sound_fields(config: RunOptions, model: Model) -> list[int]:
+    """Return what decides the records of sound besides the file and the chunk."""
+    assert model.profile.hearing is not None
+    return [model.profile.hearing.rate, SoundOptions.of(config).sound_track or 0]
 
 
 def _text_fields(params: SamplingParams, model: Model) -> list[Any]:
@@ -169,7 +188,8 @@ def _other_limits(
     reversed, so every limit that may have been requested is tried."""
     if not stage.uses_token_limit or not stored - {namespaces[stage.writes]}:
         return
-    by = [namespaces[stage.reads], *_part_fields(stage, model, settings)]
+    inputs = [namespaces[kind] for kind in stage.reads if kind in namespaces.of]
+    by = [*inputs, *_part_fields(stage, model, settings)]
     before = [stage.writes, stage.output_version, *by]
     limits = range(1, LARGEST_LIMIT + 1)
     for limit, digest in digests_by_number(before, limits, _text_fields(params, model)):

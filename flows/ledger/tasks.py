@@ -2,7 +2,7 @@
 per stage.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from artifacts.keys import item_key
@@ -11,6 +11,7 @@ from artifacts.stamps import Stamp
 from artifacts.tiles import OFF, Box, boxes_of
 from flows.ledger.namespaces import Variant
 from flows.ledger.prompts import PREVIOUS, fill_placeholders
+from flows.pipelines import SOUND_KINDS
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,7 +39,7 @@ class Task:
     medium: Medium
     chunk: ChunkIndex
     keys: Mapping[str, str]
-    """Record kind → cache key."""
+    """Record kind → cache key. A chunk without sound has none of the kinds that hold sound."""
     namespaces: Variant
     """Variant in which the records were made, or will be made."""
     prompt: str
@@ -123,7 +124,11 @@ def task_of(
             *((*fewer, *sent) if at else ()),  # frames keep their key: all of them are stored
         )
         for at, (kind, namespace) in enumerate(namespaces.of.items())
+        if kind not in SOUND_KINDS
     }
+    bounds = (chunk.start, chunk.end)
+    for kind in SOUND_KINDS & namespaces.of.keys():  # the sampling of frames does not matter
+        keys[kind] = item_key(namespaces[kind], medium.digest, chunk.index, *bounds)
     return Task(
         medium=medium,
         chunk=shown,
@@ -133,6 +138,11 @@ def task_of(
         prompt=prompt,
         previous=previous,
     )
+
+
+def keys_of(tasks: Iterable[Task], kind: str) -> set[str]:
+    """Return the keys of the records of a kind that belong to these tasks."""
+    return {task[kind] for task in tasks if kind in task.keys}
 
 
 def unique(tasks: Sequence[Task], kind: str) -> list[Task]:

@@ -71,8 +71,8 @@ def most_tokens(texts: Iterable[str]) -> int:
 
 
 def _length(ledger: Ledger, task: Task, stage: StageSpec) -> int:
-    read, key = ledger[stage.reads], task[stage.reads]
-    of_media = int(read.meta(key).get("tokens", 0)) if key in read else 0
+    kinds = [kind for kind in stage.reads if kind in task.keys and task[kind] in ledger[kind]]
+    of_media = sum(int(ledger[kind].meta(task[kind]).get("tokens", 0)) for kind in kinds)
     return of_media + len(task.prompt.encode()) // BYTES_PER_TOKEN
 
 

@@ -13,7 +13,12 @@ from artifacts.options import Option, OptionGroup
 from artifacts.paths import is_utf8
 from artifacts.trainers import TRAINERS
 from flows.options.formats import COCO, FILES, GIVE_CONDITION
-from flows.options.media import CardOptions, SourceOptions, VideoSamplingOptions
+from flows.options.media import (
+    CardOptions,
+    SoundOptions,
+    SourceOptions,
+    VideoSamplingOptions,
+)
 from flows.options.model import (
     DEFAULT_MODEL_OPTION,
     AdapterOptions,
@@ -92,6 +97,7 @@ class CaptionConfig(
     StoreSizeOptions,
     GpuOptions,
     HalfPrecisionOptions,
+    SoundOptions,
     VideoSamplingOptions,
     EndpointOptions,
     RunOptions,
@@ -126,7 +132,12 @@ class CaptionConfig(
 
 @dataclass(frozen=True, kw_only=True)
 class RebuildConfig(
-    QuestionOptions, GpuOptions, HalfPrecisionOptions, VideoSamplingOptions, MediaOptions
+    QuestionOptions,
+    GpuOptions,
+    HalfPrecisionOptions,
+    SoundOptions,
+    VideoSamplingOptions,
+    MediaOptions,
 ):
     """One rebuild of stored features."""
 

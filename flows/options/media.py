@@ -118,6 +118,39 @@ class VideoSamplingOptions(OptionGroup):
             )
 
 
+ON = "on"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SoundOptions(OptionGroup):
+    """Whether the model gets the sound of videos."""
+
+    sound: Annotated[
+        str,
+        Option(
+            "caption what is heard, too: auto (if the model hears), on, off [%(default)s]",
+            SAMPLING,
+            "HOW",
+            values=(AUTO, ON, OFF),
+        ),
+    ] = AUTO
+    """`auto` uses the sound of videos if the model hears; `on` refuses a model that does not; `off`
+    leaves it out."""
+    sound_track: Annotated[
+        int | None,
+        Option("sound track to use, from 1 [the default one]", SAMPLING, "N", above=0),
+    ] = None
+    """Number of the sound track, from 1; None: that which the file marks as default, else the
+    first."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.sound == OFF and self.sound_track is not None:
+            raise UsageError(
+                "--sound off and --sound-track exclude each other", hint="Leave one of them out"
+            )
+
+
 @dataclass(frozen=True, kw_only=True)
 class CardOptions(OptionGroup):
     """Whether frames and the system turn follow the model card."""

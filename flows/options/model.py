@@ -101,7 +101,10 @@ class PrecisionOptions(OptionGroup):
         return HalfPrecisionOptions.of(self).named(part) is not None
 
     def precision_of(self, part: Part) -> str:
-        """Return the precision of a part: its own option, else `--precision`."""
+        """Return the precision of a part: its own option, else `--precision`. An audio half has its
+        own precision always: it is small."""
+        if part == "audio":
+            return "native"
         return HalfPrecisionOptions.of(self).named(part) or self.precision
 
     def may_fall_back(self, part: Part) -> bool:

@@ -84,7 +84,7 @@ class Rung:
     @property
     def name(self) -> str:
         """Return the rung as text: `batch 4, int8`."""
-        if STAGES[self.stage].reads == "frames" and STAGES[self.stage].part is None:
+        if "frames" in STAGES[self.stage].reads and STAGES[self.stage].part is None:
             return f"{counted(self.batch, 'request')} at once"
         if STAGES[self.stage].part is None:
             return f"{self.batch} file{'s' if self.batch > 1 else ''} at once"

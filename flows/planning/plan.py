@@ -18,6 +18,7 @@ from flows.console.units import gib
 from flows.job.card_sampling import as_card, card_note, with_card_sampling
 from flows.job.job_summary import halves, notes
 from flows.job.namespace_notes import context_note
+from flows.job.hearing import pipeline_with_sound
 from flows.job.pass_mode import replanned_once, with_pass_mode
 from flows.job.prepare import Job, prepare
 from flows.ledger.prompts import check_summary
@@ -164,7 +165,7 @@ def fit_together(
 def takes_any_batches(model: Model, rung: Rung) -> bool:
     """Return whether a stage may encode chunks in any batches, in the order in which they are cut.
     A half whose layers are streamed is read once per block, so it needs all chunks at once."""
-    if STAGES[rung.stage].reads != "frames" or STAGES[rung.stage].part is None or rung.block:
+    if "frames" not in STAGES[rung.stage].reads or STAGES[rung.stage].part is None or rung.block:
         return False
     return not (model.profile.route == "joint" or model.fp16_check or model.in_batches)
 
@@ -300,7 +301,7 @@ def _plan_of(
         announce=announce,
         read_weights=False,
     )
-    pipeline = pipeline_for(model, pipelines)
+    pipeline, model = pipeline_with_sound(config, model, pipeline_for(model, pipelines))
     model = with_pass_mode(config, model, store, device)
     config = as_card(config, model)
     check_summary(config, model)
@@ -397,7 +398,7 @@ def _of_job(plan: Plan, job: Job) -> dict[str, Any]:
         "clip_seconds": clip_seconds(job.device, clips) if clips else 0.0,
         "weights_read": job.model.read,
         "done": {
-            stage.writes: len({t[stage.writes] for t in known} & job.ledger[stage.writes].keys())
+            stage.writes: len(keys_of(known, stage.writes) & job.ledger[stage.writes].keys())
             for stage in job.pipeline[1:]
         },
     }

@@ -123,6 +123,8 @@ class Estimate:
     """Frames in the file, used or not."""
     parts: int = 1
     """Number of tiles of an image, the whole image included."""
+    sound_seconds: float = 0.0
+    """Seconds of its longest chunk; 0 for an image. Its sound is at most as long."""
     reuses_features: bool = False
     """Whether the same medium has another prompt, whose frames and features it reuses."""
 
@@ -222,12 +224,14 @@ def _estimate(job: Job, medium: Medium, header: "_Header | None") -> Estimate:
         return Estimate(seconds=0.0, chunks=0, frames=0, frame_bytes=0, feature_bytes=0)
     if index is not None:
         seconds, counts = index.duration, [len(c.times) for c in index.chunks]
+        longest = max((c.end - c.start for c in index.chunks), default=0.0)
         pixels = sum(len(c.times) * c.height * c.width for c in index.chunks)
         shown = (index.height, index.width)
         stored = max(((c.height, c.width) for c in index.chunks), key=math.prod, default=(0, 0))
     else:
         assert header is not None
         seconds, shown = header.seconds, header.size
+        longest = min(seconds, job.sampling.chunk_seconds)
         shown_frames = max(1, round(seconds * header.rate))
         image = medium.kind == "image"
         stored = (
@@ -253,6 +257,7 @@ def _estimate(job: Job, medium: Medium, header: "_Header | None") -> Estimate:
         stored=stored,
         shown=shown,
         shown_frames=shown_frames,
+        sound_seconds=longest if medium.kind == "video" else 0.0,
     )
 
 

@@ -57,6 +57,10 @@ class Workload:
     """Number of tiles per image, the whole image included."""
     stored_frames: int = 0
     """Stored frames, if the model sees fewer; 0: the same as `frames`."""
+    sound_seconds: float = 0.0
+    """Seconds of sound per chunk; 0: none."""
+    sound_tokens: int = 0
+    """Prompt tokens of this sound, part of `tokens`."""
 
     def rows(self, batch: int, frames: int = 0) -> int:
         """Return the chunks per batch, at most `batch`, with at most `frames` frames (0: any)."""
@@ -79,13 +83,13 @@ class Workload:
 
     def with_frames(self, frames: int) -> "Workload":
         """Return the workload with fewer frames per chunk."""
-        share = frames / self.frames
+        share, fixed = frames / self.frames, self.text_tokens + self.sound_tokens
         return replace(
             self,
             frames=frames,
             stored_frames=0,
             units=math.ceil(self.units * share),
-            tokens=self.text_tokens + math.ceil((self.tokens - self.text_tokens) * share),
+            tokens=fixed + math.ceil((self.tokens - fixed) * share),
             feature_bytes=math.ceil(self.feature_bytes * share),
         )
 
@@ -133,7 +137,7 @@ def _of_estimate(
 ) -> Workload:
     """Return the workload of the longest chunk of a medium."""
     sizes = (estimate.chunk_frames, estimate.stored, estimate.shown)
-    workload = workload_of(model, kind, chunks, *sizes, prompt)
+    workload = workload_of(model, kind, chunks, *sizes, prompt, estimate.sound_seconds)
     fewer = estimate.stored_frames > estimate.chunk_frames
     return replace(workload, stored_frames=estimate.stored_frames) if fewer else workload
 
@@ -165,7 +169,9 @@ def standard_workloads(
     stored = model.fit("video").size(*UNKNOWN_SIZE)
     frames = max(frame_counts(sampling, 4 * sampling.chunk_seconds))
     frames = min(frames, bound.of(stored) or frames) if bound else frames
-    return [workload_of(model, "video", STANDARD_CHUNKS, frames, stored, UNKNOWN_SIZE, prompt)]
+    sizes = (frames, stored, UNKNOWN_SIZE)
+    sound = sampling.chunk_seconds
+    return [workload_of(model, "video", STANDARD_CHUNKS, *sizes, prompt, sound)]
 
 
 def workload_of(
@@ -176,8 +182,11 @@ def workload_of(
     stored: tuple[int, int],
     shown: tuple[int, int],
     prompt: str,
+    sound_seconds: float = 0.0,
 ) -> Workload:
-    """Build a workload from the model's profile."""
+    """Build a workload from the model's profile. `sound_seconds`: seconds of a chunk's sound, if
+    the run uses it."""
+    heard = model.sound_tokens(sound_seconds)
     counted = encoder_frames(model.profile, kind, frames)
     tokens, pixel_bytes = chunk_frame_tokens(
         model.profile, kind, frames, seen_size(model, kind, stored)
@@ -198,9 +207,11 @@ def workload_of(
         stored=stored,
         shown=shown,
         units=math.ceil(counted * pixel_bytes / PIXEL_BYTES),
-        tokens=math.ceil(counted * tokens) + text,
+        tokens=math.ceil(counted * tokens) + heard + text,
         text_tokens=text,
         feature_bytes=math.ceil(counted * each * share),
+        sound_seconds=sound_seconds if heard else 0.0,
+        sound_tokens=heard,
     )
 
 
@@ -241,7 +252,8 @@ def _of_kind(job: Job, kind: MediaKind, found: Sequence[Estimate]) -> RemainingW
         uncounted = sum(e.chunks for e in uncut if of_prompt or not e.reuses_features)
         return uncounted + len({t[stage.writes] for t in tasks if not ledger.has(t, stage)})
 
-    workload = workload_of(job.model, kind, chunks, frames, middle.stored, middle.shown, prompt)
+    sizes = (frames, middle.stored, middle.shown)
+    workload = workload_of(job.model, kind, chunks, *sizes, prompt, middle.sound_seconds)
     return RemainingWork(
         workload=replace(workload, parts=middle.parts),
         pixels=sum(e.shown_frames * math.prod(e.shown) for e in uncut),

@@ -110,14 +110,14 @@ def media_paths_of(job: Job) -> dict[str, str]:
 def failure_of(job: Job, names: Mapping[str, str], stage: str, event: Failed) -> dict[str, str]:
     """Return the failure event of a medium, or of a chunk's features, with the file's path."""
     key, made = event.media, STAGES[stage].writes
-    if STAGES[stage].reads:
+    if STAGES[stage] is not job.pipeline[0]:
         tasks = job.ledger.tasks(job.media)
         chunks = (
             task
             for task in chain(
                 tasks, (other for each in tasks for other in job.ledger.equivalent_tasks(each))
             )
-            if task[made] == key
+            if task.keys.get(made) == key
         )
         key = next((task.medium.digest for task in chunks), key)
     return {

@@ -34,8 +34,8 @@ def next_work(job: Job, stage: StageSpec, wave: Sequence[Medium], rung: Rung) ->
     """Return the next work of a stage: the missing items that share one variant. Return None when
     nothing is missing."""
     ledger, batch_size = job.ledger, job.config.batch_size
-    made, read = stage.writes, ledger[stage.reads]
-    tasks = [t for t in ledger.tasks(wave) if not ledger.has_failed(t)]
+    made = stage.writes
+    tasks = [t for t in ledger.tasks(wave) if made in t.keys and not ledger.has_failed(t)]
     incomplete = [t for t in tasks if not ledger.has(t, stage)]
     if not incomplete:
         return None
@@ -46,7 +46,12 @@ def next_work(job: Job, stage: StageSpec, wave: Sequence[Medium], rung: Rung) ->
         )
         tasks, incomplete = _at_position(tasks, position), _at_position(incomplete, position)
     missing, first = {t[made] for t in incomplete}, incomplete[0].namespaces
-    same_question = [variant for variant in ledger.variants if variant.same_but_engine(first)]
+    # Chunks without sound pass the earlier stages with those that have it.
+    same_question = [
+        variant
+        for variant in ledger.variants
+        if variant.same_but_engine(first) or variant.of.get(made) == first[made]
+    ]
     # All tasks get the keys of one variant, so that batches equal those of an uninterrupted run
     # whichever engine made the captions.
     together = [
@@ -68,7 +73,7 @@ def next_work(job: Job, stage: StageSpec, wave: Sequence[Medium], rung: Rung) ->
             # Where bytes depend on the batch, finished chunks stay in it, so that they equal those
             # of an uninterrupted run. Those of an earlier command are left out if their frames are
             # gone.
-            [t for t in batch if t[made] in missing or (t[stage.reads] in read and not alone)]
+            [t for t in batch if t[made] in missing or (ledger.can_make(t, stage) and not alone)]
             for batch in pieces
             if any(t[made] in missing for t in batch)
         ],

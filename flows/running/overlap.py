@@ -322,9 +322,10 @@ class ChunkFeed:
         self._job = job
         self._cut = job.pipeline[0].writes
         kinds = {"media": self.variant[self._cut], **self.variant.of}
+        self._reads = stage.reads[0]
         self._media, self._frames, self._inputs = (
             RecordSet(job.store, kind, kinds[kind], look=False)
-            for kind in ("media", self._cut, stage.reads)
+            for kind in ("media", self._cut, self._reads)
         )
         made = [each.writes for each in job.pipeline[1:] if each.of_media and each.writes]
         self._some_made = any(job.ledger[kind].keys() for kind in made)
@@ -429,7 +430,7 @@ class ChunkFeed:
             if chunk.index in known:
                 continue
             task = task_of(medium, chunk, self.variant)
-            if task[self.stage.reads] in self._inputs:
+            if task[self._reads] in self._inputs:
                 known.add(chunk.index)
                 others = ledger.variants if self._some_made else ()
                 same = (task, *(task_of(medium, chunk, each) for each in others))

@@ -19,7 +19,7 @@ from artifacts.shards import DATASET
 from artifacts.text_vectors import Groups, TextVectors, text_vectors_in
 from flows.job.prepare import Job
 from flows.ledger.namespaces import TextScores, one_shot_namespace
-from flows.ledger.tasks import Medium
+from flows.ledger.tasks import Medium, keys_of
 from flows.ledger.waves import stages_with_work, waves_of
 from flows.machine.launch import StageCall, with_restarts
 from flows.media.media_files import MediaFile
@@ -431,8 +431,9 @@ class PipelineRunner:
         first, *_, last = self._job.pipeline
         for stage in self._job.pipeline:
             of_stage = [t for t in tasks if stage != last or not ledger.has_failed(t)]
-            done = {t[stage.writes] for t in of_stage if stage == first or ledger.has(t, stage)}
-            self.record.expect(stage.name, len({t[stage.writes] for t in of_stage}), len(done))
+            done = [t for t in of_stage if stage == first or ledger.has(t, stage)]
+            counts = (len(keys_of(some, stage.writes)) for some in (of_stage, done))
+            self.record.expect(stage.name, *counts)
         self.record.value["media"]["open"] = sum(
             ledger.media_index(m) is None and ledger.failure(m) is None for m in media
         )

@@ -217,11 +217,11 @@ class StageCallBuilder:
     def encode_item(self, stage: StageSpec, task: Task) -> EncodeItem:
         """Return the encode item of a chunk. It holds the prompt if the record depends on it."""
         prompt = task.prompt if stage.writes in task.namespaces.prompted else ""
-        fewer = task.stored is not None and stage.reads == self.job.pipeline[0].writes
+        (kind,) = stage.reads
+        fewer = task.stored is not None and kind == self.job.pipeline[0].writes
         shown = len(task.chunk.times) if fewer else 0
         rows = pass_rows(self.job.model, stage, task)
-        made, read = task[stage.writes], task[stage.reads]
-        return EncodeItem(made, read, task.medium.kind, prompt, shown, rows)
+        return EncodeItem(task[stage.writes], task[kind], task.medium.kind, prompt, shown, rows)
 
     def decode_item(
         self,
@@ -231,11 +231,12 @@ class StageCallBuilder:
     ) -> DecodeItem:
         """Return the decode item of a chunk. It also holds the chunk's key in the variant of the
         fallback engine."""
-        item = DecodeItem(task[stage.writes], task[stage.reads], task.prompt)
+        item = DecodeItem(task[stage.writes], task["features"], task.prompt)
         in_variant = self.job.ledger.in_variant
         return item._replace(
             fallback_key=in_variant(task, other)[stage.writes] if other else "",
             kind=task.medium.kind,
+            heard=task.keys.get("heard", ""),
         )
 
 
@@ -262,7 +263,7 @@ def _encode_form(calls: StageCallBuilder, request: JobRequest) -> Any:
     job, stage, rung = calls.job, request.stage, request.rung
     fields: dict[str, Any] = {
         "store": job.store.url,
-        "frames_namespace": request.variant[stage.reads],
+        "frames_namespace": request.variant[stage.reads[0]],
         "namespace": request.variant[stage.writes],
         "batches": [[calls.encode_item(stage, t) for t in batch] for batch in request.batches],
     }
@@ -299,7 +300,8 @@ def _decode_job(calls: StageCallBuilder, request: JobRequest) -> DecodeJob:
     made = DecodeJob(
         half=calls.half(stage, rung),
         store=job.store.url,
-        features_namespace=variant[stage.reads],
+        features_namespace=variant["features"],
+        heard_namespace=variant.of.get("heard", ""),
         namespace=variant[stage.writes],
         batches=[],
         max_new_tokens=EngineOptions.of(job.config).max_new_tokens,
@@ -311,7 +313,7 @@ def _decode_job(calls: StageCallBuilder, request: JobRequest) -> DecodeJob:
         rows_namespace=_rows_namespace(job, settings),
     )
     if not (request.batches or request.fed):  # a worker process
-        answering = {v[stage.reads] for v in job.ledger.answering_variants()}
+        answering = {v["features"] for v in job.ledger.answering_variants()}
         return replace(
             made,
             fallback_namespace=request.stores.fallback_namespace,
@@ -371,7 +373,7 @@ def _ask_job(calls: StageCallBuilder, request: JobRequest) -> AskJob:
         frames_namespace=variant["frames"],
         namespace=variant["captions"],
         items=[
-            AskItem(t[stage.writes], t[stage.reads], t.medium.kind, t.prompt)
+            AskItem(t[stage.writes], t["frames"], t.medium.kind, t.prompt)
             for batch in request.batches
             for t in batch
         ],

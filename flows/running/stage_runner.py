@@ -339,16 +339,19 @@ class StageRunner:
         another running job needs them too."""
         if self._job.config.keep_frames:
             return
-        ledger, read = self._job.ledger, self._job.ledger[stage.reads]
+        (kind,) = stage.reads
+        ledger, read = self._job.ledger, self._job.ledger[kind]
         read.refresh()  # other runs remove their own records from packs that hold some of this one
         consumed = [
             task
             for task in ledger.tasks(media)
-            if task[stage.reads] in read and (ledger.has(task, stage) or ledger.has_failed(task))
+            if kind in task.keys
+            and task[kind] in read
+            and (ledger.has(task, stage) or ledger.has_failed(task))
         ]
-        namespace = ledger.namespaces[stage.reads]
+        namespace = ledger.namespaces[kind]
         needed = self.lease.needed_elsewhere(namespace, {t.medium.digest for t in consumed})
-        read.remove(t[stage.reads] for t in consumed if t.medium.digest not in needed)
+        read.remove(t[kind] for t in consumed if t.medium.digest not in needed)
 
     def _run_until_done(self, stage: StageSpec, wave: list[Medium]) -> None:
         def start() -> Attempt | None:

@@ -58,7 +58,7 @@ class AskJob:
 
 STAGE = StageSpec(
     name="ask",
-    reads="frames",
+    reads=("frames",),
     writes="captions",
     job=AskJob,
     prompted=True,

@@ -8,7 +8,7 @@ OUTPUT_VERSION = 4
 """Increased when this stage's output changes for the same inputs; part of every later cache key."""
 STAGE = StageSpec(
     name="decode",
-    reads="features",
+    reads=("features", "heard"),
     writes="captions",
     part="language",
     job=DecodeJob,
@@ -22,7 +22,7 @@ STAGE = StageSpec(
 )
 SCORE = StageSpec(
     name="score",
-    reads="features",
+    reads=("features",),
     writes="scores",
     part="language",
     job=ScoreJob,

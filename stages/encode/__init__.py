@@ -7,7 +7,7 @@ OUTPUT_VERSION = 3
 """Increased when this stage's output changes for the same inputs; part of every later cache key."""
 STAGE = StageSpec(
     name="encode",
-    reads="frames",
+    reads=("frames",),
     writes="features",
     part="vision",
     job=EncodeJob,

@@ -22,7 +22,7 @@ TRACE = StageSpec(
 )
 COMPARE = StageSpec(
     name="compare",
-    reads="features",
+    reads=("features",),
     job=FeaturesJob,
     of_media=False,
     output_version=1,
@@ -31,7 +31,7 @@ COMPARE = StageSpec(
 )
 CALIBRATE = StageSpec(
     name="calibrate",
-    reads="captions",
+    reads=("captions",),
     part="language",
     job=CalibrateJob,
     of_media=False,
@@ -41,7 +41,7 @@ CALIBRATE = StageSpec(
 )
 JUDGE = StageSpec(
     name="judge",
-    reads="captions",
+    reads=("captions",),
     part="language",
     job=JudgeJob,
     of_media=False,

@@ -84,8 +84,9 @@ class StageSpec:
     """A stage's declaration, in the `__init__` of its package."""
 
     name: str
-    reads: str = ""
-    """Record kind that it reads; empty: files, or the content of its job."""
+    reads: tuple[str, ...] = ()
+    """Record kinds that it reads, if the pipeline has a stage that writes them; empty: files, or
+    the content of its job."""
     writes: str = ""
     """Record kind that it writes; empty: none."""
     part: Part | None = None

@@ -7,7 +7,18 @@ from functools import partial
 from flows.checkpoint.models import Model
 from flows.options.commands import RunOptions
 from flows.pipelines import Pipeline
-from flows.planning.costs import ask, decode, embed_texts, encode, export, frames, summarize, tune
+from flows.planning.costs import (
+    ask,
+    decode,
+    embed_texts,
+    encode,
+    export,
+    frames,
+    hear,
+    sound,
+    summarize,
+    tune,
+)
 from flows.planning.estimate import StageEstimate, Term
 from flows.planning.ladder import Rung
 from flows.planning.machine import WorkEstimate
@@ -31,6 +42,8 @@ COSTS: Mapping[str, Cost] = {
     "ask": Cost(rungs=ask.rungs, memory=ask.memory, work_left=ask.work_left),
     "frames": Cost(rungs=frames.rungs, memory=frames.memory, work_left=frames.work_left),
     "encode": Cost(rungs=encode.rungs, memory=encode.memory, work_left=encode.work_left),
+    "sound": Cost(rungs=sound.rungs, memory=sound.memory, work_left=sound.work_left),
+    "hear": Cost(rungs=hear.rungs, memory=hear.memory, work_left=hear.work_left),
     "embed": Cost(
         rungs=partial(encode.rungs, stage="embed"),
         memory=partial(encode.memory, libraries=encode.EMBED_BYTES, processor=0),

@@ -1,0 +1,47 @@
+"""Decides whether a run captions what is heard in its videos, too."""
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from artifacts.errors import UsageError
+from artifacts.tiles import OFF
+from flows.checkpoint.models import Model
+from flows.media.media_files import MediaFile
+from flows.options.commands import RunOptions
+from flows.options.media import ON, SoundOptions
+from flows.pipelines import Pipeline, with_hearing
+
+
+def pipeline_with_sound(
+    config: RunOptions, model: Model, pipeline: Pipeline, files: Iterable[MediaFile] | None = None
+) -> tuple[Pipeline, Model]:
+    """Return the pipeline, with the stages for sound if this run uses it, and the model with a note
+    if it could and does not. `files`: those of the run; None: any. Raises UsageError for
+    `--sound on` where that is not possible."""
+    option = SoundOptions.of(config).sound
+    if option == OFF:
+        return pipeline, model
+    reason, hint = _obstacle(config, model, pipeline)
+    if reason and option == ON:
+        raise UsageError(f"--sound on: {reason}", hint=hint)
+    videos = files is None or any(file.kind == "video" for file in files)
+    if reason and model.profile.hears and videos:
+        model = replace(model, notes=(*model.notes, f"sound is not used: {reason}"))
+    return pipeline if reason or not videos else with_hearing(pipeline), model
+
+
+def _obstacle(config: RunOptions, model: Model, pipeline: Pipeline) -> tuple[str, str]:
+    """Return why a run cannot use sound, and what to do; empty if it can."""
+    if model.served is not None:
+        return "a server is sent pictures only", "Leave out --sound"
+    if not model.profile.hears:
+        hint = "Leave out --sound, or choose a model that hears: docs/models.md names them"
+        return f"{model.name} hears nothing (it has no audio encoder)", hint
+    if with_hearing(pipeline) == pipeline or not isinstance(config, SoundOptions):
+        return "this command does not use it yet", "Leave out --sound"
+    if any(settings.gguf for settings in model.settings["language"]):
+        hint = "Leave out --sound, or --language-gguf"
+        return "llama.cpp runs the language half, which is given pictures only", hint
+    if any(settings.graph for part in model.settings.values() for settings in part):
+        return "graphs compute this model, which were traced without sound", "Leave out --sound"
+    return "", ""

@@ -1,0 +1,65 @@
+"""Estimates the cost of running sound through the audio half."""
+
+import math
+from collections.abc import Sequence
+
+from flows.checkpoint.models import Model
+from flows.checkpoint.precision import BYTES
+from flows.options.commands import RunOptions
+from flows.planning.costs.part import loading, settings_as_run
+from flows.planning.estimate import Expected, StageEstimate, Term, encoder_by_dimensions
+from flows.planning.ladder import Rung
+from flows.planning.machine import Pass, WorkEstimate
+from flows.planning.terms import overhead_terms, weights
+from flows.planning.workloads import RemainingWork, Workload
+
+SPECTRUM_NUMBERS = 128 * 100
+"""Input numbers per second of sound: 100 spectra of 128 bands."""
+FEATURE_BYTES = 4
+"""Bytes per number of a feature, at most."""
+
+
+def rungs(model: Model, config: RunOptions, device: str) -> list[Rung]:
+    """Return the only rung: each chunk passes alone, in the half's own precision."""
+    (settings,) = model.settings["audio"]
+    return [Rung(stage="hear", batch=1, precision=settings.precision)]
+
+
+def memory(model: Model, rung: Rung, workload: Workload, *, device: str, new: int) -> StageEstimate:
+    """Add up weights, the sound of a chunk, and activations."""
+    half = model.profile.parts["audio"]
+    settings = settings_as_run(model.best("audio"), half, rung)
+    costs = _costs(model, workload)
+    terms = list(weights(half, settings, rung, device))
+    why = f"{workload.sound_seconds:,.0f} s of sound: an estimate by dimensions"
+    terms.append(Term(part="activation", bytes=math.ceil(costs.peak_bytes), why=why))
+    numbers = math.ceil(workload.sound_seconds * SPECTRUM_NUMBERS)
+    ahead = Term(part="workspace", bytes=3 * 4 * numbers, why="spectra of the chunks read ahead")
+    terms += overhead_terms(rung, terms, device, ahead)
+    return StageEstimate.from_terms(
+        rung, terms, device=device, workload=workload, flops=costs.flops, by_dimensions=True
+    )
+
+
+def work_left(model: Model, rung: Rung, left: Sequence[RemainingWork], new: int) -> WorkEstimate:
+    """Count loading the half, and one pass per chunk with sound."""
+    half, settings = model.profile.parts["audio"], model.best("audio")
+    passes = [
+        Pass(
+            precision=rung.precision,
+            flops=_costs(model, each.workload).flops,
+            tokens=max(1, each.workload.sound_tokens),
+            calls=half.linear_modules,
+            times=each.left.get(rung.stage, 0),
+        )
+        for each in left
+        if each.workload.sound_seconds
+    ]
+    return loading(half, settings, rung, any(p.times for p in passes), passes)
+
+
+def _costs(model: Model, workload: Workload) -> Expected:
+    half, settings = model.profile.parts["audio"], model.best("audio")
+    kept = FEATURE_BYTES * workload.sound_tokens * model.profile.feature_width
+    numbers = math.ceil(workload.sound_seconds * SPECTRUM_NUMBERS)
+    return encoder_by_dimensions(half, BYTES.get(settings.dtype, 4), 1, numbers, kept)
