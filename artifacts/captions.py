@@ -33,11 +33,11 @@ class Caption:
     model: str
     prompt: str
     precision: dict[str, str]
-    """Precision of each half: `vision` and `language`."""
+    """Precision of each half: `vision` and `language`, and `audio` if the model got sound."""
     frames: tuple[float, ...]
     """Times in seconds of the frames that the model got."""
     features: str
-    """Key of the stored features."""
+    """Key of the stored features of its frames."""
     tokens: int
     """Number of generated tokens."""
     ended: Ended
@@ -58,8 +58,10 @@ class Caption:
     """The model's caption, if a user corrected it."""
     review: str = ""
     """Whether a user accepted or rejected it; empty: not reviewed."""
+    heard: str = ""
+    """Key of the stored features of its sound; empty: the model got no sound."""
 
-    OMIT_IF_EMPTY: ClassVar = ("name", "fields", "original", "review")
+    OMIT_IF_EMPTY: ClassVar = ("name", "fields", "original", "review", "heard")
     """Fields that are left out of a line when empty."""
 
 

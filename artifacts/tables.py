@@ -150,6 +150,7 @@ def schema_of(kinds: Mapping[str, str]) -> Any:
         "texts": pa.list_(text),
         "numbers": pa.list_(number),
         "precision": pa.struct([("vision", text), ("language", text)]),
+        "precision with audio": pa.struct([(n, text) for n in ("vision", "audio", "language")]),
     }
     return pa.schema([(name, types[kind]) for name, kind in kinds.items()])
 

@@ -119,7 +119,7 @@ class Actor:
 class Encode(Actor):
     """Encodes the media of a batch of rows, which pass unchanged."""
 
-    KIND, STAGES = RebuildConfig, ("encode", "embed")
+    KIND, STAGES = RebuildConfig, ("encode", "hear", "embed")
 
     def __call__(self, batch: Mapping[str, Any]) -> Mapping[str, Any]:
         """Encode what of the batch is not stored. Raises PenstockError, but for media that cannot

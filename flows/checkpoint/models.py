@@ -167,6 +167,16 @@ class Model:
             return 0
         return math.ceil(hearing.tokens_per_sound + seconds * hearing.tokens_per_second)
 
+    def sound_bytes(self, seconds: float) -> int:
+        """Return the bytes of so many seconds of sound: one channel of 16 bits."""
+        hearing = self.profile.hearing
+        return math.ceil(2 * hearing.rate * seconds) if hearing and self.hears else 0
+
+    def heard_bytes(self, seconds: float) -> int:
+        """Return the expected bytes of the features of so many seconds of sound."""
+        each = BYTES.get(self.best("audio").dtype, 4) if self.hears else 0
+        return each * self.profile.feature_width * self.sound_tokens(seconds)
+
     @property
     def one_frame(self) -> bool:
         """Return whether the model takes only one frame per video chunk."""

@@ -8,7 +8,7 @@ from artifacts.tiles import OFF
 from flows.checkpoint.models import Model
 from flows.media.media_files import MediaFile
 from flows.options.commands import RunOptions
-from flows.options.media import ON, SoundOptions
+from flows.options.media import ON, SoundOptions, VideoSamplingOptions
 from flows.pipelines import Pipeline, with_hearing
 
 
@@ -25,9 +25,21 @@ def pipeline_with_sound(
     if reason and option == ON:
         raise UsageError(f"--sound on: {reason}", hint=hint)
     videos = files is None or any(file.kind == "video" for file in files)
+    if not reason and videos:
+        _check_chunk(config, model)
     if reason and model.profile.hears and videos:
         model = replace(model, notes=(*model.notes, f"sound is not used: {reason}"))
     return pipeline if reason or not videos else with_hearing(pipeline), model
+
+
+def _check_chunk(config: RunOptions, model: Model) -> None:
+    """Raise UsageError if `--chunk` is longer than the sound that the model takes at once."""
+    hearing, chunk = model.profile.hearing, VideoSamplingOptions.of(config).chunk
+    if hearing and chunk and 0 < hearing.max_seconds < chunk:
+        raise UsageError(
+            f"--chunk {chunk:g}: {model.name} hears {hearing.max_seconds:g} s at once",
+            hint=f"Give --chunk {hearing.max_seconds:g}, or --sound off",
+        )
 
 
 def _obstacle(config: RunOptions, model: Model, pipeline: Pipeline) -> tuple[str, str]:
@@ -39,6 +51,11 @@ def _obstacle(config: RunOptions, model: Model, pipeline: Pipeline) -> tuple[str
         return f"{model.name} hears nothing (it has no audio encoder)", hint
     if with_hearing(pipeline) == pipeline or not isinstance(config, SoundOptions):
         return "this command does not use it yet", "Leave out --sound"
+    hearing = model.profile.hearing
+    if VideoSamplingOptions.of(config).whole and hearing and hearing.max_seconds:
+        longest = f"{hearing.max_seconds:g} s"
+        hint = f"Leave out --whole, or give --sound off: chunks of {longest} or less have sound"
+        return f"it hears {longest} at once, and with --whole a chunk may be longer", hint
     if any(settings.gguf for settings in model.settings["language"]):
         hint = "Leave out --sound, or --language-gguf"
         return "llama.cpp runs the language half, which is given pictures only", hint

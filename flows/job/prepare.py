@@ -8,7 +8,7 @@ Under `auto`, a dual encoder published in fp32 may run its vision half in fp16 o
    planned again.
 """
 
-from collections.abc import Sequence, Set
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, groupby

@@ -280,7 +280,7 @@ class Ledger:
         """Return whether the stored caption equals the one that would be made now. A caption with
         another token limit is valid if it ended by itself within the present limit, because greedy
         text does not depend on the limit."""
-        last = self.pipeline[-1].writes
+        last = self.stages_of(task)[-1].writes
         if task[last] not in self[last]:
             return False
         then, limit = task.namespaces.limit, self.namespaces.limit

@@ -218,16 +218,24 @@ class TextScores:
         return one_shot_namespace(SCORE, self._model, settings)
 
     def item(
-        self, features: str, prompt: str, text: str, *, ended: bool = True, corrected: bool = False
+        self,
+        features: str,
+        heard: str,
+        prompt: str,
+        text: str,
+        *,
+        ended: bool = True,
+        corrected: bool = False,
     ) -> ScoreItem:
-        """Return a text to score. `features` is the key of its chunk's features, `ended` says
-        whether the text is complete, and `corrected` whether a user wrote it."""
+        """Return a text to score. `features` and `heard` are the keys of its chunk's features,
+        `ended` says whether the text is complete, and `corrected` whether a user wrote it."""
         profile = self._model.profile
         behind = corrected and profile.opens_reasoning
         more = [profile.answer_blank] if profile.answer_blank else []
         more += ["behind reasoning"] if behind else []
+        more += [heard] if heard else []
         key = digest_of([features, prompt, text, ended, *self.params.key_fields, *more])
-        return ScoreItem(key, features, prompt, text, ended, behind)
+        return ScoreItem(key, features, prompt, text, ended, behind, heard)
 
     def find(self, item: ScoreItem) -> Mapping[str, Any] | None:
         """Return the scores of a text in the best precision; None if there are none."""

@@ -23,7 +23,14 @@ from flows.checkpoint.models import Model
 from flows.media.generated_files import OF_LABELS, GeneratedFiles, JoinedTexts, about, text_paths
 from flows.media.media_files import MediaFile, source_failure, writable
 from flows.options.commands import RunOptions
-from flows.options.text import IMAGE_PROMPT, LENGTHS, VIDEO_PROMPT, PromptOptions, QuestionOptions
+from flows.options.text import (
+    IMAGE_PROMPT,
+    LENGTHS,
+    SOUND_PROMPT,
+    VIDEO_PROMPT,
+    PromptOptions,
+    QuestionOptions,
+)
 from stages.decode.generation import SamplingParams
 from stages.encode.job import shown_frames
 
@@ -59,7 +66,9 @@ def prompt_for(model: Model, config: RunOptions, kind: str, own: str | None = No
     if own is None:
         if model.profile.continues_prompt and QuestionOptions.of(config).prompt is None:
             return ""
-        own = command_prompt(config, kind)
+        asks_for_sound = model.hears and kind == "video"
+        asks_for_sound = asks_for_sound and QuestionOptions.of(config).prompt is None
+        own = SOUND_PROMPT if asks_for_sound else command_prompt(config, kind)
     length = PromptOptions.of(config).length
     return f"{own} {LENGTHS[length]}" if length else own
 

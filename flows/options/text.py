@@ -32,6 +32,11 @@ LENGTHS = {
 }
 """Value of `--length` → sentence appended to the prompt."""
 VIDEO_PROMPT = "Describe this video in detail."
+SOUND_PROMPT = (
+    "Describe this video in detail: what is seen, what is said, word for word, and which sounds "
+    "and music can be heard."
+)
+"""Default prompt for videos whose sound the model gets."""
 IMAGE_PROMPT = "Describe this image in detail."
 SCHEMA_BYTES = 1 << 20
 """Largest size of a schema file in bytes."""

@@ -23,6 +23,7 @@ from flows.job.pass_mode import replanned_once, with_pass_mode
 from flows.job.prepare import Job, prepare
 from flows.ledger.prompts import check_summary
 from flows.ledger.waves import bytes_to_fetch, cut_waves, stages_with_work
+from flows.ledger.tasks import keys_of
 from flows.machine.budget import Budget, budget_on
 from flows.machine.gpus import select_devices
 from flows.machine.launch import Launcher

@@ -111,6 +111,10 @@ class Estimate:
     """Bytes of stored frames, deleted after encoding."""
     feature_bytes: int
     """Bytes of stored features, kept for the next prompt."""
+    sound_bytes: int = 0
+    """Bytes of stored sound, deleted after encoding."""
+    heard_bytes: int = 0
+    """Bytes of its stored features, kept for the next prompt."""
     chunk_frames: int = 0
     """Frames of its longest chunk that the model sees."""
     stored_frames: int = 0
@@ -131,7 +135,7 @@ class Estimate:
     @property
     def bytes(self) -> int:
         """Return its disk space in bytes until it is encoded."""
-        return self.frame_bytes + self.feature_bytes
+        return self.frame_bytes + self.feature_bytes + self.sound_bytes + self.heard_bytes
 
 
 def clip_pixels(job: Job, found: Sequence[Estimate]) -> float:
@@ -172,7 +176,8 @@ def estimates(job: Job) -> list[Estimate]:
         identity = (medium.digest, of_prompt and medium.prompt)
         if identity in seen:  # it reuses the frames and features of another prompt
             estimate = replace(estimate, seconds=0.0, frames=0, shown_frames=0, frame_bytes=0)
-            estimate = replace(estimate, feature_bytes=0, reuses_features=True)
+            estimate = replace(estimate, feature_bytes=0, sound_bytes=0, heard_bytes=0)
+            estimate = replace(estimate, reuses_features=True)
         found.append(estimate)
         seen.add(identity)
     return found
@@ -251,6 +256,8 @@ def _estimate(job: Job, medium: Medium, header: "_Header | None") -> Estimate:
         frames=frames,
         frame_bytes=3 * pixels,
         feature_bytes=frames * parts * job.model.feature_bytes(medium.kind),
+        sound_bytes=job.model.sound_bytes(seconds) if medium.kind == "video" else 0,
+        heard_bytes=job.model.heard_bytes(seconds) if medium.kind == "video" else 0,
         parts=parts,
         chunk_frames=max(seen, default=0),
         stored_frames=max(counts, default=0),

@@ -14,7 +14,7 @@ from artifacts.keys import item_key
 from artifacts.packs import Pack, packs, sizes_in
 from flows.console.units import rounded_up, size, written
 from flows.job.prepare import Job
-from flows.ledger.tasks import Medium, Task
+from flows.ledger.tasks import Medium, Task, keys_of
 from flows.ledger.waves import cut_waves
 from flows.machine.leases import Lease, running_jobs
 from flows.options.model import StoreSizeOptions
@@ -37,8 +37,11 @@ class StoreLimit:
         self._job, self._ledger, self._lease, self.bytes = job, job.ledger, lease, limit
         pairs = zip(job.media, expected, strict=True)
         self._expected = {(medium.digest, medium.prompt): each for medium, each in pairs}
-        self._first, self._second, self._last = job.pipeline[0], job.pipeline[1], job.pipeline[-1]
-        self._stays = {self._last.writes} & LARGE
+        self._first = job.pipeline[0]
+        self._kinds = [stage.writes for stage in job.pipeline if stage.writes in LARGE]
+        """Kinds of its large records: frames and features, then those of sound."""
+        read = {kind for stage in job.pipeline for kind in stage.reads}
+        self._stays = {*self._kinds} - read
         """Kinds that this run reads in the end."""
         needs = [self._needs(medium) for medium in job.media]
         kept = self._look(job.media)[0] + sum(staying for _, staying in needs)
@@ -120,25 +123,26 @@ class StoreLimit:
         left = {(medium.digest, medium.prompt) for medium in pending}
         tasks, of = self._ledger.tasks(media), {medium.digest for medium in media}
         to_make = [task for task in tasks if (task.medium.digest, task.medium.prompt) in left]
-        for kind in (self._first.writes, self._second.writes):
+        for kind in self._kinds:
             needed = {task[kind] for task in to_make if kind in self._read(task)}
-            needed |= {task[kind] for task in tasks if kind in self._stays}
+            needed |= keys_of(tasks, kind) if kind in self._stays else set()
             if kind == self._first.writes:
                 needed.update(*map(self._unindexed, pending))
             for records in self._ledger[kind].record_sets:
                 if (namespace := records.folder.rpartition("/")[2]) in elsewhere:
                     named = self._lease.needed_elsewhere(namespace, of) if self._lease else of
-                    done = {t[kind] for t in tasks if t.medium.digest not in named} - needed
+                    done = keys_of((t for t in tasks if t.medium.digest not in named), kind)
+                    done -= needed
                     kept |= records.packs_of(records.keys() - done)
                 kept |= records.packs_of(needed)
         return kept
 
     def _read(self, task: Task) -> Set[str]:
         """Return the kinds of a chunk's records that are yet to be read to make its last one."""
-        if self._ledger.has(task, self._last) or self._ledger.has_failed(task):
+        if self._ledger.has_failed(task):
             return frozenset()
-        is_encoded = self._ledger.has(task, self._second)
-        return {self._second.writes} if is_encoded else {self._first.writes, self._second.writes}
+        left = [s for s in self._ledger.stages_of(task) if not self._ledger.has(task, s)]
+        return {kind for stage in left for kind in stage.reads if kind in task.keys}
 
     def _unindexed(self, medium: Medium) -> Iterator[str]:
         """Yield the keys of the frames of a medium that is still cut, from the first on."""
@@ -152,22 +156,27 @@ class StoreLimit:
         that it adds for good."""
         tasks = self._ledger.tasks([medium])
         expected = self._expected[medium.digest, medium.prompt]
-        most = {
-            self._first.writes: expected.frame_bytes,
-            self._second.writes: expected.feature_bytes,
-        }
-        is_encoded = bool(tasks) and not any(self._first.writes in self._read(t) for t in tasks)
+        sizes = (expected.frame_bytes, expected.feature_bytes)
+        sizes += (expected.sound_bytes, expected.heard_bytes)
+        most = dict(zip(self._kinds, sizes, strict=False))
         is_done = bool(tasks) and not any(map(self._read, tasks))
-        frames, made = (
-            0 if is_encoded else max(0, most[kind] - sum(self._length(t, kind) for t in tasks))
-            for kind in most
-        )
+        left = {
+            kind: max(0, size - sum(self._length(t, kind) for t in tasks))
+            for kind, size in most.items()
+            if not self._is_made(tasks, kind)
+        }
         small = 0 if is_done else SMALL_BYTES * expected.chunks
-        return (frames, small + made) if self._stays else (frames + made, small)
+        stays = sum(left.pop(kind, 0) for kind in self._stays)
+        return sum(left.values()), small + stays
+
+    def _is_made(self, tasks: Sequence[Task], kind: str) -> bool:
+        """Return whether no more records of a kind are added for these chunks."""
+        stage, ledger = next(s for s in self._job.pipeline if s.writes == kind), self._ledger
+        return bool(tasks) and all(ledger.has(t, stage) or ledger.has_failed(t) for t in tasks)
 
     def _length(self, task: Task, kind: str) -> int:
-        records = self._ledger[kind]
-        return records.place(task[kind]).length if task[kind] in records else 0
+        records, key = self._ledger[kind], task.keys.get(kind, "")
+        return records.place(key).length if key in records else 0
 
     def _stored(self, medium: Medium, seen: set[str]) -> int:
         """Return the stored bytes that go when a medium is done, and add their keys to `seen`."""

@@ -97,6 +97,7 @@ def _caption(
         precision=task.namespaces.precision,
         frames=task.chunk.times,
         features=task.seen,
+        heard=task.keys.get("heard", ""),
         tokens=stored["tokens"],
         ended=stored["ended"],
         **_confidence(job, task, stored, shown),
@@ -147,9 +148,10 @@ def _item_to_score(
 ) -> ScoreItem | None:
     """Return the text of a caption that `--confidence` scores; None without that option, and for a
     caption that has the scores of its generation."""
-    item = None if job.scores is None else partial(job.scores.item, task["features"], task.prompt)
-    if item is None or (shown.text == shown.original and "logprob" in stored):
+    if job.scores is None or (shown.text == shown.original and "logprob" in stored):
         return None
+    keys = (task["features"], task.keys.get("heard", ""))
+    item = partial(job.scores.item, *keys, task.prompt)
     if shown.text != shown.original:
         return item(shown.text, corrected=True)
     return item(stored["caption"], ended=stored["ended"] == "stop")
@@ -262,7 +264,9 @@ def captions_by_file(job: Job) -> Iterator[list[Caption]]:
 OF_PROMPT = ("prompt", "tokens", "ended", *CONFIDENCE)
 """Fields per prompt, each in a column `NAME_field`. The caption's column is `NAME`, or
 `caption_NAME` where a column of the chunk has that name."""
-CHUNK_COLUMNS = {*KINDS} - {"caption", *OF_PROMPT}
+SOUND_COLUMNS = {"precision": "precision with audio", "heard": "text"}
+"""Columns of captions made with sound, with their types."""
+CHUNK_COLUMNS = {*KINDS, *SOUND_COLUMNS} - {"caption", *OF_PROMPT}
 OF_CHUNK = attrgetter("media_path", "source", "start", "features")
 """Fields that the captions of one chunk share."""
 Properties = Mapping[tuple[str, str], str]
@@ -277,6 +281,8 @@ def kinds_of(job: Job) -> dict[str, str]:
     for column, kind in KINDS.items():
         of_each = any(names) and (column == "caption" or column in OF_PROMPT)
         kinds |= {_column(name, column): kind for name in names} if of_each else {column: kind}
+    if job.model.hears:
+        kinds |= SOUND_COLUMNS
     properties = properties_of(job)
     of_schema = columns_of(SamplingParams.of(job.config).schema) if properties else {}
     return kinds | {column: of_schema[each] for (_, each), column in properties.items()}
@@ -286,7 +292,8 @@ def properties_of(job: Job) -> dict[tuple[str, str], str]:
     """Return the columns of schema properties. A name that is taken gets the prefix `field_`."""
     params = SamplingParams.of(job.config)
     names, ours = _names(job), ("caption", *OF_PROMPT)
-    taken = {*KINDS, *(_column(name, each) for name in names for each in ours)}
+    ours_too = SOUND_COLUMNS if job.model.hears else {}
+    taken = {*KINDS, *ours_too, *(_column(name, each) for name in names for each in ours)}
     found: dict[tuple[str, str], str] = {}
     for name in names if params.schema else ():
         before = f"{name}_" if name else ""
@@ -304,7 +311,8 @@ def table_rows(
 ) -> Iterator[Caption | dict[str, Any]]:
     """Yield one row per chunk with these columns; columns of unused prompts are None."""
     captions = unrejected(captions)
-    if {*kinds} - {*properties.values()} == {*KINDS}:  # no named prompt
+    of_prompts = {*kinds} - {*properties.values(), *SOUND_COLUMNS}
+    if of_prompts | SOUND_COLUMNS.keys() == CHUNK_COLUMNS | {"caption", *OF_PROMPT}:  # unnamed
         yield from (_row([each], kinds, properties) if properties else each for each in captions)
         return
     chunk: list[Caption] = []
@@ -324,7 +332,7 @@ def _row(
     row: dict[str, Any] = dict.fromkeys(kinds)
     for caption in captions_of_chunk:
         values = values_of(caption)
-        row |= {name: values[name] for name in CHUNK_COLUMNS}
+        row |= {name: values[name] for name in CHUNK_COLUMNS & kinds.keys()}
         row |= {_column(caption.name, name): values[name] for name in ("caption", *OF_PROMPT)}
         for (name, each), column in properties.items():
             if name == caption.name:

@@ -72,16 +72,23 @@ class ScoresStep:
 
     def _score(self, scores: TextScores, items: Sequence[ScoreItem]) -> int:
         """Score what can be scored, and return how many texts have no scores."""
-        features, before = self._job.ledger["features"], len(items) + 1
+        before = len(items) + 1
         while True:
             scores.refresh()
             missing = [item for item in items if scores.find(item) is None]
-            left = list({item.key: item for item in missing if item.features in features}.values())
+            left = list({item.key: item for item in missing if self._can_score(item)}.values())
             if not left or len(left) >= before:
                 return len(missing)
             before = len(left)
             call = partial(self._call, scores, left[:TEXTS_AT_ONCE])
             self._one_shot.run(SCORE, call, total=before)
+
+    def _can_score(self, item: ScoreItem) -> bool:
+        """Return whether the features of a text's chunk are stored."""
+        ledger = self._job.ledger
+        return item.features in ledger["features"] and (
+            not item.heard or item.heard in ledger["heard"]
+        )
 
     def _call(self, scores: TextScores, items: list[ScoreItem], rung: Rung) -> StageCall:
         job = self._job
@@ -91,6 +98,9 @@ class ScoresStep:
             ScoreJob,
             store=job.store.url,
             features_namespaces=sorted({variant["features"] for variant in job.ledger.variants}),
+            heard_namespaces=sorted(
+                {variant["heard"] for variant in job.ledger.variants if variant.hears}
+            ),
             namespace=scores.namespace(settings),
             items=items,
             generation=scores.params,

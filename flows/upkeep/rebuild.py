@@ -22,7 +22,7 @@ from flows.job.pass_mode import replanned_once
 from flows.job.prepare import Job, prepare
 from flows.ledger.ledger import Ledger
 from flows.ledger.namespaces import Variant
-from flows.ledger.tasks import Medium
+from flows.ledger.tasks import Medium, keys_of
 from flows.ledger.waves import bytes_to_fetch
 from flows.machine.launch import DirectLauncher, ForkingLauncher
 from flows.machine.leases import RunningJob, running_jobs
@@ -133,7 +133,7 @@ def other_records(store: Store, job: str) -> list[RebuildRecord]:
 def record_of(job: Job, last: RebuildRecord | None) -> RebuildRecord:
     """Return the record of the current job, before anything is removed."""
     namespaces = job.ledger.namespaces
-    frames, features = (stage.writes for stage in job.pipeline)
+    frames, features, *_ = (stage.writes for stage in job.pipeline)
     files = tuple(
         (f.file.place, f.medium.digest, f.medium.prompt if features in namespaces.prompted else "")
         for f in job.files
@@ -456,10 +456,11 @@ def _run_rebuild(
                 write_record(job.store, name, begun(last, now))
                 now = replace(now, number=now.number + 1)
             runner.compute_records()
-            made = job.pipeline[-1].writes
-            job.ledger[made].touch(task[made] for task in job.ledger.tasks(job.media))
+            tasks = job.ledger.tasks(job.media)
+            for made in (stage.writes for stage in job.pipeline if stage.part):
+                job.ledger[made].touch(keys_of(tasks, made))
             entries = [runner.record.stage(stage.name) for stage in job.pipeline]
-            result.encoded = entries[-1]["items"]
+            result.encoded = entries[1]["items"]
             if result.encoded:
                 seconds = sum(entry["seconds"] for entry in entries)
                 now = replace(now, seconds_per_chunk=seconds / result.encoded)
