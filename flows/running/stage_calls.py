@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from flows.ledger.tasks import Medium, Task
 from flows.ledger.waves import previous_lengths
 from flows.machine.fan_out import on_device, shared_by
 from flows.machine.launch import StageCall
+from flows.options.media import SoundOptions
 from flows.options.model import EndpointOptions
 from flows.options.text import EngineOptions
 from flows.pipelines import STAGES
@@ -27,11 +29,13 @@ from stages.ask import AskItem, AskJob
 from stages.decode.generation import CHECKPOINT, DecodeItem, DecodeJob, SamplingParams
 from stages.embed_texts.job import TextsJob
 from stages.frames.job import FramesItem, FramesJob
+from stages.hear.job import HearJob
 from stages.models.encoding.job import EncodeItem
 from stages.models.graphs.manifest import TENSORRT
 from stages.models.half_job import HalfJob
 from stages.process.device import device_capability
 from stages.process.job import StageSpec
+from stages.sound.job import SoundChunk, SoundItem, SoundJob
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -277,6 +281,51 @@ def _encode_form(calls: StageCallBuilder, request: JobRequest) -> Any:
     return stage.job(**fields)
 
 
+def _sound_job(calls: StageCallBuilder, request: JobRequest) -> SoundJob:
+    job, made = calls.job, request.stage.writes
+    hearing, chunks = job.model.profile.hearing, dict[str, list[Task]]()
+    assert hearing is not None
+    for task in (task for batch in request.batches for task in batch):
+        chunks.setdefault(task.medium.digest, []).append(task)
+    media = [
+        SoundItem(
+            path=(medium := tasks[0].medium).path,
+            digest=medium.digest,
+            kind=medium.kind,
+            chunks=sorted(
+                (SoundChunk(t[made], t.chunk.start, t.chunk.end) for t in tasks),
+                key=attrgetter("start"),
+            ),
+            stamp=medium.stamp,
+        )
+        for tasks in chunks.values()
+    ]
+    return SoundJob(
+        store=job.store.url,
+        namespace=request.variant[made],
+        rate=hearing.rate,
+        track=SoundOptions.of(job.config).sound_track or 0,
+        media=media,
+        workers=request.rung.batch,
+    )
+
+
+def _hear_job(calls: StageCallBuilder, request: JobRequest) -> HearJob:
+    job, (read,) = calls.job, request.stage.reads
+    return HearJob(
+        half=calls.half(request.stage, request.rung),
+        store=job.store.url,
+        frames_namespace=request.variant[read],
+        frames_store=request.stores.frames_store,
+        namespace=request.variant[request.stage.writes],
+        batches=[
+            [EncodeItem(t[request.stage.writes], t[read], "audio") for t in batch]
+            for batch in request.batches
+        ],
+        workers=job.config.readers(job.device),
+    )
+
+
 def _encode_job(calls: StageCallBuilder, request: JobRequest) -> Any:
     video = calls.job.model.profile.frames_per_video
     return replace(_encode_form(calls, request), frames_per_video=video)
@@ -398,6 +447,8 @@ MAKERS: Mapping[str, Callable[[StageCallBuilder, JobRequest], Any]] = {
     "embed": _embed_job,
     "embed_texts": _texts_job,
     "encode": _encode_job,
+    "hear": _hear_job,
+    "sound": _sound_job,
 }
 """Stage name → function that makes its job. Any other stage that reads frames has the encode form.
 The jobs of stages that run once are made where their content is known."""

@@ -361,9 +361,31 @@ class StageRunner:
         def is_solved(attempt: Attempt, error: PenstockError) -> bool:
             if isinstance(error, CannotFit):
                 self._look_again(attempt.outcome)
-            return False
+            return not stage.part and self._read_suspects(stage, wave, attempt, error)
 
         self.loop.until_done(start, is_done=self._is_done, is_solved=is_solved)
+
+    def _read_suspects(
+        self, stage: StageSpec, wave: list[Medium], attempt: Attempt, error: PenstockError
+    ) -> bool:
+        """Read each file alone that a crashed process had open. A file that crashes it again has
+        no captions. Return False if there was none."""
+        suspects = crash_suspects(error, attempt.outcome, wave)
+        if not suspects or isinstance(error, CannotFit):
+            return False
+        self._look_again(attempt.outcome)
+        ledger, made = self._job.ledger, stage.writes
+        for medium in suspects:
+            tasks = [t for t in ledger.tasks([medium]) if made in t.keys and not ledger.has(t, stage)]
+            try:
+                if tasks:
+                    self._run_alone(stage, tasks, attempt.rung)
+            except StageDied as again:
+                if not is_crash(again):
+                    raise
+                ledger.refused[stage.name].publish([Record(key=t[made], meta=CRASHED) for t in tasks])
+                ledger.refresh()
+        return True
 
     def _is_done(self, attempt: Attempt) -> bool:
         """Try each item alone that was too large. Return whether the stage does not make what is

@@ -7,6 +7,7 @@ last rebuild are stored, and compared with the current ones.
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
+from itertools import chain
 from typing import Any, NamedTuple
 
 from artifacts.captions import Failure
@@ -28,11 +29,20 @@ from flows.machine.launch import DirectLauncher, ForkingLauncher
 from flows.machine.leases import RunningJob, running_jobs
 from flows.media.sources import unread_in
 from flows.options.commands import RebuildConfig, RebuildRun, RunOptions
-from flows.pipelines import KEPT, Pipeline, parts_of
+from flows.pipelines import (
+    HEARING,
+    KEPT,
+    REBUILD,
+    SOUND_KINDS,
+    Pipeline,
+    parts_of,
+    with_hearing,
+)
 from flows.planning.sizes import unencoded
 from flows.results.outputs import failures_of
 from flows.running.run import LauncherMaker, stopped_in_order
 from flows.running.run_observer import OnBegin, RunObserver
+from stages import hear
 from stages.process.fork_client import ForkServer
 
 KIND = "rebuilds"
@@ -47,12 +57,14 @@ class Reach(NamedTuple):
     """Namespace of the frames that they were encoded from."""
     features: str
     contents: frozenset[Content]
+    sound: tuple[str, ...] = ()
+    """Namespaces of their sound and of its features; empty: no sound."""
 
     def without(self, contents: Iterable[Content]) -> "Reach":
         return self._replace(contents=self.contents.difference(contents))
 
     def to_json(self) -> list[Any]:
-        return [self.frames, self.features, sorted(self.contents)]
+        return [self.frames, self.features, sorted(self.contents), self.sound]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,13 +80,15 @@ class RebuildRecord:
     """Absolute path, digest and prompt of each file; for the prompt, see `Content`."""
     past: tuple[Reach, ...] = ()
     """Features that this and earlier rebuilds may have made and no longer refer to."""
+    sound: tuple[str, ...] = ()
+    """As in `Reach`."""
     seconds_per_chunk: float | None = None
     """Encoding time per chunk when this namespace was last extended."""
 
     @property
     def reach(self) -> Reach:
         contents = frozenset((digest, prompt) for _, digest, prompt in self.files)
-        return Reach(frames=self.frames, features=self.features, contents=contents)
+        return Reach(self.frames, self.features, contents, self.sound)
 
     def to_json(self) -> dict[str, Any]:
         fields = {name: getattr(self, name) for name in self.__slots__}
@@ -144,6 +158,7 @@ def record_of(job: Job, last: RebuildRecord | None) -> RebuildRecord:
         features=namespaces[features],
         settings=settings_of(job),
         files=files,
+        sound=tuple(namespaces[s.writes] for s in HEARING if s.writes in namespaces.of),
         seconds_per_chunk=last.seconds_per_chunk
         if last is not None and last.features == namespaces[features]
         else None,
@@ -160,13 +175,14 @@ def begun(last: RebuildRecord | None, now: RebuildRecord) -> RebuildRecord:
 
 def merged(now: Reach, past: Iterable[Reach]) -> tuple[Reach, ...]:
     """Return one reach per namespace, without current contents and without empty ones."""
-    found: dict[str, Reach] = {}
+    found: dict[tuple[str, tuple[str, ...]], Reach] = {}
     for reach in past:
-        before = found.get(reach.features)
+        before = found.get((reach.features, reach.sound))
         contents = reach.contents | (before.contents if before else frozenset())
-        found[reach.features] = reach._replace(contents=contents)
-    if now.features in found:
-        found[now.features] = found[now.features].without(now.contents)
+        found[reach.features, reach.sound] = reach._replace(contents=contents)
+    current = (now.features, now.sound)
+    if current in found:
+        found[current] = found[current].without(now.contents)
     return tuple(reach for reach in found.values() if reach.contents)
 
 
@@ -252,6 +268,8 @@ def prune(
             keys = {task[features.writes] for task in chunks}
             _remove(tasks[features.writes], keys, result)
             _remove(tasks.refused[features.name], keys, result)
+        if reach.sound:
+            _prune_sound(job, reach, records, result)
         if reach.frames in in_use:
             left += (reach,)
             continue
@@ -266,11 +284,28 @@ def prune(
     return left
 
 
+def _prune_sound(
+    job: Job, reach: Reach, records: Sequence[RebuildRecord], result: "RebuildResult"
+) -> None:
+    """Remove sound and its features that none of these records refers to."""
+    used = (r.reach.contents for r in records if r.sound == reach.sound)
+    unreferenced = reach.without(chain.from_iterable(used))
+    ledger = _ledger(job, unreferenced, with_hearing(REBUILD))
+    media = (Medium(digest=d, path="", kind="video", prompt=p) for d, p in unreferenced.contents)
+    tasks = ledger.tasks(media)
+    for kind in SOUND_KINDS:
+        _remove(ledger[kind], keys_of(tasks, kind), result)
+
+
 def _ledger(job: Job, reach: Reach, pipeline: Pipeline) -> Ledger:
-    frames, features = (stage.writes for stage in pipeline)
+    frames, features, *sound = (stage.writes for stage in pipeline)
     of_prompts = [features] if any(prompt for _, prompt in reach.contents) else []
     namespaces = {frames: reach.frames, features: reach.features}
-    return Ledger(job.store, pipeline, Variant(of=namespaces, prompted=frozenset(of_prompts)))
+    silent = Variant(of=namespaces, prompted=frozenset(of_prompts))
+    if not sound:
+        return Ledger(job.store, pipeline, silent)
+    of = {**namespaces, **dict(zip(sound, reach.sound, strict=True))}
+    return Ledger(job.store, pipeline, replace(silent, of=of), silent)
 
 
 def _remove(record_set: RecordSet | RecordUnion, keys: set[str], result: "RebuildResult") -> None:
@@ -306,6 +341,11 @@ class Missing:
     feature_bytes: int = 0
     guessed: bool = False
     """Whether some are estimates from file headers."""
+    sounds: int = 0
+    """Number of chunks whose sound has no features; those of unread files are unknown."""
+
+    def __bool__(self) -> bool:
+        return bool(self.chunks or self.sounds)
 
     @classmethod
     def from_job(cls, job: Job) -> "Missing":
@@ -317,6 +357,10 @@ class Missing:
             frame_bytes=sum(estimate.frame_bytes for estimate, _ in found),
             feature_bytes=sum(estimate.feature_bytes for estimate, _ in found),
             guessed=any(guessed for _, guessed in found),
+            sounds=sum(
+                not job.ledger.has(task, hear.STAGE) and not job.ledger.has_failed(task)
+                for task in job.ledger.tasks(job.media)
+            ),
         )
 
 
@@ -364,6 +408,8 @@ class RebuildResult:
     def plan_lines(self) -> list[str]:
         """Return the reasons for differences, and the planned work."""
         missing, lines = self.missing, list(self.difference.why)
+        if missing.sounds:
+            lines.append(f"sound to encode: that of {counted(missing.sounds, 'chunk')}")
         if not missing.chunks:
             return lines
         about = "about " if missing.guessed else ""
@@ -440,7 +486,7 @@ def _run_rebuild(
             files=len(job.files),
             difference=difference(last, now),
             missing=missing,
-            fetch_bytes=bytes_to_fetch(job.model, parts_of(job.pipeline) if missing.chunks else []),
+            fetch_bytes=bytes_to_fetch(job.model, parts_of(job.pipeline) if missing else []),
             seconds_per_chunk=now.seconds_per_chunk,
             dry_run=options.dry_run,
         )
@@ -452,7 +498,7 @@ def _run_rebuild(
             display.print_line(line)
         lock_message = ("rebuilding, with its logs in", "give it another --name")
         with observer.pipeline_for_job(job, launcher, *lock_message) as runner:
-            if result.missing.chunks:
+            if result.missing:
                 write_record(job.store, name, begun(last, now))
                 now = replace(now, number=now.number + 1)
             runner.compute_records()
@@ -467,7 +513,7 @@ def _run_rebuild(
             now = replace(
                 now, past=_prune(job, name, now, runner.stages.lease.others(), options, result)
             )
-            if result.missing.chunks or not same(last, now):
+            if result.missing or not same(last, now):
                 write_record(job.store, name, now)
         result.failures = failures_of(job)
     return result
