@@ -1,0 +1,121 @@
+"""Which stages a chunk with sound needs, and which keys it shares with the same chunk without."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from artifacts.packs import Record
+from artifacts.schema import ChunkIndex, MediaIndex
+from artifacts.store import FolderStore
+from flows.ledger.ledger import Ledger
+from flows.ledger.namespaces import Variant
+from flows.ledger.tasks import Medium, Task
+from flows.ledger.waves import stages_with_work
+from flows.pipelines import CAPTION, HEARING, with_hearing
+from stages import hear, sound
+
+PIPELINE = with_hearing(CAPTION)
+FRAMES, ENCODE, _, _, DECODE = PIPELINE
+SILENT = Variant(
+    of={"frames": "f" * 64, "features": "e" * 64, "captions": "c" * 64},
+    prompted=frozenset(["captions"]),
+    precision={"vision": "fp32", "language": "fp32"},
+)
+HEARS = replace(
+    SILENT,
+    of={**SILENT.of, "sound": "5" * 64, "heard": "4" * 64, "captions": "d" * 64},
+    precision={**SILENT.precision, "audio": "fp32"},
+)
+VIDEO = Medium(digest="v", path="/v.mp4", kind="video", prompt="Describe.")
+IMAGE = Medium(digest="i", path="/i.png", kind="image", prompt="Describe.")
+
+
+def ledger(tmp_path: Path) -> Ledger:
+    """Return the ledger of a video of two chunks and an image, whose frames were cut."""
+    made = Ledger(FolderStore(tmp_path), PIPELINE, HEARS, SILENT)
+    for medium, count in ((VIDEO, 2), (IMAGE, 1)):
+        chunks = tuple(
+            ChunkIndex(
+                index=at, start=30.0 * at, end=30.0 * (at + 1), times=(30.0 * at,), height=4, width=4
+            )
+            for at in range(count)
+        )
+        index = MediaIndex(kind=medium.kind, height=4, width=4, duration=60.0, chunks=chunks)
+        made.media.publish([Record(key=medium.digest, meta=index.to_json())])
+    return made
+
+
+def tracks(book: Ledger, start: float, end: float) -> None:
+    """Note that the sound stage found sound in this part of the video."""
+    assert book.soundtracks is not None
+    book.soundtracks.publish([Record(key="v", meta={"start": start, "end": end})])
+    book.refresh()
+
+
+def make(book: Ledger, kind: str, *tasks: Task) -> None:
+    book[kind].publish([Record(key=task[kind]) for task in tasks])
+    book.refresh()
+
+
+def test_the_stages_of_a_caption_run_in_this_order() -> None:
+    assert [s.name for s in PIPELINE] == ["frames", "encode", "sound", "hear", "decode"]
+    assert HEARING == (sound.STAGE, hear.STAGE)
+
+
+def test_a_chunk_of_an_unread_track_may_have_sound_and_an_image_has_none(tmp_path: Path) -> None:
+    book = ledger(tmp_path)
+    first, second, image = book.tasks([VIDEO, IMAGE])
+    assert [first.namespaces, second.namespaces, image.namespaces] == [HEARS, HEARS, SILENT]
+    assert not {"sound", "heard"} & image.keys.keys()
+    assert book.has(image, sound.STAGE) and book.has(image, hear.STAGE)
+    assert stages_with_work(book, [VIDEO, IMAGE]) == list(PIPELINE[1:])
+
+
+def test_a_chunk_without_sound_has_the_keys_of_a_run_without_sound(tmp_path: Path) -> None:
+    book, plain = ledger(tmp_path), Ledger(FolderStore(tmp_path), CAPTION, SILENT)
+    tracks(book, 3.0, 29.0)
+    heard, silent = book.tasks([VIDEO])
+    assert (heard.namespaces, silent.namespaces) == (HEARS, SILENT)
+    assert [silent.keys, *(t.keys for t in book.tasks([IMAGE]))] == [
+        plain.tasks([VIDEO])[1].keys,
+        plain.tasks([IMAGE])[0].keys,
+    ]
+    both = ("frames", "features")
+    assert [heard[k] for k in both] == [plain.tasks([VIDEO])[0][k] for k in both]
+    assert heard["captions"] != plain.tasks([VIDEO])[0]["captions"]
+
+
+def test_features_of_sound_do_not_depend_on_how_frames_are_sampled(tmp_path: Path) -> None:
+    store = FolderStore(tmp_path)
+    book = ledger(tmp_path)
+    others = (replace(v, of={**v.of, "frames": "0" * 64, "features": "1" * 64}) for v in (HEARS, SILENT))
+    other = Ledger(store, PIPELINE, *others)
+    other.media.publish([Record(key="v", meta=book.media.meta("v"))])
+    one, same = book.tasks([VIDEO])[0], other.tasks([VIDEO])[0]
+    assert one["heard"] == same["heard"] and one["features"] != same["features"]
+
+
+def test_a_record_is_needed_until_each_stage_that_reads_it_is_done(tmp_path: Path) -> None:
+    book = ledger(tmp_path)
+    tracks(book, 0.0, 60.0)
+    (first, second) = book.tasks([VIDEO])
+    make(book, "features", first)
+    assert book.has(first, FRAMES) and not book.has(first, sound.STAGE)
+    make(book, "heard", second)
+    assert book.has(second, sound.STAGE) and not book.has(second, ENCODE)
+    assert not book.has(second, FRAMES)
+    make(book, "captions", first)
+    done = book.tasks([VIDEO])[0]
+    assert all(book.has(done, stage) for stage in PIPELINE)
+    assert not book.has(book.tasks([VIDEO])[1], DECODE)
+
+
+def test_a_chunk_whose_sound_is_damaged_has_failed(tmp_path: Path) -> None:
+    book = ledger(tmp_path)
+    tracks(book, 0.0, 60.0)
+    first, second = book.tasks([VIDEO])
+    book.refused["sound"].publish([Record(key=first["sound"], meta={"kind": "sound"})])
+    book.refresh()
+    assert book.has_failed(first) and not book.has_failed(second)
+    assert book.refusal(VIDEO) == {"stage": "sound", "kind": "sound", "start": 0.0}
+    book.forget_failures([VIDEO])
+    assert not book.has_failed(book.tasks([VIDEO])[0])
