@@ -11,9 +11,9 @@ from artifacts.json_shapes import read_record
 MediaKind = Literal["video", "image"]
 Route = Literal["protocol", "replay", "splice", "joint", "dual", "served"]
 Modality = Literal["image", "video"]
-Half = Literal["vision", "language"]
-"""Half of a captioning checkpoint, loaded without the other."""
-Part = Literal["vision", "language", "whole"]
+Half = Literal["vision", "audio", "language"]
+"""Half of a captioning checkpoint, loaded without the others; a model that hears has `audio`."""
+Part = Literal["vision", "audio", "language", "whole"]
 """Part of a checkpoint that one stage loads."""
 MAX_PIXELS = 1 << 27
 """Images with more pixels are stored at half their height and width, if possible."""

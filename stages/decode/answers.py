@@ -51,11 +51,14 @@ class Answers:
         return any(key in self._records.get(engine, ()) for engine, key in item.keys.items())
 
 
-def open_records(job: DecodeJob, store: Store) -> tuple[RecordSet, Answers]:
-    """Return the features and the answers of a job. All are looked up together."""
+def open_records(job: DecodeJob, store: Store) -> tuple[RecordSet, RecordUnion, Answers]:
+    """Return the features, those of sound, and the answers of a job. All are looked up together."""
     namespaces = {OWN: job.namespace, FALLBACK: job.fallback_namespace}
     engines = [engine for engine, namespace in namespaces.items() if namespace]
     places = [(kind, namespaces[e]) for e in engines for kind in ("captions", "failures")]
-    features, *found = record_sets_of(store, ("features", job.features_namespace), *places)
+    heard = [("heard", job.heard_namespace)] if job.heard_namespace else []
+    features, *found = record_sets_of(store, ("features", job.features_namespace), *heard, *places)
+    heard_sets = [found.pop(0) for _ in heard]
     pairs = (found[at : at + 2] for at in range(0, len(found), 2))
-    return features, Answers(dict(zip(engines, map(RecordUnion, pairs), strict=True)))
+    answers = Answers(dict(zip(engines, map(RecordUnion, pairs), strict=True)))
+    return features, RecordUnion(heard_sets), answers

@@ -90,7 +90,9 @@ class PrefillOptions:
             self._select_mode(half, processor, row)
         if self._kv == "quantized":
             _refuse_other_attention(half)
-        read = {"prefill_chunk_size": self._prefill} if self.mode == "generate" else {}
+        # A model places all of a sound's features in the first chunk that has places for some.
+        in_chunks = self.mode == "generate" and row.heard is None
+        read = {"prefill_chunk_size": self._prefill} if in_chunks else {}
         return {**KV_OPTIONS[self._kv], **read}
 
     def _select_mode(self, half: Any, processor: Any, row: FeatureRecord) -> None:

@@ -175,6 +175,8 @@ class DecodeItem(NamedTuple):
     """Whether this is the retry of a caption that repeated itself."""
     kind: str = ""
     """`video` or `image`."""
+    heard: str = ""
+    """Key of the features of its sound; empty: it is captioned by what is seen."""
 
     @property
     def keys(self) -> dict[str, str]:
@@ -194,6 +196,10 @@ class DecodeJob:
     """Cache namespace of the captions."""
     other_features: list[str] = field(default_factory=list)
     """Cache namespaces of features that requests of a pipe may name, too."""
+    heard_namespace: str = ""
+    """Cache namespace of the features of sound; empty: no item has sound."""
+    other_heard: list[str] = field(default_factory=list)
+    """Cache namespaces of features of sound that requests of a pipe may name, too."""
     batches: list[list[DecodeItem]]
     max_new_tokens: int
     prefill: int = 0
@@ -242,6 +248,8 @@ class ScoreItem(NamedTuple):
     behind_reasoning: bool = False
     """Whether the text stands behind the reasoning that the template opens, as training places it.
     What the model wrote stands where it was written."""
+    heard: str = ""
+    """Key of the features of the chunk's sound; empty: none."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -252,6 +260,8 @@ class ScoreJob:
     store: str
     features_namespaces: list[str]
     """Cache namespaces in which the features may be."""
+    heard_namespaces: list[str] = field(default_factory=list)
+    """Cache namespaces in which the features of sound may be."""
     namespace: str
     """Cache namespace of the scores."""
     items: list[ScoreItem]

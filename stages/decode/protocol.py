@@ -8,6 +8,7 @@ rows are grouped and what happens when memory runs out, and reports that to `Oom
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -140,8 +141,8 @@ def longest_first(batches: Sequence[Batch], previous_lengths: Mapping[str, int])
 
 
 def read_features(record_set: RecordSet | RecordUnion, key: str) -> FeatureRecord:
-    """Read the features of one chunk. Raises DamagedRecord if they are gone, and RecordGone if this
-    version of transformers cannot load them."""
+    """Read the features of one chunk or sound. Raises DamagedRecord if they are gone, and
+    RecordGone if this version of transformers cannot load them."""
     try:
         record = record_set.read(key)
     except KeyError as error:
@@ -150,3 +151,11 @@ def read_features(record_set: RecordSet | RecordUnion, key: str) -> FeatureRecor
             hint="Run the same command again to encode them",
         ) from error
     return FeatureRecord.from_tree(unpack_tree(record.meta["tree"], record.payload))
+
+
+def with_heard(row: FeatureRecord, record_set: RecordSet | RecordUnion, key: str) -> FeatureRecord:
+    """Return a row with the features of its sound, whose key is empty if it has none. Raises as
+    `read_features` does."""
+    sound = read_features(record_set, key) if key else None
+    # A track without a sample has a record, too.
+    return row if sound is None or not sound.count.tokens else replace(row, heard=sound)

@@ -45,6 +45,7 @@ from stages.decode.protocol import (
     longest_first,
     read_features,
     rebatch,
+    with_heard,
 )
 from stages.memory.oom_retry import ItemFault, ItemFaults, OomRetry, item_fault, try_items
 from stages.models.encoding import FEED_NOTE
@@ -169,12 +170,14 @@ def serve_requests(job: DecodeJob, report: EventReporter) -> None:
     store = open_store(job.store)
     places = [("features", n) for n in (job.features_namespace, *job.other_features)]
     features = RecordUnion(record_sets_of(store, *places))
+    names = [n for n in (job.heard_namespace, *job.other_heard) if n]
+    heard = RecordUnion(record_sets_of(store, *(("heard", n) for n in names)))
     namespaces = {OWN: job.namespace, FALLBACK: job.fallback_namespace}
     captions = {name: RecordSet(store, "captions", n) for name, n in namespaces.items() if n}
     engine = start_engine(job, report)
 
     def read(batch: list[PipedRequest[DecodeItem]]) -> list[DecodeRequest]:
-        return [request for work in batch for request in _read(features, work, report)]
+        return [request for work in batch for request in _read(features, heard, work, report)]
 
     batches = iter(RequestBatches(job.live, DecodeItem))
     faults = ItemFaults(STAGE, refuse_request(report))
@@ -242,24 +245,35 @@ def _shorten_prompt(request: DecodeRequest) -> DecodeRequest:
 
 
 def _read(
-    features: RecordUnion, work: PipedRequest[DecodeItem], report: EventReporter
+    features: RecordUnion,
+    heard: RecordUnion,
+    work: PipedRequest[DecodeItem],
+    report: EventReporter,
 ) -> Iterator[DecodeRequest]:
     """Yield a request with its features. If they are missing or damaged, report a failure."""
-    key = work.item.features
+    item = work.item
     try:
-        if key not in features:
-            features.look_up([key])
-        if key not in features:
-            features.refresh()
-        if key not in features:  # dropped here, while other records of its pack were kept
-            features.forget(features.keys())
-            features.refresh()
-        features_record = read_features(features, key)
-        features.forget([key])
-        yield DecodeRequest(work.item, features_record, work)
+        places = [(features, item.features), *([(heard, item.heard)] if item.heard else [])]
+        for records, key in places:
+            _find(records, key)
+        row = with_heard(read_features(features, item.features), heard, item.heard)
+        for records, key in places:
+            records.forget([key])
+        yield DecodeRequest(item, row, work)
     except (PenstockError, RecordGone) as error:
         hint = "Send the request again: its media is encoded again"
         report.failure(work.item.key, "gone", getattr(error, "message", str(error)), hint)
+
+
+def _find(records: RecordUnion, key: str) -> None:
+    """Look for a record that another process may just have published."""
+    if key not in records:
+        records.look_up([key])
+    if key not in records:
+        records.refresh()
+    if key not in records:  # dropped here, while other records of its pack were kept
+        records.forget(records.keys())
+        records.refresh()
 
 
 def warm(job_fields: dict[str, Any]) -> None:
@@ -300,7 +314,7 @@ class BatchRun:
         self._job = job
         self._report = report
         self._store = open_store(job.store)
-        self._features, self._answers = open_records(job, self._store)
+        self._features, self._heard, self._answers = open_records(job, self._store)
         self._faults = DecodeFaults(job, self._answers, report)
         self._batches = [batch for batch in job.batches if self._answers.missing(batch)]
         self._missing: set[str] = set()
@@ -336,6 +350,7 @@ class BatchRun:
                 return
             self._report.note(**{FEED_NOTE: number})
             self._features.refresh()
+            self._heard.refresh()
             yield [items_of(DecodeItem, batch) for batch in portion]
 
     def _read(self, batch: Batch) -> list[DecodeRequest]:
@@ -343,10 +358,16 @@ class BatchRun:
         try:
             keys = {item.features for item in batch}  # several prompts may use the same chunk
             records = {key: read_features(self._features, key) for key in keys}
-            return [DecodeRequest(item, records[item.features]) for item in batch]
+            return [
+                DecodeRequest(item, with_heard(records[item.features], self._heard, item.heard))
+                for item in batch
+            ]
         except RecordGone as error:
-            keys = {item.features for batch in self._batches for item in batch}
-            quarantine_packs(self._store, self._features, keys)
+            keys = {
+                k for batch in self._batches for item in batch for k in (item.features, item.heard)
+            }
+            for record_set in (self._features, *self._heard.record_sets):
+                quarantine_packs(self._store, record_set, keys)
             raise DamagedRecord(
                 f"{error.message}; the features were moved to {self._store.url}/{QUARANTINE}",
                 hint="Run the same command again to encode them",

@@ -31,7 +31,7 @@ from stages.decode.confidence import Confidence, offset_in, token_scores
 from stages.decode.generate_kwargs import make_greedy, relative_difference, tolerance
 from stages.decode.generation import SamplingParams, ScoreItem, ScoreJob
 from stages.decode.prompts import append_ids, context_left, end_ids_of, prompts_for, start_ids
-from stages.decode.protocol import read_features
+from stages.decode.protocol import read_features, with_heard
 from stages.memory.oom_retry import ItemFault, ItemFaults, OomRetry, split_batch
 from stages.models.halves.features import Features
 from stages.models.halves.offload import generate
@@ -84,7 +84,7 @@ def forced_logits(half: Any, processor: Any, caption: ForcedCaption) -> torch.Te
     of shape [tokens + 1, vocabulary]. Raises UsageError for a half that does not return logits."""
     row, ids = caption.row, caption.ids
     inputs = append_ids(half, caption.inputs(half, processor), ids)
-    features = Features(row.features, row.needs, row.blank)
+    features = Features.of([row])
     count = ids.shape[1] + 1
     with last_logits(half, count) as collected:
         generate(half, inputs, features, max_new_tokens=1)
@@ -100,7 +100,7 @@ def forced_logits_stepwise(half: Any, processor: Any, caption: ForcedCaption) ->
     """Return the same logits, computed with one pass per token. A half with bidirectional attention
     over its prompt would otherwise see the caption."""
     row, ids, inputs = caption.row, caption.ids, caption.inputs(half, processor)
-    features = Features(row.features, row.needs, row.blank)
+    features = Features.of([row])
     options: dict[str, Any] = {"output_logits": True, "return_dict_in_generate": True}
     options["logits_processor"] = [_Dictated(ids[0].tolist())]
     made: Any = generate(half, inputs, features, max_new_tokens=ids.shape[1] + 1, **options)
@@ -179,7 +179,11 @@ def run(fields: dict[str, Any], report: EventReporter) -> None:
     large, and one on which the model raises are reported and left out."""
     job = parse_job(ScoreJob, fields)
     places = [("features", name) for name in job.features_namespaces]
-    scores, *features = record_sets_of(open_store(job.store), (KIND, job.namespace), *places)
+    heard_places = [("heard", name) for name in job.heard_namespaces]
+    scores, *found = record_sets_of(
+        open_store(job.store), (KIND, job.namespace), *places, *heard_places
+    )
+    features, heard = RecordUnion(found[: len(places)]), RecordUnion(found[len(places) :])
     left = [item for item in job.items if item.key not in scores]
     report.total(len(left))
     if not left:
@@ -187,7 +191,7 @@ def run(fields: dict[str, Any], report: EventReporter) -> None:
     source = ModelJob.of(replace(job.half, lockstep=True))
     processor, half = source.processor(), source.load_reloadable("language")
     report.note(ready=True, **facts(half.model))
-    scorer = Scorer(job, processor, RecordUnion(features), report)
+    scorer = Scorer(job, processor, features, heard, report)
 
     def compute(items: Sequence[ScoreItem]) -> list[Record]:
         made: list[Record] = half.call(partial(scorer.records, items))
@@ -221,11 +225,17 @@ class Scorer:
     """Scores texts with a half."""
 
     def __init__(
-        self, job: ScoreJob, processor: Any, features: RecordUnion, report: EventReporter
+        self,
+        job: ScoreJob,
+        processor: Any,
+        features: RecordUnion,
+        heard: RecordUnion,
+        report: EventReporter,
     ) -> None:
         self._job = job
         self._processor = processor
         self._features = features
+        self._heard = heard
         self._report = report
         self._half: Any = None
         self._stepwise: bool | None = None
@@ -249,6 +259,7 @@ class Scorer:
         for item in items:
             try:
                 row = read_features(self._features, item.features)
+                row = with_heard(row, self._heard, item.heard)
             except (DamagedRecord, RecordGone) as error:
                 message = getattr(error, "message", str(error))
                 self._report.failure(item.key, "gone", message, "Encode the media again")

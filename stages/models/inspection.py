@@ -18,17 +18,19 @@ import torch
 from torch import nn
 
 from artifacts.errors import UsageError
-from artifacts.schema import MediaKind, Modality, Part
+from artifacts.schema import Half, MediaKind, Modality, Part
 from stages.models.dry_run import DryRun, dry_run, vector_width
 from stages.models.half_job import DescribeJob
 from stages.models.halves.boundary import (
     HALVES,
     absent_paths,
     belongs_to,
+    hears,
     makes_vectors,
     modules_called,
 )
 from stages.models.halves.load import refuse_pickle
+from stages.models.halves.offload import ON_HOST
 from stages.models.halves.routes import (
     RouteChoice,
     choose_route,
@@ -47,6 +49,7 @@ from stages.models.precision.weights import (
     supports_flash,
     weights_of,
 )
+from stages.models.processors.hearing import hearing_profile
 from stages.models.processors.input_layout import (
     channels_of,
     layout_of,
@@ -81,12 +84,15 @@ LAYER = re.compile(r"(?P<stack>[^0-9]*)\.\d+(?=\.)")
 """Pattern of a layer's path in the name of one of its weights."""
 
 
-def halves_of(skeleton: Any, headers: list[Header]) -> dict[Part, PartProfile]:
+def halves_of(
+    skeleton: Any, headers: list[Header], *, hears: bool = False
+) -> dict[Part, PartProfile]:
+    halves: tuple[Half, ...] = (*HALVES, "audio") if hears else HALVES
     extra_modules: dict[Part, tuple[str, ...]] = {
-        half: modules_called(skeleton, half) for half in HALVES
+        half: modules_called(skeleton, half) for half in halves
     }
-    absent = {half: absent_paths(skeleton, half, extra_modules[half]) for half in HALVES}
-    held: dict[Part, list[Weight]] = {half: [] for half in HALVES}
+    absent = {half: absent_paths(skeleton, half, extra_modules[half]) for half in halves}
+    held: dict[Part, list[Weight]] = {half: [] for half in halves}
     layers = stored_layers(skeleton, headers)
     weights = weights_of(skeleton, headers, layers)
     _check_stored(skeleton, headers, weights)
@@ -98,10 +104,11 @@ def halves_of(skeleton: Any, headers: list[Header]) -> dict[Part, PartProfile]:
             f"the checkpoint of this {type(skeleton).__name__} holds no weights of a vision half",
             hint="Choose the whole vision-language checkpoint, not its text part",
         )
-    own: dict[Part, list[AdaptableLayer]] = {half: [] for half in HALVES}
+    own: dict[Part, list[AdaptableLayer]] = {half: [] for half in halves}
     for layer in _adaptable(skeleton, weights):
         # Layers in both halves belong to the vision half: features are computed with them.
-        own["vision" if "vision" in belongs_to(layer.path, absent) else "language"].append(layer)
+        of = [half for half in HALVES if half in belongs_to(layer.path, absent)]
+        own[of[0] if of else halves[-1]].append(layer)
     return {
         half: replace(
             _part_profile(skeleton, half, found, layers),
@@ -289,7 +296,10 @@ def _with_costs(parts: Mapping[Part, PartProfile], found: DryRun) -> dict[Part, 
     if found.why:
         logger.warning("computing costs are unknown: %s", found.why)
     costs, row = found.batch_costs, {"language": found.row_memory}
-    return {p: replace(h, batch_costs=costs[p], row_memory=row.get(p)) for p, h in parts.items()}
+    return {
+        part: replace(half, batch_costs=costs.get(part, ()), row_memory=row.get(part))
+        for part, half in parts.items()
+    }
 
 
 def _describe_captioner(
@@ -300,18 +310,22 @@ def _describe_captioner(
     load: Load,
 ) -> ModelProfile:
     choice = choose_route(skeleton)
-    halves = (
-        undivided(skeleton, headers) if choice.route == "joint" else halves_of(skeleton, headers)
-    )
     processor = load()
     refuse_damaged_generation(folder)
     try_processor(processor, folder)
+    may_hear = choice.route in ON_HOST and hears(skeleton)
+    hearing = hearing_profile(processor) if may_hear else None
+    halves = (
+        undivided(skeleton, headers)
+        if choice.route == "joint"
+        else halves_of(skeleton, headers, hears=hearing is not None)
+    )
     found = dry_run(skeleton, processor, choice.route, frames_per_video(processor))
     fresh = load() if probing is None else None
     image, video = probing.result() if probing is not None else _probes(fresh)
     profile = _profile(folder, skeleton, choice, processor, halves, image, video)
     parts = _with_costs(profile.parts, found)
-    return replace(profile, parts=parts, **found.profile_fields)
+    return replace(profile, parts=parts, hearing=hearing, **found.profile_fields)
 
 
 def _start_probing(

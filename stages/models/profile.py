@@ -92,7 +92,7 @@ def below(least: int, most: int) -> int:
     return least if least <= most else most // 2
 
 
-OUTPUT_VERSION = 36
+OUTPUT_VERSION = 37
 """Output version of a profile, part of its cache key: raised when the content changes."""
 
 
@@ -197,6 +197,26 @@ class SamplingProfile:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class HearingProfile:
+    """How a checkpoint's processor takes sound."""
+
+    rate: int
+    """Samples per second."""
+    tokens_per_second: float
+    """Placeholders per second of sound; 0: every sound has the same number."""
+    tokens_per_sound: int
+    """Placeholders in addition to those."""
+    max_seconds: float
+    """Longest sound in seconds that it passes on; 0: any."""
+    interleaved: bool
+    """Whether a video's placeholders and those of its sound alternate by time."""
+
+    def tokens(self, seconds: float) -> int:
+        """Return the placeholders of a sound of this length; the processor may round otherwise."""
+        return math.ceil(self.tokens_per_sound + self.tokens_per_second * seconds)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class SeenSize:
     """The tokens and bytes that a processor makes of a square frame."""
 
@@ -236,8 +256,11 @@ class ModelProfile:
     prompted: bool = False
     """Whether features depend on the prompt, so that another prompt needs new features."""
     parts: Mapping[Part, PartProfile]
-    """The parts that stages load: for a captioner, its vision half and its language half."""
+    """The parts that stages load: for a captioner, its vision half and its language half, and its
+    audio half if it hears."""
     sampling: SamplingProfile
+    hearing: HearingProfile | None = None
+    """How it takes sound; None: it hears nothing."""
     fit_video: FrameFit
     """The frame size at which it is worth storing a video's frames."""
     fit_image: FrameFit

@@ -31,7 +31,7 @@ from stages.decode.scoring import (
 from stages.memory.oom_retry import catch_oom, smaller
 from stages.models.halves.features import Features
 from stages.models.halves.offload import forward
-from stages.models.halves.records import FeatureRecord, merge_blank, merge_rows
+from stages.models.halves.records import FeatureRecord
 from stages.models.processors.prepare import answer_ids, drop_end_token, full_answer_ids, rebuild
 from stages.models.processors.processor_calls import text_ids
 from stages.process.events import EventReporter
@@ -135,7 +135,7 @@ def logits_of(
     rows = [example.row for example in examples]
     inputs = rebuild(processor, rows, [example.prompt for example in examples])
     inputs = append_ids(half, drop_end_token(half, inputs), caption_ids)
-    features = Features(merge_rows(rows), rows[0].needs, merge_blank(rows))
+    features = Features.of(rows)
     with last_logits(half, count) as taken:
         forward(half, inputs, features, use_cache=False)
     return taken[-1][:, -count:]

@@ -22,7 +22,7 @@ from stages.decode.protocol import CaptionOutput, DecodeRequest, OnPartial
 from stages.memory.oom_retry import OomRetry
 from stages.models.halves.features import Features
 from stages.models.halves.offload import generate, new_tokens, prompt_in
-from stages.models.halves.records import FeatureRecord, merge_blank, merge_rows
+from stages.models.halves.records import FeatureRecord
 from stages.models.loading import ModelJob, facts
 from stages.models.processors.input_layout import layout_of
 from stages.models.processors.prepare import opens_reasoning
@@ -123,7 +123,7 @@ class TransformersEngine:
             half, self.processor, rows, [item.prompt for item in items], generate_kwargs.generation
         )
         generate_kwargs = generate_kwargs.bounded(half, inputs, items, whole=is_live)
-        features = Features(merge_rows(rows), rows[0].needs, merge_blank(rows))
+        features = Features.of(rows)
         made = run_generate(half, self.processor, inputs, features, generate_kwargs, **options)
         return [
             output._replace(fields=self.opened(one) | dict(output.fields))
@@ -178,7 +178,7 @@ def generate_rows(
     long."""
     params = params or SamplingParams()
     inputs = prompts_for(half, processor, rows, prompts, params)
-    features = Features(merge_rows(rows), rows[0].needs, merge_blank(rows))
+    features = Features.of(rows)
     generate_kwargs = GenerateKwargs(params, max_new_tokens)
     yield from run_generate(half, processor, inputs, features, generate_kwargs, **options)
 

@@ -27,13 +27,15 @@ import torch
 
 from artifacts.errors import HalfChecked
 from artifacts.packs import Record, RecordSet
+from artifacts.schema import Half
 from artifacts.tensors import pack_tree
 from stages.memory.meta_device import tensors
 from stages.memory.oom_retry import item_fault
 from stages.models.encoding.pass_modes import pass_check_key, pass_mode_of
-from stages.models.halves.features import Features, encode, is_pixels
+from stages.models.halves.features import Features, encode, is_pixels, refuse_other_count
 from stages.models.halves.offload import UNDIVIDED
 from stages.models.halves.records import CannotSplit, FeatureRecord, rule_of_input, split
+from stages.models.halves.routes import AUDIO
 from stages.models.processors.prepare import joined
 from stages.models.processors.side_inputs import Prepared
 from stages.models.streaming.load import run_calls
@@ -56,15 +58,19 @@ def undivided(row: Prepared) -> FeatureRecord:
     )
 
 
-def encode_batches(half: Any, batches: Sequence[Sequence[Prepared]]) -> list[list[FeatureRecord]]:
-    """Return a feature record for each chunk of each batch, in order."""
+def encode_batches(
+    half: Any, batches: Sequence[Sequence[Prepared]], part: Half = "vision"
+) -> list[list[FeatureRecord]]:
+    """Return a feature record for each chunk of each batch, in order. Sounds pass alone: they are
+    small, and their bytes then depend on nothing else."""
 
     def encoded(groups: list[Group]) -> list[tuple[Group, list[FeatureRecord] | None]]:
         rows = [[batches[at][index] for index in indexes] for at, indexes in groups]
-        made = run_calls(half, [partial(_encode_together, half, some) for some in rows])
+        made = run_calls(half, [partial(_encode_together, half, some, part) for some in rows])
         return list(zip(groups, made, strict=True))
 
-    together = encoded([(at, found) for at, b in enumerate(batches) for found in _groups(b)])
+    groups = _groups if part == "vision" else _alone
+    together = encoded([(at, found) for at, b in enumerate(batches) for found in groups(b)])
     mixed = [(at, [i]) for (at, found), made in together if made is None for i in found]
     records: list[dict[int, FeatureRecord]] = [{} for _ in batches]
     for (at, indexes), made in [*together, *encoded(mixed)]:
@@ -90,17 +96,27 @@ def _groups(batch: Sequence[Prepared]) -> Iterator[list[int]]:
     yield from found.values()
 
 
+def _alone(batch: Sequence[Prepared]) -> Iterator[list[int]]:
+    yield from ([index] for index in range(len(batch)))
+
+
 def passes_with(row: Prepared) -> str:
     """Return a text that is equal for rows that can be encoded together."""
     shapes = {name: _shape(value) for name, value in sorted(row.inputs.items())}
     return repr((row.channel, row.count.media, shapes))
 
 
-def _encode_together(half: Any, rows: list[Prepared]) -> list[FeatureRecord] | None:
+def _encode_together(
+    half: Any, rows: list[Prepared], part: Half = "vision"
+) -> list[FeatureRecord] | None:
     """Encode rows together. Return None if the features cannot be assigned to rows."""
+    if not rows[0].inputs:  # a track without a sample
+        return [undivided(row) for row in rows]
     inputs = {name: joined([row.inputs[name] for row in rows]) for name in rows[0].inputs}
-    made: Features = encode(half, inputs)
+    made: Features = encode(half, inputs, part)
     counts = [row.count for row in rows]
+    if part == AUDIO:
+        refuse_other_count(half, made[AUDIO], counts[0].tokens)
     parts: list[dict[str, Any]] = [{} for _ in rows]
     rules: dict[str, Any] = {}
     try:

@@ -1,4 +1,5 @@
-"""Runs frame chunks through the vision half, in one process for a whole wave.
+"""Runs frame chunks through the vision half, or their sounds through the audio half, in one process
+for a whole wave.
 
 The stage reads a chunk's frames from the store as an encoder takes them, or gives the reason why it
 cannot. It prepares items on several threads, each with a processor of its own. Processors are not
@@ -28,6 +29,7 @@ import torch
 
 from artifacts.claims import UnsharedWork, WorkClaims, claims_at
 from artifacts.packs import DamagedRecord, Record, RecordSet, record_sets_of
+from artifacts.schema import Half
 from artifacts.store import is_full, open_store
 from stages.memory.oom_retry import (
     RETRY,
@@ -203,12 +205,16 @@ tokens takes 0.6 s of a core, and 35 to 57 MiB."""
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EncodeSpec:
-    """What a stage computes with the vision half, and how."""
+    """What a stage computes with an encoder's half, and how."""
 
     stage: str
     """Name of the stage."""
     kind: str
     """Kind of its records."""
+    part: Half = "vision"
+    """Half that computes it."""
+    inputs: str = "frames"
+    """Kind of the records that it reads."""
     read: Callable[[RecordSet, Any, EncodeItem], Prepared | Refusal]
     """Reads a chunk: frames, processor and item → encoder input, or the reason for a refusal."""
     record: Callable[[str, FeatureRecord], Record]
@@ -253,7 +259,7 @@ class EncodeRun:
         self._report = report
         self._store = open_store(job.store)
         shown = open_store(job.frames_store or job.store)
-        self._frames = RecordSet(shown, "frames", job.frames_namespace)
+        self._frames = RecordSet(shown, spec.inputs, job.frames_namespace)
         self._records, self._failures = record_sets_of(
             self._store, (spec.kind, job.namespace), ("failures", job.namespace)
         )
@@ -279,7 +285,7 @@ class EncodeRun:
         read = partial(spec.read, self._frames)
         processor, readers = source.processor(), self._reader_count()
         self._readers = Readers(read, processor, readers, reads_text=spec.reads_text)
-        half = None if source.route == "joint" else source.load_reloadable("vision")
+        half = None if source.route == "joint" else source.load_reloadable(spec.part)
         self._report.note(ready=True, **({} if half is None else facts(half.model)))
         compute = partial(_encoded, half, spec, self._checks)
 
@@ -343,7 +349,8 @@ class EncodeRun:
                 self._frames.look_up([item.frames])
                 if item.frames not in self._frames:
                     hint = "Send the request again: its frames are read again"
-                    self._report.failure(item.key, "gone", "the frames are missing", hint)
+                    missing = f"the {self._spec.inputs} are missing"
+                    self._report.failure(item.key, "gone", missing, hint)
             there = [item for item in batch if item.frames in self._frames]
             if there:
                 self.batches = [there]
@@ -391,7 +398,7 @@ class EncodeRun:
         return [key for key in keys if key not in self._records and key not in self._failures]
 
     def _image_count(self, item: EncodeItem) -> int:
-        if item.frames not in self._frames:
+        if item.frames not in self._frames or self._spec.part == "audio":
             return 1
         meta = self._frames.meta(item.frames)
         if item.kind == "image":
@@ -457,7 +464,10 @@ def _encoded(
         made = half.call(lambda model: spec.encode(model, rows))
     records = iter([record for some in made for record in some])
     return [
-        [(m, row if isinstance(row, Refusal) else _in_range(next(records))) for m, row in batch]
+        [
+            (m, row if isinstance(row, Refusal) else _in_range(next(records), spec.part))
+            for m, row in batch
+        ]
         for batch in batches
     ]
 
@@ -475,12 +485,14 @@ def _encoded_in_passes(
     ]
 
 
-def _in_range(row: FeatureRecord) -> FeatureRecord | Refusal:
+def _in_range(row: FeatureRecord, part: Half) -> FeatureRecord | Refusal:
     """Return the features, or a refusal if they overflow their type."""
     if not overflowed(row):
         return row
     return Refusal(
         message="the model computes values beyond the range of float16",
-        hint="Give --vision-precision fp32, or bf16 if the GPU supports it",
+        hint="Give --vision-precision fp32, or bf16 if the GPU supports it"
+        if part == "vision"
+        else "Leave the sound out, or use a GPU that supports bf16",
         kind="overflow",
     )

@@ -1,5 +1,4 @@
-"""Finds the boundary between the two halves of a model, from its class and structure. Loads
-nothing.
+"""Finds the boundary between the halves of a model, from its class and structure. Loads nothing.
 
 The input is a skeleton of a vision-language model or a dual encoder, without weights. How the cut
 is found and made:
@@ -8,7 +7,8 @@ is found and made:
    `get_video_features`.
 2. The reader R is O's child on the path to the decoder. H is the output head. The skeleton's own
    methods name the decoder and the head.
-3. The vision half is what O holds besides R, H and an audio encoder. The language half is R, H and
+3. The audio half is the parts of O that `get_audio_features` names, directly or through other
+   methods. The vision half is what O holds besides R, H and those. The language half is R, H and
    everything outside O.
 4. Where the decoder is not strictly inside O, the vision half is the parts of O that those two
    methods name, directly or through other methods. The language half is the rest. A function's
@@ -30,7 +30,7 @@ is found and made:
 import dis
 import inspect
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import CodeType
 from typing import Any
 
@@ -130,8 +130,11 @@ def refuse_no_vectors(cls: type) -> None:
 
 
 HALVES: tuple[Half, Half] = ("vision", "language")
-ENCODERS = ("get_image_features", "get_video_features")
-"""Names of the methods that compute features from pixels."""
+METHODS: Mapping[Part, tuple[str, ...]] = {
+    "vision": ("get_image_features", "get_video_features"),
+    "audio": ("get_audio_features",),
+}
+"""Half → names of the methods that compute its features."""
 CUT = "_cut_from"
 """Attribute of a half's class that holds the class of the whole model."""
 
@@ -173,24 +176,36 @@ def _absent_paths(model: nn.Module, keep: Half) -> list[str]:
     reader = reader_path(model, owner)
     head = _path_of(model, _call(model, "get_output_embeddings"))
     of_language = {path for path in (reader, head) if path is not None}
-    owned = model.get_submodule(owner)
-    names = _unit_names(owned)
-    units = [_join(owner, name) for name in names]
+    units = [_join(owner, name) for name in _unit_names(model.get_submodule(owner))]
+    seen, heard = (_named(model, owner, METHODS[half]) for half in METHODS)
     if reader is None:
-        # Parts that the feature methods name, also through other methods, are the vision half.
-        named = reached(class_of(owned), ENCODERS, names_in)
-        of_language |= {_join(owner, name) for name in names if name not in named}
+        # Parts that the feature methods name, also through other methods, are the encoders' halves.
+        of_language |= {unit for unit in units if unit not in seen | heard}
     if keep == "language":
         return [unit for unit in units if unit not in of_language]
-    audio = _audio_path(model)
-    of_language |= {audio} if audio is not None else set()
-    inside = [unit for unit in units if unit in of_language]
+    others = heard - seen if keep == "vision" else set(units) - heard
+    inside = [unit for unit in units if unit in of_language | others]
     deeper = [
         path
         for path in of_language
         if path.startswith(_join(owner, "")) and not any(within(path, unit) for unit in units)
     ]
     return [*_outside(model, owner), *inside, *deeper]
+
+
+def hears(model: nn.Module) -> bool:
+    """Return whether a model that sees has an audio half, too."""
+    owner = owner_path(model)
+    if owner is None or makes_vectors(class_of(model)):
+        return False
+    return bool(_named(model, owner, METHODS["audio"]) - {reader_path(model, owner)})
+
+
+def _named(model: nn.Module, owner: str, methods: Iterable[str]) -> set[str]:
+    """Return the paths of O's parts that its methods name, also through other methods."""
+    owned = model.get_submodule(owner)
+    named = reached(class_of(owned), methods, names_in)
+    return {_join(owner, name) for name in _unit_names(owned) if name in named}
 
 
 def cut(model: Any, paths: list[str]) -> None:
@@ -234,7 +249,7 @@ def _owner(model: nn.Module) -> str:
 
 def belongs_to(path: str, halves: dict[Half, list[str]]) -> list[Half]:
     """Return the halves that keep the weight at `path`, given the paths that each leaves out."""
-    return [half for half in HALVES if not any(within(path, p) for p in halves[half])]
+    return [half for half, absent in halves.items() if not any(within(path, p) for p in absent)]
 
 
 def modules_called(model: nn.Module, keep: Part) -> tuple[str, ...]:
@@ -245,13 +260,13 @@ def modules_called(model: nn.Module, keep: Part) -> tuple[str, ...]:
     owner = _owner(model)
     cls = class_of(model.get_submodule(owner))
     left_out = _absent_paths(model, keep)
-    if keep == "vision":
-        called = reached(cls, ENCODERS, called_in)
+    if keep in METHODS:
+        called = reached(cls, METHODS[keep], called_in)
         embeddings = _path_of(model, _call(model, "get_input_embeddings"))
         found = [embeddings] if embeddings and "get_input_embeddings" in called else []
         found = [path for path in found if any(within(path, p) for p in left_out)]
     else:
-        beyond = (*ENCODERS, "get_audio_features")
+        beyond = (*METHODS["vision"], *METHODS["audio"])
         called = reached(cls, ["forward"], called_in, beyond)
         called |= reached(class_of(model), ["forward"], called_in, beyond)
         found = []
@@ -287,14 +302,6 @@ def reader_path(model: nn.Module, owner: str) -> str | None:
     if decoder is None or decoder == owner or not within(decoder, owner):
         return None
     return _join(owner, decoder.removeprefix(owner).removeprefix(".").split(".")[0])
-
-
-def _audio_path(model: nn.Module) -> str | None:
-    """Return the path of the audio encoder, or None. A model without one returns itself or its
-    base as its encoder."""
-    get_encoder = getattr(model, "get_encoder", None)
-    path = None if get_encoder is None else _path_of(model, get_encoder(modality="audio"))
-    return path if path and not within(_owner(model), path) else None
 
 
 def _unit_names(module: nn.Module) -> list[str]:

@@ -1,8 +1,8 @@
-"""Runs the vision half on pixels and returns its features, or the vectors and logits of a dual
-encoder.
+"""Runs the vision half on pixels or the audio half on sound and returns their features, or the
+vectors and logits of a dual encoder.
 
-The vision half provides `get_image_features` and `get_video_features`. Features are stored as the
-model's own output records.
+The halves provide `get_image_features`, `get_video_features` and `get_audio_features`. Features are
+stored as the model's own output records.
 
 The halves of a dual encoder compute vectors, and the model's own `forward` computes the logits from
 vectors on the text half. Stand-ins in place of the vision half return the image vectors. So the
@@ -11,7 +11,7 @@ module needs no formula: neither the name of the scale, nor whether there is a b
 
 import copy
 import inspect
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -19,12 +19,14 @@ import torch
 from torch import nn
 
 from artifacts.errors import UsageError
+from artifacts.schema import Half
 from artifacts.tensors import make_record
 from stages.memory.meta_device import tensors
 from stages.models.halves.boundary import IMAGE_METHOD, TEXT_METHOD, absent_paths
 from stages.models.halves.host_grids import GRIDS, HostGrid, as_grid, without_grids
 from stages.models.halves.recorded import RECORDER, shape_of
-from stages.models.halves.routes import PIXELS, encoders
+from stages.models.halves.records import FeatureRecord, merge_blank, merge_rows
+from stages.models.halves.routes import AUDIO, CONTENT, INVERTED, SOUNDS, encoders
 
 UNREAD = (
     "last_hidden_state",
@@ -47,19 +49,37 @@ class Features(dict[str, Any]):
         blank: Mapping[str, Sequence[int]] | None = None,
         *,
         already_read: bool = False,
+        heard_tokens: Sequence[int] | None = None,
     ) -> None:
         super().__init__(outputs)
         self.already_read = already_read
         """Whether the half has already read the features and continues from its cache."""
         self.blank = dict(blank or {})
-        """Name of a pixel input → its shape, for models that require pixels in any case."""
+        """Name of an input of pixels or sound → its shape, for models that require it in any
+        case."""
         self.needs = frozenset(needs)
-        """Names of the inputs besides pixels that encoding had, such as grids. Decoding without
-        one would give other tokens without an error, so it is refused."""
+        """Names of the inputs besides pixels and sound that encoding had, such as grids. Decoding
+        without one would give other tokens without an error, so it is refused."""
+        self.heard_tokens = None if heard_tokens is None else list(heard_tokens)
+        """Placeholders of sound in each row's prompt; None: as many as features together."""
 
     def to_tree(self) -> dict[str, Any]:
         blank = {name: list(shape) for name, shape in self.blank.items()}
         return {"features": dict(self), "needs": sorted(self.needs), "blank": blank}
+
+    @classmethod
+    def of(cls, rows: Sequence[FeatureRecord]) -> "Features":
+        """Return the features of rows with equal `joins_with`, with what was heard of them."""
+        outputs, needs, blank = merge_rows(rows), rows[0].needs, merge_blank(rows)
+        heard = [row.heard for row in rows if row.heard is not None]
+        if not heard:
+            return cls(outputs, needs, blank)
+        return cls(
+            {**outputs, **merge_rows(heard)},
+            (*needs, *heard[0].needs),
+            {**blank, **merge_blank(heard)},
+            heard_tokens=[one.count.tokens for one in heard],
+        )
 
     @classmethod
     def from_tree(cls, tree: Mapping[str, Any]) -> "Features":
@@ -71,16 +91,23 @@ def is_pixels(name: str) -> bool:
     return "pixel" in name or name.endswith("patches")
 
 
-def encode(half: Any, inputs: Mapping[str, Any]) -> Features:
-    """Run the vision half on the pixels among a processor's outputs. Raises UsageError if there are
-    no pixels that it can encode."""
+def is_content(name: str) -> bool:
+    """Return whether an input holds pixels, their mask, or sound, which only an encoder reads."""
+    return is_pixels(name) or name in SOUNDS
+
+
+def encode(half: Any, inputs: Mapping[str, Any], part: Half = "vision") -> Features:
+    """Run the vision half on the pixels among a processor's outputs, or the audio half on the
+    sound. Raises UsageError if there is nothing that it can encode."""
     outputs, shapes = {}, {}
-    for encoder in encoders(half):
+    for encoder in encoders(half, part):
         given = {name: inputs[name] for name in encoder.names if inputs.get(name) is not None}
-        pixels = [name for name in given if name in PIXELS]
-        if not pixels:
+        content = [name for name in given if name in CONTENT[part]]
+        if not content:
             continue
-        shapes.update({name: tuple(given[name].shape) for name in pixels})
+        shapes.update({name: tuple(given[name].shape) for name in content})
+        if encoder.modality == AUDIO and (mask := INVERTED.get(half.config.model_type)) in given:
+            given[mask] = ~given[mask]
         shape = shape_of(given) if RECORDER in half.__dict__ else None
         with torch.inference_mode():
             if half.__dict__.get(GRIDS):
@@ -89,22 +116,23 @@ def encode(half: Any, inputs: Mapping[str, Any]) -> Features:
                 encoder.names[name]: moved(value, half.device, half.dtype)
                 for name, value in given.items()
             }
-            compute = partial(_lean_output, encoder.function)
+            compute = partial(_lean_output, encoder.function, lean if part == "vision" else once)
             if shape is not None:
                 compute = partial(half.__dict__[RECORDER].call, compute, (encoder.modality, shape))
             outputs[encoder.modality] = compute(arguments)
     if not outputs:
-        taken = [name for encoder in encoders(half) for name in encoder.names if name in PIXELS]
+        taken = [n for encoder in encoders(half, part) for n in encoder.names if n in CONTENT[part]]
+        what = "pixels" if part == "vision" else "sound"
         raise UsageError(
-            f"{type(half).__name__} received no pixels that it can encode",
+            f"{type(half).__name__} received no {what} that it can encode",
             hint=f"It takes {' or '.join(taken)}, as its processor makes them",
         )
-    needs = [n for n, value in inputs.items() if value is not None and not is_pixels(n)]
+    needs = [n for n, value in inputs.items() if value is not None and not is_content(n)]
     return Features(outputs, needs, shapes)
 
 
-def _lean_output(function: Any, arguments: Mapping[str, Any]) -> Any:
-    return lean(_record(function(**arguments, return_dict=True), function))
+def _lean_output(function: Any, reduce: Callable[[Any], Any], arguments: Mapping[str, Any]) -> Any:
+    return reduce(_record(function(**arguments, return_dict=True), function))
 
 
 def _record(output: Any, function: Any) -> Any:
@@ -127,6 +155,24 @@ def lean(record: Any) -> Any:
     return make_record(type(record), {n: v for n, v in record.items() if n not in UNREAD})
 
 
+def once(record: Any) -> Any:
+    """Return the output record of sound without hidden states, and without a `pooler_output` that
+    equals `last_hidden_state`: some language halves read the one, some the other."""
+    fields = {n: v for n, v in record.items() if n not in ("hidden_states", "attentions")}
+    last, pooled = fields.get("last_hidden_state"), fields.get("pooler_output")
+    if last is not None and pooled is not None and torch.equal(last, pooled):
+        fields.pop("pooler_output")
+    return make_record(type(record), fields)
+
+
+def twice(record: Any) -> Any:
+    """Return the record of which `once` left out a field."""
+    last = record.get("last_hidden_state")
+    if last is None or record.get("pooler_output") is not None:
+        return record
+    return make_record(type(record), {**record, "pooler_output": last})
+
+
 def count_tokens(record: Any) -> int | None:
     """Return the number of placeholders that an output record has features for; None if unknown."""
     pooled = record.get("pooler_output")
@@ -136,9 +182,22 @@ def count_tokens(record: Any) -> int | None:
     return sum(part.numel() // part.shape[-1] for part in parts)
 
 
-def placeholder_ids(config: Any) -> set[int]:
-    """Return the ids of the tokens that stand in for an image's features."""
-    names = [f"{kind}_token_{end}" for kind in ("image", "video") for end in ("id", "index")]
+def refuse_other_count(half: Any, record: Any, tokens: int) -> None:
+    """Refuse an output record of one sound with another number of features than the prompt has
+    places: transformers cuts what is too much without an error. Raises UsageError."""
+    mask = record.get("attention_mask")
+    count = count_tokens(twice(record)) if mask is None else int(mask.sum())
+    # Some models fill up to a fixed number of places themselves.
+    if count not in (None, tokens) and "audio_mel_mask" not in record:
+        raise UsageError(
+            f"{type(half).__name__} makes {count} features of a sound with {tokens} placeholders",
+            hint="Leave the sound out; please report this model",
+        )
+
+
+def placeholder_ids(config: Any, kinds: Sequence[str] = ("image", "video")) -> set[int]:
+    """Return the ids of the tokens that stand in for the features of these modalities."""
+    names = [f"{kind}_token_{end}" for kind in kinds for end in ("id", "index")]
     found = {getattr(config, name, None) for name in names}
     return {value for value in found if isinstance(value, int)}
 

@@ -16,7 +16,8 @@ How text is generated:
 5. Splice: features are written into the embeddings at the placeholders, and the reader generates
    from those.
 6. Joint: the whole model takes the pixels.
-7. Meanwhile a hook keeps the output head from computing large logits for the whole prompt.
+7. Sound is replayed beside the first two: transformers takes no outputs of an audio encoder.
+8. Meanwhile a hook keeps the output head from computing large logits for the whole prompt.
 """
 
 import contextlib
@@ -26,7 +27,7 @@ import itertools
 import os
 import tempfile
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -39,9 +40,16 @@ from artifacts.errors import CannotFit, UsageError
 from artifacts.schema import Part, Route
 from artifacts.tensors import make_record
 from stages.models.halves.boundary import absent_paths, owner_path, reader_path
-from stages.models.halves.features import count_tokens, is_pixels, moved, placeholder_ids
+from stages.models.halves.features import (
+    count_tokens,
+    is_content,
+    moved,
+    placeholder_ids,
+    twice,
+)
 from stages.models.halves.load import load_half
-from stages.models.halves.routes import MODALITIES, choose_route
+from stages.models.halves.records import RowCount, merge, split
+from stages.models.halves.routes import AUDIO, MODALITIES, SOUNDS, USE_SOUND, choose_route
 
 UNDIVIDED = "pixels"
 """Key of the pixels among the features, for a model that runs whole."""
@@ -49,6 +57,7 @@ GENERATE, FORWARD = "generate", "forward"
 """Methods of a model that receive features."""
 ON_HOST: tuple[Route, ...] = ("protocol", "replay")
 """Split strategies in which nothing but `generate` computes from the tokens of the prompt."""
+OF_SOUND = "placeholders of sound"
 LOGITS_WORTH = 64 << 20
 """Size in bytes up to which all logits are computed, as the whole model does. Above it, only the
 last position is computed; one row may be rounded differently than many."""
@@ -90,17 +99,24 @@ def _delivered(
     options: Mapping[str, Any],
     on_host: bool = False,
 ) -> Any:
-    text = {n: value for n, value in inputs.items() if not is_pixels(n) and value is not None}
+    text = {n: value for n, value in inputs.items() if not is_content(n) and value is not None}
     if absent := sorted(getattr(features, "needs", frozenset()) - set(text)):
         raise UsageError(
             f"decoding needs {', '.join(absent)}, which encoding had",
-            hint="Pass every output of the processor besides the pixels",
+            hint="Pass every output of the processor besides the pixels and the sound",
         )
     route: Route = "joint" if UNDIVIDED in features else choose_route(half).route
     if route != "joint" and not getattr(features, "already_read", False):
         _check_placeholders(half, text, features)
     if not (on_host and route in ON_HOST and _prepares_alone(half)):
         text = {name: moved(value, half.device) for name, value in text.items()}
+    if USE_SOUND in text and USE_SOUND not in inspect.signature(half.forward).parameters:
+        del text[USE_SOUND]
+    if AUDIO in features and route not in ON_HOST:
+        raise UsageError(
+            f"{type(half).__name__} cannot be given stored sound: its route is {route}",
+            hint="Leave the sound out",
+        )
     return DELIVER[route](half, method, text, features, options)
 
 
@@ -160,8 +176,13 @@ def prompt_in(model: Any, inputs: Mapping[str, Any]) -> torch.Tensor | None:
 def _by_protocol(
     half: Any, method: str, text: Any, features: Mapping[str, Any], options: Any
 ) -> Any:
-    given = {"mm_encoder_outputs": _copies(half, features)} if features else {}
-    return _of(half, method)(**text, **given, **options)
+    seen = {modality: record for modality, record in features.items() if modality != AUDIO}
+    given = {"mm_encoder_outputs": _copies(half, seen)} if seen else {}
+    if AUDIO not in features:
+        return _of(half, method)(**text, **given, **options)
+    given |= _blank(half, features, lambda name: name in SOUNDS)
+    with _replayed(half, features, (AUDIO,)):
+        return _of(half, method)(**text, **given, **options)
 
 
 def _of(model: Any, method: str) -> Callable[..., Any]:
@@ -172,34 +193,59 @@ def _of(model: Any, method: str) -> Callable[..., Any]:
 
 def _by_replay(half: Any, method: str, text: Any, features: Mapping[str, Any], options: Any) -> Any:
     """Pass pixels without storage to the model, and make its own methods return the features."""
-    blank = {
-        name: torch.zeros((), dtype=half.dtype, device=half.device).expand(tuple(shape))
-        for name, shape in getattr(features, "blank", {}).items()
+    blank = _blank(half, features, lambda name: True)
+    with _replayed(half, features, features):
+        return _of(half, method)(**text, **blank, **options)
+
+
+def _blank(
+    half: Any, features: Mapping[str, Any], wanted: Callable[[str], bool]
+) -> dict[str, torch.Tensor]:
+    """Return pixels and sound without storage, as far as `wanted`."""
+    shapes = getattr(features, "blank", {})
+    return {
+        name: torch.zeros(
+            (), dtype=torch.long if name.endswith("_ids") else half.dtype, device=half.device
+        ).expand(tuple(shape))
+        for name, shape in shapes.items()
+        if wanted(name)
     }
-    with _answering(half, _copies(half, features)) as requested:
-        made = _of(half, method)(**text, **blank, **options)
-    if unread := sorted(set(features) - requested):
+
+
+@contextmanager
+def _replayed(half: Any, features: Mapping[str, Any], modalities: Iterable[str]) -> Iterator[None]:
+    """Make the model's own methods return the features of these modalities. Raises UsageError
+    unless it asks for all of them."""
+    replayed = _copies(half, {modality: features[modality] for modality in modalities})
+    tokens = getattr(features, "heard_tokens", None) or []
+    with _answering(half, replayed, tokens) as requested:
+        yield
+    if unread := sorted(set(replayed) - requested):
         raise UsageError(
             f"{type(half).__name__} did not request its {' and '.join(unread)} features",
             hint="Its captions would ignore the media; please report this model",
         )
-    return made
 
 
 @contextmanager
-def _answering(half: Any, outputs: Mapping[str, Any]) -> Iterator[set[str]]:
+def _answering(
+    half: Any, outputs: Mapping[str, Any], heard_tokens: Sequence[int]
+) -> Iterator[set[str]]:
     """Make the owner's methods return `outputs`. Yield the set of requested modalities."""
     owner = half.get_submodule(owner_path(half) or "")
     requested: set[str] = set()
     replaced = []
-    for modality in (m for m in MODALITIES if m in outputs):
+    for modality in (m for m in (*MODALITIES, AUDIO) if m in outputs):
         name = f"get_{modality}_features"
         if not hasattr(owner, name):
             continue  # never requested, which the caller reports
 
-        def answer(*_: Any, modality: str = modality, **__: Any) -> Any:
+        def answer(*given: Any, modality: str = modality, **named: Any) -> Any:
             requested.add(modality)
-            return outputs[modality]
+            if modality != AUDIO or not heard_tokens:
+                return outputs[modality]
+            rows = len(next(value for value in (*given, *named.values()) if torch.is_tensor(value)))
+            return _repeated(outputs[modality], heard_tokens, rows // len(heard_tokens))
 
         # `generate` reads from the signature which arguments to pass.
         owner.__dict__[name] = functools.wraps(getattr(owner, name))(answer)
@@ -209,6 +255,14 @@ def _answering(half: Any, outputs: Mapping[str, Any]) -> Iterator[set[str]]:
     finally:
         for name in replaced:
             del owner.__dict__[name]
+
+
+def _repeated(record: Any, tokens: Sequence[int], times: int) -> Any:
+    """Return the record of sounds with each row `times` times, one for each of its beams."""
+    if times < 2:
+        return record
+    rows, rule = split(record, [RowCount(tokens=count, media=1) for count in tokens])
+    return merge([row for row in rows for _ in range(times)], rule)
 
 
 def _by_splice(half: Any, method: str, text: Any, features: Mapping[str, Any], options: Any) -> Any:
@@ -245,25 +299,43 @@ DELIVER: dict[Route, Callable[[Any, str, Any, Mapping[str, Any], Any], Any]] = {
 
 def _copies(half: Any, features: Mapping[str, Any]) -> dict[str, Any]:
     """Make shallow copies of the records on the half's device: `generate` changes them in place."""
-    return {
+    copies = {
         modality: make_record(type(record), {n: moved(v, half.device) for n, v in record.items()})
         for modality, record in features.items()
     }
+    return {m: twice(record) if m == AUDIO else record for m, record in copies.items()}
 
 
 def _check_placeholders(half: Any, text: Any, features: Mapping[str, Any]) -> None:
     """Refuse features that do not match the placeholders; they would give wrong text without an
     error. Raises UsageError."""
     ids = text["input_ids"]
-    placeholders = sorted(placeholder_ids(half.config))
-    standing = int(torch.isin(ids, torch.tensor(placeholders, device=ids.device)).sum())
-    counts = [count_tokens(record) for record in features.values()]
+
+    def standing(kinds: tuple[str, ...]) -> torch.Tensor:
+        placeholders = sorted(placeholder_ids(half.config, kinds))
+        return torch.isin(ids, torch.tensor(placeholders, device=ids.device)).sum(-1)
+
+    seen = {modality: record for modality, record in features.items() if modality != AUDIO}
+    images, counts = int(standing(MODALITIES).sum()), [*map(count_tokens, seen.values())]
     held = sum(count for count in counts if count is not None)
-    if (None not in counts and standing != held) or (standing and not features):
-        raise UsageError(
-            f"the prompt has {standing} placeholders, but there are features for {held}",
-            hint="Encode the same media again with the same processor",
-        )
+    if (None not in counts and images != held) or (images and not seen):
+        raise _mismatch(images, held)
+    if not (sounds := standing((AUDIO,)).tolist()) or not (any(sounds) or AUDIO in features):
+        return
+    # More features than placeholders are cut without an error, and shift those of later rows.
+    expected = getattr(features, "heard_tokens", None)
+    if AUDIO not in features or (expected is not None and sounds != expected):
+        raise _mismatch(sum(sounds), sum(expected or ()), OF_SOUND)
+    held = count_tokens(twice(features[AUDIO]))
+    if expected is None and held is not None and sum(sounds) != held:
+        raise _mismatch(sum(sounds), held, OF_SOUND)
+
+
+def _mismatch(standing: int, held: int, kind: str = "placeholders") -> UsageError:
+    return UsageError(
+        f"the prompt has {standing} {kind}, but there are features for {held}",
+        hint="Encode the same media again with the same processor",
+    )
 
 
 def placement(

@@ -18,6 +18,8 @@ from artifacts.tensors import make_record
 Rule = Any
 """`"cat" | "join" | "same" | "whole" | {"each": [Rule]} | {"fields": {name: Rule}}`; JSON holds
 it."""
+SOUND = "audio"
+"""Channel of the record of a sound."""
 MAIN_FIELDS = ("pooler_output", "last_hidden_state")
 """Fields whose sequences have one part per image; those of other fields have one part per layer."""
 
@@ -47,7 +49,7 @@ class FeatureRecord:
     needs: tuple[str, ...]
     """Inputs besides pixels that encoding had; decoding without one is refused."""
     channel: str
-    """`images` or `videos`: how the processor took the frames."""
+    """`images` or `videos`: how the processor took the frames; `audio`: it is of a sound."""
     side: dict[str, Any]
     """Outputs of the processor besides pixels: grids, sizes, seconds per step."""
     replacements: tuple[str, ...]
@@ -55,6 +57,8 @@ class FeatureRecord:
     count: RowCount
     blank: dict[str, list[int]] = field(default_factory=dict)
     """Name of a pixel input → its shape, for models that require pixels in any case."""
+    heard: "FeatureRecord | None" = None
+    """The record of the row's sound, which is stored as a record of its own."""
 
     def to_tree(self) -> dict[str, Any]:
         return {
@@ -78,10 +82,13 @@ class FeatureRecord:
     def joins_with(self) -> str:
         """Return a text that is equal for records that can be decoded in one batch."""
         shapes = {m: _shapes(self.features[m], rule) for m, rule in self.rules.items()}
-        blank = {name: shape[1:] for name, shape in self.blank.items()}
+        # A processor pads sounds to the longest.
+        is_sound = self.channel == SOUND
+        blank = {n: len(s) if is_sound else s[1:] for n, s in self.blank.items()}
         side = {name: _shape(value) for name, value in self.side.items()}
         names = [self.channel, side, sorted(self.needs), blank]
-        return json.dumps([*names, self.rules, shapes], sort_keys=True)
+        heard = [] if self.heard is None else [self.heard.joins_with()]
+        return json.dumps([*names, self.rules, shapes, *heard], sort_keys=True)
 
 
 def _shape(value: Any) -> list[int]:
@@ -130,10 +137,11 @@ def merge_rows(rows: Sequence[FeatureRecord]) -> dict[str, Any]:
 
 
 def merge_blank(rows: Sequence[FeatureRecord]) -> dict[str, list[int]]:
-    """Return the pixel shapes of several rows with equal `joins_with`."""
+    """Return the shapes of pixels or sound of several rows with equal `joins_with`."""
+    shapes = {name: [row.blank[name] for row in rows] for name in rows[0].blank}
     return {
-        name: [sum(row.blank[name][0] for row in rows), *shape[1:]]
-        for name, shape in rows[0].blank.items()
+        name: [sum(lengths), *map(max, rest)]
+        for name, (lengths, *rest) in ((n, zip(*s, strict=True)) for n, s in shapes.items())
     }
 
 

@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from artifacts.errors import EnvironmentFault, UsageError
-from artifacts.schema import Route
+from artifacts.schema import Half, Route
 from stages.models.halves.boundary import (
     class_of,
     makes_vectors,
@@ -156,6 +156,16 @@ PIXELS = (
     "flattened_patches",
 )
 """Argument names under which models take images."""
+SOUNDS = ("input_features", "input_values", "audio_input_ids")
+"""Argument names under which models take sound."""
+CONTENT: Mapping[str, tuple[str, ...]] = {"vision": PIXELS, "audio": SOUNDS}
+"""Half → argument names of what its encoder reads."""
+AUDIO = "audio"
+"""The modality of sound."""
+USE_SOUND = "use_audio_in_video"
+"""Argument of models that says whether the sound of videos is interleaved with them."""
+INVERTED = {"gemma3n": "input_features_mask"}
+"""Model type → the mask that its `forward` inverts for its method of sound."""
 AS_IMAGES = {"pixel_values_videos": "pixel_values"}
 """Argument names for a video in a method for images, in models without a video method."""
 
@@ -170,10 +180,10 @@ class RouteChoice:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Encoder:
-    """One method of a model that makes features from pixels."""
+    """One method of a model that makes features from pixels or sound."""
 
     modality: str
-    """`image` or `video`."""
+    """`image`, `video` or `audio`."""
     function: Any
     names: Mapping[str, str]
     """Input of the model → the method's argument name."""
@@ -202,13 +212,14 @@ def choose_route(model: Any) -> RouteChoice:
     )
 
 
-def encoders(model: Any) -> Iterator[Encoder]:
-    """Yield the methods that run the vision half. They are those of the base model, which
-    `generate` uses, or else those of the module that owns them."""
+def encoders(model: Any, part: Half = "vision") -> Iterator[Encoder]:
+    """Yield the methods that run the vision half or the audio half. They are those of the base
+    model, which `generate` uses, or else those of the module that owns them."""
     if (owner := owner_path(model)) is None:
         return
     modules = (model.base_model, model.get_submodule(owner))
-    for modality in (m for m in MODALITIES if m in model.input_modalities):
+    modalities = MODALITIES if part == "vision" else (AUDIO,)
+    for modality in (m for m in modalities if m in model.input_modalities):
         if function := _method(modules, f"get_{modality}_features"):
             names = [n for n in inspect.signature(function).parameters if n != "kwargs"]
             taken: Mapping[str, str] = dict(zip(names, names, strict=True))

@@ -5,7 +5,7 @@ a pair around each frame. The module also holds one chunk's frames as read from 
 times that processors need.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -35,6 +35,8 @@ class Clip:
     seconds: float
     """Length of the chunk in seconds; 0 for an image."""
     kind: MediaKind
+    sound: np.ndarray[Any, np.dtype[np.float32]] | None = None
+    """Mono samples from -1 to 1 at the processor's rate, shape (samples,); None: no sound."""
 
     def __post_init__(self) -> None:
         if self.frames.ndim != 4 or self.frames.shape[-1] != 3 or not len(self.frames):
@@ -48,7 +50,7 @@ class Clip:
         return replace(self, frames=self.frames[at : at + 1], times=self.times[at : at + 1])
 
     def outline(self) -> dict[str, Any]:
-        """Return all fields but the content of the frames."""
+        """Return all fields but the content of the frames, and the sound."""
         return {
             "shape": list(self.frames.shape[:3]),
             "times": list(self.times),
@@ -123,8 +125,8 @@ def without_outer_pair(processor: Any, text: str) -> str:
     return text.replace(f"{processor.vision_start_token}{video}{processor.vision_end_token}", video)
 
 
-PLACES = ("image_token", "video_token", "boi_token")
-"""Attribute names under which processors and tokenizers keep image placeholders."""
+PLACES = ("image_token", "video_token", "boi_token", "audio_token")
+"""Attribute names under which processors and tokenizers keep placeholders."""
 
 Answer = TypeVar("Answer")
 _KNOWN: "WeakKeyDictionary[Any, dict[Any, Any]]" = WeakKeyDictionary()
@@ -251,13 +253,13 @@ def is_image_output(name: str) -> bool:
 
 
 def token(processor: Any, kind: str) -> str:
-    """Return the placeholder of an `image` or a `video` in a prompt; empty if there is none."""
+    """Return the placeholder of an `image`, a `video` or `audio` in a prompt; empty if there is
+    none."""
     return _word(getattr(processor, f"{kind}_token", None))
 
 
 def placeholder_tokens(processor: Any) -> set[str]:
-    """Return the strings that a prompt must not contain: the model reads them as image
-    placeholders."""
+    """Return the strings that a prompt must not contain: the model reads them as placeholders."""
     parts = (processor, processor.tokenizer)
     tokens = {_word(getattr(part, name, None)) for part in parts for name in PLACES}
     tokens |= {str(processor.tokenizer.convert_ids_to_tokens(i)) for i in declared_ids(processor)}
@@ -281,10 +283,10 @@ def tag_ids(processor: Any) -> tuple[set[int], set[int]]:
     return opening, closing
 
 
-def declared_ids(processor: Any) -> set[int]:
-    """Return the token ids that the processor declares as image placeholders."""
+def declared_ids(processor: Any, kinds: Sequence[str] = ("image", "video")) -> set[int]:
+    """Return the token ids that the processor declares as placeholders of these kinds."""
     found: set[int] = set()
-    for kind in ("image", "video"):
+    for kind in kinds:
         number = getattr(processor, f"{kind}_token_id", None)
         if number is None and (word := token(processor, kind)):
             number = processor.tokenizer.convert_tokens_to_ids(word)

@@ -253,8 +253,8 @@ def _refuse_placeholders(processor: Any, prompts: Sequence[str]) -> None:
     placeholders = placeholder_tokens(processor)
     if found := [word for prompt in prompts for word in placeholders if word in prompt]:
         raise UsageError(
-            f"the prompt contains {found[0]}, which this model reads as an image placeholder",
-            hint="Leave it out: each image is placed before the prompt",
+            f"the prompt contains {found[0]}, which this model reads as a placeholder",
+            hint="Leave it out: images and sound are placed before the prompt",
         )
 
 

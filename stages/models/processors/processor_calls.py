@@ -59,16 +59,22 @@ def last_forms(processor: Any) -> tuple[str, ...]:
 
 
 def write(
-    processor: Any, form: str, channel: str, media: int, prompt: str, system: str = ""
+    processor: Any,
+    form: str,
+    channel: str,
+    media: int,
+    prompt: str,
+    system: str = "",
+    sounds: int = 0,
 ) -> str:
-    """Write the text of one turn with `media` images or videos, after a `system` text. Raises
-    UsageError if the form has no place for a system text."""
+    """Write the text of one turn with `media` images or videos and `sounds` behind them, after a
+    `system` text. Raises UsageError if the form has no place for a system text."""
     if form not in TEMPLATED:
         if system:
             raise without_system()
-        placeholders = token(processor, channel.removesuffix("s")) * media
+        placeholders = _placeholders(processor, channel, media, sounds)
         return form.replace("{media}", placeholders).replace("{prompt}", prompt)
-    question = _question(processor, form, channel, media, prompt)
+    question = _question(processor, form, channel, media, prompt, sounds)
     if not system:
         return _templated(processor, [question])
     if not (way := system_form(processor, form)):
@@ -121,14 +127,20 @@ def _render_system(processor: Any, form: str, way: str, system: str) -> str:
         return ""
 
 
-def _question(processor: Any, form: str, channel: str, media: int, prompt: str) -> dict[str, Any]:
-    kind = channel.removesuffix("s")
+def _question(
+    processor: Any, form: str, channel: str, media: int, prompt: str, sounds: int = 0
+) -> dict[str, Any]:
+    kinds = [channel.removesuffix("s")] * media + ["audio"] * sounds
     content: Any = prompt
     if form == PARTS:
-        content = [*({"type": kind} for _ in range(media)), {"type": "text", "text": prompt}]
-    elif form == STRING and (placeholders := token(processor, kind) * media):
+        content = [*({"type": kind} for kind in kinds), {"type": "text", "text": prompt}]
+    elif form == STRING and (placeholders := _placeholders(processor, channel, media, sounds)):
         content = f"{placeholders}\n{prompt}"
     return {"role": "user", "content": content}
+
+
+def _placeholders(processor: Any, channel: str, media: int, sounds: int) -> str:
+    return token(processor, channel.removesuffix("s")) * media + token(processor, "audio") * sounds
 
 
 def _system(way: str, text: str) -> dict[str, Any]:
@@ -151,6 +163,11 @@ RATE = "fps"
 compute times from it, and take a constant if it is not given, whatever the metadata says."""
 
 
+INTERLEAVED, SEPARATE = "interleaved", "separate"
+"""Places of a video's sound: among its placeholders, by time, or behind them as a part of its own
+of the turn."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Layout:
     """How a processor is called with media of one kind."""
@@ -171,6 +188,8 @@ class Layout:
     """Whether a prompt takes at most one image."""
     system: str = ""
     """System text before the question; empty: none."""
+    sound: str = ""
+    """Place of the sound of clips that have some: `interleaved` or `separate`; empty: none."""
 
 
 def run(
@@ -192,14 +211,18 @@ def run(
     if TIMES in layout.options:
         times: list[Any] = [[video_metadata(clip)] for clip in clips]
         options[TIMES] = times if layout.nested else list(itertools.chain.from_iterable(times))
+    sounds = [clip.sound for clip in clips if clip.sound is not None]
+    if layout.sound == INTERLEAVED:
+        options |= {"load_audio_from_video": True, "audio_from_video_indices": [*range(len(clips))]}
+    separate = int(layout.sound == SEPARATE)
     texts = [
-        write(processor, layout.form, layout.channel, len(row), prompt, layout.system)
+        write(processor, layout.form, layout.channel, len(row), prompt, layout.system, separate)
         for row, prompt in zip(rows, prompts, strict=True)
     ]
     if begins_itself(processor, layout, texts[0]):
         options["add_special_tokens"] = False
     media = rows if layout.nested else list(itertools.chain.from_iterable(rows))
-    given = {"text": texts, layout.argument: media}
+    given = {"text": texts, layout.argument: media, **({"audio": sounds} if sounds else {})}
     outputs = dict(processor(**given, return_tensors="pt", padding=True, **options))
     outputs.pop(TIMES, None)
     return outputs

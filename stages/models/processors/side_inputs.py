@@ -19,10 +19,19 @@ import numpy as np
 import torch
 
 from artifacts.errors import UsageError
-from stages.models.halves.records import RowCount
+from stages.models.halves.records import FeatureRecord, RowCount
+from stages.models.halves.routes import USE_SOUND
 from stages.models.processors.input_layout import PROBES, noise
 from stages.models.processors.loading import Clip, is_image_output
-from stages.models.processors.processor_calls import Layout, places, run, same, text_ids
+from stages.models.processors.processor_calls import (
+    INTERLEAVED,
+    Layout,
+    places,
+    run,
+    same,
+    text_ids,
+)
+from stages.models.processors.sound import answering_sound, sound_layout
 from stages.process.exit_diagnosis import out_of_memory
 
 HOOKS = {"images": "_process_images", "videos": "_process_videos"}
@@ -46,22 +55,26 @@ class Row(Protocol):
     def replacements(self) -> tuple[str, ...]: ...
     @property
     def count(self) -> RowCount: ...
+    @property
+    def heard(self) -> FeatureRecord | None: ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Prepared:
-    """One chunk as encoder input, with what its prompt will need."""
+    """One chunk, or its sound, as encoder input, with what its prompt will need."""
 
     inputs: dict[str, Any]
     """The processor's outputs that depend on the frames and not on the text."""
     channel: str
-    """`images` or `videos`: how the frames were passed."""
+    """`images` or `videos`: how the frames were passed; `audio`: it is of a sound."""
     side: dict[str, Any]
     """Outputs of the image or video processor, besides pixels, that the prompt needs in addition to
     `replacements`, and the pixels' shapes; or the frames' outline."""
     replacements: tuple[str, ...]
     """Text in the prompt for each image."""
     count: RowCount
+    heard: FeatureRecord | None = None
+    """The record of the row's sound."""
 
 
 Keep = Callable[[Any, Layout, Clip, str], Prepared]
@@ -95,9 +108,20 @@ def check_outline(processor: Any, layout: Layout, clip: Clip, row: Prepared) -> 
 def restore(
     processor: Any, layout: Layout, rows: Sequence[Row], prompts: Sequence[str]
 ) -> dict[str, Any]:
-    """Return the outputs besides pixels for these prompts and the kept media."""
+    """Return the outputs besides pixels and sound for these prompts and the kept media."""
+    heard = [row.heard for row in rows if row.heard is not None]
+    if heard:
+        layout = sound_layout(processor, layout)
+    with answering_sound(processor, heard):
+        outputs = _restored(processor, layout, rows, prompts)
+    return {**outputs, USE_SOUND: True} if layout.sound == INTERLEAVED else outputs
+
+
+def _restored(
+    processor: Any, layout: Layout, rows: Sequence[Row], prompts: Sequence[str]
+) -> dict[str, Any]:
     if OUTLINE in rows[0].side:
-        clips = [Clip.blank(row.side[OUTLINE]) for row in rows]
+        clips = [_with_sound(layout, Clip.blank(row.side[OUTLINE])) for row in rows]
         return without_images(run(processor, layout, clips, prompts))
     if not layout.batched and len(rows) > 1:
         raise ValueError("a processor that takes one prompt per call cannot be run without images")
@@ -106,9 +130,22 @@ def restore(
     for name in rows[0].side.get(SHAPES, ()):
         side[name] = _nothing([row.side[SHAPES][name] for row in rows])
     replacements = [text for row in rows for text in row.replacements]
-    clips = [_smallest_clip(layout.channel, row.count.media) for row in rows]
-    with _answering(processor, layout.channel, lambda *_, **__: (dict(side), [*replacements])):
+    clips = [_with_sound(layout, _smallest_clip(layout.channel, row.count.media)) for row in rows]
+
+    def answer(*_: Any, **kwargs: Any) -> tuple[dict[str, Any], list[str]]:
+        if layout.sound != INTERLEAVED:
+            return dict(side), [*replacements]
+        return dict(side), [
+            processor.replace_video_token(side, video, **kwargs) for video in range(len(rows))
+        ]
+
+    with _answering(processor, layout.channel, answer):
         return without_images(run(processor, layout, clips, prompts))
+
+
+def _with_sound(layout: Layout, clip: Clip) -> Clip:
+    """Return a clip with a sound that no processor reads, if the layout has a place for it."""
+    return replace(clip, sound=np.zeros(1, np.float32)) if layout.sound else clip
 
 
 def keep_answers(processor: Any, layout: Layout, clip: Clip, prompt: str) -> Prepared:

@@ -71,7 +71,6 @@ from stages.models.gguf import ROWS
 from stages.models.halves.absent import NeedsWeights
 from stages.models.halves.features import Features
 from stages.models.halves.offload import generate, new_tokens, prompt_in
-from stages.models.halves.records import merge_blank, merge_rows
 from stages.process.exit_diagnosis import out_of_memory
 
 KIND = "rows"
@@ -456,8 +455,8 @@ class InflightEngine:
             generate_kwargs = generate_kwargs.bounded(half, inputs, items, whole=is_live)
         options["max_new_tokens"] = generate_kwargs.limit
         if self._prefix is not None:
-            prefill, chunk_key = self._prefix.prefill_from_prefix, request.item.features
-            row = prefill(half, chunk_key, inputs, features, **options)
+            prefill, item = self._prefix.prefill_from_prefix, request.item
+            row = prefill(half, f"{item.features}{item.heard}", inputs, features, **options)
         else:
             row = prefill_row(half, inputs, features, **options)
         stopped = partial(generate_kwargs.stopped, self._transformers.processor)
@@ -472,7 +471,7 @@ class InflightEngine:
         chosen = generate_kwargs.options(half, processor, [request.item])
         prompts = [request.item.prompt]
         inputs = prompts_for(half, processor, [row], prompts, generate_kwargs.generation)
-        features = Features(merge_rows([row]), row.needs, merge_blank([row]))
+        features = Features.of([row])
         options = self._transformers.prefill_options.options(half, processor, row)
         return inputs, features, options | chosen
 

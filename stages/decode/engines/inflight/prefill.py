@@ -33,7 +33,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from stages.decode.engines.inflight.cache_layers import UnsupportedCacheError
 from stages.models.halves.features import Features, moved, placeholder_ids
 from stages.models.halves.offload import generate
-from stages.models.halves.routes import choose_route
+from stages.models.halves.routes import AUDIO, MODALITIES, choose_route
 
 SDPA = "sdpa"
 """Name of the attention that takes part; others copy."""
@@ -246,6 +246,9 @@ def positions_of(half: Any, inputs: Mapping[str, Any], features: Mapping[str, An
         seen_positions.append(kwargs.get("position_ids"))
         return input_ids
 
+    if AUDIO in features:  # no pass asks for it
+        seen = {modality: record for modality, record in features.items() if modality != AUDIO}
+        features = Features(seen, already_read=True)
     options = {"custom_generate": note, **ONE_TOKEN}
     generate(half, inputs, features, on_host=True, **options)
     if len(seen_positions) != 1 or seen_positions[0] is None:
@@ -363,17 +366,18 @@ class SharedPrefix:
 
 
 def _shared_tokens(half: Any, inputs: Mapping[str, Any]) -> int:
-    """Return the number of tokens up to and including the last image token."""
+    """Return the number of tokens up to and including the last placeholder of any kind."""
     if half.config.is_encoder_decoder:
         raise UnsupportedCacheError("its prompt goes to an encoder")
     if choose_route(half).route != "protocol":
         raise UnsupportedCacheError("its image features are not passed to generate")
     ids = inputs["input_ids"][0]
-    image_ids = torch.tensor(sorted(placeholder_ids(half.config)), device=ids.device)
-    positions_of_images = torch.isin(ids, image_ids).nonzero().flatten().tolist()
-    if not positions_of_images or positions_of_images[-1] + 1 >= len(ids):
+    kinds = (*MODALITIES, AUDIO)
+    placeholders = torch.tensor(sorted(placeholder_ids(half.config, kinds)), device=ids.device)
+    positions_of_media = torch.isin(ids, placeholders).nonzero().flatten().tolist()
+    if not positions_of_media or positions_of_media[-1] + 1 >= len(ids):
         raise UnsupportedCacheError("its prompts do not start with their images")
-    return int(positions_of_images[-1]) + 1
+    return int(positions_of_media[-1]) + 1
 
 
 def _beginning(inputs: Mapping[str, Any], length: int) -> dict[str, Any]:

@@ -1,0 +1,117 @@
+"""Prepares sound for the audio half, and finds out how a checkpoint's processor takes it."""
+
+import inspect
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from stages.models.halves.records import SOUND, RowCount
+from stages.models.halves.routes import SOUNDS
+from stages.models.processors.input_layout import PROBES, channels_of, layout_of, noise
+from stages.models.processors.processor_calls import INTERLEAVED, run
+from stages.models.processors.side_inputs import Prepared
+from stages.models.processors.sound import (
+    DTYPE,
+    HOOK,
+    ONES,
+    PROBE_SECONDS,
+    WIDTH,
+    answering_hook,
+    mask_of,
+    sound_layout,
+    sound_noise,
+    sound_places,
+    sound_rate,
+)
+from stages.models.profile import HearingProfile
+from stages.process.exit_diagnosis import out_of_memory
+
+
+def prepare_sound(processor: Any, samples: NDArray[np.float32]) -> Prepared:
+    """Run the processor on the sound of one row: mono samples from -1 to 1 at its rate."""
+    channel = channels_of(processor)[0]
+    layout = sound_layout(processor, layout_of(processor, channel))
+    kept: list[tuple[dict[str, Any], list[str]]] = []
+    compute = getattr(processor, HOOK)
+
+    def remember(*args: Any, **kwargs: Any) -> Any:
+        found, replacements = compute(*args, **kwargs)
+        kept.append((dict(found), [*replacements]))
+        return found, replacements
+
+    clip = replace(noise(channel), sound=samples)
+    with answering_hook(processor, remember):
+        outputs = run(processor, layout, [clip], PROBES[:1])
+    ((found, replacements),) = kept
+    return Prepared(
+        inputs={name: value for name, value in outputs.items() if name in found},
+        channel=SOUND,
+        side={name: _kept(value) for name, value in found.items() if name not in SOUNDS},
+        replacements=tuple(replacements),
+        count=RowCount(tokens=sound_places(processor, outputs), media=1),
+    )
+
+
+def silence() -> Prepared:
+    """Return what is prepared of a track without a sample."""
+    return Prepared(
+        inputs={}, channel=SOUND, side={}, replacements=(), count=RowCount(tokens=0, media=0)
+    )
+
+
+def _kept(value: Any) -> Any:
+    """Return a mask of one row as its lengths, and any other value as it is."""
+    if not isinstance(value, torch.Tensor) or value.ndim != 2 or len(value) != 1:
+        return value
+    ones = int((value != 0).sum())
+    mask = {ONES: ones, WIDTH: value.shape[1], DTYPE: str(value.dtype).removeprefix("torch.")}
+    return mask if torch.equal(mask_of(mask, value.shape[1]), value) else value
+
+
+def hearing_profile(processor: Any) -> HearingProfile | None:
+    """Return what planning needs of a processor's sound; None if it takes none beside pictures."""
+    if not (rate := sound_rate(processor)):
+        return None
+    try:
+        layouts = [
+            sound_layout(processor, layout_of(processor, name)) for name in channels_of(processor)
+        ]
+        few, more = (_tokens(processor, seconds) for seconds in PROBE_SECONDS)
+        longest = _longest(processor, rate)
+    except Exception as error:  # a processor may fail in any way
+        if out_of_memory(error):
+            raise
+        return None
+    per_second = (more - few) / (PROBE_SECONDS[1] - PROBE_SECONDS[0])
+    return HearingProfile(
+        rate=rate,
+        tokens_per_second=per_second,
+        tokens_per_sound=max(0, few - int(PROBE_SECONDS[0] * per_second)),
+        max_seconds=longest,
+        interleaved=any(layout.sound == INTERLEAVED for layout in layouts),
+    )
+
+
+def _longest(processor: Any, rate: int) -> float:
+    """Return the longest sound in seconds that the processor passes on; 0: any."""
+    extractor = processor._audio_processor
+    stated = inspect.signature(type(extractor).__call__).parameters.get("max_length")
+    samples = getattr(extractor, "n_samples", None if stated is None else stated.default)
+    if not isinstance(samples, int) or samples < rate:
+        return 0.0
+    row = prepare_sound(processor, sound_noise(processor, PROBE_SECONDS[0]))
+    is_window = any(
+        isinstance(kept, dict) and kept[WIDTH] >= samples // getattr(extractor, "hop_length", 1)
+        for kept in row.side.values()
+    )
+    seconds = samples / rate
+    if is_window or _tokens(processor, seconds) >= _tokens(processor, seconds + 1.0):
+        return seconds
+    return 0.0
+
+
+def _tokens(processor: Any, seconds: float) -> int:
+    return prepare_sound(processor, sound_noise(processor, seconds)).count.tokens

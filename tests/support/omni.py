@@ -1,0 +1,97 @@
+"""Tiny checkpoints that see and hear, with their processors; needs no network."""
+
+from pathlib import Path
+from typing import Any
+
+from benchmarks._words import hf, words
+from tests.support.families import decisive, made_once, save
+from tests.support.tiny_families.grids import DEEP, ROUTING, TALL, WINDOWS
+from tests.support.tiny_families.parts import MROPE, NONE, config_of, model_of, patches, text
+
+TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
+    "{% if m['content'] is string %}{{ m['content'] }}{% else %}{% for c in m['content'] %}"
+    "{% if c['type'] == 'text' %}{{ c['text'] }}"
+    "{% elif c['type'] == 'audio' %}<|audio_bos|><|AUDIO|><|audio_eos|>"
+    "{% else %}<|vision_bos|><|{{ c['type'] | upper }}|><|vision_eos|>"
+    "{% endif %}{% endfor %}{% endif %}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+NAMED = {
+    "image_token": "<|IMAGE|>",
+    "video_token": "<|VIDEO|>",
+    "audio_token": "<|AUDIO|>",
+    "vision_bos_token": "<|vision_bos|>",
+    "vision_eos_token": "<|vision_eos|>",
+    "audio_bos_token": "<|audio_bos|>",
+    "audio_eos_token": "<|audio_eos|>",
+}
+EAR = {
+    "num_mel_bins": 20,
+    "encoder_layers": 2,
+    "encoder_attention_heads": 4,
+    "encoder_ffn_dim": 64,
+    "d_model": 32,
+    "max_source_positions": 1500,
+    "output_dim": 32,
+}
+OMNI = ("Qwen2_5Omni", "Qwen3OmniMoe")
+"""Prefixes of their classes."""
+HEARD_SECONDS = 10
+"""Length to which the first one's processor pads sound."""
+
+
+@made_once
+def omni_checkpoint(folder: Path, prefix: str) -> None:
+    """The thinker of one of OMNI."""
+    tokenizer = words("<|im_start|>", "<|im_end|>", **NAMED)
+    first = prefix == OMNI[0]
+    common = {"patch_size": 4, "temporal_patch_size": 2, "merge_size": 2}
+    size = {"shortest_edge": 16 * 16, "longest_edge": 32 * 32}
+    frames = size if first else {**size, "longest_edge": 8 * 32 * 32}
+    video = hf.Qwen2VLVideoProcessor if first else hf.Qwen3VLVideoProcessor
+    processor = getattr(hf, f"{prefix}Processor")(
+        image_processor=hf.Qwen2VLImageProcessor(size=size, **common),
+        video_processor=video(size=frames, **common),
+        feature_extractor=hf.WhisperFeatureExtractor(
+            feature_size=20, chunk_length=HEARD_SECONDS, return_attention_mask=True
+        ),
+        tokenizer=tokenizer,
+        chat_template=TEMPLATE,
+    )
+    save(folder, decisive(_model(prefix, tokenizer)), processor)
+
+
+def _model(prefix: str, tokenizer: Any) -> Any:
+    ids = {name: tokenizer.convert_tokens_to_ids(word) for name, word in NAMED.items()}
+    kinds = ("image", "video", "audio")
+    known = {
+        f"{kind}_token_{end}": ids[f"{kind}_token"] for kind in kinds for end in ("id", "index")
+    }
+    known |= {
+        "vision_start_token_id": ids["vision_bos_token"],
+        "vision_end_token_id": ids["vision_eos_token"],
+        "audio_start_token_id": ids["audio_bos_token"],
+        "audio_end_token_id": ids["audio_eos_token"],
+        "user_token_id": 5,
+    }
+    sizes = {
+        "vocab_size": len(tokenizer),
+        "max_position_embeddings": 4096,
+        "bos_token_id": 2,
+        "eos_token_id": 1,
+    }
+    if prefix == OMNI[0]:
+        turned = text(rope_parameters=MROPE, head_dim=NONE, **sizes)
+        ear, seconds = (
+            {**EAR, "n_window": 100},
+            {"position_id_per_seconds": 25, "seconds_per_chunk": 2},
+        )
+        vision: Any = patches(**WINDOWS)
+    else:
+        turned = text(**TALL, **ROUTING, **sizes)
+        ear = {**EAR, "n_window": 50, "downsample_hidden_size": 8}
+        seconds, vision = {"position_id_per_seconds": 13}, DEEP
+    return model_of(
+        config_of(f"{prefix}Thinker", turned, vision, audio_config=ear, **known, **seconds)
+    )
