@@ -44,10 +44,10 @@ def ledger(tmp_path: Path) -> Ledger:
     return made
 
 
-def tracks(book: Ledger, start: float, end: float) -> None:
-    """Note that the sound stage found sound in this part of the video."""
-    assert book.soundtracks is not None
-    book.soundtracks.publish([Record(key="v", meta={"start": start, "end": end})])
+def silence(book: Ledger, task: Task) -> None:
+    """Note that the sound stage found no sound in this chunk."""
+    assert book.silences is not None
+    book.silences.publish([Record(key=task["sound"])])
     book.refresh()
 
 
@@ -72,7 +72,7 @@ def test_a_chunk_of_an_unread_track_may_have_sound_and_an_image_has_none(tmp_pat
 
 def test_a_chunk_without_sound_has_the_keys_of_a_run_without_sound(tmp_path: Path) -> None:
     book, plain = ledger(tmp_path), Ledger(FolderStore(tmp_path), CAPTION, SILENT)
-    tracks(book, 3.0, 29.0)
+    silence(book, book.tasks([VIDEO])[1])
     heard, silent = book.tasks([VIDEO])
     assert (heard.namespaces, silent.namespaces) == (HEARS, SILENT)
     assert [silent.keys, *(t.keys for t in book.tasks([IMAGE]))] == [
@@ -96,7 +96,6 @@ def test_features_of_sound_do_not_depend_on_how_frames_are_sampled(tmp_path: Pat
 
 def test_a_record_is_needed_until_each_stage_that_reads_it_is_done(tmp_path: Path) -> None:
     book = ledger(tmp_path)
-    tracks(book, 0.0, 60.0)
     (first, second) = book.tasks([VIDEO])
     make(book, "features", first)
     assert book.has(first, FRAMES) and not book.has(first, sound.STAGE)
@@ -111,7 +110,6 @@ def test_a_record_is_needed_until_each_stage_that_reads_it_is_done(tmp_path: Pat
 
 def test_a_chunk_whose_sound_is_damaged_has_failed(tmp_path: Path) -> None:
     book = ledger(tmp_path)
-    tracks(book, 0.0, 60.0)
     first, second = book.tasks([VIDEO])
     book.refused["sound"].publish([Record(key=first["sound"], meta={"kind": "sound"})])
     book.refresh()

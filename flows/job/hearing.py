@@ -27,7 +27,7 @@ def pipeline_with_sound(
     videos = files is None or any(file.kind == "video" for file in files)
     if not reason and videos:
         _check_chunk(config, model)
-    if reason and model.profile.hears and videos:
+    if reason and model.profile.hearing and videos:
         model = replace(model, notes=(*model.notes, f"sound is not used: {reason}"))
     return pipeline if reason or not videos else with_hearing(pipeline), model
 
@@ -46,7 +46,7 @@ def _obstacle(config: RunOptions, model: Model, pipeline: Pipeline) -> tuple[str
     """Return why a run cannot use sound, and what to do; empty if it can."""
     if model.served is not None:
         return "a server is sent pictures only", "Leave out --sound"
-    if not model.profile.hears:
+    if model.profile.hearing is None:
         hint = "Leave out --sound, or choose a model that hears: docs/models.md names them"
         return f"{model.name} hears nothing (it has no audio encoder)", hint
     if with_hearing(pipeline) == pipeline or not isinstance(config, SoundOptions):

@@ -39,7 +39,7 @@ from flows.ledger.tasks import Medium
 from flows.machine.budget import Budget, budget_on, check_device
 from flows.machine.gpus import select_devices
 from flows.machine.launch import Launcher
-from flows.media.media_files import Selection
+from flows.media.media_files import MediaFile, Selection
 from flows.media.remote_digests import Progress, unfetched_note
 from flows.media.sources import find_media, why_no_media
 from flows.options.commands import RunOptions

@@ -32,11 +32,11 @@ from artifacts.packs import RecordSet, RecordUnion, refresh_together
 from artifacts.schema import ChunkIndex, MediaIndex
 from artifacts.store import Store
 from flows.ledger.namespaces import Variant
-from flows.ledger.tasks import Medium, Task, task_of
+from flows.ledger.tasks import Medium, Task, sound_key, task_of
 from flows.pipelines import Pipeline
 from stages import sound
 from stages.process.job import StageSpec
-from stages.sound.soundtrack import SOUNDTRACKS, is_in_track
+from stages.sound.job import SILENCES
 
 
 class Ledger:
@@ -76,10 +76,10 @@ class Ledger:
             if stage.can_reject_items
         }
         """Stage name → reasons why the model rejects an item, by the key of the item's record."""
-        heard = self.namespaces.of.get(sound.STAGE.writes, "")
-        self.soundtracks = closed(SOUNDTRACKS, heard) if heard else None
-        """Where each medium has sound, by its digest, once the sound stage has read it; None: this
-        run reads no sound."""
+        of_sound = self.namespaces.of.get(sound.STAGE.writes, "")
+        self.silences = closed(SILENCES, of_sound) if of_sound else None
+        """Keys of the sounds that are not there, as the sound stage found; None: this run reads no
+        sound."""
         self.wave_records = closed("waves", self.namespaces[last])
         """Division of the work into waves and batches, as first computed."""
         self._refresh_records(self.wave_records)
@@ -102,8 +102,8 @@ class Ledger:
 
     def _refresh_records(self, *more: RecordSet) -> None:
         unions = (*self._records.values(), *self.refused.values())
-        tracks = filter(None, [self.soundtracks])
-        refresh_together(self.media, self.failures, *tracks, *unions, *more)
+        silences = [self.silences] if self.silences is not None else []
+        refresh_together(self.media, self.failures, *silences, *unions, *more)
 
     def use_precision(self, precision: Mapping[str, str]) -> None:
         """Make new records in the variant of this precision."""
@@ -205,11 +205,9 @@ class Ledger:
 
     def hears(self, medium: Medium, chunk: ChunkIndex) -> bool:
         """Return whether a chunk has sound, or may have it: the sound stage did not read it yet."""
-        if self.soundtracks is None or medium.kind != "video":
+        if self.silences is None or medium.kind != "video":
             return False
-        if medium.digest not in self.soundtracks:
-            return True
-        return is_in_track(self.soundtracks.meta(medium.digest), chunk.start, chunk.end)
+        return sound_key(self.namespaces[sound.STAGE.writes], medium, chunk) not in self.silences
 
     def forget_failures(self, media: Sequence[Medium]) -> None:
         """Drop the recorded failures, so that everything is tried again."""

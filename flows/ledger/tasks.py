@@ -126,9 +126,8 @@ def task_of(
         for at, (kind, namespace) in enumerate(namespaces.of.items())
         if kind not in SOUND_KINDS
     }
-    bounds = (chunk.start, chunk.end)
-    for kind in SOUND_KINDS & namespaces.of.keys():  # the sampling of frames does not matter
-        keys[kind] = item_key(namespaces[kind], medium.digest, chunk.index, *bounds)
+    for kind in SOUND_KINDS & namespaces.of.keys():
+        keys[kind] = sound_key(namespaces[kind], medium, chunk)
     return Task(
         medium=medium,
         chunk=shown,
@@ -138,6 +137,11 @@ def task_of(
         prompt=prompt,
         previous=previous,
     )
+
+
+def sound_key(namespace: str, medium: Medium, chunk: ChunkIndex) -> str:
+    """Return the key of a record about the sound of a chunk. It does not depend on the frames."""
+    return item_key(namespace, medium.digest, chunk.index, chunk.start, chunk.end)
 
 
 def keys_of(tasks: Iterable[Task], kind: str) -> set[str]:

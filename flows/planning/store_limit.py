@@ -156,8 +156,12 @@ class StoreLimit:
         that it adds for good."""
         tasks = self._ledger.tasks([medium])
         expected = self._expected[medium.digest, medium.prompt]
-        sizes = (expected.frame_bytes, expected.feature_bytes)
-        sizes += (expected.sound_bytes, expected.heard_bytes)
+        sizes = (
+            expected.frame_bytes,
+            expected.feature_bytes,
+            expected.sound_bytes,
+            expected.heard_bytes,
+        )
         most = dict(zip(self._kinds, sizes, strict=False))
         is_done = bool(tasks) and not any(map(self._read, tasks))
         left = {

@@ -153,6 +153,8 @@ def refuse_request(report: EventReporter) -> Callable[[Any, ItemFault], None]:
     return fail
 
 
+CLAIMS_PER_SHARE = 4
+"""In so many pieces a process on one of several equal devices claims its share, or more."""
 CHECK_LETTERS = 500
 """Maximum number of characters of the prompt in the check before use."""
 
@@ -385,7 +387,8 @@ class BatchRun:
         if spec.depends_on_batch:
             return batches
         left = [[item for item in batch if self._is_missing(item)] for batch in batches]
-        left = rebatch(left, job.share.items)  # so that processes can share a single batch
+        # So that processes on equal devices can share even a single batch, about evenly.
+        left = rebatch(left, -(-job.share.items // CLAIMS_PER_SHARE))
         batches = longest_first(left, job.previous_lengths)
         return by_chunk(batches) if spec.by_chunk or spec.gguf else batches
 

@@ -7,7 +7,7 @@ OUTPUT_VERSION = 1
 """Increased when this stage's output changes for the same inputs; part of every later cache key."""
 STAGE = StageSpec(
     name="hear",
-    reads="sound",
+    reads=("sound",),
     writes="heard",
     part="audio",
     job=HearJob,
