@@ -8,11 +8,13 @@ from collections.abc import Iterator
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import av
 import numpy as np
+from av.audio.stream import AudioStream
 from av.container import InputContainer
+from av.packet import Packet
 from av.stream import Discard, Disposition
 from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
@@ -36,6 +38,7 @@ from stages.frames.timeline import (
 )
 from stages.process.memory_limit import memory_was_short
 
+S = TypeVar("S", VideoStream, AudioStream)
 ISO_BRANDS_AT = slice(4, 8)
 """Position of `ftyp` in an MP4 or MOV file."""
 
@@ -79,13 +82,7 @@ def open_video(
 ) -> tuple[InputContainer, VideoStream]:
     """Return the container and its best video stream. `threads` 0 lets the decoder use all cores.
     With `strict` the decoder reports damage, as an error or by a mark. Raises MediaError."""
-    check_file(path)
-    try:
-        container = open_container(path)
-    except av.error.FFmpegError as error:
-        if not is_damage(error, path):
-            raise
-        raise _cannot_open(path, error) from error
+    container = open_checked(path)
     try:
         stream = _video_stream(path, container)
         for other in container.streams:
@@ -121,6 +118,17 @@ def decoder_of(stream: VideoStream) -> VideoCodecContext:
     for name in ("extradata", "thread_count", "options", "color_range", "colorspace"):
         setattr(decoder, name, getattr(own, name))
     return decoder
+
+
+def open_checked(path: Path) -> InputContainer:
+    """Return the container of a media file. Raises MediaError."""
+    check_file(path)
+    try:
+        return open_container(path)
+    except av.error.FFmpegError as error:
+        if not is_damage(error, path):
+            raise
+        raise _cannot_open(path, error) from error
 
 
 def open_container(path: Path) -> InputContainer:
@@ -336,9 +344,13 @@ MAX_TRIES = 1000
 """How often FFmpeg may ask to be called again for one file."""
 
 
-def packets(container: InputContainer, stream: VideoStream) -> Iterator[VideoPacket]:
+def packets(container: InputContainer, stream: S) -> Iterator["Packet[S]"]:
     """Yield the non-empty packets of the stream, until the file ends or its structure breaks."""
-    in_order = _lacks_times(container) and not stream.codec_context.has_b_frames
+    in_order = (
+        isinstance(stream, VideoStream)
+        and _lacks_times(container)
+        and not stream.codec_context.has_b_frames
+    )
     for _ in range(MAX_TRIES):
         try:
             for packet in container.demux(stream):
@@ -471,9 +483,7 @@ def _offset(container: InputContainer, first: Fraction) -> tuple[float, list[str
     ]
 
 
-def announced_seconds(
-    container: InputContainer, stream: VideoStream, first: Fraction
-) -> float | None:
+def announced_seconds(container: InputContainer, stream: S, first: Fraction) -> float | None:
     """Return the length that the file states from its first frame, at `first` on the file's clock,
     to its last one. Return None if only the length of the whole file is known."""
     hours, minutes, seconds = ([*stream.metadata.get("DURATION", "").split(":"), "", ""])[:3]

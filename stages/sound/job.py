@@ -1,0 +1,48 @@
+"""The job description of the sound stage. Opens no file."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from artifacts.stamps import Stamp
+
+
+class SoundChunk(NamedTuple):
+    """A chunk whose sound is to be stored."""
+
+    key: str
+    """Cache key of its record."""
+    start: float
+    """Start in seconds since the medium's time 0, as the frames stage has cut it."""
+    end: float
+    """End in seconds."""
+
+
+class SoundItem(NamedTuple):
+    """A media file to read."""
+
+    path: str
+    digest: str
+    """Content digest, 64 hex digits."""
+    kind: str
+    """`video` or `image`; an image has no sound."""
+    chunks: list[SoundChunk]
+    """Its chunks, ascending."""
+    stamp: Stamp | None = None
+    """Stamp of the file when its content was digested; None: not checked."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SoundJob:
+    """Media files to read."""
+
+    store: str
+    namespace: str
+    """Cache namespace of the sound."""
+    rate: int
+    """Samples per second."""
+    track: int = 0
+    """Number of the sound track, from 1; 0: the one that the file marks as default, else its
+    first."""
+    media: list[SoundItem]
+    workers: int
+    """Number of files read at once."""

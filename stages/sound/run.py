@@ -1,0 +1,164 @@
+"""The sound stage: reads one sound track of each media file, and stores it chunk by chunk.
+
+A killed run decodes a track from its start again, and stores the missing chunks. Their bytes do not
+depend on where it was killed. Memory is bounded: each worker thread holds a pack of chunks.
+"""
+
+import contextlib
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from artifacts.claims import POLL_SECONDS, WorkClaims, claims_at
+from artifacts.errors import MediaError
+from artifacts.packs import Record, record_sets_of
+from artifacts.remote.media_cache import open_local
+from artifacts.store import open_store
+from stages.frames.frame_recorder import Watchdog, media_errors
+from stages.frames.medium import UNSTORED_KINDS, MediumToCut
+from stages.process.events import EventReporter
+from stages.process.job import parse_job
+from stages.sound.job import SoundItem, SoundJob
+from stages.sound.track import NO_SOUND, SILENT, ChunkSound, notes_of, sound_of_chunks
+
+PACK_BYTES = 4 << 20
+"""Chunks are stored as soon as they reach this many bytes."""
+PACK_RECORDS = 256
+"""Most images whose empty records are stored together."""
+NO_SAMPLES = np.zeros(0, np.int16)
+COUNTED = (NO_SOUND, SILENT)
+"""Notes that are ordinary, so their files are counted by whoever reads the records."""
+
+
+def run(fields: dict[str, Any], report: EventReporter) -> None:
+    """Store the sound of every chunk of the job that is not stored yet.
+
+    A medium that cannot be used is recorded as failed, and the others continue. Raises
+    EnvironmentFault for a fault of the store or a disk.
+    """
+    job, watchdog = parse_job(SoundJob, fields), Watchdog()
+    stage = Reading(job, report, watchdog)
+    record_sets = (stage.sounds, stage.failures)
+    with watchdog, claims_at(stage.store, *record_sets) as stage.turns:
+        while stage.to_do:
+            groups, stage.to_do = stage.to_do, []
+            with ThreadPoolExecutor(max(1, job.workers), thread_name_prefix="sound") as pool:
+                try:
+                    list(pool.map(stage.read, groups))
+                except BaseException:
+                    stage.stop.set()
+                    pool.shutdown(wait=True, cancel_futures=True)
+                    raise
+            if len(stage.to_do) == len(groups):  # other runs are reading all of them
+                time.sleep(POLL_SECONDS)
+
+
+class Reading:
+    """One job: its record sets and the remaining work."""
+
+    def __init__(self, job: SoundJob, report: EventReporter, watchdog: Watchdog) -> None:
+        self.store = open_store(job.store)
+        self.sounds, self.failures = record_sets_of(
+            self.store, ("sound", job.namespace), ("failures", job.namespace)
+        )
+        self.turns: WorkClaims
+        """Claims of chunks: which run reads which."""
+        self.stop = threading.Event()
+        """Set when workers must end after their current chunk."""
+        self._job, self._report, self._watchdog = job, report, watchdog
+        # Two files with the same content are one medium.
+        media = {item.digest: item for item in job.media}.values()
+        images = [item for item in media if item.kind == "image"]
+        groups = [[item] for item in media if item.kind == "video"]
+        groups += [images[at : at + PACK_RECORDS] for at in range(0, len(images), PACK_RECORDS)]
+        self.to_do = [group for group in groups if self._missing(group)]
+        """Media that this run has not claimed yet."""
+        report.total(sum(len(self._missing(group)) for group in self.to_do))
+
+    def read(self, group: list[SoundItem]) -> None:
+        """Store the missing chunks of a video, or of several images."""
+        if self.stop.is_set():
+            return
+        keys = self._missing(group)
+        turn = self.turns.take(partial(self._missing, group))
+        if turn is None:
+            self.to_do.append(group)
+        if not turn:
+            return
+        try:
+            if group[0].kind == "image":
+                none = ChunkSound(start=0.0, rate=self._job.rate, samples=NO_SAMPLES, track=0)
+                self._store([(key, none) for key in self._missing(group)], "images")
+            else:
+                self._read_video(group[0])
+        finally:
+            self.turns.done(keys)
+
+    def _missing(self, group: Sequence[SoundItem]) -> list[str]:
+        """Return the keys of chunks that have neither a record nor a failure."""
+        keys = dict.fromkeys(chunk.key for item in group for chunk in item.chunks)
+        return [key for key in keys if key not in self.sounds and key not in self.failures]
+
+    def _read_video(self, item: SoundItem) -> None:
+        """Store the missing chunks of a video, or record why it has none."""
+        path, digest, kind, _, stamp = item
+        medium = MediumToCut(
+            path=Path(path), digest=digest, kind=kind, chunk_indexes=None, stamp=stamp
+        )
+        self._report.begin(digest)
+        try:
+            with (
+                media_errors(medium),
+                open_local(medium.path) as local,
+                self._watchdog.over(),
+            ):
+                self._read_chunks(item, medium, local)
+        except MediaError as error:
+            self._fail(item, error)
+        self._report.done(digest)
+
+    def _read_chunks(self, item: SoundItem, medium: MediumToCut, path: Path) -> None:
+        missing, job = set(self._missing([item])), self._job
+        chunks = [chunk for chunk in item.chunks if chunk.key in missing]
+        spans = [(chunk.start, chunk.end) for chunk in chunks]
+        made: list[tuple[str, ChunkSound]] = []
+        with contextlib.closing(sound_of_chunks(path, spans, job.rate, job.track)) as sounds:
+            for chunk, sound in zip(chunks, sounds, strict=True):
+                made.append((chunk.key, sound))
+                full = sum(one.samples.nbytes for _, one in made) >= PACK_BYTES
+                if full or chunk is chunks[-1] or self.stop.is_set():
+                    medium.check()
+                    self._store(made, medium.path.name)
+                    made.clear()
+                if self.stop.is_set():
+                    return
+        metas = [self.sounds.meta(chunk.key) for chunk in item.chunks if chunk.key in self.sounds]
+        for note in notes_of(metas):
+            if note not in COUNTED:
+                self._report.warning(f"{medium.path}: {note}")
+
+    def _store(self, made: Sequence[tuple[str, ChunkSound]], label: str) -> None:
+        """Store chunks, and report the new ones."""
+        records = [
+            Record(key=key, meta=sound.meta, payload=sound.samples.view(np.uint8).data)
+            for key, sound in made
+        ]
+        for key in self.sounds.publish(records):
+            self._report.item(key, label=label)
+
+    def _fail(self, item: SoundItem, error: MediaError) -> None:
+        """Report why the missing chunks of a video have no record, and store it unless it does not
+        depend on the content."""
+        message = error.message.replace(item.path, "the file")
+        meta = {"kind": error.kind, "message": message, "hint": error.hint}
+        keys = self._missing([item])
+        if error.kind not in UNSTORED_KINDS:
+            self.failures.publish([Record(key=key, meta=meta) for key in keys])
+        for key in keys:
+            self._report.failure(key, error.kind, message, error.hint)

@@ -1,0 +1,351 @@
+"""Reads the sound of a media file, chunk by chunk, on the clock of its frames.
+
+How it works:
+
+1. The track is decoded from its start, whichever chunks are requested. After a seek a decoder may
+   return other samples: those of an AAC track differed for 20 s.
+2. Each decoded frame has a place in seconds since time 0 of the file, as in a player. Gaps become
+   zeros, and what overlaps earlier sound is dropped. A few wrong times in a row are passed over.
+3. Where the clock of a recording was reset, sound moves by as much as the frames of the video.
+4. All of it is mixed down and resampled once, then cut at `round(seconds * rate)`. The chunks put
+   together are therefore the whole track. A chunk ends early if the track does.
+"""
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import av
+import numpy as np
+from av.audio.frame import AudioFrame
+from av.audio.stream import AudioStream
+from av.container import InputContainer
+from av.packet import Packet
+from av.stream import Discard, Disposition
+from numpy.typing import NDArray
+
+from artifacts.errors import MediaError
+from artifacts.plurals import counted
+from stages.frames.media_opening import (
+    JUMP_AHEAD_SECONDS,
+    JUMP_BACK_SECONDS,
+    RESET,
+    announced_seconds,
+    is_damage,
+    open_checked,
+    open_video,
+    packets,
+    survey,
+    time_zero,
+)
+from stages.frames.timeline import SHORT_SECONDS
+from stages.sound.mono import Block, MonoResampler
+
+JITTER_SECONDS = Fraction(1, 50)
+"""Times may be off by this much: containers round them, and cameras state them roughly. The first
+frame, and one behind damage, is placed exactly."""
+LOOKAHEAD = 16
+"""Frames whose times are compared before a jump counts as real. A packet of a broadcast states one
+time for as many."""
+RATES = range(1000, 768_001)
+"""Sampling rates in Hz that a file may state."""
+FULL_SCALE = 1 << 15
+"""Full scale of a sample of 16 bits."""
+NO_SOUND = "it has no sound"
+SILENT = "its sound is silent"
+
+Pcm: TypeAlias = NDArray[np.int16]
+"""[samples], mono."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ChunkSound:
+    """The sound of one chunk."""
+
+    start: float
+    """Start of the chunk in seconds since time 0."""
+    rate: int
+    """Samples per second."""
+    samples: Pcm
+    """As many as the chunk is long; fewer if the track ends before, none without a track."""
+    track: int
+    """Number of the track in the file, from 1; 0: it has none."""
+    damaged: tuple[float, ...] = ()
+    """Seconds of packets that are damaged. Silence stands for those that cannot be decoded."""
+    note: str = ""
+    """Why samples are missing; empty: none are, or the track is as long as stated."""
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        """Return the metadata of its record."""
+        return {
+            "rate": self.rate,
+            "samples": len(self.samples),
+            "start": self.start,
+            "seconds": len(self.samples) / self.rate,
+            "track": self.track,
+            "peak": int(np.abs(self.samples.astype(np.int32)).max(initial=0)),
+            "damaged": self.damaged,
+            "note": self.note,
+        }
+
+
+def notes_of(metas: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return what is remarkable in the records of a file's chunks, one sentence each."""
+    notes = [*dict.fromkeys(meta["note"] for meta in metas if meta["note"])]
+    damaged = [seconds for meta in metas for seconds in meta["damaged"]]
+    if damaged:
+        notes.append(
+            f"damaged in its sound: {counted(len(damaged), 'packet')}, the first at "
+            f"{damaged[0]:.2f} s; silence stands for what cannot be decoded"
+        )
+    if any(meta["samples"] for meta in metas) and not any(meta["peak"] for meta in metas):
+        notes.append(SILENT)
+    return notes
+
+
+def sound_of_chunks(
+    path: Path, chunks: Sequence[tuple[float, float]], rate: int, track: int = 0
+) -> Iterator[ChunkSound]:
+    """Yield the sound of these chunks, each (start, end) in seconds since time 0, ascending.
+
+    `track` counts from 1; 0 stands for the track that the file marks as default, else its first.
+    Raises MediaError.
+    """
+    with open_checked(path) as container:
+        number, stream = _chosen(container, track)
+        source = _Track(path, container, stream) if stream is not None else None
+        blocks = source.blocks(rate) if source is not None else iter(())
+        spans = [(round(start * rate), round(end * rate)) for start, end in chunks]
+        for (start, end), (first, beyond), samples in zip(
+            chunks, spans, _cut(blocks, spans), strict=True
+        ):
+            is_short = len(samples) < beyond - first
+            note = NO_SOUND if source is None else source.note * is_short
+            damaged = source.damaged_in(start, end) if source is not None else ()
+            yield ChunkSound(
+                start=start, rate=rate, samples=samples, track=number, damaged=damaged, note=note
+            )
+
+
+def _chosen(container: InputContainer, track: int) -> tuple[int, AudioStream | None]:
+    """Return the number of the track to read, and its stream; 0 and None without a track. Raises
+    MediaError."""
+    tracks = container.streams.audio
+    if not tracks:
+        return 0, None
+    if track > len(tracks):
+        raise MediaError(
+            f"sound of track {track} is not there (it has {len(tracks)})",
+            kind="no-track",
+            hint="Give the number of another one to --sound-track, or leave it out",
+        )
+    marked = (n for n, s in enumerate(tracks, 1) if s.disposition & Disposition.default)
+    number = track or next(marked, 1)
+    return number, tracks[number - 1]
+
+
+def _cut(blocks: Iterator[Pcm], spans: Sequence[tuple[int, int]]) -> Iterator[Pcm]:
+    """Yield the samples of each span (first, beyond) of what the blocks hold together."""
+    block, at = np.zeros(0, np.int16), 0
+    for first, beyond in spans:
+        found = bytearray()
+        while True:
+            found += block[max(0, first - at) : max(0, beyond - at)].tobytes()
+            if at + len(block) >= beyond:
+                break
+            following = next(blocks, None)
+            if following is None:
+                break
+            block, at = following, at + len(block)
+        yield np.frombuffer(found, np.int16)
+
+
+Placed: TypeAlias = tuple[AudioFrame, Fraction, bool]
+"""A frame of the track, its start in seconds since time 0, and whether it begins exactly there."""
+
+
+class _Track:
+    """One sound track of an open file, read once from its start."""
+
+    def __init__(self, path: Path, container: InputContainer, stream: AudioStream) -> None:
+        self.note = ""
+        """Why the track has no more samples; known at its end."""
+        self._path, self._container, self._stream = path, container, stream
+        self._zero, self._resets = _clock(path, container)
+        self._moved = Fraction()
+        """Seconds that the last reset of the clock adds to times."""
+        self._begin: Fraction | None = None
+        """Start of the first frame in seconds since time 0; None: nothing was decoded yet."""
+        self._end = Fraction()
+        """End of the last frame."""
+        self._empty, self._decodable = True, False
+        """Whether the track has no packet, and whether one was decoded."""
+        self._damaged: list[float] = []
+        self._dropped = Fraction()
+        """Seconds that overlap earlier sound."""
+        for other in container.streams:
+            if other is not stream:
+                other.discard = Discard.all
+
+    def damaged_in(self, start: float, end: float) -> tuple[float, ...]:
+        """Return the seconds of damaged packets from `start` to `end`."""
+        return tuple(seconds for seconds in self._damaged if start <= seconds < end)
+
+    def blocks(self, rate: int) -> Iterator[Pcm]:
+        """Yield the samples from time 0 to the end of the track."""
+        at = 0
+        for first, block in self._mixed(rate):
+            if first > at:
+                yield np.zeros(first - at, np.int16)
+            fresh = np.nan_to_num(block[max(0, at - first) :])
+            at = max(at, first + len(block))
+            yield np.rint(fresh * FULL_SCALE).clip(-FULL_SCALE, FULL_SCALE - 1).astype(np.int16)
+        self.note = self._end_note()
+
+    def _mixed(self, rate: int) -> Iterator[Block]:
+        """Yield the mix of the track. Where its format changes, another resampler goes on."""
+        resampler: MonoResampler | None = None
+        gap = 0
+        for frame, seconds, exact in self._placed():
+            exact |= gap < 0  # the frame before was left out, wholly or in part
+            if resampler is None:
+                resampler = MonoResampler(frame, rate, Fraction())
+            elif not resampler.fits(frame):
+                yield from resampler.end()
+                resampler = MonoResampler(frame, rate, Fraction(resampler.at, resampler.rate))
+            gap = round(seconds * resampler.rate) - resampler.at
+            if abs(gap) <= (0 if exact else JITTER_SECONDS * resampler.rate):
+                gap = 0
+            if gap > 0:
+                yield from resampler.silence(gap)
+            elif gap < 0:
+                self._drop(seconds, Fraction(min(-gap, frame.samples), resampler.rate))
+            if -gap < frame.samples:
+                yield from resampler.push(frame, max(0, -gap))
+        if resampler is not None:
+            yield from resampler.end()
+
+    def _drop(self, start: Fraction, length: Fraction) -> None:
+        """Count sound that overlaps earlier sound; what is more than usual is damage."""
+        if start >= 0:
+            self._dropped += length
+            if self._dropped > SHORT_SECONDS:
+                self._damaged.append(float(start))
+
+    def _placed(self) -> Iterator[Placed]:
+        """Yield the frames of the track with their places."""
+        decoded, ahead = self._decoded(), deque[tuple[AudioFrame, bool]]()
+        while True:
+            ahead.extend(islice(decoded, LOOKAHEAD - len(ahead)))
+            if not ahead:
+                return
+            frame, exact = ahead.popleft()
+            seconds = self._seconds(frame.pts)
+            if self._begin is None:
+                self._begin = seconds = seconds or Fraction()
+            elif seconds is None or self._is_wrong(seconds, frame, ahead):
+                seconds = self._end
+            elif (jump := self._jump(seconds)) is not None:
+                seconds, exact = seconds + jump, True
+            self._end = seconds + _length(frame)
+            yield frame, seconds, exact
+
+    def _seconds(self, ticks: int | None) -> Fraction | None:
+        """Convert ticks of the track to seconds since time 0; None if they are unknown."""
+        if ticks is None or not self._stream.time_base:
+            return None
+        return ticks * self._stream.time_base - self._zero + self._moved
+
+    def _is_wrong(
+        self, seconds: Fraction, frame: AudioFrame, ahead: Iterable[tuple[AudioFrame, bool]]
+    ) -> bool:
+        """Return whether the time of a frame is wrong: a later one goes on where the last ended."""
+        if abs(seconds - self._end) <= JITTER_SECONDS:
+            return False
+        end = self._end + _length(frame)
+        for other, _ in ahead:
+            begin = self._seconds(other.pts)
+            if begin is not None and abs(begin - end) <= JITTER_SECONDS:
+                return True
+            end += _length(other)
+        return False
+
+    def _jump(self, seconds: Fraction) -> Fraction | None:
+        """Return the seconds to add to this time and to all later ones because the clock was reset;
+        None: it was not."""
+        ahead = seconds - self._end
+        if self._resets is None or -JUMP_BACK_SECONDS <= ahead <= JUMP_AHEAD_SECONDS:
+            return None
+        before = self._moved
+        self._moved = self._resets.popleft() if self._resets else before - ahead
+        return self._moved - before
+
+    def _decoded(self) -> Iterator[tuple[AudioFrame, bool]]:
+        """Yield each frame, and whether it is the first one or follows damage."""
+        exact = True
+        for packet in chain(packets(self._container, self._stream), (None,)):
+            frames = self._decode(packet)
+            if packet is not None:
+                self._empty = False
+                if frames is None or packet.is_corrupt:
+                    self._note_damage(packet)
+            exact |= frames is None
+            for frame in frames or ():
+                if frame.samples and frame.sample_rate in RATES:
+                    self._decodable = True
+                    yield frame, exact
+                    exact = False
+
+    def _decode(self, packet: "Packet[AudioStream] | None") -> list[AudioFrame] | None:
+        """Return the frames of a packet, or the last ones; None if it is damaged."""
+        codec = self._stream.codec_context
+        try:
+            # PyAV has None for a codec that it was built without, despite its annotation.
+            return codec.decode(packet) if codec else None
+        except av.error.EOFError:
+            return []
+        except av.error.FFmpegError as error:
+            if not is_damage(error, self._path):
+                raise
+            return None
+
+    def _note_damage(self, packet: "Packet[AudioStream]") -> None:
+        """Note a damaged packet. A recording may begin within one, which is none."""
+        if self._decodable:
+            seconds = self._seconds(packet.pts)
+            self._damaged.append(float(self._end if seconds is None else seconds))
+
+    def _end_note(self) -> str:
+        """Return why the track ends where it does; empty: as stated."""
+        if self._begin is None:
+            return NO_SOUND if self._empty else "its sound cannot be decoded"
+        if self._resets is not None:  # lengths come from the clock
+            return ""
+        length = announced_seconds(self._container, self._stream, self._begin + self._zero)
+        end = float(self._begin) + (length or 0.0)
+        if end - self._end <= SHORT_SECONDS:
+            return ""
+        return f"its sound ends at {float(self._end):.2f} s of the stated {end:.2f} s"
+
+
+def _length(frame: AudioFrame) -> Fraction:
+    """Return the seconds that a frame lasts."""
+    return Fraction(frame.samples, frame.sample_rate)
+
+
+def _clock(path: Path, container: InputContainer) -> tuple[Fraction, "deque[Fraction] | None"]:
+    """Return time 0 on the clock of a file, and the seconds that its resets add to times, as for
+    the frames; None where it cannot be reset. Raises MediaError."""
+    if container.format.name not in RESET or not container.streams.video:
+        return time_zero(container), None
+    surveyed, stream = open_video(path, threads=1)
+    with surveyed:
+        timeline = survey(packets(surveyed, stream), surveyed, stream)
+        jumps = timeline.jumps if timeline is not None else ()
+        assert stream.time_base is not None
+        return time_zero(surveyed), deque(ticks * stream.time_base for _, ticks in jumps)
