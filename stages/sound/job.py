@@ -5,6 +5,9 @@ from typing import NamedTuple
 
 from artifacts.stamps import Stamp
 
+SILENCES = "silences"
+"""Kind of the records that name chunks without sound."""
+
 
 class SoundChunk(NamedTuple):
     """A chunk whose sound is to be stored."""

@@ -24,13 +24,15 @@ from stages.frames.frame_recorder import Watchdog, media_errors
 from stages.frames.medium import UNSTORED_KINDS, MediumToCut
 from stages.process.events import EventReporter
 from stages.process.job import parse_job
-from stages.sound.job import SoundItem, SoundJob
+from stages.sound.job import SILENCES, SoundItem, SoundJob
 from stages.sound.track import NO_SOUND, SILENT, ChunkSound, notes_of, sound_of_chunks
 
 PACK_BYTES = 4 << 20
 """Chunks are stored as soon as they reach this many bytes."""
 PACK_RECORDS = 256
 """Most images whose empty records are stored together."""
+LEAST_SECONDS = 0.1
+"""A shorter sound counts as none: it holds no word, and encoders refuse such."""
 NO_SAMPLES = np.zeros(0, np.int16)
 COUNTED = (NO_SOUND, SILENT)
 """Notes that are ordinary, so their files are counted by whoever reads the records."""
@@ -44,7 +46,7 @@ def run(fields: dict[str, Any], report: EventReporter) -> None:
     """
     job, watchdog = parse_job(SoundJob, fields), Watchdog()
     stage = Reading(job, report, watchdog)
-    record_sets = (stage.sounds, stage.failures)
+    record_sets = (stage.sounds, stage.silences, stage.failures)
     with watchdog, claims_at(stage.store, *record_sets) as stage.turns:
         while stage.to_do:
             groups, stage.to_do = stage.to_do, []
@@ -64,8 +66,8 @@ class Reading:
 
     def __init__(self, job: SoundJob, report: EventReporter, watchdog: Watchdog) -> None:
         self.store = open_store(job.store)
-        self.sounds, self.failures = record_sets_of(
-            self.store, ("sound", job.namespace), ("failures", job.namespace)
+        self.sounds, self.silences, self.failures = record_sets_of(
+            self.store, *((kind, job.namespace) for kind in ("sound", SILENCES, "failures"))
         )
         self.turns: WorkClaims
         """Claims of chunks: which run reads which."""
@@ -103,7 +105,8 @@ class Reading:
     def _missing(self, group: Sequence[SoundItem]) -> list[str]:
         """Return the keys of chunks that have neither a record nor a failure."""
         keys = dict.fromkeys(chunk.key for item in group for chunk in item.chunks)
-        return [key for key in keys if key not in self.sounds and key not in self.failures]
+        found = (self.sounds, self.silences, self.failures)
+        return [key for key in keys if not any(key in records for records in found)]
 
     def _read_video(self, item: SoundItem) -> None:
         """Store the missing chunks of a video, or record why it has none."""
@@ -149,7 +152,9 @@ class Reading:
             Record(key=key, meta=sound.meta, payload=sound.samples.view(np.uint8).data)
             for key, sound in made
         ]
-        for key in self.sounds.publish(records):
+        silent = [each for each in records if each.meta["samples"] < self._job.rate * LEAST_SECONDS]
+        heard = [each for each in records if each not in silent]
+        for key in (*self.silences.publish(silent), *self.sounds.publish(heard)):
             self._report.item(key, label=label)
 
     def _fail(self, item: SoundItem, error: MediaError) -> None:
