@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from artifacts.packs import Record
 from artifacts.schema import ChunkIndex, MediaIndex
@@ -32,14 +33,13 @@ IMAGE = Medium(digest="i", path="/i.png", kind="image", prompt="Describe.")
 def ledger(tmp_path: Path) -> Ledger:
     """Return the ledger of a video of two chunks and an image, whose frames were cut."""
     made = Ledger(FolderStore(tmp_path), PIPELINE, HEARS, SILENT)
+    size: Any = {"height": 4, "width": 4}
     for medium, count in ((VIDEO, 2), (IMAGE, 1)):
         chunks = tuple(
-            ChunkIndex(
-                index=at, start=30.0 * at, end=30.0 * (at + 1), times=(30.0 * at,), height=4, width=4
-            )
+            ChunkIndex(index=at, start=30.0 * at, end=30.0 * (at + 1), times=(30.0 * at,), **size)
             for at in range(count)
         )
-        index = MediaIndex(kind=medium.kind, height=4, width=4, duration=60.0, chunks=chunks)
+        index = MediaIndex(kind="video", duration=60.0, chunks=chunks, **size)
         made.media.publish([Record(key=medium.digest, meta=index.to_json())])
     return made
 
@@ -87,7 +87,8 @@ def test_a_chunk_without_sound_has_the_keys_of_a_run_without_sound(tmp_path: Pat
 def test_features_of_sound_do_not_depend_on_how_frames_are_sampled(tmp_path: Path) -> None:
     store = FolderStore(tmp_path)
     book = ledger(tmp_path)
-    others = (replace(v, of={**v.of, "frames": "0" * 64, "features": "1" * 64}) for v in (HEARS, SILENT))
+    sampled = {"frames": "0" * 64, "features": "1" * 64}
+    others = (replace(each, of={**each.of, **sampled}) for each in (HEARS, SILENT))
     other = Ledger(store, PIPELINE, *others)
     other.media.publish([Record(key="v", meta=book.media.meta("v"))])
     one, same = book.tasks([VIDEO])[0], other.tasks([VIDEO])[0]

@@ -29,8 +29,8 @@ from artifacts.tiles import OFF
 from flows.checkpoint.models import Model, digests_in, open_model, pipeline_for
 from flows.checkpoint.precision import PartSettings, attention, weight_bytes
 from flows.job.card_sampling import as_card, sampling_as_card, with_card_sampling
-from flows.job.media_digests import JobFile, check_beside, inode_note, read_contents
 from flows.job.hearing import pipeline_with_sound
+from flows.job.media_digests import JobFile, check_beside, inode_note, read_contents
 from flows.job.pass_mode import answering, with_pass_mode
 from flows.ledger.ledger import Ledger
 from flows.ledger.namespaces import TextScores, notes, variants_of

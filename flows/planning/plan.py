@@ -16,14 +16,14 @@ from flows.checkpoint.models import Model, digests_in, open_model, pipeline_for
 from flows.checkpoint.precision import precision_note
 from flows.console.units import gib
 from flows.job.card_sampling import as_card, card_note, with_card_sampling
+from flows.job.hearing import pipeline_with_sound
 from flows.job.job_summary import halves, notes
 from flows.job.namespace_notes import context_note
-from flows.job.hearing import pipeline_with_sound
 from flows.job.pass_mode import replanned_once, with_pass_mode
 from flows.job.prepare import Job, prepare
 from flows.ledger.prompts import check_summary
-from flows.ledger.waves import bytes_to_fetch, cut_waves, stages_with_work
 from flows.ledger.tasks import keys_of
+from flows.ledger.waves import bytes_to_fetch, cut_waves, stages_with_work
 from flows.machine.budget import Budget, budget_on
 from flows.machine.gpus import select_devices
 from flows.machine.launch import Launcher

@@ -376,14 +376,15 @@ class StageRunner:
         self._look_again(attempt.outcome)
         ledger, made = self._job.ledger, stage.writes
         for medium in suspects:
-            tasks = [t for t in ledger.tasks([medium]) if made in t.keys and not ledger.has(t, stage)]
+            tasks = [task for task in ledger.tasks([medium]) if not ledger.has(task, stage)]
             try:
                 if tasks:
                     self._run_alone(stage, tasks, attempt.rung)
             except StageDied as again:
                 if not is_crash(again):
                     raise
-                ledger.refused[stage.name].publish([Record(key=t[made], meta=CRASHED) for t in tasks])
+                failed = [Record(key=task[made], meta=CRASHED) for task in tasks]
+                ledger.refused[stage.name].publish(failed)
                 ledger.refresh()
         return True
 
