@@ -27,9 +27,22 @@ from stages.models.halves.offload import generate
 from stages.models.halves.records import FeatureRecord
 from stages.models.halves.routes import SOUNDS
 from stages.models.processors.hearing import hearing_profile, prepare_sound
-from stages.models.processors.prepare import Clip, load_processor, prepare, rebuild, video_metadata
+from stages.models.processors.prepare import (
+    Clip,
+    load_processor,
+    prepare,
+    rebuild,
+    takes_videos,
+    video_metadata,
+)
 from tests.support.clips import clips, joint_model, without_pixels
-from tests.support.omni import HEARD_SECONDS, OMNI, omni_checkpoint
+from tests.support.omni import (
+    HEARD_SECONDS,
+    OMNI,
+    hearing_processor,
+    omni_checkpoint,
+)
+from tests.support.omni import HEARING as SEPARATE
 from tests.support.processors import processor_folder
 from tests.support.tiny_families.verdict import GREEDY
 from tests.support.waves import CAPTIONS, OTHER, THIRD, Wave, noted, told_by, words
@@ -304,7 +317,7 @@ def a_wave(folder: Path, model: Path, **options: Any) -> HearingWave:
 
 
 @pytest.mark.parametrize("prefix", OMNI)
-@pytest.mark.parametrize("engine", ["transformers", "inflight", "inflight-prefix"])
+@pytest.mark.parametrize("engine", ["transformers", "inflight", "inflight-shared"])
 def test_rows_with_and_without_sound_give_what_they_give_alone(
     prefix: str, engine: str, tmp_path: Path
 ) -> None:
@@ -318,7 +331,7 @@ def test_rows_with_and_without_sound_give_what_they_give_alone(
     made.settings["engine"] = engine
     note = noted(made.decode((PROMPT,)))
     assert note["engine"] == engine and not note.get("engine_reason")
-    assert engine != "inflight-prefix" or note["shared_prefix"]
+    assert engine != "inflight-shared" or note["shared_prefix"]
     found = made.captions()
     assert len(set(words(found))) == 4
 
@@ -356,3 +369,33 @@ def test_bytes_of_what_is_heard_do_not_depend_on_batches(tmp_path: Path) -> None
         records = made.record_set("heard", HEARD)
         found.append({key: bytes(records.read(key).payload) for key in sorted(records.keys())})
     assert found[0] == found[1] and len(found[0]) == 4
+
+
+@pytest.mark.parametrize("family", SEPARATE)
+@pytest.mark.parametrize("kind", ["image", "video"])
+def test_prompts_of_separate_sound_are_rebuilt_without_media(family: str, kind: str) -> None:
+    processor = load_processor(hearing_processor(family))
+    facts = hearing_profile(processor)
+    assert facts is not None and not facts.interleaved
+    if kind == "video" and not takes_videos(processor):
+        kind = "image"
+    clip = clips(kind, 1)[0]
+    count = int(1.7 * facts.rate)
+    sound = np.random.default_rng(1).normal(0, 0.1, count).astype(np.float32)
+    prepared = prepare_sound(processor, sound)
+    row = replace(prepare(processor, clip), heard=_unencoded(prepared))
+    found = rebuild(processor, [row], [PROMPT])
+    turn = [{"type": kind}, {"type": "audio"}, {"type": "text", "text": PROMPT}]
+    text = processor.apply_chat_template(
+        [{"role": "user", "content": turn}], tokenize=False, add_generation_prompt=True
+    )
+    media: dict[str, Any] = {"images": [list(clip.frames)]}
+    if kind == "video":
+        media = {"videos": [clip.frames], "do_sample_frames": False}
+        media["video_metadata"] = [[video_metadata(clip)]]
+    expected = dict(
+        processor(text=[text], audio=[sound], return_tensors="pt", padding=True, **media)
+    )
+    expected.pop("video_metadata", None)
+    _assert_same(found, expected)
+    assert prepared.count.tokens == facts.tokens(1.7)

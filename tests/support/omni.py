@@ -1,8 +1,10 @@
 """Tiny checkpoints that see and hear, with their processors; needs no network."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchmarks._words import TEMPLATE as WORDS
 from benchmarks._words import hf, words
 from tests.support.families import decisive, made_once, save
 from tests.support.tiny_families.grids import DEEP, ROUTING, TALL, WINDOWS
@@ -95,3 +97,89 @@ def _model(prefix: str, tokenizer: Any) -> Any:
     return model_of(
         config_of(f"{prefix}Thinker", turned, vision, audio_config=ear, **known, **seconds)
     )
+
+
+def _heard_template(image: str, video: str, audio: str) -> str:
+    """A chat template with these placeholders, media first."""
+    media = {"image": image, "video": video, "audio": audio}
+    return f"{{% set MEDIA = {media} %}}" + WORDS
+
+
+def gemma3n() -> Any:
+    named = {"image_token": "<img>", "boi_token": "<boi>", "eoi_token": "<eoi>"}
+    named |= {"audio_token": "<aud>", "boa_token": "<boa>", "eoa_token": "<eoa>"}
+    return hf.Gemma3nProcessor(
+        hf.Gemma3nAudioFeatureExtractor(),
+        hf.SiglipImageProcessor(size={"height": 32, "width": 32}),
+        words(**named),
+        chat_template=_heard_template("<img>", "", "<aud>"),
+        audio_seq_length=6,
+        image_seq_length=4,
+    )
+
+
+def gemma4(prefix: str = "Gemma4") -> Any:
+    named = {"image_token": "<img>", "boi_token": "<boi>", "eoi_token": "<eoi>"}
+    named |= {"audio_token": "<aud>", "boa_token": "<boa>", "eoa_token": "<eoa>"}
+    return getattr(hf, f"{prefix}Processor")(
+        getattr(hf, f"{prefix}AudioFeatureExtractor")(),
+        getattr(hf, f"{prefix}ImageProcessor")(max_soft_tokens=70),
+        words("<|video|>", **named),
+        getattr(hf, f"{prefix}VideoProcessor")(max_soft_tokens=70),
+        chat_template=_heard_template("<img>", "<|video|>", "<aud>"),
+    )
+
+
+def dots3_note() -> Any:
+    marks = ("<|imgpad|>", "<|video_pad|>", "<|audio_comp_pad|>")
+    common = {"patch_size": 4, "temporal_patch_size": 2, "merge_size": 2}
+    size = {"shortest_edge": 16 * 16, "longest_edge": 32 * 32}
+    return hf.Dots3NoteProcessor(
+        image_processor=hf.Qwen2VLImageProcessor(size=size, **common),
+        tokenizer=words(*marks),
+        video_processor=hf.Qwen2VLVideoProcessor(size=size, **common),
+        feature_extractor=hf.Dots3NoteFeatureExtractor(),
+        chat_template=_heard_template(*marks),
+    )
+
+
+def inkling() -> Any:
+    named = {"image_token": "<img>", "audio_token": "<aud>"}
+    return hf.InklingProcessor(
+        hf.InklingFeatureExtractor(),
+        hf.InklingImageProcessor(),
+        words("<|content_image|>", "<|content_audio_input|>", **named),
+        chat_template=_heard_template("<img>", "", "<aud>"),
+    )
+
+
+def muse_spark() -> Any:
+    named = {"image_token": "<|patch|>", "video_token": "<|video|>", "audio_token": "<|audio|>"}
+    marks = ("<|image_start|>", "<|image_end|>", "<|vid_frame_separator|>", "<|vid_start|>")
+    marks += ("<|vid_end|>", "<|soft_audio_start|>", "<|soft_audio_end|>")
+    common = {"patch_size": 4, "temporal_patch_size": 2, "merge_size": 2}
+    size = {"shortest_edge": 16 * 16, "longest_edge": 32 * 32}
+    return hf.MuseSparkProcessor(
+        image_processor=hf.Qwen2VLImageProcessor(size=size, **common),
+        video_processor=hf.MuseGlimmerVideoProcessor(size=size, **common),
+        tokenizer=words(*marks, **named),
+        feature_extractor=hf.MuseSparkFeatureExtractor(),
+        chat_template=_heard_template(*named.values()),
+    )
+
+
+HEARING: dict[str, Callable[[], Any]] = {
+    "gemma3n": gemma3n,
+    "gemma4": gemma4,
+    "gemma4_unified": lambda: gemma4("Gemma4Unified"),
+    "dots3_note": dots3_note,
+    "inkling": inkling,
+    "muse_spark": muse_spark,
+}
+"""Family → its processor of pictures and sound."""
+
+
+@made_once
+def hearing_processor(folder: Path, family: str) -> None:
+    """The folder of one of HEARING."""
+    HEARING[family]().save_pretrained(folder)

@@ -183,6 +183,11 @@ def _absent_paths(model: nn.Module, keep: Half) -> list[str]:
         of_language |= {unit for unit in units if unit not in seen | heard}
     if keep == "language":
         return [unit for unit in units if unit not in of_language]
+    if keep == "audio" and not heard - {reader}:
+        raise UsageError(
+            f"{type(model).__name__} hears nothing: it has no audio half",
+            hint="Choose a model that hears: docs/models.md lists them",
+        )
     others = heard - seen if keep == "vision" else set(units) - heard
     inside = [unit for unit in units if unit in of_language | others]
     deeper = [

@@ -93,7 +93,7 @@ def load_half(
     if keep not in get_args(Part):
         raise UsageError(
             f"a model has no half {keep!r}{meant(str(keep), get_args(Part))}",
-            hint='Give "vision" or "language", or "whole" for all of it',
+            hint='Give "vision" or "language", "audio" if it hears, or "whole" for all of it',
         )
     given = {**options, "extra_modules": None if extra_modules is None else tuple(extra_modules)}
     given["without"] = tuple(without)
