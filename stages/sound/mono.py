@@ -57,7 +57,8 @@ class MonoResampler:
         frame.pts = None
         # Packed: PyAV reads beyond the planes of a frame with eight of them.
         for packed in self._packed.resample(frame):
-            yield from self._push(packed.to_ndarray().reshape(-1, self._channels)[skip:])
+            samples = np.asarray(packed.to_ndarray(), np.float32).reshape(-1, self._channels)
+            yield from self._push(samples[skip:])
 
     def _push(self, samples: Samples) -> Iterator[Block]:
         self.at += len(samples)

@@ -116,11 +116,7 @@ class Reading:
         )
         self._report.begin(digest)
         try:
-            with (
-                media_errors(medium),
-                open_local(medium.path) as local,
-                self._watchdog.over(),
-            ):
+            with media_errors(medium), open_local(medium.path) as local, self._watchdog.over():
                 self._read_chunks(item, medium, local)
         except MediaError as error:
             self._fail(item, error)

@@ -12,7 +12,7 @@ How it works:
 """
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import chain, islice
@@ -110,7 +110,7 @@ def notes_of(metas: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def sound_of_chunks(
     path: Path, chunks: Sequence[tuple[float, float]], rate: int, track: int = 0
-) -> Iterator[ChunkSound]:
+) -> Generator[ChunkSound, None, None]:
     """Yield the sound of these chunks, each (start, end) in seconds since time 0, ascending.
 
     `track` counts from 1; 0 stands for the track that the file marks as default, else its first.
@@ -247,7 +247,7 @@ class _Track:
             frame, exact = ahead.popleft()
             seconds = self._seconds(frame.pts)
             if self._begin is None:
-                self._begin = seconds = seconds or Fraction()
+                self._begin = seconds = self._first([frame, *(other for other, _ in ahead)])
             elif seconds is None or self._is_wrong(seconds, frame, ahead):
                 seconds = self._end
             elif (jump := self._jump(seconds)) is not None:
@@ -260,6 +260,16 @@ class _Track:
         if ticks is None or not self._stream.time_base:
             return None
         return ticks * self._stream.time_base - self._zero + self._moved
+
+    def _first(self, frames: Sequence[AudioFrame]) -> Fraction:
+        """Return the time of the first of these frames; where others say an earlier one, theirs."""
+        begins, before = [], Fraction()
+        for frame in frames:
+            seconds = self._seconds(frame.pts)
+            begins += [seconds - before] if seconds is not None else []
+            before += _length(frame)
+        own, earliest = begins[0] if begins else Fraction(), min(begins, default=Fraction())
+        return own if own - earliest <= JITTER_SECONDS else earliest
 
     def _is_wrong(
         self, seconds: Fraction, frame: AudioFrame, ahead: Iterable[tuple[AudioFrame, bool]]

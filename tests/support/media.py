@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import av
 import numpy as np
@@ -168,13 +168,17 @@ def flip_bits(source: Path, path: Path, *, packets: range) -> Path:
     return path
 
 
-def flip_time(source: Path, path: Path, *, packet: int, bit: int) -> Path:
+def flip_time(
+    source: Path, path: Path, *, packet: int, bit: int, kind: Literal["video", "audio"] = "video"
+) -> Path:
     """The same MPEG transport stream with one bit of one packet's presentation time flipped."""
     data = bytearray(source.read_bytes())
     with av.open(str(source)) as container:
-        found = [p.pos for p in container.demux(container.streams.video[0]) if p.size]
+        stream = container.streams.get({kind: 0})[0]
+        found = [p.pos for p in container.demux(stream) if p.size]
     # ISO/IEC 13818-1: after 9 bytes of header, 33 bits with a marker after bits 30, 15 and 0.
-    at = data.index(b"\0\0\1\xe0", found[packet] or 0) + 9
+    start = {"video": b"\0\0\1\xe0", "audio": b"\0\0\1\xc0"}[kind]
+    at = data.index(start, found[packet] or 0) + 9
     place = bit + 1 + (bit >= 15) + (bit >= 30)
     data[at + 4 - place // 8] ^= 1 << place % 8
     path.write_bytes(data)

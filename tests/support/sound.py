@@ -70,7 +70,7 @@ def write_sounding(
         maps += ["-map", f"{number}:a"]
     picture = ["-c:v", "libvpx", "-deadline", "realtime"] if path.suffix == ".webm" else []
     picture = picture or ["-c:v", "libx264", "-preset", "ultrafast", "-bf", "2", "-g", "12"]
-    ffmpeg(*words, *maps, *picture, "-c:a", *codec.split(), *more, path)
+    ffmpeg(*words, *maps, *picture, "-fps_mode", "passthrough", "-c:a", *codec.split(), *more, path)
     return path
 
 
