@@ -338,7 +338,7 @@ MAX_TRIES = 1000
 
 def packets(container: InputContainer, stream: VideoStream) -> Iterator[VideoPacket]:
     """Yield the non-empty packets of the stream, until the file ends or its structure breaks."""
-    in_order = _lacks_times(container) and not stream.codec_context.has_b_frames
+    in_order = _lacks_times(container) and not getattr(stream.codec_context, "has_b_frames", False)
     for _ in range(MAX_TRIES):
         try:
             for packet in container.demux(stream):
