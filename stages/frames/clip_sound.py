@@ -44,10 +44,12 @@ AudioPacket: TypeAlias = "Packet[AudioStream]"
 AnyPacket: TypeAlias = "Packet[Any]"
 
 COPIED = {"mp4": frozenset(("aac", "ac3", "alac", "eac3", "flac", "mp3", "opus"))}
-"""Container → codecs whose packets are copied into it. Times in Matroska are whole milliseconds,
-and its readers show all of the last packet."""
-ENCODERS = {"mp4": "aac", "matroska": "libopus"}
+"""Container → codecs whose packets are copied into it. Matroska has whole milliseconds, which
+packets do not last, and its readers show all of the last packet."""
+ENCODERS = {"mp4": "aac", "matroska": "pcm_s16le"}
 """Container → encoder of other sound."""
+BLOCKS = 10
+"""Blocks a second of sound that is encoded: whole milliseconds."""
 RATE = 48_000
 """Samples a second of encoded sound, if the encoder does not take those of the file."""
 CHANNEL_BITS, SAMPLE_BITS = 96_000, 4
@@ -184,24 +186,29 @@ class SoundPart:
             at += count
 
     def _encoded(self, container: OutputContainer) -> Iterator[AudioPacket]:
-        encoder, layout = ENCODERS[self.form], LAYOUTS.get(self.channels, "stereo")
-        rate = self.rate if self.rate in (Codec(encoder, "w").audio_rates or ()) else RATE
-        track = container.add_stream(encoder, rate=rate, layout=layout)
-        assert isinstance(track, AudioStream)
+        codec, layout = Codec(ENCODERS[self.form], "w"), LAYOUTS.get(self.channels, "stereo")
+        is_taken = self.rate in (codec.audio_rates or (self.rate,)) and self.rate % BLOCKS == 0
+        rate = self.rate if is_taken else RATE
+        track = container.add_stream(codec.name, rate=rate, layout=layout)
+        assert isinstance(track, AudioStream) and codec.audio_formats
         bits = min(CHANNEL_BITS, SAMPLE_BITS * rate)
         track.codec_context.bit_rate = bits * track.codec_context.channels
+        resampler = AudioResampler(
+            format=codec.audio_formats[0], layout=layout, rate=rate, frame_size=rate // BLOCKS
+        )
+        blocks = self._blocks(layout, resampler)
+        return (packet for block in blocks for packet in track.encode(block))
 
-        def encoded() -> Iterator[AudioPacket]:
-            at = 0
-            for samples in self._placed(layout):
-                frame = AudioFrame.from_ndarray(samples, format="fltp", layout=layout)
-                frame.sample_rate, frame.pts = self.rate, at
-                frame.time_base = Fraction(1, self.rate)
-                at += samples.shape[1]
-                yield from track.encode(frame)
-            yield from track.encode(None)
-
-        return encoded()
+    def _blocks(self, layout: str, resampler: AudioResampler) -> Iterator[AudioFrame | None]:
+        """Yield all samples of the part for an encoder, and None at their end."""
+        at = 0
+        for samples in self._placed(layout):
+            frame = AudioFrame.from_ndarray(samples, format="fltp", layout=layout)
+            frame.sample_rate, frame.pts, frame.time_base = self.rate, at, Fraction(1, self.rate)
+            at += samples.shape[1]
+            yield from resampler.resample(frame)
+        yield from resampler.resample(None)
+        yield None
 
     def _placed(self, layout: str) -> Iterator[NDArray[np.float32]]:
         """Yield all samples of the part, in arrays of (channels, samples): silence where the file
