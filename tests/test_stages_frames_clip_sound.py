@@ -16,7 +16,7 @@ import pytest
 from numpy.typing import NDArray
 
 from stages.frames.clip_copy import ClipCutter
-from stages.frames.clip_sound import part_of, sound_of
+from stages.frames.clip_sound import SoundPart, part_of, sound_of
 from stages.frames.cut import ExactCutter
 from stages.frames.reader import Reader
 from tests.support.media import picture, write_video
@@ -353,6 +353,37 @@ def test_copied_clips_keep_their_sound(tmp_path: Path, kind: str) -> None:
         with av.open(str(clip)) as container:
             assert [stream.type for stream in container.streams] == ["video", "audio"]
             assert next(container.decode(video=0)).pts == 0
+
+
+def test_a_clip_of_a_clip_hears_nothing_that_its_edit_list_hides(tmp_path: Path) -> None:
+    source = SOURCES["aac"]
+    (made,) = cut(write(tmp_path, source), tmp_path / "clips", [(1.52, 3.52)], sound=True)
+    (again,) = cut(tmp_path / "clips" / made["file"], tmp_path / "again", [(0, 1.2)], sound=True)
+    found = within(heard(tmp_path / "again" / again["file"]), 0.0, 1.2)
+    assert found == pytest.approx(expected_clicks(source, Fraction(38, 25), 1.2), abs=1e-3)
+
+
+@pytest.mark.parametrize("layout", ["3.0", "quad", "2.1"])
+def test_odd_layouts_become_stereo(tmp_path: Path, layout: str) -> None:
+    path = write(tmp_path, Source(name="a.mkv", codec="pcm_s16le", layout=layout))
+    (made,) = cut(path, tmp_path / "clips", [(0.0, 2.0)], sound=True)
+    with av.open(str(tmp_path / "clips" / made["file"])) as container:
+        assert container.streams.audio[0].layout.name == "stereo"
+    assert len(heard(tmp_path / "clips" / made["file"])) == 3
+
+
+def test_sound_that_no_filter_takes_leaves_a_clip_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise ValueError("no such layout")
+
+    path = write(tmp_path, SOURCES["pcm"])
+    monkeypatch.setattr(SoundPart, "_silence", refuse)
+    (made,) = cut(path, tmp_path / "clips", [(0.0, 2.0)], sound=True)
+    assert made["silent"] == "its sound cannot be decoded and encoded (no such layout)"
+    with av.open(str(tmp_path / "clips" / made["file"])) as container:
+        assert [(stream.type, stream.frames) for stream in container.streams] == [("video", 50)]
 
 
 def test_a_container_without_an_encoder_for_sound_says_so(tmp_path: Path) -> None:

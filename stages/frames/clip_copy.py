@@ -12,6 +12,7 @@ import contextlib
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
+from functools import partial
 from itertools import chain, dropwhile, islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +24,7 @@ from av.video.stream import VideoStream
 
 from artifacts.containers import open_media
 from artifacts.errors import MediaError
-from stages.frames.clip_sound import SoundPart, interleaved, part_of, sound_of
+from stages.frames.clip_sound import SoundPart, interleaved, part_of, sound_of, write_with
 from stages.frames.formats import OPTIONS
 from stages.frames.media_opening import has_alpha_track, open_video, packets
 from stages.frames.medium import TRANSIENT_KINDS
@@ -85,7 +86,7 @@ class ClipCutter:
             seconds = Fraction(max(0.0, min(end, timeline.end) - began))
             sound, why = part_of(self._sound, began, seconds, form)
             try:
-                self._write(key, zero, beyond, path, form, sound)
+                why |= write_with(partial(self._write, key, zero, beyond, path, form), sound)
                 _check_decodable(path)
                 if form == "mp4" and (hidden := self._first_from(beyond)) is not None:
                     shorten(path, float((hidden - zero) * timeline.time_base))

@@ -15,7 +15,7 @@ begins, and its sound ends with its picture.
 import contextlib
 import math
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
 from heapq import merge
@@ -42,6 +42,10 @@ from stages.frames.timeline import Timeline
 
 AudioPacket: TypeAlias = "Packet[AudioStream]"
 AnyPacket: TypeAlias = "Packet[Any]"
+Note = dict[str, str]
+"""Empty, or why a clip is `silent`."""
+REFUSALS = (ValueError, FFmpegError)
+"""Errors of sound that a decoder, a filter or an encoder does not take."""
 
 COPIED = {"mp4": frozenset(("aac", "ac3", "alac", "eac3", "flac", "mp3", "opus"))}
 """Container → codecs whose packets are copied into it. Matroska has whole milliseconds, which
@@ -99,16 +103,36 @@ def sound_of(path: Path, container: InputContainer, timeline: Timeline) -> Sound
 
 def part_of(
     sound: Sound | None, start: float, seconds: Fraction, form: str
-) -> tuple["SoundPart | None", dict[str, str]]:
+) -> tuple["SoundPart | None", Note]:
     """Return the sound of a clip as `Sound.part` does, or None and a note why it has none."""
     if sound is None:
         return None, {}
     try:
         return sound.part(start, seconds, form), {}
-    except MediaError as error:
-        if error.kind in TRANSIENT_KINDS:
-            raise
-        return None, {"silent": error.message}
+    except (MediaError, *REFUSALS) as error:
+        return None, _note(error)
+
+
+def write_with(write: Callable[["SoundPart | None"], None], sound: "SoundPart | None") -> Note:
+    """Write a clip with its sound, or without, if that cannot be encoded. Return a note then."""
+    if sound is None:
+        write(None)
+        return {}
+    try:
+        write(sound)
+    except REFUSALS as error:
+        note = _note(error)
+        write(None)
+        return note
+    return {}
+
+
+def _note(error: Exception) -> Note:
+    """Return why a clip has no sound. Raises an error that is not the sound's."""
+    if isinstance(error, OSError) or getattr(error, "kind", "") in TRANSIENT_KINDS:
+        raise error
+    text = f"its sound cannot be decoded and encoded ({error})"
+    return {"silent": error.message if isinstance(error, MediaError) else text}
 
 
 @dataclass(kw_only=True, slots=True)

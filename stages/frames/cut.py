@@ -48,7 +48,7 @@ from artifacts.errors import EnvironmentFault, MediaError
 from artifacts.remote.media_cache import open_local
 from artifacts.store import fault_of
 from stages.frames.clip_copy import ClipCutter, Keyframe, packets_from
-from stages.frames.clip_sound import SoundPart, interleaved, part_of, sound_of
+from stages.frames.clip_sound import SoundPart, interleaved, part_of, sound_of, write_with
 from stages.frames.formats import HIGH_DYNAMIC_RANGE, WIDE
 from stages.frames.frame_converter import (
     FILTER,
@@ -184,9 +184,12 @@ class ExactCutter:
         span, path = self._spans[index], to.with_name(f"{to.name}.mp4")
         clock = self._clock(span)
         sound, why = part_of(self._sound, span.start, clock.ticks[-1] * clock.base, "mp4")
-        if not self._copy(span, clock, path, sound):
-            self._encode(index, span, clock, path, sound)
-        return {"file": path.name, "start": 0.0, **why}
+
+        def write(sound: SoundPart | None) -> None:
+            if not self._copy(span, clock, path, sound):
+                self._encode(index, span, clock, path, sound)
+
+        return {"file": path.name, "start": 0.0, **why, **write_with(write, sound)}
 
     def _span(self, start: float, end: float) -> _Span:
         timeline = self._timeline
