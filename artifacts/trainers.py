@@ -14,11 +14,14 @@ The formats share the parts of a data set that are common to all trainers. They 
    `library/train_util.py`, and its `docs/config_README-en.md`.
 4. The trainers of LTX-Video and LTX-2: JSON lines of media and captions. Paths must lie below the
    folder of the JSON lines. A file that is neither PNG nor JPEG is opened as a video. Derived files
-   are named by the media path without suffix. Source: `MediaDataset` in Lightricks/LTX-2
+   are named by the media path without suffix. Sound is read from the video, and cut or padded to
+   the length of its frames. Source: `MediaDataset` in Lightricks/LTX-2
    `packages/ltx-trainer/scripts/process_videos.py`, and the same in Lightricks/LTX-Video-Trainer.
 5. musubi-tuner: JSON lines of images and of videos, and a TOML file that names them. A cache file
-   is named by the media's stem only. Source: kohya-ss/musubi-tuner `docs/dataset_config.md`, and
-   `get_latent_cache_path` in `src/musubi_tuner/dataset/image_video_dataset.py`.
+   is named by the media's stem only. Sound is read from the video, joined whatever its times are,
+   and refused with gaps or too short. Source: kohya-ss/musubi-tuner `docs/dataset_config.md`,
+   `get_latent_cache_path` in `src/musubi_tuner/dataset/image_video_dataset.py`, and `decode_audio`
+   in its `audio_utils.py`.
 """
 
 import hashlib
@@ -90,6 +93,8 @@ class TrainerForm:
     """Whether it takes the captions of all prompts."""
     suffixes: Mapping[str, frozenset[str]]
     """Kind of media → suffixes that the trainer reads, where that is not any."""
+    hears: bool = False
+    """Whether it reads the sound of a video."""
 
     def takes(self, kind: str, suffix: str) -> bool:
         """Return whether the trainer reads media of this kind and suffix."""
@@ -295,6 +300,7 @@ LTX = TrainerForm(
     folders=FOLDERS,
     own_media=True,
     suffixes={"image": frozenset({"png", "jpg", "jpeg"})},
+    hears=True,
 )
 
 
@@ -336,6 +342,7 @@ MUSUBI = TrainerForm(
     own_media=False,
     apart=lambda path: PurePosixPath(path).stem,
     suffixes={"image": PILLOW},
+    hears=True,
 )
 
 
@@ -350,3 +357,5 @@ WITH_CLIPS = frozenset(
     {DATASET, *(name for name, form in TRAINERS.items() if "video" in form.folders)}
 )
 """Formats of data sets that may hold clips of videos."""
+WITH_SOUND = frozenset(name for name, form in TRAINERS.items() if form.hears)
+"""Formats of trainers that read the sound of clips."""

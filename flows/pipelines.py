@@ -30,7 +30,7 @@ SUMMARY: Pipeline = (*CAPTION, summarize.STAGE)
 SCORED: tuple[Pipeline, ...] = ((*CAPTION, decode.SCORE), (*SUMMARY, decode.SCORE))
 """The same, and how sure the model is of given texts."""
 HEARING: Pipeline = (sound.STAGE, hear.STAGE)
-"""Features of what is heard in files, made after those of what is seen."""
+"""Features of what is heard in files, whose chunks the frames stage found before."""
 SOUND_KINDS = frozenset(stage.writes for stage in HEARING)
 """Kinds of records that hold what is heard in a chunk."""
 REBUILD: Pipeline = CAPTION[:2]
@@ -121,7 +121,8 @@ def with_hearing(pipeline: Pipeline) -> Pipeline:
     """Return a pipeline that makes captions, or features for them, of what is heard as well."""
     if pipeline[: len(REBUILD)] != REBUILD:
         return pipeline
-    return (*REBUILD, *HEARING, *pipeline[len(REBUILD) :])
+    cut, encoded, *more = pipeline
+    return (cut, sound.STAGE, encoded, hear.STAGE, *more)
 
 
 def without_hearing(pipeline: Pipeline) -> Pipeline:
@@ -139,6 +140,12 @@ def needs_weights(pipelines: Iterable[Pipeline]) -> bool:
     needing = {tune.STAGE, export.STAGE, export.TRACE}
     every = [not needing.isdisjoint(pipeline) for pipeline in pipelines]
     return bool(every) and all(every)
+
+
+def encoder_of(pipeline: Pipeline) -> StageSpec:
+    """Return the stage of a pipeline that reads its frames."""
+    cut = pipeline[0].writes
+    return next(stage for stage in pipeline if cut in stage.reads)
 
 
 def parts_of(stages: Iterable[StageSpec]) -> list[Part]:

@@ -88,6 +88,7 @@ class CaptionOptions(FeatureOptions, total=False):
     overwrite: bool
     existing: str | None
     media: str | None
+    clip_sound: str | None
     trust_folder: bool
     confidence: bool
     sift: str | None

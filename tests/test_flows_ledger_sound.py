@@ -15,7 +15,7 @@ from flows.pipelines import CAPTION, HEARING, with_hearing
 from stages import hear, sound
 
 PIPELINE = with_hearing(CAPTION)
-FRAMES, ENCODE, _, _, DECODE = PIPELINE
+FRAMES, _, ENCODE, _, DECODE = PIPELINE
 SILENT = Variant(
     of={"frames": "f" * 64, "features": "e" * 64, "captions": "c" * 64},
     prompted=frozenset(["captions"]),
@@ -57,7 +57,7 @@ def make(book: Ledger, kind: str, *tasks: Task) -> None:
 
 
 def test_the_stages_of_a_caption_run_in_this_order() -> None:
-    assert [s.name for s in PIPELINE] == ["frames", "encode", "sound", "hear", "decode"]
+    assert [s.name for s in PIPELINE] == ["frames", "sound", "encode", "hear", "decode"]
     assert HEARING == (sound.STAGE, hear.STAGE)
 
 

@@ -15,7 +15,7 @@ import yaml
 from PIL import Image
 
 import flows.machine.launch
-from artifacts.errors import EnvironmentFault, Interrupted
+from artifacts.errors import EnvironmentFault, Interrupted, MediaError
 from artifacts.shards import read_index
 from artifacts.trainers import TRAINERS, TrainerEntry
 from flows.cli.status_command import lines as status_lines
@@ -432,3 +432,55 @@ def test_a_run_that_does_not_name_the_mode_of_media_keeps_that_of_its_folder(
         with av.open(path) as container:
             stream = container.streams.video[0]
             assert stream.frames == len([*container.decode(stream)])
+
+
+def sounding(config: CaptionConfig, name: str) -> dict[str, bool]:
+    """Number of each chunk of the long video → whether a trainer's file of it has sound."""
+    found = {}
+    for path in READERS[name](Path(config.out)):
+        if Path(path).name.startswith("long-"):
+            with av.open(path) as container:
+                found[Path(path).stem[-5:]] = bool(container.streams.audio)
+    return found
+
+
+def test_clips_have_sound_if_a_trainer_of_the_folder_reads_it_and_edited_ones_stay(
+    tmp_path: Path,
+) -> None:
+    config = make(tmp_path)
+    write_video(Path(config.sources[0], LONG), ticks=range(150), gop=25, audio=True)
+    write(config, format=("hf",))
+    assert {*sounding(config, "hf").values()} == {False}
+    edited = next((Path(config.out) / "clips").glob("long-*-00001.mp4"))
+    content = edited.read_bytes() + b"#"
+    edited.unlink()
+    edited.write_bytes(content)
+    notes = write(config, format=("hf", "ltx", "musubi")).warnings
+    for name in ("hf", "ltx", "musubi"):
+        assert sounding(config, name) == {"00000": True, "00001": False, "00002": True}, name
+    assert any(edited.name in note for note in notes if note.startswith("kept"))
+    assert edited.read_bytes() == content
+    stages = Saying()
+    write(config, stages, prompt="Other?", format=())
+    assert "cut" not in stages.names() and sounding(config, "ltx")["00000"]
+    write(config, clip_sound="none", existing="replace")
+    assert {*sounding(config, "musubi").values()} == {False}
+    stages = Saying()
+    write(config, stages, prompt="And now?")
+    assert "cut" not in stages.names() and not sounding(config, "ltx")["00000"]
+
+
+def test_clips_without_the_sound_of_their_video_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make(tmp_path)
+    write_video(Path(config.sources[0], LONG), ticks=range(150), gop=25, audio=True)
+    monkeypatch.setattr("stages.frames.clip_sound.Sound.part", refuse_sound)
+    for _ in range(2):
+        notes = write(config, format=("ltx", "webdataset")).warnings
+        assert "3 clips for trainers without the sound of the video (it is broken)" in notes
+    assert sounding(config, "ltx") == {"00000": False, "00001": False, "00002": False}
+
+
+def refuse_sound(*_: object) -> None:
+    raise MediaError("it is broken", kind="no-sound")

@@ -4,7 +4,7 @@ import contextlib
 import json
 import shutil
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
@@ -13,7 +13,6 @@ from typing import Any
 import av
 import numpy as np
 import pytest
-from av.container import OutputContainer
 from numpy.typing import NDArray
 
 from stages.frames import cut as exact_clip
@@ -158,41 +157,6 @@ def test_bytes_do_not_depend_on_what_the_processor_can_do(
     monkeypatch.setattr(exact_clip, "X264", f"{exact_clip.X264}:asm=sse2")
     (plain,) = cut(path, tmp_path / "sse2", [(0.2, 1.2)])
     assert plain.read_bytes() == made.read_bytes()
-
-
-Packets = list[tuple[bytes, int | None, int | None]]
-
-
-def packets(path: Path) -> Packets:
-    """Bytes, time and length of each packet of the pictures."""
-    with av.open(str(path)) as container:
-        found = container.demux(container.streams.video[0])
-        return [(bytes(packet), packet.pts, packet.duration) for packet in found if packet.size]
-
-
-@pytest.mark.parametrize("span", [(0.0, 1.0), (0.2, 1.3)], ids=["copied", "encoded"])
-def test_pictures_are_packets_that_a_track_beside_them_does_not_change(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, span: tuple[float, float]
-) -> None:
-    path = write_video(tmp_path / "a.mp4", ticks=range(60), gop=30, options=CLOSED)
-    (alone,) = cut(path, tmp_path, [span])
-    opened = exact_clip._clip
-
-    @contextlib.contextmanager
-    def with_sound(path: Path, *, delayed: bool) -> Iterator[OutputContainer]:
-        with opened(path, delayed=delayed) as container:
-            sound = container.add_stream("alac", rate=48_000)  # without a lead
-            yield container
-            silence = av.AudioFrame.from_ndarray(np.zeros((2, 48_000), np.int16), "s16p")
-            silence.sample_rate, silence.pts = 48_000, 0
-            container.mux([*sound.encode(silence), *sound.encode(None)])
-
-    monkeypatch.setattr(exact_clip, "_clip", with_sound)
-    (tmp_path / "beside").mkdir()
-    (beside,) = cut(path, tmp_path / "beside", [span])
-    with av.open(str(beside)) as container:
-        assert [stream.type for stream in container.streams] == ["audio", "video"]
-    assert packets(beside) == packets(alone) and packets(alone)
 
 
 @pytest.mark.parametrize(

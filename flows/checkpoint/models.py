@@ -35,7 +35,7 @@ from flows.checkpoint.profile_loading import (
     read_profile,
     small_files,
 )
-from flows.checkpoint.prompt_tokens import sampling_of
+from flows.checkpoint.prompt_tokens import requested_sampling, sampling_of
 from flows.checkpoint.served import (
     ServedModel,
     only_captions,
@@ -153,7 +153,15 @@ class Model:
     def sampling(self, config: RunOptions) -> Sampling:
         """Return the sampling: as requested, else as the checkpoint's processor states, limited by
         the model's context."""
-        return sampling_of(self.profile, config)
+        return sampling_of(self.beside_sound(config), config)
+
+    def beside_sound(self, config: RunOptions) -> ModelProfile:
+        """Return the profile with what the sound of a full chunk leaves of the context; the whole
+        one if the run uses no sound."""
+        tokens = self.sound_tokens(requested_sampling(self.profile, config).chunk_seconds)
+        left = max(1, self.profile.context_tokens - tokens)
+        limited = tokens and self.profile.context_tokens
+        return replace(self.profile, context_tokens=left) if limited else self.profile
 
     @property
     def hears(self) -> bool:

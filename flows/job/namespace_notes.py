@@ -16,7 +16,7 @@ from flows.checkpoint.prompt_tokens import frames_of_any_size, full_chunk, reque
 from flows.job.prepare import Job
 from flows.ledger.namespaces import Variant, notes, one_shot_namespace
 from flows.options.commands import RunOptions
-from flows.pipelines import parts_of
+from flows.pipelines import encoder_of, parts_of
 from stages.process.job import StageSpec
 
 
@@ -68,7 +68,9 @@ def settings_of(job: Job) -> dict[str, Any]:
         **computed,
         "sampling": job.sampling.settings,
         "sizes": digest_of({kind: model.fit(kind).long_edges for kind in ("video", "image")}),
-        "output_versions": [stage.output_version for stage in job.pipeline[:2]],
+        "output_versions": [
+            stage.output_version for stage in (job.pipeline[0], encoder_of(job.pipeline))
+        ],
     }
 
 

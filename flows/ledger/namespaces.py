@@ -21,7 +21,7 @@ from flows.options.commands import RunOptions
 from flows.options.media import SoundOptions, VectorSamplingOptions
 from flows.options.text import EngineOptions
 from flows.pipelines import SOUND_KINDS, Pipeline, without_hearing
-from stages import sound
+from stages import hear, sound
 from stages.decode import SCORE
 from stages.decode.generation import SamplingParams, ScoreItem
 from stages.models.encoding.pass_modes import BATCHES
@@ -127,6 +127,7 @@ def namespaces_of(
         of[stage.writes] = _namespace(
             stage, [*by, *limit, *cut] if by else [fields_of(sampling), fits]
         )
+    profile = model.beside_sound(config) if hear.STAGE in pipeline else model.profile
     of_prompts = {s.writes for s in pipeline if s.prompted or (model.profile.prompted and s.part)}
     return Variant(
         of=of,
@@ -136,7 +137,7 @@ def namespaces_of(
         fit_image=model.fit("image"),
         tiles=vectors.tiles,
         frames_per_video=model.profile.frames_per_video,
-        bound=frame_bound(model.profile, config),
+        bound=frame_bound(profile, config),
         engine="".join(chosen.engine for chosen in settings.values()),
         in_batches=model.in_batches,
         sends_video=model.served is not None and bool(model.served.video),

@@ -34,6 +34,10 @@ EXACT, ORIGINAL = MEDIA_MODES = ("exact", "original")
 MADE = {EXACT: ("exact 4", "exact 4 with combs"), ORIGINAL: ("original 4", "original 4")}
 """Mode of media → how clips of frames without combs, and with them, are made. A number is raised
 when they are made differently."""
+SOUNDING = " with sound"
+"""Added to how clips are made that have the sound of their video."""
+COPY, NONE = CLIP_SOUNDS = ("copy", "none")
+"""The values of `--clip-sound`."""
 KEEP, REPLACE, APPEND, PREPEND = RULES = ("keep", "replace", "append", "prepend")
 """The values of `--existing`."""
 JOINED = (APPEND, PREPEND)

@@ -9,6 +9,7 @@ from artifacts.errors import UsageError
 from artifacts.options import Option, OptionGroup
 from artifacts.paths import text_named
 from flows.options.formats import (
+    CLIP_SOUNDS,
     FILES,
     FORMATS,
     KEEP,
@@ -236,6 +237,17 @@ class DataSetOptions(OptionGroup):
     """`exact`: where a reader would show other frames than the model saw, the data set has an exact
     copy; `original`: files as they are, and clips copied from a keyframe on. None: as the folder's
     last run, or `exact`."""
+    clip_sound: Annotated[
+        str | None,
+        Option(
+            f"sound of clips for trainers that read it: {'|'.join(CLIP_SOUNDS)} [copy]",
+            FILES,
+            "MODE",
+            values=CLIP_SOUNDS,
+        ),
+    ] = None
+    """`copy`: clips keep the sound of their video if a trainer of the folder's data sets reads it;
+    `none`: they have none. None: as the folder's last run, or `copy`."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,6 +29,7 @@ from flows.options.formats import ORIGINAL
 from flows.options.media import VectorSamplingOptions
 from flows.options.model import TORCH
 from flows.options.text import DataSetOptions, OutputOptions
+from flows.pipelines import encoder_of
 from stages.export.jobs import TimingJob
 from stages.models.graphs.manifest import ONNX
 from stages.models.half_job import HalfJob
@@ -172,7 +173,7 @@ def estimates(job: Job) -> list[Estimate]:
     seen: set[Any] = set()
     for medium in media:
         estimate = _estimate(job, medium, headers.get(medium.digest))
-        of_prompt = job.pipeline[1].writes in job.ledger.namespaces.prompted
+        of_prompt = encoder_of(job.pipeline).writes in job.ledger.namespaces.prompted
         identity = (medium.digest, of_prompt and medium.prompt)
         if identity in seen:  # it reuses the frames and features of another prompt
             estimate = replace(estimate, seconds=0.0, frames=0, shown_frames=0, frame_bytes=0)
@@ -186,7 +187,7 @@ def estimates(job: Job) -> list[Estimate]:
 def unencoded(job: Job) -> list[tuple[Estimate, bool]]:
     """Return an estimate of each content without features, and whether it is a guess from the file
     header. It is one until the frames stage has read the file."""
-    ledger, made, found = job.ledger, job.pipeline[1].writes, []
+    ledger, made, found = job.ledger, encoder_of(job.pipeline).writes, []
     seen: set[Any] = set()
     for medium, estimate in zip(job.media, estimates(job), strict=True):
         if ledger.failure(medium) is not None:
@@ -276,7 +277,7 @@ def _parts(job: Job, medium: Medium, stored: tuple[int, int]) -> int:
 
 def _encoded(job: Job, medium: Medium) -> bool:
     """Return whether all features of a medium are stored, so that it needs no frames on disk."""
-    tasks, made = job.ledger.tasks([medium]), job.pipeline[1].writes
+    tasks, made = job.ledger.tasks([medium]), encoder_of(job.pipeline).writes
     return bool(tasks) and all(task[made] in job.ledger[made] for task in tasks)
 
 

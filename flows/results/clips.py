@@ -35,10 +35,10 @@ from flows.job.media_digests import JobFile
 from flows.job.prepare import Job
 from flows.machine.launch import MAX_RESTARTS, Launcher, StageCall, StageHandle
 from flows.media.media_files import Selection
-from flows.options.formats import EXACT, MADE
+from flows.options.formats import EXACT, MADE, SOUNDING
 from flows.options.text import OutputOptions
 from flows.results.captions import captions_of
-from flows.results.marker import media_mode
+from flows.results.marker import clips_sound, media_mode
 from flows.results.text_files import UserTexts
 from stages.frames.job import CutItem, CutJob
 from stages.process.exit_diagnosis import is_crash
@@ -70,6 +70,7 @@ def sample_sources(job: Job, user_texts: UserTexts | None = None) -> Iterator[li
     copies: Counter[tuple[str, str, str]] = Counter()
     user_texts = user_texts or UserTexts(job)
     made = MADE[media_mode(job.out, job.config)][not job.sampling.deinterlace]
+    sound = SOUNDING * clips_sound(job.out, job.config)
     for group in job.by_file:
         items: list[SampleSource] = []
         for each in group:
@@ -77,7 +78,8 @@ def sample_sources(job: Job, user_texts: UserTexts | None = None) -> Iterator[li
             if captions:
                 alike = (each.file.media_path, each.medium.digest, each.medium.prompt)
                 copies[alike] += 1
-                items += _items_of(job, each, captions, copies[alike], made)
+                of_kind = made + sound * (each.medium.kind == "video")
+                items += _items_of(job, each, captions, copies[alike], of_kind)
         yield items
 
 
@@ -164,11 +166,14 @@ class Cutter:
         self._copied: Collection[str] = ()
         self.why: dict[str, str] = {}
         """Key of each clip that could not be cut → why."""
+        self.silent: dict[str, str] = {}
+        """Key of each clip without the sound that its video has → why."""
         self._kills = 0
         """Consecutive times that a process was killed before it cut anything."""
         self._deinterlace = job.sampling.deinterlace
         self.exact = media_mode(job.out, job.config) == EXACT
         """Whether clips are exact, and whole files copied where readers show them otherwise."""
+        self._sound = clips_sound(job.out, job.config)
         fitting = host_free_bytes() // PROCESS_BYTES
         self._processes = max(1, min(cores() - 1, fitting)) if self.exact else 1
 
@@ -188,6 +193,8 @@ class Cutter:
             result = results[key]
             if "plain" in result:
                 self.differs[key] = result.get("why", "")
+            if "silent" in result:
+                self.silent[key] = result["silent"]
             if "file" in result:
                 path = self._folder / result["file"]
                 found[key] = Media(
@@ -252,7 +259,11 @@ class Cutter:
             for item in items
         ]
         job = CutJob(
-            folder=str(self._folder), cuts=cuts, exact=self.exact, deinterlace=self._deinterlace
+            folder=str(self._folder),
+            cuts=cuts,
+            exact=self.exact,
+            deinterlace=self._deinterlace,
+            sound=self._sound,
         )
         return StageCall(name="cut", job=job, device="cpu", log=self._log)
 
@@ -299,6 +310,12 @@ def kept_note(names: Sequence[str], folder: Path) -> str:
     )
 
 
+def silent_note(silent: Mapping[str, str]) -> str:
+    """Return a note about clips without sound: key of each → why."""
+    why = Counter(silent.values()).most_common(1)[0][0]
+    return f"{counted(len(silent), 'clip')} for trainers without the sound of the video ({why})"
+
+
 def check_encoder(formats: Collection[str]) -> None:
     """Raise EnvironmentFault if these formats may need exact clips that FFmpeg cannot encode."""
     if not WITH_CLIPS & {*formats}:
@@ -331,6 +348,8 @@ class Clips:
         """Names of clips that users edited or added."""
         self.refused: dict[str, str] = {}
         """Key of each sample that could not be cut → why."""
+        self._silent: dict[str, str] = {}
+        """Key of each clip without the sound that its video has → why."""
         self.longest_lead = 0.0
         """Maximum seconds from the start of a clip to the start of its chunk."""
 
@@ -343,9 +362,7 @@ class Clips:
         keys = {item.sample.key: item.sample.clip for item in items}
         by_key = {keys[item.sample.key]: item for item in reversed(items)}
         present = self._present()
-        missing = [
-            item for key, item in by_key.items() if not self._is_right(key, present, copied)
-        ][::-1]
+        missing = [i for i in by_key.values() if not self._is_right(i, present, copied)][::-1]
         self._cut(missing, copied)
         found = {key: path for key in by_key if (path := self._clip_path(key)) is not None}
         return {name: found[key] for name, key in keys.items() if key in found}
@@ -390,6 +407,8 @@ class Clips:
         if self.refused:
             why, count = next(iter(self.refused.values())), counted(len(self.refused), "chunk")
             yield f"{count} could not be cut for trainers ({why})"
+        if self._silent:
+            yield silent_note(self._silent)
         if self.kept:
             yield kept_note(self.kept, self.folder)
         if self.longest_lead > LEAD_SECONDS:
@@ -414,14 +433,19 @@ class Clips:
         """Return whether every reader shows a whole file as the model saw it."""
         return bool(self._index.get(item.sample.clip, {}).get("plain"))
 
-    def _is_right(self, key: str, present: dict[str, str], copied: Collection[str]) -> bool:
-        """Return whether a clip need not be cut: it exists, is a user's, or failed before."""
+    def _is_right(
+        self, item: SampleSource, present: dict[str, str], copied: Collection[str]
+    ) -> bool:
+        """Return whether a clip need not be cut: it exists, is a user's, or failed before. A user's
+        stays when clips get sound, or lose it."""
+        key = item.sample.clip
         entry = self._index.get(key, {})
         if "error" in entry and not self._retry_failed:
             return True
         if entry.get("plain") and "file" not in entry:
             return key not in copied
         name = present.get(rules_in(self.folder).folded(key))
+        name = name or self._edited(_key_of_other_sound(item), present)
         if name is None:
             return False
         if self.made(self.folder / name, key):
@@ -432,6 +456,11 @@ class Clips:
         self._index[key] = {**entry, "file": name}
         return True
 
+    def _edited(self, key: str, present: Mapping[str, str]) -> str | None:
+        """Return the name of the clip of a key if a user edited it."""
+        name = present.get(rules_in(self.folder).folded(key))
+        return None if name is None or self.made(self.folder / name, key) else name
+
     def _clip_path(self, key: str) -> Path | None:
         """Return the clip of a key; None if cutting it failed."""
         entry = self._index.get(key, {})
@@ -439,6 +468,8 @@ class Clips:
             self.refused[key] = entry["error"]
             return None
         self.longest_lead = max(self.longest_lead, entry.get("media_start", 0.0))
+        if "silent" in entry:
+            self._silent[key] = str(entry["silent"])
         # The index is a file that anybody may have written: it names nothing outside.
         return self.folder / Path(entry["file"]).name if "file" in entry else None
 
@@ -456,6 +487,7 @@ class Clips:
                 about: dict[str, Any] = {}
                 if (differs := self._cutter.differs.get(key)) is not None:
                     about = {"plain": not differs, "why": differs}
+                silent = self._cutter.silent.get(key)
                 if key not in made:
                     why = self._cutter.why.get(key, "")
                     self._index[key] = {"plain": True} if about else {"error": why}
@@ -467,6 +499,7 @@ class Clips:
                     "file": media.path.name,
                     "media_start": media.start,
                     "state": [stamp.size, stamp.modified],
+                    **({"silent": silent} if silent else {}),
                 }
             write_json(self.folder / INDEX, {"clips": self._index})
             write_text(self.folder / OURS, ())
@@ -474,6 +507,13 @@ class Clips:
                 replace_file(media.path, self.folder / media.path.name)
         except OSError as error:
             raise fault_of(error, self.folder) from error
+
+
+def _key_of_other_sound(item: SampleSource) -> str:
+    """Return the key of the same clip with sound if it has none, else without."""
+    made = item.sample.made
+    other = made.removesuffix(SOUNDING) if made.endswith(SOUNDING) else made + SOUNDING
+    return replace(item.sample, made=other).clip
 
 
 def _read_index(path: Path) -> dict[str, dict[str, Any]]:

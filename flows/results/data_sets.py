@@ -47,6 +47,7 @@ from flows.results.clips import (
     kept_note,
     one_per_chunk,
     sample_sources,
+    silent_note,
 )
 from flows.results.marker import keep_media
 from flows.results.text_files import UserTexts, has_user_text
@@ -76,6 +77,7 @@ def write_dataset(
         shards = write_shards(folder, shards, _samples(rest, cutter, cut, plain, copies))
         fresh = (i for i in rest if exact and i.whole and i.sample.clip not in stored)
         notes += clips.note_on_files(fresh, copies)
+        notes += [silent_note(cutter.silent)] if cutter.silent else []
         cutter.clear()
     keep_media(job.out, DATASET)
     user_texts[DATASET] = sum(has_user_text(item.sample.rows) for item in items)

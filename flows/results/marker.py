@@ -16,15 +16,16 @@ from itertools import pairwise
 from pathlib import Path
 
 from artifacts.files import whole_file, write_text
-from artifacts.json_shapes import MapOf, check, parse, string
+from artifacts.json_shapes import MapOf, OptionalField, check, parse, string
 from artifacts.keys import digest_of
 from artifacts.regular_files import open_regular, read_text
 from artifacts.signing import MARKER as PURPOSE
 from artifacts.signing import SIGNATURES, Proof, anybody, is_by_member, proof_by, signed
+from artifacts.trainers import WITH_SOUND
 from flows.media.generated_files import digest_at
 from flows.options.commands import RunOptions
-from flows.options.formats import EXACT
-from flows.options.text import DataSetOptions
+from flows.options.formats import COPY, EXACT
+from flows.options.text import DataSetOptions, OutputOptions
 
 MARKER = ".penstock.json"
 """File of the marker, in an output folder."""
@@ -42,6 +43,7 @@ BYTES = 256 << 20
 SHAPE = {
     **dict.fromkeys(("command", "folder", "store", "media"), string),
     **{key: [string] for key in ("words", "outputs", "inputs", "digests")},
+    "clip_sound": OptionalField(string),
     SIGNATURES: MapOf(string),
 }
 
@@ -60,6 +62,8 @@ class Marker:
     """URL of its store."""
     media: str = EXACT
     """Mode of the media of its data sets."""
+    clip_sound: str = COPY
+    """Sound of the clips of its data sets, where a trainer reads it."""
     outputs: tuple[str, ...] = ()
     """Files and folders in the folder that its runs wrote or will write, and formats of texts."""
     inputs: tuple[str, ...] = ()
@@ -168,3 +172,18 @@ def media_mode(out: Path, config: RunOptions) -> str:
     folder."""
     marker = read_marker(out)
     return DataSetOptions.of(config).media or (EXACT if marker is None else marker.media)
+
+
+def clip_sound(out: Path, config: RunOptions) -> str:
+    """Return the sound of the clips of a run's data sets: as requested, or as that of its
+    folder."""
+    marker = read_marker(out)
+    return DataSetOptions.of(config).clip_sound or (COPY if marker is None else marker.clip_sound)
+
+
+def clips_sound(out: Path, config: RunOptions) -> bool:
+    """Return whether the clips of a run have sound: a trainer of its data sets, or of those that
+    its folder has, reads it."""
+    marker = read_marker(out)
+    formats = {*OutputOptions.of(config).format, *(() if marker is None else marker.outputs)}
+    return bool(WITH_SOUND & formats) and clip_sound(out, config) == COPY

@@ -40,6 +40,7 @@ from flows.job.prepare import Job
 from flows.ledger.tasks import Medium, Task, task_of, unique
 from flows.ledger.waves import previous_lengths
 from flows.machine.launch import StageHandle
+from flows.pipelines import encoder_of
 from flows.planning.ladder import Rung
 from flows.planning.plan import shares_device, takes_any_batches
 from flows.running.batches import StageWork, cut, encode_batches_of, next_work
@@ -77,7 +78,7 @@ class Overlap:
         self._record = loop.record
         self._ladder = loop.ladder
         self._calls = calls
-        self._stage = loop.job.pipeline[1]
+        self._stage = encoder_of(loop.job.pipeline)
         self._encode: ChunkFeed | None = None
         self._decode: ChunkFeed | None = None
         self._gpu: IO[str] | None = None

@@ -31,7 +31,7 @@ ALLOWED = frozenset((
     "sampling", "temperature", "top_p", "top_k", "seed", "beams", "repetition_penalty",
     "presence_penalty", "no_repeat_ngram", "avoid", "system", "start_with", "retry_loops",
     "schema", "strip_think", "confidence", "trigger", "prefix", "suffix",
-    "out", "format", "beside", "existing", "media", "replace",
+    "out", "format", "beside", "existing", "media", "clip_sound", "replace",
 ))
 """Options that the page may set. A new option is refused until it is named here."""
 REPEATED = frozenset(("endpoint", "endpoint_keys", "insecure_endpoint"))

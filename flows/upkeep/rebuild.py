@@ -35,6 +35,7 @@ from flows.pipelines import (
     REBUILD,
     SOUND_KINDS,
     Pipeline,
+    encoder_of,
     parts_of,
     with_hearing,
 )
@@ -147,7 +148,7 @@ def other_records(store: Store, job: str) -> list[RebuildRecord]:
 def record_of(job: Job, last: RebuildRecord | None) -> RebuildRecord:
     """Return the record of the current job, before anything is removed."""
     namespaces = job.ledger.namespaces
-    frames, features, *_ = (stage.writes for stage in job.pipeline)
+    frames, features = job.pipeline[0].writes, encoder_of(job.pipeline).writes
     files = tuple(
         (f.file.place, f.medium.digest, f.medium.prompt if features in namespaces.prompted else "")
         for f in job.files
@@ -260,7 +261,7 @@ def prune(
         )
         for pipeline in KEPT:  # a namespace belongs to one pipeline; the others find nothing
             frames, features = pipeline
-            tasks = _ledger(job, unreferenced, pipeline)
+            tasks = _ledger(job, unreferenced._replace(sound=()), pipeline)
             chunks = tasks.tasks(
                 Medium(digest=digest, path="", kind="", prompt=prompt)
                 for digest, prompt in sorted(unreferenced.contents)
@@ -298,12 +299,13 @@ def _prune_sound(
 
 
 def _ledger(job: Job, reach: Reach, pipeline: Pipeline) -> Ledger:
-    frames, features, *sound = (stage.writes for stage in pipeline)
+    frames, features = pipeline[0].writes, encoder_of(pipeline).writes
     of_prompts = [features] if any(prompt for _, prompt in reach.contents) else []
     namespaces = {frames: reach.frames, features: reach.features}
     silent = Variant(of=namespaces, prompted=frozenset(of_prompts))
-    if not sound:
+    if not reach.sound:
         return Ledger(job.store, pipeline, silent)
+    sound = (stage.writes for stage in HEARING)
     of = {**namespaces, **dict(zip(sound, reach.sound, strict=True))}
     return Ledger(job.store, pipeline, replace(silent, of=of), silent)
 
@@ -506,7 +508,7 @@ def _run_rebuild(
             for made in (stage.writes for stage in job.pipeline if stage.part):
                 job.ledger[made].touch(keys_of(tasks, made))
             entries = [runner.record.stage(stage.name) for stage in job.pipeline]
-            result.encoded = entries[1]["items"]
+            result.encoded = runner.record.stage(encoder_of(job.pipeline).name)["items"]
             if result.encoded:
                 seconds = sum(entry["seconds"] for entry in entries)
                 now = replace(now, seconds_per_chunk=seconds / result.encoded)

@@ -5,12 +5,14 @@ at a keyframe. Time 0 of an MP4 file is the frame that is shown at the start. Th
 have negative times, so FFmpeg writes an edit list: readers decode those frames but hide them.
 In other containers, time 0 is the keyframe. A clip ends with the last frame that begins before its
 end. Frames behind it from which earlier ones are decoded are in the file, too; the edit list hides
-them. Sound is left out.
+them. Sound is copied or encoded beside them (`clip_sound`).
 """
 
 import contextlib
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from fractions import Fraction
+from functools import partial
 from itertools import chain, dropwhile, islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +24,7 @@ from av.video.stream import VideoStream
 
 from artifacts.containers import open_media
 from artifacts.errors import MediaError
+from stages.frames.clip_sound import SoundPart, interleaved, part_of, sound_of, write_with
 from stages.frames.formats import OPTIONS
 from stages.frames.media_opening import has_alpha_track, open_video, packets
 from stages.frames.medium import TRANSIENT_KINDS
@@ -50,12 +53,15 @@ class Keyframe(NamedTuple):
 class ClipCutter:
     """A source video with known frame times."""
 
-    def __init__(self, path: Path) -> None:
-        """Open a video and read its frame times. Raises MediaError."""
+    def __init__(self, path: Path, *, sound: bool = False) -> None:
+        """Open a video and read its frame times. With `sound`, clips have the video's sound. Raises
+        MediaError."""
         self.path = path
         reader = Reader(path, threads=1)
         self._timeline: Timeline = reader.timeline
-        own = reader.decoder.container.format.name.partition(",")[0]
+        opened = reader.decoder.container
+        self._sound = sound_of(path, opened, self._timeline) if sound else None
+        own = opened.format.name.partition(",")[0]
         self._alpha = has_alpha_track(reader.decoder.stream)
         # MP4 would accept the packets without the alpha beside them.
         fitting = CONTAINERS[1:] if self._alpha else CONTAINERS
@@ -76,8 +82,11 @@ class ClipCutter:
         for form, suffix in self._containers:
             path = to.with_name(f"{to.name}.{suffix}")
             zero = shown if form == "mp4" else key.pts
+            began = timeline.seconds(zero)
+            seconds = Fraction(max(0.0, min(end, timeline.end) - began))
+            sound, why = part_of(self._sound, began, seconds, form)
             try:
-                self._write(key, zero, beyond, path, form)
+                why |= write_with(partial(self._write, key, zero, beyond, path, form), sound)
                 _check_decodable(path)
                 if form == "mp4" and (hidden := self._first_from(beyond)) is not None:
                     shorten(path, float((hidden - zero) * timeline.time_base))
@@ -87,8 +96,8 @@ class ClipCutter:
                 reason = getattr(error, "message", str(error))
                 path.unlink(missing_ok=True)
             else:
-                at = max(0.0, start - timeline.seconds(zero))
-                return {"file": path.name, "start": round(at, 6)}
+                at = max(0.0, start - began)
+                return {"file": path.name, "start": round(at, 6), **why}
         raise _clip_error(f"no container accepts its packets ({reason})")
 
     def _first_from(self, ticks: int) -> int | None:
@@ -106,7 +115,15 @@ class ClipCutter:
             raise _clip_error("it does not begin with a keyframe")
         return Keyframe(keyframes.pts[found], keyframes.dts[found], keyframes.ordinals[found])
 
-    def _write(self, key: Keyframe, zero: int, beyond: int, path: Path, form: str) -> None:
+    def _write(
+        self,
+        key: Keyframe,
+        zero: int,
+        beyond: int,
+        path: Path,
+        form: str,
+        sound: SoundPart | None,
+    ) -> None:
         """Copy the packets from a keyframe on to a file whose time 0 is at the ticks `zero`."""
         source, stream = open_video(self.path, threads=1)
         with source, open_media(path, "w", format=form) as made:
@@ -114,10 +131,8 @@ class ClipCutter:
             copied = made.add_stream_from_template(stream, opaque=True)
             if self._alpha:
                 copied.metadata["alpha_mode"] = "1"
-            for packet in _with_dts(self._packets(source, stream, key, beyond)):
-                assert packet.pts is not None and packet.dts is not None
-                packet.pts, packet.dts = packet.pts - zero, packet.dts - zero
-                packet.stream = copied
+            pictures = _with_dts(self._packets(source, stream, key, beyond))
+            for packet in interleaved(made, _moved(pictures, zero, copied), sound):
                 made.mux_one(packet)
 
     def _packets(
@@ -187,6 +202,15 @@ def _with_dts(taken: Iterator[VideoPacket]) -> Iterator[VideoPacket]:
         waiting = []
         yield packet
     yield from _before(None, waiting)
+
+
+def _moved(taken: Iterator[VideoPacket], zero: int, stream: VideoStream) -> Iterator[VideoPacket]:
+    """Yield the packets for another stream, with times since the ticks `zero`."""
+    for packet in taken:
+        assert packet.pts is not None and packet.dts is not None
+        packet.pts, packet.dts = packet.pts - zero, packet.dts - zero
+        packet.stream = stream
+        yield packet
 
 
 def _before(dts: int | None, waiting: Sequence[VideoPacket]) -> Sequence[VideoPacket]:

@@ -6,8 +6,8 @@ in sRGB of 8 bits.
 Every reader shows a clip alike: the frames of a time span as a player shows them, and nothing else.
 Readers disagree on edit lists, on frames that B-frames need but nobody sees, on rotation, alpha,
 fields and high dynamic range. A trainer that counts frames by the header, or reads them by number,
-then trains on other pictures than the captioned ones. So a clip is H.264 in MP4 without B-frames
-and edit lists, and its header counts the frames that it shows.
+then trains on other pictures than the captioned ones. So a clip is H.264 in MP4 without B-frames,
+its pictures have no edit list, and its header counts the frames that it shows.
 
 1. `positions` gives the span's own frames by their true times; a span in which none begins has the
    frame on display.
@@ -15,6 +15,7 @@ and edit lists, and its header counts the frames that it shows.
    as they are, this run is copied, and decoded once: one with damage is encoded instead.
 3. Otherwise they are decoded and encoded. Frames that readers show as they are keep their planes;
    others are converted as for the model, at full size.
+4. Their sound is copied or encoded beside them (`clip_sound`).
 """
 
 import contextlib
@@ -47,6 +48,7 @@ from artifacts.errors import EnvironmentFault, MediaError
 from artifacts.remote.media_cache import open_local
 from artifacts.store import fault_of
 from stages.frames.clip_copy import ClipCutter, Keyframe, packets_from
+from stages.frames.clip_sound import SoundPart, interleaved, part_of, sound_of, write_with
 from stages.frames.formats import HIGH_DYNAMIC_RANGE, WIDE
 from stages.frames.frame_converter import (
     FILTER,
@@ -60,6 +62,7 @@ from stages.frames.image import differs, is_lossless, read_image
 from stages.frames.job import ENCODER, CutItem, CutJob
 from stages.frames.media_opening import open_video
 from stages.frames.medium import TRANSIENT_KINDS, check_unchanged
+from stages.frames.mp4_boxes import drop_edit_list
 from stages.frames.reader import Reader
 from stages.frames.timeline import VideoPacket, positions
 from stages.process.events import EventReporter
@@ -90,6 +93,8 @@ class _Span:
 
     low: int
     high: int
+    start: float
+    """Seconds since time 0 at which the first frame begins, or the span if that one is held."""
     held: Fraction | None
     """Seconds that a frame stands which began before the span; None: the frames begin in it."""
 
@@ -121,10 +126,12 @@ class ExactCutter:
         *,
         deinterlace: bool = True,
         copies: bool = True,
+        sound: bool = False,
     ) -> None:
         """Open a video to make clips of these spans, in seconds. With `deinterlace`, frames of the
         clips have no combs. With `copies`, a clip gets the packets of the video where these are
-        exactly its frames; packets of a damaged video would keep the damage. Raises MediaError."""
+        exactly its frames; packets of a damaged video would keep the damage. With `sound`, clips
+        have the video's sound. Raises MediaError."""
         self._reader = Reader(path, threads=1, deinterlace=deinterlace)
         self._unlike_now = partial(_unlike, deinterlace=deinterlace)
         self._path, self._timeline = path, self._reader.timeline
@@ -145,6 +152,8 @@ class ExactCutter:
         self._height, self._width = max(2, height // 2 * 2), max(2, width // 2 * 2)
         self._tags = _tags(frame) if self._is_plain else (BT709, int(ColorRange.MPEG))
         self._spans = [self._span(start, end) for start, end in spans]
+        opened = self._reader.decoder.container
+        self._sound = sound_of(path, opened, self._timeline) if sound else None
         self._requested_from: int | None = None
         self._shown: int | None = None
         """Number of frames that a plain reader shows of the whole file, once they are counted."""
@@ -170,19 +179,25 @@ class ExactCutter:
         return "" if is_right else "a frame count that is not what is shown"
 
     def cut(self, index: int, to: Path) -> dict[str, Any]:
-        """Write the clip of a span to `to` plus a suffix. Raises MediaError or OSError."""
+        """Write the clip of a span to `to` plus a suffix. Return its name, and why it is `silent`
+        if the video is not. Raises MediaError or OSError."""
         span, path = self._spans[index], to.with_name(f"{to.name}.mp4")
         clock = self._clock(span)
-        if not self._copy(span, clock, path):
-            self._encode(index, span, clock, path)
-        return {"file": path.name, "start": 0.0}
+        sound, why = part_of(self._sound, span.start, clock.ticks[-1] * clock.base, "mp4")
+
+        def write(sound: SoundPart | None) -> None:
+            if not self._copy(span, clock, path, sound):
+                self._encode(index, span, clock, path, sound)
+
+        return {"file": path.name, "start": 0.0, **why, **write_with(write, sound)}
 
     def _span(self, start: float, end: float) -> _Span:
         timeline = self._timeline
         low, high = positions(timeline, start, end)
         began = timeline.seconds(int(timeline.pts[low]))
         is_held = high == low + 1 and began < start - float(timeline.time_base) / 2
-        return _Span(low=low, high=high, held=Fraction(end - start) if is_held else None)
+        held = Fraction(end - start) if is_held else None
+        return _Span(low=low, high=high, start=start if is_held else began, held=held)
 
     def _clock(self, span: _Span) -> _Clock:
         """Return the clock of a span: its constant rate, or 90 kHz."""
@@ -206,7 +221,7 @@ class ExactCutter:
             ticks.append(max(ticks[-1] + 1, round(time * CLOCK)))
         return _Clock(base=Fraction(1, CLOCK), ticks=tuple(ticks))
 
-    def _copy(self, span: _Span, clock: _Clock, path: Path) -> bool:
+    def _copy(self, span: _Span, clock: _Clock, path: Path, sound: SoundPart | None) -> bool:
         """Copy the packets of a span, if they are one run of the source. Return whether."""
         run = self._run(span) if self._copies else None
         if run is None:
@@ -222,14 +237,15 @@ class ExactCutter:
             numbers = dict(zip(pts, clock.ticks, strict=False))
             shown = [numbers[p.pts] for p in taken if p.pts is not None]
             delay = max(at - own for at, own in zip(clock.ticks, shown, strict=False))
-            with _clip(copied_to := path.with_suffix(".copy"), delayed=delay > 0) as made:
+            copied_to, is_delayed = path.with_suffix(".copy"), delay > 0
+            with _clip(copied_to, delayed=is_delayed, sounds=sound is not None) as made:
                 copied = made.add_stream_from_template(stream, opaque=True)
                 copied.time_base = clock.base
                 for packet, own, at in zip(taken, shown, clock.ticks, strict=False):
                     packet.pts, packet.dts, packet.time_base = own, at - delay, clock.base
-                    _lasting(packet, clock.ticks)
-                    packet.stream = copied
-                    made.mux_one(packet)
+                    _lasting(packet, clock.ticks, copied)
+                for each in interleaved(made, iter(taken), sound):
+                    made.mux_one(each)
         if count != self._shown and _count_plainly(copied_to) != count:
             return False  # packets that no frame of the model needed are damaged
         os.replace(copied_to, path)
@@ -258,11 +274,13 @@ class ExactCutter:
                 return None
         return Keyframe(keyframes.pts[first], keyframes.dts[first], ordinal), count
 
-    def _encode(self, index: int, span: _Span, clock: _Clock, path: Path) -> None:
+    def _encode(
+        self, index: int, span: _Span, clock: _Clock, path: Path, sound: SoundPart | None
+    ) -> None:
         """Decode the frames of a span, and encode them. Raises MediaError."""
         pts = self._timeline.pts[span.low : span.high].tolist()
         numbers = dict(zip(pts, clock.ticks, strict=False))
-        with _clip(path, delayed=False) as container:
+        with _clip(path, delayed=False, sounds=sound is not None) as container:
             stream = container.add_stream(ENCODER, rate=clock.rate)
             assert isinstance(stream, VideoStream)
             self._configure(stream.codec_context, clock)
@@ -270,8 +288,8 @@ class ExactCutter:
             frames = (
                 (numbers[ticks], self._planes(frame)) for ticks, frame in self._frames(index, span)
             )
-            for packet in _encoded(stream.codec_context, frames, clock):
-                packet.stream = stream
+            pictures = _encoded(stream, frames, clock)
+            for packet in interleaved(container, pictures, sound):
                 container.mux_one(packet)
 
     def _frames(self, index: int, span: _Span) -> Iterator[tuple[int, VideoFrame]]:
@@ -317,38 +335,41 @@ class ExactCutter:
 
 
 @contextlib.contextmanager
-def _clip(path: Path, *, delayed: bool) -> Iterator[OutputContainer]:
-    """Open a clip for writing. It has an edit list only if its decoding is `delayed`, as that of
-    copied B-frames. Raises OSError."""
-    options, half = {} if delayed else {"use_editlist": "0"}, path.with_suffix(".half")
-    with open_media(half, "w", format="mp4", options=options) as container:
-        yield container
+def _clip(path: Path, *, delayed: bool, sounds: bool) -> Iterator[OutputContainer]:
+    """Open a clip for writing. Its pictures have an edit list only if their decoding is `delayed`,
+    as that of copied B-frames; its sound, if it `sounds`, has one. Raises OSError."""
+    options = {} if delayed or sounds else {"use_editlist": "0"}
+    with open_media(half := path.with_suffix(".half"), "w", format="mp4", options=options) as made:
+        yield made
+    if sounds and not delayed:
+        drop_edit_list(half)
     os.replace(half, path)  # a finished clip of a killed run is taken over
 
 
 def _encoded(
-    codec: VideoCodecContext, frames: Iterator[tuple[int, VideoFrame]], clock: _Clock
+    stream: VideoStream, frames: Iterator[tuple[int, VideoFrame]], clock: _Clock
 ) -> Iterator[VideoPacket]:
     """Yield the packets of frames with these ticks. Each lasts until the next one, and the last
     until the clip's end. Raises MediaError."""
-    waiting: deque[VideoPacket] = deque()
+    codec, waiting = stream.codec_context, deque[VideoPacket]()
     shown: list[int] = []
     for ticks, frame in frames:
         frame.pts, frame.time_base, frame.pict_type = ticks, clock.base, 0
         shown.append(ticks)
         waiting.extend(codec.encode(frame))
         while len(waiting) > 1 or (waiting and waiting[0].pts != shown[-1]):
-            yield _lasting(waiting.popleft(), shown)
+            yield _lasting(waiting.popleft(), shown, stream)
     if not shown:
         raise MediaError("none of its frames can be decoded", kind="no-cut")
     shown.append(clock.ticks[-1])
     for packet in (*waiting, *codec.encode(None)):
-        yield _lasting(packet, shown)
+        yield _lasting(packet, shown, stream)
 
 
-def _lasting(packet: VideoPacket, shown: Sequence[int]) -> VideoPacket:
+def _lasting(packet: VideoPacket, shown: Sequence[int], stream: VideoStream) -> VideoPacket:
     assert packet.pts is not None
     packet.duration = shown[bisect_right(shown, packet.pts)] - packet.pts
+    packet.stream = stream
     return packet
 
 
@@ -434,7 +455,8 @@ QUALITY = 95
 
 def run(job_fields: dict[str, Any], report: EventReporter) -> None:
     """Make each of the job's clips in its folder. A note under its name holds the file and the
-    start of the clip in it in seconds, or the `error`. Raises EnvironmentFault."""
+    start of the clip in it in seconds, and why it is `silent` if its video is not; or the `error`.
+    Raises EnvironmentFault."""
     job = parse_job(CutJob, job_fields)
     folder = Path(job.folder)
     report.total(len(job.cuts))
@@ -473,11 +495,12 @@ class _Source:
                 spans,
                 deinterlace=job.deinterlace,
                 copies=not cuts[0].damaged,
+                sound=job.sound,
             )
             if job.exact and is_video
             else None
         )
-        self._copier = None if job.exact else ClipCutter(self.path)
+        self._copier = None if job.exact else ClipCutter(self.path, sound=job.sound)
 
     def make(self, at: int, to: Path) -> dict[str, Any]:
         """Make a clip, or say that the whole file is one. Raises MediaError, OSError."""

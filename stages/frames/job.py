@@ -82,3 +82,5 @@ class CutJob:
     """Whether interlaced frames lose their combs, as for the model."""
     exact: bool = True
     """Whether they hold the shown frames alone; else packets are copied from a keyframe on."""
+    sound: bool = False
+    """Whether they hold the sound of their span, where the file has sound."""

@@ -1,10 +1,11 @@
-"""Shortens the edit list of an MP4 file, and recognizes Dolby Vision that other decoders cannot
+"""Changes the edit lists of an MP4 file, and recognizes Dolby Vision that other decoders cannot
 show.
 
 The module walks the boxes of an MP4 file. It shortens the edit list so that readers hide the frames
 behind it. A clip that is copied from a video with reordered frames holds packets that are shown
-after its end, because frames before the end are decoded from them. Source: ISO/IEC 14496-12,
-sections 8.2.2 (mvhd), 8.3.2 (tkhd) and 8.6.6 (elst).
+after its end, because frames before the end are decoded from them. It removes the edit list of the
+pictures where FFmpeg writes one for each track, and only the sound needs it. Source: ISO/IEC
+14496-12, sections 8.2.2 (mvhd), 8.3.2 (tkhd) and 8.6.6 (elst).
 
 It also reads whether a video is Dolby Vision without a base layer that other decoders can show.
 PyAV shows no side data of a stream. So the configuration record is read from the file: MP4 and MOV
@@ -28,10 +29,12 @@ HEADER_BYTES = 8
 
 
 def shorten(path: Path, seconds: float) -> None:
-    """End the only track of a file, as FFmpeg writes it, after so many seconds; leave a file that
+    """End the first track of a file, as FFmpeg writes it, after so many seconds; leave a file that
     is not longer, or has no edit list. Raises OSError."""
     with path.open("r+b") as file:
-        place = dict(boxes(file, path.stat().st_size, EDIT_CONTAINERS))
+        place: dict[bytes, int] = {}
+        for name, at in boxes(file, path.stat().st_size, EDIT_CONTAINERS):
+            place.setdefault(name, at)
         if not {b"mvhd", b"tkhd", b"elst"} <= place.keys():
             return
         long = {name: _version(file, at) == 1 for name, at in place.items()}
@@ -53,6 +56,17 @@ def shorten(path: Path, seconds: float) -> None:
         _write(file, place[b"mvhd"] + after, before + duration, wide=long[b"mvhd"])
         after = 28 if long[b"tkhd"] else 20
         _write(file, place[b"tkhd"] + after, before + duration, wide=long[b"tkhd"])
+
+
+def drop_edit_list(path: Path) -> None:
+    """Remove the edit list of the first track of a file, as FFmpeg writes it: its place stays free.
+    Raises OSError."""
+    with path.open("r+b") as file:
+        walk = boxes(file, path.stat().st_size, EDIT_CONTAINERS)
+        place = next(at for name, at in walk if name == b"edts") - HEADER_BYTES
+        size = _number(file, place, wide=False)
+        file.seek(place + 4)
+        file.write(b"free" + bytes(size - HEADER_BYTES))
 
 
 def boxes(file: BinaryIO, end: int, containers: Mapping[bytes, int]) -> Iterator[tuple[bytes, int]]:

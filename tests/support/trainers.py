@@ -281,3 +281,33 @@ RULES: dict[str, Callable[[Path], str]] = {
     "ltx": ltx_frames,
 }
 """Trainer → what it does wrong about the number of frames of a video."""
+
+
+SOUND_RATE = 48_000
+"""Samples a second at which the sound of clips is read: the more, the stricter is musubi's rule."""
+
+
+def musubi_sound(path: Path, channels: int = 2) -> NDArray[np.float32]:
+    """`decode_audio` and `assemble_audio_chunks` in musubi-tuner 6d4208d src/musubi_tuner/dataset/
+    audio_utils.py: samples of shape (channels, samples), joined from the first one on, whenever
+    that is; it refuses gaps and overlaps of more than two."""
+    layout = {1: "mono", 2: "stereo"}[channels]
+    resampler = av.AudioResampler(format="fltp", layout=layout, rate=SOUND_RATE)
+    parts: list[NDArray[np.float32]] = []
+    expected: int | None = None
+    with av.open(str(path)) as container:
+        decoded = [*container.decode(audio=0), None]
+        for frame in (made for each in decoded for made in resampler.resample(each)):
+            assert frame.pts is not None and frame.time_base is not None
+            begin = round(frame.pts * frame.time_base * SOUND_RATE)
+            assert expected is None or abs(begin - expected) <= 2, f"{begin}, not {expected}"
+            parts.append(frame.to_ndarray().astype(np.float32))
+            expected = begin + frame.samples
+    assert parts, "no sound"
+    return np.concatenate(parts, axis=1)
+
+
+def musubi_lacks(sound: NDArray[np.float32], seconds: float) -> bool:
+    """Whether `slice_audio_window` in the same file refuses a clip: its sound ends more than 800
+    samples before its frames."""
+    return round(seconds * SOUND_RATE) - sound.shape[1] > 800
