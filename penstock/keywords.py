@@ -41,6 +41,8 @@ class FeatureOptions(MediaRunOptions, total=False):
     max_frames: int | None
     max_pixels: int | None
     max_video_pixels: int | None
+    sound: str
+    sound_track: int | None
     vision_precision: str | None
     language_precision: str | None
     today: str

@@ -28,7 +28,8 @@ def context_note(model: Model, config: RunOptions) -> str:
         return ""
     if not profile.context_tokens:
         return f"{model.name} does not state its context length, so it limits no frames"
-    sampling, max_frames = requested_sampling(profile, config), frames_of_any_size(profile)
+    sampling = requested_sampling(profile, config)
+    max_frames = frames_of_any_size(model.beside_sound(config))
     requested = full_chunk(sampling)
     if not max_frames or requested <= max_frames:
         return ""

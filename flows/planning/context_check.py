@@ -126,7 +126,7 @@ def _lost_note(model: Model, config: RunOptions, seconds: float) -> str:
         return ""
     sampling, max_frames = (
         requested_sampling(model.profile, config),
-        frames_of_any_size(model.profile),
+        frames_of_any_size(model.beside_sound(config)),
     )
     chunk = replace(sampling, chunk_seconds=min(sampling.chunk_seconds, seconds))
     return context_note(model, config) if full_chunk(chunk) > (max_frames or 0) else ""
@@ -147,7 +147,7 @@ def _size_notes(
 ) -> list[str]:
     """Return the line about chunks, each given by its number of frames and their stored (height,
     width). Prompt and answer only affect the suggested number of pixels."""
-    profile = model.profile
+    profile = model.beside_sound(config)
     bound = bound_by_size(profile, full_chunk(requested_sampling(profile, config)))
     known = [(bound.of(size), count, size) for count, size in chunks] if bound else []
     cut = [
@@ -158,7 +158,8 @@ def _size_notes(
     if not cut:
         return []
     max_frames, count, (height, width) = min(cut)
-    context = f"its context of {profile.context_tokens:,} tokens"
+    context = f"its context of {model.profile.context_tokens:,} tokens"
+    context += " beside the sound" if profile != model.profile else ""
     hint = "shorter chunks (--chunk) show more"
     left = (
         profile.context_tokens

@@ -355,7 +355,10 @@ def _of_media(values: dict[str, Any]) -> Iterator[str]:
             f"clips       at most about {size(values['clip_bytes'])} in OUT{lasts}; packets that "
             "can be copied take less"
         )
-    done = ", ".join(counted(n, kind.removesuffix("s")) for kind, n in values["done"].items())
+    done = ", ".join(
+        counted(n, kind[:-1]) if kind.endswith("s") else f"{n:,} {kind}"
+        for kind, n in values["done"].items()
+    )
     # Cache keys contain the digest of the weights.
     done = done if values["weights_read"] else "unknown until a run reads the weights"
     yield f"done        {done}"

@@ -26,7 +26,7 @@ ALLOWED = frozenset((
     "memory", "gpus", "batch_size", "prepare_workers", "retry_failed", "keep_frames",
     "check_media", "max_store",
     "chunk", "shots", "whole", "fps", "frames", "max_frames", "max_pixels", "max_video_pixels",
-    "deinterlace", "sampling_as_card", "prompt", "prompts", "length", "summary", "summary_prompt",
+    "deinterlace", "sound", "sound_track", "sampling_as_card", "prompt", "prompts", "length", "summary", "summary_prompt",
     "engine", "slots", "max_new_tokens",
     "sampling", "temperature", "top_p", "top_k", "seed", "beams", "repetition_penalty",
     "presence_penalty", "no_repeat_ngram", "avoid", "system", "start_with", "retry_loops",
