@@ -4,7 +4,9 @@ at 5 s."""
 
 import os
 import shutil
+import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +18,19 @@ from PIL import Image
 from artifacts.packs import read_header
 from artifacts.store import FolderStore
 from stages.models.processors.prepare import load_processor
+from tests.support import gpus
 from tests.support.clips import joint_model
 from tests.support.media import write_video
 from tests.support.omni import OMNI, omni_checkpoint
-from tests.support.pipeline import Place
+from tests.support.pipeline import ROOT, Place, kill_at
 from tests.support.whole_model import frames_of, media_of
 
 DATA = Path(__file__).parent / "data"
 PROMPT = "Say what is heard."
 TOKENS = 8
-SHORT = ("--chunk", "2", "--max-new-tokens", str(TOKENS), "--quiet")
+SHORT = ("--chunk", "2", "--max-new-tokens", str(TOKENS))
 MADE = ("--prompt", PROMPT, *SHORT)
+KILLS = [(stage, victim) for stage in ("sound", "hear", "decode") for victim in ("child", "group")]
 
 
 @pytest.fixture(scope="module")
@@ -152,6 +156,55 @@ def test_another_track_is_another_sound(place: Place) -> None:
     (failure,) = {(row["media_path"], row["stage"], row["message"]) for row in place.failures()}
     assert failure[:2] == ("tone.mp4", "sound") and "it has 1" in failure[2]
     assert {row["media_path"] for row in place.captions()} == {"image.png", "silent.mp4"}
+
+
+def contents(place: Place) -> tuple[bytes, dict[str, str], dict[str, str]]:
+    """The captions, and the stored features of sound and the keys of chunks without it."""
+    captions = (place.out / "captions.jsonl").read_bytes()
+    return captions, place.stored("heard"), place.stored("silences")
+
+
+@pytest.fixture(scope="module")
+def expected(place: Place) -> tuple[bytes, dict[str, str], dict[str, str]]:
+    """What the run leaves that nothing disturbed."""
+    assert place.run(*MADE).returncode == 0
+    return contents(place)
+
+
+def beside(place: Place, folder: Path) -> Place:
+    """The same run with another store and output."""
+    return replace(place, out=folder / "out", store=folder / "store")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("stage", "victim"), KILLS)
+def test_a_killed_run_ends_with_the_same_bytes(
+    place: Place, expected: Any, tmp_path: Path, stage: str, victim: str
+) -> None:
+    killed = beside(place, tmp_path)
+    ended = kill_at(killed, stage, 1, victim, *MADE)
+    assert ended == (0 if victim == "child" else -9)
+    assert killed.run(*MADE).returncode == 0
+    assert contents(killed) == expected
+
+
+@pytest.mark.slow
+def test_cards_share_the_sound(place: Place, tmp_path: Path) -> None:
+    """With two simulated GPUs and with one, each sound is encoded once, to the same bytes."""
+    found = []
+    for count in (1, 2):
+        run = beside(place, tmp_path / str(count))
+        run.out.parent.mkdir()
+        cards = gpus.plain(gpus=tuple(map(gpus.gpu, range(count)))).write(run.out.parent / "gpus")
+        more = {n: str(run.out.parent) for n in ("XDG_CACHE_HOME", "PENSTOCK_LOCKS")}
+        command = run.command(*MADE, "--gpus", "all", "--batch-size", "1")
+        done = subprocess.run(
+            command, cwd=ROOT, env=gpus.environment(cards, more), capture_output=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        found.append(contents(run))
+        assert len(run.stages()["hear"].get("devices") or [1]) == count
+    assert found[0] == found[1]
 
 
 def test_a_model_that_hears_nothing_is_refused(tmp_path: Path, place: Place) -> None:

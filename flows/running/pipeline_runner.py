@@ -17,6 +17,7 @@ from artifacts.packs import DamagedRecord, RecordSet
 from artifacts.plurals import counted
 from artifacts.shards import DATASET
 from artifacts.text_vectors import Groups, TextVectors, text_vectors_in
+from flows.job.hearing import silent_note
 from flows.job.prepare import Job
 from flows.ledger.namespaces import TextScores, one_shot_namespace
 from flows.ledger.tasks import Medium, keys_of
@@ -267,6 +268,7 @@ class PipelineRunner:
                 f"{counted(left_out, 'edit')} in {job.out / EDITS} not applied: no command of this "
                 "user on this machine wrote them. --trust-folder applies them"
             )
+        result.warnings += silent_note(job)
         longest = longest_answer(plan_request(job)) if result.written.cut else None
         result.warnings += result.notes(longest)
         return result
