@@ -2,19 +2,14 @@
 
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from artifacts.errors import UsageError
-from artifacts.plurals import counted
 from artifacts.tiles import OFF
 from flows.checkpoint.models import Model
 from flows.media.media_files import MediaFile
 from flows.options.commands import RunOptions
 from flows.options.media import ON, SoundOptions, VideoSamplingOptions
 from flows.pipelines import Pipeline, with_hearing
-
-if TYPE_CHECKING:
-    from flows.job.prepare import Job
 
 
 def pipeline_with_sound(
@@ -35,17 +30,6 @@ def pipeline_with_sound(
     if reason and model.profile.hearing and videos:
         model = replace(model, notes=(*model.notes, f"sound is not used: {reason}"))
     return pipeline if reason or not videos else with_hearing(pipeline), model
-
-
-def silent_note(job: "Job") -> list[str]:
-    """Return a note on how many videos have no sound, if `--sound on` asked for it."""
-    if SoundOptions.of(job.config).sound != ON or not job.model.hears:
-        return []
-    videos = {each.digest: each for each in job.media if each.kind == "video"}.values()
-    tasks = [job.ledger.tasks([medium]) for medium in videos]
-    silent = sum(bool(of) and not any(task.namespaces.hears for task in of) for of in tasks)
-    text = f"{silent} of {counted(len(tasks), 'video')} have no sound: captioned by what is seen"
-    return [text] if silent else []
 
 
 def _check_chunk(config: RunOptions, model: Model) -> None:

@@ -17,13 +17,13 @@ from artifacts.packs import DamagedRecord, RecordSet
 from artifacts.plurals import counted
 from artifacts.shards import DATASET
 from artifacts.text_vectors import Groups, TextVectors, text_vectors_in
-from flows.job.hearing import silent_note
 from flows.job.prepare import Job
 from flows.ledger.namespaces import TextScores, one_shot_namespace
 from flows.ledger.tasks import Medium, keys_of
 from flows.ledger.waves import stages_with_work, waves_of
 from flows.machine.launch import StageCall, with_restarts
 from flows.media.media_files import MediaFile
+from flows.options.media import ON, SoundOptions
 from flows.options.text import EngineOptions, OutputOptions, PromptOptions, TextOptions
 from flows.pipelines import parts_of
 from flows.planning.choose import longest_answer, plan_request
@@ -456,3 +456,14 @@ class PipelineRunner:
         self._job.ledger.refresh()
         if self._job.config.retry_failed:
             self._job.ledger.forget_failures(self._job.media)
+
+
+def silent_note(job: Job) -> list[str]:
+    """Return a note on how many videos have no sound, if `--sound on` asked for it."""
+    if SoundOptions.of(job.config).sound != ON or not job.model.hears:
+        return []
+    videos = {each.digest: each for each in job.media if each.kind == "video"}.values()
+    tasks = [job.ledger.tasks([medium]) for medium in videos]
+    silent = sum(bool(of) and not any(task.namespaces.hears for task in of) for of in tasks)
+    text = f"{silent} of {counted(len(tasks), 'video')} have no sound: captioned by what is seen"
+    return [text] if silent else []
