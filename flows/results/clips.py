@@ -444,8 +444,9 @@ class Clips:
             return True
         if entry.get("plain") and "file" not in entry:
             return key not in copied
-        name = present.get(rules_in(self.folder).folded(key))
-        name = name or self._edited(_key_of_other_sound(item), present)
+        name, other = present.get(rules_in(self.folder).folded(key)), _key_of_other_sound(item)
+        if name is None and (name := self._edited(other, present)):
+            entry = self._index.get(other, {})
         if name is None:
             return False
         if self.made(self.folder / name, key):

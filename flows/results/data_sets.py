@@ -294,7 +294,8 @@ class _TrainerFolder:
     def _linked(self, item: SampleSource, path: Path, names: Counter[str]) -> str:
         """Link media into the folder, and return the relative path. Raises EnvironmentFault."""
         key = item.sample.clip
-        stem = self._folded(key)  # a disk may list it so, and a trainer looks for what is listed
+        stem = path.stem if path.parent == self._clips.folder else key
+        stem = self._folded(stem)  # a disk may list it so, and a trainer looks for what is listed
         names[stem] += 1
         stem += f"-{names[stem]}" if names[stem] > 1 else ""
         inside = f"{self._form.folders[item.kind]}/{stem}.{media_suffix(path.name)}"

@@ -310,4 +310,4 @@ def musubi_sound(path: Path, channels: int = 2) -> NDArray[np.float32]:
 def musubi_lacks(sound: NDArray[np.float32], seconds: float) -> bool:
     """Whether `slice_audio_window` in the same file refuses a clip: its sound ends more than 800
     samples before its frames."""
-    return round(seconds * SOUND_RATE) - sound.shape[1] > 800
+    return bool(round(seconds * SOUND_RATE) - sound.shape[1] > 800)
