@@ -17,13 +17,14 @@ def pipeline_with_sound(
 ) -> tuple[Pipeline, Model]:
     """Return the pipeline, with the stages for sound if this run uses it, and the model with a note
     if it could and does not. `files`: those of the run; None: any. Raises UsageError for
-    `--sound on` where that is not possible."""
-    option = SoundOptions.of(config).sound
-    if option == OFF:
+    `--sound on` and `--sound-track` where that is not possible."""
+    options = SoundOptions.of(config)
+    option = "--sound on" if options.sound == ON else "--sound-track" * bool(options.sound_track)
+    if options.sound == OFF:
         return pipeline, model
     reason, hint = _obstacle(config, model, pipeline)
-    if reason and option == ON:
-        raise UsageError(f"--sound on: {reason}", hint=hint)
+    if reason and option:
+        raise UsageError(f"{option}: {reason}", hint=hint)
     videos = files is None or any(file.kind == "video" for file in files)
     if not reason and videos:
         _check_chunk(config, model)

@@ -34,7 +34,7 @@ LENGTHS = {
 """Value of `--length` → sentence appended to the prompt."""
 VIDEO_PROMPT = "Describe this video in detail."
 SOUND_PROMPT = (
-    "Describe this video in detail: what is seen, what is said, word for word, and which sounds "
+    "Describe this video in detail: what is seen, what people say, word for word, and which sounds "
     "and music can be heard."
 )
 """Default prompt for videos whose sound the model gets."""

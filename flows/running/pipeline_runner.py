@@ -459,7 +459,7 @@ class PipelineRunner:
 
 
 def silent_note(job: Job) -> list[str]:
-    """Return a note on how many videos have no sound, if `--sound on` asked for it."""
+    """Return a note on how many videos have no sound, under `--sound on`."""
     if SoundOptions.of(job.config).sound != ON or not job.model.hears:
         return []
     videos = {each.digest: each for each in job.media if each.kind == "video"}.values()
