@@ -199,7 +199,7 @@ def test_cards_share_the_sound(place: Place, tmp_path: Path) -> None:
         more = {n: str(run.out.parent) for n in ("XDG_CACHE_HOME", "PENSTOCK_LOCKS")}
         command = run.command(*MADE, "--gpus", "all", "--batch-size", "1")
         done = subprocess.run(
-            command, cwd=ROOT, env=gpus.environment(cards, more), capture_output=True, check=False
+            command, cwd=ROOT, env=gpus.environment(cards, **more), capture_output=True, check=False
         )
         assert done.returncode == 0, done.stderr
         found.append(contents(run))
