@@ -54,7 +54,7 @@ def omni_checkpoint(folder: Path, prefix: str) -> None:
     video = hf.Qwen2VLVideoProcessor if first else hf.Qwen3VLVideoProcessor
     processor = getattr(hf, f"{prefix}Processor")(
         image_processor=hf.Qwen2VLImageProcessor(size=size, **common),
-        video_processor=video(size=frames, **common),
+        video_processor=video(size=frames, cap_pixels_per_frame=False, **common),
         feature_extractor=hf.WhisperFeatureExtractor(
             feature_size=20, chunk_length=HEARD_SECONDS, return_attention_mask=True
         ),

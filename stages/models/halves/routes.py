@@ -218,8 +218,8 @@ def encoders(model: Any, part: Half = "vision") -> Iterator[Encoder]:
     if (owner := owner_path(model)) is None:
         return
     modules = (model.base_model, model.get_submodule(owner))
-    modalities = MODALITIES if part == "vision" else (AUDIO,)
-    for modality in (m for m in modalities if m in model.input_modalities):
+    seen = [modality for modality in MODALITIES if modality in model.input_modalities]
+    for modality in seen if part == "vision" else [AUDIO]:
         if function := _method(modules, f"get_{modality}_features"):
             names = [n for n in inspect.signature(function).parameters if n != "kwargs"]
             taken: Mapping[str, str] = dict(zip(names, names, strict=True))

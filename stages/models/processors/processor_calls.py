@@ -212,6 +212,8 @@ def run(
         times: list[Any] = [[video_metadata(clip)] for clip in clips]
         options[TIMES] = times if layout.nested else list(itertools.chain.from_iterable(times))
     sounds = [clip.sound for clip in clips if clip.sound is not None]
+    if sounds:  # many warn without it
+        options["sampling_rate"] = processor._audio_processor.sampling_rate
     if layout.sound == INTERLEAVED:
         options |= {"load_audio_from_video": True, "audio_from_video_indices": [*range(len(clips))]}
     separate = int(layout.sound == SEPARATE)

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from tests.support.tiny_families.grids import EAR
 from tests.support.tiny_families.parts import (
     AUDIO,
     FAMILIES,
@@ -61,6 +62,9 @@ SOUND: dict[str, Sound] = {
 }
 """Family → makes the inputs of its sound."""
 EARS: dict[str, Callable[[], Any]] = {
+    "qwen3_omni_moe_thinker": lambda: hf.Qwen3OmniMoeAudioEncoderConfig(
+        **{**EAR, "downsample_hidden_size": 8, "n_window": 50}
+    ),
     "gemma4": lambda: hf.Gemma4AudioConfig(
         hidden_size=32,
         num_hidden_layers=2,
@@ -82,7 +86,8 @@ EARS: dict[str, Callable[[], Any]] = {
         projection_bias=True,
     ),
 }
-"""Family → the configuration of the audio encoder that its entry in FAMILIES has not."""
+"""Family → the configuration of an audio encoder, where its entry in FAMILIES has none that can be
+run."""
 HEARING = tuple(
     variant
     for family in SOUND
