@@ -2,9 +2,8 @@
 
 import json
 import os
-import random
-import signal
-import time
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,15 @@ from stages.sound import run as stage
 from stages.sound.job import SoundChunk, SoundItem
 from stages.sound.track import NO_SOUND, sound_of_chunks
 from tests.support.media import picture, write_video
-from tests.support.sound import NEEDS_FFMPEG, RATE, bounds, noise, tones, write_sounding
+from tests.support.sound import (
+    NEEDS_FFMPEG,
+    RATE,
+    bounds,
+    ffmpeg,
+    noise,
+    tones,
+    write_sounding,
+)
 from tests.support.waves import events, keys_told
 
 pytestmark = NEEDS_FFMPEG
@@ -186,11 +193,12 @@ def started(desk: Desk, *media: SoundItem, listen: Any = lambda *_: None) -> Sta
 
 
 def long_sound(desk: Desk, seconds: int, codec: str) -> SoundItem:
-    """A video with so much noise and a frame each ten seconds."""
+    """A video with so many seconds of noise, and a frame each ten seconds."""
     path = desk.folder / "long.mkv"
-    minute = noise(60)
-    tracks = [np.concatenate([minute] * (seconds // 60))]
-    write_sounding(path, tracks, codec, "-r", "0.1", seconds=seconds)
+    picture = f"testsrc=size=64x64:rate=0.1:duration={seconds}"
+    sound = f"anoisesrc=duration={seconds}:sample_rate=48000:amplitude=0.1:seed=7"
+    inputs = ["-f", "lavfi", "-i", picture, "-f", "lavfi", "-i", sound]
+    ffmpeg(*inputs, "-c:v", "mpeg4", "-c:a", codec, "-ac", 2, path)
     return item(path, bounds(path, 30))
 
 
@@ -204,23 +212,47 @@ def test_an_hour_of_sound_takes_less_than_64_mib(desk: Desk) -> None:
     assert len(desk.record_set()) == 120
 
 
+KILLED = """
+import json, os, random, signal, sys, time
+from stages.process.events import EventReporter
+from stages.sound.run import run
+
+job, drawn, kills, took = json.loads(sys.argv[1]), random.Random(sys.argv[2]), 0, 0.0
+while kills < 20:
+    child = os.fork()
+    if not child:
+        run(job, EventReporter(os.open(os.devnull, os.O_WRONLY)))
+        os._exit(0)
+    began = time.monotonic()
+    if took:
+        time.sleep(drawn.uniform(0, took))
+        os.kill(child, signal.SIGKILL)
+    died = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    kills, took = kills + died, took or time.monotonic() - began
+    if not died or kills == 20:
+        print("whole" if not died else "killed", flush=True)
+        sys.stdin.readline()
+"""
+"""Runs the stage, at first undisturbed, then again and again until 20 runs were killed. After each
+whole run, and after the last kill, it waits for a line."""
+
+
 @pytest.mark.slow
 def test_twenty_kills_leave_the_same_bytes(desk: Desk) -> None:
-    one = long_sound(desk, 1200, "aac")
-    began = time.monotonic()
-    started(desk, one).wait()
-    took = time.monotonic() - began
-    expected = {key: desk.record_set().read(key) for key in keys(one)}
-    kills, drawn = 0, random.Random(os.environ["PENSTOCK_TEST_SEED"])
-    while kills < 20:
-        desk.record_set().remove(keys(one))
-        for _ in range(20):
-            process = started(desk, one)
-            if process.wait_for_exit(drawn.uniform(0.2, 1.1) * took):
-                break
-            os.kill(process.pid, signal.SIGKILL)
-            process.wait_for_exit(60)
-            kills += 1
-        else:
-            assert started(desk, one).wait()
-        assert {key: desk.record_set().read(key) for key in keys(one)} == expected
+    one = long_sound(desk, 300, "ac3")
+    command = [sys.executable, "-c", KILLED, json.dumps(desk.job(one))]
+    command.append(os.environ["PENSTOCK_TEST_SEED"])
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    stored = []
+    with subprocess.Popen(command, **pipes) as process:
+        assert process.stdin is not None and process.stdout is not None
+        for line in process.stdout:
+            if line == "killed\n":
+                desk.run(one)
+            stored.append([desk.record_set().read(key) for key in keys(one)])
+            desk.record_set().remove(keys(one))
+            process.stdin.write("\n")
+            process.stdin.flush()
+    assert process.returncode == 0
+    assert len(stored) > 1
+    assert all(records == stored[0] for records in stored)

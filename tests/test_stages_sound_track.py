@@ -1,6 +1,7 @@
 """The sound of a file, chunk by chunk: on the players' clock, mixed and resampled as by hand, and
 what is wrong with a file is named."""
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from artifacts.errors import MediaError
 from stages.frames.media_opening import RESET
 from stages.sound.track import NO_SOUND, SILENT, ChunkSound, notes_of, sound_of_chunks
 from tests.support.media import flip_time, write_video
+from tests.support.mutations import write_mutations
 from tests.support.sound import (
     NEEDS_FFMPEG,
     RATE,
@@ -336,6 +338,23 @@ def test_joined_recordings_stay_in_step_with_their_frames(
     moments = [chunks[0][0] + second for second in (1, 2, 3, 4, 6, 7, 8, 9)]
     assert peaks(whole.samples, moments) == pytest.approx(moments, abs=0.002)
     assert "mpegts" in RESET
+
+
+def test_of_broken_files_each_is_read_or_named(tmp_path: Path) -> None:
+    sources = [
+        write_sounding(tmp_path / name, [noise(1)], CONTAINERS[name], seconds=1)
+        for name in ("aac.mp4", "aac.ts", "opus.mkv", "flac.mkv")
+    ]
+    (tmp_path / "broken").mkdir()
+    read = noted = 0
+    for path in write_mutations(sources, tmp_path / "broken", 96):
+        with contextlib.suppress(MediaError):
+            sounds = heard(path, [(0, 0.5), (0.5, 1.1)])
+            assert all(len(s.samples) <= round(0.6 * RATE) for s in sounds)
+            read += 1
+            noted += bool(notes_of([s.meta for s in sounds]))
+    assert read > 48
+    assert noted > 16
 
 
 def test_a_video_in_avi_begins_with_its_sound(tmp_path: Path) -> None:

@@ -82,13 +82,14 @@ class ChunkSound:
     @property
     def meta(self) -> dict[str, Any]:
         """Return the metadata of its record."""
+        low, high = (int(edge(initial=0)) for edge in (self.samples.min, self.samples.max))
         return {
             "rate": self.rate,
             "samples": len(self.samples),
             "start": self.start,
             "seconds": len(self.samples) / self.rate,
             "track": self.track,
-            "peak": int(np.abs(self.samples.astype(np.int32)).max(initial=0)),
+            "peak": max(-low, high),
             "damaged": self.damaged,
             "note": self.note,
         }
