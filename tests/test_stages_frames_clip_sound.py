@@ -366,6 +366,25 @@ def test_a_clip_of_a_clip_hears_nothing_that_its_edit_list_hides(tmp_path: Path)
     assert found == pytest.approx(expected_clicks(source, Fraction(38, 25), 1.2), abs=1e-3)
 
 
+@pytest.mark.skipif(not shutil.which("ffmpeg"), reason="needs the ffmpeg program")
+@pytest.mark.parametrize(("default", "count"), [("0", 3), ("1", 0), ("none", 3)])
+def test_of_several_tracks_the_default_one_is_taken(
+    tmp_path: Path, default: str, count: int
+) -> None:
+    clicks, path = write(tmp_path, SOURCES["aac"]), tmp_path / "two.mkv"
+    silence = ["-f", "lavfi", "-t", "5", "-i", "anullsrc=r=48000:cl=mono"]
+    maps = ["-map", "0:v", "-map", "0:a", "-map", "1:a", "-c:v", "copy", "-c:a", "aac"]
+    marks = [
+        word
+        for at in "01"
+        for word in (f"-disposition:a:{at}", "default" if at == default else "0")
+    ]
+    command = ["ffmpeg", "-v", "error", "-i", clicks, *silence, *maps, *marks, path]
+    subprocess.run(command, check=True)
+    (made,) = cut(path, tmp_path / "clips", [(0.0, 2.0)], sound=True)
+    assert len(heard(tmp_path / "clips" / made["file"])) == count
+
+
 @pytest.mark.parametrize("layout", ["3.0", "quad", "2.1"])
 def test_odd_layouts_become_stereo(tmp_path: Path, layout: str) -> None:
     path = write(tmp_path, Source(name="a.mkv", codec="pcm_s16le", layout=layout))
