@@ -21,7 +21,7 @@ from tests.support.browser import Browser, browsing
 from tests.support.learning import decide_in
 from tests.support.media import write_video
 from tests.support.pipeline import PENSTOCK, ROOT, read_lines
-from tests.support.reports import captions_of, media_file, write_run
+from tests.support.reports import PLAN, captions_of, media_file, write_run
 from tests.support.studio_page import COUNTS, ENTER, TAB, WORDS, every_look
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
@@ -255,6 +255,46 @@ def test_both_views_can_be_read_and_all_has_a_name(browser: Browser, reviewing: 
             "cards.forEach(card => { card.style.contentVisibility = 'visible' });"
         )
         every_look(browser)
+
+
+BOX = "const box = document.querySelector('.row textarea'); return "
+IS_FIT = BOX + "box.scrollHeight <= box.clientHeight && box.clientHeight < 700"
+
+
+@pytest.mark.parametrize("wide", [1280, 400])
+def test_the_box_is_as_high_as_its_text_and_stands_beside_what_is_fixed(
+    browser: Browser, tmp_path: Path, wide: int
+) -> None:
+    file = media_file(tmp_path / "a.mp4")
+    fixed_texts = {"prefix": "photo of", "suffix": ", 4k", "schema": "", "trigger": "ohwx"}
+    texts = ["a ginger tabby cat that sits on a wall " * 6, "a dog"]
+    write_run(
+        tmp_path / "out", [(file, captions_of(file, texts))], plan={**PLAN, "words": fixed_texts}
+    )
+    made = Reviewing(tmp_path / "out")
+    made.start()
+    browser.narrow(wide)
+    shown(browser, made)
+    needs = "return document.querySelector('#learn-needs').textContent"
+    assert browser.run(needs) == "Learn needs 40 more decisions"
+    at(browser, 0)
+    browser.press("e")
+    assert browser.run(BOX + "box.value") == texts[0].strip()
+    fixed = browser.run("return [...document.querySelectorAll('.fixed')].map(e => e.textContent)")
+    assert [text.strip() for text in fixed] == ["ohwx, photo of", ", 4k"]
+    for more in ("", " and more words" * 30):
+        browser.run("document.activeElement.setRangeText(arguments[0])", more)
+        browser.press(" ")
+        assert browser.run(IS_FIT)
+    browser.press(ENTER)
+    at(browser, 1)
+    browser.press("r")
+    wait_saved(browser)
+    assert browser.run(needs) == "Learn needs 39 more decisions"
+    counts = "2 captions · 0 not decided · 1 accepted · 1 rejected · 1 corrected"
+    assert browser.run(COUNTS) == counts
+    last = made.kill(signal.SIGINT)
+    assert last.startswith("1 corrected, 1 accepted, 1 rejected of 2 captions in ")
 
 
 CLIPS, CORRECTED = 60, 40

@@ -200,10 +200,11 @@ class ReviewedCaptions:
         return {does: _description(target({"does": does})) for does in (UNDO, REDO)}
 
     def counts(self) -> Counter[str]:
-        """Count the captions that are `corrected`, `accepted` and `rejected`."""
-        found: Counter[str] = Counter()
-        edits = self.edits()
-        for edit in (edits.get(key) for key in self.rows):
+        """Count the captions that are shown, `captions`, and those of them that are `corrected`,
+        `accepted` and `rejected`. An edit counts for every file of its content."""
+        edits, shown = self.edits(), [row for medium in self.media for row in medium["captions"]]
+        found = Counter(captions=len(shown))
+        for edit in (edits.get(row["key"]) for row in shown):
             if edit is not None:
                 found["corrected"] += edit.caption is not None
                 found[edit.review] += bool(edit.review)
