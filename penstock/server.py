@@ -27,7 +27,7 @@ from artifacts.packages import require_extra
 from flows.serving.config import ADDRESS, ServeConfig
 from penstock.arguments import config_with
 from penstock.keywords import ServeOptions
-from stages.process.exit_diagnosis import lasting_output
+from stages.process.output_streams import lasting_output
 
 ERROR = "error "
 """Start of the line that the process prints instead of ADDRESS if it cannot start."""

@@ -15,7 +15,7 @@ from artifacts.paths import user_cache
 from flows.cli import caption_command as caption_command
 from flows.cli import main as cli
 from flows.cli.caption_command import first_captions
-from flows.cli.command_options import SHELLS
+from flows.cli.completion_command import SHELLS
 from flows.cli.main import main, parse
 from flows.cli.options import config_of
 from flows.console.display import Display
@@ -225,6 +225,24 @@ def test_a_slip_of_the_pen_is_told_what_was_meant(
     assert ended.value.code == 2 and text in printed and printed.count("\n") == 1
 
 
+def test_a_kept_completion_script_is_made_anew_when_others_may_have_written_it(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    kept = tmp_path / "penstock" / "completion.bash"
+    scripts = []
+    for mode, more in ((0, ""), (0o600, "own\n"), (0o660, "strange\n"), (0o600, "")):
+        if mode:
+            kept.write_text(kept.read_text() + more)
+            kept.chmod(mode)
+        assert main(["completion", "bash"]) == 0
+        scripts.append(capsys.readouterr().out)
+    first, own, anew, last = scripts
+    assert own == f"{first[:-1]}own\n\n" and anew == last == first
+    kept.write_text("# of another version\nstrange\n")
+    assert main(["completion", "bash"]) == 0 and capsys.readouterr().out == first
+
+
 def test_a_shell_completes_commands_and_options(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["completion", "bash"]) == 0
     script = capsys.readouterr().out
@@ -239,6 +257,51 @@ def test_a_shell_completes_commands_and_options(capsys: pytest.CaptureFixture[st
     for shell in SHELLS:
         assert main(["completion", shell]) == 0
         assert "fsdp" not in capsys.readouterr().out
+
+
+STARTED = {
+    "artifacts": {"errors", "packages", "plurals"},
+    "flows": {"cli", "cli.main", "console", "console.interrupts", "console.lines"},
+    "penstock": {"checked_start", "start"},
+    "stages": {"process", "process.output_streams"},
+    "rich": set(),
+    "sitecustomize": set(),
+}
+"""Top-level package → its modules that the help may import, which takes most of its time."""
+COMPLETED = {"artifacts": {"paths", "regular_files"}, "flows": {"cli.completion_command"}}
+"""The same of what `completion` may import besides, once its script was made."""
+MODULES = """
+import sys
+from penstock.start import main
+try:
+    main()
+except SystemExit:
+    pass
+print(*sys.modules, file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize("words", [["--help"], ["completion", "bash"]])
+def test_help_and_completion_import_little(words: list[str], tmp_path: Path) -> None:
+    scripts = []
+    for _ in range(2):
+        done = subprocess.run(
+            [sys.executable, "-c", MODULES, *words],
+            capture_output=True,
+            text=True,
+            check=True,
+            env={**os.environ, "XDG_CACHE_HOME": str(tmp_path)},
+        )
+        scripts.append(done.stdout)
+    assert scripts[0] == scripts[1] != ""
+    found: dict[str, set[str]] = {}
+    for name in done.stderr.split():
+        top, _, below = name.partition(".")
+        if top not in sys.stdlib_module_names and not top.startswith("_"):
+            found.setdefault(top, set()).update([below] if below and top != "rich" else [])
+    for top, names in found.items():
+        assert names <= STARTED.get(top, set()) | COMPLETED.get(top, set()), top
+    assert found.keys() <= STARTED.keys()
 
 
 SECRET = ValueError("https://me:hunter2@host/x")

@@ -34,7 +34,7 @@ from flows.deployments.page import (
     sample,
 )
 from flows.deployments.pictures import MOST_BYTES, SIDE, pictures_in, pictures_of
-from flows.deployments.runs import MAX_LETTERS, named_after_out
+from flows.deployments.runs import MAX_LETTERS, named_after_work
 from flows.deployments.view import TABLE_ROWS, plain, table
 from flows.results.run_record import RunRecord
 
@@ -260,10 +260,19 @@ def test_what_is_said_is_short_and_names_the_moment() -> None:
         ("", "amber-otter", "amber-otter"),
     ],
 )
-def test_a_run_is_named_after_the_folder_it_writes_to(
+def test_a_run_is_named_after_the_folder_that_it_writes_to(
     out: str, given: str, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for config in ({"out": out}, SimpleNamespace(out=out)):
         running = SimpleNamespace(name=given, parameters={"config": config})
         monkeypatch.setattr(runs, "flow_run", running)
-        assert named_after_out() == name
+        assert named_after_work() == name
+
+
+def test_a_run_without_a_folder_is_named_after_its_sources(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = {"sources": ["demo/samples", "b.mp4"], "model": "demo"}
+    running = SimpleNamespace(name="amber-otter", parameters={"config": config})
+    monkeypatch.setattr(runs, "flow_run", running)
+    assert named_after_work() == "demo/samples, b.mp4, demo"
+    running.parameters = {}
+    assert named_after_work() == "amber-otter"

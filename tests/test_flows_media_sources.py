@@ -100,6 +100,14 @@ def test_media_of_less_common_suffixes_are_taken_and_others_are_counted(tmp_path
     assert left_out_note([str(tmp_path)], CHOSEN) == ""
 
 
+def test_files_of_sound_alone_are_counted(tmp_path: Path) -> None:
+    write_all(tmp_path, "a.mp4", "a.mp3", "b.MP3", "c.wav")
+    assert left_out_note([str(tmp_path)], PLAIN) == "not taken: 2 .mp3, 1 .wav (sound alone)"
+    write_all(tmp_path, "d.nef")
+    note = "not taken: 2 .mp3, 1 .wav, 1 .nef; convert them, for example to .png or .mp4"
+    assert left_out_note([str(tmp_path)], PLAIN) == note
+
+
 @pytest.mark.parametrize("pattern", ["", "/*.dng"])
 def test_a_source_with_other_media_alone_says_what_they_are(tmp_path: Path, pattern: str) -> None:
     write_all(tmp_path, "a.dng", "b.DNG" if not pattern else "b.dng")

@@ -22,7 +22,7 @@ from flows.planning.costs.decode import decode_rungs
 from flows.planning.costs.encode import encode_rungs
 from flows.planning.ladder import Remembered, Rung, index_of, sizes
 from flows.planning.plan import Plan, fit_together, plan_of
-from flows.planning.plan_view import BUDGETS_GIB, plan_lines, what_fits
+from flows.planning.plan_view import BUDGETS_GIB, fitting_line, plan_lines, what_fits
 from flows.running.run import caption
 from tests.support.by_hand import GIB, budget, images, question
 from tests.support.described import described
@@ -329,6 +329,12 @@ def test_a_table_by_hand_of_a_model_of_7_billion() -> None:
         "nf4, vision too": ["-", "8/4", "8", "8", "8", "8"],
         "auto": ["8/4*o", "8/4+", "8/2+", "8+", "8/4", "8"],
     }
+    assert fitting_line(table) == (
+        "native fits from 16 GiB; int8 fits from 8 GiB; nf4 fits from 6 GiB; nf4, vision too fits "
+        "from 6 GiB; auto fits from 4 GiB"
+    )
+    assert fitting_line({"auto": table["auto"]}) == "yes, all fit, from 4 GiB"
+    assert fitting_line({"native": table["native"][:4]}) == "not even in 24 GiB: native"
 
 
 def by_hand(gib: float) -> Plan:

@@ -1,5 +1,6 @@
 """Data sets of trainers, read by the rules of their readers; the captions are made up."""
 
+import io
 import json
 import os
 import tomllib
@@ -19,12 +20,15 @@ from artifacts.errors import EnvironmentFault, Interrupted, MediaError
 from artifacts.shards import read_index
 from artifacts.trainers import TRAINERS, TrainerEntry
 from flows.cli.status_command import lines as status_lines
+from flows.console.display import Display
 from flows.options.commands import CaptionConfig
 from flows.options.formats import TRAINER_FORMATS
 from flows.results.clips import Clips, _read_index
+from flows.results.marker import Marker, write_marker
 from flows.results.run_read import load_record
 from flows.results.run_result import RunResult
 from flows.results.run_status import stages_of
+from flows.running.run import caption as caption_run
 from flows.studio.captions_routes import sets_in
 from stages.process.job import job_fields
 from tests.support.media import write_video
@@ -102,10 +106,35 @@ def test_a_trainer_s_reader_finds_media_and_captions(done: CaptionConfig, name: 
 
 
 def test_the_page_s_check_reads_every_data_set(done: CaptionConfig) -> None:
-    found = {each["format"]: each for each in sets_in(Path(done.out), Counter(video=7))}
+    found = {each["format"]: each for each in sets_in(Path(done.out), Counter({"a.mp4": 7}))}
     assert found.keys() == set(TRAINER_FORMATS)
     assert {each["problem"] for each in found.values()} == {""}
     assert all(each["samples"] and each["missing"] == [0, []] for each in found.values())
+
+
+def test_the_last_line_names_what_was_written_and_the_first_what_is_replaced(
+    done: CaptionConfig, tmp_path: Path
+) -> None:
+    out, said = tmp_path / "out", io.StringIO()
+    config = replace(done, out=str(out), format=("kohya", "hf", "csv", "webdataset"))
+    written = f"{out / 'captions.jsonl'} and captions.csv, webdataset/, kohya/, hf/"
+    for first in ("", f"replaces in {out}: captions.jsonl, captions.csv, webdataset/"):
+        result = caption_run(config, Display(to=said), Saying().launcher)
+        assert written in result.line()
+        assert first in said.getvalue() and ("replaces" in said.getvalue()) == bool(first)
+
+
+def test_the_page_names_what_a_trainer_does_not_read(tmp_path: Path) -> None:
+    captions = Counter({"a.heic": 1, "b.jpg": 1, "c.mp4": 3})
+    (tmp_path / "kohya").mkdir()
+    videos = "3 videos: kohya reads no videos"
+    for mode, expected in (
+        ("original", [videos, "1 file that kohya does not read: a.heic"]),
+        ("exact", [videos]),  # of the picture it gets a copy
+    ):
+        write_marker(tmp_path, Marker(command="caption", media=mode))
+        (found,) = sets_in(tmp_path, captions)
+        assert found["left_out"] == expected and found["captions"] == 5
 
 
 def test_whole_files_are_named_where_they_lie_and_clips_as_cut(done: CaptionConfig) -> None:

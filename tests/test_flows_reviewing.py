@@ -137,7 +137,7 @@ def test_a_prompt_keeps_its_edits_when_others_join_it(config: CaptionConfig) -> 
     assert rows["a", 0.0]["caption"] == "mine" and rows["a", start]["review"] == "rejected"
     assert not any("review" in row for (name, _), row in rows.items() if name == "b")
     captions = ReviewedCaptions(Path(config.out))
-    assert captions.counts() == {"corrected": 1, "accepted": 1, "rejected": 1}
+    assert captions.counts() == {"captions": 10, "corrected": 1, "accepted": 1, "rejected": 1}
     captions.close()
 
 

@@ -21,7 +21,7 @@ from tests.support.browser import Browser, browsing
 from tests.support.learning import decide_in
 from tests.support.media import write_video
 from tests.support.pipeline import PENSTOCK, ROOT, read_lines
-from tests.support.reports import captions_of, media_file, write_run
+from tests.support.reports import PLAN, captions_of, media_file, write_run
 from tests.support.studio_page import COUNTS, ENTER, TAB, WORDS, every_look
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
@@ -255,6 +255,53 @@ def test_both_views_can_be_read_and_all_has_a_name(browser: Browser, reviewing: 
             "cards.forEach(card => { card.style.contentVisibility = 'visible' });"
         )
         every_look(browser)
+
+
+LONG_TEXT = " ".join(["a ginger tabby cat that sits on a wall"] * 6)
+BOX = "const box = document.querySelector('.row textarea'); return "
+
+
+@pytest.fixture
+def fixed(tmp_path: Path) -> Iterator[Reviewing]:
+    """A review of a long caption and a short one, around which a run puts other texts."""
+    file = media_file(tmp_path / "a.mp4")
+    words = {"prefix": "photo of", "suffix": ", 4k", "schema": "", "trigger": "ohwx"}
+    captions = captions_of(file, [LONG_TEXT, "a dog"])
+    write_run(tmp_path / "out", [(file, captions)], plan={**PLAN, "words": words})
+    made = Reviewing(tmp_path / "out")
+    made.start()
+    yield made
+    if made.process is not None and made.process.poll() is None:
+        made.kill()
+
+
+@pytest.mark.parametrize("wide", [1280, 400])
+def test_the_box_is_as_high_as_its_text_and_stands_beside_what_is_fixed(
+    browser: Browser, fixed: Reviewing, wide: int
+) -> None:
+    browser.narrow(wide)
+    shown(browser, fixed)
+    needs = "return document.querySelector('#learn-needs').textContent"
+    assert browser.run(needs) == "Learn needs 40 more decisions"
+    at(browser, 0)
+    browser.press("e")
+    assert browser.run(BOX + "box.value") == LONG_TEXT
+    texts = browser.run("return [...document.querySelectorAll('.fixed')].map(e => e.textContent)")
+    assert [text.strip() for text in texts] == ["ohwx, photo of", ", 4k"]
+    for text in (LONG_TEXT, "a cat", 3 * LONG_TEXT):
+        browser.run("document.activeElement.value = arguments[0]", text)
+        browser.press(" ")
+        high = browser.run(BOX + "[box.scrollHeight, box.clientHeight]")
+        assert high[0] <= high[1] and (high[1] < 80) == (text == "a cat"), high
+    browser.press(ENTER)
+    at(browser, 1)
+    browser.press("r")
+    wait_saved(browser)
+    assert browser.run(needs) == "Learn needs 39 more decisions"
+    counts = "2 captions · 0 not decided · 1 accepted · 1 rejected · 1 corrected"
+    assert browser.run(COUNTS) == counts
+    last = fixed.kill(signal.SIGINT).splitlines()[-1]
+    assert last.startswith("1 corrected, 1 accepted, 1 rejected of 2 captions in ")
 
 
 CLIPS, CORRECTED = 60, 40

@@ -171,7 +171,8 @@ def test_a_clip_has_labels_in_time_and_is_entered_by_them(page: Browser, served:
 
 
 def test_captions_are_written_under_their_stretches(page: Browser, served: Served) -> None:
-    page.click("#want-caption")
+    ticked = "return [...document.querySelectorAll('#kinds input')].map(e => e.checked)"
+    assert page.run(ticked) == [True, True]
     page.click("#want-labels")
     drop(page, served.pictures / "film.mp4", kind="video/mp4")
     drop(page, served.pictures / served.truths[0].file)
@@ -227,7 +228,7 @@ def test_a_picture_finds_itself_and_more_like_a_hit(page: Browser, served: Serve
 
 
 def test_the_plots_are_drawn_and_grow_and_the_halves_are_told(page: Browser) -> None:
-    page.run("document.querySelector('#load').scrollIntoView()")
+    page.click("nav [href='#load']")
     page.wait("return document.querySelectorAll('.drawn svg').length === 4")
     drawn = (
         "return document.querySelector('#plot-memory .curve')?.getAttribute('d').split('L').length"
@@ -251,13 +252,12 @@ def test_it_can_be_read_in_every_light_and_on_a_narrow_screen(
     page.narrow(wide)
     if theme == "dark":
         page.click("#theme")
-    page.click("#want-caption")
     drop(page, served.pictures / served.truths[4].file)
     drop(page, served.sheet, kind="image/png")
     drop(page, served.pictures / "film.mp4", kind="video/mp4")
     page.wait(ALL_DONE, 3, seconds=120)
     seek(page, "a yellow ring")
-    page.run("document.querySelector('#load').scrollIntoView()")
+    page.click("nav [href='#load']")
     page.wait("return document.querySelectorAll('.drawn svg').length === 4")
     high = page.run("return document.documentElement.scrollHeight")
     page.run("scrollTo(0, 0)")

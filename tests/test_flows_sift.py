@@ -32,6 +32,7 @@ from flows.media.media_files import Selection
 from flows.media.sources import find_media
 from flows.options.vectors import SiftConfig
 from flows.results import sift_duplicates
+from flows.results.report.facts import limits_of
 from flows.results.sift_duplicates import Fingerprint, groups_of, near_pairs, read_head
 from flows.results.sift_marks import MARKS, MarkedFiles, Sifted, kept_of, parse_keep
 from flows.running.sift import sift
@@ -313,7 +314,31 @@ def test_the_report_holds_marks_groups_and_pictures_and_nothing_from_elsewhere(
     assert {"sharpness", "duplicate", "letterbox"} <= set(names) and "group" not in names
     assert len(data["groups"]) >= SMALL.copied and data["groups"][0]["members"]
     assert all(data["thumbs"].values()) and len(data["left"]) == 4 * SMALL.blurred
+    limits = {mark["name"]: mark["limit"] for mark in data["marks"]}
+    assert limits.pop("blurred") == 0 and set(limits.values()) == {None}
+    assert data["keep"] == "blurred = 0"
+    named = {data["files"][at]: why for at, why in data["pictures"]}
+    assert named == dict(data["left"]) and all(
+        data["thumbs"][str(at)] for at, _ in data["pictures"]
+    )
     assert main(["report", str(out)]) == 0  # its own page is replaced
+
+
+@pytest.mark.parametrize(
+    ("keep", "limits"),
+    [
+        ("clipped <= 0.3 and sharpness >= 0.4", {"clipped": 0.3, "sharpness": 0.4}),
+        ("clipped < 0.3 and sharpness > 0.4", {"clipped": 0.2999, "sharpness": 0.4001}),
+        ("duplicate = 0", {"duplicate": 0}),
+        ("duplicate = 1", {}),  # the page leaves high values out
+        ("width = 640", {}),
+        ("width >= 640 or seconds > 2", {}),
+        ("sharpness >= 0.4 and path like '%.mp4'", {}),
+        ("", {}),
+    ],
+)
+def test_the_page_begins_at_the_comparisons_of_keep(keep: str, limits: dict[str, float]) -> None:
+    assert limits_of(keep) == limits
 
 
 def test_captions_leave_out_what_does_not_meet_sift(here: Path, tmp_path: Path) -> None:

@@ -140,6 +140,13 @@ OUT_OF_ROOTS: list[tuple[dict[str, Any], str]] = [
 ]
 
 
+def test_the_store_may_be_named_and_is_not_offered(tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir()
+    roots = Roots([tmp_path / "media"], [tmp_path / "store"])
+    assert roots.offered == (tmp_path / "media",)
+    assert roots.inside(str(tmp_path / "store")) == tmp_path / "store"
+
+
 def test_paths_out_of_the_roots_fails(roots: Roots, tmp_path: Path) -> None:
     for values, why in OUT_OF_ROOTS:
         with pytest.raises(UsageError, match=why):

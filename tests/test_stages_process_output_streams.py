@@ -13,8 +13,8 @@ from PIL import Image
 
 from flows.cli.main import main
 from flows.console.display import Display
-from stages.process.exit_diagnosis import LastingStream, failed_writes
 from stages.process.fork_client import ForkServer
+from stages.process.output_streams import LastingStream, failed_writes
 from tests.support.pipeline import PENSTOCK, ROOT, SECONDS
 from tests.support.started import started
 

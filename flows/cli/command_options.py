@@ -70,7 +70,6 @@ def refuse_without_train(given: argparse.Namespace) -> None:
             )
 
 
-SHELLS = ("bash", "zsh", "tcsh")
 ORDERS = ("source", "name", "longest", "shortest", "doubt", "teach")
 """Orders of a review; the page's menu offers them too."""
 
@@ -180,12 +179,6 @@ def add_doctor(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--measure", action="store_true", help="measure speeds (15 s), so that plans show times")
     add("--model", default="", metavar="DIR", help="also compare this model's graphs with torch")
-
-
-def add_completion(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "shell", choices=SHELLS, metavar="SHELL", help='eval "$(penstock completion bash)"'
-    )
 
 
 def add_demo(parser: argparse.ArgumentParser) -> None:

@@ -17,7 +17,7 @@ from artifacts.packages import missing_package
 from artifacts.plurals import meant
 from flows.console.interrupts import repeating_dropped_interrupts
 from flows.console.lines import print_lines, wrapped
-from stages.process.exit_diagnosis import lasting_output
+from stages.process.output_streams import lasting_output
 
 CHOICE = re.compile(r"argument (.*): invalid choice: '(.*)' \(choose from (.*)\)")
 """argparse's message about a value that is not one of the choices."""
@@ -100,7 +100,7 @@ COMMANDS = {
     "convert": ("convert a model's pickled weights to safetensors", "command_options:add_convert"),
     "export": ("quantize a model and compare it with the original", "command_options:add_export"),
     "doctor": ("check GPU, drivers and packages", "command_options:add_doctor"),
-    "completion": ("print a shell completion script", "command_options:add_completion"),
+    "completion": ("print a shell completion script", "completion_command:add_completion"),
     "demo": ("caption and score demo clips", "command_options:add_demo"),
 }
 """Command → its help line, and `module of flows.cli:function` that adds its options. The module is

@@ -16,8 +16,8 @@ from flows.console.units import duration, size
 from flows.results.rounds import COLUMNS as ROUND_COLUMNS
 from flows.results.rounds import cells as round_cells
 from flows.results.rounds import rounds_in
+from flows.results.run_history import seconds_of
 from flows.results.run_read import load_record, runs_below
-from flows.results.run_record import seconds_of
 from flows.results.run_status import (
     COLUMNS,
     StageStatus,

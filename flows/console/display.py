@@ -26,7 +26,7 @@ from flows.console.lines import (
 from flows.console.units import duration, pace, size
 from flows.pipelines import STAGES
 from stages.process.events import Event, Item, StageNotes, Total, Warned
-from stages.process.exit_diagnosis import lasting
+from stages.process.output_streams import lasting
 
 if TYPE_CHECKING:
     from rich.progress import Progress

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import zip_longest
 from typing import IO, Any
 
-from stages.process.exit_diagnosis import lasting
+from stages.process.output_streams import lasting
 
 UNBOUNDED = 1000
 """Width without a terminal: lines of a log are never wrapped."""

@@ -12,7 +12,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from artifacts.errors import EnvironmentFault
 from flows.console.display import Display
 from flows.deployments.config_checks import CaptionConfig, CaptionParameters
-from flows.deployments.runs import CALLER, Caller, named_after_out, run_in_flow
+from flows.deployments.runs import CALLER, Caller, named_after_work, run_in_flow
 from flows.deployments.server import FILE, OWN, client_settings, refuses_login
 from flows.deployments.view import quiet_console
 from flows.pipelines import CAPTION, product_of
@@ -21,7 +21,7 @@ from flows.running.run import stopped_in_order
 from flows.running.sift_first import caption
 
 
-@flow(name="caption-videos", flow_run_name=named_after_out, persist_result=False)
+@flow(name="caption-videos", flow_run_name=named_after_work, persist_result=False)
 def caption_videos(config: CaptionParameters) -> State[Any]:
     """Caption everything that `config` names; its fields are the command line's options.
 

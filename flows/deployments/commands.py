@@ -38,7 +38,7 @@ from flows.deployments.runs import (
     ended_by,
     ended_when_cancelled,
     final_state,
-    named_after_out,
+    named_after_work,
     run_in_flow,
 )
 from flows.deployments.view import TABLE_ROWS, RunLog, plain, show
@@ -61,7 +61,7 @@ from flows.search.build import IndexWritten, fill_index
 from flows.upkeep.rebuild import RebuildOptions, rebuild
 
 
-@flow(name="embed-media", flow_run_name=named_after_out, persist_result=False)
+@flow(name="embed-media", flow_run_name=named_after_work, persist_result=False)
 def embed_media(config: EmbedParameters) -> State[Any]:
     """Compute vectors of everything that `config` names; its fields are the command line's options.
 
@@ -70,7 +70,7 @@ def embed_media(config: EmbedParameters) -> State[Any]:
     return run_in_flow(config, partial(embed, config), product_of(EMBED))
 
 
-@flow(name="sift-media", flow_run_name=named_after_out, persist_result=False)
+@flow(name="sift-media", flow_run_name=named_after_work, persist_result=False)
 def sift_media(config: SiftParameters) -> State[Any]:
     """Mark everything that `config` names, and list what meets `keep`; its fields are the command
     line's options.
@@ -80,7 +80,7 @@ def sift_media(config: SiftParameters) -> State[Any]:
     return run_in_flow(config, partial(sift, config), product_of(SIFT))
 
 
-@flow(name="index-folder", flow_run_name=named_after_out, persist_result=False)
+@flow(name="index-folder", flow_run_name=named_after_work, persist_result=False)
 def index_folder(config: IndexParameters) -> State[Any]:
     """Add to the index `out` all files that it has no rows of, and create it if needed.
 
@@ -101,7 +101,7 @@ def fill(
 COUNTS = "penstock-label-counts"
 
 
-@flow(name="label-images", flow_run_name=named_after_out, persist_result=False)
+@flow(name="label-images", flow_run_name=named_after_work, persist_result=False)
 def label_images(config: LabelParameters) -> State[Any]:
     """Label everything that `config` names; its fields are the command line's options.
 
@@ -128,7 +128,7 @@ ADAPTER = "adapter"
 """Name of the product: the stage that makes it has the progress bar `penstock-tune`."""
 
 
-@flow(name="tune-captions", flow_run_name=named_after_out, persist_result=False)
+@flow(name="tune-captions", flow_run_name=named_after_work, persist_result=False)
 def tune_captions(config: TuneConfig) -> State[Any]:
     """Train an adapter on captions; the fields of `config` are the options of `penstock tune`.
 
@@ -142,7 +142,7 @@ CHECKPOINT = "checkpoint"
 """Name of the product: the stage that makes it has the progress bar `penstock-export`."""
 
 
-@flow(name="export-model", flow_run_name=named_after_out, persist_result=False)
+@flow(name="export-model", flow_run_name=named_after_work, persist_result=False)
 def export_model(config: ExportConfig) -> State[Any]:
     """Write a quantized checkpoint, and keep it if it is as good as the original; the fields of
     `config` are the options of `penstock export`.
@@ -171,7 +171,7 @@ def passed(result: Exported) -> Exported:
     )
 
 
-@flow(name="learn-captions", flow_run_name=named_after_out, persist_result=False)
+@flow(name="learn-captions", flow_run_name=named_after_work, persist_result=False)
 def learn_captions(config: LearnConfig, caption: CaptionParameters) -> State[Any]:
     """Train an adapter on corrected captions, and caption again with it. The fields of `config` are
     the options of `penstock learn`; those of `caption` are the options of the run that made the
@@ -190,7 +190,7 @@ def learn_captions(config: LearnConfig, caption: CaptionParameters) -> State[Any
 TABLE = "penstock-rebuild"
 
 
-@flow(name="rebuild-features", persist_result=False)
+@flow(name="rebuild-features", flow_run_name=named_after_work, persist_result=False)
 def rebuild_features(
     config: RebuildParameters, name: str = "", prune: bool = False, dry_run: bool = False
 ) -> State[Any]:

@@ -17,7 +17,7 @@ from pydantic import Field
 from flows.console.display import Display
 from flows.deployments.commands import label_and_count
 from flows.deployments.config_checks import CaptionParameters, EmbedParameters, LabelParameters
-from flows.deployments.runs import PipelineResult, named_after_out, run_in_flow
+from flows.deployments.runs import PipelineResult, named_after_work, run_in_flow
 from flows.deployments.view import Progress
 from flows.job.partitions import FILES
 from flows.many.run import PARTITIONS, run_on_cluster
@@ -31,7 +31,7 @@ ADDRESS = "PENSTOCK_RAY_ADDRESS"
 Files = Annotated[int, Field(gt=0, description="files of a portion, at the most")]
 
 
-@flow(name="caption-many", flow_run_name=named_after_out, persist_result=False)
+@flow(name="caption-many", flow_run_name=named_after_work, persist_result=False)
 def caption_many(config: CaptionParameters, files: Files = FILES) -> State[Any]:
     """Caption what `config` names on all GPUs of the Ray cluster, as `caption-videos` does on one.
 
@@ -40,13 +40,13 @@ def caption_many(config: CaptionParameters, files: Files = FILES) -> State[Any]:
     return _divided("caption", config, files, caption, product_of(CAPTION))
 
 
-@flow(name="embed-many", flow_run_name=named_after_out, persist_result=False)
+@flow(name="embed-many", flow_run_name=named_after_work, persist_result=False)
 def embed_many(config: EmbedParameters, files: Files = FILES) -> State[Any]:
     """Compute vectors on all GPUs of the Ray cluster, as `embed-media` does on one."""
     return _divided("embed", config, files, embed, product_of(EMBED))
 
 
-@flow(name="label-many", flow_run_name=named_after_out, persist_result=False)
+@flow(name="label-many", flow_run_name=named_after_work, persist_result=False)
 def label_many(config: LabelParameters, files: Files = FILES) -> State[Any]:
     """Label media on all GPUs of the Ray cluster, as `label-images` does on one."""
     return _divided("label", config, files, label_and_count, product_of(LABEL))

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
 from contextvars import ContextVar, copy_context
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 from uuid import UUID
@@ -261,15 +262,17 @@ class Caller:
 CALLER: ContextVar[Caller | None] = ContextVar("caller", default=None)
 
 
-def named_after_out() -> str:
-    """Return the name of the flow run that is going on: the folder it writes to, unless somebody
-    has named it, as `--flow-run-name` does."""
+def named_after_work() -> str:
+    """Return the name of the flow run that is going on: the folder it writes to, or else its
+    sources and model, unless somebody has named it, as `--flow-run-name` does."""
     given = str(flow_run.name or "")
-    config = (flow_run.parameters or {}).get("config")
-    out = config.get("out") if isinstance(config, dict) else getattr(config, "out", None)
-    if not out or not GENERATED.fullmatch(given):
+    config = (flow_run.parameters or {}).get("config") or {}
+    field = config.get if isinstance(config, dict) else partial(getattr, config)
+    out, sources, model = (field(name, None) for name in ("out", "sources", "model"))
+    work = str(out or ", ".join(map(str, filter(None, [*(sources or ()), model]))))
+    if not work or not GENERATED.fullmatch(given):
         return given
-    name = printable(str(out))
+    name = printable(work)
     return name if len(name) <= MAX_LETTERS else f"…{name[-MAX_LETTERS:]}"
 
 

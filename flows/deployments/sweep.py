@@ -61,7 +61,7 @@ class Verdict:
     """Reason why it is left alone; empty for one that is started again."""
 
 
-@flow(name=NAME, persist_result=False)
+@flow(name=NAME, flow_run_name="start crashed runs again", persist_result=False)
 def sweep_crashed(
     max_retries: Annotated[int, Field(ge=0)] = 3,
     older_than_seconds: Annotated[float, Field(ge=0)] = 60.0,

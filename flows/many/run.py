@@ -27,6 +27,7 @@ from flows.media.generated_files import GeneratedFiles
 from flows.options.commands import RunOptions
 from flows.options.model import ALL_GPUS, GpuOptions
 from flows.results.owners import refuse_taking, take
+from flows.results.run_read import history_in
 from flows.results.run_record import RunRecord
 from flows.running.run import stopped_in_order
 from flows.running.run_observer import OnBegin, only_run_in
@@ -102,6 +103,7 @@ class Driver:
             partitions.sort(key=lambda each: (-each.bytes, each.name))
             self._count["total"] = len(partitions)
             record = RunRecord(out, pipeline, partitions=self._count)
+            record.carry_on(history_in(out), ())
             record.value["media"]["total"] = sum(each.files for each in partitions) + len(missing)
             store = open_store(self._config.store_url)
             own = GeneratedFiles(store, out=out)

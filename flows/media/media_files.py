@@ -25,10 +25,12 @@ VIDEO_SUFFIXES = frozenset([
     ".flv", ".rm", ".rmvb", ".mxf", ".gxf", ".dv", ".ogv", ".ogm", ".ivf", ".nut", ".y4m",
     ".gif", ".apng", ".mjpg", ".mjpeg", ".h264", ".264", ".h265", ".265", ".hevc", ".obu", ".av1",
 ])  # fmt: skip
+SOUND_SUFFIXES = (".mp3", ".wav", ".flac", ".m4a", ".aac", ".ogg", ".oga", ".opus", ".wma", ".aiff")
 UNREAD_SUFFIXES = frozenset([
     ".3fr", ".arw", ".cr2", ".cr3", ".crw", ".dng", ".erf", ".iiq", ".nef", ".nrw", ".orf", ".pef",
     ".raf", ".raw", ".rw2", ".rwl", ".sr2", ".srf", ".srw", ".x3f", ".braw", ".crm", ".r3d", ".lrv",
     ".jxl", ".jxr", ".exr", ".hdr", ".dpx", ".dds", ".psd", ".psb", ".xcf", ".ico", ".svg", ".eps",
+    *SOUND_SUFFIXES,
 ])  # fmt: skip
 """Suffixes of media that a folder is not read for, because no reader shows them or nobody captions
 them; a note counts them."""
@@ -87,8 +89,12 @@ class Selection:
         none, or if the user chose the suffixes."""
         suffixes = (os.path.splitext(name)[1].lower() for name in names if not self.extensions)
         found = Counter(suffix for suffix in suffixes if suffix in UNREAD_SUFFIXES)
+        if not found:
+            return ""
         text = ", ".join(f"{count} {suffix}" for suffix, count in found.most_common())
-        return f"not taken: {text}; convert them, for example to .png or .mp4" if found else ""
+        convertible = found.keys() - SOUND_SUFFIXES
+        hint = "; convert them, for example to .png or .mp4" if convertible else " (sound alone)"
+        return f"not taken: {text}{hint}"
 
 
 def kind_of(name: str) -> MediaKind:

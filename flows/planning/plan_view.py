@@ -4,7 +4,7 @@ The text has the result first, then memory by stage. The budgets and precisions 
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from artifacts.schema import Part
 from flows.checkpoint.gguf import GgufUse
 from flows.checkpoint.precision import weight_bytes, with_gguf
 from flows.console.lines import table_lines
-from flows.console.units import duration, gib, size
+from flows.console.units import duration, gib
 from flows.job.job_summary import computed_by
 from flows.machine.budget import Budget
 from flows.pipelines import STAGES
@@ -221,9 +221,9 @@ def plan_lines(plan: Plan) -> list[str]:
 def _weights_of(plan: Plan, part: Part, figures: dict[str, Any], *, packed: bool) -> str:
     half = plan.request.model.profile.parts[part]
     if not packed:
-        return f"{size(figures['bytes'])} of weights in {figures['precision']}"
+        return f"{gib(figures['bytes'])} of weights in {figures['precision']}"
     held = weight_bytes(half, figures["precision"], figures["dtype"], packed=True)
-    return f"{size(held)} of weights in {figures['precision']} ({half.packed_form})"
+    return f"{gib(held)} of weights in {figures['precision']} ({half.packed_form})"
 
 
 def largest_models_line(budget: Budget) -> str:
@@ -324,9 +324,23 @@ def what_fits_lines(plan: Plan) -> Iterator[str]:
         where = "this machine's CPU" if device == "cpu" else "a GPU"
         yield f"what fits   batch size by GiB of {where}"
         yield _cells("", [str(size) for size in BUDGETS_GIB])
-        for name, cells in what_fits(plan.request, device).items():
+        found = what_fits(plan.request, device)
+        for name, cells in found.items():
             yield _cells(name, [cell.text() for cell in cells])
+        if found:
+            yield f"  {fitting_line(found)}"
     yield f"  {LEGEND}"
+
+
+def fitting_line(table: Mapping[str, Sequence[Cell]]) -> str:
+    """Return from which budget each row of the table fits, in words."""
+    fitting = {name: [cell.gib for cell in cells if cell.fits] for name, cells in table.items()}
+    if all(budgets[:1] == [BUDGETS_GIB[0]] for budgets in fitting.values()):
+        return f"yes, all fit, from {BUDGETS_GIB[0]} GiB"
+    parts = [f"{name} fits from {budgets[0]} GiB" for name, budgets in fitting.items() if budgets]
+    if refused := [name for name, budgets in fitting.items() if not budgets]:
+        parts.append(f"not even in {BUDGETS_GIB[-1]} GiB: {', '.join(refused)}")
+    return "; ".join(parts)
 
 
 def _cells(name: str, cells: list[str]) -> str:
@@ -335,7 +349,7 @@ def _cells(name: str, cells: list[str]) -> str:
 
 def _of_media(values: dict[str, Any]) -> Iterator[str]:
     if values["fetch_bytes"]:
-        yield f"download    {size(values['fetch_bytes'])} of weights"
+        yield f"download    {gib(values['fetch_bytes'])} of weights"
     shots = f", if shots take {SHOT_SECONDS:.0f} s" if values["sampling"]["shots"] else ""
     yield (
         f"media       {counted(values['files'], 'file')}, {duration(values['seconds_of_media'])}, "
@@ -343,16 +357,16 @@ def _of_media(values: dict[str, Any]) -> Iterator[str]:
         f"{counted(values['frames'], 'frame')}{shots}"
     )
     yield (
-        f"disk        {size(values['frame_bytes_at_once'])} of frames at once, "
-        f"{size(values['feature_bytes'])} of {next(iter(values['done']))} kept, "
-        f"{size(values['free_bytes'])} free, "
+        f"disk        {gib(values['frame_bytes_at_once'])} of frames at once, "
+        f"{gib(values['feature_bytes'])} of {next(iter(values['done']))} kept, "
+        f"{gib(values['free_bytes'])} free, "
         f"{counted(values['waves'], 'wave')}"
     )
     if values["clip_bytes"]:
         took = values["clip_seconds"]
         lasts = "" if took is None else f", {duration(took)} after the captions"
         yield (
-            f"clips       at most about {size(values['clip_bytes'])} in OUT{lasts}; packets that "
+            f"clips       at most about {gib(values['clip_bytes'])} in OUT{lasts}; packets that "
             "can be copied take less"
         )
     done = ", ".join(

@@ -148,6 +148,15 @@ FOLDERS = (DATASET, *TRAINERS)
 """Formats written as a folder in `OUT` after all captions."""
 
 
+def replaced_line(out: Path, outputs: Mapping[str, str]) -> str:
+    """Return which of these outputs are there before a run that writes them; empty for none. Texts
+    of media are counted when the run ends."""
+    not_named = (*WRITERS, "failures", "logs")
+    paths = [p for name, p in outputs.items() if name not in not_named and os.path.exists(p)]
+    names = [os.path.relpath(path, out) + "/" * os.path.isdir(path) for path in paths]
+    return f"replaces in {out}: {', '.join(names)}" if names else ""
+
+
 def existing_outputs(job: Job) -> list[str]:
     """Return the outputs of an earlier run that exist when a run begins."""
     paths, names = output_paths(job), ("captions", *TABLES, *FOLDERS)
@@ -175,6 +184,8 @@ class OutputCounts:
     """Captions of each file, under its first prompt."""
     shared_edits: dict[str, str] = field(default_factory=dict)
     """Medium whose edit also counts for another one of the same content → that one."""
+    others: list[str] = field(default_factory=list)
+    """Tables, and folders of data sets, that are up to date."""
     unused_edits: int = 0
     """Edits in the folder's journal of captions that the outputs do not have."""
 
@@ -249,6 +260,7 @@ def write_outputs(job: Job, *, last: bool) -> OutputCounts:
             rows = table_rows(chain.from_iterable(by_file()), kinds, properties_of(job))
             own.renew(path, partial(write, rows=rows, kinds=kinds))
             found.user_texts[form] = found.corrected
+            found.others.append(path.name)
         elif path.exists():
             found.earlier.append(form)
     for form, each in TRAINERS.items():

@@ -5,7 +5,7 @@ import socket
 from pathlib import Path
 from typing import Any
 
-from artifacts.errors import UsageError
+from artifacts.errors import PenstockError, UsageError
 from artifacts.json_shapes import (
     EmptyOr,
     MapOf,
@@ -23,9 +23,11 @@ from artifacts.json_shapes import (
 from artifacts.regular_files import guard, refuse_links
 from flows.pipelines import STAGES
 from flows.results.marker import MARKER
+from flows.results.run_history import Entry, with_run
 from flows.results.run_record import RUN_RECORD
 
 POINT = (number, number, number)
+RUNG = {"stage": text, "name": text, "reason": text, "error": text, "time": moment}
 HALF = {"bytes": count, "parameters": count, "precision": text, "attention": text}
 PLANNED = {
     "rung": {"stage": text},
@@ -73,6 +75,16 @@ TEXTS = {
     "beside": anything,
     **dict.fromkeys(("written", "kept", "earlier", "others"), count),
 }
+ENTRY = {
+    "started": moment,
+    **dict.fromkeys(("runs", "tokens", "peak_host_bytes", "peak_device_bytes"), count),
+    "seconds": number,
+    "items": MapOf(count),
+    "rungs": [RUNG],
+    "timeline": MapOf([POINT]),
+    "keys": [text],
+    "current": lambda value: isinstance(value, bool),
+}
 RECORD = {
     **dict.fromkeys(("state", "host", "error"), text),
     "out": string,
@@ -82,7 +94,10 @@ RECORD = {
     "outputs": MapOf(string),
     "prefect": Nullable({"id": text, "name": text}),
     "plan": EmptyOr(PLAN),
-    "rungs": [{"stage": text, "name": text, "reason": text, "error": text, "time": moment}],
+    "rungs": [RUNG],
+    "history": OptionalField([ENTRY]),
+    "keys": OptionalField([text]),
+    "keep": OptionalField(text),
     "stages": [STAGE],
     "media": dict.fromkeys(("total", "failed", "open"), count),
     "captions": count,
@@ -127,7 +142,18 @@ def load_record(out: Path) -> dict[str, Any]:
             raise ShapeError(f"its stages are not {', '.join(STAGES)}")
 
     record: dict[str, Any] = read_json(path, RECORD, "Run the command again", check_stages)
+    record = {"history": [], "keys": [], "keep": "", **record}
     here = record["host"] in ("", socket.gethostname())
     if record["state"] == "running" and here and not os.path.exists(f"/proc/{record['pid']}"):
         record["state"] = "died"
     return record
+
+
+def history_in(out: Path) -> list[Entry]:
+    """Return the entries of the runs into a folder, those of killed ones too. It is a report: what
+    cannot be read, or was copied from another folder, has none."""
+    try:
+        record = load_record(out)
+    except PenstockError:
+        return []
+    return with_run(record) if record["out"] == str(out) else []

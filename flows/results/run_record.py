@@ -8,8 +8,7 @@ import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from datetime import datetime
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from artifacts.errors import EnvironmentFault, Interrupted, PenstockError, redac
 from artifacts.files import write_json
 from flows.machine.versions import now, versions
 from flows.pipelines import CAPTION, Pipeline
+from flows.results.run_history import KEYS, Entry, bound, coarser, seconds_of, with_run
 from stages.process.events import StageOutcome
 
 RUN_RECORD = "run.json"
@@ -57,6 +57,10 @@ class RunRecord:
         """Return the mutable record of one stage."""
         found: dict[str, Any] = next(s for s in self.value["stages"] if s["name"] == name)
         return found
+
+    def carry_on(self, history: Iterable[Entry], keys: Collection[str]) -> None:
+        """Keep the entries of earlier runs into the folder, bound to the keys of this run."""
+        self.value.update(history=bound(history, keys), keys=sorted(keys)[:KEYS])
 
     def expect(self, name: str, total: int, done: int) -> None:
         """Record a stage's total number of items, and how many the store has already."""
@@ -189,7 +193,8 @@ class RunRecord:
 
     def finish(self, state: str, error: str = "") -> None:
         """Write the run's final state: done, failed or interrupted."""
-        self.value.update(state=state, error=redacted(error))
+        self.value.update(state=state, error=redacted(error), updated=now())
+        self.value["history"] = with_run(self.value)
         self.write(force=True)
 
     @contextlib.contextmanager
@@ -213,12 +218,6 @@ class RunRecord:
             write_json(self.path, self.value)
 
 
-def coarser(timeline: Sequence[Sequence[Any]]) -> list[list[Any]]:
-    """Return half as many points, each with the maximum of two."""
-    pairs = [timeline[at : at + 2] for at in range(0, len(timeline), 2)]
-    return [[pair[0][0], max(p[1] for p in pair), max(p[2] for p in pair)] for pair in pairs]
-
-
 def blank(out: Path, pipeline: Pipeline = CAPTION) -> dict[str, Any]:
     """Return the record of a new run."""
     return {
@@ -232,6 +231,8 @@ def blank(out: Path, pipeline: Pipeline = CAPTION) -> dict[str, Any]:
         "prefect": None,
         "plan": {},
         "rungs": [],
+        "history": [],
+        "keys": [],
         "stages": [empty(stage.name) for stage in pipeline],
         "media": {"total": 0, "failed": 0, "open": 0},
         "captions": 0,
@@ -267,8 +268,3 @@ def empty(name: str) -> dict[str, Any]:
         "warnings": [],
         "notes": {},
     }
-
-
-def seconds_of(stamp: str) -> float:
-    """Return a time of the record in seconds since the epoch."""
-    return datetime.fromisoformat(stamp).timestamp()

@@ -76,6 +76,7 @@ class RunResult(RunEnd):
     def line(self) -> str:
         """Return the outcome in one line."""
         line = f"{counted(self.captions, 'caption')} in {self.out / 'captions.jsonl'}"
+        line += f" and {', '.join(self.written.others)}" if self.written.others else ""
         if self.summaries is not None:
             line += f", {counted(self.summaries, 'summary')} in {self.out / SUMMARIES}"
         if self.written.cut:

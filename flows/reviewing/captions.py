@@ -146,6 +146,8 @@ class ReviewedCaptions:
         """Path or address of each medium; empty: unknown."""
         self._entries: list[dict[str, Any]] = []
         self.rows: dict[str, dict[str, Any]] = {}
+        self.shown: Counter[str] = Counter()
+        """Caption key → number of captions that have it: those of files of one content."""
         self.chunks: dict[str, tuple[str, str, str]] = {}
         """Caption key → its features, its prompt's name and its prompt."""
         self.medium_of: dict[str, str] = {}
@@ -200,13 +202,13 @@ class ReviewedCaptions:
         return {does: _description(target({"does": does})) for does in (UNDO, REDO)}
 
     def counts(self) -> Counter[str]:
-        """Count the captions that are `corrected`, `accepted` and `rejected`."""
-        found: Counter[str] = Counter()
-        edits = self.edits()
-        for edit in (edits.get(key) for key in self.rows):
-            if edit is not None:
-                found["corrected"] += edit.caption is not None
-                found[edit.review] += bool(edit.review)
+        """Count the captions that are shown, `captions`, and those of them that are `corrected`,
+        `accepted` and `rejected`. An edit counts for every file of its content."""
+        edits, found = self.edits(), Counter(captions=self.shown.total())
+        for key, count in self.shown.items():
+            if (edit := edits.get(key)) is not None:
+                found["corrected"] += count * (edit.caption is not None)
+                found[edit.review] += count * bool(edit.review)
         return found
 
     def apply(self, request: Any) -> dict[str, Any]:
@@ -317,6 +319,7 @@ class ReviewedCaptions:
             **{field: line.get(field) for field in CONFIDENCE},
         }
         self.rows[key], self.chunks[key] = row, (line["features"], name, prompt)
+        self.shown[key] += 1
         return row
 
 

@@ -303,6 +303,8 @@ class PipelineRunner:
             notes = write_dataset(self._job, launcher, on_start, user_texts)
             result.warnings += [note for note in notes if note not in result.warnings]
             stale = False
+            result.written.others.append(f"{DATASET}/")
+        result.written.others += [f"{form}/" for form in trainers.forms]
         result.written.user_texts |= trainers.user_texts
         result.written.earlier = [n for n in result.written.earlier if n not in trainers.forms]
         self._record_outputs(result, stale=stale)

@@ -4,12 +4,13 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, get_args
 
 from artifacts.claims import refuse_unclaimable
 from artifacts.errors import EnvironmentFault, UsageError
+from artifacts.keys import digest_of
 from artifacts.locks import holder, try_hold
 from artifacts.regular_files import guard, refuse_links
 from artifacts.schema import Half
@@ -34,9 +35,11 @@ from flows.results.outputs import (
     failure_of,
     media_paths_of,
     output_paths,
+    replaced_line,
     write_captions,
 )
 from flows.results.owners import take
+from flows.results.run_read import history_in
 from flows.results.run_record import REWRITE_SECONDS, RunRecord
 from flows.running.pipeline_runner import PipelineRunner
 from flows.running.stage_loop import StageLoop
@@ -149,6 +152,15 @@ def launcher_for(job: Job, launcher: Launcher, warn: Callable[[str], None]) -> L
     return FanOutLauncher(launcher, budgeted, warn)
 
 
+def job_keys(job: Job) -> list[str]:
+    """Return a key for each content and prompt of a job, which covers all variants that it
+    accepts."""
+    made = job.pipeline[-1].writes
+    variants = sorted({variant[made] for variant in job.ledger.variants})
+    of_prompt = cache(lambda prompt: digest_of([variants, prompt])[:16])
+    return [f"{each.digest[:16]}-{of_prompt(each.prompt)}" for each in job.media]
+
+
 OnBegin = Callable[[Job, RunRecord], None]
 
 
@@ -239,6 +251,7 @@ class RunObserver:
                 "earlier": existing_outputs(job),
             }
             record.value.update(fields if outputs is None else {**fields, "outputs": dict(outputs)})
+            record.carry_on(history_in(job.out), job_keys(job))
             record.value["media"]["total"] = len(job.by_file) + len(job.failures)
             if self._on_begin is not None:
                 self._on_begin(job, record)
@@ -247,6 +260,8 @@ class RunObserver:
                 own = GeneratedFiles(job.store, out=job.out)
                 for note in take(job.config, self._command, record, job.store.url, own, names):
                     self.display.print_line(note)
+                if line := replaced_line(job.out, record.value["outputs"]):
+                    self.display.print_line(line)
             record.write(force=True)
             self._ladder = ladder_of(job, self._on_rung_change)
             launcher = launcher_for(job, launcher, self.display.print_line)

@@ -46,8 +46,9 @@ from flows.options.commands import RunOptions
 from flows.options.vectors import PLACE, SiftConfig, SiftOptions, VectorConfig
 from flows.pipelines import SIFT
 from flows.results.marker import MEDIA, write_proved
-from flows.results.outputs import failures_of, media_line, missing_error
+from flows.results.outputs import failures_of, media_line, missing_error, replaced_line
 from flows.results.owners import refuse_taking, take
+from flows.results.run_read import history_in
 from flows.results.run_record import RunRecord
 from flows.results.sift_duplicates import Fingerprint, ScoreHead, read_head
 from flows.results.sift_marks import (
@@ -234,10 +235,16 @@ def sift(
             record = RunRecord(out, SIFT)
             names = output_names(config.format)
             record.value["outputs"] = {name: str(out / name) for name in names}
+            record.value["keep"] = config.keep or ""
+            record.carry_on(
+                history_in(out), [f"{NAMESPACE[:16]}-{each[:16]}" for each in job.media]
+            )
             record.value["media"]["total"] = len(job.files) + len(job.failures)
             own = GeneratedFiles(job.store, out=out)
             for note in take(config, "sift", record, job.store.url, own):
                 display.print_line(note)
+            if line := replaced_line(out, record.value["outputs"]):
+                display.print_line(line)
             record.write(force=True)
             with record.recording_end():
                 found, failures = _complete(job, record, display, make_launcher, out)

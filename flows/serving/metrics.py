@@ -10,7 +10,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from stages.process.events import MemorySample, StageNotes
-from stages.process.exit_diagnosis import failed_writes
+from stages.process.output_streams import failed_writes
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 120.0)
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128)

@@ -24,6 +24,8 @@ from artifacts.plurals import counted
 from artifacts.regular_files import read_text, refuse_links
 from artifacts.trainers import TRAINERS
 from flows.media.media_files import kind_of
+from flows.options.formats import EXACT
+from flows.results.marker import read_marker
 from flows.reviewing.captions import EditRefused
 from flows.serving.refusals import JSON, ShownFile, json_answer, shown_file
 from flows.studio.guard import json_of
@@ -41,8 +43,9 @@ Sample = tuple[str, str, Path]
 
 def sets_in(out: Path, captions: Counter[str]) -> list[dict[str, Any]]:
     """Return a finding for each data set in a folder. `captions` are the numbers of captions that
-    were not rejected, by the kind of their media."""
-    found = []
+    were not rejected, by the path of their medium."""
+    found, marker = [], read_marker(out)
+    is_copied = marker is None or marker.media == EXACT
     for form, read in READERS.items():
         if not (out / form).is_dir():
             continue
@@ -59,11 +62,7 @@ def sets_in(out: Path, captions: Counter[str]) -> list[dict[str, Any]]:
                 "folder": str(out / form),
                 "samples": len(samples),
                 "captions": captions.total(),
-                "left_out": [
-                    f"{counted(count, kind)}: {form} reads no {kind}s"
-                    for kind, count in captions.items()
-                    if kind not in TRAINERS[form].folders
-                ],
+                "left_out": [*left_out(form, captions, is_copied=is_copied)],
                 "empty": [len(empty), empty[:NAMED]],
                 "missing": [len(missing), missing[:NAMED]],
                 "problem": problem,
@@ -72,10 +71,27 @@ def sets_in(out: Path, captions: Counter[str]) -> list[dict[str, Any]]:
     return found
 
 
-def kept_kinds(rows: Mapping[str, Mapping[str, Any]], edits: Mapping[str, Edit]) -> Counter[str]:
-    """Return the numbers of captions that were not rejected, by the kind of their media."""
+def left_out(form: str, captions: Counter[str], *, is_copied: bool) -> Iterator[str]:
+    """Yield what a trainer does not read: kinds of media, and files by their suffix, unless the
+    data set has copies of those."""
+    trainer, kinds, names = TRAINERS[form], Counter[str](), list[str]()
+    for path, count in captions.items():
+        kind = kind_of(path)
+        if kind not in trainer.folders:
+            kinds[kind] += count
+        elif not (is_copied or trainer.reads(kind, path)):
+            names.append(path)
+    for unread, count in kinds.items():
+        yield f"{counted(count, unread)}: {form} reads no {unread}s"
+    if names:
+        named = ", ".join(names[:NAMED]) + ", …" * (len(names) > NAMED)
+        yield f"{counted(len(names), 'file')} that {form} does not read: {named}"
+
+
+def kept_paths(rows: Mapping[str, Mapping[str, Any]], edits: Mapping[str, Edit]) -> Counter[str]:
+    """Return the numbers of captions that were not rejected, by the path of their medium."""
     kept = (row for key, row in rows.items() if edits.get(key, UNTOUCHED).review != REJECTED)
-    return Counter(kind_of(row["media_path"]) for row in kept)
+    return Counter(row["media_path"] for row in kept)
 
 
 def _kohya(folder: Path) -> Iterator[Sample]:
@@ -246,7 +262,7 @@ class CaptionsRoutes:
 
         def found() -> list[dict[str, Any]]:
             reviewed = captions.reviewed
-            return sets_in(captions.out, kept_kinds(reviewed.rows, reviewed.edits()))
+            return sets_in(captions.out, kept_paths(reviewed.rows, reviewed.edits()))
 
         return json_answer({"sets": await asyncio.to_thread(found)})
 

@@ -45,9 +45,12 @@ class NoSuchFolder(UsageError):
 class Roots:
     """Folders below which the page may name paths. Links are followed before they are checked."""
 
-    def __init__(self, folders: Iterable[str | Path]) -> None:
-        """Take the roots; relative paths are below the first."""
-        self.folders = tuple(dict.fromkeys(Path(os.path.realpath(each)) for each in folders))
+    def __init__(self, folders: Iterable[str | Path], unoffered: Iterable[str | Path] = ()) -> None:
+        """Take the roots; relative paths are below the first. The page names, but does not offer,
+        `unoffered`: the store."""
+        self.offered = tuple(dict.fromkeys(Path(os.path.realpath(each)) for each in folders))
+        others = (Path(os.path.realpath(each)) for each in unoffered)
+        self.folders = tuple(dict.fromkeys([*self.offered, *others]))
 
     def inside(self, given: str) -> Path:
         """Return a path with its links resolved, which can be looked at. Raises Refused unless it

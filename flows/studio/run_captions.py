@@ -23,6 +23,7 @@ from artifacts.json_shapes import (
     text,
 )
 from artifacts.stamps import Stamp, stamp_of
+from flows.options.training import LEAST
 from flows.options.vectors import PLACE
 from flows.results.rounds import rounds_in, summary_json
 from flows.results.sift_names import MARKS_FILE
@@ -174,6 +175,7 @@ class RunCaptions:
                 "suffix": reviewed.fixed.suffix,
                 "failures": reviewed.failures,
                 "order": self._order,
+                "learns_from": LEAST,
                 "rounds": [*summary_json(rounds_in(self.out))],
                 "edits": {key: edit_json(edit) for key, edit in reviewed.edits().items()},
                 **reviewed.steps(),

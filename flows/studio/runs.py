@@ -41,8 +41,8 @@ from artifacts.regular_files import guard, is_denied, open_below
 from artifacts.store import fault_of
 from flows.machine.leases import start_of
 from flows.machine.versions import now
+from flows.results.run_history import seconds_of
 from flows.results.run_read import load_record
-from flows.results.run_record import seconds_of
 from flows.results.run_status import run_folder, run_status
 from flows.studio.values import line_of
 

@@ -100,12 +100,13 @@ def review(out: Path, port: int, order: str, config_of: ConfigOf, *, trust: bool
                 print_lines(f"note: {refusal}", to=sys.stderr)
             _serve(opened, listener, "review", f"run/{run_id(out)}/")
             counts = reviewed.counts()
-    changes = [f"{counts[name]:,} {name}" for name in ("corrected", "accepted", "rejected")]
-    of_all = counted(len(reviewed.rows), "caption")
+    names = ("corrected", "accepted", "rejected")
+    changes, edited = [f"{counts[name]:,} {name}" for name in names], any(map(counts.get, names))
+    of_all = counted(counts["captions"], "caption")
     print_lines(f"{', '.join(changes)} of {of_all} in {reviewed.journal.path}")
     with contextlib.suppress(UsageError):
         written = any(run.kind in ("write", "learn") for run in opened.queue.runs)
-        if counts and not written and not refusal:
+        if edited and not written and not refusal:
             words = opened.command(out).words
             print_lines(f"to write these edits into the outputs, run: {line_of(words)}")
 

@@ -133,8 +133,8 @@ class Studio:
     def __post_init__(self) -> None:
         url = self.store or default_store()
         local = local_folder(url)
-        places: list[Path | str] = [self.folder, self.out, *self.more_roots]
-        self.roots = Roots([*places, *([local] if local is not None else [])])
+        places: list[str | Path] = [self.folder, self.out, *self.more_roots]
+        self.roots = Roots(places, [local] if local is not None else [])
         self.thumbnails = Thumbnails(open_store(url) if self.keeps_thumbnails else None)
         self.token = token_of(self.out)
         self.queue = RunQueue(self.out, self._before)

@@ -153,7 +153,7 @@ class StartRoutes:
         return json_answer(
             {
                 **found,
-                "roots": [str(each) for each in studio.roots.folders],
+                "roots": [str(each) for each in studio.roots.offered],
                 "folder": str(studio.folder),
                 "out": str(studio.out),
                 "own": run_id(studio.out),

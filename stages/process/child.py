@@ -39,10 +39,11 @@ from stages.process import memory_limit
 from stages.process.deadlock_watchdog import DeadlockDetector, rearm_alarm
 from stages.process.deferred_imports import defer
 from stages.process.events import WAITS_FOR_DEVICE, EventReporter, StageEnded, StageError
-from stages.process.exit_diagnosis import first_line, lasting_output, oom_message
+from stages.process.exit_diagnosis import first_line, oom_message
 from stages.process.job import gc_frozen, read_job, value_in
 from stages.process.lock import hold_device
 from stages.process.memory import ProcessMemory, Sampler, anonymous_bytes
+from stages.process.output_streams import lasting_output
 
 PR_SET_PDEATHSIG = 1
 PR_SET_NAME = 15

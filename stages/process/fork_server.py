@@ -37,9 +37,9 @@ import traceback
 from typing import Any
 
 from stages.process.child import ParentInfo, load_entry, run_job
-from stages.process.exit_diagnosis import lasting_output
 from stages.process.fork_imports import STAYS, has_used_cuda, importing_for_forks
 from stages.process.job import gc_frozen, read_job, value_in
+from stages.process.output_streams import lasting_output
 
 MESSAGE_BYTES = 1 << 16
 DESCRIPTORS = 4

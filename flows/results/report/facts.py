@@ -7,6 +7,7 @@ thumbnails. The module draws nothing.
 
 import json
 import os
+import re
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,6 +21,7 @@ from urllib.parse import quote
 from artifacts.errors import UsageError
 from artifacts.files import write_text
 from artifacts.json_shapes import read_jsonl
+from artifacts.plurals import counted
 from artifacts.regular_files import open_regular
 from artifacts.remote.addresses import is_address
 from flows.console.units import duration, size
@@ -32,28 +34,33 @@ from flows.results.foreign_files import refuse_replacing_page
 from flows.results.marker import MEDIA
 from flows.results.report.media import FILE, MEDIA_ENTRY, RUN_AGAIN, captioned_media, failed_media
 from flows.results.report.sections import (
+    SHEET,
+    add_labels,
     export_about,
     label_counts,
+    label_run_below,
     labelled_media,
     parity_facts,
     rounds_facts,
     training_facts,
 )
 from flows.results.rounds import rounds_in
+from flows.results.run_history import Entry, current_runs, curves_of, seconds_of, sum_of
 from flows.results.run_read import load_record
-from flows.results.run_record import RUN_RECORD, seconds_of
+from flows.results.run_record import RUN_RECORD
 from flows.results.run_status import (
     COLUMNS,
     StageStatus,
     advice,
     cells,
     kind_of,
+    made_text,
     output_paths,
     pass_modes_line,
     stages_of,
     written,
 )
-from flows.results.sift_marks import MARKS, TEXTS
+from flows.results.sift_marks import DIGITS, MARKS, TEXTS
 from flows.results.sift_names import LEFT_OUT_FILE, MARKS_FILE
 from flows.results.thumbnails import data_address
 from flows.results.trust import belief_in
@@ -86,6 +93,45 @@ def timeline_of(record: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def timeline_of_entry(entry: Entry) -> dict[str, Any]:
+    """Return the same of an earlier run, as far as `history` has it."""
+    absent = {"planned": {"host": None, "device": None}, "budget": {"host": None, "device": None}}
+    stages = [
+        {"name": name, "spans": [[points[0][0], points[-1][0]]], "curves": [points], "rung": ""}
+        for name, points in entry["timeline"].items()
+    ]
+    began = seconds_of(entry["started"])
+    return {
+        "seconds": entry["seconds"],
+        "stages": [{**stage, **absent} for stage in stages],
+        "rungs": [_rung(rung, began) for rung in entry["rungs"]],
+    }
+
+
+def runs_table(entries: Sequence[Entry]) -> dict[str, Any] | None:
+    """Return `columns` and `rows`: each run that made something, and their sum; None of one run."""
+    total = sum_of(entries)
+    if total is None or total["runs"] == 1:
+        return None
+    rows = [[_moment(entry["started"]), *_run_cells(entry)] for entry in entries]
+    rows.append([f"all {total['runs']} runs", *_run_cells(total)])
+    return _without_empty_columns(
+        ("started", "time", "made", "tokens", "peak host memory", "peak GPU memory", "rungs"), rows
+    )
+
+
+def _run_cells(entry: Entry) -> tuple[str, ...]:
+    rungs = dict.fromkeys(f"{rung['stage']} {rung['name']}" for rung in entry["rungs"])
+    return (
+        duration(entry["seconds"]),
+        made_text(entry),
+        f"{entry['tokens']:,}" if entry["tokens"] else "-",
+        size(entry["peak_host_bytes"]) if entry["peak_host_bytes"] else "-",
+        size(entry["peak_device_bytes"]) if entry["peak_device_bytes"] else "-",
+        "; ".join(rungs) or "-",
+    )
+
+
 def _memory(record: Mapping[str, Any]) -> Mapping[str, Any]:
     return record["plan"].get("memory") or {}
 
@@ -94,7 +140,7 @@ def _stage(
     record: Mapping[str, Any], entry: Mapping[str, Any], began: float, seconds: float
 ) -> dict[str, Any]:
     spans = entry["spans"]
-    curves = _curves(entry["timeline"], spans, entry["seconds"])
+    curves = curves_of(entry)
     drawn = [[start, end] for start, end, _ in spans]
     if record["state"] in ("running", "died") and entry["since"]:
         start = max(0.0, entry["since"] - began)
@@ -131,30 +177,6 @@ def plan_of(record: Mapping[str, Any], stage: str) -> Mapping[str, Any]:
 def _above(base: int, more: Any) -> int | None:
     """Return the baseline plus the planned bytes; None if nothing was planned."""
     return base + int(more) if more else None
-
-
-def _curves(
-    points: Sequence[Sequence[Any]], spans: Sequence[Sequence[float]], worked: float
-) -> list[list[list[Any]]]:
-    """Return the memory points of each process, by the time of the run.
-
-    The record has them by the working time of the stage. They are aligned with the end of a
-    process, not its start, because it may have waited for the GPU before its first sample.
-    """
-    spans = spans or [[0.0, worked, 0.0]]
-    ends = [
-        *(span[2] for span in spans[1:]),
-        max(worked, *(point[0] for point in points[-1:]), 0.0),
-    ]
-    found: list[list[list[Any]]] = [[] for _ in spans]
-    at = 0
-    for seconds, host, device in points:
-        while at + 1 < len(spans) and seconds >= spans[at + 1][2]:
-            at += 1
-        start, end, _ = spans[at]
-        moment = min(max(end - (ends[at] - seconds), start), end)
-        found[at].append([round(moment, 2), host, device])
-    return [curve for curve in found if curve]
 
 
 def _rung(rung: Mapping[str, Any], began: float) -> dict[str, Any]:
@@ -221,6 +243,10 @@ MOST_FILES = 20_000
 """Most files whose values are on the page; of more, a sample evenly over all."""
 GROUPS, MEMBERS = 40, 6
 """Most groups that are shown, and most members of each."""
+COMPARISON = re.compile(r"\s*(\w+)\s*(<=|<|>=|>|=)\s*([-+]?[\d.]+)\s*")
+"""A part of `--keep` that a page shows as a threshold."""
+LEFT = 24
+"""Files left out that are shown as pictures."""
 ENDS = 6
 """Files with the lowest and with the highest value of a mark that are shown."""
 SIDE = 160
@@ -238,10 +264,13 @@ def sift_facts(out: Path, record: Mapping[str, Any], name: str) -> dict[str, Any
     total, rows = _rows(out / MARKS_FILE)
     left = _lines(out / LEFT_OUT_FILE)
     names = [n for n in (rows[0] if rows else ()) if n not in (*TEXTS, *NUMBERS)]
-    marks = [_mark(n, [row[n] for row in rows]) for n in names]
+    limits = limits_of(record["keep"])
+    marks = [_mark(n, [row[n] for row in rows], limits.get(n)) for n in names]
     marks = [mark for mark in marks if any(value is not None for value in mark["values"])]
     groups = [each for number in NUMBERS for each in _groups(rows, number)]
-    shown = {at for group in groups for at in group["members"]}
+    places = {row["path"]: at for at, row in enumerate(rows)}
+    pictures = [(places[row["path"]], row["why"]) for row in left if row["path"] in places][:LEFT]
+    shown = {at for group in groups for at in group["members"]} | {at for at, _ in pictures}
     shown |= {at for mark in marks for at in _ends(mark["values"])}
     failed = record["media"]["failed"]
     counts = {"files": record["media"]["total"], "marked": total, "left out": len(left)}
@@ -254,6 +283,8 @@ def sift_facts(out: Path, record: Mapping[str, Any], name: str) -> dict[str, Any
         "marks": marks,
         "groups": groups,
         "thumbs": _thumbs(out, rows, sorted(shown)),
+        "keep": record["keep"],
+        "pictures": pictures,
         "left": [(row["media_path"], row["why"]) for row in left[:MOST_FILES]],
         "failures": [(each["media_path"], each["message"]) for each in record["failures"]],
     }
@@ -277,12 +308,26 @@ def _rows(path: Path) -> tuple[int, list[dict[str, Any]]]:
         return total, [json.loads(line) for line in islice(file, 0, None, step)]
 
 
-def _mark(name: str, values: Sequence[float | None]) -> dict[str, Any]:
+def limits_of(keep: str) -> dict[str, float]:
+    """Return the threshold of each mark at which a page begins, of a condition `--keep`: what lies
+    beyond falls out. Empty where the parts of the condition are not such comparisons alone."""
+    matches = [COMPARISON.fullmatch(text) for text in re.split(r"\band\b", keep)]
+    found: dict[str, float] = {}
+    for name, sign, text in (match.groups() for match in matches if match):
+        high, step = name in HIGH_FALLS_OUT, 0.0 if "=" in sign else 10.0**-DIGITS
+        is_flag = high and sign == "=" and not float(text)
+        if is_flag or sign[0] == ("<" if high else ">"):
+            found[name] = round(float(text) - (step if high else -step), DIGITS)
+    return found if len(found) == len(matches) else {}
+
+
+def _mark(name: str, values: Sequence[float | None], limit: float | None) -> dict[str, Any]:
     known = MARKS.get(name)
     return {
         "name": name,
         "text": known.text if known else "score of a head",
         "high": name in HIGH_FALLS_OUT,
+        "limit": limit,
         "values": values,
     }
 
@@ -368,11 +413,16 @@ def facts(out: Path, folder: Path) -> dict[str, Any]:
     record = load_record(run)
     is_labels = kind_of(record) == LABELS
     media = labelled_media(run, folder) if is_labels else captioned_media(run, folder)
+    labels = run if is_labels else label_run_below(run)
+    if labels is not None and not is_labels:
+        add_labels(media, labelled_media(labels, folder, max(SHEET, len(media))))
     prompts = list(dict.fromkeys(medium["prompt"] for medium in media if medium["prompt"]))
     if len(prompts) == 1:  # shown once, above
         for medium in media:
             medium["prompt"] = ""
-    timeline = timeline_of(record)
+    runs, timeline = current_runs(record), timeline_of(record)
+    has_worked = any(entry["processes"] or entry["since"] for entry in record["stages"])
+    shown = timeline if has_worked or not runs else timeline_of_entry(runs[-1])
     return {
         "folder": FILE + quote(os.fsencode(os.path.abspath(folder))) + "/",
         "name": writable(out.absolute().name),
@@ -380,7 +430,8 @@ def facts(out: Path, folder: Path) -> dict[str, Any]:
         "error": record["error"],
         "advice": advice(record),
         "updated": _moment(record["updated"]),
-        "totals": list(_totals(record, timeline["seconds"])),
+        "totals": list(_totals(record, timeline["seconds"], runs)),
+        "runs": runs_table(runs),
         "about": [
             *(export_about(export) if export else ()),
             *_about(record, prompts),
@@ -391,13 +442,15 @@ def facts(out: Path, folder: Path) -> dict[str, Any]:
         "rounds": rounds_facts(rounds_in(out)),
         "stages": stage_table(record, stages_of(record, time.time())),
         "plan": plan_table(record),
-        "timeline": timeline,
+        "timeline": shown,
+        "of_run": "" if shown is timeline else _moment(runs[-1]["started"]),
         "failures": failed_media(run) or record["failures"],
         "failed": record["media"]["failed"],
         "files": record["media"]["total"] - record["media"]["failed"],
         "warnings": [[e["name"], text] for e in record["stages"] for text in e["warnings"]],
         "media": media,
-        "labels": label_counts(run) if is_labels else None,
+        "labels": label_counts(labels) if labels is not None else None,
+        "captioned": not is_labels,
     }
 
 
@@ -413,8 +466,8 @@ def _run_of(export: ExportFound | None, out: Path) -> Path:
     return export.runs[0]
 
 
-def _totals(record: Mapping[str, Any], seconds: float) -> Rows:
-    media, stages = record["media"], record["stages"]
+def _totals(record: Mapping[str, Any], seconds: float, runs: Sequence[Entry]) -> Rows:
+    media, total = record["media"], sum_of(runs)
     count, kind = written(record)
     yield kind, f"{count:,}"
     if record["summaries"]:
@@ -423,12 +476,17 @@ def _totals(record: Mapping[str, Any], seconds: float) -> Rows:
     yield "failed", f"{media['failed']:,}"
     if record["cut"]:
         yield "cut", f"{record['cut']:,}"
-    if tokens := sum(stage["tokens"] for stage in stages):
-        yield "tokens", f"{tokens:,}"
-    yield "time", duration(seconds)
-    yield "peak host memory", size(max(stage["peak_host_bytes"] for stage in stages))
-    device = max(stage["peak_device_bytes"] for stage in stages)
-    if device:
+    if total is not None and total["tokens"]:
+        yield "tokens", f"{total['tokens']:,}"
+    is_only = total is None or (total["runs"] == 1 and total["started"] == record["started"])
+    if total is None or is_only:
+        yield "time", duration(seconds)
+    else:
+        yield f"time of {counted(total['runs'], 'run')}", duration(total["seconds"])
+        yield "time of the last run", duration(seconds)
+    peaks = [*record["stages"], *([] if total is None else [total])]
+    yield "peak host memory", size(max(each["peak_host_bytes"] for each in peaks))
+    if device := max(each["peak_device_bytes"] for each in peaks):
         yield "peak GPU memory", size(device)
     budget = (record["plan"].get("memory") or {}).get("budget_bytes")
     if budget:

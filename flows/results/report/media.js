@@ -1,5 +1,7 @@
 // Videos with their captions, and images on a contact sheet.
 
+const SPANS = 40; // labels of a video that are shown beside its captions
+
 // A page that was moved without its media still finds them by their absolute paths.
 function withFallback(node, medium, fail) {
   const whole = new URL(medium.url, data.folder).href;
@@ -33,13 +35,15 @@ class VideoCard {
     this.rule();
     windowed(this.list, rows, {group: 40, height: 44, build: row => this.row(row, sought), root: this.list, all: data.all});
     const tokens = captions.reduce((sum, row) => sum + row.tokens, 0);
-    const every = data.labels ? counted(captions.length, "stretch", "stretches") : counted(captions.length, "caption");
+    const every = data.captioned ? counted(captions.length, "caption") : counted(captions.length, "stretch", "stretches");
     this.box = el("article", {class: "card"},
       el("h3", {dir: "auto"}, marked(medium.name, sought)),
       el("p", {class: "quiet"}, joined([rows.length < captions.length ? `${rows.length} of ${every}` : every,
         this.length && clock(this.length), tokens && counted(tokens, "token")])),
       medium.prompt ? el("p", {class: "quiet", dir: "auto"}, `Asked: ${medium.prompt}`) : null,
       medium.warnings.map(text => el("p", {class: "warning", dir: "auto"}, text)),
+      medium.spans ? el("p", {class: "spans"}, medium.spans.slice(0, SPANS).map(([start, text]) =>
+        button(`${clock(start)} ${text}`, () => this.go(start), {class: "chip"}))) : null,
       el("div", {class: "pair"}, el("div", {}, this.player, this.track), this.list));
   }
 
@@ -137,6 +141,10 @@ function chips(medium, sought) {
     title: `${label}: ${score}`}, marked(label, sought), el("small", {}, ` ${score.toFixed(2)}`)));
 }
 
+// The captions of an image, and its labels.
+const textsOf = (medium, sought) => [data.captioned ? marked(saidOf(medium), sought) : null, data.captioned && medium.labels ? " " : null,
+  medium.labels ? chips(medium, sought) : null];
+
 const saidOf = medium => joined(medium.captions.map(row => row.said), "\n");
 
 // An image with the boxes of its labels.
@@ -153,7 +161,7 @@ function imageTile(medium, sought, open) {
   if (medium.gone) fail(medium.gone);
   else frame.append(imageOf(medium, {loading: "lazy", decoding: "async", alt: ""}, () => fail("this browser cannot show it")));
   return el("figure", {}, frame, el("figcaption", {},
-    el("span", {class: "said", dir: "auto"}, medium.labels ? chips(medium, sought) : marked(saidOf(medium), sought)),
+    el("span", {class: "said", dir: "auto"}, textsOf(medium, sought)),
     el("span", {class: "quiet name", dir: "auto", title: medium.name}, marked(medium.name, sought))));
 }
 
@@ -162,7 +170,7 @@ function shownImage(medium) {
   const image = el("div", {class: "seen"}), fail = why => image.replaceChildren(gone(medium, why));
   if (medium.gone) fail(`${medium.gone}:`);
   else image.append(imageOf(medium, {alt: saidOf(medium)}, () => fail("This browser cannot show it, or it was moved since:")));
-  return {title: medium.name, content: el("div", {}, image, el("p", {dir: "auto"}, medium.labels ? chips(medium, []) : saidOf(medium)),
+  return {title: medium.name, content: el("div", {}, image, el("p", {dir: "auto"}, textsOf(medium, [])),
     medium.prompt ? el("p", {class: "quiet", dir: "auto"}, medium.prompt) : null,
     medium.warnings.map(text => el("p", {class: "warning"}, text)))};
 }

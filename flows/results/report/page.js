@@ -25,9 +25,12 @@ function run() {
 }
 
 function memory() {
-  const box = el("div"), {rungs} = data.timeline;
-  section("memory", "Time and memory", box, table(data.stages.columns, data.stages.rows, "stages"),
-    data.plan.rows.length ? [el("p", {class: "quiet below"}, "Planned and measured, above what a stage's imports take"),
+  const box = el("div"), {rungs} = data.timeline, above = text => el("p", {class: "quiet below"}, text);
+  section("memory", "Time and memory",
+    data.of_run ? el("p", {class: "quiet"}, `The last run had nothing to make. Shown is the run of ${data.of_run}.`) : null, box,
+    data.runs ? [above("Runs that made something"), table(data.runs.columns, data.runs.rows, "stages"), above("The last run")] : null,
+    table(data.stages.columns, data.stages.rows, "stages"),
+    data.plan.rows.length ? [above("Planned and measured, above what a stage's imports take"),
       table(data.plan.columns, data.plan.rows, "stages")] : null);
   new Timeline(box, data.timeline);
   if (rungs.length) section("rungs", "Rungs", el("p", {class: "quiet"}, "How each stage was run, and why it was changed."),
@@ -49,7 +52,7 @@ function trouble() {
 // The select boxes. A list wastes space for few captions.
 function choices(changed) {
   const videos = data.media.filter(medium => medium.kind === "video");
-  const left = [...(data.labels ? ["cut", "longest", "shortest"] : []), data.failures.length ? "" : "failed"];
+  const left = [...(data.captioned ? [] : ["cut", "longest", "shortest"]), data.failures.length ? "" : "failed"];
   const kept = (table, names) => chosenOf(table, names.filter(name => !left.includes(name)));
   const select = (id, title, all) => el("label", {}, `${title} `, el("select", {id, change: changed}, all));
   const box = el("form", {class: "choosing", submit: event => event.preventDefault()},
@@ -75,7 +78,7 @@ function media() {
       const images = found.map(({medium}) => medium), captions = found.reduce((sum, {rows}) => sum + rows.length, 0);
       const near = data.all ? "" : ". Find in page sees what is near: search above sees all";
       status.textContent = (found.length < all.length ? `${grouped(found.length)} of ` : "")
-        + joined([counted(all.length, kind), data.labels ? "" : counted(captions, "caption")], ", ") + near;
+        + joined([counted(all.length, kind), data.captioned ? counted(captions, "caption") : ""], ", ") + near;
       const build = kind === "video" ? one => new VideoCard(one, sought).box
         : ({medium}) => imageTile(medium, sought, one => viewer.open(images, images.indexOf(one)));
       windowed(list, found, {group: columns ? SHEET : group, height, build, columns, all: data.all});
@@ -85,7 +88,7 @@ function media() {
   if (!first) return;
   first.status.before(choices(show));
   show();
-  if (data.labels) search.placeholder = "Search labels and names  ( / )";
+  if (!data.captioned) search.placeholder = "Search labels and names  ( / )";
   onTyped(search, 150, show);
   addEventListener("beforeprint", () => { if (data.all) kinds.forEach(({list}) => list.putAll()); });
 }

@@ -2,7 +2,7 @@
 and opens no media file.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from artifacts.json_shapes import (
 )
 from artifacts.labels import spans_of
 from artifacts.plurals import counted
+from flows.pipelines import LABELS
 from flows.results.export_result import ExportFound
 from flows.results.label_files import LINES, REPORT
 from flows.results.marker import MEDIA
@@ -23,6 +24,8 @@ from flows.results.report.media import MEDIA_ENTRY, NAME, media_with_lines, show
 from flows.results.rounds import COLUMNS as ROUND_COLUMNS
 from flows.results.rounds import Round, corrections_of, exact, loss_of
 from flows.results.rounds import cells as round_cells
+from flows.results.run_read import load_record
+from flows.results.run_status import kind_of
 from flows.results.tuned import TrainingFound
 from stages.export.parity import FRAMES, GATES, ParityThreshold
 
@@ -71,16 +74,33 @@ def label_counts(out: Path) -> dict[str, Any] | None:
     return found
 
 
-def labelled_media(out: Path, folder: Path) -> list[dict[str, Any]]:
-    """Return the first media of a run into `out`, as a page in `folder` needs them: as of captions,
-    with `labels`, each of them (name, score, box in pixels or None). Raises EnvironmentFault."""
-    entries = read_jsonl(out / MEDIA, MEDIA_ENTRY, RUN_AGAIN, SHEET)
+def labelled_media(out: Path, folder: Path, files: int = SHEET) -> list[dict[str, Any]]:
+    """Return the first `files` media of a run into `out`, as a page in `folder` needs them: as of
+    captions, with `labels`, each of them (name, score, box in pixels or None). Raises
+    EnvironmentFault."""
+    entries = read_jsonl(out / MEDIA, MEDIA_ENTRY, RUN_AGAIN, files)
     # A running command writes media.jsonl at the end.
     max_lines = sum(entry["captions"] for entry in entries) or SHEET
     lines = read_jsonl(out / LINES, LINE, RUN_AGAIN, min(max_lines, MAX_LINES))
     return [
         _medium(entry, rows, folder) for entry, rows in media_with_lines(entries, lines) if rows
     ]
+
+
+def label_run_below(out: Path) -> Path | None:
+    """Return the folder of labels that `penstock label` writes below one of captions by default;
+    None without labels there. Raises UsageError, EnvironmentFault."""
+    below = out / LABELS
+    return below if (below / LINES).exists() and kind_of(load_record(below)) == LABELS else None
+
+
+def add_labels(media: Iterable[dict[str, Any]], labelled: Iterable[Mapping[str, Any]]) -> None:
+    """Add to captioned media their labels: `labels` of an image, `spans` of a video."""
+    found = {medium["path"]: medium for medium in labelled}
+    for medium in media:
+        if (other := found.get(medium["path"])) is not None:
+            spans = [[start, text] for start, _, text, _ in other["captions"] if text]
+            medium |= {"labels": other["labels"]} if medium["kind"] == "image" else {"spans": spans}
 
 
 def _medium(entry: dict[str, Any], lines: Lines, folder: Path) -> dict[str, Any]:

@@ -29,11 +29,12 @@ function tell() {
 function markCard(mark) {
   const order = mark.values.map((value, at) => [value, at]).filter(([value]) => value !== null).sort((a, b) => a[0] - b[0]);
   // The slider goes from one value to the next, so that skewed marks use all of its length.
-  const steps = [...new Set(order.map(([value]) => value))], low = steps[0], high = steps.at(-1), span = high - low || 1;
+  const values = order.map(([value]) => value), low = values[0], high = values.at(-1), span = high - low || 1;
+  const steps = [...new Set([...values, ...mark.limit === null ? [] : [mark.limit]])].sort((a, b) => a - b);
   const bins = Array(BINS).fill(0);
   for (const [value] of order) bins[Math.min(BINS - 1, Math.floor((value - low) / span * BINS))] += 1;
   const drawn = bars(bins, HIGH, Math.sqrt), line = draw("line", {class: "cut", y1: 0, y2: HIGH}), start = mark.high ? steps.length - 1 : 0;
-  const slider = el("input", {type: "range", min: 0, max: steps.length - 1, value: start, "aria-label": `threshold of ${mark.name}`});
+  const slider = el("input", {type: "range", min: 0, max: steps.length - 1, value: mark.limit === null ? start : steps.indexOf(mark.limit), "aria-label": `threshold of ${mark.name}`});
   const text = el("p", {class: "quiet"}), near = el("div", {class: "strip"});
   function moved() {
     const at = steps[slider.value], place = (at - low) / span * BINS;
@@ -61,11 +62,13 @@ function markCard(mark) {
 }
 
 section("run", "Sift", el("p", {class: "quiet"}, `${data.name} · ${data.state}`), definitions(data.totals, {class: "totals"}),
+  data.keep ? el("p", {}, "Run with --keep ", el("code", {}, data.keep)) : null,
   data.marked > data.files.length ? el("p", {class: "quiet"}, `shown: a sample of ${grouped(data.files.length)} files`) : null, summary);
 section("marks", "Marks", data.marks.map(markCard));
 tell();
 if (data.groups.length) section("copies", "Copies", data.groups.map(({size: count, kind, members}) => el("article", {class: "card"},
   el("h3", {}, counted(count, "file"), el("span", {class: "quiet"}, kind === "similar" ? " alike by vectors" : " with the same picture")),
   el("div", {class: "strip"}, members.map((file, at) => picture(file, at ? "" : "best"))))));
-if (data.left.length) section("left", "Left out", table(["file", "why"], data.left.slice(0, 1000)));
+if (data.left.length) section("left", "Left out",
+  el("div", {class: "strip"}, data.pictures.map(([file, why]) => picture(file, why))), table(["file", "why"], data.left.slice(0, 1000)));
 if (data.failures.length) section("failures", "Failures", table(["file", "why"], data.failures));

@@ -18,4 +18,5 @@ async function start() {
 }
 
 onSlash($("query"));
+document.querySelector("nav [href='#load']").addEventListener("click", () => { $("figures").open = true; });
 start();

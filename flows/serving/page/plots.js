@@ -40,7 +40,7 @@ const plots = {
 
   start() {
     $("plots").replaceChildren(...PLOTS.map(plot => this.figure(plot)));
-    new IntersectionObserver(([entry]) => { this.shown = entry.isIntersecting; this.turn(); }, {rootMargin: "200px"}).observe($("load"));
+    new IntersectionObserver(([entry]) => { this.shown = entry.isIntersecting; this.turn(); }, {rootMargin: "200px"}).observe($("plots"));
     document.addEventListener("visibilitychange", () => this.turn());
     new ResizeObserver(() => requestAnimationFrame(() => this.draw())).observe($("plots"));
   },

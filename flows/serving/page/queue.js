@@ -13,7 +13,7 @@ const queue = {
     $("wants-labels").hidden = !info.model;
     $("wants-caption").hidden = !info.caption_model;
     $("want-labels").checked = Boolean(info.model);
-    $("want-caption").checked = Boolean(info.caption_model && !info.model);
+    $("want-caption").checked = Boolean(info.caption_model);
     $("kinds").hidden = !(info.model && info.caption_model);
     $("labels").placeholder = !named ? "a red circle, a dog, snow"
       : `the server’s: ${joined([...named.slice(0, 3), named.length > 3 && "…"], ", ")}`;

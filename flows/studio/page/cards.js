@@ -63,12 +63,20 @@ class Row {
 
   write() {
     if (this.field) return this.field.focus();
-    this.field = el("textarea", {"aria-label": "The caption's words", dir: "auto", keydown: event => this.key(event),
-      blur: () => this.end(true), rows: Math.max(2, Math.ceil(words(this.row).length / 48))});
+    const {prefix, suffix} = this.frame.around, fixed = text => text && el("span", {class: "quiet fixed"}, text);
+    this.field = el("textarea", {"aria-label": "The caption's words", dir: "auto", rows: 1, keydown: event => this.key(event),
+      blur: () => this.end(true), input: () => this.fit()});
     this.from = edit(this.row); // what it is based on, whatever another tab saves meanwhile
     this.field.value = words(this.row);
-    this.words.replaceChildren(this.field);
+    this.words.replaceChildren(...[fixed(prefix), this.field, fixed(suffix)].filter(Boolean));
+    this.fit();
     this.field.focus();
+  }
+
+  // The box is as high as its text.
+  fit() {
+    this.field.style.height = "0";
+    this.field.style.height = `${this.field.scrollHeight + this.field.offsetHeight - this.field.clientHeight}px`;
   }
 
   // Tells who writes what another tab saved meanwhile.

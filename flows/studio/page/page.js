@@ -298,11 +298,17 @@ class Page {
 
   count() {
     if (!this.data) return;
-    const told = {accepted: 0, rejected: 0, corrected: 0}, total = this.data.media.reduce((sum, {captions}) => sum + captions.length, 0);
-    for (const {caption, review} of edits.values()) {
+    const told = {accepted: 0, rejected: 0, corrected: 0}, taught = new Set();
+    let total = 0;
+    for (const {captions} of this.data.media) for (const row of captions) {
+      const {caption, review} = edit(row);
+      total += 1;
       if (review) told[review] += 1;
       if (caption !== null) told.corrected += 1;
+      if (review === "accepted" || (caption !== null && review !== "rejected")) taught.add(row.key);
     }
+    const needed = (this.data.learns_from ?? 0) - taught.size;
+    $("learn-needs").textContent = needed > 0 ? `Learn needs ${counted(needed, "more decision")}` : "";
     $("counts").textContent = joined([counted(total, "caption"), `${grouped(total - told.accepted - told.rejected)} not decided`,
       ...Object.entries(told).map(([name, count]) => count && `${grouped(count)} ${name}`)]);
   }

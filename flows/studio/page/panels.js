@@ -164,7 +164,7 @@ class Writing extends Panel {
     this.check = el("div", {});
     this.box.replaceChildren(el("fieldset", {class: "acts"}, el("legend", {}, "Write what the last run wrote, and"),
       formats.map(value => el("label", {class: "check"}, el("input", {type: "checkbox", name: "format", value}), value))),
-    el("div", {class: "acts"}, el("button", {type: "submit", class: "main"}, "Write"), button("Check again", () => this.look())),
+    el("div", {class: "acts"}, el("button", {type: "submit", class: "main"}, "Write files"), button("Check again", () => this.look())),
     this.told, this.check);
     await this.look();
     this.box.querySelector("input").focus();
