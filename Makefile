@@ -37,7 +37,7 @@ help:
 	@echo "  make gpu-check  checks what only a GPU can show, into docs/gpu.md"
 	@echo "                  (MODEL= and SOURCE= of yours; OUT= writes elsewhere)"
 	@echo "  make bench      runs the benchmarks"
-	@echo "  make models     judges every family in halves and writes docs/models.md"
+	@echo "  make models     judges every family in halves (FAMILIES="a b": these) and writes docs/models.md"
 	@echo "  make pictures   draws every picture of README and docs/ (needs Chromium)"
 	@echo "Upkeep"
 	@echo "  make lock       pins the dependencies (needs uv; UPGRADE=1: newer ones)"
@@ -100,7 +100,7 @@ pictures: setup
 	@.venv/bin/python -m scripts.resume_picture
 
 models: setup
-	@.venv/bin/python scripts/model_table.py
+	@.venv/bin/python scripts/model_table.py $(FAMILIES)
 
 gpu-check: setup
 	@.venv/bin/python -m scripts.gpu_check $(GPU_CHECK)
