@@ -278,7 +278,7 @@ def test_a_failure_is_stored_for_each_engine_under_its_own_key(tmp_path: Path) -
         engine="auto",
         fallback_namespace=OTHER,
     )
-    _, answers = open_records(job, open_store(job.store))
+    _, _, answers = open_records(job, open_store(job.store))
     answers.fail(item, {"kind": "model"})
     found = [RecordSet(open_store(job.store), "failures", n) for n in (CAPTIONS, OTHER)]
     assert [each.keys() for each in found] == [{"own"}, {"other"}]

@@ -71,7 +71,7 @@ def samples(seconds: float, seed: int = 0) -> NDArray[np.int16]:
 
 
 def wave(found: NDArray[np.int16]) -> NDArray[np.float32]:
-    return found.astype(np.float32) / 32_768
+    return found.astype(np.float32) / np.float32(32_768)
 
 
 def seen_at(fps: float, kind: str = "video", seed: int = 0) -> Clip:
@@ -277,13 +277,15 @@ class HearingWave(Wave):
         super().__init__(store, model, batches, max_pixels=PIXELS)
         self.sounds = sounds
         self.record_set("sound", SOUND).publish(
-            Record(
-                key=f"sound-{n}",
-                meta={"rate": rate, "samples": len(sound)},
-                payload=sound.astype("<i2").tobytes(),
-            )
-            for n, sound in enumerate(sounds)
-            if sound is not None
+            [
+                Record(
+                    key=f"sound-{n}",
+                    meta={"rate": rate, "samples": len(sound)},
+                    payload=sound.astype("<i2").tobytes(),
+                )
+                for n, sound in enumerate(sounds)
+                if sound is not None
+            ]
         )
 
     def hear(self) -> list[dict[str, Any]]:

@@ -25,7 +25,7 @@ from stages.models.processors.sound import sound_rate
 from stages.process.events import EventReporter
 from stages.process.job import parse_job
 
-FULL_SCALE = 32768
+FULL_SCALE = np.float32(32768)
 """Sample of 16 bits that stands for 1."""
 
 

@@ -77,7 +77,7 @@ def _model(prefix: str, tokenizer: Any) -> Any:
         "audio_end_token_id": ids["audio_eos_token"],
         "user_token_id": 5,
     }
-    sizes = {
+    sizes: dict[str, Any] = {
         "vocab_size": len(tokenizer),
         "max_position_embeddings": 4096,
         "bos_token_id": 2,
@@ -155,14 +155,15 @@ def inkling() -> Any:
 
 def muse_spark() -> Any:
     named = {"image_token": "<|patch|>", "video_token": "<|video|>", "audio_token": "<|audio|>"}
-    marks = ("<|image_start|>", "<|image_end|>", "<|vid_frame_separator|>", "<|vid_start|>")
-    marks += ("<|vid_end|>", "<|soft_audio_start|>", "<|soft_audio_end|>")
+    ends = [
+        f"<|{what}_{end}|>" for what in ("image", "vid", "soft_audio") for end in ("start", "end")
+    ]
     common = {"patch_size": 4, "temporal_patch_size": 2, "merge_size": 2}
     size = {"shortest_edge": 16 * 16, "longest_edge": 32 * 32}
     return hf.MuseSparkProcessor(
         image_processor=hf.Qwen2VLImageProcessor(size=size, **common),
         video_processor=hf.MuseGlimmerVideoProcessor(size=size, **common),
-        tokenizer=words(*marks, **named),
+        tokenizer=words("<|vid_frame_separator|>", *ends, **named),
         feature_extractor=hf.MuseSparkFeatureExtractor(),
         chat_template=_heard_template(*named.values()),
     )

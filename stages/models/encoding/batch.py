@@ -117,18 +117,18 @@ def _encode_together(
     counts = [row.count for row in rows]
     if part == AUDIO:
         refuse_other_count(half, made[AUDIO], counts[0].tokens)
-    parts: list[dict[str, Any]] = [{} for _ in rows]
+    found: list[dict[str, Any]] = [{} for _ in rows]
     rules: dict[str, Any] = {}
     try:
         for modality, output in made.items():
             pieces, rules[modality] = split(output, counts)
-            for part, piece in zip(parts, pieces, strict=True):
-                part[modality] = piece
+            for features, piece in zip(found, pieces, strict=True):
+                features[modality] = piece
     except CannotSplit:
         return None
     return [
         FeatureRecord(
-            features=part,
+            features=features,
             rules=rules,
             needs=tuple(sorted(made.needs)),
             channel=row.channel,
@@ -137,7 +137,7 @@ def _encode_together(
             count=row.count,
             blank={name: list(row.inputs[name].shape) for name in made.blank},
         )
-        for part, row in zip(parts, rows, strict=True)
+        for features, row in zip(found, rows, strict=True)
     ]
 
 

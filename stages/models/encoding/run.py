@@ -485,7 +485,7 @@ def _encoded_in_passes(
     ]
 
 
-def _in_range(row: FeatureRecord, part: Half) -> FeatureRecord | Refusal:
+def _in_range(row: FeatureRecord, part: Half = "vision") -> FeatureRecord | Refusal:
     """Return the features, or a refusal if they overflow their type."""
     if not overflowed(row):
         return row

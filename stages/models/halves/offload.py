@@ -177,7 +177,7 @@ def _by_protocol(
     half: Any, method: str, text: Any, features: Mapping[str, Any], options: Any
 ) -> Any:
     seen = {modality: record for modality, record in features.items() if modality != AUDIO}
-    given = {"mm_encoder_outputs": _copies(half, seen)} if seen else {}
+    given: dict[str, Any] = {"mm_encoder_outputs": _copies(half, seen)} if seen else {}
     if AUDIO not in features:
         return _of(half, method)(**text, **given, **options)
     given |= _blank(half, features, lambda name: name in SOUNDS)
@@ -326,9 +326,9 @@ def _check_placeholders(half: Any, text: Any, features: Mapping[str, Any]) -> No
     expected = getattr(features, "heard_tokens", None)
     if AUDIO not in features or (expected is not None and sounds != expected):
         raise _mismatch(sum(sounds), sum(expected or ()), OF_SOUND)
-    held = count_tokens(twice(features[AUDIO]))
-    if expected is None and held is not None and sum(sounds) != held:
-        raise _mismatch(sum(sounds), held, OF_SOUND)
+    made = count_tokens(twice(features[AUDIO]))
+    if expected is None and made is not None and sum(sounds) != made:
+        raise _mismatch(sum(sounds), made, OF_SOUND)
 
 
 def _mismatch(standing: int, held: int, kind: str = "placeholders") -> UsageError:

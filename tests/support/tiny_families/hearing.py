@@ -126,7 +126,8 @@ def places_of(model: Any, sound: dict[str, Any], rows: int) -> int:
 def _with_places(family: str, inputs: dict[str, Any], places: int) -> dict[str, Any]:
     """The inputs with placeholders before the last tokens of each row."""
     ids, place = inputs["input_ids"], PLACES.get(family, AUDIO)
-    prompts, kinds = [], {n: v for n, v in inputs.items() if _is_typed(n, v, ids)}
+    prompts: list[list[int]] = []
+    kinds = {n: v for n, v in inputs.items() if _is_typed(n, v, ids)}
     typed: dict[str, list[list[int]]] = {name: [] for name in kinds}
     for row, mask in zip(range(len(ids)), inputs["attention_mask"], strict=True):
         shown = mask.bool()
