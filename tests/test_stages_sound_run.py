@@ -192,14 +192,14 @@ def started(desk: Desk, *media: SoundItem, listen: Any = lambda *_: None) -> Sta
     return StageProcess("sound", STAGE.entry, job, device="cpu", log=log, listen=listen)
 
 
-def long_sound(desk: Desk, seconds: int, codec: str) -> SoundItem:
+def long_sound(desk: Desk, seconds: int, codec: str, chunk_seconds: float = 30) -> SoundItem:
     """A video with so many seconds of noise, and a frame each ten seconds."""
     path = desk.folder / "long.mkv"
     picture = f"testsrc=size=64x64:rate=0.1:duration={seconds}"
     sound = f"anoisesrc=duration={seconds}:sample_rate=48000:amplitude=0.1:seed=7"
     inputs = ["-f", "lavfi", "-i", picture, "-f", "lavfi", "-i", sound]
     ffmpeg(*inputs, "-c:v", "mpeg4", "-c:a", codec, "-ac", 2, path)
-    return item(path, bounds(path, 30))
+    return item(path, bounds(path, chunk_seconds))
 
 
 @pytest.mark.slow
@@ -239,8 +239,8 @@ whole run, and after the last kill, it waits for a line."""
 
 @pytest.mark.slow
 def test_twenty_kills_leave_the_same_bytes(desk: Desk) -> None:
-    one = long_sound(desk, 300, "ac3")
-    command = [sys.executable, "-c", KILLED, json.dumps(desk.job(one))]
+    one, rate = long_sound(desk, 120, "ac3", chunk_seconds=10), 48000  # four packs
+    command = [sys.executable, "-c", KILLED, json.dumps(desk.job(one, rate=rate))]
     command.append(os.environ["PENSTOCK_TEST_SEED"])
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     stored = []
@@ -248,7 +248,7 @@ def test_twenty_kills_leave_the_same_bytes(desk: Desk) -> None:
         assert process.stdin is not None and process.stdout is not None
         for line in process.stdout:
             if line == "killed\n":
-                desk.run(one)
+                desk.run(one, rate=rate)
             stored.append([desk.record_set().read(key) for key in keys(one)])
             desk.record_set().remove(keys(one))
             process.stdin.write("\n")

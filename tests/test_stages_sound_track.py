@@ -2,7 +2,7 @@
 what is wrong with a file is named."""
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -263,7 +263,7 @@ def test_damaged_packets_become_silence_and_move_nothing_behind_them(tmp_path: P
     assert [len(s.damaged) for s in heard(path, [(0, 1.5), (1.5, 5)])] == [2, 8]
 
 
-def remuxed(path: Path, to: Path, keep: Any, move: Any = lambda ticks: ticks) -> Path:
+def remuxed(path: Path, to: Path, keep: Callable[[float], bool]) -> Path:
     """The same streams with the packets of sound for which `keep` holds, by their seconds."""
     with av.open(str(path)) as source, av.open(str(to), "w") as made:
         copies = {s.index: made.add_stream_from_template(s) for s in source.streams}
@@ -271,7 +271,7 @@ def remuxed(path: Path, to: Path, keep: Any, move: Any = lambda ticks: ticks) ->
             if not packet.size:
                 continue
             of_sound = packet.stream.type == "audio"
-            if of_sound and not keep(float(packet.pts * packet.time_base)):
+            if of_sound and not keep(float((packet.pts or 0) * packet.time_base)):
                 continue
             packet.stream = copies[packet.stream.index]
             made.mux(packet)
