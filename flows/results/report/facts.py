@@ -421,6 +421,7 @@ def facts(out: Path, folder: Path) -> dict[str, Any]:
         for medium in media:
             medium["prompt"] = ""
     runs, timeline = current_runs(record), timeline_of(record)
+    others = [entry for entry in runs if entry["started"] != record["started"]]
     has_worked = any(entry["processes"] or entry["since"] for entry in record["stages"])
     shown = timeline if has_worked or not runs else timeline_of_entry(runs[-1])
     return {
@@ -435,6 +436,7 @@ def facts(out: Path, folder: Path) -> dict[str, Any]:
         "about": [
             *(export_about(export) if export else ()),
             *_about(record, prompts),
+            *(("last run", duration(timeline["seconds"])) for _ in others[:1]),
             ("folder", writable(str(run.absolute()))),
         ],
         "parity": parity_facts(export) if export else None,
@@ -478,12 +480,8 @@ def _totals(record: Mapping[str, Any], seconds: float, runs: Sequence[Entry]) ->
         yield "cut", f"{record['cut']:,}"
     if total is not None and total["tokens"]:
         yield "tokens", f"{total['tokens']:,}"
-    is_only = total is None or (total["runs"] == 1 and total["started"] == record["started"])
-    if total is None or is_only:
-        yield "time", duration(seconds)
-    else:
-        yield f"time of {counted(total['runs'], 'run')}", duration(total["seconds"])
-        yield "time of the last run", duration(seconds)
+    of = f" of {counted(total['runs'], 'run')}" if total is not None and total["runs"] > 1 else ""
+    yield f"time{of}", duration(seconds if total is None else total["seconds"])
     peaks = [*record["stages"], *([] if total is None else [total])]
     yield "peak host memory", size(max(each["peak_host_bytes"] for each in peaks))
     if device := max(each["peak_device_bytes"] for each in peaks):
