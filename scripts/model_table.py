@@ -198,7 +198,8 @@ def family_row(name: str) -> dict[str, Any]:
 
 def sounds_of(name: str) -> list[str]:
     """The results of a family's variants with sound; none if it does not hear."""
-    from tests.support.tiny_families.hearing import HEARING, judged_with_sound
+    from tests.support.tiny_families.hearing import HEARING
+    from tests.support.tiny_families.sound_verdict import judged_with_sound
 
     found = []
     for variant in HEARING:
