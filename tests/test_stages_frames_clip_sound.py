@@ -379,7 +379,17 @@ def test_of_several_tracks_the_default_one_is_taken(
         for at in "01"
         for word in (f"-disposition:a:{at}", "default" if at == default else "0")
     ]
-    command = ["ffmpeg", "-v", "error", "-i", clicks, *silence, *maps, *marks, path]
+    command: list[str | Path] = [
+        "ffmpeg",
+        "-v",
+        "error",
+        "-i",
+        clicks,
+        *silence,
+        *maps,
+        *marks,
+        path,
+    ]
     subprocess.run(command, check=True)
     (made,) = cut(path, tmp_path / "clips", [(0.0, 2.0)], sound=True)
     assert len(heard(tmp_path / "clips" / made["file"])) == count
