@@ -60,6 +60,11 @@ def _heard(half: ReloadableHalf, inputs: dict[str, Any], place: int) -> list[Fea
     return [FeatureRecord.from_tree(unpack_tree(json.loads(json.dumps(m)), p)) for m, p in found]
 
 
+def _joined(heard: list[FeatureRecord]) -> Features:
+    tokens = [one.count.tokens for one in heard]
+    return Features(merge_rows(heard), heard[0].needs, merge_blank(heard), heard_tokens=tokens)
+
+
 def _of_sound(inputs: dict[str, Any]) -> dict[str, Any]:
     """The inputs of sound."""
     masks = ("feature_attention_mask", "chunk_sample_lengths")
@@ -84,12 +89,7 @@ def test_three_halves_give_what_the_whole_model_gives(variant: str, tmp_path: Pa
     pictures = vision.call(lambda half: encode(half, seen))
     audio = _half(tmp_path, "audio")
     heard = _heard(audio, inputs, place)
-    features = Features(
-        {**pictures, **merge_rows(heard)},
-        {*pictures.needs, *heard[0].needs},
-        {**pictures.blank, **merge_blank(heard)},
-        heard_tokens=[one.count.tokens for one in heard],
-    )
+    features = pictures.with_sound(_joined(heard))
     language = _half(tmp_path, "language")
     text = {n: v for n, v in inputs.items() if not is_content(n)}
     found: Any = language.call(lambda half: generate(half, text, features, **GREEDY))
@@ -100,12 +100,7 @@ def test_three_halves_give_what_the_whole_model_gives(variant: str, tmp_path: Pa
         torch.testing.assert_close(one, other, rtol=0, atol=bound)
     if variant in JOINTLY:
         both = audio.call(lambda half: encode(half, _of_sound(inputs), "audio"))
-        together = Features(
-            {**features, **both},
-            features.needs,
-            features.blank,
-            heard_tokens=features.heard_tokens,
-        )
+        together = pictures.with_sound(both)
         found = language.call(lambda half: generate(half, text, together, **GREEDY))
         assert all(map(torch.equal, found.logits, expected.logits))
     assert any(not torch.equal(a, b) for a, b in zip(deaf.logits, expected.logits, strict=True))
@@ -132,14 +127,9 @@ def test_another_number_of_features_than_places_fails(family: str, tmp_path: Pat
     model.save_pretrained(tmp_path)
     heard = _heard(_half(tmp_path, "audio"), inputs, place)
     pictures = _half(tmp_path, "vision").call(
-        lambda half: encode(half, {n: v for n, v in inputs.items() if n not in SOUNDS})
+        lambda half: encode(half, {n: v for n, v in inputs.items() if n not in _of_sound(inputs)})
     )
-    features = Features(
-        {**pictures, **merge_rows(heard)},
-        heard[0].needs,
-        {**pictures.blank, **merge_blank(heard)},
-        heard_tokens=[one.count.tokens for one in heard],
-    )
+    features = pictures.with_sound(_joined(heard))
     at = int((inputs["input_ids"][0] == place).nonzero()[0])
     shape = inputs["input_ids"].shape
     short = {

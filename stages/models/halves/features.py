@@ -70,15 +70,22 @@ class Features(dict[str, Any]):
     @classmethod
     def of(cls, rows: Sequence[FeatureRecord]) -> "Features":
         """Return the features of rows with equal `joins_with`, with what was heard of them."""
-        outputs, needs, blank = merge_rows(rows), rows[0].needs, merge_blank(rows)
+        found = cls(merge_rows(rows), rows[0].needs, merge_blank(rows))
         heard = [row.heard for row in rows if row.heard is not None]
         if not heard:
-            return cls(outputs, needs, blank)
-        return cls(
-            {**outputs, **merge_rows(heard)},
-            (*needs, *heard[0].needs),
-            {**blank, **merge_blank(heard)},
-            heard_tokens=[one.count.tokens for one in heard],
+            return found
+        tokens = [one.count.tokens for one in heard]
+        return found.with_sound(
+            cls(merge_rows(heard), heard[0].needs, merge_blank(heard), heard_tokens=tokens)
+        )
+
+    def with_sound(self, heard: "Features") -> "Features":
+        """Return these features with those of the sound of the same rows."""
+        return Features(
+            {**self, **heard},
+            self.needs | heard.needs,
+            {**self.blank, **heard.blank},
+            heard_tokens=heard.heard_tokens,
         )
 
     @classmethod
