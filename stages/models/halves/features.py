@@ -189,13 +189,19 @@ def count_tokens(record: Any) -> int | None:
     return sum(part.numel() // part.shape[-1] for part in parts)
 
 
+def count_heard(record: Any) -> int | None:
+    """Return the number of placeholders that an output record of sound has features for; None if
+    unknown, as with models that fill up to a fixed number themselves."""
+    if "audio_mel_mask" in record:
+        return None
+    mask = record.get("attention_mask")
+    return count_tokens(twice(record)) if mask is None else int(mask.sum())
+
+
 def refuse_other_count(half: Any, record: Any, tokens: int) -> None:
     """Refuse an output record of one sound with another number of features than the prompt has
     places: transformers cuts what is too much without an error. Raises UsageError."""
-    mask = record.get("attention_mask")
-    count = count_tokens(twice(record)) if mask is None else int(mask.sum())
-    # Some models fill up to a fixed number of places themselves.
-    if count not in (None, tokens) and "audio_mel_mask" not in record:
+    if (count := count_heard(record)) not in (None, tokens):
         raise UsageError(
             f"{type(half).__name__} makes {count} features of a sound with {tokens} placeholders",
             hint="Leave the sound out; please report this model",

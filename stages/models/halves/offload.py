@@ -41,6 +41,7 @@ from artifacts.schema import Part, Route
 from artifacts.tensors import make_record
 from stages.models.halves.boundary import absent_paths, owner_path, reader_path
 from stages.models.halves.features import (
+    count_heard,
     count_tokens,
     is_content,
     moved,
@@ -329,7 +330,7 @@ def _check_placeholders(half: Any, text: Any, features: Mapping[str, Any]) -> No
     expected = getattr(features, "heard_tokens", None)
     if AUDIO not in features or (expected is not None and sounds != expected):
         raise _mismatch(sum(sounds), sum(expected or ()), OF_SOUND)
-    made = count_tokens(twice(features[AUDIO]))
+    made = count_heard(features[AUDIO])
     if expected is None and made is not None and sum(sounds) != made:
         raise _mismatch(sum(sounds), made, OF_SOUND)
 
