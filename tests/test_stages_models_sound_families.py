@@ -17,6 +17,7 @@ from tests.support.tiny_families.parts import AUDIO
 from tests.support.tiny_families.sound_verdict import (
     half_of,
     heard_by,
+    of_sound,
     run_with_sound,
     with_sound,
 )
@@ -56,7 +57,7 @@ def test_another_number_of_features_than_places_fails(family: str, tmp_path: Pat
     model.save_pretrained(tmp_path)
     heard = heard_by(half_of(tmp_path, "audio"), inputs, place)
     pictures = half_of(tmp_path, "vision").call(
-        lambda half: encode(half, {n: v for n, v in inputs.items() if n not in SOUNDS})
+        lambda half: encode(half, {n: v for n, v in inputs.items() if n not in of_sound(inputs)})
     )
     features = with_sound(pictures, heard)
     at = int((inputs["input_ids"][0] == place).nonzero()[0])

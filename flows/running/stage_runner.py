@@ -406,8 +406,10 @@ class StageRunner:
     def _note_unanswered(
         self, stage: StageSpec, tasks: Sequence[Task], outcome: StageOutcome
     ) -> None:
-        """Leave items that a server did not answer to the next run."""
-        failed = {each.media: each for each in outcome.failures if each.kind == UNANSWERED}
+        """Leave items that a server did not answer, and sound of files that changed or cannot be
+        reached, to the next run."""
+        kinds = {UNANSWERED, *UNSTORED_KINDS}
+        failed = {each.media: each for each in outcome.failures if each.kind in kinds}
         for task in tasks if failed else ():
             if (failure := failed.get(task[stage.writes])) is not None:
                 self._job.ledger.unfit[task.identity] = {"stage": stage.name, **failure.reason}

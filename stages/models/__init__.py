@@ -1,7 +1,8 @@
 """Loads and runs one half of a vision-language model at a time, by the model's own code.
 
-    load_half(path, "vision" | "language", **from_pretrained_options) -> model
+    load_half(path, "vision" | "audio" | "language", **from_pretrained_options) -> model
     encode(vision_half, inputs) -> features
+    encode(audio_half, inputs, "audio") -> heard; `features.with_sound(heard)` has both
     generate(language_half, inputs, features, **generate_options) -> tokens
     save_features(path, features)
     load_features(path) -> features

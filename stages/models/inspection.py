@@ -313,8 +313,8 @@ def _describe_captioner(
     processor = load()
     refuse_damaged_generation(folder)
     try_processor(processor, folder)
-    may_hear = choice.route in ON_HOST and hears(skeleton)
-    hearing = hearing_profile(processor) if may_hear else None
+    takes_sound = choice.route in ON_HOST and hears(skeleton)
+    hearing = hearing_profile(processor) if takes_sound else None
     halves = (
         undivided(skeleton, headers)
         if choice.route == "joint"

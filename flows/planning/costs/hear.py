@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 from flows.checkpoint.models import Model
 from flows.checkpoint.precision import BYTES
 from flows.options.commands import RunOptions
 from flows.planning.costs.part import loading, settings_as_run
 from flows.planning.estimate import Expected, StageEstimate, Term, encoder_by_dimensions
-from flows.planning.ladder import Rung
+from flows.planning.ladder import Rung, sizes
 from flows.planning.machine import Pass, WorkEstimate
 from flows.planning.terms import overhead_terms, weights
 from flows.planning.workloads import RemainingWork, Workload
@@ -20,9 +21,11 @@ FEATURE_BYTES = 4
 
 
 def rungs(model: Model, config: RunOptions, device: str) -> list[Rung]:
-    """Return the only rung: each chunk passes alone, in the half's own precision."""
+    """Return fewer and fewer chunks at once, in the half's own precision. Each passes alone: they
+    are read and stored together."""
     (settings,) = model.settings["audio"]
-    return [Rung(stage="hear", batch=1, precision=settings.precision)]
+    single = Rung(stage="hear", batch=1, precision=settings.precision)
+    return [replace(single, batch=size) for size in sizes(config.batch_size)]
 
 
 def memory(model: Model, rung: Rung, workload: Workload, *, device: str, new: int) -> StageEstimate:
@@ -34,7 +37,11 @@ def memory(model: Model, rung: Rung, workload: Workload, *, device: str, new: in
     why = f"{workload.sound_seconds:,.0f} s of sound: an estimate by dimensions"
     terms.append(Term(part="activation", bytes=math.ceil(costs.peak_bytes), why=why))
     numbers = math.ceil(workload.sound_seconds * SPECTRUM_NUMBERS)
-    ahead = Term(part="workspace", bytes=3 * 4 * numbers, why="spectra of the chunks read ahead")
+    ahead = Term(
+        part="workspace",
+        bytes=3 * rung.batch * 4 * numbers,
+        why=f"spectra of batches of {rung.batch} that are read ahead",
+    )
     terms += overhead_terms(rung, terms, device, ahead)
     return StageEstimate.from_terms(
         rung, terms, device=device, workload=workload, flops=costs.flops, by_dimensions=True

@@ -70,15 +70,22 @@ class Features(dict[str, Any]):
     @classmethod
     def of(cls, rows: Sequence[FeatureRecord]) -> "Features":
         """Return the features of rows with equal `joins_with`, with what was heard of them."""
-        outputs, needs, blank = merge_rows(rows), rows[0].needs, merge_blank(rows)
+        found = cls(merge_rows(rows), rows[0].needs, merge_blank(rows))
         heard = [row.heard for row in rows if row.heard is not None]
         if not heard:
-            return cls(outputs, needs, blank)
-        return cls(
-            {**outputs, **merge_rows(heard)},
-            (*needs, *heard[0].needs),
-            {**blank, **merge_blank(heard)},
-            heard_tokens=[one.count.tokens for one in heard],
+            return found
+        tokens = [one.count.tokens for one in heard]
+        return found.with_sound(
+            cls(merge_rows(heard), heard[0].needs, merge_blank(heard), heard_tokens=tokens)
+        )
+
+    def with_sound(self, heard: "Features") -> "Features":
+        """Return these features with those of the sound of the same rows."""
+        return Features(
+            {**self, **heard},
+            self.needs | heard.needs,
+            {**self.blank, **heard.blank},
+            heard_tokens=heard.heard_tokens,
         )
 
     @classmethod
@@ -182,13 +189,19 @@ def count_tokens(record: Any) -> int | None:
     return sum(part.numel() // part.shape[-1] for part in parts)
 
 
+def count_heard(record: Any) -> int | None:
+    """Return the number of placeholders that an output record of sound has features for; None if
+    unknown, as with models that fill up to a fixed number themselves."""
+    if "audio_mel_mask" in record:
+        return None
+    mask = record.get("attention_mask")
+    return count_tokens(twice(record)) if mask is None else int(mask.sum())
+
+
 def refuse_other_count(half: Any, record: Any, tokens: int) -> None:
     """Refuse an output record of one sound with another number of features than the prompt has
     places: transformers cuts what is too much without an error. Raises UsageError."""
-    mask = record.get("attention_mask")
-    count = count_tokens(twice(record)) if mask is None else int(mask.sum())
-    # Some models fill up to a fixed number of places themselves.
-    if count not in (None, tokens) and "audio_mel_mask" not in record:
+    if (count := count_heard(record)) not in (None, tokens):
         raise UsageError(
             f"{type(half).__name__} makes {count} features of a sound with {tokens} placeholders",
             hint="Leave the sound out; please report this model",

@@ -41,6 +41,7 @@ from artifacts.schema import Part, Route
 from artifacts.tensors import make_record
 from stages.models.halves.boundary import absent_paths, owner_path, reader_path
 from stages.models.halves.features import (
+    count_heard,
     count_tokens,
     is_content,
     moved,
@@ -217,8 +218,7 @@ def _replayed(half: Any, features: Mapping[str, Any], modalities: Iterable[str])
     """Make the model's own methods return the features of these modalities. Raises UsageError
     unless it asks for all of them."""
     replayed = _copies(half, {modality: features[modality] for modality in modalities})
-    tokens = getattr(features, "heard_tokens", None) or []
-    with _answering(half, replayed, tokens) as requested:
+    with _answering(half, replayed, features) as requested:
         yield
     if unread := sorted(set(replayed) - requested):
         raise UsageError(
@@ -229,9 +229,13 @@ def _replayed(half: Any, features: Mapping[str, Any], modalities: Iterable[str])
 
 @contextmanager
 def _answering(
-    half: Any, outputs: Mapping[str, Any], heard_tokens: Sequence[int]
+    half: Any, outputs: Mapping[str, Any], features: Mapping[str, Any]
 ) -> Iterator[set[str]]:
-    """Make the owner's methods return `outputs`. Yield the set of requested modalities."""
+    """Make the owner's methods return `outputs`, which are of `features`. Yield the set of
+    requested modalities."""
+    tokens = getattr(features, "heard_tokens", None) or []
+    # A processor may cut one sound into several rows.
+    sound_rows = [s[0] for n, s in getattr(features, "blank", {}).items() if n in SOUNDS]
     owner = half.get_submodule(owner_path(half) or "")
     requested: set[str] = set()
     replaced = []
@@ -242,10 +246,10 @@ def _answering(
 
         def answer(*given: Any, modality: str = modality, **named: Any) -> Any:
             requested.add(modality)
-            if modality != AUDIO or not heard_tokens:
+            if modality != AUDIO or not tokens:
                 return outputs[modality]
             rows = len(next(value for value in (*given, *named.values()) if torch.is_tensor(value)))
-            return _repeated(outputs[modality], heard_tokens, rows // len(heard_tokens))
+            return _repeated(outputs[modality], tokens, rows // sound_rows[0])
 
         # `generate` reads from the signature which arguments to pass.
         owner.__dict__[name] = functools.wraps(getattr(owner, name))(answer)
@@ -326,7 +330,7 @@ def _check_placeholders(half: Any, text: Any, features: Mapping[str, Any]) -> No
     expected = getattr(features, "heard_tokens", None)
     if AUDIO not in features or (expected is not None and sounds != expected):
         raise _mismatch(sum(sounds), sum(expected or ()), OF_SOUND)
-    made = count_tokens(twice(features[AUDIO]))
+    made = count_heard(features[AUDIO])
     if expected is None and made is not None and sum(sounds) != made:
         raise _mismatch(sum(sounds), made, OF_SOUND)
 

@@ -20,6 +20,8 @@ Rule = Any
 it."""
 SOUND = "audio"
 """Channel of the record of a sound."""
+OUTLINE = "outline"
+"""Key in a row's side inputs: the frames' sizes and times, of which its prompt is written."""
 MAIN_FIELDS = ("pooler_output", "last_hidden_state")
 """Fields whose sequences have one part per image; those of other fields have one part per layer."""
 
@@ -87,7 +89,9 @@ class FeatureRecord:
         blank = {n: len(s) if is_sound else s[1:] for n, s in self.blank.items()}
         side = {name: _shape(value) for name, value in self.side.items()}
         names = [self.channel, side, sorted(self.needs), blank]
-        heard = [] if self.heard is None else [self.heard.joins_with()]
+        heard: list[Any] = [] if self.heard is None else [self.heard.joins_with()]
+        if heard and OUTLINE in self.side:  # its processor may take rows one by one
+            heard.append(id(self))
         return json.dumps([*names, self.rules, shapes, *heard], sort_keys=True)
 
 

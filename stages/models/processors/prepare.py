@@ -29,7 +29,7 @@ from artifacts.captions import behind_reasoning, ends_inside, has_tags
 from artifacts.errors import UsageError
 from artifacts.schema import MediaKind
 from artifacts.tiles import LARGE
-from stages.models.halves.records import RowCount
+from stages.models.halves.records import OUTLINE, RowCount
 from stages.models.halves.routes import overrides_generate
 from stages.models.processors.input_layout import layout_of, noise
 from stages.models.processors.loading import (
@@ -53,7 +53,6 @@ from stages.models.processors.processor_calls import (
     write,
 )
 from stages.models.processors.side_inputs import (
-    OUTLINE,
     Prepared,
     Row,
     check_outline,

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from artifacts.errors import UsageError
-from stages.models.halves.records import FeatureRecord, RowCount
+from stages.models.halves.records import OUTLINE, FeatureRecord, RowCount
 from stages.models.halves.routes import USE_SOUND
 from stages.models.processors.input_layout import PROBES, noise
 from stages.models.processors.loading import Clip, is_image_output
@@ -40,8 +40,8 @@ NEVER_KEPT = ("video_metadata",)
 """Outputs that a processor uses only while it writes the prompt."""
 LARGE = 512
 """Longer side of an image in pixels above which a smaller image is tried in its place."""
-OUTLINE, SHAPES = "outline", "shapes"
-"""Keys in a row's side inputs: the frames' sizes and times; the shapes of their pixels."""
+SHAPES = "shapes"
+"""Key in a row's side inputs: the shapes of its pixels."""
 
 
 class Row(Protocol):

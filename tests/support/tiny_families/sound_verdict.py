@@ -91,14 +91,11 @@ def heard_by(half: ReloadableHalf, inputs: dict[str, Any], place: int) -> list[F
     return [FeatureRecord.from_tree(unpack_tree(json.loads(json.dumps(m)), p)) for m, p in found]
 
 
-def with_sound(pictures: Features, heard: list[FeatureRecord], **more: Any) -> Features:
-    """The features of pictures and of sound together; `more` replaces some."""
-    return Features(
-        {**pictures, **merge_rows(heard), **more},
-        {*pictures.needs, *heard[0].needs},
-        {**pictures.blank, **merge_blank(heard)},
-        heard_tokens=[one.count.tokens for one in heard],
-    )
+def with_sound(pictures: Features, heard: list[FeatureRecord]) -> Features:
+    """The features of pictures and of sound together."""
+    tokens = [one.count.tokens for one in heard]
+    sound = Features(merge_rows(heard), heard[0].needs, merge_blank(heard), heard_tokens=tokens)
+    return pictures.with_sound(sound)
 
 
 def run_with_sound(variant: str, folder: Path) -> Heard:
@@ -127,7 +124,7 @@ def run_with_sound(variant: str, folder: Path) -> Heard:
     return Heard(
         whole=whole,
         halves=generated(with_sound(pictures, heard)),
-        jointly=generated(with_sound(pictures, heard, **both)),
+        jointly=generated(pictures.with_sound(both)),
         swapped=swapped,
         bound=JOINTLY.get(variant, 0.0),
         bytes=whole_bytes,
