@@ -23,7 +23,7 @@ Block = tuple[int, Samples]
 """Number of its first sample from time 0 on, and the samples."""
 MONO = "mono"
 BLOCK = 1 << 15
-"""Most samples of silence that are made at a time."""
+"""Samples that are mixed at a time."""
 
 
 class MonoResampler:
@@ -37,6 +37,7 @@ class MonoResampler:
         time 0. Raises FFmpegError."""
         self._format, self._channels = _format_of(like), like.layout.nb_channels
         self._packed = AudioResampler(format="flt")
+        self._waiting: list[Samples] = []
         self.rate = like.sample_rate
         common = gcd(self.rate, rate)
         self._step, self._out_step = self.rate // common, rate // common
@@ -62,6 +63,17 @@ class MonoResampler:
 
     def _push(self, samples: Samples) -> Iterator[Block]:
         self.at += len(samples)
+        self._waiting.append(samples)
+        # A call for each frame of 20 ms would take most of the time.
+        if sum(map(len, self._waiting)) >= BLOCK:
+            yield from self._mixed()
+
+    def _mixed(self) -> Iterator[Block]:
+        """Mix and resample what waits for it."""
+        if not self._waiting:
+            return
+        samples = np.concatenate(self._waiting)
+        self._waiting.clear()
         if self._layout == MONO:
             samples = samples.mean(axis=1)
         frame = AudioFrame.from_ndarray(samples.reshape(1, -1), format="flt", layout=self._layout)
@@ -74,6 +86,7 @@ class MonoResampler:
         steps = max(0, count - 2 * self.rate) // self._step
         if steps:
             yield from self._zeros(self.rate)
+            yield from self._mixed()
             self.at += steps * self._step
             left = steps * self._out_step
             while left:
@@ -84,6 +97,7 @@ class MonoResampler:
 
     def end(self) -> Iterator[Block]:
         """Yield what the filter still holds."""
+        yield from self._mixed()
         self._graph.push(None)
         yield from self._ready()
 
