@@ -194,4 +194,4 @@ def test_a_card_of_8_gib_runs_four_slots_of_the_7b(
     out = capsys.readouterr().out
     assert "3,835 tokens a prompt" in out  # and 256 of the answer: columns of 4,096
     assert "4 slots, awq" in out and "unpacked layer by layer" in out
-    assert "5.6 GB of weights in awq (4 bit as stored, unpacked layer by layer)" in out
+    assert "5.21 GiB of weights in awq (4 bit as stored, unpacked layer by layer)" in out

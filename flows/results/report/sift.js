@@ -34,7 +34,8 @@ function markCard(mark) {
   const bins = Array(BINS).fill(0);
   for (const [value] of order) bins[Math.min(BINS - 1, Math.floor((value - low) / span * BINS))] += 1;
   const drawn = bars(bins, HIGH, Math.sqrt), line = draw("line", {class: "cut", y1: 0, y2: HIGH}), start = mark.high ? steps.length - 1 : 0;
-  const slider = el("input", {type: "range", min: 0, max: steps.length - 1, value: mark.limit === null ? start : steps.indexOf(mark.limit), "aria-label": `threshold of ${mark.name}`});
+  const begin = mark.limit === null ? start : steps.indexOf(mark.limit);
+  const slider = el("input", {type: "range", min: 0, max: steps.length - 1, value: begin, "aria-label": `threshold of ${mark.name}`});
   const text = el("p", {class: "quiet"}), near = el("div", {class: "strip"});
   function moved() {
     const at = steps[slider.value], place = (at - low) / span * BINS;
