@@ -310,16 +310,18 @@ def _describe_captioner(
     load: Load,
 ) -> ModelProfile:
     choice = choose_route(skeleton)
-    processor = load()
-    refuse_damaged_generation(folder)
-    try_processor(processor, folder)
     takes_sound = choice.route in ON_HOST and hears(skeleton)
-    hearing = hearing_profile(processor) if takes_sound else None
     halves = (
         undivided(skeleton, headers)
         if choice.route == "joint"
-        else halves_of(skeleton, headers, hears=hearing is not None)
+        else halves_of(skeleton, headers, hears=takes_sound)
     )
+    processor = load()
+    refuse_damaged_generation(folder)
+    try_processor(processor, folder)
+    hearing = hearing_profile(processor) if takes_sound else None
+    if hearing is None:
+        halves.pop("audio", None)
     found = dry_run(skeleton, processor, choice.route, frames_per_video(processor))
     fresh = load() if probing is None else None
     image, video = probing.result() if probing is not None else _probes(fresh)
