@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from artifacts.keys import hash_file, item_key
 from artifacts.packs import RecordSet
@@ -19,9 +18,9 @@ from benchmarks._jobs import made_job
 from stages.process.stage_process import StageProcess
 from stages.sound import STAGE
 from stages.sound import run as stage
-from stages.sound.job import SoundChunk, SoundItem
+from stages.sound.job import SILENCES, SoundChunk, SoundItem
 from stages.sound.track import NO_SOUND, sound_of_chunks
-from tests.support.media import picture, write_video
+from tests.support.media import write_video
 from tests.support.sound import (
     NEEDS_FFMPEG,
     RATE,
@@ -70,9 +69,9 @@ def desk(tmp_path: Path) -> Desk:
 
 
 def item(path: Path, chunks: list[tuple[float, float]]) -> SoundItem:
-    digest, kind = hash_file(path), "image" if path.suffix == ".png" else "video"
+    digest = hash_file(path)
     keyed = [SoundChunk(item_key(NAMESPACE, digest, n), *each) for n, each in enumerate(chunks)]
-    return SoundItem(str(path), digest, kind, keyed, stamp_of(path))
+    return SoundItem(str(path), digest, keyed, stamp_of(path))
 
 
 def sounding(desk: Desk, name: str = "a.mp4", seconds: float = 5) -> SoundItem:
@@ -118,20 +117,16 @@ def test_only_missing_chunks_are_stored_with_the_same_bytes(desk: Desk) -> None:
         assert [desk.record_set().read(key) for key in keys(one)] == whole
 
 
-def test_pictures_and_silent_files_have_records_without_samples(desk: Desk) -> None:
-    media = []
-    for number in range(3):
-        path = desk.folder / f"{number}.png"
-        Image.fromarray(picture(number)).save(path)
-        media.append(item(path, [(0, 0)]))
-    media.append(item(write_video(desk.folder / "a.mp4"), [(0, 0.5), (0.5, 1)]))
-    assert sorted(desk.run(*media)) == sorted(key for each in media for key in keys(each))
-    records = {key: desk.record_set().read(key) for each in media for key in keys(each)}
-    assert all(record.payload == b"" and record.meta["track"] == 0 for record in records.values())
-    notes = [records[key].meta["note"] for each in media for key in keys(each)]
-    assert notes == ["", "", "", NO_SOUND, NO_SOUND]
-    assert desk.told("warning") == []
-    assert desk.run(*media) == []
+def test_chunks_without_sound_are_named_and_have_no_sound(desk: Desk) -> None:
+    silent = item(write_video(desk.folder / "a.mp4"), [(0, 0.5), (0.5, 1)])
+    path = desk.folder / "b.mkv"
+    short = item(write_sounding(path, [noise(1.05)], "pcm_s16le", seconds=2), [(0, 1), (1, 2)])
+    assert sorted(desk.run(silent, short)) == sorted([*keys(silent), *keys(short)])
+    assert desk.record_set().keys() == {keys(short)[0]}
+    names = {*keys(silent), keys(short)[1]}
+    assert desk.record_set(SILENCES).keys() == names, "0.05 s of sound count as none"
+    assert desk.record_set(SILENCES).meta(keys(silent)[0])["note"] == NO_SOUND
+    assert desk.run(silent, short) == []
 
 
 def test_a_file_without_the_requested_track_fails_by_name_and_others_go_on(desk: Desk) -> None:

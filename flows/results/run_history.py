@@ -17,6 +17,8 @@ RUNGS = 20
 """Maximum rungs of an entry; the first ones go."""
 KEYS = 8
 """Maximum keys of an entry."""
+ENDED = ("done", "failed", "interrupted")
+"""States of a record whose run has written its own entry."""
 PEAKS = ("peak_host_bytes", "peak_device_bytes")
 
 Entry = dict[str, Any]
@@ -87,11 +89,20 @@ def coarser(timeline: Sequence[Sequence[Any]]) -> list[list[Any]]:
     return [[pair[0][0], max(p[1] for p in pair), max(p[2] for p in pair)] for pair in pairs]
 
 
-def with_run(record: Mapping[str, Any]) -> list[Entry]:
-    """Return the history of a record with the entry of its own run, if that made something."""
-    entries = [entry for entry in record["history"] if entry["started"] != record["started"]]
+def history_of(record: Mapping[str, Any]) -> list[Entry]:
+    """Return the history of a record. One that goes on, or was killed, has no entry of its own run
+    yet, or one of before it went on."""
+    entries: list[Entry] = record["history"]
+    if record["state"] in ENDED:
+        return entries
+    has_own = entries and entries[-1]["started"] == record["started"]
+    return with_run(entries[:-1] if has_own else entries, record)
+
+
+def with_run(earlier: Iterable[Entry], record: Mapping[str, Any]) -> list[Entry]:
+    """Return the entries of earlier runs and that of a record's run, if it made something."""
     own = entry_of(record)
-    entries += [own] if own is not None else []
+    entries = [*earlier, *([own] if own is not None else [])]
     while len(entries) > RUNS:
         other = next((at for at, entry in enumerate(entries) if not entry["current"]), None)
         if other is not None:
@@ -129,7 +140,7 @@ def _merged(older: Entry, newer: Entry) -> Entry:
 def current_runs(record: Mapping[str, Any]) -> list[Entry]:
     """Return the entries of the runs that made what the last run into the folder needed, that one
     included while it works."""
-    return [entry for entry in with_run(record) if entry["current"]]
+    return [entry for entry in history_of(record) if entry["current"]]
 
 
 def sum_of(entries: Sequence[Entry]) -> Entry | None:

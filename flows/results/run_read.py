@@ -23,7 +23,7 @@ from artifacts.json_shapes import (
 from artifacts.regular_files import guard, refuse_links
 from flows.pipelines import STAGES
 from flows.results.marker import MARKER
-from flows.results.run_history import Entry, with_run
+from flows.results.run_history import Entry, history_of
 from flows.results.run_record import RUN_RECORD
 
 POINT = (number, number, number)
@@ -156,4 +156,4 @@ def history_in(out: Path) -> list[Entry]:
         record = load_record(out)
     except PenstockError:
         return []
-    return with_run(record) if record["out"] == str(out) else []
+    return history_of(record) if record["out"] == str(out) else []

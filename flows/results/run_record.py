@@ -51,6 +51,8 @@ class RunRecord:
         self._lock = threading.RLock()
         self.value: dict[str, Any] = {**blank(out, pipeline), "versions": versions(), **more}
         self._stages = [stage.name for stage in pipeline]
+        self._earlier: list[Entry] = []
+        """Entries of earlier runs into the folder."""
         self._began = seconds_of(self.value["started"])
 
     def stage(self, name: str) -> dict[str, Any]:
@@ -60,7 +62,8 @@ class RunRecord:
 
     def carry_on(self, history: Iterable[Entry], keys: Collection[str]) -> None:
         """Keep the entries of earlier runs into the folder, bound to the keys of this run."""
-        self.value.update(history=bound(history, keys), keys=sorted(keys)[:KEYS])
+        self._earlier = bound(history, keys)
+        self.value.update(history=self._earlier, keys=sorted(keys)[:KEYS])
 
     def expect(self, name: str, total: int, done: int) -> None:
         """Record a stage's total number of items, and how many the store has already."""
@@ -194,7 +197,7 @@ class RunRecord:
     def finish(self, state: str, error: str = "") -> None:
         """Write the run's final state: done, failed or interrupted."""
         self.value.update(state=state, error=redacted(error), updated=now())
-        self.value["history"] = with_run(self.value)
+        self.value["history"] = with_run(self._earlier, self.value)
         self.write(force=True)
 
     @contextlib.contextmanager

@@ -291,7 +291,6 @@ def _sound_job(calls: StageCallBuilder, request: JobRequest) -> SoundJob:
         SoundItem(
             path=(medium := tasks[0].medium).path,
             digest=medium.digest,
-            kind=medium.kind,
             chunks=sorted(
                 (SoundChunk(t[made], t.chunk.start, t.chunk.end) for t in tasks),
                 key=attrgetter("start"),

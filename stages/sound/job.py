@@ -21,13 +21,11 @@ class SoundChunk(NamedTuple):
 
 
 class SoundItem(NamedTuple):
-    """A media file to read."""
+    """A video to read."""
 
     path: str
     digest: str
     """Content digest, 64 hex digits."""
-    kind: str
-    """`video` or `image`; an image has no sound."""
     chunks: list[SoundChunk]
     """Its chunks, ascending."""
     stamp: Stamp | None = None
@@ -36,7 +34,7 @@ class SoundItem(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SoundJob:
-    """Media files to read."""
+    """Videos to read."""
 
     store: str
     namespace: str

@@ -29,11 +29,8 @@ from stages.sound.track import NO_SOUND, SILENT, ChunkSound, notes_of, sound_of_
 
 PACK_BYTES = 4 << 20
 """Chunks are stored as soon as they reach this many bytes."""
-PACK_RECORDS = 256
-"""Most images whose empty records are stored together."""
 LEAST_SECONDS = 0.1
 """A shorter sound counts as none: it holds no word, and encoders refuse such."""
-NO_SAMPLES = np.zeros(0, np.int16)
 COUNTED = (NO_SOUND, SILENT)
 """Notes that are ordinary, so their files are counted by whoever reads the records."""
 
@@ -49,15 +46,15 @@ def run(fields: dict[str, Any], report: EventReporter) -> None:
     record_sets = (stage.sounds, stage.silences, stage.failures)
     with watchdog, claims_at(stage.store, *record_sets) as stage.turns:
         while stage.to_do:
-            groups, stage.to_do = stage.to_do, []
+            media, stage.to_do = stage.to_do, []
             with ThreadPoolExecutor(max(1, job.workers), thread_name_prefix="sound") as pool:
                 try:
-                    list(pool.map(stage.read, groups))
+                    list(pool.map(stage.read, media))
                 except BaseException:
                     stage.stop.set()
                     pool.shutdown(wait=True, cancel_futures=True)
                     raise
-            if len(stage.to_do) == len(groups):  # other runs are reading all of them
+            if len(stage.to_do) == len(media):  # other runs are reading all of them
                 time.sleep(POLL_SECONDS)
 
 
@@ -76,43 +73,36 @@ class Reading:
         self._job, self._report, self._watchdog = job, report, watchdog
         # Two files with the same content are one medium.
         media = {item.digest: item for item in job.media}.values()
-        images = [item for item in media if item.kind == "image"]
-        groups = [[item] for item in media if item.kind == "video"]
-        groups += [images[at : at + PACK_RECORDS] for at in range(0, len(images), PACK_RECORDS)]
-        self.to_do = [group for group in groups if self._missing(group)]
+        self.to_do = [item for item in media if self._missing(item)]
         """Media that this run has not claimed yet."""
-        report.total(sum(len(self._missing(group)) for group in self.to_do))
+        report.total(sum(len(self._missing(item)) for item in self.to_do))
 
-    def read(self, group: list[SoundItem]) -> None:
-        """Store the missing chunks of a video, or of several images."""
+    def read(self, item: SoundItem) -> None:
+        """Store the missing chunks of a video."""
         if self.stop.is_set():
             return
-        keys = self._missing(group)
-        turn = self.turns.take(partial(self._missing, group))
+        keys = self._missing(item)
+        turn = self.turns.take(partial(self._missing, item))
         if turn is None:
-            self.to_do.append(group)
+            self.to_do.append(item)
         if not turn:
             return
         try:
-            if group[0].kind == "image":
-                none = ChunkSound(start=0.0, rate=self._job.rate, samples=NO_SAMPLES, track=0)
-                self._store([(key, none) for key in self._missing(group)], "images")
-            else:
-                self._read_video(group[0])
+            self._read_video(item)
         finally:
             self.turns.done(keys)
 
-    def _missing(self, group: Sequence[SoundItem]) -> list[str]:
+    def _missing(self, item: SoundItem) -> list[str]:
         """Return the keys of chunks that have neither a record nor a failure."""
-        keys = dict.fromkeys(chunk.key for item in group for chunk in item.chunks)
+        keys = dict.fromkeys(chunk.key for chunk in item.chunks)
         found = (self.sounds, self.silences, self.failures)
         return [key for key in keys if not any(key in records for records in found)]
 
     def _read_video(self, item: SoundItem) -> None:
         """Store the missing chunks of a video, or record why it has none."""
-        path, digest, kind, _, stamp = item
+        path, digest, _, stamp = item
         medium = MediumToCut(
-            path=Path(path), digest=digest, kind=kind, chunk_indexes=None, stamp=stamp
+            path=Path(path), digest=digest, kind="video", chunk_indexes=None, stamp=stamp
         )
         self._report.begin(digest)
         try:
@@ -123,7 +113,7 @@ class Reading:
         self._report.done(digest)
 
     def _read_chunks(self, item: SoundItem, medium: MediumToCut, path: Path) -> None:
-        missing, job = set(self._missing([item])), self._job
+        missing, job = set(self._missing(item)), self._job
         chunks = [chunk for chunk in item.chunks if chunk.key in missing]
         spans = [(chunk.start, chunk.end) for chunk in chunks]
         made: list[tuple[str, ChunkSound]] = []
@@ -158,7 +148,7 @@ class Reading:
         depend on the content."""
         message = error.message.replace(item.path, "the file")
         meta = {"kind": error.kind, "message": message, "hint": error.hint}
-        keys = self._missing([item])
+        keys = self._missing(item)
         if error.kind not in UNSTORED_KINDS:
             self.failures.publish([Record(key=key, meta=meta) for key in keys])
         for key in keys:
