@@ -156,8 +156,9 @@ def time_zero(container: InputContainer) -> Fraction:
 def _video_stream(path: Path, container: InputContainer) -> VideoStream:
     stream = container.streams.best("video")
     if not isinstance(stream, VideoStream) or stream.disposition & Disposition.attached_pic:
+        kinds = ("cover picture" if s.type == "video" else s.type for s in container.streams)
         raise MediaError(
-            f"{path} holds no video ({', '.join(s.type for s in container.streams) or 'nothing'})",
+            f"{path} holds no video ({', '.join(kinds) or 'nothing'})",
             kind="no-video",
             hint="Leave it out; only videos and images are supported",
         )
