@@ -32,6 +32,7 @@ NAVIGATION = {
         "docs/review",
         "docs/learn",
         "docs/shots",
+        "docs/sound",
         "docs/tune",
     ],
     "Labels, vectors, search": ["docs/labels", "docs/embed", "docs/search", "docs/sift"],

@@ -90,12 +90,12 @@ def coarser(timeline: Sequence[Sequence[Any]]) -> list[list[Any]]:
 
 
 def history_of(record: Mapping[str, Any]) -> list[Entry]:
-    """Return the history of a record. One that goes on, or was killed, has no entry of its own run
-    yet, or one of before it went on."""
+    """Return the history of a record, with its own run. A record that goes on, or whose run was
+    killed, has no entry of it yet, or one of before it went on."""
     entries: list[Entry] = record["history"]
-    if record["state"] in ENDED:
+    has_own = bool(entries) and entries[-1]["started"] == record["started"]
+    if has_own and record["state"] in ENDED:
         return entries
-    has_own = entries and entries[-1]["started"] == record["started"]
     return with_run(entries[:-1] if has_own else entries, record)
 
 
