@@ -153,7 +153,7 @@ def refuse_request(report: EventReporter) -> Callable[[Any, ItemFault], None]:
     return fail
 
 
-CLAIMS_PER_SHARE = 4
+CLAIMS_PER_SHARE = 16
 """In so many pieces a process on one of several equal devices claims its share, or more."""
 CHECK_LETTERS = 500
 """Maximum number of characters of the prompt in the check before use."""
