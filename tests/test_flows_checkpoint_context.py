@@ -10,22 +10,27 @@ import pytest
 from artifacts.errors import UsageError
 from artifacts.schema import ChunkIndex, FrameFit
 from flows.checkpoint.prompt_tokens import frame_bound, requested_sampling, sampling_of
+from flows.job.hearing import pipeline_with_sound
 from flows.job.namespace_notes import context_note
 from flows.ledger.namespaces import Variant
 from flows.ledger.tasks import Medium, task_of
+from flows.media.media_files import MediaFile
 from flows.options.commands import CaptionConfig
-from flows.pipelines import CAPTION
+from flows.pipelines import CAPTION, EMBED, Pipeline
 from flows.planning.choose import plan_request_of_model
 from flows.planning.context_check import refuse_beyond_context, standard_notes
 from stages.models import describe
 from stages.models.hub.checkpoint import Checkpoint
-from stages.models.profile import ModelProfile, SamplingProfile, SeenSize
+from stages.models.profile import HearingProfile, ModelProfile, SamplingProfile, SeenSize
 from tests.support.by_hand import PROFILE, images, model
 from tests.support.checkpoints import whole_checkpoint
 from tests.support.families import checkpoint
 
 LLAVA = replace(PROFILE, context_tokens=4096, tokens_per_frame=1, tokens_per_prompt=19)
 """LLaVA-1.5: 576 tokens a frame and the end of a line, of whatever size it is."""
+HEARING = HearingProfile(
+    rate=16000, tokens_per_second=25.0, tokens_per_sound=2, max_seconds=0.0, interleaved=True
+)
 
 
 def config(**options: Any) -> CaptionConfig:
@@ -58,6 +63,25 @@ def test_words_do_not_change_the_frames() -> None:
     plain = sampling_of(LLAVA, config())
     for options in ({"prompt": "why? " * 300}, {"max_new_tokens": 1}, {"max_new_tokens": 3000}):
         assert sampling_of(LLAVA, config(**options)) == plain
+
+
+@pytest.mark.parametrize(("longest", "chunk"), [(0.0, 30.0), (300.0, 30.0), (10.0, 10.0)])
+def test_a_chunk_is_no_longer_than_the_sound_that_the_model_takes(
+    longest: float, chunk: float
+) -> None:
+    hears = replace(LLAVA, hearing=replace(HEARING, max_seconds=longest))
+    for options in ({}, {"fps": 2.0}, {"shots": True}):
+        assert requested_sampling(hears, config(**options)).chunk_seconds == chunk
+    assert requested_sampling(hears, config(chunk=60.0)).chunk_seconds == 60.0
+
+
+def test_the_context_holds_the_sound_of_a_full_chunk_beside_the_frames() -> None:
+    silent = model(replace(LLAVA, hearing=HEARING))
+    hears = replace(silent, settings={**silent.settings, "audio": silent.settings["vision"]})
+    assert (silent.sound_tokens(30.0), hears.sound_tokens(30.0)) == (0, 752)
+    assert silent.sampling(config()) == sampling_of(LLAVA, config())
+    less = replace(LLAVA, context_tokens=4096 - 752)
+    assert hears.sampling(config()) == sampling_of(less, config()) != silent.sampling(config())
 
 
 def test_where_a_full_chunk_fits_the_sampling_is_as_it_was() -> None:
@@ -237,3 +261,32 @@ def test_the_pixels_that_are_proposed_leave_room_for_prompt_and_answer() -> None
     assert 0 < beside_answer < beside_reserve
     assert beside_answer / beside_reserve == pytest.approx(107 / 306, abs=0.02)
     assert proposed(4070) == 0, "no number of pixels leaves as much"
+
+
+def choice(pipeline: Pipeline = CAPTION, longest: float = 10.0, **options: Any) -> tuple[bool, str]:
+    """Whether a run uses sound, and the note on it."""
+    found = model(replace(LLAVA, hearing=replace(HEARING, max_seconds=longest)))
+    used, chosen = pipeline_with_sound(config(**options), found, pipeline)
+    assert (chosen.profile.hearing is None) == (used == pipeline)
+    return used != pipeline, " ".join(chosen.notes)
+
+
+def test_sound_is_used_where_model_and_command_can() -> None:
+    assert choice() == choice(sound="on") == choice(chunk=10.0) == (True, "")
+    assert choice(sound="off") == choice(sound="off", chunk=60.0) == (False, "")
+    used, note = choice(whole=True)
+    assert not used and "with --whole a chunk may be longer" in note
+    assert choice(whole=True, longest=0.0) == (True, "")
+    used, note = choice(EMBED)
+    assert not used and "this command does not use it yet" in note
+    with pytest.raises(UsageError, match="hears 10 s at once") as error:
+        choice(chunk=60.0)
+    assert error.value.hint == "Give --chunk 10, or --sound off"
+    for options in ({"sound": "on"}, {"sound_track": 2}):
+        with pytest.raises(UsageError, match="with --whole a chunk may be longer"):
+            choice(whole=True, **options)
+        with pytest.raises(UsageError, match="hears nothing"):
+            pipeline_with_sound(config(**options), model(LLAVA), CAPTION)
+    images = [MediaFile(path=Path("a.png"), kind="image", media_path="a.png", source="a")]
+    hears = model(replace(LLAVA, hearing=HEARING))
+    assert pipeline_with_sound(config(), hears, CAPTION, images)[0] == CAPTION

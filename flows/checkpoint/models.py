@@ -173,7 +173,7 @@ class Model:
         hearing = self.profile.hearing
         if not (hearing and self.hears and seconds):
             return 0
-        return math.ceil(hearing.tokens_per_sound + seconds * hearing.tokens_per_second)
+        return hearing.tokens(seconds)
 
     def sound_bytes(self, seconds: float) -> int:
         """Return the bytes of so many seconds of sound: one channel of 16 bits."""

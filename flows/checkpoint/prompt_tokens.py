@@ -90,12 +90,14 @@ def _options(config: OptionGroup) -> VectorSamplingOptions | VideoSamplingOption
 
 
 def _chunk_seconds(profile: ModelProfile, video: VideoSamplingOptions) -> float:
-    """Return the chunk length in seconds. By default it is at most what the processor states."""
+    """Return the chunk length in seconds. By default it is at most what the processor states, and
+    what the model hears at once if the run uses sound."""
     if video.whole or video.chunk is not None:
         return video.chunk or WHOLE_SECONDS
     is_given = video.fps or video.frames or video.max_frames
     stated = None if is_given else profile.sampling.seconds
-    return min(CHUNK_SECONDS, stated or CHUNK_SECONDS)
+    heard = profile.hearing.max_seconds if profile.hearing else 0.0
+    return min(CHUNK_SECONDS, stated or CHUNK_SECONDS, heard or CHUNK_SECONDS)
 
 
 PROBED_EDGE = 1280

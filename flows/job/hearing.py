@@ -15,22 +15,23 @@ from flows.pipelines import Pipeline, with_hearing
 def pipeline_with_sound(
     config: RunOptions, model: Model, pipeline: Pipeline, files: Iterable[MediaFile] | None = None
 ) -> tuple[Pipeline, Model]:
-    """Return the pipeline, with the stages for sound if this run uses it, and the model with a note
-    if it could and does not. `files`: those of the run; None: any. Raises UsageError for
-    `--sound on` and `--sound-track` where that is not possible."""
+    """Return the pipeline, with the stages for sound if this run uses it. Else the model's profile
+    hears nothing, and a note says why if it could. `files`: those of the run; None: any. Raises
+    UsageError for `--sound on` and `--sound-track` where that is not possible."""
     options = SoundOptions.of(config)
     option = "--sound on" if options.sound == ON else "--sound-track" * bool(options.sound_track)
+    deaf = replace(model, profile=replace(model.profile, hearing=None))
     if options.sound == OFF:
-        return pipeline, model
+        return pipeline, deaf
     reason, hint = _obstacle(config, model, pipeline)
     if reason and option:
         raise UsageError(f"{option}: {reason}", hint=hint)
     videos = files is None or any(file.kind == "video" for file in files)
     if not reason and videos:
         _check_chunk(config, model)
-    if reason and model.profile.hearing and videos:
-        model = replace(model, notes=(*model.notes, f"sound is not used: {reason}"))
-    return pipeline if reason or not videos else with_hearing(pipeline), model
+        return with_hearing(pipeline), model
+    notes = (f"sound is not used: {reason}",) if model.profile.hearing and videos else ()
+    return pipeline, replace(deaf, notes=(*model.notes, *notes))
 
 
 def _check_chunk(config: RunOptions, model: Model) -> None:
