@@ -467,5 +467,5 @@ def silent_note(job: Job) -> list[str]:
     videos = {each.digest: each for each in job.media if each.kind == "video"}.values()
     tasks = [job.ledger.tasks([medium]) for medium in videos]
     silent = sum(bool(of) and not any(task.namespaces.hears for task in of) for of in tasks)
-    text = f"{silent} of {counted(len(tasks), 'video')} have no sound: captioned by what is seen"
+    text = f"without sound: {silent} of {counted(len(tasks), 'video')}, captioned by what is seen"
     return [text] if silent else []
