@@ -22,7 +22,7 @@ from tests.support import gpus
 from tests.support.clips import joint_model
 from tests.support.media import write_video
 from tests.support.omni import OMNI, omni_checkpoint
-from tests.support.pipeline import ROOT, Place, kill_at
+from tests.support.pipeline import PENSTOCK, ROOT, Place, kill_at
 from tests.support.whole_model import frames_of, media_of
 
 DATA = Path(__file__).parent / "data"
@@ -119,6 +119,33 @@ def test_another_prompt_loads_neither_encoder(place: Place) -> None:
     result = place.run("--prompt", "What is said?", *SHORT)
     assert result.returncode == 0, result.stderr
     assert counts(place).keys() == {"decode"}
+
+
+@pytest.mark.slow
+def test_a_rebuild_makes_the_features_of_sound_and_prunes_them(
+    place: Place, expected: Any, tmp_path: Path
+) -> None:
+    there = beside(place, tmp_path)
+    clips = tmp_path / "clips"
+    shutil.copytree(place.clips, clips)
+    command = [*PENSTOCK, "cache", "rebuild", str(clips), "--model", place.model]
+    command += ["--store", str(there.store), "--chunk", "2"]
+
+    def rebuild(*more: str) -> str:
+        done = subprocess.run([*command, *more], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert "encoded 5 chunks" in rebuild()
+    assert there.stored("heard") == expected[1]
+    assert "encoded 0 chunks" in rebuild()
+    made = replace(there, clips=clips)
+    assert made.run(*MADE).returncode == 0
+    assert counts(made).keys() == {"decode"}
+    assert len(made.captions()) == len(place.captions())
+    (clips / "tone.mp4").unlink()
+    assert "removed" in rebuild("--prune")
+    assert there.stored("heard") == {}
 
 
 @pytest.mark.slow

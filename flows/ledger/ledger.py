@@ -195,6 +195,10 @@ class Ledger:
         readers = [each for each in self.stages_of(task) if made in each.reads]
         return bool(readers) and all(self.has(task, each) for each in readers)
 
+    def is_done(self, task: Task) -> bool:
+        """Return whether a task needs no stage."""
+        return all(self.has(task, stage) for stage in self.stages_of(task))
+
     def can_make(self, task: Task, stage: StageSpec) -> bool:
         """Return whether all records are there that a stage reads."""
         return all(task[kind] in self[kind] for kind in stage.reads if kind in task.keys)

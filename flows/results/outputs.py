@@ -74,7 +74,7 @@ def missing_rows(job: Job, chunks: Mapping[MediaFile, int] | None) -> dict[str, 
     """Return each file of the sources that has fewer rows and failures than chunks, and how many it
     lacks; 1 if it was not read. `chunks` were written of each file, under any of its prompts; None:
     stored records count."""
-    ledger, made, found = job.ledger, job.ledger[job.pipeline[-1].writes], Counter[str]()
+    ledger, found = job.ledger, Counter[str]()
     for group in job.by_file:
         index = ledger.media_index(group[0].medium)
         lacking = 1 if index is None else len(index.chunks) * len(group)
@@ -82,7 +82,7 @@ def missing_rows(job: Job, chunks: Mapping[MediaFile, int] | None) -> dict[str, 
         if lacking <= 0 or ledger.failure(group[0].medium) is not None:
             continue
         lacking -= sum(
-            chunks is None if task[job.pipeline[-1].writes] in made else ledger.has_failed(task)
+            chunks is None if ledger.is_done(task) else ledger.has_failed(task)
             for task in ledger.tasks([each.medium for each in group])
         )
         if chunks is not None:

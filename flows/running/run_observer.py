@@ -156,7 +156,7 @@ def job_keys(job: Job) -> list[str]:
     """Return a key for each content and prompt of a job, which covers all variants that it
     accepts."""
     made = job.pipeline[-1].writes
-    variants = sorted({variant[made] for variant in job.ledger.variants})
+    variants = sorted({variant.of.get(made, "") for variant in job.ledger.variants})
     of_prompt = cache(lambda prompt: digest_of([variants, prompt])[:16])
     return [f"{each.digest[:16]}-{of_prompt(each.prompt)}" for each in job.media]
 
