@@ -49,7 +49,7 @@ def _obstacle(config: RunOptions, model: Model, pipeline: Pipeline) -> tuple[str
     if model.served is not None:
         return "a server is sent pictures only", "Leave out --sound"
     if model.profile.hearing is None:
-        hint = "Leave out --sound, or choose a model that hears: docs/models.md names them"
+        hint = "Leave it out, or choose a model that hears: docs/models.md names them"
         return f"{model.name} hears nothing (it has no audio encoder)", hint
     if with_hearing(pipeline) == pipeline or not isinstance(config, SoundOptions):
         return "this command does not use it yet", "Leave out --sound"
