@@ -129,6 +129,15 @@ def test_chunks_without_sound_are_named_and_have_no_sound(desk: Desk) -> None:
     assert desk.run(silent, short) == []
 
 
+def test_a_track_that_cannot_be_decoded_is_named(desk: Desk) -> None:
+    path = write_sounding(desk.folder / "a.mov", [noise(2)], "pcm_s16le", seconds=2)
+    path.write_bytes(path.read_bytes().replace(b"sowt", b"zzzz"))
+    one = item(path, [(0, 2)])
+    assert desk.run(one) == keys(one)
+    (warning,) = desk.told("warning")
+    assert warning["text"] == f"{path}: its sound cannot be decoded"
+
+
 def test_a_file_without_the_requested_track_fails_by_name_and_others_go_on(desk: Desk) -> None:
     one = sounding(desk, "one.mp4")
     path = desk.folder / "two.mp4"

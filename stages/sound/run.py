@@ -17,7 +17,7 @@ import numpy as np
 
 from artifacts.claims import POLL_SECONDS, WorkClaims, claims_at
 from artifacts.errors import MediaError
-from artifacts.packs import Record, record_sets_of
+from artifacts.packs import Record, RecordUnion, record_sets_of
 from artifacts.remote.media_cache import open_local
 from artifacts.store import open_store
 from stages.frames.frame_recorder import Watchdog, media_errors
@@ -127,7 +127,8 @@ class Reading:
                     made.clear()
                 if self.stop.is_set():
                     return
-        metas = [self.sounds.meta(chunk.key) for chunk in item.chunks if chunk.key in self.sounds]
+        stored = RecordUnion([self.sounds, self.silences])
+        metas = [stored.meta(chunk.key) for chunk in item.chunks if chunk.key in stored]
         for note in notes_of(metas):
             if note not in COUNTED:
                 self._report.warning(f"{medium.path}: {note}")
@@ -138,8 +139,9 @@ class Reading:
             Record(key=key, meta=sound.meta, payload=sound.samples.view(np.uint8).data)
             for key, sound in made
         ]
-        silent = [each for each in records if each.meta["samples"] < self._job.rate * LEAST_SECONDS]
-        heard = [each for each in records if each not in silent]
+        least = self._job.rate * LEAST_SECONDS
+        silent = [each for each in records if each.meta["samples"] < least]
+        heard = [each for each in records if each.meta["samples"] >= least]
         for key in (*self.silences.publish(silent), *self.sounds.publish(heard)):
             self._report.item(key, label=label)
 
