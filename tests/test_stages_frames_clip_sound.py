@@ -84,7 +84,7 @@ SOURCES = {
     "gap": Source(name="a.mkv", codec="aac", gap=(2.2, 2.8)),
 }
 ENCODED = {"late": (0, 1), "late in MPEG-TS": (0,), "short": (1, 2, 3), "gap": (1, 2)}
-"""Sources of which some clips are encoded, though their codec is held."""
+"""Sources whose clips need encoding in part, though MP4 holds their codec."""
 
 
 def clicks(source: Source) -> NDArray[np.float32]:

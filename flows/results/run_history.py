@@ -113,8 +113,8 @@ def with_run(earlier: Iterable[Entry], record: Mapping[str, Any]) -> list[Entry]
 
 
 def bound(entries: Iterable[Entry], keys: Collection[str]) -> list[Entry]:
-    """Return the entries, of which those with one of these keys are current. A run that knew no
-    keys, such as the driver of a cluster, is followed by the one that knows them."""
+    """Return the entries, and mark those with one of these keys as current. An entry without keys,
+    such as that of a cluster's driver, gets them."""
     known, own = frozenset(keys), sorted(keys)[:KEYS]
     return [
         {

@@ -154,7 +154,7 @@ def refuse_request(report: EventReporter) -> Callable[[Any, ItemFault], None]:
 
 
 CLAIMS_PER_SHARE = 16
-"""In so many pieces a process on one of several equal devices claims its share, or more."""
+"""Least number of pieces in which a process on one of several equal devices claims its share."""
 CHECK_LETTERS = 500
 """Maximum number of characters of the prompt in the check before use."""
 

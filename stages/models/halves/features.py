@@ -173,7 +173,7 @@ def once(record: Any) -> Any:
 
 
 def twice(record: Any) -> Any:
-    """Return the record of which `once` left out a field."""
+    """Return the record with the field that `once` left out."""
     last = record.get("last_hidden_state")
     if last is None or record.get("pooler_output") is not None:
         return record

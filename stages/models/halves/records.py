@@ -21,7 +21,8 @@ it."""
 SOUND = "audio"
 """Channel of the record of a sound."""
 OUTLINE = "outline"
-"""Key in a row's side inputs: the frames' sizes and times, of which its prompt is written."""
+"""Key in a row's side inputs: sizes and times of the frames, from which the processor writes its
+prompt."""
 MAIN_FIELDS = ("pooler_output", "last_hidden_state")
 """Fields whose sequences have one part per image; those of other fields have one part per layer."""
 
