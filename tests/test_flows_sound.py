@@ -116,7 +116,7 @@ def test_captions_are_those_of_the_whole_model(place: Place) -> None:
 
 
 def test_another_prompt_loads_neither_encoder(place: Place) -> None:
-    result = place.run("--prompt", "What is said?", *SHORT)
+    result = place.run("--prompt", "What do people say?", *SHORT)
     assert result.returncode == 0, result.stderr
     assert counts(place).keys() == {"decode"}
 

@@ -17,11 +17,10 @@ from artifacts.packs import Record
 from artifacts.tensors import pack_tree, unpack_tree
 from benchmarks._jobs import own_of
 from stages.decode.generation import DecodeItem
-from stages.hear.job import HearJob
 from stages.hear.run import run as hear
 from stages.models import describe, load_half
 from stages.models.encoding.batch import encode_batches
-from stages.models.encoding.job import EncodeItem
+from stages.models.encoding.job import EncodeItem, EncodingJob
 from stages.models.halves.features import Features
 from stages.models.halves.offload import generate
 from stages.models.halves.records import FeatureRecord
@@ -298,7 +297,7 @@ class HearingWave(Wave):
             for batch in self.batches
         ]
         job = self._job(frames_namespace=SOUND, namespace=HEARD, batches=[b for b in batches if b])
-        return told_by(hear, own_of(HearJob, job))
+        return told_by(hear, own_of(EncodingJob, job))
 
     def to_decode(
         self, prompts: Sequence[str], namespace: str = CAPTIONS, tokens: int = 8

@@ -16,9 +16,8 @@ from artifacts.stamps import stamp_of
 from artifacts.store import open_store
 from benchmarks._jobs import made_job
 from stages.process.stage_process import StageProcess
-from stages.sound import STAGE
+from stages.sound import SILENCES, STAGE, SoundChunk, SoundItem
 from stages.sound import run as stage
-from stages.sound.job import SILENCES, SoundChunk, SoundItem
 from stages.sound.track import NO_SOUND, sound_of_chunks
 from tests.support.media import write_video
 from tests.support.sound import (

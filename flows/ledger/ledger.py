@@ -36,7 +36,7 @@ from flows.ledger.tasks import Medium, Task, sound_key, task_of
 from flows.pipelines import Pipeline
 from stages import sound
 from stages.process.job import StageSpec
-from stages.sound.job import SILENCES
+from stages.sound import SILENCES
 
 
 class Ledger:

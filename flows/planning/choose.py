@@ -147,10 +147,8 @@ def plan_request_of_model(
 ) -> PlanRequest:
     """Return the plan request of a model without media. `prompt` None: the command's prompt."""
     prompt_text = prompt_for(model, config, "video") if prompt is None else prompt
-    sampling, bound = (
-        sampling_as_card(config, model),
-        frame_bound(model.beside_sound(config), config),
-    )
+    sampling = sampling_as_card(config, model)
+    bound = frame_bound(model.beside_sound(config), config)
     return PlanRequest(
         model=model,
         config=config,

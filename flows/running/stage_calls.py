@@ -29,13 +29,12 @@ from stages.ask import AskItem, AskJob
 from stages.decode.generation import CHECKPOINT, DecodeItem, DecodeJob, SamplingParams
 from stages.embed_texts.job import TextsJob
 from stages.frames.job import FramesItem, FramesJob
-from stages.hear.job import HearJob
 from stages.models.encoding.job import EncodeItem
 from stages.models.graphs.manifest import TENSORRT
 from stages.models.half_job import HalfJob
 from stages.process.device import device_capability
 from stages.process.job import StageSpec
-from stages.sound.job import SoundChunk, SoundItem, SoundJob
+from stages.sound import SoundChunk, SoundItem, SoundJob
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -263,7 +262,7 @@ class JobRequest:
 
 
 def _encode_form(calls: StageCallBuilder, request: JobRequest) -> Any:
-    """Return the job of a stage that reads frames."""
+    """Return the job of a stage that reads frames, or sound."""
     job, stage, rung = calls.job, request.stage, request.rung
     fields: dict[str, Any] = {
         "store": job.store.url,
@@ -275,6 +274,7 @@ def _encode_form(calls: StageCallBuilder, request: JobRequest) -> Any:
         readers = job.config.readers(job.device)
         fields |= {"half": calls.half(stage, rung), "block": rung.block, "workers": readers}
         fields["frames_store"] = request.stores.frames_store
+    if stage.part == "vision":
         fields["windows_namespace"] = windows_namespace(job.device)
         if not job.model.in_batches and (settings := settings_on(job.model, rung)):
             fields["pass_checks_namespace"] = pass_checks_namespace(job.model, settings, job.device)
@@ -306,22 +306,6 @@ def _sound_job(calls: StageCallBuilder, request: JobRequest) -> SoundJob:
         track=SoundOptions.of(job.config).sound_track or 0,
         media=media,
         workers=request.rung.batch,
-    )
-
-
-def _hear_job(calls: StageCallBuilder, request: JobRequest) -> HearJob:
-    job, (read,) = calls.job, request.stage.reads
-    return HearJob(
-        half=calls.half(request.stage, request.rung),
-        store=job.store.url,
-        frames_namespace=request.variant[read],
-        frames_store=request.stores.frames_store,
-        namespace=request.variant[request.stage.writes],
-        batches=[
-            [EncodeItem(t[request.stage.writes], t[read], "audio") for t in batch]
-            for batch in request.batches
-        ],
-        workers=job.config.readers(job.device),
     )
 
 
@@ -446,8 +430,8 @@ MAKERS: Mapping[str, Callable[[StageCallBuilder, JobRequest], Any]] = {
     "embed": _embed_job,
     "embed_texts": _texts_job,
     "encode": _encode_job,
-    "hear": _hear_job,
     "sound": _sound_job,
 }
-"""Stage name → function that makes its job. Any other stage that reads frames has the encode form.
+"""Stage name → function that makes its job. Any other stage that reads frames or
+sound has the encode form.
 The jobs of stages that run once are made where their content is known."""

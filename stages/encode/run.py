@@ -4,13 +4,11 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from artifacts.packs import Record, RecordSet
-from artifacts.tensors import pack_tree
+from artifacts.packs import RecordSet
 from stages.encode.job import EncodeJob, shown_frames
 from stages.memory.oom_retry import item_fault
 from stages.models.encoding.job import EncodeItem
-from stages.models.encoding.run import EncodeSpec, Refusal, encode_all, read_chunk
-from stages.models.halves.records import FeatureRecord
+from stages.models.encoding.run import EncodeSpec, Refusal, encode_all, feature_record, read_chunk
 from stages.models.loading import warm as warm
 from stages.models.processors.prepare import Clip, Prepared, prepare
 from stages.process.events import EventReporter
@@ -24,7 +22,7 @@ def run(job_fields: dict[str, Any], report: EventReporter) -> None:
         stage="encode",
         kind="features",
         read=partial(read_item, count=job.frames_per_video),
-        record=_record,
+        record=feature_record,
         publish_each=True,
     )
     encode_all(job, spec, report)
@@ -58,8 +56,3 @@ def with_frame_count(clip: Clip, count: int) -> Clip:
     dropped or repeated evenly."""
     taken, times = shown_frames(clip.times, clip.seconds, count)
     return replace(clip, frames=clip.frames[taken], times=times)
-
-
-def _record(key: str, row: FeatureRecord) -> Record:
-    meta, payload = pack_tree(row.to_tree())
-    return Record(key=key, meta={"tree": meta, "tokens": row.count.tokens}, payload=payload)

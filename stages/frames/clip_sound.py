@@ -32,11 +32,11 @@ from av.codec.context import Flags2
 from av.container import InputContainer, OutputContainer
 from av.error import FFmpegError
 from av.packet import Packet
-from av.stream import Discard, Disposition
+from av.stream import Discard
 from numpy.typing import NDArray
 
 from artifacts.errors import MediaError
-from stages.frames.media_opening import open_container, packets, time_zero
+from stages.frames.media_opening import default_track, open_container, packets, time_zero
 from stages.frames.medium import TRANSIENT_KINDS
 from stages.frames.timeline import Timeline
 
@@ -76,8 +76,7 @@ class Sound:
         """`container` is the open file, with sound: the track that it marks as default, or else its
         first one, is taken. `timeline` has the times of its frames."""
         tracks = container.streams.audio
-        default = (each for each in tracks if each.disposition & Disposition.default)
-        self._path, self._index = path, next(default, tracks[0]).index
+        self._path, self._index = path, tracks[default_track(tracks)].index
         self._zero = time_zero(container)
         stated = float(timeline.start * timeline.time_base - self._zero)
         is_clear = timeline.counted or abs(stated - timeline.offset) <= CLOCK_SECONDS

@@ -4,7 +4,7 @@ Frame times and keyframes come from the packets of the video, or from decoding i
 """
 
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
@@ -135,6 +135,12 @@ def open_container(path: Path) -> InputContainer:
     """Open a media file with FFmpeg, without opening any other file or address. Raises
     FFmpegError."""
     return open_media(path, options=OPTIONS)
+
+
+def default_track(tracks: Sequence[AudioStream]) -> int:
+    """Return the index of the sound track that the file marks as default, else 0."""
+    marked = (at for at, each in enumerate(tracks) if each.disposition & Disposition.default)
+    return next(marked, 0)
 
 
 def time_zero(container: InputContainer) -> Fraction:

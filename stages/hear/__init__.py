@@ -1,6 +1,6 @@
 """Turns sound into features. Loads only the audio half."""
 
-from stages.hear.job import HearJob
+from stages.models.encoding.job import EncodingJob
 from stages.process.job import StageSpec
 
 OUTPUT_VERSION = 1
@@ -10,7 +10,7 @@ STAGE = StageSpec(
     reads=("sound",),
     writes="heard",
     part="audio",
-    job=HearJob,
+    job=EncodingJob,
     can_reject_items=True,
     fans_out=True,
     deletes_inputs=True,

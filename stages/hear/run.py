@@ -10,14 +10,10 @@ from typing import Any
 import numpy as np
 
 from artifacts.errors import UsageError
-from artifacts.packs import DamagedRecord, Record, RecordSet
-from artifacts.tensors import pack_tree
-from stages.hear.job import HearJob
-from stages.memory.oom_retry import item_fault
+from artifacts.packs import DamagedRecord, RecordSet
 from stages.models.encoding.batch import encode_batches
-from stages.models.encoding.job import EncodeItem
-from stages.models.encoding.run import EncodeSpec, Refusal, encode_all
-from stages.models.halves.records import FeatureRecord
+from stages.models.encoding.job import EncodeItem, EncodingJob
+from stages.models.encoding.run import EncodeSpec, Refusal, encode_all, feature_record, or_refusal
 from stages.models.loading import warm as warm
 from stages.models.processors.hearing import prepare_sound, silence
 from stages.models.processors.side_inputs import Prepared
@@ -31,14 +27,14 @@ FULL_SCALE = np.float32(32768)
 
 def run(job_fields: dict[str, Any], report: EventReporter) -> None:
     """Publish the missing feature records or failures of all sounds."""
-    job = parse_job(HearJob, job_fields)
+    job = parse_job(EncodingJob, job_fields)
     spec = EncodeSpec(
         stage="hear",
         kind="heard",
         part="audio",
         inputs="sound",
         read=read_sound,
-        record=_record,
+        record=feature_record,
         publish_each=True,
         encode=partial(encode_batches, part="audio"),
     )
@@ -63,15 +59,4 @@ def read_sound(record_set: RecordSet, processor: Any, item: EncodeItem) -> Prepa
     if not record.meta["samples"]:
         return silence()
     samples = np.frombuffer(record.payload, "<i2").astype(np.float32) / FULL_SCALE
-    try:
-        return prepare_sound(processor, samples)
-    except Exception as error:
-        if (fault := item_fault(error)) is None:
-            raise
-        text = fault.message or fault.type
-        return Refusal(message=f"the model's processor refuses this sound: {text}")
-
-
-def _record(key: str, row: FeatureRecord) -> Record:
-    meta, payload = pack_tree(row.to_tree())
-    return Record(key=key, meta={"tree": meta, "tokens": row.count.tokens}, payload=payload)
+    return or_refusal(lambda: prepare_sound(processor, samples), "this sound")

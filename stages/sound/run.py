@@ -24,7 +24,7 @@ from stages.frames.frame_recorder import Watchdog, media_errors
 from stages.frames.medium import UNSTORED_KINDS, MediumToCut
 from stages.process.events import EventReporter
 from stages.process.job import parse_job
-from stages.sound.job import SILENCES, SoundItem, SoundJob
+from stages.sound import SILENCES, SoundItem, SoundJob
 from stages.sound.track import NO_SOUND, SILENT, ChunkSound, notes_of, sound_of_chunks
 
 PACK_BYTES = 4 << 20

@@ -25,7 +25,7 @@ from av.audio.frame import AudioFrame
 from av.audio.stream import AudioStream
 from av.container import InputContainer
 from av.packet import Packet
-from av.stream import Discard, Disposition
+from av.stream import Discard
 from numpy.typing import NDArray
 
 from artifacts.errors import MediaError
@@ -35,6 +35,7 @@ from stages.frames.media_opening import (
     JUMP_BACK_SECONDS,
     RESET,
     announced_seconds,
+    default_track,
     is_damage,
     open_checked,
     open_video,
@@ -145,8 +146,7 @@ def _chosen(container: InputContainer, track: int) -> tuple[int, AudioStream | N
             kind="no-track",
             hint="Give the number of another one to --sound-track, or leave it out",
         )
-    marked = (n for n, s in enumerate(tracks, 1) if s.disposition & Disposition.default)
-    number = track or next(marked, 1)
+    number = track or default_track(tracks) + 1
     return number, tracks[number - 1]
 
 

@@ -15,7 +15,6 @@ from flows.planning.costs import (
     export,
     frames,
     hear,
-    sound,
     summarize,
     tune,
 )
@@ -42,7 +41,11 @@ COSTS: Mapping[str, Cost] = {
     "ask": Cost(rungs=ask.rungs, memory=ask.memory, work_left=ask.work_left),
     "frames": Cost(rungs=frames.rungs, memory=frames.memory, work_left=frames.work_left),
     "encode": Cost(rungs=encode.rungs, memory=encode.memory, work_left=encode.work_left),
-    "sound": Cost(rungs=sound.rungs, memory=sound.memory, work_left=sound.work_left),
+    "sound": Cost(
+        rungs=hear.rungs_of_reading,
+        memory=hear.memory_of_reading,
+        work_left=hear.work_left_to_read,
+    ),
     "hear": Cost(rungs=hear.rungs, memory=hear.memory, work_left=hear.work_left),
     "embed": Cost(
         rungs=partial(encode.rungs, stage="embed"),

@@ -1,9 +1,10 @@
-"""Estimates the cost of running sound through the audio half."""
+"""Estimates the cost of reading the sound of files, and of running it through the audio half."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import replace
 
+from artifacts.plurals import counted
 from flows.checkpoint.models import Model
 from flows.checkpoint.precision import BYTES
 from flows.options.commands import RunOptions
@@ -13,7 +14,11 @@ from flows.planning.ladder import Rung, sizes
 from flows.planning.machine import Pass, WorkEstimate
 from flows.planning.terms import overhead_terms, weights
 from flows.planning.workloads import RemainingWork, Workload
+from stages.process.memory import cores
 
+FILE_BYTES = 24 << 20
+"""Bytes of reading the sound of a file: container buffers, decoder, resampler and chunks that are
+not stored yet."""
 SPECTRUM_NUMBERS = 128 * 100
 """Input numbers per second of sound: 100 spectra of 128 bands."""
 FEATURE_BYTES = 4
@@ -70,3 +75,25 @@ def _costs(model: Model, workload: Workload) -> Expected:
     kept = FEATURE_BYTES * workload.sound_tokens * model.profile.feature_width
     numbers = math.ceil(workload.sound_seconds * SPECTRUM_NUMBERS)
     return encoder_by_dimensions(half, BYTES.get(settings.dtype, 4), 1, numbers, kept)
+
+
+def rungs_of_reading(model: Model, config: RunOptions, device: str) -> list[Rung]:
+    """Return rungs with fewer and fewer files at once."""
+    return [Rung(stage="sound", batch=batch) for batch in sizes(cores())]
+
+
+def memory_of_reading(
+    model: Model, rung: Rung, workload: Workload, *, device: str, new: int
+) -> StageEstimate:
+    """Add up the files that are read at once."""
+    files = max(1, min(rung.batch, workload.chunks))
+    why = f"sound of {counted(files, 'file')} at once"
+    terms = [Term(part="activation", bytes=files * FILE_BYTES, why=why)]
+    return StageEstimate.from_terms(rung, terms, device="cpu", workload=workload)
+
+
+def work_left_to_read(
+    model: Model, rung: Rung, left: Sequence[RemainingWork], new: int
+) -> WorkEstimate:
+    """Count one process. Decoding sound takes a fraction of the time of decoding frames."""
+    return WorkEstimate(processes=int(any(each.left.get(rung.stage) for each in left)))

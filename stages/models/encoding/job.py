@@ -13,7 +13,7 @@ class EncodeItem(NamedTuple):
     key: str
     """Key of the resulting record."""
     frames: str
-    """Key of its frames."""
+    """Key of its frames, or of its sound."""
     kind: str
     """`video` or `image`."""
     prompt: str = ""
@@ -27,7 +27,7 @@ class EncodeItem(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EncodingJob:
-    """Chunks to encode with the same settings."""
+    """Chunks to encode with the same settings. For an audio half, its `frames` are sounds."""
 
     half: HalfJob
     store: str

@@ -31,6 +31,7 @@ from artifacts.claims import UnsharedWork, WorkClaims, claims_at
 from artifacts.packs import DamagedRecord, Record, RecordSet, record_sets_of
 from artifacts.schema import Half
 from artifacts.store import is_full, open_store
+from artifacts.tensors import pack_tree
 from stages.memory.oom_retry import (
     RETRY,
     ItemFault,
@@ -81,14 +82,25 @@ def read_chunk(
     record_set: RecordSet, item: EncodeItem, prepare: Callable[[Clip], Prepared]
 ) -> Prepared | Refusal:
     """Read one chunk as encoder input, or return why the processor refuses its frames."""
+    return or_refusal(lambda: prepare(read_clip(record_set, item)), "these frames")
+
+
+def or_refusal(prepare: Callable[[], Prepared], what: str) -> Prepared | Refusal:
+    """Return what a processor prepares, or why it refuses it."""
     try:
-        return prepare(read_clip(record_set, item))
+        return prepare()
     except Exception as error:
         fault = item_fault(error)
         if fault is None:
             raise
         text = fault.message or fault.type
-        return Refusal(message=f"the model's processor refuses these frames: {text}")
+        return Refusal(message=f"the model's processor refuses {what}: {text}")
+
+
+def feature_record(key: str, row: FeatureRecord) -> Record:
+    """Return the record of the features of one chunk or sound."""
+    meta, payload = pack_tree(row.to_tree())
+    return Record(key=key, meta={"tree": meta, "tokens": row.count.tokens}, payload=payload)
 
 
 def read_clip(record_set: RecordSet, item: EncodeItem) -> Clip:
