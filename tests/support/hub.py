@@ -5,6 +5,7 @@ import contextlib
 import hashlib
 import json
 import re
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -21,6 +22,8 @@ KNOWN_TOKENS = ("hf_right", "hf_other")
 BAD_TOKEN = "Invalid credentials in Authorization header"
 BLOCK = 1 << 16
 """Bytes sent at a time."""
+STALLED = 1_000_000
+"""Bytes that a stalled line holds back."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,6 +59,8 @@ class Trouble:
     """Given instead of an answer; 200 lets one pass."""
     seconds_a_block: float = 0.0
     """How slow the line is; not used up."""
+    stall: threading.Event = field(default_factory=threading.Event)
+    """Set: an answer of weights stops before its last `STALLED` bytes until this is cleared."""
     whole_only: bool = False
     """Ranges are not understood; not used up."""
 
@@ -139,6 +144,8 @@ def serve(
                 self.close_connection = True
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):
                 for at in range(0, len(body[:last]), BLOCK):
+                    while hub.trouble.stall.is_set() and 0 < len(body) - STALLED < at:
+                        time.sleep(0.01)
                     block = body[:last][at : at + BLOCK]
                     self.wfile.write(block)
                     if answer.name:
