@@ -16,6 +16,7 @@ from artifacts.errors import UsageError
 from artifacts.packs import Record
 from artifacts.tensors import pack_tree, unpack_tree
 from benchmarks._jobs import own_of
+from benchmarks._words import hf
 from stages.decode.generation import DecodeItem
 from stages.hear.run import run as hear
 from stages.models import describe, load_half
@@ -353,6 +354,45 @@ def test_rows_with_and_without_sound_give_what_they_give_alone(
     scores = [[one["logprob"] for one in some] for some in (found, unheard)]
     near = [abs(one - other) < 1e-5 for one, other in zip(*scores, strict=True)]
     assert near == [False, True, False, True]
+
+
+@pytest.mark.parametrize(
+    ("prefix", "longest"), [(OMNI[0], HEARD_SECONDS), (OMNI[0], 300), (OMNI[1], 300)]
+)
+def test_sound_is_padded_no_further_than_its_spectra_reach(prefix: str, longest: int) -> None:
+    folder = omni_checkpoint(prefix)
+    processor, audio = small(folder), load_half(folder, "audio")
+    extractor = type(processor.feature_extractor)(feature_size=20, chunk_length=longest)
+    processor.feature_extractor, most = extractor, longest * RATE
+    window, clip = extractor.n_fft, seen_at(1.0)
+    near = [most - window - 1, most - window, most - window // 2, most - 1, most, most + window]
+    for count in (1600, 52_345, *(near if longest == HEARD_SECONDS else [most])):
+        sound = samples((count + 0.5) / RATE)
+        found = prepare_sound(processor, wave(sound))
+        expected = whole_inputs(processor, [clip], [sound], [PROMPT])
+        mask, heard = expected["feature_attention_mask"], expected["input_features"]
+        own, ones = found.inputs["feature_attention_mask"], int(mask.sum())
+        assert int(own.sum()) == ones == int(own[0, :ones].sum())
+        assert torch.equal(found.inputs["input_features"][..., :ones], heard[..., :ones])
+        assert heard.shape[-1] == (longest * 100 if prefix == OMNI[0] else count // 160)
+        assert own.shape[-1] <= -(-(count + window) // 160)
+        row = replace(prepare(processor, clip), heard=_unencoded(found))
+        rebuilt = rebuild(processor, [row], [PROMPT])
+        assert rebuilt.pop("use_audio_in_video")
+        _assert_same(rebuilt, expected)
+        inputs = {"input_features": heard, "feature_attention_mask": mask}
+        rows = [[replace(found, inputs=inputs)], [found]]
+        made = encode_batches(audio, rows, part="audio")
+        whole, own_record = (pack_tree(some[0].features) for some in made)
+        assert own_record == whole
+
+
+def test_frames_are_encoded_without_a_spectrum(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hf.WhisperFeatureExtractor, "__call__", None)
+    made = Wave(tmp_path, omni_checkpoint(OMNI[0]), [[seen_at(2.0)]], max_pixels=PIXELS)
+    assert [e["key"] for e in made.encode() if e["event"] == "item"] == ["features-0"]
 
 
 def test_sound_of_another_rate_fails(tmp_path: Path) -> None:
