@@ -67,13 +67,6 @@ def _prepared(processor: Any, samples: NDArray[np.float32], width: int = 0) -> P
     )
 
 
-def silence() -> Prepared:
-    """Return what is prepared of a track without a sample."""
-    return Prepared(
-        inputs={}, channel=SOUND, side={}, replacements=(), count=RowCount(tokens=0, media=0)
-    )
-
-
 def _kept(value: Any, width: int) -> Any:
     """Return a mask of one row as its lengths, and any other value as it is. `width`: that of the
     mask; 0: its own."""
