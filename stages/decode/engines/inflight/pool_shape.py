@@ -137,8 +137,8 @@ stream, weights of a layer in 16 bit. Measured on an H200: 44 to 86 MiB with the
 
 
 def slot_terms(load: SlotLoad) -> Iterator[SlotTerm]:
-    """Yield the memory of the slots: KV cache, activations, the check before use, the shared prefix,
-    and a recorded step."""
+    """Yield the memory of the slots: KV cache, activations, the check before use, the prefix that
+    prompts share, and a recorded step."""
     memory, number_bytes, slots = load.memory, load.number_bytes, load.slots
     fixed = load.device.startswith("cuda")
     rows = max(GPU_STEP_ROWS) if fixed else rows_for(slots)
