@@ -22,7 +22,7 @@ NAMED = 2
 BEGINS = re.compile(r"\s*Downloading (\S+) \(([\d.]+) ?([kKMG])i?B\)")
 ENDS = re.compile(r"\s*Downloaded (\S+)")
 RESOLVED = re.compile(r"Resolved (\d+) packages?")
-MEGABYTES = {"k": 0.001, "M": 1.0, "G": 1000.0}
+MEGABYTES = {"K": 0.001, "M": 1.0, "G": 1000.0}
 
 
 class Progress:
@@ -56,6 +56,11 @@ class Progress:
             self._packages = int(resolved[1])
         elif line.startswith(("Prepared ", "Installing ")):
             self._downloading = []
+
+    def ended(self) -> str:
+        """Return what was done, for the last line."""
+        what = f"{self._packages} packages" if self._packages else "done"
+        return f"{what} in {time.monotonic() - self._began:.0f} s"
 
     def text(self) -> tuple[float, str]:
         """Return the share that is done, and what is done now."""
@@ -107,6 +112,8 @@ def main(site_packages: str, *command: str) -> int:
         thread.join()
     if installer.returncode:
         print("".join(progress.lines), end="", file=sys.stderr)
+    else:
+        print(f"penstock: {progress.ended()}")
     return installer.returncode
 
 
