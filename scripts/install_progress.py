@@ -6,8 +6,8 @@ elsewhere. All that it printed is shown where it fails.
 It understands what uv and pip print without a terminal, and runs before anything is installed.
 """
 
+import os
 import re
-import shutil
 import subprocess
 import sys
 import threading
@@ -89,7 +89,11 @@ def show(progress: Progress, ended: threading.Event) -> None:
         share, text = progress.text()
         done = round(share * BAR)
         line = f"[{'#' * done}{'-' * (BAR - done)}] {text}"
-        print(f"\r{line[: shutil.get_terminal_size().columns - 1]}\x1b[K", end="", flush=True)
+        print(
+            f"\r{line[: os.get_terminal_size(sys.stdout.fileno()).columns - 1]}\x1b[K",
+            end="",
+            flush=True,
+        )
     print("\r\x1b[K", end="", flush=True)
 
 
