@@ -99,7 +99,7 @@ def _caption_own(file: str, folder: Path, launcher: LauncherMaker) -> int:
         result = caption(config, display, launcher)
     except Unanswered as error:
         display.close()
-        print_lines(f"{error.message}. Once it can be reached: {command}")
+        print_lines(f"{error.message}. Later, run: {command}")
         return 0
     with (result.out / "captions.jsonl").open(encoding="utf-8") as rows:
         print_lines("", *(escaped(json.loads(row)["caption"]) for row in islice(rows, OWN_SHOWN)))
