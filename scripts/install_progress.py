@@ -76,7 +76,7 @@ class Progress:
         if self._packages:
             share = min(1.0, installed / self._packages)
             return share, f"{seconds}, {installed} of {self._packages} packages"
-        return 0.0, f"{seconds}, looking at what is needed"
+        return 0.0, f"{seconds} so far"
 
 
 def show(progress: Progress, ended: threading.Event) -> None:
