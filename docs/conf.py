@@ -15,7 +15,14 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent.parent
 
 NAVIGATION = {
-    "Begin": ["docs/tutorial", "docs/lora", "docs/remove", "docs/notebooks", "docs/gallery", "docs/compare"],
+    "Begin": [
+        "docs/tutorial",
+        "docs/lora",
+        "docs/notebooks",
+        "docs/gallery",
+        "docs/compare",
+        "docs/remove",
+    ],
     "Recipes": [
         "docs/recipes/README",
         "docs/recipes/captioners",
