@@ -59,7 +59,8 @@ demo: setup
 server: setup
 	@exec scripts/server
 
-worker: setup
+# Ray is among what is added.
+worker: $(if $(RAY),setup-dev,setup)
 	@exec scripts/worker
 
 test: setup-dev

@@ -146,6 +146,11 @@ def test_a_target_installs_no_more_than_it_needs(target: str) -> None:
     assert ("LOCK=requirements/dev.txt" in planned) == (target in INSTALLS_MORE)
 
 
+def test_a_worker_of_a_ray_cluster_installs_ray() -> None:
+    planned = completed(["make", "--dry-run", "--directory", ROOT, "worker", "RAY=head"]).stdout
+    assert "LOCK=requirements/dev.txt" in planned
+
+
 UV_PRINTS = """echo 'Resolved 3 packages in 1ms'
 echo 'Downloading torch (812.5MiB)'
 echo 'Downloading numpy (16.1MiB)'
