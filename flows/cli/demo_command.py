@@ -117,7 +117,7 @@ def _labels(folder: Path, make_launcher: LauncherMaker) -> dict[str, list[Labell
     """Return file → labels of its frames, for the shipped clips. Raises PenstockError."""
     config = _config(penstock_demo.CLIPS, folder, "labels", batch_size=32)
     request = LabelRequest(labels=label_set(LABELS))
-    out = label(config, request, Display(quiet=True, fleeting=True), make_launcher).out
+    out = label(config, request, Display(), make_launcher).out
     found: dict[str, list[Labelled]] = {}
     for row in read_labels(out / "labels.jsonl"):
         found.setdefault(row.media_path, []).append(row)
