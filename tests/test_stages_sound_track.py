@@ -115,6 +115,13 @@ def test_sound_that_begins_before_or_after_the_picture_keeps_its_times(
     assert np.array_equal(joined(heard(path, chunks)), whole.samples[first:beyond])
 
 
+def test_a_chunk_that_begins_before_time_0_begins_with_silence(tmp_path: Path) -> None:
+    path = write_sounding(tmp_path / "a.mp4", [clicks(3, (1,))], "aac", seconds=3)
+    (chunk,) = heard(path, [(-0.5, 2)])
+    assert len(chunk.samples) == 2.5 * RATE
+    assert peaks(chunk.samples, (1.5,)) == pytest.approx([1.5], abs=0.001)
+
+
 def test_some_chunks_have_the_bytes_that_they_have_among_all(tmp_path: Path) -> None:
     path = write_sounding(tmp_path / "a.mp4", [noise(5)], "aac -ar 44100")
     chunks = bounds(path, 1)

@@ -163,6 +163,8 @@ def _cut(blocks: Iterator[Pcm], spans: Sequence[tuple[int, int]]) -> Iterator[Pc
             if following is None:
                 break
             block, at = following, at + len(block)
+        if found:  # frames may be stated before time 0, where no sound is
+            found[:0] = bytes(block.itemsize * max(0, -first))
         yield np.frombuffer(found, np.int16)
 
 
