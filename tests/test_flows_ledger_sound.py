@@ -148,7 +148,8 @@ def test_a_chunk_whose_sound_is_damaged_has_failed(tmp_path: Path) -> None:
 
 
 def test_sound_that_is_stored_needs_no_more_room(tmp_path: Path) -> None:
-    book, sizes = ledger(tmp_path), {"frame_bytes": 1000, "feature_bytes": 2000}
+    book = ledger(tmp_path)
+    sizes: Any = {"frame_bytes": 1000, "feature_bytes": 2000}
     tasks, media = book.tasks([VIDEO]), [VIDEO]
     for task in tasks:
         book["sound"].publish([Record(key=task["sound"], payload=bytes(25_000))])

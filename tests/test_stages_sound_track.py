@@ -347,6 +347,21 @@ def test_joined_recordings_stay_in_step_with_their_frames(
     assert "mpegts" in RESET
 
 
+def test_sound_behind_a_joined_recording_without_sound_stays_in_step(tmp_path: Path) -> None:
+    part = write_sounding(tmp_path / "a.ts", [clicks(5, (1, 2, 3, 4), 2)], "ac3").read_bytes()
+    packets = [part[at : at + 188] for at in range(0, len(part), 188)]
+    # FFmpeg's muxer numbers its streams from 256: pictures, then sound.
+    mute = b"".join(p for p in packets if int.from_bytes(p[1:3]) & 0x1FFF != 257)
+    assert 0 < len(mute) < len(part)
+    path = tmp_path / "joined.ts"
+    path.write_bytes(part + mute + part)
+    chunks = bounds(path, 5)
+    assert chunks[-1][1] - chunks[0][0] == pytest.approx(15, abs=0.1)
+    (whole,) = heard(path)
+    moments = [chunks[0][0] + second for second in (1, 2, 3, 4, 11, 12, 13, 14)]
+    assert peaks(whole.samples, moments) == pytest.approx(moments, abs=0.005)
+
+
 def test_of_broken_files_each_is_read_or_named(tmp_path: Path) -> None:
     sources = [
         write_sounding(tmp_path / name, [noise(1)], CONTAINERS[name], seconds=1)
