@@ -253,6 +253,7 @@ class _Track:
             frame, exact = ahead.popleft()
             seconds = self._seconds(frame.pts)
             if self._begin is None:
+                self._pass_resets()
                 self._begin = seconds = self._first([frame, *(other for other, _ in ahead)])
             elif seconds is None or self._is_wrong(seconds, frame, ahead):
                 seconds = self._end
@@ -300,9 +301,13 @@ class _Track:
         before, self._moved = self._moved, self._moved - ahead
         if self._resets:
             _, self._moved = self._resets.popleft()
-        while self._resets and self._resets[0][0] <= self._place:  # the sound paused over one
-            _, self._moved = self._resets.popleft()
+        self._pass_resets()
         return self._moved - before
+
+    def _pass_resets(self) -> None:
+        """Apply the resets before the place that was read: a recording may have no sound."""
+        while self._resets and self._resets[0][0] <= self._place:
+            _, self._moved = self._resets.popleft()
 
     def _decoded(self) -> Iterator[tuple[AudioFrame, bool]]:
         """Yield each frame, and whether it is the first one or follows damage."""
