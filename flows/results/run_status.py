@@ -90,7 +90,7 @@ def _stage(
     if running and now is not None:
         seconds += max(0.0, now - entry["since"])
     rate = made / seconds if made and seconds >= SHORTEST_SECONDS else None
-    lately = _lately(entry, made, now) if running and now is not None else None
+    lately = _recent_rate(entry, made, now) if running and now is not None else None
     speed = lately or rate
     on_device = bool(entry["peak_device_bytes"])
     peak = entry["peak_device_bytes" if on_device else "peak_host_bytes"]
@@ -129,8 +129,9 @@ def _above_baseline(entry: Mapping[str, Any], taken: int) -> int:
     return max(0, int(taken - baseline))
 
 
-def _lately(entry: Mapping[str, Any], made: int, now: float) -> float | None:
-    """Return chunks per second since the oldest sample of the last minute; 0 without a sample."""
+def _recent_rate(entry: Mapping[str, Any], made: int, now: float) -> float | None:
+    """Return chunks per second since the oldest sample of the last minute: 0 without a sample, None
+    if the stage or that sample is too young to tell."""
     samples = [s for s in entry["recent"] if now - s[0] <= RECENT_SECONDS]
     if not samples:
         return 0.0 if now - entry["since"] > RECENT_SECONDS else None
@@ -231,12 +232,12 @@ def runs_line(record: Mapping[str, Any]) -> str:
 
 
 def pass_modes_line(record: Mapping[str, Any]) -> str:
-    """Return how many chunks passed the vision half in which way, such as `8 alone, 4 fixed`; empty
-    if all were encoded in batches."""
+    """Return how many inputs passed the vision half in each pass mode, such as `8 alone, 4 fixed`;
+    empty if no stage counted them."""
     made = Counter[str]()
     for stage in record["stages"]:
         made.update(stage["notes"].get("ways", {}))
-    return ", ".join(f"{n:,} {way}" for way, n in sorted(made.items()))
+    return ", ".join(f"{n:,} {pass_mode}" for pass_mode, n in sorted(made.items()))
 
 
 def kind_of(record: Mapping[str, Any]) -> str:
