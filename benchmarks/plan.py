@@ -36,7 +36,7 @@ from flows.planning.estimate import StageEstimate
 from flows.planning.ladder import Rung
 from flows.planning.workloads import Workload, workload_of
 from stages.decode.generation import DecodeItem
-from stages.models.encoding.job import EncodeItem
+from stages.models.encoding import EncodeItem
 from stages.models.hub.checkpoint import Checkpoint
 from stages.models.inspection import describe
 from stages.process.events import StageOutcome

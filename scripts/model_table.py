@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks._common import cells
-from stages.models.encoding.pass_modes import ALONE, BATCHES, FIXED
+from stages.models.encoding import ALONE, BATCHES, FIXED
 from stages.models.hub.checkpoint import NEAREST
 from stages.models.hub.quantized import READ, UNREAD
 from stages.models.hub.unsupported import UNSUPPORTED

@@ -14,7 +14,7 @@ from artifacts.locks import try_hold
 from flows.console.display import Display
 from flows.serving.batching import Batcher, DeviceScheduler, QueuedRequest
 from flows.serving.uploads import SingleFlight
-from stages.embed_texts.job import TextsItem
+from stages.embed_texts import TextsItem
 from stages.process.live import WITHDRAWN, RequestBatches
 from stages.process.lock import CPU_LOCK
 from stages.process.output_streams import LastingStream, failed_writes

@@ -29,7 +29,7 @@ from flows.machine.budget import budget_for
 from flows.machine.launch import DirectLauncher, Launcher, StageCall, run_with_restarts
 from flows.options.commands import RunOptions
 from flows.options.media import VideoSamplingOptions
-from stages.convert.job import ConvertJob
+from stages.convert import ConvertJob
 from stages.models.half_job import DescribeJob
 from stages.models.hub.checkpoint import SMALL, Checkpoint
 from stages.models.in_tree.registry import native_of

@@ -43,7 +43,6 @@ from flows.media.example import Example
 from flows.options.commands import RunOptions
 from flows.options.packages import check_training_packages
 from flows.options.training import LEAST, LearnConfig, LearnRun, RecordedRun, TrainingOptions
-from flows.results.recorded_command import with_values
 from flows.results.rounds import (
     ADAPTER,
     CARRIED,
@@ -65,7 +64,7 @@ from flows.results.rounds import (
     rounds_in,
     write_round,
 )
-from flows.results.run_record import RunRecord
+from flows.results.run_record import RunRecord, with_values
 from flows.results.run_result import RunResult
 from flows.results.tuned import RUN
 from flows.reviewing.captions import ReviewedCaptions

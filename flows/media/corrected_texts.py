@@ -10,8 +10,7 @@ from artifacts.keys import DIGESTS, ContentDigests, content_key
 from artifacts.plurals import counted
 from artifacts.signing import proof_by
 from artifacts.store import Store
-from flows.media.example import Example, Row, item_of
-from flows.media.fixed_texts import fixed_text_of
+from flows.media.example import Example, Row, fixed_text_of, item_of
 from flows.media.generated_files import HandwrittenTexts, TextsIn, split_by_chunk, text_paths
 from flows.media.media_files import kind_of
 from stages.models.hub.transfer import Announce

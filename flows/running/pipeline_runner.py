@@ -13,10 +13,10 @@ from artifacts.captions import Failure, write_jsonl
 from artifacts.edits import EDITS
 from artifacts.errors import HalfChecked, Killed, ModelChanged, PenstockError
 from artifacts.keys import digest_of
+from artifacts.labels import Groups, TextVectors, text_vectors_in
 from artifacts.packs import DamagedRecord, RecordSet
 from artifacts.plurals import counted
 from artifacts.shards import DATASET
-from artifacts.text_vectors import Groups, TextVectors, text_vectors_in
 from flows.job.prepare import Job
 from flows.ledger.namespaces import TextScores, one_shot_namespace
 from flows.ledger.tasks import Medium, keys_of

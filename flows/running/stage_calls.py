@@ -27,9 +27,9 @@ from flows.planning.ladder import Rung
 from flows.running.batches import pass_rows
 from stages.ask import AskItem, AskJob
 from stages.decode.generation import CHECKPOINT, DecodeItem, DecodeJob, SamplingParams
-from stages.embed_texts.job import TextsJob
+from stages.embed_texts import TextsJob
 from stages.frames.job import FramesItem, FramesJob
-from stages.models.encoding.job import EncodeItem
+from stages.models.encoding import EncodeItem
 from stages.models.graphs.manifest import TENSORRT
 from stages.models.half_job import HalfJob
 from stages.process.device import device_capability

@@ -29,7 +29,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.keys import digest_of
 from artifacts.regular_files import open_regular
-from stages.convert.job import DTYPES, ConvertJob
+from stages.convert import DTYPES, ConvertJob
 from stages.models.hub.checkpoint import (
     CONFIG,
     DOWNLOAD_HINT,

@@ -40,8 +40,7 @@ from stages.models.processors.prepare import load_processor
 from stages.models.stored.layers import FORM, model_names, stored_settings
 from stages.models.streaming.load import load_streamed, streamed_layers
 from stages.models.streaming.pinned import load_pinned
-from stages.process.deferred_imports import import_transformers
-from stages.process.fork_imports import STAYS, import_asking_cuda
+from stages.process.deferred_imports import STAYS, import_asking_cuda, import_transformers
 from stages.process.job import parse_job
 
 DEFAULT_ATTENTION = ("sdpa", "+")

@@ -20,8 +20,8 @@ from stages.decode.protocol import read_features
 from stages.models.adapter_modules import ADAPTER_WEIGHTS
 from stages.models.loading import ModelJob, facts
 from stages.models.loading import warm as warm_model
+from stages.process.deferred_imports import import_asking_cuda
 from stages.process.events import EventReporter
-from stages.process.fork_imports import import_asking_cuda
 from stages.process.job import parse_job
 from stages.process.memory import anonymous_bytes
 from stages.tune.adapter import (
