@@ -40,7 +40,7 @@ from stages.models.encoding import EncodeItem
 from stages.models.hub.checkpoint import Checkpoint
 from stages.models.inspection import describe
 from stages.process.events import StageOutcome
-from stages.tune.job import TuneItem
+from stages.tune import TuneItem
 
 SIDE = 448
 """Pixels of a side of the frames."""

@@ -15,9 +15,9 @@ from flows.machine import budget
 from flows.machine.budget import check_device, device_memory, try_device
 from flows.machine.launch import DirectLauncher, ForkingLauncher, StageCall, StageHandle
 from scripts.gpu_check import forks as gpu_forks
+from stages.process.device import lock_path
 from stages.process.events import Event, Warned
 from stages.process.fork_client import ForkServer
-from stages.process.lock import lock_path
 from tests.support import gpus
 from tests.support.fake_gpu.holding import FORKED
 from tests.support.fake_gpu.state import Machine

@@ -19,7 +19,6 @@ from flows.checkpoint.adapters import (
 )
 from flows.checkpoint.gguf import gguf_for, user_gguf_for
 from flows.checkpoint.graphs import graphs_for
-from flows.checkpoint.model_files import ModelDigests, digests_of_parts, template_date, with_fetched
 from flows.checkpoint.precision import (
     BYTES,
     PartSettings,
@@ -30,10 +29,14 @@ from flows.checkpoint.precision import (
 )
 from flows.checkpoint.profile_loading import (
     Describer,
+    ModelDigests,
     custom_code_fields,
+    digests_of_parts,
     io_errors_as_fault,
     read_profile,
     small_files,
+    template_date,
+    with_fetched,
 )
 from flows.checkpoint.prompt_tokens import requested_sampling, sampling_of
 from flows.checkpoint.served import (

@@ -1,4 +1,8 @@
-"""One caption as a training example, and the content that it is about."""
+"""One caption as a training example, and the content that it is about.
+
+No model is to learn the text that runs put around their captions: the run that uses the model puts
+it there again.
+"""
 
 import json
 import os

@@ -18,9 +18,9 @@ from artifacts.packs import DamagedRecord, RecordSet
 from artifacts.plurals import counted
 from artifacts.shards import DATASET
 from flows.job.prepare import Job
+from flows.ledger.ledger import stages_with_work, waves_of
 from flows.ledger.namespaces import TextScores, one_shot_namespace
 from flows.ledger.tasks import Medium, keys_of
-from flows.ledger.waves import stages_with_work, waves_of
 from flows.machine.launch import StageCall, with_restarts
 from flows.media.media_files import MediaFile
 from flows.options.media import ON, SoundOptions
@@ -44,7 +44,7 @@ from stages import embed_texts, summarize
 from stages.decode import SCORE
 from stages.decode.generation import ScoreItem, ScoreJob
 from stages.models.hub.transfer import Announce
-from stages.summarize.job import SUMMARY, SummaryItem, SummaryJob, TimedText
+from stages.summarize import SUMMARY, SummaryItem, SummaryJob, TimedText
 
 TEXTS_AT_ONCE = 1 << 15
 """Largest number of texts in one process."""

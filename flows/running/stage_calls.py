@@ -14,9 +14,9 @@ from flows.checkpoint.models import Model
 from flows.checkpoint.precision import PartSettings
 from flows.job.pass_mode import pass_checks_namespace, windows_namespace
 from flows.job.prepare import Job
+from flows.ledger.ledger import previous_lengths
 from flows.ledger.namespaces import Variant, one_shot_namespace
 from flows.ledger.tasks import Medium, Task
-from flows.ledger.waves import previous_lengths
 from flows.machine.fan_out import on_device, shared_by
 from flows.machine.launch import StageCall
 from flows.options.media import SoundOptions

@@ -10,6 +10,10 @@ stands alone: behind a character that is no letter, or at the text's start. It i
 token that completes it, unless that token goes on with a letter. So it does not matter how a
 tokenizer cuts a phrase and what stands before it. The text so far decides which beginnings of
 phrases are open; for each such state the refused tokens are computed once.
+
+The host computes masks from a row's tokens, and applies them to the scores of many rows. One bit
+says of one token whether it may come next, so the mask of 151,936 tokens is 19 KB on its way to a
+GPU. Applying masks reads nothing from there.
 """
 
 import re

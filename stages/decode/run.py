@@ -6,6 +6,10 @@ its rows may have been captioned before.
 
 The stage records chunks on which the language half raises, and finds a fallback engine that can
 caption them.
+
+`Answers` holds the captions and failures of one job, by the engine that makes them. An item has a
+key for each engine that may answer it, in that engine's cache namespace. An answer by any of them
+counts. The engine that runs is known once it is loaded; it makes the new ones.
 """
 
 import contextlib

@@ -15,6 +15,10 @@ the recorded marks are applied to it.
 4. The list of what transformers exports is read from a stored file.
 
 Call nothing here in a process that another program owns.
+
+The fork server asks CUDA nothing about its cards while it imports for stages on a GPU. Some
+libraries ask CUDA when they are imported. A process that has asked cannot fork stages that use a
+card, so those imports are left to the stages.
 """
 
 import contextlib

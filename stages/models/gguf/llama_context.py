@@ -6,6 +6,8 @@
 3. A prompt is read in pieces, and one that begins as the one before from the first piece that
    differs. Pieces do not depend on what was read before, so neither does what is computed.
 4. A step computes one token of each row, idle rows too.
+
+The tokens of a prompt that see later ones are found by the attention masks of transformers.
 """
 
 import ctypes

@@ -5,6 +5,8 @@ with the even column in the low half. Scales keep the file's type and become [ro
 table of blocks. The weight is computed in 32 bit, piece by piece, and rounded once to the type that
 the checkpoint states. So it is bit-identical whether a layer is unpacked when it is loaded or at
 each call, and in 32 bit or, on a GPU, in 16.
+
+`PackedLinear` keeps its weight packed in memory, and unpacks it at each call.
 """
 
 from collections.abc import Callable, Mapping
