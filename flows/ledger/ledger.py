@@ -131,9 +131,9 @@ class Ledger:
         """Return the first variant whose parts use these precisions."""
         return next(variant for variant in self.variants if variant.precision == precision)
 
-    def other_engine_variant(self, namespaces: Variant) -> Variant | None:
+    def other_engine_variant(self, variant: Variant) -> Variant | None:
         """Return another variant with equivalent captions, or None."""
-        others = (v for v in self.variants if v != namespaces and v.same_but_engine(namespaces))
+        others = (v for v in self.variants if v != variant and v.same_but_engine(variant))
         return next(others, None)
 
     def answering_variants(self) -> list[Variant]:
@@ -307,16 +307,16 @@ class Ledger:
         self,
         medium: Medium,
         chunk: ChunkIndex,
-        namespaces: Variant,
+        variant: Variant,
         previous: str | None = "",
     ) -> Task:
         """Return the chunk with the keys of one variant. `previous` is the caption of the chunk
         before."""
-        return task_of(medium, chunk, namespaces, previous)
+        return task_of(medium, chunk, variant, previous)
 
-    def in_variant(self, task: Task, namespaces: Variant) -> Task:
+    def in_variant(self, task: Task, variant: Variant) -> Task:
         """Return a task with the keys of another variant."""
-        return self.make_task(task.medium, task.whole, namespaces, task.previous)
+        return self.make_task(task.medium, task.whole, variant, task.previous)
 
     def frames_to_cut(self, medium: Medium) -> list[int] | None:
         """Return the chunks whose frames must be cut. None means all chunks of an unread medium; an

@@ -357,8 +357,8 @@ class Clips:
         self, items: Sequence[SampleSource], copied: Collection[str] = ()
     ) -> dict[str, Path]:
         """Return the key of each sample → its clip. Cuts missing clips. A whole file has none if
-        every reader shows it as the model saw it (`stands`), unless it is `copied`, by the clip.
-        Raises PenstockError."""
+        every reader shows it as the model saw it (`is_shown_as_seen`), unless its clip is in
+        `copied`. Raises PenstockError."""
         keys = {item.sample.key: item.sample.clip for item in items}
         by_key = {keys[item.sample.key]: item for item in reversed(items)}
         present = self._present()
@@ -429,7 +429,7 @@ class Clips:
             }
         return {}
 
-    def stands(self, item: SampleSource) -> bool:
+    def is_shown_as_seen(self, item: SampleSource) -> bool:
         """Return whether every reader shows a whole file as the model saw it."""
         return bool(self._index.get(item.sample.clip, {}).get("plain"))
 

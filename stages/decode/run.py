@@ -453,16 +453,16 @@ class BatchRun:
         return self._answers.key(item) in self._missing
 
     def _claimed(
-        self, turns: WorkClaims, spec: EngineSpec, later: Iterator[list[Batch]]
+        self, claims: WorkClaims, spec: EngineSpec, later: Iterator[list[Batch]]
     ) -> Iterator[Batch]:
         """Yield the batches that this process must compute, and those of later portions."""
         if not self._job.feed:
-            yield from turns.claimed_batches(self._batches, self._answers.missing)
+            yield from claims.claimed_batches(self._batches, self._answers.missing)
             return
         for batches in chain([self._batches], (self._batches_for(spec, some) for some in later)):
             self._batches = batches or self._batches
             for batch in batches:
-                if turns.take(partial(self._answers.missing, batch)):
+                if claims.take(partial(self._answers.missing, batch)):
                     yield batch
 
     def _caption(
@@ -481,14 +481,14 @@ class BatchRun:
         oom_retry = OomRetry(self._report, spare, faults.items)
         to_retry: list[DecodeItem] = []
         with (
-            claims_at(self._store, *answers.record_sets, share=self._job.share) as turns,
-            write_behind(partial(self._publish, turns)) as publish,
+            claims_at(self._store, *answers.record_sets, share=self._job.share) as claims,
+            write_behind(partial(self._publish, claims)) as publish,
             contextlib.closing(
                 requests
-                for _, requests in prefetched(self._claimed(turns, spec, later), self._read)
+                for _, requests in prefetched(self._claimed(claims, spec, later), self._read)
             ) as ready,
         ):
-            faults.done = turns.done
+            faults.done = claims.done
             for requests, outputs in engine.run(ready, oom_retry):
                 records = []
                 for one, output in zip(requests, outputs, strict=True):
@@ -509,13 +509,13 @@ class BatchRun:
             if not self._job.feed:
                 faults.items.close()
 
-    def _publish(self, turns: WorkClaims, made: list[list[Record]]) -> None:
+    def _publish(self, claims: WorkClaims, made: list[list[Record]]) -> None:
         """Store captions that were missing, report them, and release their claims."""
         records = [record for batch in made for record in batch if record.key in self._missing]
         tokens = {record.key: record.meta["tokens"] for record in records}
         for key in self._answers.publish(records):
             self._report.item(key, tokens=tokens[key])
-        turns.done(tokens)
+        claims.done(tokens)
 
     def _record(
         self, fields: dict[str, Any], request: DecodeRequest, output: CaptionOutput

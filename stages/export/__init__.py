@@ -168,6 +168,7 @@ STAGE = StageSpec(
     output_version=1,
     entry="stages.export.run:run",
     verb="exporting",
+    counts="",
 )
 TRACE = StageSpec(
     name="trace",
@@ -176,6 +177,7 @@ TRACE = StageSpec(
     output_version=1,
     entry="stages.export.graphs.run:run",
     verb="making graphs",
+    counts="",
 )
 COMPARE = StageSpec(
     name="compare",
@@ -185,6 +187,7 @@ COMPARE = StageSpec(
     output_version=1,
     entry="stages.export.compare:run",
     verb="comparing features",
+    counts="",
 )
 CALIBRATE = StageSpec(
     name="calibrate",
@@ -195,6 +198,7 @@ CALIBRATE = StageSpec(
     output_version=1,
     entry="stages.export.calibrate:run",
     verb="calibrating",
+    counts="",
 )
 JUDGE = StageSpec(
     name="judge",
@@ -205,4 +209,5 @@ JUDGE = StageSpec(
     output_version=1,
     entry="stages.export.logit_agreement:run",
     verb="judging",
+    counts="",
 )
