@@ -48,12 +48,12 @@ from artifacts.store import Store
 from flows.checkpoint.models import Model
 from flows.console.display import Display
 from flows.ledger.namespaces import Variant
-from flows.ledger.tasks import Medium, Task, sound_key, task_of, unique
+from flows.ledger.tasks import Medium, Task, task_of, unique
 from flows.pipelines import Pipeline
-from stages import sound
+from stages import hear, sound
 from stages.models.hub.transfer import fetch
 from stages.process.job import StageSpec
-from stages.sound import SILENCES
+from stages.sound import SILENCES, sound_key
 
 
 class Ledger:
@@ -136,10 +136,17 @@ class Ledger:
         others = (v for v in self.variants if v != variant and v.same_but_engine(variant))
         return next(others, None)
 
-    def answering_variants(self) -> list[Variant]:
-        """Return the variant of new records, then those that differ from it at most in the engine
-        and in how inputs pass the vision half. Those that differ only in the engine come first."""
-        own = self.namespaces
+    def unheard_variant(self, namespaces: Variant) -> Variant:
+        """Return the variant that makes captions without sound, and otherwise as this one."""
+        precision = {p: of for p, of in namespaces.precision.items() if p != hear.STAGE.part}
+        made = (precision, namespaces.engine)
+        return next(v for v in self.variants if not v.hears and (v.precision, v.engine) == made)
+
+    def answering_variants(self, own: Variant | None = None) -> list[Variant]:
+        """Return a variant (default: that of new records), then those that differ from it at most
+        in the engine and in how inputs pass the vision half. Those that differ only in the engine
+        come first."""
+        own = own or self.namespaces
         found = [v for v in self.variants if v != own and v.same_but_rounding(own)]
         return [own, *sorted(found, key=lambda variant: variant.in_batches != own.in_batches)]
 
@@ -223,7 +230,8 @@ class Ledger:
         """Return whether a chunk has sound, or may have it: the sound stage did not read it yet."""
         if self.silences is None or medium.kind != "video":
             return False
-        return sound_key(self.namespaces[sound.STAGE.writes], medium, chunk) not in self.silences
+        namespace = self.namespaces[sound.STAGE.writes]
+        return sound_key(namespace, medium.digest, chunk) not in self.silences
 
     def forget_failures(self, media: Sequence[Medium]) -> None:
         """Drop the recorded failures, so that everything is tried again."""

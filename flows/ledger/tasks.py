@@ -12,6 +12,7 @@ from artifacts.tiles import OFF, Box, boxes_of
 from flows.ledger.namespaces import Variant
 from flows.ledger.prompts import PREVIOUS, fill_placeholders
 from flows.pipelines import SOUND_KINDS
+from stages.sound import sound_key
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -125,7 +126,7 @@ def task_of(medium: Medium, chunk: ChunkIndex, variant: Variant, previous: str |
         if kind not in SOUND_KINDS
     }
     for kind in SOUND_KINDS & variant.of.keys():
-        keys[kind] = sound_key(variant[kind], medium, chunk)
+        keys[kind] = sound_key(variant[kind], medium.digest, chunk)
     return Task(
         medium=medium,
         chunk=shown,
@@ -135,11 +136,6 @@ def task_of(medium: Medium, chunk: ChunkIndex, variant: Variant, previous: str |
         prompt=prompt,
         previous=previous,
     )
-
-
-def sound_key(namespace: str, medium: Medium, chunk: ChunkIndex) -> str:
-    """Return the key of a record about the sound of a chunk. It does not depend on the frames."""
-    return item_key(namespace, medium.digest, chunk.index, chunk.start, chunk.end)
 
 
 def keys_of(tasks: Iterable[Task], kind: str) -> set[str]:

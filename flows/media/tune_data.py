@@ -47,7 +47,7 @@ from flows.media.generated_files import (
     text_paths,
 )
 from flows.media.media_files import IMAGE_SUFFIXES, VIDEO_SUFFIXES, kind_of
-from flows.options.formats import MADE, SOUNDING
+from flows.options.formats import MADE, MOST_TRACKS, sounding
 from stages.models.hub.transfer import Announce
 
 
@@ -195,7 +195,8 @@ def is_of_set(folder: Path) -> bool:
 def _captions_in(run: Path, contents: Mapping[str, str]) -> Mapping[str, list[tuple[Row, str]]]:
     """Return the captions of a run with the contents of their media, by the digits in the names of
     clips, and by the files of the media."""
-    ways = {way + sound for pair in MADE.values() for way in pair for sound in ("", SOUNDING)}
+    sounds = ("", *map(sounding, range(MOST_TRACKS + 1)))
+    ways = {way + sound for pair in MADE.values() for way in pair for sound in sounds}
     found: defaultdict[str, list[tuple[Row, str]]] = defaultdict(list)
     try:
         for line in filter(None, read_text(run / "captions.jsonl", BYTES).split("\n")):

@@ -229,10 +229,13 @@ def serve_requests(job: DecodeJob, report: EventReporter) -> None:
     store = open_store(job.store)
     places = [("features", n) for n in (job.features_namespace, *job.other_features)]
     features = RecordUnion(record_sets_of(store, *places))
-    names = [n for n in (job.heard_namespace, *job.other_heard) if n]
+    names = [job.heard_namespace] if job.heard_namespace else []
     heard = RecordUnion(record_sets_of(store, *(("heard", n) for n in names)))
     namespaces = {OWN: job.namespace, FALLBACK: job.fallback_namespace}
-    captions = {name: RecordSet(store, "captions", n) for name, n in namespaces.items() if n}
+    captions, unheard = (
+        {maker: RecordSet(store, "captions", n) for maker, n in of.items() if n}
+        for of in (namespaces, {**namespaces, **job.unheard_namespaces})
+    )
     engine = start_engine(job, report)
 
     def read(batch: list[PipedRequest[DecodeItem]]) -> list[DecodeRequest]:
@@ -273,8 +276,9 @@ def serve_requests(job: DecodeJob, report: EventReporter) -> None:
                 more = {"prompt_tokens": output.prompt_tokens, "stopped": output.stopped}
                 meta = output.meta | more | origin
                 record = Record(key=one.item.keys[maker], meta=meta)
-                captions[maker].publish([record])
-                captions[maker].forget([record.key])
+                records = (captions if one.item.heard else unheard)[maker]
+                records.publish([record])
+                records.forget([record.key])
                 report.send(_ended(one, output))
 
 
