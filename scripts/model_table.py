@@ -17,7 +17,7 @@ from benchmarks._common import cells
 from flows.machine.budget import GPU_SHARE
 from flows.options.commands import DEFAULT_MODEL
 from flows.planning.plan_view import TABLE
-from stages.models.encoding.pass_modes import ALONE, BATCHES, FIXED
+from stages.models.encoding import ALONE, BATCHES, FIXED
 from stages.models.hub.checkpoint import NEAREST
 from stages.models.hub.quantized import READ, UNREAD
 from stages.models.hub.unsupported import UNSUPPORTED

@@ -17,9 +17,9 @@ from safetensors.torch import load_file
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.keys import ContentDigests
 from flows.checkpoint.adapters import AdapterUse, adapter_for, parse_adapter
-from flows.checkpoint.model_files import ModelDigests
 from flows.checkpoint.models import Model
 from flows.checkpoint.precision import resolve_settings, with_adapter
+from flows.checkpoint.profile_loading import ModelDigests
 from flows.cli.main import main
 from flows.console.display import Display
 from flows.ledger.namespaces import variant_of

@@ -8,10 +8,9 @@ from typing import Any
 from artifacts.packs import Record
 from artifacts.schema import ChunkIndex, MediaIndex
 from artifacts.store import FolderStore
-from flows.ledger.ledger import Ledger
+from flows.ledger.ledger import Ledger, stages_with_work
 from flows.ledger.namespaces import Variant
 from flows.ledger.tasks import Medium, Task
-from flows.ledger.waves import stages_with_work
 from flows.machine.leases import RunningJob
 from flows.pipelines import CAPTION, HEARING, with_hearing
 from flows.planning.ladder import Rung

@@ -25,7 +25,7 @@ from penstock_demo.clips import write_clips
 from stages.models.adapter_modules import ADAPTER_WEIGHTS, LoraAdapter
 from stages.models.hub.checkpoint import Checkpoint
 from stages.models.published import FIELD
-from stages.summarize.job import SUMMARY, TimedText
+from stages.summarize import SUMMARY, TimedText
 from tests.support.clips import joint_model
 from tests.support.first_releases import RELEASES, Medium, Question, answers, build, release
 from tests.support.inside import Ended, InsideLauncher, Ran, run_inside, run_through

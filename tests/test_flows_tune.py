@@ -37,8 +37,7 @@ from flows.running.tune import tune
 from penstock_demo import CHECKPOINT
 from penstock_demo.clips import write_clips
 from stages.models.adapter_modules import ADAPTER_WEIGHTS
-from stages.tune import STAGE
-from stages.tune.job import RECORD
+from stages.tune import RECORD, STAGE
 from stages.tune.training import Trainer, TrainingExample
 from tests.support.browser import Browser
 from tests.support.checkpoints import whole_checkpoint

@@ -13,7 +13,7 @@ import torch
 from artifacts.errors import UsageError
 from benchmarks._clip import save_clip
 from benchmarks._words import hf
-from stages.embed_texts.job import TextsJob
+from stages.embed_texts import TextsJob
 from stages.embed_texts.run import TextReader, fit_logit_scale, mean_directions, run
 from stages.models.half_job import HalfJob
 from stages.models.halves.features import logits, text_vectors

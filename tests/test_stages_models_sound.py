@@ -20,8 +20,8 @@ from benchmarks._words import hf
 from stages.decode.generation import DecodeItem
 from stages.hear.run import run as hear
 from stages.models import describe, load_half
+from stages.models.encoding import EncodeItem, EncodingJob
 from stages.models.encoding.batch import encode_batches
-from stages.models.encoding.job import EncodeItem, EncodingJob
 from stages.models.halves.features import Features
 from stages.models.halves.offload import generate
 from stages.models.halves.records import FeatureRecord

@@ -19,9 +19,8 @@ from stages.models import describe, load_half
 from stages.models.hub.headers import Header
 from stages.models.hub.quantized import refuse_unread
 from stages.models.shards.layout import DTYPE_NAMES
-from stages.models.stored.codes import Codes, _decoded, codes_of, unpack
+from stages.models.stored.codes import BESIDE, Codes, PackedLinear, _decoded, codes_of, unpack
 from stages.models.stored.layouts import Settings, StoredLayer, layers_by_headers, recognize
-from stages.models.stored.linear import BESIDE, PackedLinear
 from tests.support.attacks import seeded
 from tests.support.card_tensors import card, on_card
 from tests.support.families import checkpoint, made_once

@@ -9,8 +9,7 @@ from pathlib import Path
 from artifacts.errors import UsageError
 from artifacts.keys import digest_of
 from artifacts.paths import folder_named
-from flows.checkpoint.model_files import ModelDigests
-from flows.checkpoint.profile_loading import io_errors_as_fault
+from flows.checkpoint.profile_loading import ModelDigests, io_errors_as_fault
 from flows.options.commands import RunOptions
 from flows.options.model import AdapterOptions, RecordedAdapterOptions
 from stages.models.adapter_modules import (

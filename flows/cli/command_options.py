@@ -167,7 +167,7 @@ def _add_running(parser: argparse.ArgumentParser, groups: Groups, dry_run: str) 
 
 
 def add_convert(parser: argparse.ArgumentParser) -> None:
-    from stages.convert.job import DTYPES
+    from stages.convert import DTYPES
 
     add = parser.add_argument
     add("source", metavar="SRC", help="folder of the model, or one .pt, .pth or .bin file")

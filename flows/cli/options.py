@@ -18,7 +18,7 @@ from flows.options.commands import CaptionConfig
 from flows.options.formats import FILES, MEMORY, MODEL, SAMPLING, TEXT
 from flows.options.media import SourceOptions
 from flows.options.training import RecordedRun
-from flows.results.recorded_command import repeated
+from flows.results.run_record import repeated
 from stages.decode.generation import WORDS
 
 C = TypeVar("C")

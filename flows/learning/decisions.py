@@ -37,7 +37,6 @@ from flows.media.media_files import MediaFile, Selection
 from flows.media.sources import find_media
 from flows.options.training import LearnConfig, RecordedRun
 from flows.pipelines import CAPTION
-from flows.results.recorded_command import moved_with
 from flows.results.rounds import (
     ADAPTER,
     CHOSEN,
@@ -49,6 +48,7 @@ from flows.results.rounds import (
     unfinished,
     usable_rounds,
 )
+from flows.results.run_record import moved_with
 from flows.results.trust import own_belief
 from flows.reviewing.captions import ReviewedCaptions
 

@@ -25,7 +25,7 @@ from flows.pipelines import SOUND_KINDS, Pipeline, parts_of, without_hearing
 from stages import hear, sound
 from stages.decode import SCORE
 from stages.decode.generation import SamplingParams, ScoreItem
-from stages.models.encoding.pass_modes import BATCHES
+from stages.models.encoding import BATCHES
 from stages.process.job import StageSpec
 
 LARGEST_LIMIT = 2048

@@ -34,11 +34,11 @@ from stages.process.device import (
     device_model,
     device_uuid,
     driver_version,
+    lock_path,
 )
 from stages.process.device_limit import ProbeJob
 from stages.process.exit_diagnosis import device_advice
 from stages.process.fork_client import ALLOCATOR, ALLOCATOR_OLD, NOT_EXPANDABLE
-from stages.process.lock import lock_path
 from stages.process.memory import anonymous_bytes, host_free_bytes, host_total_bytes
 
 FORMAT = 2

@@ -14,8 +14,8 @@ from artifacts.keys import item_key
 from artifacts.packs import Pack, packs, sizes_in
 from flows.console.units import rounded_up, size, written
 from flows.job.prepare import Job
+from flows.ledger.ledger import cut_waves
 from flows.ledger.tasks import Medium, Task, keys_of
-from flows.ledger.waves import cut_waves
 from flows.machine.leases import Lease, running_jobs
 from flows.options.model import StoreSizeOptions
 from flows.pipelines import LARGE

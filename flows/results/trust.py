@@ -25,9 +25,9 @@ from artifacts.signing import EDIT, ROUND, Proof, anybody, proof_by
 from flows.console.lines import is_terminal, print_lines, printable
 from flows.options.model import default_store
 from flows.results.marker import CAPTIONS, MEDIA, Marker, inputs_in, own_marker, read_marker
-from flows.results.recorded_command import COMMAND, repeated
 from flows.results.rounds import rounds_in
 from flows.results.run_read import load_record
+from flows.results.run_record import COMMAND, repeated
 
 COMMANDS, ADDRESSES, CORRECTIONS, ROUNDS = ("commands", "addresses", "corrections", "rounds")
 """What a command may take from a folder: the command that it repeats, the addresses that it

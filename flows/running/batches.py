@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from flows.checkpoint.models import Model
 from flows.job.prepare import Job
+from flows.ledger.ledger import lengths_of
 from flows.ledger.tasks import Medium, Task, unique
-from flows.ledger.waves import lengths_of
 from flows.planning.ladder import Rung
 from stages.memory.oom_retry import split_batch
 from stages.models.encoding import FRAMES_PER_BATCH

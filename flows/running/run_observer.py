@@ -17,10 +17,9 @@ from artifacts.schema import Half
 from artifacts.store import fault_of
 from flows.console.display import COUNTS, Display
 from flows.console.units import size
-from flows.job.job_summary import noun_of, summary
-from flows.job.namespace_notes import note_namespaces, one_shot_namespaces
+from flows.job.job_summary import note_namespaces, noun_of, one_shot_namespaces, summary
 from flows.job.prepare import Job
-from flows.ledger.waves import fetch_parts
+from flows.ledger.ledger import fetch_parts
 from flows.machine.budget import WithinBudget
 from flows.machine.fan_out import FanOutLauncher
 from flows.machine.launch import Launcher, StageCall, StageHandle

@@ -73,7 +73,7 @@ from stages.frames.job import FramesItem
 from stages.frames.medium import CRASHED, UNSTORED_KINDS
 from stages.process.events import Event, Failed, Item, MemorySample
 from stages.process.memory import cores
-from stages.sift.job import SiftJob
+from stages.sift import SiftJob
 from stages.sift.measures import FRACTIONS, STEP_SECONDS, Marked
 
 

@@ -14,9 +14,9 @@ from flows.checkpoint.models import Model
 from flows.checkpoint.precision import PartSettings
 from flows.job.pass_mode import pass_checks_namespace, windows_namespace
 from flows.job.prepare import Job
+from flows.ledger.ledger import previous_lengths
 from flows.ledger.namespaces import Variant, one_shot_namespace
 from flows.ledger.tasks import Medium, Task
-from flows.ledger.waves import previous_lengths
 from flows.machine.fan_out import on_device, shared_by
 from flows.machine.launch import StageCall
 from flows.options.media import SoundOptions
@@ -34,9 +34,9 @@ from stages.decode.generation import (
     DecodeJob,
     SamplingParams,
 )
-from stages.embed_texts.job import TextsJob
+from stages.embed_texts import TextsJob
 from stages.frames.job import FramesItem, FramesJob
-from stages.models.encoding.job import EncodeItem
+from stages.models.encoding import EncodeItem
 from stages.models.graphs.manifest import TENSORRT
 from stages.models.half_job import HalfJob
 from stages.process.device import device_capability

@@ -22,9 +22,9 @@ from flows.console.display import Display
 from flows.job.hearing import sound_note
 from flows.job.pass_mode import replanned_once
 from flows.job.prepare import Job
+from flows.ledger.ledger import most_tokens
 from flows.ledger.prompts import prompt_for, refuse_control_words
 from flows.ledger.tasks import Task
-from flows.ledger.waves import most_tokens
 from flows.machine.launch import DirectLauncher, StageCall
 from flows.media.example import Example
 from flows.media.tune_data import examples_in, split
@@ -48,8 +48,7 @@ from flows.running.run_observer import OnBegin, RunObserver
 from flows.running.stage_calls import StageCallBuilder
 from stages.models.adapter_modules import ADAPTER_CONFIG, ADAPTER_WEIGHTS, read_adapter
 from stages.models.hub.transfer import Announce
-from stages.tune import OUTPUT_VERSION, STAGE
-from stages.tune.job import CHECKPOINT, RECORD, TuneItem, TuneJob, layout_in
+from stages.tune import CHECKPOINT, OUTPUT_VERSION, RECORD, STAGE, TuneItem, TuneJob, layout_in
 
 BOARD = "tensorboard"
 """Folder of the run for TensorBoard's files."""

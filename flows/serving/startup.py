@@ -17,10 +17,10 @@ from artifacts.store import open_store
 from artifacts.tiles import boxes_of
 from flows.console.display import Display
 from flows.job.hearing import sound_note
-from flows.job.namespace_notes import context_note, note_namespaces
+from flows.job.job_summary import context_note, note_namespaces
 from flows.job.prepare import Job, prepare_without_media
+from flows.ledger.ledger import fetch_parts
 from flows.ledger.namespaces import one_shot_namespace
-from flows.ledger.waves import fetch_parts
 from flows.machine.launch import DirectLauncher, ForkingLauncher, Launcher, StageCall
 from flows.media.labels import LabelSet, label_set
 from flows.options.commands import RunOptions

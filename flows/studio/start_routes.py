@@ -32,8 +32,8 @@ from flows.studio.roots import Refused, Roots, is_shown
 from flows.studio.runs import QueuedRun, plan_of, run_id
 from flows.studio.session import UPLOADS, Studio
 from flows.studio.values import checked, line_of, table, words_of
-from stages.export.jobs import KINDS
-from stages.models.hub.hub_errors import cache_folder
+from stages.export import KINDS
+from stages.models.hub.transfer import cache_folder
 
 DEEPEST = 2
 """Folders below a root in which models and adapters are looked for."""

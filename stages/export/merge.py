@@ -28,8 +28,8 @@ import torch
 
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.regular_files import open_regular
+from stages.export import MergeJob
 from stages.export.export_plan import refuse_unwritable
-from stages.export.jobs import MergeJob
 from stages.models.adapter_injection import read_matrix
 from stages.models.adapter_modules import (
     COPY_HINT,

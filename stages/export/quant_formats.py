@@ -17,8 +17,8 @@ from safetensors.torch import load_file, save
 
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.files import whole_file
+from stages.export import BITSANDBYTES, PACKED, ExportJob
 from stages.export.export_plan import ExportPlan, StoredTensor, plan_export
-from stages.export.jobs import BITSANDBYTES, PACKED, ExportJob
 from stages.export.rounding import CannotRound, Rounded, round_to_nearest, unsupported_shape
 from stages.models.halves.routes import config_and_class
 from stages.models.hub.checkpoint import CONFIG, json_bytes, small_files

@@ -10,8 +10,8 @@ import numpy as np
 
 from artifacts.errors import UsageError
 from artifacts.packs import DamagedRecord, RecordSet
+from stages.models.encoding import EncodeItem, EncodingJob
 from stages.models.encoding.batch import encode_batches
-from stages.models.encoding.job import EncodeItem, EncodingJob
 from stages.models.encoding.run import EncodeSpec, Refusal, encode_all, feature_record, or_refusal
 from stages.models.loading import warm as warm
 from stages.models.processors.hearing import prepare_sound

@@ -31,7 +31,7 @@ from stages.frames.reader import Reader
 from stages.process.events import EventReporter
 from stages.process.job import parse_job
 from stages.process.memory import cores
-from stages.sift.job import SiftJob
+from stages.sift import SiftJob
 from stages.sift.measures import (
     BLACK_SHARE,
     EDGE,

@@ -23,7 +23,7 @@ from flows.planning.training_estimate import LOGITS, adapted_layer_bytes, lora_p
 from flows.planning.training_terms import ADAPTER, OPTIMIZERS
 from flows.planning.workloads import Workload
 from stages.models.hub.checkpoint import Checkpoint
-from stages.tune.job import ADAMW, ADAMW8, PAGED_ADAMW8
+from stages.tune import ADAMW, ADAMW8, PAGED_ADAMW8
 
 FOUR_BIT = "nf4"
 """4-bit precision that supports gradients."""

@@ -31,7 +31,7 @@ from artifacts.schema import Half
 from artifacts.tensors import pack_tree
 from stages.memory.meta_device import tensors
 from stages.memory.oom_retry import item_fault
-from stages.models.encoding.pass_modes import pass_check_key, pass_mode_of
+from stages.models.encoding import pass_check_key, pass_mode_of
 from stages.models.halves.features import Features, encode, is_pixels, refuse_other_count
 from stages.models.halves.offload import UNDIVIDED
 from stages.models.halves.records import CannotSplit, FeatureRecord, rule_of_input, split

@@ -7,7 +7,7 @@ stated to be thread-safe: a fast tokenizer that two threads use at once may rais
 borrowed". After out of memory, items are prepared one at a time.
 
 A batch is computed whole where the bytes of a row depend on it. Otherwise its inputs pass the half
-in a fixed number of rows (stages/models/encoding/pass_modes.py).
+in a fixed number of rows (stages/models/encoding/__init__.py).
 """
 
 import copy
@@ -41,7 +41,7 @@ from stages.memory.oom_retry import (
     catch_oom,
     item_fault,
 )
-from stages.models.encoding import FEED_NOTE
+from stages.models.encoding import FEED_NOTE, KIND, WINDOWS, EncodeItem, EncodingJob
 from stages.models.encoding.batch import (
     PassChecks,
     PassRow,
@@ -50,8 +50,6 @@ from stages.models.encoding.batch import (
     overflowed,
     undivided,
 )
-from stages.models.encoding.job import EncodeItem, EncodingJob
-from stages.models.encoding.pass_modes import KIND, WINDOWS
 from stages.models.halves.load import ReloadableHalf
 from stages.models.halves.recorded import PassRecorder
 from stages.models.halves.records import FeatureRecord

@@ -34,7 +34,6 @@ NAMES = (
     *("weight_zero_point", "weight_shape", "weight_g_idx", "weight_global_scale"),
 )
 """Local names of the tensors that these layouts store besides `weight`."""
-SCALES = ("scales", "weight_scale", "weight_scale_inv")
 NOT_WEIGHTS = ("input_activations", "output_activations", "kv_cache_scheme")
 """Settings of what is quantized at run time."""
 BYTES = ("I8", "F8_E4M3")
