@@ -1,0 +1,192 @@
+"""Text vectors of CLIP and SigLIP in numpy, without torch, whose import takes most of a search.
+
+The layers of both families are the same. CLIP attends to earlier tokens only, and its vector stands
+at the end token. SigLIP pads a text to a fixed length, attends to all tokens, and its vector stands
+at the last one. The weights of one layer at a time are in memory, in 32 bit.
+
+A checkpoint may differ from its family in its tokenizer or in a layer, so callers compare vectors
+of known texts with those that the model's own code made.
+"""
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Numbers = NDArray[np.float32]
+
+DEFAULTS: Mapping[str, Mapping[str, Any]] = {
+    "clip": {
+        "num_attention_heads": 8,
+        "layer_norm_eps": 1e-5,
+        "hidden_act": "quick_gelu",
+        "max_position_embeddings": 77,
+        "eos_token_id": 49407,
+    },
+    "siglip": {
+        "num_attention_heads": 12,
+        "layer_norm_eps": 1e-6,
+        "hidden_act": "gelu_pytorch_tanh",
+        "max_position_embeddings": 64,
+    },
+}
+"""Family → fields of its text configuration that a file may leave out (transformers)."""
+OLD_END = 2
+"""End token of early CLIP configurations. It is wrong: the largest token is the end token."""
+KINDS = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
+"""Number format in safetensors → format in which it is read."""
+HEADER_BYTES = 100_000_000
+"""Largest header that safetensors accepts."""
+
+
+def text_vectors(folder: Path, texts: Sequence[str]) -> Numbers | None:
+    """Return one unit vector per text, shape (texts, width). Texts that are too
+    long are truncated. None if the checkpoint in `folder` is of another family or form."""
+    try:
+        return _Half(folder).vectors(texts)
+    except Exception:  # tokenizers raises nothing narrower; the model's own code names the fault
+        return None
+
+
+class _Half:
+    """The text half of one checkpoint."""
+
+    def __init__(self, folder: Path) -> None:
+        from tokenizers import Tokenizer
+
+        config = _json(folder / "config.json")
+        self._family = config["model_type"]
+        self._config = {**DEFAULTS[self._family], **config["text_config"]}
+        self._act = ACTIVATIONS[self._config["hidden_act"]]
+        self._weights = _Weights(folder)
+        words = _json(folder / "tokenizer_config.json")
+        pad = words["pad_token"]
+        name = pad if isinstance(pad, str) else pad["content"]
+        positions: int = self._config["max_position_embeddings"]
+        self._most = min(positions, words.get("model_max_length") or positions)
+        self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self._tokenizer.enable_truncation(self._most)
+        self._tokenizer.no_padding()
+        self._pad: int = self._tokenizer.token_to_id(name)
+
+    def vectors(self, texts: Sequence[str]) -> Numbers:
+        tokens = [self._tokenizer.encode(text).ids for text in texts]
+        is_clip = self._family == "clip"
+        length = max(map(len, tokens)) if is_clip else self._most
+        ids = np.array([[*each, *[self._pad] * (length - len(each))] for each in tokens])
+        names = "text_model.embeddings.token_embedding", "text_model.embeddings.position_embedding"
+        rows = {token: self._weights.read(f"{names[0]}.weight", token) for token in set(ids.flat)}
+        states = np.stack([[rows[token] for token in each] for each in ids])
+        states += self._weights.read(f"{names[1]}.weight")[:length]
+        hidden = np.triu(np.full((length, length), -np.inf, np.float32), 1) if is_clip else 0.0
+        layer = 0
+        while f"text_model.encoder.layers.{layer}.layer_norm1.weight" in self._weights:
+            states = self._layer(states, f"text_model.encoder.layers.{layer}", hidden)
+            layer += 1
+        states = self._norm(states, "text_model.final_layer_norm")
+        ends = self._ends(ids) if is_clip else np.full(len(ids), length - 1)
+        head = "text_projection" if is_clip else "text_model.head"
+        found = self._linear(states[np.arange(len(ids)), ends], head)
+        unit: Numbers = found / np.linalg.norm(found, axis=1, keepdims=True)
+        return unit
+
+    def _ends(self, ids: NDArray[Any]) -> NDArray[Any]:
+        end = self._config["eos_token_id"]
+        found: NDArray[Any] = (ids if end == OLD_END else ids == end).argmax(axis=1)
+        return found
+
+    def _layer(self, states: Numbers, name: str, hidden: Numbers | float) -> Numbers:
+        """Return the states, shape (texts, tokens, width), after one layer. `hidden` is added to
+        the scores of attention."""
+        texts, tokens, width = states.shape
+        heads = self._config["num_attention_heads"]
+        normed = self._norm(states, f"{name}.layer_norm1")
+        query, key, value = (
+            self._linear(normed, f"{name}.self_attn.{part}_proj")
+            .reshape(texts, tokens, heads, width // heads)
+            .swapaxes(1, 2)
+            for part in "qkv"
+        )
+        scores = query @ key.swapaxes(2, 3) / np.float32(math.sqrt(width // heads)) + hidden
+        scores = np.exp(scores - scores.max(axis=-1, keepdims=True))
+        seen = (scores / scores.sum(axis=-1, keepdims=True)) @ value
+        seen = seen.swapaxes(1, 2).reshape(texts, tokens, width)
+        states = states + self._linear(seen, f"{name}.self_attn.out_proj")
+        normed = self._norm(states, f"{name}.layer_norm2")
+        inner = self._act(self._linear(normed, f"{name}.mlp.fc1"))
+        return states + self._linear(inner, f"{name}.mlp.fc2")
+
+    def _linear(self, states: Numbers, name: str) -> Numbers:
+        found: Numbers = states @ self._weights.read(f"{name}.weight").T
+        bias = f"{name}.bias"
+        return found + self._weights.read(bias) if bias in self._weights else found
+
+    def _norm(self, states: Numbers, name: str) -> Numbers:
+        above = states - states.mean(axis=-1, keepdims=True)
+        spread = np.sqrt((above**2).mean(axis=-1, keepdims=True) + self._config["layer_norm_eps"])
+        weight, bias = (self._weights.read(f"{name}.{part}") for part in ("weight", "bias"))
+        found: Numbers = above / spread * weight + bias
+        return found
+
+
+class _Weights:
+    """The tensors in the safetensors files of a folder, each read when it is needed. Not mapped:
+    whoever overwrites a mapped file ends the process."""
+
+    def __init__(self, folder: Path) -> None:
+        self._places: dict[str, tuple[Path, str, list[int], int]] = {}
+        for path in sorted(folder.glob("*.safetensors")):
+            with path.open("rb") as file:
+                size = int.from_bytes(file.read(8), "little")
+                header = json.loads(file.read(min(size, HEADER_BYTES)))
+            header.pop("__metadata__", None)
+            for name, each in header.items():
+                start = 8 + size + each["data_offsets"][0]
+                self._places.setdefault(name, (path, each["dtype"], each["shape"], start))
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._places
+
+    def read(self, name: str, row: int | None = None) -> Numbers:
+        """Return a tensor, or one row of it, in 32 bit."""
+        path, dtype, shape, start = self._places[name]
+        kind = np.dtype(KINDS[dtype])
+        if row is not None:
+            rows, *shape = shape
+            start += range(rows)[row] * math.prod(shape) * kind.itemsize
+        found = np.fromfile(path, kind, math.prod(shape), offset=start).reshape(shape)
+        if dtype == "BF16":
+            return (found.astype(np.uint32) << 16).view(np.float32)
+        return found.astype(np.float32, copy=False)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
+def _quick_gelu(x: Numbers) -> Numbers:
+    found: Numbers = x / (1 + np.exp(-1.702 * x))
+    return found
+
+
+def _gelu(x: Numbers) -> Numbers:
+    erf = np.array([math.erf(each) for each in (x / math.sqrt(2)).flat], np.float32)
+    found: Numbers = x * (1 + erf.reshape(x.shape)) / 2
+    return found
+
+
+def _gelu_tanh(x: Numbers) -> Numbers:
+    found: Numbers = x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))) / 2
+    return found
+
+
+ACTIVATIONS: Mapping[str, Callable[[Numbers], Numbers]] = {
+    "quick_gelu": _quick_gelu,
+    "gelu": _gelu,
+    "gelu_pytorch_tanh": _gelu_tanh,
+}
