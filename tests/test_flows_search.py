@@ -102,11 +102,10 @@ def test_a_picture_finds_itself_and_its_twin(built: Path, capsys: Said) -> None:
 
 def test_conditions_moments_and_numbers_of_hits(built: Path, capsys: Said) -> None:
     picture = str(built / "media" / "p0.png")
-    films = found(
-        built, capsys, picture, "--where", "path like '%.mp4' and time < 10", "--top", "50"
-    )
+    where = ["--where", "path like '%.mp4' and time < 10", "--top", "50"]
+    films = found(built, capsys, picture, "--each-frame", *where)
     assert 9 <= len(films) <= 11 and all(hit["time"][0] < 10 for hit in films)
-    joined = found(built, capsys, picture, "--where", "time is not null", "--moments")
+    joined = found(built, capsys, picture, "--where", "time is not null")
     assert all(hit["time"][0] < hit["time"][1] for hit in joined)
     assert len(found(built, capsys, picture, "--top", "3")) == 3
 
@@ -115,7 +114,8 @@ def test_texts_are_read_by_the_text_half_alone_and_searches_for_them_measured(
     built: Path, clip: Path, place: Path, capsys: Said
 ) -> None:
     assert {"pictures", "texts"} == set(read_manifest(place / "index").measured)
-    hits = found(place, capsys, "a dog<eos>", "--top", "50")
+    every = ["--each-frame", "--top", "50"]
+    hits = found(place, capsys, "a dog<eos>", *every)
     processor: Any = hf.AutoProcessor.from_pretrained(clip)
     picture = Image.open(built / "media" / "p4.png")
     inputs = processor(images=[picture], text=["a dog<eos>"], return_tensors="pt")
@@ -124,8 +124,8 @@ def test_texts_are_read_by_the_text_half_alone_and_searches_for_them_measured(
     expected = float(whole.text_embeds[0] @ whole.image_embeds[0])
     near = {hit["media_path"]: hit["score"] for hit in hits}
     assert near["p4.png"] == pytest.approx(expected, abs=2e-3)
-    dogs = found(place, capsys, "a dog<eos>", "--not", "a much longer text<eos>", "--top", "50")
-    others = found(place, capsys, "a much longer text<eos>", "--not", "a dog<eos>", "--top", "50")
+    dogs = found(place, capsys, "a dog<eos>", "--not", "a much longer text<eos>", *every)
+    others = found(place, capsys, "a much longer text<eos>", "--not", "a dog<eos>", *every)
     named = [(hit["path"], hit["at"]) for hit in (*dogs, *others)]
     assert sorted(map(str, named)) == sorted(str((hit["path"], hit["at"])) for hit in hits)
 

@@ -37,6 +37,8 @@ def search_command(given: argparse.Namespace) -> int:
             from flows.results.foreign_files import refuse_replacing_found
 
             refuse_replacing_found(page, copies)
+        # A second thread of numpy waits longer for its share of one text than it computes.
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
         from flows.search.query import search_index
 
         query, place = config_from(given, SearchQuery), config_from(given, SearchPlace)

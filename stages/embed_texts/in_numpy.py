@@ -11,6 +11,7 @@ of known texts with those that the model's own code made.
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate, chain
 from pathlib import Path
 from typing import Any
 
@@ -59,8 +60,8 @@ class _Half:
         from tokenizers import Tokenizer
 
         config = _json(folder / "config.json")
-        self._family = config["model_type"]
-        self._config = {**DEFAULTS[self._family], **config["text_config"]}
+        self._is_clip = config["model_type"] == "clip"
+        self._config = {**DEFAULTS[config["model_type"]], **config["text_config"]}
         self._act = ACTIVATIONS[self._config["hidden_act"]]
         self._weights = _Weights(folder)
         words = _json(folder / "tokenizer_config.json")
@@ -75,50 +76,57 @@ class _Half:
 
     def vectors(self, texts: Sequence[str]) -> Numbers:
         tokens = [self._tokenizer.encode(text).ids for text in texts]
-        is_clip = self._family == "clip"
-        length = max(map(len, tokens)) if is_clip else self._most
-        ids = np.array([[*each, *[self._pad] * (length - len(each))] for each in tokens])
-        names = "text_model.embeddings.token_embedding", "text_model.embeddings.position_embedding"
-        rows = {token: self._weights.read(f"{names[0]}.weight", token) for token in set(ids.flat)}
-        states = np.stack([[rows[token] for token in each] for each in ids])
-        states += self._weights.read(f"{names[1]}.weight")[:length]
-        hidden = np.triu(np.full((length, length), -np.inf, np.float32), 1) if is_clip else 0.0
-        layer = 0
-        while f"text_model.encoder.layers.{layer}.layer_norm1.weight" in self._weights:
-            states = self._layer(states, f"text_model.encoder.layers.{layer}", hidden)
-            layer += 1
+        if not self._is_clip:
+            tokens = [[*ids, *[self._pad] * (self._most - len(ids))] for ids in tokens]
+        stops = list(accumulate(map(len, tokens)))
+        texts_at = [slice(stop - len(ids), stop) for ids, stop in zip(tokens, stops, strict=True)]
+        name = "text_model.embeddings.token_embedding.weight"
+        rows = {token: self._weights.read(name, token) for token in set(chain(*tokens))}
+        states = np.stack([rows[token] for token in chain(*tokens)])
+        places = self._weights.read("text_model.embeddings.position_embedding.weight")
+        states += np.concatenate([places[: len(ids)] for ids in tokens])
+        layer = "text_model.encoder.layers.0"
+        while f"{layer}.layer_norm1.weight" in self._weights:
+            states = self._layer(states, layer, texts_at)
+            start, _, number = layer.rpartition(".")
+            layer = f"{start}.{int(number) + 1}"
         states = self._norm(states, "text_model.final_layer_norm")
-        ends = self._ends(ids) if is_clip else np.full(len(ids), length - 1)
-        head = "text_projection" if is_clip else "text_model.head"
-        found = self._linear(states[np.arange(len(ids)), ends], head)
+        ends = [at.start + self._end(ids) for at, ids in zip(texts_at, tokens, strict=True)]
+        head = "text_projection" if self._is_clip else "text_model.head"
+        found = self._linear(states[ends], head)
         unit: Numbers = found / np.linalg.norm(found, axis=1, keepdims=True)
         return unit
 
-    def _ends(self, ids: NDArray[Any]) -> NDArray[Any]:
+    def _end(self, ids: Sequence[int]) -> int:
+        """Return the position of the token at which a text's vector stands."""
+        if not self._is_clip:
+            return len(ids) - 1
         end = self._config["eos_token_id"]
-        found: NDArray[Any] = (ids if end == OLD_END else ids == end).argmax(axis=1)
-        return found
+        return int(np.argmax(ids if end == OLD_END else np.array(ids) == end))
 
-    def _layer(self, states: Numbers, name: str, hidden: Numbers | float) -> Numbers:
-        """Return the states, shape (texts, tokens, width), after one layer. `hidden` is added to
-        the scores of attention."""
-        texts, tokens, width = states.shape
-        heads = self._config["num_attention_heads"]
+    def _layer(self, states: Numbers, name: str, texts_at: Sequence[slice]) -> Numbers:
+        """Return the states, shape (tokens of all texts, width), after one layer."""
         normed = self._norm(states, f"{name}.layer_norm1")
-        query, key, value = (
-            self._linear(normed, f"{name}.self_attn.{part}_proj")
-            .reshape(texts, tokens, heads, width // heads)
-            .swapaxes(1, 2)
-            for part in "qkv"
-        )
-        scores = query @ key.swapaxes(2, 3) / np.float32(math.sqrt(width // heads)) + hidden
-        scores = np.exp(scores - scores.max(axis=-1, keepdims=True))
-        seen = (scores / scores.sum(axis=-1, keepdims=True)) @ value
-        seen = seen.swapaxes(1, 2).reshape(texts, tokens, width)
+        query, key, value = (self._linear(normed, f"{name}.self_attn.{p}_proj") for p in "qkv")
+        seen = np.concatenate([self._attend(query[at], key[at], value[at]) for at in texts_at])
         states = states + self._linear(seen, f"{name}.self_attn.out_proj")
         normed = self._norm(states, f"{name}.layer_norm2")
         inner = self._act(self._linear(normed, f"{name}.mlp.fc1"))
         return states + self._linear(inner, f"{name}.mlp.fc2")
+
+    def _attend(self, *parts: Numbers) -> Numbers:
+        """Return what the tokens of one text attend to; all shapes are (tokens, width)."""
+        tokens, width = parts[0].shape
+        heads: int = self._config["num_attention_heads"]
+        split = (part.reshape(tokens, heads, width // heads).swapaxes(0, 1) for part in parts)
+        query, key, value = split
+        scores = query @ key.swapaxes(1, 2) / np.float32(math.sqrt(width // heads))
+        if self._is_clip:
+            scores += np.triu(np.full((tokens, tokens), -np.inf, np.float32), 1)
+        scores = np.exp(scores - scores.max(axis=-1, keepdims=True))
+        seen = scores / scores.sum(axis=-1, keepdims=True) @ value
+        found: Numbers = seen.swapaxes(0, 1).reshape(tokens, width)
+        return found
 
     def _linear(self, states: Numbers, name: str) -> Numbers:
         found: Numbers = states @ self._weights.read(f"{name}.weight").T
