@@ -1,6 +1,7 @@
 """`penstock index` and `penstock search`: pictures and videos go in once, and are found."""
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from functools import partial
@@ -23,6 +24,7 @@ from flows.cli.main import main
 from flows.machine.launch import DirectLauncher, StageCall
 from flows.running.run_observer import only_run_in
 from flows.search import build as filling
+from flows.search import query
 from flows.search.query import to_hit
 from tests.support.embedding import SIZES, write_images
 from tests.support.indexes import paths, write
@@ -128,6 +130,42 @@ def test_texts_are_read_by_the_text_half_alone_and_searches_for_them_measured(
     others = found(place, capsys, "a much longer text<eos>", "--not", "a dog<eos>", *every)
     named = [(hit["path"], hit["at"]) for hit in (*dogs, *others)]
     assert sorted(map(str, named)) == sorted(str((hit["path"], hit["at"])) for hit in hits)
+
+
+def test_a_text_query_starts_a_stage_only_where_numpy_gives_other_vectors(
+    built: Path, capsys: Said, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The stage is the independent source: it runs the model's own code."""
+    started: list[str] = []
+    start = DirectLauncher.start
+
+    def counting(launcher: DirectLauncher, call: StageCall) -> Any:
+        started.append(call.name)
+        return start(launcher, call)
+
+    monkeypatch.setattr(DirectLauncher, "start", counting)
+    words = ["A never asked Text", "--not", "some other"]
+    in_numpy = found(built, capsys, *words)
+    assert not started
+    real = query.text_vectors
+    monkeypatch.setattr(query, "text_vectors", lambda folder, texts: -real(folder, texts))
+    by_stage = found(built, capsys, *words)
+    assert started == ["embed_texts"]
+    assert [hit["key"] for hit in in_numpy] == [hit["key"] for hit in by_stage]
+    scores = [[hit["score"] for hit in hits] for hits in (in_numpy, by_stage)]
+    assert scores[0] == pytest.approx(scores[1], abs=2e-6)
+
+
+def test_the_page_opens_a_video_at_the_start_of_the_hit(built: Path, tmp_path: Path) -> None:
+    picture = str(built / "media" / "p3.png")
+    copy = tmp_path / "copy"
+    assert search(built, picture, "--html", str(tmp_path / "p.html"), "--copy", str(copy)) == 0
+    page = (tmp_path / "p.html").read_text()
+    starts = re.findall(r'href="[^"]*/film\.mp4#t=([\d.]+)"', page)
+    hits = read_lines(copy / "search.jsonl")
+    films = [hit["time"] for hit in hits if hit["media_path"] == "film.mp4"]
+    assert films and list(map(float, starts)) == [time[0] for time in films]
+    assert 'p3.png">' in page
 
 
 def test_an_index_is_built_where_no_text_half_is_and_measured_once_it_is(
