@@ -98,7 +98,7 @@ def test_an_adapter_goes_before_config_json_and_that_before_the_release(
     older, merged = Path(place.model), Path(stating(CHECKPOINT, tmp_path / "merged", way=True))
     silent, text, denied = (
         LoraAdapter(
-            folder=tmp_path, base="", turned=False, places={}, low_rank={}, as_published=way
+            folder=tmp_path, base="", transposed=False, places={}, low_rank={}, as_published=way
         )
         for way in (None, True, False)
     )

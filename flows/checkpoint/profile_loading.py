@@ -142,14 +142,15 @@ class Describer:
 def read_profile(
     describer: Describer, small: Mapping[str, str], as_published: bool | None, today: str
 ) -> ModelProfile:
-    """Return the checkpoint's profile, run `as_published` (None: by the rule), with the date
-    `today` for templates that ask for one (empty: none does). The first time, a
-    child process with transformers computes it. `small` holds the digests of all files except the
-    weights. Weight files are noted before their headers are read. Raises UsageError for
-    a model that cannot be run, ModelChanged."""
+    """Return the checkpoint's profile. A child process computes it with transformers once.
+
+    `small` holds the digests of all files except the weights. With `as_published`, the model runs
+    as its authors published it; None: the checkpoint decides. `today` is the date for templates
+    that ask for one; empty: none does. Weight files are noted before their headers are read. Raises
+    UsageError for a model that cannot be run, and ModelChanged."""
     config, checkpoint = describer.config, describer.checkpoint
     if as_published is False and not runs_as_published(checkpoint.folder):
-        as_published = None  # equals the rule, so it shares the stored profile
+        as_published = None  # the checkpoint decides the same, so the stored profile is shared
     video_options = VideoSamplingOptions.of(config)
     with io_errors_as_fault(config.model):
         for path in filter(Path.is_file, _weight_files(checkpoint.folder)):
@@ -157,10 +158,10 @@ def read_profile(
         limit: list[object] = [video_options.max_pixels] if video_options.max_pixels else []
         video = video_options.max_video_pixels
         limit += [f"{video} pixels a video"] if video else []
-        way_fields = [] if as_published is None else [f"as published: {as_published}"]
-        way_fields += [f"today: {today}"] if today else []
-        stated = _weight_fields(checkpoint)
-        key = digest_of([small, stated, config.trust_remote_code, *limit, *way_fields])
+        variant = [] if as_published is None else [f"as published: {as_published}"]
+        variant += [f"today: {today}"] if today else []
+        weights = _weight_fields(checkpoint)
+        key = digest_of([small, weights, config.trust_remote_code, *limit, *variant])
     record_set = RecordSet(
         describer.store, "cards", digest_of(["cards", OUTPUT_VERSION, version("transformers")])
     )

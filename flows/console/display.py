@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any
 
 from artifacts.errors import redacted, with_hint
+from artifacts.plurals import counted
 from flows.console.lines import (
     fitted,
     in_cell,
@@ -251,6 +252,13 @@ VERBS = {
     "convert": "converting",
     "merge": "merging the adapter",
 }
+COUNTS = {
+    **{name: stage.counts for name, stage in STAGES.items()},
+    "webdataset": "sample",
+    "cut": "clip",
+    "convert": "shard",
+}
+"""Stage → noun of its items."""
 
 
 def _moving_line(to: IO[str], given: IO[str] | None) -> ProgressLine | CellLine | None:
@@ -282,7 +290,7 @@ class Display:
         self._moving = None if as_json or (quiet and not fleeting) else _moving_line(self._to, to)
         self._plain = self._lasting and not self._moving
         self._lock = threading.RLock()
-        self._stage = self._verb = ""
+        self._stage = self._verb = self._counts = ""
         self._total = 0
         self._done = 0
         self._before = 0
@@ -310,12 +318,22 @@ class Display:
                 self._silence.daemon = True
                 self._silence.start()
 
-    def stage(self, name: str, total: int, done: int, loads: str = "", verb: str = "") -> None:
+    def stage(
+        self,
+        name: str,
+        total: int,
+        done: int,
+        *,
+        loads: str = "",
+        verb: str = "",
+        counts: str | None = None,
+    ) -> None:
         """Begin a stage with `done` of `total` items finished. `loads`: what it loads first.
-        `verb`: what it does, if not the usual."""
+        `verb` and `counts`: what it does, and the noun of its items, if not the usual."""
         with self._lock:
             self.close()
             self._loading, self._verb = loads, verb or VERBS.get(name, name)
+            self._counts = COUNTS.get(name, "") if counts is None else counts
             now = time.monotonic()
             made, self._started = self._beside.pop(name, (0, now))
             done = max(done, made)
@@ -326,7 +344,8 @@ class Display:
             self._emit({"event": "stage", "stage": name, "total": total, "done": done})
             if self._plain:
                 before = f", {self._before} already done" if self._before else ""
-                self._line(f"{self._verb}: {total - done} to do{before}")
+                missing = self._counted(total - done, is_first=_reads_files(name))
+                self._line(f"{self._verb}: {missing} to do{before}")
 
     def on_event(self, name: str, event: Event) -> None:
         """Show an event of a stage process. Failures are shown with `fail`, by file name."""
@@ -342,7 +361,7 @@ class Display:
             self.stage(name, event.values["shards"], event.values["there"])
         elif isinstance(event, Total):
             with self._lock:
-                if name == self._stage and name in STAGES and not STAGES[name].reads:
+                if name == self._stage and _reads_files(name):
                     self._total = event.items
         elif isinstance(event, Warned):
             self.print_line(event.text)
@@ -410,7 +429,8 @@ class Display:
             self._clear()
             if self._stage and self._done > self._before and self._lasting:
                 seconds = time.monotonic() - self._started
-                self._line(f"{self._verb}: {self._done - self._before} in {duration(seconds)}")
+                made = self._counted(self._done - self._before)
+                self._line(f"{self._verb}: {made} in {duration(seconds)}")
             self._stage = ""
 
     def _advance(self, name: str, event: Item) -> None:
@@ -451,6 +471,12 @@ class Display:
             text += f"  {VERBS.get(name, name)} {made}"
         return text
 
+    def _counted(self, items: int, *, is_first: bool = False) -> str:
+        """Return a number of items with their noun. `is_first`: they are files, which may have
+        several chunks each."""
+        noun = "file" if is_first else self._counts
+        return counted(items, noun) if noun else f"{items:,}"
+
     def _clear(self) -> None:
         if self._moving:
             self._moving.clear()
@@ -471,6 +497,11 @@ class Display:
     def _emit(self, value: dict[str, Any]) -> None:
         if self._json:
             print(json.dumps(value), file=lasting(sys.stdout), flush=True)
+
+
+def _reads_files(stage: str) -> bool:
+    """Return whether a stage begins with files, so that its number of items is not known yet."""
+    return stage in STAGES and STAGES[stage].of_media and not STAGES[stage].reads
 
 
 def failed_line(media_path: str, message: str, hint: str) -> str:

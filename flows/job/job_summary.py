@@ -18,6 +18,7 @@ from flows.options.text import QuestionOptions, TextOptions
 from stages.decode.generation import SamplingParams
 from stages.decode.json_schema import ignored_note
 from stages.process.device import device_model, hidden, unused_gpu
+from stages.process.job import CHUNK
 
 
 def summary(job: Job) -> dict[str, Any]:
@@ -48,11 +49,17 @@ def summary(job: Job) -> dict[str, Any]:
         **({"words": text_fields} if any(text_fields.values()) else {}),
         "store": job.store.url,
         "media": len(job.by_file),
+        "counts": noun_of(job),
         "halves": halves(job.model),
         "route": job.model.profile.route,
         **({"served": served.to_json()} if (served := job.model.served) else {}),
         "notes": notes(job),
     }
+
+
+def noun_of(job: Job) -> str:
+    """Return what the chunks of a job are called where they are counted."""
+    return "image" if all(f.medium.kind == "image" for f in job.files) else CHUNK
 
 
 def notes(job: Job) -> list[str]:

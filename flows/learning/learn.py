@@ -26,9 +26,9 @@ from flows.job.pass_mode import replanned_once
 from flows.job.prepare import Job
 from flows.learning.decisions import (
     Uncaptioned,
+    action_of,
     carry,
     decisions_of,
-    deed_of,
     left_round,
     names,
     own_rounds,
@@ -148,7 +148,7 @@ def choose(
         found = decisions_of(captions, config.journal, rounds)
         if found.adopted and not dry:
             rows = [captions.rows[key] for key in found.adopted]
-            captions.add(deed_of("edits of copies", changes_of(rows, found.adopted)))
+            captions.add(action_of("edits of copies", changes_of(rows, found.adopted)))
         is_proved = captions.belief.proof(ROUND)
     others = [each for each in rounds_in(out) if not is_proved(each)]  # they stay as they are
     examples, settings = found.examples, _settings(config)

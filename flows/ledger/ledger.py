@@ -32,11 +32,11 @@ from artifacts.packs import RecordSet, RecordUnion, refresh_together
 from artifacts.schema import ChunkIndex, MediaIndex
 from artifacts.store import Store
 from flows.ledger.namespaces import Variant
-from flows.ledger.tasks import Medium, Task, sound_key, task_of
+from flows.ledger.tasks import Medium, Task, task_of
 from flows.pipelines import Pipeline
-from stages import sound
+from stages import hear, sound
 from stages.process.job import StageSpec
-from stages.sound import SILENCES
+from stages.sound import SILENCES, sound_key
 
 
 class Ledger:
@@ -114,20 +114,27 @@ class Ledger:
         """Return the first variant whose parts use these precisions."""
         return next(variant for variant in self.variants if variant.precision == precision)
 
-    def other_engine_variant(self, namespaces: Variant) -> Variant | None:
+    def other_engine_variant(self, variant: Variant) -> Variant | None:
         """Return another variant with equivalent captions, or None."""
-        others = (v for v in self.variants if v != namespaces and v.same_but_engine(namespaces))
+        others = (v for v in self.variants if v != variant and v.same_but_engine(variant))
         return next(others, None)
 
-    def engine_variant(self, namespaces: Variant, engine: str) -> Variant | None:
+    def engine_variant(self, variant: Variant, engine: str) -> Variant | None:
         """Return the equivalent variant whose captions this engine makes, or None."""
-        same = {v.engine: v for v in self.variants if v.same_but_engine(namespaces)}
+        same = {v.engine: v for v in self.variants if v.same_but_engine(variant)}
         return same.get(engine)
 
-    def answering_variants(self) -> list[Variant]:
-        """Return the variant of new records, then those that differ from it at most in the engine
-        and in how inputs pass the vision half. Those that differ only in the engine come first."""
-        own = self.namespaces
+    def unheard_variant(self, namespaces: Variant) -> Variant:
+        """Return the variant that makes captions without sound, and otherwise as this one."""
+        precision = {p: of for p, of in namespaces.precision.items() if p != hear.STAGE.part}
+        made = (precision, namespaces.engine)
+        return next(v for v in self.variants if not v.hears and (v.precision, v.engine) == made)
+
+    def answering_variants(self, own: Variant | None = None) -> list[Variant]:
+        """Return a variant (default: that of new records), then those that differ from it at most
+        in the engine and in how inputs pass the vision half. Those that differ only in the engine
+        come first."""
+        own = own or self.namespaces
         found = [v for v in self.variants if v != own and v.same_but_rounding(own)]
         return [own, *sorted(found, key=lambda variant: variant.in_batches != own.in_batches)]
 
@@ -211,7 +218,8 @@ class Ledger:
         """Return whether a chunk has sound, or may have it: the sound stage did not read it yet."""
         if self.silences is None or medium.kind != "video":
             return False
-        return sound_key(self.namespaces[sound.STAGE.writes], medium, chunk) not in self.silences
+        namespace = self.namespaces[sound.STAGE.writes]
+        return sound_key(namespace, medium.digest, chunk) not in self.silences
 
     def forget_failures(self, media: Sequence[Medium]) -> None:
         """Drop the recorded failures, so that everything is tried again."""
@@ -295,16 +303,16 @@ class Ledger:
         self,
         medium: Medium,
         chunk: ChunkIndex,
-        namespaces: Variant,
+        variant: Variant,
         previous: str | None = "",
     ) -> Task:
         """Return the chunk with the keys of one variant. `previous` is the caption of the chunk
         before."""
-        return task_of(medium, chunk, namespaces, previous)
+        return task_of(medium, chunk, variant, previous)
 
-    def in_variant(self, task: Task, namespaces: Variant) -> Task:
+    def in_variant(self, task: Task, variant: Variant) -> Task:
         """Return a task with the keys of another variant."""
-        return self.make_task(task.medium, task.whole, namespaces, task.previous)
+        return self.make_task(task.medium, task.whole, variant, task.previous)
 
     def frames_to_cut(self, medium: Medium) -> list[int] | None:
         """Return the chunks whose frames must be cut. None means all chunks of an unread medium; an

@@ -109,7 +109,9 @@ class Driver:
             own = GeneratedFiles(store, out=out)
             take(self._config, self._terms.command, record, store.url, own)
             record.write(force=True)
-            self._display.stage(PARTITIONS, len(partitions), 0, verb="processing partitions")
+            self._display.stage(
+                PARTITIONS, len(partitions), 0, verb="processing", counts="partition"
+            )
 
             def on_end(run: TaskRun) -> None:
                 self._count_ended(run, record)

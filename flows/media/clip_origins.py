@@ -13,7 +13,7 @@ from artifacts.regular_files import read_text
 from artifacts.shards import clip_id
 from flows.media.example import Row, contents_in, file_of, is_cut, item_of
 from flows.media.fixed_texts import run_folder
-from flows.options.formats import MADE, SOUNDING
+from flows.options.formats import MADE, MOST_TRACKS, sounding
 
 CUT = re.compile(r"-([0-9a-f]{12})-\d{5,}(?:-\d+)?")
 """End of a clip's name, and of a link's to a whole file."""
@@ -65,7 +65,8 @@ def is_of_set(folder: Path) -> bool:
 def _captions_in(run: Path, contents: Mapping[str, str]) -> Mapping[str, list[tuple[Row, str]]]:
     """Return the captions of a run with the contents of their media, by the digits in the names of
     clips, and by the files of the media."""
-    ways = {way + sound for pair in MADE.values() for way in pair for sound in ("", SOUNDING)}
+    sounds = ("", *map(sounding, range(MOST_TRACKS + 1)))
+    ways = {way + sound for pair in MADE.values() for way in pair for sound in sounds}
     found: defaultdict[str, list[tuple[Row, str]]] = defaultdict(list)
     try:
         for line in filter(None, read_text(run / "captions.jsonl", BYTES).split("\n")):

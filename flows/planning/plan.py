@@ -35,11 +35,11 @@ from flows.planning.changes import NAMED, cannot_fit, changes
 from flows.planning.choose import (
     PlanRequest,
     StagePlan,
-    choices,
     fits,
     memory_json,
     plan_request,
     plan_request_of_model,
+    stage_plans,
 )
 from flows.planning.context_check import context_notes, refuse_beyond_context, standard_notes
 from flows.planning.costs import rungs_of
@@ -87,7 +87,7 @@ def choose(
     `known`: rungs that fitted in an earlier run, used regardless of estimates. Raises CannotFit."""
     if not request.workloads:
         return {}
-    found = choices(request, rungs, budget, known)
+    found = stage_plans(request, rungs, budget, known)
     refused = [choice for choice in found.values() if choice.refused]
     if refused:
         raise cannot_fit(request, refused, budget)
@@ -203,7 +203,7 @@ def advice(request: PlanRequest, job: Job, ladder: Ladder, stage: str) -> str:
     if not request.workloads:
         return ""
     single_stage = replace(request, stages=(STAGES[stage],))
-    smallest = choices(single_stage, ladder.rungs, job.budget)[stage].chosen
+    smallest = stage_plans(single_stage, ladder.rungs, job.budget)[stage].chosen
     # It used more than estimated, so a change must lower the estimate.
     budget = replace(job.budget, bytes=min(job.budget.bytes, smallest.peak_bytes - 1))
     unfit = StagePlan(requested=smallest, chosen=smallest, fits=False, refused=True)
@@ -221,7 +221,7 @@ class Plan:
 
     request: PlanRequest
     budget: Budget
-    choices: dict[str, StagePlan]
+    stage_plans: dict[str, StagePlan]
     refusal: CannotFit | None
     """Error with the reason why it does not fit, and what would."""
     job: Job | None
@@ -241,23 +241,23 @@ class Plan:
     @property
     def times(self) -> Times | None:
         """Return the time estimate; None without media."""
-        if self.job is None or not self.choices:
+        if self.job is None or not self.stage_plans:
             return None
-        rungs = {stage: choice.chosen.rung for stage, choice in self.choices.items()}
+        rungs = {stage: choice.chosen.rung for stage, choice in self.stage_plans.items()}
         return times_of(self.job, rungs, self.expected, self.processes)
 
     @property
     def together(self) -> Mapping[str, int]:
         """Return stage → bytes of the GPU for the stages that compute at the same time; nothing if
         one follows the other."""
-        rungs = [choice.chosen.rung for choice in self.choices.values()][: len(CAPTION)]
+        rungs = [choice.chosen.rung for choice in self.stage_plans.values()][: len(CAPTION)]
         able = shares_device(self.request.model, rungs, self.devices)
         return fit_together(self.request, rungs, self.budget) if able else {}
 
     @property
     def memory(self) -> dict[str, Any]:
         """Return the memory plan as `run.json` stores it."""
-        return memory_json(self.choices, self.budget)
+        return memory_json(self.stage_plans, self.budget)
 
 
 def plan_of(
@@ -325,14 +325,14 @@ def _make_plan(
 ) -> Plan:
     # A plan only reads the stored rungs, so there are no moves to log.
     known = ladder_of(job, lambda *_: None).known() if job else {}
-    found = choices(request, request.rungs, budget, known) if request.workloads else {}
+    found = stage_plans(request, request.rungs, budget, known) if request.workloads else {}
     refused = [choice for choice in found.values() if choice.refused]
     limit = store_limit(job, expected) if job and stages_with_work(job.ledger, job.media) else None
     refusal = cannot_fit(request, refused, budget) if refused else None
     return Plan(
         request=request,
         budget=budget,
-        choices=found,
+        stage_plans=found,
         refusal=refusal or (limit.refusal() if limit else None),
         job=job,
         expected=expected,
@@ -348,7 +348,7 @@ def figures(plan: Plan) -> dict[str, Any]:
     found: dict[str, Any] = {
         "model": model.name,
         "device": request.device,
-        "gpus": {stage: plan.processes(c.chosen.rung) for stage, c in plan.choices.items()}
+        "gpus": {stage: plan.processes(c.chosen.rung) for stage, c in plan.stage_plans.items()}
         if len(plan.devices) > 1
         else {},
         "precision": model.precision(),
@@ -363,7 +363,7 @@ def figures(plan: Plan) -> dict[str, Any]:
             "budget": asdict(plan.budget),
             "arithmetic": {
                 stage: [asdict(term) for term in choice.chosen.terms]
-                for stage, choice in plan.choices.items()
+                for stage, choice in plan.stage_plans.items()
             },
         },
     }

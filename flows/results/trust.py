@@ -69,9 +69,10 @@ def belief_in(out: Path, store: str = "", *, trust: bool = False) -> Belief:
     empty: the default. With `trust`, all of it is. Raises UsageError."""
     named = store or default_store()
     marker = own_marker(out, named, (MEDIA, CAPTIONS))
-    place = (marker.store or named) if marker is not None else named if trust else ""
-    stated = _stated(os.path.realpath(out)) if trust and marker is None else marker
-    return Belief(marker=stated, store=place, named=named, is_trusted=trust)
+    if marker is not None:
+        return Belief(marker=marker, store=marker.store or named, named=named, is_trusted=trust)
+    stated = _stated(os.path.realpath(out)) if trust else None
+    return Belief(marker=stated, store=named if trust else "", named=named, is_trusted=trust)
 
 
 @cache

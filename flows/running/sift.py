@@ -110,7 +110,7 @@ class VectorMarks(VectorsWritten):
 
     def _groups(self, found: MarkedFiles, threshold: float) -> NDArray[Any]:
         """Return the number of the group of each content; one without vectors is alone."""
-        digests = [found.files[at].medium.digest for at in found.places()]
+        digests = [found.files[at].medium.digest for at in found.first_indexes()]
         known = [at for at, digest in enumerate(digests) if digest in self.vectors_of]
         groups = np.arange(len(digests)) + len(digests)
         if known:

@@ -26,7 +26,14 @@ from flows.pipelines import STAGES
 from flows.planning.ladder import Rung
 from flows.running.batches import pass_rows
 from stages.ask import AskItem, AskJob
-from stages.decode.generation import CHECKPOINT, DecodeItem, DecodeJob, SamplingParams
+from stages.decode.generation import (
+    CHECKPOINT,
+    FALLBACK,
+    OWN,
+    DecodeItem,
+    DecodeJob,
+    SamplingParams,
+)
 from stages.embed_texts.job import TextsJob
 from stages.frames.job import FramesItem, FramesJob
 from stages.models.encoding.job import EncodeItem
@@ -345,10 +352,14 @@ def _decode_job(calls: StageCallBuilder, request: JobRequest) -> DecodeJob:
         rows_namespace=_rows_namespace(job, settings),
     )
     if not (request.batches or request.fed):  # a worker process
-        answering = {v["features"] for v in job.ledger.answering_variants()}
+        answering = {v["features"] for v in job.ledger.answering_variants(variant)}
+        unheard = job.ledger.unheard_variant(variant)
+        other = job.ledger.other_engine_variant(unheard)
+        silent = {OWN: unheard, **({FALLBACK: other} if other else {})}
         return replace(
             made,
             fallback_namespace=request.stores.fallback_namespace,
+            unheard_namespaces={maker: each[stage.writes] for maker, each in silent.items()},
             slots=rung.batch if rung.in_slots else 0,
             other_features=sorted(answering - {made.features_namespace}),
         )

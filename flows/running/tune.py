@@ -19,6 +19,7 @@ from artifacts.store import open_store
 from artifacts.tiles import AUTO, OFF
 from flows.checkpoint.adapters import adapter_notes, as_published_fields, base_digest
 from flows.console.display import Display
+from flows.job.hearing import sound_note
 from flows.job.pass_mode import replanned_once
 from flows.job.prepare import Job
 from flows.ledger.prompts import prompt_for, refuse_control_words
@@ -246,6 +247,7 @@ def _job(
         checkpoint_steps=max(1, min(MAX_LOST_STEPS, steps // MIN_CHECKPOINTS)),
         tensorboard=str(out / RUN / BOARD) if config.tensorboard else "",
         base=base_digest(job.model.weights),
+        sound=OFF if sound_note(job.model) else "",
         recipe=recipe,
     )
     return partial(make, examples=trained, held_out=held_out), steps

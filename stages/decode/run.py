@@ -172,10 +172,13 @@ def serve_requests(job: DecodeJob, report: EventReporter) -> None:
     store = open_store(job.store)
     places = [("features", n) for n in (job.features_namespace, *job.other_features)]
     features = RecordUnion(record_sets_of(store, *places))
-    names = [n for n in (job.heard_namespace, *job.other_heard) if n]
+    names = [job.heard_namespace] if job.heard_namespace else []
     heard = RecordUnion(record_sets_of(store, *(("heard", n) for n in names)))
     namespaces = {OWN: job.namespace, FALLBACK: job.fallback_namespace}
-    captions = {name: RecordSet(store, "captions", n) for name, n in namespaces.items() if n}
+    captions, unheard = (
+        {maker: RecordSet(store, "captions", n) for maker, n in of.items() if n}
+        for of in (namespaces, {**namespaces, **job.unheard_namespaces})
+    )
     engine = start_engine(job, report)
 
     def read(batch: list[PipedRequest[DecodeItem]]) -> list[DecodeRequest]:
@@ -216,8 +219,9 @@ def serve_requests(job: DecodeJob, report: EventReporter) -> None:
                 more = {"prompt_tokens": output.prompt_tokens, "stopped": output.stopped}
                 meta = output.meta | more | origin
                 record = Record(key=one.item.keys[maker], meta=meta)
-                captions[maker].publish([record])
-                captions[maker].forget([record.key])
+                records = (captions if one.item.heard else unheard)[maker]
+                records.publish([record])
+                records.forget([record.key])
                 report.send(_ended(one, output))
 
 
@@ -396,16 +400,16 @@ class BatchRun:
         return self._answers.key(item) in self._missing
 
     def _claimed(
-        self, turns: WorkClaims, spec: EngineSpec, later: Iterator[list[Batch]]
+        self, claims: WorkClaims, spec: EngineSpec, later: Iterator[list[Batch]]
     ) -> Iterator[Batch]:
         """Yield the batches that this process must compute, and those of later portions."""
         if not self._job.feed:
-            yield from turns.claimed_batches(self._batches, self._answers.missing)
+            yield from claims.claimed_batches(self._batches, self._answers.missing)
             return
         for batches in chain([self._batches], (self._batches_for(spec, some) for some in later)):
             self._batches = batches or self._batches
             for batch in batches:
-                if turns.take(partial(self._answers.missing, batch)):
+                if claims.take(partial(self._answers.missing, batch)):
                     yield batch
 
     def _caption(
@@ -424,14 +428,14 @@ class BatchRun:
         oom_retry = OomRetry(self._report, spare, faults.items)
         to_retry: list[DecodeItem] = []
         with (
-            claims_at(self._store, *answers.record_sets, share=self._job.share) as turns,
-            write_behind(partial(self._publish, turns)) as publish,
+            claims_at(self._store, *answers.record_sets, share=self._job.share) as claims,
+            write_behind(partial(self._publish, claims)) as publish,
             contextlib.closing(
                 requests
-                for _, requests in prefetched(self._claimed(turns, spec, later), self._read)
+                for _, requests in prefetched(self._claimed(claims, spec, later), self._read)
             ) as ready,
         ):
-            faults.done = turns.done
+            faults.done = claims.done
             for requests, outputs in engine.run(ready, oom_retry):
                 records = []
                 for one, output in zip(requests, outputs, strict=True):
@@ -452,13 +456,13 @@ class BatchRun:
             if not self._job.feed:
                 faults.items.close()
 
-    def _publish(self, turns: WorkClaims, made: list[list[Record]]) -> None:
+    def _publish(self, claims: WorkClaims, made: list[list[Record]]) -> None:
         """Store captions that were missing, report them, and release their claims."""
         records = [record for batch in made for record in batch if record.key in self._missing]
         tokens = {record.key: record.meta["tokens"] for record in records}
         for key in self._answers.publish(records):
             self._report.item(key, tokens=tokens[key])
-        turns.done(tokens)
+        claims.done(tokens)
 
     def _record(
         self, fields: dict[str, Any], request: DecodeRequest, output: CaptionOutput

@@ -15,6 +15,7 @@ STAGE = StageSpec(
     output_version=OUTPUT_VERSION,
     entry="stages.embed_texts.run:run",
     verb="reading texts",
+    counts="text",
 )
 TEXTS_PER_BATCH = 64
 """Maximum number of texts per pass through the text half."""

@@ -11,6 +11,7 @@ STAGE = StageSpec(
     output_version=1,
     entry="stages.export.run:run",
     verb="exporting",
+    counts="",
 )
 TRACE = StageSpec(
     name="trace",
@@ -19,6 +20,7 @@ TRACE = StageSpec(
     output_version=1,
     entry="stages.export.graphs.run:run",
     verb="making graphs",
+    counts="",
 )
 COMPARE = StageSpec(
     name="compare",
@@ -28,6 +30,7 @@ COMPARE = StageSpec(
     output_version=1,
     entry="stages.export.compare:run",
     verb="comparing features",
+    counts="",
 )
 CALIBRATE = StageSpec(
     name="calibrate",
@@ -38,6 +41,7 @@ CALIBRATE = StageSpec(
     output_version=1,
     entry="stages.export.calibrate:run",
     verb="calibrating",
+    counts="",
 )
 JUDGE = StageSpec(
     name="judge",
@@ -48,4 +52,5 @@ JUDGE = StageSpec(
     output_version=1,
     entry="stages.export.logit_agreement:run",
     verb="judging",
+    counts="",
 )

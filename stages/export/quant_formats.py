@@ -306,7 +306,9 @@ def write_file(
         if not tensor.module:
             made[spec.name] = weight
             continue
-        made.update(form.tensors(spec.name, weight.mT.contiguous() if tensor.turned else weight))
+        made.update(
+            form.tensors(spec.name, weight.mT.contiguous() if tensor.transposed else weight)
+        )
     specs = [TensorSpec(name, t.dtype, tuple(t.shape)) for name, t in made.items()]
     widest_first = sorted(specs, key=lambda found: -found.dtype.itemsize)
     exact = WeightShard(name=file.name, tensors=tuple(widest_first))

@@ -12,4 +12,5 @@ STAGE = StageSpec(
     output_version=OUTPUT_VERSION,
     entry="stages.sift.run:run",
     verb="marking",
+    counts="file",
 )

@@ -16,4 +16,5 @@ STAGE = StageSpec(
     output_version=OUTPUT_VERSION,
     entry="stages.summarize.run:run",
     verb="summarizing",
+    counts="summary",
 )

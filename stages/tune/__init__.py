@@ -14,4 +14,5 @@ STAGE = StageSpec(
     output_version=OUTPUT_VERSION,
     entry="stages.tune.run:run",
     verb="tuning",
+    counts="step",
 )

@@ -75,6 +75,8 @@ class TuneJob:
     checkpoint_steps: int = 25
     max_new_tokens: int = 256
     """Most tokens per generated caption when the adapter is scored."""
+    sound: str = ""
+    """`off` if the model hears, and the examples have no sound; it is recorded."""
     tensorboard: str = ""
     """Folder for TensorBoard; empty: nothing is written."""
 

@@ -355,6 +355,7 @@ def _record(
         "held_out_losses": progress.held_out,
         "best_step": progress.best_step or progress.step,
         "scores": progress.scores,
+        **({"sound": job.sound} if job.sound else {}),
     }
 
 

@@ -475,7 +475,7 @@ def _totals(record: Mapping[str, Any], seconds: float, runs: Sequence[Entry]) ->
     if record["summaries"]:
         yield "summaries", f"{record['summaries']:,}"
     yield "files", f"{media['total']:,}"
-    yield "failed", f"{media['failed']:,}"
+    yield "files failed", f"{media['failed']:,}"
     if record["cut"]:
         yield "cut", f"{record['cut']:,}"
     if total is not None and total["tokens"]:

@@ -110,8 +110,6 @@ def _encode_together(
     half: Any, rows: list[Prepared], part: Half = "vision"
 ) -> list[FeatureRecord] | None:
     """Encode rows together. Return None if the features cannot be assigned to rows."""
-    if not rows[0].inputs:  # a track without a sample
-        return [undivided(row) for row in rows]
     inputs = {name: joined([row.inputs[name] for row in rows]) for name in rows[0].inputs}
     made: Features = encode(half, inputs, part)
     counts = [row.count for row in rows]

@@ -30,7 +30,7 @@ from stages.models.gguf.header import (
 from stages.models.gguf.masks import Blocks, pieces_of
 
 Floats = npt.NDArray[np.float32]
-Whole = npt.NDArray[np.int32]
+Ints = npt.NDArray[np.int32]
 READER = ROWS
 """Sequence in which prompts are read."""
 F32, F16 = 0, 1
@@ -59,7 +59,7 @@ class _Read(NamedTuple):
     """A prompt in the reader, and how it was read."""
 
     rows: Floats
-    positions: Whole
+    positions: Ints
     pieces: Sequence[tuple[int, int, bool]]
 
     def shared(self, other: "_Read") -> tuple[int, int]:
@@ -138,7 +138,7 @@ class GgufContext:
         parameters.n_batch = parameters.n_ubatch = self.piece
         parameters.n_outputs_max = ROWS + 1
         parameters.n_threads = parameters.n_threads_batch = self._threads
-        flash = ("ENABLED", "DISABLED")[self._exact]
+        flash = "DISABLED" if self._exact else "ENABLED"
         parameters.flash_attn_type = getattr(api, f"LLAMA_FLASH_ATTN_TYPE_{flash}")
         parameters.type_k = parameters.type_v = F32 if self._exact else F16
         parameters.kv_unified = False
@@ -150,7 +150,7 @@ class GgufContext:
             raise MemoryError(f"no room for {columns:,} tokens a sequence: {last_words()}")
         return made
 
-    def read(self, rows: Floats, positions: Whole, after: int = 0, blocks: Blocks = ()) -> Floats:
+    def read(self, rows: Floats, positions: Ints, after: int = 0, blocks: Blocks = ()) -> Floats:
         """Read a prompt, or its continuation `after` so many tokens, and return the logits of its
         last token. `rows`: [tokens, width]; `positions`: [axes, tokens]. Tokens of a block see each
         other."""
@@ -161,11 +161,11 @@ class GgufContext:
         # Before anything is computed: what a failure leaves is not reused, but emptied.
         self._before, self.lengths[READER] = None, after + len(rows)
         for at, to, causal in new.pieces[shared:]:
-            wanted = np.zeros(to - at, np.int8)
-            wanted[-1] = to == len(rows)
+            needs_logits = np.zeros(to - at, np.int8)
+            needs_logits[-1] = to == len(rows)
             self._api.llama_set_causal_attn(self._context, causal)
             try:
-                self._decode(rows[at:to], positions[:, at:to], [READER] * (to - at), wanted)
+                self._decode(rows[at:to], positions[:, at:to], [READER] * (to - at), needs_logits)
             finally:
                 self._api.llama_set_causal_attn(self._context, True)
         self._before = None if after else new
@@ -187,7 +187,7 @@ class GgufContext:
         self.lengths[READER] = kept
         return count
 
-    def step(self, rows: Floats, positions: Whole, active: Iterable[int]) -> Floats:
+    def step(self, rows: Floats, positions: Ints, active: Iterable[int]) -> Floats:
         """Compute one token of each row, and return the logits [ROWS, vocabulary]. `rows`: [ROWS,
         width]; `positions`: [axes, ROWS]. Rows that are not `active` are idle: their cache is
         emptied."""
@@ -200,7 +200,9 @@ class GgufContext:
         self._decode(rows, positions, range(ROWS), np.ones(ROWS, np.int8))
         return np.stack([self._logits(row) for row in range(ROWS)])
 
-    def _decode(self, rows: Floats, positions: Whole, seqs: Iterable[int], wanted: Any) -> None:
+    def _decode(
+        self, rows: Floats, positions: Ints, seqs: Iterable[int], needs_logits: Any
+    ) -> None:
         count = len(rows)
         batch = self._api.llama_batch()
         embd = np.ascontiguousarray(rows, np.float32)
@@ -213,7 +215,7 @@ class GgufContext:
         batch.n_seq_id = ones.ctypes.data_as(pointer)
         each = (ctypes.cast(ids.ctypes.data + 4 * at, pointer) for at in range(count))
         batch.seq_id = (pointer * count)(*each)
-        batch.logits = wanted.ctypes.data_as(ctypes.POINTER(ctypes.c_int8))
+        batch.logits = needs_logits.ctypes.data_as(ctypes.POINTER(ctypes.c_int8))
         last_words()
         if code := self._api.llama_decode(self._context, batch):
             raise MemoryError(f"llama.cpp could not decode ({code}): {last_words()}")
