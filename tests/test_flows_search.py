@@ -26,6 +26,7 @@ from flows.running.run_observer import only_run_in
 from flows.search import build as filling
 from flows.search import query
 from flows.search.query import to_hit
+from stages.embed_texts.in_numpy import text_vectors
 from tests.support.embedding import SIZES, write_images
 from tests.support.indexes import paths, write
 from tests.support.inside import Ended, InsideLauncher
@@ -147,8 +148,12 @@ def test_a_text_query_starts_a_stage_only_where_numpy_gives_other_vectors(
     words = ["A never asked Text", "--not", "some other"]
     in_numpy = found(built, capsys, *words)
     assert not started
-    real = query.text_vectors
-    monkeypatch.setattr(query, "text_vectors", lambda folder, texts: -real(folder, texts))
+
+    def others(folder: Path, texts: list[str]) -> Any:
+        vectors = text_vectors(folder, texts)
+        return None if vectors is None else -vectors
+
+    monkeypatch.setattr(query, "text_vectors", others)
     by_stage = found(built, capsys, *words)
     assert started == ["embed_texts"]
     assert [hit["key"] for hit in in_numpy] == [hit["key"] for hit in by_stage]

@@ -213,8 +213,9 @@ def _in_numpy(
         launcher=DirectLauncher(lambda *_: None),
         device="cpu",
     )
-    halves = {"half": model.digests["vision"], "text_half": model.digests["language"]}
-    refuse_other_halves(snapshot.folder, maker, replace(maker, model=config.model, **halves))
+    half, text_half = model.digests["vision"], model.digests["language"]
+    given = replace(maker, model=config.model, half=half, text_half=text_half)
+    refuse_other_halves(snapshot.folder, maker, given)
     checked = range(min(CHECKED, len(known)))
     made = text_vectors(model.folder, [*texts, *(REFERENCE_TEXTS[at] for at in checked)])
     if made is None or made.shape[1] != maker.width:

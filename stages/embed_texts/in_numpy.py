@@ -72,7 +72,7 @@ class _Half:
         self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self._tokenizer.enable_truncation(self._most)
         self._tokenizer.no_padding()
-        self._pad: int = self._tokenizer.token_to_id(name)
+        self._pad: int = self._tokenizer.get_vocab()[name]
 
     def vectors(self, texts: Sequence[str]) -> Numbers:
         tokens = [self._tokenizer.encode(text).ids for text in texts]
@@ -184,13 +184,13 @@ def _quick_gelu(x: Numbers) -> Numbers:
 
 def _gelu(x: Numbers) -> Numbers:
     erf = np.array([math.erf(each) for each in (x / math.sqrt(2)).flat], np.float32)
-    found: Numbers = x * (1 + erf.reshape(x.shape)) / 2
-    return found
+    bent: Numbers = erf.reshape(x.shape)
+    return x * (bent + np.float32(1)) * np.float32(0.5)
 
 
 def _gelu_tanh(x: Numbers) -> Numbers:
-    found: Numbers = x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))) / 2
-    return found
+    bent: Numbers = np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x))
+    return x * (bent + np.float32(1)) * np.float32(0.5)
 
 
 ACTIVATIONS: Mapping[str, Callable[[Numbers], Numbers]] = {
