@@ -1,4 +1,4 @@
-"""A text never asked before, in a fresh `penstock search` on an index of 10,000 rows: CPU seconds
+"""A new text, in a fresh `penstock search` on an index of 10,000 rows: CPU seconds
 of a text half in numpy, against the text half in the model's own code.
 
 The text half has the size of CLIP ViT-L/14's, with random weights, in 32 bit. The rows beside some

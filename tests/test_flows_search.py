@@ -145,7 +145,7 @@ def test_a_text_query_starts_a_stage_only_where_numpy_gives_other_vectors(
         return start(launcher, call)
 
     monkeypatch.setattr(DirectLauncher, "start", counting)
-    words = ["A never asked Text", "--not", "some other"]
+    words = ["A new Text", "--not", "some other"]
     in_numpy = found(built, capsys, *words)
     assert not started
 
