@@ -6,6 +6,7 @@ import os
 import re
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -146,6 +147,28 @@ def test_a_log_is_not_silent_before_the_first_stage(monkeypatch: pytest.MonkeyPa
     display.doing("something more")
     time.sleep(0.1)
     assert log.getvalue() == f"{READING}\n"
+
+
+def test_a_log_says_again_and_again_what_takes_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flows.console.display.SILENT_SECONDS", 0.05)
+    monkeypatch.setattr("flows.console.display.QUIET_SECONDS", 0.3)
+    log = io.StringIO()
+    display = Display(to=log)
+    display.doing(READING)
+    wait_for(lambda: f"{READING}: " in log.getvalue())
+    display.stage("encode", 3, 0, loads=LOADS)
+    wait_for(lambda: log.getvalue().count(f"encoding: loading {LOADS}, ") >= 2)
+    display.close()
+    there = log.getvalue()
+    time.sleep(0.6)
+    assert log.getvalue() == there
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 @pytest.mark.parametrize("end", ["close", "print_line", "stage"])

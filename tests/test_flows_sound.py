@@ -18,6 +18,7 @@ from PIL import Image
 
 from artifacts.packs import read_header
 from artifacts.store import FolderStore
+from flows.options.text import IMAGE_PROMPT, SOUND_PROMPT, VIDEO_PROMPT
 from stages.models.processors.prepare import load_processor
 from tests.support import gpus
 from tests.support.clips import joint_model
@@ -116,10 +117,18 @@ def test_captions_are_those_of_the_whole_model(place: Place) -> None:
     assert found == {row["start"]: row["caption"] for row in rows}
 
 
-def test_another_prompt_loads_neither_encoder(place: Place) -> None:
-    result = place.run("--prompt", "What do people say?", *SHORT)
+def test_the_default_prompt_loads_neither_encoder_and_asks_for_sound_where_it_is(
+    place: Place,
+) -> None:
+    result = place.run(*SHORT)
     assert result.returncode == 0, result.stderr
     assert counts(place).keys() == {"decode"}
+    asked = {(row["media_path"], "heard" in row): row["prompt"] for row in place.captions()}
+    assert asked == {
+        ("tone.mp4", True): SOUND_PROMPT,
+        ("silent.mp4", False): VIDEO_PROMPT,
+        ("image.png", False): IMAGE_PROMPT,
+    }
 
 
 @pytest.mark.slow

@@ -510,6 +510,16 @@ def test_a_column_of_a_group_without_scale_is_refused(group: int) -> None:
         codes_of(layer, tensors)
 
 
+def test_rows_of_awq_that_fill_no_word_are_refused() -> None:
+    tensors = {
+        "qweight": torch.zeros(16, 1, dtype=torch.int32),
+        "qzeros": torch.zeros(1, 2, dtype=torch.int32),
+        "scales": torch.ones(1, 12, dtype=torch.float16),
+    }
+    with pytest.raises(EnvironmentFault, match="its 12 rows do not fill words"):
+        codes_of(layer_of(tensors, 12, 16, LAYOUTS["awq"].settings), tensors)
+
+
 @pytest.mark.parametrize("block", [[0, 0], [None, 1], ["a", 5], [-1, 5], "x"])
 def test_a_damaged_block_size_is_not_believed(block: Any) -> None:
     assert Settings.of({"weight_block_size": block}).block == (128, 128)

@@ -183,6 +183,7 @@ def add_doctor(parser: argparse.ArgumentParser) -> None:
 
 def add_demo(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
+    add("file", nargs="?", default="", metavar="FILE", help="then caption it, by the default model")
     add("--clips", type=int, default=200, metavar="N", help="number of random clips to score [200]")
     add("--seed", type=int, metavar="S", help="random seed of these clips [new]")
     add("--precision", default="native", metavar="P", help=f"{'|'.join(PRECISIONS)} [%(default)s]")

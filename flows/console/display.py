@@ -241,8 +241,10 @@ READING = "reading the sources and the model"
 """Activity before the first stage."""
 SILENT_SECONDS = 0.4
 """Seconds before a log names the activity before the first stage; most errors come sooner."""
-LINE_SECONDS = 10.0
+LINE_SECONDS = 8.0
 """Seconds between two progress lines of a stage without a terminal."""
+QUIET_SECONDS = 9.0
+"""Seconds without a line, as while a model is loaded, after which one says what is going on."""
 VERBS = {
     **{name: stage.verb for name, stage in STAGES.items()},
     "describe": "reading the model",
@@ -306,17 +308,24 @@ class Display:
         self._fetch_total = 0
         self._fetch_before = 0
         self._fetch_started = 0.0
+        self._doing = ""
+        """Activity before or between stages."""
+        self._doing_since = 0.0
         self._silence: threading.Timer | None = None
+        """Waits until nothing was printed for too long."""
+        self._printed = 0.0
+        """When the last line was printed."""
 
     def doing(self, text: str) -> None:
         """Show the activity before or between stages."""
         with self._lock:
-            if self._moving and not self._stage:
+            if self._stage:
+                return
+            if self._moving:
                 self._moving.show(text)
-            elif self._plain and not self._stage and self._silence is None:
-                self._silence = threading.Timer(SILENT_SECONDS, self._break_silence, [text])
-                self._silence.daemon = True
-                self._silence.start()
+            elif self._plain:
+                self._doing, self._doing_since = text, time.monotonic()
+                self._watch(SILENT_SECONDS)
 
     def stage(
         self,
@@ -346,6 +355,7 @@ class Display:
                 before = f", {self._before} already done" if self._before else ""
                 missing = self._counted(total - done, is_first=_reads_files(name))
                 self._line(f"{self._verb}: {missing} to do{before}")
+                self._watch(QUIET_SECONDS)
 
     def on_event(self, name: str, event: Event) -> None:
         """Show an event of a stage process. Failures are shown with `fail`, by file name."""
@@ -423,6 +433,8 @@ class Display:
         with self._lock:
             if self._silence:
                 self._silence.cancel()
+                self._silence = None
+            self._doing = ""
             if self._fetch_total:  # the download was interrupted
                 self._clear()
                 self._fetch_total = 0
@@ -481,14 +493,36 @@ class Display:
         if self._moving:
             self._moving.clear()
 
-    def _break_silence(self, text: str) -> None:
+    def _watch(self, seconds: float) -> None:
+        """Print what is going on after so many seconds without a line, and then again and again."""
+        if self._silence is None:
+            self._silence = threading.Timer(seconds, self._break_silence)
+            self._silence.daemon = True
+            self._silence.start()
+
+    def _break_silence(self) -> None:
         with self._lock:
-            if self._silence and not self._silence.finished.is_set():
-                self._line(text)
+            if self._silence is None or self._silence.finished.is_set():
+                return
+            self._silence = None
+            now = time.monotonic()
+            first = self._printed < self._doing_since
+            if first or now - self._printed > QUIET_SECONDS - 0.1:
+                self._shown = now
+                self._line(self._activity(now, first))
+            self._watch(max(0.1, QUIET_SECONDS - (time.monotonic() - self._printed)))
+
+    def _activity(self, now: float, first: bool) -> str:
+        if not self._stage:
+            since = duration(now - self._doing_since)
+            return self._doing if first else f"{self._doing}: {since} so far"
+        since = duration(now - self._started)
+        if self._loading:
+            return f"{self._verb}: loading {self._loading}, {since} so far"
+        return f"{self._verb} {self._progress()}"
 
     def _line(self, text: str) -> None:
-        if self._silence:
-            self._silence.cancel()
+        self._printed = time.monotonic()
         if self._moving:
             self._moving.line(text)
         else:

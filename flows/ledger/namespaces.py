@@ -17,10 +17,11 @@ from artifacts.tiles import OFF
 from flows.checkpoint.models import Model
 from flows.checkpoint.precision import PartSettings
 from flows.checkpoint.prompt_tokens import FrameBound, frame_bound
+from flows.ledger.prompts import prompt_for
 from flows.options.commands import RunOptions
 from flows.options.media import SoundOptions, VectorSamplingOptions
 from flows.options.text import EngineOptions
-from flows.pipelines import SOUND_KINDS, Pipeline, without_hearing
+from flows.pipelines import SOUND_KINDS, Pipeline, parts_of, without_hearing
 from stages import hear, sound
 from stages.decode import SCORE
 from stages.decode.generation import SamplingParams, ScoreItem
@@ -59,6 +60,8 @@ class Variant:
     """Whether inputs pass the vision half in batches."""
     sends_video: bool = False
     """Whether the frames of a chunk are sent to a server as one video."""
+    silent_prompts: Mapping[str, str] = field(default_factory=dict)
+    """Default prompt of a run with sound → the one of its chunks without."""
 
     @property
     def hears(self) -> bool:
@@ -97,7 +100,10 @@ def variants_of(
             if params.is_prefix_stable:
                 found += _other_limits(variant, pipeline[-1], model, settings, stored, params)
     if (silent := without_hearing(pipeline)) != pipeline:
-        found += variants_of(config, model, sampling, silent, stored)
+        both = (model, model.of_parts(parts_of(silent)))
+        heard, seen = (prompt_for(each, config, "video") for each in both)
+        without = variants_of(config, model, sampling, silent, stored)
+        found += [replace(each, silent_prompts={heard: seen}) for each in without]
     return found
 
 

@@ -111,7 +111,8 @@ def task_of(medium: Medium, chunk: ChunkIndex, variant: Variant, previous: str |
     shown = bound.shown(chunk) if bound else chunk
     # While the previous caption is unknown, the placeholder is part of the key. No record is made
     # by that key.
-    prompt = fill_placeholders(medium.prompt, shown, variant.frames_per_video, previous)
+    template = variant.silent_prompts.get(medium.prompt, medium.prompt)
+    prompt = fill_placeholders(template, shown, variant.frames_per_video, previous)
     fewer = () if shown is chunk else (f"{len(shown.times)} frames",)
     sent = ("as video",) if variant.sends_video and medium.kind == "video" else ()
     keys = {

@@ -65,7 +65,8 @@ def next_work(job: Job, stage: StageSpec, wave: Sequence[Medium], rung: Rung) ->
         if stage.prompted
         else encode_batches_of(job, stage, together, rung)
     )
-    alone = stage.part == "vision" and not job.model.in_batches
+    # What a stage reads from files does not depend on the batch either.
+    alone = not stage.reads or (stage.part == "vision" and not job.model.in_batches)
     return StageWork(
         rung=rung,
         tasks=together,

@@ -250,7 +250,7 @@ def prune(
     in_use = frozenset[str]().union(*(other.namespaces for other in running))
     left: tuple[Reach, ...] = ()
     for reach in now.past:
-        if reach.features in in_use:
+        if not in_use.isdisjoint((reach.features, *reach.sound)):
             left += (reach,)
             continue
         unreferenced = reach.without(

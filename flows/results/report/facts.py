@@ -99,6 +99,7 @@ def timeline_of_entry(entry: Entry) -> dict[str, Any]:
     stages = [
         {"name": name, "spans": [[points[0][0], points[-1][0]]], "curves": [points], "rung": ""}
         for name, points in entry["timeline"].items()
+        if points
     ]
     began = seconds_of(entry["started"])
     return {

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from artifacts.errors import EnvironmentFault, PenstockError, UsageError
+from artifacts.errors import EnvironmentFault, PenstockError, Unanswered, UsageError
 from stages.models.hub.checkpoint import Checkpoint, WeightFile
 
 OF_THE_DISK = (
@@ -69,7 +69,7 @@ def shown(folder: Path) -> str:
 
 
 def refuse_offline(checkpoint: Checkpoint, missing: Sequence[WeightFile]) -> None:
-    """Refuse a download if the user keeps the hub's client offline. Raises EnvironmentFault, which
+    """Refuse a download if the user keeps the hub's client offline. Raises Unanswered, which
     names what is missing and its size."""
     from huggingface_hub import constants
 
@@ -77,7 +77,7 @@ def refuse_offline(checkpoint: Checkpoint, missing: Sequence[WeightFile]) -> Non
         return
     more = f" and {len(missing) - 1} more files" if len(missing) > 1 else ""
     size = size_of(sum(file.size for file in missing))
-    raise EnvironmentFault(
+    raise Unanswered(
         f"{missing[0].name}{more} of {checkpoint.name}, {size}, are not in {shown(cache_folder())} "
         f"and {_offline_switch()} is set",
         hint=f"Unset {_offline_switch()} and run the same command again, or try --model demo",
@@ -152,7 +152,7 @@ def _readable_fault(
     return _unreachable(name, error, begun)
 
 
-def _unreachable(name: str, error: Exception, begun: bool) -> EnvironmentFault:
+def _unreachable(name: str, error: Exception, begun: bool) -> Unanswered:
     """Return the error for files that are missing and cannot be downloaded now."""
     from huggingface_hub import constants
     from huggingface_hub.errors import FileMetadataError, HfHubHTTPError
@@ -167,12 +167,12 @@ def _unreachable(name: str, error: Exception, begun: bool) -> EnvironmentFault:
     elif isinstance(error, (OSError, RuntimeError)):
         reason = "its download was interrupted"
     if begun:
-        return EnvironmentFault(
+        return Unanswered(
             f"the rest of {name} is missing, and {reason}",
             hint="Connect and run the same command again: it resumes the download",
         )
     connect = f"Unset {_offline_switch()}" if constants.is_offline_mode() else "Connect"
-    return EnvironmentFault(
+    return Unanswered(
         f"{name} was not downloaded before, and {reason}",
         hint=f"{connect} and run the same command again, give the folder of a copy as --model, or "
         "try the program with --model demo",

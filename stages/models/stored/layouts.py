@@ -281,6 +281,8 @@ def _words(layer: StoredLayer, settings: Settings) -> StoredLayer:
         raise layer.unreadable(
             f"has codes of shape {list(words)}, which no layout that is read has"
         )
+    if is_awq and rows % 8:
+        raise layer.damaged(f"its {rows} rows do not fill words of eight codes")
     groups = scales.shape[0] if scales.shape else 0
     whole = (columns, rows // 8) if is_awq else (columns * bits // 32, rows)
     layer.expect("qweight", ("I32",), whole)
