@@ -64,7 +64,8 @@ def _group_of_option(parser: argparse.ArgumentParser, groups: Groups, each: Decl
 def _add(group: Any, each: Declared) -> None:
     option = each.option
     if each.kind is bool:
-        group.add_argument(each.flag, action="store_true", help=option.help, dest=each.name)
+        action = "store_false" if each.field.default is True else "store_true"
+        group.add_argument(each.flag, action=action, help=option.help, dest=each.name)
     else:
         group.add_argument(each.name if option.positional else each.flag, **_keywords(each))
 

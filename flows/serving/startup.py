@@ -34,7 +34,8 @@ from flows.planning.plan import choose, ladder_of
 from flows.planning.sizes import UNKNOWN_SIZE
 from flows.planning.workloads import STANDARD_CHUNKS, Workload, workload_of
 from flows.running.stage_calls import StageCallBuilder, WorkerStores
-from flows.search.query import maker_of, with_maker_of
+from flows.search.query import with_maker_of
+from flows.search.query_stages import maker_of
 from flows.serving.batching import DeviceScheduler
 from flows.serving.captioning import Captioning
 from flows.serving.config import BatchOptions, RequestLimits, ServeConfig
