@@ -125,6 +125,7 @@ def studio_app(opened: Studio) -> Starlette:
         "/model": start.model,
         "/runs": start.runs,
         "/log/{id}": start.log,
+        "/sifted/{id}": start.sifted,
         f"{run}/captions": captions.captions,
         f"{run}/history": captions.history,
         f"{run}/again": captions.answers,

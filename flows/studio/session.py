@@ -107,7 +107,8 @@ class Thumbnails:
         with contextlib.suppress(PenstockError, OSError):  # a full disk: they are made again
             prepare_store(records.store)
             records.publish([Record(key=key, payload=jpeg) for key, jpeg in made.items()])
-            if sum(records.place(key).length for key in records.keys()) > LIMIT_BYTES:
+            known = records.keys()
+            if sum(records.place(key).length for key in known) > LIMIT_BYTES:
                 shrink(records)
         with self._lock:
             for key in made:

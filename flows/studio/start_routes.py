@@ -31,6 +31,7 @@ from flows.serving.refusals import json_answer
 from flows.studio import roots
 from flows.studio.guard import json_of
 from flows.studio.roots import Refused, Roots, is_shown
+from flows.studio.run_captions import sifted_in
 from flows.studio.runs import QueuedRun, plan_of, run_id
 from flows.studio.session import UPLOADS, Studio
 from flows.studio.values import checked, line_of, model_name, table, words_of
@@ -116,7 +117,10 @@ def preset_folder() -> Path:
 
 PAGE = "flows.studio.page"
 SHARED_SCRIPTS = ("base.js", "windowed.js", "asking.js", "choosing.js", "scene.js")
-SCRIPTS = ("asking.js", "saving.js", "cards.js", "panels.js", "files.js", "start.js", "runs.js", "page.js")
+SCRIPTS = (
+    *("asking.js", "saving.js", "cards.js", "panels.js"),
+    *("files.js", "start.js", "runs.js", "page.js"),
+)
 """Parts of the page's script, in their order, after those that it shares with other pages."""
 PLAN_SECONDS = 300.0
 COUNTED_AT_ONCE = 2
@@ -274,6 +278,11 @@ class StartRoutes:
         run = QueuedRun(kind="sift", out=place, words=words, folder=folder, of=out)
         await asyncio.to_thread(self._studio.queue.add, run)
         return json_answer({"id": run.id, "line": line_of(words)})
+
+    async def sifted(self, request: Request) -> Response:
+        """Return the copies that a sift run found, and what it left out."""
+        run = self._studio.queue.of(request.path_params["id"])
+        return json_answer(await asyncio.to_thread(sifted_in, Path(run.out)))
 
     async def runs(self, _: Request) -> Response:
         """Return all runs with their status."""

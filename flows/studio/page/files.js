@@ -1,6 +1,6 @@
 // Choosing files: what is in a folder as tiles with pictures, and what was chosen of it.
 
-const TILE = {wide: 152, high: 140}; // pixels at least, and exactly
+const TILE = {wide: 136, high: 140}; // pixels at least, and exactly
 const inParts = path => path.split("/").flatMap((part, at) => at ? ["/", el("wbr"), part] : [part]);
 const pictureOf = path => `${HOME}small?path=${encodeURIComponent(path)}`;
 
@@ -99,10 +99,10 @@ class Files {
   }
 
   folder({name, path}) {
-    const count = el("span", {class: "quiet tiny"}, "…");
-    this.counts.of(path).then(found => { count.textContent = asCount(found); });
-    return el("div", {class: "tile"}, button(count, () => this.open(path), {class: "frame folder", "aria-label": `Open ${name}`}),
-      el("span", {class: "called", title: name}, `${name}/`), sign("+", `Choose ${name}`, () => this.add(path)));
+    const opener = sign("…", `Open ${name}`, () => this.open(path), {class: "frame folder"});
+    this.counts.of(path).then(found => { opener.textContent = asCount(found); });
+    return el("div", {class: "tile"}, opener, el("span", {class: "called", title: name}, `${name}/`),
+      sign("+", `Choose ${name}`, () => this.add(path)));
   }
 
   file({name, path}) {

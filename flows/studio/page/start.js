@@ -42,12 +42,13 @@ class Start {
     const name = $("model").value.trim(), tell = (text, how = "quiet tiny") => {
       if (name === $("model").value.trim()) Object.assign($("model-told"), {textContent: text, className: how});
     };
-    if (!name || name === DEMO) return tell(name && DEMO_TOLD);
+    if (!name || name === DEMO) { tell(name && DEMO_TOLD); return; }
     tell("looking for it…");
     try {
       const {bytes, error, hint} = await ask(`model?name=${encodeURIComponent(name)}`);
-      return error ? tell(String(new Refusal(error, hint)), "warning tiny") : tell(bytes ? `${size(bytes)} to download, once` : "on this machine");
-    } catch (error) { return tell(String(error), "warning tiny"); }
+      if (error) throw new Refusal(error, hint);
+      tell(bytes ? `${size(bytes)} to download, once` : "on this machine");
+    } catch (error) { tell(String(error), "warning tiny"); }
   }
 
   presets({prompts, prompt_folder: folder}) {
