@@ -94,6 +94,7 @@ class Files {
       $("folders").hidden = !(count || folders.length);
       const item = folder => name => ({name, path: inside(name), folder});
       this.tiles.show([...folders.map(item(true)), ...media.map(item(false))]);
+      performance.mark("files shown");
       return found;
     });
   }

@@ -39,25 +39,27 @@ class Runs {
     const {status, state, said, error} = run, ended = ENDED.includes(state), stages = status?.stages || [];
     const act = (name, does) => button(name, () => tried(async () => this.take((await tell(`runs/${run.id}`, {do: does})).runs)),
       {"data-act": `${run.id} ${does}`});
-    const at = stages.filter(stage => stage.done + stage.pending > 0);
+    const at = stages.filter(stage => stage.done + stage.pending > 0), isDone = state === "done" && run.kind === "caption";
+    const work = at.length ? el("div", {class: "stages"}, at.map(stage => this.stage(stage, status.budget))) : null;
     return el("article", {class: "card run", "aria-label": `Run ${run.name}`},
       el("p", {}, el("span", {class: `badge ${state}`}, state === "queued" ? "waits for the run before it" : state), " ",
         el("b", {}, `${KINDS[run.kind] || ""}${run.name}`), " ", el("span", {class: "quiet tiny"}, run.out)),
-      at.length ? el("div", {class: "stages"}, at.map(stage => this.stage(stage, status.budget))) : null,
+      isDone ? null : work,
       status ? el("p", {class: "quiet"}, ended && !said ? `${counted(status.captions, "caption")} written, ` : "",
         `${status.media.failed} of ${counted(status.media.total, "file")} failed`) : null,
-      said && said !== error ? el("p", {class: "quiet"}, said) : null,
+      said && said !== error ? el("p", {class: "quiet"}, run.kind === "sift" ? said.split("; ")[0] : said) : null,
       error && ended ? el("p", {class: "warning"}, error) : null,
       (status?.failures || []).slice(0, 5).map(({media_path: name, message, hint}) =>
         el("p", {class: "warning tiny"}, `${name}: ${message}. `, el("b", {}, hint))),
       (status?.rungs || []).slice(-1).map(({stage, name, reason}) =>
         el("p", {class: "quiet tiny"}, `${stage} runs with ${name} (${reason})`)),
-      state === "done" && run.kind === "caption" && this.only ? this.following(run) : null,
+      isDone && this.only ? this.following(run) : null,
       state === "done" && run.kind === "sift" ? this.sifted(run) : null,
-      el("details", {}, el("summary", {class: "tiny"}, "Command"), el("code", {}, run.line), " ",
-        el("a", {href: `${HOME}log/${run.id}`}, "Output")),
+      el("details", {}, el("summary", {class: "tiny"}, isDone ? "How it ran" : "Command"), isDone ? work : null,
+        el("code", {}, run.line), " ", el("a", {href: `${HOME}log/${run.id}`}, "Output")),
       el("div", {class: "acts"},
-        this.only || run.kind === "sift" ? null : el("a", {href: `${HOME}run/${run.run}/`, "data-act": `${run.id} open`}, "Open its captions"),
+        this.only || run.kind === "sift" ? null
+          : el("a", {href: `${HOME}run/${run.run}/`, "data-act": `${run.id} open`}, "Open its captions"),
         ended ? [state === "done" ? null : act("Go on", "go on"), act("Remove from the list", "remove")] : act("Stop", "stop")));
   }
 
@@ -81,7 +83,8 @@ class Runs {
     this.found ||= new Map();
     if (!this.found.has(id)) this.found.set(id, ask(`sifted/${id}`));
     this.found.get(id).then(({count, groups, left_out: left}) => box.replaceChildren(
-      el("h3", {}, counted(count, "group"), " of copies"), ...groups.map(group), ...(left.length ? [el("h3", {}, "Left out"),
+      el("h3", {}, counted(count, "group"), " of copies"), ...groups.map(group),
+      ...(left.length ? [el("h3", {}, "Left out"),
         el("div", {class: "copies"}, left.map(row => picture(row, row.why)))] : [])), problem);
     return box;
   }
