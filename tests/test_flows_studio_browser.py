@@ -355,10 +355,9 @@ def test_a_folder_of_50_000_files_is_shown_at_once_and_scrolled_to_its_end(
         shown(browser, studio.address)
         found = "document.querySelectorAll('#folders .tile img').length"
         browser.wait(f"return {found} > 20")
-        seconds.append(
-            browser.run("return performance.getEntriesByName('files shown')[0].startTime")
-        )
-    assert min(seconds) < 1000, seconds
+        mark = "performance.getEntriesByName('files shown')[0].startTime"
+        milliseconds.append(browser.run(f"return {mark}"))
+    assert min(milliseconds) < 1000, milliseconds
     elements = "return document.querySelectorAll('#folders *').length"
     seen = "[...document.querySelectorAll('#folders .called')].map(e => e.textContent)"
     assert browser.run(f"return {seen}")[:2] == ["deep/", "picture-00000.png"]
