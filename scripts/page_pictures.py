@@ -123,8 +123,8 @@ def of_studio(browser: "Browser", folder: Path) -> bytes:
     here, home = os.path.realpath(folder), os.path.join(os.path.realpath(folder), "home")
     with served(*words, cwd=folder, XDG_STATE_HOME=f"{home}/.local/state") as address:
         browser.open(address)
-        browser.wait("return document.querySelector('#where button')")
-        browser.run("document.querySelector('#where button').click()")
+        browser.wait("return document.querySelector('#sources button')")
+        browser.run("document.querySelector('#model').value = 'demo'; page.start.tellModel()")
         browser.type("#memory", "1GiB")
         browser.run("document.querySelector('#plan').click()")
         browser.wait("return document.querySelector('#planned table')", seconds=60.0)

@@ -14,7 +14,7 @@ from PIL import Image
 from flows.cli.main import main
 from penstock_demo.dual.pictures import ImageTruth, write_images
 from tests.support.browser import RIGHT, Browser
-from tests.support.looks import asked_elsewhere, faint, overlapping, too_wide, unnamed
+from tests.support.looks import LOOKS, asked_elsewhere, unnamed, unreadable
 from tests.support.media import write_video
 from tests.support.pipeline import PENSTOCK
 from tests.support.serving import serving
@@ -47,7 +47,6 @@ const told = document.querySelector('#progress-told').textContent;
 return told.startsWith(`${arguments[0]} of ${arguments[0]} `);
 """
 TEXTS_OF = "return [...document.querySelectorAll(arguments[0])].map(e => e.textContent)"
-LOOKS = [(1280, "dark"), (400, "light")]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -245,13 +244,9 @@ def test_the_plots_are_drawn_and_grow_and_the_halves_are_told(page: Browser) -> 
     assert re.match(r"[\d.]+ [MG]B", budget)
 
 
-@pytest.mark.parametrize(("wide", "theme"), LOOKS)
 def test_it_can_be_read_in_every_light_and_on_a_narrow_screen(
-    page: Browser, served: Served, wide: int, theme: str
+    page: Browser, served: Served
 ) -> None:
-    page.narrow(wide)
-    if theme == "dark":
-        page.click("#theme")
     drop(page, served.pictures / served.truths[4].file)
     drop(page, served.sheet, kind="image/png")
     drop(page, served.pictures / "film.mp4", kind="video/mp4")
@@ -259,16 +254,10 @@ def test_it_can_be_read_in_every_light_and_on_a_narrow_screen(
     seek(page, "a yellow ring")
     page.click("nav [href='#load']")
     page.wait("return document.querySelectorAll('.drawn svg').length === 4")
-    high = page.run("return document.documentElement.scrollHeight")
-    page.run("scrollTo(0, 0)")
-    page.narrow(wide, high)  # so that all of it is drawn
+    page.narrow(1280, page.run("return document.documentElement.scrollHeight"))  # all is drawn
     page.wait("return [...document.images].every(image => image.complete)")
     assert "[object" not in page.run("return document.body.innerText")
-    assert overlapping(page) == []
-    assert faint(page) == []
-    assert too_wide(page) == []
-    assert unnamed(page) == []
-    page.narrow(wide)
+    assert [wrong for look in LOOKS for wrong in unreadable(page, *look)] == []
     page.click("#hits .frame")
     page.wait("return document.querySelector('#viewer').open")
     assert unnamed(page) == []

@@ -31,7 +31,7 @@ from flows.results.run_record import RunRecord
 from flows.serving.app import app_of
 from flows.serving.refusals import json_answer
 from flows.studio.roots import NoSuchFolder, Refused, Roots
-from flows.studio.run_captions import RunCaptions
+from flows.studio.run_captions import RunCaptions, sifted_in
 from flows.studio.runs import QueuedRun, RunQueue, interrupt, run_id
 from flows.studio.server import studio as start_studio
 from flows.studio.server import studio_app
@@ -40,6 +40,7 @@ from flows.studio.steps import RecordedCommand, answers_of
 from flows.studio.values import ALLOWED, DENIED, OPTIONS, checked, line_of
 from flows.studio.values import words_of as command_of
 from flows.upkeep.cache import collect, holdings
+from stages.models.hub.resolve import download_bytes
 from tests.support.pipeline import ROOT
 from tests.support.reports import captions_of, media_file, write_run
 from tests.support.strangers import own_folder
@@ -218,13 +219,28 @@ def test_a_folder_with_a_link_out_of_the_roots_fails(roots: Roots, tmp_path: Pat
 def test_a_folder_lists_what_may_be_named(roots: Roots, tmp_path: Path) -> None:
     found = roots.listing(str(tmp_path / "media"))
     assert found["media"] == ["a.png"] and found["count"] == 1 and found["up"] is None
-    assert found["folders"] == [{"name": "inner", "media": 1}, {"name": "model", "media": 0}]
+    assert found["folders"] == ["inner", "model"]
     for path in ("..", "/", "/etc", "link", ".hidden", "a\0b"):
         with pytest.raises(Refused):
             roots.listing(path)
     for path in ("gone", "a.png"):
         with pytest.raises(NoSuchFolder, match=f"there is no folder .*{path}"):
             roots.listing(path)
+
+
+def test_media_are_counted_at_any_depth_and_not_beyond_the_roots(
+    roots: Roots, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deep = tmp_path / "media/inner/a/b"
+    deep.mkdir(parents=True)
+    (deep / "c.JPG").write_bytes(b"x")
+    (deep / "again").symlink_to(tmp_path / "media/inner")
+    assert roots.media_below(str(tmp_path / "media")) == {"count": 3, "more": False}
+    assert roots.media_below(str(deep)) == {"count": 2, "more": False}, "its link leads inside"
+    with pytest.raises(Refused):
+        roots.media_below(str(tmp_path / "outside"))
+    monkeypatch.setattr("flows.studio.roots.COUNT_SECONDS", -1.0)
+    assert roots.media_below(str(tmp_path / "media")) == {"count": 0, "more": True}
 
 
 def queue(tmp_path: Path) -> RunQueue:
@@ -447,6 +463,37 @@ def test_thumbnails_are_records_that_the_cache_counts_and_deletes(tmp_path: Path
     assert holdings(store) == []
 
 
+def test_stored_thumbnails_are_bounded_and_the_oldest_go_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flows.studio.session.LIMIT_BYTES", 10_000)
+    store, names = open_store(str(tmp_path / "store")), [f"{number}.png" for number in range(12)]
+    kept = Thumbnails(store)
+    for number, name in enumerate(names):
+        Image.new("RGB", (320, 240), (20 * number, 30, 30)).save(tmp_path / name)
+        assert kept.get(tmp_path / name, None)
+        kept.flush()
+    (held,) = [each for each in holdings(store) if each.kind == "thumbnails"]
+    assert 5000 < held.bytes < 15_000 and held.packs < len(names)
+    assert kept.get(tmp_path / names[-1], None) == Thumbnails(store).get(tmp_path / names[-1], None)
+
+
+def test_what_sift_found_is_shown_with_the_best_copy_first(tmp_path: Path) -> None:
+    def row(name: str, group: int | None, duplicate: int) -> dict[str, Any]:
+        return {"path": f"/m/{name}", "media_path": name, "group": group, "duplicate": duplicate}
+
+    rows = [row("a", 1, 1), row("b", None, 0), row("c", 1, 0), row("d", 2, 0), row("e", 2, 1)]
+    rows.append(row("f", 2, 1))
+    (tmp_path / "marks.jsonl").write_text("".join(json.dumps(each) + "\n" for each in rows))
+    left = {"path": "/m/a", "media_path": "a", "source": "m", "why": "not duplicate = 0"}
+    (tmp_path / "left_out.jsonl").write_text(json.dumps(left) + "\n")
+    found = sifted_in(tmp_path)
+    assert found["count"] == 2
+    names = [[each["media_path"] for each in group] for group in found["groups"]]
+    assert names == [["d", "e", "f"], ["c", "a"]]
+    assert [each["why"] for each in found["left_out"]] == ["not duplicate = 0"]
+
+
 def test_copies_that_sift_found_are_of_one_group(tmp_path: Path) -> None:
     files = [media_file(tmp_path / name) for name in ("a.png", "b.png", "c.png")]
     write_run(
@@ -551,6 +598,53 @@ def test_a_folder_that_utf_8_cannot_name_closes_no_studio(page: TestClient, tmp_
     assert answer.status_code == 200, answer.text
     assert str(tmp_path / "media/model") in answer.json()["models"]
     assert not any("\ufffd" in name or "m?" in name for name in answer.json()["models"])
+
+
+def test_the_page_shows_pictures_of_media_below_its_roots_alone(
+    page: TestClient, tmp_path: Path
+) -> None:
+    answer = page.get("small", params={"path": str(tmp_path / "media/a.png")})
+    assert answer.headers["content-type"] == "image/jpeg" and answer.content[:2] == b"\xff\xd8"
+    Image.new("RGB", (8, 8)).save(tmp_path / "b.png")
+    (tmp_path / "media/link.png").symlink_to(tmp_path / "b.png")
+    (tmp_path / "media/page.html").write_text("<script>")
+    os.mkfifo(tmp_path / "media/pipe.png")
+    for odd in (
+        tmp_path / "b.png",
+        "link.png",
+        "page.html",
+        "pipe.png",
+        "gone.png",
+        ".",
+        "a\0.png",
+    ):
+        assert page.get("small", params={"path": str(odd)}).status_code == 422, odd
+    (tmp_path / "media/no.png").write_bytes(b"no picture")
+    assert page.get("small", params={"path": "no.png"}).status_code == 404
+
+
+def test_the_page_says_where_a_model_is(page: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    def told(name: str) -> Any:
+        answer = page.get("model", params={"name": name})
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert told("demo") == told("model") == {"bytes": 0}
+    missing = told(page.get("start").json()["default_model"])
+    assert "was not downloaded before" in missing["error"] and missing["hint"]
+    assert page.get("model", params={"name": "/etc"}).status_code == 422
+
+
+def test_a_download_is_the_weights_and_the_files_that_describe_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sizes = {"model.safetensors": 1000, "config.json": 20, "onnx/model.onnx": 5000, "a.bin": 900}
+    files = [SimpleNamespace(rfilename=name, size=size) for name, size in sizes.items()]
+    monkeypatch.setattr(
+        "huggingface_hub.HfApi.model_info", lambda *_, **__: SimpleNamespace(siblings=files)
+    )
+    assert download_bytes("no-one/nothing", 1.0) == 1020
 
 
 def test_a_studio_of_a_folder_that_utf_8_cannot_name_fails(tmp_path: Path) -> None:

@@ -61,6 +61,7 @@ STAGE = {
     **dict.fromkeys(("peak_host_bytes", "peak_device_bytes"), number),
     **dict.fromkeys(("baseline_before_bytes", "baseline_after_bytes"), number),
     "recent": [(number, number)],
+    "latest": OptionalField(string),
     "attention": text,
     "precision": MapOf(text),
     "device": text,

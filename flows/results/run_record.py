@@ -182,6 +182,12 @@ class RunRecord:
                     entry["recent"] = [s for s in entry["recent"] if s[0] >= at - SAMPLE_SECONDS]
                     entry["recent"].append([round(at, 1), entry["items"] + items])
 
+    def note_latest(self, name: str, path: str) -> None:
+        """Record the file that a stage worked on last, if UTF-8 can hold its name."""
+        if name in self._stages:
+            with self._lock, contextlib.suppress(UnicodeEncodeError):
+                self.stage(name)["latest"] = path.encode().decode()
+
     def add(self, outcome: StageOutcome, *, attention: str, precision: Mapping[str, str]) -> None:
         """Add the outcome of one finished stage process; a stage may run several, one per wave."""
         if outcome.name not in self._stages:
@@ -202,7 +208,7 @@ class RunRecord:
             pairs = [entry["spans"][at : at + 2] for at in range(0, len(entry["spans"]), 2)]
             entry["spans"] = [[pair[0][0], pair[-1][1], pair[0][2]] for pair in pairs]
         entry["processes"] += 1
-        entry.update(running=0, since=0.0, recent=[], now=[])
+        entry.update(running=0, since=0.0, recent=[], now=[], latest="")
         for name in ("items", "tokens", "seconds", "cpu_seconds"):
             entry[name] += getattr(outcome, name)
         for name in ("peak_host_bytes", "peak_device_bytes"):
@@ -291,6 +297,7 @@ def empty(name: str) -> dict[str, Any]:
         **dict.fromkeys(("items", "total", "before", "running", "failed"), 0),
         "since": 0.0,
         "recent": [],
+        "latest": "",
         **dict.fromkeys(("processes", "tokens"), 0),
         **dict.fromkeys(("seconds", "cpu_seconds"), 0.0),
         **dict.fromkeys(("peak_host_bytes", "peak_device_bytes"), 0),

@@ -161,6 +161,9 @@ def job_keys(job: Job) -> list[str]:
     return [f"{each.digest[:16]}-{of_prompt(each.prompt)}" for each in job.media]
 
 
+SHOWN_STAGES = ("frames", "encode")
+"""Stages of which the record names the latest file."""
+LOOK_UP_SHARE = 100
 OnBegin = Callable[[Job, RunRecord], None]
 
 
@@ -177,6 +180,8 @@ class RunObserver:
         self._job: Job | None = None
         self._record: RunRecord | None = None
         self._ladder: Ladder | None = None
+        self._look_up_at: dict[str, float] = {}
+        """Stage → when its latest file is looked up next."""
         self._names: dict[str, str] = {}
         """Digest of a medium → its name. Filled at the first failure, because finding one name
         reads all media."""
@@ -192,6 +197,7 @@ class RunObserver:
         if isinstance(event, Item):
             shared = len(job.devices) > 1 and stage in STAGES and STAGES[stage].fans_out
             record.count_item(stage, event.device if shared else "")
+            self._note_latest(job, record, stage, event)
         elif isinstance(event, MemorySample):
             record.memory(stage, asdict(event))
         elif isinstance(event, StageNotes):
@@ -201,6 +207,22 @@ class RunObserver:
             failure = failure_of(job, self._names, stage, event)
             self.display.fail(**failure)
             record.fail(stage, failure)
+
+    def _note_latest(self, job: Job, record: RunRecord, stage: str, event: Item) -> None:
+        """Record the file of an item of the frames or the encode stage, for pages that show it. It
+        is looked up in at most one part in LOOK_UP_SHARE of the time."""
+        began = time.monotonic()
+        if stage not in SHOWN_STAGES or began < self._look_up_at.get(stage, 0.0):
+            return
+        made = STAGES[stage].writes
+        if event.media:
+            of_item = (each.path for each in job.media if each.digest == event.media)
+        else:
+            tasks = job.ledger.tasks(job.media)
+            of_item = (task.medium.path for task in tasks if task.keys.get(made) == event.key)
+        record.note_latest(stage, next(of_item, ""))
+        now = time.monotonic()
+        self._look_up_at[stage] = now + max(1.0, LOOK_UP_SHARE * (now - began))
 
     def on_stage_start(self, stage: str, total: int, done: int) -> None:
         """Show that a stage is about to start, or is waited for from now on."""

@@ -140,7 +140,6 @@ READERS: dict[str, Callable[[Path], Iterator[Sample]]] = {
 
 LINES = "captions.jsonl"
 SHOWN = ("image/", "video/", "audio/")
-THUMBNAILS_AT_ONCE = 2
 FETCHED_AT_ONCE = 8
 
 
@@ -149,7 +148,6 @@ class CaptionsRoutes:
 
     def __init__(self, studio: Studio) -> None:
         self._studio = studio
-        self._drawing = asyncio.Semaphore(THUMBNAILS_AT_ONCE)
         self._fetching = asyncio.Semaphore(FETCHED_AT_ONCE)
 
     def _captions(self, request: Request) -> RunCaptions:
@@ -288,14 +286,7 @@ class CaptionsRoutes:
             time = float(at) if at else None
         except ValueError:
             time = 0.0
-        drawn = None
-        if path is not None:
-            async with self._drawing:
-                drawn = await asyncio.to_thread(self._studio.thumbnails.get, path, time)
-        if drawn is None:
-            return json_answer({"error": "no thumbnail of this file"}, 404)
-        kept = {"cache-control": "private, max-age=600"}
-        return Response(drawn, media_type="image/jpeg", headers=kept)
+        return await self._studio.thumbnails.answer(path, time)
 
     async def _local_path(self, request: Request) -> Path | None:
         """Return the local path of a medium, fetched if it is remote; None if it is gone."""

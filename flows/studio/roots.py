@@ -1,10 +1,12 @@
 """The files and folders that the page may name: those below the roots given at start."""
 
 import asyncio
+import contextlib
 import filecmp
 import os
 import shutil
 import tempfile
+import time
 import unicodedata
 from collections.abc import AsyncIterator, Iterable, Iterator
 from pathlib import Path
@@ -19,11 +21,11 @@ from artifacts.store import fault_of, read_fault
 from flows.media.media_files import IMAGE_SUFFIXES, VIDEO_SUFFIXES, writable
 
 SUFFIXES = IMAGE_SUFFIXES | VIDEO_SUFFIXES
-SHOWN_FILES = 500
+SHOWN_FILES = 100_000
 """Largest number of files of a folder that the page lists."""
-SHOWN_FOLDERS = 500
-COUNTED = 100_000
-"""Entries of a folder after which counting ends."""
+SHOWN_FOLDERS = 10_000
+COUNT_SECONDS = 2.0
+"""Seconds after which the count of a folder ends."""
 LONGEST_NAME = 200
 """Largest number of bytes in an uploaded file's name."""
 LARGEST_FILE = 4 << 30
@@ -100,7 +102,7 @@ class Roots:
         """Return the folders and media files in a folder, without hidden ones. Raises Refused,
         EnvironmentFault."""
         path = self.inside(given)
-        folders, media, count = list[dict[str, Any]](), list[str](), 0
+        folders, media, count = list[str](), list[str](), 0
         try:
             entries = sorted(os.scandir(path), key=lambda entry: entry.name)
         except OSError as error:
@@ -109,13 +111,12 @@ class Roots:
             where = f"there is no folder {writable(str(path))}"
             raise NoSuchFolder(where, hint="Choose another one: it was moved or deleted") from error
         for entry in entries:
-            there = Path(os.path.realpath(entry.path)) if entry.is_symlink() else Path(entry.path)
-            if is_hidden(entry.name) or not self.holds(there) or not is_shown(entry.name):
+            if is_hidden(entry.name) or not is_shown(entry.name) or not self._leads_inside(entry):
                 continue
-            if os.path.isdir(there):
+            if _is_folder(entry):
                 if len(folders) < SHOWN_FOLDERS:
-                    folders.append({"name": entry.name, "media": media_in(there)})
-            elif there.suffix.lower() in SUFFIXES:
+                    folders.append(entry.name)
+            elif _suffix(entry.name) in SUFFIXES:
                 count += 1
                 if len(media) < SHOWN_FILES:
                     media.append(entry.name)
@@ -127,6 +128,42 @@ class Roots:
             "media": media,
             "count": count,
         }
+
+    def medium(self, given: str) -> Path:
+        """Return an image or a video that the page may show. Raises Refused."""
+        path = self.inside(given)
+        if path.suffix.lower() not in SUFFIXES or not path.is_file():
+            raise Refused(
+                f"{writable(str(path))} is no image or video", hint="Choose one in the page"
+            )
+        return path
+
+    def media_below(self, given: str) -> dict[str, Any]:
+        """Return the number of media files in a folder and in those below it, and whether there may
+        be more: counting ends after COUNT_SECONDS. What is not readable counts as empty. Raises
+        Refused."""
+        end, count = time.monotonic() + COUNT_SECONDS, 0
+        waiting, seen = [str(self.inside(given))], set[str]()
+        while waiting:
+            folder = os.path.realpath(waiting.pop())
+            if folder in seen:
+                continue
+            seen.add(folder)
+            with contextlib.suppress(OSError), os.scandir(folder) as entries:
+                for entry in entries:
+                    if time.monotonic() > end:
+                        return {"count": count, "more": True}
+                    if is_hidden(entry.name) or not self._leads_inside(entry):
+                        continue
+                    if _is_folder(entry):
+                        waiting.append(entry.path)
+                    else:
+                        count += _suffix(entry.name) in SUFFIXES
+        return {"count": count, "more": False}
+
+    def _leads_inside(self, entry: os.DirEntry[str]) -> bool:
+        """Return whether an entry of a folder that may be named is not a link out of the roots."""
+        return not entry.is_symlink() or self.holds(Path(os.path.realpath(entry.path)))
 
 
 def is_shown(name: str | Path) -> bool:
@@ -151,14 +188,16 @@ def _entries(folder: Path, *, recursive: bool) -> Iterator[os.DirEntry[str]]:
         raise read_fault(error, folder) from error
 
 
-def media_in(folder: Path) -> int:
-    """Return the number of media files directly in a folder; 0 if it is not readable."""
+def _suffix(name: str) -> str:
+    return os.path.splitext(name)[1].lower()
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """Return whether an entry is a folder, or a link to one that can be read."""
     try:
-        with os.scandir(folder) as entries:
-            names = (entry.name for entry, _ in zip(entries, range(COUNTED), strict=False))
-            return sum(Path(name).suffix.lower() in SUFFIXES for name in names if name[0] != ".")
+        return entry.is_dir()
     except OSError:
-        return 0
+        return False
 
 
 async def upload(pieces: AsyncIterator[bytes], name: str, folder: Path) -> Path:

@@ -26,12 +26,17 @@ from artifacts.stamps import Stamp, stamp_of
 from flows.options.training import LEAST
 from flows.options.vectors import PLACE
 from flows.results.rounds import rounds_in, summary_json
-from flows.results.sift_names import MARKS_FILE
+from flows.results.sift_names import LEFT_OUT_FILE, MARKS_FILE
 from flows.reviewing.captions import EditRefused, ReviewedCaptions, edit_json
 from flows.reviewing.teaching import PooledFeatures, teach_ranking
 from flows.serving.refusals import json_bytes
 
-MARKS = {"path": string, "group": OptionalField(Nullable(count))}
+GROUP = OptionalField(Nullable(count))
+MARKS = {"path": string, "group": GROUP}
+COPIES = {**MARKS, "media_path": text, "duplicate": GROUP}
+LEFT_OUT = {"path": string, "media_path": text, "why": text}
+SHOWN_GROUPS, SHOWN_MEMBERS, SHOWN_LEFT_OUT = 12, 6, 24
+"""Most groups of copies that the page shows of a sift run, members of each, and files left out."""
 FILES = ("media.jsonl", "captions.jsonl", "failures.jsonl")
 TOGETHER = 500
 """Media that are sent as one piece."""
@@ -253,6 +258,25 @@ def groups_in(out: Path) -> dict[str, int]:
         rows = read_jsonl(out / PLACE / MARKS_FILE, MARKS, "Run the same command again")
         return {row["path"]: row["group"] for row in rows if row.get("group") is not None}
     return {}
+
+
+def sifted_in(out: Path) -> dict[str, Any]:
+    """Return the largest groups of copies in the folder of a sift run, the best member of each
+    first, and the first files that it left out. Raises EnvironmentFault."""
+    groups: dict[int, list[dict[str, Any]]] = {}
+    for row in read_jsonl(out / MARKS_FILE, COPIES, "Run the same command again"):
+        if (group := row.get("group")) is not None:
+            groups.setdefault(group, []).append(row)
+    largest = sorted(groups.values(), key=len, reverse=True)[:SHOWN_GROUPS]
+    rows = read_jsonl(out / LEFT_OUT_FILE, LEFT_OUT, "Run the same command again")
+    return {
+        "count": len(groups),
+        "groups": [
+            sorted(rows, key=lambda row: row.get("duplicate") or 0)[:SHOWN_MEMBERS]
+            for rows in largest
+        ],
+        "left_out": rows[:SHOWN_LEFT_OUT],
+    }
 
 
 def _stamp(path: Path) -> Stamp | None:

@@ -41,8 +41,10 @@ from artifacts.regular_files import guard, is_denied, open_below
 from artifacts.store import fault_of
 from flows.machine.leases import start_of
 from flows.machine.versions import now
+from flows.options.model import DEMO_MODEL
 from flows.results.run_history import seconds_of
 from flows.results.run_read import load_record
+from flows.results.run_record import COMMAND
 from flows.results.run_status import run_folder, run_status
 from flows.studio.values import line_of
 
@@ -164,9 +166,13 @@ SHOWN = ("state", "media", "captions", "failures", "error", "advice", "rungs", "
 STAGE = (
     *("name", "running", "done", "failed", "pending", "about", "rate", "rate_last_minute"),
     *("seconds_left", "seconds"),
+    "latest",
     *("taken_bytes", "planned_bytes", "now_bytes"),
 )
 """What the page shows of a run and of its stages."""
+SEARCH_MODEL = "openai/clip-vit-large-patch14"
+"""Model that a finished run proposes for a search of its media."""
+KEPT_BY_SEARCH = ("--recursive", f"--model={DEMO_MODEL}")
 ENTRY = ("id", "kind", "out", "values", "state", "pid", "began", "error")
 
 
@@ -305,6 +311,7 @@ class RunQueue:
             "run": run_id(run.about_out),
             "said": self._last_line(run) if run.kind in SUMMED_UP else "",
             "line": line_of(run.words),
+            "search": search_lines(run) if run.kind == COMMAND else [],
             "status": None if run.state == QUEUED else self._status(run),
         }
 
@@ -318,7 +325,7 @@ class RunQueue:
         plan = found["plan"] or {}
         return {
             **{name: found[name] for name in SHOWN},
-            "stages": [{name: stage[name] for name in STAGE} for stage in found["stages"]],
+            "stages": [{name: stage.get(name) for name in STAGE} for stage in found["stages"]],
             "budget": (plan.get("memory") or {}).get("budget_bytes"),
         }
 
@@ -447,6 +454,16 @@ class RunQueue:
             return file
         os.close(file)
         return None
+
+
+def search_lines(run: QueuedRun) -> list[str]:
+    """Return the commands that index the media of a `caption` run, and search them by a text."""
+    options, sources = run.words[: run.words.index("--")], run.words[run.words.index("--") + 1 :]
+    kept = [word for word in options if word in KEPT_BY_SEARCH or word.startswith("--store=")]
+    model = [] if f"--model={DEMO_MODEL}" in kept else [f"--model={SEARCH_MODEL}"]
+    index = os.path.join(run.out, "index")
+    build = ["index", "build", *kept, *model, f"--out={index}", "--", *sources]
+    return [line_of(build), line_of(["search", "a dog in the snow", f"--index={index}"])]
 
 
 def _is_of(run: QueuedRun, record: Mapping[str, Any]) -> bool:

@@ -3,6 +3,7 @@
 Thumbnails of media are records of the store, which `cache ls` lists and `cache gc` deletes first.
 """
 
+import asyncio
 import contextlib
 import hashlib
 import hmac
@@ -13,22 +14,28 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+from starlette.responses import Response
+
 from artifacts.errors import PenstockError, UsageError
 from artifacts.files import sweep
 from artifacts.keys import digest_of
-from artifacts.packs import Record, RecordSet
+from artifacts.packs import Record, RecordSet, packs
 from artifacts.signing import user_secret
 from artifacts.stamps import stamp_of
 from artifacts.store import Store, local_folder, open_store, prepare_store
 from flows.options.model import default_store
 from flows.pipelines import THUMBNAILS
 from flows.results.thumbnails import QUALITY, SIDE, thumbnail
+from flows.serving.refusals import json_answer
 from flows.studio.roots import Roots
 from flows.studio.run_captions import RunCaptions
 from flows.studio.runs import QueuedRun, RunQueue, run_id
 from flows.studio.steps import ConfigOf, RecordedCommand
 
 VERSION = 4
+LIMIT_BYTES = 1 << 30
+"""Largest size of all stored thumbnails; beyond it, the packs unused for longest are deleted."""
+AT_ONCE = 2
 TOGETHER = 32
 """Thumbnails that are stored as one pack. Fewer are stored when the page asks for no more."""
 IDLE_SECONDS = 2.0
@@ -44,6 +51,18 @@ class Thumbnails:
         self._waiting: dict[str, bytes] = {}
         self._lock = threading.Lock()
         self._timer: threading.Timer | None = None
+        self._drawing = asyncio.Semaphore(AT_ONCE)
+
+    async def answer(self, path: Path | None, time: float | None) -> Response:
+        """Return the answer to a page that asks for a thumbnail; AT_ONCE are made at a time."""
+        made = None
+        if path is not None:
+            async with self._drawing:
+                made = await asyncio.to_thread(self.get, path, time)
+        if made is None:
+            return json_answer({"error": "no thumbnail of this file"}, 404)
+        kept = {"cache-control": "private, max-age=600"}
+        return Response(made, media_type="image/jpeg", headers=kept)
 
     def get(self, path: Path, time: float | None) -> bytes | None:
         """Return the JPEG of an image, or of a video at a time; None if none can be made."""
@@ -88,9 +107,25 @@ class Thumbnails:
         with contextlib.suppress(PenstockError, OSError):  # a full disk: they are made again
             prepare_store(records.store)
             records.publish([Record(key=key, payload=jpeg) for key, jpeg in made.items()])
+            known = records.keys()
+            if sum(records.place(key).length for key in known) > LIMIT_BYTES:
+                shrink(records)
         with self._lock:
             for key in made:
                 self._waiting.pop(key, None)
+
+
+def shrink(records: RecordSet) -> None:
+    """Delete the packs of thumbnails unused for longest, until a quarter of LIMIT_BYTES is free.
+    Raises EnvironmentFault."""
+    found = [pack for pack in packs(dict(records.store.stats())) if pack.kind == THUMBNAILS]
+    left = sum(pack.stat.size for pack in found)
+    for pack in sorted(found, key=lambda pack: pack.stat.modified):
+        if left <= LIMIT_BYTES * 3 // 4:
+            break
+        records.store.delete(pack.name)
+        left -= pack.stat.size
+    records.refresh()
 
 
 UPLOADS = "uploads"

@@ -14,11 +14,13 @@ from typing import Any
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
 
-from artifacts.endpoints import listed
-from artifacts.errors import UsageError
+from artifacts.endpoints import SERVED, listed
+from artifacts.errors import PenstockError, UsageError
 from artifacts.files import write_text
 from artifacts.paths import user_state
 from artifacts.regular_files import read_bytes, user_text
+from flows.media.media_files import IMAGE_SUFFIXES, kind_of
+from flows.options.commands import DEFAULT_MODEL
 from flows.options.model import DEMO_MODEL
 from flows.options.text import IMAGE_PROMPT
 from flows.options.vectors import PLACE
@@ -29,10 +31,12 @@ from flows.serving.refusals import json_answer
 from flows.studio import roots
 from flows.studio.guard import json_of
 from flows.studio.roots import Refused, Roots, is_shown
+from flows.studio.run_captions import sifted_in
 from flows.studio.runs import QueuedRun, plan_of, run_id
 from flows.studio.session import UPLOADS, Studio
-from flows.studio.values import checked, line_of, table, words_of
+from flows.studio.values import checked, line_of, model_name, table, words_of
 from stages.export import KINDS
+from stages.models.hub.resolve import download_bytes
 from stages.models.hub.transfer import cache_folder
 
 DEEPEST = 2
@@ -113,9 +117,18 @@ def preset_folder() -> Path:
 
 PAGE = "flows.studio.page"
 SHARED_SCRIPTS = ("base.js", "windowed.js", "asking.js", "choosing.js", "scene.js")
-SCRIPTS = ("asking.js", "saving.js", "cards.js", "panels.js", "start.js", "runs.js", "page.js")
+SCRIPTS = (
+    *("asking.js", "saving.js", "cards.js", "panels.js"),
+    *("files.js", "start.js", "runs.js", "page.js"),
+)
 """Parts of the page's script, in their order, after those that it shares with other pages."""
 PLAN_SECONDS = 300.0
+COUNTED_AT_ONCE = 2
+"""Folders whose media are counted at a time."""
+THUMBNAIL_SECONDS = 1.0
+"""Time of the frame of a video that stands for it."""
+HUB_SECONDS = 10.0
+"""Seconds for which the hub is waited for when it is asked how large a model is."""
 SIFTED = ("sources", "recursive", "extensions", "limit")
 """Options of a run that decide which files are marked."""
 
@@ -140,6 +153,7 @@ class StartRoutes:
         self._studio = studio
         self._page = page_of()
         self._planning = asyncio.Lock()
+        self._counting = asyncio.Semaphore(COUNTED_AT_ONCE)
 
     async def page(self, _: Request) -> Response:
         """Return the page."""
@@ -158,6 +172,8 @@ class StartRoutes:
                 "out": str(studio.out),
                 "own": run_id(studio.out),
                 "has_captions": os.path.isfile(studio.out / RUN_RECORD),
+                "image_suffixes": sorted(IMAGE_SUFFIXES),
+                "default_model": DEFAULT_MODEL,
                 "prompts": await asyncio.to_thread(presets),
                 "prompt_folder": str(preset_folder()),
                 "options": table(),
@@ -170,6 +186,31 @@ class StartRoutes:
         """Return the content of a folder."""
         path = request.query_params.get("path", "") or str(self._studio.folder)
         return json_answer(await asyncio.to_thread(self._studio.roots.listing, path))
+
+    async def below(self, request: Request) -> Response:
+        """Return how many media are in a folder and in those below it."""
+        path = request.query_params.get("path", "")
+        async with self._counting:
+            return json_answer(await asyncio.to_thread(self._studio.roots.media_below, path))
+
+    async def small(self, request: Request) -> Response:
+        """Return a thumbnail of an image or a video below the roots."""
+        given = request.query_params.get("path", "")
+        path = await asyncio.to_thread(self._studio.roots.medium, given)
+        time = None if kind_of(path.name) == "image" else THUMBNAIL_SECONDS
+        return await self._studio.thumbnails.answer(path, time)
+
+    async def model(self, request: Request) -> Response:
+        """Return how many bytes of a model have to be downloaded before it runs, or why it cannot
+        be had; nothing is downloaded."""
+        given = request.query_params.get("name", "")
+        name = await asyncio.to_thread(model_name, given, self._studio.roots)
+        own = name == DEMO_MODEL or name.startswith(SERVED) or os.path.isabs(name)
+        try:
+            size = 0 if own else await asyncio.to_thread(download_bytes, name, HUB_SECONDS)
+        except PenstockError as error:
+            return json_answer({"error": error.message, "hint": error.hint})
+        return json_answer({"bytes": size})
 
     async def upload(self, request: Request) -> Response:
         """Keep a dropped file."""
@@ -237,6 +278,11 @@ class StartRoutes:
         run = QueuedRun(kind="sift", out=place, words=words, folder=folder, of=out)
         await asyncio.to_thread(self._studio.queue.add, run)
         return json_answer({"id": run.id, "line": line_of(words)})
+
+    async def sifted(self, request: Request) -> Response:
+        """Return the copies that a sift run found, and what it left out."""
+        run = self._studio.queue.of(request.path_params["id"])
+        return json_answer(await asyncio.to_thread(sifted_in, Path(run.out)))
 
     async def runs(self, _: Request) -> Response:
         """Return all runs with their status."""

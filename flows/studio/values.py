@@ -158,7 +158,7 @@ def _path(value: str, roots: Roots) -> str:
     return str(roots.inside(value))
 
 
-def _model(value: str, roots: Roots) -> str:
+def model_name(value: str, roots: Roots) -> str:
     """Return a hub id, or the folder of a model below a root."""
     there = os.path.lexists(os.path.join(roots.folders[0], value)) and value != "demo"
     if there or value.startswith(("/", ".", "~")):
@@ -181,7 +181,7 @@ def _schema(value: str, roots: Roots) -> str:
 
 _CHECKS: dict[str, Callable[[str, Roots], str]] = {
     **{name: _path for name, each in OPTIONS.items() if each.option.path and each.kind is str},
-    "model": _model,
+    "model": model_name,
     "schema": _schema,
 }
 

@@ -114,7 +114,7 @@ class FrameRecorder:
         new = self.store(chunks)
         for key, (medium, _) in zip(new, chunks, strict=True):
             if key:
-                self._report.item(key, label=medium.path.name)
+                self._report.item(key, label=medium.path.name, media=medium.digest)
 
     def store(self, chunks: Sequence[tuple[MediumToCut, Chunk]]) -> list[str]:
         """Store chunks. Return their keys, with empty keys for chunks that were stored before."""

@@ -49,6 +49,8 @@ class Item:
     key: str = ""
     label: str = ""
     tokens: int = 0
+    media: str = ""
+    """Digest of the medium that a chunk was cut from; empty: the key names the item."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -254,11 +256,11 @@ class EventReporter:
         """Report how many items this stage will publish."""
         self.send(Total(items=items))
 
-    def item(self, key: str, *, label: str = "", tokens: int = 0) -> None:
+    def item(self, key: str, *, label: str = "", tokens: int = 0, media: str = "") -> None:
         """Report that an item was published: it is on disk and will not be made again."""
         if self._journal is not None:
             self._note(self._journal, json.dumps({"time": round(time.time(), 3), "key": key}))
-        self.send(Item(device=self._device, key=key, label=label, tokens=tokens))
+        self.send(Item(device=self._device, key=key, label=label, tokens=tokens, media=media))
 
     def _note(self, journal: Path, line: str) -> None:
         try:

@@ -39,13 +39,13 @@ def run(job: dict[str, Any], report: EventReporter) -> None:
     _, entry, at, mark = os.environ[VARIABLE].split(" ", 3)
     publish, lock = EventReporter.item, threading.Lock()
 
-    def item(self: EventReporter, key: str, *, label: str = "", tokens: int = 0) -> None:
+    def item(self: EventReporter, key: str, **of_item: Any) -> None:
         with lock:
             # First: as soon as the item is published, the process may be killed.
             with Path(mark).open("ab") as file:
                 file.write(b".")
                 is_held = file.tell() == int(at)
-            publish(self, key, label=label, tokens=tokens)
+            publish(self, key, **of_item)
         if is_held:
             time.sleep(HELD_SECONDS)
 

@@ -108,3 +108,22 @@ function overflowing(mayScroll) {
     .filter(element => element === document.documentElement || (getComputedStyle(element).overflowX !== "visible" && !element.matches(mayScroll)))
     .map(element => `${element.tagName}.${element.className}: ${element.scrollWidth} > ${element.clientWidth}`);
 }
+
+// Buttons whose text is cut off, or wrapped within a word.
+function cutInButtons() {
+  const places = range => new Set([...range.getClientRects()].filter(({width}) => width > 0).map(({top}) => Math.round(top / 4)));
+  const isSplit = node => [...node.data.matchAll(/[\p{L}\p{N}]+/gu)].some(({0: word, index}) => {
+    const range = document.createRange();
+    range.setStart(node, index);
+    range.setEnd(node, index + word.length);
+    return places(range).size > 1;
+  });
+  const isCut = element => element.scrollWidth > element.clientWidth + 1 || element.scrollHeight > element.clientHeight + 1;
+  return [...document.querySelectorAll("button, [role=button], input[type=submit]")]
+    .filter(element => element.checkVisibility() && element.textContent.trim()).filter(element => {
+      const walk = document.createTreeWalker(element, NodeFilter.SHOW_TEXT), nodes = [];
+      while (walk.nextNode()) nodes.push(walk.currentNode);
+      const boxes = [element, ...nodes.map(node => node.parentElement)].filter(box => getComputedStyle(box).display !== "inline");
+      return boxes.some(isCut) || nodes.some(isSplit);
+    }).map(element => element.textContent.trim());
+}

@@ -42,6 +42,26 @@ def unnamed(browser: Browser) -> Any:
     return browser.run(SCRIPT + "return unnamed()")
 
 
+def cut_in_buttons(browser: Browser) -> Any:
+    """Texts of buttons that are cut off, or wrapped within a word."""
+    return browser.run(SCRIPT + "return cutInButtons()")
+
+
+LOOKS = [(wide, theme) for wide in (1280, 900, 400) for theme in ("light", "dark")]
+"""Widths of a window in pixels, and colour schemes, in which every page can be read."""
+
+
+def unreadable(browser: Browser, wide: int, theme: str) -> list[Any]:
+    """What cannot be read in a window of this width, as high as the page."""
+    browser.run("document.documentElement.dataset.theme = arguments[0]; scrollTo(0, 0)", theme)
+    browser.narrow(wide)
+    browser.narrow(wide, browser.run("return document.documentElement.scrollHeight"))
+    checks = (too_wide, overlapping, faint, unnamed, cut_in_buttons)
+    found = [(check.__name__, wide, theme, wrong) for check in checks if (wrong := check(browser))]
+    browser.narrow(1280)
+    return found
+
+
 def asked_elsewhere(browser: Browser) -> Any:
     """Addresses of other servers that the page loaded something from."""
     return browser.run(SCRIPT + "return askedElsewhere()")

@@ -1,7 +1,7 @@
 """The page of a studio in a browser: what it shows, and how it looks."""
 
 from tests.support.browser import Browser
-from tests.support.looks import asked_elsewhere, faint, overlapping, too_wide, unnamed
+from tests.support.looks import LOOKS, asked_elsewhere, unreadable
 
 ENTER, ESCAPE, TAB, SHIFT, SPACE = "\ue007", "\ue00c", "\ue004", "\ue008", " "
 READY = "return document.documentElement.dataset.ready"
@@ -18,16 +18,8 @@ def shown(browser: Browser, address: str) -> None:
     browser.wait(READY)
 
 
-def looks(browser: Browser, width: int, theme: str) -> None:
-    """See that all can be read, in a window of this width."""
-    browser.narrow(width)
-    browser.run("document.documentElement.dataset.theme = arguments[0]; scrollTo(0, 0)", theme)
-    for wrong in (too_wide, overlapping, faint, unnamed, asked_elsewhere):
-        assert wrong(browser) == [], (wrong.__name__, width, theme)
-    browser.narrow(1280)
-
-
 def every_look(browser: Browser) -> None:
-    for width, theme in ((1280, "light"), (1280, "dark"), (400, "light"), (400, "dark")):
-        looks(browser, width, theme)
+    """See that all can be read in every window."""
+    assert [wrong for look in LOOKS for wrong in unreadable(browser, *look)] == []
+    assert asked_elsewhere(browser) == []
     assert browser.console() == []

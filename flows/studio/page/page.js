@@ -41,7 +41,7 @@ class Page {
   }
 
   async begin() {
-    $("home").href = HOME;
+    set($("home"), {href: HOME}).hidden = !RUN;
     $("begin").hidden = Boolean(RUN);
     $("work").hidden = !RUN;
     this.runs = new Runs({box: $(RUN ? "running" : "runs"), only: RUN});

@@ -22,8 +22,9 @@ class Runs {
 
   take(runs) {
     this.runs = runs;
-    const own = runs.filter(run => run.run === this.only), tells = run => run === own.at(-1) && (run.state !== "done" || run.said);
-    // A run's page shows what goes on, and why the last one ended when that is not seen in its captions.
+    const own = runs.filter(run => run.run === this.only), isSilent = run => run.state === "done" && !run.said && run.kind !== "caption";
+    const tells = run => run === own.at(-1) && !isSilent(run);
+    // A run's page shows what goes on, and how the last one ended.
     const shown = this.only ? own.filter(run => !ENDED.includes(run.state) || tells(run)) : [...runs].reverse();
     const now = JSON.stringify(shown);
     if (now !== this.drawn) {
@@ -38,24 +39,54 @@ class Runs {
     const {status, state, said, error} = run, ended = ENDED.includes(state), stages = status?.stages || [];
     const act = (name, does) => button(name, () => tried(async () => this.take((await tell(`runs/${run.id}`, {do: does})).runs)),
       {"data-act": `${run.id} ${does}`});
-    const at = stages.filter(stage => stage.done + stage.pending > 0);
+    const at = stages.filter(stage => stage.done + stage.pending > 0), isDone = state === "done" && run.kind === "caption";
+    const work = at.length ? el("div", {class: "stages"}, at.map(stage => this.stage(stage, status.budget))) : null;
     return el("article", {class: "card run", "aria-label": `Run ${run.name}`},
       el("p", {}, el("span", {class: `badge ${state}`}, state === "queued" ? "waits for the run before it" : state), " ",
         el("b", {}, `${KINDS[run.kind] || ""}${run.name}`), " ", el("span", {class: "quiet tiny"}, run.out)),
-      at.length ? el("div", {class: "stages"}, at.map(stage => this.stage(stage, status.budget))) : null,
+      isDone ? null : work,
       status ? el("p", {class: "quiet"}, ended && !said ? `${counted(status.captions, "caption")} written, ` : "",
         `${status.media.failed} of ${counted(status.media.total, "file")} failed`) : null,
-      said && said !== error ? el("p", {class: "quiet"}, said) : null,
+      said && said !== error ? el("p", {class: "quiet"}, run.kind === "sift" ? said.split("; ")[0] : said) : null,
       error && ended ? el("p", {class: "warning"}, error) : null,
       (status?.failures || []).slice(0, 5).map(({media_path: name, message, hint}) =>
         el("p", {class: "warning tiny"}, `${name}: ${message}. `, el("b", {}, hint))),
       (status?.rungs || []).slice(-1).map(({stage, name, reason}) =>
         el("p", {class: "quiet tiny"}, `${stage} runs with ${name} (${reason})`)),
-      el("details", {}, el("summary", {class: "tiny"}, "Command"), el("code", {}, run.line), " ",
-        el("a", {href: `${HOME}log/${run.id}`}, "Output")),
+      isDone && this.only ? this.following(run) : null,
+      state === "done" && run.kind === "sift" ? this.sifted(run) : null,
+      el("details", {}, el("summary", {class: "tiny"}, isDone ? "How it ran" : "Command"), isDone ? work : null,
+        el("code", {}, run.line), " ", el("a", {href: `${HOME}log/${run.id}`}, "Output")),
       el("div", {class: "acts"},
-        this.only ? null : el("a", {href: `${HOME}run/${run.run}/`, "data-act": `${run.id} open`}, "Open its captions"),
+        this.only || run.kind === "sift" ? null
+          : el("a", {href: `${HOME}run/${run.run}/`, "data-act": `${run.id} open`}, "Open its captions"),
         ended ? [state === "done" ? null : act("Go on", "go on"), act("Remove from the list", "remove")] : act("Stop", "stop")));
+  }
+
+  // What a person does once a run is done.
+  following({search}) {
+    const review = () => document.querySelector("#list .row")?.focus();
+    const write = () => { if ($("writing").hidden) $("write").click(); };
+    return el("div", {}, el("p", {}, el("b", {}, "Next")), el("div", {class: "acts"},
+      button("Review the captions", review, {class: "main"}), button("Write files for a trainer", write)),
+    el("details", {}, el("summary", {}, "Search these files by what is seen in them"),
+      el("p", {class: "quiet tiny"}, "In a terminal: the first line once, the second as often as you like."),
+      search.map(line => el("p", {}, el("code", {}, line)))));
+  }
+
+  // The copies that sift found, side by side, and what it left out.
+  sifted({id}) {
+    const box = el("div"), picture = ({path, media_path: name}, told) => el("figure", {},
+      el("div", {class: "frame"}, el("img", {alt: "", loading: "lazy", src: pictureOf(path)})),
+      el("figcaption", {class: "tiny"}, name, " ", el("span", {class: "quiet"}, told)));
+    const group = rows => el("div", {class: "copies"}, rows.map((row, at) => picture(row, at ? "a copy" : "the best of them")));
+    this.found ||= new Map();
+    if (!this.found.has(id)) this.found.set(id, ask(`sifted/${id}`));
+    this.found.get(id).then(({count, groups, left_out: left}) => box.replaceChildren(
+      el("h3", {}, counted(count, "group"), " of copies"), ...groups.map(group),
+      ...(left.length ? [el("h3", {}, "Left out"),
+        el("div", {class: "copies"}, left.map(row => picture(row, row.why)))] : [])), problem);
+    return box;
   }
 
   // Memory is what a stage takes above its imports, as it was planned.
@@ -63,7 +94,8 @@ class Runs {
     const all = done + pending, rate = stage.rate_last_minute ?? stage.rate, planned = stage.planned_bytes;
     const memory = now || peak ? joined([now ? `memory ${size(now)} now` : "memory", peak && `peak ${size(peak)}`,
       planned && `planned ${size(planned)}`, budget && `budget ${size(budget)}`], ", ") : "";
-    return [el("span", {}, name),
+    return [el("span", {}, name, running && stage.latest ? el("img", {class: "latest", alt: "", title: stage.latest,
+      src: pictureOf(stage.latest), error: event => event.target.remove()}) : null),
       el("div", {}, el("progress", {max: all, value: done, "aria-label": `${name}: ${done} of ${all}`}),
         now && budget ? el("meter", {max: budget, high: planned || budget, value: now, "aria-label": `${name}: ${memory}`}) : null),
       el("span", {class: "quiet"}, joined([`${grouped(done)} of ${about ? "about " : ""}${grouped(all)}`, rate && `${rate.toFixed(2)}/s`,

@@ -2,63 +2,8 @@
 
 const TEXTS = ["model", "adapter", "memory", "prompt", "schema", "trigger", "sift", "out"];
 const GIVEN = new Set([...TEXTS, "sources", "recursive", "prompts", "trust_remote_code"]);
+const DEMO = "demo", DEMO_TOLD = "knows drawn moving shapes alone: to try the program, not for photos or films";
 const adapterOptions = ({adapters}) => options(adapters.map(value => [value, value.split("/").pop()]));
-
-// Which files are captioned: folders below the roots, single files, and files that were dropped.
-class Files {
-  constructor(changed) {
-    Object.assign(this, {changed, chosen: []});
-    $("dropped").addEventListener("change", () => this.upload([...$("dropped").files]));
-    onDrop($("drop"), files => this.upload(files), {over: is => $("drop").classList.toggle("over", is)});
-  }
-
-  begin({roots, folder}) {
-    $("roots").replaceChildren(...roots.map(root => button(root, () => this.open(root))));
-    return this.open(folder);
-  }
-
-  open(path) {
-    return tried(async () => {
-      const {path: here, count, folders, media, up} = await ask(`files?path=${encodeURIComponent(path)}`);
-      const inside = name => `${here}/${name}`, line = (...buttons) => el("div", {class: "line"}, buttons);
-      const choose = (text, name) => button(text, () => this.add(inside(name)), {"aria-label": `Choose ${name}`});
-      $("where").replaceChildren(el("code", {}, here), ` has ${counted(count, "image or video", "images and videos")}. `,
-        count || folders.length ? button("Choose this folder", () => this.add(here)) : "");
-      $("folders").replaceChildren(...(up ? [line(button("↑ up", () => this.open(up)))] : []),
-        ...folders.map(({name, media: some}) => line(button(`${name}/ (${some})`, () => this.open(inside(name))), choose("+", name))),
-        ...media.map(name => line(choose(name, name))));
-    });
-  }
-
-  add(path) {
-    if (!this.chosen.includes(path)) this.chosen.push(path);
-    this.draw();
-  }
-
-  draw() {
-    const leave = path => () => { this.chosen = this.chosen.filter(one => one !== path); this.draw(); };
-    const rows = this.chosen.map(path =>
-      el("li", {}, el("span", {}, path), button("✕", leave(path), {"aria-label": `Leave out ${path}`})));
-    $("sources").replaceChildren(...(rows.length ? rows : [el("li", {class: "quiet"}, "nothing yet")]));
-    this.changed();
-  }
-
-  async upload(files) {
-    const failed = [];
-    let done = 0, folder = "";
-    for (const file of files) {
-      $("uploading").textContent = `${done + failed.length + 1} of ${files.length}: ${file.name}`;
-      try {
-        const path = `upload?name=${encodeURIComponent(file.name)}`;
-        ({folder} = await answered(await sent(path, file, "application/octet-stream")));
-        done += 1;
-      } catch (error) { failed.push(String(error)); }
-    }
-    $("uploading").textContent = joined([`${counted(done, "file")} uploaded`, ...failed], "; ");
-    $("dropped").value = "";
-    if (folder) this.add(folder);
-  }
-}
 
 class Start {
   constructor(begun, sifted) {
@@ -67,6 +12,7 @@ class Start {
     $("start").addEventListener("submit", event => { event.preventDefault(); this.plan(); });
     const acts = {go: () => this.go(), which: () => this.which(), "sift-now": () => this.sift(), "keep-prompt": () => this.keepPrompt()};
     for (const [id, act] of Object.entries(acts)) $(id).addEventListener("click", act);
+    $("model").addEventListener("change", () => this.tellModel());
     $("preset").addEventListener("change", event => {
       const found = this.choices.prompts.find(({name}) => name === event.target.value);
       if (found) $("prompt").value = found.text;
@@ -75,9 +21,10 @@ class Start {
   }
 
   async begin(choices) {
-    const {models, servers, out, own, has_captions: has} = this.choices = choices;
-    $("models").replaceChildren(...models.map(value => el("option", {value})));
-    $("model").value = models.length === 1 ? models[0] : "";
+    const {models, servers, out, own, has_captions: has, default_model: usual} = this.choices = choices;
+    $("models").replaceChildren(...[...new Set([usual, ...models])].map(value => el("option", {value})));
+    $("model").value = usual;
+    this.tellModel();
     $("adapter").replaceChildren(...options([["", "none"]]), ...adapterOptions(choices));
     $("out").value = out;
     $("server").replaceChildren(...options([["", "this machine"], ...servers.map((url, value) => [String(value), url])]));
@@ -88,6 +35,20 @@ class Start {
     this.every(choices.options.filter(({name}) => !GIVEN.has(name)));
     this.files.draw();
     await this.files.begin(choices);
+  }
+
+  // Whether the model is on this machine, else its download, or why it cannot be had.
+  async tellModel() {
+    const name = $("model").value.trim(), tell = (text, how = "quiet tiny") => {
+      if (name === $("model").value.trim()) Object.assign($("model-told"), {textContent: text, className: how});
+    };
+    if (!name || name === DEMO) { tell(name && DEMO_TOLD); return; }
+    tell("looking for it…");
+    try {
+      const {bytes, error, hint} = await ask(`model?name=${encodeURIComponent(name)}`);
+      if (error) throw new Refusal(error, hint);
+      tell(bytes ? `${size(bytes)} to download, once` : "on this machine");
+    } catch (error) { tell(String(error), "warning tiny"); }
   }
 
   presets({prompts, prompt_folder: folder}) {
@@ -178,17 +139,20 @@ class Start {
     const rows = [], {server: _, ...values} = this.values();
     const show = (...more) => $("fitting").replaceChildren(table(["model", "fits", ""], [...rows, ...more]));
     let largest = 0, best = null;
-    for (const model of this.choices.models) {
+    for (const model of new Set([$("model").value.trim(), ...this.choices.models])) {
+      if (!model) continue;
       show([model, "planning…", ""]);
-      const use = () => { $("model").value = model; $("server").value = ""; this.changed(); };
+      const use = () => { $("model").value = model; $("server").value = ""; this.changed(); this.tellModel(); };
       try {
         const {plan} = await tell("plan", {values: {...values, model}});
         const peak = most([0, ...(plan.memory?.stages || []).map(one => one.peak_bytes)]);
         const parameters = Object.values(plan.halves || {}).reduce((sum, half) => sum + half.parameters, 0);
-        const row = plan.fits ? [model, joined([`yes, ${size(peak)}`, plan.time], ", "), button("Use", use, {"aria-label": `Use ${model}`})]
+        const about = model === DEMO ? DEMO_TOLD : plan.fetch_bytes && `${size(plan.fetch_bytes)} to download`;
+        const fits = joined([`yes, ${size(peak)}`, plan.seconds && plan.time, about], "; ");
+        const row = plan.fits ? [model, fits, button("Use", use, {"aria-label": `Use ${model}`})]
           : [model, `no: ${plan.refusal.message}`, ""];
         rows.push(row);
-        if (plan.fits && parameters > largest) [largest, best] = [parameters, row];
+        if (plan.fits && model !== DEMO && parameters > largest) [largest, best] = [parameters, row];
       } catch (error) { rows.push([model, String(error), ""]); }
     }
     if (best) best[1] += "; recommended: the largest that fits";

@@ -76,6 +76,22 @@ def cached(name: str, revision: str | None) -> Checkpoint | None:
     return found if all(file.digest for file in found.missing()) else None
 
 
+def download_bytes(name: str, seconds: float) -> int:
+    """Return the size of the files of a hub id that are not on this machine, in bytes. Nothing is
+    downloaded; the hub is asked for at most `seconds` if it has to be. Raises UsageError for a
+    model that the hub does not provide, EnvironmentFault if the hub is unreachable."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.utils._paths import filter_repo_objects
+
+    if (found := cached(name, None)) is not None:
+        return sum(file.size for file in found.missing())
+    with hub_errors(name, None):
+        info = HfApi().model_info(name, files_metadata=True, timeout=seconds)
+    sizes = {each.rfilename: each.size or 0 for each in info.siblings or ()}
+    wanted = {*filter_repo_objects(sizes, allow_patterns=[*SMALL, *ALONG])}
+    return sum(size for file, size in sizes.items() if file in wanted or _is_weight(file))
+
+
 def bring_small(name: str, revision: str | None, announce: Announce | None) -> Checkpoint:
     """Download a model's small files, after calling `announce`. Raises UsageError for a model that
     the hub does not provide, EnvironmentFault if the hub is unreachable."""
