@@ -10,16 +10,18 @@ GPU_TESTS := tests/test_flows_on_gpu.py tests/test_flows_gpu_modes.py tests/test
 GPU_SAMPLE := a_run_on_a_gpu or first_rows or (old_driver and named)
 GPU_CHECK ?= $(if $(MODEL),--model '$(MODEL)') $(if $(SOURCE),--source '$(SOURCE)') $(if $(OUT),--out '$(OUT)')
 
-.PHONY: help setup demo server worker lint test test-slow test-slow-sample test-gpu test-gpu-sample check test-install readers gguf docs docs-check models pictures gpu-check bench wheel image lock clean distclean
+.PHONY: help setup setup-dev demo server worker lint test test-slow test-slow-sample test-gpu test-gpu-sample check test-install readers gguf docs docs-check models pictures gpu-check bench wheel image lock clean distclean
 
 help:
 	@echo "Start"
 	@echo "  make demo       installs, then captions clips through the whole program"
+	@echo "                  (FILE=photo.jpg: that file, too, by the default model)"
 	@echo "  make setup      installs into .venv alone"
 	@echo "  make server     runs a Prefect server on 127.0.0.1"
 	@echo "  make worker     deploys to it and runs a worker"
 	@echo "  make wheel      builds dist/penstock-*.whl"
-	@echo "Before a change is merged"
+	@echo "Before a change is merged (these add the tools of tests and pages to .venv)"
+	@echo "  make setup-dev  installs those alone"
 	@echo "  make check      make lint (format, style, types, layers), then make test"
 	@echo "  make test       runs the tests, in two processes"
 	@echo "  make docs       builds site/index.html; a broken link or anchor fails"
@@ -47,65 +49,70 @@ help:
 setup:
 	@scripts/setup
 
+# What tests, pages and figures need beside it, into the same .venv.
+setup-dev:
+	@LOCK=requirements/dev.txt scripts/setup
+
 demo: setup
-	@.venv/bin/penstock demo
+	@.venv/bin/penstock demo $${FILE:+"$$FILE"}
 
 server: setup
 	@exec scripts/server
 
-worker: setup
+# Ray is among what is added.
+worker: $(if $(RAY),setup-dev,setup)
 	@exec scripts/worker
 
-test: setup
+test: setup-dev
 	@$(PYTEST)
 
-test-slow: setup
+test-slow: setup-dev
 	@$(PYTEST) -n $(SLOW_WORKERS) -m slow
 
-test-slow-sample: setup
+test-slow-sample: setup-dev
 	@$(PYTEST) -m slow -p scripts.slow_sample
 
-test-gpu: setup
+test-gpu: setup-dev
 	@$(PYTEST) -m slow $(GPU_TESTS)
 
-test-gpu-sample: setup
+test-gpu-sample: setup-dev
 	@$(PYTEST) -m slow $(GPU_TESTS) -k '$(GPU_SAMPLE)'
 
-test-install: setup
+test-install: setup-dev
 	@scripts/test_install
 
-readers: setup
+readers: setup-dev
 	@.venv/bin/python -m scripts.readers
 
-gguf: setup
+gguf: setup-dev
 	@scripts/gguf
 
-lint: setup
+lint: setup-dev
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
 	.venv/bin/lint-imports --no-logo & layers=$$!; .venv/bin/mypy && wait $$layers
 
 check: lint test
 
-docs: setup
+docs: setup-dev
 	@.venv/bin/python -m sphinx --quiet --fail-on-warning --keep-going --builder html --conf-dir docs . site
 	@echo "site/index.html"
 
-docs-check: setup
+docs-check: setup-dev
 	@$(WRITING) .venv/bin/python -m scripts.follow_docs
 
-pictures: setup
+pictures: setup-dev
 	@.venv/bin/python scripts/page_pictures.py
 	@.venv/bin/python -m scripts.gallery
 	@.venv/bin/python -m scripts.resume_picture
 
-models: setup
+models: setup-dev
 	@.venv/bin/python scripts/model_table.py $(FAMILIES)
 
-gpu-check: setup
+gpu-check: setup-dev
 	@.venv/bin/python -m scripts.gpu_check $(GPU_CHECK)
 
-bench: setup
+bench: setup-dev
 	@scripts/bench
 
 wheel: setup

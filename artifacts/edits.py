@@ -67,7 +67,7 @@ DIGITS: Final = 24
 
 
 def review(value: Any) -> bool:
-    """Return whether a value is a decision."""
+    """Return whether a value is a decision. Errors of `check` have the name of this function."""
     return value in REVIEWS
 
 
@@ -79,7 +79,7 @@ CHANGE = {
     "caption": Nullable(text),
     "review": review,
 }
-DEED = {
+ACTION = {
     "id": text,
     "time": moment,
     "does": text,
@@ -149,21 +149,21 @@ class Edits:
         self.used.add(key)
         return self.now[key]
 
-    def apply(self, deed: Mapping[str, Any]) -> list[str]:
+    def apply(self, action: Mapping[str, Any]) -> list[str]:
         """Apply the next action. Return the identities of the captions that it changed."""
-        target = self.target(deed)
-        self.ids.add(deed["id"])
-        self.every.append(deed)
+        target = self.target(action)
+        self.ids.add(action["id"])
+        self.every.append(action)
         if target is None:
             return []
-        if deed["does"] == UNDO:
+        if action["does"] == UNDO:
             self.done.remove(target)
             self.undone.append(target)
             self.now.clear()
             for each in self.done:
                 self._take(each)
             return _keys(target)
-        if deed["does"] == REDO:
+        if action["does"] == REDO:
             self.undone.remove(target)
         else:
             self.undone.clear()
@@ -171,25 +171,26 @@ class Edits:
         self._take(target)
         return _keys(target)
 
-    def target(self, deed: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    def target(self, action: Mapping[str, Any]) -> Mapping[str, Any] | None:
         """Return the action that an undo reverts or a redo applies again; None if there is none.
         Any other action is returned itself. One in a journal names its target, because the action
         before it may be left out."""
-        if deed["does"] not in (UNDO, REDO):
-            return deed
-        among = self.done if deed["does"] == UNDO else self.undone
-        found = (each for each in reversed(among) if deed.get("of", each["id"]) == each["id"])
+        if action["does"] not in (UNDO, REDO):
+            return action
+        among = self.done if action["does"] == UNDO else self.undone
+        found = (each for each in reversed(among) if action.get("of", each["id"]) == each["id"])
+        target = next(found, None)
         # Undo stops at a round of `penstock learn`: before it, captions had other words, so an undo
         # would only remove decisions from the new ones.
-        return None if "round" in (target := next(found, {"round": 0})) else target
+        return None if target is None or "round" in target else target
 
-    def _take(self, deed: Mapping[str, Any]) -> None:
-        for change in deed.get("changes", ()):
+    def _take(self, action: Mapping[str, Any]) -> None:
+        for change in action.get("changes", ()):
             self.now[change["of"]] = Edit(caption=change["caption"], review=change["review"])
 
 
-def _keys(deed: Mapping[str, Any]) -> list[str]:
-    return [change["of"] for change in deed.get("changes", ())]
+def _keys(action: Mapping[str, Any]) -> list[str]:
+    return [change["of"] for change in action.get("changes", ())]
 
 
 def read_edits(folder: Path, proof: Proof = anybody) -> Edits:
@@ -217,15 +218,15 @@ def read_journal(path: Path, proof: Proof = anybody) -> Edits:
         if not line.strip():
             continue
         try:
-            deed = parse(user_text(line, path))
-            check(deed, DEED)
+            action = parse(user_text(line, path))
+            check(action, ACTION)
         except (OSError, ValueError) as error:
             why = getattr(error, "strerror", error)
             raise EnvironmentFault(f"{path} at line {at}: {why}", hint=REMOVE_LINE) from error
-        if not proof(deed):
+        if not proof(action):
             edits.unproved += 1
-        elif deed["id"] not in edits.ids:  # a copy of a line does nothing
-            edits.apply(deed)
+        elif action["id"] not in edits.ids:  # a copy of a line does nothing
+            edits.apply(action)
     return edits
 
 
@@ -317,12 +318,12 @@ class EditJournal:
             self.close()
             raise
 
-    def add(self, deed: Mapping[str, Any]) -> list[str]:
+    def add(self, action: Mapping[str, Any]) -> list[str]:
         """Append an action durably, once. Return the identities of the captions that it changed. If
         it raises EnvironmentFault, the action had no effect."""
-        if deed["id"] in self.edits.ids:
+        if action["id"] in self.edits.ids:
             return []
-        kept = signed(EDIT, deed, self._store) if self._signs else dict(deed)
+        kept = signed(EDIT, action, self._store) if self._signs else dict(action)
         line = ENCODER.encode(kept).encode() + b"\n"
         end = os.lseek(self._file, 0, os.SEEK_END)
         try:
@@ -332,8 +333,8 @@ class EditJournal:
         except OSError as error:
             os.ftruncate(self._file, end)
             raise fault_of(error, self.path) from error
-        self.proved.apply(deed)
-        return self.edits.apply(deed)
+        self.proved.apply(action)
+        return self.edits.apply(action)
 
     def close(self) -> None:
         """Close the journal, so that others can write."""
@@ -383,29 +384,29 @@ LOCK_SECONDS: Final = 5.0
 log = logging.getLogger(__name__)
 
 
-def event_of(edits: Edits, deed: Mapping[str, Any]) -> dict[str, Any] | None:
+def event_of(edits: Edits, action: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return a journal action as a store event. `edits` is the state before it. Return None for an
     undo or redo without effect."""
-    event = {"id": _name(deed), "time": deed["time"], "does": deed["does"]}
-    target = edits.target(deed)
-    if target is deed:
-        return {**event, "changes": [*deed.get("changes", ())]}
+    event = {"id": _name(action), "time": action["time"], "does": action["does"]}
+    target = edits.target(action)
+    if target is action:
+        return {**event, "changes": [*action.get("changes", ())]}
     return {**event, "of": _name(target)} if target is not None else None
 
 
-def _name(deed: Mapping[str, Any]) -> str:
+def _name(action: Mapping[str, Any]) -> str:
     """Return the identity of an action, which copies of its folder share."""
-    changes = [[c["of"], c["caption"], c["review"]] for c in deed.get("changes", ())]
-    return digest_of([deed["id"], deed["time"], deed["does"], changes])[:DIGITS]
+    changes = [[c["of"], c["caption"], c["review"]] for c in action.get("changes", ())]
+    return digest_of([action["id"], action["time"], action["does"], changes])[:DIGITS]
 
 
 def _events(edits: Edits) -> Iterator[dict[str, Any]]:
     """Yield all actions of a journal as store events."""
     before = Edits()
-    for deed in edits.every:
-        if (event := event_of(before, deed)) is not None:
+    for action in edits.every:
+        if (event := event_of(before, action)) is not None:
             yield event
-        before.apply(deed)
+        before.apply(action)
 
 
 class StoredEdits:
@@ -420,7 +421,7 @@ class StoredEdits:
         self._read: tuple[int, int] = (0, 0)
         """The file's inode, and the number of bytes read so far."""
         self._ids: set[str] = set()
-        self._deeds: list[tuple[float, int, Mapping[str, Any]]] = []
+        self._actions: list[tuple[float, int, Mapping[str, Any]]] = []
         """Actions with their time and their position in the file."""
         self._undone: set[str] = set()
         self._now: dict[str, Edit] = {}
@@ -485,7 +486,7 @@ class StoredEdits:
         for line in filter(None, lines):
             try:
                 event = parse(line.decode())
-                check(event, DEED)
+                check(event, ACTION)
             except ValueError as error:
                 log.warning("%s: line skipped: %s", self.path, error)
                 continue
@@ -498,13 +499,13 @@ class StoredEdits:
                 self._undone.discard(event.get("of", ""))
             else:
                 at = datetime.fromisoformat(event["time"]).timestamp()
-                self._deeds.append((at, len(self._deeds), event))
-        self._deeds.sort(key=lambda deed: deed[:2])
+                self._actions.append((at, len(self._actions), event))
+        self._actions.sort(key=lambda action: action[:2])
         self._now = {
             change["of"]: Edit(caption=change["caption"], review=change["review"])
-            for _, _, deed in self._deeds
-            if deed["id"] not in self._undone
-            for change in deed.get("changes", ())
+            for _, _, action in self._actions
+            if action["id"] not in self._undone
+            for change in action.get("changes", ())
         }
 
 
@@ -527,7 +528,7 @@ class EditsInForce:
         """Return the number of edits in the folder's journal that no caption has had, or 0 if a
         round of `penstock learn` carried them over to other captions."""
         own = self._own()
-        if any("round" in deed for deed in own.every):
+        if any("round" in action for action in own.every):
             return 0
         edited = {key for key, edit in own.now.items() if edit != UNTOUCHED}
         return len(edited - self().used)

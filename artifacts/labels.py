@@ -4,10 +4,14 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from artifacts.files import write_text
 from artifacts.json_shapes import read_record
+from artifacts.packs import Record
+
+if TYPE_CHECKING:
+    from artifacts.vectors import Vectors
 
 
 class Scored(TypedDict):
@@ -157,3 +161,35 @@ def _pieces(labels: Sequence[str], rows: Iterable[Sized]) -> Iterator[str]:
             }
             annotations.append(json.dumps(made))
     yield '\n],\n"annotations": [\n' + ",\n".join(annotations) + "\n]}\n"
+
+
+Groups = Sequence[Sequence[str]]
+"""Texts in groups with the same meaning."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TextVectors:
+    """The vectors of groups of texts."""
+
+    vectors: "Vectors"
+    """Shape (groups, dimensions), each of length 1."""
+    scale: float
+    """The model's logit of an image and a text is `scale * cosine + bias`."""
+    bias: float
+    cut: tuple[str, ...]
+    """Texts that exceed the model's length limit."""
+    precision: str
+
+
+def text_vectors_in(record: Record, groups: Groups, precision: str) -> TextVectors:
+    """Return the vectors of these groups from a record."""
+    from artifacts.vectors import vectors_in
+
+    texts, meta = [text for group in groups for text in group], record.meta
+    return TextVectors(
+        vectors=vectors_in(record),
+        scale=float(meta["scale"]),
+        bias=float(meta["bias"]),
+        cut=tuple(texts[at] for at in meta["cut"]),
+        precision=precision,
+    )

@@ -80,7 +80,7 @@ class Sample:
 
     @property
     def clip(self) -> str:
-        """Return the key of its clip: of these characters, and the same for each prompt."""
+        """Return the key of its clip, which all prompts of the chunk share."""
         row = self.row
         digits = clip_id(self.made, self.content, row.start, row.end)
         return _named(row.media_path, digits, self.chunk)
@@ -90,7 +90,7 @@ Samples = Iterator[tuple[Sample, Media | None]]
 
 
 def clip_id(made: str, content: str, start: float, end: float) -> str:
-    """Return the digits of a clip's key: they say what it shows, and how it is made."""
+    """Return the digits of a clip's key, which depend on what it shows and how it is made."""
     return _digits([made, content, start, end])
 
 
@@ -187,14 +187,14 @@ def clips_in(folder: Path) -> dict[str, Media]:
                 file.seek(member.offset_data)
                 line = json.loads(file.read(member.size))
                 if clip := line.get("clip"):
-                    of = members[key]
+                    media = members[key]
                     found[str(clip)] = Media(
                         path=path,
-                        suffix=media_suffix(of.name),
+                        suffix=media_suffix(media.name),
                         start=float(line["media_start"]),
                         clip=str(clip),
-                        at=of.offset_data,
-                        size=of.size,
+                        at=media.offset_data,
+                        size=media.size,
                     )
     return found
 
@@ -242,7 +242,7 @@ def write_shards(folder: Path, kept: Sequence[Shard], samples: Samples) -> list[
 
 
 def _place(folder: Path, unfinished: Path, shards: Sequence[Shard], kept: int) -> None:
-    """Rename new shards into place. The index then tells an interrupted process what is left."""
+    """Rename new shards into place. Until all are, the index lists only those that were kept."""
     write_json(folder / INDEX, {"shards": [asdict(shard) for shard in shards[:kept]]})
     for shard in shards[kept:]:
         replace_file(unfinished / shard.name, folder / shard.name)

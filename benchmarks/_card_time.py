@@ -53,8 +53,8 @@ def run(values: dict[str, Any], report: Any) -> None:
     from artifacts.packs import RecordSet
     from artifacts.store import open_store
     from artifacts.vectors import vector_record
-    from stages.embed.job import EmbedJob
-    from stages.models.encoding.job import EncodeItem
+    from stages.embed import EmbedJob
+    from stages.models.encoding import EncodeItem
     from stages.models.encoding.run import read_clip
     from stages.models.prefetch import prefetched, write_behind
     from stages.process.events import Published

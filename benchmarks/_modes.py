@@ -106,7 +106,7 @@ def joint(job: dict[str, Any], watch: Watch) -> list[str]:
     from transformers import AutoModelForImageTextToText
 
     from benchmarks._jobs import whole as inputs_of
-    from stages.models.encoding.job import EncodeItem
+    from stages.models.encoding import EncodeItem
     from stages.models.encoding.run import read_clip
     from stages.models.halves.ranged_reads import ranged_reads
     from stages.models.processors.prepare import load_processor
@@ -132,9 +132,9 @@ def joint(job: dict[str, Any], watch: Watch) -> list[str]:
 
 def encode(job: dict[str, Any], watch: Watch) -> list[str]:
     from benchmarks._jobs import items_of_own, own_of
-    from stages.encode.job import EncodeJob
+    from stages.encode import EncodeJob
     from stages.encode.run import run
-    from stages.models.encoding.job import EncodeItem
+    from stages.models.encoding import EncodeItem
 
     run(own_of(EncodeJob, {**job, "batches": items_of_own(EncodeItem, job["batches"])}), watch)
     return []
@@ -164,7 +164,7 @@ def warm(job: dict[str, Any]) -> None:
     import stages.decode.run
     import stages.encode.run  # noqa: F401
     from benchmarks._jobs import own_of
-    from stages.encode.job import EncodeJob
+    from stages.encode import EncodeJob
     from stages.models.loading import warm as load
 
     load(own_of(EncodeJob, job))

@@ -22,9 +22,9 @@ from artifacts.keys import hash_file
 from artifacts.schema import Half, Route
 from benchmarks._common import Peak, unheard
 from penstock_demo import CHECKPOINT, DUAL_CHECKPOINT
+from stages.export import GraphJob
 from stages.export.compare import nearness
 from stages.export.graphs import run as graphs_run
-from stages.export.jobs import GraphJob
 from stages.memory.meta_device import tensors
 from stages.models.graphs.manifest import GraphManifest, read_manifest
 from stages.models.halves.features import encode

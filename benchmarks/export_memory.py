@@ -18,7 +18,7 @@ import torch
 
 from benchmarks._common import taken
 from flows.machine.launch import DirectLauncher, StageCall, run_with_restarts
-from stages.export.jobs import BITSANDBYTES, PACKED, ExportJob
+from stages.export import BITSANDBYTES, PACKED, ExportJob
 from stages.models.hub.checkpoint import INDEX
 from stages.models.shards.layout import TensorSpec, index_of, lay_out, write_shard
 

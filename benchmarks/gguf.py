@@ -110,7 +110,7 @@ def _decode(
 
 def exported(model: Path, kind: str) -> Path:
     """Return the folder of a model's export of a kind, which is made unless it is there."""
-    from stages.export.jobs import ExportJob
+    from stages.export import ExportJob
     from stages.export.run import run
     from stages.process.job import job_fields
 

@@ -36,11 +36,11 @@ from flows.planning.estimate import StageEstimate
 from flows.planning.ladder import Rung
 from flows.planning.workloads import Workload, workload_of
 from stages.decode.generation import DecodeItem
-from stages.models.encoding.job import EncodeItem
+from stages.models.encoding import EncodeItem
 from stages.models.hub.checkpoint import Checkpoint
 from stages.models.inspection import describe
 from stages.process.events import StageOutcome
-from stages.tune.job import TuneItem
+from stages.tune import TuneItem
 
 SIDE = 448
 """Pixels of a side of the frames."""

@@ -20,8 +20,8 @@ from flows.machine.launch import DirectLauncher
 from flows.options.commands import CaptionConfig
 from flows.planning.ladder import Rung
 from flows.planning.machine import Machine, find_machine, measure
+from flows.planning.plan import stage_seconds
 from flows.planning.sizes import estimates
-from flows.planning.times import stage_seconds
 from flows.running.run import caption
 from penstock_demo.clips import write_clips
 from stages.process.device import device_name

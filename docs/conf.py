@@ -15,7 +15,14 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent.parent
 
 NAVIGATION = {
-    "Begin": ["docs/tutorial", "docs/notebooks", "docs/gallery", "docs/compare"],
+    "Begin": [
+        "docs/tutorial",
+        "docs/lora",
+        "docs/notebooks",
+        "docs/gallery",
+        "docs/compare",
+        "docs/remove",
+    ],
     "Recipes": [
         "docs/recipes/README",
         "docs/recipes/captioners",
@@ -26,7 +33,11 @@ NAVIGATION = {
     ],
     "Captions": [
         "docs/usage",
+        "docs/frames",
+        "docs/prompts",
+        "docs/folders",
         "docs/formats",
+        "docs/clips",
         "docs/studio",
         "docs/report",
         "docs/review",

@@ -12,7 +12,7 @@
     learn(out, **options) -> Learned                 a round of learning from corrections
     export(model, **options) -> Exported             a quantized checkpoint, compared
     convert(source, folder) -> Converted             pickled weights as safetensors
-    serve(**options) -> ServerProcess                     an HTTP server in a process of its own
+    serve(**options) -> ServerProcess                an HTTP server in a process of its own
     status(out) -> dict, report(out) -> Path         a run's progress, and its HTML report
     show(out) -> Shown                               captions beside thumbnails, in a notebook
     correct(out, texts) -> int                       captions corrected as in the review

@@ -46,7 +46,7 @@ from penstock.keywords import (
     LearnOptions,
     TuneOptions,
 )
-from stages.convert.job import DTYPES, ConvertJob
+from stages.convert import DTYPES, ConvertJob
 
 
 def rebuild(

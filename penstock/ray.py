@@ -23,7 +23,7 @@ from typing import Any, TypedDict, Unpack
 from flows.console.display import Display
 from flows.job.partitions import FILES
 from flows.job.prepare import Job, NothingToDo
-from flows.many.launchers import LoadedHalf
+from flows.many.partition import LoadedHalf
 from flows.many.run import run_on_cluster
 from flows.options.commands import CaptionConfig, RebuildConfig
 from flows.options.vectors import EmbedConfig, LabelConfig

@@ -84,12 +84,11 @@ def lend_environment(clone: Path, code: Path | None = None) -> None:
         path = clone / ".venv/bin" / command
         path.write_text(f'#!/bin/sh\nexec "{clone}/.venv/bin/python" -m {module} "$@"\n')
         path.chmod(0o755)
-    stamp = (
-        "sed '/^\\[dependency-groups\\]/,$d' pyproject.toml | cat - requirements/dev.txt | cksum"
-    )
+    stamp = "sed '/^\\[dependency-groups\\]/,$d' pyproject.toml"
+    stamp += " | cat - requirements/runtime.txt | cksum"
     made_from = subprocess.run(["sh", "-c", stamp], cwd=clone, capture_output=True, check=True)
     text = f"{clone.resolve()} {made_from.stdout.decode().strip()}\n"
-    (clone / ".venv/installed").write_text(text)
+    (clone / ".venv/installed-runtime").write_text(text)
 
 
 def main() -> int:

@@ -22,6 +22,8 @@ API = "PREFECT_API_URL"
 WAIT_SECONDS = 300
 """On an empty database a server's first start takes a minute on a busy machine."""
 ASK_SECONDS = 0.5
+SAY_SECONDS = 8.0
+"""Between two lines while it is waited for."""
 
 
 def given(*names: str) -> str:
@@ -84,17 +86,21 @@ def await_server() -> int:
         say(f"{API} is not set. Call scripts/worker, which sets it")
         return 2
     say(f"waiting for the Prefect server at {redacted(url)}; start one with `make server`")
-    deadline = time.monotonic() + WAIT_SECONDS
+    began = said = time.monotonic()
     while not answers(url):
         if fault := fault_of_api(url):
             say(f"{API} is {redacted(url)}. Correct it: {fault}")
             return 2
-        if time.monotonic() > deadline:
+        now = time.monotonic()
+        if now - said > SAY_SECONDS:
+            said = now
+            say(f"still waiting for it, {now - began:.0f} s so far")
+        if now - began > WAIT_SECONDS:
             why = f"after {WAIT_SECONDS} s. Start one: make server"
             say(f"no Prefect server at {redacted(url)} {why}")
             return 5
         time.sleep(ASK_SECONDS)
-    say("the Prefect server answers; preparing the worker, which takes some seconds")
+    say("the Prefect server answers; loading Prefect, then deploying, which takes up to a minute")
     return 0
 
 

@@ -4,6 +4,7 @@ say what the whole model says, of every dual encoder, of graphs of them
 """
 
 import argparse
+import json
 import sys
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,8 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks._card_models import card_models
 from benchmarks._common import cells
-from stages.models.encoding.pass_modes import ALONE, BATCHES, FIXED
+from flows.machine.budget import GPU_SHARE
+from flows.options.commands import DEFAULT_MODEL
+from flows.planning.plan_view import TABLE
+from stages.models.encoding import ALONE, BATCHES, FIXED
 from stages.models.hub.checkpoint import NEAREST
 from stages.models.hub.quantized import READ, UNREAD
 from stages.models.hub.unsupported import UNSUPPORTED
@@ -20,7 +25,20 @@ from stages.models.hub.unsupported import UNSUPPORTED
 PAGE = Path(__file__).parents[1] / "docs" / "models.md"
 HEAD = """# Models
 
-This page lists the families of transformers {version} and whether each runs in halves.
+`--model` takes the id of any model on the hub whose family is [in the table below](#families), or a
+folder. Take the largest one whose row names your card; without `--model`, `penstock caption` takes
+{default}, which suits a first look.
+`penstock plan VIDEOS/ --model ID` says whether it fits before a weight is downloaded.
+
+{hub}
+All of it is planned and not measured on these cards; [cards.md](cards.md) has every model that fits
+each, with what limits it. Checkpoints of these in
+[AWQ, GPTQ and FP8](precision.md#checkpoints-that-other-programs-quantized) are smaller downloads.
+What the captions of one are worth was not measured.
+
+## Families
+
+This table lists the families of transformers {version} and whether each runs in halves.
 `make models` writes it. For each family, a tiny model with random weights is saved to disk and
 run three times:
 
@@ -74,7 +92,7 @@ family's processor takes videos as such; otherwise the frames of a video are giv
 
 *30 s chunk in context* takes a chunk of 30 s of 1080p and the context of the family's published
 checkpoints. It says how many of the frames that a run takes by default
-([usage.md](usage.md#which-frames)) fit beside the reserve for text. It is computed from what the
+([frames.md](frames.md#which-frames)) fit beside the reserve for text. It is computed from what the
 authors state, not from the tiny model. It is *unknown* if nobody stated a context, or if a frame's
 tokens are not known.
 
@@ -112,7 +130,8 @@ def main() -> int:
     counts = {kind: sum(row["result"] == kind for row in rows) for kind in RESULTS}
     in_slots, aligned = (sum(row["slots"] == word for row in rows) for word in (IN_SLOTS, ALIGNED))
     slots = {"in_slots": in_slots, "aligned": aligned}
-    head = HEAD.format(version=transformers.__version__, **slots, **counts)
+    about = {"version": transformers.__version__, "default": DEFAULT_MODEL, "hub": hub_table()}
+    head = HEAD.format(**about, **slots, **counts)
     dual, enough_dual = graph_table.dual_section()
     graphs, enough_graphs = graph_table.section()
     of_each = "".join(line(row) + "\n" for row in rows)
@@ -124,6 +143,37 @@ def main() -> int:
     enough = enough and in_slots + aligned >= LEAST_SEATED
     enough = enough and enough_dual and enough_graphs
     return 0 if enough and alike and whole else 1
+
+
+def hub_table() -> str:
+    """Return public models by their ids, largest first: download, family, and the cards whose
+    largest model it is (`scripts/cards.py`)."""
+    cards: dict[str, list[str]] = {}
+    for row in json.loads(TABLE.read_text(encoding="utf-8"))["gpu"]:  # the largest card first
+        card = round(row["bytes"] / GPU_SHARE / 1e9)
+        for key, words in (("unquantized", ""), ("quantized", " with `--precision auto`")):
+            if name := row.get(key):
+                cards.setdefault(name, []).append(f"{card} GB{words}")
+    lines = [
+        "| hub id | parameters | download | family | the largest on a card of |",
+        "|---|---|---|---|---|",
+    ]
+    for model in sorted(card_models(), key=lambda model: -model.parameters):
+        size = model.parameters * BYTES[model.dtype] / 1e9
+        use = (
+            "labels and vectors"
+            if model.processor in DUAL
+            else ", ".join(cards.get(model.name, []))
+        )
+        count = f"{model.parameters / 1e9:.1f} B"
+        lines.append(f"| {model.name} | {count} | {size:.1f} GB | {model.processor} | {use} |")
+    return "\n".join(lines) + "\n"
+
+
+BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
+"""Type of a checkpoint → bytes of a number."""
+DUAL = ("clip", "siglip")
+"""Processors of models that make vectors."""
 
 
 def renew(names: Sequence[str], unknown: set[str]) -> int:

@@ -27,7 +27,7 @@ from urllib.error import HTTPError
 from flows.deployments.server import FILE
 from flows.machine.launch import answers
 from scripts.stage_processes import MARK, CheckFailed, stop_all
-from stages.process.lock import CPU_LOCK
+from stages.process.device import CPU_LOCK
 
 ROOT = Path(__file__).resolve().parent.parent
 WORKER_STARTED = "started!"

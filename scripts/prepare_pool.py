@@ -146,26 +146,28 @@ def keep_paused(client: SyncPrefectClient, before: Mapping[UUID, DeploymentRespo
 
 
 def deploy() -> int:
-    """Deploy what prefect.yaml names; returns the exit code."""
-    done = subprocess.run(
+    """Deploy what prefect.yaml names, and print a line for each; returns the exit code. All of
+    Prefect's output is printed where something is not deployed."""
+    print("penstock: deploying what prefect.yaml names", flush=True)
+    output: list[str] = []
+    deployed = 0
+    with subprocess.Popen(
         DEPLOY,
-        env={**os.environ, "COLUMNS": str(WIDTH)},
+        env={**os.environ, "COLUMNS": str(WIDTH), "PYTHONUNBUFFERED": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         errors="replace",
-        check=False,
-    )
-    print(message_of(done.stdout, failed=bool(done.returncode)), flush=True)
-    return done.returncode
-
-
-def message_of(output: str, *, failed: bool) -> str:
-    """Return what people read of Prefect's output: all of it where something is not deployed."""
-    names = DEPLOYED.findall(output)
-    if failed or not names:
-        return output.rstrip()
-    return "\n".join(f"penstock: deployed {name}" for name in names)
+    ) as deploying:
+        assert deploying.stdout
+        for line in deploying.stdout:
+            output.append(line)
+            if found := DEPLOYED.search(line):
+                deployed += 1
+                print(f"penstock: deployed {found[1]}", flush=True)
+    if deploying.returncode or not deployed:
+        print("".join(output).rstrip(), flush=True)
+    return deploying.returncode
 
 
 def main() -> int:
@@ -183,6 +185,7 @@ def main() -> int:
             code = deploy()
             for line in keep_paused(client, paused):
                 print(line, flush=True)
+            print("penstock: starting the worker", flush=True)
     except PrefectHTTPStatusError as error:
         if not refuses_login(error):
             raise

@@ -16,13 +16,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from artifacts.errors import EnvironmentFault, PenstockError, UsageError
-from artifacts.gone_files import GoneFiles
 from artifacts.index import manifest, writing
 from artifacts.index.manifest import SearchMethod, read_manifest
 from artifacts.index.search import Query
 from artifacts.index.shard import MEDIUM, medium_of
 from artifacts.index.snapshot import open_snapshot, paths_of
 from artifacts.index.upkeep import (
+    GoneFiles,
     measure,
     note_texts,
     rows_gone,

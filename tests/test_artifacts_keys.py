@@ -24,7 +24,7 @@ from artifacts.keys import (
 )
 from artifacts.model_files import ModelFiles, small_names
 from artifacts.stamps import FileChanged, link_stamp_of, model_stamp_of
-from flows.checkpoint.model_files import ModelDigests, with_fetched
+from flows.checkpoint.profile_loading import ModelDigests, with_fetched
 from stages.process.exit_diagnosis import ProcessExit, fault_of_stage
 from stages.process.job import job_fields, parse_job
 

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from benchmarks import search
+from benchmarks import search, search_query
 
 
 def test_it_compares_both_ways(
@@ -18,3 +18,14 @@ def test_it_compares_both_ways(
     assert len(re.findall(r"ratio +[\d.]+ +recall@10 1.0000", printed)) == 2
     assert len(re.findall(r"^exactly, .* ms CPU$", printed, re.MULTILINE)) == 2
     assert "1000 rows added" in printed
+
+
+@pytest.mark.slow
+def test_a_text_query_is_cheaper_in_numpy(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    words = ["search_query.py", "--rows", "100", "--repeats", "1"]
+    monkeypatch.setattr(sys, "argv", words)
+    search_query.main()
+    (ratio,) = re.findall(r"^ratio ([\d.]+)$", capfd.readouterr().out, re.MULTILINE)
+    assert float(ratio) >= 2

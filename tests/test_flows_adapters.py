@@ -17,12 +17,12 @@ from safetensors.torch import load_file
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.keys import ContentDigests
 from flows.checkpoint.adapters import AdapterUse, adapter_for, parse_adapter
-from flows.checkpoint.model_files import ModelDigests
 from flows.checkpoint.models import Model
 from flows.checkpoint.precision import resolve_settings, with_adapter
+from flows.checkpoint.profile_loading import ModelDigests
 from flows.cli.main import main
 from flows.console.display import Display
-from flows.ledger.namespaces import namespaces_of
+from flows.ledger.namespaces import variant_of
 from flows.options.commands import CaptionConfig
 from flows.options.export_config import ExportRequest
 from flows.pipelines import CAPTION
@@ -96,7 +96,7 @@ def namespaces(profile: ModelProfile, adapter: AdapterUse | None) -> Any:
     model = model_with(profile, adapter)
     config = CaptionConfig(sources=("a.mp4",))
     best = {part: model.best(part) for part in profile.parts}
-    return namespaces_of(config, model, model.sampling(config), CAPTION, best)
+    return variant_of(config, model, model.sampling(config), CAPTION, best)
 
 
 def test_an_adapter_is_in_captions_keys(

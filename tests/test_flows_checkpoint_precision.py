@@ -18,7 +18,7 @@ from flows.checkpoint.precision import (
     resolve_settings,
     weight_bytes,
 )
-from flows.ledger.namespaces import namespaces_of
+from flows.ledger.namespaces import variant_of
 from flows.options.commands import CaptionConfig
 from flows.pipelines import CAPTION
 from flows.planning.costs.part import settings_as_run
@@ -262,7 +262,7 @@ def namespaces(vision: PartSettings, language: PartSettings) -> Any:
         settings={"vision": (vision,), "language": (language,)},
     )
     config = CaptionConfig(sources=("a.mp4",))
-    return namespaces_of(
+    return variant_of(
         config, model, model.sampling(config), CAPTION, {"vision": vision, "language": language}
     )
 

@@ -12,7 +12,7 @@ from flows.cli.doctor_command import _device, _memory, lines, measured_lines
 from flows.cli.main import main
 from flows.machine.launch import DirectLauncher, StageCall, run_with_restarts
 from flows.planning.machine import MachineLookup
-from stages.convert.job import ConvertJob
+from stages.convert import ConvertJob
 from tests.support import gpus
 from tests.support.described import spare_processes
 from tests.support.fake_gpu.state import Machine

@@ -6,6 +6,7 @@ import os
 import re
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -43,7 +44,7 @@ def drawn_often(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def run(display: Display) -> None:
     display.doing(READING)
-    display.stage("encode", 40, 2, LOADS)
+    display.stage("encode", 40, 2, loads=LOADS)
     time.sleep(0.2)
     display.on_event("encode", StageNotes(values={"ready": True}))
     for _ in range(20):
@@ -73,7 +74,7 @@ def test_a_terminal_shows_a_line_that_moves_in_its_width(monkeypatch: pytest.Mon
     assert len(set(loading)) > 2, "nothing moves while the stage loads"
     assert any(re.search(r"\d+/40  [\d.]+/s  [\d.]+ s left", line) for line in moving)
     kept = [line for line in lines if line not in moving]
-    assert any(line.startswith("encoding: 38 in ") for line in kept)
+    assert any(line.startswith("encoding: 38 chunks in ") for line in kept)
     assert any(line.startswith("failed: odd.mp4: no video in it. Convert it") for line in kept)
     assert "\x1b[?25l" not in text, "the cursor would be gone after a kill"
     assert COLOUR.search(text)
@@ -87,10 +88,10 @@ def test_a_log_has_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     log = io.StringIO()
     run(Display(to=log))
     lines = log.getvalue().splitlines()
-    assert lines[0] == "encoding: 38 to do, 2 already done"
+    assert lines[0] == "encoding: 38 chunks to do, 2 already done"
     assert "\x1b" not in log.getvalue() and "\r" not in log.getvalue()
     assert any(re.fullmatch(r"encoding 9/40  [\d.]+/s  [\d.]+ s left", line) for line in lines)
-    assert lines[-1].startswith("encoding: 38 in ")
+    assert lines[-1].startswith("encoding: 38 chunks in ")
 
 
 def test_items_made_beside_the_stage_before_count_as_made() -> None:
@@ -103,7 +104,7 @@ def test_items_made_beside_the_stage_before_count_as_made() -> None:
     display.on_event("encode", Item())
     display.close()
     first, second = log.getvalue().splitlines()[-2:]
-    assert first == "encoding: 2 to do" and second.startswith("encoding: 3 in ")
+    assert first == "encoding: 2 chunks to do" and second.startswith("encoding: 3 chunks in ")
 
 
 def test_a_stage_that_works_beside_is_counted_on_the_line(
@@ -129,7 +130,7 @@ def test_a_fleeting_display_leaves_nothing() -> None:
 def test_a_terminal_that_obeys_nothing_has_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "dumb")
     text = on_terminal()
-    assert "\x1b" not in text and "encoding: 38 to do, 2 already done" in text
+    assert "\x1b" not in text and "encoding: 38 chunks to do, 2 already done" in text
     assert too_wide(text.splitlines(), 80) == []
 
 
@@ -146,6 +147,28 @@ def test_a_log_is_not_silent_before_the_first_stage(monkeypatch: pytest.MonkeyPa
     display.doing("something more")
     time.sleep(0.1)
     assert log.getvalue() == f"{READING}\n"
+
+
+def test_a_log_says_again_and_again_what_takes_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flows.console.display.SILENT_SECONDS", 0.05)
+    monkeypatch.setattr("flows.console.display.QUIET_SECONDS", 0.3)
+    log = io.StringIO()
+    display = Display(to=log)
+    display.doing(READING)
+    wait_for(lambda: f"{READING}: " in log.getvalue())
+    display.stage("encode", 3, 0, loads=LOADS)
+    wait_for(lambda: log.getvalue().count(f"encoding: loading {LOADS}, ") >= 2)
+    display.close()
+    there = log.getvalue()
+    time.sleep(0.6)
+    assert log.getvalue() == there
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 @pytest.mark.parametrize("end", ["close", "print_line", "stage"])
@@ -172,7 +195,7 @@ def test_an_adapter_that_is_only_scored_is_not_shown_as_tuned() -> None:
         job: Any = SimpleNamespace(config=config, model=SimpleNamespace(settings={}))
         observer._job = job
         observer.on_stage_start("tune", 1, 0)
-    assert log.getvalue().splitlines() == ["scoring: 1 to do", "tuning: 1 to do"]
+    assert log.getvalue().splitlines() == ["scoring: 1 text to do", "tuning: 1 step to do"]
 
 
 WIDTHS = (80, 120)

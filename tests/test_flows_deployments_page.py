@@ -253,9 +253,9 @@ def test_what_is_said_is_short_and_names_the_moment() -> None:
 @pytest.mark.parametrize(
     ("out", "given", "name"),
     [
-        ("/data/captions", "amber-otter", "/data/captions"),
+        ("/data/captions", "amber-otter", "caption into /data/captions"),
         ("/data/captions", "my own name", "my own name"),
-        ("a\x00b\n", "amber-otter", "a?b?"),
+        ("a\x00b\n", "amber-otter", "caption into a?b?"),
         ("/" + "x" * 500, "amber-otter", "…" + "x" * MAX_LETTERS),
         ("", "amber-otter", "amber-otter"),
     ],
@@ -264,15 +264,29 @@ def test_a_run_is_named_after_the_folder_that_it_writes_to(
     out: str, given: str, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for config in ({"out": out}, SimpleNamespace(out=out)):
-        running = SimpleNamespace(name=given, parameters={"config": config})
+        running = SimpleNamespace(
+            name=given, flow_name="caption-videos", parameters={"config": config}
+        )
         monkeypatch.setattr(runs, "flow_run", running)
         assert named_after_work() == name
 
 
-def test_a_run_without_a_folder_is_named_after_its_sources(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_is_named_after_what_it_does_with_which_media(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     config = {"sources": ["demo/samples", "b.mp4"], "model": "demo"}
-    running = SimpleNamespace(name="amber-otter", parameters={"config": config})
+    parameters = {"config": config}
+    running = SimpleNamespace(name="amber-otter", flow_name="label-images", parameters=parameters)
     monkeypatch.setattr(runs, "flow_run", running)
-    assert named_after_work() == "demo/samples, b.mp4, demo"
+    assert named_after_work() == "label demo/samples, b.mp4 with demo"
+    config = {"sources": ["a", "b", "c", "d"], "out": "/data/out"}
+    running.parameters = {"config": config}
+    assert named_after_work() == "label a, b and 2 more into /data/out"
+    running.flow_name = "tune-captions"
+    running.parameters = {"config": {"data": "captions.jsonl", "out": "style"}}
+    assert named_after_work() == "tune captions.jsonl into style"
+    running.flow_name = "learn-captions"
+    running.parameters = {"config": {}, "caption": {"sources": ["a"], "out": "lora"}}
+    assert named_after_work() == "learn a into lora"
     running.parameters = {}
     assert named_after_work() == "amber-otter"

@@ -25,10 +25,9 @@ from flows.ledger.namespaces import Variant
 from flows.options.vectors import EmbedConfig
 from flows.pipelines import EMBED
 from penstock_demo import CHECKPOINT
-from stages.embed import run
-from stages.embed.job import KIND, EmbedJob
+from stages.embed import KIND, EmbedJob, run
 from stages.embed.run import run as embed_stage
-from stages.models.encoding.job import EncodeItem
+from stages.models.encoding import EncodeItem
 from stages.models.half_job import HalfJob
 from stages.process.job import job_fields
 from tests.support import embedding, gpus

@@ -29,7 +29,7 @@ from flows.running.run import caption
 from flows.running.samples import features_job, halves_of
 from penstock_demo.clips import write_clips
 from penstock_demo.dual.pictures import write_images
-from stages.export import jobs
+from stages.export import GRAPHS
 from stages.export.parity import PARITY
 from tests.support.graphs import graph_job as job_of
 from tests.support.graphs import with_graphs
@@ -264,7 +264,7 @@ def test_the_demo_model_captions_by_its_graphs(kind: str, many_clips: Path, tmp_
         assert main(["caption", str(many_clips), "--model", model, *where, *more]) == 0
         rows = read_lines(tmp_path / "said" / "captions.jsonl")
         texts.append([row["caption"] for row in rows])
-    assert rows[0]["precision"]["vision"] == f"onnx-{jobs.GRAPHS[kind]}"
+    assert rows[0]["precision"]["vision"] == f"onnx-{GRAPHS[kind]}"
     # Few bits are of what decodes; what sees is computed by its graphs all the same.
     where = ["--store", str(tmp_path / "store"), "--out", str(tmp_path / "few")]
     nf4 = ("--vision-backend", "onnx", "--precision", "nf4", "--limit", "2")

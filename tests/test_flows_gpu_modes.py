@@ -108,7 +108,7 @@ def test_a_card_that_is_lost_in_the_middle_loses_nothing_that_is_done(tmp_path: 
     threading.Thread(target=lose, daemon=True).start()
     code, text = desk.says()
     assert code == 5, text
-    assert "captioning: 1 to do" in text and "dmesg" in text, text
+    assert "captioning: 1 caption to do" in text and "dmesg" in text, text
     (desk.cards / "lost").unlink()
     features = desk.place.stored("features")
     assert features

@@ -29,7 +29,7 @@ from flows.results.rounds import rounds_in, usable_rounds
 from flows.results.run_status import run_status
 from flows.reviewing.captions import ReviewedCaptions
 from flows.running import sift_first
-from stages.tune.job import TuneJob
+from stages.tune import TuneJob
 from tests.support.inside import Ended, InsideLauncher
 from tests.support.learning import PICTURES, Change, School, captions_of, decide_in, style
 from tests.support.media import write_video

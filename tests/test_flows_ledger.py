@@ -16,10 +16,9 @@ from artifacts.schema import ChunkIndex, FrameFit, MediaIndex
 from artifacts.store import FolderStore
 from flows.cli.main import main
 from flows.console.display import READING, Display
-from flows.ledger.ledger import Ledger
+from flows.ledger.ledger import Ledger, cut_waves, lengths_of, stages_with_work, waves_of
 from flows.ledger.namespaces import Variant
 from flows.ledger.tasks import Medium, Task, task_of
-from flows.ledger.waves import cut_waves, lengths_of, stages_with_work, waves_of
 from flows.pipelines import CAPTION, EMBED, SUMMARY, parts_of, with_extras
 from flows.running.batches import batches_by_length, batches_by_shape
 from stages.decode import SCORE

@@ -2,16 +2,22 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from artifacts.packs import Record
 from artifacts.schema import ChunkIndex, MediaIndex
 from artifacts.store import FolderStore
-from flows.ledger.ledger import Ledger
+from flows.ledger.ledger import Ledger, stages_with_work
 from flows.ledger.namespaces import Variant
 from flows.ledger.tasks import Medium, Task
-from flows.ledger.waves import stages_with_work
+from flows.machine.leases import RunningJob
 from flows.pipelines import CAPTION, HEARING, with_hearing
+from flows.planning.ladder import Rung
+from flows.planning.sizes import Estimate
+from flows.planning.store_limit import SMALL_BYTES, StoreLimit
+from flows.running.batches import next_work
+from flows.upkeep.rebuild import Reach, RebuildRecord, prune
 from stages import hear, sound
 
 PIPELINE = with_hearing(CAPTION)
@@ -84,6 +90,17 @@ def test_a_chunk_without_sound_has_the_keys_of_a_run_without_sound(tmp_path: Pat
     assert heard["captions"] != plain.tasks([VIDEO])[0]["captions"]
 
 
+def test_a_chunk_without_sound_is_not_asked_what_is_heard(tmp_path: Path) -> None:
+    silent = replace(SILENT, silent_prompts={"Describe what is seen and heard.": "Describe."})
+    book, plain = ledger(tmp_path), Ledger(FolderStore(tmp_path), CAPTION, SILENT)
+    book.variants = (HEARS, silent)
+    asked = replace(VIDEO, prompt="Describe what is seen and heard.")
+    silence(book, book.tasks([asked])[1])
+    heard, seen = book.tasks([asked])
+    assert (heard.prompt, seen.prompt) == (asked.prompt, "Describe.")
+    assert seen["captions"] == plain.tasks([VIDEO])[1]["captions"]
+
+
 def test_features_of_sound_do_not_depend_on_how_frames_are_sampled(tmp_path: Path) -> None:
     store = FolderStore(tmp_path)
     book = ledger(tmp_path)
@@ -109,6 +126,15 @@ def test_a_record_is_needed_until_each_stage_that_reads_it_is_done(tmp_path: Pat
     assert not book.has(book.tasks([VIDEO])[1], DECODE)
 
 
+def test_sound_that_was_encoded_is_not_read_again_beside_other_chunks(tmp_path: Path) -> None:
+    book = ledger(tmp_path)
+    first, second = book.tasks([VIDEO])
+    make(book, "heard", first)
+    job: Any = SimpleNamespace(ledger=book, config=SimpleNamespace(batch_size=16), model=None)
+    work = next_work(job, sound.STAGE, [VIDEO], Rung(stage="sound", batch=16))
+    assert work is not None and [task.keys for task in work.batches[0]] == [second.keys]
+
+
 def test_a_chunk_whose_sound_is_damaged_has_failed(tmp_path: Path) -> None:
     book = ledger(tmp_path)
     first, second = book.tasks([VIDEO])
@@ -118,3 +144,35 @@ def test_a_chunk_whose_sound_is_damaged_has_failed(tmp_path: Path) -> None:
     assert book.refusal(VIDEO) == {"stage": "sound", "kind": "sound", "start": 0.0}
     book.forget_failures([VIDEO])
     assert not book.has_failed(book.tasks([VIDEO])[0])
+
+
+def test_sound_that_is_stored_needs_no_more_room(tmp_path: Path) -> None:
+    book = ledger(tmp_path)
+    sizes: Any = {"frame_bytes": 1000, "feature_bytes": 2000}
+    tasks, media = book.tasks([VIDEO]), [VIDEO]
+    for task in tasks:
+        book["sound"].publish([Record(key=task["sound"], payload=bytes(25_000))])
+    job: Any = SimpleNamespace(store=book.media.store, ledger=book, pipeline=PIPELINE, media=media)
+    expected = Estimate(
+        seconds=60, chunks=2, frames=2, **sizes, sound_bytes=50_000, heard_bytes=300
+    )
+    stored = sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file())
+    needed = stored + 1000 + 2000 + 300 + 2 * SMALL_BYTES
+    assert StoreLimit(job, needed, [expected]).refusal() is None
+    assert StoreLimit(job, needed - 1, [expected]).refusal() is not None
+
+
+def test_features_of_sound_that_a_running_job_needs_are_not_pruned(tmp_path: Path) -> None:
+    book = ledger(tmp_path)
+    make(book, "heard", *book.tasks([VIDEO]))
+    sounds = (HEARS["sound"], HEARS["heard"])
+    past = Reach(HEARS["frames"], HEARS["features"], frozenset({("v", "")}), sounds)
+    fields: Any = {"settings": {}, "files": (), "past": (past,)}
+    now = RebuildRecord(number=2, frames="0" * 64, features="1" * 64, **fields)
+    job: Any = SimpleNamespace(store=book.media.store)
+    counted: Any = SimpleNamespace(removed=0, removed_bytes=0, dry_run=False)
+    running = RunningJob(namespaces=frozenset({HEARS["heard"]}), description="")
+    assert prune(job, "2" * 64, now, [running], counted) == (past,)
+    assert counted.removed == 0
+    assert prune(job, "2" * 64, now, [], counted) == ()
+    assert counted.removed == 2

@@ -15,9 +15,9 @@ from flows.machine import budget
 from flows.machine.budget import check_device, device_memory, try_device
 from flows.machine.launch import DirectLauncher, ForkingLauncher, StageCall, StageHandle
 from scripts.gpu_check import forks as gpu_forks
+from stages.process.device import lock_path
 from stages.process.events import Event, Warned
 from stages.process.fork_client import ForkServer
-from stages.process.lock import lock_path
 from tests.support import gpus
 from tests.support.fake_gpu.holding import FORKED
 from tests.support.fake_gpu.state import Machine
@@ -234,7 +234,7 @@ def test_a_server_that_has_used_cuda_forks_nothing(cards: Path, tmp_path: Path) 
 
 def test_libraries_that_ask_cuda_are_imported_after_the_fork(cards: Path, tmp_path: Path) -> None:
     (tmp_path / "asks_cuda.py").write_text("import os\nIMPORTED_BY = os.getpid()\n")
-    code = "import os\nfrom stages.process.fork_imports import import_asking_cuda\n"
+    code = "import os\nfrom stages.process.deferred_imports import import_asking_cuda\n"
     code += "def warm(job):\n    import_asking_cuda('asks_cuda')\n"
     code += "def run(job, report):\n    import asks_cuda\n"
     code += "    report.note(parent=os.getppid(), own=asks_cuda.IMPORTED_BY == os.getpid())\n"

@@ -16,11 +16,11 @@ from artifacts.store import open_store
 from flows.console.display import Display
 from flows.deployments import many
 from flows.machine.launch import DirectLauncher, StageCall
-from flows.many import cluster, dispatch, partition
+from flows.many import cluster, partition
+from flows.many import run as many_run
 from flows.many.cluster import Cluster
-from flows.many.dispatch import ATTEMPTS, Dispatch, TaskRun
 from flows.many.partition import Terms, check_node, process, terms_of, withdraw
-from flows.many.run import gpus_of_a_task, run_on_cluster
+from flows.many.run import ATTEMPTS, Dispatch, TaskRun, gpus_of_a_task, run_on_cluster
 from flows.options.commands import CaptionConfig
 from flows.options.vectors import LabelConfig
 from flows.results.marker import Marker, write_marker
@@ -86,7 +86,7 @@ def a_clock(monkeypatch: pytest.MonkeyPatch) -> None:
         CLOCK.now += seconds
 
     clock = SimpleNamespace(sleep=sleep, monotonic=lambda: CLOCK.now)
-    monkeypatch.setattr(dispatch, "time", clock)
+    monkeypatch.setattr(many_run, "time", clock)
 
 
 def terms(count: int) -> list[Terms]:

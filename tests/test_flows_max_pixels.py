@@ -227,7 +227,7 @@ def test_a_plan_names_frames_and_pixels_that_really_fit(
     for option, value in named:
         again = planned(folder, tmp_path, **requests, **{option.replace("-", "_"): value})
         assert again.refusal is None
-        assert all(choice.fits for choice in again.choices.values()), (option, value)
+        assert all(choice.fits for choice in again.stage_plans.values()), (option, value)
 
 
 @pytest.mark.slow

@@ -22,12 +22,12 @@ from artifacts.packs import RecordSet
 from artifacts.schema import MAX_PIXELS, FrameFit, stored_size
 from artifacts.store import FolderStore
 from flows.job.prepare import Job, prepare
+from flows.ledger.ledger import waves_of
 from flows.ledger.tasks import Medium
-from flows.ledger.waves import waves_of
 from flows.planning.sizes import estimates
 from flows.planning.workloads import COPIES, workload_of, workloads_of
 from stages.frames import run as frames_stage
-from stages.models.encoding.job import EncodeItem
+from stages.models.encoding import EncodeItem
 from stages.models.encoding.run import read_clip
 from stages.models.halves.offload import new_tokens
 from stages.models.processors.loading import Clip, to_images

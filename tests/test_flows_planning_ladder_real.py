@@ -136,7 +136,7 @@ def test_a_budget_decides_slots_and_not_what_is_said(place: Place, tmp_path: Pat
     whole = place.stored("captions")
     shutil.rmtree(place.store / "captions")
     plan = plan_of(config_of(place, **requests), DirectLauncher(lambda *_: None))
-    assert plan.choices["decode"].chosen.rung.name == "8 slots, fp32"
+    assert plan.stage_plans["decode"].chosen.rung.name == "8 slots, fp32"
     for slots in (8, 2, 1):
         found = next(r for r in plan.request.rungs["decode"] if r.batch == slots)
         budget = plan.request.estimate(found).peak_bytes

@@ -17,7 +17,7 @@ from flows.console.display import Display
 from flows.console.units import parse_size, rounded_up, written
 from flows.planning import ladder
 from flows.planning.changes import cannot_fit, changes
-from flows.planning.choose import StagePlan, choices, fits, refused
+from flows.planning.choose import StagePlan, fits, refused, stage_plans
 from flows.planning.costs.decode import decode_rungs
 from flows.planning.costs.encode import encode_rungs
 from flows.planning.ladder import Remembered, Rung, index_of, sizes
@@ -37,7 +37,7 @@ HALVING = {
 
 
 def decode(gib: float, **more: object) -> StagePlan:
-    return choices(question(**more), HALVING, budget(gib))["decode"]  # type: ignore[arg-type]
+    return stage_plans(question(**more), HALVING, budget(gib))["decode"]  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("gib", "batch"), [(24, 8), (16, 4), (14.5, 2), (13.9, 1)])
@@ -51,14 +51,14 @@ def test_the_first_rung_that_fits_is_taken(gib: float, batch: int) -> None:
 def test_recorded_passes_are_counted_where_they_fit_and_take_no_rung() -> None:
     peaks = {}
     for gib in (24, 1.9):
-        found = choices(question(), HALVING, budget(gib))["encode"]
+        found = stage_plans(question(), HALVING, budget(gib))["encode"]
         assert (found.chosen.rung.batch, found.fits) == (8, True)
         counted = [term.bytes for term in found.chosen.terms if "recorded passes" in term.why]
         plain = question().estimate(found.chosen.rung).peak_bytes
         assert found.chosen.peak_bytes == plain + sum(counted)
         peaks[gib] = len(counted), sum(counted) > found.chosen.activation_bytes
     assert peaks == {24: (1, True), 1.9: (0, False)}
-    on_cpu = choices(replace(question(), device="cpu"), HALVING, budget(24))["encode"].chosen
+    on_cpu = stage_plans(replace(question(), device="cpu"), HALVING, budget(24))["encode"].chosen
     assert not any("recorded" in term.why for term in on_cpu.terms)
 
 
@@ -106,7 +106,7 @@ def test_each_change_that_is_named_fits() -> None:
 def test_fewer_frames_are_named_when_they_are_enough() -> None:
     clip = replace(images(tokens=40_000), kind="video", frames=64, text_tokens=100)
     request = question(clip)
-    found = choices(request, HALVING, budget(16))["decode"]
+    found = stage_plans(request, HALVING, budget(16))["decode"]
     assert found.refused
     (frames,) = (c for c in changes(request, found, budget(16)) if "frames" in c.option)
     count = int(frames.option.split()[1])
@@ -119,23 +119,23 @@ def test_fewer_frames_are_named_when_they_are_enough() -> None:
 def test_one_chunk_that_is_too_large_does_not_keep_the_others_waiting() -> None:
     giant = images(tokens=60_000)
     request = replace(question(giant), smallest=images())
-    found = choices(request, HALVING, budget(16))["decode"]
+    found = stage_plans(request, HALVING, budget(16))["decode"]
     assert (found.chosen.rung.batch, found.fits, found.refused) == (4, False, False)
     assert found.chosen.workload == giant
-    alone = choices(question(giant), HALVING, budget(16))["decode"]
+    alone = stage_plans(question(giant), HALVING, budget(16))["decode"]
     assert (alone.chosen.rung.batch, alone.refused) == (1, True)
 
 
 def test_cutting_frames_is_never_refused() -> None:
     wide = replace(images(), kind="video", shown=(8000, 8000), stored=(8000, 8000))
-    found = choices(question(wide, device="cpu"), HALVING, budget(0.5, device="cpu"))["frames"]
+    found = stage_plans(question(wide, device="cpu"), HALVING, budget(0.5, device="cpu"))["frames"]
     assert not found.fits and not found.refused
 
 
 @pytest.mark.parametrize("precision", ["int8", "nf4", "auto"])
 def test_no_precision_is_named_that_is_tried_anyway(precision: str) -> None:
     request = question(precision=precision)
-    unfit = choices(request, request.rungs, budget(24))["decode"]
+    unfit = stage_plans(request, request.rungs, budget(24))["decode"]
     less = replace(budget(24), bytes=unfit.chosen.peak_bytes - 1)
     named = [change.option for change in changes(request, unfit, less)]
     tried = {rung.precision for rung in request.rungs["decode"]}
@@ -155,7 +155,7 @@ def test_nothing_is_refused_for_an_estimate_by_dimensions_that_its_weights_fit()
     )
     request = question(images(tokens=60_000))
     request = replace(request, model=replace(request.model, profile=bare))
-    found = choices(request, HALVING, budget(16))["decode"]
+    found = stage_plans(request, HALVING, budget(16))["decode"]
     assert (found.fits, found.refused) == (False, False)
 
 
@@ -339,15 +339,15 @@ def test_a_table_by_hand_of_a_model_of_7_billion() -> None:
 
 def by_hand(gib: float) -> Plan:
     from flows.planning.changes import cannot_fit
-    from flows.planning.choose import choices
+    from flows.planning.choose import stage_plans
 
     request = question()
-    found = choices(request, request.rungs, budget(gib))
+    found = stage_plans(request, request.rungs, budget(gib))
     refused = [choice for choice in found.values() if choice.refused]
     return Plan(
         request=request,
         budget=budget(gib),
-        choices=found,
+        stage_plans=found,
         refusal=cannot_fit(request, refused, budget(gib)) if refused else None,
         job=None,
         expected=(),
@@ -359,10 +359,10 @@ def test_a_plan_starts_where_an_earlier_run_did(tmp_path: Path) -> None:
         Image.new("RGB", (16, 16), (number, 0, 0)).save(tmp_path / f"{number}.png")
     config = config_in(tmp_path, tmp_path, batch_size=2, memory=4 << 30)
     tight = Tight("raise", {"decode": lambda _: 1})
-    assert plan_of(config, tight).choices["decode"].chosen.rung.batch == 2
+    assert plan_of(config, tight).stage_plans["decode"].chosen.rung.batch == 2
     assert caption(config, Display(quiet=True), tight.launcher).captions == 2
     plan = plan_of(config, tight)
-    found = plan.choices["decode"]
+    found = plan.stage_plans["decode"]
     assert (found.remembered, found.chosen.rung.batch) == (True, 1)
     (why,) = (line for line in plan_lines(plan) if "earlier run" in line)
     assert why.strip().startswith("decode: batch 2, fp32 did not fit in an earlier run")

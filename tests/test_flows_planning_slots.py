@@ -9,7 +9,7 @@ import pytest
 
 from flows.checkpoint.models import Model
 from flows.options.commands import CaptionConfig
-from flows.planning.choose import PlanRequest, choices
+from flows.planning.choose import PlanRequest, stage_plans
 from flows.planning.costs import estimate
 from flows.planning.costs.decode import GRAMMAR_BYTES, rungs, supports_slots
 from flows.planning.estimate import StageEstimate
@@ -241,7 +241,7 @@ def test_a_budget_decides_how_many_slots_there_are_and_what_is_told_to_who_has_n
     )
     found = {}
     for gib in (64, 16.6, 15):
-        taken = choices(question, question.rungs, budget(gib))["decode"].chosen
+        taken = stage_plans(question, question.rungs, budget(gib))["decode"].chosen
         assert taken.peak_bytes <= gib * GIB
         instead = batch_without_slots(question, taken.rung, budget(gib))
         less = replace(taken.rung, in_slots=False, batch=instead)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import transformers
 
-import flows.planning.times
+import flows.planning.plan
 from benchmarks._processors import qwen2_5_vl
 from flows.cli.main import main
 from flows.console.display import Display
@@ -32,8 +32,8 @@ from flows.planning.machine import (
     seconds,
     seconds_per_parameter,
 )
+from flows.planning.plan import stage_seconds, times_of
 from flows.planning.sizes import Estimate, estimates
-from flows.planning.times import stage_seconds, times_of
 from flows.planning.workloads import remaining_work, workload_of
 from flows.running.run import caption
 from stages.models.footprint import BatchCost
@@ -118,7 +118,7 @@ def test_a_run_s_record_says_what_was_expected_of_its_stages(
     caption(config, Display(quiet=True), Stages().launcher)
     record = json.loads((Path(config.out) / "run.json").read_text())
     assert record["plan"]["seconds"] is None
-    monkeypatch.setattr(flows.planning.times, "find_machine", as_measured)
+    monkeypatch.setattr(flows.planning.plan, "find_machine", as_measured)
     again = replace(config, prompt="Who?")
     caption(again, Display(quiet=True), Stages().launcher)
     values = json.loads((Path(config.out) / "run.json").read_text())["plan"]["seconds"]

@@ -25,7 +25,7 @@ from penstock_demo.clips import write_clips
 from stages.models.adapter_modules import ADAPTER_WEIGHTS, LoraAdapter
 from stages.models.hub.checkpoint import Checkpoint
 from stages.models.published import FIELD
-from stages.summarize.job import SUMMARY, TimedText
+from stages.summarize import SUMMARY, TimedText
 from tests.support.clips import joint_model
 from tests.support.first_releases import RELEASES, Medium, Question, answers, build, release
 from tests.support.inside import Ended, InsideLauncher, Ran, run_inside, run_through
@@ -98,7 +98,7 @@ def test_an_adapter_goes_before_config_json_and_that_before_the_release(
     older, merged = Path(place.model), Path(stating(CHECKPOINT, tmp_path / "merged", way=True))
     silent, text, denied = (
         LoraAdapter(
-            folder=tmp_path, base="", turned=False, places={}, low_rank={}, as_published=way
+            folder=tmp_path, base="", transposed=False, places={}, low_rank={}, as_published=way
         )
         for way in (None, True, False)
     )

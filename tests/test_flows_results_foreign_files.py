@@ -26,7 +26,7 @@ from flows.results.foreign_files import (
     refuse_replacing_page,
 )
 from flows.results.run_result import RunResult
-from flows.search.query import page_of
+from flows.search.page import page_of
 from tests.support.rows import HARD
 from tests.support.saying import LONG, make, run
 

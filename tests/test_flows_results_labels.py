@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from artifacts.errors import UsageError
-from artifacts.labels import Labelled, spans_of, write_coco
-from artifacts.text_vectors import TextVectors
+from artifacts.labels import Labelled, TextVectors, spans_of, write_coco
 from flows.media.labels import Label, LabelSet
 from flows.results.label_rows import (
     above_gap,

@@ -143,7 +143,7 @@ def test_failures_come_with_hints_and_stages_with_their_figures(tmp_path: Path) 
     message = written(tmp_path)
     assert message["failures"][0]["hint"] == "Convert it"
     totals = dict(message["totals"])
-    assert (totals["tokens"], totals["failed"], totals["peak host memory"]) == (
+    assert (totals["tokens"], totals["files failed"], totals["peak host memory"]) == (
         "1,234",
         "1",
         "1.0 GB",

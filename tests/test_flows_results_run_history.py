@@ -124,6 +124,15 @@ def test_old_runs_are_merged_and_a_long_timeline_keeps_its_peak(tmp_path: Path) 
     assert POINTS / 2 < len(kept) <= POINTS and max(point[1] for point in kept) == 7
 
 
+def test_an_entry_without_points_of_memory_is_shown(tmp_path: Path) -> None:
+    ran(tmp_path, 1)
+    ran(tmp_path, 0, minute=1)
+    record = json.loads((tmp_path / "run.json").read_text(encoding="utf-8"))
+    record["history"][0]["timeline"] = {"encode": []}
+    write_text(tmp_path / "run.json", [json.dumps(record)])
+    assert facts(tmp_path, tmp_path)["timeline"]["stages"] == []
+
+
 def test_a_damaged_record_is_no_reason_to_refuse_a_run(tmp_path: Path) -> None:
     write_text(tmp_path / "run.json", ["{"])
     assert history_in(tmp_path) == []

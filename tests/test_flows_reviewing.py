@@ -16,8 +16,8 @@ from artifacts.store import open_store
 from flows.media.tune_data import examples_in
 from flows.options.commands import CaptionConfig
 from flows.options.formats import TRAINER_FORMATS
-from flows.results.recorded_command import repeated
 from flows.results.report.media import OTHER, captioned_media
+from flows.results.run_record import repeated
 from flows.results.run_result import RunResult
 from flows.reviewing.captions import EditRefused, ReviewedCaptions
 from stages.decode.generation import DecodeItem

@@ -1,6 +1,7 @@
 """`penstock index` and `penstock search`: pictures and videos go in once, and are found."""
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from functools import partial
@@ -23,7 +24,9 @@ from flows.cli.main import main
 from flows.machine.launch import DirectLauncher, StageCall
 from flows.running.run_observer import only_run_in
 from flows.search import build as filling
+from flows.search import query
 from flows.search.query import to_hit
+from stages.embed_texts.in_numpy import text_vectors
 from tests.support.embedding import SIZES, write_images
 from tests.support.indexes import paths, write
 from tests.support.inside import Ended, InsideLauncher
@@ -102,11 +105,10 @@ def test_a_picture_finds_itself_and_its_twin(built: Path, capsys: Said) -> None:
 
 def test_conditions_moments_and_numbers_of_hits(built: Path, capsys: Said) -> None:
     picture = str(built / "media" / "p0.png")
-    films = found(
-        built, capsys, picture, "--where", "path like '%.mp4' and time < 10", "--top", "50"
-    )
+    where = ["--where", "path like '%.mp4' and time < 10", "--top", "50"]
+    films = found(built, capsys, picture, "--each-frame", *where)
     assert 9 <= len(films) <= 11 and all(hit["time"][0] < 10 for hit in films)
-    joined = found(built, capsys, picture, "--where", "time is not null", "--moments")
+    joined = found(built, capsys, picture, "--where", "time is not null")
     assert all(hit["time"][0] < hit["time"][1] for hit in joined)
     assert len(found(built, capsys, picture, "--top", "3")) == 3
 
@@ -115,7 +117,8 @@ def test_texts_are_read_by_the_text_half_alone_and_searches_for_them_measured(
     built: Path, clip: Path, place: Path, capsys: Said
 ) -> None:
     assert {"pictures", "texts"} == set(read_manifest(place / "index").measured)
-    hits = found(place, capsys, "a dog<eos>", "--top", "50")
+    every = ["--each-frame", "--top", "50"]
+    hits = found(place, capsys, "a dog<eos>", *every)
     processor: Any = hf.AutoProcessor.from_pretrained(clip)
     picture = Image.open(built / "media" / "p4.png")
     inputs = processor(images=[picture], text=["a dog<eos>"], return_tensors="pt")
@@ -124,10 +127,50 @@ def test_texts_are_read_by_the_text_half_alone_and_searches_for_them_measured(
     expected = float(whole.text_embeds[0] @ whole.image_embeds[0])
     near = {hit["media_path"]: hit["score"] for hit in hits}
     assert near["p4.png"] == pytest.approx(expected, abs=2e-3)
-    dogs = found(place, capsys, "a dog<eos>", "--not", "a much longer text<eos>", "--top", "50")
-    others = found(place, capsys, "a much longer text<eos>", "--not", "a dog<eos>", "--top", "50")
+    dogs = found(place, capsys, "a dog<eos>", "--not", "a much longer text<eos>", *every)
+    others = found(place, capsys, "a much longer text<eos>", "--not", "a dog<eos>", *every)
     named = [(hit["path"], hit["at"]) for hit in (*dogs, *others)]
     assert sorted(map(str, named)) == sorted(str((hit["path"], hit["at"])) for hit in hits)
+
+
+def test_a_text_query_starts_a_stage_only_where_numpy_gives_other_vectors(
+    built: Path, capsys: Said, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The stage is the independent source: it runs the model's own code."""
+    started: list[str] = []
+    start = DirectLauncher.start
+
+    def counting(launcher: DirectLauncher, call: StageCall) -> Any:
+        started.append(call.name)
+        return start(launcher, call)
+
+    monkeypatch.setattr(DirectLauncher, "start", counting)
+    words = ["A new Text", "--not", "some other"]
+    in_numpy = found(built, capsys, *words)
+    assert not started
+
+    def others(folder: Path, texts: list[str]) -> Any:
+        vectors = text_vectors(folder, texts)
+        return None if vectors is None else -vectors
+
+    monkeypatch.setattr(query, "text_vectors", others)
+    by_stage = found(built, capsys, *words)
+    assert started == ["embed_texts"]
+    assert [hit["key"] for hit in in_numpy] == [hit["key"] for hit in by_stage]
+    scores = [[hit["score"] for hit in hits] for hits in (in_numpy, by_stage)]
+    assert scores[0] == pytest.approx(scores[1], abs=2e-6)
+
+
+def test_the_page_opens_a_video_at_the_start_of_the_hit(built: Path, tmp_path: Path) -> None:
+    picture = str(built / "media" / "p3.png")
+    copy = tmp_path / "copy"
+    assert search(built, picture, "--html", str(tmp_path / "p.html"), "--copy", str(copy)) == 0
+    page = (tmp_path / "p.html").read_text()
+    starts = re.findall(r'href="[^"]*/film\.mp4#t=([\d.]+)"', page)
+    hits = read_lines(copy / "search.jsonl")
+    films = [hit["time"] for hit in hits if hit["media_path"] == "film.mp4"]
+    assert films and list(map(float, starts)) == [time[0] for time in films]
+    assert 'p3.png">' in page
 
 
 def test_an_index_is_built_where_no_text_half_is_and_measured_once_it_is(

@@ -21,8 +21,7 @@ from artifacts.edits import read_edits
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.signing import own_secret
 from flows.results.marker import MARKER
-from flows.results.recorded_command import repeated
-from flows.results.run_record import RunRecord
+from flows.results.run_record import RunRecord, repeated
 from flows.results.trust import belief_in, command_in, is_trusted, own_belief
 from scripts.stage_processes import descendants
 from tests.support.media import write_video

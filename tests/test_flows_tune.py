@@ -37,8 +37,7 @@ from flows.running.tune import tune
 from penstock_demo import CHECKPOINT
 from penstock_demo.clips import write_clips
 from stages.models.adapter_modules import ADAPTER_WEIGHTS
-from stages.tune import STAGE
-from stages.tune.job import RECORD
+from stages.tune import RECORD, STAGE
 from stages.tune.training import Trainer, TrainingExample
 from tests.support.browser import Browser
 from tests.support.checkpoints import whole_checkpoint
@@ -46,6 +45,7 @@ from tests.support.clips import profile_of
 from tests.support.commands import completed
 from tests.support.inside import InsideLauncher, run_inside
 from tests.support.media import write_numbered
+from tests.support.omni import OMNI, omni_checkpoint
 from tests.support.pipeline import PENSTOCK, ROOT, Place
 from tests.support.reports import write_run
 from tests.support.starving import STARVED, VARIABLE
@@ -358,6 +358,26 @@ def test_the_loss_falls_and_captions_change(numbered: Place, family: str, route:
     assert captions(place, adapter=str(place.out.with_name("adapter"))) != plain
     scored = tuned(place, validate_only=True)
     assert isinstance(scored, AdapterScore) and scored.score["loss"] < losses[0]
+
+
+@pytest.mark.parametrize(("file", "sound"), [("tone.mp4", "off"), ("numbered/0.png", None)])
+def test_the_record_of_a_model_that_hears_says_that_clips_had_no_sound(
+    tmp_path: Path, file: str, sound: str | None
+) -> None:
+    write_numbered(tmp_path / "numbered", 1)
+    shutil.copy(Path(__file__).parent / "data/tone.mp4", tmp_path)
+    (tmp_path / "data.jsonl").write_text(json.dumps({"file_name": file, "text": "a tone"}))
+    config = TuneConfig(
+        data=str(tmp_path / "data.jsonl"),
+        model=str(omni_checkpoint(OMNI[0])),
+        store=str(tmp_path / "store"),
+        out=str(tmp_path / "adapter"),
+        max_new_tokens=8,
+        steps=1,
+        validate=0.0,
+    )
+    tune(config, Display(quiet=True), lambda listen: InsideLauncher(listen=listen))
+    assert record(tmp_path, "adapter").get("sound") == sound
 
 
 @pytest.mark.slow

@@ -131,5 +131,5 @@ def test_cells_show_one_line_that_changes_then_a_table(
         "".join(out.get("text", "") for out in cell.outputs) for cell in notebook.cells[2:4]
     )
     assert corrected.startswith("1\n") and "A text of mine." in corrected
-    assert "captioning: 1 in" in printed and "\x1b" not in printed
+    assert "captioning: 1 caption in" in printed and "\x1b" not in printed
     assert "A text of mine." in notebook.cells[4].outputs[-1].data["text/html"]

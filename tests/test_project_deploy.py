@@ -219,6 +219,20 @@ def test_a_paused_schedule_stays_paused_when_the_worker_starts_again(
     assert resume in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("code", [0, 1])
+def test_each_deployment_has_a_line_and_a_failure_all_that_prefect_printed(
+    code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    boxed = "| Deployment 'caption-videos/batch' successfully created with id '7'. |"
+    printing = f"print({boxed!r}); print('no such work pool'); raise SystemExit({code})"
+    monkeypatch.setattr(prepare_pool, "DEPLOY", (sys.executable, "-c", printing))
+    assert prepare_pool.deploy() == code
+    first, second, *rest = capsys.readouterr().out.splitlines()
+    assert first == "penstock: deploying what prefect.yaml names"
+    assert second == "penstock: deployed caption-videos/batch"
+    assert rest == ([boxed, "no such work pool"] if code else [])
+
+
 FIRST_WORD_SECONDS = 3.0
 """Prefect's import alone takes as long; the first word takes a tenth, but machines are busy."""
 START_SECONDS = 240.0

@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 
 from tests.support.commands import completed
+from tests.support.terminals import terminal
 
 ROOT = Path(__file__).resolve().parent.parent
 # What the scripts themselves call, so that a PATH can be made that holds these and nothing else.
-TOOLS = ["awk", "cat", "chmod", "cksum", "cp", "df", "dirname", "git", "mkdir", "rm", "sed", "sh"]
-TOOLS += ["sort", "tr", "uname", "xargs"]
+TOOLS = ["awk", "basename", "cat", "chmod", "cksum", "cp", "df", "dirname", "git", "head", "mkdir"]
+TOOLS += ["rm", "sed", "sh", "sleep", "sort", "tr", "uname", "xargs"]
 
 
 class Machine:
@@ -26,7 +27,8 @@ class Machine:
         self.log = folder / "calls.log"
         self.bin.mkdir()
         (self.clone / "scripts").mkdir(parents=True)
-        shutil.copy(ROOT / "scripts" / "setup", self.clone / "scripts")
+        for name in ("setup", "install_progress.py"):
+            shutil.copy(ROOT / "scripts" / name, self.clone / "scripts")
         shutil.copytree(ROOT / "requirements", self.clone / "requirements")
         shutil.copy(ROOT / "pyproject.toml", self.clone)
         for name in TOOLS:
@@ -89,10 +91,10 @@ def test_it_tells_the_size_first_and_the_path_last_and_holds_all_to_its_hash(abl
     done = able.setup()
     lines = done.stdout.splitlines()
     assert done.returncode == 0, done.stderr
-    assert "7 to 8 GB" in lines[1]
+    assert "6 to 7 GB" in lines[1]
     assert lines[-1].strip() == f'export PATH="{able.clone}/.venv/bin:$PATH"'
     packages, project = able.uv_calls()[1:]
-    assert "--require-hashes --requirement requirements/dev.txt" in packages
+    assert "--require-hashes --requirement requirements/runtime.txt" in packages
     assert "--offline --no-deps --no-build-isolation --editable ." in project
 
 
@@ -102,7 +104,7 @@ def test_only_another_lock_and_a_moved_clone_are_installed_anew(able: Machine) -
     again = able.setup()
     assert (again.returncode, again.stdout, again.stderr) == (0, "", "")
     assert not able.log.exists()
-    with (able.clone / "requirements" / "dev.txt").open("a") as lock:
+    with (able.clone / "requirements" / "runtime.txt").open("a") as lock:
         lock.write("another==1.0\n")
     assert "up to date" in able.setup().stdout
     assert [call.split()[1] for call in able.uv_calls()] == ["pip", "pip"]
@@ -110,6 +112,87 @@ def test_only_another_lock_and_a_moved_clone_are_installed_anew(able: Machine) -
     able.clone = able.clone.rename(able.clone.with_name("moved"))
     able.setup()
     assert [call.split()[1] for call in able.uv_calls()] == ["venv", "pip", "pip"]
+
+
+def test_what_tests_need_is_added_to_the_environment_of_users(able: Machine) -> None:
+    able.setup()
+    able.log.unlink()
+    added = able.setup(LOCK="requirements/dev.txt")
+    assert added.returncode == 0, added.stderr
+    assert added.stdout.splitlines()[0].startswith("penstock: adding requirements/dev.txt to ")
+    assert [call.split()[1] for call in able.uv_calls()] == ["pip", "pip"]
+    able.log.unlink()
+    assert [able.setup(LOCK=f"requirements/{name}.txt").stdout for name in ("dev", "runtime")] == [
+        "",
+        "",
+    ]
+    assert not able.log.exists()
+
+
+def test_the_lock_of_tests_serves_users_too(able: Machine) -> None:
+    able.setup(LOCK="requirements/dev.txt")
+    able.log.unlink()
+    assert (able.setup().stdout, able.log.exists()) == ("", False)
+
+
+INSTALLS_FOR_USERS = ("setup", "demo", "server", "worker", "wheel")
+INSTALLS_MORE = ("check", "lint", "test", "test-slow", "docs", "docs-check", "pictures", "bench")
+
+
+@pytest.mark.parametrize("target", [*INSTALLS_FOR_USERS, *INSTALLS_MORE])
+def test_a_target_installs_no_more_than_it_needs(target: str) -> None:
+    planned = completed(["make", "--dry-run", "--directory", ROOT, target]).stdout
+    assert "scripts/setup" in planned
+    assert ("LOCK=requirements/dev.txt" in planned) == (target in INSTALLS_MORE)
+
+
+def test_a_worker_of_a_ray_cluster_installs_ray() -> None:
+    planned = completed(["make", "--dry-run", "--directory", ROOT, "worker", "RAY=head"]).stdout
+    assert "LOCK=requirements/dev.txt" in planned
+
+
+UV_PRINTS = """echo 'Resolved 3 packages in 1ms'
+echo 'Downloading torch (812.5MiB)'
+echo 'Downloading numpy (16.1MiB)'
+echo ' Downloaded numpy'
+sleep 0.5
+echo 'Installed 3 packages in 70ms'
+echo ' + numpy==2.4.6'
+"""
+
+
+def test_an_installation_names_what_it_downloads_and_no_package_that_it_installed(
+    tmp_path: Path,
+) -> None:
+    script = ROOT / "scripts" / "install_progress.py"
+    run = [sys.executable, "-c", f"import runpy, sys; sys.argv[0] = '{script}'"]
+    run[-1] += f"; m = runpy.run_path('{script}'); m['show'].__globals__['LINE_SECONDS'] = 0.2"
+    run[-1] += "; sys.exit(m['main'](*sys.argv[1:]))"
+    done = completed([*run, tmp_path, "sh", "-c", UV_PRINTS])
+    first, *_, last = done.stdout.splitlines()
+    assert done.returncode == 0, done.stderr
+    assert "0.0 of 0.8 GB, downloading torch" in first
+    assert last == "penstock: 3 packages in 1 s" or last == "penstock: 3 packages in 0 s"
+    assert "numpy" not in done.stdout + done.stderr
+
+
+def test_an_installation_that_fails_shows_all_that_it_printed(tmp_path: Path) -> None:
+    script = ROOT / "scripts" / "install_progress.py"
+    failing = f"{UV_PRINTS}echo 'No space left on device' >&2; exit 2"
+    done = completed([sys.executable, script, tmp_path, "sh", "-c", failing])
+    assert done.returncode == 2
+    assert "No space left on device" in done.stderr and "+ numpy==2.4.6" in done.stderr
+
+
+def test_an_installation_has_a_bar_on_a_terminal(tmp_path: Path) -> None:
+    with terminal(70) as seen:
+        script = str(ROOT / "scripts" / "install_progress.py")
+        command = [sys.executable, script, str(tmp_path), "sh", "-c", UV_PRINTS]
+        subprocess.run(command, stdout=seen.to, check=True)
+        text = seen.close()
+    drawn = [line for line in text.split("\r") if line.startswith("[")]
+    assert any("downloading torch" in line and "[------" in line for line in drawn), text
+    assert all(len(line.removesuffix("\x1b[K")) < 70 for line in drawn)
 
 
 def test_another_lock_can_be_named(able: Machine) -> None:
@@ -123,7 +206,7 @@ def test_an_interrupted_installation_is_taken_up_again(machine: Machine) -> None
     assert machine.setup().returncode == 130
     machine.has_uv()
     assert machine.setup().returncode == 0
-    assert (machine.clone / ".venv" / "installed").exists()
+    assert (machine.clone / ".venv" / "installed-runtime").exists()
 
 
 def test_a_moved_environment_that_is_first_on_the_path_is_no_interpreter(machine: Machine) -> None:
@@ -131,7 +214,7 @@ def test_a_moved_environment_that_is_first_on_the_path_is_no_interpreter(machine
     venv = machine.clone / ".venv"
     base = Path(sys._base_executable)  # type: ignore[attr-defined]
     completed([base, "-m", "venv", "--without-pip", venv], check=True)
-    (venv / "installed").write_text("/elsewhere 1 2\n")
+    (venv / "installed-runtime").write_text("/elsewhere 1 2\n")
     machine.has_uv()
     done = machine.setup(PATH=f"{venv}/bin:{machine.bin}")
     assert done.returncode == 0, done.stderr
@@ -195,7 +278,7 @@ def test_when_uv_finds_none_either_the_last_line_says_what_to_do(machine: Machin
     refused = machine.setup()
     assert refused.returncode == 1
     assert "Install Python 3.11, 3.12 or 3.13" in refused.stderr.splitlines()[-1]
-    assert not (machine.clone / ".venv" / "installed").exists()
+    assert not (machine.clone / ".venv" / "installed-runtime").exists()
 
 
 def test_another_platform_is_refused(machine: Machine) -> None:

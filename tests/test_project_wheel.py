@@ -147,7 +147,7 @@ def of_extra(name: str) -> Iterator[Requirement]:
 
 @pytest.mark.parametrize(
     ("lock", "extra", "group"),
-    [("runtime", "all", ""), ("dev", "all", "dev"), ("colab", "notebook", "colab")],
+    [("runtime", "all", "build"), ("dev", "all", "dev"), ("colab", "notebook", "colab")],
 )
 def test_the_lock_satisfies_every_dependency_declared(lock: str, extra: str, group: str) -> None:
     locked = pins(ROOT / "requirements" / f"{lock}.txt")

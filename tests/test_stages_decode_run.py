@@ -18,10 +18,10 @@ from artifacts.packs import DamagedRecord, Record, RecordSet
 from artifacts.store import open_store
 from benchmarks._words import hf
 from penstock_demo import CHECKPOINT
-from stages.decode.answers import open_records
 from stages.decode.engines import transformers
 from stages.decode.generation import DecodeItem, DecodeJob
 from stages.decode.protocol import longest_first, rebatch
+from stages.decode.run import open_records
 from stages.models.half_job import HalfJob
 from stages.models.halves.offload import new_tokens
 from stages.models.processors.prepare import Clip, load_processor

@@ -22,13 +22,12 @@ from transformers.generation.logits_process import (
 
 from artifacts.errors import UsageError
 from penstock_demo import CHECKPOINT
-from stages.decode.constraint import AvoidedLogitsProcessor, avoided
+from stages.decode.constraint import AvoidedLogitsProcessor, HostMaskProcessor, Masks, avoided
 from stages.decode.engines.inflight import selection
 from stages.decode.engines.inflight.pool_shape import selection_bytes
 from stages.decode.engines.inflight.selection import RowRules, TokenSelection
 from stages.decode.engines.slot_load import score_bytes
 from stages.decode.generate_kwargs import PresencePenalty, SeededSampler
-from stages.decode.host_masks import HostMaskProcessor, Masks
 from stages.models.footprint import RowMemory
 from stages.models.processors.loading import load_processor
 from tests.support.host_reads import DeviceWaits, device_waits

@@ -3,17 +3,22 @@ line by which it makes logits."""
 
 import inspect
 import json
+import shutil
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from tokenizers import pre_tokenizers
 
 from artifacts.errors import UsageError
 from benchmarks._clip import save_clip
 from benchmarks._words import hf
-from stages.embed_texts.job import TextsJob
+from penstock_demo import DUAL_CHECKPOINT
+from stages.embed_texts import TextsJob, in_numpy
 from stages.embed_texts.run import TextReader, fit_logit_scale, mean_directions, run
 from stages.models.half_job import HalfJob
 from stages.models.halves.features import logits, text_vectors
@@ -119,3 +124,59 @@ def test_a_text_on_which_the_model_raises_fails_alone(
     events = {event["event"]: event for event in message}
     assert events["failure"]["media"] == "one" and text in events["failure"]["message"]
     assert events["published"]["keys"] == ["two"]
+
+
+def saved_clip_words(folder: Path) -> Path:
+    """A CLIP with the tokenizer of its family, which lowers, composes and splits off digits."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    marks = ("<|startoftext|>", "<|endoftext|>")
+    words = [*letters, *(f"{letter}</w>" for letter in letters), *marks]
+    vocabulary = {word: at for at, word in enumerate(words)}
+    start, end = (vocabulary[mark] for mark in marks)
+    texts = {"vocab_size": len(words), "bos_token_id": start, "eos_token_id": end}
+    save_clip(folder, None, {**texts, "hidden_act": "gelu"})
+    hf.CLIPTokenizer(vocab=vocabulary, merges=[]).save_pretrained(folder)
+    return folder
+
+
+FORMS: dict[str, Callable[[Path], Path]] = {
+    "clip": saved_clip_words,
+    "clip, old end": lambda folder: save_clip(folder, None, {"eos_token_id": 2}),
+    "siglip": lambda folder: shutil.copytree(DUAL_CHECKPOINT, folder),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("form", FORMS)
+def test_numpy_gives_the_vectors_of_transformers(
+    form: str, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    folder = FORMS[form](tmp_path / "model")
+    stored = hf.AutoModel.from_pretrained(folder, dtype=dtype)
+    stored.save_pretrained(folder)
+    whole = stored.float().eval()
+    processor = hf.AutoProcessor.from_pretrained(folder)
+    texts = [*TEXTS, "Cafe\u0301 AU  Lait, 1987!", "of many words " * 20]
+    limit = whole.config.text_config.max_position_embeddings
+    is_padded = "siglip" in whole.config.model_type
+    expected = []
+    for text in texts:
+        padding = "max_length" if is_padded else True
+        options = {"padding": padding, "truncation": True, "max_length": limit}
+        inputs = processor(text=[text], return_tensors="pt", **options)
+        with torch.inference_mode():
+            made = whole.get_text_features(input_ids=inputs["input_ids"]).pooler_output
+        expected.append(torch.nn.functional.normalize(made, dim=1)[0].numpy())
+    found = in_numpy.text_vectors(folder, texts)
+    assert found is not None and np.abs(found - np.stack(expected)).max() < 2e-6
+
+
+@pytest.mark.parametrize("name", ["altclip", "siglip2", "chinese_clip"])
+def test_numpy_leaves_other_families_to_their_own_code(name: str, tmp_path: Path) -> None:
+    assert in_numpy.text_vectors(save(name, tmp_path), TEXTS) is None
+
+
+def test_numpy_leaves_a_damaged_checkpoint_to_its_own_code(tmp_path: Path) -> None:
+    weights = save_clip(tmp_path) / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[: weights.stat().st_size // 2])
+    assert in_numpy.text_vectors(tmp_path, TEXTS) is None

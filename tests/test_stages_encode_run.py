@@ -17,11 +17,10 @@ from artifacts.store import open_store
 from artifacts.tensors import pack_tree
 from penstock_demo import CHECKPOINT
 from stages.encode import run as stage
-from stages.encode.job import shown_frames
+from stages.encode import shown_frames
 from stages.encode.run import read_item
+from stages.models.encoding import FIXED_ROWS, KIND, EncodeItem
 from stages.models.encoding.batch import PassChecks, PassRow, encode_passes
-from stages.models.encoding.job import EncodeItem
-from stages.models.encoding.pass_modes import FIXED_ROWS, KIND
 from stages.models.encoding.run import Refusal, _in_range, read_clip
 from stages.models.halves.records import FeatureRecord, RowCount
 from stages.models.loading import ModelJob

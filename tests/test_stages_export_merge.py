@@ -16,7 +16,7 @@ from transformers.pytorch_utils import Conv1D
 
 from artifacts.errors import EnvironmentFault, UsageError
 from penstock_demo import CHECKPOINT
-from stages.export.merge import _turned
+from stages.export.merge import _is_transposed
 from stages.models.adapter_modules import read_adapter
 from tests.support.adapters import (
     ALPHA,
@@ -257,8 +257,8 @@ def test_which_way_round_is_told_by_the_class_as_peft_has_it(tmp_path: Path) -> 
     tensors = matrices({"transformer.h.0.attn.c_attn": (96, 32)})
     turned = read_adapter(write_adapter(tmp_path / "turned", tensors, fan_in_fan_out=True))
     plain = read_adapter(write_adapter(tmp_path / "plain", tensors))
-    assert _turned(Conv1D(96, 32), plain) and _turned(None, turned)
-    assert not _turned(nn.Linear(32, 96), turned) and not _turned(None, plain)
+    assert _is_transposed(Conv1D(96, 32), plain) and _is_transposed(None, turned)
+    assert not _is_transposed(nn.Linear(32, 96), turned) and not _is_transposed(None, plain)
 
 
 @pytest.mark.filterwarnings("ignore")  # of what is no dependency

@@ -25,8 +25,8 @@ from stages.decode.scoring import (
     forced_logits_stepwise,
     is_bidirectional,
 )
+from stages.export import CaptionedItem, ExportJob, JudgeJob
 from stages.export.compare import nearness
-from stages.export.jobs import CaptionedItem, ExportJob, JudgeJob
 from stages.export.logit_agreement import LogitAgreement
 from stages.export.logit_agreement import run as judge
 from stages.export.parity import DIGITS, KEPT, evaluate_parity, of_each

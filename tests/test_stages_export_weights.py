@@ -17,10 +17,10 @@ from torch import nn
 
 from artifacts.errors import UsageError
 from penstock_demo import CHECKPOINT
+from stages.export import ExportJob
 from stages.export import calibrate as calibration
 from stages.export.calibrate import NOT_SHARED, OUTSIDE, UNSEEN, calibrate
 from stages.export.export_plan import plan_export
-from stages.export.jobs import ExportJob
 from stages.export.quant_formats import Int8, Nf4, write_file
 from stages.export.run import run
 from stages.models.halves.load import load_half

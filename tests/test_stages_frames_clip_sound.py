@@ -367,9 +367,12 @@ def test_a_clip_of_a_clip_hears_nothing_that_its_edit_list_hides(tmp_path: Path)
 
 
 @pytest.mark.skipif(not shutil.which("ffmpeg"), reason="needs the ffmpeg program")
-@pytest.mark.parametrize(("default", "count"), [("0", 3), ("1", 0), ("none", 3)])
-def test_of_several_tracks_the_default_one_is_taken(
-    tmp_path: Path, default: str, count: int
+@pytest.mark.parametrize(
+    ("default", "track", "count"),
+    [("0", 0, 3), ("1", 0, 0), ("none", 0, 3), ("1", 1, 3), ("0", 2, 0)],
+)
+def test_of_several_tracks_the_default_one_is_taken_or_the_requested_one(
+    tmp_path: Path, default: str, track: int, count: int
 ) -> None:
     clicks, path = write(tmp_path, SOURCES["aac"]), tmp_path / "two.mkv"
     silence = ["-f", "lavfi", "-t", "5", "-i", "anullsrc=r=48000:cl=mono"]
@@ -381,8 +384,11 @@ def test_of_several_tracks_the_default_one_is_taken(
     ]
     command = ["ffmpeg", "-v", "error", "-i", str(clicks), *silence, *maps, *marks, str(path)]
     subprocess.run(command, check=True)
-    (made,) = cut(path, tmp_path / "clips", [(0.0, 2.0)], sound=True)
+    (made,) = cut(path, tmp_path / "clips", [(0.0, 2.0)], sound=True, track=track)
     assert len(heard(tmp_path / "clips" / made["file"])) == count
+    copier = ClipCutter(path, sound=True, track=track)
+    copied = copier.copy(0.0, 2.0, tmp_path / "copied")
+    assert len(heard(tmp_path / copied["file"])) == count
 
 
 @pytest.mark.parametrize("layout", ["3.0", "quad", "2.1"])

@@ -31,7 +31,7 @@ from stages.memory.oom_retry import (
     smaller,
     split_batch,
 )
-from stages.models.encoding.job import EncodeItem
+from stages.models.encoding import EncodeItem
 from stages.models.encoding.run import Refusal, read_chunk
 from tests.support.tiny_families.in_slots import rows_of_variant
 from tests.support.waves import events

@@ -13,7 +13,6 @@ import torch
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.schema import Half
 from stages.export.graphs.make import quantize_graph
-from stages.models.graphs.graph_inputs import GraphInputs, index_of, pack, packed_attention
 from stages.models.graphs.manifest import (
     CPU,
     CUDA,
@@ -28,7 +27,14 @@ from stages.models.graphs.manifest import (
     provider_for,
     read_manifest,
 )
-from stages.models.graphs.onnx_encoder import OnnxEncoder, fits
+from stages.models.graphs.onnx_encoder import (
+    GraphInputs,
+    OnnxEncoder,
+    fits,
+    index_of,
+    pack,
+    packed_attention,
+)
 from stages.models.halves.absent import MissingModule
 from stages.process.exit_diagnosis import out_of_memory
 from tests.support.graph_verdict import AGREES, judge_dual_graphs, judge_graphs

@@ -15,8 +15,7 @@ from stages.models.half_job import RECORDINGS
 from stages.models.halves import recorded, windows
 from stages.models.halves.absent import NeedsWeights
 from stages.models.halves.features import encode, image_vectors
-from stages.models.halves.host_grids import HostGrid, keep_grids_on_host
-from stages.models.halves.recorded import RECORDER, PassRecorder
+from stages.models.halves.recorded import RECORDER, HostGrid, PassRecorder, keep_grids_on_host
 from stages.models.halves.windows import group_windows
 from tests.support import dual_encoders
 from tests.support.fake_gpu import graphs

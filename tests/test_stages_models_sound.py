@@ -16,11 +16,12 @@ from artifacts.errors import UsageError
 from artifacts.packs import Record
 from artifacts.tensors import pack_tree, unpack_tree
 from benchmarks._jobs import own_of
+from benchmarks._words import hf
 from stages.decode.generation import DecodeItem
 from stages.hear.run import run as hear
 from stages.models import describe, load_half
+from stages.models.encoding import EncodeItem, EncodingJob
 from stages.models.encoding.batch import encode_batches
-from stages.models.encoding.job import EncodeItem, EncodingJob
 from stages.models.halves.features import Features
 from stages.models.halves.offload import generate
 from stages.models.halves.records import FeatureRecord
@@ -38,8 +39,10 @@ from tests.support.clips import clips, joint_model, without_pixels
 from tests.support.omni import (
     HEARD_SECONDS,
     OMNI,
+    TALKER_BYTES,
     hearing_processor,
     omni_checkpoint,
+    omni_whole,
 )
 from tests.support.omni import HEARING as SEPARATE
 from tests.support.processors import processor_folder
@@ -262,8 +265,40 @@ def test_what_planning_needs_of_hearing_is_found_without_weights() -> None:
         assert type(profile).from_json(json.loads(json.dumps(profile.to_json()))) == profile
 
 
+@pytest.mark.parametrize("prefix", OMNI)
+def test_a_whole_omni_loads_its_thinker_alone(prefix: str) -> None:
+    whole, thinker = omni_whole(prefix), omni_checkpoint(prefix)
+    seen, sounds = [seen_at(2.0)], [samples(3.0)]
+
+    def made(folder: Path) -> Any:
+        records = recorded(folder, seen, sounds)
+        inputs, language = rebuild(small(folder), records, [PROMPT]), load_half(folder, "language")
+        return generate(language, inputs, Features.of(records), **GREEDY)
+
+    expected, before = made(thinker), bytes_read()
+    found = made(whole)
+    assert bytes_read() - before < TALKER_BYTES / 2
+    assert torch.equal(found.sequences, expected.sequences)
+    for part in ("vision", "audio", "language"):
+        own, same = (dict(load_half(each, part).named_parameters()) for each in (whole, thinker))
+        assert own.keys() == same.keys()
+        assert all(torch.equal(value, same[name]) for name, value in own.items())
+    one, other = describe(whole), describe(thinker)
+    assert (one.class_name, one.route) == (other.class_name, other.route)
+    assert [part.stored_bytes for part in one.parts.values()] == [
+        part.stored_bytes for part in other.parts.values()
+    ]
+    assert {name for part in one.parts.values() for name in part.shards} == {"model.safetensors"}
+
+
+def bytes_read() -> int:
+    """What this process has read from files."""
+    line = Path("/proc/self/io").read_text().split("\n", 1)[0]
+    return int(line.removeprefix("rchar: "))
+
+
 class HearingWave(Wave):
-    """A wave some of whose clips have sound, under the keys `sound-N`; of no samples if empty."""
+    """A wave some of whose clips have sound, under the keys `sound-N`."""
 
     def __init__(
         self,
@@ -317,7 +352,7 @@ class HearingWave(Wave):
 
 def a_wave(folder: Path, model: Path, **options: Any) -> HearingWave:
     batch = [seen_at(2.0, seed=n) for n in range(4)]
-    sounds = [samples(4.0), None, samples(3.0, 1), samples(0.0)]
+    sounds = [samples(4.0), None, samples(3.0, 1), None]
     made = HearingWave(folder, model, [batch[:2], batch[2:]], sounds, **options)
     made.encode()
     return made
@@ -333,7 +368,6 @@ def test_rows_with_and_without_sound_give_what_they_give_alone(
     assert [e["key"] for e in made.hear() if e["event"] == "item"] == [
         "heard-0",
         "heard-2",
-        "heard-3",
     ]
     made.settings["engine"] = engine
     note = noted(made.decode((PROMPT,)))
@@ -353,6 +387,45 @@ def test_rows_with_and_without_sound_give_what_they_give_alone(
     scores = [[one["logprob"] for one in some] for some in (found, unheard)]
     near = [abs(one - other) < 1e-5 for one, other in zip(*scores, strict=True)]
     assert near == [False, True, False, True]
+
+
+@pytest.mark.parametrize(
+    ("prefix", "longest"), [(OMNI[0], HEARD_SECONDS), (OMNI[0], 300), (OMNI[1], 300)]
+)
+def test_sound_is_padded_no_further_than_its_spectra_reach(prefix: str, longest: int) -> None:
+    folder = omni_checkpoint(prefix)
+    processor, audio = small(folder), load_half(folder, "audio")
+    extractor = type(processor.feature_extractor)(feature_size=20, chunk_length=longest)
+    processor.feature_extractor, most = extractor, longest * RATE
+    window, clip = extractor.n_fft, seen_at(1.0)
+    near = [most - window - 1, most - window, most - window // 2, most - 1, most, most + window]
+    for count in (1600, 52_345, *(near if longest == HEARD_SECONDS else [most])):
+        sound = samples((count + 0.5) / RATE)
+        found = prepare_sound(processor, wave(sound))
+        expected = whole_inputs(processor, [clip], [sound], [PROMPT])
+        mask, heard = expected["feature_attention_mask"], expected["input_features"]
+        own, ones = found.inputs["feature_attention_mask"], int(mask.sum())
+        assert int(own.sum()) == ones == int(own[0, :ones].sum())
+        assert torch.equal(found.inputs["input_features"][..., :ones], heard[..., :ones])
+        assert heard.shape[-1] == (longest * 100 if prefix == OMNI[0] else count // 160)
+        assert own.shape[-1] <= -(-(count + window) // 160)
+        row = replace(prepare(processor, clip), heard=_unencoded(found))
+        rebuilt = rebuild(processor, [row], [PROMPT])
+        assert rebuilt.pop("use_audio_in_video")
+        _assert_same(rebuilt, expected)
+        inputs = {"input_features": heard, "feature_attention_mask": mask}
+        rows = [[replace(found, inputs=inputs)], [found]]
+        made = encode_batches(audio, rows, part="audio")
+        whole, own_record = (pack_tree(some[0].features) for some in made)
+        assert own_record == whole
+
+
+def test_frames_are_encoded_without_a_spectrum(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hf.WhisperFeatureExtractor, "__call__", None)
+    made = Wave(tmp_path, omni_checkpoint(OMNI[0]), [[seen_at(2.0)]], max_pixels=PIXELS)
+    assert [e["key"] for e in made.encode() if e["event"] == "item"] == ["features-0"]
 
 
 def test_sound_of_another_rate_fails(tmp_path: Path) -> None:

@@ -19,9 +19,8 @@ from stages.models import describe, load_half
 from stages.models.hub.headers import Header
 from stages.models.hub.quantized import refuse_unread
 from stages.models.shards.layout import DTYPE_NAMES
-from stages.models.stored.codes import Codes, _decoded, codes_of, unpack
+from stages.models.stored.codes import BESIDE, Codes, PackedLinear, _decoded, codes_of, unpack
 from stages.models.stored.layouts import Settings, StoredLayer, layers_by_headers, recognize
-from stages.models.stored.linear import BESIDE, PackedLinear
 from tests.support.attacks import seeded
 from tests.support.card_tensors import card, on_card
 from tests.support.families import checkpoint, made_once
@@ -508,6 +507,16 @@ def test_a_column_of_a_group_without_scale_is_refused(group: int) -> None:
     layer = layer_of(tensors, 8, 32, LAYOUTS["gptq"].settings)
     with pytest.raises(EnvironmentFault, match="its g_idx names groups other than 0 to 1"):
         codes_of(layer, tensors)
+
+
+def test_rows_of_awq_that_fill_no_word_are_refused() -> None:
+    tensors = {
+        "qweight": torch.zeros(16, 1, dtype=torch.int32),
+        "qzeros": torch.zeros(1, 2, dtype=torch.int32),
+        "scales": torch.ones(1, 12, dtype=torch.float16),
+    }
+    with pytest.raises(EnvironmentFault, match="its 12 rows do not fill words"):
+        codes_of(layer_of(tensors, 12, 16, LAYOUTS["awq"].settings), tensors)
 
 
 @pytest.mark.parametrize("block", [[0, 0], [None, 1], ["a", 5], [-1, 5], "x"])

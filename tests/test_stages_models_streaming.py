@@ -19,8 +19,8 @@ from artifacts.keys import digest_of
 from artifacts.tensors import pack_tree
 from benchmarks._jobs import made_job
 from benchmarks._models import FRAMES, TINY, Shape, build, publish_clips
+from stages.models.encoding import EncodeItem
 from stages.models.encoding.batch import encode_batches
-from stages.models.encoding.job import EncodeItem
 from stages.models.halves.features import encode
 from stages.models.halves.offload import offloaded_bytes
 from stages.models.halves.routes import choose_route

@@ -30,11 +30,13 @@ from stages.models.streaming.layers import (
     FileLayer,
     FileTensor,
     LayerDoubleBuffer,
+    LayersInTurn,
     PinnedLayer,
+    Pinning,
     buffered_files,
     buffered_pinned,
+    piece_sizes,
 )
-from stages.models.streaming.pinned import LayersInTurn, Pinning, piece_sizes
 from tests.support import gpus
 from tests.support.families import BUILDERS
 

@@ -15,7 +15,6 @@ from safetensors.torch import load_file, save_file
 
 from artifacts.errors import UsageError
 from benchmarks._plan_cases import CASES, make_folder, plan_case
-from benchmarks._words import hf, template, words
 from flows.cli.main import main
 from flows.machine.launch import DirectLauncher
 from scripts.model_table import unsupported_section
@@ -193,11 +192,6 @@ def written(folder: Path, config: Any) -> Path:
 
 
 EXAMPLES: dict[str, dict[str, Any]] = {
-    "Qwen2.5-Omni": {"model_type": "qwen2_5_omni", "architectures": ["Qwen2_5OmniModel"]},
-    "Qwen3-Omni": {
-        "model_type": "qwen3_omni_moe",
-        "architectures": ["Qwen3OmniMoeForConditionalGeneration"],
-    },
     "Phi-4-multimodal": {
         "model_type": "phi4_multimodal",
         "architectures": ["Phi4MultimodalForCausalLM"],
@@ -267,47 +261,12 @@ def test_the_page_of_models_lists_them_as_its_script_writes_them() -> None:
     assert unsupported_section() in page and "## Graphs" in page.partition(unsupported_section())[2]
 
 
-@pytest.mark.slow
-def test_a_thinker_that_is_saved_as_the_hint_says_is_read(tmp_path: Path) -> None:
-    model, _ = FAMILIES["qwen2_5_omni_thinker"]()
-    whole, thinker = tmp_path / "omni", tmp_path / "thinker"
-    whole.mkdir()
-    config = {"model_type": "qwen2_5_omni", "thinker_config": model.config.to_dict()}
-    (whole / "config.json").write_text(json.dumps(config))
-    weights = {f"thinker.{name}": tensor for name, tensor in model.state_dict().items()}
-    save_file(weights, whole / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(UsageError, match="only a thinker by itself is read") as caught:
-        describe(whole)
-    cls = type(model)
-    assert cls.__name__ in caught.value.hint
-    cls.from_pretrained(whole).save_pretrained(thinker)
-    processor_of_an_omni().save_pretrained(thinker)
-    profile = describe(thinker)
-    assert (profile.class_name, profile.route) == (cls.__name__, "protocol")
-
-
-def processor_of_an_omni() -> Any:
-    image, video, audio = "<|IMAGE|>", "<|VIDEO|>", "<|AUDIO|>"
-    begin, end = "<|vision_bos|>", "<|vision_eos|>"
-    named = {"image_token": image, "video_token": video, "audio_token": audio}
-    named |= {"vision_bos_token": begin, "vision_eos_token": end}
-    named |= {"audio_bos_token": "<|audio_bos|>", "audio_eos_token": "<|audio_eos|>"}
-    common = {"patch_size": 4, "temporal_patch_size": 2, "merge_size": 2}
-    size = {"size": {"shortest_edge": 256, "longest_edge": 1024}, **common}
-    return hf.Qwen2_5OmniProcessor(
-        image_processor=hf.Qwen2VLImageProcessor(**size),
-        video_processor=hf.Qwen2VLVideoProcessor(**size),
-        feature_extractor=hf.WhisperFeatureExtractor(feature_size=8),
-        tokenizer=words(**named),
-        chat_template=template(f"{begin}{image}{end}", f"{begin}{video}{end}"),
-    )
-
-
 def test_forms_that_are_read_are_let_through(tmp_path: Path) -> None:
     configs = [json.loads(path.read_text())["config"] for path in sorted(CASES.glob("*.json"))]
     configs += [
         {"model_type": "florence2", "text_config": {"model_type": "bart"}},
-        {"model_type": "qwen2_5_omni_thinker"},
+        {"model_type": "qwen2_5_omni"},
+        {"model_type": "qwen3_omni_moe"},
         {"model_type": "internvl"},
         {"model_type": "minicpmv4_6"},
         {"architectures": ["CogVLMForCausalLM"], "vocab_size": 128256},

@@ -15,10 +15,10 @@ import transformers
 
 from artifacts.packs import RecordSet
 from artifacts.store import open_store
-from stages.models.encoding.pass_modes import WINDOWS
+from stages.models.encoding import WINDOWS
 from stages.models.halves import windows
 from stages.models.halves.features import encode
-from stages.models.halves.host_grids import HostGrid, keep_grids_on_host
+from stages.models.halves.recorded import HostGrid, keep_grids_on_host
 from stages.models.halves.windows import StoredWindows, group_windows, has_windows
 from tests.support.tiny_families import FAMILIES
 from tests.support.tiny_families.in_slots import cast, greedy

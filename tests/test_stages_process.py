@@ -22,9 +22,9 @@ import penstock_demo
 from artifacts.errors import EnvironmentFault, Killed, StageDied, UsageError
 from artifacts.locks import hold as hold_lock
 from artifacts.locks import holder, try_hold
+from stages.process.device import CPU_LOCK
 from stages.process.events import Event, EventReporter, Failed, Item, Warned
 from stages.process.fork_client import child_environment, compiler_folder
-from stages.process.lock import CPU_LOCK
 from stages.process.stage_process import StageProcess
 from tests.support.started import hold, started, until
 

@@ -25,6 +25,7 @@ from stages.process.device import (
     device_uuid,
     driver_version,
     hidden,
+    lock_path,
     on_wsl,
     other_devices,
     unused_gpu,
@@ -33,7 +34,6 @@ from stages.process.device_limit import CONTEXT_BYTES, DeviceLimit, check_same_c
 from stages.process.events import StageError
 from stages.process.exit_diagnosis import ProcessExit, fault_of_stage, out_of_memory
 from stages.process.fork_client import child_environment
-from stages.process.lock import lock_path
 from stages.process.stage_process import wait_for_release
 from tests.support import gpus
 from tests.support.fake_gpu.state import Machine

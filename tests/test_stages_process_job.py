@@ -18,15 +18,15 @@ from artifacts.stamps import ModelFileStamp, Stamp
 from flows.pipelines import STAGES
 from flows.upkeep.rebuild import Reach
 from stages.decode.generation import DecodeItem, DecodeJob, SamplingParams
-from stages.embed_texts.job import TextsItem
-from stages.encode.job import EncodeJob
-from stages.export.jobs import CaptionedItem, MergeJob, TimingJob
+from stages.embed_texts import TextsItem
+from stages.encode import EncodeJob
+from stages.export import CaptionedItem, MergeJob, TimingJob
 from stages.frames.job import FramesItem, FramesJob
-from stages.models.encoding.job import EncodeItem
+from stages.models.encoding import EncodeItem
 from stages.models.half_job import HalfJob
 from stages.process.job import items_of, job_fields, parse_job
-from stages.summarize.job import SummaryItem, SummaryJob, TimedText
-from stages.tune.job import TuneItem
+from stages.summarize import SummaryItem, SummaryJob, TimedText
+from stages.tune import TuneItem
 
 JOBS = sorted({stage.job for stage in STAGES.values()} | {MergeJob, TimingJob}, key=str)
 FRAMES: dict[str, Any] = {

@@ -19,7 +19,7 @@ from artifacts.store import FolderStore
 from benchmarks._planted import texture
 from flows.results.sift_marks import medium_marks
 from stages.frames.job import FramesItem
-from stages.sift.job import SiftJob
+from stages.sift import SiftJob
 from stages.sift.run import SampledVideo, image_marks, joined, run
 from tests.support.waves import told_by
 

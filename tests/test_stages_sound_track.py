@@ -115,6 +115,13 @@ def test_sound_that_begins_before_or_after_the_picture_keeps_its_times(
     assert np.array_equal(joined(heard(path, chunks)), whole.samples[first:beyond])
 
 
+def test_a_chunk_that_begins_before_time_0_begins_with_silence(tmp_path: Path) -> None:
+    path = write_sounding(tmp_path / "a.mp4", [clicks(3, (1,))], "aac", seconds=3)
+    (chunk,) = heard(path, [(-0.5, 2)])
+    assert len(chunk.samples) == 2.5 * RATE
+    assert peaks(chunk.samples, (1.5,)) == pytest.approx([1.5], abs=0.001)
+
+
 def test_some_chunks_have_the_bytes_that_they_have_among_all(tmp_path: Path) -> None:
     path = write_sounding(tmp_path / "a.mp4", [noise(5)], "aac -ar 44100")
     chunks = bounds(path, 1)
@@ -338,6 +345,25 @@ def test_joined_recordings_stay_in_step_with_their_frames(
     moments = [chunks[0][0] + second for second in (1, 2, 3, 4, 6, 7, 8, 9)]
     assert peaks(whole.samples, moments) == pytest.approx(moments, abs=0.002)
     assert "mpegts" in RESET
+
+
+@pytest.mark.parametrize("has_sound", [(True, False, True), (False, True), (False, False, True)])
+def test_sound_behind_a_joined_recording_without_sound_stays_in_step(
+    tmp_path: Path, has_sound: tuple[bool, ...]
+) -> None:
+    part = write_sounding(tmp_path / "a.ts", [clicks(5, (1, 2, 3, 4), 2)], "ac3").read_bytes()
+    packets = [part[at : at + 188] for at in range(0, len(part), 188)]
+    # FFmpeg's muxer numbers its streams from 256: pictures, then sound.
+    mute = b"".join(p for p in packets if int.from_bytes(p[1:3]) & 0x1FFF != 257)
+    assert 0 < len(mute) < len(part)
+    path = tmp_path / "joined.ts"
+    path.write_bytes(b"".join(part if sounds else mute for sounds in has_sound))
+    chunks = bounds(path, 5)
+    assert chunks[-1][1] - chunks[0][0] == pytest.approx(5 * len(has_sound), abs=0.1)
+    (whole,) = heard(path)
+    begins = [chunks[0][0] + 5 * at for at, sounds in enumerate(has_sound) if sounds]
+    moments = [begin + second for begin in begins for second in (1, 2, 3, 4)]
+    assert peaks(whole.samples, moments) == pytest.approx(moments, abs=0.005)
 
 
 def test_of_broken_files_each_is_read_or_named(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 from artifacts.errors import UsageError
 from artifacts.packs import RecordSet
 from artifacts.store import FolderStore
-from stages.summarize.job import MAX_TEXTS, SummaryItem, TimedText, clock, pack_groups
+from stages.summarize import MAX_TEXTS, SummaryItem, TimedText, clock, pack_groups
 from stages.summarize.run import run
 from tests.support.clips import profile_of
 from tests.support.families import checkpoint

@@ -20,11 +20,11 @@ from artifacts.errors import UsageError
 from artifacts.files import HALF, whole_file
 from artifacts.keys import ContentDigests
 from flows.checkpoint.adapters import adapter_digest
-from flows.checkpoint.model_files import ModelDigests
+from flows.checkpoint.profile_loading import ModelDigests
 from flows.cli.main import main
 from stages.models import load_half
 from stages.models.adapter_modules import ADAPTER_WEIGHTS, BASE, read_adapter
-from stages.tune import training
+from stages.tune import ADAMW, ADAMW8, PAGED_ADAMW8, RECORD, layout_in, training
 from stages.tune.adapter import (
     TrainingProgress,
     add_adapter,
@@ -35,7 +35,6 @@ from stages.tune.adapter import (
     save_checkpoint,
     write_adapter,
 )
-from stages.tune.job import ADAMW, ADAMW8, PAGED_ADAMW8, RECORD, layout_in
 from stages.tune.run import EpochBatchOrder, run
 from stages.tune.training import (
     MAX_SKIPPED,

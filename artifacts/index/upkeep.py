@@ -1,5 +1,5 @@
 """Maintains an index: measures its recall, selects how it searches, checks its bytes, finds its
-rows.
+rows, and tells deleted files from those that a disk does not show now.
 
 Recall is that of the two-step search. Bits are computed relative to the mean of the image vectors,
 and the mean moves as images are added. When an index has doubled since the last measurement, the
@@ -11,8 +11,9 @@ The check reads every byte of an index, and reports damage and its repair. It ch
 Rows are found by file, by folder or by key.
 """
 
+import errno
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
@@ -24,7 +25,6 @@ from numpy.typing import NDArray
 
 from artifacts.errors import UsageError
 from artifacts.files import whole_file
-from artifacts.gone_files import GoneFiles
 from artifacts.index.manifest import (
     IndexFile,
     IndexShard,
@@ -48,8 +48,57 @@ from artifacts.index.snapshot import Kept, Snapshot, open_snapshot
 from artifacts.index.writing import IndexWriter
 from artifacts.keys import hash_file
 from artifacts.paths import required_path
+from artifacts.plurals import counted
+from artifacts.remote.addresses import is_address
 from artifacts.tables import stored_text, text_stored
 from artifacts.vectors import Vectors
+
+GONE = (errno.ENOENT, errno.ENOTDIR)
+"""Errors of a file that is not there. Others are faults of its disk, or say that it may not be
+seen."""
+
+
+class GoneFiles:
+    """Tells files that were deleted from those that cannot be seen now, and collects the latter."""
+
+    def __init__(self) -> None:
+        self._faults: dict[str, str] = {}
+        """Folder → why it cannot be read; empty if it can."""
+        self._unseen: Counter[tuple[str, str]] = Counter()
+        """Folder and reason → its files that may be there."""
+
+    def has(self, path: str) -> bool:
+        """Return whether a file is not there, while its own folder is there, can be read and holds
+        something else. Files far away are not asked for."""
+        if is_address(path):
+            return False
+        folder = os.path.dirname(path)
+        try:
+            os.lstat(path)
+        except OSError as error:
+            if error.errno in GONE and not (fault := self._fault_of(folder)):
+                return True
+            why = fault if error.errno in GONE else os.strerror(error.errno or 0)
+            self._unseen[folder, why] += 1
+        return False
+
+    def notes(self) -> Iterator[str]:
+        """Yield a line for each folder whose files are kept because they cannot be seen."""
+        for (folder, fault), count in self._unseen.items():
+            yield (
+                f"note: {counted(count, 'file')} of {folder} cannot be seen ({fault}) and may be "
+                "there: their rows are kept. If they were deleted, remove the folder by its name"
+            )
+
+    def _fault_of(self, folder: str) -> str:
+        if folder not in self._faults:
+            try:
+                with os.scandir(folder) as inside:  # an empty one may be where a disk belongs
+                    self._faults[folder] = "" if next(inside, None) else "the folder is empty"
+            except OSError as error:
+                self._faults[folder] = os.strerror(error.errno or 0)
+        return self._faults[folder]
+
 
 NEAREST = 10
 """Recall is the share of so many nearest."""

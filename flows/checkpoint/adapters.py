@@ -9,8 +9,7 @@ from pathlib import Path
 from artifacts.errors import UsageError
 from artifacts.keys import digest_of
 from artifacts.paths import folder_named
-from flows.checkpoint.model_files import ModelDigests
-from flows.checkpoint.profile_loading import io_errors_as_fault
+from flows.checkpoint.profile_loading import ModelDigests, io_errors_as_fault
 from flows.options.commands import RunOptions
 from flows.options.model import AdapterOptions, RecordedAdapterOptions
 from stages.models.adapter_modules import (
@@ -100,8 +99,8 @@ def adapter_for(
 
 def as_published_by(adapter: LoraAdapter | None, folder: Path) -> bool | None:
     """Return whether an adapter makes the model in a folder run as published: as it was trained.
-    One that does not say counts as stock, unless the model's config.json states a way. None: the
-    checkpoint decides."""
+    One that does not say counts as stock, unless the model's config.json states it. None: without
+    an adapter, or with such a config.json, the checkpoint decides."""
     if adapter is None or (adapter.as_published is None and states_as_published(folder)):
         return None
     return bool(adapter.as_published)

@@ -19,7 +19,6 @@ from flows.checkpoint.adapters import (
 )
 from flows.checkpoint.gguf import gguf_for, user_gguf_for
 from flows.checkpoint.graphs import graphs_for
-from flows.checkpoint.model_files import ModelDigests, digests_of_parts, template_date, with_fetched
 from flows.checkpoint.precision import (
     BYTES,
     PartSettings,
@@ -30,10 +29,14 @@ from flows.checkpoint.precision import (
 )
 from flows.checkpoint.profile_loading import (
     Describer,
+    ModelDigests,
     custom_code_fields,
+    digests_of_parts,
     io_errors_as_fault,
     read_profile,
     small_files,
+    template_date,
+    with_fetched,
 )
 from flows.checkpoint.prompt_tokens import requested_sampling, sampling_of
 from flows.checkpoint.served import (
@@ -48,7 +51,7 @@ from flows.options.commands import RunOptions
 from flows.options.media import VideoSamplingOptions
 from flows.options.model import DEMO_MODEL, DateOptions, GgufOptions, is_served
 from flows.pipelines import ASK, CAPTION, Pipeline, makes_vectors
-from stages.models.encoding.pass_modes import FIXED_ROWS
+from stages.models.encoding import FIXED_ROWS
 from stages.models.hub.checkpoint import Checkpoint
 from stages.models.hub.quantized import ignored_settings
 from stages.models.hub.resolve import find_model, refuse_revision
@@ -112,7 +115,7 @@ class Model:
     """Cache namespace of the result of a trial that the embed stage is to make; empty: none."""
     in_batches: bool = True
     """Whether inputs pass the vision half with the rest of their batch, and not in a fixed number
-    of rows (stages/models/encoding/pass_modes.py)."""
+    of rows (stages/models/encoding/__init__.py)."""
     images_per_row: int = 0
     """Largest number of images of an input that shares a pass of fixed rows with others."""
     files: ModelFiles = field(default_factory=ModelFiles)

@@ -226,7 +226,7 @@ def _settings_of_part(
     # precision is named. A dual encoder makes nothing but vectors, so any precision given applies
     # to them.
     captioned = part != "language" and profile.route != "dual"
-    is_lossy = requested in QUANTIZED and captioned and not config.names(part)
+    is_lossy = requested in QUANTIZED and captioned and not config.has_own_precision(part)
     precision = "native" if is_lossy else _first_precision(requested)
     check_available(part, half, profile, precision)
     best = _part_settings(part, profile, precision, device, config)

@@ -10,26 +10,36 @@ request any amount.
 
 import contextlib
 import fnmatch
-from collections.abc import Iterable, Iterator, Mapping
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from artifacts.errors import CannotFit, EnvironmentFault, OutOfMemory, StageDied, UsageError
-from artifacts.keys import digest_of
-from artifacts.model_files import WEIGHT_SUFFIXES
+from artifacts.errors import (
+    CannotFit,
+    EnvironmentFault,
+    ModelChanged,
+    OutOfMemory,
+    StageDied,
+    UsageError,
+)
+from artifacts.keys import ContentDigests, digest_of, name_in_hub_cache
+from artifacts.model_files import HINT, WEIGHT_SUFFIXES, ModelFiles, is_read, small_names
 from artifacts.packs import Record, RecordSet
 from artifacts.paths import user_cache
+from artifacts.schema import Part
+from artifacts.stamps import FileChanged, ModelFileStamp, link_stamp_of, model_stamp_of
 from artifacts.store import Store
-from flows.checkpoint.model_files import ModelDigests
 from flows.console.display import Display
 from flows.console.units import gib
 from flows.machine.budget import budget_for
 from flows.machine.launch import DirectLauncher, Launcher, StageCall, run_with_restarts
 from flows.options.commands import RunOptions
 from flows.options.media import VideoSamplingOptions
-from stages.convert.job import ConvertJob
+from stages.convert import ConvertJob
 from stages.models.half_job import DescribeJob
 from stages.models.hub.checkpoint import SMALL, Checkpoint
 from stages.models.in_tree.registry import native_of
@@ -37,6 +47,148 @@ from stages.models.profile import OUTPUT_VERSION, ModelProfile
 from stages.models.published import runs_as_published
 from stages.process.fork_client import OVERTIME
 from stages.process.memory import host_free_bytes
+
+TEXT_ONLY = ("generation_config", "chat_template", "readme", "license", ".gitattributes")
+"""Files whose names start like this do not affect the vision half. Changing them keeps its features
+valid."""
+
+
+DATE_CALL = b"strftime_now"
+"""What a chat template calls to get the date."""
+HOLDERS = ("chat_template", "tokenizer_config.", "processor_config.")
+"""How the names of files begin that may hold templates."""
+
+
+class ModelDigests:
+    """The file digests of one plan. A file that changes while the plan is made raises
+    ModelChanged."""
+
+    def __init__(self, digests: ContentDigests) -> None:
+        self._digests = digests
+        self._stamps: dict[str, ModelFileStamp] = {}
+        self._contents: dict[str, str] = {}
+        self._links: dict[str, ModelFileStamp] = {}
+        self._names: dict[str, tuple[str, ...]] = {}
+
+    @property
+    def files(self) -> ModelFiles:
+        """Return the files noted so far."""
+        return ModelFiles(
+            stamps=self._stamps, digests=self._contents, links=self._links, names=self._names
+        )
+
+    def of(self, path: Path) -> str:
+        """Return the digest of a file that affects the model's results. Raises OSError,
+        ModelChanged."""
+        with _report_change(path):
+            content = self._digests.of_model(path)
+        self._note(path, content.stamp, content.digest)
+        return content.digest
+
+    def known(self, path: Path) -> str:
+        """Return the stored digest without reading the file, or an empty string. Raises
+        ModelChanged."""
+        content = self._digests.known_of_model(path)
+        if content is None:
+            return ""
+        self._note(path, content.stamp, content.digest)
+        return content.digest
+
+    def of_small(self, path: Path) -> str:
+        """Return the digest of a file next to the weights. Files that no loader reads may change.
+        Raises OSError, ModelChanged."""
+        if is_read(path.name):
+            return self.of(path)
+        with _report_change(path):
+            return self._digests.of_model(path).digest
+
+    def note(self, path: Path) -> None:
+        """Note the stamp of a file that is about to be read. Raises OSError, ModelChanged."""
+        self._note(path, model_stamp_of(path))
+
+    def note_folder(self, checkpoint: Checkpoint) -> None:
+        """Note the file names of a user's folder. The folder of a hub commit is not noted: files
+        may be added at any time, but their contents are fixed. Raises OSError."""
+        if checkpoint.commit is None:
+            folder = str(checkpoint.folder)
+            self._names[folder] = tuple(small_names(folder))
+
+    def _note(self, path: Path, stamp: ModelFileStamp, digest: str = "") -> None:
+        name = str(path)
+        before = self._stamps.setdefault(name, stamp)
+        relinked = stamp.is_relinked(before) and self._contents.get(name, digest) == digest
+        if stamp != before and not relinked:
+            raise _changed(path)
+        self._stamps[name] = stamp
+        if digest:
+            self._contents[name] = digest
+        if (link := link_stamp_of(path)) is not None:
+            self._links[name] = link
+
+
+@contextlib.contextmanager
+def _report_change(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except FileChanged as error:
+        raise _changed(path) from error
+
+
+def _changed(path: Path) -> ModelChanged:
+    return ModelChanged(f"{path} was changed or replaced while it was read", hint=HINT)
+
+
+def template_date(store: Store, folder: Path, small: Mapping[str, str], requested: str) -> str:
+    """Return the date, as YYYY-MM-DD, for the templates among the `small` files of a checkpoint
+    (name → digest); empty if none asks for one. It is the `requested` one, or that of their first
+    use with this store: all later runs, on any day and machine, write the same prompts. Raises
+    OSError, EnvironmentFault."""
+    names = [name for name in small if name.lower().startswith(HOLDERS)]
+    asking = sorted(small[n] for n in names if DATE_CALL in (folder / n).read_bytes())
+    if requested or not asking:
+        return requested if asking else ""
+    dates, key = RecordSet(store, "cards", digest_of(["template dates", 1])), digest_of(asking)
+    dates.publish([Record(key=key, meta={"date": date.today().isoformat()})])
+    return str(dates.meta(key)["date"])
+
+
+def digests_of_parts(
+    profile: ModelProfile,
+    small: Mapping[str, str],
+    weights: Mapping[str, str],
+    code: Sequence[str],
+    today: str = "",
+) -> dict[Part, str]:
+    """Return part → digest of all that affects its results: the `small` files, its weights, its own
+    `code`, and the date of its prompts if its templates ask for one."""
+    text = () if profile.prompted else TEXT_ONLY
+    seen = {n: d for n, d in small.items() if not n.lower().startswith(text)}
+    if today:
+        small = {**small, "today": today}
+        seen = small if profile.prompted else seen
+    return {
+        part: digest_of(
+            [seen if part == "vision" else small, {s: weights[s] for s in held.shards}, *code]
+        )
+        for part, held in profile.parts.items()
+    }
+
+
+def with_fetched(files: ModelFiles, weights: Mapping[Path, str]) -> ModelFiles:
+    """Return the files with those of `weights` (path → digest) that were downloaded after the plan
+    was made. Raises ModelChanged."""
+    new = [path for path in weights if str(path) not in files.stamps and os.path.exists(path)]
+    if not new:
+        return files
+    for path in new:
+        blob = name_in_hub_cache(Path(os.path.realpath(path)))
+        if blob and weights[path] not in ("", blob):
+            raise ModelChanged(f"{path} is not the file that the plan was made with", hint=HINT)
+    links = {str(path): link for path in new if (link := link_stamp_of(path)) is not None}
+    stamps = {str(path): model_stamp_of(path) for path in new}
+    digests = {str(path): weights[path] for path in new if weights[path]}
+    return files.with_others(ModelFiles(stamps=stamps, digests=digests, links=links))
+
 
 MAX_BYTES = 1 << 30
 """Memory for a conversion, in bytes above the imports. Parts of tensors take 30 MB; the headers of
@@ -84,7 +236,7 @@ MAX_SECONDS = 60.0
 checkpoints."""
 SMALL_BYTES = 1 << 30
 """Largest configuration, tokenizer or template, in bytes. The largest known one has 40 MB."""
-HINT = (
+UNREADABLE_HINT = (
     "Check where it comes from, and its chat_template.jinja, tokenizer.json and "
     "processor_config.json; no run can read it"
 )
@@ -130,26 +282,31 @@ class Describer:
                     hint="Free some memory, or use a machine with more",
                 ) from error
             message = f"{what}: reading it takes more than {gib(call.budget)} of memory"
-            raise UsageError(f"{message}, before any weight is loaded", hint=HINT) from error
+            raise UsageError(
+                f"{message}, before any weight is loaded", hint=UNREADABLE_HINT
+            ) from error
         except StageDied as error:
             if error.return_code != -OVERTIME:
                 raise
             message = f"{what}: reading it takes more than {call.seconds:.0f} s of CPU time"
-            raise UsageError(f"{message}, before any weight is loaded", hint=HINT) from error
+            raise UsageError(
+                f"{message}, before any weight is loaded", hint=UNREADABLE_HINT
+            ) from error
         return found
 
 
 def read_profile(
     describer: Describer, small: Mapping[str, str], as_published: bool | None, today: str
 ) -> ModelProfile:
-    """Return the checkpoint's profile, run `as_published` (None: by the rule), with the date
-    `today` for templates that ask for one (empty: none does). The first time, a
-    child process with transformers computes it. `small` holds the digests of all files except the
-    weights. Weight files are noted before their headers are read. Raises UsageError for
-    a model that cannot be run, ModelChanged."""
+    """Return the checkpoint's profile. A child process computes it with transformers once.
+
+    `small` holds the digests of all files except the weights. With `as_published`, the model runs
+    as its authors published it; None: the checkpoint decides. `today` is the date for templates
+    that ask for one; empty: none does. Weight files are noted before their headers are read. Raises
+    UsageError for a model that cannot be run, and ModelChanged."""
     config, checkpoint = describer.config, describer.checkpoint
     if as_published is False and not runs_as_published(checkpoint.folder):
-        as_published = None  # equals the rule, so it shares the stored profile
+        as_published = None  # the checkpoint decides the same, so the stored profile is shared
     video_options = VideoSamplingOptions.of(config)
     with io_errors_as_fault(config.model):
         for path in filter(Path.is_file, _weight_files(checkpoint.folder)):
@@ -157,10 +314,10 @@ def read_profile(
         limit: list[object] = [video_options.max_pixels] if video_options.max_pixels else []
         video = video_options.max_video_pixels
         limit += [f"{video} pixels a video"] if video else []
-        way_fields = [] if as_published is None else [f"as published: {as_published}"]
-        way_fields += [f"today: {today}"] if today else []
-        stated = _weight_fields(checkpoint)
-        key = digest_of([small, stated, config.trust_remote_code, *limit, *way_fields])
+        variant = [] if as_published is None else [f"as published: {as_published}"]
+        variant += [f"today: {today}"] if today else []
+        weights = _weight_fields(checkpoint)
+        key = digest_of([small, weights, config.trust_remote_code, *limit, *variant])
     record_set = RecordSet(
         describer.store, "cards", digest_of(["cards", OUTPUT_VERSION, version("transformers")])
     )
@@ -226,7 +383,9 @@ def small_files(checkpoint: Checkpoint) -> Iterable[Path]:
     for path in found:
         named = any(fnmatch.fnmatch(path.name, pattern) for pattern in SMALL)
         if named and path.stat().st_size > SMALL_BYTES:
-            raise UsageError(f"{path} of the model is larger than {gib(SMALL_BYTES)}", hint=HINT)
+            raise UsageError(
+                f"{path} of the model is larger than {gib(SMALL_BYTES)}", hint=UNREADABLE_HINT
+            )
     return found
 
 

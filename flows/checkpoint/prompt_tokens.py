@@ -21,7 +21,7 @@ from artifacts.schema import LARGE_EDGE, WHOLE_SECONDS, ChunkIndex, FrameFit, Me
 from artifacts.tiles import OFF
 from flows.options.commands import RunOptions
 from flows.options.media import VectorSamplingOptions, VideoSamplingOptions
-from stages.encode.job import shown_frames
+from stages.encode import shown_frames
 from stages.models.profile import ModelProfile, PixelBounds, SeenSize
 
 CHUNK_SECONDS = 30.0

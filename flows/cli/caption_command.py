@@ -74,7 +74,7 @@ def caption_command(given: argparse.Namespace) -> int:
     with closing(display):
         if given.ray:
             from flows.many.run import run_on_cluster
-            from flows.results.recorded_command import with_values
+            from flows.results.run_record import with_values
 
             # Tasks get the address of the store as an option.
             url = open_store(config.store_url).url
@@ -115,7 +115,7 @@ def _flow() -> "Callable[[CaptionConfig, Display], RunResult]":
 
 def remember(words: list[str], job: "Job", record: "RunRecord") -> None:
     """Store the command in the run record with its store, unless it contains credentials."""
-    from flows.results.recorded_command import with_values
+    from flows.results.run_record import with_values
 
     words = words if job.config.store else with_values(words, {"--store": job.store.url})
     if not any(redacted(word) != word or signed(word) for word in words):

@@ -167,7 +167,7 @@ def _add_running(parser: argparse.ArgumentParser, groups: Groups, dry_run: str) 
 
 
 def add_convert(parser: argparse.ArgumentParser) -> None:
-    from stages.convert.job import DTYPES
+    from stages.convert import DTYPES
 
     add = parser.add_argument
     add("source", metavar="SRC", help="folder of the model, or one .pt, .pth or .bin file")
@@ -183,6 +183,7 @@ def add_doctor(parser: argparse.ArgumentParser) -> None:
 
 def add_demo(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
+    add("file", nargs="?", default="", metavar="FILE", help="then caption it, by the default model")
     add("--clips", type=int, default=200, metavar="N", help="number of random clips to score [200]")
     add("--seed", type=int, metavar="S", help="random seed of these clips [new]")
     add("--precision", default="native", metavar="P", help=f"{'|'.join(PRECISIONS)} [%(default)s]")
@@ -241,6 +242,10 @@ def add_index_commands(index: argparse.ArgumentParser) -> None:
 
 def add_search_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of `search`."""
+    parser.description = (
+        "Prints what an index holds that is like a text or an image. For many searches, the fast "
+        "way is a running `penstock serve --index DIR`: it answers each in milliseconds."
+    )
     _add_index(parser)
     add_options(parser, SearchQuery)
     add = parser.add_argument_group("outputs").add_argument

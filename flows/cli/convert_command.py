@@ -10,7 +10,7 @@ from flows.checkpoint.profile_loading import convert
 from flows.console.display import Display
 from flows.console.lines import print_lines
 from flows.console.units import size
-from stages.convert.job import ConvertJob
+from stages.convert import ConvertJob
 
 
 def convert_command(given: argparse.Namespace) -> int:

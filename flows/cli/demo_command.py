@@ -1,18 +1,21 @@
-"""Implements `penstock demo`: a dozen clips of the demo world with their ground truth, captions,
-labels and a score.
+"""Implements `penstock demo`: a dozen clips of the demo world with their ground truth, captions
+and labels, a score on new ones, and a file of the user's by the default model.
 """
 
 import argparse
 import json
 import secrets
+import shlex
 import tempfile
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import penstock_demo
+from artifacts.errors import Unanswered, UsageError
 from artifacts.labels import Labelled, read_labels, spans_of
 from flows.console.display import Display
-from flows.console.lines import print_lines
+from flows.console.lines import escaped, print_lines
 from flows.console.units import duration, size
 from flows.machine.launch import DirectLauncher, ForkingLauncher
 from flows.media.labels import label_set
@@ -31,63 +34,90 @@ from stages.process.stage_process import Listener
 LABELS = ",".join(f"{colour} {shape}" for colour in COLOURS for shape in SHAPES)
 
 
+OWN_SHOWN = 3
+"""Chunks of the user's file whose captions are printed."""
+
+
 def demo_command(given: argparse.Namespace) -> int:
-    """Caption the shipped clips and fresh ones, and return the run's exit code. Raises
+    """Caption the shipped clips, fresh ones and the given file, and return the exit code. Raises
     PenstockError."""
-    seed = secrets.randbelow(1 << 31) if given.seed is None else given.seed
+    if given.file and not Path(given.file).is_file():
+        raise UsageError(f"{given.file}: no such file", hint="Give a photo or a video")
+    print_lines("The test model of this demo knows drawn shapes only, no photos or films")
     with tempfile.TemporaryDirectory(prefix="penstock-demo-") as folder, ForkServer() as forks:
 
         def launcher(listen: Listener) -> ForkingLauncher:
-            # One server for both runs, so that the libraries are imported once.
+            # One server for all runs, so that the libraries are imported once.
             return ForkingLauncher(DirectLauncher(listen), forks, listen)
 
-        fresh = Path(folder, "clips")
+        exit_code = _show_shipped(Path(folder), given.precision, launcher)
         if given.clips:
-            print_lines(f"drawing {given.clips} fresh clips, seed {seed}")
-            truths = write_clips(fresh, given.clips, seed)
-        shipped = str(penstock_demo.CLIPS)
-        config = CaptionConfig(
-            sources=(shipped, str(fresh)) if given.clips else (shipped,),
-            model=DEMO_MODEL,
-            out=str(Path(folder, "out")),
-            store=str(Path(folder, "store")),
-            precision=given.precision,
-            batch_size=16,
-        )
-        result = caption(config, Display(), launcher)
-        captions = _captions(result.out)
-        _print_shipped(captions.get(shipped, {}), _labels(Path(folder), config.store, launcher))
-        if given.clips:
-            scored = score_captions(truths, captions.get(str(fresh), {})).table()
-            print_lines("", f"{given.clips} fresh clips, seed {seed}:", *scored.splitlines())
-        _print_stages(json.loads((result.out / RUN_RECORD).read_text(encoding="utf-8")))
-    print_lines(
-        "This is a demo: its model knows only moving shapes.",
-        "For your own files: penstock caption VIDEOS/ --model MODEL",
-    )
+            exit_code = max(exit_code, _score_fresh(given, Path(folder), launcher))
+        if given.file:
+            return max(exit_code, _caption_own(given.file, Path(folder), launcher))
+    print_lines("", "For your own files: penstock caption VIDEOS/")
+    return exit_code
+
+
+def _config(source: Path, folder: Path, name: str, **options: Any) -> CaptionConfig:
+    """Return the run of one source in the demo's folder; `name` is that of its output folder."""
+    out, store = str(folder / name), str(folder / "store")
+    return CaptionConfig(sources=(str(source),), model=DEMO_MODEL, out=out, store=store, **options)
+
+
+def _show_shipped(folder: Path, precision: str, launcher: LauncherMaker) -> int:
+    """Caption and label the shipped clips, and print them with the truth; returns the exit code."""
+    config = _config(penstock_demo.CLIPS, folder, "shipped", precision=precision, batch_size=16)
+    result = caption(config, Display(), launcher)
+    _print_shipped(_captions(result.out), _labels(folder, launcher))
     return result.exit_code
 
 
-def _captions(out: Path) -> dict[str, dict[str, str]]:
-    """Return source → file → caption."""
-    found: dict[str, dict[str, str]] = {}
+def _score_fresh(given: argparse.Namespace, folder: Path, launcher: LauncherMaker) -> int:
+    """Caption clips that were drawn this moment, and print the score; returns the exit code."""
+    seed = secrets.randbelow(1 << 31) if given.seed is None else given.seed
+    clips, display = folder / "clips", Display()
+    print_lines("")
+    display.doing(f"drawing {given.clips} fresh clips, seed {seed}")
+    truths = write_clips(clips, given.clips, seed)
+    config = _config(clips, folder, "fresh", precision=given.precision, batch_size=16)
+    result = caption(config, display, launcher)
+    scored = score_captions(truths, _captions(result.out)).table()
+    print_lines("", f"{given.clips} fresh clips, seed {seed}:", *scored.splitlines())
+    _print_stages(json.loads((result.out / RUN_RECORD).read_text(encoding="utf-8")))
+    return result.exit_code
+
+
+def _caption_own(file: str, folder: Path, launcher: LauncherMaker) -> int:
+    """Caption the user's file by the default model of `penstock caption`, and print its captions.
+    Without the model and without the hub, name the command for later; returns the exit code."""
+    config = CaptionConfig(sources=(file,), out=str(folder / "own"))
+    command = f"penstock caption {shlex.quote(file)}"
+    print_lines("", f"Now {escaped(file)}, by {config.model}, the default of `penstock caption`")
+    display = Display()
+    try:
+        result = caption(config, display, launcher)
+    except Unanswered as error:
+        display.close()
+        print_lines(f"{error.message}. Later, run: {command}")
+        return 0
+    with (result.out / "captions.jsonl").open(encoding="utf-8") as rows:
+        print_lines("", *(escaped(json.loads(row)["caption"]) for row in islice(rows, OWN_SHOWN)))
+    print_lines("", f"To write them into files: {command}")
+    return result.exit_code
+
+
+def _captions(out: Path) -> dict[str, str]:
+    """Return file → caption."""
     with (out / "captions.jsonl").open(encoding="utf-8") as rows:
-        for row in map(json.loads, rows):
-            found.setdefault(row["source"], {})[row["media_path"]] = row["caption"]
-    return found
+        return {row["media_path"]: row["caption"] for row in map(json.loads, rows)}
 
 
-def _labels(folder: Path, store: str, make_launcher: LauncherMaker) -> dict[str, list[Labelled]]:
+def _labels(folder: Path, make_launcher: LauncherMaker) -> dict[str, list[Labelled]]:
     """Return file → labels of its frames, for the shipped clips. Raises PenstockError."""
-    config = CaptionConfig(
-        sources=(str(penstock_demo.CLIPS),),
-        model=DEMO_MODEL,
-        out=str(folder / "labels"),
-        store=store,
-        batch_size=32,
-    )
+    config = _config(penstock_demo.CLIPS, folder, "labels", batch_size=32)
     request = LabelRequest(labels=label_set(LABELS))
-    out = label(config, request, Display(quiet=True, fleeting=True), make_launcher).out
+    out = label(config, request, Display(), make_launcher).out
     found: dict[str, list[Labelled]] = {}
     for row in read_labels(out / "labels.jsonl"):
         found.setdefault(row.media_path, []).append(row)

@@ -24,6 +24,7 @@ from flows.options.model import default_store
 from flows.planning.machine import ADVICE, Machine, MachineLookup, find_machine, measure
 from flows.planning.sizes import time_graphs
 from stages.process.device import (
+    LOCKS,
     VISIBLE,
     device_capability,
     device_holders,
@@ -32,11 +33,11 @@ from stages.process.device import (
     device_uuid,
     driver_version,
     hidden,
+    lock_path,
     on_wsl,
     other_devices,
     unused_gpu,
 )
-from stages.process.lock import LOCKS, lock_path
 from stages.process.memory import cores, host_free_bytes, host_total_bytes
 
 NOWHERE = Path("/nonexistent")

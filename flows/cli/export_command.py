@@ -16,7 +16,7 @@ from flows.options.commands import RunOptions
 from flows.options.export_config import ExportConfig
 from flows.pipelines import EXPORTS, GRAPHS
 from flows.results.export_result import Exported, refuse_foreign_folder
-from stages.export.jobs import PACKED
+from stages.export import PACKED
 
 
 def export_command(given: argparse.Namespace) -> int:

@@ -73,8 +73,7 @@ def _fill(given: argparse.Namespace, config: IndexConfig, folder: Path, *, whole
 
 def remove(given: argparse.Namespace) -> int:
     """Remove the rows of the named files, all or none."""
-    from artifacts.gone_files import GoneFiles
-    from artifacts.index.upkeep import rows_gone, rows_named
+    from artifacts.index.upkeep import GoneFiles, rows_gone, rows_named
     from artifacts.index.writing import writing
 
     if bool(given.names) == given.gone:

@@ -65,7 +65,7 @@ def _next_steps(result: "Learned", run: RecordedRun) -> list[str]:
     out = shlex.quote(str(result.out))
     if result.round["accepted"] or not result.is_new:
         return [f"review them with `penstock review {out}`"]
-    from flows.results.recorded_command import with_values
+    from flows.results.run_record import with_values
 
     words = run.command["words"] if run.command else ["caption", "SOURCES"]
     number = result.round["round"]

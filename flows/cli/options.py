@@ -18,7 +18,7 @@ from flows.options.commands import CaptionConfig
 from flows.options.formats import FILES, MEMORY, MODEL, SAMPLING, TEXT
 from flows.options.media import SourceOptions
 from flows.options.training import RecordedRun
-from flows.results.recorded_command import repeated
+from flows.results.run_record import repeated
 from stages.decode.generation import WORDS
 
 C = TypeVar("C")
@@ -64,7 +64,8 @@ def _group_of_option(parser: argparse.ArgumentParser, groups: Groups, each: Decl
 def _add(group: Any, each: Declared) -> None:
     option = each.option
     if each.kind is bool:
-        group.add_argument(each.flag, action="store_true", help=option.help, dest=each.name)
+        action = "store_false" if each.field.default is True else "store_true"
+        group.add_argument(each.flag, action=action, help=option.help, dest=each.name)
     else:
         group.add_argument(each.name if option.positional else each.flag, **_keywords(each))
 

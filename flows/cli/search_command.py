@@ -33,14 +33,18 @@ def search_command(given: argparse.Namespace) -> int:
     copies = folder_named(given.copy, "copy") if given.copy is not None else None
     with closing(Display(quiet=True, fleeting=True)) as display:
         display.doing("searching")
-        from flows.results.foreign_files import refuse_replacing_found
+        if page or copies:
+            from flows.results.foreign_files import refuse_replacing_found
+
+            refuse_replacing_found(page, copies)
+        # A second thread of numpy waits longer for its share of one text than it computes.
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
         from flows.search.query import search_index
 
-        refuse_replacing_found(page, copies)
         query, place = config_from(given, SearchQuery), config_from(given, SearchPlace)
         hits = search_index(folder, query, place, display)
     if page:
-        from flows.search.query import page_of
+        from flows.search.page import page_of
 
         write_text(page, [page_of(given.what, str(folder), hits)])
     code = _copied(copies, hits) if copies else 0

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any
 
 from artifacts.errors import redacted, with_hint
+from artifacts.plurals import counted
 from flows.console.lines import (
     fitted,
     in_cell,
@@ -240,8 +241,10 @@ READING = "reading the sources and the model"
 """Activity before the first stage."""
 SILENT_SECONDS = 0.4
 """Seconds before a log names the activity before the first stage; most errors come sooner."""
-LINE_SECONDS = 10.0
+LINE_SECONDS = 8.0
 """Seconds between two progress lines of a stage without a terminal."""
+QUIET_SECONDS = 9.0
+"""Seconds without a line, as while a model is loaded, after which one says what is going on."""
 VERBS = {
     **{name: stage.verb for name, stage in STAGES.items()},
     "describe": "reading the model",
@@ -251,6 +254,13 @@ VERBS = {
     "convert": "converting",
     "merge": "merging the adapter",
 }
+COUNTS = {
+    **{name: stage.counts for name, stage in STAGES.items()},
+    "webdataset": "sample",
+    "cut": "clip",
+    "convert": "shard",
+}
+"""Stage → noun of its items."""
 
 
 def _moving_line(to: IO[str], given: IO[str] | None) -> ProgressLine | CellLine | None:
@@ -282,7 +292,7 @@ class Display:
         self._moving = None if as_json or (quiet and not fleeting) else _moving_line(self._to, to)
         self._plain = self._lasting and not self._moving
         self._lock = threading.RLock()
-        self._stage = self._verb = ""
+        self._stage = self._verb = self._counts = ""
         self._total = 0
         self._done = 0
         self._before = 0
@@ -298,24 +308,41 @@ class Display:
         self._fetch_total = 0
         self._fetch_before = 0
         self._fetch_started = 0.0
+        self._doing = ""
+        """Activity before or between stages."""
+        self._doing_since = 0.0
         self._silence: threading.Timer | None = None
+        """Waits until nothing was printed for too long."""
+        self._printed = 0.0
+        """When the last line was printed."""
 
     def doing(self, text: str) -> None:
         """Show the activity before or between stages."""
         with self._lock:
-            if self._moving and not self._stage:
+            if self._stage:
+                return
+            if self._moving:
                 self._moving.show(text)
-            elif self._plain and not self._stage and self._silence is None:
-                self._silence = threading.Timer(SILENT_SECONDS, self._break_silence, [text])
-                self._silence.daemon = True
-                self._silence.start()
+            elif self._plain:
+                self._doing, self._doing_since = text, time.monotonic()
+                self._watch(SILENT_SECONDS)
 
-    def stage(self, name: str, total: int, done: int, loads: str = "", verb: str = "") -> None:
+    def stage(
+        self,
+        name: str,
+        total: int,
+        done: int,
+        *,
+        loads: str = "",
+        verb: str = "",
+        counts: str | None = None,
+    ) -> None:
         """Begin a stage with `done` of `total` items finished. `loads`: what it loads first.
-        `verb`: what it does, if not the usual."""
+        `verb` and `counts`: what it does, and the noun of its items, if not the usual."""
         with self._lock:
             self.close()
             self._loading, self._verb = loads, verb or VERBS.get(name, name)
+            self._counts = COUNTS.get(name, "") if counts is None else counts
             now = time.monotonic()
             made, self._started = self._beside.pop(name, (0, now))
             done = max(done, made)
@@ -326,7 +353,9 @@ class Display:
             self._emit({"event": "stage", "stage": name, "total": total, "done": done})
             if self._plain:
                 before = f", {self._before} already done" if self._before else ""
-                self._line(f"{self._verb}: {total - done} to do{before}")
+                missing = self._counted(total - done, is_first=_reads_files(name))
+                self._line(f"{self._verb}: {missing} to do{before}")
+                self._watch(QUIET_SECONDS)
 
     def on_event(self, name: str, event: Event) -> None:
         """Show an event of a stage process. Failures are shown with `fail`, by file name."""
@@ -342,7 +371,7 @@ class Display:
             self.stage(name, event.values["shards"], event.values["there"])
         elif isinstance(event, Total):
             with self._lock:
-                if name == self._stage and name in STAGES and not STAGES[name].reads:
+                if name == self._stage and _reads_files(name):
                     self._total = event.items
         elif isinstance(event, Warned):
             self.print_line(event.text)
@@ -404,13 +433,16 @@ class Display:
         with self._lock:
             if self._silence:
                 self._silence.cancel()
+                self._silence = None
+            self._doing = ""
             if self._fetch_total:  # the download was interrupted
                 self._clear()
                 self._fetch_total = 0
             self._clear()
             if self._stage and self._done > self._before and self._lasting:
                 seconds = time.monotonic() - self._started
-                self._line(f"{self._verb}: {self._done - self._before} in {duration(seconds)}")
+                made = self._counted(self._done - self._before)
+                self._line(f"{self._verb}: {made} in {duration(seconds)}")
             self._stage = ""
 
     def _advance(self, name: str, event: Item) -> None:
@@ -451,18 +483,46 @@ class Display:
             text += f"  {VERBS.get(name, name)} {made}"
         return text
 
+    def _counted(self, items: int, *, is_first: bool = False) -> str:
+        """Return a number of items with their noun. `is_first`: they are files, which may have
+        several chunks each."""
+        noun = "file" if is_first else self._counts
+        return counted(items, noun) if noun else f"{items:,}"
+
     def _clear(self) -> None:
         if self._moving:
             self._moving.clear()
 
-    def _break_silence(self, text: str) -> None:
+    def _watch(self, seconds: float) -> None:
+        """Print what is going on after so many seconds without a line, and then again and again."""
+        if self._silence is None:
+            self._silence = threading.Timer(seconds, self._break_silence)
+            self._silence.daemon = True
+            self._silence.start()
+
+    def _break_silence(self) -> None:
         with self._lock:
-            if self._silence and not self._silence.finished.is_set():
-                self._line(text)
+            if self._silence is None or self._silence.finished.is_set():
+                return
+            self._silence = None
+            now = time.monotonic()
+            first = self._printed < self._doing_since
+            if first or now - self._printed > QUIET_SECONDS - 0.1:
+                self._shown = now
+                self._line(self._activity(now, first))
+            self._watch(max(0.1, QUIET_SECONDS - (time.monotonic() - self._printed)))
+
+    def _activity(self, now: float, first: bool) -> str:
+        if not self._stage:
+            since = duration(now - self._doing_since)
+            return self._doing if first else f"{self._doing}: {since} so far"
+        since = duration(now - self._started)
+        if self._loading:
+            return f"{self._verb}: loading {self._loading}, {since} so far"
+        return f"{self._verb} {self._progress()}"
 
     def _line(self, text: str) -> None:
-        if self._silence:
-            self._silence.cancel()
+        self._printed = time.monotonic()
         if self._moving:
             self._moving.line(text)
         else:
@@ -471,6 +531,11 @@ class Display:
     def _emit(self, value: dict[str, Any]) -> None:
         if self._json:
             print(json.dumps(value), file=lasting(sys.stdout), flush=True)
+
+
+def _reads_files(stage: str) -> bool:
+    """Return whether a stage begins with files, so that its number of items is not known yet."""
+    return stage in STAGES and STAGES[stage].of_media and not STAGES[stage].reads
 
 
 def failed_line(media_path: str, message: str, hint: str) -> str:

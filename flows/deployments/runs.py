@@ -246,6 +246,8 @@ GENERATED = re.compile(r"[a-z]+-[a-z]+")
 """A name that Prefect gives by itself."""
 MAX_LETTERS = 80
 """Letters of a flow run's name."""
+SHOWN = 2
+"""Sources that it names."""
 Runner = Callable[[Display, LauncherMaker, OnBegin], PipelineResult]
 """Function that runs a pipeline, such as those of `flows/running/run.py` with a configuration."""
 
@@ -263,16 +265,20 @@ CALLER: ContextVar[Caller | None] = ContextVar("caller", default=None)
 
 
 def named_after_work() -> str:
-    """Return the name of the flow run that is going on: the folder it writes to, or else its
-    sources and model, unless somebody has named it, as `--flow-run-name` does."""
+    """Return the name of the flow run that is going on: what it does, with which media and into
+    which folder, unless somebody has named it, as `--flow-run-name` does."""
     given = str(flow_run.name or "")
-    config = (flow_run.parameters or {}).get("config") or {}
+    parameters = flow_run.parameters or {}
+    config = parameters.get("config") or parameters.get("caption") or {}
     field = config.get if isinstance(config, dict) else partial(getattr, config)
-    out, sources, model = (field(name, None) for name in ("out", "sources", "model"))
-    work = str(out or ", ".join(map(str, filter(None, [*(sources or ()), model]))))
-    if not work or not GENERATED.fullmatch(given):
+    out, sources, data, model = (field(n, None) for n in ("out", "sources", "data", "model"))
+    media = [str(source) for source in sources or [data] if source]
+    if not GENERATED.fullmatch(given) or not (media or out or model):
         return given
-    name = printable(work)
+    parts = [str(flow_run.flow_name or "").partition("-")[0], ", ".join(media[:SHOWN])]
+    parts += [f"and {len(media) - SHOWN} more"] if len(media) > SHOWN else []
+    parts += [f"into {out}"] if out else [f"with {model}"] if model else []
+    name = printable(" ".join(filter(None, parts)))
     return name if len(name) <= MAX_LETTERS else f"…{name[-MAX_LETTERS:]}"
 
 

@@ -11,6 +11,14 @@ from flows.options.commands import RunOptions
 from flows.options.media import ON, SoundOptions, VideoSamplingOptions
 from flows.pipelines import Pipeline, with_hearing
 
+NOT_USED = "sound is not used: "
+"""Beginning of the note why a run leaves out the sound that its model could hear."""
+
+
+def sound_note(model: Model) -> str:
+    """Return that note of a run's model; empty: there is none."""
+    return next((note for note in model.notes if note.startswith(NOT_USED)), "")
+
 
 def pipeline_with_sound(
     config: RunOptions, model: Model, pipeline: Pipeline, files: Iterable[MediaFile] | None = None
@@ -30,7 +38,7 @@ def pipeline_with_sound(
     if not reason and videos:
         _check_chunk(config, model)
         return with_hearing(pipeline), model
-    notes = (f"sound is not used: {reason}",) if model.profile.hearing and videos else ()
+    notes = (f"{NOT_USED}{reason}",) if model.profile.hearing and videos else ()
     return pipeline, replace(deaf, notes=(*model.notes, *notes))
 
 

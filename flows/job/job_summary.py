@@ -1,23 +1,133 @@
-"""Summarizes a job for the console and the run record. Runs nothing."""
+"""Summarizes a job for the console and the run record. Runs nothing.
+
+Notes on cache namespaces are stored, and list the model and the settings of each cache namespace.
+Another note describes how the model's context limits the frames of a chunk.
+"""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from artifacts.keys import digest_of
+from artifacts.packs import Record
 from artifacts.plurals import counted
+from artifacts.schema import Part, Sampling
 from flows.checkpoint.models import Model
 from flows.checkpoint.precision import PartSettings, precision_note
+from flows.checkpoint.prompt_tokens import frames_of_any_size, full_chunk, requested_sampling
 from flows.job.card_sampling import card_note, card_source
-from flows.job.namespace_notes import context_note
 from flows.job.prepare import Job
+from flows.ledger.namespaces import Variant, one_shot_namespace
+from flows.ledger.namespaces import notes as namespace_notes
 from flows.ledger.prompts import PREVIOUS
 from flows.media.media_files import Selection
 from flows.media.sources import left_out_note
+from flows.options.commands import RunOptions
 from flows.options.media import VideoSamplingOptions
 from flows.options.text import QuestionOptions, TextOptions
+from flows.pipelines import encoder_of, parts_of
 from stages.decode.generation import SamplingParams
 from stages.decode.json_schema import ignored_note
 from stages.process.device import device_model, hidden, unused_gpu
+from stages.process.job import CHUNK, StageSpec
+
+
+def context_note(model: Model, config: RunOptions) -> str:
+    """Return how many frames of a chunk fit the context if not all do, or that the context is
+    unknown; else an empty string."""
+    profile = model.profile
+    if profile.route in ("dual", "served") or profile.is_encoder_decoder:
+        return ""
+    if not profile.context_tokens:
+        return f"{model.name} does not state its context length, so it limits no frames"
+    sampling = requested_sampling(profile, config)
+    max_frames = frames_of_any_size(model.beside_sound(config))
+    requested = full_chunk(sampling)
+    if not max_frames or requested <= max_frames:
+        return ""
+    context = f"its context of {profile.context_tokens:,} tokens"
+    fit = "frame of a chunk fits" if max_frames == 1 else "frames of a chunk fit"
+    remedy = _remedy(sampling, max_frames)
+    return f"{model.name}: {max_frames:,} {fit} {context}, of {requested:,}; {remedy}"
+
+
+def _remedy(sampling: Sampling, max_frames: int) -> str:
+    """Return the option that shows more frames."""
+    if sampling.fps and sampling.min_frames <= max_frames:
+        return f"--chunk {max_frames / sampling.fps:g} shows them all"
+    return "shorter chunks (--chunk) show more"
+
+
+def settings_of(job: Job) -> dict[str, Any]:
+    """Return the settings that determine a job's features, as text and digests."""
+    model = job.model
+    if model.served is not None:
+        computed: dict[str, Any] = {
+            "weights": digest_of(model.served.key_fields),
+            "precision": "",
+            "computing": [],
+        }
+    else:
+        best = model.best("vision")
+        computed = {
+            "weights": model.digests["vision"],
+            "precision": best.precision,
+            "computing": best.key_fields,
+        }
+    return {
+        "model": model.name,
+        "revision": job.config.revision,
+        "commit": model.checkpoint.commit,
+        **computed,
+        "sampling": job.sampling.settings,
+        "sizes": digest_of({kind: model.fit(kind).long_edges for kind in ("video", "image")}),
+        "output_versions": [
+            stage.output_version for stage in (job.pipeline[0], encoder_of(job.pipeline))
+        ],
+    }
+
+
+def note_namespaces(job: Job) -> None:
+    """Store, once, the model and settings of each namespace of a job."""
+    seen = settings_of(job)
+    metas: dict[str, dict[str, Any]] = {}
+    for variant in job.ledger.variants:
+        first, *later = (stage for stage in job.pipeline if stage.writes in variant.of)
+        metas[variant[first.writes]] = meta = seen
+        for at, stage in enumerate(later):
+            if stage.part:
+                meta = {**meta, **_settings_in(job, variant, later[: at + 1])}
+            versions = [each.output_version for each in (first, *later[: at + 1])]
+            metas[variant[stage.writes]] = {**meta, "output_versions": versions}
+    for namespace, part, settings in _one_shot_stages(job):
+        meta = {"precision": settings.label, "computing": settings.key_fields}
+        about = {
+            "weights": job.model.digests[part],
+            "output_versions": [s.output_version for s in job.one_shot_stages],
+        }
+        metas[namespace] = {**seen, **meta, **about}
+    namespace_notes(job.store).publish([Record(key=key, meta=meta) for key, meta in metas.items()])
+
+
+def one_shot_namespaces(job: Job) -> list[str]:
+    """Return the namespaces of the stages that a job runs once, in all settings."""
+    return [namespace for namespace, _, _ in _one_shot_stages(job)]
+
+
+def _one_shot_stages(job: Job) -> Iterator[tuple[str, Part, PartSettings]]:
+    for stage in job.one_shot_stages:
+        if stage.part and stage.writes:
+            for settings in job.model.settings[stage.part]:
+                yield one_shot_namespace(stage, job.model, settings), stage.part, settings
+
+
+def _settings_in(job: Job, variant: Variant, stages: Sequence[StageSpec]) -> dict[str, Any]:
+    """Return the precision of these stages' parts, and how the first of them computes."""
+    parts = parts_of(stages)
+    labels = dict.fromkeys(variant.precision[part] for part in parts)
+    settings = job.model.settings[parts[0]]
+    computing = next(s.key_fields for s in settings if s.label == variant.precision[parts[0]])
+    return {"precision": "+".join(labels), "computing": computing}
 
 
 def summary(job: Job) -> dict[str, Any]:
@@ -48,11 +158,17 @@ def summary(job: Job) -> dict[str, Any]:
         **({"words": text_fields} if any(text_fields.values()) else {}),
         "store": job.store.url,
         "media": len(job.by_file),
+        "counts": noun_of(job),
         "halves": halves(job.model),
         "route": job.model.profile.route,
         **({"served": served.to_json()} if (served := job.model.served) else {}),
         "notes": notes(job),
     }
+
+
+def noun_of(job: Job) -> str:
+    """Return what the chunks of a job are called where they are counted."""
+    return "image" if all(f.medium.kind == "image" for f in job.files) else CHUNK
 
 
 def notes(job: Job) -> list[str]:

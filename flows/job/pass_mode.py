@@ -1,7 +1,7 @@
 """Decides how a run's inputs pass the vision half, and plans again if model files changed.
 
 Inputs pass the vision half in a fixed number of rows or in batches
-(stages/models/encoding/pass_modes.py). The module decides which, and names the cache namespace of
+(stages/models/encoding/__init__.py). The module decides which, and names the cache namespace of
 the checks of a half. A half that was found to compute one input twice with different results runs
 in batches.
 
@@ -24,7 +24,7 @@ from flows.checkpoint.precision import PartSettings
 from flows.machine.versions import cpu_line
 from flows.options.commands import RunOptions
 from flows.options.model import PassOptions
-from stages.models.encoding.pass_modes import KIND, WINDOWS
+from stages.models.encoding import KIND, WINDOWS
 from stages.models.footprint import at_size
 from stages.models.graphs.manifest import TENSORRT
 from stages.process.device import device_capability

@@ -55,7 +55,7 @@ from flows.options.text import (
 from flows.pipelines import CAPTION, PURPOSES, Pipeline, parts_of, with_extras
 from stages.decode import SCORE
 from stages.decode.generation import SamplingParams
-from stages.embed.job import KIND, MIN_COSINE, VERDICT
+from stages.embed import KIND, MIN_COSINE, VERDICT
 from stages.models.gguf import MANIFEST
 from stages.models.hub.quantized import refuse_unread
 from stages.models.hub.resolve import check_name

@@ -37,7 +37,6 @@ from flows.media.media_files import MediaFile, Selection
 from flows.media.sources import find_media
 from flows.options.training import LearnConfig, RecordedRun
 from flows.pipelines import CAPTION
-from flows.results.recorded_command import moved_with
 from flows.results.rounds import (
     ADAPTER,
     CHOSEN,
@@ -49,6 +48,7 @@ from flows.results.rounds import (
     unfinished,
     usable_rounds,
 )
+from flows.results.run_record import moved_with
 from flows.results.trust import own_belief
 from flows.reviewing.captions import ReviewedCaptions
 
@@ -154,7 +154,7 @@ def _edits_in(captions: ReviewedCaptions, path: Path) -> dict[str, Edit]:
     for key, row in captions.rows.items():
         keys[row["media_path"], row["start"]].append(key)
     found: dict[str, Edit] = {}
-    for change in (each for deed in journal.done for each in deed.get("changes", ())):
+    for change in (each for action in journal.done for each in action.get("changes", ())):
         place = (change["media_path"], change["start"])
         edit = Edit(caption=change["caption"], review=change["review"])
         for key in {change["of"], *keys[place]} & captions.rows.keys():
@@ -176,7 +176,7 @@ def carried(edit: Edit, then: str, now: str) -> Edit:
     return Edit(review=edit.review or ACCEPTED)
 
 
-def deed_of(does: str, changes: Sequence[dict[str, Any]], **more: Any) -> dict[str, Any]:
+def action_of(does: str, changes: Sequence[dict[str, Any]], **more: Any) -> dict[str, Any]:
     """Return a new action for a journal."""
     return {"id": uuid4().hex, "time": now(), "does": does, "changes": [*changes], **more}
 
@@ -234,7 +234,7 @@ def carry(old: ReviewedCaptions, new: ReviewedCaptions, number: int) -> tuple[in
             hint="Run the same command again; `penstock caption` leaves out files that are gone",
         )
     if kept:
-        old.add(deed_of(f"learn, round {number}", changes_of(rows, kept), round=number))
+        old.add(action_of(f"learn, round {number}", changes_of(rows, kept), round=number))
     return decided, changed
 
 
@@ -242,8 +242,8 @@ def _last_action(journal: Edits) -> dict[str, int]:
     """Return caption key → number of the last action in force that changed it."""
     return {
         change["of"]: at
-        for at, deed in enumerate(journal.done)
-        for change in deed.get("changes", ())
+        for at, action in enumerate(journal.done)
+        for change in action.get("changes", ())
     }
 
 

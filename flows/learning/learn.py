@@ -26,9 +26,9 @@ from flows.job.pass_mode import replanned_once
 from flows.job.prepare import Job
 from flows.learning.decisions import (
     Uncaptioned,
+    action_of,
     carry,
     decisions_of,
-    deed_of,
     left_round,
     names,
     own_rounds,
@@ -37,13 +37,12 @@ from flows.learning.decisions import (
     with_media,
 )
 from flows.learning.result import Learned, divide, is_better, times_lower
-from flows.ledger.waves import most_tokens
+from flows.ledger.ledger import most_tokens
 from flows.machine.launch import DirectLauncher
 from flows.media.example import Example
 from flows.options.commands import RunOptions
 from flows.options.packages import check_training_packages
 from flows.options.training import LEAST, LearnConfig, LearnRun, RecordedRun, TrainingOptions
-from flows.results.recorded_command import with_values
 from flows.results.rounds import (
     ADAPTER,
     CARRIED,
@@ -65,7 +64,7 @@ from flows.results.rounds import (
     rounds_in,
     write_round,
 )
-from flows.results.run_record import RunRecord
+from flows.results.run_record import RunRecord, with_values
 from flows.results.run_result import RunResult
 from flows.results.tuned import RUN
 from flows.reviewing.captions import ReviewedCaptions
@@ -74,7 +73,7 @@ from flows.running.run import LauncherMaker
 from flows.running.run_observer import OnBegin, RunObserver, only_run_in
 from flows.running.tune import train
 from stages.models.adapter_modules import ADAPTER_CONFIG, ADAPTER_WEIGHTS
-from stages.tune.job import EACH, SCORE, layout_of
+from stages.tune import EACH, SCORE, layout_of
 
 CAPTIONS = "captions"
 """Folder of a round in which its adapter captions the media first."""
@@ -148,7 +147,7 @@ def choose(
         found = decisions_of(captions, config.journal, rounds)
         if found.adopted and not dry:
             rows = [captions.rows[key] for key in found.adopted]
-            captions.add(deed_of("edits of copies", changes_of(rows, found.adopted)))
+            captions.add(action_of("edits of copies", changes_of(rows, found.adopted)))
         is_proved = captions.belief.proof(ROUND)
     others = [each for each in rounds_in(out) if not is_proved(each)]  # they stay as they are
     examples, settings = found.examples, _settings(config)

@@ -20,23 +20,40 @@ How it works:
    incomplete until that caption exists or is known to be lost, and it is rebuilt on each query.
 8. `refresh` reads what the stages have published since. It clears the cached tasks if there are
    several variants; so does a change of the variant in force.
+
+The module also divides a job into waves that fit the disk, estimates prompt lengths, and fetches
+needed weights.
+
+The prompt lengths serve batching. Waves and lengths are stored the first time they are computed. A
+resumed run may find other free space or missing features, and in 16 bit a chunk's output depends on
+the batch it is computed in.
+
+The store shows which weights a run needs. They are fetched before a stage needs them, and not
+loaded here.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
+from itertools import islice
 from typing import Any
 
 from artifacts.captions import answer_of
 from artifacts.json_shapes import read_record
-from artifacts.packs import RecordSet, RecordUnion, refresh_together
-from artifacts.schema import ChunkIndex, MediaIndex
+from artifacts.keys import digest_of
+from artifacts.packs import Record, RecordSet, RecordUnion, refresh_together
+from artifacts.schema import ChunkIndex, MediaIndex, Part
 from artifacts.store import Store
+from flows.checkpoint.models import Model
+from flows.console.display import Display
 from flows.ledger.namespaces import Variant
-from flows.ledger.tasks import Medium, Task, sound_key, task_of
+from flows.ledger.tasks import Medium, Task, task_of, unique
 from flows.pipelines import Pipeline
-from stages import sound
+from stages import hear, sound
+from stages.models.hub.transfer import fetch
 from stages.process.job import StageSpec
-from stages.sound import SILENCES
+from stages.sound import SILENCES, sound_key
 
 
 class Ledger:
@@ -114,20 +131,22 @@ class Ledger:
         """Return the first variant whose parts use these precisions."""
         return next(variant for variant in self.variants if variant.precision == precision)
 
-    def other_engine_variant(self, namespaces: Variant) -> Variant | None:
+    def other_engine_variant(self, variant: Variant) -> Variant | None:
         """Return another variant with equivalent captions, or None."""
-        others = (v for v in self.variants if v != namespaces and v.same_but_engine(namespaces))
+        others = (v for v in self.variants if v != variant and v.same_but_engine(variant))
         return next(others, None)
 
-    def engine_variant(self, namespaces: Variant, engine: str) -> Variant | None:
-        """Return the equivalent variant whose captions this engine makes, or None."""
-        same = {v.engine: v for v in self.variants if v.same_but_engine(namespaces)}
-        return same.get(engine)
+    def unheard_variant(self, namespaces: Variant) -> Variant:
+        """Return the variant that makes captions without sound, and otherwise as this one."""
+        precision = {p: of for p, of in namespaces.precision.items() if p != hear.STAGE.part}
+        made = (precision, namespaces.engine)
+        return next(v for v in self.variants if not v.hears and (v.precision, v.engine) == made)
 
-    def answering_variants(self) -> list[Variant]:
-        """Return the variant of new records, then those that differ from it at most in the engine
-        and in how inputs pass the vision half. Those that differ only in the engine come first."""
-        own = self.namespaces
+    def answering_variants(self, own: Variant | None = None) -> list[Variant]:
+        """Return a variant (default: that of new records), then those that differ from it at most
+        in the engine and in how inputs pass the vision half. Those that differ only in the engine
+        come first."""
+        own = own or self.namespaces
         found = [v for v in self.variants if v != own and v.same_but_rounding(own)]
         return [own, *sorted(found, key=lambda variant: variant.in_batches != own.in_batches)]
 
@@ -211,7 +230,8 @@ class Ledger:
         """Return whether a chunk has sound, or may have it: the sound stage did not read it yet."""
         if self.silences is None or medium.kind != "video":
             return False
-        return sound_key(self.namespaces[sound.STAGE.writes], medium, chunk) not in self.silences
+        namespace = self.namespaces[sound.STAGE.writes]
+        return sound_key(namespace, medium.digest, chunk) not in self.silences
 
     def forget_failures(self, media: Sequence[Medium]) -> None:
         """Drop the recorded failures, so that everything is tried again."""
@@ -295,16 +315,16 @@ class Ledger:
         self,
         medium: Medium,
         chunk: ChunkIndex,
-        namespaces: Variant,
+        variant: Variant,
         previous: str | None = "",
     ) -> Task:
         """Return the chunk with the keys of one variant. `previous` is the caption of the chunk
         before."""
-        return task_of(medium, chunk, namespaces, previous)
+        return task_of(medium, chunk, variant, previous)
 
-    def in_variant(self, task: Task, namespaces: Variant) -> Task:
+    def in_variant(self, task: Task, variant: Variant) -> Task:
         """Return a task with the keys of another variant."""
-        return self.make_task(task.medium, task.whole, namespaces, task.previous)
+        return self.make_task(task.medium, task.whole, variant, task.previous)
 
     def frames_to_cut(self, medium: Medium) -> list[int] | None:
         """Return the chunks whose frames must be cut. None means all chunks of an unread medium; an
@@ -318,3 +338,107 @@ class Ledger:
             for task in self.tasks([medium])
             if not self.has(task, self.pipeline[0]) and not self.has_failed(task)
         ]
+
+
+BYTES_PER_TOKEN = 4
+"""Approximate prompt bytes per token. Precise enough to sort prompts by length without a
+tokenizer."""
+MAX_OTHER_PROMPTS = 8
+"""Largest number of other prompts whose captions are looked up."""
+
+
+def waves_of(
+    ledger: Ledger, media: Sequence[Medium], sizes: Sequence[int], limit: int
+) -> list[list[Medium]]:
+    """Divide the media into waves of at most `limit` bytes of frames and features."""
+    key = digest_of([[m.digest, m.prompt] for m in media])
+    if key not in ledger.wave_records:
+        ledger.wave_records.publish([Record(key=key, meta={"lengths": cut_waves(sizes, limit)})])
+    left = iter(media)
+    return [list(islice(left, length)) for length in ledger.wave_records.meta(key)["lengths"]]
+
+
+def cut_waves(sizes: Sequence[int], limit: int) -> list[int]:
+    """Return the number of media in each wave: at least one, and at most `limit` bytes."""
+    lengths: list[int] = []
+    filled = 0
+    for size in sizes:
+        if not lengths or filled + size > limit:
+            lengths.append(0)
+            filled = 0
+        lengths[-1] += 1
+        filled += size
+    return lengths
+
+
+def lengths_of(ledger: Ledger, tasks: Sequence[Task], stage: StageSpec) -> dict[str, int]:
+    """Return the approximate number of input tokens of a stage, by the key of its record."""
+    wave = unique(tasks, stage.writes)
+    key = digest_of(["lengths", *(task[stage.writes] for task in wave)])
+    if key not in ledger.wave_records:
+        counts = [_length(ledger, task, stage) for task in wave]
+        ledger.wave_records.publish([Record(key=key, meta={"tokens": counts})])
+    tokens: list[int] = ledger.wave_records.meta(key)["tokens"]
+    return {task[stage.writes]: count for task, count in zip(wave, tokens, strict=True)}
+
+
+def most_tokens(texts: Iterable[str]) -> int:
+    """Return about how many tokens the longest of these texts has."""
+    return math.ceil(max(len(text.encode()) for text in texts) / BYTES_PER_TOKEN)
+
+
+def _length(ledger: Ledger, task: Task, stage: StageSpec) -> int:
+    kinds = [kind for kind in stage.reads if kind in task.keys and task[kind] in ledger[kind]]
+    of_media = sum(int(ledger[kind].meta(task[kind]).get("tokens", 0)) for kind in kinds)
+    return of_media + len(task.prompt.encode()) // BYTES_PER_TOKEN
+
+
+def previous_lengths(ledger: Ledger, tasks: Sequence[Task], stage: StageSpec) -> dict[str, int]:
+    """Return the length in tokens of each chunk's caption under another prompt, by the key of the
+    new record. A chunk with a long caption tends to get a long one again. The prompts are stored
+    for the next run."""
+    prompts = {digest_of(["asked", task.medium.prompt]): task.medium.prompt for task in tasks}
+    ledger.wave_records.publish([Record(key=key, meta={"asked": p}) for key, p in prompts.items()])
+    known = (
+        ledger.wave_records.meta(key) for key in sorted(ledger.wave_records.keys() - prompts.keys())
+    )
+    others = [meta["asked"] for meta in known if "asked" in meta][:MAX_OTHER_PROMPTS]
+    made, found = ledger[stage.writes], {}
+    for task in tasks if others else ():
+        for prompt in others:
+            medium = replace(task.medium, prompt=prompt)
+            key = ledger.make_task(medium, task.whole, task.namespaces, task.previous)[stage.writes]
+            if key in made:
+                found[task[stage.writes]] = int(made.meta(key)["tokens"])
+                break
+    return found
+
+
+def stages_with_work(ledger: Ledger, media: Sequence[Medium]) -> list[StageSpec]:
+    """Return the stages after the first that have missing records, as far as the store shows it
+    before work starts."""
+    later = ledger.pipeline[1:]
+    known = [medium for medium in media if ledger.failure(medium) is None]
+    if any(ledger.media_index(medium) is None for medium in known):
+        return list(later)
+    tasks = [task for task in ledger.tasks(known) if not ledger.has_failed(task)]
+    return [stage for stage in later if not all(ledger.has(task, stage) for task in tasks)]
+
+
+def bytes_to_fetch(model: Model, parts: Collection[Part]) -> int:
+    """Return the bytes to download for these parts; 0 if all files are local."""
+    return sum(file.size for file in model.checkpoint.missing(model.shards(parts)))
+
+
+def fetch_parts(model: Model, parts: Collection[Part], display: Display) -> None:
+    """Download the files of these parts, unless they are local. Raises PenstockError."""
+    if not parts:
+        return
+    whole = model.shards(parts) == model.shards(model.profile.parts)
+    fetch(
+        model.checkpoint,
+        model.shards(parts),
+        what="" if whole else f"the {next(iter(parts))} half of ",
+        announce=display.print_line,
+        progress=display.fetched,
+    )

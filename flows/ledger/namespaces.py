@@ -17,14 +17,15 @@ from artifacts.tiles import OFF
 from flows.checkpoint.models import Model
 from flows.checkpoint.precision import PartSettings
 from flows.checkpoint.prompt_tokens import FrameBound, frame_bound
+from flows.ledger.prompts import prompt_for
 from flows.options.commands import RunOptions
 from flows.options.media import SoundOptions, VectorSamplingOptions
 from flows.options.text import EngineOptions
-from flows.pipelines import SOUND_KINDS, Pipeline, without_hearing
+from flows.pipelines import SOUND_KINDS, Pipeline, parts_of, without_hearing
 from stages import hear, sound
 from stages.decode import SCORE
 from stages.decode.generation import SamplingParams, ScoreItem
-from stages.models.encoding.pass_modes import BATCHES
+from stages.models.encoding import BATCHES
 from stages.process.job import StageSpec
 
 LARGEST_LIMIT = 2048
@@ -59,6 +60,8 @@ class Variant:
     """Whether inputs pass the vision half in batches."""
     sends_video: bool = False
     """Whether the frames of a chunk are sent to a server as one video."""
+    silent_prompts: Mapping[str, str] = field(default_factory=dict)
+    """Default prompt of a run with sound → the one of its chunks without."""
 
     @property
     def hears(self) -> bool:
@@ -92,16 +95,19 @@ def variants_of(
         for engines in product(*(each.engines for each in chosen)):
             by = [replace(s, engine=e) for s, e in zip(chosen, engines, strict=True)]
             settings = dict(zip(parts, by, strict=True))
-            namespaces = namespaces_of(config, model, sampling, pipeline, settings)
-            found.append(namespaces)
+            variant = variant_of(config, model, sampling, pipeline, settings)
+            found.append(variant)
             if params.is_prefix_stable:
-                found += _other_limits(namespaces, pipeline[-1], model, settings, stored, params)
+                found += _other_limits(variant, pipeline[-1], model, settings, stored, params)
     if (silent := without_hearing(pipeline)) != pipeline:
-        found += variants_of(config, model, sampling, silent, stored)
+        both = (model, model.of_parts(parts_of(silent)))
+        heard, seen = (prompt_for(each, config, "video") for each in both)
+        without = variants_of(config, model, sampling, silent, stored)
+        found += [replace(each, silent_prompts={heard: seen}) for each in without]
     return found
 
 
-def namespaces_of(
+def variant_of(
     config: RunOptions,
     model: Model,
     sampling: Sampling,
@@ -178,7 +184,7 @@ def _namespace(stage: StageSpec, by: Sequence[Any]) -> str:
 
 
 def _other_limits(
-    namespaces: Variant,
+    variant: Variant,
     stage: StageSpec,
     model: Model,
     settings: Mapping[Part, PartSettings],
@@ -187,15 +193,15 @@ def _other_limits(
 ) -> Iterator[Variant]:
     """Yield the stored variants of other token limits, with the same `params`. A digest cannot be
     reversed, so every limit that may have been requested is tried."""
-    if not stage.uses_token_limit or not stored - {namespaces[stage.writes]}:
+    if not stage.uses_token_limit or not stored - {variant[stage.writes]}:
         return
-    inputs = [namespaces[kind] for kind in stage.reads if kind in namespaces.of]
+    inputs = [variant[kind] for kind in stage.reads if kind in variant.of]
     by = [*inputs, *_part_fields(stage, model, settings)]
     before = [stage.writes, stage.output_version, *by]
     limits = range(1, LARGEST_LIMIT + 1)
     for limit, digest in digests_by_number(before, limits, _text_fields(params, model)):
-        if limit != namespaces.limit and digest in stored:
-            yield replace(namespaces, of={**namespaces.of, stage.writes: digest}, limit=limit)
+        if limit != variant.limit and digest in stored:
+            yield replace(variant, of={**variant.of, stage.writes: digest}, limit=limit)
 
 
 def notes(store: Store) -> RecordSet:

@@ -32,7 +32,7 @@ from flows.options.text import (
     QuestionOptions,
 )
 from stages.decode.generation import SamplingParams
-from stages.encode.job import shown_frames
+from stages.encode import shown_frames
 
 NAME, FOLDER, TAGS = "{name}", "{folder}", "{tags}"
 SECONDS, FRAMES, TIMES = "{seconds}", "{frames}", "{times}"

@@ -12,6 +12,7 @@ from artifacts.tiles import OFF, Box, boxes_of
 from flows.ledger.namespaces import Variant
 from flows.ledger.prompts import PREVIOUS, fill_placeholders
 from flows.pipelines import SOUND_KINDS
+from stages.sound import sound_key
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -103,45 +104,39 @@ class Task:
         return (self.medium.kind, self.images, *size)
 
 
-def task_of(
-    medium: Medium, chunk: ChunkIndex, namespaces: Variant, previous: str | None = ""
-) -> Task:
+def task_of(medium: Medium, chunk: ChunkIndex, variant: Variant, previous: str | None = "") -> Task:
     """Return a chunk of a medium with the keys of one variant. `previous` is the caption of the
     previous chunk, if known."""
-    bound = namespaces.bound if medium.kind == "video" else None
+    bound = variant.bound if medium.kind == "video" else None
     shown = bound.shown(chunk) if bound else chunk
     # While the previous caption is unknown, the placeholder is part of the key. No record is made
     # by that key.
-    prompt = fill_placeholders(medium.prompt, shown, namespaces.frames_per_video, previous)
+    template = variant.silent_prompts.get(medium.prompt, medium.prompt)
+    prompt = fill_placeholders(template, shown, variant.frames_per_video, previous)
     fewer = () if shown is chunk else (f"{len(shown.times)} frames",)
-    sent = ("as video",) if namespaces.sends_video and medium.kind == "video" else ()
+    sent = ("as video",) if variant.sends_video and medium.kind == "video" else ()
     keys = {
         kind: item_key(
             namespace,
             medium.digest,
             chunk.index,
-            *([prompt] if kind in namespaces.prompted else []),
+            *([prompt] if kind in variant.prompted else []),
             *((*fewer, *sent) if at else ()),  # frames keep their key: all of them are stored
         )
-        for at, (kind, namespace) in enumerate(namespaces.of.items())
+        for at, (kind, namespace) in enumerate(variant.of.items())
         if kind not in SOUND_KINDS
     }
-    for kind in SOUND_KINDS & namespaces.of.keys():
-        keys[kind] = sound_key(namespaces[kind], medium, chunk)
+    for kind in SOUND_KINDS & variant.of.keys():
+        keys[kind] = sound_key(variant[kind], medium.digest, chunk)
     return Task(
         medium=medium,
         chunk=shown,
         stored=None if shown is chunk else chunk,
         keys=keys,
-        namespaces=namespaces,
+        namespaces=variant,
         prompt=prompt,
         previous=previous,
     )
-
-
-def sound_key(namespace: str, medium: Medium, chunk: ChunkIndex) -> str:
-    """Return the key of a record about the sound of a chunk. It does not depend on the frames."""
-    return item_key(namespace, medium.digest, chunk.index, chunk.start, chunk.end)
 
 
 def keys_of(tasks: Iterable[Task], kind: str) -> set[str]:

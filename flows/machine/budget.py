@@ -34,11 +34,11 @@ from stages.process.device import (
     device_model,
     device_uuid,
     driver_version,
+    lock_path,
 )
 from stages.process.device_limit import ProbeJob
 from stages.process.exit_diagnosis import device_advice
 from stages.process.fork_client import ALLOCATOR, ALLOCATOR_OLD, NOT_EXPANDABLE
-from stages.process.lock import lock_path
 from stages.process.memory import anonymous_bytes, host_free_bytes, host_total_bytes
 
 FORMAT = 2
@@ -173,9 +173,9 @@ GPU_SHARE = 0.95
 """Share of a GPU's free memory to use. The rest is for the driver and other processes."""
 HOST_SHARE = 0.8
 """Share of the host's free memory to use. The rest is for the system and the parent process."""
-NAMED = 3
+MAX_NAMED = 3
 """Number of other processes that a warning names."""
-WORTH_NAMING = 64 << 20
+MIN_NAMED_BYTES = 64 << 20
 """Smallest memory, in bytes, at which another process of the host is named."""
 
 
@@ -292,7 +292,7 @@ class WithinBudget:
 
 def held_by(others: Mapping[str, int]) -> str:
     """Return a clause that names other processes and their memory, to append to a message."""
-    found = ", ".join(f"{name} has {gib(held)}" for name, held in [*others.items()][:NAMED])
+    found = ", ".join(f"{name} has {gib(held)}" for name, held in [*others.items()][:MAX_NAMED])
     return f": {found}" if found else ""
 
 
@@ -332,4 +332,4 @@ def process_name(pid: int, proc: Path = Path("/proc")) -> str:
 def host_holders(proc: Path = Path("/proc")) -> dict[int, int]:
     """Return process id → bytes of anonymous memory, for processes that have much of it."""
     found = {int(p.name): anonymous_bytes(p.name) for p in proc.iterdir() if p.name.isdigit()}
-    return {pid: held for pid, held in found.items() if held >= WORTH_NAMING}
+    return {pid: held for pid, held in found.items() if held >= MIN_NAMED_BYTES}

@@ -6,22 +6,26 @@
 
 Meanwhile the driver holds the lock of the output folder and keeps its run record. The same call
 continues a run after any death.
+
+`Dispatch` submits the tasks of a run, and waits until all have ended. All lasting state lies in the
+store. A partition may therefore be processed any number of times, and by two tasks at once, which
+claim its batches one by one.
 """
 
 import json
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from artifacts.captions import Failure
-from artifacts.errors import EnvironmentFault, UsageError
+from artifacts.errors import EnvironmentFault, PenstockError, UsageError
 from artifacts.store import open_store, prepare_store
 from flows.console.display import Display
 from flows.job.partitions import FILES, partitions_of
 from flows.job.prepare import check_names, out_folder
 from flows.many.cluster import Cluster
-from flows.many.dispatch import Dispatch, TaskRun
 from flows.many.partition import COMMANDS, Terms, terms_of, withdraw
 from flows.media.generated_files import GeneratedFiles
 from flows.options.commands import RunOptions
@@ -32,6 +36,115 @@ from flows.results.run_record import RunRecord
 from flows.running.run import stopped_in_order
 from flows.running.run_observer import OnBegin, only_run_in
 from stages.process.events import Item
+
+ATTEMPTS = 5
+"""Attempts for a task that the environment of its node fails."""
+PAUSE_SECONDS = 2.0
+"""Pause before the second attempt; each further one doubles it."""
+POLL_SECONDS = 2.0
+HELP_SECONDS = 60.0
+"""Time for which slots are idle until the partitions that still run get a second task."""
+FAILING_SHARE = 0.1
+"""Share of failed tasks beyond which the run ends."""
+
+
+@dataclass(kw_only=True, slots=True, eq=False)
+class TaskRun:
+    """A partition, or the outputs of all, and the tasks that were submitted for it."""
+
+    terms: Terms
+    tasks: list[Any] = field(default_factory=list)
+    """Tasks that have not ended."""
+    attempts: int = 0
+    due: float = 0.0
+    """Monotonic time before which it is not submitted again."""
+    failing: set[str] = field(default_factory=set)
+    """Ids of the nodes whose environment failed it."""
+    helped: bool = False
+    result: Mapping[str, Any] = field(default_factory=dict)
+    """What the first task returned that succeeded."""
+    error: PenstockError | None = None
+    """Why it failed for good."""
+
+
+class Dispatch:
+    """The tasks of a run on a cluster."""
+
+    def __init__(self, cluster: Cluster, config: RunOptions) -> None:
+        self._cluster, self._config = cluster, config
+        self._owner: dict[Any, TaskRun] = {}
+        self._busy_at = time.monotonic()
+        """Last time when no slot was idle."""
+
+    def all(self, terms: Sequence[Terms], on_end: Callable[[TaskRun], None]) -> list[TaskRun]:
+        """Run a task for each of `terms`, in this order, and return how they ended. `on_end` is
+        called for each. Raises the error of one if too many fail."""
+        runs = [TaskRun(terms=each) for each in terms]
+        waiting, failed = list(runs), 0
+        try:
+            while waiting or self._owner:
+                self._submit_due(waiting)
+                self._help(waiting)
+                for run in self._ended():
+                    if not run.result and run.error is None:
+                        waiting.append(run)
+                        continue
+                    on_end(run)
+                    failed += run.error is not None
+                    if run.error is not None and failed > FAILING_SHARE * len(runs):
+                        raise run.error
+        finally:
+            for task in self._owner:
+                self._cluster.cancel(task)
+            self._owner.clear()
+        return runs
+
+    def _submit_due(self, waiting: list[TaskRun]) -> None:
+        room = max(0, self._cluster.window - len(self._owner))
+        for run in [each for each in waiting if each.due <= time.monotonic()][:room]:
+            waiting.remove(run)
+            run.attempts += 1
+            self._submit(run)
+
+    def _submit(self, run: TaskRun) -> None:
+        task = self._cluster.submit(self._config, run.terms, sorted(run.failing))
+        run.tasks.append(task)
+        self._owner[task] = run
+
+    def _help(self, waiting: Sequence[TaskRun]) -> None:
+        """Submit the last partitions once more when slots have been idle for long."""
+        if waiting or len(self._owner) >= self._cluster.slots:
+            self._busy_at = time.monotonic()
+        if time.monotonic() - self._busy_at < HELP_SECONDS:
+            return
+        for run in list(self._owner.values()):
+            if run.terms.partition and not run.helped and len(self._owner) < self._cluster.slots:
+                run.helped = True
+                self._submit(run)
+
+    def _ended(self) -> Iterator[TaskRun]:
+        """Wait for tasks. Yield what has ended with them, and what is to be submitted again."""
+        if not self._owner:
+            return time.sleep(PAUSE_SECONDS)
+        for task, result in self._cluster.ended(list(self._owner), POLL_SECONDS):
+            run = self._owner.pop(task, None)
+            if run is None:  # its other task was faster, and this one was stopped
+                continue
+            run.tasks.remove(task)
+            if result["error"] is None:
+                run.result = result
+                for other in run.tasks:
+                    self._cluster.cancel(other)
+                    del self._owner[other]
+            elif run.tasks:
+                continue  # the other one may still succeed
+            elif result["retry"] and run.attempts < ATTEMPTS:
+                run.failing.add(result["node_id"])
+                run.due = time.monotonic() + PAUSE_SECONDS * 2 ** (run.attempts - 1)
+            else:
+                run.error = result["error"]
+            yield run
+
 
 PARTITIONS = "partitions"
 """Name of the bar, and of the field of the run record."""
@@ -109,7 +222,9 @@ class Driver:
             own = GeneratedFiles(store, out=out)
             take(self._config, self._terms.command, record, store.url, own)
             record.write(force=True)
-            self._display.stage(PARTITIONS, len(partitions), 0, verb="processing partitions")
+            self._display.stage(
+                PARTITIONS, len(partitions), 0, verb="processing", counts="partition"
+            )
 
             def on_end(run: TaskRun) -> None:
                 self._count_ended(run, record)

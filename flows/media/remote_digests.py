@@ -120,7 +120,7 @@ class _DownloadProgress:
     def __init__(self, total: int, progress: Progress | None) -> None:
         self._total = total
         self._progress = progress
-        self._here = 0
+        self._downloaded = 0
         self._lock = threading.Lock()
         self.stopped = threading.Event()
         """Set when the download is no longer needed."""
@@ -130,7 +130,7 @@ class _DownloadProgress:
         if self.stopped.is_set():
             raise Interrupted("the run was stopped while media were downloaded")
         with self._lock:
-            self._here += size
+            self._downloaded += size
             # A file whose copy vanished is downloaded twice, which exceeds the total.
-            if self._progress is not None and self._here <= self._total:
-                self._progress(self._here, self._total)
+            if self._progress is not None and self._downloaded <= self._total:
+                self._progress(self._downloaded, self._total)

@@ -461,6 +461,9 @@ def _remote_media_file(remote: RemoteFile, name: str, source: str) -> MediaFile:
     )
 
 
+NAMED_PROMPT = re.compile(r"[a-z]\w*=\S", re.ASCII)
+"""What looks like a further prompt, which only an option takes."""
+PROMPT_HINT = "If it is a prompt, write --prompts before it, too"
 MAX_PATTERN_LENGTH = 4096
 """Longest pattern in characters, equal to the longest path in bytes. Parsing a pattern of 100,000
 brackets takes minutes."""
@@ -554,11 +557,14 @@ def _named(text: str, source: str, selection: Selection) -> Iterator[MediaFile |
         files = [file for file in files if unnamed.isdisjoint(file.parts)]
         if not files:
             message = selection.not_taken(matches) or "no media file matches"
-            yield source_failure(source, text, "no-match", message, "Check the pattern")
+            hint = PROMPT_HINT if NAMED_PROMPT.match(text) else "Check the pattern"
+            yield source_failure(source, text, "no-match", message, hint)
         for file in files:
             yield _media_file(file, file.name, source)
     else:
         hint = "Check the name; a folder given earlier may have moved"
+        if NAMED_PROMPT.match(text):
+            hint = PROMPT_HINT
         yield source_failure(source, text, "missing", "no such file or folder", hint)
 
 

@@ -7,26 +7,209 @@ in other folders and hand-written texts replace captions.
 
 import json
 import os
+import re
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-from artifacts.edits import ACCEPTED, EDITS, REJECTED, FixedText
+from artifacts.edits import ACCEPTED, EDITS, REJECTED, FixedText, StoredEdits, keys_of, read_edits
 from artifacts.errors import UsageError
 from artifacts.files import is_hidden
+from artifacts.json_shapes import BYTES
+from artifacts.keys import DIGESTS, ContentDigests, content_key
 from artifacts.plurals import counted, first_of
-from artifacts.regular_files import link_out, read_bytes, user_text
+from artifacts.regular_files import link_out, read_bytes, read_text, user_text
+from artifacts.shards import clip_id
+from artifacts.signing import proof_by
 from artifacts.store import Store
 from artifacts.tables import read_csv
-from flows.media.clip_origins import Origins, is_of_set
-from flows.media.corrected_texts import with_corrections, with_handwritten_texts
-from flows.media.example import Example, Row, absolute, file_of, is_cut, item_of
-from flows.media.fixed_texts import alike_note, fixed_text_of
-from flows.media.generated_files import TextRecords, is_blank, text_paths
-from flows.media.media_files import IMAGE_SUFFIXES, VIDEO_SUFFIXES
+from flows.media.example import (
+    Example,
+    Row,
+    absolute,
+    alike_note,
+    contents_in,
+    file_of,
+    fixed_text_of,
+    is_cut,
+    item_of,
+    run_folder,
+)
+from flows.media.generated_files import (
+    HandwrittenTexts,
+    TextRecords,
+    TextsIn,
+    is_blank,
+    split_by_chunk,
+    text_paths,
+)
+from flows.media.media_files import IMAGE_SUFFIXES, VIDEO_SUFFIXES, kind_of
+from flows.options.formats import MADE, MOST_TRACKS, sounding
 from stages.models.hub.transfer import Announce
+
+
+def with_corrections(
+    rows: Sequence[tuple[int, Row]], path: Path, store: Store
+) -> Iterator[tuple[int, Row]]:
+    """Yield the rows of a run with corrections that users made in other folders. Corrections in the
+    same folder are already in the rows. Raises EnvironmentFault."""
+    stored = StoredEdits(store.local)()
+    own = read_edits(path.parent, proof_by(store.url)).now if stored else {}
+    fixed = fixed_text_of(path.parent) if stored else FixedText()
+    for at, row in rows:
+        given = row.get("original") or row.get("caption")
+        if not (stored and isinstance(given, str) and isinstance(row.get("features"), str)):
+            yield at, row
+            continue
+        before, caption, after = fixed.parts(given)
+        prompt, name = str(row.get("prompt") or ""), str(row.get("name") or "")
+        keys = keys_of(row["features"], name, prompt, caption)
+        key = next((key for key in keys if key in own or key in stored), "")
+        edit = None if key in own else stored.get(key)
+        if edit is None:
+            yield at, row
+            continue
+        text = caption if edit.caption is None else edit.caption
+        original = "" if edit.caption is None else given
+        person = {"original": original, "review": edit.review}
+        yield at, {**row, "caption": before + text + after, **person}
+
+
+def with_handwritten_texts(
+    examples: Sequence[Example],
+    rows: Sequence[tuple[int, Row]],
+    path: Path,
+    store: Store,
+    announce: Announce,
+) -> list[Example]:
+    """Return examples of a run with the texts that users wrote for their media. `announce` is
+    called with their number."""
+    texts = _Texts(path.parent, dict(rows), store)
+    found = [texts.of(each) if each.features else each for each in examples]
+    replaced = sum(one is not other for one, other in zip(found, examples, strict=True))
+    if replaced:
+        announce(f"{counted(replaced, 'caption')} of {len(found):,} are hand-written texts (.txt)")
+    for note in texts.handwritten.notes():
+        announce(note)
+    return found
+
+
+class _Texts:
+    """The hand-written texts of one run's media."""
+
+    def __init__(self, out: Path, rows: Mapping[int, Row], store: Store) -> None:
+        self._rows = rows
+        self.handwritten = HandwrittenTexts(store, out)
+        self._digests = ContentDigests(store.local / DIGESTS)
+        self._lines: defaultdict[tuple[str, ...], list[int]] = defaultdict(list)
+        """(medium, prompt) → its lines in the data."""
+        self._first: dict[str, str] = {}
+        """Medium → name of its first prompt."""
+        self._in_out = TextsIn(out)
+        for at, row in rows.items():
+            self._lines[item_of(row)].append(at)
+            self._first.setdefault(item_of(row)[0], str(row.get("name") or ""))
+
+    def of(self, example: Example) -> Example:
+        """Return an example with the hand-written text of its medium, if there is one."""
+        row = self._rows[example.line]
+        places = [place for place in self._places(example.path, row) if place.is_file()]
+        try:
+            digest = self._digests.of(example.path) if places else ""
+        except OSError:
+            return example
+        about = content_key(digest, kind_of(example.path.name))
+        if (found := self.handwritten.of(places, about, str(example.path))) is None:
+            return example
+        text, lines = found[1], self._lines[item_of(row)]
+        if " ".join(text.split()) in example.prompt:
+            return example  # the text was part of the prompt, by `{tags}`
+        captions = split_by_chunk(text, len(lines)) or [text.strip()] * len(lines)
+        caption = captions[lines.index(example.line)]
+        return (
+            example
+            if caption in ("", example.caption)
+            else replace(example, caption=caption, is_cut=False)
+        )
+
+    def _places(self, path: Path, row: Row) -> Iterator[Path]:
+        item, name = item_of(row)[0], str(row.get("name") or "")
+        inside = PurePosixPath(str(row.get("media_path") or ""))
+        names = [name, *([""] if name and self._first[item] == name else [])]
+        if inside.name and not inside.is_absolute() and ".." not in inside.parts:
+            yield from self._in_out.of(Path(inside), name)
+        for each in names:
+            yield from text_paths(path, each)
+
+
+CUT = re.compile(r"-([0-9a-f]{12})-\d{5,}(?:-\d+)?")
+"""End of a clip's name, and of a link's to a whole file."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Origin:
+    """What a run recorded about a file of its data sets."""
+
+    medium: str = ""
+    """Identity of the content that the file was cut from; empty if unknown."""
+    prompt: str = ""
+    """Prompt of its caption; empty if unknown."""
+    is_cut: bool = False
+    """Whether the token limit ended that caption."""
+
+
+class Origins:
+    """What runs recorded about the files of their data sets."""
+
+    def __init__(self) -> None:
+        self.run_of = cache(run_folder)
+        """Folder → the run that it is a data set of, or that it holds clips of; else itself."""
+        self.contents = cache(lambda run: contents_in(run / "media.jsonl"))
+        """Run → its media and their contents."""
+        self._captions = cache(lambda run: _captions_in(run, self.contents(run)))
+
+    def of(self, file: Path, data: Path, text: str) -> Origin:
+        """Return what the run above the folder of a file, or of the `data` that name it, recorded
+        about it and its text. A text that is none of the captions, as after a correction, has the
+        first one's prompt."""
+        names = (*CUT.findall(file.stem)[-1:], str(file))
+        for folder in dict.fromkeys((file.parent, data)):
+            captions = self._captions(self.run_of(folder)) if self.run_of(folder) != folder else {}
+            for name in names:
+                if found := captions.get(name):
+                    same = [each for each in found if each[0]["caption"].split() == text.split()]
+                    row, medium = (*same, *found)[0]
+                    cut = bool(same) and is_cut(row)
+                    return Origin(medium=medium, prompt=str(row.get("prompt") or ""), is_cut=cut)
+        return Origin()
+
+
+def is_of_set(folder: Path) -> bool:
+    """Return whether a folder is a data set of a run, or holds its clips."""
+    return run_folder(folder) != folder
+
+
+def _captions_in(run: Path, contents: Mapping[str, str]) -> Mapping[str, list[tuple[Row, str]]]:
+    """Return the captions of a run with the contents of their media, by the digits in the names of
+    clips, and by the files of the media."""
+    sounds = ("", *map(sounding, range(MOST_TRACKS + 1)))
+    ways = {way + sound for pair in MADE.values() for way in pair for sound in sounds}
+    found: defaultdict[str, list[tuple[Row, str]]] = defaultdict(list)
+    try:
+        for line in filter(None, read_text(run / "captions.jsonl", BYTES).split("\n")):
+            row = json.loads(line)
+            content = contents.get(item_of(row)[0], "")
+            names = [clip_id(way, content, row["start"], row["end"]) for way in ways if content]
+            row["caption"].split()  # a text, or the file is none of a run
+            for name in (*names, str(file_of(row, run))):
+                found[name].append((row, content))
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return {}  # no captions of a run
+    return found
+
 
 MAX_BYTES = 1 << 30
 """Largest caption file, in bytes."""

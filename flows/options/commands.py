@@ -125,7 +125,7 @@ class CaptionConfig(
                 "--confidence and --max-store exclude each other: features that go give no scores",
                 hint="Leave one of them out",
             )
-        _ = self.engines
+        _ = self.engines  # raises UsageError if no engine supports these options
         if self.schema:
             check_room(self.schema, self.max_new_tokens)
 

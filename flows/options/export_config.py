@@ -19,7 +19,7 @@ from flows.options.model import (
     RecordedAdapterOptions,
     StoreOptions,
 )
-from stages.export.jobs import BITSANDBYTES, GGUF, GRAPHS, GROUPS, KINDS, PACKED
+from stages.export import BITSANDBYTES, GGUF, GRAPHS, GROUPS, KINDS, PACKED
 
 HALVES: dict[str, tuple[Part, ...]] = {
     "vision": ("vision",),

@@ -36,6 +36,15 @@ MADE = {EXACT: ("exact 4", "exact 4 with combs"), ORIGINAL: ("original 4", "orig
 when they are made differently."""
 SOUNDING = " with sound"
 """Added to how clips are made that have the sound of their video."""
+MOST_TRACKS = 16
+"""Sound tracks whose clips are found among the data of a run. `--sound-track` may be larger."""
+
+
+def sounding(track: int) -> str:
+    """Return what is added for a sound track; 0: the default one."""
+    return f"{SOUNDING} of track {track}" if track else SOUNDING
+
+
 COPY, NONE = CLIP_SOUNDS = ("copy", "none")
 """The values of `--clip-sound`."""
 KEEP, REPLACE, APPEND, PREPEND = RULES = ("keep", "replace", "append", "prepend")

@@ -96,7 +96,7 @@ class PrecisionOptions(OptionGroup):
     """Backend of the vision half: `torch`, or graphs of the checkpoint for `onnx` or `tensorrt`.
     `auto` uses graphs if they passed their check and are faster on this machine."""
 
-    def names(self, part: Part) -> bool:
+    def has_own_precision(self, part: Part) -> bool:
         """Return whether this part has its own precision option."""
         return HalfPrecisionOptions.of(self).named(part) is not None
 
@@ -157,10 +157,11 @@ class AdapterOptions(OptionGroup):
 
 @dataclass(frozen=True, kw_only=True)
 class RecordedAdapterOptions(OptionGroup):
-    """The adapter that a run trains further, or merges into the model beforehand."""
+    """The adapter that a run trains further, or that was merged into the model."""
 
     recorded_by: str = ""
-    """Folder of an adapter whose record says how the model runs, without it; empty: none."""
+    """Folder of an adapter that is not applied: its record alone says how the model runs. Empty:
+    none."""
 
 
 @dataclass(frozen=True, kw_only=True)

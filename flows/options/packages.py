@@ -7,9 +7,9 @@ from flows.options.export_config import ExportRequest
 from flows.options.model import QUANTIZED, AdapterOptions, GgufOptions, HalfPrecisionOptions
 from flows.options.text import OutputOptions
 from flows.options.training import StepOptions, TrainedHalfOptions, TuneConfig
-from stages.export.jobs import BITSANDBYTES
+from stages.export import BITSANDBYTES
 from stages.models.graphs.manifest import BACKENDS
-from stages.tune.job import ADAMW
+from stages.tune import ADAMW
 
 
 def check_packages(config: RunOptions) -> None:

@@ -21,7 +21,7 @@ from flows.options.model import (
     StoreOptions,
 )
 from flows.options.text import EngineOptions, TrustOptions
-from stages.tune.job import ADAMW, ADAMW8, PAGED_ADAMW8
+from stages.tune import ADAMW, ADAMW8, PAGED_ADAMW8
 
 OPTIMIZERS = (ADAMW, ADAMW8, PAGED_ADAMW8)
 PRECISIONS = ("native", "fp32", "bf16", "nf4", "auto")

@@ -146,6 +146,7 @@ class LabelConfig(
     """Formats besides jsonl."""
 
 
+EACH_FRAME = Option("one hit per frame of a video, not per moment", flag="--each-frame")
 WHERE = Option(
     "filter condition: \"path like '%%.mp4' and time < 60\"", "", "EXPR", not_empty=GIVE_CONDITION
 )
@@ -171,7 +172,7 @@ class SearchQuery(OptionGroup):
     """Texts or image files. Hits that are closer to one of them are excluded."""
     where: Annotated[str | None, WHERE] = None
     """Filter condition on the rows; None: all rows."""
-    moments: Annotated[bool, Option("merge adjacent frames of a video")] = False
+    moments: Annotated[bool, EACH_FRAME] = True
     """Whether adjacent matching frames of a video become one hit."""
 
     def __post_init__(self) -> None:

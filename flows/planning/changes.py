@@ -13,7 +13,7 @@ from flows.checkpoint.prompt_tokens import encoder_frames, frame_size_tokens
 from flows.console.units import gib, rounded_up, written
 from flows.machine.budget import Budget
 from flows.pipelines import STAGES
-from flows.planning.choose import PlanRequest, StagePlan, allowed, choices
+from flows.planning.choose import PlanRequest, StagePlan, allowed, stage_plans
 from flows.planning.estimate import StageEstimate
 from flows.planning.workloads import PIXEL_BYTES, Workload, seen_size
 
@@ -134,7 +134,7 @@ def _in_pairs(
 
 def _estimate_in(request: PlanRequest, stage: str, budget: Budget) -> StageEstimate | None:
     """Return the estimate of a stage under a changed request; None if any stage does not fit."""
-    found = choices(request, request.rungs, budget)
+    found = stage_plans(request, request.rungs, budget)
     return found[stage].chosen if all(choice.fits for choice in found.values()) else None
 
 
@@ -151,7 +151,7 @@ def _auto(request: PlanRequest, stage: str) -> tuple[str, PlanRequest | None]:
     config, part = request.config, STAGES[stage].part
     if part is None or config.may_fall_back(part):
         return "", None
-    option = f"{part}_precision" if config.names(part) else "precision"
+    option = f"{part}_precision" if config.has_own_precision(part) else "precision"
     return f"--{option.replace('_', '-')} auto", in_precision(request, **{option: "auto"})
 
 

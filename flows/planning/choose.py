@@ -7,8 +7,8 @@ How it selects a rung:
 2. The first rung within the budget is selected.
 3. If there is none, the first rung on which the job's smallest chunk fits is selected. The run then
    tries larger chunks alone.
-4. If not even that fits, the rung with the lowest peak is selected. The stage is refused if a low
-   estimate of the smallest chunk (`DOUBT`) still exceeds the budget.
+4. If not even that fits, the rung with the lowest peak is selected. The stage is refused if the
+   certain part of its estimate for the smallest chunk (`CERTAIN_SHARE`) exceeds the budget.
 5. A rung on which an earlier run found the stage to fit is used without an estimate.
 
 The tokens of an answer are those that images and text leave of the context. The module starts no
@@ -44,7 +44,7 @@ from stages.decode.engines.slot_load import SCORE_BYTES
 from stages.decode.generation import SamplingParams
 from stages.process.device_limit import CONTEXT_BYTES
 
-DOUBT = 0.9
+CERTAIN_SHARE = 0.9
 """Share of the estimated computing memory that counts, next to the weights, when a stage is refused
 on its last rung. It reflects the error of estimates."""
 
@@ -170,7 +170,7 @@ def context_of(device: str) -> int:
     return measured or probed_context_bytes(device) or CONTEXT_BYTES
 
 
-def choices(
+def stage_plans(
     request: PlanRequest,
     rungs: Mapping[str, Sequence[Rung]],
     budget: Budget,
@@ -181,7 +181,7 @@ def choices(
     return {
         stage.name: _remembered(request, rungs[stage.name][0], known[stage.name], budget)
         if stage.name in known
-        else _choice(request, rungs[stage.name], budget)
+        else _stage_plan(request, rungs[stage.name], budget)
         for stage in request.stages
     }
 
@@ -204,7 +204,7 @@ def _remembered(request: PlanRequest, first: Rung, known: Rung, budget: Budget) 
     )
 
 
-def _choice(request: PlanRequest, rungs: Sequence[Rung], budget: Budget) -> StagePlan:
+def _stage_plan(request: PlanRequest, rungs: Sequence[Rung], budget: Budget) -> StagePlan:
     tried: list[StageEstimate] = []
     for rung in rungs:
         found = request.estimate(rung)
@@ -249,8 +249,9 @@ def refused(found: StageEstimate, budget: Budget) -> bool:
     if found.context_bytes != CONTEXT_BYTES:  # measured on this GPU
         certain += found.context_bytes
     if not found.by_dimensions:
-        certain += DOUBT * (found.activation_bytes + found.kv_bytes)
-    return certain > allowed(found, budget) or not _host_holds(DOUBT * found.host_bytes, budget)
+        certain += CERTAIN_SHARE * (found.activation_bytes + found.kv_bytes)
+    host_bytes = CERTAIN_SHARE * found.host_bytes
+    return certain > allowed(found, budget) or not _host_holds(host_bytes, budget)
 
 
 def _host_holds(size: float, budget: Budget) -> bool:

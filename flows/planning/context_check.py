@@ -20,7 +20,7 @@ from flows.checkpoint.prompt_tokens import (
     max_prompt_tokens,
     requested_sampling,
 )
-from flows.job.namespace_notes import context_note
+from flows.job.job_summary import context_note
 from flows.job.prepare import Job
 from flows.ledger.prompts import prompt_for
 from flows.options.commands import RunOptions

@@ -38,7 +38,7 @@ from flows.console.units import gib
 from flows.pipelines import STAGES
 from stages.memory.oom_retry import smaller
 from stages.process.events import BatchShrunk, Event, Item, TooLarge
-from stages.tune.job import ADAMW8, PAGED_ADAMW8
+from stages.tune import ADAMW8, PAGED_ADAMW8
 
 MLP_CHUNKS = (1024, 256)
 """Positions that pass an MLP at once, if all positions of a prompt or of frames are too many."""

@@ -3,6 +3,8 @@
 It builds the ladder of the job. A stage starts on a stored rung, or on the planned one. The module
 also supplies the advice for the end of the ladder. It starts no stage, and no process but the one
 that reads a model's profile.
+
+On a machine with measurements it also estimates the remaining time.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -14,16 +16,15 @@ from artifacts.errors import CannotFit
 from artifacts.store import open_store, prepare_store
 from flows.checkpoint.models import Model, digests_in, open_model, pipeline_for
 from flows.checkpoint.precision import precision_note
-from flows.console.units import gib
+from flows.console.units import duration, gib
 from flows.job.card_sampling import as_card, card_note, with_card_sampling
 from flows.job.hearing import pipeline_with_sound
-from flows.job.job_summary import halves, notes
-from flows.job.namespace_notes import context_note
+from flows.job.job_summary import context_note, halves, notes
 from flows.job.pass_mode import replanned_once, with_pass_mode
 from flows.job.prepare import Job, prepare
+from flows.ledger.ledger import bytes_to_fetch, cut_waves, stages_with_work
 from flows.ledger.prompts import check_summary
 from flows.ledger.tasks import keys_of
-from flows.ledger.waves import bytes_to_fetch, cut_waves, stages_with_work
 from flows.machine.budget import Budget, budget_on
 from flows.machine.gpus import select_devices
 from flows.machine.launch import Launcher
@@ -35,20 +36,88 @@ from flows.planning.changes import NAMED, cannot_fit, changes
 from flows.planning.choose import (
     PlanRequest,
     StagePlan,
-    choices,
     fits,
     memory_json,
     plan_request,
     plan_request_of_model,
+    stage_plans,
 )
 from flows.planning.context_check import context_notes, refuse_beyond_context, standard_notes
-from flows.planning.costs import rungs_of
+from flows.planning.costs import COSTS, rungs_of
 from flows.planning.ladder import Ladder, OnMove, Remembered, Rung, sizes
+from flows.planning.machine import ADVICE, Machine, find_machine, seconds
 from flows.planning.sizes import CLIP_BYTES, Estimate, clip_pixels, estimates
 from flows.planning.store_limit import StoreLimit, store_limit, wave_bytes
-from flows.planning.times import Times, clip_seconds, times_of
+from flows.planning.workloads import remaining_work
 from stages.process.device import device_uuid
 from stages.process.job import StageSpec
+
+
+def stage_seconds(
+    job: Job,
+    rungs: Mapping[str, Rung],
+    found: Sequence[Estimate],
+    machine: Machine,
+    new_tokens: int | None = None,
+) -> dict[str, float | None]:
+    """Return the seconds of each stage; None if a needed measurement is missing. `new_tokens`:
+    assumed caption length; None: the maximum."""
+    left = remaining_work(job, found)
+    new = EngineOptions.of(job.config).max_new_tokens if new_tokens is None else new_tokens
+    work = {
+        stage: COSTS[stage].work_left(job.model, rung, left, new) for stage, rung in rungs.items()
+    }
+    return {stage: seconds(machine, each) for stage, each in work.items()}
+
+
+CLIP_DECODES = 8
+"""Time of an exact clip in decodes of its frames (`python -m benchmarks.clips`)."""
+
+
+def clip_seconds(device: str, pixels: float) -> float | None:
+    """Return the seconds of making exact clips with so many pixels, if this machine was measured.
+    One core is left free."""
+    machine = find_machine(device).machine
+    if machine is None or not machine.video_pixels:
+        return None
+    share = max(1, machine.cores - 1) / machine.cores
+    return CLIP_DECODES * pixels / (machine.video_pixels * share)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Times:
+    """The times of a plan."""
+
+    seconds: dict[str, float | None] | None
+    """Stage → seconds, None if unknown; None without measurements."""
+    line: str
+    """The same as text."""
+
+
+def times_of(
+    job: Job,
+    rungs: Mapping[str, Rung],
+    found: Sequence[Estimate],
+    processes: Callable[[Rung], int] = lambda rung: 1,
+) -> Times:
+    """Return the remaining time of a job, if this machine was measured. `rungs`: starting rung of
+    each stage. `found`: estimate of each medium. `processes`: as in Ladder."""
+    known = find_machine(job.device)
+    if known.machine is None:
+        return Times(seconds=None, line=f"unknown: {known.why}; {ADVICE}")
+    each = {
+        stage: None if alone is None else alone / processes(rungs[stage])
+        for stage, alone in stage_seconds(job, rungs, found, known.machine).items()
+    }
+    bound = {stage: "up to " * STAGES[stage].uses_token_limit for stage in each}
+    texts = [
+        f"{stage} {'unknown' if s is None else bound[stage] + duration(s)}"
+        for stage, s in each.items()
+    ]
+    line = ", ".join(texts)
+    if any(STAGES[stage].uses_token_limit for stage in each):
+        line += f" (captions of {EngineOptions.of(job.config).max_new_tokens} tokens)"
+    return Times(seconds=each, line=f"{line}; {known.why}" if known.why else line)
 
 
 def ladder_of(job: Job, on_move: OnMove) -> Ladder:
@@ -87,7 +156,7 @@ def choose(
     `known`: rungs that fitted in an earlier run, used regardless of estimates. Raises CannotFit."""
     if not request.workloads:
         return {}
-    found = choices(request, rungs, budget, known)
+    found = stage_plans(request, rungs, budget, known)
     refused = [choice for choice in found.values() if choice.refused]
     if refused:
         raise cannot_fit(request, refused, budget)
@@ -203,7 +272,7 @@ def advice(request: PlanRequest, job: Job, ladder: Ladder, stage: str) -> str:
     if not request.workloads:
         return ""
     single_stage = replace(request, stages=(STAGES[stage],))
-    smallest = choices(single_stage, ladder.rungs, job.budget)[stage].chosen
+    smallest = stage_plans(single_stage, ladder.rungs, job.budget)[stage].chosen
     # It used more than estimated, so a change must lower the estimate.
     budget = replace(job.budget, bytes=min(job.budget.bytes, smallest.peak_bytes - 1))
     unfit = StagePlan(requested=smallest, chosen=smallest, fits=False, refused=True)
@@ -221,7 +290,7 @@ class Plan:
 
     request: PlanRequest
     budget: Budget
-    choices: dict[str, StagePlan]
+    stage_plans: dict[str, StagePlan]
     refusal: CannotFit | None
     """Error with the reason why it does not fit, and what would."""
     job: Job | None
@@ -241,23 +310,23 @@ class Plan:
     @property
     def times(self) -> Times | None:
         """Return the time estimate; None without media."""
-        if self.job is None or not self.choices:
+        if self.job is None or not self.stage_plans:
             return None
-        rungs = {stage: choice.chosen.rung for stage, choice in self.choices.items()}
+        rungs = {stage: choice.chosen.rung for stage, choice in self.stage_plans.items()}
         return times_of(self.job, rungs, self.expected, self.processes)
 
     @property
     def together(self) -> Mapping[str, int]:
         """Return stage → bytes of the GPU for the stages that compute at the same time; nothing if
         one follows the other."""
-        rungs = [choice.chosen.rung for choice in self.choices.values()][: len(CAPTION)]
+        rungs = [choice.chosen.rung for choice in self.stage_plans.values()][: len(CAPTION)]
         able = shares_device(self.request.model, rungs, self.devices)
         return fit_together(self.request, rungs, self.budget) if able else {}
 
     @property
     def memory(self) -> dict[str, Any]:
         """Return the memory plan as `run.json` stores it."""
-        return memory_json(self.choices, self.budget)
+        return memory_json(self.stage_plans, self.budget)
 
 
 def plan_of(
@@ -325,14 +394,14 @@ def _make_plan(
 ) -> Plan:
     # A plan only reads the stored rungs, so there are no moves to log.
     known = ladder_of(job, lambda *_: None).known() if job else {}
-    found = choices(request, request.rungs, budget, known) if request.workloads else {}
+    found = stage_plans(request, request.rungs, budget, known) if request.workloads else {}
     refused = [choice for choice in found.values() if choice.refused]
     limit = store_limit(job, expected) if job and stages_with_work(job.ledger, job.media) else None
     refusal = cannot_fit(request, refused, budget) if refused else None
     return Plan(
         request=request,
         budget=budget,
-        choices=found,
+        stage_plans=found,
         refusal=refusal or (limit.refusal() if limit else None),
         job=job,
         expected=expected,
@@ -348,7 +417,7 @@ def figures(plan: Plan) -> dict[str, Any]:
     found: dict[str, Any] = {
         "model": model.name,
         "device": request.device,
-        "gpus": {stage: plan.processes(c.chosen.rung) for stage, c in plan.choices.items()}
+        "gpus": {stage: plan.processes(c.chosen.rung) for stage, c in plan.stage_plans.items()}
         if len(plan.devices) > 1
         else {},
         "precision": model.precision(),
@@ -363,7 +432,7 @@ def figures(plan: Plan) -> dict[str, Any]:
             "budget": asdict(plan.budget),
             "arithmetic": {
                 stage: [asdict(term) for term in choice.chosen.terms]
-                for stage, choice in plan.choices.items()
+                for stage, choice in plan.stage_plans.items()
             },
         },
     }

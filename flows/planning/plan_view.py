@@ -19,7 +19,7 @@ from flows.job.job_summary import computed_by
 from flows.machine.budget import Budget
 from flows.pipelines import STAGES
 from flows.planning.changes import in_precision
-from flows.planning.choose import PlanRequest, StagePlan, allowed, choices
+from flows.planning.choose import PlanRequest, StagePlan, allowed, stage_plans
 from flows.planning.estimate import StageEstimate
 from flows.planning.ladder import Rung
 from flows.planning.plan import Plan, figures, processes_note
@@ -143,7 +143,7 @@ def plans_within(request: PlanRequest, size: int) -> dict[str, StagePlan]:
         # The host of a hypothetical GPU is unknown, so it sets no limit.
         host_bytes=1 << 60,
     )
-    return choices(request, request.rungs, budget)
+    return stage_plans(request, request.rungs, budget)
 
 
 def _cell(request: PlanRequest, gib: int) -> Cell:
@@ -191,7 +191,7 @@ def plan_lines(plan: Plan) -> list[str]:
     values = figures(plan)
     where = "a server" if plan.request.model.served else values["device"]
     lines = [*verdict(plan), f"model       {values['model']} on {where}"]
-    rungs = [choice.chosen.rung for choice in plan.choices.values()]
+    rungs = [choice.chosen.rung for choice in plan.stage_plans.values()]
     packed = {STAGES[rung.stage].part for rung in rungs if rung.packed}
     lines += [
         f"  {name:10s}{_weights_of(plan, name, half, packed=name in packed)}, "
@@ -246,11 +246,11 @@ def verdict(plan: Plan) -> Iterator[str]:
         yield f"does not fit: {plan.refusal.message}"
         yield f"instead     {plan.refusal.hint}"
         return
-    if not plan.choices:
+    if not plan.stage_plans:
         yield "nothing to compute: none of the media can be read"
         return
-    uncertain = [stage for stage, choice in plan.choices.items() if not choice.fits]
-    largest = max((c.chosen for c in plan.choices.values()), key=lambda e: e.peak_bytes)
+    uncertain = [stage for stage, choice in plan.stage_plans.items() if not choice.fits]
+    largest = max((c.chosen for c in plan.stage_plans.values()), key=lambda e: e.peak_bytes)
     peak = (
         f"{largest.rung.stage} takes most, {gib(largest.peak_bytes)} of "
         f"{gib(plan.budget.bytes)} allowed"
@@ -259,7 +259,9 @@ def verdict(plan: Plan) -> Iterator[str]:
         yield f"may not fit: the largest chunks in {' and '.join(uncertain)}; {peak}"
         return
     reduced = [
-        choice for choice in plan.choices.values() if choice.chosen.rung != choice.requested.rung
+        choice
+        for choice in plan.stage_plans.values()
+        if choice.chosen.rung != choice.requested.rung
     ]
     how = "".join(f"; {c.chosen.rung.stage} with {c.chosen.rung.name}" for c in reduced)
     yield f"fits: {peak}{how}"
@@ -267,11 +269,11 @@ def verdict(plan: Plan) -> Iterator[str]:
 
 def memory_lines(plan: Plan) -> Iterator[str]:
     """Yield the memory by stage, in GiB."""
-    if not plan.choices:
+    if not plan.stage_plans:
         return
     yield "memory, GiB"
     budget = plan.budget
-    rows = [_row(stage, choice.chosen) for stage, choice in plan.choices.items()]
+    rows = [_row(stage, choice.chosen) for stage, choice in plan.stage_plans.items()]
     is_small = budget.bytes < GIB / 10
     given = gib(budget.bytes) if is_small else f"{budget.bytes / GIB:.2f}"
     rows.append(("allowed", *[""] * len(PARTS), given, ""))
@@ -281,13 +283,13 @@ def memory_lines(plan: Plan) -> Iterator[str]:
         each = " and ".join(f"{stage} in {gib(size)}" for stage, size in shares.items())
         yield f"together    {each}, at the same time"
     if budget.device != "cpu":
-        largest = max(plan.choices.values(), key=lambda choice: choice.chosen.host_bytes).chosen
+        largest = max(plan.stage_plans.values(), key=lambda choice: choice.chosen.host_bytes).chosen
         yield (
             f"host        {gib(largest.host_bytes)} at most, by {largest.rung.stage}; "
             f"{gib(budget.host_bytes)} free"
         )
     if len(plan.devices) > 1:
-        rungs = [choice.chosen.rung for choice in plan.choices.values()]
+        rungs = [choice.chosen.rung for choice in plan.stage_plans.values()]
         each = ", ".join(f"{rung.stage} on {plan.processes(rung)}" for rung in rungs)
         yield f"gpus        {each}: they make a run faster, not a model smaller"
         if note := processes_note(plan.request, rungs, budget, len(plan.devices)):
@@ -306,7 +308,7 @@ def _row(stage: str, found: StageEstimate) -> tuple[str, ...]:
 
 def explain_lines(plan: Plan) -> Iterator[str]:
     """Yield the arithmetic, term by term."""
-    for stage, choice in plan.choices.items():
+    for stage, choice in plan.stage_plans.items():
         found = choice.chosen
         yield f"{stage}, {found.rung.name}"
         if found.workload is not None:
@@ -390,7 +392,7 @@ def _limit_why(plan: Plan) -> str:
 
 def _costs(plan: Plan) -> Iterator[str]:
     """Yield why a stage does not run as requested, and what that costs."""
-    for stage, choice in plan.choices.items():
+    for stage, choice in plan.stage_plans.items():
         if choice.chosen.rung != choice.requested.rung and not choice.refused:
             first = choice.requested
             why = f"would take {gib(first.peak_bytes)}"

@@ -30,7 +30,7 @@ from flows.options.media import VectorSamplingOptions
 from flows.options.model import TORCH
 from flows.options.text import DataSetOptions, OutputOptions
 from flows.pipelines import encoder_of
-from stages.export.jobs import TimingJob
+from stages.export import TimingJob
 from stages.models.graphs.manifest import ONNX
 from stages.models.half_job import HalfJob
 from stages.process.memory import cores

@@ -14,12 +14,13 @@ from artifacts.keys import item_key
 from artifacts.packs import Pack, packs, sizes_in
 from flows.console.units import rounded_up, size, written
 from flows.job.prepare import Job
+from flows.ledger.ledger import cut_waves
 from flows.ledger.tasks import Medium, Task, keys_of
-from flows.ledger.waves import cut_waves
 from flows.machine.leases import Lease, running_jobs
 from flows.options.model import StoreSizeOptions
 from flows.pipelines import LARGE
 from flows.planning.sizes import Estimate, wave_limit
+from stages import hear, sound
 
 SMALL_BYTES = 4096
 """Bytes in the store for one chunk besides frames and features: its caption, and its parts of
@@ -39,7 +40,7 @@ class StoreLimit:
         self._expected = {(medium.digest, medium.prompt): each for medium, each in pairs}
         self._first = job.pipeline[0]
         self._kinds = [stage.writes for stage in job.pipeline if stage.writes in LARGE]
-        """Kinds of its large records: frames and features, then those of sound."""
+        """Kinds of its large records."""
         read = {kind for stage in job.pipeline for kind in stage.reads}
         self._stays = {*self._kinds} - read
         """Kinds that this run reads in the end."""
@@ -156,18 +157,14 @@ class StoreLimit:
         that it adds for good."""
         tasks = self._ledger.tasks([medium])
         expected = self._expected[medium.digest, medium.prompt]
-        sizes = (
-            expected.frame_bytes,
-            expected.feature_bytes,
-            expected.sound_bytes,
-            expected.heard_bytes,
-        )
-        most = dict(zip(self._kinds, sizes, strict=False))
+        most = dict.fromkeys(self._kinds, expected.feature_bytes)
+        most |= {self._first.writes: expected.frame_bytes}
+        most |= {sound.STAGE.writes: expected.sound_bytes, hear.STAGE.writes: expected.heard_bytes}
         is_done = bool(tasks) and not any(map(self._read, tasks))
         left = {
             kind: max(0, size - sum(self._length(t, kind) for t in tasks))
             for kind, size in most.items()
-            if not self._is_made(tasks, kind)
+            if kind in self._kinds and not self._is_made(tasks, kind)
         }
         small = 0 if is_done else SMALL_BYTES * expected.chunks
         stays = sum(left.pop(kind, 0) for kind in self._stays)

@@ -14,9 +14,9 @@ from artifacts.tiles import LARGE
 from flows.checkpoint.models import Model
 from flows.checkpoint.prompt_tokens import FrameBound, chunk_frame_tokens, encoder_frames
 from flows.job.prepare import Job
+from flows.ledger.ledger import BYTES_PER_TOKEN
 from flows.ledger.prompts import added_bytes
 from flows.ledger.tasks import Medium
-from flows.ledger.waves import BYTES_PER_TOKEN
 from flows.planning.sizes import UNKNOWN_SIZE, Estimate, frame_counts
 from stages.process.job import StageSpec
 

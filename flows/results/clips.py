@@ -35,7 +35,8 @@ from flows.job.media_digests import JobFile
 from flows.job.prepare import Job
 from flows.machine.launch import MAX_RESTARTS, Launcher, StageCall, StageHandle
 from flows.media.media_files import Selection
-from flows.options.formats import EXACT, MADE, SOUNDING
+from flows.options.formats import EXACT, MADE, SOUNDING, sounding
+from flows.options.media import SoundOptions
 from flows.options.text import OutputOptions
 from flows.results.captions import captions_of
 from flows.results.marker import clips_sound, media_mode
@@ -64,13 +65,18 @@ class SampleSource:
     """Stamp of the file when it was captioned."""
 
 
+def track_of(job: Job) -> int:
+    """Return the requested sound track of clips, from 1; 0: the default one."""
+    return SoundOptions.of(job.config).sound_track or 0
+
+
 def sample_sources(job: Job, user_texts: UserTexts | None = None) -> Iterator[list[SampleSource]]:
     """Yield the samples of each file, in source order, grouped by prompt. User-written texts
     replace captions."""
     copies: Counter[tuple[str, str, str]] = Counter()
     user_texts = user_texts or UserTexts(job)
     made = MADE[media_mode(job.out, job.config)][not job.sampling.deinterlace]
-    sound = SOUNDING * clips_sound(job.out, job.config)
+    sound = sounding(track_of(job)) * clips_sound(job.out, job.config)
     for group in job.by_file:
         items: list[SampleSource] = []
         for each in group:
@@ -173,7 +179,7 @@ class Cutter:
         self._deinterlace = job.sampling.deinterlace
         self.exact = media_mode(job.out, job.config) == EXACT
         """Whether clips are exact, and whole files copied where readers show them otherwise."""
-        self._sound = clips_sound(job.out, job.config)
+        self._sound, self._track = clips_sound(job.out, job.config), track_of(job)
         fitting = host_free_bytes() // PROCESS_BYTES
         self._processes = max(1, min(cores() - 1, fitting)) if self.exact else 1
 
@@ -264,6 +270,7 @@ class Cutter:
             exact=self.exact,
             deinterlace=self._deinterlace,
             sound=self._sound,
+            track=self._track,
         )
         return StageCall(name="cut", job=job, device="cpu", log=self._log)
 
@@ -357,8 +364,8 @@ class Clips:
         self, items: Sequence[SampleSource], copied: Collection[str] = ()
     ) -> dict[str, Path]:
         """Return the key of each sample → its clip. Cuts missing clips. A whole file has none if
-        every reader shows it as the model saw it (`stands`), unless it is `copied`, by the clip.
-        Raises PenstockError."""
+        every reader shows it as the model saw it (`is_shown_as_seen`), unless its clip is in
+        `copied`. Raises PenstockError."""
         keys = {item.sample.key: item.sample.clip for item in items}
         by_key = {keys[item.sample.key]: item for item in reversed(items)}
         present = self._present()
@@ -429,7 +436,7 @@ class Clips:
             }
         return {}
 
-    def stands(self, item: SampleSource) -> bool:
+    def is_shown_as_seen(self, item: SampleSource) -> bool:
         """Return whether every reader shows a whole file as the model saw it."""
         return bool(self._index.get(item.sample.clip, {}).get("plain"))
 
@@ -513,7 +520,7 @@ class Clips:
 def _key_of_other_sound(item: SampleSource) -> str:
     """Return the key of the same clip with sound if it has none, else without."""
     made = item.sample.made
-    other = made.removesuffix(SOUNDING) if made.endswith(SOUNDING) else made + SOUNDING
+    other = made.partition(SOUNDING)[0] if SOUNDING in made else made + SOUNDING
     return replace(item.sample, made=other).clip
 
 

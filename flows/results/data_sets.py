@@ -69,13 +69,18 @@ def write_dataset(
     if rest or shards != before:
         on_progress("webdataset", len(items), len(items) - len(rest))
         exact = cutter.exact
-        stored = clips_in(folder) if exact or not all(i.whole for i in rest) else {}
+        stored = clips_in(folder) if exact or not all(item.whole for item in rest) else {}
         clips = Clips(job, launcher, on_progress)
-        plain = {i.sample.clip: not exact or clips.stands(i) for i in rest if i.whole}
-        cut = {key: clips.find(key) or stored.get(key) for key in {i.sample.clip for i in rest}}
+        plain = {
+            item.sample.clip: not exact or clips.is_shown_as_seen(item)
+            for item in rest
+            if item.whole
+        }
+        keys = {item.sample.clip for item in rest}
+        known = {key: clips.find(key) or stored.get(key) for key in keys}
         copies: dict[str, tuple[str, int]] = {}
-        shards = write_shards(folder, shards, _samples(rest, cutter, cut, plain, copies))
-        fresh = (i for i in rest if exact and i.whole and i.sample.clip not in stored)
+        shards = write_shards(folder, shards, _samples(rest, cutter, known, plain, copies))
+        fresh = (item for item in rest if exact and item.whole and item.sample.clip not in stored)
         notes += clips.note_on_files(fresh, copies)
         notes += [silent_note(cutter.silent)] if cutter.silent else []
         cutter.clear()
@@ -116,8 +121,10 @@ def _samples(
     samples as they are (`plain`), and clips that are cut for it. These are deleted after their
     batch; `copies` gets the reason and the bytes of those of whole files."""
     for batch in batches(items):
-        keys = {i.sample.clip: i for i in batch}
-        cut = cutter([i for key, i in keys.items() if not (known.get(key) or plain.get(key))])
+        by_clip = {item.sample.clip: item for item in batch}
+        cut = cutter(
+            [item for key, item in by_clip.items() if not (known.get(key) or plain.get(key))]
+        )
         for item in batch:
             key = item.sample.clip
             if stored := known.get(key):
@@ -178,15 +185,18 @@ def write_trainers(job: Job, launcher: Launcher, on_progress: OnProgress) -> Tra
     user_texts = UserTexts(job)
     items = [chunk for group in sample_sources(job, user_texts) for chunk in by_chunk(group)]
     clips = Clips(job, launcher, on_progress)
-    taken = [TRAINERS[name] for name in forms]
-    firsts = [c[0] for c in items if any(c[0].kind in form.folders for form in taken)]
+    trainers = [TRAINERS[name] for name in forms]
+    firsts = [
+        chunk[0] for chunk in items if any(chunk[0].kind in form.folders for form in trainers)
+    ]
     unread = {
         item.sample.clip
         for item in firsts
-        if any(not form.reads(item.kind, item.file.name) for form in taken)
+        if any(not form.reads(item.kind, item.file.name) for form in trainers)
     }
     cut = clips.clips_for(
-        [i for i in firsts if clips.exact or not i.whole], unread if clips.exact else ()
+        [item for item in firsts if clips.exact or not item.whole],
+        unread if clips.exact else (),
     )
     found = TrainersWritten()
     for name in forms:
@@ -196,7 +206,7 @@ def write_trainers(job: Job, launcher: Launcher, on_progress: OnProgress) -> Tra
         keep_media(job.out, name)
         found.notes += trainer.notes()
         found.user_texts[name] = trainer.user_texts
-    found.notes += clips.note_on_files(i for i in firsts if clips.exact and i.whole)
+    found.notes += clips.note_on_files(item for item in firsts if clips.exact and item.whole)
     found.notes += clips.notes()
     found.notes += user_texts.notes()
     return found
@@ -230,7 +240,9 @@ class _TrainerFolder:
 
     def write(self, items: Sequence[Chunk], cut: Mapping[str, Path]) -> bool:
         """Write its files. Return whether all of them are up to date."""
-        usable = [(c, path) for c in items if (path := self._media(c[0], cut)) is not None]
+        usable = [
+            (chunk, path) for chunk in items if (path := self._media(chunk[0], cut)) is not None
+        ]
         for chunk, _ in () if self._form.several else usable:
             one = f"it takes one per sample, that of prompt {chunk[0].sample.row.name}"
             self._left_out.update({("caption", one): len(chunk) - 1} if len(chunk) > 1 else {})
@@ -243,9 +255,9 @@ class _TrainerFolder:
                 self._kept.append(file)
         kept = {file for file in self._kept if ".json" in file}  # captions, and not settings
         self.user_texts = sum(
-            has_user_text(e.rows if self._form.several else [e.row])
-            and not (kept and kept & {*self._form.write([e], self._folder)})
-            for e in entries
+            has_user_text(entry.rows if self._form.several else [entry.row])
+            and not (kept and kept & {*self._form.write([entry], self._folder)})
+            for entry in entries
         )
         try:
             self._clear(set(texts), {entry.path for entry in entries})
@@ -257,7 +269,7 @@ class _TrainerFolder:
         """Return the file of one chunk, if the trainer can read it."""
         is_file = item.whole and (
             not self._clips.exact
-            or (self._clips.stands(item) and self._form.reads(item.kind, item.file.name))
+            or (self._clips.is_shown_as_seen(item) and self._form.reads(item.kind, item.file.name))
         )
         path = item.file if is_file else cut.get(item.sample.key)
         if item.kind not in self._form.folders:
@@ -274,7 +286,7 @@ class _TrainerFolder:
 
     def _entries(self, usable: Sequence[tuple[Chunk, Path]]) -> list[TrainerEntry]:
         """Return the entries; link media that the trainer needs in its folder or would confuse."""
-        fold = self._folded  # what a trainer caches may lie there
+        fold = self._folded  # a trainer may cache files on that disk
         apart = [fold(self._form.apart(PurePosixPath(one_name(path)))) for _, path in usable]
         seen, names = Counter(apart), Counter[str]()
         entries: list[TrainerEntry] = []

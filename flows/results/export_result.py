@@ -25,7 +25,7 @@ from artifacts.json_shapes import (
 from flows.console.units import size
 from flows.options.export_config import EXPORTED, NATIVE, REJECTED, RUNS, ExportRequest
 from flows.results.run_record import RUN_RECORD
-from stages.export.jobs import GRAPHS
+from stages.export import GRAPHS
 from stages.export.parity import GATES, PARITY, evaluate_parity, verdict_in
 from stages.models.graphs import FOLDER
 from stages.models.hub.checkpoint import CONFIG

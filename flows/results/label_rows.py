@@ -25,10 +25,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from artifacts.errors import UsageError
-from artifacts.labels import Labelled, Scored
+from artifacts.labels import Labelled, Scored, TextVectors
 from artifacts.paths import text_named
 from artifacts.tables import read_csv
-from artifacts.text_vectors import TextVectors
 from artifacts.vectors import Vectors, vectors_in
 from flows.job.prepare import Job
 from flows.ledger.tasks import Task

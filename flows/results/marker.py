@@ -16,7 +16,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from artifacts.files import whole_file, write_text
-from artifacts.json_shapes import MapOf, OptionalField, check, parse, string
+from artifacts.json_shapes import MapOf, check, parse, string
 from artifacts.keys import digest_of
 from artifacts.regular_files import open_regular, read_text
 from artifacts.signing import MARKER as PURPOSE
@@ -41,9 +41,8 @@ BYTES = 256 << 20
 
 
 SHAPE = {
-    **dict.fromkeys(("command", "folder", "store", "media"), string),
+    **dict.fromkeys(("command", "folder", "store", "media", "clip_sound"), string),
     **{key: [string] for key in ("words", "outputs", "inputs", "digests")},
-    "clip_sound": OptionalField(string),
     SIGNATURES: MapOf(string),
 }
 

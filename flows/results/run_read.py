@@ -42,6 +42,7 @@ PLAN = {
     "batch_size": Nullable(count),
     "store": string,
     "chunks": OptionalField(count),
+    "counts": OptionalField(text),
     "halves": MapOf(HALF),
     "sampling": MapOf(anything),
     "notes": [text],

@@ -20,6 +20,7 @@ from flows.results.rounds import rounds_in, summary_json
 from flows.results.run_history import current_runs, sum_of
 from flows.results.run_read import load_record
 from flows.results.tuned import TrainingFound, training_in
+from stages.process.job import CHUNK
 
 RECENT_SECONDS = 60.0
 """Window, in seconds, of the latest speed."""
@@ -29,20 +30,22 @@ SHORTEST_SECONDS = 1.0
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StageStatus:
-    """One stage of a run, in chunks. Failures of the frames stage are counted in files."""
+    """One stage of a run. Failures of a stage that reads files are counted in files."""
 
     name: str
+    counts: str
+    """Noun of what it makes one by one; empty: none."""
     running: bool
     done: int
-    """Chunks done in this run and before it."""
+    """Items done in this run and before it."""
     failed: int
     pending: int
     about: bool
     """Whether `pending` is an estimate from file headers, because some files were not read yet."""
     rate: float | None
-    """Chunks per second in this run; None if there are none."""
+    """Items per second in this run; None if there are none."""
     rate_last_minute: float | None
-    """Chunks per second in the last minute; None if the stage is not running."""
+    """Items per second in the last minute; None if the stage is not running."""
     seconds_left: float | None
     """Estimated seconds left; None: unknown."""
     seconds: float
@@ -66,12 +69,17 @@ def stages_of(record: Mapping[str, Any], now: float) -> list[StageStatus]:
     planned = record["plan"].get("memory") or {"stages": []}
     peaks = {stage["rung"]["stage"]: stage["peak_bytes"] for stage in planned["stages"]}
     at = now if record["state"] == "running" else None
-    return [_stage(entry, about, at, peaks.get(entry["name"], 0)) for entry in record["stages"]]
+    noun = record["plan"].get("counts", CHUNK)
+    return [
+        _stage(entry, about, at, peaks.get(entry["name"], 0), noun) for entry in record["stages"]
+    ]
 
 
 def _stage(
-    entry: Mapping[str, Any], about: int, now: float | None, planned_bytes: int
+    entry: Mapping[str, Any], about: int, now: float | None, planned_bytes: int, noun: str
 ) -> StageStatus:
+    """`noun`: what chunks of this run are called."""
+    counts = STAGES[entry["name"]].counts
     running = now is not None and bool(entry["since"])
     made = entry["items"] + entry["running"]
     total = max(entry["total"], about)
@@ -82,7 +90,7 @@ def _stage(
     if running and now is not None:
         seconds += max(0.0, now - entry["since"])
     rate = made / seconds if made and seconds >= SHORTEST_SECONDS else None
-    lately = _lately(entry, made, now) if running and now is not None else None
+    lately = _recent_rate(entry, made, now) if running and now is not None else None
     speed = lately or rate
     on_device = bool(entry["peak_device_bytes"])
     peak = entry["peak_device_bytes" if on_device else "peak_host_bytes"]
@@ -90,6 +98,7 @@ def _stage(
     left = 0.0 if not pending else pending / speed if speed and now is not None else None
     return StageStatus(
         name=entry["name"],
+        counts=noun if counts == CHUNK else counts,
         running=running,
         done=done,
         failed=entry["failed"],
@@ -120,8 +129,9 @@ def _above_baseline(entry: Mapping[str, Any], taken: int) -> int:
     return max(0, int(taken - baseline))
 
 
-def _lately(entry: Mapping[str, Any], made: int, now: float) -> float | None:
-    """Return chunks per second since the oldest sample of the last minute; 0 without a sample."""
+def _recent_rate(entry: Mapping[str, Any], made: int, now: float) -> float | None:
+    """Return chunks per second since the oldest sample of the last minute: 0 without a sample, None
+    if the stage or that sample is too young to tell."""
     samples = [s for s in entry["recent"] if now - s[0] <= RECENT_SECONDS]
     if not samples:
         return 0.0 if now - entry["since"] > RECENT_SECONDS else None
@@ -161,7 +171,7 @@ def cells(stage: StageStatus) -> tuple[str, ...]:
         peak += f" ({taken}{size(stage.planned_bytes)} planned)"
     return (
         stage.name,
-        str(stage.done),
+        counted(stage.done, stage.counts) if stage.counts else str(stage.done),
         str(stage.failed),
         ("~" if stage.about and stage.pending else "") + str(stage.pending),
         lately,
@@ -222,12 +232,12 @@ def runs_line(record: Mapping[str, Any]) -> str:
 
 
 def pass_modes_line(record: Mapping[str, Any]) -> str:
-    """Return how many chunks passed the vision half in which way, such as `8 alone, 4 fixed`; empty
-    if all were encoded in batches."""
+    """Return how many inputs passed the vision half in each pass mode, such as `8 alone, 4 fixed`;
+    empty if no stage counted them."""
     made = Counter[str]()
     for stage in record["stages"]:
         made.update(stage["notes"].get("ways", {}))
-    return ", ".join(f"{n:,} {way}" for way, n in sorted(made.items()))
+    return ", ".join(f"{n:,} {pass_mode}" for pass_mode, n in sorted(made.items()))
 
 
 def kind_of(record: Mapping[str, Any]) -> str:

@@ -190,8 +190,8 @@ class MarkedFiles:
     chunks: list[Values] = field(default_factory=list)
     """Marks of the chunks of all videos."""
 
-    def places(self) -> list[int]:
-        """Return the numbers of the files that come first with their content."""
+    def first_indexes(self) -> list[int]:
+        """Return the indexes of the files that come first with their content."""
         first: dict[str, int] = {}
         for at, each in enumerate(self.files):
             first.setdefault(each.medium.digest, at)
@@ -232,17 +232,17 @@ def add_file(found: MarkedFiles, each: JobFile, marked: Marked, chunk: float) ->
 
 
 def mark_copies(found: MarkedFiles, items: Sequence[Fingerprint], *, mirrored: bool) -> None:
-    """Mark exact and near duplicates. `items` are those of `found.places()`."""
+    """Mark exact and near duplicates. `items` are those of `found.first_indexes()`."""
     mark_groups(found, groups_of(items, mirrored=mirrored), "group", "duplicate")
-    firsts = set(found.places())
+    firsts = set(found.first_indexes())
     for at, row in enumerate(found.rows):
         row["exact"] = int(at not in firsts)
 
 
 def mark_groups(found: MarkedFiles, groups: NDArray[Any], number: str, flag: str) -> None:
     """Number the groups of several files, and flag all but the best of each. `groups` has a value
-    per content of `found.places()`."""
-    firsts = (found.files[at].medium.digest for at in found.places())
+    per file of `found.first_indexes()`."""
+    firsts = (found.files[at].medium.digest for at in found.first_indexes())
     of_content = dict(zip(firsts, groups, strict=True))
     members = defaultdict(list)
     for at, each in enumerate(found.files):
@@ -255,14 +255,14 @@ def mark_groups(found: MarkedFiles, groups: NDArray[Any], number: str, flag: str
 
 
 def _quality(row: Mapping[str, Any]) -> tuple[bool, bool, float, float]:
-    """Return by what the best of a group is chosen: no faults, more than black and white, then its
-    resolution, then its sharpness."""
+    """Return the sort key by which the best of a group is chosen: no faults, more than black and
+    white, then its resolution, then its sharpness."""
     good = not row["faults"], not row["bilevel"]
     return *good, row["width"] * row["height"], row["sharpness"] or 0.0
 
 
 def kept_of(found: MarkedFiles, condition: Condition | None) -> tuple[list[int], dict[int, str]]:
-    """Return the numbers of the files to keep, and of each other file why it is left out."""
+    """Return the indexes of the files to keep, and index → why each other file is left out."""
     if condition is None or not found.rows:
         return list(range(len(found.rows))), {}
     # Numbers of one type, since a condition may compare a count with 0.5.

@@ -19,7 +19,7 @@ from flows.options.text import EngineOptions, PromptOptions, TextOptions
 from flows.results.captions import ALL_REASONING, readable_captions, unanswered, unrejected
 from stages.decode.generation import SamplingParams
 from stages.process.job import StageSpec
-from stages.summarize.job import SUMMARY
+from stages.summarize import SUMMARY
 
 SUMMARIES = "summaries.jsonl"
 """File of the summaries, in the folder of a run."""

@@ -25,9 +25,9 @@ from artifacts.signing import EDIT, ROUND, Proof, anybody, proof_by
 from flows.console.lines import is_terminal, print_lines, printable
 from flows.options.model import default_store
 from flows.results.marker import CAPTIONS, MEDIA, Marker, inputs_in, own_marker, read_marker
-from flows.results.recorded_command import COMMAND, repeated
 from flows.results.rounds import rounds_in
 from flows.results.run_read import load_record
+from flows.results.run_record import COMMAND, repeated
 
 COMMANDS, ADDRESSES, CORRECTIONS, ROUNDS = ("commands", "addresses", "corrections", "rounds")
 """What a command may take from a folder: the command that it repeats, the addresses that it
@@ -69,9 +69,10 @@ def belief_in(out: Path, store: str = "", *, trust: bool = False) -> Belief:
     empty: the default. With `trust`, all of it is. Raises UsageError."""
     named = store or default_store()
     marker = own_marker(out, named, (MEDIA, CAPTIONS))
-    place = (marker.store or named) if marker is not None else named if trust else ""
-    stated = _stated(os.path.realpath(out)) if trust and marker is None else marker
-    return Belief(marker=stated, store=place, named=named, is_trusted=trust)
+    if marker is not None:
+        return Belief(marker=marker, store=marker.store or named, named=named, is_trusted=trust)
+    stated = _stated(os.path.realpath(out)) if trust else None
+    return Belief(marker=stated, store=named if trust else "", named=named, is_trusted=trust)
 
 
 @cache

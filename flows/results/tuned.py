@@ -11,8 +11,7 @@ from artifacts.json_shapes import MapOf, anything, count, number, read_json
 from artifacts.plurals import counted
 from flows.results.run_record import RUN_RECORD
 from stages.models.adapter_modules import ADAPTER_WEIGHTS
-from stages.tune import STAGE
-from stages.tune.job import EACH, RECORD, SCORE
+from stages.tune import EACH, RECORD, SCORE, STAGE
 
 RUN = "run"
 """Subfolder of an adapter's folder for the record and the logs of the run."""

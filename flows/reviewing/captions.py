@@ -226,22 +226,22 @@ class ReviewedCaptions:
             raise EditRefused(str(error)) from error
         if max(len(request["id"]), len(request["does"])) > LONGEST_NAME:
             raise EditRefused(f"an edit's name has at most {LONGEST_NAME} characters")
-        deed = {"id": request["id"], "time": now(), "does": request["does"]}
+        action = {"id": request["id"], "time": now(), "does": request["does"]}
         if request["does"] not in (UNDO, REDO):
-            deed["changes"] = self._changes(request.get("changes") or [])
-        elif (target := self.journal.edits.target(deed)) is not None:
-            deed["of"] = target["id"]
-        changed = self.add(deed)
+            action["changes"] = self._changes(request.get("changes") or [])
+        elif (target := self.journal.edits.target(action)) is not None:
+            action["of"] = target["id"]
+        changed = self.add(action)
         own, stored = self._own.now, self._stored() if self._stored is not None else {}
         edits = {key: self._edit(key, own, stored) or UNTOUCHED for key in changed}
         return {"edits": {key: edit_json(edit) for key, edit in edits.items()}, **self.steps()}
 
-    def add(self, deed: Mapping[str, Any]) -> list[str]:
+    def add(self, action: Mapping[str, Any]) -> list[str]:
         """Add an action to the journal durably, once, and to the store. Return the keys of the
         captions that it changed. Raises EnvironmentFault."""
-        is_repeated = deed["id"] in self.journal.edits.ids
-        event = event_of(self.journal.edits, deed)
-        changed = self.journal.add(deed)
+        is_repeated = action["id"] in self.journal.edits.ids
+        event = event_of(self.journal.edits, action)
+        changed = self.journal.add(action)
         if self._stored is not None and self._is_stored and event is not None and not is_repeated:
             self._stored.add([event])
         return changed
@@ -328,9 +328,9 @@ def edit_json(edit: Edit) -> dict[str, Any]:
     return {"caption": edit.caption, "review": edit.review}
 
 
-def _description(deed: Mapping[str, Any] | None) -> str:
+def _description(action: Mapping[str, Any] | None) -> str:
     """Return the description of an action for the undo button."""
-    if deed is None:
+    if action is None:
         return ""
-    count = len(deed["changes"])
-    return f"{deed['does']}, {counted(count, 'caption')}" if count > 1 else str(deed["does"])
+    count = len(action["changes"])
+    return f"{action['does']}, {counted(count, 'caption')}" if count > 1 else str(action["does"])

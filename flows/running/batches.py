@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from flows.checkpoint.models import Model
 from flows.job.prepare import Job
+from flows.ledger.ledger import lengths_of
 from flows.ledger.tasks import Medium, Task, unique
-from flows.ledger.waves import lengths_of
 from flows.planning.ladder import Rung
 from stages.memory.oom_retry import split_batch
 from stages.models.encoding import FRAMES_PER_BATCH
@@ -65,7 +65,8 @@ def next_work(job: Job, stage: StageSpec, wave: Sequence[Medium], rung: Rung) ->
         if stage.prompted
         else encode_batches_of(job, stage, together, rung)
     )
-    alone = stage.part == "vision" and not job.model.in_batches
+    # What a stage reads from files does not depend on the batch either.
+    alone = not stage.reads or (stage.part == "vision" and not job.model.in_batches)
     return StageWork(
         rung=rung,
         tasks=together,

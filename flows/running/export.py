@@ -22,12 +22,12 @@ from flows.checkpoint.adapters import (
     as_published_fields,
     read_noted_adapter,
 )
-from flows.checkpoint.model_files import ModelDigests
 from flows.checkpoint.models import digests_in
+from flows.checkpoint.profile_loading import ModelDigests
 from flows.console.display import Display
 from flows.job.pass_mode import replanned_once
 from flows.job.prepare import Job
-from flows.ledger.waves import fetch_parts
+from flows.ledger.ledger import fetch_parts
 from flows.machine.launch import DirectLauncher, StageCall, run_with_restarts
 from flows.options.commands import RunOptions
 from flows.options.export_config import EXPORTED as EXPORTED_RUN
@@ -60,10 +60,14 @@ from flows.running.samples import (
     tasks_by_identity,
 )
 from flows.running.stage_calls import StageCallBuilder
-from stages.export import CALIBRATE, COMPARE, JUDGE, STAGE, TRACE
-from stages.export.jobs import (
+from stages.export import (
+    CALIBRATE,
+    COMPARE,
     GRAPHS,
+    JUDGE,
     PACKED,
+    STAGE,
+    TRACE,
     CalibrateJob,
     ExportJob,
     GraphJob,

@@ -37,8 +37,8 @@ from artifacts.packs import RecordSet, refresh_together
 from artifacts.regular_files import refuse_links
 from artifacts.schema import ChunkIndex, MediaIndex
 from flows.job.prepare import Job
+from flows.ledger.ledger import previous_lengths
 from flows.ledger.tasks import Medium, Task, task_of, unique
-from flows.ledger.waves import previous_lengths
 from flows.machine.launch import StageHandle
 from flows.pipelines import encoder_of
 from flows.planning.ladder import Rung
@@ -48,11 +48,10 @@ from flows.running.stage_calls import StageCallBuilder
 from flows.running.stage_loop import Attempt, StageLoop
 from stages import decode
 from stages.models.encoding import FEED_NOTE
-from stages.process.device import device_used_bytes
+from stages.process.device import device_used_bytes, lock_path
 from stages.process.events import WAITS_FOR_DEVICE, StageOutcome
 from stages.process.job import StageSpec
 from stages.process.live import RequestPipe
-from stages.process.lock import lock_path
 from stages.process.stage_process import wait_for_release
 
 log = logging.getLogger(__name__)

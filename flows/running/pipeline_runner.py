@@ -13,14 +13,14 @@ from artifacts.captions import Failure, write_jsonl
 from artifacts.edits import EDITS
 from artifacts.errors import HalfChecked, Killed, ModelChanged, PenstockError
 from artifacts.keys import digest_of
+from artifacts.labels import Groups, TextVectors, text_vectors_in
 from artifacts.packs import DamagedRecord, RecordSet
 from artifacts.plurals import counted
 from artifacts.shards import DATASET
-from artifacts.text_vectors import Groups, TextVectors, text_vectors_in
 from flows.job.prepare import Job
+from flows.ledger.ledger import stages_with_work, waves_of
 from flows.ledger.namespaces import TextScores, one_shot_namespace
 from flows.ledger.tasks import Medium, keys_of
-from flows.ledger.waves import stages_with_work, waves_of
 from flows.machine.launch import StageCall, with_restarts
 from flows.media.media_files import MediaFile
 from flows.options.media import ON, SoundOptions
@@ -44,7 +44,7 @@ from stages import embed_texts, summarize
 from stages.decode import SCORE
 from stages.decode.generation import ScoreItem, ScoreJob
 from stages.models.hub.transfer import Announce
-from stages.summarize.job import SUMMARY, SummaryItem, SummaryJob, TimedText
+from stages.summarize import SUMMARY, SummaryItem, SummaryJob, TimedText
 
 TEXTS_AT_ONCE = 1 << 15
 """Largest number of texts in one process."""

@@ -15,12 +15,11 @@ from artifacts.locks import holder, try_hold
 from artifacts.regular_files import guard, refuse_links
 from artifacts.schema import Half
 from artifacts.store import fault_of
-from flows.console.display import Display
+from flows.console.display import COUNTS, Display
 from flows.console.units import size
-from flows.job.job_summary import summary
-from flows.job.namespace_notes import note_namespaces, one_shot_namespaces
+from flows.job.job_summary import note_namespaces, noun_of, one_shot_namespaces, summary
 from flows.job.prepare import Job
-from flows.ledger.waves import fetch_parts
+from flows.ledger.ledger import fetch_parts
 from flows.machine.budget import WithinBudget
 from flows.machine.fan_out import FanOutLauncher
 from flows.machine.launch import Launcher, StageCall, StageHandle
@@ -46,6 +45,7 @@ from flows.running.stage_loop import StageLoop
 from flows.running.stage_runner import StageRunner
 from stages import decode, tune
 from stages.process.events import Event, Failed, Item, MemorySample, StageNotes, StageOutcome
+from stages.process.job import CHUNK
 
 
 @contextlib.contextmanager
@@ -229,9 +229,12 @@ class RunObserver:
         if self._record is not None and not self._record.is_running(stage):
             self._record.begin(stage)
         options = LearnedOptions() if self._job is None else LearnedOptions.of(self._job.config)
-        is_scoring = options.scored_only and stage == tune.STAGE.name
-        verb = decode.SCORE.verb if is_scoring else ""
-        self.display.stage(stage, total, done, self._loads(stage), verb)
+        instead = {}
+        if options.scored_only and stage == tune.STAGE.name:
+            instead = {"verb": decode.SCORE.verb, "counts": decode.SCORE.counts}
+        elif self._job is not None and COUNTS.get(stage) == CHUNK:
+            instead = {"counts": noun_of(self._job)}
+        self.display.stage(stage, total, done, loads=self._loads(stage), **instead)
 
     def _loads(self, stage: str) -> str:
         """Return a description of the weights that a stage loads, or an empty string."""

@@ -12,7 +12,7 @@ from flows.ledger.prompts import prompt_for
 from flows.ledger.tasks import Medium, Task
 from flows.options.export_config import ExportConfig
 from flows.options.packages import check_export_packages
-from stages.export.jobs import CaptionedItem, FeaturesJob
+from stages.export import CaptionedItem, FeaturesJob
 
 DEMO_SEED = 0
 

@@ -73,7 +73,7 @@ from stages.frames.job import FramesItem
 from stages.frames.medium import CRASHED, UNSTORED_KINDS
 from stages.process.events import Event, Failed, Item, MemorySample
 from stages.process.memory import cores
-from stages.sift.job import SiftJob
+from stages.sift import SiftJob
 from stages.sift.measures import FRACTIONS, STEP_SECONDS, Marked
 
 
@@ -110,7 +110,7 @@ class VectorMarks(VectorsWritten):
 
     def _groups(self, found: MarkedFiles, threshold: float) -> NDArray[Any]:
         """Return the number of the group of each content; one without vectors is alone."""
-        digests = [found.files[at].medium.digest for at in found.places()]
+        digests = [found.files[at].medium.digest for at in found.first_indexes()]
         known = [at for at, digest in enumerate(digests) if digest in self.vectors_of]
         groups = np.arange(len(digests)) + len(digests)
         if known:

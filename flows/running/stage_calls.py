@@ -14,9 +14,9 @@ from flows.checkpoint.models import Model
 from flows.checkpoint.precision import PartSettings
 from flows.job.pass_mode import pass_checks_namespace, windows_namespace
 from flows.job.prepare import Job
+from flows.ledger.ledger import previous_lengths
 from flows.ledger.namespaces import Variant, one_shot_namespace
 from flows.ledger.tasks import Medium, Task
-from flows.ledger.waves import previous_lengths
 from flows.machine.fan_out import on_device, shared_by
 from flows.machine.launch import StageCall
 from flows.options.media import SoundOptions
@@ -26,10 +26,17 @@ from flows.pipelines import STAGES
 from flows.planning.ladder import Rung
 from flows.running.batches import pass_rows
 from stages.ask import AskItem, AskJob
-from stages.decode.generation import CHECKPOINT, DecodeItem, DecodeJob, SamplingParams
-from stages.embed_texts.job import TextsJob
+from stages.decode.generation import (
+    CHECKPOINT,
+    FALLBACK,
+    OWN,
+    DecodeItem,
+    DecodeJob,
+    SamplingParams,
+)
+from stages.embed_texts import TextsJob
 from stages.frames.job import FramesItem, FramesJob
-from stages.models.encoding.job import EncodeItem
+from stages.models.encoding import EncodeItem
 from stages.models.graphs.manifest import TENSORRT
 from stages.models.half_job import HalfJob
 from stages.process.device import device_capability
@@ -345,10 +352,14 @@ def _decode_job(calls: StageCallBuilder, request: JobRequest) -> DecodeJob:
         rows_namespace=_rows_namespace(job, settings),
     )
     if not (request.batches or request.fed):  # a worker process
-        answering = {v["features"] for v in job.ledger.answering_variants()}
+        answering = {v["features"] for v in job.ledger.answering_variants(variant)}
+        unheard = job.ledger.unheard_variant(variant)
+        other = job.ledger.other_engine_variant(unheard)
+        silent = {OWN: unheard, **({FALLBACK: other} if other else {})}
         return replace(
             made,
             fallback_namespace=request.stores.fallback_namespace,
+            unheard_namespaces={maker: each[stage.writes] for maker, each in silent.items()},
             slots=rung.batch if rung.in_slots else 0,
             other_features=sorted(answering - {made.features_namespace}),
         )

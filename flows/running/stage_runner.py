@@ -35,9 +35,8 @@ from flows.machine.leases import Lease
 from flows.pipelines import parts_of
 from flows.planning.choose import memory_json, plan_request, plan_request_of_model
 from flows.planning.ladder import Ladder, Rung
-from flows.planning.plan import choose, plan_start
+from flows.planning.plan import choose, plan_start, times_of
 from flows.planning.sizes import Estimate
-from flows.planning.times import times_of
 from flows.results.outputs import media_paths_of
 from flows.running.batches import StageWork, next_work
 from flows.running.overlap import Overlap

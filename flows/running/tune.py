@@ -19,11 +19,12 @@ from artifacts.store import open_store
 from artifacts.tiles import AUTO, OFF
 from flows.checkpoint.adapters import adapter_notes, as_published_fields, base_digest
 from flows.console.display import Display
+from flows.job.hearing import sound_note
 from flows.job.pass_mode import replanned_once
 from flows.job.prepare import Job
+from flows.ledger.ledger import most_tokens
 from flows.ledger.prompts import prompt_for, refuse_control_words
 from flows.ledger.tasks import Task
-from flows.ledger.waves import most_tokens
 from flows.machine.launch import DirectLauncher, StageCall
 from flows.media.example import Example
 from flows.media.tune_data import examples_in, split
@@ -47,8 +48,7 @@ from flows.running.run_observer import OnBegin, RunObserver
 from flows.running.stage_calls import StageCallBuilder
 from stages.models.adapter_modules import ADAPTER_CONFIG, ADAPTER_WEIGHTS, read_adapter
 from stages.models.hub.transfer import Announce
-from stages.tune import OUTPUT_VERSION, STAGE
-from stages.tune.job import CHECKPOINT, RECORD, TuneItem, TuneJob, layout_in
+from stages.tune import CHECKPOINT, OUTPUT_VERSION, RECORD, STAGE, TuneItem, TuneJob, layout_in
 
 BOARD = "tensorboard"
 """Folder of the run for TensorBoard's files."""
@@ -246,6 +246,7 @@ def _job(
         checkpoint_steps=max(1, min(MAX_LOST_STEPS, steps // MIN_CHECKPOINTS)),
         tensorboard=str(out / RUN / BOARD) if config.tensorboard else "",
         base=base_digest(job.model.weights),
+        sound=OFF if sound_note(job.model) else "",
         recipe=recipe,
     )
     return partial(make, examples=trained, held_out=held_out), steps

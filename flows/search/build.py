@@ -18,11 +18,10 @@ from numpy.typing import NDArray
 from artifacts.captions import write_jsonl
 from artifacts.errors import CannotFit, EnvironmentFault, UsageError
 from artifacts.files import refuse_foreign
-from artifacts.gone_files import GoneFiles
 from artifacts.index.manifest import has_manifest, is_of_index, read_manifest
 from artifacts.index.shard import MEDIUM, ROW, IndexRow, identities_of, medium_of
 from artifacts.index.snapshot import of_all, paths_of
-from artifacts.index.upkeep import is_due, measure, note_texts
+from artifacts.index.upkeep import GoneFiles, is_due, measure, note_texts
 from artifacts.index.writing import (
     LOCK,
     Added,
@@ -44,7 +43,8 @@ from flows.results.outputs import failures_of
 from flows.results.vectors import FileTask, VectorsWritten, frames_of, vector_tasks
 from flows.running.run import LauncherMaker, make_vectors
 from flows.running.run_observer import OnBegin
-from flows.search.query import REFERENCE_TEXTS, maker_of, read_texts
+from flows.search.query import REFERENCE_TEXTS
+from flows.search.query_stages import maker_of, read_texts
 from stages.decode.engines import AUTO
 
 RUN = "run"

@@ -1,14 +1,12 @@
-"""Searches an index: embeds the query, and returns the matching rows, also as an HTML page.
+"""Searches an index: embeds the query, and returns the matching rows.
 
-An image goes through the stages of `penstock embed`, with the vision half alone; a text goes
-through the text half alone. Reference texts show how text vectors are distributed.
+A text goes through numpy in this process where that gives the vectors that the model's own code
+gave for texts of the index. Else it goes through the text half alone, and an image through the
+stages of `penstock embed`, with the vision half alone.
 
 The module describes the model and settings of an index's vectors, and configures runs that compute
-more of them. Configuring a run starts nothing.
-
-The page is one HTML file of search hits with thumbnails. It runs no script.
-
-The module itself loads no model.
+more of them. Configuring a run starts nothing. What starts processes is imported only when it is
+needed, because a search takes little else.
 """
 
 import os
@@ -17,62 +15,36 @@ import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from html import escape
 from itertools import product
 from pathlib import Path
-from string import Template
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from artifacts.errors import EnvironmentFault, MediaError, UsageError
+from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.index.manifest import Maker, Manifest
-from artifacts.index.search import Query, Searcher
+from artifacts.index.search import Query, Searcher, direction
 from artifacts.index.shard import CONTENT, PixelBox
 from artifacts.index.snapshot import Snapshot, open_snapshot
 from artifacts.index.where import Condition, Moment, matching, moments, single
-from artifacts.index.writing import refuse_other, refuse_other_halves
-from artifacts.keys import DIGESTS, digest_of
+from artifacts.index.writing import refuse_other_halves
+from artifacts.keys import DIGESTS
 from artifacts.packages import require_extra
 from artifacts.regular_files import is_denied
-from artifacts.remote.addresses import is_address
 from artifacts.store import open_store
-from artifacts.tiles import OFF
-from artifacts.vectors import Vectors, vectors_in
+from flows.checkpoint.models import digests_in, open_model
 from flows.console.display import Display
-from flows.job.pass_mode import replanned_once
-from flows.job.prepare import Job, prepare_without_media
 from flows.machine.launch import DirectLauncher
 from flows.media.media_files import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from flows.options.commands import RunOptions
 from flows.options.model import PRECISIONS, TORCH
 from flows.options.vectors import EmbedConfig, SearchPlace, SearchQuery, VectorConfig
-from flows.pages.document import document, part
 from flows.pipelines import LABEL
-from flows.results.outputs import failures_of
-from flows.results.thumbnails import data_address
-from flows.results.vectors import VectorsWritten, vector_tasks
-from flows.running.run import make_vectors, stopped_in_order
-from flows.running.run_observer import RunObserver
+from stages.embed_texts.in_numpy import text_vectors
 from stages.models.graphs.manifest import BACKENDS
 
 C = TypeVar("C", bound=RunOptions)
-
-
-def maker_of(job: Job, width: int) -> Maker:
-    """Return the model and settings that determine the vectors of a job."""
-    settings = job.model.best("vision")
-    versions_of = [stage.output_version for stage in job.pipeline]
-    return Maker(
-        model=job.model.name,
-        revision=job.config.revision,
-        half=job.model.digests["vision"],
-        recipe=digest_of([versions_of, settings.key_fields]),
-        precision=settings.label,
-        width=width,
-        text_half=job.model.digests["language"],
-    )
 
 
 def with_maker_of(config: C, maker: Maker) -> C:
@@ -89,7 +61,7 @@ def with_maker_of(config: C, maker: Maker) -> C:
 
 
 SUBJECTS = (
-    "dog",
+    "Café, opened in 1987",
     "cat on a sofa",
     "red car",
     "bridge over a river",
@@ -109,28 +81,12 @@ SUBJECTS = (
 TEMPLATES = ("a photo of a {}", "{}", "a video of a {} at night", "there is a {} far away")
 REFERENCE_TEXTS = tuple(form.format(thing) for thing, form in product(SUBJECTS, TEMPLATES))
 """Stand-ins for the texts that users will search for. They measure how well text queries find
-rows."""
-
-
-def read_texts(
-    config: VectorConfig, texts: Sequence[str], display: Display, folder: Path, maker: Maker
-) -> Vectors:
-    """Return the vector of each text, computed by the text half alone or read from the store.
-    Raises PenstockError, also if the text half is not that of `maker`, which made the index in
-    `folder`."""
-
-    def attempt() -> Vectors:
-        observer = RunObserver(display)
-        with tempfile.TemporaryDirectory(prefix="penstock-search-") as out, stopped_in_order():
-            launcher = DirectLauncher(observer.on_event)
-            job = prepare_without_media(replace(config, out=out, tiles=OFF), launcher, LABEL)
-            refuse_other_halves(folder, maker, maker_of(job, maker.width))
-            with observer.pipeline_for_job(job, launcher, "searching in", outputs={}) as runner:
-                return runner.texts.make([[text] for text in texts]).vectors
-
-    return replanned_once(attempt, display.print_line)
-
-
+rows. The first ones hold what tokenizers treat differently: capitals, accents, marks, digits."""
+CHECKED = 2
+"""Number of them that are computed beside each query in numpy."""
+ALIKE = 0.999
+"""Minimum cosine of a text's vector in numpy and in the model's own code, which may be in 16
+bit."""
 MAX_COPY_PATHS = 4
 """Number of other files with equal content that a hit names; all are counted."""
 
@@ -179,7 +135,7 @@ def search_index(
     config = config_for(place, manifest)
     texts = (request.what, *request.without)
     try:
-        vectors, are_images = _vectors(config, manifest, folder, texts, display)
+        vectors, are_images = _vectors(config, snapshot, texts, display)
     except EnvironmentFault as error:
         if not is_denied(error.__cause__):
             raise
@@ -188,7 +144,7 @@ def search_index(
             with suppress(OSError):
                 shutil.copy(open_store(config.store_url).local / DIGESTS, store)
             config = replace(config, store=store)
-            vectors, are_images = _vectors(config, manifest, folder, texts, display)
+            vectors, are_images = _vectors(config, snapshot, texts, display)
     query = Query(
         vector=vectors[0],
         sort="pictures" if are_images[0] else "texts",
@@ -220,22 +176,52 @@ def config_for(place: SearchPlace, manifest: Manifest) -> VectorConfig:
 
 
 def _vectors(
-    config: VectorConfig,
-    manifest: Manifest,
-    folder: Path,
-    texts: Sequence[str],
-    display: Display,
+    config: VectorConfig, snapshot: Snapshot, texts: Sequence[str], display: Display
 ) -> tuple[list[NDArray[np.float32]], list[bool]]:
     """Return the vector of each query text or image, and whether it is an image."""
+    folder, manifest = snapshot.folder, snapshot.manifest
     are_images = [is_image_query(text) for text in texts]
     found: dict[str, NDArray[np.float32]] = {}
     queries = [text for text, is_image in zip(texts, are_images, strict=True) if not is_image]
-    if queries:
-        made = read_texts(config, queries, display, folder, manifest.maker)
-        found |= dict(zip(queries, made, strict=True))
-    for text in (text for text, is_image in zip(texts, are_images, strict=True) if is_image):
-        found[text] = image_vector(config, manifest, folder, text, display)
+    if queries and (vectors := _in_numpy(config, snapshot, queries)) is not None:
+        found |= dict(zip(queries, vectors, strict=True))
+    if found.keys() != set(texts):
+        from flows.search.query_stages import image_vector, read_texts
+
+        if queries and not found:
+            made = read_texts(config, queries, display, folder, manifest.maker)
+            found |= dict(zip(queries, made, strict=True))
+        for text in (text for text, is_image in zip(texts, are_images, strict=True) if is_image):
+            found[text] = image_vector(config, manifest, folder, text, display)
     return [found[text] for text in texts], are_images
+
+
+def _in_numpy(
+    config: VectorConfig, snapshot: Snapshot, texts: Sequence[str]
+) -> NDArray[np.float32] | None:
+    """Return the vectors of texts, shape (texts, width), computed in this process; None if they
+    need the model's own code. Raises PenstockError, also if the model is not that of the index."""
+    known, maker = snapshot.texts, snapshot.manifest.maker
+    store = open_store(config.store_url)
+    if known is None or not (store.local / DIGESTS).is_file():
+        return None
+    model = open_model(
+        config,
+        LABEL,
+        store=store,
+        digests=digests_in(store),
+        launcher=DirectLauncher(lambda *_: None),
+        device="cpu",
+    )
+    half, text_half = model.digests["vision"], model.digests["language"]
+    given = replace(maker, model=config.model, half=half, text_half=text_half)
+    refuse_other_halves(snapshot.folder, maker, given)
+    checked = range(min(CHECKED, len(known)))
+    made = text_vectors(model.folder, [*texts, *(REFERENCE_TEXTS[at] for at in checked)])
+    if made is None or made.shape[1] != maker.width:
+        return None
+    cosines = [made[len(texts) + at] @ direction(known[at]) for at in checked]
+    return made[: len(texts)] if min(cosines) >= ALIKE else None
 
 
 def is_image_query(text: str) -> bool:
@@ -255,32 +241,6 @@ def is_image_query(text: str) -> bool:
             f"{text}: no such image", hint="Check the name, or search for a text instead"
         )
     return False
-
-
-def image_vector(
-    config: VectorConfig, manifest: Manifest, folder: Path, name: str, display: Display
-) -> NDArray[np.float32]:
-    """Return the vector of an image, computed by the vision half alone or read from the store.
-    Raises PenstockError."""
-    vectors: list[Vectors] = []
-
-    def check(job: Job) -> dict[str, str]:
-        refuse_other(folder, manifest.maker, maker_of(job, manifest.maker.width))
-        return {}
-
-    def collect(job: Job) -> VectorsWritten:
-        kept = job.ledger["embeddings"]
-        vectors.extend(vectors_in(kept.read(t["embeddings"])) for _, t in vector_tasks(job))
-        return VectorsWritten(out=job.out, files=1, failures=failures_of(job))
-
-    with tempfile.TemporaryDirectory(prefix="penstock-search-") as out:
-        request = replace(config, sources=(name,), out=out)
-        written = make_vectors(request, display, check, collect)
-    if not vectors:
-        failure = written.failures[0]
-        raise MediaError(f"{name}: {failure.message}", kind=failure.error, hint=failure.hint)
-    found: NDArray[np.float32] = vectors[0][0]
-    return found
 
 
 def to_hit(snapshot: Snapshot, rank: int, moment: Moment) -> Hit:
@@ -304,39 +264,9 @@ def to_hit(snapshot: Snapshot, rank: int, moment: Moment) -> Hit:
     )
 
 
-PACKAGE = "flows.search"
-
-
-def page_of(query: str, index: str, hits: Sequence[Hit]) -> str:
-    """Return a page of these hits. All text from users is escaped."""
-    figures = "\n".join(map(_figure, hits)) or "<p>Nothing was found.</p>"
-    body = Template(part("page.html", PACKAGE)).substitute(
-        query=_safe(query), index=_safe(index), figures=figures
-    )
-    title = f"Penstock search: {_safe(query)}"
-    return document(title, body, "", img_src="data:").html
-
-
-def _figure(hit: Hit) -> str:
-    shown = '<span class="gone quiet">not readable</span>'
-    if data := data_address(hit.path, hit.at):
-        shown = f'<img src="{data}" alt="" loading="lazy">'
-    copies = f", {hit.copies} copies" if hit.copies else ""
-    address = hit.path if is_address(hit.path) else Path(hit.path).as_uri()
-    return (
-        f'<figure><a class="frame" href="{_safe(address)}">{shown}</a>\n'
-        f"<figcaption>{hit.rank}. {_safe(hit.media_path)}{_safe(when(hit))} "
-        f'<span class="quiet">{hit.score:.3f}{copies}</span></figcaption></figure>'
-    )
-
-
 def when(hit: Hit) -> str:
     """Return the time of a hit in a video, for display; empty for an image."""
     if hit.time is None:
         return ""
     start, end = hit.time
     return f" at {start:.1f} s" if start == end else f" from {start:.1f} to {end:.1f} s"
-
-
-def _safe(text: str) -> str:
-    return escape(text.encode("utf-8", errors="replace").decode(), quote=True)

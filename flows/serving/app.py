@@ -63,7 +63,7 @@ class SearchParams(BaseModel):
     top: int = Field(10, ge=1, le=MAX_TOP)
     without: list[Words] = Field([], alias="not")
     where: str | None = Field(None, pattern=r"\S", max_length=MAX_WHERE)
-    moments: bool = False
+    moments: bool = True
 
 
 class TextSearchParams(SearchParams):

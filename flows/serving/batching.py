@@ -27,8 +27,8 @@ from typing import IO, Any, Protocol
 
 from artifacts.locks import holder, try_hold
 from flows.serving.refusals import HttpRefusal, unavailable
+from stages.process.device import lock_of
 from stages.process.live import Keyed
-from stages.process.lock import lock_of
 
 TURN_SECONDS = 5.0
 """Time that a working half keeps the device while another waits for it. Loading a half takes

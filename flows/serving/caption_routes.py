@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import Query, Request
 from fastapi.responses import Response, StreamingResponse
@@ -42,8 +42,13 @@ class CaptionRoutes:
         request: Request,
         prompt: Annotated[str, Query(description="[Describe this image in detail.]")] = "",
         stream: Annotated[bool, Query(description="as server-sent events")] = False,
+        sound: Annotated[
+            Literal["auto", "on", "off"],
+            Query(description="caption what is heard in a clip: auto, if the model hears"),
+        ] = "auto",
     ) -> Response:
         """Caption an image or a clip."""
+        params = CaptionParams(sound=sound)
         began, captions = time.monotonic(), self.captions()
         config, temp_store = self._service.config, self._service.temp_store
         upload = await upload_of(request, config.body_bytes, temp_store)
@@ -53,15 +58,16 @@ class CaptionRoutes:
                 "kind": found.index.kind,
                 "captions": found.to_json(),
                 "model": captions.model,
-                "precision": captions.precision,
+                "precision": captions.precision(found),
                 "cached": found.cached,
                 **warnings_of(found.index),
                 "seconds": round(time.monotonic() - began, 4),
             }
 
         if stream:
-            return StreamingResponse(self._events(upload, prompt, to_fields), media_type=EVENTS)
-        return json_answer(to_fields(await self.captions_of(request, upload, prompt)))
+            events = self._events(upload, prompt, params, to_fields)
+            return StreamingResponse(events, media_type=EVENTS)
+        return json_answer(to_fields(await self.captions_of(request, upload, prompt, params)))
 
     def captions(self) -> Captioning:
         """Return the captioning service. Raises HttpRefusal if there is none."""
@@ -126,10 +132,14 @@ class CaptionRoutes:
             doing.cancel()
 
     async def _events(
-        self, upload: Upload, prompt: str, to_fields: Callable[[Captioned], dict[str, Any]]
+        self,
+        upload: Upload,
+        prompt: str,
+        params: CaptionParams,
+        to_fields: Callable[[Captioned], dict[str, Any]],
     ) -> AsyncIterator[str]:
         try:
-            async for each in self.pieces(upload, prompt):
+            async for each in self.pieces(upload, prompt, params):
                 if isinstance(each, Captioned):
                     yield event({"done": True, **to_fields(each)})
                 elif each.text:

@@ -18,12 +18,16 @@ from artifacts.errors import UsageError
 from artifacts.keys import digest_of
 from artifacts.packs import Record
 from artifacts.schema import MediaIndex
+from artifacts.tiles import AUTO, OFF
 from flows.checkpoint.prompt_tokens import PromptTokens, max_prompt_tokens
+from flows.job.hearing import sound_note
 from flows.job.prepare import Job
 from flows.ledger.namespaces import Variant
 from flows.ledger.prompts import prompt_for, refuse_control_words
 from flows.ledger.tasks import Medium, Task, task_of
+from flows.options.media import ON
 from flows.options.text import EngineOptions
+from flows.pipelines import parts_of, without_hearing
 from flows.running.stage_calls import StageCallBuilder
 from flows.serving.decoders import FrameSource
 from flows.serving.half_worker import HalfWorker
@@ -47,6 +51,8 @@ class CaptionParams:
     """Strings at whose first occurrence the whole answer ends."""
     counts_prompt: bool = False
     """Whether the response reports the prompt's token count."""
+    sound: str = AUTO
+    """Whether the captions of a video are of what is heard, too: AUTO, ON or OFF."""
 
     @property
     def to_context(self) -> bool:
@@ -61,6 +67,7 @@ class CaptionParams:
             "max_tokens": self.max_tokens,
             "stop": sorted(set(self.stop)),
             "counts_prompt": self.counts_prompt,
+            "sound": self.sound == OFF,
         }
         return json.dumps(fields, sort_keys=True)
 
@@ -190,6 +197,8 @@ class Captioned:
     outputs: tuple[CaptionProgress, ...]
     """One caption per chunk; fewer if a limit or stop string ended the whole answer."""
     cached: bool
+    heard: tuple[bool, ...] = ()
+    """Whether the caption of each chunk is of what is heard, too."""
 
     def to_json(self) -> list[dict[str, Any]]:
         """Return the captions as JSON."""
@@ -200,8 +209,11 @@ class Captioned:
                 "caption": output.caption,
                 "tokens": output.tokens,
                 "ended": output.ended,
+                **({"heard": True} if heard else {}),
             }
-            for chunk, output in zip(self.index.chunks, self.outputs, strict=False)
+            for chunk, output, heard in zip(
+                self.index.chunks, self.outputs, self.heard, strict=False
+            )
         ]
 
 
@@ -217,8 +229,9 @@ class Captioning:
         keeper: RecordCacheFlusher,
         metrics: Metrics,
     ) -> None:
-        _, self._encode, self._decode = job.pipeline
+        _, self._encode, self._decode = without_hearing(job.pipeline)
         self._job = job
+        self._unheard_model = job.model.of_parts(parts_of((self._encode, self._decode)))
         self._encoding = encoding
         self._decoding = decoding
         self._frames = frames
@@ -226,10 +239,13 @@ class Captioning:
         self._metrics = metrics
         self._tokens = PromptTokens(job.model.folder)
         self._of = job.ledger.namespaces
-        self._other = job.ledger.other_engine_variant(self._of)
-        self._variants = job.ledger.answering_variants()
+        self._unheard = job.ledger.unheard_variant(self._of)
+        every = {each.hears: each for each in (self._unheard, self._of)}
+        self._other = {h: job.ledger.other_engine_variant(each) for h, each in every.items()}
+        self._variants = {h: job.ledger.answering_variants(each) for h, each in every.items()}
+        answering = [each for some in self._variants.values() for each in some]
         self._kept, self._features = (
-            keeper.of(job.store, stage.writes, *(each[stage.writes] for each in self._variants))
+            keeper.of(job.store, stage.writes, *(each[stage.writes] for each in answering))
             for stage in (self._decode, self._encode)
         )
         self._shared: SingleFlight[Captioned] = SingleFlight()
@@ -246,9 +262,9 @@ class Captioning:
         """Return the largest number of tokens of a caption."""
         return EngineOptions.of(self._job.config).max_new_tokens
 
-    @property
-    def precision(self) -> dict[str, str]:
-        return self._of.precision
+    def precision(self, found: Captioned) -> dict[str, str]:
+        """Return the precision of the halves that made these captions."""
+        return (self._of if any(found.heard) else self._unheard).precision
 
     def on_event(self, event: Event) -> None:
         """Pass partial text from the language half to its listeners."""
@@ -272,9 +288,10 @@ class Captioning:
             digest=upload.digest,
             path=str(upload.path),
             kind=upload.kind,
-            prompt=prompt.strip() or prompt_for(self._job.model, self._job.config, upload.kind),
+            prompt=prompt.strip() or self._default_prompt(upload, params),
         )
         try:
+            self._check_sound(upload, params)
             if len(prompt) > MAX_PROMPT_LETTERS:
                 hint = f"Send at most {MAX_PROMPT_LETTERS:,} characters"
                 raise bad_request("the prompt is too long", hint, "invalid_prompt")
@@ -293,6 +310,29 @@ class Captioning:
             self._metrics.from_store()
             return found
         return await self._made(medium, upload, on_partial, params)
+
+    def _default_prompt(self, upload: Upload, params: CaptionParams) -> str:
+        model = self._unheard_model if params.sound == OFF else self._job.model
+        return prompt_for(model, self._job.config, upload.kind)
+
+    def _check_sound(self, upload: Upload, params: CaptionParams) -> None:
+        """Raise HttpRefusal for a request for sound that this server cannot use."""
+        if params.sound == ON and upload.kind == "video" and self._frames.sound is None:
+            why = sound_note(self._job.model) or f"{self.model} hears nothing"
+            raise bad_request(f"sound is on: {why}", "Leave it out, or send sound=auto")
+
+    async def _tasks_of(self, medium: Medium, index: MediaIndex, sound: str) -> list[Task]:
+        """Return the chunks of a medium, with what is heard in them unless the request has sound
+        OFF."""
+        source = self._frames.sound if sound != OFF else None
+        return [
+            task_of(
+                medium,
+                chunk,
+                self._of if source and await source.has(medium, chunk) else self._unheard,
+            )
+            for chunk in index.chunks
+        ]
 
     async def _check_context(self, prompt: str, params: CaptionParams) -> None:
         """Raise HttpRefusal for a prompt that exceeds the context together with its answer. Of an
@@ -333,33 +373,48 @@ class Captioning:
     ) -> Captioned:
         lock = self._locks.setdefault(medium.digest, asyncio.Lock())
         async with lock:
-            index = await self._frames.known(medium)
-            tasks = self._frames.tasks(medium, index) if index else []
-            features = [await self._features_of(task, index) for task in tasks if index]
-            if not features or not all(features):
+            index, sound = await self._frames.known(medium), self._frames.sound
+            tasks = await self._tasks_of(medium, index, params.sound) if index else []
+            features = [await self._features_of(task) for task in tasks]
+            is_heard = sound is None or all([await sound.is_encoded(task) for task in tasks])
+            if index is None or not features or not all(features) or not is_heard:
                 index = await self._frames.decode(medium, self._encoding)
-                tasks = self._frames.tasks(medium, index)
-                features = await asyncio.gather(*(self._encoded(task, index) for task in tasks))
+                if sound is not None:
+                    await sound.note_silences(medium, index)
+                tasks = await self._tasks_of(medium, index, params.sound)
+                heard = [sound.encode(task) for task in tasks] if sound is not None else []
+                made = await asyncio.gather(*map(self._encoded, tasks), *heard)
+                features = [key or "" for key in made[: len(tasks)]]
                 self._frames.keep(medium, index)
-        assert index is not None
-        of_chunks = index
 
         def decoded(at: int, settings: str) -> Awaitable[CaptionProgress]:
             started(at, key_of(tasks[at][self._decode.writes], settings))
-            return self._decoded(tasks[at], of_chunks, features[at], settings, params.to_context)
+            return self._decoded(tasks[at], features[at], settings, params.to_context)
 
         output = await in_order(len(tasks), params, self.limit, decoded)
-        return Captioned(index=index, outputs=tuple(filter(None, output)), cached=False)
+        return self._captioned(index, tasks, output, cached=False)
+
+    def _captioned(
+        self,
+        index: MediaIndex,
+        tasks: Sequence[Task],
+        output: Sequence[CaptionProgress | None],
+        *,
+        cached: bool,
+    ) -> Captioned:
+        heard = tuple(task.namespaces.hears for task in tasks)
+        outputs = tuple(filter(None, output))
+        return Captioned(index=index, outputs=outputs, cached=cached, heard=heard)
 
     async def _from_store(
         self, medium: Medium, index: MediaIndex, params: CaptionParams
     ) -> Captioned | None:
         """Return the captions from the store. Return None unless all are there."""
-        tasks = self._frames.tasks(medium, index)
+        tasks = await self._tasks_of(medium, index, params.sound)
 
         async def stored(at: int, settings: str) -> CaptionProgress | None:
-            for variant in self._variants:
-                key = key_of(self._made_as(tasks[at], index, variant), settings)
+            for variant in self._variants[tasks[at].namespaces.hears]:
+                key = key_of(self._made_as(tasks[at], variant), settings)
                 if (record := await self._kept.read(key)) is not None:
                     output = _output_of(record)
                     return output if output.prompt_tokens or not params.counts_prompt else None
@@ -368,20 +423,21 @@ class Captioning:
         output = await in_order(len(tasks), params, self.limit, stored)
         if None in output:
             return None
-        return Captioned(index=index, outputs=tuple(filter(None, output)), cached=True)
+        return self._captioned(index, tasks, output, cached=True)
 
-    async def _features_of(self, task: Task, index: MediaIndex) -> str:
+    async def _features_of(self, task: Task) -> str:
         """Return the key of a chunk's stored features, encoded in any way; empty: there are
         none."""
         own, kind = task[self._encode.writes], self._encode.writes
         if await self._features.finds(own):
             return own
-        keys = {self._made_as(task, index, each, kind) for each in self._variants}
+        variants = self._variants[task.namespaces.hears]
+        keys = {self._made_as(task, each, kind) for each in variants}
         return next((key for key in sorted(keys) if key in self._features), "")
 
-    async def _encoded(self, task: Task, index: MediaIndex) -> str:
+    async def _encoded(self, task: Task) -> str:
         """Encode a chunk unless that is done, and return the key of its features."""
-        if found := await self._features_of(task, index):
+        if found := await self._features_of(task):
             self._frames.drop([task])
             return found
         item, key = self._calls.encode_item(self._encode, task), task[self._encode.writes]
@@ -390,11 +446,11 @@ class Captioning:
         return key
 
     async def _decoded(
-        self, task: Task, index: MediaIndex, features: str, settings: str, to_context: bool
+        self, task: Task, features: str, settings: str, to_context: bool
     ) -> CaptionProgress:
         fallback_key, key = "", key_of(task[self._decode.writes], settings)
-        if self._other is not None:
-            fallback_key = key_of(self._made_as(task, index, self._other), settings)
+        if (other := self._other[task.namespaces.hears]) is not None:
+            fallback_key = key_of(self._made_as(task, other), settings)
         item = self._calls.decode_item(self._decode, task)._replace(
             key=key,
             features=features,
@@ -408,9 +464,7 @@ class Captioning:
         self._notify(key, output.caption, ended=True)
         return output
 
-    def _made_as(
-        self, task: Task, index: MediaIndex, namespaces: Variant, kind: str = "captions"
-    ) -> str:
+    def _made_as(self, task: Task, namespaces: Variant, kind: str = "captions") -> str:
         """Return a chunk's cache key of one kind in one variant; of a caption, before request
         settings."""
         return task_of(task.medium, task.whole, namespaces)[kind]

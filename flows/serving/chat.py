@@ -25,6 +25,7 @@ from fastapi.responses import Response, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from artifacts.errors import UsageError
+from artifacts.tiles import AUTO
 from flows.serving.caption_routes import EVENTS, CaptionRoutes, event
 from flows.serving.captioning import Captioned, CaptionParams, StreamedText, joined_text
 from flows.serving.embedding import warnings_of
@@ -133,6 +134,7 @@ class ChatParams(_Closed):
     max_completion_tokens: int | None = Field(None, ge=1, description="a whole number from 1")
     temperature: float | None = Field(None, ge=0, le=2, description="a number from 0 to 2")
     top_p: float | None = Field(None, ge=0, le=1, description="a number from 0 to 1")
+    sound: Literal["auto", "on", "off"] | None = Field(None, description="auto, on or off")
     presence_penalty: float | None = Field(None, ge=-2, le=2, description="a number from -2 to 2")
     seed: int | None = Field(
         None, ge=0, le=LARGEST_SEED, description="a whole number from 0 to 2^63 - 1"
@@ -267,6 +269,7 @@ def caption_params(params: ChatParams, function: Function | None, limit: int) ->
         max_tokens=max_tokens,
         stop=tuple(sorted(set(stop))),
         counts_prompt=True,
+        sound=params.sound or AUTO,
     )
 
 

@@ -26,6 +26,7 @@ from flows.serving.half_worker import HalfWorker
 from flows.serving.metrics import HalfMetrics, Metrics
 from flows.serving.record_cache import RecordCacheFlusher, TempStore
 from flows.serving.refusals import HttpRefusal, bad_request, unavailable
+from flows.serving.sound import SoundSource
 from flows.serving.worker_process import LauncherMaker, WorkerProcess
 from stages.frames.job import FramesItem
 from stages.frames.live import NO_MEMORY, TOO_LARGE
@@ -239,8 +240,15 @@ class FrameSource:
     """Decodes uploads for one job, and caches what was found in them."""
 
     def __init__(
-        self, job: Job, decoders: Decoders, keeper: RecordCacheFlusher, temp_store: TempStore
+        self,
+        job: Job,
+        decoders: Decoders,
+        keeper: RecordCacheFlusher,
+        temp_store: TempStore,
+        sound: SoundSource | None = None,
     ) -> None:
+        """`sound`: that of the same uploads, if the decoders read it."""
+        self.sound = sound
         self._kind = job.pipeline[0].writes
         self._decoders = decoders
         self.namespaces = job.ledger.namespaces
@@ -309,3 +317,5 @@ class FrameSource:
     def _throw_away(self, medium: Medium, doing: "asyncio.Future[MediaIndex]") -> None:
         if not doing.cancelled() and doing.exception() is None:
             self.drop(self.tasks(medium, doing.result()))
+            if self.sound is not None:
+                self.sound.drop(medium, doing.result().chunks)

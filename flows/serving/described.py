@@ -55,7 +55,7 @@ ANSWERS: Mapping[str, Any] = {
     },
     "/v1/caption": {
         **MEDIUM, "precision": dict[str, str],
-        "captions": [{**SPAN, "caption": str, "tokens": Count, "ended": Ended}],
+        "captions": [{**SPAN, "caption": str, "tokens": Count, "ended": Ended, "heard?": bool}],
     },
     "/v1/search": {
         "hits": [HIT], "index": str, "rows": Count, "seconds": float, "warnings?": [str]

@@ -22,10 +22,9 @@ from numpy.typing import NDArray
 
 from artifacts.errors import UsageError
 from artifacts.keys import digest_of
-from artifacts.labels import Labelled, spans_of
+from artifacts.labels import Labelled, TextVectors, spans_of, text_vectors_in
 from artifacts.packs import Record
 from artifacts.schema import MediaIndex
-from artifacts.text_vectors import TextVectors, text_vectors_in
 from artifacts.vectors import Vectors, vectors_in
 from flows.job.prepare import Job
 from flows.ledger.namespaces import one_shot_namespace
@@ -41,8 +40,7 @@ from flows.serving.metrics import Metrics
 from flows.serving.record_cache import RecordCacheFlusher
 from flows.serving.refusals import HttpRefusal, bad_request, refusal_of, shown_name
 from flows.serving.uploads import SingleFlight, Upload
-from stages.embed_texts import STAGE
-from stages.embed_texts.job import TextsItem
+from stages.embed_texts import STAGE, TextsItem
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

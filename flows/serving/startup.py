@@ -16,24 +16,26 @@ from artifacts.paths import folder_named
 from artifacts.store import open_store
 from artifacts.tiles import boxes_of
 from flows.console.display import Display
-from flows.job.namespace_notes import context_note, note_namespaces
+from flows.job.hearing import sound_note
+from flows.job.job_summary import context_note, note_namespaces
 from flows.job.prepare import Job, prepare_without_media
+from flows.ledger.ledger import fetch_parts
 from flows.ledger.namespaces import one_shot_namespace
-from flows.ledger.waves import fetch_parts
 from flows.machine.launch import DirectLauncher, ForkingLauncher, Launcher, StageCall
 from flows.media.labels import LabelSet, label_set
 from flows.options.commands import RunOptions
 from flows.options.media import VectorSamplingOptions
 from flows.options.model import default_store
 from flows.options.text import EngineOptions
-from flows.pipelines import CAPTION, LABEL, Pipeline, parts_of
+from flows.pipelines import CAPTION, LABEL, Pipeline, parts_of, without_hearing
 from flows.planning.choose import PlanRequest, plan_request_of_model
 from flows.planning.ladder import Ladder, Rung
 from flows.planning.plan import choose, ladder_of
 from flows.planning.sizes import UNKNOWN_SIZE
 from flows.planning.workloads import STANDARD_CHUNKS, Workload, workload_of
 from flows.running.stage_calls import StageCallBuilder, WorkerStores
-from flows.search.query import maker_of, with_maker_of
+from flows.search.query import with_maker_of
+from flows.search.query_stages import maker_of
 from flows.serving.batching import DeviceScheduler
 from flows.serving.captioning import Captioning
 from flows.serving.config import BatchOptions, RequestLimits, ServeConfig
@@ -44,12 +46,15 @@ from flows.serving.metrics import Metrics
 from flows.serving.record_cache import RecordCacheFlusher, temp_folder
 from flows.serving.searching import ServedIndex
 from flows.serving.service import Service
+from flows.serving.sound import SoundSource
 from flows.serving.worker_process import LauncherMaker
+from stages import hear, sound
 from stages.embed_texts import STAGE as TEXTS
 from stages.process.fork_client import ForkServer
 from stages.process.job import StageSpec
 from stages.process.memory import cores
 from stages.process.stage_process import Listener
+from stages.sound import LiveSoundJob
 
 DECODER_BYTES = 768 << 20
 """Memory in bytes of a decoding process beyond its imports."""
@@ -115,13 +120,12 @@ def decoding_call(job: Job, limits: RequestLimits, store: str) -> Callable[[str]
             max_pixels=limits.pixels,
             max_chunks=chunks,
         )
-        return replace(
-            call,
-            name="cut_live",
-            job=job_with_limits,
-            budget=DECODER_BYTES,
-            persistent=True,
-        )
+        given = replace(call, name="cut_live", job=job_with_limits)
+        if (hearing := job.model.profile.hearing) is not None:
+            namespace = job.ledger.namespaces[sound.STAGE.writes]
+            of_sound = LiveSoundJob(frames=job_with_limits, namespace=namespace, rate=hearing.rate)
+            given = replace(given, name="sound_live", job=of_sound)
+        return replace(given, budget=DECODER_BYTES, persistent=True)
 
     return over
 
@@ -260,7 +264,7 @@ class _Jobs:
     def of_captions(self) -> Job:
         """Return the captioning job."""
         job = self._job(self._config.caption_config(), "captions", CAPTION)
-        if note := context_note(job.model, job.config):
+        for note in filter(None, (context_note(job.model, job.config), sound_note(job.model))):
             self._display.print_line(note)
         return job
 
@@ -323,22 +327,27 @@ class _Building:
         """Add captioning."""
         service, config = self._service, self._service.config
         ladder = ladder_of(job, lambda entry, text: self._say(text))
-        _, encode, decode = job.pipeline
+        _, encode, decode = without_hearing(job.pipeline)
         places = WorkerStores(frames_store=service.temp_store.store.url)
         encoding = self._half(
             plan_half(job, encode, ladder, config, dict.fromkeys, places, [typical_image(job)])
         )
+        hearing: list[HalfWorker] = []
+        if job.model.hears:
+            spec = plan_half(job, hear.STAGE, ladder, config, dict.fromkeys, places)
+            hearing.append(self._half(spec))
         other = job.ledger.other_engine_variant(job.ledger.namespaces)
         places = WorkerStores(fallback_namespace=other[decode.writes] if other is not None else "")
         plan = plan_half(job, decode, ladder, config, dict.fromkeys, places)
         plan = replace(plan, withdraws=True)
         decoding: HalfWorker = self._half(plan)
-        frames = FrameSource(job, self._decoders(job, 1), self.keeper, service.temp_store)
+        sounds = [SoundSource(job, h, self.keeper, service.temp_store) for h in hearing]
+        frames = FrameSource(job, self._decoders(job, 1), self.keeper, service.temp_store, *sounds)
         captions = Captioning(job, encoding, decoding, frames, self.keeper, service.metrics)
         decoding.on_other_event = captions.on_event
         service.captions = captions
         service.temp_store.others.append(job.store.local)
-        self._add(encoding, decoding)
+        self._add(encoding, *hearing, decoding)
 
     def warm(self) -> None:
         """Preload the halves that fit together, in order, before the first request."""

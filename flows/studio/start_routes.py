@@ -35,9 +35,9 @@ from flows.studio.run_captions import sifted_in
 from flows.studio.runs import QueuedRun, plan_of, run_id
 from flows.studio.session import UPLOADS, Studio
 from flows.studio.values import checked, line_of, model_name, table, words_of
-from stages.export.jobs import KINDS
-from stages.models.hub.hub_errors import cache_folder
+from stages.export import KINDS
 from stages.models.hub.resolve import download_bytes
+from stages.models.hub.transfer import cache_folder
 
 DEEPEST = 2
 """Folders below a root in which models and adapters are looked for."""

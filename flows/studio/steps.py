@@ -10,8 +10,8 @@ from artifacts.errors import PenstockError
 from artifacts.options import OptionGroup, declared
 from flows.options.model import SIZES, StoreOptions
 from flows.options.text import OutputOptions
-from flows.results.recorded_command import moved_with, repeated, with_values
 from flows.results.report.media import media_with_captions, path_of
+from flows.results.run_record import moved_with, repeated, with_values
 from flows.results.trust import command_in
 from flows.studio.roots import Refused
 from flows.studio.runs import QueuedRun

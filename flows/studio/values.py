@@ -15,7 +15,7 @@ from flows.options.media import SourceOptions
 from flows.options.text import SCHEMA_BYTES
 from flows.options.training import TuneConfig
 from flows.options.vectors import SiftConfig
-from flows.results.recorded_command import COMMAND
+from flows.results.run_record import COMMAND
 from flows.studio.roots import Refused, Roots
 
 # fmt: off

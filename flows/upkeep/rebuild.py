@@ -18,13 +18,12 @@ from artifacts.plurals import counted
 from artifacts.store import Store, open_store
 from flows.console.display import Display
 from flows.console.units import duration, size
-from flows.job.namespace_notes import settings_of
+from flows.job.job_summary import settings_of
 from flows.job.pass_mode import replanned_once
 from flows.job.prepare import Job, prepare
-from flows.ledger.ledger import Ledger
+from flows.ledger.ledger import Ledger, bytes_to_fetch
 from flows.ledger.namespaces import Variant
 from flows.ledger.tasks import Medium, keys_of
-from flows.ledger.waves import bytes_to_fetch
 from flows.machine.launch import DirectLauncher, ForkingLauncher
 from flows.machine.leases import RunningJob, running_jobs
 from flows.media.sources import unread_in
@@ -250,7 +249,7 @@ def prune(
     in_use = frozenset[str]().union(*(other.namespaces for other in running))
     left: tuple[Reach, ...] = ()
     for reach in now.past:
-        if reach.features in in_use:
+        if not in_use.isdisjoint((reach.features, *reach.sound)):
             left += (reach,)
             continue
         unreferenced = reach.without(

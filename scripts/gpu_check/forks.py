@@ -16,11 +16,10 @@ from artifacts.errors import StageDied
 from flows.machine.launch import DirectLauncher, StageCall
 from scripts.gpu_check.rows import Row, Setting, one_line, row
 from stages.process.deferred_imports import import_transformers
-from stages.process.device import device_holders, device_used_bytes
+from stages.process.device import device_holders, device_used_bytes, hold_device
 from stages.process.events import EventReporter, StageOutcome
 from stages.process.fork_client import ForkServer
 from stages.process.job import parse_job
-from stages.process.lock import hold_device
 from stages.process.stage_process import StageProcess, wait_for_release
 
 ENTRIES = {"try_forks": "scripts.gpu_check.forks:run"}

@@ -230,8 +230,8 @@ class GraphBench(Bench):
 
     def __init__(self, device: str, folder: Path) -> None:
         from artifacts.keys import hash_file
+        from stages.export import GraphJob
         from stages.export.graphs.run import run
-        from stages.export.jobs import GraphJob
         from stages.process.job import job_fields
 
         super().__init__(DEMO, device, "float16")

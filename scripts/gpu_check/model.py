@@ -339,8 +339,8 @@ def fp16_training(setting: Setting, folder: Path) -> Iterator[Row]:
     import torch
 
     from stages.models.encoding.batch import encode_batches
+    from stages.tune import ADAMW
     from stages.tune.adapter import add_adapter
-    from stages.tune.job import ADAMW
     from stages.tune.training import Trainer, make_example, optimizer_of
 
     bench = Bench(str(folder), setting.device, "float16")

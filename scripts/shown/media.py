@@ -53,7 +53,8 @@ def furnish(folder: Path) -> None:
         (folder / name).mkdir()
         for path in drawn:
             shutil.copy(path, folder / name)
-    shutil.copy(drawn[0], folder / "cat.jpg")
+    for name in ("cat.jpg", "photo.jpg"):
+        shutil.copy(drawn[0], folder / name)
     for name, text in TEXTS.items():
         (folder / name).write_text(text, encoding="utf-8")
     pickled(folder / "SRC")

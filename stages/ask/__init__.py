@@ -68,4 +68,5 @@ STAGE = StageSpec(
     output_version=OUTPUT_VERSION,
     entry="stages.ask.run:run",
     verb="captioning",
+    counts="caption",
 )

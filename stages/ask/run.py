@@ -118,7 +118,7 @@ class Asking:
     def _work(self, chunks: list[Chunk]) -> Iterator[tuple[Chunk, bytes]]:
         """Yield the missing items of each chunk that this process claims, and its media."""
         keys = lambda chunk: [item.key for item in self.missing(chunk)]  # noqa: E731
-        for chunk in self._turns.claimed_batches(chunks, keys):
+        for chunk in self._claims.claimed_batches(chunks, keys):
             first = chunk[0]
             if first.frames not in self._frames:
                 raise DamagedRecord(
@@ -140,7 +140,7 @@ class Asking:
         places, work = asyncio.Semaphore(most), self._work(chunks)
         record_sets = (self._captions, self._failures)
         with (
-            claims_at(self._store, *record_sets) as self._turns,
+            claims_at(self._store, *record_sets) as self._claims,
             ThreadPoolExecutor(1) as self._writer,
             ThreadPoolExecutor(1) as reader,
         ):
@@ -161,7 +161,7 @@ class Asking:
                     self._faults.close()
                     writing.cancel()
             finally:
-                self._turns.end()  # the reader may wait for another run
+                self._claims.end()  # the reader may wait for another run
                 for each in ready:
                     each.cancel()
                 await self._flush()
@@ -181,7 +181,7 @@ class Asking:
                 if self._unanswered >= SURE and not self._answered:
                     raise EnvironmentFault(error.message, hint=RETRY_HINT) from error
                 self._report.failure(item.key, UNANSWERED, error.message, RETRY_HINT)
-                self._turns.done([item.key])
+                self._claims.done([item.key])
             else:
                 self._faults.note_success()
                 self._fail(item, error.kind, error.message)
@@ -286,5 +286,5 @@ class Asking:
         self._failures.publish(failed)
         for record in failed:
             self._report.failure(record.key, **record.meta)
-        self._turns.done([record.key for record in (*made, *failed)])
+        self._claims.done([record.key for record in (*made, *failed)])
         self._report.note(**self._servers.notes())

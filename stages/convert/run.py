@@ -29,7 +29,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.keys import digest_of
 from artifacts.regular_files import open_regular
-from stages.convert.job import DTYPES, ConvertJob
+from stages.convert import DTYPES, ConvertJob
 from stages.models.hub.checkpoint import (
     CONFIG,
     DOWNLOAD_HINT,
@@ -38,7 +38,7 @@ from stages.models.hub.checkpoint import (
     small_files,
     weight_map,
 )
-from stages.models.hub.hub_errors import PICKLES
+from stages.models.hub.transfer import PICKLES
 from stages.models.in_tree.registry import ORIGINALS, OriginalLayout
 from stages.models.shards.layout import (
     DTYPE_NAMES,

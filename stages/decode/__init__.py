@@ -19,6 +19,7 @@ STAGE = StageSpec(
     output_version=OUTPUT_VERSION,
     entry="stages.decode.run:run",
     verb="captioning",
+    counts="caption",
 )
 SCORE = StageSpec(
     name="score",
@@ -30,4 +31,5 @@ SCORE = StageSpec(
     output_version=1,
     entry="stages.decode.scoring:run",
     verb="scoring",
+    counts="text",
 )

@@ -198,8 +198,6 @@ class DecodeJob:
     """Cache namespaces of features that requests of a pipe may name, too."""
     heard_namespace: str = ""
     """Cache namespace of the features of sound; empty: no item has sound."""
-    other_heard: list[str] = field(default_factory=list)
-    """Cache namespaces of features of sound that requests of a pipe may name, too."""
     batches: list[list[DecodeItem]]
     max_new_tokens: int
     prefill: int = 0
@@ -211,6 +209,8 @@ class DecodeJob:
     fallback_namespace: str = ""
     """Cache namespace of the fallback engine's captions; empty: the same namespace. Items hold the
     keys in their field `instead`."""
+    unheard_namespaces: dict[str, str] = field(default_factory=dict)
+    """OWN or FALLBACK → cache namespace of the captions of a pipe's requests without sound."""
     fallback_batch: int = 0
     """Maximum batch size of the fallback engine, which needs other memory; 0: unchanged."""
     live: str = ""

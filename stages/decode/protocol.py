@@ -156,6 +156,4 @@ def read_features(record_set: RecordSet | RecordUnion, key: str) -> FeatureRecor
 def with_heard(row: FeatureRecord, record_set: RecordSet | RecordUnion, key: str) -> FeatureRecord:
     """Return a row with the features of its sound, whose key is empty if it has none. Raises as
     `read_features` does."""
-    sound = read_features(record_set, key) if key else None
-    # A track without a sample has a record, too.
-    return row if sound is None or not sound.count.tokens else replace(row, heard=sound)
+    return replace(row, heard=read_features(record_set, key)) if key else row

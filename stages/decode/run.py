@@ -6,11 +6,15 @@ its rows may have been captioned before.
 
 The stage records chunks on which the language half raises, and finds a fallback engine that can
 caption them.
+
+`Answers` holds the captions and failures of one job, by the engine that makes them. An item has a
+key for each engine that may answer it, in that engine's cache namespace. An answer by any of them
+counts. The engine that runs is known once it is loaded; it makes the new ones.
 """
 
 import contextlib
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain
 from pkgutil import resolve_name
@@ -30,7 +34,6 @@ from artifacts.packs import (
 )
 from artifacts.store import Store, open_store
 from artifacts.tensors import RecordGone
-from stages.decode.answers import Answers, open_records
 from stages.decode.engines import EngineSpec, engine_of, engines_for
 from stages.decode.generation import FALLBACK, OWN, DecodeItem, DecodeJob
 from stages.decode.json_schema import texts_within
@@ -55,6 +58,60 @@ from stages.process.device import device_model
 from stages.process.events import TOO_LONG, UNSUPPORTED, CaptionProgress, EventReporter
 from stages.process.job import items_of, parse_job
 from stages.process.live import PipedRequest, RequestBatches, read_requests
+
+
+class Answers:
+    """The answers of one job. `records` holds, for each engine that may make them, its captions and
+    its failures."""
+
+    def __init__(self, records: Mapping[str, RecordUnion]) -> None:
+        self._records = records
+        self.made_by = OWN
+        """The engine that makes the new ones."""
+
+    @property
+    def record_sets(self) -> list[RecordSet]:
+        """Return all record sets, the captions of the engine that runs first."""
+        first = self._records[self.made_by]
+        others = (each for each in self._records.values() if each is not first)
+        return [record_set for union in (first, *others) for record_set in union.record_sets]
+
+    def key(self, item: DecodeItem) -> str:
+        """Return the key of the answer that is made."""
+        return item.keys[self.made_by]
+
+    def missing(self, batch: Sequence[DecodeItem]) -> list[str]:
+        """Return the keys, as of `key`, of items that have neither a caption nor a failure of any
+        engine."""
+        return [self.key(item) for item in batch if not self._has(item)]
+
+    def publish(self, captions: Sequence[Record]) -> list[str]:
+        """Store captions, and return their keys."""
+        return self._records[self.made_by].publish(captions)
+
+    def fail(self, item: DecodeItem, meta: dict[str, str]) -> None:
+        """Store that no engine can answer an item."""
+        for engine, key in item.keys.items():
+            if engine in self._records:
+                _, failures = self._records[engine].record_sets
+                failures.publish([Record(key=key, meta=meta)])
+
+    def _has(self, item: DecodeItem) -> bool:
+        return any(key in self._records.get(engine, ()) for engine, key in item.keys.items())
+
+
+def open_records(job: DecodeJob, store: Store) -> tuple[RecordSet, RecordUnion, Answers]:
+    """Return the features, those of sound, and the answers of a job. All are looked up together."""
+    namespaces = {OWN: job.namespace, FALLBACK: job.fallback_namespace}
+    engines = [engine for engine, namespace in namespaces.items() if namespace]
+    places = [(kind, namespaces[e]) for e in engines for kind in ("captions", "failures")]
+    heard = [("heard", job.heard_namespace)] if job.heard_namespace else []
+    features, *found = record_sets_of(store, ("features", job.features_namespace), *heard, *places)
+    heard_sets = [found.pop(0) for _ in heard]
+    pairs = (found[at : at + 2] for at in range(0, len(found), 2))
+    answers = Answers(dict(zip(engines, map(RecordUnion, pairs), strict=True)))
+    return features, RecordUnion(heard_sets), answers
+
 
 STAGE = "decode"
 
@@ -172,10 +229,13 @@ def serve_requests(job: DecodeJob, report: EventReporter) -> None:
     store = open_store(job.store)
     places = [("features", n) for n in (job.features_namespace, *job.other_features)]
     features = RecordUnion(record_sets_of(store, *places))
-    names = [n for n in (job.heard_namespace, *job.other_heard) if n]
+    names = [job.heard_namespace] if job.heard_namespace else []
     heard = RecordUnion(record_sets_of(store, *(("heard", n) for n in names)))
     namespaces = {OWN: job.namespace, FALLBACK: job.fallback_namespace}
-    captions = {name: RecordSet(store, "captions", n) for name, n in namespaces.items() if n}
+    captions, unheard = (
+        {maker: RecordSet(store, "captions", n) for maker, n in of.items() if n}
+        for of in (namespaces, {**namespaces, **job.unheard_namespaces})
+    )
     engine = start_engine(job, report)
 
     def read(batch: list[PipedRequest[DecodeItem]]) -> list[DecodeRequest]:
@@ -216,8 +276,9 @@ def serve_requests(job: DecodeJob, report: EventReporter) -> None:
                 more = {"prompt_tokens": output.prompt_tokens, "stopped": output.stopped}
                 meta = output.meta | more | origin
                 record = Record(key=one.item.keys[maker], meta=meta)
-                captions[maker].publish([record])
-                captions[maker].forget([record.key])
+                records = (captions if one.item.heard else unheard)[maker]
+                records.publish([record])
+                records.forget([record.key])
                 report.send(_ended(one, output))
 
 
@@ -396,16 +457,16 @@ class BatchRun:
         return self._answers.key(item) in self._missing
 
     def _claimed(
-        self, turns: WorkClaims, spec: EngineSpec, later: Iterator[list[Batch]]
+        self, claims: WorkClaims, spec: EngineSpec, later: Iterator[list[Batch]]
     ) -> Iterator[Batch]:
         """Yield the batches that this process must compute, and those of later portions."""
         if not self._job.feed:
-            yield from turns.claimed_batches(self._batches, self._answers.missing)
+            yield from claims.claimed_batches(self._batches, self._answers.missing)
             return
         for batches in chain([self._batches], (self._batches_for(spec, some) for some in later)):
             self._batches = batches or self._batches
             for batch in batches:
-                if turns.take(partial(self._answers.missing, batch)):
+                if claims.take(partial(self._answers.missing, batch)):
                     yield batch
 
     def _caption(
@@ -424,14 +485,14 @@ class BatchRun:
         oom_retry = OomRetry(self._report, spare, faults.items)
         to_retry: list[DecodeItem] = []
         with (
-            claims_at(self._store, *answers.record_sets, share=self._job.share) as turns,
-            write_behind(partial(self._publish, turns)) as publish,
+            claims_at(self._store, *answers.record_sets, share=self._job.share) as claims,
+            write_behind(partial(self._publish, claims)) as publish,
             contextlib.closing(
                 requests
-                for _, requests in prefetched(self._claimed(turns, spec, later), self._read)
+                for _, requests in prefetched(self._claimed(claims, spec, later), self._read)
             ) as ready,
         ):
-            faults.done = turns.done
+            faults.done = claims.done
             for requests, outputs in engine.run(ready, oom_retry):
                 records = []
                 for one, output in zip(requests, outputs, strict=True):
@@ -452,13 +513,13 @@ class BatchRun:
             if not self._job.feed:
                 faults.items.close()
 
-    def _publish(self, turns: WorkClaims, made: list[list[Record]]) -> None:
+    def _publish(self, claims: WorkClaims, made: list[list[Record]]) -> None:
         """Store captions that were missing, report them, and release their claims."""
         records = [record for batch in made for record in batch if record.key in self._missing]
         tokens = {record.key: record.meta["tokens"] for record in records}
         for key in self._answers.publish(records):
             self._report.item(key, tokens=tokens[key])
-        turns.done(tokens)
+        claims.done(tokens)
 
     def _record(
         self, fields: dict[str, Any], request: DecodeRequest, output: CaptionOutput

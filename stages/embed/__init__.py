@@ -1,7 +1,38 @@
-"""Turns frames into vectors. Loads only the vision half of a dual encoder."""
+"""Turns frames into vectors. Loads only the vision half of a dual encoder.
 
-from stages.embed.job import EmbedJob
+This module has the job and the names of the stored fp16 checks. It imports no model library.
+"""
+
+from dataclasses import dataclass
+
+from artifacts.tiles import OFF
+from stages.models.encoding import FRAMES_PER_BATCH, EncodingJob
 from stages.process.job import StageSpec
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EmbedJob(EncodingJob):
+    """Chunks to embed, one vector per frame."""
+
+    tiles: str = OFF
+    """Tiling of images; each tile gets a vector, too."""
+    edge: int = 0
+    """Side of the model's input in pixels."""
+    fp16_check: str = ""
+    """Cache namespace for the result of a trial of fp16, which is made first; empty: no trial."""
+    pictures: int = FRAMES_PER_BATCH
+    """Maximum number of tiles per pass through the half."""
+
+
+KIND = "precisions"
+"""Kind of the records: one per half, precision and kind of GPU."""
+VERDICT = "fp16"
+"""Key of the record. Its fields: `holds`, the least `cosine`, and how many `images`."""
+TRIED_IMAGES = 16
+"""Images on which fp16 is compared with fp32."""
+MIN_COSINE = 0.9999
+"""Smallest cosine of a vector in fp16 to the one in fp32 with which fp16 is used."""
+
 
 OUTPUT_VERSION = 1
 """Increased when this stage's output changes for the same inputs; part of every later cache key."""

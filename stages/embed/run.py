@@ -23,10 +23,10 @@ from artifacts.packs import Record, RecordSet
 from artifacts.store import open_store
 from artifacts.tiles import OFF, boxes_of
 from artifacts.vectors import vector_record
-from stages.embed.job import KIND, MIN_COSINE, TRIED_IMAGES, VERDICT, EmbedJob
+from stages.embed import KIND, MIN_COSINE, TRIED_IMAGES, VERDICT, EmbedJob
 from stages.memory.oom_retry import release_memory
+from stages.models.encoding import EncodeItem
 from stages.models.encoding.batch import encode_batches
-from stages.models.encoding.job import EncodeItem
 from stages.models.encoding.run import EncodeSpec, Refusal, encode_all, read_chunk
 from stages.models.halves.records import FeatureRecord
 from stages.models.loading import ModelJob

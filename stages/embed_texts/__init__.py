@@ -1,7 +1,36 @@
 """Turns texts into vectors. Loads only the text half of a dual encoder."""
 
-from stages.embed_texts.job import TextsJob
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from stages.models.half_job import HalfJob
 from stages.process.job import StageSpec
+
+
+class TextsItem(NamedTuple):
+    """Texts that a worker process embeds into one record."""
+
+    key: str
+    groups: list[list[str]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TextsJob:
+    """Texts to embed."""
+
+    half: HalfJob
+    store: str
+    namespace: str
+    """Cache namespace of the vectors."""
+    key: str = ""
+    """Key of the record."""
+    groups: list[list[str]] = field(default_factory=list)
+    """Groups of texts with the same meaning; each group gets one vector."""
+    batch: int
+    """Number of texts per pass through the half."""
+    live: str = ""
+    """Pipe with lists of TextsItem to embed as they arrive; empty: embed `groups`."""
+
 
 OUTPUT_VERSION = 2
 """Increased when this stage's output changes for the same inputs; part of every later cache key."""
@@ -15,6 +44,7 @@ STAGE = StageSpec(
     output_version=OUTPUT_VERSION,
     entry="stages.embed_texts.run:run",
     verb="reading texts",
+    counts="text",
 )
 TEXTS_PER_BATCH = 64
 """Maximum number of texts per pass through the text half."""

@@ -12,7 +12,7 @@ from artifacts.errors import CannotFit, UsageError
 from artifacts.packs import Record, RecordSet
 from artifacts.store import open_store
 from artifacts.vectors import vector_record
-from stages.embed_texts.job import TextsItem, TextsJob
+from stages.embed_texts import TextsItem, TextsJob
 from stages.memory.oom_retry import ItemFault, ItemFaults, OomRetry, split_batch
 from stages.models.halves.features import logits, max_text_tokens, text_vectors
 from stages.models.loading import ModelJob, facts

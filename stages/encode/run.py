@@ -5,9 +5,9 @@ from functools import partial
 from typing import Any
 
 from artifacts.packs import RecordSet
-from stages.encode.job import EncodeJob, shown_frames
+from stages.encode import EncodeJob, shown_frames
 from stages.memory.oom_retry import item_fault
-from stages.models.encoding.job import EncodeItem
+from stages.models.encoding import EncodeItem
 from stages.models.encoding.run import EncodeSpec, Refusal, encode_all, feature_record, read_chunk
 from stages.models.loading import warm as warm
 from stages.models.processors.prepare import Clip, Prepared, prepare

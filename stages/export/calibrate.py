@@ -22,8 +22,8 @@ from artifacts.store import open_store
 from stages.decode.generate_kwargs import make_greedy
 from stages.decode.protocol import read_features
 from stages.decode.scoring import caption_of, forced_logits
+from stages.export import CalibrateJob, CaptionedItem
 from stages.export.export_plan import plan_export
-from stages.export.jobs import CalibrateJob, CaptionedItem
 from stages.export.quant_formats import Packed
 from stages.export.rounding import NoInverse, gptq
 from stages.models.halves.offload import placement, waiting

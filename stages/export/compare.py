@@ -14,7 +14,7 @@ from artifacts.packs import RecordSet
 from artifacts.store import open_store
 from artifacts.tensors import unpack_tree
 from artifacts.vectors import vectors_in
-from stages.export.jobs import FeaturesJob
+from stages.export import FeaturesJob
 from stages.export.parity import of_each
 from stages.models.halves.records import MAIN_FIELDS, FeatureRecord
 from stages.process.events import EventReporter

@@ -39,7 +39,7 @@ class StoredTensor:
     """Type in which it is loaded."""
     module: str
     """Path of the linear layer whose weight it is, if that is quantized; else empty."""
-    turned: bool
+    transposed: bool
     """Whether the module stores its weight transposed."""
 
     @property
@@ -140,7 +140,7 @@ def _tensor(
         shape=header.shape,
         dtype=_loaded_as(header, path, place, skeleton, dtype),
         module=owner if quantized else "",
-        turned=quantized and type(linear) is not torch.nn.Linear,
+        transposed=quantized and type(linear) is not torch.nn.Linear,
     )
 
 

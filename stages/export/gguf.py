@@ -36,8 +36,8 @@ from artifacts.files import HALF, replace_file, write_json
 from artifacts.plurals import counted
 from artifacts.schema import Part
 from artifacts.store import fault_of
+from stages.export import ExportJob
 from stages.export.export_plan import ExportPlan, StoredTensor, plan_export
-from stages.export.jobs import ExportJob
 from stages.export.quant_formats import (
     MORE_ROOM,
     as_written,

@@ -25,8 +25,8 @@ from stages.decode.scoring import (
     forced_logits_stepwise,
     is_bidirectional,
 )
+from stages.export import CaptionedItem, JudgeJob
 from stages.export.export_plan import ExportPlan, plan_export
-from stages.export.jobs import CaptionedItem, JudgeJob
 from stages.export.parity import of_each
 from stages.export.quant_formats import Packed, unpack
 from stages.export.rounding import Rounded, unrounded

@@ -28,8 +28,8 @@ import torch
 
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.regular_files import open_regular
+from stages.export import MergeJob
 from stages.export.export_plan import refuse_unwritable
-from stages.export.jobs import MergeJob
 from stages.models.adapter_injection import read_matrix
 from stages.models.adapter_modules import (
     COPY_HINT,
@@ -66,7 +66,7 @@ class TensorChange:
     """Name of the adapter's tensor that replaces it; empty: none."""
     low_rank: LowRank | None = None
     """Matrices whose product is added to it."""
-    turned: bool = False
+    transposed: bool = False
     """Whether the product is transposed before it is added."""
 
 
@@ -88,14 +88,16 @@ def changes_of(
         found[header.name] = TensorChange(whole=tensor)
     for path, low_rank in adapter.low_rank.items():
         header, module = targets.find(f"{path}.weight")
-        turned = low_rank.embedding or _turned(module, adapter)
+        transposed = low_rank.embedding or _is_transposed(module, adapter)
         rows, columns = low_rank.shape
-        shape = (columns, rows) if turned else (rows, columns)
+        shape = (columns, rows) if transposed else (rows, columns)
         targets.check_shape(path, header, shape)
         before = found.get(header.name, TensorChange())
         if before.low_rank is not None:
             _once(found, header, path, adapter)
-        found[header.name] = TensorChange(whole=before.whole, low_rank=low_rank, turned=turned)
+        found[header.name] = TensorChange(
+            whole=before.whole, low_rank=low_rank, transposed=transposed
+        )
     return headers, found
 
 
@@ -109,9 +111,9 @@ def _once(
         )
 
 
-def _turned(module: torch.nn.Module | None, adapter: LoraAdapter) -> bool:
+def _is_transposed(module: torch.nn.Module | None, adapter: LoraAdapter) -> bool:
     """Return whether a module stores its weight transposed. PEFT decides by its class, too."""
-    return adapter.turned if module is None else not isinstance(module, torch.nn.Linear)
+    return adapter.transposed if module is None else not isinstance(module, torch.nn.Linear)
 
 
 class _Targets:
@@ -252,7 +254,7 @@ class _Merged:
         low_rank = change.low_rank
         assert low_rank is not None
         a, b = (read_matrix(self._adapter, name) for name in (low_rank.a, low_rank.b))
-        left, right = (a.mT, b.mT) if change.turned else (b, a)
+        left, right = (a.mT, b.mT) if change.transposed else (b, a)
         at = 0
         for piece in pieces:
             rows = piece.reshape(-1, spec.shape[1])

@@ -17,8 +17,8 @@ from safetensors.torch import load_file, save
 
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.files import whole_file
+from stages.export import BITSANDBYTES, PACKED, ExportJob
 from stages.export.export_plan import ExportPlan, StoredTensor, plan_export
-from stages.export.jobs import BITSANDBYTES, PACKED, ExportJob
 from stages.export.rounding import CannotRound, Rounded, round_to_nearest, unsupported_shape
 from stages.models.halves.routes import config_and_class
 from stages.models.hub.checkpoint import CONFIG, json_bytes, small_files
@@ -306,7 +306,9 @@ def write_file(
         if not tensor.module:
             made[spec.name] = weight
             continue
-        made.update(form.tensors(spec.name, weight.mT.contiguous() if tensor.turned else weight))
+        made.update(
+            form.tensors(spec.name, weight.mT.contiguous() if tensor.transposed else weight)
+        )
     specs = [TensorSpec(name, t.dtype, tuple(t.shape)) for name, t in made.items()]
     widest_first = sorted(specs, key=lambda found: -found.dtype.itemsize)
     exact = WeightShard(name=file.name, tensors=tuple(widest_first))

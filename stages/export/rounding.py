@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import torch
 
-from stages.export.jobs import GROUPS, PACKED
+from stages.export import GROUPS, PACKED
 
 BITS = tuple(PACKED.values())
 STEPS = 16

@@ -3,7 +3,7 @@
 from importlib import import_module
 from typing import Any
 
-from stages.export.jobs import GGUF, ExportJob
+from stages.export import GGUF, ExportJob
 from stages.process.events import EventReporter
 from stages.process.job import parse_job
 

@@ -53,14 +53,14 @@ class Keyframe(NamedTuple):
 class ClipCutter:
     """A source video with known frame times."""
 
-    def __init__(self, path: Path, *, sound: bool = False) -> None:
-        """Open a video and read its frame times. With `sound`, clips have the video's sound. Raises
-        MediaError."""
+    def __init__(self, path: Path, *, sound: bool = False, track: int = 0) -> None:
+        """Open a video and read its frame times. With `sound`, clips have the video's sound, of
+        this `track`. Raises MediaError."""
         self.path = path
         reader = Reader(path, threads=1)
         self._timeline: Timeline = reader.timeline
         opened = reader.decoder.container
-        self._sound = sound_of(path, opened, self._timeline) if sound else None
+        self._sound = sound_of(path, opened, self._timeline, track) if sound else None
         own = opened.format.name.partition(",")[0]
         self._alpha = has_alpha_track(reader.decoder.stream)
         # MP4 would accept the packets without the alpha beside them.

@@ -72,11 +72,13 @@ CLOCK_SECONDS = 1.0
 class Sound:
     """One track of sound of a video file."""
 
-    def __init__(self, path: Path, container: InputContainer, timeline: Timeline) -> None:
-        """`container` is the open file, with sound: the track that it marks as default, or else its
-        first one, is taken. `timeline` has the times of its frames."""
+    def __init__(
+        self, path: Path, container: InputContainer, timeline: Timeline, track: int = 0
+    ) -> None:
+        """`container` is the open file, with sound. `track` counts from 1; 0 is the one that it
+        marks as default, or else its first. `timeline` has the times of its frames."""
         tracks = container.streams.audio
-        self._path, self._index = path, tracks[default_track(tracks)].index
+        self._path, self._index = path, tracks[track - 1 if track else default_track(tracks)].index
         self._zero = time_zero(container)
         stated = float(timeline.start * timeline.time_base - self._zero)
         is_clear = timeline.counted or abs(stated - timeline.offset) <= CLOCK_SECONDS
@@ -95,9 +97,12 @@ class Sound:
         return part
 
 
-def sound_of(path: Path, container: InputContainer, timeline: Timeline) -> Sound | None:
-    """Return the sound of a video; None without any."""
-    return Sound(path, container, timeline) if container.streams.audio else None
+def sound_of(
+    path: Path, container: InputContainer, timeline: Timeline, track: int = 0
+) -> Sound | None:
+    """Return the sound of a video; None without such a track."""
+    there = len(container.streams.audio) >= max(1, track)
+    return Sound(path, container, timeline, track) if there else None
 
 
 def part_of(

@@ -127,11 +127,12 @@ class ExactCutter:
         deinterlace: bool = True,
         copies: bool = True,
         sound: bool = False,
+        track: int = 0,
     ) -> None:
         """Open a video to make clips of these spans, in seconds. With `deinterlace`, frames of the
         clips have no combs. With `copies`, a clip gets the packets of the video where these are
         exactly its frames; packets of a damaged video would keep the damage. With `sound`, clips
-        have the video's sound. Raises MediaError."""
+        have the video's sound, of this `track`. Raises MediaError."""
         self._reader = Reader(path, threads=1, deinterlace=deinterlace)
         self._unlike_now = partial(_unlike, deinterlace=deinterlace)
         self._path, self._timeline = path, self._reader.timeline
@@ -153,7 +154,9 @@ class ExactCutter:
         self._tags = _tags(frame) if self._is_plain else (BT709, int(ColorRange.MPEG))
         self._spans = [self._span(start, end) for start, end in spans]
         opened = self._reader.decoder.container
-        self._sound = sound_of(path, opened, self._timeline) if sound else None
+        self._sound = sound_of(path, opened, self._timeline, track) if sound else None
+        self.has_other_track = bool(sound and track and len(opened.streams.audio) > 1)
+        """Whether readers of the file may take another track of sound."""
         self._requested_from: int | None = None
         self._shown: int | None = None
         """Number of frames that a plain reader shows of the whole file, once they are counted."""
@@ -449,7 +452,7 @@ def _lengths(data: bytes) -> Iterator[int]:
         at += 4 + int.from_bytes(data[at : at + 4])
 
 
-DAMAGED = "damaged"
+DAMAGED, OTHER_TRACK = "damaged", "another sound track first"
 QUALITY = 95
 
 
@@ -496,11 +499,13 @@ class _Source:
                 deinterlace=job.deinterlace,
                 copies=not cuts[0].damaged,
                 sound=job.sound,
+                track=job.track,
             )
             if job.exact and is_video
             else None
         )
-        self._copier = None if job.exact else ClipCutter(self.path, sound=job.sound)
+        copy = partial(ClipCutter, self.path, sound=job.sound, track=job.track)
+        self._copier = None if job.exact else copy()
 
     def make(self, at: int, to: Path) -> dict[str, Any]:
         """Make a clip, or say that the whole file is one. Raises MediaError, OSError."""
@@ -509,7 +514,8 @@ class _Source:
             return self._copier.copy(cut.start, cut.end, to)
         if self._exact is None:
             return copy_picture(self.path, to, cut.damaged, always=cut.copied)
-        why = (self._exact.differs() or DAMAGED * cut.damaged) if cut.whole else ""
+        other = OTHER_TRACK * self._exact.has_other_track
+        why = (self._exact.differs() or DAMAGED * cut.damaged or other) if cut.whole else ""
         if cut.whole and not why and not cut.copied:
             return {"plain": True}
         made = self._exact.cut(at, to)

@@ -84,3 +84,6 @@ class CutJob:
     """Whether they hold the shown frames alone; else packets are copied from a keyframe on."""
     sound: bool = False
     """Whether they hold the sound of their span, where the file has sound."""
+    track: int = 0
+    """Number of the sound track, from 1; 0: the one that the file marks as default, else its
+    first."""

@@ -4,6 +4,7 @@ Each file is read completely and within limits, because uploads are untrusted. A
 reported to the caller and not stored.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,18 @@ NO_MEMORY = "no-memory"
 
 def run(fields: dict[str, Any], report: EventReporter) -> None:
     """Store the frames of each requested medium, and report its index or its failure."""
+    cut_requests(parse_job(FramesJob, fields), report)
+
+
+def cut_requests(
+    job: FramesJob,
+    report: EventReporter,
+    read_more: Callable[[MediumToCut, MediaIndex], None] = lambda medium, index: None,
+) -> None:
+    """Do so for each request of the job's pipe. `read_more` is called before an index is
+    reported."""
     keep_freed_blocks()
-    job, watchdog = parse_job(FramesJob, fields), Watchdog()
+    watchdog = Watchdog()
     cutter = FileCutter(job, report, watchdog)
     report.note(ready=True)
     with watchdog:
@@ -40,6 +51,7 @@ def run(fields: dict[str, Any], report: EventReporter) -> None:
             try:
                 with watchdog.over(), media_errors(medium):
                     index = cutter.cut(medium)
+                    read_more(medium, index)
                 report.send(MediumIndexed(media=medium.digest, index=index))
             except (MediaError, EnvironmentFault) as error:
                 message = error.message.replace(str(medium.path), "the file")

@@ -50,7 +50,7 @@ def run(fields: dict[str, Any], report: EventReporter) -> None:
     record_sets = (stage.record_sets.media, stage.record_sets.frames, stage.record_sets.failures)
     with (
         watchdog,
-        claims_at(stage.store, *record_sets) as stage.turns,
+        claims_at(stage.store, *record_sets) as stage.claims,
         ThreadPoolExecutor(workers, thread_name_prefix="frames") as pool,
     ):
         try:
@@ -74,7 +74,7 @@ class Cutting:
         self.fit = job.fit_video
         self.fit_image = job.fit_image
         self.record_sets = FrameRecorder(self.store, job.namespace, report, watchdog)
-        self.turns: WorkClaims
+        self.claims: WorkClaims
         """Claims of media: which run processes which."""
         self.sampling = job.sampling
         self.report = report
@@ -109,17 +109,17 @@ class Cutting:
         are processing are retried later."""
         claimed = []
         for medium in media:
-            turn = self.turns.take(partial(self.record_sets.missing_digests, medium))
-            if turn:
+            is_granted = self.claims.take(partial(self.record_sets.missing_digests, medium))
+            if is_granted:
                 claimed.append(medium)
-            elif turn is None:
+            elif is_granted is None:
                 self.to_do[medium.digest] = medium
             else:
                 self._items[medium.digest] = 0
         try:
             yield claimed
         finally:
-            self.turns.done(medium.digest for medium in claimed)
+            self.claims.done(medium.digest for medium in claimed)
 
     def cut_video(self, medium: MediumToCut) -> None:
         """Store the missing chunks of a video one by one, then its index."""

@@ -1,6 +1,6 @@
 """Turns sound into features. Loads only the audio half."""
 
-from stages.models.encoding.job import EncodingJob
+from stages.models.encoding import EncodingJob
 from stages.process.job import StageSpec
 
 OUTPUT_VERSION = 1

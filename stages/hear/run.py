@@ -1,7 +1,6 @@
 """The hear stage: turns the sound of chunks into feature records, in one process for a whole wave.
 
-Each sound passes the processor and the audio half alone, so its bytes depend on nothing else. A
-track without a sample gives a record without features, which decoding takes for no sound.
+Each sound passes the processor and the audio half alone, so its bytes depend on nothing else.
 """
 
 from functools import partial
@@ -11,11 +10,11 @@ import numpy as np
 
 from artifacts.errors import UsageError
 from artifacts.packs import DamagedRecord, RecordSet
+from stages.models.encoding import EncodeItem, EncodingJob
 from stages.models.encoding.batch import encode_batches
-from stages.models.encoding.job import EncodeItem, EncodingJob
 from stages.models.encoding.run import EncodeSpec, Refusal, encode_all, feature_record, or_refusal
 from stages.models.loading import warm as warm
-from stages.models.processors.hearing import prepare_sound, silence
+from stages.models.processors.hearing import prepare_sound
 from stages.models.processors.side_inputs import Prepared
 from stages.models.processors.sound import sound_rate
 from stages.process.events import EventReporter
@@ -56,7 +55,5 @@ def read_sound(record_set: RecordSet, processor: Any, item: EncodeItem) -> Prepa
             f"the sound has {rate} samples per second, and the model takes {sound_rate(processor)}",
             hint="Run the same command again: it reads the sound at the model's rate",
         )
-    if not record.meta["samples"]:
-        return silence()
     samples = np.frombuffer(record.payload, "<i2").astype(np.float32) / FULL_SCALE
     return or_refusal(lambda: prepare_sound(processor, samples), "this sound")

@@ -86,7 +86,7 @@ BASE = "penstock_base"
 """Field of the metadata of an adapter's weights: the digest of the weights it was trained on."""
 FLOATS = ("F64", "F32", "F16", "BF16")
 """Number types that an adapter may use."""
-BEYOND: Mapping[str, str] = {
+MORE_THAN_LORA: Mapping[str, str] = {
     "use_dora": "DoRA",
     "use_qalora": "QA-LoRA",
     "use_bdlora": "block-diagonal LoRA",
@@ -100,7 +100,7 @@ BEYOND: Mapping[str, str] = {
     "monteclora_config": "MonteCLoRA",
 }
 """Settings that require more than B x A → name of the method."""
-STARTS = ("gaussian", "eva", "orthogonal")
+UNCHANGING_INITIALIZATIONS = ("gaussian", "eva", "orthogonal")
 """Initializations, besides the default, that leave the model's own weights unchanged."""
 
 
@@ -126,7 +126,7 @@ class LoraAdapter:
     folder: Path
     base: str
     """Name of the model that it was trained on, as the adapter states it."""
-    turned: bool
+    transposed: bool
     """Whether the trained layers store their weights transposed, if the model does not show it."""
     places: Mapping[str, TensorPlace]
     """Tensor → its location in the file."""
@@ -148,7 +148,7 @@ def read_adapter(folder: Path) -> LoraAdapter:
     """Return the adapter in a folder. Raises UsageError if it is not a plain LoRA, EnvironmentFault
     if it is incomplete."""
     settings = _settings(folder)
-    _refuse_beyond(folder, settings)
+    _refuse_more_than_lora(folder, settings)
     path = folder / ADAPTER_WEIGHTS
     if not path.exists():
         pickled = f" but {PICKLED}, a pickle, which can run code" * (folder / PICKLED).exists()
@@ -158,7 +158,7 @@ def read_adapter(folder: Path) -> LoraAdapter:
         )
     places = read_places(path)
     metadata = read_metadata(path)
-    way = metadata.get(FIELD)
+    stated = metadata.get(FIELD)
     matrices: dict[str, dict[str, str]] = {}
     whole: dict[str, str] = {}
     for name, place in places.items():
@@ -178,11 +178,11 @@ def read_adapter(folder: Path) -> LoraAdapter:
     return LoraAdapter(
         folder=folder,
         base=str(settings.get("base_model_name_or_path") or ""),
-        turned=bool(settings.get("fan_in_fan_out")),
+        transposed=bool(settings.get("fan_in_fan_out")),
         places=places,
         low_rank=found,
         whole=whole,
-        as_published=None if way is None else way == AS_PUBLISHED,
+        as_published=None if stated is None else stated == AS_PUBLISHED,
         base_digest=metadata.get(BASE, ""),
     )
 
@@ -204,7 +204,7 @@ def _settings(folder: Path) -> dict[str, Any]:
     return found
 
 
-def _refuse_beyond(folder: Path, settings: Mapping[str, Any]) -> None:
+def _refuse_more_than_lora(folder: Path, settings: Mapping[str, Any]) -> None:
     """Refuse an adapter that is not a LoRA, or more than one. Raises UsageError."""
     kind = settings.get("peft_type")
     if kind != "LORA":
@@ -212,13 +212,13 @@ def _refuse_beyond(folder: Path, settings: Mapping[str, Any]) -> None:
             f"{folder} is an adapter of type {kind or '(none)'}; only LORA is supported",
             hint=MERGE_FIRST,
         )
-    for setting, feature in BEYOND.items():
+    for setting, feature in MORE_THAN_LORA.items():
         if settings.get(setting):
             raise _more_than_lora(folder, f"uses {feature} ({setting})")
     if settings.get("bias") not in (None, "none"):
         raise _more_than_lora(folder, f"trained biases (bias is {settings['bias']})")
     start = settings.get("init_lora_weights")
-    if isinstance(start, str) and start not in STARTS:
+    if isinstance(start, str) and start not in UNCHANGING_INITIALIZATIONS:
         raise _more_than_lora(folder, f"changed the model's own weights before training ({start})")
 
 

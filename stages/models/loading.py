@@ -19,11 +19,10 @@ from stages.memory.oom_retry import trim_freed_blocks
 from stages.models.adapter_injection import adapted, adapted_modules
 from stages.models.half_job import HalfJob
 from stages.models.halves.absent import chunk_position_wise
-from stages.models.halves.host_grids import keep_grids_on_host
 from stages.models.halves.load import ReloadableHalf, load_half
 from stages.models.halves.offload import load_in_layers, offloaded_bytes
 from stages.models.halves.ranged_reads import NOTE
-from stages.models.halves.recorded import RECORDER, PassRecorder
+from stages.models.halves.recorded import RECORDER, PassRecorder, keep_grids_on_host
 from stages.models.halves.routes import config_and_class, one_line, skeleton_of
 from stages.models.halves.windows import group_windows
 from stages.models.hub.quantized import is_read_here
@@ -38,10 +37,9 @@ from stages.models.precision.quantize import (
 from stages.models.precision.weights import attention_of, for_half, stored_modules
 from stages.models.processors.prepare import load_processor
 from stages.models.stored.layers import FORM, model_names, stored_settings
+from stages.models.streaming.layers import load_pinned
 from stages.models.streaming.load import load_streamed, streamed_layers
-from stages.models.streaming.pinned import load_pinned
-from stages.process.deferred_imports import import_transformers
-from stages.process.fork_imports import STAYS, import_asking_cuda
+from stages.process.deferred_imports import STAYS, import_asking_cuda, import_transformers
 from stages.process.job import parse_job
 
 DEFAULT_ATTENTION = ("sdpa", "+")

@@ -38,10 +38,10 @@ from artifacts.packages import missing_package
 from stages.process import memory_limit
 from stages.process.deadlock_watchdog import DeadlockDetector, rearm_alarm
 from stages.process.deferred_imports import defer
+from stages.process.device import hold_device
 from stages.process.events import WAITS_FOR_DEVICE, EventReporter, StageEnded, StageError
 from stages.process.exit_diagnosis import first_line, oom_message
 from stages.process.job import gc_frozen, read_job, value_in
-from stages.process.lock import hold_device
 from stages.process.memory import ProcessMemory, Sampler, anonymous_bytes
 from stages.process.output_streams import lasting_output
 

@@ -37,7 +37,7 @@ import traceback
 from typing import Any
 
 from stages.process.child import ParentInfo, load_entry, run_job
-from stages.process.fork_imports import STAYS, has_used_cuda, importing_for_forks
+from stages.process.deferred_imports import STAYS, has_used_cuda, importing_for_forks
 from stages.process.job import gc_frozen, read_job, value_in
 from stages.process.output_streams import lasting_output
 

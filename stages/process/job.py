@@ -21,6 +21,9 @@ from typing import Any, TypeVar
 from artifacts.json_shapes import read_record
 from artifacts.schema import Part
 
+CHUNK = "chunk"
+"""Noun of what most stages make one by one."""
+
 
 @contextlib.contextmanager
 def gc_frozen() -> Iterator[None]:
@@ -123,3 +126,5 @@ class StageSpec:
     """Function that its process calls: `package.module:function`."""
     verb: str
     """Verb for what it does, shown to the user."""
+    counts: str = CHUNK
+    """Noun of what it makes one by one, shown with numbers of them; empty: none."""

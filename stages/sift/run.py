@@ -31,7 +31,7 @@ from stages.frames.reader import Reader
 from stages.process.events import EventReporter
 from stages.process.job import parse_job
 from stages.process.memory import cores
-from stages.sift.job import SiftJob
+from stages.sift import SiftJob
 from stages.sift.measures import (
     BLACK_SHARE,
     EDGE,
@@ -200,7 +200,7 @@ def run(fields: dict[str, Any], report: EventReporter) -> None:
     job, watchdog = parse_job(SiftJob, fields), Watchdog()
     marking = Marking(job, report, watchdog)
     report.total(len(marking.to_do))
-    with watchdog, claims_at(marking.store, marking.marks, marking.failures) as marking.turns:
+    with watchdog, claims_at(marking.store, marking.marks, marking.failures) as marking.claims:
         while marking.to_do:
             before, media, marking.to_do = len(marking.to_do), list(marking.to_do.values()), {}
             images = [m for m in media if m.kind == "image"]
@@ -224,7 +224,7 @@ class Marking:
         self.marks, self.failures = record_sets_of(
             self.store, ("marks", job.namespace), ("failures", job.namespace)
         )
-        self.turns: WorkClaims
+        self.claims: WorkClaims
         """Claims of media: which run marks which."""
         self._namespace = job.namespace
         self._report = report
@@ -241,10 +241,10 @@ class Marking:
         claimed = []
         try:
             for medium in group:
-                turn = self.turns.take(partial(self._missing, medium))
-                if turn is None:
+                is_granted = self.claims.take(partial(self._missing, medium))
+                if is_granted is None:
                     self.to_do[medium.digest] = medium
-                if turn:
+                if is_granted:
                     claimed.append(medium.digest)
                     with failing(medium, self.failures, self._report, self._watchdog) as path:
                         of_image = medium.kind == "image"
@@ -257,7 +257,7 @@ class Marking:
                 if medium.digest in new:
                     self._report.item(medium.digest, label=medium.path.name)
         finally:
-            self.turns.done(claimed)
+            self.claims.done(claimed)
 
     def _missing(self, medium: MediumToCut) -> list[str]:
         failed = medium.digest in self.failures and medium.digest not in self._failed_before

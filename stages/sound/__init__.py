@@ -3,7 +3,10 @@
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from artifacts.keys import item_key
+from artifacts.schema import ChunkIndex
 from artifacts.stamps import Stamp
+from stages.frames.job import FramesJob
 from stages.process.job import StageSpec
 
 OUTPUT_VERSION = 1
@@ -51,6 +54,23 @@ class SoundJob:
     media: list[SoundItem]
     workers: int
     """Number of files read at once."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LiveSoundJob:
+    """Requested files whose frames and sound are read."""
+
+    frames: FramesJob
+    """Has the pipe of the requests, and the store of both."""
+    namespace: str
+    """Cache namespace of the sound."""
+    rate: int
+    """Samples per second."""
+
+
+def sound_key(namespace: str, digest: str, chunk: ChunkIndex) -> str:
+    """Return the key of a record about the sound of a chunk. It does not depend on the frames."""
+    return item_key(namespace, digest, chunk.index, chunk.start, chunk.end)
 
 
 STAGE = StageSpec(

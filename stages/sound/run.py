@@ -10,6 +10,8 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import compress
+from operator import not_
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ import numpy as np
 
 from artifacts.claims import POLL_SECONDS, WorkClaims, claims_at
 from artifacts.errors import MediaError
-from artifacts.packs import Record, RecordUnion, record_sets_of
+from artifacts.packs import Record, RecordSet, RecordUnion, record_sets_of
 from artifacts.remote.media_cache import open_local
 from artifacts.store import open_store
 from stages.frames.frame_recorder import Watchdog, media_errors
@@ -135,14 +137,7 @@ class Reading:
 
     def _store(self, made: Sequence[tuple[str, ChunkSound]], label: str) -> None:
         """Store chunks, and report the new ones."""
-        records = [
-            Record(key=key, meta=sound.meta, payload=sound.samples.view(np.uint8).data)
-            for key, sound in made
-        ]
-        least = self._job.rate * LEAST_SECONDS
-        silent = [each for each in records if each.meta["samples"] < least]
-        heard = [each for each in records if each.meta["samples"] >= least]
-        for key in (*self.silences.publish(silent), *self.sounds.publish(heard)):
+        for key in publish_sounds(made, self.sounds, self.silences):
             self._report.item(key, label=label)
 
     def _fail(self, item: SoundItem, error: MediaError) -> None:
@@ -155,3 +150,17 @@ class Reading:
             self.failures.publish([Record(key=key, meta=meta) for key in keys])
         for key in keys:
             self._report.failure(key, error.kind, message, error.hint)
+
+
+def publish_sounds(
+    made: Sequence[tuple[str, ChunkSound]], sounds: RecordSet, silences: RecordSet
+) -> list[str]:
+    """Publish the sound of chunks by its keys, and note those that have none. Return the new
+    keys."""
+    records = [
+        Record(key=key, meta=sound.meta, payload=sound.samples.view(np.uint8).data)
+        for key, sound in made
+    ]
+    heard = [each.meta["seconds"] >= LEAST_SECONDS for each in records]
+    of_silence = silences.publish(list(compress(records, map(not_, heard))))
+    return [*of_silence, *sounds.publish(list(compress(records, heard)))]

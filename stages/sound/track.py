@@ -11,6 +11,7 @@ How it works:
    together are therefore the whole track. A chunk ends early if the track does.
 """
 
+from array import array
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -43,7 +44,7 @@ from stages.frames.media_opening import (
     survey,
     time_zero,
 )
-from stages.frames.timeline import SHORT_SECONDS
+from stages.frames.timeline import SHORT_SECONDS, VideoPacket
 from stages.sound.mono import Block, MonoResampler
 
 JITTER_SECONDS = Fraction(1, 50)
@@ -163,6 +164,8 @@ def _cut(blocks: Iterator[Pcm], spans: Sequence[tuple[int, int]]) -> Iterator[Pc
             if following is None:
                 break
             block, at = following, at + len(block)
+        if found:  # frames may be stated before time 0, where no sound is
+            found[:0] = bytes(block.itemsize * max(0, -first))
         yield np.frombuffer(found, np.int16)
 
 
@@ -180,6 +183,8 @@ class _Track:
         self._zero, self._resets = _clock(path, container)
         self._moved = Fraction()
         """Seconds that the last reset of the clock adds to times."""
+        self._place = 0
+        """Bytes of the file before the packet that was read last."""
         self._begin: Fraction | None = None
         """Start of the first frame in seconds since time 0; None: nothing was decoded yet."""
         self._end = Fraction()
@@ -248,6 +253,7 @@ class _Track:
             frame, exact = ahead.popleft()
             seconds = self._seconds(frame.pts)
             if self._begin is None:
+                self._pass_resets()
                 self._begin = seconds = self._first([frame, *(other for other, _ in ahead)])
             elif seconds is None or self._is_wrong(seconds, frame, ahead):
                 seconds = self._end
@@ -292,9 +298,16 @@ class _Track:
         ahead = seconds - self._end
         if self._resets is None or -JUMP_BACK_SECONDS <= ahead <= JUMP_AHEAD_SECONDS:
             return None
-        before = self._moved
-        self._moved = self._resets.popleft() if self._resets else before - ahead
+        before, self._moved = self._moved, self._moved - ahead
+        if self._resets:
+            _, self._moved = self._resets.popleft()
+        self._pass_resets()
         return self._moved - before
+
+    def _pass_resets(self) -> None:
+        """Apply the resets before the place that was read: a recording may have no sound."""
+        while self._resets and self._resets[0][0] <= self._place:
+            _, self._moved = self._resets.popleft()
 
     def _decoded(self) -> Iterator[tuple[AudioFrame, bool]]:
         """Yield each frame, and whether it is the first one or follows damage."""
@@ -302,7 +315,7 @@ class _Track:
         for packet in chain(packets(self._container, self._stream), (None,)):
             frames = self._decode(packet)
             if packet is not None:
-                self._empty = False
+                self._empty, self._place = False, max(self._place, packet.pos or 0)
                 if frames is None or packet.is_corrupt:
                     self._note_damage(packet)
             exact |= frames is None
@@ -349,14 +362,26 @@ def _length(frame: AudioFrame) -> Fraction:
     return Fraction(frame.samples, frame.sample_rate)
 
 
-def _clock(path: Path, container: InputContainer) -> tuple[Fraction, "deque[Fraction] | None"]:
-    """Return time 0 on the clock of a file, and the seconds that its resets add to times, as for
-    the frames; None where it cannot be reset. Raises MediaError."""
+Reset: TypeAlias = tuple[int, Fraction]
+"""Bytes of a file before its clock was reset, and the seconds that this adds to later times."""
+
+
+def _clock(path: Path, container: InputContainer) -> tuple[Fraction, deque[Reset] | None]:
+    """Return time 0 on the clock of a file, and its resets, as for the frames; None where it cannot
+    be reset. Raises MediaError."""
     if container.format.name not in RESET or not container.streams.video:
         return time_zero(container), None
     surveyed, stream = open_video(path, threads=1)
+    places = array("q")
+
+    def noted() -> Iterator[VideoPacket]:
+        for packet in packets(surveyed, stream):
+            places.append(max(packet.pos or 0, *places[-1:], 0))
+            yield packet
+
     with surveyed:
-        timeline = survey(packets(surveyed, stream), surveyed, stream)
+        timeline = survey(noted(), surveyed, stream)
         jumps = timeline.jumps if timeline is not None else ()
-        assert stream.time_base is not None
-        return time_zero(surveyed), deque(ticks * stream.time_base for _, ticks in jumps)
+        base = stream.time_base
+        assert base is not None
+        return time_zero(surveyed), deque((places[at], ticks * base) for at, ticks in jumps)

@@ -30,7 +30,7 @@ from stages.models.processors.prepare import channel_of, opens_reasoning, text_i
 from stages.models.processors.processor_calls import text_ids
 from stages.process.events import EventReporter
 from stages.process.job import parse_job
-from stages.summarize.job import (
+from stages.summarize import (
     ANSWERS,
     CHAPTER,
     MAX_TEXTS,

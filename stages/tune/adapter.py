@@ -25,8 +25,8 @@ from artifacts.files import whole_file
 from artifacts.keys import digest_of
 from stages.models.adapter_modules import ADAPTER_CONFIG, ADAPTER_WEIGHTS, BASE, PREFIX
 from stages.models.published import as_published_metadata
-from stages.models.stored.linear import PackedLinear
-from stages.tune.job import CHECKPOINT, AdapterLayout, most_common, new_layout
+from stages.models.stored.codes import PackedLinear
+from stages.tune import CHECKPOINT, AdapterLayout, most_common, new_layout
 
 BEST = "best"
 """Suffix of the best trained weights, next to the state of the optimizer."""

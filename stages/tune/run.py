@@ -20,10 +20,11 @@ from stages.decode.protocol import read_features
 from stages.models.adapter_modules import ADAPTER_WEIGHTS
 from stages.models.loading import ModelJob, facts
 from stages.models.loading import warm as warm_model
+from stages.process.deferred_imports import import_asking_cuda
 from stages.process.events import EventReporter
-from stages.process.fork_imports import import_asking_cuda
 from stages.process.job import parse_job
 from stages.process.memory import anonymous_bytes
+from stages.tune import EACH, RECORD, SCORE, TuneItem, TuneJob, layout_in
 from stages.tune.adapter import (
     TrainingProgress,
     add_adapter,
@@ -32,7 +33,6 @@ from stages.tune.adapter import (
     save_checkpoint,
     write_adapter,
 )
-from stages.tune.job import EACH, RECORD, SCORE, TuneItem, TuneJob, layout_in
 from stages.tune.training import (
     Trainer,
     TrainingExample,
@@ -355,6 +355,7 @@ def _record(
         "held_out_losses": progress.held_out,
         "best_step": progress.best_step or progress.step,
         "scores": progress.scores,
+        **({"sound": job.sound} if job.sound else {}),
     }
 
 

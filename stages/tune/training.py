@@ -35,7 +35,7 @@ from stages.models.halves.records import FeatureRecord
 from stages.models.processors.prepare import answer_ids, drop_end_token, full_answer_ids, rebuild
 from stages.models.processors.processor_calls import text_ids
 from stages.process.events import EventReporter
-from stages.tune.job import ADAMW8, PAGED_ADAMW8
+from stages.tune import ADAMW8, PAGED_ADAMW8
 
 IGNORED = -100
 """Target at positions that do not count."""

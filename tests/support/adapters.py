@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from penstock_demo import CHECKPOINT
-from stages.export.jobs import MergeJob
+from stages.export import MergeJob
 from stages.export.merge import run
 from stages.models.halves.routes import config_and_class
 from stages.models.profile import ModelProfile

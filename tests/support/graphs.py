@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from artifacts.keys import hash_file
+from stages.export import GraphJob
 from stages.export.graphs.run import run
-from stages.export.jobs import GraphJob
 from stages.export.parity import PARITY
 from stages.process.job import job_fields
 from tests.support.waves import events

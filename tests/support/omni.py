@@ -1,8 +1,13 @@
 """Tiny checkpoints that see and hear, with their processors; needs no network."""
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
 
 from benchmarks._words import TEMPLATE as WORDS
 from benchmarks._words import hf, words
@@ -62,6 +67,35 @@ def omni_checkpoint(folder: Path, prefix: str) -> None:
         chat_template=TEMPLATE,
     )
     save(folder, decisive(_model(prefix, tokenizer)), processor)
+
+
+TALKER_BYTES = 32 << 20
+"""Bytes of each of what a whole model has beside its thinker."""
+
+
+@made_once
+def omni_whole(folder: Path, prefix: str) -> None:
+    """The whole model of a thinker of OMNI, as transformers names its weights, with other parts in
+    the same file and in one of their own."""
+    whole, thinker = getattr(hf, f"{prefix}Config"), omni_checkpoint(prefix)
+    model = getattr(hf, f"{prefix}ThinkerForConditionalGeneration").from_pretrained(thinker)
+    made = getattr(hf, f"{prefix}ForConditionalGeneration")(
+        whole(thinker_config=model.config.to_dict(), enable_audio_output=False)
+    )
+    made.thinker.load_state_dict(model.state_dict())
+    made.config.dtype = model.dtype
+    made.save_pretrained(folder)
+    for path in thinker.iterdir():
+        if not (folder / path.name).exists():
+            shutil.copy(path, folder)
+    weights = load_file(file := folder / "model.safetensors")
+    weights["talker.model.embed_tokens.weight"] = torch.zeros(TALKER_BYTES // 4)
+    save_file(weights, file, metadata={"format": "pt"})
+    others = {"token2wav.weight": torch.zeros(TALKER_BYTES // 4)}
+    save_file(others, folder / "model-2.safetensors", metadata={"format": "pt"})
+    places = dict.fromkeys(weights, file.name) | dict.fromkeys(others, "model-2.safetensors")
+    index = {"metadata": {}, "weight_map": places}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
 
 
 def _model(prefix: str, tokenizer: Any) -> Any:

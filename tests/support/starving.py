@@ -12,7 +12,7 @@ from unittest.mock import patch
 
 from flows.machine.launch import ENTRIES
 from stages.memory.oom_retry import OomRetry
-from stages.models.encoding.job import EncodeItem
+from stages.models.encoding import EncodeItem
 from stages.process import memory_limit
 from stages.process.events import EventReporter
 from stages.process.memory import process_memory

@@ -15,9 +15,9 @@ from benchmarks._jobs import own_of
 from penstock_demo import CHECKPOINT
 from stages.decode.generation import DecodeItem, DecodeJob
 from stages.decode.run import run as decode
-from stages.encode.job import EncodeJob
+from stages.encode import EncodeJob
 from stages.encode.run import run as encode
-from stages.models.encoding.job import EncodeItem
+from stages.models.encoding import EncodeItem
 from stages.models.processors.prepare import Clip
 from stages.process.events import EventReporter
 from tests.support.checkpoints import whole_checkpoint

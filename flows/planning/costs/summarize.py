@@ -13,7 +13,7 @@ from flows.planning.estimate import StageEstimate, Term
 from flows.planning.ladder import Rung
 from flows.planning.machine import Pass, WorkEstimate
 from flows.planning.workloads import RemainingWork, Workload
-from stages.summarize.job import ANSWERS, ASSUMED_CONTEXT, LARGEST_CONTEXT, MAX_TEXTS, STEP
+from stages.summarize import ANSWERS, ASSUMED_CONTEXT, LARGEST_CONTEXT, MAX_TEXTS, STEP
 
 MIN_CONTEXT = 512
 """Minimum context in tokens: with less, combining captions is not worthwhile."""

@@ -23,16 +23,16 @@ from flows.planning.training_estimate import LOGITS, adapted_layer_bytes, lora_p
 from flows.planning.training_terms import ADAPTER, OPTIMIZERS
 from flows.planning.workloads import Workload
 from stages.models.hub.checkpoint import Checkpoint
-from stages.tune.job import ADAMW, ADAMW8, PAGED_ADAMW8
+from stages.tune import ADAMW, ADAMW8, PAGED_ADAMW8
 
 FOUR_BIT = "nf4"
 """4-bit precision that supports gradients."""
 EIGHT_BIT = OPTIMIZERS["8bit"].optimizer
 MOMENTS = {ADAMW: ADAPTER.optimizer, ADAMW8: EIGHT_BIT, PAGED_ADAMW8: EIGHT_BIT}
 """Optimizer → bytes kept per trained number."""
-BEST = 4
+BEST_STATE_BYTES = 4
 """Bytes per trained number of the best state so far, kept on the host."""
-KEPT = 34
+KEPT_VALUES = 34
 """Approximate values per token that a layer keeps for the backward pass, in multiples of the hidden
 size, if its dimensions are unknown (Korthikanti et al. 2022, equation 1)."""
 
@@ -101,11 +101,12 @@ def _states(model: Model, rung: Rung) -> Iterator[Term]:
         trained = rung.rank * (half.linear_rows + half.linear_modules * model.profile.feature_width)
     else:
         trained = lora_parameters(architecture.text, rung.rank)
-    each = ADAPTER.weight + ADAPTER.gradient + MOMENTS[rung.optimizer]
-    why = f"{trained / 1e6:,.2f} M trained numbers x {each:g} bytes, with gradients and moments"
-    yield Term(part="weight", bytes=math.ceil(trained * each), why=why)
-    why = f"{trained / 1e6:,.2f} M trained numbers x {BEST} bytes, the best state so far"
-    yield Term(part="workspace", bytes=trained * BEST, why=why)
+    trained_bytes = ADAPTER.weight + ADAPTER.gradient + MOMENTS[rung.optimizer]
+    count = f"{trained / 1e6:,.2f} M trained numbers"
+    why = f"{count} x {trained_bytes:g} bytes, with gradients and moments"
+    yield Term(part="weight", bytes=math.ceil(trained * trained_bytes), why=why)
+    why = f"{count} x {BEST_STATE_BYTES} bytes, the best state so far"
+    yield Term(part="workspace", bytes=trained * BEST_STATE_BYTES, why=why)
 
 
 def _step_terms(
@@ -113,26 +114,27 @@ def _step_terms(
 ) -> Iterator[Term]:
     """Yield the memory of one step: activations kept for the backward pass, and the larger of the
     logits and one layer."""
-    architecture, each = _architecture(model.checkpoint), BYTES.get(settings.dtype, 4)
+    architecture, number_bytes = _architecture(model.checkpoint), BYTES.get(settings.dtype, 4)
     tokens = workload.tokens + rung.caption
     rows, size_text = rung.batch * tokens, f"{rung.batch} x {tokens:,} tokens"
     half, width = model.profile.language, model.profile.feature_width
     layers = max(1, half.layers)
     logits = vocabulary = 0
     if architecture is None or architecture.text is None:
-        kept, inside = KEPT * width * each, KEPT * width * each * rows
+        kept = KEPT_VALUES * width * number_bytes
+        inside = kept * rows
     else:
         text, vocabulary = architecture.text, architecture.vocabulary
         layers = text.layers
         fused = settings.attention != "eager"
-        kept = adapted_layer_bytes(text, tokens, rung.rank, each, fused=fused)
+        kept = adapted_layer_bytes(text, tokens, rung.rank, number_bytes, fused=fused)
         widest = max(rows_of for rows_of, _ in text.matrices)
-        added = rows * widest * (each + ADDED_BYTES)
-        inside = max(added, pass_bytes(text, rung.batch, tokens, each, fused=fused))
-        logits = (sum(LOGITS) + each) * vocabulary * rung.batch * (rung.caption + 1)
+        added = rows * widest * (number_bytes + ADDED_BYTES)
+        inside = max(added, pass_bytes(text, rung.batch, tokens, number_bytes, fused=fused))
+        logits = (sum(LOGITS) + number_bytes) * vocabulary * rung.batch * (rung.caption + 1)
     if rung.recompute:
-        held, inside = each * width * layers * rows, inside + kept * rows
-        why = f"{size_text} x {layers} layers x {each * width:,} bytes, their inputs"
+        held, inside = number_bytes * width * layers * rows, inside + kept * rows
+        why = f"{size_text} x {layers} layers x {number_bytes * width:,} bytes, their inputs"
     else:
         held = kept * layers * rows
         why = f"{size_text} x {layers} layers x {kept:,} bytes, for the backward pass"

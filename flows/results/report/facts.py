@@ -99,6 +99,7 @@ def timeline_of_entry(entry: Entry) -> dict[str, Any]:
     stages = [
         {"name": name, "spans": [[points[0][0], points[-1][0]]], "curves": [points], "rung": ""}
         for name, points in entry["timeline"].items()
+        if points
     ]
     began = seconds_of(entry["started"])
     return {
@@ -475,7 +476,7 @@ def _totals(record: Mapping[str, Any], seconds: float, runs: Sequence[Entry]) ->
     if record["summaries"]:
         yield "summaries", f"{record['summaries']:,}"
     yield "files", f"{media['total']:,}"
-    yield "failed", f"{media['failed']:,}"
+    yield "files failed", f"{media['failed']:,}"
     if record["cut"]:
         yield "cut", f"{record['cut']:,}"
     if total is not None and total["tokens"]:

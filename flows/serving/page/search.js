@@ -21,7 +21,7 @@ const search = {
     Object.assign(this, {wanted, top});
     complain($("search-error"), null);
     this.tell("seeking");
-    const query = {q: wanted.text, not: wanted.without, where: wanted.where, top, moments: 1};
+    const query = {q: wanted.text, not: wanted.without, where: wanted.where, top};
     try {
       const answer = await asked(wanted.picture ? "POST" : "GET", address("/v1/search", query),
         {body: wanted.picture || null, signal, waits: text => this.tell(text)});

@@ -28,18 +28,20 @@ from artifacts.schema import Half, MediaKind
 from artifacts.tensors import name_tensors
 from stages.embed_texts.run import TextReader
 from stages.memory.meta_device import tensors
-from stages.models.graphs.graph_inputs import (
+from stages.models.graphs.manifest import CPU, Graph, GraphEncoder, Provider
+from stages.models.graphs.onnx_encoder import (
     EncoderCall,
     GraphInputs,
+    GraphSession,
+    OnnxEncoder,
     copied,
     described,
     encoder_calls,
+    fits,
     graph_inputs,
     is_packed,
     packing,
 )
-from stages.models.graphs.manifest import CPU, Graph, GraphEncoder, Provider
-from stages.models.graphs.onnx_encoder import GraphSession, OnnxEncoder, fits
 from stages.models.halves.absent import MissingModule, NeedsWeights
 from stages.models.halves.features import encode, text_vectors
 from stages.models.halves.routes import PIXELS

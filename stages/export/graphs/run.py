@@ -20,9 +20,9 @@ from artifacts.schema import Half
 from artifacts.store import fault_of
 from stages.embed_texts import TEXTS_PER_BATCH
 from stages.embed_texts.run import TextReader
+from stages.export import GRAPHS, PACKAGES, GraphJob
 from stages.export.compare import nearness
 from stages.export.graphs.make import GraphsMade, make_graphs, texts_of, trials
-from stages.export.jobs import GRAPHS, PACKAGES, GraphJob
 from stages.models.graphs import FOLDER
 from stages.models.graphs.manifest import FILE, GraphManifest, HalfGraphs, read_manifest
 from stages.models.halves.features import text_vectors

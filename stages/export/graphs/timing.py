@@ -5,8 +5,8 @@ from dataclasses import replace
 from itertools import chain, repeat
 from typing import Any
 
+from stages.export import TimingJob
 from stages.export.graphs.make import trials
-from stages.export.jobs import TimingJob
 from stages.models.loading import ModelJob
 from stages.process.deferred_imports import import_transformers
 from stages.process.events import EventReporter

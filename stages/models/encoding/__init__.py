@@ -1,4 +1,91 @@
-"""Runs the vision half over stored frames, for every stage that needs it."""
+"""Runs the vision half over stored frames, for every stage that needs it. This module has the
+fields of its jobs and their pass modes; it imports no model library.
+
+A row's bytes may depend on how many rows pass the half with it, because products of other sizes
+are rounded differently. They do not depend on it where the number of rows is always the same: each
+input passes alone, or, as small inputs use a processor badly when they are alone, FIXED_ROWS of one
+shape pass together, and copies fill up the last pass.
+
+Servers, and halves whose rows do depend on it, compute batches: all inputs of a batch pass
+together, so the bytes of each depend on the others. These have cache namespaces of their own.
+"""
+
+from dataclasses import dataclass, field
+from typing import Final, NamedTuple
+
+from artifacts.claims import Share
+from stages.models.half_job import HalfJob
+
+
+class EncodeItem(NamedTuple):
+    """A chunk to encode."""
+
+    key: str
+    """Key of the resulting record."""
+    frames: str
+    """Key of its frames, or of its sound."""
+    kind: str
+    """`video` or `image`."""
+    prompt: str = ""
+    """Prompt of the chunk, if the encoder reads it."""
+    shown: int = 0
+    """How many of its frames the encoder sees; 0: all."""
+    rows: int = 0
+    """Rows of the passes that its inputs take part in (see above); 0: its batch."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EncodingJob:
+    """Chunks to encode with the same settings. For an audio half, its `frames` are sounds."""
+
+    half: HalfJob
+    store: str
+    frames_namespace: str
+    namespace: str
+    """Cache namespace of the results."""
+    batches: list[list[EncodeItem]]
+    live: str = ""
+    """Pipe that delivers batches one by one; empty: encode `batches`."""
+    feed: str = ""
+    """Pipe that delivers portions of batches while frames are cut, then null; empty: encode
+    `batches`."""
+    share: Share = field(default_factory=Share)
+    """What this process may claim until those on other devices work, too."""
+    pass_checks_namespace: str = ""
+    """Cache namespace of the trials of passes; empty: the items pass with their batch."""
+    windows_namespace: str = ""
+    """Cache namespace of the comparisons of windows; empty on a CPU."""
+    frames_store: str = ""
+    """Store of the frames, if different."""
+    block: int = 0
+    """Chunks that pass through each layer before the next layer is read; 0: all layers are
+    loaded."""
+    workers: int = 1
+    """Threads that read and prepare chunks. They do not affect the results."""
+
+
+ALONE: Final = "alone"
+FIXED: Final = "fixed"
+BATCHES: Final = "batches"
+FIXED_ROWS = 8
+"""Rows of a fixed pass."""
+KIND = "ways"
+"""Kind of the records with results of checks: one cache namespace per half, precision and kind of
+device, one record per number of rows and size class."""
+WINDOWS = "windows"
+"""Kind of the records with results of comparisons of windows (stages/models/halves/windows.py)."""
+
+
+def pass_check_key(rows: int, size_class: int, threads: int) -> str:
+    """Return the key of a check's record. `size_class`: base-2 logarithm of an input's values.
+    `threads`: threads of a CPU, which divide the rows of a product among them; 0 on a GPU."""
+    return f"{rows} rows of 2^{size_class} values" + f" on {threads} threads" * bool(threads)
+
+
+def pass_mode_of(rows: int) -> str:
+    """Return the pass mode of an input that passes with so many rows; 0: with its batch."""
+    return {0: BATCHES, 1: ALONE}.get(rows, FIXED)
+
 
 FEED_NOTE = "portions"
 """Note of a fed stage: with how many portions it has begun."""

@@ -31,7 +31,7 @@ from artifacts.schema import Half
 from artifacts.tensors import pack_tree
 from stages.memory.meta_device import tensors
 from stages.memory.oom_retry import item_fault
-from stages.models.encoding.pass_modes import pass_check_key, pass_mode_of
+from stages.models.encoding import pass_check_key, pass_mode_of
 from stages.models.halves.features import Features, encode, is_pixels, refuse_other_count
 from stages.models.halves.offload import UNDIVIDED
 from stages.models.halves.records import CannotSplit, FeatureRecord, rule_of_input, split
@@ -110,8 +110,6 @@ def _encode_together(
     half: Any, rows: list[Prepared], part: Half = "vision"
 ) -> list[FeatureRecord] | None:
     """Encode rows together. Return None if the features cannot be assigned to rows."""
-    if not rows[0].inputs:  # a track without a sample
-        return [undivided(row) for row in rows]
     inputs = {name: joined([row.inputs[name] for row in rows]) for name in rows[0].inputs}
     made: Features = encode(half, inputs, part)
     counts = [row.count for row in rows]

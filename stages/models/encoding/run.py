@@ -7,7 +7,7 @@ stated to be thread-safe: a fast tokenizer that two threads use at once may rais
 borrowed". After out of memory, items are prepared one at a time.
 
 A batch is computed whole where the bytes of a row depend on it. Otherwise its inputs pass the half
-in a fixed number of rows (stages/models/encoding/pass_modes.py).
+in a fixed number of rows (stages/models/encoding/__init__.py).
 """
 
 import copy
@@ -41,7 +41,7 @@ from stages.memory.oom_retry import (
     catch_oom,
     item_fault,
 )
-from stages.models.encoding import FEED_NOTE
+from stages.models.encoding import FEED_NOTE, KIND, WINDOWS, EncodeItem, EncodingJob
 from stages.models.encoding.batch import (
     PassChecks,
     PassRow,
@@ -50,8 +50,6 @@ from stages.models.encoding.batch import (
     overflowed,
     undivided,
 )
-from stages.models.encoding.job import EncodeItem, EncodingJob
-from stages.models.encoding.pass_modes import KIND, WINDOWS
 from stages.models.halves.load import ReloadableHalf
 from stages.models.halves.recorded import PassRecorder
 from stages.models.halves.records import FeatureRecord
@@ -143,7 +141,7 @@ class Readers(Generic[Item, Made]):
         """`prepare` gets a processor and an item. Without `reads_text` it calls no tokenizer, so
         all threads share one."""
         self._prepare = prepare
-        self._turns = Semaphore(count)
+        self._permits = Semaphore(count)
         self._count = count
         self._processors: SimpleQueue[Any] = SimpleQueue()
         torch.get_num_threads()  # fixes the number of this thread, which `_use_one_core` would set
@@ -174,13 +172,13 @@ class Readers(Generic[Item, Made]):
         """Prepare an item on this thread while no other one is prepared, and from now on prepare
         them one at a time."""
         while self._count > 1:
-            self._turns.acquire()
+            self._permits.acquire()
             self._count -= 1
-        with self._turns:
+        with self._permits:
             return self._with_processor(item)
 
     def _in_turn(self, item: Item) -> Outcome[Made]:
-        with self._turns:
+        with self._permits:
             return catch_oom(lambda: self._with_processor(item))
 
     def _with_processor(self, item: Item) -> Made:
@@ -318,12 +316,12 @@ class EncodeRun:
         )
         to_do = self._requests() if job.live else blocks(self.batches, block, self._image_count)
         refuse = self._refuse if job.live else None
-        with taking as self._turns, write_behind(self._publish, refuse) as later, self._readers:
+        with taking as self._claims, write_behind(self._publish, refuse) as later, self._readers:
             self._later = later
             mine = (
-                self._fed(self._turns)
-                if isinstance(self._turns, WorkClaims) and job.feed
-                else self._turns.claimed_batches(to_do, self._missing_keys)
+                self._fed(self._claims)
+                if isinstance(self._claims, WorkClaims) and job.feed
+                else self._claims.claimed_batches(to_do, self._missing_keys)
             )
             for _, begun in prefetched(mine, self._begin_reading, depth):
                 self._encode(begun, oom_retry, compute)
@@ -430,7 +428,7 @@ class EncodeRun:
         else:
             for key in self._records.publish(made_now):
                 self._report.item(key)
-        self._turns.done(rows)
+        self._claims.done(rows)
 
     def _refuse(self, made: list[list[Encoded]], error: Exception) -> None:
         """Answer the requests of a live job whose results cannot be published: the other side waits

@@ -28,9 +28,8 @@ from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.index.shard import StoredFile
 from stages.models.gguf import INSTALL, ROWS
 from stages.models.gguf.header import HINT, TABLE, GgufHeader
-from stages.models.gguf.llama_context import READER, Floats, GgufContext, Whole
+from stages.models.gguf.llama_context import READER, Floats, GgufContext, Ints, blocks_of
 from stages.models.gguf.mapping import TextMapping, mapping_of
-from stages.models.gguf.masks import blocks_of
 from stages.models.halves.absent import MissingModule
 from stages.models.published import FIELD
 
@@ -285,7 +284,7 @@ class GgufDecoder(MissingModule):
         """Return the embeddings of tokens as llama.cpp takes them, of shape [tokens, width]."""
         return self._with_deepstack(torch.from_numpy(self.embed_tokens.rows(ids)))
 
-    def positions(self, found: torch.Tensor | None, order: Whole) -> Whole:
+    def positions(self, found: torch.Tensor | None, order: Ints) -> Ints:
         """Return positions as llama.cpp takes them, [axes, tokens], from those of transformers,
         [..., tokens]. `order`: the place of each token in its sequence."""
         count = len(order)

@@ -6,17 +6,20 @@
 3. A prompt is read in pieces, and one that begins as the one before from the first piece that
    differs. Pieces do not depend on what was read before, so neither does what is computed.
 4. A step computes one token of each row, idle rows too.
+
+The tokens of a prompt that see later ones are found by the attention masks of transformers.
 """
 
 import ctypes
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import gguf
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from artifacts.errors import EnvironmentFault, UsageError
 from stages.models.gguf import COLUMN_MULTIPLE, EXACT, PIECE_TOKENS, ROWS
@@ -27,10 +30,76 @@ from stages.models.gguf.header import (
     read_header,
     without_tokenizer,
 )
-from stages.models.gguf.masks import Blocks, pieces_of
+
+MASKED = -1e4
+"""Additive masks are below this where attention must not look."""
+Blocks = Sequence[tuple[int, int]]
+"""Ranges of tokens that all see each other, such as those of a picture."""
+
+
+def blocks_of(masks: Any, count: int, after: int, window: int, causal: bool) -> Blocks:
+    """Return the blocks among `count` tokens of a prompt after `after` others. All other tokens see
+    only themselves and earlier ones. `masks`: a mask [..., tokens, tokens] of additions or of
+    truths, a mask [1, tokens] of padding, None, or a mask for each kind of layers. Layers with a
+    sliding window see `window` tokens. A prompt without a mask of truths is read as `causal` says.
+    Raises UsageError for any other mask."""
+    by_kind = masks if isinstance(masks, dict) else {"full_attention": masks}
+    seen = {kind: found for kind, mask in by_kind.items() if (found := _seen(mask)) is not None}
+    place, columns = torch.arange(after, after + count)[:, None], torch.arange(after + count)
+    whole = seen.get("full_attention", (columns <= place) | (not causal))
+    if whole.shape != (count, after + count):
+        raise _unknown("has another size than its prompt")
+    if not torch.equal(whole, columns < whole.sum(-1, keepdim=True)):
+        raise _unknown("hides earlier tokens")
+    near = seen.get("sliding_attention")
+    if near is not None and not torch.equal(near, whole & (columns > place - window)):
+        raise _unknown("has another window than the model states")
+    return list(_blocks([int(end) - after for end in whole.sum(-1)]))
+
+
+def _seen(mask: Any) -> torch.Tensor | None:
+    """Return which tokens each token sees, [tokens, tokens]; None if nothing is said."""
+    if not isinstance(mask, torch.Tensor):
+        return None
+    if mask.ndim == 2:
+        if not mask.all():
+            raise _unknown("hides earlier tokens")
+        return None
+    return mask[0, 0] if mask.dtype == torch.bool else mask[0, 0] > MASKED
+
+
+def _blocks(ends: Sequence[int]) -> Iterator[tuple[int, int]]:
+    at = 0
+    while at < len(ends):
+        to = ends[at]
+        if to <= at or to > len(ends) or set(ends[at:to]) != {to}:
+            raise _unknown("lets tokens see some of the later ones")
+        if to > at + 1:
+            yield at, to
+        at = to
+
+
+def pieces_of(count: int, blocks: Blocks) -> Iterator[tuple[int, int, bool]]:
+    """Return the pieces in which a prompt of `count` tokens is read, and whether each is causal. A
+    block is one piece."""
+    at = 0
+    for start, to in (*blocks, (count, count)):
+        for first in range(at, start, PIECE_TOKENS):
+            yield first, min(first + PIECE_TOKENS, start), True
+        if to > start:
+            yield start, to, False
+        at = to
+
+
+def _unknown(why: str) -> UsageError:
+    return UsageError(
+        f"the attention mask of this prompt {why}, which is not mapped to llama.cpp",
+        hint="Use the checkpoint with --engine auto",
+    )
+
 
 Floats = npt.NDArray[np.float32]
-Whole = npt.NDArray[np.int32]
+Ints = npt.NDArray[np.int32]
 READER = ROWS
 """Sequence in which prompts are read."""
 F32, F16 = 0, 1
@@ -59,7 +128,7 @@ class _Read(NamedTuple):
     """A prompt in the reader, and how it was read."""
 
     rows: Floats
-    positions: Whole
+    positions: Ints
     pieces: Sequence[tuple[int, int, bool]]
 
     def shared(self, other: "_Read") -> tuple[int, int]:
@@ -138,7 +207,7 @@ class GgufContext:
         parameters.n_batch = parameters.n_ubatch = self.piece
         parameters.n_outputs_max = ROWS + 1
         parameters.n_threads = parameters.n_threads_batch = self._threads
-        flash = ("ENABLED", "DISABLED")[self._exact]
+        flash = "DISABLED" if self._exact else "ENABLED"
         parameters.flash_attn_type = getattr(api, f"LLAMA_FLASH_ATTN_TYPE_{flash}")
         parameters.type_k = parameters.type_v = F32 if self._exact else F16
         parameters.kv_unified = False
@@ -150,7 +219,7 @@ class GgufContext:
             raise MemoryError(f"no room for {columns:,} tokens a sequence: {last_words()}")
         return made
 
-    def read(self, rows: Floats, positions: Whole, after: int = 0, blocks: Blocks = ()) -> Floats:
+    def read(self, rows: Floats, positions: Ints, after: int = 0, blocks: Blocks = ()) -> Floats:
         """Read a prompt, or its continuation `after` so many tokens, and return the logits of its
         last token. `rows`: [tokens, width]; `positions`: [axes, tokens]. Tokens of a block see each
         other."""
@@ -161,11 +230,11 @@ class GgufContext:
         # Before anything is computed: what a failure leaves is not reused, but emptied.
         self._before, self.lengths[READER] = None, after + len(rows)
         for at, to, causal in new.pieces[shared:]:
-            wanted = np.zeros(to - at, np.int8)
-            wanted[-1] = to == len(rows)
+            needs_logits = np.zeros(to - at, np.int8)
+            needs_logits[-1] = to == len(rows)
             self._api.llama_set_causal_attn(self._context, causal)
             try:
-                self._decode(rows[at:to], positions[:, at:to], [READER] * (to - at), wanted)
+                self._decode(rows[at:to], positions[:, at:to], [READER] * (to - at), needs_logits)
             finally:
                 self._api.llama_set_causal_attn(self._context, True)
         self._before = None if after else new
@@ -187,7 +256,7 @@ class GgufContext:
         self.lengths[READER] = kept
         return count
 
-    def step(self, rows: Floats, positions: Whole, active: Iterable[int]) -> Floats:
+    def step(self, rows: Floats, positions: Ints, active: Iterable[int]) -> Floats:
         """Compute one token of each row, and return the logits [ROWS, vocabulary]. `rows`: [ROWS,
         width]; `positions`: [axes, ROWS]. Rows that are not `active` are idle: their cache is
         emptied."""
@@ -200,7 +269,9 @@ class GgufContext:
         self._decode(rows, positions, range(ROWS), np.ones(ROWS, np.int8))
         return np.stack([self._logits(row) for row in range(ROWS)])
 
-    def _decode(self, rows: Floats, positions: Whole, seqs: Iterable[int], wanted: Any) -> None:
+    def _decode(
+        self, rows: Floats, positions: Ints, seqs: Iterable[int], needs_logits: Any
+    ) -> None:
         count = len(rows)
         batch = self._api.llama_batch()
         embd = np.ascontiguousarray(rows, np.float32)
@@ -213,7 +284,7 @@ class GgufContext:
         batch.n_seq_id = ones.ctypes.data_as(pointer)
         each = (ctypes.cast(ids.ctypes.data + 4 * at, pointer) for at in range(count))
         batch.seq_id = (pointer * count)(*each)
-        batch.logits = wanted.ctypes.data_as(ctypes.POINTER(ctypes.c_int8))
+        batch.logits = needs_logits.ctypes.data_as(ctypes.POINTER(ctypes.c_int8))
         last_words()
         if code := self._api.llama_decode(self._context, batch):
             raise MemoryError(f"llama.cpp could not decode ({code}): {last_words()}")

@@ -1,11 +1,39 @@
 """Loads a half whose encoders run as graphs, without reading the encoders' weights.
 
 ONNX Runtime runs each graph directly on the memory of torch tensors.
+
+The module also finds the encoders of a half, and turns an encoder call into its graph's inputs.
+
+The encoders are the largest modules that a half calls to make its features. They are found by
+running the half. An encoder's inputs and outputs are those of a module call, which a graph can
+replace. Everything before and after stays the model's own code: grids, the selection of features
+and their order.
+
+Values that the encoder would compute from its data, such as grids, are computed outside the graph.
+transformers provides this for the families that need it.
+
+Some encoders take the patches of all images in one row. Each image, or window of it, is a segment
+of any length that attends only to itself. transformers computes segment by segment, or passes the
+row and the segments' ends to an attention function with "flash" in its name. This module provides
+such a function, in a form that a graph can hold:
+
+1. It gathers the segments into a padded batch.
+2. It computes attention under a mask.
+3. It scatters the result back into the row.
+
+The number of segments is the length of the tensor of their ends. The longest segment's length is
+passed as the length of an empty tensor, not as a number. So no shape in the graph depends on data,
+and segments of unequal length are computed correctly. transformers' own exporter assumes equal
+lengths and is silently wrong otherwise.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+import inspect
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import MethodType
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -15,7 +43,6 @@ from artifacts.errors import EnvironmentFault, PenstockError, UsageError
 from artifacts.schema import Half
 from artifacts.tensors import place_tensors
 from stages.models.graphs import FOLDER
-from stages.models.graphs.graph_inputs import GraphInputs, bound, graph_inputs
 from stages.models.graphs.manifest import (
     CPU,
     Graph,
@@ -28,6 +55,279 @@ from stages.models.graphs.manifest import (
 from stages.models.halves.absent import MissingModule, MissingWeight
 from stages.models.halves.routes import one_line
 from stages.process.exit_diagnosis import out_of_memory
+
+NAME = "flash_packed"
+LONGEST = ("max_seqlen", "max_window_seqlen")
+"""Argument names for the length of an encoder's longest segment."""
+
+
+def index_of(ends: torch.Tensor, longest: int) -> torch.Tensor:
+    """Return the index of each segment's tokens in the row [segments, longest], with -1 as filler.
+    `ends` [segments + 1] are the boundaries; no segment is longer than `longest`."""
+    ends = ends.long()
+    steps = torch.arange(longest, device=ends.device)[None]
+    return torch.where(steps < (ends[1:] - ends[:-1])[:, None], ends[:-1, None] + steps, -1)
+
+
+def packed_attention(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None = None,
+    scaling: float | None = None,
+    cu_seq_lens_q: torch.Tensor | None = None,
+    max_length_q: torch.Tensor | int | None = None,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    """Compute attention with the signature of transformers' attention functions.
+
+    Query, key and value are [1, heads, row, width]. `cu_seq_lens_q` are the segment boundaries.
+    `max_length_q` is the longest segment's length, or a tensor of that length."""
+    attend = torch.nn.functional.scaled_dot_product_attention
+    if (sharing := query.shape[1] // key.shape[1]) > 1:
+        # Attention with shared key heads cannot be exported: give each query head its own keys.
+        key, value = (part.repeat_interleave(sharing, dim=1) for part in (key, value))
+    if cu_seq_lens_q is None:
+        mask, scale = attention_mask, scaling
+        found = attend(query, key, value, attn_mask=mask, scale=scale)
+        return found.transpose(1, 2).contiguous(), None
+    if max_length_q is None:
+        max_length_q = int((cu_seq_lens_q[1:] - cu_seq_lens_q[:-1]).max())
+    longest = max_length_q.shape[0] if isinstance(max_length_q, torch.Tensor) else max_length_q
+    index = index_of(cu_seq_lens_q, longest)
+    count, here = query.shape[2], index >= 0
+    rows = [part[0].transpose(0, 1)[index.clamp(0)] for part in (query, key, value)]
+    first, second, third = (row.transpose(1, 2) for row in rows)
+    mask = here[:, None, None, :]
+    made = attend(first, second, third, attn_mask=mask, scale=scaling)
+    flat = made.transpose(1, 2).reshape(-1, made.shape[1], made.shape[3])
+    # Filler goes to an extra place behind the row, which is cut off.
+    back = torch.where(here, index, count).reshape(-1)
+    whole = torch.zeros(count + 1, *flat.shape[1:], dtype=flat.dtype, device=flat.device)
+    return whole.index_put((back,), flat)[None, :count], None
+
+
+def pack(inputs: MutableMapping[str, Any]) -> None:
+    """Replace the longest segment's length among an encoder's inputs by a tensor of that length."""
+    for name in LONGEST:
+        if isinstance(longest := inputs.get(name), int):
+            inputs[name] = torch.zeros(longest, dtype=torch.long)
+
+
+@contextlib.contextmanager
+def attending_packed(encoder: nn.Module) -> Iterator[None]:
+    """Make an encoder use packed attention inside the block; preparing its inputs takes this into
+    account."""
+    from transformers import AttentionInterface
+    from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+    AttentionInterface.register(NAME, packed_attention)
+    AttentionMaskInterface.register(NAME, sdpa_mask)
+    configs = {id(c): c for m in encoder.modules() if (c := getattr(m, "config", None)) is not None}
+    named = [(c, getattr(c, "_attn_implementation", None)) for c in configs.values()]
+    before = [(config, name) for config, name in named if name is not None]
+    for config, _ in before:
+        config._attn_implementation = NAME
+    try:
+        yield
+    finally:
+        for config, name in before:
+            config._attn_implementation = name
+
+
+@contextlib.contextmanager
+def packing(encoder: nn.Module) -> Iterator[None]:
+    """Make an encoder use packed attention inside the block, also in transformers' exporter.
+
+    The exporter replaces the attention of many classes, but not a method of the instance. So
+    `forward` is set on each attention instance.
+    """
+    from transformers.exporters import utils
+
+    attentions = [m for m in encoder.modules() if "Attention" in type(m).__name__]
+    for module in attentions:
+        module.forward = MethodType(type(module).forward, module)
+    utils._EXPORT_INPUT_PREPARERS[()] = lambda model, inputs: pack(inputs)
+    try:
+        with attending_packed(encoder):
+            yield
+    finally:
+        del utils._EXPORT_INPUT_PREPARERS[()]
+        for module in attentions:
+            del module.__dict__["forward"]
+
+
+MEANINGS = {
+    "attention_mask": "1 where a token counts, 0 where it is padding",
+    "cu_seqlens": "start of each image or frame in the sequence of patches, and its end",
+    "cu_window_seqlens": "start of each window in the sequence of patches, and the end of the last",
+    "grid_thw": "frames, rows and columns of patches of each image or video",
+    "hidden_states": "patches of all images in one sequence, `pixel_values` of the processor",
+    "input_ids": "tokens of the text",
+    "max_seqlen": "zeros, as many as the longest image or frame has patches",
+    "max_window_seqlen": "zeros, as many as the largest window has patches",
+    "patch_attention_mask": "true where a patch is part of the image, false where it is padding",
+    "pixel_attention_mask": "1 where a pixel is part of the image, 0 where it is padding",
+    "pixel_values": "images or video frames, `pixel_values` of the processor",
+    "position_ids": "position of each patch or token, of a patch its row and column",
+    "spatial_shapes": "rows and columns of patches of each image",
+    "window_index": "order of the groups of merged patches in which each window is contiguous",
+}
+"""Input of a graph → its meaning. Others are described by the argument that they come from."""
+
+
+class GraphInputs(NamedTuple):
+    """One encoder call in the form that a graph takes."""
+
+    tensors: dict[str, torch.Tensor]
+    """Tensors by name, or by their place in an argument, such as `masks.0`."""
+    fixed: dict[str, Any]
+    """Arguments that are not tensors. They are fixed in a graph."""
+
+
+def is_packed(encoder: nn.Module, given: Mapping[str, Any]) -> bool:
+    """Return whether an encoder takes all images in one row and accepts segment lengths."""
+    with attending_packed(encoder):
+        return LONGEST[0] in prepared(encoder, given)
+
+
+def prepared(encoder: nn.Module, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a call with all values that are derived from them. `encoder` may be a
+    skeleton: its weights are not used."""
+    from transformers.exporters.utils import precompute_export_inputs
+
+    inputs = {name: value for name, value in given.items() if value is not None}
+    with torch.no_grad():
+        precompute_export_inputs(encoder, inputs)
+    return {name: value for name, value in inputs.items() if value is not None}
+
+
+def graph_inputs(encoder: nn.Module, given: Mapping[str, Any], packed: bool) -> GraphInputs:
+    """Return the inputs of an encoder's graph for a call."""
+    with attending_packed(encoder) if packed else contextlib.nullcontext():
+        inputs = prepared(encoder, given)
+    if packed:
+        pack(inputs)
+    tensors: dict[str, torch.Tensor] = {}
+    fixed: dict[str, Any] = {}
+    for name, value in inputs.items():
+        _sort(name, value, tensors, fixed)
+    return GraphInputs(tensors, {name: value for name, value in fixed.items() if value is not None})
+
+
+def _sort(name: str, value: Any, tensors: dict[str, torch.Tensor], fixed: dict[str, Any]) -> None:
+    if isinstance(value, torch.Tensor):
+        tensors[name] = value
+    elif isinstance(value, list | tuple):
+        for at, part in enumerate(value):
+            _sort(f"{name}.{at}", part, tensors, fixed)
+    elif isinstance(value, Mapping):
+        for key, part in value.items():
+            _sort(f"{name}.{key}", part, tensors, fixed)
+    else:
+        fixed[name] = value if isinstance(value, bool | int | float | str) else repr(value)
+
+
+def described(tower: nn.Module, tensors: Mapping[str, torch.Tensor]) -> dict[str, dict[str, str]]:
+    """Return the type and the meaning of each input tensor of an encoder's graph."""
+    source = f"of {type(tower).__name__}.forward in transformers"
+    return {
+        name: {
+            "type": str(tensor.dtype).removeprefix("torch."),
+            "meaning": MEANINGS.get(name.partition(".")[0], f"argument {name} {source}"),
+        }
+        for name, tensor in tensors.items()
+    }
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EncoderCall:
+    """One call of an encoder."""
+
+    path: str
+    """Path of the encoder in the half."""
+    given: dict[str, Any]
+    """Arguments by name."""
+
+
+class WatchedRun(NamedTuple):
+    """The result of a function, and the encoder calls that produced it."""
+
+    made: Any
+    calls: list[EncoderCall]
+
+
+def encoder_calls(half: nn.Module, function: Callable[[], Any]) -> WatchedRun:
+    """Run `function` and return its result with the encoder calls, in order. Encoders are the
+    outermost models in the half that are called; if none is called, the outermost modules."""
+    from transformers import PreTrainedModel
+
+    named = ((path, module) for path, module in half.named_modules() if path)
+    weighed = {path: module for path, module in named if [*module.parameters()]}
+    models: dict[str, nn.Module] = {
+        path: m for path, m in weighed.items() if isinstance(m, PreTrainedModel)
+    }
+    watched = _watched(models, function)
+    return watched if watched.calls else _watched(weighed, function)
+
+
+def bound(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a module call by name."""
+    signature = inspect.signature(type(module).forward)
+    given = dict(signature.bind_partial(module, *args, **kwargs).arguments)
+    more = [n for n, p in signature.parameters.items() if p.kind is inspect.Parameter.VAR_KEYWORD]
+    extra = {} if not more else given.pop(more[0], {})
+    return {**dict(list(given.items())[1:]), **extra}
+
+
+def _watched(modules: dict[str, nn.Module], function: Callable[[], Any]) -> WatchedRun:
+    calls: list[EncoderCall] = []
+    depth = 0
+
+    def enter(path: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        nonlocal depth
+        if not depth:
+            given = {n: copied(v) for n, v in bound(module, args, kwargs).items()}
+            calls.append(EncoderCall(path=path, given=given))
+        depth += 1
+
+    def leave(*_: Any) -> None:
+        nonlocal depth
+        depth -= 1
+
+    with contextlib.ExitStack() as hooks:
+        for path, module in modules.items():
+            hooks.enter_context(_hooked(module, path, enter, leave))
+        return WatchedRun(function(), calls)
+
+
+@contextlib.contextmanager
+def _hooked(
+    module: nn.Module, path: str, enter: Callable[..., None], leave: Callable[..., None]
+) -> Iterator[None]:
+    def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        enter(path, module, args, kwargs)
+
+    first = module.register_forward_pre_hook(before, with_kwargs=True)
+    last = module.register_forward_hook(leave, always_call=True)
+    try:
+        yield
+    finally:
+        first.remove()
+        last.remove()
+
+
+def copied(value: Any) -> Any:
+    """Return a value whose tensors are copies: some models change their inputs in place."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().clone()
+    if isinstance(value, list | tuple):
+        return type(value)(copied(part) for part in value)
+    if isinstance(value, dict):
+        return {name: copied(part) for name, part in value.items()}
+    return value
+
 
 TYPES = {
     "tensor(float)": torch.float32,

@@ -23,8 +23,14 @@ from artifacts.schema import Half
 from artifacts.tensors import make_record
 from stages.memory.meta_device import tensors
 from stages.models.halves.boundary import IMAGE_METHOD, TEXT_METHOD, absent_paths
-from stages.models.halves.host_grids import GRIDS, HostGrid, as_grid, without_grids
-from stages.models.halves.recorded import RECORDER, shape_of
+from stages.models.halves.recorded import (
+    GRIDS,
+    RECORDER,
+    HostGrid,
+    as_grid,
+    shape_of,
+    without_grids,
+)
 from stages.models.halves.records import FeatureRecord, merge_blank, merge_rows
 from stages.models.halves.routes import AUDIO, CONTENT, INVERTED, SOUNDS, encoders
 

@@ -24,9 +24,9 @@ from stages.models.halves.ranged_reads import NOTE, pinned_reads, ranged_reads
 from stages.models.halves.routes import config_and_class, one_line, skeleton_of, with_packages
 from stages.models.hub.checkpoint import INDEX, weight_names
 from stages.models.hub.headers import local_headers
-from stages.models.hub.hub_errors import PICKLES, to_convert
 from stages.models.hub.quantized import is_read_here
 from stages.models.hub.resolve import fetch_rest, resolve_model
+from stages.models.hub.transfer import PICKLES, to_convert
 from stages.models.in_tree.registry import native_of
 from stages.models.published import apply_published_positions
 from stages.models.stored.layers import (

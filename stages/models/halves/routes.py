@@ -62,7 +62,7 @@ def load_config(folder: Path, trusted: bool) -> Any:
     if not trusted and is_original(folder):  # its model type would match one of transformers
         raise needs_trust(folder)
     try:
-        return AutoConfig.from_pretrained(folder, trust_remote_code=trusted)
+        return thinker_of(AutoConfig.from_pretrained(folder, trust_remote_code=trusted))
     except (StrictDataclassError, TypeError) as error:
         raise UsageError(
             f"{folder}/config.json cannot be used: {one_line(error)}",
@@ -75,6 +75,16 @@ def load_config(folder: Path, trusted: bool) -> Any:
             f"{folder}/config.json describes no model that transformers knows",
             hint="Choose a model of the image-text-to-text kind: docs/models.md lists them",
         ) from error
+
+
+def thinker_of(config: Any) -> Any:
+    """Return the configuration of what sees, hears and writes: of an Omni model it is the thinker,
+    without the talker. Other configurations are returned unchanged."""
+    thinker = getattr(config, "thinker_config", None)
+    if thinker is None:
+        return config
+    thinker.dtype = thinker.dtype or config.dtype
+    return thinker
 
 
 def model_class(config: Any, folder: Path, trusted: bool) -> type[Any]:

@@ -20,16 +20,18 @@ from stages.models.hub.checkpoint import (
     refuse_original,
     weight_names,
 )
-from stages.models.hub.hub_errors import (
+from stages.models.hub.quantized import refuse_unread
+from stages.models.hub.transfer import (
+    Announce,
     cache_folder,
+    check_space,
+    fetch,
     hub_errors,
     not_a_folder,
     shown,
     size_of,
     without_safetensors,
 )
-from stages.models.hub.quantized import refuse_unread
-from stages.models.hub.transfer import Announce, check_space, fetch
 
 PREFIX = "models--"
 """Prefix of model folders in the hub's cache."""

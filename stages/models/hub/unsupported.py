@@ -10,11 +10,6 @@ from artifacts.errors import UsageError
 from stages.models.hub.checkpoint import class_names, read_config
 
 Config = Mapping[str, Any]
-THINKER = (
-    "Save its thinker: {cls}.from_pretrained(MODEL).save_pretrained(DIR), and "
-    "AutoProcessor.from_pretrained(MODEL).save_pretrained(DIR); then give DIR"
-)
-
 FIRST_COGVLM_VOCABULARY = 32000
 """Vocabulary size of the first CogVLM; the second one's is four times as large."""
 
@@ -55,20 +50,6 @@ def _is_first_florence(config: Config) -> bool:
 
 
 UNSUPPORTED: tuple[UnsupportedForm, ...] = (
-    UnsupportedForm(
-        name="Qwen2.5-Omni",
-        found=_is("qwen2_5_omni"),
-        reason="it is a thinker, which sees and writes, together with a talker, and only a "
-        "thinker by itself is read",
-        alternative=THINKER.format(cls="Qwen2_5OmniThinkerForConditionalGeneration"),
-    ),
-    UnsupportedForm(
-        name="Qwen3-Omni",
-        found=_is("qwen3_omni_moe"),
-        reason="it is a thinker, which sees and writes, together with a talker, and only a "
-        "thinker by itself is read",
-        alternative=THINKER.format(cls="Qwen3OmniMoeThinkerForConditionalGeneration"),
-    ),
     UnsupportedForm(
         name="Phi-4-multimodal",
         found=_is("phi4_multimodal", "phi4mm"),

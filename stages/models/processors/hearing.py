@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from stages.models.halves.records import SOUND, RowCount
 from stages.models.halves.routes import SOUNDS
 from stages.models.processors.input_layout import PROBES, channels_of, layout_of, noise
-from stages.models.processors.processor_calls import INTERLEAVED, run
+from stages.models.processors.loading import known
+from stages.models.processors.processor_calls import INTERLEAVED, run, same
 from stages.models.processors.side_inputs import Prepared
 from stages.models.processors.sound import (
     DTYPE,
@@ -32,13 +33,24 @@ from stages.process.exit_diagnosis import out_of_memory
 
 def prepare_sound(processor: Any, samples: NDArray[np.float32]) -> Prepared:
     """Run the processor on the sound of one row: mono samples from -1 to 1 at its rate."""
+    width = known(processor, "width of padded sound", lambda: _padded_width(processor))
+    return _prepared(processor, samples, width)
+
+
+def _prepared(processor: Any, samples: NDArray[np.float32], width: int = 0) -> Prepared:
+    """Run the processor. With a `width`, its mask has that width in the record, and the sound is
+    padded only until no spectrum of it reaches the end, where they reflect what is before it."""
     channel = channels_of(processor)[0]
+    extractor = processor._audio_processor
+    padding = {}
+    if width:
+        padding["max_length"] = min(len(samples) + extractor.n_fft, extractor.n_samples)
     layout = sound_layout(processor, layout_of(processor, channel))
     kept: list[tuple[dict[str, Any], list[str]]] = []
     compute = getattr(processor, HOOK)
 
     def remember(*args: Any, **kwargs: Any) -> Any:
-        found, replacements = compute(*args, **kwargs)
+        found, replacements = compute(*args, **kwargs, **padding)
         kept.append((dict(found), [*replacements]))
         return found, replacements
 
@@ -49,26 +61,39 @@ def prepare_sound(processor: Any, samples: NDArray[np.float32]) -> Prepared:
     return Prepared(
         inputs={name: value for name, value in outputs.items() if name in found},
         channel=SOUND,
-        side={name: _kept(value) for name, value in found.items() if name not in SOUNDS},
+        side={name: _kept(value, width) for name, value in found.items() if name not in SOUNDS},
         replacements=tuple(replacements),
         count=RowCount(tokens=sound_places(processor, outputs), media=1),
     )
 
 
-def silence() -> Prepared:
-    """Return what is prepared of a track without a sample."""
-    return Prepared(
-        inputs={}, channel=SOUND, side={}, replacements=(), count=RowCount(tokens=0, media=0)
-    )
-
-
-def _kept(value: Any) -> Any:
-    """Return a mask of one row as its lengths, and any other value as it is."""
+def _kept(value: Any, width: int) -> Any:
+    """Return a mask of one row as its lengths, and any other value as it is. `width`: that of the
+    mask; 0: its own."""
     if not isinstance(value, torch.Tensor) or value.ndim != 2 or len(value) != 1:
         return value
-    ones = int((value != 0).sum())
-    mask = {ONES: ones, WIDTH: value.shape[1], DTYPE: str(value.dtype).removeprefix("torch.")}
-    return mask if torch.equal(mask_of(mask, value.shape[1]), value) else value
+    ones, own = int((value != 0).sum()), value.shape[1]
+    mask = {ONES: ones, WIDTH: width or own, DTYPE: str(value.dtype).removeprefix("torch.")}
+    return mask if torch.equal(mask_of(mask, own), value) else value
+
+
+def _padded_width(processor: Any) -> int:
+    """Return the spectra in the mask of every sound, if the processor pads each to its longest one
+    and gives the same with less padding: that of Qwen2.5-Omni pads to 300 s, which took 0.3 s of a
+    core. Else 0."""
+    sound = sound_noise(processor, PROBE_SECONDS[0])
+    try:
+        row = _prepared(processor, sound)
+        ((ones, width),) = ((m[ONES], m[WIDTH]) for m in row.side.values() if isinstance(m, dict))
+        less = _prepared(processor, sound, width)
+    except Exception as error:  # most have no such option, and a processor may fail in any way
+        if out_of_memory(error):
+            raise
+        return 0
+    pairs = [(value, less.inputs[name]) for name, value in row.inputs.items()]
+    is_padded = all(other.shape[-1] < value.shape[-1] == width for value, other in pairs)
+    is_same = all(torch.equal(value[..., :ones], other[..., :ones]) for value, other in pairs)
+    return width if is_padded and is_same and same(less.side, row.side) else 0
 
 
 def hearing_profile(processor: Any) -> HearingProfile | None:

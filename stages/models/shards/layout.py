@@ -33,7 +33,7 @@ from artifacts.locks import try_lock
 from artifacts.regular_files import open_regular
 from artifacts.store import fault_of
 from stages.models.hub.checkpoint import CONFIG, INDEX, SINGLE
-from stages.models.hub.hub_errors import shown, size_of
+from stages.models.hub.transfer import shown, size_of
 from stages.models.shards import NOTE, SHARD_BYTES
 from stages.process.events import EventReporter
 

@@ -8,7 +8,7 @@ How a half is loaded from such a checkpoint:
    the 16-bit checkpoint (`StoredWeightsFile`). So renaming, merging and halves need nothing new.
 3. The weight is made when the loader asks for it, by one thread at a time, on the half's device.
    Nothing else of the layer stays in memory.
-4. A layer that stays packed has its codes as `weight`, and its scales beside it (`linear.py`).
+4. A layer that stays packed has its codes as `weight`, and its scales beside it (`PackedLinear`).
 """
 
 import threading
@@ -22,9 +22,8 @@ from torch import nn
 from artifacts.errors import UsageError
 from stages.models.hub.headers import Header
 from stages.models.hub.quantized import ADVICE, is_read_here, settings_in
-from stages.models.stored.codes import codes_of, unpack
+from stages.models.stored.codes import PackedLinear, codes_of, unpack
 from stages.models.stored.layouts import FLOATS, NAMES, Settings, StoredLayer, parts_of, recognize
-from stages.models.stored.linear import PackedLinear
 
 
 def stored_settings(config: Any) -> dict[str, Any] | None:

@@ -34,7 +34,6 @@ NAMES = (
     *("weight_zero_point", "weight_shape", "weight_g_idx", "weight_global_scale"),
 )
 """Local names of the tensors that these layouts store besides `weight`."""
-SCALES = ("scales", "weight_scale", "weight_scale_inv")
 NOT_WEIGHTS = ("input_activations", "output_activations", "kv_cache_scheme")
 """Settings of what is quantized at run time."""
 BYTES = ("I8", "F8_E4M3")
@@ -281,6 +280,8 @@ def _words(layer: StoredLayer, settings: Settings) -> StoredLayer:
         raise layer.unreadable(
             f"has codes of shape {list(words)}, which no layout that is read has"
         )
+    if is_awq and rows % 8:
+        raise layer.damaged(f"its {rows} rows do not fill words of eight codes")
     groups = scales.shape[0] if scales.shape else 0
     whole = (columns, rows // 8) if is_awq else (columns * bits // 32, rows)
     layer.expect("qweight", ("I32",), whole)

@@ -9,7 +9,7 @@ import torch
 
 from stages.decode.engines.inflight.engine import choose_layout, reference_of
 from stages.decode.engines.inflight.prefill import prefill_row
-from stages.export.jobs import ExportJob
+from stages.export import ExportJob
 from stages.export.run import run as export
 from stages.models.gguf import FILE, ROWS
 from stages.models.gguf.half import load_with_gguf

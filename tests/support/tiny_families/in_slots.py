@@ -22,8 +22,8 @@ from stages.decode.engines.inflight.scheduler import InflightScheduler, RequestP
 from stages.decode.generation import DecodeItem
 from stages.decode.protocol import DecodeRequest
 from stages.memory.oom_retry import OomRetry
+from stages.models.encoding import ALONE, BATCHES, FIXED, FIXED_ROWS, KIND
 from stages.models.encoding.batch import PassChecks, PassRow, encode_passes
-from stages.models.encoding.pass_modes import ALONE, BATCHES, FIXED, FIXED_ROWS, KIND
 from stages.models.halves.features import Features, encode
 from stages.models.halves.offload import generate, new_tokens, prompt_in
 from stages.models.halves.routes import choose_route, encoders

@@ -127,7 +127,7 @@ def check_shapes(
     return layout.pool(slots, columns), replace(other.pool(1, longer), encoded=longer)
 
 
-WIDE = 4
+LOGIT_BYTES = 4
 """Bytes per number of the logits that select a token."""
 COPIED_LAYERS = frozenset({"DynamicIndexedLayer"})
 """Cache layers whose keys the model changes before attention, so that unused rows need a copy."""
@@ -137,21 +137,23 @@ stream, weights of a layer in 16 bit. Measured on an H200: 44 to 86 MiB with the
 
 
 def slot_terms(load: SlotLoad) -> Iterator[SlotTerm]:
-    """Yield the KV cache and the activations."""
-    memory, each, slots = load.memory, load.number_bytes, load.slots
+    """Yield the memory of the slots: KV cache, activations, the check before use, the prefix that
+    prompts share, and a recorded step."""
+    memory, number_bytes, slots = load.memory, load.number_bytes, load.slots
     fixed = load.device.startswith("cuda")
     rows = max(GPU_STEP_ROWS) if fixed else rows_for(slots)
     if fixed and memory.has_states:
         rows = MIN_STEP_ROWS
     layout = PoolLayout(rows=rows, fixed=fixed)
     pool = layout.pool(slots, layout.columns(load.tokens + load.new_tokens))
-    kept = pool_bytes(memory, pool, each)
+    kept = pool_bytes(memory, pool, number_bytes)
     why = f"{counted(slots, 'slot')} x {pool.columns:,} columns x "
-    why += f"{memory.bytes(pool.columns, each) / pool.columns:,.0f} bytes"
-    if memory.states(each):
-        why += f", and states of {counted(pool.rows, 'row')} x {memory.states(each):,} bytes"
+    why += f"{memory.bytes(pool.columns, number_bytes) / pool.columns:,.0f} bytes"
+    if memory.states(number_bytes):
+        states = f"{memory.states(number_bytes):,} bytes"
+        why += f", and states of {counted(pool.rows, 'row')} x {states}"
     yield SlotTerm("kv", kept, why)
-    prompt, step = load.prompt_bytes, step_bytes(memory, pool, each, load.direct)
+    prompt, step = load.prompt_bytes, step_bytes(memory, pool, number_bytes, load.direct)
     selecting = selection_bytes(memory, pool.rows, load.score_bytes)
     computing, why = prompt, f"one prompt of {load.tokens:,} tokens, prefilled alone"
     if step > computing:
@@ -164,7 +166,7 @@ def slot_terms(load: SlotLoad) -> Iterator[SlotTerm]:
     if slots > 1 and check > 0:  # if a check with one slot does not fit, batches of one run instead
         yield SlotTerm("kv", check, "the check before use: two prompts and a pool")
     if load.engine.by_chunk:
-        shared = memory.bytes(load.tokens, each) + memory.states(each)
+        shared = memory.bytes(load.tokens, number_bytes) + memory.states(number_bytes)
         why = f"the shared prefix of a chunk's prompts: at most {load.tokens:,} tokens"
         yield SlotTerm("kv", shared, why)
     if fixed:
@@ -172,22 +174,23 @@ def slot_terms(load: SlotLoad) -> Iterator[SlotTerm]:
         yield SlotTerm("workspace", step + GRAPH_BYTES, why)
 
 
-def pool_bytes(memory: RowMemory, pool: PoolShape, each: int) -> int:
-    """Return the size of a pool in bytes. `each` is the number of bytes per number."""
-    return pool.slots * memory.bytes(pool.columns, each) + pool.rows * memory.states(each)
+def pool_bytes(memory: RowMemory, pool: PoolShape, number_bytes: int) -> int:
+    """Return the size of a pool in bytes, for numbers of `number_bytes` bytes."""
+    sequence_bytes = memory.bytes(pool.columns, number_bytes)
+    return pool.slots * sequence_bytes + pool.rows * memory.states(number_bytes)
 
 
-def step_bytes(memory: RowMemory, pool: PoolShape, each: int, direct: bool = True) -> int:
+def step_bytes(memory: RowMemory, pool: PoolShape, number_bytes: int, direct: bool = True) -> int:
     """Return the memory of one step in bytes. It includes the logits in 32 bit, and a layer's
     states before and after the step."""
-    logits = memory.words * (each + WIDE * (each < WIDE))
-    copies = copied_rows(memory, pool, direct) * memory.largest(pool.columns, each)
-    return pool.rows * (logits + memory.largest_states(each)) + copies
+    logits = memory.words * (number_bytes + LOGIT_BYTES * (number_bytes < LOGIT_BYTES))
+    copies = copied_rows(memory, pool, direct) * memory.largest(pool.columns, number_bytes)
+    return pool.rows * (logits + memory.largest_states(number_bytes)) + copies
 
 
 def selection_bytes(memory: RowMemory, rows: int, score_bytes: int) -> int:
     """Return the memory of selecting the tokens of a step in bytes, with its logits in 32 bit."""
-    return rows * memory.words * (WIDE + score_bytes)
+    return rows * memory.words * (LOGIT_BYTES + score_bytes)
 
 
 def copied_rows(memory: RowMemory, pool: PoolShape, direct: bool) -> int:
@@ -199,10 +202,10 @@ def copied_rows(memory: RowMemory, pool: PoolShape, direct: bool) -> int:
 
 def check_bytes(load: SlotLoad, layout: PoolLayout) -> int:
     """Return the minimum memory of the check in bytes."""
-    memory, each, slots = load.memory, load.number_bytes, min(MIN_CHECK_SLOTS, load.slots)
-    rows = 2 * (memory.bytes(load.tokens, each) + memory.states(each))
+    memory, number_bytes, slots = load.memory, load.number_bytes, min(MIN_CHECK_SLOTS, load.slots)
+    rows = 2 * (memory.bytes(load.tokens, number_bytes) + memory.states(number_bytes))
     shapes: Sequence[PoolShape] = check_shapes(layout, slots, load.tokens, lean=True)
     return rows + max(
-        pool_bytes(memory, pool, each) + step_bytes(memory, pool, each, load.direct)
+        pool_bytes(memory, pool, number_bytes) + step_bytes(memory, pool, number_bytes, load.direct)
         for pool in shapes
     )

@@ -31,9 +31,9 @@ from transformers.generation.logits_process import (
 
 from artifacts.errors import UsageError
 from stages.decode.confidence import likeliest
+from stages.decode.constraint import HostMaskProcessor, Masks
 from stages.decode.engines.inflight.pool_shape import columns_for
 from stages.decode.generate_kwargs import PresencePenalty, SeededSampler, sampled_only
-from stages.decode.host_masks import HostMaskProcessor, Masks
 
 NO_TOKEN = 1 << 60
 """Stands before a row's first token: larger than any token, and it equals none."""

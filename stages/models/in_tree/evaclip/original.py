@@ -98,15 +98,15 @@ def config(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, object]:
             width,
             TEXT_HEAD,
         )
-    head, behind = ENCODERS.get(width, (TEXT_HEAD, False))
+    head_width, is_post_norm = ENCODERS.get(width, (TEXT_HEAD, False))
     vision = {
         "hidden_size": width,
         "intermediate_size": shapes["visual.blocks.0.mlp.fc1.weight"][0],
         "num_hidden_layers": _layers(BLOCK, shapes),
-        "num_attention_heads": max(1, width // head),
+        "num_attention_heads": max(1, width // head_width),
         "image_size": math.isqrt(shapes["visual.pos_embed"][-2] - 1) * patch,
         "patch_size": patch,
-        "post_layernorm": behind,
+        "post_layernorm": is_post_norm,
         "layer_norm_eps": 1e-6,
     }
     vocabulary, width = shapes["text.token_embedding.weight"]
