@@ -32,7 +32,7 @@ from flows.serving.app import app_of
 from flows.serving.refusals import json_answer
 from flows.studio.roots import NoSuchFolder, Refused, Roots
 from flows.studio.run_captions import RunCaptions, sifted_in
-from flows.studio.runs import QueuedRun, RunQueue, interrupt, run_id
+from flows.studio.runs import QueuedRun, RunQueue, interrupt, run_id, search_lines
 from flows.studio.server import studio as start_studio
 from flows.studio.server import studio_app
 from flows.studio.session import Studio, Thumbnails
@@ -476,6 +476,19 @@ def test_stored_thumbnails_are_bounded_and_the_oldest_go_first(
     (held,) = [each for each in holdings(store) if each.kind == "thumbnails"]
     assert 5000 < held.bytes < 15_000 and held.packs < len(names)
     assert kept.get(tmp_path / names[-1], None) == Thumbnails(store).get(tmp_path / names[-1], None)
+
+
+def test_the_commands_of_a_search_are_those_of_the_command_line(
+    roots: Roots, tmp_path: Path
+) -> None:
+    asked = {"model": "demo", "recursive": True, "prompt": "-- x", "trigger": "ohwx"}
+    words = words_of(given(tmp_path, sources=[str(tmp_path / "media/inner")], **asked), roots)
+    run = QueuedRun(kind="caption", out=str(tmp_path / "out"), words=words, folder="/")
+    build, search = (parse(shlex.split(line)[1:]) for line in search_lines(run))
+    assert build.sources == [str(tmp_path / "media/inner")] and build.recursive
+    assert (build.model, build.out) == ("demo", search.index) == ("demo", f"{tmp_path}/out/index")
+    run.words = ["caption", "--model=a/b", "x"]
+    assert search_lines(run) == []
 
 
 def test_what_sift_found_is_shown_with_the_best_copy_first(tmp_path: Path) -> None:

@@ -196,8 +196,8 @@ class RunObserver:
             self._ladder.on_event(stage, event)
         if isinstance(event, Item):
             shared = len(job.devices) > 1 and stage in STAGES and STAGES[stage].fans_out
-            record.count_item(stage, event.device if shared else "")
             self._note_latest(job, record, stage, event)
+            record.count_item(stage, event.device if shared else "")
         elif isinstance(event, MemorySample):
             record.memory(stage, asdict(event))
         elif isinstance(event, StageNotes):

@@ -311,7 +311,7 @@ class RunQueue:
             "run": run_id(run.about_out),
             "said": self._last_line(run) if run.kind in SUMMED_UP else "",
             "line": line_of(run.words),
-            "search": search_lines(run) if run.kind == COMMAND else [],
+            "search": search_lines(run),
             "status": None if run.state == QUEUED else self._status(run),
         }
 
@@ -457,8 +457,12 @@ class RunQueue:
 
 
 def search_lines(run: QueuedRun) -> list[str]:
-    """Return the commands that index the media of a `caption` run, and search them by a text."""
-    options, sources = run.words[: run.words.index("--")], run.words[run.words.index("--") + 1 :]
+    """Return the commands that index the media of a `caption` run, and search them by a text; none
+    for one that the page did not start."""
+    if run.kind != COMMAND or "--" not in run.words:
+        return []
+    at = run.words.index("--")
+    options, sources = run.words[:at], run.words[at + 1 :]
     kept = [word for word in options if word in KEPT_BY_SEARCH or word.startswith("--store=")]
     model = [] if f"--model={DEMO_MODEL}" in kept else [f"--model={SEARCH_MODEL}"]
     index = os.path.join(run.out, "index")

@@ -75,7 +75,7 @@ class Files {
     this.counts = new Counts();
     $("roots").replaceChildren(...roots.map(root => button(inParts(root), () => this.open(root))));
     const found = await this.open(folder);
-    if (!found || found.path === out || this.chosen.length) return;
+    if (!found || folder === out || this.chosen.length) return;
     if (found.count) this.add(found.path);
     else if (found.folders.length) this.counts.of(found.path).then(below => {
       if (!below?.count || below.more || this.chosen.length) return;

@@ -69,7 +69,7 @@ class Runs {
     const write = () => { if ($("writing").hidden) $("write").click(); };
     return el("div", {}, el("p", {}, el("b", {}, "Next")), el("div", {class: "acts"},
       button("Review the captions", review, {class: "main"}), button("Write files for a trainer", write)),
-    el("details", {}, el("summary", {}, "Search these files by what is seen in them"),
+    !search.length ? null : el("details", {}, el("summary", {}, "Search these files by what is seen in them"),
       el("p", {class: "quiet tiny"}, "In a terminal: the first line once, the second as often as you like."),
       search.map(line => el("p", {}, el("code", {}, line)))));
   }
