@@ -266,7 +266,7 @@ def test_a_run_shows_its_memory_and_why_it_ended(browser: Browser, studio: OpenS
     browser.run("document.querySelector('[data-act$=\"go on\"]').click()")
     browser.wait(f"{card}.startsWith('done ')", seconds=LONG)
     browser.wait(f"{card}.includes('Review the captions')")
-    assert "penstock index build --model=demo " in browser.run(text)
+    assert "penstock index build --store=" in browser.run(text)
     every_look(browser)
     shown(browser, studio.address)
     count = studio.runs()[0]["status"]["captions"]
