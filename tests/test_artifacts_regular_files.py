@@ -178,7 +178,7 @@ NO_TEXTS = {
     "adapter", "calibrate_store", "caption_model", "folder", "index", "model", "out", "source",
     "store",  # folders
     "language_gguf", "head",  # binary
-    "calibrate",  # sources of another command
+    "calibrate", "file",  # sources of another command
     "html", "to",  # written
     "extensions", "what", "where", "names", "beside", "existing", "gone", "copy",  # no file's text
 }  # fmt: skip

@@ -24,8 +24,8 @@ from stages.models.gguf import FAMILIES as MAPPED
 from stages.models.gguf import PIECE_TOKENS, ROWS, GgufShape
 from stages.models.gguf import header as library
 from stages.models.gguf.header import read_header
-from stages.models.gguf.llama_context import blocks_of, pieces_of
 from stages.models.gguf.mapping import interleaved, mapping_of, parted
+from stages.models.gguf.masks import blocks_of, pieces_of
 from stages.models.halves.routes import load_config
 from tests.support.gguf_bytes import TENSORS, VALUES, Tensor, gguf_bytes, mutations, text
 from tests.support.pipeline import ROOT

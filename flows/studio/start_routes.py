@@ -128,7 +128,7 @@ COUNTED_AT_ONCE = 2
 THUMBNAIL_SECONDS = 1.0
 """Time of the frame of a video that stands for it."""
 HUB_SECONDS = 10.0
-"""Seconds for which the hub is waited for when it is asked how large a model is."""
+"""Seconds to wait for the hub to state the size of a model."""
 SIFTED = ("sources", "recursive", "extensions", "limit")
 """Options of a run that decide which files are marked."""
 

@@ -28,8 +28,9 @@ from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.index.shard import StoredFile
 from stages.models.gguf import INSTALL, ROWS
 from stages.models.gguf.header import HINT, TABLE, GgufHeader
-from stages.models.gguf.llama_context import READER, Floats, GgufContext, Ints, blocks_of
+from stages.models.gguf.llama_context import READER, Floats, GgufContext, Ints
 from stages.models.gguf.mapping import TextMapping, mapping_of
+from stages.models.gguf.masks import blocks_of
 from stages.models.halves.absent import MissingModule
 from stages.models.published import FIELD
 
