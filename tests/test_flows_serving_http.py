@@ -52,12 +52,15 @@ class Drawn:
 class OneWord:
     """Says one word of each picture, whose file it reads as the decoders do."""
 
-    model, limit, precision = "demo", 256, {"vision": "bf16", "language": "bf16"}
+    model, limit = "demo", 256
+
+    def precision(self, found: Captioned) -> dict[str, str]:
+        return {"vision": "bf16", "language": "bf16"}
 
     async def caption(self, upload: Upload, *request: Any, **more: Any) -> Captioned:
         index, _ = read_image(upload.path)
         words = CaptionProgress(key="", caption="grey", tokens=1, ended="stop", prompt_tokens=1)
-        return Captioned(index=index, outputs=(words,), cached=False)
+        return Captioned(index=index, outputs=(words,), cached=False, heard=(False,))
 
 
 def service_in(folder: Path) -> Service:

@@ -197,7 +197,7 @@ class Captioned:
     outputs: tuple[CaptionProgress, ...]
     """One caption per chunk; fewer if a limit or stop string ended the whole answer."""
     cached: bool
-    heard: tuple[bool, ...] = ()
+    heard: tuple[bool, ...]
     """Whether the caption of each chunk is of what is heard, too."""
 
     def to_json(self) -> list[dict[str, Any]]:
