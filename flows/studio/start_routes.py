@@ -286,7 +286,16 @@ class StartRoutes:
 
     async def runs(self, _: Request) -> Response:
         """Return all runs with their status."""
-        return json_answer({"runs": await asyncio.to_thread(self._studio.queue.to_json)})
+        return json_answer({"runs": await asyncio.to_thread(self._runs)})
+
+    def _runs(self) -> list[dict[str, Any]]:
+        """Return all runs. Files out of the roots, such as a calibration's, are not named."""
+        found = self._studio.queue.to_json()
+        for stage in (stage for run in found for stage in (run["status"] or {}).get("stages", ())):
+            latest = stage["latest"] or ""
+            if latest and not self._studio.roots.holds(Path(os.path.realpath(latest))):
+                stage["latest"] = ""
+        return found
 
     async def change(self, request: Request) -> Response:
         """Stop, continue or remove a run."""

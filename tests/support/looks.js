@@ -122,7 +122,7 @@ function cutInButtons() {
   return [...document.querySelectorAll("button, [role=button], input[type=submit]")]
     .filter(element => element.checkVisibility() && element.textContent.trim()).filter(element => {
       const walk = document.createTreeWalker(element, NodeFilter.SHOW_TEXT), nodes = [];
-      while (walk.nextNode()) nodes.push(walk.currentNode);
+      while (walk.nextNode()) if (!walk.currentNode.parentElement.closest(".unseen")) nodes.push(walk.currentNode);
       const boxes = [element, ...nodes.map(node => node.parentElement)].filter(box => getComputedStyle(box).display !== "inline");
       return boxes.some(isCut) || nodes.some(isSplit);
     }).map(element => element.textContent.trim());

@@ -22,4 +22,5 @@ def every_look(browser: Browser) -> None:
     """See that all can be read in every window."""
     assert [wrong for look in LOOKS for wrong in unreadable(browser, *look)] == []
     assert asked_elsewhere(browser) == []
-    assert browser.console() == []
+    console = browser.console()
+    assert console == [], console
