@@ -69,7 +69,7 @@ class GoneFiles:
 
     def has(self, path: str) -> bool:
         """Return whether a file is not there, while its own folder is there, can be read and holds
-        something else. Files far away are not asked for."""
+        something else. Files far away are not looked up."""
         if is_address(path):
             return False
         folder = os.path.dirname(path)

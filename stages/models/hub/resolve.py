@@ -78,7 +78,7 @@ def cached(name: str, revision: str | None) -> Checkpoint | None:
 
 def download_bytes(name: str, seconds: float) -> int:
     """Return the size of the files of a hub id that are not on this machine, in bytes. Nothing is
-    downloaded; the hub is asked for at most `seconds` if it has to be. Raises UsageError for a
+    downloaded; a request to the hub, where one is needed, takes at most `seconds`. Raises UsageError for a
     model that the hub does not provide, EnvironmentFault if the hub is unreachable."""
     from huggingface_hub import HfApi
     from huggingface_hub.utils._paths import filter_repo_objects
