@@ -78,8 +78,8 @@ def cached(name: str, revision: str | None) -> Checkpoint | None:
 
 def download_bytes(name: str, seconds: float) -> int:
     """Return the size of the files of a hub id that are not on this machine, in bytes. Nothing is
-    downloaded; a request to the hub, where one is needed, takes at most `seconds`. Raises UsageError for a
-    model that the hub does not provide, EnvironmentFault if the hub is unreachable."""
+    downloaded. If a request to the hub is needed, it takes at most `seconds`. Raises UsageError
+    for a model that the hub does not provide, EnvironmentFault if the hub is unreachable."""
     from huggingface_hub import HfApi
     from huggingface_hub.utils._paths import filter_repo_objects
 
