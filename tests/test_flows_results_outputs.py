@@ -266,7 +266,7 @@ def test_a_second_prompt_leaves_no_format_stale(config: CaptionConfig) -> None:
     assert result.line().count("3 written") == 3 == status(config).count("3 written")
     again = run(config, prompt="Second?", format=("webdataset",))
     assert again.written.earlier == []
-    assert "earlier" not in status(config)
+    assert "from an earlier run" not in status(config)
     assert prompts_said(config)["webdataset"] == {"Second?"}
 
 
