@@ -77,7 +77,7 @@ PAGE = Path(__file__).parent.parent / "docs" / "models.md"
 
 def test_the_page_says_what_the_script_works_out() -> None:
     text = PAGE.read_text()
-    lines = text[text.index("| family |") :].partition("## Dual encoders")[0].splitlines()
+    lines = text[text.index("| family | image |") :].partition("## Dual encoders")[0].splitlines()
     head, *rows = [[*map(str.strip, line.split("|"))][1:] for line in lines if line[:2] == "| "]
     at = head.index("30 s chunk in context")
     found = {row[0]: row[at] for row in rows}
