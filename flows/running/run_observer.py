@@ -162,7 +162,7 @@ def job_keys(job: Job) -> list[str]:
 
 
 SHOWN_STAGES = ("frames", "encode")
-"""Stages of which the record names the latest file."""
+"""Stages whose latest file is noted in the record."""
 LOOK_UP_SHARE = 100
 OnBegin = Callable[[Job, RunRecord], None]
 

@@ -1,4 +1,7 @@
-"""Writes hits as one HTML page with thumbnails. It runs no script."""
+"""Writes hits as one HTML page with thumbnails. It runs no script.
+
+The command imports it only for `--html`, because thumbnails need more modules than a search.
+"""
 
 from collections.abc import Sequence
 from html import escape

@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from stages.models.hub.headers import TensorPlace, read_places
+
 Numbers = NDArray[np.float32]
 
 DEFAULTS: Mapping[str, Mapping[str, Any]] = {
@@ -40,8 +42,6 @@ OLD_END = 2
 """End token of early CLIP configurations. It is wrong: the largest token is the end token."""
 KINDS = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 """Number format in safetensors → format in which it is read."""
-HEADER_BYTES = 100_000_000
-"""Largest header that safetensors accepts."""
 
 
 def text_vectors(folder: Path, texts: Sequence[str]) -> Numbers | None:
@@ -146,25 +146,20 @@ class _Weights:
     whoever overwrites a mapped file ends the process."""
 
     def __init__(self, folder: Path) -> None:
-        self._places: dict[str, tuple[Path, str, list[int], int]] = {}
+        self._places: dict[str, tuple[Path, TensorPlace]] = {}
         for path in sorted(folder.glob("*.safetensors")):
-            with path.open("rb") as file:
-                size = int.from_bytes(file.read(8), "little")
-                header = json.loads(file.read(min(size, HEADER_BYTES)))
-            header.pop("__metadata__", None)
-            for name, each in header.items():
-                start = 8 + size + each["data_offsets"][0]
-                self._places.setdefault(name, (path, each["dtype"], each["shape"], start))
+            for name, place in read_places(path).items():
+                self._places.setdefault(name, (path, place))
 
     def __contains__(self, name: str) -> bool:
         return name in self._places
 
     def read(self, name: str, row: int | None = None) -> Numbers:
         """Return a tensor, or one row of it, in 32 bit."""
-        path, dtype, shape, start = self._places[name]
+        path, (dtype, shape, start, _) = self._places[name]
         kind = np.dtype(KINDS[dtype])
         if row is not None:
-            rows, *shape = shape
+            rows, shape = shape[0], shape[1:]
             start += range(rows)[row] * math.prod(shape) * kind.itemsize
         found = np.fromfile(path, kind, math.prod(shape), offset=start).reshape(shape)
         if dtype == "BF16":

@@ -57,8 +57,9 @@ def write_sounding(
     late: tuple[float, float] = (0, 0),
     rate: int = SOURCE_RATE,
 ) -> Path:
-    """A video of so many seconds at 25 frames per second, with these tracks. ffmpeg encodes
-    them with the options of `codec`. Its picture and sound begin `late` by so many seconds."""
+    """Write a video of `seconds` at 25 frames per second with these tracks, and return its path.
+    ffmpeg encodes them with the options of `codec`. `late` delays its picture and its sound, in
+    seconds."""
     words: list[object] = ["-itsoffset", late[0], "-f", "lavfi", "-i"]
     words.append(f"testsrc=size=64x64:rate=25:duration={seconds}")
     maps = ["-map", "0:v"]
