@@ -126,7 +126,7 @@ def ask_again(browser: Browser, studio: OpenStudio) -> None:
     browser.press("x", "j", "x", "n")
     browser.wait("return document.activeElement.matches('#again-prompt')")
     assert "2 captions" in browser.run("return document.querySelector('#again-told').textContent")
-    browser.press(*"What moves?", TAB, *"9")
+    browser.press(*"What moves?", TAB, *"2")
     to(browser, "#again button.main")
     browser.press(ENTER)
     browser.wait("return document.querySelectorAll('.other .acts').length === 2", seconds=LONG)
