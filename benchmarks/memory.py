@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 from benchmarks._common import MIB, PENSTOCK, cells, heads
 from benchmarks._llava import SEVEN_B, SMALL, TINY, Llava, build
 from flows.checkpoint.precision import QUANTIZED, resolve_settings
-from flows.console.units import parse_size
+from flows.console.lines import parse_size
 from flows.options.commands import CaptionConfig
 from flows.results.run_status import stages_of
 from stages.models.inspection import describe

@@ -20,7 +20,7 @@ import torch
 
 from benchmarks._common import cells, heads
 from flows.console.display import Display
-from flows.console.units import size
+from flows.console.lines import size
 from flows.job.prepare import Job, prepare
 from flows.machine.launch import DirectLauncher
 from flows.options.commands import CaptionConfig

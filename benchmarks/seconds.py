@@ -14,7 +14,7 @@ from pathlib import Path
 import penstock_demo
 from benchmarks._models import LARGE, build
 from flows.console.display import Display
-from flows.console.units import duration
+from flows.console.lines import duration
 from flows.job.prepare import prepare
 from flows.machine.launch import DirectLauncher
 from flows.options.commands import CaptionConfig

@@ -16,8 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as qwen
 
 from benchmarks._common import cells, heads
+from stages.models.halves.boundary import group_windows
 from stages.models.halves.recorded import READS, SHAPED, HostGrid, keep_grids_on_host
-from stages.models.halves.windows import group_windows
 
 LISTS = (torch.Tensor.tolist, torch.Tensor.numpy)
 

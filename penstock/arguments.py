@@ -14,8 +14,7 @@ from artifacts.errors import UsageError
 from artifacts.options import declared
 from artifacts.plurals import meant
 from flows.console.display import Display
-from flows.console.lines import in_cell
-from flows.console.units import parse_size
+from flows.console.lines import in_cell, parse_size
 from flows.options.media import SourceOptions
 from flows.options.model import SIZES
 

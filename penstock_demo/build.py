@@ -1,4 +1,5 @@
-"""Builds the untrained checkpoint of the demo: config, weights, tokenizer, processors, template."""
+"""Builds the untrained checkpoint of the demo: config, weights, tokenizer, processors, template.
+Holds the prompts with which it is trained."""
 
 import random
 from collections.abc import Iterable
@@ -16,8 +17,38 @@ from transformers import (
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor
 from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoProcessor
 
-from penstock_demo.prompts import IMAGE_PROMPT, VIDEO_PROMPT, WORDINGS
 from penstock_demo.world import caption, sample_clip, sample_still
+
+VIDEO_PROMPT: Final = "Describe this video in detail."
+"""The program's own prompt for clips."""
+IMAGE_PROMPT: Final = "Describe this image in detail."
+"""The program's own prompt for images."""
+WORDINGS: Final = (
+    "Describe the video.",
+    "Describe this video.",
+    "Describe this clip.",
+    "Describe the clip in detail.",
+    "Describe the video in detail.",
+    "Caption the video.",
+    "Caption this.",
+    "Write a caption for this clip.",
+    "Write one sentence about this video.",
+    "What happens in the video?",
+    "What happens in this clip?",
+    "What is happening?",
+    "What do you see?",
+    "Tell me what you see.",
+    "Summarize this video.",
+    "Give a short description.",
+    "Explain what is shown here.",
+    "Describe what moves, and how.",
+    "Which shapes are there, and what do they do?",
+    "Describe the scene.",
+    "Describe the image.",
+    "Describe this picture.",
+)
+"""Other prompts, so that the answer does not depend on one."""
+
 
 SPECIAL: Final = (
     "<|endoftext|>",

@@ -18,8 +18,8 @@ import torch
 from av.video.reformatter import Interpolation
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from penstock_demo.build import IMAGE_PROMPT, VIDEO_PROMPT
 from penstock_demo.clips import write_clips
-from penstock_demo.prompts import IMAGE_PROMPT, VIDEO_PROMPT
 from penstock_demo.render import Pixels, render_frames
 from penstock_demo.scoring import Scoreboard, Truth, score_captions
 from penstock_demo.world import caption, sample_still

@@ -21,10 +21,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
 
-from penstock_demo.build import SPECIAL, Shape, build
+from penstock_demo.build import IMAGE_PROMPT, SPECIAL, VIDEO_PROMPT, WORDINGS, Shape, build
 from penstock_demo.fast_vision import decode, fuse_norms, positions, vision
 from penstock_demo.losses import CELL, Batch, DenseHeads, make_batch
-from penstock_demo.prompts import IMAGE_PROMPT, VIDEO_PROMPT, WORDINGS
 from penstock_demo.words import COLOURS
 
 SAVE_EVERY_SECONDS: Final = 240.0

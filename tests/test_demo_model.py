@@ -17,16 +17,18 @@ from penstock_demo import CHECKPOINT, CLIPS, DUAL_CHECKPOINT
 from penstock_demo.build import Shape, build
 from penstock_demo.dual.batches import SIDE, make_image_batch
 from penstock_demo.dual.build import DualShape, build_dual
-from penstock_demo.dual.losses import (
+from penstock_demo.dual.pictures import GROUPS, IGNORED, NOISE, sample_phrases, write_images
+from penstock_demo.dual.scenes import FAR, PAIRS, TRAINED, sample_scene, sample_thing, twin
+from penstock_demo.dual.train import (
     NEVER,
     SIGMOID_WEIGHT,
+    DualRecipe,
+    DualTraining,
     ImageHeads,
     comparison_loss,
     composition_loss,
+    train_dual,
 )
-from penstock_demo.dual.pictures import GROUPS, IGNORED, NOISE, sample_phrases, write_images
-from penstock_demo.dual.scenes import FAR, PAIRS, TRAINED, sample_scene, sample_thing, twin
-from penstock_demo.dual.train import DualRecipe, DualTraining, train_dual
 from penstock_demo.evaluate import Captioner, EvaluationPrompt, Film, judge, read_film
 from penstock_demo.fast_vision import decode, fuse_norms, patchify, positions, vision
 from penstock_demo.losses import IGNORE, Batch, make_batch

@@ -10,8 +10,8 @@ import pytest
 from artifacts.errors import UsageError
 from artifacts.schema import ChunkIndex, FrameFit
 from flows.checkpoint.prompt_tokens import frame_bound, requested_sampling, sampling_of
-from flows.job.hearing import pipeline_with_sound
 from flows.job.job_summary import context_note
+from flows.job.prepare import pipeline_with_sound
 from flows.ledger.namespaces import Variant
 from flows.ledger.tasks import Medium, task_of
 from flows.media.media_files import MediaFile

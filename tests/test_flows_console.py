@@ -15,9 +15,16 @@ import pytest
 from flows.cli.search_command import lines_of
 from flows.console import lines as tables
 from flows.console.display import GROUP_SECONDS, WINDOW_SECONDS, Pace
-from flows.console.lines import UNBOUNDED, json_line, print_lines, table_lines, wrapped
-from flows.console.units import duration, gib
-from flows.console.units import pace as pace_told
+from flows.console.lines import (
+    UNBOUNDED,
+    duration,
+    gib,
+    json_line,
+    print_lines,
+    table_lines,
+    wrapped,
+)
+from flows.console.lines import pace as pace_told
 from flows.search.query import Hit
 from tests.support.terminals import terminal
 

@@ -18,13 +18,13 @@ import httpx
 import pytest
 from prefect.exceptions import PrefectHTTPStatusError
 
-import flows.deployments.caption
+import flows.deployments.commands
 import flows.deployments.runs
 import penstock_demo
 from artifacts.errors import CannotFit, EnvironmentFault, Interrupted, Killed
 from flows.console.display import Display
 from flows.deployments import view as prefect_view
-from flows.deployments.caption import observed
+from flows.deployments.commands import observed
 from flows.deployments.page import RunPage
 from flows.deployments.runs import INTERRUPTED, Caller, ended_by
 from flows.deployments.view import Progress, RunLog

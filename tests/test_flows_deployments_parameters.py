@@ -17,8 +17,8 @@ from prefect.utilities.schema_tools.validation import ValidationError, validate
 from artifacts.endpoints import LISTED
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.store import open_store
-from flows.deployments.caption import caption_videos
 from flows.deployments.commands import (
+    caption_videos,
     embed_media,
     export_model,
     index_folder,

@@ -28,8 +28,8 @@ from artifacts.index.manifest import read_manifest
 from benchmarks._clip import save_clip
 from flows.cli.main import main
 from flows.deployments import crashed
-from flows.deployments.caption import caption_videos
 from flows.deployments.commands import (
+    caption_videos,
     embed_media,
     export_model,
     index_folder,
@@ -253,7 +253,7 @@ import sys
 from prefect.client.orchestration import get_client
 from prefect.flow_engine import run_flow
 from flows.deployments import runs
-from flows.deployments.caption import caption_videos
+from flows.deployments.commands import caption_videos
 
 runs.LOOK_SECONDS = 1.0
 

@@ -14,13 +14,12 @@ import penstock_demo
 from artifacts.errors import EnvironmentFault, MissingPackage, UsageError
 from artifacts.store import open_store
 from flows.console.display import Display
-from flows.deployments import many
+from flows.deployments import commands
 from flows.machine.launch import DirectLauncher, StageCall
-from flows.many import cluster, partition
+from flows.many import partition
 from flows.many import run as many_run
-from flows.many.cluster import Cluster
 from flows.many.partition import Terms, check_node, process, terms_of, withdraw
-from flows.many.run import ATTEMPTS, Dispatch, TaskRun, gpus_of_a_task, run_on_cluster
+from flows.many.run import ATTEMPTS, Cluster, Dispatch, TaskRun, gpus_of_a_task, run_on_cluster
 from flows.options.commands import CaptionConfig
 from flows.options.vectors import LabelConfig
 from flows.results.marker import Marker, write_marker
@@ -206,12 +205,12 @@ def test_without_ray_the_extra_is_named(
 @pytest.mark.parametrize("address", ["cluster", "host:port", "ray.example.org"])
 def test_what_is_no_address_is_refused(address: str) -> None:
     with pytest.raises(UsageError, match=f"'{address}' is no address"):
-        cluster._check_reachable(address)
+        many_run._check_reachable(address)
 
 
 def test_an_address_where_nothing_listens_is_told_at_once() -> None:
     with pytest.raises(EnvironmentFault, match=r"nothing answers at 127\.0\.0\.1:1 "):
-        cluster._check_reachable("127.0.0.1:1")
+        many_run._check_reachable("127.0.0.1:1")
 
 
 def test_a_folder_of_another_command_gets_no_partitions(tmp_path: Path) -> None:
@@ -229,12 +228,12 @@ def test_a_flow_uses_the_cluster_that_the_environment_names(
     config: CaptionConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ran: list[object] = []
-    monkeypatch.setattr(many, "run_in_flow", lambda config, run, makes: ran.append(run))
-    monkeypatch.setattr(many, "run_on_cluster", lambda *given, **_: given[3])
-    monkeypatch.delenv(many.ADDRESS, raising=False)
-    many.caption_many.fn(config)
-    monkeypatch.setenv(many.ADDRESS, "head:6379")
-    many.caption_many.fn(config)
+    monkeypatch.setattr(commands, "run_in_flow", lambda config, run, makes: ran.append(run))
+    monkeypatch.setattr(commands, "run_on_cluster", lambda *given, **_: given[3])
+    monkeypatch.delenv(commands.ADDRESS, raising=False)
+    commands.caption_many.fn(config)
+    monkeypatch.setenv(commands.ADDRESS, "head:6379")
+    commands.caption_many.fn(config)
     plain, on_cluster = ran
     assert getattr(plain, "func", None) is sift_first.caption
     assert on_cluster.__name__ == "on_cluster"  # type: ignore[attr-defined]

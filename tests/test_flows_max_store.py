@@ -17,7 +17,7 @@ from artifacts.errors import CannotFit, Interrupted, UsageError
 from artifacts.packs import Record, RecordSet, read_header
 from artifacts.store import FolderStore, open_store
 from flows.console.display import Display
-from flows.console.units import parse_size
+from flows.console.lines import parse_size
 from flows.machine.launch import StageCall
 from flows.machine.leases import hold_note_in, note_of
 from flows.options.commands import CaptionConfig

@@ -14,8 +14,7 @@ from pyarrow.parquet import write_table
 
 from artifacts.errors import UsageError
 from artifacts.store import open_store
-from flows.media.example import Example
-from flows.media.tune_data import examples_in, split
+from flows.media.tune_data import Example, examples_in, split
 from flows.options.commands import CaptionConfig
 from flows.options.training import TuneConfig
 from flows.running.tune import resolve_run

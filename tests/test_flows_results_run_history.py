@@ -14,9 +14,8 @@ from flows.cli.status_command import lines
 from flows.console.display import Display
 from flows.options.commands import CaptionConfig
 from flows.results.report.facts import facts
-from flows.results.run_history import POINTS, RUNS, current_runs, sum_of
 from flows.results.run_read import history_in, load_record
-from flows.results.run_record import RunRecord
+from flows.results.run_record import POINTS, RUNS, RunRecord, current_runs, sum_of
 from flows.results.run_status import stages_of
 from flows.running.run import caption
 from stages.process.events import StageOutcome

@@ -17,9 +17,8 @@ from artifacts.files import write_json
 from flows.cli.main import main
 from flows.results.export_result import export_in
 from flows.results.report.facts import facts
-from flows.results.run_history import coarser
 from flows.results.run_read import load_record
-from flows.results.run_record import TIMELINE_POINTS, RunRecord
+from flows.results.run_record import TIMELINE_POINTS, RunRecord, coarser
 from flows.results.run_status import StageStatus, advice, cells, stages_of
 from stages.export.parity import PARITY, evaluate_parity
 from stages.process.events import StageOutcome

@@ -35,8 +35,7 @@ from flows.studio.run_captions import RunCaptions, sifted_in
 from flows.studio.runs import QueuedRun, RunQueue, interrupt, run_id, search_lines
 from flows.studio.server import studio as start_studio
 from flows.studio.server import studio_app
-from flows.studio.session import Studio, Thumbnails
-from flows.studio.steps import RecordedCommand, answers_of
+from flows.studio.session import RecordedCommand, Studio, Thumbnails, answers_of
 from flows.studio.values import ALLOWED, DENIED, OPTIONS, checked, line_of
 from flows.studio.values import words_of as command_of
 from flows.upkeep.cache import collect, holdings

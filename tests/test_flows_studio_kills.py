@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from artifacts.edits import read_edits
-from flows.results.run_history import seconds_of
+from flows.results.run_record import seconds_of
 from penstock_demo import CLIPS
 from tests.support.disks import small_disk
 from tests.support.media import write_video

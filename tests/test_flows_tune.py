@@ -20,7 +20,7 @@ from flows.cli.learn_command import _show
 from flows.cli.main import main
 from flows.console.display import Display
 from flows.machine.launch import DirectLauncher
-from flows.media.example import Example
+from flows.media.tune_data import Example
 from flows.options.commands import CaptionConfig
 from flows.options.training import LearnConfig, RecordedRun, TuneConfig
 from flows.results.report.sections import MAX_POINTS, training_facts

@@ -145,7 +145,7 @@ def note(event, arguments):
     if event == "open" and str(arguments[0]).startswith((os.getcwd(), ".", "p", "t")):
         opened.append(str(arguments[0]))
 sys.addaudithook(note)
-import flows.deployments.caption
+import flows.deployments.commands
 from prefect.settings import PREFECT_API_URL, get_current_settings, temporary_settings
 for updates in ({}, {PREFECT_API_URL: "http://127.0.0.1:8/mine"}):
     with temporary_settings(updates):

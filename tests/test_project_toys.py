@@ -184,7 +184,7 @@ OPTION = """
 import json
 from flows.cli.main import parse
 from flows.cli.options import config_of
-from flows.deployments.caption import caption_videos
+from flows.deployments.commands import caption_videos
 from flows.options.commands import CaptionConfig
 from penstock.arguments import config_for
 from scripts import keywords

@@ -218,7 +218,7 @@ def test_a_change_since_an_earlier_process_ends_the_stage(work: Work) -> None:
 def test_no_thread_goes_on_when_the_stage_has_ended(
     work: Work, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    encode, encoding = stages.ask.wire.media_of, threading.Event()
+    encode, encoding = stages.ask.run.media_of, threading.Event()
 
     def slow(*given: Any, **more: Any) -> bytes:
         time.sleep(1.0 * encoding.is_set())  # the second one, while the first is answered

@@ -13,7 +13,7 @@ from artifacts.captions import CONFIDENCE
 from benchmarks._jobs import own_of
 from penstock_demo import CHECKPOINT
 from stages.decode.confidence import Confidence, LogitsWatch, likeliest, offset_in, token_scores
-from stages.decode.engines.inflight.selection import TokenSelection
+from stages.decode.engines.inflight.scheduler import TokenSelection
 from stages.decode.engines.transformers import TransformersEngine
 from stages.decode.generation import DecodeItem, DecodeJob, SamplingParams, ScoreItem, ScoreJob
 from stages.decode.prompts import prompts_for

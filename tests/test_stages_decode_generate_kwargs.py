@@ -15,7 +15,7 @@ import torch
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from artifacts.errors import UsageError
-from flows.results.summaries import TEXT_SETTINGS
+from flows.results.captions import TEXT_SETTINGS
 from penstock_demo import CHECKPOINT
 from stages.decode import run
 from stages.decode.generate_kwargs import PresencePenalty, seed_of

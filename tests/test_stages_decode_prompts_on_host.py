@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from stages.decode.engines.inflight.prefill import PrefilledSequence, prefill_row
-from stages.decode.engines.inflight.selection import RowRules, TokenSelection
+from stages.decode.engines.inflight.scheduler import RowRules, TokenSelection
 from stages.models.halves.features import Features, encode
 from tests.support.card_tensors import CardTensor, card, on_card
 from tests.support.tiny_families import FAMILIES

@@ -23,9 +23,9 @@ from transformers.generation.logits_process import (
 from artifacts.errors import UsageError
 from penstock_demo import CHECKPOINT
 from stages.decode.constraint import AvoidedLogitsProcessor, HostMaskProcessor, Masks, avoided
-from stages.decode.engines.inflight import selection
+from stages.decode.engines.inflight import scheduler
 from stages.decode.engines.inflight.pool_shape import selection_bytes
-from stages.decode.engines.inflight.selection import RowRules, TokenSelection
+from stages.decode.engines.inflight.scheduler import RowRules, TokenSelection
 from stages.decode.engines.slot_load import score_bytes
 from stages.decode.generate_kwargs import PresencePenalty, SeededSampler
 from stages.models.footprint import RowMemory
@@ -173,7 +173,7 @@ SAMPLED = 0.8, 50, 0.9
 
 def counted(rows: int, monkeypatch: pytest.MonkeyPatch, *, request: bool = True) -> DeviceWaits:
     """What a step starts and waits for, as it would be on a GPU."""
-    monkeypatch.setattr(selection, "likeliest", lambda logits: logits.argmax(-1))
+    monkeypatch.setattr(scheduler, "likeliest", lambda logits: logits.argmax(-1))
     together = TokenSelection(rows, whole=True)
     temperature, top_k, top_p = SAMPLED
     for slot in range(rows):

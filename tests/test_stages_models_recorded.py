@@ -12,11 +12,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from artifacts.errors import UsageError
 from stages.memory.meta_device import tensors
 from stages.models.half_job import RECORDINGS
-from stages.models.halves import recorded, windows
+from stages.models.halves import boundary, recorded
 from stages.models.halves.absent import NeedsWeights
+from stages.models.halves.boundary import group_windows
 from stages.models.halves.features import encode, image_vectors
 from stages.models.halves.recorded import RECORDER, HostGrid, PassRecorder, keep_grids_on_host
-from stages.models.halves.windows import group_windows
 from tests.support import dual_encoders
 from tests.support.fake_gpu import graphs
 from tests.support.fake_gpu.graphs import Happened
@@ -36,7 +36,7 @@ def faults(monkeypatch: pytest.MonkeyPatch) -> Faults:
     monkeypatch.setattr(PassRecorder, "reason", "")
     for name in ("recordings", "replayed", "passes"):
         monkeypatch.setattr(PassRecorder, name, 0)
-    monkeypatch.setattr(windows, "EQUAL", {})
+    monkeypatch.setattr(boundary, "EQUAL", {})
     for name, thing in {**graphs.REPLACED, "synchronize": lambda *_: None}.items():
         monkeypatch.setattr(torch.cuda, name, thing)
 
@@ -249,7 +249,7 @@ def test_nothing_is_copied_to_or_read_from_the_card_in_a_recording(
     as_on_card(model).to("meta")
     monkeypatch.setattr(torch.cuda, "graph", capture)
     monkeypatch.setattr(graphs.CUDAGraph, "replay", lambda graph: None)
-    monkeypatch.setattr(windows, "EQUAL", AllEqual())
+    monkeypatch.setattr(boundary, "EQUAL", AllEqual())
     monkeypatch.setattr(recorded, "same_bits", lambda one, other: True)
     for _ in range(2):
         encode(model, inputs)

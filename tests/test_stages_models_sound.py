@@ -26,7 +26,6 @@ from stages.models.halves.features import Features
 from stages.models.halves.offload import generate
 from stages.models.halves.records import FeatureRecord
 from stages.models.halves.routes import SOUNDS
-from stages.models.processors.hearing import hearing_profile, prepare_sound
 from stages.models.processors.prepare import (
     Clip,
     load_processor,
@@ -35,6 +34,7 @@ from stages.models.processors.prepare import (
     takes_videos,
     video_metadata,
 )
+from stages.models.processors.side_inputs import hearing_profile, prepare_sound
 from tests.support.clips import clips, joint_model, without_pixels
 from tests.support.omni import (
     HEARD_SECONDS,

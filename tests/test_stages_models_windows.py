@@ -16,10 +16,10 @@ import transformers
 from artifacts.packs import RecordSet
 from artifacts.store import open_store
 from stages.models.encoding import WINDOWS
-from stages.models.halves import windows
+from stages.models.halves import boundary
+from stages.models.halves.boundary import StoredWindows, group_windows, has_windows
 from stages.models.halves.features import encode
 from stages.models.halves.recorded import HostGrid, keep_grids_on_host
-from stages.models.halves.windows import StoredWindows, group_windows, has_windows
 from tests.support.tiny_families import FAMILIES
 from tests.support.tiny_families.in_slots import cast, greedy
 
@@ -37,7 +37,7 @@ GRIDS = {
 
 @pytest.fixture(autouse=True)
 def _no_results(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(windows, "EQUAL", {})
+    monkeypatch.setattr(boundary, "EQUAL", {})
 
 
 def tower(layers: int, *, width: int = 64, heads: int = 2, dtype: torch.dtype, full: Any) -> Any:
@@ -83,7 +83,7 @@ def test_one_call_a_length_gives_the_bits_of_one_by_one(
     one_by_one = len(attention_calls)
     assert group_windows(half) == 3
     compared = features_of(half, grid, dtype)
-    assert windows.EQUAL and all(windows.EQUAL.values()), windows.EQUAL
+    assert boundary.EQUAL and all(boundary.EQUAL.values()), boundary.EQUAL
     attention_calls.clear()
     together = features_of(half, grid, dtype)
     assert len(attention_calls) < one_by_one / 3
@@ -103,7 +103,7 @@ def test_a_clip_takes_one_call_a_length_and_layer_and_no_read_of_the_card(
     attention_calls: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Tensors on the meta device have no numbers: whoever reads one raises."""
-    monkeypatch.setattr(windows, "EQUAL", AllEqual())
+    monkeypatch.setattr(boundary, "EQUAL", AllEqual())
     full = (7, 15, 23, 31)
     half = tower(32, dtype=torch.bfloat16, full=full).to("meta")
     group_windows(half)
@@ -120,7 +120,7 @@ def test_a_clip_takes_one_call_a_length_and_layer_and_no_read_of_the_card(
 def test_a_length_with_other_bits_is_computed_one_by_one(
     attention_calls: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    real, grid = windows._together, [[1, 28, 36]]
+    real, grid = boundary._together, [[1, 28, 36]]
 
     def other_for_32(attend: Any, states: Any, group: Any) -> torch.Tensor:
         made = real(attend, states, group)
@@ -129,7 +129,7 @@ def test_a_length_with_other_bits_is_computed_one_by_one(
     half = tower(2, dtype=torch.float32, full=[1])
     expected = features_of(half, grid, torch.float32)
     before = len(attention_calls)
-    monkeypatch.setattr(windows, "_together", other_for_32)
+    monkeypatch.setattr(boundary, "_together", other_for_32)
     group_windows(half)
     assert torch.equal(features_of(half, grid, torch.float32), expected)
     attention_calls.clear()
@@ -138,13 +138,13 @@ def test_a_length_with_other_bits_is_computed_one_by_one(
     records = RecordSet(open_store(str(tmp_path / "store")), WINDOWS, "card")
     name = "Qwen2_5_VLVisionAttention float32 2 x 32, 7 of 32"
     assert StoredWindows(records).keep(half) == {"together": 1, "one_by_one": [name]}
-    windows.EQUAL.clear()
+    boundary.EQUAL.clear()
     StoredWindows(RecordSet(open_store(str(tmp_path / "store")), WINDOWS, "card"))
     expected_results = {name: False, name.replace("7 of 32", "12 of 64"): True}
-    assert expected_results == windows.EQUAL
-    windows.EQUAL.clear()
+    assert expected_results == boundary.EQUAL
+    boundary.EQUAL.clear()
     StoredWindows(RecordSet(open_store(str(tmp_path / "store")), WINDOWS, "another card"))
-    assert windows.EQUAL == {}
+    assert boundary.EQUAL == {}
 
 
 def test_other_attention_than_sdpa_stays() -> None:
@@ -202,7 +202,7 @@ def test_an_encoder_gives_the_same_features_and_reads_nothing_from_the_card(
     for found in (numbers(encode(model, inputs)), numbers(encode(model, inputs))):
         assert all(type(tensor) is torch.Tensor for tensor in found)
         assert len(found) == len(expected) and all(map(torch.equal, found, expected))
-    monkeypatch.setattr(windows, "EQUAL", AllEqual())
+    monkeypatch.setattr(boundary, "EQUAL", AllEqual())
     on_card = numbers(encode(model.to("meta"), inputs))  # a read of the meta device raises
     assert [tensor.shape for tensor in on_card] == [tensor.shape for tensor in expected]
 

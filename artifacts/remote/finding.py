@@ -26,15 +26,16 @@ from artifacts.stores.bucket_client import (
     Bucket,
     InvalidName,
     Listed,
+    all_listed,
     allows_http,
     check_variables,
     client_of,
+    is_odd,
     listed,
     reason,
     variables,
     with_retries,
 )
-from artifacts.stores.odd_names import all_listed, is_odd
 
 if TYPE_CHECKING:  # obstore has these names for type checkers alone
     from obstore.store import ObjectStore

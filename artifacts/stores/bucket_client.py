@@ -6,27 +6,37 @@ and authorize the service are checked before it is used, and their values are ne
 
 The client retries a request until it succeeds or a time limit is reached. The number of retries is
 bounded.
+
+Names that obstore rejects, such as `a//b`, make it fail to list a whole folder of S3. Such a folder
+is listed here, page by page.
+
+Leases are small objects that their writer renews, with their age by the service's clock.
 """
 
+import contextlib
 import errno
 import os
 import random
 import re
+import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import partial
 from itertools import chain
-from typing import TYPE_CHECKING, TypeVar
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, TypeVar, cast
+from urllib.parse import unquote_plus, urlencode, urlsplit
+from xml.etree import ElementTree
 
 import obstore
 from obstore import exceptions
 from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
-from obstore.store import HTTPStore, from_url
+from obstore.store import HTTPStore, S3Store, from_url
 
-from artifacts.errors import Unanswered, UsageError
+from artifacts.errors import EnvironmentFault, Unanswered, UsageError
+from artifacts.stores.local import TEMPORARY
 
 if TYPE_CHECKING:
     from obstore.store import ClientConfig, ObjectStore, RetryConfig
@@ -314,3 +324,156 @@ def listed(meta: "obstore.ObjectMeta") -> Listed:
         modified=modified,
         version=meta["e_tag"] or f"{meta['size']} {modified}",
     )
+
+
+FOLDER = "jobs"
+DEAD = b"dead\n"
+"""Content of a lease object while it is removed."""
+
+
+class BucketLeases:
+    """The lease objects of one store. Thread-safe."""
+
+    def __init__(self, bucket: Bucket) -> None:
+        self._bucket = bucket
+        self._own: dict[str, tuple[bytes, str]] = {}
+        """Own lease → its text, and the version written last."""
+        self._texts: dict[str, bytes] = {}
+        """Lease of another process → its text, which never changes."""
+        self._seen: dict[str, Listed] = {}
+        self._ahead: float | None = None
+        """Seconds by which the clock of the service is ahead of this process's monotonic one."""
+        self._lock = threading.Lock()
+
+    def create(self, text: bytes) -> str:
+        """Write a lease object, and return its name. Raises EnvironmentFault."""
+        name = f"{FOLDER}/{uuid.uuid4().hex}"
+        self._own[name] = text, self._written(name, _body(text))
+        return name
+
+    def renew(self, name: str) -> None:
+        """Renew a lease, also if it was taken for a dead process's and removed. Raises
+        EnvironmentFault."""
+        with self._lock:
+            if name in self._own:
+                text, version = self._own[name]
+                body = _body(text)
+                again = self._bucket.replace(name, body, version)
+                self._own[name] = text, again or self._written(name, body)
+
+    def _written(self, name: str, body: bytes) -> str:
+        """Write a missing lease object, and return its version. Other processes only remove it."""
+        for _ in range(2):
+            if version := self._bucket.create(name, body):
+                return version
+            # Just removed by another process, or written by this one although the response was
+            # lost.
+            found = self._bucket.head(name)
+            with contextlib.suppress(FileNotFoundError):
+                if found is not None and self._bucket.get(name)[0] == body:
+                    return found.version
+                self._bucket.delete([name])
+        return ""
+
+    def remove(self, name: str) -> None:
+        """Remove a lease of this process. If that fails, it expires."""
+        with self._lock, contextlib.suppress(EnvironmentFault):
+            del self._own[name]
+            self._bucket.delete([name])
+
+    def ages(self) -> Iterator[tuple[str, float]]:
+        """Yield every lease with the seconds since its renewal, by the service's clock. Raises
+        EnvironmentFault."""
+        found = list(self._bucket.below(FOLDER))
+        others = [one for one in found if one.name not in self._own]
+        now = self._now() if others else 0.0
+        for one in found:
+            self._seen[one.name] = one
+            yield one.name, max(0.0, now - one.modified) if one in others else 0.0
+
+    def read(self, name: str) -> bytes:
+        """Return the text of a lease; empty if it is gone. Raises EnvironmentFault."""
+        if name in self._own:
+            return self._own[name][0]
+        if name not in self._texts:
+            with contextlib.suppress(FileNotFoundError):
+                body, _ = self._bucket.get(name)
+                self._texts[name] = body.partition(b"\n")[2]
+        return self._texts.get(name, b"")
+
+    def expire(self, name: str) -> None:
+        """Remove the lease of a dead process, unless it was renewed since `ages`. Raises
+        EnvironmentFault."""
+        seen = self._seen.pop(name, None)
+        if seen is not None and self._bucket.replace(name, DEAD, seen.version) is not None:
+            self._bucket.delete([name])
+
+    def _now(self) -> float:
+        """Return the time by the clock of the service, in seconds since the epoch."""
+        if self._ahead is None:
+            probe = f"{TEMPORARY}/{uuid.uuid4().hex}"
+            self._bucket.write(probe, b"")
+            requested_at = time.monotonic()
+            found = self._bucket.head(probe)
+            self._bucket.delete([probe])
+            if found is None:
+                return time.time()
+            self._ahead = found.modified - requested_at
+        return self._ahead + time.monotonic()
+
+
+def _body(text: bytes) -> bytes:
+    """Return the content of a lease object, with different bytes each time: many services derive
+    the version from the bytes alone."""
+    return uuid.uuid4().hex.encode() + b"\n" + text
+
+
+SIGNED_SECONDS = timedelta(seconds=600)
+CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+
+
+def is_odd(name: str) -> bool:
+    """Return whether obstore cannot request an object of this name."""
+    return bool(CONTROL.search(name)) or any(part in ("", ".", "..") for part in name.split("/"))
+
+
+def all_listed(url: str, recursive: bool) -> Iterator[Listed]:
+    """Yield all objects below a folder, or in it, with their names relative to it. Raises
+    BaseError, ElementTree.ParseError."""
+    parts = urlsplit(url)
+    prefix = f"{parts.path.strip('/')}/".lstrip("/")
+    last = ""
+    while True:
+        query = {"list-type": "2", "encoding-type": "url", "prefix": prefix}
+        query |= {} if recursive else {"delimiter": "/"}
+        query |= {"start-after": last} if last else {}
+        page = ElementTree.fromstring(_page(parts.netloc, query))
+        space = page.tag.partition("}")[0] + "}" if page.tag.startswith("{") else ""
+        for each in page.iter(f"{space}Contents"):
+            fields = {item.tag.removeprefix(space): item.text or "" for item in each}
+            last = unquote_plus(fields["Key"])
+            yield Listed(
+                name=last.removeprefix(prefix).removesuffix("/"),
+                size=int(fields["Size"]),
+                modified=datetime.fromisoformat(fields["LastModified"]).timestamp(),
+                version=fields.get("ETag") or f"{fields['Size']} {fields['LastModified']}",
+            )
+        if page.findtext(f"{space}IsTruncated") != "true":
+            return
+
+
+def _page(bucket: str, query: dict[str, str]) -> bytes:
+    """Return the response to a list request. obstore signs it as a read of an object with an empty
+    name, at an endpoint that contains the query. The last parameter absorbs the slash before the
+    name."""
+    plain = allows_http()
+    at = cast(S3Store, from_url(f"s3://{bucket}", client_options={"allow_http": plain}))
+    base = obstore.sign(at, "GET", "", SIGNED_SECONDS).partition("?")[0].rstrip("/")
+    encoded_query = urlencode({**query, "x-id": ""})
+    with_query = S3Store(
+        bucket,
+        config={"endpoint": f"{base}?{encoded_query}", "virtual_hosted_style_request": True},
+        client_options={"allow_http": plain},
+    )
+    address = obstore.sign(with_query, "GET", "", SIGNED_SECONDS)
+    return bytes(obstore.get(client_of(address, plain=plain), "").bytes())

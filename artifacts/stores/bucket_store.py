@@ -25,8 +25,7 @@ from typing import Protocol
 
 from artifacts.errors import EnvironmentFault
 from artifacts.keys import digest_of
-from artifacts.stores.bucket_client import PAGE, Bucket, Listed
-from artifacts.stores.bucket_leases import BucketLeases
+from artifacts.stores.bucket_client import PAGE, Bucket, BucketLeases, Listed
 from artifacts.stores.copies import Copies, nearby_folder, nearby_limit
 from artifacts.stores.folder import FolderStore
 from artifacts.stores.local import TEMPORARY, state_folder

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from artifacts.stores.bucket_leases import BucketLeases
+    from artifacts.stores.bucket_client import BucketLeases
 
 FIRST_READ = 1 << 14
 """Bytes read of an object at first: most heads are shorter, so that one read is enough."""

@@ -34,7 +34,7 @@ from artifacts.schema import Part
 from artifacts.stamps import FileChanged, ModelFileStamp, link_stamp_of, model_stamp_of
 from artifacts.store import Store
 from flows.console.display import Display
-from flows.console.units import gib
+from flows.console.lines import gib
 from flows.machine.budget import budget_for
 from flows.machine.launch import DirectLauncher, Launcher, StageCall, run_with_restarts
 from flows.options.commands import RunOptions

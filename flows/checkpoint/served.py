@@ -112,7 +112,7 @@ class ServedModel:
         about = digest_of([*self.key_fields, sorted(each.url for each in self.endpoints)])
         known = RecordSet(store, "endpoints", digest_of(["endpoints", 1]))
         if about not in known:
-            from stages.ask.wire import looks_at_video
+            from stages.ask.run import looks_at_video
 
             try:
                 served, takes = self.found_by(

@@ -11,11 +11,10 @@ from artifacts.errors import UsageError
 from artifacts.packs import verify
 from artifacts.plurals import counted
 from artifacts.store import Store, check_format, open_store
-from flows.cli.exit_report import print_failed
+from flows.cli.main import print_failed
 from flows.cli.options import config_of
 from flows.console.display import Display
-from flows.console.lines import is_terminal, print_lines, table_lines
-from flows.console.units import duration, parse_size, size
+from flows.console.lines import duration, is_terminal, parse_size, print_lines, size, table_lines
 from flows.options.commands import RebuildConfig
 from flows.options.model import default_store
 from flows.pipelines import STAGES

@@ -19,7 +19,7 @@ from artifacts.packages import require_extra
 from artifacts.paths import folder_named
 from artifacts.remote.addresses import signed
 from artifacts.store import open_store
-from flows.cli.exit_report import CRASHED, print_result
+from flows.cli.main import CRASHED, print_result
 from flows.cli.options import config_of
 from flows.cli.plan_command import show
 from flows.console.display import READING, Display
@@ -103,7 +103,7 @@ def _flow() -> "Callable[[CaptionConfig, Display], RunResult]":
     refuses one."""
     require_extra("prefect", "--prefect")
     try:
-        from flows.deployments.caption import run_with_prefect
+        from flows.deployments.commands import run_with_prefect
     except ValueError as error:
         text = shortened(" ".join(str(error).split()), 200)
         raise EnvironmentFault(

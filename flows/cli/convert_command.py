@@ -8,8 +8,7 @@ from artifacts.paths import folder_named
 from artifacts.plurals import counted
 from flows.checkpoint.profile_loading import convert
 from flows.console.display import Display
-from flows.console.lines import print_lines
-from flows.console.units import size
+from flows.console.lines import print_lines, size
 from stages.convert import ConvertJob
 
 

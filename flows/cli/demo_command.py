@@ -15,8 +15,7 @@ import penstock_demo
 from artifacts.errors import Unanswered, UsageError
 from artifacts.labels import Labelled, read_labels, spans_of
 from flows.console.display import Display
-from flows.console.lines import escaped, print_lines
-from flows.console.units import duration, size
+from flows.console.lines import duration, escaped, print_lines, size
 from flows.machine.launch import DirectLauncher, ForkingLauncher
 from flows.media.labels import label_set
 from flows.options.commands import CaptionConfig

@@ -14,8 +14,7 @@ from artifacts.store import Store, open_store, prepare_store
 from flows.checkpoint.graphs import INSTALL_HINT, GraphSpeed, missing_libraries, tensorrt_version
 from flows.checkpoint.precision import FLASH_CAPABILITY, flash_installed, no_bfloat16
 from flows.console.display import Display
-from flows.console.lines import print_lines
-from flows.console.units import size
+from flows.console.lines import print_lines, size
 from flows.machine.budget import check_device, device_memory
 from flows.machine.gpus import select_devices
 from flows.machine.launch import DirectLauncher, answers, fault_of_api

@@ -12,12 +12,11 @@ from artifacts.errors import UsageError
 from artifacts.packages import require_extra
 from artifacts.paths import folder_named
 from artifacts.plurals import counted
-from flows.cli.exit_report import print_result
+from flows.cli.main import print_result
 from flows.cli.options import config_of
 from flows.cli.plan_command import show
 from flows.console.display import READING, Display
-from flows.console.lines import print_lines
-from flows.console.units import size
+from flows.console.lines import print_lines, size
 from flows.options.vectors import IndexConfig
 from flows.pipelines import EMBED
 

@@ -11,13 +11,12 @@ from typing import Any
 
 from artifacts.paths import required_path
 from flows.console.display import failed_line
-from flows.console.lines import print_lines, table_lines
-from flows.console.units import duration, size
+from flows.console.lines import duration, print_lines, size, table_lines
 from flows.results.rounds import COLUMNS as ROUND_COLUMNS
 from flows.results.rounds import cells as round_cells
 from flows.results.rounds import rounds_in
-from flows.results.run_history import seconds_of
 from flows.results.run_read import load_record, runs_below
+from flows.results.run_record import seconds_of
 from flows.results.run_status import (
     COLUMNS,
     StageStatus,

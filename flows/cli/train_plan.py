@@ -10,13 +10,19 @@ from artifacts.errors import CannotFit, UsageError
 from artifacts.plurals import counted
 from flows.checkpoint.models import find_checkpoint
 from flows.console.display import Display
-from flows.console.lines import print_lines
-from flows.console.units import gib, parse_size
+from flows.console.lines import gib, parse_size, print_lines
 from flows.machine.gpus import gpu_count
 from flows.options.commands import CaptionConfig
 from flows.planning.architecture import Architecture, read_architecture
-from flows.planning.training_estimate import RANK, changes, train_estimate
-from flows.planning.training_terms import OPTIMIZERS, Method, TrainEstimate, Training
+from flows.planning.training_estimate import (
+    OPTIMIZERS,
+    RANK,
+    Method,
+    TrainEstimate,
+    Training,
+    changes,
+    train_estimate,
+)
 
 if TYPE_CHECKING:
     pass

@@ -17,14 +17,16 @@ from typing import IO, TYPE_CHECKING, Any
 from artifacts.errors import redacted, with_hint
 from artifacts.plurals import counted
 from flows.console.lines import (
+    duration,
     fitted,
     in_cell,
     is_terminal,
     obeys_control_codes,
+    pace,
     print_lines,
+    size,
     terminal_width,
 )
-from flows.console.units import duration, pace, size
 from flows.pipelines import STAGES
 from stages.process.events import Event, Item, StageNotes, Total, Warned
 from stages.process.output_streams import lasting

@@ -1,7 +1,8 @@
-"""The Prefect flows of single commands: vectors, marks, an index, labels, training and others.
+"""The Prefect flows of the commands. The sequence of stages is that of the plain command.
 
 Each of these has one flow:
 
+- a run that captions, with a task per stage
 - a run that computes vectors
 - a run that marks media
 - a run that fills an index, suited to a nightly schedule
@@ -10,17 +11,27 @@ Each of these has one flow:
 - an export to a quantized model
 - a round of learning
 - a rebuild of stored features, in which the plain command makes all decisions
+
+`caption-many`, `embed-many` and `label-many` divide the files of a run among the machines of the
+Ray cluster that the worker's environment names. Without one, they run the plain command on the GPUs
+of their own machine.
 """
 
+import os
+from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 from prefect import State, flow, get_run_logger
+from prefect.settings import PREFECT_API_URL, temporary_settings
+from pydantic import Field
 
-from artifacts.errors import PenstockError
+from artifacts.errors import EnvironmentFault, PenstockError
 from flows.console.display import Display
 from flows.deployments.config_checks import (
+    CaptionConfig,
     CaptionParameters,
     EmbedParameters,
     ExportConfig,
@@ -34,6 +45,9 @@ from flows.deployments.config_checks import (
 )
 from flows.deployments.page import RunPage
 from flows.deployments.runs import (
+    CALLER,
+    Caller,
+    PipelineResult,
     PrefectLauncher,
     ended_by,
     ended_when_cancelled,
@@ -41,24 +55,75 @@ from flows.deployments.runs import (
     named_after_work,
     run_in_flow,
 )
-from flows.deployments.view import TABLE_ROWS, RunLog, plain, show
+from flows.deployments.server import FILE, OWN, client_settings, refuses_login
+from flows.deployments.view import TABLE_ROWS, Progress, RunLog, plain, quiet_console, show
+from flows.job.partitions import FILES
 from flows.job.prepare import out_folder
 from flows.learning.learn import learn
+from flows.many.run import PARTITIONS, run_on_cluster
 from flows.options.commands import RunOptions
+from flows.options.model import ALL_GPUS
 from flows.options.training import RecordedRun
 from flows.options.vectors import LabelOptions, VectorConfig
-from flows.pipelines import EMBED, LABEL, SIFT, product_of
+from flows.pipelines import CAPTION, EMBED, LABEL, SIFT, product_of
 from flows.results.export_result import Exported
 from flows.results.label_files import LabelsWritten
+from flows.results.run_result import RunResult
 from flows.running.export import export
 from flows.running.label import label, label_request
-from flows.running.run import LauncherMaker, embed
+from flows.running.run import LauncherMaker, embed, stopped_in_order
 from flows.running.run_observer import OnBegin
 from flows.running.samples import evaluation_media
 from flows.running.sift import sift
+from flows.running.sift_first import caption
 from flows.running.tune import tune
 from flows.search.build import IndexWritten, fill_index
 from flows.upkeep.rebuild import RebuildOptions, rebuild
+
+
+@flow(name="caption-videos", flow_run_name=named_after_work, persist_result=False)
+def caption_videos(config: CaptionParameters) -> State[Any]:
+    """Caption everything that `config` names; its fields are the command line's options.
+
+    Relative paths are looked up in the flow's working directory, which for a deployment is the
+    folder it was deployed from.
+    """
+    return run_in_flow(config, partial(caption, config), product_of(CAPTION))
+
+
+def run_with_prefect(config: CaptionConfig, display: Display) -> RunResult:
+    """Run the flow inside the command, which prints what the plain command prints. Raises
+    PenstockError."""
+    quiet_console(display.print_line)
+    caller = Caller(display=display)
+    token = CALLER.set(caller)
+    try:
+        with stopped_in_order(), temporary_settings(client_settings()):
+            state = observed(partial(caption_videos, config, return_state=True), caller)
+    finally:
+        CALLER.reset(token)
+    if caller.result is None:
+        assert state is not None
+        state.result()  # raises
+    assert caller.result is not None
+    return caller.result
+
+
+def observed(run: Callable[[], State[Any]], caller: Caller) -> State[Any] | None:
+    """Run the flow, and return its state, or None if the server vanished after the work was
+    done."""
+    try:
+        return run()
+    except Exception as error:  # from Prefect; the flow's own errors are in its state
+        text = f"no response from the Prefect server at {PREFECT_API_URL.value()} ({error})"
+        hint = "Start it, or unset PREFECT_API_URL; finished work is kept"
+        if refuses_login(error):
+            text = f"the Prefect server at {PREFECT_API_URL.value()} refuses the login"
+            hint = f"Set PREFECT_API_AUTH_STRING to the login in {FILE} of its PREFECT_HOME; {OWN}"
+        if caller.result is None:
+            raise EnvironmentFault(text, hint=hint) from error
+        caller.display.print_line(text)
+        return None
 
 
 @flow(name="embed-media", flow_run_name=named_after_work, persist_result=False)
@@ -219,3 +284,50 @@ def rebuild_features(
             display.print_line(line)
     hint = "" if result.files else "The table of the run says why of each file"
     return final_state(result, TABLE, page, nothing_hint=hint)
+
+
+ADDRESS = "PENSTOCK_RAY_ADDRESS"
+"""Address of the Ray cluster, HOST:PORT; empty: there is none."""
+Files = Annotated[int, Field(gt=0, description="files of a portion, at the most")]
+
+
+@flow(name="caption-many", flow_run_name=named_after_work, persist_result=False)
+def caption_many(config: CaptionParameters, files: Files = FILES) -> State[Any]:
+    """Caption what `config` names on all GPUs of the Ray cluster, as `caption-videos` does on one.
+
+    Media, `store` and `out` must have the same paths on every machine.
+    """
+    return _divided("caption", config, files, caption, product_of(CAPTION))
+
+
+@flow(name="embed-many", flow_run_name=named_after_work, persist_result=False)
+def embed_many(config: EmbedParameters, files: Files = FILES) -> State[Any]:
+    """Compute vectors on all GPUs of the Ray cluster, as `embed-media` does on one."""
+    return _divided("embed", config, files, embed, product_of(EMBED))
+
+
+@flow(name="label-many", flow_run_name=named_after_work, persist_result=False)
+def label_many(config: LabelParameters, files: Files = FILES) -> State[Any]:
+    """Label media on all GPUs of the Ray cluster, as `label-images` does on one."""
+    return _divided("label", config, files, label_and_count, product_of(LABEL))
+
+
+def _divided(
+    command: str,
+    config: CaptionParameters | EmbedParameters | LabelParameters,
+    files: int,
+    plain: Callable[..., PipelineResult],
+    makes: str,
+) -> State[Any]:
+    """Run a command on the cluster, or on all GPUs of this machine where none is named."""
+    address = os.environ.get(ADDRESS, "").strip()
+
+    def on_cluster(display: Display, *_: object) -> PipelineResult:
+        with closing(Progress(PARTITIONS)) as bar:
+            result: PipelineResult = run_on_cluster(
+                command, config, display, address, files=files, on_progress=bar.report
+            )
+            return result
+
+    on_this_machine = partial(plain, replace(config, gpus=config.gpus or ALL_GPUS))
+    return run_in_flow(config, on_cluster if address else on_this_machine, makes)

@@ -32,9 +32,9 @@ from artifacts.paths import folder_named
 from artifacts.plurals import counted
 from artifacts.signing import ROUND
 from flows.machine.versions import now
-from flows.media.example import Example
 from flows.media.media_files import MediaFile, Selection
 from flows.media.sources import find_media
+from flows.media.tune_data import Example
 from flows.options.training import LearnConfig, RecordedRun
 from flows.pipelines import CAPTION
 from flows.results.rounds import (

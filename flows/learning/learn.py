@@ -39,7 +39,7 @@ from flows.learning.decisions import (
 from flows.learning.result import Learned, divide, is_better, times_lower
 from flows.ledger.ledger import most_tokens
 from flows.machine.launch import DirectLauncher
-from flows.media.example import Example
+from flows.media.tune_data import Example
 from flows.options.commands import RunOptions
 from flows.options.packages import check_training_packages
 from flows.options.training import LEAST, LearnConfig, LearnRun, RecordedRun, TrainingOptions

@@ -22,7 +22,7 @@ from artifacts.files import read_kept, write_json
 from artifacts.keys import digest_of
 from artifacts.locks import try_hold
 from artifacts.paths import machine_cache
-from flows.console.units import gib
+from flows.console.lines import gib
 from flows.machine.launch import DirectLauncher, Launcher, StageCall, StageHandle, run_with_restarts
 from flows.machine.versions import versions
 from flows.options.commands import RunOptions

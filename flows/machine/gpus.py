@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.plurals import counted
-from flows.console.units import size
+from flows.console.lines import size
 from flows.options.model import ALL_GPUS, GpuOptions
 from stages.process.device import (
     USE_CPU_HINT,

@@ -195,7 +195,7 @@ def _is_dead(descriptor: int, note: Mapping[str, Any], folder: Path) -> bool:
 
 
 if TYPE_CHECKING:  # imports the bucket client
-    from artifacts.stores.bucket_leases import BucketLeases
+    from artifacts.stores.bucket_client import BucketLeases
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

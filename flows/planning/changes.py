@@ -10,7 +10,7 @@ from artifacts.errors import CannotFit, UsageError
 from flows.checkpoint.models import MIN_TOKENS, Model
 from flows.checkpoint.precision import QUANTIZED, resolve_settings, with_adapter, with_gguf
 from flows.checkpoint.prompt_tokens import encoder_frames, frame_size_tokens
-from flows.console.units import gib, rounded_up, written
+from flows.console.lines import gib, rounded_up, written
 from flows.machine.budget import Budget
 from flows.pipelines import STAGES
 from flows.planning.choose import PlanRequest, StagePlan, allowed, stage_plans

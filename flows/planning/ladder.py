@@ -34,7 +34,7 @@ from artifacts.keys import digest_of
 from artifacts.packs import Record, record_sets_of
 from artifacts.plurals import counted
 from artifacts.store import Store
-from flows.console.units import gib
+from flows.console.lines import gib
 from flows.pipelines import STAGES
 from stages.memory.oom_retry import smaller
 from stages.process.events import BatchShrunk, Event, Item, TooLarge

@@ -16,12 +16,11 @@ from artifacts.errors import CannotFit
 from artifacts.store import open_store, prepare_store
 from flows.checkpoint.models import Model, digests_in, open_model, pipeline_for
 from flows.checkpoint.precision import precision_note
-from flows.console.units import duration, gib
+from flows.console.lines import duration, gib
 from flows.job.card_sampling import as_card, card_note, with_card_sampling
-from flows.job.hearing import pipeline_with_sound
 from flows.job.job_summary import context_note, halves, notes
 from flows.job.pass_mode import replanned_once, with_pass_mode
-from flows.job.prepare import Job, prepare
+from flows.job.prepare import Job, pipeline_with_sound, prepare
 from flows.ledger.ledger import bytes_to_fetch, cut_waves, stages_with_work
 from flows.ledger.prompts import check_summary
 from flows.ledger.tasks import keys_of

@@ -13,8 +13,7 @@ from artifacts.plurals import counted
 from artifacts.schema import Part
 from flows.checkpoint.gguf import GgufUse
 from flows.checkpoint.precision import weight_bytes, with_gguf
-from flows.console.lines import table_lines
-from flows.console.units import duration, gib
+from flows.console.lines import duration, gib, table_lines
 from flows.job.job_summary import computed_by
 from flows.machine.budget import Budget
 from flows.pipelines import STAGES

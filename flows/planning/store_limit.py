@@ -12,7 +12,7 @@ from itertools import count, islice, takewhile
 from artifacts.errors import CannotFit
 from artifacts.keys import item_key
 from artifacts.packs import Pack, packs, sizes_in
-from flows.console.units import rounded_up, size, written
+from flows.console.lines import rounded_up, size, written
 from flows.job.prepare import Job
 from flows.ledger.ledger import cut_waves
 from flows.ledger.tasks import Medium, Task, keys_of

@@ -9,7 +9,7 @@ from functools import partial
 
 from flows.checkpoint.adapters import NUMBER_BYTES
 from flows.checkpoint.precision import BYTES, QUANTIZED, PartSettings, no_bfloat16
-from flows.console.units import gib
+from flows.console.lines import gib
 from flows.planning.estimate import Expected, Purpose, Term
 from flows.planning.ladder import Rung
 from flows.planning.workloads import COPIES, PIXEL_BYTES, Workload

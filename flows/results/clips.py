@@ -30,7 +30,7 @@ from artifacts.shards import SHARD_BYTES, Media, Sample, media_suffix, sample_ke
 from artifacts.stamps import Stamp, stamp_of
 from artifacts.store import fault_of
 from artifacts.trainers import WITH_CLIPS
-from flows.console.units import gib
+from flows.console.lines import gib
 from flows.job.media_digests import JobFile
 from flows.job.prepare import Job
 from flows.machine.launch import MAX_RESTARTS, Launcher, StageCall, StageHandle

@@ -22,7 +22,7 @@ from artifacts.json_shapes import (
     read_json,
     text,
 )
-from flows.console.units import size
+from flows.console.lines import size
 from flows.options.export_config import EXPORTED, NATIVE, REJECTED, RUNS, ExportRequest
 from flows.results.run_record import RUN_RECORD
 from stages.export import GRAPHS

@@ -3,7 +3,7 @@
 import contextlib
 import os
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 from artifacts.captions import WRITERS
@@ -23,8 +23,18 @@ from flows.options.text import OutputOptions, PromptOptions
 from flows.results.clips import CLIPS
 from flows.results.marker import CAPTIONS, MEDIA
 from flows.results.run_record import RUN_RECORD
-from flows.results.sift_names import output_names
 from flows.results.vectors import ARRAY, ROWS
+
+MARKS_FILE, CHUNKS_FILE = "marks.jsonl", "chunk_marks.jsonl"
+KEPT_FILE, LEFT_OUT_FILE = "kept.jsonl", "left_out.jsonl"
+
+
+def output_names(formats: Iterable[str]) -> list[str]:
+    """Return the names of the files that a run writes."""
+    forms = ["jsonl", *(form for form in TABLES if form in formats)]
+    files = (MARKS_FILE, CHUNKS_FILE, KEPT_FILE, LEFT_OUT_FILE)
+    return [file.replace("jsonl", form) for file in files for form in forms]
+
 
 HEAD_BYTES = 4 << 10
 SHARDS = "[0-9]" * 6 + ".tar"

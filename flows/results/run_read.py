@@ -23,8 +23,7 @@ from artifacts.json_shapes import (
 from artifacts.regular_files import guard, refuse_links
 from flows.pipelines import STAGES
 from flows.results.marker import MARKER
-from flows.results.run_history import Entry, history_of
-from flows.results.run_record import RUN_RECORD
+from flows.results.run_record import RUN_RECORD, Entry, history_of
 
 POINT = (number, number, number)
 RUNG = {"stage": text, "name": text, "reason": text, "error": text, "time": moment}

@@ -9,9 +9,9 @@ from artifacts.captions import Failure
 from artifacts.edits import EDITS
 from artifacts.plurals import counted
 from flows.media.media_files import MediaFile
+from flows.results.captions import SUMMARIES
 from flows.results.outputs import OutputCounts
 from flows.results.run_status import texts_line
-from flows.results.summaries import SUMMARIES
 from flows.results.text_files import user_texts_note
 
 

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from artifacts.plurals import counted
-from flows.console.units import duration, size
+from flows.console.lines import duration, size
 from flows.job.job_summary import computed_by
 from flows.pipelines import LABELS, STAGES, product_of
 from flows.results.export_result import ExportFound, export_in
 from flows.results.rounds import rounds_in, summary_json
-from flows.results.run_history import current_runs, sum_of
 from flows.results.run_read import load_record
+from flows.results.run_record import current_runs, sum_of
 from flows.results.tuned import TrainingFound, training_in
 from stages.process.job import CHUNK
 

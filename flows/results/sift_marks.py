@@ -24,9 +24,9 @@ from artifacts.tables import TABLES, schema_of, stored_text, table_of, utf8
 from flows.job.media_digests import JobFile
 from flows.media.generated_files import GeneratedFiles
 from flows.options.vectors import KEEP
+from flows.results.foreign_files import CHUNKS_FILE, KEPT_FILE, LEFT_OUT_FILE, MARKS_FILE
 from flows.results.run_result import RunEnd
 from flows.results.sift_duplicates import Fingerprint, groups_of
-from flows.results.sift_names import CHUNKS_FILE, KEPT_FILE, LEFT_OUT_FILE, MARKS_FILE
 from stages.sift.measures import BLACK_SHARE, STEP_SECONDS, Marked
 
 BLURRED = 0.4

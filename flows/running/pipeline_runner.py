@@ -32,12 +32,17 @@ from flows.planning.costs.summarize import nodes_of
 from flows.planning.ladder import Rung
 from flows.planning.sizes import estimates
 from flows.planning.store_limit import store_limit, wave_bytes
-from flows.results.captions import texts_to_score
+from flows.results.captions import (
+    Summaries,
+    SummaryInput,
+    summary_inputs,
+    text_sampling_params,
+    texts_to_score,
+)
 from flows.results.data_sets import is_stale, write_dataset, write_trainers
 from flows.results.outputs import missing_error, missing_rows, output_paths, write_outputs
 from flows.results.run_record import RunRecord
 from flows.results.run_result import RunEnd, RunResult
-from flows.results.summaries import Summaries, SummaryInput, summary_inputs, text_sampling_params
 from flows.running.stage_calls import StageCallBuilder, settings_on
 from flows.running.stage_runner import OneShotStage, StageRunner
 from stages import embed_texts, summarize

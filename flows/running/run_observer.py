@@ -16,7 +16,7 @@ from artifacts.regular_files import guard, refuse_links
 from artifacts.schema import Half
 from artifacts.store import fault_of
 from flows.console.display import COUNTS, Display
-from flows.console.units import size
+from flows.console.lines import size
 from flows.job.job_summary import note_namespaces, noun_of, one_shot_namespaces, summary
 from flows.job.prepare import Job
 from flows.ledger.ledger import fetch_parts

@@ -45,6 +45,7 @@ from flows.media.sources import find_media, left_out_note
 from flows.options.commands import RunOptions
 from flows.options.vectors import PLACE, SiftConfig, SiftOptions, VectorConfig
 from flows.pipelines import SIFT
+from flows.results.foreign_files import LEFT_OUT_FILE, output_names
 from flows.results.marker import MEDIA, write_proved
 from flows.results.outputs import failures_of, media_line, missing_error, replaced_line
 from flows.results.owners import refuse_taking, take
@@ -63,7 +64,6 @@ from flows.results.sift_marks import (
     rounded,
     write_tables,
 )
-from flows.results.sift_names import LEFT_OUT_FILE, output_names
 from flows.results.vectors import VectorsWritten, vector_tasks
 from flows.running.run import LauncherMaker, make_vectors, refuse_file, stopped_in_order
 from flows.running.run_observer import OnBegin, only_run_in

@@ -19,15 +19,13 @@ from artifacts.store import open_store
 from artifacts.tiles import AUTO, OFF
 from flows.checkpoint.adapters import adapter_notes, as_published_fields, base_digest
 from flows.console.display import Display
-from flows.job.hearing import sound_note
 from flows.job.pass_mode import replanned_once
-from flows.job.prepare import Job
+from flows.job.prepare import Job, sound_note
 from flows.ledger.ledger import most_tokens
 from flows.ledger.prompts import prompt_for, refuse_control_words
 from flows.ledger.tasks import Task
 from flows.machine.launch import DirectLauncher, StageCall
-from flows.media.example import Example
-from flows.media.tune_data import examples_in, split
+from flows.media.tune_data import Example, examples_in, split
 from flows.options.commands import RunOptions
 from flows.options.model import AdapterOptions, default_store
 from flows.options.packages import check_training_packages

@@ -43,8 +43,7 @@ from flows.results.outputs import failures_of
 from flows.results.vectors import FileTask, VectorsWritten, frames_of, vector_tasks
 from flows.running.run import LauncherMaker, make_vectors
 from flows.running.run_observer import OnBegin
-from flows.search.query import REFERENCE_TEXTS
-from flows.search.query_stages import maker_of, read_texts
+from flows.search.query import REFERENCE_TEXTS, maker_of, read_texts
 from stages.decode.engines import AUTO
 
 RUN = "run"

@@ -22,27 +22,96 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from artifacts.errors import EnvironmentFault, UsageError
+from artifacts.errors import EnvironmentFault, MediaError, UsageError
 from artifacts.index.manifest import Maker, Manifest
 from artifacts.index.search import Query, Searcher, direction
 from artifacts.index.shard import CONTENT, PixelBox
 from artifacts.index.snapshot import Snapshot, open_snapshot
 from artifacts.index.where import Condition, Moment, matching, moments, single
-from artifacts.index.writing import refuse_other_halves
-from artifacts.keys import DIGESTS
+from artifacts.index.writing import refuse_other, refuse_other_halves
+from artifacts.keys import DIGESTS, digest_of
 from artifacts.packages import require_extra
 from artifacts.regular_files import is_denied
 from artifacts.store import open_store
+from artifacts.tiles import OFF
+from artifacts.vectors import Vectors, vectors_in
 from flows.checkpoint.models import digests_in, open_model
 from flows.console.display import Display
+from flows.job.pass_mode import replanned_once
+from flows.job.prepare import Job, prepare_without_media
 from flows.machine.launch import DirectLauncher
 from flows.media.media_files import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from flows.options.commands import RunOptions
 from flows.options.model import PRECISIONS, TORCH
 from flows.options.vectors import EmbedConfig, SearchPlace, SearchQuery, VectorConfig
 from flows.pipelines import LABEL
+from flows.results.outputs import failures_of
+from flows.results.vectors import VectorsWritten, vector_tasks
+from flows.running.run import make_vectors, stopped_in_order
+from flows.running.run_observer import RunObserver
 from stages.embed_texts.in_numpy import text_vectors
 from stages.models.graphs.manifest import BACKENDS
+
+
+def maker_of(job: Job, width: int) -> Maker:
+    """Return the model and settings that determine the vectors of a job."""
+    settings = job.model.best("vision")
+    versions_of = [stage.output_version for stage in job.pipeline]
+    return Maker(
+        model=job.model.name,
+        revision=job.config.revision,
+        half=job.model.digests["vision"],
+        recipe=digest_of([versions_of, settings.key_fields]),
+        precision=settings.label,
+        width=width,
+        text_half=job.model.digests["language"],
+    )
+
+
+def read_texts(
+    config: VectorConfig, texts: Sequence[str], display: Display, folder: Path, maker: Maker
+) -> Vectors:
+    """Return the vector of each text, computed by the text half alone or read from the store.
+    Raises PenstockError, also if the text half is not that of `maker`, which made the index in
+    `folder`."""
+
+    def attempt() -> Vectors:
+        observer = RunObserver(display)
+        with tempfile.TemporaryDirectory(prefix="penstock-search-") as out, stopped_in_order():
+            launcher = DirectLauncher(observer.on_event)
+            job = prepare_without_media(replace(config, out=out, tiles=OFF), launcher, LABEL)
+            refuse_other_halves(folder, maker, maker_of(job, maker.width))
+            with observer.pipeline_for_job(job, launcher, "searching in", outputs={}) as runner:
+                return runner.texts.make([[text] for text in texts]).vectors
+
+    return replanned_once(attempt, display.print_line)
+
+
+def image_vector(
+    config: VectorConfig, manifest: Manifest, folder: Path, name: str, display: Display
+) -> NDArray[np.float32]:
+    """Return the vector of an image, computed by the vision half alone or read from the store.
+    Raises PenstockError."""
+    vectors: list[Vectors] = []
+
+    def check(job: Job) -> dict[str, str]:
+        refuse_other(folder, manifest.maker, maker_of(job, manifest.maker.width))
+        return {}
+
+    def collect(job: Job) -> VectorsWritten:
+        kept = job.ledger["embeddings"]
+        vectors.extend(vectors_in(kept.read(t["embeddings"])) for _, t in vector_tasks(job))
+        return VectorsWritten(out=job.out, files=1, failures=failures_of(job))
+
+    with tempfile.TemporaryDirectory(prefix="penstock-search-") as out:
+        request = replace(config, sources=(name,), out=out)
+        written = make_vectors(request, display, check, collect)
+    if not vectors:
+        failure = written.failures[0]
+        raise MediaError(f"{name}: {failure.message}", kind=failure.error, hint=failure.hint)
+    found: NDArray[np.float32] = vectors[0][0]
+    return found
+
 
 C = TypeVar("C", bound=RunOptions)
 
@@ -186,7 +255,7 @@ def _vectors(
     if queries and (vectors := _in_numpy(config, snapshot, queries)) is not None:
         found |= dict(zip(queries, vectors, strict=True))
     if found.keys() != set(texts):
-        from flows.search.query_stages import image_vector, read_texts
+        from flows.search.query import image_vector, read_texts
 
         if queries and not found:
             made = read_texts(config, queries, display, folder, manifest.maker)

@@ -20,8 +20,7 @@ from artifacts.packs import Record
 from artifacts.schema import MediaIndex
 from artifacts.tiles import AUTO, OFF
 from flows.checkpoint.prompt_tokens import PromptTokens, max_prompt_tokens
-from flows.job.hearing import sound_note
-from flows.job.prepare import Job
+from flows.job.prepare import Job, sound_note
 from flows.ledger.namespaces import Variant
 from flows.ledger.prompts import prompt_for, refuse_control_words
 from flows.ledger.tasks import Medium, Task, task_of

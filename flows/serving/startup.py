@@ -16,9 +16,8 @@ from artifacts.paths import folder_named
 from artifacts.store import open_store
 from artifacts.tiles import boxes_of
 from flows.console.display import Display
-from flows.job.hearing import sound_note
 from flows.job.job_summary import context_note, note_namespaces
-from flows.job.prepare import Job, prepare_without_media
+from flows.job.prepare import Job, prepare_without_media, sound_note
 from flows.ledger.ledger import fetch_parts
 from flows.ledger.namespaces import one_shot_namespace
 from flows.machine.launch import DirectLauncher, ForkingLauncher, Launcher, StageCall
@@ -34,19 +33,17 @@ from flows.planning.plan import choose, ladder_of
 from flows.planning.sizes import UNKNOWN_SIZE
 from flows.planning.workloads import STANDARD_CHUNKS, Workload, workload_of
 from flows.running.stage_calls import StageCallBuilder, WorkerStores
-from flows.search.query import with_maker_of
-from flows.search.query_stages import maker_of
+from flows.search.query import maker_of, with_maker_of
 from flows.serving.batching import DeviceScheduler
 from flows.serving.captioning import Captioning
 from flows.serving.config import BatchOptions, RequestLimits, ServeConfig
-from flows.serving.decoders import Decoders, FrameSource
+from flows.serving.decoders import Decoders, FrameSource, SoundSource
 from flows.serving.embedding import Labeller, MediumEmbedder, TextEmbedder
 from flows.serving.half_worker import HalfWorker, HalfWorkerSpec
 from flows.serving.metrics import Metrics
 from flows.serving.record_cache import RecordCacheFlusher, temp_folder
 from flows.serving.searching import ServedIndex
 from flows.serving.service import Service
-from flows.serving.sound import SoundSource
 from flows.serving.worker_process import LauncherMaker
 from stages import hear, sound
 from stages.embed_texts import STAGE as TEXTS

@@ -31,8 +31,7 @@ from flows.serving.refusals import JSON, ShownFile, json_answer, shown_file
 from flows.studio.guard import json_of
 from flows.studio.run_captions import NUMBER, RunCaptions
 from flows.studio.runs import AGAIN, QueuedRun
-from flows.studio.session import Studio
-from flows.studio.steps import FOLDER, MOST, RecordedCommand, answers_of
+from flows.studio.session import FOLDER, MOST, RecordedCommand, Studio, answers_of
 from flows.studio.values import checked, line_of
 
 NAMED = 5

@@ -25,8 +25,8 @@ from artifacts.json_shapes import (
 from artifacts.stamps import Stamp, stamp_of
 from flows.options.training import LEAST
 from flows.options.vectors import PLACE
+from flows.results.foreign_files import LEFT_OUT_FILE, MARKS_FILE
 from flows.results.rounds import rounds_in, summary_json
-from flows.results.sift_names import LEFT_OUT_FILE, MARKS_FILE
 from flows.reviewing.captions import EditRefused, ReviewedCaptions, edit_json
 from flows.reviewing.teaching import PooledFeatures, teach_ranking
 from flows.serving.refusals import json_bytes

@@ -42,9 +42,8 @@ from artifacts.store import fault_of
 from flows.machine.leases import start_of
 from flows.machine.versions import now
 from flows.options.model import DEMO_MODEL
-from flows.results.run_history import seconds_of
 from flows.results.run_read import load_record
-from flows.results.run_record import COMMAND
+from flows.results.run_record import COMMAND, seconds_of
 from flows.results.run_status import run_folder, run_status
 from flows.studio.values import line_of
 

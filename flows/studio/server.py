@@ -29,9 +29,8 @@ from flows.studio.captions_routes import CaptionsRoutes
 from flows.studio.guard import ThisMachineOnly, guarded
 from flows.studio.roots import is_shown
 from flows.studio.runs import run_id
-from flows.studio.session import Studio
+from flows.studio.session import ConfigOf, Studio
 from flows.studio.start_routes import StartRoutes
-from flows.studio.steps import ConfigOf
 from flows.studio.values import line_of
 
 HOST = "127.0.0.1"

@@ -17,7 +17,7 @@ from artifacts.packs import Record, RecordSet, RecordUnion
 from artifacts.plurals import counted
 from artifacts.store import Store, open_store
 from flows.console.display import Display
-from flows.console.units import duration, size
+from flows.console.lines import duration, size
 from flows.job.job_summary import settings_of
 from flows.job.pass_mode import replanned_once
 from flows.job.prepare import Job, prepare

@@ -43,8 +43,8 @@ def _windows_of(
     """Return whether one call per length of windows gives the bits of transformers' loop."""
     import torch
 
+    from stages.models.halves.boundary import EQUAL, group_windows
     from stages.models.halves.recorded import HostGrid, keep_grids_on_host
-    from stages.models.halves.windows import EQUAL, group_windows
 
     half, dtype = _tower(setting, getattr(torch, name), *shape), getattr(torch, name)
     patches = grid[0] * grid[1] * grid[2]

@@ -14,8 +14,7 @@ from stages.models.encoding import EncodeItem, EncodingJob
 from stages.models.encoding.batch import encode_batches
 from stages.models.encoding.run import EncodeSpec, Refusal, encode_all, feature_record, or_refusal
 from stages.models.loading import warm as warm
-from stages.models.processors.hearing import prepare_sound
-from stages.models.processors.side_inputs import Prepared
+from stages.models.processors.side_inputs import Prepared, prepare_sound
 from stages.models.processors.sound import sound_rate
 from stages.process.events import EventReporter
 from stages.process.job import parse_job

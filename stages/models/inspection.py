@@ -49,7 +49,6 @@ from stages.models.precision.weights import (
     supports_flash,
     weights_of,
 )
-from stages.models.processors.hearing import hearing_profile
 from stages.models.processors.input_layout import (
     channels_of,
     layout_of,
@@ -71,6 +70,7 @@ from stages.models.processors.prepare import (
     takes_videos,
 )
 from stages.models.processors.processor_calls import system_form
+from stages.models.processors.side_inputs import hearing_profile
 from stages.models.profile import AdaptableLayer, ModelProfile, PartProfile, SamplingProfile
 from stages.models.published import with_published_facts
 from stages.models.stored.layers import kind_of, packable, stored_layers

@@ -24,13 +24,13 @@ from artifacts.json_shapes import read_jsonl
 from artifacts.plurals import counted
 from artifacts.regular_files import open_regular
 from artifacts.remote.addresses import is_address
-from flows.console.units import duration, size
+from flows.console.lines import duration, size
 from flows.job.job_summary import computed_by
 from flows.media.media_files import writable
 from flows.pages.document import SHARED, as_json, document, part, parts
 from flows.pipelines import LABELS, SIFT, STAGES
 from flows.results.export_result import ExportFound, export_in
-from flows.results.foreign_files import refuse_replacing_page
+from flows.results.foreign_files import LEFT_OUT_FILE, MARKS_FILE, refuse_replacing_page
 from flows.results.marker import MEDIA
 from flows.results.report.media import FILE, MEDIA_ENTRY, RUN_AGAIN, captioned_media, failed_media
 from flows.results.report.sections import (
@@ -45,9 +45,8 @@ from flows.results.report.sections import (
     training_facts,
 )
 from flows.results.rounds import rounds_in
-from flows.results.run_history import Entry, current_runs, curves_of, seconds_of, sum_of
 from flows.results.run_read import load_record
-from flows.results.run_record import RUN_RECORD
+from flows.results.run_record import RUN_RECORD, Entry, current_runs, curves_of, seconds_of, sum_of
 from flows.results.run_status import (
     COLUMNS,
     StageStatus,
@@ -61,7 +60,6 @@ from flows.results.run_status import (
     written,
 )
 from flows.results.sift_marks import DIGITS, MARKS, TEXTS
-from flows.results.sift_names import LEFT_OUT_FILE, MARKS_FILE
 from flows.results.thumbnails import data_address
 from flows.results.trust import belief_in
 from flows.results.tuned import training_in

@@ -73,7 +73,7 @@ KIND = "ways"
 """Kind of the records with results of checks: one cache namespace per half, precision and kind of
 device, one record per number of rows and size class."""
 WINDOWS = "windows"
-"""Kind of the records with results of comparisons of windows (stages/models/halves/windows.py)."""
+"""Kind of the records with results of comparisons of windows (stages/models/halves/boundary.py)."""
 
 
 def pass_check_key(rows: int, size_class: int, threads: int) -> str:

@@ -50,10 +50,10 @@ from stages.models.encoding.batch import (
     overflowed,
     undivided,
 )
+from stages.models.halves.boundary import StoredWindows
 from stages.models.halves.load import ReloadableHalf
 from stages.models.halves.recorded import PassRecorder
 from stages.models.halves.records import FeatureRecord
-from stages.models.halves.windows import StoredWindows
 from stages.models.loading import ModelJob, facts
 from stages.models.prefetch import PREFETCH_BATCHES, prefetched, write_behind
 from stages.models.processors.loading import UNPAIRED, Clip

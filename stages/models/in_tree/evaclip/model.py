@@ -20,7 +20,7 @@ from transformers.models.clip.modeling_clip import (
 )
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from stages.models.in_tree.cogvlm2.vision import VisionLayers
+from stages.models.in_tree.cogvlm2.model import VisionLayers
 from stages.models.in_tree.evaclip.config import (
     EvaCLIPConfig,
     EvaCLIPTextConfig,
