@@ -26,7 +26,7 @@ from flows.serving.metrics import Metrics
 from flows.serving.page import page_of
 from flows.serving.record_cache import TempStore
 from flows.serving.searching import ServedIndex
-from flows.serving.service import Service
+from flows.serving.startup import Service
 from flows.serving.uploads import Upload
 from stages.frames.image import read_image
 from stages.process.events import CaptionProgress

@@ -27,7 +27,7 @@ from flows.serving.guard import Guard
 from flows.serving.metrics import Metrics
 from flows.serving.record_cache import TempStore
 from flows.serving.searching import ServedIndex
-from flows.serving.service import Service
+from flows.serving.startup import Service
 from tests.support.inside import Ended, InsideLauncher
 from tests.support.media import write_video
 

@@ -27,7 +27,7 @@ READERS = {
     "stages/frames/frame_converter.py",
     "stages/frames/shots.py",  # compares frames with each other
     "stages/frames/clip_sound.py",  # takes samples of sound
-    "stages/sound/mono.py",  # the same
+    "stages/sound/track.py",  # the same
     "stages/frames/formats.py",  # maps what both decoded
     "stages/sift/run.py",  # looks at the mode only
     "flows/planning/sizes.py",  # looks at the size only

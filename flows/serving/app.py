@@ -44,7 +44,7 @@ from flows.serving.refusals import (
     shown_name,
     without_paths,
 )
-from flows.serving.service import Service
+from flows.serving.startup import Service
 from flows.serving.uploads import upload_of
 
 THUMBNAILS_AT_ONCE = 2

@@ -13,7 +13,7 @@ from flows.serving.captioning import AS_THE_SERVER, Captioned, Captioning, Capti
 from flows.serving.embedding import warnings_of
 from flows.serving.guard import in_time
 from flows.serving.refusals import HttpRefusal, json_answer, json_bytes
-from flows.serving.service import Service
+from flows.serving.startup import Service
 from flows.serving.uploads import Upload, upload_of
 
 EVENTS = "text/event-stream"

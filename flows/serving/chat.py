@@ -37,7 +37,7 @@ from flows.serving.refusals import (
     json_answer,
     unsupported,
 )
-from flows.serving.service import Service
+from flows.serving.startup import Service
 from flows.serving.uploads import Upload, body_of, stored
 from stages.decode.generation import SamplingParams
 from stages.decode.json_schema import ANY_OBJECT, EMPTY_OBJECT, canonical, rest_of

@@ -15,7 +15,7 @@ from typing import Any
 
 from flows.serving.config import LOOPBACK, is_loopback, is_of_other_site
 from flows.serving.refusals import HttpRefusal, json_bytes, unavailable
-from flows.serving.service import Service
+from flows.serving.startup import Service
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]

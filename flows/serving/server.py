@@ -27,8 +27,7 @@ from flows.serving.config import ADDRESS, BatchOptions, NetworkOptions, ServeCon
 from flows.serving.guard import Guard
 from flows.serving.half_worker import ModelWatch
 from flows.serving.listening import UnsignalledServer, address_of, limited_protocol, listening
-from flows.serving.service import Service
-from flows.serving.startup import DRAIN_SECONDS, open_service
+from flows.serving.startup import DRAIN_SECONDS, Service, open_service
 from stages.process.event_loop import loop_factory
 from stages.process.stage_process import Listener
 

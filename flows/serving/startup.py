@@ -1,10 +1,11 @@
-"""Builds a server from its configuration, and shuts it down in order."""
+"""Builds a server from its configuration, holds its request handlers, and shuts it down in order."""
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import ExitStack, asynccontextmanager
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -39,11 +40,10 @@ from flows.serving.captioning import Captioning
 from flows.serving.config import BatchOptions, RequestLimits, ServeConfig
 from flows.serving.decoders import Decoders, FrameSource, SoundSource
 from flows.serving.embedding import Labeller, MediumEmbedder, TextEmbedder
-from flows.serving.half_worker import HalfWorker, HalfWorkerSpec
+from flows.serving.half_worker import LOADING, WAITING, HalfWorker, HalfWorkerSpec, ModelWatch
 from flows.serving.metrics import Metrics
-from flows.serving.record_cache import RecordCacheFlusher, temp_folder
+from flows.serving.record_cache import RecordCacheFlusher, TempStore, temp_folder
 from flows.serving.searching import ServedIndex
-from flows.serving.service import Service
 from flows.serving.worker_process import LauncherMaker
 from stages import hear, sound
 from stages.embed_texts import STAGE as TEXTS
@@ -52,6 +52,60 @@ from stages.process.job import StageSpec
 from stages.process.memory import cores
 from stages.process.stage_process import Listener
 from stages.sound import LiveSoundJob
+
+
+@dataclass(kw_only=True, slots=True)
+class Service:
+    """The request handlers. Handlers that the server was not configured with are None."""
+
+    config: ServeConfig
+    metrics: Metrics
+    temp_store: TempStore
+    scheduler: DeviceScheduler
+    budget_bytes: int
+    """Memory budget in bytes of all halves together."""
+    job: Job | None = None
+    """The embedding job."""
+    media_embedder: MediumEmbedder | None = None
+    texts: TextEmbedder | None = None
+    labels: Labeller | None = None
+    index: ServedIndex | None = None
+    captions: Captioning | None = None
+    halves: list[HalfWorker] = field(default_factory=list)
+    decoders: list[Decoders] = field(default_factory=list)
+    model: ModelWatch = field(default_factory=ModelWatch)
+    busy: int = 0
+    """Number of requests in progress."""
+    draining: bool = False
+    """Whether it is shutting down."""
+    ends: float = 0.0
+    """Time by which the shutdown ends."""
+
+    def drain(self, seconds: float) -> None:
+        """Accept no more requests, and shut down within `seconds`."""
+        if not self.draining:
+            self.draining, self.ends = True, time.monotonic() + seconds
+
+    @property
+    def seconds_left(self) -> float:
+        """Return the time left for halves to end, at least 0.5 s."""
+        return max(0.5, self.ends - time.monotonic())
+
+    @property
+    def queued(self) -> int:
+        """Return the number of requests that wait for a batch."""
+        return sum(half.depth() for half in self.halves)
+
+    def why_not_ready(self) -> str:
+        """Return why requests would have to wait; empty if they would not."""
+        if self.model.error is not None:
+            return f"reloading the model: {self.model.error.message}"
+        if self.draining:
+            return "shutting down"
+        if self.scheduler.held_by:
+            return f"the device is used by {self.scheduler.held_by}"
+        return next((f"loading {h.name}" for h in self.halves if h.state in (WAITING, LOADING)), "")
+
 
 DECODER_BYTES = 768 << 20
 """Memory in bytes of a decoding process beyond its imports."""
