@@ -1,4 +1,4 @@
-"""Builds a server from its configuration, holds its request handlers, and shuts it down in order."""
+"""Builds a server from its configuration, holds its handlers, and shuts it down in order."""
 
 import asyncio
 import logging
