@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 from benchmarks._common import cells, heads
 from benchmarks._plan_cases import make_folder, plan_case
 from flows.planning.architecture import Architecture, read_architecture
-from flows.planning.training_estimate import Training, train_estimate
+from flows.planning.training_estimate import train_estimate
+from flows.planning.training_terms import Training
 from stages.models.hub.checkpoint import Checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent

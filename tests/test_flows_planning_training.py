@@ -28,14 +28,13 @@ from flows.planning.architecture import (
 )
 from flows.planning.training_estimate import (
     LOGITS,
-    TrainEstimate,
-    Training,
     adapted_layer_bytes,
     layer_bytes,
     lora_layer_bytes,
     lora_parameters,
     train_estimate,
 )
+from flows.planning.training_terms import TrainEstimate, Training
 from stages.models.hub.checkpoint import Checkpoint
 from stages.models.hub.headers import Header
 from tests.support.quantized import write_headers

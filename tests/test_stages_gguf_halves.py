@@ -222,7 +222,7 @@ def test_sequences_that_a_larger_prompt_ended_are_not_continued(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """There may be no room to make the cache larger, after the smaller one was freed."""
-    from stages.decode.engines.inflight.pool import GgufPool
+    from stages.decode.engines.inflight.gguf_pool import GgufPool
     from tests.support.tiny_families.in_gguf import exported, loaded
 
     model, inputs = exported("llava", tmp_path)

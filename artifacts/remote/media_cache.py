@@ -3,7 +3,7 @@
 Each copy has its own folder, named by the digest of address and version, so that a path always
 means the same content. A file next to the copy records its source, so that a process with only the
 path can fetch it again. A reader holds a lock on the copy. The longest unused unlocked copies are
-deleted to make room. A download that was stopped continues.
+deleted to make room.
 """
 
 import contextlib
@@ -17,120 +17,20 @@ import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
-from functools import lru_cache, partial
-from io import BufferedRandom, BufferedReader
+from functools import lru_cache
+from io import BufferedReader
 from pathlib import Path
 from typing import IO
 
-from artifacts.errors import EnvironmentFault, MediaError, Unanswered
+from artifacts.errors import MediaError, Unanswered
 from artifacts.files import HALF, whole_file, write_text
 from artifacts.json_shapes import read_record
 from artifacts.locks import lock, try_lock
 from artifacts.remote.addresses import RemoteFile, is_address, is_web
-from artifacts.remote.ahead import OnProgress, map_prefetched
-from artifacts.remote.finding import part_of, whole
+from artifacts.remote.ahead import OnProgress
 from artifacts.stamps import CHANGED, CHANGED_HINT, CHANGED_MESSAGE, FileChanged
-from artifacts.stores.copies import SPARE_BYTES, CopyRoom, nearby_folder, nearby_limit
-from artifacts.stores.folder import fault_of
-
-RANGE_BYTES = 4 << 20
-"""Bytes per range request."""
-RANGES_AT_ONCE = 4
-"""Concurrent ranges of one object; each is held in memory."""
-BOOT = Path("/proc/sys/kernel/random/boot_id")
-
-
-def part_name() -> str:
-    """Return the name of an unfinished file."""
-    with contextlib.suppress(OSError):
-        return f"{BOOT.read_text().strip()[:8]}.part"
-    return "part"
-
-
-def fetch(remote: RemoteFile, file: BufferedRandom, on_progress: OnProgress) -> str:
-    """Download the missing part of an object into a file with its beginning, and return the SHA-256
-    of the whole. `on_progress` gets the number of new bytes, and may raise. Raises FileChanged,
-    FileNotFoundError and EnvironmentFault."""
-    there = os.fstat(file.fileno()).st_size
-    if there > remote.size:
-        file.truncate(there := 0)
-    _check_room(remote, there, Path(file.name).parent)
-    file.seek(0)
-    hashed = hashlib.file_digest(file, "sha256") if there else hashlib.sha256()
-    on_progress(there)
-    for block in _blocks(remote, there):
-        with _disk_errors(file):
-            file.write(block)
-        hashed.update(block)
-        on_progress(len(block))
-    with _disk_errors(file):
-        file.flush()
-        os.fsync(file.fileno())
-    if (size := os.fstat(file.fileno()).st_size) != remote.size:
-        file.truncate(0)
-        raise _cut(remote, size)
-    return hashed.hexdigest()
-
-
-@contextlib.contextmanager
-def _disk_errors(file: BufferedRandom) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise fault_of(error, Path(file.name).parent) from error
-
-
-def _cut(remote: RemoteFile, size: int) -> Unanswered:
-    return Unanswered(
-        f"{remote.place} gave {size:,} of {remote.size:,} bytes", hint="The same command asks again"
-    )
-
-
-def _blocks(remote: RemoteFile, offset: int) -> Iterator[bytes]:
-    """Yield the bytes from `offset` on, in order."""
-    if offset == remote.size:
-        return
-    first = part_of(remote, offset, min(RANGE_BYTES, remote.size - offset))
-    if first is None:  # the server does not support ranges
-        for block in whole(remote):
-            yield block[offset:]
-            offset = max(0, offset - len(block))
-        return
-    yield first
-    if len(first) != (size := min(RANGE_BYTES, remote.size - offset)):
-        raise _cut(remote, offset + len(first))
-    starts = range(offset + size, remote.size, RANGE_BYTES)
-    threads = min(RANGES_AT_ONCE, len(starts))
-    yield from map_prefetched(partial(_range, remote), starts, threads, held=threads)
-
-
-def _range(remote: RemoteFile, offset: int) -> bytes:
-    size = min(RANGE_BYTES, remote.size - offset)
-    found = part_of(remote, offset, size) or b""
-    if len(found) != size:
-        raise _cut(remote, offset + len(found))
-    return found
-
-
-def check_size(remote: RemoteFile, folder: Path) -> None:
-    """Raise Unanswered for an object larger than the whole disk, which is not a real file."""
-    if remote.size > (total := shutil.disk_usage(folder).total):
-        raise Unanswered(
-            f"{remote.place} says that it has {remote.size:,} bytes, and the disk of {folder} has "
-            f"{total:,}",
-            hint="See that this is the file that you mean",
-        )
-
-
-def _check_room(remote: RemoteFile, there: int, folder: Path) -> None:
-    free = shutil.disk_usage(folder).free
-    if free < remote.size - there + SPARE_BYTES:
-        raise EnvironmentFault(
-            f"{folder} has no room for {remote.place}: {remote.size / 1e9:.1f} GB, and "
-            f"{free / 1e9:.1f} GB are free",
-            hint="Make room, or set PENSTOCK_NEARBY to a folder on a larger disk",
-        )
-
+from artifacts.store import fault_of
+from artifacts.stores.copies import CopyRoom, nearby_folder, nearby_limit
 
 MEDIA = "media"
 """Folder of the copies, in that of what lies elsewhere."""
@@ -275,7 +175,7 @@ def _held(path: Path, on_progress: OnProgress = lambda _: None) -> Iterator[Buff
 def _fetch(path: Path, on_progress: OnProgress) -> None:
     """Fetch a copy; who else wants it waits."""
     # Whoever reads files of this machine loads nothing for it.
-    from artifacts.remote.media_cache import check_size, fetch, part_name
+    from artifacts.remote.fetching import check_size, fetch, part_name
 
     remote = _noted(path)
     if remote is None:

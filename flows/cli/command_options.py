@@ -33,7 +33,7 @@ from flows.options.vectors import (
     VectorConfig,
 )
 from flows.pipelines import PURPOSES
-from flows.planning.training_estimate import OPTIMIZERS, Method, Training
+from flows.planning.training_terms import OPTIMIZERS, Method, Training
 
 PLAIN = Training(method="lora")
 DEFAULTS: dict[str, Any] = {

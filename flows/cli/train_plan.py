@@ -14,15 +14,8 @@ from flows.console.lines import gib, parse_size, print_lines
 from flows.machine.gpus import gpu_count
 from flows.options.commands import CaptionConfig
 from flows.planning.architecture import Architecture, read_architecture
-from flows.planning.training_estimate import (
-    OPTIMIZERS,
-    RANK,
-    Method,
-    TrainEstimate,
-    Training,
-    changes,
-    train_estimate,
-)
+from flows.planning.training_estimate import RANK, changes, train_estimate
+from flows.planning.training_terms import OPTIMIZERS, Method, TrainEstimate, Training
 
 if TYPE_CHECKING:
     pass

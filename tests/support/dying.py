@@ -54,7 +54,7 @@ def decode_aborting(job: dict[str, Any], report: EventReporter) -> None:
     memory."""
     import stages.decode.run
     from stages.decode.engines.inflight import engine
-    from stages.decode.engines.inflight.pool import GgufPool
+    from stages.decode.engines.inflight.gguf_pool import GgufPool
 
     step, item, once = GgufPool.step, EventReporter.item, Path(os.environ[VARIABLE])
     published: list[str] = []

@@ -19,13 +19,8 @@ from flows.planning.costs.part import free_settings, settings_as_run, with_packe
 from flows.planning.estimate import StageEstimate, Term
 from flows.planning.ladder import Rung, sizes
 from flows.planning.terms import ADDED_BYTES, adapter_terms, overhead_terms, weights
-from flows.planning.training_estimate import (
-    ADAPTER,
-    LOGITS,
-    OPTIMIZERS,
-    adapted_layer_bytes,
-    lora_parameters,
-)
+from flows.planning.training_estimate import LOGITS, adapted_layer_bytes, lora_parameters
+from flows.planning.training_terms import ADAPTER, OPTIMIZERS
 from flows.planning.workloads import Workload
 from stages.models.hub.checkpoint import Checkpoint
 from stages.tune import ADAMW, ADAMW8, PAGED_ADAMW8

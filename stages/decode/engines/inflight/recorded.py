@@ -216,7 +216,7 @@ def make_pool(
     steps; None: they are computed one by one. Raises UnsupportedCacheError and out-of-memory
     errors."""
     if getattr(template.cache, "decoder", None) is not None:
-        from stages.decode.engines.inflight.pool import GgufPool
+        from stages.decode.engines.inflight.gguf_pool import GgufPool
 
         return GgufPool(template, shape)
     if recorder is None or recorder.reason:
