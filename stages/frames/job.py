@@ -1,5 +1,5 @@
-"""The job descriptions of the frames stage and of cutting clips, and the check that a file still has
-the known content digest. Opens no file."""
+"""The job descriptions of the frames stage and of cutting clips, and the check that a file still
+has the known content digest. Opens no file."""
 
 from dataclasses import dataclass
 from pathlib import Path
