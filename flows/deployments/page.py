@@ -9,6 +9,7 @@ import base64
 import json
 import logging
 import shlex
+import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -119,10 +120,11 @@ NONE = Samples()
 
 
 class RunPage:
-    """One page per flow run, written when work begins and updated when it ends. A retry of the run
-    continues the page of the first attempt."""
+    """One page per flow run, written when work begins, and updated when a stage begins and when the
+    run ends. A retry of the run continues the page of the first attempt. Thread-safe."""
 
     def __init__(self) -> None:
+        self._lock = threading.Lock()
         self._job: Job | None = None
         self._record: RunRecord | None = None
         self._artifact: UUID | None = None
@@ -133,16 +135,25 @@ class RunPage:
         record.value["prefect"] = {"id": str(flow_run.id), "name": str(flow_run.name)}
         self._show(record)
 
+    def update(self) -> None:
+        """Update the page, unless the run has ended. Not before a stage begins is known what the
+        store has already."""
+        with self._lock:
+            if self._record is not None:
+                self._show(self._record)
+
     def end(self) -> None:
         """Update the page with the result and samples, if the run has begun."""
-        if self._record is None or self._job is None:
-            return
-        samples = NONE
-        try:
-            samples = samples_of(self._job)
-        except Exception as error:  # such as files that were changed in the meantime
-            logger.warning("no samples on the page: %s", error)
-        self._show(self._record, samples)
+        with self._lock:
+            record, self._record = self._record, None
+            if record is None or self._job is None:
+                return
+            samples = NONE
+            try:
+                samples = samples_of(self._job)
+            except Exception as error:  # such as files that were changed in the meantime
+                logger.warning("no samples on the page: %s", error)
+            self._show(record, samples)
 
     def _show(self, record: RunRecord, samples: Samples = NONE) -> None:
         """Write the page. If the server does not respond, the run continues without it."""
