@@ -12,6 +12,7 @@ import shlex
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextvars import copy_context
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -136,8 +137,11 @@ class RunPage:
         self._show(record)
 
     def update(self) -> None:
-        """Update the page, unless the run has ended. Not before a stage begins is known what the
-        store has already."""
+        """Update the page without waiting, unless the run has ended. Before the first stage it is
+        not known what the store has already."""
+        threading.Thread(target=copy_context().run, args=(self._update,), daemon=True).start()
+
+    def _update(self) -> None:
         with self._lock:
             if self._record is not None:
                 self._show(self._record)

@@ -68,7 +68,7 @@ class PrefectLauncher:
     """A launcher that starts each stage inside a task of the current flow run."""
 
     def __init__(self, listen: Listener, on_start: Callable[[], None] = lambda: None) -> None:
-        """`on_start` is called in the task of each stage once its process runs."""
+        """`on_start` is called before each stage; it must not wait for the server."""
         self._listen = listen
         self._on_start = on_start
         self._bars: dict[str, StageBar] = {}
@@ -78,7 +78,8 @@ class PrefectLauncher:
         bar = self._bars.get(call.name)
         if bar is None or not bar.is_in_use:
             bar = self._bars[call.name] = StageBar(call.name)
-        return PrefectRunning(call, self._listen, bar, self._on_start)
+        self._on_start()
+        return PrefectRunning(call, self._listen, bar)
 
 
 class StageBar:
@@ -127,12 +128,9 @@ class PrefectRunning:
     """A stage in a task. One thread starts it, waits for it and reports on it, because the child
     process ends with that thread."""
 
-    def __init__(
-        self, call: StageCall, listen: Listener, bar: StageBar, on_start: Callable[[], None]
-    ) -> None:
+    def __init__(self, call: StageCall, listen: Listener, bar: StageBar) -> None:
         self._call = call
         self._listen = listen
-        self._on_start = on_start
         self._bar = bar
         self._lock = threading.Lock()
         self._stopped = False
@@ -166,7 +164,6 @@ class PrefectRunning:
         try:
             process = self._start()
             try:
-                self._on_start()
                 while not process.wait_for_exit(PROGRESS_SECONDS):
                     self._bar.report()
                 outcome = process.wait()
