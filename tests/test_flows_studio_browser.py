@@ -1,6 +1,7 @@
 """The studio in a real browser: from an empty folder to data sets for trainers, without a terminal
 and by keyboard alone; what its page shows of runs and which it starts; and how it looks."""
 
+import contextlib
 import json
 import os
 import re
@@ -8,7 +9,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -17,7 +20,7 @@ from PIL import Image
 import penstock_demo
 from artifacts.edits import read_edits
 from benchmarks._endpoint import StandIn, running
-from tests.support.browser import Browser
+from tests.support.browser import DIRECT, Browser
 from tests.support.looks import axe_script, serious
 from tests.support.media import write_video
 from tests.support.pipeline import ROOT
@@ -63,6 +66,45 @@ def show_captions(browser: Browser, studio: OpenStudio, *texts: str) -> str:
     run = str(studio.get("start")["own"])
     shown(browser, f"{studio.address}run/{run}/")
     return run
+
+
+class WithoutRanges(BaseHTTPRequestHandler):
+    """A proxy that passes on whole files alone."""
+
+    port = 0
+
+    def do_GET(self) -> None:
+        address = f"http://127.0.0.1:{self.port}{self.path}"
+        with DIRECT.open(address, timeout=60) as answer:
+            body = answer.read()
+            self.send_response(answer.status)
+            for name in ("Content-Type", "Content-Security-Policy"):
+                if value := answer.headers[name]:
+                    self.send_header(name, value)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            with contextlib.suppress(ConnectionError):
+                self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        """Print nothing."""
+
+
+def test_a_video_plays_from_its_chunk_on_through_a_proxy_without_ranges(
+    browser: Browser, studio: OpenStudio
+) -> None:
+    file = media_file(Path(shutil.copy(penstock_demo.CLIPS / "clip-01.mp4", studio.folder)))
+    write_run(studio.out, [(file, captions_of(file, ("First.", "Second.")))])
+    run = str(studio.get("start")["own"])
+    handler = type("Handler", (WithoutRanges,), {"port": studio.port})
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        shown(browser, f"http://127.0.0.1:{server.server_port}/{studio.token}/run/{run}/")
+        browser.click(".row .time", 1)
+        video = "const video = document.querySelector('video'); "
+        browser.wait(f"{video}return video && video.readyState > 1 && video.currentTime >= 2")
+        assert not browser.console()
+        server.shutdown()
 
 
 def to(browser: Browser, selector: str) -> None:

@@ -142,6 +142,46 @@ def test_a_name_that_was_bound_to_this_machine_is_refused(studio: OpenStudio) ->
         assert answer.status == 422 and b"values are missing" in answer.body
 
 
+PROXY = "https://8010-abc.example.org"
+
+
+@pytest.fixture
+def passed_on(studio: OpenStudio) -> Iterator[OpenStudio]:
+    """The same run, reached through a proxy."""
+    more = ("--behind", f"{PROXY}/")
+    opened = OpenStudio(studio.folder, studio.out.with_name("other"), studio.store, more).start()
+    yield opened
+    assert opened.end() == 0
+
+
+def test_behind_a_proxy_the_page_of_that_host_alone_works(passed_on: OpenStudio) -> None:
+    own, host = f"127.0.0.1:{passed_on.port}", PROXY.removeprefix("https://")
+    for passed in (own, host, host.upper()):  # a proxy may pass on its own Host, or not
+        answer = passed_on.ask("GET", "", host=passed)
+        assert answer.status == 200
+        rules = answer.headers["content-security-policy"].split("; ")
+        assert [rule for rule in rules if rule.startswith("frame-")] == [f"frame-ancestors {PROXY}"]
+        for site in ("same-origin", None):
+            headers = {"Origin": PROXY, "Sec-Fetch-Site": site}
+            answer = sent(passed_on, "words", {}, headers, host=passed)
+            assert answer.status == 422 and b"values are missing" in answer.body
+        others = ({"Origin": o} for o in (f"http://{host}", f"{PROXY}.evil.example", f"{PROXY}:1"))
+        for headers in (*FOREIGN, *others):
+            named = {"Origin": PROXY, **headers}
+            assert sent(passed_on, "words", {}, named, host=passed).status == 403, headers
+    for other in (*HOSTS, f"{host}.evil.example", f"x.{host}", f"{host}:80"):
+        assert passed_on.ask("GET", "", host=other).status in (400, 421)
+
+
+@pytest.mark.parametrize(
+    "address", ["8010.example.org", "http://a.org", "https://a.org/x", "https://a;b", "https://*"]
+)
+def test_what_is_no_proxy_is_refused(address: str, tmp_path: Path) -> None:
+    command = [*PENSTOCK, "studio", str(tmp_path), "--behind", address]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and f"--behind {address}: not the address" in done.stderr
+
+
 def test_without_the_token_nothing_is_found(studio: OpenStudio) -> None:
     token = studio.token
     odd = ["", "start", f"{token[:-1]}/start", f"{token.upper()}x/start", f"x{token}/start"]

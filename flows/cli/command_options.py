@@ -70,6 +70,7 @@ def refuse_without_train(given: argparse.Namespace) -> None:
             )
 
 
+BEHIND_HELP = "https address of the proxy that passes the page on, as a notebook's"
 ORDERS = ("source", "name", "longest", "shortest", "doubt", "teach")
 """Orders of a review; the page's menu offers them too."""
 
@@ -112,6 +113,7 @@ def add_review(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--order", choices=ORDERS, default=ORDERS[0], help="order of the captions [%(default)s]"
     )
+    parser.add_argument("--behind", default="", metavar="URL", help=BEHIND_HELP)
     parser.add_argument("--trust-folder", action="store_true", help=TRUST_FOLDER_HELP)
 
 
@@ -127,6 +129,7 @@ def add_studio(parser: argparse.ArgumentParser) -> None:
         help="another folder that the page may show; repeatable",
     )
     add("--store", default="", metavar="DIR", help=STORE_HELP)
+    add("--behind", default="", metavar="URL", help=BEHIND_HELP)
     add("--trust-folder", action="store_true", help=TRUST_FOLDER_HELP)
     add("--port", type=int, default=8010, metavar="P", help="port; 0: any free port [%(default)s]")
 

@@ -16,6 +16,8 @@ def review_command(given: argparse.Namespace) -> int:
     from flows.studio.server import review
 
     review(
-        Path(required_path(given.out)), given.port, given.order, config_of, trust=given.trust_folder
+        *(Path(required_path(given.out)), given.port, given.order, config_of),
+        trust=given.trust_folder,
+        behind=given.behind,
     )
     return 0

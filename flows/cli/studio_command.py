@@ -22,6 +22,7 @@ def studio_command(given: argparse.Namespace) -> int:
     studio(
         *(Path(folder), Path(out), roots, given.store, given.port, config_of),
         trust=given.trust_folder,
+        behind=given.behind,
     )
     return 0
 

@@ -152,6 +152,7 @@ class Viewer {
 // A video that was removed from the page keeps its decoder unless it is unloaded.
 function clear(box) {
   for (const video of box.querySelectorAll("video")) {
+    if (video.src.startsWith("blob:")) URL.revokeObjectURL(video.src);
     video.removeAttribute("src");
     video.load();
   }

@@ -36,8 +36,8 @@ def document(
         "form-action": "'none'",
         "style-src": f"'{digest(style)}'",
         **({"script-src": f"'{digest(script)}'"} if script else {}),
-        **{name.replace("_", "-"): value for name, value in allowed.items()},
         **({"connect-src": "'self'", "frame-ancestors": "'none'"} if served else {}),
+        **{name.replace("_", "-"): value for name, value in allowed.items()},
     }
     policy = "; ".join(f"{name} {value}" for name, value in rules.items())
     html = Template(part("document.html")).substitute(

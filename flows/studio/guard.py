@@ -1,10 +1,12 @@
 """Lets in only the page of this studio: refuses other hosts, other sites and requests that lack its
-token."""
+token. A proxy that passes the page on is a host that the user names."""
 
 import asyncio
 import hmac
+import re
 from collections.abc import Awaitable, Callable
 from typing import Any
+from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect, Request
@@ -21,6 +23,7 @@ from flows.studio.run_captions import Outdated
 
 TOKEN = "x-penstock-token"
 """Header of every request that changes something."""
+PROXY = re.compile(r"[a-z0-9-]+(\.[a-z0-9-]+)*(:[0-9]{1,5})?")
 MAX_BODY_BYTES = 1 << 26
 """Largest request body in bytes: about 100,000 captions."""
 SAFE = {
@@ -32,26 +35,39 @@ SAFE = {
 Handler = Callable[[Request], Awaitable[Response]]
 
 
-class ThisMachineOnly:
-    """An ASGI middleware that accepts only Host headers of this machine, against DNS rebinding."""
+def proxy_origin(address: str) -> str:
+    """Return the origin of a proxy as browsers write it. Raises UsageError."""
+    host = address.lower().removesuffix("/").removeprefix("https://")
+    if not address.lower().startswith("https://") or not PROXY.fullmatch(host):
+        raise UsageError(
+            f"--behind {address}: not the address of a proxy",
+            hint="Give https:// and a host, as https://8010-abc.example.org",
+        )
+    return f"https://{host}"
 
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
+
+class KnownHosts:
+    """An ASGI middleware that accepts only Host headers of this machine and of its proxy, against
+    DNS rebinding."""
+
+    def __init__(self, app: ASGIApp, proxy: str) -> None:
+        self._app, self._host = app, urlsplit(proxy).netloc
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         app = self._app
-        if scope["type"] == "http" and not is_loopback(Headers(scope=scope).get("host", "")):
+        host = Headers(scope=scope).get("host", "")
+        if scope["type"] == "http" and not is_loopback(host) and host.lower() != self._host:
             app = json_answer({"error": "open it at 127.0.0.1 or localhost"}, 421, headers=SAFE)
         await app(scope, receive, send)
 
 
-def guarded(handler: Handler, token: str) -> Handler:
+def guarded(handler: Handler, token: str, proxy: str = "") -> Handler:
     """Return a handler with protective headers and one-line errors. A POST needs the token in a
-    header, and an Origin that is the Host."""
+    header, and an Origin that is the Host or the proxy."""
 
     async def handled(request: Request) -> Response:
         try:
-            if request.method == "POST" and (why := _refusal(request, token)):
+            if request.method == "POST" and (why := _refusal(request, token, proxy)):
                 return json_answer({"error": why}, 403, headers=SAFE)
             answer = await handler(request)
         except Outdated as error:
@@ -71,11 +87,15 @@ def guarded(handler: Handler, token: str) -> Handler:
     return handled
 
 
-def _refusal(request: Request, token: str) -> str:
+def _refusal(request: Request, token: str, proxy: str) -> str:
     """Return why a request that changes something is refused; empty if it is not."""
     headers = request.headers
     origin, host = headers.get("origin", ""), headers.get("host", "")
-    if is_of_other_site(headers) or origin != f"http://{host}":
+    if proxy and origin == proxy:  # which may pass on its own Host or one of this machine
+        is_other = headers.get("sec-fetch-site", "same-origin") != "same-origin"
+    else:
+        is_other = is_of_other_site(headers) or origin != f"http://{host}" or not is_loopback(host)
+    if is_other:
         return "request from another site"
     if not hmac.compare_digest(headers.get(TOKEN, "").encode(), token.encode()):
         return "the token is missing or wrong"

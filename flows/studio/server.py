@@ -26,7 +26,7 @@ from flows.results.run_read import load_record
 from flows.results.trust import belief_in, is_trusted
 from flows.serving.listening import UnsignalledServer, address_of, limited_protocol, listening
 from flows.studio.captions_routes import CaptionsRoutes
-from flows.studio.guard import ThisMachineOnly, guarded
+from flows.studio.guard import KnownHosts, guarded, proxy_origin
 from flows.studio.roots import is_shown
 from flows.studio.runs import run_id
 from flows.studio.session import ConfigOf, Studio
@@ -48,8 +48,10 @@ def studio(
     config_of: ConfigOf,
     *,
     trust: bool = False,
+    behind: str = "",
 ) -> None:
     """Serve the studio until a signal arrives. Raises UsageError, EnvironmentFault."""
+    proxy = behind and proxy_origin(behind)
     store = store if not store or "://" in store else str(Path(store).absolute())
     with listening(HOST, port) as listener:
         folder, out = folder.absolute(), out.absolute()
@@ -66,6 +68,7 @@ def studio(
             config_of=config_of,
             more_roots=roots,
             trust=trust or is_trusted(out, store),
+            proxy=proxy,
         )
         with contextlib.closing(opened):
             if refusal := opened.queue.refusal:
@@ -73,9 +76,12 @@ def studio(
             _serve(opened, listener, "studio", "")
 
 
-def review(out: Path, port: int, order: str, config_of: ConfigOf, *, trust: bool = False) -> None:
+def review(
+    out: Path, port: int, order: str, config_of: ConfigOf, *, trust: bool = False, behind: str = ""
+) -> None:
     """Serve the captions of one run until a signal arrives. Raises UsageError,
     EnvironmentFault."""
+    proxy = behind and proxy_origin(behind)
     load_record(out)  # says so if there was no run
     out = out.absolute()
     with listening(HOST, port) as listener:
@@ -90,6 +96,7 @@ def review(out: Path, port: int, order: str, config_of: ConfigOf, *, trust: bool
             order=order,
             trust=trust,
             keeps_thumbnails=belief.is_own,
+            proxy=proxy,
         )
         with contextlib.closing(opened):
             captions = opened.of(run_id(out))
@@ -148,23 +155,26 @@ def studio_app(opened: Studio) -> Starlette:
         f"{run}/follow": captions.follow,
     }
     routes = [
-        Route(f"/{opened.token}{path}", guarded(handler, opened.token), methods=[method])
+        Route(
+            f"/{opened.token}{path}", guarded(handler, opened.token, opened.proxy), methods=[method]
+        )
         for method, handlers in (("GET", get), ("POST", post))
         for path, handler in handlers.items()
     ]
-    return Starlette(routes=routes, middleware=[Middleware(ThisMachineOnly)])
+    return Starlette(routes=routes, middleware=[Middleware(KnownHosts, opened.proxy)])
 
 
 def _serve(opened: Studio, listener: socket.socket, name: str, path: str) -> None:
     opened.queue.start()
     # Reading 50,000 captions takes seconds: they are there when the page asks.
     threading.Thread(target=opened.read_ahead, daemon=True).start()
-    address = f"{name} at {address_of(listener)}/{opened.token}/{path}"
-    asyncio.run(serve(studio_app(opened), listener, address))
+    places = [place for place in (address_of(listener), opened.proxy) if place]
+    lines = [f"{name} at {place}/{opened.token}/{path}" for place in places]
+    asyncio.run(serve(studio_app(opened), listener, *lines))
 
 
-async def serve(app: Starlette, listener: socket.socket, line: str) -> None:
-    """Serve an application until a signal arrives, and print a line with its address."""
+async def serve(app: Starlette, listener: socket.socket, *lines: str) -> None:
+    """Serve an application until a signal arrives, and print lines with its addresses."""
     server = UnsignalledServer(
         uvicorn.Config(
             app,
@@ -186,5 +196,5 @@ async def serve(app: Starlette, listener: socket.socket, line: str) -> None:
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     while not server.started and not serving.done():
         await asyncio.sleep(0.01)
-    print_lines(line, "Ctrl-C stops it; every edit is saved, and runs go on")
+    print_lines(*lines, "Ctrl-C stops it; every edit is saved, and runs go on")
     await serving

@@ -280,6 +280,8 @@ class Studio:
     trust: bool = False
     """Whether a person trusts what others wrote into `out`."""
     keeps_thumbnails: bool = True
+    proxy: str = ""
+    """Origin of the proxy through which browsers reach the page; empty: there is none."""
     roots: Roots = field(init=False)
     queue: RunQueue = field(init=False)
     thumbnails: Thumbnails = field(init=False)

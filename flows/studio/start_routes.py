@@ -133,16 +133,17 @@ SIFTED = ("sources", "recursive", "extensions", "limit")
 """Options of a run that decide which files are marked."""
 
 
-def page_of() -> Document:
-    """Return the page."""
+def page_of(proxy: str) -> Document:
+    """Return the page. The page of a proxy, if there is one, may show it in a frame."""
     return served_page(
         "Penstock studio",
         PAGE,
         SHARED_SCRIPTS,
         SCRIPTS,
         img_src="'self' data:",
-        media_src="'self'",
+        media_src="'self' blob:",
         worker_src="blob:",
+        frame_ancestors=proxy or "'none'",
     )
 
 
@@ -151,7 +152,7 @@ class StartRoutes:
 
     def __init__(self, studio: Studio) -> None:
         self._studio = studio
-        self._page = page_of()
+        self._page = page_of(studio.proxy)
         self._planning = asyncio.Lock()
         self._counting = asyncio.Semaphore(COUNTED_AT_ONCE)
 

@@ -139,6 +139,15 @@ class Card {
     }
     video.currentTime = seconds;
     video.play().catch(() => {});
+    if (!video.readyState) video.addEventListener("loadedmetadata", () => this.whole(video, seconds), {once: true});
+  }
+
+  // A proxy may pass on no ranges of bytes. The browser goes to a time only if it has the whole file then.
+  async whole(video, seconds) {
+    if (!seconds || video.seekable.length && video.seekable.end(0) > seconds) return;
+    video.src = URL.createObjectURL(await (await fetch(video.src)).blob());
+    video.currentTime = seconds;
+    video.play().catch(() => {});
   }
 }
 
