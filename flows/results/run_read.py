@@ -3,6 +3,7 @@
 import os
 import re
 import socket
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +102,10 @@ RECORD = {
     "keys": OptionalField([text]),
     "keep": OptionalField(text),
     "stages": [STAGE],
-    "media": dict.fromkeys(("total", "failed", "open"), count),
+    "media": {
+        **dict.fromkeys(("total", "failed", "open"), count),
+        "warned": OptionalField(count),
+    },
     "captions": count,
     **dict.fromkeys(("rows", "summaries", "cut"), count),
     "texts": [TEXTS],
@@ -165,6 +169,15 @@ def _count_published(out: Path, record: dict[str, Any]) -> None:
                 times = filter(None, map(PUBLISHED.match, lines))
                 made += sum(float(found[1]) >= began for found in times)
         entry["running"] = max(entry["running"], made - entry["items"])
+
+
+def same_work_in(out: Path, keys: Iterable[str]) -> bool:
+    """Return whether the last run into a folder needed one of these keys of items, so that another
+    run continues it."""
+    try:
+        return not frozenset(load_record(out)["keys"]).isdisjoint(keys)
+    except PenstockError:
+        return False
 
 
 def history_in(out: Path) -> list[Entry]:

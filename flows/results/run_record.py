@@ -290,7 +290,7 @@ def blank(out: Path, pipeline: Pipeline = CAPTION) -> dict[str, Any]:
         "history": [],
         "keys": [],
         "stages": [empty(stage.name) for stage in pipeline],
-        "media": {"total": 0, "failed": 0, "open": 0},
+        "media": dict.fromkeys(("total", "failed", "open", "warned"), 0),
         "captions": 0,
         "summaries": 0,
         "rows": 0,

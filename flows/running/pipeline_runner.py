@@ -45,6 +45,7 @@ from flows.results.outputs import (
     missing_error,
     missing_rows,
     output_paths,
+    warned_files,
     write_outputs,
 )
 from flows.results.run_record import RunRecord
@@ -429,6 +430,7 @@ class PipelineRunner:
     def _write(self, result: RunResult, last: bool) -> Mapping[MediaFile, int]:
         result.written = write_outputs(self._job, last=last)
         result.failures = result.written.failures
+        result.warned = warned_files(self._job)
         self._record_outputs(result, stale=is_stale(self._job))
         self.record.value["media"]["total"] = result.files
         self.record.fails(result.failures)
@@ -462,6 +464,7 @@ class PipelineRunner:
             cut = sum(map(ledger.cut_chunks, by_digest)) if stage == first else 0
             counts = (len(keys_of(some, stage.writes)) + cut for some in (of_stage, done))
             self.record.expect(stage.name, *counts)
+        self.record.value["media"]["warned"] = warned_files(self._job)
         self.record.value["media"]["open"] = sum(
             ledger.media_index(m) is None and ledger.failure(m) is None for m in media
         )

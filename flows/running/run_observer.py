@@ -37,7 +37,7 @@ from flows.results.outputs import (
     write_captions,
 )
 from flows.results.owners import take
-from flows.results.run_read import history_in
+from flows.results.run_read import history_in, same_work_in
 from flows.results.run_record import REWRITE_SECONDS, RunRecord
 from flows.running.pipeline_runner import PipelineRunner
 from flows.running.stage_loop import StageLoop
@@ -304,7 +304,8 @@ class RunObserver:
                 own = GeneratedFiles(job.store, out=job.out)
                 for note in take(job.config, self._command, record, job.store.url, own, names):
                     self.display.print_line(note)
-                if line := replaced_line(job.out, record.value["outputs"]):
+                line = replaced_line(job.out, record.value["outputs"])
+                if line and not same_work_in(job.out, record.value["keys"]):
                     self.display.print_line(line)
             record.write(force=True)
             self._ladder = ladder_of(job, self._on_rung_change)
