@@ -359,7 +359,8 @@ class Display:
             self._draw()
             self._emit({"event": "stage", "stage": name, "total": total, "done": done})
             if self._plain:
-                before = f", {self._counted(self._before)} already done" if self._before else ""
+                finished = self._counted(done) if _reads_files(name) else done
+                before = f", {finished} already done" if done else ""
                 missing = self._counted(total - done, is_first=_reads_files(name))
                 self._line(f"{self._verb}: {missing} to do{before}")
                 self._watch(QUIET_SECONDS)

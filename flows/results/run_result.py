@@ -14,7 +14,8 @@ from flows.results.outputs import OutputCounts
 from flows.results.run_status import texts_line
 from flows.results.text_files import user_texts_note
 
-WARNED = " (`warnings` in captions.jsonl)"
+LISTED_WARNINGS = " (`warnings` in captions.jsonl)"
+"""Where the warnings of the files of a caption run are."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -92,7 +93,8 @@ class RunResult(RunEnd):
             line += f" and {self.written.rejected:,} rejected" if self.written.rejected else ""
         for texts in self.written.texts:
             line += f", {texts_line(texts.to_json())}"
-        return f"{line}{user_texts_note(self.written.user_texts)}{self.failed_suffix()}{WARNED * bool(self.warned)}"
+        ended = self.failed_suffix() + LISTED_WARNINGS * bool(self.warned)
+        return f"{line}{user_texts_note(self.written.user_texts)}{ended}"
 
     def notes(self, max_tokens: int | None = None) -> Iterator[str]:
         """Yield notes and advice for the user about the outputs. `max_tokens`: longest answer that

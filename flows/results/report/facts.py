@@ -390,15 +390,14 @@ def _page(out: Path, folder: Path) -> str:
 
 def page(data: Any, shared: Sequence[str] = SHARED_SCRIPTS, own: Sequence[str] = SCRIPTS) -> str:
     """Return the report as HTML. All user content is in `data`, which the page's script shows as
-    text and never as markup. A page of other `shared` and `own` scripts has thumbnails in it."""
+    text and never as markup. It may hold thumbnails."""
     script = "\n".join([parts(SHARED, shared), part("start.js", PACKAGE), parts(PACKAGE, own)])
-    thumbnails = "" if own is SCRIPTS else " data:"
     return document(
         "Penstock report",
         Template(part("page.html", PACKAGE)).substitute(data=as_json(data)),
         part("page.css", PACKAGE),
         script,
-        img_src=f"file: 'self'{thumbnails}",
+        img_src="file: 'self' data:",
         media_src="file: 'self'",
     ).html
 
