@@ -219,8 +219,8 @@ class RunObserver:
         elif isinstance(event, Failed):
             self._names = self._names or media_paths_of(job)
             failure = failure_of(job, self._names, stage, event)
-            self.display.fail(**failure)
             record.fail(stage, failure)
+            self.display.fail(**failure)
 
     def _note_latest(self, job: Job, record: RunRecord, stage: str, event: Item) -> None:
         """Record the file of an item of the frames or the encode stage, for pages that show it. It
