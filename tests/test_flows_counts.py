@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import av
 import pytest
 from PIL import Image
 
@@ -37,8 +38,15 @@ class Session:
         self.media, self.out = folder / "media", folder / "out"
         self.media.mkdir()
 
-    def run(self, verb: str, *more: str, stop_at: str = "") -> Ended:
-        """Run a command over the media. `stop_at`: press Ctrl-C at the first line that has this."""
+    def run(
+        self,
+        verb: str,
+        *more: str,
+        stop_at: str = "",
+        by: signal.Signals = signal.SIGINT,
+    ) -> Ended:
+        """Run a command over the media. `stop_at`: send the signal `by`, that of Ctrl-C, at the
+        first line that has this."""
         where = ["--out", str(self.out), "--store", str(self.folder / "store")]
         model = [] if verb == "sift" else ["--model", "demo"]
         command = [*PENSTOCK, verb, str(self.media), *model, *where, *more]
@@ -53,7 +61,7 @@ class Session:
             for line in running.stdout:
                 lines.append(line.rstrip("\n"))
                 if stop_at and stop_at in line:
-                    running.send_signal(signal.SIGINT)
+                    running.send_signal(by)
                     stop_at = ""
         status = running.wait()
         killer.cancel()
@@ -206,17 +214,76 @@ def stopped(session: Session) -> dict[str, int]:
     add_clips(session, 12)
     ended = session.run("caption", "--chunk", "1", stop_at="cutting frames")
     assert ended.status == 4, ended
-    made = assert_agree_after_a_stop(session)
+    made = assert_agree_after_a_stop(session, ended)
     last = session.run("caption", "--chunk", "1")
     counts = assert_agree(session, last)
     assert progress(last, "captioning").get("caption", 0) == counts["caption"] - made
     return counts
 
 
-def assert_agree_after_a_stop(session: Session) -> int:
-    """Return the captions that there are: as many in the file as `status` says."""
+def killed(session: Session) -> dict[str, int]:
+    """SIGKILL while frames are cut: `status` counts all that was published, and the failure."""
+    add_clips(session, 12)
+    break_one(session)
+    command = ["caption", "--chunk", "1"]
+    assert session.run(*command, stop_at="failed: ", by=signal.SIGKILL).status == -signal.SIGKILL
+    shown = completed([*PENSTOCK, "status", "--json", str(session.out)]).stdout
+    record = json.loads(shown)
+    assert record["state"] == "died" and record["media"]["failed"] == 1
+    assert record["stages"][0]["done"] == published(session, "frames")
+    counts = assert_agree(session, session.run(*command))
+    record = json.loads((session.out / "run.json").read_text(encoding="utf-8"))
+    runs = record["history"]
+    for name in ("frames", "encode", "decode"):
+        assert sum(run["items"][name] for run in runs) == counts["caption"], name
+    return counts
+
+
+def published(session: Session, stage: str) -> int:
+    """Return how many items the processes of a stage published, by its journal."""
+    journal = session.out / "logs" / f"{stage}.items.jsonl"
+    return len(read_lines(journal)) if journal.exists() else 0
+
+
+def truncated(session: Session) -> dict[str, int]:
+    """A video that ends early is named by each run over it."""
+    add_clips(session)
+    cut = session.media / "clip-01.mp4"
+    cut.write_bytes(with_index_first(cut)[: cut.stat().st_size * 3 // 4])
+    for _ in range(2):
+        ended = session.run("caption", "--chunk", "3")
+        assert "1 of 3 files with warnings (`warnings` in captions.jsonl)" in ended.lines[-1]
+        shown = completed([*PENSTOCK, "status", str(session.out)]).stdout
+        assert "3 files, 0 failed, 1 with warnings (`warnings` in captions.jsonl)" in shown
+        assert not any(line.startswith("replaces in") for line in ended.lines)
+    return assert_agree(session, ended)
+
+
+def with_index_first(path: Path) -> bytes:
+    """Return a video whose index stands before its frames, so that its end can be cut off."""
+    target = path.with_suffix(".first.mp4")
+    with av.open(str(path)) as source:
+        options = {"movflags": "+faststart"}
+        with av.open(str(target), "w", options=options) as sink:
+            stream = sink.add_stream_from_template(source.streams.video[0])
+            for packet in source.demux(video=0):
+                if packet.dts is not None:
+                    packet.stream = stream
+                    sink.mux(packet)
+    found = target.read_bytes()
+    target.unlink()
+    return found
+
+
+def assert_agree_after_a_stop(session: Session, ended: Ended) -> int:
+    """Return the captions that there are: as many in the file as `status` says. The frames in the
+    last line, in `status` and in the store are as many, too."""
     shown = completed([*PENSTOCK, "status", "--json", str(session.out)]).stdout
     stages = {stage["name"]: stage for stage in json.loads(shown)["stages"]}
+    frames = stages["frames"]
+    assert frames["done"] == frames["items"] == published(session, "frames")
+    assert progress(ended, "cutting frames").get("chunk", 0) == frames["done"]
+    assert frames["pending"] or not json.loads(shown)["media"]["open"]
     rows = len(session.rows("captions.jsonl"))
     assert stages["decode"]["items"] + stages["decode"]["before"] == rows
     return rows
@@ -248,6 +315,8 @@ SESSIONS: tuple[Callable[[Session], dict[str, int]], ...] = (
     pictures,
     pictures_of_a_phone,
     stopped,
+    killed,
+    truncated,
     summaries,
     labels,
 )

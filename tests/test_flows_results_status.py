@@ -126,9 +126,9 @@ def test_a_peak_stands_beside_what_was_planned(record: RunRecord) -> None:
     record.add(outcome, attention="sdpa", precision={})
     stood = encode(record)
     assert (stood.taken_bytes, stood.planned_bytes) == (80_000_000, 90_000_000)
-    assert cells(stood)[-1] == "480.0 MB host (80.0 MB of 90.0 MB planned)"
+    assert cells(stood)[-1] == "480.0 MB host (80.0 MB above its start, 90.0 MB planned)"
     over = replace(stood, taken_bytes=95_000_000)
-    assert cells(over)[-1] == "480.0 MB host (95.0 MB, over the 90.0 MB planned)"
+    assert cells(over)[-1] == "480.0 MB host (95.0 MB above its start, over the 90.0 MB planned)"
 
 
 def test_a_long_run_keeps_a_short_timeline_with_its_peaks(record: RunRecord) -> None:

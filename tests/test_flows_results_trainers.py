@@ -118,8 +118,10 @@ def test_the_last_line_names_what_was_written_and_the_first_what_is_replaced(
     out, said = tmp_path / "out", io.StringIO()
     config = replace(done, out=str(out), format=("kohya", "hf", "csv", "webdataset"))
     written = f"{out / 'captions.jsonl'} and captions.csv, webdataset/, kohya/, hf/"
-    for first in ("", f"replaces in {out}: captions.jsonl, captions.csv, webdataset/"):
-        result = caption_run(config, Display(to=said), Saying().launcher)
+    replaced = f"replaces in {out}: captions.jsonl, captions.csv, webdataset/"
+    for prompt, first in (("What?", ""), ("What?", ""), ("Where?", replaced)):
+        asked = replace(config, prompt=prompt)
+        result = caption_run(asked, Display(to=said), Saying().launcher)
         assert written in result.line()
         assert first in said.getvalue() and ("replaces" in said.getvalue()) == bool(first)
 

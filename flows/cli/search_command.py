@@ -47,6 +47,7 @@ def search_command(given: argparse.Namespace) -> int:
         from flows.search.page import page_of
 
         write_text(page, [page_of(given.what, str(folder), hits)])
+        print_lines(f"wrote {page}", to=sys.stderr)
     code = _copied(copies, hits) if copies else 0
     if given.json:
         print("".join(lines_of(hits)), end="")

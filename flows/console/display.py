@@ -298,6 +298,8 @@ class Display:
         self._total = 0
         self._done = 0
         self._before = 0
+        self._about = 0
+        """Estimate of the total while files are read; 0: none."""
         self._started = 0.0
         self._pace = Pace(0.0)
         self._loading = ""
@@ -338,8 +340,10 @@ class Display:
         loads: str = "",
         verb: str = "",
         counts: str | None = None,
+        about: int = 0,
     ) -> None:
-        """Begin a stage with `done` of `total` items finished. `loads`: what it loads first.
+        """Begin a stage with `done` of `total` items finished. `about`: estimate of the total, if
+        it begins with files, whose items it finds meanwhile. `loads`: what it loads first.
         `verb` and `counts`: what it does, and the noun of its items, if not the usual."""
         with self._lock:
             self.close()
@@ -349,12 +353,14 @@ class Display:
             made, self._started = self._beside.pop(name, (0, now))
             done = max(done, made)
             self._stage, self._total, self._done, self._before = name, total, done, done - made
+            self._about = about
             self._shown = now
             self._pace = Pace(now)
             self._draw()
             self._emit({"event": "stage", "stage": name, "total": total, "done": done})
             if self._plain:
-                before = f", {self._before} already done" if self._before else ""
+                finished = self._counted(done) if _reads_files(name) else done
+                before = f", {finished} already done" if done else ""
                 missing = self._counted(total - done, is_first=_reads_files(name))
                 self._line(f"{self._verb}: {missing} to do{before}")
                 self._watch(QUIET_SECONDS)
@@ -374,7 +380,7 @@ class Display:
         elif isinstance(event, Total):
             with self._lock:
                 if name == self._stage and _reads_files(name):
-                    self._total = event.items
+                    self._total = self._before + event.items
         elif isinstance(event, Warned):
             self.print_line(event.text)
 
@@ -471,16 +477,18 @@ class Display:
             self._moving.show(f"{self._verb}: loading {self._loading}")
         else:
             self._moving.show(
-                self._verb, self._progress, self._done, max(self._total, self._done, 1)
+                self._verb, self._progress, self._done, max(self._total, self._about, self._done, 1)
             )
 
     def _progress(self) -> str:
         """Return the progress as text. Also called by the redraw thread, which takes no lock."""
-        text = f"{self._done}/{max(self._total, self._done)}"
+        known = max(self._total, self._done)
+        total, about = max(known, self._about), "~" if self._about > known else ""
+        text = f"{self._done}/{about}{total}"
         now = time.monotonic()
         if rate := self._pace.rate(now):
-            left = self._pace.seconds_left(max(0, self._total - self._done), now)
-            text += f"  {pace(rate)}  {duration(left)} left"
+            left = self._pace.seconds_left(total - self._done, now)
+            text += f"  {pace(rate)}  {about}{duration(left)} left"
         for name, (made, _) in [*self._beside.items()]:
             text += f"  {VERBS.get(name, name)} {made}"
         return text

@@ -267,6 +267,15 @@ def gib(count: float) -> str:
     return f"{count / (1 << 20):.{0 if count >= 100 << 20 else 1}f} MiB"
 
 
+def clock(seconds: float) -> str:
+    """Return a time in a video as `6:30.0` or `1:02:05.0`, as pages do."""
+    tenths = round(10 * max(0.0, seconds))
+    minutes, rest = divmod(tenths, 600)
+    hours, minutes = divmod(minutes, 60)
+    shown = f"{hours}:{minutes:02d}" if hours else str(minutes)
+    return f"{shown}:{rest // 10:02d}.{rest % 10}"
+
+
 def rounded_up(count: int) -> int:
     """Round a memory limit up: by up to an eighth, at most a quarter of a GiB, to whole MiB."""
     step = min(max(1 << max(count.bit_length() - 4, 0), 1 << 20), MEMORY_STEP)

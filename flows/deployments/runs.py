@@ -77,7 +77,7 @@ class PrefectLauncher:
     def start(self, call: StageCall) -> "PrefectRunning":
         bar = self._bars.get(call.name)
         if bar is None or not bar.is_in_use:
-            bar = self._bars[call.name] = StageBar(call.name)
+            bar = self._bars[call.name] = StageBar(call.name, call.expected)
         self._on_start()
         return PrefectRunning(call, self._listen, bar)
 
@@ -85,11 +85,13 @@ class PrefectLauncher:
 class StageBar:
     """The progress bar of a stage, whose processes may share several GPUs. Thread-safe."""
 
-    def __init__(self, stage: str) -> None:
+    def __init__(self, stage: str, expected: int = 0) -> None:
+        """`expected`: estimated number of items."""
         self._stage = stage
         self._lock = threading.Lock()
         self._bar: Progress | None = None
-        self._users = self._done = self._total = 0
+        self._users = self._done = 0
+        self._total = expected
 
     @property
     def is_in_use(self) -> bool:

@@ -36,12 +36,12 @@ import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import islice
+from itertools import count, islice, takewhile
 from typing import Any
 
 from artifacts.captions import answer_of
 from artifacts.json_shapes import read_record
-from artifacts.keys import digest_of
+from artifacts.keys import digest_of, item_key
 from artifacts.packs import Record, RecordSet, RecordUnion, refresh_together
 from artifacts.schema import ChunkIndex, MediaIndex, Part
 from artifacts.store import Store
@@ -171,6 +171,15 @@ class Ledger:
         if known is None or known[0] is not meta:
             known = self._indexes[medium.digest] = (meta, read_record(MediaIndex, meta))
         return known[1]
+
+    def cut_chunks(self, medium: Medium) -> int:
+        """Return the number of stored chunks of a video whose frames are not all cut yet; 0: it has
+        an index."""
+        if medium.kind != "video" or self.media_index(medium) is not None:
+            return 0
+        first = self.pipeline[0].writes
+        keys = (item_key(self.namespaces[first], medium.digest, at) for at in count())
+        return sum(1 for _ in takewhile(self[first].__contains__, keys))
 
     def failure(self, medium: Medium) -> dict[str, Any] | None:
         """Return why a medium cannot be captioned, or None."""

@@ -116,6 +116,8 @@ class StageCall:
     """File of their `Share`."""
     title: str = ""
     """Name of the process in displays; empty: that of the stage."""
+    expected: int = 0
+    """Estimated number of items, of a stage that finds out while it works; 0: it knows."""
     persistent: bool = False
     """Whether it reads its work from a pipe, beside other processes on the device. Its parent then
     holds the device's lock."""
@@ -278,13 +280,16 @@ class ForkedOnGpu:
 
 
 def wait_or_stop(
-    process: StageHandle, meanwhile: Callable[[], object] = lambda: None
+    process: StageHandle,
+    meanwhile: Callable[[], object] = lambda: None,
+    beside: contextlib.AbstractContextManager[object] | None = None,
 ) -> StageOutcome:
-    """Call a function, and wait for a stage. It does not keep running if that ends with an error.
-    Raises PenstockError."""
+    """Call a function, and wait for a stage within the context `beside`. The stage does not keep
+    running if any of that ends with an error. Raises PenstockError."""
     try:
-        meanwhile()
-        return process.wait()
+        with beside or contextlib.nullcontext():
+            meanwhile()
+            return process.wait()
     except BaseException:
         process.stop()
         raise

@@ -456,6 +456,7 @@ def _of_job(plan: Plan, job: Job) -> dict[str, Any]:
         "sampling": job.sampling.settings,
         "files": len(job.by_file),
         "failed": len(job.failures),
+        "unreadable": sum(not e.is_open and not e.reuses_features for e in found),
         "seconds_of_media": sum(e.seconds for e in found),
         "chunks": sum(e.chunks for e in found if not e.reuses_features),
         "frames": sum(e.frames for e in found),

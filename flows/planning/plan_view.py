@@ -352,9 +352,10 @@ def _of_media(values: dict[str, Any]) -> Iterator[str]:
     if values["fetch_bytes"]:
         yield f"download    {gib(values['fetch_bytes'])} of weights"
     shots = f", if shots take {SHOT_SECONDS:.0f} s" if values["sampling"]["shots"] else ""
+    unreadable = f" ({values['unreadable']} cannot be opened)" if values["unreadable"] else ""
     yield (
-        f"media       {counted(values['files'], 'file')}, {duration(values['seconds_of_media'])}, "
-        f"about {counted(values['chunks'], 'chunk')} and "
+        f"media       {counted(values['files'], 'file')}{unreadable}, "
+        f"{duration(values['seconds_of_media'])}, about {counted(values['chunks'], 'chunk')} and "
         f"{counted(values['frames'], 'frame')}{shots}"
     )
     yield (

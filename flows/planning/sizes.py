@@ -124,6 +124,8 @@ class Estimate:
     """Height and width of a stored frame, in pixels."""
     shown: tuple[int, int] = (0, 0)
     """Height and width of a frame in the file, in pixels."""
+    is_open: bool = True
+    """Whether its header could be read."""
     shown_frames: int = 0
     """Frames in the file, used or not."""
     parts: int = 1
@@ -265,6 +267,7 @@ def _estimate(job: Job, medium: Medium, header: "_Header | None") -> Estimate:
         stored=stored,
         shown=shown,
         shown_frames=shown_frames,
+        is_open=header is None or header.is_open,
         sound_seconds=longest if medium.kind == "video" else 0.0,
     )
 
@@ -303,6 +306,8 @@ class _Header:
     """Height and width."""
     rate: float = 0.0
     """Frames per second; 0 for an image."""
+    is_open: bool = True
+    """Whether the file could be opened."""
 
 
 def _header(medium: Medium) -> _Header:
@@ -328,7 +333,7 @@ def _header(medium: Medium) -> _Header:
                 rate=float(stream.average_rate or UNKNOWN_RATE),
             )
     except Exception:  # a broken header may fail in any way; the frames stage reports the cause
-        return _Header(seconds=UNKNOWN_SECONDS, size=UNKNOWN_SIZE, rate=UNKNOWN_RATE)
+        return _Header(seconds=UNKNOWN_SECONDS, size=UNKNOWN_SIZE, rate=UNKNOWN_RATE, is_open=False)
 
 
 def _image_size(path: str) -> tuple[int, int]:

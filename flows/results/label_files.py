@@ -22,7 +22,7 @@ from flows.options.formats import COCO, COCO_FILE
 from flows.options.text import OutputOptions
 from flows.results.label_rows import LabelContext, LabelledChunk, label_chunks
 from flows.results.marker import MEDIA, write_proved
-from flows.results.outputs import failures_of, media_line
+from flows.results.outputs import failures_of, media_line, warned_files
 from flows.results.run_result import RunEnd
 from flows.results.run_status import texts_line
 from flows.results.text_files import TextFileCounts, write_texts
@@ -190,6 +190,7 @@ def write_labels(job: Job, context: LabelContext) -> LabelsWritten:
         labels=len(context.labels.labels),
         cut=context.texts.cut,
         failures=failures_of(job),
+        warned=warned_files(job),
     )
     counts = LabelCounts(context)
     own = GeneratedFiles(job.store, out=job.out)

@@ -54,6 +54,12 @@ def failures_of(job: Job) -> list[Failure]:
     return list(dict.fromkeys(found))  # a medium with several prompts fails once
 
 
+def warned_files(job: Job) -> int:
+    """Return the number of files that were read with warnings, such as truncated ones."""
+    indexes = (job.ledger.media_index(group[0].medium) for group in job.by_file)
+    return sum(index is not None and bool(index.warnings) for index in indexes)
+
+
 def _failure(job: Job, file: MediaFile, why: Mapping[str, Any], start: float) -> Failure:
     at = f" (at {start:.1f} s)" if start else ""
     return Failure(
@@ -152,7 +158,7 @@ def replaced_line(out: Path, outputs: Mapping[str, str]) -> str:
     """Return which of these outputs are there before a run that writes them; empty for none. Texts
     of media are counted when the run ends."""
     not_named = (*WRITERS, "failures", "logs")
-    paths = [p for name, p in outputs.items() if name not in not_named and os.path.exists(p)]
+    paths = [p for name, p in outputs.items() if name not in not_named and _holds(p)]
     names = [os.path.relpath(path, out) + "/" * os.path.isdir(path) for path in paths]
     return f"replaces in {out}: {', '.join(names)}" if names else ""
 
@@ -160,7 +166,12 @@ def replaced_line(out: Path, outputs: Mapping[str, str]) -> str:
 def existing_outputs(job: Job) -> list[str]:
     """Return the outputs of an earlier run that exist when a run begins."""
     paths, names = output_paths(job), ("captions", *TABLES, *FOLDERS)
-    return [name for name in names if name in paths and os.path.exists(paths[name])]
+    return [name for name in names if name in paths and _holds(paths[name])]
+
+
+def _holds(path: str) -> bool:
+    """Return whether an output is there, and not an empty file."""
+    return os.path.isdir(path) or (os.path.exists(path) and os.path.getsize(path) > 0)
 
 
 @dataclass(kw_only=True, slots=True)

@@ -1,7 +1,9 @@
 """Reads a run record, which a user may have changed. Writes none."""
 
 import os
+import re
 import socket
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,7 @@ from artifacts.json_shapes import (
 from artifacts.regular_files import guard, refuse_links
 from flows.pipelines import STAGES
 from flows.results.marker import MARKER
-from flows.results.run_record import RUN_RECORD, Entry, history_of
+from flows.results.run_record import RUN_RECORD, Entry, history_of, seconds_of
 
 POINT = (number, number, number)
 RUNG = {"stage": text, "name": text, "reason": text, "error": text, "time": moment}
@@ -100,7 +102,10 @@ RECORD = {
     "keys": OptionalField([text]),
     "keep": OptionalField(text),
     "stages": [STAGE],
-    "media": dict.fromkeys(("total", "failed", "open"), count),
+    "media": {
+        **dict.fromkeys(("total", "failed", "open"), count),
+        "warned": OptionalField(count),
+    },
     "captions": count,
     **dict.fromkeys(("rows", "summaries", "cut"), count),
     "texts": [TEXTS],
@@ -113,6 +118,8 @@ RECORD = {
     "command": Nullable({"words": [string], "folder": string}),
 }
 """Shape of the parts of `run.json` that are read."""
+PUBLISHED = re.compile(r'\{"time": (\d+\.?\d*),')
+"""The time in a line of a stage's journal."""
 
 
 def runs_below(out: Path) -> list[Path]:
@@ -147,7 +154,30 @@ def load_record(out: Path) -> dict[str, Any]:
     here = record["host"] in ("", socket.gethostname())
     if record["state"] == "running" and here and not os.path.exists(f"/proc/{record['pid']}"):
         record["state"] = "died"
+        _count_published(out, record)
     return record
+
+
+def _count_published(out: Path, record: dict[str, Any]) -> None:
+    """Count what the stages of a killed run published after its record was last written."""
+    began = seconds_of(record["started"])
+    for entry in record["stages"]:
+        made = 0
+        for journal in out.glob(f"logs/{entry['name']}[.-]*items.jsonl"):
+            refuse_links(journal)
+            with journal.open(encoding="utf-8", errors="replace") as lines:
+                times = filter(None, map(PUBLISHED.match, lines))
+                made += sum(float(found[1]) >= began for found in times)
+        entry["running"] = max(entry["running"], made - entry["items"])
+
+
+def same_work_in(out: Path, keys: Iterable[str]) -> bool:
+    """Return whether the last run into a folder needed one of these keys of items, so that another
+    run continues it."""
+    try:
+        return not frozenset(load_record(out)["keys"]).isdisjoint(keys)
+    except PenstockError:
+        return False
 
 
 def history_in(out: Path) -> list[Entry]:

@@ -108,7 +108,14 @@ class RunRecord:
     def expect(self, name: str, total: int, done: int) -> None:
         """Record a stage's total number of items, and how many the store has already."""
         entry = self.stage(name)
-        entry.update(total=total, before=max(0, done - entry["items"]))
+        made = entry["items"] + entry["running"]
+        entry.update(total=total, before=max(0, done - made))
+
+    def count_total(self, name: str, items: int) -> None:
+        """Record how many items a running process will publish, as far as it knows by now."""
+        with self._lock:
+            entry = self.stage(name)
+            entry["total"] = max(entry["total"], entry["before"] + entry["items"] + items)
 
     @contextlib.contextmanager
     def _changing(self, *, force: bool) -> Iterator[None]:
@@ -153,7 +160,7 @@ class RunRecord:
     def fail(self, name: str, failure: Mapping[str, str]) -> None:
         """Record a failed item of a stage that continues. Writing the outputs recounts failures."""
         if name in self._stages:
-            with self._changing(force=False):
+            with self._changing(force=len(self.value["failures"]) < NAMED_FAILURES):
                 self.stage(name)["failed"] += 1
                 self.value["media"]["failed"] += 1
                 if len(self.value["failures"]) < NAMED_FAILURES:
@@ -283,7 +290,7 @@ def blank(out: Path, pipeline: Pipeline = CAPTION) -> dict[str, Any]:
         "history": [],
         "keys": [],
         "stages": [empty(stage.name) for stage in pipeline],
-        "media": {"total": 0, "failed": 0, "open": 0},
+        "media": dict.fromkeys(("total", "failed", "open", "warned"), 0),
         "captions": 0,
         "summaries": 0,
         "rows": 0,

@@ -14,6 +14,9 @@ from flows.results.outputs import OutputCounts
 from flows.results.run_status import texts_line
 from flows.results.text_files import user_texts_note
 
+LISTED_WARNINGS = " (`warnings` in captions.jsonl)"
+"""Where the warnings of the files of a caption run are."""
+
 
 @dataclass(kw_only=True, slots=True)
 class RunEnd:
@@ -23,6 +26,8 @@ class RunEnd:
     files: int
     """Number of requested files and sources."""
     failures: list[Failure] = field(default_factory=list)
+    warned: int = 0
+    """Number of files that were read with warnings."""
     chunks: Mapping[MediaFile, int] | None = None
     """Number of chunks of each file that were written; None: there is no output of all chunks."""
 
@@ -38,10 +43,12 @@ class RunEnd:
         return {"out": str(self.out), "files": self.files, **made, **ended}
 
     def failed_suffix(self) -> str:
-        """Return the end of a line with the number of failed files; empty for none."""
-        if not self.failures:
-            return ""
-        return f", {len(self.failures)} of {counted(self.files, 'file')} failed"
+        """Return the end of a line with the numbers of files that failed or have warnings; empty
+        for none."""
+        files = counted(self.files, "file")
+        failed = f", {len(self.failures)} of {files} failed" if self.failures else ""
+        warned = f", {self.warned} of {files} with warnings" if self.warned else ""
+        return failed + warned
 
 
 @dataclass(kw_only=True, slots=True)
@@ -86,7 +93,8 @@ class RunResult(RunEnd):
             line += f" and {self.written.rejected:,} rejected" if self.written.rejected else ""
         for texts in self.written.texts:
             line += f", {texts_line(texts.to_json())}"
-        return f"{line}{user_texts_note(self.written.user_texts)}{self.failed_suffix()}"
+        ended = self.failed_suffix() + LISTED_WARNINGS * bool(self.warned)
+        return f"{line}{user_texts_note(self.written.user_texts)}{ended}"
 
     def notes(self, max_tokens: int | None = None) -> Iterator[str]:
         """Yield notes and advice for the user about the outputs. `max_tokens`: longest answer that

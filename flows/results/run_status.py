@@ -5,7 +5,6 @@ and starts nothing.
 """
 
 import time
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -166,8 +165,8 @@ def cells(stage: StageStatus) -> tuple[str, ...]:
     if stage.peak_device_bytes:
         peak += f", {size(stage.peak_device_bytes)} GPU"
     if stage.planned_bytes:
-        link = ", over the " if stage.taken_bytes > stage.planned_bytes else " of "
-        taken = f"{size(stage.taken_bytes)}{link}" if stage.taken_bytes else ""
+        over = "over the " * (stage.taken_bytes > stage.planned_bytes)
+        taken = f"{size(stage.taken_bytes)} above its start, {over}" if stage.taken_bytes else ""
         peak += f" ({taken}{size(stage.planned_bytes)} planned)"
     return (
         stage.name,
@@ -191,8 +190,6 @@ def description_lines(record: Mapping[str, Any]) -> Iterator[str]:
         yield f"{plan['model']} on {how if precision else 'a server'}"
     for name, half in plan.get("halves", {}).items():
         yield f"{name} half: {size(half['bytes'])} of weights, {computed_by(half)}"
-    if encoded := pass_modes_line(record):
-        yield f"features encoded in this run: {encoded}"
     of_all = [taken for taken in record["rungs"] if taken["reason"] != "item alone"]
     yield from map(rung_line, {taken["stage"]: taken for taken in of_all}.values())
     if many := record.get("partitions"):
@@ -201,6 +198,9 @@ def description_lines(record: Mapping[str, Any]) -> Iterator[str]:
     if record["prefect"]:
         yield f"flow run {record['prefect']['name']} ({record['prefect']['id']})"
     still = f", {media['open']} not read yet" if media["open"] else ""
+    if warned := media.get("warned"):
+        listed = " (`warnings` in captions.jsonl)" if kind_of(record) == "captions" else ""
+        still += f", {warned} with warnings{listed}"
     cut = f", {record['cut']} cut at the token limit" if record["cut"] else ""
     texts = "".join(f", {texts_line(texts)}" for texts in record["texts"])
     count, kind = written(record)
@@ -229,15 +229,6 @@ def runs_line(record: Mapping[str, Any]) -> str:
     parts = [duration(total["seconds"]), f"made {made_text(total)}"]
     parts += [f"at most {', '.join(texts)}"] if texts else []
     return f"{name}: {', '.join(parts)}; the table is of the last run"
-
-
-def pass_modes_line(record: Mapping[str, Any]) -> str:
-    """Return how many inputs passed the vision half in each pass mode, such as `8 alone, 4 fixed`;
-    empty if no stage counted them."""
-    made = Counter[str]()
-    for stage in record["stages"]:
-        made.update(stage["notes"].get("ways", {}))
-    return ", ".join(f"{n:,} {pass_mode}" for pass_mode, n in sorted(made.items()))
 
 
 def kind_of(record: Mapping[str, Any]) -> str:

@@ -17,7 +17,7 @@ from flows.job.prepare import Job
 from flows.ledger.tasks import Task
 from flows.media.media_files import MediaFile
 from flows.results.marker import MEDIA, write_proved
-from flows.results.outputs import failures_of, media_line
+from flows.results.outputs import failures_of, media_line, warned_files
 from flows.results.run_result import RunEnd
 
 if TYPE_CHECKING:  # numpy, which captions need not
@@ -83,6 +83,7 @@ def write_vectors(job: Job) -> VectorsWritten:
         vectors=sum(meta["vectors"] for meta in metas),
         width=next((meta["width"] for meta in metas), job.model.profile.feature_width),
         failures=failures_of(job),
+        warned=warned_files(job),
         chunks=Counter(file for file, _ in made),
     )
     parts: Iterator[Vectors] = (vectors_in(kept.read(task["embeddings"])) for _, task in made)

@@ -40,7 +40,14 @@ from flows.results.captions import (
     texts_to_score,
 )
 from flows.results.data_sets import is_stale, write_dataset, write_trainers
-from flows.results.outputs import missing_error, missing_rows, output_paths, write_outputs
+from flows.results.outputs import (
+    failures_of,
+    missing_error,
+    missing_rows,
+    output_paths,
+    warned_files,
+    write_outputs,
+)
 from flows.results.run_record import RunRecord
 from flows.results.run_result import RunEnd, RunResult
 from flows.running.stage_calls import StageCallBuilder, settings_on
@@ -389,6 +396,7 @@ class PipelineRunner:
         # of work.
         self.stages.loop.fetch(parts_of(stages))
         self.record.value["plan"]["chunks"] = sum(e.chunks for e in expected)
+        self.record.fails(failures_of(job))  # of earlier runs
         self._throttle(self._record_progress)
         most = wave_bytes(job, limit)
         waves = waves_of(job.ledger, job.media, [e.bytes for e in expected], most)
@@ -422,6 +430,7 @@ class PipelineRunner:
     def _write(self, result: RunResult, last: bool) -> Mapping[MediaFile, int]:
         result.written = write_outputs(self._job, last=last)
         result.failures = result.written.failures
+        result.warned = warned_files(self._job)
         self._record_outputs(result, stale=is_stale(self._job))
         self.record.value["media"]["total"] = result.files
         self.record.fails(result.failures)
@@ -448,11 +457,14 @@ class PipelineRunner:
         ledger, media = self._job.ledger, self._job.media
         tasks = ledger.tasks(media)
         first, *_, last = self._job.pipeline
+        by_digest = {medium.digest: medium for medium in media}.values()
         for stage in self._job.pipeline:
             of_stage = [t for t in tasks if stage != last or not ledger.has_failed(t)]
             done = [t for t in of_stage if stage == first or ledger.has(t, stage)]
-            counts = (len(keys_of(some, stage.writes)) for some in (of_stage, done))
+            cut = sum(map(ledger.cut_chunks, by_digest)) if stage == first else 0
+            counts = (len(keys_of(some, stage.writes)) + cut for some in (of_stage, done))
             self.record.expect(stage.name, *counts)
+        self.record.value["media"]["warned"] = warned_files(self._job)
         self.record.value["media"]["open"] = sum(
             ledger.media_index(m) is None and ledger.failure(m) is None for m in media
         )

@@ -37,13 +37,21 @@ from flows.results.outputs import (
     write_captions,
 )
 from flows.results.owners import take
-from flows.results.run_read import history_in
+from flows.results.run_read import history_in, same_work_in
 from flows.results.run_record import REWRITE_SECONDS, RunRecord
 from flows.running.pipeline_runner import PipelineRunner
 from flows.running.stage_loop import StageLoop
 from flows.running.stage_runner import StageRunner
 from stages import decode, tune
-from stages.process.events import Event, Failed, Item, MemorySample, StageNotes, StageOutcome
+from stages.process.events import (
+    Event,
+    Failed,
+    Item,
+    MemorySample,
+    StageNotes,
+    StageOutcome,
+    Total,
+)
 from stages.process.job import CHUNK
 
 
@@ -160,6 +168,11 @@ def job_keys(job: Job) -> list[str]:
     return [f"{each.digest[:16]}-{of_prompt(each.prompt)}" for each in job.media]
 
 
+def _is_first(job: Job, stage: str) -> bool:
+    """Return whether a stage reads the files of a job, and finds their chunks meanwhile."""
+    return stage == job.pipeline[0].name
+
+
 SHOWN_STAGES = ("frames", "encode")
 """Stages whose latest file is noted in the record."""
 LOOK_UP_SHARE = 100
@@ -201,11 +214,13 @@ class RunObserver:
             record.memory(stage, asdict(event))
         elif isinstance(event, StageNotes):
             record.imported(stage, event.values)
+        elif isinstance(event, Total) and _is_first(job, stage):
+            record.count_total(stage, event.items)
         elif isinstance(event, Failed):
             self._names = self._names or media_paths_of(job)
             failure = failure_of(job, self._names, stage, event)
-            self.display.fail(**failure)
             record.fail(stage, failure)
+            self.display.fail(**failure)
 
     def _note_latest(self, job: Job, record: RunRecord, stage: str, event: Item) -> None:
         """Record the file of an item of the frames or the encode stage, for pages that show it. It
@@ -228,11 +243,16 @@ class RunObserver:
         if self._record is not None and not self._record.is_running(stage):
             self._record.begin(stage)
         options = LearnedOptions() if self._job is None else LearnedOptions.of(self._job.config)
-        instead = {}
+        instead: dict[str, Any] = {}
         if options.scored_only and stage == tune.STAGE.name:
             instead = {"verb": decode.SCORE.verb, "counts": decode.SCORE.counts}
         elif self._job is not None and COUNTS.get(stage) == CHUNK:
             instead = {"counts": noun_of(self._job)}
+        if self._record is not None and self._job is not None and _is_first(self._job, stage):
+            entry = self._record.stage(stage)
+            done = entry["before"] + entry["items"]
+            total += done
+            instead["about"] = self._record.value["plan"].get("chunks", 0)
         self.display.stage(stage, total, done, loads=self._loads(stage), **instead)
 
     def _loads(self, stage: str) -> str:
@@ -284,7 +304,8 @@ class RunObserver:
                 own = GeneratedFiles(job.store, out=job.out)
                 for note in take(job.config, self._command, record, job.store.url, own, names):
                     self.display.print_line(note)
-                if line := replaced_line(job.out, record.value["outputs"]):
+                line = replaced_line(job.out, record.value["outputs"])
+                if line and not same_work_in(job.out, record.value["keys"]):
                     self.display.print_line(line)
             record.write(force=True)
             self._ladder = ladder_of(job, self._on_rung_change)

@@ -76,12 +76,13 @@ class StageCallBuilder:
         """Address of a server → model and fingerprint that it has stated in this run."""
 
     def frames_call(
-        self, media: Sequence[tuple[Medium, list[int] | None]], rung: Rung
+        self, media: Sequence[tuple[Medium, list[int] | None]], rung: Rung, expected: int = 0
     ) -> StageCall:
-        """Return the call that cuts these chunks of each medium; None stands for all chunks."""
+        """Return the call that cuts these chunks of each medium, about `expected` in all; None
+        stands for all chunks."""
         items = [FramesItem(m.path, m.digest, m.kind, chunks, m.stamp) for m, chunks in media]
         job = replace(self.frames_job(), media=items, workers=rung.batch)
-        return self._call(self.job.pipeline[0], job)
+        return replace(self._call(self.job.pipeline[0], job), expected=expected)
 
     def frames_job(self) -> FramesJob:
         """Return the frames job without media."""

@@ -13,6 +13,7 @@ How it works:
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,12 +100,14 @@ class StageLoop:
             **{**defaults, **attempt},
         )
 
-    def wait(self, attempt: Attempt) -> StageOutcome:
-        """Wait for a process. Raises PenstockError."""
+    def wait(
+        self, attempt: Attempt, beside: AbstractContextManager[object] | None = None
+    ) -> StageOutcome:
+        """Wait for a process, within the context `beside`. Raises PenstockError."""
         settings = settings_on(self.job.model, attempt.rung)
         attention = (settings.attention if settings else "") or ""
         try:
-            return wait_or_stop(attempt.process, attempt.meanwhile)
+            return wait_or_stop(attempt.process, attempt.meanwhile, beside)
         finally:
             self.record.add(attempt.outcome, attention=attention, precision=attempt.precision)
 

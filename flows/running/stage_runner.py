@@ -238,8 +238,7 @@ class StageRunner:
 
         def wait(attempt: Attempt) -> None:
             try:
-                with self._overlap.beside(attempt.process, wave):
-                    self.loop.wait(attempt)
+                self.loop.wait(attempt, self._overlap.beside(attempt.process, wave))
             finally:
                 self._job.ledger.refresh()
                 self._skip_changed(attempt.outcome)
@@ -312,7 +311,9 @@ class StageRunner:
         if not media:
             return None
         rung = self._ladder.rung(self._first.name)
-        call = partial(self._calls.frames_call, media, rung)
+        entry, expected = self._record.stage(self._first.name), self._record.value["plan"]
+        expected = max(0, expected.get("chunks", 0) - entry["before"] - entry["items"])
+        call = partial(self._calls.frames_call, media, rung, expected)
         return self.loop.start(self._first, rung, call, total=len(media))
 
     def run_stage(self, stage: StageSpec, wave: list[Medium]) -> None:
@@ -452,5 +453,6 @@ class StageRunner:
         """Stop cutting frames of the next wave, and encoding those of this one as they are cut."""
         self._overlap.stop()
         if self._prefetch is not None:
-            self._prefetch.process.stop()
-            self._prefetch = None
+            attempt, self._prefetch = self._prefetch, None
+            attempt.process.stop()
+            self._record.add(attempt.outcome, attention="", precision=attempt.precision)

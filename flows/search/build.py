@@ -39,7 +39,7 @@ from flows.job.prepare import Job
 from flows.machine.launch import DirectLauncher
 from flows.machine.versions import versions
 from flows.options.vectors import VectorConfig
-from flows.results.outputs import failures_of
+from flows.results.outputs import failures_of, warned_files
 from flows.results.vectors import FileTask, VectorsWritten, frames_of, vector_tasks
 from flows.running.run import LauncherMaker, make_vectors
 from flows.running.run_observer import OnBegin
@@ -139,6 +139,7 @@ def _append(folder: Path, look_for_vanished: bool, job: Job) -> IndexWritten:
         folder=folder,
         files=len(job.files) + len(job.failures),
         failures=failures_of(job),
+        warned=warned_files(job),
     )
     write_jsonl(job.out / "failures.jsonl", found.failures)
     if made:

@@ -37,6 +37,7 @@ from artifacts.tiles import OFF
 from artifacts.vectors import Vectors, vectors_in
 from flows.checkpoint.models import digests_in, open_model
 from flows.console.display import Display
+from flows.console.lines import clock
 from flows.job.pass_mode import replanned_once
 from flows.job.prepare import Job, prepare_without_media
 from flows.machine.launch import DirectLauncher
@@ -338,4 +339,4 @@ def when(hit: Hit) -> str:
     if hit.time is None:
         return ""
     start, end = hit.time
-    return f" at {start:.1f} s" if start == end else f" from {start:.1f} to {end:.1f} s"
+    return f" at {clock(start)}" if start == end else f" {clock(start)}\u2013{clock(end)}"

@@ -148,7 +148,7 @@ class Timeline:
             return self.warnings
         missing = (
             f"truncated: its frames end at {self.end:.2f} s of the stated "
-            f"{self.offset + (self.announced_seconds or 0.0):.2f} s; captioned up to there"
+            f"{self.offset + (self.announced_seconds or 0.0):.2f} s; read up to there"
         )
         return (*(each for each in self.warnings if each != CUT_OFF), missing)
 

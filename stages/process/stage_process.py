@@ -238,13 +238,15 @@ class StageProcess:
         return True
 
     def stop(self) -> None:
-        """Stop the stage, and kill it if it does not stop in time. Published items stay."""
-        if self._process.poll() is not None:
-            return
-        self._process.send_signal(signal.SIGTERM)
-        if not self.wait_for_exit(STOP_SECONDS):
-            self._process.send_signal(signal.SIGKILL)
-            self._process.wait()
+        """Stop the stage, and kill it if it does not stop in time. Published items stay, and are
+        counted."""
+        if self._process.poll() is None:
+            self._process.send_signal(signal.SIGTERM)
+            if not self.wait_for_exit(STOP_SECONDS):
+                self._process.send_signal(signal.SIGKILL)
+                self._process.wait()
+        self._reader.join(STOP_SECONDS)
+        self.outcome.seconds = self.outcome.seconds or time.monotonic() - self._started
 
     def _read(self, descriptor: int) -> None:
         with os.fdopen(descriptor, encoding="utf-8", errors="replace") as lines:

@@ -55,7 +55,6 @@ from flows.results.run_status import (
     kind_of,
     made_text,
     output_paths,
-    pass_modes_line,
     stages_of,
     written,
 )
@@ -391,15 +390,14 @@ def _page(out: Path, folder: Path) -> str:
 
 def page(data: Any, shared: Sequence[str] = SHARED_SCRIPTS, own: Sequence[str] = SCRIPTS) -> str:
     """Return the report as HTML. All user content is in `data`, which the page's script shows as
-    text and never as markup. A page of other `shared` and `own` scripts has thumbnails in it."""
+    text and never as markup. It may hold thumbnails."""
     script = "\n".join([parts(SHARED, shared), part("start.js", PACKAGE), parts(PACKAGE, own)])
-    thumbnails = "" if own is SCRIPTS else " data:"
     return document(
         "Penstock report",
         Template(part("page.html", PACKAGE)).substitute(data=as_json(data)),
         part("page.css", PACKAGE),
         script,
-        img_src=f"file: 'self'{thumbnails}",
+        img_src="file: 'self' data:",
         media_src="file: 'self'",
     ).html
 
@@ -487,7 +485,7 @@ def _totals(record: Mapping[str, Any], seconds: float, runs: Sequence[Entry]) ->
         yield "peak GPU memory", size(device)
     budget = (record["plan"].get("memory") or {}).get("budget_bytes")
     if budget:
-        yield "budget", size(budget)
+        yield "budget above imports", size(budget)
 
 
 def _about(record: Mapping[str, Any], prompts: list[str]) -> Rows:
@@ -495,7 +493,7 @@ def _about(record: Mapping[str, Any], prompts: list[str]) -> Rows:
     plan = record["plan"]
     yield "started", _moment(record["started"])
     yield "on", ", ".join(filter(None, (record["host"], plan.get("device", ""))))
-    for name in ("model", "revision", "commit", "route"):
+    for name in ("model", "revision", "commit"):
         if plan.get(name):
             yield name, str(plan[name])
     for name, half in plan.get("halves", {}).items():
@@ -507,8 +505,6 @@ def _about(record: Mapping[str, Any], prompts: list[str]) -> Rows:
         yield "sampling", ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in sampling.items())
     if plan.get("batch_size"):
         yield "batches of", str(plan["batch_size"])
-    if encoded := pass_modes_line(record):
-        yield "features encoded", encoded
     if len(prompts) == 1:
         yield "prompt", prompts[0]
     yield from (("note", note) for note in plan.get("notes", ()))

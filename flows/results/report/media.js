@@ -30,7 +30,10 @@ class VideoCard {
       position: el("i", {class: "position"}), current: el("i", {class: "current"})});
     this.total = this.length;
     this.track = el("div", {class: "track", "aria-hidden": "true"}, this.current, this.position);
-    if (medium.gone) this.player.append(gone(medium, `${medium.gone}:`));
+    const failure = captions.length ? null : data.failures.find(each => each.media_path === medium.name);
+    if (failure) this.player.append(el("p", {class: "gone"}, el("strong", {}, `Failed: ${failure.message}`), " ", failure.hint));
+    else if (medium.gone) this.player.append(gone(medium, `${medium.gone}:`));
+    else if (medium.still) this.player.append(el("img", {src: medium.still, alt: medium.name}), gone(medium, "Browsers cannot play this format:"));
     else this.load();
     this.rule();
     windowed(this.list, rows, {group: 40, height: 44, build: row => this.row(row, sought), root: this.list, all: data.all});
@@ -38,7 +41,7 @@ class VideoCard {
     const every = data.captioned ? counted(captions.length, "caption") : counted(captions.length, "stretch", "stretches");
     this.box = el("article", {class: "card"},
       el("h3", {dir: "auto"}, marked(medium.name, sought)),
-      el("p", {class: "quiet"}, joined([rows.length < captions.length ? `${rows.length} of ${every}` : every,
+      el("p", {class: "quiet"}, failure ? "failed" : joined([rows.length < captions.length ? `${rows.length} of ${every}` : every,
         this.length && clock(this.length), tokens && counted(tokens, "token")])),
       medium.prompt ? el("p", {class: "quiet", dir: "auto"}, `Asked: ${medium.prompt}`) : null,
       medium.warnings.map(text => el("p", {class: "warning", dir: "auto"}, text)),

@@ -17,6 +17,7 @@ from artifacts.keys import content_key, hash_file
 from artifacts.plurals import counted
 from artifacts.stamps import stamp_of
 from flows.media.media_files import kind_of, writable
+from flows.results.thumbnails import data_address
 
 FILE = "file://"
 RUN_AGAIN = "Run the same `penstock caption` again, which rewrites it"
@@ -57,7 +58,22 @@ def captioned_media(out: Path, folder: Path) -> list[dict[str, Any]]:
     `captions`. A caption is (start, end, text, tokens, whether it was cut, the fields of
     CONFIDENCE). Raises EnvironmentFault.
     """
-    return [_medium(entry, rows, folder) for entry, rows in media_with_captions(out)]
+    media = list[dict[str, Any]]()
+    stills = 0
+    for entry, rows in media_with_captions(out):
+        media.append(medium := _medium(entry, rows, folder))
+        path = path_of(entry)
+        unplayable = entry["kind"] == "video" and not path.lower().endswith(PLAYABLE)
+        if rows and unplayable and not medium["gone"] and stills < STILLS:
+            stills += 1
+            medium["still"] = data_address(path, rows[0]["start"])
+    return media
+
+
+PLAYABLE = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".ogv", ".gif")
+"""Suffixes of videos that some browser plays, animated images included."""
+STILLS = 100
+"""Most videos of other formats that are shown by a frame; each may be read whole for it."""
 
 
 def media_with_captions(
