@@ -87,6 +87,14 @@ class Declared:
         single = kinds[0] if NoneType in get_args(self.type) else self.type
         return get_origin(single) or single
 
+    def words(self, value: Any) -> list[str]:
+        """Return the words of a command line that give an option with `--` this value."""
+        if self.kind is bool:
+            return [self.flag] if value != self.field.default else []
+        if isinstance(value, dict):
+            return [f"{self.flag}={name}={text}" for name, text in value.items()]
+        return [f"{self.flag}={','.join(value) if isinstance(value, tuple) else value}"]
+
 
 def declared(config: type[Any]) -> tuple[Declared, ...]:
     """Return the options of a configuration, in the order of its fields."""

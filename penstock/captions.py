@@ -20,7 +20,7 @@ from flows.job.prepare import Job, check_names
 from flows.ledger.tasks import Task
 from flows.machine.launch import Launcher
 from flows.media.media_files import MediaFile
-from flows.options.commands import CaptionConfig, RunOptions
+from flows.options.commands import CaptionConfig
 from flows.pipelines import CAPTION
 from flows.results.captions import (
     caption_of,
@@ -30,7 +30,7 @@ from flows.results.captions import (
     properties_of,
     table_rows,
 )
-from flows.results.run_record import RunRecord
+from flows.results.run_record import RunRecord, remember, words_of
 from flows.results.run_result import RunResult
 from flows.running import sift_first
 from penstock.arguments import Progress, Sources, anchored, config_for, display_for
@@ -58,7 +58,7 @@ class Captions(BackgroundRun[Caption, RunResult]):
     """A running captioning job. Iterating yields stored captions first, then each new one as soon
     as it is stored. An error that ended the run is raised after the last caption."""
 
-    def __init__(self, config: RunOptions, display: Display) -> None:
+    def __init__(self, config: CaptionConfig, display: Display) -> None:
         check_names(config, CAPTION)
         self._config = config
         self._display = display
@@ -125,7 +125,8 @@ class Captions(BackgroundRun[Caption, RunResult]):
     def _finish(self) -> None:
         self._rows.put(None)
 
-    def _begin(self, job: Job, _: RunRecord) -> None:
+    def _begin(self, job: Job, record: RunRecord) -> None:
+        remember(words_of(self._config), job, record)
         if self._feed is not None and self._feed.job.model.digests != job.model.digests:
             self._given.clear()  # the files will hold captions of the changed model alone
         self._feed = _Feed(job)

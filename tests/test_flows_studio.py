@@ -22,7 +22,7 @@ from starlette.testclient import TestClient
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.options import declared
 from artifacts.store import open_store
-from flows.cli.caption_command import remember
+from flows.results.run_record import remember
 from flows.cli.main import parse
 from flows.cli.options import config_of
 from flows.machine.leases import start_of

@@ -26,11 +26,13 @@ import penstock_demo
 from artifacts.errors import MediaError
 from artifacts.keys import digest_of
 from flows.cli.main import parse
-from flows.cli.options import config_from
+from flows.cli.options import config_from, recorded_run
 from flows.options.commands import CaptionConfig
 from flows.options.export_config import ExportConfig
 from flows.options.training import TuneConfig
 from flows.options.vectors import EmbedConfig, IndexConfig, LabelConfig, SearchPlace, SearchQuery
+from flows.results.run_record import words_of
+from flows.results.trust import command_in
 from flows.serving.config import ServeConfig
 from penstock.arguments import anchored, config_for, config_of
 from penstock.keywords import CaptionOptions
@@ -201,6 +203,50 @@ def test_a_run_that_is_left_early_stops_in_order_and_is_taken_up(here: Path) -> 
     assert not [t for t in threading.enumerate() if t.name == "penstock"]
     rest = list(penstock.caption("videos", **options))  # type: ignore[arg-type]
     assert first in rest and len(rest) == len(read_lines(here / "out" / "captions.jsonl"))
+
+
+def test_a_run_from_python_is_repeated_by_what_repeats_a_command(here: Path) -> None:
+    list(penstock.caption("videos", model="demo", out="out", prompts={"a": "What is it?"}))
+    command = command_in(here / "out")
+    assert command["folder"] == str(here)
+    config = recorded_run(command).config
+    assert (config.sources, config.prompts, config.out) == (
+        ("videos",),
+        {"a": "What is it?"},
+        str(here / "out"),
+    )
+    refused(partial(penstock.learn, "out", steps=1), "0 captions in")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {
+            "memory": "2GiB",
+            "chunk": 2,
+            "fps": 0.1,
+            "shots": False,
+            "frames": None,
+            "recursive": True,
+        },
+        {"prompts": {"a": "What is it?\n--Is it = 5?", "b": "x"}, "format": ["txt", "srt"]},
+        {
+            "prompt": "-v",
+            "schema": {"type": "object", "properties": {"a": {"enum": ["x, y"]}}},
+            "avoid": "a,b",
+        },
+        {"endpoint": ["http://localhost:1/v1", "http://localhost:2/v1"], "model": "openai:x"},
+    ],
+)
+def test_the_recorded_words_are_those_of_the_configuration(options: dict[str, Any]) -> None:
+    names = CaptionOptions.__annotations__
+    config = config_for(["-a.mp4", Path("b")], {"model": "demo", **options}, CaptionConfig, names)
+    assert recorded_run({"words": words_of(config)}).config == config
+
+
+def test_a_text_that_the_command_line_would_split_is_not_recorded() -> None:
+    options = {"avoid": ["a, b"]}
+    assert words_of(config_for("a.mp4", options, CaptionConfig, options)) == []
 
 
 def test_what_ends_a_run_is_raised_where_its_captions_are_asked_for(here: Path) -> None:
