@@ -61,13 +61,12 @@ class Captions(BackgroundRun[Caption, RunResult]):
     def __init__(self, config: CaptionConfig, display: Display) -> None:
         check_names(config, CAPTION)
         self._config = config
-        self._display = display
         self._rows: SimpleQueue[Caption | None] = SimpleQueue()
         self._given: set[tuple[int, float]] = set()
         """Captions given already: position of file and prompt in the job, and start of the chunk in
         seconds. Keys differ between engines, and two names of one prompt share them."""
         self._feed: _Feed | None = None
-        super().__init__()
+        super().__init__(display)
 
     def __next__(self) -> Caption:
         try:

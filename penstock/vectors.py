@@ -108,7 +108,8 @@ def embed(
     config = anchored(config_for(sources, options, EmbedConfig, EmbedOptions.__annotations__))
     check_names(config, EMBED)
     return Embeddings(
-        lambda launch: run.embed(config, display_for(progress), launch),
+        display_for(progress),
+        partial(run.embed, config),
         _embedded,
         _vector_table,
     )
@@ -123,7 +124,8 @@ def label(
     check_names(config, LABEL)
     request = label_request(config)
     return Labels(
-        lambda launch: run_label(config, request, display_for(progress), launch),
+        display_for(progress),
+        partial(run_label, config, request),
         _labelled,
         lambda result: table_of(_labelled(result), label_schema()),
     )
