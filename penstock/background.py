@@ -5,13 +5,19 @@ program use the same functions as a script.
 """
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any, Generic, Protocol, Self, TypeVar
 
-from artifacts.errors import Interrupted, with_hint
+from artifacts.errors import Interrupted, PenstockError
 from flows.console.display import Display
+from flows.console.lines import duration
+from flows.job.prepare import check_names, out_folder
 from flows.machine.launch import DirectLauncher, StageCall, StageHandle
-from flows.running.run import LauncherMaker
+from flows.options.commands import RunOptions
+from flows.pipelines import Pipeline
+from flows.results.owners import refuse_taking
+from flows.running.run import LauncherMaker, refuse_file
 from stages.process.fork_client import ForkServer
 from stages.process.stage_process import Listener
 
@@ -30,16 +36,25 @@ class Ending(Protocol):
 End = TypeVar("End", bound=Ending)
 
 
+def check_start(config: RunOptions, pipeline: Pipeline, command: str) -> None:
+    """Raise at the call what can be known before a run begins in the background: PenstockError."""
+    check_names(config, pipeline)
+    refuse_file(out_folder(config))
+    refuse_taking(config, command)
+
+
 class BackgroundRun(Iterator[Row], Generic[Row, End]):
     """A running job, and an iterator over its records. An error that ended the run is raised after
     the last record. Leaving the `with` block or calling `close()` stops an unfinished run in order;
     the same call resumes it."""
 
-    def __init__(self, display: Display) -> None:
+    def __init__(self, out: str, display: Display) -> None:
+        self._out = out
         self._display = display
         self._result: End | None = None
         self._error: BaseException | None = None
         self._launcher = StoppableLauncher()
+        self._began = time.monotonic()
         self._thread = threading.Thread(target=self._work, name="penstock", daemon=True)
         self._thread.start()
 
@@ -57,6 +72,8 @@ class BackgroundRun(Iterator[Row], Generic[Row, End]):
         except BaseException:
             self.close()
             raise
+        if isinstance(self._error, PenstockError):
+            raise self._error.with_traceback(None) from None  # not the frames of the thread
         if self._error is not None:
             raise self._error
         assert self._result is not None
@@ -68,6 +85,16 @@ class BackgroundRun(Iterator[Row], Generic[Row, End]):
             self._display.end(STOPPING)
             self._launcher.stop()
             self._thread.join(AGAIN_SECONDS)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__.lower()} of {self._out}: {self._state}"
+
+    @property
+    def _state(self) -> str:
+        """Say how the run ended, or that it is running."""
+        if self._error is not None:
+            return f"ended with an error: {self._error}"
+        return "running" if self._result is None else self._result.line()
 
     def pandas(self) -> Any:
         """Return `table()` as a DataFrame. Needs pandas."""
@@ -92,11 +119,11 @@ class BackgroundRun(Iterator[Row], Generic[Row, End]):
     def _work(self) -> None:
         try:
             self._result = self._run()
-            self._display.end(self._result.line())
+            seconds = time.monotonic() - self._began
+            self._display.end(f"{self._result.line()}; {duration(seconds)}")
         except BaseException as error:  # result() raises it
             self._error = error
-            hint = getattr(error, "hint", "")
-            self._display.end(with_hint(f"error: {getattr(error, 'message', error)}", hint))
+            self._display.end(self._state)
         finally:
             self._finish()
 
@@ -106,6 +133,7 @@ class FinishedRecords(BackgroundRun[Row, End]):
 
     def __init__(
         self,
+        out: str,
         display: Display,
         run: Callable[[Display, LauncherMaker], End],
         read: Callable[[End], Iterator[Row]],
@@ -113,7 +141,7 @@ class FinishedRecords(BackgroundRun[Row, End]):
     ) -> None:
         self._job, self._read, self._table = run, read, table
         self._records: Iterator[Row] | None = None
-        super().__init__(display)
+        super().__init__(out, display)
 
     def __next__(self) -> Row:
         if self._records is None:

@@ -2,18 +2,22 @@
 
 import html
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
-from artifacts.edits import ACCEPTED, REJECTED, WORDS
+from artifacts.edits import ACCEPTED, REJECTED, WORDS, FixedText, keys_of, read_edits
 from artifacts.errors import UsageError
 from artifacts.paths import folder_named
 from artifacts.plurals import counted
 from flows.results.report.media import failed_media, is_other, media_with_captions, path_of
+from flows.results.run_read import load_record
+from flows.results.trust import belief_in
 from penstock.arguments import path_of as path_given
 
+CORRECTED = "corrected"
 MOST = 20
 """Captions that are shown unless told otherwise."""
 SIDE = 240
@@ -35,12 +39,14 @@ class ShownCaption:
     text: str
     path: str
     """Path of the medium; empty: it is not there any more."""
+    review: str = ""
+    """What a person did with it: corrected, accepted or rejected."""
 
     @property
     def place(self) -> str:
-        """Return the medium and, of a video, the seconds."""
-        seconds = f"{self.start:g} to {self.end:g} s" if self.end > self.start else ""
-        return ", ".join(filter(None, [self.media_path, seconds, self.name]))
+        """Return the medium, of a video the seconds, and the review."""
+        seconds = f"{self.start:.3g} to {self.end:.3g} s" if self.end > self.start else ""
+        return ", ".join(filter(None, [self.media_path, seconds, self.name, self.review]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,11 +94,39 @@ def shown_of(out: Path, most: int) -> Shown:
 
 
 def _captions(out: Path) -> Iterator[ShownCaption]:
-    for entry, rows in media_with_captions(out):
+    from flows.reviewing.captions import LINE
+
+    reviewed = None
+    for entry, rows in media_with_captions(out, LINE):
         path = "" if is_other(entry) else path_of(entry)
         for row in rows:
+            reviewed = reviewed or _reviews(out)
             where = row["media_path"], row["start"], row["end"], row.get("name", "")
-            yield ShownCaption(*where, row["caption"], path)
+            text, review = reviewed(row)
+            yield ShownCaption(*where, text, path, review)
+
+
+def _reviews(out: Path) -> Callable[[Mapping[str, Any]], tuple[str, str]]:
+    """Return a function that returns the text and the review of a line of captions, with what was
+    decided since the files were written. Raises UsageError, EnvironmentFault."""
+    fixed = FixedText.of(load_record(out)["plan"].get("words") or {})
+    edits = read_edits(out, belief_in(out).proof()).now
+
+    def reviewed(row: Mapping[str, Any]) -> tuple[str, str]:
+        text, original = row["caption"], row.get("original")
+        before = row.get("review", "") or (CORRECTED if original else "")
+        _, said, _ = fixed.parts(original or text)
+        keys = keys_of(row["features"], row.get("name", ""), row.get("prompt", ""), said)
+        edit = next((edits[key] for key in keys if key in edits), None)
+        if edit is None:
+            return text, before
+        decided = said if edit.caption is None else edit.caption
+        review = edit.review or (CORRECTED if decided != said else "")
+        if (decided, review) == (fixed.parts(text)[1], before):
+            return text, before
+        return decided, f"{review or 'undone'}, not written yet"
+
+    return reviewed
 
 
 def _row(each: ShownCaption) -> str:

@@ -11,7 +11,6 @@ from artifacts.labels import schema as label_schema
 from artifacts.paths import folder_named
 from artifacts.tables import GROUP_ROWS, schema_of, table_of
 from flows.console.display import Display
-from flows.job.prepare import check_names
 from flows.options.vectors import (
     INDEX,
     EmbedConfig,
@@ -40,7 +39,7 @@ from penstock.arguments import (
     display_for,
     path_of,
 )
-from penstock.background import FinishedRecords
+from penstock.background import FinishedRecords, check_start
 from penstock.keywords import (
     EmbedOptions,
     LabelRunOptions,
@@ -106,8 +105,9 @@ def embed(
 ) -> Embeddings:
     """Start a run that computes vectors, as `penstock embed`. Raises PenstockError."""
     config = anchored(config_for(sources, options, EmbedConfig, EmbedOptions.__annotations__))
-    check_names(config, EMBED)
+    check_start(config, EMBED, "embed")
     return Embeddings(
+        config.out,
         display_for(progress),
         partial(run.embed, config),
         _embedded,
@@ -121,9 +121,10 @@ def label(
     """Start a run that labels images and video frames, as `penstock label`. `labels` may be a list
     of texts, too. Raises PenstockError."""
     config = anchored(config_for(sources, options, LabelConfig, LabelRunOptions.__annotations__))
-    check_names(config, LABEL)
+    check_start(config, LABEL, "label")
     request = label_request(config)
     return Labels(
+        config.out,
         display_for(progress),
         partial(run_label, config, request),
         _labelled,

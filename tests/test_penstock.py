@@ -9,6 +9,7 @@ import re
 import shutil
 import sys
 import threading
+import traceback
 import urllib.request
 from collections.abc import Callable
 from fractions import Fraction
@@ -250,8 +251,19 @@ def test_a_text_that_the_command_line_would_split_is_not_recorded() -> None:
 
 
 def test_what_ends_a_run_is_raised_where_its_captions_are_asked_for(here: Path) -> None:
-    captions = penstock.caption("videos", model="demo", out="videos/clip-01.mp4")
-    assert refused(lambda: list(captions), "clip-01.mp4").hint
+    (here / "model").mkdir()
+    captions = penstock.caption("videos", model="model", out="out")
+    error = refused(lambda: list(captions), "config.json")
+    assert str(error) in repr(captions) and error.hint in captions._repr_html_()
+    frames = [frame.f_code.co_name for frame, _ in traceback.walk_tb(error.__traceback__)]
+    assert "_work" not in frames and error.__suppress_context__
+    shown, last = error._render_traceback_()
+    assert "refused(lambda" in shown and last == f"{type(error).__name__}: {error}"
+
+
+def test_results_are_shown_as_their_line(here: Path) -> None:
+    result = penstock.caption("videos", model="demo", out="out").result()
+    assert repr(result) == f"2 captions in {here / 'out' / 'captions.jsonl'}"
 
 
 START: list[Callable[..., object]] = [
@@ -272,6 +284,8 @@ START: list[Callable[..., object]] = [
         ({"model": "nosuch"}, "there is no model at nosuch"),
         ({"model": "videos/clip-01.mp4"}, "clip-01.mp4"),
         ({"chunk": -1.0}, "chunk"),
+        ({"memory": 8}, "memory 8: 8 bytes? Write 8GiB"),
+        ({"out": "videos/clip-01.mp4"}, "clip-01.mp4"),
     ],
 )
 def test_what_cannot_be_is_refused_at_the_call_and_nothing_is_begun(
@@ -283,6 +297,10 @@ def test_what_cannot_be_is_refused_at_the_call_and_nothing_is_begun(
         assert refused(partial(call, **given), words).hint
     assert not [t for t in threading.enumerate() if t.name == "penstock"]
     assert not (here / "out").exists()
+
+
+def test_a_whole_number_is_quoted_as_it_was_given() -> None:
+    refused(lambda: penstock.plan(chunk=-1), "invalid --chunk -1. Give")
 
 
 def blocks_of(page: str) -> list[str]:

@@ -88,6 +88,8 @@ class RunResult(RunEnd):
             line += f", {texts_line(texts.to_json())}"
         return f"{line}{user_texts_note(self.written.user_texts)}{self.failed_suffix()}"
 
+    __repr__ = line
+
     def notes(self, max_tokens: int | None = None) -> Iterator[str]:
         """Yield notes and advice for the user about the outputs. `max_tokens`: longest answer that
         fits into the context; None: unlimited."""
