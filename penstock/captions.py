@@ -36,13 +36,10 @@ from flows.results.run_result import RunResult
 from flows.running import sift_first
 from penstock.arguments import Progress, Sources, anchored, config_for, display_for
 from penstock.background import BackgroundRun, check_start
-from penstock.cells import shown_of
+from penstock.cells import FEW, shown_of
 from penstock.keywords import CaptionOptions
 from stages.process.events import Event, Item
 from stages.process.stage_process import Listener
-
-FEW = 5
-"""Captions that a notebook shows of a run."""
 
 
 def caption(

@@ -1,5 +1,6 @@
 """Python API for models of the CLIP kind: vectors, labels, an index to search in, and marks."""
 
+import html
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -40,6 +41,7 @@ from penstock.arguments import (
     path_of,
 )
 from penstock.background import FinishedRecords, check_start
+from penstock.cells import FEW, Shown, ShownCaption, shown_of
 from penstock.keywords import (
     EmbedOptions,
     LabelRunOptions,
@@ -79,9 +81,28 @@ class Embeddings(FinishedRecords[Embedded, VectorsWritten]):
 class Labels(FinishedRecords[Labelled, LabelsWritten]):
     """A running `label` job, and an iterator over the lines of its `labels.jsonl`."""
 
+    def _repr_html_(self) -> str:
+        if self._result is not None:
+            return shown_of(self._result.out, FEW)._repr_html_()
+        return html.escape(repr(self))
+
 
 class Hits(list[Hit]):
     """The results of a search, best first."""
+
+    def _shown(self) -> Shown:
+        rows = []
+        for hit in self:
+            start, end = hit.time or (0.0, 0.0)
+            place = hit.media_path, start, end, "", f"{hit.score:.3f}", hit.path
+            rows.append(ShownCaption(*place, at=hit.at))
+        return Shown(captions=tuple(rows), total=len(rows), noun="hit")
+
+    def __repr__(self) -> str:
+        return repr(self._shown())
+
+    def _repr_html_(self) -> str:
+        return self._shown()._repr_html_()
 
     def table(self) -> Any:
         """Return the hits as a pyarrow table."""

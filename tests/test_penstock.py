@@ -193,6 +193,11 @@ def test_labels_are_those_of_the_file_made_now_or_before(here: Path) -> None:
         assert [(row.media_path, row.time, row.top) for row in found] == expected
         table = running.table().to_pylist()
         assert [(row["media_path"], row["time"], row["top"]) for row in table] == expected
+        shown = penstock.show(here / "labels", most=len(table))
+        assert [(each.media_path, each.at) for each in shown.captions] == [
+            (row["media_path"], row["time"]) for row in table
+        ]
+        assert running._repr_html_().count("<img") == min(5, len(table))
 
 
 @pytest.mark.slow
