@@ -12,10 +12,12 @@ import threading
 import traceback
 import urllib.request
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from types import SimpleNamespace
+from typing import Any, cast, get_args, get_type_hints
 
 import av
 import numpy as np
@@ -24,7 +26,7 @@ import pytest
 
 import penstock
 import penstock_demo
-from artifacts.errors import MediaError
+from artifacts.errors import Interrupted, MediaError
 from artifacts.keys import digest_of
 from flows.cli.main import parse
 from flows.cli.options import config_from, recorded_run
@@ -36,6 +38,7 @@ from flows.results.run_record import words_of
 from flows.results.trust import command_in
 from flows.serving.config import ServeConfig
 from penstock.arguments import anchored, config_for, config_of
+from penstock.background import StoppableLauncher
 from penstock.keywords import CaptionOptions
 from tests.support.adapters import matrices, write_adapter
 from tests.support.commands import completed
@@ -193,7 +196,7 @@ def test_labels_are_those_of_the_file_made_now_or_before(here: Path) -> None:
         assert [(row.media_path, row.time, row.top) for row in found] == expected
         table = running.table().to_pylist()
         assert [(row["media_path"], row["time"], row["top"]) for row in table] == expected
-        shown = penstock.show(here / "labels", most=len(table))
+        shown = penstock.show(here / "l", most=len(table))
         assert [(each.media_path, each.at) for each in shown.captions] == [
             (row["media_path"], row["time"]) for row in table
         ]
@@ -209,6 +212,27 @@ def test_a_run_that_is_left_early_stops_in_order_and_is_taken_up(here: Path) -> 
     assert not [t for t in threading.enumerate() if t.name == "penstock"]
     rest = list(penstock.caption("videos", **options))  # type: ignore[arg-type]
     assert first in rest and len(rest) == len(read_lines(here / "out" / "captions.jsonl"))
+
+
+def test_a_stop_does_not_wait_for_a_fork_server_that_imports_libraries() -> None:
+    waits, killed, stopped = threading.Event(), threading.Event(), threading.Event()
+
+    def start(_: object) -> object:
+        waits.set()
+        assert killed.wait(20)
+        return SimpleNamespace(stop=stopped.set)
+
+    launcher = StoppableLauncher()
+    launcher.launcher = cast(Any, SimpleNamespace(start=start))
+    call = cast(Any, SimpleNamespace(fork_server=SimpleNamespace(kill=killed.set)))
+    with ThreadPoolExecutor() as threads:
+        begun = threads.submit(launcher.start, call)
+        assert waits.wait(20)
+        launcher.stop()
+        assert isinstance(begun.exception(20), Interrupted)
+    assert stopped.is_set()
+    with pytest.raises(Interrupted):
+        launcher.start(call)
 
 
 def test_a_run_from_python_is_repeated_by_what_repeats_a_command(here: Path) -> None:
