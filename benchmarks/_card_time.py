@@ -58,8 +58,7 @@ def run(values: dict[str, Any], report: Any) -> None:
     from stages.models.encoding.run import read_clip
     from stages.models.prefetch import prefetched, write_behind
     from stages.process.events import Published
-    from stages.process.job import items_of, parse_job
-    from stages.process.live import read_requests
+    from stages.process.job import items_of, parse_job, read_requests
 
     job, slower = parse_job(EmbedJob, values), float(os.environ.get(SLOWER, "1"))
     frames = RecordSet(open_store(job.frames_store or job.store), "frames", job.frames_namespace)

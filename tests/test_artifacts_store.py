@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from artifacts import paths
-from artifacts.claims import Claims, WorkClaims, claims_at
 from artifacts.errors import EnvironmentFault, UsageError
+from artifacts.locks import Claims, WorkClaims, claims_at
 from artifacts.packs import Record, RecordSet
 from artifacts.store import FolderStore, open_store
 from artifacts.stores.local import clock_of, state_folder
@@ -124,7 +124,7 @@ def test_a_linked_folder_is_part_of_a_store(store: FolderStore, tmp_path: Path) 
 HOLDER = """
 import sys, time
 from pathlib import Path
-from artifacts.claims import Claims
+from artifacts.locks import Claims
 assert Claims(Path(sys.argv[1])).take(sys.argv[2:])
 print("held", flush=True)
 time.sleep(60)

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from artifacts.claims import claims_at
 from artifacts.errors import UsageError
+from artifacts.locks import claims_at
 from artifacts.packs import DamagedRecord, Record, RecordSet, stored_namespaces, verify
 from artifacts.store import FORMAT, NAME, SCHEMES, Store, check_format, open_store, prepare_store
 from flows.console.display import Display

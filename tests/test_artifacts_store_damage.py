@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from artifacts.claims import Claims
 from artifacts.errors import EnvironmentFault
 from artifacts.keys import ContentDigests
+from artifacts.locks import Claims
 from artifacts.packs import DamagedRecord, Record, RecordSet, verify
 from artifacts.store import FolderStore
 from flows.machine.leases import running_jobs

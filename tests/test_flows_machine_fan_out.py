@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from artifacts.claims import Share, can_claim, claims_at
 from artifacts.errors import CannotFit, Killed, ModelChanged, PenstockError, StageDied
+from artifacts.locks import Share, can_claim, claims_at
 from artifacts.packs import RecordSet
 from artifacts.store import Store, open_store, prepare_store
 from flows.machine.fan_out import FanOutLauncher, StageOnGpus, joined, on_device, shared_by
@@ -221,7 +221,7 @@ def test_copies_have_devices_logs_and_the_same_batches(tmp_path: Path, store: St
 def test_without_byte_locks_batches_are_divided_by_place(
     tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("artifacts.claims.lock_byte", lambda *_: True)  # grants every claim
+    monkeypatch.setattr("artifacts.locks.lock_byte", lambda *_: True)  # grants every claim
     assert not can_claim(store)
     call = shared_by(decode_call(tmp_path, batches=5), ["cuda:0", "cuda:1"], store)
     parts = [

@@ -33,8 +33,8 @@ from flows.cli.main import main
 sys.exit(main())
 """
 WITHOUT_LOCKS = """
-import artifacts.claims
-artifacts.claims.lock_byte = lambda *given: True
+import artifacts.locks
+artifacts.locks.lock_byte = lambda *given: True
 """
 """As on a file system without byte locks, in this process and in those that are forked from it."""
 

@@ -36,8 +36,7 @@ from flows.running.run import caption
 from flows.running.run_observer import hold_lease
 from stages.frames.video import Video
 from stages.process.events import StageOutcome
-from stages.process.job import job_fields
-from stages.process.live import read_requests
+from stages.process.job import job_fields, read_requests
 from tests.support.media import write_numbered, write_video
 from tests.support.pipeline import SECONDS, read_lines
 from tests.support.stand_ins import Answer, Stages, config_in

@@ -16,7 +16,7 @@ from flows.serving.batching import Batcher, DeviceScheduler, QueuedRequest
 from flows.serving.uploads import SingleFlight
 from stages.embed_texts import TextsItem
 from stages.process.device import CPU_LOCK
-from stages.process.live import WITHDRAWN, RequestBatches
+from stages.process.job import WITHDRAWN, RequestBatches
 from stages.process.output_streams import LastingStream, failed_writes
 from tests.support.on_a_loop import HANGS_SECONDS, on_a_loop
 

@@ -32,8 +32,7 @@ from flows.serving.refusals import HttpRefusal
 from flows.serving.worker_process import WorkerProcess
 from stages.process.device import CPU_LOCK
 from stages.process.events import BatchShrunk, Published, StageNotes, StageOutcome, TooLarge
-from stages.process.job import job_fields
-from stages.process.live import read_requests
+from stages.process.job import job_fields, read_requests
 from stages.process.stage_process import Listener
 from tests.support.on_a_loop import on_a_loop
 

@@ -15,9 +15,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from artifacts.claims import claims_at
 from artifacts.errors import Interrupted, UsageError
-from artifacts.locks import try_hold
+from artifacts.locks import claims_at, try_hold
 from artifacts.packs import Record, RecordSet, verify
 from artifacts.store import FolderStore, prepare_store
 from flows.checkpoint.gguf import COPIES

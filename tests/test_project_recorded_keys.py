@@ -50,7 +50,7 @@ CELLS = {
     "index": Cell(command="index build", model="dual"),
     "rebuild": Cell(command="cache rebuild", options=CHUNKS),
 }
-FLOW_MODULES = ("caption", "commands", "many", "sweep")
+FLOW_MODULES = ("commands", "sweep")
 
 
 def recorded() -> dict[str, Any]:

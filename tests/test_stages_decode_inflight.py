@@ -13,8 +13,8 @@ import pytest
 import torch
 from transformers import RepetitionPenaltyLogitsProcessor
 
-from artifacts.claims import claims_at
 from artifacts.errors import UsageError
+from artifacts.locks import claims_at
 from penstock_demo import CHECKPOINT
 from stages.decode.constraint import SchemaLogitsProcessor
 from stages.decode.engines.inflight import engine
@@ -25,7 +25,7 @@ from stages.decode.generation import SamplingParams
 from stages.decode.json_schema import canonical
 from stages.decode.protocol import DecodeRequest
 from stages.decode.run import run
-from stages.process.live import RequestPipe
+from stages.process.job import RequestPipe
 from tests.support.clips import PROMPTS
 from tests.support.forms import SHORT, text_of
 from tests.support.waves import (

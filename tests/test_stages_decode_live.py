@@ -30,8 +30,7 @@ from stages.decode.protocol import CaptionOutput, DecodeEngine, DecodeRequest, r
 from stages.decode.run import run
 from stages.memory.oom_retry import OomRetry
 from stages.process.events import CaptionProgress
-from stages.process.job import parse_job
-from stages.process.live import WITHDRAWN, PipedRequest
+from stages.process.job import WITHDRAWN, PipedRequest, parse_job
 from tests.support.clips import PROMPTS, clips
 from tests.support.waves import (
     CAPTIONS,

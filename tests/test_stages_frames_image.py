@@ -18,7 +18,7 @@ from artifacts.schema import FrameFit, MediaIndex, Sampling, stored_size
 from stages.frames import READING_BYTES
 from stages.frames import image as image_module
 from stages.frames.image import STRIP, WRONG_SUMS, read_image
-from stages.frames.medium import UNSTORED_KINDS
+from stages.frames.job import UNSTORED_KINDS
 from stages.frames.video import Video
 from stages.process.memory import Sampler
 from tests.support.media import picture, write_video

@@ -3,7 +3,7 @@
 How it works:
 
 1. The call of such a stage has a copy for each further device. All processes get the same batches,
-   and divide them among themselves by claims (artifacts/claims.py). So records do not depend on the
+   and divide them among themselves by claims (artifacts/locks.py). So records do not depend on the
    number of GPUs. On a file system without byte locks each copy has batches of its own.
 2. Until each process has made something, none claims more than its share. A file says that this
    limit holds; it is deleted when all others work, have ended, or wait for a GPU that another job
@@ -25,8 +25,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from artifacts.claims import Share, can_claim
 from artifacts.errors import CannotFit, EnvironmentFault, Killed, PenstockError, StageDied
+from artifacts.locks import Share, can_claim
 from artifacts.store import Store
 from flows.machine.budget import is_in_use
 from flows.machine.launch import Launcher, StageCall, StageHandle

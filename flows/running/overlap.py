@@ -50,8 +50,7 @@ from stages import decode
 from stages.models.encoding import FEED_NOTE
 from stages.process.device import device_used_bytes, lock_path
 from stages.process.events import WAITS_FOR_DEVICE, StageOutcome
-from stages.process.job import StageSpec
-from stages.process.live import RequestPipe
+from stages.process.job import RequestPipe, StageSpec
 from stages.process.stage_process import wait_for_release
 
 log = logging.getLogger(__name__)

@@ -8,10 +8,9 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any, get_args
 
-from artifacts.claims import refuse_unclaimable
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.keys import digest_of
-from artifacts.locks import holder, try_hold
+from artifacts.locks import holder, refuse_unclaimable, try_hold
 from artifacts.regular_files import guard, refuse_links
 from artifacts.schema import Half
 from artifacts.store import fault_of

@@ -69,8 +69,7 @@ from flows.running.run import LauncherMaker, make_vectors, refuse_file, stopped_
 from flows.running.run_observer import OnBegin, only_run_in
 from flows.running.stage_loop import crash_suspects
 from stages import sift as stage
-from stages.frames.job import FramesItem
-from stages.frames.medium import CRASHED, UNSTORED_KINDS
+from stages.frames.job import CRASHED, UNSTORED_KINDS, FramesItem
 from stages.process.events import Event, Failed, Item, MemorySample
 from stages.process.memory import cores
 from stages.sift import SiftJob

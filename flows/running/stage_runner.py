@@ -43,7 +43,7 @@ from flows.running.overlap import Overlap
 from flows.running.stage_calls import StageCallBuilder, settings_on
 from flows.running.stage_loop import Attempt, StageLoop, crash_suspects
 from stages.ask import UNANSWERED
-from stages.frames.medium import CRASHED, UNSTORED_KINDS
+from stages.frames.job import CRASHED, UNSTORED_KINDS
 from stages.process.events import StageOutcome, TooLarge
 from stages.process.exit_diagnosis import is_crash
 from stages.process.job import StageSpec

@@ -28,7 +28,7 @@ from typing import IO, Any, Protocol
 from artifacts.locks import holder, try_hold
 from flows.serving.refusals import HttpRefusal, unavailable
 from stages.process.device import lock_of
-from stages.process.live import Keyed
+from stages.process.job import Keyed
 
 TURN_SECONDS = 5.0
 """Time that a working half keeps the device while another waits for it. Loading a half takes

@@ -35,7 +35,7 @@ from stages.frames.live import NO_MEMORY, TOO_LARGE
 from stages.hear import STAGE as HEAR
 from stages.models.encoding import FRAMES_PER_BATCH
 from stages.process.events import NO_ROOM, Event, Failed, MediumIndexed
-from stages.process.live import Keyed
+from stages.process.job import Keyed
 from stages.sound import SILENCES, sound_key
 from stages.sound import STAGE as SOUND
 

@@ -47,7 +47,7 @@ from stages.process.events import (
     TooLarge,
     Warned,
 )
-from stages.process.live import WITHDRAWN, Keyed
+from stages.process.job import WITHDRAWN, Keyed
 
 log = logging.getLogger(__name__)
 

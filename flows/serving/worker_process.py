@@ -17,7 +17,7 @@ from typing import Any
 from artifacts.errors import PenstockError, StageDied
 from flows.machine.launch import Launcher, StageCall, StageHandle
 from stages.process.events import Event
-from stages.process.live import RequestPipe
+from stages.process.job import RequestPipe
 from stages.process.stage_process import Listener
 
 LauncherMaker = Callable[[Listener], Launcher]

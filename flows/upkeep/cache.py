@@ -5,8 +5,8 @@ from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from artifacts.claims import FOLDER as CLAIMS
 from artifacts.errors import UsageError
+from artifacts.locks import FOLDER as CLAIMS
 from artifacts.packs import QUARANTINE, Pack, packs, sizes_in
 from artifacts.plurals import first_of
 from artifacts.store import NAME, Store, prepare_store

@@ -35,9 +35,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from artifacts.claims import claims_at
 from artifacts.endpoints import EndpointKeys, endpoints_of, keys_from
 from artifacts.errors import EnvironmentFault, PenstockError
+from artifacts.locks import claims_at
 from artifacts.packs import DamagedRecord, Record, record_sets_of
 from artifacts.schema import FrameFit
 from artifacts.store import open_store

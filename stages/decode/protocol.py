@@ -19,7 +19,7 @@ from artifacts.tensors import unpack_tree
 from stages.decode.generation import DecodeItem, DecodeJob
 from stages.memory.oom_retry import OomRetry, split_batch
 from stages.models.halves.records import FeatureRecord
-from stages.process.live import PipedRequest
+from stages.process.job import PipedRequest
 
 
 class DecodeRequest(NamedTuple):

@@ -20,8 +20,8 @@ from itertools import chain
 from pkgutil import resolve_name
 from typing import Any
 
-from artifacts.claims import WorkClaims, claims_at
 from artifacts.errors import PenstockError, StageDied, UsageError
+from artifacts.locks import WorkClaims, claims_at
 from artifacts.packs import (
     QUARANTINE,
     DamagedRecord,
@@ -56,8 +56,7 @@ from stages.models.loading import warm as warm_model
 from stages.models.prefetch import prefetched, write_behind
 from stages.process.device import device_model
 from stages.process.events import TOO_LONG, UNSUPPORTED, CaptionProgress, EventReporter
-from stages.process.job import items_of, parse_job
-from stages.process.live import PipedRequest, RequestBatches, read_requests
+from stages.process.job import PipedRequest, RequestBatches, items_of, parse_job, read_requests
 
 
 class Answers:

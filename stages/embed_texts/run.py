@@ -18,8 +18,7 @@ from stages.models.halves.features import logits, max_text_tokens, text_vectors
 from stages.models.loading import ModelJob, facts
 from stages.models.loading import warm as warm
 from stages.process.events import EventReporter, Published
-from stages.process.job import items_of, parse_job
-from stages.process.live import read_requests
+from stages.process.job import items_of, parse_job, read_requests
 
 PROBES = 6
 """Number of vectors whose logits are fitted."""

@@ -26,8 +26,8 @@ from artifacts.containers import open_media
 from artifacts.errors import MediaError
 from stages.frames.clip_sound import SoundPart, interleaved, part_of, sound_of, write_with
 from stages.frames.formats import OPTIONS
+from stages.frames.job import TRANSIENT_KINDS
 from stages.frames.media_opening import has_alpha_track, open_video, packets
-from stages.frames.medium import TRANSIENT_KINDS
 from stages.frames.mp4_boxes import shorten
 from stages.frames.reader import Reader
 from stages.frames.timeline import Timeline, VideoPacket, tick_at, tick_from

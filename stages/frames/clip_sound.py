@@ -36,8 +36,8 @@ from av.stream import Discard
 from numpy.typing import NDArray
 
 from artifacts.errors import MediaError
+from stages.frames.job import TRANSIENT_KINDS
 from stages.frames.media_opening import default_track, open_container, packets, time_zero
-from stages.frames.medium import TRANSIENT_KINDS
 from stages.frames.timeline import Timeline
 
 AudioPacket: TypeAlias = "Packet[AudioStream]"

@@ -59,9 +59,8 @@ from stages.frames.frame_converter import (
     shown_size,
 )
 from stages.frames.image import differs, is_lossless, read_image
-from stages.frames.job import ENCODER, CutItem, CutJob
+from stages.frames.job import ENCODER, TRANSIENT_KINDS, CutItem, CutJob, check_unchanged
 from stages.frames.media_opening import open_video
-from stages.frames.medium import TRANSIENT_KINDS, check_unchanged
 from stages.frames.mp4_boxes import drop_edit_list
 from stages.frames.reader import Reader
 from stages.frames.timeline import VideoPacket, positions

@@ -24,7 +24,7 @@ from artifacts.remote.media_cache import open_local
 from artifacts.schema import MediaIndex, fields_of
 from artifacts.store import Store
 from stages.frames.chunk import Chunk
-from stages.frames.medium import TRANSIENT_KINDS, UNSTORED_KINDS, MediumToCut
+from stages.frames.job import TRANSIENT_KINDS, UNSTORED_KINDS, MediumToCut
 from stages.process.events import EventReporter
 from stages.process.exit_diagnosis import out_of_memory
 from stages.process.memory_limit import memory_was_short

@@ -32,7 +32,7 @@ from stages.frames.formats import (
     is_heic,
     toned,
 )
-from stages.frames.medium import NO_ROOM
+from stages.frames.job import NO_ROOM
 from stages.process.memory import host_free_bytes
 from stages.process.memory_limit import room
 

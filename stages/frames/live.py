@@ -13,13 +13,11 @@ from artifacts.schema import MediaIndex
 from artifacts.store import is_full, open_store
 from stages.frames.frame_recorder import FrameRecorder, Watchdog, media_errors
 from stages.frames.image import read_image
-from stages.frames.job import FramesItem, FramesJob
-from stages.frames.medium import MediumToCut
+from stages.frames.job import FramesItem, FramesJob, MediumToCut
 from stages.frames.video import Video
 from stages.memory.oom_retry import keep_freed_blocks
 from stages.process.events import NO_ROOM, EventReporter, MediumIndexed
-from stages.process.job import items_of, parse_job
-from stages.process.live import read_requests
+from stages.process.job import items_of, parse_job, read_requests
 
 TOO_LARGE = "too-large"
 """Kind of failure of a file that exceeds the limits."""

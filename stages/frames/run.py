@@ -13,16 +13,15 @@ from functools import partial
 from itertools import count, takewhile
 from typing import TYPE_CHECKING, Any
 
-from artifacts.claims import POLL_SECONDS, WorkClaims, claims_at
 from artifacts.json_shapes import read_record
+from artifacts.locks import POLL_SECONDS, WorkClaims, claims_at
 from artifacts.schema import ChunkIndex, MediaIndex
 from artifacts.store import open_store
 from stages.frames import PACK_BYTES
 from stages.frames.chunk import Chunk, Damage
 from stages.frames.frame_recorder import FrameRecorder, Watchdog
 from stages.frames.image import read_image
-from stages.frames.job import FramesJob
-from stages.frames.medium import MediumToCut
+from stages.frames.job import FramesJob, MediumToCut
 from stages.process.events import EventReporter
 from stages.process.job import parse_job
 from stages.process.memory import cores

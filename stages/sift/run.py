@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from artifacts.claims import POLL_SECONDS, WorkClaims, claims_at
 from artifacts.keys import item_key
+from artifacts.locks import POLL_SECONDS, WorkClaims, claims_at
 from artifacts.packs import Record, record_sets_of
 from artifacts.schema import FrameFit
 from artifacts.store import open_store
@@ -25,8 +25,8 @@ from stages.frames.formats import image_formats
 from stages.frames.frame_converter import FrameConverter, shown_size
 from stages.frames.frame_recorder import Watchdog, failing
 from stages.frames.image import TRUNCATED, WRONG_SUMS, read_image
+from stages.frames.job import MediumToCut
 from stages.frames.media_opening import no_frames
-from stages.frames.medium import MediumToCut
 from stages.frames.reader import Reader
 from stages.process.events import EventReporter
 from stages.process.job import parse_job

@@ -8,8 +8,8 @@ from typing import Any
 from artifacts.packs import record_sets_of
 from artifacts.schema import MediaIndex
 from artifacts.store import open_store
+from stages.frames.job import MediumToCut
 from stages.frames.live import cut_requests
-from stages.frames.medium import MediumToCut
 from stages.process.events import EventReporter
 from stages.process.job import parse_job
 from stages.sound import SILENCES, STAGE, LiveSoundJob, sound_key

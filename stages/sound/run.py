@@ -17,13 +17,13 @@ from typing import Any
 
 import numpy as np
 
-from artifacts.claims import POLL_SECONDS, WorkClaims, claims_at
 from artifacts.errors import MediaError
+from artifacts.locks import POLL_SECONDS, WorkClaims, claims_at
 from artifacts.packs import Record, RecordSet, RecordUnion, record_sets_of
 from artifacts.remote.media_cache import open_local
 from artifacts.store import open_store
 from stages.frames.frame_recorder import Watchdog, media_errors
-from stages.frames.medium import UNSTORED_KINDS, MediumToCut
+from stages.frames.job import UNSTORED_KINDS, MediumToCut
 from stages.process.events import EventReporter
 from stages.process.job import parse_job
 from stages.sound import SILENCES, SoundItem, SoundJob

@@ -27,7 +27,7 @@ from typing import Any, Generic, Self, TypeVar
 import numpy as np
 import torch
 
-from artifacts.claims import UnsharedWork, WorkClaims, claims_at
+from artifacts.locks import UnsharedWork, WorkClaims, claims_at
 from artifacts.packs import DamagedRecord, Record, RecordSet, record_sets_of
 from artifacts.schema import Half
 from artifacts.store import is_full, open_store
@@ -59,8 +59,7 @@ from stages.models.prefetch import PREFETCH_BATCHES, prefetched, write_behind
 from stages.models.processors.loading import UNPAIRED, Clip
 from stages.models.processors.side_inputs import Prepared
 from stages.process.events import NO_ROOM, NOT_STORED, EventReporter, Published
-from stages.process.job import items_of
-from stages.process.live import read_requests
+from stages.process.job import items_of, read_requests
 from stages.process.memory import cores
 
 
