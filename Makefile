@@ -115,9 +115,14 @@ gpu-check: setup-dev
 bench: setup-dev
 	@scripts/bench
 
-wheel: setup
+# With the build tool of .venv, or else with one that uv or pip fetches for this build.
+wheel:
 	@mkdir -p dist
-	@PATH="$(CURDIR)/.venv/bin:$$PATH" python -c "import uv_build; print('dist/' + uv_build.build_wheel('dist'))"
+	@if [ -x .venv/bin/uv-build ]; then \
+		PATH="$(CURDIR)/.venv/bin:$$PATH" python -c "import uv_build; uv_build.build_wheel('dist')"; \
+	elif uv --version >/dev/null 2>&1; then uv build --quiet --wheel --out-dir dist; \
+	else $(or $(PYTHON),python3) -m pip wheel --quiet --no-deps --wheel-dir dist .; fi
+	@ls dist/penstock-*.whl
 
 image:
 	@scripts/image

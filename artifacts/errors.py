@@ -18,6 +18,9 @@ PenstockError
 """
 
 import re
+from itertools import takewhile
+from pathlib import Path
+from traceback import extract_tb
 from typing import Any, ClassVar
 
 SECRETS = re.compile(
@@ -27,6 +30,11 @@ SECRETS = re.compile(
     r"|(?<=accesskeyid=)|(?<=password=)|(?<=api_key=)|(?<=secret=))[^&\s]+"
 )
 """User and password in a URL, tokens of the hub, secret parameters of a URL."""
+
+ROOTS = tuple(
+    str(Path(__file__).parents[1] / name) for name in ("penstock", "flows", "stages", "artifacts")
+)
+"""Where this program's code lies."""
 
 
 def redacted(text: str) -> str:
@@ -58,6 +66,13 @@ class PenstockError(Exception):
 
     def __str__(self) -> str:
         return with_hint(self.message, self.hint)
+
+    def _render_traceback_(self) -> list[str]:
+        """Return the lines that a notebook shows: the caller's own line, and the error."""
+        frames = extract_tb(self.__traceback__)
+        callers = [*takewhile(lambda frame: not frame.filename.startswith(ROOTS), frames)]
+        lines = [f"line {frame.lineno}: {frame.line}" for frame in callers[-1:]]
+        return [*lines, f"{type(self).__name__}: {self}"]
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Let other processes raise it, with the fields of its class."""

@@ -87,6 +87,14 @@ class Declared:
         single = kinds[0] if NoneType in get_args(self.type) else self.type
         return get_origin(single) or single
 
+    def words(self, value: Any) -> list[str]:
+        """Return the words of a command line that give an option with `--` this value."""
+        if self.kind is bool:
+            return [self.flag] if value != self.field.default else []
+        if isinstance(value, dict):
+            return [f"{self.flag}={name}={text}" for name, text in value.items()]
+        return [f"{self.flag}={','.join(value) if isinstance(value, tuple) else value}"]
+
 
 def declared(config: type[Any]) -> tuple[Declared, ...]:
     """Return the options of a configuration, in the order of its fields."""
@@ -112,13 +120,14 @@ def check(config: Any) -> None:
             continue
         shown = option.metavar or each.name if option.positional else each.flag
         check_text(option, value, shown)
+        number = str(value).removesuffix(".0")  # which the caller may have written
         if option.above is not None and not option.above < value < float("inf"):
             raise UsageError(
-                f"invalid {each.flag} {value}", hint=f"Give a number above {option.above:g}"
+                f"invalid {each.flag} {number}", hint=f"Give a number above {option.above:g}"
             )
         low, high = option.least, option.most
         if not (low is None or low <= value < float("inf")) or not (high is None or value <= high):
-            raise UsageError(f"invalid {each.flag} {value}", hint=f"Give {_range(option)}")
+            raise UsageError(f"invalid {each.flag} {number}", hint=f"Give {_range(option)}")
         given = value if isinstance(value, tuple) else (value,)
         if unknown := [str(one) for one in given if option.values and one not in option.values]:
             names = ", ".join(str(one) for one in option.values if one != "")

@@ -100,8 +100,8 @@ def _checked(name: str, given: Any, wanted: Any, is_path: bool) -> Any:
 def _taken(name: str, given: Any, wanted: Any, is_path: bool) -> Any:
     """Return a value in the form of its field, where it has another that is accepted."""
     given = _plain_number(given)
-    if name in SIZES and isinstance(given, str):
-        return parse_size(given, name)
+    if name in SIZES and (isinstance(given, str) or type(given) is int):
+        return parse_size(str(given), name)
     if name == "schema" and isinstance(given, dict):
         return _json(given)
     if is_path and wanted is str and isinstance(given, PathLike):

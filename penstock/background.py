@@ -5,16 +5,42 @@ program use the same functions as a script.
 """
 
 import threading
+import time
 from collections.abc import Callable, Iterator
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Generic, Protocol, Self, TypeVar
 
-from artifacts.errors import Interrupted
+from artifacts.errors import Interrupted, PenstockError
+from flows.console.display import Display
+from flows.console.lines import duration
+from flows.job.prepare import check_names, out_folder
 from flows.machine.launch import DirectLauncher, StageCall, StageHandle
-from flows.running.run import LauncherMaker
+from flows.options.commands import RunOptions
+from flows.pipelines import Pipeline
+from flows.results.owners import refuse_taking
+from flows.running.run import LauncherMaker, refuse_file
+from stages.process.fork_client import ForkServer
 from stages.process.stage_process import Listener
 
+STOPPING = "stopping; finished work is kept, run the cell again"
+AGAIN_SECONDS = 0.2
+"""Seconds between two attempts to stop a run, which may have started a process meanwhile."""
 Row = TypeVar("Row")
-End = TypeVar("End")
+
+
+class Ending(Protocol):
+    """The result of a run."""
+
+    def line(self) -> str: ...
+
+
+End = TypeVar("End", bound=Ending)
+
+
+def check_start(config: RunOptions, pipeline: Pipeline, command: str) -> None:
+    """Raise at the call what can be known before a run begins in the background: PenstockError."""
+    check_names(config, pipeline)
+    refuse_file(out_folder(config))
+    refuse_taking(config, command)
 
 
 class BackgroundRun(Iterator[Row], Generic[Row, End]):
@@ -22,10 +48,13 @@ class BackgroundRun(Iterator[Row], Generic[Row, End]):
     the last record. Leaving the `with` block or calling `close()` stops an unfinished run in order;
     the same call resumes it."""
 
-    def __init__(self) -> None:
+    def __init__(self, out: str, display: Display) -> None:
+        self._out = out
+        self._display = display
         self._result: End | None = None
         self._error: BaseException | None = None
         self._launcher = StoppableLauncher()
+        self._began = time.monotonic()
         self._thread = threading.Thread(target=self._work, name="penstock", daemon=True)
         self._thread.start()
 
@@ -43,6 +72,8 @@ class BackgroundRun(Iterator[Row], Generic[Row, End]):
         except BaseException:
             self.close()
             raise
+        if isinstance(self._error, PenstockError):
+            raise self._error.with_traceback(None) from None  # not the frames of the thread
         if self._error is not None:
             raise self._error
         assert self._result is not None
@@ -50,8 +81,20 @@ class BackgroundRun(Iterator[Row], Generic[Row, End]):
 
     def close(self) -> None:
         """Stop an unfinished run in order. Finished items stay stored."""
-        self._launcher.stop()
-        self._thread.join()
+        while self._thread.is_alive():
+            self._display.end(STOPPING)
+            self._launcher.stop()
+            self._thread.join(AGAIN_SECONDS)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__.lower()} of {self._out}: {self._state}"
+
+    @property
+    def _state(self) -> str:
+        """Say how the run ended, or that it is running."""
+        if self._error is not None:
+            return f"ended with an error: {self._error}"
+        return "running" if self._result is None else self._result.line()
 
     def pandas(self) -> Any:
         """Return `table()` as a DataFrame. Needs pandas."""
@@ -76,8 +119,11 @@ class BackgroundRun(Iterator[Row], Generic[Row, End]):
     def _work(self) -> None:
         try:
             self._result = self._run()
+            seconds = time.monotonic() - self._began
+            self._display.end(f"{self._result.line()}; {duration(seconds)}")
         except BaseException as error:  # result() raises it
             self._error = error
+            self._display.end(self._state)
         finally:
             self._finish()
 
@@ -87,13 +133,15 @@ class FinishedRecords(BackgroundRun[Row, End]):
 
     def __init__(
         self,
-        run: Callable[[LauncherMaker], End],
+        out: str,
+        display: Display,
+        run: Callable[[Display, LauncherMaker], End],
         read: Callable[[End], Iterator[Row]],
         table: Callable[[End], Any],
     ) -> None:
         self._job, self._read, self._table = run, read, table
         self._records: Iterator[Row] | None = None
-        super().__init__()
+        super().__init__(out, display)
 
     def __next__(self) -> Row:
         if self._records is None:
@@ -106,7 +154,7 @@ class FinishedRecords(BackgroundRun[Row, End]):
     table.__doc__ = BackgroundRun.table.__doc__
 
     def _run(self) -> End:
-        return self._job(self._launch)
+        return self._job(self._display, self._launch)
 
 
 class StoppableLauncher:
@@ -114,21 +162,24 @@ class StoppableLauncher:
 
     def __init__(self) -> None:
         self.launcher = DirectLauncher(lambda *_: None)
-        self._lock = threading.Lock()
         self._started: list[StageHandle] = []
+        self._fork_server: ForkServer | None = None
         self._stopped = False
 
     def start(self, call: StageCall) -> StageHandle:
-        with self._lock:
-            if self._stopped:
-                again = "Nothing finished is lost; the same call goes on"
-                raise Interrupted("stopped", hint=again)
+        self._fork_server = call.fork_server or self._fork_server
+        if not self._stopped:
             running = self.launcher.start(call)
             self._started = [*self._started[-1:], running]
-            return running
+        if self._stopped:  # perhaps meanwhile
+            self.stop()
+            raise Interrupted("stopped", hint="Finished work is kept; the same call goes on")
+        return running
 
     def stop(self) -> None:
-        with self._lock:
-            self._stopped = True
-            for running in self._started:
-                running.stop()
+        """Stop all at once. `start` may be waiting for a fork server that imports libraries."""
+        self._stopped = True
+        if self._fork_server is not None:
+            self._fork_server.kill()
+        for running in self._started:
+            running.stop()

@@ -5,7 +5,8 @@ and reuses the same stored records. Each caption is read from the store when its
 Leaving the `with` block or calling `close()` stops the run in order; the same call resumes it.
 """
 
-from collections.abc import Callable, Iterator
+import html
+from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 from queue import SimpleQueue
@@ -16,11 +17,11 @@ from artifacts.packs import RecordSet
 from artifacts.plurals import counted
 from artifacts.tables import schema_of, table_of
 from flows.console.display import Display
-from flows.job.prepare import Job, check_names
+from flows.job.prepare import Job
 from flows.ledger.tasks import Task
 from flows.machine.launch import Launcher
 from flows.media.media_files import MediaFile
-from flows.options.commands import CaptionConfig, RunOptions
+from flows.options.commands import CaptionConfig
 from flows.pipelines import CAPTION
 from flows.results.captions import (
     caption_of,
@@ -30,18 +31,15 @@ from flows.results.captions import (
     properties_of,
     table_rows,
 )
-from flows.results.run_record import RunRecord
+from flows.results.run_record import RunRecord, remember, words_of
 from flows.results.run_result import RunResult
 from flows.running import sift_first
 from penstock.arguments import Progress, Sources, anchored, config_for, display_for
-from penstock.background import BackgroundRun
-from penstock.cells import Shown, shown_of
+from penstock.background import BackgroundRun, check_start
+from penstock.cells import FEW, shown_of
 from penstock.keywords import CaptionOptions
 from stages.process.events import Event, Item
 from stages.process.stage_process import Listener
-
-FEW = 5
-"""Captions that a notebook shows of a run."""
 
 
 def caption(
@@ -58,16 +56,15 @@ class Captions(BackgroundRun[Caption, RunResult]):
     """A running captioning job. Iterating yields stored captions first, then each new one as soon
     as it is stored. An error that ended the run is raised after the last caption."""
 
-    def __init__(self, config: RunOptions, display: Display) -> None:
-        check_names(config, CAPTION)
+    def __init__(self, config: CaptionConfig, display: Display) -> None:
+        check_start(config, CAPTION, "caption")
         self._config = config
-        self._display = display
         self._rows: SimpleQueue[Caption | None] = SimpleQueue()
         self._given: set[tuple[int, float]] = set()
         """Captions given already: position of file and prompt in the job, and start of the chunk in
         seconds. Keys differ between engines, and two names of one prompt share them."""
         self._feed: _Feed | None = None
-        super().__init__()
+        super().__init__(config.out, display)
 
     def __next__(self) -> Caption:
         try:
@@ -82,17 +79,14 @@ class Captions(BackgroundRun[Caption, RunResult]):
         raise StopIteration
 
     def __repr__(self) -> str:
-        return self._shown(repr)
+        if self._result is not None:
+            return repr(shown_of(Path(self._result.out), FEW))
+        return f"{super().__repr__()}, {counted(len(self._given), 'caption')}"
 
     def _repr_html_(self) -> str:
-        return self._shown(lambda shown: shown._repr_html_())
-
-    def _shown(self, text_of: Callable[[Shown], str]) -> str:
-        """Return the first captions as text once the run has ended well, else how far it is."""
         if self._result is not None:
-            return text_of(shown_of(Path(self._result.out), FEW))
-        state = "ended with an error" if self._error else "running"
-        return f"captions of {self._config.out}: {state}, {counted(len(self._given), 'caption')}"
+            return shown_of(Path(self._result.out), FEW)._repr_html_()
+        return html.escape(repr(self))
 
     def stop(self) -> None:
         """Same as `close()`."""
@@ -125,7 +119,8 @@ class Captions(BackgroundRun[Caption, RunResult]):
     def _finish(self) -> None:
         self._rows.put(None)
 
-    def _begin(self, job: Job, _: RunRecord) -> None:
+    def _begin(self, job: Job, record: RunRecord) -> None:
+        remember(words_of(self._config), job, record)
         if self._feed is not None and self._feed.job.model.digests != job.model.digests:
             self._given.clear()  # the files will hold captions of the changed model alone
         self._feed = _Feed(job)

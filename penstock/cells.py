@@ -2,18 +2,34 @@
 
 import html
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
-from artifacts.edits import ACCEPTED, REJECTED, WORDS
+from artifacts.edits import ACCEPTED, REJECTED, WORDS, FixedText, keys_of, read_edits
 from artifacts.errors import UsageError
+from artifacts.json_shapes import read_jsonl
+from artifacts.labels import read_labels
 from artifacts.paths import folder_named
 from artifacts.plurals import counted
-from flows.results.report.media import failed_media, is_other, media_with_captions, path_of
+from flows.results.label_files import LINES
+from flows.results.report.media import (
+    MEDIA_ENTRY,
+    RUN_AGAIN,
+    failed_media,
+    is_other,
+    media_with_captions,
+    path_of,
+)
+from flows.results.run_read import load_record
+from flows.results.trust import belief_in
 from penstock.arguments import path_of as path_given
 
+CORRECTED = "corrected"
+FEW = 5
+"""Captions that a notebook shows of a run."""
 MOST = 20
 """Captions that are shown unless told otherwise."""
 SIDE = 240
@@ -35,12 +51,18 @@ class ShownCaption:
     text: str
     path: str
     """Path of the medium; empty: it is not there any more."""
+    review: str = ""
+    """What a person did with it: corrected, accepted or rejected."""
+    at: float | None = None
+    """Second of the frame that is shown; None: that of the start, or an image."""
 
     @property
     def place(self) -> str:
-        """Return the medium and, of a video, the seconds."""
-        seconds = f"{self.start:g} to {self.end:g} s" if self.end > self.start else ""
-        return ", ".join(filter(None, [self.media_path, seconds, self.name]))
+        """Return the medium, of a video the seconds, and the review."""
+        seconds = "" if self.at is None else f"{self.at:.4g} s"
+        if self.end > self.start:
+            seconds = f"{self.start:.4g} to {self.end:.4g} s"
+        return ", ".join(filter(None, [self.media_path, seconds, self.name, self.review]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +73,9 @@ class Shown:
     captions: tuple[ShownCaption, ...]
     total: int
     """Number of all captions of the folder."""
-    failures: tuple[str, ...]
+    failures: tuple[str, ...] = ()
     """Media that failed, with the reason."""
+    noun: str = "caption"
 
     def __repr__(self) -> str:
         lines = [f"{each.place}: {each.text}" for each in self.captions]
@@ -67,7 +90,7 @@ class Shown:
     def _last_line(self) -> str:
         shown = f", {len(self.captions)} shown" if len(self.captions) < self.total else ""
         failed = f", {counted(len(self.failures), 'failure')}" if self.failures else ""
-        return f"{counted(self.total, 'caption')}{shown}{failed}"
+        return f"{counted(self.total, self.noun)}{shown}{failed}"
 
 
 def show(out: str | PathLike[str] = "penstock-out", *, most: int = MOST) -> Shown:
@@ -78,27 +101,66 @@ def show(out: str | PathLike[str] = "penstock-out", *, most: int = MOST) -> Show
 
 def shown_of(out: Path, most: int) -> Shown:
     """Return the first captions of a folder. Raises EnvironmentFault."""
-    rows = list(_captions(out))
-    if not rows and not (out / "captions.jsonl").exists():
+    labels = not (out / "captions.jsonl").exists() and (out / LINES).exists()
+    rows = list(_labels(out) if labels else _captions(out))
+    if not rows and not labels and not (out / "captions.jsonl").exists():
         raise UsageError(
             f"{out} has no captions", hint="Run penstock.caption first, and give its out"
         )
     failures = tuple(f"{each['media_path']}: {each['message']}" for each in failed_media(out))
-    return Shown(captions=tuple(rows[:most]), total=len(rows), failures=failures)
+    noun = "labelled frame" if labels else "caption"
+    return Shown(captions=tuple(rows[:most]), total=len(rows), failures=failures, noun=noun)
+
+
+def _labels(out: Path) -> Iterator[ShownCaption]:
+    entries = read_jsonl(out / "media.jsonl", MEDIA_ENTRY, RUN_AGAIN)
+    paths = {each["media_path"]: "" if is_other(each) else path_of(each) for each in entries}
+    for row in read_labels(out / LINES):
+        text = ", ".join(row.given) or f"none; the nearest is {row.top}"
+        path = paths.get(row.media_path, "")
+        yield ShownCaption(row.media_path, 0.0, 0.0, "", text, path, at=row.time)
 
 
 def _captions(out: Path) -> Iterator[ShownCaption]:
-    for entry, rows in media_with_captions(out):
+    from flows.reviewing.captions import LINE
+
+    reviewed = None
+    for entry, rows in media_with_captions(out, LINE):
         path = "" if is_other(entry) else path_of(entry)
         for row in rows:
+            reviewed = reviewed or _reviews(out)
             where = row["media_path"], row["start"], row["end"], row.get("name", "")
-            yield ShownCaption(*where, row["caption"], path)
+            text, review = reviewed(row)
+            yield ShownCaption(*where, text, path, review)
+
+
+def _reviews(out: Path) -> Callable[[Mapping[str, Any]], tuple[str, str]]:
+    """Return a function that returns the text and the review of a line of captions, with what was
+    decided since the files were written. Raises UsageError, EnvironmentFault."""
+    fixed = FixedText.of(load_record(out)["plan"].get("words") or {})
+    edits = read_edits(out, belief_in(out).proof()).now
+
+    def reviewed(row: Mapping[str, Any]) -> tuple[str, str]:
+        text, original = row["caption"], row.get("original")
+        before = row.get("review", "") or (CORRECTED if original else "")
+        _, said, _ = fixed.parts(original or text)
+        keys = keys_of(row["features"], row.get("name", ""), row.get("prompt", ""), said)
+        edit = next((edits[key] for key in keys if key in edits), None)
+        if edit is None:
+            return text, before
+        decided = said if edit.caption is None else edit.caption
+        review = edit.review or (CORRECTED if decided != said else "")
+        if (decided, review) == (fixed.parts(text)[1], before):
+            return text, before
+        return decided, f"{review or 'undone'}, not written yet"
+
+    return reviewed
 
 
 def _row(each: ShownCaption) -> str:
     from flows.results.thumbnails import data_address
 
-    time = each.start if each.end > each.start else None
+    time = each.start if each.at is None and each.end > each.start else each.at
     picture = data_address(each.path, time, SIDE) if each.path else ""
     picture = f'<img src="{picture}" alt="">' if picture else "-"
     words = f"{html.escape(each.place)}<br>{html.escape(each.text)}"

@@ -18,6 +18,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from typing import Any, TypedDict, Unpack
 
 from flows.console.display import Display
@@ -29,7 +30,7 @@ from flows.options.commands import CaptionConfig, RebuildConfig
 from flows.options.vectors import EmbedConfig, LabelConfig
 from flows.results.captions import captions_of
 from flows.results.label_files import LabelsWritten
-from flows.results.run_record import RunRecord
+from flows.results.run_record import RunRecord, remember, words_of
 from flows.results.run_result import RunResult
 from flows.results.vectors import VectorsWritten
 from flows.running.sift_first import caption as run_caption
@@ -89,7 +90,8 @@ def _run(command: str, kind: Any, known: Any, sources: Sources, options: Any) ->
     address, files = own.get("address", "auto"), own.get("files", FILES)
     config = config_for(sources, options, kind, known.__annotations__)
     display = Display(quiet=not own.get("progress"))
-    return run_on_cluster(command, config, display, address, files=files)
+    begun = partial(remember, words_of(config)) if isinstance(config, CaptionConfig) else None
+    return run_on_cluster(command, config, display, address, files=files, on_begin=begun)
 
 
 class Actor:

@@ -1,5 +1,6 @@
 """Python API for models of the CLIP kind: vectors, labels, an index to search in, and marks."""
 
+import html
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -11,7 +12,6 @@ from artifacts.labels import schema as label_schema
 from artifacts.paths import folder_named
 from artifacts.tables import GROUP_ROWS, schema_of, table_of
 from flows.console.display import Display
-from flows.job.prepare import check_names
 from flows.options.vectors import (
     INDEX,
     EmbedConfig,
@@ -40,7 +40,8 @@ from penstock.arguments import (
     display_for,
     path_of,
 )
-from penstock.background import FinishedRecords
+from penstock.background import FinishedRecords, check_start
+from penstock.cells import FEW, Shown, ShownCaption, shown_of
 from penstock.keywords import (
     EmbedOptions,
     LabelRunOptions,
@@ -80,9 +81,28 @@ class Embeddings(FinishedRecords[Embedded, VectorsWritten]):
 class Labels(FinishedRecords[Labelled, LabelsWritten]):
     """A running `label` job, and an iterator over the lines of its `labels.jsonl`."""
 
+    def _repr_html_(self) -> str:
+        if self._result is not None:
+            return shown_of(self._result.out, FEW)._repr_html_()
+        return html.escape(repr(self))
+
 
 class Hits(list[Hit]):
     """The results of a search, best first."""
+
+    def _shown(self) -> Shown:
+        rows = []
+        for hit in self:
+            start, end = hit.time or (0.0, 0.0)
+            place = hit.media_path, start, end, "", f"{hit.score:.3f}", hit.path
+            rows.append(ShownCaption(*place, at=hit.at))
+        return Shown(captions=tuple(rows), total=len(rows), noun="hit")
+
+    def __repr__(self) -> str:
+        return repr(self._shown())
+
+    def _repr_html_(self) -> str:
+        return self._shown()._repr_html_()
 
     def table(self) -> Any:
         """Return the hits as a pyarrow table."""
@@ -106,9 +126,11 @@ def embed(
 ) -> Embeddings:
     """Start a run that computes vectors, as `penstock embed`. Raises PenstockError."""
     config = anchored(config_for(sources, options, EmbedConfig, EmbedOptions.__annotations__))
-    check_names(config, EMBED)
+    check_start(config, EMBED, "embed")
     return Embeddings(
-        lambda launch: run.embed(config, display_for(progress), launch),
+        config.out,
+        display_for(progress),
+        partial(run.embed, config),
         _embedded,
         _vector_table,
     )
@@ -120,10 +142,12 @@ def label(
     """Start a run that labels images and video frames, as `penstock label`. `labels` may be a list
     of texts, too. Raises PenstockError."""
     config = anchored(config_for(sources, options, LabelConfig, LabelRunOptions.__annotations__))
-    check_names(config, LABEL)
+    check_start(config, LABEL, "label")
     request = label_request(config)
     return Labels(
-        lambda launch: run_label(config, request, display_for(progress), launch),
+        config.out,
+        display_for(progress),
+        partial(run_label, config, request),
         _labelled,
         lambda result: table_of(_labelled(result), label_schema()),
     )

@@ -49,7 +49,7 @@ def test_sources_stand_anywhere_and_lists_are_split_at_commas() -> None:
     [
         (["caption"], "no source given"),
         (["caption", "a", "--fps", "1", "--frames", "8"], "--fps and --frames exclude each other"),
-        (["caption", "a", "--fps", "0"], "invalid --fps 0.0"),
+        (["caption", "a", "--fps", "0"], "invalid --fps 0."),
         (["caption", "a", "--prompt", "  "], "--prompt is empty"),
         (["caption", "a", "--prompt-file", "./gone.txt"], "--prompt-file gone.txt cannot be read"),
         (["caption", "a", "--prompt-file", os.devnull], "/dev/null cannot be read: it is a device"),

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 from uuid import UUID, uuid4
@@ -22,12 +23,14 @@ import flows.deployments.commands
 import flows.deployments.runs
 import penstock_demo
 from artifacts.errors import CannotFit, EnvironmentFault, Interrupted, Killed
+from flows.cli.options import recorded_run
 from flows.console.display import Display
 from flows.deployments import view as prefect_view
 from flows.deployments.commands import observed
 from flows.deployments.page import RunPage
 from flows.deployments.runs import INTERRUPTED, Caller, ended_by
 from flows.deployments.view import Progress, RunLog
+from flows.results.trust import command_in
 from scripts.stage_processes import descendants, stage_of
 from tests.support.pipeline import PENSTOCK, ROOT, wait_gone
 
@@ -122,6 +125,12 @@ def test_with_prefect_the_command_makes_the_same_bytes_and_says_the_same(tmp_pat
     flow_run = run(tmp_path / "flow", "--prefect")
     assert outputs(tmp_path / "flow") == outputs(tmp_path / "plain")
     assert outputs(tmp_path / "flow")["captions.jsonl"].count(b"\n") == 2
+    plain, flow = (
+        recorded_run(command_in(tmp_path / name, f"{tmp_path / name}-store")).config
+        for name in ("plain", "flow")
+    )
+    assert replace(plain, out=flow.out, store=flow.store) == flow
+    assert flow.format == ("txt", "vtt")
     texts = []
     for done, out in ((plain_run, tmp_path / "plain"), (flow_run, tmp_path / "flow")):
         lines = [line for line in done.stderr.splitlines() if not PROGRESS.search(line)]

@@ -118,6 +118,7 @@ def test_a_flow_with_a_bad_file_completes_and_says_so(
         name = client.read_flow_run(state.state_details.flow_run_id).name
     assert name.lstrip("…") == str(tmp_path / "out")[-MAX_LETTERS:]
     record = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert record["command"] is None  # an address has a password
     assert record["prefect"]["id"] == str(state.state_details.flow_run_id)
     assert SECRET not in page + str(rows) + state.message
     written = [path for path in tmp_path.rglob("*") if path.is_file() and path != bad]

@@ -22,12 +22,11 @@ from starlette.testclient import TestClient
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.options import declared
 from artifacts.store import open_store
-from flows.cli.caption_command import remember
 from flows.cli.main import parse
 from flows.cli.options import config_of
 from flows.machine.leases import start_of
 from flows.options.commands import CaptionConfig
-from flows.results.run_record import RunRecord
+from flows.results.run_record import RunRecord, remember
 from flows.serving.app import app_of
 from flows.serving.refusals import json_answer
 from flows.studio.roots import NoSuchFolder, Refused, Roots

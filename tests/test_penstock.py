@@ -9,12 +9,15 @@ import re
 import shutil
 import sys
 import threading
+import traceback
 import urllib.request
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from types import SimpleNamespace
+from typing import Any, cast, get_args, get_type_hints
 
 import av
 import numpy as np
@@ -23,16 +26,19 @@ import pytest
 
 import penstock
 import penstock_demo
-from artifacts.errors import MediaError
+from artifacts.errors import Interrupted, MediaError
 from artifacts.keys import digest_of
 from flows.cli.main import parse
-from flows.cli.options import config_from
+from flows.cli.options import config_from, recorded_run
 from flows.options.commands import CaptionConfig
 from flows.options.export_config import ExportConfig
 from flows.options.training import TuneConfig
 from flows.options.vectors import EmbedConfig, IndexConfig, LabelConfig, SearchPlace, SearchQuery
+from flows.results.run_record import words_of
+from flows.results.trust import command_in
 from flows.serving.config import ServeConfig
 from penstock.arguments import anchored, config_for, config_of
+from penstock.background import StoppableLauncher
 from penstock.keywords import CaptionOptions
 from tests.support.adapters import matrices, write_adapter
 from tests.support.commands import completed
@@ -190,6 +196,11 @@ def test_labels_are_those_of_the_file_made_now_or_before(here: Path) -> None:
         assert [(row.media_path, row.time, row.top) for row in found] == expected
         table = running.table().to_pylist()
         assert [(row["media_path"], row["time"], row["top"]) for row in table] == expected
+        shown = penstock.show(here / "l", most=len(table))
+        assert [(each.media_path, each.at) for each in shown.captions] == [
+            (row["media_path"], row["time"]) for row in table
+        ]
+        assert running._repr_html_().count("<img") == min(5, len(table))
 
 
 @pytest.mark.slow
@@ -203,9 +214,85 @@ def test_a_run_that_is_left_early_stops_in_order_and_is_taken_up(here: Path) -> 
     assert first in rest and len(rest) == len(read_lines(here / "out" / "captions.jsonl"))
 
 
+def test_a_stop_does_not_wait_for_a_fork_server_that_imports_libraries() -> None:
+    waits, killed, stopped = threading.Event(), threading.Event(), threading.Event()
+
+    def start(_: object) -> object:
+        waits.set()
+        assert killed.wait(20)
+        return SimpleNamespace(stop=stopped.set)
+
+    launcher = StoppableLauncher()
+    launcher.launcher = cast(Any, SimpleNamespace(start=start))
+    call = cast(Any, SimpleNamespace(fork_server=SimpleNamespace(kill=killed.set)))
+    with ThreadPoolExecutor() as threads:
+        begun = threads.submit(launcher.start, call)
+        assert waits.wait(20)
+        launcher.stop()
+        assert isinstance(begun.exception(20), Interrupted)
+    assert stopped.is_set()
+    with pytest.raises(Interrupted):
+        launcher.start(call)
+
+
+def test_a_run_from_python_is_repeated_by_what_repeats_a_command(here: Path) -> None:
+    list(penstock.caption("videos", model="demo", out="out", prompts={"a": "What is it?"}))
+    command = command_in(here / "out")
+    assert command["folder"] == str(here)
+    config = recorded_run(command).config
+    assert (config.sources, config.prompts, config.out) == (
+        ("videos",),
+        {"a": "What is it?"},
+        str(here / "out"),
+    )
+    refused(partial(penstock.learn, "out", steps=1), "0 captions in")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {
+            "memory": "2GiB",
+            "chunk": 2,
+            "fps": 0.1,
+            "shots": False,
+            "frames": None,
+            "recursive": True,
+        },
+        {"prompts": {"a": "What is it?\n--Is it = 5?", "b": "x"}, "format": ["txt", "srt"]},
+        {
+            "prompt": "-v",
+            "schema": {"type": "object", "properties": {"a": {"enum": ["x, y"]}}},
+            "avoid": "a,b",
+        },
+        {"endpoint": ["http://localhost:1/v1", "http://localhost:2/v1"], "model": "openai:x"},
+    ],
+)
+def test_the_recorded_words_are_those_of_the_configuration(options: dict[str, Any]) -> None:
+    names = CaptionOptions.__annotations__
+    config = config_for(["-a.mp4", Path("b")], {"model": "demo", **options}, CaptionConfig, names)
+    assert recorded_run({"words": words_of(config)}).config == config
+
+
+def test_a_text_that_the_command_line_would_split_is_not_recorded() -> None:
+    options = {"avoid": ["a, b"]}
+    assert words_of(config_for("a.mp4", options, CaptionConfig, options)) == []
+
+
 def test_what_ends_a_run_is_raised_where_its_captions_are_asked_for(here: Path) -> None:
-    captions = penstock.caption("videos", model="demo", out="videos/clip-01.mp4")
-    assert refused(lambda: list(captions), "clip-01.mp4").hint
+    (here / "model").mkdir()
+    captions = penstock.caption("videos", model="model", out="out")
+    error = refused(lambda: list(captions), "config.json")
+    assert str(error) in repr(captions) and error.hint in captions._repr_html_()
+    frames = [frame.f_code.co_name for frame, _ in traceback.walk_tb(error.__traceback__)]
+    assert "_work" not in frames and error.__suppress_context__
+    shown, last = error._render_traceback_()
+    assert "refused(lambda" in shown and last == f"{type(error).__name__}: {error}"
+
+
+def test_results_are_shown_as_their_line(here: Path) -> None:
+    result = penstock.caption("videos", model="demo", out="out").result()
+    assert repr(result) == f"2 captions in {here / 'out' / 'captions.jsonl'}"
 
 
 START: list[Callable[..., object]] = [
@@ -226,6 +313,8 @@ START: list[Callable[..., object]] = [
         ({"model": "nosuch"}, "there is no model at nosuch"),
         ({"model": "videos/clip-01.mp4"}, "clip-01.mp4"),
         ({"chunk": -1.0}, "chunk"),
+        ({"memory": 8}, "memory 8: 8 bytes? Write 8GiB"),
+        ({"out": "videos/clip-01.mp4"}, "clip-01.mp4"),
     ],
 )
 def test_what_cannot_be_is_refused_at_the_call_and_nothing_is_begun(
@@ -237,6 +326,10 @@ def test_what_cannot_be_is_refused_at_the_call_and_nothing_is_begun(
         assert refused(partial(call, **given), words).hint
     assert not [t for t in threading.enumerate() if t.name == "penstock"]
     assert not (here / "out").exists()
+
+
+def test_a_whole_number_is_quoted_as_it_was_given() -> None:
+    refused(lambda: penstock.plan(chunk=-1), "invalid --chunk -1. Give")
 
 
 def blocks_of(page: str) -> list[str]:

@@ -63,10 +63,18 @@ def test_captions_are_shown_corrected_rejected_and_written(tmp_path: Path) -> No
     with pytest.raises(UsageError, match=r"no caption of \('e.png', 0.0\)"):
         penstock.correct(out, {("c.png", 0.0): "Mine.", ("e.png", 0.0): "Mine."})
     assert penstock.correct(out, {("c.png", 0.0): "Mine.", ("a & b.png", 0.0): None}) == 2
+    shown = penstock.show(out)
+    assert [each.review for each in shown.captions] == [
+        "rejected, not written yet",
+        "corrected, not written yet",
+    ]
+    assert "c.png, corrected, not written yet: Mine." in repr(shown)
     list(penstock.caption(tmp_path / "media", model="demo", out=out, store=tmp_path / "store"))
     rows = read_lines(out / "captions.jsonl")
     assert [row.get("review", "") for row in rows] == ["rejected", ""]
     assert rows[1]["caption"] == "Mine."
+    shown = penstock.show(out)
+    assert [each.review for each in shown.captions] == ["rejected", "corrected"]
     counts = penstock.status(out)["stages"]
     assert [stage["items"] for stage in counts if stage["name"] == "decode"] == [0]
     assert penstock.correct(out, {}) == 0
@@ -123,7 +131,7 @@ def test_cells_show_one_line_that_changes_then_a_table(
     assert shown[0]["type"] == "display_data"
     assert {each["type"] for each in shown[1:]} == {"update_display_data"}
     texts = [each["data"]["text/plain"] for each in shown]
-    assert any(text.startswith("captioning") for text in texts) and texts[-1] == ""
+    assert any(text.startswith("captioning") for text in texts) and "2 captions in " in texts[-1]
     results = [each for each in messages if each["type"] == "execute_result"]
     table = results[0]["data"]["text/html"]
     assert len(pictures(table)) == 2

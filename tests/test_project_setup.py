@@ -135,7 +135,7 @@ def test_the_lock_of_tests_serves_users_too(able: Machine) -> None:
     assert (able.setup().stdout, able.log.exists()) == ("", False)
 
 
-INSTALLS_FOR_USERS = ("setup", "demo", "server", "worker", "wheel")
+INSTALLS_FOR_USERS = ("setup", "demo", "server", "worker")
 INSTALLS_MORE = ("check", "lint", "test", "test-slow", "docs", "docs-check", "pictures", "bench")
 
 
@@ -144,6 +144,11 @@ def test_a_target_installs_no_more_than_it_needs(target: str) -> None:
     planned = completed(["make", "--dry-run", "--directory", ROOT, target]).stdout
     assert "scripts/setup" in planned
     assert ("LOCK=requirements/dev.txt" in planned) == (target in INSTALLS_MORE)
+
+
+def test_a_wheel_is_built_without_an_installation(tmp_path: Path) -> None:
+    planned = completed(["make", "--dry-run", "--directory", ROOT, "wheel"]).stdout
+    assert "scripts/setup" not in planned and "wheel" in planned
 
 
 def test_a_worker_of_a_ray_cluster_installs_ray() -> None:

@@ -14,10 +14,9 @@ from pathlib import Path, PurePath
 from typing import TYPE_CHECKING
 
 from artifacts.edits import REJECTED
-from artifacts.errors import EnvironmentFault, PenstockError, redacted
+from artifacts.errors import EnvironmentFault, PenstockError
 from artifacts.packages import require_extra
 from artifacts.paths import folder_named
-from artifacts.remote.addresses import signed
 from artifacts.store import open_store
 from flows.cli.main import CRASHED, print_result
 from flows.cli.options import config_of
@@ -53,8 +52,6 @@ def _line(path: str, caption: str, width: int) -> str:
 
 
 if TYPE_CHECKING:
-    from flows.job.prepare import Job
-    from flows.results.run_record import RunRecord
     from flows.results.run_result import RunResult
 
 
@@ -64,6 +61,7 @@ def caption_command(given: argparse.Namespace) -> int:
     display = Display(quiet=given.quiet, as_json=given.json)
     if given.dry_run:
         return show(config, as_json=given.json, dry_run="caption")
+    from flows.results.run_record import remember, with_values
     from flows.results.trust import CORRECTIONS, OUTPUTS, is_trusted
 
     out, uses = folder_named(config.out, "out"), (CORRECTIONS, OUTPUTS)
@@ -74,7 +72,6 @@ def caption_command(given: argparse.Namespace) -> int:
     with closing(display):
         if given.ray:
             from flows.many.run import run_on_cluster
-            from flows.results.run_record import with_values
 
             # Tasks get the address of the store as an option.
             url = open_store(config.store_url).url
@@ -111,15 +108,6 @@ def _flow() -> "Callable[[CaptionConfig, Display], RunResult]":
             hint="Correct or unset the PREFECT_ variable of that name, or the profile",
         ) from error
     return run_with_prefect
-
-
-def remember(words: list[str], job: "Job", record: "RunRecord") -> None:
-    """Store the command in the run record with its store, unless it contains credentials."""
-    from flows.results.run_record import with_values
-
-    words = words if job.config.store else with_values(words, {"--store": job.store.url})
-    if not any(redacted(word) != word or signed(word) for word in words):
-        record.value["command"] = {"words": words, "folder": os.getcwd()}
 
 
 def leave_after(run: Callable[[], "RunResult"]) -> "RunResult":

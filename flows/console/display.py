@@ -171,7 +171,7 @@ class CellLine:
         now = time.monotonic()
         if now - self._at >= CELL_SECONDS or done == total:
             self._at = now
-            self._put(f"{doing} {status()}".rstrip())
+            self.end(f"{doing} {status()}".rstrip())
 
     def line(self, text: str) -> None:
         """Write a permanent line."""
@@ -180,9 +180,10 @@ class CellLine:
     def clear(self) -> None:
         """Remove the progress line."""
         self._at = 0.0
-        self._put("")
+        self.end("")
 
-    def _put(self, text: str) -> None:
+    def end(self, text: str) -> None:
+        """Show this text, of which nothing is left out."""
         if text == self._text:
             return
         from IPython.display import display
@@ -292,6 +293,8 @@ class Display:
         self._lasting = not quiet and not as_json
         """Whether permanent lines are written."""
         self._moving = None if as_json or (quiet and not fleeting) else _moving_line(self._to, to)
+        self._cell: CellLine | None = None
+        """The line of a run that is over."""
         self._plain = self._lasting and not self._moving
         self._lock = threading.RLock()
         self._stage = self._verb = self._counts = ""
@@ -435,6 +438,14 @@ class Display:
         left = f"  {duration((self._fetch_total - here) / rate)} left" if rate > 0 else ""
         so_far = f"downloading {size(here)} of {size(self._fetch_total)}"
         return f"{so_far}  {size(round(max(rate, 0)))}/s{left}"
+
+    def end(self, text: str) -> None:
+        """Show a line in a cell's output that stays."""
+        with self._lock:
+            if isinstance(self._moving, CellLine):
+                self._moving, self._cell = None, self._moving
+            if self._cell is not None:
+                self._cell.end(redacted(text))
 
     def close(self) -> None:
         """End the progress line, and print the summary of the stage."""

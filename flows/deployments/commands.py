@@ -58,7 +58,7 @@ from flows.deployments.runs import (
 from flows.deployments.server import FILE, OWN, client_settings, refuses_login
 from flows.deployments.view import TABLE_ROWS, Progress, RunLog, plain, quiet_console, show
 from flows.job.partitions import FILES
-from flows.job.prepare import out_folder
+from flows.job.prepare import Job, out_folder
 from flows.learning.learn import learn
 from flows.many.run import PARTITIONS, run_on_cluster
 from flows.options.commands import RunOptions
@@ -68,6 +68,7 @@ from flows.options.vectors import LabelOptions, VectorConfig
 from flows.pipelines import CAPTION, EMBED, LABEL, SIFT, product_of
 from flows.results.export_result import Exported
 from flows.results.label_files import LabelsWritten
+from flows.results.run_record import RunRecord, command_of, remember, words_of
 from flows.results.run_result import RunResult
 from flows.running.export import export
 from flows.running.label import label, label_request
@@ -88,7 +89,19 @@ def caption_videos(config: CaptionParameters) -> State[Any]:
     Relative paths are looked up in the flow's working directory, which for a deployment is the
     folder it was deployed from.
     """
-    return run_in_flow(config, partial(caption, config), product_of(CAPTION))
+    return run_in_flow(config, partial(caption_and_remember, config), product_of(CAPTION))
+
+
+def caption_and_remember(
+    config: CaptionConfig, display: Display, make_launcher: LauncherMaker, on_begin: OnBegin
+) -> RunResult:
+    """Run the command, and record its words."""
+
+    def begin(job: Job, record: RunRecord) -> None:
+        remember(words_of(config), job, record)
+        on_begin(job, record)
+
+    return caption(config, display, make_launcher, begin)
 
 
 def run_with_prefect(config: CaptionConfig, display: Display) -> RunResult:
@@ -245,7 +258,8 @@ def learn_captions(config: LearnConfig, caption: CaptionParameters) -> State[Any
     Relative paths are looked up as `caption-videos` does. A round that died goes on from its last
     step when it is started again.
     """
-    learning, recorded = replace(config, out=caption.out), RecordedRun(config=caption)
+    learning = replace(config, out=caption.out)
+    recorded = RecordedRun(config=caption, command=command_of(words_of(caption)))
     # With the round's own consent to code, so that the worker's rule about it holds.
     trusted = config.trust_remote_code or caption.trust_remote_code
     captioning = replace(caption, trust_remote_code=trusted)
@@ -298,7 +312,7 @@ def caption_many(config: CaptionParameters, files: Files = FILES) -> State[Any]:
 
     Media, `store` and `out` must have the same paths on every machine.
     """
-    return _divided("caption", config, files, caption, product_of(CAPTION))
+    return _divided("caption", config, files, caption_and_remember, product_of(CAPTION))
 
 
 @flow(name="embed-many", flow_run_name=named_after_work, persist_result=False)
@@ -322,11 +336,18 @@ def _divided(
 ) -> State[Any]:
     """Run a command on the cluster, or on all GPUs of this machine where none is named."""
     address = os.environ.get(ADDRESS, "").strip()
+    begun = partial(remember, words_of(config)) if isinstance(config, CaptionConfig) else None
 
     def on_cluster(display: Display, *_: object) -> PipelineResult:
         with closing(Progress(PARTITIONS)) as bar:
             result: PipelineResult = run_on_cluster(
-                command, config, display, address, files=files, on_progress=bar.report
+                command,
+                config,
+                display,
+                address,
+                files=files,
+                on_progress=bar.report,
+                on_begin=begun,
             )
             return result
 

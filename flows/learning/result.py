@@ -170,3 +170,5 @@ class Learned:
         changed = counted(self.round["captions"], "caption")
         kept = f"all decisions kept in {self.out}, {self.round['carried']} of them under new words"
         return f"{line}, {self.round['changed']} of {changed} changed, {kept}{inexact}"
+
+    __repr__ = line

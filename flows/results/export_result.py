@@ -82,6 +82,8 @@ class Exported:
         before = ", already exported" if self.before else ""
         return f"{self.out}: {size(self.bytes)}{before}; {figures_line(self.parity)}"
 
+    __repr__ = line
+
     def row(self) -> dict[str, Any]:
         """Return the outcome as a row of a table."""
         figures = {

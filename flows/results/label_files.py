@@ -165,6 +165,8 @@ class LabelsWritten(RunEnd):
             line += f", {texts_line(texts.to_json())}"
         return f"{line}{self.failed_suffix()}"
 
+    __repr__ = line
+
     def notes(self) -> Iterator[str]:
         """Yield notes for the user about the outputs."""
         if self.cut:

@@ -20,7 +20,11 @@ from typing import Any
 from artifacts.captions import Failure, values_of
 from artifacts.errors import EnvironmentFault, Interrupted, PenstockError, redacted
 from artifacts.files import write_json
+from artifacts.options import declared
+from artifacts.remote.addresses import signed
+from flows.job.prepare import Job
 from flows.machine.versions import now, versions
+from flows.options.commands import CaptionConfig
 from flows.pipelines import CAPTION, Pipeline
 from stages.process.events import StageOutcome
 
@@ -56,6 +60,36 @@ def with_values(words: Sequence[str], values: Mapping[str, str]) -> list[str]:
             kept.append(word)
     given = [word for pair in values.items() for word in pair]
     return [*words[:1], *given, *kept]
+
+
+def words_of(config: CaptionConfig) -> list[str]:
+    """Return the words of the command that makes the configuration of a caption run; none if a text
+    in a list has a comma, at which the command line splits it."""
+    words = [COMMAND]
+    for each in declared(CaptionConfig):
+        value, default = getattr(config, each.name), each.field.default
+        if each.option.positional or value is None or value == default:
+            continue
+        parts = value if isinstance(value, tuple) else ()
+        if any("," in part or part != part.strip() for part in parts):
+            return []
+        words += each.words(value)
+    return [*words, "--", *config.sources]
+
+
+def command_of(words: Sequence[str]) -> dict[str, Any] | None:
+    """Return words and this folder as a record has them; None if the words hold credentials."""
+    values = [part for word in words for part in (word, word.partition("=")[2])]
+    if not words or any(redacted(value) != value or signed(value) for value in values):
+        return None
+    return {"words": [*words], "folder": os.getcwd()}
+
+
+def remember(words: Sequence[str], job: Job, record: "RunRecord") -> None:
+    """Store the command of a run in its record, with its store, unless it contains credentials."""
+    if words and not job.config.store:
+        words = with_values(words, {"--store": job.store.url})
+    record.value["command"] = command_of(words)
 
 
 Entry = dict[str, Any]

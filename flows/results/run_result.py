@@ -96,6 +96,8 @@ class RunResult(RunEnd):
         ended = self.failed_suffix() + LISTED_WARNINGS * bool(self.warned)
         return f"{line}{user_texts_note(self.written.user_texts)}{ended}"
 
+    __repr__ = line
+
     def notes(self, max_tokens: int | None = None) -> Iterator[str]:
         """Yield notes and advice for the user about the outputs. `max_tokens`: longest answer that
         fits into the context; None: unlimited."""

@@ -338,6 +338,8 @@ class Sifted(RunEnd):
         line = f"{self.kept:,} of {counted(self.marked, 'file')} kept in {self.kept_list}{copies}"
         return f"{line}{self.failed_suffix()}"
 
+    __repr__ = line
+
 
 def write_tables(
     own: GeneratedFiles,

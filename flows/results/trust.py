@@ -103,7 +103,8 @@ def command_in(out: Path, store: str = "", *, trust: bool = False) -> dict[str, 
     if marker is None or marker.words[:1] != (COMMAND,):
         raise UsageError(
             f"{out} has no command of a caption run",
-            hint="Run `penstock caption` once more with the same options",
+            hint="Caption once more with the same options. None is kept of options with a secret "
+            "or with a comma in a text of a list",
         )
     for path, digest in () if trust else inputs_in(out, marker.words, marker.folder).items():
         if digest not in marker.inputs:

@@ -96,6 +96,8 @@ class Tuned(TuneResult):
         state = "adapter" if self.record["finished"] else "unfinished adapter"
         return f"{line}; {state} in {self.out}"
 
+    __repr__ = line
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AdapterScore(TuneResult):
@@ -120,6 +122,8 @@ class AdapterScore(TuneResult):
             f"{label}: {counted(self.score['captions'], 'caption')}, {self.score['exact']:.0%} "
             f"exact, {self.score['words']:.0%} of words in common, loss {self.score['loss']:.3f}"
         )
+
+    __repr__ = line
 
 
 def tuned_in(out: Path) -> Tuned:

@@ -63,6 +63,8 @@ class VectorsWritten(RunEnd):
         line = f"{counted(self.vectors, 'vector')} of {counted(self.width, 'number')}"
         return f"{line} in {self.out / ARRAY}{self.failed_suffix()}"
 
+    __repr__ = line
+
 
 def vector_paths(job: Job) -> dict[str, str]:
     """Return the paths of the outputs."""

@@ -85,6 +85,8 @@ class IndexWritten(VectorsWritten):
             line += f"; {len(self.failures)} of {counted(self.files, 'file')} failed"
         return line
 
+    __repr__ = line
+
 
 def fill_index(
     config: VectorConfig,

@@ -86,7 +86,10 @@ def words_of(
     config = CONFIGS[command]
     options = {each.name: each for each in declared(config)}
     built = config(**{name: _parsed(options[name], value) for name, value in values.items()})
-    words = [word for name, value in values.items() for word in _words(options[name], value)]
+    given = [(options[name], value) for name, value in values.items()]
+    words = [
+        word for each, value in given if not each.option.positional for word in each.words(value)
+    ]
     if isinstance(built, SourceOptions):
         built.check_sources()
         return [command, *fixed, *words, "--", *values["sources"]]
@@ -131,16 +134,6 @@ def _is_text(value: Any) -> bool:
 def _parsed(option: Declared, value: Any) -> Any:
     parse = option.option.parse
     return parse(value) if parse is not None and not option.option.repeated else value
-
-
-def _words(option: Declared, value: Any) -> list[str]:
-    if option.option.positional:
-        return []
-    if option.kind is bool:
-        return [option.flag] if value else []
-    if isinstance(value, dict):
-        return [f"{option.flag}={name}={text}" for name, text in value.items()]
-    return [f"{option.flag}={','.join(value) if isinstance(value, tuple) else value}"]
 
 
 def _server(number: Any) -> dict[str, Any]:

@@ -439,6 +439,8 @@ class RebuildResult:
         failed = f", {len(self.failures)} failed" if self.failures else ""
         return f"{text}{failed}{f'; nothing was removed: {self.kept}' if self.kept else ''}"
 
+    __repr__ = line
+
 
 def rebuild(
     config: RebuildConfig,

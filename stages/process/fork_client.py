@@ -206,6 +206,11 @@ class ForkServer:
         with self._lock:
             self._end()
 
+    def kill(self) -> None:
+        """Kill the server and its children, also while another thread waits for it."""
+        if (process := self._process) is not None:
+            process.kill()
+
     def leave(self) -> None:
         """End the server, and wait until it is gone. The next stage starts another."""
         with self._lock:
