@@ -11,7 +11,7 @@ from artifacts.errors import UsageError
 from artifacts.packs import verify
 from artifacts.plurals import counted
 from artifacts.store import Store, check_format, open_store
-from flows.cli.main import print_failed
+from flows.cli.exit_report import print_failed
 from flows.cli.options import config_of
 from flows.console.display import Display
 from flows.console.lines import duration, is_terminal, parse_size, print_lines, size, table_lines

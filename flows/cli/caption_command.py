@@ -18,7 +18,7 @@ from artifacts.errors import EnvironmentFault, PenstockError
 from artifacts.packages import require_extra
 from artifacts.paths import folder_named
 from artifacts.store import open_store
-from flows.cli.main import CRASHED, print_result
+from flows.cli.exit_report import CRASHED, print_result
 from flows.cli.options import config_of
 from flows.cli.plan_command import show
 from flows.console.display import READING, Display

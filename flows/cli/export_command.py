@@ -7,7 +7,7 @@ import shlex
 import sys
 
 from flows.checkpoint.gguf import gguf_note
-from flows.cli.main import print_result
+from flows.cli.exit_report import print_result
 from flows.cli.options import config_from
 from flows.cli.plan_command import show
 from flows.console.display import Display

@@ -12,7 +12,7 @@ from artifacts.errors import UsageError
 from artifacts.packages import require_extra
 from artifacts.paths import folder_named
 from artifacts.plurals import counted
-from flows.cli.main import print_result
+from flows.cli.exit_report import print_result
 from flows.cli.options import config_of
 from flows.cli.plan_command import show
 from flows.console.display import READING, Display

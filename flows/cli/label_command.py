@@ -5,7 +5,7 @@ import shlex
 from contextlib import closing
 from typing import TYPE_CHECKING
 
-from flows.cli.main import print_result
+from flows.cli.exit_report import print_result
 from flows.cli.options import config_of
 from flows.cli.plan_command import show
 from flows.console.display import READING, Display

@@ -9,7 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from artifacts.paths import folder_named
-from flows.cli.main import print_result
+from flows.cli.exit_report import print_result
 from flows.cli.options import config_from
 from flows.cli.plan_command import show
 from flows.console.display import READING, Display

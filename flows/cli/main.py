@@ -1,116 +1,23 @@
-"""Entry point of `penstock`: parses the command line and calls one function. The result
-of a run is printed, and an error becomes one line and an exit code.
+"""Entry point of `penstock`: parses the command line and calls one function. An error becomes one
+line and an exit code.
 """
 
 import argparse
 import errno
-import json
-import os
 import platform
 import re
 import sys
-import tempfile
-import time
-import traceback
 from collections.abc import Sequence
-from dataclasses import asdict
 from importlib import import_module
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn
 
-from artifacts.captions import Failure
-from artifacts.errors import EnvironmentFault, PenstockError, UsageError, redacted
+from artifacts.errors import EnvironmentFault, PenstockError
 from artifacts.packages import missing_package
-from artifacts.paths import user_cache
 from artifacts.plurals import meant
-from flows.console.display import Display, failed_line
 from flows.console.interrupts import repeating_dropped_interrupts
 from flows.console.lines import print_lines, wrapped
 from stages.process.output_streams import lasting_output
-
-CRASHED = 5
-"""Exit code of an unexpected error. 1 would mean that some items failed."""
-NAMED_FAILURES = 20
-"""Number of failures printed on the terminal. `failures.jsonl` has all."""
-SHOWN = 300
-"""Characters of an error message that are printed."""
-
-
-def print_error(text: str) -> None:
-    """Print one line to stderr."""
-    print_lines(f"penstock: {text}", to=sys.stderr)
-
-
-def print_failed(failure: Failure) -> None:
-    """Print one line about a failed file."""
-    print_lines(failed_line(failure.media_path, failure.message, failure.hint), to=sys.stderr)
-
-
-class CommandEnd(Protocol):
-    """The end of a run, as its command prints it."""
-
-    @property
-    def out(self) -> Path: ...
-    @property
-    def failures(self) -> list[Failure]: ...
-    @property
-    def exit_code(self) -> int: ...
-    def to_json(self) -> dict[str, Any]: ...
-
-
-def print_result(given: argparse.Namespace, result: CommandEnd, display: Display) -> bool:
-    """Print the result: every failure as JSON, or the failures not printed yet as text. Return
-    whether the command should print more for a person."""
-    if given.json:
-        for failure in result.failures:
-            print(json.dumps({"event": "failed", **asdict(failure)}))
-        print(json.dumps({"event": "end", **result.to_json()}))
-        return False
-    report_failures(result.failures, display, result.out)
-    return not given.quiet
-
-
-def report_failures(failures: Sequence[Failure], display: Display, out: Path) -> None:
-    """Print failures that were not printed during the run, up to NAMED_FAILURES."""
-    unprinted = [failure for failure in failures if not display.has_failed(failure.media_path)]
-    for failure in unprinted[:NAMED_FAILURES]:
-        print_failed(failure)
-    rest = len(unprinted) - NAMED_FAILURES
-    if rest > 0:
-        print_lines(f"… and {rest} more in {out / 'failures.jsonl'}", to=sys.stderr)
-
-
-def report_crash(error: BaseException) -> int:
-    """Print an unexpected error, write its traceback to a file, and return the exit code."""
-    message = " ".join(f"{type(error).__name__}: {error}".split())[:SHOWN]
-    try:
-        kept = f"its traceback is in {_write_traceback(error)}; report it with that file"
-    except Exception:  # print the error even if nothing can be written
-        kept = "its traceback could not be written; report the error with the command"
-    print_error(f"unexpected error: {redacted(message)}; {kept}")
-    return CRASHED
-
-
-def _write_traceback(error: BaseException) -> Path:
-    """Write the traceback to a file and return its path. Raises OSError if no folder is
-    writable."""
-    trace = redacted("".join(traceback.format_exception(error)))
-    head = f"penstock {version('penstock')}, Python {platform.python_version()}\n"
-    name = time.strftime("%Y%m%d-%H%M%S-") + f"{os.getpid()}.txt"
-    for place in (user_cache, lambda: Path(tempfile.gettempdir(), "penstock")):
-        try:
-            folder = place() / "errors"
-            path = folder / name
-            folder.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with os.fdopen(descriptor, "w", encoding="utf-8", errors="replace") as file:
-                file.write(head + trace)
-        except (OSError, UsageError):
-            continue
-        return path
-    raise OSError("no writable folder")
-
 
 CHOICE = re.compile(r"argument (.*): invalid choice: '(.*)' \(choose from (.*)\)")
 """argparse's message about a value that is not one of the choices."""
@@ -278,7 +185,7 @@ def _main(arguments: Sequence[str] | None) -> int:
 
 def _exit_code_of(error: BaseException) -> int:
     """Print the error in one line, and return the exit code."""
-    from flows.cli.main import print_error, report_crash
+    from flows.cli.exit_report import print_error, report_crash
 
     if isinstance(error, PenstockError):
         print_error(str(error))

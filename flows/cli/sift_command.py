@@ -8,7 +8,7 @@ from contextlib import closing
 from artifacts.errors import Interrupted, redacted
 from artifacts.plurals import counted
 from artifacts.schema import fields_of
-from flows.cli.main import print_result
+from flows.cli.exit_report import print_result
 from flows.cli.options import config_of
 from flows.console.display import Display
 from flows.console.lines import print_lines, table_lines
