@@ -386,8 +386,10 @@ def _marked(
                 display.close()
                 return _collected(job)
             record.begin(stage.STAGE.name)
-            worked = partial(_seconds_of, record)
-            display.stage(stage.STAGE.name, len(media), done, worked=worked)
+            entry = record.stage(stage.STAGE.name)
+            display.stage(
+                stage.STAGE.name, len(media), done, worked=partial(entry.get, "seconds", 0.0)
+            )
             _run(job, missing, launcher, record, out)
             before = len(missing)
 
