@@ -181,7 +181,7 @@ class RunObserver:
         self._ladder: Ladder | None = None
         self._look_up_at: dict[str, float] = {}
         """Stage → when its latest file is looked up next."""
-        self._told: dict[str, float] = {}
+        self._shown_seconds: dict[str, float] = {}
         """Stage → seconds that were printed of its work."""
         self._names: dict[str, str] = {}
         """Digest of a medium → its name. Filled at the first failure, because finding one name
@@ -242,7 +242,7 @@ class RunObserver:
         """Return the seconds that a stage worked in this run since the last such call."""
         stages = self._record.value["stages"] if self._record is not None else ()
         total = next((each["seconds"] for each in stages if each["name"] == stage), 0.0)
-        before, self._told[stage] = self._told.get(stage, 0.0), total
+        before, self._shown_seconds[stage] = self._shown_seconds.get(stage, 0.0), total
         return float(total - before)
 
     def _loads(self, stage: str) -> str:
@@ -279,7 +279,7 @@ class RunObserver:
             for note in filter(None, [*plan["notes"], job.budget.warning]):
                 self.display.print_line(note)
             self._job, self._record = job, (record := RunRecord(job.out, job.stages))
-            self._told.clear()
+            self._shown_seconds.clear()
             fields = {
                 "plan": plan,
                 "outputs": output_paths(job),
