@@ -387,9 +387,8 @@ def _marked(
                 return _collected(job)
             record.begin(stage.STAGE.name)
             entry = record.stage(stage.STAGE.name)
-            display.stage(
-                stage.STAGE.name, len(media), done, worked=partial(entry.get, "seconds", 0.0)
-            )
+            worked = partial(dict[str, float].__getitem__, entry, "seconds")
+            display.stage(stage.STAGE.name, len(media), done, worked=worked)
             _run(job, missing, launcher, record, out)
             before = len(missing)
 
