@@ -6,7 +6,7 @@ import re
 import signal
 import subprocess
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +14,7 @@ import av
 import pytest
 from PIL import Image
 
+from flows.console.lines import duration
 from penstock_demo.clips import write_clips
 from tests.support.commands import completed
 from tests.support.pipeline import PENSTOCK, ROOT, SECONDS, read_lines
@@ -112,6 +113,18 @@ def surfaces(session: Session, last: Ended) -> Iterator[tuple[str, dict[str, int
     yield "failures.jsonl", {"failed": len({row["media_path"] for row in failures})}
 
 
+def assert_seconds_agree(session: Session, ended: Ended, verbs: Mapping[str, str]) -> None:
+    """Assert that the last line of each stage names the seconds that `status` and `run.json` have.
+    `verbs`: stage → its verb."""
+    shown = completed([*PENSTOCK, "status", "--json", str(session.out)]).stdout
+    found = {stage["name"]: stage["seconds"] for stage in json.loads(shown)["stages"]}
+    record = json.loads((session.out / "run.json").read_text(encoding="utf-8"))
+    assert found == {stage["name"]: stage["seconds"] for stage in record["stages"]}
+    for stage, verb in verbs.items():
+        lines = [line for line in ended.lines if re.match(rf"{verb}: .* in ", line)]
+        assert [line.split(" in ")[1] for line in lines] == [duration(found[stage])], lines
+
+
 def _is(value: str) -> bool:
     return bool(re.fullmatch(r"[\d,]+", value))
 
@@ -155,6 +168,8 @@ def plain(session: Session) -> dict[str, int]:
     assert first.status == 0 and counts["file"] == 3 and counts["failed"] == 0
     assert progress(first, "captioning") == {"caption": counts["caption"]}
     assert progress(first, "encoding") == {"chunk": counts["caption"]}
+    verbs = {"frames": "cutting frames", "encode": "encoding", "decode": "captioning"}
+    assert_seconds_agree(session, first, verbs)
     return counts
 
 
@@ -196,6 +211,7 @@ def pictures(session: Session) -> dict[str, int]:
     ended = session.run("caption")
     counts = assert_agree(session, ended)
     assert progress(ended, "encoding") == {"image": 5} and counts["caption"] == 5
+    assert not any(re.search(r"cutting frames: .*(file|chunk)", line) for line in ended.lines)
     return counts
 
 

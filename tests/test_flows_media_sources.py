@@ -56,7 +56,15 @@ def test_media_of_folders_and_patterns_are_found_in_name_order(
     kinds = {".webm": "video", ".MKV": "video", ".mp4": "video", ".jpg": "image"}
     assert all(file.kind == kinds.get(file.path.suffix, file.kind) for file in found)
     limited, _ = find_media(given, selection, limit=2)
-    assert names(limited) == expected[:2]
+    assert names(limited) == [expected[0], expected[len(expected) // 2]][: len(expected)]
+
+
+def test_a_limit_takes_files_of_every_folder(tmp_path: Path) -> None:
+    for folder in "abcd":
+        (tmp_path / folder).mkdir()
+        write_all(tmp_path, *(f"{folder}/{number}.jpg" for number in range(10)))
+    found, _ = find_media([str(tmp_path)], DEEP, limit=4)
+    assert names(found) == ["a/0.jpg", "b/0.jpg", "c/0.jpg", "d/0.jpg"]
 
 
 def write_all(folder: Path, *names: str) -> None:

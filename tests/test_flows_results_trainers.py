@@ -21,8 +21,10 @@ from artifacts.shards import read_index
 from artifacts.trainers import TRAINERS, TrainerEntry
 from flows.cli.status_command import lines as status_lines
 from flows.console.display import Display
+from flows.ledger.tasks import Medium
 from flows.options.commands import CaptionConfig
 from flows.options.formats import TRAINER_FORMATS
+from flows.planning.sizes import _header
 from flows.results.clips import Clips, _read_index
 from flows.results.marker import Marker, write_marker
 from flows.results.run_read import load_record
@@ -30,6 +32,7 @@ from flows.results.run_result import RunResult
 from flows.results.run_status import stages_of
 from flows.running.run import caption as caption_run
 from flows.studio.captions_routes import sets_in
+from stages.frames.image import is_still
 from stages.process.job import job_fields
 from tests.support.media import write_video
 from tests.support.rows import caption
@@ -117,7 +120,8 @@ def test_the_last_line_names_what_was_written_and_the_first_what_is_replaced(
 ) -> None:
     out, said = tmp_path / "out", io.StringIO()
     config = replace(done, out=str(out), format=("kohya", "hf", "csv", "webdataset"))
-    written = f"{out / 'captions.jsonl'} and captions.csv, webdataset/, kohya/, hf/"
+    sets = "webdataset/, kohya/ (2 captions), hf/"  # of two pictures and the videos
+    written = f"{out / 'captions.jsonl'} and captions.csv, {sets}"
     replaced = f"replaces in {out}: captions.jsonl, captions.csv, webdataset/"
     for prompt, first in (("What?", ""), ("What?", ""), ("Where?", replaced)):
         asked = replace(config, prompt=prompt)
@@ -173,6 +177,19 @@ def test_what_a_trainer_cannot_read_is_told(tmp_path: Path) -> None:
     notes = write(with_more(tmp_path / "other"), media="original").warnings
     assert "not in ltx: 1 image (it does not read .webp)" in notes
     assert not any("before their chunk" in note for note in notes)
+
+
+def test_a_gif_of_one_frame_is_planned_and_named_as_what_it_is(tmp_path: Path) -> None:
+    config = make(tmp_path)
+    still, moving = (Path(config.sources[0]) / f"{name}.gif" for name in ("still", "moving"))
+    first, second = Image.new("RGB", (64, 64), "red"), Image.new("RGB", (64, 64), "blue")
+    first.save(still)
+    first.save(moving, save_all=True, append_images=[second], duration=500)
+    assert is_still(still) and not is_still(moving)
+    media = [Medium(digest="", path=str(path), kind="video", prompt="") for path in (still, moving)]
+    assert [_header(each).seconds for each in media] == [0.1, 1.0]  # ffprobe: 10, 100 of 1/100 s
+    notes = write(config).warnings
+    assert "not in kohya: 1 single-frame GIF (save it as PNG)" in notes
 
 
 def test_original_clips_that_mp4_cannot_hold_have_a_lead_and_a_note(tmp_path: Path) -> None:

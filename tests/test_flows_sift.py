@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -351,6 +352,28 @@ def test_captions_leave_out_what_does_not_meet_sift(here: Path, tmp_path: Path) 
     (left,) = read_lines(out / "sift" / "left_out.jsonl")
     assert left["media_path"] == "black\ufffd.png"
     assert main([*words, "--sift", "black = 5"]) == 2
+
+
+def test_what_cannot_be_marked_is_named_once_and_not_captioned(
+    here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (here / "videos" / "broken.jpg").write_bytes(b"no picture")
+    words = ["caption", str(here / "videos"), "--model", "demo", "--out", str(tmp_path / "out")]
+    assert main([*words, "--sift", "black = 0"]) == 0
+    printed = "".join(capsys.readouterr())
+    assert printed.count("broken.jpg") == 1 and "1 file that failed left out" in printed
+    assert read_lines(tmp_path / "out" / "failures.jsonl") == []
+    (failed,) = read_lines(tmp_path / "out" / "sift" / "failures.jsonl")
+    assert failed["media_path"] == "broken.jpg"
+
+
+def test_of_equal_files_the_shorter_name_is_kept(here: Path, tmp_path: Path) -> None:
+    copies = ("clip-01 (Kopie).mp4", "a copy of clip-01.mp4")
+    for name in copies:
+        shutil.copy(here / "videos" / "clip-01.mp4", here / "videos" / name)
+    run(here / "videos", tmp_path / "out")
+    marks = {row["media_path"]: row for row in read_lines(tmp_path / "out" / "marks.jsonl")}
+    assert {name for name, row in marks.items() if row["duplicate"]} == {*copies}
 
 
 @pytest.mark.parametrize("name", ["sharpness", "start", "and"])

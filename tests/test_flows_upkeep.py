@@ -132,8 +132,11 @@ def test_ls_tells_all_namespaces(store: FolderStore, capsys: pytest.CaptureFixtu
     put(store, "features", FREE, "a", used=1)
     (holding_,) = holdings(store)
     assert (holding_.kind, holding_.namespace, holding_.packs) == ("features", FREE, 1)
+    put(store, "marks", FREE, "a", used=1)
     assert main(["cache", "ls", "--store", store.url]) == 0
-    assert "features" in capsys.readouterr().out
+    lines = capsys.readouterr().out.splitlines()
+    first = [line.split()[0] for line in lines]
+    assert first[:-1] == ["unknown", "kind", "features", "without", "kind", "marks"]
     assert main(["cache", "ls", "--store", store.url, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)[0]["scope"] == FREE
 

@@ -31,6 +31,7 @@ from flows.upkeep.rebuild import RebuildOptions, rebuild
 
 OF_MODELS = frozenset(stage.writes for stage in STAGES.values() if stage.part)
 """Record kinds made by a model part, in some precision."""
+NAMELESS = {True: "unknown model", False: "without a model"}
 KEPT_NOTE = "Corrections stay, and so do the outputs and rounds of learning in folders of runs"
 COLUMNS = ("kind", "in", "packs", "size", "last used", "cut as")
 
@@ -50,7 +51,7 @@ def _opened(given: argparse.Namespace) -> Store:
 def list_store(given: argparse.Namespace) -> int:
     """Print the contents of the store by model, most recently used first."""
     store = _opened(given)
-    found = holdings(store)
+    found = sorted(holdings(store), key=lambda each: (not each.settings, model_of(each)))
     if given.json:
         print(json.dumps([holding.to_json() for holding in found], indent=1))
         return 0
@@ -66,7 +67,7 @@ def list_store(given: argparse.Namespace) -> int:
 def model_of(holding: Holding) -> str:
     """Return the display name of the model that made a holding."""
     name, commit = (holding.settings.get(key, "") for key in ("model", "commit"))
-    return f"{name}@{commit[:7]}" if commit else name or "unknown model"
+    return f"{name}@{commit[:7]}" if commit else name or NAMELESS[holding.kind in OF_MODELS]
 
 
 def row_of(holding: Holding) -> tuple[str, ...]:

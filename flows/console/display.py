@@ -304,6 +304,7 @@ class Display:
         self._about = 0
         """Estimate of the total while files are read; 0: none."""
         self._started = 0.0
+        self._worked: Callable[[], float] = lambda: 0.0
         self._pace = Pace(0.0)
         self._loading = ""
         """What the stage is loading before it begins; empty afterwards."""
@@ -344,10 +345,12 @@ class Display:
         verb: str = "",
         counts: str | None = None,
         about: int = 0,
+        worked: Callable[[], float] = lambda: 0.0,
     ) -> None:
         """Begin a stage with `done` of `total` items finished. `about`: estimate of the total, if
         it begins with files, whose items it finds meanwhile. `loads`: what it loads first.
-        `verb` and `counts`: what it does, and the noun of its items, if not the usual."""
+        `verb` and `counts`: what it does, and the noun of its items, if not the usual. `worked`
+        returns the seconds in which its processes worked, once they ended; 0: unknown."""
         with self._lock:
             self.close()
             self._loading, self._verb = loads, verb or VERBS.get(name, name)
@@ -357,6 +360,7 @@ class Display:
             done = max(done, made)
             self._stage, self._total, self._done, self._before = name, total, done, done - made
             self._about = about
+            self._worked = worked
             self._shown = now
             self._pace = Pace(now)
             self._draw()
@@ -459,7 +463,7 @@ class Display:
                 self._fetch_total = 0
             self._clear()
             if self._stage and self._done > self._before and self._lasting:
-                seconds = time.monotonic() - self._started
+                seconds = self._worked() or time.monotonic() - self._started
                 made = self._counted(self._done - self._before)
                 self._line(f"{self._verb}: {made} in {duration(seconds)}")
             self._stage = ""
@@ -507,7 +511,7 @@ class Display:
     def _counted(self, items: int, *, is_first: bool = False) -> str:
         """Return a number of items with their noun. `is_first`: they are files, which may have
         several chunks each."""
-        noun = "file" if is_first else self._counts
+        noun = "file" if is_first and self._counts != "image" else self._counts
         return counted(items, noun) if noun else f"{items:,}"
 
     def _clear(self) -> None:

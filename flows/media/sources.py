@@ -479,9 +479,10 @@ def find_media(
     names: Iterable[str] = (),
 ) -> tuple[list[MediaFile], list[Failure]]:
     """Return the files that the sources name, in order and each once per prompt, and the sources
-    that were not found. `prompt_for` returns the prompt of a media kind, for files whose line has
-    none. A text next to its medium is no list, also with one of these prompt `names`. Raises
-    MissingPackage for a file in HEIC that cannot be read."""
+    that were not found. `limit`: at most so many files, spread evenly over all. `prompt_for`
+    returns the prompt of a media kind, for files whose line has none. A text next to its medium is
+    no list, also with one of these prompt `names`. Raises MissingPackage for a file in HEIC that
+    cannot be read."""
     found: list[MediaFile] = []
     failures: list[Failure] = []
     seen: set[tuple[str | None, ...]] = set()
@@ -502,7 +503,8 @@ def find_media(
             if identity not in seen:
                 seen.add(identity)
                 found.append(result)
-    found = found[:limit]
+    if limit and limit < len(found):  # not the first ones, which may all be of one folder
+        found = [found[at * len(found) // limit] for at in range(limit)]
     heic = (each.media_path for each in found if each.path.suffix.lower() in HEIC_SUFFIXES)
     if name := next(heic, ""):
         require_extra("heif", name)

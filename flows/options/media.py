@@ -43,8 +43,8 @@ class SourceOptions(OptionGroup):
         tuple[str, ...], Option("only files with these suffixes", FILES, "mp4,mkv")
     ] = ()
     """Suffixes of the files taken from folders and globs; empty: all known ones."""
-    limit: Annotated[int | None, Option("maximum number of files", FILES, "N", above=0)] = None
-    """Maximum number of media files."""
+    limit: Annotated[int | None, Option("at most N files, spread", FILES, "N", above=0)] = None
+    """Maximum number of media files, spread evenly over all that the sources name."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

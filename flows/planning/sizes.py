@@ -8,9 +8,9 @@ import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from artifacts.remote.media_cache import is_here
 from artifacts.schema import Half, Sampling
@@ -34,6 +34,9 @@ from stages.export import TimingJob
 from stages.models.graphs.manifest import ONNX
 from stages.models.half_job import HalfJob
 from stages.process.memory import cores
+
+if TYPE_CHECKING:
+    from av.container import InputContainer
 
 PART: Half = "vision"
 
@@ -323,7 +326,7 @@ def _header(medium: Medium) -> _Header:
 
         check_file(Path(medium.path))
         with open_container(Path(medium.path)) as container:
-            seconds = (container.duration or 0) / 1_000_000 or UNKNOWN_SECONDS
+            seconds = (container.duration or 0) / 1_000_000 or _shown_seconds(container)
             if not container.streams.video:
                 return _Header(seconds=seconds, size=UNKNOWN_SIZE, rate=UNKNOWN_RATE)
             stream = container.streams.video[0]
@@ -334,6 +337,14 @@ def _header(medium: Medium) -> _Header:
             )
     except Exception:  # a broken header may fail in any way; the frames stage reports the cause
         return _Header(seconds=UNKNOWN_SECONDS, size=UNKNOWN_SIZE, rate=UNKNOWN_RATE, is_open=False)
+
+
+def _shown_seconds(container: "InputContainer") -> float:
+    """Return the length of what has one frame; UNKNOWN_SECONDS for more frames."""
+    first, *more = islice((p for p in container.demux(video=0) if p.size), 2)
+    if more or not first.duration or not first.time_base:
+        return UNKNOWN_SECONDS
+    return float(first.duration * first.time_base)
 
 
 def _image_size(path: str) -> tuple[int, int]:

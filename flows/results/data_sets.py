@@ -167,6 +167,8 @@ class TrainersWritten:
     forms: list[str] = field(default_factory=list)
     """Formats whose files are up to date."""
     notes: list[str] = field(default_factory=list)
+    captions: dict[str, int] = field(default_factory=dict)
+    """Format → number of captions in it."""
     user_texts: dict[str, int] = field(default_factory=dict)
     """Format → number of its entries that users wrote or corrected."""
 
@@ -205,6 +207,7 @@ def write_trainers(job: Job, launcher: Launcher, on_progress: OnProgress) -> Tra
             found.forms.append(name)
         keep_media(job.out, name)
         found.notes += trainer.notes()
+        found.captions[name] = trainer.captions
         found.user_texts[name] = trainer.user_texts
     found.notes += clips.note_on_files(item for item in firsts if clips.exact and item.whole)
     found.notes += clips.notes()
@@ -233,6 +236,8 @@ class _TrainerFolder:
         self._left_out: Counter[tuple[str, str]] = Counter()
         """Kind of what is left out, and the reason → count."""
         self._copied = 0
+        self.captions = 0
+        """Number of captions in its entries."""
         self.user_texts = 0
         """Number of entries, in files that were written, that users wrote or corrected."""
         self._spare = 0
@@ -247,6 +252,7 @@ class _TrainerFolder:
             one = f"it takes one per sample, that of prompt {chunk[0].sample.row.name}"
             self._left_out.update({("caption", one): len(chunk) - 1} if len(chunk) > 1 else {})
         entries = self._entries(usable)
+        self.captions = sum(len(entry.rows) if self._form.several else 1 for entry in entries)
         texts = self._form.write(entries, self._folder)
         for file, text in texts.items():
             content = text.encode("utf-8", errors="replace")
@@ -273,7 +279,12 @@ class _TrainerFolder:
         )
         path = item.file if is_file else cut.get(item.sample.key)
         if item.kind not in self._form.folders:
-            self._left_out[item.kind, f"it reads no {item.kind}s"] += 1
+            from stages.frames.image import is_still
+
+            noun, why = item.kind, f"it reads no {item.kind}s"
+            if is_still(item.file):
+                noun, why = f"single-frame {media_suffix(item.file.name).upper()}", "save it as PNG"
+            self._left_out[noun, why] += 1
         elif path is None:
             pass  # reported once for all trainers
         elif not self._form.takes(item.kind, suffix := media_suffix(path.name)):

@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -249,7 +249,8 @@ def mark_groups(found: MarkedFiles, groups: NDArray[Any], number: str, flag: str
         members[int(of_content[each.medium.digest])].append(at)
         found.rows[at][flag] = 0
     for count, several in enumerate((each for each in members.values() if len(each) > 1), 1):
-        best = max(several, key=lambda at: (*_quality(found.rows[at]), -at))
+        several.sort(key=lambda at: _rank_of_name(found.files[at].file.media_path))
+        best = max(several, key=lambda at: _quality(found.rows[at]))
         for at in several:
             found.rows[at] |= {number: count, flag: int(at != best)}
 
@@ -259,6 +260,11 @@ def _quality(row: Mapping[str, Any]) -> tuple[bool, bool, float, float]:
     white, then its resolution, then its sharpness."""
     good = not row["faults"], not row["bilevel"]
     return *good, row["width"] * row["height"], row["sharpness"] or 0.0
+
+
+def _rank_of_name(media_path: str) -> tuple[int, str]:
+    """Return the sort key by which the best of equals is chosen: `a.jpg`, not `a (copy).jpg`."""
+    return len(PurePosixPath(media_path).stem), media_path
 
 
 def kept_of(found: MarkedFiles, condition: Condition | None) -> tuple[list[int], dict[int, str]]:
@@ -312,6 +318,8 @@ class Sifted(RunEnd):
     """Files of these that are kept."""
     duplicates: int = 0
     """Files that are a copy of a better one."""
+    unmarked: frozenset[str] = frozenset()
+    """Places of the files that exist and could not be marked."""
 
     @property
     def made(self) -> int:

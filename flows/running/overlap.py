@@ -47,9 +47,8 @@ from flows.running.batches import StageWork, cut, encode_batches_of, next_work
 from flows.running.stage_calls import StageCallBuilder
 from flows.running.stage_loop import Attempt, StageLoop
 from stages import decode
-from stages.models.encoding import FEED_NOTE
 from stages.process.device import device_used_bytes, lock_path
-from stages.process.events import WAITS_FOR_DEVICE, StageOutcome
+from stages.process.events import FEED_NOTE, WAITS_FOR_DEVICE, StageOutcome
 from stages.process.job import RequestPipe, StageSpec
 from stages.process.stage_process import wait_for_release
 

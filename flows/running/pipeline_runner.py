@@ -316,7 +316,10 @@ class PipelineRunner:
             result.warnings += [note for note in notes if note not in result.warnings]
             stale = False
             result.written.others.append(f"{DATASET}/")
-        result.written.others += [f"{form}/" for form in trainers.forms]
+        for form in trainers.forms:
+            count = trainers.captions[form]
+            of_all = "" if count == result.written.captions else f" ({counted(count, 'caption')})"
+            result.written.others.append(f"{form}/{of_all}")
         result.written.user_texts |= trainers.user_texts
         result.written.earlier = [n for n in result.written.earlier if n not in trainers.forms]
         self._record_outputs(result, stale=stale)

@@ -194,6 +194,8 @@ class RunObserver:
         self._ladder: Ladder | None = None
         self._look_up_at: dict[str, float] = {}
         """Stage → when its latest file is looked up next."""
+        self._shown_seconds: dict[str, float] = {}
+        """Stage → seconds that were printed of its work."""
         self._names: dict[str, str] = {}
         """Digest of a medium → its name. Filled at the first failure, because finding one name
         reads all media."""
@@ -253,7 +255,15 @@ class RunObserver:
             done = entry["before"] + entry["items"]
             total += done
             instead["about"] = self._record.value["plan"].get("chunks", 0)
-        self.display.stage(stage, total, done, loads=self._loads(stage), **instead)
+        worked = partial(self._worked, stage)
+        self.display.stage(stage, total, done, loads=self._loads(stage), worked=worked, **instead)
+
+    def _worked(self, stage: str) -> float:
+        """Return the seconds that a stage worked in this run since the last such call."""
+        stages = self._record.value["stages"] if self._record is not None else ()
+        total = next((each["seconds"] for each in stages if each["name"] == stage), 0.0)
+        before, self._shown_seconds[stage] = self._shown_seconds.get(stage, 0.0), total
+        return float(total - before)
 
     def _loads(self, stage: str) -> str:
         """Return a description of the weights that a stage loads, or an empty string."""
@@ -289,6 +299,7 @@ class RunObserver:
             for note in filter(None, [*plan["notes"], job.budget.warning]):
                 self.display.print_line(note)
             self._job, self._record = job, (record := RunRecord(job.out, job.stages))
+            self._shown_seconds.clear()
             fields = {
                 "plan": plan,
                 "outputs": output_paths(job),

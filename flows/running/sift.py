@@ -263,6 +263,7 @@ def sift(
         marked=len(found.rows),
         kept=len(kept),
         duplicates=sum(row["duplicate"] for row in found.rows),
+        unmarked=frozenset(f.file.place for f in job.files) - {f.file.place for f in found.files},
     )
 
 
@@ -283,7 +284,7 @@ def sift_before(
     config: RunOptions, condition: str, display: Display, make_launcher: LauncherMaker
 ) -> frozenset[str]:
     """Mark the media of another run in a folder of its output, and return the places of the files
-    that the condition leaves out. Raises PenstockError."""
+    that the condition leaves out, and of those that cannot be marked. Raises PenstockError."""
     shared = {
         n: getattr(config, n)
         for n in ("sources", "recursive", "extensions", "limit", "store", "replace")
@@ -300,7 +301,12 @@ def sift_before(
         display.print_line(
             f"{counted(len(places), 'file')} left out by --sift: {result.out / LEFT_OUT_FILE}"
         )
-    return places
+    if result.unmarked:
+        display.print_line(
+            f"{counted(len(result.unmarked), 'file')} that failed left out: "
+            f"{result.out / 'failures.jsonl'}"
+        )
+    return places | result.unmarked
 
 
 def _prepared(config: RunOptions, display: Display, out: Path) -> Sifting:
@@ -380,7 +386,9 @@ def _marked(
                 display.close()
                 return _collected(job)
             record.begin(stage.STAGE.name)
-            display.stage(stage.STAGE.name, len(media), done)
+            entry = record.stage(stage.STAGE.name)
+            worked = partial(dict[str, float].__getitem__, entry, "seconds")
+            display.stage(stage.STAGE.name, len(media), done, worked=worked)
             _run(job, missing, launcher, record, out)
             before = len(missing)
 

@@ -51,12 +51,11 @@ from stages.decode.protocol import (
     with_heard,
 )
 from stages.memory.oom_retry import ItemFault, ItemFaults, OomRetry, item_fault, try_items
-from stages.models.encoding import FEED_NOTE
 from stages.models.loading import warm as warm_model
 from stages.models.prefetch import prefetched, write_behind
 from stages.process.device import device_model
 from stages.process.events import TOO_LONG, UNSUPPORTED, CaptionProgress, EventReporter
-from stages.process.job import PipedRequest, RequestBatches, items_of, parse_job, read_requests
+from stages.process.job import PipedRequest, RequestBatches, items_of, parse_job, portions
 
 
 class Answers:
@@ -407,10 +406,7 @@ class BatchRun:
 
     def _fed(self) -> Iterator[list[Batch]]:
         """Yield the batches of each portion as it arrives."""
-        for number, portion in enumerate(read_requests(self._job.feed), 1):
-            if portion is None:
-                return
-            self._report.note(**{FEED_NOTE: number})
+        for portion in portions(self._job.feed, self._report):
             self._features.refresh()
             self._heard.refresh()
             yield [items_of(DecodeItem, batch) for batch in portion]
@@ -488,7 +484,9 @@ class BatchRun:
             write_behind(partial(self._publish, claims)) as publish,
             contextlib.closing(
                 requests
-                for _, requests in prefetched(self._claimed(claims, spec, later), self._read)
+                for _, requests in prefetched(
+                    self._claimed(claims, spec, later), self._read, idle=self._report.idle
+                )
             ) as ready,
         ):
             faults.done = claims.done

@@ -258,6 +258,15 @@ def differs(path: Path) -> str:
     return next((why for why, holds in checks.items() if holds), "")
 
 
+def is_still(path: Path) -> bool:
+    """Return whether a file is a GIF or an APNG of one frame."""
+    try:
+        with open_regular(path) as file, Image.open(file, formats=("GIF", "PNG")) as image:
+            return getattr(image, "n_frames", 1) == 1
+    except (*BROKEN, Image.DecompressionBombError):
+        return False
+
+
 def _has_other_colours(image: Image.Image, curve: int, primaries: int) -> bool:
     sample = Image.new(image.mode, (1, 1))
     if profile := image.info.get("icc_profile"):

@@ -7,6 +7,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TypeVar
 
+from stages.process.events import IdleTime
+
 Batch = TypeVar("Batch")
 Rows = TypeVar("Rows")
 
@@ -17,13 +19,17 @@ BEHIND = 4
 
 
 def prefetched(
-    batches: Iterable[Batch], read: Callable[[Batch], Rows], count: int = PREFETCH_BATCHES
+    batches: Iterable[Batch],
+    read: Callable[[Batch], Rows],
+    count: int = PREFETCH_BATCHES,
+    idle: IdleTime | None = None,
 ) -> Iterator[tuple[Batch, Rows]]:
     """Yield each batch with the result of `read`, in order.
 
     `count` batches are read while one is computed. Waiting for the next batch also happens on the
-    reader thread. Raises what `read` raised."""
-    source = iter(batches)
+    reader thread; `idle` gets the times at which the caller waits for it. Raises what `read`
+    raised."""
+    source, idle = iter(batches), idle or IdleTime()
 
     def following() -> tuple[Batch, Rows] | None:
         for batch in source:
@@ -33,7 +39,12 @@ def prefetched(
     pool = ThreadPoolExecutor(max_workers=1)
     try:
         waiting = deque(pool.submit(following) for _ in range(count))
-        while (found := waiting.popleft().result()) is not None:
+        while True:
+            idle.begin()
+            found = waiting.popleft().result()
+            idle.end()
+            if found is None:
+                return
             waiting.append(pool.submit(following))
             yield found
     finally:

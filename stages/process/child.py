@@ -212,7 +212,7 @@ def work(job: dict[str, Any], report: EventReporter, origin: ParentInfo) -> int:
         StageEnded(
             peak_host_bytes=memory.peak_host_bytes,
             peak_device_bytes=memory.peak_device_bytes,
-            seconds=time.monotonic() - started,
+            seconds=time.monotonic() - started - report.idle.seconds,
             cpu_seconds=origin.cpu_seconds + usage.ru_utime + usage.ru_stime,
             timeline=memory.timeline,
         )

@@ -7,6 +7,7 @@ their own. The module also defines the result of one stage process.
 """
 
 import json
+import math
 import os
 import threading
 import time
@@ -29,6 +30,8 @@ NO_ROOM = "no-room"
 """Kind of failure of a request whose result does not fit on the disk."""
 WAITS_FOR_DEVICE = "waits_for_device"
 """Note of a process that another job keeps from its GPU."""
+FEED_NOTE = "portions"
+"""Note of a fed stage: with how many portions it has begun."""
 NOT_STORED = "not-stored"
 """Kind of failure of a request whose result cannot be stored for another reason."""
 
@@ -239,6 +242,28 @@ def event_of(line: str) -> Event | None:
         return None
 
 
+class IdleTime:
+    """How long a fed stage had nothing to do: its reader waited for the next portion, and its
+    computation for the reader."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._since = 0.0
+        """When the computation began to wait; infinite while it computes."""
+
+    def begin(self) -> None:
+        """Note that the computation waits from now on."""
+        self._since = time.monotonic()
+
+    def end(self) -> None:
+        """Note that it computes from now on."""
+        self._since = math.inf
+
+    def add(self, began: float) -> None:
+        """Count the time since the reader `began` to wait, as far as the computation waits, too."""
+        self.seconds += max(0.0, time.monotonic() - max(began, self._since))
+
+
 class EventReporter:
     """The child's end of the event pipe; safe to use from several threads.
 
@@ -251,6 +276,7 @@ class EventReporter:
         self._device = device
         self._journal = journal
         self._lock = threading.Lock()
+        self.idle = IdleTime()
 
     def total(self, items: int) -> None:
         """Report how many items this stage will publish."""

@@ -18,9 +18,11 @@ import contextlib
 import gc
 import json
 import os
+import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
+from itertools import count
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Thread
@@ -29,6 +31,7 @@ from weakref import WeakValueDictionary
 
 from artifacts.json_shapes import read_record
 from artifacts.schema import Part
+from stages.process.events import FEED_NOTE, EventReporter
 
 CHUNK = "chunk"
 """Noun of what most stages make one by one."""
@@ -148,6 +151,19 @@ def read_requests(pipe: str) -> Iterator[Any]:
     # A missing pipe was closed before anything was sent.
     with contextlib.suppress(FileNotFoundError), open(pipe, encoding="utf-8") as lines:
         yield from map(json.loads, lines)
+
+
+def portions(pipe: str, report: EventReporter) -> Iterator[Any]:
+    """Yield each portion of a fed stage as it arrives, until the end is announced."""
+    lines = read_requests(pipe)
+    for number in count(1):
+        began = time.monotonic()
+        portion = next(lines, None)
+        report.idle.add(began)
+        if portion is None:
+            return
+        report.note(**{FEED_NOTE: number})
+        yield portion
 
 
 class Keyed(Protocol):

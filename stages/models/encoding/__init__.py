@@ -87,7 +87,5 @@ def pass_mode_of(rows: int) -> str:
     return {0: BATCHES, 1: ALONE}.get(rows, FIXED)
 
 
-FEED_NOTE = "portions"
-"""Note of a fed stage: with how many portions it has begun."""
 FRAMES_PER_BATCH = 64
 """A batch has fewer chunks when they hold more frames than this together."""

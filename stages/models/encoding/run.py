@@ -41,7 +41,7 @@ from stages.memory.oom_retry import (
     catch_oom,
     item_fault,
 )
-from stages.models.encoding import FEED_NOTE, KIND, WINDOWS, EncodeItem, EncodingJob
+from stages.models.encoding import KIND, WINDOWS, EncodeItem, EncodingJob
 from stages.models.encoding.batch import (
     PassChecks,
     PassRow,
@@ -59,7 +59,7 @@ from stages.models.prefetch import PREFETCH_BATCHES, prefetched, write_behind
 from stages.models.processors.loading import UNPAIRED, Clip
 from stages.models.processors.side_inputs import Prepared
 from stages.process.events import NO_ROOM, NOT_STORED, EventReporter, Published
-from stages.process.job import items_of, read_requests
+from stages.process.job import items_of, portions, read_requests
 from stages.process.memory import cores
 
 
@@ -322,7 +322,7 @@ class EncodeRun:
                 if isinstance(self._claims, WorkClaims) and job.feed
                 else self._claims.claimed_batches(to_do, self._missing_keys)
             )
-            for _, begun in prefetched(mine, self._begin_reading, depth):
+            for _, begun in prefetched(mine, self._begin_reading, depth, self._report.idle):
                 self._encode(begun, oom_retry, compute)
             faults.close()
         if self._checks is not None:
@@ -367,10 +367,7 @@ class EncodeRun:
 
     def _fed(self, claims: WorkClaims) -> Iterator[Sequence[list[EncodeItem]]]:
         """Yield each batch as its portion arrives, unless another process works on it."""
-        for number, portion in enumerate(read_requests(self._job.feed), 1):
-            if portion is None:
-                return
-            self._report.note(**{FEED_NOTE: number})
+        for portion in portions(self._job.feed, self._report):
             self._frames.refresh()
             for batch in portion:
                 self.batches = [items_of(EncodeItem, batch)]
