@@ -108,14 +108,22 @@ def test_they_hold_for_words_whatever_stands_before_them(config: CaptionConfig) 
     text = first["caption"].removeprefix("ohwx, ").removesuffix(" #a")
     assert key_of(first["features"], "", first["prompt"], text) in captions.rows
     captions.close()
-    review(config, (LONG, 0.0, "better", "accepted"))
+    review(config, (LONG, 0.0, "better", "accepted"), ("photo.PNG", 0.0, None, "rejected"))
     run(config, prefix="sks, ")
     assert of_long(config)[0]["caption"] == "sks, better"
     assert of_long(config)[0]["original"] == f"sks, {text}"
     assert not any("edits.jsonl" in note for note in run(config).warnings)
     notes = run(config, prompt="Another?").warnings
     assert "original" not in of_long(config)[0], "another question has another answer"
-    assert any("edits.jsonl holds 1 edit of captions that this run" in note for note in notes)
+    expected = (
+        "1 rejection and 1 correction in edits.jsonl belong to another prompt, model, sampling or "
+        "file. They do not apply here: 1 rejected medium is in the data sets again. The same run "
+        "as before brings them back"
+    )
+    assert expected in notes
+    captions = ReviewedCaptions(Path(config.out))
+    assert captions.unused() == expected, "the page says the same"
+    captions.close()
     run(config)
     assert of_long(config)[0]["caption"] == "better"
 

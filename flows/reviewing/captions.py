@@ -11,6 +11,7 @@ from artifacts.captions import CONFIDENCE
 from artifacts.edits import (
     ACCEPTED,
     REDO,
+    REJECTED,
     UNDO,
     UNTOUCHED,
     Edit,
@@ -22,6 +23,7 @@ from artifacts.edits import (
     event_of,
     keys_of,
     review,
+    unused_note,
 )
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.json_shapes import Nullable, OptionalField, ShapeError, check, text
@@ -210,6 +212,16 @@ class ReviewedCaptions:
                 found["corrected"] += count * (edit.caption is not None)
                 found[edit.review] += count * bool(edit.review)
         return found
+
+    def unused(self) -> str:
+        """Return which edits of the journal apply to no caption here; empty: all do."""
+        now = self.edits()
+        kept = {
+            row["media_path"]
+            for key, row in self.rows.items()
+            if now.get(key, UNTOUCHED).review != REJECTED
+        }
+        return unused_note(self._own.unused({*self.rows, *self._unnamed.values()}), kept)
 
     def apply(self, request: Any) -> dict[str, Any]:
         """Apply an edit durably, and return the captions that it changed. Raises EditRefused,

@@ -77,6 +77,7 @@ class Page {
     this.asked = data.media.every(medium => medium.captions.every(row => row.prompt === first));
     if (data.rounds) this.learning.loaded(data);
     $("name").textContent = data.name;
+    $("unused").textContent = data.unused ? `${data.unused}.` : "";
     document.title = `${data.name} – Penstock studio`;
     requestAnimationFrame(() => setTimeout(() => {
       performance.mark("captions shown");
