@@ -509,3 +509,14 @@ def test_a_text_by_hand_that_goes_before_a_correction_is_named(config: CaptionCo
     review(config, ("photo.PNG", 0.0, "Better words.", "accepted"))
     (note,) = (note for note in run(config).warnings if "move a text away to use" in note)
     assert str(text) in note
+
+
+def test_a_text_by_hand_is_shown_beside_the_caption(pictures: CaptionConfig) -> None:
+    run(pictures)
+    name = lines(pictures)[0]["media_path"]
+    Path(pictures.sources[0], name).with_suffix(".txt").write_text("By hand.\n")
+    captions = ReviewedCaptions(Path(pictures.out))
+    captions.close()
+    assert {m["name"]: m["text"] for m in captions.media if "text" in m} == {
+        name: (Path(name).with_suffix(".txt").name, "By hand.")
+    }

@@ -30,8 +30,9 @@ from artifacts.json_shapes import Nullable, OptionalField, ShapeError, check, te
 from artifacts.plurals import counted
 from artifacts.remote.addresses import is_address
 from artifacts.remote.media_cache import is_copy
-from artifacts.store import local_folder
+from artifacts.store import local_folder, open_store
 from flows.machine.versions import now
+from flows.media.generated_files import HandwrittenTexts, text_paths
 from flows.media.sources import MEDIA_SUFFIXES
 from flows.results.report.media import (
     CAPTION,
@@ -156,6 +157,9 @@ class ReviewedCaptions:
         """Caption key → identity of its medium: the content; unknown: source and path."""
         self._unnamed: dict[str, str] = {}
         """Key of a caption whose prompt has a name → its key of the time without one."""
+        url = self.belief.store if self.belief.is_own else ""
+        is_here = bool(url) and local_folder(url) is not None
+        self._by_hand = HandwrittenTexts(open_store(url), self.out) if is_here else None
         self.media = [self._medium(place, rows) for place, rows in found]
         self.failures = failed_media(self.out)
 
@@ -308,6 +312,10 @@ class ReviewedCaptions:
         medium["number"] = len(self.places) - 1
         self._entries.append(place)
         medium["captions"] = rows = [self._row(line) for line in lines]
+        if self._by_hand is not None and known and (digest := place.get("content")):
+            places = text_paths(Path(where), rows[0]["name"] if rows else "")
+            if (found := self._by_hand.of(places, digest, where)) is not None:
+                medium["text"] = found[0].name, found[1].strip()
         content = place.get("content") or f"{place['source']}\n{place['media_path']}"
         self.medium_of |= {row["key"]: content for row in rows}
         return medium
