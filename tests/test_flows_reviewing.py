@@ -16,6 +16,7 @@ from artifacts.store import open_store
 from flows.media.tune_data import examples_in
 from flows.options.commands import CaptionConfig
 from flows.options.formats import TRAINER_FORMATS
+from flows.results.report.facts import facts
 from flows.results.report.media import OTHER, captioned_media
 from flows.results.run_record import repeated
 from flows.results.run_result import RunResult
@@ -72,6 +73,8 @@ def test_every_output_takes_them_in_and_an_undo_gives_the_same_bytes(config: Cap
     )
     result = run(config)
     assert "1 corrected by hand and 2 rejected" in result.line()
+    about = dict(facts(out, out)["about"])
+    assert (about["corrected"], about["accepted"], about["rejected"]) == ("1", "1", "2")
     assert "not in data sets: 2 captions (rejected)" in result.warnings
     text = "2 captions rejected: these media get no text, but a trainer"
     assert not any(text in note for note in result.warnings)
