@@ -4,9 +4,8 @@ marks runs as Crashed which nobody hears of any more.
     PREFECT_API_URL=http://127.0.0.1:4200/api python -m scripts.prepare_pool
 
 Called by scripts/worker. What is there already stays as it is: a limit set on the pool, an
-automation that somebody has switched off, a schedule that somebody has paused. Of deployments a
-line each is printed, where Prefect prints a box and tells people to start a worker, which is about
-to start.
+automation or a schedule that somebody has switched on or off. Of deployments a line each is
+printed, where Prefect prints a box and tells people to start a worker, which is about to start.
 """
 
 import os
@@ -61,7 +60,10 @@ def crash_automation(beat_seconds: int) -> AutomationCore:
     within = timedelta(seconds=BEATS_MISSED * beat_seconds)
     return AutomationCore(
         name=AUTOMATION,
-        description="Made by scripts/prepare_pool.py. It marks, it does not kill.",
+        description=(
+            "Marks a run as Crashed when its heartbeats stop, so that it is started again. It stops"
+            " no process. `make worker` made it."
+        ),
         trigger=EventTrigger(
             match=ResourceSpecification({"prefect.resource.id": "prefect.flow-run.*"}),
             match_related=ResourceSpecification(
@@ -114,34 +116,39 @@ def put_pool(client: SyncPrefectClient, name: str) -> str:
     return "made"
 
 
-def paused_deployments(client: SyncPrefectClient) -> dict[UUID, DeploymentResponse]:
-    """What somebody has paused, schedules or all of a deployment, by its id."""
+def deployments(client: SyncPrefectClient) -> dict[UUID, DeploymentResponse]:
+    """All deployments of the server, by their ids."""
     found: dict[UUID, DeploymentResponse] = {}
     for offset in count(0, PAGE):
         page = client.read_deployments(limit=PAGE, offset=offset)
-        for each in page:
-            if each.paused or not all(schedule.active for schedule in each.schedules):
-                found[each.id] = each
+        found.update((each.id, each) for each in page)
         if len(page) < PAGE:
             return found
     raise AssertionError
 
 
-def keep_paused(client: SyncPrefectClient, before: Mapping[UUID, DeploymentResponse]) -> list[str]:
-    """Pause again what was paused: `prefect deploy` makes every schedule anew, and active. Returns
-    a line for each."""
+def keep_switches(
+    client: SyncPrefectClient, before: Mapping[UUID, DeploymentResponse]
+) -> list[str]:
+    """Switch schedules on and off as they were, and pause deployments that were paused: `prefect
+    deploy` makes both anew. Returns a line for each that is off."""
     lines: list[str] = []
-    for id, deployment in before.items():
-        name = f"{client.read_flow(deployment.flow_id).name}/{deployment.name}"
-        if deployment.paused:
+    for id, deployment in deployments(client).items():
+        flow, was = client.read_flow(deployment.flow_id).name, before.get(id)
+        if flow not in FLOWS:
+            continue
+        name = f"{flow}/{deployment.name}"
+        if was and was.paused:
             client.pause_deployment(id)
             lines.append(f"penstock: {name} stays paused; resume it in the UI")
-        paused = [each.schedule for each in deployment.schedules if not each.active]
-        for each in client.read_deployment_schedules(id):
-            if each.schedule in paused:
-                client.update_deployment_schedule(id, each.id, active=False)
+        for each in deployment.schedules:
+            same = [old for old in was.schedules if old.schedule == each.schedule] if was else []
+            active = same[0].active if same else each.active
+            if active != each.active:
+                client.update_deployment_schedule(id, each.id, active=active)
+            if not active:
                 resume = f"prefect deployment schedule resume {name} {each.id}"
-                lines.append(f"penstock: a schedule of {name} stays paused: {resume}")
+                lines.append(f"penstock: a schedule of {name} is off. To switch it on: {resume}")
     return lines
 
 
@@ -181,9 +188,9 @@ def main() -> int:
             print(
                 f"penstock: the heartbeat automation {put_automation(client, expected)}", flush=True
             )
-            paused = paused_deployments(client)
+            before = deployments(client)
             code = deploy()
-            for line in keep_paused(client, paused):
+            for line in keep_switches(client, before):
                 print(line, flush=True)
             print("penstock: starting the worker", flush=True)
     except PrefectHTTPStatusError as error:

@@ -90,7 +90,7 @@ def test_an_end_tells_whether_it_is_to_be_started_again(monkeypatch: pytest.Monk
 
 def test_lines_go_to_the_log(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "a flow run"):
-        RunLog(logging.getLogger("a flow run")).write("100 %s done\n")
+        print("100 %s done", file=RunLog(logging.getLogger("a flow run")))
     assert caplog.messages == ["100 %s done"]
 
 

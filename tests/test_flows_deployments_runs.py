@@ -2,6 +2,7 @@
 leave, and what is closed of one whose process was killed."""
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -17,7 +18,12 @@ import pytest
 from prefect import State, flow, task
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import ArtifactCreate
-from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterId,
+    LogFilter,
+    LogFilterFlowRunId,
+)
 from prefect.client.schemas.objects import TaskRun
 from prefect.settings import PREFECT_API_URL
 from prefect.states import Cancelled, Cancelling, Completed, Crashed, Pending, Running
@@ -249,9 +255,12 @@ def test_a_flow_exports_what_passes_and_fails_with_the_figures_of_what_does_not(
 
 
 ATTEMPT = """
+import contextlib
 import sys
 from prefect.client.orchestration import get_client
 from prefect.flow_engine import run_flow
+from prefect.logging.loggers import flow_run_logger
+from artifacts.errors import PenstockError
 from flows.deployments import runs
 from flows.deployments.commands import caption_videos
 
@@ -260,7 +269,8 @@ runs.LOOK_SECONDS = 1.0
 with get_client(sync_client=True) as client:
     run = client.read_flow_run(sys.argv[1])
 config = caption_videos.validate_parameters(run.parameters)
-run_flow(caption_videos, flow_run=run, parameters=config, return_type="state")
+with contextlib.suppress(PenstockError):
+    run_flow(caption_videos, flow_run=run, parameters=config, error_logger=flow_run_logger(run))
 """
 """One attempt of a flow run, in a process of its own, as a worker starts it."""
 
@@ -273,6 +283,12 @@ def client() -> Iterator[SyncPrefectClient]:
 
 def task_runs(client: SyncPrefectClient, run: UUID) -> list[TaskRun]:
     return client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run])))
+
+
+def logged(client: SyncPrefectClient, run: UUID) -> list[tuple[int, str]]:
+    """Level and text of what its page shows."""
+    of_run = LogFilter(flow_run_id=LogFilterFlowRunId(any_=[run]))
+    return [(log.level, log.message) for log in client.read_logs(of_run)]
 
 
 def attempt(run: UUID) -> "subprocess.Popen[bytes]":
@@ -303,6 +319,9 @@ def test_a_cancelled_run_that_no_worker_ends_ends_itself(
     run = client.create_flow_run(caption_videos, parameters={"config": config}, state=Pending()).id
     process = attempt(run)
     await_running(client, run, "encode", process)
+    while "| frames | 0 " in str(pages_of(client, [run])[0].data):
+        assert process.poll() is None
+        time.sleep(0.1)
     client.set_flow_run_state(run, state, force=True)
     assert process.wait(300) == 0
     assert load_record(tmp_path / "out")["state"] == "interrupted"
@@ -310,6 +329,17 @@ def test_a_cancelled_run_that_no_worker_ends_ends_itself(
     assert end is not None and end.name == "Cancelled"
     (page,) = pages_of(client, [run])
     assert str(page.data).startswith("**interrupted**")
+    logs = logged(client, run)
+    assert logs and all(level <= logging.INFO and text.strip() for level, text in logs)
+
+
+@pytest.mark.timeout(300)
+def test_an_error_is_logged_in_one_line(client: SyncPrefectClient, tmp_path: Path) -> None:
+    config = {"sources": [str(tmp_path / "none")], "model": "demo", "out": str(tmp_path / "out")}
+    run = client.create_flow_run(caption_videos, parameters={"config": config}, state=Pending()).id
+    assert attempt(run).wait(200) == 0
+    (reported,) = [text for _, text in logged(client, run) if "nothing to caption" in text]
+    assert reported.startswith("Finished in state Failed(") and "\n" not in reported
 
 
 @task

@@ -175,13 +175,11 @@ def test_the_server_s_own_pages_alone_may_read_what_it_answers(
 
 
 class Schedules:
-    """A server with one deployment, whose first schedule somebody has paused."""
+    """A server with one deployment, whose schedules are all on or all off."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, active: bool) -> None:
         crons = [CronSchedule(cron=cron, timezone="UTC") for cron in ("0 3 * * *", "0 5 * * *")]
-        self.schedules = [
-            DeploymentSchedule(schedule=cron, active=cron != crons[0]) for cron in crons
-        ]
+        self.schedules = [DeploymentSchedule(schedule=cron, active=active) for cron in crons]
 
     def read_deployments(self, **_: object) -> list[Any]:
         made = {"id": UUID(int=1), "name": "nightly", "flow_id": UUID(int=2)}
@@ -191,9 +189,10 @@ class Schedules:
         return SimpleNamespace(name="rebuild-features")
 
     def deploy(self) -> int:
-        """As Prefect does: the schedules are other ones, and active."""
+        """As Prefect does: the schedules are other ones, on or off as prefect.yaml says."""
         self.schedules = [
-            DeploymentSchedule(schedule=each.schedule, active=True) for each in self.schedules
+            DeploymentSchedule(schedule=each.schedule, active=number == 0)
+            for number, each in enumerate(self.schedules)
         ]
         return 0
 
@@ -205,19 +204,22 @@ class Schedules:
         each.active = active
 
 
-def test_a_paused_schedule_stays_paused_when_the_worker_starts_again(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("active", [False, True], ids=["off", "on"])
+def test_a_schedule_stays_on_or_off_when_the_worker_starts_again(
+    active: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    server = Schedules()
+    server = Schedules(active=active)
     monkeypatch.setattr(prepare_pool, "get_client", lambda **_: contextlib.nullcontext(server))
     monkeypatch.setattr(prepare_pool, "deploy", server.deploy)
     for name in ("put_pool", "put_automation"):
         monkeypatch.setattr(prepare_pool, name, lambda *_: "is there")
     with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:1/api"}):
         assert prepare_pool.main() == 0
-    assert [each.active for each in server.schedules] == [False, True]
-    resume = f"prefect deployment schedule resume rebuild-features/nightly {server.schedules[0].id}"
-    assert resume in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert [each.active for each in server.schedules] == [active, active]
+    resume = "prefect deployment schedule resume rebuild-features/nightly"
+    lines = [f"{resume} {each.id}\n" in shown for each in server.schedules]
+    assert lines == [not active, not active]
 
 
 @pytest.mark.parametrize("code", [0, 1])

@@ -273,7 +273,8 @@ def rebuild_features(
     try:
         confine(config, out=False)
         with ended_when_cancelled():
-            result = rebuild(config, options, display, PrefectLauncher, page.begin)
+            launcher = partial(PrefectLauncher, on_start=page.update)
+            result = rebuild(config, options, display, launcher, page.begin)
     except PenstockError as error:
         return ended_by(error, TABLE, page)
     except BaseException:

@@ -9,8 +9,10 @@ import base64
 import json
 import logging
 import shlex
+import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextvars import copy_context
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -119,10 +121,11 @@ NONE = Samples()
 
 
 class RunPage:
-    """One page per flow run, written when work begins and updated when it ends. A retry of the run
-    continues the page of the first attempt."""
+    """One page per flow run, written when work begins, and updated when a stage begins and when the
+    run ends. A retry of the run continues the page of the first attempt. Thread-safe."""
 
     def __init__(self) -> None:
+        self._lock = threading.Lock()
         self._job: Job | None = None
         self._record: RunRecord | None = None
         self._artifact: UUID | None = None
@@ -133,16 +136,28 @@ class RunPage:
         record.value["prefect"] = {"id": str(flow_run.id), "name": str(flow_run.name)}
         self._show(record)
 
+    def update(self) -> None:
+        """Update the page without waiting, unless the run has ended. Before the first stage it is
+        not known what the store has already."""
+        threading.Thread(target=copy_context().run, args=(self._update,), daemon=True).start()
+
+    def _update(self) -> None:
+        with self._lock:
+            if self._record is not None:
+                self._show(self._record)
+
     def end(self) -> None:
         """Update the page with the result and samples, if the run has begun."""
-        if self._record is None or self._job is None:
-            return
-        samples = NONE
-        try:
-            samples = samples_of(self._job)
-        except Exception as error:  # such as files that were changed in the meantime
-            logger.warning("no samples on the page: %s", error)
-        self._show(self._record, samples)
+        with self._lock:
+            record, self._record = self._record, None
+            if record is None or self._job is None:
+                return
+            samples = NONE
+            try:
+                samples = samples_of(self._job)
+            except Exception as error:  # such as files that were changed in the meantime
+                logger.warning("no samples on the page: %s", error)
+            self._show(record, samples)
 
     def _show(self, record: RunRecord, samples: Samples = NONE) -> None:
         """Write the page. If the server does not respond, the run continues without it."""

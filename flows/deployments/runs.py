@@ -44,13 +44,22 @@ from stages.process.events import Event, Item, StageOutcome, Total
 from stages.process.stage_process import Listener, StageProcess
 
 
-def without_empty_traceback(record: logging.LogRecord) -> bool:
-    """Remove `NoneType: None`, which Prefect logs for a task that returns Failed."""
-    record.exc_info = record.exc_info if record.exc_info and record.exc_info[0] else None
+def as_the_state_says(record: logging.LogRecord) -> bool:
+    """Filter Prefect's lines about the end of a run or a task. The state says why it failed, so the
+    traceback goes. A cancelled stage is no error. A run that its worker cancels is not Running."""
+    error = record.exc_info[1] if record.exc_info else None
+    line = record.getMessage()
+    if isinstance(error, PenstockError) or line == "Finished in state Running()":
+        return False
+    if error is None:
+        record.exc_info = None  # or `NoneType: None` is logged for a task that returns Failed
+    if line.startswith("Finished in state Cancelled("):
+        record.levelno, record.levelname = logging.INFO, logging.getLevelName(logging.INFO)
     return True
 
 
-logging.getLogger("prefect.task_runs").addFilter(without_empty_traceback)
+for _name in ("prefect.flow_runs", "prefect.task_runs"):
+    logging.getLogger(_name).addFilter(as_the_state_says)
 PROGRESS_SECONDS = float(os.environ.get("PENSTOCK_PROGRESS_SECONDS") or 2.0)
 """Interval in seconds of progress reports to the server; with many workers, choose a longer one."""
 
@@ -58,8 +67,10 @@ PROGRESS_SECONDS = float(os.environ.get("PENSTOCK_PROGRESS_SECONDS") or 2.0)
 class PrefectLauncher:
     """A launcher that starts each stage inside a task of the current flow run."""
 
-    def __init__(self, listen: Listener) -> None:
+    def __init__(self, listen: Listener, on_start: Callable[[], None] = lambda: None) -> None:
+        """`on_start` is called before each stage; it must not wait for the server."""
         self._listen = listen
+        self._on_start = on_start
         self._bars: dict[str, StageBar] = {}
         close_earlier_attempts()
 
@@ -67,6 +78,7 @@ class PrefectLauncher:
         bar = self._bars.get(call.name)
         if bar is None or not bar.is_in_use:
             bar = self._bars[call.name] = StageBar(call.name)
+        self._on_start()
         return PrefectRunning(call, self._listen, bar)
 
 
@@ -318,7 +330,7 @@ def run_in_flow(config: RunOptions, run: Runner, makes: str) -> State[Any]:
         if caller is None:
             confine(config)
         with ended_when_cancelled():
-            result = run(display, PrefectLauncher, page.begin)
+            result = run(display, partial(PrefectLauncher, on_start=page.update), page.begin)
     except PenstockError as error:
         return ended_by(error, key, page)
     except BaseException:

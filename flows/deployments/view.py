@@ -104,7 +104,7 @@ class RunLog(io.StringIO):
         outlive_readers()
 
     def write(self, text: str) -> int:
-        for line in text.splitlines():
+        for line in filter(None, text.splitlines()):
             self._log.info("%s", line)
         return len(text)
 
