@@ -21,7 +21,8 @@ import logging
 import os
 import re
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -43,6 +44,7 @@ from artifacts.json_shapes import (
 )
 from artifacts.keys import digest_of
 from artifacts.locks import try_lock
+from artifacts.plurals import counted
 from artifacts.regular_files import is_denied, open_below, open_regular, read_bytes, user_text
 from artifacts.signing import EDIT, SIGNATURES, Proof, anybody, proof_by, signed
 from artifacts.stamps import Stamp, stamp_of
@@ -59,6 +61,8 @@ Review = Literal["", "accepted", "rejected"]
 ACCEPTED: Final = "accepted"
 REJECTED: Final = "rejected"
 REVIEWS: Final[tuple[Review, ...]] = ("", ACCEPTED, REJECTED)
+KINDS: Final = {REJECTED: "rejection", "": "correction", ACCEPTED: "acceptance"}
+"""Decision → what an edit without a text is called."""
 WORDS: Final = "said"
 """Field with the model's own words of a caption, in a change and in a row of a review."""
 SPACES = re.compile(r"\s+")
@@ -184,9 +188,38 @@ class Edits:
         # would only remove decisions from the new ones.
         return None if target is None or "round" in target else target
 
+    def unused(self, used: Container[str]) -> list[tuple[str, Edit]]:
+        """Return the path of the medium and the edit of each edited caption that is not `used`;
+        none after a round of `penstock learn`, which carried them over to other captions."""
+        if any("round" in action for action in self.every):
+            return []
+        changes = (change for action in self.done for change in action.get("changes", ()))
+        paths = {change["of"]: change["media_path"] for change in changes}
+        edits = ((paths[key], edit) for key, edit in self.now.items() if key not in used)
+        return [(path, edit) for path, edit in edits if edit != UNTOUCHED]
+
     def _take(self, action: Mapping[str, Any]) -> None:
         for change in action.get("changes", ()):
             self.now[change["of"]] = Edit(caption=change["caption"], review=change["review"])
+
+
+def unused_note(edits: Sequence[tuple[str, Edit]], media: Container[str]) -> str:
+    """Return which edits, by kind, apply to no caption of a run, and how many rejected `media` it
+    has captions of again; empty without such edits."""
+    kinds = Counter(
+        "correction" if edit.caption is not None else KINDS[edit.review] for _, edit in edits
+    )
+    if not kinds:
+        return ""
+    *first, last = [counted(kinds[kind], kind) for kind in KINDS.values() if kinds[kind]]
+    again = len({path for path, edit in edits if edit.review == REJECTED and path in media})
+    which = "rejected medium is" if again == 1 else "rejected media are"
+    there = f": {again:,} {which} in the data sets again"
+    return (
+        f"{', '.join(first)}{' and ' * bool(first)}{last} in {EDITS} belong to another prompt, "
+        f"model, sampling or file. They do not apply here{there * bool(again)}. The same run as "
+        "before brings them back"
+    )
 
 
 def _keys(action: Mapping[str, Any]) -> list[str]:
@@ -524,14 +557,10 @@ class EditsInForce:
             self._edits, self._seen = Edits(now={**stored, **own.now}), (own, stored)
         return self._edits
 
-    def unused(self) -> int:
-        """Return the number of edits in the folder's journal that no caption has had, or 0 if a
-        round of `penstock learn` carried them over to other captions."""
-        own = self._own()
-        if any("round" in action for action in own.every):
-            return 0
-        edited = {key for key, edit in own.now.items() if edit != UNTOUCHED}
-        return len(edited - self().used)
+    def unused(self) -> list[tuple[str, Edit]]:
+        """Return the path of the medium and the edit of each caption that was edited in this folder
+        and that nobody asked for."""
+        return self._own().unused(self().used)
 
     def unproved(self) -> int:
         """Return the number of actions in the folder's journal that are left out."""

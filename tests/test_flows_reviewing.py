@@ -16,6 +16,7 @@ from artifacts.store import open_store
 from flows.media.tune_data import examples_in
 from flows.options.commands import CaptionConfig
 from flows.options.formats import TRAINER_FORMATS
+from flows.results.report.facts import facts
 from flows.results.report.media import OTHER, captioned_media
 from flows.results.run_record import repeated
 from flows.results.run_result import RunResult
@@ -72,6 +73,8 @@ def test_every_output_takes_them_in_and_an_undo_gives_the_same_bytes(config: Cap
     )
     result = run(config)
     assert "1 corrected by hand and 2 rejected" in result.line()
+    about = dict(facts(out, out)["about"])
+    assert (about["corrected"], about["accepted"], about["rejected"]) == ("1", "1", "2")
     assert "not in data sets: 2 captions (rejected)" in result.warnings
     text = "2 captions rejected: these media get no text, but a trainer"
     assert not any(text in note for note in result.warnings)
@@ -108,14 +111,22 @@ def test_they_hold_for_words_whatever_stands_before_them(config: CaptionConfig) 
     text = first["caption"].removeprefix("ohwx, ").removesuffix(" #a")
     assert key_of(first["features"], "", first["prompt"], text) in captions.rows
     captions.close()
-    review(config, (LONG, 0.0, "better", "accepted"))
+    review(config, (LONG, 0.0, "better", "accepted"), ("photo.PNG", 0.0, None, "rejected"))
     run(config, prefix="sks, ")
     assert of_long(config)[0]["caption"] == "sks, better"
     assert of_long(config)[0]["original"] == f"sks, {text}"
     assert not any("edits.jsonl" in note for note in run(config).warnings)
     notes = run(config, prompt="Another?").warnings
     assert "original" not in of_long(config)[0], "another question has another answer"
-    assert any("edits.jsonl holds 1 edit of captions that this run" in note for note in notes)
+    expected = (
+        "1 rejection and 1 correction in edits.jsonl belong to another prompt, model, sampling or "
+        "file. They do not apply here: 1 rejected medium is in the data sets again. The same run "
+        "as before brings them back"
+    )
+    assert expected in notes
+    captions = ReviewedCaptions(Path(config.out))
+    assert captions.unused() == expected, "the page says the same"
+    captions.close()
     run(config)
     assert of_long(config)[0]["caption"] == "better"
 
@@ -501,3 +512,14 @@ def test_a_text_by_hand_that_goes_before_a_correction_is_named(config: CaptionCo
     review(config, ("photo.PNG", 0.0, "Better words.", "accepted"))
     (note,) = (note for note in run(config).warnings if "move a text away to use" in note)
     assert str(text) in note
+
+
+def test_a_text_by_hand_is_shown_beside_the_caption(pictures: CaptionConfig) -> None:
+    run(pictures)
+    name = lines(pictures)[0]["media_path"]
+    Path(pictures.sources[0], name).with_suffix(".txt").write_text("By hand.\n")
+    captions = ReviewedCaptions(Path(pictures.out))
+    captions.close()
+    assert {m["name"]: m["text"] for m in captions.media if "text" in m} == {
+        name: (Path(name).with_suffix(".txt").name, "By hand.")
+    }

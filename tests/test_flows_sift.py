@@ -342,7 +342,9 @@ def test_the_page_begins_at_the_comparisons_of_keep(keep: str, limits: dict[str,
     assert limits_of(keep) == limits
 
 
-def test_captions_leave_out_what_does_not_meet_sift(here: Path, tmp_path: Path) -> None:
+def test_captions_leave_out_what_does_not_meet_sift(
+    here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     Image.new("RGB", (320, 240)).save(here / "videos" / os.fsdecode(b"black\xff.png"))
     out = tmp_path / "out"
     words = ["caption", str(here / "videos"), "--model", "demo", "--out", str(out), "--quiet"]
@@ -352,6 +354,19 @@ def test_captions_leave_out_what_does_not_meet_sift(here: Path, tmp_path: Path) 
     (left,) = read_lines(out / "sift" / "left_out.jsonl")
     assert left["media_path"] == "black\ufffd.png"
     assert main([*words, "--sift", "black = 5"]) == 2
+    capsys.readouterr()
+    for condition, files, note in (
+        ("black = 0", 2, "1 file left out by --sift, as marked before"),
+        ("black < 9", 3, "files and chunks are those before the filter (--sift): marks come first"),
+    ):
+        # The store's marks were made under `black = 5` last, so those are made again.
+        assert (
+            main(["sift", str(here / "videos"), "--keep", "black = 0", "--out", f"{out}/sift"]) == 0
+        )
+        capsys.readouterr()
+        main(["plan", *words[1:-1], "--json", "--sift", condition])
+        plan = json.loads(capsys.readouterr().out)
+        assert (plan["files"], plan["notes"][0]) == (files, note)
 
 
 def test_what_cannot_be_marked_is_named_once_and_not_captioned(

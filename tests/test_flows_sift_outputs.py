@@ -95,6 +95,8 @@ def test_errors_name_the_option_and_command_at_fault(
     words = ["caption", str(folder), "--model", "demo", "--out", str(folder.with_name("o"))]
     assert main([*words, "--sift", "sharp > 3"]) == 2
     assert "--keep" not in (error := capsys.readouterr().err) and "--sift cannot be read" in error
+    assert main([*words, "--sift", "duplicates = 0"]) == 2
+    assert "(did you mean duplicate?)" in capsys.readouterr().err
     assert main(["sift"]) == 2
     assert "caption" not in capsys.readouterr().err
 

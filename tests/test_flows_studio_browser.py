@@ -145,6 +145,13 @@ def test_from_an_empty_folder_to_data_sets_by_keyboard(
     ask_again(browser, studio)
     write(browser, studio, media)
     every_look(browser)
+    shown(browser, studio.address)
+    values = browser.run("return page.start.values()")
+    assert values["model"] == "demo" and values["sources"] == [str(studio.out / "uploads")]
+    browser.run("document.querySelector('#prompt').value = 'Another?'")
+    browser.run("page.start.plan()")
+    note = "1 rejection and 4 corrections in edits.jsonl belong to another prompt"
+    browser.wait(f"{message}.includes('{note}')", seconds=LONG)
 
 
 def correct_three(browser: Browser, studio: OpenStudio) -> None:
@@ -156,6 +163,7 @@ def correct_three(browser: Browser, studio: OpenStudio) -> None:
         browser.run("document.activeElement.value = ''")
         browser.press(*f"Corrected {number}.", ENTER)
         browser.press("j")
+    browser.run("document.activeElement.blur()")  # as a click on an empty place does
     browser.press("r")
     browser.wait(SAVED)
     assert [e.caption for e in read_edits(studio.out).now.values()] == [
@@ -280,7 +288,7 @@ def test_every_option_of_the_command_has_a_field(browser: Browser, studio: OpenS
     names = {option["flag"] for option in studio.get("start")["options"]}
     message = browser.run("return document.querySelector('#options').textContent")
     absent = {name for name in names - {"--sources"} if f"{name}:" not in message}
-    own = "model adapter memory prompt schema trigger sift out recursive prompts"
+    own = "model adapter memory prompt schema trigger sift out recursive prompts format"
     assert absent == {f"--{name}" for name in own.split()}
     every_look(browser)
     assert json.dumps(studio.get("start")).count("trust") == 0
@@ -297,7 +305,7 @@ def test_a_run_shows_its_memory_and_why_it_ended(browser: Browser, studio: OpenS
     message = "return document.querySelector('#runs .run').innerText"
     running = browser.run(message)
     assert re.search(r"memory \S+ \SB now, peak \S+ \SB, planned \S+ \SB, budget \S+ \SB", running)
-    assert "0 of 4 files failed" in running and "written" not in running
+    assert "4 files" in running and "failed" not in running and "written" not in running
     (run,) = studio.runs()
     os.kill(run["pid"], signal.SIGKILL)
     shown(browser, f"{studio.address}run/{run['run']}/")
@@ -331,6 +339,13 @@ def test_files_are_sifted_and_a_model_is_chosen_tuned_and_exported(
     browser.run("document.querySelector('#fitting button').click()")
     assert browser.run("return document.querySelector('#model').value") == "demo"
     browser.run("document.querySelector('#sift').closest('details').open = true")
+    browser.type("#sift", "duplicates = 0")
+    told = "return document.querySelector('#sift-told').textContent"
+    for act in ("#plan", "#sift-now"):
+        browser.run("document.querySelector(arguments[0]).click()", act)
+        browser.wait(f"{told}.includes('did you mean duplicate?')", seconds=LONG)
+        browser.run("page.start.changed()")
+    browser.run("document.querySelector('#sift').value = ''")
     browser.type("#sift", "blurred = 0")
     browser.run("document.querySelector('#sift-now').click()")
     runs = "return document.querySelector('#runs').innerText"

@@ -27,6 +27,7 @@ from artifacts.errors import UsageError
 from artifacts.index.search import Found, Query, Searcher
 from artifacts.index.shard import COLUMNS, MEDIUM, TEXTS, IndexRow, Positions, medium_of
 from artifacts.index.snapshot import Kept, Snapshot
+from artifacts.plurals import meant
 from artifacts.tables import stored_text
 
 SHARE = 0.5
@@ -236,7 +237,8 @@ class Condition:
         kind, column = self._next("a column")
         if kind != "word" or column not in self._table.columns:
             self._at -= 1
-            self._refuse(f"a column ({', '.join(self._table.columns)})")
+            hint = meant(column, self._table.columns)
+            self._refuse(f"a column ({', '.join(self._table.columns)})", hint)
         self.columns.add(column)
         if self._takes("is"):
             other = self._takes("not")
@@ -288,11 +290,11 @@ class Condition:
         self._at += 1
         return self._tokens[self._at - 1]
 
-    def _refuse(self, wanted: str) -> NoReturn:
+    def _refuse(self, wanted: str, near: str = "") -> NoReturn:
         rest = self._tokens[self._at :]
         where = f"at {rest[0][1]!r}" if rest else "at its end"
         raise UsageError(
-            f"{self._table.option} cannot be read {where}: {wanted} should stand there",
+            f"{self._table.option} cannot be read {where}{near}: {wanted} should stand there",
             hint=f"Such as: {self._table.option} {self._table.example}",
         )
 

@@ -59,21 +59,25 @@ def show(
         from flows.machine.launch import DirectLauncher
         from flows.planning.plan import figures, plan_of
         from flows.planning.plan_view import explain_lines, plan_lines, what_fits_lines
+        from flows.running.sift_first import left_out_before
 
         if dry_run:
             from flows.results.owners import refuse_taking
 
             refuse_taking(config, dry_run)
         launcher, pipelines = DirectLauncher(display.on_event), pipelines or (CAPTION,)
-        plan = plan_of(config, launcher, display.print_line, *pipelines)
+        left_out, note = left_out_before(config)
+        plan = plan_of(config, launcher, display.print_line, *pipelines, left_out=left_out)
         if check is not None:
             from flows.job.prepare import prepare_without_media
 
             check(plan.job or prepare_without_media(config, launcher, *pipelines))
     if as_json:
-        print(json.dumps({**figures(plan), **_table(plan)}, indent=1))
+        found = {**figures(plan), **_table(plan)}
+        found["notes"] = [*filter(None, [note]), *found["notes"]]
+        print(json.dumps(found, indent=1))
     else:
-        lines = plan_lines(plan)
+        lines = [*filter(None, [note]), *plan_lines(plan)]
         lines += what_fits_lines(plan) if table else []
         lines += explain_lines(plan) if explain else []
         print_lines(*lines)

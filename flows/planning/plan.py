@@ -7,8 +7,9 @@ that reads a model's profile.
 On a machine with measurements it also estimates the remaining time.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -333,13 +334,16 @@ def plan_of(
     launcher: Launcher,
     announce: Callable[[str], None] | None = None,
     *pipelines: Pipeline,
+    left_out: Set[str] = frozenset(),
 ) -> Plan:
-    """Return the plan of a command. Without sources, plan the model alone.
+    """Return the plan of a command. Without sources, plan the model alone. Files whose place is in
+    `left_out` are not planned.
 
     Uses the first of `pipelines` that suits the model (none given: of all pipelines). Reads no
     weights. Raises PenstockError as the run does, but not if the command does not fit.
     """
-    return replanned_once(lambda: _plan_of(config, launcher, announce, pipelines), announce or bool)
+    planned = partial(_plan_of, config, launcher, announce, pipelines, left_out)
+    return replanned_once(planned, announce or bool)
 
 
 def _plan_of(
@@ -347,11 +351,20 @@ def _plan_of(
     launcher: Launcher,
     announce: Callable[[str], None] | None,
     pipelines: tuple[Pipeline, ...],
+    left_out: Set[str],
 ) -> Plan:
     every = pipelines or chain.from_iterable(PURPOSES.values())
     pipelines = with_extras(every, summary=PromptOptions.of(config).summary)
     if config.sources:
-        job = prepare(config, launcher, announce, *pipelines, fetch=False, read_weights=False)
+        job = prepare(
+            config,
+            launcher,
+            announce,
+            *pipelines,
+            fetch=False,
+            read_weights=False,
+            left_out=left_out,
+        )
         expected = tuple(estimates(job))
         request = plan_request(job, expected=expected)
         refuse_beyond_context(request)

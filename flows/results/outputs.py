@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import quote
 
 from artifacts.captions import WRITERS, Caption, Failure, json_lines, write_jsonl
-from artifacts.edits import REJECTED
+from artifacts.edits import REJECTED, unused_note
 from artifacts.errors import EnvironmentFault
 from artifacts.plurals import counted
 from artifacts.shards import DATASET
@@ -197,8 +197,8 @@ class OutputCounts:
     """Medium whose edit also counts for another one of the same content → that one."""
     others: list[str] = field(default_factory=list)
     """Tables, and folders of data sets, that are up to date."""
-    unused_edits: int = 0
-    """Edits in the folder's journal of captions that the outputs do not have."""
+    unused_edits: str = ""
+    """Says which edits of the folder's journal the outputs do not have; empty: none."""
 
     def to_json(self) -> dict[str, Any]:
         """Return all counts but the failures, as `run.json` stores them."""
@@ -277,7 +277,10 @@ def write_outputs(job: Job, *, last: bool) -> OutputCounts:
     for form, each in TRAINERS.items():
         if any((job.out / form / name).exists() for name in each.names):
             found.earlier.append(form)
-    found.unused_edits = job.edits.unused()
+    if unused := job.edits.unused():
+        paths = {path for path, _ in unused}
+        kept = {c.media_path for c in chain(*captions_by_file(job)) if c.review != REJECTED} & paths
+        found.unused_edits = unused_note(unused, kept)
     return found
 
 

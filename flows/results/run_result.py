@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from artifacts.captions import Failure
-from artifacts.edits import EDITS
 from artifacts.plurals import counted
 from flows.media.media_files import MediaFile
 from flows.results.captions import SUMMARIES
@@ -116,11 +115,7 @@ class RunResult(RunEnd):
                 f"{f', and {more} more' if more else ''} have one. To drop a copy, delete the file"
             )
         if self.written.unused_edits:
-            yield (
-                f"{self.out / EDITS} holds {counted(self.written.unused_edits, 'edit')} of "
-                "captions that this run does not have (another prompt, model, sampling or file). "
-                "They are kept, and apply when that run is repeated"
-            )
+            yield self.written.unused_edits
         if self.written.rejected and any(texts.beside for texts in self.written.texts):
             yield (
                 f"{counted(self.written.rejected, 'caption')} rejected: these media get no text, "

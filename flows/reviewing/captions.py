@@ -11,6 +11,7 @@ from artifacts.captions import CONFIDENCE
 from artifacts.edits import (
     ACCEPTED,
     REDO,
+    REJECTED,
     UNDO,
     UNTOUCHED,
     Edit,
@@ -22,14 +23,16 @@ from artifacts.edits import (
     event_of,
     keys_of,
     review,
+    unused_note,
 )
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.json_shapes import Nullable, OptionalField, ShapeError, check, text
 from artifacts.plurals import counted
 from artifacts.remote.addresses import is_address
 from artifacts.remote.media_cache import is_copy
-from artifacts.store import local_folder
+from artifacts.store import local_folder, open_store
 from flows.machine.versions import now
+from flows.media.generated_files import HandwrittenTexts, text_paths
 from flows.media.sources import MEDIA_SUFFIXES
 from flows.results.report.media import (
     CAPTION,
@@ -154,6 +157,9 @@ class ReviewedCaptions:
         """Caption key → identity of its medium: the content; unknown: source and path."""
         self._unnamed: dict[str, str] = {}
         """Key of a caption whose prompt has a name → its key of the time without one."""
+        url = self.belief.store if self.belief.is_own else ""
+        is_here = bool(url) and local_folder(url) is not None
+        self._by_hand = HandwrittenTexts(open_store(url), self.out) if is_here else None
         self.media = [self._medium(place, rows) for place, rows in found]
         self.failures = failed_media(self.out)
 
@@ -210,6 +216,16 @@ class ReviewedCaptions:
                 found["corrected"] += count * (edit.caption is not None)
                 found[edit.review] += count * bool(edit.review)
         return found
+
+    def unused(self) -> str:
+        """Return which edits of the journal apply to no caption here; empty: all do."""
+        now = self.edits()
+        kept = {
+            row["media_path"]
+            for key, row in self.rows.items()
+            if now.get(key, UNTOUCHED).review != REJECTED
+        }
+        return unused_note(self._own.unused({*self.rows, *self._unnamed.values()}), kept)
 
     def apply(self, request: Any) -> dict[str, Any]:
         """Apply an edit durably, and return the captions that it changed. Raises EditRefused,
@@ -296,6 +312,10 @@ class ReviewedCaptions:
         medium["number"] = len(self.places) - 1
         self._entries.append(place)
         medium["captions"] = rows = [self._row(line) for line in lines]
+        if self._by_hand is not None and known and (digest := place.get("content")):
+            places = text_paths(Path(where), rows[0]["name"] if rows else "")
+            if (found := self._by_hand.of(places, digest, where)) is not None:
+                medium["text"] = found[0].name, found[1].strip()
         content = place.get("content") or f"{place['source']}\n{place['media_path']}"
         self.medium_of |= {row["key"]: content for row in rows}
         return medium

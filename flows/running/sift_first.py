@@ -1,14 +1,40 @@
 """Captions the media that meet `--sift`: marks them, then captions what is left."""
 
+from contextlib import suppress
+
+from artifacts.errors import PenstockError
+from artifacts.json_shapes import read_jsonl, string
+from artifacts.plurals import counted
 from artifacts.regular_files import guard
 from flows.console.display import Display
 from flows.job.prepare import out_folder
 from flows.machine.launch import DirectLauncher
 from flows.options.commands import RunOptions, SiftFirstOptions
+from flows.options.vectors import PLACE
+from flows.results.foreign_files import LEFT_OUT_FILE
 from flows.results.owners import refuse_taking
+from flows.results.run_read import load_record
 from flows.results.run_result import RunResult
 from flows.running import run
 from flows.running.run_observer import OnBegin
+
+
+def left_out_before(config: RunOptions) -> tuple[frozenset[str], str]:
+    """Return the places of the files that the last marking in the output folder left out by the
+    same `--sift`, and a note for the plan: that it has the files before the filter where nothing
+    was marked by that condition. Raises UsageError."""
+    if not (condition := SiftFirstOptions.of(config).sift):
+        return frozenset(), ""
+    from flows.results.sift_marks import parse_keep
+
+    parse_keep(condition, (), option="--sift")
+    folder = out_folder(config) / PLACE
+    with suppress(PenstockError):
+        if load_record(folder).get("keep") == condition:
+            rows = read_jsonl(folder / LEFT_OUT_FILE, {"path": string}, "Sift again")
+            left = frozenset(row["path"] for row in rows)
+            return left, f"{counted(len(left), 'file')} left out by --sift, as marked before"
+    return frozenset(), "files and chunks are those before the filter (--sift): marks come first"
 
 
 def caption(

@@ -6,6 +6,7 @@ have no file.
 """
 
 import asyncio
+import contextlib
 import json
 import mimetypes
 import secrets
@@ -17,7 +18,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
-from artifacts.edits import REJECTED, UNTOUCHED, Edit
+from artifacts.edits import EDITS, REJECTED, UNTOUCHED, Edit
 from artifacts.errors import PenstockError
 from artifacts.json_shapes import BYTES
 from artifacts.plurals import counted
@@ -60,6 +61,7 @@ def sets_in(out: Path, captions: Counter[str]) -> list[dict[str, Any]]:
                 "format": form,
                 "folder": str(out / form),
                 "samples": len(samples),
+                "is_old": is_old(out, form),
                 "captions": captions.total(),
                 "left_out": [*left_out(form, captions, is_copied=is_copied)],
                 "empty": [len(empty), empty[:NAMED]],
@@ -68,6 +70,14 @@ def sets_in(out: Path, captions: Counter[str]) -> list[dict[str, Any]]:
             }
         )
     return found
+
+
+def is_old(out: Path, form: str) -> bool:
+    """Return whether a caption was edited after a data set was written."""
+    with contextlib.suppress(OSError):
+        times = (each.stat().st_mtime for each in (out / form).iterdir())
+        return (out / EDITS).stat().st_mtime > max(times, default=0.0)
+    return False
 
 
 def left_out(form: str, captions: Counter[str], *, is_copied: bool) -> Iterator[str]:

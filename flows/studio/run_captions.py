@@ -180,6 +180,7 @@ class RunCaptions:
                 "suffix": reviewed.fixed.suffix,
                 "failures": reviewed.failures,
                 "order": self._order,
+                "unused": reviewed.unused(),
                 "learns_from": LEAST,
                 "rounds": [*summary_json(rounds_in(self.out))],
                 "edits": {key: edit_json(edit) for key, edit in reviewed.edits().items()},

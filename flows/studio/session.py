@@ -89,6 +89,11 @@ class RecordedCommand:
     def _config(self) -> Any:
         return self._config_of(self.words)
 
+    def asks_as(self, words: Sequence[str]) -> bool:
+        """Return whether another command asks the same model the same question."""
+        other = self._config_of(words)
+        return all(getattr(other, n) == getattr(self._config, n) for n in (*CHANGED, "prompts"))
+
     def writing(self, formats: Sequence[str], out: Path) -> list[str]:
         """Return the words that write these formats, too, into a folder. That of the record may
         have been moved since. Raises UsageError for a format that there is not."""

@@ -14,6 +14,7 @@ from typing import Any
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
 
+from artifacts.edits import read_edits, unused_note
 from artifacts.endpoints import SERVED, listed
 from artifacts.errors import PenstockError, UsageError
 from artifacts.files import write_text
@@ -244,7 +245,7 @@ class StartRoutes:
 
     async def plan(self, request: Request) -> Response:
         """Return the plan of values. One is made at a time, while its page waits for it."""
-        _, words = await self._words(request)
+        values, words = await self._words(request)
         planning = asyncio.create_task(self._planned(words))
         gone = asyncio.ensure_future(request.receive())  # after the body: the page is gone
         gone.add_done_callback(lambda _: planning.cancel())
@@ -254,7 +255,19 @@ class StartRoutes:
             raise ClientDisconnect from error
         finally:
             gone.cancel()
+        note = await asyncio.to_thread(self._edits_note, Path(values["out"]), words)
+        found["notes"] = [*filter(None, [note]), *found["notes"]]
         return json_answer({"plan": found, "line": line_of(words)})
+
+    def _edits_note(self, out: Path, words: list[str]) -> str:
+        """Return which edits in a folder a run will not apply, because it changes what the last run
+        asked; empty: it does not, or none are there."""
+        with contextlib.suppress(PenstockError):
+            if self._studio.command(out).asks_as(words):
+                return ""
+            edits = read_edits(out).unused(())
+            return unused_note(edits, {path for path, _ in edits})
+        return ""
 
     async def _planned(self, words: list[str]) -> dict[str, Any]:
         async with self._planning:
@@ -264,7 +277,7 @@ class StartRoutes:
         """Put a run into the queue."""
         values, words = await self._words(request)
         folder, out = str(self._studio.folder), values["out"]
-        run = QueuedRun(kind="caption", out=out, words=words, folder=folder)
+        run = QueuedRun(kind="caption", out=out, words=words, folder=folder, values=values)
         await asyncio.to_thread(self._studio.queue.add, run)
         return json_answer({"id": run.id, "run": run_id(out), "line": line_of(words)})
 

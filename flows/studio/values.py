@@ -53,6 +53,8 @@ CONFIGS: dict[str, type[OptionGroup]] = {
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 LONGEST = 1 << 16
 """Largest number of characters of a value."""
+SIFT_FIELD = "Only media that meet"
+"""Label of the page's field for --sift."""
 MOST = 10_000
 """Largest number of members of a value, such as sources."""
 
@@ -172,10 +174,19 @@ def _schema(value: str, roots: Roots) -> str:
     return _path(value, roots)
 
 
+def _filter(value: str, _: Roots) -> str:
+    """Return a condition on marks. An error names the page's field."""
+    from flows.results.sift_marks import parse_keep  # it loads numpy and pyarrow
+
+    parse_keep(value, (), option=SIFT_FIELD)
+    return value
+
+
 _CHECKS: dict[str, Callable[[str, Roots], str]] = {
     **{name: _path for name, each in OPTIONS.items() if each.option.path and each.kind is str},
     "model": model_name,
     "schema": _schema,
+    "sift": _filter,
 }
 
 

@@ -9,7 +9,7 @@ import json
 import os
 import re
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from itertools import islice
@@ -20,7 +20,7 @@ from urllib.parse import quote
 
 from artifacts.errors import UsageError
 from artifacts.files import write_text
-from artifacts.json_shapes import read_jsonl
+from artifacts.json_shapes import OptionalField, read_jsonl, string
 from artifacts.plurals import counted
 from artifacts.regular_files import open_regular
 from artifacts.remote.addresses import is_address
@@ -32,7 +32,15 @@ from flows.pipelines import LABELS, SIFT, STAGES
 from flows.results.export_result import ExportFound, export_in
 from flows.results.foreign_files import LEFT_OUT_FILE, MARKS_FILE, refuse_replacing_page
 from flows.results.marker import MEDIA
-from flows.results.report.media import FILE, MEDIA_ENTRY, RUN_AGAIN, captioned_media, failed_media
+from flows.results.report.media import (
+    CAPTION,
+    FILE,
+    MEDIA_ENTRY,
+    RUN_AGAIN,
+    captioned_media,
+    failed_media,
+    media_with_captions,
+)
 from flows.results.report.sections import (
     SHEET,
     add_labels,
@@ -433,6 +441,7 @@ def facts(out: Path, folder: Path) -> dict[str, Any]:
         "about": [
             *(export_about(export) if export else ()),
             *_about(record, prompts),
+            *(() if is_labels else _edited(run)),
             *(("last run", duration(timeline["seconds"])) for _ in others[:1]),
             ("folder", writable(str(run.absolute()))),
         ],
@@ -488,6 +497,15 @@ def _totals(record: Mapping[str, Any], seconds: float, runs: Sequence[Entry]) ->
         yield "budget above imports", size(budget)
 
 
+def _edited(run: Path) -> Rows:
+    """Yield how many captions of a run's files are corrected, accepted and rejected."""
+    counts = Counter[str]()
+    for _, rows in media_with_captions(run, {**CAPTION, "original": OptionalField(string)}):
+        counts["corrected"] += sum("original" in row for row in rows)
+        counts.update(row["review"] for row in rows if row.get("review"))
+    yield from ((name, f"{count:,}") for name, count in counts.items() if count)
+
+
 def _about(record: Mapping[str, Any], prompts: list[str]) -> Rows:
     """Yield facts about the run: start, machine, model, settings and outputs."""
     plan = record["plan"]
@@ -507,6 +525,8 @@ def _about(record: Mapping[str, Any], prompts: list[str]) -> Rows:
         yield "batches of", str(plan["batch_size"])
     if len(prompts) == 1:
         yield "prompt", prompts[0]
+    if trigger := plan.get("words", {}).get("trigger"):
+        yield "trigger word", trigger
     yield from (("note", note) for note in plan.get("notes", ()))
     if record["prefect"]:
         yield "flow run", f"{record['prefect']['name']} ({record['prefect']['id']})"

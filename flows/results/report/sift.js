@@ -65,7 +65,7 @@ function markCard(mark) {
 section("run", "Sift", el("p", {class: "quiet"}, `${data.name} · ${data.state}`), definitions(data.totals, {class: "totals"}),
   data.keep ? el("p", {}, "Run with --keep ", el("code", {}, data.keep)) : null,
   data.marked > data.files.length ? el("p", {class: "quiet"}, `shown: a sample of ${grouped(data.files.length)} files`) : null, summary);
-section("marks", "Marks", data.marks.map(markCard));
+section("marks", "Marks", data.marks.filter(({values}) => values.some(value => value !== null)).map(markCard));
 tell();
 if (data.groups.length) section("copies", "Copies", data.groups.map(({size: count, kind, members}) => el("article", {class: "card"},
   el("h3", {}, counted(count, "file"), el("span", {class: "quiet"}, kind === "similar" ? " alike by vectors" : " with the same picture")),

@@ -112,8 +112,10 @@ class Card {
     const some = rows.length < medium.captions.length ? `${rows.length} of ${counted(medium.captions.length, "caption")}` : "";
     this.box = el("article", {class: "card", "aria-label": medium.name}, this.player,
       el("div", {class: "about"}, el("h2", {dir: "auto"}, marked(medium.name, around.sought)),
-        el("p", {class: "quiet tiny"}, joined([some, ...(around.asked ? [] : prompts)])),
-        rows.map(row => new Row(row, {media: medium, frame, save}).box)));
+        el("p", {class: "quiet tiny"}, joined([some, ...(prompts.every(one => one === around.asked.get(medium.kind)) ? [] : prompts)])),
+        rows.map(row => new Row(row, {media: medium, frame, save}).box),
+        medium.text ? el("p", {class: "quiet by-hand", dir: "auto"}, el("b", {}, medium.text[0]),
+          " goes before the caption in data sets: ", medium.text[1]) : null));
     this.still(rows[0]);
   }
 

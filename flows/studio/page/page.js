@@ -73,10 +73,12 @@ class Page {
     this.data = data;
     edits.clear();
     this.changed(data, false);
-    const first = data.media[0]?.captions[0]?.prompt;
-    this.asked = data.media.every(medium => medium.captions.every(row => row.prompt === first));
+    // The prompt of each kind of media, where all have one: it need not stand at each.
+    this.asked = new Map(data.media.map(({kind, captions}) => [kind, captions[0]?.prompt]));
+    for (const {kind, captions} of data.media) if (captions.some(row => row.prompt !== this.asked.get(kind))) this.asked.set(kind, null);
     if (data.rounds) this.learning.loaded(data);
     $("name").textContent = data.name;
+    $("unused").textContent = data.unused ? `${data.unused}.` : "";
     document.title = `${data.name} – Penstock studio`;
     requestAnimationFrame(() => setTimeout(() => {
       performance.mark("captions shown");
@@ -309,7 +311,7 @@ class Page {
     }
     const needed = (this.data.learns_from ?? 0) - taught.size;
     $("learn-needs").textContent = needed > 0 ? `Learn needs ${counted(needed, "more decision")}` : "";
-    $("counts").textContent = joined([counted(total, "caption"), `${grouped(total - told.accepted - told.rejected)} not decided`,
+    $("counts").textContent = !total ? "" : joined([counted(total, "caption"), `${grouped(total - told.accepted - told.rejected)} not decided`,
       ...Object.entries(told).map(([name, count]) => count && `${grouped(count)} ${name}`)]);
   }
 
@@ -361,7 +363,9 @@ class Page {
   key(event) {
     const typing = event.target.matches("input:not([type=checkbox]), textarea, select, video");
     if (document.querySelector("dialog[open]") || typing || event.altKey || !RUN) return;
-    const onRow = act => () => { const row = currentRow(); if (row) act(row); };
+    // A click on an empty place takes the focus from the caption, and not the keys.
+    const current = () => currentRow() || (this.go(this.place?.get(this.last?.key) ?? -1), currentRow());
+    const onRow = act => () => { const row = current(); if (row) act(row); };
     const decided = review => onRow(row => { row.decide(review); this.step(1); }), next = () => this.step(1), before = () => this.step(-1);
     const does = {
       j: next, ArrowDown: next, k: before, ArrowUp: before, e: onRow(row => row.write()), a: decided("accepted"), r: decided("rejected"),

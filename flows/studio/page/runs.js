@@ -45,9 +45,10 @@ class Runs {
       el("p", {}, el("span", {class: `badge ${state}`}, state === "queued" ? "waits for the run before it" : state), " ",
         el("b", {}, `${KINDS[run.kind] || ""}${run.name}`), " ", el("span", {class: "quiet tiny"}, run.out)),
       isDone ? null : work,
-      status ? el("p", {class: "quiet"}, ended && !said ? `${counted(status.captions, "caption")} written, ` : "",
-        `${status.media.failed} of ${counted(status.media.total, "file")} failed`) : null,
-      said && said !== error ? el("p", {class: "quiet"}, run.kind === "sift" ? said.split("; ")[0] : said) : null,
+      status && run.kind !== "sift" ? el("p", {class: "quiet"}, ended && !said ? `${counted(status.captions, "caption")} written, ` : "",
+        ended || status.media.failed ? `${status.media.failed} of ${counted(status.media.total, "file")} failed`
+          : counted(status.media.total, "file")) : null,
+      said && said !== error ? el("p", {class: "quiet"}, said) : null,
       error && ended ? el("p", {class: "warning"}, error) : null,
       (status?.failures || []).slice(0, 5).map(({media_path: name, message, hint}) =>
         el("p", {class: "warning tiny"}, `${name}: ${message}. `, el("b", {}, hint))),
@@ -68,7 +69,8 @@ class Runs {
     const review = () => document.querySelector("#list .row")?.focus();
     const write = () => { if ($("writing").hidden) $("write").click(); };
     return el("div", {}, el("p", {}, el("b", {}, "Next")), el("div", {class: "acts"},
-      button("Review the captions", review, {class: "main"}), button("Write files for a trainer", write)),
+      button("Review the captions", review, {class: "main"}), button("Write files for a trainer", write),
+      el("a", {href: HOME}, "Change and run again")),
     !search.length ? null : el("details", {}, el("summary", {}, "Search these files by what is seen in them"),
       el("p", {class: "quiet tiny"}, "In a terminal: the first line once, the second as often as you like."),
       search.map(line => el("p", {}, el("code", {}, line)))));

@@ -1,7 +1,7 @@
 // A new run: its files and values, the command that they stand for, its plan.
 
 const TEXTS = ["model", "adapter", "memory", "prompt", "schema", "trigger", "sift", "out"];
-const GIVEN = new Set([...TEXTS, "sources", "recursive", "prompts", "trust_remote_code"]);
+const GIVEN = new Set([...TEXTS, "format", "sources", "recursive", "prompts", "trust_remote_code"]);
 const DEMO = "demo", DEMO_TOLD = "knows drawn moving shapes alone: to try the program, not for photos or films";
 const adapterOptions = ({adapters}) => options(adapters.map(value => [value, value.split("/").pop()]));
 
@@ -33,8 +33,22 @@ class Start {
     $("own").replaceChildren(el("a", {href: `${HOME}run/${own}/`}, "Open the captions in ", out));
     this.presets(choices);
     this.every(choices.options.filter(({name}) => !GIVEN.has(name)));
+    $("format").replaceChildren(this.field(choices.options.find(({name}) => name === "format")));
+    const {runs} = await ask("runs"), last = runs.filter(({values}) => values.sources).at(-1);
+    if (last) this.fill(last.values);
     this.files.draw();
     await this.files.begin(choices);
+  }
+
+  // The form goes on from the last run.
+  fill({sources, recursive, prompts, ...values}) {
+    this.files.chosen = [...sources];
+    $("recursive").checked = Boolean(recursive);
+    $("prompts").value = Object.entries(prompts || {}).map(pair => pair.join("=")).join("\n");
+    for (const name of TEXTS) $(name).value = values[name] ?? "";
+    for (const [name, , write] of this.fields) if (values[name] !== undefined) write(values[name]);
+    if (["trigger", "sift", "schema", "format"].some(name => values[name]) || prompts) $("trigger").closest("details").open = true;
+    this.tellModel();
   }
 
   // Whether the model is on this machine, else its download, or why it cannot be had.
@@ -72,21 +86,22 @@ class Start {
   field({name, flag, help, kind, values}) {
     const label = `${flag}: ${help}`, isNumber = kind === "int" || kind === "float";
     const check = (value, text) => el("label", {class: "check"}, el("input", {type: "checkbox", value}), text);
-    const read = value => this.fields.push([name, value]);
+    const read = (value, write) => this.fields.push([name, value, write]);
     if (kind === "bool") {
       const box = check(flag, label);
-      read(() => box.firstChild.checked ? true : null);
+      read(() => box.firstChild.checked ? true : null, value => { box.firstChild.checked = value; });
       return box;
     }
     if (kind === "tuple" && values.length) {
       const boxes = values.map(value => check(value, value));
-      read(() => boxes.map(box => box.firstChild).filter(box => box.checked).map(box => box.value));
+      read(() => boxes.map(box => box.firstChild).filter(box => box.checked).map(box => box.value),
+        chosen => boxes.forEach(({firstChild: box}) => { box.checked = chosen.includes(box.value); }));
       return el("fieldset", {class: "fields"}, el("legend", {}, label), boxes);
     }
     const input = values.length ? el("select", {}, options([["", "–"], ...values.filter(Boolean).map(one => [one, one])]))
       : el("input", {type: isNumber ? "number" : "text", step: kind === "float" ? "any" : null, autocomplete: "off"});
     read(() => isNumber ? (input.value === "" ? null : Number(input.value))
-      : kind === "tuple" ? input.value.split(",").map(one => one.trim()).filter(Boolean) : input.value);
+      : kind === "tuple" ? input.value.split(",").map(one => one.trim()).filter(Boolean) : input.value, value => { input.value = value; });
     return el("label", {class: "field"}, label, input);
   }
 
@@ -106,6 +121,7 @@ class Start {
   changed() {
     $("go").disabled = true;
     $("planned").replaceChildren();
+    complain($("sift-told"), null);
     clearTimeout(this.waiting);
     this.waiting = setTimeout(() => this.line(), 300);
   }
@@ -129,7 +145,7 @@ class Start {
       $("go").disabled = !plan.fits;
       if (plan.fits) $("go").focus();
     } catch (error) {
-      $("planned").replaceChildren(el("p", {class: "warning"}, error.hint ? String(error) : error.message));
+      $("planned").replaceChildren(this.isOfFilter(error) ? "" : el("p", {class: "warning"}, error.hint ? String(error) : error.message));
     }
     $("plan").disabled = false;
   }
@@ -159,9 +175,19 @@ class Start {
     show();
   }
 
+  // What is wrong with the filter is shown at its field.
+  isOfFilter(error) {
+    const is = error.message.startsWith("Only media that meet");
+    complain($("sift-told"), is ? error : null);
+    if (is) $("sift").closest("details").open = true;
+    if (is) $("sift").focus();
+    return is;
+  }
+
   sift() {
     return tried(async () => {
-      $("line").textContent = (await tell("sift", {values: this.values()})).line;
+      try { $("line").textContent = (await tell("sift", {values: this.values()})).line; }
+      catch (error) { if (this.isOfFilter(error)) return; throw error; }
       this.sifted();
     });
   }

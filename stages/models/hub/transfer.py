@@ -182,12 +182,12 @@ def _unreachable(name: str, error: Exception, begun: bool) -> Unanswered:
     if begun:
         return Unanswered(
             f"the rest of {name} is missing, and {reason}",
-            hint="Connect and run the same command again: it resumes the download",
+            hint="Connect and try again: it resumes the download",
         )
     connect = f"Unset {_offline_switch()}" if constants.is_offline_mode() else "Connect"
     return Unanswered(
         f"{name} was not downloaded before, and {reason}",
-        hint=f"{connect} and run the same command again, give the folder of a copy as --model, or "
+        hint=f"{connect} and try again, give the folder of a copy as --model, or "
         "try the program with --model demo",
     )
 
