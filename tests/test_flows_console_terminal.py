@@ -104,7 +104,8 @@ def test_items_made_beside_the_stage_before_count_as_made() -> None:
     display.on_event("encode", Item())
     display.close()
     first, second = log.getvalue().splitlines()[-2:]
-    assert first == "encoding: 2 chunks to do" and second.startswith("encoding: 3 chunks in ")
+    assert first == "encoding: 2 chunks to do, 1 already done"
+    assert second.startswith("encoding: 3 chunks in ")
 
 
 def test_a_stage_that_works_beside_is_counted_on_the_line(

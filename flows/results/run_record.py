@@ -15,18 +15,20 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from artifacts.captions import Failure, values_of
 from artifacts.errors import EnvironmentFault, Interrupted, PenstockError, redacted
 from artifacts.files import write_json
 from artifacts.options import declared
 from artifacts.remote.addresses import signed
-from flows.job.prepare import Job
 from flows.machine.versions import now, versions
 from flows.options.commands import CaptionConfig
 from flows.pipelines import CAPTION, Pipeline
 from stages.process.events import StageOutcome
+
+if TYPE_CHECKING:  # it loads what reads checkpoints, before the first line of a run
+    from flows.job.prepare import Job
 
 COMMAND = "caption"
 """The command that may be repeated."""
@@ -85,7 +87,7 @@ def command_of(words: Sequence[str]) -> dict[str, Any] | None:
     return {"words": [*words], "folder": os.getcwd()}
 
 
-def remember(words: Sequence[str], job: Job, record: "RunRecord") -> None:
+def remember(words: Sequence[str], job: "Job", record: "RunRecord") -> None:
     """Store the command of a run in its record, with its store, unless it contains credentials."""
     if words and not job.config.store:
         words = with_values(words, {"--store": job.store.url})
