@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from artifacts.errors import EnvironmentFault, MediaError, Unanswered
-from artifacts.remote import fetching, finding
+from artifacts.remote import finding
 from artifacts.remote.addresses import is_address, is_object, name_in, signed, unsigned
 from artifacts.remote.ahead import map_prefetched
 from artifacts.remote.finding import remote_file_at
@@ -33,7 +33,7 @@ from tests.support.web import Web, web_server
 
 RANGE = 1000
 AT_HAND = """
-from artifacts.remote import fetching, media_cache
+from artifacts.remote import finding, media_cache
 import sys
 with media_cache.open_local(sys.argv[1]): pass
 """
@@ -42,7 +42,7 @@ with media_cache.open_local(sys.argv[1]): pass
 @pytest.fixture
 def web(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Web]:
     monkeypatch.setenv("PENSTOCK_NEARBY", str(tmp_path / "nearby"))
-    monkeypatch.setattr(fetching, "RANGE_BYTES", RANGE)
+    monkeypatch.setattr(finding, "RANGE_BYTES", RANGE)
     monkeypatch.setattr(finding, "WEB_WAITS", (0.01,))
     (tmp_path / "there").mkdir()
     with web_server(tmp_path / "there") as server:
@@ -157,7 +157,7 @@ def test_a_signed_address_is_asked_with_what_is_given_last(web: Web) -> None:
 
 def test_a_killed_fetch_goes_on_where_it_was(web: Web) -> None:
     content = put(web, "a.mp4", 40 * RANGE)
-    code = AT_HAND.replace("import sys", f"import sys\nfetching.RANGE_BYTES = {RANGE}")
+    code = AT_HAND.replace("import sys", f"import sys\nfinding.RANGE_BYTES = {RANGE}")
     process: list[subprocess.Popen[bytes]] = []
 
     def kill_in_the_middle(path: str, part: str) -> int:
@@ -171,7 +171,7 @@ def test_a_killed_fetch_goes_on_where_it_was(web: Web) -> None:
     assert [name.endswith(".part") for name in copies()] == [True]
     web.before, before = lambda *_: 0, len(web.ranges("a.mp4"))
     assert fetched(f"{web.address}/a.mp4") == content
-    assert 0 < len(web.ranges("a.mp4")) - before <= 40 - 20 + fetching.RANGES_AT_ONCE + 1
+    assert 0 < len(web.ranges("a.mp4")) - before <= 40 - 20 + finding.RANGES_AT_ONCE + 1
     assert copies() == ["a.mp4"]
 
 
@@ -181,8 +181,8 @@ def test_an_old_part_is_not_trusted(
     content = put(web, "a.mp4", 3 * RANGE)
     path = copy_of(remote_file_at(f"{web.address}/a.mp4"))
     (tmp_path / "boot").write_text("0123456789abcdef\n")
-    monkeypatch.setattr(fetching, "BOOT", tmp_path / "boot")
-    path.with_name(fetching.part_name()).write_bytes(bytes(2 * RANGE))
+    monkeypatch.setattr(finding, "BOOT", tmp_path / "boot")
+    path.with_name(finding.part_name()).write_bytes(bytes(2 * RANGE))
     (tmp_path / "boot").write_text("fedcba9876543210\n")
     assert fetched(path) == content
 
@@ -324,7 +324,7 @@ def test_what_is_not_there_or_not_allowed_is_said(web: Web) -> None:
 
 def test_a_disk_without_room_is_said_before(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
     put(web, "a.mp4", RANGE)
-    monkeypatch.setattr(fetching, "SPARE_BYTES", 1 << 60)
+    monkeypatch.setattr(finding, "SPARE_BYTES", 1 << 60)
     with pytest.raises(EnvironmentFault, match=r"has no room for http.*PENSTOCK_NEARBY"):
         fetched(f"{web.address}/a.mp4")
     assert web.ranges("a.mp4") == []

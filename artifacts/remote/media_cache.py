@@ -175,7 +175,7 @@ def _held(path: Path, on_progress: OnProgress = lambda _: None) -> Iterator[Buff
 def _fetch(path: Path, on_progress: OnProgress) -> None:
     """Fetch a copy; who else wants it waits."""
     # Whoever reads files of this machine loads nothing for it.
-    from artifacts.remote.fetching import check_size, fetch, part_name
+    from artifacts.remote.finding import check_size, fetch, part_name
 
     remote = _noted(path)
     if remote is None:
