@@ -143,13 +143,13 @@ def _reviews(out: Path) -> Callable[[Mapping[str, Any]], tuple[str, str]]:
     def reviewed(row: Mapping[str, Any]) -> tuple[str, str]:
         text, original = row["caption"], row.get("original")
         before = row.get("review", "") or (CORRECTED if original else "")
-        _, said, _ = fixed.parts(original or text)
-        keys = keys_of(row["features"], row.get("name", ""), row.get("prompt", ""), said)
+        _, own_text, _ = fixed.parts(original or text)
+        keys = keys_of(row["features"], row.get("name", ""), row.get("prompt", ""), own_text)
         edit = next((edits[key] for key in keys if key in edits), None)
         if edit is None:
             return text, before
-        decided = said if edit.caption is None else edit.caption
-        review = edit.review or (CORRECTED if decided != said else "")
+        decided = own_text if edit.caption is None else edit.caption
+        review = edit.review or (CORRECTED if decided != own_text else "")
         if (decided, review) == (fixed.parts(text)[1], before):
             return text, before
         return decided, f"{review or 'undone'}, not written yet"

@@ -33,7 +33,8 @@ class VideoCard {
     const failure = captions.length ? null : data.failures.find(each => each.media_path === medium.name);
     if (failure) this.player.append(el("p", {class: "gone"}, el("strong", {}, `Failed: ${failure.message}`), " ", failure.hint));
     else if (medium.gone) this.player.append(gone(medium, `${medium.gone}:`));
-    else if (medium.still) this.player.append(el("img", {src: medium.still, alt: medium.name}), gone(medium, "Browsers cannot play this format:"));
+    else if (medium.still)
+      this.player.append(el("img", {src: medium.still, alt: medium.name}), gone(medium, "Browsers cannot play this format:"));
     else this.load();
     this.rule();
     windowed(this.list, rows, {group: 40, height: 44, build: row => this.row(row, sought), root: this.list, all: data.all});

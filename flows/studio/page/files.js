@@ -88,7 +88,8 @@ class Files {
     return tried(async () => {
       const found = await ask(`files?path=${encodeURIComponent(path)}`), {path: here, count, folders, media, up} = found;
       const inside = name => here === "/" ? `/${name}` : `${here}/${name}`;
-      $("where").replaceChildren(el("code", {}, inParts(here)), count || !folders.length ? ` has ${counted(count, "image or video", "images and videos")}. ` : " has folders only. ",
+      const has = count || !folders.length ? counted(count, "image or video", "images and videos") : "folders only";
+      $("where").replaceChildren(el("code", {}, inParts(here)), ` has ${has}. `,
         ...(up ? [button("↑ The folder above", () => this.open(up)), " "] : []),
         count || folders.length ? button("Choose this folder", () => this.add(here)) : "");
       $("folders").hidden = !(count || folders.length);

@@ -311,7 +311,8 @@ class Page {
     }
     const needed = (this.data.learns_from ?? 0) - taught.size;
     $("learn-needs").textContent = needed > 0 ? `Learn needs ${counted(needed, "more decision")}` : "";
-    $("counts").textContent = !total ? "" : joined([counted(total, "caption"), `${grouped(total - told.accepted - told.rejected)} not decided`,
+    const left = grouped(total - told.accepted - told.rejected);
+    $("counts").textContent = !total ? "" : joined([counted(total, "caption"), `${left} not decided`,
       ...Object.entries(told).map(([name, count]) => count && `${grouped(count)} ${name}`)]);
   }
 

@@ -193,7 +193,8 @@ class Writing extends Panel {
     return tried(async () => {
       const {sets} = await ask(`run/${RUN}/sets`), some = ([count, names]) => count ? `${count}: ${names.join(", ")}` : "0";
       const rows = sets.map(({format, samples, is_old: isOld, captions, left_out: left, empty, missing, problem: why, folder}) =>
-        [format, why || samples + (isOld ? ", before the last edits" : ""), [captions, ...left].join("; "), some(empty), some(missing), folder]);
+        [format, why || samples + (isOld ? ", before the last edits" : ""),
+          [captions, ...left].join("; "), some(empty), some(missing), folder]);
       this.check.replaceChildren(rows.length
         ? table(["data set", "samples", "of captions", "without a text", "without a file", "folder"], rows)
         : el("p", {class: "quiet"}, "No data set of a trainer is in this folder yet."));
