@@ -23,7 +23,6 @@ from flows.many.run import ATTEMPTS, Cluster, Dispatch, TaskRun, gpus_of_a_task,
 from flows.options.commands import CaptionConfig
 from flows.options.vectors import LabelConfig
 from flows.results.marker import Marker, write_marker
-from flows.running import sift_first
 from penstock.ray import Encode, Write
 from stages.process.stage_process import StageProcess
 
@@ -235,7 +234,7 @@ def test_a_flow_uses_the_cluster_that_the_environment_names(
     monkeypatch.setenv(commands.ADDRESS, "head:6379")
     commands.caption_many.fn(config)
     plain, on_cluster = ran
-    assert getattr(plain, "func", None) is sift_first.caption
+    assert getattr(plain, "func", None) is commands.caption_and_remember
     assert on_cluster.__name__ == "on_cluster"  # type: ignore[attr-defined]
 
 

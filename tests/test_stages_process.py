@@ -212,7 +212,7 @@ def test_a_stop_at_the_start_leaves_no_file(
     with pytest.raises(KeyboardInterrupt):
         start("works", tmp_path)
     assert list((tmp_path / "tmp").iterdir()) == []
-    assert len(os.listdir("/proc/self/fd")) == len(open_before)
+    assert len(os.listdir("/proc/self/fd")) <= len(open_before)  # a collection may close others
 
 
 @pytest.mark.slow

@@ -27,7 +27,7 @@ from artifacts.errors import (
     StageDied,
     UsageError,
 )
-from stages.process import child
+from stages.process import memory_limit
 from stages.process.events import EventReporter, StageError
 from stages.process.exit_diagnosis import ProcessExit, fault_of_stage, log_tail, oom_message
 from stages.process.memory import Sampler, process_memory
@@ -41,8 +41,8 @@ BUDGET = 48 * MIB
 # What the children of these tests run; each is named by its place in this file.
 def warm(job: dict[str, Any]) -> None:
     if job.get("impatient"):
-        child.STUCK_SECONDS = 0.5
-        child.RECHECK_SECONDS, child.SILENT_SECONDS = 0.2, 1.0
+        memory_limit.STUCK_SECONDS = 0.5
+        memory_limit.RECHECK_SECONDS, memory_limit.SILENT_SECONDS = 0.2, 1.0
     for name in job.get("imports", ()):
         import_module(name)
 
@@ -350,7 +350,7 @@ def test_threads_that_wait_for_each_other_are_told_from_those_that_wait_for_a_di
     reader = threading.Thread(target=os.read, args=(source, 1))
     reader.start()
     time.sleep(0.1)
-    assert not child.all_wait()
+    assert not memory_limit.all_wait()
     os.write(sink, b"x")
     reader.join()
     os.close(source)

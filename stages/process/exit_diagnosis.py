@@ -269,7 +269,7 @@ def _is_oom(
     program's classes, so its message is taken at its word."""
     messages = [last_message] if error_event.type else [last_message, *process_exit.last_lines]
     if any(map(is_oom_message, messages)) or process_exit.signal == signal.SIGALRM:
-        return True  # the timer runs only if memory is short (child.py)
+        return True  # the timer runs only if memory is short (memory_limit.py)
     if not is_own_error and any(map(may_be_oom_message, messages)):
         return process_exit.short
     crashed = not error_event.type and process_exit.signal in (signal.SIGKILL, *CRASHING)
