@@ -56,7 +56,8 @@ class KnownHosts:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         app = self._app
         host = Headers(scope=scope).get("host", "")
-        if scope["type"] == "http" and not is_loopback(host) and host.lower() != self._host:
+        is_known = is_loopback(host) or (bool(self._host) and host.lower() == self._host)
+        if scope["type"] == "http" and not is_known:
             app = json_answer({"error": "open it at 127.0.0.1 or localhost"}, 421, headers=SAFE)
         await app(scope, receive, send)
 
