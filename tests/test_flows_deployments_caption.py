@@ -115,7 +115,7 @@ def outputs(out: Path) -> dict[str, bytes]:
     return {name: (out / name).read_bytes() for name in names}
 
 
-PROGRESS = re.compile(r" \d+/\d+")
+PROGRESS = re.compile(r" \d+/\d+|starting Prefect")
 """In a line that a slow stage prints every ten seconds."""
 
 
