@@ -31,9 +31,9 @@ import json, sys
 from pathlib import Path
 from artifacts.packs import Record, RecordSet
 from artifacts.store import open_store
-from artifacts.stores import catalogs, bucket_store
+from artifacts.stores import bucket_store
 from flows.machine.leases import leased
-catalogs.JOINED = bucket_store.JOINED = 4
+bucket_store.JOINED = 4
 store = open_store(sys.argv[1])
 store.check_writable()
 with leased(store, ["ab" * 32], Path("out")):
