@@ -559,7 +559,7 @@ class EditsInForce:
 
     def unused(self) -> list[tuple[str, Edit]]:
         """Return the path of the medium and the edit of each caption that was edited in this folder
-        and that nobody wants."""
+        and that the run does not have."""
         return self._own().unused(self().used)
 
     def unproved(self) -> int:

@@ -488,7 +488,7 @@ def test_no_page_shows_other_content_in_the_place_of_what_was_captioned(
     Image.new("RGB", (64, 48), (10, 200, 10)).save(other)
     assert other.stat().st_size == size.st_size
     assert shown()["other.png"] == ("", "")  # found when it is asked for
-    assert {m["name"]: m["gone"] for m in captioned_media(out, out)}["other.png"] == OTHER
+    assert {m["name"]: m["gone"] for m in captioned_media(out, out)[0]}["other.png"] == OTHER
     other.write_bytes(kept)  # as a copy of the folder has it: another time, the same content
     assert shown()["other.png"] == ("", str(other))
     photo.write_bytes(kept)

@@ -183,7 +183,7 @@ class CellLine:
         self.end("")
 
     def end(self, text: str) -> None:
-        """Show this text, of which nothing is left out."""
+        """Show a text at once, in place of the line."""
         if text == self._text:
             return
         from IPython.display import display

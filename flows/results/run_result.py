@@ -10,11 +10,8 @@ from artifacts.plurals import counted
 from flows.media.media_files import MediaFile
 from flows.results.captions import SUMMARIES
 from flows.results.outputs import OutputCounts
-from flows.results.run_status import texts_line
+from flows.results.run_status import LISTED_WARNINGS, texts_line
 from flows.results.text_files import user_texts_note
-
-LISTED_WARNINGS = " (`warnings` in captions.jsonl)"
-"""Where the warnings of the files of a caption run are."""
 
 
 @dataclass(kw_only=True, slots=True)

@@ -21,6 +21,8 @@ from flows.results.run_record import current_runs, sum_of
 from flows.results.tuned import TrainingFound, training_in
 from stages.process.job import CHUNK
 
+LISTED_WARNINGS = " (`warnings` in captions.jsonl)"
+"""Where the warnings of the files of a caption run are."""
 RECENT_SECONDS = 60.0
 """Window, in seconds, of the latest speed."""
 SHORTEST_SECONDS = 1.0
@@ -199,7 +201,7 @@ def description_lines(record: Mapping[str, Any]) -> Iterator[str]:
         yield f"flow run {record['prefect']['name']} ({record['prefect']['id']})"
     still = f", {media['open']} not read yet" if media["open"] else ""
     if warned := media.get("warned"):
-        listed = " (`warnings` in captions.jsonl)" if kind_of(record) == "captions" else ""
+        listed = LISTED_WARNINGS if kind_of(record) == "captions" else ""
         still += f", {warned} with warnings{listed}"
     cut = f", {record['cut']} cut at the token limit" if record["cut"] else ""
     texts = "".join(f", {texts_line(texts)}" for texts in record["texts"])

@@ -144,7 +144,7 @@ def page_of(proxy: str) -> Document:
         img_src="'self' data:",
         media_src="'self' blob:",
         worker_src="blob:",
-        frame_ancestors=proxy or "'none'",
+        **({"frame_ancestors": proxy} if proxy else {}),
     )
 
 

@@ -20,7 +20,7 @@ from urllib.parse import quote
 
 from artifacts.errors import UsageError
 from artifacts.files import write_text
-from artifacts.json_shapes import OptionalField, read_jsonl, string
+from artifacts.json_shapes import read_jsonl
 from artifacts.plurals import counted
 from artifacts.regular_files import open_regular
 from artifacts.remote.addresses import is_address
@@ -33,13 +33,11 @@ from flows.results.export_result import ExportFound, export_in
 from flows.results.foreign_files import LEFT_OUT_FILE, MARKS_FILE, refuse_replacing_page
 from flows.results.marker import MEDIA
 from flows.results.report.media import (
-    CAPTION,
     FILE,
     MEDIA_ENTRY,
     RUN_AGAIN,
     captioned_media,
     failed_media,
-    media_with_captions,
 )
 from flows.results.report.sections import (
     SHEET,
@@ -417,7 +415,11 @@ def facts(out: Path, folder: Path) -> dict[str, Any]:
     run = training.run if training else _run_of(export, out)
     record = load_record(run)
     is_labels = kind_of(record) == LABELS
-    media = labelled_media(run, folder) if is_labels else captioned_media(run, folder)
+    edited = Counter[str]()
+    if is_labels:
+        media = labelled_media(run, folder)
+    else:
+        media, edited = captioned_media(run, folder)
     labels = run if is_labels else label_run_below(run)
     if labels is not None and not is_labels:
         add_labels(media, labelled_media(labels, folder, max(SHEET, len(media))))
@@ -441,7 +443,7 @@ def facts(out: Path, folder: Path) -> dict[str, Any]:
         "about": [
             *(export_about(export) if export else ()),
             *_about(record, prompts),
-            *(() if is_labels else _edited(run)),
+            *((name, f"{count:,}") for name, count in edited.items() if count),
             *(("last run", duration(timeline["seconds"])) for _ in others[:1]),
             ("folder", writable(str(run.absolute()))),
         ],
@@ -495,15 +497,6 @@ def _totals(record: Mapping[str, Any], seconds: float, runs: Sequence[Entry]) ->
     budget = (record["plan"].get("memory") or {}).get("budget_bytes")
     if budget:
         yield "budget above imports", size(budget)
-
-
-def _edited(run: Path) -> Rows:
-    """Yield how many captions of a run's files are corrected, accepted and rejected."""
-    counts = Counter[str]()
-    for _, rows in media_with_captions(run, {**CAPTION, "original": OptionalField(string)}):
-        counts["corrected"] += sum("original" in row for row in rows)
-        counts.update(row["review"] for row in rows if row.get("review"))
-    yield from ((name, f"{count:,}") for name, count in counts.items() if count)
 
 
 def _about(record: Mapping[str, Any], prompts: list[str]) -> Rows:

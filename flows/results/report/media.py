@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import quote, unquote_to_bytes
 
 from artifacts.captions import CONFIDENCE, Failure
-from artifacts.json_shapes import Nullable, OptionalField, count, number, read_jsonl, text
+from artifacts.json_shapes import Nullable, OptionalField, count, number, read_jsonl, string, text
 from artifacts.keys import content_key, hash_file
 from artifacts.plurals import counted
 from artifacts.stamps import stamp_of
@@ -48,26 +48,30 @@ CAPTION = {
     "review": OptionalField(text),
     "warnings": OptionalField([text]),
 }
+EDITED = {**CAPTION, "original": OptionalField(string)}
 FAILURE = dict.fromkeys(Failure.__slots__, OptionalField(text))
 
 
-def captioned_media(out: Path, folder: Path) -> list[dict[str, Any]]:
-    """Return the media of a run into `out`, in source order, for a page in `folder`.
+def captioned_media(out: Path, folder: Path) -> tuple[list[dict[str, Any]], Counter[str]]:
+    """Return the media of a run into `out`, in source order, for a page in `folder`, and how many
+    captions are corrected, accepted and rejected.
 
     Each has `name`, `kind`, `url` relative to the folder (None: unknown), `gone`, `prompt` and
     `captions`. A caption is (start, end, text, tokens, whether it was cut, the fields of
     CONFIDENCE). Raises EnvironmentFault.
     """
-    media = list[dict[str, Any]]()
+    media, edited = list[dict[str, Any]](), Counter[str]()
     stills = 0
-    for entry, rows in media_with_captions(out):
+    for entry, rows in media_with_captions(out, EDITED):
+        edited["corrected"] += sum("original" in row for row in rows)
+        edited.update(row["review"] for row in rows if row.get("review"))
         media.append(medium := _medium(entry, rows, folder))
         path = path_of(entry)
         unplayable = entry["kind"] == "video" and not path.lower().endswith(PLAYABLE)
         if rows and unplayable and not medium["gone"] and stills < STILLS:
             stills += 1
             medium["still"] = data_address(path, rows[0]["start"])
-    return media
+    return media, edited
 
 
 PLAYABLE = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".ogv", ".gif")
