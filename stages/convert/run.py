@@ -80,15 +80,15 @@ class Pickle:
     def read(self, name: str) -> torch.Tensor:
         """Return a tensor that is mapped from the file. It is read-only."""
         meta = self.tensors[name]
-        storage: Any = meta.untyped_storage()
         if not meta.numel():
             return torch.empty(meta.shape, dtype=meta.dtype)
+        storage: Any = meta.untyped_storage()
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="The given buffer is not writable")
             raw = torch.frombuffer(
                 self._mapped,
                 dtype=torch.uint8,
-                count=storage.nbytes(),
+                count=_end(meta),
                 offset=storage._checkpoint_offset,
             )
         found = raw.view(meta.dtype).as_strided(meta.shape, meta.stride(), meta.storage_offset())
@@ -215,10 +215,15 @@ def _check(
         return
     storage: Any = tensor.untyped_storage()
     entry = entries.get(getattr(storage, "_checkpoint_offset", -1))
-    last = sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
-    end = (tensor.storage_offset() + last + 1) * tensor.element_size()
-    if entry is None or not entry.stored or not end <= storage.nbytes() <= entry.size:
+    if entry is None or not entry.stored or _end(tensor) > min(storage.nbytes(), entry.size):
         raise incomplete_file(path, "file of pickled weights")
+
+
+def _end(tensor: torch.Tensor) -> int:
+    """Return where a tensor's last element ends, in bytes from the start of its storage.
+    (`nbytes` of the storage is no measure: torch 2.10 multiplies it by the element's size.)"""
+    last = sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
+    return (tensor.storage_offset() + last + 1) * tensor.element_size()
 
 
 def _odd(tensor: torch.Tensor) -> Iterator[str]:
