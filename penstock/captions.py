@@ -161,7 +161,7 @@ class _Feed:
         if key not in self._known:
             self._look_again()
         for place, file, task in self._known.get(key, ()):
-            namespace = task.namespaces[self._kind]
+            namespace = task.variant[self._kind]
             if namespace not in self._record_sets:
                 self._record_sets[namespace] = RecordSet(self.job.store, self._kind, namespace)
             record_set = self._record_sets[namespace]

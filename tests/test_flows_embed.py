@@ -85,7 +85,7 @@ def test_other_squares_are_other_records_of_pictures_stored_whole(
     def namespaces(tiles: str) -> Variant:
         store = str(tmp_path / "store")
         config = EmbedConfig(sources=(), model=str(clip), out="out", store=store, tiles=tiles)
-        return prepare_without_media(config, InsideLauncher(), EMBED).ledger.namespaces
+        return prepare_without_media(config, InsideLauncher(), EMBED).ledger.variant
 
     whole, halves, thirds = map(namespaces, ("off", "2", "3"))
     assert whole["frames"] != halves["frames"] == thirds["frames"]

@@ -133,7 +133,7 @@ def test_of_a_model_that_is_run_whole_pixels_are_stored_and_as_many_as_foreseen(
     job = prepare(config, InsideLauncher(), Display(quiet=True).print_line)
     expected = sum(estimate.feature_bytes for estimate in estimates(job))
     run(place)
-    namespace = job.ledger.namespaces["features"]
+    namespace = job.ledger.variant["features"]
     features = RecordSet(FolderStore(place.store), "features", namespace)
     stored = 0
     for key in sorted(features.keys()):

@@ -70,7 +70,7 @@ def test_the_stages_of_a_caption_run_in_this_order() -> None:
 def test_a_chunk_of_an_unread_track_may_have_sound_and_an_image_has_none(tmp_path: Path) -> None:
     book = ledger(tmp_path)
     first, second, image = book.tasks([VIDEO, IMAGE])
-    assert [first.namespaces, second.namespaces, image.namespaces] == [HEARS, HEARS, SILENT]
+    assert [first.variant, second.variant, image.variant] == [HEARS, HEARS, SILENT]
     assert not {"sound", "heard"} & image.keys.keys()
     assert book.has(image, sound.STAGE) and book.has(image, hear.STAGE)
     assert stages_with_work(book, [VIDEO, IMAGE]) == list(PIPELINE[1:])
@@ -80,7 +80,7 @@ def test_a_chunk_without_sound_has_the_keys_of_a_run_without_sound(tmp_path: Pat
     book, plain = ledger(tmp_path), Ledger(FolderStore(tmp_path), CAPTION, SILENT)
     silence(book, book.tasks([VIDEO])[1])
     heard, silent = book.tasks([VIDEO])
-    assert (heard.namespaces, silent.namespaces) == (HEARS, SILENT)
+    assert (heard.variant, silent.variant) == (HEARS, SILENT)
     assert [silent.keys, *(t.keys for t in book.tasks([IMAGE]))] == [
         plain.tasks([VIDEO])[1].keys,
         plain.tasks([IMAGE])[0].keys,

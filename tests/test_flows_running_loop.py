@@ -59,9 +59,7 @@ class Run:
 
     @property
     def loop(self) -> StageLoop:
-        ledger = SimpleNamespace(
-            namespaces=SimpleNamespace(precision={}), use_precision=self._select
-        )
+        ledger = SimpleNamespace(variant=SimpleNamespace(precision={}), use_precision=self._select)
         part = SimpleNamespace(precision="", kv="", attention="sdpa", label="")
         fakes: dict[str, Any] = {
             "job": SimpleNamespace(

@@ -123,7 +123,7 @@ def words(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return {
         "half": HalfJob(model=str(CHECKPOINT), dtype="float32"),
         "store": job.store.url,
-        "features_namespace": tasks[0].namespaces["features"],
+        "features_namespace": tasks[0].variant["features"],
         "members": [
             CaptionedItem(
                 task["captions"],

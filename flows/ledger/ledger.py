@@ -72,12 +72,12 @@ class Ledger:
         self.pipeline = pipeline
         self._opens_reasoning = opens_reasoning
         self.variants = variants
-        self.namespaces = variants[0]
+        self.variant = variants[0]
         """Variant in which new records are made."""
         first, last = pipeline[0].writes, pipeline[-1].writes
         closed = partial(RecordSet, store, look=False)
-        self.media = closed("media", self.namespaces[first])
-        self.failures = closed("failures", self.namespaces[first])
+        self.media = closed("media", self.variant[first])
+        self.failures = closed("failures", self.variant[first])
         namespaces = {
             s.writes: dict.fromkeys(v[s.writes] for v in variants if s.writes in v.of)
             for s in pipeline
@@ -93,11 +93,11 @@ class Ledger:
             if stage.can_reject_items
         }
         """Stage name → reasons why the model rejects an item, by the key of the item's record."""
-        of_sound = self.namespaces.of.get(sound.STAGE.writes, "")
+        of_sound = self.variant.of.get(sound.STAGE.writes, "")
         self.silences = closed(SILENCES, of_sound) if of_sound else None
         """Keys of the sounds that are not there, as the sound stage found; None: this run reads no
         sound."""
-        self.wave_records = closed("waves", self.namespaces[last])
+        self.wave_records = closed("waves", self.variant[last])
         """Division of the work into waves and batches, as first computed."""
         self._refresh_records(self.wave_records)
         self.unfit: dict[tuple[str, int, str], dict[str, Any]] = {}
@@ -124,10 +124,10 @@ class Ledger:
 
     def use_precision(self, precision: Mapping[str, str]) -> None:
         """Make new records in the variant of this precision."""
-        self.namespaces = self.variant(precision)
+        self.variant = self.find_variant(precision)
         self.clear_tasks()
 
-    def variant(self, precision: Mapping[str, str]) -> Variant:
+    def find_variant(self, precision: Mapping[str, str]) -> Variant:
         """Return the first variant whose parts use these precisions."""
         return next(variant for variant in self.variants if variant.precision == precision)
 
@@ -136,23 +136,23 @@ class Ledger:
         others = (v for v in self.variants if v != variant and v.same_but_engine(variant))
         return next(others, None)
 
-    def unheard_variant(self, namespaces: Variant) -> Variant:
+    def unheard_variant(self, variant: Variant) -> Variant:
         """Return the variant that makes captions without sound, and otherwise as this one."""
-        precision = {p: of for p, of in namespaces.precision.items() if p != hear.STAGE.part}
-        made = (precision, namespaces.engine)
+        precision = {p: of for p, of in variant.precision.items() if p != hear.STAGE.part}
+        made = (precision, variant.engine)
         return next(v for v in self.variants if not v.hears and (v.precision, v.engine) == made)
 
     def answering_variants(self, own: Variant | None = None) -> list[Variant]:
         """Return a variant (default: that of new records), then those that differ from it at most
         in the engine and in how inputs pass the vision half. Those that differ only in the engine
         come first."""
-        own = own or self.namespaces
+        own = own or self.variant
         found = [v for v in self.variants if v != own and v.same_but_rounding(own)]
         return [own, *sorted(found, key=lambda variant: variant.in_batches != own.in_batches)]
 
     def equivalent_tasks(self, task: Task) -> list[Task]:
         """Return the task in every variant with equivalent captions, its own first."""
-        own = task.namespaces
+        own = task.variant
         others = (v for v in self.variants if v != own and v.same_but_engine(own))
         return [task, *(self.in_variant(task, each) for each in others)]
 
@@ -178,7 +178,7 @@ class Ledger:
         if medium.kind != "video" or self.media_index(medium) is not None:
             return 0
         first = self.pipeline[0].writes
-        keys = (item_key(self.namespaces[first], medium.digest, at) for at in count())
+        keys = (item_key(self.variant[first], medium.digest, at) for at in count())
         return sum(1 for _ in takewhile(self[first].__contains__, keys))
 
     def failure(self, medium: Medium) -> dict[str, Any] | None:
@@ -239,7 +239,7 @@ class Ledger:
         """Return whether a chunk has sound, or may have it: the sound stage did not read it yet."""
         if self.silences is None or medium.kind != "video":
             return False
-        namespace = self.namespaces[sound.STAGE.writes]
+        namespace = self.variant[sound.STAGE.writes]
         return sound_key(namespace, medium.digest, chunk) not in self.silences
 
     def forget_failures(self, media: Sequence[Medium]) -> None:
@@ -293,15 +293,15 @@ class Ledger:
             if self._is_valid(task):
                 return task
             between = between or self._finished_precision(task)
-        precision = {**self.namespaces.precision, **between}
-        if hears != self.namespaces.hears:
+        precision = {**self.variant.precision, **between}
+        if hears != self.variant.hears:
             precision = {part: precision[part] for part in variants[0].precision}
-        return self.make_task(medium, chunk, self.variant(precision), previous)
+        return self.make_task(medium, chunk, self.find_variant(precision), previous)
 
     def _finished_precision(self, task: Task) -> dict[str, str]:
         """Return the precision of the parts whose intermediate record exists or was rejected."""
         return {
-            stage.part: task.namespaces.precision[stage.part]
+            stage.part: task.variant.precision[stage.part]
             for stage in self.stages_of(task)[1:-1]
             if stage.part
             and (task[stage.writes] in self[stage.writes] or self._refused(task, stage))
@@ -314,7 +314,7 @@ class Ledger:
         last = self.stages_of(task)[-1].writes
         if task[last] not in self[last]:
             return False
-        then, limit = task.namespaces.limit, self.namespaces.limit
+        then, limit = task.variant.limit, self.variant.limit
         if then == limit:
             return True
         stored = self[last].meta(task[last])
@@ -416,7 +416,7 @@ def previous_lengths(ledger: Ledger, tasks: Sequence[Task], stage: StageSpec) ->
     for task in tasks if others else ():
         for prompt in others:
             medium = replace(task.medium, prompt=prompt)
-            key = ledger.make_task(medium, task.whole, task.namespaces, task.previous)[stage.writes]
+            key = ledger.make_task(medium, task.whole, task.variant, task.previous)[stage.writes]
             if key in made:
                 found[task[stage.writes]] = int(made.meta(key)["tokens"])
                 break

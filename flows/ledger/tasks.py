@@ -41,7 +41,7 @@ class Task:
     chunk: ChunkIndex
     keys: Mapping[str, str]
     """Record kind → cache key. A chunk without sound has none of the kinds that hold sound."""
-    namespaces: Variant
+    variant: Variant
     """Variant in which the records were made, or will be made."""
     prompt: str
     """Prompt of the chunk. Until the previous caption is known, it holds the placeholder."""
@@ -76,13 +76,13 @@ class Task:
     @property
     def boxes(self) -> tuple[Box, ...]:
         """Return the crops of an image that the model sees."""
-        seen_at = self.namespaces.fit_image.edge
-        return boxes_of(self.chunk.height, self.chunk.width, self.namespaces.tiles, seen_at)
+        seen_at = self.variant.fit_image.edge
+        return boxes_of(self.chunk.height, self.chunk.width, self.variant.tiles, seen_at)
 
     @property
     def is_cut(self) -> bool:
         """Return whether the model sees crops of the image as well."""
-        return self.medium.kind == "image" and self.namespaces.tiles != OFF
+        return self.medium.kind == "image" and self.variant.tiles != OFF
 
     @property
     def levels(self) -> list[int]:
@@ -100,7 +100,7 @@ class Task:
         Height and width are those that the model sees."""
         size = (self.chunk.height, self.chunk.width)
         if self.medium.kind == "image":
-            size = self.namespaces.fit_image.size(*size)
+            size = self.variant.fit_image.size(*size)
         return (self.medium.kind, self.images, *size)
 
 
@@ -133,7 +133,7 @@ def task_of(medium: Medium, chunk: ChunkIndex, variant: Variant, previous: str |
         chunk=shown,
         stored=None if shown is chunk else chunk,
         keys=keys,
-        namespaces=variant,
+        variant=variant,
         prompt=prompt,
         previous=previous,
     )

@@ -136,7 +136,7 @@ def _about(job: Job, stage: StageSpec) -> list[Any]:
     It includes all settings that the part may run in: a ladder with fewer settings may end where
     one with more would continue.
     """
-    model, cut = job.model, job.ledger.namespaces[job.pipeline[0].writes]
+    model, cut = job.model, job.ledger.variant[job.pipeline[0].writes]
     found: list[Any] = [device_uuid(job.device), cut]
     if stage.part:
         key_fields = [settings.key_fields for settings in model.settings[stage.part]]

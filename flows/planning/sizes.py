@@ -178,7 +178,7 @@ def estimates(job: Job) -> list[Estimate]:
     seen: set[Any] = set()
     for medium in media:
         estimate = _estimate(job, medium, headers.get(medium.digest))
-        of_prompt = encoder_of(job.pipeline).writes in job.ledger.namespaces.prompted
+        of_prompt = encoder_of(job.pipeline).writes in job.ledger.variant.prompted
         identity = (medium.digest, of_prompt and medium.prompt)
         if identity in seen:  # it reuses the frames and features of another prompt
             estimate = replace(estimate, seconds=0.0, frames=0, shown_frames=0, frame_bytes=0)
@@ -198,7 +198,7 @@ def unencoded(job: Job) -> list[tuple[Estimate, bool]]:
         if ledger.failure(medium) is not None:
             continue
         if ledger.media_index(medium) is None:
-            identity = (medium.digest, made in ledger.namespaces.prompted and medium.prompt)
+            identity = (medium.digest, made in ledger.variant.prompted and medium.prompt)
             if identity not in seen:
                 found.append((estimate, True))
             seen.add(identity)
@@ -252,7 +252,7 @@ def _estimate(job: Job, medium: Medium, header: "_Header | None") -> Estimate:
         pixels = sum(counts) * math.prod(stored)
     if medium.kind == "image" and _encoded(job, medium):
         pixels = 0
-    bound = job.ledger.namespaces.bound if medium.kind == "video" else None
+    bound = job.ledger.variant.bound if medium.kind == "video" else None
     max_frames = bound.of(stored) if bound and counts else None
     seen = [min(count, max_frames or count) for count in counts]
     parts, frames = _parts(job, medium, stored), sum(seen)

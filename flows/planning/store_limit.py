@@ -148,7 +148,7 @@ class StoreLimit:
     def _unindexed(self, medium: Medium) -> Iterator[str]:
         """Yield the keys of the frames of a medium that is still cut, from the first on."""
         kind, ledger = self._first.writes, self._ledger
-        keys = (item_key(ledger.namespaces[kind], medium.digest, at) for at in count())
+        keys = (item_key(ledger.variant[kind], medium.digest, at) for at in count())
         is_cut = ledger.media_index(medium) is not None
         return takewhile(lambda key: not is_cut and key in ledger[kind], keys)
 

@@ -248,7 +248,7 @@ def _of_kind(job: Job, kind: MediaKind, found: Sequence[Estimate]) -> RemainingW
     prompt = pairs[0][0].prompt
 
     def remaining(stage: StageSpec) -> int:
-        of_prompt = stage.writes in ledger.namespaces.prompted
+        of_prompt = stage.writes in ledger.variant.prompted
         uncounted = sum(e.chunks for e in uncut if of_prompt or not e.reuses_features)
         return uncounted + len({t[stage.writes] for t in tasks if not ledger.has(t, stage)})
 

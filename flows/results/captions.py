@@ -110,7 +110,7 @@ def _caption(
         fields=fields_of(shown.text) if schema else None,
         model=job.model.name,
         prompt=task.prompt,
-        precision=task.namespaces.precision,
+        precision=task.variant.precision,
         frames=task.chunk.times,
         features=task.seen,
         heard=task.keys.get("heard", ""),

@@ -386,10 +386,10 @@ def _rows(
             labels=tuple(scored(at, index) for index in ranked if index in described),
             top=context.described[ranked[0]][0],
             model=model,
-            precision={**task.namespaces.precision, "language": context.texts.precision},
+            precision={**task.variant.precision, "language": context.texts.precision},
             features=task["embeddings"],
             labels_digest=context.labels_digest,
-            tiles=task.namespaces.tiles,
+            tiles=task.variant.tiles,
         )
 
     return [row(at) for at in range(len(scores))]

@@ -131,7 +131,7 @@ def _rows(job: Job, made: list[FileTask]) -> Iterator[dict[str, Any]]:
                 "time": time,
                 "box": box,
                 "model": job.model.name,
-                "precision": task.namespaces.precision["vision"],
+                "precision": task.variant.precision["vision"],
                 "key": task["embeddings"],
             }
 

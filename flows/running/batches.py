@@ -45,7 +45,7 @@ def next_work(job: Job, stage: StageSpec, wave: Sequence[Medium], rung: Rung) ->
             (t.chunk.index for t in incomplete if t.medium.uses_previous_caption), default=0
         )
         tasks, incomplete = _at_position(tasks, position), _at_position(incomplete, position)
-    missing, first = {t[made] for t in incomplete}, incomplete[0].namespaces
+    missing, first = {t[made] for t in incomplete}, incomplete[0].variant
     # Chunks without sound pass the earlier stages with those that have it.
     same_question = [
         variant
@@ -55,9 +55,9 @@ def next_work(job: Job, stage: StageSpec, wave: Sequence[Medium], rung: Rung) ->
     # All tasks get the keys of one variant, so that batches equal those of an uninterrupted run
     # whichever engine made the captions.
     together = [
-        t if t.namespaces == first else ledger.in_variant(t, first)
+        t if t.variant == first else ledger.in_variant(t, first)
         for t in tasks
-        if t.namespaces in same_question
+        if t.variant in same_question
     ]
     lengths = lengths_of(ledger, together, stage) if stage.prompted else {}
     pieces = (

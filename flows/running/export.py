@@ -403,7 +403,7 @@ class _Export:
 
     def _expected_logits(self, job: Job, runner: PipelineRunner, **how: Any) -> dict[str, Any]:
         """Run a half on the samples with this job's features, and record its logits."""
-        changed = "captions" not in job.ledger.namespaces.of and "vision" in self._parts
+        changed = "captions" not in job.ledger.variant.of and "vision" in self._parts
         captioned = captioned_of(self._samples, tasks_by_identity(job) if changed else {})
         make = partial(judge_job(job, self._request, captioned), **how)
         return self._run_one_shot(job, runner, JUDGE, make, len(self._samples))

@@ -314,7 +314,7 @@ class ChunkFeed:
         """Create a pipe for each of these devices, and start the processes that read them by
         `begin`. Raises OSError, PenstockError."""
         self.stage, self.rung = stage, rung
-        self.variant = job.ledger.namespaces
+        self.variant = job.ledger.variant
         """Variant in which the records are made."""
         self._calls, self._ledger = calls, job.ledger
         self._job = job

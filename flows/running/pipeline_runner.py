@@ -378,7 +378,7 @@ class PipelineRunner:
         """Make the items that are missing. Outputs are written between waves."""
         job = self._job
         stages = stages_with_work(job.ledger, job.media)
-        bound = job.ledger.namespaces.bound or loses_frames(job.model, job.config)
+        bound = job.ledger.variant.bound or loses_frames(job.model, job.config)
         limit = None
         if stages or bound:
             expected = estimates(job)
@@ -486,6 +486,6 @@ def silent_note(job: Job) -> list[str]:
         return []
     videos = {each.digest: each for each in job.media if each.kind == "video"}.values()
     tasks = [job.ledger.tasks([medium]) for medium in videos]
-    silent = sum(bool(of) and not any(task.namespaces.hears for task in of) for of in tasks)
+    silent = sum(bool(of) and not any(task.variant.hears for task in of) for of in tasks)
     text = f"without sound: {silent} of {counted(len(tasks), 'video')}, captioned by what is seen"
     return [text] if silent else []

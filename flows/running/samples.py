@@ -66,7 +66,7 @@ def samples_of(
     UsageError if there are fewer than `min_count`."""
     last = job.pipeline[-1]
     kept = job.ledger[last.writes]
-    kinds = [kind for kind in ("features", last.writes) if kind in job.ledger.namespaces.of]
+    kinds = [kind for kind in ("features", last.writes) if kind in job.ledger.variant.of]
     found = [
         task
         for task in job.ledger.tasks(media)
@@ -77,8 +77,8 @@ def samples_of(
             f"no {last.writes} of {job.model.name} in {job.store.url} to evaluate on",
             hint="Give media with --calibrate SOURCES; they are captioned first",
         )
-    seen_as = found[0].namespaces[kinds[0]]
-    found = [task for task in found if task.namespaces[kinds[0]] == seen_as]
+    seen_as = found[0].variant[kinds[0]]
+    found = [task for task in found if task.variant[kinds[0]] == seen_as]
     if len(found) < min_count:
         raise UsageError(
             f"too few chunks ({len(found)}): none is left for the evaluation after calibration",
@@ -117,7 +117,7 @@ def captioned_of(
     """Return the namespace of the samples' features, and the samples with their captions. `tasks`
     are the tasks of the job whose features are used; empty: the original's features."""
     of_each = [tasks.get(sample.task.identity[:2], sample.task) for sample in samples]
-    return of_each[0].namespaces["features"], [
+    return of_each[0].variant["features"], [
         CaptionedItem(sample.task["captions"], task["features"], sample.task.prompt, sample.caption)
         for sample, task in zip(samples, of_each, strict=True)
     ]
@@ -136,8 +136,8 @@ def features_job(samples: Sequence[ExportSample], job: Job) -> FeaturesJob:
     return FeaturesJob(
         store=job.store.url,
         kind=kind,
-        namespace=found[0][0].namespaces[kind],
-        other=found[0][1].namespaces[kind],
+        namespace=found[0][0].variant[kind],
+        other=found[0][1].variant[kind],
         pairs=[[first[kind], second[kind]] for first, second in found],
     )
 

@@ -89,7 +89,7 @@ class StageCallBuilder:
         job, stage = self.job, self.job.pipeline[0]
         return FramesJob(
             store=job.store.url,
-            namespace=job.ledger.namespaces[stage.writes],
+            namespace=job.ledger.variant[stage.writes],
             sampling=job.sampling,
             fit_video=FrameFit(long_edges=job.model.fit("video").long_edges),
             fit_image=job.model.fit("image"),
@@ -111,7 +111,7 @@ class StageCallBuilder:
         request = JobRequest(
             stage=stage,
             rung=rung,
-            variant=batches[0][0].namespaces,
+            variant=batches[0][0].variant,
             batches=batches,
             fallback_batch=fallback_batch,
         )
@@ -150,14 +150,14 @@ class StageCallBuilder:
         self, stage: StageSpec, rung: Rung, pipe: str, stores: WorkerStores
     ) -> StageCall:
         """Return the call of a persistent worker process, which reads its requests from `pipe`."""
-        variant = self.job.ledger.namespaces
+        variant = self.job.ledger.variant
         request = JobRequest(stage=stage, rung=rung, variant=variant, stores=stores)
         job = replace(self._make(request), store=stores.store or self.job.store.url, live=pipe)
         return replace(self._call(stage, job), persistent=True)
 
     def texts_call(self, groups: Sequence[Sequence[str]], key: str, rung: Rung) -> StageCall:
         """Return the call that makes one record with the vectors of these groups of texts."""
-        stage, variant = STAGES[rung.stage], self.job.ledger.namespaces
+        stage, variant = STAGES[rung.stage], self.job.ledger.variant
         texts = self._make(JobRequest(stage=stage, rung=rung, variant=variant))
         return self._call(stage, replace(texts, key=key, groups=[[*group] for group in groups]))
 
@@ -227,7 +227,7 @@ class StageCallBuilder:
 
     def encode_item(self, stage: StageSpec, task: Task) -> EncodeItem:
         """Return the encode item of a chunk. It holds the prompt if the record depends on it."""
-        prompt = task.prompt if stage.writes in task.namespaces.prompted else ""
+        prompt = task.prompt if stage.writes in task.variant.prompted else ""
         (kind,) = stage.reads
         fewer = task.stored is not None and kind == self.job.pipeline[0].writes
         shown = len(task.chunk.times) if fewer else 0

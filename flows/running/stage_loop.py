@@ -91,7 +91,7 @@ class StageLoop:
         self.on_start(stage.name, total, done)
         self.fetch(parts_of([stage]))
         call = make_call()
-        defaults = {"precision": self.job.ledger.namespaces.precision, "largest": rung.batch}
+        defaults = {"precision": self.job.ledger.variant.precision, "largest": rung.batch}
         return Attempt(
             stage=stage,
             rung=rung,

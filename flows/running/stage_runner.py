@@ -125,8 +125,8 @@ class SingleItemFallback:
         ledger, settings = self._job.ledger, settings_on(self._job.model, rung)
         if stage.part is None or settings is None:
             return task
-        precision = {**task.namespaces.precision, stage.part: settings.label}
-        return ledger.in_variant(task, ledger.variant(precision))
+        precision = {**task.variant.precision, stage.part: settings.label}
+        return ledger.in_variant(task, ledger.find_variant(precision))
 
     def _is_made(self, stage: StageSpec, task: Task) -> bool:
         ledger = self._job.ledger
@@ -349,7 +349,7 @@ class StageRunner:
             and task[kind] in read
             and (ledger.has(task, stage) or ledger.has_failed(task))
         ]
-        namespace = ledger.namespaces[kind]
+        namespace = ledger.variant[kind]
         needed = self.lease.needed_elsewhere(namespace, {t.medium.digest for t in consumed})
         read.remove(t[kind] for t in consumed if t.medium.digest not in needed)
 
@@ -426,7 +426,7 @@ class StageRunner:
             ),
             total=work.total,
             done=work.total - work.missing,
-            precision=batches[0][0].namespaces.precision,
+            precision=batches[0][0].variant.precision,
             largest=self._calls.slots(rung, items) or max(map(len, batches)),
             tokens=work.tokens,
             tasks=work.tasks,

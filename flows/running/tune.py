@@ -238,7 +238,7 @@ def _job(
         TuneJob,
         **fields,
         store=job.store.url,
-        features_namespace=(own := job.ledger.namespaces["features"]),
+        features_namespace=(own := job.ledger.variant["features"]),
         other_features=sorted({v["features"] for v in job.ledger.variants} - {own}),
         folder=str(out / RUN if config.validate_only else out),
         checkpoint_steps=max(1, min(MAX_LOST_STEPS, steps // MIN_CHECKPOINTS)),

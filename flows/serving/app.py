@@ -115,7 +115,7 @@ class Routes:
         assert self._service.job is not None
         fields = {
             "model": shown_name(self._service.job.model.name),
-            "precision": self._service.media_embedder.namespaces.precision["vision"],
+            "precision": self._service.media_embedder.variant.precision["vision"],
             "cached": medium.cached,
             "seconds": round(time.monotonic() - began, 4),
         }

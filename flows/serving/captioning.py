@@ -237,7 +237,7 @@ class Captioning:
         self._calls = StageCallBuilder(job)
         self._metrics = metrics
         self._tokens = PromptTokens(job.model.folder)
-        self._of = job.ledger.namespaces
+        self._of = job.ledger.variant
         self._unheard = job.ledger.unheard_variant(self._of)
         every = {each.hears: each for each in (self._unheard, self._of)}
         self._other = {h: job.ledger.other_engine_variant(each) for h, each in every.items()}
@@ -401,7 +401,7 @@ class Captioning:
         *,
         cached: bool,
     ) -> Captioned:
-        heard = tuple(task.namespaces.hears for task in tasks)
+        heard = tuple(task.variant.hears for task in tasks)
         outputs = tuple(filter(None, output))
         return Captioned(index=index, outputs=outputs, cached=cached, heard=heard)
 
@@ -412,7 +412,7 @@ class Captioning:
         tasks = await self._tasks_of(medium, index, params.sound)
 
         async def stored(at: int, settings: str) -> CaptionProgress | None:
-            for variant in self._variants[tasks[at].namespaces.hears]:
+            for variant in self._variants[tasks[at].variant.hears]:
                 key = key_of(self._made_as(tasks[at], variant), settings)
                 if (record := await self._kept.read(key)) is not None:
                     output = _output_of(record)
@@ -430,7 +430,7 @@ class Captioning:
         own, kind = task[self._encode.writes], self._encode.writes
         if await self._features.finds(own):
             return own
-        variants = self._variants[task.namespaces.hears]
+        variants = self._variants[task.variant.hears]
         keys = {self._made_as(task, each, kind) for each in variants}
         return next((key for key in sorted(keys) if key in self._features), "")
 
@@ -448,7 +448,7 @@ class Captioning:
         self, task: Task, features: str, settings: str, to_context: bool
     ) -> CaptionProgress:
         fallback_key, key = "", key_of(task[self._decode.writes], settings)
-        if (other := self._other[task.namespaces.hears]) is not None:
+        if (other := self._other[task.variant.hears]) is not None:
             fallback_key = key_of(self._made_as(task, other), settings)
         item = self._calls.decode_item(self._decode, task)._replace(
             key=key,
@@ -463,7 +463,7 @@ class Captioning:
         self._notify(key, output.caption, ended=True)
         return output
 
-    def _made_as(self, task: Task, namespaces: Variant, kind: str = "captions") -> str:
+    def _made_as(self, task: Task, variant: Variant, kind: str = "captions") -> str:
         """Return a chunk's cache key of one kind in one variant; of a caption, before request
         settings."""
-        return task_of(task.medium, task.whole, namespaces)[kind]
+        return task_of(task.medium, task.whole, variant)[kind]

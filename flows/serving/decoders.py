@@ -47,7 +47,7 @@ class SoundSource:
         self, job: Job, half: HalfWorker, keeper: RecordCacheFlusher, temp_store: TempStore
     ) -> None:
         """Take the audio half. `temp_store` is where decoders put sound."""
-        of, self._half, self._calls = job.ledger.namespaces, half, StageCallBuilder(job)
+        of, self._half, self._calls = job.ledger.variant, half, StageCallBuilder(job)
         self._namespace = of[SOUND.writes]
         self._silences = keeper.of(job.store, SILENCES, self._namespace)
         self._heard = keeper.of(job.store, HEAR.writes, of[HEAR.writes])
@@ -317,8 +317,8 @@ class FrameSource:
         self.sound = sound
         self._kind = job.pipeline[0].writes
         self._decoders = decoders
-        self.namespaces = job.ledger.namespaces
-        namespace = self.namespaces[self._kind]
+        self.variant = job.ledger.variant
+        namespace = self.variant[self._kind]
         self._media = keeper.of(job.store, "media", namespace)
         self._frames = RecordSet(temp_store.store, self._kind, namespace)
 
@@ -335,7 +335,7 @@ class FrameSource:
         self, medium: Medium, index: MediaIndex, variant: Variant | None = None
     ) -> list[Task]:
         """Return the chunks of a medium, by default in the variant of new records."""
-        by = variant or self.namespaces
+        by = variant or self.variant
         return [task_of(medium, chunk, by) for chunk in index.chunks]
 
     async def decode(self, medium: Medium, half: HalfWorker) -> MediaIndex:

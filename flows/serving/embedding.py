@@ -71,7 +71,7 @@ class MediumEmbedder:
         self._frames = frames
         self._metrics = metrics
         self._calls = StageCallBuilder(job)
-        self.namespaces = job.ledger.namespaces
+        self.variant = job.ledger.variant
         kind = self._stage.writes
         self._variants = job.ledger.answering_variants()
         self._kept = keeper.of(job.store, kind, *(each[kind] for each in self._variants))

@@ -173,7 +173,7 @@ def decoding_call(job: Job, limits: RequestLimits, store: str) -> Callable[[str]
         )
         given = replace(call, name="cut_live", job=job_with_limits)
         if (hearing := job.model.profile.hearing) is not None:
-            namespace = job.ledger.namespaces[sound.STAGE.writes]
+            namespace = job.ledger.variant[sound.STAGE.writes]
             of_sound = LiveSoundJob(frames=job_with_limits, namespace=namespace, rate=hearing.rate)
             given = replace(given, name="sound_live", job=of_sound)
         return replace(given, budget=DECODER_BYTES, persistent=True)
@@ -359,7 +359,7 @@ class _Building:
         ladder = ladder_of(job, lambda entry, text: self._say(text))
         store, stage = service.temp_store.store, job.pipeline[-1]
         places = WorkerStores(store=store.url)
-        vectors = RecordSet(store, stage.writes, job.ledger.namespaces[stage.writes])
+        vectors = RecordSet(store, stage.writes, job.ledger.variant[stage.writes])
         typical, answers = [typical_image(job)], read_and_drop(vectors)
         vision = self._half(plan_half(job, stage, ladder, config, answers, places, typical))
         namespace = one_shot_namespace(TEXTS, job.model, job.model.best("language"))
@@ -387,7 +387,7 @@ class _Building:
         if job.model.hears:
             spec = plan_half(job, hear.STAGE, ladder, config, dict.fromkeys, places)
             hearing.append(self._half(spec))
-        other = job.ledger.other_engine_variant(job.ledger.namespaces)
+        other = job.ledger.other_engine_variant(job.ledger.variant)
         places = WorkerStores(fallback_namespace=other[decode.writes] if other is not None else "")
         plan = plan_half(job, decode, ladder, config, dict.fromkeys, places)
         plan = replace(plan, withdraws=True)

@@ -146,7 +146,7 @@ def other_records(store: Store, job: str) -> list[RebuildRecord]:
 
 def record_of(job: Job, last: RebuildRecord | None) -> RebuildRecord:
     """Return the record of the current job, before anything is removed."""
-    namespaces = job.ledger.namespaces
+    namespaces = job.ledger.variant
     frames, features = job.pipeline[0].writes, encoder_of(job.pipeline).writes
     files = tuple(
         (f.file.place, f.medium.digest, f.medium.prompt if features in namespaces.prompted else "")

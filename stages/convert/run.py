@@ -223,7 +223,7 @@ def _end(tensor: torch.Tensor) -> int:
     """Return where a tensor's last element ends, in bytes from the start of its storage.
     (`nbytes` of the storage is no measure: torch 2.10 multiplies it by the element's size.)"""
     last = sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
-    return (tensor.storage_offset() + last + 1) * tensor.element_size()
+    return int(tensor.storage_offset() + last + 1) * tensor.element_size()
 
 
 def _odd(tensor: torch.Tensor) -> Iterator[str]:
