@@ -27,15 +27,18 @@ def store(tmp_path: Path) -> FolderStore:
     return FolderStore(tmp_path / "store")
 
 
-def test_a_full_disk_is_told_with_advice(
-    store: FolderStore, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("nearby", "advice"), [("other", "--store"), ("", "PENSTOCK_NEARBY")])
+def test_a_full_disk_gives_the_option_that_moves_the_folder(
+    store: FolderStore, nearby: str, advice: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(_: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
+    monkeypatch.setenv("PENSTOCK_NEARBY", str(tmp_path / nearby))
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(EnvironmentFault, match=r"is full, or your quota on it\. Free"):
+    with pytest.raises(EnvironmentFault, match=r"is full, or your quota on it\. Free") as raised:
         store.put_if_absent("one", [b"x"])
+    assert advice in raised.value.hint
     assert not any((store.local / "tmp").iterdir())
 
 

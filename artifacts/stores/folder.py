@@ -11,6 +11,8 @@ from pathlib import Path
 from artifacts.errors import EnvironmentFault
 from artifacts.paths import lies_in, rename_noreplace, sync_folder
 from artifacts.regular_files import DENIED, NotAFile, open_regular
+from artifacts.stores.copies import FOLDER as NEARBY
+from artifacts.stores.copies import nearby_folder
 from artifacts.stores.local import TEMPORARY, left_behind
 from artifacts.stores.protocol import Extent, ObjectStat, each_header
 
@@ -183,9 +185,11 @@ def fault_of(error: OSError, where: Path) -> EnvironmentFault:
     if isinstance(error, NotAFile):
         return EnvironmentFault(f"{error.filename}: {error.strerror}", hint="Move it away")
     if is_full(error):
+        nearby = lies_in(str(where), str(nearby_folder()))
+        other = f"set {NEARBY} to a folder elsewhere" if nearby else "give another --store or --out"
         return EnvironmentFault(
             f"the disk of {where} is full, or your quota on it",
-            hint="Free some space or give another --store or --out; the same command then goes on",
+            hint=f"Free some space or {other}; the same command then goes on",
         )
     if error.errno in (errno.EEXIST, errno.ENOTDIR) and not where.is_dir():
         return EnvironmentFault(
