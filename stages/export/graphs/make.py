@@ -24,6 +24,7 @@ import torch
 from torch import nn
 
 from artifacts.errors import PenstockError, UsageError
+from artifacts.packages import install_command
 from artifacts.schema import Half, MediaKind
 from artifacts.tensors import name_tensors
 from stages.embed_texts.run import TextReader
@@ -438,6 +439,8 @@ def _traced(encoder: nn.Module, request: _GraphRequest) -> Traced:
         return trace(encoder, request.call.given, request.packed, request.varying)
     except (PenstockError, NeedsWeights):
         raise
+    except ImportError as error:  # transformers names what is missing or too old
+        raise UsageError(f"{error}", hint=f"Run {install_command('export')}") from error
     except Exception as error:  # an exporter may raise any error
         if out_of_memory(error):
             raise
