@@ -4,6 +4,7 @@ The calling program keeps its main thread, its signals and its event loop: a not
 program use the same functions as a script.
 """
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,13 +16,15 @@ from flows.console.lines import duration
 from flows.job.prepare import check_names, out_folder
 from flows.machine.launch import DirectLauncher, StageCall, StageHandle
 from flows.options.commands import RunOptions
+from flows.options.packages import check_packages
 from flows.pipelines import Pipeline
 from flows.results.owners import refuse_taking
-from flows.running.run import LauncherMaker, refuse_file
+from flows.running.run import LauncherMaker, refuse_file, stopped_in_order
 from stages.process.fork_client import ForkServer
 from stages.process.stage_process import Listener
 
 STOPPING = "stopping; finished work is kept, run the cell again"
+STOPPED = "stopped; finished work is kept, the same call goes on"
 AGAIN_SECONDS = 0.2
 """Seconds between two attempts to stop a run, which may have started a process meanwhile."""
 Row = TypeVar("Row")
@@ -39,6 +42,7 @@ End = TypeVar("End", bound=Ending)
 def check_start(config: RunOptions, pipeline: Pipeline, command: str) -> None:
     """Raise at the call what can be known before a run begins in the background: PenstockError."""
     check_names(config, pipeline)
+    check_packages(config)
     refuse_file(out_folder(config))
     refuse_taking(config, command)
 
@@ -55,8 +59,10 @@ class BackgroundRun(Iterator[Row], Generic[Row, End]):
         self._error: BaseException | None = None
         self._launcher = StoppableLauncher()
         self._began = time.monotonic()
-        self._thread = threading.Thread(target=self._work, name="penstock", daemon=True)
-        self._thread.start()
+        self._ended = threading.Event()
+        """Set at the end of the run. An interrupted `Thread.join` counts the thread as ended, up to
+        Python 3.12; ipykernel then closes its socket, and the next progress line fails."""
+        threading.Thread(target=self._work, name="penstock", daemon=True).start()
 
     def __enter__(self) -> Self:
         return self
@@ -66,12 +72,9 @@ class BackgroundRun(Iterator[Row], Generic[Row, End]):
 
     def result(self) -> End:
         """Wait for the end of the run and return its result: `failures`, `exit_code` and the
-        folder `out`. Raises the error that ended the run."""
-        try:
-            self._thread.join()
-        except BaseException:
-            self.close()
-            raise
+        folder `out`. Raises the error that ended the run, and Interrupted."""
+        with self._closed_on_interrupt():
+            self._ended.wait()
         if isinstance(self._error, PenstockError):
             raise self._error.with_traceback(None) from None  # not the frames of the thread
         if self._error is not None:
@@ -81,10 +84,20 @@ class BackgroundRun(Iterator[Row], Generic[Row, End]):
 
     def close(self) -> None:
         """Stop an unfinished run in order. Finished items stay stored."""
-        while self._thread.is_alive():
+        while not self._ended.is_set():
             self._display.end(STOPPING)
             self._launcher.stop()
-            self._thread.join(AGAIN_SECONDS)
+            self._ended.wait(AGAIN_SECONDS)
+
+    @contextlib.contextmanager
+    def _closed_on_interrupt(self) -> Iterator[None]:
+        """Close the run if waiting for it is interrupted. Raises Interrupted."""
+        try:
+            with stopped_in_order():
+                yield
+        except BaseException:
+            self.close()
+            raise
 
     def __repr__(self) -> str:
         return f"{type(self).__name__.lower()} of {self._out}: {self._state}"
@@ -92,6 +105,8 @@ class BackgroundRun(Iterator[Row], Generic[Row, End]):
     @property
     def _state(self) -> str:
         """Say how the run ended, or that it is running."""
+        if self._error is not None and self._launcher.is_stopped:
+            return STOPPED
         if self._error is not None:
             return f"ended with an error: {self._error}"
         return "running" if self._result is None else self._result.line()
@@ -126,6 +141,7 @@ class BackgroundRun(Iterator[Row], Generic[Row, End]):
             self._display.end(self._state)
         finally:
             self._finish()
+            self._ended.set()
 
 
 class FinishedRecords(BackgroundRun[Row, End]):
@@ -164,21 +180,21 @@ class StoppableLauncher:
         self.launcher = DirectLauncher(lambda *_: None)
         self._started: list[StageHandle] = []
         self._fork_server: ForkServer | None = None
-        self._stopped = False
+        self.is_stopped = False
 
     def start(self, call: StageCall) -> StageHandle:
         self._fork_server = call.fork_server or self._fork_server
-        if not self._stopped:
+        if not self.is_stopped:
             running = self.launcher.start(call)
             self._started = [*self._started[-1:], running]
-        if self._stopped:  # perhaps meanwhile
+        if self.is_stopped:  # perhaps meanwhile
             self.stop()
             raise Interrupted("stopped", hint="Finished work is kept; the same call goes on")
         return running
 
     def stop(self) -> None:
         """Stop all at once. `start` may be waiting for a fork server that imports libraries."""
-        self._stopped = True
+        self.is_stopped = True
         if self._fork_server is not None:
             self._fork_server.kill()
         for running in self._started:

@@ -67,11 +67,8 @@ class Captions(BackgroundRun[Caption, RunResult]):
         super().__init__(config.out, display)
 
     def __next__(self) -> Caption:
-        try:
+        with self._closed_on_interrupt():
             row = self._rows.get()
-        except BaseException:
-            self.close()
-            raise
         if row is not None:
             return row
         self._rows.put(None)

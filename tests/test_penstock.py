@@ -26,6 +26,7 @@ import pytest
 
 import penstock
 import penstock_demo
+from artifacts import packages
 from artifacts.errors import Interrupted, MediaError
 from artifacts.keys import digest_of
 from flows.cli.main import parse
@@ -326,6 +327,16 @@ def test_what_cannot_be_is_refused_at_the_call_and_nothing_is_begun(
         assert refused(partial(call, **given), words).hint
     assert not [t for t in threading.enumerate() if t.name == "penstock"]
     assert not (here / "out").exists()
+
+
+@pytest.mark.parametrize("call", START)
+def test_a_missing_package_is_told_at_the_call(
+    call: Callable[..., object], here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packages, "is_installed", lambda module: module != "bitsandbytes")
+    given = {"sources": "videos", "model": "demo", "precision": "int8", "out": "out"}
+    refused(partial(call, **given), "--precision int8 needs the package bitsandbytes")
+    assert not [t for t in threading.enumerate() if t.name == "penstock"]
 
 
 def test_a_whole_number_is_quoted_as_it_was_given() -> None:

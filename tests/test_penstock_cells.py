@@ -9,6 +9,8 @@ from typing import Any
 
 import nbformat
 import pytest
+from jupyter_client.blocking import BlockingKernelClient
+from jupyter_client.manager import KernelManager, start_new_kernel
 from nbclient import NotebookClient
 from PIL import Image
 
@@ -141,3 +143,56 @@ def test_cells_show_one_line_that_changes_then_a_table(
     assert corrected.startswith("1\n") and "A text of mine." in corrected
     assert "captioning: 1 caption in" in printed and "\x1b" not in printed
     assert "A text of mine." in notebook.cells[4].outputs[-1].data["text/html"]
+
+
+WAITS = """
+import os, threading, penstock, penstock_demo
+clips = sorted(penstock_demo.CLIPS.glob("*.mp4"))[:3]
+run = penstock.{call}(clips, model="demo", out="out", store="store")
+run.{wait}()
+"""
+LEFT = """
+print(run)
+run.close()
+tasks = os.listdir("/proc/self/task")
+children = [open(f"/proc/self/task/{each}/children").read() for each in tasks]
+print([t for t in threading.enumerate() if t.name == "penstock"], "".join(children).split())
+"""
+
+
+def answers(client: BlockingKernelClient, code: str, interrupt: KernelManager | None = None) -> Any:
+    """Execute a cell, interrupt it when it shows its progress line, and return its messages."""
+    messages: list[dict[str, Any]] = []
+
+    def keep(message: dict[str, Any]) -> None:
+        messages.append({"type": message["msg_type"], **message["content"]})
+        if interrupt is not None and messages[-1]["type"] == "display_data":
+            interrupt.interrupt_kernel()
+
+    client.execute_interactive(code, output_hook=keep, timeout=300)
+    return messages
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("call", "wait"), [("caption", "pandas"), ("embed", "result")])
+def test_a_cell_that_is_interrupted_while_it_waits_stops_its_run(
+    call: str, wait: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
+    manager, client = start_new_kernel(cwd=str(tmp_path))
+    try:
+        code = WAITS.format(call=call, wait=wait)
+        stopped = answers(client, code, manager)
+        left = answers(client, LEFT)
+        again = answers(client, code)
+    finally:
+        client.stop_channels()
+        manager.shutdown_kernel(now=True)
+    (error,) = [each for each in stopped if each["type"] == "error"]
+    line, reason = error["traceback"]
+    assert line == f"line 4: run.{wait}()" and reason.startswith("Interrupted: stopped. ")
+    texts = [each["data"]["text/plain"] for each in stopped if "data" in each]
+    assert texts[1].startswith("stopping;") and texts[-1].startswith("stopped; ")
+    (printed,) = [each["text"] for each in left if each["type"] == "stream"]
+    assert "out: stopped; " in printed and printed.endswith("[] []\n")
+    assert not [each for each in again if each["type"] in ("error", "stream")]
