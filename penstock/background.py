@@ -102,6 +102,11 @@ class BackgroundRun(Iterator[Row], Generic[Row, End]):
     def __repr__(self) -> str:
         return f"{type(self).__name__.lower()} of {self._out}: {self._state}"
 
+    def _ipython_display_(self) -> None:
+        """Show nothing of a run while its line does: an output that is saved would stay."""
+        if self._ended.is_set() or not self._display.has_line:
+            raise NotImplementedError  # IPython then shows the usual
+
     @property
     def _state(self) -> str:
         """Say how the run ended, or that it is running."""

@@ -185,6 +185,7 @@ def test_a_cell_that_is_interrupted_while_it_waits_stops_its_run(
         stopped = answers(client, code, manager)
         left = answers(client, LEFT)
         again = answers(client, code)
+        begun = answers(client, code.replace(f"run.{wait}()", "run"))
     finally:
         client.stop_channels()
         manager.shutdown_kernel(now=True)
@@ -196,3 +197,4 @@ def test_a_cell_that_is_interrupted_while_it_waits_stops_its_run(
     (printed,) = [each["text"] for each in left if each["type"] == "stream"]
     assert "out: stopped; " in printed and printed.endswith("[] []\n")
     assert not [each for each in again if each["type"] in ("error", "stream")]
+    assert [each["type"] for each in begun if "data" in each] == ["display_data"]

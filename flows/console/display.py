@@ -324,6 +324,11 @@ class Display:
         self._printed = 0.0
         """When the last line was printed."""
 
+    @property
+    def has_line(self) -> bool:
+        """Whether a line that is written over shows the run."""
+        return (self._moving or self._cell) is not None
+
     def doing(self, text: str) -> None:
         """Show the activity before or between stages."""
         with self._lock:
