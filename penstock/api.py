@@ -3,6 +3,7 @@ learn, export and convert.
 """
 
 import os
+from collections.abc import Iterable, Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any, Unpack
@@ -12,6 +13,7 @@ from artifacts.paths import folder_named
 from flows.checkpoint.profile_loading import Converted
 from flows.checkpoint.profile_loading import convert as run_convert
 from flows.cli.options import recorded_run
+from flows.cli.status_command import status_lines
 from flows.console.display import Display
 from flows.learning.learn import learn as run_learn
 from flows.learning.result import Learned
@@ -20,6 +22,7 @@ from flows.options.commands import CaptionConfig, RebuildConfig
 from flows.options.export_config import ExportConfig
 from flows.options.training import LearnConfig, TuneConfig
 from flows.planning.plan import figures, plan_of
+from flows.planning.plan_view import plan_lines
 from flows.results.export_result import Exported, refuse_foreign_folder
 from flows.results.report.facts import write_report
 from flows.results.run_status import run_status
@@ -49,6 +52,17 @@ from penstock.keywords import (
 from stages.convert import DTYPES, ConvertJob
 
 
+class Printed(dict[str, Any]):
+    """A dict that is shown as the lines that a command prints of it."""
+
+    def __init__(self, values: Mapping[str, Any], lines: Iterable[str]) -> None:
+        super().__init__(values)
+        self._lines = [*lines]
+
+    def __repr__(self) -> str:
+        return "\n".join(self._lines)
+
+
 def rebuild(
     sources: Sources,
     *,
@@ -68,16 +82,19 @@ def rebuild(
 
 def plan(sources: Sources = (), **options: Unpack[CaptionOptions]) -> dict[str, Any]:
     """Return what a run would take of memory, disk and time, and whether it `fits`. Without
-    sources, it is what a standard chunk would. Nothing is run. Raises PenstockError."""
+    sources, it is what a standard chunk would. Nothing is run. The dict is that of `penstock plan
+    --json`, and is shown as the command prints it. Raises PenstockError."""
     display = Display(quiet=True)
     config = config_for(sources, options, CaptionConfig, CaptionOptions.__annotations__)
-    return figures(plan_of(config, DirectLauncher(display.on_event), display.print_line))
+    found = plan_of(config, DirectLauncher(display.on_event), display.print_line)
+    return Printed(figures(found), plan_lines(found))
 
 
 def status(out: str | PathLike[str] = "penstock-out") -> dict[str, Any]:
-    """Return the progress or the end of the run in a folder, as `penstock status --json`. Raises
-    PenstockError."""
-    return run_status(folder_named(path_of("out", out), "out"))
+    """Return the progress or the end of the run in a folder, as `penstock status --json`. It
+    is shown as the command prints it. Raises PenstockError."""
+    folder = folder_named(path_of("out", out), "out")
+    return Printed(run_status(folder), status_lines(folder))
 
 
 def report(out: str | PathLike[str] = "penstock-out", to: str | PathLike[str] = "") -> Path:

@@ -73,7 +73,7 @@ def sources_of(given: Any) -> tuple[str, ...]:
     """Return sources as texts. Raises UsageError for what names no file."""
     one = isinstance(given, str | PathLike)
     if not one and (isinstance(given, bytes | Mapping) or not isinstance(given, Iterable)):
-        raise _odd("sources", given, ONE_SOURCE)
+        raise odd("sources", given, ONE_SOURCE)
     return tuple(path_of("a source", each, ONE_SOURCE) for each in ([given] if one else given))
 
 
@@ -82,9 +82,9 @@ def path_of(name: str, given: Any, hint: str = "Give a path") -> str:
     try:
         path = fspath(given) if isinstance(given, PathLike) else given
     except Exception as error:  # the caller's own class
-        raise _odd(name, given, hint) from error
+        raise odd(name, given, hint) from error
     if not isinstance(path, str):
-        raise _odd(name, given, hint)
+        raise odd(name, given, hint)
     return path
 
 
@@ -93,7 +93,7 @@ def _checked(name: str, given: Any, wanted: Any, is_path: bool) -> Any:
     if not _is_of(value, wanted):
         kinds = get_args(wanted) if get_origin(wanted) in (Union, UnionType) else (wanted,)
         words = [ACCEPTED[get_origin(each) or each] for each in kinds]
-        raise _odd(name, given, f"Give {' or '.join(words)}{ALSO.get(name, '')}")
+        raise odd(name, given, f"Give {' or '.join(words)}{ALSO.get(name, '')}")
     return value
 
 
@@ -131,7 +131,7 @@ def _plain_number(given: Any) -> Any:
 def _joined(labels: Sequence[Any]) -> str:
     """Return labels as one text, as the command line takes them."""
     if any(not isinstance(label, str) or "," in label for label in labels):
-        raise _odd("labels", labels, "Give texts without commas, or a file with one label per line")
+        raise odd("labels", labels, "Give texts without commas, or a file with one label per line")
     return ",".join(labels)
 
 
@@ -160,7 +160,8 @@ def _is_of(value: Any, wanted: Any) -> bool:
     return isinstance(value, (int, float) if wanted is float else wanted)
 
 
-def _odd(name: str, value: Any, hint: str) -> UsageError:
+def odd(name: str, value: Any, hint: str) -> UsageError:
+    """Return the error for a value of a type that is not taken."""
     shown = " ".join(_SHORT.repr(value).split())
     return UsageError(f"{name} is {shown} ({type(value).__name__})", hint=hint)
 

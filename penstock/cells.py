@@ -25,6 +25,7 @@ from flows.results.report.media import (
 )
 from flows.results.run_read import load_record
 from flows.results.trust import belief_in
+from penstock.arguments import odd
 from penstock.arguments import path_of as path_given
 
 CORRECTED = "corrected"
@@ -37,6 +38,9 @@ SIDE = 240
 Place = tuple[str, float] | tuple[str, float, str]
 """Name of a medium, second in which the chunk starts, and of several prompts the name of one: as
 `media_path`, `start` and `name` in captions.jsonl."""
+
+TAKEN = 'Give a dict such as {("clip.mp4", 0.0): "A text."}; None as the text rejects a caption'
+"""What `correct` takes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,14 +182,18 @@ def correct(out: str | PathLike[str], texts: Mapping[Place, str | None], *, stor
     """
     from flows.reviewing.captions import EditRefused, ReviewedCaptions
 
+    if not isinstance(texts, Mapping):
+        raise odd("texts", texts, TAKEN)
+    for place, text in texts.items():
+        if not isinstance(text, str | None):
+            raise odd(f"the text of {place}", text, TAKEN)
     captions = ReviewedCaptions(folder_named(path_given("out", out), "out"), store)
     try:
         rows = captions.rows.items()
         keys = {(row["media_path"], row["start"], row["name"]): key for key, row in rows}
         changes = []
         for place, text in texts.items():
-            name = place[2] if len(place) == 3 else ""
-            key = keys.get((place[0], place[1], name))
+            key = keys.get((*place, "")[:3] if isinstance(place, tuple) else place)
             if key is None:
                 raise UsageError(
                     f"{out} has no caption of {place}",

@@ -29,6 +29,7 @@ import penstock_demo
 from artifacts import packages
 from artifacts.errors import Interrupted, MediaError
 from artifacts.keys import digest_of
+from flows.cli.main import main as run_command
 from flows.cli.main import parse
 from flows.cli.options import config_from, recorded_run
 from flows.options.commands import CaptionConfig
@@ -291,9 +292,24 @@ def test_what_ends_a_run_is_raised_where_its_captions_are_asked_for(here: Path) 
     assert "refused(lambda" in shown and last == f"{type(error).__name__}: {error}"
 
 
-def test_results_are_shown_as_their_line(here: Path) -> None:
+def test_results_are_shown_as_their_line(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     result = penstock.caption("videos", model="demo", out="out").result()
     assert repr(result) == f"2 captions in {here / 'out' / 'captions.jsonl'}"
+    for shown, command in (
+        (penstock.status("out"), ["status", "out"]),
+        (
+            penstock.plan("videos", model="demo", memory="2GiB"),
+            ["plan", "videos", "--model", "demo", "--memory", "2GiB"],
+        ),
+    ):
+        assert run_command(command) == 0
+        lines = [
+            line
+            for line in capsys.readouterr().out.splitlines()
+            if " free" not in line and "ago" not in line
+        ]
+        assert lines and set(lines) <= set(repr(shown).splitlines())
+        assert json.loads(json.dumps(shown)).keys() == shown.keys() and "{" not in repr(shown)
 
 
 START: list[Callable[..., object]] = [

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
+import pandas
 import pytest
-from jupyter_client.blocking import BlockingKernelClient
+from jupyter_client.blocking.client import BlockingKernelClient
 from jupyter_client.manager import KernelManager, start_new_kernel
 from nbclient import NotebookClient
 from PIL import Image
@@ -64,6 +65,10 @@ def test_captions_are_shown_corrected_rejected_and_written(tmp_path: Path) -> No
     assert picture.size == (64, 48) and "a &amp; b.png" in table and "c.png" not in table
     with pytest.raises(UsageError, match=r"no caption of \('e.png', 0.0\)"):
         penstock.correct(out, {("c.png", 0.0): "Mine.", ("e.png", 0.0): "Mine."})
+    for texts, words in WRONG:
+        with pytest.raises(UsageError, match=words) as refused:
+            penstock.correct(out, texts)
+        assert "\n" not in str(refused.value) and "Give " in str(refused.value)
     assert penstock.correct(out, {("c.png", 0.0): "Mine.", ("a & b.png", 0.0): None}) == 2
     shown = penstock.show(out)
     assert [each.review for each in shown.captions] == [
@@ -82,6 +87,16 @@ def test_captions_are_shown_corrected_rejected_and_written(tmp_path: Path) -> No
     assert penstock.correct(out, {}) == 0
 
 
+WRONG: tuple[tuple[Any, str], ...] = (
+    (["Mine."], r"texts is \['Mine.'\] \(list\)"),
+    (pandas.DataFrame({"caption": ["Mine."]}), r"texts is .* \(DataFrame\)"),
+    (pandas.Series(["Mine."]), r"texts is .* \(Series\)"),
+    ({("c.png", 0.0): float("nan")}, r"the text of \('c.png', 0.0\) is nan \(float\)"),
+    ({("c.png", 0.0): 5}, r"the text of \('c.png', 0.0\) is 5 \(int\)"),
+    ({5: "Mine."}, "no caption of 5"),
+    ({("c.png",): "Mine."}, r"no caption of \('c.png',\)"),
+)
+"""What `correct` does not take, and the error."""
 LAST = "2 captions, 1 failure"
 
 

@@ -37,21 +37,26 @@ def status_command(given: argparse.Namespace) -> int:
     if given.json:
         print(json.dumps(run_status(out), indent=1))
         return 0
+    print_lines(*status_lines(out))
+    return 0
+
+
+def status_lines(out: Path) -> Iterator[str]:
+    """Yield what the command prints of a folder. Raises UsageError, EnvironmentFault."""
     export, training, run = run_folder(out)
     if export is not None:
-        print_lines(export.verdict())
+        yield export.verdict()
     if training is not None:
-        print_lines(training.line())
+        yield training.line()
     if run is None:
-        return 0
+        return
     if export is not None:
-        print_lines(f"last run, into {run}:")
+        yield f"last run, into {run}:"
     record = load_record(run)
-    print_lines(*lines(record, stages_of(record, time.time())))
+    yield from lines(record, stages_of(record, time.time()))
     if rounds := rounds_in(out):
-        print_lines(*table_lines(ROUND_COLUMNS, map(round_cells, rounds), right=ROUND_COLUMNS[:3]))
-    print_lines(*other_runs(out))
-    return 0
+        yield from table_lines(ROUND_COLUMNS, map(round_cells, rounds), right=ROUND_COLUMNS[:3])
+    yield from other_runs(out)
 
 
 def other_runs(out: Path) -> list[str]:
