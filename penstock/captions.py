@@ -41,6 +41,9 @@ from penstock.keywords import CaptionOptions
 from stages.process.events import Event, Item
 from stages.process.stage_process import Listener
 
+FIRST = ("media_path", "start", "end", "caption")
+"""Columns that a table in memory begins with."""
+
 
 def caption(
     sources: Sources, *, progress: Progress = "auto", **options: Unpack[CaptionOptions]
@@ -91,13 +94,17 @@ class Captions(BackgroundRun[Caption, RunResult]):
 
     def table(self) -> Any:
         """Return all captions as a pyarrow table, in the order of the files, once the run has
-        ended. Raises the error that ended the run."""
+        ended. Of one prompt, `original` is what the model wrote of a corrected caption. Raises the
+        error that ended the run."""
         self.result()
         assert self._feed is not None
         job = self._feed.job
         rows = chain.from_iterable(captions_by_file(job))
         kinds = kinds_of(job)
-        return table_of(table_rows(rows, kinds, properties_of(job)), schema_of(kinds))
+        shown = {name: kinds[name] for name in FIRST if name in kinds} | kinds
+        if "caption" in kinds:
+            shown.setdefault("original", "text")
+        return table_of(table_rows(rows, kinds, properties_of(job)), schema_of(shown))
 
     def _run(self) -> RunResult:
         def launch(listen: Listener) -> Launcher:

@@ -131,6 +131,7 @@ def test_a_worse_adapter_is_refused_and_nothing_changes(school: School) -> None:
 def test_too_few_are_not_enough_and_never_accepted_by_themselves(school: School) -> None:
     with pytest.raises(UsageError, match=r"0 captions in .* corrected or accepted: 40 more"):
         school.learn()
+    assert not (school.out / "learn").exists()
     school.decide(lambda at, text: (style(text), "") if at < 12 else None)
     with pytest.raises(UsageError, match=r"12 captions in .* corrected or accepted: 28 more"):
         school.learn()

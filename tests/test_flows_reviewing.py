@@ -13,6 +13,7 @@ from PIL import ExifTags, Image
 from artifacts.edits import key_of
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.store import open_store
+from flows.cli.status_command import status_lines
 from flows.media.tune_data import examples_in
 from flows.options.commands import CaptionConfig
 from flows.options.formats import TRAINER_FORMATS
@@ -73,6 +74,8 @@ def test_every_output_takes_them_in_and_an_undo_gives_the_same_bytes(config: Cap
     )
     result = run(config)
     assert "1 corrected by hand and 2 rejected" in result.line()
+    assert " in jsonl" not in result.line()
+    assert any("captions written, 1 corrected, 2 rejected" in line for line in status_lines(out))
     about = dict(facts(out, out)["about"])
     assert (about["corrected"], about["accepted"], about["rejected"]) == ("1", "1", "2")
     assert "not in data sets: 2 captions (rejected)" in result.warnings

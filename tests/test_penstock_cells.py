@@ -76,7 +76,10 @@ def test_captions_are_shown_corrected_rejected_and_written(tmp_path: Path) -> No
         "corrected, not written yet",
     ]
     assert "c.png, corrected, not written yet: Mine." in repr(shown)
-    list(penstock.caption(tmp_path / "media", model="demo", out=out, store=tmp_path / "store"))
+    run = penstock.caption(tmp_path / "media", model="demo", out=out, store=tmp_path / "store")
+    (row,) = run.table().to_pylist()
+    assert [*row][:4] == ["media_path", "start", "end", "caption"] and row["caption"] == "Mine."
+    assert row["original"] and row["original"] != "Mine."
     rows = read_lines(out / "captions.jsonl")
     assert [row.get("review", "") for row in rows] == ["rejected", ""]
     assert rows[1]["caption"] == "Mine."

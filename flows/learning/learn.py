@@ -105,6 +105,8 @@ def learn(
     check_training_packages(config)
     out = folder_named(config.out, "out")
     guard(out)
+    if not (out / LEARN).exists():
+        preview(config, run)  # a refusal leaves no folder
     with only_run_in(out / LEARN, "learning in", "name another folder"):
         run, rounds = own_rounds(config, run, out)
         round_ = left_round(out, rounds)

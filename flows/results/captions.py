@@ -350,6 +350,8 @@ def _row(
         values = values_of(caption)
         row |= {name: values[name] for name in CHUNK_COLUMNS & kinds.keys()}
         row |= {_column(caption.name, name): values[name] for name in ("caption", *OF_PROMPT)}
+        if not caption.name:
+            row["original"] = values["original"]  # for tables in memory
         for (name, each), column in properties.items():
             if name == caption.name:
                 row[column] = _value((caption.fields or {}).get(each), kinds[column])

@@ -188,7 +188,8 @@ class OutputCounts:
     failures: list[Failure] = field(default_factory=list)
     texts: list[TextFileCounts] = field(default_factory=list)
     user_texts: dict[str, int] = field(default_factory=dict)
-    """Format → number of user-written or corrected texts in it."""
+    """Format → number of user-written or corrected texts in it. `corrected` counts those of
+    captions.jsonl."""
     earlier: list[str] = field(default_factory=list)
     """Outputs that an earlier run wrote and this one did not update."""
     chunks: Mapping[MediaFile, int] = field(default_factory=dict)
@@ -260,7 +261,6 @@ def write_outputs(job: Job, *, last: bool) -> OutputCounts:
     write_jsonl(job.out / "failures.jsonl", found.failures)
     own, kinds = GeneratedFiles(job.store, out=job.out), kinds_of(job)
     found.texts = write_texts(job, own, complete_captions)
-    found.user_texts["jsonl"] = found.corrected
     for texts in found.texts:
         found.user_texts[texts.form] = found.user_texts.get(texts.form, 0) + texts.user_texts
     for form, write in TABLES.items():

@@ -108,6 +108,7 @@ RECORD = {
     },
     "captions": count,
     **dict.fromkeys(("rows", "summaries", "cut"), count),
+    **dict.fromkeys(("corrected", "rejected"), OptionalField(count)),
     "texts": [TEXTS],
     "earlier": [text],
     "failures": [dict.fromkeys(("media_path", "message", "hint"), text)],

@@ -203,10 +203,13 @@ def description_lines(record: Mapping[str, Any]) -> Iterator[str]:
     if warned := media.get("warned"):
         listed = LISTED_WARNINGS if kind_of(record) == "captions" else ""
         still += f", {warned} with warnings{listed}"
+    edits = "".join(f", {record[n]:,} {n}" for n in ("corrected", "rejected") if record.get(n))
     cut = f", {record['cut']} cut at the token limit" if record["cut"] else ""
     texts = "".join(f", {texts_line(texts)}" for texts in record["texts"])
     count, kind = written(record)
-    captions = f"{count:,} {kind if count != 1 else kind.removesuffix('s')} written{cut}{texts}"
+    captions = (
+        f"{count:,} {kind if count != 1 else kind.removesuffix('s')} written{edits}{cut}{texts}"
+    )
     if record["summaries"]:
         captions += f", {counted(record['summaries'], 'summary')}"
     yield f"{counted(media['total'], 'file')}, {media['failed']} failed{still}; {captions}"
