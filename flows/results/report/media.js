@@ -165,7 +165,7 @@ function imageOf(medium, attributes, fail) {
 }
 
 function imageTile(medium, sought, open) {
-  const fail = why => frame.replaceChildren(...instead(medium, why));
+  const fail = why => { frame.replaceChildren(...instead(medium, why)); frame.title = medium.path; };
   const frame = button("", () => open(medium), {class: "frame", "aria-label": `Open ${medium.name}`});
   if (medium.gone) fail(`${medium.gone}:`);
   else frame.append(imageOf(medium, {loading: "lazy", decoding: "async", alt: ""}, () => fail()));
