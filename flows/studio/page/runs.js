@@ -44,7 +44,7 @@ class Runs {
     const act = (name, does) => button(name, () => tried(async () => this.take((await tell(`runs/${run.id}`, {do: does})).runs)),
       {"data-act": `${run.id} ${does}`});
     this.cards.set(run.id, card);
-    card.firstElementChild.replaceWith(this.told(run, ended));
+    card.firstElementChild.replaceWith(this.about(run, ended));
     if (card.dataset.acts === acts) return card;
     card.dataset.acts = acts;
     card.lastElementChild.replaceChildren(...[this.only || run.kind === "sift" ? []
@@ -53,8 +53,8 @@ class Runs {
     return card;
   }
 
-  // What is told of a run, above its buttons.
-  told(run, ended) {
+  // What stands above the buttons of a run.
+  about(run, ended) {
     const {status, state, said, error} = run, stages = status?.stages || [];
     const at = stages.filter(stage => stage.done + stage.pending > 0), isDone = state === "done" && run.kind === "caption";
     const work = at.length ? el("div", {class: "stages"}, at.map(stage => this.stage(stage, status.budget))) : null;
