@@ -109,7 +109,7 @@ def test_a_trainer_s_reader_finds_media_and_captions(done: CaptionConfig, name: 
 
 
 def test_the_page_s_check_reads_every_data_set(done: CaptionConfig) -> None:
-    found = {each["format"]: each for each in sets_in(Path(done.out), Counter({"a.mp4": 7}))}
+    found = {each["format"]: each for each in sets_in(Path(done.out), 7, Counter({"a.mp4": 7}))}
     assert found.keys() == set(TRAINER_FORMATS)
     assert {each["problem"] for each in found.values()} == {""}
     assert all(each["samples"] and each["missing"] == [0, []] for each in found.values())
@@ -131,16 +131,17 @@ def test_the_last_line_names_what_was_written_and_the_first_what_is_replaced(
 
 
 def test_the_page_names_what_a_trainer_does_not_read(tmp_path: Path) -> None:
-    captions = Counter({"a.heic": 1, "b.jpg": 1, "c.mp4": 3})
+    Image.new("RGB", (64, 64), "red").save(still := tmp_path / "still.gif")
+    chunks = Counter({"a.heic": 1, "b.jpg": 1, "c.mp4": 3, str(still): 1})
     (tmp_path / "kohya").mkdir()
-    videos = "3 videos: kohya reads no videos"
+    unread = ["3 videos (it reads no videos)", "1 single-frame GIF (save it as PNG)"]
     for mode, expected in (
-        ("original", [videos, "1 file that kohya does not read: a.heic"]),
-        ("exact", [videos]),  # of the picture it gets a copy
+        ("original", [*unread, "1 file that kohya does not read: a.heic"]),
+        ("exact", unread),  # of the picture it gets a copy
     ):
         write_marker(tmp_path, Marker(command="caption", media=mode))
-        (found,) = sets_in(tmp_path, captions)
-        assert found["left_out"] == expected and found["captions"] == 5
+        (found,) = sets_in(tmp_path, 6, chunks)
+        assert found["left_out"] == expected and found["captions"] == 6
 
 
 def test_whole_files_are_named_where_they_lie_and_clips_as_cut(done: CaptionConfig) -> None:

@@ -380,6 +380,11 @@ def test_what_cannot_be_marked_is_named_once_and_not_captioned(
     assert read_lines(tmp_path / "out" / "failures.jsonl") == []
     (failed,) = read_lines(tmp_path / "out" / "sift" / "failures.jsonl")
     assert failed["media_path"] == "broken.jpg"
+    main(["plan", *words[1:], "--json", "--sift", "black = 0"])
+    plan = json.loads(capsys.readouterr().out)
+    run = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert (plan["files"], plan["failed"]) == (run["media"]["total"], 0)
+    assert plan["notes"][0].endswith("; 1 file that failed then, too")
 
 
 def test_of_equal_files_the_shorter_name_is_kept(here: Path, tmp_path: Path) -> None:

@@ -221,6 +221,15 @@ def _is_own(job: Job, own: GeneratedFiles, name: str) -> bool:
     return any(own.has(f"{name}/{file}", digest_at(job.out / name / file)) for file in files)
 
 
+def unread(kind: str, file: Path) -> tuple[str, str]:
+    """Return what a file is whose kind a trainer does not read, and the reason or what to do."""
+    from stages.frames.image import is_still
+
+    if is_still(file):
+        return f"single-frame {media_suffix(file.name).upper()}", "save it as PNG"
+    return kind, f"it reads no {kind}s"
+
+
 class _TrainerFolder:
     """The data set of one trainer in `OUT`."""
 
@@ -279,12 +288,7 @@ class _TrainerFolder:
         )
         path = item.file if is_file else cut.get(item.sample.key)
         if item.kind not in self._form.folders:
-            from stages.frames.image import is_still
-
-            noun, why = item.kind, f"it reads no {item.kind}s"
-            if is_still(item.file):
-                noun, why = f"single-frame {media_suffix(item.file.name).upper()}", "save it as PNG"
-            self._left_out[noun, why] += 1
+            self._left_out[unread(item.kind, item.file)] += 1
         elif path is None:
             pass  # reported once for all trainers
         elif not self._form.takes(item.kind, suffix := media_suffix(path.name)):
