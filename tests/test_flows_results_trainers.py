@@ -274,13 +274,20 @@ def test_what_a_person_edited_is_kept_until_it_is_to_be_replaced(config: Caption
     edited = {path: path.read_bytes() for path in (toml, rows, clip)}
     result = write(config, prompt="Second?", format=("musubi", "hf", "ltx"))
     assert {path: path.read_bytes() for path in edited} == edited
-    kept = [note for note in result.warnings if "that users wrote or edited" in note]
+    kept = [note for note in result.warnings if "edited by you" in note]
     assert [any(path.name in note for note in kept) for path in edited] == [True] * 3
-    assert all("--existing replace" in note for note in kept)
-    assert result.written.earlier == ["musubi", "hf"]
+    assert all("--existing replace would overwrite your edits" in note for note in kept)
+    assert result.written.earlier == []
+    names = {"musubi": ["dataset.toml"], "hf": ["videos/metadata.jsonl"]}
+    assert result.written.edited == names
+    for form, name in (("musubi/", "dataset.toml"), ("hf/ (2 captions)", "videos/metadata.jsonl")):
+        assert f"{form} with {name} kept, edited by you" in result.line()
+    record = load_record(out)
+    printed = "\n".join(status_lines(record, stages_of(record, 0.0)))
+    assert "dataset.toml kept, edited by you" in printed and "earlier run" not in printed
     assert "First?" not in (out / "musubi" / "videos.jsonl").read_text()
     result = write(config, prompt="Second?", existing="replace")
-    assert [note for note in result.warnings if note.startswith("kept")] == []
+    assert [note for note in result.warnings if "edited by you" in note] == []
     assert not any(path.read_bytes() == content for path, content in edited.items())
     for name in TRAINERS:
         assert all(text.startswith("Second?") for text in captions_of(config, name))
@@ -292,8 +299,13 @@ def test_a_file_that_was_there_before_is_a_person_s(config: CaptionConfig) -> No
     mine.write_text("mine\n")
     result = write(config, format=("kohya",))
     assert mine.read_text() == "mine\n"
-    assert result.written.earlier == ["kohya"]
-    assert write(config, format=("kohya",), overwrite=True).written.earlier == []
+    assert "kohya/ (2 captions) with dataset.toml kept, edited by you" in result.line()
+    (mine.parent / "metadata.json").write_text("mine\n")  # and no file of a run is left
+    written = write(config, format=()).written
+    assert written.edited == {"kohya": ["metadata.json", "dataset.toml"]}
+    assert written.earlier == []
+    result = write(config, format=("kohya",), overwrite=True)
+    assert (result.written.earlier, result.written.edited) == ([], {})
     assert len(captions_of(config, "kohya")) == 2
 
 
@@ -506,7 +518,7 @@ def test_clips_have_sound_if_a_trainer_of_the_folder_reads_it_and_edited_ones_st
     notes = write(config, format=("hf", "ltx", "musubi")).warnings
     for name in ("hf", "ltx", "musubi"):
         assert sounding(config, name) == {"00000": True, "00001": False, "00002": True}, name
-    assert any(edited.name in note for note in notes if note.startswith("kept"))
+    assert any(edited.name in note for note in notes if "edited by you" in note)
     assert edited.read_bytes() == content
     stages = Saying()
     write(config, stages, prompt="Other?", format=())

@@ -311,9 +311,10 @@ LEAD_SECONDS = 0.5
 
 def kept_note(names: Sequence[str], folder: Path) -> str:
     """Return a note about user files that were kept in a folder."""
+    old = ", with the captions that were in it" if any(".json" in name for name in names) else ""
     return (
-        f"kept {counted(len(names), 'file')} in {folder} that users wrote or edited "
-        f"({first_of(names)}); --existing replace replaces them"
+        f"{first_of(names)} kept in {folder}, edited by you{old}; --existing replace would "
+        "overwrite your edits"
     )
 
 

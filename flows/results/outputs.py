@@ -191,6 +191,8 @@ class OutputCounts:
     """Format → number of user-written or corrected texts in it."""
     earlier: list[str] = field(default_factory=list)
     """Outputs that an earlier run wrote and this one did not update."""
+    edited: dict[str, list[str]] = field(default_factory=dict)
+    """Data set → its files that the user wrote or edited, which are kept."""
     chunks: Mapping[MediaFile, int] = field(default_factory=dict)
     """Captions of each file, under its first prompt."""
     shared_edits: dict[str, str] = field(default_factory=dict)
@@ -209,6 +211,7 @@ class OutputCounts:
             "rejected": self.rejected,
             "texts": [texts.to_json() for texts in self.texts],
             "earlier": list(self.earlier),
+            "edited": dict(self.edited),
         }
 
 

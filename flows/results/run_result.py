@@ -125,6 +125,5 @@ class RunResult(RunEnd):
         if self.written.earlier:
             yield (
                 f"from an earlier run: {', '.join(self.written.earlier)} in {self.out}; "
-                f"--format {','.join(self.written.earlier)} rewrites what no user edited, with "
-                "--existing replace all of it"
+                f"--format {','.join(self.written.earlier)} rewrites it, but what you edited"
             )
