@@ -10,7 +10,7 @@ import socket
 import subprocess
 import unicodedata
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -237,7 +237,7 @@ def test_what_cannot_be_found_is_named_with_a_hint(folder: Path, tmp_path: Path)
 
 @pytest.mark.parametrize(("disk", "typed"), [("NFD", "NFC"), ("NFC", "NFD")])
 def test_a_name_in_another_unicode_form_is_told_as_the_disk_has_it(
-    tmp_path: Path, disk: str, typed: str
+    tmp_path: Path, disk: Literal["NFC", "NFD"], typed: Literal["NFC", "NFD"]
 ) -> None:
     there = Path(unicodedata.normalize(disk, f"{tmp_path}/Zürich im Mai/Übung.jpg"))
     there.parent.mkdir()

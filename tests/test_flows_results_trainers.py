@@ -127,6 +127,7 @@ def test_the_last_line_names_what_was_written_and_the_first_what_is_replaced(
         asked = replace(config, prompt=prompt)
         result = caption_run(asked, Display(to=said), Saying().launcher)
         assert written in result.line()
+        assert "writing the data set: " in said.getvalue()
         assert first in said.getvalue() and ("replaces" in said.getvalue()) == bool(first)
 
 
@@ -312,16 +313,22 @@ def test_a_file_that_was_there_before_is_a_person_s(config: CaptionConfig) -> No
 def test_stopped_while_clips_are_cut_the_old_files_stay_and_the_rest_is_made_then(
     config: CaptionConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def stop() -> str:
+        with monkeypatch.context() as patch:
+            patch.setitem(flows.machine.launch.ENTRIES, "cut", "tests.support.crashing:stop")
+            with pytest.raises(Interrupted, match="SIGTERM"):
+                write(config, prompt="Second?")
+        record = load_record(Path(config.out))
+        return "\n".join(status_lines(record, stages_of(record, 0.0)))
+
+    assert f"{config.out}/captions.jsonl" in (listed := stop())
+    assert not any(f"{config.out}/{name}" in listed for name in TRAINERS), "they do not exist"
     write(config, prompt="First?", limit=1)
     before = stats(config)
-    with monkeypatch.context() as patch:
-        patch.setitem(flows.machine.launch.ENTRIES, "cut", "tests.support.crashing:stop")
-        with pytest.raises(Interrupted, match="SIGTERM"):
-            write(config, prompt="Second?")
+    listed = stop()
     there = stats(config)
     assert {name: there[name] for name in before} == before
-    record = load_record(Path(config.out))
-    assert "hf (from an earlier run)" in "\n".join(status_lines(record, stages_of(record, 0.0)))
+    assert "hf (from an earlier run)" in listed
     write(config, prompt="Second?")
     for name in TRAINERS:
         assert captions_of(config, name) and all(

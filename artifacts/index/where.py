@@ -274,7 +274,8 @@ class Condition:
             self._refuse("text in single quotes" if wanted == "text" else "a number")
         if kind != "text":
             return float(token)
-        return stored_text(normalize("NFC", token[1:-1].replace("''", "'")))
+        text: str = stored_text(normalize("NFC", token[1:-1].replace("''", "'")))
+        return text
 
     def _takes(self, word: str) -> bool:
         """Go on if this is the next word."""

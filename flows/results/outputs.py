@@ -1,6 +1,5 @@
 """Writes the requested output files from stored captions. Runs no model."""
 
-import json
 import os
 import shlex
 from collections import Counter
@@ -16,6 +15,7 @@ from urllib.parse import quote
 from artifacts.captions import WRITERS, Caption, Failure, json_lines, write_jsonl
 from artifacts.edits import REJECTED, unused_note
 from artifacts.errors import EnvironmentFault, PenstockError
+from artifacts.files import json_text
 from artifacts.plurals import counted
 from artifacts.shards import DATASET
 from artifacts.tables import TABLES
@@ -320,4 +320,4 @@ def media_line(file: MediaFile, captions: int, content: Medium | None = None) ->
         row["content"] = content.digest
         if content.stamp is not None:
             row |= {"bytes": content.stamp.size, "modified": content.stamp.modified}
-    return json.dumps(row) + "\n"
+    return json_text(row) + "\n"

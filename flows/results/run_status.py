@@ -4,6 +4,7 @@ The status of a run lists its finished items, rate and remaining time. The modul
 and starts nothing.
 """
 
+import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -273,6 +274,8 @@ def rung_line(taken: Mapping[str, Any]) -> str:
 def output_paths(record: Mapping[str, Any]) -> dict[str, str]:
     """Return the name and path of each output of a run, and its store."""
     found = {**record["outputs"], "store": record["plan"].get("store", "")}
+    if record["state"] not in ("running", "done"):  # it did not come to write all of them
+        found = {n: p for n, p in found.items() if not os.path.isabs(p) or os.path.lexists(p)}
     why = dict.fromkeys(record["earlier"], "from an earlier run")
     why |= {name: edited_text(names) for name, names in record.get("edited", {}).items()}
     for name, text in why.items():
