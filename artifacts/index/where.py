@@ -272,10 +272,8 @@ class Condition:
         if kind != wanted:
             self._at -= 1
             self._refuse("text in single quotes" if wanted == "text" else "a number")
-        if kind != "text":
-            return float(token)
-        text: str = stored_text(normalize("NFC", token[1:-1].replace("''", "'")))
-        return text
+        text = normalize("NFC", token[1:-1].replace("''", "'"))
+        return stored_text(text) if kind == "text" else float(token)
 
     def _takes(self, word: str) -> bool:
         """Go on if this is the next word."""

@@ -322,7 +322,7 @@ def to_hit(snapshot: Snapshot, rank: int, moment: Moment) -> Hit:
     same = snapshot.positions_of(CONTENT, int(content))
     others = same[same != position]
     rows = [moment.row, *snapshot.read(others[:MAX_COPY_PATHS])]
-    row, *copies = sorted(rows, key=lambda each: not _is_there(each.path))
+    row, *copies = sorted(rows, key=lambda r: not (is_address(r.path) or os.path.lexists(r.path)))
     span = None if moment.start is None or moment.end is None else (moment.start, moment.end)
     return Hit(
         rank=rank,
@@ -336,10 +336,6 @@ def to_hit(snapshot: Snapshot, rank: int, moment: Moment) -> Hit:
         copies=len(others),
         copy_paths=tuple(copy.path for copy in copies),
     )
-
-
-def _is_there(path: str) -> bool:
-    return is_address(path) or os.path.lexists(path)
 
 
 def when(hit: Hit) -> str:
