@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -169,6 +170,9 @@ def test_what_is_left_out_is_said_and_the_list_is_a_source(
         "not blurred = 0 (blurred 1)",
         "not black = 0 (black 1.0)",  # its `blurred` is null, and leaves nothing out
     }
+    count = Counter(row["why"].partition(" (")[0] for row in left)
+    assert f", {len(left)} left out: " in result.line()
+    assert all(f"{number} {text}" in result.line() for text, number in count.items())
     files, failures = find_media(
         [str(result.kept_list)], Selection(recursive=False, extensions=()), None
     )
@@ -192,8 +196,9 @@ def table(*motions: float | None) -> MarkedFiles:
     ],
 )
 def test_a_mark_that_is_null_keeps_a_file(condition: str, kept: list[int]) -> None:
-    found, why = kept_of(table(0.5, 0.0, None), parse_keep(condition, ()))
+    found, why, firsts = kept_of(table(0.5, 0.0, None), parse_keep(condition, ()))
     assert found == kept and set(why) == {0, 1, 2} - set(kept)
+    assert sum(firsts.values()) == len(why)
     assert all(text.startswith("not ") for text in why.values())
 
 

@@ -165,12 +165,14 @@ class TrainersWritten:
     """The data sets that were written, and notes about them for the user."""
 
     forms: list[str] = field(default_factory=list)
-    """Formats whose files are up to date."""
+    """Formats whose files are up to date, but those that users edited."""
     notes: list[str] = field(default_factory=list)
     captions: dict[str, int] = field(default_factory=dict)
-    """Format → number of captions in it."""
+    """Format → number of captions of this run in it."""
     user_texts: dict[str, int] = field(default_factory=dict)
     """Format → number of its entries that users wrote or corrected."""
+    edited: dict[str, list[str]] = field(default_factory=dict)
+    """Format → names of its files that users wrote or edited, which are kept."""
 
 
 def write_trainers(job: Job, launcher: Launcher, on_progress: OnProgress) -> TrainersWritten:
@@ -182,8 +184,14 @@ def write_trainers(job: Job, launcher: Launcher, on_progress: OnProgress) -> Tra
         for name in TRAINERS
         if name in OutputOptions.of(job.config).format or _is_own(job, own, name)
     ]
+    found = TrainersWritten()
+    for name in (each for each in TRAINERS if each not in forms):  # no file in it is a run's
+        folder, names = job.out / name, TRAINERS[name].names
+        if kept := [file for file in names if os.path.lexists(folder / file)]:
+            found.edited[name] = kept
+            found.notes.append(kept_note(kept, folder))
     if not forms:
-        return TrainersWritten()
+        return found
     user_texts = UserTexts(job)
     items = [chunk for group in sample_sources(job, user_texts) for chunk in by_chunk(group)]
     clips = Clips(job, launcher, on_progress)
@@ -200,11 +208,11 @@ def write_trainers(job: Job, launcher: Launcher, on_progress: OnProgress) -> Tra
         [item for item in firsts if clips.exact or not item.whole],
         unread if clips.exact else (),
     )
-    found = TrainersWritten()
     for name in forms:
         trainer = _TrainerFolder(job, own, name, clips)
-        if trainer.write(items, cut):
-            found.forms.append(name)
+        if kept := trainer.write(items, cut):
+            found.edited[name] = kept
+        found.forms.append(name)
         keep_media(job.out, name)
         found.notes += trainer.notes()
         found.captions[name] = trainer.captions
@@ -246,14 +254,14 @@ class _TrainerFolder:
         """Kind of what is left out, and the reason → count."""
         self._copied = 0
         self.captions = 0
-        """Number of captions in its entries."""
+        """Number of captions of this run in its files."""
         self.user_texts = 0
         """Number of entries, in files that were written, that users wrote or corrected."""
         self._spare = 0
         """Number of media of an earlier run that may be the last copy."""
 
-    def write(self, items: Sequence[Chunk], cut: Mapping[str, Path]) -> bool:
-        """Write its files. Return whether all of them are up to date."""
+    def write(self, items: Sequence[Chunk], cut: Mapping[str, Path]) -> list[str]:
+        """Write its files. Return the names of those that users wrote or edited, which are kept."""
         usable = [
             (chunk, path) for chunk in items if (path := self._media(chunk[0], cut)) is not None
         ]
@@ -261,7 +269,6 @@ class _TrainerFolder:
             one = f"it takes one per sample, that of prompt {chunk[0].sample.row.name}"
             self._left_out.update({("caption", one): len(chunk) - 1} if len(chunk) > 1 else {})
         entries = self._entries(usable)
-        self.captions = sum(len(entry.rows) if self._form.several else 1 for entry in entries)
         texts = self._form.write(entries, self._folder)
         for file, text in texts.items():
             content = text.encode("utf-8", errors="replace")
@@ -269,16 +276,16 @@ class _TrainerFolder:
             if not self._own.update(self._folder / file, content, form, replace=self._replace):
                 self._kept.append(file)
         kept = {file for file in self._kept if ".json" in file}  # captions, and not settings
-        self.user_texts = sum(
-            has_user_text(entry.rows if self._form.several else [entry.row])
-            and not (kept and kept & {*self._form.write([entry], self._folder)})
-            for entry in entries
-        )
+        for entry in entries:
+            rows = entry.rows if self._form.several else entry.rows[:1]
+            if not (kept and kept & {*self._form.write([entry], self._folder)}):
+                self.captions += len(rows)
+                self.user_texts += has_user_text(rows)
         try:
             self._clear(set(texts), {entry.path for entry in entries})
         except OSError as error:
             raise fault_of(error, self._folder) from error
-        return not self._kept
+        return self._kept
 
     def _media(self, item: SampleSource, cut: Mapping[str, Path]) -> Path | None:
         """Return the file of one chunk, if the trainer can read it."""
