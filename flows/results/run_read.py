@@ -111,6 +111,7 @@ RECORD = {
     **dict.fromkeys(("corrected", "rejected"), OptionalField(count)),
     "texts": [TEXTS],
     "earlier": [text],
+    "edited": OptionalField(MapOf([text])),
     "failures": [dict.fromkeys(("media_path", "message", "hint"), text)],
     "versions": MapOf(text),
     "partitions": OptionalField(
