@@ -12,7 +12,6 @@ from artifacts.paths import folder_named
 from flows.checkpoint.profile_loading import Converted
 from flows.checkpoint.profile_loading import convert as run_convert
 from flows.cli.options import recorded_run
-from flows.console.display import Display
 from flows.learning.learn import learn as run_learn
 from flows.learning.result import Learned
 from flows.machine.launch import DirectLauncher
@@ -69,9 +68,10 @@ def rebuild(
 def plan(sources: Sources = (), **options: Unpack[CaptionOptions]) -> dict[str, Any]:
     """Return what a run would take of memory, disk and time, and whether it `fits`. Without
     sources, it is what a standard chunk would. Nothing is run. Raises PenstockError."""
-    display = Display(quiet=True)
     config = config_for(sources, options, CaptionConfig, CaptionOptions.__annotations__)
-    return figures(plan_of(config, DirectLauncher(display.on_event), display.print_line))
+    with closing(display_for("auto")) as display:
+        display.doing(READING)
+        return figures(plan_of(config, DirectLauncher(display.on_event), display.print_line))
 
 
 def status(out: str | PathLike[str] = "penstock-out") -> dict[str, Any]:

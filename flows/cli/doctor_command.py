@@ -48,6 +48,14 @@ ROW = "{:11s}{}"
 LOCAL_API = "http://127.0.0.1:4200/api"
 """Where `make server` listens."""
 INNER = "  {:8s}{}"
+FIGURES = {
+    "video_pixels": "frames of videos",
+    "picture_pixels": "frames of images",
+    "library_seconds": "the exact start of a stage",
+    "passes": "computing in",
+    "quantize": "quantizing to",
+}
+"""Kind of a measurement → what plans estimate with it."""
 
 
 def doctor_command(given: argparse.Namespace) -> int:
@@ -194,8 +202,15 @@ def measured_lines(known: MachineLookup) -> Iterator[str]:
         yield INNER.format("media", media)
     yield INNER.format("start", f"{machine.start_seconds:.1f} s per stage that loads a model")
     for why in dict.fromkeys(machine.missing.values()):
-        what = (name.removeprefix("passes ") for name, w in machine.missing.items() if w == why)
-        yield INNER.format("without", f"{', '.join(what)}: {why}")
+        what = [_figure(name) for name, reason in machine.missing.items() if reason == why]
+        lacks = "plans state no time for these; measure again when the machine is quiet"
+        yield INNER.format("without", f"{', '.join(what)}: {why}; {lacks}")
+
+
+def _figure(name: str) -> str:
+    """Return what a plan estimates with a measurement of this name."""
+    kind, _, precision = name.partition(" ")
+    return f"{FIGURES[kind]} {precision}".rstrip()
 
 
 def _speed(machine: Machine, precision: str) -> str:

@@ -477,12 +477,12 @@ class Display:
                 self._clear()
                 self._fetch_total = 0
             self._clear()
-            if self._stage and self._done > self._before and self._lasting:
+            items = stopped_at(self._stage)
+            if self._stage and (items or self._done > self._before) and self._lasting:
                 seconds = self._worked() or time.monotonic() - self._started
                 made = self._counted(self._done - self._before)
-                if (items := stopped_at(self._stage)) is not None:
-                    done, total, is_about = items
-                    made = f"{done:,} of {'~' * is_about}{self._counted(total)}"
+                if items:
+                    made = f"{items[0]:,} of {'~' * items[2]}{self._counted(items[1])}"
                 self._line(f"{self._verb}: {made} in {duration(seconds)}")
             self._stage = ""
 

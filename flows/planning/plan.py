@@ -118,7 +118,8 @@ def times_of(
     line = ", ".join(texts)
     if any(STAGES[stage].uses_token_limit for stage in each):
         line += f" (captions of {EngineOptions.of(job.config).max_new_tokens} tokens)"
-    return Times(seconds=each, line=f"{line}; {known.why}" if known.why else line)
+    unknown = f"what is unknown could not be measured; {ADVICE}" if None in each.values() else ""
+    return Times(seconds=each, line="; ".join(filter(None, [line, known.why, unknown])))
 
 
 def ladder_of(job: Job, on_move: OnMove) -> Ladder:

@@ -393,7 +393,9 @@ def _of_media(plan: Plan, values: dict[str, Any]) -> Iterator[str]:
 def _limit_why(plan: Plan) -> str:
     budget = plan.budget
     if budget.given:
-        return "set by --memory"
+        on_cpu = budget.device == "cpu" and not plan.request.model.served
+        fits = f"--what-fits plans GPUs of {BUDGETS_GIB[0]} to {BUDGETS_GIB[-1]} GiB"
+        return f"set by --memory; this plans the CPU: {fits}" if on_cpu else "set by --memory"
     another = "" if plan.request.model.served else "; --memory sets another"
     return f"free memory: {gib(budget.free_bytes)} on {budget.device}{another}"
 

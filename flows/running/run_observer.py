@@ -272,7 +272,7 @@ class RunObserver:
         """Return the items of a stage as `penstock status` shows them: done, all, and whether the
         latter is an estimate; None for what is not in the record."""
         stages = stages_of(self._record.value, time.time()) if self._record is not None else ()
-        found = (each for each in stages if each.name == stage)
+        found = (e for e in stages if e.name == stage and e.done + e.pending)
         return next(((e.done, e.done + e.pending, e.about) for e in found), None)
 
     def _loads(self, stage: str) -> str:
