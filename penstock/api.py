@@ -3,6 +3,7 @@ learn, export and convert.
 """
 
 import os
+from contextlib import closing
 from os import PathLike
 from pathlib import Path
 from typing import Any, Unpack
@@ -12,6 +13,7 @@ from artifacts.paths import folder_named
 from flows.checkpoint.profile_loading import Converted
 from flows.checkpoint.profile_loading import convert as run_convert
 from flows.cli.options import recorded_run
+from flows.console.display import READING
 from flows.learning.learn import learn as run_learn
 from flows.learning.result import Learned
 from flows.machine.launch import DirectLauncher
