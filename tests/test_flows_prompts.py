@@ -17,6 +17,7 @@ from flows.job.prepare import prepare
 from flows.ledger.ledger import Ledger
 from flows.options.commands import CaptionConfig
 from stages.process.job import job_fields
+from stages.summarize import run as summarizing
 from tests.support.checkpoints import whole_checkpoint
 from tests.support.families import checkpoint
 from tests.support.inside import run_inside
@@ -307,6 +308,31 @@ def test_each_video_has_chapters_and_a_summary_that_fit_a_small_context(
     assert summarized(place, prompt="Who is it?").started == ["decode", "summarize"]
     assert summarized(place).started == []
     assert (place.out / "summaries.jsonl").read_bytes() == before
+
+
+def test_texts_without_words_are_noted_and_counted(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = with_context(checkpoint("qwen2_5_vl"), CONTEXT, tmp_path / "small")
+    place, generate, wordless = replace(place, model=str(model)), summarizing.run_generate, {0}
+    made: list[str] = []
+
+    def generated(*inputs: Any, **options: Any) -> list[Any]:
+        (output,) = generate(*inputs, **options)
+        made.append(" ... 12" if len(made) in wordless else "a ball rolls")
+        return [replace(output, caption=made[-1])]
+
+    monkeypatch.setattr(summarizing, "run_generate", generated)
+    line = summarized(place).result.line()
+    long, short = summaries(place)
+    model_may = "; the model may be unable to summarize"
+    assert (long["warnings"], short["warnings"]) == ([f"without words: 1 chapter{model_may}"], [])
+    assert "2 summaries in " in line and "summaries.jsonl (1 with empty texts)" in line
+    wordless |= {*range(len(made), len(made) + 2)}
+    line = summarized(place, summary_prompt="What is it about?").result.line()
+    notes = [row["warnings"] for row in summaries(place)]
+    assert notes == [[f"without words: the summary and 1 chapter{model_may}"]] * 2
+    assert "(2 with empty texts)" in line
 
 
 @pytest.mark.slow
