@@ -16,8 +16,8 @@ from artifacts.errors import Interrupted, UsageError
 from flows.job.prepare import prepare
 from flows.ledger.ledger import Ledger
 from flows.options.commands import CaptionConfig
+from stages.decode.engines.transformers import run_generate
 from stages.process.job import job_fields
-from stages.summarize import run as summarizing
 from tests.support.checkpoints import whole_checkpoint
 from tests.support.families import checkpoint
 from tests.support.inside import run_inside
@@ -314,15 +314,15 @@ def test_texts_without_words_are_noted_and_counted(
     place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = with_context(checkpoint("qwen2_5_vl"), CONTEXT, tmp_path / "small")
-    place, generate, wordless = replace(place, model=str(model)), summarizing.run_generate, {0}
+    place, wordless = replace(place, model=str(model)), {0}
     made: list[str] = []
 
     def generated(*inputs: Any, **options: Any) -> list[Any]:
-        (output,) = generate(*inputs, **options)
+        (output,) = run_generate(*inputs, **options)
         made.append(" ... 12" if len(made) in wordless else "a ball rolls")
-        return [replace(output, caption=made[-1])]
+        return [output._replace(caption=made[-1])]
 
-    monkeypatch.setattr(summarizing, "run_generate", generated)
+    monkeypatch.setattr("stages.summarize.run.run_generate", generated)
     line = summarized(place).result.line()
     long, short = summaries(place)
     model_may = "; the model may be unable to summarize"
