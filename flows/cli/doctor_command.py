@@ -51,11 +51,10 @@ INNER = "  {:8s}{}"
 FIGURES = {
     "video_pixels": "frames of videos",
     "picture_pixels": "frames of images",
-    "library_seconds": "the exact start of a stage",
     "passes": "computing in",
     "quantize": "quantizing to",
 }
-"""Kind of a measurement → what plans estimate with it."""
+"""Kind of a measurement → what plans cannot estimate without it."""
 
 
 def doctor_command(given: argparse.Namespace) -> int:
@@ -201,16 +200,13 @@ def measured_lines(known: MachineLookup) -> Iterator[str]:
     if media := _media(machine):
         yield INNER.format("media", media)
     yield INNER.format("start", f"{machine.start_seconds:.1f} s per stage that loads a model")
-    for why in dict.fromkeys(machine.missing.values()):
-        what = [_figure(name) for name, reason in machine.missing.items() if reason == why]
-        lacks = "plans state no time for these; measure again when the machine is quiet"
-        yield INNER.format("without", f"{', '.join(what)}: {why}; {lacks}")
-
-
-def _figure(name: str) -> str:
-    """Return what a plan estimates with a measurement of this name."""
-    kind, _, precision = name.partition(" ")
-    return f"{FIGURES[kind]} {precision}".rstrip()
+    lacks: dict[str, list[str]] = {}
+    for name, why in machine.missing.items():
+        kind, _, precision = name.partition(" ")
+        if kind in FIGURES:
+            lacks.setdefault(why, []).append(f"{FIGURES[kind]} {precision}".rstrip())
+    for why, figures in lacks.items():
+        yield INNER.format("without", f"{', '.join(figures)}, which plans call unknown: {why}")
 
 
 def _speed(machine: Machine, precision: str) -> str:

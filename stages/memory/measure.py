@@ -362,7 +362,7 @@ class Measured:
 
     def add(self, name: str, benchmark: Callable[[], Any]) -> None:
         if time.perf_counter() > self._end:
-            self.missing[name] = "there was no time left"
+            self.missing[name] = "there was no time left, so measure again when it is quiet"
             return
         try:
             self.found[name] = benchmark()
