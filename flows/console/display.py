@@ -336,7 +336,8 @@ class Display:
         with self._lock:
             if self._stage:
                 return
-            self._doing, self._doing_since = text, time.monotonic()
+            if text != self._doing:
+                self._doing, self._doing_since = text, time.monotonic()
             self._draw()
             self._watch(SILENT_SECONDS)
 
