@@ -29,6 +29,7 @@ from flows.ledger.tasks import keys_of
 from flows.machine.budget import Budget, budget_on
 from flows.machine.gpus import select_devices
 from flows.machine.launch import Launcher
+from flows.media.media_files import source_failure
 from flows.options.commands import RunOptions
 from flows.options.model import GpuOptions
 from flows.options.text import EngineOptions, PromptOptions
@@ -407,13 +408,8 @@ def unusable(job: Job, found: Sequence[Estimate]) -> list[Failure]:
     pairs = zip(job.media, found, strict=True)
     failed = {medium.digest: e.failure for medium, e in pairs if e.failure is not None}
     return [
-        Failure(
-            media_path=each.file.media_path,
-            source=each.file.source,
-            stage=job.pipeline[0].name,
-            error=why["kind"],
-            message=why["message"],
-            hint=why["hint"],
+        source_failure(
+            each.file.source, each.file.media_path, why["kind"], why["message"], why["hint"]
         )
         for each, *_ in job.by_file
         if (why := failed.get(each.medium.digest)) is not None
