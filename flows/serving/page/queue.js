@@ -17,7 +17,8 @@ const queue = {
     $("kinds").hidden = !(info.model && info.caption_model);
     $("labels").placeholder = !named ? "a red circle, a dog, snow"
       : `the server’s: ${joined([...named.slice(0, 3), named.length > 3 && "…"], ", ")}`;
-    const limits = [bytes && `up to ${size(bytes)} each`, pixels && `${Math.round(pixels / 1e6)} megapixels`, seconds && `${Math.round(seconds / 60)} minutes`];
+    const limits = [bytes && `up to ${size(bytes)} each`, pixels && `${Math.round(pixels / 1e6)} megapixels`,
+      seconds && `${Math.round(seconds / 60)} minutes`];
     $("limits").textContent = joined(limits, ", ");
     this.wish();
     for (const item of this.items) if (item.state === "waiting") this.ask(item);
