@@ -73,7 +73,7 @@ def test_a_terminal_shows_a_line_that_moves_in_its_width(monkeypatch: pytest.Mon
     assert max(map(len, moving)) <= 80
     assert any(f"encoding: loading {LOADS}" in line for line in moving)
     assert any("encoding: starting Python and torch" in line for line in lines)
-    loading = [line for line in moving if "loading" in line]
+    loading = [line for line in moving if "so far" in line]
     assert len(set(loading)) > 2, "nothing moves while the stage loads"
     assert any(re.search(r"\d+/40  [\d.]+/s  [\d.]+ s left", line) for line in moving)
     kept = [line for line in lines if line not in moving]
