@@ -9,7 +9,7 @@ SHOWN_NAMES = 3
 
 def counted(count: int, noun: str) -> str:
     """Return a number with its noun: `1 file`, `2 files`, `1,200 summaries`."""
-    many = f"{noun[:-1]}ies" if noun.endswith("ry") else f"{noun}s"
+    many = " or ".join(f"{n[:-1]}ies" if n.endswith("ry") else f"{n}s" for n in noun.split(" or "))
     return f"{count:,} {noun if count == 1 else many}"
 
 

@@ -4,6 +4,7 @@ learn, export and convert.
 
 import os
 from collections.abc import Iterable, Mapping
+from contextlib import closing
 from os import PathLike
 from pathlib import Path
 from typing import Any, Unpack
@@ -14,7 +15,7 @@ from flows.checkpoint.profile_loading import Converted
 from flows.checkpoint.profile_loading import convert as run_convert
 from flows.cli.options import recorded_run
 from flows.cli.status_command import status_lines
-from flows.console.display import Display
+from flows.console.display import READING
 from flows.learning.learn import learn as run_learn
 from flows.learning.result import Learned
 from flows.machine.launch import DirectLauncher
@@ -84,9 +85,10 @@ def plan(sources: Sources = (), **options: Unpack[CaptionOptions]) -> dict[str, 
     """Return what a run would take of memory, disk and time, and whether it `fits`. Without
     sources, it is what a standard chunk would. Nothing is run. The dict is that of `penstock plan
     --json`, and is shown as the command prints it. Raises PenstockError."""
-    display = Display(quiet=True)
     config = config_for(sources, options, CaptionConfig, CaptionOptions.__annotations__)
-    found = plan_of(config, DirectLauncher(display.on_event), display.print_line)
+    with closing(display_for("auto")) as display:
+        display.doing(READING)
+        found = plan_of(config, DirectLauncher(display.on_event), display.print_line)
     return Printed(figures(found), plan_lines(found))
 
 

@@ -143,7 +143,8 @@ transformers class without weights, from the published configuration in
 `benchmarks/_card_models.json`. It stops if the count of its parameters is not the one
 that is noted there with its source. Then it calls the functions of `penstock plan`. A card of 24 GB
 has 24·10⁹ bytes, and a run takes at most 95 % of them. If other programs use some of that memory,
-read the row of the next smaller card. To plan one row again:
+read the row of the next smaller card. CogVLM2 and EVA-CLIP have no row
+here: see [natives.md](natives.md). To plan one row again:
 
     penstock plan --model Qwen/Qwen3-VL-4B-Instruct --precision auto --memory 15.2GB
 

@@ -165,8 +165,12 @@ def test_json_tells_the_plan_and_how_a_run_ended(
     (tmp_path / "empty.mp4").touch()
     where = ["--out", str(tmp_path / "out"), "--store", str(described(tmp_path / "store"))]
     command = ["caption", str(tmp_path / "empty.mp4"), "--model", "demo", "--json", *where]
-    assert main([*command, "--dry-run"]) == 0
-    assert json.loads(capsys.readouterr().out)["files"] == 1
+    assert main([*command, "--dry-run"]) == 2
+    assert "nothing to caption: empty.mp4: the file is empty" in capsys.readouterr().err
+    clip = next(penstock_demo.CLIPS.glob("*.mp4"))
+    assert main(["caption", str(clip), *command[1:], "--dry-run"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["files"], found["unreadable"]) == (2, 1)
     assert main(command) == 1
     events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [event["event"] for event in events[-2:]] == ["failed", "end"]

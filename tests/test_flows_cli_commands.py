@@ -94,8 +94,10 @@ def test_figures_are_told_in_units_that_people_know_and_what_lacks_with_its_reas
     late = "there was no time left"
     missing = {"passes nf4": late, "video_pixels": late, "passes int8": "RuntimeError: no kernel"}
     lines = list(measured_lines(MachineLookup(machine=machine(missing=missing, video_pixels=0.0))))
-    assert "  without nf4, video_pixels: there was no time left" in lines
-    assert "  without int8: RuntimeError: no kernel" in lines
+    assert (
+        f"  without computing in nf4, frames of videos, which plans call unknown: {late}" in lines
+    )
+    assert "  without computing in int8, which plans call unknown: RuntimeError: no kernel" in lines
     assert "  media   16.7 JPEGs/s of 12 megapixels" in lines
 
 

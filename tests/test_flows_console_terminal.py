@@ -46,6 +46,8 @@ def run(display: Display) -> None:
     display.doing(READING)
     display.stage("encode", 40, 2, loads=LOADS)
     time.sleep(0.2)
+    display.on_event("encode", StageNotes(values={"loaded_bytes": 1}))
+    time.sleep(0.2)
     display.on_event("encode", StageNotes(values={"ready": True}))
     for _ in range(20):
         time.sleep(0.01)
@@ -67,10 +69,11 @@ def test_a_terminal_shows_a_line_that_moves_in_its_width(monkeypatch: pytest.Mon
     monkeypatch.delenv("NO_COLOR", raising=False)
     text = on_terminal()
     lines = shown(text)
-    moving = [line for line in lines if "━" in line or "loading" in line]
+    moving = [line for line in lines if "━" in line or "loading" in line or "so far" in line]
     assert max(map(len, moving)) <= 80
     assert any(f"encoding: loading {LOADS}" in line for line in moving)
-    loading = [line for line in moving if "loading" in line]
+    assert any("encoding: starting Python and torch" in line for line in lines)
+    loading = [line for line in moving if "so far" in line]
     assert len(set(loading)) > 2, "nothing moves while the stage loads"
     assert any(re.search(r"\d+/40  [\d.]+/s  [\d.]+ s left", line) for line in moving)
     kept = [line for line in lines if line not in moving]
@@ -157,8 +160,16 @@ def test_a_log_says_again_and_again_what_takes_long(monkeypatch: pytest.MonkeyPa
     display = Display(to=log)
     display.doing(READING)
     wait_for(lambda: f"{READING}: " in log.getvalue())
+    begun = time.monotonic()
     display.stage("encode", 3, 0, loads=LOADS)
+    starting = "encoding: starting Python and torch, "
+    wait_for(lambda: log.getvalue().count(starting) >= 2)
+    assert "loading" not in log.getvalue(), "nothing is loaded before the imports have ended"
+    display.on_event("encode", StageNotes(values={"loaded_bytes": 1, "import_seconds": 0.6}))
     wait_for(lambda: log.getvalue().count(f"encoding: loading {LOADS}, ") >= 2)
+    loading, so_far = log.getvalue().partition("loading")[2], time.monotonic() - begun
+    assert float(loading.split(", ")[2].split(" s")[0]) < so_far - 0.5, "it counts the imports"
+    assert starting not in loading
     display.close()
     there = log.getvalue()
     time.sleep(0.6)

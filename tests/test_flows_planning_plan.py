@@ -26,6 +26,7 @@ from flows.planning.plan_view import BUDGETS_GIB, fitting_line, plan_lines, what
 from flows.running.run import caption
 from tests.support.by_hand import GIB, budget, images, question
 from tests.support.described import described
+from tests.support.media import write_audio, write_video
 from tests.support.stand_ins import config_in
 from tests.support.tight import Tight
 
@@ -307,6 +308,28 @@ def test_the_plan_for_programs_holds_all(store: Path, capsys: pytest.CaptureFixt
     assert {"gguf-q8_0", "gguf-q4_k_m", "gguf-q4_0"} < set(found["what_fits"])
     assert found["files"] > 0 and found["waves"] == 1
     assert not found["weights_read"]
+
+
+def test_media_that_cannot_be_used_are_named_and_left_out_of_the_plan(
+    store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`write_video` writes the index of an MP4 behind its frames, so half of the file lacks it."""
+    whole = write_video(tmp_path / "whole.mp4", ticks=range(30))
+    (tmp_path / "half.mp4").write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+    (tmp_path / "text.png").write_text("no image\n" * 9)
+    sound = str(write_audio(tmp_path / "sound.m4a"))
+    code, printed = message_of(capsys, store, str(whole), str(tmp_path), sound, "--json")
+    found = json.loads(printed)
+    assert (code, found["files"], found["unreadable"], found["chunks"]) == (0, 4, 3, 1)
+    assert found["seconds_of_media"] == pytest.approx(1, abs=0.1)
+    code, printed = message_of(capsys, store, str(tmp_path), sound)
+    assert "media       1 file, 1.0 s, about 1 chunk" in printed
+    names = "2 files cannot be opened: half.mp4, text.png; 1 file without video: sound.m4a"
+    assert f"left out    {names}" in printed
+    code = main(["plan", "--model", "demo", "--store", str(store), sound])
+    assert code == 2
+    reason = "nothing to caption: sound.m4a: the file holds no video (audio). Leave it out"
+    assert reason in capsys.readouterr().err
 
 
 def test_what_cannot_fit_names_what_would(store: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,6 +14,7 @@ import transformers
 
 import flows.planning.plan
 from benchmarks._processors import qwen2_5_vl
+from flows.cli.doctor_command import measured_lines
 from flows.cli.main import main
 from flows.console.display import Display
 from flows.job.prepare import Job, prepare
@@ -36,6 +37,7 @@ from flows.planning.plan import stage_seconds, times_of
 from flows.planning.sizes import Estimate, estimates
 from flows.planning.workloads import remaining_work, workload_of
 from flows.running.run import caption
+from stages.memory.measure import _benchmarks
 from stages.models.footprint import BatchCost
 from stages.models.processors.input_sizes import bytes_of, pixels_per_video, probe
 from stages.models.processors.prepare import Clip
@@ -133,6 +135,23 @@ def test_an_unmeasured_machine_has_no_times_and_that_is_said(
     message = times_of(job, RUNGS, found)
     assert message.seconds is None
     assert message.line.startswith("unknown: this machine was not measured; `penstock doctor")
+
+
+def test_what_could_not_be_measured_is_named_as_plans_name_it(
+    config: CaptionConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    benchmarks = [*_benchmarks("cpu", "fp32")]
+    assert benchmarks[:2] == ["video_pixels", "picture_pixels"], "each plan needs one of them"
+    found = machine(video_pixels=0.0, missing=dict.fromkeys(benchmarks, "there was no time left"))
+    (line,) = (x for x in measured_lines(MachineLookup(machine=found)) if "no time left" in x)
+    assert "frames of videos, frames of images, computing in fp32, " in line
+    assert "quantizing to nf4" in line and "_" not in line
+    assert line.endswith(", which plans call unknown: there was no time left")
+    monkeypatch.setattr(flows.planning.plan, "find_machine", lambda _: MachineLookup(machine=found))
+    job, expected = job_of(config)
+    text = times_of(job, RUNGS, expected).line
+    assert text.startswith("frames unknown, encode ")
+    assert "what is unknown could not be measured; `penstock doctor --measure`" in text
 
 
 POINTS = ((1, 1e-9), (8, 2e-9), (512, 128e-9))

@@ -18,6 +18,7 @@ from flows.cli.main import main
 from flows.job.prepare import prepare
 from flows.ledger.ledger import Ledger
 from flows.options.commands import CaptionConfig
+from stages.decode.engines.transformers import run_generate
 from stages.process.job import job_fields
 from tests.support.checkpoints import whole_checkpoint
 from tests.support.families import checkpoint
@@ -309,6 +310,33 @@ def test_each_video_has_chapters_and_a_summary_that_fit_a_small_context(
     assert summarized(place, prompt="Who is it?").started == ["decode", "summarize"]
     assert summarized(place).started == []
     assert (place.out / "summaries.jsonl").read_bytes() == before
+
+
+def test_texts_without_words_are_noted_and_counted(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = with_context(checkpoint("qwen2_5_vl"), CONTEXT, tmp_path / "small")
+    place, wordless = replace(place, model=str(model)), {0}
+    made: list[str] = []
+
+    def generated(*inputs: Any, **options: Any) -> list[Any]:
+        (output,) = run_generate(*inputs, **options)
+        made.append(" ... 12" if len(made) in wordless else "a ball rolls")
+        return [output._replace(caption=made[-1])]
+
+    monkeypatch.setattr("stages.summarize.run.run_generate", generated)
+
+    def notes() -> list[list[str]]:
+        rows = (row["warnings"] for row in summaries(place))
+        return [[text.partition(";")[0] for text in of if "words" in text] for of in rows]
+
+    line = summarized(place).result.line()
+    assert notes() == [["without words: 1 chapter"], []]
+    assert "2 summaries in " in line and "summaries.jsonl (1 with empty texts)" in line
+    wordless |= {*range(len(made), len(made) + 2)}
+    line = summarized(place, summary_prompt="What is it about?").result.line()
+    assert notes() == [["without words: the summary and 1 chapter"]] * 2
+    assert "(2 with empty texts)" in line
 
 
 @pytest.mark.slow

@@ -159,12 +159,14 @@ def test_failures_come_with_hints_and_stages_with_their_figures(tmp_path: Path) 
     record = write_run(tmp_path, [(file, captions_of(file, ["x"]))], [failure])
     work(record, "encode", 2.0, 10.0, curve(10, 100, 900 * 10**6), items=4, tokens=0)
     work(record, "decode", 12.0, 5.0, curve(5, 100, 10**9), items=4, tokens=1234)
+    (tmp_path / "summaries.jsonl").write_text('{"summary": "x", "tokens": 5}\n')
+    record.value["summaries"] = 1
     started_ago(record, 17.0)
-    message = written(tmp_path)
+    message = written(tmp_path)  # its caption has 7 tokens
     assert message["failures"][0]["hint"] == "Convert it"
     totals = dict(message["totals"])
     assert (totals["tokens"], totals["files failed"], totals["peak host memory"]) == (
-        "1,234",
+        "12",
         "1",
         "1.0 GB",
     )

@@ -15,6 +15,7 @@ import pytest
 from artifacts.captions import Failure
 from artifacts.files import write_json
 from flows.cli.main import main
+from flows.pipelines import SUMMARY
 from flows.results.export_result import export_in
 from flows.results.report.facts import facts
 from flows.results.run_read import load_record
@@ -68,6 +69,16 @@ def test_files_not_looked_into_are_reckoned_with_by_their_headers(record: RunRec
         record.value["media"]["open"] = unopened
         stood = encode(record)
         assert (stood.pending, stood.about) == found
+
+
+def test_texts_of_videos_are_not_reckoned_in_chunks(tmp_path: Path) -> None:
+    made = RunRecord(tmp_path, SUMMARY)
+    made.value["plan"]["chunks"], made.value["media"]["open"] = 500, 7
+    frames, *_, last = stages_of(made.value, time.time())
+    assert (frames.pending, last.pending, cells(last)[3]) == (500, 0, "-")
+    made.expect("summarize", 12, 12)
+    *_, last = stages_of(made.value, time.time())
+    assert cells(last)[1:4] == ("12 chapters or summaries", "0", "0")
 
 
 def test_what_the_model_refuses_is_not_pending(record: RunRecord) -> None:

@@ -2,9 +2,11 @@
 workers of portions in any order, end with the bytes of an undisturbed run."""
 
 import functools
+import io
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -24,6 +26,7 @@ from flows.console.display import Display
 from flows.job.partitions import partitions_of
 from flows.machine.launch import REMAKES, StageCall
 from flows.options.commands import CaptionConfig
+from flows.results.run_status import run_status
 from flows.running.run import caption
 from penstock_demo.clips import write_clips
 from stages.process.events import StageOutcome
@@ -146,9 +149,46 @@ def test_describing_a_model_is_begun_again_twice_when_it_is_killed(config: Capti
 
 def test_a_stage_that_was_asked_to_stop_is_not_started_again(config: CaptionConfig) -> None:
     stages = KilledStages(("encode", 1), error=lambda stage, _: Interrupted(f"{stage} was stopped"))
+    log = io.StringIO()
     with pytest.raises(Interrupted):
-        run(config, stages)
+        caption(config, Display(to=log), stages.launcher)
     assert stages.names() == ["frames", "encode"]
+    assert re.search(r"^encoding: 1 of 4 chunks in [\d.]+ s$", log.getvalue(), re.MULTILINE)
+    stage = next(e for e in run_status(Path(config.out))["stages"] if e["name"] == "encode")
+    assert (stage["done"], stage["pending"]) == (1, 3)
+
+
+class Looked(Answer):
+    """A stage during which the files of the run are read once it has made all of it."""
+
+    def __init__(self, answer: Answer, out: Path) -> None:
+        super().__init__(answer.outcome, answer._work)
+        self._out, self.seen = out, list[int]()
+
+    def wait_for_exit(self, seconds: float) -> bool:
+        if not self.outcome.items:
+            self.wait()
+            return False
+        lines = read_lines(self._out / "captions.jsonl")
+        self.seen += [len(lines), json.loads((self._out / "run.json").read_text())["captions"]]
+        return True
+
+
+def test_the_record_counts_the_captions_that_can_be_read_during_the_run(
+    config: CaptionConfig,
+) -> None:
+    looked: list[Looked] = []
+
+    class LookedAt(Stages):
+        def start(self, call: StageCall) -> Answer:
+            answer = super().start(call)
+            if call.name != "decode":
+                return answer
+            looked.append(Looked(answer, Path(config.out)))
+            return looked[0]
+
+    assert run(config, LookedAt()) == 4
+    assert looked[0].seen == [4, 4]
 
 
 def test_an_error_nobody_thought_of_leaves_no_record_of_a_running_run(

@@ -26,7 +26,7 @@ from flows.running.run import caption
 from penstock_demo import CLIPS
 from tests.support.chat_clients import messages
 from tests.support.families import checkpoint
-from tests.support.media import write_numbered
+from tests.support.media import write_numbered, write_video
 from tests.support.pipeline import PENSTOCK, ROOT, read_lines
 from tests.support.servers import Answer
 from tests.support.serving import REAL, Serving, a_picture, serving, vector_of
@@ -231,10 +231,18 @@ def test_prompts_are_counted_of_what_a_run_captioned_too(server: Serving, place:
 def test_what_a_server_does_not_have_is_told(server: Serving) -> None:
     info = message_of(server.ask("GET", "/v1/info"))
     assert (info["model"], info["caption_model"]) == ("demo", "demo")
-    assert info["labels"] == LABELS.split(",")
+    assert info["labels"] == LABELS.split(",") and info["limits"]["clip_seconds"] == 600
     routes = message_of(server.ask("GET", "/openapi.json"))["paths"]
     assert {"/v1/label", "/v1/embed", "/v1/caption", "/v1/search", "/metrics"} <= routes.keys()
     assert server.ask("POST", "/v1/label?top=none", b"x").status == 422
+
+
+def test_a_clip_that_is_too_long_is_refused_with_the_command_for_it(
+    server: Serving, tmp_path: Path
+) -> None:
+    clip = write_video(tmp_path / "long.mp4", ticks=(0, 21_000, 21_030))
+    answer = server.ask("POST", "/v1/caption", clip.read_bytes())
+    assert answer.status == 413 and b"penstock caption FILE" in answer.body
 
 
 def test_clients_are_not_told_where_models_and_indexes_lie(server: Serving, place: Path) -> None:

@@ -148,6 +148,7 @@ def test_a_dropped_picture_gets_bars_and_boxes_that_light_up(page: Browser, serv
 def test_labels_of_ones_own_are_asked_and_shown_as_text(page: Browser, served: Served) -> None:
     evil = "<img src=x onerror=alert(1)>"
     page.type("#labels", f"a yellow ring, {evil}")
+    assert page.run(TEXTS_OF, "#limits") == ["up to 67.1 MB each, 50 megapixels, 10 minutes"]
     drop(page, served.pictures / served.truths[1].file)
     labelled(page)
     assert set(page.run(TEXTS_OF, ".bars .called")) == {"a yellow ring", evil}

@@ -90,8 +90,8 @@ def caption_command(given: argparse.Namespace) -> int:
     if print_result(given, result, display):
         print_lines(*(f"note: {warning}" for warning in result.warnings), to=sys.stderr)
         print_lines(*first_captions(result.out))
-        report = f"penstock report {shlex.quote(str(result.out))}"
-        print_lines(f"{result.line()}; view them with `{report}`")
+        report = f"; view them with `penstock report {shlex.quote(str(result.out))}`"
+        print_lines(f"{result.line()}{report if result.captions else ''}")
     return result.exit_code
 
 

@@ -48,6 +48,13 @@ ROW = "{:11s}{}"
 LOCAL_API = "http://127.0.0.1:4200/api"
 """Where `make server` listens."""
 INNER = "  {:8s}{}"
+FIGURES = {
+    "video_pixels": "frames of videos",
+    "picture_pixels": "frames of images",
+    "passes": "computing in",
+    "quantize": "quantizing to",
+}
+"""Kind of a measurement → what plans cannot estimate without it."""
 
 
 def doctor_command(given: argparse.Namespace) -> int:
@@ -193,9 +200,13 @@ def measured_lines(known: MachineLookup) -> Iterator[str]:
     if media := _media(machine):
         yield INNER.format("media", media)
     yield INNER.format("start", f"{machine.start_seconds:.1f} s per stage that loads a model")
-    for why in dict.fromkeys(machine.missing.values()):
-        what = (name.removeprefix("passes ") for name, w in machine.missing.items() if w == why)
-        yield INNER.format("without", f"{', '.join(what)}: {why}")
+    lacks: dict[str, list[str]] = {}
+    for name, why in machine.missing.items():
+        kind, _, precision = name.partition(" ")
+        if kind in FIGURES:
+            lacks.setdefault(why, []).append(f"{FIGURES[kind]} {precision}".rstrip())
+    for why, figures in lacks.items():
+        yield INNER.format("without", f"{', '.join(figures)}, which plans call unknown: {why}")
 
 
 def _speed(machine: Machine, precision: str) -> str:

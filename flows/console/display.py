@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import IO, TYPE_CHECKING, Any
 
 from artifacts.errors import redacted, with_hint
@@ -28,7 +29,7 @@ from flows.console.lines import (
     terminal_width,
 )
 from flows.pipelines import STAGES
-from stages.process.events import Event, Item, StageNotes, Total, Warned
+from stages.process.events import WAITS_FOR_DEVICE, Event, Item, StageNotes, Total, Warned
 from stages.process.job import CHUNK
 from stages.process.output_streams import lasting
 
@@ -109,6 +110,8 @@ class Pace:
 
 
 REFRESH_PER_SECOND = 10
+CELL_TICK_SECONDS = 1.0
+"""Seconds between two texts of a cell's line while nothing happens."""
 CELL_SECONDS = 0.5
 """Seconds between two texts of a cell's progress line: each is a message to the browser."""
 
@@ -309,6 +312,10 @@ class Display:
         self._pace = Pace(0.0)
         self._loading = ""
         """What the stage is loading before it begins; empty afterwards."""
+        self._loading_since = 0.0
+        """When its libraries were imported; 0: they are not yet."""
+        self._waits = False
+        """Whether it waits for its device."""
         self._shown = 0.0
         self._beside: dict[str, tuple[int, float]] = {}
         """Stages that began beside the one that is shown: items made, and when the first was."""
@@ -335,11 +342,10 @@ class Display:
         with self._lock:
             if self._stage:
                 return
-            if self._moving:
-                self._moving.show(text)
-            elif self._plain:
+            if text != self._doing:
                 self._doing, self._doing_since = text, time.monotonic()
-                self._watch(SILENT_SECONDS)
+            self._draw()
+            self._watch(SILENT_SECONDS)
 
     def stage(
         self,
@@ -359,6 +365,7 @@ class Display:
         returns the seconds in which its processes worked, once they ended; 0: unknown."""
         with self._lock:
             self.close()
+            self._loading_since, self._waits = 0.0, False
             self._loading, self._verb = loads, verb or VERBS.get(name, name)
             self._counts = COUNTS.get(name, "") if counts is None else counts
             now = time.monotonic()
@@ -376,7 +383,7 @@ class Display:
                 before = f", {finished} already done" if done else ""
                 missing = self._counted(total - done, is_first=_reads_files(name))
                 self._line(f"{self._verb}: {missing} to do{before}")
-                self._watch(QUIET_SECONDS)
+            self._watch(QUIET_SECONDS)
 
     def on_event(self, name: str, event: Event) -> None:
         """Show an event of a stage process. Failures are shown with `fail`, by file name."""
@@ -388,6 +395,12 @@ class Display:
                     self._loading = ""
                     self._pace.begin(time.monotonic())
                     self._draw()
+        elif isinstance(event, StageNotes) and name == self._stage and "shards" not in event.values:
+            with self._lock:
+                self._waits = bool(event.values.get(WAITS_FOR_DEVICE))
+                if "loaded_bytes" in event.values:
+                    self._loading_since = time.monotonic()
+                self._draw()
         elif isinstance(event, StageNotes) and "shards" in event.values:
             self.stage(name, event.values["shards"], event.values["there"])
         elif isinstance(event, Total):
@@ -457,8 +470,11 @@ class Display:
             if self._cell is not None:
                 self._cell.end(redacted(text))
 
-    def close(self) -> None:
-        """End the progress line, and print the summary of the stage."""
+    def close(
+        self, stopped_at: Callable[[str], tuple[int, int, bool] | None] = lambda stage: None
+    ) -> None:
+        """End the progress line, and print the summary of the stage. `stopped_at` returns, for a
+        stage that did not end, its items: done, all, and whether the latter is an estimate."""
         with self._lock:
             if self._silence:
                 self._silence.cancel()
@@ -468,9 +484,12 @@ class Display:
                 self._clear()
                 self._fetch_total = 0
             self._clear()
-            if self._stage and self._done > self._before and self._lasting:
+            items = stopped_at(self._stage)
+            if self._stage and (items or self._done > self._before) and self._lasting:
                 seconds = self._worked() or time.monotonic() - self._started
                 made = self._counted(self._done - self._before)
+                if items:
+                    made = f"{items[0]:,} of {'~' * items[2]}{self._counted(items[1])}"
                 self._line(f"{self._verb}: {made} in {duration(seconds)}")
             self._stage = ""
 
@@ -494,12 +513,26 @@ class Display:
     def _draw(self) -> None:
         if self._moving is None:
             return
-        if self._loading:
-            self._moving.show(f"{self._verb}: loading {self._loading}")
+        if not self._stage:
+            self._moving.show(self._doing, partial(self._so_far, self._doing_since))
+        elif self._loading:
+            text, since = self._starting()
+            self._moving.show(f"{self._verb}: {text}", partial(self._so_far, since))
         else:
             self._moving.show(
                 self._verb, self._progress, self._done, max(self._total, self._about, self._done, 1)
             )
+
+    def _starting(self) -> tuple[str, float]:
+        """Return what a stage does before its first item, and since when."""
+        if self._waits:
+            return "waiting for its device", self._started
+        if not self._loading_since:
+            return "starting Python and torch", self._started
+        return f"loading {self._loading}", self._loading_since
+
+    def _so_far(self, since: float) -> str:
+        return f"{duration(time.monotonic() - since)} so far"
 
     def _progress(self) -> str:
         """Return the progress as text. Also called by the redraw thread, which takes no lock."""
@@ -525,8 +558,11 @@ class Display:
             self._moving.clear()
 
     def _watch(self, seconds: float) -> None:
-        """Print what is going on after so many seconds without a line, and then again and again."""
-        if self._silence is None:
+        """Print what is going on after so many seconds without a line, and then again and again. A
+        cell's line is written over each second."""
+        is_cell = isinstance(self._moving, CellLine)
+        if self._silence is None and (self._plain or is_cell):
+            seconds = CELL_TICK_SECONDS if is_cell else seconds
             self._silence = threading.Timer(seconds, self._break_silence)
             self._silence.daemon = True
             self._silence.start()
@@ -536,6 +572,10 @@ class Display:
             if self._silence is None or self._silence.finished.is_set():
                 return
             self._silence = None
+            if self._moving:
+                self._draw()
+                self._watch(0)
+                return
             now = time.monotonic()
             first = self._printed < self._doing_since
             if first or now - self._printed > QUIET_SECONDS - 0.1:
@@ -545,11 +585,11 @@ class Display:
 
     def _activity(self, now: float, first: bool) -> str:
         if not self._stage:
-            since = duration(now - self._doing_since)
-            return self._doing if first else f"{self._doing}: {since} so far"
-        since = duration(now - self._started)
+            so_far = self._so_far(self._doing_since)
+            return self._doing if first else f"{self._doing}: {so_far}"
         if self._loading:
-            return f"{self._verb}: loading {self._loading}, {since} so far"
+            text, since = self._starting()
+            return f"{self._verb}: {text}, {self._so_far(since)}"
         return f"{self._verb} {self._progress()}"
 
     def _line(self, text: str) -> None:

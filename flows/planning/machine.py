@@ -24,7 +24,7 @@ from stages.process.memory import cores
 
 FORMAT = 2
 """Format version, raised when the measurements change."""
-SECONDS = 9.0
+SECONDS = 15.0
 """Time limit of the measurement without the start of its process; later measurements are skipped.
 """
 BUSY = 0.8

@@ -13,6 +13,7 @@ from functools import partial
 from itertools import chain
 from typing import Any
 
+from artifacts.captions import Failure
 from artifacts.errors import CannotFit
 from artifacts.store import open_store, prepare_store
 from flows.checkpoint.models import Model, digests_in, open_model, pipeline_for
@@ -21,13 +22,14 @@ from flows.console.lines import duration, gib
 from flows.job.card_sampling import as_card, card_note, with_card_sampling
 from flows.job.job_summary import context_note, halves, notes
 from flows.job.pass_mode import replanned_once, with_pass_mode
-from flows.job.prepare import Job, pipeline_with_sound, prepare
+from flows.job.prepare import Job, NothingToDo, pipeline_with_sound, prepare
 from flows.ledger.ledger import bytes_to_fetch, cut_waves, stages_with_work
 from flows.ledger.prompts import check_summary
 from flows.ledger.tasks import keys_of
 from flows.machine.budget import Budget, budget_on
 from flows.machine.gpus import select_devices
 from flows.machine.launch import Launcher
+from flows.media.media_files import source_failure
 from flows.options.commands import RunOptions
 from flows.options.model import GpuOptions
 from flows.options.text import EngineOptions, PromptOptions
@@ -117,7 +119,8 @@ def times_of(
     line = ", ".join(texts)
     if any(STAGES[stage].uses_token_limit for stage in each):
         line += f" (captions of {EngineOptions.of(job.config).max_new_tokens} tokens)"
-    return Times(seconds=each, line=f"{line}; {known.why}" if known.why else line)
+    unknown = f"what is unknown could not be measured; {ADVICE}" if None in each.values() else ""
+    return Times(seconds=each, line="; ".join(filter(None, [line, known.why, unknown])))
 
 
 def ladder_of(job: Job, on_move: OnMove) -> Ladder:
@@ -366,6 +369,9 @@ def _plan_of(
             left_out=left_out,
         )
         expected = tuple(estimates(job))
+        failures = unusable(job, expected)
+        if len(failures) == len(job.by_file):
+            raise NothingToDo(job.pipeline, failures)
         request = plan_request(job, expected=expected)
         refuse_beyond_context(request)
         return _make_plan(request, job.budget, job, expected, job.devices)
@@ -395,6 +401,19 @@ def _plan_of(
     own_notes = (note, card_note(config, model), context_note(model, config))
     notes = (*filter(None, own_notes), *standard_notes(model, config), *model.notes)
     return replace(plan, notes=(*notes, *with_card_sampling(config, model.folder)[1]))
+
+
+def unusable(job: Job, found: Sequence[Estimate]) -> list[Failure]:
+    """Return why files are not planned, by their headers or an earlier run."""
+    pairs = zip(job.media, found, strict=True)
+    failed = {medium.digest: e.failure for medium, e in pairs if e.failure is not None}
+    return [
+        source_failure(
+            each.file.source, each.file.media_path, why["kind"], why["message"], why["hint"]
+        )
+        for each, *_ in job.by_file
+        if (why := failed.get(each.medium.digest)) is not None
+    ]
 
 
 def _make_plan(
@@ -469,7 +488,7 @@ def _of_job(plan: Plan, job: Job) -> dict[str, Any]:
         "sampling": job.sampling.settings,
         "files": len(job.by_file),
         "failed": len(job.failures),
-        "unreadable": sum(not e.is_open and not e.reuses_features for e in found),
+        "unreadable": len(unusable(job, found)),
         "seconds_of_media": sum(e.seconds for e in found),
         "chunks": sum(e.chunks for e in found if not e.reuses_features),
         "frames": sum(e.frames for e in found),

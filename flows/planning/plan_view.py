@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from artifacts.plurals import counted
+from artifacts.plurals import counted, first_of
 from artifacts.schema import Part
 from flows.checkpoint.gguf import GgufUse
 from flows.checkpoint.precision import weight_bytes, with_gguf
@@ -21,7 +21,7 @@ from flows.planning.changes import in_precision
 from flows.planning.choose import PlanRequest, StagePlan, allowed, stage_plans
 from flows.planning.estimate import StageEstimate
 from flows.planning.ladder import Rung
-from flows.planning.plan import Plan, figures, processes_note
+from flows.planning.plan import Plan, figures, processes_note, unusable
 from flows.planning.sizes import SHOT_SECONDS
 from stages import tune
 from stages.models.gguf import FAMILIES, GgufShape
@@ -176,6 +176,8 @@ COSTS = {
 }
 """Changed property of a rung → its cost."""
 FRAMES_GO = "deleted after use; another prompt cuts them again, unless --keep-frames keeps them"
+UNUSABLE = {"no-video": "without video", "too-large": "too large", "crashed": "crashed a stage"}
+"""Kind of a failure → how a plan names it, if not as a file that cannot be opened."""
 TABLE = Path(__file__).parent / "cards" / "largest.json"
 """The public models that `python -m scripts.cards` planned."""
 NAMES = {
@@ -199,7 +201,7 @@ def plan_lines(plan: Plan) -> list[str]:
         if half["parameters"]
     ]
     if plan.job:
-        lines += _of_media(values)
+        lines += _of_media(plan, values)
         if plan.request.model.served and not plan.job.config.keep_frames:
             lines.append(f"frames      {FRAMES_GO}")
     else:
@@ -348,16 +350,22 @@ def _cells(name: str, cells: list[str]) -> str:
     return f"  {name:17s}" + "".join(f"{cell:>8s}" for cell in cells)
 
 
-def _of_media(values: dict[str, Any]) -> Iterator[str]:
+def _of_media(plan: Plan, values: dict[str, Any]) -> Iterator[str]:
     if values["fetch_bytes"]:
         yield f"download    {gib(values['fetch_bytes'])} of weights"
     shots = f", if shots take {SHOT_SECONDS:.0f} s" if values["sampling"]["shots"] else ""
-    unreadable = f" ({values['unreadable']} cannot be opened)" if values["unreadable"] else ""
     yield (
-        f"media       {counted(values['files'], 'file')}{unreadable}, "
+        f"media       {counted(values['files'] - values['unreadable'], 'file')}, "
         f"{duration(values['seconds_of_media'])}, about {counted(values['chunks'], 'chunk')} and "
         f"{counted(values['frames'], 'frame')}{shots}"
     )
+    if plan.job and (failures := unusable(plan.job, plan.expected)):
+        groups: dict[str, list[str]] = {}
+        for each in failures:
+            why = UNUSABLE.get(each.error, "cannot be opened")
+            groups.setdefault(why, []).append(each.media_path)
+        parts = (f"{counted(len(g), 'file')} {why}: {first_of(g)}" for why, g in groups.items())
+        yield f"left out    {'; '.join(parts)}"
     yield (
         f"disk        {gib(values['frame_bytes_at_once'])} of frames at once, "
         f"{gib(values['feature_bytes'])} of {next(iter(values['done']))} kept, "
@@ -385,7 +393,9 @@ def _of_media(values: dict[str, Any]) -> Iterator[str]:
 def _limit_why(plan: Plan) -> str:
     budget = plan.budget
     if budget.given:
-        return "set by --memory"
+        on_cpu = budget.device == "cpu" and not plan.request.model.served
+        fits = f"--what-fits plans GPUs of {BUDGETS_GIB[0]} to {BUDGETS_GIB[-1]} GiB"
+        return f"set by --memory; this plans the CPU: {fits}" if on_cpu else "set by --memory"
     another = "" if plan.request.model.served else "; --memory sets another"
     return f"free memory: {gib(budget.free_bytes)} on {budget.device}{another}"
 

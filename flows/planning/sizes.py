@@ -5,13 +5,14 @@ separate process, for `--vision-backend auto`.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from artifacts.errors import MediaError
 from artifacts.remote.media_cache import is_here
 from artifacts.schema import Half, Sampling
 from artifacts.store import Store
@@ -127,8 +128,8 @@ class Estimate:
     """Height and width of a stored frame, in pixels."""
     shown: tuple[int, int] = (0, 0)
     """Height and width of a frame in the file, in pixels."""
-    is_open: bool = True
-    """Whether its header could be read."""
+    failure: Mapping[str, Any] | None = None
+    """Why it cannot be used, by its header or an earlier run; None: it seems usable."""
     shown_frames: int = 0
     """Frames in the file, used or not."""
     parts: int = 1
@@ -167,9 +168,7 @@ def wave_limit(job: Job) -> int:
 def estimates(job: Job) -> list[Estimate]:
     """Estimate each medium from its index if there is one, else from its header."""
     media = job.media
-    unknown = [
-        m for m in media if job.ledger.media_index(m) is None and job.ledger.failure(m) is None
-    ]
+    unknown = [m for m in media if job.ledger.media_index(m) is None and _failure(job, m) is None]
     groups = [unknown[at : at + FILES_PER_TASK] for at in range(0, len(unknown), FILES_PER_TASK)]
     with ThreadPoolExecutor(cores()) as pool:
         read = chain.from_iterable(pool.map(lambda group: [*map(_header, group)], groups))
@@ -187,6 +186,11 @@ def estimates(job: Job) -> list[Estimate]:
         found.append(estimate)
         seen.add(identity)
     return found
+
+
+def _failure(job: Job, medium: Medium) -> Mapping[str, Any] | None:
+    """Return why an earlier run could not use a medium; None if it is tried again."""
+    return None if job.config.retry_failed else job.ledger.failure(medium)
 
 
 def unencoded(job: Job) -> list[tuple[Estimate, bool]]:
@@ -231,8 +235,11 @@ def _of_chunks(job: Job, medium: Medium, tasks: Sequence[Task]) -> Estimate:
 def _estimate(job: Job, medium: Medium, header: "_Header | None") -> Estimate:
     index = job.ledger.media_index(medium)
     shown_frames = 0
-    if index is None and header is None:
-        return Estimate(seconds=0.0, chunks=0, frames=0, frame_bytes=0, feature_bytes=0)
+    failure = header.failure if header is not None else _failure(job, medium)
+    if index is None and failure is not None:
+        return Estimate(
+            seconds=0.0, chunks=0, frames=0, frame_bytes=0, feature_bytes=0, failure=failure
+        )
     if index is not None:
         seconds, counts = index.duration, [len(c.times) for c in index.chunks]
         longest = max((c.end - c.start for c in index.chunks), default=0.0)
@@ -270,7 +277,6 @@ def _estimate(job: Job, medium: Medium, header: "_Header | None") -> Estimate:
         stored=stored,
         shown=shown,
         shown_frames=shown_frames,
-        is_open=header is None or header.is_open,
         sound_seconds=longest if medium.kind == "video" else 0.0,
     )
 
@@ -309,8 +315,8 @@ class _Header:
     """Height and width."""
     rate: float = 0.0
     """Frames per second; 0 for an image."""
-    is_open: bool = True
-    """Whether the file could be opened."""
+    failure: Mapping[str, Any] | None = None
+    """Why the file cannot be used, as the frames stage says it; None: it seems usable."""
 
 
 def _header(medium: Medium) -> _Header:
@@ -318,25 +324,29 @@ def _header(medium: Medium) -> _Header:
         still = medium.kind == "image"
         seconds, rate = (0.0, 0.0) if still else (UNKNOWN_SECONDS, UNKNOWN_RATE)
         return _Header(seconds=seconds, size=UNKNOWN_SIZE, rate=rate)
-    if medium.kind == "image":
-        return _Header(seconds=0.0, size=_image_size(medium.path))
+    unknown = _Header(seconds=UNKNOWN_SECONDS, size=UNKNOWN_SIZE, rate=UNKNOWN_RATE)
     try:
-        from stages.frames.formats import check_file
-        from stages.frames.media_opening import open_container
+        if medium.kind == "image":
+            from stages.frames.image import image_size
 
-        check_file(Path(medium.path))
-        with open_container(Path(medium.path)) as container:
+            return _Header(seconds=0.0, size=image_size(Path(medium.path)) or UNKNOWN_SIZE)
+        from stages.frames.media_opening import open_video
+
+        container, stream = open_video(Path(medium.path))
+        with container:
             seconds = (container.duration or 0) / 1_000_000 or _shown_seconds(container)
-            if not container.streams.video:
-                return _Header(seconds=seconds, size=UNKNOWN_SIZE, rate=UNKNOWN_RATE)
-            stream = container.streams.video[0]
             return _Header(
                 seconds=seconds,
                 size=(stream.height or UNKNOWN_SIZE[0], stream.width or UNKNOWN_SIZE[1]),
                 rate=float(stream.average_rate or UNKNOWN_RATE),
             )
+    except MediaError as error:
+        message = error.message.replace(medium.path, "the file")
+        return replace(
+            unknown, failure={"kind": error.kind, "message": message, "hint": error.hint}
+        )
     except Exception:  # a broken header may fail in any way; the frames stage reports the cause
-        return _Header(seconds=UNKNOWN_SECONDS, size=UNKNOWN_SIZE, rate=UNKNOWN_RATE, is_open=False)
+        return unknown
 
 
 def _shown_seconds(container: "InputContainer") -> float:
@@ -345,19 +355,3 @@ def _shown_seconds(container: "InputContainer") -> float:
     if more or not first.duration or not first.time_base:
         return UNKNOWN_SECONDS
     return float(first.duration * first.time_base)
-
-
-def _image_size(path: str) -> tuple[int, int]:
-    import warnings
-
-    from PIL import Image
-
-    from stages.frames.formats import image_formats
-
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path, formats=image_formats(Path(path))) as image:
-                return image.height, image.width
-    except Exception:  # as above
-        return UNKNOWN_SIZE

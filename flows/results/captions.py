@@ -558,7 +558,17 @@ class Summaries:
         return rows
 
 
+def has_words(text: str) -> bool:
+    """Return whether a text has letters."""
+    return any(map(str.isalpha, text))
+
+
 def _warnings(video: SummaryInput, meta: Mapping[str, Any]) -> Iterator[str]:
+    chapters = sum(not has_words(text) for *_, text in meta["chapters"])
+    parts = ["the summary"] * (not has_words(meta["summary"]))
+    parts += [counted(chapters, "chapter")] * bool(chapters)
+    if parts:
+        yield f"without words: {' and '.join(parts)}; the model may be unable to summarize"
     if video.lost:
         yield f"without a caption, and left out: {counted(video.lost, 'chunk')}"
     if meta["cut"]:

@@ -55,6 +55,8 @@ class RunResult(RunEnd):
     """Maximum tokens per caption."""
     summaries: int | None = None
     """Number of summaries of videos; None: not requested."""
+    empty_summaries: int = 0
+    """How many of them, or of their chapters, have no words."""
     written: OutputCounts = field(default_factory=OutputCounts)
     warnings: list[str] = field(default_factory=list)
 
@@ -82,6 +84,7 @@ class RunResult(RunEnd):
         line += f" and {', '.join(self.written.others)}" if self.written.others else ""
         if self.summaries is not None:
             line += f", {counted(self.summaries, 'summary')} in {self.out / SUMMARIES}"
+            line += f" ({self.empty_summaries} with empty texts)" if self.empty_summaries else ""
         if self.written.cut:
             line += f", {self.written.cut} cut at {counted(self.limit, 'token')}"
         if self.written.corrected or self.written.rejected:

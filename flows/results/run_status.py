@@ -84,6 +84,7 @@ def _stage(
     counts = STAGES[entry["name"]].counts
     running = now is not None and bool(entry["since"])
     made = entry["items"] + entry["running"]
+    about *= STAGES[entry["name"]].of_media
     total = max(entry["total"], about)
     done = min(entry["before"] + made, total) if total else entry["before"] + made
     lost = entry["failed"] if STAGES[entry["name"]].can_reject_items else 0
@@ -171,11 +172,12 @@ def cells(stage: StageStatus) -> tuple[str, ...]:
         over = "over the " * (stage.taken_bytes > stage.planned_bytes)
         taken = f"{size(stage.taken_bytes)} above its start, {over}" if stage.taken_bytes else ""
         peak += f" ({taken}{size(stage.planned_bytes)} planned)"
+    unknown = not (STAGES[stage.name].of_media or stage.done or stage.pending)
     return (
         stage.name,
         counted(stage.done, stage.counts) if stage.counts else str(stage.done),
         str(stage.failed),
-        ("~" if stage.about and stage.pending else "") + str(stage.pending),
+        "-" if unknown else ("~" if stage.about and stage.pending else "") + str(stage.pending),
         lately,
         "-" if stage.rate is None else f"{stage.rate:.2f}/s",
         left,

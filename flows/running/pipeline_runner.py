@@ -35,6 +35,8 @@ from flows.planning.store_limit import store_limit, wave_bytes
 from flows.results.captions import (
     Summaries,
     SummaryInput,
+    SummaryRow,
+    has_words,
     summary_inputs,
     text_sampling_params,
     texts_to_score,
@@ -142,9 +144,9 @@ class SummariesStep:
         self.failures: list[Failure] = []
         """Videos of which no summary can be made, once all were tried."""
 
-    def make(self) -> int:
-        """Make the missing summaries, write all, and return their number. Stored summaries are
-        written however the step ends. Raises PenstockError."""
+    def make(self) -> list[SummaryRow]:
+        """Make the missing summaries, write all, and return them. Stored summaries are written
+        however the step ends. Raises PenstockError."""
         if self._job.config.retry_failed:
             self._summaries.forget_failures()
         try:
@@ -153,13 +155,14 @@ class SummariesStep:
             written = self._summaries.write()
             self._record.value["summaries"] = len(written)
             self.failures = list(self._summaries.failures())
-        texts = sum(sum(row.levels) for row in written)
+        # Videos with the same captions share their texts.
+        texts = sum({(row.summary, str(row.chapters)): sum(row.levels) for row in written}.values())
         self._record.expect(summarize.STAGE.name, texts, texts)
-        return len(written)
+        return written
 
     def _make_missing(self) -> None:
         while missing := list(self._some_missing()):
-            nodes = sum(nodes_of(len(story.texts)) for story in missing)
+            nodes = sum(nodes_of(len(texts)) for texts in {tuple(s.texts) for s in missing})
             self._one_shot.run(summarize.STAGE, partial(self._call, missing), total=nodes)
             self._summaries.refresh()
 
@@ -289,7 +292,10 @@ class PipelineRunner:
     def _summarize(self, result: RunResult) -> None:
         """Make the summaries. Videos that cannot be summarized are added to the failures."""
         step = SummariesStep(self._job, self.record, self.stages.one_shot)
-        result.summaries = step.make()
+        rows = step.make()
+        result.summaries = len(rows)
+        texts = ((row.summary, *(each["text"] for each in row.chapters)) for row in rows)
+        result.empty_summaries = sum(not all(map(has_words, each)) for each in texts)
         if step.failures:
             result.failures = [*result.failures, *step.failures]
             write_jsonl(self._job.out / "failures.jsonl", result.failures)

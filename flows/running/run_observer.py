@@ -40,6 +40,7 @@ from flows.results.outputs import (
 from flows.results.owners import take
 from flows.results.run_read import history_in, same_work_in
 from flows.results.run_record import REWRITE_SECONDS, RunRecord
+from flows.results.run_status import stages_of
 from flows.running.pipeline_runner import PipelineRunner
 from flows.running.stage_loop import StageLoop
 from flows.running.stage_runner import StageRunner
@@ -98,8 +99,8 @@ class LiveCaptions:
 
     SHARE = 20
 
-    def __init__(self, launcher: Launcher, job: Job) -> None:
-        self._launcher, self._job = launcher, job
+    def __init__(self, launcher: Launcher, job: Job, record: RunRecord) -> None:
+        self._launcher, self._job, self._record = launcher, job, record
         self._made = 0
         self._write_at = 0.0
 
@@ -110,7 +111,7 @@ class LiveCaptions:
         )
 
     def _write(self) -> None:
-        """Write `captions.jsonl`, if there are new captions and it is time."""
+        """Write `captions.jsonl` and its count, if there are new captions and it is time."""
         began, ledger = time.monotonic(), self._job.ledger
         if began < self._write_at:
             return
@@ -119,7 +120,9 @@ class LiveCaptions:
         if made != self._made:
             self._made = made
             with contextlib.suppress(EnvironmentFault):  # a full disk, which the stage reports
-                write_captions(self._job)
+                written = write_captions(self._job)
+                self._record.value["captions"] = sum(written.values())
+                self._record.write(force=True)
         self._write_at = began + self.SHARE * (time.monotonic() - began)
 
 
@@ -266,6 +269,13 @@ class RunObserver:
         before, self._shown_seconds[stage] = self._shown_seconds.get(stage, 0.0), total
         return float(total - before)
 
+    def _progress_of(self, stage: str) -> tuple[int, int, bool] | None:
+        """Return the items of a stage as `penstock status` shows them: done, all, and whether the
+        latter is an estimate; None for what is not in the record."""
+        stages = stages_of(self._record.value, time.time()) if self._record is not None else ()
+        found = (e for e in stages if e.name == stage and e.done + e.pending)
+        return next(((e.done, e.done + e.pending, e.about) for e in found), None)
+
     def _loads(self, stage: str) -> str:
         """Return a description of the weights that a stage loads, or an empty string."""
         part = STAGES[stage].part if stage in STAGES else None
@@ -325,11 +335,14 @@ class RunObserver:
             self._ladder = ladder_of(job, self._on_rung_change)
             launcher = launcher_for(job, launcher, self.display.print_line)
             if job.pipeline[-1].writes == "captions":
-                launcher = LiveCaptions(launcher, job)
+                launcher = LiveCaptions(launcher, job, record)
             loop = StageLoop(job, launcher, record, self._ladder, self.on_stage_start, fetch)
             steps = StageRunner(loop, lease)
             try:
                 yield PipelineRunner(job, steps, record, self.display.print_line)
+            except BaseException:
+                self.display.close(self._progress_of)
+                raise
             finally:
                 self.display.close()
                 with contextlib.suppress(EnvironmentFault):  # the same command deletes them, too

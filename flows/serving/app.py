@@ -191,6 +191,7 @@ class Routes:
                 "limits": {
                     "body_bytes": config.body_bytes,
                     "pixels": config.pixels,
+                    "clip_seconds": config.clip_seconds,
                     "queue": config.max_queue,
                     "deadline_seconds": config.deadline,
                 },

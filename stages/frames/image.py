@@ -170,6 +170,21 @@ def read_image(
     return media, Chunk(index=index, pixels=pixels[None])
 
 
+def image_size(path: Path) -> tuple[int, int] | None:
+    """Return height and width by the header of an image; None if that is damaged, and still may be
+    readable. Raises MediaError for what is no image."""
+    check_file(path)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(path, formats=image_formats(path)) as image:
+                return image.height, image.width
+    except UnidentifiedImageError as error:
+        if path.read_bytes().startswith(JPEG_START):  # see `read_image`
+            return None
+        raise _unknown(path) from error
+
+
 def _decode(
     path: Path, source: IO[bytes], formats: tuple[str, ...], fit: FrameFit, max_pixels: int
 ) -> tuple[int, int, NDArray[np.uint8], tuple[str, ...]]:

@@ -95,7 +95,8 @@ class FileCutter:
                     f"the file is {video.duration:.0f} s long; the limit is {seconds:.0f} s per "
                     "request",
                     kind=TOO_LARGE,
-                    hint="Send a part of it, or process it with a command: penstock --help",
+                    hint="Send a part of it, or use a command without this limit: "
+                    "penstock caption FILE",
                 )
             found = []
             for chunk in video.chunks(plans, self._fit_video):

@@ -340,9 +340,9 @@ def _add_required_figures(found: dict[str, Any], device: str, folder: Path) -> N
 def _benchmarks(device: str, companion: str) -> dict[str, Callable[[], Any]]:
     """Return the other benchmarks, the most used first."""
     benchmarks: dict[str, Callable[[], Any]] = {}
+    benchmarks |= {"video_pixels": video_pixels, "picture_pixels": jpeg_pixels}
     for precision in ("fp32", "bf16"):
         benchmarks[f"passes {precision}"] = functools.partial(passes, precision, device, companion)
-    benchmarks |= {"video_pixels": video_pixels, "picture_pixels": jpeg_pixels}
     benchmarks["library_seconds"] = _imports
     for precision in (*QUANTIZED, "fp16"):
         if precision in QUANTIZED:
@@ -362,7 +362,7 @@ class Measured:
 
     def add(self, name: str, benchmark: Callable[[], Any]) -> None:
         if time.perf_counter() > self._end:
-            self.missing[name] = "there was no time left"
+            self.missing[name] = "there was no time left, so measure again when it is quiet"
             return
         try:
             self.found[name] = benchmark()

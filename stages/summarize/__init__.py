@@ -141,5 +141,5 @@ STAGE = StageSpec(
     output_version=OUTPUT_VERSION,
     entry="stages.summarize.run:run",
     verb="summarizing",
-    counts="summary",
+    counts="chapter or summary",
 )

@@ -20,7 +20,7 @@ from urllib.parse import quote
 
 from artifacts.errors import UsageError
 from artifacts.files import write_text
-from artifacts.json_shapes import read_jsonl
+from artifacts.json_shapes import OptionalField, number, read_jsonl
 from artifacts.plurals import counted
 from artifacts.regular_files import open_regular
 from artifacts.remote.addresses import is_address
@@ -29,6 +29,7 @@ from flows.job.job_summary import computed_by
 from flows.media.media_files import writable
 from flows.pages.document import SHARED, as_json, document, part, parts
 from flows.pipelines import LABELS, SIFT, STAGES
+from flows.results.captions import SUMMARIES
 from flows.results.export_result import ExportFound, export_in
 from flows.results.foreign_files import LEFT_OUT_FILE, MARKS_FILE, refuse_replacing_page
 from flows.results.marker import MEDIA
@@ -440,7 +441,7 @@ def facts(out: Path, folder: Path) -> dict[str, Any]:
         "error": record["error"],
         "advice": advice(record),
         "updated": _moment(record["updated"]),
-        "totals": list(_totals(record, timeline["seconds"], runs)),
+        "totals": list(_totals(record, timeline["seconds"], runs, _tokens(run, record, media))),
         "runs": runs_table(runs),
         "about": [
             *(export_about(export) if export else ()),
@@ -478,7 +479,17 @@ def _run_of(export: ExportFound | None, out: Path) -> Path:
     return export.runs[0]
 
 
-def _totals(record: Mapping[str, Any], seconds: float, runs: Sequence[Entry]) -> Rows:
+def _tokens(run: Path, record: Mapping[str, Any], media: Sequence[Mapping[str, Any]]) -> int:
+    """Return the tokens of the captions and summaries in a run's folder."""
+    if kind_of(record) != "captions":
+        return 0
+    shape = {"tokens": OptionalField(number)}
+    rows = read_jsonl(run / SUMMARIES, shape, RUN_AGAIN) if record["summaries"] else []
+    texts = sum(caption[3] for medium in media for caption in medium["captions"])
+    return int(texts + sum(row.get("tokens", 0) for row in rows))
+
+
+def _totals(record: Mapping[str, Any], seconds: float, runs: Sequence[Entry], tokens: int) -> Rows:
     media, total = record["media"], sum_of(runs)
     count, kind = written(record)
     yield kind, f"{count:,}"
@@ -488,8 +499,8 @@ def _totals(record: Mapping[str, Any], seconds: float, runs: Sequence[Entry]) ->
     yield "files failed", f"{media['failed']:,}"
     if record["cut"]:
         yield "cut", f"{record['cut']:,}"
-    if total is not None and total["tokens"]:
-        yield "tokens", f"{total['tokens']:,}"
+    if tokens:
+        yield "tokens", f"{tokens:,}"
     of = f" of {counted(total['runs'], 'run')}" if total is not None and total["runs"] > 1 else ""
     yield f"time{of}", duration(seconds if total is None else total["seconds"])
     peaks = [*record["stages"], *([] if total is None else [total])]

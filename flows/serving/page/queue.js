@@ -9,7 +9,7 @@ const queue = {
   // What the server can do decides what can be wished.
   start(info) {
     this.info = info;
-    const named = info.labels?.length ? info.labels : null, {body_bytes: bytes, pixels} = info.limits || {};
+    const named = info.labels?.length ? info.labels : null, {body_bytes: bytes, pixels, clip_seconds: seconds} = info.limits || {};
     $("wants-labels").hidden = !info.model;
     $("wants-caption").hidden = !info.caption_model;
     $("want-labels").checked = Boolean(info.model);
@@ -17,7 +17,9 @@ const queue = {
     $("kinds").hidden = !(info.model && info.caption_model);
     $("labels").placeholder = !named ? "a red circle, a dog, snow"
       : `the server’s: ${joined([...named.slice(0, 3), named.length > 3 && "…"], ", ")}`;
-    $("limits").textContent = joined([bytes && `up to ${size(bytes)} each`, pixels && `${Math.round(pixels / 1e6)} megapixels`], ", ");
+    const limits = [bytes && `up to ${size(bytes)} each`, pixels && `${Math.round(pixels / 1e6)} megapixels`,
+      seconds && `${Math.round(seconds / 60)} minutes`];
+    $("limits").textContent = joined(limits, ", ");
     this.wish();
     for (const item of this.items) if (item.state === "waiting") this.ask(item);
   },

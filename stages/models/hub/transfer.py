@@ -188,7 +188,7 @@ def _unreachable(name: str, error: Exception, begun: bool) -> Unanswered:
     return Unanswered(
         f"{name} was not downloaded before, and {reason}",
         hint=f"{connect} and try again, give the folder of a copy as --model, or "
-        "try the program with --model demo",
+        "try the program with --model demo. docs/cards.md plans common models for GPUs",
     )
 
 
