@@ -20,7 +20,6 @@ from flows.ledger.ledger import (
     Ledger,
     cut_waves,
     lengths_of,
-    record_waves,
     stages_with_work,
     waves_of,
 )
@@ -106,10 +105,10 @@ def test_recorded_waves_are_used_unless_bytes_are_free_of_them_and_the_room_is_a
 ) -> None:
     media = [medium(name) for name in "abcdef"]
     first, second = ledger(tmp_path), ledger(tmp_path)
+    assert waves_of(first, media, [6], as_recorded=True, records=False) == [media]
     cut = waves_of(first, media, [2, 2, 2], as_recorded=True)
-    record_waves(first, cut)
-    record_waves(second, [media])  # a second run at the same time, which was later
-    for book in (first, ledger(tmp_path)):
+    assert [len(wave) for wave in cut] == [2, 2, 2]
+    for book in (second, first, ledger(tmp_path)):  # the second was opened before, and is later
         assert waves_of(book, media, [6], as_recorded=True) == cut
         assert waves_of(book, media, [3, 3], as_recorded=False) == cut
         assert waves_of(book, media, [1] * 6, as_recorded=False) == cut

@@ -63,9 +63,8 @@ def list_store(given: argparse.Namespace) -> int:
     total = size(sum(sizes_in(store, stored).values()))
     print_lines(f"{total} in {store.url}, {size(store.free_bytes())} free")
     dead, writing = half_written_in(store)
-    if dead:
-        more = size(sum(dead.values()))
-        print_lines(f"{more} more, half-written by killed runs: gc and the next run delete it")
+    if left := sum(dead.values()):
+        print_lines(f"{size(left)} more, half-written by killed runs: the next run deletes it")
     print_lines(*writing_lines(writing))
     return 0
 
@@ -145,11 +144,8 @@ def lines_of(result: Collection, place: str, *, dry_run: bool) -> list[str]:
     if result.after > result.limit and result.held:
         lines.append("Run it again when those jobs are done")
     elif result.after > result.limit:
-        others = result.after - result.settings
-        lines.append(
-            f"{place} keeps {size(result.settings)} of settings and results of trials, and "
-            f"{size(others)} of logs, lists, corrections and copies of GGUF files in use"
-        )
+        what = "settings, results of trials, logs, corrections and copies of GGUF files in use"
+        lines.append(f"{place} keeps {size(result.after)} of {what}")
     return lines
 
 

@@ -359,28 +359,28 @@ MAX_OTHER_PROMPTS = 8
 
 
 MOST_RATIO = 2
-"""Recorded waves are used as long as today's room would make at most so many times more or fewer.
-While a run has no caption yet, its own files change the room by less."""
+"""Recorded waves are used unless today's room makes over so many times more or fewer of them. The
+files of a run without a caption change the room by less."""
 
 
 def waves_of(
-    ledger: Ledger, media: Sequence[Medium], lengths: Sequence[int], *, as_recorded: bool
+    ledger: Ledger,
+    media: Sequence[Medium],
+    lengths: Sequence[int],
+    *,
+    as_recorded: bool,
+    records: bool = True,
 ) -> list[list[Medium]]:
-    """Divide the media into waves of these `lengths`, or into those that an earlier run recorded:
-    always if `as_recorded`, else if they are about as many."""
-    key, found = digest_of([[m.digest, m.prompt] for m in media]), lengths
-    if key in ledger.wave_records:
-        recorded: list[int] = ledger.wave_records.meta(key)["lengths"]
-        few, many = sorted((len(recorded), len(lengths)))
-        found = recorded if as_recorded or many <= MOST_RATIO * few else lengths
+    """Divide the media into waves of these `lengths`, or as an earlier run recorded: always with
+    `as_recorded`, else if they are about as many. The first division is recorded if `records`."""
+    key, made = digest_of([[m.digest, m.prompt] for m in media]), ledger.wave_records
+    if records and key not in made:
+        made.publish([Record(key=key, meta={"lengths": list(lengths)})])
+    recorded: Sequence[int] = made.meta(key)["lengths"] if key in made else lengths
+    few, many = sorted((len(recorded), len(lengths)))
     left = iter(media)
+    found = recorded if as_recorded or many <= MOST_RATIO * few else lengths
     return [list(islice(left, length)) for length in found]
-
-
-def record_waves(ledger: Ledger, waves: Sequence[Sequence[Medium]]) -> None:
-    """Record the first division of these media, so that a run that goes on has the same batches."""
-    key = digest_of([[m.digest, m.prompt] for wave in waves for m in wave])
-    ledger.wave_records.publish([Record(key=key, meta={"lengths": [*map(len, waves)]})])
 
 
 def has_own_bytes(ledger: Ledger, model: Model, media: Iterable[Medium]) -> bool:

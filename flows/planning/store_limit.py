@@ -18,7 +18,7 @@ from artifacts.packs import Pack, packs, sizes_in
 from artifacts.plurals import counted
 from flows.console.lines import rounded_up, size, written
 from flows.job.prepare import Job
-from flows.ledger.ledger import MOST_RATIO, Ledger, cut_waves, has_own_bytes, waves_of
+from flows.ledger.ledger import MOST_RATIO, cut_waves, has_own_bytes, waves_of
 from flows.ledger.tasks import Medium, Task, keys_of
 from flows.machine.leases import Lease, running_jobs
 from flows.options.model import StoreSizeOptions
@@ -225,31 +225,27 @@ def wave_bytes(job: Job, limit: StoreLimit | None) -> int:
 
 
 def planned_waves(
-    job: Job, expected: Sequence[Estimate], limit: StoreLimit | None
+    job: Job, expected: Sequence[Estimate], limit: StoreLimit | None, *, records: bool = False
 ) -> tuple[list[list[Medium]], str]:
     """Return the waves of a run, and a line that says why there are several; empty if there is one,
-    or if they are not due to a lack of room. `expected`: an estimate of each medium."""
+    or if they are not due to a lack of room. `expected`: an estimate of each medium. A run
+    `records` the waves."""
     ledger, media = job.ledger, job.media
     pairs = zip(media, expected, strict=True)
-    sizes = [0 if _is_done(ledger, medium) else each.bytes for medium, each in pairs]
-    lengths = cut_waves(sizes, wave_bytes(job, limit))
-    is_free = has_own_bytes(ledger, job.model, media)
-    waves = waves_of(ledger, media, lengths, as_recorded=not is_free)
-    waves = waves if limit is None else limit.cut(waves)
-    is_earlier = len(waves) > MOST_RATIO * len(lengths)
-    free = job.store.free_bytes()
-    if limit is not None and limit.wave_bytes <= wave_limit(job):
+    tasks = ledger.tasks(media)
+    done = {t.medium for t in tasks} - {t.medium for t in tasks if not ledger.is_done(t)}
+    lengths = cut_waves([0 if m in done else e.bytes for m, e in pairs], wave_bytes(job, limit))
+    as_recorded = not has_own_bytes(ledger, job.model, media)
+    waves = waves_of(ledger, media, lengths, as_recorded=as_recorded, records=records)
+    waves, room = waves if limit is None else limit.cut(waves), wave_limit(job)
+    if limit is not None and limit.wave_bytes <= room:
         why = f"--max-store {size(limit.bytes)}"
-    elif is_earlier:
+    elif len(waves) > MOST_RATIO * len(lengths):
         why = "an earlier run began so, and captions of this engine depend on their batch"
     else:
-        why = f"{size(free)} are free in {job.store.machine_folder}"
-    if len(waves) < 2 or (wave_limit(job) == MAX_WAVE_BYTES and not (is_earlier or limit)):
+        free = f"{size(job.store.free_bytes())} are free in {job.store.machine_folder}"
+        why = free if room < MAX_WAVE_BYTES else ""
+    if len(waves) < 2 or not why:
         return waves, ""
     files = counted(math.ceil(len(media) / len(waves)), "file")
     return waves, f"in about {counted(len(waves), 'wave')} of {files}: {why}"
-
-
-def _is_done(ledger: Ledger, medium: Medium) -> bool:
-    tasks = ledger.tasks([medium])
-    return bool(tasks) and all(map(ledger.is_done, tasks))

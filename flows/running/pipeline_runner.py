@@ -18,7 +18,7 @@ from artifacts.packs import DamagedRecord, RecordSet
 from artifacts.plurals import counted
 from artifacts.shards import DATASET
 from flows.job.prepare import Job
-from flows.ledger.ledger import record_waves, stages_with_work
+from flows.ledger.ledger import stages_with_work
 from flows.ledger.namespaces import TextScores, one_shot_namespace
 from flows.ledger.tasks import Medium, keys_of
 from flows.machine.launch import StageCall, with_restarts
@@ -394,8 +394,7 @@ class PipelineRunner:
             self._announce(f"{stage.verb}: nothing to do, all of it is stored")
         if limit is not None and (refusal := limit.refusal()):
             raise refusal
-        waves, line = planned_waves(job, expected, limit)
-        record_waves(job.ledger, waves)
+        waves, line = planned_waves(job, expected, limit, records=True)
         if line:
             self._announce(line)
             self.record.value["plan"]["in_waves"] = line

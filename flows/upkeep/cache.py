@@ -87,8 +87,6 @@ class Collection:
     """Number of deleted bytes."""
     held: int = 0
     """Bytes that running jobs need."""
-    settings: int = 0
-    """Bytes of kinds that are never deleted."""
     writing: int = 0
     """Bytes that living processes have half-written. They count for no size."""
     jobs: list[str] = field(default_factory=list)
@@ -120,11 +118,9 @@ def collect(store: Store, limit: int, *, dry_run: bool) -> Collection:
     for pack in sorted(
         packs(stored), key=lambda pack: (pack.kind not in LARGE, pack.stat.modified, pack.name)
     ):
-        if pack.kind in KEPT:
-            made.settings += pack.stat.size
-        elif pack.namespace in in_use:
+        if pack.namespace in in_use:
             made.held += pack.stat.size
-        elif made.after > limit:
+        elif pack.kind not in KEPT and made.after > limit:
             _delete(store, pack, made, dry_run)
     return made
 
