@@ -115,6 +115,23 @@ def rules_in(folder: str | os.PathLike[str], *, probe: bool = True) -> NameRules
     return rules
 
 
+def path_on_disk(path: str) -> str:
+    """Return the existing path that differs from this one only in how its letters are composed, as
+    names of a Mac do (NFD); empty if there is none, or more than one."""
+    found = ""
+    for part in Path(path).parts:
+        place = os.path.join(found, part)
+        if not os.path.lexists(place):
+            name, alike = normalize("NFC", part), list[str]()
+            with contextlib.suppress(OSError, ValueError):
+                alike = [n for n in os.listdir(found or ".") if normalize("NFC", n) == name]
+            if len(alike) != 1:
+                return ""
+            place = os.path.join(found, alike[0])
+        found = place
+    return found
+
+
 def one_name(path: str | os.PathLike[str]) -> str:
     """Return the absolute path of a file, the same for all names under which the disk finds it. A
     disk that was not probed is judged by this file, without writing."""

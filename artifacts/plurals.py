@@ -1,7 +1,7 @@
 """Pluralization and other text helpers for messages."""
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 SHOWN_NAMES = 3
 """Names that are printed of a long list."""
@@ -16,6 +16,12 @@ def counted(count: int, noun: str) -> str:
 def first_of(names: Sequence[str]) -> str:
     """Return the first few of many names, such as `a, b, c, …`."""
     return ", ".join([*names[:SHOWN_NAMES], *(["…"] if len(names) > SHOWN_NAMES else [])])
+
+
+def reasons(counts: Mapping[str, int]) -> str:
+    """Return reasons with their counts, the most frequent first: `turned 2, HEIC 1`."""
+    ordered = sorted(counts.items(), key=lambda each: (-each[1], each[0]))
+    return ", ".join(f"{reason} {count:,}" for reason, count in ordered)
 
 
 def meant(given: str, names: Iterable[str]) -> str:

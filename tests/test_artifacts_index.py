@@ -275,9 +275,9 @@ def test_rows_of_files_on_a_disk_that_is_away_stay(
     gone = GoneFiles()
     positions = rows_gone(open_snapshot(tmp_path / "index"), gone)
     assert [Path(places[at]).name for at in positions] == ["deleted.png"]
-    text = "\n".join(gone.notes())
+    text = "\n".join(gone.notes(tmp_path / "index"))
     assert os.strerror(code) in text and str(tmp_path / "unmounted") in text
-    assert text.count("1 file of") == 3, "there.png is no folder any more, either"
+    assert text.count("rows of 1 file in") == 3, "there.png is no folder any more, either"
 
 
 def test_rows_of_an_empty_folder_stay(tmp_path: Path) -> None:
@@ -289,8 +289,8 @@ def test_rows_of_an_empty_folder_stay(tmp_path: Path) -> None:
         writer.add([(given, drawn(3))])
     gone, snapshot = GoneFiles(), open_snapshot(tmp_path / "index")
     assert rows_gone(snapshot, gone).tolist() == []
-    (note,) = gone.notes()
-    assert f"3 files of {folder}" in note and "empty" in note
+    (note,) = gone.notes(tmp_path / "index")
+    assert f"3 files in {folder}" in note and "empty" in note
     (folder / "another.png").touch()
     assert rows_gone(snapshot, GoneFiles()).tolist() == [0, 1, 2]
 

@@ -188,7 +188,7 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> Searcher:
     given = [
         row(0),
         row(1, path="/in/o'clock.mp4", time=12.5),
-        row(2, path="/in/b.mp4", time=90.0, box=(1.0, 2.0, 3.0, 4.0), level=2),
+        row(2, path="/in/Zu\u0308rich/b.mp4", time=90.0, box=(1.0, 2.0, 3.0, 4.0), level=2),
     ]
     return filled(tmp_path_factory.mktemp("mixed"), given, drawn(3))
 
@@ -206,6 +206,8 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> Searcher:
         ("time not in (90)", [1]),
         ("path = '/in/o''clock.mp4'", [1]),
         ("path not like '%clock%'", [0, 2]),
+        ("path like '%/Z\u00fcrich/%'", [2]),
+        ("path in ('x', '/in/Zu\u0308rich/b.mp4')", [2]),
         ("x0 > -1e3 and y1<>5", [2]),
         ("level=0 or level=2 and time<1", [0, 1]),
     ],

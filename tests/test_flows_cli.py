@@ -265,19 +265,19 @@ STARTED = {
     "penstock": {"checked_start", "start"},
     "stages": {"process", "process.output_streams"},
     "rich": set(),
-    "sitecustomize": set(),
 }
 """Top-level package → its modules that the help may import, which takes most of its time."""
 COMPLETED = {"artifacts": {"paths", "regular_files"}, "flows": {"cli.completion_command"}}
 """The same of what `completion` may import besides, once its script was made."""
 MODULES = """
 import sys
+at_start = {*sys.modules}  # .pth files of an environment may import what they like
 from penstock.start import main
 try:
     main()
 except SystemExit:
     pass
-print(*sys.modules, file=sys.stderr)
+print(*(sys.modules.keys() - at_start), file=sys.stderr)
 """
 
 

@@ -5,10 +5,12 @@ import errno
 import io
 import json
 import os
+import shlex
 import socket
 import subprocess
+import unicodedata
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -231,6 +233,21 @@ def test_what_cannot_be_found_is_named_with_a_hint(folder: Path, tmp_path: Path)
     assert len(found) == 3
     assert [failure.error for failure in failures] == ["missing", "no-media", "no-match"]
     assert all(failure.hint and failure.stage == "sources" for failure in failures)
+
+
+@pytest.mark.parametrize(("disk", "typed"), [("NFD", "NFC"), ("NFC", "NFD")])
+def test_a_name_in_another_unicode_form_is_told_as_the_disk_has_it(
+    tmp_path: Path, disk: Literal["NFC", "NFD"], typed: Literal["NFC", "NFD"]
+) -> None:
+    there = Path(unicodedata.normalize(disk, f"{tmp_path}/Zürich im Mai/Übung.jpg"))
+    there.parent.mkdir()
+    there.touch()
+    for place in (there, there.parent):
+        _, (failure,) = find_media([unicodedata.normalize(typed, str(place))], PLAIN)
+        (meant,) = [word for word in shlex.split(failure.hint) if word.startswith("/")]
+        assert failure.error == "missing" and meant.removesuffix("?") == str(place)
+    _, (failure,) = find_media([f"{tmp_path}/Zürich im Juni"], PLAIN)
+    assert "Did you mean" not in failure.hint
 
 
 def test_a_relative_source_is_made_absolute_and_a_file_with_brackets_is_no_pattern(

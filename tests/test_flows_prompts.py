@@ -11,8 +11,10 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from artifacts.errors import Interrupted, UsageError
+from flows.cli.main import main
 from flows.job.prepare import prepare
 from flows.ledger.ledger import Ledger
 from flows.options.commands import CaptionConfig
@@ -338,3 +340,20 @@ def test_a_family_of_each_route_summarizes(place: Place, family: str) -> None:
     text = summaries(place)
     assert len(text) == 2 and all(row["summary"] for row in text)
     assert summarized(place).started == []
+
+
+def test_a_run_that_would_lose_the_trigger_of_its_folder_says_so_before(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.new("RGB", (64, 48), "red").save(tmp_path / "a.png")
+    model, store = str(checkpoint("llava")), tmp_path / "store"
+    place = Place(clips=tmp_path / "a.png", out=tmp_path / "lora", store=store, model=model)
+    options: dict[str, Any] = {"format": ("kohya",), "max_new_tokens": 4}
+    assert "trigger" not in run_inside(place, trigger="the ohwx", **options).said
+    words = "the trigger the ohwx, and this run has none: give --trigger 'the ohwx' to keep it"
+    note = f"{place.out / 'kohya'} had {words}"
+    planned = ["caption", str(place.clips), "--model", model, "--store", str(store), "--dry-run"]
+    assert main([*planned, "--out", str(place.out)]) == 0
+    assert note in capsys.readouterr().out.replace("\n", " ")
+    assert "trigger" not in run_inside(place, trigger="sks", **options).said
+    assert note.replace("the ohwx", "sks").replace("'", "") in run_inside(place, **options).said

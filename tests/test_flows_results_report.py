@@ -1,5 +1,7 @@
 """What the report of a run says, and that nothing from users can leave its place in the page."""
 
+import base64
+import io
 import json
 import re
 import time
@@ -7,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from artifacts.captions import Failure
 from artifacts.errors import EnvironmentFault
@@ -23,6 +26,7 @@ from tests.support.reports import (
     captions_of,
     curve,
     labelled,
+    mac_folder,
     media_file,
     scored,
     started_ago,
@@ -92,6 +96,22 @@ def test_a_file_is_named_by_its_bytes_and_missed_when_it_is_gone(tmp_path: Path)
     assert [bool(m["gone"]) for m in media] == [False, False, False, True, False]
     assert [m["kind"] for m in media] == ["video"] * 4 + ["image"]
     assert media[2]["path"].endswith("caf\N{REPLACEMENT CHARACTER} <script>.mp4")
+
+
+def test_thumbnails_are_embedded_up_to_a_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    captioned = mac_folder(tmp_path / "photos")
+    write_run(tmp_path / "out", captioned)
+    every = [medium["small"] for medium in written(tmp_path / "out")["media"]]
+    small = Image.open(
+        io.BytesIO(base64.b64decode(every[0].removeprefix("data:image/jpeg;base64,")))
+    )
+    assert small.size == (240, 180) and len(set(map(len, every))) == 1
+    monkeypatch.setattr("flows.results.report.media.EMBEDDED_BYTES", 2 * len(every[0]))
+    media = written(tmp_path / "out")["media"]
+    assert [medium["small"] for medium in media] == [*every[:2], ""]
+    assert main(["report", str(tmp_path / "out")]) == 0
 
 
 def test_two_files_of_one_name_and_source_keep_their_own_captions(tmp_path: Path) -> None:

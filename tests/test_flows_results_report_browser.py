@@ -14,8 +14,10 @@ from tests.support.looks import LOOKS, unreadable
 from tests.support.media import write_video
 from tests.support.reports import (
     PLAN,
+    SEARCHES,
     captions_of,
     curve,
+    mac_folder,
     media_file,
     started_ago,
     work,
@@ -176,7 +178,7 @@ def test_files_gone_or_unplayable_are_named(browser: Browser, clip: Path, tmp_pa
     browser.wait("return document.querySelectorAll('.card .gone').length === 2")
     first, second = browser.run(TEXTS, ".card .gone")
     assert first.split("\n") == ["The file is not where it was:", str(clips / "gone.mp4")]
-    assert second.startswith("This browser cannot play it")
+    assert second.split("\n") == ["Not here, or not for this browser:", str(clips / "broken.mp4")]
     tiles = (
         "return [...document.querySelectorAll('figure .frame')]"
         ".map(f => f.textContent || f.querySelector('img').naturalWidth)"
@@ -184,8 +186,8 @@ def test_files_gone_or_unplayable_are_named(browser: Browser, clip: Path, tmp_pa
     browser.run("document.querySelector('#images').scrollIntoView()")
     browser.wait(tiles + ".every(Boolean)")
     assert browser.run(tiles) == [
-        "The file is not where it was",
-        "this browser cannot show it",
+        f"The file is not where it was: {clips / 'gone.jpg'}",
+        f"Not here, or damaged: {clips / 'broken.jpg'}",
         40,
         40,
     ]
@@ -195,6 +197,42 @@ def test_files_gone_or_unplayable_are_named(browser: Browser, clip: Path, tmp_pa
     browser.press(RIGHT)
     browser.wait("return document.querySelector('dialog img').naturalWidth === 40")
     assert browser.run(said_there) == files[-1].media_path
+
+
+def test_a_report_far_from_its_media_shows_thumbnails_and_where_those_were(
+    browser: Browser, clip: Path, tmp_path: Path
+) -> None:
+    picture = clip.with_name("a.png")
+    Image.new("RGB", (640, 480), "red").save(picture)
+    files = [media_file(path) for path in (picture, clip)]
+    write_run(tmp_path, [(file, captions_of(file, ["x"])) for file in files])
+    address = report(tmp_path)
+    clip.parent.rename(tmp_path / "elsewhere")
+    opened_at(browser, address)
+    for place, why in (("#images .frame", "damaged"), ("#videos .player", "not for this browser")):
+        browser.run("document.querySelector(arguments[0]).scrollIntoView()", place)
+        small = f"return document.querySelector('{place} img[src^=data]')?.naturalWidth"
+        assert browser.wait(small) == (240 if why == "damaged" else 64)
+        assert f"Not here, or {why}:" in browser.run(TEXTS, place)[0]
+    browser.click("#images .frame")
+    browser.wait("return document.querySelector('dialog img')?.naturalWidth === 240")
+    assert str(picture) in browser.run(TEXTS, "dialog .gone")[0]
+
+
+def test_words_are_found_in_names_and_captions_in_any_form(
+    browser: Browser, tmp_path: Path
+) -> None:
+    write_run(tmp_path, mac_folder(tmp_path / "photos"))
+    shown(browser, tmp_path)
+    for query, names in SEARCHES.items():
+        browser.run("document.querySelector('#search').value = ''")
+        browser.type("#search", query)
+        found = "[...document.querySelectorAll('figure .name')].map(e => e.firstChild.textContent)"
+        browser.wait(f"return JSON.stringify({found}) === JSON.stringify(arguments[0])", names)
+    browser.run("document.querySelector('#search').value = ''")
+    browser.type("#search", "Müller RING")
+    browser.wait("return document.querySelectorAll('mark').length === 2")
+    assert browser.run(TEXTS, "mark") == ["ring", "Müller"]
 
 
 HEIGHTS = """const path = document.querySelector('.curve.decode[d]').getAttribute('d');

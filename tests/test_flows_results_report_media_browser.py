@@ -45,6 +45,21 @@ def test_a_moved_threshold_counts_what_falls_out(browser: Browser, tmp_path: Pat
     assert browser.console() == []
 
 
+def test_copies_come_first_and_say_how_many_they_are(browser: Browser, tmp_path: Path) -> None:
+    (tmp_path / "media").mkdir()
+    scene = next(drawn(np.random.default_rng(4))).resize((320, 200))
+    for number in range(8):
+        scene.save(tmp_path / "media" / f"{number}.png")
+    out = tmp_path / "out"
+    assert main(["sift", str(tmp_path / "media"), "--quiet", "--out", str(out)]) == 0
+    assert main(["report", str(out)]) == 0
+    browser.open((out / "report.html").as_uri())
+    assert browser.wait(TEXT, "#copies .card").endswith("and 2 more")
+    sections = "return [...document.querySelectorAll('section')].map(e => e.id)"
+    assert browser.run(sections) == ["run", "copies", "marks"]
+    assert browser.console() == []
+
+
 PLACES = """const img = document.querySelector(arguments[0] + ' img').getBoundingClientRect();
 return [...document.querySelectorAll(arguments[0] + ' .boxed')].map(each => {
   const box = each.getBoundingClientRect();

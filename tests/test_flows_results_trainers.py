@@ -109,7 +109,7 @@ def test_a_trainer_s_reader_finds_media_and_captions(done: CaptionConfig, name: 
 
 
 def test_the_page_s_check_reads_every_data_set(done: CaptionConfig) -> None:
-    found = {each["format"]: each for each in sets_in(Path(done.out), Counter({"a.mp4": 7}))}
+    found = {each["format"]: each for each in sets_in(Path(done.out), 7, Counter({"a.mp4": 7}))}
     assert found.keys() == set(TRAINER_FORMATS)
     assert {each["problem"] for each in found.values()} == {""}
     assert all(each["samples"] and each["missing"] == [0, []] for each in found.values())
@@ -127,20 +127,22 @@ def test_the_last_line_names_what_was_written_and_the_first_what_is_replaced(
         asked = replace(config, prompt=prompt)
         result = caption_run(asked, Display(to=said), Saying().launcher)
         assert written in result.line()
+        assert "writing the data set: " in said.getvalue()
         assert first in said.getvalue() and ("replaces" in said.getvalue()) == bool(first)
 
 
 def test_the_page_names_what_a_trainer_does_not_read(tmp_path: Path) -> None:
-    captions = Counter({"a.heic": 1, "b.jpg": 1, "c.mp4": 3})
+    Image.new("RGB", (64, 64), "red").save(still := tmp_path / "still.gif")
+    chunks = Counter({"a.heic": 1, "b.jpg": 1, "c.mp4": 3, str(still): 1})
     (tmp_path / "kohya").mkdir()
-    videos = "3 videos: kohya reads no videos"
+    unread = ["3 videos (it reads no videos)", "1 single-frame GIF (save it as PNG)"]
     for mode, expected in (
-        ("original", [videos, "1 file that kohya does not read: a.heic"]),
-        ("exact", [videos]),  # of the picture it gets a copy
+        ("original", [*unread, "1 file that kohya does not read: a.heic"]),
+        ("exact", unread),  # of the picture it gets a copy
     ):
         write_marker(tmp_path, Marker(command="caption", media=mode))
-        (found,) = sets_in(tmp_path, captions)
-        assert found["left_out"] == expected and found["captions"] == 5
+        (found,) = sets_in(tmp_path, 6, chunks)
+        assert found["left_out"] == expected and found["captions"] == 6
 
 
 def test_whole_files_are_named_where_they_lie_and_clips_as_cut(done: CaptionConfig) -> None:
@@ -274,13 +276,20 @@ def test_what_a_person_edited_is_kept_until_it_is_to_be_replaced(config: Caption
     edited = {path: path.read_bytes() for path in (toml, rows, clip)}
     result = write(config, prompt="Second?", format=("musubi", "hf", "ltx"))
     assert {path: path.read_bytes() for path in edited} == edited
-    kept = [note for note in result.warnings if "that users wrote or edited" in note]
+    kept = [note for note in result.warnings if "edited by you" in note]
     assert [any(path.name in note for note in kept) for path in edited] == [True] * 3
-    assert all("--existing replace" in note for note in kept)
-    assert result.written.earlier == ["musubi", "hf"]
+    assert all("--existing replace would overwrite your edits" in note for note in kept)
+    assert result.written.earlier == []
+    names = {"musubi": ["dataset.toml"], "hf": ["videos/metadata.jsonl"]}
+    assert result.written.edited == names
+    for form, name in (("musubi/", "dataset.toml"), ("hf/ (2 captions)", "videos/metadata.jsonl")):
+        assert f"{form} with {name} kept, edited by you" in result.line()
+    record = load_record(out)
+    printed = "\n".join(status_lines(record, stages_of(record, 0.0)))
+    assert "dataset.toml kept, edited by you" in printed and "earlier run" not in printed
     assert "First?" not in (out / "musubi" / "videos.jsonl").read_text()
     result = write(config, prompt="Second?", existing="replace")
-    assert [note for note in result.warnings if note.startswith("kept")] == []
+    assert [note for note in result.warnings if "edited by you" in note] == []
     assert not any(path.read_bytes() == content for path, content in edited.items())
     for name in TRAINERS:
         assert all(text.startswith("Second?") for text in captions_of(config, name))
@@ -292,24 +301,35 @@ def test_a_file_that_was_there_before_is_a_person_s(config: CaptionConfig) -> No
     mine.write_text("mine\n")
     result = write(config, format=("kohya",))
     assert mine.read_text() == "mine\n"
-    assert result.written.earlier == ["kohya"]
-    assert write(config, format=("kohya",), overwrite=True).written.earlier == []
+    assert "kohya/ (2 captions) with dataset.toml kept, edited by you" in result.line()
+    (mine.parent / "metadata.json").write_text("mine\n")  # and no file of a run is left
+    written = write(config, format=()).written
+    assert written.edited == {"kohya": ["metadata.json", "dataset.toml"]}
+    assert written.earlier == []
+    result = write(config, format=("kohya",), overwrite=True)
+    assert (result.written.earlier, result.written.edited) == ([], {})
     assert len(captions_of(config, "kohya")) == 2
 
 
 def test_stopped_while_clips_are_cut_the_old_files_stay_and_the_rest_is_made_then(
     config: CaptionConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def stop() -> str:
+        with monkeypatch.context() as patch:
+            patch.setitem(flows.machine.launch.ENTRIES, "cut", "tests.support.crashing:stop")
+            with pytest.raises(Interrupted, match="SIGTERM"):
+                write(config, prompt="Second?")
+        record = load_record(Path(config.out))
+        return "\n".join(status_lines(record, stages_of(record, 0.0)))
+
+    assert f"{config.out}/captions.jsonl" in (listed := stop())
+    assert not any(f"{config.out}/{name}" in listed for name in TRAINERS), "they do not exist"
     write(config, prompt="First?", limit=1)
     before = stats(config)
-    with monkeypatch.context() as patch:
-        patch.setitem(flows.machine.launch.ENTRIES, "cut", "tests.support.crashing:stop")
-        with pytest.raises(Interrupted, match="SIGTERM"):
-            write(config, prompt="Second?")
+    listed = stop()
     there = stats(config)
     assert {name: there[name] for name in before} == before
-    record = load_record(Path(config.out))
-    assert "hf (from an earlier run)" in "\n".join(status_lines(record, stages_of(record, 0.0)))
+    assert "hf (from an earlier run)" in listed
     write(config, prompt="Second?")
     for name in TRAINERS:
         assert captions_of(config, name) and all(
@@ -506,7 +526,7 @@ def test_clips_have_sound_if_a_trainer_of_the_folder_reads_it_and_edited_ones_st
     notes = write(config, format=("hf", "ltx", "musubi")).warnings
     for name in ("hf", "ltx", "musubi"):
         assert sounding(config, name) == {"00000": True, "00001": False, "00002": True}, name
-    assert any(edited.name in note for note in notes if note.startswith("kept"))
+    assert any(edited.name in note for note in notes if "edited by you" in note)
     assert edited.read_bytes() == content
     stages = Saying()
     write(config, stages, prompt="Other?", format=())

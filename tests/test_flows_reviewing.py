@@ -332,7 +332,7 @@ def test_pictures_that_trainers_see_otherwise_beside_their_texts_are_counted(
     Image.new("RGBA", (64, 48), (255, 0, 0, 9)).save(folder / "d.png")
     (note,) = [n for n in write(pictures, "txt", beside=True).warnings if "trainer" in n]
     assert note.startswith("2 pictures beside new texts may be shown to a trainer otherwise")
-    assert "(turned 1, transparent 1); --format kohya" in note
+    assert "(transparent 1, turned 1); --format kohya" in note
     assert not any("otherwise" in n for n in write(pictures, "txt", beside=True).warnings)
 
 
@@ -341,10 +341,14 @@ def test_files_that_are_copied_into_data_sets_are_counted(
     form: str, pictures: CaptionConfig
 ) -> None:
     folder = Path(pictures.sources[0])
+    turned = Image.Exif()
+    turned[ExifTags.Base.Orientation] = 6
+    for name in ("c.jpg", "e.jpg"):
+        Image.new("RGB", (64, 48), name[0] == "c" and "red").save(folder / name, exif=turned)
     Image.new("RGBA", (64, 48), (255, 0, 0, 9)).save(folder / "d.png")
     (note,) = [n for n in write(pictures, form).warnings if "exact" in n]
-    assert note.startswith("data sets: 2 files as they are, 1 as exact copies (")
-    assert note.endswith(": transparent 1")
+    assert note.startswith("data sets: 2 files as they are, 3 as exact copies (")
+    assert note.endswith(": turned 2, transparent 1")
 
 
 @pytest.mark.parametrize("together", [True, False])
@@ -501,7 +505,7 @@ def test_an_edit_of_one_copy_is_told_to_count_for_the_other(config: CaptionConfi
     assert not any("of the same content" in note for note in run(config).notes())
     review(config, ("z_copy.PNG", 0.0, None, "rejected"))
     (note,) = (note for note in run(config).notes() if "of the same content" in note)
-    assert "photo.PNG and z_copy.PNG" in note
+    assert "that of photo.PNG also for z_copy.PNG. To leave out" in note
 
 
 def test_a_text_by_hand_that_goes_before_a_correction_is_named(config: CaptionConfig) -> None:

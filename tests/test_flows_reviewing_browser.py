@@ -21,7 +21,15 @@ from tests.support.browser import Browser, browsing
 from tests.support.learning import decide_in
 from tests.support.media import write_video
 from tests.support.pipeline import PENSTOCK, ROOT, read_lines
-from tests.support.reports import PLAN, captions_of, media_file, write_run
+from tests.support.reports import (
+    PLAN,
+    SEARCHES,
+    TRIGGER,
+    captions_of,
+    mac_folder,
+    media_file,
+    write_run,
+)
 from tests.support.studio_page import COUNTS, ENTER, TAB, WORDS, every_look
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
@@ -302,6 +310,34 @@ def test_the_box_is_as_high_as_its_text_and_stands_beside_what_is_fixed(
     assert browser.run(COUNTS) == counts
     last = fixed.kill(signal.SIGINT).splitlines()[-1]
     assert last.startswith("1 corrected, 1 accepted, 1 rejected of 2 captions in ")
+
+
+def test_words_are_found_in_names_captions_and_the_trigger_and_a_replacement_is_a_decision(
+    browser: Browser, tmp_path: Path
+) -> None:
+    plan = {**PLAN, "words": {"prefix": "", "suffix": "", "schema": "", "trigger": TRIGGER}}
+    write_run(tmp_path / "out", mac_folder(tmp_path / "photos"), plan=plan)
+    made = Reviewing(tmp_path / "out")
+    made.start()
+    with contextlib.ExitStack() as stack:
+        stack.callback(made.kill)
+        shown(browser, made)
+        names = "[...document.querySelectorAll('#list h2')].map(e => e.firstChild.textContent)"
+        for query, found in SEARCHES.items():
+            browser.run("document.querySelector('#search').value = ''")
+            browser.type("#search", query)
+            browser.wait(f"return JSON.stringify({names}) === JSON.stringify(arguments[0])", found)
+        browser.run("document.querySelector('#search').value = ''; page.show()")
+        browser.run("document.querySelector('#replace').click()")
+        browser.type("#find", "square")
+        browser.type("#by", "box")
+        browser.wait("return !document.querySelector('#replace-all').disabled")
+        browser.click("#replace-all")
+        wait_saved(browser)
+        assert browser.run(COUNTS) == "3 captions · 2 not decided · 1 corrected"
+        choose(browser, "filter", "open")
+        assert browser.run(f"return {names}") == ["1.png", "3.png"]
+        every_look(browser)
 
 
 CLIPS, CORRECTED = 60, 40

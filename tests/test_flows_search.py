@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import shutil
 from collections.abc import Iterator
 from functools import partial
@@ -262,6 +263,27 @@ def test_a_second_build_adds_what_is_new_replaces_what_changed_and_tells_what_is
     assert sorted(Path(p).name for p in paths(tmp_path / "index")) == [
         "new.png", *(f"p{n}.png" for n in range(1, len(SIZES)))
     ]  # fmt: skip
+
+
+def test_files_of_a_renamed_folder_are_found_where_they_are_now(
+    built: Path, clip: Path, tmp_path: Path, capsys: Said
+) -> None:
+    media, moved = tmp_path / "Porträts im Mai", tmp_path / "moved"
+    media.mkdir()
+    write_images(media)
+    (media / "raw.cr2").touch()
+    (tmp_path / "store").symlink_to(built / "store")
+    where = ["--model", str(clip), "--store", str(tmp_path / "store")]
+    out = ["--out", str(tmp_path / "index")]
+    assert main(["index", "build", str(media), *where, *out]) == 0
+    assert capsys.readouterr().err.count("not taken: 1 .cr2") == 1
+    media.rename(moved)
+    assert main(["index", "build", str(moved), *where, *out]) == 0
+    (note,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("note: "))
+    (hit, *_) = found(tmp_path, capsys, str(moved / "p2.png"))
+    assert hit["path"] == str(moved / "p2.png") and hit["copy_paths"] == [str(media / "p2.png")]
+    assert main(shlex.split(note.partition("penstock ")[2])) == 0  # the command that it gives
+    assert {Path(path).parent for path in paths(tmp_path / "index")} == {moved}
 
 
 def test_a_busy_index_names_the_option_that_the_command_has(

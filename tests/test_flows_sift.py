@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -169,6 +170,9 @@ def test_what_is_left_out_is_said_and_the_list_is_a_source(
         "not blurred = 0 (blurred 1)",
         "not black = 0 (black 1.0)",  # its `blurred` is null, and leaves nothing out
     }
+    count = Counter(row["why"].partition(" (")[0] for row in left)
+    assert f", {len(left)} left out: " in result.line()
+    assert all(f"{number} {text}" in result.line() for text, number in count.items())
     files, failures = find_media(
         [str(result.kept_list)], Selection(recursive=False, extensions=()), None
     )
@@ -192,8 +196,9 @@ def table(*motions: float | None) -> MarkedFiles:
     ],
 )
 def test_a_mark_that_is_null_keeps_a_file(condition: str, kept: list[int]) -> None:
-    found, why = kept_of(table(0.5, 0.0, None), parse_keep(condition, ()))
+    found, why, firsts = kept_of(table(0.5, 0.0, None), parse_keep(condition, ()))
     assert found == kept and set(why) == {0, 1, 2} - set(kept)
+    assert sum(firsts.values()) == len(why)
     assert all(text.startswith("not ") for text in why.values())
 
 
@@ -380,6 +385,11 @@ def test_what_cannot_be_marked_is_named_once_and_not_captioned(
     assert read_lines(tmp_path / "out" / "failures.jsonl") == []
     (failed,) = read_lines(tmp_path / "out" / "sift" / "failures.jsonl")
     assert failed["media_path"] == "broken.jpg"
+    main(["plan", *words[1:], "--json", "--sift", "black = 0"])
+    plan = json.loads(capsys.readouterr().out)
+    run = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert (plan["files"], plan["failed"]) == (run["media"]["total"], 0)
+    assert plan["notes"][0].endswith("; 1 file that failed then, too")
 
 
 def test_of_equal_files_the_shorter_name_is_kept(here: Path, tmp_path: Path) -> None:

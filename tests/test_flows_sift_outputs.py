@@ -75,10 +75,13 @@ def test_whole_numbers_are_whole_in_tables(folder: Path) -> None:
 
 def test_a_picture_of_one_bit_is_never_the_best(folder: Path) -> None:
     with Image.open(folder / "a" / "x.png") as picture:
-        picture.resize((800, 480)).convert("1").save(folder / "bit.png")
+        picture.resize((800, 480)).convert("1").save(folder / "Müller.png")
     assert sift(folder, "--quiet", "--keep", "duplicate = 0") == 0
-    (left,) = read_lines(folder.with_name("out") / "left_out.jsonl")
-    assert left["media_path"] == "bit.png"
+    out = folder.with_name("out")
+    (left,) = read_lines(out / "left_out.jsonl")
+    assert left["media_path"] == "Müller.png"
+    for name in ("marks", "left_out", "media"):  # where grep finds it
+        assert "Müller.png" in (out / f"{name}.jsonl").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("name", ["similar = 0", "width > 3 and similar_group is null"])

@@ -503,6 +503,7 @@ def test_what_sift_found_is_shown_with_the_best_copy_first(tmp_path: Path) -> No
     assert found["count"] == 2
     names = [[each["media_path"] for each in group] for group in found["groups"]]
     assert names == [["d", "e", "f"], ["c", "a"]]
+    assert found["sizes"] == [3, 2]
     assert [each["why"] for each in found["left_out"]] == ["not duplicate = 0"]
 
 

@@ -180,6 +180,7 @@ def ask_again(browser: Browser, studio: OpenStudio) -> None:
     to(browser, "#again button.main")
     browser.press(ENTER)
     browser.wait("return document.querySelectorAll('.other .acts').length === 2", seconds=LONG)
+    browser.wait("return document.querySelector('#again-told').textContent === '2 answers, below'")
     other = browser.run("return document.querySelectorAll('.other')[1].children[1].textContent")
     browser.run("document.querySelectorAll('.other')[1].closest('.row').focus()")
     browser.press("c")
@@ -202,7 +203,7 @@ def write(browser: Browser, studio: OpenStudio, media: list[Path]) -> None:
     )
     messages = {row[0]: row[1:5] for row in browser.run(cells)[1:]}
     assert messages["musubi"] == ["29", "29", "0", "0"] and messages["kohya"][2:] == ["0", "0"]
-    assert messages["kohya"][1] == "29; 11 videos: kohya reads no videos"
+    assert messages["kohya"][1] == "29; 11 videos (it reads no videos)"
     found = {name: READERS[name](studio.out) for name in ("kohya", "musubi")}
     assert len(found["musubi"]) == 29, "30 but for the rejected one"
     assert len(found["kohya"]) == PICTURES, "kohya takes pictures"
@@ -306,6 +307,9 @@ def test_a_run_shows_its_memory_and_why_it_ended(browser: Browser, studio: OpenS
     running = browser.run(message)
     assert re.search(r"memory \S+ \SB now, peak \S+ \SB, planned \S+ \SB, budget \S+ \SB", running)
     assert "12 files" in running and "failed" not in running and "written" not in running
+    browser.run("page.stop = document.querySelector('[data-act$=stop]')")
+    browser.wait(f"{message} !== arguments[0]", running)
+    assert browser.run("return page.stop.isConnected"), "a click on it would be lost"
     (run,) = studio.runs()
     os.kill(run["pid"], signal.SIGKILL)
     shown(browser, f"{studio.address}run/{run['run']}/")

@@ -3,7 +3,9 @@ otherwise a copy does, which such a reader shows so."""
 
 import io
 import shutil
+import struct
 import subprocess
+import zlib
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -104,12 +106,33 @@ def test_a_picture_that_readers_show_otherwise_is_copied_as_the_model_saw_it(
     assert differing.mean() <= (0 if lossless else 3)
 
 
-@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp", "a.tif", "a.bmp", "a.ppm"])
+def _of_48_bits(path: Path) -> None:
+    """A PNG of 16 bits a channel, with an Exif block; Pillow writes none."""
+    pixels, exif = np.asarray(shades()).astype(">u2") * 256 + 200, Image.Exif().tobytes()[6:]
+    lines = b"".join(b"\0" + line.tobytes() for line in pixels)
+    chunks = {b"IHDR": struct.pack(">IIBBBBB", 80, 60, 16, 2, 0, 0, 0), b"eXIf": exif}
+    path.write_bytes(b"\x89PNG\r\n\x1a\n")
+    with path.open("ab") as file:
+        for name, data in {**chunks, b"IDAT": zlib.compress(lines), b"IEND": b""}.items():
+            file.write(struct.pack(">I", len(data)) + name + data)
+            file.write(struct.pack(">I", zlib.crc32(name + data)))
+
+
+@pytest.mark.parametrize(
+    ("name", "save"),
+    [
+        *((f"a.{each}", shades().save) for each in ("jpg", "png", "webp", "tif", "bmp", "ppm")),
+        ("cmyk.jpg", shades().convert("CMYK").save),
+        ("colours of 16 bits.png", _of_48_bits),
+    ],
+)
 def test_a_plain_picture_stands_as_it_is_unless_a_reader_needs_a_copy(
-    tmp_path: Path, name: str
+    tmp_path: Path, name: str, save: Callable[[Path], None]
 ) -> None:
-    shades().save(path := tmp_path / name)
+    save(path := tmp_path / name)
     assert made(path, "image") == {"why": "", "plain": True}
+    for show in SHOWN.values() if path.suffix in STILLS else ():
+        assert np.abs(show(path, "image")[0].astype(int) - seen(path)).max() == 0
     assert np.abs(opened(path) - seen(path)).max() == 0
     copy = made(path, "image", copied=True)
     assert copy["plain"] and np.abs(opened(tmp_path / copy["file"]) - seen(path)).mean() < 3

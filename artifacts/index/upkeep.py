@@ -13,6 +13,7 @@ Rows are found by file, by folder or by key.
 
 import errno
 import os
+import shlex
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -82,12 +83,13 @@ class GoneFiles:
             self._unseen[folder, why] += 1
         return False
 
-    def notes(self) -> Iterator[str]:
-        """Yield a line for each folder whose files are kept because they cannot be seen."""
+    def notes(self, index: Path) -> Iterator[str]:
+        """Yield a line for each folder whose files an index keeps because they cannot be seen."""
         for (folder, fault), count in self._unseen.items():
+            command = shlex.join(["penstock", "index", "remove", folder, "--index", str(index)])
             yield (
-                f"note: {counted(count, 'file')} of {folder} cannot be seen ({fault}) and may be "
-                "there: their rows are kept. If they were deleted, remove the folder by its name"
+                f"note: the rows of {counted(count, 'file')} in {folder} are kept, as its disk may "
+                f"be away ({fault}). If it was deleted or renamed: {command}"
             )
 
     def _fault_of(self, folder: str) -> str:

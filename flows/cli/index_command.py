@@ -86,7 +86,7 @@ def remove(given: argparse.Namespace) -> int:
         found = rows_gone(snapshot, gone) if given.gone else rows_named(snapshot, given.names)
         count = writer.remove(found)
         left = writer.manifest.live_rows
-    print_lines(*gone.notes(), to=sys.stderr)
+    print_lines(*gone.notes(_folder(given)), to=sys.stderr)
     print_lines(
         f"{counted(count, 'row')} removed, {left:,} left; `penstock index compact` frees space"
     )

@@ -59,6 +59,7 @@ def show(
         from flows.machine.launch import DirectLauncher
         from flows.planning.plan import figures, plan_of
         from flows.planning.plan_view import explain_lines, plan_lines, what_fits_lines
+        from flows.results.outputs import lost_trigger_note
         from flows.running.sift_first import left_out_before
 
         if dry_run:
@@ -68,16 +69,19 @@ def show(
         launcher, pipelines = DirectLauncher(display.on_event), pipelines or (CAPTION,)
         left_out, note = left_out_before(config)
         plan = plan_of(config, launcher, display.print_line, *pipelines, left_out=left_out)
+        before = [note] if note else []
+        if plan.job is not None and plan.job.pipeline[-1].writes == "captions":
+            before += filter(None, [lost_trigger_note(config, plan.job.out)])
         if check is not None:
             from flows.job.prepare import prepare_without_media
 
             check(plan.job or prepare_without_media(config, launcher, *pipelines))
     if as_json:
         found = {**figures(plan), **_table(plan)}
-        found["notes"] = [*filter(None, [note]), *found["notes"]]
+        found["notes"] = [*before, *found["notes"]]
         print(json.dumps(found, indent=1))
     else:
-        lines = [*filter(None, [note]), *plan_lines(plan)]
+        lines = [*before, *plan_lines(plan)]
         lines += what_fits_lines(plan) if table else []
         lines += explain_lines(plan) if explain else []
         print_lines(*lines)

@@ -29,6 +29,7 @@ from flows.console.lines import (
 )
 from flows.pipelines import STAGES
 from stages.process.events import Event, Item, StageNotes, Total, Warned
+from stages.process.job import CHUNK
 from stages.process.output_streams import lasting
 
 if TYPE_CHECKING:
@@ -253,14 +254,14 @@ VERBS = {
     "describe": "reading the model",
     "describe_gguf": "reading the GGUF file",
     "webdataset": "writing samples",
-    "cut": "cutting clips",
+    "cut": "writing the data set",
     "convert": "converting",
     "merge": "merging the adapter",
 }
 COUNTS = {
     **{name: stage.counts for name, stage in STAGES.items()},
     "webdataset": "sample",
-    "cut": "clip",
+    "cut": CHUNK,
     "convert": "shard",
 }
 """Stage → noun of its items."""

@@ -10,6 +10,7 @@ import glob
 import json
 import os
 import re
+import shlex
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -21,7 +22,7 @@ from typing import Any
 from artifacts.captions import Failure
 from artifacts.errors import Unanswered, UsageError
 from artifacts.files import OURS, SERVER_FOLDERS, is_hidden
-from artifacts.names import one_name
+from artifacts.names import one_name, path_on_disk
 from artifacts.packages import require_extra
 from artifacts.paths import RealPaths
 from artifacts.plurals import counted
@@ -468,6 +469,9 @@ MAX_PATTERN_LENGTH = 4096
 """Longest pattern in characters, equal to the longest path in bytes. Parsing a pattern of 100,000
 brackets takes minutes."""
 UNREADABLE = "Check that you may read it and that its disk is there"
+OTHER_FORM = (
+    "It looks the same, but its accents are stored in another form (as a Mac does): copy that name"
+)
 NOT_A_FILE = "Name a file or a folder; save the output of a FIFO or a device to a file first"
 
 
@@ -567,6 +571,8 @@ def _named(text: str, source: str, selection: Selection) -> Iterator[MediaFile |
         hint = "Check the name; a folder given earlier may have moved"
         if NAMED_PROMPT.match(text):
             hint = PROMPT_HINT
+        elif meant := path_on_disk(str(path)):
+            hint = f"Did you mean {shlex.quote(writable(meant))}? {OTHER_FORM}"
         yield source_failure(source, text, "missing", "no such file or folder", hint)
 
 

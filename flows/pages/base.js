@@ -27,7 +27,9 @@ const button = (text, click, attributes = {}) => el("button", {type: "button", c
 const sign = (text, name, click, attributes = {}) => button(text, click, {"aria-label": name, title: name, ...attributes});
 const options = names => names.map(([value, name]) => el("option", {value}, name));
 const joined = (texts, by = " · ") => texts.filter(Boolean).join(by);
-const terms = text => text.toLowerCase().split(/\s+/).filter(Boolean);
+// A text as it is searched: composed letters, as a Mac's file names do not have them, and no capitals.
+const folded = text => text.normalize("NFC").toLowerCase();
+const terms = text => folded(text).split(/\s+/).filter(Boolean);
 const most = values => values.reduce((a, b) => Math.max(a, b), -Infinity);
 const least = values => values.reduce((a, b) => Math.min(a, b), Infinity);
 const percent = share => `${100 * share}%`;
@@ -75,8 +77,8 @@ const grouped = number => number.toLocaleString("en");
 const counted = (number, one, many = one + "s") => `${grouped(number)} ${number === 1 ? one : many}`;
 
 // Splits a text, with the search terms marked.
-function marked(text, words) {
-  const low = text.toLowerCase();
+function marked(given, words) {
+  const text = words.length ? given.normalize("NFC") : given, low = folded(text);
   if (!words.length || low.length !== text.length) return [text];
   const found = [];
   let at = 0;
@@ -88,6 +90,15 @@ function marked(text, words) {
     at = next[0] + next[1];
   }
   return [...found, text.slice(at)].filter(Boolean);
+}
+
+const inParts = path => path.split("/").flatMap((part, at) => at ? ["/", el("wbr"), part] : [part]);
+
+// The name of a file, and its folder in small letters; the words sought are marked.
+function titleOf(path, words = []) {
+  const folders = path.split("/"), name = folders.pop();
+  const small = folders.map(part => [marked(part, words), "/", el("wbr")]);
+  return [marked(name, words), small.length ? el("span", {class: "folder"}, " ", small) : ""];
 }
 
 function table(columns, rows, className = "") {

@@ -4,10 +4,11 @@ const edits = new Map(); // key of a caption → what people said of it; of a re
 const NOTHING = {caption: null, review: ""};
 const edit = row => edits.get(row.key) || NOTHING;
 const words = row => edit(row).caption ?? row.said;
+const isDecided = row => edit(row).review || edit(row).caption !== null;
 
 const FILTERS = {
   all: ["all", () => true],
-  open: ["not decided", row => !edit(row).review],
+  open: ["not decided", row => !isDecided(row)],
   accepted: ["accepted", row => edit(row).review === "accepted"],
   rejected: ["rejected", row => edit(row).review === "rejected"],
   corrected: ["corrected", row => edit(row).caption !== null],
@@ -40,19 +41,20 @@ const areLong = media => media.filter(medium => medium.captions.length > 3).leng
 
 // A text as it is searched, kept with what it is of: making 50,000 takes most of a search.
 function low(of, text) {
-  if (of.lowOf !== text) Object.assign(of, {lowOf: text, low: text.toLowerCase()});
+  if (of.lowOf !== text) Object.assign(of, {lowOf: text, low: folded(text)});
   return of.low;
 }
 
-// Media with those of their captions that are asked for; `bare`: also those without a caption.
-function chosen(media, {filter, sort, sought, bare = false}) {
-  const has = (of, text) => { const found = low(of, text); return sought.every(word => found.includes(word)); };
+// Media with those of their captions that are asked for: each word sought is in the name, the caption, or what the run adds to all
+// captions (`around`). `bare`: also media without a caption.
+function chosen(media, {filter, sort, sought, around = "", bare = false}) {
+  const all = folded(around), rest = sought.filter(word => !all.includes(word));
+  const has = (...texts) => rest.every(word => texts.some(text => text.includes(word)));
   const passes = FILTERS[filter][1], [, order, place] = SORTS[sort];
   const found = media.map(medium => {
-    const named = !sought.length || has(medium, medium.name), passed = medium.captions.filter(row => passes(row, medium));
-    const fit = sought.length ? passed.filter(row => has(row, words(row))) : passed;
-    return {medium, named, rows: named && !fit.length ? passed : fit};
-  }).filter(({medium, named, rows}) => rows.length || (bare && named && filter === "all" && !medium.captions.length));
+    const name = rest.length ? low(medium, medium.name) : "", passed = medium.captions.filter(row => passes(row, medium));
+    return {medium, name, rows: rest.length ? passed.filter(row => has(name, low(row, words(row)))) : passed};
+  }).filter(({medium, name, rows}) => rows.length || (bare && filter === "all" && !medium.captions.length && has(name)));
   if (!place) return order ? found.sort(order) : found;
   // Each caption has a place of its own, so it gets a card of its own.
   const apart = found.flatMap(({medium, rows}) => rows.map(row => ({medium, rows: [row], place: place(row)})));

@@ -5,7 +5,7 @@ const area = ([left, top, right, bottom]) => (right - left) * (bottom - top);
 const boxed = labels => labels.filter(label => label.passed && label.box);
 // The colour of each name, in their order.
 const tints = names => new Map([...new Set(names)].map((name, at) => [name, at % TINTS]));
-const gone = (medium, why) => el("p", {class: "gone"}, el("strong", {}, why), " ", el("code", {}, medium.path));
+const gone = (medium, why) => el("p", {class: "gone"}, el("strong", {}, why), " ", el("code", {}, inParts(medium.path)));
 
 class Scene {
   // `node` is an img or a video that fills the box.

@@ -24,7 +24,7 @@ from artifacts.errors import CannotFit, EnvironmentFault, Killed, StageDied
 from artifacts.files import HALF, OURS, replace_file, write_json, write_text
 from artifacts.json_shapes import BYTES
 from artifacts.names import rules_in
-from artifacts.plurals import counted, first_of
+from artifacts.plurals import counted, first_of, reasons
 from artifacts.regular_files import read_text, refuse_links
 from artifacts.shards import SHARD_BYTES, Media, Sample, media_suffix, sample_key
 from artifacts.stamps import Stamp, stamp_of
@@ -311,9 +311,10 @@ LEAD_SECONDS = 0.5
 
 def kept_note(names: Sequence[str], folder: Path) -> str:
     """Return a note about user files that were kept in a folder."""
+    old = ", with the captions that were in it" if any(".json" in name for name in names) else ""
     return (
-        f"kept {counted(len(names), 'file')} in {folder} that users wrote or edited "
-        f"({first_of(names)}); --existing replace replaces them"
+        f"{first_of(names)} kept in {folder}, edited by you{old}; --existing replace would "
+        "overwrite your edits"
     )
 
 
@@ -403,10 +404,9 @@ class Clips:
         if not copies:
             return
         why = Counter(reason for reason, _ in copies.values())
-        reasons = ", ".join(f"{reason} {count:,}" for reason, count in why.most_common())
         yield (
             f"data sets: {counted(len(keys) - len(copies), 'file')} as they are, {len(copies):,} "
-            f"as exact copies ({gib(sum(size for _, size in copies.values()))}): {reasons}"
+            f"as exact copies ({gib(sum(size for _, size in copies.values()))}): {reasons(why)}"
         )
 
     def notes(self) -> Iterator[str]:

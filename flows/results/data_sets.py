@@ -165,12 +165,14 @@ class TrainersWritten:
     """The data sets that were written, and notes about them for the user."""
 
     forms: list[str] = field(default_factory=list)
-    """Formats whose files are up to date."""
+    """Formats whose files are up to date, but those that users edited."""
     notes: list[str] = field(default_factory=list)
     captions: dict[str, int] = field(default_factory=dict)
-    """Format → number of captions in it."""
+    """Format → number of captions of this run in it."""
     user_texts: dict[str, int] = field(default_factory=dict)
     """Format → number of its entries that users wrote or corrected."""
+    edited: dict[str, list[str]] = field(default_factory=dict)
+    """Format → names of its files that users wrote or edited, which are kept."""
 
 
 def write_trainers(job: Job, launcher: Launcher, on_progress: OnProgress) -> TrainersWritten:
@@ -182,8 +184,14 @@ def write_trainers(job: Job, launcher: Launcher, on_progress: OnProgress) -> Tra
         for name in TRAINERS
         if name in OutputOptions.of(job.config).format or _is_own(job, own, name)
     ]
+    found = TrainersWritten()
+    for name in (each for each in TRAINERS if each not in forms):  # no file in it is a run's
+        folder, names = job.out / name, TRAINERS[name].names
+        if kept := [file for file in names if os.path.lexists(folder / file)]:
+            found.edited[name] = kept
+            found.notes.append(kept_note(kept, folder))
     if not forms:
-        return TrainersWritten()
+        return found
     user_texts = UserTexts(job)
     items = [chunk for group in sample_sources(job, user_texts) for chunk in by_chunk(group)]
     clips = Clips(job, launcher, on_progress)
@@ -200,11 +208,11 @@ def write_trainers(job: Job, launcher: Launcher, on_progress: OnProgress) -> Tra
         [item for item in firsts if clips.exact or not item.whole],
         unread if clips.exact else (),
     )
-    found = TrainersWritten()
     for name in forms:
         trainer = _TrainerFolder(job, own, name, clips)
-        if trainer.write(items, cut):
-            found.forms.append(name)
+        if kept := trainer.write(items, cut):
+            found.edited[name] = kept
+        found.forms.append(name)
         keep_media(job.out, name)
         found.notes += trainer.notes()
         found.captions[name] = trainer.captions
@@ -219,6 +227,15 @@ def _is_own(job: Job, own: GeneratedFiles, name: str) -> bool:
     """Return whether `OUT` has a generated file of this data set."""
     files = TRAINERS[name].names
     return any(own.has(f"{name}/{file}", digest_at(job.out / name / file)) for file in files)
+
+
+def unread(kind: str, file: Path) -> tuple[str, str]:
+    """Return what a file is whose kind a trainer does not read, and the reason or what to do."""
+    from stages.frames.image import is_still
+
+    if is_still(file):
+        return f"single-frame {media_suffix(file.name).upper()}", "save it as PNG"
+    return kind, f"it reads no {kind}s"
 
 
 class _TrainerFolder:
@@ -237,14 +254,14 @@ class _TrainerFolder:
         """Kind of what is left out, and the reason → count."""
         self._copied = 0
         self.captions = 0
-        """Number of captions in its entries."""
+        """Number of captions of this run in its files."""
         self.user_texts = 0
         """Number of entries, in files that were written, that users wrote or corrected."""
         self._spare = 0
         """Number of media of an earlier run that may be the last copy."""
 
-    def write(self, items: Sequence[Chunk], cut: Mapping[str, Path]) -> bool:
-        """Write its files. Return whether all of them are up to date."""
+    def write(self, items: Sequence[Chunk], cut: Mapping[str, Path]) -> list[str]:
+        """Write its files. Return the names of those that users wrote or edited, which are kept."""
         usable = [
             (chunk, path) for chunk in items if (path := self._media(chunk[0], cut)) is not None
         ]
@@ -252,7 +269,6 @@ class _TrainerFolder:
             one = f"it takes one per sample, that of prompt {chunk[0].sample.row.name}"
             self._left_out.update({("caption", one): len(chunk) - 1} if len(chunk) > 1 else {})
         entries = self._entries(usable)
-        self.captions = sum(len(entry.rows) if self._form.several else 1 for entry in entries)
         texts = self._form.write(entries, self._folder)
         for file, text in texts.items():
             content = text.encode("utf-8", errors="replace")
@@ -260,16 +276,16 @@ class _TrainerFolder:
             if not self._own.update(self._folder / file, content, form, replace=self._replace):
                 self._kept.append(file)
         kept = {file for file in self._kept if ".json" in file}  # captions, and not settings
-        self.user_texts = sum(
-            has_user_text(entry.rows if self._form.several else [entry.row])
-            and not (kept and kept & {*self._form.write([entry], self._folder)})
-            for entry in entries
-        )
+        for entry in entries:
+            rows = entry.rows if self._form.several else entry.rows[:1]
+            if not (kept and kept & {*self._form.write([entry], self._folder)}):
+                self.captions += len(rows)
+                self.user_texts += has_user_text(rows)
         try:
             self._clear(set(texts), {entry.path for entry in entries})
         except OSError as error:
             raise fault_of(error, self._folder) from error
-        return not self._kept
+        return self._kept
 
     def _media(self, item: SampleSource, cut: Mapping[str, Path]) -> Path | None:
         """Return the file of one chunk, if the trainer can read it."""
@@ -279,12 +295,7 @@ class _TrainerFolder:
         )
         path = item.file if is_file else cut.get(item.sample.key)
         if item.kind not in self._form.folders:
-            from stages.frames.image import is_still
-
-            noun, why = item.kind, f"it reads no {item.kind}s"
-            if is_still(item.file):
-                noun, why = f"single-frame {media_suffix(item.file.name).upper()}", "save it as PNG"
-            self._left_out[noun, why] += 1
+            self._left_out[unread(item.kind, item.file)] += 1
         elif path is None:
             pass  # reported once for all trainers
         elif not self._form.takes(item.kind, suffix := media_suffix(path.name)):

@@ -1,9 +1,10 @@
 """Writes the requested output files from stored captions. Runs no model."""
 
-import json
 import os
+import shlex
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
@@ -13,7 +14,8 @@ from urllib.parse import quote
 
 from artifacts.captions import WRITERS, Caption, Failure, json_lines, write_jsonl
 from artifacts.edits import REJECTED, unused_note
-from artifacts.errors import EnvironmentFault
+from artifacts.errors import EnvironmentFault, PenstockError
+from artifacts.files import json_text
 from artifacts.plurals import counted
 from artifacts.shards import DATASET
 from artifacts.tables import TABLES
@@ -22,7 +24,8 @@ from flows.job.prepare import Job
 from flows.ledger.tasks import Medium
 from flows.media.generated_files import GeneratedFiles, digest_at
 from flows.media.media_files import MediaFile
-from flows.options.text import OutputOptions, PromptOptions
+from flows.options.commands import RunOptions
+from flows.options.text import OutputOptions, PromptOptions, TextOptions
 from flows.pipelines import STAGES
 from flows.results.captions import (
     ALL_REASONING,
@@ -35,6 +38,7 @@ from flows.results.captions import (
     unanswered,
 )
 from flows.results.marker import CAPTIONS, MEDIA, write_proved
+from flows.results.run_read import load_record
 from flows.results.text_files import TextFileCounts, write_texts
 from stages.process.events import Failed
 
@@ -163,6 +167,20 @@ def replaced_line(out: Path, outputs: Mapping[str, str]) -> str:
     return f"replaces in {out}: {', '.join(names)}" if names else ""
 
 
+def lost_trigger_note(config: RunOptions, out: Path) -> str:
+    """Return a note on the trigger or prefix of the captions in `out` if this run, which replaces
+    them, has neither; empty if there is none."""
+    now, before = TextOptions.of(config), dict[str, str]()
+    with suppress(PenstockError):
+        before = load_record(out)["plan"].get("words", {})
+    lost = next((name for name in ("trigger", "prefix") if before.get(name)), "")
+    if not lost or now.trigger or now.prefix:
+        return ""
+    place, text = next((n for n in FOLDERS if (out / n).is_dir()), CAPTIONS), before[lost]
+    words = f"the {lost} {text}, and this run has none: give --{lost} {shlex.quote(text)}"
+    return f"{out / place} had {words} to keep it"
+
+
 def existing_outputs(job: Job) -> list[str]:
     """Return the outputs of an earlier run that exist when a run begins."""
     paths, names = output_paths(job), ("captions", *TABLES, *FOLDERS)
@@ -191,6 +209,8 @@ class OutputCounts:
     """Format → number of user-written or corrected texts in it."""
     earlier: list[str] = field(default_factory=list)
     """Outputs that an earlier run wrote and this one did not update."""
+    edited: dict[str, list[str]] = field(default_factory=dict)
+    """Data set → its files that the user wrote or edited, which are kept."""
     chunks: Mapping[MediaFile, int] = field(default_factory=dict)
     """Captions of each file, under its first prompt."""
     shared_edits: dict[str, str] = field(default_factory=dict)
@@ -209,6 +229,7 @@ class OutputCounts:
             "rejected": self.rejected,
             "texts": [texts.to_json() for texts in self.texts],
             "earlier": list(self.earlier),
+            "edited": dict(self.edited),
         }
 
 
@@ -299,4 +320,4 @@ def media_line(file: MediaFile, captions: int, content: Medium | None = None) ->
         row["content"] = content.digest
         if content.stamp is not None:
             row |= {"bytes": content.stamp.size, "modified": content.stamp.modified}
-    return json.dumps(row) + "\n"
+    return json_text(row) + "\n"

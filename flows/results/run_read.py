@@ -110,6 +110,7 @@ RECORD = {
     **dict.fromkeys(("rows", "summaries", "cut"), count),
     "texts": [TEXTS],
     "earlier": [text],
+    "edited": OptionalField(MapOf([text])),
     "failures": [dict.fromkeys(("media_path", "message", "hint"), text)],
     "versions": MapOf(text),
     "partitions": OptionalField(

@@ -333,6 +333,7 @@ def blank(out: Path, pipeline: Pipeline = CAPTION) -> dict[str, Any]:
         "cut": 0,
         "texts": [],
         "earlier": [],
+        "edited": {},
         "command": None,
         "failures": [],
         "error": "",

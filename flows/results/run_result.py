@@ -107,9 +107,10 @@ class RunResult(RunEnd):
         if self.written.shared_edits:
             copy, first = next(iter(self.written.shared_edits.items()))
             more = len(self.written.shared_edits) - 1
+            others = f" ({counted(more, 'more such file')})" if more else ""
             yield (
-                f"an edit counts for every file of the same content: {first} and {copy}"
-                f"{f', and {more} more' if more else ''} have one. To drop a copy, delete the file"
+                f"an edit counts for all files of the same content: that of {first} also for "
+                f"{copy}{others}. To leave out only a copy, delete that file"
             )
         if self.written.unused_edits:
             yield self.written.unused_edits
@@ -125,6 +126,5 @@ class RunResult(RunEnd):
         if self.written.earlier:
             yield (
                 f"from an earlier run: {', '.join(self.written.earlier)} in {self.out}; "
-                f"--format {','.join(self.written.earlier)} rewrites what no user edited, with "
-                "--existing replace all of it"
+                f"--format {','.join(self.written.earlier)} rewrites it, but what you edited"
             )

@@ -4,13 +4,14 @@ The status of a run lists its finished items, rate and remaining time. The modul
 and starts nothing.
 """
 
+import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from artifacts.plurals import counted
+from artifacts.plurals import counted, first_of
 from flows.console.lines import duration, size
 from flows.job.job_summary import computed_by
 from flows.pipelines import LABELS, STAGES, product_of
@@ -260,6 +261,11 @@ def texts_line(texts: Mapping[str, Any]) -> str:
     return f".{texts['format']}{where}: {', '.join(parts) or 'none'}"
 
 
+def edited_text(names: Sequence[str]) -> str:
+    """Return what became of the files of a data set that the user wrote or edited."""
+    return f"{first_of(names)} kept, edited by you"
+
+
 def rung_line(taken: Mapping[str, Any]) -> str:
     """Return a line such as `decode runs with batch 2, bf16 (out of memory: CUDA out of memory
     …)`."""
@@ -270,8 +276,12 @@ def rung_line(taken: Mapping[str, Any]) -> str:
 def output_paths(record: Mapping[str, Any]) -> dict[str, str]:
     """Return the name and path of each output of a run, and its store."""
     found = {**record["outputs"], "store": record["plan"].get("store", "")}
-    for name in record["earlier"]:
-        found[name] = f"{found.get(name, '')} (from an earlier run)"
+    if record["state"] not in ("running", "done"):  # it did not come to write all of them
+        found = {n: p for n, p in found.items() if not os.path.isabs(p) or os.path.lexists(p)}
+    why = dict.fromkeys(record["earlier"], "from an earlier run")
+    why |= {name: edited_text(names) for name, names in record.get("edited", {}).items()}
+    for name, text in why.items():
+        found[name] = f"{found.get(name, '')} ({text})"
     return {name: path for name, path in found.items() if path}
 
 

@@ -4,9 +4,8 @@ A mark has a name, a range and a value. The table has the marks of all files of 
 writes the tables of marks, the list of what is kept, and the list of what is left out.
 """
 
-import json
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from artifacts.errors import UsageError
-from artifacts.files import write_text
+from artifacts.files import json_text, write_text
 from artifacts.index.where import WORDS, Condition, Table
 from artifacts.plurals import counted
 from artifacts.tables import TABLES, schema_of, stored_text, table_of, utf8
@@ -267,10 +266,13 @@ def _rank_of_name(media_path: str) -> tuple[int, str]:
     return len(PurePosixPath(media_path).stem), media_path
 
 
-def kept_of(found: MarkedFiles, condition: Condition | None) -> tuple[list[int], dict[int, str]]:
-    """Return the indexes of the files to keep, and index → why each other file is left out."""
+def kept_of(
+    found: MarkedFiles, condition: Condition | None
+) -> tuple[list[int], dict[int, str], dict[str, int]]:
+    """Return the indexes of the files to keep, index → why each other file is left out, and each
+    part of the condition → the files for which it is the first that is not met."""
     if condition is None or not found.rows:
-        return list(range(len(found.rows))), {}
+        return list(range(len(found.rows))), {}, {}
     # Numbers of one type, since a condition may compare a count with 0.5.
     kinds = {name: "text" if name in TEXTS else "number" for name in found.rows[0]}
     rows = [{n: stored_text(value) for n, value in row.items()} for row in found.rows]
@@ -283,7 +285,8 @@ def kept_of(found: MarkedFiles, condition: Condition | None) -> tuple[list[int],
         )
         for at in np.flatnonzero(~kept)
     }
-    return [int(at) for at in np.flatnonzero(kept)], why
+    firsts = Counter(next(text for text, met in parts if not met[at]) for at in why)
+    return [int(at) for at in np.flatnonzero(kept)], why, firsts
 
 
 def _seen(row: Mapping[str, Any], text: str) -> str:
@@ -318,6 +321,8 @@ class Sifted(RunEnd):
     """Files of these that are kept."""
     duplicates: int = 0
     """Files that are a copy of a better one."""
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    """Part of the condition → the files that it leaves out, each counted once."""
     unmarked: frozenset[str] = frozenset()
     """Places of the files that exist and could not be marked."""
 
@@ -342,8 +347,12 @@ class Sifted(RunEnd):
 
     def line(self) -> str:
         """Return the outcome in one line."""
-        copies = f", {counted(self.duplicates, 'duplicate')}" if self.duplicates else ""
-        line = f"{self.kept:,} of {counted(self.marked, 'file')} kept in {self.kept_list}{copies}"
+        line = f"{self.kept:,} of {counted(self.marked, 'file')} kept in {self.kept_list}"
+        if self.left_out:
+            parts = ", ".join(f"{count:,} not {text}" for text, count in self.left_out.items())
+            line += f", {sum(self.left_out.values()):,} left out: {parts}"
+        elif self.duplicates:
+            line += f", {counted(self.duplicates, 'duplicate')}"
         return f"{line}{self.failed_suffix()}"
 
     __repr__ = line
@@ -374,5 +383,5 @@ def write_tables(
             if form in formats:
                 path = (out / name).with_suffix(f".{form}")
                 own.renew(path, partial(write, rows=rows, kinds=kinds))
-        lines = (json.dumps(row) + "\n" for row in rows)
+        lines = (json_text(row) + "\n" for row in rows)
         own.renew(out / name, partial(write_text, pieces=lines))

@@ -31,7 +31,7 @@ from artifacts.edits import REJECTED, FixedText
 from artifacts.errors import MediaError
 from artifacts.keys import digest_of
 from artifacts.names import SUFFIXES, Naming, file_stems, one_name, rules_in
-from artifacts.plurals import counted, first_of
+from artifacts.plurals import counted, first_of, reasons
 from artifacts.shards import DATASET
 from flows.job.media_digests import JobFile
 from flows.job.prepare import Job
@@ -393,11 +393,10 @@ class TextFileCounts:
                 "one .txt per stem, such as sd-scripts, do not find their texts; rename them"
             )
         if self.unlike:
-            reasons = ", ".join(f"{why} {count:,}" for why, count in self.unlike.most_common())
             yield (
                 f"{counted(self.unlike.total(), 'picture')} beside new texts may be shown to a "
-                f"trainer otherwise than to the model ({reasons}); --format kohya writes a data "
-                "set with exact copies"
+                f"trainer otherwise than to the model ({reasons(self.unlike)}); --format kohya "
+                "writes a data set with exact copies"
             )
         if self.earlier and not self.requested:
             yield (

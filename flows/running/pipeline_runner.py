@@ -50,6 +50,7 @@ from flows.results.outputs import (
 )
 from flows.results.run_record import RunRecord
 from flows.results.run_result import RunEnd, RunResult
+from flows.results.run_status import edited_text
 from flows.running.stage_calls import StageCallBuilder, settings_on
 from flows.running.stage_runner import OneShotStage, StageRunner
 from stages import embed_texts, summarize
@@ -319,9 +320,12 @@ class PipelineRunner:
         for form in trainers.forms:
             count = trainers.captions[form]
             of_all = "" if count == result.written.captions else f" ({counted(count, 'caption')})"
-            result.written.others.append(f"{form}/{of_all}")
+            kept = f" with {edited_text(names)}" if (names := trainers.edited.get(form)) else ""
+            result.written.others.append(f"{form}/{of_all}{kept}")
         result.written.user_texts |= trainers.user_texts
-        result.written.earlier = [n for n in result.written.earlier if n not in trainers.forms]
+        updated = {*trainers.forms, *trainers.edited}
+        result.written.earlier = [n for n in result.written.earlier if n not in updated]
+        result.written.edited = trainers.edited
         self._record_outputs(result, stale=stale)
 
     def compute_records(self, write_out: Callable[[], RunEnd] | None = None) -> None:

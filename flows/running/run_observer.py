@@ -31,6 +31,7 @@ from flows.planning.plan import ladder_of
 from flows.results.outputs import (
     existing_outputs,
     failure_of,
+    lost_trigger_note,
     media_paths_of,
     output_paths,
     replaced_line,
@@ -318,6 +319,8 @@ class RunObserver:
                 line = replaced_line(job.out, record.value["outputs"])
                 if line and not same_work_in(job.out, record.value["keys"]):
                     self.display.print_line(line)
+                if self._command == "caption" and (lost := lost_trigger_note(job.config, job.out)):
+                    self.display.print_line(lost)
             record.write(force=True)
             self._ladder = ladder_of(job, self._on_rung_change)
             launcher = launcher_for(job, launcher, self.display.print_line)

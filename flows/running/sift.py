@@ -249,7 +249,7 @@ def sift(
                 found, failures = _complete(job, record, display, make_launcher, out)
                 if vectors is not None:
                     vectors.mark(found, tuple(config.head), config.similar)
-                kept, why = kept_of(found, condition)
+                kept, why, left_out = kept_of(found, condition)
                 write_tables(own, out, found, config.format, kept, why)
                 lines = (media_line(each.file, 1) for each in found.files)
                 write_proved(out, {MEDIA: lines}, job.store.url)
@@ -263,6 +263,7 @@ def sift(
         marked=len(found.rows),
         kept=len(kept),
         duplicates=sum(row["duplicate"] for row in found.rows),
+        left_out=left_out,
         unmarked=frozenset(f.file.place for f in job.files) - {f.file.place for f in found.files},
     )
 

@@ -1,5 +1,6 @@
 """Captions the media that meet `--sift`: marks them, then captions what is left."""
 
+import os
 from contextlib import suppress
 
 from artifacts.errors import PenstockError
@@ -25,6 +26,7 @@ def left_out_before(config: RunOptions) -> tuple[frozenset[str], str]:
     was marked by that condition. Raises UsageError."""
     if not (condition := SiftFirstOptions.of(config).sift):
         return frozenset(), ""
+    from flows.results.report.media import failed_media
     from flows.results.sift_marks import parse_keep
 
     parse_keep(condition, (), option="--sift")
@@ -33,7 +35,13 @@ def left_out_before(config: RunOptions) -> tuple[frozenset[str], str]:
         if load_record(folder).get("keep") == condition:
             rows = read_jsonl(folder / LEFT_OUT_FILE, {"path": string}, "Sift again")
             left = frozenset(row["path"] for row in rows)
-            return left, f"{counted(len(left), 'file')} left out by --sift, as marked before"
+            note = f"{counted(len(left), 'file')} left out by --sift, as marked before"
+            if failed := failed_media(folder):
+                note += f"; {counted(len(failed), 'file')} that failed then, too"
+            sources = [(os.path.abspath(row["source"]), row["media_path"]) for row in failed]
+            return left.union(
+                *((source, os.path.join(source, path)) for source, path in sources)
+            ), note
     return frozenset(), "files and chunks are those before the filter (--sift): marks come first"
 
 

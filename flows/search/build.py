@@ -173,7 +173,7 @@ def _append(folder: Path, look_for_vanished: bool, job: Job) -> IndexWritten:
         if look_for_vanished:
             gone = GoneFiles()
             found.vanished = _vanished(folder, job, gone)
-            found.unseen = tuple(gone.notes())
+            found.unseen = tuple(gone.notes(folder))
     return found
 
 

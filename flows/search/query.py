@@ -32,6 +32,7 @@ from artifacts.index.writing import refuse_other, refuse_other_halves
 from artifacts.keys import DIGESTS, digest_of
 from artifacts.packages import require_extra
 from artifacts.regular_files import is_denied
+from artifacts.remote.addresses import is_address
 from artifacts.store import open_store
 from artifacts.tiles import OFF
 from artifacts.vectors import Vectors, vectors_in
@@ -80,7 +81,8 @@ def read_texts(
         observer = RunObserver(display)
         with tempfile.TemporaryDirectory(prefix="penstock-search-") as out, stopped_in_order():
             launcher = DirectLauncher(observer.on_event)
-            job = prepare_without_media(replace(config, out=out, tiles=OFF), launcher, LABEL)
+            without_media = replace(config, sources=(), out=out, tiles=OFF)
+            job = prepare_without_media(without_media, launcher, LABEL)
             refuse_other_halves(folder, maker, maker_of(job, maker.width))
             with observer.pipeline_for_job(job, launcher, "searching in", outputs={}) as runner:
                 return runner.texts.make([[text] for text in texts]).vectors
@@ -314,11 +316,13 @@ def is_image_query(text: str) -> bool:
 
 
 def to_hit(snapshot: Snapshot, rank: int, moment: Moment) -> Hit:
-    """Return the hit of a match."""
-    row, position = moment.row, moment.position
+    """Return the hit of a match. Of the files of its content, the first that exists is named."""
+    position = moment.position
     (content,) = snapshot.identities_at(CONTENT, np.array([position]))
     same = snapshot.positions_of(CONTENT, int(content))
     others = same[same != position]
+    rows = [moment.row, *snapshot.read(others[:MAX_COPY_PATHS])]
+    row, *copies = sorted(rows, key=lambda r: not (is_address(r.path) or os.path.lexists(r.path)))
     span = None if moment.start is None or moment.end is None else (moment.start, moment.end)
     return Hit(
         rank=rank,
@@ -330,7 +334,7 @@ def to_hit(snapshot: Snapshot, rank: int, moment: Moment) -> Hit:
         box=row.box,
         key=row.key,
         copies=len(others),
-        copy_paths=tuple(other.path for other in snapshot.read(others[:MAX_COPY_PATHS])),
+        copy_paths=tuple(copy.path for copy in copies),
     )
 
 

@@ -11,14 +11,14 @@ import json
 import mimetypes
 import secrets
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
-from artifacts.edits import EDITS, REJECTED, UNTOUCHED, Edit
+from artifacts.edits import EDITS, REJECTED, UNTOUCHED
 from artifacts.errors import PenstockError
 from artifacts.json_shapes import BYTES
 from artifacts.plurals import counted
@@ -26,6 +26,7 @@ from artifacts.regular_files import read_text, refuse_links
 from artifacts.trainers import TRAINERS
 from flows.media.media_files import kind_of
 from flows.options.formats import EXACT
+from flows.results.data_sets import unread
 from flows.results.marker import read_marker
 from flows.reviewing.captions import EditRefused
 from flows.serving.refusals import JSON, ShownFile, json_answer, shown_file
@@ -41,9 +42,9 @@ Sample = tuple[str, str, Path]
 """Name, caption and file of a sample."""
 
 
-def sets_in(out: Path, captions: Counter[str]) -> list[dict[str, Any]]:
-    """Return a finding for each data set in a folder. `captions` are the numbers of captions that
-    were not rejected, by the path of their medium."""
+def sets_in(out: Path, captions: int, chunks: Counter[str]) -> list[dict[str, Any]]:
+    """Return a finding for each data set in a folder. `captions` were not rejected, and are of
+    `chunks`: path of a medium → number."""
     found, marker = [], read_marker(out)
     is_copied = marker is None or marker.media == EXACT
     for form, read in READERS.items():
@@ -62,8 +63,8 @@ def sets_in(out: Path, captions: Counter[str]) -> list[dict[str, Any]]:
                 "folder": str(out / form),
                 "samples": len(samples),
                 "is_old": is_old(out, form),
-                "captions": captions.total(),
-                "left_out": [*left_out(form, captions, is_copied=is_copied)],
+                "captions": captions,
+                "left_out": [*left_out(form, chunks, is_copied=is_copied)],
                 "empty": [len(empty), empty[:NAMED]],
                 "missing": [len(missing), missing[:NAMED]],
                 "problem": problem,
@@ -80,27 +81,21 @@ def is_old(out: Path, form: str) -> bool:
     return False
 
 
-def left_out(form: str, captions: Counter[str], *, is_copied: bool) -> Iterator[str]:
-    """Yield what a trainer does not read: kinds of media, and files by their suffix, unless the
-    data set has copies of those."""
-    trainer, kinds, names = TRAINERS[form], Counter[str](), list[str]()
-    for path, count in captions.items():
+def left_out(form: str, chunks: Counter[str], *, is_copied: bool) -> Iterator[str]:
+    """Yield what a trainer does not read: kinds of media, in the words of the run, and files by
+    their suffix, unless the data set has copies of those."""
+    trainer, kinds, names = TRAINERS[form], Counter[tuple[str, str]](), list[str]()
+    for path, count in chunks.items():
         kind = kind_of(path)
         if kind not in trainer.folders:
-            kinds[kind] += count
+            kinds[unread(kind, Path(path))] += count
         elif not (is_copied or trainer.reads(kind, path)):
-            names.append(path)
-    for unread, count in kinds.items():
-        yield f"{counted(count, unread)}: {form} reads no {unread}s"
+            names.append(Path(path).name)
+    for (noun, why), count in kinds.items():
+        yield f"{counted(count, noun)} ({why})"
     if names:
         named = ", ".join(names[:NAMED]) + ", …" * (len(names) > NAMED)
         yield f"{counted(len(names), 'file')} that {form} does not read: {named}"
-
-
-def kept_paths(rows: Mapping[str, Mapping[str, Any]], edits: Mapping[str, Edit]) -> Counter[str]:
-    """Return the numbers of captions that were not rejected, by the path of their medium."""
-    kept = (row for key, row in rows.items() if edits.get(key, UNTOUCHED).review != REJECTED)
-    return Counter(row["media_path"] for row in kept)
 
 
 def _kohya(folder: Path) -> Iterator[Sample]:
@@ -268,8 +263,11 @@ class CaptionsRoutes:
         captions = self._captions(request)
 
         def found() -> list[dict[str, Any]]:
-            reviewed = captions.reviewed
-            return sets_in(captions.out, kept_paths(reviewed.rows, reviewed.edits()))
+            edits, rows = captions.reviewed.edits(), captions.reviewed.rows
+            kept = [key for key in rows if edits.get(key, UNTOUCHED).review != REJECTED]
+            paths = captions.paths(kept) if kept else {}
+            chunks = {(path or rows[key]["media_path"], at) for key, (path, at, _) in paths.items()}
+            return sets_in(captions.out, len(kept), Counter(path for path, _ in chunks))
 
         return json_answer({"sets": await asyncio.to_thread(found)})
 

@@ -276,6 +276,7 @@ def sifted_in(out: Path) -> dict[str, Any]:
             sorted(rows, key=lambda row: row.get("duplicate") or 0)[:SHOWN_MEMBERS]
             for rows in largest
         ],
+        "sizes": [len(rows) for rows in largest],
         "left_out": rows[:SHOWN_LEFT_OUT],
     }
 

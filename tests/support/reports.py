@@ -2,10 +2,14 @@
 
 import json
 import time
+import unicodedata
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+from PIL import Image
 
 from artifacts.captions import Caption, Failure, write_jsonl
 from artifacts.files import write_json, write_text
@@ -46,6 +50,32 @@ def captions_of(file: MediaFile, texts: Sequence[str], seconds: float = 2.0) -> 
         values = {name: getattr(row, name) for name in Caption.__slots__}
         rows.append(Caption(**{**values, "source": file.source, "warnings": ()}))
     return rows
+
+
+TRIGGER = "ohwx"
+SEARCHES = {
+    "Müller": ["1.png", "2.png"],
+    "müller RING": ["1.png"],
+    "Zürich square": ["2.png"],
+    "ohwx": ["1.png", "2.png", "3.png"],
+    "OHWX star": ["3.png"],
+    "Müller star": [],
+}
+"""A query → the files of `mac_folder` that it finds, of which each caption begins with TRIGGER."""
+
+
+def mac_folder(folder: Path) -> list[tuple[MediaFile, list[Caption]]]:
+    """Pictures in folders whose names are decomposed, as macOS writes them."""
+    found = []
+    for number, (place, thing) in enumerate(
+        (("Müller", "ring"), ("Zürich/Müller", "square"), ("else", "star"))
+    ):
+        name = unicodedata.normalize("NFD", f"{place}/{number + 1}.png")
+        (folder / name).parent.mkdir(parents=True)
+        Image.new("RGB", (640, 480), "red").save(folder / name)
+        file = replace(media_file(folder / name), media_path=name)
+        found.append((file, captions_of(file, [f"{TRIGGER}, A Red {thing}."])))
+    return found
 
 
 def write_run(

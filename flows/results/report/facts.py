@@ -37,6 +37,7 @@ from flows.results.report.media import (
     MEDIA_ENTRY,
     RUN_AGAIN,
     captioned_media,
+    embed_thumbnails,
     failed_media,
 )
 from flows.results.report.sections import (
@@ -423,6 +424,7 @@ def facts(out: Path, folder: Path) -> dict[str, Any]:
     labels = run if is_labels else label_run_below(run)
     if labels is not None and not is_labels:
         add_labels(media, labelled_media(labels, folder, max(SHEET, len(media))))
+    embed_thumbnails(media, folder)
     prompts = list(dict.fromkeys(medium["prompt"] for medium in media if medium["prompt"]))
     if len(prompts) == 1:  # shown once, above
         for medium in media:

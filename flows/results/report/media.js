@@ -1,6 +1,12 @@
 // Videos with their captions, and images on a contact sheet.
 
 const SPANS = 40; // labels of a video that are shown beside its captions
+const PLAYED = /\.(mp4|m4v|mov|mkv|webm|ogv|gif)$/i; // videos that some browser plays, animated images included
+const SHOWN_BY_ALL = /\.(jpe?g|png|gif|webp|bmp)$/i;
+
+// In the place of a medium: its thumbnail, if it is in the page, and the reason. A browser gives none for what it does not show.
+const instead = (medium, why = SHOWN_BY_ALL.test(medium.name) ? "Not here, or damaged:" : "Not here, or not for this browser:") =>
+  [medium.small ? el("img", {src: medium.small, alt: ""}) : "", gone(medium, why)];
 
 // A page that was moved without its media still finds them by their absolute paths.
 function withFallback(node, medium, fail) {
@@ -33,15 +39,14 @@ class VideoCard {
     const failure = captions.length ? null : data.failures.find(each => each.media_path === medium.name);
     if (failure) this.player.append(el("p", {class: "gone"}, el("strong", {}, `Failed: ${failure.message}`), " ", failure.hint));
     else if (medium.gone) this.player.append(gone(medium, `${medium.gone}:`));
-    else if (medium.still)
-      this.player.append(el("img", {src: medium.still, alt: medium.name}), gone(medium, "Browsers cannot play this format:"));
+    else if (!PLAYED.test(medium.name)) this.player.append(...instead(medium, "Browsers cannot play this format:"));
     else this.load();
     this.rule();
     windowed(this.list, rows, {group: 40, height: 44, build: row => this.row(row, sought), root: this.list, all: data.all});
     const tokens = captions.reduce((sum, row) => sum + row.tokens, 0);
     const every = data.captioned ? counted(captions.length, "caption") : counted(captions.length, "stretch", "stretches");
     this.box = el("article", {class: "card"},
-      el("h3", {dir: "auto"}, marked(medium.name, sought)),
+      el("h3", {dir: "auto"}, titleOf(medium.name, sought)),
       el("p", {class: "quiet"}, failure ? "failed" : joined([rows.length < captions.length ? `${rows.length} of ${every}` : every,
         this.length && clock(this.length), tokens && counted(tokens, "token")])),
       medium.prompt ? el("p", {class: "quiet", dir: "auto"}, `Asked: ${medium.prompt}`) : null,
@@ -64,11 +69,11 @@ class VideoCard {
   }
 
   fail() {
-    const {medium, player} = this, status = gone(medium, "This browser cannot play it, or it was moved since:");
+    const {medium, player} = this;
     this.video = null;
     // An animated image is a video for the run, but browsers cannot play it as one.
-    player.replaceChildren(/\.gif$/i.test(medium.name)
-      ? withFallback(el("img", {alt: medium.name}), medium, () => player.replaceChildren(status)) : status);
+    const status = instead(medium), gif = /\.gif$/i.test(medium.name) && el("img", {alt: medium.name});
+    player.replaceChildren(...gif ? [withFallback(gif, medium, () => player.replaceChildren(...status))] : status);
   }
 
   measure() {
@@ -160,20 +165,20 @@ function imageOf(medium, attributes, fail) {
 }
 
 function imageTile(medium, sought, open) {
-  const fail = why => frame.replaceChildren(el("span", {class: "gone quiet"}, why));
+  const fail = why => { frame.replaceChildren(...instead(medium, why)); frame.title = medium.path; };
   const frame = button("", () => open(medium), {class: "frame", "aria-label": `Open ${medium.name}`});
-  if (medium.gone) fail(medium.gone);
-  else frame.append(imageOf(medium, {loading: "lazy", decoding: "async", alt: ""}, () => fail("this browser cannot show it")));
+  if (medium.gone) fail(`${medium.gone}:`);
+  else frame.append(imageOf(medium, {loading: "lazy", decoding: "async", alt: ""}, () => fail()));
   return el("figure", {}, frame, el("figcaption", {},
     el("span", {class: "said", dir: "auto"}, textsOf(medium, sought)),
-    el("span", {class: "quiet name", dir: "auto", title: medium.name}, marked(medium.name, sought))));
+    el("span", {class: "quiet name", dir: "auto", title: medium.name}, titleOf(medium.name, sought))));
 }
 
 // One image as large as the window allows, with its caption.
 function shownImage(medium) {
-  const image = el("div", {class: "seen"}), fail = why => image.replaceChildren(gone(medium, why));
+  const image = el("div", {class: "seen"}), fail = why => image.replaceChildren(...instead(medium, why));
   if (medium.gone) fail(`${medium.gone}:`);
-  else image.append(imageOf(medium, {alt: saidOf(medium)}, () => fail("This browser cannot show it, or it was moved since:")));
+  else image.append(imageOf(medium, {alt: saidOf(medium)}, () => fail()));
   return {title: medium.name, content: el("div", {}, image, el("p", {dir: "auto"}, textsOf(medium, [])),
     medium.prompt ? el("p", {class: "quiet", dir: "auto"}, medium.prompt) : null,
     medium.warnings.map(text => el("p", {class: "warning"}, text)))};

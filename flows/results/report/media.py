@@ -1,5 +1,5 @@
-"""Lists each medium of a run with its captions, read from the run's JSON lines. Opens no media
-file.
+"""Lists each medium of a run with its captions, read from the run's JSON lines, and embeds
+thumbnails.
 """
 
 import itertools
@@ -7,6 +7,7 @@ import operator
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote_to_bytes
@@ -18,6 +19,7 @@ from artifacts.plurals import counted
 from artifacts.stamps import stamp_of
 from flows.media.media_files import kind_of, writable
 from flows.results.thumbnails import data_address
+from stages.process.memory import cores
 
 FILE = "file://"
 RUN_AGAIN = "Run the same `penstock caption` again, which rewrites it"
@@ -61,23 +63,37 @@ def captioned_media(out: Path, folder: Path) -> tuple[list[dict[str, Any]], Coun
     CONFIDENCE). Raises EnvironmentFault.
     """
     media, edited = list[dict[str, Any]](), Counter[str]()
-    stills = 0
     for entry, rows in media_with_captions(out, EDITED):
         edited["corrected"] += sum("original" in row for row in rows)
         edited.update(row["review"] for row in rows if row.get("review"))
-        media.append(medium := _medium(entry, rows, folder))
-        path = path_of(entry)
-        unplayable = entry["kind"] == "video" and not path.lower().endswith(PLAYABLE)
-        if rows and unplayable and not medium["gone"] and stills < STILLS:
-            stills += 1
-            medium["still"] = data_address(path, rows[0]["start"])
+        media.append(_medium(entry, rows, folder))
     return media, edited
 
 
-PLAYABLE = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".ogv", ".gif")
-"""Suffixes of videos that some browser plays, animated images included."""
-STILLS = 100
-"""Most videos of other formats that are shown by a frame; each may be read whole for it."""
+EMBEDDED_BYTES = 20_000_000
+"""Most characters of all thumbnails in a page. Media that come later have links only."""
+SIDE = 240
+"""Pixels of the longer side of a thumbnail."""
+TOGETHER = 64
+"""Thumbnails that are made between two looks at the limit."""
+
+
+def embed_thumbnails(media: list[dict[str, Any]], folder: Path) -> None:
+    """Add `small`, the address of a thumbnail with its data, to the first media of a page in
+    `folder`: of a video, the middle of its first caption."""
+
+    def small(medium: dict[str, Any]) -> str:
+        (start, end, *_), *_ = medium["captions"] or [(0.0, 0.0)]
+        middle = None if medium["kind"] == "image" else (start + max(start, end)) / 2
+        return data_address(folder / os.fsdecode(unquote_to_bytes(medium["url"])), middle, SIDE)
+
+    left, here = EMBEDDED_BYTES, [medium for medium in media if not medium["gone"]]
+    with ThreadPoolExecutor(cores()) as pool:
+        for at in range(0, len(here), TOGETHER):
+            some = here[at : at + TOGETHER] if left > 0 else []
+            for medium, found in zip(some, pool.map(small, some), strict=True):
+                left -= len(found)
+                medium["small"] = found if left >= 0 else ""
 
 
 def media_with_captions(

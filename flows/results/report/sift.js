@@ -65,11 +65,12 @@ function markCard(mark) {
 section("run", "Sift", el("p", {class: "quiet"}, `${data.name} · ${data.state}`), definitions(data.totals, {class: "totals"}),
   data.keep ? el("p", {}, "Run with --keep ", el("code", {}, data.keep)) : null,
   data.marked > data.files.length ? el("p", {class: "quiet"}, `shown: a sample of ${grouped(data.files.length)} files`) : null, summary);
-section("marks", "Marks", data.marks.filter(({values}) => values.some(value => value !== null)).map(markCard));
-tell();
 if (data.groups.length) section("copies", "Copies", data.groups.map(({size: count, kind, members}) => el("article", {class: "card"},
   el("h3", {}, counted(count, "file"), el("span", {class: "quiet"}, kind === "similar" ? " alike by vectors" : " with the same picture")),
-  el("div", {class: "strip"}, members.map((file, at) => picture(file, at ? "" : "best"))))));
+  el("div", {class: "strip"}, members.map((file, at) => picture(file, at ? "" : "best")),
+    count > members.length ? el("p", {class: "quiet"}, `and ${grouped(count - members.length)} more`) : null))));
+section("marks", "Marks", data.marks.filter(({values}) => values.some(value => value !== null)).map(markCard));
+tell();
 if (data.left.length) section("left", "Left out",
   el("div", {class: "strip"}, data.pictures.map(([file, why]) => picture(file, why))), table(["file", "why"], data.left.slice(0, 1000)));
 if (data.failures.length) section("failures", "Failures", table(["file", "why"], data.failures));

@@ -37,7 +37,7 @@ class Row {
     const {caption, review} = edit(this.row), {prefix, suffix, sought} = this.frame.around, {said, before, cut, margin} = this.row;
     const doubtful = caption === null ? doubtfulWord(this.row) : null;
     this.box.className = `row ${review} ${caption === null ? "" : "corrected"}`;
-    this.words.replaceChildren(...[prefix && el("span", {class: "quiet"}, prefix),
+    this.words.replaceChildren(...[prefix && el("span", {class: "quiet"}, marked(prefix, sought)),
       ...(doubtful ? this.doubted(doubtful, sought) : marked(words(this.row), sought)),
       suffix && el("span", {class: "quiet"}, suffix),
       cut && caption === null && el("span", {class: "chip cut"}, "cut")].filter(Boolean));
@@ -111,7 +111,7 @@ class Card {
     Object.assign(this, {medium, open, player: el("div", {class: "player"})});
     const some = rows.length < medium.captions.length ? `${rows.length} of ${counted(medium.captions.length, "caption")}` : "";
     this.box = el("article", {class: "card", "aria-label": medium.name}, this.player,
-      el("div", {class: "about"}, el("h2", {dir: "auto"}, marked(medium.name, around.sought)),
+      el("div", {class: "about"}, el("h2", {dir: "auto"}, titleOf(medium.name, around.sought)),
         el("p", {class: "quiet tiny"}, joined([some, ...(prompts.every(one => one === around.asked.get(medium.kind)) ? [] : prompts)])),
         rows.map(row => new Row(row, {media: medium, frame, save}).box),
         medium.text ? el("p", {class: "quiet by-hand", dir: "auto"}, el("b", {}, medium.text[0]),
@@ -153,7 +153,7 @@ class Card {
   }
 }
 
-const failureCard = failure => el("article", {class: "card failure"}, el("h2", {dir: "auto"}, failure.media_path),
+const failureCard = failure => el("article", {class: "card failure"}, el("h2", {dir: "auto"}, titleOf(failure.media_path)),
   el("p", {class: "quiet tiny"}, failure.stage), el("p", {dir: "auto"}, `${failure.message}. `, el("b", {}, failure.hint)));
 
 // A picture as large as the window allows.

@@ -1,7 +1,6 @@
 // Choosing files: what is in a folder as tiles with pictures, and what was chosen of it.
 
 const TILE = {wide: 136, high: 140}; // pixels at least, and exactly
-const inParts = path => path.split("/").flatMap((part, at) => at ? ["/", el("wbr"), part] : [part]);
 const pictureOf = path => `${HOME}small?path=${encodeURIComponent(path)}`;
 
 // A long list of tiles, of which only those near the view are in the page.
@@ -88,8 +87,9 @@ class Files {
     return tried(async () => {
       const found = await ask(`files?path=${encodeURIComponent(path)}`), {path: here, count, folders, media, up} = found;
       const inside = name => here === "/" ? `/${name}` : `${here}/${name}`;
-      const has = count || !folders.length ? counted(count, "image or video", "images and videos") : "folders only";
-      $("where").replaceChildren(el("code", {}, inParts(here)), ` has ${has}. `,
+      const has = count || !folders.length ? `has ${counted(count, "image or video", "images and videos")}`
+        : "has no images and videos itself, only the folders below";
+      $("where").replaceChildren(el("code", {}, inParts(here)), ` ${has}. `,
         ...(up ? [button("↑ The folder above", () => this.open(up)), " "] : []),
         count || folders.length ? button("Choose this folder", () => this.add(here)) : "");
       $("folders").hidden = !(count || folders.length);

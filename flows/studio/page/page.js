@@ -139,7 +139,11 @@ class Page {
   chosenRows() { return this.picked.size ? this.pickedRows() : this.rows(); }
   // What is chosen, else the current caption.
   someRows() { return this.picked.size ? this.pickedRows() : [currentRow()?.row || this.last].filter(Boolean); }
-  choice() { return {filter: $("filter").value, sort: $("sort").value, sought: terms($("search").value)}; }
+
+  choice() {
+    const {prefix = "", suffix = ""} = this.data, sought = terms($("search").value);
+    return {filter: $("filter").value, sort: $("sort").value, sought, around: `${prefix} ${suffix}`};
+  }
 
   show() {
     if (!this.data) return;
@@ -301,18 +305,18 @@ class Page {
   count() {
     if (!this.data) return;
     const told = {accepted: 0, rejected: 0, corrected: 0}, taught = new Set();
-    let total = 0;
+    let total = 0, left = 0;
     for (const {captions} of this.data.media) for (const row of captions) {
       const {caption, review} = edit(row);
       total += 1;
+      if (!isDecided(row)) left += 1;
       if (review) told[review] += 1;
       if (caption !== null) told.corrected += 1;
       if (review === "accepted" || (caption !== null && review !== "rejected")) taught.add(row.key);
     }
     const needed = (this.data.learns_from ?? 0) - taught.size;
     $("learn-needs").textContent = needed > 0 ? `Learn needs ${counted(needed, "more decision")}` : "";
-    const left = grouped(total - told.accepted - told.rejected);
-    $("counts").textContent = !total ? "" : joined([counted(total, "caption"), `${left} not decided`,
+    $("counts").textContent = !total ? "" : joined([counted(total, "caption"), `${grouped(left)} not decided`,
       ...Object.entries(told).map(([name, count]) => count && `${grouped(count)} ${name}`)]);
   }
 

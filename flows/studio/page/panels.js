@@ -117,6 +117,7 @@ class Again extends Panel {
     return tried(async () => {
       const {line} = await tell(`run/${RUN}/again`, {keys: this.page.someRows().map(row => row.key), values});
       $("again-told").replaceChildren("asked: ", el("code", {}, line));
+      this.asked = true;
       this.page.runs.look();
       this.look();
     });
@@ -135,9 +136,17 @@ class Again extends Panel {
         for (const {keys, answers, ...one} of again) for (const key of keys)
           this.answers.set(key, [...(this.answers.get(key) || []), {...one, text: answers[key]}]);
         this.page.draw([...this.answers.keys()]);
+        if (this.asked && !open) this.tell(again.at(-1));
       }
     } catch { open = true; }
     if (open) this.waiting = setTimeout(() => this.look(), 1500);
+  }
+
+  // What came of the last question.
+  tell({state, error, answers}) {
+    const count = Object.keys(answers).length;
+    this.asked = false;
+    $("again-told").textContent = count ? `${counted(count, "answer")}, below` : error || `no answer: ${state}`;
   }
 
   // What the model answered the second time, below the first.

@@ -5,7 +5,7 @@ const KINDS = {again: "asking again: ", write: "writing: ", learn: "learning: ",
 
 class Runs {
   constructor({box, only}) {
-    Object.assign(this, {box, only, drawn: ""});
+    Object.assign(this, {box, only, drawn: "", cards: new Map()});
     this.look();
   }
 
@@ -28,20 +28,37 @@ class Runs {
     const shown = this.only ? own.filter(run => !ENDED.includes(run.state) || tells(run)) : [...runs].reverse();
     const now = JSON.stringify(shown);
     if (now !== this.drawn) {
-      const focus = document.activeElement?.dataset?.act;
-      this.box.replaceChildren(...(shown.length || this.only ? shown.map(run => this.card(run)) : [el("p", {class: "quiet"}, "none yet")]));
+      const focus = document.activeElement?.dataset?.act, cards = shown.map(run => this.card(run)), {children} = this.box;
+      if (!cards.length || cards.length !== children.length || cards.some((card, at) => card !== children[at]))
+        this.box.replaceChildren(...(cards.length || this.only ? cards : [el("p", {class: "quiet"}, "none yet")]));
       if (focus) this.box.querySelector(`[data-act="${focus}"]`)?.focus();
     }
     this.drawn = now;
   }
 
+  // A run's buttons stay in the page while what stands above them is drawn anew, so that no click is lost.
   card(run) {
-    const {status, state, said, error} = run, ended = ENDED.includes(state), stages = status?.stages || [];
+    const card = this.cards.get(run.id)
+      || el("article", {class: "card run", "aria-label": `Run ${run.name}`}, el("div"), el("div", {class: "acts"}));
+    const ended = ENDED.includes(run.state), acts = ended ? run.state : "stop";
     const act = (name, does) => button(name, () => tried(async () => this.take((await tell(`runs/${run.id}`, {do: does})).runs)),
       {"data-act": `${run.id} ${does}`});
+    this.cards.set(run.id, card);
+    card.firstElementChild.replaceWith(this.about(run, ended));
+    if (card.dataset.acts === acts) return card;
+    card.dataset.acts = acts;
+    card.lastElementChild.replaceChildren(...[this.only || run.kind === "sift" ? []
+      : el("a", {href: `${HOME}run/${run.run}/`, "data-act": `${run.id} open`}, "Open its captions"),
+    ended ? [acts === "done" ? [] : act("Go on", "go on"), act("Remove from the list", "remove")] : act("Stop", "stop")].flat(2));
+    return card;
+  }
+
+  // What stands above the buttons of a run.
+  about(run, ended) {
+    const {status, state, said, error} = run, stages = status?.stages || [];
     const at = stages.filter(stage => stage.done + stage.pending > 0), isDone = state === "done" && run.kind === "caption";
     const work = at.length ? el("div", {class: "stages"}, at.map(stage => this.stage(stage, status.budget))) : null;
-    return el("article", {class: "card run", "aria-label": `Run ${run.name}`},
+    return el("div", {},
       el("p", {}, el("span", {class: `badge ${state}`}, state === "queued" ? "waits for the run before it" : state), " ",
         el("b", {}, `${KINDS[run.kind] || ""}${run.name}`), " ", el("span", {class: "quiet tiny"}, run.out)),
       isDone ? null : work,
@@ -57,11 +74,7 @@ class Runs {
       isDone && this.only ? this.following(run) : null,
       state === "done" && run.kind === "sift" ? this.sifted(run) : null,
       el("details", {}, el("summary", {class: "tiny"}, isDone ? "How it ran" : "Command"), isDone ? work : null,
-        el("code", {}, run.line), " ", el("a", {href: `${HOME}log/${run.id}`}, "Output")),
-      el("div", {class: "acts"},
-        this.only || run.kind === "sift" ? null
-          : el("a", {href: `${HOME}run/${run.run}/`, "data-act": `${run.id} open`}, "Open its captions"),
-        ended ? [state === "done" ? null : act("Go on", "go on"), act("Remove from the list", "remove")] : act("Stop", "stop")));
+        el("code", {}, run.line), " ", el("a", {href: `${HOME}log/${run.id}`}, "Output")));
   }
 
   // What a person does once a run is done.
@@ -81,11 +94,13 @@ class Runs {
     const box = el("div"), picture = ({path, media_path: name}, told) => el("figure", {},
       el("div", {class: "frame"}, el("img", {alt: "", loading: "lazy", src: pictureOf(path)})),
       el("figcaption", {class: "tiny"}, name, " ", el("span", {class: "quiet"}, told)));
-    const group = rows => el("div", {class: "copies"}, rows.map((row, at) => picture(row, at ? "a copy" : "the best of them")));
+    const rest = count => count > 0 ? el("p", {class: "quiet"}, `and ${grouped(count)} more`) : null;
+    const group = (rows, all) => el("div", {class: "copies"}, rows.map((row, at) => picture(row, at ? "a copy" : "the best of them")),
+      rest(all - rows.length));
     this.found ||= new Map();
     if (!this.found.has(id)) this.found.set(id, ask(`sifted/${id}`));
-    this.found.get(id).then(({count, groups, left_out: left}) => box.replaceChildren(
-      el("h3", {}, counted(count, "group"), " of copies"), ...groups.map(group),
+    this.found.get(id).then(({count, groups, sizes, left_out: left}) => box.replaceChildren(
+      el("h3", {}, counted(count, "group"), " of copies"), ...groups.map((rows, at) => group(rows, sizes[at])),
       ...(left.length ? [el("h3", {}, "Left out"),
         el("div", {class: "copies"}, left.map(row => picture(row, row.why)))] : [])), problem);
     return box;
