@@ -40,7 +40,8 @@ from typing import Any
 
 from artifacts.errors import EnvironmentFault
 from artifacts.keys import digest_of
-from artifacts.store import Store
+from artifacts.store import NAME, Store
+from artifacts.stores.local import TEMPORARY, left_behind
 from artifacts.stores.protocol import ObjectStat, header_of
 
 MAGIC = b"PENSTOCK"
@@ -609,11 +610,31 @@ def packs(stored: Mapping[str, ObjectStat]) -> list[Pack]:
 
 
 def sizes_in(store: Store, stored: Mapping[str, ObjectStat]) -> dict[str, int]:
-    """Return the bytes of all files and objects by name. In a folder store, objects are files, too:
-    merging by name counts each once."""
+    """Return the bytes of all files and objects by name: the size of a store wherever it is shown
+    or limited. Half-written files and the number of the format are none of it. In a folder store,
+    objects are files, too: merging by name counts each once."""
     found = {}
-    for place, _, names in os.walk(store.local):
+    for place, folders, names in os.walk(store.local):
+        if TEMPORARY in folders and Path(place) == store.local:
+            folders.remove(TEMPORARY)
         for path in (Path(place, name) for name in names):
             with contextlib.suppress(FileNotFoundError):
                 found[path.relative_to(store.local).as_posix()] = path.lstat().st_size
-    return found | {name: stat.size for name, stat in stored.items()}
+    found |= {name: stat.size for name, stat in stored.items()}
+    found.pop(NAME, None)
+    return found
+
+
+def half_written_in(store: Store) -> tuple[dict[str, int], int]:
+    """Return the bytes of half-written files by name whose writers died, and the bytes of all
+    others, which may be written now."""
+    left, writing = {path.name for path in left_behind(store.local)}, 0
+    dead: dict[str, int] = {}
+    for half in (store.local / TEMPORARY).glob("*"):
+        with contextlib.suppress(FileNotFoundError):
+            size = half.lstat().st_size
+            if half.name in left:
+                dead[f"{TEMPORARY}/{half.name}"] = size
+            else:
+                writing += size
+    return dead, writing

@@ -17,9 +17,10 @@ import pytest
 from artifacts import paths
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.locks import Claims, WorkClaims, claims_at
-from artifacts.packs import Record, RecordSet
+from artifacts.packs import Record, RecordSet, half_written_in
 from artifacts.store import FolderStore, open_store
-from artifacts.stores.local import clock_of, state_folder
+from artifacts.stores.local import clock_of, half_written, state_folder
+from tests.support.pipeline import ROOT
 
 
 @pytest.fixture
@@ -56,6 +57,58 @@ def test_what_a_killed_writer_left_is_swept_out(store: FolderStore) -> None:
     os.utime(old, (0, 0))
     store.check_writable()
     assert [half.name for half in (store.local / "tmp").iterdir()] == ["young"]
+
+
+WRITER = """
+import sys, time
+from pathlib import Path
+from artifacts.store import FolderStore
+def parts():
+    yield bytes(1 << 20)
+    print("half", flush=True)
+    time.sleep(60)
+FolderStore(Path(sys.argv[1])).put_if_absent("features/one", parts())
+"""
+
+
+def test_a_half_written_file_goes_when_its_writer_is_dead_and_not_before(
+    store: FolderStore,
+) -> None:
+    store.check_writable()
+    with subprocess.Popen(
+        [sys.executable, "-c", WRITER, store.url], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    ) as writer:
+        assert writer.stdout is not None and writer.stdout.readline() == "half\n"
+        (half,) = (store.local / "tmp").iterdir()
+        store.check_writable()
+        assert half_written_in(store) == ({}, 1 << 20)
+        writer.kill()
+        writer.wait()
+    assert half_written_in(store) == ({f"tmp/{half.name}": 1 << 20}, 0)
+    other = half.with_name(f"{half.stem}.another-boot")
+    other.write_bytes(b"half")
+    store.check_writable()
+    assert [*(store.local / "tmp").iterdir()] == [other], "of another machine only the age is known"
+
+
+def test_without_locks_the_age_of_a_half_written_file_decides(
+    store: FolderStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lockless(*_: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(fcntl, "flock", lockless)
+        writing = half_written(store.local)
+        half, file = writing.__enter__()
+        file.write(b"half")
+        file.flush()
+    store.check_writable()
+    assert half.exists() and half_written_in(store) == ({}, 4)
+    os.utime(half, (0, 0))
+    store.check_writable()
+    assert not half.exists()
+    writing.__exit__(None, None, None)
 
 
 def test_open_store_takes_folders_and_refuses_other_addresses(tmp_path: Path) -> None:

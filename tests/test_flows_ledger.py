@@ -16,7 +16,13 @@ from artifacts.schema import ChunkIndex, FrameFit, MediaIndex
 from artifacts.store import FolderStore
 from flows.cli.main import main
 from flows.console.display import READING, Display
-from flows.ledger.ledger import Ledger, cut_waves, lengths_of, stages_with_work, waves_of
+from flows.ledger.ledger import (
+    Ledger,
+    cut_waves,
+    lengths_of,
+    stages_with_work,
+    waves_of,
+)
 from flows.ledger.namespaces import Variant
 from flows.ledger.tasks import Medium, Task, task_of
 from flows.pipelines import CAPTION, EMBED, SUMMARY, parts_of, with_extras
@@ -94,15 +100,19 @@ def test_waves_stay_below_the_limit_and_hold_at_least_one() -> None:
     assert cut_waves([0, 0, 7, 0], 7) == [4]
 
 
-def test_runs_that_cut_waves_at_once_or_later_use_the_same_whatever_the_disk_says(
+def test_recorded_waves_are_used_unless_bytes_are_free_of_them_and_the_room_is_another(
     tmp_path: Path,
 ) -> None:
-    media = [medium(name) for name in "abcd"]
+    media = [medium(name) for name in "abcdef"]
     first, second = ledger(tmp_path), ledger(tmp_path)
-    cut = waves_of(first, media, [1, 1, 1, 1], limit=2)
-    assert [len(wave) for wave in cut] == [2, 2]
-    for book in (second, ledger(tmp_path)):
-        assert waves_of(book, media, [1, 1, 1, 1], limit=100) == cut
+    assert waves_of(first, media, [6], as_recorded=True, records=False) == [media]
+    cut = waves_of(first, media, [2, 2, 2], as_recorded=True)
+    assert [len(wave) for wave in cut] == [2, 2, 2]
+    for book in (second, first, ledger(tmp_path)):  # the second was opened before, and is later
+        assert waves_of(book, media, [6], as_recorded=True) == cut
+        assert waves_of(book, media, [3, 3], as_recorded=False) == cut
+        assert waves_of(book, media, [1] * 6, as_recorded=False) == cut
+        assert waves_of(book, media, [6], as_recorded=False) == [media]
 
 
 def shapes(batches: list[list[Task]]) -> list[list[int]]:

@@ -16,6 +16,7 @@ import pytest
 from artifacts.errors import CannotFit, Interrupted, UsageError
 from artifacts.packs import Record, RecordSet, read_header
 from artifacts.store import FolderStore, open_store
+from artifacts.stores.local import half_written
 from flows.console.display import Display
 from flows.console.lines import parse_size
 from flows.machine.launch import StageCall
@@ -137,12 +138,26 @@ def test_the_size_that_a_refusal_names_is_enough_and_a_smaller_one_is_not(
     named = least(replace(config, max_store=70_000))
     refusal = planned(replace(config, max_store=70_000)).refusal
     assert refusal is not None and f"{named >> 20}MiB" in refusal.hint
-    found = re.search(r"([\d.]+) kB must stay in .* need ([\d.]+) kB", refusal.message)
+    found = re.search(
+        r"([\d.]+) kB must stay in \S+ \((.*)\), and .* need ([\d.]+) kB", refusal.message
+    )
     assert found is not None, refusal
-    exact, noted = round(1000 * (float(found[1]) + float(found[2]))), 2_000
+    kinds = {name: float(of) for of, name in re.findall(r"([\d.]+) kB ([a-z ]+)", found[2])}
+    assert "yet to be made" in kinds and "cards" in kinds, kinds
+    assert sum(kinds.values()) == pytest.approx(float(found[1]), abs=1.0)
+    exact, noted = round(1000 * (float(found[1]) + float(found[3]))), 2_000
     with pytest.raises(CannotFit):
         run(replace(config, max_store=exact - noted))
     assert max(run(replace(config, max_store=exact + noted)).sizes) <= exact + noted
+
+
+def test_half_written_files_do_not_count(config: CaptionConfig) -> None:
+    limited = replace(config, max_store=200_000)
+    with half_written(Path(config.store_url)) as (_, file):
+        file.write(bytes(1_000_000))
+        file.flush()
+        assert planned(limited).refusal is None
+        run(limited)
 
 
 def test_a_killed_run_goes_on_within_the_same_limit(config: CaptionConfig) -> None:

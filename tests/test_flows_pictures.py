@@ -22,7 +22,7 @@ from artifacts.packs import RecordSet
 from artifacts.schema import MAX_PIXELS, FrameFit, stored_size
 from artifacts.store import FolderStore
 from flows.job.prepare import Job, prepare
-from flows.ledger.ledger import waves_of
+from flows.ledger.ledger import cut_waves, waves_of
 from flows.ledger.tasks import Medium
 from flows.planning.sizes import estimates
 from flows.planning.workloads import COPIES, workload_of, workloads_of
@@ -287,7 +287,7 @@ def test_disk_and_waves_are_planned_for_whole_pictures(
     assert (found[LARGE].stored, found[LARGE].frame_bytes) == (SHOWN, whole)
     monkeypatch.setattr(flows.planning.sizes, "MAX_WAVE_BYTES", 2 * whole + whole // 2)
     sizes, limit = [e.bytes for e in found.values()], 2 * whole + whole // 2
-    cut = waves_of(job.ledger, job.media, sizes, limit)
+    cut = waves_of(job.ledger, job.media, cut_waves(sizes, limit), as_recorded=True)
     assert max(sum(m.kind == "image" and SMALL not in m.path for m in wave) for wave in cut) == 2
     monkeypatch.undo()
     run_inside(place, max_new_tokens=TOKENS)

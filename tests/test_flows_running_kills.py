@@ -10,6 +10,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -22,22 +23,27 @@ import pytest
 import flows.running.pipeline_runner
 from artifacts.errors import EnvironmentFault, Interrupted, Killed, PenstockError
 from artifacts.packs import DamagedRecord
+from flows.cli.main import main
 from flows.console.display import Display
 from flows.job.partitions import partitions_of
 from flows.machine.launch import REMAKES, StageCall
 from flows.options.commands import CaptionConfig
-from flows.results.run_status import run_status
+from flows.planning.plan import figures, plan_of
+from flows.results.run_read import load_record
+from flows.results.run_status import description_lines, run_status
 from flows.running.run import caption
 from penstock_demo.clips import write_clips
+from scripts.stage_processes import descendants
 from stages.process.events import StageOutcome
 from stages.process.job import job_fields
 from stages.process.stage_process import Listener, StageProcess
+from tests.support import slow_writes
 from tests.support.commands import completed
 from tests.support.crashing import CRASH, HANG
 from tests.support.disks import mount, small_disk
 from tests.support.forms import SHORT, SIX, text_of
 from tests.support.media import write_video, write_videos
-from tests.support.pipeline import SECONDS, Place, kill_at, read_lines
+from tests.support.pipeline import PENSTOCK, ROOT, SECONDS, Place, kill_at, read_lines, wait_gone
 from tests.support.slow_tower import KILL
 from tests.support.slow_tower import SECONDS as CHUNK_SECONDS
 from tests.support.stand_ins import Answer, Stages, config_in
@@ -248,6 +254,56 @@ def test_a_full_disk_is_exit_5_and_later_goes_on(tmp_path: Path) -> None:
         assert full.value.exit_code == 5
         subprocess.run(mount("remount,size=50m", disk), check=True)
         assert run(config, RealFrames()) == 3
+
+
+def test_after_a_full_disk_waves_are_cut_by_the_room_of_now(tmp_path: Path) -> None:
+    clips = write_videos(tmp_path / "clips", 12)
+    with small_disk(tmp_path / "disk", "150k") as disk:
+        config = replace(config_in(tmp_path, clips), store=str(disk))
+        with pytest.raises(EnvironmentFault, match="is full"):
+            run(config, stages := Stages())
+        assert stages.names().count("encode") > 2
+        status = [*description_lines(load_record(Path(config.out)))]
+        (line,) = [each for each in status if each.startswith("in about")]
+        assert re.fullmatch(rf"in about \d+ waves of \d files?: \S+ kB are free in {disk}", line)
+        subprocess.run(mount("remount,size=50m", disk), check=True)
+        assert figures(plan_of(config, Stages()))["waves"] == 1
+        assert run(config, stages := Stages()) == 12
+        assert stages.names().count("encode") == 1
+        assert not any(
+            "in about" in each for each in description_lines(load_record(Path(config.out)))
+        )
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_a_half_written_pack_of_a_stopped_run_is_gone_and_costs_no_captions(
+    tmp_path: Path, number: signal.Signals, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_clips(tmp_path / "clips", 2, seed=3)
+    place = Place(clips=tmp_path / "clips", out=tmp_path / "out", store=tmp_path / "store")
+    assert place.run("--max-new-tokens", "4").returncode == 0
+    captions, files = place.stored("captions"), place.store / "tmp"
+    write_clips(tmp_path / "more", 1, seed=4)
+    other = replace(place, clips=tmp_path / "more", out=tmp_path / "other")
+    running = subprocess.Popen(
+        [sys.executable, "-m", slow_writes.MODULE, *other.command()[len(PENSTOCK) :]],
+        cwd=ROOT,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + SECONDS
+    while not sum(half.stat().st_size for half in files.glob("*")) > 100_000:
+        assert running.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    children = descendants(running.pid)
+    os.killpg(running.pid, number)
+    assert running.wait(SECONDS) == (4 if number == signal.SIGINT else -9)
+    wait_gone(children)
+    left = sum(half.stat().st_size for half in files.iterdir())
+    assert bool(left) == (number == signal.SIGKILL)
+    assert main(["cache", "gc", "--max", "1MB", "--store", str(place.store)]) == 0
+    assert not [*files.iterdir()] and place.stored("captions") == captions
+    assert ("deleted" in capsys.readouterr().out) and place.stored("features")
 
 
 CHANCE = ("--temperature", "0.9", "--seed", "5", "--retry-loops")

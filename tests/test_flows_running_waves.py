@@ -20,6 +20,7 @@ from PIL import Image
 
 import flows.ledger.tasks
 import flows.planning.sizes
+import flows.planning.store_limit
 import flows.running.pipeline_runner
 from artifacts.errors import Interrupted, Killed, OutOfMemory, PenstockError, StageDied, UsageError
 from artifacts.keys import digest_of
@@ -31,7 +32,7 @@ from flows.job.prepare import Job, prepare
 from flows.machine.launch import StageCall
 from flows.options.commands import CaptionConfig
 from flows.results.outputs import OutputCounts, write_outputs
-from flows.running import overlap, pipeline_runner
+from flows.running import overlap
 from flows.running.run import caption
 from flows.running.run_observer import hold_lease
 from stages.frames.video import Video
@@ -496,7 +497,7 @@ def test_images_and_chunks_of_an_earlier_run_are_sent_once(
 def test_the_next_wave_is_cut_while_this_one_is_decoded_and_then_encoded_as_it_is_cut(
     slowly_cut: CaptionConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline_runner, "wave_bytes", lambda job, limit: 1)
+    monkeypatch.setattr(flows.planning.store_limit, "wave_bytes", lambda job, limit: 1)
     write_video(tmp_path / "clips" / "b.mp4", ticks=range(CHUNKS * 30), gop=20)
     stages = Fed()
     record_of(slowly_cut, stages)

@@ -3,6 +3,7 @@ it removes."""
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -17,8 +18,9 @@ from PIL import Image
 
 from artifacts.errors import Interrupted, UsageError
 from artifacts.locks import claims_at, try_hold
-from artifacts.packs import Record, RecordSet, verify
+from artifacts.packs import Record, RecordSet, sizes_in, verify
 from artifacts.store import FolderStore, prepare_store
+from artifacts.stores.local import half_written
 from flows.checkpoint.gguf import COPIES
 from flows.cli import cache_command
 from flows.cli.main import main
@@ -93,6 +95,28 @@ def test_a_store_below_the_size_loses_nothing_but_rubbish(store: FolderStore) ->
     assert not any(path.is_file() for path in (store.local / "quarantine").rglob("*"))
 
 
+def test_what_a_job_writes_now_costs_no_record_and_is_named(
+    store: FolderStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prepare_store(store)
+    kept = [put(store, kind, FREE, "a", used=1) for kind in ("captions", "features")]
+    command = ["cache", "gc", "--max", "30kB", "--store", store.url]
+    with half_written(store.local) as (half, file):
+        file.write(bytes(7_600_000))
+        file.flush()
+        assert main(command) == 0
+        collected = capsys.readouterr().out
+        assert half.exists() and all(path.exists() for path in kept)
+        assert main(["cache", "ls", "--store", store.url]) == 0
+        listed = capsys.readouterr().out
+    for shown in (collected, listed):
+        assert "7.6 MB more, half-written by a running job" in shown
+    (total,) = re.findall(r"(.+) of at most 30.0 kB", collected)
+    assert f"{total} in {store.url}" in listed, "both count the same"
+    sizes = sizes_in(store, dict(store.stats()))
+    assert {*sizes} == {path.relative_to(store.local).as_posix() for path in kept}
+
+
 def test_a_dry_run_says_the_same_and_deletes_nothing(store: FolderStore) -> None:
     for at in range(4):
         put(store, "features", FREE, f"{at}", used=at)
@@ -121,9 +145,9 @@ def test_what_another_process_needs_stays_until_that_process_is_dead(
     holder.wait()
     wait_gone([holder.pid])
     noted = put(store, "namespaces", FREE, "c", used=3)
-    assert main(command) == 0
+    assert main(command) == 1, "the store stays above the size"
     assert not held.exists() and noted.exists()
-    assert f"{store.url} keeps settings" in capsys.readouterr().out
+    assert "keeps 10.2 kB of settings" in capsys.readouterr().out
     assert not list((store.local / "jobs").iterdir())
 
 

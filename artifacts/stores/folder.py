@@ -13,7 +13,7 @@ from artifacts.paths import lies_in, rename_noreplace, sync_folder
 from artifacts.regular_files import DENIED, NotAFile, open_regular
 from artifacts.stores.copies import FOLDER as NEARBY
 from artifacts.stores.copies import nearby_folder
-from artifacts.stores.local import TEMPORARY, left_behind
+from artifacts.stores.local import TEMPORARY, half_written, sweep_left_behind
 from artifacts.stores.protocol import Extent, ObjectStat, each_header
 
 
@@ -66,27 +66,22 @@ class FolderStore:
         """Write an object unless it is there already; says whether it was written. Raises
         EnvironmentFault."""
         final = self._root / name
-        half = self._root / TEMPORARY / uuid.uuid4().hex
         try:
             if final.exists():
                 return False
-            half.parent.mkdir(parents=True, exist_ok=True)
-            with open(half, "xb") as file:
+            with half_written(self._root) as (half, file):
                 for part in parts:
                     file.write(part)
                 file.flush()
                 os.fsync(file.fileno())
-            if not final.parent.is_dir():
-                final.parent.mkdir(parents=True, exist_ok=True)
-                sync_folder(final.parent.parent)
-            placed = rename_noreplace(half, final)
-            sync_folder(final.parent)
-            return placed
+                if not final.parent.is_dir():
+                    final.parent.mkdir(parents=True, exist_ok=True)
+                    sync_folder(final.parent.parent)
+                placed = rename_noreplace(half, final)
+                sync_folder(final.parent)
+                return placed
         except OSError as error:
             raise fault_of(error, self._root) from error
-        finally:
-            with contextlib.suppress(OSError):
-                half.unlink()
 
     def list(self, prefix: str = "", levels: int = 0) -> Iterator[str]:
         """Yield names below the folder `prefix`, sorted within each folder. What is no file is none
@@ -147,9 +142,7 @@ class FolderStore:
         probe = f"{TEMPORARY}/{uuid.uuid4().hex}"
         self.put_if_absent(probe, [b"penstock"])
         self.delete(probe)
-        for half in left_behind(self._root):
-            with contextlib.suppress(OSError):  # somebody else's, or another run swept first
-                half.unlink()
+        sweep_left_behind(self._root)
 
     def free_bytes(self) -> int:
         """Return bytes that can still be written on the store's file system."""

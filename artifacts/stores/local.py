@@ -1,11 +1,19 @@
-"""The folder of files that a store's users keep next to its objects."""
+"""The folder of files that a store's users keep next to its objects.
+
+A half-written file is locked by its writer, and its name says on which boot of which machine that
+runs. So what a killed process left is known there at once, and elsewhere by its age.
+"""
 
 import contextlib
+import fcntl
 import os
 import time
+import uuid
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryFile
+from typing import IO
 
 from artifacts.keys import digest_of
 from artifacts.paths import user_state
@@ -13,7 +21,8 @@ from artifacts.paths import user_state
 TEMPORARY = "tmp"
 """Folder of half-written files, in the same place so that a rename never crosses file systems."""
 STALE_SECONDS = 3600.0
-"""No writer takes so long for one file: what is older was left by one that died."""
+"""No writer takes so long for one file: what is older was left by one that died. Where no lock
+tells, such as for files of other machines, this alone decides."""
 
 
 def state_folder(url: str) -> Path:
@@ -33,11 +42,63 @@ def clock_of(folder: Path) -> float:
         return time.time()
 
 
+@contextlib.contextmanager
+def half_written(folder: Path) -> Iterator[tuple[Path, IO[bytes]]]:
+    """Yield the path of a new half-written file, and that file. It is locked until the end of the
+    block, and gone after it. Raises OSError."""
+    half = folder / TEMPORARY / f"{uuid.uuid4().hex}{_machine()}"
+    half.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with open(half, "xb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:  # no locks here: the name promises none
+                half = half.rename(half.with_suffix(""))
+            yield half, file
+    finally:
+        with contextlib.suppress(OSError):
+            half.unlink()
+
+
 def left_behind(folder: Path, within: str = TEMPORARY) -> Iterator[Path]:
     """Yield half-written files whose writers died, or files of another folder that nobody has used
     for as long."""
     now = clock_of(folder)
-    for half in (folder / within).glob("*"):
-        with contextlib.suppress(FileNotFoundError):  # another run swept first
-            if half.lstat().st_mtime < now - STALE_SECONDS:
-                yield half
+    for path in (folder / within).glob("*"):
+        with contextlib.suppress(OSError):  # another run swept first
+            found = path.lstat()
+            # One that is empty may not be locked yet.
+            is_ours = bool(found.st_size and _machine()) and path.name.endswith(_machine())
+            if found.st_mtime < now - STALE_SECONDS or (is_ours and _is_unlocked(path)):
+                yield path
+
+
+def sweep_left_behind(folder: Path) -> None:
+    """Delete half-written files whose writers died."""
+    for half in left_behind(folder):
+        with contextlib.suppress(OSError):  # somebody else's, or another run swept first
+            half.unlink()
+
+
+def _is_unlocked(path: Path) -> bool:
+    """Return whether a file's lock is free. NFS does not tell of a file opened for reading. Raises
+    OSError."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+
+
+@cache
+def _machine() -> str:
+    """Return the suffix of half-written files of this boot of this machine; empty if the boot is
+    unknown."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")
+        return f".{boot.strip()}"
+    except (OSError, ValueError):
+        return ""

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from itertools import groupby
 
 from artifacts.errors import UsageError
-from artifacts.packs import verify
+from artifacts.packs import half_written_in, sizes_in, verify
 from artifacts.plurals import counted
 from artifacts.store import Store, check_format, open_store
 from flows.cli.exit_report import print_failed
@@ -51,7 +51,8 @@ def _opened(given: argparse.Namespace) -> Store:
 def list_store(given: argparse.Namespace) -> int:
     """Print the contents of the store by model, most recently used first."""
     store = _opened(given)
-    found = sorted(holdings(store), key=lambda each: (not each.settings, model_of(each)))
+    stored = dict(store.stats())
+    found = sorted(holdings(store, stored), key=lambda each: (not each.settings, model_of(each)))
     if given.json:
         print(json.dumps([holding.to_json() for holding in found], indent=1))
         return 0
@@ -59,8 +60,12 @@ def list_store(given: argparse.Namespace) -> int:
         print_lines(
             name, *table_lines(COLUMNS, map(row_of, of_model), right=("packs", "size"), indent=2)
         )
-    total = size(sum(holding.bytes for holding in found))
+    total = size(sum(sizes_in(store, stored).values()))
     print_lines(f"{total} in {store.url}, {size(store.free_bytes())} free")
+    dead, writing = half_written_in(store)
+    if left := sum(dead.values()):
+        print_lines(f"{size(left)} more, half-written by killed runs: the next run deletes it")
+    print_lines(*writing_lines(writing))
     return 0
 
 
@@ -98,12 +103,12 @@ def verify_store(given: argparse.Namespace) -> int:
 
 
 def collect_store(given: argparse.Namespace) -> int:
-    """Shrink the store to a size. Exit with 1 if running jobs need more."""
+    """Shrink the store to a size. Exit with 1 if more must stay."""
     limit = parse_size(given.max, "--max")
     store = _opened(given)
     result = collect(store, limit, dry_run=given.dry_run)
     print_lines(*lines_of(result, store.url, dry_run=given.dry_run))
-    return 0 if result.after <= limit or not result.held else 1
+    return 0 if result.after <= limit else 1
 
 
 def clear_store(given: argparse.Namespace) -> int:
@@ -135,13 +140,19 @@ def lines_of(result: Collection, place: str, *, dry_run: bool) -> list[str]:
     lines += [f"in use by {job}" for job in result.jobs]
     held = f", {size(result.held)} of it in use" if result.held else ""
     lines.append(f"{size(result.after)} of at most {size(result.limit)}{held}")
-    if result.after > result.limit:
-        lines.append(
-            "Run it again when those jobs are done"
-            if result.held
-            else f"{place} keeps settings and results of trials, which are never deleted"
-        )
+    lines += writing_lines(result.writing)
+    if result.after > result.limit and result.held:
+        lines.append("Run it again when those jobs are done")
+    elif result.after > result.limit:
+        what = "settings, results of trials, logs, corrections and copies of GGUF files in use"
+        lines.append(f"{place} keeps {size(result.after)} of {what}")
     return lines
+
+
+def writing_lines(writing: int) -> list[str]:
+    """Return a line about the bytes that are half-written now, if there are any."""
+    more = "a job of another machine may have left it: then it goes an hour after its last write"
+    return [f"{size(writing)} more, half-written by a running job ({more})"] if writing else []
 
 
 def rebuild_features(given: argparse.Namespace) -> int:

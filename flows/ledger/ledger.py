@@ -25,8 +25,9 @@ The module also divides a job into waves that fit the disk, estimates prompt len
 needed weights.
 
 The prompt lengths serve batching. Waves and lengths are stored the first time they are computed. A
-resumed run may find other free space or missing features, and in 16 bit a chunk's output depends on
-the batch it is computed in.
+resumed run may find other free space or missing features, and with some engines a chunk's output
+depends on the batch it is computed in. With the others, waves are divided anew when the room has
+become much larger or smaller.
 
 The store shows which weights a run needs. They are fetched before a stage needs them, and not
 loaded here.
@@ -51,6 +52,7 @@ from flows.ledger.namespaces import Variant
 from flows.ledger.tasks import Medium, Task, task_of, unique
 from flows.pipelines import Pipeline
 from stages import hear, sound
+from stages.decode.engines import ENGINES
 from stages.models.hub.transfer import fetch
 from stages.process.job import StageSpec
 from stages.sound import SILENCES, sound_key
@@ -356,15 +358,39 @@ MAX_OTHER_PROMPTS = 8
 """Largest number of other prompts whose captions are looked up."""
 
 
+MOST_RATIO = 2
+"""Recorded waves are used unless today's room makes over so many times more or fewer of them. The
+files of a run without a caption change the room by less."""
+
+
 def waves_of(
-    ledger: Ledger, media: Sequence[Medium], sizes: Sequence[int], limit: int
+    ledger: Ledger,
+    media: Sequence[Medium],
+    lengths: Sequence[int],
+    *,
+    as_recorded: bool,
+    records: bool = True,
 ) -> list[list[Medium]]:
-    """Divide the media into waves of at most `limit` bytes of frames and features."""
-    key = digest_of([[m.digest, m.prompt] for m in media])
-    if key not in ledger.wave_records:
-        ledger.wave_records.publish([Record(key=key, meta={"lengths": cut_waves(sizes, limit)})])
+    """Divide the media into waves of these `lengths`, or as an earlier run recorded: always with
+    `as_recorded`, else if they are about as many. The first division is recorded if `records`."""
+    key, made = digest_of([[m.digest, m.prompt] for m in media]), ledger.wave_records
+    if records and key not in made:
+        made.publish([Record(key=key, meta={"lengths": list(lengths)})])
+    recorded: Sequence[int] = made.meta(key)["lengths"] if key in made else lengths
+    few, many = sorted((len(recorded), len(lengths)))
     left = iter(media)
-    return [list(islice(left, length)) for length in ledger.wave_records.meta(key)["lengths"]]
+    found = recorded if as_recorded or many <= MOST_RATIO * few else lengths
+    return [list(islice(left, length)) for length in found]
+
+
+def has_own_bytes(ledger: Ledger, model: Model, media: Iterable[Medium]) -> bool:
+    """Return whether a record's bytes depend on its cache key alone, and not on its batch. An
+    engine that another replaced is known by the captions that are stored."""
+    language = model.settings.get("language", ())
+    begun = {task.variant.engine for task in ledger.tasks(media) if ledger.is_done(task)}
+    engines = [ENGINES[name] for name in begun if name in ENGINES]
+    engines += [engine for settings in language for engine in settings.choice[:1]]
+    return not (model.in_batches or any(engine.depends_on_batch for engine in engines))
 
 
 def cut_waves(sizes: Sequence[int], limit: int) -> list[int]:

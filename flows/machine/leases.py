@@ -25,7 +25,7 @@ from artifacts.errors import EnvironmentFault
 from artifacts.locks import lock
 from artifacts.stamps import stamp_of
 from artifacts.store import Store, fault_of
-from artifacts.stores.local import TEMPORARY, clock_of
+from artifacts.stores.local import TEMPORARY, clock_of, sweep_left_behind
 
 BEAT_SECONDS = 300.0
 """Seconds between two renewals of a lease."""
@@ -137,6 +137,7 @@ def hold_note_in(
         finally:
             with contextlib.suppress(OSError):
                 final.unlink(missing_ok=True)
+            sweep_left_behind(folder)  # of the stages that this job stopped
 
 
 def live_notes_in(folder: Path, but: str) -> Iterator[tuple[dict[str, Any], int]]:

@@ -10,7 +10,7 @@ On a machine with measurements it also estimates the remaining time.
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from itertools import chain
+from itertools import chain, islice
 from typing import Any
 
 from artifacts.captions import Failure
@@ -23,7 +23,7 @@ from flows.job.card_sampling import as_card, card_note, with_card_sampling
 from flows.job.job_summary import context_note, halves, notes
 from flows.job.pass_mode import replanned_once, with_pass_mode
 from flows.job.prepare import Job, NothingToDo, pipeline_with_sound, prepare
-from flows.ledger.ledger import bytes_to_fetch, cut_waves, stages_with_work
+from flows.ledger.ledger import bytes_to_fetch, stages_with_work
 from flows.ledger.prompts import check_summary
 from flows.ledger.tasks import keys_of
 from flows.machine.budget import Budget, budget_on
@@ -49,7 +49,7 @@ from flows.planning.costs import COSTS, rungs_of
 from flows.planning.ladder import Ladder, OnMove, Remembered, Rung, sizes
 from flows.planning.machine import ADVICE, Machine, find_machine, seconds
 from flows.planning.sizes import CLIP_BYTES, Estimate, clip_pixels, estimates
-from flows.planning.store_limit import StoreLimit, store_limit, wave_bytes
+from flows.planning.store_limit import StoreLimit, planned_waves, store_limit
 from flows.planning.workloads import remaining_work
 from stages.process.device import device_uuid
 from stages.process.job import StageSpec
@@ -473,9 +473,9 @@ def figures(plan: Plan) -> dict[str, Any]:
 def _of_job(plan: Plan, job: Job) -> dict[str, Any]:
     found = plan.expected
     known = job.ledger.tasks(job.media)
-    lengths = cut_waves([e.bytes for e in found], wave_bytes(job, plan.limit))
-    starts = [sum(lengths[:i]) for i in range(len(lengths))]
-    waves = [found[s : s + n] for s, n in zip(starts, lengths, strict=True)]
+    waves, line = planned_waves(job, found, plan.limit)
+    left = iter(found)
+    of_frames = [sum(each.frame_bytes for each in islice(left, len(wave))) for wave in waves]
     times, clips = plan.times, clip_pixels(job, found)
     return {
         "notes": [
@@ -492,9 +492,10 @@ def _of_job(plan: Plan, job: Job) -> dict[str, Any]:
         "seconds_of_media": sum(e.seconds for e in found),
         "chunks": sum(e.chunks for e in found if not e.reuses_features),
         "frames": sum(e.frames for e in found),
-        "frame_bytes_at_once": max((sum(e.frame_bytes for e in w) for w in waves), default=0),
+        "frame_bytes_at_once": max(of_frames, default=0),
         "feature_bytes": sum(e.feature_bytes for e in found),
-        "waves": len(lengths),
+        "waves": len(waves),
+        "in_waves": line,
         "free_bytes": job.store.free_bytes(),
         "clip_bytes": round(clips * CLIP_BYTES),
         "clip_seconds": clip_seconds(job.device, clips) if clips else 0.0,

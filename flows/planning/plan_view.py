@@ -370,7 +370,7 @@ def _of_media(plan: Plan, values: dict[str, Any]) -> Iterator[str]:
         f"disk        {gib(values['frame_bytes_at_once'])} of frames at once, "
         f"{gib(values['feature_bytes'])} of {next(iter(values['done']))} kept, "
         f"{gib(values['free_bytes'])} free, "
-        f"{counted(values['waves'], 'wave')}"
+        f"{values['in_waves'] or counted(values['waves'], 'wave')}"
     )
     if values["clip_bytes"]:
         took = values["clip_seconds"]

@@ -1,4 +1,5 @@
-"""Keeps a run within `--max-store`: what fits into a wave, and which packs go before it.
+"""Divides a run into waves, and keeps it within `--max-store`: what fits into a wave, and which
+packs go before it.
 
 A medium needs room for its frames and features until its captions are made, and for small records
 that stay; vectors stay, because a run writes them all in the end. What the limit leaves beside what
@@ -6,25 +7,31 @@ must stay is the room of one wave. Before a wave, packs go until it fits, the le
 first, except those with a record that this run or another job has yet to read.
 """
 
+import math
+from collections import Counter
 from collections.abc import Iterator, Sequence, Set
 from itertools import count, islice, takewhile
 
 from artifacts.errors import CannotFit
 from artifacts.keys import item_key
 from artifacts.packs import Pack, packs, sizes_in
+from artifacts.plurals import counted
 from flows.console.lines import rounded_up, size, written
 from flows.job.prepare import Job
-from flows.ledger.ledger import cut_waves
+from flows.ledger.ledger import MOST_RATIO, cut_waves, has_own_bytes, waves_of
 from flows.ledger.tasks import Medium, Task, keys_of
 from flows.machine.leases import Lease, running_jobs
 from flows.options.model import StoreSizeOptions
 from flows.pipelines import LARGE
-from flows.planning.sizes import Estimate, wave_limit
+from flows.planning.sizes import MAX_WAVE_BYTES, Estimate, wave_limit
 from stages import hear, sound
 
 SMALL_BYTES = 4096
 """Bytes in the store for one chunk besides frames and features: its caption, and its parts of
 indexes and of the headers of packs. The demo's take 1,300."""
+
+TO_BE_MADE, OTHERS = "yet to be made", "of lists"
+"""What stays in a store beside its kinds: what this run adds for good, and files of no kind."""
 
 
 class StoreLimit:
@@ -45,23 +52,24 @@ class StoreLimit:
         self._stays = {*self._kinds} - read
         """Kinds that this run reads in the end."""
         needs = [self._needs(medium) for medium in job.media]
-        kept = self._look(job.media)[0] + sum(staying for _, staying in needs)
-        self._room = max(1, limit - kept)
+        kept = self._look(job.media)[0]
+        kept[TO_BE_MADE] += sum(staying for _, staying in needs)
+        self._room = max(1, limit - kept.total())
         """Bytes of a wave beside all that is stored now and still to be read."""
         self.wave_bytes = max(1, self._room // 2)
         """Maximum bytes of a wave of several media: the next one is cut beside it."""
         self._passing = sum(passing for passing, _ in needs)
-        self._largest = stored = 0
-        seen: set[str] = set()
+        self._largest = 0
+        stored, seen = Counter[str](), set[str]()
         for medium, (passing, _) in zip(reversed(job.media), reversed(needs), strict=True):
             stored += self._stored(medium, seen)
-            self._largest = max(self._largest, stored + passing)
+            self._largest = max(self._largest, stored.total() + passing)
         self._base = kept - stored
-        """Bytes that stay until the run ends."""
+        """Bytes that stay until the run ends, by kind."""
 
     def refusal(self) -> CannotFit | None:
         """Return why the limit is too small; None if it is not."""
-        enough = self._base + self._largest <= self.bytes
+        enough = self._base.total() + self._largest <= self.bytes
         return None if enough else self._too_small(self._base, self._largest)
 
     def notes(self) -> list[str]:
@@ -87,23 +95,25 @@ class StoreLimit:
         whether the next one fits beside it. Raises CannotFit, EnvironmentFault."""
         kept, free = self._look([medium for wave in waves for medium in wave])
         sizes = [sum(sum(self._needs(medium)) for medium in wave) for wave in waves[:2]]
-        needed, both = sizes[0], kept + sum(sizes) <= self.bytes
+        needed, both = sizes[0], kept.total() + sum(sizes) <= self.bytes
         most = self.bytes - (sum(sizes) if both else needed)
-        total = kept + sum(pack.stat.size for pack in free)
+        total = kept.total() + sum(pack.stat.size for pack in free)
         for pack in free:
             if total <= most:
                 break
-            if not pack.is_used_again(self._job.store):
+            if pack.is_used_again(self._job.store):
+                kept[pack.kind] += pack.stat.size
+            else:
                 self._job.store.delete(pack.name)
                 total -= pack.stat.size
         self._ledger.refresh()
         if total + needed > self.bytes:
-            raise self._too_small(total, needed)
+            raise self._too_small(kept, needed)
         return both and total <= most
 
-    def _look(self, pending: Sequence[Medium]) -> tuple[int, list[Pack]]:
-        """Return the bytes that must stay in the store while these media are to be made, and the
-        packs that need not, least recently used first."""
+    def _look(self, pending: Sequence[Medium]) -> tuple[Counter[str], list[Pack]]:
+        """Return the bytes by kind that must stay in the store while these media are to be made,
+        and the packs that need not, least recently used first."""
         store = self._job.store
         stored = dict(store.stats())
         self._ledger.refresh()  # afterwards, so that it has all of these packs
@@ -113,9 +123,12 @@ class StoreLimit:
         kept = self._own_packs(pending, elsewhere)
         large = (pack for pack in packs(stored) if pack.kind in LARGE and pack.name not in kept)
         free = [pack for pack in large if pack.namespace not in elsewhere - own]
-        total = sum(sizes_in(store, stored).values())
+        kept_bytes, goes = Counter[str](), {pack.name for pack in free}
+        for name, size_of in sizes_in(store, stored).items():
+            kind, inside, _ = name.partition("/")
+            kept_bytes[kind if inside else OTHERS] += 0 if name in goes else size_of
         free.sort(key=lambda pack: (pack.stat.modified, pack.name))
-        return total - sum(pack.stat.size for pack in free), free
+        return kept_bytes, free
 
     def _own_packs(self, pending: Sequence[Medium], elsewhere: Set[str]) -> set[str]:
         """Return the packs of this job's namespaces that hold a record which this job or, in the
@@ -179,20 +192,22 @@ class StoreLimit:
         records, key = self._ledger[kind], task.keys.get(kind, "")
         return records.place(key).length if key in records else 0
 
-    def _stored(self, medium: Medium, seen: set[str]) -> int:
-        """Return the stored bytes that go when a medium is done, and add their keys to `seen`."""
-        total = 0
+    def _stored(self, medium: Medium, seen: set[str]) -> Counter[str]:
+        """Return the stored bytes that go when a medium is done, by kind, and add their keys to
+        `seen`."""
+        found = Counter[str]()
         for task in self._ledger.tasks([medium]):
             for kind in self._read(task) - self._stays:
-                total += 0 if task[kind] in seen else self._length(task, kind)
+                found[kind] += 0 if task[kind] in seen else self._length(task, kind)
                 seen.add(task[kind])
-        return total
+        return found
 
-    def _too_small(self, kept: int, wave: int) -> CannotFit:
+    def _too_small(self, kept: Counter[str], wave: int) -> CannotFit:
+        kinds = ", ".join(f"{size(of)} {kind}" for kind, of in kept.most_common() if of)
         return CannotFit(
-            f"--max-store {size(self.bytes)} is too small: {size(kept)} must stay in "
-            f"{self._job.store.url}, and the next files need {size(wave)} beside it",
-            hint=f"Give --max-store {written(rounded_up(kept + wave))} or more",
+            f"--max-store {size(self.bytes)} is too small: {size(kept.total())} must stay in "
+            f"{self._job.store.url} ({kinds}), and the next files need {size(wave)} beside it",
+            hint=f"Give --max-store {written(rounded_up(kept.total() + wave))} or more",
         )
 
 
@@ -207,3 +222,30 @@ def store_limit(
 def wave_bytes(job: Job, limit: StoreLimit | None) -> int:
     """Return the maximum bytes of a wave of several media."""
     return wave_limit(job) if limit is None else min(wave_limit(job), limit.wave_bytes)
+
+
+def planned_waves(
+    job: Job, expected: Sequence[Estimate], limit: StoreLimit | None, *, records: bool = False
+) -> tuple[list[list[Medium]], str]:
+    """Return the waves of a run, and a line that says why there are several; empty if there is one,
+    or if they are not due to a lack of room. `expected`: an estimate of each medium. A run
+    `records` the waves."""
+    ledger, media = job.ledger, job.media
+    pairs = zip(media, expected, strict=True)
+    tasks = ledger.tasks(media)
+    done = {t.medium for t in tasks} - {t.medium for t in tasks if not ledger.is_done(t)}
+    lengths = cut_waves([0 if m in done else e.bytes for m, e in pairs], wave_bytes(job, limit))
+    as_recorded = not has_own_bytes(ledger, job.model, media)
+    waves = waves_of(ledger, media, lengths, as_recorded=as_recorded, records=records)
+    waves, room = waves if limit is None else limit.cut(waves), wave_limit(job)
+    if limit is not None and limit.wave_bytes <= room:
+        why = f"--max-store {size(limit.bytes)}"
+    elif len(waves) > MOST_RATIO * len(lengths):
+        why = "an earlier run began so, and captions of this engine depend on their batch"
+    else:
+        free = f"{size(job.store.free_bytes())} are free in {job.store.machine_folder}"
+        why = free if room < MAX_WAVE_BYTES else ""
+    if len(waves) < 2 or not why:
+        return waves, ""
+    files = counted(math.ceil(len(media) / len(waves)), "file")
+    return waves, f"in about {counted(len(waves), 'wave')} of {files}: {why}"

@@ -195,6 +195,8 @@ def description_lines(record: Mapping[str, Any]) -> Iterator[str]:
         yield f"{plan['model']} on {how if precision else 'a server'}"
     for name, half in plan.get("halves", {}).items():
         yield f"{name} half: {size(half['bytes'])} of weights, {computed_by(half)}"
+    if plan.get("in_waves"):
+        yield plan["in_waves"]
     of_all = [taken for taken in record["rungs"] if taken["reason"] != "item alone"]
     yield from map(rung_line, {taken["stage"]: taken for taken in of_all}.values())
     if many := record.get("partitions"):

@@ -18,7 +18,7 @@ from artifacts.packs import DamagedRecord, RecordSet
 from artifacts.plurals import counted
 from artifacts.shards import DATASET
 from flows.job.prepare import Job
-from flows.ledger.ledger import stages_with_work, waves_of
+from flows.ledger.ledger import stages_with_work
 from flows.ledger.namespaces import TextScores, one_shot_namespace
 from flows.ledger.tasks import Medium, keys_of
 from flows.machine.launch import StageCall, with_restarts
@@ -31,7 +31,7 @@ from flows.planning.context_check import context_notes, loses_frames
 from flows.planning.costs.summarize import nodes_of
 from flows.planning.ladder import Rung
 from flows.planning.sizes import estimates
-from flows.planning.store_limit import store_limit, wave_bytes
+from flows.planning.store_limit import planned_waves, store_limit
 from flows.results.captions import (
     Summaries,
     SummaryInput,
@@ -404,6 +404,10 @@ class PipelineRunner:
             self._announce(f"{stage.verb}: nothing to do, all of it is stored")
         if limit is not None and (refusal := limit.refusal()):
             raise refusal
+        waves, line = planned_waves(job, expected, limit, records=True)
+        if line:
+            self._announce(line)
+            self.record.value["plan"]["in_waves"] = line
         self.stages.plan(stages, expected, self._announce)
         # All parts that this run needs, so that an unreachable hub is found now and not after hours
         # of work.
@@ -411,9 +415,6 @@ class PipelineRunner:
         self.record.value["plan"]["chunks"] = sum(e.chunks for e in expected)
         self.record.fails(failures_of(job))  # of earlier runs
         self._throttle(self._record_progress)
-        most = wave_bytes(job, limit)
-        waves = waves_of(job.ledger, job.media, [e.bytes for e in expected], most)
-        waves = waves if limit is None else limit.cut(waves)
         for number, wave in enumerate(waves):
             following = waves[number + 1] if number + 1 < len(waves) else []
             both_fit = limit is None or limit.make_room(waves[number:])

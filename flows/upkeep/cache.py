@@ -7,11 +7,11 @@ from typing import Any
 
 from artifacts.errors import UsageError
 from artifacts.locks import FOLDER as CLAIMS
-from artifacts.packs import QUARANTINE, Pack, packs, sizes_in
+from artifacts.packs import QUARANTINE, Pack, half_written_in, packs, sizes_in
 from artifacts.plurals import first_of
 from artifacts.store import NAME, Store, prepare_store
-from artifacts.stores.local import TEMPORARY, left_behind
-from artifacts.stores.protocol import CATALOGS
+from artifacts.stores.local import left_behind
+from artifacts.stores.protocol import CATALOGS, ObjectStat
 from flows.checkpoint.gguf import COPIES
 from flows.ledger.namespaces import notes
 from flows.machine.leases import running_jobs
@@ -37,10 +37,11 @@ class Holding:
         return {"scope" if name == "namespace" else name: fields[name] for name in fields}
 
 
-def holdings(store: Store) -> list[Holding]:
-    """Return the contents of a store by model, last used first."""
+def holdings(store: Store, stored: Mapping[str, ObjectStat] | None = None) -> list[Holding]:
+    """Return the contents of a store by model, last used first. `stored`: its objects, if they are
+    known."""
     groups: dict[tuple[str, str], list[Pack]] = {}
-    for pack in packs(dict(store.stats())):
+    for pack in packs(dict(store.stats()) if stored is None else stored):
         groups.setdefault((pack.kind, pack.namespace), []).append(pack)
     known = notes(store) if groups else None
     found = [
@@ -77,7 +78,7 @@ class Collection:
     """The files that were deleted, or would be in a dry run."""
 
     before: int
-    """Bytes of all files in the store."""
+    """Bytes of all files in the store, with what killed processes left half-written."""
     limit: int
     """Requested maximum bytes of the store."""
     packs: Counter[str] = field(default_factory=Counter)
@@ -86,6 +87,8 @@ class Collection:
     """Number of deleted bytes."""
     held: int = 0
     """Bytes that running jobs need."""
+    writing: int = 0
+    """Bytes that living processes have half-written. They count for no size."""
     jobs: list[str] = field(default_factory=list)
     """Descriptions of those jobs."""
 
@@ -98,13 +101,16 @@ def collect(store: Store, limit: int, *, dry_run: bool) -> Collection:
     """Delete half-written and damaged files, then least recently used packs, until at most `limit`
     bytes are left."""
     jobs, stored = running_jobs(store), dict(store.stats())
-    sizes = sizes_in(store, stored)
-    sizes.pop(NAME, None)  # a store always has its number
+    dead, writing = half_written_in(store)
+    sizes = sizes_in(store, stored) | dead
     made = Collection(
-        before=sum(sizes.values()), limit=limit, jobs=[job.description for job in jobs]
+        before=sum(sizes.values()),
+        limit=limit,
+        writing=writing,
+        jobs=[job.description for job in jobs],
     )
     in_use = frozenset[str]().union(*(job.namespaces for job in jobs))
-    for name in _rubbish(store, sizes, in_use):
+    for name in [*dead, *_rubbish(store, sizes, in_use)]:
         made.bytes += sizes[name]
         made.packs["rubbish"] += 1
         if not dry_run:
@@ -142,8 +148,9 @@ def clear(store: Store) -> Cleared:
     what is noted of users' files stay. Raises UsageError if jobs use the store."""
     refuse_clearing(store)
     stored = dict(store.stats())
-    sizes = sizes_in(store, stored)
-    names = [*(pack.name for pack in packs(stored)), *_rubbish(store, sizes, ())]
+    dead, _ = half_written_in(store)
+    sizes = sizes_in(store, stored) | dead
+    names = [*(pack.name for pack in packs(stored)), *dead, *_rubbish(store, sizes, ())]
     for name in names:
         _remove(store, name, is_object=name in stored)
     store.delete(NAME)
@@ -171,13 +178,12 @@ def _delete(store: Store, pack: Pack, made: Collection, dry_run: bool) -> None:
 
 
 def _rubbish(store: Store, names: Iterable[str], in_use: Container[str]) -> Iterator[str]:
-    """Yield the names of useless files. `in_use`: namespaces that running jobs need."""
-    dead = {path.name for path in left_behind(store.local)}
+    """Yield the names of useless files that were written whole. `in_use`: namespaces that running
+    jobs need."""
     unused = {path.name for path in left_behind(store.local, COPIES)}
     useless: dict[str, Callable[[str], bool]] = {
         QUARANTINE: lambda _: True,
         CLAIMS: lambda namespace: namespace not in in_use,
-        TEMPORARY: lambda half: half in dead,
         COPIES: lambda copy: copy in unused,  # made again when needed
         CATALOGS: lambda namespace: namespace not in in_use,
     }
