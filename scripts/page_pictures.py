@@ -1,8 +1,8 @@
 """Writes docs/report.png, docs/review.png and docs/studio.png: the demo clips captioned in short
-chunks within a budget, and the pages on that in a browser. Run from a clone, with Chromium and its
-driver.
+chunks within a budget, and the pages on that in a browser. Each page is also written in two widths
+and two colour schemes, to be looked at. Run from a clone, with Chromium and its driver.
 
-    python scripts/page_pictures.py [--to docs]
+    python scripts/page_pictures.py [--to docs] [--looks build/pictures]
 """
 
 import argparse
@@ -11,11 +11,14 @@ import io
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,11 +28,17 @@ if TYPE_CHECKING:
     from tests.support.browser import Browser
 
 REPORT, REVIEW, STUDIO = (1240, 2040), (1120, 900), (1120, 1440)
+LOOKS = [(wide, scheme) for wide in (1280, 400) for scheme in ("light", "dark")]
+"""Widths in pixels and colour schemes in which each page is looked at."""
+HIGHEST = 4000
+"""Height in pixels at which a picture of a page ends."""
 TOP = "document.documentElement.style.scrollbarWidth = 'none'; scrollTo(0, 0)"
 OPTIONS = ("--model=demo", "--chunk=1.5", "--fps=4", "--batch-size=16", "--memory=100MB")
 PENSTOCK = [sys.executable, "-m", "flows.cli.main"]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
 RENAME = """const [from, to] = arguments, fields = document.querySelectorAll("input[type=text]");
+for (const wbr of document.querySelectorAll("wbr")) wbr.remove();
+document.body.normalize();
 const texts = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
 while (texts.nextNode()) texts.currentNode.data = texts.currentNode.data.replaceAll(from, to);
 for (const field of fields) field.value = field.value.replaceAll(from, to);"""
@@ -40,7 +49,9 @@ def main() -> int:
     """Write the pictures."""
     given = argparse.ArgumentParser(description=__doc__)
     given.add_argument("--to", type=Path, default=ROOT / "docs")
-    to = given.parse_args().to
+    given.add_argument("--looks", type=Path, default=ROOT / "build" / "pictures")
+    options = given.parse_args()
+    to: Path = options.to
     from tests.support.browser import browsing
 
     with tempfile.TemporaryDirectory() as folder:
@@ -56,7 +67,60 @@ def main() -> int:
             save(of_review(browser, out), to / "review.png")
         with browsing(Path(folder) / "third-profile", STUDIO) as browser:
             save(of_studio(browser, Path(folder)), to / "studio.png")
+        options.looks.mkdir(parents=True, exist_ok=True)
+        with browsing(Path(folder) / "fourth-profile") as browser:
+            for name, page in pages(Path(folder), out).items():
+                save_looks(browser, name, page, options.looks)
     return 0
+
+
+def pages(folder: Path, out: Path) -> dict[str, AbstractContextManager[str]]:
+    """Return name → what opens a page and yields its address. `out`: the folder of a run."""
+    clips, index, found = str(folder / "videos"), str(folder / "index"), folder / "found.html"
+    run("index", "build", clips, "--model=demo", "--out", index, "--store", f"{folder}/store")
+    run("search", "a red star", "--index", index, "--html", str(found))
+    studio = ("studio", "videos", "--out", "captions", "--store", "store")
+    state = f"{folder}/home/.local/state"
+    return {
+        "report": nullcontext((out / "report.html").as_uri()),
+        "review": served("review", str(out), cwd=ROOT),
+        "studio": served(*studio, cwd=folder, XDG_STATE_HOME=state),
+        "search": nullcontext(found.as_uri()),
+        "serve": server_page(index),
+    }
+
+
+def save_looks(browser: "Browser", name: str, page: AbstractContextManager[str], to: Path) -> None:
+    """Write pictures of a page in each width and colour scheme."""
+    with page as address:
+        for wide, scheme in LOOKS:
+            browser.colour_scheme(scheme)
+            browser.narrow(wide)
+            browser.open(address)
+            time.sleep(3)  # until thumbnails are there
+            height = browser.run("return document.documentElement.scrollHeight")
+            browser.narrow(wide, min(height, HIGHEST))
+            time.sleep(1)
+            save(browser.screenshot(), to / f"{name}-{wide}-{scheme}.png")
+
+
+@contextlib.contextmanager
+def server_page(index: str) -> Iterator[str]:
+    """Serve an index and a captioner, and yield the address of the page."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    words = ("serve", "--index", index, "--caption-model=demo", "--port", port)
+    with subprocess.Popen([*PENSTOCK, *words], cwd=ROOT, env=ENVIRONMENT) as server:
+        try:
+            for _ in range(120):
+                time.sleep(1)
+                with contextlib.suppress(OSError):
+                    urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz").close()
+                    break
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            server.send_signal(signal.SIGTERM)
 
 
 def run(*words: str) -> None:
