@@ -40,6 +40,7 @@ def learn_command(given: argparse.Namespace) -> int:
         with chdir(command["folder"]):  # the paths of the command are relative to it
             run = recorded_run(command)
             if given.dry_run:
+                display.close()  # the plan shows its own line
                 return _show(config, run, as_json=given.json)
             result = learn(config, run, display)
     if print_result(given, result, display):
