@@ -21,8 +21,8 @@ from artifacts.paths import user_state
 TEMPORARY = "tmp"
 """Folder of half-written files, in the same place so that a rename never crosses file systems."""
 STALE_SECONDS = 3600.0
-"""No writer takes so long for one file: what is older was left by one that died. Where no lock
-tells, such as for files of other machines, this alone decides."""
+"""No writer takes so long for one file: what is older was left by one that died. Where locks
+are of no use, such as for files of other machines, this alone decides."""
 
 
 def state_folder(url: str) -> Path:
@@ -63,8 +63,9 @@ def half_written(folder: Path) -> Iterator[tuple[Path, IO[bytes]]]:
 def left_behind(folder: Path, within: str = TEMPORARY) -> Iterator[Path]:
     """Yield half-written files whose writers died, or files of another folder that nobody has used
     for as long."""
-    now = clock_of(folder)
-    for path in (folder / within).glob("*"):
+    paths = [*(folder / within).glob("*")]
+    now = clock_of(folder) if paths else 0.0
+    for path in paths:
         with contextlib.suppress(OSError):  # another run swept first
             found = path.lstat()
             # One that is empty may not be locked yet.
@@ -81,7 +82,7 @@ def sweep_left_behind(folder: Path) -> None:
 
 
 def _is_unlocked(path: Path) -> bool:
-    """Return whether a file's lock is free. NFS does not tell of a file opened for reading. Raises
+    """Return whether a file's lock is free. NFS refuses to lock a file opened for reading. Raises
     OSError."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
