@@ -272,7 +272,7 @@ class Condition:
         if kind != wanted:
             self._at -= 1
             self._refuse("text in single quotes" if wanted == "text" else "a number")
-        text = normalize("NFC", token[1:-1].replace("''", "'"))
+        text = normalize("NFD", token[1:-1].replace("''", "'"))
         return stored_text(text) if kind == "text" else float(token)
 
     def _takes(self, word: str) -> bool:
@@ -347,11 +347,11 @@ def _test(function: str, column: str, *given: Literal) -> Test:
 
 
 def _values(batch: Any, column: str, *given: Literal) -> Any:
-    """Return a column to be compared with these: in NFC if they have other letters than ASCII, as
-    names of a Mac are in NFD. That takes a second for a million paths."""
+    """Return a column to be compared with these: in NFD, as names of a Mac are, if they have other
+    letters than ASCII. That takes a second for a million paths. pyarrow 18 has no right NFC."""
     values = batch.column(column)
     is_other = any(isinstance(each, str) and not each.isascii() for each in given)
-    return _call("utf8_normalize", values, "NFC") if is_other else values
+    return _call("utf8_normalize", values, "NFD") if is_other else values
 
 
 def _inverted(test: Test) -> Test:
