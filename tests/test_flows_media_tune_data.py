@@ -481,3 +481,10 @@ def test_a_list_whose_captions_begin_or_end_alike_is_noted(tmp_path: Path) -> No
     assert notes(*alike[:19]) == notes(*alike[:18], "a dog", "a cat") == []
     (tmp_path / "run.json").write_text('{"plan": {}}')
     assert notes(*alike) == [], "the run says that it put nothing there"
+
+
+def test_the_folder_of_a_run_names_its_captions(tmp_path: Path) -> None:
+    (tmp_path / "captions.jsonl").touch()
+    with pytest.raises(UsageError, match="holds no captions beside media") as raised:
+        examples_in(str(tmp_path))
+    assert raised.value.hint == f"Give {tmp_path / 'captions.jsonl'}"

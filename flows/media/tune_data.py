@@ -362,7 +362,9 @@ def examples_in(
             hint="Give a captions.jsonl, .csv or .parquet, or a folder of media with .txt files",
         )
     if not pairs:
-        raise UsageError(f"{path} holds no captions", hint="Add captions, or check the path")
+        lines = path / "captions.jsonl"
+        hint = f"Give {lines}" if lines.is_file() else "Add captions, or check the path"
+        raise UsageError(f"{path} holds no captions{' beside media' * path.is_dir()}", hint=hint)
     found = [replace(each, caption=fixed.parts(each.caption)[1]) for each, fixed in pairs]
     _check(found, path)
     unknown = [each.caption for each, fixed in pairs if fixed == FixedText()]
