@@ -11,7 +11,6 @@ import io
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -86,7 +85,7 @@ def pages(folder: Path, out: Path) -> dict[str, AbstractContextManager[str]]:
         "review": served("review", str(out), cwd=ROOT),
         "studio": served(*studio, cwd=folder, XDG_STATE_HOME=state),
         "search": nullcontext(found.as_uri()),
-        "serve": server_page(index),
+        "serve": ready(served("serve", "--index", index, "--caption-model=demo", cwd=ROOT)),
     }
 
 
@@ -105,22 +104,15 @@ def save_looks(browser: "Browser", name: str, page: AbstractContextManager[str],
 
 
 @contextlib.contextmanager
-def server_page(index: str) -> Iterator[str]:
-    """Serve an index and a captioner, and yield the address of the page."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    words = ("serve", "--index", index, "--caption-model=demo", "--port", port)
-    with subprocess.Popen([*PENSTOCK, *words], cwd=ROOT, env=ENVIRONMENT) as server:
-        try:
-            for _ in range(120):
-                time.sleep(1)
-                with contextlib.suppress(OSError):
-                    urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz").close()
-                    break
-            yield f"http://127.0.0.1:{port}"
-        finally:
-            server.send_signal(signal.SIGTERM)
+def ready(page: AbstractContextManager[str]) -> Iterator[str]:
+    """Yield the address of a server once it has loaded its models."""
+    with page as address:
+        for _ in range(120):
+            with contextlib.suppress(OSError):
+                urllib.request.urlopen(f"{address}/readyz").close()
+                break
+            time.sleep(1)
+        yield address
 
 
 def run(*words: str) -> None:
@@ -139,7 +131,7 @@ def served(*words: str, cwd: Path, **environment: str) -> Iterator[str]:
         env={**ENVIRONMENT, **environment},
     ) as server:
         assert server.stdout is not None
-        yield server.stdout.readline().removeprefix(f"{words[0]} at ").strip()
+        yield server.stdout.readline().split()[-1]
         server.send_signal(signal.SIGTERM)
 
 

@@ -1,7 +1,8 @@
 """The folder of files that a store's users keep next to its objects.
 
-A half-written file is locked by its writer, and its name says on which boot of which machine that
-runs. So what a killed process left is known there at once, and elsewhere by its age.
+A process locks the file that it writes, and ends the file's name with the boot id of its machine.
+After the process was killed, others on that machine find the lock free and delete the file at once.
+On other machines, only the age of the file decides.
 """
 
 import contextlib
@@ -46,7 +47,7 @@ def clock_of(folder: Path) -> float:
 def half_written(folder: Path) -> Iterator[tuple[Path, IO[bytes]]]:
     """Yield the path of a new half-written file, and that file. It is locked until the end of the
     block, and gone after it. Raises OSError."""
-    half = folder / TEMPORARY / f"{uuid.uuid4().hex}{_machine()}"
+    half = folder / TEMPORARY / f"{uuid.uuid4().hex}{_boot_suffix()}"
     half.parent.mkdir(parents=True, exist_ok=True)
     try:
         with open(half, "xb") as file:
@@ -69,7 +70,7 @@ def left_behind(folder: Path, within: str = TEMPORARY) -> Iterator[Path]:
         with contextlib.suppress(OSError):  # another run swept first
             found = path.lstat()
             # One that is empty may not be locked yet.
-            is_ours = bool(found.st_size and _machine()) and path.name.endswith(_machine())
+            is_ours = bool(found.st_size and _boot_suffix()) and path.name.endswith(_boot_suffix())
             if found.st_mtime < now - STALE_SECONDS or (is_ours and _is_unlocked(path)):
                 yield path
 
@@ -95,9 +96,9 @@ def _is_unlocked(path: Path) -> bool:
 
 
 @cache
-def _machine() -> str:
-    """Return the suffix of half-written files of this boot of this machine; empty if the boot is
-    unknown."""
+def _boot_suffix() -> str:
+    """Return the suffix of files that this machine writes until it boots again; empty if its boot
+    id is unknown."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")
         return f".{boot.strip()}"

@@ -302,6 +302,8 @@ class Plan:
     """Size estimate of each medium."""
     limit: StoreLimit | None = None
     """What `--max-store` leaves of the store; None without the option, or without media."""
+    unusable: tuple[Failure, ...] = ()
+    """Why files are not planned, by their headers or an earlier run."""
     notes: tuple[str, ...] = ()
     devices: tuple[str, ...] = ()
     """As in Job."""
@@ -369,12 +371,13 @@ def _plan_of(
             left_out=left_out,
         )
         expected = tuple(estimates(job))
-        failures = unusable(job, expected)
-        if len(failures) == len(job.by_file):
-            raise NothingToDo(job.pipeline, failures)
+        unusable = _unusable(job, expected)
+        if len(unusable) == len(job.by_file):
+            raise NothingToDo(job.pipeline, unusable)
         request = plan_request(job, expected=expected)
         refuse_beyond_context(request)
-        return _make_plan(request, job.budget, job, expected, job.devices)
+        plan = _make_plan(request, job.budget, job, expected, job.devices)
+        return replace(plan, unusable=tuple(unusable))
     devices = select_devices(GpuOptions.of(config).gpus).devices
     device = devices[0]
     store = open_store(config.store_url)
@@ -403,8 +406,7 @@ def _plan_of(
     return replace(plan, notes=(*notes, *with_card_sampling(config, model.folder)[1]))
 
 
-def unusable(job: Job, found: Sequence[Estimate]) -> list[Failure]:
-    """Return why files are not planned, by their headers or an earlier run."""
+def _unusable(job: Job, found: Sequence[Estimate]) -> list[Failure]:
     pairs = zip(job.media, found, strict=True)
     failed = {medium.digest: e.failure for medium, e in pairs if e.failure is not None}
     return [
@@ -488,7 +490,7 @@ def _of_job(plan: Plan, job: Job) -> dict[str, Any]:
         "sampling": job.sampling.settings,
         "files": len(job.by_file),
         "failed": len(job.failures),
-        "unreadable": len(unusable(job, found)),
+        "unreadable": len(plan.unusable),
         "seconds_of_media": sum(e.seconds for e in found),
         "chunks": sum(e.chunks for e in found if not e.reuses_features),
         "frames": sum(e.frames for e in found),

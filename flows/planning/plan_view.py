@@ -21,7 +21,7 @@ from flows.planning.changes import in_precision
 from flows.planning.choose import PlanRequest, StagePlan, allowed, stage_plans
 from flows.planning.estimate import StageEstimate
 from flows.planning.ladder import Rung
-from flows.planning.plan import Plan, figures, processes_note, unusable
+from flows.planning.plan import Plan, figures, processes_note
 from flows.planning.sizes import SHOT_SECONDS
 from stages import tune
 from stages.models.gguf import FAMILIES, GgufShape
@@ -359,9 +359,9 @@ def _of_media(plan: Plan, values: dict[str, Any]) -> Iterator[str]:
         f"{duration(values['seconds_of_media'])}, about {counted(values['chunks'], 'chunk')} and "
         f"{counted(values['frames'], 'frame')}{shots}"
     )
-    if plan.job and (failures := unusable(plan.job, plan.expected)):
+    if plan.unusable:
         groups: dict[str, list[str]] = {}
-        for each in failures:
+        for each in plan.unusable:
             why = UNUSABLE.get(each.error, "cannot be opened")
             groups.setdefault(why, []).append(each.media_path)
         parts = (f"{counted(len(g), 'file')} {why}: {first_of(g)}" for why, g in groups.items())

@@ -180,8 +180,9 @@ def image_size(path: Path) -> tuple[int, int] | None:
             with Image.open(path, formats=image_formats(path)) as image:
                 return image.height, image.width
     except UnidentifiedImageError as error:
-        if path.read_bytes().startswith(JPEG_START):  # see `read_image`
-            return None
+        with open_regular(path) as file:
+            if file.read(len(JPEG_START)) == JPEG_START:  # see `read_image`
+                return None
         raise _unknown(path) from error
 
 

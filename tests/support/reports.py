@@ -61,7 +61,8 @@ SEARCHES = {
     "OHWX star": ["3.png"],
     "Müller star": [],
 }
-"""A query → the files of `mac_folder` that it finds, of which each caption begins with TRIGGER."""
+"""Search query → the files of `mac_folder` that a page finds. Each of their captions begins with
+TRIGGER."""
 
 
 def mac_folder(folder: Path) -> list[tuple[MediaFile, list[Caption]]]:

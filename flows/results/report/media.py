@@ -90,7 +90,9 @@ def embed_thumbnails(media: list[dict[str, Any]], folder: Path) -> None:
     left, here = EMBEDDED_BYTES, [medium for medium in media if not medium["gone"]]
     with ThreadPoolExecutor(cores()) as pool:
         for at in range(0, len(here), TOGETHER):
-            some = here[at : at + TOGETHER] if left > 0 else []
+            if left <= 0:
+                break
+            some = here[at : at + TOGETHER]
             for medium, found in zip(some, pool.map(small, some), strict=True):
                 left -= len(found)
                 medium["small"] = found if left >= 0 else ""
