@@ -102,7 +102,8 @@ class StoreLimit:
         """Delete packs until the first of these waves fits, which are left to be made. Return
         whether the next one fits beside it. Raises CannotFit, EnvironmentFault."""
         kept, free = self._look(waves[0])
-        later = {pack: at for at, wave in enumerate(waves) for pack in self._packs_to_read(wave)}
+        following = [(at, wave) for at, wave in enumerate(waves)][::-1]
+        later = {pack: at for at, wave in following for pack in self._packs_to_read(wave)}
         free.sort(key=lambda pack: later.get(pack.name, math.inf), reverse=True)
         sizes = [sum(sum(self._needs(medium)) for medium in wave) for wave in waves[:2]]
         read = sum(pack.stat.size for pack in free if pack.name in later)
