@@ -19,12 +19,13 @@ from artifacts.packs import Record, RecordSet, read_header
 from artifacts.store import FolderStore, open_store
 from artifacts.stores.local import half_written
 from flows.console.display import Display
-from flows.console.lines import parse_size
+from flows.console.lines import parse_size, size
 from flows.machine.launch import StageCall
 from flows.machine.leases import hold_note_in, note_of
 from flows.options.commands import CaptionConfig
 from flows.pipelines import LARGE
 from flows.planning.plan import Plan, figures, plan_of
+from flows.planning.plan_view import plan_lines
 from flows.planning.store_limit import SMALL_BYTES
 from flows.running.run import caption
 from stages.frames.video import Video
@@ -243,6 +244,29 @@ def test_another_prompt_fits_within_the_same_limit_and_uses_what_is_stored(
     stages = caption_chunks(replace(limited, prompt="Second"))
     encoded = {key for batch in stages.batches("encode") for key in batch}
     assert encoded and not encoded & stored
+
+
+def test_a_plan_says_what_the_limit_does(long_videos: CaptionConfig) -> None:
+    limited = replace(long_videos, max_store=exact(long_videos))
+    (line,) = (line for line in plan_lines(planned(limited)) if line.startswith("store "))
+    assert f"at most {size(exact(long_videos))}" in line and "a wave takes up to" in line
+    caption_chunks(limited)
+    values = figures(planned(limited))
+    assert (values["waves"], values["in_waves"], values["frame_bytes_at_once"]) == (1, "", 0)
+    stored = size(bytes_in(Path(limited.store_url)))
+    assert f"{stored} stored now; nothing is left to encode" in values["max_store"]
+
+
+def test_chunks_that_are_cut_again_are_not_counted_as_done(long_videos: CaptionConfig) -> None:
+    limited = replace(long_videos, max_store=exact(long_videos) + 8 * SMALL_BYTES)
+    caption_chunks(limited)
+    stages = caption_chunks(replace(limited, prompt="Second"))
+    record = json.loads((Path(limited.out) / "run.json").read_text())
+    frames, encode = (stage for stage in record["stages"] if stage["name"] != "decode")
+    again = len([key for batch in stages.batches("encode") for key in batch])
+    assert frames["items"] == encode["items"] == again
+    for stage in (frames, encode):
+        assert stage["before"] + stage["items"] == stage["total"] == 4 * CHUNKS
 
 
 def test_features_of_later_files_go_where_a_limit_is_lower_than_before(

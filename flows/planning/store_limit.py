@@ -56,7 +56,9 @@ class StoreLimit:
         read = {kind for stage in job.pipeline for kind in stage.reads}
         self._stays = {*self._kinds} - read
         """Kinds that this run reads in the end."""
-        kept = self._look(())[0]
+        kept, free = self._look(())
+        self._now = kept.total() + sum(pack.stat.size for pack in free)
+        """Bytes of the store now."""
         kept[TO_BE_MADE] += sum(self._needs(medium)[1] for medium in job.media)
         self._base = kept
         """Bytes that stay until the run ends, by kind."""
@@ -78,6 +80,15 @@ class StoreLimit:
         """Return why the limit is too small; None if it is not."""
         enough = self._base.total() + self.largest_bytes <= self.bytes
         return None if enough else self._too_small(self._base, self.largest_bytes)
+
+    def line(self, waves: Sequence[Sequence[Medium]]) -> str:
+        """Return what the limit does in a run of these waves."""
+        text = f"at most {size(self.bytes)}, {size(self._now)} stored now"
+        if not (largest := max((sum(map(self._whole, wave)) for wave in waves), default=0)):
+            return f"{text}; nothing is left to encode, and nothing is deleted"
+        kept = size(self._base.total())
+        goes = "; what others no longer need goes first" if self.is_short else ""
+        return f"{text}; {kept} stay, and a wave takes up to {size(largest)} beside it{goes}"
 
     def notes(self) -> list[str]:
         """Return a note on what the limit costs, if it costs anything."""

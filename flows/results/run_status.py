@@ -146,6 +146,8 @@ def advice(record: Mapping[str, Any]) -> str:
     """Return advice for a run that ended before its work was done; empty if there is none."""
     if record["state"] in ("done", "running"):
         return ""
+    if record.get("hint"):
+        return str(record["hint"])
     retry = "run the same command again to continue"
     flow_run = record.get("prefect")
     if flow_run:

@@ -44,7 +44,7 @@ from flows.results.run_status import stages_of
 from flows.running.pipeline_runner import PipelineRunner
 from flows.running.stage_loop import StageLoop
 from flows.running.stage_runner import StageRunner
-from stages import decode, tune
+from stages import decode, summarize, tune
 from stages.process.events import (
     Event,
     Failed,
@@ -259,6 +259,8 @@ class RunObserver:
             done = entry["before"] + entry["items"]
             total += done
             instead["about"] = self._record.value["plan"].get("chunks", 0)
+        elif stage == summarize.STAGE.name:
+            instead["about"] = total
         worked = partial(self._worked, stage)
         self.display.stage(stage, total, done, loads=self._loads(stage), worked=worked, **instead)
 
