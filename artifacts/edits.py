@@ -82,7 +82,9 @@ CHANGE = {
     WORDS: text,
     "caption": Nullable(text),
     "review": review,
+    "content": OptionalField(text),
 }
+"""Shape of a change. `content` is the digest of the medium, if it is known."""
 ACTION = {
     "id": text,
     "time": moment,
@@ -94,6 +96,8 @@ ACTION = {
 }
 """Shape of an action. `round` marks one in which a round of `penstock learn` kept decisions; `of`
 is the id of the action that an undo reverts, or a redo applies again."""
+Chunk = tuple[str, float]
+"""Content digest of a medium, and start of a chunk."""
 REMOVE_LINE = "Remove that line: the other edits do not depend on it"
 
 
@@ -215,10 +219,29 @@ def unused_note(edits: Sequence[tuple[str, Edit]], media: Container[str]) -> str
     again = len({path for path, edit in edits if edit.review == REJECTED and path in media})
     which = "rejected medium is" if again == 1 else "rejected media are"
     there = f": {again:,} {which} in the data sets again"
+    belong, they, do, them = (
+        ("belongs", "It", "does", "it") if len(edits) == 1 else ("belong", "They", "do", "them")
+    )
     return (
-        f"{', '.join(first)}{' and ' * bool(first)}{last} in {EDITS} belong to another prompt, "
-        f"model, sampling or file. They do not apply here{there * bool(again)}. The same run as "
-        "before brings them back"
+        f"{', '.join(first)}{' and ' * bool(first)}{last} in {EDITS} {belong} to another prompt, "
+        f"model, sampling or file. {they} {do} not apply here{there * bool(again)}. The same run "
+        f"as before brings {them} back"
+    )
+
+
+def elsewhere_note(rejected: Container[Chunk], here: Iterable[tuple[Chunk, bool]]) -> str:
+    """Return how many media are in the data sets of a run, though they were rejected in another
+    folder; empty: none. `here`: each caption's chunk, and whether it is rejected in this run."""
+    again, out = set[Chunk](), set[Chunk]()
+    for chunk, is_rejected in here:
+        if chunk in rejected:
+            (out if is_rejected else again).add(chunk)
+    if not (media := {content for content, _ in again - out}):
+        return ""
+    which = "1 medium is" if len(media) == 1 else f"{len(media):,} media are"
+    return (
+        f"{which} in the data sets that you rejected in another folder, under another prompt, "
+        "model or sampling. Reject them in the review of this folder too"
     )
 
 
@@ -393,9 +416,9 @@ class EditJournal:
 
 
 def changes_of(
-    rows: Iterable[Mapping[str, Any]], edit_of: Mapping[str, Edit]
+    rows: Iterable[Mapping[str, Any]], edit_of: Mapping[str, Edit], content_of: Mapping[str, str]
 ) -> Sequence[dict[str, Any]]:
-    """Return the changes of an action in journal form."""
+    """Return the changes of an action in journal form. The mappings are by key of a caption."""
     return [
         {
             "of": row["key"],
@@ -404,6 +427,7 @@ def changes_of(
             WORDS: row[WORDS],
             "caption": edit_of[row["key"]].caption,
             "review": edit_of[row["key"]].review,
+            **({"content": content_of[row["key"]]} if row["key"] in content_of else {}),
         }
         for row in rows
     ]
@@ -458,6 +482,8 @@ class StoredEdits:
         """Actions with their time and their position in the file."""
         self._undone: set[str] = set()
         self._now: dict[str, Edit] = {}
+        self.rejected: frozenset[Chunk] = frozenset()
+        """Chunks with a rejected caption, as of the last call."""
 
     def __call__(self) -> Mapping[str, Edit]:
         """Return caption key → current edit. It is a new mapping whenever something was added."""
@@ -534,12 +560,21 @@ class StoredEdits:
                 at = datetime.fromisoformat(event["time"]).timestamp()
                 self._actions.append((at, len(self._actions), event))
         self._actions.sort(key=lambda action: action[:2])
-        self._now = {
-            change["of"]: Edit(caption=change["caption"], review=change["review"])
+        changes = [
+            change
             for _, _, action in self._actions
             if action["id"] not in self._undone
             for change in action.get("changes", ())
+        ]
+        self._now = {
+            change["of"]: Edit(caption=change["caption"], review=change["review"])
+            for change in changes
         }
+        self.rejected = frozenset(
+            (change["content"], change["start"])
+            for change in changes
+            if "content" in change and self._now[change["of"]].review == REJECTED
+        )
 
 
 class EditsInForce:
@@ -561,6 +596,12 @@ class EditsInForce:
         """Return the path of the medium and the edit of each caption that was edited in this folder
         and that the run does not have."""
         return self._own().unused(self().used)
+
+    def rejected_elsewhere(self, here: Iterable[tuple[Chunk, bool]]) -> str:
+        """Return which media of a run were rejected in another folder with the same store, as
+        `elsewhere_note` does."""
+        self._stored()
+        return elsewhere_note(self._stored.rejected, here) if self._stored.rejected else ""
 
     def unproved(self) -> int:
         """Return the number of actions in the folder's journal that are left out."""

@@ -149,7 +149,9 @@ def choose(
         found = decisions_of(captions, config.journal, rounds)
         if found.adopted and not dry:
             rows = [captions.rows[key] for key in found.adopted]
-            captions.add(action_of("edits of copies", changes_of(rows, found.adopted)))
+            captions.add(
+                action_of("edits of copies", changes_of(rows, found.adopted, captions.content_of))
+            )
         is_proved = captions.belief.proof(ROUND)
     others = [each for each in rounds_in(out) if not is_proved(each)]  # they stay as they are
     examples, settings = found.examples, _settings(config)

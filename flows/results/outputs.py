@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import quote
 
 from artifacts.captions import WRITERS, Caption, Failure, json_lines, write_jsonl
-from artifacts.edits import REJECTED, unused_note
+from artifacts.edits import REJECTED, Chunk, unused_note
 from artifacts.errors import EnvironmentFault, PenstockError
 from artifacts.files import json_text
 from artifacts.plurals import counted
@@ -302,7 +302,17 @@ def write_outputs(job: Job, *, last: bool) -> OutputCounts:
         paths = {path for path, _ in unused}
         kept = {c.media_path for c in chain(*captions_by_file(job)) if c.review != REJECTED} & paths
         found.unused_edits = unused_note(unused, kept)
+    else:
+        found.unused_edits = job.edits.rejected_elsewhere(_chunks_here(job))
     return found
+
+
+def _chunks_here(job: Job) -> Iterator[tuple[Chunk, bool]]:
+    """Yield the content and start of each caption's chunk, and whether the caption is rejected."""
+    for group, captions in zip(job.by_file, captions_by_file(job), strict=True):
+        if (medium := group[0].medium) is not None:
+            for each in captions:
+                yield (medium.digest, each.start), each.review == REJECTED
 
 
 def media_line(file: MediaFile, captions: int, content: Medium | None = None) -> str:
