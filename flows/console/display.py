@@ -379,10 +379,12 @@ class Display:
             self._draw()
             self._emit({"event": "stage", "stage": name, "total": total, "done": done})
             if self._plain:
-                finished = self._counted(done) if _reads_files(name) else done
-                before = f", {finished} already done" if done else ""
+                before = done - made
+                finished = self._counted(before) if _reads_files(name) else before
+                already = f", {finished} already done" * bool(before)
+                meanwhile = f", {made} done meanwhile" * bool(made)
                 missing = self._counted(total - done, is_first=_reads_files(name))
-                self._line(f"{self._verb}: {missing} to do{before}")
+                self._line(f"{self._verb}: {missing} to do{already}{meanwhile}")
             self._watch(QUIET_SECONDS)
 
     def on_event(self, name: str, event: Event) -> None:

@@ -249,9 +249,9 @@ def _kernel_agrees(layer: StoredLayer, held: Codes, dtype: torch.dtype) -> bool:
 def write_by_kernel(layer: StoredLayer, held: Codes, weight: torch.Tensor) -> None:
     from stages.models.stored.kernel import write_weight
 
-    scales = _scales(held.scales, held.divisor)
-    parts = (held.codes, scales, held.zeros, held.group_of)
-    write_weight(layer, *(None if each is None else each.contiguous() for each in parts), weight)
+    scales = _scales(held.scales, held.divisor).contiguous()
+    zeros = None if held.zeros is None else held.zeros.contiguous()
+    write_weight(layer, held.codes.contiguous(), scales, zeros, held.group_of, weight)
 
 
 def write_by_operators(layer: StoredLayer, held: Codes, at: int, rows: torch.Tensor) -> None:
