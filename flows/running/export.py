@@ -418,4 +418,4 @@ class _Export:
     ) -> dict[str, Any]:
         """Run a stage without media, and return its notes."""
         call = partial(StageCallBuilder(job).one_shot_call, stage, make)
-        return runner.stages.one_shot.run(stage, call, total=total).notes
+        return runner.stages.run_once(stage, call, total=total).notes

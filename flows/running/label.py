@@ -70,10 +70,9 @@ def label(
         with prepared(config, observer, make_launcher, LABEL) as (job, launcher):
             outputs, doing = label_paths(job), "labelling into"
             refuse_foreign(request.examples, {each.file.media_path for each in job.files})
-            written: list[LabelsWritten] = []
             with observer.pipeline_for_job(job, launcher, doing, outputs=outputs) as runner:
                 # The labels come first, so that an unreadable label is found before hours of work.
-                texts = runner.texts.make(
+                texts = runner.text_vectors(
                     request.labels.texts,
                     # Looking up the stored records of 10,000 images takes a second.
                     while_running=lambda: job.ledger.tasks(job.media),
@@ -86,13 +85,9 @@ def label(
                 )
 
                 def write() -> LabelsWritten:
-                    written.append(write_labels(job, learn_thresholds(job, labelling, request)))
-                    runner.record.value["rows"] = written[-1].labelled
-                    runner.record.fails(written[-1].failures)
-                    return written[-1]
+                    return write_labels(job, learn_thresholds(job, labelling, request))
 
-                runner.compute_records(write)
-            return written[-1]
+                return runner.compute_outputs(write, lambda end: end.labelled)
 
     return replanned_once(attempt, display.print_line)
 
