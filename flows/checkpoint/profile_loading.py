@@ -273,6 +273,7 @@ class Describer:
             seconds=MAX_SECONDS,
         )
         free = host_free_bytes()
+        fault: OutOfMemory | StageDied
         try:
             found: dict[str, Any] = run_with_restarts(self.launcher, call).notes[note]
         except OutOfMemory as error:
@@ -281,18 +282,17 @@ class Describer:
                     f"{what}: cannot be read in the {gib(free)} of free memory",
                     hint="Free some memory, or use a machine with more",
                 ) from error
-            message = f"{what}: reading it takes more than {gib(call.budget)} of memory"
-            raise UsageError(
-                f"{message}, before any weight is loaded", hint=UNREADABLE_HINT
-            ) from error
+            limit, fault = f"{gib(call.budget)} of memory", error
         except StageDied as error:
             if error.return_code != -OVERTIME:
                 raise
-            message = f"{what}: reading it takes more than {call.seconds:.0f} s of CPU time"
-            raise UsageError(
-                f"{message}, before any weight is loaded", hint=UNREADABLE_HINT
-            ) from error
-        return found
+            limit, fault = f"{call.seconds:.0f} s of CPU time", error
+        else:
+            return found
+        raise UsageError(
+            f"{what}: reading it takes more than {limit}, before any weight is loaded",
+            hint=UNREADABLE_HINT,
+        ) from fault
 
 
 def read_profile(

@@ -194,7 +194,7 @@ def notes(job: Job) -> list[str]:
             f"{job.model.name} goes on from the prompt instead of answering it, so it is given "
             "none; --prompt gives its captions a beginning"
         )
-    if job.model.one_frame and any(f.medium.kind == "video" for f in job.files):
+    if profile.one_frame and any(f.medium.kind == "video" for f in job.files):
         found.append(
             f"{job.model.name} takes one picture a prompt: of each chunk of a video it sees the "
             "middle frame only"

@@ -385,7 +385,8 @@ def _model_for(
     # If no stage loads weights, the notes of a store still record the model.
     model = model.of_parts(parts_of(pipeline) or model.settings, alone=alone)
     if VectorSamplingOptions.of(config).tiles == OFF and any(stage.shrinks for stage in pipeline):
-        model = model.shrinking()
+        fit = replace(model.profile.fit_image, shrinks=True)
+        model = replace(model, profile=replace(model.profile, fit_image=fit))
     return model, pipeline, digests
 
 

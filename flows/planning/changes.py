@@ -39,7 +39,7 @@ def limit_pixels(model: Model, workload: Workload, pixels: int) -> Workload:
     height, width = seen_size(model, kind, workload.stored)
     share = min(1.0, MARGIN * pixels / (height * width)) ** 0.5
     size = (math.ceil(height * share), math.ceil(width * share))
-    tokens, pixel_bytes = frame_size_tokens(model.profile, model.fit(kind), kind, size)
+    tokens, pixel_bytes = frame_size_tokens(model.profile, kind, size)
     before = max(1, workload.tokens - workload.text_tokens)
     after = min(before, math.ceil(counted * tokens))
     return replace(
