@@ -150,11 +150,6 @@ class StageOnGpus:
         self._succeeded = False
 
     @property
-    def pid(self) -> int:
-        """Return the process id of the first process."""
-        return int(getattr(next(iter(self._all.values())), "pid", 0))
-
-    @property
     def outcome(self) -> StageOutcome:
         return joined({device: process.outcome for device, process in self._all.items()})
 

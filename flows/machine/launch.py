@@ -129,27 +129,6 @@ REMAKES = 3
 """Number of times that the same damaged record is found before the run fails."""
 
 
-class Retries:
-    """The errors after which one loop has called its stages again."""
-
-    def __init__(self) -> None:
-        self._kills = 0
-        self._remakes: Counter[str] = Counter()
-
-    def count(self, error: DamagedRecord | Killed) -> None:
-        """Return if what raised this may be called again; else raise it."""
-        if isinstance(error, Killed):
-            # The sender of the signal is unknown. If the kernel is short of memory, it kills the
-            # stage again before it makes anything. A user who wants to end the run stops this
-            # process.
-            self._kills = 0 if error.items else self._kills + 1
-        else:
-            # A record that is damaged repeatedly points to the disk.
-            self._remakes[error.message] += 1
-        if self._kills > MAX_RESTARTS or self._remakes[error.message] == REMAKES:
-            raise error
-
-
 Result = TypeVar("Result")
 
 
@@ -161,12 +140,21 @@ def with_restarts(
 ) -> Result:
     """Return what `attempt` returns. It is called again after each of these errors, within the
     limits above, and `prepare` is called with the error before that. Raises PenstockError."""
-    retries = Retries()
+    kills, remakes = 0, Counter[str]()
     while True:
         try:
             return attempt()
         except after as error:
-            retries.count(error)
+            if isinstance(error, Killed):
+                # The sender of the signal is unknown. If the kernel is short of memory, it kills
+                # the stage again before it makes anything. A user who wants to end the run stops
+                # this process.
+                kills = 0 if error.items else kills + 1
+            else:
+                # A record that is damaged repeatedly points to the disk.
+                remakes[error.message] += 1
+            if kills > MAX_RESTARTS or remakes[error.message] == REMAKES:
+                raise
             prepare(error)
 
 
