@@ -196,13 +196,10 @@ class Transformer:
     added: int = 0
     """Tokens added around those of an image."""
 
-    def tokens_of(self, edge: int) -> int:
-        """Return the encoder tokens of a square image with a side of `edge` pixels."""
-        return self.positions or max(1, edge // max(1, self.patch)) ** 2
-
     def handed_over(self, edge: int) -> int:
         """Return the prompt tokens of a square image with a side of `edge` pixels."""
-        grid = math.isqrt(self.tokens_of(edge))  # without the class token
+        tokens = self.positions or max(1, edge // max(1, self.patch)) ** 2
+        grid = math.isqrt(tokens)  # without the class token
         return (grid // self.merge) ** 2 + self.added
 
 

@@ -80,7 +80,6 @@ class StageEstimate:
         by_dimensions: bool = False,
     ) -> "StageEstimate":
         """Add up the terms."""
-
         sums = {
             f"{part}_bytes": sum(term.bytes for term in terms if term.part == part)
             for part in get_args(Purpose)

@@ -329,7 +329,7 @@ class RunObserver:
                 line = replaced_line(job.out, record.value["outputs"])
                 if line and not same_work_in(job.out, record.value["keys"]):
                     self.display.print_line(line)
-                if self._command == "caption" and (lost := lost_trigger_note(job.config, job.out)):
+                if lost := lost_trigger_note(job):
                     self.display.print_line(lost)
             record.write(force=True)
             self._ladder = ladder_of(job, self._on_rung_change)

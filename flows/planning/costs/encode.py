@@ -136,7 +136,7 @@ def memory(
         computed = replace(settings, dtype="float32") if in_32 else settings
         costs = _encoder_costs(model, computed, at_once, each, rung.prefill)
         why = f"{counted(at_once, 'chunk')} x {each.units:,} pixel values: "
-        why += figures_source(model, costs)
+        why += figures_source(costs)
         if rung.prefill:
             why += f", {rung.prefill} positions at once through an MLP"
         terms.append(Term(part="activation", bytes=math.ceil(costs.peak_bytes), why=why))

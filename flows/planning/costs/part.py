@@ -76,6 +76,6 @@ def precision_of(settings: PartSettings, rung: Rung) -> str:
     return "nf4" if name == "fp4" else SHORT.get(settings.dtype, "fp32")
 
 
-def figures_source(model: Model, costs: Expected) -> str:
+def figures_source(costs: Expected) -> str:
     """Return the source of a batch's figures as text."""
     return "a dry run" if costs.known else "an estimate by dimensions"
