@@ -67,7 +67,7 @@ def await_server() -> bool:
     return True
 
 
-def leave_within(exit_code: int, seconds: float = FAREWELL_SECONDS) -> None:
+def leave_within(exit_code: int) -> None:
     """End this process with that exit code even if Prefect's threads do not; call it last."""
 
     def leave() -> None:
@@ -76,7 +76,7 @@ def leave_within(exit_code: int, seconds: float = FAREWELL_SECONDS) -> None:
                 stream.flush()
         os._exit(exit_code)
 
-    timer = threading.Timer(seconds, leave)
+    timer = threading.Timer(FAREWELL_SECONDS, leave)
     timer.daemon = True
     timer.start()
 

@@ -391,6 +391,11 @@ class RebuildResult:
         """Return 0 if all features exist, 1 if some files failed."""
         return 1 if self.failures else 0
 
+    @property
+    def made(self) -> int:
+        """Return the number of files with features."""
+        return self.files
+
     def row(self) -> dict[str, int]:
         """Return the counts, as a row of a table."""
         found = self.difference
