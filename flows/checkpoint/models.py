@@ -131,7 +131,6 @@ class Model:
         return with_fetched(self.files, shards)
 
     def best(self, part: Part) -> PartSettings:
-        """Return the best settings of a part."""
         return self.settings[part][0]
 
     def of_parts(self, parts: Iterable[Part], *, alone: bool = False) -> "Model":

@@ -4,7 +4,7 @@ import argparse
 import json
 from collections.abc import Iterator
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any, get_args
 
 from artifacts.errors import CannotFit, UsageError
 from artifacts.plurals import counted
@@ -16,9 +16,6 @@ from flows.options.commands import CaptionConfig
 from flows.planning.architecture import Architecture, read_architecture
 from flows.planning.training_estimate import RANK, changes, train_estimate
 from flows.planning.training_terms import OPTIMIZERS, Method, TrainEstimate, Training
-
-if TYPE_CHECKING:
-    pass
 
 MOMENTS = {
     "backward": "reached at the start of the backward pass",
@@ -150,7 +147,6 @@ def explain_lines(estimate: TrainEstimate) -> Iterator[str]:
 
 
 def train_json(name: str, training: Training, estimate: TrainEstimate) -> dict[str, Any]:
-    """Return the estimate as JSON."""
     return {
         "model": name,
         "training": asdict(training),

@@ -151,7 +151,6 @@ def close_ended(client: SyncPrefectClient, flows: Sequence[str], before: Any) ->
 
 
 def tasks_of(client: SyncPrefectClient, flow_runs: Sequence[UUID]) -> list[TaskRun]:
-    """Return the unfinished task runs of flow runs."""
     of_these = FlowRunFilter(id=FlowRunFilterId(any_=list(flow_runs)))
     return client.read_task_runs(
         flow_run_filter=of_these, task_run_filter=UNFINISHED, limit=MAX_TASK_RUNS
@@ -173,7 +172,6 @@ def close_pages(client: SyncPrefectClient, flow_runs: Sequence[UUID]) -> None:
 
 
 def pages_of(client: SyncPrefectClient, flow_runs: Sequence[UUID]) -> list[Artifact]:
-    """Return the pages of flow runs."""
     if not flow_runs:
         return []
     run_pages = ArtifactFilter(

@@ -213,7 +213,6 @@ class Job:
 
     @property
     def stages(self) -> Pipeline:
-        """Return all its stages."""
         return (*self.pipeline, *self.one_shot_stages)
 
     @property

@@ -42,7 +42,7 @@ from flows.machine.launch import DirectLauncher
 from flows.media.tune_data import Example
 from flows.options.commands import RunOptions
 from flows.options.packages import check_training_packages
-from flows.options.training import LEAST, LearnConfig, LearnRun, RecordedRun, TrainingOptions
+from flows.options.training import LEAST, LearnConfig, RecordedRun, TrainingOptions, TuneRun
 from flows.results.rounds import (
     ADAPTER,
     CARRIED,
@@ -369,7 +369,7 @@ AGAIN = "Run the same command again"
 
 def preview(
     config: LearnConfig, run: RecordedRun
-) -> tuple[list[str], LearnRun | None, list[Example]]:
+) -> tuple[list[str], TuneRun | None, list[Example]]:
     """Return lines on the next round, the run that trains its adapter (None if there is nothing to
     train), and the captions that it trains on. Raises UsageError, EnvironmentFault."""
     check_training_packages(config)

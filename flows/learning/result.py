@@ -143,7 +143,6 @@ class Learned:
         return {**shown, "loss": loss, "adapter": str(self.adapter)}
 
     def line(self) -> str:
-        """Return the outcome in one line."""
         number = self.round["round"]
         if not self.is_new:
             return f"nothing new to learn since round {number}: correct or accept more captions"

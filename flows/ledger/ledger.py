@@ -234,7 +234,6 @@ class Ledger:
         return all(task[kind] in self[kind] for kind in stage.reads if kind in task.keys)
 
     def stages_of(self, task: Task) -> list[StageSpec]:
-        """Return the stages that a task passes."""
         return [stage for stage in self.pipeline if stage.writes in task.keys]
 
     def hears(self, medium: Medium, chunk: ChunkIndex) -> bool:

@@ -205,7 +205,6 @@ class RunObserver:
         reads all media."""
 
     def on_event(self, stage: str, event: Event) -> None:
-        """Handle an event of a stage."""
         record, job = self._record, self._job
         self.display.on_event(stage, event)
         if record is None or job is None:

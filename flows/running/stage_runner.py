@@ -404,7 +404,6 @@ class StageRunner:
                 self._job.ledger.unfit[task.identity] = {"stage": stage.name, **failure.reason}
 
     def _start(self, stage: StageSpec, work: StageWork) -> Attempt:
-        """Start one process for this work."""
         rung, batches = work.rung, work.batches
         fallback_batch, items = self._ladder.batch_without_slots(rung), sum(map(len, batches))
         return self.loop.start(

@@ -433,7 +433,6 @@ class RebuildResult:
         ]
 
     def line(self) -> str:
-        """Return the outcome in one line."""
         would = "would encode" if self.dry_run else "encoded"
         chunks = self.missing.chunks if self.dry_run else self.encoded
         since = f"{self.difference.line()} since the last rebuild"

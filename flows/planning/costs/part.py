@@ -24,7 +24,6 @@ def free_settings(model: Model, config: RunOptions, part: Part) -> tuple[PartSet
 
 
 def settings_as_run(settings: PartSettings, half: PartProfile, rung: Rung) -> PartSettings:
-    """Return the settings of a half on a rung."""
     if settings.graph or settings.gguf:
         return settings
     precision = rung.precision or settings.precision
