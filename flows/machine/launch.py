@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar
 from urllib.parse import urlsplit
 
-from artifacts.errors import Killed, PenstockError, StageDied, redacted
+from artifacts.errors import Killed, StageDied, redacted
 from artifacts.packs import DamagedRecord
 from flows.pipelines import STAGES
 from stages.process.events import StageOutcome, Warned
@@ -228,11 +228,6 @@ class ForkingLauncher:
         return fresh
 
 
-def is_fork_fault(error: PenstockError) -> bool:
-    """Return whether a stage failed because a forked process could not use CUDA."""
-    return any(sign in error.message for sign in FORK_SIGNS)
-
-
 @dataclass(slots=True)
 class ForkedOnGpu:
     """A stage that was forked, and is started again as a fresh process if CUDA refuses to work in
@@ -254,7 +249,8 @@ class ForkedOnGpu:
         try:
             return self.running.wait()
         except StageDied as error:
-            fresh = self.start_fresh(self.call) if is_fork_fault(error) else None
+            is_fork_fault = any(sign in error.message for sign in FORK_SIGNS)
+            fresh = self.start_fresh(self.call) if is_fork_fault else None
             if fresh is None:
                 raise
             self.running = fresh

@@ -299,9 +299,7 @@ class RunObserver:
         outputs: Mapping[str, str] | None = None,
     ) -> Iterator[PipelineRunner]:
         """Yield the runner of a job. No other run works on the job's folder, and no process
-        deletes its records. `outputs` are the output paths if the run writes
-        no captions."""
-
+        deletes its records. `outputs` are the output paths if the run writes no captions."""
         fetch = partial(fetch_parts, job.model, display=self.display)
         doing = doing or f"{job.pipeline[-1].verb} into"
         with only_run_in(job.out, doing, another), hold_lease(job) as lease:
@@ -310,12 +308,9 @@ class RunObserver:
                 self.display.print_line(note)
             self._job, self._record = job, (record := RunRecord(job.out, job.stages))
             self._shown_seconds.clear()
-            fields = {
-                "plan": plan,
-                "outputs": output_paths(job),
-                "earlier": existing_outputs(job),
-            }
-            record.value.update(fields if outputs is None else {**fields, "outputs": dict(outputs)})
+            record.value["plan"] = plan
+            record.value["outputs"] = output_paths(job) if outputs is None else dict(outputs)
+            record.value["earlier"] = existing_outputs(job)
             record.carry_on(history_in(job.out), job_keys(job))
             record.value["media"]["total"] = len(job.by_file) + len(job.failures)
             if self._on_begin is not None:

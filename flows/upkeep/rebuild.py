@@ -111,13 +111,6 @@ class Difference:
         return ", ".join(f"{getattr(self, name)} {name}" for name in names)
 
 
-def job_digest(sources: Iterable[str], name: str) -> str:
-    """Return the digest that names a job in its store. It does not depend on the job's model,
-    sampling or files."""
-    places = {os.path.abspath(os.path.expanduser(source)) for source in sources}
-    return digest_of(["rebuild", sorted(places), name])
-
-
 def last_record(store: Store, job: str) -> RebuildRecord | None:
     """Return the newest record of a job."""
     record_set = RecordSet(store, KIND, job)
@@ -458,7 +451,9 @@ def rebuild(
     Text and output options have no effect. `on_begin`: callback with the job and the run record
     before work begins. Raises PenstockError; finished work is kept.
     """
-    name = job_digest(config.sources, options.name)
+    # The job's name in its store does not depend on its model, sampling or files.
+    places = {os.path.abspath(os.path.expanduser(source)) for source in config.sources}
+    name = digest_of(["rebuild", sorted(places), options.name])
     # A rebuild has no output folder: its logs and run record are in the store.
     out = open_store(config.store_url).local / "logs" / f"rebuild-{name[:12]}"
     run = RebuildRun(
