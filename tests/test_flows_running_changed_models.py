@@ -28,7 +28,7 @@ from flows.cli.main import main
 from flows.console.display import Display
 from flows.media.labels import label_set
 from flows.options.commands import CaptionConfig
-from flows.options.export_config import ExportRequest
+from flows.options.export_config import ExportConfig
 from flows.options.vectors import SearchQuery
 from flows.running.export import export
 from flows.running.label import LabelRequest, label
@@ -250,12 +250,14 @@ def test_an_export_is_of_the_model_that_is_there(
     config = CaptionConfig(
         sources=(str(place.clips),), model=str(models.folder), store=str(place.store)
     )
-    request = ExportRequest(kind="nf4", folder=tmp_path / "made", samples=2, accept=True)
+    request = ExportConfig(
+        model="demo", to="nf4", out=str(tmp_path / "made"), samples=2, accept=True
+    )
     heard = StringIO()
     disturbed = Disturbed(happens={stage: [lambda: models.rename_in(models.second)]})
     export(config, request, Display(to=heard), disturbed.heard)
     assert heard.getvalue().count(AGAIN) == 1
-    apart = replace(request, folder=tmp_path / "apart")
+    apart = replace(request, out=str(tmp_path / "apart"))
     export(config, apart, Display(quiet=True), Disturbed().heard)
     for name in (WEIGHTS, "config.json"):
         assert (request.folder / name).read_bytes() == (apart.folder / name).read_bytes()

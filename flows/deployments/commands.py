@@ -205,7 +205,7 @@ def export_model(config: ExportConfig) -> State[Any]:
     def run(display: Display, make_launcher: LauncherMaker, on_begin: OnBegin) -> Exported:
         with evaluation_media(config, display.print_line) as sources:
             captioning = config.captioning(sources)
-            return passed(export(captioning, config.request(), display, make_launcher, on_begin))
+            return passed(export(captioning, config, display, make_launcher, on_begin))
 
     return run_in_flow(config.captioning(), run, CHECKPOINT)
 
