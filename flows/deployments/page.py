@@ -236,5 +236,4 @@ def grid(head: Sequence[str], rows: Iterable[Iterable[str]]) -> str:
 
 
 def cell(text: str) -> str:
-    """Return an escaped table cell."""
     return plain(text).replace("|", "\\|")

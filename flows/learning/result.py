@@ -137,7 +137,6 @@ class Learned:
         return {**where, "new": self.is_new, **found, "warnings": self.warnings}
 
     def row(self) -> dict[str, Any]:
-        """Return the outcome as a row of a table."""
         loss = loss_of(corrections_of(self.round, "after"))
         shown = {name: self.round[name] for name in ("round", "accepted", "changed")}
         return {**shown, "loss": loss, "adapter": str(self.adapter)}

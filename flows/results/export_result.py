@@ -85,7 +85,6 @@ class Exported:
     __repr__ = line
 
     def row(self) -> dict[str, Any]:
-        """Return the outcome as a row of a table."""
         figures = {
             f"{name}.{each}": value
             for name in FIGURES

@@ -90,12 +90,6 @@ def source_of(job: Job) -> dict[str, Any]:
     return {"source": source, **as_published_fields(job.model.profile.as_published)}
 
 
-def adapter_of(job: Job, request: ExportConfig) -> tuple[LoraAdapter, ModelDigests]:
-    """Return the adapter to merge, and the digests of its files. Raises PenstockError."""
-    files = ModelDigests(digests_in(job.store))
-    return read_noted_adapter(request.adapter, files), files
-
-
 def merge(
     job: Job,
     request: ExportConfig,
@@ -279,7 +273,8 @@ class _Export:
         request, observer = self._request, self._observer()
         with prepared(self._config, observer, self._make_launcher, *self._pipelines) as found:
             job, _ = found
-            adapter, files = adapter_of(job, request)
+            files = ModelDigests(digests_in(job.store))
+            adapter = read_noted_adapter(request.adapter, files)
             for note in adapter_notes(adapter, job.model.checkpoint, job.model.weights):
                 self._display.print_line(note)
             self._source = {**source_of(job), "adapter": adapter_digest(adapter, files)}

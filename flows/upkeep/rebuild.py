@@ -390,7 +390,6 @@ class RebuildResult:
         return self.files
 
     def row(self) -> dict[str, int]:
-        """Return the counts, as a row of a table."""
         found = self.difference
         return {
             "unchanged": found.unchanged,

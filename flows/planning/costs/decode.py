@@ -200,7 +200,7 @@ def memory(
     terms += products(half, settings, rung, together * workload.tokens, device)
     terms += adapter_terms(settings, rung, together * workload.tokens)
     terms += attention_terms(half, settings, workload, together, workload.tokens, device)
-    terms += overhead_terms(rung, terms, device, prefetch)
+    terms += overhead_terms(terms, device, prefetch)
     flops = (costs.flops + new * costs.step_flops) * workload.chunks / together
     return StageEstimate.from_terms(
         rung,

@@ -48,7 +48,7 @@ def memory(model: Model, rung: Rung, workload: Workload, *, device: str, new: in
     terms.append(Term(part="activation", bytes=math.ceil(costs.peak_bytes), why=why))
     terms += products(half, settings, rung, rows * tokens, device)
     ahead = Term(part="workspace", bytes=0, why="texts, which take almost nothing")
-    terms += overhead_terms(rung, terms, device, ahead)
+    terms += overhead_terms(terms, device, ahead)
     return StageEstimate.from_terms(
         rung,
         terms,

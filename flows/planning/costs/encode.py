@@ -153,7 +153,7 @@ def memory(
     prefetch = (
         block_prefetch(rung, workload, rows) if rung.block else frames_prefetch(workload, rows)
     )
-    terms += overhead_terms(rung, terms, device, prefetch, libraries)
+    terms += overhead_terms(terms, device, prefetch, libraries)
     terms += reader_terms(workload, max(rows, rung.block), readers, processor, device)
     flops = costs.flops * workload.chunks * passes.count / rows if costs else 0
     guessed = costs is not None and not costs.known

@@ -47,7 +47,7 @@ def memory(model: Model, rung: Rung, workload: Workload, *, device: str, new: in
         bytes=3 * rung.batch * 4 * numbers,
         why=f"spectra of batches of {rung.batch} that are read ahead",
     )
-    terms += overhead_terms(rung, terms, device, ahead)
+    terms += overhead_terms(terms, device, ahead)
     return StageEstimate.from_terms(
         rung, terms, device=device, workload=workload, flops=costs.flops, by_dimensions=True
     )
