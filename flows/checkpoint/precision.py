@@ -163,7 +163,13 @@ def resolve_settings(
         }
     # A joint model has one stage with weights, which loads all of them.
     dtype = language[0].dtype
-    check_joint(config, profile, dtype)
+    requested = _first_precision(HalfPrecisionOptions.of(config).vision_precision or "native")
+    if requested != "native" and DTYPES.get(requested) != dtype:
+        raise UsageError(
+            f"--vision-precision {requested}: not possible for {profile.class_name} (it cannot be "
+            f"split, and its language half runs in {dtype})",
+            hint="Give --precision alone",
+        )
     seen = replace(language[0], precision=SHORT.get(dtype, dtype), weight_bytes=0, engine="")
     return {"vision": (seen,), "language": language}
 
@@ -283,17 +289,6 @@ def _part_settings(
         if part == "language" and profile.route != "dual"
         else "",
     )
-
-
-def check_joint(config: RunOptions, profile: ModelProfile, dtype: str) -> None:
-    """Check that both parts of a joint model get one dtype. Raises UsageError."""
-    requested = _first_precision(HalfPrecisionOptions.of(config).vision_precision or "native")
-    if requested != "native" and DTYPES.get(requested) != dtype:
-        raise UsageError(
-            f"--vision-precision {requested}: not possible for {profile.class_name} (it cannot be "
-            f"split, and its language half runs in {dtype})",
-            hint="Give --precision alone",
-        )
 
 
 def weight_bytes(

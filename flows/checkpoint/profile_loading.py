@@ -316,7 +316,11 @@ def read_profile(
         limit += [f"{video} pixels a video"] if video else []
         variant = [] if as_published is None else [f"as published: {as_published}"]
         variant += [f"today: {today}"] if today else []
-        weights = _weight_fields(checkpoint)
+        # What needs no reading: as stated by the hub, or sizes and modification times.
+        weights: list[Any] = [[file.name, file.size, file.digest] for file in checkpoint.weights]
+        if not weights:
+            files = _weight_files(checkpoint.folder)
+            weights = [(p.name, (s := p.stat()).st_size, s.st_mtime_ns) for p in files]
         key = digest_of([small, weights, config.trust_remote_code, *limit, *variant])
     record_set = RecordSet(
         describer.store, "cards", digest_of(["cards", OUTPUT_VERSION, version("transformers")])
@@ -341,15 +345,6 @@ def memory_limit(config: RunOptions, device: str) -> int:
     models run on one."""
     on_host = config if device == "cpu" else replace(config, memory=None)
     return max(MIN_BYTES, budget_for(on_host, "cpu").bytes)
-
-
-def _weight_fields(checkpoint: Checkpoint) -> list[Any]:
-    """Return facts on the weight files that need no reading: as stated by the hub, or sizes and
-    modification times."""
-    if checkpoint.weights:
-        return [[file.name, file.size, file.digest] for file in checkpoint.weights]
-    files = _weight_files(checkpoint.folder)
-    return [(p.name, (s := p.stat()).st_size, s.st_mtime_ns) for p in files]
 
 
 def _weight_files(folder: Path) -> list[Path]:

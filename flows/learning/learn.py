@@ -152,7 +152,8 @@ def choose(
             captions.add(action_of("edits of copies", changes_of(rows, found.adopted)))
         is_proved = captions.belief.proof(ROUND)
     others = [each for each in rounds_in(out) if not is_proved(each)]  # they stay as they are
-    examples, settings = found.examples, _settings(config)
+    examples = found.examples
+    settings = {name: getattr(config, name) for name in SETTINGS}  # they decide an adapter
     decided = sorted([each["key"], each["caption"]] for each in examples)
     digest = digest_of([decided, settings, run.config.model])[:DIGITS]
     if rounds and rounds[-1]["digest"] == digest:
@@ -197,11 +198,6 @@ def choose(
         "accepted": False,
         **dict.fromkeys(("captions", "changed", "carried"), 0),
     }
-
-
-def _settings(config: LearnConfig) -> dict[str, Any]:
-    """Return the options that decide an adapter."""
-    return {name: getattr(config, name) for name in SETTINGS}
 
 
 def differing_lines(round_: Round) -> list[str]:
