@@ -37,14 +37,14 @@ from flows.options.commands import CaptionConfig, RunOptions
 from flows.options.export_config import ExportConfig
 from flows.options.model import ALL_GPUS
 from flows.options.training import LearnConfig, RecordedRun, TuneConfig
-from flows.options.vectors import LabelOptions, VectorConfig
+from flows.options.vectors import VectorConfig
 from flows.pipelines import CAPTION, EMBED, LABEL, SIFT, product_of
 from flows.results.export_result import Exported
 from flows.results.label_files import LabelsWritten
 from flows.results.run_record import RunRecord, command_of, remember, words_of
 from flows.results.run_result import RunResult
 from flows.running.export import export
-from flows.running.label import label, label_request
+from flows.running.label import label
 from flows.running.run import LauncherMaker, embed, stopped_in_order
 from flows.running.run_observer import OnBegin
 from flows.running.samples import evaluation_media
@@ -165,7 +165,7 @@ def label_and_count(
     config: RunOptions, display: Display, make_launcher: LauncherMaker, on_begin: OnBegin
 ) -> LabelsWritten:
     """Run the command, and show a table of the counts per label."""
-    result = label(config, label_request(LabelOptions.of(config)), display, make_launcher, on_begin)
+    result = label(config, display, make_launcher, on_begin)
     first = sorted(result.counts, key=lambda one: -one["passed"])[:TABLE_ROWS]
     rows = [
         {"label": plain(one["label"]), "given to": one["passed"], "median": one["median"]}
