@@ -160,8 +160,7 @@ def index(
     what was added when it is done. Raises PenstockError."""
     config = config_for(sources, options, IndexConfig, VectorOptions.__annotations__)
     config.check_sources()
-    folder = folder_named(config.out, "out")
-    return fill_index(config, folder, display_for(progress))
+    return fill_index(config, display_for(progress))
 
 
 def sift(

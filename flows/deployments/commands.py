@@ -30,14 +30,13 @@ from flows.deployments.runs import CALLER, Caller, PipelineResult, named_after_w
 from flows.deployments.server import FILE, OWN, client_settings, refuses_login
 from flows.deployments.view import TABLE_ROWS, Progress, plain, quiet_console, show
 from flows.job.partitions import FILES
-from flows.job.prepare import Job, out_folder
+from flows.job.prepare import Job
 from flows.learning.learn import learn
 from flows.many.run import PARTITIONS, run_on_cluster
 from flows.options.commands import CaptionConfig, RunOptions
 from flows.options.export_config import ExportConfig
 from flows.options.model import ALL_GPUS
 from flows.options.training import LearnConfig, RecordedRun, TuneConfig
-from flows.options.vectors import VectorConfig
 from flows.pipelines import CAPTION, EMBED, LABEL, SIFT, product_of
 from flows.results.export_result import Exported
 from flows.results.label_files import LabelsWritten
@@ -51,7 +50,7 @@ from flows.running.samples import evaluation_media
 from flows.running.sift import sift
 from flows.running.sift_first import caption
 from flows.running.tune import tune
-from flows.search.build import IndexWritten, fill_index
+from flows.search.build import fill_index
 from flows.upkeep.rebuild import RebuildOptions, RebuildResult, rebuild
 
 
@@ -138,15 +137,7 @@ def index_folder(config: IndexParameters) -> State[Any]:
     The fields of `config` are the options of `penstock index build`; relative paths are looked up
     as `caption-videos` does. Rows of files that are gone are counted, and stay.
     """
-    return run_in_flow(config, partial(fill, config), "index")
-
-
-def fill(
-    config: VectorConfig, display: Display, make_launcher: LauncherMaker, on_begin: OnBegin
-) -> IndexWritten:
-    """Fill the index, and measure its recall when due."""
-    folder = out_folder(config)
-    return fill_index(config, folder, display, make_launcher=make_launcher, on_begin=on_begin)
+    return run_in_flow(config, partial(fill_index, config), "index")
 
 
 COUNTS = "penstock-label-counts"
