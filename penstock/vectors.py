@@ -27,7 +27,7 @@ from flows.results.sift_marks import Sifted
 from flows.results.vectors import ARRAY, ROWS, VectorsWritten
 from flows.running import run
 from flows.running.label import label as run_label
-from flows.running.label import label_request
+from flows.running.label import requested_labels
 from flows.running.sift import sift as run_sift
 from flows.search.build import IndexWritten, fill_index
 from flows.search.query import Hit, search_index
@@ -143,11 +143,11 @@ def label(
     of texts, too. Raises PenstockError."""
     config = anchored(config_for(sources, options, LabelConfig, LabelRunOptions.__annotations__))
     check_start(config, LABEL, "label")
-    request = label_request(config)
+    requested_labels(config)  # what cannot be read is said now
     return Labels(
         config.out,
         display_for(progress),
-        partial(run_label, config, request),
+        partial(run_label, config),
         _labelled,
         lambda result: table_of(_labelled(result), label_schema()),
     )
@@ -160,8 +160,7 @@ def index(
     what was added when it is done. Raises PenstockError."""
     config = config_for(sources, options, IndexConfig, VectorOptions.__annotations__)
     config.check_sources()
-    folder = folder_named(config.out, "out")
-    return fill_index(config, folder, display_for(progress))
+    return fill_index(config, display_for(progress))
 
 
 def sift(

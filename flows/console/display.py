@@ -69,7 +69,6 @@ class Pace:
             self._begun = now
 
     def count(self, now: float) -> None:
-        """Count an item."""
         newest = self._groups[-1] if self._groups else ItemGroup(now, now, 0)
         if now - newest.first >= GROUP_SECONDS:
             self._rate = self._complete(newest)
@@ -178,7 +177,6 @@ class CellLine:
             self.end(f"{doing} {status()}".rstrip())
 
     def line(self, text: str) -> None:
-        """Write a permanent line."""
         print_lines(text)
 
     def clear(self) -> None:
@@ -413,7 +411,6 @@ class Display:
             self.print_line(event.text)
 
     def print_line(self, text: str) -> None:
-        """Print a permanent line."""
         text = redacted(text)
         with self._lock:
             self._emit({"event": "message", "text": text})
@@ -612,5 +609,4 @@ def _reads_files(stage: str) -> bool:
 
 
 def failed_line(media_path: str, message: str, hint: str) -> str:
-    """Return the line of a file that failed."""
     return f"failed: {media_path}: {with_hint(message, hint)}"

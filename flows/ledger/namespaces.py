@@ -122,13 +122,15 @@ def variant_of(
     fits = [fields_of(model.fit(kind)) for kind in ("video", "image")]
     of: dict[str, str] = {}
     for stage in pipeline:
-        by = [of[kind] for kind in stage.reads if kind in of]
+        by: list[Any] = [of[kind] for kind in stage.reads if kind in of]
         by += _part_fields(stage, model, settings) if by else []
         limit = text_fields if stage.uses_token_limit else []
         cut: list[Any] = [vectors.tiles, model.fit("image").edge] if stage.supports_tiles else []
         cut += [BATCHES] if stage.part == "vision" and model.in_batches else []
         if stage is sound.STAGE:
-            of[stage.writes] = _namespace(stage, sound_fields(config, model))
+            assert model.profile.hearing is not None
+            by = [model.profile.hearing.rate, SoundOptions.of(config).sound_track or 0]
+            of[stage.writes] = _namespace(stage, by)
             continue
         of[stage.writes] = _namespace(
             stage, [*by, *limit, *cut] if by else [fields_of(sampling), fits]
@@ -148,12 +150,6 @@ def variant_of(
         in_batches=model.in_batches,
         sends_video=model.served is not None and bool(model.served.video),
     )
-
-
-def sound_fields(config: RunOptions, model: Model) -> list[int]:
-    """Return what decides the records of sound besides the file and the chunk."""
-    assert model.profile.hearing is not None
-    return [model.profile.hearing.rate, SoundOptions.of(config).sound_track or 0]
 
 
 def _text_fields(params: SamplingParams, model: Model) -> list[Any]:

@@ -98,7 +98,7 @@ def _caption(
     """Build the caption of one chunk of a file from its stored record."""
     index = job.ledger.media_index(task.medium)
     assert index is not None
-    one_frame = task.medium.kind == "video" and job.model.one_frame
+    one_frame = task.medium.kind == "video" and job.model.profile.one_frame
     config = job.config
     schema = SamplingParams.of(config).schema
     return Caption(

@@ -104,8 +104,9 @@ def set_edited_aside(
         is_written = name not in NOT_ROWS and "/" not in name and path.suffix not in others
         if not is_written or not os.path.isfile(path) or not path.stat().st_size:
             continue
-        if not own.is_edited(path) or (name == CAPTIONS and digest_at(path) in digests):
-            continue
+        digest = digest_at(path)
+        if not digest or own.has(name, digest) or (name == CAPTIONS and digest in digests):
+            continue  # it holds nothing that no run wrote
         names = map(path.with_name, numbered(f"{path.stem}.edited", path.suffix))
         kept = next(each for each in names if not os.path.lexists(each))
         try:

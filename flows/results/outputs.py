@@ -24,7 +24,6 @@ from flows.job.prepare import Job
 from flows.ledger.tasks import Medium
 from flows.media.generated_files import GeneratedFiles, digest_at
 from flows.media.media_files import MediaFile
-from flows.options.commands import RunOptions
 from flows.options.text import OutputOptions, PromptOptions, TextOptions
 from flows.pipelines import STAGES
 from flows.results.captions import (
@@ -167,18 +166,18 @@ def replaced_line(out: Path, outputs: Mapping[str, str]) -> str:
     return f"replaces in {out}: {', '.join(names)}" if names else ""
 
 
-def lost_trigger_note(config: RunOptions, out: Path) -> str:
-    """Return a note on the trigger or prefix of the captions in `out` if this run, which replaces
-    them, has neither; empty if there is none."""
-    now, before = TextOptions.of(config), dict[str, str]()
+def lost_trigger_note(job: Job) -> str:
+    """Return a note on the trigger or prefix of the captions in the output folder if this run,
+    which replaces them, has neither; empty if there is none."""
+    now, before = TextOptions.of(job.config), dict[str, str]()
     with suppress(PenstockError):
-        before = load_record(out)["plan"].get("words", {})
+        before = load_record(job.out)["plan"].get("words", {})
     lost = next((name for name in ("trigger", "prefix") if before.get(name)), "")
-    if not lost or now.trigger or now.prefix:
+    if job.pipeline[-1].writes != "captions" or not lost or now.trigger or now.prefix:
         return ""
-    place, text = next((n for n in FOLDERS if (out / n).is_dir()), CAPTIONS), before[lost]
+    place, text = next((n for n in FOLDERS if (job.out / n).is_dir()), CAPTIONS), before[lost]
     words = f"the {lost} {text}, and this run has none: give --{lost} {shlex.quote(text)}"
-    return f"{out / place} had {words} to keep it"
+    return f"{job.out / place} had {words} to keep it"
 
 
 def existing_outputs(job: Job) -> list[str]:

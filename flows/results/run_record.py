@@ -277,9 +277,8 @@ class RunRecord:
         while len(entry["timeline"]) > TIMELINE_POINTS:
             entry["timeline"] = coarser(entry["timeline"])
         entry["warnings"] = [*entry["warnings"], *outcome.warnings][:KEPT_WARNINGS]
-        ways = Counter(entry["notes"].get("ways", {})) + Counter(outcome.notes.get("ways", {}))
         kept = {name: entry["notes"][name] for name in OVERLAP_NOTES if name in entry["notes"]}
-        entry["notes"] = {**kept, **outcome.notes, **({"ways": dict(ways)} if ways else {})}
+        entry["notes"] = {**kept, **outcome.notes}
         entry["attention"] = attention
         entry["precision"] = dict(precision)
 

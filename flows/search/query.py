@@ -85,7 +85,7 @@ def read_texts(
             job = prepare_without_media(without_media, launcher, LABEL)
             refuse_other_halves(folder, maker, maker_of(job, maker.width))
             with observer.pipeline_for_job(job, launcher, "searching in", outputs={}) as runner:
-                return runner.texts.make([[text] for text in texts]).vectors
+                return runner.text_vectors([[text] for text in texts]).vectors
 
     return replanned_once(attempt, display.print_line)
 
