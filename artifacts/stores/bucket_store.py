@@ -21,7 +21,6 @@ from dataclasses import dataclass, replace
 from heapq import merge
 from itertools import groupby, islice
 from pathlib import Path
-from typing import Protocol
 
 from artifacts.errors import EnvironmentFault
 from artifacts.keys import digest_of
@@ -29,7 +28,7 @@ from artifacts.stores.bucket_client import PAGE, Bucket, BucketLeases, Listed
 from artifacts.stores.copies import Copies, nearby_folder, nearby_limit
 from artifacts.stores.folder import FolderStore
 from artifacts.stores.local import TEMPORARY, state_folder
-from artifacts.stores.protocol import CATALOGS, FIRST_READ, Extent, ObjectStat, Readable, header_of
+from artifacts.stores.protocol import CATALOGS, FIRST_READ, Extent, ObjectStat, header_of
 
 WORTH = 32
 """Heads that are to be read before it is looked for catalogs of them."""
@@ -142,18 +141,10 @@ FOLDER_PARTS = 3
 """Parts of a name that are of its folder: those that are read together lie in one."""
 
 
-class ReadableStore(Readable, Protocol):
-    """The part of a store that reading many headers needs."""
-
-    def version(self, name: str) -> str | None: ...
-
-    def is_near(self, name: str) -> bool: ...
-
-
 class PackHeaders:
     """The pack headers of one store."""
 
-    def __init__(self, store: ReadableStore, catalogs: Catalogs) -> None:
+    def __init__(self, store: "BucketStore", catalogs: Catalogs) -> None:
         self._store = store
         self._catalogs = catalogs
         self._loose: dict[str, dict[str, PackHeader]] = {}
@@ -223,7 +214,8 @@ def bucket_store(url: str) -> "BucketStore":
 
 
 class BucketStore:
-    """Objects in a bucket. A write is atomic, and durable when it returns."""
+    """Objects in a bucket. A write is atomic, and durable when it returns. `Store` says what each
+    method does."""
 
     def __init__(self, bucket: Bucket, nearby: Path, limit: int | None = None) -> None:
         self.url = bucket.url
@@ -240,8 +232,6 @@ class BucketStore:
         """Whether the store was seen to hold more than is worth a list of all."""
 
     def get(self, name: str, offset: int = 0, length: int | None = None) -> bytes:
-        """Return the bytes of an object from `offset`, at most `length` of them. Raises
-        FileNotFoundError, or EnvironmentFault for what cannot be read."""
         if _stays(name):
             return self._here.get(name, offset, length)
         known = self._known.get(name)
@@ -289,8 +279,6 @@ class BucketStore:
         return any(self._copies.has(name, v) for v in (version, version + HEAD))
 
     def put_if_absent(self, name: str, parts: Iterable[bytes | memoryview]) -> bool:
-        """Write an object unless it is there already; says whether it was written. Raises
-        EnvironmentFault."""
         if _stays(name):
             return self._here.put_if_absent(name, parts)
         body = b"".join(parts)
@@ -302,7 +290,6 @@ class BucketStore:
         return version is not None
 
     def list(self, prefix: str = "", levels: int = 0) -> Iterator[str]:
-        """Yield names below the folder `prefix`, sorted; with `levels`, those of folders, too."""
         if _stays(prefix):
             return self._here.list(prefix, levels)
         far = self._levels(prefix, levels) if levels else self._below(prefix)
@@ -338,18 +325,17 @@ class BucketStore:
             last = levels + (prefix.count("/") + 1 if prefix else 0)
             yield from unique("/".join(found.name.split("/")[:last]) for found in first)
             return
-        for name in self._bucket.children(prefix):
+        folders, objects = self._bucket.inside(prefix)
+        for name in sorted([*folders, *(found.name for found in objects)]):
             yield from self._levels(name, levels - 1) if levels > 1 else [name]
 
     def stat(self, name: str) -> ObjectStat | None:
-        """Return size and age of an object, or None when there is none."""
         if _stays(name):
             return self._here.stat(name)
         found = self._bucket.head(name)
         return ObjectStat(size=found.size, modified=found.modified) if found else None
 
     def stats(self) -> Iterator[tuple[str, ObjectStat]]:
-        """Yield every object there is, with size and age."""
         for found in self._bucket.below(""):
             if found.name == PROBE:
                 continue
@@ -357,7 +343,6 @@ class BucketStore:
         yield from self._here.stats()
 
     def delete(self, name: str) -> None:
-        """Remove an object; no error when there is none."""
         if _stays(name):
             self._here.delete(name)
             return
@@ -371,7 +356,6 @@ class BucketStore:
             self._here.touch(name)
 
     def renew(self, name: str) -> None:
-        """Forget the copies of an object, so that what is read next is what lies in the bucket."""
         if (known := self._known.pop(name, None)) is not None:
             for version in (known.version, known.version + HEAD):
                 self._copies.drop(name, version)
