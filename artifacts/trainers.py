@@ -68,7 +68,6 @@ class TrainerEntry:
 
     @property
     def name(self) -> str:
-        """Return the name of the file."""
         return PurePosixPath(self.path).name
 
 
@@ -106,12 +105,10 @@ class TrainerForm:
 
 
 def of_kind(entries: Sequence[TrainerEntry], kind: str) -> list[TrainerEntry]:
-    """Return the entries of one kind."""
     return [entry for entry in entries if entry.kind == kind]
 
 
 def json_line(value: object) -> str:
-    """Return one line of JSON."""
     return json_text(value) + "\n"
 
 

@@ -44,7 +44,6 @@ UNREACHABLE = "unreachable"
 
 
 def media_folder() -> Path:
-    """Return the folder of all copies."""
     return nearby_folder() / MEDIA
 
 

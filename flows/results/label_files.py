@@ -146,18 +146,15 @@ class LabelsWritten(RunEnd):
         return self.pictures
 
     def to_json(self) -> dict[str, Any]:
-        """Return the outcome for programs."""
         names = ("pictures", "labelled", "given", "labels")
         made = {name: getattr(self, name) for name in names}
         return self.outcome({**made, "warnings": list(self.notes())})
 
     def row(self) -> dict[str, Any]:
-        """Return what was made, as a row of a table."""
         counts = {"files": self.files, "pictures": self.pictures, "labelled": self.labelled}
         return {**counts, "given": self.given, "folder": str(self.out)}
 
     def line(self) -> str:
-        """Return the outcome in one line."""
         line = f"{counted(self.labelled, 'image')} of {self.pictures:,} given "
         line = f"{line}{counted(self.given, 'label')} in {self.out / LINES}"
         line += f" beside {', '.join(self.others)}" if self.others else ""
@@ -177,7 +174,6 @@ class LabelsWritten(RunEnd):
 
 
 def label_paths(job: Job) -> dict[str, str]:
-    """Return the paths of the outputs."""
     outputs_options = OutputOptions.of(job.config)
     names = {"labels": LINES, "report": REPORT, "failures": "failures.jsonl", "logs": "logs"}
     names |= {form: file for form, file in TABLES.items() if form in outputs_options.format}

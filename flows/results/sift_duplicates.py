@@ -69,7 +69,6 @@ class ScoreHead:
         return int(self.layers[0][0].shape[1])
 
     def scores(self, vectors: Matrix) -> NDArray[np.float32]:
-        """Return the score of each vector."""
         lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
         values = vectors / np.maximum(lengths, 1e-12)
         for weight, bias in self.layers:

@@ -337,16 +337,13 @@ class Sifted(RunEnd):
         return self.out / KEPT_FILE
 
     def to_json(self) -> dict[str, Any]:
-        """Return the outcome for programs."""
         counts = {"marked": self.marked, "kept": self.kept, "duplicates": self.duplicates}
         return self.outcome({**counts, "list": str(self.kept_list)})
 
     def row(self) -> dict[str, Any]:
-        """Return what was made, as a row of a table."""
         return {"files": self.files, "kept": self.kept, "folder": str(self.out)}
 
     def line(self) -> str:
-        """Return the outcome in one line."""
         line = f"{self.kept:,} of {counted(self.marked, 'file')} kept in {self.kept_list}"
         if self.left_out:
             parts = ", ".join(f"{count:,} not {text}" for text, count in self.left_out.items())

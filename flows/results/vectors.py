@@ -51,15 +51,12 @@ class VectorsWritten(RunEnd):
         return self.vectors
 
     def to_json(self) -> dict[str, Any]:
-        """Return the outcome for programs."""
         return self.outcome({"vectors": self.vectors, "width": self.width})
 
     def row(self) -> dict[str, Any]:
-        """Return what was made, as a row of a table."""
         return {"files": self.files, "vectors": self.vectors, "folder": str(self.out)}
 
     def line(self) -> str:
-        """Return the outcome in one line."""
         line = f"{counted(self.vectors, 'vector')} of {counted(self.width, 'number')}"
         return f"{line} in {self.out / ARRAY}{self.failed_suffix()}"
 
@@ -67,7 +64,6 @@ class VectorsWritten(RunEnd):
 
 
 def vector_paths(job: Job) -> dict[str, str]:
-    """Return the paths of the outputs."""
     names = {"embeddings": ARRAY, "rows": ROWS, "failures": "failures.jsonl", "logs": "logs"}
     return {name: str(job.out / file) for name, file in names.items()}
 

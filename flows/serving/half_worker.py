@@ -200,7 +200,6 @@ class RequestQueue:
         return True
 
     def refuse_waiting(self, why: HttpRefusal) -> None:
-        """Refuse all waiting requests."""
         _refuse(self.batches.waiting, why)
         self.batches.waiting.clear()
 
