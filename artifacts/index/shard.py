@@ -19,7 +19,7 @@ import os
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -442,11 +442,6 @@ def mean_of(parts: Iterable[StoredRows]) -> Vectors:
             total = total + block.sum(axis=0, dtype=np.float64)
             count += len(block)
     return np.asarray(total / max(count, 1), np.float32)
-
-
-def with_bits(shard: IndexShard, bits: IndexFile) -> IndexShard:
-    """Return a shard whose bits lie in another file."""
-    return replace(shard, files={**shard.files, "bits": bits})
 
 
 def open_shard(folder: Path, shard: IndexShard, start: int, width: int, *, bits: bool) -> OpenShard:

@@ -260,7 +260,10 @@ def compact(writer: IndexWriter) -> Compacted:
     snapshot = writer.snapshot()
     mean = np.array(before.means.get("pictures", ()), np.float32)
     kept = snapshot.live()
-    whole = [_is_whole(shard, kept) for shard in snapshot.shards]
+    whole = [
+        s.rows >= SHARD_ROWS and bool(kept[s.start : s.start + s.rows].all())
+        for s in snapshot.shards
+    ]
     if all(whole) or (len(whole) == 1 and not before.deleted_rows):
         return Compacted(rows_dropped=0, shards_before=len(whole), shards=len(whole), bytes_freed=0)
     shards: list[IndexShard] = []
@@ -289,11 +292,6 @@ def merge_small(writer: IndexWriter) -> None:
     small = sum(shard.rows < SHARD_ROWS for shard in writer.manifest.shards)
     if small > MOST_SMALL:
         compact(writer)
-
-
-def _is_whole(shard: OpenShard, kept: Kept) -> bool:
-    inside = kept[shard.start : shard.start + shard.rows]
-    return shard.rows >= SHARD_ROWS and bool(inside.all())
 
 
 def _runs(snapshot: Snapshot, whole: Sequence[bool]) -> Iterator[tuple[bool, list[int]]]:

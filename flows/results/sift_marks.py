@@ -248,7 +248,9 @@ def mark_groups(found: MarkedFiles, groups: NDArray[Any], number: str, flag: str
         members[int(of_content[each.medium.digest])].append(at)
         found.rows[at][flag] = 0
     for count, several in enumerate((each for each in members.values() if len(each) > 1), 1):
-        several.sort(key=lambda at: _rank_of_name(found.files[at].file.media_path))
+        # Of equals the best is `a.jpg`, not `a (copy).jpg`.
+        names = {at: found.files[at].file.media_path for at in several}
+        several.sort(key=lambda at: (len(PurePosixPath(names[at]).stem), names[at]))
         best = max(several, key=lambda at: _quality(found.rows[at]))
         for at in several:
             found.rows[at] |= {number: count, flag: int(at != best)}
@@ -259,11 +261,6 @@ def _quality(row: Mapping[str, Any]) -> tuple[bool, bool, float, float]:
     white, then its resolution, then its sharpness."""
     good = not row["faults"], not row["bilevel"]
     return *good, row["width"] * row["height"], row["sharpness"] or 0.0
-
-
-def _rank_of_name(media_path: str) -> tuple[int, str]:
-    """Return the sort key by which the best of equals is chosen: `a.jpg`, not `a (copy).jpg`."""
-    return len(PurePosixPath(media_path).stem), media_path
 
 
 def kept_of(
