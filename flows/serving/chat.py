@@ -23,6 +23,7 @@ from typing import Annotated, Any, Literal
 from fastapi import Request
 from fastapi.responses import Response, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic_core import from_json
 
 from artifacts.errors import UsageError
 from artifacts.tiles import AUTO
@@ -328,33 +329,12 @@ LONE = "a string contains a lone surrogate, which is not valid Unicode"
 def json_in(body: bytes) -> Any:
     """Parse the JSON of a body. Raises HttpRefusal."""
     try:
-        value = json.loads(body.decode("utf-8"), parse_constant=_no_number)
-        _check_texts(value)
-        return value
-    except UnicodeEncodeError as error:
-        raise HttpRefusal(
-            400, LONE, "Write characters above \\uffff as a pair of escapes"
-        ) from error
-    except (ValueError, RecursionError) as error:  # its message would quote bytes of the body
+        return from_json(body, allow_inf_nan=False)
+    except ValueError as error:
+        if "hex escape" in str(error):
+            hint = "Write characters above \\uffff as a pair of escapes"
+            raise HttpRefusal(400, LONE, hint) from error
         raise HttpRefusal(400, "the body is not JSON in UTF-8", "Send a JSON object") from error
-
-
-def _check_texts(value: Any) -> None:
-    """Raise UnicodeEncodeError for a string that UTF-8 cannot encode."""
-    if isinstance(value, str):
-        if not value.isascii():
-            value.encode()
-    elif isinstance(value, list):
-        for each in value:
-            _check_texts(each)
-    elif isinstance(value, dict):
-        for name, each in value.items():
-            _check_texts(name)
-            _check_texts(each)
-
-
-def _no_number(name: str) -> Any:
-    raise ValueError(f"{name} is not a JSON number")
 
 
 READERS = 2

@@ -88,7 +88,7 @@ class MediumEmbedder:
         if found is None:
             return await self._shared.once_of(upload, medium.digest, lambda: self._make(medium))
         upload.remove()
-        self._metrics.from_store()
+        self._metrics.store_hits.inc()
         return found
 
     async def _stored(self, medium: Medium) -> EmbeddedMedium | None:

@@ -144,13 +144,13 @@ class Guard:
                 "Send it without Content-Encoding",
             )
         if limited and (change := service.model.error) is not None:
-            service.metrics.refused("draining")
+            service.metrics.refused.labels("draining").inc()
             raise unavailable(f"reloading the model: {change.message}", "Ask again in a while")
         if limited and service.draining:
-            service.metrics.refused("draining")
+            service.metrics.refused.labels("draining").inc()
             raise unavailable("the server is shutting down", "Ask again in a while")
         if limited and service.busy >= service.config.max_queue:
-            service.metrics.refused("full")
+            service.metrics.refused.labels("full").inc()
             wait = max(1.0, service.busy * self._gap)
             raise HttpRefusal(429, "too many waiting requests", "Ask again later", min(wait, 60.0))
 

@@ -392,13 +392,13 @@ class HalfWorker:
 
     async def _start(self) -> None:
         try:
-            await self._scheduler.acquire(self)
+            room = await self._scheduler.acquire(self)
         except (PenstockError, OSError) as error:
             fault = f"the device's lock cannot be taken: {error}"
             self._ended(None, EnvironmentFault(fault, hint="Ask again; see the server's log"))
             return
         self.state, self._leaving = LOADING, False
-        rung, room = self._rung, self._scheduler.granted_bytes(self)
+        rung = self._rung
         self._process = WorkerProcess(
             self._make_launcher,
             lambda pipe: self._spec.call(rung, pipe, room),

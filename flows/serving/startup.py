@@ -410,7 +410,7 @@ class _Building:
         for half in halves:
             self._service.halves.append(half)
             self._service.scheduler.users.append(half)
-            self._service.metrics.watch_depth(half.name, half.depth)
+            self._service.metrics.queue_depth.labels(half.name).set_function(half.depth)
 
     def _decoders(self, job: Job, count: int) -> Decoders:
         service, temp_store = self._service, self._service.temp_store
