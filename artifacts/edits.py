@@ -48,7 +48,7 @@ from artifacts.plurals import counted
 from artifacts.regular_files import is_denied, open_below, open_regular, read_bytes, user_text
 from artifacts.signing import EDIT, SIGNATURES, Proof, anybody, proof_by, signed
 from artifacts.stamps import Stamp, stamp_of
-from artifacts.store import fault_of, read_fault
+from artifacts.store import disk_faults, fault_of, read_fault
 
 EDITS: Final = "edits.jsonl"
 """Name of the journal in a run's folder."""
@@ -381,15 +381,13 @@ class EditJournal:
             kept -= 1
         if kept == size:
             return
-        try:
+        with disk_faults(self._folder / TORN):
             beside = open_below(self._folder / TORN, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
             with os.fdopen(beside, "wb") as torn:
                 torn.write(os.pread(self._file, size - kept, kept) + b"\n")
                 torn.flush()
                 os.fsync(beside)
             os.ftruncate(self._file, kept)
-        except OSError as error:
-            raise fault_of(error, self._folder / TORN) from error
 
 
 def changes_of(
@@ -491,7 +489,7 @@ class StoredEdits:
         new = [event for event in events if event["id"] not in self._ids]
         if not new:
             return 0
-        try:
+        with disk_faults(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC
             file = os.open(self.path, flags, 0o666)
@@ -500,8 +498,6 @@ class StoredEdits:
                 _append(file, new)
             finally:
                 os.close(file)
-        except OSError as error:
-            raise fault_of(error, self.path) from error
         return len(new)
 
     def _lines(self, inode: int) -> tuple[int, list[bytes]]:

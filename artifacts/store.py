@@ -13,7 +13,7 @@ from pathlib import Path
 from artifacts.errors import UsageError
 from artifacts.packages import require_extra
 from artifacts.paths import folder_named
-from artifacts.stores.folder import FolderStore, fault_of, is_full, read_fault
+from artifacts.stores.folder import FolderStore, disk_faults, fault_of, is_full, read_fault
 from artifacts.stores.local import state_folder
 from artifacts.stores.protocol import ObjectStat, Store
 
@@ -21,6 +21,7 @@ __all__ = (
     "FolderStore",
     "ObjectStat",
     "Store",
+    "disk_faults",
     "fault_of",
     "is_full",
     "open_store",

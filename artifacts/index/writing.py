@@ -44,7 +44,7 @@ from artifacts.index.shard import (
 )
 from artifacts.index.snapshot import Kept, Snapshot, of_all, open_snapshot
 from artifacts.locks import lock, open_lock, try_lock, unlock
-from artifacts.store import fault_of
+from artifacts.store import disk_faults
 from artifacts.vectors import Vectors
 
 log = logging.getLogger(__name__)
@@ -149,28 +149,22 @@ def writing(folder: Path, maker: Maker | None = None, made_by: str = "") -> Iter
         read_manifest(folder)
     with _locked(folder):
         manifest = _manifest(folder, maker, made_by)
-        try:
+        with disk_faults(folder):
             yield IndexWriter(folder, manifest)
-        except OSError as error:
-            raise fault_of(error, folder) from error
 
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """Make a folder and hold its lock. Its file may belong to another user, who may write the
     folder, too."""
-    try:
+    with disk_faults(folder / LOCK):
         folder.mkdir(parents=True, exist_ok=True)
         file = open_lock(folder / LOCK)
-    except OSError as error:
-        raise fault_of(error, folder / LOCK) from error
     try:
-        try:
+        with disk_faults(folder / LOCK):
             if not try_lock(file):
                 log.warning("another process is writing %s: waiting for it", folder)
                 lock(file)
-        except OSError as error:
-            raise fault_of(error, folder / LOCK) from error
         yield
     finally:
         unlock(file)

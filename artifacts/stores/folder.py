@@ -64,7 +64,7 @@ class FolderStore:
 
     def put_if_absent(self, name: str, parts: Iterable[bytes | memoryview]) -> bool:
         final = self._root / name
-        try:
+        with disk_faults(self._root):
             if final.exists():
                 return False
             with half_written(self._root) as (half, file):
@@ -78,8 +78,6 @@ class FolderStore:
                 placed = rename_noreplace(half, final)
                 sync_folder(final.parent)
                 return placed
-        except OSError as error:
-            raise fault_of(error, self._root) from error
 
     def list(self, prefix: str = "", levels: int = 0) -> Iterator[str]:
         """Yield names below the folder `prefix`, sorted within each folder. What is no file is none
@@ -197,6 +195,15 @@ def fault_of(error: OSError, where: Path) -> EnvironmentFault:
     return EnvironmentFault(
         f"{where}: {error.strerror or error}", hint="Check the disk; the same command then goes on"
     )
+
+
+@contextlib.contextmanager
+def disk_faults(where: Path) -> Iterator[None]:
+    """Raise each OSError of a block as `fault_of` describes it."""
+    try:
+        yield
+    except OSError as error:
+        raise fault_of(error, where) from error
 
 
 def _closed_part(error: OSError, where: Path) -> Path | None:

@@ -28,7 +28,7 @@ from artifacts.plurals import counted, first_of, reasons
 from artifacts.regular_files import read_text, refuse_links
 from artifacts.shards import SHARD_BYTES, Media, Sample, media_suffix, sample_key
 from artifacts.stamps import Stamp, stamp_of
-from artifacts.store import fault_of
+from artifacts.store import disk_faults
 from artifacts.trainers import WITH_CLIPS
 from flows.console.lines import gib
 from flows.job.media_digests import JobFile
@@ -231,11 +231,9 @@ class Cutter:
     def _run(self, items: Sequence[SampleSource]) -> dict[str, Any]:
         """Cut items in several processes, and return the results that they have. If a process died,
         that includes an error for the file that it was cutting."""
-        try:
+        with disk_faults(self._folder):
             refuse_links(self._folder)
             self._folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise fault_of(error, self._folder) from error
         parts = _parts(items, self._processes)
         running: list[StageHandle] = []
         results: dict[str, Any] = {}
@@ -490,7 +488,7 @@ class Clips:
     def _cut_batch(self, batch: Sequence[SampleSource], copied: Collection[str]) -> None:
         """Cut a batch of clips and give them their final names. Raises PenstockError."""
         made = self._cutter(batch, copied)
-        try:
+        with disk_faults(self.folder):
             for key in (item.sample.clip for item in batch):
                 about: dict[str, Any] = {}
                 if (differs := self._cutter.differs.get(key)) is not None:
@@ -513,8 +511,6 @@ class Clips:
             write_text(self.folder / OURS, ())
             for media in made.values():
                 replace_file(media.path, self.folder / media.path.name)
-        except OSError as error:
-            raise fault_of(error, self.folder) from error
 
 
 def _key_of_other_sound(item: SampleSource) -> str:

@@ -31,7 +31,7 @@ from artifacts.shards import (
     write_shards,
 )
 from artifacts.stamps import stamp_of
-from artifacts.store import fault_of
+from artifacts.store import disk_faults
 from artifacts.trainers import TRAINERS, TrainerEntry, TrainerForm
 from flows.job.prepare import Job
 from flows.machine.launch import Launcher
@@ -281,10 +281,8 @@ class _TrainerFolder:
             if not (kept and kept & {*self._form.write([entry], self._folder)}):
                 self.captions += len(rows)
                 self.user_texts += has_user_text(rows)
-        try:
+        with disk_faults(self._folder):
             self._clear(set(texts), {entry.path for entry in entries})
-        except OSError as error:
-            raise fault_of(error, self._folder) from error
         return self._kept
 
     def _media(self, item: SampleSource, cut: Mapping[str, Path]) -> Path | None:

@@ -17,7 +17,7 @@ from artifacts.files import HALF, is_hidden
 from artifacts.names import file_name
 from artifacts.paths import rename_noreplace
 from artifacts.regular_files import refuse_links
-from artifacts.store import fault_of, read_fault
+from artifacts.store import disk_faults, read_fault
 from flows.media.media_files import IMAGE_SUFFIXES, VIDEO_SUFFIXES, writable
 
 SUFFIXES = IMAGE_SUFFIXES | VIDEO_SUFFIXES
@@ -222,13 +222,11 @@ class _HalfFile:
 
     def __init__(self, name: str, folder: Path) -> None:
         self._name, self._folder, self._size = name, folder, 0
-        try:
+        with disk_faults(folder):
             refuse_links(folder)
             folder.mkdir(parents=True, exist_ok=True)
             self._before = sum(e.stat().st_size for e in os.scandir(folder) if e.is_file())
             handle, self._path = tempfile.mkstemp(dir=folder, prefix=HALF)
-        except OSError as error:
-            raise fault_of(error, folder) from error
         self._file = os.fdopen(handle, "wb")
 
     def add(self, piece: bytes) -> None:
@@ -237,22 +235,18 @@ class _HalfFile:
             raise Refused(f"{self._name} is too large", hint="Copy it into a folder instead")
         if shutil.disk_usage(self._folder).free < RESERVE:
             raise EnvironmentFault("the disk is full", hint="Free some space")
-        try:
+        with disk_faults(self._folder):
             self._file.write(piece)
-        except OSError as error:
-            raise fault_of(error, self._folder) from error
 
     def end(self, piece: bytes) -> Path:
         """Give the complete file its name, durably."""
         self.add(piece)
         if not self._size:
             raise Refused(f"{self._name} is empty", hint="Drop an image or a video")
-        try:
+        with disk_faults(self._folder):
             self._file.flush()
             os.fsync(self._file.fileno())
             return _placed(self._path, self._folder, self._name)
-        except OSError as error:
-            raise fault_of(error, self._folder) from error
 
     def remove(self) -> None:
         """Remove the temporary name."""
