@@ -7,6 +7,7 @@ file a second name in another folder, so that no large file is stored twice.
 import contextlib
 import errno
 import fcntl
+import filecmp
 import json
 import os
 import shutil
@@ -222,6 +223,13 @@ def is_linked(source: Path, target: Path) -> bool:
     except OSError:
         return False
     return (one.st_size, one.st_mtime_ns) == (other.st_size, other.st_mtime_ns)
+
+
+def are_equal(path: Path, other: Path) -> bool:
+    """Return whether two files hold the same bytes; no, if one cannot be read."""
+    with contextlib.suppress(OSError):
+        return filecmp.cmp(path, other, shallow=False)
+    return False
 
 
 def is_spare(target: Path) -> bool:

@@ -15,9 +15,9 @@ from itertools import islice, zip_longest
 from pathlib import Path
 from typing import IO, Any
 
-from artifacts.captions import values_of
 from artifacts.errors import UsageError
 from artifacts.files import whole_file
+from artifacts.schema import values_of
 
 KINDS = {
     "media_path": "text",

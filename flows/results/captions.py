@@ -19,7 +19,6 @@ from artifacts.captions import (
     Failure,
     answer_of,
     has_tags,
-    values_of,
     write_jsonl,
 )
 from artifacts.edits import REJECTED, UNTOUCHED, Edit
@@ -27,6 +26,7 @@ from artifacts.json_shapes import parse
 from artifacts.keys import digest_of
 from artifacts.packs import RecordSet, refresh_together
 from artifacts.plurals import counted
+from artifacts.schema import values_of
 from artifacts.tables import KINDS
 from flows.checkpoint.precision import PartSettings
 from flows.job.media_digests import JobFile

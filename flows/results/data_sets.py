@@ -6,7 +6,6 @@ there. The module runs no model.
 """
 
 import contextlib
-import filecmp
 import os
 import re
 from collections import Counter
@@ -15,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from artifacts.errors import MediaError
-from artifacts.files import HALF, OURS, is_linked, is_spare, link, write_text
+from artifacts.files import HALF, OURS, are_equal, is_linked, is_spare, link, write_text
 from artifacts.names import one_name, rules_in
 from artifacts.plurals import counted
 from artifacts.regular_files import refuse_links
@@ -333,7 +332,7 @@ class _TrainerFolder:
         inside = f"{self._form.folders[item.kind]}/{stem}.{media_suffix(path.name)}"
         target = self._folder / inside
         if not (is_linked(path, target) or self._has_copy(path, target)):
-            is_own = self._clips.made(target, key) or is_spare(target) or _are_equal(path, target)
+            is_own = self._clips.made(target, key) or is_spare(target) or are_equal(path, target)
             if not (self._replace or is_own):
                 self._kept.append(inside)
                 return inside
@@ -394,13 +393,6 @@ class _TrainerFolder:
                 f"not from this run: {counted(self._spare, 'file')} in {self._folder}, kept as "
                 "possibly the last copy"
             )
-
-
-def _are_equal(path: Path, target: Path) -> bool:
-    """Return whether a file holds the same bytes, as in a copied folder."""
-    with contextlib.suppress(OSError):
-        return filecmp.cmp(path, target, shallow=False)
-    return False
 
 
 def _changed(item: SampleSource) -> bool:
