@@ -263,27 +263,6 @@ def read_journal(path: Path, proof: Proof = anybody) -> Edits:
     return edits
 
 
-class EditsOf:
-    """The current edits of a run's folder that are proved. The journal is read again when it has
-    grown."""
-
-    def __init__(self, folder: Path, proof: Proof = anybody) -> None:
-        self._folder, self._proof = folder, proof
-        self._stamp: Stamp | None = None
-        self._edits = Edits()
-
-    def __call__(self) -> Edits:
-        try:
-            stamp = stamp_of(self._folder / EDITS)
-        except OSError:
-            if self._stamp is not None:
-                self._edits, self._stamp = Edits(), None
-            return self._edits
-        if stamp != self._stamp:
-            self._edits, self._stamp = read_edits(self._folder, self._proof), stamp
-        return self._edits
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FixedText:
     """The text that a run put before and after its captions."""
@@ -543,12 +522,26 @@ class EditsInForce:
     of any other folder with the same store."""
 
     def __init__(self, out: Path, local: Path, proof: Proof) -> None:
-        self._own, self._stored = EditsOf(out, proof), StoredEdits(local)
+        self._out, self._proof, self._stored = out, proof, StoredEdits(local)
+        self._stamp: Stamp | None = None
+        self._own = Edits()
+        """Those of the journal, which is read again when it has grown."""
         self._seen: tuple[object, object] = (None, None)
         self._edits = Edits()
 
+    def _journal(self) -> Edits:
+        try:
+            stamp = stamp_of(self._out / EDITS)
+        except OSError:
+            if self._stamp is not None:
+                self._own, self._stamp = Edits(), None
+            return self._own
+        if stamp != self._stamp:
+            self._own, self._stamp = read_edits(self._out, self._proof), stamp
+        return self._own
+
     def __call__(self) -> Edits:
-        own, stored = self._own(), self._stored()
+        own, stored = self._journal(), self._stored()
         if self._seen[0] is not own or self._seen[1] is not stored:
             self._edits, self._seen = Edits(now={**stored, **own.now}), (own, stored)
         return self._edits
@@ -556,16 +549,16 @@ class EditsInForce:
     def unused(self) -> list[tuple[str, Edit]]:
         """Return the path of the medium and the edit of each caption that was edited in this folder
         and that the run does not have."""
-        return self._own().unused(self().used)
+        return self._journal().unused(self().used)
 
     def unproved(self) -> int:
         """Return the number of actions in the folder's journal that are left out."""
-        return self._own().unproved
+        return self._journal().unproved
 
     def take_in(self) -> int:
         """Add the folder's journal to the store, and return the number of new actions. Raises
         EnvironmentFault."""
-        return self._stored.take_in(self._own())
+        return self._stored.take_in(self._journal())
 
 
 def _append(file: int, events: Iterable[Mapping[str, Any]]) -> None:

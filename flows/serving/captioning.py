@@ -185,7 +185,6 @@ MAX_PROMPT_LETTERS = 20_000
 """Largest number of characters of a prompt."""
 OnPartial = Callable[[int, str, bool], None]
 """Gets a chunk's position, its text so far, and whether it is finished."""
-AS_THE_SERVER = CaptionParams()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -278,8 +277,8 @@ class Captioning:
         self,
         upload: Upload,
         prompt: str,
+        params: CaptionParams,
         on_partial: OnPartial = lambda at, text, ended: None,
-        params: CaptionParams = AS_THE_SERVER,
     ) -> Captioned:
         """Return the captions of an upload. `on_partial` is called while they are generated.
         Raises HttpRefusal."""

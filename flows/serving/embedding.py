@@ -201,13 +201,10 @@ class TextEmbedder:
         key = digest_of(lists)
         record = await self._kept.read(key) if key in self._kept else None
         if record is None:
-            record = await self._shared.once(key, lambda: self._make(key, lists))
+            item = TextsItem(key, lists)
+            record = await self._shared.once(key, lambda: self._half.submit(key, item, len(lists)))
             self._kept.keep([record])
         return text_vectors_in(record, lists, self._precision)
-
-    async def _make(self, key: str, groups: list[list[str]]) -> Record:
-        record: Record = await self._half.submit(key, TextsItem(key, groups), len(groups))
-        return record
 
 
 MAX_LABEL_SETS = 64

@@ -94,6 +94,6 @@ OPENED: dict[str, MemoryStore] = {}
 """Name → the store of that name in this process."""
 
 
-def memory_named(name: str) -> MemoryStore:
-    """The one store of this name."""
-    return OPENED.setdefault(name, MemoryStore(f"memory://{name}"))
+def memory_named(url: str) -> MemoryStore:
+    """The one store at this URL."""
+    return OPENED.setdefault(url, MemoryStore(url))
