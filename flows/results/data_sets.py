@@ -129,13 +129,8 @@ def _samples(
             if stored := known.get(key):
                 yield item.sample, stored
             elif plain.get(key) or cutter.differs.get(key) == "":
-                with contextlib.ExitStack() as stack:
-                    try:
-                        path = stack.enter_context(open_local(item.file))
-                    except MediaError as error:
-                        cutter.refused.append(f"{item.file.name}: {error.message}")
-                        yield item.sample, None
-                    else:
+                try:
+                    with open_local(item.file) as path:
                         whole = Media(
                             path=path,
                             suffix=media_suffix(item.file.name),
@@ -144,6 +139,9 @@ def _samples(
                             clip=key,
                         )
                         yield item.sample, whole
+                except MediaError as error:
+                    cutter.refused.append(f"{item.file.name}: {error.message}")
+                    yield item.sample, None
             else:
                 yield item.sample, cut.get(key)
         for key, media in cut.items():

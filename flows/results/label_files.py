@@ -11,9 +11,9 @@ import numpy as np
 
 from artifacts.captions import Caption, write_jsonl
 from artifacts.files import write_json, write_text
-from artifacts.labels import Labelled, Sized, Span, schema, spans_of, write_coco
+from artifacts.labels import KINDS, Labelled, Sized, Span, spans_of, write_coco
 from artifacts.plurals import counted
-from artifacts.tables import write_csv, write_parquet
+from artifacts.tables import TABLES
 from flows.job.media_digests import JobFile
 from flows.job.prepare import Job
 from flows.media.generated_files import OF_LABELS, GeneratedFiles, digest_at
@@ -116,7 +116,7 @@ def score_of(index: float) -> float:
 
 LINES, REPORT = "labels.jsonl", "label_report.json"
 SPANS = "label_spans.jsonl"
-TABLES = {"csv": "labels.csv", "parquet": "labels.parquet", COCO: COCO_FILE}
+FILES = {**{form: f"labels.{form}" for form in TABLES}, COCO: COCO_FILE}
 """Format → its file."""
 
 
@@ -176,7 +176,7 @@ class LabelsWritten(RunEnd):
 def label_paths(job: Job) -> dict[str, str]:
     outputs_options = OutputOptions.of(job.config)
     names = {"labels": LINES, "report": REPORT, "failures": "failures.jsonl", "logs": "logs"}
-    names |= {form: file for form, file in TABLES.items() if form in outputs_options.format}
+    names |= {form: file for form, file in FILES.items() if form in outputs_options.format}
     return {name: str(job.out / file) for name, file in names.items()}
 
 
@@ -215,19 +215,17 @@ def _write_tables(job: Job, context: LabelContext, own: GeneratedFiles) -> list[
     """Write the requested tables, and those of an earlier run that nobody changed. Return the names
     of their files."""
     requested, names = OutputOptions.of(job.config).format, []
-    for form, name in TABLES.items():
+    for form, name in FILES.items():
         path = job.out / name
         if form not in requested and not own.has(name, digest_at(path)):
             continue
         names.append(name)
-        rows = (row for each in label_chunks(job, context) for row in each.rows)
-        if form == "csv":
-            own.renew(path, partial(write_csv, rows=rows, columns=Labelled.__slots__))
-        elif form == "parquet":
-            own.renew(path, partial(write_parquet, rows=rows, schema=schema()))
-        else:
+        if form == COCO:
             sized = _sized(job, context)
             own.renew(path, partial(write_coco, labels=context.labels.names, rows=sized))
+        else:
+            rows = (row for each in label_chunks(job, context) for row in each.rows)
+            own.renew(path, partial(TABLES[form], rows=rows, kinds=KINDS))
     return names
 
 

@@ -19,7 +19,7 @@ from artifacts.errors import UsageError
 from artifacts.files import json_text, write_text
 from artifacts.index.where import WORDS, Condition, Table
 from artifacts.plurals import counted
-from artifacts.tables import TABLES, schema_of, stored_text, table_of, utf8
+from artifacts.tables import TABLES, stored_text, table_of, utf8
 from flows.job.media_digests import JobFile
 from flows.media.generated_files import GeneratedFiles
 from flows.options.vectors import KEEP
@@ -273,7 +273,7 @@ def kept_of(
     # Numbers of one type, since a condition may compare a count with 0.5.
     kinds = {name: "text" if name in TEXTS else "number" for name in found.rows[0]}
     rows = [{n: stored_text(value) for n, value in row.items()} for row in found.rows]
-    (batch,) = table_of(rows, schema_of(kinds)).combine_chunks().to_batches()
+    (batch,) = table_of(rows, kinds).combine_chunks().to_batches()
     kept = condition.of(batch, unknown=True)
     parts = condition.parts(batch)
     why = {

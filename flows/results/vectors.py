@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from artifacts.captions import write_jsonl
 from artifacts.plurals import counted
-from artifacts.tables import schema_of, write_parquet
+from artifacts.tables import write_parquet
 from flows.job.media_digests import JobFile
 from flows.job.prepare import Job
 from flows.ledger.tasks import Task
@@ -86,7 +86,7 @@ def write_vectors(job: Job) -> VectorsWritten:
     )
     parts: Iterator[Vectors] = (vectors_in(kept.read(task["embeddings"])) for _, task in made)
     write_npy(job.out / ARRAY, (found.vectors, found.width), parts)
-    write_parquet(job.out / ROWS, _rows(job, made), schema_of(KINDS))
+    write_parquet(job.out / ROWS, _rows(job, made), KINDS)
     write_jsonl(job.out / "failures.jsonl", found.failures)
     rows = Counter[MediaFile]()
     for (file, _), meta in zip(made, metas, strict=True):

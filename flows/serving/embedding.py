@@ -48,8 +48,8 @@ class EmbeddedMedium:
     """The vectors of one medium."""
 
     index: MediaIndex
-    tasks: tuple[Task, ...]
-    vectors: tuple[Vectors, ...]
+    tasks: Sequence[Task]
+    vectors: Sequence[Vectors]
     """One array per chunk."""
     cached: bool
     """Whether they were read from the store."""
@@ -102,7 +102,8 @@ class MediumEmbedder:
                 continue
             records = [found for key in keys if (found := await self._kept.read(key)) is not None]
             if len(records) == len(keys):
-                return _embedded(index, tasks, records, cached=True)
+                vectors = [*map(vectors_in, records)]
+                return EmbeddedMedium(index=index, tasks=tasks, vectors=vectors, cached=True)
         return None
 
     async def _make(self, medium: Medium) -> EmbeddedMedium:
@@ -111,24 +112,14 @@ class MediumEmbedder:
         records: list[Record] = await asyncio.gather(*map(self._work, tasks))
         self._frames.keep(medium, index)
         self._kept.keep(records)
-        return _embedded(index, tasks, records, cached=False)
+        vectors = [*map(vectors_in, records)]
+        return EmbeddedMedium(index=index, tasks=tasks, vectors=vectors, cached=False)
 
     async def _work(self, task: Task) -> Record:
         item, key = self._calls.encode_item(self._stage, task), task[self._stage.writes]
         weight = self._frames.weight(task, self._half)
         record: Record = await self._frames.submit(task, self._half, key, item, weight)
         return record
-
-
-def _embedded(
-    index: MediaIndex, tasks: Sequence[Task], records: Sequence[Record], *, cached: bool
-) -> EmbeddedMedium:
-    return EmbeddedMedium(
-        index=index,
-        tasks=tuple(tasks),
-        vectors=tuple(map(vectors_in, records)),
-        cached=cached,
-    )
 
 
 def warnings_of(index: MediaIndex) -> dict[str, Any]:
