@@ -52,11 +52,6 @@ class Maker:
     text_half: str
     """Digest of the half that reads texts, with its tokenizer."""
 
-    def makes_as(self, other: "Maker") -> bool:
-        """Return whether vectors of both can stand in one index. A name may be another's."""
-        mine, theirs = ((m.recipe, m.precision, m.width) for m in (self, other))
-        return mine == theirs and self.has_halves_of(other)
-
     def has_halves_of(self, other: "Maker") -> bool:
         """Return whether both halves are the same."""
         return (self.half, self.text_half) == (other.half, other.text_half)

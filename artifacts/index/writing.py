@@ -198,9 +198,10 @@ def refuse_other_halves(folder: Path, there: Maker, given: Maker) -> None:
 
 def refuse_other(folder: Path, there: Maker, given: Maker) -> None:
     """Raise UsageError when vectors of `given` cannot stand in an index beside those there."""
-    if (there.precision, there.width) == (given.precision, given.width):
+    mine, theirs = ((m.precision, m.width, m.recipe) for m in (given, there))
+    if mine[:2] == theirs[:2]:
         refuse_other_halves(folder, there, given)
-    if not there.makes_as(given):
+    if mine != theirs:
         raise UsageError(
             f"{folder} holds vectors of {there.model} in {there.precision}, {there.width} numbers "
             f"each, which {given.model} in {given.precision} does not make",

@@ -65,18 +65,14 @@ class SampleSource:
     """Stamp of the file when it was captioned."""
 
 
-def track_of(job: Job) -> int:
-    """Return the requested sound track of clips, from 1; 0: the default one."""
-    return SoundOptions.of(job.config).sound_track or 0
-
-
 def sample_sources(job: Job, user_texts: UserTexts | None = None) -> Iterator[list[SampleSource]]:
     """Yield the samples of each file, in source order, grouped by prompt. User-written texts
     replace captions."""
     copies: Counter[tuple[str, str, str]] = Counter()
     user_texts = user_texts or UserTexts(job)
     made = MADE[media_mode(job.out, job.config)][not job.sampling.deinterlace]
-    sound = sounding(track_of(job)) * clips_sound(job.out, job.config)
+    track = SoundOptions.of(job.config).sound_track or 0
+    sound = sounding(track) * clips_sound(job.out, job.config)
     for group in job.by_file:
         items: list[SampleSource] = []
         for each in group:
@@ -179,7 +175,8 @@ class Cutter:
         self._deinterlace = job.sampling.deinterlace
         self.exact = media_mode(job.out, job.config) == EXACT
         """Whether clips are exact, and whole files copied where readers show them otherwise."""
-        self._sound, self._track = clips_sound(job.out, job.config), track_of(job)
+        self._sound = clips_sound(job.out, job.config)
+        self._track = SoundOptions.of(job.config).sound_track or 0
         fitting = host_free_bytes() // PROCESS_BYTES
         self._processes = max(1, min(cores() - 1, fitting)) if self.exact else 1
 

@@ -435,7 +435,7 @@ class ChatRoutes:
             return StreamingResponse(events, media_type=EVENTS, headers=named)
         found = await self._captions.captions_of(request, upload, chat.prompt, chat.params)
         text = joined_text((output.caption for output in found.outputs), chat.params.stop)
-        content = chat.content(text, id=_call_id(), type="function")
+        content = chat.content(text, id=f"call_{uuid.uuid4().hex}", type="function")
         choice = {
             "index": 0,
             "message": {"role": "assistant", "content": None, "refusal": None, **content},
@@ -459,7 +459,7 @@ class ChatRoutes:
             choice = {"index": 0, "delta": content, "finish_reason": finished, "logprobs": None}
             return chunk([choice], **more)
 
-        opening = chat.content("", index=0, id=_call_id(), type="function")
+        opening = chat.content("", index=0, id=f"call_{uuid.uuid4().hex}", type="function")
         yield delta({"role": "assistant", "content": None, **opening})
         text = StreamedText(chat.params.stop)
         try:
@@ -494,10 +494,6 @@ def usage_of(found: Captioned) -> dict[str, int]:
         "completion_tokens": generated,
         "total_tokens": prompt + generated,
     }
-
-
-def _call_id() -> str:
-    return f"call_{uuid.uuid4().hex}"
 
 
 def parse_chat_request(body: bytes, models: Collection[str], limit: int) -> ChatRequest:

@@ -24,7 +24,7 @@ from artifacts.errors import UsageError
 from artifacts.keys import digest_of
 from artifacts.labels import Labelled, TextVectors, spans_of, text_vectors_in
 from artifacts.packs import Record
-from artifacts.schema import MediaIndex
+from artifacts.schema import MediaIndex, values_of
 from artifacts.vectors import Vectors, vectors_in
 from flows.job.prepare import Job
 from flows.ledger.namespaces import one_shot_namespace
@@ -265,8 +265,6 @@ class Labeller:
         if index.kind == "image":
             return {**fields, "labels": list(rows[0].labels), "top": rows[0].top}
         frames = [{"time": row.time, "labels": list(row.labels), "top": row.top} for row in rows]
-        spans = [
-            {"start": span.start, "end": span.end, "labels": list(span.labels)}
-            for span in spans_of([(row.time or 0.0, row.given) for row in rows], index.end)
-        ]
+        given = [(row.time or 0.0, row.given) for row in rows]
+        spans = [values_of(span) for span in spans_of(given, index.end)]
         return {**fields, "frames": frames, "spans": spans}

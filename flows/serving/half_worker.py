@@ -174,7 +174,7 @@ class RequestQueue:
     def answer(self, found: Mapping[str, Any]) -> None:
         """Resolve the requests of these keys with their results."""
         now = time.monotonic()
-        self._metrics.finished(now - (self._began or now))
+        self._metrics.batch_seconds.observe(now - (self._began or now))
         for request in self.batches.complete(found):
             if not request.answer.done():
                 request.answer.set_result(found[request.key])

@@ -41,7 +41,7 @@ class HalfMetrics:
         self._metrics = metrics
         self._queue = metrics.queue_seconds.labels(name)
         self._sizes = metrics.batch_size.labels(name)
-        self._seconds = metrics.batch_seconds.labels(name)
+        self.batch_seconds = metrics.batch_seconds.labels(name)
         self._memory = metrics.memory_bytes.labels(name)
         self._budget = metrics.budget_bytes.labels(name)
         self._name = name
@@ -56,10 +56,6 @@ class HalfMetrics:
             self._queue.observe(seconds)
         self._metrics.second.batches += 1
         self._metrics.second.pictures += size
-
-    def finished(self, seconds: float) -> None:
-        """Record the time of finished requests."""
-        self._seconds.observe(seconds)
 
     def on_event(self, event: MemorySample | StageNotes, planned: int) -> None:
         """Record the memory of its process next to the planned number of bytes."""
