@@ -40,6 +40,13 @@ SMALL_BYTES = 4 << 20
 """Catalogs from this size on are left as they are."""
 LARGEST_BYTES = 1 << 30
 """Most bytes of the heads of one catalog: ours have a hundredth."""
+AT_ONCE = 32
+"""Requests under way at a time."""
+MANY = 1000
+"""Heads that are looked for in catalogs first even where all are nearby: so many files take longer
+to read (10,000: 16 s against 6 s)."""
+FOLDER_PARTS = 3
+"""Parts of a name that are of its folder: those that are read together lie in one."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,20 +59,57 @@ class PackHeader:
 
 
 class Catalogs:
-    """The catalogs of one bucket."""
+    """The pack headers of one store, many of which lie together in catalogs."""
 
-    def __init__(self, bucket: Bucket, copies: Copies) -> None:
+    def __init__(self, store: "BucketStore", bucket: Bucket, copies: Copies) -> None:
+        self._store = store
         self._bucket = bucket
         self._copies = copies
         self._seen: dict[str, dict[str, set[tuple[str, str]]]] = {}
         """Folder → name of a catalog → names and versions of the objects in it."""
+        self._loose: dict[str, dict[str, PackHeader]] = {}
+        """Folder → heads that are in no catalog, as far as is known."""
+        self._lock = threading.Lock()
 
-    def headers(self, folder: str, pool: Executor) -> dict[str, PackHeader]:
-        """Return all heads that the catalogs of a folder hold, by the name of their object. Raises
+    def headers(self, names: Sequence[str], extent: Extent) -> Iterator[tuple[str, bytes]]:
+        """Yield the head of each object of one folder that is there, in this order. Raises
         EnvironmentFault."""
-        return self._look(folder, pool)[1]
+        folder = "/".join(names[0].split("/")[:FOLDER_PARTS])
+        with ThreadPoolExecutor(min(AT_ONCE, len(names))) as pool:
+            many = len(names) >= MANY
+            far = names if many else [n for n in names if not self._store.is_near(n)]
+            joined = self._look(folder, pool)[1] if len(far) >= WORTH else {}
+            now = {name: self._store.version(name) for name in far if name in joined}
+            read = {n: joined[n].text for n, version in now.items() if joined[n].version == version}
+
+            def head(name: str) -> bytes | None:
+                with contextlib.suppress(FileNotFoundError):
+                    return read[name] if name in read else header_of(self._store, name, extent)
+                return None
+
+            found = dict(zip(names, pool.map(head, names), strict=True))
+            there = {name: text for name, text in found.items() if text is not None}
+            self._join(folder, there, pool)
+        yield from there.items()
+
+    def _join(self, folder: str, read: Mapping[str, bytes], pool: ThreadPoolExecutor) -> None:
+        """Put heads in a catalog when many are in none; whoever opens the folder next reads it."""
+        with self._lock:
+            loose = self._loose.setdefault(folder, {})
+            for name, text in read.items():
+                version = self._store.version(name)
+                if version and self._lacks(folder, name, version):
+                    loose[name] = PackHeader(version=version, text=text)
+            if len(loose) < JOINED:
+                return
+            self._loose[folder] = {}
+        # Nothing is lost without a catalog, such as where a bucket may only be read.
+        with contextlib.suppress(EnvironmentFault):
+            self._write(folder, loose, pool)
 
     def _look(self, folder: str, pool: Executor) -> tuple[list[Listed], dict[str, PackHeader]]:
+        """Return the catalogs of a folder, and all heads that they hold by the name of their
+        object. Raises EnvironmentFault."""
         listed = list(self._bucket.below(f"{CATALOGS}/{folder}"))
         headers: dict[str, PackHeader] = {}
         seen: dict[str, set[tuple[str, str]]] = {}
@@ -75,15 +119,15 @@ class Catalogs:
         self._seen[folder] = seen
         return listed, headers
 
-    def lacks(self, folder: str, name: str, version: str) -> bool:
+    def _lacks(self, folder: str, name: str, version: str) -> bool:
         """Return whether no catalog that was read or written here holds this."""
         return not any((name, version) in held for held in self._seen.get(folder, {}).values())
 
-    def join(self, folder: str, headers: Mapping[str, PackHeader], pool: Executor) -> None:
+    def _write(self, folder: str, headers: Mapping[str, PackHeader], pool: Executor) -> None:
         """Write a catalog of heads, but for those that others joined meanwhile, if there are enough
         of them; merge catalogs when they are many. Raises EnvironmentFault."""
         listed, there = self._look(folder, pool)
-        new = {n: h for n, h in headers.items() if self.lacks(folder, n, h.version)}
+        new = {n: h for n, h in headers.items() if self._lacks(folder, n, h.version)}
         if len(new) < JOINED:
             return
         small = [found.name for found in listed if found.size < SMALL_BYTES]
@@ -132,69 +176,6 @@ def _unpacked(text: bytes) -> Iterator[tuple[str, PackHeader]]:
         at += length
 
 
-AT_ONCE = 32
-"""Requests under way at a time."""
-MANY = 1000
-"""Heads that are looked for in catalogs first even where all are nearby: so many files take longer
-to read (10,000: 16 s against 6 s)."""
-FOLDER_PARTS = 3
-"""Parts of a name that are of its folder: those that are read together lie in one."""
-
-
-class PackHeaders:
-    """The pack headers of one store."""
-
-    def __init__(self, store: "BucketStore", catalogs: Catalogs) -> None:
-        self._store = store
-        self._catalogs = catalogs
-        self._loose: dict[str, dict[str, PackHeader]] = {}
-        """Folder → heads that are in no catalog, as far as is known."""
-        self._lock = threading.Lock()
-
-    def each(self, names: Sequence[str], extent: Extent) -> Iterator[tuple[str, bytes]]:
-        """Yield the head of each object of one folder that is there, in this order. Raises
-        EnvironmentFault."""
-        folder = "/".join(names[0].split("/")[:FOLDER_PARTS])
-        with ThreadPoolExecutor(min(AT_ONCE, len(names))) as pool:
-            many = len(names) >= MANY
-            far = names if many else [n for n in names if not self._store.is_near(n)]
-            joined = self._catalogs.headers(folder, pool) if len(far) >= WORTH else {}
-            read = self._joined(far, joined)
-
-            def head(name: str) -> bytes | None:
-                with contextlib.suppress(FileNotFoundError):
-                    return read[name] if name in read else header_of(self._store, name, extent)
-                return None
-
-            found = dict(zip(names, pool.map(head, names), strict=True))
-            there = {name: text for name, text in found.items() if text is not None}
-            self._join(folder, there, pool)
-        yield from there.items()
-
-    def _joined(self, names: Sequence[str], headers: Mapping[str, PackHeader]) -> dict[str, bytes]:
-        """Return those heads that are of the versions that are there now."""
-        return {
-            name: headers[name].text
-            for name in names
-            if name in headers and headers[name].version == self._store.version(name)
-        }
-
-    def _join(self, folder: str, read: Mapping[str, bytes], pool: ThreadPoolExecutor) -> None:
-        """Put heads in a catalog when many are in none; whoever opens the folder next reads it."""
-        with self._lock:
-            loose = self._loose.setdefault(folder, {})
-            for name, text in read.items():
-                version = self._store.version(name)
-                if version and self._catalogs.lacks(folder, name, version):
-                    loose[name] = PackHeader(version=version, text=text)
-            if len(loose) < JOINED:
-                return
-            self._loose[folder] = {}
-        # Nothing is lost without a catalog, such as where a bucket may only be read.
-        with contextlib.suppress(EnvironmentFault):
-            self._catalogs.join(folder, loose, pool)
-
-
 STAYS = ("frames/",)
 """Folders of kinds that never leave this machine."""
 QUARANTINE = "quarantine/"
@@ -225,7 +206,7 @@ class BucketStore:
         self._here = FolderStore(nearby / "kept")
         self.machine_folder = self._here.local
         self._copies = Copies(nearby / "copies", limit)
-        self._heads = PackHeaders(self, Catalogs(bucket, self._copies))
+        self._catalogs = Catalogs(self, bucket, self._copies)
         self._known: dict[str, Listed] = {}
         """Name → the object as it was when it was last listed, read or written."""
         self._is_large = False
@@ -266,7 +247,7 @@ class BucketStore:
         many that were seen before, here or elsewhere, and those at once."""
         if not names or _stays(names[0]):
             return self._here.headers(names, extent)
-        return self._heads.each(names, extent)
+        return self._catalogs.headers(names, extent)
 
     def version(self, name: str) -> str | None:
         """Return the version that an object had when it was last seen."""
