@@ -48,7 +48,7 @@ from artifacts.plurals import counted
 from artifacts.regular_files import is_denied, open_below, open_regular, read_bytes, user_text
 from artifacts.signing import EDIT, SIGNATURES, Proof, anybody, proof_by, signed
 from artifacts.stamps import Stamp, stamp_of
-from artifacts.store import fault_of, read_fault
+from artifacts.store import disk_faults, fault_of, read_fault
 
 EDITS: Final = "edits.jsonl"
 """Name of the journal in a run's folder."""
@@ -286,27 +286,6 @@ def read_journal(path: Path, proof: Proof = anybody) -> Edits:
     return edits
 
 
-class EditsOf:
-    """The current edits of a run's folder that are proved. The journal is read again when it has
-    grown."""
-
-    def __init__(self, folder: Path, proof: Proof = anybody) -> None:
-        self._folder, self._proof = folder, proof
-        self._stamp: Stamp | None = None
-        self._edits = Edits()
-
-    def __call__(self) -> Edits:
-        try:
-            stamp = stamp_of(self._folder / EDITS)
-        except OSError:
-            if self._stamp is not None:
-                self._edits, self._stamp = Edits(), None
-            return self._edits
-        if stamp != self._stamp:
-            self._edits, self._stamp = read_edits(self._folder, self._proof), stamp
-        return self._edits
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FixedText:
     """The text that a run put before and after its captions."""
@@ -404,15 +383,13 @@ class EditJournal:
             kept -= 1
         if kept == size:
             return
-        try:
+        with disk_faults(self._folder / TORN):
             beside = open_below(self._folder / TORN, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
             with os.fdopen(beside, "wb") as torn:
                 torn.write(os.pread(self._file, size - kept, kept) + b"\n")
                 torn.flush()
                 os.fsync(beside)
             os.ftruncate(self._file, kept)
-        except OSError as error:
-            raise fault_of(error, self._folder / TORN) from error
 
 
 def changes_of(
@@ -517,7 +494,7 @@ class StoredEdits:
         new = [event for event in events if event["id"] not in self._ids]
         if not new:
             return 0
-        try:
+        with disk_faults(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC
             file = os.open(self.path, flags, 0o666)
@@ -526,8 +503,6 @@ class StoredEdits:
                 _append(file, new)
             finally:
                 os.close(file)
-        except OSError as error:
-            raise fault_of(error, self.path) from error
         return len(new)
 
     def _lines(self, inode: int) -> tuple[int, list[bytes]]:
@@ -582,12 +557,26 @@ class EditsInForce:
     of any other folder with the same store."""
 
     def __init__(self, out: Path, local: Path, proof: Proof) -> None:
-        self._own, self._stored = EditsOf(out, proof), StoredEdits(local)
+        self._out, self._proof, self._stored = out, proof, StoredEdits(local)
+        self._stamp: Stamp | None = None
+        self._own = Edits()
+        """Those of the journal, which is read again when it has grown."""
         self._seen: tuple[object, object] = (None, None)
         self._edits = Edits()
 
+    def _journal(self) -> Edits:
+        try:
+            stamp = stamp_of(self._out / EDITS)
+        except OSError:
+            if self._stamp is not None:
+                self._own, self._stamp = Edits(), None
+            return self._own
+        if stamp != self._stamp:
+            self._own, self._stamp = read_edits(self._out, self._proof), stamp
+        return self._own
+
     def __call__(self) -> Edits:
-        own, stored = self._own(), self._stored()
+        own, stored = self._journal(), self._stored()
         if self._seen[0] is not own or self._seen[1] is not stored:
             self._edits, self._seen = Edits(now={**stored, **own.now}), (own, stored)
         return self._edits
@@ -595,7 +584,7 @@ class EditsInForce:
     def unused(self) -> list[tuple[str, Edit]]:
         """Return the path of the medium and the edit of each caption that was edited in this folder
         and that the run does not have."""
-        return self._own().unused(self().used)
+        return self._journal().unused(self().used)
 
     def rejected_elsewhere(self, here: Iterable[tuple[Chunk, bool]]) -> str:
         """Return which media of a run were rejected in another folder with the same store, as
@@ -605,12 +594,12 @@ class EditsInForce:
 
     def unproved(self) -> int:
         """Return the number of actions in the folder's journal that are left out."""
-        return self._own().unproved
+        return self._journal().unproved
 
     def take_in(self) -> int:
         """Add the folder's journal to the store, and return the number of new actions. Raises
         EnvironmentFault."""
-        return self._stored.take_in(self._own())
+        return self._stored.take_in(self._journal())
 
 
 def _append(file: int, events: Iterable[Mapping[str, Any]]) -> None:

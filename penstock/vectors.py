@@ -7,10 +7,10 @@ from functools import partial
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Unpack
 
+from artifacts.labels import KINDS as LABEL_KINDS
 from artifacts.labels import Labelled, read_labels
-from artifacts.labels import schema as label_schema
 from artifacts.paths import folder_named
-from artifacts.tables import GROUP_ROWS, schema_of, table_of
+from artifacts.tables import GROUP_ROWS, table_of
 from flows.console.display import Display
 from flows.options.vectors import (
     INDEX,
@@ -118,7 +118,7 @@ class Hits(list[Hit]):
             "copies": "count",
             "copy_paths": "texts",
         }
-        return table_of((hit.to_json() for hit in self), schema_of(kinds))
+        return table_of((hit.to_json() for hit in self), kinds)
 
 
 def embed(
@@ -149,7 +149,7 @@ def label(
         display_for(progress),
         partial(run_label, config),
         _labelled,
-        lambda result: table_of(_labelled(result), label_schema()),
+        lambda result: table_of(_labelled(result), LABEL_KINDS),
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from artifacts.keys import digest_of, digests_by_number
 from artifacts.packs import RecordSet, RecordUnion, record_sets_of
-from artifacts.schema import FrameFit, Part, Sampling, fields_of
+from artifacts.schema import FrameFit, Part, Sampling, values_of
 from artifacts.store import Store
 from artifacts.tiles import OFF
 from flows.checkpoint.models import Model
@@ -119,7 +119,7 @@ def variant_of(
     vectors = VectorSamplingOptions.of(config)
     engine_options = EngineOptions.of(config)
     text_fields = [engine_options.max_new_tokens, *_text_fields(SamplingParams.of(config), model)]
-    fits = [fields_of(model.fit(kind)) for kind in ("video", "image")]
+    fits = [values_of(model.fit(kind)) for kind in ("video", "image")]
     of: dict[str, str] = {}
     for stage in pipeline:
         by: list[Any] = [of[kind] for kind in stage.reads if kind in of]
@@ -133,7 +133,7 @@ def variant_of(
             of[stage.writes] = _namespace(stage, by)
             continue
         of[stage.writes] = _namespace(
-            stage, [*by, *limit, *cut] if by else [fields_of(sampling), fits]
+            stage, [*by, *limit, *cut] if by else [values_of(sampling), fits]
         )
     profile = model.beside_sound(config) if hear.STAGE in pipeline else model.profile
     of_prompts = {s.writes for s in pipeline if s.prompted or (model.profile.prompted and s.part)}

@@ -78,7 +78,6 @@ class Exported:
         return int(self.accepted)
 
     def line(self) -> str:
-        """Return the outcome in one line."""
         before = ", already exported" if self.before else ""
         return f"{self.out}: {size(self.bytes)}{before}; {figures_line(self.parity)}"
 
@@ -95,7 +94,6 @@ class Exported:
         return {**folder, **figures, "missed": "; ".join(self.parity["missed"])}
 
     def to_json(self) -> dict[str, Any]:
-        """Return the outcome for programs."""
         fields = {"out": str(self.out), "bytes": self.bytes, "accepted": self.accepted}
         return {**fields, "parity": dict(self.parity), "exit_code": self.exit_code}
 

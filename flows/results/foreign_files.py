@@ -12,7 +12,7 @@ from artifacts.files import OURS, is_hidden, refuse_foreign
 from artifacts.names import numbered
 from artifacts.regular_files import irreplaceable_kind, open_regular
 from artifacts.shards import DATASET, INDEX
-from artifacts.store import fault_of
+from artifacts.store import disk_faults
 from artifacts.tables import TABLES
 from artifacts.trainers import TRAINERS
 from flows.media.generated_files import GeneratedFiles, digest_at
@@ -109,10 +109,8 @@ def set_edited_aside(
             continue  # it holds nothing that no run wrote
         names = map(path.with_name, numbered(f"{path.stem}.edited", path.suffix))
         kept = next(each for each in names if not os.path.lexists(each))
-        try:
+        with disk_faults(folder):
             os.rename(path, kept)
-        except OSError as error:
-            raise fault_of(error, folder) from error
         yield f"{path} was changed since a run wrote it: what it held is in {kept.name}"
 
 

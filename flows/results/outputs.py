@@ -31,6 +31,7 @@ from flows.results.captions import (
     SHORTENED,
     captions_by_file,
     complete_captions,
+    file_failure,
     kinds_of,
     properties_of,
     table_rows,
@@ -49,11 +50,14 @@ def failures_of(job: Job) -> list[Failure]:
         file, medium = each.file, each.medium
         known = job.ledger.failure(medium) or job.ledger.refusal(medium)
         if known is not None:
-            found.append(_failure(job, file, known, known.get("start", 0.0)))
+            stage = known.get("stage", job.pipeline[0].name)
+            found.append(file_failure(file, stage, known, known.get("start", 0.0)))
         of_prompt = f" (prompt {file.name})" if file.name else ""
-        why = {**ALL_REASONING, "stage": job.pipeline[-1].name}
-        why["message"] += of_prompt
-        found += [_failure(job, file, why, t.chunk.start) for t in unanswered(job, each)]
+        why = {**ALL_REASONING, "message": ALL_REASONING["message"] + of_prompt}
+        found += [
+            file_failure(file, job.pipeline[-1].name, why, task.chunk.start)
+            for task in unanswered(job, each)
+        ]
     return list(dict.fromkeys(found))  # a medium with several prompts fails once
 
 
@@ -61,18 +65,6 @@ def warned_files(job: Job) -> int:
     """Return the number of files that were read with warnings, such as truncated ones."""
     indexes = (job.ledger.media_index(group[0].medium) for group in job.by_file)
     return sum(index is not None and bool(index.warnings) for index in indexes)
-
-
-def _failure(job: Job, file: MediaFile, why: Mapping[str, Any], start: float) -> Failure:
-    at = f" (at {start:.1f} s)" if start else ""
-    return Failure(
-        media_path=file.media_path,
-        source=file.source,
-        stage=why.get("stage", job.pipeline[0].name),
-        error=why["kind"],
-        message=why["message"] + at,
-        hint=why["hint"],
-    )
 
 
 NAMED = 10

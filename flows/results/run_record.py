@@ -17,11 +17,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from artifacts.captions import Failure, values_of
+from artifacts.captions import Failure
 from artifacts.errors import EnvironmentFault, Interrupted, PenstockError, redacted
 from artifacts.files import write_json
 from artifacts.options import declared
 from artifacts.remote.addresses import signed
+from artifacts.schema import values_of
 from flows.machine.versions import now, versions
 from flows.options.commands import CaptionConfig
 from flows.pipelines import CAPTION, Pipeline

@@ -31,6 +31,7 @@ from artifacts.json_shapes import Nullable, OptionalField, ShapeError, check, te
 from artifacts.plurals import counted
 from artifacts.remote.addresses import is_address
 from artifacts.remote.media_cache import is_copy
+from artifacts.schema import values_of
 from artifacts.store import local_folder, open_store
 from flows.machine.versions import now
 from flows.media.generated_files import HandwrittenTexts, text_paths
@@ -258,7 +259,7 @@ class ReviewedCaptions:
         changed = self.add(action)
         own, stored = self._own.now, self._stored() if self._stored is not None else {}
         edits = {key: self._edit(key, own, stored) or UNTOUCHED for key in changed}
-        return {"edits": {key: edit_json(edit) for key, edit in edits.items()}, **self.steps()}
+        return {"edits": {key: values_of(edit) for key, edit in edits.items()}, **self.steps()}
 
     def add(self, action: Mapping[str, Any]) -> list[str]:
         """Add an action to the journal durably, once, and to the store. Return the keys of the
@@ -351,11 +352,6 @@ class ReviewedCaptions:
         self.rows[key], self.chunks[key] = row, (line["features"], name, prompt)
         self.shown[key] += 1
         return row
-
-
-def edit_json(edit: Edit) -> dict[str, Any]:
-    """Return an edit as the page gets it."""
-    return {"caption": edit.caption, "review": edit.review}
 
 
 def _description(action: Mapping[str, Any] | None) -> str:

@@ -38,7 +38,7 @@ from artifacts.keys import digest_of
 from artifacts.locks import try_lock
 from artifacts.paths import user_state
 from artifacts.regular_files import guard, is_denied, open_below
-from artifacts.store import fault_of
+from artifacts.store import disk_faults
 from flows.machine.leases import start_of
 from flows.machine.versions import now
 from flows.options.model import DEMO_MODEL
@@ -445,12 +445,10 @@ class RunQueue:
     def _try_lock(self, name: str) -> int | None:
         """Return an open file that has a lock of the output folder, or None if another process has
         it. Raises EnvironmentFault."""
-        try:
+        with disk_faults(self._out):
             guard(self._out)
             (self._out / FOLDER).mkdir(parents=True, exist_ok=True)
             file = open_below(self._out / FOLDER / name, os.O_RDWR | os.O_CREAT)
-        except OSError as error:
-            raise fault_of(error, self._out) from error
         if try_lock(file):
             return file
         os.close(file)

@@ -362,15 +362,12 @@ def _thumbs(out: Path, rows: Sequence[Mapping[str, Any]], shown: Sequence[int]) 
     vouches for it."""
     entries = read_jsonl(out / MEDIA, MEDIA_ENTRY, RUN_AGAIN) if belief_in(out).is_own else []
     vouched = {entry.get("address") for entry in entries}
-    return {
-        at: _thumb(row) if not is_address(str(row["path"])) or row["path"] in vouched else ""
-        for at, row in ((at, rows[at]) for at in shown)
-    }
-
-
-def _thumb(row: Mapping[str, Any]) -> str:
-    middle = None if row["kind"] == "image" else (row["seconds"] or 0.0) / 2
-    return data_address(row["path"], middle, SIDE)
+    found = dict.fromkeys(shown, "")
+    for at, row in ((at, rows[at]) for at in shown):
+        if not is_address(str(row["path"])) or row["path"] in vouched:
+            middle = None if row["kind"] == "image" else (row["seconds"] or 0.0) / 2
+            found[at] = data_address(row["path"], middle, SIDE)
+    return found
 
 
 Rows = Iterator[tuple[str, str]]
