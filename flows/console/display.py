@@ -385,8 +385,8 @@ class Display:
                 already = f", {finished} already done" * bool(before)
                 meanwhile = f", {made} done meanwhile" * bool(made)
                 missing = self._counted(total - done, is_first=_reads_files(name))
-                about = "about " * is_estimate
-                self._line(f"{self._verb}: {about}{missing} to do{already}{meanwhile}")
+                estimate = "about " * is_estimate
+                self._line(f"{self._verb}: {estimate}{missing} to do{already}{meanwhile}")
             self._watch(QUIET_SECONDS)
 
     def on_event(self, name: str, event: Event) -> None:
