@@ -272,10 +272,11 @@ def test_chunks_that_are_cut_again_are_not_counted_as_done(long_videos: CaptionC
 def test_features_of_later_files_go_where_a_limit_is_lower_than_before(
     long_videos: CaptionConfig,
 ) -> None:
-    limited = replace(long_videos, max_store=exact(long_videos) + 4 * CHUNKS * SMALL_BYTES)
+    limit = exact(long_videos) + 4 * CHUNKS * SMALL_BYTES
+    limited = replace(long_videos, max_store=limit)
     caption_chunks(long_videos)
     assert sum(len(header(limited, pack)) for pack in features(limited)) == 4 * CHUNKS
-    assert bytes_in(Path(limited.store_url)) > limited.max_store
+    assert bytes_in(Path(limited.store_url)) > limit
     caption_chunks(replace(limited, prompt="Second"))
 
 
