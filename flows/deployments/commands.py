@@ -34,13 +34,13 @@ from flows.deployments.config_checks import (
     CaptionConfig,
     CaptionParameters,
     EmbedParameters,
-    ExportConfig,
+    ExportParameters,
     IndexParameters,
     LabelParameters,
-    LearnConfig,
+    LearnParameters,
     RebuildParameters,
     SiftParameters,
-    TuneConfig,
+    TuneParameters,
     confine,
 )
 from flows.deployments.page import RunPage
@@ -54,6 +54,7 @@ from flows.deployments.runs import (
     final_state,
     named_after_work,
     run_in_flow,
+    warn_of_demo,
 )
 from flows.deployments.server import FILE, OWN, client_settings, refuses_login
 from flows.deployments.view import TABLE_ROWS, Progress, RunLog, plain, quiet_console, show
@@ -207,7 +208,7 @@ ADAPTER = "adapter"
 
 
 @flow(name="tune-captions", flow_run_name=named_after_work, persist_result=False)
-def tune_captions(config: TuneConfig) -> State[Any]:
+def tune_captions(config: TuneParameters) -> State[Any]:
     """Train an adapter on captions; the fields of `config` are the options of `penstock tune`.
 
     Relative paths are looked up as `caption-videos` does. A run that died goes on from its last
@@ -221,7 +222,7 @@ CHECKPOINT = "checkpoint"
 
 
 @flow(name="export-model", flow_run_name=named_after_work, persist_result=False)
-def export_model(config: ExportConfig) -> State[Any]:
+def export_model(config: ExportParameters) -> State[Any]:
     """Write a quantized checkpoint, and keep it if it is as good as the original; the fields of
     `config` are the options of `penstock export`.
 
@@ -250,7 +251,7 @@ def passed(result: Exported) -> Exported:
 
 
 @flow(name="learn-captions", flow_run_name=named_after_work, persist_result=False)
-def learn_captions(config: LearnConfig, caption: CaptionParameters) -> State[Any]:
+def learn_captions(config: LearnParameters, caption: CaptionParameters) -> State[Any]:
     """Train an adapter on corrected captions, and caption again with it. The fields of `config` are
     the options of `penstock learn`; those of `caption` are the options of the run that made the
     captions, and name its folder.
@@ -286,6 +287,7 @@ def rebuild_features(
     page = RunPage()
     try:
         confine(config, out=False)
+        warn_of_demo(config)
         with ended_when_cancelled():
             launcher = partial(PrefectLauncher, on_start=page.update)
             result = rebuild(config, options, display, launcher, page.begin)
