@@ -183,8 +183,8 @@ def test_failures_come_with_hints_and_stages_with_their_figures(tmp_path: Path) 
     assert about["prompt"] == "Describe." and message["media"][0]["prompt"] == ""
     table = message["stages"]
     rows = [dict(zip(table["columns"], row, strict=True)) for row in table["rows"]]
-    assert [(r["stage"], r["attention"]) for r in rows] == [
-        ("frames", "-"), ("encode", "sdpa"), ("decode", "sdpa"),
+    assert [(r["stage"], r["attention"], r["tokens generated"]) for r in rows] == [
+        ("frames", "-", "-"), ("encode", "sdpa", "-"), ("decode", "sdpa", "1,234"),
     ]  # fmt: skip
     assert "time left" not in table["columns"] and message["plan"]["rows"] == []
 

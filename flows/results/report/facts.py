@@ -72,7 +72,7 @@ from flows.results.thumbnails import data_address
 from flows.results.trust import belief_in
 from flows.results.tuned import training_in
 
-MORE = ("planned time", "CPU time", "processes", "tokens", "attention")
+MORE = ("planned time", "CPU time", "processes", "tokens generated", "attention")
 MIN_SHARE_BYTES = 100_000_000
 """Minimum planned peak for which a share is shown; below it, noise of any process dominates."""
 PARTS = {
