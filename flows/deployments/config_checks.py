@@ -31,19 +31,6 @@ from flows.options.text import FolderOptions
 from flows.options.training import LearnConfig, TuneConfig
 from flows.options.vectors import EmbedConfig, IndexConfig, LabelConfig, SiftConfig
 
-__all__ = [
-    "CaptionConfig",
-    "CaptionParameters",
-    "EmbedParameters",
-    "ExportParameters",
-    "IndexParameters",
-    "LabelParameters",
-    "LearnParameters",
-    "RebuildParameters",
-    "SiftParameters",
-    "TuneParameters",
-]
-
 
 def docstrings(kind: type[Any]) -> dict[str, str]:
     """Return the docstring below each field of a configuration and of its groups."""
@@ -97,7 +84,7 @@ def form_of(kind: type[Any]) -> ConfigDict:
     return ConfigDict(extra="forbid", json_schema_extra=change)
 
 
-def values_of(kind: type[Any]) -> Callable[[Any], Any]:
+def command_values(kind: type[Any]) -> Callable[[Any], Any]:
     """Return a function that returns the parameters of a command, sizes and the like parsed as on
     the command line. It raises UsageError for fields that the command does not have, and for
     numbers and texts that the command line refuses."""
@@ -136,15 +123,15 @@ COMMANDS: Mapping[type[Any], str] = {
 }
 for _kind in COMMANDS:
     with_config(form_of(_kind))(_kind)
-CaptionParameters = Annotated[CaptionConfig, BeforeValidator(values_of(CaptionConfig))]
-RebuildParameters = Annotated[RebuildConfig, BeforeValidator(values_of(RebuildConfig))]
-EmbedParameters = Annotated[EmbedConfig, BeforeValidator(values_of(EmbedConfig))]
-IndexParameters = Annotated[IndexConfig, BeforeValidator(values_of(IndexConfig))]
-SiftParameters = Annotated[SiftConfig, BeforeValidator(values_of(SiftConfig))]
-LabelParameters = Annotated[LabelConfig, BeforeValidator(values_of(LabelConfig))]
-TuneParameters = Annotated[TuneConfig, BeforeValidator(values_of(TuneConfig))]
-LearnParameters = Annotated[LearnConfig, BeforeValidator(values_of(LearnConfig))]
-ExportParameters = Annotated[ExportConfig, BeforeValidator(values_of(ExportConfig))]
+CaptionParameters = Annotated[CaptionConfig, BeforeValidator(command_values(CaptionConfig))]
+RebuildParameters = Annotated[RebuildConfig, BeforeValidator(command_values(RebuildConfig))]
+EmbedParameters = Annotated[EmbedConfig, BeforeValidator(command_values(EmbedConfig))]
+IndexParameters = Annotated[IndexConfig, BeforeValidator(command_values(IndexConfig))]
+SiftParameters = Annotated[SiftConfig, BeforeValidator(command_values(SiftConfig))]
+LabelParameters = Annotated[LabelConfig, BeforeValidator(command_values(LabelConfig))]
+TuneParameters = Annotated[TuneConfig, BeforeValidator(command_values(TuneConfig))]
+LearnParameters = Annotated[LearnConfig, BeforeValidator(command_values(LearnConfig))]
+ExportParameters = Annotated[ExportConfig, BeforeValidator(command_values(ExportConfig))]
 
 
 VARIABLE = "PENSTOCK_OUT_ROOT"
@@ -159,10 +146,9 @@ WRITTEN: dict[str, Callable[[MediaOptions], Path]] = {
 """Parameter → function that returns the resolved folder, as the run itself resolves it."""
 
 
-def confine(config: MediaOptions, *, out: bool = True) -> None:
+def confine(config: MediaOptions) -> None:
     """Raise UsageError for parameters that would write outside the worker's folders, run code that
-    could, or send media to an address that the worker does not list. `out` says whether the run
-    uses that folder."""
+    could, or send media to an address that the worker does not list."""
     refuse_unlisted(EndpointOptions.of(config).endpoint)
     if config.trust_remote_code and os.environ.get(REMOTE_CODE) != "1":
         raise UsageError(
@@ -174,7 +160,7 @@ def confine(config: MediaOptions, *, out: bool = True) -> None:
     if not roots:
         return
     where = f"the folders of this worker ({VARIABLE})"
-    for name in ("out", "store") if out else ("store",):
+    for name in ("out", "store") if isinstance(config, FolderOptions) else ("store",):
         # An empty store means the worker's own.
         if (name == "out" or config.store) and (path := outside(WRITTEN[name](config), roots)):
             raise UsageError(

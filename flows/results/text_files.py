@@ -497,7 +497,10 @@ class _Writer:
         self._remove_distinguished()
         self.texts.edited = self._joined.edited
         if not self.texts.beside:
-            self.texts.others = self._others()
+            ours, out = {one_name(path) for path in self._paths}, self._job.out
+            below = sorted(_texts_below(out, self.texts.form))
+            others = (path for path in below if one_name(path) not in ours)
+            self.texts.others = [os.path.relpath(path, out) for path in others]
         elif self.texts.form in JOINABLE:
             self.texts.same_stem = _same_stem(self._job)
             self.texts.unlike = _unlike(self._described)
@@ -584,12 +587,6 @@ class _Writer:
         """Return whether an updated file also holds user-written text."""
         joins = OutputOptions.of(self._job.config).rule in JOINED and self.texts.form in JOINABLE
         return joins and not self._has_own(path, of)
-
-    def _others(self) -> list[str]:
-        """Return the paths in `OUT` of files that belong to no medium of this run."""
-        ours, out = {one_name(path) for path in self._paths}, self._job.out
-        below = sorted(_texts_below(out, self.texts.form))
-        return [os.path.relpath(path, out) for path in below if one_name(path) not in ours]
 
 
 def _texts_below(out: Path, form: str) -> Iterator[str]:
