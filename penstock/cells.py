@@ -112,7 +112,7 @@ def shown_of(out: Path, most: int) -> Shown:
             f"{out} has no captions", hint="Run penstock.caption first, and give its out"
         )
     failures = tuple(f"{each['media_path']}: {each['message']}" for each in failed_media(out))
-    noun = "labelled frame" if labels else "caption"
+    noun = "image or frame" if labels else "caption"
     return Shown(captions=tuple(rows[:most]), total=len(rows), failures=failures, noun=noun)
 
 

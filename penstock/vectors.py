@@ -149,7 +149,7 @@ def label(
         display_for(progress),
         partial(run_label, config, request),
         _labelled,
-        lambda result: table_of(_labelled(result), label_schema()),
+        _label_table,
     )
 
 
@@ -187,6 +187,14 @@ def search(
 
 def _labelled(result: LabelsWritten) -> Iterator[Labelled]:
     return read_labels(result.out / LINES)
+
+
+def _label_table(result: LabelsWritten) -> Any:
+    """Return the lines of a run as a pyarrow table, with the names of the given labels."""
+    rows = [*_labelled(result)]
+    table = table_of(rows, label_schema())
+    given = table_of(({"given": row.given} for row in rows), schema_of({"given": "texts"}))
+    return table.add_column(table.column_names.index("labels"), "given", given["given"])
 
 
 def _embedded(result: VectorsWritten) -> Iterator[Embedded]:

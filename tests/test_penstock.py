@@ -198,6 +198,9 @@ def test_labels_are_those_of_the_file_made_now_or_before(here: Path) -> None:
         assert [(row.media_path, row.time, row.top) for row in found] == expected
         table = running.table().to_pylist()
         assert [(row["media_path"], row["time"], row["top"]) for row in table] == expected
+        assert [row["given"] for row in table] == [
+            [each["label"] for each in line["labels"] if each["passed"]] for line in lines
+        ]
         shown = penstock.show(here / "l", most=len(table))
         assert [(each.media_path, each.at) for each in shown.captions] == [
             (row["media_path"], row["time"]) for row in table

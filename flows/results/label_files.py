@@ -158,7 +158,7 @@ class LabelsWritten(RunEnd):
 
     def line(self) -> str:
         """Return the outcome in one line."""
-        line = f"{counted(self.labelled, 'image')} of {self.pictures:,} given "
+        line = f"{counted(self.labelled, 'image or frame')} of {self.pictures:,} given "
         line = f"{line}{counted(self.given, 'label')} in {self.out / LINES}"
         line += f" beside {', '.join(self.others)}" if self.others else ""
         for texts in self.texts:

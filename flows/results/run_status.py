@@ -212,9 +212,8 @@ def description_lines(record: Mapping[str, Any]) -> Iterator[str]:
     cut = f", {record['cut']} cut at the token limit" if record["cut"] else ""
     texts = "".join(f", {texts_line(texts)}" for texts in record["texts"])
     count, kind = written(record)
-    captions = (
-        f"{count:,} {kind if count != 1 else kind.removesuffix('s')} written{edits}{cut}{texts}"
-    )
+    noun = " or ".join(each.removesuffix("s") for each in kind.split(" or "))
+    captions = f"{counted(count, noun)} written{edits}{cut}{texts}"
     if record["summaries"]:
         captions += f", {counted(record['summaries'], 'summary')}"
     yield f"{counted(media['total'], 'file')}, {media['failed']} failed{still}; {captions}"
@@ -249,7 +248,7 @@ def kind_of(record: Mapping[str, Any]) -> str:
 def written(record: Mapping[str, Any]) -> tuple[int, str]:
     """Return the number of products that a run wrote, and their name."""
     kind = kind_of(record)
-    named = "labelled images" if kind == LABELS else kind
+    named = "labelled images or frames" if kind == LABELS else kind
     return record["captions" if kind == "captions" else "rows"], named
 
 
