@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from artifacts.edits import DECISIONS
 from artifacts.plurals import counted, first_of
 from flows.console.lines import duration, size
 from flows.job.job_summary import computed_by
@@ -20,6 +21,7 @@ from flows.results.rounds import rounds_in, summary_json
 from flows.results.run_read import load_record
 from flows.results.run_record import current_runs, sum_of
 from flows.results.tuned import TrainingFound, training_in
+from flows.results.unwritten import count_unwritten
 from stages.process.job import CHUNK
 
 LISTED_WARNINGS = " (`warnings` in captions.jsonl)"
@@ -208,7 +210,7 @@ def description_lines(record: Mapping[str, Any]) -> Iterator[str]:
     if warned := media.get("warned"):
         listed = LISTED_WARNINGS if kind_of(record) == "captions" else ""
         still += f", {warned} with warnings{listed}"
-    edits = "".join(f", {record[n]:,} {n}" for n in ("corrected", "rejected") if record.get(n))
+    edits = "".join(f", {record[n]:,} {n}" for n in DECISIONS if record.get(n))
     cut = f", {record['cut']} cut at the token limit" if record["cut"] else ""
     texts = "".join(f", {texts_line(texts)}" for texts in record["texts"])
     count, kind = written(record)
@@ -326,4 +328,4 @@ def run_status(out: Path) -> dict[str, Any]:
         found["rounds"] = rounds
     stages = {stage.name: asdict(stage) for stage in stages_of(record, time.time())}
     record["stages"] = [{**entry, **stages[entry["name"]]} for entry in record["stages"]]
-    return {**found, **record, "advice": advice(record)}
+    return {**found, **record, "unwritten": count_unwritten(run), "advice": advice(record)}
