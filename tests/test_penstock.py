@@ -428,7 +428,7 @@ def refused(call: Callable[[], object], words: str) -> penstock.PenstockError:
         (lambda: penstock.rebuild("x", out="y"), "unknown option out"),  # type: ignore[call-arg]
         (lambda: penstock.load_half("x", "visio"), "'visio' (did you mean vision?)"),  # type: ignore[arg-type]
         (lambda: penstock.load_half("x", "text"), 'Give "vision" or "language"'),  # type: ignore[arg-type]
-        (lambda: penstock.load_half("demo", "vision"), "Commands also take demo"),
+        (lambda: penstock.load_half("dmeo", "vision"), "such as owner/name, or demo"),
         (
             lambda: penstock.load_half(penstock_demo.CHECKPOINT, "vision", dtyp="float32"),
             "no option dtyp (did you mean dtype?)",
@@ -546,7 +546,7 @@ def test_a_whole_number_for_a_float_finds_what_the_same_float_made() -> None:
 def test_the_wrong_half_is_told_as_an_error_of_penstock() -> None:
     import torch
 
-    half = penstock.load_half(penstock_demo.CHECKPOINT, "language")
+    half = penstock.load_half("demo", "language")
     requests = {
         "input_ids": torch.zeros(1, 4, dtype=torch.long),
         "pixel_values": torch.zeros(4, 3 * 2 * 14 * 14),
