@@ -145,11 +145,14 @@ def _recent_rate(entry: Mapping[str, Any], made: int, now: float) -> float | Non
 
 
 def advice(record: Mapping[str, Any]) -> str:
-    """Return advice for a run that ended before its work was done; empty if there is none."""
+    """Return advice for a run that ended before its work was done; empty if there is none, or its
+    error gives it."""
     if record["state"] in ("done", "running"):
         return ""
-    retry = "run the same command again to continue"
-    flow_run = record.get("prefect")
+    retry, flow_run = "run the same command again", record.get("prefect")
+    if not flow_run and retry in record["error"]:
+        return ""
+    retry += " to continue"
     if flow_run:
         retry = f"`prefect flow-run retry {flow_run['id']}` or the same command continues"
     return f"Finished work is kept: {retry}"
