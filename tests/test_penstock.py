@@ -389,6 +389,10 @@ def test_the_code_of_the_page_runs_as_printed(here: Path) -> None:
     assert names["table"].num_rows == len(read_lines(here / "captions" / "captions.jsonl"))  # type: ignore[attr-defined]
     assert names["plan"]["fits"] is True  # type: ignore[index]
     assert names["made"].encoded == 0  # type: ignore[attr-defined]
+    server = names["server"]
+    assert repr(server) == f"<penstock server at {server.url}: model='demo', ended>"  # type: ignore[attr-defined]
+    status = penstock.status("captions")  # of the frame, only the row that was changed counts
+    assert (status["corrected"], status["accepted"], status["unwritten"]) == (2, 0, 0)
 
 
 @pytest.mark.slow
