@@ -39,6 +39,8 @@ LOADS = "the vision half, 2.3 GB"
 def drawn_often(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("flows.console.display.REFRESH_PER_SECOND", 40)
     monkeypatch.setattr("flows.console.display.GROUP_SECONDS", 0.02)
+    monkeypatch.setattr("flows.console.display.STEADY_ITEMS", 1)
+    monkeypatch.setattr("flows.console.display.STEADY_SECONDS", 0.0)
     monkeypatch.setenv("TERM", "xterm")
 
 
@@ -208,6 +210,18 @@ def test_an_adapter_that_is_only_scored_is_not_shown_as_tuned() -> None:
         observer._job = job
         observer.on_stage_start("tune", 1, 0)
     assert log.getvalue().splitlines() == ["scoring: 1 text to do", "tuning: 1 step to do"]
+
+
+def test_summaries_that_may_be_stored_in_part_are_announced_as_an_estimate() -> None:
+    log = io.StringIO()
+    observer = RunObserver(Display(to=log))
+    observer.on_stage_start("summarize", 27, 0)
+    for _ in range(24):
+        observer.on_event("summarize", Item(key="", media="", label=""))
+    observer.display.close()
+    announced, made = log.getvalue().splitlines()
+    assert announced == "summarizing: about 27 chapters or summaries to do"
+    assert made.startswith("summarizing: 24 chapters or summaries in ")
 
 
 WIDTHS = (80, 120)

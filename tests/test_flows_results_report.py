@@ -306,7 +306,7 @@ def test_labels_boxes_and_counts_stand_beside_their_pictures(tmp_path: Path) -> 
     assert first["labels"] == [["cat", 0.4, [1, 2, 30, 40]], ["sky", 0.3, None]]
     assert second["labels"] == [] and second["gone"]
     assert [one["label"] for one in found["labels"]["labels"]] == ["sky", "cat"]
-    assert dict(found["totals"])["labelled images"] == "2"
+    assert dict(found["totals"])["labelled images or frames"] == "2"
     assert "tokens in these texts" not in dict(found["totals"])
 
 

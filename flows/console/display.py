@@ -42,6 +42,11 @@ predict the rest, and a few items are not enough."""
 GROUP_SECONDS = 0.1
 """Items within this time of the first one belong to one batch, which is reported item by item."""
 
+STEADY_ITEMS, STEADY_SECONDS = 10, 5.0
+"""Items, and seconds since the stage was ready, from which the time left is shown."""
+SLOW_SECONDS = 20.0
+"""The same where an item takes long: seconds without regard to the number of items."""
+
 
 @dataclass(frozen=True, slots=True)
 class ItemGroup:
@@ -86,6 +91,11 @@ class Pace:
         if self._rate or newest is None or now - newest.first < GROUP_SECONDS:
             return self._rate
         return self._since_begun(newest)
+
+    def is_steady(self, now: float) -> bool:
+        """Return whether enough was made to tell the time left."""
+        seconds, made = now - self._begun, self._groups[-1].made if self._groups else 0
+        return seconds >= (STEADY_SECONDS if made >= STEADY_ITEMS else SLOW_SECONDS)
 
     def seconds_left(self, items: int, now: float) -> float:
         """Return the estimated seconds for `items` more items; infinite: unknown."""
@@ -358,9 +368,10 @@ class Display:
         worked: Callable[[], float] = lambda: 0.0,
     ) -> None:
         """Begin a stage with `done` of `total` items finished. `about`: estimate of the total, if
-        it begins with files, whose items it finds meanwhile. `loads`: what it loads first.
-        `verb` and `counts`: what it does, and the noun of its items, if not the usual. `worked`
-        returns the seconds in which its processes worked, once they ended; 0: unknown."""
+        it begins with files, whose items it finds meanwhile, or if `total` is an estimate itself.
+        `loads`: what it loads first. `verb` and `counts`: what it does, and the noun of its items,
+        if not the usual. `worked` returns the seconds in which its processes worked, once they
+        ended; 0: unknown."""
         with self._lock:
             self.close()
             self._loading_since, self._waits = 0.0, False
@@ -369,8 +380,10 @@ class Display:
             now = time.monotonic()
             made, self._started = self._beside.pop(name, (0, now))
             done = max(done, made)
-            self._stage, self._total, self._done, self._before = name, total, done, done - made
+            self._stage, self._done, self._before = name, done, done - made
             self._about = about
+            is_estimate = bool(about) and not _reads_files(name)
+            self._total = done if is_estimate else total
             self._worked = worked
             self._shown = now
             self._pace = Pace(now)
@@ -382,7 +395,8 @@ class Display:
                 already = f", {finished} already done" * bool(before)
                 meanwhile = f", {made} done meanwhile" * bool(made)
                 missing = self._counted(total - done, is_first=_reads_files(name))
-                self._line(f"{self._verb}: {missing} to do{already}{meanwhile}")
+                estimate = "about " * is_estimate
+                self._line(f"{self._verb}: {estimate}{missing} to do{already}{meanwhile}")
             self._watch(QUIET_SECONDS)
 
     def on_event(self, name: str, event: Event) -> None:
@@ -540,8 +554,10 @@ class Display:
         text = f"{self._done}/{about}{total}"
         now = time.monotonic()
         if rate := self._pace.rate(now):
-            left = self._pace.seconds_left(total - self._done, now)
-            text += f"  {pace(rate)}  {about}{duration(left)} left"
+            text += f"  {pace(rate)}"
+            if self._pace.is_steady(now):
+                left = self._pace.seconds_left(total - self._done, now)
+                text += f"  {about}{duration(left)} left"
         for name, (made, _) in [*self._beside.items()]:
             text += f"  {VERBS.get(name, name)} {made}"
         return text

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from artifacts.captions import Failure
+from artifacts.edits import DECISIONS
 from artifacts.plurals import counted
 from flows.media.media_files import MediaFile
 from flows.results.captions import MAYBE_UNABLE, SUMMARIES
@@ -86,9 +87,9 @@ class RunResult(RunEnd):
                 line += f" ({self.empty_summaries} with texts without words: {MAYBE_UNABLE})"
         if self.written.cut:
             line += f", {self.written.cut} cut at {counted(self.limit, 'token')}"
-        if self.written.corrected or self.written.rejected:
-            line += f", {self.written.corrected:,} corrected by hand"
-            line += f" and {self.written.rejected:,} rejected" if self.written.rejected else ""
+        decided = [(getattr(self.written, name), name) for name in DECISIONS]
+        if named := [f"{count:,} {name}" for count, name in decided if count]:
+            line += f", {', '.join(named)} by hand"
         for texts in self.written.texts:
             line += f", {texts_line(texts.to_json())}"
         ended = self.failed_suffix() + LISTED_WARNINGS * bool(self.warned)
