@@ -109,8 +109,12 @@ def test_a_summary_stands_with_its_chapters_and_is_searched(
     record = write_run(out, [(file, captions_of(file, ["first", "second", "third"]))])
     chapters = [{"start": 4.0 * n, "end": 4.0 * n + 4, "text": t} for n, t in enumerate((EVIL, ""))]
     row = {
-        **{"media_path": file.media_path, "source": file.source, "chapters": chapters},
-        **{"summary": "A harbour. " * 40, "tokens": 3, "warnings": ["without words: 1 chapter"]},
+        "media_path": file.media_path,
+        "source": file.source,
+        "chapters": chapters,
+        "summary": "A harbour. " * 40,
+        "tokens": 3,
+        "warnings": ["without words: 1 chapter"],
     }
     (out / "summaries.jsonl").write_text(json.dumps(row) + "\n")
     record.value["summaries"] = 1
