@@ -20,6 +20,7 @@ of the run folder still has them, and they are imported again when that folder i
 import logging
 import os
 import re
+import shlex
 import time
 from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
@@ -60,6 +61,8 @@ Review = Literal["", "accepted", "rejected"]
 """A user's decision on a caption; empty: none."""
 ACCEPTED: Final = "accepted"
 REJECTED: Final = "rejected"
+DECISIONS: Final = ("corrected", ACCEPTED, REJECTED)
+"""What a person may do with a caption."""
 REVIEWS: Final[tuple[Review, ...]] = ("", ACCEPTED, REJECTED)
 KINDS: Final = {REJECTED: "rejection", "": "correction", ACCEPTED: "acceptance"}
 """Decision → what an edit without a text is called."""
@@ -247,6 +250,21 @@ def elsewhere_note(rejected: Container[Chunk], here: Iterable[tuple[Chunk, bool]
 
 def _keys(action: Mapping[str, Any]) -> list[str]:
     return [change["of"] for change in action.get("changes", ())]
+
+
+def lacks_decisions(captions: Path) -> bool:
+    """Return whether the journal beside a file of captions changed after that was written."""
+    try:
+        edits, written = captions.with_name(EDITS).stat(), captions.stat()
+    except OSError:
+        return False
+    return edits.st_size > 0 and edits.st_mtime_ns > written.st_mtime_ns
+
+
+def how_to_write(folder: Path) -> str:
+    """Return what writes the decisions on a run's captions into its files."""
+    review = f"penstock review {shlex.quote(str(folder))}"
+    return f"Press Write files in `{review}`, or run the same `penstock caption` again"
 
 
 def read_edits(folder: Path, proof: Proof = anybody) -> Edits:

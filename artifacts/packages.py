@@ -4,8 +4,11 @@ Packages that every command needs come with Penstock itself and belong to no ext
 for its packages with `require` before it starts a process or writes anything.
 """
 
+import shlex
+import sys
 from collections.abc import Mapping
 from importlib.util import find_spec
+from pathlib import Path
 from typing import NamedTuple
 
 from artifacts.errors import MissingPackage
@@ -54,6 +57,8 @@ PACKAGES = {
     "yaml": "pyyaml",
 }
 """Module → its package, where the names differ."""
+ROOT = Path(__file__).resolve().parents[1]
+"""Folder of the packages: the clone, or an environment's `site-packages`."""
 _EXTRA_OF = {module: name for name, extra in EXTRAS.items() for module in extra.modules}
 
 
@@ -95,8 +100,32 @@ def missing_package(error: BaseException, what: str) -> MissingPackage | None:
 
 
 def install_command(extra: str = "") -> str:
-    """Return the command that installs an extra; empty: Penstock itself."""
-    return f"pip install 'penstock[{extra}]'" if extra else "pip install penstock"
+    """Return the command that installs an extra; empty: Penstock itself. Where this Python has no
+    Penstock and runs the code of a clone, it is the Python of that clone, or what makes it."""
+    package = f"'penstock[{extra}]'" if extra else "penstock"
+    environment = ROOT / ".venv"
+    python = shlex.quote(str(environment / "bin" / "python"))
+    if not (ROOT / "scripts" / "setup").is_file():
+        return f"pip install {package}"
+    if Path(sys.prefix).resolve() == environment:  # scripts/setup installs no pip with uv
+        with_pip = "" if is_installed("pip") else f"{python} -m ensurepip && "
+        return f"{with_pip}{python} -m pip install {package}"
+    if _has_penstock():
+        return f"pip install {package}"
+    if (environment / "bin" / "python").exists():
+        return f"{python} in place of {shlex.quote(sys.executable)}"
+    return f"make -C {shlex.quote(str(ROOT))} setup"
+
+
+def _has_penstock() -> bool:
+    """Return whether Penstock is installed in the environment of this process."""
+    from importlib.metadata import PackageNotFoundError, distribution
+
+    try:
+        distribution("penstock")
+    except PackageNotFoundError:
+        return False
+    return True
 
 
 def _missing(what: str, module: str, extra: str) -> MissingPackage:

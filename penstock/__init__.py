@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from penstock.cells import Shown as Shown
     from penstock.cells import correct as correct
     from penstock.cells import show as show
+    from penstock.halves import load_half as load_half
     from penstock.server import ServerProcess as ServerProcess
     from penstock.server import serve as serve
     from penstock.vectors import Embedded as Embedded
@@ -62,7 +63,6 @@ if TYPE_CHECKING:
     from stages.models import encode as encode
     from stages.models import generate as generate
     from stages.models import load_features as load_features
-    from stages.models import load_half as load_half
     from stages.models import save_features as save_features
 
 _NAMES = {
@@ -80,6 +80,7 @@ _NAMES = {
     ),
     "penstock.captions": ("Captions", "caption"),
     "penstock.cells": ("Shown", "correct", "show"),
+    "penstock.halves": ("load_half",),
     "penstock.server": ("ServerProcess", "serve"),
     "penstock.vectors": (
         "Embedded",
@@ -92,7 +93,7 @@ _NAMES = {
         "search",
         "sift",
     ),
-    "stages.models": ("encode", "generate", "load_features", "load_half", "save_features"),
+    "stages.models": ("encode", "generate", "load_features", "save_features"),
 }
 """Module → what is imported from it on first use."""
 _HOMES = {name: module for module, names in _NAMES.items() for name in names}

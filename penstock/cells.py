@@ -2,13 +2,13 @@
 
 import html
 import secrets
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from artifacts.edits import ACCEPTED, REJECTED, WORDS, FixedText, keys_of, read_edits
+from artifacts.edits import ACCEPTED, REJECTED, WORDS
 from artifacts.errors import UsageError
 from artifacts.json_shapes import read_jsonl
 from artifacts.labels import read_labels
@@ -23,12 +23,10 @@ from flows.results.report.media import (
     media_with_captions,
     path_of,
 )
-from flows.results.run_read import load_record
-from flows.results.trust import belief_in
+from flows.results.unwritten import decisions_on
 from penstock.arguments import odd
 from penstock.arguments import path_of as path_given
 
-CORRECTED = "corrected"
 FEW = 5
 """Captions that a notebook shows of a run."""
 MOST = 20
@@ -112,7 +110,7 @@ def shown_of(out: Path, most: int) -> Shown:
             f"{out} has no captions", hint="Run penstock.caption first, and give its out"
         )
     failures = tuple(f"{each['media_path']}: {each['message']}" for each in failed_media(out))
-    noun = "labelled frame" if labels else "caption"
+    noun = "image or frame" if labels else "caption"
     return Shown(captions=tuple(rows[:most]), total=len(rows), failures=failures, noun=noun)
 
 
@@ -128,37 +126,16 @@ def _labels(out: Path) -> Iterator[ShownCaption]:
 def _captions(out: Path) -> Iterator[ShownCaption]:
     from flows.reviewing.captions import LINE
 
-    reviewed = None
+    decided = None
     for entry, rows in media_with_captions(out, LINE):
         path = "" if is_other(entry) else path_of(entry)
         for row in rows:
-            reviewed = reviewed or _reviews(out)
+            decided = decided or decisions_on(out)
             where = row["media_path"], row["start"], row["end"], row.get("name", "")
-            text, review = reviewed(row)
+            text, review, is_written = decided(row)
+            if not is_written:
+                review = f"{review or 'undone'}, not written yet"
             yield ShownCaption(*where, text, path, review)
-
-
-def _reviews(out: Path) -> Callable[[Mapping[str, Any]], tuple[str, str]]:
-    """Return a function that returns the text and the review of a line of captions, with what was
-    decided since the files were written. Raises UsageError, EnvironmentFault."""
-    fixed = FixedText.of(load_record(out)["plan"].get("words") or {})
-    edits = read_edits(out, belief_in(out).proof()).now
-
-    def reviewed(row: Mapping[str, Any]) -> tuple[str, str]:
-        text, original = row["caption"], row.get("original")
-        before = row.get("review", "") or (CORRECTED if original else "")
-        _, own_text, _ = fixed.parts(original or text)
-        keys = keys_of(row["features"], row.get("name", ""), row.get("prompt", ""), own_text)
-        edit = next((edits[key] for key in keys if key in edits), None)
-        if edit is None:
-            return text, before
-        decided = own_text if edit.caption is None else edit.caption
-        review = edit.review or (CORRECTED if decided != own_text else "")
-        if (decided, review) == (fixed.parts(text)[1], before):
-            return text, before
-        return decided, f"{review or 'undone'}, not written yet"
-
-    return reviewed
 
 
 def _row(each: ShownCaption) -> str:
@@ -188,10 +165,10 @@ def correct(out: str | PathLike[str], texts: Mapping[Place, str | None], *, stor
         if not isinstance(text, str | None):
             raise odd(f"the text of {place}", text, TAKEN)
     captions = ReviewedCaptions(folder_named(path_given("out", out), "out"), store)
+    changes, places = list[dict[str, Any]](), dict[str, Place]()
     try:
         rows = captions.rows.items()
         keys = {(row["media_path"], row["start"], row["name"]): key for key, row in rows}
-        changes = []
         for place, text in texts.items():
             key = keys.get((*place, "")[:3] if isinstance(place, tuple) else place)
             if key is None:
@@ -201,13 +178,17 @@ def correct(out: str | PathLike[str], texts: Mapping[Place, str | None], *, stor
                     "prompt if there are several",
                 )
             is_own = text == captions.rows[key][WORDS]
+            if text is not None and not text.strip() and not is_own:
+                raise odd(f"the text of {place}", text, TAKEN)
             review = REJECTED if text is None else ACCEPTED if is_own else ""
             changes.append({"of": key, "caption": text, "review": review})
+            places[key] = place
         if not changes:
             return 0
         request = {"id": secrets.token_hex(8), "does": "correct", "changes": changes}
         return len(captions.apply(request)["edits"])
     except EditRefused as error:
-        raise UsageError(str(error), hint="Nothing was changed") from error
+        of = f"the text of {places[error.key]}: " if error.key in places else ""
+        raise UsageError(f"{of}{error}", hint="Nothing was changed") from error
     finally:
         captions.close()

@@ -54,6 +54,9 @@ class ServerProcess:
     """Address of the server, such as `http://127.0.0.1:8000`."""
 
     def __init__(self, config: ServeConfig, *, progress: bool = False) -> None:
+        models = {"model": config.model, "caption_model": config.caption_model}
+        served = {**models, "index": config.index, "labels": config.labels}
+        self._served = ", ".join(f"{name}={value!r}" for name, value in served.items() if value)
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", "penstock.server"],
             process_group=0,  # an interrupted notebook cell signals the group of the kernel
@@ -71,6 +74,10 @@ class ServerProcess:
             self._process.kill()
             self._end()
             raise
+
+    def __repr__(self) -> str:
+        ended = "" if self._process.poll() is None else ", ended"
+        return f"<penstock server at {self.url}: {self._served}{ended}>"
 
     def __enter__(self) -> Self:
         return self

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 from artifacts.labels import KINDS as LABEL_KINDS
 from artifacts.labels import Labelled, read_labels
 from artifacts.paths import folder_named
+from artifacts.schema import values_of
 from artifacts.tables import GROUP_ROWS, table_of
 from flows.console.display import Display
 from flows.options.vectors import (
@@ -143,13 +144,13 @@ def label(
     of texts, too. Raises PenstockError."""
     config = anchored(config_for(sources, options, LabelConfig, LabelRunOptions.__annotations__))
     check_start(config, LABEL, "label")
-    requested_labels(config)  # what cannot be read is said now
+    requested_labels(config)  # reports now what cannot be read
     return Labels(
         config.out,
         display_for(progress),
         partial(run_label, config),
         _labelled,
-        lambda result: table_of(_labelled(result), LABEL_KINDS),
+        _label_table,
     )
 
 
@@ -186,6 +187,12 @@ def search(
 
 def _labelled(result: LabelsWritten) -> Iterator[Labelled]:
     return read_labels(result.out / LINES)
+
+
+def _label_table(result: LabelsWritten) -> Any:
+    """Return the lines of a run as a pyarrow table, with the names of the given labels."""
+    rows = ({**values_of(row), "given": row.given} for row in _labelled(result))
+    return table_of(rows, {**LABEL_KINDS, "given": "texts"})
 
 
 def _embedded(result: VectorsWritten) -> Iterator[Embedded]:

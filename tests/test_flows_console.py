@@ -218,6 +218,16 @@ def test_time_left_counts_from_when_the_first_could_begin() -> None:
     assert pace.seconds_left(90, 307.0) == 90 * 6.0
 
 
+def test_no_time_left_is_shown_after_the_first_items() -> None:
+    fast, slow = Pace(0.0), Pace(0.0)
+    for at in range(13):  # pictures before videos: 24 per second, of 22 items
+        fast.count(at / 24)
+    assert not fast.is_steady(0.6) and fast.is_steady(5.0)
+    for at in (2.0, 4.0, 5.1):  # 3 of 374
+        slow.count(at)
+    assert slow.rate(5.1) > 0 and not slow.is_steady(5.1) and slow.is_steady(20.0)
+
+
 def test_time_left_follows_a_stage_that_becomes_slower() -> None:
     pace, now = Pace(0.0), 0.0
     for _ in range(1000):

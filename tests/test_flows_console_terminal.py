@@ -39,6 +39,8 @@ LOADS = "the vision half, 2.3 GB"
 def drawn_often(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("flows.console.display.REFRESH_PER_SECOND", 40)
     monkeypatch.setattr("flows.console.display.GROUP_SECONDS", 0.02)
+    monkeypatch.setattr("flows.console.display.STEADY_ITEMS", 1)
+    monkeypatch.setattr("flows.console.display.STEADY_SECONDS", 0.0)
     monkeypatch.setenv("TERM", "xterm")
 
 

@@ -10,6 +10,7 @@ import pytest
 from artifacts.errors import UsageError
 from artifacts.labels import Labelled, TextVectors, spans_of, write_coco
 from flows.media.labels import Label, LabelSet
+from flows.results.label_files import LabelsWritten
 from flows.results.label_rows import (
     above_gap,
     cosines_of,
@@ -188,3 +189,8 @@ def test_a_coco_file_has_a_box_for_each_label_given(tmp_path: Path) -> None:
     assert only["bbox"] == [10, 20, 20, 40] and only["area"] == 800
     write_coco(tmp_path / "empty.json", [], [])
     assert json.loads((tmp_path / "empty.json").read_text())["images"] == []
+
+
+def test_images_and_frames_of_videos_are_counted_as_what_they_are() -> None:
+    run = LabelsWritten(out=Path("l"), files=3, pictures=129, labelled=14, given=15)
+    assert run.line() == "14 images or frames of 129 given 15 labels in l/labels.jsonl"

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from artifacts.captions import Failure
-from artifacts.errors import CannotFit
+from artifacts.errors import CannotFit, Interrupted
 from artifacts.files import write_json
 from flows.cli.main import main
 from flows.pipelines import SUMMARY
@@ -22,6 +22,7 @@ from flows.results.report.facts import facts
 from flows.results.run_read import load_record
 from flows.results.run_record import TIMELINE_POINTS, RunRecord, coarser
 from flows.results.run_status import StageStatus, advice, cells, stages_of
+from flows.running.run import stopped_in_order
 from stages.export.parity import PARITY, evaluate_parity
 from stages.process.events import StageOutcome
 from tests.support.browser import Browser
@@ -211,6 +212,15 @@ def test_a_run_that_does_not_fit_is_not_to_be_repeated(record: RunRecord, status
     assert text.splitlines()[0].endswith(" ago: --max-store 32 MB is too small")
     assert text.count(hint) == 1 and "same command" not in text
     assert json.loads(status(record, "--json"))["advice"] == hint
+
+
+def test_a_run_that_was_interrupted_says_once_how_to_continue(
+    record: RunRecord, status: Status
+) -> None:
+    with pytest.raises(Interrupted) as stopped, stopped_in_order():
+        raise KeyboardInterrupt
+    record.value.update(state="interrupted", error=str(stopped.value))
+    assert status(record).count("run the same command again") == 1
 
 
 def test_a_run_elsewhere_is_not_dead(record: RunRecord, status: Status) -> None:

@@ -73,9 +73,12 @@ def test_every_output_takes_them_in_and_an_undo_gives_the_same_bytes(config: Cap
         ("photo.PNG", 0.0, None, "rejected"),
     )
     result = run(config)
-    assert "1 corrected by hand and 2 rejected" in result.line()
+    assert "1 corrected, 1 accepted, 2 rejected by hand" in result.line()
     assert " in jsonl" not in result.line()
-    assert any("captions written, 1 corrected, 2 rejected" in line for line in status_lines(out))
+    assert any(
+        "captions written, 1 corrected, 1 accepted, 2 rejected" in line
+        for line in status_lines(out)
+    )
     about = dict(facts(out, out)["about"])
     assert (about["corrected"], about["accepted"], about["rejected"]) == ("1", "1", "2")
     assert "not in data sets: 2 captions (rejected)" in result.warnings
@@ -143,17 +146,16 @@ def test_media_rejected_in_another_folder_are_named(config: CaptionConfig, tmp_p
         "2 media are in the data sets that you rejected in another folder, under another prompt, "
         "model or sampling. Reject them in the review of this folder too"
     )
-    other = {"prompt": "Another?", "out": str(tmp_path / "other")}
-    assert expected in run(config, **other).warnings
-    elsewhere = replace(config, **other)
+    elsewhere = replace(config, prompt="Another?", out=str(tmp_path / "other"))
+    assert expected in run(elsewhere).warnings
     captions = ReviewedCaptions(Path(elsewhere.out))
     assert captions.unused() == expected, "the page says the same"
     captions.close()
     review(elsewhere, ("photo.PNG", 0.0, None, "rejected"))
-    assert expected.replace("2 media are", "1 medium is") in run(config, **other).warnings
+    assert expected.replace("2 media are", "1 medium is") in run(elsewhere).warnings
     review(elsewhere, (LONG, first["start"], None, "rejected"))
     review(config, (LONG, first["start"], None, ""), ("photo.PNG", 0.0, None, ""))
-    assert not any("another folder" in note for note in run(config, **other).warnings)
+    assert not any("another folder" in note for note in run(elsewhere).warnings)
 
 
 class Steady(Saying):
@@ -289,7 +291,7 @@ def test_every_trainer_learns_a_text_by_hand_always(
     assert result.warnings == [
         "kept 1 .txt file that users wrote or edited (a.txt); --overwrite replaces them"
     ]
-    assert "user-written or corrected texts: 1 in txt, 1 in kohya" in result.line()
+    assert "your texts in place of the model's: 1 in txt, 1 in kohya" in result.line()
     other = str(tmp_path / "other")
     write(pictures, out=other)
     for out in (pictures.out, other):
@@ -332,7 +334,7 @@ def test_an_empty_text_is_nobody_s(pictures: CaptionConfig) -> None:
     for name, content in (("a.txt", b"\xef\xbb\xbf \r\n"), ("b.txt", b"")):
         (folder / name).write_bytes(content)
     result = write(pictures, "txt", "kohya", beside=True)
-    assert result.warnings == [] and "user-written or corrected" not in result.line()
+    assert result.warnings == [] and "your texts" not in result.line()
     assert (folder / "a.txt").read_text().strip() and (folder / "b.txt").read_text().strip()
 
 

@@ -198,6 +198,9 @@ def test_labels_are_those_of_the_file_made_now_or_before(here: Path) -> None:
         assert [(row.media_path, row.time, row.top) for row in found] == expected
         table = running.table().to_pylist()
         assert [(row["media_path"], row["time"], row["top"]) for row in table] == expected
+        assert [row["given"] for row in table] == [
+            [each["label"] for each in line["labels"] if each["passed"]] for line in lines
+        ]
         shown = penstock.show(here / "l", most=len(table))
         assert [(each.media_path, each.at) for each in shown.captions] == [
             (row["media_path"], row["time"]) for row in table
@@ -386,6 +389,10 @@ def test_the_code_of_the_page_runs_as_printed(here: Path) -> None:
     assert names["table"].num_rows == len(read_lines(here / "captions" / "captions.jsonl"))  # type: ignore[attr-defined]
     assert names["plan"]["fits"] is True  # type: ignore[index]
     assert names["made"].encoded == 0  # type: ignore[attr-defined]
+    server = names["server"]
+    assert repr(server) == f"<penstock server at {server.url}: model='demo', ended>"  # type: ignore[attr-defined]
+    status = penstock.status("captions")  # of the frame, only the row that was changed counts
+    assert (status["corrected"], status["accepted"], status["unwritten"]) == (2, 0, 0)
 
 
 @pytest.mark.slow
@@ -425,7 +432,7 @@ def refused(call: Callable[[], object], words: str) -> penstock.PenstockError:
         (lambda: penstock.rebuild("x", out="y"), "unknown option out"),  # type: ignore[call-arg]
         (lambda: penstock.load_half("x", "visio"), "'visio' (did you mean vision?)"),  # type: ignore[arg-type]
         (lambda: penstock.load_half("x", "text"), 'Give "vision" or "language"'),  # type: ignore[arg-type]
-        (lambda: penstock.load_half("demo", "vision"), "Commands also take demo"),
+        (lambda: penstock.load_half("dmeo", "vision"), "such as owner/name, or demo"),
         (
             lambda: penstock.load_half(penstock_demo.CHECKPOINT, "vision", dtyp="float32"),
             "no option dtyp (did you mean dtype?)",
@@ -543,7 +550,7 @@ def test_a_whole_number_for_a_float_finds_what_the_same_float_made() -> None:
 def test_the_wrong_half_is_told_as_an_error_of_penstock() -> None:
     import torch
 
-    half = penstock.load_half(penstock_demo.CHECKPOINT, "language")
+    half = penstock.load_half("demo", "language")
     requests = {
         "input_ids": torch.zeros(1, 4, dtype=torch.long),
         "pixel_values": torch.zeros(4, 3 * 2 * 14 * 14),

@@ -19,6 +19,7 @@ from PIL import Image
 import penstock
 from artifacts.errors import UsageError
 from flows.console.lines import obeys_control_codes
+from flows.media.tune_data import examples_in
 from penstock.arguments import display_for
 from tests.support.pipeline import read_lines
 
@@ -70,6 +71,8 @@ def test_captions_are_shown_corrected_rejected_and_written(tmp_path: Path) -> No
         with pytest.raises(UsageError, match=words) as refused:
             penstock.correct(out, texts)
         assert "\n" not in str(refused.value) and "Give " in str(refused.value)
+    with pytest.raises(UsageError, match=r"the text of \('c.png', 0.0\): a caption has at most"):
+        penstock.correct(out, {("c.png", 0.0): "a" * 70_000, ("a & b.png", 0.0): None})
     assert penstock.correct(out, {("c.png", 0.0): "Mine.", ("a & b.png", 0.0): None}) == 2
     shown = penstock.show(out)
     assert [each.review for each in shown.captions] == [
@@ -77,6 +80,11 @@ def test_captions_are_shown_corrected_rejected_and_written(tmp_path: Path) -> No
         "corrected, not written yet",
     ]
     assert "c.png, corrected, not written yet: Mine." in repr(shown)
+    status, button = penstock.status(out), f"Press Write files in `penstock review {out}`"
+    assert f"2 decisions are not in the files yet. {button}" in repr(status)
+    assert status["unwritten"] == 2
+    with pytest.raises(UsageError, match=re.escape(button)):
+        examples_in(str(out / "captions.jsonl"))
     run = penstock.caption(tmp_path / "media", model="demo", out=out, store=tmp_path / "store")
     (row,) = run.table().to_pylist()
     assert [*row][:4] == ["media_path", "start", "end", "caption"] and row["caption"] == "Mine."
@@ -86,7 +94,10 @@ def test_captions_are_shown_corrected_rejected_and_written(tmp_path: Path) -> No
     assert rows[1]["caption"] == "Mine."
     shown = penstock.show(out)
     assert [each.review for each in shown.captions] == ["rejected", "corrected"]
-    counts = penstock.status(out)["stages"]
+    status = penstock.status(out)
+    assert status["unwritten"] == 0 and "not in the files" not in repr(status)
+    assert (status["corrected"], status["rejected"]) == (1, 1)
+    counts = status["stages"]
     assert [stage["items"] for stage in counts if stage["name"] == "decode"] == [0]
     assert penstock.correct(out, {}) == 0
 
@@ -96,6 +107,10 @@ WRONG: tuple[tuple[Any, str], ...] = (
     (pandas.DataFrame({"caption": ["Mine."]}), r"texts is .* \(DataFrame\)"),
     (pandas.Series(["Mine."]), r"texts is .* \(Series\)"),
     ({("c.png", 0.0): float("nan")}, r"the text of \('c.png', 0.0\) is nan \(float\)"),
+    (
+        {("c.png", 0.0): ""},
+        r"the text of \('c.png', 0.0\) is '' \(str\).* None as the text rejects",
+    ),
     ({("c.png", 0.0): 5}, r"the text of \('c.png', 0.0\) is 5 \(int\)"),
     ({5: "Mine."}, "no caption of 5"),
     ({("c.png",): "Mine."}, r"no caption of \('c.png',\)"),

@@ -17,7 +17,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from artifacts.packages import CORE, EXTRAS, PACKAGES
+from artifacts.packages import CORE, EXTRAS, PACKAGES, install_command
 from flows.machine.versions import package_lines
 from tests.support.commands import completed
 from tests.support.hidden_modules import hiding
@@ -109,7 +109,7 @@ with open(os.environ["STARTED"], "a") as file:
     print(*sys.orig_argv, file=file)
 """
 """Code that writes down how each process was started."""
-MESSAGE = r"needs the package (\S+), which is not installed\. Run pip install 'penstock\[(\w+)\]'"
+MESSAGE = r"needs the package (\S+), which is not installed\. Run .*pip install 'penstock\[(\w+)\]'"
 STAGES = ("stages.process.child", "stages.process.fork_server")
 
 
@@ -295,9 +295,9 @@ def test_doctor_names_packages_in_versions_that_were_not_tested(
     monkeypatch.setattr("flows.machine.versions.requires", lambda _: PROJECT["dependencies"])
     monkeypatch.setattr("flows.machine.versions.missing_extras", lambda: ["bits"])
     assert [*package_lines()] == [
-        "av is missing: pip install penstock",
+        f"av is missing: {install_command()}",
         "transformers 5.15.0: tested with <5.24,>=5.23 only",
-        "[bits] is not installed, for int8 and nf4: pip install 'penstock[bits]'",
+        f"[bits] is not installed, for int8 and nf4: {install_command('bits')}",
     ]
 
 
@@ -308,4 +308,38 @@ def test_a_stage_without_a_package_of_the_core_names_it(here: Path, tmp_path: Pa
     done = completed([*PENSTOCK, *words], cwd=here, env=hidden.env, timeout=SECONDS)
     assert done.returncode == 2, done.stdout + done.stderr
     assert "needs the package transformers, which is not installed" in done.stderr
-    assert "Run pip install penstock" in done.stderr
+    assert "pip install penstock" in done.stderr
+
+
+def advice(clone: Path, python: str | Path, extra: str = "sift") -> str:
+    """Return how a Python without Penstock's packages, in a folder, is told to install an extra."""
+    code = f"from artifacts.packages import install_command; print(install_command({extra!r}))"
+    done = completed([str(python), "-c", code], cwd=clone, env={"PYTHONDONTWRITEBYTECODE": "1"})
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_the_advice_is_what_installs_where_the_code_lies(tmp_path: Path) -> None:
+    other, clone = sys._base_executable, tmp_path / "my clone"  # type: ignore[attr-defined]
+    shutil.copytree(ROOT / "artifacts", clone / "artifacts")
+    assert advice(clone, other) == "pip install 'penstock[sift]'"  # as a wheel is installed
+    (clone / "scripts").mkdir()
+    (clone / "scripts" / "setup").touch()
+    assert advice(clone, other) == f"make -C '{clone}' setup"
+
+    own = clone / ".venv" / "bin" / "python"
+    completed([other, "-m", "venv", "--without-pip", str(clone / ".venv")], check=True)
+    assert advice(clone, other) == f"'{own}' in place of {other}"
+    with_pip = f"'{own}' -m pip install"
+    assert advice(clone, own) == f"'{own}' -m ensurepip && {with_pip} 'penstock[sift]'"
+    (site,) = (clone / ".venv" / "lib").glob("python3*/site-packages")
+    (site / "pip").mkdir()
+    assert advice(clone, own) == f"{with_pip} 'penstock[sift]'"
+    assert advice(clone, own, "") == f"{with_pip} penstock"
+
+    elsewhere = tmp_path / "elsewhere"
+    completed([other, "-m", "venv", "--without-pip", str(elsewhere)], check=True)
+    (site,) = (elsewhere / "lib").glob("python3*/site-packages")
+    (site / "penstock-0.1.0.dist-info").mkdir()
+    (site / "penstock-0.1.0.dist-info" / "METADATA").write_text("Name: penstock\n")
+    assert advice(clone, elsewhere / "bin" / "python") == "pip install 'penstock[sift]'"

@@ -123,7 +123,7 @@ def test_damage_is_described_alike_wherever_a_run_was_killed(
     else:
         clip, text = (
             request.getfixturevalue("shared_clips") / "awkward" / name,
-            "decoded frames are damaged",
+            "damaged, the first at",
         )
     stored = desk.run(one := medium(clip))
     undisturbed = desk.record_set("media").meta(one["digest"])

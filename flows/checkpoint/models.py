@@ -240,6 +240,13 @@ def digests_in(store: Store) -> ContentDigests:
     return ContentDigests(store.local / DIGESTS)
 
 
+def demo_folder(*, is_dual: bool = False) -> Path:
+    """Return the folder of the demo model: the one for captions, or the dual encoder."""
+    from penstock_demo import CHECKPOINT, DUAL_CHECKPOINT
+
+    return DUAL_CHECKPOINT if is_dual else CHECKPOINT
+
+
 def find_checkpoint(
     config: RunOptions, announce: Announce | None = None, *pipelines: Pipeline
 ) -> Checkpoint:
@@ -249,11 +256,9 @@ def find_checkpoint(
     if is_served(config.model):
         raise only_captions(config.model)
     if config.model == DEMO_MODEL:
-        from penstock_demo import CHECKPOINT, DUAL_CHECKPOINT
-
         refuse_revision("the demo model", config.revision)
-        dual = bool(pipelines) and makes_vectors(pipelines[0])
-        return Checkpoint(name=DEMO_MODEL, folder=DUAL_CHECKPOINT if dual else CHECKPOINT)
+        is_dual = bool(pipelines) and makes_vectors(pipelines[0])
+        return Checkpoint(name=DEMO_MODEL, folder=demo_folder(is_dual=is_dual))
     return find_model(config.model, config.revision, announce)
 
 

@@ -159,7 +159,7 @@ def _flash(capability: tuple[int, int]) -> str:
         return "attention is SDPA: FlashAttention 2 needs an Ampere GPU or newer"
     if flash_installed():
         return "FlashAttention 2 is used in bf16 and fp16, if the model supports it"
-    return "attention is SDPA; `pip install flash-attn` is faster if the model supports it"
+    return "attention is SDPA; the package flash-attn is faster if the model supports it"
 
 
 def _tensorrt() -> str:

@@ -28,6 +28,7 @@ from flows.results.run_status import (
     run_status,
     stages_of,
 )
+from flows.results.unwritten import count_unwritten, unwritten_line
 
 
 def status_command(given: argparse.Namespace) -> int:
@@ -54,6 +55,8 @@ def status_lines(out: Path) -> Iterator[str]:
         yield f"last run, into {run}:"
     record = load_record(run)
     yield from lines(record, stages_of(record, time.time()))
+    if count := count_unwritten(run):
+        yield unwritten_line(run, count)
     if rounds := rounds_in(out):
         yield from table_lines(ROUND_COLUMNS, map(round_cells, rounds), right=ROUND_COLUMNS[:3])
     yield from other_runs(out)

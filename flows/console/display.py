@@ -42,6 +42,11 @@ predict the rest, and a few items are not enough."""
 GROUP_SECONDS = 0.1
 """Items within this time of the first one belong to one batch, which is reported item by item."""
 
+STEADY_ITEMS, STEADY_SECONDS = 10, 5.0
+"""Items, and seconds since the stage was ready, from which the time left is shown."""
+SLOW_SECONDS = 20.0
+"""The same where an item takes long: seconds without regard to the number of items."""
+
 
 @dataclass(frozen=True, slots=True)
 class ItemGroup:
@@ -86,6 +91,11 @@ class Pace:
         if self._rate or newest is None or now - newest.first < GROUP_SECONDS:
             return self._rate
         return self._since_begun(newest)
+
+    def is_steady(self, now: float) -> bool:
+        """Return whether enough was made to tell the time left."""
+        seconds, made = now - self._begun, self._groups[-1].made if self._groups else 0
+        return seconds >= (STEADY_SECONDS if made >= STEADY_ITEMS else SLOW_SECONDS)
 
     def seconds_left(self, items: int, now: float) -> float:
         """Return the estimated seconds for `items` more items; infinite: unknown."""
@@ -544,8 +554,10 @@ class Display:
         text = f"{self._done}/{about}{total}"
         now = time.monotonic()
         if rate := self._pace.rate(now):
-            left = self._pace.seconds_left(total - self._done, now)
-            text += f"  {pace(rate)}  {about}{duration(left)} left"
+            text += f"  {pace(rate)}"
+            if self._pace.is_steady(now):
+                left = self._pace.seconds_left(total - self._done, now)
+                text += f"  {about}{duration(left)} left"
         for name, (made, _) in [*self._beside.items()]:
             text += f"  {VERBS.get(name, name)} {made}"
         return text

@@ -18,7 +18,17 @@ from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from artifacts.edits import ACCEPTED, EDITS, REJECTED, FixedText, StoredEdits, keys_of, read_edits
+from artifacts.edits import (
+    ACCEPTED,
+    EDITS,
+    REJECTED,
+    FixedText,
+    StoredEdits,
+    how_to_write,
+    keys_of,
+    lacks_decisions,
+    read_edits,
+)
 from artifacts.errors import UsageError
 from artifacts.files import OURS, is_hidden
 from artifacts.json_shapes import BYTES, OptionalField, check, parse, text
@@ -387,13 +397,10 @@ def _reviewed(
     """Return the captions that users accepted, corrected or wrote by hand. If none was accepted or
     corrected, return all that were not rejected. Raises UsageError if corrections are not yet in
     the data."""
-    edits = path.with_name(EDITS)
-    has_edits = edits.exists() and edits.stat().st_size > 0
-    is_stale = has_edits and edits.stat().st_mtime_ns > path.stat().st_mtime_ns
-    if path.suffix == ".jsonl" and is_stale:
+    if path.suffix == ".jsonl" and lacks_decisions(path):
         raise UsageError(
-            f"{path.name} lacks corrections from {edits}",
-            hint="Press Write files in `penstock review`, or run the same `penstock caption` again",
+            f"{path.name} lacks corrections from {path.with_name(EDITS)}",
+            hint=how_to_write(path.parent),
         )
     left = [(at, row) for at, row in rows if row.get("review") != REJECTED]
     if rows and not left:

@@ -155,7 +155,7 @@ class LabelsWritten(RunEnd):
         return {**counts, "given": self.given, "folder": str(self.out)}
 
     def line(self) -> str:
-        line = f"{counted(self.labelled, 'image')} of {self.pictures:,} given "
+        line = f"{counted(self.labelled, 'image or frame')} of {self.pictures:,} given "
         line = f"{line}{counted(self.given, 'label')} in {self.out / LINES}"
         line += f" beside {', '.join(self.others)}" if self.others else ""
         for texts in self.texts:

@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import quote
 
 from artifacts.captions import WRITERS, Caption, Failure, json_lines, write_jsonl
-from artifacts.edits import REJECTED, Chunk, unused_note
+from artifacts.edits import ACCEPTED, REJECTED, Chunk, unused_note
 from artifacts.errors import EnvironmentFault, PenstockError
 from artifacts.files import json_text
 from artifacts.plurals import counted
@@ -192,6 +192,8 @@ class OutputCounts:
     """Captions that reached the token limit, and that no user reviewed since."""
     corrected: int = 0
     """Captions that a user corrected."""
+    accepted: int = 0
+    """Captions that a user accepted."""
     rejected: int = 0
     """Captions that a user rejected."""
     failures: list[Failure] = field(default_factory=list)
@@ -218,6 +220,7 @@ class OutputCounts:
             "captions": self.captions,
             "cut": self.cut,
             "corrected": self.corrected,
+            "accepted": self.accepted,
             "rejected": self.rejected,
             "texts": [texts.to_json() for texts in self.texts],
             "earlier": list(self.earlier),
@@ -255,13 +258,14 @@ def write_outputs(job: Job, *, last: bool) -> OutputCounts:
 
     def by_file() -> Iterator[list[Caption]]:
         # Rebuilt for each output: in memory, they would be most of what a large run takes.
-        found.captions = found.cut = found.corrected = found.rejected = 0
+        found.captions = found.cut = found.corrected = found.accepted = found.rejected = 0
         for captions in captions_by_file(job):
             found.captions += len(captions)
             found.cut += sum(
                 not c.review and (c.ended == "length" or SHORTENED in c.warnings) for c in captions
             )
             found.corrected += sum(bool(c.original) for c in captions)
+            found.accepted += sum(c.review == ACCEPTED for c in captions)
             found.rejected += sum(c.review == REJECTED for c in captions)
             for each in (c for c in captions if c.original or c.review):
                 of = (each.features, each.name, each.prompt, each.start)

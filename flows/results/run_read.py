@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from artifacts.edits import DECISIONS
 from artifacts.errors import PenstockError, UsageError
 from artifacts.json_shapes import (
     EmptyOr,
@@ -108,7 +109,7 @@ RECORD = {
     },
     "captions": count,
     **dict.fromkeys(("rows", "summaries", "cut"), count),
-    **dict.fromkeys(("corrected", "rejected"), OptionalField(count)),
+    **dict.fromkeys(DECISIONS, OptionalField(count)),
     "texts": [TEXTS],
     "earlier": [text],
     "edited": OptionalField(MapOf([text])),

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from artifacts.captions import Failure
+from artifacts.edits import DECISIONS
 from artifacts.plurals import counted
 from flows.media.media_files import MediaFile
-from flows.results.captions import SUMMARIES
+from flows.results.captions import MAYBE_UNABLE, SUMMARIES
 from flows.results.outputs import OutputCounts
 from flows.results.run_status import LISTED_WARNINGS, texts_line
 from flows.results.text_files import user_texts_note
@@ -82,12 +83,13 @@ class RunResult(RunEnd):
         line += f" and {', '.join(self.written.others)}" if self.written.others else ""
         if self.summaries is not None:
             line += f", {counted(self.summaries, 'summary')} in {self.out / SUMMARIES}"
-            line += f" ({self.empty_summaries} with empty texts)" if self.empty_summaries else ""
+            if self.empty_summaries:
+                line += f" ({self.empty_summaries} with texts without words: {MAYBE_UNABLE})"
         if self.written.cut:
             line += f", {self.written.cut} cut at {counted(self.limit, 'token')}"
-        if self.written.corrected or self.written.rejected:
-            line += f", {self.written.corrected:,} corrected by hand"
-            line += f" and {self.written.rejected:,} rejected" if self.written.rejected else ""
+        decided = [(getattr(self.written, name), name) for name in DECISIONS]
+        if named := [f"{count:,} {name}" for count, name in decided if count]:
+            line += f", {', '.join(named)} by hand"
         for texts in self.written.texts:
             line += f", {texts_line(texts.to_json())}"
         ended = self.failed_suffix() + LISTED_WARNINGS * bool(self.warned)

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from artifacts.edits import DECISIONS
 from artifacts.plurals import counted, first_of
 from flows.console.lines import duration, size
 from flows.job.job_summary import computed_by
@@ -20,6 +21,7 @@ from flows.results.rounds import rounds_in, summary_json
 from flows.results.run_read import load_record
 from flows.results.run_record import current_runs, sum_of
 from flows.results.tuned import TrainingFound, training_in
+from flows.results.unwritten import count_unwritten
 from stages.process.job import CHUNK
 
 LISTED_WARNINGS = " (`warnings` in captions.jsonl)"
@@ -143,13 +145,16 @@ def _recent_rate(entry: Mapping[str, Any], made: int, now: float) -> float | Non
 
 
 def advice(record: Mapping[str, Any]) -> str:
-    """Return advice for a run that ended before its work was done; empty if there is none."""
+    """Return advice for a run that ended before its work was done; empty if there is none, or its
+    error gives it."""
     if record["state"] in ("done", "running"):
         return ""
     if record.get("hint"):
         return str(record["hint"])
-    retry = "run the same command again to continue"
-    flow_run = record.get("prefect")
+    retry, flow_run = "run the same command again", record.get("prefect")
+    if not flow_run and retry in record["error"]:
+        return ""
+    retry += " to continue"
     if flow_run:
         retry = f"`prefect flow-run retry {flow_run['id']}` or the same command continues"
     return f"Finished work is kept: {retry}"
@@ -210,13 +215,12 @@ def description_lines(record: Mapping[str, Any]) -> Iterator[str]:
     if warned := media.get("warned"):
         listed = LISTED_WARNINGS if kind_of(record) == "captions" else ""
         still += f", {warned} with warnings{listed}"
-    edits = "".join(f", {record[n]:,} {n}" for n in ("corrected", "rejected") if record.get(n))
+    edits = "".join(f", {record[n]:,} {n}" for n in DECISIONS if record.get(n))
     cut = f", {record['cut']} cut at the token limit" if record["cut"] else ""
     texts = "".join(f", {texts_line(texts)}" for texts in record["texts"])
     count, kind = written(record)
-    captions = (
-        f"{count:,} {kind if count != 1 else kind.removesuffix('s')} written{edits}{cut}{texts}"
-    )
+    noun = " or ".join(each.removesuffix("s") for each in kind.split(" or "))
+    captions = f"{counted(count, noun)} written{edits}{cut}{texts}"
     if record["summaries"]:
         captions += f", {counted(record['summaries'], 'summary')}"
     yield f"{counted(media['total'], 'file')}, {media['failed']} failed{still}; {captions}"
@@ -251,7 +255,7 @@ def kind_of(record: Mapping[str, Any]) -> str:
 def written(record: Mapping[str, Any]) -> tuple[int, str]:
     """Return the number of products that a run wrote, and their name."""
     kind = kind_of(record)
-    named = "labelled images" if kind == LABELS else kind
+    named = "labelled images or frames" if kind == LABELS else kind
     return record["captions" if kind == "captions" else "rows"], named
 
 
@@ -329,4 +333,4 @@ def run_status(out: Path) -> dict[str, Any]:
         found["rounds"] = rounds
     stages = {stage.name: asdict(stage) for stage in stages_of(record, time.time())}
     record["stages"] = [{**entry, **stages[entry["name"]]} for entry in record["stages"]]
-    return {**found, **record, "advice": advice(record)}
+    return {**found, **record, "unwritten": count_unwritten(run), "advice": advice(record)}

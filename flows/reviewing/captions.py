@@ -65,6 +65,9 @@ EDIT_REQUEST = {
 class EditRefused(ValueError):
     """An edit that cannot be applied. The message tells the user why."""
 
+    key = ""
+    """Key of the caption whose new text is refused; empty: it is not about one."""
+
 
 class ReviewedCaptions:
     """The captions of one folder, and the journal of edits."""
@@ -280,7 +283,12 @@ class ReviewedCaptions:
             # Whoever accepted the words of before meant these, not those that came since.
             given = shown if change["review"] == ACCEPTED else None
             given = given if change["caption"] is None else change["caption"]
-            edits[row["key"]] = Edit(caption=self._caption(row, given), review=change["review"])
+            try:
+                caption = self._caption(row, given)
+            except EditRefused as error:
+                error.key = row["key"]
+                raise
+            edits[row["key"]] = Edit(caption=caption, review=change["review"])
         if not edits:
             raise EditRefused("no caption given")
         return changes_of((self.rows[key] for key in edits), edits, self.content_of)

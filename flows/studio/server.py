@@ -17,6 +17,7 @@ from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.routing import Route
 
+from artifacts.edits import DECISIONS
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.plurals import counted
 from artifacts.store import local_folder
@@ -106,8 +107,8 @@ def review(
                 print_lines(f"note: {refusal}", to=sys.stderr)
             _serve(opened, listener, "review", f"run/{run_id(out)}/")
             counts = reviewed.counts()
-    names = ("corrected", "accepted", "rejected")
-    changes, edited = [f"{counts[name]:,} {name}" for name in names], any(map(counts.get, names))
+    changes = [f"{counts[name]:,} {name}" for name in DECISIONS]
+    edited = any(map(counts.get, DECISIONS))
     of_all = counted(counts["captions"], "caption")
     print_lines(f"{', '.join(changes)} of {of_all} in {reviewed.journal.path}")
     with contextlib.suppress(UsageError):

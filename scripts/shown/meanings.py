@@ -63,6 +63,7 @@ NOT_RUN = (
     (r"ray symmetric-run ", "ends every Ray process of the machine; docs/many.md says how it ran"),
     (r"sbatch --nodes |kubectl ", "needs a cluster"),
     (r"hf |git clone |datasets-cli |pip install ", "needs the network"),
+    (r"\.venv/bin/(python -m (ensurepip|pip)|jupyter) ", "installs Jupyter, and starts it"),
     (r"rm -rf ", "removes what is installed"),
     (
         r"penstock convert eva-pickled ",

@@ -139,7 +139,7 @@ def of_python(words: list[str]) -> str:
     if not words or words[0] in ("-c", "-"):
         return ""
     name = words[1] if words[0] == "-m" else words[0]
-    if name in ("venv", "pip"):
+    if name in ("ensurepip", "pip", "venv"):
         return ""
     path = ROOT / (name.replace(".", "/") if words[0] == "-m" else name)
     files = [path] if path.is_file() else [path.with_suffix(".py"), *sorted(path.glob("*.py"))]

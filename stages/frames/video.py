@@ -129,7 +129,7 @@ class Video:
         damaged = list(chain.from_iterable(damage.damaged for damage in met))
         if damaged:
             found.append(
-                f"{len(damaged)} of the decoded frames are damaged, the first at {damaged[0]:.2f} s"
+                f"{counted(len(damaged), 'decoded frame')} damaged, the first at {damaged[0]:.2f} s"
             )
         if self._lost:
             found.append(

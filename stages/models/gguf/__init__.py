@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from artifacts.packages import install_command
+
 FILE = "language.gguf"
 """Name of the GGUF file in an exported folder."""
 MANIFEST = "gguf.json"
@@ -15,7 +17,6 @@ PIECE_TOKENS = 256
 """Tokens of a prompt that are read at once, counted from its first."""
 COLUMN_MULTIPLE = 256
 """Tokens by which a sequence's part of the KV cache grows."""
-INSTALL = "pip install 'penstock[gguf]' (llama.cpp is compiled, which takes 5 to 20 minutes)"
 PACKAGES = ("gguf", "llama-cpp-python")
 EXACT = "gguf-f32"
 """Kind of the files that llama.cpp computes as transformers does, up to rounding."""
@@ -47,3 +48,8 @@ class GgufShape:
     """Whether all tokens of a prompt see each other, so that it is read in one piece."""
     exact: bool
     """Whether the KV cache is in 32 bit and flash attention off, as for a file of EXACT."""
+
+
+def how_to_install() -> str:
+    """Return the command that installs the packages, and what it takes."""
+    return f"{install_command('gguf')} (llama.cpp is compiled, which takes 5 to 20 minutes)"

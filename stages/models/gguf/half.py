@@ -26,7 +26,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.index.shard import StoredFile
-from stages.models.gguf import INSTALL, ROWS
+from stages.models.gguf import ROWS, how_to_install
 from stages.models.gguf.header import HINT, TABLE, GgufHeader
 from stages.models.gguf.llama_context import READER, Floats, GgufContext, Ints
 from stages.models.gguf.mapping import TextMapping, mapping_of
@@ -62,7 +62,7 @@ def check() -> None:
     if wrong := [way for way, error in worst.items() if not error <= TOLERANCE]:
         raise EnvironmentFault(
             f"engine gguf: this llama.cpp computes wrong logits ({wrong[0]})",
-            hint=f"Remove llama-cpp-python and compile it on this machine: {INSTALL}",
+            hint=f"Remove llama-cpp-python and compile it on this machine: {how_to_install()}",
         )
 
 

@@ -33,7 +33,7 @@ from typing import Any
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.packages import require_extra
 from artifacts.regular_files import open_regular
-from stages.models.gguf import INSTALL
+from stages.models.gguf import how_to_install
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -321,7 +321,9 @@ def library() -> Any:
         found = import_module(BINDING)
     except (ImportError, OSError, RuntimeError, AttributeError) as error:
         why = f"{error}".splitlines()[0]
-        raise EnvironmentFault(f"engine gguf: {why}", hint=f"Install it: {INSTALL}") from error
+        raise EnvironmentFault(
+            f"engine gguf: {why}", hint=f"Install it: {how_to_install()}"
+        ) from error
     _probe(found)
     found.llama_log_set(_keep_line(found), ctypes.c_void_p(0))
     found.llama_backend_init()
@@ -339,7 +341,7 @@ def _probe(found: Any) -> None:
             raise EnvironmentFault(
                 f"engine gguf: this libllama writes {written} bytes of {structure}, and the "
                 f"binding has {expected}: they belong to different versions",
-                hint=f"Install both together: {INSTALL}",
+                hint=f"Install both together: {how_to_install()}",
             )
 
 

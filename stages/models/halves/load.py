@@ -79,8 +79,8 @@ def load_half(
 ) -> Any:
     """Load one half of the model at `path` (a folder or hub id), or the whole, in eval mode.
 
-    `pieces` are paths of modules in the other half that this half needs too. With None, they are
-    found in the model's classes. `without` are paths of this half to leave out.
+    `extra_modules` are paths of modules in the other half that this half needs too. With None, they
+    are found in the model's classes. `without` are paths of this half to leave out.
 
     `options` are those of `from_pretrained`: dtype, attn_implementation, device_map,
     trust_remote_code, revision, quantization_config; and `stored_quantization`, which replaces the

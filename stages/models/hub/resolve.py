@@ -212,8 +212,7 @@ def check_name(name: str | Path) -> None:
     if not folder.is_dir() and not is_hub_id(str(name)):
         raise UsageError(
             f"there is no model at {name}",
-            hint="Give a folder with a config.json, or a hub id such as owner/name. Commands also "
-            "take demo",
+            hint="Give a folder with a config.json, a hub id such as owner/name, or demo",
         )
 
 
