@@ -170,7 +170,8 @@ def test_features_of_sound_that_a_running_job_needs_are_not_pruned(tmp_path: Pat
     past = Reach(HEARS["frames"], HEARS["features"], frozenset({("v", "")}), sounds)
     fields: Any = {"settings": {}, "files": (), "past": (past,)}
     now = RebuildRecord(number=2, frames="0" * 64, features="1" * 64, **fields)
-    job: Any = SimpleNamespace(store=book.media.store)
+    config = SimpleNamespace(limit=None, sources=())
+    job: Any = SimpleNamespace(store=book.media.store, config=config, failures=())
     counted: Any = SimpleNamespace(removed=0, removed_bytes=0, dry_run=False)
     running = RunningJob(namespaces=frozenset({HEARS["heard"]}), description="")
     assert prune(job, "2" * 64, now, [running], counted) == (past,)
