@@ -49,7 +49,7 @@ from artifacts.plurals import counted
 from artifacts.regular_files import is_denied, open_below, open_regular, read_bytes, user_text
 from artifacts.signing import EDIT, SIGNATURES, Proof, anybody, proof_by, signed
 from artifacts.stamps import Stamp, stamp_of
-from artifacts.store import fault_of, read_fault
+from artifacts.store import disk_faults, fault_of, read_fault
 
 EDITS: Final = "edits.jsonl"
 """Name of the journal in a run's folder."""
@@ -85,7 +85,9 @@ CHANGE = {
     WORDS: text,
     "caption": Nullable(text),
     "review": review,
+    "content": OptionalField(text),
 }
+"""Shape of a change. `content` is the digest of the medium, if it is known."""
 ACTION = {
     "id": text,
     "time": moment,
@@ -97,6 +99,8 @@ ACTION = {
 }
 """Shape of an action. `round` marks one in which a round of `penstock learn` kept decisions; `of`
 is the id of the action that an undo reverts, or a redo applies again."""
+Chunk = tuple[str, float]
+"""Content digest of a medium, and start of a chunk."""
 REMOVE_LINE = "Remove that line: the other edits do not depend on it"
 
 
@@ -218,10 +222,29 @@ def unused_note(edits: Sequence[tuple[str, Edit]], media: Container[str]) -> str
     again = len({path for path, edit in edits if edit.review == REJECTED and path in media})
     which = "rejected medium is" if again == 1 else "rejected media are"
     there = f": {again:,} {which} in the data sets again"
+    belong, they, do, them = (
+        ("belongs", "It", "does", "it") if len(edits) == 1 else ("belong", "They", "do", "them")
+    )
     return (
-        f"{', '.join(first)}{' and ' * bool(first)}{last} in {EDITS} belong to another prompt, "
-        f"model, sampling or file. They do not apply here{there * bool(again)}. The same run as "
-        "before brings them back"
+        f"{', '.join(first)}{' and ' * bool(first)}{last} in {EDITS} {belong} to another prompt, "
+        f"model, sampling or file. {they} {do} not apply here{there * bool(again)}. The same run "
+        f"as before brings {them} back"
+    )
+
+
+def elsewhere_note(rejected: Container[Chunk], here: Iterable[tuple[Chunk, bool]]) -> str:
+    """Return how many media are in the data sets of a run, though they were rejected in another
+    folder; empty: none. `here`: each caption's chunk, and whether it is rejected in this run."""
+    again, out = set[Chunk](), set[Chunk]()
+    for chunk, is_rejected in here:
+        if chunk in rejected:
+            (out if is_rejected else again).add(chunk)
+    if not (media := {content for content, _ in again - out}):
+        return ""
+    which = "1 medium is" if len(media) == 1 else f"{len(media):,} media are"
+    return (
+        f"{which} in the data sets that you rejected in another folder, under another prompt, "
+        "model or sampling. Reject them in the review of this folder too"
     )
 
 
@@ -279,27 +302,6 @@ def read_journal(path: Path, proof: Proof = anybody) -> Edits:
         elif action["id"] not in edits.ids:  # a copy of a line does nothing
             edits.apply(action)
     return edits
-
-
-class EditsOf:
-    """The current edits of a run's folder that are proved. The journal is read again when it has
-    grown."""
-
-    def __init__(self, folder: Path, proof: Proof = anybody) -> None:
-        self._folder, self._proof = folder, proof
-        self._stamp: Stamp | None = None
-        self._edits = Edits()
-
-    def __call__(self) -> Edits:
-        try:
-            stamp = stamp_of(self._folder / EDITS)
-        except OSError:
-            if self._stamp is not None:
-                self._edits, self._stamp = Edits(), None
-            return self._edits
-        if stamp != self._stamp:
-            self._edits, self._stamp = read_edits(self._folder, self._proof), stamp
-        return self._edits
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -399,21 +401,19 @@ class EditJournal:
             kept -= 1
         if kept == size:
             return
-        try:
+        with disk_faults(self._folder / TORN):
             beside = open_below(self._folder / TORN, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
             with os.fdopen(beside, "wb") as torn:
                 torn.write(os.pread(self._file, size - kept, kept) + b"\n")
                 torn.flush()
                 os.fsync(beside)
             os.ftruncate(self._file, kept)
-        except OSError as error:
-            raise fault_of(error, self._folder / TORN) from error
 
 
 def changes_of(
-    rows: Iterable[Mapping[str, Any]], edit_of: Mapping[str, Edit]
+    rows: Iterable[Mapping[str, Any]], edit_of: Mapping[str, Edit], content_of: Mapping[str, str]
 ) -> Sequence[dict[str, Any]]:
-    """Return the changes of an action in journal form."""
+    """Return the changes of an action in journal form. The mappings are by key of a caption."""
     return [
         {
             "of": row["key"],
@@ -422,6 +422,7 @@ def changes_of(
             WORDS: row[WORDS],
             "caption": edit_of[row["key"]].caption,
             "review": edit_of[row["key"]].review,
+            **({"content": content_of[row["key"]]} if row["key"] in content_of else {}),
         }
         for row in rows
     ]
@@ -476,6 +477,8 @@ class StoredEdits:
         """Actions with their time and their position in the file."""
         self._undone: set[str] = set()
         self._now: dict[str, Edit] = {}
+        self.rejected: frozenset[Chunk] = frozenset()
+        """Chunks with a rejected caption, as of the last call."""
 
     def __call__(self) -> Mapping[str, Edit]:
         """Return caption key → current edit. It is a new mapping whenever something was added."""
@@ -509,7 +512,7 @@ class StoredEdits:
         new = [event for event in events if event["id"] not in self._ids]
         if not new:
             return 0
-        try:
+        with disk_faults(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC
             file = os.open(self.path, flags, 0o666)
@@ -518,8 +521,6 @@ class StoredEdits:
                 _append(file, new)
             finally:
                 os.close(file)
-        except OSError as error:
-            raise fault_of(error, self.path) from error
         return len(new)
 
     def _lines(self, inode: int) -> tuple[int, list[bytes]]:
@@ -552,12 +553,21 @@ class StoredEdits:
                 at = datetime.fromisoformat(event["time"]).timestamp()
                 self._actions.append((at, len(self._actions), event))
         self._actions.sort(key=lambda action: action[:2])
-        self._now = {
-            change["of"]: Edit(caption=change["caption"], review=change["review"])
+        changes = [
+            change
             for _, _, action in self._actions
             if action["id"] not in self._undone
             for change in action.get("changes", ())
+        ]
+        self._now = {
+            change["of"]: Edit(caption=change["caption"], review=change["review"])
+            for change in changes
         }
+        self.rejected = frozenset(
+            (change["content"], change["start"])
+            for change in changes
+            if "content" in change and self._now[change["of"]].review == REJECTED
+        )
 
 
 class EditsInForce:
@@ -565,12 +575,26 @@ class EditsInForce:
     of any other folder with the same store."""
 
     def __init__(self, out: Path, local: Path, proof: Proof) -> None:
-        self._own, self._stored = EditsOf(out, proof), StoredEdits(local)
+        self._out, self._proof, self._stored = out, proof, StoredEdits(local)
+        self._stamp: Stamp | None = None
+        self._own = Edits()
+        """Those of the journal, which is read again when it has grown."""
         self._seen: tuple[object, object] = (None, None)
         self._edits = Edits()
 
+    def _journal(self) -> Edits:
+        try:
+            stamp = stamp_of(self._out / EDITS)
+        except OSError:
+            if self._stamp is not None:
+                self._own, self._stamp = Edits(), None
+            return self._own
+        if stamp != self._stamp:
+            self._own, self._stamp = read_edits(self._out, self._proof), stamp
+        return self._own
+
     def __call__(self) -> Edits:
-        own, stored = self._own(), self._stored()
+        own, stored = self._journal(), self._stored()
         if self._seen[0] is not own or self._seen[1] is not stored:
             self._edits, self._seen = Edits(now={**stored, **own.now}), (own, stored)
         return self._edits
@@ -578,16 +602,22 @@ class EditsInForce:
     def unused(self) -> list[tuple[str, Edit]]:
         """Return the path of the medium and the edit of each caption that was edited in this folder
         and that the run does not have."""
-        return self._own().unused(self().used)
+        return self._journal().unused(self().used)
+
+    def rejected_elsewhere(self, here: Iterable[tuple[Chunk, bool]]) -> str:
+        """Return which media of a run were rejected in another folder with the same store, as
+        `elsewhere_note` does."""
+        self._stored()
+        return elsewhere_note(self._stored.rejected, here) if self._stored.rejected else ""
 
     def unproved(self) -> int:
         """Return the number of actions in the folder's journal that are left out."""
-        return self._own().unproved
+        return self._journal().unproved
 
     def take_in(self) -> int:
         """Add the folder's journal to the store, and return the number of new actions. Raises
         EnvironmentFault."""
-        return self._stored.take_in(self._own())
+        return self._stored.take_in(self._journal())
 
 
 def _append(file: int, events: Iterable[Mapping[str, Any]]) -> None:

@@ -7,6 +7,7 @@ file a second name in another folder, so that no large file is stored twice.
 import contextlib
 import errno
 import fcntl
+import filecmp
 import json
 import os
 import shutil
@@ -19,7 +20,7 @@ from typing import IO, Any
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.locks import lock, try_lock
 from artifacts.regular_files import NotAFile, irreplaceable_kind, refuse_links
-from artifacts.store import fault_of
+from artifacts.store import disk_faults, fault_of
 
 HALF = ".penstock-"
 """Prefix of the names of unfinished files."""
@@ -188,15 +189,13 @@ def link(source: Path, target: Path, *, symbolic: bool = True) -> bool:
     # Resolve links: a link to a link breaks when the user moves the first one.
     real = os.path.realpath(source)
     half = target.with_name(f"{HALF}{target.name}")
-    try:
+    with disk_faults(target.parent):
         refuse_links(target.parent)
         target.parent.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(FileNotFoundError):
             half.unlink()  # from a killed run
         copied = _make(real, half, symbolic=symbolic)
         replace_file(half, target)
-    except OSError as error:
-        raise fault_of(error, target.parent) from error
     return copied
 
 
@@ -224,6 +223,13 @@ def is_linked(source: Path, target: Path) -> bool:
     except OSError:
         return False
     return (one.st_size, one.st_mtime_ns) == (other.st_size, other.st_mtime_ns)
+
+
+def are_equal(path: Path, other: Path) -> bool:
+    """Return whether two files hold the same bytes; no, if one cannot be read."""
+    with contextlib.suppress(OSError):
+        return filecmp.cmp(path, other, shallow=False)
+    return False
 
 
 def is_spare(target: Path) -> bool:

@@ -40,31 +40,26 @@ class ShapeError(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
-class Nullable:
+class _Around:
+    """A shape that depends on another one."""
+
+    shape: Shape
+
+
+class Nullable(_Around):
     """Null or the given shape."""
 
-    shape: Shape
 
-
-@dataclass(frozen=True, slots=True)
-class EmptyOr:
+class EmptyOr(_Around):
     """An empty object or the given shape."""
 
-    shape: Shape
 
-
-@dataclass(frozen=True, slots=True)
-class OptionalField:
+class OptionalField(_Around):
     """A field that may be omitted."""
 
-    shape: Shape
 
-
-@dataclass(frozen=True, slots=True)
-class MapOf:
+class MapOf(_Around):
     """An object with arbitrary keys whose values have the given shape."""
-
-    shape: Shape
 
 
 def text(value: Any) -> bool:

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, TypedDict
 
 from artifacts.files import write_text
 from artifacts.json_shapes import read_record
@@ -95,41 +95,21 @@ def spans_of(frames: Sequence[tuple[float, Sequence[str]]], end: float) -> Itera
         first = at
 
 
-def schema() -> Any:
-    """Return the columns of a label table."""
-    import pyarrow as pa
-
-    text, number = pa.string(), pa.float64()
-    scored = pa.struct(
-        [
-            ("label", text),
-            ("score", number),
-            ("passed", pa.bool_()),
-            ("whole", number),
-            ("box", pa.list_(pa.int64())),
-            ("threshold", number),
-            ("why", text),
-        ]
-    )
-    found = pa.schema(
-        [
-            ("media_path", text),
-            ("source", text),
-            ("time", number),
-            ("labels", pa.list_(scored)),
-            ("top", text),
-            ("model", text),
-            ("precision", pa.struct([("vision", text), ("language", text)])),
-            ("features", text),
-            ("labels_digest", text),
-            ("tiles", text),
-            ("warnings", pa.list_(text)),
-        ]
-    )
-    assert tuple(found.names) == Labelled.__slots__
-    return found
-
-
+KINDS = {
+    "media_path": "text",
+    "source": "text",
+    "time": "number",
+    "labels": "labels",
+    "top": "text",
+    "model": "text",
+    "precision": "precision",
+    "features": "text",
+    "labels_digest": "text",
+    "tiles": "text",
+    "warnings": "texts",
+}
+"""Column of a label table → type."""
+assert tuple(KINDS) == Labelled.__slots__
 Sized = tuple[Labelled, int, int]
 """The labels of an image, its height and its width in pixels."""
 

@@ -27,7 +27,7 @@ from artifacts.errors import EnvironmentFault
 from artifacts.packs import RecordSet, refresh_together
 from artifacts.paths import UNSUPPORTED
 from artifacts.regular_files import odd_kind
-from artifacts.store import Store, fault_of
+from artifacts.store import Store, disk_faults
 
 NO_LOCKS = (*UNSUPPORTED, errno.ENOLCK)
 """Errors of file systems without locks. EBADF is one only if the file is open for reading: NFS
@@ -217,20 +217,16 @@ class Claims:
         """Packs published through this object."""
         self._seen = -1
         """Packs published by others, as of the last check."""
-        try:
+        with disk_faults(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = open_lock(path, os.O_APPEND, writes=True)
-        except OSError as error:
-            raise fault_of(error, path) from error
 
     def take(self, keys: Sequence[str]) -> bool:
         """Claim all of these keys, or none. Return False if another process holds one of them.
         Raises EnvironmentFault."""
         for at, key in enumerate(keys):
-            try:
+            with disk_faults(self._path):
                 granted = self._lock(key, fcntl.F_WRLCK)
-            except OSError as error:
-                raise fault_of(error, self._path) from error
             if not granted:
                 self.release(keys[:at])
                 return False

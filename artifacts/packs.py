@@ -452,17 +452,16 @@ def _measured(payload: bytes | memoryview) -> tuple[int, str]:
 
 
 class RecordUnion:
-    """Record sets that are read as one. New records go to the first by default."""
+    """Record sets that are read as one, by the methods of `RecordSet`. New records go to the
+    first."""
 
     def __init__(self, record_sets: Sequence[RecordSet]) -> None:
         self.record_sets = record_sets
 
     def refresh(self) -> None:
-        """Look up what other processes have published, dropped or quarantined."""
         refresh_together(self)
 
     def look_up(self, keys: Iterable[str]) -> None:
-        """Look up the pack of exactly these keys in the first record set, without listing it."""
         self.record_sets[0].look_up(keys)
 
     def keys(self) -> set[str]:
@@ -475,15 +474,12 @@ class RecordUnion:
         return any(key in record_set for record_set in self.record_sets)
 
     def meta(self, key: str) -> dict[str, Any]:
-        """Return a record's metadata. Raises KeyError."""
         return self._of(key).meta(key)
 
     def place(self, key: str) -> Place:
-        """Return the location of a record. Raises KeyError."""
         return self._of(key).place(key)
 
     def read(self, key: str) -> Record:
-        """Read and check a record. Raises KeyError, DamagedRecord."""
         return self._of(key).read(key)
 
     def read_several(self, keys: Sequence[str]) -> list[Record]:
@@ -499,29 +495,24 @@ class RecordUnion:
         return [found.get(key) or self.read(key) for key in keys]
 
     def publish(self, records: Sequence[Record]) -> list[str]:
-        """Store new records, and return their keys."""
         return self.record_sets[0].publish(records)
 
     def touch(self, keys: Iterable[str]) -> None:
-        """Update the access time of records' packs."""
         listed = list(keys)
         for record_set in self.record_sets:
             record_set.touch(listed)
 
     def forget(self, keys: Iterable[str]) -> None:
-        """Forget records. They stay in the store."""
         gone = list(keys)
         for record_set in self.record_sets:
             record_set.forget(gone)
 
     def drop(self, keys: Iterable[str]) -> None:
-        """Forget records, and delete packs that have none left."""
         gone = list(keys)
         for record_set in self.record_sets:
             record_set.drop(gone)
 
     def remove(self, keys: Iterable[str]) -> int:
-        """Delete records for good, and return the bytes of their payloads."""
         gone = list(keys)
         return sum(record_set.remove(gone) for record_set in self.record_sets)
 

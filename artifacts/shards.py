@@ -26,7 +26,7 @@ from artifacts.json_shapes import BYTES, read_record
 from artifacts.keys import digest_of
 from artifacts.regular_files import open_regular, read_text, refuse_links
 from artifacts.stamps import Stamp, stamp_of
-from artifacts.store import fault_of
+from artifacts.store import disk_faults
 
 OWN_MEMBERS = ("txt", "json")
 SLUG_LETTERS = 40
@@ -205,12 +205,10 @@ def _left(folder: Path) -> list[Path]:
     unfinished, left = folder / UNFINISHED, folder / LEFT
     refuse_links(left)
     refuse_links(unfinished)
-    try:
+    with disk_faults(left):
         for path in unfinished.glob(NUMBERED):
             left.mkdir(exist_ok=True)
             path.replace(left / path.name)
-    except OSError as error:
-        raise fault_of(error, left) from error
     return sorted(left.glob(NUMBERED))
 
 
@@ -221,21 +219,17 @@ def write_shards(folder: Path, kept: Sequence[Shard], samples: Samples) -> list[
     unfinished = folder / UNFINISHED
     shards = list(kept)
     refuse_links(folder)
-    try:
+    with disk_faults(folder):
         shutil.rmtree(unfinished, ignore_errors=True)  # from a killed run
         unfinished.mkdir(parents=True)
-    except OSError as error:
-        raise fault_of(error, folder) from error
     pending = next(samples, None)
     while pending is not None:
         name = _name(len(shards))
         with whole_file(unfinished / name) as file:
             shard, pending = _fill(file, name, pending, samples)
         shards.append(shard)
-    try:
+    with disk_faults(folder):
         _place(folder, unfinished, shards, len(kept))
-    except OSError as error:
-        raise fault_of(error, folder) from error
     for finished in (unfinished, folder / LEFT):
         shutil.rmtree(finished, ignore_errors=True)
     return shards

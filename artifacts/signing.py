@@ -20,7 +20,7 @@ from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.keys import ENCODER
 from artifacts.paths import folder_named, rename_noreplace, sync_folder, user_state
 from artifacts.regular_files import open_regular
-from artifacts.store import fault_of
+from artifacts.store import disk_faults
 
 PRIVATE = 0o600
 SHORTEST = 16
@@ -82,15 +82,13 @@ def user_secret() -> bytes:
     """Return the secret of this user on this machine; create it if there is none. Raises
     UsageError, EnvironmentFault."""
     path = user_state() / "review-secret"
-    try:
+    with disk_faults(path):
         return own_secret(
             path,
             "secret",
             "Delete it; the next run makes another, with other addresses and signatures",
             lambda: secrets.token_bytes(SECRET_BYTES),
         )
-    except OSError as error:
-        raise fault_of(error, path) from error
 
 
 def signed(purpose: str, value: Mapping[str, Any], store: str) -> dict[str, Any]:

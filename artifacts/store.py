@@ -13,7 +13,7 @@ from pathlib import Path
 from artifacts.errors import UsageError
 from artifacts.packages import require_extra
 from artifacts.paths import folder_named
-from artifacts.stores.folder import FolderStore, fault_of, is_full, read_fault
+from artifacts.stores.folder import FolderStore, disk_faults, fault_of, is_full, read_fault
 from artifacts.stores.local import state_folder
 from artifacts.stores.protocol import ObjectStat, Store
 
@@ -21,6 +21,7 @@ __all__ = (
     "FolderStore",
     "ObjectStat",
     "Store",
+    "disk_faults",
     "fault_of",
     "is_full",
     "open_store",
@@ -28,36 +29,31 @@ __all__ = (
 )
 
 
-def _in_bucket(scheme: str) -> Callable[[str], Store]:
-    """Return a function that opens a bucket store. It imports obstore when called."""
+def _in_bucket(url: str) -> Store:
+    require_extra("bucket", f"a store at {url.partition('://')[0]}://")
+    from artifacts.stores.bucket_store import bucket_store  # it imports obstore
 
-    def opened(place: str) -> Store:
-        require_extra("bucket", f"a store at {scheme}://")
-        from artifacts.stores.bucket_store import bucket_store
-
-        return bucket_store(f"{scheme}://{place}")
-
-    return opened
+    return bucket_store(url)
 
 
 SCHEMES: dict[str, Callable[[str], Store]] = {
-    "file": lambda path: FolderStore(folder_named(path, "store")),
-    **{scheme: _in_bucket(scheme) for scheme in ("s3", "gs", "az")},
+    "file": lambda url: FolderStore(folder_named(url.rpartition("://")[2], "store")),
+    **dict.fromkeys(("s3", "gs", "az"), _in_bucket),
 }
-"""URL scheme → function that opens the store at the rest of the URL; a path is a `file`."""
+"""URL scheme → function that opens the store at the URL; a path is a `file`."""
 
 
 def open_store(url: str) -> Store:
     """Open the store at a folder path or a URL of one of SCHEMES. Raises UsageError for an
     unsupported URL."""
-    scheme, mark, place = url.rpartition("://")
+    scheme, mark, _ = url.rpartition("://")
     opened = SCHEMES.get(scheme if mark else "file")
     if opened is None:
         raise UsageError(
             f"unsupported store {url}",
             hint="Give a folder, local or on a shared file system, or s3://, gs:// or az://",
         )
-    return opened(place)
+    return opened(url)
 
 
 def local_folder(url: str) -> Path | None:

@@ -10,14 +10,14 @@ import io
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice, zip_longest
 from pathlib import Path
 from typing import IO, Any
 
-from artifacts.captions import values_of
 from artifacts.errors import UsageError
 from artifacts.files import whole_file
+from artifacts.schema import values_of
 
 KINDS = {
     "media_path": "text",
@@ -38,7 +38,6 @@ KINDS = {
     "warnings": "texts",
 }
 """Column → type, for the captions of one prompt."""
-COLUMNS = tuple(KINDS)
 UNSTORED = re.compile("[\0\udc80-\udcff]")
 """What a text in a table cannot hold, and the mark that replaces it: see `stored_text`."""
 STORED = re.compile("\0([0-9a-f]{2})")
@@ -46,8 +45,9 @@ GROUP_ROWS = 10_000
 """Rows of a row group, which readers and the writer hold in memory at once."""
 
 
-def write_csv(path: Path, rows: Iterable[Any], columns: Sequence[str] = COLUMNS) -> None:
-    """Write RFC 4180 in UTF-8; lists and mappings are JSON text. Raises EnvironmentFault.
+def write_csv(path: Path, rows: Iterable[Any], kinds: Mapping[str, str] = KINDS) -> None:
+    """Write RFC 4180 in UTF-8, with the columns of `kinds`; lists and mappings are JSON text.
+    Raises EnvironmentFault.
 
     A cell that begins with `=` is written as it is: this is data to be read back, and a mark that
     keeps a spreadsheet from calculating it would stay in the text for everyone else.
@@ -55,10 +55,10 @@ def write_csv(path: Path, rows: Iterable[Any], columns: Sequence[str] = COLUMNS)
     with whole_file(path) as file:
         text = io.TextIOWrapper(file, encoding="utf-8", errors="replace", newline="")
         writer = csv.writer(text)
-        writer.writerow(columns)
+        writer.writerow(kinds)
         for row in rows:
             values = _values(row)
-            writer.writerow([_cell(values[name]) for name in columns])
+            writer.writerow([_cell(values[name]) for name in kinds])
         text.detach()
 
 
@@ -107,13 +107,12 @@ def _cell(value: Any) -> Any:
     return value if isinstance(value, str | int | float) else json.dumps(value, ensure_ascii=False)
 
 
-def write_parquet(path: Path, rows: Iterable[Any], schema: Any = None) -> None:
-    """Write columns with fixed types. Raises EnvironmentFault."""
+def write_parquet(path: Path, rows: Iterable[Any], kinds: Mapping[str, str] = KINDS) -> None:
+    """Write columns of these types. Raises EnvironmentFault."""
     left = iter(rows)
-    schema = schema_of(KINDS) if schema is None else schema
-    with whole_file(path) as file, parquet_writer(file, schema) as writer:
+    with whole_file(path) as file, parquet_writer(file, schema_of(kinds)) as writer:
         while group := list(islice(left, GROUP_ROWS)):
-            writer.write_table(table_of(group, schema))
+            writer.write_table(table_of(group, kinds))
 
 
 @contextlib.contextmanager
@@ -129,12 +128,12 @@ def parquet_writer(file: IO[bytes], schema: Any, **options: Any) -> Iterator[Any
         writer.is_open = False  # deleting it would try the end again, and print that it fails
 
 
-def table_of(rows: Iterable[Any], schema: Any = None) -> Any:
+def table_of(rows: Iterable[Any], kinds: Mapping[str, str]) -> Any:
     """Return the same columns as a pyarrow table in memory."""
     import pyarrow as pa
 
     values = [{k: utf8(v) for k, v in _values(row).items()} for row in rows]
-    return pa.Table.from_pylist(values, schema_of(KINDS) if schema is None else schema)
+    return pa.Table.from_pylist(values, schema_of(kinds))
 
 
 def schema_of(kinds: Mapping[str, str]) -> Any:
@@ -142,6 +141,8 @@ def schema_of(kinds: Mapping[str, str]) -> Any:
     import pyarrow as pa
 
     text, number = pa.string(), pa.float64()
+    label = {"label": text, "score": number, "passed": pa.bool_(), "whole": number}
+    label |= {"box": pa.list_(pa.int64()), "threshold": number, "why": text}
     types = {
         "text": text,
         "number": number,
@@ -149,6 +150,7 @@ def schema_of(kinds: Mapping[str, str]) -> Any:
         "truth": pa.bool_(),
         "texts": pa.list_(text),
         "numbers": pa.list_(number),
+        "labels": pa.list_(pa.struct([*label.items()])),
         "precision": pa.struct([("vision", text), ("language", text)]),
         "precision with audio": pa.struct([(n, text) for n in ("vision", "audio", "language")]),
     }
@@ -175,13 +177,5 @@ def utf8(value: Any) -> Any:
     return value
 
 
-def _csv(path: Path, rows: Iterable[Any], kinds: Mapping[str, str]) -> None:
-    write_csv(path, rows, tuple(kinds))
-
-
-def _parquet(path: Path, rows: Iterable[Any], kinds: Mapping[str, str]) -> None:
-    write_parquet(path, rows, schema_of(kinds))
-
-
-TABLES = {"csv": _csv, "parquet": _parquet}
+TABLES = {"csv": write_csv, "parquet": write_parquet}
 """Suffix → writer of a format with one file for all captions."""

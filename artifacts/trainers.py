@@ -26,7 +26,7 @@ The formats share the parts of a data set that are common to all trainers. They 
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -68,7 +68,6 @@ class TrainerEntry:
 
     @property
     def name(self) -> str:
-        """Return the name of the file."""
         return PurePosixPath(self.path).name
 
 
@@ -105,13 +104,14 @@ class TrainerForm:
         return kind not in self.folders or self.takes(kind, media_suffix(name))
 
 
-def of_kind(entries: Sequence[TrainerEntry], kind: str) -> list[TrainerEntry]:
-    """Return the entries of one kind."""
-    return [entry for entry in entries if entry.kind == kind]
+def by_kind(entries: Sequence[TrainerEntry]) -> Iterator[tuple[str, str, list[TrainerEntry]]]:
+    """Yield each kind that there is, its folder, and its entries."""
+    for kind, name in FOLDERS.items():
+        if rows := [entry for entry in entries if entry.kind == kind]:
+            yield kind, name, rows
 
 
 def json_line(value: object) -> str:
-    """Return one line of JSON."""
     return json_text(value) + "\n"
 
 
@@ -143,13 +143,11 @@ num_ar_buckets = 7
 frame_buckets = [1, 33]
 """
     files: dict[str, str] = {}
-    for kind, name in FOLDERS.items():
-        rows = of_kind(entries, kind)
-        if rows:
-            # ASCII: the trainer opens the file in whatever encoding its machine has.
-            captions = {row.name: [one_line(each.caption) for each in row.rows] for row in rows}
-            files[f"{name}/{CAPTIONS}"] = json.dumps(captions, indent=1) + "\n"
-            config += f"\n[[directory]]\npath = {toml_text(str(folder / name))}\nnum_repeats = 1\n"
+    for _, name, rows in by_kind(entries):
+        # ASCII: the trainer opens the file in whatever encoding its machine has.
+        captions = {row.name: [one_line(each.caption) for each in row.rows] for row in rows}
+        files[f"{name}/{CAPTIONS}"] = json.dumps(captions, indent=1) + "\n"
+        config += f"\n[[directory]]\npath = {toml_text(str(folder / name))}\nnum_repeats = 1\n"
     return {**files, DIFFUSION_PIPE_CONFIG: config}
 
 
@@ -174,15 +172,13 @@ SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_
 def hf_files(entries: Sequence[TrainerEntry], folder: Path) -> dict[str, str]:
     """Return metadata and card of each kind that there is."""
     files: dict[str, str] = {}
-    for kind, name in FOLDERS.items():
-        rows = of_kind(entries, kind)
-        if rows:
-            # The reader wants the same columns in every line.
-            named = sorted({each.name for row in rows for each in row.rows if each.name})
-            lines = "".join(json_line(_line(row, named)) for row in rows)
-            content = hashlib.sha256(lines.encode("utf-8", errors="replace")).hexdigest()
-            files[f"{name}/{HF_METADATA}"] = lines
-            files[f"{name}/{CARD}"] = _card(kind, rows, content[:16])
+    for kind, name, rows in by_kind(entries):
+        # The reader wants the same columns in every line.
+        named = sorted({each.name for row in rows for each in row.rows if each.name})
+        lines = "".join(json_line(_line(row, named)) for row in rows)
+        content = hashlib.sha256(lines.encode("utf-8", errors="replace")).hexdigest()
+        files[f"{name}/{HF_METADATA}"] = lines
+        files[f"{name}/{CARD}"] = _card(kind, rows, content[:16])
     return files
 
 
@@ -319,10 +315,7 @@ batch_size = 1
 enable_bucket = true
 """
     files: dict[str, str] = {}
-    for kind, name in FOLDERS.items():
-        rows = of_kind(entries, kind)
-        if not rows:
-            continue
+    for kind, name, rows in by_kind(entries):
         lines = f"{name}.jsonl"
         files[lines] = "".join(
             json_line({f"{kind}_path": row.path, "caption": row.caption}) for row in rows

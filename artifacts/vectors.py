@@ -25,7 +25,6 @@ def vector_record(key: str, vectors: Vectors) -> Record:
 
 
 def vectors_in(record: Record) -> Vectors:
-    """Return the vectors of a record."""
     shape = (int(record.meta["vectors"]), int(record.meta["width"]))
     found: Vectors = np.frombuffer(record.payload, STORED, math.prod(shape)).reshape(shape)
     return found

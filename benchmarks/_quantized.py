@@ -10,6 +10,10 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from stages.models.hub.headers import Header
+from stages.models.shards.layout import DTYPE_NAMES
+from stages.models.stored.layouts import StoredLayer, layers_by_headers
+
 GROUP = 128
 """Columns that share a scale."""
 SPREAD = 0.02
@@ -61,6 +65,17 @@ LAYOUTS: dict[str, tuple[Callable[[int, int], Tensors], dict[str, Any]]] = {
     "fp8": (fp8, _compressed("float-quantized", num_bits=8, type="float", strategy="channel")),
 }
 """Name of a layout → its tensors of a layer, and `quantization_config`."""
+
+
+def one_layer(layout: str, shape: tuple[int, int]) -> tuple[StoredLayer, Tensors]:
+    """Return a layer of these rows and columns, and its tensors."""
+    make, settings = LAYOUTS[layout]
+    tensors = make(*shape)
+    headers = [
+        Header(f"m.{name}", "", DTYPE_NAMES[part.dtype], tuple(part.shape), part.nbytes)
+        for name, part in tensors.items()
+    ]
+    return layers_by_headers(headers, settings)[0], tensors
 
 
 def is_quantized(name: str) -> bool:

@@ -22,12 +22,11 @@ from typing import Any
 import torch
 
 from benchmarks._common import MIB, Peak, cells, cpu_seconds, heads, in_fresh_process, met
-from benchmarks._quantized import LAYOUTS, quantized
+from benchmarks._quantized import LAYOUTS, one_layer, quantized
 from benchmarks._shapes import build
-from stages.models.hub.headers import Header, local_headers
-from stages.models.shards.layout import DTYPE_NAMES
+from stages.models.hub.headers import local_headers
 from stages.models.stored.codes import CPU_BYTES, CPU_ROWS, codes_of, unpack
-from stages.models.stored.layouts import StoredLayer, layers_by_headers
+from stages.models.stored.layouts import layers_by_headers
 
 PROMPT = 16
 """Tokens before the first step."""
@@ -115,7 +114,7 @@ def layer_lines(folder: Path, given: argparse.Namespace) -> Iterator[str]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     for layout in given.layouts:
-        layer, tensors = one_layer(layout)
+        layer, tensors = one_layer(layout, LAYER)
         codes, whole = [], []
         for _ in range(given.rounds):
             since = time.process_time()
@@ -127,17 +126,6 @@ def layer_lines(folder: Path, given: argparse.Namespace) -> Iterator[str]:
         right = "" if goal is None else f"{goal} {met(min(whole) <= goal)}"
         yield cells([layout, f"{min(codes):.2f}", f"{min(whole):.2f}", right])
     torch.set_num_threads(threads)
-
-
-def one_layer(layout: str) -> tuple[StoredLayer, dict[str, torch.Tensor]]:
-    """Return a layer of that size and its tensors."""
-    make, settings = LAYOUTS[layout]
-    tensors = make(*LAYER)
-    headers = [
-        Header(f"m.{name}", "", DTYPE_NAMES[part.dtype], tuple(part.shape), part.nbytes)
-        for name, part in tensors.items()
-    ]
-    return layers_by_headers(headers, settings)[0], tensors
 
 
 def memory_lines(folder: Path, given: argparse.Namespace) -> Iterator[str]:

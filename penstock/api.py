@@ -141,11 +141,10 @@ def export(
     """Quantize a model and compare it with the original, as `penstock export`. Return the result
     when it is done: `accepted` says whether it passed. Raises PenstockError."""
     config = config_with(ExportConfig, options, ExportOptions.__annotations__, model=model)
-    request = config.request()
-    refuse_foreign_folder(request)  # before the clips of the demo are rendered
+    refuse_foreign_folder(config)  # before the clips of the demo are rendered
     display = display_for(progress)
     with evaluation_media(config, display.print_line) as sources:
-        return run_export(config.captioning(sources), request, display)
+        return run_export(config.captioning(sources), config, display)
 
 
 def convert(

@@ -60,15 +60,6 @@ def checked(kind: type[Any], given: Mapping[str, Any]) -> dict[str, Any]:
     return {n: _checked(n, value, types[n], n in paths) for n, value in given.items()}
 
 
-def known_only(options: Mapping[str, Any], names: Iterable[str]) -> None:
-    """Raise UsageError for an option that is not among these names."""
-    if unknown := sorted(options.keys() - set(names)):
-        raise UsageError(
-            f"unknown option {unknown[0]}{meant(unknown[0], names)}",
-            hint="Options are those of the command: --max-new-tokens 64 is max_new_tokens=64",
-        )
-
-
 def sources_of(given: Any) -> tuple[str, ...]:
     """Return sources as texts. Raises UsageError for what names no file."""
     one = isinstance(given, str | PathLike)
@@ -188,22 +179,18 @@ def anchored(config: C) -> C:
     return replace(config, **{name: os.path.abspath(path) for name, path in local.items()})
 
 
-def config_of(kind: type[K], options: Mapping[str, Any], **fixed: Any) -> K:
-    """Return a configuration with these options; `fixed` are fields that need no check. Raises
-    UsageError for a value of another type than its field has, and for a missing option."""
-    for each in declared(kind):
-        if each.is_required and each.name not in {*options, *fixed}:
-            raise UsageError(f"{each.name} is missing", hint=f"Give {each.name}=")
-    return kind(**checked(kind, options), **fixed)
-
-
 def config_with(kind: type[K], options: Mapping[str, Any], known: Iterable[str], **fixed: Any) -> K:
-    """Return the same, of the options that the configuration has. Raises UsageError, also for an
-    option that is not among those `known`."""
-    known_only(options, known)
-    names = {each.name for each in declared(kind)}
-    return config_of(
-        kind,
-        {name: value for name, value in options.items() if name in names},
-        **{name: value for name, value in checked(kind, fixed).items() if name in names},
-    )
+    """Return a configuration with those of these options, and of the `fixed` fields, that it has.
+    Raises UsageError for an option that is not among those `known`, for a value of another type
+    than its field has, and for a missing option."""
+    if unknown := sorted(options.keys() - set(known)):
+        raise UsageError(
+            f"unknown option {unknown[0]}{meant(unknown[0], known)}",
+            hint="Options are those of the command: --max-new-tokens 64 is max_new_tokens=64",
+        )
+    own = {each.name for each in declared(kind)}
+    given = {name: value for name, value in {**fixed, **options}.items() if name in own}
+    for each in declared(kind):
+        if each.is_required and each.name not in given:
+            raise UsageError(f"{each.name} is missing", hint=f"Give {each.name}=")
+    return kind(**checked(kind, given))

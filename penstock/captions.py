@@ -15,7 +15,7 @@ from typing import Any, Unpack
 from artifacts.captions import Caption
 from artifacts.packs import RecordSet
 from artifacts.plurals import counted
-from artifacts.tables import schema_of, table_of
+from artifacts.tables import table_of
 from flows.console.display import Display
 from flows.job.prepare import Job
 from flows.ledger.tasks import Task
@@ -104,7 +104,7 @@ class Captions(BackgroundRun[Caption, RunResult]):
         shown = {name: kinds[name] for name in FIRST if name in kinds} | kinds
         if "caption" in kinds:
             shown.setdefault("original", "text")
-        return table_of(table_rows(rows, kinds, properties_of(job)), schema_of(shown))
+        return table_of(table_rows(rows, kinds, properties_of(job)), shown)
 
     def _run(self) -> RunResult:
         def launch(listen: Listener) -> Launcher:

@@ -7,10 +7,11 @@ from functools import partial
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Unpack
 
+from artifacts.labels import KINDS as LABEL_KINDS
 from artifacts.labels import Labelled, read_labels
-from artifacts.labels import schema as label_schema
 from artifacts.paths import folder_named
-from artifacts.tables import GROUP_ROWS, schema_of, table_of
+from artifacts.schema import values_of
+from artifacts.tables import GROUP_ROWS, table_of
 from flows.console.display import Display
 from flows.options.vectors import (
     INDEX,
@@ -27,7 +28,7 @@ from flows.results.sift_marks import Sifted
 from flows.results.vectors import ARRAY, ROWS, VectorsWritten
 from flows.running import run
 from flows.running.label import label as run_label
-from flows.running.label import label_request
+from flows.running.label import requested_labels
 from flows.running.sift import sift as run_sift
 from flows.search.build import IndexWritten, fill_index
 from flows.search.query import Hit, search_index
@@ -118,7 +119,7 @@ class Hits(list[Hit]):
             "copies": "count",
             "copy_paths": "texts",
         }
-        return table_of((hit.to_json() for hit in self), schema_of(kinds))
+        return table_of((hit.to_json() for hit in self), kinds)
 
 
 def embed(
@@ -143,11 +144,11 @@ def label(
     of texts, too. Raises PenstockError."""
     config = anchored(config_for(sources, options, LabelConfig, LabelRunOptions.__annotations__))
     check_start(config, LABEL, "label")
-    request = label_request(config)
+    requested_labels(config)  # what cannot be read is said now
     return Labels(
         config.out,
         display_for(progress),
-        partial(run_label, config, request),
+        partial(run_label, config),
         _labelled,
         _label_table,
     )
@@ -160,8 +161,7 @@ def index(
     what was added when it is done. Raises PenstockError."""
     config = config_for(sources, options, IndexConfig, VectorOptions.__annotations__)
     config.check_sources()
-    folder = folder_named(config.out, "out")
-    return fill_index(config, folder, display_for(progress))
+    return fill_index(config, display_for(progress))
 
 
 def sift(
@@ -191,10 +191,8 @@ def _labelled(result: LabelsWritten) -> Iterator[Labelled]:
 
 def _label_table(result: LabelsWritten) -> Any:
     """Return the lines of a run as a pyarrow table, with the names of the given labels."""
-    rows = [*_labelled(result)]
-    table = table_of(rows, label_schema())
-    given = table_of(({"given": row.given} for row in rows), schema_of({"given": "texts"}))
-    return table.add_column(table.column_names.index("labels"), "given", given["given"])
+    rows = ({**values_of(row), "given": row.given} for row in _labelled(result))
+    return table_of(rows, {**LABEL_KINDS, "given": "texts"})
 
 
 def _embedded(result: VectorsWritten) -> Iterator[Embedded]:

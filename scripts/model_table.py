@@ -17,7 +17,7 @@ from benchmarks._common import cells
 from flows.machine.budget import GPU_SHARE
 from flows.options.commands import DEFAULT_MODEL
 from flows.planning.plan_view import TABLE
-from stages.models.encoding import ALONE, BATCHES, FIXED
+from stages.models.encoding import BATCHES
 from stages.models.hub.checkpoint import NEAREST
 from stages.models.hub.quantized import READ, UNREAD
 from stages.models.hub.unsupported import UNSUPPORTED
@@ -272,7 +272,7 @@ def ways_of(variant: str) -> set[str]:
 
     from tests.support.tiny_families.in_slots import judged_in_passes
 
-    found = {ALONE, FIXED, BATCHES}
+    found = {"alone", "fixed", BATCHES}
     for dtype in (torch.float32, torch.bfloat16):
         with tempfile.TemporaryDirectory() as folder:
             try:

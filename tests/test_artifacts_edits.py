@@ -20,7 +20,6 @@ from artifacts.edits import (
     Edit,
     EditJournal,
     EditsInForce,
-    EditsOf,
     StoredEdits,
     key_of,
     read_edits,
@@ -163,7 +162,7 @@ def _fills(folder: Path) -> int:
 
 
 def test_readers_see_what_was_added(tmp_path: Path) -> None:
-    edits = EditsOf(tmp_path)
+    edits = EditsInForce(tmp_path, tmp_path / "store", anybody)
     assert edits().of("f", "", "p", "said") is UNTOUCHED
     run_with(tmp_path, deed("1", **{key_of("f", "", "p", "said"): "better"}))
     assert edits().of("f", "", "p", "said").caption == "better"

@@ -9,7 +9,7 @@ from artifacts.errors import UsageError
 from artifacts.files import refuse_foreign, replace_file, write_text
 from artifacts.names import LONGEST_NAME, SUFFIXES, file_stems
 from artifacts.paths import RealPaths, lies_in, user_cache, user_state
-from flows.options.export_config import ExportRequest
+from flows.options.export_config import ExportConfig
 from flows.results import export_result
 from flows.results.export_result import move_into_place, refuse_foreign_folder
 from stages.export.parity import PARITY
@@ -109,7 +109,7 @@ def test_an_export_refuses_a_folder_with_files_of_somebody_else(tmp_path: Path, 
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_text("mine")
     with pytest.raises(UsageError, match="holds other files"):
-        refuse_foreign_folder(ExportRequest(kind="nf4", folder=tmp_path))
+        refuse_foreign_folder(ExportConfig(model="demo", to="nf4", out=str(tmp_path)))
     assert (tmp_path / name).read_text() == "mine"
 
 
@@ -117,7 +117,7 @@ def test_an_export_refuses_a_folder_with_files_of_somebody_else(tmp_path: Path, 
 def test_an_export_goes_on_in_a_folder_of_its_own(tmp_path: Path, name: str) -> None:
     (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / name).write_text("{}")
-    refuse_foreign_folder(ExportRequest(kind="nf4", folder=tmp_path))
+    refuse_foreign_folder(ExportConfig(model="demo", to="nf4", out=str(tmp_path)))
 
 
 def test_a_folder_that_is_new_or_empty_is_taken_and_a_file_is_not(tmp_path: Path) -> None:
@@ -130,7 +130,7 @@ def test_a_folder_that_is_new_or_empty_is_taken_and_a_file_is_not(tmp_path: Path
 
 @pytest.mark.parametrize("name", ["README.md", "onnx"])
 def test_a_checkpoint_is_never_put_over_what_lies_in_its_place(tmp_path: Path, name: str) -> None:
-    request = ExportRequest(kind="nf4", folder=tmp_path, accept=True)
+    request = ExportConfig(model="demo", to="nf4", out=str(tmp_path), accept=True)
     (request.work / "onnx").mkdir(parents=True)
     (request.work / "README.md").write_text("the checkpoint's")
     (request.work / PARITY).write_text('{"passed": true, "missed": [], "recipe": {}}')
@@ -145,7 +145,7 @@ def test_a_checkpoint_is_never_put_over_what_lies_in_its_place(tmp_path: Path, n
 def test_a_broken_move_goes_on_over_its_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    request = ExportRequest(kind="nf4", folder=tmp_path, accept=True)
+    request = ExportConfig(model="demo", to="nf4", out=str(tmp_path), accept=True)
 
     def write() -> None:
         request.work.mkdir(exist_ok=True)

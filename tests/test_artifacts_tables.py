@@ -32,7 +32,7 @@ from artifacts.errors import EnvironmentFault
 from artifacts.files import write_text
 from artifacts.index.shard import IndexRow
 from artifacts.index.writing import writing
-from artifacts.tables import COLUMNS, schema_of, write_csv, write_parquet
+from artifacts.tables import KINDS, write_csv, write_parquet
 from tests.support.browser import CHROMIUM
 from tests.support.commands import completed
 from tests.support.indexes import MAKER, drawn
@@ -81,7 +81,7 @@ def test_parquet_has_the_same_types_whatever_is_in_it(rows: list[Caption], tmp_p
     schema = parquet.read_table(empty).schema
     assert schema == full.schema
     assert {field.name: str(field.type) for field in schema} == {
-        **dict.fromkeys(COLUMNS, "string"),
+        **dict.fromkeys(KINDS, "string"),
         **dict.fromkeys(("start", "end"), "double"),
         "precision": "struct<vision: string, language: string>",
         "frames": "list<element: double>",
@@ -263,14 +263,14 @@ def test_a_file_that_fails_says_so_once(tmp_path: Path, monkeypatch: pytest.Monk
     rng = random.Random(0)
     texts = [rng.randbytes(500).hex() for _ in range(100)]
     captions = [{"caption": text} for text in texts]
-    schema = schema_of({"caption": "text"})
+    kinds = {"caption": "text"}
     given = [IndexRow(key=text, path=f"/{text}", media_path="a", digest="d") for text in texts]
     with writing(tmp_path / "index", MAKER) as writer, no_file_above(20_000):
         with pytest.raises(EnvironmentFault):
-            write_parquet(tmp_path / "t.parquet", captions, schema)
+            write_parquet(tmp_path / "t.parquet", captions, kinds)
         with pytest.raises(EnvironmentFault):
             writer.add([(given, drawn(len(given)))])
     gc.collect()
     assert line == []
-    write_parquet(tmp_path / "t.parquet", captions, schema)
+    write_parquet(tmp_path / "t.parquet", captions, kinds)
     assert pq.read_table(tmp_path / "t.parquet").column("caption").to_pylist() == texts

@@ -24,7 +24,7 @@ from flows.cli.main import main
 from flows.console.display import Display
 from flows.ledger.namespaces import variant_of
 from flows.options.commands import CaptionConfig
-from flows.options.export_config import ExportRequest
+from flows.options.export_config import ExportConfig
 from flows.pipelines import CAPTION
 from flows.planning.costs.decode import rungs
 from flows.planning.ladder import Rung
@@ -379,9 +379,9 @@ def test_what_is_wrong_with_an_adapter_is_said_before_the_model_is_looked_at(
     for name, match in (("empty", "has no adapter_config.json"), ("a\0b", "is not a valid path")):
         with pytest.raises(UsageError, match=match):
             path = str(tmp_path / name)
-            request = ExportRequest(kind="nf4", folder=tmp_path / "made", adapter=path)
+            request = ExportConfig(model="demo", to="nf4", out=str(tmp_path / "made"), adapter=path)
             export(config, request, Display(quiet=True))
     assert not (tmp_path / "made").exists()
     # What a store has is not of the model with its adapter.
     with pytest.raises(UsageError, match="without this adapter"):
-        ExportRequest(kind="nf4", folder=tmp_path, adapter="a", calibrated=True, stored=True)
+        ExportConfig(model="demo", to="nf4", out=str(tmp_path), adapter="a", calibrate_store="s")

@@ -109,7 +109,7 @@ def test_items_made_beside_the_stage_before_count_as_made() -> None:
     display.on_event("encode", Item())
     display.close()
     first, second = log.getvalue().splitlines()[-2:]
-    assert first == "encoding: 2 chunks to do, 1 already done"
+    assert first == "encoding: 2 chunks to do, 1 done meanwhile"
     assert second.startswith("encoding: 3 chunks in ")
 
 

@@ -186,15 +186,15 @@ def test_code_of_a_checkpoint_runs_only_if_the_worker_allows_it_and_outputs_are_
     for value in (None, "", "0", "true"):
         if value is not None:
             monkeypatch.setenv(REMOTE_CODE, value)
-        for out in (True, False):
+        for given in (trusting, RebuildConfig(sources=("a.mp4",), trust_remote_code=True)):
             with pytest.raises(UsageError, match=f"trust_remote_code.*{REMOTE_CODE}=1"):
-                confine(trusting, out=out)
+                confine(given)
 
 
 def test_without_the_variable_and_without_outputs_nothing_is_confined(
     config: CaptionConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    confine(replace(config, out="/etc"), out=False)
+    confine(RebuildConfig(sources=("a.mp4",)))
     beside = replace(config, beside=True, format=("txt",))
     with pytest.raises(UsageError, match="beside"):
         confine(beside)

@@ -51,7 +51,7 @@ def swept(*runs: FlowRun) -> dict[str, str]:
         now=SWEPT_AT,
         older_than=timedelta(seconds=60),
     )
-    return {verdict.run.name: verdict.why_not for verdict in found}
+    return {run.name: why_not for run, why_not in found}
 
 
 def test_runs_of_other_jobs_and_of_a_schedule_decide_nothing() -> None:

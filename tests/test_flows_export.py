@@ -21,7 +21,7 @@ from artifacts.errors import EnvironmentFault, PenstockError, UsageError
 from flows.cli.main import main
 from flows.console.display import Display
 from flows.options.commands import CaptionConfig
-from flows.options.export_config import ExportConfig, ExportRequest
+from flows.options.export_config import ExportConfig
 from flows.pipelines import EXPORTED_VECTORS
 from flows.results.export_result import Exported
 from flows.running.export import export
@@ -58,7 +58,8 @@ def config(store: Path, *sources: Path, model: str = "demo", **changes: Any) -> 
 
 
 def exported(folder: Path, kind: str, message: CaptionConfig, **changes: Any) -> Exported:
-    request = ExportRequest(kind=kind, folder=folder, **{"samples": SAMPLES, **changes})
+    changes = {"samples": SAMPLES, **changes}
+    request = ExportConfig(model="demo", to=kind, out=str(folder), **changes)
     return export(message, request, Display(quiet=True))
 
 
@@ -149,14 +150,15 @@ def test_weights_are_calibrated_on_media_and_on_what_the_store_has(
     plain = exported(tmp_path / "plain", "w4a16", config(store, clips))
     expected = (plain.out / "model.safetensors").read_bytes()
     for stored, message in ((False, config(store, clips)), (True, config(store))):
-        requests = {"calibrated": True, "stored": stored, "accept": True}
-        fitted = exported(tmp_path / f"fitted-{stored}", "w4a16", message, **requests)
+        given = {"calibrate_store": "given"} if stored else {"calibrate": ("given",)}
+        folder = tmp_path / f"fitted-{stored}"
+        fitted = exported(folder, "w4a16", message, accept=True, **given)
         assert fitted.parity["recipe"]["calibrated"] and not plain.parity["recipe"]["calibrated"]
         found = (fitted.out / "model.safetensors").read_bytes()
         assert found != expected and len(found) == len(expected)
     with pytest.raises(UsageError, match="none is left for the evaluation"):
         one = config(store, next(clips.glob("*.mp4")))
-        exported(tmp_path / "few", "w4a16", one, calibrated=True)
+        exported(tmp_path / "few", "w4a16", one, calibrate=("given",))
     with pytest.raises(UsageError, match="compressed-tensors"):
         message = config(store, clips, model=str(plain.out), out=str(tmp_path / "out"))
         caption(message, Display(quiet=True))
@@ -176,7 +178,9 @@ def test_the_vision_half_of_a_dual_encoder_is_judged_by_its_vectors(
 def test_what_cannot_be_judged_is_said_before_anything_is_written(tmp_path: Path) -> None:
     empty = config(tmp_path / "store")
     with pytest.raises(UsageError, match="no captions of demo in"):
-        request = ExportRequest(kind="nf4", folder=tmp_path / "made", calibrated=True, stored=True)
+        request = ExportConfig(
+            model="demo", to="nf4", out=str(tmp_path / "made"), calibrate_store="given"
+        )
         export(empty, request, Display(quiet=True), lambda listen: InsideLauncher(listen=listen))
     assert not list(tmp_path.rglob("*.safetensors"))
     for changes in ({"to": "awq"}, {"half": "left"}, {"group": 48}, {"samples": 1}):
@@ -279,8 +283,8 @@ def test_the_demo_model_captions_by_its_graphs(kind: str, many_clips: Path, tmp_
 
 
 def test_what_no_graph_can_be_of_is_refused(tmp_path: Path) -> None:
-    def request(half: str = "", **more: bool) -> ExportRequest:
-        return ExportRequest(kind="onnx", folder=tmp_path, half=half, **more)  # type: ignore[arg-type]
+    def request(half: str = "", **more: Any) -> ExportConfig:
+        return ExportConfig(model="demo", to="onnx", out=str(tmp_path), half=half, **more)
 
     with pytest.raises(UsageError, match="--half language --to onnx is not supported"):
         request("language")
@@ -289,7 +293,7 @@ def test_what_no_graph_can_be_of_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="cannot be split"):
         request().parts("joint")
     with pytest.raises(UsageError, match="needs media"):
-        request(stored=True).parts("replay")
+        request(calibrate_store="s").parts("replay")
     assert request().parts("dual") == ("vision", "language") and request().parts("splice") == (
         "vision",
     )

@@ -19,7 +19,7 @@ from flows.checkpoint.gguf import gguf_for, gguf_note
 from flows.console.display import Display
 from flows.machine.launch import DirectLauncher
 from flows.options.commands import CaptionConfig
-from flows.options.export_config import ExportRequest
+from flows.options.export_config import ExportConfig
 from flows.pipelines import EXPORTS, GRAPHS, TUNE, Pipeline
 from flows.running.export import export
 from flows.running.run import caption
@@ -126,7 +126,7 @@ def model(tmp_path_factory: pytest.TempPathFactory, clips: Path) -> Path:
     """The demo model with its language half in 8 bits."""
     folder = tmp_path_factory.mktemp("exported")
     message = CaptionConfig(sources=(str(clips),), model="demo", store=str(folder / "store"))
-    request = ExportRequest(kind="gguf-q8_0", folder=folder / "model", samples=16)
+    request = ExportConfig(model="demo", to="gguf-q8_0", out=str(folder / "model"), samples=16)
     assert export(message, request, Display(quiet=True)).accepted
     return folder / "model"
 
@@ -231,8 +231,8 @@ class TestDecoding:
         message = CaptionConfig(
             sources=media, model=str(original), store=str(tmp_path / "store"), max_new_tokens=12
         )
-        request = ExportRequest(
-            kind="gguf-f32", folder=tmp_path / "model", samples=4, accept=True
+        request = ExportConfig(
+            model="demo", to="gguf-f32", out=str(tmp_path / "model"), samples=4, accept=True
         )  # of fewer frames than it takes to pass
         made = export(message, request, Display(quiet=True))
         assert made.parity["text"]["token_agreement"] == 1.0

@@ -153,7 +153,7 @@ def test_outcomes_are_summed_or_the_largest() -> None:
             tokens=5,
             seconds=4.0,
             peak_device_bytes=7,
-            notes={"ways": {"alone": 3}},
+            notes={"loaded_bytes": 3},
         ),
         "cuda:1": StageOutcome(
             name="encode",
@@ -161,12 +161,12 @@ def test_outcomes_are_summed_or_the_largest() -> None:
             tokens=1,
             seconds=6.0,
             peak_device_bytes=5,
-            notes={"ways": {"alone": 2}},
+            notes={WAITS_FOR_DEVICE: "process 5"},
         ),
     }
     whole = joined(parts)
     assert (whole.items, whole.tokens, whole.seconds, whole.peak_device_bytes) == (5, 6, 6.0, 7)
-    assert whole.notes == {"ways": {"alone": 5}} and whole.devices == parts
+    assert whole.notes == {"loaded_bytes": 3} and whole.devices == parts
 
 
 class Starts:

@@ -92,20 +92,20 @@ def test_nothing_is_left_of_a_job_that_was_run(config: CaptionConfig) -> None:
     job, found = job_of(config)
     (left,) = remaining_work(job, found)
     assert (left.pixels, left.left) == (0, {"encode": 0, "decode": 0})
-    assert set(stage_seconds(job, RUNGS, found, machine()).values()) == {0}
+    assert set(stage_seconds(job, RUNGS, found, machine(), 10).values()) == {0}
 
 
 def test_seconds_are_those_of_starting_loading_and_computing(
     config: CaptionConfig, in_batches: None
 ) -> None:
     job, found = job_of(config)
-    message = stage_seconds(job, RUNGS, found, machine(prepare=1e18, disk_write=1e18))
+    message = stage_seconds(job, RUNGS, found, machine(prepare=1e18, disk_write=1e18), 10)
     # 7.1 of starting, 1 of reading the weights; of two batches 1e9 / (2 x 512) x 128 ns each.
     assert message["encode"] == pytest.approx(7.1 + 1 + 2 * 0.125, rel=1e-3)
     # Steps of two rows: 4e9 / (2 x 2) parameters of 8/7 ns each, 10 of them a batch.
     reading = message["decode"]
     assert reading is not None
-    shorter = stage_seconds(job, RUNGS, found, machine(), new_tokens=0)["decode"]
+    shorter = stage_seconds(job, RUNGS, found, machine(), 0)["decode"]
     assert shorter is not None
     assert reading - shorter == pytest.approx(2 * 10 * 1e9 * 8 / 7 * 1e-9, rel=1e-3)
 

@@ -158,7 +158,7 @@ def test_an_edit_of_the_text_with_reasoning_still_counts(config: CaptionConfig) 
     journal = EditJournal(Path(config.out), f"{config.store}")
     key = key_of(row["features"], "", row["prompt"], WORDS["cut"])
     of = {"key": key, "media_path": row["media_path"], "start": row["start"], "said": WORDS["cut"]}
-    changes = changes_of([of], {key: Edit(caption="A cat.")})
+    changes = changes_of([of], {key: Edit(caption="A cat.")}, {})
     deed = {"id": "1", "time": "2026-01-01T00:00:00+00:00", "does": "edit", "changes": changes}
     journal.add(deed)
     journal.close()

@@ -137,6 +137,28 @@ def test_they_hold_for_words_whatever_stands_before_them(config: CaptionConfig) 
     assert of_long(config)[0]["caption"] == "better"
 
 
+def test_media_rejected_in_another_folder_are_named(config: CaptionConfig, tmp_path: Path) -> None:
+    run(config, format=("kohya",))
+    first = of_long(config)[0]
+    review(config, (LONG, first["start"], None, "rejected"), ("photo.PNG", 0.0, None, "rejected"))
+    run(config, format=("kohya",))
+    expected = (
+        "2 media are in the data sets that you rejected in another folder, under another prompt, "
+        "model or sampling. Reject them in the review of this folder too"
+    )
+    other = {"prompt": "Another?", "out": str(tmp_path / "other")}
+    assert expected in run(config, **other).warnings
+    elsewhere = replace(config, **other)
+    captions = ReviewedCaptions(Path(elsewhere.out))
+    assert captions.unused() == expected, "the page says the same"
+    captions.close()
+    review(elsewhere, ("photo.PNG", 0.0, None, "rejected"))
+    assert expected.replace("2 media are", "1 medium is") in run(config, **other).warnings
+    review(elsewhere, (LONG, first["start"], None, "rejected"))
+    review(config, (LONG, first["start"], None, ""), ("photo.PNG", 0.0, None, ""))
+    assert not any("another folder" in note for note in run(config, **other).warnings)
+
+
 class Steady(Saying):
     """Says the same of every chunk, in whatever batch it is."""
 

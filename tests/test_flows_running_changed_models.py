@@ -26,12 +26,11 @@ from benchmarks._clip import save_clip
 from benchmarks._words import hf
 from flows.cli.main import main
 from flows.console.display import Display
-from flows.media.labels import label_set
 from flows.options.commands import CaptionConfig
-from flows.options.export_config import ExportRequest
-from flows.options.vectors import SearchQuery
+from flows.options.export_config import ExportConfig
+from flows.options.vectors import LabelConfig, SearchQuery
 from flows.running.export import export
-from flows.running.label import LabelRequest, label
+from flows.running.label import label
 from flows.running.run import embed
 from flows.serving.refusals import HttpRefusal
 from flows.serving.searching import ServedIndex
@@ -218,20 +217,21 @@ def test_vectors_and_labels_are_of_the_model_that_is_there(tmp_path: Path, stage
     (tmp_path / "pictures").mkdir()
     (tmp_path / "pictures" / "one.jpg").write_bytes(a_picture())
     (tmp_path / "labels.txt").write_text("a red square\na blue circle\n")
-    request = LabelRequest(labels=label_set(str(tmp_path / "labels.txt"), ""), threshold=-1.0)
 
-    def made(config: CaptionConfig, disturbed: Disturbed) -> tuple[str, bytes]:
+    def made(config: LabelConfig, disturbed: Disturbed) -> tuple[str, bytes]:
         heard = StringIO()
         if stage == "embed":
             embed(config, Display(to=heard), disturbed.heard)
         else:
-            label(config, request, Display(to=heard), disturbed.heard)
+            label(config, Display(to=heard), disturbed.heard)
         name = "embeddings.npy" if stage == "embed" else "labels.jsonl"
         return heard.getvalue(), (Path(config.out) / name).read_bytes()
 
-    config = CaptionConfig(
+    config = LabelConfig(
         sources=(str(tmp_path / "pictures"),),
         model=str(dual.folder),
+        labels=str(tmp_path / "labels.txt"),
+        threshold=-1.0,
         out=str(tmp_path / "out"),
         store=str(tmp_path / "store"),
     )
@@ -250,12 +250,14 @@ def test_an_export_is_of_the_model_that_is_there(
     config = CaptionConfig(
         sources=(str(place.clips),), model=str(models.folder), store=str(place.store)
     )
-    request = ExportRequest(kind="nf4", folder=tmp_path / "made", samples=2, accept=True)
+    request = ExportConfig(
+        model="demo", to="nf4", out=str(tmp_path / "made"), samples=2, accept=True
+    )
     heard = StringIO()
     disturbed = Disturbed(happens={stage: [lambda: models.rename_in(models.second)]})
     export(config, request, Display(to=heard), disturbed.heard)
     assert heard.getvalue().count(AGAIN) == 1
-    apart = replace(request, folder=tmp_path / "apart")
+    apart = replace(request, out=str(tmp_path / "apart"))
     export(config, apart, Display(quiet=True), Disturbed().heard)
     for name in (WEIGHTS, "config.json"):
         assert (request.folder / name).read_bytes() == (apart.folder / name).read_bytes()

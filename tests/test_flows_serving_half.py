@@ -286,14 +286,14 @@ def test_an_event_that_cannot_be_handled_keeps_no_request_waiting(tmp_path: Path
 
     async def go() -> list[str]:
         half = half_of(tmp_path, lambda listen: CrowdedHalf(listen=listen, batches=batches))
-        answer, failures = half._requests.answer, [OSError("odd"), RuntimeError("odder")]
+        answer, failures = half._answer, [OSError("odd"), RuntimeError("odder")]
 
         def failing(found: Any) -> None:
             if failures:
                 raise failures.pop()
             answer(found)
 
-        half._requests.answer = failing  # type: ignore[method-assign]
+        half._answer = failing  # type: ignore[method-assign]
         running = asyncio.create_task(half.run())
         works = [asyncio.wait_for(half.submit(key, Work(key), 1), 5) for key in "abc"]
         found = await asyncio.gather(*works, return_exceptions=True)

@@ -18,12 +18,13 @@ from PIL import Image
 
 from artifacts.edits import CORRECTIONS, EDITS, UNTOUCHED
 from artifacts.errors import EnvironmentFault, UsageError
+from artifacts.schema import values_of
 from artifacts.signing import is_by_member
 from flows.cli.main import main
 from flows.options.commands import CaptionConfig
 from flows.results.marker import MARKER, own_marker
 from flows.results.run_read import load_record
-from flows.reviewing.captions import EditRefused, edit_json
+from flows.reviewing.captions import EditRefused
 from flows.studio.runs import QueuedRun, run_id
 from flows.studio.session import Studio
 from tests.support.saying import run
@@ -253,7 +254,7 @@ def apply(studio: Studio, text: str) -> str:
     """Edit the first caption; returns why that is refused."""
     captions = studio.of(run_id(studio.out))
     key = next(iter(captions.reviewed.rows))
-    was = edit_json(captions.reviewed.edits().get(key, UNTOUCHED))
+    was = values_of(captions.reviewed.edits().get(key, UNTOUCHED))
     change = {"of": key, "caption": text, "review": "", "was": was}
     try:
         captions.apply({"id": text, "does": "correct", "changes": [change]})

@@ -372,6 +372,11 @@ def test_captions_leave_out_what_does_not_meet_sift(
         main(["plan", *words[1:-1], "--json", "--sift", condition])
         plan = json.loads(capsys.readouterr().out)
         assert (plan["files"], plan["notes"][0]) == (files, note)
+    record = json.loads((out / "sift" / "run.json").read_text())
+    (out / "sift" / "run.json").write_text(json.dumps(record | {"state": "running"}))
+    main(["plan", *words[1:-1], "--json", "--sift", "black = 0"])
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["files"] == 3 and plan["notes"][0].endswith("(--sift): it is running")
 
 
 def test_what_cannot_be_marked_is_named_once_and_not_captioned(

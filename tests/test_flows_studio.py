@@ -486,6 +486,13 @@ def test_the_commands_of_a_search_are_those_of_the_command_line(
     build, search = (parse(shlex.split(line)[1:]) for line in search_lines(run))
     assert build.sources == [str(tmp_path / "media/inner")] and build.recursive
     assert (build.model, build.out) == ("demo", search.index) == ("demo", f"{tmp_path}/out/index")
+    words = words_of(
+        given(tmp_path, sources=[str(tmp_path / "media/inner")], sift="blurred = 0", **asked), roots
+    )
+    run = QueuedRun(kind="caption", out=str(tmp_path / "out"), words=words, folder="/")
+    assert parse(shlex.split(search_lines(run)[0])[1:]).sources == [
+        f"{tmp_path}/out/sift/kept.jsonl"
+    ]
     run.words = ["caption", "--model=a/b", "x"]
     assert search_lines(run) == []
 

@@ -14,7 +14,7 @@ from flows.checkpoint.models import Model, digests_in, open_model
 from flows.console.display import Display
 from flows.machine.launch import StageCall
 from flows.options.commands import CaptionConfig
-from flows.options.export_config import ExportRequest
+from flows.options.export_config import ExportConfig
 from flows.pipelines import CAPTION, LABEL, TUNE, Pipeline
 from flows.running.export import export
 from flows.running.run import caption
@@ -143,7 +143,7 @@ def test_a_published_file_captions_as_an_export_does(tmp_path: Path) -> None:
         sources=(str(tmp_path / "clips"),), model="demo", store=str(tmp_path / "store")
     )
     kind, model = "gguf-f32", tmp_path / "export"
-    request = ExportRequest(kind=kind, folder=model, samples=6)
+    request = ExportConfig(model="demo", to=kind, out=str(model), samples=6)
     assert export(message, request, Display(quiet=True)).accepted
     own = model / FILE
     file = published(own, tmp_path / "published.gguf", tokens=tokens_of(CHECKPOINT, own))

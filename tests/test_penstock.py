@@ -39,7 +39,7 @@ from flows.options.vectors import EmbedConfig, IndexConfig, LabelConfig, SearchP
 from flows.results.run_record import words_of
 from flows.results.trust import command_in
 from flows.serving.config import ServeConfig
-from penstock.arguments import anchored, config_for, config_of
+from penstock.arguments import anchored, config_for, config_with
 from penstock.background import StoppableLauncher
 from penstock.keywords import CaptionOptions
 from tests.support.adapters import matrices, write_adapter
@@ -583,7 +583,7 @@ def test_defaults_of_functions_are_those_of_commands(command: str) -> None:
     given = parse(command.split())
     for kind in kinds:
         names = {name: options[name] for name in options if name in kind.__dataclass_fields__}
-        assert config_of(kind, names) == config_from(given, kind)
+        assert config_with(kind, names, names) == config_from(given, kind)
 
 
 def test_the_commands_are_shown_and_documented() -> None:
@@ -639,7 +639,8 @@ def test_two_runs_at_once_work_and_one_folder_has_one_run(here: Path) -> None:
 
 
 def test_numbers_of_numpy_are_those_of_python() -> None:
-    config = config_of(CaptionConfig, {"frames": np.int64(4), "fps": None}, sources=("x",))
+    given = {"frames": np.int64(4), "fps": None}
+    config = config_with(CaptionConfig, given, given, sources=("x",))
     assert type(config.frames) is int and config.frames == 4
 
 
@@ -651,7 +652,7 @@ def test_errors_reach_other_processes() -> None:
 
 
 def test_folders_are_those_of_the_call(here: Path) -> None:
-    config = anchored(config_of(CaptionConfig, {"out": "o"}, sources=("x",)))
+    config = anchored(config_with(CaptionConfig, {"out": "o"}, ["out"], sources=("x",)))
     assert config.out == str(here / "o") and config.store == ""
 
 

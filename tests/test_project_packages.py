@@ -29,6 +29,7 @@ BROUGHT = {
     "jinja2": "torch",
     "onnx_ir": "onnxscript",
     "packaging": "transformers",
+    "pydantic_core": "pydantic",
     "pydantic_settings": "prefect",
     "tokenizers": "transformers",
     "uvloop": "uvloop",

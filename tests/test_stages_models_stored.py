@@ -1,11 +1,13 @@
 """Layers that other programs quantized: what is read is what their programs read, packed layers
 compute what unpacked ones do, and damaged files are refused in one line."""
 
+import importlib
 import json
 import random
 import shutil
+import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,15 @@ from stages.models import describe, load_half
 from stages.models.hub.headers import Header
 from stages.models.hub.quantized import refuse_unread
 from stages.models.shards.layout import DTYPE_NAMES
-from stages.models.stored.codes import BESIDE, Codes, PackedLinear, _decoded, codes_of, unpack
+from stages.models.stored.codes import (
+    BESIDE,
+    Codes,
+    PackedLinear,
+    _decoded,
+    codes_of,
+    unpack,
+    write_by_kernel,
+)
 from stages.models.stored.layouts import Settings, StoredLayer, layers_by_headers, recognize
 from tests.support.attacks import seeded
 from tests.support.card_tensors import card, on_card
@@ -27,6 +37,16 @@ from tests.support.families import checkpoint, made_once
 from tests.support.quantized import LAYOUTS, twin_of, write_quantized
 
 slow = pytest.mark.slow
+KERNEL = "stages.models.stored.kernel"
+TRITON = {
+    torch.uint8: "*u8",
+    torch.int8: "*i8",
+    torch.int32: "*i32",
+    torch.float16: "*fp16",
+    torch.bfloat16: "*bf16",
+    torch.float32: "*fp32",
+}
+"""Triton's types of pointers."""
 SHAPES = ((64, 96), (24, 64), (16, 32))
 IDS = torch.randint(10, 250, (2, 24), generator=torch.Generator().manual_seed(0))
 
@@ -216,6 +236,104 @@ def test_a_card_unpacks_the_same_numbers(name: str, dtype: torch.dtype) -> None:
             unpack(layer, Codes(*on_card(tuple(held))), stated, dtype)
             assert seen.waits == before, "a step would wait for the card"
         assert torch.equal(found.held, expected)
+
+
+@pytest.fixture
+def kernel(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """The kernel, computed by Triton's interpreter."""
+    pytest.importorskip("triton")
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.delitem(sys.modules, KERNEL, raising=False)
+    yield importlib.import_module(KERNEL)
+    del sys.modules[KERNEL]
+
+
+@pytest.mark.parametrize("name", [name for name, layout in LAYOUTS.items() if layout.packs])
+@pytest.mark.parametrize(("rows", "columns"), [*SHAPES, (8, 4800)])
+def test_the_kernel_computes_the_same_numbers(
+    kernel: Any, name: str, rows: int, columns: int
+) -> None:
+    layout = LAYOUTS[name]
+    tensors, meant = layout.quantize(noise(rows, columns))
+    layer = layer_of(tensors, rows, columns, layout.settings)
+    found = torch.empty(rows, columns, dtype=torch.float16)
+    write_by_kernel(layer, codes_of(layer, tensors), found)
+    assert torch.equal(found, meant.half())
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", [name for name, layout in LAYOUTS.items() if layout.packs])
+def test_a_gpu_writes_the_same_bits_by_the_kernel(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agrees = dict[Any, bool]()
+    monkeypatch.setattr("stages.models.stored.codes.AGREES", agrees)
+    tensors, meant = LAYOUTS[name].quantize(noise(96, 4800))
+    layer = layer_of(tensors, 96, 4800, LAYOUTS[name].settings)
+    on_gpu = {local: part.cuda() for local, part in tensors.items()}
+    assert torch.equal(read(on_gpu, layer, torch.bfloat16).cpu(), meant.bfloat16())
+    assert [*agrees.values()] == [True]
+
+
+def every_code() -> Iterator[tuple[StoredLayer, dict[str, torch.Tensor]]]:
+    """Layers of every code of FP8 and of FP4, with scales of 1."""
+    every = torch.arange(256, dtype=torch.uint8)
+    weight = every.view(4, 64).view(torch.float8_e4m3fn)
+    eight = {"weight": weight, "weight_scale": torch.ones(4, 1)}
+    yield layer_of(eight, 4, 64, {}), eight
+    exponents = torch.full((16, 1), 127, dtype=torch.uint8)
+    four = {"weight_packed": every.view(16, 16), "weight_scale": exponents}
+    yield layer_of(four, 16, 32, {}), four
+
+
+def test_the_kernel_reads_every_code_of_eight_and_four_bit_floats(kernel: Any) -> None:
+    for layer, tensors in every_code():
+        found = torch.empty(layer.rows, layer.columns, dtype=torch.float16)
+        write_by_kernel(layer, codes_of(layer, tensors), found)
+        expected = read(tensors, layer, torch.float16)
+        torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
+        assert torch.equal(found.signbit() | found.isnan(), expected.signbit() | found.isnan())
+
+
+@slow
+@pytest.mark.parametrize("capability", [75, 80, 89, 90, 120])
+@pytest.mark.parametrize("name", ["awq", "gptq-unsorted", "w8a16", "fp8-block", "nvfp4"])
+def test_the_kernel_compiles_for_cards(
+    name: str, capability: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    triton = pytest.importorskip("triton")
+    compiler = importlib.import_module("triton.backends.compiler")
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    kernel = importlib.import_module(KERNEL)
+    tensors, _ = LAYOUTS[name].quantize(noise(64, 96))
+    layer = layer_of(tensors, 64, 96, LAYOUTS[name].settings)
+    held = codes_of(layer, tensors)
+    function, types = kernel._write_weight, dict[str, str]()
+    constants, options = dict[str, Any](), dict[str, Any]()
+
+    class Launched:
+        def __getitem__(self, _grid: Any) -> Callable[..., None]:
+            return self.launch
+
+        def launch(self, *given: Any, **fixed: Any) -> None:
+            named = dict(zip(function.arg_names, given, strict=False)) | fixed
+            for each, value in named.items():
+                if each not in function.arg_names:
+                    options[each] = value
+                elif value is None or each in fixed:
+                    types[each], constants[each] = "constexpr", value
+                else:
+                    types[each] = TRITON[value.dtype] if hasattr(value, "dtype") else "i32"
+
+    monkeypatch.setattr(kernel, "_write_weight", Launched())
+    write_by_kernel(layer, held, torch.empty(64, 96, dtype=torch.bfloat16))
+    source = triton.compiler.ASTSource(function, types, constants)
+    made = triton.compile(
+        source, target=compiler.GPUTarget("cuda", capability, 32), options=options
+    )
+    assert len(made.asm["cubin"]) > 1000
+    if capability >= 80:
+        assert "cvt.rn.bf16" in made.asm["ptx"], "a weight is rounded to the nearest"
 
 
 def logits(half: Any) -> torch.Tensor:
@@ -451,25 +569,19 @@ def test_the_codes_of_awq_are_read_in_pieces() -> None:
 
 
 def test_every_code_of_eight_and_four_bit_floats_is_read() -> None:
-    every = torch.arange(256, dtype=torch.uint8)
-    tensors = {
-        "weight": every.view(4, 64).view(torch.float8_e4m3fn),
-        "weight_scale": torch.ones(4, 1),
-    }
-    layer = layer_of(tensors, 4, 64, {})
-    for code, number in enumerate(read(tensors, layer, torch.float32).flatten().tolist()):
+    eight, four = (
+        read(tensors, layer, torch.float32).flatten().tolist() for layer, tensors in every_code()
+    )
+    for code, number in enumerate(eight):
         exponent, part = code >> 3 & 15, code & 7
         size = (part + 8 * (exponent > 0)) * 2.0 ** (max(exponent, 1) - 10)
         if code & 127 == 127:
             assert number != number, code
         else:
             assert number == (-size if code > 127 else size), code
-    exponents = torch.full((16, 1), 127, dtype=torch.uint8)
-    tensors = {"weight_packed": every.view(16, 16), "weight_scale": exponents}
-    found = read(tensors, layer_of(tensors, 16, 32, {}), torch.float32).flatten().tolist()
     sizes = (0, 0.5, 1, 1.5, 2, 3, 4, 6)
     numbers = [*sizes, *(-n for n in sizes)]
-    assert found == [numbers[half] for code in range(256) for half in (code & 15, code >> 4)]
+    assert four == [numbers[half] for code in range(256) for half in (code & 15, code >> 4)]
 
 
 def test_a_narrow_layer_is_unpacked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from artifacts.json_shapes import read_record
 from artifacts.keys import digest_of, hash_file
 from artifacts.paths import sync_folder
 from artifacts.regular_files import open_regular
-from artifacts.store import fault_of, read_fault
+from artifacts.store import disk_faults, read_fault
 
 FORMAT = 2
 BOOK = "index.json"
@@ -51,11 +51,6 @@ class Maker:
     """Numbers of a vector."""
     text_half: str
     """Digest of the half that reads texts, with its tokenizer."""
-
-    def makes_as(self, other: "Maker") -> bool:
-        """Return whether vectors of both can stand in one index. A name may be another's."""
-        mine, theirs = ((m.recipe, m.precision, m.width) for m in (self, other))
-        return mine == theirs and self.has_halves_of(other)
 
     def has_halves_of(self, other: "Maker") -> bool:
         """Return whether both halves are the same."""
@@ -157,13 +152,11 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Make a generation the one that readers see, once its files are on the disk. Raises
     EnvironmentFault."""
     value = asdict(manifest)
-    try:
+    with disk_faults(folder):
         sync_folder(folder)  # names of files before the manifest that names them
         read_back = json.loads(json.dumps(value))
         write_json(folder / BOOK, {"format": FORMAT, **value, "digest": digest_of(read_back)})
         sync_folder(folder)
-    except OSError as error:
-        raise fault_of(error, folder) from error
 
 
 def has_manifest(folder: Path) -> bool:

@@ -12,14 +12,12 @@ one core in this layout, and 40 ms row by row.
 A scan keeps the smallest of many numbers that arrive in blocks, in a stable order.
 """
 
-import contextlib
 import json
 import math
 import os
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -90,34 +88,6 @@ def medium_of(path: str) -> int:
 
 def _number(value: Any) -> int:
     return int.from_bytes(blake2b(json.dumps(value).encode(), digest_size=8).digest(), "little")
-
-
-class RowsFile:
-    """Writes the rows of one shard."""
-
-    def __init__(self, path: Path, stack: ExitStack) -> None:
-        """Open a file, which `stack` closes."""
-        file = stack.enter_context(whole_file(path))
-        self._waiting: list[IndexRow] = []
-        self._writer = stack.enter_context(parquet_writer(file, _schema(), compression="zstd"))
-
-    def add(self, rows: Sequence[IndexRow]) -> None:
-        """Write these rows, or keep them until a group is full."""
-        self._waiting += rows
-        while len(self._waiting) >= GROUP_ROWS:
-            self._write(GROUP_ROWS)
-
-    def flush(self) -> None:
-        """Write what waits."""
-        if self._waiting:
-            self._write(len(self._waiting))
-
-    def _write(self, count: int) -> None:
-        import pyarrow as pa
-
-        values = [_values(row) for row in self._waiting[:count]]
-        del self._waiting[:count]
-        self._writer.write_table(pa.Table.from_pylist(values, _schema()))
 
 
 def open_rows(file: IO[bytes] | Path) -> Any:
@@ -402,16 +372,30 @@ def write_shard(
 ) -> tuple[IndexShard, Vectors]:
     """Write the files of one shard. Returns it with the mean that its bits are taken from, which is
     its own where none is given. Raises EnvironmentFault, and then none of its files counts."""
+    import pyarrow as pa
+
     names = {sort: folder / file_name(sort, number) for sort in SHARD_FILES}
     identities: list[Identities] = []
-    with contextlib.ExitStack() as stack:
-        vectors = stack.enter_context(whole_file(names["embeddings"]))
-        rows = RowsFile(names["rows"], stack)
+    waiting: list[IndexRow] = []
+    with (
+        whole_file(names["embeddings"]) as vectors,
+        whole_file(names["rows"]) as rows,
+        parquet_writer(rows, _schema(), compression="zstd") as parquet,
+    ):
+
+        def write_group() -> None:
+            values = [_values(row) for row in waiting[:GROUP_ROWS]]
+            del waiting[:GROUP_ROWS]
+            parquet.write_table(pa.Table.from_pylist(values, _schema()))
+
         for batch in batches:
             vectors.write(np.ascontiguousarray(batch.vectors, "<f2").data)
-            rows.add(batch.rows)
             identities.append(batch.identities)
-        rows.flush()
+            waiting += batch.rows
+            while len(waiting) >= GROUP_ROWS:
+                write_group()
+        if waiting:
+            write_group()
     with whole_file(names["identities"]) as file:
         file.write(np.concatenate(identities, axis=1).astype("<u8").tobytes())
     count = sum(found.shape[1] for found in identities)
@@ -442,11 +426,6 @@ def mean_of(parts: Iterable[StoredRows]) -> Vectors:
             total = total + block.sum(axis=0, dtype=np.float64)
             count += len(block)
     return np.asarray(total / max(count, 1), np.float32)
-
-
-def with_bits(shard: IndexShard, bits: IndexFile) -> IndexShard:
-    """Return a shard whose bits lie in another file."""
-    return replace(shard, files={**shard.files, "bits": bits})
 
 
 def open_shard(folder: Path, shard: IndexShard, start: int, width: int, *, bits: bool) -> OpenShard:

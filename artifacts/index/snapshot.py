@@ -154,7 +154,14 @@ def open_snapshot(folder: Path, *, bits: bool = True) -> Snapshot:
     folder = Path(os.path.realpath(folder))  # a link may be led to another index meanwhile
     manifest = read_manifest(folder)
     for _ in range(TRIES):
-        opened, fault = _attempt(folder, manifest, bits)
+        opened: Snapshot | None = None
+        fault: EnvironmentFault | None = None
+        try:
+            opened = _opened(folder, manifest, bits)
+        except FileNotFoundError as error:
+            fault = damaged_file(Path(error.filename or folder), "is gone")
+        except EnvironmentFault as error:
+            fault = error
         newer = read_manifest(folder)
         # An index that is built anew has files of the same names: they may be of the new one.
         if opened is not None and {*manifest.files()} <= {*newer.files()}:
@@ -165,18 +172,6 @@ def open_snapshot(folder: Path, *, bits: bool = True) -> Snapshot:
     raise EnvironmentFault(
         f"{folder} was written anew each time it was opened", hint="Run the same command again"
     )
-
-
-def _attempt(
-    folder: Path, manifest: Manifest, bits: bool
-) -> tuple[Snapshot | None, EnvironmentFault | None]:
-    """Return a generation, or the fault for which it cannot be opened."""
-    try:
-        return _opened(folder, manifest, bits), None
-    except FileNotFoundError as error:
-        return None, damaged_file(Path(error.filename or folder), "is gone")
-    except EnvironmentFault as fault:
-        return None, fault
 
 
 def _opened(folder: Path, manifest: Manifest, bits: bool) -> Snapshot:

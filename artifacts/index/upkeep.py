@@ -42,7 +42,6 @@ from artifacts.index.shard import (
     Positions,
     mean_of,
     open_rows,
-    with_bits,
     write_bits,
 )
 from artifacts.index.snapshot import Kept, Snapshot, open_snapshot
@@ -141,7 +140,8 @@ def measure(writer: IndexWriter) -> Manifest:
     shards: list[IndexShard] = []
     for shard, opened in zip(writer.manifest.shards, snapshot.shards, strict=True):
         path = writer.folder / file_name("bits", writer.next_number())
-        shards.append(with_bits(shard, write_bits(path, opened.vectors, centre)))
+        bits = write_bits(path, opened.vectors, centre)
+        shards.append(replace(shard, files={**shard.files, "bits": bits}))
     means = {**writer.manifest.means, "pictures": tuple(centre.tolist())}
     # Until it is known how well these bits find, searches are exact.
     unmeasured = replace(writer.manifest, measured={}, measured_rows=0)
@@ -162,7 +162,11 @@ def recall_of(
     kept = searcher.distinct(searcher.snapshot.live())
     if int(kept.sum()) < FEW_ROWS:
         return EXACT
-    limits = list(_exact_limits(searcher, queries, np.flatnonzero(kept)))
+    limits = [  # the score of the last of the nearest rows of each query
+        float(np.partition(scores[kept], -NEAREST)[-NEAREST])
+        for start in range(0, len(queries), TOGETHER)
+        for scores in searcher.scan(queries[start : start + TOGETHER])
+    ]
     best = replace(EXACT, queries=len(queries), recall=0.0)
     for candidates in WIDTHS:
         for centre in dict.fromkeys((sort, "pictures")):
@@ -183,15 +187,6 @@ def _share(searcher: Searcher, query: Query, method: SearchMethod, limit: float)
     between equals there is no order."""
     found = searcher.find(query, NEAREST, method, parts=True)
     return float(np.mean(found.scores >= limit - 1e-6))
-
-
-def _exact_limits(
-    searcher: Searcher, queries: Sequence[NDArray[np.float32]], kept: NDArray[np.int64]
-) -> Iterator[float]:
-    """Yield the score of the last of the nearest rows of each query."""
-    for start in range(0, len(queries), TOGETHER):
-        for scores in searcher.scan(queries[start : start + TOGETHER]):
-            yield float(np.partition(scores[kept], -NEAREST)[-NEAREST])
 
 
 def _sampled(searcher: Searcher) -> list[NDArray[np.float32]]:

@@ -44,7 +44,7 @@ from artifacts.index.shard import (
 )
 from artifacts.index.snapshot import Kept, Snapshot, of_all, open_snapshot
 from artifacts.locks import lock, open_lock, try_lock, unlock
-from artifacts.store import fault_of
+from artifacts.store import disk_faults
 from artifacts.vectors import Vectors
 
 log = logging.getLogger(__name__)
@@ -149,28 +149,22 @@ def writing(folder: Path, maker: Maker | None = None, made_by: str = "") -> Iter
         read_manifest(folder)
     with _locked(folder):
         manifest = _manifest(folder, maker, made_by)
-        try:
+        with disk_faults(folder):
             yield IndexWriter(folder, manifest)
-        except OSError as error:
-            raise fault_of(error, folder) from error
 
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """Make a folder and hold its lock. Its file may belong to another user, who may write the
     folder, too."""
-    try:
+    with disk_faults(folder / LOCK):
         folder.mkdir(parents=True, exist_ok=True)
         file = open_lock(folder / LOCK)
-    except OSError as error:
-        raise fault_of(error, folder / LOCK) from error
     try:
-        try:
+        with disk_faults(folder / LOCK):
             if not try_lock(file):
                 log.warning("another process is writing %s: waiting for it", folder)
                 lock(file)
-        except OSError as error:
-            raise fault_of(error, folder / LOCK) from error
         yield
     finally:
         unlock(file)
@@ -204,9 +198,10 @@ def refuse_other_halves(folder: Path, there: Maker, given: Maker) -> None:
 
 def refuse_other(folder: Path, there: Maker, given: Maker) -> None:
     """Raise UsageError when vectors of `given` cannot stand in an index beside those there."""
-    if (there.precision, there.width) == (given.precision, given.width):
+    mine, theirs = ((m.precision, m.width, m.recipe) for m in (given, there))
+    if mine[:2] == theirs[:2]:
         refuse_other_halves(folder, there, given)
-    if not there.makes_as(given):
+    if mine != theirs:
         raise UsageError(
             f"{folder} holds vectors of {there.model} in {there.precision}, {there.width} numbers "
             f"each, which {given.model} in {given.precision} does not make",
@@ -260,7 +255,10 @@ def compact(writer: IndexWriter) -> Compacted:
     snapshot = writer.snapshot()
     mean = np.array(before.means.get("pictures", ()), np.float32)
     kept = snapshot.live()
-    whole = [_is_whole(shard, kept) for shard in snapshot.shards]
+    whole = [
+        s.rows >= SHARD_ROWS and bool(kept[s.start : s.start + s.rows].all())
+        for s in snapshot.shards
+    ]
     if all(whole) or (len(whole) == 1 and not before.deleted_rows):
         return Compacted(rows_dropped=0, shards_before=len(whole), shards=len(whole), bytes_freed=0)
     shards: list[IndexShard] = []
@@ -289,11 +287,6 @@ def merge_small(writer: IndexWriter) -> None:
     small = sum(shard.rows < SHARD_ROWS for shard in writer.manifest.shards)
     if small > MOST_SMALL:
         compact(writer)
-
-
-def _is_whole(shard: OpenShard, kept: Kept) -> bool:
-    inside = kept[shard.start : shard.start + shard.rows]
-    return shard.rows >= SHARD_ROWS and bool(inside.all())
 
 
 def _runs(snapshot: Snapshot, whole: Sequence[bool]) -> Iterator[tuple[bool, list[int]]]:

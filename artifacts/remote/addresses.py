@@ -102,5 +102,4 @@ class RemoteFile:
 
     @property
     def name(self) -> str:
-        """Return the name of the file."""
         return name_in(self.address)

@@ -49,7 +49,7 @@ from artifacts.stores.bucket_client import (
     with_retries,
 )
 from artifacts.stores.copies import SPARE_BYTES
-from artifacts.stores.folder import fault_of
+from artifacts.stores.folder import disk_faults
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
@@ -267,30 +267,23 @@ def fetch(remote: RemoteFile, file: BufferedRandom, on_progress: OnProgress) -> 
     there = os.fstat(file.fileno()).st_size
     if there > remote.size:
         file.truncate(there := 0)
-    _check_room(remote, there, Path(file.name).parent)
+    folder = Path(file.name).parent
+    _check_room(remote, there, folder)
     file.seek(0)
     hashed = hashlib.file_digest(file, "sha256") if there else hashlib.sha256()
     on_progress(there)
     for block in _blocks(remote, there):
-        with _disk_errors(file):
+        with disk_faults(folder):
             file.write(block)
         hashed.update(block)
         on_progress(len(block))
-    with _disk_errors(file):
+    with disk_faults(folder):
         file.flush()
         os.fsync(file.fileno())
     if (size := os.fstat(file.fileno()).st_size) != remote.size:
         file.truncate(0)
         raise _cut(remote, size)
     return hashed.hexdigest()
-
-
-@contextlib.contextmanager
-def _disk_errors(file: BufferedRandom) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise fault_of(error, Path(file.name).parent) from error
 
 
 def _cut(remote: RemoteFile, size: int) -> Unanswered:

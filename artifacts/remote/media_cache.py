@@ -29,7 +29,7 @@ from artifacts.locks import lock, try_lock
 from artifacts.remote.addresses import RemoteFile, is_address, is_web
 from artifacts.remote.ahead import OnProgress
 from artifacts.stamps import CHANGED, CHANGED_HINT, CHANGED_MESSAGE, FileChanged
-from artifacts.store import fault_of
+from artifacts.store import disk_faults
 from artifacts.stores.copies import CopyRoom, nearby_folder, nearby_limit
 
 MEDIA = "media"
@@ -44,7 +44,6 @@ UNREACHABLE = "unreachable"
 
 
 def media_folder() -> Path:
-    """Return the folder of all copies."""
     return nearby_folder() / MEDIA
 
 
@@ -181,10 +180,8 @@ def _fetch(path: Path, on_progress: OnProgress) -> None:
     if remote is None:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
     half = path.with_name(part_name())
-    try:
+    with disk_faults(path.parent):
         half.touch()
-    except OSError as error:
-        raise fault_of(error, path.parent) from error
     with open(half, "a+b") as part:
         lock(part.fileno())
         # Somebody else fetched it meanwhile, or took this for what nobody wants any more.

@@ -25,7 +25,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
-from itertools import chain
 from typing import TYPE_CHECKING, TypeVar, cast
 from urllib.parse import unquote_plus, urlencode, urlsplit
 from xml.etree import ElementTree
@@ -39,6 +38,7 @@ from artifacts.errors import EnvironmentFault, Unanswered, UsageError
 from artifacts.stores.local import TEMPORARY
 
 if TYPE_CHECKING:
+    from obstore import GetOptions
     from obstore.store import ClientConfig, ObjectStore, RetryConfig
 
 SERVICES = ("AWS_", "AZURE_", "GOOGLE_")
@@ -178,8 +178,10 @@ class Bucket:
         Raises FileNotFoundError, EnvironmentFault."""
 
         def ask() -> tuple[bytes, Listed]:
+            span: GetOptions = {} if length is None else {"range": (offset, offset + length)}
             try:
-                return within()
+                got = obstore.get(self._at, name, options=span)
+                return bytes(got.bytes()), listed(got.meta)
             except BaseError as error:
                 # A range that begins where the object ends, or it is empty.
                 if (
@@ -188,15 +190,6 @@ class Bucket:
                 ):
                     raise
                 return b"", there
-
-        def within() -> tuple[bytes, Listed]:
-            if length is not None:
-                got = obstore.get(self._at, name, options={"range": (offset, offset + length)})
-            elif offset:
-                got = obstore.get(self._at, name, options={"range": {"offset": offset}})
-            else:
-                got = obstore.get(self._at, name)
-            return bytes(got.bytes()), listed(got.meta)
 
         return self._patiently(name, ask, may_lack=True)
 
@@ -272,12 +265,6 @@ class Bucket:
     def _page(self, prefix: str, after: str | None) -> list[Listed]:
         pages = obstore.list(self._at, prefix or None, offset=after, chunk_size=PAGE)
         return [listed(meta) for meta in next(iter(pages), ())]
-
-    def children(self, prefix: str) -> Iterator[str]:
-        """Yield names of the objects in a folder and of the folders in it. Raises
-        EnvironmentFault."""
-        folders, objects = self.inside(prefix)
-        yield from sorted(chain(folders, (found.name for found in objects)))
 
     def inside(self, prefix: str) -> tuple[list[str], list[Listed]]:
         """Return names of the folders in a folder, and the objects in it. Raises

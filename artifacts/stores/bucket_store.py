@@ -21,7 +21,6 @@ from dataclasses import dataclass, replace
 from heapq import merge
 from itertools import groupby, islice
 from pathlib import Path
-from typing import Protocol
 
 from artifacts.errors import EnvironmentFault
 from artifacts.keys import digest_of
@@ -29,7 +28,7 @@ from artifacts.stores.bucket_client import PAGE, Bucket, BucketLeases, Listed
 from artifacts.stores.copies import Copies, nearby_folder, nearby_limit
 from artifacts.stores.folder import FolderStore
 from artifacts.stores.local import TEMPORARY, state_folder
-from artifacts.stores.protocol import CATALOGS, FIRST_READ, Extent, ObjectStat, Readable, header_of
+from artifacts.stores.protocol import CATALOGS, FIRST_READ, Extent, ObjectStat, header_of
 
 WORTH = 32
 """Heads that are to be read before it is looked for catalogs of them."""
@@ -41,6 +40,13 @@ SMALL_BYTES = 4 << 20
 """Catalogs from this size on are left as they are."""
 LARGEST_BYTES = 1 << 30
 """Most bytes of the heads of one catalog: ours have a hundredth."""
+AT_ONCE = 32
+"""Requests under way at a time."""
+MANY = 1000
+"""Heads that are looked for in catalogs first even where all are nearby: so many files take longer
+to read (10,000: 16 s against 6 s)."""
+FOLDER_PARTS = 3
+"""Parts of a name that are of its folder: those that are read together lie in one."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,20 +59,57 @@ class PackHeader:
 
 
 class Catalogs:
-    """The catalogs of one bucket."""
+    """The pack headers of one store, many of which lie together in catalogs."""
 
-    def __init__(self, bucket: Bucket, copies: Copies) -> None:
+    def __init__(self, store: "BucketStore", bucket: Bucket, copies: Copies) -> None:
+        self._store = store
         self._bucket = bucket
         self._copies = copies
         self._seen: dict[str, dict[str, set[tuple[str, str]]]] = {}
         """Folder → name of a catalog → names and versions of the objects in it."""
+        self._loose: dict[str, dict[str, PackHeader]] = {}
+        """Folder → heads that are in no catalog, as far as is known."""
+        self._lock = threading.Lock()
 
-    def headers(self, folder: str, pool: Executor) -> dict[str, PackHeader]:
-        """Return all heads that the catalogs of a folder hold, by the name of their object. Raises
+    def headers(self, names: Sequence[str], extent: Extent) -> Iterator[tuple[str, bytes]]:
+        """Yield the head of each object of one folder that is there, in this order. Raises
         EnvironmentFault."""
-        return self._look(folder, pool)[1]
+        folder = "/".join(names[0].split("/")[:FOLDER_PARTS])
+        with ThreadPoolExecutor(min(AT_ONCE, len(names))) as pool:
+            many = len(names) >= MANY
+            far = names if many else [n for n in names if not self._store.is_near(n)]
+            joined = self._look(folder, pool)[1] if len(far) >= WORTH else {}
+            now = {name: self._store.version(name) for name in far if name in joined}
+            read = {n: joined[n].text for n, version in now.items() if joined[n].version == version}
+
+            def head(name: str) -> bytes | None:
+                with contextlib.suppress(FileNotFoundError):
+                    return read[name] if name in read else header_of(self._store, name, extent)
+                return None
+
+            found = dict(zip(names, pool.map(head, names), strict=True))
+            there = {name: text for name, text in found.items() if text is not None}
+            self._join(folder, there, pool)
+        yield from there.items()
+
+    def _join(self, folder: str, read: Mapping[str, bytes], pool: ThreadPoolExecutor) -> None:
+        """Put heads in a catalog when many are in none; whoever opens the folder next reads it."""
+        with self._lock:
+            loose = self._loose.setdefault(folder, {})
+            for name, text in read.items():
+                version = self._store.version(name)
+                if version and self._lacks(folder, name, version):
+                    loose[name] = PackHeader(version=version, text=text)
+            if len(loose) < JOINED:
+                return
+            self._loose[folder] = {}
+        # Nothing is lost without a catalog, such as where a bucket may only be read.
+        with contextlib.suppress(EnvironmentFault):
+            self._write(folder, loose, pool)
 
     def _look(self, folder: str, pool: Executor) -> tuple[list[Listed], dict[str, PackHeader]]:
+        """Return the catalogs of a folder, and all heads that they hold by the name of their
+        object. Raises EnvironmentFault."""
         listed = list(self._bucket.below(f"{CATALOGS}/{folder}"))
         headers: dict[str, PackHeader] = {}
         seen: dict[str, set[tuple[str, str]]] = {}
@@ -76,15 +119,15 @@ class Catalogs:
         self._seen[folder] = seen
         return listed, headers
 
-    def lacks(self, folder: str, name: str, version: str) -> bool:
+    def _lacks(self, folder: str, name: str, version: str) -> bool:
         """Return whether no catalog that was read or written here holds this."""
         return not any((name, version) in held for held in self._seen.get(folder, {}).values())
 
-    def join(self, folder: str, headers: Mapping[str, PackHeader], pool: Executor) -> None:
+    def _write(self, folder: str, headers: Mapping[str, PackHeader], pool: Executor) -> None:
         """Write a catalog of heads, but for those that others joined meanwhile, if there are enough
         of them; merge catalogs when they are many. Raises EnvironmentFault."""
         listed, there = self._look(folder, pool)
-        new = {n: h for n, h in headers.items() if self.lacks(folder, n, h.version)}
+        new = {n: h for n, h in headers.items() if self._lacks(folder, n, h.version)}
         if len(new) < JOINED:
             return
         small = [found.name for found in listed if found.size < SMALL_BYTES]
@@ -133,77 +176,6 @@ def _unpacked(text: bytes) -> Iterator[tuple[str, PackHeader]]:
         at += length
 
 
-AT_ONCE = 32
-"""Requests under way at a time."""
-MANY = 1000
-"""Heads that are looked for in catalogs first even where all are nearby: so many files take longer
-to read (10,000: 16 s against 6 s)."""
-FOLDER_PARTS = 3
-"""Parts of a name that are of its folder: those that are read together lie in one."""
-
-
-class ReadableStore(Readable, Protocol):
-    """The part of a store that reading many headers needs."""
-
-    def version(self, name: str) -> str | None: ...
-
-    def is_near(self, name: str) -> bool: ...
-
-
-class PackHeaders:
-    """The pack headers of one store."""
-
-    def __init__(self, store: ReadableStore, catalogs: Catalogs) -> None:
-        self._store = store
-        self._catalogs = catalogs
-        self._loose: dict[str, dict[str, PackHeader]] = {}
-        """Folder → heads that are in no catalog, as far as is known."""
-        self._lock = threading.Lock()
-
-    def each(self, names: Sequence[str], extent: Extent) -> Iterator[tuple[str, bytes]]:
-        """Yield the head of each object of one folder that is there, in this order. Raises
-        EnvironmentFault."""
-        folder = "/".join(names[0].split("/")[:FOLDER_PARTS])
-        with ThreadPoolExecutor(min(AT_ONCE, len(names))) as pool:
-            many = len(names) >= MANY
-            far = names if many else [n for n in names if not self._store.is_near(n)]
-            joined = self._catalogs.headers(folder, pool) if len(far) >= WORTH else {}
-            read = self._joined(far, joined)
-
-            def head(name: str) -> bytes | None:
-                with contextlib.suppress(FileNotFoundError):
-                    return read[name] if name in read else header_of(self._store, name, extent)
-                return None
-
-            found = dict(zip(names, pool.map(head, names), strict=True))
-            there = {name: text for name, text in found.items() if text is not None}
-            self._join(folder, there, pool)
-        yield from there.items()
-
-    def _joined(self, names: Sequence[str], headers: Mapping[str, PackHeader]) -> dict[str, bytes]:
-        """Return those heads that are of the versions that are there now."""
-        return {
-            name: headers[name].text
-            for name in names
-            if name in headers and headers[name].version == self._store.version(name)
-        }
-
-    def _join(self, folder: str, read: Mapping[str, bytes], pool: ThreadPoolExecutor) -> None:
-        """Put heads in a catalog when many are in none; whoever opens the folder next reads it."""
-        with self._lock:
-            loose = self._loose.setdefault(folder, {})
-            for name, text in read.items():
-                version = self._store.version(name)
-                if version and self._catalogs.lacks(folder, name, version):
-                    loose[name] = PackHeader(version=version, text=text)
-            if len(loose) < JOINED:
-                return
-            self._loose[folder] = {}
-        # Nothing is lost without a catalog, such as where a bucket may only be read.
-        with contextlib.suppress(EnvironmentFault):
-            self._catalogs.join(folder, loose, pool)
-
-
 STAYS = ("frames/",)
 """Folders of kinds that never leave this machine."""
 QUARANTINE = "quarantine/"
@@ -223,7 +195,8 @@ def bucket_store(url: str) -> "BucketStore":
 
 
 class BucketStore:
-    """Objects in a bucket. A write is atomic, and durable when it returns."""
+    """Objects in a bucket. A write is atomic, and durable when it returns. `Store` says what each
+    method does."""
 
     def __init__(self, bucket: Bucket, nearby: Path, limit: int | None = None) -> None:
         self.url = bucket.url
@@ -233,15 +206,13 @@ class BucketStore:
         self._here = FolderStore(nearby / "kept")
         self.machine_folder = self._here.local
         self._copies = Copies(nearby / "copies", limit)
-        self._heads = PackHeaders(self, Catalogs(bucket, self._copies))
+        self._catalogs = Catalogs(self, bucket, self._copies)
         self._known: dict[str, Listed] = {}
         """Name → the object as it was when it was last listed, read or written."""
         self._is_large = False
         """Whether the store was seen to hold more than is worth a list of all."""
 
     def get(self, name: str, offset: int = 0, length: int | None = None) -> bytes:
-        """Return the bytes of an object from `offset`, at most `length` of them. Raises
-        FileNotFoundError, or EnvironmentFault for what cannot be read."""
         if _stays(name):
             return self._here.get(name, offset, length)
         known = self._known.get(name)
@@ -276,7 +247,7 @@ class BucketStore:
         many that were seen before, here or elsewhere, and those at once."""
         if not names or _stays(names[0]):
             return self._here.headers(names, extent)
-        return self._heads.each(names, extent)
+        return self._catalogs.headers(names, extent)
 
     def version(self, name: str) -> str | None:
         """Return the version that an object had when it was last seen."""
@@ -289,8 +260,6 @@ class BucketStore:
         return any(self._copies.has(name, v) for v in (version, version + HEAD))
 
     def put_if_absent(self, name: str, parts: Iterable[bytes | memoryview]) -> bool:
-        """Write an object unless it is there already; says whether it was written. Raises
-        EnvironmentFault."""
         if _stays(name):
             return self._here.put_if_absent(name, parts)
         body = b"".join(parts)
@@ -302,7 +271,6 @@ class BucketStore:
         return version is not None
 
     def list(self, prefix: str = "", levels: int = 0) -> Iterator[str]:
-        """Yield names below the folder `prefix`, sorted; with `levels`, those of folders, too."""
         if _stays(prefix):
             return self._here.list(prefix, levels)
         far = self._levels(prefix, levels) if levels else self._below(prefix)
@@ -338,18 +306,17 @@ class BucketStore:
             last = levels + (prefix.count("/") + 1 if prefix else 0)
             yield from unique("/".join(found.name.split("/")[:last]) for found in first)
             return
-        for name in self._bucket.children(prefix):
+        folders, objects = self._bucket.inside(prefix)
+        for name in sorted([*folders, *(found.name for found in objects)]):
             yield from self._levels(name, levels - 1) if levels > 1 else [name]
 
     def stat(self, name: str) -> ObjectStat | None:
-        """Return size and age of an object, or None when there is none."""
         if _stays(name):
             return self._here.stat(name)
         found = self._bucket.head(name)
         return ObjectStat(size=found.size, modified=found.modified) if found else None
 
     def stats(self) -> Iterator[tuple[str, ObjectStat]]:
-        """Yield every object there is, with size and age."""
         for found in self._bucket.below(""):
             if found.name == PROBE:
                 continue
@@ -357,7 +324,6 @@ class BucketStore:
         yield from self._here.stats()
 
     def delete(self, name: str) -> None:
-        """Remove an object; no error when there is none."""
         if _stays(name):
             self._here.delete(name)
             return
@@ -371,7 +337,6 @@ class BucketStore:
             self._here.touch(name)
 
     def renew(self, name: str) -> None:
-        """Forget the copies of an object, so that what is read next is what lies in the bucket."""
         if (known := self._known.pop(name, None)) is not None:
             for version in (known.version, known.version + HEAD):
                 self._copies.drop(name, version)

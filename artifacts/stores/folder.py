@@ -14,11 +14,12 @@ from artifacts.regular_files import DENIED, NotAFile, open_regular
 from artifacts.stores.copies import FOLDER as NEARBY
 from artifacts.stores.copies import nearby_folder
 from artifacts.stores.local import TEMPORARY, half_written, sweep_left_behind
-from artifacts.stores.protocol import Extent, ObjectStat, each_header
+from artifacts.stores.protocol import Extent, ObjectStat, header_of
 
 
 class FolderStore:
-    """Objects as files in one folder. A write is atomic and survives a power cut."""
+    """Objects as files in one folder. A write is atomic and survives a power cut. `Store` says what
+    each method does."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
@@ -38,8 +39,6 @@ class FolderStore:
         return None
 
     def get(self, name: str, offset: int = 0, length: int | None = None) -> bytes:
-        """Return the bytes of an object from `offset`, at most `length` of them. Raises
-        FileNotFoundError, or EnvironmentFault for what cannot be read."""
         path = self._root / name
         try:
             with open_regular(path) as file:
@@ -59,14 +58,13 @@ class FolderStore:
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def headers(self, names: Sequence[str], extent: Extent) -> Iterator[tuple[str, bytes]]:
-        """Yield the head of each object that is there, in this order."""
-        return each_header(self, names, extent)
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                yield name, header_of(self, name, extent)
 
     def put_if_absent(self, name: str, parts: Iterable[bytes | memoryview]) -> bool:
-        """Write an object unless it is there already; says whether it was written. Raises
-        EnvironmentFault."""
         final = self._root / name
-        try:
+        with disk_faults(self._root):
             if final.exists():
                 return False
             with half_written(self._root) as (half, file):
@@ -80,8 +78,6 @@ class FolderStore:
                 placed = rename_noreplace(half, final)
                 sync_folder(final.parent)
                 return placed
-        except OSError as error:
-            raise fault_of(error, self._root) from error
 
     def list(self, prefix: str = "", levels: int = 0) -> Iterator[str]:
         """Yield names below the folder `prefix`, sorted within each folder. What is no file is none
@@ -106,11 +102,9 @@ class FolderStore:
                 yield from self.list(name, levels - 1)
 
     def lists(self, folders: Sequence[str]) -> Mapping[str, Sequence[str]]:
-        """Return the names below each of these folders."""
         return {folder: [*self.list(folder)] for folder in folders}
 
     def stat(self, name: str) -> ObjectStat | None:
-        """Return size and age of an object, or None when there is none."""
         try:
             found = os.stat(self._root / name)
         except (FileNotFoundError, NotADirectoryError):
@@ -118,13 +112,11 @@ class FolderStore:
         return ObjectStat(size=found.st_size, modified=found.st_mtime)
 
     def stats(self) -> Iterator[tuple[str, ObjectStat]]:
-        """Yield every object there is, with size and age."""
         for name in self.list():
             if (found := self.stat(name)) is not None:
                 yield name, found
 
     def delete(self, name: str) -> None:
-        """Remove an object; no error when there is none."""
         (self._root / name).unlink(missing_ok=True)
 
     def touch(self, name: str) -> None:
@@ -145,7 +137,6 @@ class FolderStore:
         sweep_left_behind(self._root)
 
     def free_bytes(self) -> int:
-        """Return bytes that can still be written on the store's file system."""
         there = next(filter(Path.exists, (self._root, *self._root.parents)))
         return shutil.disk_usage(there).free
 
@@ -204,6 +195,15 @@ def fault_of(error: OSError, where: Path) -> EnvironmentFault:
     return EnvironmentFault(
         f"{where}: {error.strerror or error}", hint="Check the disk; the same command then goes on"
     )
+
+
+@contextlib.contextmanager
+def disk_faults(where: Path) -> Iterator[None]:
+    """Raise each OSError of a block as `fault_of` describes it."""
+    try:
+        yield
+    except OSError as error:
+        raise fault_of(error, where) from error
 
 
 def _closed_part(error: OSError, where: Path) -> Path | None:

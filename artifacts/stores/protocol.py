@@ -20,13 +20,7 @@ Extent = Callable[[bytes], int]
 """Tells from the first bytes of an object how many belong to its head."""
 
 
-class Readable(Protocol):
-    """The part of a store that reading headers needs."""
-
-    def get(self, name: str, offset: int = 0, length: int | None = None) -> bytes: ...
-
-
-def header_of(store: Readable, name: str, extent: Extent) -> bytes:
+def header_of(store: "Store", name: str, extent: Extent) -> bytes:
     """Return the head of an object, or less where it ends before. Raises FileNotFoundError,
     EnvironmentFault."""
     start = store.get(name, 0, FIRST_READ)
@@ -34,17 +28,6 @@ def header_of(store: Readable, name: str, extent: Extent) -> bytes:
     if lacking > 0 and len(start) == FIRST_READ:
         start += store.get(name, len(start), lacking)
     return start[: extent(start)]
-
-
-def each_header(
-    store: Readable, names: Iterable[str], extent: Extent
-) -> Iterator[tuple[str, bytes]]:
-    """Yield the head of each object that is there, one after another."""
-    for name in names:
-        try:
-            yield name, header_of(store, name, extent)
-        except FileNotFoundError:
-            continue
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -40,10 +40,10 @@ from flows.checkpoint.profile_loading import (
 )
 from flows.checkpoint.prompt_tokens import requested_sampling, sampling_of
 from flows.checkpoint.served import (
+    NOWHERE,
     ServedModel,
     only_captions,
     open_served,
-    served_checkpoint,
     served_profile,
 )
 from flows.machine.launch import Launcher
@@ -65,30 +65,21 @@ MIN_TOKENS = 64
 def check_pixels(config: RunOptions, profile: ModelProfile) -> None:
     """Check `--max-pixels` and `--max-video-pixels`. Raises UsageError if the model's processor has
     no such limit, or the value is too small."""
-    video_options = VideoSamplingOptions.of(config)
-    _check(
-        "--max-pixels",
-        video_options.max_pixels,
-        profile.least_pixels,
-        config.model,
-    )
-    min_pixels = profile.least_pixels if profile.video_bounds else 0
-    _check("--max-video-pixels", video_options.max_video_pixels, min_pixels, config.model)
-
-
-def _check(option: str, value: int | None, min_pixels: int, model: str) -> None:
-    if value is None:
-        return
-    if not min_pixels:
-        raise UsageError(
-            f"{option}: not supported by {model} (its processor has no pixel limit)",
-            hint="Leave it out; a smaller --max-frames also takes less memory",
-        )
-    if value < min_pixels:
-        raise UsageError(
-            f"{option} {value} is too small (one token of {model} covers {min_pixels} pixels)",
-            hint=f"Give {MIN_TOKENS * min_pixels} or more",
-        )
+    video, model, least = VideoSamplingOptions.of(config), config.model, profile.least_pixels
+    for option, value, min_pixels in (
+        ("--max-pixels", video.max_pixels, least),
+        ("--max-video-pixels", video.max_video_pixels, least if profile.video_bounds else 0),
+    ):
+        if value is not None and not min_pixels:
+            raise UsageError(
+                f"{option}: not supported by {model} (its processor has no pixel limit)",
+                hint="Leave it out; a smaller --max-frames also takes less memory",
+            )
+        if value is not None and value < min_pixels:
+            raise UsageError(
+                f"{option} {value} is too small (one token of {model} covers {min_pixels} pixels)",
+                hint=f"Give {MIN_TOKENS * min_pixels} or more",
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -140,7 +131,6 @@ class Model:
         return with_fetched(self.files, shards)
 
     def best(self, part: Part) -> PartSettings:
-        """Return the best settings of a part."""
         return self.settings[part][0]
 
     def of_parts(self, parts: Iterable[Part], *, alone: bool = False) -> "Model":
@@ -188,11 +178,6 @@ class Model:
         each = BYTES.get(self.best("audio").dtype, 4) if self.hears else 0
         return each * self.profile.feature_width * self.sound_tokens(seconds)
 
-    @property
-    def one_frame(self) -> bool:
-        """Return whether the model takes only one frame per video chunk."""
-        return self.profile.one_frame
-
     def pass_rows(self, images: int) -> int:
         """Return the rows of a pass for an input of so many images; 0: as many as its batch has."""
         if self.in_batches:
@@ -202,11 +187,6 @@ class Model:
     def fit(self, kind: str) -> FrameFit:
         """Return the size to which the processor scales video frames or images."""
         return self.profile.fit_image if kind == "image" else self.profile.fit_video
-
-    def shrinking(self) -> "Model":
-        """Return the model with images that may be scaled down while they are decoded."""
-        fit = replace(self.profile.fit_image, shrinks=True)
-        return replace(self, profile=replace(self.profile, fit_image=fit))
 
     def feature_bytes(self, kind: str) -> int:
         """Return the expected bytes of one frame's features. For a joint model, these are its
@@ -246,7 +226,7 @@ def _open_served(config: RunOptions, announce: Announce | None) -> Model:
     served = open_served(config, announce)
     return Model(
         name=config.model,
-        checkpoint=served_checkpoint(config.model),
+        checkpoint=Checkpoint(name=config.model, folder=NOWHERE),
         profile=served_profile(config),
         digests={},
         settings={},

@@ -52,25 +52,21 @@ def check_available(name: str, half: PartProfile, profile: ModelProfile, request
     """Check that a half can be loaded in a precision. A half saved in 4 or 8 bit keeps its
     precision. An unquantized half next to it can be cast but not quantized. Raises UsageError."""
     hint = f"Give --{name}-precision native, or the checkpoint it was made from"
-    if half.stored_as and requested not in ("native", half.stored_as):
-        raise UsageError(
-            f"--{name}-precision {requested}: not possible for {profile.folder} (its {name} half "
-            f"was saved in {half.stored_as})",
-            hint=hint,
-        )
     stored = profile.vision.stored_as or profile.language.stored_as
-    if stored and not half.stored_as and requested in QUANTIZED:
-        raise UsageError(
-            f"--{name}-precision {requested}: not possible for {profile.folder} (its {name} half "
-            f"was saved unquantized next to a half in {stored})",
-            hint=hint,
-        )
-    if requested in QUANTIZED and not half.linear_modules:
-        raise UsageError(
-            f"--{name}-precision {requested}: not possible for {profile.folder} (its {name} half "
-            "has no linear layer that is known to be quantizable)",
-            hint=f"Give --{name}-precision bf16",
-        )
+    if half.stored_as and requested not in ("native", half.stored_as):
+        why = f"was saved in {half.stored_as}"
+    elif stored and not half.stored_as and requested in QUANTIZED:
+        why = f"was saved unquantized next to a half in {stored}"
+    elif requested in QUANTIZED and not half.linear_modules:
+        why = "has no linear layer that is known to be quantizable"
+        hint = f"Give --{name}-precision bf16"
+    else:
+        return
+    raise UsageError(
+        f"--{name}-precision {requested}: not possible for {profile.folder} (its {name} half "
+        f"{why})",
+        hint=hint,
+    )
 
 
 SHORT = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
@@ -167,7 +163,13 @@ def resolve_settings(
         }
     # A joint model has one stage with weights, which loads all of them.
     dtype = language[0].dtype
-    check_joint(config, profile, dtype)
+    requested = _first_precision(HalfPrecisionOptions.of(config).vision_precision or "native")
+    if requested != "native" and DTYPES.get(requested) != dtype:
+        raise UsageError(
+            f"--vision-precision {requested}: not possible for {profile.class_name} (it cannot be "
+            f"split, and its language half runs in {dtype})",
+            hint="Give --precision alone",
+        )
     seen = replace(language[0], precision=SHORT.get(dtype, dtype), weight_bytes=0, engine="")
     return {"vision": (seen,), "language": language}
 
@@ -287,17 +289,6 @@ def _part_settings(
         if part == "language" and profile.route != "dual"
         else "",
     )
-
-
-def check_joint(config: RunOptions, profile: ModelProfile, dtype: str) -> None:
-    """Check that both parts of a joint model get one dtype. Raises UsageError."""
-    requested = _first_precision(HalfPrecisionOptions.of(config).vision_precision or "native")
-    if requested != "native" and DTYPES.get(requested) != dtype:
-        raise UsageError(
-            f"--vision-precision {requested}: not possible for {profile.class_name} (it cannot be "
-            f"split, and its language half runs in {dtype})",
-            hint="Give --precision alone",
-        )
 
 
 def weight_bytes(

@@ -273,6 +273,7 @@ class Describer:
             seconds=MAX_SECONDS,
         )
         free = host_free_bytes()
+        fault: OutOfMemory | StageDied
         try:
             found: dict[str, Any] = run_with_restarts(self.launcher, call).notes[note]
         except OutOfMemory as error:
@@ -281,18 +282,17 @@ class Describer:
                     f"{what}: cannot be read in the {gib(free)} of free memory",
                     hint="Free some memory, or use a machine with more",
                 ) from error
-            message = f"{what}: reading it takes more than {gib(call.budget)} of memory"
-            raise UsageError(
-                f"{message}, before any weight is loaded", hint=UNREADABLE_HINT
-            ) from error
+            limit, fault = f"{gib(call.budget)} of memory", error
         except StageDied as error:
             if error.return_code != -OVERTIME:
                 raise
-            message = f"{what}: reading it takes more than {call.seconds:.0f} s of CPU time"
-            raise UsageError(
-                f"{message}, before any weight is loaded", hint=UNREADABLE_HINT
-            ) from error
-        return found
+            limit, fault = f"{call.seconds:.0f} s of CPU time", error
+        else:
+            return found
+        raise UsageError(
+            f"{what}: reading it takes more than {limit}, before any weight is loaded",
+            hint=UNREADABLE_HINT,
+        ) from fault
 
 
 def read_profile(
@@ -316,7 +316,11 @@ def read_profile(
         limit += [f"{video} pixels a video"] if video else []
         variant = [] if as_published is None else [f"as published: {as_published}"]
         variant += [f"today: {today}"] if today else []
-        weights = _weight_fields(checkpoint)
+        # What needs no reading: as stated by the hub, or sizes and modification times.
+        weights: list[Any] = [[file.name, file.size, file.digest] for file in checkpoint.weights]
+        if not weights:
+            files = _weight_files(checkpoint.folder)
+            weights = [(p.name, (s := p.stat()).st_size, s.st_mtime_ns) for p in files]
         key = digest_of([small, weights, config.trust_remote_code, *limit, *variant])
     record_set = RecordSet(
         describer.store, "cards", digest_of(["cards", OUTPUT_VERSION, version("transformers")])
@@ -341,15 +345,6 @@ def memory_limit(config: RunOptions, device: str) -> int:
     models run on one."""
     on_host = config if device == "cpu" else replace(config, memory=None)
     return max(MIN_BYTES, budget_for(on_host, "cpu").bytes)
-
-
-def _weight_fields(checkpoint: Checkpoint) -> list[Any]:
-    """Return facts on the weight files that need no reading: as stated by the hub, or sizes and
-    modification times."""
-    if checkpoint.weights:
-        return [[file.name, file.size, file.digest] for file in checkpoint.weights]
-    files = _weight_files(checkpoint.folder)
-    return [(p.name, (s := p.stat()).st_size, s.st_mtime_ns) for p in files]
 
 
 def _weight_files(folder: Path) -> list[Path]:

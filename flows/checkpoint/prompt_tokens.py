@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from artifacts.options import OptionGroup
-from artifacts.schema import LARGE_EDGE, WHOLE_SECONDS, ChunkIndex, FrameFit, MediaKind, Sampling
+from artifacts.schema import LARGE_EDGE, WHOLE_SECONDS, ChunkIndex, MediaKind, Sampling
 from artifacts.tiles import OFF
 from flows.options.commands import RunOptions
 from flows.options.media import VectorSamplingOptions, VideoSamplingOptions
@@ -127,12 +127,12 @@ def largest_video(profile: ModelProfile) -> tuple[float, float]:
 
 
 def frame_size_tokens(
-    profile: ModelProfile, fit: FrameFit, kind: MediaKind, size: tuple[int, int]
+    profile: ModelProfile, kind: MediaKind, size: tuple[int, int]
 ) -> tuple[float, float]:
     """Return tokens and pixel bytes of a frame that the model sees at this height and width,
     interpolated between the profile's square frames by pixel count."""
     known = known_sizes(profile, kind)
-    largest = known[-1]
+    largest, fit = known[-1], profile.fit_image if kind == "image" else profile.fit_video
     # A frame of at least the largest size counts as the largest one.
     square = math.prod(fit.size(PROBED_EDGE, PROBED_EDGE))
     pixels = math.prod(size)
@@ -162,8 +162,7 @@ def chunk_frame_tokens(
 ) -> tuple[float, float]:
     """Return tokens and pixel bytes per counted frame, for a chunk of so many frames that the model
     sees at this height and width."""
-    fit = profile.fit_image if kind == "image" else profile.fit_video
-    tokens, pixel_bytes = frame_size_tokens(profile, fit, kind, size)
+    tokens, pixel_bytes = frame_size_tokens(profile, kind, size)
     encoder_count = encoder_frames(profile, kind, frames)
     if kind == "video" and (bounds := profile.video_bounds):
         exact = bounds.tokens(frames, *size) / encoder_count
@@ -241,7 +240,7 @@ def frames_of_any_size(profile: ModelProfile) -> int | None:
 
 def frames_of_size(profile: ModelProfile, size: tuple[int, int]) -> int | None:
     """Return how many frames of this stored height and width fit the context. None: no limit."""
-    each, _ = frame_size_tokens(profile, profile.fit_video, "video", size)
+    each, _ = frame_size_tokens(profile, "video", size)
     room = frame_room(profile)
     if profile.frames_per_video or not each or not room:
         return None
@@ -300,15 +299,6 @@ class FrameBound:
         )
 
 
-def bound_by_size(profile: ModelProfile, frames: int) -> FrameBound | None:
-    """Return the frame limit of a model if it depends on the frame size. Return None if `frames` of
-    the largest size fit."""
-    if not frame_room(profile) or frames_of_any_size(profile) is not None:
-        return None
-    max_frames = frames_of_size(profile, (LARGE_EDGE, LARGE_EDGE))
-    return None if max_frames is None or frames <= max_frames else FrameBound(profile=profile)
-
-
 def sampling_of(profile: ModelProfile, config: RunOptions) -> Sampling:
     """Return the sampling of frames that the model gets."""
     sampling = requested_sampling(profile, config)
@@ -327,7 +317,11 @@ def sampling_of(profile: ModelProfile, config: RunOptions) -> Sampling:
 def frame_bound(profile: ModelProfile, config: RunOptions) -> FrameBound | None:
     """Return the frame limit of a model if it depends on the frame size. Return None if a full
     chunk of the largest frames fits."""
-    return bound_by_size(profile, full_chunk(requested_sampling(profile, config)))
+    if not frame_room(profile) or frames_of_any_size(profile) is not None:
+        return None
+    max_frames = frames_of_size(profile, (LARGE_EDGE, LARGE_EDGE))
+    fits = max_frames is None or full_chunk(requested_sampling(profile, config)) <= max_frames
+    return None if fits else FrameBound(profile=profile)
 
 
 def _frames_that_fit(profile: ModelProfile, each: float) -> int | None:

@@ -20,7 +20,6 @@ from flows.options.commands import RunOptions
 from flows.options.media import VideoSamplingOptions
 from flows.options.model import EndpointOptions
 from stages.ask import QUALITY
-from stages.models.hub.checkpoint import Checkpoint
 from stages.models.hub.transfer import Announce
 from stages.models.profile import ModelProfile, SamplingProfile
 
@@ -190,11 +189,6 @@ def only_captions(name: str) -> UsageError:
         f"{name} is run by a server, which only `penstock caption` can use",
         hint="Choose a model that this machine can load: a folder, a hub id, or demo",
     )
-
-
-def served_checkpoint(name: str) -> Checkpoint:
-    """Return the checkpoint of a served model, which has no files."""
-    return Checkpoint(name=name, folder=NOWHERE)
 
 
 def served_profile(config: RunOptions) -> ModelProfile:

@@ -76,7 +76,6 @@ def model_of(holding: Holding) -> str:
 
 
 def row_of(holding: Holding) -> tuple[str, ...]:
-    """Return one row of the list."""
     settings = holding.settings
     return (
         holding.kind,
@@ -126,9 +125,8 @@ def clear_store(given: argparse.Namespace) -> int:
         if answer.strip().lower() not in ("y", "yes"):
             print_lines("nothing was deleted")
             return 1
-    cleared = clear(store)
-    what = f"{counted(cleared.objects, 'object')}, {size(cleared.bytes)}"
-    print_lines(f"deleted {what} in {store.url}")
+    objects, taken = clear(store)
+    print_lines(f"deleted {counted(objects, 'object')}, {size(taken)} in {store.url}")
     return 0
 
 

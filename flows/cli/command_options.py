@@ -15,7 +15,6 @@ from flows.cli.options import (
     add_options,
     add_quiet_options,
     add_ray_option,
-    add_running_options,
     group_of,
 )
 from flows.options.commands import RebuildConfig
@@ -46,7 +45,6 @@ DEFAULTS: dict[str, Any] = {
 
 
 def add_train_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options of `plan` for fine-tuning."""
     add = parser.add_argument_group("fine-tuning").add_argument
     add(
         "--train",
@@ -77,7 +75,9 @@ ORDERS = ("source", "name", "longest", "shortest", "doubt", "teach")
 
 def add_caption(parser: argparse.ArgumentParser) -> None:
     add_caption_options(parser)
-    add_running_options(parser)
+    engine = add_quiet_options(parser).add_mutually_exclusive_group()
+    engine.add_argument("--prefect", action="store_true", help="run as a Prefect flow")
+    add_ray_option(engine)
 
 
 def add_plan(parser: argparse.ArgumentParser) -> None:
@@ -223,7 +223,6 @@ OF_INDEX = ("sources", "model", "revision", "out", "precision")
 
 
 def add_index_commands(index: argparse.ArgumentParser) -> None:
-    """Add the actions and options of `index`."""
     actions = index.add_subparsers(dest="action", metavar="ACTION", required=True)
     build = actions.add_parser("build", help="embed and index SOURCES; repeat to add new files")
     add_vector_options(build, IndexConfig)
@@ -244,7 +243,6 @@ def add_index_commands(index: argparse.ArgumentParser) -> None:
 
 
 def add_search_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options of `search`."""
     parser.description = (
         "Prints what an index holds that is like a text or an image. For many searches, the fast "
         "way is a running `penstock serve --index DIR`: it answers each in milliseconds."
@@ -265,7 +263,6 @@ def _add_index(parser: argparse.ArgumentParser) -> None:
 
 
 def add_cache_commands(cache: argparse.ArgumentParser) -> None:
-    """Add the actions and options of `cache`."""
     actions = cache.add_subparsers(dest="action", metavar="ACTION", required=True)
     ls = actions.add_parser("ls", help="list contents by model, age and size")
     ls.add_argument("--json", action="store_true", help="print the list as JSON")

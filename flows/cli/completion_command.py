@@ -20,7 +20,6 @@ PACKAGES = ("artifacts", "flows", "stages")
 
 
 def add_completion(parser: argparse.ArgumentParser) -> None:
-    """Add the option of the command."""
     parser.add_argument(
         "shell", choices=SHELLS, metavar="SHELL", help='eval "$(penstock completion bash)"'
     )

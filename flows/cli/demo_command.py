@@ -17,12 +17,12 @@ from artifacts.labels import Labelled, read_labels, spans_of
 from flows.console.display import Display
 from flows.console.lines import duration, escaped, print_lines, size
 from flows.machine.launch import DirectLauncher, ForkingLauncher
-from flows.media.labels import label_set
 from flows.options.commands import CaptionConfig
 from flows.options.model import DEMO_MODEL
+from flows.options.vectors import LabelConfig
 from flows.pipelines import STAGES
 from flows.results.run_record import RUN_RECORD
-from flows.running.label import LabelRequest, label
+from flows.running.label import label
 from flows.running.run import LauncherMaker, caption
 from penstock_demo.clips import write_clips
 from penstock_demo.scoring import read_truths, score_captions
@@ -114,9 +114,14 @@ def _captions(out: Path) -> dict[str, str]:
 
 def _labels(folder: Path, make_launcher: LauncherMaker) -> dict[str, list[Labelled]]:
     """Return file → labels of its frames, for the shipped clips. Raises PenstockError."""
-    config = _config(penstock_demo.CLIPS, folder, "labels", batch_size=32)
-    request = LabelRequest(labels=label_set(LABELS))
-    out = label(config, request, Display(), make_launcher).out
+    config = LabelConfig(
+        sources=(str(penstock_demo.CLIPS),),
+        model=DEMO_MODEL,
+        labels=LABELS,
+        out=str(folder / "labels"),
+        store=str(folder / "store"),
+    )
+    out = label(config, Display(), make_launcher).out
     found: dict[str, list[Labelled]] = {}
     for row in read_labels(out / "labels.jsonl"):
         found.setdefault(row.media_path, []).append(row)

@@ -29,7 +29,6 @@ SHOWN = 300
 
 
 def print_error(text: str) -> None:
-    """Print one line to stderr."""
     print_lines(f"penstock: {text}", to=sys.stderr)
 
 

@@ -25,18 +25,17 @@ def export_command(given: argparse.Namespace) -> int:
     from flows.running.samples import evaluation_media
 
     config = config_from(given, ExportConfig)
-    request = config.request()
     if not given.dry_run:
-        refuse_foreign_folder(request)  # before the demo clips are rendered
+        refuse_foreign_folder(config)  # before the demo clips are rendered
     display = Display(quiet=given.quiet, as_json=given.json)
     with evaluation_media(config, display.print_line) as sources:
         captioning: RunOptions = config.captioning(sources)
         if given.dry_run:
-            pipelines = GRAPHS if request.graphs else EXPORTS
+            pipelines = GRAPHS if config.graphs else EXPORTS
             return show(captioning, *pipelines, as_json=given.json)
-        result = export(captioning, request, display)
+        result = export(captioning, config, display)
     if print_result(given, result, display) or not (given.json or result.accepted):
-        _print_result(result, graphs=request.graphs)
+        _print_result(result, graphs=config.graphs)
     return result.exit_code
 
 

@@ -32,7 +32,7 @@ def index_command(given: argparse.Namespace) -> int:
 
 def build(given: argparse.Namespace) -> int:
     """Embed and append new media, and list files that are gone."""
-    return _fill(given, config_of(given, IndexConfig), folder_named(given.out, "out"), whole=True)
+    return _fill(given, config_of(given, IndexConfig), whole=True)
 
 
 def add(given: argparse.Namespace) -> int:
@@ -43,18 +43,18 @@ def add(given: argparse.Namespace) -> int:
 
     folder = _folder(given)
     maker = read_manifest(folder).maker
-    config = with_maker_of(config_of(given, IndexConfig, model=maker.model), maker)
-    return _fill(given, config, folder, whole=False)
+    config = config_of(given, IndexConfig, model=maker.model, out=str(folder))
+    return _fill(given, with_maker_of(config, maker), whole=False)
 
 
-def _fill(given: argparse.Namespace, config: IndexConfig, folder: Path, *, whole: bool) -> int:
+def _fill(given: argparse.Namespace, config: IndexConfig, *, whole: bool) -> int:
     if given.dry_run:
         return show(config, EMBED, as_json=given.json)
     with closing(Display(quiet=given.quiet, as_json=given.json)) as display:
         display.doing(READING)
         from flows.search.build import fill_index
 
-        result = fill_index(config, folder, display, look_for_vanished=whole)
+        result = fill_index(config, display, look_for_vanished=whole)
     if print_result(given, result, display):
         print_lines(*result.unseen[:NAMED], to=sys.stderr)
         for path in result.vanished[:NAMED]:
@@ -62,10 +62,10 @@ def _fill(given: argparse.Namespace, config: IndexConfig, folder: Path, *, whole
         if result.vanished:
             print_lines(
                 f"{counted(len(result.vanished), 'file')} of the index gone; "
-                f"`penstock index remove --gone --index {folder}` removes their rows",
+                f"`penstock index remove --gone --index {result.folder}` removes their rows",
                 to=sys.stderr,
             )
-        found = shlex.join(["penstock", "search", "a red ball", "--index", str(folder)])
+        found = shlex.join(["penstock", "search", "a red ball", "--index", str(result.folder)])
         print_lines(f"{result.line()}; search it with `{found}`")
     return result.exit_code
 

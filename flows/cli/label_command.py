@@ -24,10 +24,10 @@ def label_command(given: argparse.Namespace) -> int:
     with closing(display):
         if not given.dry_run:
             display.doing(READING)
-        from flows.running.label import label, label_request
+        from flows.running.label import label, requested_labels
 
-        request = label_request(config)
         if given.dry_run:
+            requested_labels(config)  # what cannot be read is said now
             return show(config, LABEL, as_json=given.json, dry_run="label")
         result: LabelsWritten
         if given.ray:
@@ -35,7 +35,7 @@ def label_command(given: argparse.Namespace) -> int:
 
             result = run_on_cluster("label", config, display, given.ray)
         else:
-            result = label(config, request, display)
+            result = label(config, display)
     if print_result(given, result, display):
         report = f"penstock report {shlex.quote(str(result.out))}"
         print_lines(*result.notes(), f"{result.line()}; view them with `{report}`")

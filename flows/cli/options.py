@@ -126,14 +126,6 @@ def add_caption_options(
     )
 
 
-def add_running_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options of `caption` only."""
-    group = add_quiet_options(parser)
-    engine = group.add_mutually_exclusive_group()
-    engine.add_argument("--prefect", action="store_true", help="run as a Prefect flow")
-    add_ray_option(engine)
-
-
 def add_ray_option(group: Any) -> None:
     """Add the option of the commands that can run on a Ray cluster."""
     group.add_argument(

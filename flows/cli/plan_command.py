@@ -70,8 +70,8 @@ def show(
         left_out, note = left_out_before(config)
         plan = plan_of(config, launcher, display.print_line, *pipelines, left_out=left_out)
         before = [note] if note else []
-        if plan.job is not None and plan.job.pipeline[-1].writes == "captions":
-            before += filter(None, [lost_trigger_note(config, plan.job.out)])
+        if plan.job is not None:
+            before += filter(None, [lost_trigger_note(plan.job)])
         if check is not None:
             from flows.job.prepare import prepare_without_media
 

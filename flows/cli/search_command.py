@@ -57,7 +57,6 @@ def search_command(given: argparse.Namespace) -> int:
 
 
 def lines_of(hits: Sequence["Hit"]) -> list[str]:
-    """Return hits as JSON lines."""
     return [json_line(hit.to_json()) + "\n" for hit in hits]
 
 

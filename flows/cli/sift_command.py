@@ -7,7 +7,7 @@ from contextlib import closing
 
 from artifacts.errors import Interrupted, redacted
 from artifacts.plurals import counted
-from artifacts.schema import fields_of
+from artifacts.schema import values_of
 from flows.cli.exit_report import print_result
 from flows.cli.options import config_of
 from flows.console.display import Display
@@ -21,7 +21,7 @@ def sift_command(given: argparse.Namespace) -> int:
         from flows.results.sift_marks import MARKS
 
         if given.json:
-            print(json.dumps({name: fields_of(mark) for name, mark in MARKS.items()}, indent=1))
+            print(json.dumps({name: values_of(mark) for name, mark in MARKS.items()}, indent=1))
             return 0
         rows = [(name, mark.range, mark.text) for name, mark in MARKS.items()]
         print("\n".join(table_lines(("mark", "range", "meaning"), rows)))

@@ -76,7 +76,12 @@ def lines(record: Mapping[str, Any], stages: list[StageStatus]) -> Iterator[str]
     yield from description_lines(record)
     yield from table_lines(COLUMNS, map(cells, stages), right=COLUMNS[1:-1])
     for stage in stages:
-        yield from device_lines(stage)
+        for device, of in stage.devices.items():  # only where several GPUs share the stage
+            worked = f" in {duration(of['seconds'])}" if of["seconds"] else ""
+            yield (
+                f"{stage.name} on {device}: {of['items']:,}{worked}, "
+                f"GPU memory at most {size(of['peak_device_bytes'])}"
+            )
     found = output_paths(record)
     widest = max(map(len, found), default=0)
     yield from (f"{place:{widest}s}  {path}" for place, path in found.items())
@@ -85,16 +90,6 @@ def lines(record: Mapping[str, Any], stages: list[StageStatus]) -> Iterator[str]
     rest = record["media"]["failed"] - len(record["failures"])
     if rest > 0:
         yield f"… and {rest} more in {record['outputs'].get('failures', 'failures.jsonl')}"
-
-
-def device_lines(stage: StageStatus) -> Iterator[str]:
-    """Yield a line for each GPU, if the stage shares several."""
-    for device, of in stage.devices.items():
-        worked = f" in {duration(of['seconds'])}" if of["seconds"] else ""
-        yield (
-            f"{stage.name} on {device}: {of['items']:,}{worked}, "
-            f"GPU memory at most {size(of['peak_device_bytes'])}"
-        )
 
 
 def headline(record: Mapping[str, Any]) -> str:

@@ -4,7 +4,7 @@ import argparse
 import json
 from collections.abc import Iterator
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any, get_args
 
 from artifacts.errors import CannotFit, UsageError
 from artifacts.plurals import counted
@@ -16,9 +16,6 @@ from flows.options.commands import CaptionConfig
 from flows.planning.architecture import Architecture, read_architecture
 from flows.planning.training_estimate import RANK, changes, train_estimate
 from flows.planning.training_terms import OPTIMIZERS, Method, TrainEstimate, Training
-
-if TYPE_CHECKING:
-    pass
 
 MOMENTS = {
     "backward": "reached at the start of the backward pass",
@@ -113,32 +110,25 @@ def train_lines(
     other = Training(**{**asdict(training), "checkpointing": not training.checkpointing})
     without = train_estimate(architecture, other).peak_bytes
     recomputed = "with" if other.checkpointing else "without"
+    how = f"LoRA of rank {RANK} on each linear layer of the language half"
+    if training.method == "full":
+        how = "all of the language half; the vision encoder and the connector are frozen"
     lines = [
         f"fine-tuning {name}: {gib(estimate.peak_bytes)} of {many}, {MOMENTS[estimate.moment]}",
         f"  {recomputed} --checkpointing {gib(without)}",
         f"trained     {estimate.trained / 1e6:,.1f} M of "
-        f"{(estimate.trained + estimate.frozen) / 1e6:,.1f} M numbers{_how(training)}",
+        f"{(estimate.trained + estimate.frozen) / 1e6:,.1f} M numbers: {how}",
         f"a step      {training.batch} x {training.length:,} tokens per GPU, "
         f"{counted(training.frames, 'image')} each; gradient accumulation takes no more memory",
         "memory, GiB",
     ]
-    lines += [
-        f"  {term.part:12s}{term.bytes / (1 << 30):>8.2f}  {term.why}{_when(term.moment, estimate)}"
-        for term in estimate.terms
-    ]
+    for term in estimate.terms:
+        is_in_sum = term.moment in ("always", estimate.moment)
+        when = "" if is_in_sum else " (not in the sum: at another time)"
+        lines.append(f"  {term.part:12s}{term.bytes / (1 << 30):>8.2f}  {term.why}{when}")
     lines.append(f"  {'peak':12s}{estimate.peak_bytes / (1 << 30):>8.2f}")
     lines += [f"note        {note}" for note in estimate.notes]
     return lines
-
-
-def _how(training: Training) -> str:
-    if training.method == "full":
-        return ": all of the language half; the vision encoder and the connector are frozen"
-    return f": LoRA of rank {RANK} on each linear layer of the language half"
-
-
-def _when(moment: str, estimate: TrainEstimate) -> str:
-    return "" if moment in ("always", estimate.moment) else " (not in the sum: at another time)"
 
 
 def explain_lines(estimate: TrainEstimate) -> Iterator[str]:
@@ -150,7 +140,6 @@ def explain_lines(estimate: TrainEstimate) -> Iterator[str]:
 
 
 def train_json(name: str, training: Training, estimate: TrainEstimate) -> dict[str, Any]:
-    """Return the estimate as JSON."""
     return {
         "model": name,
         "training": asdict(training),

@@ -74,7 +74,6 @@ class Pace:
             self._begun = now
 
     def count(self, now: float) -> None:
-        """Count an item."""
         newest = self._groups[-1] if self._groups else ItemGroup(now, now, 0)
         if now - newest.first >= GROUP_SECONDS:
             self._rate = self._complete(newest)
@@ -188,7 +187,6 @@ class CellLine:
             self.end(f"{doing} {status()}".rstrip())
 
     def line(self, text: str) -> None:
-        """Write a permanent line."""
         print_lines(text)
 
     def clear(self) -> None:
@@ -389,10 +387,12 @@ class Display:
             self._draw()
             self._emit({"event": "stage", "stage": name, "total": total, "done": done})
             if self._plain:
-                finished = self._counted(done) if _reads_files(name) else done
-                before = f", {finished} already done" if done else ""
+                before = done - made
+                finished = self._counted(before) if _reads_files(name) else before
+                already = f", {finished} already done" * bool(before)
+                meanwhile = f", {made} done meanwhile" * bool(made)
                 missing = self._counted(total - done, is_first=_reads_files(name))
-                self._line(f"{self._verb}: {missing} to do{before}")
+                self._line(f"{self._verb}: {missing} to do{already}{meanwhile}")
             self._watch(QUIET_SECONDS)
 
     def on_event(self, name: str, event: Event) -> None:
@@ -421,7 +421,6 @@ class Display:
             self.print_line(event.text)
 
     def print_line(self, text: str) -> None:
-        """Print a permanent line."""
         text = redacted(text)
         with self._lock:
             self._emit({"event": "message", "text": text})
@@ -622,5 +621,4 @@ def _reads_files(stage: str) -> bool:
 
 
 def failed_line(media_path: str, message: str, hint: str) -> str:
-    """Return the line of a file that failed."""
     return f"failed: {media_path}: {with_hint(message, hint)}"

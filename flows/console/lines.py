@@ -60,7 +60,9 @@ def wrapped(text: str, width: int, hanging: int | None = None) -> list[str]:
     after the label starts. A word that is too wide has its own line."""
     if columns_of(text) <= width:
         return [text]
-    hanging = _hanging(text, width) if hanging is None else hanging
+    if hanging is None:
+        labels = [gap.end() for gap in GAP.finditer(text) if gap.end() <= width // 2]
+        hanging = labels[-1] if labels else len(text) - len(text.lstrip()) + 2
     lines, line = [], ""
     for gap, word in _words(text, width - hanging):
         if line.strip() and columns_of(line + gap + word) > width:
@@ -143,12 +145,6 @@ def shortened(text: str, width: int) -> str:
     while text and columns_of(text) >= width:
         text = text[:-1]
     return f"{text.rstrip()}…"[:width]
-
-
-def _hanging(text: str, width: int) -> int:
-    """Return the column at which further lines of a text start."""
-    labels = [gap.end() for gap in GAP.finditer(text) if gap.end() <= width // 2]
-    return labels[-1] if labels else len(text) - len(text.lstrip()) + 2
 
 
 def _words(text: str, room: int) -> Iterator[tuple[str, str]]:

@@ -1,17 +1,5 @@
 """The Prefect flows of the commands. The sequence of stages is that of the plain command.
 
-Each of these has one flow:
-
-- a run that captions, with a task per stage
-- a run that computes vectors
-- a run that marks media
-- a run that fills an index, suited to a nightly schedule
-- a run that labels media
-- the training of an adapter
-- an export to a quantized model
-- a round of learning
-- a rebuild of stored features, in which the plain command makes all decisions
-
 `caption-many`, `embed-many` and `label-many` divide the files of a run among the machines of the
 Ray cluster that the worker's environment names. Without one, they run the plain command on the GPUs
 of their own machine.
@@ -24,62 +12,46 @@ from dataclasses import replace
 from functools import partial
 from typing import Annotated, Any
 
-from prefect import State, flow, get_run_logger
+from prefect import State, flow
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from pydantic import Field
 
 from artifacts.errors import EnvironmentFault, PenstockError
 from flows.console.display import Display
 from flows.deployments.config_checks import (
-    CaptionConfig,
     CaptionParameters,
     EmbedParameters,
-    ExportConfig,
     IndexParameters,
     LabelParameters,
-    LearnConfig,
     RebuildParameters,
     SiftParameters,
-    TuneConfig,
-    confine,
 )
-from flows.deployments.page import RunPage
-from flows.deployments.runs import (
-    CALLER,
-    Caller,
-    PipelineResult,
-    PrefectLauncher,
-    ended_by,
-    ended_when_cancelled,
-    final_state,
-    named_after_work,
-    run_in_flow,
-)
+from flows.deployments.runs import CALLER, Caller, PipelineResult, named_after_work, run_in_flow
 from flows.deployments.server import FILE, OWN, client_settings, refuses_login
-from flows.deployments.view import TABLE_ROWS, Progress, RunLog, plain, quiet_console, show
+from flows.deployments.view import TABLE_ROWS, Progress, plain, quiet_console, show
 from flows.job.partitions import FILES
-from flows.job.prepare import Job, out_folder
+from flows.job.prepare import Job
 from flows.learning.learn import learn
 from flows.many.run import PARTITIONS, run_on_cluster
-from flows.options.commands import RunOptions
+from flows.options.commands import CaptionConfig, RunOptions
+from flows.options.export_config import ExportConfig
 from flows.options.model import ALL_GPUS
-from flows.options.training import RecordedRun
-from flows.options.vectors import LabelOptions, VectorConfig
+from flows.options.training import LearnConfig, RecordedRun, TuneConfig
 from flows.pipelines import CAPTION, EMBED, LABEL, SIFT, product_of
 from flows.results.export_result import Exported
 from flows.results.label_files import LabelsWritten
 from flows.results.run_record import RunRecord, command_of, remember, words_of
 from flows.results.run_result import RunResult
 from flows.running.export import export
-from flows.running.label import label, label_request
+from flows.running.label import label
 from flows.running.run import LauncherMaker, embed, stopped_in_order
 from flows.running.run_observer import OnBegin
 from flows.running.samples import evaluation_media
 from flows.running.sift import sift
 from flows.running.sift_first import caption
 from flows.running.tune import tune
-from flows.search.build import IndexWritten, fill_index
-from flows.upkeep.rebuild import RebuildOptions, rebuild
+from flows.search.build import fill_index
+from flows.upkeep.rebuild import RebuildOptions, RebuildResult, rebuild
 
 
 @flow(name="caption-videos", flow_run_name=named_after_work, persist_result=False)
@@ -165,15 +137,7 @@ def index_folder(config: IndexParameters) -> State[Any]:
     The fields of `config` are the options of `penstock index build`; relative paths are looked up
     as `caption-videos` does. Rows of files that are gone are counted, and stay.
     """
-    return run_in_flow(config, partial(fill, config), "index")
-
-
-def fill(
-    config: VectorConfig, display: Display, make_launcher: LauncherMaker, on_begin: OnBegin
-) -> IndexWritten:
-    """Fill the index, and measure its recall when due."""
-    folder = out_folder(config)
-    return fill_index(config, folder, display, make_launcher=make_launcher, on_begin=on_begin)
+    return run_in_flow(config, partial(fill_index, config), "index")
 
 
 COUNTS = "penstock-label-counts"
@@ -192,7 +156,7 @@ def label_and_count(
     config: RunOptions, display: Display, make_launcher: LauncherMaker, on_begin: OnBegin
 ) -> LabelsWritten:
     """Run the command, and show a table of the counts per label."""
-    result = label(config, label_request(LabelOptions.of(config)), display, make_launcher, on_begin)
+    result = label(config, display, make_launcher, on_begin)
     first = sorted(result.counts, key=lambda one: -one["passed"])[:TABLE_ROWS]
     rows = [
         {"label": plain(one["label"]), "given to": one["passed"], "median": one["median"]}
@@ -232,7 +196,7 @@ def export_model(config: ExportConfig) -> State[Any]:
     def run(display: Display, make_launcher: LauncherMaker, on_begin: OnBegin) -> Exported:
         with evaluation_media(config, display.print_line) as sources:
             captioning = config.captioning(sources)
-            return passed(export(captioning, config.request(), display, make_launcher, on_begin))
+            return passed(export(captioning, config, display, make_launcher, on_begin))
 
     return run_in_flow(config.captioning(), run, CHECKPOINT)
 
@@ -266,9 +230,6 @@ def learn_captions(config: LearnConfig, caption: CaptionParameters) -> State[Any
     return run_in_flow(captioning, partial(learn, learning, recorded), "learned")
 
 
-TABLE = "penstock-rebuild"
-
-
 @flow(name="rebuild-features", flow_run_name=named_after_work, persist_result=False)
 def rebuild_features(
     config: RebuildParameters, name: str = "", prune: bool = False, dry_run: bool = False
@@ -281,24 +242,16 @@ def rebuild_features(
         prune: Remove what earlier rebuilds of this job made and nothing refers to any more.
         dry_run: Say in the log what would be done, and do nothing.
     """
-    display = Display(to=RunLog(get_run_logger()))
     options = RebuildOptions(name=name, prune=prune, dry_run=dry_run)
-    page = RunPage()
-    try:
-        confine(config, out=False)
-        with ended_when_cancelled():
-            launcher = partial(PrefectLauncher, on_start=page.update)
-            result = rebuild(config, options, display, launcher, page.begin)
-    except PenstockError as error:
-        return ended_by(error, TABLE, page)
-    except BaseException:
-        page.end()  # or it would say for good that the run is going on
-        raise
-    if dry_run:
-        for line in result.plan_lines():
-            display.print_line(line)
-    hint = "" if result.files else "The table of the run says why of each file"
-    return final_state(result, TABLE, page, nothing_hint=hint)
+
+    def run(display: Display, make_launcher: LauncherMaker, on_begin: OnBegin) -> RebuildResult:
+        result = rebuild(config, options, display, make_launcher, on_begin)
+        if dry_run:
+            for line in result.plan_lines():
+                display.print_line(line)
+        return result
+
+    return run_in_flow(config, run, "rebuild")
 
 
 ADDRESS = "PENSTOCK_RAY_ADDRESS"

@@ -31,19 +31,6 @@ from flows.options.text import FolderOptions
 from flows.options.training import LearnConfig, TuneConfig
 from flows.options.vectors import EmbedConfig, IndexConfig, LabelConfig, SiftConfig
 
-__all__ = [
-    "CaptionConfig",
-    "CaptionParameters",
-    "EmbedParameters",
-    "ExportConfig",
-    "IndexParameters",
-    "LabelParameters",
-    "LearnConfig",
-    "RebuildParameters",
-    "SiftParameters",
-    "TuneConfig",
-]
-
 
 def docstrings(kind: type[Any]) -> dict[str, str]:
     """Return the docstring below each field of a configuration and of its groups."""
@@ -138,10 +125,9 @@ WRITTEN: dict[str, Callable[[MediaOptions], Path]] = {
 """Parameter → function that returns the resolved folder, as the run itself resolves it."""
 
 
-def confine(config: MediaOptions, *, out: bool = True) -> None:
+def confine(config: MediaOptions) -> None:
     """Raise UsageError for parameters that would write outside the worker's folders, run code that
-    could, or send media to an address that the worker does not list. `out` says whether the run
-    uses that folder."""
+    could, or send media to an address that the worker does not list."""
     refuse_unlisted(EndpointOptions.of(config).endpoint)
     if config.trust_remote_code and os.environ.get(REMOTE_CODE) != "1":
         raise UsageError(
@@ -153,7 +139,7 @@ def confine(config: MediaOptions, *, out: bool = True) -> None:
     if not roots:
         return
     where = f"the folders of this worker ({VARIABLE})"
-    for name in ("out", "store") if out else ("store",):
+    for name in ("out", "store") if isinstance(config, FolderOptions) else ("store",):
         # An empty store means the worker's own.
         if (name == "out" or config.store) and (path := outside(WRITTEN[name](config), roots)):
             raise UsageError(

@@ -67,7 +67,7 @@ def await_server() -> bool:
     return True
 
 
-def leave_within(exit_code: int, seconds: float = FAREWELL_SECONDS) -> None:
+def leave_within(exit_code: int) -> None:
     """End this process with that exit code even if Prefect's threads do not; call it last."""
 
     def leave() -> None:
@@ -76,7 +76,7 @@ def leave_within(exit_code: int, seconds: float = FAREWELL_SECONDS) -> None:
                 stream.flush()
         os._exit(exit_code)
 
-    timer = threading.Timer(seconds, leave)
+    timer = threading.Timer(FAREWELL_SECONDS, leave)
     timer.daemon = True
     timer.start()
 
@@ -151,7 +151,6 @@ def close_ended(client: SyncPrefectClient, flows: Sequence[str], before: Any) ->
 
 
 def tasks_of(client: SyncPrefectClient, flow_runs: Sequence[UUID]) -> list[TaskRun]:
-    """Return the unfinished task runs of flow runs."""
     of_these = FlowRunFilter(id=FlowRunFilterId(any_=list(flow_runs)))
     return client.read_task_runs(
         flow_run_filter=of_these, task_run_filter=UNFINISHED, limit=MAX_TASK_RUNS
@@ -173,7 +172,6 @@ def close_pages(client: SyncPrefectClient, flow_runs: Sequence[UUID]) -> None:
 
 
 def pages_of(client: SyncPrefectClient, flow_runs: Sequence[UUID]) -> list[Artifact]:
-    """Return the pages of flow runs."""
     if not flow_runs:
         return []
     run_pages = ArtifactFilter(

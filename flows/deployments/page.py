@@ -72,12 +72,12 @@ def samples_of(job: Job) -> Samples:
     return Samples(rows=rows_shown, pictures=pictures_of(there))
 
 
-def few_of(path: Path, count: int = SAMPLES) -> Iterator[Mapping[str, Any]]:
+def few_of(path: Path) -> Iterator[Mapping[str, Any]]:
     """Yield a few JSON lines, spread over a file, without loading it."""
     with open_regular(path) as file:
         last = sum(1 for _ in file) - 1
         file.seek(0)
-        selected = {round(at * last / max(1, count - 1)) for at in range(count)}
+        selected = {round(at * last / (SAMPLES - 1)) for at in range(SAMPLES)}
         for number, line in enumerate(file):
             if number in selected:
                 yield json.loads(line)
@@ -236,5 +236,4 @@ def grid(head: Sequence[str], rows: Iterable[Iterable[str]]) -> str:
 
 
 def cell(text: str) -> str:
-    """Return an escaped table cell."""
     return plain(text).replace("|", "\\|")

@@ -15,7 +15,6 @@ from concurrent import futures
 from contextvars import ContextVar, copy_context
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, Protocol
 from uuid import UUID
 
@@ -36,7 +35,7 @@ from flows.deployments.page import RunPage
 from flows.deployments.view import Progress, RunLog, plain, show, table
 from flows.job.prepare import NothingToDo
 from flows.machine.launch import DirectLauncher, StageCall
-from flows.options.commands import RunOptions
+from flows.options.commands import MediaOptions
 from flows.results.run_result import RunResult
 from flows.running.run import LauncherMaker
 from flows.running.run_observer import OnBegin
@@ -200,32 +199,6 @@ LOOK_SECONDS = 30.0
 """Interval of looks at the run's state: that of heartbeats. A worker ends a run much sooner."""
 
 
-class Outcome(Protocol):
-    """The end of a run, whatever its outputs."""
-
-    @property
-    def failures(self) -> Sequence[Failure]: ...
-
-    def line(self) -> str: ...
-
-    def row(self) -> dict[str, Any]:
-        """Return what was made, as a row of a table."""
-
-
-def final_state(result: Outcome, key: str, page: RunPage, *, nothing_hint: str) -> State[Any]:
-    """Return the state of a flow that no error ended, and show a table. The table is of what
-    failed, or of the result's row. Where nothing was made because all failed, `nothing_hint` says
-    what to read."""
-    await_server()
-    page.end()
-    row = {n: plain(v) if isinstance(v, str) else v for n, v in result.row().items()}
-    show(table(result.failures) or [row], result.line(), key)
-    if result.failures and nothing_hint:
-        nothing = UsageError(result.line(), hint=nothing_hint)
-        return Failed(message=printable(str(nothing)), data=nothing)
-    return Completed(message=printable(result.line()))
-
-
 def ended_by(error: PenstockError, key: str, page: RunPage) -> State[Any]:
     """Return the state of a flow that an error ended, told as soon as the server answers.
     `Interrupted` is what flows/deployments/sweep.py starts again."""
@@ -233,11 +206,6 @@ def ended_by(error: PenstockError, key: str, page: RunPage) -> State[Any]:
     page.end()
     if isinstance(error, NothingToDo):
         show(table(error.failures), str(error), key)
-    return state_after(error)
-
-
-def state_after(error: PenstockError) -> State[Any]:
-    """Return the state of a flow that an error ended."""
     message = printable(str(error))
     if isinstance(error.__cause__, KeyboardInterrupt):
         return Cancelled(message=message, data=error)
@@ -245,15 +213,20 @@ def state_after(error: PenstockError) -> State[Any]:
     return Failed(name=name, message=message, data=error)
 
 
-class PipelineResult(Outcome, Protocol):
-    """The end of a run that wrote files into a folder."""
+class PipelineResult(Protocol):
+    """The end of a run, whatever its outputs."""
 
     @property
-    def out(self) -> Path: ...
+    def failures(self) -> Sequence[Failure]: ...
 
     @property
     def made(self) -> int:
         """Return the number of rows that it wrote."""
+
+    def line(self) -> str: ...
+
+    def row(self) -> dict[str, Any]:
+        """Return what was made, as a row of a table."""
 
 
 GENERATED = re.compile(r"[a-z]+-[a-z]+")
@@ -321,10 +294,10 @@ def ended_when_cancelled() -> Iterator[None]:
         left.set()
 
 
-def run_in_flow(config: RunOptions, run: Runner, makes: str) -> State[Any]:
+def run_in_flow(config: MediaOptions, run: Runner, makes: str) -> State[Any]:
     """Run a pipeline in the flow run that is going on, and return the state that it ends in.
-    `config` names the folders that it reads and writes. The table in the UI is called by what it
-    makes."""
+    `config` names the folders that it reads and writes. The table in the UI, of what failed or of
+    the result's row, is called by what it makes."""
     caller = CALLER.get()
     display = caller.display if caller else Display(to=RunLog(get_run_logger()))
     page, key = RunPage(), f"penstock-{makes}"
@@ -340,5 +313,14 @@ def run_in_flow(config: RunOptions, run: Runner, makes: str) -> State[Any]:
         raise
     if caller and isinstance(result, RunResult):
         caller.result = result
-    hint = f"Read {result.out / 'failures.jsonl'}"
-    return final_state(result, key, page, nothing_hint="" if result.made else hint)
+    await_server()
+    page.end()
+    row = {n: plain(v) if isinstance(v, str) else v for n, v in result.row().items()}
+    show(table(result.failures) or [row], result.line(), key)
+    if result.made or not result.failures:
+        return Completed(message=printable(result.line()))
+    hint = "The table of the run says why of each file"
+    if folder := getattr(result, "out", None):  # a rebuild has none
+        hint = f"Read {folder / 'failures.jsonl'}"
+    nothing = UsageError(result.line(), hint=hint)
+    return Failed(message=printable(str(nothing)), data=nothing)

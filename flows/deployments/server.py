@@ -232,7 +232,6 @@ def last_line(log: IO[bytes]) -> str:
 
 
 def main(parent: str, port: str) -> None:
-    """Run the server in its process."""
     die_with(int(parent))
     import uvicorn
     from prefect.server.api.server import create_app

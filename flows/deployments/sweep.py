@@ -7,7 +7,6 @@ restart computes only what is missing.
 
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import count
 from typing import Annotated, Any
@@ -52,15 +51,6 @@ PAGE = 200
 """Runs that the server gives at once."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Verdict:
-    """The decision about one run that ended without a request."""
-
-    run: FlowRun
-    why_not: str = ""
-    """Reason why it is left alone; empty for one that is started again."""
-
-
 @flow(name=NAME, flow_run_name="start crashed runs again", persist_result=False)
 def sweep_crashed(
     max_retries: Annotated[int, Field(ge=0)] = 3,
@@ -82,7 +72,7 @@ def sweep_crashed(
             now=now,
             older_than=timedelta(seconds=older_than_seconds),
         )
-        report = [start_again(client, verdict, max_retries) for verdict in found]
+        report = [start_again(client, run, why_not, max_retries) for run, why_not in found]
         drop_late(client, now)
     for line in report:
         get_run_logger().info("%s", line)
@@ -125,9 +115,11 @@ def drop_late(client: SyncPrefectClient, now: datetime) -> None:
             client.delete_flow_run(run.id)
 
 
-def verdicts(runs: Iterable[FlowRun], *, now: datetime, older_than: timedelta) -> list[Verdict]:
-    """Return what becomes of every run that ended unasked. What is due later decides nothing
-    yet."""
+def verdicts(
+    runs: Iterable[FlowRun], *, now: datetime, older_than: timedelta
+) -> list[tuple[FlowRun, str]]:
+    """Return every run that ended unasked, and why it is left alone; empty for one that is started
+    again. What is due later decides nothing yet."""
     jobs: dict[str, list[FlowRun]] = {}
     for run in runs:
         if run.state is not None and due(run) <= now:
@@ -141,7 +133,7 @@ def verdicts(runs: Iterable[FlowRun], *, now: datetime, older_than: timedelta) -
                 why_not = why_left_alone(run, now, older_than)
             else:
                 why_not = f"{newest.name}, {state_name(newest)}, is a newer run of the same job"
-            found.append(Verdict(run=run, why_not=why_not))
+            found.append((run, why_not))
     return found
 
 
@@ -156,9 +148,8 @@ def why_left_alone(run: FlowRun, now: datetime, older_than: timedelta) -> str:
     return ""
 
 
-def start_again(client: SyncPrefectClient, verdict: Verdict, max_retries: int) -> str:
+def start_again(client: SyncPrefectClient, run: FlowRun, why_not: str, max_retries: int) -> str:
     """Do as `prefect flow-run retry` does; returns a line that tells it."""
-    run, why_not = verdict.run, verdict.why_not
     name = f"{run.name} ({state_name(run)})"
     if why_not:
         return f"{name} is left alone: {why_not}"

@@ -101,7 +101,11 @@ class RunLog(io.StringIO):
     def __init__(self, log: "logging.Logger | logging.LoggerAdapter[Any]") -> None:
         super().__init__()
         self._log = log
-        outlive_readers()
+        # Once the terminal is gone, as after the worker was killed, rich would end the thread that
+        # writes a line, and with it the stage of that thread.
+        for handler in console_handlers():
+            console = handler.console
+            vars(console)["on_broken_pipe"] = functools.partial(setattr, console, "quiet", True)
 
     def write(self, text: str) -> int:
         for line in filter(None, text.splitlines()):
@@ -135,14 +139,6 @@ def plain(text: str) -> str:
     refuse, become question marks."""
     escaped = MARKUP.sub(lambda found: f"\\{found.group()}", printable(text).strip())
     return LISTED.sub(r"\1\\\2", escaped)
-
-
-def outlive_readers() -> None:
-    """Discard log lines when the terminal is gone. After the worker is killed, rich would end the
-    thread that writes one, and with it the stage of that thread."""
-    for handler in console_handlers():
-        console = handler.console
-        vars(console)["on_broken_pipe"] = functools.partial(setattr, console, "quiet", True)
 
 
 def quiet_console(log_line: Callable[[str], None]) -> None:

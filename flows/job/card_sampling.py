@@ -46,7 +46,6 @@ def as_card(config: C, model: Model) -> C:
 
 
 def sampling_as_card(config: RunOptions, model: Model) -> Sampling:
-    """Return the sampling of a run."""
     sampling = model.sampling(config)
     card, video = CardOptions.of(config), VideoSamplingOptions.of(config)
     if not card.sampling_as_card or video.shots:  # the end of a shot comes after its frames

@@ -11,7 +11,7 @@ from typing import Any
 from artifacts.keys import digest_of
 from artifacts.packs import Record
 from artifacts.plurals import counted
-from artifacts.schema import Part, Sampling
+from artifacts.schema import Part
 from flows.checkpoint.models import Model
 from flows.checkpoint.precision import PartSettings, precision_note
 from flows.checkpoint.prompt_tokens import frames_of_any_size, full_chunk, requested_sampling
@@ -47,15 +47,10 @@ def context_note(model: Model, config: RunOptions) -> str:
         return ""
     context = f"its context of {profile.context_tokens:,} tokens"
     fit = "frame of a chunk fits" if max_frames == 1 else "frames of a chunk fit"
-    remedy = _remedy(sampling, max_frames)
-    return f"{model.name}: {max_frames:,} {fit} {context}, of {requested:,}; {remedy}"
-
-
-def _remedy(sampling: Sampling, max_frames: int) -> str:
-    """Return the option that shows more frames."""
+    remedy = "shorter chunks (--chunk) show more"
     if sampling.fps and sampling.min_frames <= max_frames:
-        return f"--chunk {max_frames / sampling.fps:g} shows them all"
-    return "shorter chunks (--chunk) show more"
+        remedy = f"--chunk {max_frames / sampling.fps:g} shows them all"
+    return f"{model.name}: {max_frames:,} {fit} {context}, of {requested:,}; {remedy}"
 
 
 def settings_of(job: Job) -> dict[str, Any]:
@@ -194,7 +189,7 @@ def notes(job: Job) -> list[str]:
             f"{job.model.name} goes on from the prompt instead of answering it, so it is given "
             "none; --prompt gives its captions a beginning"
         )
-    if job.model.one_frame and any(f.medium.kind == "video" for f in job.files):
+    if profile.one_frame and any(f.medium.kind == "video" for f in job.files):
         found.append(
             f"{job.model.name} takes one picture a prompt: of each chunk of a video it sees the "
             "middle frame only"

@@ -213,7 +213,6 @@ class Job:
 
     @property
     def stages(self) -> Pipeline:
-        """Return all its stages."""
         return (*self.pipeline, *self.one_shot_stages)
 
     @property
@@ -385,7 +384,8 @@ def _model_for(
     # If no stage loads weights, the notes of a store still record the model.
     model = model.of_parts(parts_of(pipeline) or model.settings, alone=alone)
     if VectorSamplingOptions.of(config).tiles == OFF and any(stage.shrinks for stage in pipeline):
-        model = model.shrinking()
+        fit = replace(model.profile.fit_image, shrinks=True)
+        model = replace(model, profile=replace(model.profile, fit_image=fit))
     return model, pipeline, digests
 
 

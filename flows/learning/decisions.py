@@ -234,7 +234,11 @@ def carry(old: ReviewedCaptions, new: ReviewedCaptions, number: int) -> tuple[in
             hint="Run the same command again; `penstock caption` leaves out files that are gone",
         )
     if kept:
-        old.add(action_of(f"learn, round {number}", changes_of(rows, kept), round=number))
+        old.add(
+            action_of(
+                f"learn, round {number}", changes_of(rows, kept, new.content_of), round=number
+            )
+        )
     return decided, changed
 
 

@@ -42,7 +42,7 @@ from flows.machine.launch import DirectLauncher
 from flows.media.tune_data import Example
 from flows.options.commands import RunOptions
 from flows.options.packages import check_training_packages
-from flows.options.training import LEAST, LearnConfig, LearnRun, RecordedRun, TrainingOptions
+from flows.options.training import LEAST, LearnConfig, RecordedRun, TrainingOptions, TuneRun
 from flows.results.rounds import (
     ADAPTER,
     CARRIED,
@@ -149,10 +149,13 @@ def choose(
         found = decisions_of(captions, config.journal, rounds)
         if found.adopted and not dry:
             rows = [captions.rows[key] for key in found.adopted]
-            captions.add(action_of("edits of copies", changes_of(rows, found.adopted)))
+            captions.add(
+                action_of("edits of copies", changes_of(rows, found.adopted, captions.content_of))
+            )
         is_proved = captions.belief.proof(ROUND)
     others = [each for each in rounds_in(out) if not is_proved(each)]  # they stay as they are
-    examples, settings = found.examples, _settings(config)
+    examples = found.examples
+    settings = {name: getattr(config, name) for name in SETTINGS}  # they decide an adapter
     decided = sorted([each["key"], each["caption"]] for each in examples)
     digest = digest_of([decided, settings, run.config.model])[:DIGITS]
     if rounds and rounds[-1]["digest"] == digest:
@@ -197,11 +200,6 @@ def choose(
         "accepted": False,
         **dict.fromkeys(("captions", "changed", "carried"), 0),
     }
-
-
-def _settings(config: LearnConfig) -> dict[str, Any]:
-    """Return the options that decide an adapter."""
-    return {name: getattr(config, name) for name in SETTINGS}
 
 
 def differing_lines(round_: Round) -> list[str]:
@@ -369,7 +367,7 @@ AGAIN = "Run the same command again"
 
 def preview(
     config: LearnConfig, run: RecordedRun
-) -> tuple[list[str], LearnRun | None, list[Example]]:
+) -> tuple[list[str], TuneRun | None, list[Example]]:
     """Return lines on the next round, the run that trains its adapter (None if there is nothing to
     train), and the captions that it trains on. Raises UsageError, EnvironmentFault."""
     check_training_packages(config)

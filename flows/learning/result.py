@@ -137,13 +137,11 @@ class Learned:
         return {**where, "new": self.is_new, **found, "warnings": self.warnings}
 
     def row(self) -> dict[str, Any]:
-        """Return the outcome as a row of a table."""
         loss = loss_of(corrections_of(self.round, "after"))
         shown = {name: self.round[name] for name in ("round", "accepted", "changed")}
         return {**shown, "loss": loss, "adapter": str(self.adapter)}
 
     def line(self) -> str:
-        """Return the outcome in one line."""
         number = self.round["round"]
         if not self.is_new:
             return f"nothing new to learn since round {number}: correct or accept more captions"

@@ -234,7 +234,6 @@ class Ledger:
         return all(task[kind] in self[kind] for kind in stage.reads if kind in task.keys)
 
     def stages_of(self, task: Task) -> list[StageSpec]:
-        """Return the stages that a task passes."""
         return [stage for stage in self.pipeline if stage.writes in task.keys]
 
     def hears(self, medium: Medium, chunk: ChunkIndex) -> bool:
@@ -291,14 +290,14 @@ class Ledger:
             # Most variants are never used, and computing keys takes time.
             if not any(len(self._record_sets[k][n]) for k, n in variant.of.items() if k != first):
                 continue
-            task = self.make_task(medium, chunk, variant, previous)
+            task = task_of(medium, chunk, variant, previous)
             if self._is_valid(task):
                 return task
             between = between or self._finished_precision(task)
         precision = {**self.variant.precision, **between}
         if hears != self.variant.hears:
             precision = {part: precision[part] for part in variants[0].precision}
-        return self.make_task(medium, chunk, self.find_variant(precision), previous)
+        return task_of(medium, chunk, self.find_variant(precision), previous)
 
     def _finished_precision(self, task: Task) -> dict[str, str]:
         """Return the precision of the parts whose intermediate record exists or was rejected."""
@@ -322,20 +321,9 @@ class Ledger:
         stored = self[last].meta(task[last])
         return stored["ended"] == "stop" and bool(stored["tokens"] <= limit)
 
-    def make_task(
-        self,
-        medium: Medium,
-        chunk: ChunkIndex,
-        variant: Variant,
-        previous: str | None = "",
-    ) -> Task:
-        """Return the chunk with the keys of one variant. `previous` is the caption of the chunk
-        before."""
-        return task_of(medium, chunk, variant, previous)
-
     def in_variant(self, task: Task, variant: Variant) -> Task:
         """Return a task with the keys of another variant."""
-        return self.make_task(task.medium, task.whole, variant, task.previous)
+        return task_of(task.medium, task.whole, variant, task.previous)
 
     def frames_to_cut(self, medium: Medium) -> list[int] | None:
         """Return the chunks whose frames must be cut. None means all chunks of an unread medium; an
@@ -442,7 +430,7 @@ def previous_lengths(ledger: Ledger, tasks: Sequence[Task], stage: StageSpec) ->
     for task in tasks if others else ():
         for prompt in others:
             medium = replace(task.medium, prompt=prompt)
-            key = ledger.make_task(medium, task.whole, task.variant, task.previous)[stage.writes]
+            key = task_of(medium, task.whole, task.variant, task.previous)[stage.writes]
             if key in made:
                 found[task[stage.writes]] = int(made.meta(key)["tokens"])
                 break

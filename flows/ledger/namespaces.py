@@ -11,7 +11,7 @@ from typing import Any
 
 from artifacts.keys import digest_of, digests_by_number
 from artifacts.packs import RecordSet, RecordUnion, record_sets_of
-from artifacts.schema import FrameFit, Part, Sampling, fields_of
+from artifacts.schema import FrameFit, Part, Sampling, values_of
 from artifacts.store import Store
 from artifacts.tiles import OFF
 from flows.checkpoint.models import Model
@@ -119,19 +119,21 @@ def variant_of(
     vectors = VectorSamplingOptions.of(config)
     engine_options = EngineOptions.of(config)
     text_fields = [engine_options.max_new_tokens, *_text_fields(SamplingParams.of(config), model)]
-    fits = [fields_of(model.fit(kind)) for kind in ("video", "image")]
+    fits = [values_of(model.fit(kind)) for kind in ("video", "image")]
     of: dict[str, str] = {}
     for stage in pipeline:
-        by = [of[kind] for kind in stage.reads if kind in of]
+        by: list[Any] = [of[kind] for kind in stage.reads if kind in of]
         by += _part_fields(stage, model, settings) if by else []
         limit = text_fields if stage.uses_token_limit else []
         cut: list[Any] = [vectors.tiles, model.fit("image").edge] if stage.supports_tiles else []
         cut += [BATCHES] if stage.part == "vision" and model.in_batches else []
         if stage is sound.STAGE:
-            of[stage.writes] = _namespace(stage, sound_fields(config, model))
+            assert model.profile.hearing is not None
+            by = [model.profile.hearing.rate, SoundOptions.of(config).sound_track or 0]
+            of[stage.writes] = _namespace(stage, by)
             continue
         of[stage.writes] = _namespace(
-            stage, [*by, *limit, *cut] if by else [fields_of(sampling), fits]
+            stage, [*by, *limit, *cut] if by else [values_of(sampling), fits]
         )
     profile = model.beside_sound(config) if hear.STAGE in pipeline else model.profile
     of_prompts = {s.writes for s in pipeline if s.prompted or (model.profile.prompted and s.part)}
@@ -148,12 +150,6 @@ def variant_of(
         in_batches=model.in_batches,
         sends_video=model.served is not None and bool(model.served.video),
     )
-
-
-def sound_fields(config: RunOptions, model: Model) -> list[int]:
-    """Return what decides the records of sound besides the file and the chunk."""
-    assert model.profile.hearing is not None
-    return [model.profile.hearing.rate, SoundOptions.of(config).sound_track or 0]
 
 
 def _text_fields(params: SamplingParams, model: Model) -> list[Any]:

@@ -20,7 +20,15 @@ from artifacts.regular_files import link_out, read_bytes, user_text
 from artifacts.schema import ChunkIndex
 from artifacts.store import Store
 from flows.checkpoint.models import Model
-from flows.media.generated_files import OF_LABELS, GeneratedFiles, JoinedTexts, about, text_paths
+from flows.media.generated_files import (
+    FORM,
+    MAX_BYTES,
+    OF_LABELS,
+    GeneratedFiles,
+    JoinedTexts,
+    about,
+    text_paths,
+)
 from flows.media.media_files import MediaFile, source_failure, writable
 from flows.options.commands import RunOptions
 from flows.options.text import (
@@ -45,12 +53,8 @@ OF_FILE = re.compile("|".join(map(re.escape, (NAME, FOLDER, TAGS))))
 OF_CHUNK = re.compile("({})".format("|".join((SECONDS, FRAMES, TIMES, PREVIOUS))))
 """Placeholders that are replaced once per chunk."""
 PLACEHOLDERS = re.compile(f"{OF_CHUNK.pattern}|{BRACE}")
-FORM = "txt"
-"""Format of a text with tags, next to the medium."""
 OLD_LABELS = "it holds labels of what the file held before; run `penstock label` again"
 NO_TAGS = f"no .{FORM} next to it that a user wrote or that holds labels"
-MAX_BYTES = 1 << 16
-"""Size above which a text holds no tags, in bytes."""
 
 
 def command_prompt(config: RunOptions, kind: str) -> str:

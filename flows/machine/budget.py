@@ -175,6 +175,7 @@ HOST_SHARE = 0.8
 """Share of the host's free memory to use. The rest is for the system and the parent process."""
 MAX_NAMED = 3
 """Number of other processes that a warning names."""
+PROC = Path("/proc")
 MIN_NAMED_BYTES = 64 << 20
 """Smallest memory, in bytes, at which another process of the host is named."""
 
@@ -296,40 +297,40 @@ def held_by(others: Mapping[str, int]) -> str:
     return f": {found}" if found else ""
 
 
-def own_bytes(proc: Path = Path("/proc")) -> int:
+def own_bytes() -> int:
     """Return the bytes of anonymous memory of this process's children."""
     own_pid = os.getpid()
-    started = (p.name for p in proc.iterdir() if p.name.isdigit())
-    return sum(anonymous_bytes(p) for p in started if parent_of(int(p), proc) == own_pid)
+    started = (p.name for p in PROC.iterdir() if p.name.isdigit())
+    return sum(anonymous_bytes(p) for p in started if parent_of(int(p)) == own_pid)
 
 
-def name_holders(holders: dict[int, int], proc: Path = Path("/proc")) -> dict[str, int]:
+def name_holders(holders: dict[int, int]) -> dict[str, int]:
     """Return `process 4711 (python)` → bytes, largest first. This process and its children are left
     out."""
     own_pid = os.getpid()
     largest = sorted(holders.items(), key=lambda item: -item[1])
-    others = ((p, b) for p, b in largest if p != own_pid and parent_of(p, proc) != own_pid)
-    return {f"process {p} ({process_name(p, proc)})": b for p, b in others}
+    others = ((p, b) for p, b in largest if p != own_pid and parent_of(p) != own_pid)
+    return {f"process {p} ({process_name(p)})": b for p, b in others}
 
 
-def parent_of(pid: int, proc: Path = Path("/proc")) -> int:
+def parent_of(pid: int) -> int:
     """Return the process id of a process's parent; 0 if the process is gone."""
     try:
-        stat = (proc / str(pid) / "stat").read_text(encoding="utf-8", errors="replace")
+        stat = (PROC / str(pid) / "stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return 0
     return int(stat.rpartition(")")[2].split()[1])
 
 
-def process_name(pid: int, proc: Path = Path("/proc")) -> str:
+def process_name(pid: int) -> str:
     """Return the kernel's name of a process."""
     try:
-        return (proc / str(pid) / "comm").read_text(encoding="utf-8", errors="replace").strip()
+        return (PROC / str(pid) / "comm").read_text(encoding="utf-8", errors="replace").strip()
     except OSError:
         return "gone, or of another user"
 
 
-def host_holders(proc: Path = Path("/proc")) -> dict[int, int]:
+def host_holders() -> dict[int, int]:
     """Return process id → bytes of anonymous memory, for processes that have much of it."""
-    found = {int(p.name): anonymous_bytes(p.name) for p in proc.iterdir() if p.name.isdigit()}
+    found = {int(p.name): anonymous_bytes(p.name) for p in PROC.iterdir() if p.name.isdigit()}
     return {pid: held for pid, held in found.items() if held >= MIN_NAMED_BYTES}

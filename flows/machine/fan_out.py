@@ -18,7 +18,6 @@ How it works:
 
 import contextlib
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -150,11 +149,6 @@ class StageOnGpus:
         self._succeeded = False
 
     @property
-    def pid(self) -> int:
-        """Return the process id of the first process."""
-        return int(getattr(next(iter(self._all.values())), "pid", 0))
-
-    @property
     def outcome(self) -> StageOutcome:
         return joined({device: process.outcome for device, process in self._all.items()})
 
@@ -235,7 +229,6 @@ def joined(parts: Mapping[str, StageOutcome]) -> StageOutcome:
     maxima of what they took."""
     every = list(parts.values())
     first = every[0]
-    ways = sum((Counter(each.notes.get("ways", {})) for each in every), Counter[str]())
     notes = {name: value for each in every for name, value in each.notes.items()}
     notes.pop(WAITS_FOR_DEVICE, None)
     return StageOutcome(
@@ -249,7 +242,7 @@ def joined(parts: Mapping[str, StageOutcome]) -> StageOutcome:
         baseline_before_bytes=first.baseline_before_bytes,
         baseline_after_bytes=first.baseline_after_bytes,
         timeline=first.timeline,
-        notes={**notes, **({"ways": dict(ways)} if ways else {})},
+        notes=notes,
         warnings=[text for each in every for text in each.warnings],
         failures=[each for part in every for each in part.failures],
         error=next((each.error for each in every if each.error), None),

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar
 from urllib.parse import urlsplit
 
-from artifacts.errors import Killed, PenstockError, StageDied, redacted
+from artifacts.errors import Killed, StageDied, redacted
 from artifacts.packs import DamagedRecord
 from flows.pipelines import STAGES
 from stages.process.events import StageOutcome, Warned
@@ -129,27 +129,6 @@ REMAKES = 3
 """Number of times that the same damaged record is found before the run fails."""
 
 
-class Retries:
-    """The errors after which one loop has called its stages again."""
-
-    def __init__(self) -> None:
-        self._kills = 0
-        self._remakes: Counter[str] = Counter()
-
-    def count(self, error: DamagedRecord | Killed) -> None:
-        """Return if what raised this may be called again; else raise it."""
-        if isinstance(error, Killed):
-            # The sender of the signal is unknown. If the kernel is short of memory, it kills the
-            # stage again before it makes anything. A user who wants to end the run stops this
-            # process.
-            self._kills = 0 if error.items else self._kills + 1
-        else:
-            # A record that is damaged repeatedly points to the disk.
-            self._remakes[error.message] += 1
-        if self._kills > MAX_RESTARTS or self._remakes[error.message] == REMAKES:
-            raise error
-
-
 Result = TypeVar("Result")
 
 
@@ -161,12 +140,21 @@ def with_restarts(
 ) -> Result:
     """Return what `attempt` returns. It is called again after each of these errors, within the
     limits above, and `prepare` is called with the error before that. Raises PenstockError."""
-    retries = Retries()
+    kills, remakes = 0, Counter[str]()
     while True:
         try:
             return attempt()
         except after as error:
-            retries.count(error)
+            if isinstance(error, Killed):
+                # The sender of the signal is unknown. If the kernel is short of memory, it kills
+                # the stage again before it makes anything. A user who wants to end the run stops
+                # this process.
+                kills = 0 if error.items else kills + 1
+            else:
+                # A record that is damaged repeatedly points to the disk.
+                remakes[error.message] += 1
+            if kills > MAX_RESTARTS or remakes[error.message] == REMAKES:
+                raise
             prepare(error)
 
 
@@ -240,11 +228,6 @@ class ForkingLauncher:
         return fresh
 
 
-def is_fork_fault(error: PenstockError) -> bool:
-    """Return whether a stage failed because a forked process could not use CUDA."""
-    return any(sign in error.message for sign in FORK_SIGNS)
-
-
 @dataclass(slots=True)
 class ForkedOnGpu:
     """A stage that was forked, and is started again as a fresh process if CUDA refuses to work in
@@ -266,7 +249,8 @@ class ForkedOnGpu:
         try:
             return self.running.wait()
         except StageDied as error:
-            fresh = self.start_fresh(self.call) if is_fork_fault(error) else None
+            is_fork_fault = any(sign in error.message for sign in FORK_SIGNS)
+            fresh = self.start_fresh(self.call) if is_fork_fault else None
             if fresh is None:
                 raise
             self.running = fresh

@@ -30,12 +30,10 @@ from flows.job.prepare import Job, NothingToDo, out_folder
 from flows.machine.launch import DirectLauncher, StageCall, StageHandle
 from flows.machine.versions import versions
 from flows.options.commands import RunOptions
-from flows.options.vectors import LabelOptions
 from flows.pipelines import CAPTION, EMBED, LABEL, Pipeline
-from flows.results.label_files import LabelsWritten
 from flows.results.run_record import RunRecord
 from flows.running import run, sift_first
-from flows.running.label import label, label_request
+from flows.running.label import label
 from flows.running.run_observer import OnBegin
 from stages.models.half_job import HalfJob
 from stages.process.fork_client import ForkServer
@@ -116,14 +114,10 @@ OF_OUTPUTS = {"format": (), "limit": None, "beside": False, "existing": None, "o
 """Options that only the last task takes → their value for a partition."""
 
 
-def _label(config: RunOptions, *more: Any) -> LabelsWritten:
-    return label(config, label_request(LabelOptions.of(config)), *more)
-
-
 COMMANDS: Mapping[str, tuple[Pipeline, Callable[..., Any]]] = {
     "caption": (CAPTION, sift_first.caption),
     "embed": (EMBED, run.embed),
-    "label": (LABEL, _label),
+    "label": (LABEL, label),
 }
 """Command → its stages, and the function that runs it."""
 

@@ -197,10 +197,6 @@ class GeneratedFiles:
         except OSError as error:
             raise fault_of(error, path) from error
 
-    def is_edited(self, path: Path) -> bool:
-        """Return whether a file of rows holds anything that no run wrote."""
-        return bool(digest := digest_at(path)) and not self.has(path.name, digest)
-
 
 def _key(form: str, about: str, sha256: str) -> str:
     return digest_of([form, about, sha256])[:DIGITS]

@@ -37,15 +37,10 @@ def check_aliases(text: str) -> None:
         elif isinstance(event, yaml.ScalarEvent):
             _add_node(open_nodes, sizes, event.anchor, 1)
         elif isinstance(event, yaml.AliasEvent):
-            _add_node(open_nodes, sizes, None, _alias_size(event, sizes, open_nodes))
-
-
-def _alias_size(event: Any, sizes: dict[str, int], open_nodes: list[tuple[str | None, int]]) -> int:
-    """Return the number of nodes that an alias expands to. An alias without an anchor is rejected
-    later."""
-    if event.anchor in {anchor for anchor, _ in open_nodes}:
-        raise ValueError(f"the alias *{event.anchor} contains itself")
-    return sizes.get(event.anchor, 1)
+            if event.anchor in {anchor for anchor, _ in open_nodes}:
+                raise ValueError(f"the alias *{event.anchor} contains itself")
+            # An alias without an anchor is rejected later.
+            _add_node(open_nodes, sizes, None, sizes.get(event.anchor, 1))
 
 
 def _add_node(

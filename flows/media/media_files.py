@@ -98,7 +98,6 @@ class Selection:
 
 
 def kind_of(name: str) -> MediaKind:
-    """Return the media kind of a file name."""
     return "image" if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES else "video"
 
 

@@ -226,7 +226,7 @@ def left_out_note(sources: Sequence[str], selection: Selection) -> str:
         root = Path(os.path.expanduser(source))
         below = _folders(root, lost.append) if os.path.isdir(root) else iter(())
         for relative, entries in islice(below, 1 + SUBFOLDERS):
-            of_servers |= {e.name for e in entries if e.name in SERVER_FOLDERS and _is_folder(e)}
+            of_servers |= {e.name for e in entries if e.name in SERVER_FOLDERS and is_folder(e)}
             if selection.recursive or not relative:
                 names += _file_names(entries)
             elif any(map(selection.takes, _file_names(entries))):
@@ -244,7 +244,7 @@ def left_out_note(sources: Sequence[str], selection: Selection) -> str:
 
 
 def _file_names(entries: Iterable["os.DirEntry[str]"]) -> Iterator[str]:
-    return (e.name for e in entries if not is_hidden(e.name) and not _is_folder(e))
+    return (e.name for e in entries if not is_hidden(e.name) and not is_folder(e))
 
 
 def _folders(
@@ -274,11 +274,12 @@ def _folders(
             if not is_medium and not is_hidden(link.name):
                 unread(FileNotFoundError(errno.ENOENT, LEADS_NOWHERE, link.path))
         yield relative, each
-        folders = [e.name for e in reversed(each) if not is_hidden(e.name) and _is_folder(e)]
+        folders = [e.name for e in reversed(each) if not is_hidden(e.name) and is_folder(e)]
         left += (os.path.join(relative, name) for name in folders)
 
 
-def _is_folder(entry: "os.DirEntry[str]") -> bool:
+def is_folder(entry: "os.DirEntry[str]") -> bool:
+    """Return whether an entry is a folder, or a link to one that can be read."""
     try:
         return entry.is_dir()
     except OSError:  # for example a link to itself

@@ -321,11 +321,6 @@ class Origins:
         return Origin()
 
 
-def is_of_set(folder: Path) -> bool:
-    """Return whether a folder is a data set of a run, or holds its clips."""
-    return run_folder(folder) != folder
-
-
 def _captions_in(run: Path, contents: Mapping[str, str]) -> Mapping[str, list[tuple[Row, str]]]:
     """Return the captions of a run with the contents of their media, by the digits in the names of
     clips, and by the files of the media."""
@@ -381,7 +376,7 @@ def examples_in(
     if note := alike_note(path if path.is_dir() else path.parent, unknown):
         announce(note)
     found = list({example.item: example for example in reversed(found)}.values())[::-1]
-    of_set = cache(is_of_set)
+    of_set = cache(lambda folder: run_folder(folder) != folder)  # or it holds clips of one
     if bare := sum(not e.prompt and (of_set(e.path.parent) or of_set(path.parent)) for e in found):
         announce(
             f"the default prompt is trained for {counted(bare, 'caption')} of {len(found):,}: they "

@@ -39,137 +39,6 @@ NATIVE, EXPORTED = "native", "exported"
 """Subfolders of the evaluation runs, for the original model and for the checkpoint."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ExportRequest:
-    """The checkpoint that a command requests."""
-
-    kind: str
-    folder: Path
-    """Output folder."""
-    half: str = ""
-    """Half whose linear layers are quantized; empty: the language half, for a dual encoder the
-    vision half."""
-    calibrated: bool = False
-    """Whether the user's own media calibrate the rounding of weights."""
-    stored: bool = False
-    """Whether calibration captions come from the store instead of media."""
-    adapter: str = ""
-    """Folder of an adapter that is merged into the model first; empty: none."""
-    samples: int = SAMPLES
-    group: int = GROUP
-    accept: bool = False
-    """Whether the checkpoint is kept even if it misses the quality limits."""
-
-    def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            hint = f"Give one of {', '.join(KINDS)}"
-            if self.kind in OTHERS:
-                hint = "Give w4a16 with --calibrate: the same kernels load it, for any model family"
-            raise UsageError(f"unknown --to {self.kind}", hint=hint)
-        if self.graphs and self.half == "language":
-            raise UsageError(
-                f"--half language --to {self.kind} is not supported: the language half decodes "
-                "with continuous batching, which graphs cannot do",
-                hint="Use nf4 or w4a16 for the language half; leave --half out for "
-                "graphs of the vision half",
-            )
-        if self.adapter and self.stored:
-            raise UsageError(
-                "--adapter and --calibrate-store exclude each other: the stored captions come from "
-                "the model without this adapter",
-                hint="Give media with --calibrate SOURCES",
-            )
-
-    def parts(self, route: Route) -> tuple[Part, ...]:
-        """Return the parts whose layers are quantized, for a model with this split strategy. Raises
-        UsageError if the export is impossible."""
-        dual = route == "dual"
-        if self.graphs:
-            return self._parts_with_graphs(route)
-        half = self.half or ("vision" if dual else "language")
-        if dual and half != "vision":
-            raise UsageError(
-                f"--half {half} is not supported for dual encoders",
-                hint="The text half is small and runs once: use --half vision",
-            )
-        parts = HALVES[half]
-        if self.gguf and (dual or parts != ("language",) or route == "joint"):
-            raise UsageError(
-                f"--to {self.kind} writes the language half of a model that runs in halves",
-                hint="Use --to onnx for the vision half, nf4 or int8 for other models",
-            )
-        if "vision" in parts and self.packed:
-            raise UsageError(
-                f"--to {self.kind} is not supported for the vision half: vLLM and SGLang keep it "
-                "in 16 bit",
-                hint="Leave --half out",
-            )
-        if "vision" in parts and self.stored:
-            raise UsageError(
-                f"--half {half} needs media: its features are computed again",
-                hint="Give them with --calibrate SOURCES",
-            )
-        if route == "joint":
-            if half != "language":
-                raise UsageError(
-                    "the model cannot be split; only its decoder can be quantized",
-                    hint="Leave --half out",
-                )
-            return ("whole",)
-        return parts
-
-    def _parts_with_graphs(self, route: Route) -> tuple[Part, ...]:
-        if route == "joint":
-            raise UsageError(
-                "the model cannot be split, so it has no part to make a graph of",
-                hint="Use --to nf4 or int8, which quantize its decoder",
-            )
-        if self.stored:
-            raise UsageError(
-                f"--to {self.kind} needs media: features are computed again",
-                hint="Give them with --calibrate SOURCES",
-            )
-        if route == "dual":
-            return HALVES[self.half or "both"]
-        if self.half == "both":
-            raise UsageError(
-                f"--half both --to {self.kind} is not supported for captioning models",
-                hint="Leave --half out: its vision half gets graphs",
-            )
-        return HALVES["vision"]
-
-    @property
-    def graphs(self) -> bool:
-        """Return whether the checkpoint contains graphs of the vision half."""
-        return self.kind in GRAPHS
-
-    @property
-    def packed(self) -> bool:
-        """Return whether the checkpoint is of a kind that other programs load."""
-        return self.kind in PACKED
-
-    @property
-    def gguf(self) -> bool:
-        """Return whether llama.cpp runs the checkpoint's language half."""
-        return self.kind in GGUF
-
-    @property
-    def work(self) -> Path:
-        """Return the folder of the checkpoint during evaluation, and after a failed one."""
-        return self.folder / REJECTED
-
-    @property
-    def runs(self) -> Path:
-        """Return the folder of the evaluation runs."""
-        return self.folder / RUNS
-
-    @property
-    def merged(self) -> Path:
-        """Return the folder of the model merged with its adapter. It is deleted after a successful
-        export."""
-        return self.runs / "merged"
-
-
 JUDGEMENT = "calibration and evaluation"
 AT_ONCE = 8
 """Batch size in chunks of the evaluation runs."""
@@ -251,7 +120,7 @@ class ExportConfig(MemoryOptions, StoreOptions, AdapterOptions, ModelOptions):
 
     def __post_init__(self) -> None:
         if self.out:
-            self.request()  # its error about an unknown kind says more than the list of kinds
+            self._check_kind()  # its error about an unknown kind says more than the list of kinds
         super().__post_init__()
         if self.calibrate and self.calibrate_store:
             raise UsageError(
@@ -263,20 +132,6 @@ class ExportConfig(MemoryOptions, StoreOptions, AdapterOptions, ModelOptions):
                 hint="Leave --store out: --calibrate-store is the store of the run",
             )
         self.captioning()
-
-    def request(self) -> ExportRequest:
-        """Return the requested checkpoint. Raises UsageError."""
-        return ExportRequest(
-            kind=self.to,
-            folder=folder_named(self.out, "out"),
-            half=self.half,
-            calibrated=bool(self.calibrate or self.calibrate_store),
-            stored=bool(self.calibrate_store),
-            adapter=self.adapter,
-            samples=self.samples,
-            group=self.group,
-            accept=self.accept,
-        )
 
     def captioning(self, sources: tuple[str, ...] = ()) -> ExportRun:
         """Return the run over the export's media, or over `sources`. Raises UsageError."""
@@ -293,3 +148,123 @@ class ExportConfig(MemoryOptions, StoreOptions, AdapterOptions, ModelOptions):
             trust_remote_code=self.trust_remote_code,
             batch_size=AT_ONCE,
         )
+
+    def _check_kind(self) -> None:
+        _ = self.folder  # raises UsageError
+        if self.to not in KINDS:
+            hint = f"Give one of {', '.join(KINDS)}"
+            if self.to in OTHERS:
+                hint = "Give w4a16 with --calibrate: the same kernels load it, for any model family"
+            raise UsageError(f"unknown --to {self.to}", hint=hint)
+        if self.graphs and self.half == "language":
+            raise UsageError(
+                f"--half language --to {self.to} is not supported: the language half decodes "
+                "with continuous batching, which graphs cannot do",
+                hint="Use nf4 or w4a16 for the language half; leave --half out for "
+                "graphs of the vision half",
+            )
+        if self.adapter and self.calibrate_store:
+            raise UsageError(
+                "--adapter and --calibrate-store exclude each other: the stored captions come from "
+                "the model without this adapter",
+                hint="Give media with --calibrate SOURCES",
+            )
+
+    def parts(self, route: Route) -> tuple[Part, ...]:
+        """Return the parts whose layers are quantized, for a model with this split strategy. Raises
+        UsageError if the export is impossible."""
+        dual = route == "dual"
+        if self.graphs:
+            return self._parts_with_graphs(route)
+        half = self.half or ("vision" if dual else "language")
+        if dual and half != "vision":
+            raise UsageError(
+                f"--half {half} is not supported for dual encoders",
+                hint="The text half is small and runs once: use --half vision",
+            )
+        parts = HALVES[half]
+        if self.gguf and (dual or parts != ("language",) or route == "joint"):
+            raise UsageError(
+                f"--to {self.to} writes the language half of a model that runs in halves",
+                hint="Use --to onnx for the vision half, nf4 or int8 for other models",
+            )
+        if "vision" in parts and self.packed:
+            raise UsageError(
+                f"--to {self.to} is not supported for the vision half: vLLM and SGLang keep it "
+                "in 16 bit",
+                hint="Leave --half out",
+            )
+        if "vision" in parts and self.calibrate_store:
+            raise UsageError(
+                f"--half {half} needs media: its features are computed again",
+                hint="Give them with --calibrate SOURCES",
+            )
+        if route == "joint":
+            if half != "language":
+                raise UsageError(
+                    "the model cannot be split; only its decoder can be quantized",
+                    hint="Leave --half out",
+                )
+            return ("whole",)
+        return parts
+
+    def _parts_with_graphs(self, route: Route) -> tuple[Part, ...]:
+        if route == "joint":
+            raise UsageError(
+                "the model cannot be split, so it has no part to make a graph of",
+                hint="Use --to nf4 or int8, which quantize its decoder",
+            )
+        if self.calibrate_store:
+            raise UsageError(
+                f"--to {self.to} needs media: features are computed again",
+                hint="Give them with --calibrate SOURCES",
+            )
+        if route == "dual":
+            return HALVES[self.half or "both"]
+        if self.half == "both":
+            raise UsageError(
+                f"--half both --to {self.to} is not supported for captioning models",
+                hint="Leave --half out: its vision half gets graphs",
+            )
+        return HALVES["vision"]
+
+    @property
+    def folder(self) -> Path:
+        """Return the output folder. Raises UsageError."""
+        return folder_named(self.out, "out")
+
+    @property
+    def calibrated(self) -> bool:
+        """Return whether the user's own media or captions calibrate the rounding of weights."""
+        return bool(self.calibrate or self.calibrate_store)
+
+    @property
+    def graphs(self) -> bool:
+        """Return whether the checkpoint contains graphs of the vision half."""
+        return self.to in GRAPHS
+
+    @property
+    def packed(self) -> bool:
+        """Return whether the checkpoint is of a kind that other programs load."""
+        return self.to in PACKED
+
+    @property
+    def gguf(self) -> bool:
+        """Return whether llama.cpp runs the checkpoint's language half."""
+        return self.to in GGUF
+
+    @property
+    def work(self) -> Path:
+        """Return the folder of the checkpoint during evaluation, and after a failed one."""
+        return self.folder / REJECTED
+
+    @property
+    def runs(self) -> Path:
+        """Return the folder of the evaluation runs."""
+        return self.folder / RUNS
+
+    @property
+    def merged(self) -> Path:
+        """Return the folder of the model merged with its adapter. It is deleted after a successful
+        export."""
+        return self.runs / "merged"

@@ -97,7 +97,6 @@ class PrecisionOptions(OptionGroup):
     `auto` uses graphs if they passed their check and are faster on this machine."""
 
     def has_own_precision(self, part: Part) -> bool:
-        """Return whether this part has its own precision option."""
         return HalfPrecisionOptions.of(self).named(part) is not None
 
     def precision_of(self, part: Part) -> str:

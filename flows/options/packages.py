@@ -3,7 +3,7 @@ process or writes anything."""
 
 from artifacts.packages import require, require_extra
 from flows.options.commands import RunOptions
-from flows.options.export_config import ExportRequest
+from flows.options.export_config import ExportConfig
 from flows.options.model import QUANTIZED, AdapterOptions, GgufOptions, HalfPrecisionOptions
 from flows.options.text import OutputOptions
 from flows.options.training import StepOptions, TrainedHalfOptions, TuneConfig
@@ -49,13 +49,13 @@ def _check_optimizer(options: TrainedHalfOptions) -> None:
         require_extra("bits", f"--optimizer {options.optimizer}")
 
 
-def check_export_packages(request: ExportRequest) -> None:
+def check_export_packages(request: ExportConfig) -> None:
     """Raise MissingPackage if a package that an export needs is not installed."""
     extras = {
-        "bits": request.kind in BITSANDBYTES,
+        "bits": request.to in BITSANDBYTES,
         "export": request.graphs,
         "graphs": request.graphs,
         "gguf": request.gguf,
     }
     for name in (name for name, needed in extras.items() if needed):
-        require_extra(name, f"--to {request.kind}")
+        require_extra(name, f"--to {request.to}")

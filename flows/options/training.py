@@ -201,11 +201,6 @@ the demo model wrote broken captions; with 100 steps it had the new style."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class LearnRun(TuneRun):
-    """The run that trains or scores an adapter on the features of a caption run."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class LearnConfig(TrustOptions, StepOptions, MemoryOptions):
     """One round of learning. Field names equal the option names of the command line."""
 
@@ -257,10 +252,10 @@ class RecordedRun:
         limit = self.config.max_new_tokens
         return TrainingOptions(**own, validate=0.0, resume=resume, max_new_tokens=limit)
 
-    def tuning(self, config: LearnConfig, out: Path, tokens: int, adapter: str = "") -> LearnRun:
+    def tuning(self, config: LearnConfig, out: Path, tokens: int, adapter: str = "") -> TuneRun:
         """Return the run that trains an adapter for these captions into the folder above `out`, on
         texts of at most `tokens`. Without `tokens`, it scores the model with an `adapter`."""
-        known = {field.name for field in fields(LearnRun)}
+        known = {field.name for field in fields(TuneRun)}
         known &= {field.name for field in fields(CaptionConfig)} - {"engine", "slots"}
         same = {name: getattr(self.config, name) for name in known}
         of_step = ("batch_size", "lora_rank", "recompute", "optimizer")
@@ -274,7 +269,7 @@ class RecordedRun:
             "caption_tokens": tokens,
             "scored_only": not tokens,
         }
-        return LearnRun(**{**same, **own})
+        return TuneRun(**{**same, **own})
 
     def captioning(self, config: LearnConfig, out: Path, adapter: str) -> CaptionConfig:
         """Return the run with an adapter, into a folder."""

@@ -41,13 +41,12 @@ TEMPLATES_OPTION = Option(
     'file of prompt templates, {} is the label ["a photo of {}"]', LABELS, "F", path=True
 )
 VECTOR_MODEL_OPTION = replace(MODEL_OPTION, help="dual encoder (CLIP): hub id, folder, or `demo`")
-VECTOR_FOLDER_OPTION = replace(FOLDER_OPTION, help="output folder [%(default)s]")
 
 
 def own_folder(name: str) -> Option:
     """Return the option of an output folder that is by default below that of captions."""
     hint = f"Give a folder, or leave it out: {PARENT}/{name}"
-    return replace(VECTOR_FOLDER_OPTION, not_empty=hint)
+    return replace(FOLDER_OPTION, not_empty=hint)
 
 
 def parse_threshold(text: str) -> float | None:
@@ -93,7 +92,7 @@ class EmbedConfig(OwnerOptions, StoreSizeOptions, GpuOptions, VectorConfig):
 class IndexConfig(GpuOptions, VectorConfig):
     """One run that builds an index."""
 
-    out: Annotated[str, VECTOR_FOLDER_OPTION] = INDEX
+    out: Annotated[str, FOLDER_OPTION] = INDEX
     """Folder of the index."""
 
 

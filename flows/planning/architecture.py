@@ -196,13 +196,10 @@ class Transformer:
     added: int = 0
     """Tokens added around those of an image."""
 
-    def tokens_of(self, edge: int) -> int:
-        """Return the encoder tokens of a square image with a side of `edge` pixels."""
-        return self.positions or max(1, edge // max(1, self.patch)) ** 2
-
     def handed_over(self, edge: int) -> int:
         """Return the prompt tokens of a square image with a side of `edge` pixels."""
-        grid = math.isqrt(self.tokens_of(edge))  # without the class token
+        tokens = self.positions or max(1, edge // max(1, self.patch)) ** 2
+        grid = math.isqrt(tokens)  # without the class token
         return (grid // self.merge) ** 2 + self.added
 
 
@@ -415,15 +412,11 @@ def _text_stack(embedding: Header, stacks: Sequence[Stack]) -> Stack:
     """Return the stack of the token embedding: it has the same width and the closest name."""
 
     def nearness(stack: Stack) -> tuple[int, int, int]:
-        return _common_prefix(stack.path, embedding.name), -stack.path.count("."), stack.parameters
+        pairs = zip(stack.path.split("."), embedding.name.split("."), strict=False)
+        shared = len(list(takewhile(lambda pair: pair[0] == pair[1], pairs)))
+        return shared, -stack.path.count("."), stack.parameters
 
     return max((s for s in stacks if s.width == embedding.shape[1]), key=nearness)
-
-
-def _common_prefix(one: str, other: str) -> int:
-    """Return the number of leading path elements that two paths share."""
-    pairs = zip(one.split("."), other.split("."), strict=False)
-    return len(list(takewhile(lambda pair: pair[0] == pair[1], pairs)))
 
 
 def _owner(header: Header, stacks: Sequence[Stack], roots: dict[str, str]) -> Stack | None:

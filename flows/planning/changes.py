@@ -39,7 +39,7 @@ def limit_pixels(model: Model, workload: Workload, pixels: int) -> Workload:
     height, width = seen_size(model, kind, workload.stored)
     share = min(1.0, MARGIN * pixels / (height * width)) ** 0.5
     size = (math.ceil(height * share), math.ceil(width * share))
-    tokens, pixel_bytes = frame_size_tokens(model.profile, model.fit(kind), kind, size)
+    tokens, pixel_bytes = frame_size_tokens(model.profile, kind, size)
     before = max(1, workload.tokens - workload.text_tokens)
     after = min(before, math.ceil(counted * tokens))
     return replace(
@@ -97,9 +97,12 @@ def changes(request: PlanRequest, unfit: StagePlan, budget: Budget) -> list[Chan
     found = _fitting(single, stage, budget)
     if not found:
         found = _fitting(_in_pairs(precisions), stage, budget)
-    more = rounded_up(
-        _min_budget(request, budget) + (LIBRARY_BYTES if budget.device == "cpu" else 0)
+    smallest = max(
+        min(request.estimate(rung).peak_bytes for rung in rungs)
+        for name, rungs in request.rungs.items()
+        if STAGES[name].part or budget.device == "cpu"
     )
+    more = rounded_up(smallest + (LIBRARY_BYTES if budget.device == "cpu" else 0))
     if more <= budget.total_bytes:
         estimate = _estimate_in(request, stage, replace(budget, bytes=more))
         if estimate is not None:
@@ -136,15 +139,6 @@ def _estimate_in(request: PlanRequest, stage: str, budget: Budget) -> StageEstim
     """Return the estimate of a stage under a changed request; None if any stage does not fit."""
     found = stage_plans(request, request.rungs, budget)
     return found[stage].chosen if all(choice.fits for choice in found.values()) else None
-
-
-def _min_budget(request: PlanRequest, budget: Budget) -> int:
-    """Return the smallest budget that fits all stages, each on its smallest rung."""
-    return max(
-        min(request.estimate(rung).peak_bytes for rung in rungs)
-        for stage, rungs in request.rungs.items()
-        if STAGES[stage].part or budget.device == "cpu"
-    )
 
 
 def _auto(request: PlanRequest, stage: str) -> tuple[str, PlanRequest | None]:

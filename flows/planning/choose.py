@@ -117,7 +117,6 @@ def plan_request(
     stages: Pipeline | None = None,
     expected: Sequence[Estimate] | None = None,
 ) -> PlanRequest:
-    """Return the plan request of a job."""
     media = job.media
     expected = estimates(job) if expected is None else expected
     return PlanRequest(

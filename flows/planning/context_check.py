@@ -10,8 +10,8 @@ from artifacts.errors import UsageError
 from artifacts.plurals import counted
 from flows.checkpoint.models import Model
 from flows.checkpoint.prompt_tokens import (
-    bound_by_size,
     encoder_frames,
+    frame_bound,
     frame_room,
     frame_size_tokens,
     frames_of_any_size,
@@ -68,7 +68,7 @@ def context_hint(model: Model, config: RunOptions, workload: Workload, room: Ans
 def _with_fewer(model: Model, workload: Workload, room: AnswerRoom) -> list[tuple[int, int]]:
     """Return smaller numbers of frames, largest first, each with the tokens left for an answer.
     Empty for a model with a fixed number of frames."""
-    if workload.kind == "image" or model.one_frame or model.profile.frames_per_video:
+    if workload.kind == "image" or model.profile.one_frame or model.profile.frames_per_video:
         return []
     found = []
     for frames in range(workload.frames - 1, 0, -1):
@@ -148,7 +148,7 @@ def _size_notes(
     """Return the line about chunks, each given by its number of frames and their stored (height,
     width). Prompt and answer only affect the suggested number of pixels."""
     profile = model.beside_sound(config)
-    bound = bound_by_size(profile, full_chunk(requested_sampling(profile, config)))
+    bound = frame_bound(profile, config)
     known = [(bound.of(size), count, size) for count, size in chunks] if bound else []
     cut = [
         (max_frames, count, size)
@@ -177,7 +177,7 @@ def _size_notes(
 def _fitting_pixels(profile: ModelProfile, size: tuple[int, int], tokens: float) -> int:
     """Return the pixel limit with which a frame of this height and width, with its template text,
     has at most `tokens` tokens. 0: impossible."""
-    each, _ = frame_size_tokens(profile, profile.fit_video, "video", size)
+    each, _ = frame_size_tokens(profile, "video", size)
     share = MARGIN * (tokens - profile.tokens_per_frame) / each
     multiple = profile.least_pixels
     return int(share * math.prod(size)) // multiple * multiple if multiple and share > 0 else 0
@@ -185,10 +185,7 @@ def _fitting_pixels(profile: ModelProfile, size: tuple[int, int], tokens: float)
 
 def _no_frame(model: Model, room: int, size: tuple[int, int]) -> UsageError:
     profile = model.profile
-    each = (
-        math.ceil(frame_size_tokens(profile, profile.fit_video, "video", size)[0])
-        + profile.tokens_per_frame
-    )
+    each = math.ceil(frame_size_tokens(profile, "video", size)[0]) + profile.tokens_per_frame
     hint = "Choose a model with a longer context"
     if pixels := _fitting_pixels(profile, size, room):
         hint = f"Give --max-pixels {pixels}, or choose a model with a longer context"

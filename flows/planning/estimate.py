@@ -79,8 +79,6 @@ class StageEstimate:
         flops: float = 0,
         by_dimensions: bool = False,
     ) -> "StageEstimate":
-        """Add up the terms."""
-
         sums = {
             f"{part}_bytes": sum(term.bytes for term in terms if term.part == part)
             for part in get_args(Purpose)
@@ -97,7 +95,6 @@ class StageEstimate:
         )
 
     def plus(self, term: Term, device: str) -> "StageEstimate":
-        """Return the estimate with one more term."""
         assert self.workload is not None
         return StageEstimate.from_terms(
             self.rung,

@@ -226,7 +226,6 @@ class Ladder:
                     self._at[stage], self._started[stage] = at, "planned"
 
     def rung(self, stage: str) -> Rung:
-        """Return the current rung."""
         with self._lock:
             return self.rungs[stage][self._at[stage]]
 
@@ -246,7 +245,6 @@ class Ladder:
                 self._log_move(self.rung(stage), reason, f"starting with {{}}: {why[reason]}")
 
     def on_event(self, stage: str, event: Event) -> None:
-        """Handle an event of a stage."""
         if stage not in self.rungs:
             return
         if isinstance(event, BatchShrunk | TooLarge) and stage in self._sharing:

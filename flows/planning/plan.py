@@ -60,12 +60,11 @@ def stage_seconds(
     rungs: Mapping[str, Rung],
     found: Sequence[Estimate],
     machine: Machine,
-    new_tokens: int | None = None,
+    new: int,
 ) -> dict[str, float | None]:
-    """Return the seconds of each stage; None if a needed measurement is missing. `new_tokens`:
-    assumed caption length; None: the maximum."""
+    """Return the seconds of each stage, with captions of `new` tokens; None if a needed measurement
+    is missing."""
     left = remaining_work(job, found)
-    new = EngineOptions.of(job.config).max_new_tokens if new_tokens is None else new_tokens
     work = {
         stage: COSTS[stage].work_left(job.model, rung, left, new) for stage, rung in rungs.items()
     }
@@ -107,9 +106,10 @@ def times_of(
     known = find_machine(job.device)
     if known.machine is None:
         return Times(seconds=None, line=f"unknown: {known.why}; {ADVICE}")
+    new = EngineOptions.of(job.config).max_new_tokens
     each = {
         stage: None if alone is None else alone / processes(rungs[stage])
-        for stage, alone in stage_seconds(job, rungs, found, known.machine).items()
+        for stage, alone in stage_seconds(job, rungs, found, known.machine, new).items()
     }
     bound = {stage: "up to " * STAGES[stage].uses_token_limit for stage in each}
     texts = [
@@ -118,7 +118,7 @@ def times_of(
     ]
     line = ", ".join(texts)
     if any(STAGES[stage].uses_token_limit for stage in each):
-        line += f" (captions of {EngineOptions.of(job.config).max_new_tokens} tokens)"
+        line += f" (captions of {new} tokens)"
     unknown = f"what is unknown could not be measured; {ADVICE}" if None in each.values() else ""
     return Times(seconds=each, line="; ".join(filter(None, [line, known.why, unknown])))
 

@@ -300,7 +300,6 @@ def memory_lines(plan: Plan) -> Iterator[str]:
 
 
 def _row(stage: str, found: StageEstimate) -> tuple[str, ...]:
-    """Return the table row of a stage."""
     parts = (getattr(found, f"{part}_bytes") for part in PARTS)
     cells = (f"{part / GIB:.2f}" if part else "-" for part in parts)
     about = " (by dimensions)" if found.by_dimensions else ""

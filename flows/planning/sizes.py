@@ -320,13 +320,13 @@ class _Header:
 
 
 def _header(medium: Medium) -> _Header:
+    still = medium.kind == "image"
+    seconds, rate = (0.0, 0.0) if still else (UNKNOWN_SECONDS, UNKNOWN_RATE)
+    unknown = _Header(seconds=seconds, size=UNKNOWN_SIZE, rate=rate)
     if not is_here(Path(medium.path)):  # do not download remote media for a guess
-        still = medium.kind == "image"
-        seconds, rate = (0.0, 0.0) if still else (UNKNOWN_SECONDS, UNKNOWN_RATE)
-        return _Header(seconds=seconds, size=UNKNOWN_SIZE, rate=rate)
-    unknown = _Header(seconds=UNKNOWN_SECONDS, size=UNKNOWN_SIZE, rate=UNKNOWN_RATE)
+        return unknown
     try:
-        if medium.kind == "image":
+        if still:
             from stages.frames.image import image_size
 
             return _Header(seconds=0.0, size=image_size(Path(medium.path)) or UNKNOWN_SIZE)

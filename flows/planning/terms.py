@@ -199,7 +199,6 @@ def cache(rung: Rung, whole: int, half: PartProfile, why: str) -> Iterator[Term]
 
 
 def overhead_terms(
-    rung: Rung,
     terms: Sequence[Term],
     device: str,
     prefetch: Term,
@@ -209,18 +208,14 @@ def overhead_terms(
     computing = sum(term.bytes for term in terms if term.part == "activation")
     why = f"{FRAGMENTATION:.0%} of computing memory, lost to fragmentation"
     yield Term(part="workspace", bytes=math.ceil(FRAGMENTATION * computing), why=why)
+    here: Purpose = "workspace"
     if device.startswith("cuda"):
+        here = "host"
         yield Term(part="workspace", bytes=GPU_WORKSPACE_BYTES, why="cuBLAS workspace")
-        yield Term(
-            part="context",
-            bytes=CONTEXT_BYTES,
-            why="the driver, and torch's kernels, until measured",
-        )
-        yield replace(prefetch, part="host")
-        yield Term(part="host", bytes=libraries, why="processor, tokenizer, classes")
-    else:
-        yield prefetch
-        yield Term(part="workspace", bytes=libraries, why="processor, tokenizer, classes")
+        why = "the driver, and torch's kernels, until measured"
+        yield Term(part="context", bytes=CONTEXT_BYTES, why=why)
+    yield replace(prefetch, part=here)
+    yield Term(part=here, bytes=libraries, why="processor, tokenizer, classes")
 
 
 def prefetch_of(workload: Workload, rows: int, each: int, what: str) -> Term:

@@ -278,20 +278,15 @@ def _computing(
         why = f"the largest matrix unpacked: {largest / 1e6:,.0f} M x {HALF} bytes"
         yield TrainTerm(part="unpacked", bytes=HALF * largest, why=why, moment="backward")
     if architecture.vision is not None:
-        yield _vision_term(architecture.vision, training)
-
-
-def _vision_term(vision: Transformer, training: Training) -> TrainTerm:
-    """Return the memory of the frozen vision encoder, which runs without gradients before the
-    language half."""
-    images = training.batch * training.frames
-    tokens = vision.positions or max(1, image_pixels(vision) // vision.patch**2)
-    return TrainTerm(
-        part="vision",
-        bytes=pass_bytes(vision, images, tokens, HALF),
-        why=f"{counted(images, 'image')} x {tokens:,} tokens through the frozen vision encoder",
-        moment="vision",
-    )
+        # It runs without gradients before the language half.
+        images, vision = training.batch * training.frames, architecture.vision
+        tokens = vision.positions or max(1, image_pixels(vision) // vision.patch**2)
+        yield TrainTerm(
+            part="vision",
+            bytes=pass_bytes(vision, images, tokens, HALF),
+            why=f"{counted(images, 'image')} x {tokens:,} tokens through the frozen vision encoder",
+            moment="vision",
+        )
 
 
 def image_pixels(vision: Transformer) -> int:

@@ -231,13 +231,12 @@ class RemainingWork:
 
 def remaining_work(job: Job, found: Sequence[Estimate]) -> list[RemainingWork]:
     """Return the remaining work for each kind of media. `found`: estimate of each medium."""
-    return [made for kind in KINDS if (made := _of_kind(job, kind, found)) is not None]
+    return [_remaining(job, kind, pairs) for kind, pairs in _by_kind(job.media, found)]
 
 
-def _of_kind(job: Job, kind: MediaKind, found: Sequence[Estimate]) -> RemainingWork | None:
-    pairs = [(m, e) for m, e in zip(job.media, found, strict=True) if m.kind == kind and e.chunks]
-    if not pairs:
-        return None
+def _remaining(
+    job: Job, kind: MediaKind, pairs: Sequence[tuple[Medium, Estimate]]
+) -> RemainingWork:
     ledger = job.ledger
     uncut = [e for m, e in pairs if ledger.media_index(m) is None]
     tasks = [t for t in ledger.tasks([m for m, _ in pairs]) if not ledger.has_failed(t)]

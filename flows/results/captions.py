@@ -19,7 +19,6 @@ from artifacts.captions import (
     Failure,
     answer_of,
     has_tags,
-    values_of,
     write_jsonl,
 )
 from artifacts.edits import REJECTED, UNTOUCHED, Edit
@@ -27,6 +26,7 @@ from artifacts.json_shapes import parse
 from artifacts.keys import digest_of
 from artifacts.packs import RecordSet, refresh_together
 from artifacts.plurals import counted
+from artifacts.schema import values_of
 from artifacts.tables import KINDS
 from flows.checkpoint.precision import PartSettings
 from flows.job.media_digests import JobFile
@@ -56,6 +56,20 @@ STILL_REPEATED = "repeats itself, even after it was regenerated"
 SHORTENED = "closed early, because it reached the token limit"
 INVALID_CORRECTION = "correction ignored: it does not follow the schema"
 ONE_FRAME = ("only the chunk's middle frame was used: the model takes one image per prompt",)
+
+
+def file_failure(
+    file: MediaFile, stage: str, why: Mapping[str, Any], start: float = 0.0
+) -> Failure:
+    """Return the failure of a file in a stage, of which a record says why."""
+    return Failure(
+        media_path=file.media_path,
+        source=file.source,
+        stage=stage,
+        error=why["kind"],
+        message=why["message"] + (f" (at {start:.1f} s)" if start else ""),
+        hint=why["hint"],
+    )
 
 
 def captions_of(job: Job, each: JobFile) -> list[Caption]:
@@ -98,7 +112,7 @@ def _caption(
     """Build the caption of one chunk of a file from its stored record."""
     index = job.ledger.media_index(task.medium)
     assert index is not None
-    one_frame = task.medium.kind == "video" and job.model.one_frame
+    one_frame = task.medium.kind == "video" and job.model.profile.one_frame
     config = job.config
     schema = SamplingParams.of(config).schema
     return Caption(
@@ -454,24 +468,18 @@ def text_sampling_params(job: Job) -> SamplingParams:
     )
 
 
-def _summary_settings(job: Job) -> dict[str, Any]:
-    """Return the settings of the key of a summary, without model and captions."""
-    config = job.config
-    return {
-        "asked": PromptOptions.of(config).summary_prompt or SUMMARY,
-        "max_new_tokens": EngineOptions.of(config).max_new_tokens,
-        "generation": dict(*text_sampling_params(job).key_fields),
-        "strip_think": TextOptions.of(config).strip_think and 2,
-    }
-
-
 class Summaries:
     """The summaries of one job that are in the store."""
 
     def __init__(self, job: Job, stage: StageSpec) -> None:
         self._job = job
         self._stage = stage
-        self._settings = _summary_settings(job)
+        self._settings = {  # those of the key, without model and captions
+            "asked": PromptOptions.of(job.config).summary_prompt or SUMMARY,
+            "max_new_tokens": EngineOptions.of(job.config).max_new_tokens,
+            "generation": dict(*text_sampling_params(job).key_fields),
+            "strip_think": TextOptions.of(job.config).strip_think and 2,
+        }
         every = job.model.settings["language"]
         self._records = [(s, self._record_set(s, stage.writes)) for s in every]
         self._failures = [(s, self._record_set(s, "failures")) for s in every]
@@ -509,14 +517,7 @@ class Summaries:
             if found is not None:
                 why = ALL_REASONING if found[1].get("reasons") else None
             if why is not None:
-                yield Failure(
-                    media_path=video.file.media_path,
-                    source=video.file.source,
-                    stage=self._stage.name,
-                    error=why["kind"],
-                    message=why["message"],
-                    hint=why["hint"],
-                )
+                yield file_failure(video.file, self._stage.name, why)
 
     def forget_failures(self) -> None:
         """Drop the stored failures, so that those videos are retried."""

@@ -28,7 +28,7 @@ from artifacts.plurals import counted, first_of, reasons
 from artifacts.regular_files import read_text, refuse_links
 from artifacts.shards import SHARD_BYTES, Media, Sample, media_suffix, sample_key
 from artifacts.stamps import Stamp, stamp_of
-from artifacts.store import fault_of
+from artifacts.store import disk_faults
 from artifacts.trainers import WITH_CLIPS
 from flows.console.lines import gib
 from flows.job.media_digests import JobFile
@@ -65,18 +65,14 @@ class SampleSource:
     """Stamp of the file when it was captioned."""
 
 
-def track_of(job: Job) -> int:
-    """Return the requested sound track of clips, from 1; 0: the default one."""
-    return SoundOptions.of(job.config).sound_track or 0
-
-
 def sample_sources(job: Job, user_texts: UserTexts | None = None) -> Iterator[list[SampleSource]]:
     """Yield the samples of each file, in source order, grouped by prompt. User-written texts
     replace captions."""
     copies: Counter[tuple[str, str, str]] = Counter()
     user_texts = user_texts or UserTexts(job)
     made = MADE[media_mode(job.out, job.config)][not job.sampling.deinterlace]
-    sound = sounding(track_of(job)) * clips_sound(job.out, job.config)
+    track = SoundOptions.of(job.config).sound_track or 0
+    sound = sounding(track) * clips_sound(job.out, job.config)
     for group in job.by_file:
         items: list[SampleSource] = []
         for each in group:
@@ -179,7 +175,8 @@ class Cutter:
         self._deinterlace = job.sampling.deinterlace
         self.exact = media_mode(job.out, job.config) == EXACT
         """Whether clips are exact, and whole files copied where readers show them otherwise."""
-        self._sound, self._track = clips_sound(job.out, job.config), track_of(job)
+        self._sound = clips_sound(job.out, job.config)
+        self._track = SoundOptions.of(job.config).sound_track or 0
         fitting = host_free_bytes() // PROCESS_BYTES
         self._processes = max(1, min(cores() - 1, fitting)) if self.exact else 1
 
@@ -231,11 +228,9 @@ class Cutter:
     def _run(self, items: Sequence[SampleSource]) -> dict[str, Any]:
         """Cut items in several processes, and return the results that they have. If a process died,
         that includes an error for the file that it was cutting."""
-        try:
+        with disk_faults(self._folder):
             refuse_links(self._folder)
             self._folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise fault_of(error, self._folder) from error
         parts = _parts(items, self._processes)
         running: list[StageHandle] = []
         results: dict[str, Any] = {}
@@ -490,7 +485,7 @@ class Clips:
     def _cut_batch(self, batch: Sequence[SampleSource], copied: Collection[str]) -> None:
         """Cut a batch of clips and give them their final names. Raises PenstockError."""
         made = self._cutter(batch, copied)
-        try:
+        with disk_faults(self.folder):
             for key in (item.sample.clip for item in batch):
                 about: dict[str, Any] = {}
                 if (differs := self._cutter.differs.get(key)) is not None:
@@ -513,8 +508,6 @@ class Clips:
             write_text(self.folder / OURS, ())
             for media in made.values():
                 replace_file(media.path, self.folder / media.path.name)
-        except OSError as error:
-            raise fault_of(error, self.folder) from error
 
 
 def _key_of_other_sound(item: SampleSource) -> str:

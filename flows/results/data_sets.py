@@ -6,7 +6,6 @@ there. The module runs no model.
 """
 
 import contextlib
-import filecmp
 import os
 import re
 from collections import Counter
@@ -15,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from artifacts.errors import MediaError
-from artifacts.files import HALF, OURS, is_linked, is_spare, link, write_text
+from artifacts.files import HALF, OURS, are_equal, is_linked, is_spare, link, write_text
 from artifacts.names import one_name, rules_in
 from artifacts.plurals import counted
 from artifacts.regular_files import refuse_links
@@ -31,7 +30,7 @@ from artifacts.shards import (
     write_shards,
 )
 from artifacts.stamps import stamp_of
-from artifacts.store import fault_of
+from artifacts.store import disk_faults
 from artifacts.trainers import TRAINERS, TrainerEntry, TrainerForm
 from flows.job.prepare import Job
 from flows.machine.launch import Launcher
@@ -130,13 +129,8 @@ def _samples(
             if stored := known.get(key):
                 yield item.sample, stored
             elif plain.get(key) or cutter.differs.get(key) == "":
-                with contextlib.ExitStack() as stack:
-                    try:
-                        path = stack.enter_context(open_local(item.file))
-                    except MediaError as error:
-                        cutter.refused.append(f"{item.file.name}: {error.message}")
-                        yield item.sample, None
-                    else:
+                try:
+                    with open_local(item.file) as path:
                         whole = Media(
                             path=path,
                             suffix=media_suffix(item.file.name),
@@ -145,6 +139,9 @@ def _samples(
                             clip=key,
                         )
                         yield item.sample, whole
+                except MediaError as error:
+                    cutter.refused.append(f"{item.file.name}: {error.message}")
+                    yield item.sample, None
             else:
                 yield item.sample, cut.get(key)
         for key, media in cut.items():
@@ -281,10 +278,8 @@ class _TrainerFolder:
             if not (kept and kept & {*self._form.write([entry], self._folder)}):
                 self.captions += len(rows)
                 self.user_texts += has_user_text(rows)
-        try:
+        with disk_faults(self._folder):
             self._clear(set(texts), {entry.path for entry in entries})
-        except OSError as error:
-            raise fault_of(error, self._folder) from error
         return self._kept
 
     def _media(self, item: SampleSource, cut: Mapping[str, Path]) -> Path | None:
@@ -335,7 +330,7 @@ class _TrainerFolder:
         inside = f"{self._form.folders[item.kind]}/{stem}.{media_suffix(path.name)}"
         target = self._folder / inside
         if not (is_linked(path, target) or self._has_copy(path, target)):
-            is_own = self._clips.made(target, key) or is_spare(target) or _are_equal(path, target)
+            is_own = self._clips.made(target, key) or is_spare(target) or are_equal(path, target)
             if not (self._replace or is_own):
                 self._kept.append(inside)
                 return inside
@@ -396,13 +391,6 @@ class _TrainerFolder:
                 f"not from this run: {counted(self._spare, 'file')} in {self._folder}, kept as "
                 "possibly the last copy"
             )
-
-
-def _are_equal(path: Path, target: Path) -> bool:
-    """Return whether a file holds the same bytes, as in a copied folder."""
-    with contextlib.suppress(OSError):
-        return filecmp.cmp(path, target, shallow=False)
-    return False
 
 
 def _changed(item: SampleSource) -> bool:

@@ -23,7 +23,7 @@ from artifacts.json_shapes import (
     text,
 )
 from flows.console.lines import size
-from flows.options.export_config import EXPORTED, NATIVE, REJECTED, RUNS, ExportRequest
+from flows.options.export_config import EXPORTED, NATIVE, REJECTED, RUNS, ExportConfig
 from flows.results.run_record import RUN_RECORD
 from stages.export import GRAPHS
 from stages.export.parity import GATES, PARITY, evaluate_parity, verdict_in
@@ -78,14 +78,12 @@ class Exported:
         return int(self.accepted)
 
     def line(self) -> str:
-        """Return the outcome in one line."""
         before = ", already exported" if self.before else ""
         return f"{self.out}: {size(self.bytes)}{before}; {figures_line(self.parity)}"
 
     __repr__ = line
 
     def row(self) -> dict[str, Any]:
-        """Return the outcome as a row of a table."""
         figures = {
             f"{name}.{each}": value
             for name in FIGURES
@@ -96,7 +94,6 @@ class Exported:
         return {**folder, **figures, "missed": "; ".join(self.parity["missed"])}
 
     def to_json(self) -> dict[str, Any]:
-        """Return the outcome for programs."""
         fields = {"out": str(self.out), "bytes": self.bytes, "accepted": self.accepted}
         return {**fields, "parity": dict(self.parity), "exit_code": self.exit_code}
 
@@ -119,7 +116,7 @@ def figures_line(parity: Mapping[str, Any]) -> str:
     return "; ".join(parts)
 
 
-def refuse_foreign_folder(request: ExportRequest) -> None:
+def refuse_foreign_folder(request: ExportConfig) -> None:
     """Refuse a folder that holds anything but an export. Raises UsageError."""
     records = (PARITY, f"{REJECTED}/{NOTE}", f"{REJECTED}/{CONFIG}")
     refuse_foreign(request.folder, (REJECTED, RUNS), records)
@@ -139,13 +136,13 @@ def placed_before(folder: Path, recipe: Mapping[str, Any]) -> Exported | None:
     return Exported(out=folder, parity=parity, accepted=True, before=True)
 
 
-def awaits_acceptance(request: ExportRequest, recipe: Mapping[str, Any]) -> bool:
+def awaits_acceptance(request: ExportConfig, recipe: Mapping[str, Any]) -> bool:
     """Return whether `--accept` applies to a checkpoint that was rejected earlier."""
     waits = request.accept and (request.work / CONFIG).exists()
     return waits and verdict_in(request.work).get("recipe") == dict(recipe)
 
 
-def remove_unfinished(request: ExportRequest) -> None:
+def remove_unfinished(request: ExportConfig) -> None:
     """Remove the unfinished checkpoint of a model that changed meanwhile."""
     for folder in (request.work, request.merged):
         if (folder / NOTE).exists():
@@ -159,7 +156,7 @@ def note_parity(
     write_json(folder / PARITY, {"recipe": dict(recipe), **evaluate_parity(figures, frames)})
 
 
-def move_into_place(request: ExportRequest) -> Exported:
+def move_into_place(request: ExportConfig) -> Exported:
     """Move a checkpoint that passed, or is accepted, to the requested folder. The configuration
     moves last: without it, no program loads the folder as a model."""
     parity = verdict_in(request.work)

@@ -12,7 +12,7 @@ from artifacts.files import OURS, is_hidden, refuse_foreign
 from artifacts.names import numbered
 from artifacts.regular_files import irreplaceable_kind, open_regular
 from artifacts.shards import DATASET, INDEX
-from artifacts.store import fault_of
+from artifacts.store import disk_faults
 from artifacts.tables import TABLES
 from artifacts.trainers import TRAINERS
 from flows.media.generated_files import GeneratedFiles, digest_at
@@ -104,14 +104,13 @@ def set_edited_aside(
         is_written = name not in NOT_ROWS and "/" not in name and path.suffix not in others
         if not is_written or not os.path.isfile(path) or not path.stat().st_size:
             continue
-        if not own.is_edited(path) or (name == CAPTIONS and digest_at(path) in digests):
-            continue
+        digest = digest_at(path)
+        if not digest or own.has(name, digest) or (name == CAPTIONS and digest in digests):
+            continue  # it holds nothing that no run wrote
         names = map(path.with_name, numbered(f"{path.stem}.edited", path.suffix))
         kept = next(each for each in names if not os.path.lexists(each))
-        try:
+        with disk_faults(folder):
             os.rename(path, kept)
-        except OSError as error:
-            raise fault_of(error, folder) from error
         yield f"{path} was changed since a run wrote it: what it held is in {kept.name}"
 
 

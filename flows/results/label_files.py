@@ -11,9 +11,9 @@ import numpy as np
 
 from artifacts.captions import Caption, write_jsonl
 from artifacts.files import write_json, write_text
-from artifacts.labels import Labelled, Sized, Span, schema, spans_of, write_coco
+from artifacts.labels import KINDS, Labelled, Sized, Span, spans_of, write_coco
 from artifacts.plurals import counted
-from artifacts.tables import write_csv, write_parquet
+from artifacts.tables import TABLES
 from flows.job.media_digests import JobFile
 from flows.job.prepare import Job
 from flows.media.generated_files import OF_LABELS, GeneratedFiles, digest_at
@@ -116,7 +116,7 @@ def score_of(index: float) -> float:
 
 LINES, REPORT = "labels.jsonl", "label_report.json"
 SPANS = "label_spans.jsonl"
-TABLES = {"csv": "labels.csv", "parquet": "labels.parquet", COCO: COCO_FILE}
+FILES = {**{form: f"labels.{form}" for form in TABLES}, COCO: COCO_FILE}
 """Format → its file."""
 
 
@@ -146,18 +146,15 @@ class LabelsWritten(RunEnd):
         return self.pictures
 
     def to_json(self) -> dict[str, Any]:
-        """Return the outcome for programs."""
         names = ("pictures", "labelled", "given", "labels")
         made = {name: getattr(self, name) for name in names}
         return self.outcome({**made, "warnings": list(self.notes())})
 
     def row(self) -> dict[str, Any]:
-        """Return what was made, as a row of a table."""
         counts = {"files": self.files, "pictures": self.pictures, "labelled": self.labelled}
         return {**counts, "given": self.given, "folder": str(self.out)}
 
     def line(self) -> str:
-        """Return the outcome in one line."""
         line = f"{counted(self.labelled, 'image or frame')} of {self.pictures:,} given "
         line = f"{line}{counted(self.given, 'label')} in {self.out / LINES}"
         line += f" beside {', '.join(self.others)}" if self.others else ""
@@ -177,10 +174,9 @@ class LabelsWritten(RunEnd):
 
 
 def label_paths(job: Job) -> dict[str, str]:
-    """Return the paths of the outputs."""
     outputs_options = OutputOptions.of(job.config)
     names = {"labels": LINES, "report": REPORT, "failures": "failures.jsonl", "logs": "logs"}
-    names |= {form: file for form, file in TABLES.items() if form in outputs_options.format}
+    names |= {form: file for form, file in FILES.items() if form in outputs_options.format}
     return {name: str(job.out / file) for name, file in names.items()}
 
 
@@ -219,19 +215,17 @@ def _write_tables(job: Job, context: LabelContext, own: GeneratedFiles) -> list[
     """Write the requested tables, and those of an earlier run that nobody changed. Return the names
     of their files."""
     requested, names = OutputOptions.of(job.config).format, []
-    for form, name in TABLES.items():
+    for form, name in FILES.items():
         path = job.out / name
         if form not in requested and not own.has(name, digest_at(path)):
             continue
         names.append(name)
-        rows = (row for each in label_chunks(job, context) for row in each.rows)
-        if form == "csv":
-            own.renew(path, partial(write_csv, rows=rows, columns=Labelled.__slots__))
-        elif form == "parquet":
-            own.renew(path, partial(write_parquet, rows=rows, schema=schema()))
-        else:
+        if form == COCO:
             sized = _sized(job, context)
             own.renew(path, partial(write_coco, labels=context.labels.names, rows=sized))
+        else:
+            rows = (row for each in label_chunks(job, context) for row in each.rows)
+            own.renew(path, partial(TABLES[form], rows=rows, kinds=KINDS))
     return names
 
 

@@ -248,11 +248,6 @@ class Pooled:
     """Shape (images, labels): index of the part in `best`; 0 is the whole image."""
 
 
-def whole_of(cosines: Scores) -> Pooled:
-    """Return the cosines of images or frames without tiles."""
-    return Pooled(best=cosines, whole=cosines, at=np.zeros(cosines.shape, np.intp))
-
-
 def pooled(cosines: Scores, levels: Sequence[int]) -> Pooled:
     """Return the cosines of one image from those of its parts. `levels`: tile level of each part;
     the first part is the whole image."""
@@ -336,7 +331,9 @@ def label_vectors(
     cosines = cosines_of(np.concatenate(found), context.texts)
     ends = np.cumsum([len(each) for each in found])[:-1]
     parts = [
-        pooled(some, task.levels) if task.is_cut else whole_of(some)
+        pooled(some, task.levels)
+        if task.is_cut
+        else Pooled(best=some, whole=some, at=np.zeros(some.shape, np.intp))
         for (_, task), some in zip(block, np.split(cosines, ends), strict=True)
     ]
     scores = context.rules.scores(np.concatenate([part.best for part in parts]))

@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import quote
 
 from artifacts.captions import WRITERS, Caption, Failure, json_lines, write_jsonl
-from artifacts.edits import ACCEPTED, REJECTED, unused_note
+from artifacts.edits import ACCEPTED, REJECTED, Chunk, unused_note
 from artifacts.errors import EnvironmentFault, PenstockError
 from artifacts.files import json_text
 from artifacts.plurals import counted
@@ -24,7 +24,6 @@ from flows.job.prepare import Job
 from flows.ledger.tasks import Medium
 from flows.media.generated_files import GeneratedFiles, digest_at
 from flows.media.media_files import MediaFile
-from flows.options.commands import RunOptions
 from flows.options.text import OutputOptions, PromptOptions, TextOptions
 from flows.pipelines import STAGES
 from flows.results.captions import (
@@ -32,6 +31,7 @@ from flows.results.captions import (
     SHORTENED,
     captions_by_file,
     complete_captions,
+    file_failure,
     kinds_of,
     properties_of,
     table_rows,
@@ -50,11 +50,14 @@ def failures_of(job: Job) -> list[Failure]:
         file, medium = each.file, each.medium
         known = job.ledger.failure(medium) or job.ledger.refusal(medium)
         if known is not None:
-            found.append(_failure(job, file, known, known.get("start", 0.0)))
+            stage = known.get("stage", job.pipeline[0].name)
+            found.append(file_failure(file, stage, known, known.get("start", 0.0)))
         of_prompt = f" (prompt {file.name})" if file.name else ""
-        why = {**ALL_REASONING, "stage": job.pipeline[-1].name}
-        why["message"] += of_prompt
-        found += [_failure(job, file, why, t.chunk.start) for t in unanswered(job, each)]
+        why = {**ALL_REASONING, "message": ALL_REASONING["message"] + of_prompt}
+        found += [
+            file_failure(file, job.pipeline[-1].name, why, task.chunk.start)
+            for task in unanswered(job, each)
+        ]
     return list(dict.fromkeys(found))  # a medium with several prompts fails once
 
 
@@ -62,18 +65,6 @@ def warned_files(job: Job) -> int:
     """Return the number of files that were read with warnings, such as truncated ones."""
     indexes = (job.ledger.media_index(group[0].medium) for group in job.by_file)
     return sum(index is not None and bool(index.warnings) for index in indexes)
-
-
-def _failure(job: Job, file: MediaFile, why: Mapping[str, Any], start: float) -> Failure:
-    at = f" (at {start:.1f} s)" if start else ""
-    return Failure(
-        media_path=file.media_path,
-        source=file.source,
-        stage=why.get("stage", job.pipeline[0].name),
-        error=why["kind"],
-        message=why["message"] + at,
-        hint=why["hint"],
-    )
 
 
 NAMED = 10
@@ -167,18 +158,18 @@ def replaced_line(out: Path, outputs: Mapping[str, str]) -> str:
     return f"replaces in {out}: {', '.join(names)}" if names else ""
 
 
-def lost_trigger_note(config: RunOptions, out: Path) -> str:
-    """Return a note on the trigger or prefix of the captions in `out` if this run, which replaces
-    them, has neither; empty if there is none."""
-    now, before = TextOptions.of(config), dict[str, str]()
+def lost_trigger_note(job: Job) -> str:
+    """Return a note on the trigger or prefix of the captions in the output folder if this run,
+    which replaces them, has neither; empty if there is none."""
+    now, before = TextOptions.of(job.config), dict[str, str]()
     with suppress(PenstockError):
-        before = load_record(out)["plan"].get("words", {})
+        before = load_record(job.out)["plan"].get("words", {})
     lost = next((name for name in ("trigger", "prefix") if before.get(name)), "")
-    if not lost or now.trigger or now.prefix:
+    if job.pipeline[-1].writes != "captions" or not lost or now.trigger or now.prefix:
         return ""
-    place, text = next((n for n in FOLDERS if (out / n).is_dir()), CAPTIONS), before[lost]
+    place, text = next((n for n in FOLDERS if (job.out / n).is_dir()), CAPTIONS), before[lost]
     words = f"the {lost} {text}, and this run has none: give --{lost} {shlex.quote(text)}"
-    return f"{out / place} had {words} to keep it"
+    return f"{job.out / place} had {words} to keep it"
 
 
 def existing_outputs(job: Job) -> list[str]:
@@ -306,7 +297,17 @@ def write_outputs(job: Job, *, last: bool) -> OutputCounts:
         paths = {path for path, _ in unused}
         kept = {c.media_path for c in chain(*captions_by_file(job)) if c.review != REJECTED} & paths
         found.unused_edits = unused_note(unused, kept)
+    else:
+        found.unused_edits = job.edits.rejected_elsewhere(_chunks_here(job))
     return found
+
+
+def _chunks_here(job: Job) -> Iterator[tuple[Chunk, bool]]:
+    """Yield the content and start of each caption's chunk, and whether the caption is rejected."""
+    for group, captions in zip(job.by_file, captions_by_file(job), strict=True):
+        if (medium := group[0].medium) is not None:
+            for each in captions:
+                yield (medium.digest, each.start), each.review == REJECTED
 
 
 def media_line(file: MediaFile, captions: int, content: Medium | None = None) -> str:

@@ -21,7 +21,7 @@ from artifacts.plurals import counted
 from artifacts.regular_files import open_regular
 from artifacts.remote.addresses import is_address, unsigned
 from artifacts.shards import DATASET
-from artifacts.store import fault_of
+from artifacts.store import disk_faults
 from artifacts.tables import TABLES
 from flows.job.prepare import out_folder
 from flows.media.generated_files import GeneratedFiles
@@ -123,10 +123,8 @@ def take(
     digests = claimed.digests if claimed is not None else ()
     notes = [*set_edited_aside(out, config, command, own, digests)] if claimed is not None else []
     if before is None:  # the marker would vouch for it
-        try:
+        with disk_faults(out):
             (out / MEDIA).unlink(missing_ok=True)
-        except OSError as error:
-            raise fault_of(error, out) from error
     marker = Marker(
         command=command,
         words=tuple(recorded["words"]),

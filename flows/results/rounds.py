@@ -94,7 +94,6 @@ Round = dict[str, Any]
 
 
 def round_folder(out: Path, number: int) -> Path:
-    """Return the folder of a round."""
     return out / LEARN / f"round-{number:03d}"
 
 

@@ -72,7 +72,7 @@ STAGE = {
     "timeline": [POINT],
     "now": [POINT],
     "warnings": [text],
-    "notes": {"loaded_bytes": OptionalField(number), "ways": OptionalField(MapOf(count))},
+    "notes": {"loaded_bytes": OptionalField(number)},
 }
 TEXTS = {
     "format": text,

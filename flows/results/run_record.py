@@ -17,11 +17,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from artifacts.captions import Failure, values_of
+from artifacts.captions import Failure
 from artifacts.errors import EnvironmentFault, Interrupted, PenstockError, redacted
 from artifacts.files import write_json
 from artifacts.options import declared
 from artifacts.remote.addresses import signed
+from artifacts.schema import values_of
 from flows.machine.versions import now, versions
 from flows.options.commands import CaptionConfig
 from flows.pipelines import CAPTION, Pipeline
@@ -277,9 +278,8 @@ class RunRecord:
         while len(entry["timeline"]) > TIMELINE_POINTS:
             entry["timeline"] = coarser(entry["timeline"])
         entry["warnings"] = [*entry["warnings"], *outcome.warnings][:KEPT_WARNINGS]
-        ways = Counter(entry["notes"].get("ways", {})) + Counter(outcome.notes.get("ways", {}))
         kept = {name: entry["notes"][name] for name in OVERLAP_NOTES if name in entry["notes"]}
-        entry["notes"] = {**kept, **outcome.notes, **({"ways": dict(ways)} if ways else {})}
+        entry["notes"] = {**kept, **outcome.notes}
         entry["attention"] = attention
         entry["precision"] = dict(precision)
 

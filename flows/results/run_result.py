@@ -17,7 +17,8 @@ from flows.results.text_files import user_texts_note
 
 @dataclass(kw_only=True, slots=True)
 class RunEnd:
-    """The result of a run without captions."""
+    """The result of a run without captions. Each kind of result also has `made` (how many items),
+    `to_json` (for programs), `row` (of a table) and `line`."""
 
     out: Path
     files: int
@@ -71,16 +72,13 @@ class RunResult(RunEnd):
         return self.captions
 
     def to_json(self) -> dict[str, Any]:
-        """Return the outcome for programs. Each failure is printed as an event of its own."""
         summaries = {} if self.summaries is None else {"summaries": self.summaries}
         return self.outcome({**self.written.to_json(), **summaries, "warnings": self.warnings})
 
     def row(self) -> dict[str, Any]:
-        """Return what was made, as a row of a table."""
         return {"files": self.files, "captions": self.captions, "folder": str(self.out)}
 
     def line(self) -> str:
-        """Return the outcome in one line."""
         line = f"{counted(self.captions, 'caption')} in {self.out / 'captions.jsonl'}"
         line += f" and {', '.join(self.written.others)}" if self.written.others else ""
         if self.summaries is not None:

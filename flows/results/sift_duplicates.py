@@ -69,7 +69,6 @@ class ScoreHead:
         return int(self.layers[0][0].shape[1])
 
     def scores(self, vectors: Matrix) -> NDArray[np.float32]:
-        """Return the score of each vector."""
         lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
         values = vectors / np.maximum(lengths, 1e-12)
         for weight, bias in self.layers:
@@ -163,27 +162,14 @@ def _by_bands(ones: Hashes, others: Hashes, distance: int) -> Iterator[Pairs]:
         own = ((ones >> shift) & mask).astype(np.int64)
         for bits in turned:
             wanted = own ^ bits
-            for start in range(0, len(ones), BLOCK):
-                yield _close(ones, others, order, bounds, wanted, start, distance)
-
-
-def _close(
-    ones: Hashes,
-    others: Hashes,
-    order: NDArray[np.int64],
-    bounds: NDArray[np.int64],
-    wanted: NDArray[np.int64],
-    start: int,
-    distance: int,
-) -> Pairs:
-    """Return the near pairs of a block of `ones` with the others of their bucket."""
-    here = wanted[start : start + BLOCK]
-    low, count = bounds[here], bounds[here + 1] - bounds[here]
-    one = np.repeat(np.arange(start, start + len(here)), count)
-    offset = np.arange(len(one)) - np.repeat(np.cumsum(count) - count, count)
-    other = order[np.repeat(low, count) + offset]
-    near = np.bitwise_count(ones[one] ^ others[other]) <= distance
-    return np.stack([one[near], other[near]], axis=1)
+            for start in range(0, len(ones), BLOCK):  # with the others of their bucket
+                here = wanted[start : start + BLOCK]
+                low, count = bounds[here], bounds[here + 1] - bounds[here]
+                one = np.repeat(np.arange(start, start + len(here)), count)
+                offset = np.arange(len(one)) - np.repeat(np.cumsum(count) - count, count)
+                other = order[np.repeat(low, count) + offset]
+                near = np.bitwise_count(ones[one] ^ others[other]) <= distance
+                yield np.stack([one[near], other[near]], axis=1)
 
 
 Points = NDArray[Any]

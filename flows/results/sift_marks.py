@@ -19,7 +19,7 @@ from artifacts.errors import UsageError
 from artifacts.files import json_text, write_text
 from artifacts.index.where import WORDS, Condition, Table
 from artifacts.plurals import counted
-from artifacts.tables import TABLES, schema_of, stored_text, table_of, utf8
+from artifacts.tables import TABLES, stored_text, table_of, utf8
 from flows.job.media_digests import JobFile
 from flows.media.generated_files import GeneratedFiles
 from flows.options.vectors import KEEP
@@ -248,7 +248,9 @@ def mark_groups(found: MarkedFiles, groups: NDArray[Any], number: str, flag: str
         members[int(of_content[each.medium.digest])].append(at)
         found.rows[at][flag] = 0
     for count, several in enumerate((each for each in members.values() if len(each) > 1), 1):
-        several.sort(key=lambda at: _rank_of_name(found.files[at].file.media_path))
+        # Of equals the best is `a.jpg`, not `a (copy).jpg`.
+        names = {at: found.files[at].file.media_path for at in several}
+        several.sort(key=lambda at: (len(PurePosixPath(names[at]).stem), names[at]))
         best = max(several, key=lambda at: _quality(found.rows[at]))
         for at in several:
             found.rows[at] |= {number: count, flag: int(at != best)}
@@ -261,11 +263,6 @@ def _quality(row: Mapping[str, Any]) -> tuple[bool, bool, float, float]:
     return *good, row["width"] * row["height"], row["sharpness"] or 0.0
 
 
-def _rank_of_name(media_path: str) -> tuple[int, str]:
-    """Return the sort key by which the best of equals is chosen: `a.jpg`, not `a (copy).jpg`."""
-    return len(PurePosixPath(media_path).stem), media_path
-
-
 def kept_of(
     found: MarkedFiles, condition: Condition | None
 ) -> tuple[list[int], dict[int, str], dict[str, int]]:
@@ -276,7 +273,7 @@ def kept_of(
     # Numbers of one type, since a condition may compare a count with 0.5.
     kinds = {name: "text" if name in TEXTS else "number" for name in found.rows[0]}
     rows = [{n: stored_text(value) for n, value in row.items()} for row in found.rows]
-    (batch,) = table_of(rows, schema_of(kinds)).combine_chunks().to_batches()
+    (batch,) = table_of(rows, kinds).combine_chunks().to_batches()
     kept = condition.of(batch, unknown=True)
     parts = condition.parts(batch)
     why = {
@@ -337,16 +334,13 @@ class Sifted(RunEnd):
         return self.out / KEPT_FILE
 
     def to_json(self) -> dict[str, Any]:
-        """Return the outcome for programs."""
         counts = {"marked": self.marked, "kept": self.kept, "duplicates": self.duplicates}
         return self.outcome({**counts, "list": str(self.kept_list)})
 
     def row(self) -> dict[str, Any]:
-        """Return what was made, as a row of a table."""
         return {"files": self.files, "kept": self.kept, "folder": str(self.out)}
 
     def line(self) -> str:
-        """Return the outcome in one line."""
         line = f"{self.kept:,} of {counted(self.marked, 'file')} kept in {self.kept_list}"
         if self.left_out:
             parts = ", ".join(f"{count:,} not {text}" for text, count in self.left_out.items())

@@ -492,7 +492,9 @@ class _Writer:
         self._remove_distinguished()
         self.texts.edited = self._joined.edited
         if not self.texts.beside:
-            self.texts.others = self._count_others()
+            ours = {one_name(path) for path in self._paths}
+            below = _texts_below(self._job.out, self.texts.form)
+            self.texts.others = sum(one_name(path) not in ours for path in below)
         elif self.texts.form in JOINABLE:
             self.texts.same_stem = _same_stem(self._job)
             self.texts.unlike = _unlike(self._described)
@@ -579,11 +581,6 @@ class _Writer:
         """Return whether an updated file also holds user-written text."""
         joins = OutputOptions.of(self._job.config).rule in JOINED and self.texts.form in JOINABLE
         return joins and not self._has_own(path, of)
-
-    def _count_others(self) -> int:
-        ours = {one_name(path) for path in self._paths}
-        below = _texts_below(self._job.out, self.texts.form)
-        return sum(one_name(path) not in ours for path in below)
 
 
 def _texts_below(out: Path, form: str) -> Iterator[str]:

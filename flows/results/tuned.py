@@ -75,14 +75,12 @@ class Tuned(TuneResult):
         return {"adapter": str(self.out), **self.record}
 
     def row(self) -> dict[str, Any]:
-        """Return the outcome as a row of a table."""
         described = {name: self.record[name] for name in ("steps", "examples", "held_out")}
         last = self.record["scores"][-1] if self.record["scores"] else {}
         shown = {name: last[name] for name in ("exact", "words", "loss") if name in last}
         return {"adapter": str(self.out), **described, **shown}
 
     def line(self) -> str:
-        """Return the outcome in one line."""
         losses, scores = self.record["losses"], self.record["scores"]
         line = counted(self.record["steps"], "step")
         if losses:
@@ -111,12 +109,10 @@ class AdapterScore(TuneResult):
         return {"adapter": self.adapter, **self.score}
 
     def row(self) -> dict[str, Any]:
-        """Return the outcome as a row of a table."""
         shown = {name: self.score[name] for name in ("captions", "exact", "words", "loss")}
         return {"adapter": self.adapter, **shown}
 
     def line(self) -> str:
-        """Return the outcome in one line."""
         label = f"with the adapter in {self.adapter}" if self.adapter else "without an adapter"
         return (
             f"{label}: {counted(self.score['captions'], 'caption')}, {self.score['exact']:.0%} "

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from artifacts.captions import write_jsonl
 from artifacts.plurals import counted
-from artifacts.tables import schema_of, write_parquet
+from artifacts.tables import write_parquet
 from flows.job.media_digests import JobFile
 from flows.job.prepare import Job
 from flows.ledger.tasks import Task
@@ -51,15 +51,12 @@ class VectorsWritten(RunEnd):
         return self.vectors
 
     def to_json(self) -> dict[str, Any]:
-        """Return the outcome for programs."""
         return self.outcome({"vectors": self.vectors, "width": self.width})
 
     def row(self) -> dict[str, Any]:
-        """Return what was made, as a row of a table."""
         return {"files": self.files, "vectors": self.vectors, "folder": str(self.out)}
 
     def line(self) -> str:
-        """Return the outcome in one line."""
         line = f"{counted(self.vectors, 'vector')} of {counted(self.width, 'number')}"
         return f"{line} in {self.out / ARRAY}{self.failed_suffix()}"
 
@@ -67,7 +64,6 @@ class VectorsWritten(RunEnd):
 
 
 def vector_paths(job: Job) -> dict[str, str]:
-    """Return the paths of the outputs."""
     names = {"embeddings": ARRAY, "rows": ROWS, "failures": "failures.jsonl", "logs": "logs"}
     return {name: str(job.out / file) for name, file in names.items()}
 
@@ -90,7 +86,7 @@ def write_vectors(job: Job) -> VectorsWritten:
     )
     parts: Iterator[Vectors] = (vectors_in(kept.read(task["embeddings"])) for _, task in made)
     write_npy(job.out / ARRAY, (found.vectors, found.width), parts)
-    write_parquet(job.out / ROWS, _rows(job, made), schema_of(KINDS))
+    write_parquet(job.out / ROWS, _rows(job, made), KINDS)
     write_jsonl(job.out / "failures.jsonl", found.failures)
     rows = Counter[MediaFile]()
     for (file, _), meta in zip(made, metas, strict=True):

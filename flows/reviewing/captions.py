@@ -20,6 +20,7 @@ from artifacts.edits import (
     FixedText,
     StoredEdits,
     changes_of,
+    elsewhere_note,
     event_of,
     keys_of,
     review,
@@ -30,6 +31,7 @@ from artifacts.json_shapes import Nullable, OptionalField, ShapeError, check, te
 from artifacts.plurals import counted
 from artifacts.remote.addresses import is_address
 from artifacts.remote.media_cache import is_copy
+from artifacts.schema import values_of
 from artifacts.store import local_folder, open_store
 from flows.machine.versions import now
 from flows.media.generated_files import HandwrittenTexts, text_paths
@@ -156,6 +158,8 @@ class ReviewedCaptions:
         """Caption key → number of captions that have it: those of files of one content."""
         self.chunks: dict[str, tuple[str, str, str]] = {}
         """Caption key → its features, its prompt's name and its prompt."""
+        self.content_of: dict[str, str] = {}
+        """Caption key → content digest of its medium, if it is known."""
         self.medium_of: dict[str, str] = {}
         """Caption key → identity of its medium: the content; unknown: source and path."""
         self._unnamed: dict[str, str] = {}
@@ -221,14 +225,19 @@ class ReviewedCaptions:
         return found
 
     def unused(self) -> str:
-        """Return which edits of the journal apply to no caption here; empty: all do."""
+        """Return which edits of the journal apply to no caption here, or which media were rejected
+        in another folder; empty: none."""
         now = self.edits()
-        kept = {
-            row["media_path"]
-            for key, row in self.rows.items()
-            if now.get(key, UNTOUCHED).review != REJECTED
-        }
-        return unused_note(self._own.unused({*self.rows, *self._unnamed.values()}), kept)
+        rejected = {key: now.get(key, UNTOUCHED).review == REJECTED for key in self.rows}
+        kept = {row["media_path"] for key, row in self.rows.items() if not rejected[key]}
+        unused = self._own.unused({*self.rows, *self._unnamed.values()})
+        if unused or self._stored is None:
+            return unused_note(unused, kept)
+        here = (
+            ((content, self.rows[key]["start"]), rejected[key])
+            for key, content in self.content_of.items()
+        )
+        return elsewhere_note(self._stored.rejected, here)
 
     def apply(self, request: Any) -> dict[str, Any]:
         """Apply an edit durably, and return the captions that it changed. Raises EditRefused,
@@ -253,7 +262,7 @@ class ReviewedCaptions:
         changed = self.add(action)
         own, stored = self._own.now, self._stored() if self._stored is not None else {}
         edits = {key: self._edit(key, own, stored) or UNTOUCHED for key in changed}
-        return {"edits": {key: edit_json(edit) for key, edit in edits.items()}, **self.steps()}
+        return {"edits": {key: values_of(edit) for key, edit in edits.items()}, **self.steps()}
 
     def add(self, action: Mapping[str, Any]) -> list[str]:
         """Add an action to the journal durably, once, and to the store. Return the keys of the
@@ -282,7 +291,7 @@ class ReviewedCaptions:
             edits[row["key"]] = Edit(caption=caption, review=change["review"])
         if not edits:
             raise EditRefused("no caption given")
-        return changes_of((self.rows[key] for key in edits), edits)
+        return changes_of((self.rows[key] for key in edits), edits, self.content_of)
 
     def _caption(self, row: Mapping[str, Any], given: str | None) -> str | None:
         """Return the text that replaces the model's caption; None if they are equal. Trigger,
@@ -326,6 +335,8 @@ class ReviewedCaptions:
                 medium["text"] = found[0].name, found[1].strip()
         content = place.get("content") or f"{place['source']}\n{place['media_path']}"
         self.medium_of |= {row["key"]: content for row in rows}
+        if place.get("content"):
+            self.content_of |= {row["key"]: content for row in rows}
         return medium
 
     def _row(self, line: dict[str, Any]) -> dict[str, Any]:
@@ -349,11 +360,6 @@ class ReviewedCaptions:
         self.rows[key], self.chunks[key] = row, (line["features"], name, prompt)
         self.shown[key] += 1
         return row
-
-
-def edit_json(edit: Edit) -> dict[str, Any]:
-    """Return an edit as the page gets it."""
-    return {"caption": edit.caption, "review": edit.review}
 
 
 def _description(action: Mapping[str, Any] | None) -> str:

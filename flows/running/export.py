@@ -31,7 +31,7 @@ from flows.ledger.ledger import fetch_parts
 from flows.machine.launch import DirectLauncher, StageCall, run_with_restarts
 from flows.options.commands import RunOptions
 from flows.options.export_config import EXPORTED as EXPORTED_RUN
-from flows.options.export_config import NATIVE, ExportRequest
+from flows.options.export_config import NATIVE, ExportConfig
 from flows.options.model import TORCH
 from flows.options.packages import check_export_packages
 from flows.pipelines import EXPORTED, EXPORTED_VECTORS, EXPORTS, Pipeline, makes_vectors
@@ -90,15 +90,9 @@ def source_of(job: Job) -> dict[str, Any]:
     return {"source": source, **as_published_fields(job.model.profile.as_published)}
 
 
-def adapter_of(job: Job, request: ExportRequest) -> tuple[LoraAdapter, ModelDigests]:
-    """Return the adapter to merge, and the digests of its files. Raises PenstockError."""
-    files = ModelDigests(digests_in(job.store))
-    return read_noted_adapter(request.adapter, files), files
-
-
 def merge(
     job: Job,
-    request: ExportRequest,
+    request: ExportConfig,
     adapter: LoraAdapter,
     recipe: dict[str, Any],
     files: ModelDigests,
@@ -137,18 +131,8 @@ MIN_HESSIAN_BYTES = 256 << 20
 """Lower limit of the memory for Hessians, in bytes."""
 
 
-def check_graphs(kind: str) -> None:
-    """Check that graphs can be made and evaluated on this machine, before anything is captioned.
-    Raises PenstockError."""
-    if GRAPHS[kind] == "int8" and device_name() != "cpu":
-        raise UsageError(
-            f"--to {kind}: cannot be evaluated on this machine (CPU graphs, but it has a GPU)",
-            hint="Give --to onnx-fp16, or hide the GPU: CUDA_VISIBLE_DEVICES= penstock export …",
-        )
-
-
 def export_job(
-    job: Job, request: ExportRequest, recipe: dict[str, Any], parts: tuple[Part, ...], rounded: str
+    job: Job, request: ExportConfig, recipe: dict[str, Any], parts: tuple[Part, ...], rounded: str
 ) -> ExportJob:
     """Return the job that writes a quantized checkpoint. `rounded` is the folder of calibrated
     weights, or empty."""
@@ -157,7 +141,7 @@ def export_job(
         model=str(model.folder),
         recipe=recipe,
         folder=str(request.work),
-        kind=request.kind,
+        kind=request.to,
         parts=parts,
         group=request.group,
         calibrated=rounded,
@@ -168,7 +152,7 @@ def export_job(
 
 
 def graph_job(
-    job: Job, request: ExportRequest, recipe: dict[str, Any], parts: tuple[Part, ...]
+    job: Job, request: ExportConfig, recipe: dict[str, Any], parts: tuple[Part, ...]
 ) -> GraphJob:
     """Return the job that makes graphs of these halves."""
     model, held = job.model, job.model.profile.parts
@@ -177,7 +161,7 @@ def graph_job(
         model=str(model.folder),
         recipe=recipe,
         folder=str(request.work),
-        kind=request.kind,
+        kind=request.to,
         weights={half: {s: model.weights[s] for s in held[half].shards} for half in halves},
         extra_modules={half: list(held[half].extra_modules) for half in halves},
         frames_per_video=model.profile.frames_per_video,
@@ -189,7 +173,7 @@ def graph_job(
 
 
 def calibrate_job(
-    job: Job, request: ExportRequest, parts: tuple[Part, ...], seen: Captioned, folder: str
+    job: Job, request: ExportConfig, parts: tuple[Part, ...], seen: Captioned, folder: str
 ) -> Callable[..., CalibrateJob]:
     """Return a function that builds, from its half, the job that writes calibrated weights to a
     folder."""
@@ -202,29 +186,24 @@ def calibrate_job(
         members=items,
         folder=folder,
         parts=parts,
-        bits=PACKED[request.kind],
+        bits=PACKED[request.to],
         group=request.group,
         hessian_bytes=min(HESSIAN_BYTES, max(MIN_HESSIAN_BYTES, room)),
     )
 
 
-def judge_job(job: Job, request: ExportRequest, captioned: Captioned) -> partial[JudgeJob]:
+def judge_job(job: Job, request: ExportConfig, captioned: Captioned) -> partial[JudgeJob]:
     """Return a function that builds, from its half, the job that records the half's logits."""
     namespace, items = captioned
     folder, store = str(request.runs / EXPECTED), job.store.url
-    where = partial(JudgeJob, store=store, features_namespace=namespace, folder=folder)
-    return partial(where, members=items)
-
-
-def packed_fields(request: ExportRequest, parts: tuple[Part, ...]) -> dict[str, Any]:
-    """Return the fields of a JudgeJob whose half gets the weights of a packed checkpoint."""
-    bits, rounded = PACKED[request.kind], str(request.work)
-    return {"rounded": rounded, "parts": parts, "bits": bits, "group": request.group}
+    return partial(
+        JudgeJob, store=store, features_namespace=namespace, folder=folder, members=items
+    )
 
 
 def export(
     config: RunOptions,
-    request: ExportRequest,
+    request: ExportConfig,
     display: Display,
     make_launcher: LauncherMaker = DirectLauncher,
     on_begin: OnBegin | None = None,
@@ -250,7 +229,7 @@ class _Export:
     def __init__(
         self,
         config: RunOptions,
-        request: ExportRequest,
+        request: ExportConfig,
         display: Display,
         make_launcher: LauncherMaker,
         on_begin: OnBegin | None,
@@ -268,8 +247,13 @@ class _Export:
         self._figures: dict[str, Any] = {}
 
     def run(self) -> Exported:
-        if self._request.graphs:
-            check_graphs(self._request.kind)
+        kind = self._request.to
+        if GRAPHS.get(kind) == "int8" and device_name() != "cpu":
+            raise UsageError(
+                f"--to {kind}: cannot be evaluated on this machine (CPU graphs, but it has a GPU)",
+                hint="Give --to onnx-fp16, or hide the GPU: "
+                "CUDA_VISIBLE_DEVICES= penstock export …",
+            )
         check_export_packages(self._request)
         result = self._merge_adapter() if self._request.adapter else None
         result = result or self._export()
@@ -289,7 +273,8 @@ class _Export:
         request, observer = self._request, self._observer()
         with prepared(self._config, observer, self._make_launcher, *self._pipelines) as found:
             job, _ = found
-            adapter, files = adapter_of(job, request)
+            files = ModelDigests(digests_in(job.store))
+            adapter = read_noted_adapter(request.adapter, files)
             for note in adapter_notes(adapter, job.model.checkpoint, job.model.weights):
                 self._display.print_line(note)
             self._source = {**source_of(job), "adapter": adapter_digest(adapter, files)}
@@ -334,7 +319,7 @@ class _Export:
         request = self._request
         return {
             **(self._source or source_of(job)),
-            "kind": request.kind,
+            "kind": request.to,
             "parts": list(self._parts),
             "group": request.group if request.packed else 0,
             "calibrated": request.packed and request.calibrated,
@@ -367,7 +352,15 @@ class _Export:
         else:
             self._run_one_shot(job, runner, STAGE, partial(export_job, job, request, *how, rounded))
         if request.packed:
-            self._compare_logits(job, runner, **packed_fields(request, self._parts))
+            # The original's half gets the weights of the packed checkpoint.
+            self._compare_logits(
+                job,
+                runner,
+                rounded=str(request.work),
+                parts=self._parts,
+                bits=PACKED[request.to],
+                group=request.group,
+            )
 
     @property
     def _changes_text(self) -> bool:
@@ -418,4 +411,4 @@ class _Export:
     ) -> dict[str, Any]:
         """Run a stage without media, and return its notes."""
         call = partial(StageCallBuilder(job).one_shot_call, stage, make)
-        return runner.stages.one_shot.run(stage, call, total=total).notes
+        return runner.stages.run_once(stage, call, total=total).notes

@@ -290,7 +290,6 @@ class PortionPipe(RequestPipe):
         return own is not None and not own.notes.get(WAITS_FOR_DEVICE)
 
     def send_portion(self, batches: Sequence[list[NamedTuple]]) -> None:
-        """Send batches, if there are any."""
         if batches:
             self.send(batches)
             self._portions += 1
@@ -408,7 +407,6 @@ class ChunkFeed:
                 pipe.send_portion(parts[at :: len(pipes)])
 
     def _parts(self, tasks: list[Task]) -> Iterator[list[NamedTuple]]:
-        """Yield the items of each batch."""
         stage, calls, size = self.stage, self._calls, self._job.config.batch_size
         if stage.prompted:
             other = self._ledger.other_engine_variant(self.variant)

@@ -6,8 +6,9 @@ caption.
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from typing import TypeVar
 
 from artifacts.captions import Failure, write_jsonl
 from artifacts.edits import EDITS
@@ -54,7 +55,7 @@ from flows.results.run_record import RunRecord
 from flows.results.run_result import RunEnd, RunResult
 from flows.results.run_status import edited_text
 from flows.running.stage_calls import StageCallBuilder, settings_on
-from flows.running.stage_runner import OneShotStage, StageRunner
+from flows.running.stage_runner import StageRunner
 from stages import embed_texts, summarize
 from stages.decode import SCORE
 from stages.decode.generation import ScoreItem, ScoreJob
@@ -66,38 +67,34 @@ TEXTS_AT_ONCE = 1 << 15
 
 
 class ScoresStep:
-    """Scores texts with the language half of one job, whose pipeline has the score stage."""
+    """Scores the corrected captions of one job, and those without scores, with its language
+    half."""
 
-    def __init__(self, job: Job, record: RunRecord, one_shot: OneShotStage) -> None:
+    def __init__(self, job: Job, scores: TextScores, stages: StageRunner) -> None:
         self._job = job
-        self._record = record
-        self._one_shot = one_shot
+        self._scores = scores
+        self._stages = stages
+        self._items = list(texts_to_score(job))
 
-    def score_captions(self) -> int:
-        """Score the job's corrected captions, and those without scores. Return how many texts have
-        none after that. Raises PenstockError."""
-        assert self._job.scores is not None
-        return self.make(self._job.scores, list(texts_to_score(self._job)))
-
-    def make(self, scores: TextScores, items: Sequence[ScoreItem]) -> int:
+    def make(self) -> int:
         """Score the texts that have no scores in the store yet. Return how many have none after
         that: their features are gone, or they do not fit. Raises PenstockError."""
-        missing = with_restarts(partial(self._score, scores, items))
-        self._record.expect(SCORE.name, len(items), len(items) - missing)
+        missing, total = with_restarts(self._score), len(self._items)
+        self._stages.loop.record.expect(SCORE.name, total, total - missing)
         return missing
 
-    def _score(self, scores: TextScores, items: Sequence[ScoreItem]) -> int:
+    def _score(self) -> int:
         """Score what can be scored, and return how many texts have no scores."""
-        before = len(items) + 1
+        before = len(self._items) + 1
         while True:
-            scores.refresh()
-            missing = [item for item in items if scores.find(item) is None]
+            self._scores.refresh()
+            missing = [item for item in self._items if self._scores.find(item) is None]
             left = list({item.key: item for item in missing if self._can_score(item)}.values())
             if not left or len(left) >= before:
                 return len(missing)
             before = len(left)
-            call = partial(self._call, scores, left[:TEXTS_AT_ONCE])
-            self._one_shot.run(SCORE, call, total=before)
+            call = partial(self._call, left[:TEXTS_AT_ONCE])
+            self._stages.run_once(SCORE, call, total=before)
 
     def _can_score(self, item: ScoreItem) -> bool:
         """Return whether the features of a text's chunk are stored."""
@@ -106,7 +103,7 @@ class ScoresStep:
             not item.heard or item.heard in ledger["heard"]
         )
 
-    def _call(self, scores: TextScores, items: list[ScoreItem], rung: Rung) -> StageCall:
+    def _call(self, items: list[ScoreItem], rung: Rung) -> StageCall:
         job = self._job
         settings = settings_on(job.model, rung)
         assert settings is not None
@@ -117,9 +114,9 @@ class ScoresStep:
             heard_namespaces=sorted(
                 {variant["heard"] for variant in job.ledger.variants if variant.hears}
             ),
-            namespace=scores.namespace(settings),
+            namespace=self._scores.namespace(settings),
             items=items,
-            generation=scores.params,
+            generation=self._scores.params,
         )
         return StageCallBuilder(job).one_shot_call(SCORE, make, rung)
 
@@ -128,6 +125,7 @@ CAPTIONS_AT_ONCE = 1 << 15
 """Largest number of captions in one process: days of video, and a few megabytes."""
 
 
+End = TypeVar("End", bound=RunEnd)
 Write = Callable[[bool], Mapping[MediaFile, int] | None]
 """Writes the outputs, and returns how many chunks of each file they hold; None: the run has none.
 The argument is True when all are made."""
@@ -136,10 +134,10 @@ The argument is True when all are made."""
 class SummariesStep:
     """Makes the summaries of one job."""
 
-    def __init__(self, job: Job, record: RunRecord, one_shot: OneShotStage) -> None:
+    def __init__(self, job: Job, stages: StageRunner) -> None:
         self._job = job
-        self._record = record
-        self._one_shot = one_shot
+        self._record = stages.loop.record
+        self._stages = stages
         self._summaries = Summaries(job, summarize.STAGE)
         self.failures: list[Failure] = []
         """Videos of which no summary can be made, once all were tried."""
@@ -163,7 +161,7 @@ class SummariesStep:
     def _make_missing(self) -> None:
         while missing := list(self._some_missing()):
             nodes = sum(nodes_of(len(texts)) for texts in {tuple(s.texts) for s in missing})
-            self._one_shot.run(summarize.STAGE, partial(self._call, missing), total=nodes)
+            self._stages.run_once(summarize.STAGE, partial(self._call, missing), total=nodes)
             self._summaries.refresh()
 
     def _some_missing(self) -> Iterator[SummaryInput]:
@@ -200,38 +198,6 @@ class SummariesStep:
         return StageCallBuilder(job).one_shot_call(summarize.STAGE, make, rung)
 
 
-class TextsStep:
-    """Computes the text vectors of one job."""
-
-    def __init__(self, job: Job, record: RunRecord, one_shot: OneShotStage) -> None:
-        self._job = job
-        self._record = record
-        self._one_shot = one_shot
-        self._calls = StageCallBuilder(job)
-
-    def make(
-        self, groups: Groups, while_running: Callable[[], object] = lambda: None
-    ) -> TextVectors:
-        """Return the vectors of these groups, computed unless they are stored. `while_running` is
-        called while a process computes them. Raises PenstockError."""
-        key = digest_of([list(group) for group in groups])
-
-        call = partial(self._calls.texts_call, groups, key)
-        while (found := self._known(groups, key)) is None:
-            self._one_shot.run(embed_texts.STAGE, call, by_media=False, while_running=while_running)
-        return found
-
-    def _known(self, groups: Groups, key: str) -> TextVectors | None:
-        """Return the vectors stored under this key, in the best precision, or None."""
-        for settings in self._job.model.settings["language"]:
-            namespace = one_shot_namespace(embed_texts.STAGE, self._job.model, settings)
-            records = RecordSet(self._job.store, embed_texts.STAGE.writes, namespace)
-            if key in records:
-                self._record.expect(embed_texts.STAGE.name, 1, 1)
-                return text_vectors_in(records.read(key), groups, settings.label)
-        return None
-
-
 WRITING_SHARE = 20
 """Outputs are written whole between waves, which may take one part in this many of a run's time."""
 
@@ -254,10 +220,28 @@ class PipelineRunner:
         self._write_at = 0.0
         """Monotonic time at which the outputs may be written again between waves."""
 
-    @property
-    def texts(self) -> TextsStep:
-        """Return the step that computes text vectors for this job."""
-        return TextsStep(self._job, self.record, self.stages.one_shot)
+    def text_vectors(
+        self, groups: Groups, while_running: Callable[[], object] = lambda: None
+    ) -> TextVectors:
+        """Return the vectors of these groups of texts, computed unless they are stored.
+        `while_running` is called while a process computes them. Raises PenstockError."""
+        key = digest_of([list(group) for group in groups])
+        call = partial(StageCallBuilder(self._job).texts_call, groups, key)
+        while (found := self._stored_vectors(groups, key)) is None:
+            self.stages.run_once(
+                embed_texts.STAGE, call, by_media=False, while_running=while_running
+            )
+        return found
+
+    def _stored_vectors(self, groups: Groups, key: str) -> TextVectors | None:
+        """Return the vectors stored under this key, in the best precision, or None."""
+        for settings in self._job.model.settings["language"]:
+            namespace = one_shot_namespace(embed_texts.STAGE, self._job.model, settings)
+            records = RecordSet(self._job.store, embed_texts.STAGE.writes, namespace)
+            if key in records:
+                self.record.expect(embed_texts.STAGE.name, 1, 1)
+                return text_vectors_in(records.read(key), groups, settings.label)
+        return None
 
     def run(self) -> RunResult:
         """Caption every item. When an error stops the run, write the finished captions and raise
@@ -276,7 +260,7 @@ class PipelineRunner:
             if PromptOptions.of(job.config).summary:
                 self._summarize(result)
             if job.scores is not None:
-                self._score(result, write)
+                self._score(job.scores, result, write)
             if result.written.captions:  # or an earlier run's data sets would be emptied
                 self._write_data_sets(result)
         if left_out := job.edits.unproved():
@@ -291,7 +275,7 @@ class PipelineRunner:
 
     def _summarize(self, result: RunResult) -> None:
         """Make the summaries. Videos that cannot be summarized are added to the failures."""
-        step = SummariesStep(self._job, self.record, self.stages.one_shot)
+        step = SummariesStep(self._job, self.stages)
         rows = step.make()
         result.summaries = len(rows)
         texts = ((row.summary, *(each["text"] for each in row.chapters)) for row in rows)
@@ -301,9 +285,9 @@ class PipelineRunner:
             write_jsonl(self._job.out / "failures.jsonl", result.failures)
             self.record.fails(result.failures)
 
-    def _score(self, result: RunResult, write: Write) -> None:
+    def _score(self, scores: TextScores, result: RunResult, write: Write) -> None:
         """Score corrections and captions without scores, and write the outputs with them."""
-        unscored = ScoresStep(self._job, self.record, self.stages.one_shot).score_captions()
+        unscored = ScoresStep(self._job, scores, self.stages).make()
         write(True)
         if unscored:
             missing = counted(unscored, "caption")
@@ -334,16 +318,30 @@ class PipelineRunner:
         result.written.edited = trainers.edited
         self._record_outputs(result, stale=stale)
 
-    def compute_records(self, write_out: Callable[[], RunEnd] | None = None) -> None:
-        """Make the last record of every item. Outputs are written only by `write_out`, which is
-        called when all are made. Raises the error that stopped the run."""
-        self._refresh()
+    def compute_records(self) -> None:
+        """Make the last record of every item, without outputs. Raises the error that stopped the
+        run."""
+        self._compute(lambda last: self._record_progress())
+
+    def compute_outputs(self, write_out: Callable[[], End], rows_of: Callable[[End], int]) -> End:
+        """Make the last record of every item, and return what `write_out` returns, which is called
+        when all are made. `rows_of` returns its number of rows, for the run record. Raises the
+        error that stopped the run."""
+        ends: list[End] = []
 
         def write(last: bool) -> Mapping[MediaFile, int] | None:
-            chunks = write_out().chunks if last and write_out is not None else None
+            if last:
+                ends.append(end := write_out())
+                self.record.value["rows"] = rows_of(end)
+                self.record.fails(end.failures)
             self._record_progress()
-            return chunks
+            return ends[-1].chunks if last else None
 
+        self._compute(write)
+        return ends[-1]
+
+    def _compute(self, write: Write) -> None:
+        self._refresh()
         with self._recorded(write):
             self._run_all(write)
 

@@ -131,17 +131,8 @@ def make_vectors(
         observer = RunObserver(display, on_begin, command)
         with prepared(config, observer, make_launcher, EMBED) as (job, launcher):
             outputs = places_of(job)
-            written: list[Filled] = []
             with observer.pipeline_for_job(job, launcher, "", another, outputs) as runner:
-
-                def write() -> Filled:
-                    written.append(write_out(job))
-                    runner.record.value["rows"] = written[-1].vectors
-                    runner.record.fails(written[-1].failures)
-                    return written[-1]
-
-                runner.compute_records(write)
-            return written[-1]
+                return runner.compute_outputs(partial(write_out, job), lambda end: end.vectors)
 
     return with_restarts(
         partial(replanned_once, attempt, display.print_line),

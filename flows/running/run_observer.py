@@ -205,7 +205,6 @@ class RunObserver:
         reads all media."""
 
     def on_event(self, stage: str, event: Event) -> None:
-        """Handle an event of a stage."""
         record, job = self._record, self._job
         self.display.on_event(stage, event)
         if record is None or job is None:
@@ -300,9 +299,7 @@ class RunObserver:
         outputs: Mapping[str, str] | None = None,
     ) -> Iterator[PipelineRunner]:
         """Yield the runner of a job. No other run works on the job's folder, and no process
-        deletes its records. `outputs` are the output paths if the run writes
-        no captions."""
-
+        deletes its records. `outputs` are the output paths if the run writes no captions."""
         fetch = partial(fetch_parts, job.model, display=self.display)
         doing = doing or f"{job.pipeline[-1].verb} into"
         with only_run_in(job.out, doing, another), hold_lease(job) as lease:
@@ -311,12 +308,9 @@ class RunObserver:
                 self.display.print_line(note)
             self._job, self._record = job, (record := RunRecord(job.out, job.stages))
             self._shown_seconds.clear()
-            fields = {
-                "plan": plan,
-                "outputs": output_paths(job),
-                "earlier": existing_outputs(job),
-            }
-            record.value.update(fields if outputs is None else {**fields, "outputs": dict(outputs)})
+            record.value["plan"] = plan
+            record.value["outputs"] = output_paths(job) if outputs is None else dict(outputs)
+            record.value["earlier"] = existing_outputs(job)
             record.carry_on(history_in(job.out), job_keys(job))
             record.value["media"]["total"] = len(job.by_file) + len(job.failures)
             if self._on_begin is not None:
@@ -329,7 +323,7 @@ class RunObserver:
                 line = replaced_line(job.out, record.value["outputs"])
                 if line and not same_work_in(job.out, record.value["keys"]):
                     self.display.print_line(line)
-                if self._command == "caption" and (lost := lost_trigger_note(job.config, job.out)):
+                if lost := lost_trigger_note(job):
                     self.display.print_line(lost)
             record.write(force=True)
             self._ladder = ladder_of(job, self._on_rung_change)

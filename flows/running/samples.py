@@ -35,8 +35,8 @@ def evaluation_media(
 ) -> Iterator[tuple[str, ...]]:
     """Yield the sources of an export. These are the user's, or none if a store is named, or else
     clips of the demo world, which is announced. Raises MissingPackage before they are drawn."""
-    check_export_packages(config.request())
-    if config.request().calibrated:
+    check_export_packages(config)
+    if config.calibrated:
         yield config.calibrate
         return
     from penstock_demo.clips import write_clips

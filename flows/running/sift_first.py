@@ -31,8 +31,12 @@ def left_out_before(config: RunOptions) -> tuple[frozenset[str], str]:
 
     parse_keep(condition, (), option="--sift")
     folder = out_folder(config) / PLACE
+    note = "files and chunks are those before the filter (--sift): marks come first"
     with suppress(PenstockError):
-        if load_record(folder).get("keep") == condition:
+        record = load_record(folder)
+        if record["state"] == "running":
+            note = "files and chunks are those before the filter (--sift): it is running"
+        elif record.get("keep") == condition and record["state"] == "done":
             rows = read_jsonl(folder / LEFT_OUT_FILE, {"path": string}, "Sift again")
             left = frozenset(row["path"] for row in rows)
             note = f"{counted(len(left), 'file')} left out by --sift, as marked before"
@@ -42,7 +46,7 @@ def left_out_before(config: RunOptions) -> tuple[frozenset[str], str]:
             return left.union(
                 *((source, os.path.join(source, path)) for source, path in sources)
             ), note
-    return frozenset(), "files and chunks are those before the filter (--sift): marks come first"
+    return frozenset(), note
 
 
 def caption(

@@ -133,7 +133,14 @@ class StageLoop:
                     continue
                 if not isinstance(error, CannotFit):
                     raise
-                self._step_down(attempt, error)
+                self.ladder.step_down(
+                    attempt.stage.name,
+                    error,
+                    largest=attempt.largest,
+                    tokens=attempt.tokens,
+                    ready=attempt.is_loaded,
+                )
+                self.select_variant()
             else:
                 if is_done(attempt):
                     return attempt.outcome
@@ -146,16 +153,6 @@ class StageLoop:
         self.job.ledger.use_precision(
             {part: settings.label for part, settings in on.items() if settings}
         )
-
-    def _step_down(self, attempt: Attempt, error: CannotFit) -> None:
-        self.ladder.step_down(
-            attempt.stage.name,
-            error,
-            largest=attempt.largest,
-            tokens=attempt.tokens,
-            ready=attempt.is_loaded,
-        )
-        self.select_variant()
 
 
 def crash_suspects(

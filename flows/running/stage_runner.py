@@ -21,7 +21,6 @@ How it works:
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -138,13 +137,38 @@ class SingleItemFallback:
         return f"{name} at {task.chunk.start:.1f} s" if task.chunk.start else name
 
 
-@dataclass(frozen=True, slots=True)
-class OneShotStage:
-    """Runs the stages of one job that read no media."""
+class StageRunner:
+    """Runs the stages of one job."""
 
-    loop: StageLoop
+    def __init__(self, loop: StageLoop, lease: Lease) -> None:
+        self.loop = loop
+        self.lease = lease
+        self._job = loop.job
+        self._first = loop.job.pipeline[0]
+        self._record = loop.record
+        self._ladder = loop.ladder
+        self._calls = StageCallBuilder(loop.job)
+        self._single_items = SingleItemFallback(loop.job, loop.ladder, self._run_alone)
+        self._prefetch: Attempt | None = None
+        self._overlap = Overlap(loop, self._calls)
+        loop.select_variant()
 
-    def run(
+    def plan(
+        self,
+        stages: Sequence[StageSpec],
+        expected: Sequence[Estimate],
+        announce: Callable[[str], object],
+    ) -> None:
+        """Select a rung that fits for each stage that has work to do. `announce` is called with a
+        note for the user. Raises CannotFit when there is none."""
+        plan = plan_start(self._ladder, self._job, (self._first, *stages), expected, announce)
+        self._calls.sequence_tokens = self._ladder.sequence_tokens
+        rungs = {stage.name: self._ladder.rung(stage.name) for stage in self._job.pipeline}
+        seconds = times_of(self._job, rungs, expected, self._ladder.processes).seconds
+        self._record.value["plan"].update(memory=plan, seconds=seconds)
+        self.loop.select_variant()
+
+    def run_once(
         self,
         stage: StageSpec,
         call: Callable[[Rung], StageCall],
@@ -153,12 +177,12 @@ class OneShotStage:
         by_media: bool = True,
         while_running: Callable[[], object] = lambda: None,
     ) -> StageOutcome:
-        """Return the outcome of one process that does all the work. `call` builds its arguments for
-        a rung, and `total` is the number of items it makes. Its memory is planned for the job's
-        media if `by_media` is set. `while_running` is called while it works. Raises
+        """Run a stage that reads no media in one process, and return its outcome. `call` builds its
+        arguments for a rung, and `total` is the number of items it makes. Its memory is planned for
+        the job's media if `by_media` is set. `while_running` is called while it works. Raises
         PenstockError."""
         loop = self.loop
-        self._plan(stage, by_media)
+        self._plan_once(stage, by_media)
         loop.fetch(parts_of([stage]))
 
         def start() -> Attempt:
@@ -178,55 +202,20 @@ class OneShotStage:
         assert outcome is not None
         return outcome
 
-    def _plan(self, stage: StageSpec, by_media: bool) -> None:
+    def _plan_once(self, stage: StageSpec, by_media: bool) -> None:
         """Select the first rung that fits. Raises CannotFit."""
-        job, ladder, record = self.loop.job, self.loop.ladder, self.loop.record
+        job, ladder = self._job, self._ladder
         if job.files and by_media:
             request = plan_request(job, (stage,))
         else:
             request = plan_request_of_model(job.model, job.config, job.device, (stage,), prompt="")
         found = choose(request, job.budget, ladder.rungs, ladder.known())
         ladder.start({name: choice.chosen.rung for name, choice in found.items()})
-        plan = record.value["plan"]
+        plan = self._record.value["plan"]
         earlier = (plan.get("memory") or {}).get("stages", ())
         memory = memory_json(found, job.budget)
         others = [each for each in earlier if each["stage"] != stage.name]
         plan["memory"] = {**memory, "stages": [*others, *memory["stages"]]}
-
-
-class StageRunner:
-    """Runs the stages of one job."""
-
-    def __init__(self, loop: StageLoop, lease: Lease) -> None:
-        self.loop = loop
-        self.lease = lease
-        self._job = loop.job
-        self._first = loop.job.pipeline[0]
-        self._record = loop.record
-        self._ladder = loop.ladder
-        self._calls = StageCallBuilder(loop.job)
-        self._single_items = SingleItemFallback(loop.job, loop.ladder, self._run_alone)
-        self.one_shot = OneShotStage(loop)
-        self._prefetch: Attempt | None = None
-        self._overlap = Overlap(loop, self._calls)
-        loop.select_variant()
-
-    def plan(
-        self,
-        stages: Sequence[StageSpec],
-        expected: Sequence[Estimate],
-        announce: Callable[[str], object],
-    ) -> None:
-        """Select a rung that fits for each stage that has work to do. `announce` is called with a
-        note for the user. Raises CannotFit when there is none."""
-        if not stages:
-            return
-        plan = plan_start(self._ladder, self._job, (self._first, *stages), expected, announce)
-        self._calls.sequence_tokens = self._ladder.sequence_tokens
-        rungs = {stage.name: self._ladder.rung(stage.name) for stage in self._job.pipeline}
-        seconds = times_of(self._job, rungs, expected, self._ladder.processes).seconds
-        self._record.value["plan"].update(memory=plan, seconds=seconds)
-        self.loop.select_variant()
 
     def frames(self, wave: list[Medium]) -> None:
         """Cut the frames that a wave lacks. After a failure there are fewer files at once, or each
@@ -415,7 +404,6 @@ class StageRunner:
                 self._job.ledger.unfit[task.identity] = {"stage": stage.name, **failure.reason}
 
     def _start(self, stage: StageSpec, work: StageWork) -> Attempt:
-        """Start one process for this work."""
         rung, batches = work.rung, work.batches
         fallback_batch, items = self._ladder.batch_without_slots(rung), sum(map(len, batches))
         return self.loop.start(

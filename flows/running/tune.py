@@ -102,7 +102,7 @@ def train(
                         STAGE, partial(make, rows=rung.batch, **on), rung
                     )
 
-                runner.stages.one_shot.run(STAGE, call, total=1 if config.validate_only else steps)
+                runner.stages.run_once(STAGE, call, total=1 if config.validate_only else steps)
 
 
 def resolve_run(

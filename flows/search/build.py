@@ -35,7 +35,7 @@ from artifacts.packages import require_extra
 from artifacts.plurals import counted
 from artifacts.vectors import vectors_in
 from flows.console.display import Display
-from flows.job.prepare import Job
+from flows.job.prepare import Job, out_folder
 from flows.machine.launch import DirectLauncher
 from flows.machine.versions import versions
 from flows.options.vectors import VectorConfig
@@ -90,15 +90,15 @@ class IndexWritten(VectorsWritten):
 
 def fill_index(
     config: VectorConfig,
-    folder: Path,
     display: Display,
-    *,
-    look_for_vanished: bool = True,
     make_launcher: LauncherMaker = DirectLauncher,
     on_begin: OnBegin | None = None,
+    *,
+    look_for_vanished: bool = True,
 ) -> IndexWritten:
-    """Append the vectors of the configuration's media to an index, which is created if needed.
-    `on_begin` is as in `caption`. Raises PenstockError; finished work stays."""
+    """Append the vectors of the configuration's media to the index `out`, which is created if
+    needed. `on_begin` is as in `caption`. Raises PenstockError; finished work stays."""
+    folder = out_folder(config)
     require_extra("search", "an index")
     for option, choices in (("precision", "native, fp16, int8"), ("vision_backend", "torch, onnx")):
         if getattr(config, option) == AUTO:

@@ -85,7 +85,7 @@ def read_texts(
             job = prepare_without_media(without_media, launcher, LABEL)
             refuse_other_halves(folder, maker, maker_of(job, maker.width))
             with observer.pipeline_for_job(job, launcher, "searching in", outputs={}) as runner:
-                return runner.texts.make([[text] for text in texts]).vectors
+                return runner.text_vectors([[text] for text in texts]).vectors
 
     return replanned_once(attempt, display.print_line)
 
@@ -255,16 +255,13 @@ def _vectors(
     are_images = [is_image_query(text) for text in texts]
     found: dict[str, NDArray[np.float32]] = {}
     queries = [text for text, is_image in zip(texts, are_images, strict=True) if not is_image]
-    if queries and (vectors := _in_numpy(config, snapshot, queries)) is not None:
+    if queries:
+        vectors = _in_numpy(config, snapshot, queries)
+        if vectors is None:
+            vectors = read_texts(config, queries, display, folder, manifest.maker)
         found |= dict(zip(queries, vectors, strict=True))
-    if found.keys() != set(texts):
-        from flows.search.query import image_vector, read_texts
-
-        if queries and not found:
-            made = read_texts(config, queries, display, folder, manifest.maker)
-            found |= dict(zip(queries, made, strict=True))
-        for text in (text for text, is_image in zip(texts, are_images, strict=True) if is_image):
-            found[text] = image_vector(config, manifest, folder, text, display)
+    for text in (text for text, is_image in zip(texts, are_images, strict=True) if is_image):
+        found[text] = image_vector(config, manifest, folder, text, display)
     return [found[text] for text in texts], are_images
 
 

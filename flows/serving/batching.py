@@ -85,15 +85,16 @@ class DeviceScheduler:
             f"the device is used by {self.held_by}", "Ask again when its job is done"
         )
 
-    async def acquire(self, user: DeviceUser) -> None:
-        """Wait until the half fits and this process holds the device lock."""
+    async def acquire(self, user: DeviceUser) -> int:
+        """Wait until the half fits and this process holds the device lock. Return the bytes that
+        are granted to the half."""
         self._waiting[user] = time.monotonic()
         try:
             self._changed.clear()
             while not self._may_enter(user):
                 await self._changed.wait()
                 self._changed.clear()
-            self._loaded[user] = self._grant(user)
+            granted = self._loaded[user] = self._grant(user)
         finally:
             del self._waiting[user]
             self._changed.set()
@@ -102,6 +103,7 @@ class DeviceScheduler:
         except BaseException:
             self.release(user)
             raise
+        return granted
 
     def release(self, user: DeviceUser) -> None:
         """Free the memory of a half that was unloaded."""
@@ -124,10 +126,6 @@ class DeviceScheduler:
         """Check again which half may enter, because one has become idle."""
         if self._waiting:
             self._changed.set()
-
-    def granted_bytes(self, user: DeviceUser) -> int:
-        """Return the bytes granted to a loaded half."""
-        return self._loaded[user]
 
     def _may_enter(self, user: DeviceUser) -> bool:
         if next(iter(self._waiting)) is not user:

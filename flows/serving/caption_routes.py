@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from fastapi import Query, Request
 from fastapi.responses import Response, StreamingResponse
 
-from flows.serving.captioning import AS_THE_SERVER, Captioned, Captioning, CaptionParams
+from flows.serving.captioning import Captioned, Captioning, CaptionParams
 from flows.serving.embedding import warnings_of
 from flows.serving.guard import in_time
 from flows.serving.refusals import HttpRefusal, json_answer, json_bytes
@@ -82,16 +82,16 @@ class CaptionRoutes:
         request: Request,
         upload: Upload,
         prompt: str,
-        params: CaptionParams = AS_THE_SERVER,
+        params: CaptionParams,
     ) -> Captioned:
         """Return the captions of an upload. Raises HttpRefusal."""
-        work = self.captions().caption(upload, prompt, params=params)
+        work = self.captions().caption(upload, prompt, params)
         seconds = self._service.config.caption_deadline
         found: Captioned = await in_time(request.receive, work, seconds)
         return found
 
     async def pieces(
-        self, upload: Upload, prompt: str, params: CaptionParams = AS_THE_SERVER
+        self, upload: Upload, prompt: str, params: CaptionParams
     ) -> AsyncIterator[Piece | Captioned]:
         """Yield partial texts, then the finished captions. Raises HttpRefusal."""
         latest: dict[int, tuple[str, bool]] = {}
@@ -110,7 +110,7 @@ class CaptionRoutes:
             latest[at] = text, ended  # a slow client gets only the latest text
             news.set()
 
-        doing = asyncio.ensure_future(self.captions().caption(upload, prompt, on_partial, params))
+        doing = asyncio.ensure_future(self.captions().caption(upload, prompt, params, on_partial))
         try:
             async with asyncio.timeout(self._service.config.caption_deadline):
                 while not doing.done():

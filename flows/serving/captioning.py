@@ -185,7 +185,6 @@ MAX_PROMPT_LETTERS = 20_000
 """Largest number of characters of a prompt."""
 OnPartial = Callable[[int, str, bool], None]
 """Gets a chunk's position, its text so far, and whether it is finished."""
-AS_THE_SERVER = CaptionParams()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -278,16 +277,17 @@ class Captioning:
         self,
         upload: Upload,
         prompt: str,
+        params: CaptionParams,
         on_partial: OnPartial = lambda at, text, ended: None,
-        params: CaptionParams = AS_THE_SERVER,
     ) -> Captioned:
         """Return the captions of an upload. `on_partial` is called while they are generated.
         Raises HttpRefusal."""
+        model = self._unheard_model if params.sound == OFF else self._job.model
         medium = Medium(
             digest=upload.digest,
             path=str(upload.path),
             kind=upload.kind,
-            prompt=prompt.strip() or self._default_prompt(upload, params),
+            prompt=prompt.strip() or prompt_for(model, self._job.config, upload.kind),
         )
         try:
             self._check_sound(upload, params)
@@ -306,13 +306,9 @@ class Captioning:
             raise
         if found is not None:
             upload.remove()
-            self._metrics.from_store()
+            self._metrics.store_hits.inc()
             return found
         return await self._made(medium, upload, on_partial, params)
-
-    def _default_prompt(self, upload: Upload, params: CaptionParams) -> str:
-        model = self._unheard_model if params.sound == OFF else self._job.model
-        return prompt_for(model, self._job.config, upload.kind)
 
     def _check_sound(self, upload: Upload, params: CaptionParams) -> None:
         """Raise HttpRefusal for a request for sound that this server cannot use."""

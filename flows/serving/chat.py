@@ -23,6 +23,7 @@ from typing import Annotated, Any, Literal
 from fastapi import Request
 from fastapi.responses import Response, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic_core import from_json
 
 from artifacts.errors import UsageError
 from artifacts.tiles import AUTO
@@ -328,33 +329,12 @@ LONE = "a string contains a lone surrogate, which is not valid Unicode"
 def json_in(body: bytes) -> Any:
     """Parse the JSON of a body. Raises HttpRefusal."""
     try:
-        value = json.loads(body.decode("utf-8"), parse_constant=_no_number)
-        _check_texts(value)
-        return value
-    except UnicodeEncodeError as error:
-        raise HttpRefusal(
-            400, LONE, "Write characters above \\uffff as a pair of escapes"
-        ) from error
-    except (ValueError, RecursionError) as error:  # its message would quote bytes of the body
+        return from_json(body, allow_inf_nan=False)
+    except ValueError as error:
+        if "hex escape" in str(error):
+            hint = "Write characters above \\uffff as a pair of escapes"
+            raise HttpRefusal(400, LONE, hint) from error
         raise HttpRefusal(400, "the body is not JSON in UTF-8", "Send a JSON object") from error
-
-
-def _check_texts(value: Any) -> None:
-    """Raise UnicodeEncodeError for a string that UTF-8 cannot encode."""
-    if isinstance(value, str):
-        if not value.isascii():
-            value.encode()
-    elif isinstance(value, list):
-        for each in value:
-            _check_texts(each)
-    elif isinstance(value, dict):
-        for name, each in value.items():
-            _check_texts(name)
-            _check_texts(each)
-
-
-def _no_number(name: str) -> Any:
-    raise ValueError(f"{name} is not a JSON number")
 
 
 READERS = 2
@@ -455,7 +435,7 @@ class ChatRoutes:
             return StreamingResponse(events, media_type=EVENTS, headers=named)
         found = await self._captions.captions_of(request, upload, chat.prompt, chat.params)
         text = joined_text((output.caption for output in found.outputs), chat.params.stop)
-        content = chat.content(text, id=_call_id(), type="function")
+        content = chat.content(text, id=f"call_{uuid.uuid4().hex}", type="function")
         choice = {
             "index": 0,
             "message": {"role": "assistant", "content": None, "refusal": None, **content},
@@ -479,7 +459,7 @@ class ChatRoutes:
             choice = {"index": 0, "delta": content, "finish_reason": finished, "logprobs": None}
             return chunk([choice], **more)
 
-        opening = chat.content("", index=0, id=_call_id(), type="function")
+        opening = chat.content("", index=0, id=f"call_{uuid.uuid4().hex}", type="function")
         yield delta({"role": "assistant", "content": None, **opening})
         text = StreamedText(chat.params.stop)
         try:
@@ -514,10 +494,6 @@ def usage_of(found: Captioned) -> dict[str, int]:
         "completion_tokens": generated,
         "total_tokens": prompt + generated,
     }
-
-
-def _call_id() -> str:
-    return f"call_{uuid.uuid4().hex}"
 
 
 def parse_chat_request(body: bytes, models: Collection[str], limit: int) -> ChatRequest:

@@ -24,7 +24,7 @@ from artifacts.errors import UsageError
 from artifacts.keys import digest_of
 from artifacts.labels import Labelled, TextVectors, spans_of, text_vectors_in
 from artifacts.packs import Record
-from artifacts.schema import MediaIndex
+from artifacts.schema import MediaIndex, values_of
 from artifacts.vectors import Vectors, vectors_in
 from flows.job.prepare import Job
 from flows.ledger.namespaces import one_shot_namespace
@@ -48,8 +48,8 @@ class EmbeddedMedium:
     """The vectors of one medium."""
 
     index: MediaIndex
-    tasks: tuple[Task, ...]
-    vectors: tuple[Vectors, ...]
+    tasks: Sequence[Task]
+    vectors: Sequence[Vectors]
     """One array per chunk."""
     cached: bool
     """Whether they were read from the store."""
@@ -88,7 +88,7 @@ class MediumEmbedder:
         if found is None:
             return await self._shared.once_of(upload, medium.digest, lambda: self._make(medium))
         upload.remove()
-        self._metrics.from_store()
+        self._metrics.store_hits.inc()
         return found
 
     async def _stored(self, medium: Medium) -> EmbeddedMedium | None:
@@ -102,7 +102,8 @@ class MediumEmbedder:
                 continue
             records = [found for key in keys if (found := await self._kept.read(key)) is not None]
             if len(records) == len(keys):
-                return _embedded(index, tasks, records, cached=True)
+                vectors = [*map(vectors_in, records)]
+                return EmbeddedMedium(index=index, tasks=tasks, vectors=vectors, cached=True)
         return None
 
     async def _make(self, medium: Medium) -> EmbeddedMedium:
@@ -111,24 +112,14 @@ class MediumEmbedder:
         records: list[Record] = await asyncio.gather(*map(self._work, tasks))
         self._frames.keep(medium, index)
         self._kept.keep(records)
-        return _embedded(index, tasks, records, cached=False)
+        vectors = [*map(vectors_in, records)]
+        return EmbeddedMedium(index=index, tasks=tasks, vectors=vectors, cached=False)
 
     async def _work(self, task: Task) -> Record:
         item, key = self._calls.encode_item(self._stage, task), task[self._stage.writes]
         weight = self._frames.weight(task, self._half)
         record: Record = await self._frames.submit(task, self._half, key, item, weight)
         return record
-
-
-def _embedded(
-    index: MediaIndex, tasks: Sequence[Task], records: Sequence[Record], *, cached: bool
-) -> EmbeddedMedium:
-    return EmbeddedMedium(
-        index=index,
-        tasks=tuple(tasks),
-        vectors=tuple(map(vectors_in, records)),
-        cached=cached,
-    )
 
 
 def warnings_of(index: MediaIndex) -> dict[str, Any]:
@@ -201,13 +192,10 @@ class TextEmbedder:
         key = digest_of(lists)
         record = await self._kept.read(key) if key in self._kept else None
         if record is None:
-            record = await self._shared.once(key, lambda: self._make(key, lists))
+            item = TextsItem(key, lists)
+            record = await self._shared.once(key, lambda: self._half.submit(key, item, len(lists)))
             self._kept.keep([record])
         return text_vectors_in(record, lists, self._precision)
-
-    async def _make(self, key: str, groups: list[list[str]]) -> Record:
-        record: Record = await self._half.submit(key, TextsItem(key, groups), len(groups))
-        return record
 
 
 MAX_LABEL_SETS = 64
@@ -277,8 +265,6 @@ class Labeller:
         if index.kind == "image":
             return {**fields, "labels": list(rows[0].labels), "top": rows[0].top}
         frames = [{"time": row.time, "labels": list(row.labels), "top": row.top} for row in rows]
-        spans = [
-            {"start": span.start, "end": span.end, "labels": list(span.labels)}
-            for span in spans_of([(row.time or 0.0, row.given) for row in rows], index.end)
-        ]
+        given = [(row.time or 0.0, row.given) for row in rows]
+        spans = [values_of(span) for span in spans_of(given, index.end)]
         return {**fields, "frames": frames, "spans": spans}

@@ -9,20 +9,17 @@ import hashlib
 import hmac
 import logging
 import time
-from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from collections.abc import Awaitable, Sequence
 from http import HTTPStatus
 from typing import Any
+
+from starlette.types import ASGIApp, Message, Receive, Send
 
 from flows.serving.config import LOOPBACK, is_loopback, is_of_other_site
 from flows.serving.refusals import HttpRefusal, json_bytes, unavailable
 from flows.serving.startup import Service
 
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
 Headers = Sequence[tuple[bytes, bytes]]
-App = Callable[[Message, Receive, Send], Awaitable[None]]
-
 OPEN = ("/", "/healthz", "/readyz", "/favicon.ico")
 """Paths that need no token."""
 SCHEMA = "/openapi.json"
@@ -47,7 +44,7 @@ SAFE = {
 class Guard:
     """ASGI middleware around an application."""
 
-    def __init__(self, app: App, service: Service, token: str) -> None:
+    def __init__(self, app: ASGIApp, service: Service, token: str) -> None:
         self._app = app
         self._service = service
         self._token = token
@@ -144,13 +141,13 @@ class Guard:
                 "Send it without Content-Encoding",
             )
         if limited and (change := service.model.error) is not None:
-            service.metrics.refused("draining")
+            service.metrics.refused.labels("draining").inc()
             raise unavailable(f"reloading the model: {change.message}", "Ask again in a while")
         if limited and service.draining:
-            service.metrics.refused("draining")
+            service.metrics.refused.labels("draining").inc()
             raise unavailable("the server is shutting down", "Ask again in a while")
         if limited and service.busy >= service.config.max_queue:
-            service.metrics.refused("full")
+            service.metrics.refused.labels("full").inc()
             wait = max(1.0, service.busy * self._gap)
             raise HttpRefusal(429, "too many waiting requests", "Ask again later", min(wait, 60.0))
 

@@ -136,84 +136,6 @@ TOO_LARGE = bad_request(
 )
 
 
-class RequestQueue:
-    """The request queue of one half, and the time of its last activity."""
-
-    def __init__(self, batches: Batcher, metrics: HalfMetrics) -> None:
-        self.batches = batches
-        self._metrics = metrics
-        self.used = time.monotonic()
-        """Time of the last result."""
-        self._began: float | None = None
-        """Time since which the half has been busy."""
-
-    def add(self, key: str, item: Keyed, weight: int) -> QueuedRequest:
-        """Queue a request. Raises HttpRefusal if too many bytes are waiting."""
-        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        request = QueuedRequest(
-            key=key,
-            item=item,
-            weight=weight,
-            answer=answer,
-            queued=time.monotonic(),
-            size=len(json.dumps(item)),
-        )
-        if self.batches.waiting and self.batches.bytes + request.size > MAX_QUEUED_BYTES:
-            raise HttpRefusal(429, "the queue is full", "Ask again later, or for less at once", 5.0)
-        self.batches.waiting.append(request)
-        return request
-
-    def take(self) -> list[QueuedRequest]:
-        """Return the next batch, which is in flight from now on."""
-        batch, now = self.batches.take(), time.monotonic()
-        if batch:
-            self._metrics.batch_sent(len(batch), [now - request.queued for request in batch])
-            self._began = self._began or now
-        return batch
-
-    def answer(self, found: Mapping[str, Any]) -> None:
-        """Resolve the requests of these keys with their results."""
-        now = time.monotonic()
-        self._metrics.finished(now - (self._began or now))
-        for request in self.batches.complete(found):
-            if not request.answer.done():
-                request.answer.set_result(found[request.key])
-        self._rest(now)
-
-    def refuse(self, keys: Iterable[str], why: HttpRefusal) -> None:
-        """Refuse the in-flight requests of these keys."""
-        _refuse(self.batches.complete(keys), why)
-        self._rest(time.monotonic())
-
-    def requeue_after_oom(self, key: str) -> None:
-        """Queue a request that ran out of memory again, unless it had the half to itself."""
-        _refuse(self.batches.requeue_after_oom(key), TOO_LARGE)
-        self._rest(time.monotonic())
-
-    def withdraw(self, request: QueuedRequest, *, at_once: bool) -> bool:
-        """Remove a request that no client waits for. Return whether the half should be notified;
-        `at_once` means that the half stops working on it and frees its slot."""
-        if not (self.batches.withdraw(request) and at_once):
-            return False
-        list(self.batches.complete([request.key]))
-        self._rest(time.monotonic())
-        return True
-
-    def refuse_waiting(self, why: HttpRefusal) -> None:
-        """Refuse all waiting requests."""
-        _refuse(self.batches.waiting, why)
-        self.batches.waiting.clear()
-
-    def requeue_after_crash(self) -> None:
-        """Queue the requests of a crashed half again, except those that crashed it twice."""
-        self._began = None
-        _refuse(self.batches.requeue_after_crash(), CRASHED_TWICE)
-
-    def _rest(self, now: float) -> None:
-        self.used = now
-        self._began = None if self.batches.idle else now
-
-
 def _refuse(requests: Iterable[QueuedRequest], why: HttpRefusal) -> None:
     for request in requests:
         if not request.answer.done():
@@ -288,7 +210,10 @@ class HalfWorker:
         self.on_other_event: Callable[[Event], None] = lambda event: None
         """Gets each event that is not about a request's result."""
         self.batches = Batcher(max_size=1, max_weight=0, max_wait=spec.wait_seconds)
-        self._requests = RequestQueue(self.batches, self.metrics)
+        self._used = time.monotonic()
+        """Time of the last result."""
+        self._began: float | None = None
+        """Time since which the half has been busy."""
         self._process: WorkerProcess | None = None
         self._changed = asyncio.Event()
         self._closing = False
@@ -319,14 +244,27 @@ class HalfWorker:
         """Queue a request and return its result. Raises HttpRefusal."""
         if (why := self._backoff.refusal or self._scheduler.refusal) is not None:
             raise why
-        request = self._requests.add(key, item, weight)
+        request = QueuedRequest(
+            key=key,
+            item=item,
+            weight=weight,
+            answer=asyncio.get_running_loop().create_future(),
+            queued=time.monotonic(),
+            size=len(json.dumps(item)),
+        )
+        if self.batches.waiting and self.batches.bytes + request.size > MAX_QUEUED_BYTES:
+            raise HttpRefusal(429, "the queue is full", "Ask again later, or for less at once", 5.0)
+        self.batches.waiting.append(request)
         self._changed.set()
         try:
             return await request.answer
         finally:
             if request.answer.cancelled():
-                if self._requests.withdraw(request, at_once=self._spec.withdraws) and self._process:
-                    self._process.send({WITHDRAWN: [key]})
+                if self.batches.withdraw(request) and self._spec.withdraws:
+                    list(self.batches.complete([key]))
+                    self._rest()
+                    if self._process:
+                        self._process.send({WITHDRAWN: [key]})
                 self._changed.set()
 
     def has(self, key: str) -> bool:
@@ -381,25 +319,28 @@ class HalfWorker:
         if self._yielding:
             return None
         if due is None:
-            left = self._requests.used + self._spec.idle_seconds - now
+            left = self._used + self._spec.idle_seconds - now
             if self.batches.idle and left <= 0:
                 self.leave()
             return max(0.01, left) if self.batches.idle else None
         if due > 0:
             return due
-        if (batch := self._requests.take()) and self._process:
-            self._process.send([request.item for request in batch])
+        if batch := self.batches.take():
+            self.metrics.batch_sent(len(batch), [now - request.queued for request in batch])
+            self._began = self._began or now
+            if self._process:
+                self._process.send([request.item for request in batch])
         return 0
 
     async def _start(self) -> None:
         try:
-            await self._scheduler.acquire(self)
+            room = await self._scheduler.acquire(self)
         except (PenstockError, OSError) as error:
             fault = f"the device's lock cannot be taken: {error}"
             self._ended(None, EnvironmentFault(fault, hint="Ask again; see the server's log"))
             return
         self.state, self._leaving = LOADING, False
-        rung, room = self._rung, self._scheduler.granted_bytes(self)
+        rung = self._rung
         self._process = WorkerProcess(
             self._make_launcher,
             lambda pipe: self._spec.call(rung, pipe, room),
@@ -420,20 +361,21 @@ class HalfWorker:
     def _handle(self, event: Event | PublishedAnswers | LostAnswers) -> None:
         match event:
             case StageNotes() if event.values.get("ready"):
-                self.state, self._requests.used = RESIDENT, time.monotonic()
+                self.state, self._used = RESIDENT, time.monotonic()
                 self._backoff.started()
             case StageNotes() if "engine" in event.values:
                 self.batches.continuous = engine_of(event.values["engine"]).slots
             case CaptionProgress() if event.ended:
-                self._requests.answer({event.key: event})
+                self._answer({event.key: event})
             case PublishedAnswers():
-                self._requests.answer(event.answers)
+                self._answer(event.answers)
             case LostAnswers():
-                self._requests.refuse(event.keys, event.why)
+                self._refuse_sent(event.keys, event.why)
             case Failed():
-                self._requests.refuse([event.media], refusal_of_failure(event))
+                self._refuse_sent([event.media], refusal_of_failure(event))
             case TooLarge():
-                self._requests.requeue_after_oom(event.key)
+                _refuse(self.batches.requeue_after_oom(event.key), TOO_LARGE)
+                self._rest()
             case BatchShrunk():
                 self._spec.ladder.on_event(self.name, event)
                 self._resize(event.batch)
@@ -444,6 +386,23 @@ class HalfWorker:
                 log.warning("%s: %s", self.name, event.text)
             case _:
                 self.on_other_event(event)
+
+    def _answer(self, found: Mapping[str, Any]) -> None:
+        """Resolve the requests of these keys with their results."""
+        now = time.monotonic()
+        self.metrics.batch_seconds.observe(now - (self._began or now))
+        for request in self.batches.complete(found):
+            if not request.answer.done():
+                request.answer.set_result(found[request.key])
+        self._rest()
+
+    def _refuse_sent(self, keys: Iterable[str], why: HttpRefusal) -> None:
+        _refuse(self.batches.complete(keys), why)
+        self._rest()
+
+    def _rest(self) -> None:
+        self._used = time.monotonic()
+        self._began = None if self.batches.idle else self._used
 
     def _resize(self, max_size: int = 0) -> None:
         """Set the batch limits from the current rung."""
@@ -466,7 +425,8 @@ class HalfWorker:
 
     def _after(self, error: PenstockError | None, *, ready: bool) -> None:
         """Queue the lost requests again. After an out-of-memory error, move to a lower rung."""
-        self._requests.requeue_after_crash()
+        self._began = None
+        _refuse(self.batches.requeue_after_crash(), CRASHED_TWICE)
         hopeless, largest, down = False, self._rung.batch, self._spec.ladder.step_down
         if isinstance(error, CannotFit):
             try:
@@ -477,4 +437,5 @@ class HalfWorker:
         if error is not None and not ready:
             self._backoff.failed(error, hopeless=hopeless)
         if (why := self._backoff.refusal) is not None:
-            self._requests.refuse_waiting(why)
+            _refuse(self.batches.waiting, why)
+            self.batches.waiting.clear()

@@ -2,7 +2,7 @@
 
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -41,7 +41,7 @@ class HalfMetrics:
         self._metrics = metrics
         self._queue = metrics.queue_seconds.labels(name)
         self._sizes = metrics.batch_size.labels(name)
-        self._seconds = metrics.batch_seconds.labels(name)
+        self.batch_seconds = metrics.batch_seconds.labels(name)
         self._memory = metrics.memory_bytes.labels(name)
         self._budget = metrics.budget_bytes.labels(name)
         self._name = name
@@ -56,10 +56,6 @@ class HalfMetrics:
             self._queue.observe(seconds)
         self._metrics.second.batches += 1
         self._metrics.second.pictures += size
-
-    def finished(self, seconds: float) -> None:
-        """Record the time of finished requests."""
-        self._seconds.observe(seconds)
 
     def on_event(self, event: MemorySample | StageNotes, planned: int) -> None:
         """Record the memory of its process next to the planned number of bytes."""
@@ -93,8 +89,8 @@ class Metrics:
         self._requests = counter("penstock_requests", "requests answered", ["route", "status"])
         what = "from the first byte of a request to the last of its answer"
         self._latency = seconds("penstock_request_seconds", what, ["route"])
-        self._refused = counter("penstock_refused", "requests refused unread", ["why"])
-        self._hits = counter("penstock_store_hits", "answers from the store")
+        self.refused = counter("penstock_refused", "requests refused unread", ["why"])
+        self.store_hits = counter("penstock_store_hits", "answers from the store")
         self.restarts = counter("penstock_restarts", "processes that ended", ["half", "why"])
         self.queue_seconds = seconds("penstock_queue_seconds", "wait for a batch", ["half"])
         self.batch_size = Histogram(
@@ -105,16 +101,12 @@ class Metrics:
         self.memory_bytes = gauge("penstock_memory_bytes", what, ["half"])
         what = "memory that a half is planned to take"
         self.budget_bytes = gauge("penstock_budget_bytes", what, ["half"])
-        self._depth = gauge("penstock_queue_depth", "works that wait", ["half"])
+        self.queue_depth = gauge("penstock_queue_depth", "works that wait", ["half"])
         what = "writes of the log that failed"
         gauge("penstock_log_errors", what).set_function(failed_writes)
         self.second = Second()
         """Counts since the last point."""
         self._points: deque[dict[str, Any]] = deque(maxlen=MAX_POINTS)
-
-    def watch_depth(self, name: str, depth: Callable[[], int]) -> None:
-        """Read the depth of a queue whenever metrics are requested."""
-        self._depth.labels(name).set_function(depth)
 
     def answered(self, route: str, status: int, seconds: float) -> None:
         """Count a response."""
@@ -128,14 +120,6 @@ class Metrics:
         second.failed += status >= 500 and status != 503
         if status < 400 and len(second.latencies) < MAX_LATENCIES:
             second.latencies.append(seconds)
-
-    def refused(self, why: str) -> None:
-        """Count a request that was refused before its body was read."""
-        self._refused.labels(why).inc()
-
-    def from_store(self) -> None:
-        """Count a response from the store."""
-        self._hits.inc()
 
     def point(self, queued: int, memory: int, budget: int) -> None:
         """Add a point, one second long, to the page's plots."""

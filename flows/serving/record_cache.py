@@ -136,12 +136,9 @@ class RecordCache:
 
     def remember(self, record: Record) -> None:
         """Keep a record in memory. The least recently used ones are evicted."""
-        if record.key in self._recent:
-            self._recent[record.key] = record
-            self._recent.move_to_end(record.key)
-            return
+        if self._recent.pop(record.key, None) is None:
+            self._recent_bytes += RECORD_BYTES + len(record.payload)
         self._recent[record.key] = record
-        self._recent_bytes += RECORD_BYTES + len(record.payload)
         while self._recent_bytes > RECENT_BYTES:
             _, evicted = self._recent.popitem(last=False)
             self._recent_bytes -= RECORD_BYTES + len(evicted.payload)

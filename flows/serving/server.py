@@ -12,10 +12,11 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 import uvicorn
+from starlette.types import ASGIApp
 
 from artifacts.errors import ModelChanged, UsageError
 from artifacts.paths import text_named
@@ -35,7 +36,6 @@ TOKEN_BYTES = 1 << 12
 SHORTEST_TOKEN = 16
 """Smallest number of characters of a token. Shorter ones can be guessed."""
 BACKLOG = 512
-ASGI = Callable[[Any, Any, Any], Awaitable[None]]
 CONNECTIONS_PER_REQUEST = 4
 """Open connections per request that may be handled at once."""
 FILES = 1 << 16
@@ -137,7 +137,7 @@ class Answering:
     def __init__(self, config: BatchOptions, listener: socket.socket) -> None:
         """Bind no application yet."""
         self._listener = listener
-        self._app: ASGI | None = None
+        self._app: ASGIApp | None = None
         self._serving: asyncio.Task[None] | None = None
         self._stopping = asyncio.Event()
         self._is_open = False
@@ -192,7 +192,7 @@ class Answering:
         await asyncio.wait({doing})
         return None
 
-    async def serve_app(self, app: ASGI) -> None:
+    async def serve_app(self, app: ASGIApp) -> None:
         """Handle requests with this application from now on. Until then, the previous one refuses
         them."""
         self._app = app

@@ -313,7 +313,6 @@ class _Jobs:
         return job
 
     def of_captions(self) -> Job:
-        """Return the captioning job."""
         job = self._job(self._config.caption_config(), "captions", CAPTION)
         for note in filter(None, (context_note(job.model, job.config), sound_note(job.model))):
             self._display.print_line(note)
@@ -375,7 +374,6 @@ class _Building:
         self._add(vision, language)
 
     def add_captions(self, job: Job) -> None:
-        """Add captioning."""
         service, config = self._service, self._service.config
         ladder = ladder_of(job, lambda entry, text: self._say(text))
         _, encode, decode = without_hearing(job.pipeline)
@@ -412,7 +410,7 @@ class _Building:
         for half in halves:
             self._service.halves.append(half)
             self._service.scheduler.users.append(half)
-            self._service.metrics.watch_depth(half.name, half.depth)
+            self._service.metrics.queue_depth.labels(half.name).set_function(half.depth)
 
     def _decoders(self, job: Job, count: int) -> Decoders:
         service, temp_store = self._service, self._service.temp_store

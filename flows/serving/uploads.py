@@ -42,27 +42,24 @@ MAX_DIGITS = 20
 START_BYTES = 64
 WRITTEN_BYTES = 256 << 10
 """Bytes of a body that are written at a time."""
-IMAGES = {
-    b"\xff\xd8\xff": ".jpg",
-    b"\x89PNG\r\n\x1a\n": ".png",
-    b"BM": ".bmp",
-    b"II*\x00": ".tif",
-    b"MM\x00*": ".tif",
-    b"P5": ".pgm",
-    b"P6": ".ppm",
+SIGNS: dict[bytes, tuple[MediaKind, str]] = {
+    b"\xff\xd8\xff": ("image", ".jpg"),
+    b"\x89PNG\r\n\x1a\n": ("image", ".png"),
+    b"BM": ("image", ".bmp"),
+    b"II*\x00": ("image", ".tif"),
+    b"MM\x00*": ("image", ".tif"),
+    b"P5": ("image", ".pgm"),
+    b"P6": ("image", ".ppm"),
+    b"\x1a\x45\xdf\xa3": ("video", ".mkv"),
+    b"GIF8": ("video", ".gif"),
+    b"FLV": ("video", ".flv"),
+    b"OggS": ("video", ".ogv"),
+    b"\x00\x00\x01\xba": ("video", ".mpg"),
+    b"\x00\x00\x01\xb3": ("video", ".mpg"),
+    b"\x30\x26\xb2\x75": ("video", ".wmv"),
+    b"YUV4MPEG2": ("video", ".y4m"),
 }
-"""First bytes of image files → suffix."""
-VIDEOS = {
-    b"\x1a\x45\xdf\xa3": ".mkv",
-    b"GIF8": ".gif",
-    b"FLV": ".flv",
-    b"OggS": ".ogv",
-    b"\x00\x00\x01\xba": ".mpg",
-    b"\x00\x00\x01\xb3": ".mpg",
-    b"\x30\x26\xb2\x75": ".wmv",
-    b"YUV4MPEG2": ".y4m",
-}
-"""First bytes of video files → suffix."""
+"""First bytes of files → their kind and suffix."""
 SEND_HINT = "Send JPEG, PNG, WebP, HEIC, AVIF, BMP or TIFF, or a video such as MP4, WebM or MKV"
 
 
@@ -222,12 +219,9 @@ def kind_of(start: bytes) -> tuple[MediaKind, str]:
         if brand in AVIF_BRANDS:
             return "image", ".avif"
         return ("image", ".heic") if brand in HEIC_BRANDS else ("video", ".mp4")
-    for sign, suffix in IMAGES.items():
+    for sign, found in SIGNS.items():
         if start.startswith(sign):
-            return "image", suffix
-    for sign, suffix in VIDEOS.items():
-        if start.startswith(sign):
-            return "video", suffix
+            return found
     if start[:1] == b"\x47" and len(start) >= START_BYTES:
         return "video", ".ts"
     error, code = "unknown image or video format", "unsupported_image_media_type"

@@ -76,7 +76,6 @@ class WorkerProcess:
             self._write()
 
     def kill(self) -> None:
-        """Kill the process."""
         self._killed = True
         if self.pid:
             with contextlib.suppress(ProcessLookupError):

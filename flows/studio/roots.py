@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import filecmp
 import os
 import shutil
 import tempfile
@@ -13,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from artifacts.errors import EnvironmentFault, UsageError
-from artifacts.files import HALF, is_hidden
+from artifacts.files import HALF, are_equal, is_hidden
 from artifacts.names import file_name
 from artifacts.paths import rename_noreplace
 from artifacts.regular_files import refuse_links
-from artifacts.store import fault_of, read_fault
+from artifacts.store import disk_faults, read_fault
 from flows.media.media_files import IMAGE_SUFFIXES, VIDEO_SUFFIXES, writable
+from flows.media.sources import is_folder
 
 SUFFIXES = IMAGE_SUFFIXES | VIDEO_SUFFIXES
 SHOWN_FILES = 100_000
@@ -113,7 +113,7 @@ class Roots:
         for entry in entries:
             if is_hidden(entry.name) or not is_shown(entry.name) or not self._leads_inside(entry):
                 continue
-            if _is_folder(entry):
+            if is_folder(entry):
                 if len(folders) < SHOWN_FOLDERS:
                     folders.append(entry.name)
             elif _suffix(entry.name) in SUFFIXES:
@@ -155,7 +155,7 @@ class Roots:
                         return {"count": count, "more": True}
                     if is_hidden(entry.name) or not self._leads_inside(entry):
                         continue
-                    if _is_folder(entry):
+                    if is_folder(entry):
                         waiting.append(entry.path)
                     else:
                         count += _suffix(entry.name) in SUFFIXES
@@ -192,14 +192,6 @@ def _suffix(name: str) -> str:
     return os.path.splitext(name)[1].lower()
 
 
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    """Return whether an entry is a folder, or a link to one that can be read."""
-    try:
-        return entry.is_dir()
-    except OSError:
-        return False
-
-
 async def upload(pieces: AsyncIterator[bytes], name: str, folder: Path) -> Path:
     """Write an uploaded media file into a folder, under its own name or one like it. Raises
     Refused, EnvironmentFault."""
@@ -222,13 +214,11 @@ class _HalfFile:
 
     def __init__(self, name: str, folder: Path) -> None:
         self._name, self._folder, self._size = name, folder, 0
-        try:
+        with disk_faults(folder):
             refuse_links(folder)
             folder.mkdir(parents=True, exist_ok=True)
             self._before = sum(e.stat().st_size for e in os.scandir(folder) if e.is_file())
             handle, self._path = tempfile.mkstemp(dir=folder, prefix=HALF)
-        except OSError as error:
-            raise fault_of(error, folder) from error
         self._file = os.fdopen(handle, "wb")
 
     def add(self, piece: bytes) -> None:
@@ -237,35 +227,23 @@ class _HalfFile:
             raise Refused(f"{self._name} is too large", hint="Copy it into a folder instead")
         if shutil.disk_usage(self._folder).free < RESERVE:
             raise EnvironmentFault("the disk is full", hint="Free some space")
-        try:
+        with disk_faults(self._folder):
             self._file.write(piece)
-        except OSError as error:
-            raise fault_of(error, self._folder) from error
 
     def end(self, piece: bytes) -> Path:
         """Give the complete file its name, durably."""
         self.add(piece)
         if not self._size:
             raise Refused(f"{self._name} is empty", hint="Drop an image or a video")
-        try:
+        with disk_faults(self._folder):
             self._file.flush()
             os.fsync(self._file.fileno())
             return _placed(self._path, self._folder, self._name)
-        except OSError as error:
-            raise fault_of(error, self._folder) from error
 
     def remove(self) -> None:
         """Remove the temporary name."""
         self._file.close()
         Path(self._path).unlink(missing_ok=True)
-
-
-def _is_same(half: str, place: Path) -> bool:
-    """Return whether a file that can be read has this content: a link may lead nowhere."""
-    try:
-        return filecmp.cmp(half, place, shallow=False)
-    except OSError:
-        return False
 
 
 def _check_name(name: str) -> None:
@@ -284,6 +262,6 @@ def _placed(half: str, folder: Path, name: str) -> Path:
     for number in range(1, 1000):
         numbered = name if number == 1 else f"{Path(name).stem}-{number}{Path(name).suffix}"
         place = folder / file_name(numbered, folder)
-        if rename_noreplace(Path(half), place) or _is_same(half, place):
+        if rename_noreplace(Path(half), place) or are_equal(Path(half), place):
             return place
     raise Refused(f"too many files are named {name}", hint="Rename it")

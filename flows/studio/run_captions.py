@@ -22,12 +22,13 @@ from artifacts.json_shapes import (
     string,
     text,
 )
+from artifacts.schema import values_of
 from artifacts.stamps import Stamp, stamp_of
 from flows.options.training import LEAST
 from flows.options.vectors import PLACE
 from flows.results.foreign_files import LEFT_OUT_FILE, MARKS_FILE
 from flows.results.rounds import rounds_in, summary_json
-from flows.reviewing.captions import EditRefused, ReviewedCaptions, edit_json
+from flows.reviewing.captions import EditRefused, ReviewedCaptions
 from flows.reviewing.teaching import PooledFeatures, teach_ranking
 from flows.serving.refusals import json_bytes
 
@@ -172,7 +173,7 @@ class RunCaptions:
                 seen = int(number)
                 now = reviewed.edits() if seen < self._count else {}
                 changed = [key for key, last in self._changed.items() if last > seen]
-                head["edits"] = {key: edit_json(now.get(key, UNTOUCHED)) for key in changed}
+                head["edits"] = {key: values_of(now.get(key, UNTOUCHED)) for key in changed}
                 return [json_bytes({**head, **reviewed.steps()})]
             rest = {
                 **head,
@@ -183,7 +184,7 @@ class RunCaptions:
                 "unused": reviewed.unused(),
                 "learns_from": LEAST,
                 "rounds": [*summary_json(rounds_in(self.out))],
-                "edits": {key: edit_json(edit) for key, edit in reviewed.edits().items()},
+                "edits": {key: values_of(edit) for key, edit in reviewed.edits().items()},
                 **reviewed.steps(),
             }
             media = [piece for each in self._media for piece in (b",", each)][1:]
@@ -223,7 +224,7 @@ class RunCaptions:
             if not isinstance(change, dict) or "was" not in change:
                 raise EditRefused("the edit does not name the text that it is based on")
             of = change.get("of")
-            edit = edit_json(now.get(of, UNTOUCHED)) if isinstance(of, str) else None
+            edit = values_of(now.get(of, UNTOUCHED)) if isinstance(of, str) else None
             if edit is not None and change["was"] != edit:
                 older[str(of)] = edit
         if older:

@@ -38,10 +38,12 @@ from artifacts.keys import digest_of
 from artifacts.locks import try_lock
 from artifacts.paths import user_state
 from artifacts.regular_files import guard, is_denied, open_below
-from artifacts.store import fault_of
+from artifacts.store import disk_faults
 from flows.machine.leases import start_of
 from flows.machine.versions import now
 from flows.options.model import DEMO_MODEL
+from flows.options.vectors import PLACE
+from flows.results.foreign_files import KEPT_FILE
 from flows.results.run_read import load_record
 from flows.results.run_record import COMMAND, seconds_of
 from flows.results.run_status import run_folder, run_status
@@ -443,12 +445,10 @@ class RunQueue:
     def _try_lock(self, name: str) -> int | None:
         """Return an open file that has a lock of the output folder, or None if another process has
         it. Raises EnvironmentFault."""
-        try:
+        with disk_faults(self._out):
             guard(self._out)
             (self._out / FOLDER).mkdir(parents=True, exist_ok=True)
             file = open_below(self._out / FOLDER / name, os.O_RDWR | os.O_CREAT)
-        except OSError as error:
-            raise fault_of(error, self._out) from error
         if try_lock(file):
             return file
         os.close(file)
@@ -456,14 +456,16 @@ class RunQueue:
 
 
 def search_lines(run: QueuedRun) -> list[str]:
-    """Return the commands that index the media of a `caption` run, and search them by a text; none
-    for one that the page did not start."""
+    """Return the commands that index the media of a `caption` run, as its --sift left them, and
+    search them by a text; none for one that the page did not start."""
     if run.kind != COMMAND or "--" not in run.words:
         return []
     at = run.words.index("--")
     options, sources = run.words[:at], run.words[at + 1 :]
     kept = [word for word in options if word in KEPT_BY_SEARCH or word.startswith("--store=")]
     model = [] if f"--model={DEMO_MODEL}" in kept else [f"--model={SEARCH_MODEL}"]
+    if any(word.startswith("--sift=") for word in options):
+        sources = [os.path.join(run.out, PLACE, KEPT_FILE)]
     index = os.path.join(run.out, "index")
     build = ["index", "build", *kept, *model, f"--out={index}", "--", *sources]
     return [line_of(build), line_of(["search", "a dog in the snow", f"--index={index}"])]

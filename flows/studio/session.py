@@ -12,7 +12,7 @@ import hashlib
 import hmac
 import os
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -111,23 +111,26 @@ class RecordedCommand:
         UsageError."""
         config = self._config
         options = {each.name for each in declared(CONFIGS[command])}
-        values = {"model": config.model, **values}
-        for name in ("revision", "adapter", "memory"):
-            value = getattr(config, name)
-            if name in options and value != _default(OPTIONS[name].field):
-                values[name] = str(value) if name in SIZES else value
+        own = self._given(n for n in ("revision", "adapter", "memory") if n in options)
+        values = {"model": config.model, **values, **own}
         return words_of(values, [f"--store={StoreOptions.of(config).store_url}"], command)
+
+    def _given(self, names: Iterable[str]) -> dict[str, Any]:
+        """Return the values of these options that are not their defaults, as the page has them."""
+        found = {}
+        for name in names:
+            value, field = getattr(self._config, name), OPTIONS[name].field
+            default = field.default_factory() if callable(field.default_factory) else field.default
+            if value != default:
+                found[name] = str(value) if name in SIZES else value
+        return found
 
     def again(self, changes: Mapping[str, Any], paths: Sequence[str], out: Path) -> list[str]:
         """Return the words that ask again about these media, with changed options. Raises Refused
         for another change."""
         if unknown := [name for name in changes if name not in (*CHANGED, "sources")]:
             raise Refused(f"{unknown[0][:40]!r} cannot be changed here", hint="Start another run")
-        values = {}
-        for name in (ALLOWED | REPEATED) & OPTIONS.keys() - {*NOT_AGAIN}:
-            value = getattr(self._config, name)
-            if value != _default(OPTIONS[name].field):
-                values[name] = str(value) if name in SIZES else value
+        values = self._given((ALLOWED | REPEATED) & OPTIONS.keys() - {*NOT_AGAIN})
         if changes.get("prompt"):
             values.pop("prompts", None)
         values |= {**changes, "sources": (*dict.fromkeys(paths),), "out": str(out)}
@@ -153,10 +156,6 @@ def answers_of(run: QueuedRun, paths: Mapping[str, tuple[str, float, str]]) -> d
         for key, (path, start, name) in paths.items()
     }
     return {key: text for key, text in found.items() if text is not None}
-
-
-def _default(field: Any) -> Any:
-    return field.default_factory() if callable(field.default_factory) else field.default
 
 
 VERSION = 4

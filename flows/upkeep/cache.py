@@ -125,14 +125,6 @@ def collect(store: Store, limit: int, *, dry_run: bool) -> Collection:
     return made
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Cleared:
-    """What `clear` deleted."""
-
-    objects: int
-    bytes: int
-
-
 def refuse_clearing(store: Store) -> None:
     """Raise UsageError if running jobs use a store."""
     if jobs := [job.description for job in running_jobs(store)]:
@@ -142,10 +134,11 @@ def refuse_clearing(store: Store) -> None:
         )
 
 
-def clear(store: Store) -> Cleared:
-    """Delete all records of a store, whatever its format, and give it the format of today. The
-    number goes last, so that a store that was cleared in part is still refused. Corrections and
-    what is noted of users' files stay. Raises UsageError if jobs use the store."""
+def clear(store: Store) -> tuple[int, int]:
+    """Delete all records of a store, whatever its format, and give it the format of today. Returns
+    the number of deleted objects and their bytes. The number goes last, so that a store that was
+    cleared in part is still refused. Corrections and what is noted of users' files stay. Raises
+    UsageError if jobs use the store."""
     refuse_clearing(store)
     stored = dict(store.stats())
     dead, _ = half_written_in(store)
@@ -155,7 +148,7 @@ def clear(store: Store) -> Cleared:
         _remove(store, name, is_object=name in stored)
     store.delete(NAME)
     prepare_store(store)
-    return Cleared(objects=len(names), bytes=sum(sizes[name] for name in names))
+    return len(names), sum(sizes[name] for name in names)
 
 
 def _remove(store: Store, name: str, *, is_object: bool) -> None:

@@ -7,7 +7,6 @@ last rebuild are stored, and compared with the current ones.
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
-from itertools import chain
 from typing import Any, NamedTuple
 
 from artifacts.captions import Failure
@@ -109,13 +108,6 @@ class Difference:
     def line(self) -> str:
         names = ("unchanged", "added", "changed", "removed")
         return ", ".join(f"{getattr(self, name)} {name}" for name in names)
-
-
-def job_digest(sources: Iterable[str], name: str) -> str:
-    """Return the digest that names a job in its store. It does not depend on the job's model,
-    sampling or files."""
-    places = {os.path.abspath(os.path.expanduser(source)) for source in sources}
-    return digest_of(["rebuild", sorted(places), name])
 
 
 def last_record(store: Store, job: str) -> RebuildRecord | None:
@@ -243,8 +235,15 @@ def prune(
     job: Job, name: str, now: RebuildRecord, running: Sequence[RunningJob], result: "RebuildResult"
 ) -> tuple[Reach, ...]:
     """Remove records that earlier rebuilds of the job `name` made and `now` does not refer to, and
-    count them in `result`. Return what was kept, in whole or in part, because a running job may
-    need it."""
+    count them in `result`, which says why if none may be removed. Return what was kept, in whole or
+    in part, because a running job may need it."""
+    if job.config.limit is not None:
+        result.kept = "--limit leaves out existing files"
+        return now.past
+    if unread := [*(each.media_path for each in job.failures), *unread_in(job.config.sources)]:
+        # An unmounted disk must not delete the features of its files.
+        result.kept = f"{unread[0]} could not be read"
+        return now.past
     records = [now, *other_records(job.store, name)]
     in_use = frozenset[str]().union(*(other.namespaces for other in running))
     left: tuple[Reach, ...] = ()
@@ -252,12 +251,7 @@ def prune(
         if not in_use.isdisjoint((reach.features, *reach.sound)):
             left += (reach,)
             continue
-        unreferenced = reach.without(
-            content
-            for record in records
-            if record.features == reach.features
-            for content in record.reach.contents
-        )
+        unreferenced = reach.without(_used(records, "features", reach.features))
         for pipeline in KEPT:  # a namespace belongs to one pipeline; the others find nothing
             frames, features = pipeline
             tasks = _ledger(job, unreferenced._replace(sound=()), pipeline)
@@ -273,23 +267,27 @@ def prune(
         if reach.frames in in_use:
             left += (reach,)
             continue
-        used_digests = {
-            digest
-            for record in records
-            if record.frames == reach.frames
-            for digest, _ in record.reach.contents
-        }
+        used_digests = {digest for digest, _ in _used(records, "frames", reach.frames)}
         keys = {task[frames.writes] for task in chunks if task.medium.digest not in used_digests}
         _remove(tasks[frames.writes], keys, result)
     return left
+
+
+def _used(records: Sequence[RebuildRecord], kind: str, namespace: object) -> set[Content]:
+    """Return the contents of those records that have this namespace of a kind."""
+    return {
+        content
+        for record in records
+        if getattr(record, kind) == namespace
+        for content in record.reach.contents
+    }
 
 
 def _prune_sound(
     job: Job, reach: Reach, records: Sequence[RebuildRecord], result: "RebuildResult"
 ) -> None:
     """Remove sound and its features that none of these records refers to."""
-    used = (r.reach.contents for r in records if r.sound == reach.sound)
-    unreferenced = reach.without(chain.from_iterable(used))
+    unreferenced = reach.without(_used(records, "sound", reach.sound))
     ledger = _ledger(job, unreferenced, with_hearing(REBUILD))
     media = (Medium(digest=d, path="", kind="video", prompt=p) for d, p in unreferenced.contents)
     tasks = ledger.tasks(media)
@@ -391,8 +389,12 @@ class RebuildResult:
         """Return 0 if all features exist, 1 if some files failed."""
         return 1 if self.failures else 0
 
+    @property
+    def made(self) -> int:
+        """Return the number of files with features."""
+        return self.files
+
     def row(self) -> dict[str, int]:
-        """Return the counts, as a row of a table."""
         found = self.difference
         return {
             "unchanged": found.unchanged,
@@ -428,7 +430,6 @@ class RebuildResult:
         ]
 
     def line(self) -> str:
-        """Return the outcome in one line."""
         would = "would encode" if self.dry_run else "encoded"
         chunks = self.missing.chunks if self.dry_run else self.encoded
         since = f"{self.difference.line()} since the last rebuild"
@@ -454,7 +455,9 @@ def rebuild(
     Text and output options have no effect. `on_begin`: callback with the job and the run record
     before work begins. Raises PenstockError; finished work is kept.
     """
-    name = job_digest(config.sources, options.name)
+    # The job's name in its store does not depend on its model, sampling or files.
+    places = {os.path.abspath(os.path.expanduser(source)) for source in config.sources}
+    name = digest_of(["rebuild", sorted(places), options.name])
     # A rebuild has no output folder: its logs and run record are in the store.
     out = open_store(config.store_url).local / "logs" / f"rebuild-{name[:12]}"
     run = RebuildRun(
@@ -494,7 +497,8 @@ def _run_rebuild(
             dry_run=options.dry_run,
         )
         if options.dry_run:
-            _prune(job, name, now, running_jobs(job.store), options, result)
+            if options.prune:
+                prune(job, name, now, running_jobs(job.store), result)
             result.failures = failures_of(job)
             return result
         for line in result.plan_lines():
@@ -513,31 +517,9 @@ def _run_rebuild(
             if result.encoded:
                 seconds = sum(entry["seconds"] for entry in entries)
                 now = replace(now, seconds_per_chunk=seconds / result.encoded)
-            now = replace(
-                now, past=_prune(job, name, now, runner.stages.lease.others(), options, result)
-            )
+            if options.prune:
+                now = replace(now, past=prune(job, name, now, runner.stages.lease.others(), result))
             if result.missing or not same(last, now):
                 write_record(job.store, name, now)
         result.failures = failures_of(job)
     return result
-
-
-def _prune(
-    job: Job,
-    name: str,
-    now: RebuildRecord,
-    running: Sequence[RunningJob],
-    options: RebuildOptions,
-    result: RebuildResult,
-) -> tuple[Reach, ...]:
-    """Remove unreferenced records if requested. Return what remains to be removed."""
-    if not options.prune:
-        return now.past
-    if job.config.limit is not None:
-        result.kept = "--limit leaves out existing files"
-        return now.past
-    if unread := [*(each.media_path for each in job.failures), *unread_in(job.config.sources)]:
-        # An unmounted disk must not delete the features of its files.
-        result.kept = f"{unread[0]} could not be read"
-        return now.past
-    return prune(job, name, now, running, result)

@@ -21,6 +21,8 @@ STEPS = {"grouped": (2, 8, 128), "single": (16, 1, 64)}
 COLUMNS = (512, 576, 1024, 2048)
 TINY_WIDTHS, TINY_COLUMNS = ((192, 512),), (512, 576)
 """The same for a stand-in, which computes on the CPU."""
+LAYER = (11008, 2048)
+"""Rows and columns of a layer that is unpacked."""
 PROMPT = 300
 """Columns that a row sees."""
 NEW_LENGTHS = 20
@@ -186,6 +188,36 @@ def _new_lengths(setting: Setting, name: str, what: str) -> Row:
     found = f"{median * 1000:.2f} ms, at most {most * 1000:.1f}, {again * 1000:.2f} the second time"
     found += f"; {taken / NEW_LENGTHS / 1024:,.0f} KiB a length outside the allocator"
     return message_of(name, found, seconds=median, most=most, again=again, bytes=taken)
+
+
+def unpacking(setting: Setting) -> Iterator[Row]:
+    """Whether the kernel for packed layers writes the bits of torch's operators, and what both
+    cost."""
+    import torch
+
+    from benchmarks._quantized import LAYOUTS, one_layer
+    from stages.models.stored.codes import AGREES, Codes, codes_of, unpack, write_by_operators
+
+    torch.manual_seed(0)
+    for name in LAYOUTS:
+        layer, tensors = one_layer(name, (256, 256) if setting.size == TINY else LAYER)
+        parts = codes_of(layer, tensors)
+        held = Codes(*(None if each is None else each.to(setting.device) for each in parts))
+        weight = unpack(layer, held, torch.bfloat16, torch.bfloat16)
+        in_place = torch.float32 if setting.device == "cpu" else torch.bfloat16
+        expected = torch.empty_like(weight, dtype=in_place)
+        by_operators = partial(write_by_operators, layer, held, 0, expected)
+        operators = _ms(by_operators, setting)
+        both = _ms(partial(unpack, layer, held, torch.bfloat16, torch.bfloat16), setting)
+        same, by_kernel = torch.equal(weight, expected.bfloat16()), any(AGREES.values())
+        AGREES.clear()
+        found = f"{'the same' if same else 'other'} bits, "
+        found += f"{'by the kernel' if by_kernel else 'without the kernel'}: {both:.3f} ms; "
+        found += f"by operators {operators:.3f}"
+        good = same and (by_kernel or setting.device == "cpu")
+        figures = {"ms": both, "operators_ms": operators}
+        expected_words = "the same bits by the kernel"
+        yield row(f"unpacking a layer, {name}", expected_words, found, good, **figures)
 
 
 def _ms(call: Any, setting: Setting) -> float:

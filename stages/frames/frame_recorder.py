@@ -21,7 +21,7 @@ from artifacts.json_shapes import read_record
 from artifacts.keys import item_key
 from artifacts.packs import Record, RecordSet, record_sets_of
 from artifacts.remote.media_cache import open_local
-from artifacts.schema import MediaIndex, fields_of
+from artifacts.schema import MediaIndex, values_of
 from artifacts.store import Store
 from stages.frames.chunk import Chunk
 from stages.frames.job import TRANSIENT_KINDS, UNSTORED_KINDS, MediumToCut
@@ -121,7 +121,7 @@ class FrameRecorder:
         records = [
             Record(
                 key=self.key(medium, chunk.index.index),
-                meta={**fields_of(chunk.index), "damage": fields_of(chunk.damage)},
+                meta={**values_of(chunk.index), "damage": values_of(chunk.damage)},
                 payload=chunk.pixels.reshape(-1).data,
             )
             for medium, chunk in chunks

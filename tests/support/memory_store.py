@@ -1,5 +1,6 @@
 """A store in the memory of one process."""
 
+import contextlib
 import errno
 import os
 import threading
@@ -7,7 +8,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from artifacts.stores.local import state_folder
-from artifacts.stores.protocol import Extent, ObjectStat, each_header
+from artifacts.stores.protocol import Extent, ObjectStat, header_of
 
 
 class MemoryStore:
@@ -30,7 +31,9 @@ class MemoryStore:
 
     def headers(self, names: Sequence[str], extent: Extent) -> Iterator[tuple[str, bytes]]:
         """The head of each object that is there."""
-        return each_header(self, names, extent)
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                yield name, header_of(self, name, extent)
 
     def put_if_absent(self, name: str, parts: Iterable[bytes | memoryview]) -> bool:
         """Keep an object unless it is there already; says whether it was kept."""
@@ -91,6 +94,6 @@ OPENED: dict[str, MemoryStore] = {}
 """Name → the store of that name in this process."""
 
 
-def memory_named(name: str) -> MemoryStore:
-    """The one store of this name."""
-    return OPENED.setdefault(name, MemoryStore(f"memory://{name}"))
+def memory_named(url: str) -> MemoryStore:
+    """The one store at this URL."""
+    return OPENED.setdefault(url, MemoryStore(url))

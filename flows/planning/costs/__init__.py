@@ -42,7 +42,7 @@ COSTS: Mapping[str, Cost] = {
     "frames": Cost(rungs=frames.rungs, memory=frames.memory, work_left=frames.work_left),
     "encode": Cost(rungs=encode.rungs, memory=encode.memory, work_left=encode.work_left),
     "sound": Cost(
-        rungs=hear.rungs_of_reading,
+        rungs=partial(frames.rungs, stage="sound"),
         memory=hear.memory_of_reading,
         work_left=hear.work_left_to_read,
     ),

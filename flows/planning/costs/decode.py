@@ -200,7 +200,7 @@ def memory(
     terms += products(half, settings, rung, together * workload.tokens, device)
     terms += adapter_terms(settings, rung, together * workload.tokens)
     terms += attention_terms(half, settings, workload, together, workload.tokens, device)
-    terms += overhead_terms(rung, terms, device, prefetch)
+    terms += overhead_terms(terms, device, prefetch)
     flops = (costs.flops + new * costs.step_flops) * workload.chunks / together
     return StageEstimate.from_terms(
         rung,
@@ -230,7 +230,7 @@ def _batch_terms(
     why += f"{whole / rows / (workload.tokens + new):,.0f} bytes"
     yield from cache(rung, whole, half, why)
     computing = max(0, math.ceil(costs.peak_bytes) - whole)
-    why = f"{counted(rows, 'row')} x {workload.tokens:,} tokens: {figures_source(model, costs)}"
+    why = f"{counted(rows, 'row')} x {workload.tokens:,} tokens: {figures_source(costs)}"
     why += ", without the cache"
     if rung.prefill:
         why += f", {rung.prefill} at once through an MLP"

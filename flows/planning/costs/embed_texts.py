@@ -44,11 +44,11 @@ def memory(model: Model, rung: Rung, workload: Workload, *, device: str, new: in
         if known
         else decoder_by_dimensions(model.profile, each, rows, tokens)
     )
-    why = f"{counted(rows, 'text')} x {tokens:,} tokens: {figures_source(model, costs)}"
+    why = f"{counted(rows, 'text')} x {tokens:,} tokens: {figures_source(costs)}"
     terms.append(Term(part="activation", bytes=math.ceil(costs.peak_bytes), why=why))
     terms += products(half, settings, rung, rows * tokens, device)
     ahead = Term(part="workspace", bytes=0, why="texts, which take almost nothing")
-    terms += overhead_terms(rung, terms, device, ahead)
+    terms += overhead_terms(terms, device, ahead)
     return StageEstimate.from_terms(
         rung,
         terms,

@@ -136,7 +136,7 @@ def memory(
         computed = replace(settings, dtype="float32") if in_32 else settings
         costs = _encoder_costs(model, computed, at_once, each, rung.prefill)
         why = f"{counted(at_once, 'chunk')} x {each.units:,} pixel values: "
-        why += figures_source(model, costs)
+        why += figures_source(costs)
         if rung.prefill:
             why += f", {rung.prefill} positions at once through an MLP"
         terms.append(Term(part="activation", bytes=math.ceil(costs.peak_bytes), why=why))
@@ -153,7 +153,7 @@ def memory(
     prefetch = (
         block_prefetch(rung, workload, rows) if rung.block else frames_prefetch(workload, rows)
     )
-    terms += overhead_terms(rung, terms, device, prefetch, libraries)
+    terms += overhead_terms(terms, device, prefetch, libraries)
     terms += reader_terms(workload, max(rows, rung.block), readers, processor, device)
     flops = costs.flops * workload.chunks * passes.count / rows if costs else 0
     guessed = costs is not None and not costs.known

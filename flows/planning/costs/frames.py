@@ -21,9 +21,9 @@ FILE_BYTES = 8 << 20
 """Bytes of reading a video besides its frames: index, timestamps and container buffers."""
 
 
-def rungs(model: Model, config: RunOptions, device: str) -> list[Rung]:
+def rungs(model: Model, config: RunOptions, device: str, stage: str = "frames") -> list[Rung]:
     """Return rungs with fewer and fewer files at once."""
-    return [Rung(stage="frames", batch=batch) for batch in sizes(cores())]
+    return [Rung(stage=stage, batch=batch) for batch in sizes(cores())]
 
 
 def memory(model: Model, rung: Rung, workload: Workload, *, device: str, new: int) -> StageEstimate:

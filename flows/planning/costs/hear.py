@@ -14,7 +14,6 @@ from flows.planning.ladder import Rung, sizes
 from flows.planning.machine import Pass, WorkEstimate
 from flows.planning.terms import overhead_terms, weights
 from flows.planning.workloads import RemainingWork, Workload
-from stages.process.memory import cores
 
 FILE_BYTES = 24 << 20
 """Bytes of reading the sound of a file: container buffers, decoder, resampler and chunks that are
@@ -47,7 +46,7 @@ def memory(model: Model, rung: Rung, workload: Workload, *, device: str, new: in
         bytes=3 * rung.batch * 4 * numbers,
         why=f"spectra of batches of {rung.batch} that are read ahead",
     )
-    terms += overhead_terms(rung, terms, device, ahead)
+    terms += overhead_terms(terms, device, ahead)
     return StageEstimate.from_terms(
         rung, terms, device=device, workload=workload, flops=costs.flops, by_dimensions=True
     )
@@ -75,11 +74,6 @@ def _costs(model: Model, workload: Workload) -> Expected:
     kept = FEATURE_BYTES * workload.sound_tokens * model.profile.feature_width
     numbers = math.ceil(workload.sound_seconds * SPECTRUM_NUMBERS)
     return encoder_by_dimensions(half, BYTES.get(settings.dtype, 4), 1, numbers, kept)
-
-
-def rungs_of_reading(model: Model, config: RunOptions, device: str) -> list[Rung]:
-    """Return rungs with fewer and fewer files at once."""
-    return [Rung(stage="sound", batch=batch) for batch in sizes(cores())]
 
 
 def memory_of_reading(

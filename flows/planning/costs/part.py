@@ -24,7 +24,6 @@ def free_settings(model: Model, config: RunOptions, part: Part) -> tuple[PartSet
 
 
 def settings_as_run(settings: PartSettings, half: PartProfile, rung: Rung) -> PartSettings:
-    """Return the settings of a half on a rung."""
     if settings.graph or settings.gguf:
         return settings
     precision = rung.precision or settings.precision
@@ -76,6 +75,6 @@ def precision_of(settings: PartSettings, rung: Rung) -> str:
     return "nf4" if name == "fp4" else SHORT.get(settings.dtype, "fp32")
 
 
-def figures_source(model: Model, costs: Expected) -> str:
+def figures_source(costs: Expected) -> str:
     """Return the source of a batch's figures as text."""
     return "a dry run" if costs.known else "an estimate by dimensions"

@@ -46,14 +46,7 @@ def memory(model: Model, rung: Rung, workload: Workload, *, device: str, new: in
     lengths = min(math.ceil(rung.context / STEP), nodes_of(workload.chunks))
     why = f"CPU kernels for prompts of {counted(lengths, 'length')} x {KERNEL_BYTES:,} bytes"
     kernels = Term(part="workspace", bytes=lengths * KERNEL_BYTES, why=why)
-    return StageEstimate.from_terms(
-        rung,
-        [*found.terms, kernels],
-        device=device,
-        workload=workload,
-        flops=found.flops,
-        by_dimensions=found.by_dimensions,
-    )
+    return replace(found.plus(kernels, device), workload=workload)
 
 
 def work_left(model: Model, rung: Rung, left: Sequence[RemainingWork], new: int) -> WorkEstimate:

@@ -80,7 +80,7 @@ def memory(model: Model, rung: Rung, workload: Workload, *, device: str, new: in
     terms += [*_states(model, rung), *adapter_terms(settings, rung, rung.batch * workload.tokens)]
     features = rung.batch * workload.feature_bytes
     read = Term(part="workspace", bytes=features, why="the features of a step's examples")
-    terms += overhead_terms(rung, terms, device, read)
+    terms += overhead_terms(terms, device, read)
     return StageEstimate.from_terms(rung, terms, device=device, workload=workload)
 
 

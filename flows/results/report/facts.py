@@ -248,7 +248,7 @@ def _without_empty_columns(columns: Sequence[str], rows: Sequence[Sequence[str]]
 MOST_FILES = 20_000
 """Most files whose values are on the page; of more, a sample evenly over all."""
 GROUPS, MEMBERS = 40, 6
-"""Most groups that are shown, and most members of each."""
+"""Most groups that are shown, and most members of each that are shown as pictures."""
 COMPARISON = re.compile(r"\s*(\w+)\s*(<=|<|>=|>|=)\s*([-+]?[\d.]+)\s*")
 """A part of `--keep` that a page shows as a threshold."""
 LEFT = 24
@@ -276,7 +276,7 @@ def sift_facts(out: Path, record: Mapping[str, Any], name: str) -> dict[str, Any
     groups = [each for number in NUMBERS for each in _groups(rows, number)]
     places = {row["path"]: at for at, row in enumerate(rows)}
     pictures = [(places[row["path"]], row["why"]) for row in left if row["path"] in places][:LEFT]
-    shown = {at for group in groups for at in group["members"]} | {at for at, _ in pictures}
+    shown = {at for each in groups for at in each["members"][:MEMBERS]} | {at for at, _ in pictures}
     shown |= {at for mark in marks for at in _ends(mark["values"])}
     failed = record["media"]["failed"]
     counts = {"files": record["media"]["total"], "marked": total, "left out": len(left)}
@@ -347,7 +347,7 @@ def _groups(rows: Sequence[Mapping[str, Any]], number: str) -> list[dict[str, An
             found[row[number]].append(at)
     every = [sorted(members, key=lambda at: rows[at][flag]) for members in found.values()]
     return [
-        {"kind": flag, "size": len(members), "members": members[:MEMBERS]}
+        {"kind": flag, "members": members}
         for members in sorted(every, key=len, reverse=True)[:GROUPS]
     ]
 
@@ -362,15 +362,12 @@ def _thumbs(out: Path, rows: Sequence[Mapping[str, Any]], shown: Sequence[int]) 
     vouches for it."""
     entries = read_jsonl(out / MEDIA, MEDIA_ENTRY, RUN_AGAIN) if belief_in(out).is_own else []
     vouched = {entry.get("address") for entry in entries}
-    return {
-        at: _thumb(row) if not is_address(str(row["path"])) or row["path"] in vouched else ""
-        for at, row in ((at, rows[at]) for at in shown)
-    }
-
-
-def _thumb(row: Mapping[str, Any]) -> str:
-    middle = None if row["kind"] == "image" else (row["seconds"] or 0.0) / 2
-    return data_address(row["path"], middle, SIDE)
+    found = dict.fromkeys(shown, "")
+    for at, row in ((at, rows[at]) for at in shown):
+        if not is_address(str(row["path"])) or row["path"] in vouched:
+            middle = None if row["kind"] == "image" else (row["seconds"] or 0.0) / 2
+            found[at] = data_address(row["path"], middle, SIDE)
+    return found
 
 
 Rows = Iterator[tuple[str, str]]

@@ -134,12 +134,9 @@ def media_with_lines(
     known = {_name(entry): entry for entry in entries}
     for name, group in itertools.groupby(lines, _name):
         rows_of = list(group)
-        yield known.get(name) or _unlisted(*name), rows_of
-
-
-def _unlisted(source: str, media_path: str) -> dict[str, Any]:
-    """Return the entry of a medium whose place is not known yet."""
-    return {"media_path": media_path, "source": source, "kind": kind_of(media_path), "url": ""}
+        source, path = name
+        without_place = {"media_path": path, "source": source, "kind": kind_of(path), "url": ""}
+        yield known.get(name) or without_place, rows_of
 
 
 def path_of(entry: Mapping[str, Any]) -> str:

@@ -65,10 +65,15 @@ function markCard(mark) {
 section("run", "Sift", el("p", {class: "quiet"}, `${data.name} · ${data.state}`), definitions(data.totals, {class: "totals"}),
   data.keep ? el("p", {}, "Run with --keep ", el("code", {}, data.keep)) : null,
   data.marked > data.files.length ? el("p", {class: "quiet"}, `shown: a sample of ${grouped(data.files.length)} files`) : null, summary);
-if (data.groups.length) section("copies", "Copies", data.groups.map(({size: count, kind, members}) => el("article", {class: "card"},
-  el("h3", {}, counted(count, "file"), el("span", {class: "quiet"}, kind === "similar" ? " alike by vectors" : " with the same picture")),
-  el("div", {class: "strip"}, members.map((file, at) => picture(file, at ? "" : "best")),
-    count > members.length ? el("p", {class: "quiet"}, `and ${grouped(count - members.length)} more`) : null))));
+if (data.groups.length) section("copies", "Copies", data.groups.map(({kind, members}) => {
+  const drawn = members.filter(at => at in data.thumbs), more = members.filter(at => !(at in data.thumbs));
+  const alike = kind === "similar" ? " alike by vectors" : " with the same picture";
+  return el("article", {class: "card"},
+    el("h3", {}, counted(members.length, "file"), el("span", {class: "quiet"}, alike)),
+    el("div", {class: "strip"}, drawn.map(at => picture(at, at === members[0] ? "best" : ""))),
+    more.length ? el("details", {}, el("summary", {}, `and ${grouped(more.length)} more`),
+      el("p", {class: "quiet"}, more.map(at => data.files[at]).join(", "))) : null);
+}));
 section("marks", "Marks", data.marks.filter(({values}) => values.some(value => value !== null)).map(markCard));
 tell();
 if (data.left.length) section("left", "Left out",

@@ -9,7 +9,6 @@ SCRIPTS = ("asking.js", "answers.js", "item.js", "queue.js", "search.js", "plots
 
 
 def page_of() -> Document:
-    """Return the page."""
     return served_page(
         "Penstock",
         PACKAGE,

@@ -200,10 +200,11 @@ class Start {
   }
 }
 
-function planLines({fits, refusal: no, model, device, notes, files, chunks, failed, done, time, memory, ...plan}) {
+function planLines({fits, refusal: no, model, device, notes, files, chunks, failed, unreadable, done, time, memory, ...plan}) {
   const budget = memory?.budget_bytes ? ` of ${size(memory.budget_bytes)}` : "";
+  const unread = failed + unreadable;
   const rows = [
-    ["Files", joined([counted(files, "file"), counted(chunks, "chunk"), failed && `${failed} that cannot be read`], ", ")],
+    ["Files", joined([counted(files - unreadable, "file"), counted(chunks, "chunk"), unread && `${unread} that cannot be read`], ", ")],
     ["Done already", counted(done?.captions || 0, "caption")],
     ["Disk", joined([`${size(plan.feature_bytes)} of features, at most ${size(plan.frame_bytes_at_once)} of frames`,
       `${size(plan.free_bytes)} free`, plan.fetch_bytes && `${size(plan.fetch_bytes)} to download`], "; ")],

@@ -64,8 +64,6 @@ class EncodingJob:
     """Threads that read and prepare chunks. They do not affect the results."""
 
 
-ALONE: Final = "alone"
-FIXED: Final = "fixed"
 BATCHES: Final = "batches"
 FIXED_ROWS = 8
 """Rows of a fixed pass."""
@@ -80,11 +78,6 @@ def pass_check_key(rows: int, size_class: int, threads: int) -> str:
     """Return the key of a check's record. `size_class`: base-2 logarithm of an input's values.
     `threads`: threads of a CPU, which divide the rows of a product among them; 0 on a GPU."""
     return f"{rows} rows of 2^{size_class} values" + f" on {threads} threads" * bool(threads)
-
-
-def pass_mode_of(rows: int) -> str:
-    """Return the pass mode of an input that passes with so many rows; 0: with its batch."""
-    return {0: BATCHES, 1: ALONE}.get(rows, FIXED)
 
 
 FRAMES_PER_BATCH = 64

@@ -17,7 +17,6 @@ anything else:
    different results, HalfChecked is raised: the run is planned again, in batches.
 """
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -31,7 +30,7 @@ from artifacts.schema import Half
 from artifacts.tensors import pack_tree
 from stages.memory.meta_device import tensors
 from stages.memory.oom_retry import item_fault
-from stages.models.encoding import pass_check_key, pass_mode_of
+from stages.models.encoding import pass_check_key
 from stages.models.halves.features import Features, encode, is_pixels, refuse_other_count
 from stages.models.halves.offload import UNDIVIDED
 from stages.models.halves.records import CannotSplit, FeatureRecord, rule_of_input, split
@@ -164,8 +163,6 @@ class PassChecks:
         """Take the records of this half and kind of device, and the threads that compute."""
         self._records = records
         self._threads = threads
-        self.pass_modes = Counter[str]()
-        """Pass mode → chunks that were encoded in it."""
 
     def result(self, row: PassRow) -> bool | None:
         """Return whether bytes of this row's class depend on nothing else; None: not tried."""
@@ -184,10 +181,6 @@ class PassChecks:
         """Return one row of each class without a result."""
         found = (row for row in map(self.decided, rows) if self.result(row) is None)
         return [*{self.key(row): row for row in found}.values()]
-
-    def count(self, rows: Sequence[PassRow]) -> None:
-        """Count a chunk for each of these rows, which were encoded."""
-        self.pass_modes.update(pass_mode_of(self.decided(row).rows) for row in rows)
 
     def keep(self, row: PassRow, *, holds: bool) -> None:
         """Store a result. Raises HalfChecked if the half has no result that can be repeated."""

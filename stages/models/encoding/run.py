@@ -325,8 +325,6 @@ class EncodeRun:
             for _, begun in prefetched(mine, self._begin_reading, depth, self._report.idle):
                 self._encode(begun, oom_retry, compute)
             faults.close()
-        if self._checks is not None:
-            self._report.note(ways=dict(sorted(self._checks.pass_modes.items())))
         if self._windows is not None and half is not None:
             self._report.note(windows=self._windows.keep(half.model), **PassRecorder.stats())
 
@@ -484,7 +482,6 @@ def _encoded_in_passes(
     """Return the features of chunks, given with the rows of their passes."""
     inputs = [[PassRow(prepared=p, rows=rows) for p in spec.divide(row)] for rows, row in chunks]
     made = iter(encode_passes(model, [row for some in inputs for row in some], checks))
-    checks.count([some[0] for some in inputs])
     return [
         spec.unite(row, list(islice(made, len(some))))
         for (_, row), some in zip(chunks, inputs, strict=True)

@@ -9,6 +9,7 @@ each call, and in 32 bit or, on a GPU, in 16.
 `PackedLinear` keeps its weight packed in memory, and unpacks it at each call.
 """
 
+import logging
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
@@ -27,8 +28,14 @@ a layer of 3,584 x 3,584."""
 CPU_BYTES, GPU_BYTES = 1 << 20, 32 << 20
 """Bytes of the 32-bit copy of the rows that are unpacked at once: of narrow layers many rows, so
 that calls of operators do not take longer than their work."""
+TRIED_ROWS = 64
+"""Rows by which the kernel is compared with PyTorch's operators."""
 TURNED_WORDS = 64
 """Words of eight rows that are turned at once while AWQ codes are read."""
+
+AGREES: dict[tuple[Any, ...], bool] = {}
+"""Shape of a layer, types and target type → whether the kernel wrote the same bits."""
+logger = logging.getLogger(__name__)
 
 
 class Codes(NamedTuple):
@@ -194,10 +201,14 @@ def unpack(
 
     In 32 bit, the memory of some rows is used again for the next. On a GPU, rows in 16 bit are
     computed where they go, which moves less than half of the bytes: codes and their differences
-    from zeros are exact in 16 bit, and a product is rounded once."""
+    from zeros are exact in 16 bit, and a product is rounded once. A kernel does it in one pass
+    where it writes the same bits."""
     made = torch.empty(layer.rows, layer.columns, dtype=dtype, device=held.codes.device)
     on_cpu = made.device.type == "cpu"
     in_place = not on_cpu and stated == dtype != torch.float32
+    if in_place and _kernel_agrees(layer, held, dtype):
+        write_by_kernel(layer, held, made)
+        return made
     step = (CPU_BYTES if on_cpu else GPU_BYTES) // (4 * layer.columns)
     if in_place and layer.layout != "fp4":
         step *= 8  # what is beside the result has half a byte a code
@@ -207,13 +218,43 @@ def unpack(
     for at in range(0, layer.rows, step):
         into = made[at : at + step]
         rows = into if in_place else work[: len(into)]
-        _compute_rows(layer, held, at, rows)
+        write_by_operators(layer, held, at, rows)
         if not in_place:
             into.copy_(rows if stated in (dtype, torch.float32) else rows.to(stated))
     return made
 
 
-def _compute_rows(layer: StoredLayer, held: Codes, at: int, rows: torch.Tensor) -> None:
+def _kernel_agrees(layer: StoredLayer, held: Codes, dtype: torch.dtype) -> bool:
+    """Return whether the kernel writes the bits of PyTorch's operators. The first rows of the first
+    layer of a shape say so, unless a CUDA graph is being captured."""
+    if not held.codes.is_cuda:
+        return False
+    beside = tuple(None if each is None else each.dtype for each in held)
+    shape = (layer.kind, layer.block, layer.table[1], layer.columns, beside, dtype)
+    if shape not in AGREES and not torch.cuda.is_current_stream_capturing():
+        rows = min(layer.rows, TRIED_ROWS)
+        tried = torch.empty(2, rows, layer.columns, dtype=dtype, device=held.codes.device)
+        write_by_operators(layer, held, 0, tried[0])
+        try:
+            write_by_kernel(layer, held, tried[1])
+            AGREES[shape] = torch.equal(*tried.view(torch.int16))
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # no Triton, no C compiler, a cache folder that is read-only
+            logger.info("%s is unpacked without a kernel: %s", layer.kind, error)
+            AGREES[shape] = False
+    return AGREES.get(shape, False)
+
+
+def write_by_kernel(layer: StoredLayer, held: Codes, weight: torch.Tensor) -> None:
+    from stages.models.stored.kernel import write_weight
+
+    scales = _scales(held.scales, held.divisor).contiguous()
+    zeros = None if held.zeros is None else held.zeros.contiguous()
+    write_weight(layer, held.codes.contiguous(), scales, zeros, held.group_of, weight)
+
+
+def write_by_operators(layer: StoredLayer, held: Codes, at: int, rows: torch.Tensor) -> None:
     """Write the weight's rows from the row `at` on, in 32 bit or, on a GPU, in 16."""
     tall, wide = layer.block
     even = layer.table[1] * wide == layer.columns and held.group_of is None
@@ -225,8 +266,8 @@ def _compute_rows(layer: StoredLayer, held: Codes, at: int, rows: torch.Tensor) 
     if held.zeros is not None:
         zeros = held.zeros[some]
         view.sub_(zeros.unsqueeze(-1) if even else _along(layer, held, zeros))
-    elif layer.layout in ("awq", "gptq", "pack"):
-        view.sub_(2 ** (layer.bits - 1))
+    elif layer.middle:
+        view.sub_(layer.middle)
     scales = _scales(held.scales[some], held.divisor)
     view.mul_(scales.unsqueeze(-1) if even else _along(layer, held, scales))
 

@@ -133,6 +133,11 @@ class StoredLayer:
         return not self.parts.keys().isdisjoint(("qzeros", "weight_zero_point"))
 
     @property
+    def middle(self) -> int:
+        """Return what is subtracted from all codes if the file has no zeros."""
+        return 2 ** (self.bits - 1) if self.layout in ("awq", "gptq", "pack") else 0
+
+    @property
     def has_index(self) -> bool:
         return not self.parts.keys().isdisjoint(("g_idx", "weight_g_idx"))
 

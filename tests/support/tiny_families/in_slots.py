@@ -22,7 +22,7 @@ from stages.decode.engines.inflight.scheduler import InflightScheduler, RequestP
 from stages.decode.generation import DecodeItem
 from stages.decode.protocol import DecodeRequest
 from stages.memory.oom_retry import OomRetry
-from stages.models.encoding import ALONE, BATCHES, FIXED, FIXED_ROWS, KIND
+from stages.models.encoding import BATCHES, FIXED_ROWS, KIND
 from stages.models.encoding.batch import PassChecks, PassRow, encode_passes
 from stages.models.halves.features import Features, encode
 from stages.models.halves.offload import generate, new_tokens, prompt_in
@@ -32,6 +32,8 @@ from tests.support.tiny_families import FAMILIES
 from tests.support.tiny_families.verdict import rows_of
 from tests.support.waves import events
 
+ALONE, FIXED = "alone", "fixed"
+"""Ways of a vision half: each row by itself, and rows of a fixed number."""
 LIMITS = (5, 12, 3, 9, 7)
 """Most tokens of each row's caption."""
 LONGER = (0, 9, 3, 14, 1)
