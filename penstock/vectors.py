@@ -144,7 +144,7 @@ def label(
     of texts, too. Raises PenstockError."""
     config = anchored(config_for(sources, options, LabelConfig, LabelRunOptions.__annotations__))
     check_start(config, LABEL, "label")
-    requested_labels(config)  # what cannot be read is said now
+    requested_labels(config)  # reports now what cannot be read
     return Labels(
         config.out,
         display_for(progress),

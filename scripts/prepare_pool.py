@@ -43,7 +43,7 @@ BEAT = "PREFECT_FLOWS_HEARTBEAT_FREQUENCY"
 BEAT_SECONDS = 30
 """The shortest that Prefect takes."""
 AUTOMATION = "penstock: a run that is not heard of has crashed"
-DEPLOY = (sys.executable, "-P", "-m", "prefect", "--no-prompt", "deploy", "--all")
+DEPLOY = (sys.executable, "-P", "scripts/deploy_all.py")
 DEPLOYED = re.compile(r"Deployment '([^']+)' successfully created")
 WIDTH = 200
 """Columns in which Prefect does not break the line that is looked for."""
@@ -153,8 +153,8 @@ def keep_switches(
 
 
 def deploy() -> int:
-    """Deploy what prefect.yaml names, and print a line for each; returns the exit code. All of
-    Prefect's output is printed where something is not deployed."""
+    """Deploy what prefect.yaml names, and print a line for each; returns the exit code. Where
+    something is not deployed, all output is printed."""
     print("penstock: deploying what prefect.yaml names", flush=True)
     output: list[str] = []
     deployed = 0
@@ -192,7 +192,8 @@ def main() -> int:
             code = deploy()
             for line in keep_switches(client, before):
                 print(line, flush=True)
-            print("penstock: starting the worker", flush=True)
+            if not code:
+                print("penstock: starting the worker", flush=True)
     except PrefectHTTPStatusError as error:
         if not refuses_login(error):
             raise

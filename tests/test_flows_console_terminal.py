@@ -212,6 +212,18 @@ def test_an_adapter_that_is_only_scored_is_not_shown_as_tuned() -> None:
     assert log.getvalue().splitlines() == ["scoring: 1 text to do", "tuning: 1 step to do"]
 
 
+def test_summaries_that_may_be_stored_in_part_are_announced_as_an_estimate() -> None:
+    log = io.StringIO()
+    observer = RunObserver(Display(to=log))
+    observer.on_stage_start("summarize", 27, 0)
+    for _ in range(24):
+        observer.on_event("summarize", Item(key="", media="", label=""))
+    observer.display.close()
+    announced, made = log.getvalue().splitlines()
+    assert announced == "summarizing: about 27 chapters or summaries to do"
+    assert made.startswith("summarizing: 24 chapters or summaries in ")
+
+
 WIDTHS = (80, 120)
 LONG = "clips/" + "a very long name of " * 7 + "a clip.mp4"
 OUT, NOWHERE = "OUT", "NOWHERE"

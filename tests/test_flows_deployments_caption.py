@@ -12,6 +12,7 @@ import threading
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NoReturn
 from uuid import UUID, uuid4
 
@@ -28,8 +29,9 @@ from flows.console.display import Display
 from flows.deployments import view as prefect_view
 from flows.deployments.commands import observed
 from flows.deployments.page import RunPage
-from flows.deployments.runs import INTERRUPTED, Caller, ended_by
+from flows.deployments.runs import INTERRUPTED, Caller, ended_by, warn_of_demo
 from flows.deployments.view import Progress, RunLog
+from flows.options.commands import CaptionConfig
 from flows.results.trust import command_in
 from scripts.stage_processes import descendants, stage_of
 from tests.support.pipeline import PENSTOCK, ROOT, wait_gone
@@ -89,6 +91,26 @@ def test_an_end_tells_whether_it_is_to_be_started_again(monkeypatch: pytest.Monk
     states = [ended_by(error, "table", RunPage()) for error in errors]
     assert [state.name for state in states] == ["Cancelled", INTERRUPTED, "Failed"]
     assert [state.type.value for state in states] == ["CANCELLED", "FAILED", "FAILED"]
+
+
+@pytest.mark.parametrize("scheduled", [True, False])
+@pytest.mark.parametrize("source", ["demo/samples", "/data/videos"])
+def test_a_scheduled_run_of_the_demos_clips_says_so_in_its_log(
+    scheduled: bool,
+    source: str,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    context = SimpleNamespace(flow_run=SimpleNamespace(auto_scheduled=scheduled))
+    monkeypatch.setattr(
+        flows.deployments.runs, "FlowRunContext", SimpleNamespace(get=lambda: context)
+    )
+    monkeypatch.setattr(
+        flows.deployments.runs, "get_run_logger", lambda: logging.getLogger("a flow run")
+    )
+    warn_of_demo(CaptionConfig(sources=(source,)))
+    warned = scheduled and source == "demo/samples"
+    assert ["name your own `sources`" in each for each in caplog.messages] == [True] * warned
 
 
 def test_lines_go_to_the_log(caplog: pytest.LogCaptureFixture) -> None:

@@ -2,6 +2,7 @@
 defaults a run has; what a worker allows them: where runs write, whose servers they use, and whether
 they run foreign code."""
 
+import argparse
 import json
 import os
 import re
@@ -17,6 +18,7 @@ from prefect.utilities.schema_tools.validation import ValidationError, validate
 from artifacts.endpoints import LISTED
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.store import open_store
+from flows.cli.options import add_options, config_from
 from flows.deployments.commands import (
     caption_videos,
     embed_media,
@@ -31,6 +33,7 @@ from flows.deployments.sweep import sweep_crashed
 from flows.job.prepare import out_folder
 from flows.options.commands import CaptionConfig, RebuildConfig
 from flows.options.export_config import ExportConfig
+from flows.options.model import MemoryOptions
 from flows.options.training import TuneConfig
 from flows.options.vectors import EmbedConfig, IndexConfig, LabelConfig
 from tests.support.attacks import attacked, seeded
@@ -43,9 +46,21 @@ EXPORT = {"model": "demo", "to": "nf4", "out": "there"}
 TUNE: dict[str, Any] = {"data": "captions.jsonl", "model": "demo", "out": "there"}
 ODD_CLIPS: list[dict[str, Any]] = [
     *({"fsp": 2}, {"fps": 0}, {"chunk": "long"}, {"batch_size": 1.5}, {"limit": -1}),
-    *({"memory": "8 apples"}, {"format": ["docx"]}, {"prompt": " "}, {"out": ""}, {"tiles": "2"}),
+    *(
+        {"memory": "8 apples"},
+        {"max_store": "sixty"},
+        {"format": ["docx"]},
+        {"prompt": " "},
+        {"out": ""},
+        {"tiles": "2"},
+    ),
 ]
-ODD_LABELS: list[dict[str, Any]] = [{"format": ["webdataset"]}, {"threshold": 2}, {"summary": True}]
+ODD_LABELS: list[dict[str, Any]] = [
+    {"threshold": "often"},
+    {"format": ["webdataset"]},
+    {"threshold": 2},
+    {"summary": True},
+]
 ODD_EXPORTS: list[dict[str, Any]] = [
     *({"half": "left"}, {"group": 48}, {"samples": 1}, {"calibrate": "a.mp4"}, {"chunk": 3.0}),
 ]
@@ -104,6 +119,39 @@ def test_what_is_left_out_has_the_defaults_of_the_command() -> None:
     assert taken(index_folder, EMBED) == IndexConfig(sources=("a.png",), model="a/clip")
     assert taken(tune_captions, TUNE) == TuneConfig(**TUNE)
     assert taken(export_model, EXPORT) == ExportConfig(model="demo", to="nf4", out="there")
+
+
+@pytest.mark.parametrize("text", ["60MB", "4GiB", "8g", "1.5 TiB", "60000000", "0.5gb"])
+def test_a_size_may_be_the_text_of_the_command_line(text: str) -> None:
+    for flow, given in ((caption_videos, CLIP), (tune_captions, TUNE), (export_model, EXPORT)):
+        config = {**given, "memory": text}
+        check(flow, config)
+        taken = flow.validate_parameters({"config": config})["config"]
+        assert taken.memory == config_from(parse_memory(text), MemoryOptions).memory
+
+
+@pytest.mark.parametrize("given", ["sixty", "60", 60, "-5MB", "60 MBs"])
+def test_a_size_is_refused_with_the_words_of_the_command_line(given: Any) -> None:
+    with pytest.raises(UsageError) as plain:
+        config_from(parse_memory(str(given)), MemoryOptions)
+    with pytest.raises(UsageError) as caught:
+        caption_videos.validate_parameters({"config": {**CLIP, "memory": given}})
+    assert str(caught.value) == str(plain.value)
+
+
+def parse_memory(text: str) -> argparse.Namespace:
+    """Return the words of a command line as `penstock caption` parses them."""
+    parser = argparse.ArgumentParser()
+    add_options(parser, MemoryOptions)
+    return parser.parse_args([f"--memory={text}"])
+
+
+def test_a_threshold_may_be_the_text_of_the_command_line() -> None:
+    for given, threshold in (("auto", None), ("0.25", 0.25), (1, 1.0), (0.3, 0.3)):
+        config = {**LABEL, "threshold": given}
+        check(label_images, config)
+        taken = label_images.validate_parameters({"config": config})["config"]
+        assert taken.threshold == threshold
 
 
 IMAGES: dict[str, Any] = {"sources": ("a.png",), "model": "a/clip"}

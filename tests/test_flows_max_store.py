@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,16 @@ from artifacts.packs import Record, RecordSet, read_header
 from artifacts.store import FolderStore, open_store
 from artifacts.stores.local import half_written
 from flows.console.display import Display
-from flows.console.lines import parse_size
+from flows.console.lines import parse_size, size
 from flows.machine.launch import StageCall
 from flows.machine.leases import hold_note_in, note_of
 from flows.options.commands import CaptionConfig
 from flows.pipelines import LARGE
 from flows.planning.plan import Plan, figures, plan_of
+from flows.planning.plan_view import plan_lines
+from flows.planning.store_limit import SMALL_BYTES
 from flows.running.run import caption
+from stages.frames.video import Video
 from stages.process.events import StageOutcome
 from stages.process.job import job_fields
 from tests.support.media import write_videos
@@ -171,6 +175,109 @@ def test_a_killed_run_goes_on_within_the_same_limit(config: CaptionConfig) -> No
             caption(limited, Display(quiet=True), stages.launcher)
         assert max(stages.sizes) <= limit
     assert max(run(limited).sizes) <= limit
+
+
+def exact(config: CaptionConfig) -> int:
+    """Return the smallest size that is not refused, with room for the notes of a run."""
+    refusal = planned(replace(config, max_store=1)).refusal
+    assert refusal is not None
+    found = re.search(r"([\d.]+) kB must stay .* need ([\d.]+) kB", refusal.message)
+    assert found is not None, refusal
+    return round(1000 * (float(found[1]) + float(found[2]))) + 5_000
+
+
+CHUNKS = 8
+
+
+@pytest.fixture
+def long_videos(tmp_path: Path) -> CaptionConfig:
+    clips = write_videos(tmp_path / "clips", 4, frames=30 * CHUNKS)
+    return config_in(tmp_path, clips, batch_size=1, prompt="First", chunk=1.0)
+
+
+def caption_chunks(config: CaptionConfig, **stop_after: int) -> Sized:
+    """Caption with features about as large as frames, and return the stages."""
+    stages = Sized(bytes(figures(planned(config))["feature_bytes"] // (4 * CHUNKS)))
+    stages.stop_after = stop_after
+    if stop_after:
+        with pytest.raises(Interrupted):
+            caption(config, Display(quiet=True), stages.launcher)
+    else:
+        result = caption(config, Display(quiet=True), stages.launcher)
+        assert (result.captions, result.exit_code) == (4 * CHUNKS, 0)
+    assert config.max_store is None or max(stages.sizes) <= config.max_store
+    return stages
+
+
+def stop_cutting(monkeypatch: pytest.MonkeyPatch, after: int) -> None:
+    """End the frames stage after so many chunks of a video."""
+    chunks = Video.chunks
+
+    def some(*given: Any) -> Iterator[Any]:
+        yield from islice(chunks(*given), after)
+        raise Interrupted("frames was killed")
+
+    monkeypatch.setattr(Video, "chunks", some)
+
+
+def test_a_run_killed_anywhere_needs_no_more_room_than_before(
+    long_videos: CaptionConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limited = replace(long_videos, max_store=exact(long_videos))
+    for cut in (CHUNKS // 2, CHUNKS - 1):
+        with monkeypatch.context() as patch:
+            stop_cutting(patch, cut)
+            caption_chunks(limited, frames=0)
+        assert list(FolderStore(Path(limited.store_url)).list("frames"))
+    for stage, after in (("encode", 3), ("decode", 2), ("encode", 5)):
+        caption_chunks(limited, **{stage: after})
+    caption_chunks(limited)
+
+
+def test_another_prompt_fits_within_the_same_limit_and_uses_what_is_stored(
+    long_videos: CaptionConfig,
+) -> None:
+    limited = replace(long_videos, max_store=exact(long_videos) + 8 * SMALL_BYTES)
+    caption_chunks(limited)
+    stored = {key for pack in features(limited) for key, _ in header(limited, pack)}
+    assert stored
+    stages = caption_chunks(replace(limited, prompt="Second"))
+    encoded = {key for batch in stages.batches("encode") for key in batch}
+    assert encoded and not encoded & stored
+
+
+def test_a_plan_says_what_the_limit_does(long_videos: CaptionConfig) -> None:
+    limited = replace(long_videos, max_store=exact(long_videos))
+    (line,) = (line for line in plan_lines(planned(limited)) if line.startswith("store "))
+    assert f"at most {size(exact(long_videos))}" in line and "a wave takes up to" in line
+    caption_chunks(limited)
+    values = figures(planned(limited))
+    assert (values["waves"], values["in_waves"], values["frame_bytes_at_once"]) == (1, "", 0)
+    stored = size(bytes_in(Path(limited.store_url)))
+    assert f"{stored} stored now; nothing is left to encode" in values["max_store"]
+
+
+def test_chunks_that_are_cut_again_are_not_counted_as_done(long_videos: CaptionConfig) -> None:
+    limited = replace(long_videos, max_store=exact(long_videos) + 8 * SMALL_BYTES)
+    caption_chunks(limited)
+    stages = caption_chunks(replace(limited, prompt="Second"))
+    record = json.loads((Path(limited.out) / "run.json").read_text())
+    frames, encode = (stage for stage in record["stages"] if stage["name"] != "decode")
+    again = len([key for batch in stages.batches("encode") for key in batch])
+    assert frames["items"] == encode["items"] == again
+    for stage in (frames, encode):
+        assert stage["before"] + stage["items"] == stage["total"] == 4 * CHUNKS
+
+
+def test_features_of_later_files_go_where_a_limit_is_lower_than_before(
+    long_videos: CaptionConfig,
+) -> None:
+    limit = exact(long_videos) + 4 * CHUNKS * SMALL_BYTES
+    limited = replace(long_videos, max_store=limit)
+    caption_chunks(long_videos)
+    assert sum(len(header(limited, pack)) for pack in features(limited)) == 4 * CHUNKS
+    assert bytes_in(Path(limited.store_url)) > limit
+    caption_chunks(replace(limited, prompt="Second"))
 
 
 def test_waves_that_were_recorded_with_more_room_are_divided(config: CaptionConfig) -> None:

@@ -159,24 +159,32 @@ def test_failures_come_with_hints_and_stages_with_their_figures(tmp_path: Path) 
     record = write_run(tmp_path, [(file, captions_of(file, ["x"]))], [failure])
     work(record, "encode", 2.0, 10.0, curve(10, 100, 900 * 10**6), items=4, tokens=0)
     work(record, "decode", 12.0, 5.0, curve(5, 100, 10**9), items=4, tokens=1234)
-    (tmp_path / "summaries.jsonl").write_text('{"summary": "x", "tokens": 5}\n')
+    said = {"summary": "all", "chapters": [{"start": 0.0, "end": 4.0, "text": "first"}]}
+    row = {"media_path": "a.mp4", "source": "clips", "tokens": 5, **said}
+    (tmp_path / "summaries.jsonl").write_text(json.dumps(row) + "\n")
     record.value["summaries"] = 1
     started_ago(record, 17.0)
     message = written(tmp_path)  # its caption has 7 tokens
     assert message["failures"][0]["hint"] == "Convert it"
     totals = dict(message["totals"])
-    assert (totals["tokens"], totals["files failed"], totals["peak host memory"]) == (
+    assert (
+        totals["tokens in these texts"],
+        totals["files failed"],
+        totals["peak host memory"],
+    ) == (
         "12",
         "1",
         "1.0 GB",
     )
+    shown = {"said": "all", "chapters": [[0.0, "first"]], "warnings": []}
+    assert message["media"][0]["summary"] == shown
     about = dict(message["about"])
     assert about["model"] == "a/model-7b" and "torch" in about["versions"]
     assert about["prompt"] == "Describe." and message["media"][0]["prompt"] == ""
     table = message["stages"]
     rows = [dict(zip(table["columns"], row, strict=True)) for row in table["rows"]]
-    assert [(r["stage"], r["attention"]) for r in rows] == [
-        ("frames", "-"), ("encode", "sdpa"), ("decode", "sdpa"),
+    assert [(r["stage"], r["attention"], r["tokens generated"]) for r in rows] == [
+        ("frames", "-", "-"), ("encode", "sdpa", "-"), ("decode", "sdpa", "1,234"),
     ]  # fmt: skip
     assert "time left" not in table["columns"] and message["plan"]["rows"] == []
 
@@ -299,7 +307,7 @@ def test_labels_boxes_and_counts_stand_beside_their_pictures(tmp_path: Path) -> 
     assert second["labels"] == [] and second["gone"]
     assert [one["label"] for one in found["labels"]["labels"]] == ["sky", "cat"]
     assert dict(found["totals"])["labelled images or frames"] == "2"
-    assert "tokens" not in dict(found["totals"])
+    assert "tokens in these texts" not in dict(found["totals"])
 
 
 def test_a_video_has_a_line_for_each_stretch_with_the_same_labels(tmp_path: Path) -> None:

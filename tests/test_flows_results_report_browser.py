@@ -1,5 +1,6 @@
 """The report in a real browser: what is clicked, what is in the page, and how it looks."""
 
+import json
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -97,6 +98,42 @@ def test_text_of_users_is_shown_not_run(browser: Browser, clip: Path, tmp_path: 
     assert browser.run("return document.querySelector('.trouble').textContent").count(EVIL) == 3
     assert browser.run("return document.body.textContent").count(EVIL) >= 12
     assert browser.run("return document.querySelectorAll('script, img').length") == 2
+    assert browser.run("return document.title").startswith("done")
+    assert browser.console() == []
+
+
+def test_a_summary_stands_with_its_chapters_and_is_searched(
+    browser: Browser, clip: Path, tmp_path: Path
+) -> None:
+    file, out = media_file(clip), tmp_path / "out"
+    record = write_run(out, [(file, captions_of(file, ["first", "second", "third"]))])
+    chapters = [{"start": 4.0 * n, "end": 4.0 * n + 4, "text": t} for n, t in enumerate((EVIL, ""))]
+    row = {
+        "media_path": file.media_path,
+        "source": file.source,
+        "chapters": chapters,
+        "summary": "A harbour. " * 40,
+        "tokens": 3,
+        "warnings": ["without words: 1 chapter"],
+    }
+    (out / "summaries.jsonl").write_text(json.dumps(row) + "\n")
+    record.value["summaries"] = 1
+    record.write(force=True)
+    shown(browser, out)
+    folded = "return document.querySelector('.told').open"
+    assert browser.wait(TEXTS, ".told summary") == ["Summary · 2 chapters"]
+    assert not browser.run(folded), "it is long"
+    search = "const f = document.querySelector('#search'); f.value = arguments[0];"
+    browser.run(f"{search} f.dispatchEvent(new Event('input'))", "harbour")
+    assert browser.wait(f"{folded} || null")
+    assert browser.run(TEXTS, ".captions button") == [], "no caption says it"
+    assert browser.run("return document.querySelectorAll('.told mark').length") == 40
+    assert browser.run(TEXTS, ".chapters button") == [f"0:00\n{EVIL}", "0:04\nno text"]
+    assert browser.run(TEXTS, ".told .warning") == ["without words: 1 chapter"]
+    browser.click(".chapters button", 1)
+    browser.wait("return document.querySelector('video').currentTime === 4")
+    browser.run(f"{search} f.dispatchEvent(new Event('input'))", "boat")
+    browser.wait("return !document.querySelector('.card')")
     assert browser.run("return document.title").startswith("done")
     assert browser.console() == []
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from artifacts.captions import Failure
-from artifacts.errors import Interrupted
+from artifacts.errors import CannotFit, Interrupted
 from artifacts.files import write_json
 from flows.cli.main import main
 from flows.pipelines import SUMMARY
@@ -202,6 +202,16 @@ def test_what_to_do_about_a_run_that_ended_early(
     assert ("quick-fox (1234)" in message) == bool(flow_run)
     message = advice(load_record(record.path.parent))
     assert json.loads(status(record, "--json"))["advice"] == message
+
+
+def test_a_run_that_does_not_fit_is_not_to_be_repeated(record: RunRecord, status: Status) -> None:
+    hint = "Give --max-store 48MiB or more"
+    with pytest.raises(CannotFit), record.recording_end():
+        raise CannotFit("--max-store 32 MB is too small", hint=hint)
+    text = status(record)
+    assert text.splitlines()[0].endswith(" ago: --max-store 32 MB is too small")
+    assert text.count(hint) == 1 and "same command" not in text
+    assert json.loads(status(record, "--json"))["advice"] == hint
 
 
 def test_a_run_that_was_interrupted_says_once_how_to_continue(

@@ -364,7 +364,8 @@ def test_what_is_no_source_any_more_leaves_and_is_not_lost(config: CaptionConfig
     # Of four names the last one stays, since it is the file by now.
     assert [name[:10] for name in stats(config) if name.endswith(".webp")] == ["hf/images/"]
     (note,) = (note for note in result.warnings if "possibly the last copy" in note)
-    assert "1 file in" in note
+    (kept,) = (Path(name).name for name in stats(config) if name.endswith(".webp"))
+    assert "1 file in" in note and f"({kept})" in note
 
 
 def test_a_file_with_two_prompts_is_in_each_data_set_twice(config: CaptionConfig) -> None:

@@ -244,7 +244,8 @@ def test_formats_of_the_folder_are_written_again_whatever_users_made_of_their_fi
     result = run(replace(config, format=(), prompts={"x": "What?", "y": "How?"}))
     names = {each.name for each in Path(config.out).glob("*.txt")}
     assert names == {"a.txt", "b.txt", "a.x.txt", "a.y.txt", "b.x.txt", "b.y.txt"}
-    assert "not from this run: 2 .txt files in the same folder" in [*result.notes()]
+    note = "not from this run: 2 .txt files in the same folder (a.txt, b.txt)"
+    assert note in [*result.notes()]
 
 
 @pytest.mark.parametrize("kind", ["link", "hard link"])

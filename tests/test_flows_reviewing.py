@@ -146,17 +146,16 @@ def test_media_rejected_in_another_folder_are_named(config: CaptionConfig, tmp_p
         "2 media are in the data sets that you rejected in another folder, under another prompt, "
         "model or sampling. Reject them in the review of this folder too"
     )
-    other = {"prompt": "Another?", "out": str(tmp_path / "other")}
-    assert expected in run(config, **other).warnings
-    elsewhere = replace(config, **other)
+    elsewhere = replace(config, prompt="Another?", out=str(tmp_path / "other"))
+    assert expected in run(elsewhere).warnings
     captions = ReviewedCaptions(Path(elsewhere.out))
     assert captions.unused() == expected, "the page says the same"
     captions.close()
     review(elsewhere, ("photo.PNG", 0.0, None, "rejected"))
-    assert expected.replace("2 media are", "1 medium is") in run(config, **other).warnings
+    assert expected.replace("2 media are", "1 medium is") in run(elsewhere).warnings
     review(elsewhere, (LONG, first["start"], None, "rejected"))
     review(config, (LONG, first["start"], None, ""), ("photo.PNG", 0.0, None, ""))
-    assert not any("another folder" in note for note in run(config, **other).warnings)
+    assert not any("another folder" in note for note in run(elsewhere).warnings)
 
 
 class Steady(Saying):

@@ -35,7 +35,7 @@ from prefect.workers.process import ProcessWorker
 from artifacts.errors import UsageError
 from flows.deployments.server import client_settings, is_own_server
 from flows.machine.launch import answers
-from scripts import login, prepare_pool
+from scripts import deploy_all, login, prepare_pool
 from scripts.patient_worker import is_retried, make_patient
 from scripts.prefect_stack import free_port
 from scripts.prepare_pool import BEAT, BEAT_SECONDS, FLOWS, POOL, crash_automation
@@ -234,6 +234,61 @@ def test_each_deployment_has_a_line_and_a_failure_all_that_prefect_printed(
     assert first == "penstock: deploying what prefect.yaml names"
     assert second == "penstock: deployed caption-videos/batch"
     assert rest == ([boxed, "no such work pool"] if code else [])
+
+
+@pytest.mark.parametrize(
+    ("field", "said"),
+    [
+        ("max_store: sixty", "--max-store 'sixty' is not a size. Write it like 200GB"),
+        ("max_store: 60", "--max-store 60: 60 bytes? Write 60GiB"),
+        ("memory: 4GiB\n        sorces: [a]", "`penstock caption` does not have `sorces`"),
+        ("batch_size: eight", "field 'config.batch_size'. Failure reason: 'eight' is not of type"),
+        ("fps: 1\n        frames: 2", "--fps and --frames exclude each other"),
+        ("prompt: [", "is not valid YAML: while parsing"),
+        ("max_store: 60MB", ""),
+        ("memory: '{{ prefect.variables.memory }}'", ""),
+    ],
+)
+def test_a_wrong_value_in_prefect_yaml_is_refused_in_one_line(
+    field: str, said: str, tmp_path: Path
+) -> None:
+    text = (ROOT / "prefect.yaml").read_text(encoding="utf-8")
+    file = tmp_path / "prefect.yaml"
+    file.write_text(text.replace("model: demo\n", f"model: demo\n        {field}\n", 1))
+    lines = list(deploy_all.refusals(file))
+    assert len(lines) == bool(said)
+    for line in lines:
+        where = "" if "YAML" in said else ": caption-videos/batch"
+        assert line.startswith(f"penstock: {file}{where}") and said in line and "\n" not in line
+
+
+def test_the_page_says_how_a_folder_of_ones_own_is_captioned_every_night(tmp_path: Path) -> None:
+    """The deployment that it prints goes below those of prefect.yaml, as it stands."""
+    page = (ROOT / "docs" / "prefect.md").read_text(encoding="utf-8")
+    (printed,) = re.findall(r"```yaml\n(  - name: .*?)```", page, re.DOTALL)
+    file = tmp_path / "prefect.yaml"
+    file.write_text((ROOT / "prefect.yaml").read_text(encoding="utf-8") + printed)
+    assert not [*deploy_all.refusals(file)]
+    deployment = yaml.safe_load(file.read_text(encoding="utf-8"))["deployments"][-1]
+    assert deployment["work_pool"] == DEPLOYMENTS[0]["work_pool"]
+    assert [each.get("active", True) for each in deployment["schedules"]] == [True]
+    flow = flow_of(deployment)
+    config = flow.validate_parameters(deployment["parameters"])["config"]
+    assert (config.sources, config.max_store) == (("/data/videos",), 200 * 10**9)
+    assert f"prefect deployment run '{flow.name}/{deployment['name']}'" in page
+
+
+def test_the_worker_does_not_start_where_a_deployment_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server = Schedules(active=False)
+    monkeypatch.setattr(prepare_pool, "get_client", lambda **_: contextlib.nullcontext(server))
+    monkeypatch.setattr(prepare_pool, "deploy", lambda: 2)
+    for name in ("put_pool", "put_automation"):
+        monkeypatch.setattr(prepare_pool, name, lambda *_: "is there")
+    with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:1/api"}):
+        assert prepare_pool.main() == 2
+    assert "starting the worker" not in capsys.readouterr().out
 
 
 FIRST_WORD_SECONDS = 3.0

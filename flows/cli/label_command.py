@@ -27,7 +27,7 @@ def label_command(given: argparse.Namespace) -> int:
         from flows.running.label import label, requested_labels
 
         if given.dry_run:
-            requested_labels(config)  # what cannot be read is said now
+            requested_labels(config)  # reports now what cannot be read
             return show(config, LABEL, as_json=given.json, dry_run="label")
         result: LabelsWritten
         if given.ray:

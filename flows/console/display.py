@@ -368,9 +368,10 @@ class Display:
         worked: Callable[[], float] = lambda: 0.0,
     ) -> None:
         """Begin a stage with `done` of `total` items finished. `about`: estimate of the total, if
-        it begins with files, whose items it finds meanwhile. `loads`: what it loads first.
-        `verb` and `counts`: what it does, and the noun of its items, if not the usual. `worked`
-        returns the seconds in which its processes worked, once they ended; 0: unknown."""
+        it begins with files, whose items it finds meanwhile, or if `total` is an estimate itself.
+        `loads`: what it loads first. `verb` and `counts`: what it does, and the noun of its items,
+        if not the usual. `worked` returns the seconds in which its processes worked, once they
+        ended; 0: unknown."""
         with self._lock:
             self.close()
             self._loading_since, self._waits = 0.0, False
@@ -379,8 +380,10 @@ class Display:
             now = time.monotonic()
             made, self._started = self._beside.pop(name, (0, now))
             done = max(done, made)
-            self._stage, self._total, self._done, self._before = name, total, done, done - made
+            self._stage, self._done, self._before = name, done, done - made
             self._about = about
+            is_estimate = bool(about) and not _reads_files(name)
+            self._total = done if is_estimate else total
             self._worked = worked
             self._shown = now
             self._pace = Pace(now)
@@ -392,7 +395,8 @@ class Display:
                 already = f", {finished} already done" * bool(before)
                 meanwhile = f", {made} done meanwhile" * bool(made)
                 missing = self._counted(total - done, is_first=_reads_files(name))
-                self._line(f"{self._verb}: {missing} to do{already}{meanwhile}")
+                estimate = "about " * is_estimate
+                self._line(f"{self._verb}: {estimate}{missing} to do{already}{meanwhile}")
             self._watch(QUIET_SECONDS)
 
     def on_event(self, name: str, event: Event) -> None:

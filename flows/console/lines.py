@@ -225,6 +225,8 @@ UNITS = {
     "B": 1,
 }
 """Unit of a size, in capitals → bytes. `G` means `GiB`, as in most programs that limit memory."""
+SIZE_TEXT = r"^\s*[0-9]+(\.[0-9]+)?\s*([KMGTPkmgtp]([Ii]?[Bb])?|[Bb])?\s*$"
+"""Pattern of the texts that `parse_size` accepts, for the schema of a form."""
 MIN_UNITLESS_BYTES = 1 << 20
 """A smaller number of bytes without a unit is refused as a mistake; 0 is accepted."""
 MEMORY_STEP = 1 << 28

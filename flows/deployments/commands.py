@@ -21,10 +21,13 @@ from flows.console.display import Display
 from flows.deployments.config_checks import (
     CaptionParameters,
     EmbedParameters,
+    ExportParameters,
     IndexParameters,
     LabelParameters,
+    LearnParameters,
     RebuildParameters,
     SiftParameters,
+    TuneParameters,
 )
 from flows.deployments.runs import CALLER, Caller, PipelineResult, named_after_work, run_in_flow
 from flows.deployments.server import FILE, OWN, client_settings, refuses_login
@@ -34,9 +37,8 @@ from flows.job.prepare import Job
 from flows.learning.learn import learn
 from flows.many.run import PARTITIONS, run_on_cluster
 from flows.options.commands import CaptionConfig, RunOptions
-from flows.options.export_config import ExportConfig
 from flows.options.model import ALL_GPUS
-from flows.options.training import LearnConfig, RecordedRun, TuneConfig
+from flows.options.training import RecordedRun
 from flows.pipelines import CAPTION, EMBED, LABEL, SIFT, product_of
 from flows.results.export_result import Exported
 from flows.results.label_files import LabelsWritten
@@ -171,7 +173,7 @@ ADAPTER = "adapter"
 
 
 @flow(name="tune-captions", flow_run_name=named_after_work, persist_result=False)
-def tune_captions(config: TuneConfig) -> State[Any]:
+def tune_captions(config: TuneParameters) -> State[Any]:
     """Train an adapter on captions; the fields of `config` are the options of `penstock tune`.
 
     Relative paths are looked up as `caption-videos` does. A run that died goes on from its last
@@ -185,7 +187,7 @@ CHECKPOINT = "checkpoint"
 
 
 @flow(name="export-model", flow_run_name=named_after_work, persist_result=False)
-def export_model(config: ExportConfig) -> State[Any]:
+def export_model(config: ExportParameters) -> State[Any]:
     """Write a quantized checkpoint, and keep it if it is as good as the original; the fields of
     `config` are the options of `penstock export`.
 
@@ -214,7 +216,7 @@ def passed(result: Exported) -> Exported:
 
 
 @flow(name="learn-captions", flow_run_name=named_after_work, persist_result=False)
-def learn_captions(config: LearnConfig, caption: CaptionParameters) -> State[Any]:
+def learn_captions(config: LearnParameters, caption: CaptionParameters) -> State[Any]:
     """Train an adapter on corrected captions, and caption again with it. The fields of `config` are
     the options of `penstock learn`; those of `caption` are the options of the run that made the
     captions, and name its folder.

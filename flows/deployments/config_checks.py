@@ -52,8 +52,16 @@ def constrain(schema: dict[str, Any], option: Option) -> None:
     place |= {name: bound for name, bound in bounds.items() if bound is not None}
     if option.not_empty:
         place["minLength"] = 1
+    if takes_text(option):
+        schema["anyOf"].insert(1, {"type": "string"})
+        place = schema  # beside `anyOf`, of which a refusal would say only that nothing matches
     if option.text:
         place["pattern"] = option.text
+
+
+def takes_text(option: Option) -> bool:
+    """Return whether a value may also be the text of the command line, such as 8GiB or `auto`."""
+    return option.parse is not None and not option.repeated
 
 
 def form_of(kind: type[Any]) -> ConfigDict:
@@ -76,20 +84,30 @@ def form_of(kind: type[Any]) -> ConfigDict:
     return ConfigDict(extra="forbid", json_schema_extra=change)
 
 
-def known_fields(kind: type[Any]) -> Callable[[Any], Any]:
-    """Return a function that returns the parameters of a command. It raises UsageError for fields
-    that the command does not have."""
-    own, command = {each.name for each in declared(kind)}, COMMANDS[kind]
+def command_values(kind: type[Any]) -> Callable[[Any], Any]:
+    """Return a function that returns the parameters of a command, sizes and the like parsed as on
+    the command line. It raises UsageError for fields that the command does not have, and for
+    numbers and texts that the command line refuses."""
+    own, command = {each.name: each.option for each in declared(kind)}, COMMANDS[kind]
 
     def take(given: Any) -> Any:
-        if isinstance(given, Mapping) and (odd := [name for name in given if name not in own]):
+        if not isinstance(given, Mapping):
+            return given
+        if odd := [name for name in given if name not in own]:
             raise UsageError(
                 f"`penstock {command}` does not have {', '.join(f'`{name}`' for name in odd)}",
                 hint=f"Use only the options of `penstock {command} --help`",
             )
-        return given
+        return {name: parsed(own[name], value) for name, value in given.items()}
 
     return take
+
+
+def parsed(option: Option, value: Any) -> Any:
+    """Return a field's value as the command line parses it. Raises UsageError."""
+    if option.parse and takes_text(option) and type(value) in (str, int, float):
+        return option.parse(str(value).removesuffix(".0"))
+    return value
 
 
 COMMANDS: Mapping[type[Any], str] = {
@@ -105,12 +123,15 @@ COMMANDS: Mapping[type[Any], str] = {
 }
 for _kind in COMMANDS:
     with_config(form_of(_kind))(_kind)
-CaptionParameters = Annotated[CaptionConfig, BeforeValidator(known_fields(CaptionConfig))]
-RebuildParameters = Annotated[RebuildConfig, BeforeValidator(known_fields(RebuildConfig))]
-EmbedParameters = Annotated[EmbedConfig, BeforeValidator(known_fields(EmbedConfig))]
-IndexParameters = Annotated[IndexConfig, BeforeValidator(known_fields(IndexConfig))]
-SiftParameters = Annotated[SiftConfig, BeforeValidator(known_fields(SiftConfig))]
-LabelParameters = Annotated[LabelConfig, BeforeValidator(known_fields(LabelConfig))]
+CaptionParameters = Annotated[CaptionConfig, BeforeValidator(command_values(CaptionConfig))]
+RebuildParameters = Annotated[RebuildConfig, BeforeValidator(command_values(RebuildConfig))]
+EmbedParameters = Annotated[EmbedConfig, BeforeValidator(command_values(EmbedConfig))]
+IndexParameters = Annotated[IndexConfig, BeforeValidator(command_values(IndexConfig))]
+SiftParameters = Annotated[SiftConfig, BeforeValidator(command_values(SiftConfig))]
+LabelParameters = Annotated[LabelConfig, BeforeValidator(command_values(LabelConfig))]
+TuneParameters = Annotated[TuneConfig, BeforeValidator(command_values(TuneConfig))]
+LearnParameters = Annotated[LearnConfig, BeforeValidator(command_values(LearnConfig))]
+ExportParameters = Annotated[ExportConfig, BeforeValidator(command_values(ExportConfig))]
 
 
 VARIABLE = "PENSTOCK_OUT_ROOT"

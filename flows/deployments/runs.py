@@ -21,6 +21,7 @@ from uuid import UUID
 from prefect import State, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
+from prefect.context import FlowRunContext
 from prefect.futures import PrefectConcurrentFuture
 from prefect.runtime import flow_run
 from prefect.states import Cancelled, Completed, Failed
@@ -294,6 +295,22 @@ def ended_when_cancelled() -> Iterator[None]:
         left.set()
 
 
+DEMO = ("demo/samples",)
+"""Sources of the deployments of prefect.yaml, as they come."""
+
+
+def warn_of_demo(config: MediaOptions) -> None:
+    """Say in the log of a scheduled run that it works on the demo's clips. A schedule has no
+    parameters of its own, so nobody may have asked for them."""
+    context = FlowRunContext.get()
+    run = context.flow_run if context else None
+    if run is not None and run.auto_scheduled and tuple(config.sources) == DEMO:
+        get_run_logger().warning(
+            "This scheduled run works on the demo's clips: name your own `sources` in the "
+            "`parameters` of its deployment in prefect.yaml, and start the worker again"
+        )
+
+
 def run_in_flow(config: MediaOptions, run: Runner, makes: str) -> State[Any]:
     """Run a pipeline in the flow run that is going on, and return the state that it ends in.
     `config` names the folders that it reads and writes. The table in the UI, of what failed or of
@@ -304,6 +321,7 @@ def run_in_flow(config: MediaOptions, run: Runner, makes: str) -> State[Any]:
     try:
         if caller is None:
             confine(config)
+            warn_of_demo(config)
         with ended_when_cancelled():
             result = run(display, partial(PrefectLauncher, on_start=page.update), page.begin)
     except PenstockError as error:

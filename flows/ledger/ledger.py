@@ -37,7 +37,7 @@ import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import count, islice, takewhile
+from itertools import count, islice
 from typing import Any
 
 from artifacts.captions import answer_of
@@ -174,14 +174,19 @@ class Ledger:
             known = self._indexes[medium.digest] = (meta, read_record(MediaIndex, meta))
         return known[1]
 
-    def cut_chunks(self, medium: Medium) -> int:
-        """Return the number of stored chunks of a video whose frames are not all cut yet; 0: it has
-        an index."""
-        if medium.kind != "video" or self.media_index(medium) is not None:
-            return 0
-        first = self.pipeline[0].writes
-        keys = (item_key(self.variant[first], medium.digest, at) for at in count())
-        return sum(1 for _ in takewhile(self[first].__contains__, keys))
+    def begun_tasks(self, medium: Medium) -> list[Task]:
+        """Return every chunk of a medium that is known: all of them if it has an index, else those
+        of a video that is still cut whose frames are stored."""
+        if self.media_index(medium) is not None:
+            return self._tasks_of(medium)
+        first, tasks = self.pipeline[0].writes, list[Task]()
+        for at in count() if medium.kind == "video" else ():
+            key = item_key(self.variant[first], medium.digest, at)
+            if key not in self[first]:
+                break
+            chunk = ChunkIndex.from_frames(self[first].meta(key))
+            tasks.append(self._task(medium, chunk, None))
+        return tasks
 
     def failure(self, medium: Medium) -> dict[str, Any] | None:
         """Return why a medium cannot be captioned, or None."""

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from artifacts.errors import EnvironmentFault
 from artifacts.locks import lock
 from artifacts.stamps import stamp_of
-from artifacts.store import Store, fault_of
+from artifacts.store import Store, disk_faults, fault_of
 from artifacts.stores.local import TEMPORARY, clock_of, sweep_left_behind
 
 BEAT_SECONDS = 300.0
@@ -113,12 +113,10 @@ def hold_note_in(
     line = json.dumps({**note, "media": None if media is None else len(digests)})
     name = f"{uuid.uuid4().hex}.json"
     temporary, final = folder / TEMPORARY / name, folder / JOBS / name
-    try:
+    with disk_faults(folder):
         temporary.parent.mkdir(parents=True, exist_ok=True)
         final.parent.mkdir(exist_ok=True)
         file = temporary.open("x", encoding="utf-8")
-    except OSError as error:
-        raise fault_of(error, folder) from error
     with file:
         # The lock is taken before the note gets its final name. Otherwise a sweep could delete it
         # as that of a dead process. On a file system without locks, the note's age decides.

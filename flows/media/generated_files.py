@@ -46,7 +46,7 @@ from artifacts.regular_files import (
     read_bytes,
     user_text,
 )
-from artifacts.store import Store, fault_of
+from artifacts.store import Store, disk_faults, fault_of
 from flows.media.media_files import kind_of
 from flows.options.formats import APPEND, BESIDE, JOINED
 
@@ -192,10 +192,8 @@ class GeneratedFiles:
         EnvironmentFault."""
         write(half := path.with_name(f"{HALF}{path.name}"))
         self.add(path.name, digest_at(half))
-        try:
+        with disk_faults(path):
             replace_file(half, path)
-        except OSError as error:
-            raise fault_of(error, path) from error
 
 
 def _key(form: str, about: str, sha256: str) -> str:

@@ -13,7 +13,7 @@ from artifacts.errors import UsageError
 from artifacts.options import Option, OptionGroup
 from artifacts.paths import user_cache
 from artifacts.schema import Part
-from flows.console.lines import parse_size
+from flows.console.lines import SIZE_TEXT, parse_size
 from flows.options.formats import FILES, MEMORY, MODEL
 from stages.models.graphs.manifest import BACKENDS
 from stages.process.memory import cores
@@ -53,6 +53,7 @@ MEMORY_OPTION = Option(
     MEMORY,
     "SIZE",
     above=0,
+    text=SIZE_TEXT,
     parse=partial(parse_size, option="--memory"),
 )
 MAX_STORE_OPTION = replace(

@@ -110,6 +110,7 @@ class LabelOptions(OptionGroup):
             "minimum score of a label [auto]",
             LABELS,
             "T",
+            text=r"^(auto|-?[0-9]*\.?[0-9]+)$",
             parse=parse_threshold,
             least=-1,
             most=1,

@@ -10,7 +10,7 @@ On a machine with measurements it also estimates the remaining time.
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from itertools import chain, islice
+from itertools import chain
 from typing import Any
 
 from artifacts.captions import Failure
@@ -429,13 +429,14 @@ def _make_plan(
     known = ladder_of(job, lambda *_: None).known() if job else {}
     found = stage_plans(request, request.rungs, budget, known) if request.workloads else {}
     refused = [choice for choice in found.values() if choice.refused]
-    limit = store_limit(job, expected) if job and stages_with_work(job.ledger, job.media) else None
+    limit = store_limit(job, expected) if job else None
+    has_work = job is not None and bool(stages_with_work(job.ledger, job.media))
     refusal = cannot_fit(request, refused, budget) if refused else None
     return Plan(
         request=request,
         budget=budget,
         stage_plans=found,
-        refusal=refusal or (limit.refusal() if limit else None),
+        refusal=refusal or (limit.refusal() if limit and has_work else None),
         job=job,
         expected=expected,
         limit=limit,
@@ -476,8 +477,12 @@ def _of_job(plan: Plan, job: Job) -> dict[str, Any]:
     found = plan.expected
     known = job.ledger.tasks(job.media)
     waves, line = planned_waves(job, found, plan.limit)
-    left = iter(found)
-    of_frames = [sum(each.frame_bytes for each in islice(left, len(wave))) for wave in waves]
+    frames = {
+        (m.digest, m.prompt): e.frame_bytes
+        for m, e in zip(job.media, found, strict=True)
+        if job.ledger.frames_to_cut(m) != []
+    }
+    of_frames = [sum(frames.get((m.digest, m.prompt), 0) for m in wave) for wave in waves]
     times, clips = plan.times, clip_pixels(job, found)
     return {
         "notes": [
@@ -498,6 +503,7 @@ def _of_job(plan: Plan, job: Job) -> dict[str, Any]:
         "feature_bytes": sum(e.feature_bytes for e in found),
         "waves": len(waves),
         "in_waves": line,
+        "max_store": plan.limit.line(waves) if plan.limit else "",
         "free_bytes": job.store.free_bytes(),
         "clip_bytes": round(clips * CLIP_BYTES),
         "clip_seconds": clip_seconds(job.device, clips) if clips else 0.0,

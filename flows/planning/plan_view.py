@@ -371,6 +371,8 @@ def _of_media(plan: Plan, values: dict[str, Any]) -> Iterator[str]:
         f"{gib(values['free_bytes'])} free, "
         f"{values['in_waves'] or counted(values['waves'], 'wave')}"
     )
+    if values["max_store"]:
+        yield f"store       {values['max_store']}"
     if values["clip_bytes"]:
         took = values["clip_seconds"]
         lasts = "" if took is None else f", {duration(took)} after the captions"

@@ -3,17 +3,20 @@ packs go before it.
 
 A medium needs room for its frames and features until its captions are made, and for small records
 that stay; vectors stay, because a run writes them all in the end. What the limit leaves beside what
-must stay is the room of one wave. Before a wave, packs go until it fits, the least recently used
-first, except those with a record that this run or another job has yet to read.
+must stay is the room of one wave: of what the wave has stored, and of what it has yet to make.
+
+Before a wave, packs go until it fits: those that nobody has yet to read, the least recently used
+first, then those that later waves of this run have yet to read, the last wave's first. These waves
+make them again, so a run that was killed needs no more room than before, and neither does another
+prompt.
 """
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence, Set
-from itertools import count, islice, takewhile
+from collections.abc import Iterable, Sequence, Set
+from itertools import chain, islice
 
 from artifacts.errors import CannotFit
-from artifacts.keys import item_key
 from artifacts.packs import Pack, packs, sizes_in
 from artifacts.plurals import counted
 from flows.console.lines import rounded_up, size, written
@@ -29,6 +32,8 @@ from stages import hear, sound
 SMALL_BYTES = 4096
 """Bytes in the store for one chunk besides frames and features: its caption, and its parts of
 indexes and of the headers of packs. The demo's take 1,300."""
+BEGUN = 2
+"""Divisor of it for a chunk that is cut: it has its parts of indexes and of some headers."""
 
 TO_BE_MADE, OTHERS = "yet to be made", "of lists"
 """What stays in a store beside its kinds: what this run adds for good, and files of no kind."""
@@ -51,30 +56,43 @@ class StoreLimit:
         read = {kind for stage in job.pipeline for kind in stage.reads}
         self._stays = {*self._kinds} - read
         """Kinds that this run reads in the end."""
-        needs = [self._needs(medium) for medium in job.media]
-        kept = self._look(job.media)[0]
-        kept[TO_BE_MADE] += sum(staying for _, staying in needs)
-        self._room = max(1, limit - kept.total())
-        """Bytes of a wave beside all that is stored now and still to be read."""
-        self.wave_bytes = max(1, self._room // 2)
-        """Maximum bytes of a wave of several media: the next one is cut beside it."""
-        self._passing = sum(passing for passing, _ in needs)
-        self._largest = 0
-        stored, seen = Counter[str](), set[str]()
-        for medium, (passing, _) in zip(reversed(job.media), reversed(needs), strict=True):
-            stored += self._stored(medium, seen)
-            self._largest = max(self._largest, stored.total() + passing)
-        self._base = kept - stored
+        kept, free = self._look(())
+        self._now = kept.total() + sum(pack.stat.size for pack in free)
+        """Bytes of the store now."""
+        kept[TO_BE_MADE] += sum(self._needs(medium)[1] for medium in job.media)
+        self._base = kept
         """Bytes that stay until the run ends, by kind."""
+        self.room = max(1, limit - kept.total())
+        """Bytes of a wave beside them."""
+        self.wave_bytes = max(1, self.room // 2)
+        """Maximum bytes of a wave of several media: the next one is cut beside it."""
+        stored: dict[tuple[str, str], int] = {}
+        missing = [self._needs(medium)[0] for medium in job.media]
+        self.largest_bytes = max(map(self._whole, job.media), default=0)
+        """Bytes of the largest medium until its captions are made."""
+        for medium in job.media:
+            stored |= self._keys_to_read(medium)
+        self.is_short = sum(stored.values()) + sum(missing) > self.room
+        """Whether frames and features of all media do not fit at once: some that are stored may be
+        deleted before they are read."""
 
     def refusal(self) -> CannotFit | None:
         """Return why the limit is too small; None if it is not."""
-        enough = self._base.total() + self._largest <= self.bytes
-        return None if enough else self._too_small(self._base, self._largest)
+        enough = self._base.total() + self.largest_bytes <= self.bytes
+        return None if enough else self._too_small(self._base, self.largest_bytes)
+
+    def line(self, waves: Sequence[Sequence[Medium]]) -> str:
+        """Return what the limit does in a run of these waves."""
+        text = f"at most {size(self.bytes)}, {size(self._now)} stored now"
+        if not (largest := max((sum(map(self._whole, wave)) for wave in waves), default=0)):
+            return f"{text}; nothing is left to encode, and nothing is deleted"
+        kept = size(self._base.total())
+        goes = "; what others no longer need goes first" if self.is_short else ""
+        return f"{text}; {kept} stay, and a wave takes up to {size(largest)} beside it{goes}"
 
     def notes(self) -> list[str]:
         """Return a note on what the limit costs, if it costs anything."""
-        if self._stays or self._passing <= self._room:
+        if self._stays or not self.is_short:
             return []
         return [
             f"--max-store {size(self.bytes)}: features are deleted when their captions are made "
@@ -82,20 +100,25 @@ class StoreLimit:
         ]
 
     def cut(self, waves: Sequence[list[Medium]]) -> list[list[Medium]]:
-        """Divide waves that an earlier run recorded with more room."""
+        """Divide waves that an earlier run recorded with more room. Those of which most is stored
+        come first, before it is deleted for others."""
         found = []
         for wave in waves:
             left = iter(wave)
-            lengths = cut_waves([self._needs(medium)[0] for medium in wave], self._room)
+            lengths = cut_waves([self._whole(medium) for medium in wave], self.room)
             found += [list(islice(left, length)) for length in lengths]
-        return found
+        return sorted(found, key=lambda wave: -sum(map(self._stored, wave)))
 
     def make_room(self, waves: Sequence[list[Medium]]) -> bool:
         """Delete packs until the first of these waves fits, which are left to be made. Return
         whether the next one fits beside it. Raises CannotFit, EnvironmentFault."""
-        kept, free = self._look([medium for wave in waves for medium in wave])
+        kept, free = self._look(waves[0])
+        following = [(at, wave) for at, wave in enumerate(waves)][::-1]
+        later = {pack: at for at, wave in following for pack in self._packs_to_read(wave)}
+        free.sort(key=lambda pack: later.get(pack.name, math.inf), reverse=True)
         sizes = [sum(sum(self._needs(medium)) for medium in wave) for wave in waves[:2]]
-        needed, both = sizes[0], kept.total() + sum(sizes) <= self.bytes
+        read = sum(pack.stat.size for pack in free if pack.name in later)
+        needed, both = sizes[0], kept.total() + read + sum(sizes) <= self.bytes
         most = self.bytes - (sum(sizes) if both else needed)
         total = kept.total() + sum(pack.stat.size for pack in free)
         for pack in free:
@@ -111,7 +134,7 @@ class StoreLimit:
             raise self._too_small(kept, needed)
         return both and total <= most
 
-    def _look(self, pending: Sequence[Medium]) -> tuple[Counter[str], list[Pack]]:
+    def _look(self, wave: Sequence[Medium]) -> tuple[Counter[str], list[Pack]]:
         """Return the bytes by kind that must stay in the store while these media are to be made,
         and the packs that need not, least recently used first."""
         store = self._job.store
@@ -120,7 +143,7 @@ class StoreLimit:
         others = self._lease.others() if self._lease is not None else running_jobs(store)
         elsewhere = frozenset[str]().union(*(job.namespaces for job in others))
         own = {n for variant in self._ledger.variants for n in variant.of.values()}
-        kept = self._own_packs(pending, elsewhere)
+        kept = self._packs_to_read(wave) | self._packs_of_run(elsewhere)
         large = (pack for pack in packs(stored) if pack.kind in LARGE and pack.name not in kept)
         free = [pack for pack in large if pack.namespace not in elsewhere - own]
         kept_bytes, goes = Counter[str](), {pack.name for pack in free}
@@ -130,25 +153,24 @@ class StoreLimit:
         free.sort(key=lambda pack: (pack.stat.modified, pack.name))
         return kept_bytes, free
 
-    def _own_packs(self, pending: Sequence[Medium], elsewhere: Set[str]) -> set[str]:
-        """Return the packs of this job's namespaces that hold a record which this job or, in the
-        namespaces of jobs `elsewhere`, another one has yet to read."""
+    def _packs_to_read(self, media: Iterable[Medium]) -> set[str]:
+        """Return the packs with a record that these media have yet to read."""
+        read = [each for medium in media for each in self._keys_to_read(medium)]
+        return {self._ledger[kind].place(key).pack for kind, key in read}
+
+    def _packs_of_run(self, elsewhere: Set[str]) -> set[str]:
+        """Return the packs of this job's namespaces that hold a record which it reads in the end
+        or, in the namespaces of jobs `elsewhere`, another one has yet to read."""
         media, kept = self._job.media, set[str]()
-        left = {(medium.digest, medium.prompt) for medium in pending}
-        tasks, of = self._ledger.tasks(media), {medium.digest for medium in media}
-        to_make = [task for task in tasks if (task.medium.digest, task.medium.prompt) in left]
+        tasks, of = [*map(self._ledger.begun_tasks, media)], {medium.digest for medium in media}
         for kind in self._kinds:
-            needed = {task[kind] for task in to_make if kind in self._read(task)}
-            needed |= keys_of(tasks, kind) if kind in self._stays else set()
-            if kind == self._first.writes:
-                needed.update(*map(self._unindexed, pending))
+            stay = keys_of(chain(*tasks), kind) if kind in self._stays else ()
             for records in self._ledger[kind].record_sets:
+                kept |= records.packs_of(stay)
                 if (namespace := records.folder.rpartition("/")[2]) in elsewhere:
                     named = self._lease.needed_elsewhere(namespace, of) if self._lease else of
-                    done = keys_of((t for t in tasks if t.medium.digest not in named), kind)
-                    done -= needed
-                    kept |= records.packs_of(records.keys() - done)
-                kept |= records.packs_of(needed)
+                    unnamed = (t for t in chain(*tasks) if t.medium.digest not in named)
+                    kept |= records.packs_of(records.keys() - keys_of(unnamed, kind))
         return kept
 
     def _read(self, task: Task) -> Set[str]:
@@ -158,49 +180,66 @@ class StoreLimit:
         left = [s for s in self._ledger.stages_of(task) if not self._ledger.has(task, s)]
         return {kind for stage in left for kind in stage.reads if kind in task.keys}
 
-    def _unindexed(self, medium: Medium) -> Iterator[str]:
-        """Yield the keys of the frames of a medium that is still cut, from the first on."""
-        kind, ledger = self._first.writes, self._ledger
-        keys = (item_key(ledger.variant[kind], medium.digest, at) for at in count())
-        is_cut = ledger.media_index(medium) is not None
-        return takewhile(lambda key: not is_cut and key in ledger[kind], keys)
+    def _keys_to_read(self, medium: Medium) -> dict[tuple[str, str], int]:
+        """Return the bytes of the stored records that a medium has yet to read, by kind and key:
+        of a video that is still cut, all frames."""
+        ledger, found = self._ledger, dict[tuple[str, str], int]()
+        cut = set[str]() if ledger.media_index(medium) is not None else {self._first.writes}
+        for task in ledger.begun_tasks(medium):
+            for kind in (self._read(task) | cut) & {*self._kinds}:
+                if (key := task[kind]) in ledger[kind]:
+                    found[kind, key] = ledger[kind].place(key).length
+        return found
+
+    def _stored(self, medium: Medium) -> int:
+        """Return the stored bytes that go when a medium is done."""
+        read = self._keys_to_read(medium).items()
+        return sum(length for (kind, _), length in read if kind not in self._stays)
+
+    def _whole(self, medium: Medium) -> int:
+        """Return the bytes of a medium that go when it is done: stored, or yet to be made."""
+        return self._stored(medium) + self._needs(medium)[0]
 
     def _needs(self, medium: Medium) -> tuple[int, int]:
         """Return the bytes that a medium has yet to add until its last record is made, and those
         that it adds for good."""
-        tasks = self._ledger.tasks([medium])
+        tasks = self._ledger.begun_tasks(medium)
         expected = self._expected[medium.digest, medium.prompt]
         most = dict.fromkeys(self._kinds, expected.feature_bytes)
-        most |= {self._first.writes: expected.frame_bytes}
+        most |= {self._first.writes: self._frame_bytes(medium, expected)}
         most |= {sound.STAGE.writes: expected.sound_bytes, hear.STAGE.writes: expected.heard_bytes}
-        is_done = bool(tasks) and not any(map(self._read, tasks))
-        left = {
-            kind: max(0, size - sum(self._length(t, kind) for t in tasks))
-            for kind, size in most.items()
-            if kind in self._kinds and not self._is_made(tasks, kind)
-        }
-        small = 0 if is_done else SMALL_BYTES * expected.chunks
+        left = {kind: self._left(medium, tasks, kind, most[kind]) for kind in self._kinds}
         stays = sum(left.pop(kind, 0) for kind in self._stays)
+        has_index = self._ledger.media_index(medium) is not None
+        unread = 0 if has_index else max(0, expected.chunks - len(tasks))
+        small = SMALL_BYTES * unread + SMALL_BYTES // BEGUN * sum(map(self._is_left, tasks))
         return sum(left.values()), small + stays
 
-    def _is_made(self, tasks: Sequence[Task], kind: str) -> bool:
-        """Return whether no more records of a kind are added for these chunks."""
-        stage, ledger = next(s for s in self._job.pipeline if s.writes == kind), self._ledger
-        return bool(tasks) and all(ledger.has(t, stage) or ledger.has_failed(t) for t in tasks)
+    def _frame_bytes(self, medium: Medium, expected: Estimate) -> int:
+        """Return the bytes of all frames of a medium. An image whose features are stored is
+        expected to need none, but these features may go before they are read."""
+        if expected.frame_bytes or expected.reuses_features:
+            return expected.frame_bytes
+        chunks = [task.whole for task in self._ledger.tasks([medium])]
+        return sum(3 * len(chunk.times) * chunk.height * chunk.width for chunk in chunks)
+
+    def _left(self, medium: Medium, tasks: Sequence[Task], kind: str, most: int) -> int:
+        """Return the bytes of a kind that a medium has yet to add, of `most` with all chunks;
+        `tasks` are those that are known."""
+        ledger = self._ledger
+        stage = next(stage for stage in self._job.pipeline if stage.writes == kind)
+        if ledger.media_index(medium) is None:
+            return max(0, most - sum(self._length(task, kind) for task in tasks))
+        left = [t for t in tasks if not ledger.has(t, stage) and not ledger.has_failed(t)]
+        images = sum(len(task.whole.times) for task in tasks)
+        return math.ceil(most * sum(len(task.whole.times) for task in left) / max(1, images))
+
+    def _is_left(self, task: Task) -> bool:
+        return not self._ledger.is_done(task) and not self._ledger.has_failed(task)
 
     def _length(self, task: Task, kind: str) -> int:
         records, key = self._ledger[kind], task.keys.get(kind, "")
         return records.place(key).length if key in records else 0
-
-    def _stored(self, medium: Medium, seen: set[str]) -> Counter[str]:
-        """Return the stored bytes that go when a medium is done, by kind, and add their keys to
-        `seen`."""
-        found = Counter[str]()
-        for task in self._ledger.tasks([medium]):
-            for kind in self._read(task) - self._stays:
-                found[kind] += 0 if task[kind] in seen else self._length(task, kind)
-                seen.add(task[kind])
-        return found
 
     def _too_small(self, kept: Counter[str], wave: int) -> CannotFit:
         kinds = ", ".join(f"{size(of)} {kind}" for kind, of in kept.most_common() if of)
@@ -234,6 +273,8 @@ def planned_waves(
     pairs = zip(media, expected, strict=True)
     tasks = ledger.tasks(media)
     done = {t.medium for t in tasks} - {t.medium for t in tasks if not ledger.is_done(t)}
+    if done.issuperset(media):
+        return [[*media]], ""
     lengths = cut_waves([0 if m in done else e.bytes for m, e in pairs], wave_bytes(job, limit))
     as_recorded = not has_own_bytes(ledger, job.model, media)
     waves = waves_of(ledger, media, lengths, as_recorded=as_recorded, records=records)

@@ -559,6 +559,9 @@ class Summaries:
         return rows
 
 
+MAYBE_UNABLE = "the model may be unable to summarize"
+
+
 def has_words(text: str) -> bool:
     """Return whether a text has letters."""
     return any(map(str.isalpha, text))
@@ -569,7 +572,7 @@ def _warnings(video: SummaryInput, meta: Mapping[str, Any]) -> Iterator[str]:
     parts = ["the summary"] * (not has_words(meta["summary"]))
     parts += [counted(chapters, "chapter")] * bool(chapters)
     if parts:
-        yield f"without words: {' and '.join(parts)}; the model may be unable to summarize"
+        yield f"without words: {' and '.join(parts)}; {MAYBE_UNABLE}"
     if video.lost:
         yield f"without a caption, and left out: {counted(video.lost, 'chunk')}"
     if meta["cut"]:

@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from artifacts.errors import MediaError
 from artifacts.files import HALF, OURS, are_equal, is_linked, is_spare, link, write_text
 from artifacts.names import one_name, rules_in
-from artifacts.plurals import counted
+from artifacts.plurals import counted, first_of
 from artifacts.regular_files import refuse_links
 from artifacts.remote.media_cache import copy_bytes, is_copy, open_local
 from artifacts.shards import (
@@ -254,7 +254,7 @@ class _TrainerFolder:
         """Number of captions of this run in its files."""
         self.user_texts = 0
         """Number of entries, in files that were written, that users wrote or corrected."""
-        self._spare = 0
+        self._spare: list[str] = []
         """Number of media of an earlier run that may be the last copy."""
 
     def write(self, items: Sequence[Chunk], cut: Mapping[str, Path]) -> list[str]:
@@ -373,7 +373,7 @@ class _TrainerFolder:
                     if is_spare(media_path / name):
                         (media_path / name).unlink()
                     else:
-                        self._spare += 1
+                        self._spare.append(name)
 
     def notes(self) -> Iterator[str]:
         """Yield notes for the user about the data set."""
@@ -388,8 +388,8 @@ class _TrainerFolder:
             )
         if self._spare:
             yield (
-                f"not from this run: {counted(self._spare, 'file')} in {self._folder}, kept as "
-                "possibly the last copy"
+                f"not from this run: {counted(len(self._spare), 'file')} in {self._folder} "
+                f"({first_of(self._spare)}), kept as possibly the last copy"
             )
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from artifacts.captions import Failure
-from artifacts.errors import EnvironmentFault, Interrupted, PenstockError, redacted
+from artifacts.errors import CannotFit, EnvironmentFault, Interrupted, PenstockError, redacted
 from artifacts.files import write_json
 from artifacts.options import declared
 from artifacts.remote.addresses import signed
@@ -296,8 +296,11 @@ class RunRecord:
             yield
         except BaseException as error:
             stopped = isinstance(error, Interrupted) or not isinstance(error, Exception)
+            message = str(error)
+            if isinstance(error, CannotFit):  # the same command again does not fit either
+                message, self.value["hint"] = error.message, error.hint
             with contextlib.suppress(PenstockError):
-                self.finish("interrupted" if stopped else "failed", error=str(error))
+                self.finish("interrupted" if stopped else "failed", error=message)
             raise
         self.finish("done")
 

@@ -9,7 +9,7 @@ from artifacts.captions import Failure
 from artifacts.edits import DECISIONS
 from artifacts.plurals import counted
 from flows.media.media_files import MediaFile
-from flows.results.captions import SUMMARIES
+from flows.results.captions import MAYBE_UNABLE, SUMMARIES
 from flows.results.outputs import OutputCounts
 from flows.results.run_status import LISTED_WARNINGS, texts_line
 from flows.results.text_files import user_texts_note
@@ -83,7 +83,8 @@ class RunResult(RunEnd):
         line += f" and {', '.join(self.written.others)}" if self.written.others else ""
         if self.summaries is not None:
             line += f", {counted(self.summaries, 'summary')} in {self.out / SUMMARIES}"
-            line += f" ({self.empty_summaries} with empty texts)" if self.empty_summaries else ""
+            if self.empty_summaries:
+                line += f" ({self.empty_summaries} with texts without words: {MAYBE_UNABLE})"
         if self.written.cut:
             line += f", {self.written.cut} cut at {counted(self.limit, 'token')}"
         decided = [(getattr(self.written, name), name) for name in DECISIONS]

@@ -149,6 +149,8 @@ def advice(record: Mapping[str, Any]) -> str:
     error gives it."""
     if record["state"] in ("done", "running"):
         return ""
+    if record.get("hint"):
+        return str(record["hint"])
     retry, flow_run = "run the same command again", record.get("prefect")
     if not flow_run and retry in record["error"]:
         return ""

@@ -353,16 +353,16 @@ class TextFileCounts:
     """Names of kept files whose generated part was edited; the whole file is now the user's."""
     user_texts: int = 0
     """Files with user-written text: kept files, and files with corrected captions."""
-    earlier: int = 0
-    """Generated files of an earlier run whose media are not completely captioned now."""
+    earlier: list[str] = field(default_factory=list)
+    """Names of generated files of an earlier run whose media are not completely captioned now."""
     same_stem: list[str] = field(default_factory=list)
     """Names of media that differ only in their suffix, one entry per stem."""
     unlike: Counter[str] = field(default_factory=Counter)
     """Why trainers show pictures beside new texts otherwise than the model saw them → count."""
     requested: bool = True
     """Whether this run writes the format; otherwise it only counts outdated files."""
-    others: int = 0
-    """Files of this format in `OUT` that belong to no medium of this run."""
+    others: list[str] = field(default_factory=list)
+    """Paths in `OUT` of files of this format that belong to no medium of this run."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the counts, as `run.json` keeps them."""
@@ -371,8 +371,8 @@ class TextFileCounts:
             "beside": self.beside,
             "written": self.written,
             "kept": len(self.kept),
-            "earlier": self.earlier,
-            "others": self.others,
+            "earlier": len(self.earlier),
+            "others": len(self.others),
         }
 
     def notes(self) -> Iterator[str]:
@@ -401,13 +401,19 @@ class TextFileCounts:
             )
         if self.earlier and not self.requested:
             yield (
-                f"from an earlier run: {counted(self.earlier, noun)} beside the media; "
-                f"--format {self.form} --beside rewrites them"
+                f"from an earlier run: {counted(len(self.earlier), noun)} beside the media "
+                f"({first_of(self.earlier)}); --format {self.form} --beside rewrites them"
             )
         elif self.earlier:
-            yield f"from an earlier run: {counted(self.earlier, noun)} (not all is captioned yet)"
+            yield (
+                f"from an earlier run: {counted(len(self.earlier), noun)} "
+                f"({first_of(self.earlier)}): not all is captioned yet"
+            )
         if self.others:
-            yield f"not from this run: {counted(self.others, noun)} in the same folder"
+            yield (
+                f"not from this run: {counted(len(self.others), noun)} in the same folder "
+                f"({first_of(self.others)})"
+            )
 
 
 NOT_TEXTS = ("logs", DATASET)
@@ -478,7 +484,7 @@ class _Writer:
         """Update the files to the current captions, and return their counts."""
         for path, of, text, has_edits in self._expected_texts(captions_of):
             if text is None:
-                self.texts.earlier += self._is_own(path, of)
+                self.texts.earlier += [path.name] * self._is_own(path, of)
             elif not text:  # all of its captions were rejected, or it has no labels
                 if self._has_own(path, of):
                     path.unlink(missing_ok=True)
@@ -492,9 +498,10 @@ class _Writer:
         self._remove_distinguished()
         self.texts.edited = self._joined.edited
         if not self.texts.beside:
-            ours = {one_name(path) for path in self._paths}
-            below = _texts_below(self._job.out, self.texts.form)
-            self.texts.others = sum(one_name(path) not in ours for path in below)
+            ours, out = {one_name(path) for path in self._paths}, self._job.out
+            below = sorted(_texts_below(out, self.texts.form))
+            others = (path for path in below if one_name(path) not in ours)
+            self.texts.others = [os.path.relpath(path, out) for path in others]
         elif self.texts.form in JOINABLE:
             self.texts.same_stem = _same_stem(self._job)
             self.texts.unlike = _unlike(self._described)
@@ -515,8 +522,8 @@ class _Writer:
                 text is not None
                 and digest_at(path, LARGEST_TEXT) == hashlib.sha256(text).hexdigest()
             )
-            self.texts.earlier += not same and self._is_own(path, of)
-        return self.texts.earlier
+            self.texts.earlier += [path.name] * (not same and self._is_own(path, of))
+        return len(self.texts.earlier)
 
     def _expected_texts(
         self, captions_of: CaptionsOf, only: Set[str] | None = None

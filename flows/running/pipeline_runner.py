@@ -8,6 +8,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from itertools import chain
 from typing import TypeVar
 
 from artifacts.captions import Failure, write_jsonl
@@ -391,6 +392,8 @@ class PipelineRunner:
         if stages or bound:
             expected = estimates(job)
             limit = store_limit(job, expected, self.stages.lease) if stages else None
+            if limit is not None and limit.is_short:
+                stages = list(job.pipeline[1:])
             for note in [*context_notes(job, expected), *(limit.notes() if limit else [])]:
                 self._announce(note)
                 self.record.value["plan"]["notes"].append(note)
@@ -416,6 +419,8 @@ class PipelineRunner:
         for number, wave in enumerate(waves):
             following = waves[number + 1] if number + 1 < len(waves) else []
             both_fit = limit is None or limit.make_room(waves[number:])
+            if limit is not None:
+                self._record_progress()  # records that later waves make again are not done
             self._run_wave(wave, following if both_fit else [])
             if following and time.monotonic() >= self._write_at:
                 self._throttle(partial(write, False))
@@ -472,10 +477,15 @@ class PipelineRunner:
         by_digest = {medium.digest: medium for medium in media}.values()
         for stage in self._job.pipeline:
             of_stage = [t for t in tasks if stage != last or not ledger.has_failed(t)]
-            done = [t for t in of_stage if stage == first or ledger.has(t, stage)]
-            cut = sum(map(ledger.cut_chunks, by_digest)) if stage == first else 0
-            counts = (len(keys_of(some, stage.writes)) + cut for some in (of_stage, done))
-            self.record.expect(stage.name, *counts)
+            made = keys_of(of_stage, stage.writes)
+            left = [t for t in of_stage if not ledger.has(t, stage)]
+            if stage == first:
+                left = [t for t in left if not ledger.has_failed(t)]
+                made |= keys_of(
+                    chain.from_iterable(map(ledger.begun_tasks, by_digest)), stage.writes
+                )
+            done = made - keys_of(left, stage.writes)
+            self.record.expect(stage.name, len(made), len(done))
         self.record.value["media"]["warned"] = warned_files(self._job)
         self.record.value["media"]["open"] = sum(
             ledger.media_index(m) is None and ledger.failure(m) is None for m in media

@@ -13,7 +13,7 @@ from artifacts.keys import digest_of
 from artifacts.locks import holder, refuse_unclaimable, try_hold
 from artifacts.regular_files import guard, refuse_links
 from artifacts.schema import Half
-from artifacts.store import fault_of
+from artifacts.store import disk_faults
 from flows.console.display import COUNTS, Display
 from flows.console.lines import size
 from flows.job.job_summary import note_namespaces, noun_of, one_shot_namespaces, summary
@@ -44,7 +44,7 @@ from flows.results.run_status import stages_of
 from flows.running.pipeline_runner import PipelineRunner
 from flows.running.stage_loop import StageLoop
 from flows.running.stage_runner import StageRunner
-from stages import decode, tune
+from stages import decode, summarize, tune
 from stages.process.events import (
     Event,
     Failed,
@@ -77,13 +77,11 @@ def only_run_in(out: Path, doing: str, another: str) -> Iterator[None]:
     """Hold the lock of a run's folder, so that two runs never overwrite each other's files. Raises
     UsageError if another run holds it, EnvironmentFault if the folder cannot be created."""
     path = out / ".lock"
-    try:
+    with disk_faults(out):
         refuse_links(out)
         guard(out)
         out.mkdir(parents=True, exist_ok=True)
         lock = try_hold(path)
-    except OSError as error:
-        raise fault_of(error, out) from error
     if lock is None:
         raise UsageError(
             f"another run is already {doing} {out} ({holder(path)})",
@@ -258,6 +256,8 @@ class RunObserver:
             done = entry["before"] + entry["items"]
             total += done
             instead["about"] = self._record.value["plan"].get("chunks", 0)
+        elif stage == summarize.STAGE.name:
+            instead["about"] = total
         worked = partial(self._worked, stage)
         self.display.stage(stage, total, done, loads=self._loads(stage), worked=worked, **instead)
 

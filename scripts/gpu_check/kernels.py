@@ -196,13 +196,17 @@ def unpacking(setting: Setting) -> Iterator[Row]:
     import torch
 
     from benchmarks._quantized import LAYOUTS, one_layer
-    from stages.models.stored.codes import AGREES, Codes, codes_of, unpack, write_by_operators
+    from stages.models.stored.codes import AGREES, codes_of, unpack, write_by_operators
 
     torch.manual_seed(0)
     for name in LAYOUTS:
         layer, tensors = one_layer(name, (256, 256) if setting.size == TINY else LAYER)
         parts = codes_of(layer, tensors)
-        held = Codes(*(None if each is None else each.to(setting.device) for each in parts))
+        moved = {
+            part: None if each is None else each.to(setting.device)
+            for part, each in parts._asdict().items()
+        }
+        held: Any = parts._replace(**moved)
         weight = unpack(layer, held, torch.bfloat16, torch.bfloat16)
         in_place = torch.float32 if setting.device == "cpu" else torch.bfloat16
         expected = torch.empty_like(weight, dtype=in_place)

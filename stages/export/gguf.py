@@ -35,7 +35,7 @@ from artifacts.errors import EnvironmentFault
 from artifacts.files import HALF, replace_file, write_json
 from artifacts.plurals import counted
 from artifacts.schema import Part
-from artifacts.store import fault_of
+from artifacts.store import disk_faults
 from stages.export import ExportJob
 from stages.export.export_plan import ExportPlan, StoredTensor, plan_export
 from stages.export.quant_formats import (
@@ -348,19 +348,16 @@ def export(job: ExportJob, report: EventReporter) -> None:
         report.total(len(files) + 1 - there)
         report.note(files=len(files) + 1, there=there)
         check_room(folder, left, MORE_ROOM)
-        try:
-            with keeping_files():
-                for file in left:
-                    write_file(folder, file, plan.rest, form, job.files.check)
-                    report.item(file.name, label=file.name)
-                if not (folder / MANIFEST).exists():
-                    _write_file(job, plan, folder)
-                    report.item(FILE, label=FILE)
-                small[CONFIG] = stating_as_published(small[CONFIG], job.as_published)
-                job.files.check()
-                write_rest(folder, [as_written(folder / file.name) for file in files], small)
-        except OSError as error:
-            raise fault_of(error, folder) from error
+        with disk_faults(folder), keeping_files():
+            for file in left:
+                write_file(folder, file, plan.rest, form, job.files.check)
+                report.item(file.name, label=file.name)
+            if not (folder / MANIFEST).exists():
+                _write_file(job, plan, folder)
+                report.item(FILE, label=FILE)
+            small[CONFIG] = stating_as_published(small[CONFIG], job.as_published)
+            job.files.check()
+            write_rest(folder, [as_written(folder / file.name) for file in files], small)
 
 
 def _write_file(job: ExportJob, plan: GgufPlan, folder: Path) -> None:

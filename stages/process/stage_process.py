@@ -29,7 +29,7 @@ from artifacts.errors import Killed
 from artifacts.model_files import ModelFiles
 from artifacts.packages import require
 from artifacts.regular_files import open_below, refuse_links
-from artifacts.store import fault_of
+from artifacts.store import disk_faults
 from stages.process.device import device_free_bytes, device_holders, device_used_bytes, on_wsl
 from stages.process.events import (
     Event,
@@ -148,13 +148,11 @@ class StageProcess:
         self.outcome = StageOutcome(name=name, baseline_before_bytes=used)
         self._log_start = 0
         self._started = time.monotonic()
-        try:
+        with disk_faults(log.parent):
             refuse_links(log.parent)
             log.parent.mkdir(parents=True, exist_ok=True)
             with _appending(log) as file:
                 self._log_start = file.tell()  # skip the output of earlier runs
-        except OSError as error:
-            raise fault_of(error, log.parent) from error
         document = job_descriptor(
             {
                 "name": name,

@@ -20,7 +20,7 @@ from urllib.parse import quote
 
 from artifacts.errors import UsageError
 from artifacts.files import write_text
-from artifacts.json_shapes import OptionalField, number, read_jsonl
+from artifacts.json_shapes import read_jsonl
 from artifacts.plurals import counted
 from artifacts.regular_files import open_regular
 from artifacts.remote.addresses import is_address
@@ -37,6 +37,7 @@ from flows.results.report.media import (
     FILE,
     MEDIA_ENTRY,
     RUN_AGAIN,
+    SUMMARY,
     captioned_media,
     embed_thumbnails,
     failed_media,
@@ -71,7 +72,7 @@ from flows.results.thumbnails import data_address
 from flows.results.trust import belief_in
 from flows.results.tuned import training_in
 
-MORE = ("planned time", "CPU time", "processes", "tokens", "attention")
+MORE = ("planned time", "CPU time", "processes", "tokens generated", "attention")
 MIN_SHARE_BYTES = 100_000_000
 """Minimum planned peak for which a share is shown; below it, noise of any process dominates."""
 PARTS = {
@@ -122,7 +123,16 @@ def runs_table(entries: Sequence[Entry]) -> dict[str, Any] | None:
     rows = [[_moment(entry["started"]), *_run_cells(entry)] for entry in entries]
     rows.append([f"all {total['runs']} runs", *_run_cells(total)])
     return _without_empty_columns(
-        ("started", "time", "made", "tokens", "peak host memory", "peak GPU memory", "rungs"), rows
+        (
+            "started",
+            "time",
+            "made",
+            "tokens generated",
+            "peak host memory",
+            "peak GPU memory",
+            "rungs",
+        ),
+        rows,
     )
 
 
@@ -415,10 +425,11 @@ def facts(out: Path, folder: Path) -> dict[str, Any]:
     record = load_record(run)
     is_labels = kind_of(record) == LABELS
     edited = Counter[str]()
+    summaries = read_jsonl(run / SUMMARIES, SUMMARY, RUN_AGAIN) if record["summaries"] else []
     if is_labels:
         media = labelled_media(run, folder)
     else:
-        media, edited = captioned_media(run, folder)
+        media, edited = captioned_media(run, folder, summaries)
     labels = run if is_labels else label_run_below(run)
     if labels is not None and not is_labels:
         add_labels(media, labelled_media(labels, folder, max(SHEET, len(media))))
@@ -438,7 +449,7 @@ def facts(out: Path, folder: Path) -> dict[str, Any]:
         "error": record["error"],
         "advice": advice(record),
         "updated": _moment(record["updated"]),
-        "totals": list(_totals(record, timeline["seconds"], runs, _tokens(run, record, media))),
+        "totals": list(_totals(record, timeline["seconds"], runs, _tokens(media, summaries))),
         "runs": runs_table(runs),
         "about": [
             *(export_about(export) if export else ()),
@@ -476,14 +487,10 @@ def _run_of(export: ExportFound | None, out: Path) -> Path:
     return export.runs[0]
 
 
-def _tokens(run: Path, record: Mapping[str, Any], media: Sequence[Mapping[str, Any]]) -> int:
-    """Return the tokens of the captions and summaries in a run's folder."""
-    if kind_of(record) != "captions":
-        return 0
-    shape = {"tokens": OptionalField(number)}
-    rows = read_jsonl(run / SUMMARIES, shape, RUN_AGAIN) if record["summaries"] else []
+def _tokens(media: Sequence[Mapping[str, Any]], summaries: Sequence[Mapping[str, Any]]) -> int:
+    """Return the tokens of captions and summaries; 0 of labels, which have none."""
     texts = sum(caption[3] for medium in media for caption in medium["captions"])
-    return int(texts + sum(row.get("tokens", 0) for row in rows))
+    return int(texts + sum(row.get("tokens", 0) for row in summaries))
 
 
 def _totals(record: Mapping[str, Any], seconds: float, runs: Sequence[Entry], tokens: int) -> Rows:
@@ -497,7 +504,7 @@ def _totals(record: Mapping[str, Any], seconds: float, runs: Sequence[Entry], to
     if record["cut"]:
         yield "cut", f"{record['cut']:,}"
     if tokens:
-        yield "tokens", f"{tokens:,}"
+        yield "tokens in these texts", f"{tokens:,}"
     of = f" of {counted(total['runs'], 'run')}" if total is not None and total["runs"] > 1 else ""
     yield f"time{of}", duration(seconds if total is None else total["seconds"])
     peaks = [*record["stages"], *([] if total is None else [total])]

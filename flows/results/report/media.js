@@ -1,6 +1,7 @@
 // Videos with their captions, and images on a contact sheet.
 
 const SPANS = 40; // labels of a video that are shown beside its captions
+const SHORT = 300; // letters of a summary and its chapters that are not folded
 const PLAYED = /\.(mp4|m4v|mov|mkv|webm|ogv|gif)$/i; // videos that some browser plays, animated images included
 const SHOWN_BY_ALL = /\.(jpe?g|png|gif|webp|bmp)$/i;
 
@@ -51,6 +52,7 @@ class VideoCard {
         this.length && clock(this.length), tokens && counted(tokens, "token")])),
       medium.prompt ? el("p", {class: "quiet", dir: "auto"}, `Asked: ${medium.prompt}`) : null,
       medium.warnings.map(text => el("p", {class: "warning", dir: "auto"}, text)),
+      medium.summary ? summaryOf(medium.summary, sought, start => this.go(start)) : null,
       medium.spans ? el("p", {class: "spans"}, medium.spans.slice(0, SPANS).map(([start, text]) =>
         button(`${clock(start)} ${text}`, () => this.go(start), {class: "chip"}))) : null,
       el("div", {class: "pair"}, el("div", {}, this.player, this.track), this.list));
@@ -140,6 +142,17 @@ class VideoCard {
     rows[rows.indexOf(document.activeElement) + step]?.focus();
     event.preventDefault();
   }
+}
+
+// A summary and its chapters, folded where they are long and nothing is sought in them.
+function summaryOf(summary, sought, go) {
+  const {said, chapters, warnings} = summary, all = told(summary), low = folded(all);
+  const text = one => one.trim() ? marked(one, sought) : el("em", {}, "no text");
+  return el("details", {class: "told", open: all.length <= SHORT || sought.some(word => low.includes(word))},
+    el("summary", {}, joined(["Summary", counted(chapters.length, "chapter")])),
+    el("p", {dir: "auto"}, text(said)), warnings.map(one => el("p", {class: "warning", dir: "auto"}, one)),
+    el("div", {class: "chapters"}, chapters.map(([start, one]) => button([el("time", {}, clock(start)),
+      el("span", {dir: "auto"}, text(one))], () => go(start)))));
 }
 
 // The labels of an image; those with a box have its colour.

@@ -6,7 +6,7 @@ import itertools
 import operator
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -51,22 +51,39 @@ CAPTION = {
     "warnings": OptionalField([text]),
 }
 EDITED = {**CAPTION, "original": OptionalField(string)}
+SUMMARY = {
+    **NAME,
+    "summary": text,
+    "chapters": [{"start": number, "end": number, "text": text}],
+    "tokens": OptionalField(count),
+    "warnings": OptionalField([text]),
+}
 FAILURE = dict.fromkeys(Failure.__slots__, OptionalField(text))
 
 
-def captioned_media(out: Path, folder: Path) -> tuple[list[dict[str, Any]], Counter[str]]:
+def captioned_media(
+    out: Path, folder: Path, summaries: Sequence[dict[str, Any]] = ()
+) -> tuple[list[dict[str, Any]], Counter[str]]:
     """Return the media of a run into `out`, in source order, for a page in `folder`, and how many
-    captions are corrected, accepted and rejected.
+    captions are corrected, accepted and rejected. `summaries`: rows of `summaries.jsonl`.
 
     Each has `name`, `kind`, `url` relative to the folder (None: unknown), `gone`, `prompt` and
     `captions`. A caption is (start, end, text, tokens, whether it was cut, the fields of
-    CONFIDENCE). Raises EnvironmentFault.
+    CONFIDENCE). A summarized one has `summary`: its text (`said`), the (start, text) of each of
+    its `chapters`, and `warnings`. Raises EnvironmentFault.
     """
     media, edited = list[dict[str, Any]](), Counter[str]()
+    rows_of = {_name(row): row for row in summaries}
     for entry, rows in media_with_captions(out, EDITED):
         edited["corrected"] += sum("original" in row for row in rows)
         edited.update(row["review"] for row in rows if row.get("review"))
         media.append(_medium(entry, rows, folder))
+        if row := rows_of.get(_name(entry)):
+            media[-1]["summary"] = {
+                "said": row["summary"],
+                "chapters": [(each["start"], each["text"]) for each in row["chapters"]],
+                "warnings": row.get("warnings", []),
+            }
     return media, edited
 
 

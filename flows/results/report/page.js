@@ -90,7 +90,10 @@ function media() {
   show();
   if (!data.captioned) search.placeholder = "Search labels and names  ( / )";
   onTyped(search, 150, show);
-  addEventListener("beforeprint", () => { if (data.all) kinds.forEach(({list}) => list.putAll()); });
+  addEventListener("beforeprint", () => {
+    if (data.all) kinds.forEach(({list}) => list.putAll());
+    document.querySelectorAll(".told").forEach(summary => set(summary, {open: true}));
+  });
 }
 
 run();

@@ -31,7 +31,7 @@ from artifacts.errors import EnvironmentFault, ModelChanged, UsageError
 from artifacts.files import read_kept, refuse_foreign, sweep, whole_file, write_json
 from artifacts.locks import try_lock
 from artifacts.regular_files import open_regular
-from artifacts.store import fault_of
+from artifacts.store import disk_faults
 from stages.models.hub.checkpoint import CONFIG, INDEX, SINGLE
 from stages.models.hub.transfer import shown, size_of
 from stages.models.shards import NOTE, SHARD_BYTES
@@ -140,11 +140,9 @@ def claimed(folder: Path, made_of: Mapping[str, Any]) -> Iterator[None]:
     The folder must be new, empty, or begun from the same source. Raises UsageError for any other,
     EnvironmentFault if another process is writing to it."""
     refuse_foreign(folder, (), (NOTE,))
-    try:
+    with disk_faults(folder):
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError as error:
-        raise fault_of(error, folder) from error
     try:
         if not try_lock(descriptor):
             raise EnvironmentFault(
