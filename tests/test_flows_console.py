@@ -223,8 +223,8 @@ def test_no_time_left_is_shown_after_the_first_items() -> None:
     for at in range(13):  # pictures before videos: 24 per second, of 22 items
         fast.count(at / 24)
     assert not fast.is_steady(0.6) and fast.is_steady(5.0)
-    for seconds in (2.0, 4.0, 5.1):  # 3 of 374
-        slow.count(seconds)
+    for late in (2.0, 4.0, 5.1):  # 3 of 374
+        slow.count(late)
     assert slow.rate(5.1) > 0 and not slow.is_steady(5.1) and slow.is_steady(20.0)
 
 

@@ -201,12 +201,7 @@ def unpacking(setting: Setting) -> Iterator[Row]:
     torch.manual_seed(0)
     for name in LAYOUTS:
         layer, tensors = one_layer(name, (256, 256) if setting.size == TINY else LAYER)
-        parts = codes_of(layer, tensors)
-        moved = {
-            part: None if each is None else each.to(setting.device)
-            for part, each in parts._asdict().items()
-        }
-        held: Any = parts._replace(**moved)
+        held = codes_of(layer, {part: each.to(setting.device) for part, each in tensors.items()})
         weight = unpack(layer, held, torch.bfloat16, torch.bfloat16)
         in_place = torch.float32 if setting.device == "cpu" else torch.bfloat16
         expected = torch.empty_like(weight, dtype=in_place)
