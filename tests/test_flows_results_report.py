@@ -159,8 +159,8 @@ def test_failures_come_with_hints_and_stages_with_their_figures(tmp_path: Path) 
     record = write_run(tmp_path, [(file, captions_of(file, ["x"]))], [failure])
     work(record, "encode", 2.0, 10.0, curve(10, 100, 900 * 10**6), items=4, tokens=0)
     work(record, "decode", 12.0, 5.0, curve(5, 100, 10**9), items=4, tokens=1234)
-    said = {"summary": "all", "chapters": [{"start": 0.0, "end": 4.0, "text": "first"}]}
-    row = {"media_path": "a.mp4", "source": "clips", "tokens": 5, **said}
+    summarized = {"summary": "all", "chapters": [{"start": 0.0, "end": 4.0, "text": "first"}]}
+    row = {"media_path": "a.mp4", "source": "clips", "tokens": 5, **summarized}
     (tmp_path / "summaries.jsonl").write_text(json.dumps(row) + "\n")
     record.value["summaries"] = 1
     started_ago(record, 17.0)
@@ -176,7 +176,7 @@ def test_failures_come_with_hints_and_stages_with_their_figures(tmp_path: Path) 
         "1",
         "1.0 GB",
     )
-    shown = {"said": "all", "chapters": [[0.0, "first"]], "warnings": []}
+    shown = {"text": "all", "chapters": [[0.0, "first"]], "warnings": []}
     assert message["media"][0]["summary"] == shown
     about = dict(message["about"])
     assert about["model"] == "a/model-7b" and "torch" in about["versions"]

@@ -120,16 +120,16 @@ def test_a_summary_stands_with_its_chapters_and_is_searched(
     record.value["summaries"] = 1
     record.write(force=True)
     shown(browser, out)
-    folded = "return document.querySelector('.told').open"
-    assert browser.wait(TEXTS, ".told summary") == ["Summary · 2 chapters"]
+    folded = "return document.querySelector('.summary').open"
+    assert browser.wait(TEXTS, ".summary summary") == ["Summary · 2 chapters"]
     assert not browser.run(folded), "it is long"
     search = "const f = document.querySelector('#search'); f.value = arguments[0];"
     browser.run(f"{search} f.dispatchEvent(new Event('input'))", "harbour")
     assert browser.wait(f"{folded} || null")
     assert browser.run(TEXTS, ".captions button") == [], "no caption says it"
-    assert browser.run("return document.querySelectorAll('.told mark').length") == 40
+    assert browser.run("return document.querySelectorAll('.summary mark').length") == 40
     assert browser.run(TEXTS, ".chapters button") == [f"0:00\n{EVIL}", "0:04\nno text"]
-    assert browser.run(TEXTS, ".told .warning") == ["without words: 1 chapter"]
+    assert browser.run(TEXTS, ".summary .warning") == ["without words: 1 chapter"]
     browser.click(".chapters button", 1)
     browser.wait("return document.querySelector('video').currentTime === 4")
     browser.run(f"{search} f.dispatchEvent(new Event('input'))", "boat")

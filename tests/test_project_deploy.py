@@ -237,7 +237,7 @@ def test_each_deployment_has_a_line_and_a_failure_all_that_prefect_printed(
 
 
 @pytest.mark.parametrize(
-    ("field", "said"),
+    ("field", "refusal"),
     [
         ("max_store: sixty", "--max-store 'sixty' is not a size. Write it like 200GB"),
         ("max_store: 60", "--max-store 60: 60 bytes? Write 60GiB"),
@@ -250,16 +250,16 @@ def test_each_deployment_has_a_line_and_a_failure_all_that_prefect_printed(
     ],
 )
 def test_a_wrong_value_in_prefect_yaml_is_refused_in_one_line(
-    field: str, said: str, tmp_path: Path
+    field: str, refusal: str, tmp_path: Path
 ) -> None:
     text = (ROOT / "prefect.yaml").read_text(encoding="utf-8")
     file = tmp_path / "prefect.yaml"
     file.write_text(text.replace("model: demo\n", f"model: demo\n        {field}\n", 1))
     lines = list(deploy_all.refusals(file))
-    assert len(lines) == bool(said)
+    assert len(lines) == bool(refusal)
     for line in lines:
-        where = "" if "YAML" in said else ": caption-videos/batch"
-        assert line.startswith(f"penstock: {file}{where}") and said in line and "\n" not in line
+        where = "" if "YAML" in refusal else ": caption-videos/batch"
+        assert line.startswith(f"penstock: {file}{where}") and refusal in line and "\n" not in line
 
 
 def test_the_page_says_how_a_folder_of_ones_own_is_captioned_every_night(tmp_path: Path) -> None:

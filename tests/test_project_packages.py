@@ -32,6 +32,7 @@ BROUGHT = {
     "pydantic_core": "pydantic",
     "pydantic_settings": "prefect",
     "tokenizers": "transformers",
+    "triton": "torch",
     "uvloop": "uvloop",
 }
 """Module that is imported and in no table → the package that requires it."""

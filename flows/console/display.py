@@ -93,7 +93,7 @@ class Pace:
         return self._since_begun(newest)
 
     def is_steady(self, now: float) -> bool:
-        """Return whether enough was made to tell the time left."""
+        """Return whether enough was made for an estimate of the time left."""
         seconds, made = now - self._begun, self._groups[-1].made if self._groups else 0
         return seconds >= (STEADY_SECONDS if made >= STEADY_ITEMS else SLOW_SECONDS)
 

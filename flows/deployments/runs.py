@@ -301,7 +301,7 @@ DEMO = ("demo/samples",)
 
 def warn_of_demo(config: MediaOptions) -> None:
     """Say in the log of a scheduled run that it works on the demo's clips. A schedule has no
-    parameters of its own, so nobody may have asked for them."""
+    parameters of its own, so nobody may have requested them."""
     context = FlowRunContext.get()
     run = context.flow_run if context else None
     if run is not None and run.auto_scheduled and tuple(config.sources) == DEMO:

@@ -46,7 +46,7 @@ function low(of, text) {
 }
 
 // All texts of a summary.
-const told = ({said, chapters}) => [said, ...chapters.map(([, text]) => text)].join("\n");
+const allOf = ({text: whole, chapters}) => [whole, ...chapters.map(([, text]) => text)].join("\n");
 
 // Media with those of their captions that are asked for: each word sought is in the name, the caption, or what the run adds to all
 // captions (`around`). `bare`: also media without a caption, and those of whose summary it is true.
@@ -58,7 +58,7 @@ function chosen(media, {filter, sort, sought, around = "", bare = false}) {
     const name = rest.length ? low(medium, medium.name) : "", passed = medium.captions.filter(row => passes(row, medium));
     return {medium, name, rows: rest.length ? passed.filter(row => has(name, low(row, words(row)))) : passed};
   }).filter(({medium, name, rows}) => rows.length || (bare && filter === "all" && (medium.summary
-    ? has(name, low(medium.summary, told(medium.summary))) : !medium.captions.length && has(name))));
+    ? has(name, low(medium.summary, allOf(medium.summary))) : !medium.captions.length && has(name))));
   if (!place) return order ? found.sort(order) : found;
   // Each caption has a place of its own, so it gets a card of its own.
   const apart = found.flatMap(({medium, rows}) => rows.map(row => ({medium, rows: [row], place: place(row)})));

@@ -146,11 +146,11 @@ class VideoCard {
 
 // A summary and its chapters, folded where they are long and nothing is sought in them.
 function summaryOf(summary, sought, go) {
-  const {said, chapters, warnings} = summary, all = told(summary), low = folded(all);
+  const {text: whole, chapters, warnings} = summary, all = allOf(summary), low = folded(all);
   const text = one => one.trim() ? marked(one, sought) : el("em", {}, "no text");
-  return el("details", {class: "told", open: all.length <= SHORT || sought.some(word => low.includes(word))},
+  return el("details", {class: "summary", open: all.length <= SHORT || sought.some(word => low.includes(word))},
     el("summary", {}, joined(["Summary", counted(chapters.length, "chapter")])),
-    el("p", {dir: "auto"}, text(said)), warnings.map(one => el("p", {class: "warning", dir: "auto"}, one)),
+    el("p", {dir: "auto"}, text(whole)), warnings.map(one => el("p", {class: "warning", dir: "auto"}, one)),
     el("div", {class: "chapters"}, chapters.map(([start, one]) => button([el("time", {}, clock(start)),
       el("span", {dir: "auto"}, text(one))], () => go(start)))));
 }

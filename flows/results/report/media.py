@@ -69,7 +69,7 @@ def captioned_media(
 
     Each has `name`, `kind`, `url` relative to the folder (None: unknown), `gone`, `prompt` and
     `captions`. A caption is (start, end, text, tokens, whether it was cut, the fields of
-    CONFIDENCE). A summarized one has `summary`: its text (`said`), the (start, text) of each of
+    CONFIDENCE). A summarized one has `summary`: its `text`, the (start, text) of each of
     its `chapters`, and `warnings`. Raises EnvironmentFault.
     """
     media, edited = list[dict[str, Any]](), Counter[str]()
@@ -80,7 +80,7 @@ def captioned_media(
         media.append(_medium(entry, rows, folder))
         if row := rows_of.get(_name(entry)):
             media[-1]["summary"] = {
-                "said": row["summary"],
+                "text": row["summary"],
                 "chapters": [(each["start"], each["text"]) for each in row["chapters"]],
                 "warnings": row.get("warnings", []),
             }

@@ -92,7 +92,7 @@ function media() {
   onTyped(search, 150, show);
   addEventListener("beforeprint", () => {
     if (data.all) kinds.forEach(({list}) => list.putAll());
-    document.querySelectorAll(".told").forEach(summary => set(summary, {open: true}));
+    document.querySelectorAll(".summary").forEach(summary => set(summary, {open: true}));
   });
 }
 
