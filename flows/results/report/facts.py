@@ -298,6 +298,7 @@ def sift_facts(out: Path, record: Mapping[str, Any], name: str) -> dict[str, Any
         "files": [row["media_path"] for row in rows],
         "marks": marks,
         "groups": groups,
+        "most": MEMBERS,
         "thumbs": _thumbs(out, rows, sorted(shown)),
         "keep": record["keep"],
         "pictures": pictures,

@@ -66,7 +66,7 @@ section("run", "Sift", el("p", {class: "quiet"}, `${data.name} · ${data.state}`
   data.keep ? el("p", {}, "Run with --keep ", el("code", {}, data.keep)) : null,
   data.marked > data.files.length ? el("p", {class: "quiet"}, `shown: a sample of ${grouped(data.files.length)} files`) : null, summary);
 if (data.groups.length) section("copies", "Copies", data.groups.map(({kind, members}) => {
-  const drawn = members.filter(at => at in data.thumbs), more = members.filter(at => !(at in data.thumbs));
+  const drawn = members.slice(0, data.most), more = members.slice(data.most);
   const alike = kind === "similar" ? " alike by vectors" : " with the same picture";
   return el("article", {class: "card"},
     el("h3", {}, counted(members.length, "file"), el("span", {class: "quiet"}, alike)),
