@@ -386,3 +386,20 @@ def test_a_run_that_would_lose_the_trigger_of_its_folder_says_so_before(
     assert note in capsys.readouterr().out.replace("\n", " ")
     assert "trigger" not in run_inside(place, trigger="sks", **options).said
     assert note.replace("the ohwx", "sks").replace("'", "") in run_inside(place, **options).said
+
+
+def test_captions_of_files_that_are_gone_are_named_before_they_leave(tmp_path: Path) -> None:
+    clips = tmp_path / "clips"
+    clips.mkdir()
+    for name, colour in (("a", "red"), ("b", "blue"), ("c", "green")):
+        Image.new("RGB", (64, 48), colour).save(clips / f"{name}.png")
+    model, store = str(checkpoint("llava")), tmp_path / "store"
+    place = Place(clips=clips, out=tmp_path / "out", store=store, model=model)
+    assert "leave" not in run_inside(place, max_new_tokens=4).said
+    (clips / "a.png").rename(clips / "renamed.png")
+    (clips / "b.png").unlink()
+    note = "1 caption of 1 file that this run does not read leave"
+    assert (
+        f"{note} {place.out / 'captions.jsonl'}: b.png" in run_inside(place, max_new_tokens=4).said
+    )
+    assert "leave" not in run_inside(place, max_new_tokens=4).said

@@ -31,6 +31,7 @@ from flows.planning.plan import ladder_of
 from flows.results.outputs import (
     existing_outputs,
     failure_of,
+    gone_media_note,
     lost_trigger_note,
     media_paths_of,
     output_paths,
@@ -323,8 +324,8 @@ class RunObserver:
                 line = replaced_line(job.out, record.value["outputs"])
                 if line and not same_work_in(job.out, record.value["keys"]):
                     self.display.print_line(line)
-                if lost := lost_trigger_note(job):
-                    self.display.print_line(lost)
+                for text in filter(None, (lost_trigger_note(job), gone_media_note(job))):
+                    self.display.print_line(text)
             record.write(force=True)
             self._ladder = ladder_of(job, self._on_rung_change)
             launcher = launcher_for(job, launcher, self.display.print_line)
