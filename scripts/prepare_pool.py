@@ -190,10 +190,9 @@ def main() -> int:
             )
             before = deployments(client)
             code = deploy()
-            for line in keep_switches(client, before):
-                print(line, flush=True)
-            if not code:
-                print("penstock: starting the worker", flush=True)
+            switched = keep_switches(client, before)
+            if not code:  # else the error is the last line
+                print(*switched, "penstock: starting the worker", sep="\n", flush=True)
     except PrefectHTTPStatusError as error:
         if not refuses_login(error):
             raise

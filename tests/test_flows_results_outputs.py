@@ -16,9 +16,11 @@ import pytest
 import flows.machine.launch
 import flows.results.clips
 from artifacts.errors import Interrupted, Killed
+from artifacts.schema import ChunkIndex, MediaIndex
 from flows.cli.status_command import lines as status_lines
 from flows.console.display import Display
 from flows.options.commands import CaptionConfig
+from flows.results.captions import stale_frames
 from flows.results.run_read import load_record
 from flows.results.run_result import RunResult
 from flows.results.run_status import stages_of
@@ -376,3 +378,23 @@ def test_what_lies_there_when_a_run_begins_is_of_an_earlier_one(config: CaptionC
 
     run(config, Looking(), prompt="Second?", format=TABLES)
     assert "earlier" not in status(config)
+
+
+@pytest.mark.parametrize(
+    ("times", "warnings", "expected"),
+    [
+        ((453.84,), ("15 decoded frames damaged",), 1),
+        ((453.84, 465.0), ("15 decoded frames damaged",), 0),
+        ((459.5,), ("15 decoded frames damaged",), 0),
+        ((453.84,), (), 0),
+    ],
+)
+def test_a_chunk_without_a_frame_of_its_own_is_named(
+    times: tuple[float, ...], warnings: tuple[str, ...], expected: int
+) -> None:
+    chunk = ChunkIndex(index=46, start=460.0, end=470.0, times=times, height=16, width=16)
+    index = MediaIndex(
+        kind="video", height=16, width=16, duration=900.0, chunks=(chunk,), warnings=warnings
+    )
+    note = "no frame of its own can be decoded: the model saw that of 453.84 s"
+    assert [*stale_frames(index, chunk)] == [note] * expected

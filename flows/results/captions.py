@@ -26,7 +26,7 @@ from artifacts.json_shapes import parse
 from artifacts.keys import digest_of
 from artifacts.packs import RecordSet, refresh_together
 from artifacts.plurals import counted
-from artifacts.schema import values_of
+from artifacts.schema import ChunkIndex, MediaIndex, values_of
 from artifacts.tables import KINDS
 from flows.checkpoint.precision import PartSettings
 from flows.job.media_digests import JobFile
@@ -56,6 +56,10 @@ STILL_REPEATED = "repeats itself, even after it was regenerated"
 SHORTENED = "closed early, because it reached the token limit"
 INVALID_CORRECTION = "correction ignored: it does not follow the schema"
 ONE_FRAME = ("only the chunk's middle frame was used: the model takes one image per prompt",)
+
+STALE_SECONDS = 1.0
+"""Time from the last frame of a chunk to its start above which damage hides the chunk's own
+frames: a frame that begins before a chunk may be shown in it, but seldom as long."""
 
 
 def file_failure(
@@ -132,10 +136,21 @@ def _caption(
         ended=stored["ended"],
         **_confidence(job, task, stored, shown),
         name=file.name,
-        warnings=(*index.warnings, *(ONE_FRAME if one_frame else ()), *shown.warnings),
+        warnings=(
+            *index.warnings,
+            *(ONE_FRAME if one_frame else ()),
+            *stale_frames(index, task.chunk),
+            *shown.warnings,
+        ),
         original="" if shown.text == shown.original else with_affixes(config, shown.original),
         review=shown.review,
     )
+
+
+def stale_frames(index: MediaIndex, chunk: ChunkIndex) -> Iterator[str]:
+    """Yield a warning if a chunk of a damaged video has no frame of its own."""
+    if index.warnings and chunk.times and chunk.start - chunk.times[-1] > STALE_SECONDS:
+        yield f"no frame of its own can be decoded: the model saw that of {chunk.times[-1]:.2f} s"
 
 
 class _Shown(NamedTuple):
