@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image, ImageDraw, ImageFilter
+from PIL import Image, ImageDraw, ImageEnhance, ImageFilter
 
 from artifacts.errors import MissingPackage, UsageError
 from benchmarks._pairs import coloured, fields, other_words, shoe, slide, still
@@ -404,6 +404,18 @@ def test_of_equal_files_the_shorter_name_is_kept(here: Path, tmp_path: Path) -> 
     run(here / "videos", tmp_path / "out")
     marks = {row["media_path"]: row for row in read_lines(tmp_path / "out" / "marks.jsonl")}
     assert {name for name, row in marks.items() if row["duplicate"]} == {*copies}
+
+
+def test_of_a_picture_and_its_grey_copy_the_coloured_one_is_kept(tmp_path: Path) -> None:
+    (tmp_path / "pictures").mkdir()
+    scene = next(drawn(np.random.default_rng(4))).resize((320, 200))
+    pale = ImageEnhance.Color(scene).enhance(0.05)
+    pale.filter(ImageFilter.GaussianBlur(0.6)).save(tmp_path / "pictures" / "scene.png")
+    pale.convert("L").save(tmp_path / "pictures" / "a.png")
+    run(tmp_path / "pictures", tmp_path / "out")
+    marks = {row["media_path"]: row for row in read_lines(tmp_path / "out" / "marks.jsonl")}
+    assert marks["a.png"]["sharpness"] > marks["scene.png"]["sharpness"]
+    assert {name for name, row in marks.items() if row["duplicate"]} == {"a.png"}
 
 
 @pytest.mark.parametrize("name", ["sharpness", "start", "and"])

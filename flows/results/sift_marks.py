@@ -26,7 +26,7 @@ from flows.options.vectors import KEEP
 from flows.results.foreign_files import CHUNKS_FILE, KEPT_FILE, LEFT_OUT_FILE, MARKS_FILE
 from flows.results.run_result import RunEnd
 from flows.results.sift_duplicates import Fingerprint, groups_of
-from stages.sift.measures import BLACK_SHARE, STEP_SECONDS, Marked
+from stages.sift.measures import BLACK_SHARE, STEP_SECONDS, Marked, is_coloured
 
 BLURRED = 0.4
 """Sharpness below which a medium is blurred. Measured by `benchmarks/sift.py`."""
@@ -186,6 +186,8 @@ class MarkedFiles:
     files: list[JobFile] = field(default_factory=list)
     rows: list[Values] = field(default_factory=list)
     """Marks of each file."""
+    coloured: list[bool] = field(default_factory=list)
+    """Whether each file has colours."""
     chunks: list[Values] = field(default_factory=list)
     """Marks of the chunks of all videos."""
 
@@ -228,6 +230,7 @@ def add_file(found: MarkedFiles, each: JobFile, marked: Marked, chunk: float) ->
     found.rows.append(row | names | own | medium_marks(marked))
     found.chunks += [{**names, **chunk_values} for chunk_values in chunk_marks(marked, chunk)]
     found.files.append(each)
+    found.coloured.append(any(is_coloured(look) for look in marked.looks))
 
 
 def mark_copies(found: MarkedFiles, items: Sequence[Fingerprint], *, mirrored: bool) -> None:
@@ -251,16 +254,16 @@ def mark_groups(found: MarkedFiles, groups: NDArray[Any], number: str, flag: str
         # Of equals the best is `a.jpg`, not `a (copy).jpg`.
         names = {at: found.files[at].file.media_path for at in several}
         several.sort(key=lambda at: (len(PurePosixPath(names[at]).stem), names[at]))
-        best = max(several, key=lambda at: _quality(found.rows[at]))
+        best = max(several, key=lambda at: _quality(found.rows[at], found.coloured[at]))
         for at in several:
             found.rows[at] |= {number: count, flag: int(at != best)}
 
 
-def _quality(row: Mapping[str, Any]) -> tuple[bool, bool, float, float]:
+def _quality(row: Mapping[str, Any], coloured: bool) -> tuple[bool, bool, float, bool, float]:
     """Return the sort key by which the best of a group is chosen: no faults, more than black and
-    white, then its resolution, then its sharpness."""
+    white, then its resolution, then colours, then its sharpness."""
     good = not row["faults"], not row["bilevel"]
-    return *good, row["width"] * row["height"], row["sharpness"] or 0.0
+    return *good, row["width"] * row["height"], coloured, row["sharpness"] or 0.0
 
 
 def kept_of(

@@ -216,6 +216,11 @@ def look_of(grey: Grey, sharp: Grey, coloured: Image.Image | None) -> Look:
     )
 
 
+def is_coloured(look: Look) -> bool:
+    """Return whether a picture has other colours than grey. Rounding moves a grey one by 1."""
+    return bool(np.abs(look.colours.astype(np.int16) - 128).max() > 1)
+
+
 def is_plain(grey: Grey) -> bool:
     """Return whether most of a measured picture between its bars has few levels, as slides,
     screens and pages."""
