@@ -147,7 +147,7 @@ def output_paths(job: Job) -> dict[str, str]:
 
 
 MEDIA_NAMES = {"media_path": text, "captions": count, "content": OptionalField(text)}
-"""Fields of a line of `media.jsonl` that tell which file it is about."""
+"""Fields of a line of `media.jsonl` that identify its file."""
 FOLDERS = (DATASET, *TRAINERS)
 """Formats written as a folder in `OUT` after all captions."""
 
