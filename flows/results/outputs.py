@@ -188,8 +188,8 @@ def gone_media_note(job: Job) -> str:
     if job.pipeline[-1].writes != "captions" or not (captions := sum(gone.values())):
         return ""
     return (
-        f"{counted(captions, 'caption')} of {counted(len(gone), 'file')} that this run does not "
-        f"read leave {job.out / CAPTIONS}: {first_of([*gone])}"
+        f"not in {job.out / CAPTIONS} any more: {counted(captions, 'caption')} of "
+        f"{counted(len(gone), 'file')} that this run does not read ({first_of([*gone])})"
     )
 
 
