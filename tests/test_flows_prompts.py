@@ -395,11 +395,9 @@ def test_captions_of_files_that_are_gone_are_named_before_they_leave(tmp_path: P
         Image.new("RGB", (64, 48), colour).save(clips / f"{name}.png")
     model, store = str(checkpoint("llava")), tmp_path / "store"
     place = Place(clips=clips, out=tmp_path / "out", store=store, model=model)
-    assert "leave" not in run_inside(place, max_new_tokens=4).said
+    assert "any more" not in run_inside(place, max_new_tokens=4).said
     (clips / "a.png").rename(clips / "renamed.png")
     (clips / "b.png").unlink()
-    note = "1 caption of 1 file that this run does not read leave"
-    assert (
-        f"{note} {place.out / 'captions.jsonl'}: b.png" in run_inside(place, max_new_tokens=4).said
-    )
-    assert "leave" not in run_inside(place, max_new_tokens=4).said
+    note = f"not in {place.out / 'captions.jsonl'} any more: 1 caption of 1 file that this run "
+    assert f"{note}does not read (b.png)" in run_inside(place, max_new_tokens=4).said
+    assert "any more" not in run_inside(place, max_new_tokens=4).said
