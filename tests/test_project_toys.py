@@ -88,7 +88,7 @@ def test_it_is_planned_run_shown_and_resumed(copy: Path) -> None:
     planned = thumb(copy, "--dry-run")
     assert "  thumb " in planned and "decode" not in planned and not out.exists()
     message = thumb(copy)
-    assert "making thumbs: 3 files to do" in message
+    assert "making thumbs: 3 chunks to do" in message
     assert items(copy) == {"frames": 3, "thumb": 3}
     for path in sorted(out.glob("*.jpg")):
         with Image.open(path) as image:
