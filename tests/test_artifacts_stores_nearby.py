@@ -389,6 +389,16 @@ def test_a_renewed_lease_stays(
             time.sleep(0.5)
 
 
+@pytest.mark.parametrize(("offset", "length"), [(0, None), (2, None), (0, 3), (2, 3), (2, 99)])
+def test_a_range_of_an_object_begins_at_its_offset(
+    store: Store, offset: int, length: int | None
+) -> None:
+    bucket = Bucket(store.url)
+    bucket.write("captions/a", b"0123456789")
+    body, found = bucket.get("captions/a", offset, length)
+    assert body == b"0123456789"[offset:][:length] and found.size == 10
+
+
 def test_a_lease_that_was_taken_for_dead_is_written_again(store: Store, tmp_path: Path) -> None:
     assert store.job_leases is not None
     with leased(store, [NAMESPACE], tmp_path) as lease:

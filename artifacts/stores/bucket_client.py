@@ -178,7 +178,11 @@ class Bucket:
         Raises FileNotFoundError, EnvironmentFault."""
 
         def ask() -> tuple[bytes, Listed]:
-            span: GetOptions = {} if length is None else {"range": (offset, offset + length)}
+            span: GetOptions = {}
+            if length is not None:
+                span = {"range": (offset, offset + length)}
+            elif offset:
+                span = {"range": {"offset": offset}}
             try:
                 got = obstore.get(self._at, name, options=span)
                 return bytes(got.bytes()), listed(got.meta)
