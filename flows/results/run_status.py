@@ -314,7 +314,16 @@ def run_folder(out: Path) -> RunFolder:
 
 
 def run_status(out: Path) -> dict[str, Any]:
-    """Return the object that `penstock status --json` prints. Raises UsageError, EnvironmentFault.
+    """Return the object that `penstock status --json` prints: the progress, and how many decisions
+    are not in the files yet. Raises UsageError, EnvironmentFault."""
+    run = run_folder(out).run
+    unwritten = {} if run is None else {"unwritten": count_unwritten(run)}
+    return {**progress_of(out), **unwritten}
+
+
+def progress_of(out: Path) -> dict[str, Any]:
+    """Return the progress of the run, export or training in a folder. It reads no captions, so a
+    page may ask for it every second. Raises UsageError, EnvironmentFault.
 
     An export adds `checkpoint`, a training `training`, and learning `rounds`; the other entries are
     of the last run.
@@ -333,4 +342,4 @@ def run_status(out: Path) -> dict[str, Any]:
         found["rounds"] = rounds
     stages = {stage.name: asdict(stage) for stage in stages_of(record, time.time())}
     record["stages"] = [{**entry, **stages[entry["name"]]} for entry in record["stages"]]
-    return {**found, **record, "unwritten": count_unwritten(run), "advice": advice(record)}
+    return {**found, **record, "advice": advice(record)}

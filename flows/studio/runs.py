@@ -46,7 +46,7 @@ from flows.options.vectors import PLACE
 from flows.results.foreign_files import KEPT_FILE
 from flows.results.run_read import load_record
 from flows.results.run_record import COMMAND, seconds_of
-from flows.results.run_status import run_folder, run_status
+from flows.results.run_status import progress_of, run_folder
 from flows.studio.values import line_of
 
 AGAIN = "again"
@@ -318,7 +318,7 @@ class RunQueue:
 
     def _status(self, run: QueuedRun) -> dict[str, Any] | None:
         try:
-            found = run_status(Path(run.out))
+            found = progress_of(Path(run.out))
         except PenstockError:
             return None
         if "pid" not in found or not _is_of(run, found):
