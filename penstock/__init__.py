@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from penstock.api import convert as convert
     from penstock.api import export as export
     from penstock.api import learn as learn
+    from penstock.api import load_half as load_half
     from penstock.api import plan as plan
     from penstock.api import rebuild as rebuild
     from penstock.api import report as report
@@ -48,7 +49,6 @@ if TYPE_CHECKING:
     from penstock.cells import Shown as Shown
     from penstock.cells import correct as correct
     from penstock.cells import show as show
-    from penstock.halves import load_half as load_half
     from penstock.server import ServerProcess as ServerProcess
     from penstock.server import serve as serve
     from penstock.vectors import Embedded as Embedded
@@ -72,6 +72,7 @@ _NAMES = {
         "convert",
         "export",
         "learn",
+        "load_half",
         "plan",
         "rebuild",
         "report",
@@ -80,7 +81,6 @@ _NAMES = {
     ),
     "penstock.captions": ("Captions", "caption"),
     "penstock.cells": ("Shown", "correct", "show"),
-    "penstock.halves": ("load_half",),
     "penstock.server": ("ServerProcess", "serve"),
     "penstock.vectors": (
         "Embedded",

@@ -1,16 +1,19 @@
 """Python API of the commands that return when they are done: plan, rebuild, status, report, tune,
-learn, export and convert.
+learn, export and convert; and `load_half`.
 """
 
 import os
 from collections.abc import Iterable, Mapping
 from contextlib import closing
+from importlib import import_module
 from os import PathLike
 from pathlib import Path
 from typing import Any, Unpack
 
 from artifacts.errors import UsageError
 from artifacts.paths import folder_named
+from artifacts.schema import Part
+from flows.checkpoint.models import demo_folder
 from flows.checkpoint.profile_loading import Converted
 from flows.checkpoint.profile_loading import convert as run_convert
 from flows.cli.options import recorded_run
@@ -21,6 +24,7 @@ from flows.learning.result import Learned
 from flows.machine.launch import DirectLauncher
 from flows.options.commands import CaptionConfig, RebuildConfig
 from flows.options.export_config import ExportConfig
+from flows.options.model import DEMO_MODEL
 from flows.options.training import LearnConfig, TuneConfig
 from flows.planning.plan import figures, plan_of
 from flows.planning.plan_view import plan_lines
@@ -163,3 +167,23 @@ def convert(
         raise UsageError(f"dtype {dtype} is not known", hint=f"Choose from {', '.join(DTYPES)}")
     job = ConvertJob(source=str(read), folder=str(made), dtype=dtype)
     return run_convert(job, display_for(progress))
+
+
+def load_half(
+    path: str | Path,
+    keep: Part,
+    *,
+    extra_modules: Iterable[str] | None = None,
+    without: Iterable[str] = (),
+    **options: Any,
+) -> Any:
+    """Load one half of the model at `path` (a folder, a hub id or `demo`), or the whole, in eval
+    mode.
+
+    `extra_modules` are paths of modules in the other half that this half needs too. With None, they
+    are found in the model's classes. `without` are paths of this half to leave out. `options` are
+    those of `from_pretrained`. Raises PenstockError.
+    """
+    folder = demo_folder() if str(path) == DEMO_MODEL else path
+    load = import_module("stages.models").load_half  # torch, by name as in penstock/__init__
+    return load(folder, keep, extra_modules=extra_modules, without=without, **options)
