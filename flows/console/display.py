@@ -390,7 +390,7 @@ class Display:
             self._draw()
             self._emit({"event": "stage", "stage": name, "total": total, "done": done})
             if self._plain:
-                before = done - made
+                before = self._before
                 finished = self._counted(before) if _reads_files(name) else before
                 already = f", {finished} already done" * bool(before)
                 meanwhile = f", {made} done meanwhile" * bool(made)

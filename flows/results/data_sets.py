@@ -255,7 +255,7 @@ class _TrainerFolder:
         self.user_texts = 0
         """Number of entries, in files that were written, that users wrote or corrected."""
         self._spare: list[str] = []
-        """Number of media of an earlier run that may be the last copy."""
+        """Names of media of an earlier run that may be the last copy."""
 
     def write(self, items: Sequence[Chunk], cut: Mapping[str, Path]) -> list[str]:
         """Write its files. Return the names of those that users wrote or edited, which are kept."""

@@ -165,10 +165,12 @@ def lost_trigger_note(job: Job) -> str:
     """Return a note on the trigger or prefix of the captions in the output folder if this run,
     which replaces them, has neither; empty if there is none."""
     now, before = TextOptions.of(job.config), dict[str, str]()
+    if job.pipeline[-1].writes != "captions" or now.trigger or now.prefix:
+        return ""
     with suppress(PenstockError):
         before = load_record(job.out)["plan"].get("words", {})
     lost = next((name for name in ("trigger", "prefix") if before.get(name)), "")
-    if job.pipeline[-1].writes != "captions" or not lost or now.trigger or now.prefix:
+    if not lost:
         return ""
     place, text = next((n for n in FOLDERS if (job.out / n).is_dir()), CAPTIONS), before[lost]
     words = f"the {lost} {text}, and this run has none: give --{lost} {shlex.quote(text)}"
@@ -178,6 +180,8 @@ def lost_trigger_note(job: Job) -> str:
 def gone_media_note(job: Job) -> str:
     """Return a note on the captions in the output folder that this run, which replaces them, leaves
     out, because it reads no file of that name or content; empty if there are none."""
+    if job.pipeline[-1].writes != "captions":
+        return ""
     here = {each.file.media_path for each in job.files} | {f.media_path for f in job.failures}
     contents = {medium.digest for medium in job.media}
     gone: dict[str, int] = {}
@@ -185,7 +189,7 @@ def gone_media_note(job: Job) -> str:
         for entry in read_jsonl(job.out / MEDIA, MEDIA_NAMES, ""):
             if entry["media_path"] not in here and entry.get("content") not in contents:
                 gone[entry["media_path"]] = entry["captions"]
-    if job.pipeline[-1].writes != "captions" or not (captions := sum(gone.values())):
+    if not (captions := sum(gone.values())):
         return ""
     return (
         f"not in {job.out / CAPTIONS} any more: {counted(captions, 'caption')} of "
