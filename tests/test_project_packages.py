@@ -313,7 +313,7 @@ def test_a_stage_without_a_package_of_the_core_names_it(here: Path, tmp_path: Pa
 
 
 def advice(clone: Path, python: str | Path, extra: str = "sift") -> str:
-    """Return how a Python without Penstock's packages, in a folder, is told to install an extra."""
+    """Return the advice on an extra that a Python without Penstock's packages prints in a clone."""
     code = f"from artifacts.packages import install_command; print(install_command({extra!r}))"
     done = completed([str(python), "-c", code], cwd=clone, env={"PYTHONDONTWRITEBYTECODE": "1"})
     assert done.returncode == 0, done.stderr

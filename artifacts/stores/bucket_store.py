@@ -59,7 +59,8 @@ class PackHeader:
 
 
 class Catalogs:
-    """The pack headers of one store, many of which lie together in catalogs."""
+    """Reads the pack headers of one store, and joins many of them in a catalog, so that the next
+    reader makes one request for all."""
 
     def __init__(self, store: "BucketStore", bucket: Bucket, copies: Copies) -> None:
         self._store = store

@@ -54,7 +54,7 @@ def constrain(schema: dict[str, Any], option: Option) -> None:
         place["minLength"] = 1
     if takes_text(option):
         schema["anyOf"].insert(1, {"type": "string"})
-        place = schema  # beside `anyOf`, of which a refusal would say only that nothing matches
+        place = schema  # inside `anyOf`, the server's refusal would not show the pattern
     if option.text:
         place["pattern"] = option.text
 

@@ -100,8 +100,8 @@ class StoreLimit:
         ]
 
     def cut(self, waves: Sequence[list[Medium]]) -> list[list[Medium]]:
-        """Divide waves that an earlier run recorded with more room. Those of which most is stored
-        come first, before it is deleted for others."""
+        """Divide the waves that an earlier run recorded with more room. Return the waves with the
+        most stored bytes first: a wave that runs before them may delete these bytes."""
         found = []
         for wave in waves:
             left = iter(wave)

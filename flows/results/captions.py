@@ -65,7 +65,7 @@ frames: a frame that begins before a chunk may be shown in it, but seldom as lon
 def file_failure(
     file: MediaFile, stage: str, why: Mapping[str, Any], start: float = 0.0
 ) -> Failure:
-    """Return the failure of a file in a stage, of which a record says why."""
+    """Return the failure of a file in a stage. `why`: kind, message and hint of its cause."""
     return Failure(
         media_path=file.media_path,
         source=file.source,

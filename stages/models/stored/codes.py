@@ -247,6 +247,7 @@ def _kernel_agrees(layer: StoredLayer, held: Codes, dtype: torch.dtype) -> bool:
 
 
 def write_by_kernel(layer: StoredLayer, held: Codes, weight: torch.Tensor) -> None:
+    """Write the first rows of the weight, as many as `weight` has, in 16 bit on a GPU."""
     from stages.models.stored.kernel import write_weight
 
     scales = _scales(held.scales, held.divisor).contiguous()
