@@ -171,7 +171,7 @@ def test_a_file_that_is_too_large_fails_by_name_and_the_others_are_captioned(
     assert (result.captions, result.exit_code) == (3, 1)
     (failure,) = result.failures
     assert (failure.media_path, failure.error) == ("tape.mp4", TOO_LARGE), failure
-    assert max(stages.sizes) <= limited.max_store
+    assert max(stages.sizes) <= (limited.max_store or 0)
     named = re.search(r"--max-store (\S+) is enough", note)
     assert named is not None and f"--max-store {named[1]} or more" in failure.hint
     again = replace(limited, max_store=parse_size(named[1], "--max-store"))
