@@ -14,7 +14,7 @@ from artifacts.errors import EnvironmentFault, MissingPackage, UsageError
 from artifacts.index import search, upkeep
 from artifacts.index.manifest import SearchMethod
 from artifacts.index.search import EXACT, Query, Searcher
-from artifacts.index.shard import IndexRow, Nearest, bits_of, differences
+from artifacts.index.shard import IndexRow, bits_of, differences
 from artifacts.index.upkeep import is_due, measure, note_texts
 from artifacts.index.where import Condition, matching, moments, single
 from artifacts.index.writing import writing
@@ -73,21 +73,8 @@ def test_the_bits_that_differ_are_counted(monkeypatch: pytest.MonkeyPatch) -> No
     for width in (3, 64, 72, 768, 1000):
         signs = np.random.default_rng(width).standard_normal((50, width)).astype(np.float32)
         bits = bits_of(signs)
-        found = [d.copy() for _, d in differences(bits, bits[:, 7])]
         expected = ((signs > 0) != (signs[7] > 0)).sum(axis=1)
-        assert np.array_equal(np.concatenate(found), expected)
-
-
-def test_the_smallest_are_kept_in_a_stable_order() -> None:
-    values = np.random.default_rng(0).integers(0, 40, 5000)
-    kept = np.random.default_rng(1).random(5000) < 0.5
-    nearest = Nearest(30)
-    for start in range(0, 5000, 64):
-        nearest.offer(start, values[start : start + 64], kept[start : start + 64])
-    at = np.flatnonzero(kept)
-    expected = at[np.argsort(values[at], kind="stable")[:30]]
-    assert nearest.best()[0].tolist() == expected.tolist()
-    assert len(Nearest(3).best()[0]) == 0
+        assert np.array_equal(differences(bits, bits[:, 7]), expected)
 
 
 def test_the_short_way_is_taken_where_it_finds_enough(index: Path, short: None) -> None:

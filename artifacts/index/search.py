@@ -21,7 +21,6 @@ from artifacts.index.shard import (
     CONTENT,
     PICTURE,
     Halves,
-    Nearest,
     Positions,
     bits_of,
     damaged_file,
@@ -157,16 +156,18 @@ class Searcher:
     def _first_pass(
         self, vector: NDArray[np.float32], centre: str, kept: Kept, wide: int
     ) -> Positions:
-        """Return the rows whose bits differ least from the query's."""
+        """Return the `wide` rows of more that are kept whose bits differ least from the query's."""
         centred = direction(vector) - self._means[centre]
         bits = bits_of(centred[None])[:, 0]
-        nearest = Nearest(wide)
+        differing = np.empty(self.snapshot.rows, np.uint16)
         for shard in self.snapshot.shards:
             assert shard.bits is not None
-            for start, differing in differences(shard.bits, bits):
-                at = shard.start + start
-                nearest.offer(at, differing, kept[at : at + len(differing)])
-        return nearest.best()[0]
+            differing[shard.start : shard.start + shard.rows] = differences(shard.bits, bits)
+        positions = np.flatnonzero(kept)
+        # Sorting all takes 40 times as long as finding the limit: 40 ms for a million rows.
+        limit = np.partition(differing[positions], wide - 1)[wide - 1]
+        near = positions[differing[positions] <= limit]
+        return near[np.argsort(differing[near], kind="stable")[:wide]]
 
     def _scores(
         self, vectors: Sequence[NDArray[np.float32]], positions: Positions

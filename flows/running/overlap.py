@@ -147,7 +147,7 @@ class Overlap:
         would end the stage without overlap."""
         if (work := self._work(feed.stage, wave)) is not None:
             self._loop.on_start(feed.stage.name, work.total, work.total - work.missing)
-        while not feed.attempt.process.wait_for_exit(LOOK_SECONDS):
+        while not self._loop.has_exited(feed.attempt, LOOK_SECONDS):
             if self._decode is not None and self._decode.closed.is_set():
                 self._stop_decode()
                 if feed.stage is not self._stage:

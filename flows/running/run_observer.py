@@ -3,7 +3,7 @@
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, get_args
@@ -21,7 +21,7 @@ from flows.job.prepare import Job
 from flows.ledger.ledger import fetch_parts
 from flows.machine.budget import WithinBudget
 from flows.machine.fan_out import FanOutLauncher
-from flows.machine.launch import Launcher, StageCall, StageHandle
+from flows.machine.launch import Launcher
 from flows.machine.leases import Lease, leased
 from flows.media.generated_files import GeneratedFiles
 from flows.options.training import LearnedOptions
@@ -40,7 +40,7 @@ from flows.results.outputs import (
 )
 from flows.results.owners import take
 from flows.results.run_read import history_in, same_work_in
-from flows.results.run_record import REWRITE_SECONDS, RunRecord
+from flows.results.run_record import RunRecord
 from flows.results.run_status import stages_of
 from flows.running.pipeline_runner import PipelineRunner
 from flows.running.stage_loop import StageLoop
@@ -52,7 +52,6 @@ from stages.process.events import (
     Item,
     MemorySample,
     StageNotes,
-    StageOutcome,
     Total,
 )
 from stages.process.job import CHUNK
@@ -93,23 +92,17 @@ def only_run_in(out: Path, doing: str, another: str) -> Iterator[None]:
 
 
 class LiveCaptions:
-    """A launcher that writes the captions of a run while they are made, so that people can read and
-    correct the first ones meanwhile. It takes at most one part in SHARE of the time."""
+    """Writes the captions of a run while they are made, so that people can read and correct the
+    first ones meanwhile. That takes at most one part in SHARE of the time."""
 
     SHARE = 20
 
-    def __init__(self, launcher: Launcher, job: Job, record: RunRecord) -> None:
-        self._launcher, self._job, self._record = launcher, job, record
+    def __init__(self, job: Job, record: RunRecord) -> None:
+        self._job, self._record = job, record
         self._made = 0
         self._write_at = 0.0
 
-    def start(self, call: StageCall) -> StageHandle:
-        process = self._launcher.start(call)
-        return (
-            Watched(process, self._write) if call.name == self._job.pipeline[-1].name else process
-        )
-
-    def _write(self) -> None:
+    def write(self) -> None:
         """Write `captions.jsonl` and its count, if there are new captions and it is time."""
         began, ledger = time.monotonic(), self._job.ledger
         if began < self._write_at:
@@ -123,32 +116,6 @@ class LiveCaptions:
                 self._record.value["captions"] = sum(written.values())
                 self._record.write(force=True)
         self._write_at = began + self.SHARE * (time.monotonic() - began)
-
-
-@dataclass(frozen=True, slots=True)
-class Watched:
-    """A stage during which a function is called now and then."""
-
-    process: StageHandle
-    meanwhile: Callable[[], None]
-
-    @property
-    def outcome(self) -> StageOutcome:
-        return self.process.outcome
-
-    def wait(self) -> StageOutcome:
-        while not self.wait_for_exit(REWRITE_SECONDS):
-            pass
-        return self.process.wait()
-
-    def wait_for_exit(self, seconds: float) -> bool:
-        has_ended = self.process.wait_for_exit(seconds)
-        if not has_ended:
-            self.meanwhile()
-        return has_ended
-
-    def stop(self) -> None:
-        self.process.stop()
 
 
 def launcher_for(job: Job, launcher: Launcher, warn: Callable[[str], None]) -> Launcher:
@@ -328,10 +295,16 @@ class RunObserver:
                     self.display.print_line(text)
             record.write(force=True)
             self._ladder = ladder_of(job, self._on_rung_change)
-            launcher = launcher_for(job, launcher, self.display.print_line)
-            if job.pipeline[-1].writes == "captions":
-                launcher = LiveCaptions(launcher, job, record)
-            loop = StageLoop(job, launcher, record, self._ladder, self.on_stage_start, fetch)
+            writes_captions = job.pipeline[-1].writes == "captions"
+            loop = StageLoop(
+                job=job,
+                launcher=launcher_for(job, launcher, self.display.print_line),
+                record=record,
+                ladder=self._ladder,
+                on_start=self.on_stage_start,
+                fetch=fetch,
+                write_live=LiveCaptions(job, record).write if writes_captions else None,
+            )
             steps = StageRunner(loop, lease)
             try:
                 yield PipelineRunner(job, steps, record, self.display.print_line)

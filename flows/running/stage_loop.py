@@ -24,7 +24,7 @@ from flows.ledger.tasks import Medium, Task
 from flows.machine.launch import Launcher, StageCall, StageHandle, wait_or_stop
 from flows.pipelines import parts_of
 from flows.planning.ladder import Ladder, Rung
-from flows.results.run_record import RunRecord
+from flows.results.run_record import REWRITE_SECONDS, RunRecord
 from flows.running.stage_calls import settings_on
 from stages.process.events import StageOutcome
 from stages.process.exit_diagnosis import is_crash
@@ -73,6 +73,8 @@ class StageLoop:
     """Called with a stage, its number of items, and how many of them exist, before each start."""
     fetch: Callable[[Collection[Part]], None]
     """Makes sure that the weights of these parts are on this machine."""
+    write_live: Callable[[], None] | None = None
+    """Called now and then while the last stage runs."""
 
     def start(
         self,
@@ -106,10 +108,24 @@ class StageLoop:
         """Wait for a process, within the context `beside`. Raises PenstockError."""
         settings = settings_on(self.job.model, attempt.rung)
         attention = (settings.attention if settings else "") or ""
+
+        def meanwhile() -> None:
+            attempt.meanwhile()
+            if self.write_live is not None and attempt.stage is self.job.pipeline[-1]:
+                while not self.has_exited(attempt, REWRITE_SECONDS):
+                    pass
+
         try:
-            return wait_or_stop(attempt.process, attempt.meanwhile, beside)
+            return wait_or_stop(attempt.process, meanwhile, beside)
         finally:
             self.record.add(attempt.outcome, attention=attention, precision=attempt.precision)
+
+    def has_exited(self, attempt: Attempt, seconds: float) -> bool:
+        """Wait so long for the end of a process, and return whether it has ended."""
+        has_ended = attempt.process.wait_for_exit(seconds)
+        if not has_ended and self.write_live and attempt.stage is self.job.pipeline[-1]:
+            self.write_live()
+        return has_ended
 
     def until_done(
         self,
