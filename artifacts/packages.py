@@ -118,7 +118,6 @@ def install_command(extra: str = "") -> str:
 
 
 def _has_penstock() -> bool:
-    """Return whether Penstock is installed in the environment of this process."""
     from importlib.metadata import PackageNotFoundError, distribution
 
     try:

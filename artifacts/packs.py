@@ -447,7 +447,6 @@ def stored_namespaces(store: Store, kind: str) -> set[str]:
 
 
 def _measured(payload: bytes | memoryview) -> tuple[int, str]:
-    """Return the length in bytes and the checksum of a payload."""
     return memoryview(payload).nbytes, hashlib.sha256(payload).hexdigest()
 
 

@@ -52,10 +52,6 @@ class Maker:
     text_half: str
     """Digest of the half that reads texts, with its tokenizer."""
 
-    def has_halves_of(self, other: "Maker") -> bool:
-        """Return whether both halves are the same."""
-        return (self.half, self.text_half) == (other.half, other.text_half)
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class IndexFile:
@@ -154,8 +150,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     value = asdict(manifest)
     with disk_faults(folder):
         sync_folder(folder)  # names of files before the manifest that names them
-        read_back = json.loads(json.dumps(value))
-        write_json(folder / BOOK, {"format": FORMAT, **value, "digest": digest_of(read_back)})
+        write_json(folder / BOOK, {"format": FORMAT, **value, "digest": digest_of(value)})
         sync_folder(folder)
 
 

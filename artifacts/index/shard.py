@@ -14,7 +14,7 @@ import json
 import math
 import os
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -344,6 +344,8 @@ class OpenShard:
     """One of each sort."""
     parquet: Any
     """Its rows."""
+    paths: Mapping[str, Path]
+    """One of each of SHARD_FILES."""
 
 
 def unit(vectors: Vectors) -> Halves:
@@ -445,6 +447,7 @@ def open_shard(folder: Path, shard: IndexShard, start: int, width: int, *, bits:
         bits=read_whole(paths["bits"], "<u8", (words_of(width), shard.rows)) if bits else None,
         identities=stored_planes(paths["identities"], "<u8", IDENTITIES, shard.rows),
         parquet=parquet,
+        paths=paths,
     )
 
 

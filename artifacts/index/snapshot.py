@@ -58,11 +58,6 @@ class Snapshot:
         kept[self.deleted] = False
         return kept
 
-    def identities(self, plane: int) -> Iterator[tuple[OpenShard, NDArray[np.uint64]]]:
-        """Yield each shard with the identities of its rows: ROW, CONTENT, PICTURE or MEDIUM."""
-        for shard in self.shards:
-            yield shard, shard.identities[plane][:]
-
     def identities_at(self, plane: int, positions: Positions) -> NDArray[np.uint64]:
         """Return the identities of the rows at these positions."""
         found = np.empty(len(positions), np.uint64)
@@ -73,8 +68,8 @@ class Snapshot:
     def positions_of(self, plane: int, identity: int) -> Positions:
         """Return where rows of this identity are that were not removed, ascending."""
         found = [
-            np.flatnonzero(numbers == np.uint64(identity)) + shard.start
-            for shard, numbers in self.identities(plane)
+            np.flatnonzero(shard.identities[plane][:] == np.uint64(identity)) + shard.start
+            for shard in self.shards
         ]
         every = np.concatenate(found) if found else np.empty(0, np.int64)
         return np.setdiff1d(every, self.deleted, assume_unique=True)
@@ -127,17 +122,12 @@ class Snapshot:
             with self.reading:
                 yield
         except (OSError, ValueError, IndexError) as error:
-            raise damaged_file(self._file(shard, "rows"), "is damaged") from error
+            raise damaged_file(shard.paths["rows"], "is damaged") from error
 
     def vectors_file(self, position: Positions) -> Path:
         """Return the file that holds the vector at a position, of shape (1,)."""
         shard, _, _ = next(self._by_shard(position))
-        return self._file(shard, "embeddings")
-
-    def _file(self, shard: OpenShard, kind: str) -> Path:
-        """Return a file of a shard: `rows` or `embeddings`."""
-        at = [other.start for other in self.shards].index(shard.start)
-        return self.folder / self.manifest.shards[at].files[kind].name
+        return shard.paths["embeddings"]
 
     def _by_shard(self, positions: Positions) -> Iterator[tuple[OpenShard, Positions, Positions]]:
         """Yield each shard that positions lie in, those inside it, and their places among all."""
@@ -209,8 +199,8 @@ def _texts(folder: Path, file: IndexFile | None, width: int) -> Vectors | None:
 
 
 def of_all(snapshot: Snapshot, plane: int) -> NDArray[np.uint64]:
-    """Return the identities of all rows, shape (rows)."""
-    parts: Sequence[NDArray[np.uint64]] = [found for _, found in snapshot.identities(plane)]
+    """Return the identities of all rows, shape (rows): ROW, CONTENT, PICTURE or MEDIUM."""
+    parts = [shard.identities[plane][:] for shard in snapshot.shards]
     return np.concatenate(parts) if parts else np.empty(0, np.uint64)
 
 

@@ -188,7 +188,7 @@ def _manifest(folder: Path, maker: Maker | None, made_by: str) -> Manifest:
 
 def refuse_other_halves(folder: Path, there: Maker, given: Maker) -> None:
     """Raise UsageError when a text read by `given` cannot be compared with the vectors there."""
-    if not there.has_halves_of(given):
+    if (there.half, there.text_half) != (given.half, given.text_half):
         raise UsageError(
             f"{folder} holds vectors of {there.model}, and the weights, tokenizer or configuration "
             f"of {given.model} are not those that it was made with",

@@ -2,10 +2,12 @@
 server is still slow to respond.
 """
 
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
-from itertools import count
+from itertools import islice
+from queue import SimpleQueue
 from typing import TypeVar
 
 Item = TypeVar("Item")
@@ -27,49 +29,32 @@ def map_prefetched(
     """Yield the results of a function in the order of the items. `threads` threads compute them
     before the caller asks. At most `held` finished results wait (0: no limit). Raises the
     function's error when the caller reaches that item."""
-    left, lock = enumerate(items), threading.Lock()
-    made: dict[int, Future[Result]] = {}
-    came = threading.Condition(lock)
-    room = threading.Semaphore(held) if held else None
-    stopped, working = threading.Event(), threads
+    left, lock, stopped = iter(items), threading.Lock(), threading.Event()
+    room = threading.Semaphore(held or sys.maxsize)
+    results: SimpleQueue[Future[Result] | None] = SimpleQueue()
+    """Results in the order of the items, those that are computed now among them; None: no more."""
 
     def work() -> None:
-        nonlocal working
         while True:
-            if room is not None:
-                room.acquire()
+            room.acquire()
             with lock:
-                number, item = (-1, None) if stopped.is_set() else next(left, (-1, None))
-                if number < 0:
-                    working -= 1
-                    came.notify_all()
-            if number < 0:
-                if room is not None:  # for the next one to see that nothing is left
-                    room.release()
+                taken = [] if stopped.is_set() else list(islice(left, 1))
+                result = Future[Result]() if taken else None
+                results.put(result)
+            if result is None:
+                room.release()  # for the next one to see that nothing is left
                 return
-            result: Future[Result] = Future()
-            _do(function, item, result)  # type: ignore[arg-type]
-            with lock:
-                made[number] = result
-                came.notify_all()
+            _do(function, taken[0], result)
 
     for _ in range(threads):
         threading.Thread(target=work, name="ahead", daemon=True).start()
     try:
-        for number in count():
-            with lock:
-                while number not in made and working:
-                    came.wait()
-                if number not in made:
-                    return
-                result = made.pop(number)
+        while threads and (result := results.get()) is not None:
             yield result.result()
-            if room is not None:
-                room.release()
+            room.release()
     finally:
         stopped.set()
-        if room is not None:
-            room.release()
+        room.release()
 
 
 def _do(function: Callable[[Item], Result], item: Item, made: "Future[Result]") -> None:

@@ -5,7 +5,6 @@ order, so its length is the resume offset. A partial file from before the last b
 after a power cut its end may hold zeros that were never written.
 """
 
-import contextlib
 import glob
 import hashlib
 import os
@@ -50,6 +49,7 @@ from artifacts.stores.bucket_client import (
 )
 from artifacts.stores.copies import SPARE_BYTES
 from artifacts.stores.folder import disk_faults
+from artifacts.stores.local import boot_suffix
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
@@ -250,14 +250,11 @@ RANGE_BYTES = 4 << 20
 """Bytes per range request."""
 RANGES_AT_ONCE = 4
 """Concurrent ranges of one object; each is held in memory."""
-BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 
 def part_name() -> str:
     """Return the name of an unfinished file."""
-    with contextlib.suppress(OSError):
-        return f"{BOOT.read_text().strip()[:8]}.part"
-    return "part"
+    return f"{boot_suffix()[1:9]}.part"
 
 
 def fetch(remote: RemoteFile, file: BufferedRandom, on_progress: OnProgress) -> str:

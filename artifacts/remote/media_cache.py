@@ -70,15 +70,12 @@ def is_copy(path: Path) -> bool:
     return path.parent == place and KEY.fullmatch(key) is not None and (place / NOTE).exists()
 
 
-@contextlib.contextmanager
-def open_local(place: str | Path) -> Iterator[Path]:
+def open_local(place: str | Path) -> contextlib.AbstractContextManager[Path]:
     """Give the path of a file until the block ends: the path itself, or that of a copy, which is
     fetched if it is not there. `place` is a path or an address. Raises EnvironmentFault, and
     MediaError for what is not to be had now."""
-    with contextlib.ExitStack() as stack:
-        is_far = is_address(place) if isinstance(place, str) else is_copy(place)
-        path = stack.enter_context(_fetched(place)) if is_far else Path(place)
-        yield path
+    is_far = is_address(place) if isinstance(place, str) else is_copy(place)
+    return _fetched(place) if is_far else contextlib.nullcontext(Path(place))
 
 
 def local_path(place: str | Path) -> Path:

@@ -234,14 +234,11 @@ class BucketStore:
     def _fetched(self, name: str, offset: int, length: int | None) -> bytes:
         """Return bytes that no copy holds, and keep one if they begin the object."""
         body, found = self._bucket.get(name, offset, length)
-        self._know(found := _plain(found))
+        self._known[name] = found = _plain(found)
         if offset == 0:
             whole = len(body) == found.size
             self._copies.add(name, found.version + ("" if whole else HEAD), body)
         return body
-
-    def _know(self, found: Listed) -> None:
-        self._known[found.name] = found
 
     def headers(self, names: Sequence[str], extent: Extent) -> Iterator[tuple[str, bytes]]:
         """Yield the head of each object that is there, in this order. Few requests are made for
@@ -267,7 +264,7 @@ class BucketStore:
         version = self._bucket.create(name, body)
         if version:
             found = Listed(name=name, size=len(body), modified=time.time(), version=version)
-            self._know(found := _plain(found))
+            self._known[name] = found = _plain(found)
             self._copies.add(name, found.version, body)
         return version is not None
 
@@ -282,7 +279,7 @@ class BucketStore:
 
     def _below(self, prefix: str) -> Iterator[str]:
         for found in map(_plain, self._bucket.below(prefix)):
-            self._know(found)
+            self._known[found.name] = found
             yield found.name
 
     def lists(self, folders: Sequence[str]) -> Mapping[str, Sequence[str]]:

@@ -43,19 +43,14 @@ class FolderStore:
         try:
             with open_regular(path) as file:
                 there = max(0, os.fstat(file.fileno()).st_size - offset)
-                want = there if length is None else min(length, there)
-                pieces = []
-                while want > 0 and (piece := os.pread(file.fileno(), want, offset)):
-                    pieces.append(piece)
-                    offset += len(piece)
-                    want -= len(piece)
+                file.seek(offset)
+                return file.read(there if length is None else min(length, there))
         except FileNotFoundError:
             raise
         except NotADirectoryError as error:
             raise FileNotFoundError(error.errno, error.strerror, str(path)) from error
         except OSError as error:
             raise read_fault(error, path) from error
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def headers(self, names: Sequence[str], extent: Extent) -> Iterator[tuple[str, bytes]]:
         for name in names:

@@ -47,7 +47,7 @@ def clock_of(folder: Path) -> float:
 def half_written(folder: Path) -> Iterator[tuple[Path, IO[bytes]]]:
     """Yield the path of a new half-written file, and that file. It is locked until the end of the
     block, and gone after it. Raises OSError."""
-    half = folder / TEMPORARY / f"{uuid.uuid4().hex}{_boot_suffix()}"
+    half = folder / TEMPORARY / f"{uuid.uuid4().hex}{boot_suffix()}"
     half.parent.mkdir(parents=True, exist_ok=True)
     try:
         with open(half, "xb") as file:
@@ -70,7 +70,7 @@ def left_behind(folder: Path, within: str = TEMPORARY) -> Iterator[Path]:
         with contextlib.suppress(OSError):  # another run swept first
             found = path.lstat()
             # One that is empty may not be locked yet.
-            is_ours = bool(found.st_size and _boot_suffix()) and path.name.endswith(_boot_suffix())
+            is_ours = bool(found.st_size and boot_suffix()) and path.name.endswith(boot_suffix())
             if found.st_mtime < now - STALE_SECONDS or (is_ours and _is_unlocked(path)):
                 yield path
 
@@ -96,7 +96,7 @@ def _is_unlocked(path: Path) -> bool:
 
 
 @cache
-def _boot_suffix() -> str:
+def boot_suffix() -> str:
     """Return the suffix of files that this machine writes until it boots again; empty if its boot
     id is unknown."""
     try:

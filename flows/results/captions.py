@@ -5,7 +5,6 @@ of prompts. Summaries of videos are selected and written here, too. The module r
 """
 
 import json
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -21,7 +20,7 @@ from artifacts.captions import (
     has_tags,
     write_jsonl,
 )
-from artifacts.edits import REJECTED, UNTOUCHED, Edit
+from artifacts.edits import REJECTED, UNTOUCHED
 from artifacts.json_shapes import parse
 from artifacts.keys import digest_of
 from artifacts.packs import RecordSet, refresh_together
@@ -39,8 +38,7 @@ from flows.options.commands import CaptionConfig, RunOptions
 from flows.options.text import EngineOptions, PromptOptions, TextOptions
 from stages.decode.generation import SamplingParams, ScoreItem
 from stages.decode.json_schema import columns_of, fields_of, follows, plain_text_of
-from stages.process.job import StageSpec
-from stages.summarize import SUMMARY
+from stages.summarize import STAGE, SUMMARY
 
 ALL_REASONING = {
     "kind": "thinking",
@@ -49,8 +47,6 @@ ALL_REASONING = {
 }
 """The failure of a text that is all reasoning."""
 MAYBE_THINKING = "cut at the token limit, maybe in the model's reasoning: raise --max-new-tokens"
-OLD_REASONING = re.compile(r"(<think>.*?)?</think>\s*", re.DOTALL)
-"""What was once taken for reasoning. Edits of that time belong to the text without it."""
 REPEATED = "regenerated without repetition, because the first caption repeated itself"
 STILL_REPEATED = "repeats itself, even after it was regenerated"
 SHORTENED = "closed early, because it reached the token limit"
@@ -113,7 +109,6 @@ def _strips(job: Job) -> bool:
 def _caption(
     job: Job, file: MediaFile, task: Task, stored: Mapping[str, Any], shown: "_Shown"
 ) -> Caption:
-    """Build the caption of one chunk of a file from its stored record."""
     index = job.ledger.media_index(task.medium)
     assert index is not None
     one_frame = task.medium.kind == "video" and job.model.profile.one_frame
@@ -169,7 +164,10 @@ def _shown(job: Job, file: MediaFile, task: Task, stored: Mapping[str, Any]) -> 
     another text."""
     schema = SamplingParams.of(job.config).schema
     original, warnings = _text_and_warnings(job, stored)
-    edit = _edit_of(job, file, task, stored, original or "")
+    # An edit counts also if the reasoning was shown when it was made.
+    texts = dict.fromkeys((original or "", str(stored["caption"])))
+    edits = (job.edits().of(task.seen, file.name, task.prompt, text) for text in texts)
+    edit = next((each for each in edits if each != UNTOUCHED), UNTOUCHED)
     if original is None and edit.caption is None:
         return None
     original = original or ""
@@ -216,21 +214,6 @@ def _confidence(job: Job, task: Task, stored: Mapping[str, Any], shown: _Shown) 
         place = found["margin_at"] - scored.rfind(text)
         found["margin_at"] = place if 0 <= place < len(text) else None
     return found
-
-
-def _edit_of(
-    job: Job, file: MediaFile, task: Task, stored: Mapping[str, Any], original: str
-) -> Edit:
-    """Return the user's edit of a caption, also one of a time when other parts of the model's text
-    were taken for reasoning."""
-    edits, texts = job.edits(), [original]
-    if edits and _strips(job):
-        texts.append(OLD_REASONING.sub("", str(stored["caption"])).strip())
-    for text in texts:
-        edit = edits.of(task.seen, file.name, task.prompt, text)
-        if edit != UNTOUCHED:
-            break
-    return edit
 
 
 def with_affixes(config: RunOptions, text: str) -> str:
@@ -406,7 +389,6 @@ def _names(job: Job) -> list[str]:
 
 
 def _column(name: str, field: str) -> str:
-    """Return the column of a field of the named prompt."""
     if not name:
         return field
     if field != "caption":
@@ -486,53 +468,53 @@ def text_sampling_params(job: Job) -> SamplingParams:
 class Summaries:
     """The summaries of one job that are in the store."""
 
-    def __init__(self, job: Job, stage: StageSpec) -> None:
+    def __init__(self, job: Job) -> None:
         self._job = job
-        self._stage = stage
         self._settings = {  # those of the key, without model and captions
             "asked": PromptOptions.of(job.config).summary_prompt or SUMMARY,
             "max_new_tokens": EngineOptions.of(job.config).max_new_tokens,
             "generation": dict(*text_sampling_params(job).key_fields),
             "strip_think": TextOptions.of(job.config).strip_think and 2,
         }
-        every = job.model.settings["language"]
-        self._records = [(s, self._record_set(s, stage.writes)) for s in every]
-        self._failures = [(s, self._record_set(s, "failures")) for s in every]
+        self._records, self._failures = (
+            [
+                (settings, RecordSet(job.store, kind, self.namespace(settings)))
+                for settings in job.model.settings["language"]
+            ]
+            for kind in (STAGE.writes, "failures")
+        )
 
     def namespace(self, settings: PartSettings) -> str:
         """Return the namespace of summaries in these settings."""
-        return one_shot_namespace(self._stage, self._job.model, settings)
+        return one_shot_namespace(STAGE, self._job.model, settings)
 
     def key(self, video: SummaryInput, settings: PartSettings) -> str:
         """Return the key of a video's summary in these settings. It does not depend on the context
         length: a summary made with any context counts."""
         return digest_of([self.namespace(settings), self._settings, video.texts])
 
-    def find(self, video: SummaryInput) -> tuple[PartSettings, Mapping[str, Any]] | None:
-        """Return the summary of a video in the best settings; None if there is none."""
-        for settings, records in self._records:
+    def _find(
+        self, video: SummaryInput, every: Iterable[tuple[PartSettings, RecordSet]]
+    ) -> tuple[PartSettings, Mapping[str, Any]] | None:
+        """Return the record of a video in the best settings; None if there is none."""
+        for settings, records in every:
             if (key := self.key(video, settings)) in records:
                 return settings, records.meta(key)
         return None
 
     def is_missing(self, video: SummaryInput) -> bool:
         """Return whether a video has no summary and no failure."""
-        return self.find(video) is None and self._failure(video) is None
-
-    def _failure(self, video: SummaryInput) -> Mapping[str, Any] | None:
-        for settings, records in self._failures:
-            if (key := self.key(video, settings)) in records:
-                return records.meta(key)
-        return None
+        return not (self._find(video, self._records) or self._find(video, self._failures))
 
     def failures(self) -> Iterator[Failure]:
         """Yield the failures of videos that have no summary, or a part that is all reasoning."""
         for video in summary_inputs(self._job):
-            why, found = self._failure(video), self.find(video)
-            if found is not None:
+            if (found := self._find(video, self._records)) is not None:
                 why = ALL_REASONING if found[1].get("reasons") else None
+            else:
+                why = failed[1] if (failed := self._find(video, self._failures)) else None
             if why is not None:
-                yield file_failure(video.file, self._stage.name, why)
+                yield file_failure(video.file, STAGE.name, why)
 
     def forget_failures(self) -> None:
         """Drop the stored failures, so that those videos are retried."""
@@ -543,13 +525,11 @@ class Summaries:
         """Load records that were published since."""
         refresh_together(*(records for _, records in [*self._records, *self._failures]))
 
-    def _record_set(self, settings: PartSettings, kind: str) -> RecordSet:
-        return RecordSet(self._job.store, kind, self.namespace(settings))
-
-    def rows(self) -> Iterator[SummaryRow]:
+    def _rows(self) -> Iterator[SummaryRow]:
         """Yield the rows of the stored summaries."""
         for video in summary_inputs(self._job):
-            if (found := self.find(video)) is not None and not found[1].get("reasons"):
+            found = self._find(video, self._records)
+            if found is not None and not found[1].get("reasons"):
                 settings, meta = found
                 yield SummaryRow(
                     media_path=video.file.media_path,
@@ -568,7 +548,7 @@ class Summaries:
 
     def write(self) -> list[SummaryRow]:
         """Write the stored summaries, and return them. Raises EnvironmentFault."""
-        rows = list(self.rows())
+        rows = list(self._rows())
         own = GeneratedFiles(self._job.store, out=self._job.out)
         own.renew(self._job.out / SUMMARIES, partial(write_jsonl, rows=rows))
         return rows

@@ -230,7 +230,6 @@ def _write_tables(job: Job, context: LabelContext, own: GeneratedFiles) -> list[
 
 
 def _sized(job: Job, context: LabelContext) -> Iterator[Sized]:
-    """Yield the labels of images, with the displayed size of each."""
     for each in label_chunks(job, context):
         index = job.ledger.media_index(each.task.medium)
         if each.task.medium.kind == "image" and index is not None:

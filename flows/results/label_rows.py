@@ -354,7 +354,6 @@ def _rows(
     scores: Scores,
     passed: Passed,
 ) -> list[Labelled]:
-    """Return the output rows of one chunk, one per image or frame."""
     file, task = chunk
     whole = context.rules.scores(part.whole).tolist() if task.is_cut else None
     boxes = shown_boxes(task, width) if task.is_cut else []

@@ -410,7 +410,6 @@ def hashes(thumbs: Thumbs, share: float = 1.0) -> NDArray[np.uint64]:
 
 
 def _confirmed(looks: Stored, pairs: Pairs, mirrored: bool) -> NDArray[np.bool_]:
-    """Return which pairs show the same."""
     found, plain = np.zeros(len(pairs), np.bool_), np.array([bool(look.packed) for look in looks])
     for start in range(0, len(pairs), BATCH):
         part = pairs[start : start + BATCH]

@@ -127,7 +127,6 @@ def chunk_marks(found: Marked, seconds: float) -> list[Values]:
 
 
 def _series_marks(found: Marked, part: slice, seconds: float, *, of_video: bool) -> Values:
-    """Return the marks of these samples."""
     series = {
         n: found.column(n)[part] for n in ("sharpness", "exposure", "clipped", "dark", "change")
     }

@@ -168,7 +168,6 @@ class _Names:
         return stems
 
     def _has_user_text(self, entry: Entry, stem: str) -> bool:
-        """Return whether a user wrote or edited a text of a medium at a stem."""
         paths = {form: Path(f"{stem}.{form}") for form in WRITERS}
         return any(
             os.path.lexists(path)
@@ -591,7 +590,6 @@ class _Writer:
 
 
 def _texts_below(out: Path, form: str) -> Iterator[str]:
-    """Yield the files of a format in a folder of outputs."""
     for folder, names, files in os.walk(out):
         names[:] = [name for name in names if name not in NOT_TEXTS]
         yield from (os.path.join(folder, name) for name in files if name.endswith(f".{form}"))

@@ -67,59 +67,51 @@ TEXTS_AT_ONCE = 1 << 15
 """Largest number of texts in one process."""
 
 
-class ScoresStep:
-    """Scores the corrected captions of one job, and those without scores, with its language
-    half."""
+def make_scores(job: Job, scores: TextScores, stages: StageRunner) -> int:
+    """Score the corrected captions of a job, and those without scores, with its language half.
+    Return how many have none after that: their features are gone, or they do not fit. Raises
+    PenstockError."""
+    items = list(texts_to_score(job))
+    features = job.ledger["features"]
 
-    def __init__(self, job: Job, scores: TextScores, stages: StageRunner) -> None:
-        self._job = job
-        self._scores = scores
-        self._stages = stages
-        self._items = list(texts_to_score(job))
-
-    def make(self) -> int:
-        """Score the texts that have no scores in the store yet. Return how many have none after
-        that: their features are gone, or they do not fit. Raises PenstockError."""
-        missing, total = with_restarts(self._score), len(self._items)
-        self._stages.loop.record.expect(SCORE.name, total, total - missing)
-        return missing
-
-    def _score(self) -> int:
-        """Score what can be scored, and return how many texts have no scores."""
-        before = len(self._items) + 1
+    def score() -> int:
+        before = len(items) + 1
         while True:
-            self._scores.refresh()
-            missing = [item for item in self._items if self._scores.find(item) is None]
-            left = list({item.key: item for item in missing if self._can_score(item)}.values())
+            scores.refresh()
+            missing = [item for item in items if scores.find(item) is None]
+            stored = [
+                item
+                for item in missing
+                if item.features in features
+                and (not item.heard or item.heard in job.ledger["heard"])
+            ]
+            left = list({item.key: item for item in stored}.values())
             if not left or len(left) >= before:
                 return len(missing)
             before = len(left)
-            call = partial(self._call, left[:TEXTS_AT_ONCE])
-            self._stages.run_once(SCORE, call, total=before)
+            call = partial(_score_call, job, scores, left[:TEXTS_AT_ONCE])
+            stages.run_once(SCORE, call, total=before)
 
-    def _can_score(self, item: ScoreItem) -> bool:
-        """Return whether the features of a text's chunk are stored."""
-        ledger = self._job.ledger
-        return item.features in ledger["features"] and (
-            not item.heard or item.heard in ledger["heard"]
-        )
+    missing = with_restarts(score)
+    stages.loop.record.expect(SCORE.name, len(items), len(items) - missing)
+    return missing
 
-    def _call(self, items: list[ScoreItem], rung: Rung) -> StageCall:
-        job = self._job
-        settings = settings_on(job.model, rung)
-        assert settings is not None
-        make = partial(
-            ScoreJob,
-            store=job.store.url,
-            features_namespaces=sorted({variant["features"] for variant in job.ledger.variants}),
-            heard_namespaces=sorted(
-                {variant["heard"] for variant in job.ledger.variants if variant.hears}
-            ),
-            namespace=self._scores.namespace(settings),
-            items=items,
-            generation=self._scores.params,
-        )
-        return StageCallBuilder(job).one_shot_call(SCORE, make, rung)
+
+def _score_call(job: Job, scores: TextScores, items: list[ScoreItem], rung: Rung) -> StageCall:
+    settings = settings_on(job.model, rung)
+    assert settings is not None
+    make = partial(
+        ScoreJob,
+        store=job.store.url,
+        features_namespaces=sorted({variant["features"] for variant in job.ledger.variants}),
+        heard_namespaces=sorted(
+            {variant["heard"] for variant in job.ledger.variants if variant.hears}
+        ),
+        namespace=scores.namespace(settings),
+        items=items,
+        generation=scores.params,
+    )
+    return StageCallBuilder(job).one_shot_call(SCORE, make, rung)
 
 
 CAPTIONS_AT_ONCE = 1 << 15
@@ -132,71 +124,66 @@ Write = Callable[[bool], Mapping[MediaFile, int] | None]
 The argument is True when all are made."""
 
 
-class SummariesStep:
-    """Makes the summaries of one job."""
+def make_summaries(job: Job, stages: StageRunner) -> tuple[list[SummaryRow], list[Failure]]:
+    """Make the missing summaries of a job, write all, and return them, with the failures of videos
+    of which none can be made. Stored summaries are written however this ends. Raises
+    PenstockError."""
+    record, summaries = stages.loop.record, Summaries(job)
+    if job.config.retry_failed:
+        summaries.forget_failures()
 
-    def __init__(self, job: Job, stages: StageRunner) -> None:
-        self._job = job
-        self._record = stages.loop.record
-        self._stages = stages
-        self._summaries = Summaries(job, summarize.STAGE)
-        self.failures: list[Failure] = []
-        """Videos of which no summary can be made, once all were tried."""
-
-    def make(self) -> list[SummaryRow]:
-        """Make the missing summaries, write all, and return them. Stored summaries are written
-        however the step ends. Raises PenstockError."""
-        if self._job.config.retry_failed:
-            self._summaries.forget_failures()
-        try:
-            with_restarts(self._make_missing, prepare=lambda error: self._summaries.refresh())
-        finally:
-            written = self._summaries.write()
-            self._record.value["summaries"] = len(written)
-            self.failures = list(self._summaries.failures())
-        # Videos with the same captions share their texts.
-        texts = sum({(row.summary, str(row.chapters)): sum(row.levels) for row in written}.values())
-        self._record.expect(summarize.STAGE.name, texts, texts)
-        return written
-
-    def _make_missing(self) -> None:
-        while missing := list(self._some_missing()):
+    def make_missing() -> None:
+        while missing := list(_some_missing(job, summaries)):
             nodes = sum(nodes_of(len(texts)) for texts in {tuple(s.texts) for s in missing})
-            self._stages.run_once(summarize.STAGE, partial(self._call, missing), total=nodes)
-            self._summaries.refresh()
+            call = partial(_summary_call, job, summaries, missing)
+            stages.run_once(summarize.STAGE, call, total=nodes)
+            summaries.refresh()
 
-    def _some_missing(self) -> Iterator[SummaryInput]:
-        """Yield videos without a summary, at most as many as one process is given."""
-        captions = 0
-        for story in summary_inputs(self._job):
-            if captions < CAPTIONS_AT_ONCE and self._summaries.is_missing(story):
-                captions += len(story.texts)
-                yield story
+    try:
+        with_restarts(make_missing, prepare=lambda error: summaries.refresh())
+    finally:
+        written = summaries.write()
+        record.value["summaries"] = len(written)
+    # Videos with the same captions share their texts.
+    texts = sum({(row.summary, str(row.chapters)): sum(row.levels) for row in written}.values())
+    record.expect(summarize.STAGE.name, texts, texts)
+    return written, list(summaries.failures())
 
-    def _call(self, some: list[SummaryInput], rung: Rung) -> StageCall:
-        job = self._job
-        settings = settings_on(job.model, rung)
-        assert settings is not None
-        items = [
-            SummaryItem(
-                story.digest,
-                self._summaries.key(story, settings),
-                [TimedText(*each) for each in story.texts],
-            )
-            for story in some
-        ]
-        make = partial(
-            SummaryJob,
-            store=job.store.url,
-            namespace=self._summaries.namespace(settings),
-            media=items,
-            asked=PromptOptions.of(job.config).summary_prompt or SUMMARY,
-            context=rung.context,
-            max_new_tokens=EngineOptions.of(job.config).max_new_tokens,
-            generation=text_sampling_params(job),
-            strip_think=TextOptions.of(job.config).strip_think,
+
+def _some_missing(job: Job, summaries: Summaries) -> Iterator[SummaryInput]:
+    """Yield videos without a summary, at most as many as one process is given."""
+    captions = 0
+    for story in summary_inputs(job):
+        if captions < CAPTIONS_AT_ONCE and summaries.is_missing(story):
+            captions += len(story.texts)
+            yield story
+
+
+def _summary_call(
+    job: Job, summaries: Summaries, some: list[SummaryInput], rung: Rung
+) -> StageCall:
+    settings = settings_on(job.model, rung)
+    assert settings is not None
+    items = [
+        SummaryItem(
+            story.digest,
+            summaries.key(story, settings),
+            [TimedText(*each) for each in story.texts],
         )
-        return StageCallBuilder(job).one_shot_call(summarize.STAGE, make, rung)
+        for story in some
+    ]
+    make = partial(
+        SummaryJob,
+        store=job.store.url,
+        namespace=summaries.namespace(settings),
+        media=items,
+        asked=PromptOptions.of(job.config).summary_prompt or SUMMARY,
+        context=rung.context,
+        max_new_tokens=EngineOptions.of(job.config).max_new_tokens,
+        generation=text_sampling_params(job),
+        strip_think=TextOptions.of(job.config).strip_think,
+    )
+    return StageCallBuilder(job).one_shot_call(summarize.STAGE, make, rung)
 
 
 WRITING_SHARE = 20
@@ -213,7 +200,6 @@ class PipelineRunner:
         record: RunRecord,
         announce: Announce = lambda _: None,
     ) -> None:
-        """Keep the job, its stage runner and record, and the function that prints notes."""
         self._job = job
         self._announce = announce
         self.stages = stage_runner
@@ -276,19 +262,18 @@ class PipelineRunner:
 
     def _summarize(self, result: RunResult) -> None:
         """Make the summaries. Videos that cannot be summarized are added to the failures."""
-        step = SummariesStep(self._job, self.stages)
-        rows = step.make()
+        rows, failures = make_summaries(self._job, self.stages)
         result.summaries = len(rows)
         texts = ((row.summary, *(each["text"] for each in row.chapters)) for row in rows)
         result.empty_summaries = sum(not all(map(has_words, each)) for each in texts)
-        if step.failures:
-            result.failures = [*result.failures, *step.failures]
+        if failures:
+            result.failures = [*result.failures, *failures]
             write_jsonl(self._job.out / "failures.jsonl", result.failures)
             self.record.fails(result.failures)
 
     def _score(self, scores: TextScores, result: RunResult, write: Write) -> None:
         """Score corrections and captions without scores, and write the outputs with them."""
-        unscored = ScoresStep(self._job, scores, self.stages).make()
+        unscored = make_scores(self._job, scores, self.stages)
         write(True)
         if unscored:
             missing = counted(unscored, "caption")

@@ -252,7 +252,6 @@ class RunObserver:
         return f"the {part} {half}, {size(self._job.model.best(part).weight_bytes)}"
 
     def _on_rung_change(self, rung: Mapping[str, Any], text: str) -> None:
-        """Report that a stage runs on another rung than requested."""
         if self._record is not None:
             self._record.rung(rung)
         self.display.print_line(text)

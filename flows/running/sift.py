@@ -437,7 +437,6 @@ def _run(
 
 
 def _collected(job: Sifting) -> MarkedFiles:
-    """Return the marks of all files, with their copies."""
     found = MarkedFiles(heads=tuple(job.options.head))
     items: dict[str, Fingerprint] = {}
     left = (each for each in job.files if each.medium.digest in job.marks)

@@ -10,8 +10,8 @@ How it works:
 3. A later stage repeats this: compute what the wave lacks, choose the batches for the rung in
    force, and start one process for them. The loop ends when nothing is missing, or when a process
    made nothing. `StageLoop` steps down in between.
-4. Items that did not fit in a batch, which the process reported as too large, are given to
-   `SingleItemFallback`. It tries each alone, on every lower rung, before the item fails.
+4. Items that did not fit in a batch, which the process reported as too large, are tried alone, on
+   every lower rung, before they fail.
 5. Records that a stage has consumed, such as frames, are deleted. They stay if the user keeps them
    or another running job holds a lease on their media; the last of such jobs deletes them.
 6. While later stages work on a wave, `begin_frames` decodes the next one in a second process. If
@@ -27,13 +27,12 @@ from typing import Any
 from artifacts.errors import CannotFit, PenstockError, StageDied
 from artifacts.packs import Record
 from artifacts.stamps import CHANGED, CHANGED_HINT, CHANGED_MESSAGE
-from flows.job.prepare import Job
 from flows.ledger.tasks import Medium, Task, unique
 from flows.machine.launch import StageCall
 from flows.machine.leases import Lease
 from flows.pipelines import parts_of
 from flows.planning.choose import memory_json, plan_request, plan_request_of_model
-from flows.planning.ladder import Ladder, Rung
+from flows.planning.ladder import Rung
 from flows.planning.plan import choose, plan_start, times_of
 from flows.planning.sizes import Estimate
 from flows.results.outputs import media_paths_of
@@ -46,10 +45,6 @@ from stages.frames.job import CRASHED, UNSTORED_KINDS
 from stages.process.events import StageOutcome, TooLarge
 from stages.process.exit_diagnosis import is_crash
 from stages.process.job import StageSpec
-
-RunAlone = Callable[[StageSpec, Sequence[Task], Rung], bool]
-"""Runs one process of a stage on a rung over tasks, each in a batch of its own, and returns whether
-it fitted in memory."""
 
 
 def too_large(stage: str, message: str, requested_bytes: int = 0) -> dict[str, Any]:
@@ -66,77 +61,6 @@ def too_large(stage: str, message: str, requested_bytes: int = 0) -> dict[str, A
     }
 
 
-class SingleItemFallback:
-    """Retries the items of one run that did not fit."""
-
-    def __init__(self, job: Job, ladder: Ladder, run: RunAlone) -> None:
-        """Keep the job and the function that runs it."""
-        self._job = job
-        self._ladder = ladder
-        self._run = run
-
-    def retry(self, stage: StageSpec, tasks: Sequence[Task], events: Sequence[TooLarge]) -> None:
-        """Run each item that was reported as too large in its own process, on lower and lower
-        rungs. Raises CannotFit if the stage never made any record."""
-        events_by_identity = self._events_by_identity(stage, tasks, events)
-        remaining = [task for task in tasks if task.identity in events_by_identity]
-        for rung in self._ladder.single_item_rungs(stage.name) if remaining else []:
-            error = events_by_identity[remaining[0].identity].error
-            self._ladder.log_single_items(rung, [self._name(task) for task in remaining], error)
-            self._run_each(stage, rung, remaining)
-            remaining = [task for task in remaining if not self._is_made(stage, task)]
-            if not remaining:
-                break
-        self._job.ledger.clear_tasks()
-        of_job = self._job.ledger.tasks(self._job.media) if remaining else []
-        if remaining and not any(self._is_made(stage, task) for task in of_job):
-            error = events_by_identity[remaining[0].identity].error
-            raise self._ladder.nothing_fits(stage.name, CannotFit(error))
-        for task in remaining:
-            event = events_by_identity[task.identity]
-            self._job.ledger.unfit[task.identity] = too_large(
-                stage.name, event.error, event.wanted_bytes
-            )
-
-    def _events_by_identity(
-        self, stage: StageSpec, tasks: Sequence[Task], events: Sequence[TooLarge]
-    ) -> dict[tuple[str, int, str], TooLarge]:
-        """Return the event of each task. An event may name the task's key in any equivalent
-        variant."""
-        by_key, ledger = {event.key: event for event in events}, self._job.ledger
-        found = {}
-        for task in tasks if by_key else ():
-            keys = [each[stage.writes] for each in ledger.equivalent_tasks(task)]
-            reported = [by_key[key] for key in keys if key in by_key]
-            if reported:
-                found[task.identity] = reported[0]
-        return found
-
-    def _run_each(self, stage: StageSpec, rung: Rung, tasks: Sequence[Task]) -> None:
-        """Run all tasks in one process. If it runs out of memory, run each task in its own."""
-        one_each = unique([self._on_rung(stage, rung, task) for task in tasks], stage.writes)
-        if not self._run(stage, one_each, rung) and len(one_each) > 1:
-            for task in one_each:
-                self._run(stage, [task], rung)
-
-    def _on_rung(self, stage: StageSpec, rung: Rung, task: Task) -> Task:
-        """Return the task with the cache keys that it has on a rung."""
-        ledger, settings = self._job.ledger, settings_on(self._job.model, rung)
-        if stage.part is None or settings is None:
-            return task
-        precision = {**task.variant.precision, stage.part: settings.label}
-        return ledger.in_variant(task, ledger.find_variant(precision))
-
-    def _is_made(self, stage: StageSpec, task: Task) -> bool:
-        ledger = self._job.ledger
-        tasks = (ledger.in_variant(task, variant) for variant in ledger.variants)
-        return any(task[stage.writes] in ledger[stage.writes] for task in tasks)
-
-    def _name(self, task: Task) -> str:
-        name = media_paths_of(self._job)[task.medium.digest]
-        return f"{name} at {task.chunk.start:.1f} s" if task.chunk.start else name
-
-
 class StageRunner:
     """Runs the stages of one job."""
 
@@ -148,7 +72,6 @@ class StageRunner:
         self._record = loop.record
         self._ladder = loop.ladder
         self._calls = StageCallBuilder(loop.job)
-        self._single_items = SingleItemFallback(loop.job, loop.ladder, self._run_alone)
         self._prefetch: Attempt | None = None
         self._overlap = Overlap(loop, self._calls)
         loop.select_variant()
@@ -383,7 +306,7 @@ class StageRunner:
         outcome, stage = attempt.outcome, attempt.stage
         self._look_again(outcome)
         self._note_success(attempt)
-        self._single_items.retry(stage, attempt.tasks, outcome.too_large)
+        self._retry_alone(stage, attempt.tasks, outcome.too_large)
         self._note_unanswered(stage, attempt.tasks, outcome)
         return not (outcome.items or outcome.too_large or outcome.failures)
 
@@ -432,6 +355,69 @@ class StageRunner:
             fits = False
         self._look_again(attempt.outcome)
         return fits
+
+    def _retry_alone(
+        self, stage: StageSpec, tasks: Sequence[Task], events: Sequence[TooLarge]
+    ) -> None:
+        """Run each item that was reported as too large in its own process, on lower and lower
+        rungs. Raises CannotFit if the stage never made any record."""
+        events_by_identity = self._events_by_identity(stage, tasks, events)
+        remaining = [task for task in tasks if task.identity in events_by_identity]
+        for rung in self._ladder.single_item_rungs(stage.name) if remaining else []:
+            error = events_by_identity[remaining[0].identity].error
+            self._ladder.log_single_items(rung, [self._name(task) for task in remaining], error)
+            self._run_each(stage, rung, remaining)
+            remaining = [task for task in remaining if not self._is_made(stage, task)]
+            if not remaining:
+                break
+        self._job.ledger.clear_tasks()
+        of_job = self._job.ledger.tasks(self._job.media) if remaining else []
+        if remaining and not any(self._is_made(stage, task) for task in of_job):
+            error = events_by_identity[remaining[0].identity].error
+            raise self._ladder.nothing_fits(stage.name, CannotFit(error))
+        for task in remaining:
+            event = events_by_identity[task.identity]
+            self._job.ledger.unfit[task.identity] = too_large(
+                stage.name, event.error, event.wanted_bytes
+            )
+
+    def _events_by_identity(
+        self, stage: StageSpec, tasks: Sequence[Task], events: Sequence[TooLarge]
+    ) -> dict[tuple[str, int, str], TooLarge]:
+        """Return the event of each task. An event may name the task's key in any equivalent
+        variant."""
+        by_key, ledger = {event.key: event for event in events}, self._job.ledger
+        found = {}
+        for task in tasks if by_key else ():
+            keys = [each[stage.writes] for each in ledger.equivalent_tasks(task)]
+            reported = [by_key[key] for key in keys if key in by_key]
+            if reported:
+                found[task.identity] = reported[0]
+        return found
+
+    def _run_each(self, stage: StageSpec, rung: Rung, tasks: Sequence[Task]) -> None:
+        """Run all tasks in one process. If it runs out of memory, run each task in its own."""
+        one_each = unique([self._on_rung(stage, rung, task) for task in tasks], stage.writes)
+        if not self._run_alone(stage, one_each, rung) and len(one_each) > 1:
+            for task in one_each:
+                self._run_alone(stage, [task], rung)
+
+    def _on_rung(self, stage: StageSpec, rung: Rung, task: Task) -> Task:
+        """Return the task with the cache keys that it has on a rung."""
+        ledger, settings = self._job.ledger, settings_on(self._job.model, rung)
+        if stage.part is None or settings is None:
+            return task
+        precision = {**task.variant.precision, stage.part: settings.label}
+        return ledger.in_variant(task, ledger.find_variant(precision))
+
+    def _is_made(self, stage: StageSpec, task: Task) -> bool:
+        ledger = self._job.ledger
+        tasks = (ledger.in_variant(task, variant) for variant in ledger.variants)
+        return any(task[stage.writes] in ledger[stage.writes] for task in tasks)
+
+    def _name(self, task: Task) -> str:
+        name = media_paths_of(self._job)[task.medium.digest]
+        return f"{name} at {task.chunk.start:.1f} s" if task.chunk.start else name
 
     def begin_frames(self, wave: list[Medium]) -> None:
         """Start to cut the frames of a wave while another wave is processed."""

@@ -182,7 +182,6 @@ def refuse_untrainable_texts(examples: Sequence[Example], job: Job, data: str = 
 def _parts(
     config: TrainingOptions, job: Job, examples: Sequence[Example]
 ) -> tuple[Sequence[Example], Sequence[Example]]:
-    """Return the training examples and the held-out examples."""
     if config.validate_only:
         return [], examples
     contents = {str(each.file.path): each.medium.digest for each in job.files}

@@ -253,16 +253,15 @@ def _vectors(
     """Return the vector of each query text or image, and whether it is an image."""
     folder, manifest = snapshot.folder, snapshot.manifest
     are_images = [is_image_query(text) for text in texts]
-    found: dict[str, NDArray[np.float32]] = {}
     queries = [text for text, is_image in zip(texts, are_images, strict=True) if not is_image]
-    if queries:
-        vectors = _in_numpy(config, snapshot, queries)
-        if vectors is None:
-            vectors = read_texts(config, queries, display, folder, manifest.maker)
-        found |= dict(zip(queries, vectors, strict=True))
-    for text in (text for text, is_image in zip(texts, are_images, strict=True) if is_image):
-        found[text] = image_vector(config, manifest, folder, text, display)
-    return [found[text] for text in texts], are_images
+    vectors = _in_numpy(config, snapshot, queries) if queries else None
+    if queries and vectors is None:
+        vectors = read_texts(config, queries, display, folder, manifest.maker)
+    left = iter(() if vectors is None else vectors)
+    return [
+        image_vector(config, manifest, folder, text, display) if is_image else next(left)
+        for text, is_image in zip(texts, are_images, strict=True)
+    ], are_images
 
 
 def _in_numpy(

@@ -381,7 +381,6 @@ async def _unknown(request: Request, error: Exception) -> Response:
 
 
 def _methods_at(request: Request) -> list[str]:
-    """Return the methods accepted by the routes that match the request's path."""
     routes = [each for each in request.app.routes if isinstance(each, Route)]
     found = (each for each in routes if each.matches(request.scope)[0] is not Match.NONE)
     return sorted({method for route in found for method in route.methods or ()})
@@ -545,7 +544,6 @@ class DescribedApp(FastAPI):
 
 
 def _answers(path: str, body: Any) -> dict[str, Any]:
-    """Return the answers of an operation by status."""
     is_chat = path.startswith(OPENAI)
     of_body = (408, 413, 400 if is_chat else 415) if body else ()
     statuses = {*ALWAYS, *REFUSED.get(path, ()), *of_body}

@@ -23,7 +23,7 @@ import contextlib
 import json
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -57,14 +57,7 @@ class PublishedAnswers:
     """Results of a half, ready to be returned to clients."""
 
     answers: Mapping[str, Any]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LostAnswers:
-    """Results of a half that could not be read."""
-
-    keys: Sequence[str]
-    why: HttpRefusal
+    """Result of each key; a refusal: it could not be read."""
 
 
 class ModelWatch:
@@ -111,7 +104,7 @@ class HalfWorkerSpec:
     model: ModelWatch = field(default_factory=ModelWatch)
     """Is notified when the half's files have changed."""
 
-    def read(self, event: Event) -> Event | PublishedAnswers | LostAnswers:
+    def read(self, event: Event) -> Event | PublishedAnswers:
         """Return the results of published records, and other events unchanged. It runs on the
         thread that receives the events: the event loop reads no file."""
         if not isinstance(event, Published):
@@ -122,7 +115,7 @@ class HalfWorkerSpec:
         except Exception as error:  # a store can fail in many ways; the thread must go on
             log.warning("%s: results cannot be read: %s", self.name, error)
             why = unavailable("the result cannot be read", "Ask again")
-            return LostAnswers(keys=event.keys, why=why)
+            return PublishedAnswers(answers=dict.fromkeys(event.keys, why))
 
 
 CRASHED_TWICE = bad_request(
@@ -199,7 +192,6 @@ class HalfWorker:
         temp_store: TempStore,
         metrics: Metrics,
     ) -> None:
-        """Create a worker without a process."""
         self.name = spec.name
         self.state = AWAY
         self._spec = spec
@@ -350,7 +342,7 @@ class HalfWorker:
             self._spec.read,
         )
 
-    def _on_event(self, event: Event | PublishedAnswers | LostAnswers) -> None:
+    def _on_event(self, event: Event | PublishedAnswers) -> None:
         try:
             self._handle(event)
         except Exception:  # its request would wait for ever: the next process gets it again
@@ -358,7 +350,7 @@ class HalfWorker:
             self.leave()
         self._changed.set()
 
-    def _handle(self, event: Event | PublishedAnswers | LostAnswers) -> None:
+    def _handle(self, event: Event | PublishedAnswers) -> None:
         match event:
             case StageNotes() if event.values.get("ready"):
                 self.state, self._used = RESIDENT, time.monotonic()
@@ -369,10 +361,9 @@ class HalfWorker:
                 self._answer({event.key: event})
             case PublishedAnswers():
                 self._answer(event.answers)
-            case LostAnswers():
-                self._refuse_sent(event.keys, event.why)
             case Failed():
-                self._refuse_sent([event.media], refusal_of_failure(event))
+                _refuse(self.batches.complete([event.media]), refusal_of_failure(event))
+                self._rest()
             case TooLarge():
                 _refuse(self.batches.requeue_after_oom(event.key), TOO_LARGE)
                 self._rest()
@@ -388,16 +379,13 @@ class HalfWorker:
                 self.on_other_event(event)
 
     def _answer(self, found: Mapping[str, Any]) -> None:
-        """Resolve the requests of these keys with their results."""
         now = time.monotonic()
         self.metrics.batch_seconds.observe(now - (self._began or now))
         for request in self.batches.complete(found):
-            if not request.answer.done():
-                request.answer.set_result(found[request.key])
-        self._rest()
-
-    def _refuse_sent(self, keys: Iterable[str], why: HttpRefusal) -> None:
-        _refuse(self.batches.complete(keys), why)
+            if isinstance(result := found[request.key], HttpRefusal):
+                _refuse([request], result)
+            elif not request.answer.done():
+                request.answer.set_result(result)
         self._rest()
 
     def _rest(self) -> None:

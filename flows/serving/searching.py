@@ -23,7 +23,7 @@ from artifacts.index.shard import ROW, IndexRow
 from artifacts.index.snapshot import Snapshot, open_snapshot
 from artifacts.index.where import Condition, matching
 from artifacts.index.writing import refuse_other
-from artifacts.stamps import Stamp, stamp_of
+from artifacts.stamps import Stamp, model_stamp_of, stamp_of
 from flows.options.vectors import SearchQuery
 from flows.search.query import run_query, to_hit
 from flows.serving.refusals import HttpRefusal, refusal_of
@@ -142,13 +142,12 @@ class ServedIndex:
         of another model. On failure the version opened before stays."""
         with self._opening:
             try:
-                found = (self.folder / BOOK).stat()
+                stamp = model_stamp_of(self.folder / BOOK)
             except OSError as error:
                 raise EnvironmentFault(
                     f"index {self.folder} cannot be read ({error.strerror})",
                     hint="Restore it, or build it again",
                 ) from error
-            stamp = (found.st_mtime_ns, found.st_ctime_ns, found.st_ino, found.st_size)
             if self._stamp == (*stamp, *self._stamps()):
                 return
             snapshot = open_snapshot(self.folder)

@@ -106,7 +106,7 @@ async def _serve(
                     model = service.model
                     await answering.serve_app(Guard(app_of(service, token), service, token))
                     if await answering.wait_for_stop(model.changed):
-                        service.drain(DRAIN_SECONDS)
+                        service.drain()
                         display.print_line("shutting down: finishing the requests in progress")
                         await answering.end()
                         return
@@ -135,7 +135,6 @@ class Answering:
     """The HTTP server of a process, for any service."""
 
     def __init__(self, config: BatchOptions, listener: socket.socket) -> None:
-        """Bind no application yet."""
         self._listener = listener
         self._app: ASGIApp | None = None
         self._serving: asyncio.Task[None] | None = None

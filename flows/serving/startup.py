@@ -81,10 +81,10 @@ class Service:
     ends: float = 0.0
     """Time by which the shutdown ends."""
 
-    def drain(self, seconds: float) -> None:
-        """Accept no more requests, and shut down within `seconds`."""
+    def drain(self) -> None:
+        """Accept no more requests, and shut down within DRAIN_SECONDS."""
         if not self.draining:
-            self.draining, self.ends = True, time.monotonic() + seconds
+            self.draining, self.ends = True, time.monotonic() + DRAIN_SECONDS
 
     @property
     def seconds_left(self) -> float:
@@ -259,7 +259,7 @@ async def _running(service: Service, keeper: RecordCacheFlusher) -> AsyncIterato
     finally:
         for half in service.halves:
             half.close()
-        service.drain(DRAIN_SECONDS)
+        service.drain()
         await asyncio.wait(tasks, timeout=service.seconds_left)
         for task in (*tasks, *background):
             task.cancel()
@@ -280,7 +280,6 @@ async def _restarted(name: str, run: Callable[[], Awaitable[None]]) -> None:
 
 
 async def _points(service: Service) -> None:
-    """Add one point per second to the page's plots."""
     while True:
         await asyncio.sleep(POINT_SECONDS)
         memory = sum(half.metrics.memory_bytes for half in service.halves)

@@ -117,11 +117,6 @@ def last_record(store: Store, job: str) -> RebuildRecord | None:
     return max(found, key=lambda record: record.number, default=None)
 
 
-def same(one: RebuildRecord | None, other: RebuildRecord) -> bool:
-    """Return whether two records are equal but for their number."""
-    return one is not None and replace(one, number=other.number) == other
-
-
 def write_record(store: Store, job: str, record: RebuildRecord) -> None:
     """Publish a record, and drop the earlier ones."""
     record_set = RecordSet(store, KIND, job)
@@ -519,7 +514,8 @@ def _run_rebuild(
                 now = replace(now, seconds_per_chunk=seconds / result.encoded)
             if options.prune:
                 now = replace(now, past=prune(job, name, now, runner.stages.lease.others(), result))
-            if result.missing or not same(last, now):
+            is_same = last is not None and replace(last, number=now.number) == now
+            if result.missing or not is_same:
                 write_record(job.store, name, now)
         result.failures = failures_of(job)
     return result

@@ -518,7 +518,6 @@ def _totals(record: Mapping[str, Any], seconds: float, runs: Sequence[Entry], to
 
 
 def _about(record: Mapping[str, Any], prompts: list[str]) -> Rows:
-    """Yield facts about the run: start, machine, model, settings and outputs."""
     plan = record["plan"]
     yield "started", _moment(record["started"])
     yield "on", ", ".join(filter(None, (record["host"], plan.get("device", ""))))

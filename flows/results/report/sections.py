@@ -176,7 +176,6 @@ def _other_figures(parity: Mapping[str, Any]) -> Iterator[tuple[str, str, str, s
 
 
 def _plots(parity: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield the values of each caption and of each chunk, ranked."""
     divergence = "Divergence of each caption, nats per token"
     cosine = "Centred cosine of each chunk's features"
     for part, noun, name, title, low, high, bound_text in (
