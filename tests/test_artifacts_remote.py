@@ -175,15 +175,12 @@ def test_a_killed_fetch_goes_on_where_it_was(web: Web) -> None:
     assert copies() == ["a.mp4"]
 
 
-def test_an_old_part_is_not_trusted(
-    web: Web, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_old_part_is_not_trusted(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
     content = put(web, "a.mp4", 3 * RANGE)
     path = copy_of(remote_file_at(f"{web.address}/a.mp4"))
-    (tmp_path / "boot").write_text("0123456789abcdef\n")
-    monkeypatch.setattr(finding, "BOOT", tmp_path / "boot")
+    monkeypatch.setattr(finding, "boot_suffix", lambda: ".0123456789abcdef")
     path.with_name(finding.part_name()).write_bytes(bytes(2 * RANGE))
-    (tmp_path / "boot").write_text("fedcba9876543210\n")
+    monkeypatch.setattr(finding, "boot_suffix", lambda: ".fedcba9876543210")
     assert fetched(path) == content
 
 

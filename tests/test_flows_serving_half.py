@@ -173,7 +173,7 @@ def test_tasks_of_the_server_go_on_after_an_error(
         metrics=Metrics(),
         queued=0,
         budget_bytes=1,
-        drain=lambda seconds: None,
+        drain=lambda: None,
         seconds_left=5.0,
     )
 

@@ -16,7 +16,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from artifacts.files import whole_file, write_text
-from artifacts.json_shapes import MapOf, check, parse, string
+from artifacts.json_shapes import MapOf, check, parse, read_record, string
 from artifacts.keys import digest_of
 from artifacts.regular_files import open_regular, read_text
 from artifacts.signing import MARKER as PURPOSE
@@ -38,13 +38,6 @@ TRIES = 3
 """Times that marker and files are read: a run may replace both in between."""
 BYTES = 256 << 20
 """Largest marker, in bytes: that of about a million words."""
-
-
-SHAPE = {
-    **dict.fromkeys(("command", "folder", "store", "media", "clip_sound"), string),
-    **{key: [string] for key in ("words", "outputs", "inputs", "digests")},
-    SIGNATURES: MapOf(string),
-}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,12 +80,11 @@ def read_marker(out: Path, proof: Proof = anybody) -> Marker | None:
         if not stat.S_ISREG(os.lstat(path).st_mode):
             return None
         value = parse(read_text(path, BYTES))
-        check(value, SHAPE)
+        check(value, {SIGNATURES: MapOf(string)})
         if not proof(value):
             return None
         del value[SIGNATURES]
-        lists = {name: tuple(each) for name, each in value.items() if isinstance(each, list)}
-        return Marker(**{**value, **lists})
+        return read_record(Marker, value)
     except (OSError, ValueError, TypeError):
         return None
 
