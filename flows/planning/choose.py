@@ -188,7 +188,7 @@ def stage_plans(
 def _with_recordings(request: PlanRequest, found: StageEstimate, budget: Budget) -> StageEstimate:
     """Return the estimate with the memory of recorded passes, if that fits: they take no rung."""
     term = recordings_term(request.model, found, request.device)
-    more = found.plus(term, request.device) if term else found
+    more = found.plus(term) if term else found
     return more if fits(more, budget) else found
 
 
@@ -244,11 +244,11 @@ def refused(found: StageEstimate, budget: Budget) -> bool:
     False for stages without a model, whose estimates are too uncertain."""
     if STAGES[found.rung.stage].part is None:
         return False
-    certain = float(found.weight_bytes)
-    if found.context_bytes != CONTEXT_BYTES:  # measured on this GPU
-        certain += found.context_bytes
+    certain, context_bytes = float(found.bytes_of("weight")), found.bytes_of("context")
+    if context_bytes != CONTEXT_BYTES:  # measured on this GPU
+        certain += context_bytes
     if not found.by_dimensions:
-        certain += CERTAIN_SHARE * (found.activation_bytes + found.kv_bytes)
+        certain += CERTAIN_SHARE * (found.bytes_of("activation") + found.bytes_of("kv"))
     host_bytes = CERTAIN_SHARE * found.host_bytes
     return certain > allowed(found, budget) or not _host_holds(host_bytes, budget)
 

@@ -116,10 +116,8 @@ def estimate(
         calculate = partial(calculate, selection=selection)
     found = max((calculate(each) for each in workloads), key=lambda found: found.peak_bytes)
     if schema and rung.stage == "decode":
-        found = found.plus(decode.structure_term(model, device), device)
-    if not found.context_bytes:
+        found = found.plus(decode.structure_term(model, device))
+    if context_bytes == CONTEXT_BYTES:
         return found
     here = Term(part="context", bytes=context_bytes, why="the driver, measured on this machine")
-    known = context_bytes != CONTEXT_BYTES
-    terms = (here if t.part == "context" and known else t for t in found.terms)
-    return replace(found, context_bytes=context_bytes, terms=tuple(terms))
+    return replace(found, terms=tuple(here if t.part == "context" else t for t in found.terms))

@@ -28,7 +28,7 @@ def memory(model: Model, rung: Rung, workload: Workload, *, device: str, new: in
         Term(part="activation", bytes=total, why=why),
         Term(part="workspace", bytes=WORKSPACE, why="connections, answers and records"),
     ]
-    return StageEstimate.from_terms(rung, terms, device="cpu", workload=workload)
+    return StageEstimate(rung=rung, terms=tuple(terms), device="cpu", workload=workload)
 
 
 def work_left(model: Model, rung: Rung, left: Sequence[RemainingWork], new: int) -> WorkEstimate:

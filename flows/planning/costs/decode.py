@@ -202,9 +202,9 @@ def memory(
     terms += attention_terms(half, settings, workload, together, workload.tokens, device)
     terms += overhead_terms(terms, device, prefetch)
     flops = (costs.flops + new * costs.step_flops) * workload.chunks / together
-    return StageEstimate.from_terms(
-        rung,
-        terms,
+    return StageEstimate(
+        rung=rung,
+        terms=tuple(terms),
         device=device,
         workload=workload,
         flops=flops,

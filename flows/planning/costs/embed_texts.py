@@ -49,9 +49,9 @@ def memory(model: Model, rung: Rung, workload: Workload, *, device: str, new: in
     terms += products(half, settings, rung, rows * tokens, device)
     ahead = Term(part="workspace", bytes=0, why="texts, which take almost nothing")
     terms += overhead_terms(terms, device, ahead)
-    return StageEstimate.from_terms(
-        rung,
-        terms,
+    return StageEstimate(
+        rung=rung,
+        terms=tuple(terms),
         device=device,
         workload=workload,
         flops=costs.flops,

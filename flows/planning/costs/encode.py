@@ -157,8 +157,13 @@ def memory(
     terms += reader_terms(workload, max(rows, rung.block), readers, processor, device)
     flops = costs.flops * workload.chunks * passes.count / rows if costs else 0
     guessed = costs is not None and not costs.known
-    return StageEstimate.from_terms(
-        rung, terms, device=device, workload=workload, flops=flops, by_dimensions=guessed
+    return StageEstimate(
+        rung=rung,
+        terms=tuple(terms),
+        device=device,
+        workload=workload,
+        flops=flops,
+        by_dimensions=guessed,
     )
 
 
@@ -167,14 +172,14 @@ def recordings_term(model: Model, found: StageEstimate, device: str) -> Term | N
     the activations of one, which all share, and the inputs of each. None where none is recorded."""
     rung, workload = found.rung, found.workload
     stage = STAGES[rung.stage]
-    if not device.startswith("cuda") or stage.part != "vision" or rung.offload or workload is None:
+    if not device.startswith("cuda") or stage.part != "vision" or rung.offload:
         return None
     if model.profile.route == "joint" or model.best("vision").graph:
         return None
     passes = passes_of(model, workload, rung)
     inputs = RECORDINGS * passes.at_once * passes.input.units * PIXEL_BYTES
     why = f"recorded passes of at most {RECORDINGS} shapes, if there is room"
-    return Term(part="workspace", bytes=found.activation_bytes + inputs, why=why)
+    return Term(part="workspace", bytes=found.bytes_of("activation") + inputs, why=why)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -46,7 +46,7 @@ def memory(model: Model, rung: Rung, workload: Workload, *, device: str, new: in
     lengths = min(math.ceil(rung.context / STEP), nodes_of(workload.chunks))
     why = f"CPU kernels for prompts of {counted(lengths, 'length')} x {KERNEL_BYTES:,} bytes"
     kernels = Term(part="workspace", bytes=lengths * KERNEL_BYTES, why=why)
-    return replace(found.plus(kernels, device), workload=workload)
+    return replace(found.plus(kernels), workload=workload)
 
 
 def work_left(model: Model, rung: Rung, left: Sequence[RemainingWork], new: int) -> WorkEstimate:

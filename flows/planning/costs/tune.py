@@ -81,7 +81,7 @@ def memory(model: Model, rung: Rung, workload: Workload, *, device: str, new: in
     features = rung.batch * workload.feature_bytes
     read = Term(part="workspace", bytes=features, why="the features of a step's examples")
     terms += overhead_terms(terms, device, read)
-    return StageEstimate.from_terms(rung, terms, device=device, workload=workload)
+    return StageEstimate(rung=rung, terms=tuple(terms), device=device, workload=workload)
 
 
 @lru_cache(maxsize=4)
