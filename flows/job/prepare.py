@@ -249,7 +249,7 @@ class NothingReached(NothingToDo):
 
 def _nothing_to_do(pipeline: Pipeline, failures: Sequence[Failure]) -> NothingToDo:
     """Return the error when no source can be used."""
-    silent = all(failure.error == UNREACHABLE for failure in failures)
+    silent = bool(failures) and all(each.error == UNREACHABLE for each in failures)
     return (NothingReached if silent else NothingToDo)(pipeline, failures)
 
 
