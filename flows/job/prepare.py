@@ -301,7 +301,7 @@ def prepare(
     if not files:  # reported before a model is resolved or downloaded
         raise _nothing_to_do(pipelines[0], failures)
     check_beside(files, config)
-    model, pipeline, digests = _model_for(
+    model, pipeline, digests = model_for(
         config,
         launcher,
         store,
@@ -343,11 +343,11 @@ def prepare_without_media(config: RunOptions, launcher: Launcher, *pipelines: Pi
     Raises PenstockError."""
     check_packages(config)
     store = open_store(config.store_url)
-    model, pipeline, _ = _model_for(config, launcher, store, pipelines)
+    model, pipeline, _ = model_for(config, launcher, store, pipelines)
     return _job_of(config, store, model, pipeline)
 
 
-def _model_for(
+def model_for(
     config: RunOptions,
     launcher: Launcher,
     store: Store,
