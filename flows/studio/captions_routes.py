@@ -142,6 +142,7 @@ READERS: dict[str, Callable[[Path], Iterator[Sample]]] = {
 }
 
 
+Queue = Callable[[RunCaptions, dict[str, Any]], QueuedRun]
 LINES = "captions.jsonl"
 SHOWN = ("image/", "video/", "audio/")
 FETCHED_AT_ONCE = 8
@@ -176,14 +177,19 @@ class CaptionsRoutes:
 
     async def ask(self, request: Request) -> Response:
         """Put a second question about some captions into the queue."""
+        return await self._queued(request, self._again)
+
+    async def _queued(self, request: Request, queue: Queue) -> Response:
+        """Answer which run `queue` put into the queue, from a run's captions and what was sent."""
         captions, given = self._captions(request), await json_of(request)
-        keys, changes = given.get("keys"), given.get("values")
-        if not isinstance(keys, list) or not isinstance(changes, dict) or len(keys) > MOST:
-            raise EditRefused(f"choose 1 to {MOST} captions")
-        run = await asyncio.to_thread(self._again, captions, [str(key) for key in keys], changes)
+        run = await asyncio.to_thread(queue, captions, given)
         return json_answer({"id": run.id, "line": line_of(run.words)})
 
-    def _again(self, captions: RunCaptions, keys: list[str], changes: dict[str, Any]) -> QueuedRun:
+    def _again(self, captions: RunCaptions, given: dict[str, Any]) -> QueuedRun:
+        named, changes = given.get("keys"), given.get("values")
+        if not isinstance(named, list) or not isinstance(changes, dict) or len(named) > MOST:
+            raise EditRefused(f"choose 1 to {MOST} captions")
+        keys = [str(key) for key in named]
         paths = [path for path, *_ in captions.paths(keys).values()]
         refuse_links(captions.out / FOLDER)
         out = captions.out / FOLDER / secrets.token_hex(8)
@@ -217,9 +223,7 @@ class CaptionsRoutes:
 
     async def write(self, request: Request) -> Response:
         """Put the same run into the queue once more, with other formats."""
-        captions, given = self._captions(request), await json_of(request)
-        run = await asyncio.to_thread(self._write, captions, given)
-        return json_answer({"id": run.id, "line": line_of(run.words)})
+        return await self._queued(request, self._write)
 
     def _write(self, captions: RunCaptions, given: dict[str, Any]) -> QueuedRun:
         if not isinstance(given.get("format"), list):
@@ -232,9 +236,7 @@ class CaptionsRoutes:
 
     async def follow(self, request: Request) -> Response:
         """Put an export or a training of the run's model into the queue."""
-        captions, given = self._captions(request), await json_of(request)
-        run = await asyncio.to_thread(self._follow, captions, given)
-        return json_answer({"id": run.id, "line": line_of(run.words)})
+        return await self._queued(request, self._follow)
 
     def _follow(self, captions: RunCaptions, given: dict[str, Any]) -> QueuedRun:
         kind = str(given.get("command"))
@@ -248,11 +250,12 @@ class CaptionsRoutes:
 
     async def learn(self, request: Request) -> Response:
         """Put a round of learning into the queue."""
-        captions, _ = self._captions(request), await json_of(request)
-        command = await asyncio.to_thread(self._studio.command, captions.out)
+        return await self._queued(request, self._learn)
+
+    def _learn(self, captions: RunCaptions, _: dict[str, Any]) -> QueuedRun:
+        command = self._studio.command(captions.out)
         words = ["learn", *command.trusted, str(captions.out)]
-        run = await asyncio.to_thread(self._add, "learn", command, words, captions.out)
-        return json_answer({"id": run.id, "line": line_of(run.words)})
+        return self._add("learn", command, words, captions.out)
 
     async def teach(self, request: Request) -> Response:
         """Return the captions in the order in which they teach most."""
