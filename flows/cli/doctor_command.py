@@ -65,7 +65,7 @@ def doctor_command(given: argparse.Namespace) -> int:
     device, store = device_name(), open_store(default_store())
     print_lines(*lines(device, store))
     if not given.measure:
-        _print_measured(device)
+        print_lines(*measured_lines(find_machine(device)))
     _check_store(store)
     check_device(device, force=True)
     if given.measure:
@@ -76,12 +76,8 @@ def doctor_command(given: argparse.Namespace) -> int:
             display.print_line(f"measuring the graphs of {given.model} …")
             speed = time_graphs(given.model, device, store, DirectLauncher(display.on_event))
             print_lines(_graphs(given.model, speed))
-        _print_measured(device)
+        print_lines(*measured_lines(find_machine(device)))
     return 0
-
-
-def _print_measured(device: str) -> None:
-    print_lines(*measured_lines(find_machine(device)))
 
 
 def _check_store(store: Store) -> None:

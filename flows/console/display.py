@@ -5,7 +5,6 @@ For each stage it computes the rate and the remaining time.
 
 import io
 import json
-import math
 import sys
 import threading
 import time
@@ -96,11 +95,6 @@ class Pace:
         """Return whether enough was made for an estimate of the time left."""
         seconds, made = now - self._begun, self._groups[-1].made if self._groups else 0
         return seconds >= (STEADY_SECONDS if made >= STEADY_ITEMS else SLOW_SECONDS)
-
-    def seconds_left(self, items: int, now: float) -> float:
-        """Return the estimated seconds for `items` more items; infinite: unknown."""
-        rate = self.rate(now)
-        return items / rate if rate else math.inf
 
     def _complete(self, newest: ItemGroup) -> float:
         """Return the rate up to the end of a group. The first group includes warm-up, so it is left
@@ -556,8 +550,7 @@ class Display:
         if rate := self._pace.rate(now):
             text += f"  {pace(rate)}"
             if self._pace.is_steady(now):
-                left = self._pace.seconds_left(total - self._done, now)
-                text += f"  {about}{duration(left)} left"
+                text += f"  {about}{duration((total - self._done) / rate)} left"
         for name, (made, _) in [*self._beside.items()]:
             text += f"  {VERBS.get(name, name)} {made}"
         return text
