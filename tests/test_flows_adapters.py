@@ -225,9 +225,9 @@ def test_layers_of_a_half_with_an_adapter_do_not_come_one_by_one(
 ) -> None:
     model = model_with(profile, None, language_precision="auto")
     config = CaptionConfig(sources=("a.mp4",), language_precision="auto")
-    assert any(rung.offload for rung in rungs(model, config, "cpu"))
+    assert any(rung.offload for rung in rungs(model, config, "cpu", "decode"))
     message = replace(config, adapter=str(adapter))
-    assert not any(rung.offload for rung in rungs(model, message, "cpu"))
+    assert not any(rung.offload for rung in rungs(model, message, "cpu", "decode"))
 
 
 def test_what_makes_vectors_takes_none(

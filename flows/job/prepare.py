@@ -264,6 +264,13 @@ def check_names(config: RunOptions, pipeline: Pipeline) -> None:
         check_name(config.model)
 
 
+def media_of(config: RunOptions) -> tuple[list[MediaFile], list[Failure]]:
+    """Return the files that a command's sources name, and the sources that were not found."""
+    selection = Selection(recursive=config.recursive, extensions=config.extensions)
+    prompt_for, names = partial(command_prompt, config), PromptOptions.of(config).prompts
+    return find_media(config.sources, selection, config.limit, prompt_for, names)
+
+
 def prepare(
     config: RunOptions,
     launcher: Launcher,
@@ -291,10 +298,7 @@ def prepare(
         if (folder / MANIFEST).exists():
             require_extra("gguf", config.model)
     store = open_store(config.store_url)
-    selection = Selection(recursive=config.recursive, extensions=config.extensions)
-    files, failures = find_media(
-        config.sources, selection, config.limit, partial(command_prompt, config), prompting.prompts
-    )
+    files, failures = media_of(config)
     files = [file for file in files if file.place not in left_out]
     if left_out and not files and not failures:
         raise UsageError("no file meets --sift", hint="Read sift/left_out.jsonl in --out")

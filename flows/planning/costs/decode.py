@@ -86,7 +86,7 @@ STEP_CALLS = 30
 """Overhead of generating one token, in calls of linear layers, besides those of the model."""
 
 
-def rungs(model: Model, config: RunOptions, device: str) -> list[Rung]:
+def rungs(model: Model, config: RunOptions, device: str, stage: str) -> list[Rung]:
     """Return the rungs: fewer slots or smaller batches, chunked prefill, KV cache in host memory,
     quantized weights, layers loaded one by one."""
     half, free = model.profile.language, free_settings(model, config, "language")

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from artifacts.plurals import counted
 from flows.checkpoint.models import Model
@@ -56,7 +57,7 @@ EMBED_BYTES = 12 << 20
 small: 7 to 9 MiB were measured with tokenizers of any size, which load with the imports."""
 
 
-def rungs(model: Model, config: RunOptions, device: str, *, stage: str = "encode") -> list[Rung]:
+def rungs(model: Model, config: RunOptions, device: str, stage: str) -> list[Rung]:
     """Return the rungs: smaller batches, MLP chunks, streamed layers, quantized weights."""
     half, settings = model.profile.vision, free_settings(model, config, "vision")
     # Quantized weights cannot be streamed, a joint model's pixels need none, a graph is one unit.
@@ -165,6 +166,9 @@ def memory(
         flops=flops,
         by_dimensions=guessed,
     )
+
+
+memory_of_embedding = partial(memory, libraries=EMBED_BYTES, processor=0)
 
 
 def recordings_term(model: Model, found: StageEstimate, device: str) -> Term | None:

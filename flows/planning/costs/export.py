@@ -32,7 +32,7 @@ COMPARED_BYTES = 256 * 4 * 8
 """Bytes per chunk and feature dimension: 256 rows, four copies, 64 bit."""
 
 
-def rungs(model: Model, config: RunOptions, device: str, stage: str = "export") -> list[Rung]:
+def rungs(model: Model, config: RunOptions, device: str, stage: str) -> list[Rung]:
     """Return the only rung."""
     return [Rung(stage=stage, batch=1)]
 
@@ -67,9 +67,7 @@ def memory_of_comparing(
     return StageEstimate(rung=rung, terms=(term,), device="cpu", workload=workload)
 
 
-def rungs_of_judging(
-    model: Model, config: RunOptions, device: str, stage: str = "judge"
-) -> list[Rung]:
+def rungs_of_judging(model: Model, config: RunOptions, device: str, stage: str) -> list[Rung]:
     """Return the rungs for one prompt in the best precision: all layers loaded, or loaded one by
     one, which does not change results."""
     whole = Rung(stage=stage, batch=1, precision=model.best("language").precision)

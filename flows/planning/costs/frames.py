@@ -21,7 +21,7 @@ FILE_BYTES = 8 << 20
 """Bytes of reading a video besides its frames: index, timestamps and container buffers."""
 
 
-def rungs(model: Model, config: RunOptions, device: str, stage: str = "frames") -> list[Rung]:
+def rungs(model: Model, config: RunOptions, device: str, stage: str) -> list[Rung]:
     """Return rungs with fewer and fewer files at once."""
     return [Rung(stage=stage, batch=batch) for batch in sizes(cores())]
 

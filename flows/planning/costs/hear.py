@@ -24,11 +24,11 @@ FEATURE_BYTES = 4
 """Bytes per number of a feature, at most."""
 
 
-def rungs(model: Model, config: RunOptions, device: str) -> list[Rung]:
+def rungs(model: Model, config: RunOptions, device: str, stage: str) -> list[Rung]:
     """Return fewer and fewer chunks at once, in the half's own precision. Each passes alone: they
     are read and stored together."""
     (settings,) = model.settings["audio"]
-    single = Rung(stage="hear", batch=1, precision=settings.precision)
+    single = Rung(stage=stage, batch=1, precision=settings.precision)
     return [replace(single, batch=size) for size in sizes(config.batch_size)]
 
 

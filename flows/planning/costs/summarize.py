@@ -22,14 +22,14 @@ KERNEL_BYTES = 1 << 20
 measured with the demo model."""
 
 
-def rungs(model: Model, config: RunOptions, device: str) -> list[Rung]:
+def rungs(model: Model, config: RunOptions, device: str, stage: str) -> list[Rung]:
     """Return shorter contexts, in each precision that the half supports."""
     longest = min(model.profile.context_tokens or ASSUMED_CONTEXT, LARGEST_CONTEXT)
     contexts = [longest]
     while contexts[-1] // 2 >= MIN_CONTEXT:
         contexts.append(contexts[-1] // 2)
     return [
-        Rung(stage="summarize", batch=1, precision=settings.precision, context=context)
+        Rung(stage=stage, batch=1, precision=settings.precision, context=context)
         for settings in free_settings(model, config, "language")
         if not settings.kv
         for context in contexts

@@ -37,7 +37,7 @@ KEPT_VALUES = 34
 size, if its dimensions are unknown (Korthikanti et al. 2022, equation 1)."""
 
 
-def rungs(model: Model, config: RunOptions, device: str) -> list[Rung]:
+def rungs(model: Model, config: RunOptions, device: str, stage: str) -> list[Rung]:
     """Return the rungs: fewer examples at once, then gradient checkpointing, then 8-bit moments
     where bitsandbytes is installed, and, if allowed, 4-bit weights."""
     options = LearnedOptions.of(config)
@@ -46,7 +46,7 @@ def rungs(model: Model, config: RunOptions, device: str) -> list[Rung]:
         if settings.kv or (found and settings.precision != FOUR_BIT):
             continue
         whole = Rung(
-            stage="tune",
+            stage=stage,
             batch=1,
             precision=settings.precision,
             rank=0 if options.scored_only else options.lora_rank,
