@@ -14,7 +14,7 @@ from flows.checkpoint.adapters import (
     adapter_for,
     adapter_notes,
     as_published_by,
-    parse_adapter,
+    read_noted_adapter,
     recorded_adapter,
 )
 from flows.checkpoint.gguf import gguf_for, user_gguf_for
@@ -49,7 +49,7 @@ from flows.checkpoint.served import (
 from flows.machine.launch import Launcher
 from flows.options.commands import RunOptions
 from flows.options.media import VideoSamplingOptions
-from flows.options.model import DEMO_MODEL, DateOptions, GgufOptions, is_served
+from flows.options.model import DEMO_MODEL, AdapterOptions, DateOptions, GgufOptions, is_served
 from flows.pipelines import ASK, CAPTION, Pipeline, makes_vectors
 from stages.models.encoding import FIXED_ROWS
 from stages.models.hub.checkpoint import Checkpoint
@@ -279,7 +279,8 @@ def open_model(
     if is_served(config.model):
         return _open_served(config, announce)
     files = ModelDigests(digests)
-    adapter = parse_adapter(config, files)
+    named = AdapterOptions.of(config).adapter
+    adapter = read_noted_adapter(named, files) if named else None
     checkpoint = find_checkpoint(config, announce, *pipelines)
     folder = checkpoint.folder
     with io_errors_as_fault(config.model):

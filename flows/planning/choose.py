@@ -164,7 +164,7 @@ def context_of(device: str) -> int:
     test before the first run on this GPU."""
     if not device.startswith("cuda"):
         return CONTEXT_BYTES
-    machine = find_machine(device).machine
+    machine, _ = find_machine(device)
     measured = machine.context_bytes if machine else 0
     return measured or probed_context_bytes(device) or CONTEXT_BYTES
 

@@ -78,21 +78,15 @@ CLIP_DECODES = 8
 def clip_seconds(device: str, pixels: float) -> float | None:
     """Return the seconds of making exact clips with so many pixels, if this machine was measured.
     One core is left free."""
-    machine = find_machine(device).machine
+    machine, _ = find_machine(device)
     if machine is None or not machine.video_pixels:
         return None
     share = max(1, machine.cores - 1) / machine.cores
     return CLIP_DECODES * pixels / (machine.video_pixels * share)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Times:
-    """The times of a plan."""
-
-    seconds: dict[str, float | None] | None
-    """Stage → seconds, None if unknown; None without measurements."""
-    line: str
-    """The same as text."""
+Times = tuple[dict[str, float | None] | None, str]
+"""Stage → seconds, None if unknown; None without measurements. Then the same as text."""
 
 
 def times_of(
@@ -103,13 +97,13 @@ def times_of(
 ) -> Times:
     """Return the remaining time of a job, if this machine was measured. `rungs`: starting rung of
     each stage. `found`: estimate of each medium. `processes`: as in Ladder."""
-    known = find_machine(job.device)
-    if known.machine is None:
-        return Times(seconds=None, line=f"unknown: {known.why}; {ADVICE}")
+    machine, why = find_machine(job.device)
+    if machine is None:
+        return None, f"unknown: {why}; {ADVICE}"
     new = EngineOptions.of(job.config).max_new_tokens
     each = {
         stage: None if alone is None else alone / processes(rungs[stage])
-        for stage, alone in stage_seconds(job, rungs, found, known.machine, new).items()
+        for stage, alone in stage_seconds(job, rungs, found, machine, new).items()
     }
     bound = {stage: "up to " * STAGES[stage].uses_token_limit for stage in each}
     texts = [
@@ -120,7 +114,7 @@ def times_of(
     if any(STAGES[stage].uses_token_limit for stage in each):
         line += f" (captions of {new} tokens)"
     unknown = f"what is unknown could not be measured; {ADVICE}" if None in each.values() else ""
-    return Times(seconds=each, line="; ".join(filter(None, [line, known.why, unknown])))
+    return each, "; ".join(filter(None, [line, why, unknown]))
 
 
 def ladder_of(job: Job, on_move: OnMove) -> Ladder:
@@ -313,10 +307,10 @@ class Plan:
         return processes_of(self.request, rung, self.budget, len(self.devices))
 
     @property
-    def times(self) -> Times | None:
-        """Return the time estimate; None without media."""
+    def times(self) -> Times:
+        """Return the time estimate; None and an empty text without media."""
         if self.job is None or not self.stage_plans:
-            return None
+            return None, ""
         rungs = {stage: choice.chosen.rung for stage, choice in self.stage_plans.items()}
         return times_of(self.job, rungs, self.expected, self.processes)
 
@@ -469,14 +463,14 @@ def _of_job(plan: Plan, job: Job) -> dict[str, Any]:
         if job.ledger.frames_to_cut(m) != []
     }
     of_frames = [sum(frames.get((m.digest, m.prompt), 0) for m in wave) for wave in waves]
-    times, clips = plan.times, clip_pixels(job, found)
+    (seconds, time), clips = plan.times, clip_pixels(job, found)
     return {
         "notes": [
             *(*notes(job), *context_notes(job, found)),
             *(plan.limit.notes() if plan.limit else []),
         ],
-        "seconds": times and times.seconds,
-        "time": times.line if times else "",
+        "seconds": seconds,
+        "time": time,
         "fetch_bytes": bytes_to_fetch(job.model, parts_of(stages_with_work(job.ledger, job.media))),
         "sampling": job.sampling.settings,
         "files": len(job.by_file),
