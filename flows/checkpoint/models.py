@@ -140,7 +140,6 @@ class Model:
         return replace(self, settings=kept)
 
     def precision(self) -> dict[str, str]:
-        """Return the best precision of each part."""
         return {part: settings[0].label for part, settings in self.settings.items()}
 
     def sampling(self, config: RunOptions) -> Sampling:
@@ -236,7 +235,6 @@ def _open_served(config: RunOptions, announce: Announce | None) -> Model:
 
 
 def digests_in(store: Store) -> ContentDigests:
-    """Return the file digests stored next to a store."""
     return ContentDigests(store.local / DIGESTS)
 
 

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
 
 def embed_command(given: argparse.Namespace) -> int:
-    """Run the command, and return its exit code. Raises PenstockError."""
     config = config_of(given, EmbedConfig)
     display = Display(quiet=given.quiet, as_json=given.json)
     if given.dry_run:

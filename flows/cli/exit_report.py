@@ -33,7 +33,6 @@ def print_error(text: str) -> None:
 
 
 def print_failed(failure: Failure) -> None:
-    """Print one line about a failed file."""
     print_lines(failed_line(failure.media_path, failure.message, failure.hint), to=sys.stderr)
 
 

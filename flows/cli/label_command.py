@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 
 def label_command(given: argparse.Namespace) -> int:
-    """Run the command, and return its exit code. Raises PenstockError."""
     config = config_of(given, LabelConfig)
     display = Display(quiet=given.quiet, as_json=given.json)
     with closing(display):

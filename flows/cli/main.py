@@ -60,7 +60,6 @@ class CommandParser(argparse.ArgumentParser):
         self.exit(2)
 
     def unknown(self, words: Sequence[str]) -> NoReturn:
-        """Refuse unknown options."""
         names = [name for action in self._actions for name in action.option_strings]
         first = next((word for word in words if word.startswith("-")), words[0])
         name = first.partition("=")[0]

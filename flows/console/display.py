@@ -156,7 +156,6 @@ class ProgressLine:
             self._progress.console.print(Text.from_ansi(line), soft_wrap=True)
 
     def clear(self) -> None:
-        """Remove the progress line."""
         if self._progress is not None and self._task is not None:
             self._progress.stop()
             self._progress.remove_task(self._task)
@@ -184,7 +183,6 @@ class CellLine:
         print_lines(text)
 
     def clear(self) -> None:
-        """Remove the progress line."""
         self._at = 0.0
         self.end("")
 

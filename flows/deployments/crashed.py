@@ -41,7 +41,6 @@ POLL_SECONDS = 1.0
 
 
 def without_retries() -> contextlib.AbstractContextManager[object]:
-    """Disable retries of Prefect's client inside the block."""
     return temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0})
 
 

@@ -248,7 +248,6 @@ class NothingReached(NothingToDo):
 
 
 def _nothing_to_do(pipeline: Pipeline, failures: Sequence[Failure]) -> NothingToDo:
-    """Return the error when no source can be used."""
     silent = bool(failures) and all(each.error == UNREACHABLE for each in failures)
     return (NothingReached if silent else NothingToDo)(pipeline, failures)
 
@@ -394,7 +393,6 @@ def model_for(
 
 
 def _job_of(config: RunOptions, store: Store, model: Model, pipeline: Pipeline) -> Job:
-    """Return the job without its media."""
     config, notes = with_card_sampling(as_card(config, model), model.folder)
     start = SamplingParams.of(config).start_with
     if start != start.rstrip():

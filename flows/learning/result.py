@@ -123,12 +123,10 @@ class Learned:
 
     @property
     def adapter(self) -> Path:
-        """Return the folder of the round's adapter."""
         return round_folder(self.out, self.round["round"]) / ADAPTER
 
     @property
     def made(self) -> int:
-        """Return the number of adapters."""
         return 1
 
     def to_json(self) -> dict[str, Any]:

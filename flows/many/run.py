@@ -438,7 +438,6 @@ class Driver:
         self._display.close()
 
     def _count_ended(self, run: TaskRun, record: RunRecord) -> None:
-        """Show and record that a partition has ended."""
         self._count["done" if run.error is None else "failed"] += 1
         if run.error is not None:
             self._display.print_line(f"partition {run.terms.partition} failed: {run.error}")

@@ -88,7 +88,6 @@ class LabelSet:
 
     @property
     def texts(self) -> list[list[str]]:
-        """Return the texts of each label."""
         return [list(label.prompts) for label in self.labels]
 
     @property

@@ -258,7 +258,6 @@ class ExportConfig(MemoryOptions, StoreOptions, AdapterOptions, ModelOptions):
 
     @property
     def runs(self) -> Path:
-        """Return the folder of the evaluation runs."""
         return self.folder / RUNS
 
     @property

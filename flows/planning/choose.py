@@ -77,7 +77,6 @@ class PlanRequest:
         return self._estimate(rung, self.workloads)
 
     def estimate_smallest(self, rung: Rung) -> StageEstimate:
-        """Return the estimate of a stage on a rung for the smallest chunk."""
         return self._estimate(rung, (self.smallest,) if self.smallest else self.workloads)
 
     def _estimate(self, rung: Rung, workloads: Sequence[Workload]) -> StageEstimate:

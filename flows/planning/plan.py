@@ -425,7 +425,6 @@ def _make_plan(
 
 
 def figures(plan: Plan) -> dict[str, Any]:
-    """Return all figures of a plan, as JSON."""
     model, request = plan.request.model, plan.request
     refusal = plan.refusal
     found: dict[str, Any] = {

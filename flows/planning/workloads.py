@@ -70,7 +70,6 @@ class Workload:
 
     @property
     def frame_bytes(self) -> int:
-        """Return the bytes of the stored frames of a chunk."""
         return 3 * max(self.frames, self.stored_frames) * math.prod(self.stored)
 
     def reading_bytes(self, rows: int) -> int:

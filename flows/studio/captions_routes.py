@@ -156,7 +156,6 @@ class CaptionsRoutes:
         self._fetching = asyncio.Semaphore(FETCHED_AT_ONCE)
 
     def _captions(self, request: Request) -> RunCaptions:
-        """Return the captions of the run in a request's path. Raises UsageError."""
         return self._studio.of(request.path_params["run"])
 
     async def captions(self, request: Request) -> Response:
@@ -167,7 +166,6 @@ class CaptionsRoutes:
         return StreamingResponse(iter(pieces), media_type=JSON)
 
     async def edit(self, request: Request) -> Response:
-        """Apply an edit."""
         captions, edit = self._captions(request), await json_of(request)
         return json_answer(await asyncio.to_thread(captions.apply, edit))
 
@@ -176,7 +174,6 @@ class CaptionsRoutes:
         return json_answer(await asyncio.to_thread(self._captions(request).history))
 
     async def ask(self, request: Request) -> Response:
-        """Put a second question about some captions into the queue."""
         return await self._queued(request, self._again)
 
     async def _queued(self, request: Request, queue: Queue) -> Response:
@@ -206,7 +203,6 @@ class CaptionsRoutes:
         return self._studio.queue.add(run)
 
     async def answers(self, request: Request) -> Response:
-        """Return the second answers of the model."""
         return json_answer(await asyncio.to_thread(self._answers, self._captions(request)))
 
     def _answers(self, captions: RunCaptions) -> dict[str, Any]:
@@ -249,7 +245,6 @@ class CaptionsRoutes:
         return self._add(kind, command, words, Path(out), of=str(captions.out))
 
     async def learn(self, request: Request) -> Response:
-        """Put a round of learning into the queue."""
         return await self._queued(request, self._learn)
 
     def _learn(self, captions: RunCaptions, _: dict[str, Any]) -> QueuedRun:
@@ -275,7 +270,6 @@ class CaptionsRoutes:
         return json_answer({"sets": await asyncio.to_thread(found)})
 
     async def media(self, request: Request) -> Response:
-        """Return a media file, or a range of it."""
         path = await self._local_path(request)
         if path is None:
             return json_answer({"error": "the file was moved or deleted"}, 404)

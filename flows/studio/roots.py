@@ -241,7 +241,6 @@ class _HalfFile:
             return _placed(self._path, self._folder, self._name)
 
     def remove(self) -> None:
-        """Remove the temporary name."""
         self._file.close()
         Path(self._path).unlink(missing_ok=True)
 

@@ -33,7 +33,6 @@ COMPARED_BYTES = 256 * 4 * 8
 
 
 def rungs(model: Model, config: RunOptions, device: str, stage: str) -> list[Rung]:
-    """Return the only rung."""
     return [Rung(stage=stage, batch=1)]
 
 
