@@ -89,7 +89,6 @@ class Model:
     name: str
     """Name as the user gave it."""
     checkpoint: Checkpoint
-    """Its files."""
     profile: ModelProfile
     """Facts from its headers and its processor."""
     digests: Mapping[Part, str]

@@ -74,7 +74,6 @@ def leave_within(exit_code: int) -> None:
 logger = logging.getLogger(__name__)
 
 KEY = "penstock-run"
-"""Key of a run's page."""
 RUNNING = "**running**"
 """First words of the page of an active run."""
 CRASHED = (

@@ -49,7 +49,6 @@ MAX_BYTES = 1 << 26
 NAMED = {".txt", ".csv", ".yaml", ".yml", ".json"}
 """Suffixes that mark a value as a file name, whether the file exists or not."""
 TEMPLATES = ("a photo of {}",)
-"""Default texts for a label."""
 SETTINGS = ("prompts", "parent", "threshold", "group")
 """Settings of a label that a file may contain."""
 COLUMN = "label"

@@ -63,7 +63,6 @@ class Example:
     """One caption, with its medium and chunk."""
 
     path: Path
-    """File of the medium."""
     caption: str
     start: float | None = None
     """Start of its chunk in seconds; None: the medium is one chunk."""

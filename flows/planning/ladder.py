@@ -49,7 +49,6 @@ class Rung:
     """One way to run one stage."""
 
     stage: str
-    """Name of the stage."""
     batch: int
     """Maximum chunks per batch; of the frames stage, files decoded at once."""
     prefill: int = 0

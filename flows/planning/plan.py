@@ -300,7 +300,6 @@ class Plan:
     """Why files are not planned, by their headers or an earlier run."""
     notes: tuple[str, ...] = ()
     devices: tuple[str, ...] = ()
-    """As in Job."""
 
     def processes(self, rung: Rung) -> int:
         """Return on how many GPUs a stage runs."""
@@ -321,11 +320,6 @@ class Plan:
         rungs = [choice.chosen.rung for choice in self.stage_plans.values()][: len(CAPTION)]
         able = shares_device(self.request.model, rungs, self.devices)
         return fit_together(self.request, rungs, self.budget) if able else {}
-
-    @property
-    def memory(self) -> dict[str, Any]:
-        """Return the memory plan as `run.json` stores it."""
-        return memory_json(self.stage_plans, self.budget)
 
 
 def plan_of(
@@ -440,7 +434,7 @@ def figures(plan: Plan) -> dict[str, Any]:
         "fits": refusal is None,
         "refusal": None if refusal is None else {"message": refusal.message, "hint": refusal.hint},
         "memory": {
-            **plan.memory,
+            **memory_json(plan.stage_plans, plan.budget),
             "together": dict(plan.together),
             "budget": asdict(plan.budget),
             "arithmetic": {

@@ -111,7 +111,6 @@ def lora_parameters(transformer: Transformer, rank: int) -> int:
 
 
 RANK = 8
-"""Rank of a LoRA."""
 NF4_BITS = 4 + 8 / 64 + 32 / (64 * 256)
 """Bits per number: the value, an 8-bit scale per block of 64, and a 32-bit scale per 256 blocks."""
 BUCKETS = 2 * 200_000_000

@@ -38,7 +38,6 @@ class Workload:
 
     kind: MediaKind
     chunks: int
-    """Number of chunks."""
     frames: int
     """Frames of the largest chunk."""
     stored: tuple[int, int]
