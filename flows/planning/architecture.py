@@ -270,18 +270,14 @@ def pass_bytes(
     per number."""
     rows = sequences * tokens
     stream = STREAM_ROWS * transformer.width * each
-    attention = attention_bytes(transformer, each)
+    # One token's query, key, value and attention output.
+    attention = 2 * (transformer.query_width + transformer.key_width) * each
+    if transformer.kind == "vision" and not transformer.positions:
+        attention = ROTARY_ROWS * transformer.width * each
     if fused:
         return rows * (stream + max(attention, mlp_bytes(transformer, each)))
     scores = tokens * transformer.heads * (each + SCORES_BYTES)
     return rows * (stream + max(attention + scores, mlp_bytes(transformer, each)))
-
-
-def attention_bytes(transformer: Transformer, each: int) -> int:
-    """Return the bytes of one token's query, key, value and attention output."""
-    if transformer.kind == "vision" and not transformer.positions:
-        return ROTARY_ROWS * transformer.width * each
-    return (2 * transformer.query_width + 2 * transformer.key_width) * each
 
 
 def mlp_bytes(transformer: Transformer, each: int) -> int:
