@@ -296,8 +296,7 @@ def _half(half: PartProfile, settings: PartSettings) -> dict[str, Any]:
         "attention": settings.attention,
     }
     if graph := settings.graph:
-        fields = ("digest", "provider", "bytes")
-        found["graphs"] = {name: getattr(graph, name) for name in fields}
+        found["graphs"] = {n: getattr(graph, n) for n in ("digest", "provider", "bytes")}
     if gguf := settings.gguf:
         found["parameters"] += gguf.parameters - gguf.replaced
         found["gguf_file"] = {"digest": gguf.digest, "bytes": gguf.bytes}

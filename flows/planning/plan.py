@@ -138,9 +138,8 @@ def _about(job: Job, stage: StageSpec) -> list[Any]:
     if stage.part:
         key_fields = [settings.key_fields for settings in model.settings[stage.part]]
         found += [model.digests[stage.part], key_fields]
-    return (
-        [*found, EngineOptions.of(job.config).max_new_tokens] if stage.uses_token_limit else found
-    )
+    limit = [EngineOptions.of(job.config).max_new_tokens] if stage.uses_token_limit else []
+    return [*found, *limit]
 
 
 def choose(
