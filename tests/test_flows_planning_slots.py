@@ -39,7 +39,7 @@ def with_memory(*kept: LayerMemory, **options: str) -> Model:
 
 
 def decode_rungs_of(card: Model, device: str = "cuda:0", **options: Any) -> list[Rung]:
-    return rungs(card, CaptionConfig(sources=("a",), **options), device)
+    return rungs(card, CaptionConfig(sources=("a",), **options), device, "decode")
 
 
 def planned(card: Model, rung: Rung, tokens: int = 1000, new: int = 256) -> StageEstimate:
