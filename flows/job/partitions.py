@@ -40,11 +40,6 @@ class Partition:
     bytes: int
     """Size of its media."""
 
-    @property
-    def source(self) -> str:
-        """Return its argument as a source of a command."""
-        return f"@{self.path}"
-
 
 def partitions_of(
     config: RunOptions, max_files: int = FILES

@@ -224,11 +224,10 @@ class CaptionsRoutes:
     def _write(self, captions: RunCaptions, given: dict[str, Any]) -> QueuedRun:
         if not isinstance(given.get("format"), list):
             raise EditRefused("the formats are missing")
-        chosen = {"format": given["format"], "out": given.get("out")}
-        found = checked(chosen, self._studio.roots)
-        command, out = self._studio.command(captions.out), Path(found.get("out") or captions.out)
-        words = command.writing(found.get("format", ()), out)
-        return self._add("caption" if found.get("out") else "write", command, words, out)
+        found = checked({"format": given["format"]}, self._studio.roots)
+        command = self._studio.command(captions.out)
+        words = command.writing(found.get("format", ()))
+        return self._add("write", command, words, captions.out)
 
     async def follow(self, request: Request) -> Response:
         """Put an export or a training of the run's model into the queue."""
