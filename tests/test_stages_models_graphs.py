@@ -234,6 +234,10 @@ def manifest_with(folder: Path, **changes: Any) -> Path:
     return folder
 
 
+HALF = {"precision": "fp32", "weights": {}, "towers": [], "furthest": 0.0, "nearness": {}}
+TOWER = {"path": "a", "class_name": "A", "parameters": 1, "packed": False, "graphs": []}
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -241,6 +245,11 @@ def manifest_with(folder: Path, **changes: Any) -> Path:
         ({"files": {"../a.onnx": "0"}}, "names a file outside its folder"),
         ({"files": 3}, "cannot be read"),
         ({"halves": {"vision": {}}}, "cannot be read"),
+        ({"halves": {"vision": {**HALF, "more": 1}}}, "has no field more"),
+        ({"halves": {"tactile": HALF}}, "cannot be read"),
+        ({"halves": {"vision": {**HALF, "towers": [{**TOWER, "parameters": -1}]}}}, "below 0"),
+        ({"sizes": {"a.onnx": -1}}, "below 0"),
+        ({"more": 1}, "has no field more"),
     ],
 )
 def test_a_manifest_that_was_changed_is_one_line(

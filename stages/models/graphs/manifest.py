@@ -9,13 +9,13 @@ logs it at most. Therefore the module checks the session's actual provider. A GP
 shape computations to the CPU by design, so that is allowed.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from artifacts.errors import EnvironmentFault
-from artifacts.json_shapes import MapOf, anything, count, number, read_json, read_record, text
+from artifacts.json_shapes import count, read_json, read_record, text
 from artifacts.schema import Half
 from stages.models.graphs import FOLDER
 from stages.process.exit_diagnosis import out_of_memory
@@ -151,6 +151,11 @@ class Graph:
     quantized: int = 0
     """Number of matrix products that are computed in 8 bit."""
 
+    def __post_init__(self) -> None:
+        lengths = (length for axes in self.inputs.values() for length in axes)
+        if min((self.quantized, *lengths)) < 0:
+            raise ValueError(f"graph {self.file} has a number below 0")
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GraphEncoder:
@@ -193,6 +198,14 @@ class GraphManifest:
     made_by: Mapping[str, str]
     """Name of each library → its version."""
 
+    def __post_init__(self) -> None:
+        encoders = [encoder for half in self.halves.values() for encoder in half.towers]
+        if min((0, *self.sizes.values(), *(encoder.parameters for encoder in encoders))) < 0:
+            raise ValueError(f"{FILE} has a size below 0")
+        named = [*self.files, *(graph.file for encoder in encoders for graph in encoder.graphs)]
+        if any(Path(n).name != n or n.startswith(".") or not text(n) for n in named):
+            raise ValueError(f"{FILE} names a file outside its folder")
+
     def to_json(self) -> dict[str, Any]:
         """Return the manifest as JSON values."""
         return {"format": FORMAT, **asdict(self)}
@@ -204,60 +217,18 @@ class GraphManifest:
         return sorted(name for name in self.files if any(name.startswith(n) for n in named))
 
 
-GRAPH = {
-    "file": text,
-    "inputs": MapOf([count]),
-    "fixed": MapOf(anything),
-    "output": MapOf(anything),
-    "names": [text],
-    "quantized": count,
-}
-ENCODER = {
-    "path": text,
-    "class_name": text,
-    "parameters": count,
-    "packed": lambda value: isinstance(value, bool),
-    "graphs": [GRAPH],
-}
-HALF = {
-    "precision": text,
-    "weights": MapOf(text),
-    "towers": [ENCODER],
-    "furthest": number,
-    "nearness": MapOf(anything),
-}
-SHAPE = {
-    "format": count,
-    "files": MapOf(text),
-    "sizes": MapOf(count),
-    "halves": MapOf(HALF),
-    "made_by": MapOf(text),
-}
-
-
 def read_manifest(model: Path) -> GraphManifest | None:
     """Return the manifest of a checkpoint's graphs; None if Penstock exported none. Raises
     EnvironmentFault."""
     path = model / FOLDER / FILE
     if not path.exists():
         return None
-    fields = read_json(path, SHAPE, EXPORT_HINT, _check)
-    return read_record(GraphManifest, {n: fields[n] for n in SHAPE if n != "format"})
-
-
-def _check(fields: Any) -> None:
-    """Check that the file has this version's format and names no file outside its folder."""
-    if fields["format"] != FORMAT:
+    fields = read_json(path, {"format": count}, EXPORT_HINT)
+    if (written := fields.pop("format")) != FORMAT:
         raise EnvironmentFault(
-            f"{FILE} has format {fields['format']}, and this version reads {FORMAT}",
-            hint=EXPORT_HINT,
+            f"{FILE} has format {written}, and this version reads {FORMAT}", hint=EXPORT_HINT
         )
-    named = [*fields["files"], *(g["file"] for g in _graphs_in(fields))]
-    if any(Path(name).name != name or name.startswith(".") for name in named):
-        raise EnvironmentFault(f"{FILE} names a file outside its folder", hint=EXPORT_HINT)
-
-
-def _graphs_in(fields: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    for half in fields["halves"].values():
-        for encoder in half["towers"]:
-            yield from encoder["graphs"]
+    try:
+        return read_record(GraphManifest, fields)
+    except TypeError as error:
+        raise EnvironmentFault(f"{path} cannot be read: {error}", hint=EXPORT_HINT) from error
