@@ -12,7 +12,6 @@ import logging
 import re
 import shutil
 import sys
-import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -29,7 +28,8 @@ from artifacts.schema import Half, MediaKind
 from artifacts.tensors import name_tensors
 from stages.embed_texts.run import TextReader
 from stages.memory.meta_device import tensors
-from stages.models.graphs.manifest import CPU, Graph, GraphEncoder, Provider
+from stages.models.dry_run import quiet
+from stages.models.graphs.manifest import CPU, Graph, GraphEncoder
 from stages.models.graphs.onnx_encoder import (
     EncoderCall,
     GraphInputs,
@@ -263,7 +263,12 @@ def trace(encoder: Any, given: Mapping[str, Any], packed: bool, varying: Varying
     call = graph_inputs(encoder, copied(sample), packed)
     config = OnnxConfig(dynamic=True, opset_version=OPSET)
     attending = packing(encoder) if packed else contextlib.nullcontext()
-    with _quiet(), attending, _of_any_length(varying):
+    with (
+        quiet(logging.ERROR),
+        contextlib.redirect_stdout(io.StringIO()),
+        attending,
+        _of_any_length(varying),
+    ):
         exported = OnnxExporter().export(encoder, sample, config)
     return Traced(exported.program, call, output, tuple(named))
 
@@ -291,19 +296,6 @@ def _of_any_length(varying: Varying) -> Iterator[None]:
         yield
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence the exporters, which log every axis, symbol and step."""
-    before = logging.root.manager.disable
-    logging.disable(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
-
-
 @dataclass(slots=True)
 class GraphsMade:
     """The graphs of one half that have been made so far."""
@@ -322,7 +314,7 @@ def make_graphs(
     computes something else."""
     made = GraphsMade()
     watched = [encoder_calls(half, partial(trial.run, half)) for trial in tried]
-    for request in _graph_requests(half, [call for run in watched for call in run.calls]):
+    for request in _graph_requests(half, [call for _, calls in watched for call in calls]):
         _add_graph(half, part, request, made, folder, precision)
     if not made.encoders:
         raise UsageError(
@@ -330,8 +322,8 @@ def make_graphs(
             hint="Run it in torch",
         )
     _install(half, made, folder)
-    for trial, run in zip(tried, watched, strict=True):
-        apart = difference(run.made, _run_trial(trial, half))
+    for trial, (expected, _) in zip(tried, watched, strict=True):
+        apart = difference(expected, _run_trial(trial, half))
         check_agreement(precision, trial.name, apart, ", ".join(made.encoders))
         made.furthest = max(made.furthest, apart)
     return made
@@ -345,8 +337,7 @@ def _run_trial(trial: Trial, half: Any) -> Any:
         raise UsageError(f"{error.message} (tested with {trial.name})", hint=KEPT) from error
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _GraphRequest:
+class _GraphRequest(NamedTuple):
     """A call that needs a graph."""
 
     call: EncoderCall
@@ -368,10 +359,7 @@ def _graph_requests(half: Any, calls: Sequence[EncoderCall]) -> list[_GraphReque
         kind = kinds.setdefault(f"{call.path} {sorted(axes.items())} {given.fixed}", [])
         kind.append(given)
         found.append((call, row, given, kind))
-    return [
-        _GraphRequest(call=call, packed=row, inputs=given, varying=_varying(kind))
-        for call, row, given, kind in found
-    ]
+    return [_GraphRequest(call, row, given, _varying(kind)) for call, row, given, kind in found]
 
 
 def _varying(kind: Sequence[GraphInputs]) -> Varying:
@@ -453,10 +441,9 @@ def _traced(encoder: nn.Module, request: _GraphRequest) -> Traced:
 
 
 def _install(half: Any, made: GraphsMade, folder: Path) -> None:
-    """Replace the encoders by their graphs."""
     like = torch.empty(0, dtype=half.dtype)
     for path, encoder in made.encoders.items():
         parent, _, name = path.rpartition(".")
         absent = MissingModule(half.get_submodule(path), path)
-        runs = [GraphSession(folder / g.file, Provider(name=CPU)) for g in encoder.graphs]
+        runs = [GraphSession(folder / g.file, [(CPU, {})]) for g in encoder.graphs]
         setattr(half.get_submodule(parent), name, OnnxEncoder(absent, encoder, runs, like))
