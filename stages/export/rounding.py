@@ -4,9 +4,6 @@ The integers are symmetric, with no zero point: -8 … 7 in 4 bits, -128 … 127
 its integer times its group's scale. The scale is first rounded to its stored type, so that the
 choice of integers compensates for that error.
 
-Quantizes a weight by GPTQ: its product with given inputs changes as little as possible (Frantar et
-al., https://arxiv.org/abs/2210.17323).
-
 GPTQ quantizes a weight so that its product with given inputs changes as little as possible (Frantar
 et al., https://arxiv.org/abs/2210.17323). It rounds columns in order, and spreads the error of each
 over the columns after it. The inverse of the Hessian (the sum of x xᵀ over all inputs x) gives the
