@@ -18,7 +18,7 @@ another first token than the model ever wrote.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -48,6 +48,7 @@ from stages.models.processors.processor_calls import (
     WITH_PLACEHOLDERS,
     Layout,
     begins_itself,
+    joined,
     run,
     text_ids,
     write,
@@ -56,7 +57,6 @@ from stages.models.processors.side_inputs import (
     Prepared,
     Row,
     check_outline,
-    joined,
     restore,
     side_inputs_keeper,
 )
@@ -278,16 +278,9 @@ EDGE = 64
 PROMPT = "?"
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PromptOverhead:
-    """Tokens of a prompt that are neither image tokens nor the user's text."""
-
-    per_prompt: int = 0
-    per_frame: int = 0
-
-
-def prompt_overhead(processor: Any, kind: MediaKind) -> PromptOverhead:
-    """Return how many tokens the processor adds around frames of this kind; 0 if unknown."""
+def prompt_overhead(processor: Any, kind: MediaKind) -> tuple[int, int]:
+    """Return the tokens of a prompt that are neither image tokens nor the user's text: in all, and
+    per frame of this kind besides; 0 if unknown."""
     counts = (FEW, MORE) if kind == "video" else (1, 1)
     if kind == "video" and channel_of(processor, kind) == "images":
         counts = (1, MORE)
@@ -296,9 +289,9 @@ def prompt_overhead(processor: Any, kind: MediaKind) -> PromptOverhead:
     except Exception as error:  # a processor may fail in any way; real frames will show the error
         if out_of_memory(error):
             raise
-        return PromptOverhead()
+        return 0, 0
     per_frame = max(0, -(-(more - few) // max(1, counts[1] - counts[0])))
-    return PromptOverhead(per_prompt=max(0, few - counts[0] * per_frame), per_frame=per_frame)
+    return max(0, few - counts[0] * per_frame), per_frame
 
 
 def _text_tokens(processor: Any, kind: MediaKind, count: int) -> int:
