@@ -88,7 +88,6 @@ def overflowed(record: FeatureRecord) -> bool:
 
 
 def _groups(batch: Sequence[Prepared]) -> Iterator[list[int]]:
-    """Yield the indexes of the rows that can be encoded together."""
     found: dict[str, list[int]] = {}
     for index, row in enumerate(batch):
         found.setdefault(passes_with(row), []).append(index)
@@ -170,7 +169,6 @@ class PassChecks:
         return bool(self._records.meta(key)["holds"]) if key in self._records else None
 
     def key(self, row: PassRow) -> str:
-        """Return the key of the result for the row's class."""
         return pass_check_key(row.rows, row.size_class, self._threads)
 
     def decided(self, row: PassRow) -> PassRow:
