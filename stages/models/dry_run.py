@@ -19,7 +19,7 @@ from torch.utils.hooks import RemovableHandle
 from artifacts.schema import MediaKind, Part, Route
 from stages.memory.live_bytes import FLOAT32_BYTES, MetaMemoryCounter, RepeatedLayers
 from stages.memory.meta_device import give_data, on_meta_device, tensors, without_data
-from stages.models.footprint import BatchCost, LayerMemory, RowMemory, context_of
+from stages.models.footprint import BatchCost, LayerMemory, RowMemory, context_tokens
 from stages.models.halves.features import (
     Features,
     encode,
@@ -265,16 +265,8 @@ class DryRun(NamedTuple):
     """Cache memory per row of the language half; None if unknown."""
     why: str = ""
     """Why the dry run failed; empty if it succeeded."""
-    context: Mapping[str, Any] = {}
-    """Profile fields about the context of the language half."""
-    needs_pictures: str = ""
-    """Why the model cannot generate from text alone; empty if it can."""
-
-    @property
-    def profile_fields(self) -> dict[str, Any]:
-        """Return the results that are fields of a profile, by field name."""
-        names = {**self.context, "needs_pictures": self.needs_pictures}
-        return {**names, "batch_costs_unknown": self.why}
+    profile_fields: Mapping[str, Any] = {}
+    """Results that are fields of a captioner's profile, by field name."""
 
 
 def dry_run(skeleton: Any, processor: Any, route: Route, frames_per_video: int = 0) -> DryRun:
@@ -284,8 +276,14 @@ def dry_run(skeleton: Any, processor: Any, route: Route, frames_per_video: int =
         found = _costs_of(skeleton, processor, route, frames_per_video)
         if route == "dual":
             return found
-        why = "" if found.why else text_only_refusal(skeleton, processor)
-        return found._replace(context=context_of(skeleton.config), needs_pictures=why)
+        config = skeleton.config
+        fields = {
+            "context_tokens": context_tokens(config),
+            "is_encoder_decoder": bool(config.is_encoder_decoder),
+            "needs_pictures": "" if found.why else text_only_refusal(skeleton, processor),
+            "batch_costs_unknown": found.why,
+        }
+        return found._replace(profile_fields=fields)
 
 
 def _costs_of(skeleton: Any, processor: Any, route: Route, frames_per_video: int) -> DryRun:

@@ -231,12 +231,6 @@ there the configuration already states the scaled context."""
 ORIGINAL = "original_max_position_embeddings"
 
 
-def context_of(config: Any) -> dict[str, Any]:
-    """Return the profile fields about the context of a model's language half."""
-    apart = bool(config.is_encoder_decoder)
-    return {"context_tokens": context_tokens(config), "is_encoder_decoder": apart}
-
-
 def context_tokens(config: Any) -> int:
     """Return how many tokens a language half can hold, prompt and answer together, with its RoPE
     scaling; 0 if its configuration does not state it."""

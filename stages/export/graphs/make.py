@@ -13,7 +13,7 @@ import re
 import shutil
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -168,8 +168,7 @@ def check_agreement(precision: str, tried: str, apart: float, path: str) -> None
 
 
 def _of(made: Any) -> Iterator[torch.Tensor]:
-    values = dict(made) if isinstance(made, dict) else made
-    yield from (value.detach().double().cpu() for value in tensors(values))
+    yield from (value.detach().double().cpu() for value in tensors(made))
 
 
 PRODUCTS = ("MatMul", "Gemm")
@@ -296,37 +295,37 @@ def _of_any_length(varying: Varying) -> Iterator[None]:
         yield
 
 
-@dataclass(slots=True)
-class GraphsMade:
-    """The graphs of one half that have been made so far."""
-
-    encoders: dict[str, GraphEncoder] = field(default_factory=dict)
-    """Path → encoder."""
-    furthest: float = 0.0
-    """Largest difference from the encoders, relative to the largest number."""
+Encoders = dict[str, GraphEncoder]
+"""Path → encoder with the graphs that have been made of it."""
 
 
 def make_graphs(
     half: Any, part: Half, tried: Sequence[Trial], folder: Path, precision: str
-) -> GraphsMade:
-    """Write the graphs of a half into a folder and test them. Afterwards the half runs the graphs
-    in place of its encoders. Raises UsageError if an encoder cannot be exported, or if its graph
-    computes something else."""
-    made = GraphsMade()
+) -> tuple[Encoders, float]:
+    """Write the graphs of a half into a folder and test them. Return them, and their largest
+    difference from the encoders, relative to the largest number. Afterwards the half runs the
+    graphs in place of its encoders. Raises UsageError if an encoder cannot be exported, or if its
+    graph computes something else."""
+    encoders: Encoders = {}
     watched = [encoder_calls(half, partial(trial.run, half)) for trial in tried]
     for request in _graph_requests(half, [call for _, calls in watched for call in calls]):
-        _add_graph(half, part, request, made, folder, precision)
-    if not made.encoders:
+        _add_graph(half, part, request, encoders, folder, precision)
+    if not encoders:
         raise UsageError(
             f"the {part} half has no encoder that can be exported as a graph",
             hint="Run it in torch",
         )
-    _install(half, made, folder)
+    like = torch.empty(0, dtype=half.dtype)
+    for path, encoder in encoders.items():
+        absent = MissingModule(half.get_submodule(path), path)
+        runs = [GraphSession(folder / g.file, [(CPU, {})]) for g in encoder.graphs]
+        half.set_submodule(path, OnnxEncoder(absent, encoder, runs, like))
+    furthest = 0.0
     for trial, (expected, _) in zip(tried, watched, strict=True):
         apart = difference(expected, _run_trial(trial, half))
-        check_agreement(precision, trial.name, apart, ", ".join(made.encoders))
-        made.furthest = max(made.furthest, apart)
-    return made
+        check_agreement(precision, trial.name, apart, ", ".join(encoders))
+        furthest = max(furthest, apart)
+    return encoders, furthest
 
 
 def _run_trial(trial: Trial, half: Any) -> Any:
@@ -372,17 +371,17 @@ def _varying(kind: Sequence[GraphInputs]) -> Varying:
 
 
 def _add_graph(
-    half: Any, part: Half, request: _GraphRequest, made: GraphsMade, folder: Path, precision: str
+    half: Any, part: Half, request: _GraphRequest, made: Encoders, folder: Path, precision: str
 ) -> None:
     """Make the graph of a call, unless an existing graph accepts it."""
     path = request.call.path
     encoder = half.get_submodule(path)
-    known = made.encoders.get(path)
+    known = made.get(path)
     if known and any(fits(graph, request.inputs) for graph in known.graphs):
         return
-    number = sum(len(encoder.graphs) for encoder in made.encoders.values())
+    number = sum(len(encoder.graphs) for encoder in made.values())
     graph = _graph(encoder, request, folder / f"{part}-{number}.onnx", precision)
-    made.encoders[path] = GraphEncoder(
+    made[path] = GraphEncoder(
         path=path,
         class_name=type(encoder).__name__,
         parameters=sum(weight.numel() for weight in encoder.parameters()),
@@ -438,12 +437,3 @@ def _traced(encoder: nn.Module, request: _GraphRequest) -> Traced:
             f"{message}",
             hint=KEPT,
         ) from error
-
-
-def _install(half: Any, made: GraphsMade, folder: Path) -> None:
-    like = torch.empty(0, dtype=half.dtype)
-    for path, encoder in made.encoders.items():
-        parent, _, name = path.rpartition(".")
-        absent = MissingModule(half.get_submodule(path), path)
-        runs = [GraphSession(folder / g.file, [(CPU, {})]) for g in encoder.graphs]
-        setattr(half.get_submodule(parent), name, OnnxEncoder(absent, encoder, runs, like))

@@ -22,7 +22,7 @@ from stages.embed_texts import TEXTS_PER_BATCH
 from stages.embed_texts.run import TextReader
 from stages.export import GRAPHS, PACKAGES, GraphJob
 from stages.export.compare import nearness
-from stages.export.graphs.make import GraphsMade, make_graphs, texts_of, trials
+from stages.export.graphs.make import Encoders, make_graphs, texts_of, trials
 from stages.models.graphs import FOLDER
 from stages.models.graphs.manifest import FILE, GraphManifest, HalfGraphs, read_manifest
 from stages.models.halves.features import text_vectors
@@ -107,22 +107,22 @@ def _half(
         part, lambda extra_modules: load(extra_modules=extra_modules), extra_modules, job.files
     )
 
-    def make(half: Any) -> GraphsMade:
+    def make(half: Any) -> tuple[Encoders, float]:
         with torch.inference_mode(False), torch.no_grad():
             frames = job.frames_per_video
             tried = list(trials(half, part, processor, dual=dual, frames_per_video=frames))
             return make_graphs(half, part, tried, folder, precision)
 
     texts = _vectors(held, processor) if part == "language" else None
-    made = held.call(make)
+    encoders, furthest = held.call(make)
     near: dict[str, Any] = {}
     if texts is not None:
         near = nearness(texts, _vectors(held, processor), [("texts", len(texts))])
     return HalfGraphs(
         precision=precision,
         weights=dict(weights),
-        towers=tuple(made.encoders.values()),
-        furthest=made.furthest,
+        towers=tuple(encoders.values()),
+        furthest=furthest,
         nearness=near,
     )
 

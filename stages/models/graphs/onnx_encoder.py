@@ -495,10 +495,9 @@ def load_with_graphs(
         for graph in encoder.graphs
     }
     for encoder in graphs.towers:
-        parent, _, name = encoder.path.rpartition(".")
         absent = loaded.get_submodule(encoder.path)
         runs = [sessions[graph.file] for graph in encoder.graphs]
-        setattr(loaded.get_submodule(parent), name, OnnxEncoder(absent, encoder, runs, like))
+        loaded.set_submodule(encoder.path, OnnxEncoder(absent, encoder, runs, like))
     return loaded
 
 

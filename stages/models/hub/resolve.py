@@ -97,8 +97,8 @@ def bring_small(name: str, revision: str | None, announce: Announce | None) -> C
     """Download a model's small files, after calling `announce`. Raises UsageError for a model that
     the hub does not provide, EnvironmentFault if the hub is unreachable."""
     from huggingface_hub import HfApi, hf_hub_download, hf_hub_url, snapshot_download
-    from huggingface_hub.utils import tqdm
     from huggingface_hub.utils._paths import filter_repo_objects
+    from huggingface_hub.utils.tqdm import tqdm
 
     with hub_errors(name, revision):
         api = HfApi()

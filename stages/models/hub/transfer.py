@@ -384,9 +384,18 @@ def fetch(
         folder = shown(cache_folder())
         announce(f"downloading {what}{checkpoint.name}, {size}, into {folder} (once)")
     with hub_errors(checkpoint.name, checkpoint.commit, begun=True):
-        _fetch_all(
-            checkpoint, missing, announce or (lambda text: None), _Counter(here, total, progress)
-        )
+        lock = threading.Lock()
+
+        def arrived(count: int) -> None:
+            nonlocal here
+            with lock:
+                here += count
+                if progress is not None:
+                    progress(here, total)
+
+        notify = announce or (lambda text: None)
+        watch = TransferWatch(announce=notify, arrived=arrived, stop=threading.Event())
+        _fetch_all(checkpoint, missing, watch)
 
 
 def check_space(name: str, needed: int) -> None:
@@ -401,24 +410,7 @@ def check_space(name: str, needed: int) -> None:
         )
 
 
-class _Counter:
-    """Adds up the bytes that arrive on all connections."""
-
-    def __init__(self, here: int, total: int, progress: Progress | None) -> None:
-        self._here, self._total, self._progress = here, total, progress
-        self._lock = threading.Lock()
-
-    def add(self, count: int) -> None:
-        with self._lock:
-            self._here += count
-            if self._progress is not None:
-                self._progress(self._here, self._total)
-
-
-def _fetch_all(
-    checkpoint: Checkpoint, files: Sequence[WeightFile], announce: Announce, counter: _Counter
-) -> None:
-    watch = TransferWatch(announce=announce, arrived=counter.add, stop=threading.Event())
+def _fetch_all(checkpoint: Checkpoint, files: Sequence[WeightFile], watch: TransferWatch) -> None:
     with ThreadPoolExecutor(AT_ONCE) as pool:
         running = [pool.submit(_fetch_one, checkpoint, file, watch) for file in files]
         try:
