@@ -19,7 +19,7 @@ from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.files import whole_file
 from stages.export import BITSANDBYTES, PACKED, ExportJob
 from stages.export.export_plan import ExportPlan, StoredTensor, plan_export
-from stages.export.rounding import CannotRound, Rounded, round_to_nearest, unsupported_shape
+from stages.export.rounding import CannotRound, Rounded, round_to_nearest, unsupported_columns
 from stages.models.halves.routes import config_and_class
 from stages.models.hub.checkpoint import CONFIG, json_bytes, small_files
 from stages.models.hub.headers import read_places
@@ -224,7 +224,7 @@ class Packed:
     def takes(self, module: torch.nn.Module) -> str:
         if type(module) is not torch.nn.Linear:
             return f"a weight in the layout of {type(module).__name__}"
-        return unsupported_shape(tuple(module.weight.shape), self.bits, self.group)
+        return unsupported_columns(module.in_features, self.group)
 
     def names(self, name: str) -> list[str]:
         return [spec.name for spec in specs(name, (1, self.group), torch.float16, 8, self.group)]

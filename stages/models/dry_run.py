@@ -31,19 +31,17 @@ from stages.models.halves.features import (
 from stages.models.halves.offload import UNDIVIDED, generate, outermost_layers
 from stages.models.halves.routes import one_line
 from stages.models.processors.input_sizes import bytes_of
-from stages.models.processors.loading import black_clip, is_image_output
+from stages.models.processors.loading import black_clip, is_image_output, takes_videos
 from stages.models.processors.prepare import (
-    Prepared,
     channel_of,
     drop_end_token,
-    joined,
     prepare,
     prepare_images,
     rebuild,
-    takes_videos,
     text_inputs,
 )
-from stages.models.processors.processor_calls import TEXT_IDS, text_ids
+from stages.models.processors.processor_calls import TEXT_IDS, joined, text_ids
+from stages.models.processors.side_inputs import Prepared
 from stages.process.exit_diagnosis import out_of_memory
 
 NEW_TOKENS = 2

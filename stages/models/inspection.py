@@ -56,18 +56,20 @@ from stages.models.processors.input_layout import (
     try_processor,
 )
 from stages.models.processors.input_sizes import LONG_EDGES, Probe, black, pixels_per_video, probe
-from stages.models.processors.loading import control_tokens
+from stages.models.processors.loading import (
+    control_tokens,
+    load_processor,
+    placeholder_tokens,
+    takes_videos,
+)
 from stages.models.processors.pixel_limit import bounds_of, min_pixels_of
 from stages.models.processors.prepare import (
     answer_blank,
     continues_prompt,
-    load_processor,
     opens_reasoning,
-    placeholder_tokens,
     prepare,
     prepare_images,
     prompt_overhead,
-    takes_videos,
 )
 from stages.models.processors.processor_calls import system_form
 from stages.models.processors.side_inputs import hearing_profile

@@ -35,7 +35,7 @@ from stages.models.precision.quantize import (
     plan,
 )
 from stages.models.precision.weights import attention_of, for_half, stored_modules
-from stages.models.processors.prepare import load_processor
+from stages.models.processors.loading import load_processor
 from stages.models.stored.layers import FORM, model_names, stored_settings
 from stages.models.streaming.layers import load_pinned
 from stages.models.streaming.load import load_streamed, streamed_layers

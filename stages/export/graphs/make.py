@@ -46,8 +46,9 @@ from stages.models.graphs.onnx_encoder import (
 from stages.models.halves.absent import MissingModule, NeedsWeights
 from stages.models.halves.features import encode, text_vectors
 from stages.models.halves.routes import PIXELS
-from stages.models.processors.loading import Clip, clip_of
-from stages.models.processors.prepare import joined, prepare, prepare_images, takes_videos
+from stages.models.processors.loading import Clip, clip_of, takes_videos
+from stages.models.processors.prepare import prepare, prepare_images
+from stages.models.processors.processor_calls import joined
 from stages.models.processors.side_inputs import Prepared
 from stages.process.exit_diagnosis import out_of_memory
 

@@ -15,6 +15,7 @@ import torch
 from artifacts.files import whole_file, write_json
 from artifacts.keys import hash_file
 from artifacts.packages import require_extra
+from artifacts.paths import sync_folder
 from artifacts.regular_files import open_regular
 from artifacts.schema import Half
 from artifacts.store import fault_of
@@ -28,7 +29,7 @@ from stages.models.graphs.manifest import FILE, GraphManifest, HalfGraphs, read_
 from stages.models.halves.features import text_vectors
 from stages.models.halves.load import ReloadableHalf, load_half
 from stages.models.hub.checkpoint import CONFIG, INDEX, small_files
-from stages.models.processors.prepare import load_processor
+from stages.models.processors.loading import load_processor
 from stages.models.published import stating_as_published
 from stages.models.shards.layout import claimed, keeping_files, write_rest
 from stages.process.deferred_imports import import_transformers
@@ -86,7 +87,10 @@ def _write_graphs(job: GraphJob, source: Path, folder: Path, report: EventReport
             made_by={name: version(name) for name in ("torch", "transformers", *PACKAGES)},
         )
         write_json(making / FILE, manifest.to_json())
-        _fsync_folder(making)
+        for path in making.iterdir():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        sync_folder(making)
         job.files.check()
         making.rename(folder / FOLDER)
     except OSError as error:
@@ -168,13 +172,3 @@ def _link_or_copy(path: Path, out: Path) -> None:
         return
     with whole_file(out) as file, open_regular(path) as source:
         shutil.copyfileobj(source, file)
-
-
-def _fsync_folder(folder: Path) -> None:
-    """Flush the files of a folder, and the folder, to disk."""
-    for path in [*folder.iterdir(), folder]:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

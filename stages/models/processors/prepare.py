@@ -36,19 +36,16 @@ from stages.models.processors.loading import (
     Clip,
     black_clip,
     known,
-    load_processor,
     placeholder_tokens,
     takes_images,
     takes_videos,
     to_images,
-    video_metadata,
 )
 from stages.models.processors.processor_calls import (
     PLAIN,
     WITH_PLACEHOLDERS,
     Layout,
     begins_itself,
-    joined,
     run,
     text_ids,
     write,
@@ -145,24 +142,6 @@ def _prepared(outputs: Any, count: int) -> Prepared:
 
 DECODED = "decoder_input_ids"
 """Name of the prompt's tokens for the decoder of an encoder-decoder model."""
-
-__all__ = [
-    "Clip",
-    "Prepared",
-    "Row",
-    "channel_of",
-    "continues_prompt",
-    "drop_end_token",
-    "joined",
-    "load_processor",
-    "opens_reasoning",
-    "placeholder_tokens",
-    "prepare",
-    "rebuild",
-    "takes_videos",
-    "text_inputs",
-    "video_metadata",
-]
 
 
 def channel_of(processor: Any, kind: MediaKind) -> str:
