@@ -384,7 +384,7 @@ def _decoders(
 ) -> Iterator[tuple[BatchCost, tuple[LayerMemory, ...]]]:
     skeleton.generation_config.eos_token_id = None
     skeleton.generation_config.pad_token_id = 0
-    greedy = {"max_new_tokens": NEW_TOKENS, "do_sample": False, "num_beams": 1}
+    greedy: dict[str, Any] = {"max_new_tokens": NEW_TOKENS, "do_sample": False, "num_beams": 1}
     for (count, units), inputs in _decoder_inputs(skeleton, processor, row).items():
         features = _features(skeleton, route, row, count, repeated)
         live = MetaMemoryCounter(_weights(skeleton))

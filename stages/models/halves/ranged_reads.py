@@ -68,6 +68,7 @@ class WholeTensorFile:
 
     @property
     def place(self) -> TensorPlace:
+        """Return the tensor's place in the file."""
         return places(self.path)[self._name]
 
     def __getitem__(self, index: Any) -> Any:
@@ -160,17 +161,32 @@ BUFFERS = 4
 """Number of buffers: one for each thread in which transformers reads."""
 
 
+class PinnedBuffer:
+    """Pinned host memory from which a GPU is filled."""
+
+    def __init__(self, size: int) -> None:
+        self.memory = torch.empty(size, dtype=torch.uint8, pin_memory=True)
+        self.sent = torch.cuda.Event()
+
+    def wait(self) -> None:
+        """Wait until the last copy has read the buffer."""
+        self.sent.synchronize()
+
+    def send(self, to: torch.Tensor, stream: torch.cuda.Stream) -> None:
+        """Copy as many bytes as `to` has, on the current stream, which is `stream`."""
+        to.copy_(self.memory[: to.numel()], non_blocking=True)
+        self.sent.record(stream)
+
+
 class PinnedReader:
     """Reads tensors through a few buffers; safe to use from several threads."""
 
     def __init__(self, size: int) -> None:
         """Pin buffers of `size` bytes. Raises RuntimeError."""
         self._size = size
-        self._free: SimpleQueue[tuple[torch.Tensor, torch.cuda.Event]] = SimpleQueue()
-        """Pinned memory, and the event behind the last copy from it."""
+        self._free: SimpleQueue[PinnedBuffer] = SimpleQueue()
         for _ in range(BUFFERS):
-            memory = torch.empty(size, dtype=torch.uint8, pin_memory=True)
-            self._free.put((memory, torch.cuda.Event()))
+            self._free.put(PinnedBuffer(size))
 
     def read(self, source: WholeTensorFile, device: Any, dtype: torch.dtype | None) -> torch.Tensor:
         """Return a tensor of a file on a GPU. Its bytes may arrive later than the call returns, but
@@ -184,20 +200,19 @@ class PinnedReader:
         return made
 
     def _fill(self, to: torch.Tensor, stored: torch.dtype, path: Path, start: int) -> None:
-        memory, sent = self._free.get()
+        buffer = self._free.get()
         try:
-            sent.synchronize()
-            ready = memory[: to.nbytes]
+            buffer.wait()
+            ready = buffer.memory[: to.nbytes]
             if to.dtype == stored:
                 read_into(ready, path, start)
             else:
                 raw = torch.empty(to.numel() * stored.itemsize, dtype=torch.uint8)
                 read_into(raw, path, start)
                 ready.view(to.dtype).copy_(raw.view(stored))
-            to.view(torch.uint8).copy_(ready, non_blocking=True)
-            sent.record(torch.cuda.current_stream(to.device))
+            buffer.send(to.view(torch.uint8), torch.cuda.current_stream(to.device))
         finally:
-            self._free.put((memory, sent))
+            self._free.put(buffer)
 
 
 @contextlib.contextmanager
