@@ -166,7 +166,7 @@ class Searcher:
         positions = np.flatnonzero(kept)
         # Sorting all takes 40 times as long as finding the limit: 40 ms for a million rows.
         limit = np.partition(differing[positions], wide - 1)[wide - 1]
-        near = positions[differing[positions] <= limit]
+        near: Positions = positions[differing[positions] <= limit]
         return near[np.argsort(differing[near], kind="stable")[:wide]]
 
     def _scores(
