@@ -1,12 +1,11 @@
-"""Files of every odd kind, as outputs and as sources: what reads a folder of outputs says so in a
-line, and a run writes it anew; each source is named or captioned, and what lies beside it too."""
+"""Files of every odd kind as outputs: what reads a folder of outputs says so in a line, and a run
+writes it anew."""
 
 import copy
 import json
 import os
 import shutil
 import socket
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -216,17 +215,3 @@ def test_an_out_folder_that_goes_away_is_told_as_such(real: Path, tmp_path: Path
     )
     assert "FileNotFoundError" not in ended.text
     ended.holds(1, 5)
-
-
-# Sources, lists of sources and prompts.
-
-GOOD = "good.mp4"
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Iterator[Path]:
-    found = tmp_path / "videos"
-    found.mkdir()
-    shutil.copyfile(penstock_demo.CLIPS / "clip-01.mp4", found / GOOD)
-    yield found
-    subprocess.run(["rm", "-rf", found], check=True)  # names that Python's own stumbles over

@@ -1,7 +1,6 @@
 """Stages that share several simulated GPUs: the bytes of one, whatever happens to one of them."""
 
 import fcntl
-import hashlib
 import json
 import signal
 import subprocess
@@ -98,10 +97,6 @@ def alone(desk: Desk) -> Place:
     done = desk.run(place, machine(1))
     assert done.returncode == 0, done.stderr
     return place
-
-
-def digest(place: Place) -> str:
-    return hashlib.sha256((place.out / "captions.jsonl").read_bytes()).hexdigest()
 
 
 def published(place: Place, stage: str) -> Counter[str]:
