@@ -193,12 +193,6 @@ def test_large_frames_are_fewer_and_small_ones_keep_their_keys(
 
 
 @pytest.mark.slow
-def test_all_frames_are_shown_at_the_pixels_that_are_proposed(sizes: Place) -> None:
-    ran, frames = run(sizes, max_pixels=11008)
-    assert frames == {"large.mp4": 8, "small.mp4": 8} and "fit its context" not in ran.said
-
-
-@pytest.mark.slow
 def test_a_server_shows_as_many_of_a_large_clip(sizes: Place, tmp_path: Path) -> None:
     serving = ServeConfig(caption_model=sizes.model, store=str(sizes.store))
     job = job_of(sizes, serving)

@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,13 +31,11 @@ from stages.frames.video import Video
 from stages.process.events import StageOutcome
 from stages.process.job import job_fields
 from tests.support.media import write_videos
-from tests.support.pipeline import Place
 from tests.support.stand_ins import PROFILE, Stages, config_in
 
 CLIPS = 12
 WIDTH = 2500
 """Numbers of a token's features, in 4 bytes each: features are larger than frames."""
-MANY = 200
 
 
 def bytes_in(folder: Path) -> int:
@@ -347,22 +344,3 @@ class Sampler:
                         self.largest_pack = max(self.largest_pack, path.stat().st_size)
                     except FileNotFoundError:
                         continue
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(1800)
-def test_the_store_of_a_run_over_200_clips_stays_within_its_limit(tmp_path: Path) -> None:
-    clips = write_videos(tmp_path / "clips", MANY)
-    place = Place(clips=clips, out=tmp_path / "out", store=tmp_path / "store")
-    more = ("--frames", "4", "--max-new-tokens", "8")
-    refused = subprocess.run(
-        place.command(*more, "--max-store", "500kB"), capture_output=True, text=True, check=False
-    )
-    assert refused.returncode == 3 and "or more" in refused.stderr, refused.stderr
-    limit = 4_000_000
-    with Sampler(place.store) as sampler:
-        done = place.run(*more, "--max-store", str(limit))
-    assert done.returncode == 0 and len(place.captions()) == MANY, done.stderr
-    assert len(sampler.sizes) > 20
-    assert max(sampler.sizes) <= limit + sampler.largest_pack
-    assert place.stages()["encode"]["processes"] > 2, "the limit is felt"

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-from artifacts.errors import StageDied
 from benchmarks._clip import save_clip
 from flows.job import pass_mode
 from tests.support.inside import Ran, run_inside
@@ -47,20 +46,6 @@ def failed(place: Place) -> list[tuple[str, str, str]]:
     return [(row["media_path"], row["stage"], row["error"]) for row in place.failures()]
 
 
-@pytest.mark.slow
-def test_a_picture_that_the_encoder_raises_on_fails_alone(place: Place) -> None:
-    write_images(place.clips, 5)
-    write_dot(place.clips)
-    ran = run(place)
-    assert ran.result.exit_code == 1
-    assert failed(place) == [("dot.png", "encode", "model")]
-    assert "RuntimeError" in place.failures()[0]["message"]
-    (place.clips / "dot.png").unlink()
-    clean = replace(place, out=place.out / "2", store=place.out / "s")
-    assert run(clean).result.exit_code == 0
-    assert captions_of(clean) == captions_of(place) and len(captions_of(place)) == 5
-
-
 def test_the_only_item_fails_by_name_and_is_not_tried_again_until_asked(place: Place) -> None:
     write_dot(place.clips)
     assert run(place).result.exit_code == 1
@@ -70,20 +55,6 @@ def test_the_only_item_fails_by_name_and_is_not_tried_again_until_asked(place: P
     forced = run(place, retry_failed=True)
     assert forced.result.exit_code == 1 and "encode" in forced.started
     assert failed(place) == [("dot.png", "encode", "model")]
-
-
-@pytest.mark.slow
-def test_a_half_that_raises_on_all_has_failed(place: Place, tmp_path: Path) -> None:
-    blind = replace(place, model=str(mistral3(tmp_path / "blind", blind=True)))
-    write_images(place.clips, 3)
-    with pytest.raises(StageDied, match="each of 3 items, tried alone, raises IndexError") as end:
-        run(blind)
-    assert end.value.exit_code == 5
-    assert blind.failures() == [] and blind.stored("failures") == {}
-    with pytest.raises(StageDied, match="raises IndexError"):
-        run(place, engine="inflight", prompt=UNKNOWN)
-    assert place.failures() == [] and place.stored("failures") == {}
-    assert run(place).result.exit_code == 0
 
 
 @pytest.mark.slow
