@@ -11,7 +11,7 @@ import subprocess
 import termios
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import IO, Any
 
@@ -126,10 +126,6 @@ class Recording:
 def shown(text: str) -> list[str]:
     """The lines that stood there at any time, without control characters."""
     return [line for part in text.split("\r") for line in CONTROL.sub("", part).split("\n") if line]
-
-
-
-
 
 
 def too_wide(lines: Sequence[str], columns: int) -> list[str]:
