@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import av
 import pytest
-from PIL import Image
 
 from flows.console.lines import duration
 from penstock_demo.clips import write_clips
@@ -156,11 +155,6 @@ def break_one(session: Session) -> None:
     (session.media / "broken.mp4").write_bytes(b"\0\0\0\x18ftypisom" + bytes(64))
 
 
-def add_pictures(session: Session) -> None:
-    for number in range(5):
-        Image.new("RGB", (64, 48), (40 * number, 90, 120)).save(session.media / f"{number}.png")
-
-
 def plain(session: Session) -> dict[str, int]:
     add_clips(session)
     first = session.run("caption", "--chunk", "3")
@@ -173,26 +167,11 @@ def plain(session: Session) -> dict[str, int]:
     return counts
 
 
-def again(session: Session) -> dict[str, int]:
-    counts = plain(session)
-    second = session.run("caption", "--chunk", "3")
-    assert progress(second, "captioning") == {} and assert_agree(session, second) == counts
-    return counts
-
-
 def with_a_failure(session: Session) -> dict[str, int]:
     add_clips(session)
     break_one(session)
     counts = assert_agree(session, session.run("caption", "--chunk", "3"))
     assert (counts["file"], counts["failed"]) == (4, 1)
-    return counts
-
-
-def only_failures(session: Session) -> dict[str, int]:
-    break_one(session)
-    ended = session.run("caption")
-    counts = assert_agree(session, ended)
-    assert ended.status == 1 and counts == {"file": 1, "failed": 1, "caption": 0}
     return counts
 
 
@@ -203,25 +182,6 @@ def several_prompts(session: Session) -> dict[str, int]:
     counts = assert_agree(session, ended)
     assert progress(ended, "captioning") == {"caption": counts["caption"]}
     assert 2 * progress(ended, "encoding")["chunk"] == counts["caption"]
-    return counts
-
-
-def pictures(session: Session) -> dict[str, int]:
-    add_pictures(session)
-    ended = session.run("caption")
-    counts = assert_agree(session, ended)
-    assert progress(ended, "encoding") == {"image": 5} and counts["caption"] == 5
-    assert not any(re.search(r"cutting frames: .*(file|chunk)", line) for line in ended.lines)
-    return counts
-
-
-def pictures_of_a_phone(session: Session) -> dict[str, int]:
-    heif: Any = pytest.importorskip("pillow_heif")
-    heif.register_heif_opener()
-    add_pictures(session)
-    Image.new("RGB", (64, 48), "green").save(session.media / "phone.heic")
-    counts = assert_agree(session, session.run("caption"))
-    assert counts["file"] == counts["caption"] == 6
     return counts
 
 
@@ -305,36 +265,13 @@ def assert_agree_after_a_stop(session: Session, ended: Ended) -> int:
     return rows
 
 
-def summaries(session: Session) -> dict[str, int]:
-    add_clips(session)
-    counts = assert_agree(session, session.run("caption", "--chunk", "3", "--summary"))
-    assert counts["summary"] == 3
-    return counts
-
-
-def labels(session: Session) -> dict[str, int]:
-    add_pictures(session)
-    ended = session.run("label", "--labels", "a ball,a box")
-    rows = session.rows("labels.jsonl")
-    assert len({row["media_path"] for row in rows}) == 5
-    assert progress(ended, "embedding") == {"image": 5}
-    assert counts_in(ended.lines[-1]).get("file", 5) == 5
-    return {}
-
-
 SESSIONS: tuple[Callable[[Session], dict[str, int]], ...] = (
     plain,
     with_a_failure,
-    again,
-    only_failures,
     several_prompts,
-    pictures,
-    pictures_of_a_phone,
     stopped,
     killed,
     truncated,
-    summaries,
-    labels,
 )
 QUICK = (plain, with_a_failure)
 

@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -22,7 +21,6 @@ from flows.console.lines import parse_size, size
 from flows.machine.launch import StageCall
 from flows.machine.leases import hold_note_in, note_of
 from flows.options.commands import CaptionConfig
-from flows.pipelines import LARGE
 from flows.planning.plan import Plan, figures, plan_of
 from flows.planning.plan_view import plan_lines
 from flows.planning.store_limit import SMALL_BYTES
@@ -315,32 +313,3 @@ def test_features_of_another_model_go_first_unless_a_job_needs_them(config: Capt
 def test_scores_of_corrections_need_what_would_go() -> None:
     with pytest.raises(UsageError, match="--confidence and --max-store"):
         CaptionConfig(sources=("a",), confidence=True, max_store=1 << 30)
-
-
-class Sampler:
-    """Samples the size of a store, and of its largest pack, while a block runs."""
-
-    def __init__(self, store: Path) -> None:
-        self._store = store
-        self._ended = threading.Event()
-        self.sizes: list[int] = []
-        self.largest_pack = 0
-
-    def __enter__(self) -> "Sampler":
-        self._thread = threading.Thread(target=self._sample)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._ended.set()
-        self._thread.join()
-
-    def _sample(self) -> None:
-        while not self._ended.wait(0.2):
-            self.sizes.append(bytes_in(self._store))
-            for kind in LARGE:
-                for path in (self._store / kind).rglob("*.pack"):
-                    try:
-                        self.largest_pack = max(self.largest_pack, path.stat().st_size)
-                    except FileNotFoundError:
-                        continue

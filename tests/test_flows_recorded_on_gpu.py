@@ -5,7 +5,6 @@ import json
 import shutil
 import subprocess
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +16,13 @@ from stages.memory.cuda_graphs import SWITCH
 from tests.support import gpus
 from tests.support.fake_gpu.graphs import DRIVER
 from tests.support.fake_gpu.state import GraphFaults
-from tests.support.learning import decide_in, style
-from tests.support.pipeline import PENSTOCK, Place
-from tests.support.serving import serving
+from tests.support.pipeline import Place
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 CHECKED = 12
 """Replays of the engine check, and the one that is compared."""
 NONE = GraphFaults()
 FEW = ("--slots", "2", "--max-new-tokens", "40")
-MANY = ("--chunk", "0.5", "--frames", "4", "--max-new-tokens", "32")
-"""Options that make enough captions to learn from."""
 LEARN_SECONDS = 1200.0
 STILLS = 4
 """Images, whose prompts are short: the pool gets narrower when the last clips are done."""
@@ -121,39 +116,3 @@ def test_captions_are_those_of_plain_steps(
     assert counts["replayed"] >= least and (least or not counts["replayed"])
     rungs = json.loads((desk.place.out / "run.json").read_text())["rungs"]
     assert not any(rung["reason"] == "out of memory" for rung in rungs)
-
-
-def test_a_server_gives_the_captions_of_plain_steps(desk: Desk, expected: dict[str, str]) -> None:
-    gpus.plain().write(desk.cards)
-    (desk.cards / "calls.log").unlink(missing_ok=True)
-    environment = gpus.environment(desk.cards, XDG_CACHE_HOME=str(desk.folder / "cache"))
-    names = [name for name in expected if name.endswith(".mp4")][:6]
-    options = ("--caption-model", "demo")
-    with serving(desk.folder, *options, command=[*PENSTOCK, "serve"], env=environment) as server:
-
-        def ask(name: str) -> str:
-            body = (desk.place.clips / name).read_bytes()
-            answer = server.ask("POST", "/v1/caption", body, seconds=240.0)
-            assert answer.status == 200, answer.body
-            found: str = json.loads(answer.body)["captions"][0]["caption"]
-            return found
-
-        with ThreadPoolExecutor(3) as clients:
-            found = dict(zip(names, clients.map(ask, names), strict=True))
-    assert found == {name: expected[name] for name in names}
-    assert desk.modes() == {"thread_local"}
-    replays = [call for call in gpus.calls(desk.cards) if call.name == "replay"]
-    assert len(replays) > CHECKED
-
-
-def test_learned_captions_are_those_of_plain_steps(tmp_path: Path) -> None:
-    found = {}
-    for plain in (True, False):
-        desk = Desk(tmp_path / str(plain))
-        desk.captions(plain=plain, options=MANY)
-        decide_in(desk.place.out, lambda at, text: (style(text), "accepted") if at % 5 else None)
-        words = (*PENSTOCK, "learn", str(desk.place.out), "--steps", "4", "--batch-size", "2")
-        desk.run(*words, plain=plain)
-        found[plain] = {row["media_path"]: row["caption"] for row in desk.place.captions()}
-        assert desk.modes() == (set() if plain else {"thread_local"})
-    assert found[True] == found[False]
