@@ -101,27 +101,6 @@ def test_a_file_of_another_kind_is_named(out: Path, messages: Told, name: str, k
     messages(out)
 
 
-@pytest.mark.timeout(120, func_only=True)
-@pytest.mark.parametrize("how", ["flipped", "cut", "doubled", "mixed"])
-@pytest.mark.parametrize("name", FILES)
-def test_random_damage_is_borne(out: Path, messages: Told, name: str, how: str) -> None:
-    draw = seeded(name, how)
-    whole = (out / name).read_bytes()
-    for _ in range(6):
-        at = draw.randrange(len(whole))
-        changed = bytearray(whole)
-        if how == "flipped":
-            changed[at] ^= 1 << draw.randrange(8)
-        elif how == "cut":
-            del changed[at:]
-        elif how == "doubled":
-            changed[at:at] = changed[: draw.randrange(len(whole))]
-        else:
-            changed[at : at + 8] = draw.randbytes(8)
-        (out / name).write_bytes(changed)
-        messages(out)
-
-
 ODD_VALUES: dict[str, Any] = {
     "null": None,
     "huge": 1 << 62,
