@@ -11,7 +11,6 @@ import pytest
 
 from artifacts.errors import EnvironmentFault
 from artifacts.keys import ContentDigests
-from artifacts.locks import Claims
 from artifacts.packs import DamagedRecord, Record, RecordSet, verify
 from artifacts.store import FolderStore
 from flows.machine.leases import running_jobs
@@ -153,11 +152,6 @@ def test_a_book_that_is_no_file_is_done_without(
     replaced(job, odd)
     assert running_jobs(store) == []
     collect(store, 0, dry_run=False)
-
-    (tmp_path / "namespace").write_bytes(b"")
-    replaced(tmp_path / "namespace", odd)
-    with pytest.raises(EnvironmentFault, match=r"namespace is a .*, but a lock must be a file"):
-        Claims(tmp_path / "namespace")
 
 
 @pytest.fixture(scope="module")
