@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import av
 import pytest
 
 from flows.console.lines import duration
 from penstock_demo.clips import write_clips
 from tests.support.commands import completed
+from tests.support.media import write_video
 from tests.support.pipeline import PENSTOCK, ROOT, SECONDS, read_lines
 
 UNITS = ("file", "chunk", "image", "caption", "text", "summary", "mark", "label")
@@ -225,7 +225,8 @@ def truncated(session: Session) -> dict[str, int]:
     """A video that ends early is named by each run over it."""
     add_clips(session)
     cut = session.media / "clip-01.mp4"
-    cut.write_bytes(with_index_first(cut)[: cut.stat().st_size * 3 // 4])
+    write_video(cut, ticks=range(180), container_options={"movflags": "faststart"})
+    cut.write_bytes(cut.read_bytes()[: cut.stat().st_size * 3 // 4])
     for _ in range(2):
         ended = session.run("caption", "--chunk", "3")
         assert "1 of 3 files with warnings (`warnings` in captions.jsonl)" in ended.lines[-1]
@@ -233,22 +234,6 @@ def truncated(session: Session) -> dict[str, int]:
         assert "3 files, 0 failed, 1 with warnings (`warnings` in captions.jsonl)" in shown
         assert not any(line.startswith("replaces in") for line in ended.lines)
     return assert_agree(session, ended)
-
-
-def with_index_first(path: Path) -> bytes:
-    """Return a video whose index stands before its frames, so that its end can be cut off."""
-    target = path.with_suffix(".first.mp4")
-    with av.open(str(path)) as source:
-        options = {"movflags": "+faststart"}
-        with av.open(str(target), "w", options=options) as sink:
-            stream = sink.add_stream_from_template(source.streams.video[0])
-            for packet in source.demux(video=0):
-                if packet.dts is not None:
-                    packet.stream = stream
-                    sink.mux(packet)
-    found = target.read_bytes()
-    target.unlink()
-    return found
 
 
 def assert_agree_after_a_stop(session: Session, ended: Ended) -> int:
