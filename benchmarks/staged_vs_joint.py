@@ -25,7 +25,6 @@ from penstock_demo import CHECKPOINT
 BATCHES = (1, 2, 4, 8, 16)
 Member = dict[str, str]
 """What a job says of one clip."""
-"""Runs a mode over a job within a budget of bytes."""
 
 BUDGETS = (1.1, 1.5, 2.0, 4.0)
 """Times the larger half's weights."""
