@@ -40,7 +40,7 @@ from stages.models.encoding.run import EncodeRun
 from stages.models.halves.load import load_half
 from tests.support.adapters import adapter_of, merged
 from tests.support.embedding import write_images
-from tests.support.indexes import MAKER, WIDTH, drawn, rows
+from tests.support.indexes import MAKER, drawn, rows
 from tests.support.pipeline import PENSTOCK, Place, kill_at
 from tests.support.replaced_models import (
     TOKENS,
@@ -317,12 +317,9 @@ def test_a_killed_run_goes_on_with_the_model_that_is_there(
 COUNT = 20
 
 
-def build(folder: Path, maker: Maker = MAKER, seed: int = 0, count: int = COUNT) -> Path:
-    vectors = drawn(count, seed)
-    if maker.width != WIDTH:
-        vectors = vectors[:, : maker.width].copy()
+def build(folder: Path, maker: Maker = MAKER, seed: int = 0) -> Path:
     with writing(folder, maker, "a test") as writer:
-        writer.add([(rows(count), vectors)])
+        writer.add([(rows(COUNT), drawn(COUNT, seed))])
     return folder
 
 

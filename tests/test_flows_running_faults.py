@@ -1,6 +1,5 @@
 """An item on which the model's own code raises fails by name, and the others go on."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -54,17 +53,6 @@ def test_the_only_item_fails_by_name_and_is_not_tried_again_until_asked(place: P
     forced = run(place, retry_failed=True)
     assert forced.result.exit_code == 1 and "encode" in forced.started
     assert failed(place) == [("dot.png", "encode", "model")]
-
-
-@pytest.mark.slow
-def test_a_failure_of_one_model_answers_for_no_other(place: Place, tmp_path: Path) -> None:
-    write_images(place.clips, 1, UNKNOWN)
-    assert run(place, prompt="{name}").result.exit_code == 1
-    other = mistral3(tmp_path / "other", knows=True)
-    elsewhere = replace(place, model=str(other))
-    assert run(elsewhere, prompt="{name}").result.exit_code == 0
-    assert failed(elsewhere) == [] and len(captions_of(elsewhere)) == 2
-    assert run(place, prompt="{name}").result.exit_code == 1
 
 
 @pytest.mark.slow
