@@ -36,7 +36,6 @@ from flows.options.export_config import ExportConfig
 from flows.options.model import MemoryOptions
 from flows.options.training import TuneConfig
 from flows.options.vectors import EmbedConfig, IndexConfig, LabelConfig
-from tests.support.attacks import attacked
 from tests.support.pipeline import ROOT
 
 CLIP = {"sources": ["a.mp4"]}
@@ -396,17 +395,6 @@ def test_roots_are_taken_for_where_they_lead(
     monkeypatch.setenv(VARIABLE, spelled(root, world))
     assert passes(of(world))
     assert not passes(of(world, out=str(world / "home")))
-
-
-@pytest.mark.slow
-def test_an_empty_out_is_refused_wherever_it_is_given(world: Path) -> None:
-    with pytest.raises(UsageError, match="--out is empty"):
-        of(world, out="")
-    before = outside(world)
-    outcome = attacked("caption", "a.mp4", "--model", "demo", "--out", "", cwd=world / "clone")
-    outcome.holds(2)
-    assert "--out is empty" in outcome.err
-    assert outside(world) == before
 
 
 def test_a_store_that_is_left_out_is_the_worker_s_own(world: Path) -> None:
