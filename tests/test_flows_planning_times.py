@@ -40,7 +40,7 @@ from flows.running.run import caption
 from stages.memory.measure import _benchmarks
 from stages.models.footprint import BatchCost
 from stages.models.processors.input_sizes import bytes_of, pixels_per_video, probe
-from stages.models.processors.prepare import Clip
+from stages.models.processors.loading import Clip
 from stages.models.processors.prepare import prepare as prepare_clip
 from stages.process.device import device_name
 from tests.support import by_hand

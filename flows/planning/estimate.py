@@ -15,7 +15,6 @@ from stages.models.footprint import (
     at_size,
     kept_bytes,
     peak_bytes,
-    waiting_bytes,
 )
 from stages.models.profile import ModelProfile, PartProfile
 
@@ -173,8 +172,12 @@ def expected(
         kept_bytes=kept_bytes(
             batch_costs, kind=kind, rows=rows, units=units + new, item_bytes=each
         ),
-        waiting_bytes=waiting_bytes(
-            batch_costs, kind=kind, rows=rows, units=units, item_bytes=each
+        waiting_bytes=at_size(
+            batch_costs,
+            lambda w: w.waiting_bytes_32 if each > ITEM_BYTES else w.waiting_bytes,
+            kind=kind,
+            rows=rows,
+            units=units,
         ),
         flops=at_size(batch_costs, lambda w: w.flops, kind=kind, rows=rows, units=units),
         step_flops=at_size(batch_costs, lambda w: w.step_flops, kind=kind, rows=rows, units=units),
