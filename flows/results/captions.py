@@ -509,6 +509,7 @@ class Summaries:
     def failures(self) -> Iterator[Failure]:
         """Yield the failures of videos that have no summary, or a part that is all reasoning."""
         for video in summary_inputs(self._job):
+            why: Mapping[str, Any] | None
             if (found := self._find(video, self._records)) is not None:
                 why = ALL_REASONING if found[1].get("reasons") else None
             else:

@@ -79,10 +79,22 @@ class Upload:
 
 
 async def upload_of(request: Request, max_bytes: int, temp_store: TempStore) -> Upload:
-    """Write a request's body of at most `max_bytes` bytes to a file. Raises HttpRefusal."""
+    """Write a request's body to a file. Raises HttpRefusal."""
+    _check_length(request, max_bytes)
+    return await receive(request.stream(), max_bytes, temp_store)
+
+
+def _check_length(request: Request, max_bytes: int) -> None:
+    length = request.headers.get("content-length", "")
+    if length.isdecimal() and (len(length) > MAX_DIGITS or int(length) > max_bytes):
+        raise _too_large(max_bytes)
+
+
+async def receive(body: AsyncIterator[bytes], max_bytes: int, temp_store: TempStore) -> Upload:
+    """Write a body of at most `max_bytes` bytes to a file. Raises HttpRefusal."""
     file, waiting = BodyFile(temp_store.path(".upload")), bytearray()
     try:
-        async for piece in _body(request, max_bytes):
+        async for piece in _limited(body, max_bytes):
             waiting += piece
             if len(waiting) >= WRITTEN_BYTES:
                 taken, waiting = waiting, bytearray()
@@ -95,8 +107,9 @@ async def upload_of(request: Request, max_bytes: int, temp_store: TempStore) -> 
 
 async def body_of(request: Request, max_bytes: int) -> bytes:
     """Return a body as bytes. Raises HttpRefusal."""
+    _check_length(request, max_bytes)
     found = bytearray()
-    async for piece in _body(request, max_bytes):
+    async for piece in _limited(request.stream(), max_bytes):
         found += piece
     return bytes(found)
 
@@ -168,13 +181,10 @@ def _too_large(max_bytes: int) -> HttpRefusal:
     )
 
 
-async def _body(request: Request, max_bytes: int) -> AsyncIterator[bytes]:
+async def _limited(body: AsyncIterator[bytes], max_bytes: int) -> AsyncIterator[bytes]:
     """Yield the parts of a body within the limits of time and size. Raises HttpRefusal."""
-    length = request.headers.get("content-length", "")
-    if length.isdecimal() and (len(length) > MAX_DIGITS or int(length) > max_bytes):
-        raise _too_large(max_bytes)
     loop, size = asyncio.get_running_loop(), 0
-    began, pieces = loop.time(), aiter(request.stream())
+    began, pieces = loop.time(), aiter(body)
     while True:
         try:
             async with asyncio.timeout(PIECE_SECONDS):
