@@ -10,7 +10,7 @@ rows are grouped and what happens when memory runs out, and reports that to `Oom
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol
 
 from artifacts.captions import Ended
 from artifacts.errors import UsageError
@@ -77,6 +77,9 @@ class DecodeEngine(Protocol):
         """Return the name of the engine that will run, after checking it with this request if
         needed. Raises UsageError if no engine can run."""
 
+    def refusal(self, request: DecodeRequest) -> UsageError | None:
+        """Return the error of a prompt that is too long for the model, or None."""
+
     def run(
         self, batches: Iterable[Sequence[DecodeRequest]], oom_retry: OomRetry
     ) -> Iterator[tuple[Sequence[DecodeRequest], Sequence[CaptionOutput]]]:
@@ -101,14 +104,6 @@ class DecodeEngine(Protocol):
 
     def run_stats(self) -> dict[str, Any]:
         """Return notes about the finished run."""
-
-
-@runtime_checkable
-class PromptChecker(Protocol):
-    """An engine that can check before prefill whether a prompt fits the model."""
-
-    def refusal(self, request: DecodeRequest) -> UsageError | None:
-        """Return the error of a prompt that is too long for the model, or None."""
 
 
 Batch = list[DecodeItem]
