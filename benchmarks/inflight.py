@@ -168,7 +168,7 @@ def in_slots(work: Work, slots: int) -> Way:
         for flight in loop.run(RequestPrefetcher([requests], beside)):
             if flight is not None:
                 way.said[int(flight.request.item.key)] = flight.output_ids
-    way.steps = loop.usage.steps
+    way.steps = loop.usage["row_steps"]
     return way
 
 

@@ -26,7 +26,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 
@@ -76,20 +76,11 @@ from stages.process.exit_diagnosis import out_of_memory
 KIND = "rows"
 
 
-class StoredStepRows:
-    """The stored number of rows of one half."""
-
-    def __init__(self, store: str, namespace: str) -> None:
-        self._records = RecordSet(open_store(store), KIND, namespace)
-
-    def candidates(self) -> tuple[int, ...]:
-        """Return the numbers to check, the best first: all, or from the stored one downwards."""
-        known = [int(self._records.meta(key)["rows"]) for key in sorted(self._records.keys())]
-        return tuple(rows for rows in GPU_STEP_ROWS if rows <= min(known, default=rows))
-
-    def keep(self, rows: int) -> None:
-        """Store the number that passed the check."""
-        self._records.publish([Record(key=f"{rows:03}", meta={"rows": rows})])
+def step_rows_to_check(records: RecordSet) -> tuple[int, ...]:
+    """Return the numbers of rows to check, the best first: all, or from the stored one downwards.
+    `records` are of one half."""
+    known = [int(records.meta(key)["rows"]) for key in sorted(records.keys())]
+    return tuple(rows for rows in GPU_STEP_ROWS if rows <= min(known, default=rows))
 
 
 BEFORE = 2
@@ -119,31 +110,26 @@ class EngineCheck:
     """Why a larger number of rows was rejected; empty if none was."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ReferenceOutput:
-    """The output of `generate` for one row alone."""
-
-    tokens: Sequence[int]
-    logits: Sequence[torch.Tensor]
-    """The logits that selected each token, of shape [1, vocabulary]."""
+Reference: TypeAlias = tuple[Sequence[int], Sequence[torch.Tensor]]
+"""Tokens of `generate` for one row alone, and the logits of shape [1, vocabulary] that selected
+each."""
 
 
 def reference_of(
     half: Any, inputs: Mapping[str, Any], features: Mapping[str, Any], **options: Any
-) -> ReferenceOutput:
+) -> Reference:
     """Return the first tokens and logits of `generate`."""
     lengths = {"max_new_tokens": STEPS + 1, "min_new_tokens": STEPS + 1}
     kwargs = {**options, **lengths, "return_dict_in_generate": True, "output_logits": True}
     made: Any = generate(half, inputs, features, **kwargs)
-    tokens = new_tokens(made.sequences, prompt_in(half, inputs))[0].tolist()
-    return ReferenceOutput(tokens=tokens, logits=made.logits)
+    return new_tokens(made.sequences, prompt_in(half, inputs))[0].tolist(), made.logits
 
 
 def choose_layout(
     job_slots: int,
     row: PrefilledSequence,
     other: PrefilledSequence,
-    reference: ReferenceOutput,
+    reference: Reference,
     *,
     is_only_engine: bool,
     step_rows: Sequence[int] = (),
@@ -169,7 +155,7 @@ def _check_layout_in(
     job_slots: int,
     row: PrefilledSequence,
     other: PrefilledSequence,
-    reference: ReferenceOutput,
+    reference: Reference,
 ) -> EngineCheck:
     """Check one layout in pools with `job_slots` slots, or with fewer slots when memory runs
     out."""
@@ -191,7 +177,7 @@ def _check_layout_in(
 def check_layout(
     row: PrefilledSequence,
     other: PrefilledSequence,
-    reference: ReferenceOutput,
+    reference: Reference,
     shape: PoolShape,
     other_shape: PoolShape,
 ) -> EngineCheck:
@@ -199,7 +185,7 @@ def check_layout(
     out-of-memory errors."""
     try:
         alone = _teacher_force(row, reference, make_pool(row, shape), 0)
-        expected = [logits[0].float() for logits in reference.logits[: len(alone)]]
+        expected = [logits[0].float() for logits in reference[1][: len(alone)]]
         found = relative_difference(expected, [logits.float() for logits in alone])
         if found > ROUNDINGS * tolerance(row.model.dtype):
             return EngineCheck(reason=f"its output differs in slots, by {found:.1e}")
@@ -225,7 +211,7 @@ def check_layout(
 
 def _teacher_force(
     row: PrefilledSequence,
-    reference: ReferenceOutput,
+    reference: Reference,
     pool: Pool,
     slot: int,
     other: PrefilledSequence | None = None,
@@ -239,7 +225,7 @@ def _teacher_force(
         for _ in range(BEFORE):
             pool.set_tokens(pool.step().argmax(-1))
         pool.clear(slot)
-    first, *rest = reference.tokens
+    first, *rest = reference[0]
     pool.put(slot, row, torch.full_like(row.ids[:1, :1], first))
     seen = [row.logits[0]]
     for token in rest:
@@ -256,7 +242,7 @@ def recorded_difference(
     slots: int,
     row: PrefilledSequence,
     other: PrefilledSequence,
-    reference: ReferenceOutput,
+    reference: Reference,
 ) -> str:
     """Return why steps of this layout cannot be recorded; empty if two sequences, one of them in a
     slot that was cleared and filled again, have the same logits in a recorded pool as in another.
@@ -303,10 +289,10 @@ class InflightEngine:
         whole."""
         self._no_prefix_reason = ""
         """Why prompts are prefilled whole although the engine can share prefixes."""
-        self._stored_rows: StoredStepRows | None = None
+        self._stored_rows: RecordSet | None = None
         """The number of rows per step of this half; None on a CPU, where it depends on the job."""
         if job.rows_namespace:
-            self._stored_rows = StoredStepRows(job.store, job.rows_namespace)
+            self._stored_rows = RecordSet(open_store(job.store), KIND, job.rows_namespace)
         self._recorder = recorder_for(job.half)
         self._scheduler: InflightScheduler | None = None
         self._on_partial: OnPartial | None = None
@@ -344,9 +330,9 @@ class InflightEngine:
         found |= self.caption_fields() | {"prefill_seconds": round(self._prefill_seconds, 3)}
         if self._scheduler is not None:
             usage = self._scheduler.usage
-            found |= {"slots": self._scheduler.slots, "row_steps": usage.steps}
+            found |= {"slots": self._scheduler.slots, "row_steps": usage["row_steps"]}
             found |= {"aligned": True} if self._check.layout.aligned else {}
-            found |= {"row_steps_used": usage.used}
+            found |= {"row_steps_used": usage["row_steps_used"]}
         found |= self._recorder.stats() if self._recorder else {}
         if self._engine.by_chunk:
             found |= {"shared_prefix": self._prefix is not None}
@@ -516,8 +502,9 @@ class InflightEngine:
         )
         if found.out_of_memory and is_only_engine:
             raise MemoryError(found.reason)
-        if self._stored_rows and not found.reason and not found.layout.aligned:
-            self._stored_rows.keep(found.layout.rows)
+        if self._stored_rows is not None and not found.reason and not found.layout.aligned:
+            rows = found.layout.rows
+            self._stored_rows.publish([Record(key=f"{rows:03}", meta={"rows": rows})])
             if not is_only_engine and not self._engine.by_chunk:
                 found = self._compare_with_batches(found)
         if self._recorder and not self._recorder.reason and not found.reason:
@@ -534,7 +521,7 @@ class InflightEngine:
         """Return the fixed numbers of rows to check, the best first; none on a CPU."""
         if self._job.half.gguf:
             return (ROWS,)
-        rows = self._stored_rows.candidates() if self._stored_rows else ()
+        rows = () if self._stored_rows is None else step_rows_to_check(self._stored_rows)
         return (MIN_STEP_ROWS,) if rows and pays_for_rows(row) else rows
 
     def _compare_with_batches(self, found: EngineCheck) -> EngineCheck:

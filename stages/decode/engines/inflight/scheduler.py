@@ -23,7 +23,7 @@ How it works:
    finds the item on which the model raises.
 """
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -380,16 +380,6 @@ def _copying(values: torch.Tensor) -> torch.Tensor:
     return copied.copy_(values, non_blocking=True)
 
 
-@dataclass(kw_only=True, slots=True)
-class SlotUsage:
-    """Slot usage in rows times steps."""
-
-    steps: int = 0
-    """Computed steps of all slots, empty or not."""
-    used: int = 0
-    """Steps that made a token of a caption."""
-
-
 class InflightScheduler:
     """The slots of one process, and the sequences in them."""
 
@@ -414,7 +404,9 @@ class InflightScheduler:
         self._lag = lag
         self._layout = layout
         self.slots = min(slots, layout.rows)
-        self.usage = SlotUsage()
+        self.usage = Counter[str]()
+        """Computed steps of all slots, empty or not (`row_steps`), and those that made a token of a
+        caption (`row_steps_used`)."""
         self._pool: Pool | None = None
         self._selection = TokenSelection(layout.rows)
         self._running: list[SequenceState | None] = []
@@ -569,7 +561,7 @@ class InflightScheduler:
         self._pool.set_tokens(tokens)
         self._steps += 1
         self._pending.append(PendingTokens(tokens[:slots], scores, [*self._running], self._steps))
-        self.usage.steps += slots
+        self.usage["row_steps"] += slots
 
     def _generated(self) -> Callable[[int], list[int]]:
         """Return a function that returns the tokens that a slot's sequence has generated. Those
@@ -596,7 +588,7 @@ class InflightScheduler:
             for state, token, scores in self._pending.popleft().read():
                 if state.finish_reason is not None:
                     continue
-                self.usage.used += bool(state.output_ids)  # the first is the prompt's
+                self.usage["row_steps_used"] += bool(state.output_ids)  # the first is the prompt's
                 if state.append_token(token, scores):
                     self._clear(state.slot)
                     self._oom_retry.note_success()
