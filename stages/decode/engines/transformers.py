@@ -171,12 +171,11 @@ def generate_rows(
     rows: Sequence[FeatureRecord],
     prompts: Sequence[str],
     max_new_tokens: int,
-    params: SamplingParams | None = None,
     **options: Any,
 ) -> Iterator[CaptionOutput]:
     """Yield the captions of rows from one call of `generate`, each at most `max_new_tokens` tokens
     long."""
-    params = params or SamplingParams()
+    params = SamplingParams()
     inputs = prompts_for(half, processor, rows, prompts, params)
     features = Features.of(rows)
     generate_kwargs = GenerateKwargs(params, max_new_tokens)
