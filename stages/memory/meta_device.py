@@ -12,7 +12,7 @@ nothing.
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch.overrides import TorchFunctionMode
@@ -41,6 +41,7 @@ def changed(function: Callable[[Any], Any], value: Any, kind: type[Any] = torch.
     return value
 
 
+Computed: TypeAlias = Callable[[Any, Any, Any, Any], None]
 META = torch.device("meta")
 IN_PLACE = object()
 OUTLINES: dict[Any, Any] = {}
@@ -93,23 +94,18 @@ SHAPES = frozenset(
 FROM_NUMBERS = frozenset({torch.tensor, torch.as_tensor, torch.asarray})
 
 
-class Watcher(Protocol):
-    """An observer that is called for every operation."""
-
-    def computed(self, func: Any, args: Any, kwargs: Any, out: Any) -> None: ...
-
-
 def without_data(value: Any) -> Any:
     """Return the value with all its floating-point tensors, in any nesting, on the meta device."""
     return changed(lambda tensor: _on_meta(tensor) if tensor.is_floating_point() else tensor, value)
 
 
 class MetaDevice(TorchDispatchMode):
-    """A torch mode that runs every operation without data if no data is needed."""
+    """A torch mode that runs every operation without data if no data is needed, and passes
+    operator, arguments and output to `computed`."""
 
-    def __init__(self, watcher: Watcher) -> None:
+    def __init__(self, computed: Computed) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._watcher = watcher
+        self._computed = computed
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -134,7 +130,7 @@ class MetaDevice(TorchDispatchMode):
             out = _mixed(func, args, kwargs)
         else:
             out = _real(func, args, kwargs)
-        self._watcher.computed(func, args, kwargs, out)
+        self._computed(func, args, kwargs, out)
         return out[0] if func is FUSED else out
 
 
@@ -299,7 +295,8 @@ def give_data(model: torch.nn.Module) -> None:
 
 
 @contextmanager
-def on_meta_device(watcher: Watcher) -> Iterator[None]:
-    """Compute everything within this block without data, and report it to the watcher."""
-    with torch.inference_mode(), Numbers(), MetaDevice(watcher):
+def on_meta_device(computed: Computed) -> Iterator[None]:
+    """Compute everything within this block without data, and report each operation to
+    `computed`."""
+    with torch.inference_mode(), Numbers(), MetaDevice(computed):
         yield

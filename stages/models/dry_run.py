@@ -215,7 +215,9 @@ def text_only_refusal(skeleton: Any, processor: Any) -> str:
     skeleton must be prepared for dry runs."""
     try:
         inputs = text_inputs(processor, skeleton, TRIED)
-        with on_meta_device(MetaMemoryCounter([*skeleton.parameters(), *skeleton.buffers()])):
+        with on_meta_device(
+            MetaMemoryCounter([*skeleton.parameters(), *skeleton.buffers()]).computed
+        ):
             generate(skeleton, without_data(inputs), Features({}), max_new_tokens=NEW_TOKENS)
     except Exception as error:  # a model family may fail in any way on unusual input
         if out_of_memory(error):
@@ -237,7 +239,7 @@ def text_costs(skeleton: Any, processor: Any, repeated: RepeatedLayers) -> Itera
         inputs = {"input_ids": torch.ones(rows, length, dtype=torch.long)}
         inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
         live = MetaMemoryCounter([*skeleton.parameters(), *skeleton.buffers()])
-        with on_meta_device(live), repeated.layers(skeleton, live):
+        with on_meta_device(live.computed), repeated.layers(skeleton, live):
             made = text_vectors(skeleton, without_data(inputs))
         yield BatchCost(
             kind="image",
@@ -335,7 +337,7 @@ def vector_width(skeleton: Any, processor: Any) -> int:
     with quiet():
         _begin(skeleton)
         row = prepare_images(processor, black_clip("image", IMAGE_COUNT, EDGES[0], EDGES[0]))
-        with on_meta_device(MetaMemoryCounter(_weights(skeleton))):
+        with on_meta_device(MetaMemoryCounter(_weights(skeleton)).computed):
             return int(image_vectors(skeleton, without_data(row.inputs)).shape[1])
 
 
@@ -371,7 +373,7 @@ def _encoders(
             live = MetaMemoryCounter(_weights(skeleton))
             profile_fields = watch_mlps(skeleton, live), watch_layers(skeleton, live)
             with (
-                on_meta_device(live),
+                on_meta_device(live.computed),
                 profile_fields[0],
                 profile_fields[1] as waiting,
                 repeated.layers(skeleton, live),
@@ -413,7 +415,7 @@ def _decoders(
         reading = PromptWatch(live)
         profile_fields = watch_mlps(skeleton, live), reading.of(decoder_of(skeleton))
         with (
-            on_meta_device(live),
+            on_meta_device(live.computed),
             profile_fields[0],
             profile_fields[1],
             repeated.layers(skeleton, live),
@@ -451,7 +453,7 @@ def _features(
     if route == "joint":
         return Features({UNDIVIDED: {n: v for n, v in inputs.items() if is_pixels(n)}})
     live = MetaMemoryCounter(_weights(skeleton))
-    with on_meta_device(live), repeated.layers(skeleton, live):
+    with on_meta_device(live.computed), repeated.layers(skeleton, live):
         return encode(skeleton, inputs)
 
 
