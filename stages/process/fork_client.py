@@ -23,7 +23,7 @@ import threading
 import time
 import weakref
 from pathlib import Path
-from typing import IO, Protocol
+from typing import IO, TypeAlias
 
 from artifacts.paths import machine_cache
 from stages.process.device import on_wsl
@@ -126,19 +126,6 @@ ASK_NVML = "PYTORCH_NVML_BASED_CUDA_CHECK"
 """Environment variable: torch asks NVML, not CUDA, whether there are cards."""
 
 
-class Process(Protocol):
-    """A stage's process, however it was started: the part of `subprocess.Popen` that is used."""
-
-    @property
-    def pid(self) -> int: ...
-
-    def wait(self, timeout: float | None = None) -> int: ...
-
-    def poll(self) -> int | None: ...
-
-    def send_signal(self, sig: int) -> None: ...
-
-
 class ForkedProcess:
     """A child of the fork server; safe to use from several threads."""
 
@@ -181,6 +168,10 @@ class StayingProcess(ForkedProcess):
     def send_signal(self, sig: int) -> None:
         if self.poll() is None:
             os.kill(self.pid, sig)
+
+
+Process: TypeAlias = "subprocess.Popen[bytes] | ForkedProcess"
+"""A stage's process, however it was started."""
 
 
 class ForkServer:
@@ -315,24 +306,19 @@ UTIME, STIME = 11, 12
 """Positions of CPU times in a `stat` line, counted after the name."""
 
 
-class CpuTimeLimit:
-    """Watches a process from a thread until the process has ended."""
+def limit_cpu_time(process: Process, seconds: float) -> threading.Event:
+    """Watch a process from a thread, which ends it when one of its threads computes for longer.
+    Setting the returned event stops the watch."""
+    done = threading.Event()
 
-    def __init__(self, process: Process, seconds: float) -> None:
-        self._process = process
-        self._seconds = seconds
-        self._done = threading.Event()
-        threading.Thread(target=self._follow, name="clock", daemon=True).start()
-
-    def stop(self) -> None:
-        """Stop watching."""
-        self._done.set()
-
-    def _follow(self) -> None:
-        while not self._done.wait(POLL_SECONDS):
-            if busiest(self._process.pid) > self._seconds:
-                self._process.send_signal(OVERTIME)
+    def follow() -> None:
+        while not done.wait(POLL_SECONDS):
+            if busiest(process.pid) > seconds:
+                process.send_signal(OVERTIME)
                 return
+
+    threading.Thread(target=follow, name="clock", daemon=True).start()
+    return done
 
 
 def busiest(pid: int) -> float:
