@@ -466,7 +466,7 @@ def run(job_fields: dict[str, Any], report: EventReporter) -> None:
         cuts = list(group)
         try:
             with (
-                open_local(path),
+                open_local(Path(path)),  # a text would be an address or a file of the user's own
                 contextlib.closing(_Source(path, cuts, job)) as source,
             ):
                 for at, cut in enumerate(cuts):
