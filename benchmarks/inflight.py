@@ -152,7 +152,7 @@ def in_slots(work: Work, slots: int) -> Way:
     from stages.decode.engines.inflight.scheduler import InflightScheduler, RequestPrefetcher
     from stages.decode.generation import DecodeItem
     from stages.decode.protocol import DecodeRequest
-    from stages.memory.oom_retry import OomRetry
+    from stages.memory.oom_retry import ItemFaults, OomRetry
 
     way = Way()
 
@@ -163,7 +163,9 @@ def in_slots(work: Work, slots: int) -> Way:
     nothing: Any = None
     layout = PoolLayout(rows=rows_for(slots))
     requests = [DecodeRequest(DecodeItem(str(at), "", ""), nothing) for at in _sorted(work.prompts)]
-    loop = InflightScheduler(read, OomRetry(nothing, list), layout, slots=slots)
+    loop = InflightScheduler(
+        read, OomRetry(nothing, list, ItemFaults("decode", nothing)), layout, slots=slots
+    )
     with ThreadPoolExecutor(1) as beside:
         for flight in loop.run(RequestPrefetcher([requests], beside)):
             if flight is not None:

@@ -42,6 +42,7 @@ from tests.support.waves import (
     events,
     folder_of,
     mixed_wave,
+    no_faults,
     noted,
     told_by,
 )
@@ -87,7 +88,7 @@ def said_by(
     request = asked_of(wave, leaving)
     speaker.resolve_engine(request[-1]._replace(work=None))
     with events() as (report, _):
-        oom_retry = OomRetry(report, lambda: None)
+        oom_retry = OomRetry(report, lambda: None, no_faults())
         found = {
             one.item.key: words
             for some, text in speaker.run([request], oom_retry)

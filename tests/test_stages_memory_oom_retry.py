@@ -25,6 +25,7 @@ from stages.memory.oom_retry import (
     ItemFaults,
     OomRetry,
     blocks,
+    catch_oom,
     item_fault,
     next_sizes,
     requested_bytes,
@@ -34,7 +35,7 @@ from stages.memory.oom_retry import (
 from stages.models.encoding import EncodeItem
 from stages.models.encoding.run import Refusal, read_chunk
 from tests.support.tiny_families.in_slots import rows_of_variant
-from tests.support.waves import events
+from tests.support.waves import events, no_faults
 
 WORDS = "CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total capacity of 8 GiB"
 
@@ -58,7 +59,7 @@ class Machine:
 def go(machine: Machine, *batches: str) -> tuple[list[str], list[dict[str, Any]]]:
     """What came out, and what was told."""
     with events() as (report, message):
-        shrinking = OomRetry(report, partial(machine, batches[-1][-1:]))
+        shrinking = OomRetry(report, partial(machine, batches[-1][-1:]), no_faults())
         found = [m for b in batches for _, m in shrinking.run_batch(b, str, machine)]
     return found, message
 
@@ -130,7 +131,7 @@ def go_together(
 ) -> tuple[list[str], list[tuple[int, int, int]]]:
     """What came out, and the rungs that were told: batch, block, how many failed."""
     with events() as (report, message):
-        shrinking = OomRetry(report, partial(tower, [batches[-1][-1:]]))
+        shrinking = OomRetry(report, partial(tower, [batches[-1][-1:]]), no_faults())
         found = [
             made
             for some in blocks(batches, block)
@@ -203,8 +204,8 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory() -> None:
         raise UsageError("no such thing as CUDA out of memory")
 
     for compute, kind in ((broken, ValueError), (refused, UsageError)):
-        with events() as (report, _), pytest.raises(kind):
-            list(OomRetry(report, list).run_batch("ab", str, compute))
+        with pytest.raises(kind):
+            catch_oom(partial(compute, "ab"))
 
 
 def test_what_a_failed_batch_held_is_let_go_before_its_halves_are_tried() -> None:
@@ -222,9 +223,9 @@ def test_what_a_failed_batch_held_is_let_go_before_its_halves_are_tried() -> Non
         return "".join(items)
 
     with events() as (report, _):
-        assert [m for _, m in OomRetry(report, list).run_batch("abcd", str, compute)] == list(
-            "abcd"
-        )
+        assert [
+            m for _, m in OomRetry(report, list, no_faults()).run_batch("abcd", str, compute)
+        ] == list("abcd")
 
 
 @pytest.mark.parametrize(

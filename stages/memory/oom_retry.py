@@ -192,10 +192,10 @@ class OomRetry:
     """The batch and block sizes that one process falls back to after out of memory, and keeps."""
 
     def __init__(
-        self, report: EventReporter, spare: Callable[[], object], faults: ItemFaults | None = None
+        self, report: EventReporter, spare: Callable[[], object], faults: ItemFaults
     ) -> None:
         """`spare` computes another item: if it fits, the items that do not fit are at fault. Items
-        on which the model raises are added to `faults`; without `faults`, the error is raised."""
+        on which the model raises are added to `faults`."""
         self._report = report
         self.faults = faults
         self._spare = spare
@@ -227,7 +227,7 @@ class OomRetry:
             if cut[count:]:
                 waiting.append(cut[count:])
             one = len(some) == 1
-            made, message, fault = ([], None, None) if one else self.attempt(partial(compute, some))
+            made, message, fault = ([], None, None) if one else try_items(partial(compute, some))
             if one or fault is not None:
                 for batch in some:
                     yield from self.run_batch(batch, key, lambda piece: compute([piece])[0])
@@ -257,12 +257,12 @@ class OomRetry:
             if 0 < self._size < len(piece):
                 waiting += split_batch(piece, self._size)[::-1]
                 continue
-            made, message, fault = self.attempt(partial(compute, piece))
+            made, message, fault = try_items(partial(compute, piece))
             if fault is not None:
                 if len(piece) > 1:
                     waiting += split_batch(piece, 1)[::-1]
                 else:
-                    self.fail(piece[0], fault)
+                    self.faults.add(piece[0], fault)
                 continue
             if message is None:
                 self.note_success()
@@ -290,22 +290,10 @@ class OomRetry:
         self._report.batch_shrunk(self._size, failed=failed, error=message[:200])
         return self._size
 
-    def attempt(
-        self, compute: Callable[[], Made]
-    ) -> tuple[list[Made], str | None, ItemFault | None]:
-        """Do as `try_items` if items may fail, else as `catch_oom`."""
-        return (*catch_oom(compute), None) if self.faults is None else try_items(compute)
-
-    def fail(self, item: object, fault: ItemFault) -> None:
-        """Record an item on which the model raised when it was tried alone."""
-        assert self.faults is not None
-        self.faults.add(item, fault)
-
     def note_success(self) -> None:
         """Record a success: an item that fails from now on is itself too large."""
         self._any_fitted, self._failed = True, 0
-        if self.faults is not None:
-            self.faults.note_success()
+        self.faults.note_success()
 
 
 def try_items(compute: Callable[[], Made]) -> Tried[Made]:

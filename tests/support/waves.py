@@ -17,6 +17,7 @@ from stages.decode.generation import DecodeItem, DecodeJob
 from stages.decode.run import run as decode
 from stages.encode import EncodeJob
 from stages.encode.run import run as encode
+from stages.memory.oom_retry import ItemFault, ItemFaults
 from stages.models.encoding import EncodeItem
 from stages.models.processors.prepare import Clip
 from stages.process.events import EventReporter
@@ -147,6 +148,15 @@ def noted(messages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         if event["event"] == "note"
         for name, value in event.items()
     }
+
+
+def no_faults() -> ItemFaults:
+    """Raise for an item on which the model's code raises."""
+
+    def refuse(item: Any, fault: ItemFault) -> None:
+        raise AssertionError(f"{item}: {fault}")
+
+    return ItemFaults("test", refuse)
 
 
 @contextmanager

@@ -391,11 +391,11 @@ class InflightEngine:
         are left out."""
         pairs = []
         for state in ended:
-            outputs, message, fault = oom_retry.attempt(partial(self._output, state))
+            outputs, message, fault = try_items(partial(self._output, state))
             if message is not None:
                 raise MemoryError(message)
             if fault is not None:
-                oom_retry.fail(state.request, fault)
+                oom_retry.faults.add(state.request, fault)
             pairs += [(state.request, one) for one in outputs]
         return [request for request, _ in pairs], [one for _, one in pairs]
 

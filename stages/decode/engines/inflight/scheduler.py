@@ -54,7 +54,7 @@ from stages.decode.engines.inflight.recorded import StepRecorder, make_pool
 from stages.decode.generate_kwargs import PresencePenalty, SeededSampler, sampled_only
 from stages.decode.prompts import ContextExceeded
 from stages.decode.protocol import DecodeRequest
-from stages.memory.oom_retry import OomRetry, release_memory
+from stages.memory.oom_retry import OomRetry, release_memory, try_items
 
 NO_TOKEN = 1 << 60
 """Stands before a row's first token: larger than any token, and it equals none."""
@@ -488,13 +488,13 @@ class InflightScheduler:
         """Prefill a request and put it into a slot. Return its state only if it is refused."""
         busy = any(self._running)
         try:
-            prefilled, message, fault = self._oom_retry.attempt(partial(self._prefill, request))
+            prefilled, message, fault = try_items(partial(self._prefill, request))
         except UsageError as error:
             if not request.item.settings and not isinstance(error, ContextExceeded):
                 raise
             return SequenceState.refused(request, error)
         if fault is not None:
-            self._oom_retry.fail(request, fault)
+            self._oom_retry.faults.add(request, fault)
             return None
         if message is not None:
             self._run_alone.append(request)
@@ -503,9 +503,7 @@ class InflightScheduler:
             self._last_prefill_failed = busy
             return None
         self._last_prefill_failed = False
-        _, message, fault = self._oom_retry.attempt(
-            lambda: self._assign_slot(request, prefilled.pop())
-        )
+        _, message, fault = try_items(lambda: self._assign_slot(request, prefilled.pop()))
         if fault is not None:
             self._isolate_running([request])
             return None
@@ -543,7 +541,7 @@ class InflightScheduler:
 
     def _decode_step(self) -> Iterator[SequenceState]:
         """Run one decode step. Yield the sequences that ended."""
-        _, message, fault = self._oom_retry.attempt(self._step)
+        _, message, fault = try_items(self._step)
         if fault is not None:
             self._isolate_running([])
             return
