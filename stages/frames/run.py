@@ -21,7 +21,7 @@ from stages.frames import PACK_BYTES
 from stages.frames.chunk import Chunk, Damage
 from stages.frames.frame_recorder import FrameRecorder, Watchdog
 from stages.frames.image import read_image
-from stages.frames.job import FramesJob, MediumToCut
+from stages.frames.job import FramesItem, FramesJob
 from stages.process.events import EventReporter
 from stages.process.job import parse_job
 from stages.process.memory import cores
@@ -79,9 +79,8 @@ class Cutting:
         self.report = report
         self.stop = threading.Event()
         """Set when workers must end after their current chunk."""
-        media = map(MediumToCut.of, job.media)
         # Two files with the same content are one medium.
-        self.to_do = {m.digest: m for m in media if self.record_sets.is_missing(m)}
+        self.to_do = {m.digest: m for m in job.media if self.record_sets.is_missing(m)}
         """Media that this run has not claimed yet."""
         self._lock = threading.Lock()
         self._items = {m.digest: len(m.chunk_indexes or (0,)) for m in self.to_do.values()}
@@ -103,7 +102,7 @@ class Cutting:
         ]
 
     @contextlib.contextmanager
-    def _claimed(self, media: Iterable[MediumToCut]) -> Iterator[list[MediumToCut]]:
+    def _claimed(self, media: Iterable[FramesItem]) -> Iterator[list[FramesItem]]:
         """Claim media until the block ends, and give those that this run got. Media that other runs
         are processing are retried later."""
         claimed = []
@@ -120,7 +119,7 @@ class Cutting:
         finally:
             self.claims.done(medium.digest for medium in claimed)
 
-    def cut_video(self, medium: MediumToCut) -> None:
+    def cut_video(self, medium: FramesItem) -> None:
         """Store the missing chunks of a video one by one, then its index."""
         if self.stop.is_set():
             return
@@ -139,7 +138,7 @@ class Cutting:
                 else:
                     self._cut_chunks(medium, video)
 
-    def _cut_chunks(self, medium: MediumToCut, video: "Video") -> None:
+    def _cut_chunks(self, medium: FramesItem, video: "Video") -> None:
         plans = self._plans(medium, video)
         known, missing = self._split(medium, video, plans)
         for chunk in video.chunks(missing, self.fit):
@@ -153,22 +152,22 @@ class Cutting:
         if all(plan.index in known or plan.index in tried for plan in plans):
             self._end(medium, video, known)
 
-    def _store(self, medium: MediumToCut, chunk: Chunk) -> None:
+    def _store(self, medium: FramesItem, chunk: Chunk) -> None:
         medium.check()
         self.record_sets.publish([(medium, chunk)])
 
-    def _end(self, medium: MediumToCut, video: "Video", known: Mapping[int, ChunkIndex]) -> None:
+    def _end(self, medium: FramesItem, video: "Video", known: Mapping[int, ChunkIndex]) -> None:
         index = video.media_index([known[at] for at in sorted(known)])
         medium.check()
         self.record_sets.finish([(medium, index)])
 
-    def _plans(self, medium: MediumToCut, video: "Video") -> list["ChunkPlan"]:
+    def _plans(self, medium: FramesItem, video: "Video") -> list["ChunkPlan"]:
         if not self.sampling.shots:
             return video.plan(self.sampling)
         index = read_record(MediaIndex, self.record_sets.media.meta(medium.digest))
         return video.plan_stored(index.chunks)
 
-    def _cut_shots(self, medium: MediumToCut, video: "Video") -> None:
+    def _cut_shots(self, medium: FramesItem, video: "Video") -> None:
         """Store the chunks of a video whose shots are unknown, or known only at the beginning."""
         sets = self.record_sets
         stored = takewhile(lambda at: sets.key(medium, at) in sets.frames, count())
@@ -183,16 +182,16 @@ class Cutting:
                 return
         self._end(medium, video, known)
 
-    def _set_item_count(self, medium: MediumToCut, items: int) -> None:
+    def _set_item_count(self, medium: FramesItem, items: int) -> None:
         """Set the number of items of a medium, and report the new total."""
         with self._lock:
             self._items[medium.digest] = items
             self.report.total(sum(self._items.values()))
 
-    def cut_images(self, group: Sequence[MediumToCut]) -> None:
+    def cut_images(self, group: Sequence[FramesItem]) -> None:
         """Store a group of images, in packs."""
-        chunks: list[tuple[MediumToCut, Chunk]] = []
-        done: list[tuple[MediumToCut, MediaIndex]] = []
+        chunks: list[tuple[FramesItem, Chunk]] = []
+        done: list[tuple[FramesItem, MediaIndex]] = []
 
         def store() -> None:
             self.record_sets.publish(chunks)
@@ -214,7 +213,7 @@ class Cutting:
             store()
 
     def _split(
-        self, medium: MediumToCut, video: "Video", plans: Sequence["ChunkPlan"]
+        self, medium: FramesItem, video: "Video", plans: Sequence["ChunkPlan"]
     ) -> tuple[dict[int, ChunkIndex], list["ChunkPlan"]]:
         """Return the stored chunks of a video by index, and the plans of missing ones. Stored
         chunks are recalled in `video`."""
@@ -228,7 +227,7 @@ class Cutting:
         self._set_item_count(medium, len(missing))
         return known, missing
 
-    def _known(self, medium: MediumToCut, video: "Video", at: int) -> ChunkIndex:
+    def _known(self, medium: FramesItem, video: "Video", at: int) -> ChunkIndex:
         """Return a stored chunk, and recall it in `video`."""
         meta = self.record_sets.frames.meta(self.record_sets.key(medium, at))
         index = ChunkIndex.from_frames(meta)
