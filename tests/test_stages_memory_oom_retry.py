@@ -71,8 +71,8 @@ def test_a_batch_that_does_not_fit_is_halved_and_the_size_is_kept() -> None:
     assert found == ["AB", "CD", "EF", "GH", "IJ", "KL", "M"]
     assert machine.seen[:3] == ["abcdefgh", "abcd", "ab"]
     assert [(e["event"], e["failed"], e["batch"]) for e in message] == [
-        ("rung", 8, 4),
-        ("rung", 4, 2),
+        ("BatchShrunk", 8, 4),
+        ("BatchShrunk", 4, 2),
     ]
     assert all(WORDS in e["error"] for e in message)
 
@@ -93,7 +93,7 @@ def test_pieces_are_those_of_a_size_chosen_beforehand(largest: int, room: int) -
 def test_an_item_that_does_not_fit_alone_is_told_and_the_others_go_on() -> None:
     found, message = go(Machine(8, giants="c"), "abcd", "efgh")
     assert found == ["AB", "D", "E", "F", "G", "H"]
-    (large,) = [event for event in message if event["event"] == "too_large"]
+    (large,) = [event for event in message if event["event"] == "TooLarge"]
     assert (large["key"], large["wanted_bytes"]) == ("c", int(2.5 * 2**30))
 
 
@@ -108,7 +108,7 @@ def test_that_the_largest_come_first_is_not_taken_for_a_lack_of_memory() -> None
     machine = Machine(8, giants="abcde")
     found, message = go(machine, "abcd", "efgh")
     assert found == ["F", "G", "H"]
-    assert [event["key"] for event in message if event["event"] == "too_large"] == list("abcde")
+    assert [event["key"] for event in message if event["event"] == "TooLarge"] == list("abcde")
 
 
 class Tower:
@@ -137,7 +137,9 @@ def go_together(
             for some in blocks(batches, block)
             for _, made in shrinking.run_block(some, block, str, tower)
         ]
-    return found, [(e["batch"], e["block"], e["failed"]) for e in message if e["event"] == "rung"]
+    return found, [
+        (e["batch"], e["block"], e["failed"]) for e in message if e["event"] == "BatchShrunk"
+    ]
 
 
 def test_batches_go_through_together_as_far_as_a_block_goes() -> None:

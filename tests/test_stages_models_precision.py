@@ -81,7 +81,7 @@ def test_every_precision_captions_on_a_cpu(family: str, precision: str, tmp_path
     dtype = DTYPES.get(precision, "float32")
     made = Wave(tmp_path, source_of(family), [clips("video", 2)], dtype=dtype, precision=precision)
     for message in (made.encode(), made.decode(PROMPTS[:2])):
-        notes = next(event for event in message if event["event"] == "note")
+        notes = next(event for event in message if event["event"] == "StageNotes")
         assert notes["dtype"] == f"torch.{dtype}"
         quantized = sum(notes["quantized_modules"].values())
         if precision in DTYPES:

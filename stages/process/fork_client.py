@@ -4,8 +4,6 @@ The fork server starts stages from a process that has imported what they need. I
 first stage that requests it and ends with the `with` block. If it is unavailable, refuses or does
 not answer, the stage is started as an ordinary process. Only the start time depends on it.
 
-The environment variables of a stage's process include the cache folder of torch's compiler.
-
 A process in which one thread computes for longer than its limit is killed. The check runs outside
 the process, because a thread may hold the interpreter's lock. It counts CPU time, so a busy machine
 or many cores make no difference.

@@ -184,8 +184,7 @@ class StageProcess:
         return self._process.pid
 
     def wait(self) -> StageOutcome:
-        """Wait until the stage has ended and the device is free. Return the outcome, or raise the
-        stage's error."""
+        """Wait until the stage has ended and its device is free. Raises the stage's error."""
         try:
             code = self._process.wait()
             self._reader.join()
@@ -236,8 +235,7 @@ class StageProcess:
         return True
 
     def stop(self) -> None:
-        """Stop the stage, and kill it if it does not stop in time. Published items stay, and are
-        counted."""
+        """Stop the stage, and kill it if it does not stop in time. Published items count."""
         if self._process.poll() is None:
             self._process.send_signal(signal.SIGTERM)
             if not self.wait_for_exit(STOP_SECONDS):

@@ -145,7 +145,7 @@ def noted(messages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {
         name: value
         for event in messages
-        if event["event"] == "note"
+        if event["event"] == "StageNotes"
         for name, value in event.items()
     }
 
@@ -182,7 +182,7 @@ def told_by(
 
 
 def keys_told(messages: Sequence[dict[str, Any]]) -> list[str]:
-    return [event["key"] for event in messages if event["event"] == "item"]
+    return [event["key"] for event in messages if event["event"] == "Item"]
 
 
 def _frames(number: int, clip: Clip) -> Record:
