@@ -338,8 +338,7 @@ def _repeated(call: Call, place: Any, live: MetaMemoryCounter) -> Any:
 
 
 def _layers(model: nn.Module) -> Iterator[tuple[Any, Any]]:
-    """Yield the layers in lists of layers, each with its kind. Lists inside other lists are left
-    out."""
+    """Yield the layers in outermost lists of layers, each with its kind."""
     for child in model.children():
         if isinstance(child, nn.ModuleList) and len(child) >= MIN_LAYERS:
             for layer in child:

@@ -4,9 +4,6 @@ Floating-point tensors are on the meta device. Integers and booleans (ids, grids
 and on the CPU, because their values decide shapes. The same holds for small floating-point tensors
 made from Python numbers. An operation on both kinds runs without data, and its integer results are
 zeros.
-
-The module caches the output shapes of operators by their input shapes, a step that computes
-nothing.
 """
 
 import functools
@@ -64,11 +61,6 @@ def outline(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return tuple(outline(part) for part in value)
     return value
-
-
-def made_like(shapes: Any) -> Any:
-    """Return empty tensors with these signatures, in the same nesting."""
-    return changed(_empty, shapes, TensorSignature)
 
 
 def _empty(outlined: TensorSignature) -> torch.Tensor:
@@ -198,7 +190,7 @@ def _mixed(func: Any, args: Any, kwargs: Any) -> Any:
     except TypeError:  # an argument without a hash
         key, known = None, None
     if known is not None:
-        return args[0] if known is IN_PLACE else made_like(known)
+        return args[0] if known is IN_PLACE else changed(_empty, known, TensorSignature)
     out = func(*changed(_on_meta, args), **changed(_on_meta, kwargs))
     schema = func._schema
     if schema.is_mutable and not isinstance(out, list | tuple):
@@ -275,8 +267,7 @@ def _fused(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Any:
-    """Select fused attention, which does not build the matrix of all weights, if the shapes allow
-    it."""
+    """Select fused attention, without the matrix of all weights, if the shapes allow it."""
     fits = query.ndim == 4 and query.shape[-1] == key.shape[-1] == value.shape[-1]
     if not (fits and query.is_meta):
         given = (query, key, value, attn_mask, dropout_p, is_causal)
@@ -296,7 +287,6 @@ def give_data(model: torch.nn.Module) -> None:
 
 @contextmanager
 def on_meta_device(computed: Computed) -> Iterator[None]:
-    """Compute everything within this block without data, and report each operation to
-    `computed`."""
+    """Compute this block without data, and report each operation to `computed`."""
     with torch.inference_mode(), Numbers(), MetaDevice(computed):
         yield
