@@ -108,7 +108,6 @@ class Summarizer:
             )
 
     def summarize(self, texts: Sequence[TimedText], get_node: GetNode) -> Summary:
-        """Return the summary of one medium from its captions, in order."""
         timed, chapters = list(texts), list[TimedText]()
         levels, tokens, cut, unfinished = list[list[int]](), 0, 0, False
         while True:
@@ -229,8 +228,7 @@ class Summarizer:
                 )
 
     def _over(self, timed: Sequence[TimedText], groups: Sequence[range]) -> Iterator[int]:
-        """Yield the number of tokens by which each group exceeds the context, with the longer
-        prompt."""
+        """Yield by how many tokens each group exceeds the context, with the longer prompt."""
         for group in groups:
             prompt = self._prompt(timed[group.start : group.stop], self._longest)
             yield self._read(prompt) + self._answer - self._job.context
