@@ -69,7 +69,6 @@ class Confidence:
         return found
 
     def add(self, log_probability: float, margin: float) -> None:
-        """Add the next token."""
         self.total += log_probability
         if margin < self.margin:
             self.margin, self.index = margin, self.tokens

@@ -1,8 +1,7 @@
 """The jobs of the decode and score stages, and the decoding parameters of a user or a server
 request.
 
-A server request sets its sampling, token limit, stop strings and schema. The module imports no
-model library, because cache keys are made from these parameters.
+The module imports no model library, because cache keys are made from these parameters.
 """
 
 import json

@@ -55,7 +55,6 @@ class CaptionOutput(NamedTuple):
 
     @property
     def meta(self) -> dict[str, Any]:
-        """Return the fields of the caption's record."""
         meta = {"caption": self.caption, "tokens": self.tokens, "ended": self.finish_reason}
         return {**meta, **({"shortened": True} if self.closed_early else {}), **self.fields}
 

@@ -6,10 +6,6 @@ its rows may have been captioned before.
 
 The stage records chunks on which the language half raises, and finds a fallback engine that can
 caption them.
-
-`Answers` holds the captions and failures of one job, by the engine that makes them. An item has a
-key for each engine that may answer it, in that engine's cache namespace. An answer by any of them
-counts. The engine that runs is known once it is loaded; it makes the new ones.
 """
 
 import contextlib
@@ -59,7 +55,8 @@ from stages.process.job import PipedRequest, RequestBatches, items_of, parse_job
 
 class Answers:
     """The answers of one job. `records` holds, for each engine that may make them, its captions and
-    its failures."""
+    its failures. An item has a key for each of these engines, and an answer by any of them
+    counts."""
 
     def __init__(self, records: Mapping[str, RecordUnion]) -> None:
         self._records = records
@@ -78,12 +75,10 @@ class Answers:
         return item.keys[self.made_by]
 
     def missing(self, batch: Sequence[DecodeItem]) -> list[str]:
-        """Return the keys, as of `key`, of items that have neither a caption nor a failure of any
-        engine."""
+        """Return the keys, as of `key`, of items without a caption or a failure of any engine."""
         return [self.key(item) for item in batch if not self._has(item)]
 
     def publish(self, captions: Sequence[Record]) -> list[str]:
-        """Store captions, and return their keys."""
         return self._records[self.made_by].publish(captions)
 
     def fail(self, item: DecodeItem, meta: dict[str, str]) -> None:
@@ -365,8 +360,7 @@ class BatchRun:
         self._store_failure(request, fault.meta(STAGE))
 
     def _store_failure(self, request: DecodeRequest, meta: dict[str, str]) -> None:
-        """Store a failure under the caption's key in place of the caption, so that another model
-        still tries the chunk."""
+        """Store a failure under the caption's key, so that another model still tries the chunk."""
         self._answers.fail(request.item, meta)
         self._report.failure(request.item.key, **meta)
         self._done([self._answers.key(request.item)])
@@ -399,8 +393,7 @@ class BatchRun:
             ) from error
 
     def _batches_for(self, spec: EngineSpec, batches: list[Batch]) -> list[Batch]:
-        """Return what is missing, grouped for the engine that runs. Its captions are made from now
-        on."""
+        """Return what is missing, grouped for the engine that makes the captions from now on."""
         job, answers, first = self._job, self._answers, engines_for(self._job.engine)[0]
         if spec is not first:
             batches = rebatch(batches, job.fallback_batch)
@@ -434,8 +427,7 @@ class BatchRun:
     def _caption(
         self, engine: DecodeEngine, spec: EngineSpec, later: Iterator[list[Batch]]
     ) -> None:
-        """Caption the batches, and those that arrive later, as far as no other process does. Raises
-        PenstockError."""
+        """Caption the batches, and those that arrive later, as far as no other process does."""
         answers = self._answers
         fields = origin_of(spec, engine, self._job)
         if generation := self._job.generation.non_defaults:
@@ -488,8 +480,7 @@ class BatchRun:
     def _record(
         self, fields: dict[str, Any], request: DecodeRequest, output: CaptionOutput
     ) -> Record:
-        """Return the record of a caption. A retried caption notes the retry, and whether it repeats
-        itself again."""
+        """Return the record of a caption; that of a retried one says whether it repeats itself."""
         meta = output.meta | fields
         if request.item.again:
             meta |= {"retried": "loop", "loops": _is_repetitive(output)}

@@ -91,7 +91,6 @@ class TransformersEngine:
         """Ignore the callback: `generate` returns a batch only when all of it has ended."""
 
     def generate_batch(self, requests: Sequence[DecodeRequest]) -> list[CaptionOutput]:
-        """Return the captions of these requests, in order."""
         return self.half.call(partial(self._generate, requests))
 
     def _generate(self, requests: Sequence[DecodeRequest], half: Any) -> list[CaptionOutput]:
@@ -173,8 +172,7 @@ def generate_rows(
     max_new_tokens: int,
     **options: Any,
 ) -> Iterator[CaptionOutput]:
-    """Yield the captions of rows from one call of `generate`, each at most `max_new_tokens` tokens
-    long."""
+    """Yield captions of at most `max_new_tokens` tokens from one call of `generate`."""
     params = SamplingParams()
     inputs = prompts_for(half, processor, rows, prompts, params)
     features = Features.of(rows)
@@ -190,8 +188,7 @@ def run_generate(
     generate_kwargs: GenerateKwargs,
     **options: Any,
 ) -> Iterator[CaptionOutput]:
-    """Yield the captions of prepared inputs, up to the limit and the stop strings of
-    `generate_kwargs`."""
+    """Yield the captions of prepared inputs, up to the limit and a stop string."""
     if generate_kwargs.stop:
         endings = [EndsAtStopString(generate_kwargs, processor)]
         endings += options.get("stopping_criteria", ())

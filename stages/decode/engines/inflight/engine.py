@@ -1,7 +1,7 @@
 """The `inflight` engine: continuous batching in a fixed pool of KV-cache slots.
 
-The engine prefills each prompt alone and then decodes it in a slot until its caption ends. No
-request waits for a batch, and a caption's bytes depend only on its own sequence.
+Each prompt is prefilled alone and then decoded in a slot until its caption ends. No request waits
+for a batch, and a caption's bytes depend only on its own sequence.
 
 A check before use verifies that decoding in slots gives what `generate` gives, independently of
 other slots. It prefills a row and continues it with the tokens that `generate` produced for it. In
@@ -88,8 +88,7 @@ BEFORE = 2
 STEPS = CHECK_TOKENS - BEFORE
 """Number of compared tokens. Errors in masks or positions show at the first one."""
 ROUNDINGS = 2
-"""Allowed difference, as a multiple of that of chunked prefill: later tokens are rounded one by
-one."""
+"""Allowed difference, as a multiple of that of chunked prefill: tokens are rounded one by one."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -157,8 +156,7 @@ def _check_layout_in(
     other: PrefilledSequence,
     reference: Reference,
 ) -> EngineCheck:
-    """Check one layout in pools with `job_slots` slots, or with fewer slots when memory runs
-    out."""
+    """Check one layout in pools with `job_slots` slots, or with fewer when memory runs out."""
     tokens = max(row.tokens, other.tokens)
     # With a single slot there are no neighbours, so if no more fit, one is enough.
     candidates = (
@@ -285,8 +283,7 @@ class InflightEngine:
         self._check = EngineCheck(reason="not checked")
         self._engine = engines_for(job.engine)[0]
         self._prefix = SharedPrefix() if self._engine.by_chunk else None
-        """KV cache of the prefix that prompts of one chunk share; None: each prompt is prefilled
-        whole."""
+        """KV cache of the prefix that prompts of a chunk share; None: no prefix is shared."""
         self._no_prefix_reason = ""
         """Why prompts are prefilled whole although the engine can share prefixes."""
         self._stored_rows: RecordSet | None = None
@@ -370,7 +367,15 @@ class InflightEngine:
     def _publish_groups(
         self, rows: RequestPrefetcher, oom_retry: OomRetry
     ) -> Iterator[tuple[Sequence[DecodeRequest], Sequence[CaptionOutput]]]:
-        self._scheduler = self._make_scheduler(oom_retry)
+        self._scheduler = InflightScheduler(
+            self._prefill,
+            oom_retry,
+            self._check.layout,
+            slots=slot_count(self._job),
+            lag=int(self._job.half.device != "cpu"),
+            on_token=self._send_partial if self._on_partial else None,
+            recorder=self._recorder,
+        )
         ended: list[SequenceState] = []
         since, interval = time.monotonic(), 0.0 if self._job.live else PUBLISH_INTERVAL_SECONDS
         for state in self._scheduler.run(rows):
@@ -398,17 +403,6 @@ class InflightEngine:
                 oom_retry.faults.add(state.request, fault)
             pairs += [(state.request, one) for one in outputs]
         return [request for request, _ in pairs], [one for _, one in pairs]
-
-    def _make_scheduler(self, oom_retry: OomRetry) -> InflightScheduler:
-        return InflightScheduler(
-            self._prefill,
-            oom_retry,
-            self._check.layout,
-            slots=slot_count(self._job),
-            lag=int(self._job.half.device != "cpu"),
-            on_token=self._send_partial if self._on_partial else None,
-            recorder=self._recorder,
-        )
 
     def _send_partial(self, state: SequenceState) -> None:
         """Send the partial caption of a sequence, at most once per interval."""

@@ -107,8 +107,7 @@ class SlotCache:
                 target.put(slot, source, sequence.tokens)
 
     def mask(self) -> torch.Tensor:
-        """Return the columns that each row sees, of shape [rows, columns]; those of sliding windows
-        come last."""
+        """Return the columns that each row sees [rows, columns], those of sliding windows last."""
         lengths = self._lengths.unsqueeze(1)
         seen = self._columns <= lengths
         if self._rings is None:
@@ -223,7 +222,6 @@ class AlignedSlotCache:
         self.resize(shape.columns)
 
     def put(self, slot: int, sequence: PrefilledSequence) -> None:
-        """Copy a prefilled sequence into a slot and overwrite what the slot held before."""
         for target, source in zip(self.cache.layers, sequence.cache.layers, strict=True):
             for name, value in vars(source).items():
                 buffer = getattr(target, name)
@@ -252,7 +250,6 @@ class AlignedSlotCache:
                 layer.cumulative_length = self._columns - 1
 
     def resize(self, columns: int) -> None:
-        """Change the number of columns; the running sequences must fit and are kept."""
         self._columns = columns
         self.after_step()
 
@@ -270,14 +267,12 @@ def _empty_layer(layer: Any, rows: int) -> Any:
 
 
 def _is_of_tokens(value: Any) -> bool:
-    """Return whether a layer has this tensor per token. Other tensors are constants of the
-    layer."""
+    """Return whether a layer has this tensor per token; others are constants of the layer."""
     return torch.is_tensor(value) and value.ndim > 2
 
 
 def _by_token(part: torch.Tensor) -> torch.Tensor:
-    """Return a per-token tensor as [rows, ..., tokens, width]. Positions are stored as [..., rows,
-    tokens]."""
+    """Return a per-token tensor as [rows, ..., tokens, width]; positions: [..., rows, tokens]."""
     return part if part.is_floating_point() else part.movedim(-2, 0).unsqueeze(-1)
 
 
@@ -301,8 +296,7 @@ class SlotPool:
 
     @torch.inference_mode()
     def __init__(self, template: PrefilledSequence, shape: PoolShape) -> None:
-        """Allocate a pool for sequences like `template`. Raises UnsupportedCacheError and
-        out-of-memory errors."""
+        """Allocate a pool as `SlotCache` does."""
         self.shape = shape
         self.model = template.model
         self._extra_inputs = dict(template.extra_inputs)
@@ -335,7 +329,6 @@ class SlotPool:
 
     @torch.inference_mode()
     def clear(self, slot: int) -> None:
-        """Empty the slot of an ended sequence."""
         self._lengths[slot] = self._active[slot] = 0
 
     def step(self) -> torch.Tensor:

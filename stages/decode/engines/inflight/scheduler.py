@@ -114,8 +114,7 @@ class Rows:
     """Function that returns the generated tokens of a slot, which are on the host."""
 
     def scores_of(self, shared: Sequence[Any], scores: torch.Tensor) -> torch.Tensor:
-        """Return processed scores, of shape [rows, vocabulary]. `shared` are the processors of one
-        member."""
+        """Return processed scores [rows, vocabulary]; `shared` are the processors of one member."""
         for at, processor in enumerate(shared):
             if isinstance(processor, SeededSampler):
                 drawn = {row: rules.processors[at] for row, rules in self.members.items()}
@@ -169,8 +168,7 @@ class TokenSelection:
     """Selects the tokens of one pool."""
 
     def __init__(self, rows: int, *, whole: bool | None = None) -> None:
-        """`rows` are those of a step. `whole`: whether a group computes all of them; None: on a
-        GPU."""
+        """`rows` of a step; `whole`: whether a group computes all of them (None: on a GPU)."""
         self._rows, self._whole = rows, whole
         self._groups: dict[Hashable, RowGroup] = {}
         self._ids = torch.zeros(2, rows, 0, dtype=torch.long)
@@ -284,11 +282,11 @@ class SequenceState:
     """The state of a running sequence."""
 
     request: DecodeRequest
-    max_length: int
+    max_length: int = 0
     """Maximum number of tokens of prompt and caption together."""
-    max_new_tokens: int
+    max_new_tokens: int = 0
     """Maximum number of tokens of the caption."""
-    eos_token_ids: frozenset[int]
+    eos_token_ids: frozenset[int] = frozenset()
     rules: RowRules
     """How its tokens are selected."""
     stopped: Callable[[Sequence[int]], bool] | None = None
@@ -314,26 +312,13 @@ class SequenceState:
             prompt_tokens=sequence.prompt_tokens,
         )
 
-    @classmethod
-    def refused(cls, request: DecodeRequest, fault: UsageError) -> "SequenceState":
-        """Return a finished sequence for a request that cannot be decoded as requested."""
-        return cls(
-            request=request,
-            max_length=0,
-            max_new_tokens=0,
-            eos_token_ids=frozenset(),
-            rules=RowRules(fault=fault),
-            finish_reason="stop",
-        )
-
     @property
     def fault(self) -> UsageError | None:
         """Return the error for request settings that cannot be applied."""
         return self.rules.fault
 
     def append_token(self, token: int, scores: Sequence[float]) -> bool:
-        """Append a generated token with its log-probability and margin, and return whether it is
-        the last."""
+        """Append a token with its log-probability and margin. Return whether it is the last."""
         self.output_ids.append(token)
         self.confidence.add(*scores)
         stopped = self.stopped is not None and self.stopped(self.output_ids)
@@ -492,7 +477,8 @@ class InflightScheduler:
         except UsageError as error:
             if not request.item.settings and not isinstance(error, ContextExceeded):
                 raise
-            return SequenceState.refused(request, error)
+            rules = RowRules(fault=error)
+            return SequenceState(request=request, rules=rules, finish_reason="stop")
         if fault is not None:
             self._oom_retry.faults.add(request, fault)
             return None
@@ -513,7 +499,6 @@ class InflightScheduler:
         return None
 
     def _assign_slot(self, request: DecodeRequest, sequence: PrefilledSequence) -> SequenceState:
-        """Put a prefilled sequence into a slot."""
         state = SequenceState.from_prefill(request, sequence)
         token = self._selection.first(state.rules, sequence.ids, sequence.logits)
         scores = token_scores(sequence.logits, token)
