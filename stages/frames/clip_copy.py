@@ -69,8 +69,7 @@ class ClipCutter:
         reader.close()
 
     def copy(self, start: float, end: float, to: Path) -> dict[str, Any]:
-        """Copy the part from `start` to `end` seconds to `to` plus the suffix of its container.
-        Raises MediaError or OSError."""
+        """Copy a part, in seconds, to `to` plus a suffix. Raises MediaError or OSError."""
         timeline = self._timeline
         ticks = max(timeline.start, tick_at(timeline, start))
         key = self._keyframe(ticks)
@@ -214,8 +213,7 @@ def _moved(taken: Iterator[VideoPacket], zero: int, stream: VideoStream) -> Iter
 
 
 def _before(dts: int | None, waiting: Sequence[VideoPacket]) -> Sequence[VideoPacket]:
-    """Set decoding times right before `dts`, and each before its presentation time. Return the
-    packets."""
+    """Set decoding times right before `dts`, each before its presentation time."""
     for packet in reversed(waiting):
         assert packet.pts is not None
         dts = packet.pts if dts is None else min(packet.pts, dts - 1)

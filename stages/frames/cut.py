@@ -115,8 +115,7 @@ class _Clock:
 
 
 class ExactCutter:
-    """A source video with known frame times. Clips that follow each other are decoded in one
-    pass."""
+    """A source video with known frame times. Adjacent clips are decoded in one pass."""
 
     def __init__(
         self,
@@ -161,7 +160,6 @@ class ExactCutter:
         """Number of frames that a plain reader shows of the whole file, once they are counted."""
 
     def close(self) -> None:
-        """Close the file and release the decoder's memory."""
         self._reader.close()
 
     def differs(self) -> str:
@@ -489,22 +487,19 @@ class _Source:
         """Open a file. Raises the errors of opening it."""
         self.path, self._cuts = Path(path), cuts
         check_unchanged(self.path, cuts[0].stamp)
-        spans = [(cut.start, cut.end) for cut in cuts]
-        is_video = cuts[0].kind == "video"
-        self._exact = (
-            ExactCutter(
+        self._copier: ClipCutter | None = None
+        self._exact: ExactCutter | None = None
+        if not job.exact:
+            self._copier = ClipCutter(self.path, sound=job.sound, track=job.track)
+        elif cuts[0].kind == "video":
+            self._exact = ExactCutter(
                 self.path,
-                spans,
+                [(cut.start, cut.end) for cut in cuts],
                 deinterlace=job.deinterlace,
                 copies=not cuts[0].damaged,
                 sound=job.sound,
                 track=job.track,
             )
-            if job.exact and is_video
-            else None
-        )
-        copy = partial(ClipCutter, self.path, sound=job.sound, track=job.track)
-        self._copier = None if job.exact else copy()
 
     def make(self, at: int, to: Path) -> dict[str, Any]:
         """Make a clip, or say that the whole file is one. Raises MediaError, OSError."""
@@ -521,7 +516,6 @@ class _Source:
         return {**made, "why": why, "plain": not why} if cut.whole else made
 
     def close(self) -> None:
-        """Close the file."""
         if self._exact is not None:
             self._exact.close()
 
@@ -546,8 +540,7 @@ def copy_picture(path: Path, to: Path, damaged: bool, *, always: bool) -> dict[s
 
 
 def _failure(error: Exception, path: str, folder: Path) -> dict[str, str]:
-    """Return the reason why clips cannot be made of a file. Raises EnvironmentFault if the file is
-    not at fault."""
+    """Return why clips cannot be made of a file. Raises EnvironmentFault for another cause."""
     if isinstance(error, OSError):
         raise fault_of(error, folder) from error
     if isinstance(error, EnvironmentFault):

@@ -1,7 +1,5 @@
 """Publishes the results of the frames stage, and ends a process that does not finish with one file.
 
-The results are chunks, media indexes and failures. The recorder keeps track of what is stored.
-
 If a library does not finish with a file, the process ends. The limit counts processor time, so the
 stage waits for a slow disk without limit. The parent process then retries the open files one by
 one.
@@ -106,18 +104,16 @@ class FrameRecorder:
         self._failed_before = self.failures.keys()
 
     def key(self, medium: FramesItem, at: int) -> str:
-        """Return the cache key of a chunk's frames."""
         return item_key(self._namespace, medium.digest, at)
 
     def publish(self, chunks: Sequence[tuple[FramesItem, Chunk]]) -> None:
-        """Store chunks and report the new ones."""
         new = self.store(chunks)
-        for key, (medium, _) in zip(new, chunks, strict=True):
-            if key:
+        for medium, chunk in chunks:
+            if (key := self.key(medium, chunk.index.index)) in new:
                 self._report.item(key, label=Path(medium.path).name, media=medium.digest)
 
-    def store(self, chunks: Sequence[tuple[FramesItem, Chunk]]) -> list[str]:
-        """Store chunks. Return their keys, with empty keys for chunks that were stored before."""
+    def store(self, chunks: Sequence[tuple[FramesItem, Chunk]]) -> set[str]:
+        """Store chunks. Return the keys of those that were not stored before."""
         records = [
             Record(
                 key=self.key(medium, chunk.index.index),
@@ -126,8 +122,7 @@ class FrameRecorder:
             )
             for medium, chunk in chunks
         ]
-        new = set(self.frames.publish(records))
-        return [record.key if record.key in new else "" for record in records]
+        return set(self.frames.publish(records))
 
     def finish(self, media: Sequence[tuple[FramesItem, MediaIndex]]) -> None:
         """Store the indexes of finished media, and report their warnings."""
@@ -145,7 +140,6 @@ class FrameRecorder:
         return [] if failed or not self.is_missing(medium) else [medium.digest]
 
     def is_missing(self, medium: FramesItem) -> bool:
-        """Return whether any record of a medium is missing."""
         if medium.digest not in self.media:
             return True
         indexes = medium.chunk_indexes
@@ -155,7 +149,6 @@ class FrameRecorder:
         return any(self.key(medium, at) not in self.frames for at in indexes)
 
     def failing(self, medium: FramesItem) -> contextlib.AbstractContextManager[Path]:
-        """Give the local path of a medium, as `failing` does."""
         return failing(medium, self.failures, self._report, self._watchdog)
 
 
@@ -192,8 +185,13 @@ def media_errors(medium: FramesItem) -> Iterator[None]:
     """Raise MediaError for every error that one file causes, EnvironmentFault for a disk, and
     MemoryError for a failed allocation."""
     try:
-        with _refuse_replaced(medium):
+        try:
             yield
+        except Exception:
+            # Parts of both files may have been read if it was replaced meanwhile.
+            with contextlib.suppress(OSError):  # it is missing, which the error already says
+                medium.check()
+            raise
     except MediaError as error:
         if out_of_memory(error) and memory_was_short():
             raise MemoryError(error.message) from error
@@ -218,15 +216,3 @@ def media_errors(medium: FramesItem) -> Iterator[None]:
             kind="unexpected",
             hint="Convert it, for example to H.264 in MP4; see the log of the stage",
         ) from error
-
-
-@contextlib.contextmanager
-def _refuse_replaced(medium: FramesItem) -> Iterator[None]:
-    """On any error, raise MediaError if the file was replaced meanwhile, because parts of both
-    files may have been read."""
-    try:
-        yield
-    except Exception:
-        with contextlib.suppress(OSError):  # it is missing, which the error already says
-            medium.check()
-        raise

@@ -37,8 +37,7 @@ def cut_requests(
     report: EventReporter,
     read_more: Callable[[FramesItem, MediaIndex], None] = lambda medium, index: None,
 ) -> None:
-    """Do so for each request of the job's pipe. `read_more` is called before an index is
-    reported."""
+    """Do so for each request of the job's pipe; `read_more` is called before the report."""
     keep_freed_blocks()
     watchdog = Watchdog()
     sets = FrameRecorder(open_store(job.store), job.namespace, report, watchdog)

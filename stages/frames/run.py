@@ -70,12 +70,10 @@ class Cutting:
 
     def __init__(self, job: FramesJob, report: EventReporter, watchdog: Watchdog) -> None:
         self.store = open_store(job.store)
-        self.fit = job.fit_video
-        self.fit_image = job.fit_image
+        self._job = job
         self.record_sets = FrameRecorder(self.store, job.namespace, report, watchdog)
         self.claims: WorkClaims
         """Claims of media: which run processes which."""
-        self.sampling = job.sampling
         self.report = report
         self.stop = threading.Event()
         """Set when workers must end after their current chunk."""
@@ -103,8 +101,7 @@ class Cutting:
 
     @contextlib.contextmanager
     def _claimed(self, media: Iterable[FramesItem]) -> Iterator[list[FramesItem]]:
-        """Claim media until the block ends, and give those that this run got. Media that other runs
-        are processing are retried later."""
+        """Claim media until the block ends, and give those granted. Others are retried later."""
         claimed = []
         for medium in media:
             is_granted = self.claims.take(partial(self.record_sets.missing_digests, medium))
@@ -125,15 +122,16 @@ class Cutting:
             return
         from stages.frames.video import Video
 
+        sampling = self._job.sampling
         with self._claimed([medium]) as claimed:
             if not claimed:
                 return
             with (
                 self.record_sets.failing(medium) as path,
-                Video(path, threads=self._threads, deinterlace=self.sampling.deinterlace) as video,
+                Video(path, threads=self._threads, deinterlace=sampling.deinterlace) as video,
             ):
                 medium.check()
-                if self.sampling.shots and medium.digest not in self.record_sets.media:
+                if sampling.shots and medium.digest not in self.record_sets.media:
                     self._cut_shots(medium, video)
                 else:
                     self._cut_chunks(medium, video)
@@ -141,7 +139,7 @@ class Cutting:
     def _cut_chunks(self, medium: FramesItem, video: "Video") -> None:
         plans = self._plans(medium, video)
         known, missing = self._split(medium, video, plans)
-        for chunk in video.chunks(missing, self.fit):
+        for chunk in video.chunks(missing, self._job.fit_video):
             self._store(medium, chunk)
             known[chunk.index.index] = chunk.index
             # Otherwise two chunks would be in memory while the next one is decoded.
@@ -162,8 +160,8 @@ class Cutting:
         self.record_sets.finish([(medium, index)])
 
     def _plans(self, medium: FramesItem, video: "Video") -> list["ChunkPlan"]:
-        if not self.sampling.shots:
-            return video.plan(self.sampling)
+        if not self._job.sampling.shots:
+            return video.plan(self._job.sampling)
         index = read_record(MediaIndex, self.record_sets.media.meta(medium.digest))
         return video.plan_stored(index.chunks)
 
@@ -173,7 +171,7 @@ class Cutting:
         stored = takewhile(lambda at: sets.key(medium, at) in sets.frames, count())
         done = [self._known(medium, video, at) for at in stored]
         known = {chunk.index: chunk for chunk in done}
-        for chunk in video.shots(self.sampling, self.fit, after=done):
+        for chunk in video.shots(self._job.sampling, self._job.fit_video, after=done):
             self._set_item_count(medium, chunk.index.index + 1 - len(done))
             self._store(medium, chunk)
             known[chunk.index.index] = chunk.index
@@ -204,7 +202,7 @@ class Cutting:
                 if self.stop.is_set():
                     break
                 with self.record_sets.failing(medium) as path:
-                    index, chunk = read_image(path, self.fit_image)
+                    index, chunk = read_image(path, self._job.fit_image)
                     medium.check()
                     chunks.append((medium, chunk))
                     done.append((medium, index))
@@ -215,8 +213,7 @@ class Cutting:
     def _split(
         self, medium: FramesItem, video: "Video", plans: Sequence["ChunkPlan"]
     ) -> tuple[dict[int, ChunkIndex], list["ChunkPlan"]]:
-        """Return the stored chunks of a video by index, and the plans of missing ones. Stored
-        chunks are recalled in `video`."""
+        """Return stored chunks by index, recalled in `video`, and the plans of missing ones."""
         known: dict[int, ChunkIndex] = {}
         missing = []
         for plan in plans:

@@ -78,7 +78,6 @@ class Reading:
         report.total(sum(len(self._missing(item)) for item in self.to_do))
 
     def read(self, item: SoundItem) -> None:
-        """Store the missing chunks of a video."""
         if self.stop.is_set():
             return
         keys = self._missing(item)
@@ -131,8 +130,7 @@ class Reading:
 def publish_sounds(
     made: Sequence[tuple[str, ChunkSound]], sounds: RecordSet, silences: RecordSet
 ) -> list[str]:
-    """Publish the sound of chunks by its keys, and note those that have none. Return the new
-    keys."""
+    """Publish the sound of chunks by key, or that they have none. Return the new keys."""
     records = [
         Record(key=key, meta=sound.meta, payload=sound.samples.view(np.uint8).data)
         for key, sound in made

@@ -83,7 +83,6 @@ class MonoResampler:
         self._layout, self._graph = _mixer(like.layout, (self.rate, rate))
 
     def fits(self, frame: AudioFrame) -> bool:
-        """Return whether a frame has the same format."""
         return self._format == _format_of(frame)
 
     def push(self, frame: AudioFrame, skip: int = 0) -> Iterator[Block]:
@@ -223,7 +222,6 @@ class ChunkSound:
 
     @property
     def meta(self) -> dict[str, Any]:
-        """Return the metadata of its record."""
         low, high = (int(edge(initial=0)) for edge in (self.samples.min, self.samples.max))
         return {
             "rate": self.rate,
@@ -433,8 +431,7 @@ class _Track:
         return False
 
     def _jump(self, seconds: Fraction) -> Fraction | None:
-        """Return the seconds to add to this time and to all later ones because the clock was reset;
-        None: it was not."""
+        """Return the seconds that a reset of the clock adds to later times; None: no reset."""
         ahead = seconds - self._end
         if self._resets is None or -JUMP_BACK_SECONDS <= ahead <= JUMP_AHEAD_SECONDS:
             return None
@@ -498,7 +495,6 @@ class _Track:
 
 
 def _length(frame: AudioFrame) -> Fraction:
-    """Return the seconds that a frame lasts."""
     return Fraction(frame.samples, frame.sample_rate)
 
 
