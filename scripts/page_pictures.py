@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 if TYPE_CHECKING:
     from tests.support.browser import Browser
 
-REPORT, REVIEW, STUDIO = (1240, 2040), (1120, 900), (1120, 1440)
+REPORT, REVIEW, STUDIO = (1240, 1240), (1120, 900), (1120, 1440)
 LOOKS = [(wide, scheme) for wide in (1280, 400) for scheme in ("light", "dark")]
 """Widths in pixels and colour schemes in which each page is looked at."""
 HIGHEST = 4000
@@ -149,7 +149,6 @@ def of_report(browser: "Browser") -> bytes:
     seen = "[...document.querySelectorAll('video')].slice(0, 2)"
     browser.wait(f"return {seen}.every(video => video.readyState === 4 && !video.seeking)")
     time.sleep(1)  # until their spinners are gone
-    browser.hover(".plot svg", 150, 0)
     return browser.screenshot()
 
 

@@ -26,12 +26,12 @@ from flows.options.commands import CaptionConfig
 from flows.pipelines import LARGE
 from flows.planning.plan import Plan, figures, plan_of
 from flows.planning.plan_view import plan_lines
-from flows.planning.store_limit import SMALL_BYTES
+from flows.planning.store_limit import SMALL_BYTES, TOO_LARGE
 from flows.running.run import caption
 from stages.frames.video import Video
 from stages.process.events import StageOutcome
 from stages.process.job import job_fields
-from tests.support.media import write_videos
+from tests.support.media import write_video, write_videos
 from tests.support.pipeline import Place
 from tests.support.stand_ins import PROFILE, Stages, config_in
 
@@ -153,6 +153,32 @@ def test_the_size_that_a_refusal_names_is_enough_and_a_smaller_one_is_not(
     with pytest.raises(CannotFit):
         run(replace(config, max_store=exact - noted))
     assert max(run(replace(config, max_store=exact + noted)).sizes) <= exact + noted
+
+
+def test_a_file_that_is_too_large_fails_by_name_and_the_others_are_captioned(
+    tmp_path: Path,
+) -> None:
+    short, long = tmp_path / "clips", 6
+    write_videos(short, 3)
+    write_video(short / "tape.mp4", ticks=range(30 * long), gop=30)
+    config = config_in(tmp_path, short, batch_size=1, prompt="First", chunk=1.0)
+    payload = bytes(figures(planned(config))["feature_bytes"] // (3 + long))
+    limited = replace(config, max_store=exact(config) - 30_000)
+    (note,) = (note for note in figures(planned(limited))["notes"] if "no room" in note)
+    assert "has no room for 1 file, which will fail (tape.mp4)" in note
+    stages = Sized(payload)
+    result = caption(limited, Display(quiet=True), stages.launcher)
+    assert (result.captions, result.exit_code) == (3, 1)
+    (failure,) = result.failures
+    assert (failure.media_path, failure.error) == ("tape.mp4", TOO_LARGE), failure
+    assert max(stages.sizes) <= (limited.max_store or 0)
+    named = re.search(r"--max-store (\S+) is enough", note)
+    assert named is not None and f"--max-store {named[1]} or more" in failure.hint
+    again = replace(limited, max_store=parse_size(named[1], "--max-store"))
+    stages = Sized(payload)
+    result = caption(again, Display(quiet=True), stages.launcher)
+    assert (result.captions, result.exit_code) == (3 + long, 0)
+    assert sum(map(len, stages.batches("encode"))) == long, "the others are not encoded again"
 
 
 def test_half_written_files_do_not_count(config: CaptionConfig) -> None:

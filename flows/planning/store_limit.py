@@ -9,16 +9,20 @@ Before a wave, packs go until it fits: those that nobody has yet to read, the le
 first, then those that later waves of this run have yet to read, the last wave's first. These waves
 make them again, so a run that was killed needs no more room than before, and neither does another
 prompt.
+
+A medium that needs more than there is room fails by name, and the others are made. A limit that has
+room for none of them is refused.
 """
 
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence, Set
 from itertools import chain, islice
+from typing import Any
 
 from artifacts.errors import CannotFit
 from artifacts.packs import Pack, packs, sizes_in
-from artifacts.plurals import counted
+from artifacts.plurals import counted, first_of
 from flows.console.lines import rounded_up, size, written
 from flows.job.prepare import Job
 from flows.ledger.ledger import MOST_RATIO, cut_waves, has_own_bytes, waves_of
@@ -35,6 +39,8 @@ indexes and of the headers of packs. The demo's take 1,300."""
 BEGUN = 2
 """Divisor of it for a chunk that is cut: it has its parts of indexes and of some headers."""
 
+TOO_LARGE = "max-store"
+"""Kind of the failure of a medium that `--max-store` has no room for."""
 TO_BE_MADE, OTHERS = "yet to be made", "of lists"
 """What stays in a store beside its kinds: what this run adds for good, and files of no kind."""
 
@@ -67,19 +73,34 @@ class StoreLimit:
         self.wave_bytes = max(1, self.room // 2)
         """Maximum bytes of a wave of several media: the next one is cut beside it."""
         stored: dict[tuple[str, str], int] = {}
-        missing = [self._needs(medium)[0] for medium in job.media]
-        self.largest_bytes = max(map(self._whole, job.media), default=0)
-        """Bytes of the largest medium until its captions are made."""
-        for medium in job.media:
+        whole = [(medium.digest, self._whole(medium)) for medium in job.media]
+        self._too_large = {d: of for d, of in whole if of and kept.total() + of > limit}
+        """Content digest of what needs more than there is room → its bytes until it is done."""
+        self._fits_any = any(of for digest, of in whole if digest not in self._too_large)
+        fitting = [medium for medium in job.media if not self._is_too_large(medium)]
+        for medium in fitting:
             stored |= self._keys_to_read(medium)
+        missing = [self._needs(medium)[0] for medium in fitting]
         self.is_short = sum(stored.values()) + sum(missing) > self.room
         """Whether frames and features of all media do not fit at once: some that are stored may be
         deleted before they are read."""
 
     def refusal(self) -> CannotFit | None:
-        """Return why the limit is too small; None if it is not."""
-        enough = self._base.total() + self.largest_bytes <= self.bytes
-        return None if enough else self._too_small(self._base, self.largest_bytes)
+        """Return why the limit has room for none of the media that are left to be made; None if it
+        has room for some, or none is left."""
+        if not self._too_large or self._fits_any:
+            return None
+        return self._too_small(self._base, max(self._too_large.values()))
+
+    def failures(self) -> dict[tuple[str, int, str], dict[str, Any]]:
+        """Return the reasons why media that are too large fail in this run, as the ledger keeps
+        them."""
+        found = {}
+        for digest, needed in self._too_large.items():
+            error = self._too_small(self._base, needed)
+            why = {"kind": TOO_LARGE, "message": error.message, "hint": error.hint}
+            found[digest, -1, ""] = {"stage": self._first.name, **why}
+        return found
 
     def line(self, waves: Sequence[Sequence[Medium]]) -> str:
         """Return what the limit does in a run of these waves."""
@@ -91,19 +112,29 @@ class StoreLimit:
         return f"{text}; {kept} stay, and a wave takes up to {size(largest)} beside it{goes}"
 
     def notes(self) -> list[str]:
-        """Return a note on what the limit costs, if it costs anything."""
-        if self._stays or not self.is_short:
-            return []
-        return [
-            f"--max-store {size(self.bytes)}: features are deleted when their captions are made "
-            "and room is needed, so another prompt encodes again"
-        ]
+        """Return notes on what the limit costs, if it costs anything."""
+        option, found = f"--max-store {size(self.bytes)}", list[str]()
+        if not self._stays and self.is_short:
+            found.append(
+                f"{option}: features are deleted when their captions are made and room is needed, "
+                "so another prompt encodes again"
+            )
+        if self._too_large:
+            names = {f.file.media_path: 0 for f in self._job.files if self._is_too_large(f.medium)}
+            enough = rounded_up(self._base.total() + max(self._too_large.values()))
+            found.append(
+                f"{option} has no room for {counted(len(names), 'file')}, which will fail "
+                f"({first_of([*names])}); --max-store {written(enough)} is enough"
+            )
+        return found
 
     def cut(self, waves: Sequence[list[Medium]]) -> list[list[Medium]]:
-        """Divide the waves that an earlier run recorded with more room. Return the waves with the
-        most stored bytes first: a wave that runs before them may delete these bytes."""
+        """Divide the waves that an earlier run recorded with more room, and leave out what is too
+        large. Return the waves with the most stored bytes first: a wave that runs before them may
+        delete these bytes."""
         found = []
-        for wave in waves:
+        for recorded in waves:
+            wave = [medium for medium in recorded if not self._is_too_large(medium)]
             left = iter(wave)
             lengths = cut_waves([self._whole(medium) for medium in wave], self.room)
             found += [list(islice(left, length)) for length in lengths]
@@ -133,6 +164,9 @@ class StoreLimit:
         if total + needed > self.bytes:
             raise self._too_small(kept, needed)
         return both and total <= most
+
+    def _is_too_large(self, medium: Medium) -> bool:
+        return medium.digest in self._too_large
 
     def _look(self, wave: Sequence[Medium]) -> tuple[Counter[str], list[Pack]]:
         """Return the bytes by kind that must stay in the store while these media are to be made,

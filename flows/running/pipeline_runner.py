@@ -405,6 +405,7 @@ class PipelineRunner:
             self._announce(f"{stage.verb}: nothing to do, all of it is stored")
         if limit is not None and (refusal := limit.refusal()):
             raise refusal
+        job.ledger.unfit |= limit.failures() if limit is not None else {}
         waves, line = planned_waves(job, expected, limit, records=True)
         if line:
             self._announce(line)
