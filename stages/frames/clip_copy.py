@@ -87,8 +87,10 @@ class ClipCutter:
             try:
                 why |= write_with(partial(self._write, key, zero, beyond, path, form), sound)
                 _check_decodable(path)
-                if form == "mp4" and (hidden := self._first_from(beyond)) is not None:
-                    shorten(path, float((hidden - zero) * timeline.time_base))
+                hidden = int(np.searchsorted(timeline.pts, beyond))
+                if form == "mp4" and hidden < len(timeline.pts):
+                    length = int(timeline.pts[hidden]) - zero
+                    shorten(path, float(length * timeline.time_base))
             except (MediaError, ValueError, av.error.FFmpegError) as error:
                 if isinstance(error, OSError) or getattr(error, "kind", "") in TRANSIENT_KINDS:
                     raise
@@ -98,12 +100,6 @@ class ClipCutter:
                 at = max(0.0, start - began)
                 return {"file": path.name, "start": round(at, 6), **why}
         raise _clip_error(f"no container accepts its packets ({reason})")
-
-    def _first_from(self, ticks: int) -> int | None:
-        """Return the time of the first frame at these ticks or after; None without one."""
-        pts = self._timeline.pts
-        at = int(np.searchsorted(pts, ticks))
-        return int(pts[at]) if at < len(pts) else None
 
     def _keyframe(self, ticks: int) -> Keyframe:
         keyframes = self._timeline.keyframes

@@ -137,7 +137,9 @@ class ExactCutter:
         frame, stream = self._reader.first_frame, self._reader.decoder.stream
         self._stream_rates = (stream.average_rate, stream.base_rate, stream.guessed_rate)
         self._codec, self._copies = stream.codec_context.name, copies
-        self._is_alone = sum(map(_is_shown, self._reader.decoder.container.streams.video)) == 1
+        streams = self._reader.decoder.container.streams.video
+        covers = sum(bool(each.disposition & Disposition.attached_pic) for each in streams)
+        self._is_alone = len(streams) - covers == 1
         aspect = stream.sample_aspect_ratio
         self._stated = stream.frames
         """Number of frames that the header states; 0: none."""
@@ -371,11 +373,6 @@ def _lasting(packet: VideoPacket, shown: Sequence[int], stream: VideoStream) -> 
     packet.duration = shown[bisect_right(shown, packet.pts)] - packet.pts
     packet.stream = stream
     return packet
-
-
-def _is_shown(stream: VideoStream) -> bool:
-    """Return whether a stream is no cover."""
-    return not stream.disposition & Disposition.attached_pic
 
 
 def _count_plainly(path: Path) -> int | None:

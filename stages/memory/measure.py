@@ -305,7 +305,9 @@ def run(job_fields: dict[str, Any], report: EventReporter) -> None:
     job = parse_job(MeasureJob, job_fields)
     found: dict[str, Any] = {"python_seconds": _since_start()}
     if job.device != "cpu":
-        found |= _context(job.device, job.companion)
+        started, dtype = time.perf_counter(), str(DTYPES[job.companion]).removeprefix("torch.")
+        taken = context_bytes(job.device, dtype)
+        found |= {"context_seconds": time.perf_counter() - started, "context_bytes": taken}
     end = time.perf_counter() + job.seconds
     figures: dict[str, Any] = {}
     missing: dict[str, str] = {}
@@ -348,13 +350,6 @@ def _since_start() -> float:
     """Return the age of this process in seconds: the time to start Python and import torch."""
     ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
     return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
-
-
-def _context(device: str, companion: str) -> dict[str, float]:
-    """Return the seconds and bytes that a GPU context takes."""
-    started = time.perf_counter()
-    taken = context_bytes(device, str(DTYPES[companion]).removeprefix("torch."))
-    return {"context_seconds": time.perf_counter() - started, "context_bytes": taken}
 
 
 def _imports() -> float:

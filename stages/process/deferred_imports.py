@@ -241,7 +241,12 @@ class Deferring:
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
         if name == "transformers":
-            _install_all_lazy()
+            import torch
+
+            # On a single machine torch calls nothing else of this package.
+            torch.distributed.is_available = lambda: False
+            for deferred in ON_CALL:
+                _install_lazy(deferred)
         if name == STRUCTURE:
             return cache_structure(PathFinder.find_spec(name, path))
         root = _root(name)
@@ -260,15 +265,6 @@ class Deferring:
 
     def exec_module(self, module: ModuleType) -> None:
         vars(module)["__spec__"] = self._spec  # it was executed with its real one
-
-
-def _install_all_lazy() -> None:
-    import torch
-
-    # On a single machine torch calls nothing else of this package.
-    torch.distributed.is_available = lambda: False
-    for name in ON_CALL:
-        _install_lazy(name)
 
 
 def _install_lazy(name: str) -> None:

@@ -143,9 +143,9 @@ class ForkedProcess:
             raise subprocess.TimeoutExpired("stage", timeout or 0.0)
         with self._lock:
             if self._code is None:
-                with contextlib.closing(self._status):
-                    # Empty: the server was killed, and the kernel has killed its children.
-                    self._code = int(_received(self._status) or -signal.SIGKILL)
+                self._code = -signal.SIGKILL  # with the server, if that was killed
+                with contextlib.closing(self._status), contextlib.suppress(OSError, ValueError):
+                    self._code = int(self._status.recv(64))
         return self._code
 
     def poll(self) -> int | None:
@@ -287,13 +287,6 @@ class ForkServer:
             # Freeing its memory takes the kernel a while; do not wait for it.
             threading.Thread(target=self._process.wait, daemon=True).start()
             self._process = None
-
-
-def _received(status: socket.socket) -> bytes:
-    try:
-        return status.recv(64)
-    except OSError:
-        return b""
 
 
 POLL_SECONDS = 0.5

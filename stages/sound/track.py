@@ -267,9 +267,10 @@ def sound_of_chunks(
         ):
             is_short = len(samples) < beyond - first
             note = NO_SOUND if source is None else source.note * is_short
-            damaged = source.damaged_in(start, end) if source is not None else ()
+            damaged = [] if source is None else source.damaged
+            within = tuple(seconds for seconds in damaged if start <= seconds < end)
             yield ChunkSound(
-                start=start, rate=rate, samples=samples, track=number, damaged=damaged, note=note
+                start=start, rate=rate, samples=samples, track=number, damaged=within, note=note
             )
 
 
@@ -329,16 +330,13 @@ class _Track:
         """End of the last frame."""
         self._empty, self._decodable = True, False
         """Whether the track has no packet, and whether one was decoded."""
-        self._damaged: list[float] = []
+        self.damaged: list[float] = []
+        """Seconds of damaged packets."""
         self._dropped = Fraction()
         """Seconds that overlap earlier sound."""
         for other in container.streams:
             if other is not stream:
                 other.discard = Discard.all
-
-    def damaged_in(self, start: float, end: float) -> tuple[float, ...]:
-        """Return the seconds of damaged packets from `start` to `end`."""
-        return tuple(seconds for seconds in self._damaged if start <= seconds < end)
 
     def blocks(self, rate: int) -> Iterator[Pcm]:
         """Yield the samples from time 0 to the end of the track."""
@@ -379,7 +377,7 @@ class _Track:
         if start >= 0:
             self._dropped += length
             if self._dropped > SHORT_SECONDS:
-                self._damaged.append(float(start))
+                self.damaged.append(float(start))
 
     def _placed(self) -> Iterator[Placed]:
         """Yield the frames of the track with their places."""
@@ -479,7 +477,7 @@ class _Track:
         """Note a damaged packet. A recording may begin within one, which is none."""
         if self._decodable:
             seconds = self._seconds(packet.pts)
-            self._damaged.append(float(self._end if seconds is None else seconds))
+            self.damaged.append(float(self._end if seconds is None else seconds))
 
     def _end_note(self) -> str:
         """Return why the track ends where it does; empty: as stated."""

@@ -7,7 +7,7 @@ exactly one node. Prompt, texts and answer together never exceed the context. Ea
 alone, not in a batch, so its bytes depend only on its own texts.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -215,7 +215,9 @@ class Summarizer:
         room = self._room
         while True:
             groups = pack_groups(counts, room, MAX_TEXTS)
-            over = max(self._over(timed, groups))
+            texts = (timed[group.start : group.stop] for group in groups)
+            longest = max(self._read(self._prompt(each, self._longest)) for each in texts)
+            over = longest + self._answer - self._job.context
             if over <= 0 and (len(groups) < len(timed) or len(timed) == 1):
                 return groups
             # Adjacent lines may have a few more tokens than each line alone.
@@ -226,12 +228,6 @@ class Summarizer:
                     f"of {self._job.context:,}",
                     hint="Use a shorter --summary-prompt, or more --memory",
                 )
-
-    def _over(self, timed: Sequence[TimedText], groups: Sequence[range]) -> Iterator[int]:
-        """Yield by how many tokens each group exceeds the context, with the longer prompt."""
-        for group in groups:
-            prompt = self._prompt(timed[group.start : group.stop], self._longest)
-            yield self._read(prompt) + self._answer - self._job.context
 
 
 def run(job_fields: dict[str, Any], report: EventReporter) -> None:

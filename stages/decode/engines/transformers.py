@@ -117,7 +117,9 @@ class TransformersEngine:
         options |= generate_kwargs.options(half, self.processor, items)
         is_live = requests[0].work is not None
         if is_live:
-            options["stopping_criteria"] = StoppingCriteriaList([EndsWhenWithdrawn(requests)])
+            options["stopping_criteria"] = StoppingCriteriaList(
+                [partial(_ends_withdrawn, requests)]
+            )
         inputs = prompts_for(
             half, self.processor, rows, [item.prompt for item in items], generate_kwargs.generation
         )
@@ -149,19 +151,13 @@ class EndsAtStopString(StoppingCriteria):
         return torch.tensor(ended, device=input_ids.device)  # type: ignore[return-value]
 
 
-class EndsWhenWithdrawn(StoppingCriteria):
-    """Ends a batch once all of its rows have been withdrawn."""
-
-    def __init__(self, requests: Sequence[DecodeRequest]) -> None:
-        self._requests = requests
-
-    def __call__(
-        self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: Any
-    ) -> torch.BoolTensor:
-        """Return whether the rows end here, of shape [rows]."""
-        ends = all(one.is_withdrawn for one in self._requests)
-        found = torch.full(input_ids.shape[:1], ends, device=input_ids.device)
-        return found  # type: ignore[return-value]
+def _ends_withdrawn(
+    requests: Sequence[DecodeRequest], ids: torch.Tensor, scores: torch.Tensor, **_: Any
+) -> torch.Tensor:
+    """A stopping criterion: return for each row whether all rows have been withdrawn, of shape
+    [rows]."""
+    ended = all(one.is_withdrawn for one in requests)
+    return torch.full(ids.shape[:1], ended, device=ids.device)
 
 
 def generate_rows(

@@ -497,8 +497,8 @@ class InflightEngine:
         if found.out_of_memory and is_only_engine:
             raise MemoryError(found.reason)
         if self._stored_rows is not None and not found.reason and not found.layout.aligned:
-            rows = found.layout.rows
-            self._stored_rows.publish([Record(key=f"{rows:03}", meta={"rows": rows})])
+            passed = found.layout.rows
+            self._stored_rows.publish([Record(key=f"{passed:03}", meta={"rows": passed})])
             if not is_only_engine and not self._engine.by_chunk:
                 found = self._compare_with_batches(found)
         if self._recorder and not self._recorder.reason and not found.reason:
@@ -545,8 +545,7 @@ class InflightEngine:
         return output._replace(fields=fields | state.confidence.fields(place))
 
     def _text(self, state: SequenceState) -> tuple[str, bool]:
-        found = self._settings(state).texts_of(self._transformers.processor, [state.output_ids])
-        return next(iter(found))
+        return self._settings(state).texts_of(self._transformers.processor, [state.output_ids])[0]
 
     def _settings(self, state: SequenceState) -> GenerateKwargs:
         return self._transformers.generate_kwargs.of(state.request.item)
