@@ -359,8 +359,7 @@ def keep_freed_blocks() -> None:
 
 @contextlib.contextmanager
 def trim_freed_blocks() -> Iterator[None]:
-    """Return memory that is freed in this block to the system. Large blocks are returned after the
-    block, too."""
+    """Return memory freed in this block, and large blocks freed after it, to the system."""
     _set(M_MMAP_THRESHOLD, SMALL_BYTES)
     try:
         yield

@@ -26,7 +26,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple
 
 import torch
 
@@ -109,9 +109,12 @@ class EngineCheck:
     """Why a larger number of rows was rejected; empty if none was."""
 
 
-Reference: TypeAlias = tuple[Sequence[int], Sequence[torch.Tensor]]
-"""Tokens of `generate` for one row alone, and the logits of shape [1, vocabulary] that selected
-each."""
+class Reference(NamedTuple):
+    """The output of `generate` for one row alone."""
+
+    tokens: Sequence[int]
+    logits: Sequence[torch.Tensor]
+    """Those that selected each token, of shape [1, vocabulary]."""
 
 
 def reference_of(
@@ -121,7 +124,8 @@ def reference_of(
     lengths = {"max_new_tokens": STEPS + 1, "min_new_tokens": STEPS + 1}
     kwargs = {**options, **lengths, "return_dict_in_generate": True, "output_logits": True}
     made: Any = generate(half, inputs, features, **kwargs)
-    return new_tokens(made.sequences, prompt_in(half, inputs))[0].tolist(), made.logits
+    tokens = new_tokens(made.sequences, prompt_in(half, inputs))[0].tolist()
+    return Reference(tokens, made.logits)
 
 
 def choose_layout(
@@ -183,7 +187,7 @@ def check_layout(
     out-of-memory errors."""
     try:
         alone = _teacher_force(row, reference, make_pool(row, shape), 0)
-        expected = [logits[0].float() for logits in reference[1][: len(alone)]]
+        expected = [logits[0].float() for logits in reference.logits[: len(alone)]]
         found = relative_difference(expected, [logits.float() for logits in alone])
         if found > ROUNDINGS * tolerance(row.model.dtype):
             return EngineCheck(reason=f"its output differs in slots, by {found:.1e}")
@@ -223,7 +227,7 @@ def _teacher_force(
         for _ in range(BEFORE):
             pool.set_tokens(pool.step().argmax(-1))
         pool.clear(slot)
-    first, *rest = reference[0]
+    first, *rest = reference.tokens
     pool.put(slot, row, torch.full_like(row.ids[:1, :1], first))
     seen = [row.logits[0]]
     for token in rest:
@@ -392,8 +396,7 @@ class InflightEngine:
     def _collect(
         self, ended: list[SequenceState], oom_retry: OomRetry
     ) -> tuple[list[DecodeRequest], list[CaptionOutput]]:
-        """Return the requests and captions of ended sequences. Those whose decoding to text fails
-        are left out."""
+        """Return requests and captions of ended sequences, without those whose decoding fails."""
         pairs = []
         for state in ended:
             outputs, message, fault = try_items(partial(self._output, state))
