@@ -137,8 +137,8 @@ def outputs(out: Path) -> dict[str, bytes]:
     return {name: (out / name).read_bytes() for name in names}
 
 
-PROGRESS = re.compile(r" \d+/\d+|starting Prefect")
-"""In a line that a slow stage prints every ten seconds."""
+PROGRESS = re.compile(r" \d+/\d+| so far$|starting Prefect")
+"""In a line that a slow step prints every ten seconds."""
 
 
 @pytest.mark.slow
