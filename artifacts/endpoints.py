@@ -49,10 +49,14 @@ class Endpoint:
     @property
     def is_local(self) -> bool:
         """Return whether the address is of this machine."""
-        try:
-            return self.host == "localhost" or ip_address(self.host).is_loopback
-        except ValueError:
-            return False
+        return is_this_machine(self.host)
+
+
+def is_this_machine(host: str) -> bool:
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def endpoint_of(text: str, *, insecure: bool = False) -> Endpoint:

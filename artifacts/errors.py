@@ -86,6 +86,10 @@ class UsageError(PenstockError):
     exit_code = 2
 
 
+def excluding(*options: str) -> UsageError:
+    return UsageError(f"{' and '.join(options)} exclude each other", hint="Leave one of them out")
+
+
 class MissingPackage(UsageError):
     """A package that the command needs is not installed; `hint` names the extra that brings it."""
 

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from stages.models.half_job import HalfJob
 from stages.models.processors.input_layout import layout_of
-from stages.models.processors.prepare import Clip, channel_of
+from stages.models.processors.loading import Clip
+from stages.models.processors.prepare import channel_of
 from stages.models.processors.processor_calls import run
 
 if TYPE_CHECKING:

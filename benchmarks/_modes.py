@@ -107,7 +107,7 @@ def joint(job: dict[str, Any], watch: Watch) -> list[str]:
     from stages.models.encoding import EncodeItem
     from stages.models.encoding.run import read_clip
     from stages.models.halves.ranged_reads import ranged_reads
-    from stages.models.processors.prepare import load_processor
+    from stages.models.processors.loading import load_processor
 
     load: Any = AutoModelForImageTextToText.from_pretrained
     with ranged_reads():

@@ -260,7 +260,8 @@ def _begin(subject: Subject, batches: int, ways: Sequence[Way]) -> list[dict[str
 def inputs_of(subject: Subject, count: int) -> list[dict[str, Any]]:
     """Return so many batches of pictures, or clips, as the processor makes them; no two alike, and
     the same in every process."""
-    from stages.models.processors.prepare import joined, prepare, prepare_images
+    from stages.models.processors.prepare import prepare, prepare_images
+    from stages.models.processors.processor_calls import joined
 
     processor, batch = subject.job(WAYS[FIRST]).processor(), subject.batch
     if subject.route == "dual":

@@ -47,7 +47,7 @@ from stages.decode.engines.transformers import generate_rows
 from stages.decode.generate_kwargs import make_greedy
 from stages.decode.protocol import CaptionOutput, read_features
 from stages.models.halves.load import load_half
-from stages.models.processors.prepare import load_processor
+from stages.models.processors.loading import load_processor
 from stages.process.memory import cores
 from stages.tune.adapter import add_adapter
 from stages.tune.run import EpochBatchOrder, losses_of

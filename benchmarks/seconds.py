@@ -71,7 +71,7 @@ def main() -> None:
     device = device_name()
     with tempfile.TemporaryDirectory() as folder:
         here = Path(folder)
-        known = find_machine(device).machine
+        known, _ = find_machine(device)
         if known is None or given.again:
             known = measure(device, here / "store", DirectLauncher(lambda *_: None))
         sources = given.sources or [str(penstock_demo.CLIPS)]

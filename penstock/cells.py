@@ -38,7 +38,6 @@ Place = tuple[str, float] | tuple[str, float, str]
 `media_path`, `start` and `name` in captions.jsonl."""
 
 TAKEN = 'Give a dict such as {("clip.mp4", 0.0): "A text."}; None as the text rejects a caption'
-"""What `correct` takes."""
 
 
 @dataclass(frozen=True, slots=True)

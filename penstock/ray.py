@@ -41,7 +41,6 @@ from penstock.keywords import CaptionOptions, EmbedOptions, LabelRunOptions
 
 __all__ = ["Encode", "Write", "caption", "embed", "label"]
 COLUMN = "path"
-"""Column of the media's paths."""
 
 
 class RayOptions(TypedDict, total=False):

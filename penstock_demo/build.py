@@ -208,7 +208,6 @@ def build_config(shape: Shape, processor: Qwen2_5_VLProcessor) -> Qwen2_5_VLConf
 def build(
     shape: Shape | None = None, seed: int = 0
 ) -> tuple[Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor]:
-    """Build an untrained model and its processor."""
     shape = shape or Shape()
     processor = build_processor(shape)
     torch.manual_seed(seed)

@@ -38,7 +38,6 @@ def write_clips(folder: Path, count: int, seed: int) -> list[Truth]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Write the clips that the command line requests."""
     parser = argparse.ArgumentParser(prog="python -m penstock_demo.clips", description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--count", type=int, default=12)

@@ -69,7 +69,6 @@ class EvaluationPrompt:
 
 
 def read_film(path: Path) -> Film:
-    """Decode a whole clip."""
     with av.open(str(path)) as container:
         rate = container.streams.video[0].average_rate
         # By way of planar RGB, chroma is as wide as the frame; a run has the same pixels.
@@ -141,7 +140,6 @@ class Captioner:
         )
 
     def generate(self, inputs: Any) -> list[str]:
-        """Return captions of prepared inputs."""
         with torch.no_grad():
             out = self.model.generate(**inputs)
         outputs: list[str] = self.processor.batch_decode(
@@ -198,7 +196,6 @@ def judge_images(captioner: Captioner, count: int, seed: int) -> Scoreboard:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Print the score that the command line requests."""
     parser = argparse.ArgumentParser(prog="python -m penstock_demo.evaluate", description=__doc__)
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--clips", type=int, default=200)

@@ -143,9 +143,9 @@ class Painter:
             x, y, seen = place(track, time)
             if not seen:
                 continue
-            x, y = _nearest(x * self.scale[0] - 0.5), _nearest(y * self.scale[1] - 0.5)
+            x, y = (stepped(at * by - 0.5, 0.25) for at, by in zip((x, y), self.scale, strict=True))
             left, top = math.floor(x), math.floor(y)
-            radii = [_nearest(track.radius * scale) for scale in self.scale]
+            radii = [stepped(track.radius * scale, 0.25) for scale in self.scale]
             mask = sprite(thing.shape, radii[0], radii[1], x - left, y - top)
             mask, place_in = placed(mask, left, top, frame.shape[0], frame.shape[1])
             under = frame[place_in].astype(np.float32)
@@ -155,7 +155,7 @@ class Painter:
         return frame
 
 
-def _nearest(value: float, step: float = 0.25) -> float:
+def stepped(value: float, step: float) -> float:
     """Return the value rounded, so that few different sprites are drawn."""
     return round(value / step) * step
 

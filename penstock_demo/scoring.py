@@ -106,6 +106,5 @@ def score_captions(truths: Iterable[Truth], captions: Mapping[str, str]) -> Scor
 
 
 def read_truths(path: Path) -> list[Truth]:
-    """Return the lines of a `truth.jsonl`."""
     lines = path.read_text(encoding="utf-8").split("\n")
     return [Truth(**json.loads(line)) for line in lines if line.strip()]

@@ -49,7 +49,6 @@ class ClipSpec:
 
     @property
     def aspect(self) -> float:
-        """Return width over height."""
         return self.width / self.height
 
     @property

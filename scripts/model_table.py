@@ -416,7 +416,7 @@ Each of these checkpoints is refused in one line, with the reason and a form tha
 """
 QUANTIZED = (
     (
-        f"quantized checkpoints that are stored {'; '.join(form.form for form in UNREAD)}",
+        f"quantized checkpoints that are stored {'; '.join(UNREAD)}",
         "their layers are in none of the layouts that are read",
         f"the original checkpoint with `--precision nf4`, or the model in one of: {READ}",
     ),

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.keys import ContentDigests
-from flows.checkpoint.adapters import AdapterUse, adapter_for, parse_adapter
+from flows.checkpoint.adapters import AdapterUse, adapter_for, read_noted_adapter
 from flows.checkpoint.models import Model
 from flows.checkpoint.precision import resolve_settings, with_adapter
 from flows.checkpoint.profile_loading import ModelDigests
@@ -75,9 +75,7 @@ def adapter(tmp_path: Path) -> Path:
 def used(folder: Path, profile: ModelProfile, digests: Path) -> AdapterUse:
     config = CaptionConfig(sources=("a.mp4",), model="demo", adapter=str(folder))
     files = ModelDigests(ContentDigests(digests / "digests.jsonl"))
-    found = parse_adapter(config, files)
-    assert found is not None
-    return adapter_for(found, config, profile, files)
+    return adapter_for(read_noted_adapter(config.adapter, files), config, profile, files)
 
 
 def model_with(profile: ModelProfile, adapter: AdapterUse | None, **options: Any) -> Model:
@@ -225,9 +223,9 @@ def test_layers_of_a_half_with_an_adapter_do_not_come_one_by_one(
 ) -> None:
     model = model_with(profile, None, language_precision="auto")
     config = CaptionConfig(sources=("a.mp4",), language_precision="auto")
-    assert any(rung.offload for rung in rungs(model, config, "cpu"))
+    assert any(rung.offload for rung in rungs(model, config, "cpu", "decode"))
     message = replace(config, adapter=str(adapter))
-    assert not any(rung.offload for rung in rungs(model, message, "cpu"))
+    assert not any(rung.offload for rung in rungs(model, message, "cpu", "decode"))
 
 
 def test_what_makes_vectors_takes_none(

@@ -139,6 +139,21 @@ def test_a_text_that_is_not_utf_8_is_one_line_and_exit_2(
     assert "nothing to caption" in one_line(capsys.readouterr().err)
 
 
+def test_a_list_without_lines_is_exit_2(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("none.txt").touch()
+    assert main(["caption", "@none.txt", "--model", "demo"]) == 2
+    assert "the list of sources is empty" in one_line(capsys.readouterr().err)
+
+
+def test_a_plan_without_sources_fails_as_its_run_would(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = str(described(tmp_path / "store"))
+    words = ["plan", "--json", "--model", "demo", "--store", store, "--system", "<|video_pad|>"]
+    assert main(words) == 2
+    assert "--system holds <|video_pad|>, an image" in one_line(capsys.readouterr().err)
+
+
 @pytest.mark.parametrize("option", ["--out", "--store"])
 def test_a_file_in_the_place_of_a_folder_is_exit_5_and_named(
     option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

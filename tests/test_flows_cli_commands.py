@@ -11,7 +11,6 @@ from flows.checkpoint.graphs import missing_libraries
 from flows.cli.doctor_command import _device, _memory, lines, measured_lines
 from flows.cli.main import main
 from flows.machine.launch import DirectLauncher, StageCall, run_with_restarts
-from flows.planning.machine import MachineLookup
 from stages.convert import ConvertJob
 from tests.support import gpus
 from tests.support.described import spare_processes
@@ -86,14 +85,14 @@ def test_a_limit_around_the_process_is_told(tmp_path: Path) -> None:
 
 
 def test_figures_are_told_in_units_that_people_know_and_what_lacks_with_its_reason() -> None:
-    shown = "\n".join(measured_lines(MachineLookup(machine=machine())))
+    shown = "\n".join(measured_lines(machine()))
     # 512 tokens in 128 ns a parameter: 8 GFLOP/s. One token in 1 ns: 1 G parameters/s.
     assert "fp32    8 GFLOP/s in prefill, 1 G parameters/s in decode" in shown
     assert "nf4" in shown and "10 M parameters/s quantized while loading" in shown
     assert "1085 frames/s of 720p H.264, 16.7 JPEGs/s of 12 megapixels" in shown
     late = "there was no time left"
     missing = {"passes nf4": late, "video_pixels": late, "passes int8": "RuntimeError: no kernel"}
-    lines = list(measured_lines(MachineLookup(machine=machine(missing=missing, video_pixels=0.0))))
+    lines = list(measured_lines(machine(missing=missing, video_pixels=0.0)))
     assert (
         f"  without computing in nf4, frames of videos, which plans call unknown: {late}" in lines
     )

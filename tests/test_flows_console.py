@@ -195,7 +195,7 @@ def test_time_left_is_within_a_factor_of_two_after_a_tenth(
                 pace.count(end)
             now = ends[made - 1] + GROUP_SECONDS  # when a line that moves is drawn next
             truth = ends[-1] - now
-            message = pace.seconds_left(len(ends) - made, now)
+            message = (len(ends) - made) / pace.rate(now)
             assert truth / 2 < message < truth * 2, (seed, share)
 
 
@@ -215,7 +215,7 @@ def test_time_left_counts_from_when_the_first_could_begin() -> None:
     pace.begin(300.0)  # it loaded for five minutes
     pace.count(306.0)
     pace.begin(400.0)
-    assert pace.seconds_left(90, 307.0) == 90 * 6.0
+    assert pace.rate(307.0) == 1 / 6.0
 
 
 def test_no_time_left_is_shown_after_the_first_items() -> None:
@@ -236,7 +236,7 @@ def test_time_left_follows_a_stage_that_becomes_slower() -> None:
     for _ in range(100):
         now += 5.0
         pace.count(now)
-    assert 5.0 / 2 < pace.seconds_left(1, now) < 5.0 * 2 and WINDOW_SECONDS < 100 * 5
+    assert 5.0 / 2 < 1 / pace.rate(now) < 5.0 * 2 and WINDOW_SECONDS < 100 * 5
 
 
 def test_a_rate_is_told_in_figures_that_say_something_and_memory_in_powers_of_two() -> None:

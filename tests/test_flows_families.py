@@ -17,7 +17,7 @@ from flows.options.commands import CaptionConfig
 from flows.planning.sizes import estimates
 from stages.decode.protocol import read_features
 from stages.models.halves.offload import UNDIVIDED
-from stages.models.processors.prepare import Clip, load_processor
+from stages.models.processors.loading import Clip, load_processor
 from tests.support.checkpoints import whole_checkpoint
 from tests.support.clips import joint_model, profile_of
 from tests.support.inside import InsideLauncher, run_inside

@@ -161,7 +161,7 @@ def test_portions_name_addresses_and_know_their_sizes(
         len(name) for name in NAMES if name[0] != "." and "docx" not in name
     )
     # Another machine finds the same by the list alone.
-    again, _ = find_media([p.source for p in portions], PLAIN)
+    again, _ = find_media([f"@{p.path}" for p in portions], PLAIN)
     whole, _ = find_media([filled + "/"], DEEP)
     assert [file.path for file in again] == [file.path for file in whole]
     assert not os.path.exists(again[0].path)

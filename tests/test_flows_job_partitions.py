@@ -23,7 +23,7 @@ def test_the_cut_hangs_on_the_files_alone(tmp_path: Path) -> None:
         {"path": str(tmp_path / "6.mp4")},
         {"path": str(tmp_path / "3.mp4"), "prompt": "What?"},
     ]
-    whole = CaptionConfig(sources=(first[2].source,), model="demo", out=str(tmp_path / "out"))
+    whole = CaptionConfig(sources=(f"@{first[2].path}",), model="demo", out=str(tmp_path / "out"))
     again, _ = partitions_of(whole)
     assert again[0].path.read_text() == first[2].path.read_text()
 

@@ -63,15 +63,15 @@ def test_a_tower_of_eva_clip_takes_470_mb_a_layer_in_16_bit() -> None:
     assert vision.linear_parameters == 4 * 4096 * 4096 + 2 * 4096 * 20480  # q, k, v, output; MLP
     assert (vision.layers, vision.width, vision.heads, vision.patch) == (32, 4096, 32, 14)
     assert (vision.positions, vision.image_size) == (257, 224)  # 16 x 16 patches and a class token
-    assert (vision.mlp.width, vision.mlp.gated) == (20480, False)
+    assert (vision.mlp_width, vision.is_gated) == (20480, False)
 
 
 def test_a_language_half_with_grouped_heads_and_a_gated_mlp_is_read_off_its_shapes() -> None:
     found = architecture("qwen2.5-vl-7b-instruct")
     text, vision = tower(found.text), tower(found.vision)
     assert (text.layers, text.width, text.heads) == (28, 3584, 28)
-    assert (text.attention.query_width, text.attention.key_width) == (3584, 4 * 128)
-    assert (text.mlp.width, text.mlp.gated) == (18944, True)
+    assert (text.query_width, text.key_width) == (3584, 4 * 128)
+    assert (text.mlp_width, text.is_gated) == (18944, True)
     assert (found.vocabulary, found.writes) == (152064, True)
     assert (vision.merge, vision.handed_over(448)) == (2, 16 * 16)
     assert found.parameters == 8_292_166_656
@@ -85,8 +85,8 @@ def test_query_key_and_value_in_one_matrix_are_told_apart() -> None:
     two tokens around the picture."""
     found = architecture("cogvlm2-llama3-caption")
     text, vision = tower(found.text), tower(found.vision)
-    assert (text.attention.query_width, text.attention.key_width) == (4096, 1024)
-    assert (vision.width, vision.layers, vision.mlp.width) == (1792, 63, 15360)
+    assert (text.query_width, text.key_width) == (4096, 1024)
+    assert (vision.width, vision.layers, vision.mlp_width) == (1792, 63, 15360)
     assert vision.handed_over(224) == 8 * 8 + 2
     assert found.parameters - found.text_parameters == 4_477_269_248
     assert found.text_parameters == 8_030_263_296  # Llama 3 8B has 8,030,261,248; 32 x 64 of rotary
@@ -127,7 +127,7 @@ def test_formulas_tell_what_runs_without_data_tell(name: str, frames_a_patch: in
         message = pass_bytes(vision, work.rows, tokens, 2) + work.rows * work.units * (4 + 2)
         assert message == pytest.approx(work.peak_bytes, rel=0.06)
     for work in profile.language.batch_costs:
-        cache = 2 * text.layers * text.attention.key_width * 2 * work.rows * work.units
+        cache = 2 * text.layers * text.key_width * 2 * work.rows * work.units
         assert work.kept_bytes == cache
         message = cache + pass_bytes(text, work.rows, work.units, 2)
         assert message == pytest.approx(work.peak_bytes, rel=0.05)

@@ -27,60 +27,65 @@ def decode(batch: int = 8, device: str = "cuda:0", **rung: object) -> StageEstim
 
 def test_a_7b_decoder_of_eight_rows_takes_what_paper_says() -> None:
     found = decode(precision="fp16")
-    assert found.weight_bytes == 2 * paper.LANGUAGE == pytest.approx(12.55 * paper.GIB, rel=1e-3)
     assert (
-        found.kv_bytes
+        found.bytes_of("weight") == 2 * paper.LANGUAGE == pytest.approx(12.55 * paper.GIB, rel=1e-3)
+    )
+    assert (
+        found.bytes_of("kv")
         == 8 * (1000 + 128) * paper.KV_PER_TOKEN
         == pytest.approx(4.41 * paper.GIB, rel=1e-2)
     )
     # While prompts are read, 128 tokens of the cache are still to come.
-    assert found.activation_bytes == 8 * (1000 * paper.A_TOKEN - 128 * paper.KV_PER_TOKEN) + 0
-    assert found.context_bytes == CONTEXT_BYTES
-    back = -(-4 * found.activation_bytes // 100)
-    assert found.workspace_bytes == pytest.approx(back + by.GPU_WORKSPACE_BYTES, abs=2)
-    parts = found.weight_bytes + found.activation_bytes + found.kv_bytes
-    assert found.peak_bytes == parts + found.workspace_bytes + found.context_bytes
+    assert found.bytes_of("activation") == 8 * (1000 * paper.A_TOKEN - 128 * paper.KV_PER_TOKEN) + 0
+    assert found.bytes_of("context") == CONTEXT_BYTES
+    back = -(-4 * found.bytes_of("activation") // 100)
+    assert found.bytes_of("workspace") == pytest.approx(back + by.GPU_WORKSPACE_BYTES, abs=2)
+    parts = found.bytes_of("weight") + found.bytes_of("activation") + found.bytes_of("kv")
+    assert found.peak_bytes == parts + found.bytes_of("workspace") + found.bytes_of("context")
 
 
 def test_a_batch_is_no_larger_than_the_job() -> None:
     few = question(images(count=2)).estimate(Rung(stage="decode", batch=8, precision="fp16"))
-    assert few.kv_bytes == 2 * 1128 * paper.KV_PER_TOKEN
+    assert few.bytes_of("kv") == 2 * 1128 * paper.KV_PER_TOKEN
 
 
 def test_quantized_weights_take_their_scales_and_one_layer_unpacked() -> None:
     rest = 2 * (paper.LANGUAGE - paper.LINEAR)
     nf4, int8 = decode(precision="nf4"), decode(precision="int8")
-    assert nf4.weight_bytes == rest + paper.LINEAR // 2 + paper.LINEAR // 64 + paper.LINEAR // 4096
-    assert int8.weight_bytes == rest + paper.LINEAR + 4 * paper.ROWS
-    unpacked = nf4.workspace_bytes - decode(precision="fp16").workspace_bytes
+    assert (
+        nf4.bytes_of("weight")
+        == rest + paper.LINEAR // 2 + paper.LINEAR // 64 + paper.LINEAR // 4096
+    )
+    assert int8.bytes_of("weight") == rest + paper.LINEAR + 4 * paper.ROWS
+    unpacked = nf4.bytes_of("workspace") - decode(precision="fp16").bytes_of("workspace")
     assert unpacked == 2 * paper.WIDTH * paper.INSIDE
 
 
 def test_products_in_8_bit_are_32_bit_numbers_first() -> None:
     plain, int8 = decode(precision="fp16"), decode(precision="int8")
     made = 8 * 1000 * paper.INSIDE  # chunks, tokens a prompt, numbers
-    assert int8.workspace_bytes - plain.workspace_bytes == 4 * made
+    assert int8.bytes_of("workspace") - plain.bytes_of("workspace") == 4 * made
     pieces = decode(precision="int8", prefill=256)
-    assert pieces.activation_bytes <= int8.activation_bytes
-    assert pieces.workspace_bytes < int8.workspace_bytes - 4 * (made - 256 * paper.INSIDE) + (
-        1 << 20
-    )
-    on_cpu = decode(device="cpu", precision="int8").workspace_bytes
-    more = on_cpu - decode(device="cpu", precision="bf16").workspace_bytes
+    assert pieces.bytes_of("activation") <= int8.bytes_of("activation")
+    assert pieces.bytes_of("workspace") < int8.bytes_of("workspace") - 4 * (
+        made - 256 * paper.INSIDE
+    ) + (1 << 20)
+    on_cpu = decode(device="cpu", precision="int8").bytes_of("workspace")
+    more = on_cpu - decode(device="cpu", precision="bf16").bytes_of("workspace")
     assert 9 * made <= more < 9.2 * made  # of what is computed in between, 4 % are held back
 
 
 def test_on_a_cpu_the_peak_is_the_hosts_and_32_bit_doubles_it() -> None:
     found = decode(device="cpu", precision="fp32")
-    assert found.weight_bytes == 4 * paper.LANGUAGE
-    assert found.kv_bytes == 8 * 1128 * 2 * paper.KV_PER_TOKEN
-    assert found.context_bytes == 0
+    assert found.bytes_of("weight") == 4 * paper.LANGUAGE
+    assert found.bytes_of("kv") == 8 * 1128 * 2 * paper.KV_PER_TOKEN
+    assert found.bytes_of("context") == 0
     assert found.host_bytes == found.peak_bytes
 
 
 def test_offloaded_weights_leave_two_layers_and_the_ends_on_the_device() -> None:
     found = decode(batch=1, precision="fp16", offload=True)
-    assert found.weight_bytes == 2 * (
+    assert found.bytes_of("weight") == 2 * (
         2 * paper.LAYER + 2 * paper.VOCABULARY * paper.WIDTH + paper.WIDTH
     )
     assert found.host_bytes > 2 * paper.LANGUAGE
@@ -89,20 +94,20 @@ def test_offloaded_weights_leave_two_layers_and_the_ends_on_the_device() -> None
 def test_an_offloaded_cache_is_pinned_in_powers_of_two_and_a_quantized_one_takes_half() -> None:
     found = decode(batch=1, precision="fp16", kv="offloaded")
     whole = 1128 * paper.KV_PER_TOKEN
-    assert found.kv_bytes == whole * 2 // paper.LAYERS
+    assert found.bytes_of("kv") == whole * 2 // paper.LAYERS
     pinned = found.host_bytes - decode(batch=1, precision="fp16").host_bytes
     assert pinned == 2 * paper.LAYERS * (1 << 24)  # each 8.8 MiB of keys or of values
     sizes = [power_of_two(count) for count in (1, 2, 3, 1 << 20, (1 << 20) + 1)]
     assert sizes == [1, 2, 4, 1 << 20, 1 << 21]
-    assert decode(batch=1, precision="fp16", kv="quantized").kv_bytes == whole / 2
+    assert decode(batch=1, precision="fp16", kv="quantized").bytes_of("kv") == whole / 2
 
 
 def test_encoding_takes_pixels_of_no_more_than_the_batch() -> None:
     one = question(prepare_workers=1)
     found = one.estimate(Rung(stage="encode", batch=4, precision="fp16"))
-    assert found.weight_bytes == 2 * paper.SEES
-    assert found.activation_bytes == 4 * paper.AN_IMAGE
-    assert found.kv_bytes == 0
+    assert found.bytes_of("weight") == 2 * paper.SEES
+    assert found.bytes_of("activation") == 4 * paper.AN_IMAGE
+    assert found.bytes_of("kv") == 0
     read = 7 * 3 * 336 * 336  # an image, as often as it is there while it is made smaller
     prefetch = 1 * 4 * 4 * paper.NUMBERS + read  # eight images are two batches
     assert found.host_bytes == prefetch + by.LIBRARIES_BYTES + PINNED_LOAD_BYTES
@@ -141,11 +146,11 @@ def streamed(device: str = "cuda:0", precision: str = "fp16") -> StageEstimate:
 def test_of_a_streamed_tower_two_layers_are_there_and_what_other_batches_hold() -> None:
     found = streamed()
     ends = paper.SEES - 24 * paper.A_SEEING_LAYER
-    assert found.weight_bytes == 2 * (2 * paper.A_SEEING_LAYER + ends)
+    assert found.bytes_of("weight") == 2 * (2 * paper.A_SEEING_LAYER + ends)
     kept = (
         paper.TOKENS * paper.WIDTH * 2
     )  # more than what waits for a layer, when the last one is done
-    assert found.activation_bytes == 2 * paper.AN_IMAGE + 2 * 2 * max(paper.WAITS, kept)
+    assert found.bytes_of("activation") == 2 * paper.AN_IMAGE + 2 * 2 * max(paper.WAITS, kept)
     pinned = 2 * power_of_two(2 * paper.A_SEEING_LAYER)
     pixels, frames = 4 * paper.NUMBERS, 3 * 336 * 336
     held = (2 * 2 + 3 * 2) * pixels + 7 * frames  # what waits, and the next block
@@ -168,9 +173,13 @@ def test_a_half_of_which_nothing_ran_is_estimated_by_its_dimensions() -> None:
     found = request.estimate(Rung(stage="decode", batch=1, precision="fp16"))
     assert found.by_dimensions
     assert any("by dimensions" in term.why for term in found.terms)
-    assert found.kv_bytes == pytest.approx(1128 * paper.KV_PER_TOKEN, rel=1e-6)  # no grouped heads
+    assert found.bytes_of("kv") == pytest.approx(
+        1128 * paper.KV_PER_TOKEN, rel=1e-6
+    )  # no grouped heads
     inside = 1000 * (2 * paper.INSIDE + 3 * paper.WIDTH) * 2
-    assert found.activation_bytes + 128 * paper.KV_PER_TOKEN == pytest.approx(inside, rel=0.01)
+    assert found.bytes_of("activation") + 128 * paper.KV_PER_TOKEN == pytest.approx(
+        inside, rel=0.01
+    )
 
 
 def test_the_terms_are_the_whole_arithmetic() -> None:

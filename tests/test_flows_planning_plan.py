@@ -57,7 +57,7 @@ def test_recorded_passes_are_counted_where_they_fit_and_take_no_rung() -> None:
         counted = [term.bytes for term in found.chosen.terms if "recorded passes" in term.why]
         plain = question().estimate(found.chosen.rung).peak_bytes
         assert found.chosen.peak_bytes == plain + sum(counted)
-        peaks[gib] = len(counted), sum(counted) > found.chosen.activation_bytes
+        peaks[gib] = len(counted), sum(counted) > found.chosen.bytes_of("activation")
     assert peaks == {24: (1, True), 1.9: (0, False)}
     on_cpu = stage_plans(replace(question(), device="cpu"), HALVING, budget(24))["encode"].chosen
     assert not any("recorded" in term.why for term in on_cpu.terms)
@@ -394,9 +394,9 @@ def test_a_plan_starts_where_an_earlier_run_did(tmp_path: Path) -> None:
 def test_a_context_that_was_measured_is_planned_with() -> None:
     request = replace(question(), context_bytes=300 << 20)
     found = request.estimate(Rung(stage="encode", batch=1, precision="fp16"))
-    assert found.context_bytes == 300 << 20
+    assert found.bytes_of("context") == 300 << 20
     assert [term.bytes for term in found.terms if term.part == "context"] == [300 << 20]
-    room = replace(budget(24), bytes=found.weight_bytes + (299 << 20))
+    room = replace(budget(24), bytes=found.bytes_of("weight") + (299 << 20))
     assert refused(found, room), "the driver leaves too little"
     assert not refused(found, replace(room, bytes=found.peak_bytes))
     assumed = question().estimate(Rung(stage="encode", batch=1, precision="fp16"))

@@ -39,7 +39,7 @@ def with_memory(*kept: LayerMemory, **options: str) -> Model:
 
 
 def decode_rungs_of(card: Model, device: str = "cuda:0", **options: Any) -> list[Rung]:
-    return rungs(card, CaptionConfig(sources=("a",), **options), device)
+    return rungs(card, CaptionConfig(sources=("a",), **options), device, "decode")
 
 
 def planned(card: Model, rung: Rung, tokens: int = 1000, new: int = 256) -> StageEstimate:
@@ -83,8 +83,10 @@ def test_a_pool_is_slots_times_columns_and_one_prompt_is_read_beside_it() -> Non
     columns = 1280  # 1,000 and 256 tokens, in steps of 64
     assert part(eight, "kv") == [8 * columns * KV_PER_TOKEN]
     assert part(four, "kv")[0] == 4 * columns * KV_PER_TOKEN
-    assert eight.activation_bytes == four.activation_bytes
-    assert eight.activation_bytes > 1000 * KV_PER_TOKEN, "the prompt that is read has a cache, too"
+    assert eight.bytes_of("activation") == four.bytes_of("activation")
+    assert eight.bytes_of("activation") > 1000 * KV_PER_TOKEN, (
+        "the prompt that is read has a cache, too"
+    )
     assert part(planned(card, replace(first, batch=2)), "kv")[1:], "the trial takes more"
 
 
@@ -165,7 +167,7 @@ def test_selecting_tokens_counts_where_it_takes_more_than_a_prompt() -> None:
 
     def computing(tokens: int, selection: tuple[str, ...] = ()) -> int:
         load = [images(64, tokens)]
-        return estimate(card, rung, load, "cuda:0", 256, selection=selection).activation_bytes
+        return estimate(card, rung, load, "cuda:0", 256, selection=selection).bytes_of("activation")
 
     # 64 rows: 4 bytes per logit, 26 of top-p.
     assert computing(10, ("seed", "top_p")) == 64 * WORDS * 30 > computing(10)
@@ -181,7 +183,7 @@ def test_a_plan_counts_the_settings_of_a_command_and_a_server_those_of_every_req
         request = PlanRequest(
             model=card, config=config, device="cuda:0", workloads=load, any_request=any_request
         )
-        return request.estimate(rung).activation_bytes
+        return request.estimate(rung).bytes_of("activation")
 
     assert computing() < computing(temperature=0.7) < computing(temperature=0.7, top_p=0.9)
     assert computing(any_request=True) == computing(top_p=0.9) == 64 * WORDS * 30

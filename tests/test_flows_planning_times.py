@@ -24,7 +24,6 @@ from flows.pipelines import CAPTION
 from flows.planning.ladder import Rung
 from flows.planning.machine import (
     Machine,
-    MachineLookup,
     Pass,
     WorkEstimate,
     find_machine,
@@ -40,7 +39,7 @@ from flows.running.run import caption
 from stages.memory.measure import _benchmarks
 from stages.models.footprint import BatchCost
 from stages.models.processors.input_sizes import bytes_of, pixels_per_video, probe
-from stages.models.processors.prepare import Clip
+from stages.models.processors.loading import Clip
 from stages.models.processors.prepare import prepare as prepare_clip
 from stages.process.device import device_name
 from tests.support import by_hand
@@ -110,8 +109,8 @@ def test_seconds_are_those_of_starting_loading_and_computing(
     assert reading - shorter == pytest.approx(2 * 10 * 1e9 * 8 / 7 * 1e-9, rel=1e-3)
 
 
-def as_measured(_: str) -> MachineLookup:
-    return MachineLookup(machine=machine())
+def as_measured(_: str) -> tuple[Machine, str]:
+    return machine(), ""
 
 
 def test_a_run_s_record_says_what_was_expected_of_its_stages(
@@ -132,9 +131,9 @@ def test_an_unmeasured_machine_has_no_times_and_that_is_said(
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     job, found = job_of(config)
-    message = times_of(job, RUNGS, found)
-    assert message.seconds is None
-    assert message.line.startswith("unknown: this machine was not measured; `penstock doctor")
+    seconds, line = times_of(job, RUNGS, found)
+    assert seconds is None
+    assert line.startswith("unknown: this machine was not measured; `penstock doctor")
 
 
 def test_what_could_not_be_measured_is_named_as_plans_name_it(
@@ -143,13 +142,13 @@ def test_what_could_not_be_measured_is_named_as_plans_name_it(
     benchmarks = [*_benchmarks("cpu", "fp32")]
     assert benchmarks[:2] == ["video_pixels", "picture_pixels"], "each plan needs one of them"
     found = machine(video_pixels=0.0, missing=dict.fromkeys(benchmarks, "there was no time left"))
-    (line,) = (x for x in measured_lines(MachineLookup(machine=found)) if "no time left" in x)
+    (line,) = (x for x in measured_lines(found) if "no time left" in x)
     assert "frames of videos, frames of images, computing in fp32, " in line
     assert "quantizing to nf4" in line and "_" not in line
     assert line.endswith(", which plans call unknown: there was no time left")
-    monkeypatch.setattr(flows.planning.plan, "find_machine", lambda _: MachineLookup(machine=found))
+    monkeypatch.setattr(flows.planning.plan, "find_machine", lambda _: (found, ""))
     job, expected = job_of(config)
-    text = times_of(job, RUNGS, expected).line
+    _, text = times_of(job, RUNGS, expected)
     assert text.startswith("frames unknown, encode ")
     assert "what is unknown could not be measured; `penstock doctor --measure`" in text
 
@@ -235,7 +234,7 @@ def test_figures_are_those_of_a_machine_and_are_found_again_and_told(
     file: Path, measured: tuple[Path, Machine], capsys: pytest.CaptureFixture[str]
 ) -> None:
     machine = measured[1]
-    assert find_machine(DEVICE).machine == machine
+    assert find_machine(DEVICE)[0] == machine
     assert main(["doctor"]) == 0
     shown = capsys.readouterr().out
     assert "GFLOP/s in prefill" in shown and "frames/s of 720p" in shown
@@ -270,8 +269,8 @@ def test_an_old_measurement_is_not_used_and_one_of_a_busy_machine_is(
     changed: dict[str, object], says: str, file: Path
 ) -> None:
     change(file, **changed)
-    known = find_machine(DEVICE)
-    assert (known.machine is not None) == ("load" in changed) and says in known.why
+    known, why = find_machine(DEVICE)
+    assert (known is not None) == ("load" in changed) and says in why
 
 
 hf: Any = transformers

@@ -69,6 +69,7 @@ def read_transformer(model: Any) -> Transformer:
         Header(name, "", "BF16", tuple(weight.shape), 2 * weight.numel())
         for name, weight in model.named_parameters()
     )[0]
+    (query_width, key_width), (mlp_width, is_gated) = attention_of(stack), mlp_of(stack)
     return Transformer(
         path=stack.path,
         kind="text",
@@ -76,8 +77,10 @@ def read_transformer(model: Any) -> Transformer:
         linear_parameters=0,
         matrices=tuple(stack.matrices.values()),
         parameters=0,
-        attention=attention_of(stack),
-        mlp=mlp_of(stack),
+        query_width=query_width,
+        key_width=key_width,
+        mlp_width=mlp_width,
+        is_gated=is_gated,
         heads=HEADS,
         width=stack.width,
         shifts=stack.shifts,

@@ -422,11 +422,12 @@ def test_two_orders_of_workers_give_the_same_bytes(
         mixed = random.Random(order).sample(portions, len(portions))
         with ThreadPoolExecutor(workers) as pool:
             running = [
-                pool.submit(run_portion, folder / "store", folder / p.name, p.source) for p in mixed
+                pool.submit(run_portion, folder / "store", folder / p.name, f"@{p.path}")
+                for p in mixed
             ]
         for each in running:
             each.result()
-        gathered = run_portion(folder / "store", folder / "all", *(p.source for p in portions))
+        gathered = run_portion(folder / "store", folder / "all", *(f"@{p.path}" for p in portions))
         assert sum(stage["items"] for stage in gathered.stages().values()) == 0
         found.add((gathered.out / "captions.jsonl").read_bytes())
     assert len(found) == 1

@@ -19,7 +19,7 @@ from PIL import Image
 from artifacts.packs import read_header
 from artifacts.store import FolderStore
 from flows.options.text import IMAGE_PROMPT, SOUND_PROMPT, VIDEO_PROMPT
-from stages.models.processors.prepare import load_processor
+from stages.models.processors.loading import load_processor
 from tests.support import gpus
 from tests.support.clips import joint_model
 from tests.support.media import write_video

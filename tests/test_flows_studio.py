@@ -545,13 +545,12 @@ def test_a_moved_folder_is_written_where_it_is_from_the_store_of_its_captions(
     monkeypatch.setenv("PENSTOCK_STORE", str(tmp_path / "other"))
     command = RecordedCommand(moved, read)
     store = "s3://b/mine" if given else str(tmp_path / "store")
-    for written in (command.writing((), moved), command.again({}, ["a.png"], moved)):
+    for written in (command.writing(()), command.again({}, ["a.png"], moved)):
         config = read(written)
         assert (config.out, config.store) == (str(moved), store)
-    assert read(command.writing(("srt",), tmp_path / "new")).out == str(tmp_path / "new")
     for wrong in ("../x", "jsonl,../x", "-x"):
         with pytest.raises(UsageError, match="unknown --format"):
-            command.writing((wrong,), moved)
+            command.writing((wrong,))
 
 
 def test_an_adapter_in_a_moved_folder_is_that_of_the_folder(tmp_path: Path) -> None:
@@ -572,7 +571,7 @@ def test_an_adapter_in_a_moved_folder_is_that_of_the_folder(tmp_path: Path) -> N
         own_folder(out, record.value["command"])
         moved = out.rename(tmp_path / "moved")
         command = RecordedCommand(moved, read)
-        for written in (command.writing((), moved), command.again({}, ["a.png"], moved)):
+        for written in (command.writing(()), command.again({}, ["a.png"], moved)):
             assert read(written).adapter == str(tmp_path / found)
         shutil.rmtree(moved)
 

@@ -28,7 +28,7 @@ from stages.decode.generation import DecodeItem, SamplingParams
 from stages.decode.json_schema import canonical, columns_of, grammar_of, plain_text_of, rest_of
 from stages.decode.protocol import CaptionOutput
 from stages.decode.schema_bounds import longest
-from stages.models.processors.prepare import load_processor
+from stages.models.processors.loading import load_processor
 from tests.support.clips import clips, half_model, joint_inputs, joint_model
 from tests.support.families import BUILDERS, checkpoint
 from tests.support.forms import (

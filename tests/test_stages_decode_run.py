@@ -24,7 +24,7 @@ from stages.decode.protocol import longest_first, rebatch
 from stages.decode.run import open_records
 from stages.models.half_job import HalfJob
 from stages.models.halves.offload import new_tokens
-from stages.models.processors.prepare import Clip, load_processor
+from stages.models.processors.loading import Clip, load_processor
 from tests.support.checkpoints import whole_checkpoint
 from tests.support.clips import PROMPTS, clips, joint_inputs, joint_model
 from tests.support.families import BUILDERS, checkpoint, decisive

@@ -19,7 +19,7 @@ from stages.models.footprint import BatchCost
 from stages.models.halves.features import encode
 from stages.models.halves.offload import generate
 from stages.models.halves.routes import choose_route, config_and_class, skeleton_of
-from stages.models.processors.prepare import load_processor
+from stages.models.processors.loading import load_processor
 from tests.support.checkpoints import whole_checkpoint
 from tests.support.families import checkpoint
 from tests.support.tiny_families import FAMILIES

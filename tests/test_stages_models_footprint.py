@@ -19,7 +19,7 @@ from stages.models.footprint import (
 )
 from stages.models.halves.routes import choose_route, config_and_class, skeleton_of
 from stages.models.inspection import frames_per_video
-from stages.models.processors.prepare import load_processor
+from stages.models.processors.loading import load_processor
 from tests.support.checkpoints import MODELS, whole_checkpoint
 from tests.support.clips import profile_of
 from tests.support.families import BUILDERS, checkpoint

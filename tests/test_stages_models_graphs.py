@@ -21,10 +21,9 @@ from stages.models.graphs.manifest import (
     Graph,
     GraphEncoder,
     GraphManifest,
-    Provider,
     check_provider,
     open_session,
-    provider_for,
+    providers_for,
     read_manifest,
 )
 from stages.models.graphs.onnx_encoder import (
@@ -119,12 +118,12 @@ class Session:
 
 
 def test_another_provider_than_was_asked_for_is_refused() -> None:
-    check_provider(Session(CUDA, CPU), Provider(name=CUDA))
+    check_provider(Session(CUDA, CPU), CUDA)
     for found in ([CPU], [], [CPU, CUDA]):
         with pytest.raises(
             EnvironmentFault, match="CUDAExecutionProvider is not available"
         ) as caught:
-            check_provider(Session(*found), Provider(name=CUDA))
+            check_provider(Session(*found), CUDA)
         assert "--vision-backend torch" in str(caught.value.hint)
 
 
@@ -135,14 +134,14 @@ def test_a_provider_that_is_not_built_in_is_refused(
 
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [CPU])
     with pytest.raises(EnvironmentFault, match="this ONNX Runtime has CPUExecutionProvider"):
-        open_session(tmp_path / "any.onnx", Provider(name=TRT), 1)
+        open_session(tmp_path / "any.onnx", [(TRT, {})], 1)
 
 
 def test_a_fall_to_the_cpu_is_refused(tmp_path: Path) -> None:
     path = plain_graph(tmp_path, "Relu")
     for name in (CUDA, TRT):
         with pytest.raises(EnvironmentFault, match=f"{name} is not available"):
-            open_session(path, Provider(name=name, options={"device_id": 0}), 1)
+            open_session(path, [(name, {"device_id": 0})], 1)
 
 
 def test_tensorrt_is_told_where_it_keeps_what_it_makes_and_what_it_may_take(
@@ -158,7 +157,7 @@ def test_tensorrt_is_told_where_it_keeps_what_it_makes_and_what_it_may_take(
 
     monkeypatch.setattr(onnxruntime, "InferenceSession", session)
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [TRT, CUDA, CPU])
-    provider = provider_for("tensorrt", "cuda:1", 4 << 30, tmp_path / "engines")
+    provider = providers_for("tensorrt", "cuda:1", 4 << 30, tmp_path / "engines")
     open_session(tmp_path / "any.onnx", provider, 1)
     (first, engine), (second, cuda) = messages
     assert (first, second) == (TRT, CUDA)
@@ -223,7 +222,7 @@ ENDS_OF = (("x", 64), ("y", 32))
 def test_what_is_no_graph_is_said(tmp_path: Path) -> None:
     (tmp_path / "bad.onnx").write_bytes(b"no graph at all")
     with pytest.raises(EnvironmentFault, match="is not a graph that ONNX Runtime can read"):
-        open_session(tmp_path / "bad.onnx", Provider(name=CPU), 1)
+        open_session(tmp_path / "bad.onnx", [(CPU, {})], 1)
 
 
 def manifest_with(folder: Path, **changes: Any) -> Path:
@@ -234,6 +233,10 @@ def manifest_with(folder: Path, **changes: Any) -> Path:
     return folder
 
 
+HALF = {"precision": "fp32", "weights": {}, "towers": [], "furthest": 0.0, "nearness": {}}
+TOWER = {"path": "a", "class_name": "A", "parameters": 1, "packed": False, "graphs": []}
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -241,6 +244,11 @@ def manifest_with(folder: Path, **changes: Any) -> Path:
         ({"files": {"../a.onnx": "0"}}, "names a file outside its folder"),
         ({"files": 3}, "cannot be read"),
         ({"halves": {"vision": {}}}, "cannot be read"),
+        ({"halves": {"vision": {**HALF, "more": 1}}}, "has no field more"),
+        ({"halves": {"tactile": HALF}}, "cannot be read"),
+        ({"halves": {"vision": {**HALF, "towers": [{**TOWER, "parameters": -1}]}}}, "below 0"),
+        ({"sizes": {"a.onnx": -1}}, "below 0"),
+        ({"more": 1}, "has no field more"),
     ],
 )
 def test_a_manifest_that_was_changed_is_one_line(

@@ -34,7 +34,8 @@ from stages.models.halves.records import (
     merge_rows,
     split,
 )
-from stages.models.processors.prepare import load_processor, prepare
+from stages.models.processors.loading import load_processor
+from stages.models.processors.prepare import prepare
 from tests.support.clips import (
     PROMPTS,
     clips,

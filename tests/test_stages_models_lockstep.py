@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from stages.models.streaming.layers import LayerProvider
 from stages.models.streaming.load import LayerLockstep
 
 SETTING = contextvars.ContextVar("SETTING", default="none")
@@ -27,7 +28,7 @@ class Layer(nn.Module):
         return [*value, self.number]
 
 
-class RecordSet:
+class RecordSet(LayerProvider):
     """Has the layers, and takes down what is asked of it."""
 
     def __init__(self, layers: Sequence[Layer]) -> None:

@@ -5,6 +5,7 @@ them: settings that lie, no processor, pickles."""
 import json
 import os
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -227,7 +228,7 @@ def test_a_file_is_no_model_and_is_told_so(file: str, tmp_path: Path) -> None:
 
 
 def test_other_original_files_are_not_recognised() -> None:
-    (layout,) = ORIGINALS
+    (layout,) = map(import_module, ORIGINALS.values())
     names = list(original(LAYOUTS["E-plus"]))
     assert layout.recognises(names) and layout.recognises(original(LAYOUTS["8B"]).keys())
     # The small ones of that code turn positions, and split query, key and value.
@@ -243,7 +244,7 @@ def test_other_original_files_are_not_recognised() -> None:
 def test_what_shapes_do_not_say_is_known_of_published_widths(
     width: int, heads: int, behind: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    (layout,) = ORIGINALS
+    (layout,) = map(import_module, ORIGINALS.values())
     shapes = {name: tuple(tensor.shape) for name, tensor in original(LAYOUTS["8B"]).items()}
     config: Any = layout.config({**shapes, "visual.cls_token": (1, 1, width)})
     vision = config["vision_config"]

@@ -13,7 +13,8 @@ from artifacts.errors import UsageError
 from benchmarks._plan_cases import kept_folder, plan_case
 from stages.models.in_tree.cogvlm2.model import of_experts, positions_of
 from stages.models.processors.input_sizes import probe
-from stages.models.processors.prepare import Clip, load_processor, prepare, rebuild
+from stages.models.processors.loading import Clip, load_processor
+from stages.models.processors.prepare import prepare, rebuild
 from tests.support.clips import PROMPTS, clips, joint_inputs
 from tests.support.cogvlm2 import PLAIN, published
 

@@ -21,7 +21,7 @@ from stages.models.halves.boundary import HALVES
 from stages.models.halves.routes import config_and_class, skeleton_of
 from stages.models.loading import ModelJob, facts
 from stages.models.precision.quantize import check, plan
-from stages.models.processors.prepare import load_processor
+from stages.models.processors.loading import load_processor
 from tests.support.adapters import adapter_of, source_of
 from tests.support.clips import PROMPTS, clips, joint_inputs, profile_of, without_pixels
 from tests.support.families import change_config, checkpoint, copy_of, made_once

@@ -16,15 +16,15 @@ from benchmarks._jobs import whole
 from benchmarks._words import hf
 from stages.models.processors import prepare as images
 from stages.models.processors.input_layout import layout_of
-from stages.models.processors.loading import is_image_output, takes_images
-from stages.models.processors.prepare import (
+from stages.models.processors.loading import (
     Clip,
+    is_image_output,
     load_processor,
-    prepare,
-    rebuild,
+    takes_images,
     takes_videos,
     video_metadata,
 )
+from stages.models.processors.prepare import prepare, rebuild
 from stages.models.processors.side_inputs import without_images
 from tests.support.clips import PROMPTS, clips, joint_inputs, without_pixels
 from tests.support.families import BUILDERS, checkpoint, copy_of

@@ -22,13 +22,11 @@ from stages.models import describe
 from stages.models.halves.offload import new_tokens
 from stages.models.processors.input_layout import layout_of
 from stages.models.processors.input_sizes import ASPECTS, COMMON, black, probe, resized
-from stages.models.processors.loading import token
+from stages.models.processors.loading import Clip, load_processor, token
 from stages.models.processors.prepare import (
-    Clip,
     answer_blank,
     answer_ids,
     full_answer_ids,
-    load_processor,
     prepare,
     rebuild,
 )

@@ -25,7 +25,7 @@ from stages.models.hub.checkpoint import Checkpoint
 from stages.models.hub.headers import read_headers
 from stages.models.inspection import halves_of, run
 from stages.models.processors.input_sizes import probe
-from stages.models.processors.prepare import load_processor
+from stages.models.processors.loading import load_processor
 from stages.models.profile import SamplingProfile
 from tests.support.checkpoints import whole_checkpoint
 from tests.support.clips import half_model, joint_model, profile_of

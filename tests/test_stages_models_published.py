@@ -15,9 +15,9 @@ from benchmarks._plan_cases import kept_folder, plan_case
 from flows.planning.workloads import workload_of
 from stages.models import describe, load_half
 from stages.models.processors.input_sizes import resized
-from stages.models.processors.loading import load_processor
+from stages.models.processors.loading import Clip, load_processor
 from stages.models.processors.pixel_limit import bounds_of
-from stages.models.processors.prepare import Clip, prepare, rebuild
+from stages.models.processors.prepare import prepare, rebuild
 from stages.models.processors.processor_calls import text_ids
 from stages.models.profile import ModelProfile, PixelBounds
 from stages.models.published import (

@@ -297,12 +297,12 @@ def test_without_waiting_a_copy_would_read_the_next_tensor(
 LOADS = """
 import hashlib, json, sys
 import torch
-from stages.models.halves import pinned_reads
+from stages.models.halves import ranged_reads
 from stages.models.halves.load import load_half
 if sys.argv[2] == "unpinned":
     def refuse(self, size):
         raise RuntimeError("CUDA error: OS call failed")
-    pinned_reads.PinnedBuffer.__init__ = refuse
+    ranged_reads.PinnedBuffer.__init__ = refuse
 found = {}
 for keep in ("vision", "language"):
     for dtype in (torch.float32, torch.bfloat16):
@@ -312,7 +312,7 @@ for keep in ("vision", "language"):
             for name, value in half.state_dict().items():
                 digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
                 digest.update(value.contiguous().view(-1).view(torch.uint8).numpy().data)
-            note = half.__dict__.get(pinned_reads.NOTE, "")
+            note = half.__dict__.get(ranged_reads.NOTE, "")
             found.setdefault(f"{keep} {dtype}", []).append([device, digest.hexdigest(), note])
 print(json.dumps(found))
 """

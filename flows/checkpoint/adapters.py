@@ -11,7 +11,7 @@ from artifacts.keys import digest_of
 from artifacts.paths import folder_named
 from flows.checkpoint.profile_loading import ModelDigests, io_errors_as_fault
 from flows.options.commands import RunOptions
-from flows.options.model import AdapterOptions, RecordedAdapterOptions
+from flows.options.model import RecordedAdapterOptions
 from stages.models.adapter_modules import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
@@ -50,13 +50,6 @@ class AdapterUse:
     def label(self) -> str:
         """Return the name of the adapter in captions."""
         return f"adapter {self.digest[:LABEL_DIGITS]}"
-
-
-def parse_adapter(config: RunOptions, files: ModelDigests) -> LoraAdapter | None:
-    """Return the adapter that a run requests, as its headers describe it, or None. Its files are
-    noted before they are read. Raises UsageError or EnvironmentFault."""
-    adapters = AdapterOptions.of(config)
-    return read_noted_adapter(adapters.adapter, files) if adapters.adapter else None
 
 
 def recorded_adapter(config: RunOptions) -> LoraAdapter | None:

@@ -48,9 +48,7 @@ class GgufUse:
     """SHA-256 of the file: part of the cache key."""
     bytes: int
     parameters: int
-    """Number of parameters in it."""
     shape: GgufShape
-    """Its dimensions."""
     replaced: int = 0
     """Number of the checkpoint's parameters that it replaces."""
     copy: str = ""

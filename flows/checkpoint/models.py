@@ -14,7 +14,7 @@ from flows.checkpoint.adapters import (
     adapter_for,
     adapter_notes,
     as_published_by,
-    parse_adapter,
+    read_noted_adapter,
     recorded_adapter,
 )
 from flows.checkpoint.gguf import gguf_for, user_gguf_for
@@ -49,7 +49,7 @@ from flows.checkpoint.served import (
 from flows.machine.launch import Launcher
 from flows.options.commands import RunOptions
 from flows.options.media import VideoSamplingOptions
-from flows.options.model import DEMO_MODEL, DateOptions, GgufOptions, is_served
+from flows.options.model import DEMO_MODEL, AdapterOptions, DateOptions, GgufOptions, is_served
 from flows.pipelines import ASK, CAPTION, Pipeline, makes_vectors
 from stages.models.encoding import FIXED_ROWS
 from stages.models.hub.checkpoint import Checkpoint
@@ -89,7 +89,6 @@ class Model:
     name: str
     """Name as the user gave it."""
     checkpoint: Checkpoint
-    """Its files."""
     profile: ModelProfile
     """Facts from its headers and its processor."""
     digests: Mapping[Part, str]
@@ -140,7 +139,6 @@ class Model:
         return replace(self, settings=kept)
 
     def precision(self) -> dict[str, str]:
-        """Return the best precision of each part."""
         return {part: settings[0].label for part, settings in self.settings.items()}
 
     def sampling(self, config: RunOptions) -> Sampling:
@@ -236,7 +234,6 @@ def _open_served(config: RunOptions, announce: Announce | None) -> Model:
 
 
 def digests_in(store: Store) -> ContentDigests:
-    """Return the file digests stored next to a store."""
     return ContentDigests(store.local / DIGESTS)
 
 
@@ -279,7 +276,8 @@ def open_model(
     if is_served(config.model):
         return _open_served(config, announce)
     files = ModelDigests(digests)
-    adapter = parse_adapter(config, files)
+    named = AdapterOptions.of(config).adapter
+    adapter = read_noted_adapter(named, files) if named else None
     checkpoint = find_checkpoint(config, announce, *pipelines)
     folder = checkpoint.folder
     with io_errors_as_fault(config.model):

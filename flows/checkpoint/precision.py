@@ -177,7 +177,6 @@ def resolve_settings(
 def with_adapter(
     settings: Mapping[Part, tuple[PartSettings, ...]], adapter: AdapterUse
 ) -> dict[Part, tuple[PartSettings, ...]]:
-    """Return the settings of a captioning model with an adapter in its language half."""
     language = tuple(replace(each, adapter=adapter) for each in settings["language"])
     return {**settings, "language": language}
 

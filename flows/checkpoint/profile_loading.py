@@ -72,7 +72,6 @@ class ModelDigests:
 
     @property
     def files(self) -> ModelFiles:
-        """Return the files noted so far."""
         return ModelFiles(
             stamps=self._stamps, digests=self._contents, links=self._links, names=self._names
         )

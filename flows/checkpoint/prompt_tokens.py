@@ -344,5 +344,4 @@ def _frames_that_fit(profile: ModelProfile, each: float) -> int | None:
 
 
 def _usual_text_tokens(profile: ModelProfile) -> int:
-    """Return the tokens of the default prompt and answer."""
     return profile.tokens_per_prompt + USUAL_TEXT_TOKENS

@@ -37,7 +37,6 @@ COLUMNS = ("kind", "in", "packs", "size", "last used", "cut as")
 
 
 def cache_command(given: argparse.Namespace) -> int:
-    """Run the action, and return its exit code. Raises PenstockError."""
     return ACTIONS[given.action](given)
 
 

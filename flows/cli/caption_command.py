@@ -56,7 +56,6 @@ if TYPE_CHECKING:
 
 
 def caption_command(given: argparse.Namespace) -> int:
-    """Run the command, and return its exit code. Raises PenstockError."""
     config = config_of(given, CaptionConfig)
     display = Display(quiet=given.quiet, as_json=given.json)
     if given.dry_run:

@@ -20,7 +20,7 @@ from flows.machine.gpus import select_devices
 from flows.machine.launch import DirectLauncher, answers, fault_of_api
 from flows.machine.versions import cpu_has_bfloat16, package_lines, versions
 from flows.options.model import default_store
-from flows.planning.machine import ADVICE, Machine, MachineLookup, find_machine, measure
+from flows.planning.machine import ADVICE, Machine, find_machine, measure
 from flows.planning.sizes import time_graphs
 from stages.process.device import (
     LOCKS,
@@ -65,7 +65,7 @@ def doctor_command(given: argparse.Namespace) -> int:
     device, store = device_name(), open_store(default_store())
     print_lines(*lines(device, store))
     if not given.measure:
-        _print_measured(device)
+        print_lines(*measured_lines(*find_machine(device)))
     _check_store(store)
     check_device(device, force=True)
     if given.measure:
@@ -76,12 +76,8 @@ def doctor_command(given: argparse.Namespace) -> int:
             display.print_line(f"measuring the graphs of {given.model} …")
             speed = time_graphs(given.model, device, store, DirectLauncher(display.on_event))
             print_lines(_graphs(given.model, speed))
-        _print_measured(device)
+        print_lines(*measured_lines(*find_machine(device)))
     return 0
-
-
-def _print_measured(device: str) -> None:
-    print_lines(*measured_lines(find_machine(device)))
 
 
 def _check_store(store: Store) -> None:
@@ -181,13 +177,12 @@ def _prefect() -> str:
     return f"{redacted(api)} {state}"
 
 
-def measured_lines(known: MachineLookup) -> Iterator[str]:
+def measured_lines(machine: Machine | None, why: str = "") -> Iterator[str]:
     """Yield the measurements, or why there are none and what to do."""
-    machine = known.machine
     if machine is None:
-        yield ROW.format("measured", f"no: {known.why}, so plans have no times; {ADVICE}")
+        yield ROW.format("measured", f"no: {why}, so plans have no times; {ADVICE}")
         return
-    retry = f"; {known.why}, so measure again when it is quiet" if known.why else ""
+    retry = f"; {why}, so measure again when it is quiet" if why else ""
     yield ROW.format("measured", f"{machine.measured}{retry}")
     for precision in machine.passes:
         yield INNER.format(precision, _speed(machine, precision))

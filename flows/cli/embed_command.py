@@ -2,7 +2,6 @@
 
 import argparse
 from contextlib import closing
-from typing import TYPE_CHECKING
 
 from flows.cli.exit_report import print_result
 from flows.cli.options import config_of
@@ -12,27 +11,22 @@ from flows.console.lines import print_lines
 from flows.options.vectors import EmbedConfig
 from flows.pipelines import EMBED
 
-if TYPE_CHECKING:
-    from flows.results.vectors import VectorsWritten
-
 
 def embed_command(given: argparse.Namespace) -> int:
-    """Run the command, and return its exit code. Raises PenstockError."""
     config = config_of(given, EmbedConfig)
     display = Display(quiet=given.quiet, as_json=given.json)
     if given.dry_run:
         return show(config, EMBED, as_json=given.json, dry_run="embed")
     with closing(display):
         display.doing(READING)
-        result: VectorsWritten
-        if given.ray:
-            from flows.many.run import run_on_cluster
-
-            result = run_on_cluster("embed", config, display, given.ray)
-        else:
+        if not given.ray:
             from flows.running.run import embed
 
             result = embed(config, display)
+        else:
+            from flows.many.run import run_on_cluster
+
+            result = run_on_cluster("embed", config, display, given.ray)
     if print_result(given, result, display):
         print_lines(result.line())
     return result.exit_code

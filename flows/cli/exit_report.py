@@ -8,7 +8,6 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -33,7 +32,6 @@ def print_error(text: str) -> None:
 
 
 def print_failed(failure: Failure) -> None:
-    """Print one line about a failed file."""
     print_lines(failed_line(failure.media_path, failure.message, failure.hint), to=sys.stderr)
 
 
@@ -57,18 +55,12 @@ def print_result(given: argparse.Namespace, result: CommandEnd, display: Display
             print(json.dumps({"event": "failed", **asdict(failure)}))
         print(json.dumps({"event": "end", **result.to_json()}))
         return False
-    report_failures(result.failures, display, result.out)
-    return not given.quiet
-
-
-def report_failures(failures: Sequence[Failure], display: Display, out: Path) -> None:
-    """Print failures that were not printed during the run, up to NAMED_FAILURES."""
-    unprinted = [failure for failure in failures if not display.has_failed(failure.media_path)]
+    unprinted = [each for each in result.failures if not display.has_failed(each.media_path)]
     for failure in unprinted[:NAMED_FAILURES]:
         print_failed(failure)
-    rest = len(unprinted) - NAMED_FAILURES
-    if rest > 0:
-        print_lines(f"… and {rest} more in {out / 'failures.jsonl'}", to=sys.stderr)
+    if (rest := len(unprinted) - NAMED_FAILURES) > 0:
+        print_lines(f"… and {rest} more in {result.out / 'failures.jsonl'}", to=sys.stderr)
+    return not given.quiet
 
 
 def report_crash(error: BaseException) -> int:

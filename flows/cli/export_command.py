@@ -20,7 +20,6 @@ from stages.export import PACKED
 
 
 def export_command(given: argparse.Namespace) -> int:
-    """Run the command, and return its exit code. Raises PenstockError."""
     from flows.running.export import export
     from flows.running.samples import evaluation_media
 

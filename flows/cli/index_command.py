@@ -25,7 +25,6 @@ NAMED = 10
 
 
 def index_command(given: argparse.Namespace) -> int:
-    """Run the action, and return its exit code. Raises PenstockError."""
     require_extra("search", "an index")
     return ACTIONS[given.action](given)
 

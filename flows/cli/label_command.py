@@ -3,7 +3,6 @@
 import argparse
 import shlex
 from contextlib import closing
-from typing import TYPE_CHECKING
 
 from flows.cli.exit_report import print_result
 from flows.cli.options import config_of
@@ -13,12 +12,8 @@ from flows.console.lines import print_lines
 from flows.options.vectors import LabelConfig
 from flows.pipelines import LABEL
 
-if TYPE_CHECKING:
-    from flows.results.label_files import LabelsWritten
-
 
 def label_command(given: argparse.Namespace) -> int:
-    """Run the command, and return its exit code. Raises PenstockError."""
     config = config_of(given, LabelConfig)
     display = Display(quiet=given.quiet, as_json=given.json)
     with closing(display):
@@ -29,13 +24,12 @@ def label_command(given: argparse.Namespace) -> int:
         if given.dry_run:
             requested_labels(config)  # reports now what cannot be read
             return show(config, LABEL, as_json=given.json, dry_run="label")
-        result: LabelsWritten
-        if given.ray:
+        if not given.ray:
+            result = label(config, display)
+        else:
             from flows.many.run import run_on_cluster
 
             result = run_on_cluster("label", config, display, given.ray)
-        else:
-            result = label(config, display)
     if print_result(given, result, display):
         report = f"penstock report {shlex.quote(str(result.out))}"
         print_lines(*result.notes(), f"{result.line()}; view them with `{report}`")

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 
 def learn_command(given: argparse.Namespace) -> int:
-    """Run the command, and return its exit code. Raises PenstockError."""
     config = config_from(given, LearnConfig)
     journal = tuple(str(folder_named(path, "journal")) for path in config.journal)
     out = folder_named(config.out, "out")

@@ -60,7 +60,6 @@ class CommandParser(argparse.ArgumentParser):
         self.exit(2)
 
     def unknown(self, words: Sequence[str]) -> NoReturn:
-        """Refuse unknown options."""
         names = [name for action in self._actions for name in action.option_strings]
         first = next((word for word in words if word.startswith("-")), words[0])
         name = first.partition("=")[0]
@@ -165,7 +164,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             code = _exit_code_of(error)
         output.flush()
         if output.error is not None:  # a full disk, not a reader that has ended
-            code = code or _exit_code_of(_incomplete(output.error))
+            why = f"because standard output cannot be written ({output.error.strerror})"
+            hint = "All else is done; send the output elsewhere"
+            fault = EnvironmentFault(f"the output is incomplete, {why}", hint=hint)
+            code = code or _exit_code_of(fault)
         return code
 
 
@@ -207,13 +209,6 @@ def _exit_code_of(error: BaseException) -> int:
         print_error(str(missing))
         return missing.exit_code
     return report_crash(error)
-
-
-def _incomplete(error: OSError) -> EnvironmentFault:
-    return EnvironmentFault(
-        f"the output is incomplete, because standard output cannot be written ({error.strerror})",
-        hint="All else is done; send the output elsewhere",
-    )
 
 
 def run(given: argparse.Namespace) -> int:

@@ -43,7 +43,6 @@ def add_options(
 
 
 def group_of(parser: argparse.ArgumentParser, groups: Groups, heading: str) -> Any:
-    """Return the argparse group of a heading."""
     if not heading:
         return parser
     if heading not in groups:
@@ -71,7 +70,6 @@ def _add(group: Any, each: Declared) -> None:
 
 
 def _keywords(each: Declared) -> dict[str, Any]:
-    """Return the keyword arguments of `add_argument`."""
     option, default = each.option, each.field.default
     keywords: dict[str, Any] = {"help": option.help}
     if option.nargs:

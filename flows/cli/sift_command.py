@@ -16,7 +16,6 @@ from flows.options.vectors import SiftConfig
 
 
 def sift_command(given: argparse.Namespace) -> int:
-    """Run the command, and return its exit code. Raises PenstockError."""
     if given.marks:
         from flows.results.sift_marks import MARKS
 

@@ -69,7 +69,6 @@ def other_runs(out: Path) -> list[str]:
 
 
 def lines(record: Mapping[str, Any], stages: list[StageStatus]) -> Iterator[str]:
-    """Yield the run record as text lines."""
     yield headline(record)
     if advice(record):
         yield advice(record)

@@ -132,7 +132,6 @@ def train_lines(
 
 
 def explain_lines(estimate: TrainEstimate) -> Iterator[str]:
-    """Yield the source of each formula."""
     yield "sources"
     for source in sorted({term.source for term in estimate.terms if term.source}):
         parts = sorted({term.part for term in estimate.terms if term.source == source})

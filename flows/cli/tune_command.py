@@ -16,7 +16,6 @@ from flows.pipelines import TUNE
 
 
 def tune_command(given: argparse.Namespace) -> int:
-    """Run the command, and return its exit code. Raises PenstockError."""
     config = config_from(given, TuneConfig)
     if given.dry_run:
         from flows.running.tune import refuse_untrainable, resolve_run

@@ -5,7 +5,6 @@ For each stage it computes the rate and the remaining time.
 
 import io
 import json
-import math
 import sys
 import threading
 import time
@@ -97,11 +96,6 @@ class Pace:
         seconds, made = now - self._begun, self._groups[-1].made if self._groups else 0
         return seconds >= (STEADY_SECONDS if made >= STEADY_ITEMS else SLOW_SECONDS)
 
-    def seconds_left(self, items: int, now: float) -> float:
-        """Return the estimated seconds for `items` more items; infinite: unknown."""
-        rate = self.rate(now)
-        return items / rate if rate else math.inf
-
     def _complete(self, newest: ItemGroup) -> float:
         """Return the rate up to the end of a group. The first group includes warm-up, so it is left
         out once there is another one."""
@@ -162,7 +156,6 @@ class ProgressLine:
             self._progress.console.print(Text.from_ansi(line), soft_wrap=True)
 
     def clear(self) -> None:
-        """Remove the progress line."""
         if self._progress is not None and self._task is not None:
             self._progress.stop()
             self._progress.remove_task(self._task)
@@ -190,7 +183,6 @@ class CellLine:
         print_lines(text)
 
     def clear(self) -> None:
-        """Remove the progress line."""
         self._at = 0.0
         self.end("")
 
@@ -556,8 +548,7 @@ class Display:
         if rate := self._pace.rate(now):
             text += f"  {pace(rate)}"
             if self._pace.is_steady(now):
-                left = self._pace.seconds_left(total - self._done, now)
-                text += f"  {about}{duration(left)} left"
+                text += f"  {about}{duration((total - self._done) / rate)} left"
         for name, (made, _) in [*self._beside.items()]:
             text += f"  {VERBS.get(name, name)} {made}"
         return text

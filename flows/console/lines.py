@@ -162,7 +162,6 @@ def _words(text: str, room: int) -> Iterator[tuple[str, str]]:
 
 
 BETWEEN = "  "
-"""Separator of columns."""
 
 
 def table_lines(

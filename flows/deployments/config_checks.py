@@ -139,12 +139,6 @@ VARIABLE = "PENSTOCK_OUT_ROOT"
 REMOTE_CODE = "PENSTOCK_ALLOW_REMOTE_CODE"
 """`1` lets runs set `trust_remote_code`, unless VARIABLE confines them to folders."""
 
-WRITTEN: dict[str, Callable[[MediaOptions], Path]] = {
-    "out": lambda config: out_folder(FolderOptions.of(config)),
-    "store": lambda config: open_store(config.store_url).local,
-}
-"""Parameter → function that returns the resolved folder, as the run itself resolves it."""
-
 
 def confine(config: MediaOptions) -> None:
     """Raise UsageError for parameters that would write outside the worker's folders, run code that
@@ -160,9 +154,11 @@ def confine(config: MediaOptions) -> None:
     if not roots:
         return
     where = f"the folders of this worker ({VARIABLE})"
-    for name in ("out", "store") if isinstance(config, FolderOptions) else ("store",):
-        # An empty store means the worker's own.
-        if (name == "out" or config.store) and (path := outside(WRITTEN[name](config), roots)):
+    written = {"out": out_folder(config)} if isinstance(config, FolderOptions) else {}
+    if config.store:  # an empty one means the worker's own
+        written["store"] = open_store(config.store_url).local
+    for name, folder in written.items():
+        if path := outside(folder, roots):
             raise UsageError(
                 f"`{name}` leads to {path}, which is not in {where}",
                 hint=f"Give a folder in {os.pathsep.join(roots)}",

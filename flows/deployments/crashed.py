@@ -22,18 +22,9 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import ArtifactUpdate
 from prefect.client.schemas.filters import (
     ArtifactFilter,
-    ArtifactFilterFlowRunId,
-    ArtifactFilterKey,
     FlowFilter,
-    FlowFilterName,
     FlowRunFilter,
-    FlowRunFilterEndTime,
-    FlowRunFilterId,
-    FlowRunFilterState,
-    FlowRunFilterStateType,
     TaskRunFilter,
-    TaskRunFilterState,
-    TaskRunFilterStateType,
 )
 from prefect.client.schemas.objects import TERMINAL_STATES, Artifact, StateType, TaskRun
 from prefect.context import FlowRunContext
@@ -50,7 +41,6 @@ POLL_SECONDS = 1.0
 
 
 def without_retries() -> contextlib.AbstractContextManager[object]:
-    """Disable retries of Prefect's client inside the block."""
     return temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0})
 
 
@@ -84,7 +74,6 @@ def leave_within(exit_code: int) -> None:
 logger = logging.getLogger(__name__)
 
 KEY = "penstock-run"
-"""Key of a run's page."""
 RUNNING = "**running**"
 """First words of the page of an active run."""
 CRASHED = (
@@ -97,10 +86,8 @@ MESSAGE = (
 )
 MAX_TASK_RUNS = 200
 """Largest number of task runs that the server returns at once."""
-UNFINISHED = TaskRunFilter(
-    state=TaskRunFilterState(
-        type=TaskRunFilterStateType(any_=[s for s in StateType if s not in TERMINAL_STATES])
-    )
+UNFINISHED = TaskRunFilter.model_validate(
+    {"state": {"type": {"any_": [each for each in StateType if each not in TERMINAL_STATES]}}}
 )
 
 
@@ -137,10 +124,9 @@ def close_ended(client: SyncPrefectClient, flows: Sequence[str], before: Any) ->
     """Close what runs of these flows left open that ended before a given time. Return the number of
     task runs."""
     left = client.read_task_runs(
-        flow_filter=FlowFilter(name=FlowFilterName(any_=list(flows))),
-        flow_run_filter=FlowRunFilter(
-            state=FlowRunFilterState(type=FlowRunFilterStateType(any_=list(TERMINAL_STATES))),
-            end_time=FlowRunFilterEndTime.model_validate({"before_": before}),
+        flow_filter=FlowFilter.model_validate({"name": {"any_": flows}}),
+        flow_run_filter=FlowRunFilter.model_validate(
+            {"state": {"type": {"any_": TERMINAL_STATES}}, "end_time": {"before_": before}}
         ),
         task_run_filter=UNFINISHED,
         limit=MAX_TASK_RUNS,
@@ -151,7 +137,7 @@ def close_ended(client: SyncPrefectClient, flows: Sequence[str], before: Any) ->
 
 
 def tasks_of(client: SyncPrefectClient, flow_runs: Sequence[UUID]) -> list[TaskRun]:
-    of_these = FlowRunFilter(id=FlowRunFilterId(any_=list(flow_runs)))
+    of_these = FlowRunFilter.model_validate({"id": {"any_": flow_runs}})
     return client.read_task_runs(
         flow_run_filter=of_these, task_run_filter=UNFINISHED, limit=MAX_TASK_RUNS
     )
@@ -174,8 +160,7 @@ def close_pages(client: SyncPrefectClient, flow_runs: Sequence[UUID]) -> None:
 def pages_of(client: SyncPrefectClient, flow_runs: Sequence[UUID]) -> list[Artifact]:
     if not flow_runs:
         return []
-    run_pages = ArtifactFilter(
-        flow_run_id=ArtifactFilterFlowRunId(any_=list(flow_runs)),
-        key=ArtifactFilterKey(any_=[KEY]),
+    run_pages = ArtifactFilter.model_validate(
+        {"flow_run_id": {"any_": flow_runs}, "key": {"any_": [KEY]}}
     )
     return client.read_artifacts(artifact_filter=run_pages)

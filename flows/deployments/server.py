@@ -46,7 +46,6 @@ UNAUTHORIZED = 401
 
 
 def login_file() -> Path:
-    """Return the path of the login of this machine's server."""
     return Path(os.environ.get("PREFECT_HOME") or "~/.prefect").expanduser() / FILE
 
 

@@ -13,14 +13,7 @@ from typing import Annotated, Any
 
 from prefect import State, flow, get_run_logger
 from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.client.schemas.filters import (
-    FlowFilter,
-    FlowFilterName,
-    FlowRunFilter,
-    FlowRunFilterExpectedStartTime,
-    FlowRunFilterState,
-    FlowRunFilterStateType,
-)
+from prefect.client.schemas.filters import FlowFilter, FlowRunFilter
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.client.schemas.responses import OrchestrationResult, SetStateStatus
 from prefect.client.schemas.sorting import FlowRunSort
@@ -86,11 +79,11 @@ def sweep_crashed(
 
 def runs_since(client: SyncPrefectClient, since: datetime) -> Iterator[FlowRun]:
     """Yield all runs of the flows that are swept, the oldest first."""
-    due = FlowRunFilterExpectedStartTime.model_validate({"after_": since})
+    due = {"expected_start_time": {"after_": since}}
     for offset in count(0, PAGE):
         page = client.read_flow_runs(
-            flow_filter=FlowFilter(name=FlowFilterName(any_=list(SWEPT))),
-            flow_run_filter=FlowRunFilter(expected_start_time=due),
+            flow_filter=FlowFilter.model_validate({"name": {"any_": SWEPT}}),
+            flow_run_filter=FlowRunFilter.model_validate(due),
             sort=FlowRunSort.EXPECTED_START_TIME_ASC,
             limit=PAGE,
             offset=offset,
@@ -103,11 +96,12 @@ def runs_since(client: SyncPrefectClient, since: datetime) -> Iterator[FlowRun]:
 def drop_late(client: SyncPrefectClient, now: datetime) -> None:
     """Delete sweeps that were due already. A worker that was busy for hours has one of every ten
     minutes before it, which would find what this one has found."""
-    due_before = FlowRunFilterExpectedStartTime.model_validate({"before_": now})
-    waiting = FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.SCHEDULED]))
+    waiting = {"state": {"type": {"any_": [StateType.SCHEDULED]}}}
     late = client.read_flow_runs(
-        flow_filter=FlowFilter(name=FlowFilterName(any_=[NAME])),
-        flow_run_filter=FlowRunFilter(expected_start_time=due_before, state=waiting),
+        flow_filter=FlowFilter.model_validate({"name": {"any_": [NAME]}}),
+        flow_run_filter=FlowRunFilter.model_validate(
+            {**waiting, "expected_start_time": {"before_": now}}
+        ),
         limit=PAGE,
     )
     for run in late:

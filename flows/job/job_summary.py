@@ -28,6 +28,7 @@ from flows.options.text import QuestionOptions, TextOptions
 from flows.pipelines import encoder_of, parts_of
 from stages.decode.generation import SamplingParams
 from stages.decode.json_schema import ignored_note
+from stages.models.profile import PartProfile
 from stages.process.device import device_model, hidden, unused_gpu
 from stages.process.job import CHUNK, StageSpec
 
@@ -279,47 +280,28 @@ def computed_by(half: Mapping[str, Any]) -> str:
     return f"{half['attention']} attention{added}"
 
 
-def _graphs(settings: PartSettings) -> dict[str, Any]:
-    """Return the graphs that compute a part; empty if torch does."""
-    graph = settings.graph
-    if graph is None:
-        return {}
-    return {"graphs": {"digest": graph.digest, "provider": graph.provider, "bytes": graph.bytes}}
-
-
-def _in_gguf(settings: PartSettings) -> int:
-    """Return the number of parameters that the GGUF file of a part adds."""
-    return settings.gguf.parameters - settings.gguf.replaced if settings.gguf else 0
-
-
-def _gguf(settings: PartSettings) -> dict[str, Any]:
-    """Return the GGUF file that runs a part; empty if torch does."""
-    gguf = settings.gguf
-    return {} if gguf is None else {"gguf_file": {"digest": gguf.digest, "bytes": gguf.bytes}}
-
-
-def _adapter(settings: PartSettings) -> dict[str, Any]:
-    """Return the adapter of a part; empty if there is none."""
-    adapter = settings.adapter
-    if adapter is None:
-        return {}
-    fields = {name: getattr(adapter, name) for name in ("folder", "digest", "parameters", "bytes")}
-    return {"adapter": {**fields, "modules": len(adapter.modules)}}
-
-
 def halves(model: Model) -> dict[str, dict[str, Any]]:
     """Return parameters, stored and loaded bytes, precision and attention of each part."""
-    return {
-        part: {
-            "parameters": model.profile.parts[part].parameters + _in_gguf(settings[0]),
-            "stored_bytes": model.profile.parts[part].stored_bytes,
-            "bytes": settings[0].weight_bytes,
-            "precision": settings[0].precision,
-            "dtype": settings[0].dtype,
-            "attention": settings[0].attention,
-            **_graphs(settings[0]),
-            **_gguf(settings[0]),
-            **_adapter(settings[0]),
-        }
-        for part, settings in model.settings.items()
+    parts = model.profile.parts
+    return {part: _half(parts[part], settings[0]) for part, settings in model.settings.items()}
+
+
+def _half(half: PartProfile, settings: PartSettings) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "parameters": half.parameters,
+        "stored_bytes": half.stored_bytes,
+        "bytes": settings.weight_bytes,
+        "precision": settings.precision,
+        "dtype": settings.dtype,
+        "attention": settings.attention,
     }
+    if graph := settings.graph:
+        found["graphs"] = {n: getattr(graph, n) for n in ("digest", "provider", "bytes")}
+    if gguf := settings.gguf:
+        found["parameters"] += gguf.parameters - gguf.replaced
+        found["gguf_file"] = {"digest": gguf.digest, "bytes": gguf.bytes}
+    if adapter := settings.adapter:
+        fields = ("folder", "digest", "parameters", "bytes")
+        named = {name: getattr(adapter, name) for name in fields}
+        found["adapter"] = {**named, "modules": len(adapter.modules)}
+    return found

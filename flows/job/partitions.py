@@ -9,19 +9,15 @@ partitions.
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from artifacts.captions import Failure
 from artifacts.files import write_text
 from artifacts.keys import digest_of
 from artifacts.remote.addresses import signed
-from flows.job.prepare import out_folder
-from flows.ledger.prompts import command_prompt
-from flows.media.media_files import MediaFile, Selection
-from flows.media.sources import find_media
+from flows.job.prepare import media_of, out_folder
+from flows.media.media_files import MediaFile
 from flows.options.commands import RunOptions
-from flows.options.text import PromptOptions
 
 PORTIONS = "portions"
 """Folder of the lists, inside the run's folder."""
@@ -44,25 +40,13 @@ class Partition:
     bytes: int
     """Size of its media."""
 
-    @property
-    def source(self) -> str:
-        """Return its argument as a source of a command."""
-        return f"@{self.path}"
-
 
 def partitions_of(
     config: RunOptions, max_files: int = FILES
 ) -> tuple[list[Partition], list[Failure]]:
     """Write the lists of a run's files, at most `max_files` files each. Return them, and the
     sources that were not found. Reads only names and sizes. Raises EnvironmentFault."""
-    selection = Selection(recursive=config.recursive, extensions=config.extensions)
-    files, failures = find_media(
-        config.sources,
-        selection,
-        config.limit,
-        partial(command_prompt, config),
-        PromptOptions.of(config).prompts,
-    )
+    files, failures = media_of(config)
     folder = out_folder(config) / PORTIONS
     sized = [(file, _size(file)) for file in files]
     return [_write(folder, part) for part in cut(sized, max_files)], failures

@@ -53,7 +53,6 @@ def replanned_once(attempt: Callable[[], Result], announce: Callable[[str], obje
 
 
 def second_change(error: ModelChanged) -> ModelChanged:
-    """Return the error of a model that changed again after the second plan."""
     return ModelChanged(f"the model changed twice: {error.message}", hint=error.hint)
 
 

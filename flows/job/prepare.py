@@ -248,8 +248,7 @@ class NothingReached(NothingToDo):
 
 
 def _nothing_to_do(pipeline: Pipeline, failures: Sequence[Failure]) -> NothingToDo:
-    """Return the error when no source can be used."""
-    silent = all(failure.error == UNREACHABLE for failure in failures)
+    silent = bool(failures) and all(each.error == UNREACHABLE for each in failures)
     return (NothingReached if silent else NothingToDo)(pipeline, failures)
 
 
@@ -262,6 +261,13 @@ def check_names(config: RunOptions, pipeline: Pipeline) -> None:
         raise _nothing_to_do(pipeline, failures)
     if config.model != DEMO_MODEL and not is_served(config.model):
         check_name(config.model)
+
+
+def media_of(config: RunOptions) -> tuple[list[MediaFile], list[Failure]]:
+    """Return the files that a command's sources name, and the sources that were not found."""
+    selection = Selection(recursive=config.recursive, extensions=config.extensions)
+    prompt_for, names = partial(command_prompt, config), PromptOptions.of(config).prompts
+    return find_media(config.sources, selection, config.limit, prompt_for, names)
 
 
 def prepare(
@@ -291,17 +297,14 @@ def prepare(
         if (folder / MANIFEST).exists():
             require_extra("gguf", config.model)
     store = open_store(config.store_url)
-    selection = Selection(recursive=config.recursive, extensions=config.extensions)
-    files, failures = find_media(
-        config.sources, selection, config.limit, partial(command_prompt, config), prompting.prompts
-    )
+    files, failures = media_of(config)
     files = [file for file in files if file.place not in left_out]
     if left_out and not files and not failures:
         raise UsageError("no file meets --sift", hint="Read sift/left_out.jsonl in --out")
     if not files:  # reported before a model is resolved or downloaded
         raise _nothing_to_do(pipelines[0], failures)
     check_beside(files, config)
-    model, pipeline, digests = _model_for(
+    model, pipeline, digests = model_for(
         config,
         launcher,
         store,
@@ -343,11 +346,11 @@ def prepare_without_media(config: RunOptions, launcher: Launcher, *pipelines: Pi
     Raises PenstockError."""
     check_packages(config)
     store = open_store(config.store_url)
-    model, pipeline, _ = _model_for(config, launcher, store, pipelines)
+    model, pipeline, _ = model_for(config, launcher, store, pipelines)
     return _job_of(config, store, model, pipeline)
 
 
-def _model_for(
+def model_for(
     config: RunOptions,
     launcher: Launcher,
     store: Store,
@@ -390,7 +393,6 @@ def _model_for(
 
 
 def _job_of(config: RunOptions, store: Store, model: Model, pipeline: Pipeline) -> Job:
-    """Return the job without its media."""
     config, notes = with_card_sampling(as_card(config, model), model.folder)
     start = SamplingParams.of(config).start_with
     if start != start.rstrip():

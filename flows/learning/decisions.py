@@ -177,7 +177,6 @@ def carried(edit: Edit, then: str, now: str) -> Edit:
 
 
 def action_of(does: str, changes: Sequence[dict[str, Any]], **more: Any) -> dict[str, Any]:
-    """Return a new action for a journal."""
     return {"id": uuid4().hex, "time": now(), "does": does, "changes": [*changes], **more}
 
 

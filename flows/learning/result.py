@@ -123,12 +123,10 @@ class Learned:
 
     @property
     def adapter(self) -> Path:
-        """Return the folder of the round's adapter."""
         return round_folder(self.out, self.round["round"]) / ADAPTER
 
     @property
     def made(self) -> int:
-        """Return the number of adapters."""
         return 1
 
     def to_json(self) -> dict[str, Any]:
@@ -156,13 +154,8 @@ class Learned:
             f"{SAMPLES} samples, and exact captions from {exact(before)} to {exact(after)}; of all "
             f"{held} held out, from {every[0]} to {every[1]}; {weak}{verdict(self.round)}"
         )
-        inexact = (
-            ""
-            if any(every)
-            else (
-                "; no held-out caption is exact: look at some captions before you use the adapter"
-            )
-        )
+        advice = "; no held-out caption is exact: look at some captions before you use the adapter"
+        inexact = "" if any(every) else advice
         if not self.round["accepted"]:
             return f"{line}{inexact}"
         changed = counted(self.round["captions"], "caption")

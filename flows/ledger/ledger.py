@@ -125,12 +125,10 @@ class Ledger:
         refresh_together(self.media, self.failures, *silences, *unions, *more)
 
     def use_precision(self, precision: Mapping[str, str]) -> None:
-        """Make new records in the variant of this precision."""
         self.variant = self.find_variant(precision)
         self.clear_tasks()
 
     def find_variant(self, precision: Mapping[str, str]) -> Variant:
-        """Return the first variant whose parts use these precisions."""
         return next(variant for variant in self.variants if variant.precision == precision)
 
     def other_engine_variant(self, variant: Variant) -> Variant | None:
@@ -207,7 +205,6 @@ class Ledger:
         return self._reason(task) is not None
 
     def expected(self, medium: Medium) -> int:
-        """Return the number of chunks of a medium that have not failed."""
         return sum(not self.has_failed(task) for task in self.tasks([medium]))
 
     def _reason(self, task: Task) -> dict[str, Any] | None:
@@ -231,7 +228,6 @@ class Ledger:
         return bool(readers) and all(self.has(task, each) for each in readers)
 
     def is_done(self, task: Task) -> bool:
-        """Return whether a task needs no stage."""
         return all(self.has(task, stage) for stage in self.stages_of(task))
 
     def can_make(self, task: Task, stage: StageSpec) -> bool:
@@ -327,7 +323,6 @@ class Ledger:
         return stored["ended"] == "stop" and bool(stored["tokens"] <= limit)
 
     def in_variant(self, task: Task, variant: Variant) -> Task:
-        """Return a task with the keys of another variant."""
         return task_of(task.medium, task.whole, variant, task.previous)
 
     def frames_to_cut(self, medium: Medium) -> list[int] | None:

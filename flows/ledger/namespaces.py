@@ -245,5 +245,4 @@ class TextScores:
         return self._records.meta(item.key) if item.key in self._records else None
 
     def refresh(self) -> None:
-        """Read what was published since."""
         self._records.refresh()

@@ -52,7 +52,6 @@ class Task:
 
     @property
     def whole(self) -> ChunkIndex:
-        """Return the chunk with all of its stored frames."""
         return self.stored or self.chunk
 
     @property
@@ -86,7 +85,6 @@ class Task:
 
     @property
     def levels(self) -> list[int]:
-        """Return the tile level of each box."""
         return [box.level for box in self.boxes]
 
     @property

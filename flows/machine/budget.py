@@ -323,7 +323,6 @@ def parent_of(pid: int) -> int:
 
 
 def process_name(pid: int) -> str:
-    """Return the kernel's name of a process."""
     try:
         return (PROC / str(pid) / "comm").read_text(encoding="utf-8", errors="replace").strip()
     except OSError:

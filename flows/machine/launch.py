@@ -9,7 +9,6 @@ module does not import Prefect.
 
 import contextlib
 import http.client
-import ipaddress
 import os
 import urllib.request
 from collections import Counter
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar
 from urllib.parse import urlsplit
 
+from artifacts.endpoints import is_this_machine
 from artifacts.errors import Killed, StageDied, redacted
 from artifacts.packs import DamagedRecord
 from flows.pipelines import STAGES
@@ -35,8 +35,7 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 def is_local(url: str) -> bool:
     """Return whether an address is a loopback address."""
     try:
-        host = urlsplit(url).hostname or ""
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+        return is_this_machine(urlsplit(url).hostname or "")
     except ValueError:
         return False
 

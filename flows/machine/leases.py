@@ -220,9 +220,8 @@ class Lease:
         """Return those of these media whose frames in this namespace another running job needs.
         Raises EnvironmentFault."""
         needed: set[str] = set()
-        for note, descriptor in (
-            live_notes_in(self.store.machine_folder, self.file) if media else ()
-        ):
+        notes = live_notes_in(self.store.machine_folder, self.file) if media else ()
+        for note, descriptor in notes:
             if namespace in note["namespaces"]:
                 needed |= _needed(note, descriptor, media)
         return needed

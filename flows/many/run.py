@@ -57,22 +57,17 @@ GPU_SECONDS = 20.0
 """How long requested GPUs may take to join the cluster."""
 
 
-def load_ray() -> Any:
-    """Import Ray. Raises MissingPackage."""
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    require_extra("ray", "--ray")
-    import ray
-
-    return ray
-
-
 class Cluster:
     """A connection to a cluster."""
 
     def __init__(self, address: str, gpus: int | None = None) -> None:
         """Connect. Each task takes `gpus` GPUs; None: one if the cluster has any, else a node.
         Raises UsageError, EnvironmentFault."""
-        self._ray = load_ray()
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        require_extra("ray", "--ray")
+        import ray
+
+        self._ray: Any = ray
         self._own = not self._ray.is_initialized()
         if self._own:
             self._connect(address)
@@ -438,7 +433,6 @@ class Driver:
         self._display.close()
 
     def _count_ended(self, run: TaskRun, record: RunRecord) -> None:
-        """Show and record that a partition has ended."""
         self._count["done" if run.error is None else "failed"] += 1
         if run.error is not None:
             self._display.print_line(f"partition {run.terms.partition} failed: {run.error}")

@@ -1,11 +1,13 @@
 """Reads the label list of a command, with the texts that stand for each label."""
 
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import chain
 from os.path import isfile
 from pathlib import Path
 from typing import Any
@@ -19,43 +21,27 @@ MAX_NODES = 1_000_000
 """Largest number of texts, lists and mappings in a file with all aliases expanded."""
 
 
-def check_aliases(text: str) -> None:
-    """Raise ValueError if aliases expand too much or contain themselves, and yaml.YAMLError if the
-    text is no YAML."""
-    if "*" not in text:
-        return
+def _check_aliases(root: Any) -> None:
+    """Raise ValueError if the aliases below a node of YAML expand too much, or contain
+    themselves."""
     import yaml
 
-    sizes: dict[str, int] = {}
-    open_nodes: list[tuple[str | None, int]] = [(None, 0)]
-    for event in yaml.parse(text, Loader=yaml.SafeLoader):
-        if isinstance(event, yaml.CollectionStartEvent):
-            open_nodes.append((event.anchor, 1))
-        elif isinstance(event, yaml.CollectionEndEvent):
-            anchor, size = open_nodes.pop()
-            _add_node(open_nodes, sizes, anchor, size)
-        elif isinstance(event, yaml.ScalarEvent):
-            _add_node(open_nodes, sizes, event.anchor, 1)
-        elif isinstance(event, yaml.AliasEvent):
-            if event.anchor in {anchor for anchor, _ in open_nodes}:
-                raise ValueError(f"the alias *{event.anchor} contains itself")
-            # An alias without an anchor is rejected later.
-            _add_node(open_nodes, sizes, None, sizes.get(event.anchor, 1))
+    sizes: dict[int, float] = {}
 
+    def size_of(node: Any) -> float:
+        if isinstance(node, yaml.ScalarNode):
+            return 1
+        if id(node) not in sizes:
+            sizes[id(node)] = math.inf  # of an alias inside of its own node
+            inside = chain(*node.value) if isinstance(node, yaml.MappingNode) else node.value
+            sizes[id(node)] = 1 + sum(map(size_of, inside))
+        return sizes[id(node)]
 
-def _add_node(
-    open_nodes: list[tuple[str | None, int]],
-    sizes: dict[str, int],
-    anchor: str | None,
-    size: int,
-) -> None:
-    """Add a finished node to its parent."""
-    if anchor is not None:
-        sizes[anchor] = size
-    outer, inside = open_nodes[-1]
-    if inside + size > MAX_NODES:
+    size = size_of(root)
+    if size == math.inf:
+        raise ValueError("an alias contains itself")
+    if size > MAX_NODES:
         raise ValueError(f"its aliases expand to more than {MAX_NODES:,} nodes")
-    open_nodes[-1] = (outer, inside + size)
 
 
 MAX_BYTES = 1 << 26
@@ -63,7 +49,6 @@ MAX_BYTES = 1 << 26
 NAMED = {".txt", ".csv", ".yaml", ".yml", ".json"}
 """Suffixes that mark a value as a file name, whether the file exists or not."""
 TEMPLATES = ("a photo of {}",)
-"""Default texts for a label."""
 SETTINGS = ("prompts", "parent", "threshold", "group")
 """Settings of a label that a file may contain."""
 COLUMN = "label"
@@ -102,7 +87,6 @@ class LabelSet:
 
     @property
     def texts(self) -> list[list[str]]:
-        """Return the texts of each label."""
         return [list(label.prompts) for label in self.labels]
 
     @property
@@ -208,8 +192,11 @@ def _parsed(text: str, path: Path) -> Any:
     try:
         if path.suffix.lower() == ".json":
             return json.loads(text, parse_int=str, parse_float=str, object_pairs_hook=_once)
-        check_aliases(text)
-        return yaml.load(text, Loader=_as_written())
+        loader = _as_written()(text)
+        root = loader.get_single_node()
+        if root is not None and "*" in text:
+            _check_aliases(root)
+        return None if root is None else loader.construct_document(root)
     except (ValueError, RecursionError, yaml.YAMLError) as error:
         message = " ".join(str(error).split())[:160]
         raise UsageError(f"--labels {path} cannot be parsed ({message})", hint=HINT) from error

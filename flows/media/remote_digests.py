@@ -6,6 +6,7 @@ collects the results of many downloads nothing.
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -57,15 +58,30 @@ def contents_of(
         for path, digest in known.items()
         if digest or not fetch
     }
-    download = _DownloadProgress(sum(file.remote.size for file in missing if file.remote), progress)
+    total, downloaded = sum(file.remote.size for file in missing if file.remote), 0
+    lock, stopped = threading.Lock(), threading.Event()
+
+    def add_bytes(size: int) -> None:
+        """Count what several threads download. Raises Interrupted if it is no longer needed."""
+        nonlocal downloaded
+        if stopped.is_set():
+            raise Interrupted("the run was stopped while media were downloaded")
+        with lock:
+            downloaded += size
+            # A file whose copy vanished is downloaded twice, which exceeds the total.
+            if progress is not None and downloaded <= total:
+                progress(downloaded, total)
+
     threads = min(FETCHED_AT_ONCE, len(missing))
     try:
-        fetched = map_prefetched(
-            lambda file: digests.fetch_digest(file, download.add_bytes), missing, threads
+        fetch_one = partial(digests.fetch_digest, add_bytes=add_bytes)
+        found |= zip(
+            (file.path for file in missing),
+            map_prefetched(fetch_one, missing, threads),
+            strict=True,
         )
-        found |= zip((file.path for file in missing), fetched, strict=True)
     finally:
-        download.stopped.set()
+        stopped.set()
     return found
 
 
@@ -112,25 +128,3 @@ class RemoteDigests:
         if self._is_all or key in self._listed:
             return self._listed.get(key, "")
         return next((n.rpartition("/")[2] for n in self._store.list(f"{FOLDER}/{key}")), "")
-
-
-class _DownloadProgress:
-    """Counts the bytes that several threads download."""
-
-    def __init__(self, total: int, progress: Progress | None) -> None:
-        self._total = total
-        self._progress = progress
-        self._downloaded = 0
-        self._lock = threading.Lock()
-        self.stopped = threading.Event()
-        """Set when the download is no longer needed."""
-
-    def add_bytes(self, size: int) -> None:
-        """Count downloaded bytes. Raises Interrupted if the download is no longer needed."""
-        if self.stopped.is_set():
-            raise Interrupted("the run was stopped while media were downloaded")
-        with self._lock:
-            self._downloaded += size
-            # A file whose copy vanished is downloaded twice, which exceeds the total.
-            if self._progress is not None and self._downloaded <= self._total:
-                self._progress(self._downloaded, self._total)

@@ -75,16 +75,7 @@ class Line:
     """The argument that named it in an earlier run; empty: not stated."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class BadLine:
-    """A line without a path, or a list that cannot be read."""
-
-    name: str
-    message: str
-    hint: str
-
-
-def lines_of(path: Path) -> Iterator[Line | BadLine]:
+def _lines_of(path: Path, source: str) -> Iterator[Line | Failure]:
     """Yield one source per line of a `.txt`, per object of a `.jsonl` or `.json`, or per row of a
     `.csv` or `.tsv`: its `path`, with its `prompt` if given. A list inside a list is an error,
     since it might be the same list."""
@@ -94,16 +85,17 @@ def lines_of(path: Path) -> Iterator[Line | BadLine]:
     except (OSError, ValueError, RecursionError, UsageError) as error:
         reason = error.strerror if isinstance(error, OSError) else f"{error}"
         message = f"the list cannot be read: {reason}"
-        yield BadLine(name=str(path), message=message, hint=LIST_FORM_HINT)
+        yield source_failure(source, str(path), "list", message, LIST_FORM_HINT)
         return
     for place, value in entries:
         if isinstance(value, UsageError):
-            yield BadLine(name=str(path), message=value.message, hint=value.hint)
+            yield source_failure(source, str(path), "list", value.message, value.hint)
             continue
         try:
             parsed = _entry(value) if entries_in is not _text_lines else Line(name=value)
         except ValueError as error:
-            yield BadLine(name=str(path), message=f"{place} of the list {error}", hint=ENTRY_HINT)
+            message = f"{place} of the list {error}"
+            yield source_failure(source, str(path), "list", message, ENTRY_HINT)
             continue
         entry = parsed.name
         if is_address(entry):
@@ -113,7 +105,8 @@ def lines_of(path: Path) -> Iterator[Line | BadLine]:
         if named.suffix.lower() in LIST_SUFFIXES or (
             entry.startswith("@") and not os.path.lexists(named)
         ):
-            yield BadLine(name=entry, message=f"{place} names another list", hint=FILES_ONLY)
+            message = f"{place} names another list"
+            yield source_failure(source, entry, "list", message, FILES_ONLY)
             continue
         yield replace(parsed, name=str(named))
 
@@ -617,11 +610,11 @@ def _listed(
     path: Path, source: str, selection: Selection, remote: RemoteSources
 ) -> Iterator[MediaFile | Failure]:
     """Yield the files that the lines of a list name, relative to the list's folder."""
-    lines = list(lines_of(path))
+    lines = list(_lines_of(path, source))
     remote.look_up(line.name for line in lines if isinstance(line, Line) and is_object(line.name))
     for line in lines:
-        if isinstance(line, BadLine):
-            yield source_failure(source, line.name, "list", line.message, line.hint)
+        if isinstance(line, Failure):
+            yield line
             continue
         by_name = remote.expand if is_address(line.name) else _named
         for result in by_name(line.name, source, selection):

@@ -63,7 +63,6 @@ class Example:
     """One caption, with its medium and chunk."""
 
     path: Path
-    """File of the medium."""
     caption: str
     start: float | None = None
     """Start of its chunk in seconds; None: the medium is one chunk."""
@@ -100,12 +99,8 @@ def file_of(row: Row, folder: Path) -> Path | None:
         if source.is_file() and source.suffix.lower() not in LIST_SUFFIXES:
             return absolute(source)
         # For a pattern, a list or an address, the name at least distinguishes the files.
-        next_to_source, in_source = (
-            folder / str(row["media_path"]) for folder in (source.parent, source)
-        )
-        return absolute(
-            next_to_source if next_to_source.is_file() and not in_source.exists() else in_source
-        )
+        beside, inside = (each / str(row["media_path"]) for each in (source.parent, source))
+        return absolute(beside if beside.is_file() and not inside.exists() else inside)
     named = next((row[name] for name in PATHS if isinstance(row.get(name), str)), None)
     return None if named is None else absolute(folder / named)
 
@@ -263,11 +258,8 @@ class _Texts:
             return example  # the text was part of the prompt, by `{tags}`
         captions = split_by_chunk(text, len(lines)) or [text.strip()] * len(lines)
         caption = captions[lines.index(example.line)]
-        return (
-            example
-            if caption in ("", example.caption)
-            else replace(example, caption=caption, is_cut=False)
-        )
+        is_same = caption in ("", example.caption)
+        return example if is_same else replace(example, caption=caption, is_cut=False)
 
     def _places(self, path: Path, row: Row) -> Iterator[Path]:
         item, name = item_of(row)[0], str(row.get("name") or "")

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
-from artifacts.errors import UsageError
+from artifacts.errors import UsageError, excluding
 from artifacts.options import Option
 from artifacts.paths import folder_named
 from artifacts.schema import Part, Route
@@ -123,9 +123,7 @@ class ExportConfig(MemoryOptions, StoreOptions, AdapterOptions, ModelOptions):
             self._check_kind()  # its error about an unknown kind says more than the list of kinds
         super().__post_init__()
         if self.calibrate and self.calibrate_store:
-            raise UsageError(
-                "--calibrate and --calibrate-store exclude each other", hint="Leave one of them out"
-            )
+            raise excluding("--calibrate", "--calibrate-store")
         if self.calibrate_store and self.store:
             raise UsageError(
                 "--store and --calibrate-store exclude each other",
@@ -260,7 +258,6 @@ class ExportConfig(MemoryOptions, StoreOptions, AdapterOptions, ModelOptions):
 
     @property
     def runs(self) -> Path:
-        """Return the folder of the evaluation runs."""
         return self.folder / RUNS
 
     @property

@@ -3,9 +3,6 @@
 Option declarations refer to the headings.
 """
 
-from collections.abc import Sequence
-
-from artifacts.errors import UsageError
 from stages.decode.generation import TEXT
 
 __all__ = ["FILES", "LABELS", "MEMORY", "MODEL", "OUTPUTS", "SAMPLING", "TEXT", "VECTORS"]
@@ -53,26 +50,3 @@ JOINED = (APPEND, PREPEND)
 """Rules that merge the caption into a user's text."""
 JOINABLE = ("txt",)
 """Formats in which texts can be merged."""
-
-
-def check_formats(formats: Sequence[str], *, beside: bool) -> None:
-    """Raise UsageError for --beside without a suitable format."""
-    if beside and not set(formats) & set(BESIDE):
-        raise UsageError(
-            "--beside needs a format with one file per medium",
-            hint=f"Add --format {','.join(BESIDE)}, or one of them",
-        )
-
-
-def check_existing(rule: str | None, overwrite: bool, formats: Sequence[str]) -> None:
-    """Raise UsageError for a rule that does not suit the formats."""
-    if overwrite and rule not in (None, REPLACE):
-        raise UsageError(
-            f"--overwrite and --existing {rule} exclude each other", hint="Leave one of them out"
-        )
-    cues = [form for form in ("vtt", "srt") if form in formats]
-    if rule in JOINED and cues:
-        raise UsageError(
-            f"--existing {rule} supports {', '.join(JOINABLE)}, not {', '.join(cues)}",
-            hint="Write those in a separate run, with keep or replace",
-        )

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Annotated
 
-from artifacts.errors import UsageError
+from artifacts.errors import UsageError, excluding
 from artifacts.options import Option, OptionGroup
 from artifacts.paths import required_path
 from artifacts.tiles import AUTO, OFF, check_tiles
@@ -110,12 +110,9 @@ class VideoSamplingOptions(OptionGroup):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.fps is not None and self.frames is not None:
-            raise UsageError("--fps and --frames exclude each other", hint="Leave one of them out")
+            raise excluding("--fps", "--frames")
         if self.whole and (self.shots or self.chunk is not None):
-            other = "--shots" if self.shots else "--chunk"
-            raise UsageError(
-                f"--whole and {other} exclude each other", hint="Leave one of them out"
-            )
+            raise excluding("--whole", "--shots" if self.shots else "--chunk")
 
 
 ON = "on"
@@ -146,9 +143,7 @@ class SoundOptions(OptionGroup):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.sound == OFF and self.sound_track is not None:
-            raise UsageError(
-                "--sound off and --sound-track exclude each other", hint="Leave one of them out"
-            )
+            raise excluding("--sound off", "--sound-track")
 
 
 @dataclass(frozen=True, kw_only=True)

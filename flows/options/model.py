@@ -127,7 +127,6 @@ class HalfPrecisionOptions(OptionGroup):
     """Precision of the language half; None: `precision`."""
 
     def named(self, part: Part) -> str | None:
-        """Return the value of a part's own precision option."""
         return {"vision": self.vision_precision, "language": self.language_precision}.get(part)
 
 

@@ -5,13 +5,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated
 
-from artifacts.errors import UsageError
+from artifacts.errors import UsageError, excluding
 from artifacts.options import Option, OptionGroup
 from artifacts.paths import text_named
 from flows.options.formats import (
+    BESIDE,
     CLIP_SOUNDS,
     FILES,
     FORMATS,
+    JOINABLE,
+    JOINED,
     KEEP,
     MEDIA_MODES,
     MEMORY,
@@ -19,8 +22,6 @@ from flows.options.formats import (
     REPLACE,
     RULES,
     TEXT,
-    check_existing,
-    check_formats,
 )
 from flows.options.model import DateOptions
 from stages.decode.engines import AUTO, ENGINE_CHOICES, choice_for
@@ -277,8 +278,19 @@ class OutputOptions(OptionGroup):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_formats(self.format, beside=self.beside)
-        check_existing(self.existing, self.overwrite, self.format)
+        if self.beside and not {*self.format} & {*BESIDE}:
+            raise UsageError(
+                "--beside needs a format with one file per medium",
+                hint=f"Add --format {','.join(BESIDE)}, or one of them",
+            )
+        if self.overwrite and self.existing not in (None, REPLACE):
+            raise excluding("--overwrite", f"--existing {self.existing}")
+        cues = [form for form in ("vtt", "srt") if form in self.format]
+        if self.existing in JOINED and cues:
+            raise UsageError(
+                f"--existing {self.existing} supports {', '.join(JOINABLE)}, not {', '.join(cues)}",
+                hint="Write those in a separate run, with keep or replace",
+            )
 
     @property
     def rule(self) -> str:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any
 
-from artifacts.errors import UsageError
+from artifacts.errors import UsageError, excluding
 from artifacts.options import Option, OptionGroup
 from flows.options.commands import CaptionConfig, RunOptions
 from flows.options.media import CardOptions, VideoSamplingOptions
@@ -81,9 +81,7 @@ class StepOptions(TrainedHalfOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.steps is not None and self.epochs is not None:
-            raise UsageError(
-                "--steps and --epochs exclude each other", hint="Leave one of them out"
-            )
+            raise excluding("--steps", "--epochs")
 
 
 @dataclass(frozen=True, kw_only=True)

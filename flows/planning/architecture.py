@@ -52,21 +52,6 @@ class Stack:
     """Whether it is a mixture of experts."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Attention:
-    query_width: int
-    """Query size over all heads."""
-    key_width: int
-    """Key size over all heads; values have the same."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Mlp:
-    width: int
-    gated: bool
-    """Whether it has a gate matrix."""
-
-
 def stacks_of(headers: Iterable[Header]) -> list[Stack]:
     """Return all stacks, largest first."""
     held: dict[str, dict[int, dict[str, tuple[int, ...]]]] = {}
@@ -118,9 +103,10 @@ def roots_of(stacks: Sequence[Stack]) -> dict[str, str]:
     return roots
 
 
-def attention_of(stack: Stack) -> Attention:
-    """Derive attention sizes from the matrices of attention modules. Matrices with the hidden size
-    as columns are query, key and value, fused or separate; the other one is the output."""
+def attention_of(stack: Stack) -> tuple[int, int]:
+    """Derive the sizes of queries and keys from the matrices of attention modules. Matrices with
+    the hidden size as columns are query, key and value, fused or separate; the other one is the
+    output."""
     width = stack.width
     shapes = [
         shape
@@ -130,27 +116,28 @@ def attention_of(stack: Stack) -> Attention:
     if len(shapes) == 2:  # one for query, key and value, one for the output
         into = max(shapes, key=lambda shape: shape[0])
         out = min(shapes, key=lambda shape: shape[0])
-        return Attention(query_width=out[1], key_width=max(1, (into[0] - out[1]) // 2))
+        return out[1], max(1, (into[0] - out[1]) // 2)
     rows = [rows for rows, columns in shapes if columns == width]
     if not rows:
-        return Attention(query_width=width, key_width=width)
-    return Attention(query_width=max(rows), key_width=min(rows))
+        return width, width
+    return max(rows), min(rows)
 
 
-def mlp_of(stack: Stack) -> Mlp:
-    """Derive MLP sizes from the other matrices: the widest side is the MLP's own."""
+def mlp_of(stack: Stack) -> tuple[int, bool]:
+    """Derive the MLP's width from the other matrices, whose widest side it is, and whether it has a
+    gate matrix."""
     others = [
         shape
         for name, shape in stack.matrices.items()
         if not any(word in name.lower() for word in ATTENTION) and stack.width in shape
     ]
     if not others:
-        return Mlp(width=4 * stack.width, gated=False)
+        return 4 * stack.width, False
     down = [columns for rows, columns in others if rows == stack.width and columns != stack.width]
     into = [rows for rows, columns in others if columns == stack.width]
     width = max(down, default=stack.width)
     gated = sum(rows == width for rows in into) > 1 or 2 * width in into
-    return Mlp(width=width, gated=gated)
+    return width, gated
 
 
 LAYERS = ("num_hidden_layers", "depth", "num_layers", "n_layer", "n_layers", "layers")
@@ -175,8 +162,13 @@ class Transformer:
     """Rows and columns of the matrices of one layer."""
     parameters: int
     """Parameters of the layers and the modules around them."""
-    attention: Attention
-    mlp: Mlp
+    query_width: int
+    """Query size over all heads."""
+    key_width: int
+    """Key size over all heads; values have the same."""
+    mlp_width: int
+    is_gated: bool
+    """Whether its MLP has a gate matrix."""
     heads: int
     width: int
     shifts: bool
@@ -211,7 +203,7 @@ def read_transformer(
     table = next(
         (h for h in own if POSITIONS in h.name and len(h.shape) == 2 and not is_text), None
     )
-    attention = attention_of(stack)
+    (query_width, key_width), (mlp_width, is_gated) = attention_of(stack), mlp_of(stack)
     heads = next((int(section[key]) for key in HEADS if key in section), 0)
     merges = [h.shape[-1] for h in own if len(h.shape) == 4 and h is not pixels]
     return Transformer(
@@ -221,9 +213,11 @@ def read_transformer(
         linear_parameters=sum(rows * columns for rows, columns in stack.matrices.values()),
         matrices=tuple(stack.matrices.values()),
         parameters=sum(math.prod(header.shape) for header in own),
-        attention=attention,
-        mlp=mlp_of(stack),
-        heads=heads or max(1, attention.query_width // 64),
+        query_width=query_width,
+        key_width=key_width,
+        mlp_width=mlp_width,
+        is_gated=is_gated,
+        heads=heads or max(1, query_width // 64),
         width=stack.width,
         shifts=stack.shifts,
         mixed=stack.mixed,
@@ -276,18 +270,14 @@ def pass_bytes(
     per number."""
     rows = sequences * tokens
     stream = STREAM_ROWS * transformer.width * each
-    attention = attention_bytes(transformer, each)
+    # One token's query, key, value and attention output.
+    attention = 2 * (transformer.query_width + transformer.key_width) * each
+    if transformer.kind == "vision" and not transformer.positions:
+        attention = ROTARY_ROWS * transformer.width * each
     if fused:
         return rows * (stream + max(attention, mlp_bytes(transformer, each)))
     scores = tokens * transformer.heads * (each + SCORES_BYTES)
     return rows * (stream + max(attention + scores, mlp_bytes(transformer, each)))
-
-
-def attention_bytes(transformer: Transformer, each: int) -> int:
-    """Return the bytes of one token's query, key, value and attention output."""
-    if transformer.kind == "vision" and not transformer.positions:
-        return ROTARY_ROWS * transformer.width * each
-    return (2 * transformer.attention.query_width + 2 * transformer.attention.key_width) * each
 
 
 def mlp_bytes(transformer: Transformer, each: int) -> int:
@@ -296,8 +286,8 @@ def mlp_bytes(transformer: Transformer, each: int) -> int:
     They are the values before and after the activation function. A gate adds the product; an
     activation function of several steps adds an intermediate result.
     """
-    steps = 2 if transformer.plain and not transformer.mlp.gated else 3
-    return steps * transformer.mlp.width * each
+    steps = 2 if transformer.plain and not transformer.is_gated else 3
+    return steps * transformer.mlp_width * each
 
 
 EMBEDDING_NAMES = ("embed", "wte", "shared")

@@ -77,7 +77,6 @@ class PlanRequest:
         return self._estimate(rung, self.workloads)
 
     def estimate_smallest(self, rung: Rung) -> StageEstimate:
-        """Return the estimate of a stage on a rung for the smallest chunk."""
         return self._estimate(rung, (self.smallest,) if self.smallest else self.workloads)
 
     def _estimate(self, rung: Rung, workloads: Sequence[Workload]) -> StageEstimate:
@@ -164,7 +163,7 @@ def context_of(device: str) -> int:
     test before the first run on this GPU."""
     if not device.startswith("cuda"):
         return CONTEXT_BYTES
-    machine = find_machine(device).machine
+    machine, _ = find_machine(device)
     measured = machine.context_bytes if machine else 0
     return measured or probed_context_bytes(device) or CONTEXT_BYTES
 
@@ -188,7 +187,7 @@ def stage_plans(
 def _with_recordings(request: PlanRequest, found: StageEstimate, budget: Budget) -> StageEstimate:
     """Return the estimate with the memory of recorded passes, if that fits: they take no rung."""
     term = recordings_term(request.model, found, request.device)
-    more = found.plus(term, request.device) if term else found
+    more = found.plus(term) if term else found
     return more if fits(more, budget) else found
 
 
@@ -244,11 +243,11 @@ def refused(found: StageEstimate, budget: Budget) -> bool:
     False for stages without a model, whose estimates are too uncertain."""
     if STAGES[found.rung.stage].part is None:
         return False
-    certain = float(found.weight_bytes)
-    if found.context_bytes != CONTEXT_BYTES:  # measured on this GPU
-        certain += found.context_bytes
+    certain, context_bytes = float(found.bytes_of("weight")), found.bytes_of("context")
+    if context_bytes != CONTEXT_BYTES:  # measured on this GPU
+        certain += context_bytes
     if not found.by_dimensions:
-        certain += CERTAIN_SHARE * (found.activation_bytes + found.kv_bytes)
+        certain += CERTAIN_SHARE * (found.bytes_of("activation") + found.bytes_of("kv"))
     host_bytes = CERTAIN_SHARE * found.host_bytes
     return certain > allowed(found, budget) or not _host_holds(host_bytes, budget)
 

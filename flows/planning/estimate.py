@@ -4,7 +4,7 @@ library.
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, get_args
 
 from flows.planning.ladder import Rung
@@ -15,7 +15,6 @@ from stages.models.footprint import (
     at_size,
     kept_bytes,
     peak_bytes,
-    waiting_bytes,
 )
 from stages.models.profile import ModelProfile, PartProfile
 
@@ -38,82 +37,43 @@ class StageEstimate:
     imports."""
 
     rung: Rung
-    weight_bytes: int
-    activation_bytes: int
-    """Peak bytes of activations, with inputs and outputs, without KV cache."""
-    kv_bytes: int
-    workspace_bytes: int
-    """Scratch memory of libraries, prefetched inputs, and memory lost to fragmentation."""
-    context_bytes: int
-    """Bytes that a GPU's driver takes per process."""
-    host_bytes: int
-    """Anonymous host memory; on a CPU, the peak itself."""
+    terms: tuple[Term, ...]
+    """The terms that add up to the estimate."""
+    device: str
+    """`cpu` or `cuda:N`: where the process computes."""
+    workload: Workload
+    """The workload with the highest peak."""
     flops: float = 0
     """Operations for all chunks, counted at the largest size; 0: unknown."""
-    workload: Workload | None = None
-    """The workload with the highest peak."""
     by_dimensions: bool = False
     """Whether the estimate uses the half's dimensions instead of a dry run."""
-    terms: tuple[Term, ...] = ()
-    """The terms that add up to the estimate."""
+
+    def bytes_of(self, part: Purpose) -> int:
+        return sum(term.bytes for term in self.terms if term.part == part)
 
     @property
     def peak_bytes(self) -> int:
         """Return the peak bytes on the compute device."""
-        return (
-            self.weight_bytes
-            + self.activation_bytes
-            + self.kv_bytes
-            + self.workspace_bytes
-            + self.context_bytes
-        )
+        return sum(term.bytes for term in self.terms if term.part != "host")
 
-    @classmethod
-    def from_terms(
-        cls,
-        rung: Rung,
-        terms: Sequence[Term],
-        *,
-        device: str,
-        workload: Workload,
-        flops: float = 0,
-        by_dimensions: bool = False,
-    ) -> "StageEstimate":
-        sums = {
-            f"{part}_bytes": sum(term.bytes for term in terms if term.part == part)
-            for part in get_args(Purpose)
-        }
-        host = sums.pop("host_bytes")
-        return cls(
-            rung=rung,
-            host_bytes=host if device.startswith("cuda") else sum(sums.values()),
-            terms=tuple(terms),
-            workload=workload,
-            flops=flops,
-            by_dimensions=by_dimensions,
-            **sums,
-        )
+    @property
+    def host_bytes(self) -> int:
+        """Return the bytes of anonymous host memory; on a CPU, the peak itself."""
+        return self.bytes_of("host") if self.device.startswith("cuda") else self.peak_bytes
 
-    def plus(self, term: Term, device: str) -> "StageEstimate":
-        assert self.workload is not None
-        return StageEstimate.from_terms(
-            self.rung,
-            [*self.terms, term],
-            device=device,
-            workload=self.workload,
-            flops=self.flops,
-            by_dimensions=self.by_dimensions,
-        )
+    def plus(self, term: Term) -> "StageEstimate":
+        return replace(self, terms=(*self.terms, term))
 
     def to_json(self) -> dict[str, Any]:
         """Return all fields but the terms, as JSON."""
-        load = None if self.workload is None else asdict(self.workload)
-        if load and not load["stored_frames"]:
+        load = asdict(self.workload)
+        if not load["stored_frames"]:
             del load["stored_frames"]
         return {
             "stage": self.rung.stage,
             "rung": asdict(self.rung),
-            **{name: getattr(self, name) for name in self.__slots__ if name.endswith("_bytes")},
+            **{f"{part}_bytes": self.bytes_of(part) for part in get_args(Purpose)},
+            "host_bytes": self.host_bytes,
             "peak_bytes": self.peak_bytes,
             "flops": self.flops,
             "by_dimensions": self.by_dimensions,
@@ -173,8 +133,12 @@ def expected(
         kept_bytes=kept_bytes(
             batch_costs, kind=kind, rows=rows, units=units + new, item_bytes=each
         ),
-        waiting_bytes=waiting_bytes(
-            batch_costs, kind=kind, rows=rows, units=units, item_bytes=each
+        waiting_bytes=at_size(
+            batch_costs,
+            lambda w: w.waiting_bytes_32 if each > ITEM_BYTES else w.waiting_bytes,
+            kind=kind,
+            rows=rows,
+            units=units,
         ),
         flops=at_size(batch_costs, lambda w: w.flops, kind=kind, rows=rows, units=units),
         step_flops=at_size(batch_costs, lambda w: w.step_flops, kind=kind, rows=rows, units=units),

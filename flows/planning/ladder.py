@@ -49,7 +49,6 @@ class Rung:
     """One way to run one stage."""
 
     stage: str
-    """Name of the stage."""
     batch: int
     """Maximum chunks per batch; of the frames stage, files decoded at once."""
     prefill: int = 0
@@ -272,12 +271,13 @@ class Ladder:
         """
         with self._lock:
             before = self.rung(stage)
+            weights = (before.precision, before.offload, before.packed)
             rest = self.rungs[stage][self._at[stage] + 1 :]
             lower = [
                 rung
                 for rung in rest
                 # A smaller batch cannot help if loading the weights ran out of memory.
-                if (ready or weight_fields(rung) != weight_fields(before))
+                if (ready or (rung.precision, rung.offload, rung.packed) != weights)
                 and (rung.batch < largest or replace(rung, batch=before.batch) != before)
                 and (not 0 < tokens <= rung.prefill or replace(rung, prefill=0) != before)
             ]
@@ -343,11 +343,6 @@ class Ladder:
 
     def _in_budget(self) -> str:
         return f" in {gib(self._budget)}" if self._budget else ""
-
-
-def weight_fields(rung: Rung) -> tuple[str, bool, bool]:
-    """Return the fields of a rung that determine the size of its weights."""
-    return rung.precision, rung.offload, rung.packed
 
 
 def describe_rung(rung: Rung, other: Rung) -> str:

@@ -98,17 +98,9 @@ class Machine:
         return 1 / found[0][1] if found else 0.0
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class MachineLookup:
-    """A measurement, or the reason why there is none."""
-
-    machine: Machine | None
-    why: str = ""
-    """Reason in one sentence; with a measurement, a doubt about it, such as a busy machine."""
-
-
-def find_machine(device: str) -> MachineLookup:
-    """Return the measurement of this machine, if it is still valid. `device`: `cpu` or `cuda:N`."""
+def find_machine(device: str) -> tuple[Machine | None, str]:
+    """Return the measurement of this machine, with a doubt about it, such as a busy machine; None
+    and the reason if there is none that is valid. `device`: `cpu` or `cuda:N`."""
     identity = machine_identity(device)
     machine = _read(_path(identity))
     if machine is None:
@@ -117,20 +109,13 @@ def find_machine(device: str) -> MachineLookup:
             others += [m for path in sorted(_folder().glob("*.json")) if (m := _read(path))]
         if others:
             which = f"{others[-1].cpu}, {others[-1].device}"
-            return MachineLookup(machine=None, why=f"only another machine was measured ({which})")
-        return MachineLookup(machine=None, why="this machine was not measured")
+            return None, f"only another machine was measured ({which})"
+        return None, "this machine was not measured"
     if machine.torch != identity["torch"]:
-        return MachineLookup(
-            machine=None,
-            why=f"it was measured with torch {machine.torch}, not torch {identity['torch']}",
-        )
+        return None, f"it was measured with torch {machine.torch}, not torch {identity['torch']}"
     if machine.cores != identity["cores"]:
-        return MachineLookup(
-            machine=None,
-            why=f"it was measured with {machine.cores} cores, not {identity['cores']} cores",
-        )
-    busy = "the machine was busy when it was measured" if machine.load > BUSY else ""
-    return MachineLookup(machine=machine, why=busy)
+        return None, f"it was measured with {machine.cores} cores, not {identity['cores']} cores"
+    return machine, "the machine was busy when it was measured" if machine.load > BUSY else ""
 
 
 def measure(device: str, store: Path, launcher: Launcher) -> Machine:

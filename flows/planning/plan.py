@@ -15,14 +15,14 @@ from typing import Any
 
 from artifacts.captions import Failure
 from artifacts.errors import CannotFit
-from artifacts.store import open_store, prepare_store
-from flows.checkpoint.models import Model, digests_in, open_model, pipeline_for
+from artifacts.store import open_store
+from flows.checkpoint.models import Model
 from flows.checkpoint.precision import precision_note
 from flows.console.lines import duration, gib
 from flows.job.card_sampling import as_card, card_note, with_card_sampling
 from flows.job.job_summary import context_note, halves, notes
-from flows.job.pass_mode import replanned_once, with_pass_mode
-from flows.job.prepare import Job, NothingToDo, pipeline_with_sound, prepare
+from flows.job.pass_mode import replanned_once
+from flows.job.prepare import Job, NothingToDo, model_for, prepare
 from flows.ledger.ledger import bytes_to_fetch, stages_with_work
 from flows.ledger.prompts import check_summary
 from flows.ledger.tasks import keys_of
@@ -78,21 +78,15 @@ CLIP_DECODES = 8
 def clip_seconds(device: str, pixels: float) -> float | None:
     """Return the seconds of making exact clips with so many pixels, if this machine was measured.
     One core is left free."""
-    machine = find_machine(device).machine
+    machine, _ = find_machine(device)
     if machine is None or not machine.video_pixels:
         return None
     share = max(1, machine.cores - 1) / machine.cores
     return CLIP_DECODES * pixels / (machine.video_pixels * share)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Times:
-    """The times of a plan."""
-
-    seconds: dict[str, float | None] | None
-    """Stage → seconds, None if unknown; None without measurements."""
-    line: str
-    """The same as text."""
+Times = tuple[dict[str, float | None] | None, str]
+"""Stage → seconds, None if unknown; None without measurements. Then the same as text."""
 
 
 def times_of(
@@ -103,13 +97,13 @@ def times_of(
 ) -> Times:
     """Return the remaining time of a job, if this machine was measured. `rungs`: starting rung of
     each stage. `found`: estimate of each medium. `processes`: as in Ladder."""
-    known = find_machine(job.device)
-    if known.machine is None:
-        return Times(seconds=None, line=f"unknown: {known.why}; {ADVICE}")
+    machine, why = find_machine(job.device)
+    if machine is None:
+        return None, f"unknown: {why}; {ADVICE}"
     new = EngineOptions.of(job.config).max_new_tokens
     each = {
         stage: None if alone is None else alone / processes(rungs[stage])
-        for stage, alone in stage_seconds(job, rungs, found, known.machine, new).items()
+        for stage, alone in stage_seconds(job, rungs, found, machine, new).items()
     }
     bound = {stage: "up to " * STAGES[stage].uses_token_limit for stage in each}
     texts = [
@@ -120,7 +114,7 @@ def times_of(
     if any(STAGES[stage].uses_token_limit for stage in each):
         line += f" (captions of {new} tokens)"
     unknown = f"what is unknown could not be measured; {ADVICE}" if None in each.values() else ""
-    return Times(seconds=each, line="; ".join(filter(None, [line, known.why, unknown])))
+    return each, "; ".join(filter(None, [line, why, unknown]))
 
 
 def ladder_of(job: Job, on_move: OnMove) -> Ladder:
@@ -144,9 +138,8 @@ def _about(job: Job, stage: StageSpec) -> list[Any]:
     if stage.part:
         key_fields = [settings.key_fields for settings in model.settings[stage.part]]
         found += [model.digests[stage.part], key_fields]
-    return (
-        [*found, EngineOptions.of(job.config).max_new_tokens] if stage.uses_token_limit else found
-    )
+    limit = [EngineOptions.of(job.config).max_new_tokens] if stage.uses_token_limit else []
+    return [*found, *limit]
 
 
 def choose(
@@ -306,17 +299,16 @@ class Plan:
     """Why files are not planned, by their headers or an earlier run."""
     notes: tuple[str, ...] = ()
     devices: tuple[str, ...] = ()
-    """As in Job."""
 
     def processes(self, rung: Rung) -> int:
         """Return on how many GPUs a stage runs."""
         return processes_of(self.request, rung, self.budget, len(self.devices))
 
     @property
-    def times(self) -> Times | None:
-        """Return the time estimate; None without media."""
+    def times(self) -> Times:
+        """Return the time estimate; None and an empty text without media."""
         if self.job is None or not self.stage_plans:
-            return None
+            return None, ""
         rungs = {stage: choice.chosen.rung for stage, choice in self.stage_plans.items()}
         return times_of(self.job, rungs, self.expected, self.processes)
 
@@ -327,11 +319,6 @@ class Plan:
         rungs = [choice.chosen.rung for choice in self.stage_plans.values()][: len(CAPTION)]
         able = shares_device(self.request.model, rungs, self.devices)
         return fit_together(self.request, rungs, self.budget) if able else {}
-
-    @property
-    def memory(self) -> dict[str, Any]:
-        """Return the memory plan as `run.json` stores it."""
-        return memory_json(self.stage_plans, self.budget)
 
 
 def plan_of(
@@ -378,29 +365,15 @@ def _plan_of(
         refuse_beyond_context(request)
         plan = _make_plan(request, job.budget, job, expected, job.devices)
         return replace(plan, unusable=tuple(unusable))
-    devices = select_devices(GpuOptions.of(config).gpus).devices
-    device = devices[0]
     store = open_store(config.store_url)
-    prepare_store(store)
-    model = open_model(
-        config,
-        *pipelines,
-        store=store,
-        digests=digests_in(store),
-        launcher=launcher,
-        device=device,
-        announce=announce,
-        read_weights=False,
-    )
-    pipeline, model = pipeline_with_sound(config, model, pipeline_for(model, pipelines))
-    model = with_pass_mode(config, model, store, device)
+    model, pipeline, _ = model_for(config, launcher, store, pipelines, announce, read_weights=False)
+    devices = select_devices(GpuOptions.of(config).gpus).devices
     config = as_card(config, model)
     check_summary(config, model)
-    model = model.of_parts(parts_of(pipeline))
-    request = plan_request_of_model(model, config, device, pipeline)
+    request = plan_request_of_model(model, config, devices[0], pipeline)
     refuse_beyond_context(request)
     plan = _make_plan(request, budget_on(config, devices), None, (), devices)
-    note = precision_note(model.profile, [s[0] for s in model.settings.values()], device)
+    note = precision_note(model.profile, [s[0] for s in model.settings.values()], devices[0])
     own_notes = (note, card_note(config, model), context_note(model, config))
     notes = (*filter(None, own_notes), *standard_notes(model, config), *model.notes)
     return replace(plan, notes=(*notes, *with_card_sampling(config, model.folder)[1]))
@@ -445,7 +418,6 @@ def _make_plan(
 
 
 def figures(plan: Plan) -> dict[str, Any]:
-    """Return all figures of a plan, as JSON."""
     model, request = plan.request.model, plan.request
     refusal = plan.refusal
     found: dict[str, Any] = {
@@ -461,7 +433,7 @@ def figures(plan: Plan) -> dict[str, Any]:
         "fits": refusal is None,
         "refusal": None if refusal is None else {"message": refusal.message, "hint": refusal.hint},
         "memory": {
-            **plan.memory,
+            **memory_json(plan.stage_plans, plan.budget),
             "together": dict(plan.together),
             "budget": asdict(plan.budget),
             "arithmetic": {
@@ -483,14 +455,14 @@ def _of_job(plan: Plan, job: Job) -> dict[str, Any]:
         if job.ledger.frames_to_cut(m) != []
     }
     of_frames = [sum(frames.get((m.digest, m.prompt), 0) for m in wave) for wave in waves]
-    times, clips = plan.times, clip_pixels(job, found)
+    (seconds, time), clips = plan.times, clip_pixels(job, found)
     return {
         "notes": [
             *(*notes(job), *context_notes(job, found)),
             *(plan.limit.notes() if plan.limit else []),
         ],
-        "seconds": times and times.seconds,
-        "time": times.line if times else "",
+        "seconds": seconds,
+        "time": time,
         "fetch_bytes": bytes_to_fetch(job.model, parts_of(stages_with_work(job.ledger, job.media))),
         "sampling": job.sampling.settings,
         "files": len(job.by_file),

@@ -19,7 +19,7 @@ from flows.machine.budget import Budget
 from flows.pipelines import STAGES
 from flows.planning.changes import in_precision
 from flows.planning.choose import PlanRequest, StagePlan, allowed, stage_plans
-from flows.planning.estimate import StageEstimate
+from flows.planning.estimate import Purpose, StageEstimate
 from flows.planning.ladder import Rung
 from flows.planning.plan import Plan, figures, processes_note
 from flows.planning.sizes import SHOT_SECONDS
@@ -161,7 +161,7 @@ def _cell(request: PlanRequest, gib: int) -> Cell:
 
 GIB = 1 << 30
 COLUMNS = ("", "weights", "computing", "KV cache", "workspace", "context", "peak", "rung")
-PARTS = ("weight", "activation", "kv", "workspace", "context")
+PARTS: tuple[Purpose, ...] = ("weight", "activation", "kv", "workspace", "context")
 COSTS = {
     "files": "fewer files at once take longer",
     "batch": "smaller batches take somewhat longer",
@@ -300,7 +300,7 @@ def memory_lines(plan: Plan) -> Iterator[str]:
 
 
 def _row(stage: str, found: StageEstimate) -> tuple[str, ...]:
-    parts = (getattr(found, f"{part}_bytes") for part in PARTS)
+    parts = map(found.bytes_of, PARTS)
     cells = (f"{part / GIB:.2f}" if part else "-" for part in parts)
     about = " (by dimensions)" if found.by_dimensions else ""
     return (stage, *cells, f"{found.peak_bytes / GIB:.2f}", f"{found.rung.name}{about}")
@@ -311,8 +311,7 @@ def explain_lines(plan: Plan) -> Iterator[str]:
     for stage, choice in plan.stage_plans.items():
         found = choice.chosen
         yield f"{stage}, {found.rung.name}"
-        if found.workload is not None:
-            yield f"  for {found.workload.line()}; {found.workload.chunks} in all"
+        yield f"  for {found.workload.line()}; {found.workload.chunks} in all"
         for term in found.terms:
             yield f"  {term.part:11s}{gib(term.bytes):>11s}  {term.why}"
         limit = allowed(found, plan.budget)

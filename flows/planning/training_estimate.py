@@ -52,22 +52,18 @@ def scores_bytes(transformer: Transformer, tokens: int, *, fused: bool, each: in
     """
     if fused:
         return 4 * transformer.heads
-    repeated = 2 * each * (transformer.attention.query_width - transformer.attention.key_width)
+    repeated = 2 * each * (transformer.query_width - transformer.key_width)
     return transformer.heads * tokens * (4 + (each if each < 4 else 0)) + repeated
 
 
 def layer_bytes(transformer: Transformer, tokens: int, *, fused: bool = True) -> int:
     """Return the bytes that one layer keeps per token of a sequence with `tokens` tokens."""
-    width, query, key = (
-        transformer.width,
-        transformer.attention.query_width,
-        transformer.attention.key_width,
-    )
-    into_mlp = 4 if transformer.mlp.gated else 2
+    width, query, key = transformer.width, transformer.query_width, transformer.key_width
+    into_mlp = 4 if transformer.is_gated else 2
     attention = width + query + 2 * key + query
     return (
         norm_bytes(transformer)
-        + HALF * (attention + width + into_mlp * transformer.mlp.width)
+        + HALF * (attention + width + into_mlp * transformer.mlp_width)
         + scores_bytes(transformer, tokens, fused=fused)
     )
 
@@ -77,7 +73,7 @@ def lora_layer_bytes(transformer: Transformer, tokens: int, rank: int) -> int:
     input after dropout, and the product with its first matrix."""
     inputs = sum(columns for _, columns in transformer.matrices)
     # Values that only a trained matrix or norm needs.
-    not_kept = 2 * transformer.width + transformer.mlp.width
+    not_kept = 2 * transformer.width + transformer.mlp_width
     return (
         layer_bytes(transformer, tokens)
         - (norm_bytes(transformer) - norm_bytes(transformer, trained=False))
@@ -92,19 +88,15 @@ def adapted_layer_bytes(
 ) -> int:
     """Return the bytes per token of a frozen layer with 32-bit adapters without dropout. `each`:
     bytes per number of the layer. In a 16-bit layer, each matrix keeps its input in 32 bit."""
-    query, key, width = (
-        transformer.attention.query_width,
-        transformer.attention.key_width,
-        transformer.width,
-    )
-    inside = transformer.mlp.width
+    width, query, key = transformer.width, transformer.query_width, transformer.key_width
+    inside = transformer.mlp_width
     norms = norm_bytes(transformer, trained=False) + (
         2 * (each - HALF) * width if transformer.shifts else 0
     )
     scores = scores_bytes(transformer, tokens, fused=fused, each=each)
     # The activation function keeps its input; a gate keeps both factors of the product.
     seen = query if fused or each == ADAPTED else 0  # attention output
-    made = query + seen + 2 * key + (3 if transformer.mlp.gated else 1) * inside
+    made = query + seen + 2 * key + (3 if transformer.is_gated else 1) * inside
     inputs = (
         2 * width + inside
         if each == ADAPTED
@@ -119,7 +111,6 @@ def lora_parameters(transformer: Transformer, rank: int) -> int:
 
 
 RANK = 8
-"""Rank of a LoRA."""
 NF4_BITS = 4 + 8 / 64 + 32 / (64 * 256)
 """Bits per number: the value, an 8-bit scale per block of 64, and a 32-bit scale per 256 blocks."""
 BUCKETS = 2 * 200_000_000

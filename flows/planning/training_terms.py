@@ -90,7 +90,6 @@ class TrainEstimate:
 
     terms: tuple[TrainTerm, ...]
     trained: int
-    """Number of trained parameters."""
     frozen: int
     notes: tuple[str, ...]
 

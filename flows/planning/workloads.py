@@ -38,7 +38,6 @@ class Workload:
 
     kind: MediaKind
     chunks: int
-    """Number of chunks."""
     frames: int
     """Frames of the largest chunk."""
     stored: tuple[int, int]
@@ -70,7 +69,6 @@ class Workload:
 
     @property
     def frame_bytes(self) -> int:
-        """Return the bytes of the stored frames of a chunk."""
         return 3 * max(self.frames, self.stored_frames) * math.prod(self.stored)
 
     def reading_bytes(self, rows: int) -> int:

@@ -164,7 +164,7 @@ class StageRunner:
         plan = plan_start(self._ladder, self._job, (self._first, *stages), expected, announce)
         self._calls.sequence_tokens = self._ladder.sequence_tokens
         rungs = {stage.name: self._ladder.rung(stage.name) for stage in self._job.pipeline}
-        seconds = times_of(self._job, rungs, expected, self._ladder.processes).seconds
+        seconds, _ = times_of(self._job, rungs, expected, self._ladder.processes)
         self._record.value["plan"].update(memory=plan, seconds=seconds)
         self.loop.select_variant()
 

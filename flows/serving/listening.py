@@ -7,6 +7,7 @@ any token is checked.
 import asyncio
 import contextlib
 import errno
+import logging
 import mimetypes
 import socket
 import sys
@@ -52,6 +53,20 @@ def address_of(listener: socket.socket) -> str:
 
 class UnsignalledServer(uvicorn.Server):
     """A server that installs no signal handlers. Its caller handles signals."""
+
+    def __init__(self, app: Any, connections: int, **options: Any) -> None:
+        """Answer with `app`, in at most so many `connections`; `options` are uvicorn's."""
+        config = uvicorn.Config(
+            app,
+            http=limited_protocol(connections),
+            lifespan="off",
+            ws="none",
+            log_level=logging.WARNING,
+            access_log=False,
+            server_header=False,
+            **options,
+        )
+        super().__init__(config)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -5,7 +5,6 @@ requests.
 import asyncio
 import contextlib
 import gc
-import logging
 import os
 import resource
 import signal
@@ -15,7 +14,6 @@ import threading
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
-import uvicorn
 from starlette.types import ASGIApp
 
 from artifacts.errors import ModelChanged, UsageError
@@ -27,7 +25,7 @@ from flows.serving.app import app_of
 from flows.serving.config import ADDRESS, BatchOptions, NetworkOptions, ServeConfig
 from flows.serving.guard import Guard
 from flows.serving.half_worker import ModelWatch
-from flows.serving.listening import UnsignalledServer, address_of, limited_protocol, listening
+from flows.serving.listening import UnsignalledServer, address_of, listening
 from flows.serving.startup import DRAIN_SECONDS, Service, open_service
 from stages.process.event_loop import loop_factory
 from stages.process.stage_process import Listener
@@ -142,20 +140,13 @@ class Answering:
         self._stopping = asyncio.Event()
         self._is_open = False
         self._server = UnsignalledServer(
-            uvicorn.Config(
-                self._answer,
-                http=limited_protocol(CONNECTIONS_PER_REQUEST * config.max_queue),
-                interface="asgi3",
-                lifespan="off",
-                ws="none",
-                log_level=logging.WARNING,
-                access_log=False,
-                server_header=False,
-                date_header=False,
-                backlog=BACKLOG,
-                timeout_keep_alive=30,
-                timeout_graceful_shutdown=round(DRAIN_SECONDS) - 2,
-            )
+            self._answer,
+            CONNECTIONS_PER_REQUEST * config.max_queue,
+            interface="asgi3",
+            date_header=False,
+            backlog=BACKLOG,
+            timeout_keep_alive=30,
+            timeout_graceful_shutdown=round(DRAIN_SECONDS) - 2,
         )
 
     async def _answer(self, scope: Any, receive: Any, send: Any) -> None:

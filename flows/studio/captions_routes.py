@@ -142,6 +142,7 @@ READERS: dict[str, Callable[[Path], Iterator[Sample]]] = {
 }
 
 
+Queue = Callable[[RunCaptions, dict[str, Any]], QueuedRun]
 LINES = "captions.jsonl"
 SHOWN = ("image/", "video/", "audio/")
 FETCHED_AT_ONCE = 8
@@ -155,7 +156,6 @@ class CaptionsRoutes:
         self._fetching = asyncio.Semaphore(FETCHED_AT_ONCE)
 
     def _captions(self, request: Request) -> RunCaptions:
-        """Return the captions of the run in a request's path. Raises UsageError."""
         return self._studio.of(request.path_params["run"])
 
     async def captions(self, request: Request) -> Response:
@@ -166,7 +166,6 @@ class CaptionsRoutes:
         return StreamingResponse(iter(pieces), media_type=JSON)
 
     async def edit(self, request: Request) -> Response:
-        """Apply an edit."""
         captions, edit = self._captions(request), await json_of(request)
         return json_answer(await asyncio.to_thread(captions.apply, edit))
 
@@ -175,15 +174,19 @@ class CaptionsRoutes:
         return json_answer(await asyncio.to_thread(self._captions(request).history))
 
     async def ask(self, request: Request) -> Response:
-        """Put a second question about some captions into the queue."""
+        return await self._queued(request, self._again)
+
+    async def _queued(self, request: Request, queue: Queue) -> Response:
+        """Answer which run `queue` put into the queue, from a run's captions and what was sent."""
         captions, given = self._captions(request), await json_of(request)
-        keys, changes = given.get("keys"), given.get("values")
-        if not isinstance(keys, list) or not isinstance(changes, dict) or len(keys) > MOST:
-            raise EditRefused(f"choose 1 to {MOST} captions")
-        run = await asyncio.to_thread(self._again, captions, [str(key) for key in keys], changes)
+        run = await asyncio.to_thread(queue, captions, given)
         return json_answer({"id": run.id, "line": line_of(run.words)})
 
-    def _again(self, captions: RunCaptions, keys: list[str], changes: dict[str, Any]) -> QueuedRun:
+    def _again(self, captions: RunCaptions, given: dict[str, Any]) -> QueuedRun:
+        named, changes = given.get("keys"), given.get("values")
+        if not isinstance(named, list) or not isinstance(changes, dict) or len(named) > MOST:
+            raise EditRefused(f"choose 1 to {MOST} captions")
+        keys = [str(key) for key in named]
         paths = [path for path, *_ in captions.paths(keys).values()]
         refuse_links(captions.out / FOLDER)
         out = captions.out / FOLDER / secrets.token_hex(8)
@@ -200,7 +203,6 @@ class CaptionsRoutes:
         return self._studio.queue.add(run)
 
     async def answers(self, request: Request) -> Response:
-        """Return the second answers of the model."""
         return json_answer(await asyncio.to_thread(self._answers, self._captions(request)))
 
     def _answers(self, captions: RunCaptions) -> dict[str, Any]:
@@ -217,24 +219,19 @@ class CaptionsRoutes:
 
     async def write(self, request: Request) -> Response:
         """Put the same run into the queue once more, with other formats."""
-        captions, given = self._captions(request), await json_of(request)
-        run = await asyncio.to_thread(self._write, captions, given)
-        return json_answer({"id": run.id, "line": line_of(run.words)})
+        return await self._queued(request, self._write)
 
     def _write(self, captions: RunCaptions, given: dict[str, Any]) -> QueuedRun:
         if not isinstance(given.get("format"), list):
             raise EditRefused("the formats are missing")
-        chosen = {"format": given["format"], "out": given.get("out")}
-        found = checked(chosen, self._studio.roots)
-        command, out = self._studio.command(captions.out), Path(found.get("out") or captions.out)
-        words = command.writing(found.get("format", ()), out)
-        return self._add("caption" if found.get("out") else "write", command, words, out)
+        found = checked({"format": given["format"]}, self._studio.roots)
+        command = self._studio.command(captions.out)
+        words = command.writing(found.get("format", ()))
+        return self._add("write", command, words, captions.out)
 
     async def follow(self, request: Request) -> Response:
         """Put an export or a training of the run's model into the queue."""
-        captions, given = self._captions(request), await json_of(request)
-        run = await asyncio.to_thread(self._follow, captions, given)
-        return json_answer({"id": run.id, "line": line_of(run.words)})
+        return await self._queued(request, self._follow)
 
     def _follow(self, captions: RunCaptions, given: dict[str, Any]) -> QueuedRun:
         kind = str(given.get("command"))
@@ -247,12 +244,12 @@ class CaptionsRoutes:
         return self._add(kind, command, words, Path(out), of=str(captions.out))
 
     async def learn(self, request: Request) -> Response:
-        """Put a round of learning into the queue."""
-        captions, _ = self._captions(request), await json_of(request)
-        command = await asyncio.to_thread(self._studio.command, captions.out)
+        return await self._queued(request, self._learn)
+
+    def _learn(self, captions: RunCaptions, _: dict[str, Any]) -> QueuedRun:
+        command = self._studio.command(captions.out)
         words = ["learn", *command.trusted, str(captions.out)]
-        run = await asyncio.to_thread(self._add, "learn", command, words, captions.out)
-        return json_answer({"id": run.id, "line": line_of(run.words)})
+        return self._add("learn", command, words, captions.out)
 
     async def teach(self, request: Request) -> Response:
         """Return the captions in the order in which they teach most."""
@@ -272,7 +269,6 @@ class CaptionsRoutes:
         return json_answer({"sets": await asyncio.to_thread(found)})
 
     async def media(self, request: Request) -> Response:
-        """Return a media file, or a range of it."""
         path = await self._local_path(request)
         if path is None:
             return json_answer({"error": "the file was moved or deleted"}, 404)

@@ -13,7 +13,7 @@ from typing import Any
 
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.files import HALF, are_equal, is_hidden
-from artifacts.names import file_name
+from artifacts.names import file_name, numbered
 from artifacts.paths import rename_noreplace
 from artifacts.regular_files import refuse_links
 from artifacts.store import disk_faults, read_fault
@@ -241,7 +241,6 @@ class _HalfFile:
             return _placed(self._path, self._folder, self._name)
 
     def remove(self) -> None:
-        """Remove the temporary name."""
         self._file.close()
         Path(self._path).unlink(missing_ok=True)
 
@@ -259,9 +258,5 @@ def _check_name(name: str) -> None:
 def _placed(half: str, folder: Path, name: str) -> Path:
     """Give an uploaded file its name. A file of the same name stays; one of the same content is the
     same file."""
-    for number in range(1, 1000):
-        numbered = name if number == 1 else f"{Path(name).stem}-{number}{Path(name).suffix}"
-        place = folder / file_name(numbered, folder)
-        if rename_noreplace(Path(half), place) or are_equal(Path(half), place):
-            return place
-    raise Refused(f"too many files are named {name}", hint="Rename it")
+    places = (folder / file_name(each, folder) for each in numbered(*os.path.splitext(name)))
+    return next(p for p in places if rename_noreplace(Path(half), p) or are_equal(Path(half), p))

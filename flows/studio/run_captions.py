@@ -191,7 +191,6 @@ class RunCaptions:
             return [b'{"media":[', *media, b"],", json_bytes(rest)[1:]]
 
     def teach(self) -> dict[str, Any]:
-        """Return the keys of the captions in the order `teach`. Raises PenstockError."""
         with self._lock:
             return teach_ranking(self.reviewed, self._features)._asdict()
 

@@ -105,7 +105,6 @@ class QueuedRun:
 
     @property
     def about_out(self) -> Path:
-        """Return the folder of the run whose captions it is about."""
         return Path(self.of or self.out)
 
 
@@ -119,7 +118,6 @@ def read_runs(path: Path) -> list[QueuedRun]:
 
 
 def program(words: Sequence[str]) -> list[str]:
-    """Return the program and the arguments of a command of Penstock."""
     return [sys.executable, "-P", "-m", "flows.cli.main", *words]
 
 
@@ -179,7 +177,6 @@ ENTRY = ("id", "kind", "out", "values", "state", "pid", "began", "error")
 
 @functools.cache
 def run_id(out: Path | str) -> str:
-    """Return the name of a run's folder in addresses."""
     return digest_of([os.path.realpath(out)])[:16]
 
 
@@ -215,7 +212,6 @@ class RunQueue:
         self._thread = threading.Thread(target=self._work, daemon=True)
 
     def start(self) -> None:
-        """Start to work on the queue."""
         if not self.refusal:
             self._thread.start()
 
@@ -293,14 +289,12 @@ class RunQueue:
         return any(run.kind == "learn" and run.out == str(out) for run in active)
 
     def of(self, name: str) -> QueuedRun:
-        """Return a run by its id. Raises UsageError."""
         for run in self.runs:
             if run.id == name:
                 return run
         raise UsageError("there is no such run", hint="Reload the page")
 
     def to_json(self) -> list[dict[str, Any]]:
-        """Return all runs with their status."""
         with self._lock:
             runs = list(self.runs)
         return [self._shown(run) for run in runs]
@@ -431,7 +425,6 @@ class RunQueue:
         return self._state / f"{run.id}.log"
 
     def log_of(self, run: QueuedRun) -> str:
-        """Return the end of what a run printed."""
         try:
             with open(self._log(run), "rb") as log:
                 log.seek(max(0, os.fstat(log.fileno()).st_size - LOG_BYTES))

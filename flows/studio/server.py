@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import logging
 import os
 import signal
 import socket
@@ -12,7 +11,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import uvicorn
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.routing import Route
@@ -25,7 +23,7 @@ from flows.console.lines import print_lines
 from flows.media.media_files import writable
 from flows.results.run_read import load_record
 from flows.results.trust import belief_in, is_trusted
-from flows.serving.listening import UnsignalledServer, address_of, limited_protocol, listening
+from flows.serving.listening import UnsignalledServer, address_of, listening
 from flows.studio.captions_routes import CaptionsRoutes
 from flows.studio.guard import KnownHosts, guarded, proxy_origin
 from flows.studio.roots import is_shown
@@ -176,18 +174,7 @@ def _serve(opened: Studio, listener: socket.socket, name: str, path: str) -> Non
 
 async def serve(app: Starlette, listener: socket.socket, *lines: str) -> None:
     """Serve an application until a signal arrives, and print lines with its addresses."""
-    server = UnsignalledServer(
-        uvicorn.Config(
-            app,
-            http=limited_protocol(CONNECTIONS),
-            lifespan="off",
-            ws="none",
-            log_level=logging.WARNING,
-            access_log=False,
-            server_header=False,
-            timeout_graceful_shutdown=GRACE_SECONDS,
-        )
-    )
+    server = UnsignalledServer(app, CONNECTIONS, timeout_graceful_shutdown=GRACE_SECONDS)
 
     def end() -> None:
         server.should_exit = True

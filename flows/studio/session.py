@@ -94,17 +94,17 @@ class RecordedCommand:
         other = self._config_of(words)
         return all(getattr(other, n) == getattr(self._config, n) for n in (*CHANGED, "prompts"))
 
-    def writing(self, formats: Sequence[str], out: Path) -> list[str]:
-        """Return the words that write these formats, too, into a folder. That of the record may
-        have been moved since. Raises UsageError for a format that there is not."""
+    def writing(self, formats: Sequence[str]) -> list[str]:
+        """Return the words that write these formats, too, into the folder, which may have been
+        moved since. Raises UsageError for a format that there is not."""
         more: dict[str, str] = {}
         if formats:
             more["--format"] = ",".join(
                 dict.fromkeys((*OutputOptions.of(self._config).format, *formats))
             )
-        words = with_values(self.words, {**more, "--out": str(out)})
+        words = with_values(self.words, {**more, "--out": str(self._out)})
         self._config_of(words)
-        return [*words[:1], *(self.trusted if out == self._out else ()), *words[1:]]
+        return [*words[:1], *self.trusted, *words[1:]]
 
     def following(self, command: str, values: Mapping[str, Any]) -> list[str]:
         """Return the words that export or tune this run's model, with these values. Raises

@@ -112,7 +112,6 @@ def keep_preset(name: Any, text: Any) -> None:
 
 
 def preset_folder() -> Path:
-    """Return the folder with the user's prompts."""
     return user_state() / "prompts"
 
 
@@ -158,12 +157,10 @@ class StartRoutes:
         self._counting = asyncio.Semaphore(COUNTED_AT_ONCE)
 
     async def page(self, _: Request) -> Response:
-        """Return the page."""
         headers = {"content-security-policy": self._page.policy}
         return HTMLResponse(self._page.html, headers=headers)
 
     async def choices(self, _: Request) -> Response:
-        """Return what the form offers."""
         studio = self._studio
         found = await asyncio.to_thread(models_in, studio.roots)
         return json_answer(
@@ -185,7 +182,6 @@ class StartRoutes:
         )
 
     async def files(self, request: Request) -> Response:
-        """Return the content of a folder."""
         path = request.query_params.get("path", "") or str(self._studio.folder)
         return json_answer(await asyncio.to_thread(self._studio.roots.listing, path))
 
@@ -215,14 +211,12 @@ class StartRoutes:
         return json_answer({"bytes": size})
 
     async def upload(self, request: Request) -> Response:
-        """Keep a dropped file."""
         name = request.query_params.get("name", "")
         folder = self._studio.out / UPLOADS
         place = await roots.upload(request.stream(), name, folder)
         return json_answer({"path": str(place), "folder": str(folder)})
 
     async def keep_preset(self, request: Request) -> Response:
-        """Keep a prompt as a file."""
         given = await json_of(request)
         await asyncio.to_thread(keep_preset, given.get("name"), given.get("text"))
         return json_answer({"prompts": await asyncio.to_thread(presets)})
@@ -239,7 +233,6 @@ class StartRoutes:
         return found, words_of(found, self._studio.fixed)
 
     async def words(self, request: Request) -> Response:
-        """Return the command line that values stand for."""
         _, words = await self._words(request)
         return json_answer({"line": line_of(words)})
 
@@ -274,7 +267,6 @@ class StartRoutes:
             return await plan_of(words, self._studio.folder, PLAN_SECONDS)
 
     async def begin(self, request: Request) -> Response:
-        """Put a run into the queue."""
         values, words = await self._words(request)
         folder, out = str(self._studio.folder), values["out"]
         run = QueuedRun(kind="caption", out=out, words=words, folder=folder, values=values)
@@ -299,7 +291,6 @@ class StartRoutes:
         return json_answer(await asyncio.to_thread(sifted_in, Path(run.out)))
 
     async def runs(self, _: Request) -> Response:
-        """Return all runs with their status."""
         return json_answer({"runs": await asyncio.to_thread(self._runs)})
 
     def _runs(self) -> list[dict[str, Any]]:
@@ -312,13 +303,11 @@ class StartRoutes:
         return found
 
     async def change(self, request: Request) -> Response:
-        """Stop, continue or remove a run."""
         do = str((await json_of(request)).get("do", ""))
         await asyncio.to_thread(self._studio.queue.change, request.path_params["id"], do)
         return await self.runs(request)
 
     async def log(self, request: Request) -> Response:
-        """Return the end of what a run printed."""
         queue = self._studio.queue
         run = queue.of(request.path_params["id"])
         return PlainTextResponse(await asyncio.to_thread(queue.log_of, run))

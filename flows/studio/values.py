@@ -49,7 +49,6 @@ CONFIGS: dict[str, type[OptionGroup]] = {
     "export": ExportConfig,
     "tune": TuneConfig,
 }
-"""Command → its options."""
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 LONGEST = 1 << 16
 """Largest number of characters of a value."""

@@ -68,7 +68,6 @@ def build_text_reader(shape: DualShape) -> PreTrainedTokenizerFast:
 def build_dual(
     shape: DualShape | None = None, seed: int = 0
 ) -> tuple[SiglipModel, SiglipProcessor]:
-    """Build an untrained model and its processor."""
     shape = shape or DualShape()
     tokenizer = build_text_reader(shape)
     end = tokenizer.convert_tokens_to_ids(END)

@@ -6,6 +6,7 @@ image. It never draws texts of untrained pairs.
 """
 
 import argparse
+import itertools
 import json
 import random
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -46,14 +47,8 @@ NOISE: Final = 4
 LETTERS: Final = "abcdefghijklmnopqrstuvwxyz"
 IGNORED: Final = -1.0
 """Truth value of a text that does not count."""
-GROUPS: Final = tuple(
-    slice(end - length, end)
-    for length, end in zip(
-        (len(TRAINED), len(COLOURS), len(SHAPES), len(BACKGROUNDS)),
-        np.cumsum([len(TRAINED), len(COLOURS), len(SHAPES), len(BACKGROUNDS)]).tolist(),
-        strict=True,
-    )
-)
+ENDS: Final = (0, *itertools.accumulate(map(len, (TRAINED, COLOURS, SHAPES, BACKGROUNDS))))
+GROUPS: Final = tuple(itertools.starmap(slice, itertools.pairwise(ENDS)))
 """Positions of the texts of pairs, colours, shapes and grounds. A choice is made in each."""
 
 
@@ -205,7 +200,6 @@ def _written(folder: Path, kind: str, count: int, rng: random.Random) -> Iterato
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Write the images that the command line requests."""
     parser = argparse.ArgumentParser(
         prog="python -m penstock_demo.dual.pictures", description=__doc__
     )

@@ -22,6 +22,7 @@ from penstock_demo.render import (
     ground,
     placed,
     sprite,
+    stepped,
 )
 from penstock_demo.words import BACKGROUNDS, COLOURS, NEVER_TRAINED, SHAPES
 
@@ -224,9 +225,9 @@ def paint_things(scene: Scene, image: Floats, cover: Floats | None = None) -> No
     height, width, _ = image.shape
     for index, thing in enumerate(scene.things):
         stretch = math.sqrt(scene.aspect)
-        radius_x = max(_stepped(thing.radius / 64 * width / stretch), 1.0)
-        radius_y = max(_stepped(thing.radius / 64 * height * stretch), 1.0)
-        x, y = _stepped(thing.x * width - 0.5), _stepped(thing.y * height - 0.5)
+        radius_x = max(stepped(thing.radius / 64 * width / stretch, 0.5), 1.0)
+        radius_y = max(stepped(thing.radius / 64 * height * stretch, 0.5), 1.0)
+        x, y = stepped(thing.x * width - 0.5, 0.5), stepped(thing.y * height - 0.5, 0.5)
         left, top = math.floor(x), math.floor(y)
         if thing.shape:
             mask = sprite(thing.shape, radius_x, radius_y, x - left, y - top)
@@ -237,8 +238,3 @@ def paint_things(scene: Scene, image: Floats, cover: Floats | None = None) -> No
         image[place_in] = under + mask[..., None] * (np.array(thing.paint, np.float32) - under)
         if cover is not None:
             cover[index][place_in] = mask
-
-
-def _stepped(value: float, step: float = 0.5) -> float:
-    """Return the value rounded, so that few different sprites are drawn."""
-    return round(value / step) * step

@@ -147,7 +147,6 @@ class DualRecipe:
     """Value to which the weight of the dense losses falls, from 1."""
 
     def rate(self, step: int) -> float:
-        """Return the learning rate of a step."""
         fall = min(1.0, (1 - step / self.steps) / (1 - self.flat_share))
         return self.learning_rate * max(fall * min(1.0, (step + 1) / 40), 0.002)
 
@@ -215,7 +214,6 @@ class DualTraining:
         self.log: list[dict[str, Any]] = []
 
     def step(self) -> dict[str, float]:
-        """Take one step and return its losses."""
         recipe, at = self.recipe, self.done
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
@@ -258,7 +256,6 @@ class DualTraining:
         }
 
     def take(self, state: dict[str, Any]) -> None:
-        """Continue from a state."""
         self.model.load_state_dict(state["model"])
         self.heads.load_state_dict(state["heads"])
         for optimizer, kept in zip(self.optimizers, state["optimizers"], strict=True):

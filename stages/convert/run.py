@@ -20,7 +20,9 @@ import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
@@ -39,7 +41,7 @@ from stages.models.hub.checkpoint import (
     weight_map,
 )
 from stages.models.hub.transfer import PICKLES
-from stages.models.in_tree.registry import ORIGINALS, OriginalLayout
+from stages.models.in_tree.registry import ORIGINALS
 from stages.models.shards.layout import (
     DTYPE_NAMES,
     TensorSpec,
@@ -95,14 +97,6 @@ class Pickle:
         return found.neg() if meta.is_neg() else found
 
 
-class ArchiveEntry(NamedTuple):
-    """Bytes in an archive that may belong to tensors."""
-
-    size: int
-    stored: bool
-    """Whether the entry is uncompressed."""
-
-
 def open_pickle(path: Path) -> Pickle:
     """Open a file of pickled tensors, without reading them. Raises UsageError if the pickle needs
     anything but tensors, EnvironmentFault if the file is incomplete."""
@@ -128,8 +122,8 @@ def open_pickle(path: Path) -> Pickle:
     return Pickle(path, tensors, digest)
 
 
-def _entries(path: Path) -> tuple[dict[int, ArchiveEntry], str]:
-    """Return offset → archive entry, and a digest of the listing."""
+def _entries(path: Path) -> tuple[dict[int, zipfile.ZipInfo], str]:
+    """Return offset of the data → archive entry, and a digest of the listing."""
     found = {}
     with open_regular(path) as file, zipfile.ZipFile(file) as archive:
         entries = archive.infolist()
@@ -144,8 +138,7 @@ def _entries(path: Path) -> tuple[dict[int, ArchiveEntry], str]:
             file.seek(entry.header_offset)
             name, extra = LOCAL_HEADER.unpack(file.read(LOCAL_HEADER.size))
             start = entry.header_offset + LOCAL_HEADER.size + name + extra
-            stored = entry.compress_type == zipfile.ZIP_STORED
-            found[start] = ArchiveEntry(entry.file_size, stored)
+            found[start] = entry
     return found, digest_of([(e.filename, e.file_size, e.CRC) for e in entries])
 
 
@@ -202,7 +195,7 @@ def _state(found: Any) -> Mapping[str, Any]:
 
 
 def _check(
-    path: Path, name: str, tensor: torch.Tensor, entries: Mapping[int, ArchiveEntry]
+    path: Path, name: str, tensor: torch.Tensor, entries: Mapping[int, zipfile.ZipInfo]
 ) -> None:
     """Refuse a tensor that cannot be mapped from its position, or that safetensors cannot store."""
     odd = next(_odd(tensor), "")
@@ -215,7 +208,8 @@ def _check(
         return
     storage: Any = tensor.untyped_storage()
     entry = entries.get(getattr(storage, "_checkpoint_offset", -1))
-    if entry is None or not entry.stored or _end(tensor) > min(storage.nbytes(), entry.size):
+    stored = entry.file_size if entry and entry.compress_type == zipfile.ZIP_STORED else 0
+    if _end(tensor) > min(storage.nbytes(), stored):
         raise incomplete_file(path, "file of pickled weights")
 
 
@@ -256,14 +250,6 @@ class PickledModel:
     """Its weight files."""
     index: dict[str, str]
     """Tensor → file, from the index; empty without one."""
-    alone: bool
-    """Whether the user gave a file, not a folder."""
-
-    def small_files(self, original: bool) -> dict[str, bytes]:
-        """Return the files without weights, by name. For an `original` file only those of tokenizer
-        and processor. Raises EnvironmentFault for an unreadable file."""
-        found = small_files(self.folder, *([COMPANION_FILES] if original else []))
-        return {n: content for n, content in found.items() if Path(n).suffix not in PICKLES}
 
 
 def find_pickled(path: Path) -> PickledModel:
@@ -275,7 +261,7 @@ def find_pickled(path: Path) -> PickledModel:
                 f"{path} is not a file of pickled weights ({', '.join(PICKLES)})",
                 hint=_already(path.parent) if path.suffix == ".safetensors" else "Check its name",
             )
-        return PickledModel(folder=path.parent, files=(path,), index={}, alone=True)
+        return PickledModel(folder=path.parent, files=(path,), index={})
     if not path.is_dir():
         raise UsageError(
             f"{path} does not exist",
@@ -291,7 +277,7 @@ def find_pickled(path: Path) -> PickledModel:
             raise EnvironmentFault(
                 f"{file} is missing (listed in {PICKLED_INDEX})", hint=DOWNLOAD_HINT
             )
-    return PickledModel(folder=path, files=files, index=index, alone=False)
+    return PickledModel(folder=path, files=files, index=index)
 
 
 def _already(folder: Path) -> str:
@@ -370,7 +356,8 @@ def _convert(job: ConvertJob, report: EventReporter) -> None:
     pickles = [open_pickle(path) for path in source.files]
     _check_index(source, pickles)
     names = [name for pickle in pickles for name in pickle.tensors]
-    original = next((layout for layout in ORIGINALS if layout.recognises(names)), None)
+    layouts = map(import_module, ORIGINALS.values())
+    original = next((layout for layout in layouts if layout.recognises(names)), None)
     small = _small_files(source, pickles, original, dtype)
     origins = _origins(pickles, original)
     shards = lay_out((_spec(name, o.meta, dtype) for name, o in origins.items()), job.shard_bytes)
@@ -399,7 +386,7 @@ def _logs_as_warnings(report: EventReporter) -> Iterator[None]:
 
 
 def _contents(
-    origins: Mapping[str, PickledTensor], original: OriginalLayout | None, spec: TensorSpec
+    origins: Mapping[str, PickledTensor], original: ModuleType | None, spec: TensorSpec
 ) -> Iterator[torch.Tensor]:
     """Yield a tensor in pieces. Raises UsageError if a number overflows its type."""
     pickle, name, _ = origins[spec.name]
@@ -417,15 +404,13 @@ def _contents(
 
 
 def _called(
-    name: str, tensor: torch.Tensor, original: OriginalLayout | None
+    name: str, tensor: torch.Tensor, original: ModuleType | None
 ) -> list[tuple[str, torch.Tensor]]:
     """Return the tensors that one pickled tensor becomes, with their names."""
     return [(name, tensor)] if original is None else list(original.rename(name, tensor))
 
 
-def _origins(
-    pickles: Sequence[Pickle], original: OriginalLayout | None
-) -> dict[str, PickledTensor]:
+def _origins(pickles: Sequence[Pickle], original: ModuleType | None) -> dict[str, PickledTensor]:
     """Return tensor name → its source. Tensors that share memory are all written, because only the
     class of the model knows which can be left out."""
     found: dict[str, PickledTensor] = {}
@@ -460,11 +445,12 @@ def _check_index(source: PickledModel, pickles: Sequence[Pickle]) -> None:
 def _small_files(
     source: PickledModel,
     pickles: Sequence[Pickle],
-    original: OriginalLayout | None,
+    original: ModuleType | None,
     dtype: torch.dtype | None,
 ) -> dict[str, bytes]:
     """Return the other files of the model. Raises UsageError without a configuration."""
-    small = source.small_files(original is not None)
+    found = small_files(source.folder, *([COMPANION_FILES] if original else []))
+    small = {n: content for n, content in found.items() if Path(n).suffix not in PICKLES}
     dtype_name = str(dtype or "").removeprefix("torch.")
     if original is not None:
         shapes = {n: tuple(t.shape) for pickle in pickles for n, t in pickle.tensors.items()}
@@ -473,10 +459,9 @@ def _small_files(
         dtype_name = dtype_name or str(widest).removeprefix("torch.")
         return {**small, CONFIG: json_bytes({**original.config(shapes), "dtype": dtype_name})}
     if CONFIG not in small:
-        known = ", ".join(layout.description for layout in ORIGINALS)
         raise UsageError(
-            f"{source.files[0]} is not a known original file ({known}), and there is no {CONFIG} "
-            "next to it",
+            f"{source.files[0]} is not a known original file ({', '.join(ORIGINALS)}), and "
+            f"there is no {CONFIG} next to it",
             hint=f"Put the model's {CONFIG} and tokenizer into {source.folder}",
         )
     return {**small, CONFIG: config_as(small[CONFIG], dtype_name, source.folder / CONFIG)}

@@ -12,7 +12,8 @@ from artifacts.captions import Ended
 from artifacts.errors import UsageError
 from stages.decode.generation import SamplingParams
 from stages.models.footprint import context_tokens
-from stages.models.processors.prepare import DECODED, Row, answer_ids, drop_end_token, rebuild
+from stages.models.processors.prepare import DECODED, answer_ids, drop_end_token, rebuild
+from stages.models.processors.side_inputs import Row
 
 
 class ContextExceeded(UsageError):

@@ -5,6 +5,7 @@ This module has the job descriptions of all exports. It imports no library.
 """
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 from artifacts.model_files import ModelFiles
@@ -161,53 +162,39 @@ class MergeJob(CheckpointJob):
     shard_bytes: int = SHARD_BYTES
 
 
-STAGE = StageSpec(
+_stage = partial(StageSpec, of_media=False, output_version=1, counts="")
+STAGE = _stage(
     name="export",
     job=ExportJob,
-    of_media=False,
-    output_version=1,
     entry="stages.export.run:run",
     verb="exporting",
-    counts="",
 )
-TRACE = StageSpec(
+TRACE = _stage(
     name="trace",
     job=GraphJob,
-    of_media=False,
-    output_version=1,
     entry="stages.export.graphs.run:run",
     verb="making graphs",
-    counts="",
 )
-COMPARE = StageSpec(
+COMPARE = _stage(
     name="compare",
     reads=("features",),
     job=FeaturesJob,
-    of_media=False,
-    output_version=1,
     entry="stages.export.compare:run",
     verb="comparing features",
-    counts="",
 )
-CALIBRATE = StageSpec(
+CALIBRATE = _stage(
     name="calibrate",
     reads=("captions",),
     part="language",
     job=CalibrateJob,
-    of_media=False,
-    output_version=1,
     entry="stages.export.calibrate:run",
     verb="calibrating",
-    counts="",
 )
-JUDGE = StageSpec(
+JUDGE = _stage(
     name="judge",
     reads=("captions",),
     part="language",
     job=JudgeJob,
-    of_media=False,
-    output_version=1,
     entry="stages.export.logit_agreement:run",
     verb="judging",
-    counts="",
 )

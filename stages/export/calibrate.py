@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import nn
@@ -30,7 +30,8 @@ from stages.models.halves.offload import placement, waiting
 from stages.models.halves.routes import config_and_class, skeleton_of
 from stages.models.loading import ModelJob, facts
 from stages.models.loading import warm as warm
-from stages.models.streaming.load import LayerLockstep, LayerProvider, streamed_layers
+from stages.models.streaming.layers import LayerProvider
+from stages.models.streaming.load import LayerLockstep, streamed_layers
 from stages.process.events import EventReporter
 from stages.process.job import parse_job
 
@@ -41,14 +42,9 @@ ROWS = 2048
 """Tokens that are accumulated at once, which bounds their float32 copy."""
 
 
-class RoundWeight(Protocol):
-    """A callback that quantizes weights."""
-
-    def __call__(
-        self, path: str, weight: torch.Tensor, hessian: torch.Tensor | None, reason: str
-    ) -> None:
-        """Quantize the weight of one linear layer, which is valid until this returns, by its
-        Hessian. The Hessian is None for a `reason`; otherwise `reason` is empty."""
+RoundWeight = Callable[[str, torch.Tensor, torch.Tensor | None, str], None]
+"""Quantizes the weight of the linear layer at a path, which is valid until this returns, by its
+Hessian. The Hessian is None for a reason; otherwise the reason is empty."""
 
 
 def calibrate(
@@ -78,7 +74,7 @@ def calibrate(
     todo = {path for path in paths if path not in done}
     streamed = streamed_layers(half)
     modules = dict(layers)
-    provider: LayerProvider = _ResidentLayers()
+    provider = LayerProvider()
     if streamed is None:
         paths = tuple(modules)
         lockstep = LayerLockstep(list(modules.values()), provider)
@@ -98,19 +94,6 @@ def calibrate(
             provider.release(number)
     for path, linear in _outside(half, todo.difference(*linears)):
         round_weight(path, linear.weight, None, OUTSIDE)
-
-
-class _ResidentLayers:
-    """The layer provider of a half whose layers are all in memory."""
-
-    def prefetch(self, layer: int) -> None:
-        pass
-
-    def load(self, layer: int) -> None:
-        pass
-
-    def release(self, layer: int) -> None:
-        pass
 
 
 class _StopCall(Exception):

@@ -16,6 +16,7 @@ from artifacts.tensors import unpack_tree
 from artifacts.vectors import vectors_in
 from stages.export import FeaturesJob
 from stages.export.parity import of_each
+from stages.memory.meta_device import tensors
 from stages.models.halves.records import MAIN_FIELDS, FeatureRecord
 from stages.process.events import EventReporter
 from stages.process.job import parse_job
@@ -90,12 +91,6 @@ def _rows(kind: str, records: RecordSet, key: str) -> torch.Tensor:
 
 
 def _main(fields: Any) -> Iterator[torch.Tensor]:
-    """Yield the tensors of a record's main field; without one, all its tensors."""
-    named = [fields[name] for name in MAIN_FIELDS if fields.get(name) is not None][:1]
-    left = named or list(fields.values())
-    while left:
-        part = left.pop(0)
-        if isinstance(part, torch.Tensor):
-            yield part
-        elif isinstance(part, list | tuple):
-            left = [*part, *left]
+    """Return the tensors of a record's main field; without one, all its tensors."""
+    named = (fields[name] for name in MAIN_FIELDS if fields.get(name) is not None)
+    return tensors(next(named, list(fields.values())))

@@ -7,13 +7,13 @@ that type.
 """
 
 import re
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from transformers.modeling_utils import local_torch_dtype
 
 from artifacts.errors import UsageError
 from artifacts.plurals import counted
@@ -88,7 +88,7 @@ def plan_export(
     for name in config.sub_configs:  # each submodel uses its own type
         if (part := getattr(config, name, None)) is not None:
             part.dtype = dtype
-    with _default_dtype(dtype):
+    with local_torch_dtype(dtype):
         skeleton = skeleton_of(config, cls)
     linears = {path: m for part in parts for path, m in quantizable(skeleton, part).items()}
     quantized_paths = [path for path, module in linears.items() if not takes(module)]
@@ -160,7 +160,6 @@ def _loaded_as(
 
 
 def _dtype_of(config: Any, headers: Collection[Header]) -> torch.dtype:
-    """Return the default type of the loader."""
     if isinstance(config.dtype, torch.dtype):
         return config.dtype
     types = (DTYPES[header.dtype] for header in headers)
@@ -182,14 +181,3 @@ def refuse_unwritable(folder: Path, config: Any, headers: Collection[Header]) ->
             f"tensor {odd.name} of {folder} is stored as {odd.dtype}, which cannot be read",
             hint="Give a checkpoint in 16 or 32 bit",
         )
-
-
-@contextmanager
-def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    """Build models in this type within the block; tensors with an explicit type keep theirs."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)

@@ -112,7 +112,6 @@ class GgufTokenizer(NamedTuple):
     """The special tokens and the chat template: a SpecialVocab."""
 
     def add_to(self, writer: Any) -> None:
-        """Write it to a GGUFWriter."""
         writer.add_tokenizer_model(self.model)
         writer.add_tokenizer_pre(self.pre)
         writer.add_token_list(self.tokens)

@@ -9,18 +9,15 @@ last bit, because libraries sum in different orders.
 PEFT rounds once more in these cases:
 
 - The adapter is loaded in 16 bit.
-
 - `safe_merge` is set.
-
 - The layer is an embedding table.
-
 - The model is loaded in another type than it is stored in; PEFT then rounds before it adds.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -208,59 +205,56 @@ def _merge(job: MergeJob, report: EventReporter) -> None:
     small = small_files(source)
     small[CONFIG] = stating_as_published(small[CONFIG], job.as_published)
     with claimed(folder, {**job.recipe, "shard_bytes": job.shard_bytes}):
-        contents = _Merged(source, headers, adapter, changes)
+        files = {header.name: source / header.shard for header in headers}
+        # Tensors are requested file by file.
+        places = lru_cache(maxsize=1)(read_places)
+        contents = partial(_merged, files, places, adapter, changes)
         write_checkpoint(folder, shards, small, contents, report, MORE_ROOM, job.files.check)
     report.note(merged=len(changes))
 
 
-class _Merged:
-    """Supplies the data of each tensor that is written."""
+def _merged(
+    files: Mapping[str, Path],
+    places: Callable[[Path], Mapping[str, TensorPlace]],
+    adapter: LoraAdapter,
+    changes: Mapping[str, TensorChange],
+    spec: TensorSpec,
+) -> Iterator[torch.Tensor]:
+    """Yield a tensor in pieces of whole rows. Raises UsageError if a sum overflows its type."""
+    change = changes.get(spec.name, TensorChange())
+    path = files[spec.name]
+    place = places(path)[spec.name]
+    if change.whole:
+        path, place = adapter.weights, adapter.places[change.whole]
+    pieces = _rows(path, place)
+    if change.low_rank is not None:
+        pieces = _added(adapter, spec.shape[1], change.low_rank, change.transposed, pieces)
+    for piece in pieces:
+        rounded = piece.to(spec.dtype)
+        if change != TensorChange() and not rounded.isfinite().all():
+            raise UsageError(
+                f"{adapter.folder} makes values of {spec.name} infinite or NaN in {spec.dtype}",
+                hint="The adapter does not fit this model, or its training failed",
+            )
+        yield rounded
 
-    def __init__(
-        self,
-        source: Path,
-        headers: Sequence[Header],
-        adapter: LoraAdapter,
-        changes: Mapping[str, TensorChange],
-    ) -> None:
-        self._files = {header.name: source / header.shard for header in headers}
-        self._adapter, self._changes = adapter, changes
-        self._places = lru_cache(maxsize=1)(read_places)  # tensors are requested file by file
 
-    def __call__(self, spec: TensorSpec) -> Iterator[torch.Tensor]:
-        """Yield a tensor in pieces of whole rows. Raises UsageError if a sum overflows its type."""
-        change = self._changes.get(spec.name, TensorChange())
-        path = self._files[spec.name]
-        place = self._places(path)[spec.name]
-        if change.whole:
-            path, place = self._adapter.weights, self._adapter.places[change.whole]
-        pieces = _rows(path, place)
-        if change.low_rank is not None:
-            pieces = self._added(spec, change, pieces)
-        for piece in pieces:
-            rounded = piece.to(spec.dtype)
-            if change != TensorChange() and not rounded.isfinite().all():
-                raise UsageError(
-                    f"{self._adapter.folder} makes values of {spec.name} infinite or NaN in "
-                    f"{spec.dtype}",
-                    hint="The adapter does not fit this model, or its training failed",
-                )
-            yield rounded
-
-    def _added(
-        self, spec: TensorSpec, change: TensorChange, pieces: Iterator[torch.Tensor]
-    ) -> Iterator[torch.Tensor]:
-        """Yield the sums of the tensor and its change by rows, at least in 32 bit."""
-        low_rank = change.low_rank
-        assert low_rank is not None
-        a, b = (read_matrix(self._adapter, name) for name in (low_rank.a, low_rank.b))
-        left, right = (a.mT, b.mT) if change.transposed else (b, a)
-        at = 0
-        for piece in pieces:
-            rows = piece.reshape(-1, spec.shape[1])
-            added = (left[at : at + len(rows)] @ right).mul_(low_rank.scale)
-            at += len(rows)
-            yield rows + added
+def _added(
+    adapter: LoraAdapter,
+    columns: int,
+    low_rank: LowRank,
+    transposed: bool,
+    pieces: Iterator[torch.Tensor],
+) -> Iterator[torch.Tensor]:
+    """Yield the sums of the tensor and its change by rows, at least in 32 bit."""
+    a, b = (read_matrix(adapter, name) for name in (low_rank.a, low_rank.b))
+    left, right = (a.mT, b.mT) if transposed else (b, a)
+    at = 0
+    for piece in pieces:
+        rows = piece.reshape(-1, columns)
+        added = (left[at : at + len(rows)] @ right).mul_(low_rank.scale)
+        at += len(rows)
+        yield rows + added
 
 
 def _rows(path: Path, place: TensorPlace) -> Iterator[torch.Tensor]:

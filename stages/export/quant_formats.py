@@ -9,7 +9,7 @@ import math
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -19,7 +19,7 @@ from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.files import whole_file
 from stages.export import BITSANDBYTES, PACKED, ExportJob
 from stages.export.export_plan import ExportPlan, StoredTensor, plan_export
-from stages.export.rounding import CannotRound, Rounded, round_to_nearest, unsupported_shape
+from stages.export.rounding import CannotRound, Rounded, round_to_nearest, unsupported_columns
 from stages.models.halves.routes import config_and_class
 from stages.models.hub.checkpoint import CONFIG, json_bytes, small_files
 from stages.models.hub.headers import read_places
@@ -40,27 +40,6 @@ from stages.models.shards.layout import (
 from stages.process.deferred_imports import import_transformers
 from stages.process.events import EventReporter
 
-
-class QuantFormat(Protocol):
-    """A storage format of quantized weights."""
-
-    def takes(self, module: torch.nn.Module) -> str:
-        """Return why a linear layer's weight cannot be stored in this format; empty if it can."""
-
-    def names(self, name: str) -> list[str]:
-        """Return the names of the tensors in which a weight is stored."""
-
-    def size(self, shape: tuple[int, ...], dtype: torch.dtype) -> int:
-        """Return the approximate bytes of these tensors."""
-
-    def tensors(self, name: str, weight: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Return these tensors by name. The weight has the type in which the model computes."""
-
-    def settings(self, dtype: torch.dtype, unquantized: Iterable[str]) -> dict[str, Any]:
-        """Return the `quantization_config` of config.json; `unquantized` are the linear layers that
-        are left out."""
-
-
 BLOCK, SUPERBLOCK = 64, 256
 """Numbers per scale, and scales per second-level scale."""
 PIECE = 1 << 20
@@ -71,22 +50,39 @@ ROW_FORMAT = 0
 """bitsandbytes' code for row-major numbers."""
 
 
-class Nf4:
+class _BitsAndBytes:
+    """A format that bitsandbytes loads, for all linear layers."""
+
+    kind: str
+
+    def takes(self, module: torch.nn.Module) -> str:
+        """Return why a linear layer's weight cannot be stored in this format; empty if it can."""
+        return ""
+
+    def settings(self, dtype: torch.dtype, unquantized: Iterable[str]) -> dict[str, Any]:
+        """Return the `quantization_config` of config.json; `unquantized` are the linear layers that
+        are left out."""
+        return dict(settings_of(self.kind, dtype, unquantized).to_dict())
+
+
+class Nf4(_BitsAndBytes):
     """4 bits per number by the quantiles of a normal distribution; the scales are quantized in turn
     (QLoRA, https://arxiv.org/abs/2305.14314)."""
 
-    def takes(self, module: torch.nn.Module) -> str:
-        return ""
+    kind = "nf4"
 
     def names(self, name: str) -> list[str]:
+        """Return the names of the tensors in which a weight is stored."""
         extras = ("absmax", "quant_map", "nested_absmax", "nested_quant_map")
         return [name, *(f"{name}.{extra}" for extra in (*extras, "quant_state.bitsandbytes__nf4"))]
 
     def size(self, shape: tuple[int, ...], dtype: torch.dtype) -> int:
+        """Return the approximate bytes of these tensors."""
         numbers = math.prod(shape)
         return numbers // 2 + numbers // BLOCK + 4 * numbers // BLOCK // SUPERBLOCK + STATE_BYTES
 
     def tensors(self, name: str, weight: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return these tensors by name. The weight has the type in which the model computes."""
         from bitsandbytes import functional
 
         pieces = [
@@ -110,15 +106,11 @@ class Nf4:
         packed = torch.cat([found for found, _ in pieces])
         return {name: packed, **{f"{name}.{key}": value for key, value in extras.items()}}
 
-    def settings(self, dtype: torch.dtype, unquantized: Iterable[str]) -> dict[str, Any]:
-        return dict(settings_of("nf4", dtype, unquantized).to_dict())
 
-
-class Int8:
+class Int8(_BitsAndBytes):
     """8 bits per number, one scale per row (LLM.int8(), https://arxiv.org/abs/2208.07339)."""
 
-    def takes(self, module: torch.nn.Module) -> str:
-        return ""
+    kind = "int8"
 
     def names(self, name: str) -> list[str]:
         owner = name.removesuffix("weight")
@@ -137,9 +129,6 @@ class Int8:
         numbers, scales = (torch.cat([piece[at] for piece in pieces]) for at in (0, 1))
         form = torch.tensor(ROW_FORMAT, dtype=torch.uint8)
         return dict(zip(self.names(name), (numbers, scales, form), strict=True))
-
-    def settings(self, dtype: torch.dtype, unquantized: Iterable[str]) -> dict[str, Any]:
-        return dict(settings_of("int8", dtype, unquantized).to_dict())
 
 
 METHOD = "compressed-tensors"
@@ -235,7 +224,7 @@ class Packed:
     def takes(self, module: torch.nn.Module) -> str:
         if type(module) is not torch.nn.Linear:
             return f"a weight in the layout of {type(module).__name__}"
-        return unsupported_shape(tuple(module.weight.shape), self.bits, self.group)
+        return unsupported_columns(module.in_features, self.group)
 
     def names(self, name: str) -> list[str]:
         return [spec.name for spec in specs(name, (1, self.group), torch.float16, 8, self.group)]
@@ -266,20 +255,19 @@ class Packed:
             file.write(save({key: value.cpu() for key, value in made.items()}))
 
 
+QuantFormat = Nf4 | Int8 | Packed
+
+
 def files_of(
     plan: ExportPlan, form: QuantFormat, shard_bytes: int = SHARD_BYTES
 ) -> list[WeightShard]:
     """Return the files to write, each with its tensors and their approximate sizes."""
-    return lay_out((_about(tensor, form) for tensor in plan.tensors), shard_bytes)
-
-
-def _about(tensor: StoredTensor, form: QuantFormat) -> TensorSpec:
-    size = form.size(tensor.shape, tensor.dtype) if tensor.module else tensor.size
-    return TensorSpec(tensor.name, torch.uint8, (size,))
+    sizes = (form.size(t.shape, t.dtype) if t.module else t.size for t in plan.tensors)
+    pairs = zip(plan.tensors, sizes, strict=True)
+    return lay_out((TensorSpec(t.name, torch.uint8, (size,)) for t, size in pairs), shard_bytes)
 
 
 def is_made(folder: Path, file: WeightShard, plan: ExportPlan, form: QuantFormat) -> bool:
-    """Return whether a file exists and is complete."""
     stored = {tensor.name: tensor for tensor in plan.tensors}
     names: set[str] = set()
     for spec in file.tensors:
@@ -368,7 +356,6 @@ def export(job: ExportJob, report: EventReporter) -> None:
 
 
 def form_of(job: ExportJob) -> QuantFormat:
-    """Return the quantization format of a job."""
     if job.kind in PACKED:
         rounded = Path(job.calibrated) if job.calibrated else None
         return Packed(PACKED[job.kind], job.group, rounded)
@@ -376,7 +363,6 @@ def form_of(job: ExportJob) -> QuantFormat:
 
 
 def _config(content: bytes, plan: ExportPlan, form: QuantFormat) -> bytes:
-    """Return config.json with the `quantization_config`."""
     value = json.loads(content)
     names = plan.unquantized
     if isinstance(form, Packed):  # some loaders use the names in the files, also for experts

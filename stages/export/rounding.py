@@ -4,9 +4,6 @@ The integers are symmetric, with no zero point: -8 … 7 in 4 bits, -128 … 127
 its integer times its group's scale. The scale is first rounded to its stored type, so that the
 choice of integers compensates for that error.
 
-Quantizes a weight by GPTQ: its product with given inputs changes as little as possible (Frantar et
-al., https://arxiv.org/abs/2210.17323).
-
 GPTQ quantizes a weight so that its product with given inputs changes as little as possible (Frantar
 et al., https://arxiv.org/abs/2210.17323). It rounds columns in order, and spreads the error of each
 over the columns after it. The inverse of the Hessian (the sum of x xᵀ over all inputs x) gives the
@@ -20,9 +17,6 @@ from typing import NamedTuple
 
 import torch
 
-from stages.export import GROUPS, PACKED
-
-BITS = tuple(PACKED.values())
 STEPS = 16
 """Scales that are tried per group, for its maximum shrunk down to half."""
 BLOCK_NUMBERS = 1 << 18
@@ -43,8 +37,8 @@ class CannotRound(ValueError):
     """Raised for a weight that cannot be quantized in the requested format."""
 
 
-def unsupported_shape(shape: tuple[int, ...], bits: int, group: int) -> str:
-    """Return why a weight of this shape cannot have this format; empty if it can.
+def unsupported_columns(columns: int, group: int) -> str:
+    """Return why a weight with so many columns cannot be in groups; empty if it can.
 
     Loaders need whole groups. compressed-tensors refuses columns that are not a multiple of the
     group (`_process_group`). So does vLLM, which allocates columns // group scales
@@ -55,15 +49,7 @@ def unsupported_shape(shape: tuple[int, ...], bits: int, group: int) -> str:
     (q, k, v; gate, up), which must then all stay unquantized. They have the same number of columns,
     so they do.
     """
-    if bits not in BITS:
-        return f"{bits} bits (not {' or '.join(map(str, BITS))})"
-    if group not in GROUPS:
-        return f"groups of {group} columns (not {', '.join(map(str, GROUPS))})"
-    if len(shape) != 2:
-        return f"a weight of {len(shape)} dimensions (not 2)"
-    if shape[1] % group:
-        return f"{shape[1]} columns, which is not a multiple of {group}"
-    return ""
+    return f"{columns} columns, which is not a multiple of {group}" if columns % group else ""
 
 
 def round_to_nearest(weight: torch.Tensor, bits: int, group: int, dtype: torch.dtype) -> Rounded:

@@ -9,7 +9,6 @@ from stages.process.job import parse_job
 
 
 def _writer(job: ExportJob) -> Any:
-    """Return the module that writes this kind."""
     return import_module(
         "stages.export.gguf" if job.kind in GGUF else "stages.export.quant_formats"
     )

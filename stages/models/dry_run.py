@@ -9,16 +9,17 @@ import contextlib
 import logging
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
+from torch.utils.hooks import RemovableHandle
 
 from artifacts.schema import MediaKind, Part, Route
 from stages.memory.live_bytes import FLOAT32_BYTES, MetaMemoryCounter, RepeatedLayers
 from stages.memory.meta_device import give_data, on_meta_device, tensors, without_data
-from stages.models.footprint import BatchCost, LayerMemory, RowMemory, context_of
+from stages.models.footprint import BatchCost, LayerMemory, RowMemory, context_tokens
 from stages.models.halves.features import (
     Features,
     encode,
@@ -30,19 +31,17 @@ from stages.models.halves.features import (
 from stages.models.halves.offload import UNDIVIDED, generate, outermost_layers
 from stages.models.halves.routes import one_line
 from stages.models.processors.input_sizes import bytes_of
-from stages.models.processors.loading import black_clip, is_image_output
+from stages.models.processors.loading import black_clip, is_image_output, takes_videos
 from stages.models.processors.prepare import (
-    Prepared,
     channel_of,
     drop_end_token,
-    joined,
     prepare,
     prepare_images,
     rebuild,
-    takes_videos,
     text_inputs,
 )
-from stages.models.processors.processor_calls import TEXT_IDS, text_ids
+from stages.models.processors.processor_calls import TEXT_IDS, joined, text_ids
+from stages.models.processors.side_inputs import Prepared
 from stages.process.exit_diagnosis import out_of_memory
 
 NEW_TOKENS = 2
@@ -65,8 +64,9 @@ class PromptWatch:
         self.kept: tuple[LayerMemory, ...] = ()
         """Cache memory per row by layer; empty if the layers do not cache all tokens of a row."""
 
-    def of(self, decoder: Any) -> contextlib.AbstractContextManager[None]:
-        return _held([decoder.register_forward_pre_hook(self._called, with_kwargs=True)])
+    def of(self, decoder: Any) -> RemovableHandle:
+        hook: RemovableHandle = decoder.register_forward_pre_hook(self._called, with_kwargs=True)
+        return hook
 
     def _called(self, module: Any, args: Any, kwargs: Any) -> None:
         self._calls += 1
@@ -76,25 +76,28 @@ class PromptWatch:
             self._live.reset_peak()
 
     def _so_far(self, cache: int) -> dict[str, int]:
-        live = self._live
-        return {
-            "peak_bytes": live.peak,
-            "peak_bytes_32": live.peak_32,
-            "kept_bytes": cache,
-            "mlp_bytes": live.inside,
-            "outside_bytes": live.outside,
-            "outside_bytes_32": live.outside_32,
-            "positions": live.positions,
-            "scores_bytes": live.scores,
-            "mask_bytes": live.mask,
-            "flops": live.flops,
-        }
+        return {**_counted(self._live), "kept_bytes": cache}
 
     def found(self) -> dict[str, int]:
         if not self._prompt:
             return self._so_far(0)
         step = self._live.flops - self._prompt["flops"]
         return {**self._prompt, "step_bytes": self._live.peak, "step_flops": step}
+
+
+def _counted(live: MetaMemoryCounter) -> dict[str, int]:
+    """Return what was counted, by the fields of BatchCost."""
+    return {
+        "peak_bytes": live.peak,
+        "peak_bytes_32": live.peak_32,
+        "mlp_bytes": live.inside,
+        "outside_bytes": live.outside,
+        "outside_bytes_32": live.outside_32,
+        "positions": live.positions,
+        "scores_bytes": live.scores,
+        "mask_bytes": live.mask,
+        "flops": live.flops,
+    }
 
 
 def cache_bytes(cache: Any) -> int:
@@ -115,51 +118,45 @@ def cache_bytes(cache: Any) -> int:
 def kept_of(cache: Any) -> tuple[LayerMemory, ...]:
     """Return what a cache's layers hold per row, with equal layers counted together. Return nothing
     for an unknown kind of cache, or if its layers saw different numbers of tokens."""
-    layers = [_LayerKept.of(layer) for layer in getattr(cache, "layers", None) or ()]
-    if len({kept.tokens for kept in layers if kept.tokens and not kept.of_row.window}) > 1:
+    layers = [_layer_memory(layer) for layer in getattr(cache, "layers", None) or ()]
+    if len({tokens for memory, tokens in layers if tokens and not memory.window}) > 1:
         return ()
-    return tuple(
-        replace(kept, layers=count) for kept, count in Counter(k.of_row for k in layers).items()
+    counts = Counter(memory for memory, _ in layers)
+    return tuple(replace(memory, layers=count) for memory, count in counts.items())
+
+
+def _layer_memory(layer: Any) -> tuple[LayerMemory, int]:
+    """Return what one layer's cache holds per row, and how many tokens it saw."""
+    parts = (getattr(layer, name, None) for name in ("keys", "values", "indexer_keys"))
+    seen: list[torch.Tensor] = [part for part in parts if part is not None and part.numel()]
+    states: list[torch.Tensor] = [
+        part
+        for name in ("conv_states", "recurrent_states")
+        for part in (getattr(layer, name, None) or {}).values()
+        if part is not None
+    ]
+    of_row = LayerMemory(
+        kind=type(layer).__name__,
+        token_bytes=sum(part.nbytes // (len(part) * part.shape[-2]) for part in seen),
+        window=int(getattr(layer, "sliding_window", None) or 0),
+        state_bytes=sum(part.nbytes // len(part) for part in states),
+        state_bytes_32=sum(part[0].numel() * FLOAT32_BYTES for part in states),
     )
+    return of_row, int(seen[0].shape[-2]) if seen else 0
 
 
-class _LayerKept(NamedTuple):
-    """What one layer's cache holds per row, and how many tokens it saw."""
-
-    of_row: LayerMemory
-    tokens: int
-
-    @classmethod
-    def of(cls, layer: Any) -> "_LayerKept":
-        parts = (getattr(layer, name, None) for name in ("keys", "values", "indexer_keys"))
-        seen: list[torch.Tensor] = [part for part in parts if part is not None and part.numel()]
-        states: list[torch.Tensor] = [
-            part
-            for name in ("conv_states", "recurrent_states")
-            for part in (getattr(layer, name, None) or {}).values()
-            if part is not None
-        ]
-        of_row = LayerMemory(
-            kind=type(layer).__name__,
-            token_bytes=sum(part.nbytes // (len(part) * part.shape[-2]) for part in seen),
-            window=int(getattr(layer, "sliding_window", None) or 0),
-            state_bytes=sum(part.nbytes // len(part) for part in states),
-            state_bytes_32=sum(part[0].numel() * FLOAT32_BYTES for part in states),
-        )
-        return cls(of_row, int(seen[0].shape[-2]) if seen else 0)
-
-
-def watch_mlps(skeleton: Any, live: MetaMemoryCounter) -> contextlib.AbstractContextManager[None]:
+@contextlib.contextmanager
+def watch_mlps(skeleton: Any, live: MetaMemoryCounter) -> Iterator[None]:
     """Notify the counter when an MLP starts and ends."""
-    handles = []
-    for module in _mlps(skeleton):
-        handles += [
-            module.register_forward_pre_hook(
-                lambda _, given: live.enter(given[0].shape[:-1].numel() if given else 0)
-            ),
-            module.register_forward_hook(lambda *_: live.leave()),
-        ]
-    return _held(handles)
+
+    def starts(_: Any, given: tuple[torch.Tensor, ...]) -> None:
+        live.enter(given[0].shape[:-1].numel() if given else 0)
+
+    with contextlib.ExitStack() as hooks:
+        for module in _mlps(skeleton):
+            hooks.enter_context(module.register_forward_pre_hook(starts))
+            hooks.enter_context(module.register_forward_hook(lambda *_: live.leave()))
+        yield
 
 
 @contextlib.contextmanager
@@ -170,18 +167,10 @@ def watch_layers(skeleton: Any, live: MetaMemoryCounter) -> Iterator[list[int]]:
     def begins(*_: Any) -> None:
         peaks[:] = max(peaks[0], live.bytes), max(peaks[1], live.bytes_32)
 
-    with _held([one.register_forward_pre_hook(begins) for one in outermost_layers(skeleton)]):
+    with contextlib.ExitStack() as hooks:
+        for layer in outermost_layers(skeleton):
+            hooks.enter_context(layer.register_forward_pre_hook(begins))
         yield peaks
-
-
-@contextlib.contextmanager
-def _held(handles: Iterable[Any]) -> Iterator[None]:
-    """Keep hooks until the end of the block."""
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _mlps(model: Any) -> Iterator[torch.nn.Module]:
@@ -195,12 +184,13 @@ def _mlps(model: Any) -> Iterator[torch.nn.Module]:
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Silence library warnings about tensors without data."""
+def quiet(level: int = logging.WARNING) -> Iterator[None]:
+    """Silence warnings of libraries, such as those about tensors without data, and logs up to this
+    level."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         before = logging.root.manager.disable
-        logging.disable(logging.WARNING)
+        logging.disable(level)
         try:
             yield
         finally:
@@ -215,9 +205,7 @@ def text_only_refusal(skeleton: Any, processor: Any) -> str:
     skeleton must be prepared for dry runs."""
     try:
         inputs = text_inputs(processor, skeleton, TRIED)
-        with on_meta_device(
-            MetaMemoryCounter([*skeleton.parameters(), *skeleton.buffers()]).computed
-        ):
+        with on_meta_device(MetaMemoryCounter(_weights(skeleton)).computed):
             generate(skeleton, without_data(inputs), Features({}), max_new_tokens=NEW_TOKENS)
     except Exception as error:  # a model family may fail in any way on unusual input
         if out_of_memory(error):
@@ -238,7 +226,7 @@ def text_costs(skeleton: Any, processor: Any, repeated: RepeatedLayers) -> Itera
     for rows in ROWS:
         inputs = {"input_ids": torch.ones(rows, length, dtype=torch.long)}
         inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
-        live = MetaMemoryCounter([*skeleton.parameters(), *skeleton.buffers()])
+        live = MetaMemoryCounter(_weights(skeleton))
         with on_meta_device(live.computed), repeated.layers(skeleton, live):
             made = text_vectors(skeleton, without_data(inputs))
         yield BatchCost(
@@ -264,7 +252,6 @@ WORD_COUNTS = (8, 40)
 """Word counts of the prompts that measure how many words make a token."""
 PROMPT = "describe "
 PIXEL_BYTES = 4
-KINDS: tuple[MediaKind, MediaKind] = ("image", "video")
 
 
 class DryRun(NamedTuple):
@@ -276,16 +263,8 @@ class DryRun(NamedTuple):
     """Cache memory per row of the language half; None if unknown."""
     why: str = ""
     """Why the dry run failed; empty if it succeeded."""
-    context: Mapping[str, Any] = {}
-    """Profile fields about the context of the language half."""
-    needs_pictures: str = ""
-    """Why the model cannot generate from text alone; empty if it can."""
-
-    @property
-    def profile_fields(self) -> dict[str, Any]:
-        """Return the results that are fields of a profile, by field name."""
-        names = {**self.context, "needs_pictures": self.needs_pictures}
-        return {**names, "batch_costs_unknown": self.why}
+    profile_fields: Mapping[str, Any] = {}
+    """Results that are fields of a captioner's profile, by field name."""
 
 
 def dry_run(skeleton: Any, processor: Any, route: Route, frames_per_video: int = 0) -> DryRun:
@@ -295,8 +274,14 @@ def dry_run(skeleton: Any, processor: Any, route: Route, frames_per_video: int =
         found = _costs_of(skeleton, processor, route, frames_per_video)
         if route == "dual":
             return found
-        why = "" if found.why else text_only_refusal(skeleton, processor)
-        return found._replace(context=context_of(skeleton.config), needs_pictures=why)
+        config = skeleton.config
+        fields = {
+            "context_tokens": context_tokens(config),
+            "is_encoder_decoder": bool(config.is_encoder_decoder),
+            "needs_pictures": "" if found.why else text_only_refusal(skeleton, processor),
+            "batch_costs_unknown": found.why,
+        }
+        return found._replace(profile_fields=fields)
 
 
 def _costs_of(skeleton: Any, processor: Any, route: Route, frames_per_video: int) -> DryRun:
@@ -350,7 +335,7 @@ def _begin(skeleton: Any) -> None:
 def _kinds(processor: Any) -> list[MediaKind]:
     """Return the media kinds that the model computes differently."""
     same = channel_of(processor, "image") == channel_of(processor, "video")
-    return ["image"] if same and not takes_videos(processor) else [*KINDS]
+    return ["image"] if same and not takes_videos(processor) else ["image", "video"]
 
 
 def _rows(processor: Any, kind: MediaKind, frames_per_video: int, way: Any) -> list[Prepared]:
@@ -371,11 +356,10 @@ def _encoders(
         for (count, units), row in sizes.items():
             inputs = {name: joined([value] * count) for name, value in row.inputs.items()}
             live = MetaMemoryCounter(_weights(skeleton))
-            profile_fields = watch_mlps(skeleton, live), watch_layers(skeleton, live)
             with (
                 on_meta_device(live.computed),
-                profile_fields[0],
-                profile_fields[1] as waiting,
+                watch_mlps(skeleton, live),
+                watch_layers(skeleton, live) as waiting,
                 repeated.layers(skeleton, live),
             ):
                 features = encode(skeleton, without_data(inputs))
@@ -383,18 +367,10 @@ def _encoders(
                     kind=kind,
                     rows=count,
                     units=units,
-                    peak_bytes=live.peak,
-                    peak_bytes_32=live.peak_32,
                     kept_bytes=sum(tensor.nbytes for tensor in tensors(features)),
-                    mlp_bytes=live.inside,
-                    outside_bytes=live.outside,
-                    outside_bytes_32=live.outside_32,
-                    positions=live.positions,
-                    scores_bytes=live.scores,
-                    mask_bytes=live.mask,
                     waiting_bytes=waiting[0],
                     waiting_bytes_32=waiting[1],
-                    flops=live.flops,
+                    **_counted(live),
                 )
 
 
@@ -408,19 +384,19 @@ def _decoders(
 ) -> Iterator[tuple[BatchCost, tuple[LayerMemory, ...]]]:
     skeleton.generation_config.eos_token_id = None
     skeleton.generation_config.pad_token_id = 0
+    greedy: dict[str, Any] = {"max_new_tokens": NEW_TOKENS, "do_sample": False, "num_beams": 1}
     for (count, units), inputs in _decoder_inputs(skeleton, processor, row).items():
         features = _features(skeleton, route, row, count, repeated)
         live = MetaMemoryCounter(_weights(skeleton))
         live.hold(*features.values())
         reading = PromptWatch(live)
-        profile_fields = watch_mlps(skeleton, live), reading.of(decoder_of(skeleton))
         with (
             on_meta_device(live.computed),
-            profile_fields[0],
-            profile_fields[1],
+            watch_mlps(skeleton, live),
+            reading.of(decoder_of(skeleton)),
             repeated.layers(skeleton, live),
         ):
-            generate(skeleton, without_data(inputs), features, max_new_tokens=NEW_TOKENS, **GREEDY)
+            generate(skeleton, without_data(inputs), features, **greedy)
         yield BatchCost(kind=kind, rows=count, units=units, **reading.found()), reading.kept
 
 
@@ -440,9 +416,6 @@ def _decoder_inputs(
     batches = [(WORD_COUNTS[0],), (some,), (many,), (some, WORD_COUNTS[0]), (many, some)]
     made = [inputs_of(*message) for message in batches]
     return {(len(w), _tokens(i)): i for w, i in reversed(list(zip(batches, made, strict=True)))}
-
-
-GREEDY: dict[str, Any] = {"do_sample": False, "num_beams": 1}
 
 
 def _features(

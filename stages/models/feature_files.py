@@ -30,9 +30,9 @@ def write_tree(path: str | Path, tree: Any) -> None:
     from safetensors.torch import save
 
     meta, tensors = name_tensors(tree)
-    apart = _apart(tensors)
+    own = apart(tensors)
     text = json.dumps(meta, separators=(",", ":"))
-    content = save(apart, {"format": "pt", MARK: FORM, TREE: text, SUM: sum_of(text, apart)})
+    content = save(own, {"format": "pt", MARK: FORM, TREE: text, SUM: sum_of(text, own)})
     with whole_file(Path(path)) as file:
         file.write(content)
 
@@ -74,8 +74,8 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, "torch.Tensor"]]:
         raise _damaged(path) from error
 
 
-def _apart(tensors: Mapping[str, "torch.Tensor"]) -> dict[str, "torch.Tensor"]:
-    """Return the tensors, each with its own storage, as the file format requires."""
+def apart(tensors: Mapping[str, "torch.Tensor"]) -> dict[str, "torch.Tensor"]:
+    """Return the tensors on the CPU, each with its own storage, as the file format requires."""
     seen: set[int] = set()
     found = {}
     for name, tensor in tensors.items():

@@ -56,18 +56,20 @@ from stages.models.processors.input_layout import (
     try_processor,
 )
 from stages.models.processors.input_sizes import LONG_EDGES, Probe, black, pixels_per_video, probe
-from stages.models.processors.loading import control_tokens
+from stages.models.processors.loading import (
+    control_tokens,
+    load_processor,
+    placeholder_tokens,
+    takes_videos,
+)
 from stages.models.processors.pixel_limit import bounds_of, min_pixels_of
 from stages.models.processors.prepare import (
     answer_blank,
     continues_prompt,
-    load_processor,
     opens_reasoning,
-    placeholder_tokens,
     prepare,
     prepare_images,
     prompt_overhead,
-    takes_videos,
 )
 from stages.models.processors.processor_calls import system_form
 from stages.models.processors.side_inputs import hearing_profile
@@ -93,9 +95,7 @@ def halves_of(
     }
     absent = {half: absent_paths(skeleton, half, extra_modules[half]) for half in halves}
     held: dict[Part, list[Weight]] = {half: [] for half in halves}
-    layers = stored_layers(skeleton, headers)
-    weights = weights_of(skeleton, headers, layers)
-    _check_stored(skeleton, headers, weights)
+    layers, weights = _stored(skeleton, headers)
     for weight in weights:
         for half in belongs_to(weight.path, absent):
             held[half].append(weight)
@@ -119,9 +119,13 @@ def halves_of(
     }
 
 
-def _check_stored(skeleton: Any, headers: list[Header], weights: list[Weight]) -> None:
+def _stored(skeleton: Any, headers: list[Header]) -> tuple[dict[str, StoredLayer], list[Weight]]:
+    """Return the layers that another program quantized, and all weights. Raises UsageError."""
+    layers = stored_layers(skeleton, headers)
+    weights = weights_of(skeleton, headers, layers)
     kinds = {weight.kind for weight in weights if weight.kind}
     check_stored(skeleton.config, kinds, plain=not (kinds or has_codes(headers)))
+    return layers, weights
 
 
 def _adaptable(skeleton: Any, weights: list[Weight]) -> list[AdaptableLayer]:
@@ -141,9 +145,7 @@ def _adaptable(skeleton: Any, weights: list[Weight]) -> list[AdaptableLayer]:
 def undivided(skeleton: Any, headers: list[Header]) -> dict[Part, PartProfile]:
     """Make the profiles of a model without a boundary: the second stage loads the whole model."""
     nothing = PartProfile(shards=(), tensors=(), parameters=0, stored_bytes=0)
-    layers = stored_layers(skeleton, headers)
-    weights = weights_of(skeleton, headers, layers)
-    _check_stored(skeleton, headers, weights)
+    layers, weights = _stored(skeleton, headers)
     whole = _part_profile(skeleton, "whole", weights, layers)
     return {
         "vision": nothing,
@@ -398,8 +400,8 @@ def _profile(
         pixels_per_video=pixels_per_video(processor),
         least_pixels=min_pixels_of(processor),
         video_bounds=bounds_of(processor, LONG_EDGES[0], video.tokens),
-        tokens_per_prompt=max(overhead.per_prompt for overhead in written.values()),
-        tokens_per_frame=written["video"].per_frame,
+        tokens_per_prompt=max(per_prompt for per_prompt, _ in written.values()),
+        tokens_per_frame=written["video"][1],
     )
 
 

@@ -35,7 +35,7 @@ from stages.models.precision.quantize import (
     plan,
 )
 from stages.models.precision.weights import attention_of, for_half, stored_modules
-from stages.models.processors.prepare import load_processor
+from stages.models.processors.loading import load_processor
 from stages.models.stored.layers import FORM, model_names, stored_settings
 from stages.models.streaming.layers import load_pinned
 from stages.models.streaming.load import load_streamed, streamed_layers
@@ -114,7 +114,6 @@ class ModelJob(HalfJob):
         return adapted(self._load_unadapted(keep, extra_modules), Path(self.adapter), self.adapted)
 
     def _load_unadapted(self, keep: Part, extra_modules: Iterable[str]) -> Any:
-        """Load that part without its adapter."""
         from transformers.utils.logging import disable_progress_bar
 
         disable_progress_bar()
@@ -135,8 +134,8 @@ class ModelJob(HalfJob):
         options["dtype"] = self.dtype if self.dtype == "auto" else getattr(torch, self.dtype)
         if self.device != "cpu":
             options["device_map"] = {"": self.device}
+        dtype = options["dtype"] if self.dtype != "auto" else config.dtype or torch.float32
         if self.backend:
-            dtype = options["dtype"] if self.dtype != "auto" else config.dtype or torch.float32
             like = torch.empty(0, dtype=dtype, device=self.device)
             return self._with_graphs(folder, keep, extra_modules, options, like)
         if not (has_attention or quantized or self.offload):
@@ -158,7 +157,6 @@ class ModelJob(HalfJob):
             return self._checked(half, keep, extra_modules)
         if is_read_here(settings):
             return self._with_stored(folder, keep, extra_modules, options)
-        dtype = options["dtype"] if self.dtype != "auto" else config.dtype or torch.float32
         # Only local files: those of the other half may be missing.
         stored = stored_modules(skeleton, (name for _, name in _tensors(folder)))
         planned = plan(skeleton, keep, self.precision, dtype, stored)
@@ -194,15 +192,14 @@ class ModelJob(HalfJob):
         options: dict[str, Any],
         like: torch.Tensor,
     ) -> Any:
-        """Load the half with graphs in place of its encoders."""
-        from stages.models.graphs.manifest import provider_for
+        from stages.models.graphs.manifest import providers_for
         from stages.models.graphs.onnx_encoder import load_with_graphs
 
         assert keep != "whole"
         engines = Path(self.engines) if self.engines else None
-        provider = provider_for(self.backend, self.device, self.graph_bytes, engines)
+        providers = providers_for(self.backend, self.device, self.graph_bytes, engines)
         load = partial(load_half, folder, keep, extra_modules=extra_modules, **options)
-        return load_with_graphs(folder, keep, provider, like, lambda paths: load(without=paths))
+        return load_with_graphs(folder, keep, providers, like, lambda paths: load(without=paths))
 
     def _with_gguf(
         self, folder: Path, config: Any, skeleton: Any, extra_modules: Iterable[str]
@@ -260,7 +257,6 @@ def warm(job: dict[str, Any]) -> None:
 
 
 def warm_source(source: ModelJob) -> None:
-    """Import what a half needs and load its processor."""
     import_transformers()
     folder = resolve_model(Path(source.model), source.revision)
     config, _ = config_and_class(folder, source.trust_remote_code)

@@ -2,7 +2,7 @@
 
 Releases of transformers changed the inputs of some families. Since 5.3 the positions of the text
 after a video differ. Since 5.10 a video has a second pair of vision tokens around it. Weights made
-before such a release were trained without the change. `STOCK` names these families.
+before such a release were trained without the change. The facts name these families.
 `runs_as_published` decides whether a checkpoint runs as published or as the installed transformers
 runs it: it compares the release that wrote the checkpoint's config.json with that of the change. A
 checkpoint written by this program states the choice under `FIELD`.
@@ -122,10 +122,7 @@ OUTER_PAIR = StockChange(
     description="no second pair of vision tokens is put around a video",
 )
 CHANGES = {"positions": POSITIONS, "outer pair": OUTER_PAIR}
-STOCK: Mapping[str, StockChange] = {
-    family: CHANGES[facts.change] for family, facts in FACTS.items() if facts.change
-}
-"""`model_type` of a config.json → the change that concerns its family."""
+"""Changes by their names in the facts."""
 
 
 def change_of(folder: Path) -> StockChange | None:
@@ -134,7 +131,7 @@ def change_of(folder: Path) -> StockChange | None:
 
 
 def _change_in(config: Mapping[str, Any]) -> StockChange | None:
-    return STOCK.get(str(config.get("model_type", "")))
+    return CHANGES.get(facts_of(str(config.get("model_type", ""))).change)
 
 
 def runs_as_published(folder: Path, as_published: bool | None = None) -> bool:

@@ -110,7 +110,6 @@ def most_common(numbers: Iterable[float]) -> float:
 
 
 def new_layout(paths: Iterable[str], rank: int) -> AdapterLayout:
-    """Return the layout of a new adapter."""
     ranks = dict.fromkeys(sorted(paths), rank)
     return AdapterLayout(ranks=ranks, alphas=dict.fromkeys(ranks, float(SCALE * rank)))
 

@@ -24,6 +24,7 @@ from artifacts.errors import UsageError
 from artifacts.files import whole_file
 from artifacts.keys import digest_of
 from stages.models.adapter_modules import ADAPTER_CONFIG, ADAPTER_WEIGHTS, BASE, PREFIX
+from stages.models.feature_files import apart
 from stages.models.published import as_published_metadata
 from stages.models.stored.codes import PackedLinear
 from stages.tune import CHECKPOINT, AdapterLayout, most_common, new_layout
@@ -63,11 +64,6 @@ class TrainingProgress:
         }
 
 
-def kind_of(optimizer: torch.optim.Optimizer) -> str:
-    """Return a name for the kind of optimizer state."""
-    return type(optimizer).__name__
-
-
 def save_checkpoint(
     folder: Path,
     recipe: Mapping[str, Any],
@@ -79,23 +75,19 @@ def save_checkpoint(
     from safetensors.torch import save
 
     numbers: dict[str, torch.Tensor] = {}
-    seen: set[int] = set()
     for at, parameter in enumerate(trained):
-        numbers[f"{at}.value"] = parameter.detach().cpu().contiguous()
+        numbers[f"{at}.value"] = parameter
         for name, value in optimizer.state.get(parameter, {}).items():
-            kept = value if isinstance(value, torch.Tensor) else torch.tensor(value)
-            kept = kept.detach().cpu().contiguous()
-            # A file holds each tensor once, but 8-bit moments share their quantization table.
-            numbers[f"{at}.{name}"] = kept.clone() if kept.data_ptr() in seen else kept
-            seen.add(kept.data_ptr())
+            numbers[f"{at}.{name}"] = torch.as_tensor(value)
     numbers |= {f"{at}.{BEST}": value for at, value in enumerate(progress.best)}
     metadata = {
         "recipe": digest_of(dict(recipe)),
-        "optimizer": kind_of(optimizer),
+        "optimizer": type(optimizer).__name__,
         "progress": json.dumps(progress.to_json()),
     }
     with whole_file(folder / CHECKPOINT) as file:
-        file.write(save(numbers, metadata=metadata))
+        # 8-bit moments share their quantization table.
+        file.write(save(apart(numbers), metadata=metadata))
 
 
 def resume(
@@ -122,7 +114,7 @@ def resume(
     found = json.loads(metadata["progress"])
     found["held_out"] = [(step, loss) for step, loss in found["held_out"]]
     best = [numbers.pop(f"{at}.{BEST}", None) for at in range(len(trained))]
-    kept = numbers if metadata.get("optimizer") == kind_of(optimizer) else {}
+    kept = numbers if metadata.get("optimizer") == type(optimizer).__name__ else {}
     for name, value in kept.items():
         at, _, what = name.partition(".")
         parameter = trained[int(at)]
@@ -169,7 +161,6 @@ def add_adapter(
 
 
 def _config_of(layout: AdapterLayout) -> Any:
-    """Return the PEFT configuration of a layout."""
     from peft import LoraConfig
 
     rank, alpha = layout.rank, most_common(layout.alphas.values())
@@ -194,7 +185,6 @@ def load_adapter_weights(half: Any, folder: Path) -> None:
     """Load the weights of a stored adapter into a half's new adapter. Raises UsageError for other
     shapes."""
     from peft import set_peft_model_state_dict
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:

@@ -3,7 +3,9 @@
 import json
 import math
 import random
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -122,59 +124,36 @@ def alike(one: str, other: str) -> float:
     return 2 * common / max(1, len(first) + len(second))
 
 
-class TensorBoardLog:
-    """The curves of one training; use as a context manager. A resumed training overwrites the
-    points after its checkpoint."""
+@contextmanager
+def tensorboard(folder: str, done: int) -> Iterator[Callable[[str, float, int], object]]:
+    """Yield a function that logs a value of a step into a folder; empty: it logs nothing. Points
+    after the step `done`, of an earlier process, are overwritten."""
+    if not folder:
+        yield lambda name, value, step: None
+        return
+    from torch.utils.tensorboard import SummaryWriter
 
-    def __init__(self, folder: str, progress: TrainingProgress) -> None:
-        """Write into a folder; empty: write nothing."""
-        self._writer: Any = None
-        if folder:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._writer = SummaryWriter(folder, purge_step=progress.step + 1)
-
-    def __enter__(self) -> "TensorBoardLog":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self._writer is not None:
-            self._writer.close()
-
-    def add(self, progress: TrainingProgress) -> None:
-        """Log the last step."""
-        if self._writer is not None:
-            self._writer.add_scalar("loss/trained", progress.losses[-1], progress.step)
-            self._writer.add_scalar("memory/bytes", progress.memory[-1], progress.step)
-
-    def add_held_out(self, progress: TrainingProgress) -> None:
-        """Log the held-out loss."""
-        if self._writer is not None and progress.held_out:
-            self._writer.add_scalar("loss/held out", progress.held_out[-1][1], progress.step)
+    with SummaryWriter(folder, purge_step=done + 1) as writer:
+        yield writer.add_scalar
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
 class HeldOutEvaluation:
     """The held-out examples of one training."""
 
-    def __init__(
-        self,
-        half: Any,
-        processor: Any,
-        examples: Sequence[TrainingExample],
-        job: TuneJob,
-    ) -> None:
-        self._half = half
-        self._examples = examples
-        self._arguments = (half, processor, examples, job.rows)
-        self._max_new_tokens = job.max_new_tokens
+    half: Any
+    processor: Any
+    examples: Sequence[TrainingExample]
+    job: TuneJob
 
     def evaluate(
         self, progress: TrainingProgress, trained: Sequence[nn.Parameter], report: EventReporter
     ) -> None:
         """Record the held-out loss, and the trained weights if it is the lowest so far."""
-        if not self._examples:
+        if not self.examples:
             return
-        loss = without_gradients(self._half, lambda: losses_of(*self._arguments))
+        compute = partial(losses_of, self.half, self.processor, self.examples, self.job.rows)
+        loss = without_gradients(self.half, compute)
         progress.held_out.append((progress.step, loss))
         if progress.best_step == progress.step:
             progress.best = [value.detach().cpu().clone() for value in trained]
@@ -182,10 +161,11 @@ class HeldOutEvaluation:
 
     def score(self, progress: TrainingProgress, report: EventReporter) -> None:
         """Record the scores of the adapter on the held-out examples."""
-        if not self._examples:
+        if not self.examples:
             return
-        compute = partial(score, *self._arguments, self._max_new_tokens)
-        found = without_gradients(self._half, compute)
+        limits = (self.job.rows, self.job.max_new_tokens)
+        compute = partial(score, self.half, self.processor, self.examples, *limits)
+        found = without_gradients(self.half, compute)
         del found[EACH]
         at = progress.best_step or progress.step
         progress.scores.append({"step": at if progress.step else 0, **found})
@@ -287,7 +267,7 @@ def _tune(
     if job.recompute:
         half.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     trainer = Trainer(half, processor, trained, optimizer, report, job.rows)
-    evaluation = HeldOutEvaluation(half, processor, held_out, job)
+    evaluation = HeldOutEvaluation(half=half, processor=processor, examples=held_out, job=job)
     order = EpochBatchOrder([each.joins_with for each in examples], job.batch, job.seed)
     store = partial(save_checkpoint, folder, job.recipe, progress, trained, optimizer)
     record = partial(_record, job, progress, half, end)
@@ -295,7 +275,7 @@ def _tune(
         store()
     if not progress.scores:
         evaluation.score(progress, report)
-    with TensorBoardLog(job.tensorboard, progress) as board:
+    with tensorboard(job.tensorboard, progress.step) as log:
         while progress.step < job.steps:
             places = order.batch_at(progress.step)
             rate = learning_rate_at(progress.step, job.steps, job.rate)
@@ -303,12 +283,14 @@ def _tune(
             progress.losses.append(trainer.step([examples[at] for at in places], rate))
             progress.memory.append(anonymous_bytes())
             progress.step += 1
-            board.add(progress)
+            log("loss/trained", progress.losses[-1], progress.step)
+            log("memory/bytes", progress.memory[-1], progress.step)
             report.item(f"step {progress.step}")
             last = progress.step == job.steps
             if progress.step % order.epoch_steps == 0 or last:
                 evaluation.evaluate(progress, trained, report)
-                board.add_held_out(progress)
+                if held_out:
+                    log("loss/held out", progress.held_out[-1][1], progress.step)
             if progress.step % job.checkpoint_steps == 0 or last:
                 confirm()
                 store()
@@ -322,7 +304,6 @@ def _tune(
 
 
 def is_written(job: TuneJob) -> bool:
-    """Return whether the adapter of this job exists."""
     folder = Path(job.folder)
     try:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))

@@ -188,7 +188,6 @@ MAX_NORM = 1.0
 
 
 def optimizer_of(name: str, trained: Sequence[nn.Parameter], rate: float) -> torch.optim.Optimizer:
-    """Return an optimizer of these parameters."""
     if name in (ADAMW8, PAGED_ADAMW8):
         optimizers = importlib.import_module("bitsandbytes.optim")
         # Moments can be paged to the host only from a GPU.
@@ -207,65 +206,61 @@ def learning_rate_at(step: int, steps: int, peak_rate: float) -> float:
     return peak_rate * (steps - step) / max(1, steps - warm)
 
 
+@dataclass(slots=True)
 class Trainer:
     """A training in progress."""
 
-    def __init__(
-        self,
-        half: Any,
-        processor: Any,
-        trained: Sequence[nn.Parameter],
-        optimizer: torch.optim.Optimizer,
-        report: EventReporter,
-        rows: int,
-    ) -> None:
-        self._half = half
-        self._processor = processor
-        self._trained = trained
-        self._optimizer = optimizer
-        self._report = report
-        self._rows = rows
-        """Examples per forward pass."""
-        self._scale = LOSS_SCALE if half.dtype == torch.float16 else 1.0
-        self._skipped = 0
+    half: Any
+    processor: Any
+    trained: Sequence[nn.Parameter]
+    optimizer: torch.optim.Optimizer
+    report: EventReporter
+    rows: int
+    """Examples per forward pass."""
+    skipped: int = 0
+    """Steps in a row whose gradients were infinite."""
+
+    @property
+    def scale(self) -> float:
+        return LOSS_SCALE if self.half.dtype == torch.float16 else 1.0
 
     def step(self, examples: Sequence[TrainingExample], rate: float) -> float:
         """Take one step on these examples, and return their mean loss per token. Raises MemoryError
         if not even one example fits."""
         while True:
-            self._optimizer.zero_grad(set_to_none=True)
+            self.optimizer.zero_grad(set_to_none=True)
             found, message = catch_oom(lambda: self._gradients(examples))
             if message is None:
                 break
-            if self._rows == 1:
+            if self.rows == 1:
                 raise MemoryError(message)
-            failed, self._rows = self._rows, smaller(self._rows)
-            self._report.batch_shrunk(self._rows, failed=failed, error=message[:200])
+            failed, self.rows = self.rows, smaller(self.rows)
+            self.report.batch_shrunk(self.rows, failed=failed, error=message[:200])
         if not math.isfinite(loss := found.pop()):
             raise UsageError(
                 "the loss is infinite or NaN",
                 hint="Run it again with a smaller --lr, into another --out",
             )
         if self._gradients_are_finite():
-            nn.utils.clip_grad_norm_(self._trained, MAX_NORM)
-            for group in self._optimizer.param_groups:
+            nn.utils.clip_grad_norm_(self.trained, MAX_NORM)
+            for group in self.optimizer.param_groups:
                 group["lr"] = rate
-            self._optimizer.step()
+            self.optimizer.step()
         return loss
 
     def _gradients_are_finite(self) -> bool:
         """Undo the scale of the gradients. Return whether all are finite; a step with others is
         skipped. Raises UsageError after MAX_SKIPPED skipped steps in a row."""
-        if self._scale == 1.0:
+        if self.scale == 1.0:
             return True
-        gradients = [each.grad for each in self._trained if each.grad is not None]
+        gradients = [each.grad for each in self.trained if each.grad is not None]
         for gradient in gradients:
-            gradient /= self._scale
+            gradient /= self.scale
         if all(bool(gradient.isfinite().all()) for gradient in gradients):
-            self._skipped = 0
+            self.skipped = 0
             return True
-        self._skipped += 1
-        if self._skipped == MAX_SKIPPED:
+        self.skipped += 1
+        if self.skipped == MAX_SKIPPED:
             raise UsageError(
                 f"gradients in fp16 were infinite in {MAX_SKIPPED} steps in a row",
                 hint="Run it again with a smaller --lr, or with --precision fp32 or nf4",
@@ -274,9 +269,9 @@ class Trainer:
 
     def _gradients(self, examples: Sequence[TrainingExample]) -> float:
         tokens, total = sum(len(example.ids) for example in examples), 0.0
-        for some in group_batches(examples, self._rows):
-            loss = loss_of(self._half, self._processor, some) / tokens
-            (loss * self._scale).backward()
+        for some in group_batches(examples, self.rows):
+            loss = loss_of(self.half, self.processor, some) / tokens
+            (loss * self.scale).backward()
             total += float(loss.detach())
         return total
 

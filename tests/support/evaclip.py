@@ -8,6 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +119,8 @@ def _text(draw: Drawn) -> Weights:
 
 def converted(weights: Mapping[str, torch.Tensor]) -> tuple[dict[str, Any], Weights]:
     """The config.json and the tensors that the registry's layout makes of an original file."""
-    (layout,) = (found for found in ORIGINALS if found.recognises(weights.keys()))
+    layouts = map(import_module, ORIGINALS.values())
+    (layout,) = (found for found in layouts if found.recognises(weights.keys()))
     config: dict[str, Any] = layout.config({n: tuple(t.shape) for n, t in weights.items()})
     pairs = (pair for name, tensor in weights.items() for pair in layout.rename(name, tensor))
     return config, {name: tensor.contiguous() for name, tensor in pairs}

@@ -11,7 +11,7 @@ import torch
 
 from artifacts.errors import PenstockError
 from artifacts.schema import Half
-from stages.export.graphs.make import MAX_DIFFERENCE, GraphsMade, Trial, difference, make_graphs
+from stages.export.graphs.make import MAX_DIFFERENCE, Encoders, Trial, difference, make_graphs
 from stages.models.halves.features import encode, text_vectors
 from stages.models.halves.load import load_half
 from tests.support import dual_encoders
@@ -109,14 +109,14 @@ def _judged(
     graphs = folder / "graphs"
     graphs.mkdir()
     try:
-        made = make_graphs(model, half, trials, graphs, "fp32")
+        made, _ = make_graphs(model, half, trials, graphs, "fp32")
     except PenstockError as error:
         return GraphVerdict(name=name, results={}, refused=error.message)
     return _compared(name, made, model, {**seen, **unseen}, expected)
 
 
 def _compared(
-    name: str, made: GraphsMade, model: Any, ways: Mapping[str, Run], expected: Mapping[str, Any]
+    name: str, made: Encoders, model: Any, ways: Mapping[str, Run], expected: Mapping[str, Any]
 ) -> GraphVerdict:
     results, furthest = {}, 0.0
     reasons: dict[str, str] = {}
@@ -131,8 +131,8 @@ def _compared(
         results[way] = AGREES if apart <= LIMIT else f"apart: {apart:.2g}"
     return GraphVerdict(
         name=name,
-        towers=tuple(made.encoders),
-        graphs=sum(len(tower.graphs) for tower in made.encoders.values()),
+        towers=tuple(made),
+        graphs=sum(len(tower.graphs) for tower in made.values()),
         results=results,
         refused="; ".join(f"{way}: {why}" for why, way in reasons.items()),
         apart=furthest,

@@ -29,11 +29,13 @@ from stages.process.device_limit import CONTEXT_BYTES
 class Cost:
     """The cost functions of a stage."""
 
-    rungs: Callable[[Model, RunOptions, str], list[Rung]]
-    """Model, command and device → rungs, cheapest first."""
+    rungs: Callable[[Model, RunOptions, str, str], list[Rung]]
+    """Model, command, device and stage → rungs, cheapest first."""
     memory: Callable[..., StageEstimate]
     """Model, rung and workload → memory estimate."""
-    work_left: Callable[[Model, Rung, Sequence[RemainingWork], int], WorkEstimate]
+    work_left: Callable[[Model, Rung, Sequence[RemainingWork], int], WorkEstimate] = (
+        export.work_left
+    )
     """Model, rung, remaining work and tokens per caption → work estimate."""
 
 
@@ -42,15 +44,11 @@ COSTS: Mapping[str, Cost] = {
     "frames": Cost(rungs=frames.rungs, memory=frames.memory, work_left=frames.work_left),
     "encode": Cost(rungs=encode.rungs, memory=encode.memory, work_left=encode.work_left),
     "sound": Cost(
-        rungs=partial(frames.rungs, stage="sound"),
-        memory=hear.memory_of_reading,
-        work_left=hear.work_left_to_read,
+        rungs=frames.rungs, memory=hear.memory_of_reading, work_left=hear.work_left_to_read
     ),
     "hear": Cost(rungs=hear.rungs, memory=hear.memory, work_left=hear.work_left),
     "embed": Cost(
-        rungs=partial(encode.rungs, stage="embed"),
-        memory=partial(encode.memory, libraries=encode.EMBED_BYTES, processor=0),
-        work_left=encode.work_left,
+        rungs=encode.rungs, memory=encode.memory_of_embedding, work_left=encode.work_left
     ),
     "decode": Cost(rungs=decode.rungs, memory=decode.memory, work_left=decode.work_left),
     "embed_texts": Cost(
@@ -59,31 +57,13 @@ COSTS: Mapping[str, Cost] = {
     "summarize": Cost(
         rungs=summarize.rungs, memory=summarize.memory, work_left=summarize.work_left
     ),
-    "tune": Cost(rungs=tune.rungs, memory=tune.memory, work_left=export.work_left),
-    "export": Cost(rungs=export.rungs, memory=export.memory, work_left=export.work_left),
-    "trace": Cost(
-        rungs=partial(export.rungs, stage="trace"),
-        memory=export.memory_of_tracing,
-        work_left=export.work_left,
-    ),
-    "compare": Cost(
-        rungs=partial(export.rungs, stage="compare"),
-        memory=export.memory_of_comparing,
-        work_left=export.work_left,
-    ),
-    "judge": Cost(
-        rungs=export.rungs_of_judging, memory=export.memory_of_judging, work_left=export.work_left
-    ),
-    "score": Cost(
-        rungs=partial(export.rungs_of_judging, stage="score"),
-        memory=export.memory_of_judging,
-        work_left=export.work_left,
-    ),
-    "calibrate": Cost(
-        rungs=partial(export.rungs_of_judging, stage="calibrate"),
-        memory=export.memory_of_calibrating,
-        work_left=export.work_left,
-    ),
+    "tune": Cost(rungs=tune.rungs, memory=tune.memory),
+    "export": Cost(rungs=export.rungs, memory=export.memory),
+    "trace": Cost(rungs=export.rungs, memory=export.memory_of_tracing),
+    "compare": Cost(rungs=export.rungs, memory=export.memory_of_comparing),
+    "judge": Cost(rungs=export.rungs_of_judging, memory=export.memory_of_judging),
+    "score": Cost(rungs=export.rungs_of_judging, memory=export.memory_of_judging),
+    "calibrate": Cost(rungs=export.rungs_of_judging, memory=export.memory_of_calibrating),
 }
 """Stage name → cost functions."""
 
@@ -92,7 +72,9 @@ def rungs_of(
     stages: Pipeline, model: Model, config: RunOptions, device: str
 ) -> dict[str, list[Rung]]:
     """Return stage name → rungs that the command allows, cheapest first."""
-    return {stage.name: COSTS[stage.name].rungs(model, config, device) for stage in stages}
+    return {
+        stage.name: COSTS[stage.name].rungs(model, config, device, stage.name) for stage in stages
+    }
 
 
 def estimate(
@@ -116,10 +98,8 @@ def estimate(
         calculate = partial(calculate, selection=selection)
     found = max((calculate(each) for each in workloads), key=lambda found: found.peak_bytes)
     if schema and rung.stage == "decode":
-        found = found.plus(decode.structure_term(model, device), device)
-    if not found.context_bytes:
+        found = found.plus(decode.structure_term(model, device))
+    if context_bytes == CONTEXT_BYTES:
         return found
     here = Term(part="context", bytes=context_bytes, why="the driver, measured on this machine")
-    known = context_bytes != CONTEXT_BYTES
-    terms = (here if t.part == "context" and known else t for t in found.terms)
-    return replace(found, context_bytes=context_bytes, terms=tuple(terms))
+    return replace(found, terms=tuple(here if t.part == "context" else t for t in found.terms))

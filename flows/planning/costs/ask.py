@@ -15,9 +15,9 @@ WORKSPACE = 32 << 20
 """Bytes besides frames. 1,000 small pictures, 32 at once, took 15 MiB (benchmarks/endpoint.py)."""
 
 
-def rungs(model: Model, config: RunOptions, device: str) -> list[Rung]:
+def rungs(model: Model, config: RunOptions, device: str, stage: str) -> list[Rung]:
     """Return the only rung: a number of concurrent requests."""
-    return [Rung(stage="ask", batch=EngineOptions.of(config).slots or REQUESTS)]
+    return [Rung(stage=stage, batch=EngineOptions.of(config).slots or REQUESTS)]
 
 
 def memory(model: Model, rung: Rung, workload: Workload, *, device: str, new: int) -> StageEstimate:
@@ -28,7 +28,7 @@ def memory(model: Model, rung: Rung, workload: Workload, *, device: str, new: in
         Term(part="activation", bytes=total, why=why),
         Term(part="workspace", bytes=WORKSPACE, why="connections, answers and records"),
     ]
-    return StageEstimate.from_terms(rung, terms, device="cpu", workload=workload)
+    return StageEstimate(rung=rung, terms=tuple(terms), device="cpu", workload=workload)
 
 
 def work_left(model: Model, rung: Rung, left: Sequence[RemainingWork], new: int) -> WorkEstimate:

@@ -86,7 +86,7 @@ STEP_CALLS = 30
 """Overhead of generating one token, in calls of linear layers, besides those of the model."""
 
 
-def rungs(model: Model, config: RunOptions, device: str) -> list[Rung]:
+def rungs(model: Model, config: RunOptions, device: str, stage: str) -> list[Rung]:
     """Return the rungs: fewer slots or smaller batches, chunked prefill, KV cache in host memory,
     quantized weights, layers loaded one by one."""
     half, free = model.profile.language, free_settings(model, config, "language")
@@ -202,9 +202,9 @@ def memory(
     terms += attention_terms(half, settings, workload, together, workload.tokens, device)
     terms += overhead_terms(terms, device, prefetch)
     flops = (costs.flops + new * costs.step_flops) * workload.chunks / together
-    return StageEstimate.from_terms(
-        rung,
-        terms,
+    return StageEstimate(
+        rung=rung,
+        terms=tuple(terms),
         device=device,
         workload=workload,
         flops=flops,

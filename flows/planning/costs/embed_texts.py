@@ -25,10 +25,10 @@ ASSUMED_TOKENS = 77
 """Assumed tokens per text, if the profile has none."""
 
 
-def rungs(model: Model, config: RunOptions, device: str) -> list[Rung]:
+def rungs(model: Model, config: RunOptions, device: str, stage: str) -> list[Rung]:
     """Return smaller batches, in each precision that the half supports."""
     precisions = [each.precision for each in free_settings(model, config, "language")]
-    single = [Rung(stage="embed_texts", batch=1, precision=precision) for precision in precisions]
+    single = [Rung(stage=stage, batch=1, precision=precision) for precision in precisions]
     return [replace(rung, batch=size) for rung in single for size in sizes(TEXTS_PER_BATCH)]
 
 
@@ -49,9 +49,9 @@ def memory(model: Model, rung: Rung, workload: Workload, *, device: str, new: in
     terms += products(half, settings, rung, rows * tokens, device)
     ahead = Term(part="workspace", bytes=0, why="texts, which take almost nothing")
     terms += overhead_terms(terms, device, ahead)
-    return StageEstimate.from_terms(
-        rung,
-        terms,
+    return StageEstimate(
+        rung=rung,
+        terms=tuple(terms),
         device=device,
         workload=workload,
         flops=costs.flops,

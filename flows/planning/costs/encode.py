@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from artifacts.plurals import counted
 from flows.checkpoint.models import Model
@@ -56,7 +57,7 @@ EMBED_BYTES = 12 << 20
 small: 7 to 9 MiB were measured with tokenizers of any size, which load with the imports."""
 
 
-def rungs(model: Model, config: RunOptions, device: str, *, stage: str = "encode") -> list[Rung]:
+def rungs(model: Model, config: RunOptions, device: str, stage: str) -> list[Rung]:
     """Return the rungs: smaller batches, MLP chunks, streamed layers, quantized weights."""
     half, settings = model.profile.vision, free_settings(model, config, "vision")
     # Quantized weights cannot be streamed, a joint model's pixels need none, a graph is one unit.
@@ -157,9 +158,17 @@ def memory(
     terms += reader_terms(workload, max(rows, rung.block), readers, processor, device)
     flops = costs.flops * workload.chunks * passes.count / rows if costs else 0
     guessed = costs is not None and not costs.known
-    return StageEstimate.from_terms(
-        rung, terms, device=device, workload=workload, flops=flops, by_dimensions=guessed
+    return StageEstimate(
+        rung=rung,
+        terms=tuple(terms),
+        device=device,
+        workload=workload,
+        flops=flops,
+        by_dimensions=guessed,
     )
+
+
+memory_of_embedding = partial(memory, libraries=EMBED_BYTES, processor=0)
 
 
 def recordings_term(model: Model, found: StageEstimate, device: str) -> Term | None:
@@ -167,14 +176,14 @@ def recordings_term(model: Model, found: StageEstimate, device: str) -> Term | N
     the activations of one, which all share, and the inputs of each. None where none is recorded."""
     rung, workload = found.rung, found.workload
     stage = STAGES[rung.stage]
-    if not device.startswith("cuda") or stage.part != "vision" or rung.offload or workload is None:
+    if not device.startswith("cuda") or stage.part != "vision" or rung.offload:
         return None
     if model.profile.route == "joint" or model.best("vision").graph:
         return None
     passes = passes_of(model, workload, rung)
     inputs = RECORDINGS * passes.at_once * passes.input.units * PIXEL_BYTES
     why = f"recorded passes of at most {RECORDINGS} shapes, if there is room"
-    return Term(part="workspace", bytes=found.activation_bytes + inputs, why=why)
+    return Term(part="workspace", bytes=found.bytes_of("activation") + inputs, why=why)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -32,8 +32,7 @@ COMPARED_BYTES = 256 * 4 * 8
 """Bytes per chunk and feature dimension: 256 rows, four copies, 64 bit."""
 
 
-def rungs(model: Model, config: RunOptions, device: str, stage: str = "export") -> list[Rung]:
-    """Return the only rung."""
+def rungs(model: Model, config: RunOptions, device: str, stage: str) -> list[Rung]:
     return [Rung(stage=stage, batch=1)]
 
 
@@ -42,7 +41,7 @@ def memory(model: Model, rung: Rung, workload: Workload, *, device: str, new: in
     held = sum(part.stored_bytes for part in model.profile.parts.values()) or SHARD_BYTES
     why = "a weight file, the current tensor, and the headers"
     term = Term(part="weight", bytes=min(SHARD_BYTES, held) + WRITING_BYTES, why=why)
-    return StageEstimate.from_terms(rung, [term], device="cpu", workload=workload)
+    return StageEstimate(rung=rung, terms=(term,), device="cpu", workload=workload)
 
 
 def memory_of_tracing(
@@ -55,7 +54,7 @@ def memory_of_tracing(
     why = f"{largest / 1e6:,.0f} M numbers in 32 bit x {GRAPH_COPIES}: traced, as a graph, checked"
     terms = [Term(part="weight", bytes=GRAPH_COPIES * 4 * largest, why=why)]
     terms.append(Term(part="workspace", bytes=TRACING_BYTES, why="traced operations"))
-    return StageEstimate.from_terms(rung, terms, device="cpu", workload=workload)
+    return StageEstimate(rung=rung, terms=tuple(terms), device="cpu", workload=workload)
 
 
 def memory_of_comparing(
@@ -64,12 +63,10 @@ def memory_of_comparing(
     """Count the feature rows that are compared."""
     rows = workload.chunks * COMPARED_BYTES * model.profile.feature_width
     term = Term(part="activation", bytes=rows + WRITING_BYTES, why="features of all chunks, twice")
-    return StageEstimate.from_terms(rung, [term], device="cpu", workload=workload)
+    return StageEstimate(rung=rung, terms=(term,), device="cpu", workload=workload)
 
 
-def rungs_of_judging(
-    model: Model, config: RunOptions, device: str, stage: str = "judge"
-) -> list[Rung]:
+def rungs_of_judging(model: Model, config: RunOptions, device: str, stage: str) -> list[Rung]:
     """Return the rungs for one prompt in the best precision: all layers loaded, or loaded one by
     one, which does not change results."""
     whole = Rung(stage=stage, batch=1, precision=model.best("language").precision)
@@ -100,7 +97,7 @@ def memory_of_calibrating(
     chunks = counted(CALIBRATING, "chunk")
     why = f"{chunks} that pass the layers together x {workload.tokens + new:,}"
     terms.append(Term(part="activation", bytes=rows, why=f"{why} x {half.feature_width:,} x 4"))
-    return StageEstimate.from_terms(rung, terms, device=device, workload=workload)
+    return StageEstimate(rung=rung, terms=tuple(terms), device=device, workload=workload)
 
 
 def work_left(model: Model, rung: Rung, left: Sequence[RemainingWork], new: int) -> WorkEstimate:

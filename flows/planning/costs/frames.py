@@ -21,7 +21,7 @@ FILE_BYTES = 8 << 20
 """Bytes of reading a video besides its frames: index, timestamps and container buffers."""
 
 
-def rungs(model: Model, config: RunOptions, device: str, stage: str = "frames") -> list[Rung]:
+def rungs(model: Model, config: RunOptions, device: str, stage: str) -> list[Rung]:
     """Return rungs with fewer and fewer files at once."""
     return [Rung(stage=stage, batch=batch) for batch in sizes(cores())]
 
@@ -47,7 +47,7 @@ def memory(model: Model, rung: Rung, workload: Workload, *, device: str, new: in
         why = f"{counted(files, 'pack')} of images of {size}, each with one being read"
         terms = [Term(part="activation", bytes=files * held, why=why)]
     # This stage does not use the GPU, so only host memory counts.
-    return StageEstimate.from_terms(rung, terms, device="cpu", workload=workload)
+    return StageEstimate(rung=rung, terms=tuple(terms), device="cpu", workload=workload)
 
 
 def work_left(model: Model, rung: Rung, left: Sequence[RemainingWork], new: int) -> WorkEstimate:

@@ -24,11 +24,11 @@ FEATURE_BYTES = 4
 """Bytes per number of a feature, at most."""
 
 
-def rungs(model: Model, config: RunOptions, device: str) -> list[Rung]:
+def rungs(model: Model, config: RunOptions, device: str, stage: str) -> list[Rung]:
     """Return fewer and fewer chunks at once, in the half's own precision. Each passes alone: they
     are read and stored together."""
     (settings,) = model.settings["audio"]
-    single = Rung(stage="hear", batch=1, precision=settings.precision)
+    single = Rung(stage=stage, batch=1, precision=settings.precision)
     return [replace(single, batch=size) for size in sizes(config.batch_size)]
 
 
@@ -47,8 +47,13 @@ def memory(model: Model, rung: Rung, workload: Workload, *, device: str, new: in
         why=f"spectra of batches of {rung.batch} that are read ahead",
     )
     terms += overhead_terms(terms, device, ahead)
-    return StageEstimate.from_terms(
-        rung, terms, device=device, workload=workload, flops=costs.flops, by_dimensions=True
+    return StageEstimate(
+        rung=rung,
+        terms=tuple(terms),
+        device=device,
+        workload=workload,
+        flops=costs.flops,
+        by_dimensions=True,
     )
 
 
@@ -83,7 +88,7 @@ def memory_of_reading(
     files = max(1, min(rung.batch, workload.chunks))
     why = f"sound of {counted(files, 'file')} at once"
     terms = [Term(part="activation", bytes=files * FILE_BYTES, why=why)]
-    return StageEstimate.from_terms(rung, terms, device="cpu", workload=workload)
+    return StageEstimate(rung=rung, terms=tuple(terms), device="cpu", workload=workload)
 
 
 def work_left_to_read(

@@ -22,14 +22,14 @@ KERNEL_BYTES = 1 << 20
 measured with the demo model."""
 
 
-def rungs(model: Model, config: RunOptions, device: str) -> list[Rung]:
+def rungs(model: Model, config: RunOptions, device: str, stage: str) -> list[Rung]:
     """Return shorter contexts, in each precision that the half supports."""
     longest = min(model.profile.context_tokens or ASSUMED_CONTEXT, LARGEST_CONTEXT)
     contexts = [longest]
     while contexts[-1] // 2 >= MIN_CONTEXT:
         contexts.append(contexts[-1] // 2)
     return [
-        Rung(stage="summarize", batch=1, precision=settings.precision, context=context)
+        Rung(stage=stage, batch=1, precision=settings.precision, context=context)
         for settings in free_settings(model, config, "language")
         if not settings.kv
         for context in contexts
@@ -46,7 +46,7 @@ def memory(model: Model, rung: Rung, workload: Workload, *, device: str, new: in
     lengths = min(math.ceil(rung.context / STEP), nodes_of(workload.chunks))
     why = f"CPU kernels for prompts of {counted(lengths, 'length')} x {KERNEL_BYTES:,} bytes"
     kernels = Term(part="workspace", bytes=lengths * KERNEL_BYTES, why=why)
-    return replace(found.plus(kernels, device), workload=workload)
+    return replace(found.plus(kernels), workload=workload)
 
 
 def work_left(model: Model, rung: Rung, left: Sequence[RemainingWork], new: int) -> WorkEstimate:

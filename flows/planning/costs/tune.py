@@ -37,7 +37,7 @@ KEPT_VALUES = 34
 size, if its dimensions are unknown (Korthikanti et al. 2022, equation 1)."""
 
 
-def rungs(model: Model, config: RunOptions, device: str) -> list[Rung]:
+def rungs(model: Model, config: RunOptions, device: str, stage: str) -> list[Rung]:
     """Return the rungs: fewer examples at once, then gradient checkpointing, then 8-bit moments
     where bitsandbytes is installed, and, if allowed, 4-bit weights."""
     options = LearnedOptions.of(config)
@@ -46,7 +46,7 @@ def rungs(model: Model, config: RunOptions, device: str) -> list[Rung]:
         if settings.kv or (found and settings.precision != FOUR_BIT):
             continue
         whole = Rung(
-            stage="tune",
+            stage=stage,
             batch=1,
             precision=settings.precision,
             rank=0 if options.scored_only else options.lora_rank,
@@ -81,7 +81,7 @@ def memory(model: Model, rung: Rung, workload: Workload, *, device: str, new: in
     features = rung.batch * workload.feature_bytes
     read = Term(part="workspace", bytes=features, why="the features of a step's examples")
     terms += overhead_terms(terms, device, read)
-    return StageEstimate.from_terms(rung, terms, device=device, workload=workload)
+    return StageEstimate(rung=rung, terms=tuple(terms), device=device, workload=workload)
 
 
 @lru_cache(maxsize=4)

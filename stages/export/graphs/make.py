@@ -12,9 +12,8 @@ import logging
 import re
 import shutil
 import sys
-import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,7 +28,8 @@ from artifacts.schema import Half, MediaKind
 from artifacts.tensors import name_tensors
 from stages.embed_texts.run import TextReader
 from stages.memory.meta_device import tensors
-from stages.models.graphs.manifest import CPU, Graph, GraphEncoder, Provider
+from stages.models.dry_run import quiet
+from stages.models.graphs.manifest import CPU, Graph, GraphEncoder
 from stages.models.graphs.onnx_encoder import (
     EncoderCall,
     GraphInputs,
@@ -46,8 +46,9 @@ from stages.models.graphs.onnx_encoder import (
 from stages.models.halves.absent import MissingModule, NeedsWeights
 from stages.models.halves.features import encode, text_vectors
 from stages.models.halves.routes import PIXELS
-from stages.models.processors.loading import Clip, clip_of
-from stages.models.processors.prepare import joined, prepare, prepare_images, takes_videos
+from stages.models.processors.loading import Clip, clip_of, takes_videos
+from stages.models.processors.prepare import prepare, prepare_images
+from stages.models.processors.processor_calls import joined
 from stages.models.processors.side_inputs import Prepared
 from stages.process.exit_diagnosis import out_of_memory
 
@@ -168,8 +169,7 @@ def check_agreement(precision: str, tried: str, apart: float, path: str) -> None
 
 
 def _of(made: Any) -> Iterator[torch.Tensor]:
-    values = dict(made) if isinstance(made, dict) else made
-    yield from (value.detach().double().cpu() for value in tensors(values))
+    yield from (value.detach().double().cpu() for value in tensors(made))
 
 
 PRODUCTS = ("MatMul", "Gemm")
@@ -263,7 +263,12 @@ def trace(encoder: Any, given: Mapping[str, Any], packed: bool, varying: Varying
     call = graph_inputs(encoder, copied(sample), packed)
     config = OnnxConfig(dynamic=True, opset_version=OPSET)
     attending = packing(encoder) if packed else contextlib.nullcontext()
-    with _quiet(), attending, _of_any_length(varying):
+    with (
+        quiet(logging.ERROR),
+        contextlib.redirect_stdout(io.StringIO()),
+        attending,
+        _of_any_length(varying),
+    ):
         exported = OnnxExporter().export(encoder, sample, config)
     return Traced(exported.program, call, output, tuple(named))
 
@@ -291,50 +296,37 @@ def _of_any_length(varying: Varying) -> Iterator[None]:
         yield
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence the exporters, which log every axis, symbol and step."""
-    before = logging.root.manager.disable
-    logging.disable(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
-
-
-@dataclass(slots=True)
-class GraphsMade:
-    """The graphs of one half that have been made so far."""
-
-    encoders: dict[str, GraphEncoder] = field(default_factory=dict)
-    """Path → encoder."""
-    furthest: float = 0.0
-    """Largest difference from the encoders, relative to the largest number."""
+Encoders = dict[str, GraphEncoder]
+"""Path → encoder with the graphs that have been made of it."""
 
 
 def make_graphs(
     half: Any, part: Half, tried: Sequence[Trial], folder: Path, precision: str
-) -> GraphsMade:
-    """Write the graphs of a half into a folder and test them. Afterwards the half runs the graphs
-    in place of its encoders. Raises UsageError if an encoder cannot be exported, or if its graph
-    computes something else."""
-    made = GraphsMade()
+) -> tuple[Encoders, float]:
+    """Write the graphs of a half into a folder and test them. Return them, and their largest
+    difference from the encoders, relative to the largest number. Afterwards the half runs the
+    graphs in place of its encoders. Raises UsageError if an encoder cannot be exported, or if its
+    graph computes something else."""
+    encoders: Encoders = {}
     watched = [encoder_calls(half, partial(trial.run, half)) for trial in tried]
-    for request in _graph_requests(half, [call for run in watched for call in run.calls]):
-        _add_graph(half, part, request, made, folder, precision)
-    if not made.encoders:
+    for request in _graph_requests(half, [call for _, calls in watched for call in calls]):
+        _add_graph(half, part, request, encoders, folder, precision)
+    if not encoders:
         raise UsageError(
             f"the {part} half has no encoder that can be exported as a graph",
             hint="Run it in torch",
         )
-    _install(half, made, folder)
-    for trial, run in zip(tried, watched, strict=True):
-        apart = difference(run.made, _run_trial(trial, half))
-        check_agreement(precision, trial.name, apart, ", ".join(made.encoders))
-        made.furthest = max(made.furthest, apart)
-    return made
+    like = torch.empty(0, dtype=half.dtype)
+    for path, encoder in encoders.items():
+        absent = MissingModule(half.get_submodule(path), path)
+        runs = [GraphSession(folder / g.file, [(CPU, {})]) for g in encoder.graphs]
+        half.set_submodule(path, OnnxEncoder(absent, encoder, runs, like))
+    furthest = 0.0
+    for trial, (expected, _) in zip(tried, watched, strict=True):
+        apart = difference(expected, _run_trial(trial, half))
+        check_agreement(precision, trial.name, apart, ", ".join(encoders))
+        furthest = max(furthest, apart)
+    return encoders, furthest
 
 
 def _run_trial(trial: Trial, half: Any) -> Any:
@@ -345,8 +337,7 @@ def _run_trial(trial: Trial, half: Any) -> Any:
         raise UsageError(f"{error.message} (tested with {trial.name})", hint=KEPT) from error
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _GraphRequest:
+class _GraphRequest(NamedTuple):
     """A call that needs a graph."""
 
     call: EncoderCall
@@ -368,10 +359,7 @@ def _graph_requests(half: Any, calls: Sequence[EncoderCall]) -> list[_GraphReque
         kind = kinds.setdefault(f"{call.path} {sorted(axes.items())} {given.fixed}", [])
         kind.append(given)
         found.append((call, row, given, kind))
-    return [
-        _GraphRequest(call=call, packed=row, inputs=given, varying=_varying(kind))
-        for call, row, given, kind in found
-    ]
+    return [_GraphRequest(call, row, given, _varying(kind)) for call, row, given, kind in found]
 
 
 def _varying(kind: Sequence[GraphInputs]) -> Varying:
@@ -384,17 +372,17 @@ def _varying(kind: Sequence[GraphInputs]) -> Varying:
 
 
 def _add_graph(
-    half: Any, part: Half, request: _GraphRequest, made: GraphsMade, folder: Path, precision: str
+    half: Any, part: Half, request: _GraphRequest, made: Encoders, folder: Path, precision: str
 ) -> None:
     """Make the graph of a call, unless an existing graph accepts it."""
     path = request.call.path
     encoder = half.get_submodule(path)
-    known = made.encoders.get(path)
+    known = made.get(path)
     if known and any(fits(graph, request.inputs) for graph in known.graphs):
         return
-    number = sum(len(encoder.graphs) for encoder in made.encoders.values())
+    number = sum(len(encoder.graphs) for encoder in made.values())
     graph = _graph(encoder, request, folder / f"{part}-{number}.onnx", precision)
-    made.encoders[path] = GraphEncoder(
+    made[path] = GraphEncoder(
         path=path,
         class_name=type(encoder).__name__,
         parameters=sum(weight.numel() for weight in encoder.parameters()),
@@ -450,13 +438,3 @@ def _traced(encoder: nn.Module, request: _GraphRequest) -> Traced:
             f"{message}",
             hint=KEPT,
         ) from error
-
-
-def _install(half: Any, made: GraphsMade, folder: Path) -> None:
-    """Replace the encoders by their graphs."""
-    like = torch.empty(0, dtype=half.dtype)
-    for path, encoder in made.encoders.items():
-        parent, _, name = path.rpartition(".")
-        absent = MissingModule(half.get_submodule(path), path)
-        runs = [GraphSession(folder / g.file, Provider(name=CPU)) for g in encoder.graphs]
-        setattr(half.get_submodule(parent), name, OnnxEncoder(absent, encoder, runs, like))

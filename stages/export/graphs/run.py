@@ -15,6 +15,7 @@ import torch
 from artifacts.files import whole_file, write_json
 from artifacts.keys import hash_file
 from artifacts.packages import require_extra
+from artifacts.paths import sync_folder
 from artifacts.regular_files import open_regular
 from artifacts.schema import Half
 from artifacts.store import fault_of
@@ -22,13 +23,13 @@ from stages.embed_texts import TEXTS_PER_BATCH
 from stages.embed_texts.run import TextReader
 from stages.export import GRAPHS, PACKAGES, GraphJob
 from stages.export.compare import nearness
-from stages.export.graphs.make import GraphsMade, make_graphs, texts_of, trials
+from stages.export.graphs.make import Encoders, make_graphs, texts_of, trials
 from stages.models.graphs import FOLDER
 from stages.models.graphs.manifest import FILE, GraphManifest, HalfGraphs, read_manifest
 from stages.models.halves.features import text_vectors
 from stages.models.halves.load import ReloadableHalf, load_half
 from stages.models.hub.checkpoint import CONFIG, INDEX, small_files
-from stages.models.processors.prepare import load_processor
+from stages.models.processors.loading import load_processor
 from stages.models.published import stating_as_published
 from stages.models.shards.layout import claimed, keeping_files, write_rest
 from stages.process.deferred_imports import import_transformers
@@ -86,7 +87,10 @@ def _write_graphs(job: GraphJob, source: Path, folder: Path, report: EventReport
             made_by={name: version(name) for name in ("torch", "transformers", *PACKAGES)},
         )
         write_json(making / FILE, manifest.to_json())
-        _fsync_folder(making)
+        for path in making.iterdir():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        sync_folder(making)
         job.files.check()
         making.rename(folder / FOLDER)
     except OSError as error:
@@ -107,22 +111,22 @@ def _half(
         part, lambda extra_modules: load(extra_modules=extra_modules), extra_modules, job.files
     )
 
-    def make(half: Any) -> GraphsMade:
+    def make(half: Any) -> tuple[Encoders, float]:
         with torch.inference_mode(False), torch.no_grad():
             frames = job.frames_per_video
             tried = list(trials(half, part, processor, dual=dual, frames_per_video=frames))
             return make_graphs(half, part, tried, folder, precision)
 
     texts = _vectors(held, processor) if part == "language" else None
-    made = held.call(make)
+    encoders, furthest = held.call(make)
     near: dict[str, Any] = {}
     if texts is not None:
         near = nearness(texts, _vectors(held, processor), [("texts", len(texts))])
     return HalfGraphs(
         precision=precision,
         weights=dict(weights),
-        towers=tuple(made.encoders.values()),
-        furthest=made.furthest,
+        towers=tuple(encoders.values()),
+        furthest=furthest,
         nearness=near,
     )
 
@@ -168,13 +172,3 @@ def _link_or_copy(path: Path, out: Path) -> None:
         return
     with whole_file(out) as file, open_regular(path) as source:
         shutil.copyfileobj(source, file)
-
-
-def _fsync_folder(folder: Path) -> None:
-    """Flush the files of a folder, and the folder, to disk."""
-    for path in [*folder.iterdir(), folder]:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

@@ -35,7 +35,7 @@ from stages.models.halves.features import Features, encode, is_pixels, refuse_ot
 from stages.models.halves.offload import UNDIVIDED
 from stages.models.halves.records import CannotSplit, FeatureRecord, rule_of_input, split
 from stages.models.halves.routes import AUDIO
-from stages.models.processors.prepare import joined
+from stages.models.processors.processor_calls import joined
 from stages.models.processors.side_inputs import Prepared
 from stages.models.streaming.load import run_calls
 
@@ -88,7 +88,6 @@ def overflowed(record: FeatureRecord) -> bool:
 
 
 def _groups(batch: Sequence[Prepared]) -> Iterator[list[int]]:
-    """Yield the indexes of the rows that can be encoded together."""
     found: dict[str, list[int]] = {}
     for index, row in enumerate(batch):
         found.setdefault(passes_with(row), []).append(index)
@@ -170,7 +169,6 @@ class PassChecks:
         return bool(self._records.meta(key)["holds"]) if key in self._records else None
 
     def key(self, row: PassRow) -> str:
-        """Return the key of the result for the row's class."""
         return pass_check_key(row.rows, row.size_class, self._threads)
 
     def decided(self, row: PassRow) -> PassRow:

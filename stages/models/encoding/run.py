@@ -143,8 +143,9 @@ class Readers(Generic[Item, Made]):
         self._permits = Semaphore(count)
         self._count = count
         self._processors: SimpleQueue[Any] = SimpleQueue()
-        torch.get_num_threads()  # fixes the number of this thread, which `_use_one_core` would set
-        start = _use_one_core if count > 1 else None
+        torch.get_num_threads()  # fixes the number of this thread, which `start` would set
+        # The other cores have threads of their own.
+        start = partial(torch.set_num_threads, 1) if count > 1 else None
         self._threads = ThreadPoolExecutor(max_workers=count, initializer=start)
         if count > 1:
             self._threads.submit(self._copy, processor, reads_text)
@@ -158,7 +159,6 @@ class Readers(Generic[Item, Made]):
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def begin(self, item: Item) -> "Future[Outcome[Made]]":
-        """Prepare an item on the next free thread."""
         return self._threads.submit(self._in_turn, item)
 
     def finish(self, item: Item, begun: "Future[Outcome[Made]]") -> Made:
@@ -200,11 +200,6 @@ class Readers(Generic[Item, Made]):
             log.warning("the processor cannot be copied for other threads: %s", error)
         finally:
             self._processors.put(processor)
-
-
-def _use_one_core() -> None:
-    """Let this thread compute alone: the other cores have threads of their own."""
-    torch.set_num_threads(1)
 
 
 CHUNKS_PER_READER = 16
@@ -304,6 +299,9 @@ class EncodeRun:
         def spare() -> object:
             return self._readers.alone(self.batches[-1][-1])
 
+        def begin(some: Sequence[Sequence[EncodeItem]]) -> list[list[Reading]]:
+            return [[(item, self._readers.begin(item)) for item in batch] for batch in some]
+
         self._read_retry = OomRetry(self._report, spare, ItemFaults(spec.stage, self._note_failure))
         faults = ItemFaults(spec.stage, self._note_failure, self._first())
         oom_retry, block = OomRetry(self._report, last, faults), job.block
@@ -322,7 +320,7 @@ class EncodeRun:
                 if isinstance(self._claims, WorkClaims) and job.feed
                 else self._claims.claimed_batches(to_do, self._missing_keys)
             )
-            for _, begun in prefetched(mine, self._begin_reading, depth, self._report.idle):
+            for _, begun in prefetched(mine, begin, depth, self._report.idle):
                 self._encode(begun, oom_retry, compute)
             faults.close()
         if self._windows is not None and half is not None:
@@ -349,7 +347,6 @@ class EncodeRun:
         self._later([(item[0], Refusal(**fault.meta(self._spec.stage, hint)))])
 
     def _requests(self) -> Iterator[Sequence[list[EncodeItem]]]:
-        """Yield each batch as it arrives."""
         for line in read_requests(self._job.live):
             batch = items_of(EncodeItem, line)
             for item in batch:
@@ -380,22 +377,19 @@ class EncodeRun:
             return most
         return min(most, 1 + chunks // CHUNKS_PER_READER)
 
-    def _begin_reading(self, some: Sequence[Sequence[EncodeItem]]) -> list[list[Reading]]:
-        """Have the chunks prepared, by all reading threads."""
-        return [[(item, self._readers.begin(item)) for item in batch] for batch in some]
-
     def _read(self, some: Sequence[Sequence[Reading]]) -> list[list[ToEncode]]:
         """Return the prepared chunks, leaving out those that alone do not fit into memory. An image
         may have any size."""
+
+        def finish(pairs: Sequence[Reading]) -> Prepared | Refusal:
+            return self._readers.finish(*pairs[0])
+
         run_one = self._read_retry.run_batch
         found = [
-            [(pair[0], row) for pair in batch for _, row in run_one([pair], _key, self._prepared)]
+            [(pair[0], row) for pair in batch for _, row in run_one([pair], _key, finish)]
             for batch in some
         ]
         return [batch for batch in found if batch]
-
-    def _prepared(self, pairs: Sequence[Reading]) -> Prepared | Refusal:
-        return self._readers.finish(*pairs[0])
 
     def _missing_keys(self, some: Sequence[Sequence[EncodeItem]]) -> list[str]:
         keys = [item.key for batch in some for item in batch]

@@ -187,7 +187,6 @@ class GgufCache:
         self._state: bytes | None = None
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Return the number of its tokens."""
         return self._length
 
     def get_query_offset(self, layer_idx: int = 0) -> int:
@@ -211,10 +210,6 @@ class GgufCache:
         return self
 
 
-def _nothing() -> None:
-    """Stand for the sequence of a reader that holds none."""
-
-
 class GgufDecoder(MissingModule):
     """A text decoder that llama.cpp runs. `MissingModule` answers all other attributes."""
 
@@ -224,7 +219,7 @@ class GgufDecoder(MissingModule):
         super().__init__(absent.skeleton, path)
         embedding = GgufEmbedding(context.header, mapping.embedding_scale)
         self._modules["embed_tokens"] = embedding
-        self.__dict__.update(context=context, mapping=mapping, resident=_nothing)
+        self.__dict__.update(context=context, mapping=mapping, resident=lambda: None)
 
     def __getattr__(self, name: str) -> Any:
         if name == "embed_tokens":
@@ -268,7 +263,7 @@ class GgufDecoder(MissingModule):
         seq = 0 if past is not None and len(wide) == 1 else READER
         if past is not None and (before is not past or past.seq != seq):
             self.context.restore(seq, past.state(), after)
-        self.__dict__["resident"] = _nothing  # what a failure leaves cannot be continued
+        self.__dict__["resident"] = lambda: None  # what a failure leaves cannot be continued
         if seq == 0:
             self.context.reserve(after + 1)
             step = np.repeat(wide, ROWS, 0), np.repeat(placed, ROWS, 1)

@@ -247,7 +247,6 @@ class GgufContext:
         self.lengths[seq] = tokens
 
     def clear(self, seq: int) -> None:
-        """Empty a sequence's part of the cache."""
         if self._context and self.lengths[seq]:
             memory = self._api.llama_get_memory(self._context)
             self._api.llama_memory_seq_rm(memory, seq, -1, -1)
@@ -261,7 +260,6 @@ class GgufContext:
         self.lengths = [0] * (ROWS + 1)
 
     def close(self) -> None:
-        """Free everything."""
         self.close_context()
         if self._model:
             self._api.llama_model_free(self._model)

@@ -9,13 +9,13 @@ logs it at most. Therefore the module checks the session's actual provider. A GP
 shape computations to the CPU by design, so that is allowed.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from artifacts.errors import EnvironmentFault
-from artifacts.json_shapes import MapOf, anything, count, number, read_json, read_record, text
+from artifacts.json_shapes import count, read_json, read_record, text
 from artifacts.schema import Half
 from stages.models.graphs import FOLDER
 from stages.process.exit_diagnosis import out_of_memory
@@ -30,34 +30,23 @@ WORKSPACE = 2
 """TensorRT may use 1 / WORKSPACE of the memory limit to try kernels."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Provider:
-    """One provider with all its settings."""
-
-    name: str
-    options: Mapping[str, Any] = field(default_factory=dict)
-    fallbacks: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """Providers, with their options, for operators that this one does not support."""
-
-    def for_session(self) -> list[Any]:
-        """Return the `providers` argument for ONNX Runtime."""
-        every = {self.name: self.options, **self.fallbacks}
-        return [(name, dict(options)) for name, options in every.items()]
+Providers = Sequence[tuple[str, Mapping[str, Any]]]
+"""Names of providers with all their settings: the requested one, and those for operators that it
+does not support. It is the `providers` argument of ONNX Runtime."""
 
 
 def provider_of(backend: str, device: str) -> str:
-    """Return the name of the provider for a backend on a device."""
     if backend == TENSORRT:
         return TRT
     return CPU if device == "cpu" else CUDA
 
 
-def provider_for(backend: str, device: str, limit: int, engines: Path | None) -> Provider:
-    """Return the provider for a device, limited to `limit` bytes of it. `engines` is the folder in
+def providers_for(backend: str, device: str, limit: int, engines: Path | None) -> Providers:
+    """Return the providers for a device, limited to `limit` bytes of it. `engines` is the folder in
     which TensorRT keeps its engines for these graphs."""
     name = provider_of(backend, device)
     if name == CPU:
-        return Provider(name=CPU)
+        return [(CPU, {})]
     cuda = {
         "device_id": int(device.partition(":")[2] or 0),
         "gpu_mem_limit": limit,
@@ -67,7 +56,7 @@ def provider_for(backend: str, device: str, limit: int, engines: Path | None) ->
         "use_tf32": "0",  # graphs in fp32 compute in fp32, as torch does
     }
     if name == CUDA:
-        return Provider(name=CUDA, options=cuda)
+        return [(CUDA, cuda)]
     options: dict[str, Any] = {
         "device_id": cuda["device_id"],
         "trt_max_workspace_size": limit // WORKSPACE,
@@ -81,43 +70,44 @@ def provider_for(backend: str, device: str, limit: int, engines: Path | None) ->
             "trt_timing_cache_enable": True,
             "trt_timing_cache_path": str(engines),
         }
-    return Provider(name=TRT, options=options, fallbacks={CUDA: cuda})
+    return [(TRT, options), (CUDA, cuda)]
 
 
-def open_session(path: Path, provider: Provider, threads: int) -> Any:
-    """Return a session that runs a graph with this provider. Raises EnvironmentFault if another
-    provider would run it, or if the graph cannot be read."""
+def open_session(path: Path, providers: Providers, threads: int) -> Any:
+    """Return a session that runs a graph with the first of these providers. Raises EnvironmentFault
+    if another provider would run it, or if the graph cannot be read."""
     import onnxruntime
 
+    name, _ = providers[0]
     onnxruntime.set_default_logger_severity(3)
     built = onnxruntime.get_available_providers()
-    if provider.name not in built:
-        raise _unavailable(provider.name, f"this ONNX Runtime has {', '.join(built)}")
+    if name not in built:
+        raise _unavailable(name, f"this ONNX Runtime has {', '.join(built)}")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     # An arena would keep the memory of the largest batch, which the budget does not include.
     options.enable_cpu_mem_arena = options.enable_mem_pattern = False
     try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=provider.for_session())
+        session = onnxruntime.InferenceSession(str(path), options, providers=list(providers))
     except Exception as error:  # ONNX Runtime's errors have no common class
         if out_of_memory(error):
             raise
         message = " ".join(str(error).split())[:200]
-        if provider.name == CPU or any(word in message for word in UNREADABLE):
+        if name == CPU or any(word in message for word in UNREADABLE):
             raise EnvironmentFault(
                 f"{path} is not a graph that ONNX Runtime can read ({message})",
                 hint="Export it again, or give --vision-backend torch",
             ) from error
-        raise _unavailable(provider.name, message) from error
-    check_provider(session, provider)
+        raise _unavailable(name, message) from error
+    check_provider(session, name)
     return session
 
 
-def check_provider(session: Any, provider: Provider) -> None:
+def check_provider(session: Any, name: str) -> None:
     """Raise EnvironmentFault unless a session uses the requested provider."""
     found = session.get_providers()
-    if found[:1] != [provider.name]:
-        raise _unavailable(provider.name, f"ONNX Runtime used {', '.join(found) or 'none'} instead")
+    if found[:1] != [name]:
+        raise _unavailable(name, f"ONNX Runtime used {', '.join(found) or 'none'} instead")
 
 
 def _unavailable(name: str, why: str) -> EnvironmentFault:
@@ -150,6 +140,11 @@ class Graph:
     """Those names in the order of the graph's outputs."""
     quantized: int = 0
     """Number of matrix products that are computed in 8 bit."""
+
+    def __post_init__(self) -> None:
+        lengths = (length for axes in self.inputs.values() for length in axes)
+        if min((self.quantized, *lengths)) < 0:
+            raise ValueError(f"graph {self.file} has a number below 0")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -193,8 +188,15 @@ class GraphManifest:
     made_by: Mapping[str, str]
     """Name of each library → its version."""
 
+    def __post_init__(self) -> None:
+        encoders = [encoder for half in self.halves.values() for encoder in half.towers]
+        if min((0, *self.sizes.values(), *(encoder.parameters for encoder in encoders))) < 0:
+            raise ValueError(f"{FILE} has a size below 0")
+        named = [*self.files, *(graph.file for encoder in encoders for graph in encoder.graphs)]
+        if any(Path(n).name != n or n.startswith(".") or not text(n) for n in named):
+            raise ValueError(f"{FILE} names a file outside its folder")
+
     def to_json(self) -> dict[str, Any]:
-        """Return the manifest as JSON values."""
         return {"format": FORMAT, **asdict(self)}
 
     def files_of(self, half: Half) -> list[str]:
@@ -204,60 +206,18 @@ class GraphManifest:
         return sorted(name for name in self.files if any(name.startswith(n) for n in named))
 
 
-GRAPH = {
-    "file": text,
-    "inputs": MapOf([count]),
-    "fixed": MapOf(anything),
-    "output": MapOf(anything),
-    "names": [text],
-    "quantized": count,
-}
-ENCODER = {
-    "path": text,
-    "class_name": text,
-    "parameters": count,
-    "packed": lambda value: isinstance(value, bool),
-    "graphs": [GRAPH],
-}
-HALF = {
-    "precision": text,
-    "weights": MapOf(text),
-    "towers": [ENCODER],
-    "furthest": number,
-    "nearness": MapOf(anything),
-}
-SHAPE = {
-    "format": count,
-    "files": MapOf(text),
-    "sizes": MapOf(count),
-    "halves": MapOf(HALF),
-    "made_by": MapOf(text),
-}
-
-
 def read_manifest(model: Path) -> GraphManifest | None:
     """Return the manifest of a checkpoint's graphs; None if Penstock exported none. Raises
     EnvironmentFault."""
     path = model / FOLDER / FILE
     if not path.exists():
         return None
-    fields = read_json(path, SHAPE, EXPORT_HINT, _check)
-    return read_record(GraphManifest, {n: fields[n] for n in SHAPE if n != "format"})
-
-
-def _check(fields: Any) -> None:
-    """Check that the file has this version's format and names no file outside its folder."""
-    if fields["format"] != FORMAT:
+    fields = read_json(path, {"format": count}, EXPORT_HINT)
+    if (written := fields.pop("format")) != FORMAT:
         raise EnvironmentFault(
-            f"{FILE} has format {fields['format']}, and this version reads {FORMAT}",
-            hint=EXPORT_HINT,
+            f"{FILE} has format {written}, and this version reads {FORMAT}", hint=EXPORT_HINT
         )
-    named = [*fields["files"], *(g["file"] for g in _graphs_in(fields))]
-    if any(Path(name).name != name or name.startswith(".") for name in named):
-        raise EnvironmentFault(f"{FILE} names a file outside its folder", hint=EXPORT_HINT)
-
-
-def _graphs_in(fields: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    for half in fields["halves"].values():
-        for encoder in half["towers"]:
-            yield from encoder["graphs"]
+    try:
+        return read_record(GraphManifest, fields)
+    except TypeError as error:
+        raise EnvironmentFault(f"{path} cannot be read: {error}", hint=EXPORT_HINT) from error

@@ -31,6 +31,7 @@ import contextlib
 import inspect
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import MethodType
 from typing import Any, NamedTuple
@@ -42,13 +43,14 @@ from torch.utils.dlpack import from_dlpack
 from artifacts.errors import EnvironmentFault, PenstockError, UsageError
 from artifacts.schema import Half
 from artifacts.tensors import place_tensors
+from stages.memory.meta_device import changed
 from stages.models.graphs import FOLDER
 from stages.models.graphs.manifest import (
     CPU,
     Graph,
     GraphEncoder,
     HalfGraphs,
-    Provider,
+    Providers,
     open_session,
     read_manifest,
 )
@@ -251,14 +253,7 @@ class EncoderCall:
     """Arguments by name."""
 
 
-class WatchedRun(NamedTuple):
-    """The result of a function, and the encoder calls that produced it."""
-
-    made: Any
-    calls: list[EncoderCall]
-
-
-def encoder_calls(half: nn.Module, function: Callable[[], Any]) -> WatchedRun:
+def encoder_calls(half: nn.Module, function: Callable[[], Any]) -> tuple[Any, list[EncoderCall]]:
     """Run `function` and return its result with the encoder calls, in order. Encoders are the
     outermost models in the half that are called; if none is called, the outermost modules."""
     from transformers import PreTrainedModel
@@ -268,12 +263,11 @@ def encoder_calls(half: nn.Module, function: Callable[[], Any]) -> WatchedRun:
     models: dict[str, nn.Module] = {
         path: m for path, m in weighed.items() if isinstance(m, PreTrainedModel)
     }
-    watched = _watched(models, function)
-    return watched if watched.calls else _watched(weighed, function)
+    made, calls = _watched(models, function)
+    return (made, calls) if calls else _watched(weighed, function)
 
 
 def bound(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Return the arguments of a module call by name."""
     signature = inspect.signature(type(module).forward)
     given = dict(signature.bind_partial(module, *args, **kwargs).arguments)
     more = [n for n, p in signature.parameters.items() if p.kind is inspect.Parameter.VAR_KEYWORD]
@@ -281,7 +275,9 @@ def bound(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> d
     return {**dict(list(given.items())[1:]), **extra}
 
 
-def _watched(modules: dict[str, nn.Module], function: Callable[[], Any]) -> WatchedRun:
+def _watched(
+    modules: dict[str, nn.Module], function: Callable[[], Any]
+) -> tuple[Any, list[EncoderCall]]:
     calls: list[EncoderCall] = []
     depth = 0
 
@@ -298,35 +294,15 @@ def _watched(modules: dict[str, nn.Module], function: Callable[[], Any]) -> Watc
 
     with contextlib.ExitStack() as hooks:
         for path, module in modules.items():
-            hooks.enter_context(_hooked(module, path, enter, leave))
-        return WatchedRun(function(), calls)
-
-
-@contextlib.contextmanager
-def _hooked(
-    module: nn.Module, path: str, enter: Callable[..., None], leave: Callable[..., None]
-) -> Iterator[None]:
-    def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        enter(path, module, args, kwargs)
-
-    first = module.register_forward_pre_hook(before, with_kwargs=True)
-    last = module.register_forward_hook(leave, always_call=True)
-    try:
-        yield
-    finally:
-        first.remove()
-        last.remove()
+            first = module.register_forward_pre_hook(partial(enter, path), with_kwargs=True)
+            hooks.enter_context(first)
+            hooks.enter_context(module.register_forward_hook(leave, always_call=True))
+        return function(), calls
 
 
 def copied(value: Any) -> Any:
     """Return a value whose tensors are copies: some models change their inputs in place."""
-    if isinstance(value, torch.Tensor):
-        return value.detach().clone()
-    if isinstance(value, list | tuple):
-        return type(value)(copied(part) for part in value)
-    if isinstance(value, dict):
-        return {name: copied(part) for name, part in value.items()}
-    return value
+    return changed(lambda tensor: tensor.detach().clone(), value)
 
 
 TYPES = {
@@ -356,11 +332,12 @@ NUMBERS = {
 class GraphSession:
     """A loaded graph that runs on torch tensors."""
 
-    def __init__(self, path: Path, provider: Provider) -> None:
+    def __init__(self, path: Path, providers: Providers) -> None:
         """Load the graph. Raises EnvironmentFault."""
-        self._session = open_session(path, provider, torch.get_num_threads())
-        self._on_host = provider.name == CPU
-        device = provider.options.get("device_id", 0)
+        self._session = open_session(path, providers, torch.get_num_threads())
+        name, options = providers[0]
+        self._on_host = name == CPU
+        device = options.get("device_id", 0)
         self._device = torch.device("cpu") if self._on_host else torch.device("cuda", device)
         self._inputs = {i.name: TYPES[i.type] for i in self._session.get_inputs()}
         self._outputs = {o.name: TYPES[o.type] for o in self._session.get_outputs()}
@@ -504,7 +481,7 @@ def _has_shape(tensor: torch.Tensor, shape: Sequence[int]) -> bool:
 def load_with_graphs(
     model: Path,
     half: Half,
-    provider: Provider,
+    providers: Providers,
     like: torch.Tensor,
     load: Callable[[Sequence[str]], Any],
 ) -> Any:
@@ -513,15 +490,14 @@ def load_with_graphs(
     graphs = graphs_of(model, half)
     loaded = load([encoder.path for encoder in graphs.towers])
     sessions: Mapping[str, GraphSession] = {
-        graph.file: GraphSession(model / FOLDER / graph.file, provider)
+        graph.file: GraphSession(model / FOLDER / graph.file, providers)
         for encoder in graphs.towers
         for graph in encoder.graphs
     }
     for encoder in graphs.towers:
-        parent, _, name = encoder.path.rpartition(".")
         absent = loaded.get_submodule(encoder.path)
         runs = [sessions[graph.file] for graph in encoder.graphs]
-        setattr(loaded.get_submodule(parent), name, OnnxEncoder(absent, encoder, runs, like))
+        loaded.set_submodule(encoder.path, OnnxEncoder(absent, encoder, runs, like))
     return loaded
 
 

@@ -178,7 +178,6 @@ def _attention(
 
 
 def _name(module: Any, group: WindowGroup, query: torch.Tensor) -> str:
-    """Return the name of a comparison."""
     shape = f"{query.shape[1]} x {query.shape[3]}, {group.windows} of {group.length}"
     return f"{type(module).__qualname__} {str(query.dtype).removeprefix('torch.')} {shape}"
 

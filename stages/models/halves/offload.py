@@ -143,11 +143,8 @@ def _next_logits_only(half: Any) -> Iterator[None]:
         size = hidden.shape[:2].numel() * module.weight.shape[0] * hidden.element_size()
         return (hidden[:, -1:], *given[1:]) if size > LOGITS_WORTH else None
 
-    hook = head.register_forward_pre_hook(last)
-    try:
+    with head.register_forward_pre_hook(last):
         yield
-    finally:
-        hook.remove()
 
 
 def new_tokens(tokens: torch.Tensor, prompt: torch.Tensor | None) -> torch.Tensor:

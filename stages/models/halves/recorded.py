@@ -113,7 +113,6 @@ def as_grid(value: Any, device: torch.device) -> Any:
 
 
 def without_grids(value: Any) -> Any:
-    """Return the value with plain tensors in place of its grids."""
     return changed(HostGrid.on_device, value, HostGrid)
 
 

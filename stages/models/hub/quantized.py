@@ -3,7 +3,7 @@ library."""
 
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from artifacts.errors import UsageError
 from artifacts.packages import require_extra
@@ -19,15 +19,6 @@ COMPRESSED = (
     *("nvfp4-pack-quantized", "mxfp4-pack-quantized", "mixed-precision"),
 )
 """Values of `format` that compressed-tensors writes and that are read."""
-
-
-class UnreadForm(NamedTuple):
-    """A form of quantized checkpoints that is not read."""
-
-    form: str
-    """What it is, after "stored"."""
-    found: Callable[[str, Settings], bool]
-    """Function that returns whether a method and its settings are of this form."""
 
 
 def _value(settings: Settings, *names: str) -> str:
@@ -60,40 +51,33 @@ def _gptq_form(settings: Settings) -> str:
     return _value(settings, "checkpoint_format", "format") or "gptq"
 
 
-UNREAD: tuple[UnreadForm, ...] = (
-    UnreadForm("with experts in MXFP4", lambda method, _: method == "mxfp4"),
-    UnreadForm("by torchao", lambda method, _: method == "torchao"),
-    UnreadForm("by HQQ", lambda method, _: method == "hqq"),
-    UnreadForm(
-        "by AWQ in another form than gemm (gemv, gemv_fast, marlin, llm-awq)",
-        lambda method, s: method == "awq" and _value(s, "version") not in ("", "gemm"),
+UNREAD: Mapping[str, Callable[[str, Settings], bool]] = {
+    "with experts in MXFP4": lambda method, _: method == "mxfp4",
+    "by torchao": lambda method, _: method == "torchao",
+    "by HQQ": lambda method, _: method == "hqq",
+    "by AWQ in another form than gemm (gemv, gemv_fast, marlin, llm-awq)": lambda method, s: (
+        method == "awq" and _value(s, "version") not in ("", "gemm")
     ),
-    UnreadForm(
-        "by AWQ in another number of bits than 4",
-        lambda method, s: method == "awq" and _value(s, "bits", "w_bit") not in ("", "4"),
+    "by AWQ in another number of bits than 4": lambda method, s: (
+        method == "awq" and _value(s, "bits", "w_bit") not in ("", "4")
     ),
-    UnreadForm(
-        "by GPTQ in another number of bits than 2, 4 or 8",
-        lambda method, s: method == "gptq" and _value(s, "bits") not in ("", "2", "4", "8"),
+    "by GPTQ in another number of bits than 2, 4 or 8": lambda method, s: (
+        method == "gptq" and _value(s, "bits") not in ("", "2", "4", "8")
     ),
-    UnreadForm(
-        "by GPTQ for one kernel (marlin, bitblas, planar)",
-        lambda method, s: method == "gptq" and _gptq_form(s) not in ("gptq", "gptq_v2"),
+    "by GPTQ for one kernel (marlin, bitblas, planar)": lambda method, s: (
+        method == "gptq" and _gptq_form(s) not in ("gptq", "gptq_v2")
     ),
-    UnreadForm(
-        "in 2:4 sparse form", lambda method, s: method == "compressed-tensors" and _is_sparse(s)
+    "in 2:4 sparse form": lambda method, s: method == "compressed-tensors" and _is_sparse(s),
+    "with rotations applied at run time (transform_config)": lambda method, s: (
+        method == "compressed-tensors" and bool(s.get("transform_config"))
     ),
-    UnreadForm(
-        "with rotations applied at run time (transform_config)",
-        lambda method, s: method == "compressed-tensors" and bool(s.get("transform_config")),
+    "by compressed-tensors in another format than those of weights": lambda method, s: (
+        method == "compressed-tensors" and not {*_formats(s)} <= {*COMPRESSED}
     ),
-    UnreadForm(
-        "by compressed-tensors in another format than those of weights",
-        lambda method, s: method == "compressed-tensors" and not {*_formats(s)} <= {*COMPRESSED},
-    ),
-    UnreadForm("by a method that is not known here", lambda method, _: method not in METHODS),
-)
-"""Forms that are not read; the first that fits is named."""
+    "by a method that is not known here": lambda method, _: method not in METHODS,
+}
+"""Form that is not read, after "stored" → function that returns whether a method and its settings
+are of this form. The first that fits is named."""
 
 
 def settings_in(config: Mapping[str, Any]) -> Settings | None:
@@ -126,7 +110,7 @@ def refuse_unread(name: str, folder: Path) -> None:
         method = "bitsandbytes"  # before it wrote its name
     if method == "bitsandbytes":
         require_extra("bits", f"{name}, which bitsandbytes saved,")
-    form = next((each.form for each in UNREAD if each.found(method, settings)), "")
+    form = next((form for form, fits in UNREAD.items() if fits(method, settings)), "")
     if form:
         by = f" ({method})" if form.startswith("by a method") else ""
         raise UsageError(f"{name} is stored {form}{by}, which Penstock does not read", hint=ADVICE)

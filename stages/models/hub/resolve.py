@@ -1,6 +1,7 @@
 """Resolves a model's name to a local folder. Imports neither torch nor transformers."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,7 @@ def bring_small(name: str, revision: str | None, announce: Announce | None) -> C
     the hub does not provide, EnvironmentFault if the hub is unreachable."""
     from huggingface_hub import HfApi, hf_hub_download, hf_hub_url, snapshot_download
     from huggingface_hub.utils._paths import filter_repo_objects
+    from huggingface_hub.utils.tqdm import tqdm
 
     with hub_errors(name, revision):
         api = HfApi()
@@ -115,11 +117,12 @@ def bring_small(name: str, revision: str | None, announce: Announce | None) -> C
         folder = repository / "snapshots" / resolved.resolved
         absent = {file: listing[file] for file in small if not (folder / file).exists()}
         _announce_small(name, sum(size for size, _ in absent.values()), announce)
+        silent: Any = partial(tqdm, disable=True)  # bars also go to logs
         snapshot_download(
             name,
             revision=resolved,
             allow_patterns=[file for file in small if not listing[file][1]],
-            tqdm_class=_silent(),
+            tqdm_class=silent,
         )
     # Large files, such as a tokenizer's, are checked against the hub's checksum.
     large = tuple(
@@ -181,17 +184,6 @@ def _announce_small(name: str, needed: int, announce: Announce | None) -> None:
 
 def _is_weight(path: str) -> bool:
     return path.endswith(".safetensors") and "/" not in path
-
-
-def _silent() -> Any:
-    """Make a silent progress-bar class for the hub's client, whose own bars also go to logs."""
-    from huggingface_hub.utils.tqdm import tqdm
-
-    class Bar(tqdm):
-        def __init__(self, *args: Any, **options: Any) -> None:
-            super().__init__(*args, **{**options, "disable": True})  # type: ignore[no-untyped-call]
-
-    return Bar
 
 
 def resolve_model(

@@ -112,7 +112,6 @@ def without_safetensors(name: str, files: Sequence[str]) -> UsageError:
 
 
 def not_a_folder(path: Path) -> UsageError:
-    """Make the error for a file that is given as a model."""
     hint = "Give the folder that holds it, with its config.json"
     if path.suffix in PICKLES:
         hint = to_convert(str(path)).replace("run", "Run", 1)
@@ -127,7 +126,6 @@ def to_convert(source: str) -> str:
 def _readable_fault(
     name: str, revision: str | None, error: Exception, begun: bool
 ) -> PenstockError:
-    """Return a readable error for a failed download."""
     from huggingface_hub.errors import (
         GatedRepoError,
         HfHubHTTPError,
@@ -213,19 +211,6 @@ class Stopped(Exception):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Remote:
-    """A file that is available over HTTP."""
-
-    name: str
-    """Name for messages."""
-    url: str
-    size: int
-    """Size in bytes."""
-    digest: str
-    """SHA-256 of its content."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class TransferWatch:
     """Progress callbacks of a transfer, and the event that stops it."""
 
@@ -242,7 +227,7 @@ def partial(target: Path) -> Path:
     return target.with_name(f"{target.name}.penstock.incomplete")
 
 
-def transfer(remote: Remote, target: Path, watch: TransferWatch) -> None:
+def transfer(url: str, remote: WeightFile, target: Path, watch: TransferWatch) -> None:
     """Download a file to `target`, unless it exists. Raises what the hub's session raises, and
     EnvironmentFault for content with another checksum."""
     if target.exists():
@@ -254,7 +239,7 @@ def transfer(remote: Remote, target: Path, watch: TransferWatch) -> None:
             part.unlink(missing_ok=True)
             return
         for last in (False, True):
-            _receive(remote, file, watch)
+            _receive(url, remote, file, watch)
             if _digest(file) == remote.digest:
                 break
             watch.arrived(-_size(file))
@@ -305,13 +290,13 @@ def _is_same_file(part: Path, file: FileIO) -> bool:
         return False
 
 
-def _receive(remote: Remote, file: FileIO, watch: TransferWatch) -> None:
+def _receive(url: str, remote: WeightFile, file: FileIO, watch: TransferWatch) -> None:
     """Receive the whole file, reconnecting as often as the connection breaks."""
     waits = iter(WAITS)
     while (have := _size(file)) < remote.size:
         failure: Exception = ConnectionError("the server sent no more")
         try:
-            _stream(remote, file, have, watch)
+            _stream(url, file, have, remote.size, watch)
         except Exception as error:
             if not is_transient(error):
                 raise
@@ -329,8 +314,8 @@ def _receive(remote: Remote, file: FileIO, watch: TransferWatch) -> None:
             raise Stopped
 
 
-def _stream(remote: Remote, file: FileIO, start: int, watch: TransferWatch) -> None:
-    """Append the server's data from byte `start` on."""
+def _stream(url: str, file: FileIO, start: int, size: int, watch: TransferWatch) -> None:
+    """Append the server's data from byte `start` on, up to `size` bytes in all."""
     from huggingface_hub import constants
     from huggingface_hub.utils._headers import build_hf_headers
     from huggingface_hub.utils._http import get_session, hf_raise_for_status
@@ -339,12 +324,12 @@ def _stream(remote: Remote, file: FileIO, start: int, watch: TransferWatch) -> N
     if start:
         headers["Range"] = f"bytes={start}-"
     timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
-    with get_session().stream("GET", remote.url, headers=headers, timeout=timeout) as response:
+    with get_session().stream("GET", url, headers=headers, timeout=timeout) as response:
         hf_raise_for_status(response)
         if start and response.status_code != 206:  # the server ignored the range
             watch.arrived(-start)
             file.truncate(0)
-        left = remote.size - _size(file)
+        left = size - _size(file)
         for block in response.iter_bytes():
             block = block[:left]
             if file.write(block) != len(block):
@@ -399,9 +384,18 @@ def fetch(
         folder = shown(cache_folder())
         announce(f"downloading {what}{checkpoint.name}, {size}, into {folder} (once)")
     with hub_errors(checkpoint.name, checkpoint.commit, begun=True):
-        _fetch_all(
-            checkpoint, missing, announce or (lambda text: None), _Counter(here, total, progress)
-        )
+        lock = threading.Lock()
+
+        def arrived(count: int) -> None:
+            nonlocal here
+            with lock:
+                here += count
+                if progress is not None:
+                    progress(here, total)
+
+        notify = announce or (lambda text: None)
+        watch = TransferWatch(announce=notify, arrived=arrived, stop=threading.Event())
+        _fetch_all(checkpoint, missing, watch)
 
 
 def check_space(name: str, needed: int) -> None:
@@ -416,24 +410,7 @@ def check_space(name: str, needed: int) -> None:
         )
 
 
-class _Counter:
-    """Adds up the bytes that arrive on all connections."""
-
-    def __init__(self, here: int, total: int, progress: Progress | None) -> None:
-        self._here, self._total, self._progress = here, total, progress
-        self._lock = threading.Lock()
-
-    def add(self, count: int) -> None:
-        with self._lock:
-            self._here += count
-            if self._progress is not None:
-                self._progress(self._here, self._total)
-
-
-def _fetch_all(
-    checkpoint: Checkpoint, files: Sequence[WeightFile], announce: Announce, counter: _Counter
-) -> None:
-    watch = TransferWatch(announce=announce, arrived=counter.add, stop=threading.Event())
+def _fetch_all(checkpoint: Checkpoint, files: Sequence[WeightFile], watch: TransferWatch) -> None:
     with ThreadPoolExecutor(AT_ONCE) as pool:
         running = [pool.submit(_fetch_one, checkpoint, file, watch) for file in files]
         try:
@@ -449,8 +426,7 @@ def _fetch_one(checkpoint: Checkpoint, file: WeightFile, watch: TransferWatch) -
     from huggingface_hub import hf_hub_download, hf_hub_url
 
     url = hf_hub_url(checkpoint.name, file.name, revision=checkpoint.commit)
-    remote = Remote(name=file.name, url=url, size=file.size, digest=file.digest)
-    transfer(remote, _blob(checkpoint, file), watch)
+    transfer(url, file, _blob(checkpoint, file), watch)
     # The content is already in place, so this only links it.
     hf_hub_download(checkpoint.name, file.name, revision=checkpoint.commit)
 

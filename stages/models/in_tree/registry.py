@@ -5,17 +5,14 @@ It is consulted before transformers. Such a checkpoint's config.json may state n
 another model, whose missing weights transformers would then initialize at random.
 """
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from pkgutil import resolve_name
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from artifacts.errors import UsageError
 from stages.models.hub.checkpoint import class_names, read_config
-
-if TYPE_CHECKING:
-    import torch
 
 CONFIG_ERRORS = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError)
 """Errors raised for a configuration with invalid values."""
@@ -53,43 +50,12 @@ class InTreeFamily:
         return config
 
     def model_class(self) -> type[Any]:
-        """Return the model's class."""
         found: type[Any] = resolve_name(self.model)
         return found
 
     def load_processor(self, folder: Path) -> Any:
         """Load the processor. Raises OSError or ValueError if a required file is missing."""
         return resolve_name(self.processor)(folder)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class OriginalLayout:
-    """The tensor layout of files saved by a family's original code, before it was on the hub. Names
-    are given without the `module.` prefix that multi-GPU training adds."""
-
-    description: str
-    """What such a file is, for people."""
-    module: str
-    """Module that reads the layout, with one function for each method here."""
-
-    def recognises(self, names: Collection[str]) -> bool:
-        """Return whether a file with tensors of these names has this layout."""
-        found: bool = resolve_name(f"{self.module}:recognises")(names)
-        return found
-
-    def config(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, object]:
-        """Return the config.json of the converted file, without the dtype. `shapes` are those of
-        the original file."""
-        found: dict[str, object] = resolve_name(f"{self.module}:config")(shapes)
-        return found
-
-    def rename(self, name: str, tensor: "torch.Tensor") -> "Iterable[tuple[str, torch.Tensor]]":
-        """Return the converted tensors of an original one, as views of it: several for a fused
-        tensor, none for a computed one."""
-        found: Iterable[tuple[str, torch.Tensor]] = resolve_name(f"{self.module}:rename")(
-            name, tensor
-        )
-        return found
 
 
 COGVLM2 = "stages.models.in_tree.cogvlm2"
@@ -117,10 +83,11 @@ NATIVES: Mapping[str, InTreeFamily] = {
 }
 """Class name among a config.json's `architectures` → our code for it."""
 
-ORIGINALS: tuple[OriginalLayout, ...] = (
-    OriginalLayout(description="an EVA-CLIP of the original code", module=f"{EVACLIP}.original"),
-)
-"""Layouts that `penstock convert` converts to the hub's layout."""
+ORIGINALS: Mapping[str, str] = {"an EVA-CLIP of the original code": f"{EVACLIP}.original"}
+"""What files of a family's original code are, from before it was on the hub → module that converts
+them. Its functions: `recognises` the names of tensors, `config` gives a config.json for their
+shapes, and `rename` the tensors that one becomes. Names come without the `module.` of multi-GPU
+training."""
 
 
 def native_of(folder: Path) -> InTreeFamily | None:

@@ -111,14 +111,9 @@ def _seen(processor: Any, clip: Clip, way: Way) -> SeenSize:
     )
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Made:
-    """The sizes that a processor produces from oversized frames of one aspect ratio."""
-
-    edge: int
-    """The longer side in pixels that a frame needs so that no output is enlarged."""
-    sides: tuple[int, ...]
-    """All heights and widths in pixels."""
+Made = tuple[int, tuple[int, ...]]
+"""The longer side in pixels that a frame of one aspect needs so that no output is enlarged, and all
+heights and widths that a processor makes of it."""
 
 
 def _comes_out_alike(
@@ -155,13 +150,13 @@ def _made(
         if scale >= 1:
             return {}
         edge = math.ceil(scale * long_edge - 1e-6)
-        made[aspect] = Made(edge=edge, sides=tuple(itertools.chain.from_iterable(sizes)))
+        made[aspect] = edge, tuple(itertools.chain.from_iterable(sizes))
     return made
 
 
 def _rounding(made: Iterable[Made]) -> int:
     """Return the step in pixels to which the processor rounds all sides; 0 if it does not round."""
-    sides = {side for one in made for side in one.sides}
+    sides = {side for _, each in made for side in each}
     step = math.gcd(*sides)
     return step if len(sides) > 1 and step <= LARGEST_STEP else 0
 
@@ -171,16 +166,17 @@ def _steps(made: dict[float, Made]) -> tuple[tuple[float, int], ...]:
     value, plus the possible rounding of the shorter side."""
     points = [(min(made) * (1 - ASPECT_MARGIN), UNBOUNDED)]
     step = _rounding(made.values())
+    edges = {aspect: edge for aspect, (edge, _) in made.items()}
     for low, high in itertools.pairwise(sorted(made)):
-        edge = max(made[low].edge, made[high].edge)
+        edge = max(edges[low], edges[high])
         edge += math.ceil(step * max(high, 1 / low))
         points += [
-            (low, made[low].edge),
+            (low, edges[low]),
             (low * (1 + ASPECT_MARGIN), edge),
             (high * (1 - ASPECT_MARGIN), edge),
         ]
     last = max(made)
-    points += [(last, made[last].edge), (last * (1 + ASPECT_MARGIN), UNBOUNDED)]
+    points += [(last, edges[last]), (last * (1 + ASPECT_MARGIN), UNBOUNDED)]
     inner = zip(points, points[1:], points[2:], strict=False)
     needed = [b for a, b, c in inner if not a[1] == b[1] == c[1]]
     return (points[0], *needed, points[-1])

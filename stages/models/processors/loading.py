@@ -45,7 +45,6 @@ class Clip:
             raise ValueError(f"{len(self.times)} times for {len(self.frames)} frames")
 
     def middle(self) -> "Clip":
-        """Return the clip's middle frame alone."""
         at = len(self.frames) // 2
         return replace(self, frames=self.frames[at : at + 1], times=self.times[at : at + 1])
 
@@ -247,9 +246,7 @@ def takes_images(processor: Any) -> bool:
 
 def is_image_output(name: str) -> bool:
     """Return whether an output holds image content or its mask."""
-    return not name.startswith("num_") and (
-        is_pixels(name) or "pixel" in name or name.endswith("patches")
-    )
+    return not name.startswith("num_") and is_pixels(name)
 
 
 def token(processor: Any, kind: str) -> str:

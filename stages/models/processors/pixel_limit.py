@@ -120,7 +120,6 @@ def _side(part: Any) -> int:
 
 
 def _limit_video(part: Any, limits: PixelLimits) -> None:
-    """Set the limits of a video part."""
     bounds = replace(_bounds(part), per_video=limits.video)
     known = limits.frames
     if known is not None and limits_frames(bounds, known):

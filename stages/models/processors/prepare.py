@@ -18,7 +18,7 @@ another first token than the model ever wrote.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -36,12 +36,10 @@ from stages.models.processors.loading import (
     Clip,
     black_clip,
     known,
-    load_processor,
     placeholder_tokens,
     takes_images,
     takes_videos,
     to_images,
-    video_metadata,
 )
 from stages.models.processors.processor_calls import (
     PLAIN,
@@ -56,7 +54,6 @@ from stages.models.processors.side_inputs import (
     Prepared,
     Row,
     check_outline,
-    joined,
     restore,
     side_inputs_keeper,
 )
@@ -145,24 +142,6 @@ def _prepared(outputs: Any, count: int) -> Prepared:
 
 DECODED = "decoder_input_ids"
 """Name of the prompt's tokens for the decoder of an encoder-decoder model."""
-
-__all__ = [
-    "Clip",
-    "Prepared",
-    "Row",
-    "channel_of",
-    "continues_prompt",
-    "drop_end_token",
-    "joined",
-    "load_processor",
-    "opens_reasoning",
-    "placeholder_tokens",
-    "prepare",
-    "rebuild",
-    "takes_videos",
-    "text_inputs",
-    "video_metadata",
-]
 
 
 def channel_of(processor: Any, kind: MediaKind) -> str:
@@ -278,16 +257,9 @@ EDGE = 64
 PROMPT = "?"
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PromptOverhead:
-    """Tokens of a prompt that are neither image tokens nor the user's text."""
-
-    per_prompt: int = 0
-    per_frame: int = 0
-
-
-def prompt_overhead(processor: Any, kind: MediaKind) -> PromptOverhead:
-    """Return how many tokens the processor adds around frames of this kind; 0 if unknown."""
+def prompt_overhead(processor: Any, kind: MediaKind) -> tuple[int, int]:
+    """Return the tokens of a prompt that are neither image tokens nor the user's text: in all, and
+    per frame of this kind besides; 0 if unknown."""
     counts = (FEW, MORE) if kind == "video" else (1, 1)
     if kind == "video" and channel_of(processor, kind) == "images":
         counts = (1, MORE)
@@ -296,9 +268,9 @@ def prompt_overhead(processor: Any, kind: MediaKind) -> PromptOverhead:
     except Exception as error:  # a processor may fail in any way; real frames will show the error
         if out_of_memory(error):
             raise
-        return PromptOverhead()
+        return 0, 0
     per_frame = max(0, -(-(more - few) // max(1, counts[1] - counts[0])))
-    return PromptOverhead(per_prompt=max(0, few - counts[0] * per_frame), per_frame=per_frame)
+    return max(0, few - counts[0] * per_frame), per_frame
 
 
 def _text_tokens(processor: Any, kind: MediaKind, count: int) -> int:

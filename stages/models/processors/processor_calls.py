@@ -118,8 +118,6 @@ def _find(processor: Any, form: str) -> str:
 
 def _render_system(processor: Any, form: str, way: str, system: str) -> str:
     """Return a turn with a system text in this form; empty if the template refuses it."""
-    if form == STRING and way == PARTS:
-        return ""
     question = _question(processor, form, "images", 0, "What?")
     try:
         return _templated(processor, [_system(way, system), question])
@@ -255,6 +253,17 @@ def _padded(processor: Any, rows: list[dict[str, Any]]) -> dict[str, Any]:
             parts.append(value)
         joined[name] = torch.cat(parts)
     return joined
+
+
+def joined(values: list[Any]) -> Any:
+    """Join one output of several rows: concatenate tensors and sequences; others must be equal."""
+    if isinstance(values[0], torch.Tensor):
+        return torch.cat(values)
+    if isinstance(values[0], list | tuple):
+        return list(itertools.chain.from_iterable(values))
+    if any(value != values[0] for value in values):
+        raise ValueError(f"outputs that differ between rows cannot be joined: {values}")
+    return values[0]
 
 
 def same(outputs: Any, expected: Any) -> bool:

@@ -8,13 +8,11 @@ with images is used:
     outline   store sizes and times; run the processor on black frames and drop their pixels
 """
 
-import contextlib
 import inspect
-import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,6 +26,7 @@ from stages.models.processors.loading import Clip, is_image_output, known
 from stages.models.processors.processor_calls import (
     INTERLEAVED,
     Layout,
+    joined,
     places,
     run,
     same,
@@ -39,9 +38,10 @@ from stages.models.processors.sound import (
     ONES,
     PROBE_SECONDS,
     WIDTH,
-    answering_hook,
+    answering,
     answering_sound,
     mask_of,
+    remembered,
     sound_layout,
     sound_noise,
     sound_places,
@@ -58,21 +58,6 @@ LARGE = 512
 """Longer side of an image in pixels above which a smaller image is tried in its place."""
 SHAPES = "shapes"
 """Key in a row's side inputs: the shapes of its pixels."""
-
-
-class Row(Protocol):
-    """Everything that is kept of a row's media for its prompt."""
-
-    @property
-    def channel(self) -> str: ...
-    @property
-    def side(self) -> dict[str, Any]: ...
-    @property
-    def replacements(self) -> tuple[str, ...]: ...
-    @property
-    def count(self) -> RowCount: ...
-    @property
-    def heard(self) -> FeatureRecord | None: ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -93,6 +78,8 @@ class Prepared:
     """The record of the row's sound."""
 
 
+Row = Prepared | FeatureRecord
+"""What is kept of a row's media for its prompt."""
 Keep = Callable[[Any, Layout, Clip, str], Prepared]
 
 
@@ -155,7 +142,7 @@ def _restored(
             processor.replace_video_token(side, video, **kwargs) for video in range(len(rows))
         ]
 
-    with _answering(processor, layout.channel, answer):
+    with answering(processor, HOOKS[layout.channel], answer):
         return without_images(run(processor, layout, clips, prompts))
 
 
@@ -209,15 +196,7 @@ def _answers(
     processor: Any, layout: Layout, clip: Clip, prompt: str
 ) -> tuple[Prepared, dict[str, Any]]:
     """Return the row, and everything that the processor's method returned."""
-    kept: list[tuple[dict[str, Any], list[str]]] = []
-    compute = getattr(processor, HOOKS[layout.channel])
-
-    def remember(*args: Any, **kwargs: Any) -> Any:
-        found, replacements = compute(*args, **kwargs)
-        kept.append((dict(found), [*replacements]))
-        return found, replacements
-
-    with _answering(processor, layout.channel, remember):
+    with remembered(processor, HOOKS[layout.channel]) as kept:
         outputs = run(processor, layout, [clip], [prompt])
     ((found, replacements),) = kept
     side = {n: v for n, v in found.items() if not is_image_output(n) and n not in NEVER_KEPT}
@@ -233,17 +212,6 @@ def _answers(
 
 def without_images(outputs: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in outputs.items() if not is_image_output(name)}
-
-
-def joined(values: list[Any]) -> Any:
-    """Join one output of several rows: concatenate tensors and sequences; others must be equal."""
-    if isinstance(values[0], torch.Tensor):
-        return torch.cat(values)
-    if isinstance(values[0], list | tuple):
-        return list(itertools.chain.from_iterable(values))
-    if any(value != values[0] for value in values):
-        raise ValueError(f"outputs that differ between rows cannot be joined: {values}")
-    return values[0]
 
 
 def _nothing(shapes: list[list[int]]) -> torch.Tensor:
@@ -275,16 +243,6 @@ def _smallest_clip(channel: str, media: int) -> Clip:
     return Clip(frames=frames, times=(0.0,) * count, seconds=0.0, kind=kind)
 
 
-@contextlib.contextmanager
-def _answering(processor: Any, channel: str, answer: Callable[..., Any]) -> Iterator[None]:
-    """Replace the media method of this processor object, not of its class, inside the block."""
-    processor.__dict__[HOOKS[channel]] = answer
-    try:
-        yield
-    finally:
-        del processor.__dict__[HOOKS[channel]]
-
-
 def _unseparable(processor: Any) -> UsageError:
     return UsageError(
         f"{type(processor).__name__} writes into the prompt what only the images show, so no "
@@ -308,16 +266,8 @@ def _prepared(processor: Any, samples: NDArray[np.float32], width: int = 0) -> P
     if width:
         padding["max_length"] = min(len(samples) + extractor.n_fft, extractor.n_samples)
     layout = sound_layout(processor, layout_of(processor, channel))
-    kept: list[tuple[dict[str, Any], list[str]]] = []
-    compute = getattr(processor, HOOK)
-
-    def remember(*args: Any, **kwargs: Any) -> Any:
-        found, replacements = compute(*args, **kwargs, **padding)
-        kept.append((dict(found), [*replacements]))
-        return found, replacements
-
     clip = replace(noise(channel), sound=samples)
-    with answering_hook(processor, remember):
+    with remembered(processor, HOOK, **padding) as kept:
         outputs = run(processor, layout, [clip], PROBES[:1])
     ((found, replacements),) = kept
     return Prepared(

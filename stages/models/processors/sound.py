@@ -8,7 +8,7 @@ two lengths.
 """
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -25,6 +25,7 @@ from stages.models.processors.processor_calls import (
     INTERLEAVED,
     SEPARATE,
     Layout,
+    joined,
     run,
     text_ids,
 )
@@ -79,7 +80,7 @@ def answering_sound(processor: Any, rows: Sequence[FeatureRecord]) -> Iterator[N
         return
     side = {name: _joined([row.side[name] for row in rows]) for name in rows[0].side}
     replacements = [text for row in rows for text in row.replacements]
-    with answering_hook(processor, lambda *_, **__: (dict(side), [*replacements])):
+    with answering(processor, HOOK, lambda *_, **__: (dict(side), [*replacements])):
         yield
 
 
@@ -104,18 +105,33 @@ def _joined(values: list[Any]) -> Any:
     """Join one value of several rows; masks get the width of the widest."""
     if isinstance(values[0], dict):
         width = max(value[WIDTH] for value in values)
-        return torch.cat([mask_of(value, width) for value in values])
-    if isinstance(values[0], torch.Tensor):
-        return torch.cat(values)
-    if isinstance(values[0], list | tuple):
-        return [part for value in values for part in value]
-    return values[0]
+        values = [mask_of(value, width) for value in values]
+    return joined(values)
 
 
 @contextlib.contextmanager
-def answering_hook(processor: Any, answer: Any) -> Iterator[None]:
-    processor.__dict__[HOOK] = answer
+def answering(processor: Any, hook: str, answer: Callable[..., Any]) -> Iterator[None]:
+    """Replace a method of this processor object, not of its class, inside the block."""
+    processor.__dict__[hook] = answer
     try:
         yield
     finally:
-        del processor.__dict__[HOOK]
+        del processor.__dict__[hook]
+
+
+@contextlib.contextmanager
+def remembered(
+    processor: Any, hook: str, **options: Any
+) -> Iterator[list[tuple[dict[str, Any], list[str]]]]:
+    """Yield a list that gets what a method of the processor returns inside the block: outputs, and
+    the text in place of each placeholder. The method is called with these options, too."""
+    kept: list[tuple[dict[str, Any], list[str]]] = []
+    compute = getattr(processor, hook)
+
+    def remember(*args: Any, **kwargs: Any) -> Any:
+        found, replacements = compute(*args, **kwargs, **options)
+        kept.append((dict(found), [*replacements]))
+        return found, replacements
+
+    with answering(processor, hook, remember):
+        yield kept

@@ -113,11 +113,8 @@ def _rows_of_words(layer: StoredLayer, words: torch.Tensor) -> torch.Tensor:
 
 def _awq(layer: StoredLayer, tensors: Mapping[str, torch.Tensor]) -> Codes:
     words = tensors["qweight"]
-    count, columns = words.shape[1], layer.columns
-    if not layer.pairs:
-        codes = torch.empty(count, 8, columns, dtype=torch.uint8, device=words.device)
-    else:
-        codes = torch.empty(count, 8, columns // 2, dtype=torch.uint8, device=words.device)
+    count, width = words.shape[1], layer.columns // (1 + layer.pairs)
+    codes = torch.empty(count, 8, width, dtype=torch.uint8, device=words.device)
     for at in range(0, count, TURNED_WORDS):
         into = codes[at : at + TURNED_WORDS]
         octets = _octets(words[:, at : at + TURNED_WORDS]).t().contiguous()

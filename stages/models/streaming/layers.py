@@ -31,7 +31,7 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 import torch
 from torch import nn
@@ -96,7 +96,6 @@ class Layer:
             tensor.put(tensor.view(buffer))
 
     def detach(self) -> None:
-        """Leave the layer without data."""
         for tensor in self.tensors:
             tensor.put(torch.empty(tensor.shape, dtype=tensor.dtype, device="meta"))
 
@@ -159,24 +158,8 @@ class PinnedLayer(Layer):
     """The bytes of its buffer."""
 
 
-LayerT = TypeVar("LayerT", bound=Layer, contravariant=True)
-
-
-class LayerBuffer(Protocol[LayerT]):
-    """A buffer for one layer."""
-
-    def fill(self, layer: LayerT) -> None:
-        """Bring the layer into the buffer; called by one thread."""
-
-    def memory(self) -> torch.Tensor:
-        """Return the buffer's bytes; later computations may read them."""
-
-    def release(self) -> None:
-        """Mark the buffer as free: later computations do not read it."""
-
-
 class HostLayerBuffer:
-    """A buffer for one layer of a half that computes on the CPU."""
+    """A buffer for one layer of a half that computes on the CPU. One thread fills it."""
 
     def __init__(self, size: int, scratch: torch.Tensor) -> None:
         self._memory = torch.empty(size, dtype=torch.uint8)
@@ -186,10 +169,11 @@ class HostLayerBuffer:
         layer.read(self._memory, self._scratch)
 
     def memory(self) -> torch.Tensor:
+        """Return the buffer's bytes; later computations may read them."""
         return self._memory
 
     def release(self) -> None:
-        pass
+        """Mark the buffer as free: later computations do not read it."""
 
 
 class DeviceLayerBuffer:
@@ -252,20 +236,34 @@ class PinnedLayerBuffer(DeviceLayerBuffer):
 EMPTY = -1
 
 
-class LayerDoubleBuffer:
+class LayerProvider:
+    """Provides layers by number. Those that are all in memory need nothing."""
+
+    def prefetch(self, layer: int) -> None:
+        """Start to fetch the layer that is expected next, during the computation."""
+
+    def load(self, layer: int) -> None:
+        """Load the layer. Only one layer is loaded at a time."""
+
+    def release(self, layer: int) -> None:
+        """Release the layer, after all waiting calls have passed it."""
+
+
+class LayerDoubleBuffer(LayerProvider):
     """The layers of one half and the two buffers; loads them for whoever computes."""
 
     def __init__(
         self,
-        layers: Sequence[LayerT],
-        buffers: Sequence[LayerBuffer[LayerT]],
+        layers: Sequence[Layer],
+        buffers: Sequence[Any],
         filler: Executor,
     ) -> None:
-        """`filler` fills the buffers, one after the other."""
-        self._layers: Sequence[Layer] = layers
+        """`buffers` are of a class that takes these layers; `filler` fills them, one after the
+        other."""
+        self._layers = layers
         self.fetched = 0
         """Number of layers copied or read so far."""
-        self._buffers: Sequence[LayerBuffer[Any]] = buffers
+        self._buffers = buffers
         self._holds = [EMPTY for _ in buffers]
         """The layer that each buffer holds or will hold."""
         self._filled: dict[int, Future[None]] = {}

@@ -35,7 +35,7 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
 import greenlet
 import torch
@@ -48,23 +48,16 @@ from stages.models.halves.load import load_half
 from stages.models.halves.offload import dispatching, placement, waiting
 from stages.models.hub.headers import TensorPlace, read_places
 from stages.models.shards.layout import DTYPES
-from stages.models.streaming.layers import ALIGNED, FileLayer, FileTensor, buffered_files
+from stages.models.streaming.layers import (
+    ALIGNED,
+    FileLayer,
+    FileTensor,
+    LayerProvider,
+    buffered_files,
+)
 
 Made = TypeVar("Made")
 NOWHERE = -1
-
-
-class LayerProvider(Protocol):
-    """Provides the layers by number."""
-
-    def prefetch(self, layer: int) -> None:
-        """Start to fetch the layer that is expected next, during the computation."""
-
-    def load(self, layer: int) -> None:
-        """Load the layer. Only one layer is loaded at a time."""
-
-    def release(self, layer: int) -> None:
-        """Release the layer, after all waiting calls have passed it."""
 
 
 class LayerLockstep:
@@ -136,7 +129,6 @@ class _Crossing(Generic[Made]):
             walker.gr_context = contextvars.copy_context()
 
     def set_out(self) -> None:
-        """Run all calls up to their first door."""
         for call in range(len(self._walkers)):
             self._go_on(call)
 
@@ -251,10 +243,6 @@ class StreamedLayers:
         self.buffers = buffered_files(layers, device)
         self.lockstep = LayerLockstep([layer.module for layer in layers], self.buffers)
 
-    def run_calls(self, calls: Sequence[Callable[[], Made]]) -> list[Made]:
-        """Return the result of each call; each layer is fetched once for all calls."""
-        return self.lockstep.run_calls(calls)
-
 
 def streamed_layers(half: Any) -> StreamedLayers | None:
     """Return the layers of a half that was loaded by `load_streamed`; None for any other half."""
@@ -266,7 +254,7 @@ def run_calls(half: Any, calls: Sequence[Callable[[], Made]]) -> list[Made]:
     """Return the result of each call of the half. Calls run together if its layers are streamed,
     else one after the other."""
     layers = streamed_layers(half)
-    return [call() for call in calls] if layers is None else layers.run_calls(calls)
+    return [call() for call in calls] if layers is None else layers.lockstep.run_calls(calls)
 
 
 def load_streamed(
