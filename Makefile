@@ -7,7 +7,7 @@ WORKERS ?= 2
 # One more than the cores of CI: slow tests wait for servers, kills and leases a quarter of their time.
 SLOW_WORKERS ?= 3
 GPU_TESTS := tests/test_flows_on_gpu.py tests/test_flows_gpu_modes.py tests/test_flows_serving_on_gpu.py tests/test_project_gpu_check_whole.py
-GPU_SAMPLE := a_run_on_a_gpu or first_rows or (old_driver and named)
+GPU_SAMPLE := a_run_on_a_gpu or first_rows or (old_driver and said)
 GPU_CHECK ?= $(if $(MODEL),--model '$(MODEL)') $(if $(SOURCE),--source '$(SOURCE)') $(if $(OUT),--out '$(OUT)')
 
 .PHONY: help setup setup-dev demo server worker lint test test-slow test-slow-sample test-gpu test-gpu-sample check test-install readers gguf docs docs-check models pictures gpu-check bench wheel image lock clean distclean

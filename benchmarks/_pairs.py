@@ -6,7 +6,7 @@ and drawn scenes follow.
 
 import colorsys
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -29,7 +29,6 @@ from benchmarks._planted import (
 )
 
 Draw = np.random.Generator
-TwoPictures = Callable[[Draw], tuple[Picture, Picture]]
 SECONDS = 3.0
 WORDS = [
     "heart", "lung", "kidney", "liver", "brain", "surgery", "therapy", "report",

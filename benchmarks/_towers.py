@@ -62,31 +62,28 @@ class ClipSize(NamedTuple):
     text_width: int
     projection: int
     """Width of a vector."""
-    text_layers: int = 12
-    words: int = 49408
 
 
 CLIPS = {
     "b32": ClipSize(12, 768, 12, side=224, patch=32, text_width=512, projection=512),
     "l14": ClipSize(24, 1024, 16, side=224, patch=14, text_width=768, projection=768),
 }
-QUICK = ClipSize(2, 64, 4, 32, 8, text_width=32, projection=24, text_layers=1, words=0)
 
 
-def checkpoint(folder: Path, shape: str, quick: bool) -> Path:
+def checkpoint(folder: Path, shape: str) -> Path:
     """Return a checkpoint of a shape, which is written unless it is the demo's."""
     from benchmarks._clip import save_clip
 
     if shape in DEMOS:
         return DEMOS[shape]
-    size = QUICK if quick else CLIPS[shape]
+    size = CLIPS[shape]
     texts = {
         "hidden_size": size.text_width,
         "intermediate_size": 4 * size.text_width,
-        "num_hidden_layers": size.text_layers,
-        "num_attention_heads": max(1, size.text_width // 64),
+        "num_hidden_layers": 12,
+        "num_attention_heads": size.text_width // 64,
         "max_position_embeddings": 77,
-        **({"vocab_size": size.words} if size.words else {}),
+        "vocab_size": 49408,
     }
     return save_clip(
         folder / "model",

@@ -8,7 +8,7 @@ loading to the end of one batch, above its imports; on a GPU it is the GPU's. Fe
 are held against those of torch in 32 bit. A CPU gets graphs in 8 bit, a GPU in 16.
 
     python -m benchmarks.graphs [--shapes b32,l14,demo,demo-clip] [--batch 8] [--rounds 15]
-        [--seconds 60] [--device cuda:0] [--folder DIR] [--quick]
+        [--seconds 60] [--device cuda:0] [--folder DIR]
 """
 
 import argparse
@@ -46,7 +46,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options.add_argument("--seconds", type=float, default=60, help="for the rounds of a shape")
     options.add_argument("--device", default="", help="cpu or cuda:0; a GPU where there is one")
     options.add_argument("--folder", type=Path, help="where all lies meanwhile; 4 GB")
-    options.add_argument("--quick", action="store_true", help="tiny CLIPs: does it run at all?")
     given = options.parse_args(arguments)
     shapes = given.shapes.split(",")
     if unknown := [shape for shape in shapes if shape not in NAMES]:
@@ -62,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def prepared(folder: Path, shape: str, device: str, given: argparse.Namespace) -> _towers.Subject:
     """Write a checkpoint and its graphs; return its description for the measurements."""
-    model = checkpoint(folder, shape, given.quick)
+    model = checkpoint(folder, shape)
     kinds = ("onnx", "onnx-int8" if device == "cpu" else "onnx-fp16")
     graphs = {kind: str(folder / kind) for kind in kinds}
     routes = [in_thread(_towers.export, str(model), kind, out) for kind, out in graphs.items()]

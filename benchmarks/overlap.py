@@ -27,21 +27,20 @@ ROOT = Path(__file__).resolve().parents[1]
 FAKE = ROOT / "tests" / "support" / "fake_gpu"
 CARD: dict[str, object] = {
     "name": "NVIDIA GeForce RTX 3070",
+    "uuid": "GPU-fa4e0000-1111-2222-3333-444455556666",
     "total_bytes": 8 << 30,
     "capability": [8, 6],
     "mig": [],
     "others": {},
 }
-CARD_UUID = "GPU-fa4e{:04x}-1111-2222-3333-444455556666"
 ON, OFF = "60 40 10", "0 0 0"
 GOAL = 1.2
 
 
-def write_cards(folder: Path, count: int = 1) -> None:
-    """Write the machine that the simulated GPUs belong to."""
+def write_card(folder: Path) -> None:
+    """Write the machine that the simulated GPU belongs to."""
     folder.mkdir()
-    cards = [{**CARD, "uuid": CARD_UUID.format(number)} for number in range(count)]
-    machine = json.dumps({"gpus": cards, "cuda_order": [], "graphs": {}})
+    machine = json.dumps({"gpus": [CARD], "cuda_order": [], "graphs": {}})
     (folder / "machine.json").write_text(machine, encoding="utf-8")
     (folder / "osrelease").write_text("6.8.0-90-generic\n", encoding="utf-8")
 
@@ -106,7 +105,7 @@ def main() -> None:
     options = ["--memory", given.memory] if given.memory else []
     with tempfile.TemporaryDirectory() as temp:
         folder = Path(temp)
-        write_cards(folder / "cards")
+        write_card(folder / "cards")
         write_clips(folder / "clips", given.clips, seed=1)
         rows, ratios = [], []
         for at in range(given.times):

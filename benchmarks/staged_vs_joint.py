@@ -10,11 +10,11 @@ kernel, and each side takes the largest batch that lives.
 
 import argparse
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from artifacts.keys import digest_of
 from benchmarks._common import MIB, cells, heads
@@ -25,8 +25,6 @@ from penstock_demo import CHECKPOINT
 BATCHES = (1, 2, 4, 8, 16)
 Member = dict[str, str]
 """What a job says of one clip."""
-Runner = Callable[[str, dict[str, Any], int | None], Outcome]
-"""Runs a mode over a job within a budget of bytes."""
 
 BUDGETS = (1.1, 1.5, 2.0, 4.0)
 """Times the larger half's weights."""
@@ -61,7 +59,6 @@ class Bench:
     tokens: int
     """New tokens a caption."""
     batches: tuple[int, ...] = BATCHES
-    runner: Runner = run_mode
     steps: dict[tuple[str, int], list[Step]] = field(default_factory=dict)
     """(mode, batch) → what it took, one a round."""
     starts: dict[str, list[float]] = field(default_factory=dict)
@@ -90,7 +87,7 @@ class Bench:
             "max_new_tokens": self.tokens,
             "batches": [[_entry(mode, member) for member in batch] for batch in cut],
         }
-        return self.runner(mode, job, budget)
+        return run_mode(mode, job, budget)
 
     def ladder(self, mode: str) -> None:
         """One process that takes a batch of each size in turn, each larger than the last; the

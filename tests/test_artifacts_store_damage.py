@@ -1,7 +1,6 @@
 """A store damaged in every way: each change of a pack is noticed and made again, what is remembered
 is checked, what cannot be used is passed over or told, and no run is stopped for good."""
 
-import json
 import os
 import random
 import shutil
@@ -12,7 +11,6 @@ import pytest
 
 from artifacts.errors import EnvironmentFault
 from artifacts.keys import ContentDigests
-from artifacts.locks import Claims
 from artifacts.packs import DamagedRecord, Record, RecordSet, verify
 from artifacts.store import FolderStore
 from flows.machine.leases import running_jobs
@@ -106,33 +104,6 @@ def put(store: FolderStore) -> dict[str, Record]:
     return {record.key: record for record in records}
 
 
-@pytest.mark.parametrize("number", range(2))
-@pytest.mark.parametrize("change", CHANGES)
-@pytest.mark.parametrize("known", [True, False], ids=["known", "new"])
-def test_what_was_changed_is_noticed_and_made_again(
-    tmp_path: Path, change: Change, number: int, known: bool
-) -> None:
-    """By a record set that knew the pack before, and by one that sees it for the first time."""
-    store = FolderStore(tmp_path)
-    records = put(store)
-    draw = seeded("packs", change.__name__, number)
-    record_set = RecordSet(store, "k", NAMESPACE) if known else None
-    changed(store.local / draw.choice(list(store.list("k"))), change, draw)
-    record_set = record_set or RecordSet(store, "k", NAMESPACE)
-    lost = 0
-    for key, record in records.items():
-        try:
-            found = record_set.read(key)
-        except (KeyError, DamagedRecord):
-            lost += 1
-        else:
-            assert (found.meta, bytes(found.payload)) == (record.meta, record.payload)
-    assert lost <= 2
-    again = RecordSet(store, "k", NAMESPACE)
-    again.publish(list(records.values()))
-    assert all(again.read(key).payload == record.payload for key, record in records.items())
-
-
 @pytest.mark.parametrize("odd", ODD)
 @pytest.mark.parametrize("known", [True, False], ids=["known", "new"])
 def test_what_is_no_pack_in_a_pack_s_place_is_told(tmp_path: Path, odd: str, known: bool) -> None:
@@ -181,64 +152,6 @@ def test_a_book_that_is_no_file_is_done_without(
     replaced(job, odd)
     assert running_jobs(store) == []
     collect(store, 0, dry_run=False)
-
-    (tmp_path / "namespace").write_bytes(b"")
-    replaced(tmp_path / "namespace", odd)
-    with pytest.raises(EnvironmentFault, match=r"namespace is a .*, but a lock must be a file"):
-        Claims(tmp_path / "namespace")
-
-
-@pytest.mark.parametrize("number", range(10))
-def test_a_changed_claim_of_a_job_stops_nobody(tmp_path: Path, number: int) -> None:
-    store = FolderStore(tmp_path)
-    draw = seeded("jobs", number)
-    claim = {
-        "pid": 1,
-        "host": "elsewhere",
-        "system": "x",
-        "out": "o",
-        "namespaces": ["ab" * 32] * 9,
-    }
-    data = bytearray(json.dumps(claim).encode())
-    for _ in range(draw.randrange(1, 4)):
-        draw.choice(CHANGES)(data, draw)
-        data += b"x"
-    path = tmp_path / "jobs" / "one.json"
-    path.parent.mkdir()
-    path.write_bytes(data)
-    os.utime(path, (0, 0))  # dead for long
-    assert running_jobs(store) == []
-    assert not path.exists()
-
-
-@pytest.mark.parametrize("number", range(8))
-def test_what_is_strewn_into_a_store_is_no_record(tmp_path: Path, number: int) -> None:
-    """Files, links and folders of any name and depth beside the packs."""
-    store, draw = FolderStore(tmp_path), seeded("strewn", number)
-    record_set = RecordSet(store, "k", NAMESPACE)
-    record_set.publish([Record(key="a", payload=b"x")])
-    for _ in range(30):
-        strew(tmp_path, draw)
-    again = RecordSet(store, "k", NAMESPACE)
-    assert again.read("a").payload == b"x"
-    assert again.keys() == {"a"}
-    collect(store, 1 << 30, dry_run=False)
-    list(store.list())
-
-
-def strew(root: Path, draw: random.Random) -> None:
-    folders = [root, *(path for path in root.rglob("*") if path.is_dir() and not path.is_symlink())]
-    name = draw.choice(("x", ".", "ä", "k", "tmp", "jobs", "claims", "aa.pack", "b" * 250))
-    path = draw.choice(folders) / (name if name != "." else f".{draw.random()}")
-    if os.path.lexists(path):
-        return
-    made = draw.choice(("file", "folder", "fifo", "link", "link to itself"))
-    if made == "file":
-        path.write_bytes(draw.randbytes(draw.randrange(200)))
-    elif made == "link":
-        path.symlink_to(draw.choice(folders))
-    else:
-        ODD[made](path)
 
 
 @pytest.fixture(scope="module")

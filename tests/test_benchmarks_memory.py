@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -12,9 +11,6 @@ from benchmarks._llava import SEVEN_B, TINY, build, config_of, shapes_of
 from benchmarks._plan_cases import plan_case
 from benchmarks._words import hf
 from stages.models.inspection import describe
-
-KNOWN: dict[str, Any] = {"name": "first", "precision": "auto", "budget": 300 * MIB}
-KNOWN |= {"code": 0, "seconds": 1.0, "exit_report": ""}
 
 
 def test_the_large_model_has_the_tensors_of_the_published_one() -> None:

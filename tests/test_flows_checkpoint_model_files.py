@@ -1,6 +1,5 @@
 """Chat templates that ask for today's date get one date per store."""
 
-import json
 import shutil
 from datetime import date
 from pathlib import Path
@@ -14,7 +13,6 @@ from flows.cli.main import main
 from penstock_demo import CHECKPOINT
 from stages.models import describe
 from stages.models.loading import ModelJob
-from tests.support.pipeline import read_lines
 
 FIRST, LATER = "2020-01-02", "2021-11-30"
 
@@ -31,17 +29,6 @@ def model_of(folder: Path, day: str) -> Path:
     return folder
 
 
-def captions(here: Path, model: Path, out: str, store: str = "store", *more: str) -> list[str]:
-    words = ["caption", "videos", "--model", str(model), "--quiet", "--out", out, *more]
-    assert main([*words, "--store", str(here / store)]) == 0
-    return [row["caption"] for row in read_lines(here / out / "captions.jsonl")]
-
-
-def made(here: Path, out: str) -> int:
-    stages = json.loads((here / out / "run.json").read_text())["stages"]
-    return sum(int(stage["items"]) for stage in stages)
-
-
 def on(day: str, monkeypatch: pytest.MonkeyPatch) -> None:
     class Day(date):
         @classmethod
@@ -49,25 +36,6 @@ def on(day: str, monkeypatch: pytest.MonkeyPatch) -> None:
             return cls.fromisoformat(day)
 
     monkeypatch.setattr(profile_loading, "date", Day)
-
-
-@pytest.mark.slow
-def test_captions_have_the_date_of_the_first_use_of_their_template(
-    here: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asking = model_of(here / "asking", "strftime_now('%d %B %Y')")
-    stated = {
-        day: captions(here, model_of(here / day, f"'{text}'"), f"stated-{day}")
-        for day, text in ((FIRST, "02 January 2020"), (LATER, "30 November 2021"))
-    }
-    on(FIRST, monkeypatch)
-    assert captions(here, asking, "first") == stated[FIRST] != stated[LATER]
-    on(LATER, monkeypatch)
-    assert captions(here, asking, "later") == stated[FIRST] and made(here, "later") == 0
-    assert captions(here, asking, "elsewhere", "other") == stated[LATER]
-    named = captions(here, asking, "named", "store", "--today", LATER)
-    assert named == stated[LATER] and made(here, "named") > 0
-    assert captions(here, asking, "again") == stated[FIRST] and made(here, "again") == 0
 
 
 def test_a_template_that_asks_for_the_date_gets_that_of_its_first_use(

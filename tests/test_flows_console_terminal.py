@@ -2,7 +2,6 @@
 word, no colour comes where none is wanted, and a log has no control character."""
 
 import io
-import os
 import re
 import sys
 import time
@@ -13,19 +12,15 @@ from typing import Any
 
 import pytest
 
-import penstock_demo
 from flows.cli.main import main
 from flows.console.display import READING, Display
 from flows.options.training import TuneRun
 from flows.running.run_observer import RunObserver
 from stages.process.events import Item, StageNotes
-from tests.support.pipeline import PENSTOCK, ROOT
 from tests.support.reports import PLAN, write_run
 from tests.support.terminals import (
     COLOUR,
     Recording,
-    piped,
-    recorded,
     shown,
     terminal,
     too_wide,
@@ -285,38 +280,3 @@ def test_no_command_is_broken_inside_a_word(name: str, out: Path) -> None:
         assert shown.code == log.code
         assert too_wide(shown.lines, columns) == []
         assert words(shown.kept) <= words(log.lines)
-
-
-@pytest.mark.slow
-def test_a_person_s_commands_are_not_broken_inside_a_word(tmp_path: Path) -> None:
-    media = tmp_path / "media"
-    media.mkdir()
-    for name in ("clip-01.mp4", "clip-02.mp4"):
-        (media / name).symlink_to(penstock_demo.CLIPS / name)
-    (media / "bad.mp4").write_text("no video")
-    store, out = ["--store", str(tmp_path / "store")], ["--out", str(tmp_path / "out")]
-    of = [str(media), "--model", "demo", *store]
-    labels = ["--out", str(tmp_path / "labels"), "--labels", "red circle,blue square"]
-    commands = {
-        "caption": (1, ["caption", *of, *out, "--format", "txt,csv,webdataset"]),
-        "again": (1, ["caption", *of, *out, "--max-new-tokens", "3"]),
-        "status": (0, ["status", out[1]]),
-        "plan": (0, ["plan", *of, "--explain", "--what-fits"]),
-        "label": (1, ["label", *of, *labels]),
-        "cache": (0, ["cache", "ls", *store]),
-        "rebuild": (1, ["cache", "rebuild", *of, "--dry-run"]),
-        "demo": (0, ["demo", "--clips", "3", "--seed", "1"]),
-    }
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    environment.pop("NO_COLOR", None)
-    for name, (code, command) in commands.items():
-        shown = recorded([*PENSTOCK, *command], 80, environment)
-        assert shown.code == code, (name, shown.text)
-        assert too_wide(shown.lines, 80) == [], name
-        log = piped([*PENSTOCK, *command], environment)
-        assert log.code == code, (name, log.text)
-        assert "\x1b" not in log.text and "\r" not in log.text, name
-        if name == "caption":
-            assert shown.text.startswith(f"  {READING}\r")
-            # A log has it only where reading took a while; the line on bad.mp4 may come first.
-            assert READING not in log.lines[2:]

@@ -23,13 +23,12 @@ from flows.serving.startup import decoding_call
 from penstock_demo import CLIPS
 from stages.process.job import job_fields
 from tests.support.families import checkpoint
-from tests.support.inside import InsideLauncher, Ran, run_inside
+from tests.support.inside import InsideLauncher, run_inside
 from tests.support.long_context import with_context
 from tests.support.media import write_video
 from tests.support.pipeline import Place
 
 LINE = "2 frames of a chunk fit its context of 64 tokens, of 32; --chunk 0.5 shows them all"
-BY_SIZE = "2 frames of 160x160 fit its context of 1,024 tokens, of 8; --max-pixels 11008 shows them"
 FITTING: dict[str, Any] = {"fps": 4.0, "prompt": "hi", "max_new_tokens": 8}
 WORDS = ["--fps", "4", "--prompt", "hi", "--max-new-tokens", "8"]
 
@@ -162,40 +161,6 @@ def sizes(tmp_path_factory: pytest.TempPathFactory) -> Place:
     write_video(clips / "large.mp4", ticks=range(60), size=(160, 160))
     write_video(clips / "small.mp4", ticks=range(60), size=(64, 64))
     return place_in(folder, model, clips)
-
-
-def run(place: Place, **options: Any) -> tuple[Ran, dict[str, int]]:
-    """What a run did, and how many frames each caption is of."""
-    ran = run_inside(place, **{**FITTING, **options})
-    return ran, {each["media_path"]: len(each["frames"]) for each in place.captions()}
-
-
-@pytest.mark.slow
-def test_large_frames_are_fewer_and_small_ones_keep_their_keys(
-    sizes: Place, capsys: pytest.CaptureFixture[str]
-) -> None:
-    plan_words = ["plan", str(sizes.clips), *of(sizes), *WORDS, "--json"]
-    assert main(plan_words) == 0
-    plan = json.loads(capsys.readouterr().out)
-    assert plan["frames"] == 10 and BY_SIZE in plan["notes"][-1]
-
-    first, frames = run(sizes)
-    assert frames == {"large.mp4": 2, "small.mp4": 8}
-    assert first.said.count(BY_SIZE) == 1
-    assert BY_SIZE in json.loads((sizes.out / "run.json").read_text())["plan"]["notes"][-1]
-    assert run(sizes, prompt="ho")[0].started == ["decode"]
-    assert run(sizes, max_new_tokens=7)[0].started == ["decode"]
-    again, frames = run(sizes)
-    assert again.started == [] and frames == {"large.mp4": 2, "small.mp4": 8}
-    assert main(plan_words) == 0
-    plan = json.loads(capsys.readouterr().out)
-    assert plan["frames"] == 10 and BY_SIZE in plan["notes"][-1]
-
-
-@pytest.mark.slow
-def test_all_frames_are_shown_at_the_pixels_that_are_proposed(sizes: Place) -> None:
-    ran, frames = run(sizes, max_pixels=11008)
-    assert frames == {"large.mp4": 8, "small.mp4": 8} and "fit its context" not in ran.said
 
 
 @pytest.mark.slow

@@ -10,13 +10,12 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import av
 import pytest
-from PIL import Image
 
 from flows.console.lines import duration
 from penstock_demo.clips import write_clips
 from tests.support.commands import completed
+from tests.support.media import write_video
 from tests.support.pipeline import PENSTOCK, ROOT, SECONDS, read_lines
 
 UNITS = ("file", "chunk", "image", "caption", "text", "summary", "mark", "label")
@@ -156,11 +155,6 @@ def break_one(session: Session) -> None:
     (session.media / "broken.mp4").write_bytes(b"\0\0\0\x18ftypisom" + bytes(64))
 
 
-def add_pictures(session: Session) -> None:
-    for number in range(5):
-        Image.new("RGB", (64, 48), (40 * number, 90, 120)).save(session.media / f"{number}.png")
-
-
 def plain(session: Session) -> dict[str, int]:
     add_clips(session)
     first = session.run("caption", "--chunk", "3")
@@ -173,26 +167,11 @@ def plain(session: Session) -> dict[str, int]:
     return counts
 
 
-def again(session: Session) -> dict[str, int]:
-    counts = plain(session)
-    second = session.run("caption", "--chunk", "3")
-    assert progress(second, "captioning") == {} and assert_agree(session, second) == counts
-    return counts
-
-
 def with_a_failure(session: Session) -> dict[str, int]:
     add_clips(session)
     break_one(session)
     counts = assert_agree(session, session.run("caption", "--chunk", "3"))
     assert (counts["file"], counts["failed"]) == (4, 1)
-    return counts
-
-
-def only_failures(session: Session) -> dict[str, int]:
-    break_one(session)
-    ended = session.run("caption")
-    counts = assert_agree(session, ended)
-    assert ended.status == 1 and counts == {"file": 1, "failed": 1, "caption": 0}
     return counts
 
 
@@ -203,25 +182,6 @@ def several_prompts(session: Session) -> dict[str, int]:
     counts = assert_agree(session, ended)
     assert progress(ended, "captioning") == {"caption": counts["caption"]}
     assert 2 * progress(ended, "encoding")["chunk"] == counts["caption"]
-    return counts
-
-
-def pictures(session: Session) -> dict[str, int]:
-    add_pictures(session)
-    ended = session.run("caption")
-    counts = assert_agree(session, ended)
-    assert progress(ended, "encoding") == {"image": 5} and counts["caption"] == 5
-    assert not any(re.search(r"cutting frames: .*(file|chunk)", line) for line in ended.lines)
-    return counts
-
-
-def pictures_of_a_phone(session: Session) -> dict[str, int]:
-    heif: Any = pytest.importorskip("pillow_heif")
-    heif.register_heif_opener()
-    add_pictures(session)
-    Image.new("RGB", (64, 48), "green").save(session.media / "phone.heic")
-    counts = assert_agree(session, session.run("caption"))
-    assert counts["file"] == counts["caption"] == 6
     return counts
 
 
@@ -265,7 +225,8 @@ def truncated(session: Session) -> dict[str, int]:
     """A video that ends early is named by each run over it."""
     add_clips(session)
     cut = session.media / "clip-01.mp4"
-    cut.write_bytes(with_index_first(cut)[: cut.stat().st_size * 3 // 4])
+    write_video(cut, ticks=range(180), container_options={"movflags": "faststart"})
+    cut.write_bytes(cut.read_bytes()[: cut.stat().st_size * 3 // 4])
     for _ in range(2):
         ended = session.run("caption", "--chunk", "3")
         assert "1 of 3 files with warnings (`warnings` in captions.jsonl)" in ended.lines[-1]
@@ -273,22 +234,6 @@ def truncated(session: Session) -> dict[str, int]:
         assert "3 files, 0 failed, 1 with warnings (`warnings` in captions.jsonl)" in shown
         assert not any(line.startswith("replaces in") for line in ended.lines)
     return assert_agree(session, ended)
-
-
-def with_index_first(path: Path) -> bytes:
-    """Return a video whose index stands before its frames, so that its end can be cut off."""
-    target = path.with_suffix(".first.mp4")
-    with av.open(str(path)) as source:
-        options = {"movflags": "+faststart"}
-        with av.open(str(target), "w", options=options) as sink:
-            stream = sink.add_stream_from_template(source.streams.video[0])
-            for packet in source.demux(video=0):
-                if packet.dts is not None:
-                    packet.stream = stream
-                    sink.mux(packet)
-    found = target.read_bytes()
-    target.unlink()
-    return found
 
 
 def assert_agree_after_a_stop(session: Session, ended: Ended) -> int:
@@ -305,36 +250,13 @@ def assert_agree_after_a_stop(session: Session, ended: Ended) -> int:
     return rows
 
 
-def summaries(session: Session) -> dict[str, int]:
-    add_clips(session)
-    counts = assert_agree(session, session.run("caption", "--chunk", "3", "--summary"))
-    assert counts["summary"] == 3
-    return counts
-
-
-def labels(session: Session) -> dict[str, int]:
-    add_pictures(session)
-    ended = session.run("label", "--labels", "a ball,a box")
-    rows = session.rows("labels.jsonl")
-    assert len({row["media_path"] for row in rows}) == 5
-    assert progress(ended, "embedding") == {"image": 5}
-    assert counts_in(ended.lines[-1]).get("file", 5) == 5
-    return {}
-
-
 SESSIONS: tuple[Callable[[Session], dict[str, int]], ...] = (
     plain,
     with_a_failure,
-    again,
-    only_failures,
     several_prompts,
-    pictures,
-    pictures_of_a_phone,
     stopped,
     killed,
     truncated,
-    summaries,
-    labels,
 )
 QUICK = (plain, with_a_failure)
 

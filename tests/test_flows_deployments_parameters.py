@@ -36,7 +36,6 @@ from flows.options.export_config import ExportConfig
 from flows.options.model import MemoryOptions
 from flows.options.training import TuneConfig
 from flows.options.vectors import EmbedConfig, IndexConfig, LabelConfig
-from tests.support.attacks import attacked, seeded
 from tests.support.pipeline import ROOT
 
 CLIP = {"sources": ["a.mp4"]}
@@ -306,12 +305,6 @@ ALSO_FOR_STORE = [
     "file://../allowed/x",
 ]
 """A store may be an address of a file, and is opened where that leads."""
-SEGMENTS = [
-    *("..", ".", "", "allowed", "link", "chain", "back"),
-    *("new", "else", "dangling", "x", "way"),
-]
-HEADS = ["", "/", "//", "~/", "file://", "file:///", "{root}/", "{world}/", "file://{root}/"]
-DRAWN = 1000
 
 
 @pytest.fixture
@@ -402,31 +395,6 @@ def test_roots_are_taken_for_where_they_lead(
     monkeypatch.setenv(VARIABLE, spelled(root, world))
     assert passes(of(world))
     assert not passes(of(world, out=str(world / "home")))
-
-
-@pytest.mark.slow
-def test_whatever_is_let_through_is_written_inside(world: Path) -> None:
-    random = seeded("paths")
-    through = 0
-    for _ in range(DRAWN):
-        steps = random.choices(SEGMENTS, k=random.randrange(1, 7))
-        text = spelled(random.choice(HEADS), world) + "/".join(steps)
-        name = random.choice(["out", "store"])
-        if text and passes(config := of(world, **{name: text})):
-            through += 1
-            written(config, world)
-    assert DRAWN / 20 < through < DRAWN / 2
-
-
-@pytest.mark.slow
-def test_an_empty_out_is_refused_wherever_it_is_given(world: Path) -> None:
-    with pytest.raises(UsageError, match="--out is empty"):
-        of(world, out="")
-    before = outside(world)
-    outcome = attacked("caption", "a.mp4", "--model", "demo", "--out", "", cwd=world / "clone")
-    outcome.holds(2)
-    assert "--out is empty" in outcome.err
-    assert outside(world) == before
 
 
 def test_a_store_that_is_left_out_is_the_worker_s_own(world: Path) -> None:

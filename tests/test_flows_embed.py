@@ -154,41 +154,6 @@ def test_a_plan_is_of_what_the_model_makes(
         assert list(printed["halves"]) == ["vision"] and printed["route"] == "dual"
 
 
-@pytest.mark.slow
-def test_what_is_larger_than_the_budget_is_streamed_to_the_same_bytes(
-    pictures: Path, tmp_path: Path
-) -> None:
-    model = save_clip(
-        tmp_path / "wide",
-        hidden_size=768,
-        intermediate_size=3072,
-        num_hidden_layers=8,
-        num_attention_heads=12,
-        image_size=64,
-    )
-    assert (model / "model.safetensors").stat().st_size > 200 << 20, "of one file, too"
-    assert embed(pictures, model, tmp_path / "held", "--batch-size", "4") == 0
-    assert embed(pictures, model, tmp_path / "past", "--batch-size", "4", "--memory", "160MiB") == 0
-    record = json.loads((tmp_path / "past" / "out" / "run.json").read_text())
-    assert record["rungs"][-1]["rung"]["block"] > 0
-    assert np.array_equal(vectors(tmp_path / "held"), vectors(tmp_path / "past"))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("precision", ["bf16", "nf4"])
-def test_another_precision_is_another_record_of_like_vectors(
-    precision: str, pictures: Path, clip: Path, tmp_path: Path
-) -> None:
-    embed(pictures, clip, tmp_path)
-    plain = np.array(vectors(tmp_path))
-    assert embed(pictures, clip, tmp_path, "--precision", precision) == 0
-    assert items(tmp_path)["embed"] == 6
-    assert {row["precision"] for row in rows(tmp_path)} == {precision}
-    other = vectors(tmp_path)
-    norms = np.linalg.norm(plain, axis=1) * np.linalg.norm(other, axis=1)
-    assert ((plain * other).sum(axis=1) / norms > 0.95).all()
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("precision")

@@ -77,13 +77,6 @@ def _says(family: str, row: dict[str, Any], meta: dict[str, Any], pixels: Any) -
         clip = Clip(frames=frames, times=times * count, seconds=seconds, kind=kind)
     processor, prompt = load_processor(whole_checkpoint(family)), row["prompt"]
     inputs = plain_call(family, processor, [clip], [prompt])
-    if family == "git":  # its tokenizer ends a prompt, which its captions begin with
-        texts = ("input_ids", "attention_mask", "token_type_ids")
-        inputs = {n: v[:, :-1] if n in texts else v for n, v in inputs.items()}
-    if family == "pix2struct" and not prompt:
-        inputs = {n: v for n, v in inputs.items() if not n.startswith("decoder_")}
-    if family == "llama4":  # its processor gives the precision of the checkpoints there are
-        inputs["pixel_values"] = inputs["pixel_values"].float()
     with torch.inference_mode():
         tokens = joint_model(whole_checkpoint(family)).generate(
             **inputs, do_sample=False, max_new_tokens=TOKENS

@@ -16,7 +16,6 @@ from typing import Any
 import pytest
 
 from artifacts.packs import RecordSet, verify
-from artifacts.remote.media_cache import NOTE
 from artifacts.store import open_store
 from artifacts.stores.bucket_client import Bucket
 from flows.machine.leases import running_jobs
@@ -231,20 +230,6 @@ def test_who_stops_a_run_does_not_wait_for_a_silent_server(
     ended.set()
     parts = list((tmp_path / "nearby" / "media").glob("*/*/*.part"))
     assert [part.stat().st_size for part in parts] == ([8 << 20] if "middle" in silent else [])
-
-
-def test_what_is_gone_on_the_web_fails_alone_and_the_rest_is_captioned(
-    web: Web, expected: list[dict[str, Any]], names: list[str], tmp_path: Path
-) -> None:
-    words = [f"{web.address}/{name}?X-Amz-Signature=9secret9" for name in [*names, "none.mp4"]]
-    out = tmp_path / "out"
-    run(tmp_path, "caption", *words, "--model", "demo", "--out", str(out), code=1)
-    assert captions_of(out) == expected
-    (failure,) = read_lines(out / "failures.jsonl")
-    assert (failure["error"], failure["media_path"]) == ("missing", f"{web.address}/none.mp4")
-    run(tmp_path, "report", str(out))
-    written = [path for path in tmp_path.rglob("*") if path.is_file() and path.name != NOTE]
-    assert len(written) > 20 and not [p for p in written if b"9secret9" in p.read_bytes()]
 
 
 def test_a_plan_fetches_nothing_and_knows_what_is_done(

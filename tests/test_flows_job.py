@@ -23,17 +23,13 @@ from flows.job.card_sampling import with_card_sampling
 from flows.job.prepare import prepare
 from flows.machine.launch import StageCall
 from flows.options.commands import CaptionConfig
-from flows.planning.plan import figures, plan_of
 from flows.planning.sizes import clip_pixels, estimates
 from flows.results.run_result import RunResult
 from flows.running.run import caption
-from penstock_demo.clips import write_clips
 from stages.decode.generation import DecodeJob
 from stages.process.events import StageOutcome
-from tests.support.families import checkpoint
-from tests.support.inside import InsideLauncher, run_inside
 from tests.support.media import write_video
-from tests.support.pipeline import Place, read_lines
+from tests.support.pipeline import read_lines
 from tests.support.stand_ins import PROFILE, Answer, Stages, config_in
 
 LENGTHS = (3, 5, 9)
@@ -331,30 +327,6 @@ def test_what_is_asked_for_or_stated_wins_over_the_card(
 def test_families_without_a_card_take_nothing(tmp_path: Path) -> None:
     for greedy in ("llava", "llava_onevision", "qwen2_vl", "nothing_known"):
         assert taken(folder_of(tmp_path, None, greedy)) == {}
-
-
-@pytest.mark.slow
-def test_plan_run_and_record_name_what_came_from_the_card(tmp_path: Path) -> None:
-    folder = tmp_path / "model"
-    shutil.copytree(checkpoint("qwen3_vl"), folder)
-    stated = json.loads((folder / "generation_config.json").read_text())
-    (folder / "generation_config.json").write_text(json.dumps({**stated, **INSTRUCT}))
-    write_clips(tmp_path / "clips", 1, seed=5)
-    where: dict[str, Any] = {name: tmp_path / name for name in ("clips", "out", "store")}
-    place = Place(**where, model=str(folder))
-    options: dict[str, Any] = {"sampling": "checkpoint", "max_new_tokens": 8, "limit": 1}
-    for sources in ((), (str(place.clips),)):
-        config = CaptionConfig(
-            sources=sources, model=place.model, store=str(place.store), sampling="checkpoint"
-        )
-        message = figures(plan_of(config, InsideLauncher()))["notes"]
-        assert sum("lacks presence_penalty 1.5" in note for note in message) == 1
-    assert "lacks presence_penalty 1.5" in run_inside(place, **options).said
-    record = json.loads((place.out / "run.json").read_text())
-    assert record["plan"]["generation"] == {"sampling": "checkpoint", "presence_penalty": 1.5}
-    rows = place.captions()
-    again = run_inside(place, **options, presence_penalty=1.5)
-    assert again.started == [] and place.captions() == rows
 
 
 def test_a_plan_counts_the_clips_of_data_sets(tmp_path: Path) -> None:

@@ -15,10 +15,6 @@ from flows.ledger.tasks import Medium, task_of
 from flows.media.generated_files import OF_LABELS, GeneratedFiles, JoinedTexts
 from flows.media.media_files import MediaFile
 from flows.options.formats import APPEND
-from penstock_demo.clips import write_clips
-from tests.support.inside import run_inside
-from tests.support.media import write_video
-from tests.support.pipeline import Place
 
 DIGEST = "d" * 64
 
@@ -191,21 +187,3 @@ def test_a_plan_counts_a_token_for_each_byte_of_times() -> None:
     assert added_bytes("Describe.", 60) == 0
     assert added_bytes("{times}", 3) == len("0.00s,1.00s,2.00s") - len("{times}")
     assert 350 < added_bytes(CARD, 60) < 420
-
-
-@pytest.mark.slow
-def test_the_demo_is_told_of_each_chunk_and_another_run_makes_nothing(tmp_path: Path) -> None:
-    write_clips(tmp_path / "clips", 1, seed=5)
-    write_video(tmp_path / "clips" / "video.mp4", ticks=range(120))
-    place = Place(clips=tmp_path / "clips", out=tmp_path / "out", store=tmp_path / "store")
-    options = {"chunk": 2.0, "max_new_tokens": 8, "prompt": "{frames} frames, {seconds} s: {times}"}
-    run_inside(place, **options)
-    rows = place.captions()
-    assert len(rows) >= 3
-    for row in rows:
-        seconds, frames = row["end"] - row["start"], row["frames"]
-        times = ",".join(f"{max(0, time - row['start']):.2f}s" for time in frames)
-        assert row["prompt"] == f"{len(frames)} frames, {seconds:.2f} s: {times}"
-    assert run_inside(place, **options).started == []
-    assert place.captions() == rows
-    assert "encode" not in run_inside(place, **{**options, "prompt": "{times}?"}).started

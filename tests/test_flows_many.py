@@ -10,12 +10,10 @@ from typing import Any, cast
 
 import pytest
 
-import penstock_demo
 from artifacts.errors import EnvironmentFault, MissingPackage, UsageError
 from artifacts.store import open_store
 from flows.console.display import Display
 from flows.deployments import commands
-from flows.machine.launch import DirectLauncher, StageCall
 from flows.many import partition
 from flows.many import run as many_run
 from flows.many.partition import Terms, check_node, process, terms_of, withdraw
@@ -23,8 +21,6 @@ from flows.many.run import ATTEMPTS, Cluster, Dispatch, TaskRun, gpus_of_a_task,
 from flows.options.commands import CaptionConfig
 from flows.options.vectors import LabelConfig
 from flows.results.marker import Marker, write_marker
-from penstock.ray import Encode, Write
-from stages.process.stage_process import StageProcess
 
 FAULT = {"error": EnvironmentFault("no space left"), "retry": True}
 WRONG = {"error": UsageError("no such model"), "retry": False}
@@ -236,34 +232,6 @@ def test_a_flow_uses_the_cluster_that_the_environment_names(
     plain, on_cluster = ran
     assert getattr(plain, "func", None) is commands.caption_and_remember
     assert on_cluster.__name__ == "on_cluster"  # type: ignore[attr-defined]
-
-
-@pytest.mark.slow
-def test_actors_of_ray_data_share_features_and_a_new_prompt_encodes_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    started: list[str] = []
-    start = DirectLauncher.start
-
-    def counted(self: DirectLauncher, call: StageCall) -> StageProcess:
-        started.append(call.name)
-        return start(self, call)
-
-    monkeypatch.setattr(DirectLauncher, "start", counted)
-    clips = sorted(penstock_demo.CLIPS.glob("*.mp4"))[:2]
-    paths = [*map(str, clips), str(tmp_path / "none.mp4")]
-    options: dict[str, Any] = {"model": "demo", "store": tmp_path / "store"}
-    assert Encode(**options)({"path": paths}) == {"path": paths}
-    assert "encode" in started and "decode" not in started
-    features = []
-    for prompt in ("What moves?", "What stays?"):
-        started.clear()
-        rows = Write(**options, prompt=prompt)({"path": paths})
-        assert [name for name in started if name in ("frames", "encode", "decode")] == ["decode"]
-        assert rows["path"] == paths and all(rows["caption"][:2]) and rows["caption"][2] is None
-        assert rows["error"][:2] == [None, None] and rows["error"][2]
-        features.append(rows["features"])
-    assert features[0] == features[1] and len(set(features[0])) == 3
 
 
 def test_gpus_says_how_many_a_task_takes() -> None:

@@ -29,10 +29,8 @@ from stages.models.processors.prepare import prepare
 from tests.support.by_hand import model
 from tests.support.clips import clips, profile_of
 from tests.support.families import checkpoint
-from tests.support.inside import InsideLauncher, run_inside
+from tests.support.inside import InsideLauncher
 from tests.support.keys import namespaces
-from tests.support.media import write_video
-from tests.support.pipeline import Place
 from tests.support.processors import KINDS, processor_folder
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -261,20 +259,3 @@ def test_the_context_counts_frames_as_small_as_they_are_then_seen() -> None:
     few = describe(folder, as_published=False, max_video_pixels=3_000_000)
     assert (frames_of_size(plain, (720, 1280)) or 0) < 30
     assert frames_of_size(few, (720, 1280)) is None
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("option", ["max_pixels", "max_video_pixels"])
-def test_a_run_with_fewer_pixels_encodes_anew_and_keeps_both(option: str, tmp_path: Path) -> None:
-    write_video(tmp_path / "clip.mp4", ticks=range(50), gop=25)
-    texts = {}
-    for name, most in (("plain", None), ("fewer", 64 * 64), ("again", None)):
-        clip, store = tmp_path / "clip.mp4", tmp_path / "store"
-        place = Place(clips=clip, out=tmp_path / name, store=store)
-        ran = run_inside(place, precision="fp32", max_new_tokens=8, **{option: most})
-        assert not ran.result.failures
-        texts[name] = (tmp_path / name / "captions.jsonl").read_text()
-        plan = json.loads((tmp_path / name / "run.json").read_text())["plan"]
-        assert plan.get(option) == most
-        assert ("encode" in ran.started) == (name != "again")
-    assert texts["plain"] == texts["again"]

@@ -3,8 +3,6 @@
 import json
 import os
 import re
-import subprocess
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -23,7 +21,6 @@ from flows.console.lines import parse_size, size
 from flows.machine.launch import StageCall
 from flows.machine.leases import hold_note_in, note_of
 from flows.options.commands import CaptionConfig
-from flows.pipelines import LARGE
 from flows.planning.plan import Plan, figures, plan_of
 from flows.planning.plan_view import plan_lines
 from flows.planning.store_limit import SMALL_BYTES, TOO_LARGE
@@ -32,13 +29,11 @@ from stages.frames.video import Video
 from stages.process.events import StageOutcome
 from stages.process.job import job_fields
 from tests.support.media import write_video, write_videos
-from tests.support.pipeline import Place
 from tests.support.stand_ins import PROFILE, Stages, config_in
 
 CLIPS = 12
 WIDTH = 2500
 """Numbers of a token's features, in 4 bytes each: features are larger than frames."""
-MANY = 200
 
 
 def bytes_in(folder: Path) -> int:
@@ -344,51 +339,3 @@ def test_features_of_another_model_go_first_unless_a_job_needs_them(config: Capt
 def test_scores_of_corrections_need_what_would_go() -> None:
     with pytest.raises(UsageError, match="--confidence and --max-store"):
         CaptionConfig(sources=("a",), confidence=True, max_store=1 << 30)
-
-
-class Sampler:
-    """Samples the size of a store, and of its largest pack, while a block runs."""
-
-    def __init__(self, store: Path) -> None:
-        self._store = store
-        self._ended = threading.Event()
-        self.sizes: list[int] = []
-        self.largest_pack = 0
-
-    def __enter__(self) -> "Sampler":
-        self._thread = threading.Thread(target=self._sample)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._ended.set()
-        self._thread.join()
-
-    def _sample(self) -> None:
-        while not self._ended.wait(0.2):
-            self.sizes.append(bytes_in(self._store))
-            for kind in LARGE:
-                for path in (self._store / kind).rglob("*.pack"):
-                    try:
-                        self.largest_pack = max(self.largest_pack, path.stat().st_size)
-                    except FileNotFoundError:
-                        continue
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(1800)
-def test_the_store_of_a_run_over_200_clips_stays_within_its_limit(tmp_path: Path) -> None:
-    clips = write_videos(tmp_path / "clips", MANY)
-    place = Place(clips=clips, out=tmp_path / "out", store=tmp_path / "store")
-    more = ("--frames", "4", "--max-new-tokens", "8")
-    refused = subprocess.run(
-        place.command(*more, "--max-store", "500kB"), capture_output=True, text=True, check=False
-    )
-    assert refused.returncode == 3 and "or more" in refused.stderr, refused.stderr
-    limit = 4_000_000
-    with Sampler(place.store) as sampler:
-        done = place.run(*more, "--max-store", str(limit))
-    assert done.returncode == 0 and len(place.captions()) == MANY, done.stderr
-    assert len(sampler.sizes) > 20
-    assert max(sampler.sizes) <= limit + sampler.largest_pack
-    assert place.stages()["encode"]["processes"] > 2, "the limit is felt"

@@ -504,6 +504,17 @@ def test_folders_in_folders_end_only_where_names_do(folder: Path) -> None:
     assert failures == []
 
 
+def test_names_that_begin_with_a_dash_are_files_in_lists_and_as_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, content in (("--out.mp4", "x"), ("-list.txt", "--out.mp4\n")):
+        (tmp_path / name).write_text(content)
+    for source in ("--out.mp4", "-list.txt", "@-list.txt"):
+        found, failures = find_media([source], PLAIN)
+        assert [file.path for file in found] == [tmp_path / "--out.mp4"] and failures == []
+
+
 def test_a_text_beside_a_medium_of_its_stem_is_no_list(folder: Path) -> None:
     for name in ("b.txt", "photo.jpg.txt", "a.TXT", "other.txt"):
         (folder / name).write_text("a ring moves left\n")

@@ -76,6 +76,7 @@ def test_a_field_of_other_commands_is_refused(kind: type[Any], field: str) -> No
     ("options", "says"),
     [
         ({"model": ""}, "--model is empty. Give a folder"),
+        ({"out": ""}, "--out is empty"),
         ({"limit": 0}, "invalid --limit 0. Give a number above 0"),
         ({"memory": 0}, "invalid --memory 0"),
         ({"chunk": float("nan")}, "invalid --chunk nan"),

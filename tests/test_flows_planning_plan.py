@@ -21,7 +21,7 @@ from flows.planning.choose import StagePlan, fits, refused, stage_plans
 from flows.planning.costs.decode import decode_rungs
 from flows.planning.costs.encode import encode_rungs
 from flows.planning.ladder import Remembered, Rung, index_of, sizes
-from flows.planning.plan import Plan, fit_together, plan_of
+from flows.planning.plan import fit_together, plan_of
 from flows.planning.plan_view import BUDGETS_GIB, fitting_line, plan_lines, what_fits
 from flows.running.run import caption
 from tests.support.by_hand import GIB, budget, images, question
@@ -358,23 +358,6 @@ def test_a_table_by_hand_of_a_model_of_7_billion() -> None:
     )
     assert fitting_line({"auto": table["auto"]}) == "yes, all fit, from 4 GiB"
     assert fitting_line({"native": table["native"][:4]}) == "not even in 24 GiB: native"
-
-
-def by_hand(gib: float) -> Plan:
-    from flows.planning.changes import cannot_fit
-    from flows.planning.choose import stage_plans
-
-    request = question()
-    found = stage_plans(request, request.rungs, budget(gib))
-    refused = [choice for choice in found.values() if choice.refused]
-    return Plan(
-        request=request,
-        budget=budget(gib),
-        stage_plans=found,
-        refusal=cannot_fit(request, refused, budget(gib)) if refused else None,
-        job=None,
-        expected=(),
-    )
 
 
 def test_a_plan_starts_where_an_earlier_run_did(tmp_path: Path) -> None:

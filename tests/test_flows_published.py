@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -26,13 +25,12 @@ from stages.models.adapter_modules import ADAPTER_WEIGHTS, LoraAdapter
 from stages.models.hub.checkpoint import Checkpoint
 from stages.models.published import FIELD
 from stages.summarize import SUMMARY, TimedText
-from tests.support.clips import joint_model
 from tests.support.first_releases import RELEASES, Medium, Question, answers, build, release
 from tests.support.inside import Ended, InsideLauncher, Ran, run_inside, run_through
 from tests.support.media import picture, write_video
 from tests.support.pipeline import Place, read_lines
 from tests.support.tiny_families.in_slots import float32_depends_on_rows
-from tests.support.whole_model import frames_of, media_of, turn
+from tests.support.whole_model import frames_of
 
 CLIPS = 2
 OTHERWISE = "is computed as its published code does"
@@ -329,42 +327,3 @@ def check_slots(scene: Scene, first: Place) -> None:
     run(scene, slots, pieces, engine="transformers", prompts={}, prompt=PROMPTS["what"])
     assert slots.stages()["decode"]["notes"]["prefill_way"] == "generate"
     assert captions(slots) == captions(first)[::2]
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(900)  # two processes import another release, and one model runs five times
-@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
-def test_as_stock_is_what_the_installed_transformers_says(scene: Scene) -> None:
-    place = scene.place("transformers")
-    run(scene, place, engine="transformers", summary=True)
-    published, names = captions(place), [row["media_path"] for row in place.captions()]
-    stated = replace(place, model=stating(scene.model, scene.folder / "stock", way=False))
-    run(scene, stated, engine="transformers")
-    stock = captions(place)
-    assert stock == installed_says(scene, place)
-    changed = {name for name, a, b in zip(names, stock, published, strict=True) if a != b}
-    assert "c-long.mp4" in changed and "a.png" not in changed
-    assert ("b-short.mp4" in changed) == (scene.family == "qwen3_vl")
-    again = run(scene, place, engine="transformers")
-    assert {*again.started} <= {"describe"} and captions(place) == published
-
-
-def installed_says(scene: Scene, place: Place) -> list[str]:
-    """What the whole model says by the installed release, one joint `generate` a caption."""
-    from transformers import AutoProcessor
-
-    processor: Any = AutoProcessor.from_pretrained(scene.model)
-    found = []
-    for row, frames in zip(place.captions(), frames_of(place), strict=True):
-        kind = "image" if row["start"] == row["end"] else "video"
-        inputs = processor(
-            text=[turn(processor, kind, row["prompt"])],
-            return_tensors="pt",
-            **media_of(kind, [frames]),
-        )
-        with torch.inference_mode():
-            made = joint_model(scene.model).generate(
-                **inputs, do_sample=False, max_new_tokens=TOKENS
-            )
-        found.append(processor.tokenizer.decode(made[0, inputs["input_ids"].shape[1] :]))
-    return found

@@ -21,7 +21,7 @@ from tests.support.checkpoints import whole_checkpoint
 from tests.support.families import checkpoint
 from tests.support.inside import InsideLauncher, run_inside
 from tests.support.media import write_numbered, write_video
-from tests.support.pipeline import Place, kill_at
+from tests.support.pipeline import Place
 from tests.support.quantized import (
     LAYOUTS,
     name_of_today,
@@ -128,41 +128,6 @@ def test_packed_layers_make_the_same_captions_under_the_same_keys(
         assert captions(alone, folder, batch_size=1, limit=1) == expected[:1]
     assert captions(place, folder, batch_size=1) == expected  # of the store: the same keys
     assert not record(place, folder)["stages"][-1]["processes"]
-
-
-@slow
-@pytest.mark.parametrize("layout", ["awq", "gptq-unsorted", "w4a16", "w8a8", "fp8-block", "mixed"])
-def test_a_killed_run_resumes_to_the_captions_of_an_undisturbed_one(
-    layout: str, place: Place, tmp_path: Path
-) -> None:
-    folder = write_quantized(checkpoint("qwen2_5_vl"), tmp_path / layout, layout)
-    # An engine that publishes each batch: slots publish what ended within a second together.
-    options = {"chunk": 2.0, "max_new_tokens": 8, "batch_size": 1, "engine": "transformers"}
-    words = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
-    own = replace(place, model=str(folder), out=place.out / "killed")
-    assert kill_at(own, "decode", 1, "group", *words) < 0
-    assert own.run(*words, "--quiet").returncode == 0
-    twin = replace(place, model=str(twin_of(folder)), out=place.out / "twin")
-    assert twin.run(*words, "--quiet").returncode == 0
-    found, expected = (
-        [(row["media_path"], row["caption"], row["logprob"]) for row in each.captions()]
-        for each in (own, twin)
-    )
-    assert found == expected and len(found) == 3
-    assert own.stages()["decode"]["items"] == 2  # the first was kept
-
-
-@slow
-def test_captions_of_packed_and_of_dequantized_layers_continue_each_other(
-    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = write_quantized(checkpoint("qwen2_5_vl"), tmp_path / "awq", "awq")
-    with monkeypatch.context() as patch:
-        patch.setattr("flows.planning.costs.decode.with_packed", only_packed)
-        first = captions(place, folder, batch_size=1, limit=1)
-    found = captions(place, folder, batch_size=1)
-    assert found == captions(place, twin_of(folder), batch_size=1) and found[:1] == first
-    assert record(place, folder)["stages"][-1]["items"] == 2
 
 
 def test_a_half_that_fits_only_packed_is_planned_so(tmp_path: Path) -> None:

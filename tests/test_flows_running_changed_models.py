@@ -18,7 +18,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from artifacts.errors import ModelChanged
-from artifacts.index.manifest import Maker, read_manifest, write_manifest
+from artifacts.index.manifest import Maker
 from artifacts.index.writing import writing
 from artifacts.model_files import ModelFiles
 from artifacts.stamps import model_stamp_of
@@ -40,7 +40,7 @@ from stages.models.encoding.run import EncodeRun
 from stages.models.halves.load import load_half
 from tests.support.adapters import adapter_of, merged
 from tests.support.embedding import write_images
-from tests.support.indexes import MAKER, WIDTH, drawn, rows
+from tests.support.indexes import MAKER, drawn, rows
 from tests.support.pipeline import PENSTOCK, Place, kill_at
 from tests.support.replaced_models import (
     TOKENS,
@@ -317,12 +317,9 @@ def test_a_killed_run_goes_on_with_the_model_that_is_there(
 COUNT = 20
 
 
-def build(folder: Path, maker: Maker = MAKER, seed: int = 0, count: int = COUNT) -> Path:
-    vectors = drawn(count, seed)
-    if maker.width != WIDTH:
-        vectors = vectors[:, : maker.width].copy()
+def build(folder: Path, maker: Maker = MAKER, seed: int = 0) -> Path:
     with writing(folder, maker, "a test") as writer:
-        writer.add([(rows(count), vectors)])
+        writer.add([(rows(COUNT), drawn(COUNT, seed))])
     return folder
 
 
@@ -331,116 +328,10 @@ def anew(folder: Path, maker: Maker = MAKER, seed: int = 0) -> None:
     build(folder, maker, seed)
 
 
-def told_otherwise(folder: Path, **changes: Any) -> None:
-    """Write the book anew, of another maker."""
-    manifest = read_manifest(folder)
-    write_manifest(folder, replace(manifest, maker=replace(manifest.maker, **changes)))
-
-
-def book(change: Callable[[bytes], bytes]) -> Callable[[Path], object]:
-    """Change the book of an index."""
-
-    def changed(folder: Path) -> None:
-        path = folder / "index.json"
-        path.write_bytes(change(path.read_bytes()))
-
-    return changed
-
-
-def with_field(name: str, value: Any) -> Callable[[Path], object]:
-    return book(lambda data: json.dumps({**json.loads(data), name: value}).encode())
-
-
-def made_by(**changes: Any) -> Callable[[Path], object]:
-    """Another maker builds the index anew."""
-    return lambda folder: anew(folder, replace(MAKER, **changes), 1)
-
-
-def shard(folder: Path, sort: str) -> Path:
-    return next(folder.glob(f"{sort}-*"))
-
-
-def cut(path: Path) -> None:
-    """Another file in its place, which lacks the end."""
-    data = path.read_bytes()
-    path.unlink()
-    path.write_bytes(data[: len(data) // 2])
-
-
-def garbled(folder: Path) -> None:
-    path = shard(folder, "rows")
-    size = path.stat().st_size
-    path.unlink()
-    path.write_bytes(b"\xff" * size)
-    os.utime(folder / "index.json")
-
-
-def instead(make: Callable[[Path], object]) -> Callable[[Path], object]:
-    """Something else is in the place of the book."""
-
-    def changed(folder: Path) -> None:
-        (folder / "index.json").unlink()
-        make(folder / "index.json")
-
-    return changed
-
-
-def touched(change: Callable[[Path], object]) -> Callable[[Path], None]:
-    def changed(folder: Path) -> None:
-        change(folder)
-        os.utime(folder / "index.json")
-
-    return changed
-
-
-REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
-    "the folder is away": (shutil.rmtree, "cannot be read"),
-    "the book is away": (instead(lambda path: None), "cannot be read"),
-    "the book is a folder": (instead(Path.mkdir), ""),
-    "half of the book": (book(lambda data: data[:200]), "damaged"),
-    "bytes of no text": (book(lambda data: b"\xff" * 99), "damaged"),
-    "a book nested without end": (book(lambda data: b"[" * 99_999), ""),
-    "a later version": (with_field("format", 99), "version 99"),
-    "a changed number": (with_field("deleted_rows", 7), "damaged"),
-    "another model": (made_by(half="x"), "not those"),
-    "another text half": (made_by(text_half="x"), "not those"),
-    "another recipe": (made_by(recipe="x"), "does not make"),
-    "another precision": (made_by(precision="bf16"), "does not make"),
-    "another width": (made_by(width=64), "64 numbers"),
-    "a book of another model": (lambda folder: told_otherwise(folder, half="x"), "not those"),
-    "vectors are gone": (
-        touched(lambda folder: shard(folder, "embeddings").unlink()),
-        "is gone",
-    ),
-    "identities are cut": (touched(lambda folder: cut(shard(folder, "identities"))), "bytes of"),
-    "rows are no parquet": (garbled, "cannot be read"),
-}
-
-
 def found(index: ServedIndex, seed: int = 0) -> list[str]:
     expected = SearchQuery(what="-", top=3)
     hits = asyncio.run(index.search(drawn(1, seed)[0], "texts", (), expected))
     return [hit["media_path"] for hit in hits]
-
-
-@pytest.mark.parametrize("name", REFUSED)
-def test_a_server_refuses_with_the_reason_and_goes_on_once_it_is_back(
-    tmp_path: Path, name: str
-) -> None:
-    change, words = REFUSED[name]
-    folder = build(tmp_path / "index")
-    shutil.copytree(folder, tmp_path / "kept")
-    index = ServedIndex(folder, MAKER)
-    before = found(index)
-    change(folder)
-    for _ in range(2):  # the reason is not forgotten
-        with pytest.raises(HttpRefusal) as refused:
-            found(index)
-        assert refused.value.status == 503 and words in refused.value.error
-        assert str(folder) in refused.value.error
-    shutil.rmtree(folder, ignore_errors=True)
-    shutil.copytree(tmp_path / "kept", folder)
-    assert found(index) == before
 
 
 def test_an_index_that_was_built_anew_is_searched_and_a_hit_of_before_is_known(

@@ -1,13 +1,10 @@
 """An item on which the model's own code raises fails by name, and the others go on."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from artifacts.errors import StageDied
-from benchmarks._clip import save_clip
 from flows.job import pass_mode
 from tests.support.inside import Ran, run_inside
 from tests.support.media import write_video
@@ -47,20 +44,6 @@ def failed(place: Place) -> list[tuple[str, str, str]]:
     return [(row["media_path"], row["stage"], row["error"]) for row in place.failures()]
 
 
-@pytest.mark.slow
-def test_a_picture_that_the_encoder_raises_on_fails_alone(place: Place) -> None:
-    write_images(place.clips, 5)
-    write_dot(place.clips)
-    ran = run(place)
-    assert ran.result.exit_code == 1
-    assert failed(place) == [("dot.png", "encode", "model")]
-    assert "RuntimeError" in place.failures()[0]["message"]
-    (place.clips / "dot.png").unlink()
-    clean = replace(place, out=place.out / "2", store=place.out / "s")
-    assert run(clean).result.exit_code == 0
-    assert captions_of(clean) == captions_of(place) and len(captions_of(place)) == 5
-
-
 def test_the_only_item_fails_by_name_and_is_not_tried_again_until_asked(place: Place) -> None:
     write_dot(place.clips)
     assert run(place).result.exit_code == 1
@@ -70,46 +53,6 @@ def test_the_only_item_fails_by_name_and_is_not_tried_again_until_asked(place: P
     forced = run(place, retry_failed=True)
     assert forced.result.exit_code == 1 and "encode" in forced.started
     assert failed(place) == [("dot.png", "encode", "model")]
-
-
-@pytest.mark.slow
-def test_a_half_that_raises_on_all_has_failed(place: Place, tmp_path: Path) -> None:
-    blind = replace(place, model=str(mistral3(tmp_path / "blind", blind=True)))
-    write_images(place.clips, 3)
-    with pytest.raises(StageDied, match="each of 3 items, tried alone, raises IndexError") as end:
-        run(blind)
-    assert end.value.exit_code == 5
-    assert blind.failures() == [] and blind.stored("failures") == {}
-    with pytest.raises(StageDied, match="raises IndexError"):
-        run(place, engine="inflight", prompt=UNKNOWN)
-    assert place.failures() == [] and place.stored("failures") == {}
-    assert run(place).result.exit_code == 0
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("engine", "others"), [("transformers", 3), ("inflight", 0), ("auto", 3)])
-def test_a_prompt_that_is_raised_on_fails_alone(place: Place, engine: str, others: int) -> None:
-    write_images(place.clips, others, UNKNOWN)
-    ran = run(place, engine=engine, prompt="{name}")
-    assert ran.result.exit_code == 1
-    assert failed(place) == [(f"{UNKNOWN}.png", "decode", "model")]
-    assert "IndexError" in place.failures()[0]["message"] and len(captions_of(place)) == others
-    assert f"failed: {UNKNOWN}.png" in ran.said
-    again = run(place, engine=engine, prompt="{name}")
-    assert again.result.exit_code == 1 and again.started == []
-    assert "decode" in run(place, engine=engine, prompt="{name}", retry_failed=True).started
-    assert failed(place) == [(f"{UNKNOWN}.png", "decode", "model")]
-
-
-@pytest.mark.slow
-def test_a_failure_of_one_model_answers_for_no_other(place: Place, tmp_path: Path) -> None:
-    write_images(place.clips, 1, UNKNOWN)
-    assert run(place, prompt="{name}").result.exit_code == 1
-    other = mistral3(tmp_path / "other", knows=True)
-    elsewhere = replace(place, model=str(other))
-    assert run(elsewhere, prompt="{name}").result.exit_code == 0
-    assert failed(elsewhere) == [] and len(captions_of(elsewhere)) == 2
-    assert run(place, prompt="{name}").result.exit_code == 1
 
 
 @pytest.mark.slow
@@ -123,24 +66,6 @@ def test_a_video_whose_summary_raises_fails_by_name_and_keeps_its_captions(place
     assert again.result.exit_code == 1 and "summarize" not in again.started
     assert run(place, summary=True, summary_prompt="All of it?").result.exit_code == 0
     assert failed(place) == []
-
-
-@pytest.mark.slow
-def test_a_text_that_the_model_raises_on_is_named(place: Place, tmp_path: Path) -> None:
-    from benchmarks._words import hf
-
-    model = save_clip(tmp_path / "clip")
-    words = hf.AutoProcessor.from_pretrained(model)
-    words.tokenizer.add_tokens([UNKNOWN])
-    words.save_pretrained(model)
-    write_images(place.clips, 2)
-    place = replace(place, model=str(model), verb="label")
-    labels = tmp_path / "labels.txt"
-    labels.write_text(f"cat\n{UNKNOWN}\n")
-    ended = place.run("--labels", str(labels))
-    assert ended.returncode == 2 and UNKNOWN in ended.stderr.splitlines()[-1]
-    labels.write_text("cat\ndog\n")
-    assert place.run("--labels", str(labels)).returncode == 0
 
 
 @pytest.mark.slow

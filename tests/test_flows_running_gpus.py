@@ -1,14 +1,11 @@
 """Stages that share several simulated GPUs: the bytes of one, whatever happens to one of them."""
 
 import fcntl
-import hashlib
 import json
 import signal
 import subprocess
-import sys
 from collections import Counter
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,22 +13,12 @@ import pytest
 from penstock_demo.clips import write_clips
 from tests.support import gpus
 from tests.support.fake_gpu.state import Machine
-from tests.support.pipeline import ROOT, SECONDS, Place, read_lines
+from tests.support.pipeline import ROOT, Place, read_lines
+from tests.support.slow_desk import Desk, slow
 from tests.support.slow_tower import KILL
 from tests.support.slow_tower import SECONDS as CHUNK_SECONDS
 
 CLIPS = 6
-START = """
-from flows.machine.launch import ENTRIES
-from tests.support.slow_tower import SLOW
-ENTRIES.update(SLOW)
-import os, sys
-for name in {names!r}:
-    os.environ[name] = os.environ.get(name, "").replace("PARENT", str(os.getpid()))
-{more}
-from flows.cli.main import main
-sys.exit(main())
-"""
 WITHOUT_LOCKS = """
 import artifacts.locks
 artifacts.locks.lock_byte = lambda *given: True
@@ -45,51 +32,11 @@ def machine(count: int, **last: Any) -> Machine:
     return gpus.plain(gpus=(*cards[:-1], replace(cards[-1], **last)))
 
 
-class Desk:
-    """A user at a machine with GPUs, on which chunks are encoded slowly."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.clips = folder, folder / "clips"
-        for name in ("XDG_CACHE_HOME", "PENSTOCK_LOCKS"):
-            (folder / name).mkdir()
-        write_clips(self.clips, CLIPS, seed=3)
-
-    def place(self, name: str) -> Place:
-        return Place(
-            clips=self.clips, out=self.folder / f"{name}-out", store=self.folder / f"{name}-store"
-        )
-
-    def environment(self, here: Machine, name: str, extra: dict[str, str]) -> dict[str, str]:
-        cards = here.write(self.folder / f"{name}-gpus")
-        own = {n: str(self.folder / n) for n in ("XDG_CACHE_HOME", "PENSTOCK_LOCKS")}
-        return gpus.environment(
-            cards, **{**own, "OMP_NUM_THREADS": "1", CHUNK_SECONDS: "0.3", **extra}
-        )
-
-    def run(
-        self, place: Place, here: Machine, *more: str, patch: str = "", **extra: str
-    ) -> "subprocess.CompletedProcess[str]":
-        names = [KILL] if KILL in extra else []
-        options = ["--batch-size", "2", "--keep-frames", *more]
-        return subprocess.run(
-            [
-                sys.executable,
-                "-c",
-                START.format(names=names, more=patch),
-                *place.command(*options)[3:],
-            ],
-            cwd=ROOT,
-            env=self.environment(here, place.out.name, extra),
-            capture_output=True,
-            text=True,
-            timeout=SECONDS,
-            check=False,
-        )
-
-
 @pytest.fixture(scope="module")
 def desk(tmp_path_factory: pytest.TempPathFactory) -> Desk:
-    return Desk(tmp_path_factory.mktemp("desk"))
+    desk = Desk(tmp_path_factory.mktemp("desk"), "0.3", "--batch-size", "2")
+    write_clips(desk.clips, CLIPS, seed=3)
+    return desk
 
 
 @pytest.fixture(scope="module")
@@ -98,10 +45,6 @@ def alone(desk: Desk) -> Place:
     done = desk.run(place, machine(1))
     assert done.returncode == 0, done.stderr
     return place
-
-
-def digest(place: Place) -> str:
-    return hashlib.sha256((place.out / "captions.jsonl").read_bytes()).hexdigest()
 
 
 def published(place: Place, stage: str) -> Counter[str]:
@@ -248,9 +191,8 @@ def test_a_run_that_is_killed_anywhere_ends_with_the_same_bytes(desk: Desk, alon
 @pytest.mark.timeout(900)
 def test_ctrl_c_ends_the_processes_of_all_gpus(desk: Desk) -> None:
     place = desk.place("stopped")
-    command = [sys.executable, "-c", START.format(names=[], more="")]
-    command += [*place.command("--gpus", "all", "--batch-size", "2")[3:]]
-    environment = desk.environment(machine(2), "stopped", {CHUNK_SECONDS: "3"})
+    command = slow(place.command("--gpus", "all", "--batch-size", "2"))
+    environment = desk.environment(place, machine(2), **{CHUNK_SECONDS: "3"})
     with subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE) as running:
         assert running.stderr is not None
         for line in running.stderr:

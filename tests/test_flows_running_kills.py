@@ -44,6 +44,7 @@ from tests.support.disks import mount, small_disk
 from tests.support.forms import SHORT, SIX, text_of
 from tests.support.media import write_video, write_videos
 from tests.support.pipeline import PENSTOCK, ROOT, SECONDS, Place, kill_at, read_lines, wait_gone
+from tests.support.slow_desk import slow
 from tests.support.slow_tower import KILL
 from tests.support.slow_tower import SECONDS as CHUNK_SECONDS
 from tests.support.stand_ins import Answer, Stages, config_in
@@ -435,14 +436,10 @@ def test_two_orders_of_workers_give_the_same_bytes(
 
 def real(place: Place, *more: str, kill: str = "") -> "subprocess.CompletedProcess[str]":
     """Run a command whose stages are slow, in processes of their own."""
-    change = "from flows.machine.launch import ENTRIES; from tests.support.slow_tower import SLOW"
-    kill = f"os.environ[{KILL!r}] = {kill!r}.replace('PARENT', str(os.getpid()))" if kill else ""
-    code = f"{change}; ENTRIES.update(SLOW)\nimport os, sys\n{kill}\n"
-    code += "from flows.cli.main import main; sys.exit(main())"
     return completed(
-        [sys.executable, "-c", code, *place.command("--chunk", "1", *more)[3:]],
+        slow(place.command("--chunk", "1", *more)),
         timeout=SECONDS,
-        env={**os.environ, CHUNK_SECONDS: "0.2"},
+        env={**os.environ, CHUNK_SECONDS: "0.2", **({KILL: kill} if kill else {})},
     )
 
 

@@ -2,7 +2,6 @@
 by a run that has failed. The store loses them here: it says of one record that another wrote it."""
 
 import json
-import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -141,29 +140,6 @@ def test_an_item_that_is_lost_twice_is_made_once_more(
     assert code == 0, printed
     assert verb == "sift" or "neither a row nor a failure for 1 item of" in printed
     assert verb != "index" or "3 rows in" in printed
-
-
-@pytest.mark.slow
-def test_captions_whose_pack_holds_another_one_are_made_again(
-    place: Path, clip: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    late = place / "media" / PICTURES[-1]
-    late.rename(place / late.name)
-    assert run("caption", place, clip) == 0
-    (first,) = (place / "store" / "captions").rglob("*.pack")
-    (place / late.name).rename(late)
-    assert run("caption", place, clip) == 0
-    captions = (place / "out" / "captions.jsonl").read_bytes()
-    (second,) = {*(place / "store" / "captions").rglob("*.pack")} - {first}
-    shutil.copy(second, first)
-    capfd.readouterr()
-    code = run("caption", place, clip)
-    made = len(read_lines(place / "out" / "captions.jsonl"))
-    assert (code, made) == (0, len(PICTURES)), capfd.readouterr().err
-    assert (place / "out" / "captions.jsonl").read_bytes() == captions
-    shutil.copy(second, first)
-    assert main(["cache", "verify", "--store", str(place / "store")]) != 0
-    assert "1 quarantined" in "".join(capfd.readouterr())
 
 
 def test_at_most_ten_files_are_named() -> None:

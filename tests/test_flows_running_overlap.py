@@ -4,7 +4,6 @@ one stage after the other, whatever is killed or runs out of memory."""
 import json
 import signal
 import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,68 +12,33 @@ import pytest
 
 from tests.support import gpus
 from tests.support.media import write_video
-from tests.support.pipeline import ROOT, SECONDS, Place, read_lines
+from tests.support.pipeline import Place, read_lines
+from tests.support.slow_desk import Desk
 from tests.support.slow_tower import KILL, OUT_OF_MEMORY
-from tests.support.slow_tower import SECONDS as CHUNK_SECONDS
 
 CHUNKS = 9
 ONE_BY_ONE = ("--memory", "500MiB")
 """A half takes 0.33 GiB, most of it the driver's."""
-START = """
-from flows.machine.launch import ENTRIES
-from tests.support.slow_tower import SLOW
-ENTRIES.update(SLOW)
-import os, sys
-for name in {names!r}:
-    os.environ[name] = os.environ.get(name, "").replace("PARENT", str(os.getpid()))
-from flows.cli.main import main
-sys.exit(main())
-"""
 
 
-class Desk:
-    """A user at a machine with a GPU, on which cutting, encoding and prompts are slow."""
+class OneCard(Desk):
+    """A user at a machine with one GPU, on which cutting, encoding and prompts are slow."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.clips = folder, folder / "clips"
-        self.cards = gpus.plain().write(folder / "gpu")
-        for each in (self.clips, folder / "XDG_CACHE_HOME", folder / "PENSTOCK_LOCKS"):
-            each.mkdir()
+        super().__init__(folder, "0.2", "--chunk", "1")
+        self.clips.mkdir()
         for at in range(2):
             write_video(self.clips / f"{at}.mp4", ticks=range((4 + at) * 30), gop=15 + at)
         self._alone: dict[Sequence[str], Place] = {}
 
-    def place(self, name: str) -> Place:
-        return Place(
-            clips=self.clips, out=self.folder / f"{name}-out", store=self.folder / f"{name}-store"
-        )
-
-    def run(self, place: Place, *more: str, **extra: str) -> "subprocess.CompletedProcess[str]":
-        own = {n: str(self.folder / n) for n in ("XDG_CACHE_HOME", "PENSTOCK_LOCKS")}
-        environment = gpus.environment(
-            self.cards, **{**own, "OMP_NUM_THREADS": "1", CHUNK_SECONDS: "0.2", **extra}
-        )
-        names = [KILL] if KILL in extra else []
-        return subprocess.run(
-            [
-                sys.executable,
-                "-c",
-                START.format(names=names),
-                *place.command("--chunk", "1", "--keep-frames", *more)[3:],
-            ],
-            cwd=ROOT,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=SECONDS,
-            check=False,
-        )
+    def caption(self, place: Place, *more: str, **extra: str) -> "subprocess.CompletedProcess[str]":
+        return self.run(place, gpus.plain(), *more, **extra)
 
     def alone(self, *more: str) -> Place:
         """A run whose halves did not fit into memory together."""
         if more not in self._alone:
             place = self.place(f"alone{len(self._alone)}")
-            done = self.run(place, *more, *ONE_BY_ONE)
+            done = self.caption(place, *more, *ONE_BY_ONE)
             assert done.returncode == 0, done.stderr
             assert not overlapped(place)
             self._alone[more] = place
@@ -104,25 +68,24 @@ def check_same(place: Place, expected: Place) -> None:
 
 
 @pytest.fixture(scope="module")
-def desk(tmp_path_factory: pytest.TempPathFactory) -> Desk:
-    return Desk(tmp_path_factory.mktemp("desk"))
+def desk(tmp_path_factory: pytest.TempPathFactory) -> OneCard:
+    return OneCard(tmp_path_factory.mktemp("desk"))
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_captions_are_decoded_while_chunks_are_encoded_with_the_same_bytes(desk: Desk) -> None:
+def test_captions_are_decoded_while_chunks_are_encoded_with_the_same_bytes(desk: OneCard) -> None:
     alone, place = desk.alone(), desk.place("both")
     assert any("both halves together do not fit" in n for n in record_of(alone)["plan"]["notes"])
     assert len(alone.captions()) == CHUNKS
-    before = len(gpus.calls(desk.cards))
-    done = desk.run(place)
+    done = desk.caption(place)
     assert done.returncode == 0, done.stderr
     assert overlapped(place)
     check_same(place, alone)
     stages = place.stages()
     assert stages["decode"]["processes"] == stages["encode"]["processes"] == 1
     assert not stages["decode"]["warnings"] and not stages["encode"]["warnings"]
-    calls = gpus.calls(desk.cards)[before:]
+    calls = gpus.calls(desk.cards(place))
     limits = [c.arguments for c in calls if c.name == "set_per_process_memory_fraction"]
     assert len(limits) == 2 and sum(float(fraction) for fraction, _ in limits) <= 0.95
     assert not list((place.out / "logs").glob("*.feed"))
@@ -135,11 +98,11 @@ def test_captions_are_decoded_while_chunks_are_encoded_with_the_same_bytes(desk:
     [("--engine", "transformers"), ("--prompts", "a=Describe it.", "--prompts", "b=What moves?")],
 )
 def test_other_engines_follow_and_several_prompts_overlap(
-    desk: Desk, more: tuple[str, ...], request: pytest.FixtureRequest
+    desk: OneCard, more: tuple[str, ...], request: pytest.FixtureRequest
 ) -> None:
     name = more[0].strip("-")
     alone, place = desk.alone(*more), desk.place(name)
-    done = desk.run(place, *more)
+    done = desk.caption(place, *more)
     assert done.returncode == 0, done.stderr
     assert overlapped(place) == (name == "prompts")
     check_same(place, alone)
@@ -150,16 +113,16 @@ def test_other_engines_follow_and_several_prompts_overlap(
 @pytest.mark.parametrize("is_parent", [False, True])
 @pytest.mark.parametrize("moment", ["encode 2", "encode 7", "decode 3", "decode 8"])
 def test_a_run_that_is_killed_while_both_halves_work_ends_with_the_same_bytes(
-    desk: Desk, moment: str, is_parent: bool
+    desk: OneCard, moment: str, is_parent: bool
 ) -> None:
     pid = "PARENT" if is_parent else "0"
     mark = desk.folder / f"{moment} {is_parent}".replace(" ", "-")
     alone, place = desk.alone(), desk.place(mark.name)
-    done = desk.run(place, **{KILL: f"{moment} {pid} {mark}"})
+    done = desk.caption(place, **{KILL: f"{moment} {pid} {mark}"})
     assert mark.exists()
     if is_parent:
         assert done.returncode == -signal.SIGKILL
-        done = desk.run(place)
+        done = desk.caption(place)
     assert done.returncode == 0, done.stderr
     check_same(place, alone)
 
@@ -167,10 +130,10 @@ def test_a_run_that_is_killed_while_both_halves_work_ends_with_the_same_bytes(
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("short", ["encode 3", "decode 1", "step 4"])
-def test_out_of_memory_ends_the_overlap_and_steps_nothing_down(desk: Desk, short: str) -> None:
+def test_out_of_memory_ends_the_overlap_and_steps_nothing_down(desk: OneCard, short: str) -> None:
     alone, mark = desk.alone(), desk.folder / short.replace(" ", "-")
     place = desk.place(mark.name)
-    done = desk.run(place, **{OUT_OF_MEMORY: f"{short} {mark}"})
+    done = desk.caption(place, **{OUT_OF_MEMORY: f"{short} {mark}"})
     assert done.returncode == 0 and mark.exists(), done.stderr
     assert overlapped(place)
     check_same(place, alone)
@@ -183,13 +146,13 @@ def test_out_of_memory_ends_the_overlap_and_steps_nothing_down(desk: Desk, short
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_resumed_run_captions_features_that_are_there_beside_those_that_are_missing(
-    desk: Desk,
+    desk: OneCard,
 ) -> None:
     alone, place = desk.alone(), desk.place("resumed")
     mark = desk.folder / "resumed"
-    done = desk.run(place, *ONE_BY_ONE, **{KILL: f"encode 6 PARENT {mark}"})
+    done = desk.caption(place, *ONE_BY_ONE, **{KILL: f"encode 6 PARENT {mark}"})
     assert done.returncode == -signal.SIGKILL and 0 < len(place.stored("features")) < CHUNKS
-    done = desk.run(place)
+    done = desk.caption(place)
     assert done.returncode == 0, done.stderr
     assert overlapped(place)
     check_same(place, alone)

@@ -8,10 +8,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-import av
-import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from artifacts.errors import UsageError
 from artifacts.packs import RecordSet, stored_namespaces
@@ -27,7 +24,6 @@ from flows.planning.plan import figures, plan_of
 from flows.running.run import caption
 from flows.upkeep.cache import sampling_text
 from penstock_demo import CHECKPOINT
-from penstock_demo.clips import write_clips
 from stages.frames.reader import Decoder
 from stages.frames.video import Video
 from tests.support.checkpoints import whole_checkpoint
@@ -35,7 +31,7 @@ from tests.support.clips import profile_of
 from tests.support.families import checkpoint
 from tests.support.inside import InsideLauncher, run_inside
 from tests.support.keys import config_of, model_of
-from tests.support.media import picture, rgb, write_numbered, write_video
+from tests.support.media import picture, write_numbered, write_video
 from tests.support.pipeline import Place
 
 LLAVA_TURN = (
@@ -273,33 +269,3 @@ def test_a_family_that_takes_few_frames_sees_them_from_all_of_it(
     step = HOURS * 3600 / frames
     first = step / 2 if frames == 1 else 0.0
     assert seen == pytest.approx([first + at * step for at in range(frames)], abs=1.5)
-
-
-@pytest.mark.slow
-def test_clips_joined_to_one_video_are_captioned_one_by_one(tmp_path: Path) -> None:
-    truths = write_clips(tmp_path / "single", 3, seed=5)
-    pictures: list[NDArray[np.uint8]] = []
-    starts: list[int] = []
-    for truth in truths:
-        starts.append(len(pictures))
-        with av.open(str(tmp_path / "single" / truth.file)) as container:
-            rate = container.streams.video[0].average_rate
-            pictures += [rgb(frame) for frame in container.decode(video=0)]
-    assert rate is not None
-    (tmp_path / "joined").mkdir()
-    write_video(
-        tmp_path / "joined" / "all.mp4",
-        ticks=range(len(pictures)),
-        time_base=1 / rate,
-        size=(pictures[0].shape[0], pictures[0].shape[1]),
-        options={"crf": "18"},
-        draw=lambda index, *_: pictures[index],
-    )
-    place = Place(clips=tmp_path / "joined", out=tmp_path / "out", store=tmp_path / "store")
-    done = place.run("--shots")
-    assert done.returncode == 0, done.stderr
-    captions = place.captions()
-    ends = [*starts[1:], len(pictures)]
-    assert [round(line["start"] * rate) for line in captions] == starts
-    assert [round(line["end"] * rate) for line in captions] == ends
-    assert [line["caption"] for line in captions] == [truth.caption for truth in truths]

@@ -395,19 +395,6 @@ def test_senseless_searches_are_told(
     assert words in error and error.count("\n") == 1
 
 
-@pytest.mark.slow
-def test_other_models_are_refused(built: Path, place: Path, tmp_path: Path, capsys: Said) -> None:
-    other = save_clip(tmp_path / "other", hidden_size=16)
-    assert build(place, other, sources=built / "media") == 2
-    assert "holds vectors of" in capsys.readouterr().err
-    assert search(place, str(built / "media" / "p0.png"), "--model", str(other)) == 2
-    assert "holds vectors of" in capsys.readouterr().err
-    alike = save_clip(tmp_path / "alike", num_hidden_layers=1)
-    assert search(place, "a dog<eos>", "--model", str(alike)) == 2
-    error = capsys.readouterr().err
-    assert "are not those that it was made with" in error and error.count("\n") == 1
-
-
 def test_a_wrong_index_is_one_line(
     built: Path, place: Path, clip: Path, tmp_path: Path, capsys: Said
 ) -> None:

@@ -132,16 +132,6 @@ def test_what_is_sent_is_made_once_and_kept(server: Serving, place: Path, tmp_pa
     assert hits >= 1
 
 
-@pytest.mark.parametrize("route", ["/v1/label", "/v1/embed", "/v1/search", "/v1/caption"])
-def test_answers_tell_that_a_picture_is_cut_short(server: Serving, route: str) -> None:
-    whole = a_picture((320, 240))
-    assert "warnings" not in message_of(server.ask("POST", route, whole))
-    cut = whole[: len(whole) * 2 // 3]
-    for _ in range(2):  # made, and from the store
-        (warning,) = message_of(server.ask("POST", route, cut))["warnings"]
-        assert warning.startswith("truncated")
-
-
 def test_refusals_name_no_file_that_the_server_made(server: Serving) -> None:
     request = "/v1/caption?prompt=" + quote("Look at <|image_pad|>")
     for words, path, body in (
@@ -201,17 +191,6 @@ def test_captions_are_those_of_the_command(server: Serving, place: Path, tmp_pat
     request = message_of(server.ask("POST", "/v1/caption?prompt=What%20moves?", body))
     assert not request["cached"]
     assert counted(server, 'penstock_batch_size_count{half="encode"}') == before
-
-
-def test_a_streamed_caption_comes_in_pieces_that_are_the_whole(server: Serving) -> None:
-    body = (CLIPS / "clip-05.mp4").read_bytes()
-    answer = server.ask("POST", "/v1/caption?stream=1", body)
-    assert answer.headers["content-type"].startswith("text/event-stream")
-    lines = [line for line in answer.body.decode().splitlines() if line]
-    events = [json.loads(line.removeprefix("data: ")) for line in lines]
-    assert events[-1]["done"] and not any("done" in each for each in events[:-1])
-    pieces = "".join(each["text"] for each in events[:-1])
-    assert [pieces] == [each["caption"] for each in events[-1]["captions"]]
 
 
 def test_prompts_are_counted_of_what_a_run_captioned_too(server: Serving, place: Path) -> None:

@@ -1,6 +1,5 @@
-"""Clients of `penstock serve` that are slow, or gone: while they send, while they wait, while they
-read; prompts that no pipe holds, and deaths of a half. Whatever they do, the next one is answered,
-and nothing is left of them."""
+"""Clients of `penstock serve` that leave while they wait, or do not read; prompts that no pipe
+holds, and deaths of a half. Whatever they do, the next one is answered, and nothing is left."""
 
 import base64
 import contextlib
@@ -13,7 +12,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +29,7 @@ pytestmark = pytest.mark.slow
 QUEUE = 24
 """Requests that the server answers at once."""
 CHAT = "/v1/chat/completions"
-PICTURE = a_picture()
-HEAD = b"POST /v1/caption HTTP/1.1\r\nHost: localhost\r\n"
 SETTLED_SECONDS = 30.0
-PATIENT_SECONDS = 45.0
 
 
 @pytest.fixture(scope="module")
@@ -83,11 +79,11 @@ def chat(prompt: str, **options: Any) -> bytes:
 
 
 @contextlib.contextmanager
-def connected(server: Serving, seconds: float = 30.0) -> Iterator[socket.socket]:
+def connected(server: Serving) -> Iterator[socket.socket]:
     """A connection with room for little that was not read."""
     with socket.socket() as found:
         found.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        found.settimeout(seconds)
+        found.settimeout(30.0)
         found.connect(("127.0.0.1", server.port))
         yield found
 
@@ -101,52 +97,6 @@ def reset(connection: socket.socket) -> None:
     """Have the connection end without a farewell."""
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
-
-# Who sends slowly, or not all.
-
-BODY = HEAD + b"Content-Length: 1000\r\n"
-SLOW: dict[str, tuple[list[bytes], float, set[int]]] = {
-    "nothing at all": ([], 0.0, {0}),
-    "half a request line": ([b"POST /v1/cap"], 0.0, {0}),
-    "half a header": ([HEAD + b"Content-Le"], 0.0, {0}),
-    "a head, a byte at a time": ([bytes([each]) for each in HEAD * 2], 0.3, {0}),
-    "a head and no body": ([BODY + b"\r\n"], 0.0, {408}),
-    "half a body": ([posted("/v1/caption", PICTURE)[:-200]], 0.0, {408}),
-    "half a body of a chat": ([chat("What?")[:-200]], 0.0, {408}),
-    "no end": ([HEAD + b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n"], 0.0, {408}),
-    "a body that may come": ([BODY + b"Expect: 100-continue\r\n\r\n"], 0.0, {100, 408}),
-    "a body, a byte at a time": ([BODY + b"\r\n", *[b"x"] * 90], 0.3, {408}),
-    "a second request that stops": (
-        [b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n" + HEAD],
-        0.0,
-        {200},
-    ),
-}
-"""What is sent, with so many seconds between pieces, and the statuses that may answer it."""
-
-
-@pytest.fixture(scope="module")
-def slow(server: Serving) -> Iterator[dict[str, "Future[bytes]"]]:
-    """What came of each of those, all of which are there at once."""
-
-    def trickled(pieces: list[bytes], seconds: float) -> bytes:
-        found = b""
-        with connected(server, PATIENT_SECONDS) as connection, contextlib.suppress(OSError):
-            for piece in pieces:
-                connection.sendall(piece)
-                time.sleep(seconds)
-            while data := connection.recv(1 << 16):
-                found += data
-        return found
-
-    with ThreadPoolExecutor(len(SLOW)) as askers:
-        yield {
-            name: askers.submit(trickled, pieces, seconds)
-            for name, (pieces, seconds, _) in SLOW.items()
-        }
-
-
-# Who leaves.
 
 MOMENTS = (0.0, 0.02, 0.2)
 LEAVING: dict[str, Callable[[], bytes]] = {
@@ -172,9 +122,6 @@ def test_who_leaves_at_any_moment_leaves_nothing(
             time.sleep(seconds)
 
 
-# Who reads slowly, or not at all.
-
-
 def test_after_all_that_there_is_room_for_as_many_as_before(server: Serving) -> None:
     with ThreadPoolExecutor(QUEUE - 4) as askers:
         requests = [
@@ -185,8 +132,6 @@ def test_after_all_that_there_is_room_for_as_many_as_before(server: Serving) -> 
     uploads = [path for path in Path("/dev/shm").glob(f"penstock-serve-{server.process.pid}-*/*")]
     assert not [path for path in uploads if path.suffix in (".upload", ".jpg", ".mp4")]
 
-
-# Clients that send many requests.
 
 ASKERS, SILENT = 18, 20
 LETTERS = 20_000

@@ -73,11 +73,6 @@ def place(built: Path, tmp_path: Path) -> Iterator[Path]:
     shutil.copytree(tmp_path / "kept", built / "media", dirs_exist_ok=True)
 
 
-def rows_of(folder: Path) -> list[Any]:
-    snapshot = open_snapshot(folder)
-    return snapshot.read(np.arange(snapshot.rows))
-
-
 class Texts:
     """Gives each text the same drawn vector."""
 

@@ -2,7 +2,6 @@
 command makes again. `tone.mp4` shows 6 s; its tone begins at 1.4 s, with a gap of 0.8 s, and ends
 at 5 s."""
 
-import json
 import os
 import shutil
 import subprocess
@@ -23,7 +22,7 @@ from stages.models.processors.loading import load_processor
 from tests.support import gpus
 from tests.support.clips import joint_model
 from tests.support.media import write_video
-from tests.support.omni import OMNI, omni_checkpoint, omni_whole
+from tests.support.omni import OMNI, omni_checkpoint
 from tests.support.pipeline import PENSTOCK, ROOT, Place, kill_at
 from tests.support.whole_model import frames_of, media_of
 
@@ -175,66 +174,6 @@ def test_sound_off_gives_other_captions_of_sounding_chunks_alone(place: Place) -
         for one, other in zip(with_sound, without, strict=True)
         if "heard" in one
     )
-
-
-@pytest.mark.slow
-def test_other_frames_leave_the_features_of_sound(place: Place) -> None:
-    for options in (("--fps", "2"), ("--vision-precision", "bf16")):
-        result = place.run(*MADE, *options)
-        assert result.returncode == 0, result.stderr
-        assert counts(place).get("encode") and "hear" not in counts(place)
-        assert "sound" not in counts(place)
-
-
-@pytest.mark.slow
-def test_another_track_is_another_sound(place: Place) -> None:
-    result = place.run(*MADE, "--sound-track", "2")
-    assert result.returncode == 1
-    (failure,) = {(row["media_path"], row["stage"], row["message"]) for row in place.failures()}
-    assert failure[:2] == ("tone.mp4", "sound") and "it has 1" in failure[2]
-    assert {row["media_path"] for row in place.captions()} == {"image.png", "silent.mp4"}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("prefix", OMNI)
-def test_a_whole_omni_writes_the_captions_of_its_thinker(
-    place: Place, tmp_path: Path, prefix: str
-) -> None:
-    found = []
-    for folder in (omni_checkpoint(prefix), omni_whole(prefix)):
-        made = replace(beside(place, tmp_path / folder.name), model=str(folder))
-        result = made.run(*MADE)
-        assert result.returncode == 0, result.stderr
-        found.append([(row["start"], "heard" in row, row["caption"]) for row in made.captions()])
-    assert found[0] == found[1] and any(heard for _, heard, _ in found[0])
-
-
-@pytest.mark.slow
-def test_clips_have_the_requested_track(place: Place, tmp_path: Path) -> None:
-    there = beside(place, tmp_path)
-    clips = tmp_path / "clips"
-    clips.mkdir()
-    silence = ["-f", "lavfi", "-t", "6", "-i", "anullsrc=r=48000:cl=mono"]
-    streams = ["-map", "0:v", "-map", "1:a", "-map", "0:a", "-c:v", "copy", "-c:a", "aac"]
-    command = ["ffmpeg", "-v", "error", "-i", str(DATA / "tone.mp4"), *silence, *streams]
-    subprocess.run([*command, str(clips / "two.mkv")], check=True)
-    made, loud = replace(there, clips=clips), []
-    for track in ("1", "2"):
-        for length in ("2", "10"):
-            options = ("--chunk", length, "--max-new-tokens", "8", "--sound-track", track)
-            result = made.run(*options, "--format", "ltx", "--replace")
-            assert result.returncode == 0, result.stderr
-            rows = (there.out / "ltx/dataset.jsonl").read_text().splitlines()
-            files = [there.out / "ltx" / json.loads(row)["media_path"] for row in rows]
-            loud.append(max(peak(file) for file in files))
-    assert max(loud[:2]) < 0.01 < 0.1 < min(loud[2:])
-
-
-def peak(path: Path) -> float:
-    """The largest sample of a file's first sound track."""
-    command = ["ffmpeg", "-v", "error", "-i", str(path), "-map", "0:a:0", "-f", "f32le", "-"]
-    found = subprocess.run(command, check=True, capture_output=True).stdout
-    return float(np.abs(np.frombuffer(found, "<f4")).max())
 
 
 def contents(place: Place) -> tuple[bytes, dict[str, str]]:

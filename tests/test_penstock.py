@@ -10,7 +10,6 @@ import shutil
 import sys
 import threading
 import traceback
-import urllib.request
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
@@ -604,24 +603,6 @@ async def use_vectors() -> None:
     table = vectors.table()
     assert table.num_rows == len(found) == vectors.result().vectors > CLIP_COUNT
     assert table.column("vector").to_pylist()[-1] == found[-1].vector.tolist()
-
-    labels = penstock.label("videos", model="demo", labels=["a red ball", "a box"], out="l")
-    rows = list(labels)
-    written = Path("l/labels.jsonl").read_text(encoding="utf-8").splitlines()
-    assert [row.media_path for row in rows] == [json.loads(line)["media_path"] for line in written]
-    assert labels.table().column("top").to_pylist() == [row.top for row in rows]
-
-    assert penstock.index("videos", model="demo", out="i").added == len(found)
-    hits = penstock.search("a red ball", "i", top=3, without="a box, or two")
-    assert [hit.rank for hit in hits] == hits.table().column("rank").to_pylist()
-    assert hits
-
-    with (
-        penstock.serve(model="demo", port=0) as server,
-        urllib.request.urlopen(f"{server.url}/healthz") as answer,
-    ):
-        assert json.load(answer)["status"] == "ok"
-    assert server.close() == 0
 
 
 @pytest.mark.slow

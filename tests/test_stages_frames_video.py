@@ -23,7 +23,6 @@ from tests.support.media import (
     picture,
     write_video,
 )
-from tests.support.pipeline import Place
 
 AS_IT_IS = FrameFit()
 EVERY_SECOND = Sampling(chunk_seconds=2, fps=1, max_frames=32)
@@ -255,12 +254,6 @@ DAMAGED = {
     "awkward/trunc_faststart.mp4": "of the stated 24.02 s",
     "awkward/bitflip.mp4": "damaged, the first at",
 }
-UNUSABLE = {
-    "tc_audio.mp3": "no-video",
-    "awkward/trunc_no_moov.mp4": "no-moov",
-    "awkward/empty.mp4": "empty",
-    "awkward/text.mp4": "not-media",
-}
 PHOTOS = {
     "photos/mei_heic_IMG_2929.HEIC": (4032, 3024),  # upright
     "photos/exs_corrupted.jpg": (2736, 3648),
@@ -327,20 +320,3 @@ def test_a_real_photo_is_read(shared_clips: Path, name: str, size: tuple[int, in
     media, chunk = read_image(shared_clips / name)
     assert (media.height, media.width) == size
     assert chunk.pixels.shape == (1, *size, 3) and chunk.pixels.std() > 10
-
-
-@pytest.mark.slow
-def test_one_run_over_all_real_files_captions_or_names_each(
-    shared_clips: Path, tmp_path: Path
-) -> None:
-    place = Place(clips=shared_clips, out=tmp_path / "out", store=tmp_path / "store")
-    sound = str(shared_clips / "tc_audio.mp3")  # which a folder does not bring in
-    options = ("--recursive", "--chunk", "10", "--fps", "0.5", "--max-new-tokens", "4")
-    assert place.run(*options, sound).returncode == 1
-    rows = {row["media_path"]: row for row in place.captions()}  # the last of each
-    assert rows.keys() == {*QUICK, *SLOW, *PHOTOS}
-    assert {name for name, row in rows.items() if row["warnings"]} == DAMAGED.keys()
-    for name in (*QUICK, *SLOW):
-        assert -0.001 < rows[name]["end"] - own_times(shared_clips / name)[-1] < 0.5
-    failures = {failure["media_path"]: failure["error"] for failure in place.failures()}
-    assert failures == UNUSABLE

@@ -25,9 +25,7 @@ from stages.models.processors.loading import load_processor
 from tests.support.adapters import adapter_of, source_of
 from tests.support.clips import PROMPTS, clips, joint_inputs, profile_of, without_pixels
 from tests.support.families import change_config, checkpoint, copy_of, made_once
-from tests.support.waves import Wave
 
-DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 GREEDY: dict[str, Any] = {"do_sample": False, "max_new_tokens": 8, "eos_token_id": None}
 FULL_PATHS = ("model.visual", "model.vision_tower", "model.multi_modal_projector", "lm_head")
 BARE_NAMES = ("visual", "vision_tower", "multi_modal_projector", "lm_head")
@@ -66,30 +64,6 @@ def captions_of(folder: Path, vision: str, language: str) -> tuple[torch.Tensor,
     messages = {"output_logits": True, "return_dict_in_generate": True}
     made: Any = generate(half, without_pixels(inputs), features, **GREEDY, **messages)
     return made.sequences, torch.stack(made.logits)
-
-
-@pytest.mark.parametrize(
-    ("family", "precision"),
-    [
-        ("demo", "bf16"),
-        ("llava", "int8"),
-        ("qwen2_5_vl", "nf4"),
-        *(pytest.param("demo", name, marks=slow) for name in ("fp32", "fp16", "int8", "nf4")),
-    ],
-)
-def test_every_precision_captions_on_a_cpu(family: str, precision: str, tmp_path: Path) -> None:
-    dtype = DTYPES.get(precision, "float32")
-    made = Wave(tmp_path, source_of(family), [clips("video", 2)], dtype=dtype, precision=precision)
-    for message in (made.encode(), made.decode(PROMPTS[:2])):
-        notes = next(event for event in message if event["event"] == "StageNotes")
-        assert notes["dtype"] == f"torch.{dtype}"
-        quantized = sum(notes["quantized_modules"].values())
-        if precision in DTYPES:
-            assert quantized == 0
-        else:
-            assert notes["quantized_modules"] == {precision: quantized}
-            assert quantized > 10
-    assert all(row["tokens"] for row in made.captions())
 
 
 @pytest.mark.parametrize(

@@ -181,18 +181,6 @@ def test_thirty_frames_have_as_many_tokens_as_the_authors_script_makes(folder: P
 
 
 @pytest.mark.slow
-def test_a_plan_counts_these_tokens(folder: Path) -> None:
-    by_rule, stock = described(folder), described(folder, as_published=False)
-    assert (by_rule.as_published, stock.as_published) == (True, False)
-    assert {lines: planned(by_rule, lines) for lines in HEIGHTS} == PUBLISHED
-    assert {lines: planned(stock, lines) for lines in HEIGHTS} == STOCK
-    assert by_rule.video_bounds == bounds(folder, None, 365)
-    vision = by_rule.vision.as_published
-    assert vision == "frames of videos are kept between 100,352 and 602,112 pixels"
-    assert by_rule.image_tokens == stock.image_tokens
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("lines", [360, 2160])
 def test_plan_and_run_agree_on_tokens(folder: Path, lines: int) -> None:
     published = described(folder)

@@ -14,7 +14,7 @@ from av.stream import Disposition
 from av.video.frame import VideoFrame
 from numpy.typing import NDArray
 
-from tests.support.media import picture, spoil, write_audio, write_video
+from tests.support.media import picture, write_video
 
 FRAMES, RATE = 90, 30
 DATA = Path(__file__).parent.parent / "data"
@@ -198,46 +198,3 @@ WHOLE: dict[str, FileClass] = {
     ),
 }
 """What must be captioned whole."""
-
-
-def truncated(path: Path) -> None:
-    whole = video(container_options={"movflags": "faststart"})
-    whole(path)
-    path.write_bytes(path.read_bytes()[: path.stat().st_size * 6 // 10])
-
-
-def corrupt_packets(path: Path) -> None:
-    whole = path.with_name(f"whole-{path.name}")
-    video()(whole)
-    spoil(whole, path, which=lambda at: 40 <= at < 60)
-    whole.unlink()
-
-
-def zeroed_range(path: Path) -> None:
-    video(container_options={"movflags": "faststart"})(path)
-    data = bytearray(path.read_bytes())
-    at, length = len(data) // 2, len(data) // 10
-    data[at : at + length] = bytes(length)
-    path.write_bytes(data)
-
-
-DAMAGED: dict[str, tuple[str, Callable[[Path], None]]] = {
-    "truncated": (".mp4", truncated),
-    "corrupt packets": (".mp4", corrupt_packets),
-    "zeroed range": (".mp4", zeroed_range),
-}
-"""What must be captioned up to the damage or around it, with a warning."""
-
-
-def no_moov(path: Path) -> None:
-    video()(path)
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-
-
-UNUSABLE: dict[str, Callable[[Path], object]] = {
-    "empty": lambda path: path.write_bytes(b""),
-    "not-media": lambda path: path.write_text("Dear diary, today I am called .mp4.\n" * 30),
-    "no-moov": no_moov,
-    "no-video": write_audio,
-}
-"""What must fail, by the word that it fails with."""

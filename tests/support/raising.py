@@ -13,10 +13,9 @@ UNKNOWN = "quux"
 """A word of a prompt whose token the language half has no embedding of."""
 
 
-def mistral3(folder: Path, *, knows: bool = False, blind: bool = False) -> Path:
+def mistral3(folder: Path) -> Path:
     """Write a Mistral3 that raises in its vision half on a single token, as of one picture of 1x1
-    pixels, or on all where it is `blind`; in its language half on a prompt with `UNKNOWN`, unless
-    it `knows` that."""
+    pixels, and in its language half on a prompt with `UNKNOWN`."""
     processor = hf.PixtralProcessor(
         hf.PixtralImageProcessor(size={"longest_edge": 64}, patch_size={"height": 16, "width": 16}),
         words("[IMG]", "[IMG_BREAK]", "[IMG_END]"),
@@ -25,14 +24,12 @@ def mistral3(folder: Path, *, knows: bool = False, blind: bool = False) -> Path:
         chat_template=template("[IMG]"),
     )
     tokenizer = processor.tokenizer
-    if knows:
-        tokenizer.add_tokens([UNKNOWN])
     config = config_of(
         "Mistral3",
         text_config(vocab_size=len(tokenizer), model_type="mistral", sliding_window=None),
         tower("pixtral", image_size=64, patch_size=8, head_dim=8),
         spatial_merge_size=2,
-        vision_feature_layer=-9 if blind else -1,
+        vision_feature_layer=-1,
         image_token_index=tokenizer.convert_tokens_to_ids("[IMG]"),
     )
     tokenizer.add_tokens([UNKNOWN])

@@ -20,7 +20,7 @@ OUT_OF_MEMORY = "PENSTOCK_TEST_OUT_OF_MEMORY"
 `decode` counts prompts, the two of the engine check first, and `step` counts steps in slots."""
 KILL = "PENSTOCK_TEST_KILL"
 """`frames 3 PID FILE`: at its third chunk the frames stage kills this process, its own if it is 0,
-unless the file exists."""
+unless the file exists. A PID of `PARENT` is that of the command."""
 SLOW = {
     **ENTRIES,
     "frames": "tests.support.slow_tower:frames",

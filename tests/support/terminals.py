@@ -11,7 +11,7 @@ import subprocess
 import termios
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import IO, Any
 
@@ -126,41 +126,6 @@ class Recording:
 def shown(text: str) -> list[str]:
     """The lines that stood there at any time, without control characters."""
     return [line for part in text.split("\r") for line in CONTROL.sub("", part).split("\n") if line]
-
-
-def recorded(
-    command: Sequence[str], columns: int, environment: Mapping[str, str], seconds: float = 280
-) -> Recording:
-    """What a program shows on a terminal of its own."""
-    with terminal(columns) as seen:
-        done = subprocess.run(
-            command,
-            stdin=seen.theirs,
-            stdout=seen.theirs,
-            stderr=seen.theirs,
-            env={**environment, "TERM": "xterm"},
-            timeout=seconds,
-            check=False,
-            start_new_session=True,
-        )
-        return Recording(seen.close(), done.returncode)
-
-
-def piped(
-    command: Sequence[str], environment: Mapping[str, str], seconds: float = 280
-) -> Recording:
-    """What it says where there is none."""
-    done = subprocess.run(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        env=environment,
-        timeout=seconds,
-        check=False,
-        text=True,
-    )
-    return Recording(done.stdout, done.returncode)
 
 
 def too_wide(lines: Sequence[str], columns: int) -> list[str]:
