@@ -16,7 +16,7 @@ from artifacts.errors import CannotFit, PenstockError
 from artifacts.packs import RecordSet
 from artifacts.store import open_store
 from benchmarks._jobs import made_job
-from stages.process.events import EventReporter
+from stages.process.events import BatchShrunk, Event, EventReporter, TooLarge
 from stages.process.memory import Sampler, anonymous_bytes
 from stages.process.stage_process import StageProcess
 
@@ -92,12 +92,10 @@ class Watch(EventReporter):
         since = time.monotonic() - self.loaded, time.process_time() - self.cpu
         self.marks.append((*since, self._memory.peak_host_bytes - self._baseline))
 
-    def rung(self, batch: int, *, failed: int, error: str, block: int = 0) -> None:
-        """A stage goes on with smaller batches: these were too large."""
-        self.died = self.died or error
-
-    def too_large(self, key: str, expected: int, error: str) -> None:
-        self.died = self.died or error
+    def send(self, event: Event) -> None:
+        """Note whether a batch or an item did not fit."""
+        if isinstance(event, BatchShrunk | TooLarge):
+            self.died = self.died or event.error
 
 
 def joint(job: dict[str, Any], watch: Watch) -> list[str]:

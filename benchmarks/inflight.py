@@ -152,7 +152,7 @@ def in_slots(work: Work, slots: int) -> Way:
     from stages.decode.engines.inflight.scheduler import InflightScheduler, RequestPrefetcher
     from stages.decode.generation import DecodeItem
     from stages.decode.protocol import DecodeRequest
-    from stages.memory.oom_retry import OomRetry
+    from stages.memory.oom_retry import ItemFaults, OomRetry
 
     way = Way()
 
@@ -163,12 +163,14 @@ def in_slots(work: Work, slots: int) -> Way:
     nothing: Any = None
     layout = PoolLayout(rows=rows_for(slots))
     requests = [DecodeRequest(DecodeItem(str(at), "", ""), nothing) for at in _sorted(work.prompts)]
-    loop = InflightScheduler(read, OomRetry(nothing, list), layout, slots=slots)
+    loop = InflightScheduler(
+        read, OomRetry(nothing, list, ItemFaults("decode", nothing)), layout, slots=slots
+    )
     with ThreadPoolExecutor(1) as beside:
         for flight in loop.run(RequestPrefetcher([requests], beside)):
             if flight is not None:
                 way.said[int(flight.request.item.key)] = flight.output_ids
-    way.steps = loop.usage.steps
+    way.steps = loop.usage["row_steps"]
     return way
 
 

@@ -283,9 +283,7 @@ def test_an_original_file_becomes_a_model_of_the_family(tmp_path: Path) -> None:
     assert same(tensors_of(tmp_path / "made"), expected)
     record = json.loads((tmp_path / "made" / "config.json").read_text())
     assert record == {**config, "dtype": "float32"}
-    assert any(
-        "assuming heads" in event["text"] for event in message if event["event"] == "warning"
-    )
+    assert any("assuming heads" in event["text"] for event in message if event["event"] == "Warned")
 
 
 @pytest.mark.skipif(not (SHARED / "eva-8b").exists(), reason="the original file is not here")

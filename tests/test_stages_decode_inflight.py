@@ -147,7 +147,7 @@ def test_what_a_checkpoint_does_to_its_logits_is_done_row_by_row(
 
 
 def rungs(messages: Sequence[dict[str, Any]]) -> list[int]:
-    return [event["batch"] for event in messages if event["event"] == "rung"]
+    return [event["batch"] for event in messages if event["event"] == "BatchShrunk"]
 
 
 def failing(whole: Any, calls: Container[int]) -> Any:
@@ -200,7 +200,7 @@ def test_an_item_that_is_too_large_is_told_and_the_others_go_on(
 
     monkeypatch.setattr(InflightEngine, "_prefill_with", row)
     message = in_slots(wave)
-    (large,) = [event for event in message if event["event"] == "too_large"]
+    (large,) = [event for event in message if event["event"] == "TooLarge"]
     assert (large["key"], large["wanted_bytes"]) == ("caption-3", 2 << 30)
     assert sorted(keys_told(message)) == sorted(f"caption-{n}" for n in range(10) if n != 3)
     assert rungs(message) == []
@@ -272,7 +272,7 @@ def test_a_caption_of_either_engine_answers_who_leaves_the_choice(
     kept = {"caption-5"} if speaks == "transformers" else {f"caption-{n}" for n in {5, *made}}
     assert ours.keys() == kept
     assert len(ours.keys()) + len(theirs.keys()) == 10
-    assert told_by(run, job) == [{"event": "total", "items": 0}]
+    assert told_by(run, job) == [{"event": "Total", "items": 0}]
 
 
 def fed(wave: Wave, pipe: Path, size: int, **more: Any) -> list[dict[str, Any]]:

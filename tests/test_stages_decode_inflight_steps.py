@@ -7,7 +7,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from stages.decode.engines.inflight.engine import StoredStepRows
+from artifacts.packs import Record
+from stages.decode.engines.inflight.engine import KIND, step_rows_to_check
 from stages.decode.engines.inflight.pool import pays_for_rows
 from stages.decode.engines.inflight.pool_shape import GPU_STEP_ROWS
 from stages.decode.engines.inflight.prefill import prefill_row
@@ -75,7 +76,7 @@ def test_a_number_that_no_longer_passes_is_replaced_by_a_smaller_one(
     monkeypatch.setattr(F, "linear", tiled(40))
     found = tried(wave, THIRD, slots=64)
     assert found["rows"] == 32 and "64 rows" in found["rows_reason"]
-    assert StoredStepRows(wave.store, ROWS).candidates() == (32, 16, 8)
+    assert step_rows_to_check(wave.record_set(KIND, ROWS)) == (32, 16, 8)
 
 
 def test_stored_captions_are_accepted_whatever_their_number_of_rows(tmp_path: Path) -> None:
@@ -83,7 +84,9 @@ def test_stored_captions_are_accepted_whatever_their_number_of_rows(tmp_path: Pa
     tried(wave, slots=8)
     records = wave.record_set("captions", OTHER)
     records.remove(["caption-3"])
-    StoredStepRows(wave.store, ROWS).keep(min(GPU_STEP_ROWS))
+    fewest = min(GPU_STEP_ROWS)
+    record = Record(key=f"{fewest:03}", meta={"rows": fewest})
+    wave.record_set(KIND, ROWS).publish([record])
     tried(wave, slots=8)
     assert [each["rows"] for each in wave.captions(OTHER)] == [64] * 3 + [8] + [64] * 6
 

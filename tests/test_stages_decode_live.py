@@ -42,6 +42,7 @@ from tests.support.waves import (
     events,
     folder_of,
     mixed_wave,
+    no_faults,
     noted,
     told_by,
 )
@@ -87,7 +88,7 @@ def said_by(
     request = asked_of(wave, leaving)
     speaker.resolve_engine(request[-1]._replace(work=None))
     with events() as (report, _):
-        oom_retry = OomRetry(report, lambda: None)
+        oom_retry = OomRetry(report, lambda: None, no_faults())
         found = {
             one.item.key: words
             for some, text in speaker.run([request], oom_retry)
@@ -155,7 +156,9 @@ def test_a_caption_that_was_left_off_is_neither_stored_nor_told(tmp_path: Path) 
             withdrawn.set()
             lines.write(json.dumps([first._replace(key="third")]) + "\n")
         running.join(60)
-    ended = [event["key"] for event in message if event["event"] == "words" and event["ended"]]
+    ended = [
+        event["key"] for event in message if event["event"] == "CaptionProgress" and event["ended"]
+    ]
     assert sorted(ended) == [first.key, "third"]
     assert wave.record_set("captions", OTHER).keys() == set(ended)
 
@@ -170,7 +173,9 @@ def test_a_prompt_that_exceeds_the_context_fails_alone(engine: str, tmp_path: Pa
     long = batch[0]._replace(prompt="Tell me what is there. " * 400)
     pipe.write_text(json.dumps([long, *batch[1:3]]) + "\n")
     message = told_by(run, {**job, "batches": []})
-    ended = [event["key"] for event in message if event["event"] == "words" and event["ended"]]
+    ended = [
+        event["key"] for event in message if event["event"] == "CaptionProgress" and event["ended"]
+    ]
     assert sorted(ended) == [item.key for item in batch[1:3]]
     (failed,) = [event for event in message if event.get("kind") == "too-long"]
     assert failed["media"] == long.key
@@ -231,7 +236,7 @@ def answers(
     return {
         (each.get("key") or each["media"]).removeprefix(f"{prefix} "): each
         for each in told_by(run, job)
-        if each["event"] == "failure" or (each["event"] == "words" and each["ended"])
+        if each["event"] == "Failed" or (each["event"] == "CaptionProgress" and each["ended"])
     }
 
 
@@ -242,7 +247,7 @@ def test_settings_of_one_batch_are_each_followed_as_alone(
     requests = {**ASKED, "nowhere": settings(schema=NO_WORD)}
     together = answers(wave, tmp_path, engine, requests, f"{engine} together")
     nowhere = together.pop("nowhere")
-    assert (nowhere["event"], nowhere["kind"]) == ("failure", "unsupported")
+    assert (nowhere["event"], nowhere["kind"]) == ("Failed", "unsupported")
     assert rest_of(NO_WORD).tokens < LIMIT
     captions = {name: each["caption"] for name, each in together.items()}
     for name in ("short", "warm", "present", "form", "stopped"):

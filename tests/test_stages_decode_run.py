@@ -74,7 +74,7 @@ def test_captions_through_the_store_are_those_of_the_whole_model(
     assert captions_of(found) == joint_captions(folder, batch, PROMPTS)
     assert len(set(captions_of(found))) > 1
     assert keys_told(message) == [f"caption-{n}" for n in range(4)]
-    tokens = [event["tokens"] for event in message if event["event"] == "item"]
+    tokens = [event["tokens"] for event in message if event["event"] == "Item"]
     assert tokens == [caption["tokens"] for caption in found]
     assert all(0 < count <= 8 for count in tokens)
     stated = {"caption", "tokens", "ended", "engine", "engine_version"}
@@ -154,7 +154,7 @@ def test_a_resumed_batch_publishes_only_what_is_missing(tmp_path: Path) -> None:
     wave.record_set("captions", OTHER).publish([kept])
     assert keys_told(wave.decode(PROMPTS, OTHER)) == ["caption-0", "caption-2"]
     assert wave.captions(OTHER) == before
-    assert wave.decode(PROMPTS, OTHER) == [{"event": "total", "items": 0}]
+    assert wave.decode(PROMPTS, OTHER) == [{"event": "Total", "items": 0}]
 
 
 def test_a_batch_ends_when_every_row_has_ended_or_is_cut_and_says_so(
@@ -230,17 +230,17 @@ def test_a_prompt_that_exceeds_the_context_fails_alone_before_it_is_read(
     wave.batches = [wave.batches[0][:4]]
     long = "Tell me what is there. " * 400
     message = wave.decode([*PROMPTS[:3], long], OTHER, tokens=32)
-    (failed,) = [event for event in message if event["event"] == "failure"]
+    (failed,) = [event for event in message if event["event"] == "Failed"]
     assert (failed["media"], failed["kind"]) == ("caption-3", "too-long")
     assert "context is 2,048 tokens" in failed["message"] and failed["hint"]
     assert set(keys_told(message)) == {f"caption-{n}" for n in range(3)}
     wave.batches = [wave.batches[0][:3]]
     assert captions_of(wave.captions(OTHER)) == captions_of(wave.captions())
     alone = wave.decode([long], THIRD)
-    refused = [event["media"] for event in alone if event["event"] == "failure"]
+    refused = [event["media"] for event in alone if event["event"] == "Failed"]
     assert sorted(refused) == [f"caption-{n}" for n in range(3)]
     again = wave.decode([long], THIRD)
-    assert not [event for event in again if event["event"] in ("failure", "item")]
+    assert not [event for event in again if event["event"] in ("Failed", "Item")]
 
 
 def members(*keys: str) -> list[DecodeItem]:

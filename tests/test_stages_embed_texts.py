@@ -52,11 +52,11 @@ def test_a_half_makes_the_vectors_and_the_logits_of_the_whole_model(
         taken = inspect.signature(type(whole).get_text_features).parameters
         expected = whole.get_text_features(**{n: v for n, v in inputs.items() if n in taken})
     assert torch.equal(found, expected.pooler_output)
-    line = fit_logit_scale(half, inputs, found)
+    scale, bias = fit_logit_scale(half, inputs, found)
     pictures = torch.randn(4, found.shape[1])
     message = logits(half, inputs, pictures)
     cosines = torch.cosine_similarity(pictures[:, None], found[None], dim=2)
-    assert torch.allclose(line.scale * cosines + line.bias, message, atol=2e-5, rtol=1e-5)
+    assert torch.allclose(scale * cosines + bias, message, atol=2e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("lowers", [True, False])
@@ -122,8 +122,8 @@ def test_a_text_on_which_the_model_raises_fails_alone(
     requests.write_text(json.dumps([["one", groups], ["two", [["a cat"]]]]) + "\n")
     message = told_by(run, asdict(job) | {"live": str(requests)})
     events = {event["event"]: event for event in message}
-    assert events["failure"]["media"] == "one" and text in events["failure"]["message"]
-    assert events["published"]["keys"] == ["two"]
+    assert events["Failed"]["media"] == "one" and text in events["Failed"]["message"]
+    assert events["Published"]["keys"] == ["two"]
 
 
 def saved_clip_words(folder: Path) -> Path:

@@ -50,8 +50,8 @@ def test_every_chunk_gets_a_record_once_and_who_goes_on_makes_the_same_bytes(
     names = [f"features-{n}" for n in range(5)]
     whole = payloads(made)
     assert keys_told(message) == list(whole) == names
-    assert message[0] == {"event": "total", "items": 5}
-    notes = [event for event in message if event["event"] == "note"]
+    assert message[0] == {"event": "Total", "items": 5}
+    notes = [event for event in message if event["event"] == "StageNotes"]
     assert notes[0]["attention"] == "sdpa"
 
     resumed = wave(tmp_path, "resumed")
@@ -61,7 +61,7 @@ def test_every_chunk_gets_a_record_once_and_who_goes_on_makes_the_same_bytes(
     assert payloads(resumed) == whole
 
     made.model = str(tmp_path / "gone")
-    assert made.encode() == [{"event": "total", "items": 0}]
+    assert made.encode() == [{"event": "Total", "items": 0}]
 
     small = wave(tmp_path, "half", dtype="bfloat16")
     small.encode()
@@ -91,7 +91,7 @@ def test_frames_that_the_processor_refuses_fail_alone(tmp_path: Path) -> None:
     made = Wave(tmp_path / "store", CHECKPOINT, [rows, [picture(3, 900)]])
     message = made.encode()
     assert keys_told(message) == ["features-0", "features-2"]
-    failures = {e.pop("media"): e for e in message if e.pop("event") == "failure"}
+    failures = {e.pop("media"): e for e in message if e.pop("event") == "Failed"}
     record_set = made.record_set("failures", FEATURES)
     assert set(failures) == record_set.keys() == {"features-1", "features-3"}
     for key, failure in failures.items():
@@ -145,7 +145,7 @@ def test_a_chunk_that_memory_cannot_read_is_told_and_the_others_go_on(
         return
     message = made.encode()
     assert keys_told(message) == ["features-0", "features-2"]
-    assert [event["key"] for event in message if event["event"] == "too_large"] == names
+    assert [event["key"] for event in message if event["event"] == "TooLarge"] == names
 
 
 def record(value: float, dtype: torch.dtype) -> FeatureRecord:

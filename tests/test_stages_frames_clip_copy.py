@@ -111,11 +111,13 @@ def test_the_stage_tells_what_became_of_each(tmp_path: Path) -> None:
     spans = [(good, "a", 0.0, 1.0), (good, "b", 1.0, 2.0), (tmp_path / "half.mp4", "c", 0.0, 1.0)]
     cuts = [[str(path), *more] for path, *more in spans]
     message = told_by(run_cut, {"folder": str(tmp_path), "cuts": cuts})
-    notes = {k: v for e in message if e["event"] == "note" for k, v in e.items() if k != "event"}
+    notes = {
+        k: v for e in message if e["event"] == "StageNotes" for k, v in e.items() if k != "event"
+    }
     assert notes["a"] == {"file": "a.mp4", "start": 0.0}
     assert notes["b"]["file"] == "b.mp4" and (tmp_path / "b.mp4").exists()
     assert "no moov atom" in notes["c"]["error"] and str(tmp_path) not in notes["c"]["error"]
-    assert [e["key"] for e in message if e["event"] == "item"] == ["a", "b"]
+    assert [e["key"] for e in message if e["event"] == "Item"] == ["a", "b"]
 
 
 def test_a_file_that_is_gone_is_no_fault_of_its_own(tmp_path: Path) -> None:

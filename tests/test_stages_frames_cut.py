@@ -17,6 +17,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageCms
 
+from artifacts.remote.finding import remote_file_at
+from artifacts.remote.media_cache import copy_of
 from stages.frames.cut import run
 from stages.frames.image import read_image
 from stages.frames.job import CutItem
@@ -25,6 +27,7 @@ from tests.support.media import spoil, write_video
 from tests.support.named_colours import write
 from tests.support.trainers import SHOWN, STILLS
 from tests.support.waves import told_by
+from tests.support.web import web_server
 
 
 def shades() -> Image.Image:
@@ -313,3 +316,16 @@ def test_a_video_whose_left_columns_some_readers_cut_becomes_a_copy(tmp_path: Pa
     with av.open(str(tmp_path / message["file"])) as clip:
         shown = clip.streams.video[0].codec_context.width
         assert {frame.width for frame in clip.decode(video=0)} == {shown}
+
+
+def test_a_copy_of_a_remote_file_that_made_room_for_others_is_fetched_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PENSTOCK_NEARBY", str(tmp_path / "nearby"))
+    (tmp_path / "there").mkdir()
+    shades().save(tmp_path / "there" / "a.png")
+    with web_server(tmp_path / "there") as web:
+        path = copy_of(remote_file_at(f"{web.address}/a.png"))
+        assert not path.exists()
+        assert made(path, "image") == {"why": "", "plain": True}
+        assert path.exists()

@@ -100,10 +100,10 @@ def test_a_video_is_stored_chunk_by_chunk_then_described_and_not_made_again(desk
     pixels = np.frombuffer(record.payload, dtype=np.uint8).reshape(2, 24, 32, 3)
     expected = np.asarray(Image.fromarray(picture(90)).resize((32, 24)), dtype=int)
     assert np.abs(pixels[1] - expected).mean() < 12
-    assert desk.told("total")[-1]["items"] == 4
+    assert desk.told("Total")[-1]["items"] == 4
     Path(one["path"]).unlink()
     assert desk.run(one) == []
-    assert desk.told("failure") == []
+    assert desk.told("Failed") == []
 
 
 @pytest.mark.parametrize(
@@ -128,7 +128,7 @@ def test_damage_is_described_alike_wherever_a_run_was_killed(
     stored = desk.run(one := medium(clip))
     undisturbed = desk.record_set("media").meta(one["digest"])
     assert text in " ".join(undisturbed["warnings"])
-    assert all(name in message["text"] for message in desk.told("warning")) and desk.told("warning")
+    assert all(name in message["text"] for message in desk.told("Warned")) and desk.told("Warned")
     frames = [desk.record_set("frames").read(key).payload for key in stored]
     for killed_after in {0, 1, len(stored) // 2, len(stored)}:
         desk.record_set("frames").drop(stored[killed_after:])
@@ -182,7 +182,7 @@ def test_two_files_of_one_content_are_cut_once(desk: Desk) -> None:
 def test_an_unusable_medium_is_recorded_and_the_others_go_on(desk: Desk) -> None:
     sound, one = medium(write_audio(desk.folder / "sound.mp4")), video(desk, seconds=2)
     assert desk.run(sound, one, workers=1) == keys(one, 1)
-    (failure,) = desk.told("failure")
+    (failure,) = desk.told("Failed")
     assert (failure["media"], failure["kind"]) == (sound["digest"], "no-video")
     assert failure["message"] == "the file holds no video (audio)"  # whoever tells it names it
     assert desk.record_set("failures").meta(sound["digest"]) == {
@@ -218,8 +218,8 @@ def test_a_full_disk_stops_the_stage(desk: Desk, monkeypatch: pytest.MonkeyPatch
         patch.setattr(FolderStore, "put_if_absent", full)
         with pytest.raises(EnvironmentFault, match="full"):
             desk.run(*media)
-    assert desk.told("item") == []
-    assert desk.told("failure") == []
+    assert desk.told("Item") == []
+    assert desk.told("Failed") == []
     assert desk.run(*media) != []
 
 
@@ -246,7 +246,7 @@ def test_a_file_that_was_replaced_since_is_not_filed_under_what_it_held(
         other = image(desk, 2) if kind == "image" else video(desk, "b.mp4")
         os.replace(other["path"], one["path"])
     assert desk.run(one) == []
-    (message,) = desk.told("failure")
+    (message,) = desk.told("Failed")
     assert message["kind"] == "changed" and message["media"] == one["digest"]
     for record_set in ("media", "frames", "failures"):  # nor is it held against the old content
         assert desk.record_set(record_set).keys() == set()
@@ -265,7 +265,7 @@ def test_a_video_that_is_replaced_in_the_middle_keeps_what_came_before(
 
     monkeypatch.setattr(FrameRecorder, "publish", replacing)
     assert desk.run(one) == keys(one, 1)
-    assert [message["kind"] for message in desk.told("failure")] == ["changed"]
+    assert [message["kind"] for message in desk.told("Failed")] == ["changed"]
     assert desk.record_set("media").keys() == set()
 
 

@@ -67,7 +67,7 @@ def test_a_run_without_data_holds_what_a_real_one_does(family: str) -> None:
         expected = peaks(model, inputs, real)
     given = without_data(inputs)
     live = MetaMemoryCounter([*skeleton.parameters(), *skeleton.buffers(), *given.values()])
-    with on_meta_device(live):
+    with on_meta_device(live.computed):
         found = peaks(skeleton, given, live)
     assert found[2] == expected[2]
     assert found[:2] == pytest.approx(expected[:2], rel=0.02)
@@ -76,7 +76,7 @@ def test_a_run_without_data_holds_what_a_real_one_does(family: str) -> None:
 def test_shapes_that_data_decide_are_found() -> None:
     floats = torch.ones(4, 3, device="meta")
     mask = torch.tensor([True, False, True, True])
-    with on_meta_device(MetaMemoryCounter()):
+    with on_meta_device(MetaMemoryCounter().computed):
         assert floats[mask].shape == (3, 3)
         assert not (floats.sum() > 0)
         ids = floats.argmax(-1)
@@ -88,7 +88,7 @@ def test_shapes_that_data_decide_are_found() -> None:
 
 
 def test_views_and_casts_are_counted_once() -> None:
-    with on_meta_device(live := MetaMemoryCounter()):
+    with on_meta_device((live := MetaMemoryCounter()).computed):
         made = torch.zeros(1 << 16, dtype=torch.bfloat16, device="meta")
         view = made.view(2, -1)
         assert (live.bytes, live.bytes_32) == (2 << 16, 4 << 16)
@@ -105,7 +105,7 @@ def test_a_layer_that_comes_again_takes_what_it_took_itself() -> None:
     def layer() -> Any:
         return torch.zeros(1 << 16, device="meta")
 
-    with on_meta_device(live := MetaMemoryCounter()):
+    with on_meta_device((live := MetaMemoryCounter()).computed):
         torch.zeros(1 << 18, device="meta")  # is gone when the layer computes
         made, taken = live.measure(layer)
         live.reset_peak()

@@ -25,6 +25,7 @@ from stages.memory.oom_retry import (
     ItemFaults,
     OomRetry,
     blocks,
+    catch_oom,
     item_fault,
     next_sizes,
     requested_bytes,
@@ -34,7 +35,7 @@ from stages.memory.oom_retry import (
 from stages.models.encoding import EncodeItem
 from stages.models.encoding.run import Refusal, read_chunk
 from tests.support.tiny_families.in_slots import rows_of_variant
-from tests.support.waves import events
+from tests.support.waves import events, no_faults
 
 WORDS = "CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total capacity of 8 GiB"
 
@@ -58,7 +59,7 @@ class Machine:
 def go(machine: Machine, *batches: str) -> tuple[list[str], list[dict[str, Any]]]:
     """What came out, and what was told."""
     with events() as (report, message):
-        shrinking = OomRetry(report, partial(machine, batches[-1][-1:]))
+        shrinking = OomRetry(report, partial(machine, batches[-1][-1:]), no_faults())
         found = [m for b in batches for _, m in shrinking.run_batch(b, str, machine)]
     return found, message
 
@@ -70,8 +71,8 @@ def test_a_batch_that_does_not_fit_is_halved_and_the_size_is_kept() -> None:
     assert found == ["AB", "CD", "EF", "GH", "IJ", "KL", "M"]
     assert machine.seen[:3] == ["abcdefgh", "abcd", "ab"]
     assert [(e["event"], e["failed"], e["batch"]) for e in message] == [
-        ("rung", 8, 4),
-        ("rung", 4, 2),
+        ("BatchShrunk", 8, 4),
+        ("BatchShrunk", 4, 2),
     ]
     assert all(WORDS in e["error"] for e in message)
 
@@ -92,7 +93,7 @@ def test_pieces_are_those_of_a_size_chosen_beforehand(largest: int, room: int) -
 def test_an_item_that_does_not_fit_alone_is_told_and_the_others_go_on() -> None:
     found, message = go(Machine(8, giants="c"), "abcd", "efgh")
     assert found == ["AB", "D", "E", "F", "G", "H"]
-    (large,) = [event for event in message if event["event"] == "too_large"]
+    (large,) = [event for event in message if event["event"] == "TooLarge"]
     assert (large["key"], large["wanted_bytes"]) == ("c", int(2.5 * 2**30))
 
 
@@ -107,7 +108,7 @@ def test_that_the_largest_come_first_is_not_taken_for_a_lack_of_memory() -> None
     machine = Machine(8, giants="abcde")
     found, message = go(machine, "abcd", "efgh")
     assert found == ["F", "G", "H"]
-    assert [event["key"] for event in message if event["event"] == "too_large"] == list("abcde")
+    assert [event["key"] for event in message if event["event"] == "TooLarge"] == list("abcde")
 
 
 class Tower:
@@ -130,13 +131,15 @@ def go_together(
 ) -> tuple[list[str], list[tuple[int, int, int]]]:
     """What came out, and the rungs that were told: batch, block, how many failed."""
     with events() as (report, message):
-        shrinking = OomRetry(report, partial(tower, [batches[-1][-1:]]))
+        shrinking = OomRetry(report, partial(tower, [batches[-1][-1:]]), no_faults())
         found = [
             made
             for some in blocks(batches, block)
             for _, made in shrinking.run_block(some, block, str, tower)
         ]
-    return found, [(e["batch"], e["block"], e["failed"]) for e in message if e["event"] == "rung"]
+    return found, [
+        (e["batch"], e["block"], e["failed"]) for e in message if e["event"] == "BatchShrunk"
+    ]
 
 
 def test_batches_go_through_together_as_far_as_a_block_goes() -> None:
@@ -203,8 +206,8 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory() -> None:
         raise UsageError("no such thing as CUDA out of memory")
 
     for compute, kind in ((broken, ValueError), (refused, UsageError)):
-        with events() as (report, _), pytest.raises(kind):
-            list(OomRetry(report, list).run_batch("ab", str, compute))
+        with pytest.raises(kind):
+            catch_oom(partial(compute, "ab"))
 
 
 def test_what_a_failed_batch_held_is_let_go_before_its_halves_are_tried() -> None:
@@ -222,9 +225,9 @@ def test_what_a_failed_batch_held_is_let_go_before_its_halves_are_tried() -> Non
         return "".join(items)
 
     with events() as (report, _):
-        assert [m for _, m in OomRetry(report, list).run_batch("abcd", str, compute)] == list(
-            "abcd"
-        )
+        assert [
+            m for _, m in OomRetry(report, list, no_faults()).run_batch("abcd", str, compute)
+        ] == list("abcd")
 
 
 @pytest.mark.parametrize(

@@ -359,7 +359,7 @@ def test_rows_with_and_without_sound_give_what_they_give_alone(
 ) -> None:
     folder = omni_checkpoint(prefix)
     made = a_wave(tmp_path / "store", folder)
-    assert [e["key"] for e in made.hear() if e["event"] == "item"] == [
+    assert [e["key"] for e in made.hear() if e["event"] == "Item"] == [
         "heard-0",
         "heard-2",
     ]
@@ -419,7 +419,7 @@ def test_frames_are_encoded_without_a_spectrum(
 ) -> None:
     monkeypatch.setattr(hf.WhisperFeatureExtractor, "__call__", None)
     made = Wave(tmp_path, omni_checkpoint(OMNI[0]), [[seen_at(2.0)]], max_pixels=PIXELS)
-    assert [e["key"] for e in made.encode() if e["event"] == "item"] == ["features-0"]
+    assert [e["key"] for e in made.encode() if e["event"] == "Item"] == ["features-0"]
 
 
 def test_sound_of_another_rate_fails(tmp_path: Path) -> None:

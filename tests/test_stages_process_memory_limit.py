@@ -28,7 +28,7 @@ from artifacts.errors import (
     UsageError,
 )
 from stages.process import memory_limit
-from stages.process.events import EventReporter, StageError
+from stages.process.events import EventReporter, MemorySample, StageError
 from stages.process.exit_diagnosis import ProcessExit, fault_of_stage, log_tail, oom_message
 from stages.process.memory import Sampler, process_memory
 from tests.support.started import hold, started
@@ -317,20 +317,16 @@ def test_memory_is_found_behind_what_was_made_of_it() -> None:
 
 
 def test_a_peak_that_rises_is_told_at_once() -> None:
-    messages: list[tuple[int, int]] = []
-
-    def tell(seconds: float, host: int, device: int, peak: int, _: int) -> None:
-        messages.append((host, peak))
-
-    with Sampler("cpu", tell) as memory:
+    messages: list[MemorySample] = []
+    with Sampler("cpu", messages.append) as memory:
         memory.sample()
         before = len(messages)
         held = hold(100 * MIB)
         memory.sample()
         assert len(messages) > before
         # The sampler's own thread may since have read a few pages more.
-        assert 0 <= memory.peak_host_bytes - messages[-1][1] < MIB
-        assert messages[-1][1] - messages[0][1] > 90 * MIB
+        assert 0 <= memory.peak_host_bytes - messages[-1].peak_host_bytes < MIB
+        assert messages[-1].peak_host_bytes - messages[0].peak_host_bytes > 90 * MIB
         del held
     assert [len(point) for point in memory.timeline[:1]] == [3]
 

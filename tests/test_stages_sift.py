@@ -122,5 +122,5 @@ def test_nothing_is_stored_of_a_video_that_has_changed(
     item = FramesItem(str(video), "ab" * 32, "video", None, stamp)
     job = SiftJob(store=str(tmp_path / "store"), namespace="cd" * 32, media=[item], workers=1)
     events = [event["event"] for event in told_by(run, asdict(job))]
-    assert events[0] == "total" and ("failure" in events) == is_changed
+    assert events[0] == "Total" and ("Failed" in events) == is_changed
     assert bool(list(store.list("marks"))) != is_changed

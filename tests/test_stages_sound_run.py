@@ -85,7 +85,7 @@ def keys(medium: SoundItem) -> list[str]:
 def test_chunks_are_stored_as_pcm_with_what_describes_them_and_not_read_again(desk: Desk) -> None:
     one = sounding(desk)
     assert desk.run(one) == keys(one)
-    assert desk.told("total") == [{"event": "total", "items": 3}]
+    assert desk.told("Total") == [{"event": "Total", "items": 3}]
     spans = [(chunk.start, chunk.end) for chunk in one.chunks]
     expected = list(sound_of_chunks(Path(one.path), spans, RATE))
     for chunk, sound in zip(one.chunks, expected, strict=True):
@@ -103,7 +103,7 @@ def test_chunks_are_stored_as_pcm_with_what_describes_them_and_not_read_again(de
         }
     Path(one.path).unlink()
     assert desk.run(one) == []
-    assert desk.told("failure") == desk.told("warning") == []
+    assert desk.told("Failed") == desk.told("Warned") == []
 
 
 def test_only_missing_chunks_are_stored_with_the_same_bytes(desk: Desk) -> None:
@@ -133,7 +133,7 @@ def test_a_track_that_cannot_be_decoded_is_named(desk: Desk) -> None:
     path.write_bytes(path.read_bytes().replace(b"sowt", b"zzzz"))
     one = item(path, [(0, 2)])
     assert desk.run(one) == keys(one)
-    (warning,) = desk.told("warning")
+    (warning,) = desk.told("Warned")
     assert warning["text"] == f"{path}: its sound cannot be decoded"
 
 
@@ -142,13 +142,13 @@ def test_a_file_without_the_requested_track_fails_by_name_and_others_go_on(desk:
     path = desk.folder / "two.mp4"
     two = item(write_sounding(path, [noise(2), tones(2, 300)], "aac", seconds=2), [(0, 2)])
     assert desk.run(one, two, track=2) == keys(two)
-    assert [(each["media"], each["kind"]) for each in desk.told("failure")] == [
+    assert [(each["media"], each["kind"]) for each in desk.told("Failed")] == [
         (key, "no-track") for key in keys(one)
     ]
     stored = desk.record_set("failures").meta(keys(one)[0])
     assert stored["message"] == "sound of track 2 is not there (it has 1)"
     assert desk.run(one, two, track=2) == []
-    assert desk.told("failure") == []
+    assert desk.told("Failed") == []
 
 
 def test_a_file_that_changed_meanwhile_fails_and_is_tried_again(desk: Desk) -> None:
@@ -157,7 +157,7 @@ def test_a_file_that_changed_meanwhile_fails_and_is_tried_again(desk: Desk) -> N
     content = path.read_bytes()
     path.write_bytes(content[:-1] + b"\0\0")
     assert desk.run(one) == []
-    assert {each["kind"] for each in desk.told("failure")} == {"changed"}
+    assert {each["kind"] for each in desk.told("Failed")} == {"changed"}
     assert not desk.record_set("failures").keys()
     path.write_bytes(content)
     assert desk.run(one._replace(stamp=stamp_of(path))) == keys(one)
@@ -176,11 +176,11 @@ def test_damage_is_a_warning_also_in_a_resumed_run(desk: Desk) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     one = item(path, [(0, 2), (2, 5)])
     desk.run(one)
-    warnings = desk.told("warning")
+    warnings = desk.told("Warned")
     assert warnings[0]["text"].startswith(f"{path}: its sound ends at ")
     desk.record_set().remove(keys(one)[:1])
     desk.run(one)
-    assert desk.told("warning") == warnings
+    assert desk.told("Warned") == warnings
 
 
 def test_two_files_with_the_same_content_are_read_once(desk: Desk) -> None:

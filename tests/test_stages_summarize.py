@@ -96,7 +96,7 @@ def summarize(job: dict[str, Any], *, dies_after: int = 0) -> int:
 
         report.item = item  # type: ignore[method-assign]
         run(job, report)
-    return sum(event["event"] == "item" for event in message)
+    return sum(event["event"] == "Item" for event in message)
 
 
 def records(store: Path) -> dict[str, dict[str, Any]]:

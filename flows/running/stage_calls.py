@@ -246,7 +246,6 @@ class StageCallBuilder:
         in_variant = self.job.ledger.in_variant
         return item._replace(
             fallback_key=in_variant(task, other)[stage.writes] if other else "",
-            kind=task.medium.kind,
             heard=task.keys.get("heard", ""),
         )
 

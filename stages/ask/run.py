@@ -325,7 +325,6 @@ class Asking:
         self._answered = self._unanswered = 0
 
     def missing(self, items: Chunk) -> Chunk:
-        """Return the items that have neither a caption nor a failure."""
         return [i for i in items if i.key not in self._captions and i.key not in self._failures]
 
     def _work(self, chunks: list[Chunk]) -> Iterator[tuple[Chunk, bytes]]:
@@ -485,7 +484,6 @@ class Asking:
             await self._flush()
 
     async def _flush(self) -> None:
-        """Store the answers and failures that have arrived."""
         made, failed, self._made, self._failed = self._made, self._failed, [], []
         if made or failed:
             publish = partial(self._publish, made, failed)

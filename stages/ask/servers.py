@@ -257,7 +257,6 @@ class ModelServer:
         """The same without regard to pauses."""
 
     def reached(self) -> None:
-        """Note that the server has answered."""
         self._pauses, self.out_since, self.silent_since = 0, None, None
 
     def silence(self, now: float) -> float:
@@ -266,8 +265,7 @@ class ModelServer:
         return 0.0 if since is None else max(now, self.paused_until) - since
 
     def answered(self, model: str, fingerprint: str) -> None:
-        """Note a caption and what the server states. Raises EnvironmentFault if that has
-        changed."""
+        """Note a caption and what the server states. Raises EnvironmentFault for a change."""
         self.reached()
         self.answers += 1
         now = [model, fingerprint]
@@ -310,8 +308,7 @@ class ModelServers:
             for each in endpoints
         ]
         self._waiting: deque[tuple[asyncio.Future[ModelServer], ModelServer | None]] = deque()
-        """Requests that wait for a free server, in order, and the server each would rather not
-        get."""
+        """Requests that wait for a server, in order, and the server each would rather not get."""
         self._timer: asyncio.TimerHandle | None = None
         """Set while requests wait and a server is paused: it fires when the pause ends."""
 
@@ -381,8 +378,7 @@ def pause_after(pauses: int, wait: float) -> float:
 
 
 async def patiently(client: Client, request: Callable[[], Awaitable[Reply]]) -> Reply:
-    """Return the reply to a request, which is sent a few times to an overloaded server. Raises
-    NoReply."""
+    """Return the reply to a request, sent a few times if overloaded. Raises NoReply."""
     for pauses in range(TRIES - 1):
         reply = await request()
         if reply.status not in OVERLOADED:

@@ -69,7 +69,6 @@ class Confidence:
         return found
 
     def add(self, log_probability: float, margin: float) -> None:
-        """Add the next token."""
         self.total += log_probability
         if margin < self.margin:
             self.margin, self.index = margin, self.tokens
@@ -117,8 +116,7 @@ class LogitsWatch:
         return type(model)._sample(model, input_ids, logits_processor=logits_processor, **kwargs)
 
     def __call__(self, ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """Return the scores as they are. `ids` are of shape [rows, tokens], `scores` of shape
-        [rows, vocabulary]."""
+        """Return the scores [rows, vocabulary] as they are. `ids` are of shape [rows, tokens]."""
         self._score(ids[:, -1])
         self._logits = scores
         return scores

@@ -303,8 +303,7 @@ def eos_ids_of(half: Any, processor: Any) -> frozenset[int]:
 def answer_text(
     vocabulary: Vocabulary, schema: str, row: Sequence[int], limit: int
 ) -> tuple[str, bool]:
-    """Return the text of an answer's tokens so far, and whether it was closed early to fit
-    `limit`."""
+    """Return the text of an answer's tokens, and whether it was closed early to fit `limit`."""
     position, text, shortened = JsonPosition(rest_of(schema)), b"", False
     for place, token in enumerate(row):
         if position.done:
@@ -340,8 +339,7 @@ def is_letter(character: str) -> bool:
 
 @lru_cache(maxsize=1)
 def token_bytes(tokenizer: Any) -> list[bytes]:
-    """Return the bytes that each token adds to a text; none for special tokens, which decoding
-    removes."""
+    """Return the bytes that each token adds to a text; none for special tokens."""
     try:
         found = list(vocabulary_of(tokenizer).bytes)
     except UsageError:  # such as one of word pieces, whose decoder puts blanks between words
@@ -397,8 +395,7 @@ class AvoidedPhrases:
         return self._allowed[key]
 
     def _completing(self, beginning: bytes, alone: bool) -> Iterator[int]:
-        """Yield the tokens that complete a phrase with this `beginning`. `alone`: no letter stands
-        before it."""
+        """Yield the tokens that complete a phrase; `alone`: no letter stands before `beginning`."""
         for phrase, (begins, ends) in self._phrases.items():
             if phrase.startswith(beginning) and phrase != beginning and (alone or not begins):
                 rest = phrase[len(beginning) :]

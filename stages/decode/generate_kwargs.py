@@ -120,8 +120,7 @@ def chunked_prefill_works(half: Any, processor: Any, row: FeatureRecord) -> bool
 
 
 def chunked_prefill_matches(half: Any, inputs: Mapping[str, Any], features: Features) -> bool:
-    """Return whether a prompt that is split inside an image gives the same result as the whole
-    prompt."""
+    """Return whether a prompt that is split inside an image gives the result of the whole one."""
     try:
         cut: dict[str, Any] = {
             "prefill_chunk_size": _within_an_image(half, inputs["input_ids"], features)
@@ -188,8 +187,7 @@ def tolerance(dtype: torch.dtype) -> float:
 
 
 def relative_difference(first: list[torch.Tensor], second: list[torch.Tensor]) -> float:
-    """Return the largest relative difference between two lists of tensors; infinite if shapes
-    differ."""
+    """Return the largest relative difference of two lists of tensors; infinite if shapes differ."""
     if len(first) != len(second):
         return float("inf")
     pairs = [(left.float(), right.float()) for left, right in zip(first, second, strict=True)]
@@ -200,8 +198,7 @@ def relative_difference(first: list[torch.Tensor], second: list[torch.Tensor]) -
 
 
 def _refuse_other_attention(half: Any) -> None:
-    """Raise CannotFit for a half whose KV cache cannot be quantized. Another fallback rung may
-    work."""
+    """Raise CannotFit for a half whose KV cache cannot be quantized; another rung may work."""
     text = half.config.get_text_config(decoder=True)
     others = sorted(set(getattr(text, "layer_types", None) or ()) - {"full_attention"})
     if half.config.is_encoder_decoder or others:
@@ -221,8 +218,7 @@ class PresencePenalty(LogitsProcessor):
         """Number of tokens before the first generated one, known from the first call."""
 
     def __call__(self, ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """Return the penalized scores, of shape [rows, vocabulary]. `ids` are of shape [rows,
-        tokens]."""
+        """Return the penalized scores [rows, vocabulary]; `ids` are [rows, tokens]."""
         if self._prompt_length is None:
             self._prompt_length = ids.shape[1]
         return self.lowered(ids[:, self._prompt_length :].to(scores.device), scores)
@@ -260,8 +256,7 @@ SEED_DIGITS = 15
 
 
 class CheckpointSettings:
-    """The checkpoint's own sampling settings and stop strings, read before the half is made
-    greedy."""
+    """The checkpoint's sampling settings and stop strings, read before the half is made greedy."""
 
     def __init__(self) -> None:
         self._half: Any = None
@@ -292,8 +287,7 @@ class GenerateKwargs:
         stop: Sequence[str] = (),
         settings: CheckpointSettings | None = None,
     ) -> None:
-        """Limit captions to `limit` tokens and end them before any string of `stop`, or of the
-        checkpoint's own."""
+        """Limit captions to `limit` tokens, and to the text before a stop string."""
         self.generation = generation
         self.limit = limit
         self._stop = stop
@@ -375,16 +369,17 @@ class GenerateKwargs:
         return any(each in text for each in self.stop)
 
     def texts_of(self, processor: Any, rows: Sequence[Sequence[int]]) -> list[tuple[str, bool]]:
-        """Return the captions of these new tokens, up to a stop string, and whether each was closed
-        early to fit its limit."""
-        found = texts_of(processor, rows, self.generation, self.limit)
-        if not self.stop:
-            return found
-        texts = _decoded(processor, rows, self.generation)
-        return [
-            (self._until_stop(text), shortened)
-            for text, (_, shortened) in zip(texts, found, strict=True)
-        ]
+        """Return the captions of these new tokens, the forced beginning included, up to a stop
+        string, and whether each was closed early to fit its limit."""
+        schema = self.generation.schema
+        if not schema:
+            texts = _decoded(processor, rows, self.generation)
+            return [(self._until_stop(text), False) for text in texts]
+        from stages.decode.constraint import answer_text, vocabulary_of
+
+        vocabulary = vocabulary_of(processor.tokenizer)
+        found = [answer_text(vocabulary, schema, row, self.limit) for row in rows]
+        return [(self._until_stop(text), early) for text, early in found] if self.stop else found
 
     def _until_stop(self, text: str) -> str:
         """Return a text up to a stop string, with the blanks before that; another is stripped."""
@@ -437,12 +432,10 @@ class SeededSampler(LogitsProcessor):
         self._generators: list[torch.Generator] = []
 
     def __call__(self, ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """Return scores of shape [rows, vocabulary] in which only the sampled token of each row is
-        possible."""
+        """Return scores [rows, vocabulary] in which only the sampled token of a row is possible."""
         return sampled_only(scores, dict(enumerate(self.generators(scores.device))))
 
     def generators(self, device: torch.device) -> Sequence[torch.Generator]:
-        """Return the generator of each row."""
         if not self._generators:
             made = (torch.Generator(device=device) for _ in self._seeds)
             self._generators = [g.manual_seed(s) for g, s in zip(made, self._seeds, strict=True)]
@@ -459,19 +452,6 @@ def sampled_only(scores: torch.Tensor, generators: Mapping[int, torch.Generator]
         noise[row : row + 1].exponential_(1, generator=generator)
     chosen = (likely / noise).argmax(-1, keepdim=True)
     return torch.full_like(scores, -torch.inf).scatter_(1, chosen, 0.0)
-
-
-def texts_of(
-    processor: Any, rows: Sequence[Sequence[int]], params: SamplingParams, limit: int
-) -> list[tuple[str, bool]]:
-    """Return the captions of these new tokens, the forced beginning included, and whether each was
-    closed early to fit `limit` tokens."""
-    if params.schema:
-        from stages.decode.constraint import answer_text, vocabulary_of
-
-        vocabulary = vocabulary_of(processor.tokenizer)
-        return [answer_text(vocabulary, params.schema, row, limit) for row in rows]
-    return [(text.strip(), False) for text in _decoded(processor, rows, params)]
 
 
 def _decoded(processor: Any, rows: Sequence[Sequence[int]], params: SamplingParams) -> list[str]:

@@ -1,8 +1,7 @@
 """The jobs of the decode and score stages, and the decoding parameters of a user or a server
 request.
 
-A server request sets its sampling, token limit, stop strings and schema. The module imports no
-model library, because cache keys are made from these parameters.
+The module imports no model library, because cache keys are made from these parameters.
 """
 
 import json
@@ -173,8 +172,6 @@ class DecodeItem(NamedTuple):
     """Whether the client sets no token limit: the answer may fill the context."""
     again: bool = False
     """Whether this is the retry of a caption that repeated itself."""
-    kind: str = ""
-    """`video` or `image`."""
     heard: str = ""
     """Key of the features of its sound; empty: it is captioned by what is seen."""
 
@@ -208,7 +205,7 @@ class DecodeJob:
     """Engine, or choice between engines, that generates the captions."""
     fallback_namespace: str = ""
     """Cache namespace of the fallback engine's captions; empty: the same namespace. Items hold the
-    keys in their field `instead`."""
+    keys in their field `fallback_key`."""
     unheard_namespaces: dict[str, str] = field(default_factory=dict)
     """OWN or FALLBACK → cache namespace of the captions of a pipe's requests without sound."""
     fallback_batch: int = 0

@@ -42,8 +42,7 @@ def canonical(text: str) -> str:
 
 @lru_cache(maxsize=8)
 def rest_of(text: str) -> RemainingBytes:
-    """Return the maximum sizes of an answer's parts in bytes; none of an answer that is not
-    closed."""
+    """Return the maximum sizes of an answer's parts in bytes; none if it is not closed."""
     return RemainingBytes({} if text in UNCLOSED else bounded(json.loads(text)))
 
 

@@ -1,7 +1,5 @@
-"""Builds the decoder inputs of rows, and chooses how repetitive captions are retried.
-
-The inputs are the prompts and the forced beginning of a caption. For a caption that is detected as
-repetitive, the module chooses the parameters of its retry.
+"""Builds the decoder inputs of rows: prompts and the forced beginning of a caption. Detects
+repetitive captions, and chooses the parameters of their retry.
 """
 
 from collections.abc import Mapping, Sequence
@@ -38,8 +36,7 @@ def check_context(
 
 
 def context_left(half: Any, inputs: Mapping[str, Any]) -> int | None:
-    """Return the number of tokens that the prompt leaves for the answer; None if the model has no
-    limit."""
+    """Return the number of tokens that the prompt leaves for the answer; None: no limit."""
     context = 0 if half.config.is_encoder_decoder else context_tokens(half.config)
     return context - int(inputs["input_ids"].shape[1]) if context else None
 
@@ -55,7 +52,6 @@ def prompts_for(
 
 
 def end_ids_of(half: Any) -> list[int]:
-    """Return the tokens that end a caption."""
     ends = half.generation_config.eos_token_id
     ends = half.config.get_text_config().eos_token_id if ends is None else ends
     return [ends] if isinstance(ends, int) else list(ends or ())
@@ -116,7 +112,6 @@ def _repeated(text: str, period: int) -> int:
 
 
 def retry_params(params: SamplingParams) -> SamplingParams:
-    """Return the sampling parameters for a retry."""
     return replace(
         params,
         repetition_penalty=max(params.repetition_penalty or 1.0, PENALTY),

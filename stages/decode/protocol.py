@@ -10,7 +10,7 @@ rows are grouped and what happens when memory runs out, and reports that to `Oom
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol
 
 from artifacts.captions import Ended
 from artifacts.errors import UsageError
@@ -55,7 +55,6 @@ class CaptionOutput(NamedTuple):
 
     @property
     def meta(self) -> dict[str, Any]:
-        """Return the fields of the caption's record."""
         meta = {"caption": self.caption, "tokens": self.tokens, "ended": self.finish_reason}
         return {**meta, **({"shortened": True} if self.closed_early else {}), **self.fields}
 
@@ -76,6 +75,9 @@ class DecodeEngine(Protocol):
     def resolve_engine(self, request: DecodeRequest) -> str:
         """Return the name of the engine that will run, after checking it with this request if
         needed. Raises UsageError if no engine can run."""
+
+    def refusal(self, request: DecodeRequest) -> UsageError | None:
+        """Return the error of a prompt that is too long for the model, or None."""
 
     def run(
         self, batches: Iterable[Sequence[DecodeRequest]], oom_retry: OomRetry
@@ -101,14 +103,6 @@ class DecodeEngine(Protocol):
 
     def run_stats(self) -> dict[str, Any]:
         """Return notes about the finished run."""
-
-
-@runtime_checkable
-class PromptChecker(Protocol):
-    """An engine that can check before prefill whether a prompt fits the model."""
-
-    def refusal(self, request: DecodeRequest) -> UsageError | None:
-        """Return the error of a prompt that is too long for the model, or None."""
 
 
 Batch = list[DecodeItem]

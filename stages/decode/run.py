@@ -6,10 +6,6 @@ its rows may have been captioned before.
 
 The stage records chunks on which the language half raises, and finds a fallback engine that can
 caption them.
-
-`Answers` holds the captions and failures of one job, by the engine that makes them. An item has a
-key for each engine that may answer it, in that engine's cache namespace. An answer by any of them
-counts. The engine that runs is known once it is loaded; it makes the new ones.
 """
 
 import contextlib
@@ -43,7 +39,6 @@ from stages.decode.protocol import (
     CaptionOutput,
     DecodeEngine,
     DecodeRequest,
-    PromptChecker,
     by_chunk,
     longest_first,
     read_features,
@@ -60,7 +55,8 @@ from stages.process.job import PipedRequest, RequestBatches, items_of, parse_job
 
 class Answers:
     """The answers of one job. `records` holds, for each engine that may make them, its captions and
-    its failures."""
+    its failures. An item has a key for each of these engines, and an answer by any of them
+    counts."""
 
     def __init__(self, records: Mapping[str, RecordUnion]) -> None:
         self._records = records
@@ -79,12 +75,10 @@ class Answers:
         return item.keys[self.made_by]
 
     def missing(self, batch: Sequence[DecodeItem]) -> list[str]:
-        """Return the keys, as of `key`, of items that have neither a caption nor a failure of any
-        engine."""
+        """Return the keys, as of `key`, of items without a caption or a failure of any engine."""
         return [self.key(item) for item in batch if not self._has(item)]
 
     def publish(self, captions: Sequence[Record]) -> list[str]:
-        """Store captions, and return their keys."""
         return self._records[self.made_by].publish(captions)
 
     def fail(self, item: DecodeItem, meta: dict[str, str]) -> None:
@@ -114,50 +108,6 @@ def open_records(job: DecodeJob, store: Store) -> tuple[RecordSet, RecordUnion, 
 STAGE = "decode"
 
 
-class DecodeFaults:
-    """Stores the failures of one job: chunks on which the model raises. A failure is stored under
-    the caption's key in place of the caption, so another model still tries the chunk."""
-
-    def __init__(self, job: DecodeJob, answers: Answers, report: EventReporter) -> None:
-        """Take the job, and the answers to its batches."""
-        batches = job.batches
-        self._answers = answers
-        self._report = report
-        self.done: Callable[[list[str]], object] = list
-        """Callback with keys that no other process needs to wait for any more."""
-        missing = [left for batch in batches if (left := answers.missing(batch))]
-        is_new = sum(map(len, missing)) == sum(map(len, batches))
-        first = len(missing[0]) if missing and is_new else 0
-        # Nothing is known of a fed job, so that items which raise wait for a success.
-        self.items = ItemFaults(STAGE, self._fail, 2 if job.feed else first)
-
-    def _fail(self, request: DecodeRequest, fault: ItemFault) -> None:
-        self._store_failure(request, fault.meta(STAGE))
-
-    def refuse(self, request: DecodeRequest, fault: UsageError) -> None:
-        """Store a failure for a chunk whose prompt the model cannot take."""
-        self._store_failure(
-            request, {"kind": TOO_LONG, "message": fault.message, "hint": fault.hint}
-        )
-
-    def within_context(
-        self, engine: DecodeEngine, samples: Iterable[DecodeRequest]
-    ) -> Iterator[DecodeRequest]:
-        """Yield the requests whose prompts fit the model. The others fail before prefill, if the
-        engine can check that."""
-        for request in samples:
-            fault = engine.refusal(request) if isinstance(engine, PromptChecker) else None
-            if fault is None:
-                yield request
-            else:
-                self.refuse(request, fault)
-
-    def _store_failure(self, request: DecodeRequest, meta: dict[str, str]) -> None:
-        self._answers.fail(request.item, meta)
-        self._report.failure(request.item.key, **meta)
-        self.done([self._answers.key(request.item)])
-
-
 def resolve_engine(
     engine: DecodeEngine, samples: Iterable[DecodeRequest], faults: ItemFaults
 ) -> tuple[str | None, set[str]]:
@@ -184,30 +134,6 @@ def resolve_engine(
     return None, raised
 
 
-def samples_of(batches: Sequence[Batch], answers: Answers) -> Iterator[Batch]:
-    """Yield each item without a caption or failure as a batch of one: the last item first, because
-    its prompt is short, then the others in order."""
-    items = [item for batch in batches for item in batch if answers.missing([item])]
-    for item in [*items[-1:], *items[:-1]]:
-        yield [item]
-
-
-def without(batches: Iterable[Batch], keys: set[str]) -> list[Batch]:
-    """Return the batches without the items of these keys."""
-    left = ([item for item in batch if item.key not in keys] for batch in batches)
-    return [batch for batch in left if batch]
-
-
-def refuse_request(report: EventReporter) -> Callable[[Any, ItemFault], None]:
-    """Return a callback that reports a failure for a request on which the model raises."""
-
-    def fail(request: DecodeRequest, fault: ItemFault) -> None:
-        hint = "Send another image or prompt, or use another model"
-        report.failure(request.item.key, **fault.meta(STAGE, hint))
-
-    return fail
-
-
 CLAIMS_PER_SHARE = 16
 """Least number of pieces in which a process on one of several equal devices claims its share."""
 CHECK_LETTERS = 500
@@ -227,8 +153,8 @@ def serve_requests(job: DecodeJob, report: EventReporter) -> None:
     store = open_store(job.store)
     places = [("features", n) for n in (job.features_namespace, *job.other_features)]
     features = RecordUnion(record_sets_of(store, *places))
-    names = [job.heard_namespace] if job.heard_namespace else []
-    heard = RecordUnion(record_sets_of(store, *(("heard", n) for n in names)))
+    heard_places = [("heard", job.heard_namespace)] if job.heard_namespace else []
+    heard = RecordUnion(record_sets_of(store, *heard_places))
     namespaces = {OWN: job.namespace, FALLBACK: job.fallback_namespace}
     captions, unheard = (
         {maker: RecordSet(store, "captions", n) for maker, n in of.items() if n}
@@ -239,8 +165,12 @@ def serve_requests(job: DecodeJob, report: EventReporter) -> None:
     def read(batch: list[PipedRequest[DecodeItem]]) -> list[DecodeRequest]:
         return [request for work in batch for request in _read(features, heard, work, report)]
 
+    def fail(request: DecodeRequest, fault: ItemFault) -> None:
+        hint = "Send another image or prompt, or use another model"
+        report.failure(request.item.key, **fault.meta(STAGE, hint))
+
     batches = iter(RequestBatches(job.live, DecodeItem))
-    faults = ItemFaults(STAGE, refuse_request(report))
+    faults = ItemFaults(STAGE, fail)
     for work_batch in batches:
         requests = read(work_batch)
         name, raised = resolve_engine(engine, map(_shorten_prompt, requests), faults)
@@ -376,8 +306,14 @@ class BatchRun:
         self._report = report
         self._store = open_store(job.store)
         self._features, self._heard, self._answers = open_records(job, self._store)
-        self._faults = DecodeFaults(job, self._answers, report)
-        self._batches = [batch for batch in job.batches if self._answers.missing(batch)]
+        missing = [self._answers.missing(batch) for batch in job.batches]
+        self._batches = [batch for batch, keys in zip(job.batches, missing, strict=True) if keys]
+        is_new = sum(map(len, missing)) == sum(map(len, job.batches))
+        first = len(self._batches[0]) if self._batches and is_new else 0
+        # Nothing is known of a fed job, so that items which raise wait for a success.
+        self._faults = ItemFaults(STAGE, self._fail, 2 if job.feed else first)
+        self._done: Callable[[list[str]], object] = list
+        """Callback with keys that no other process needs to wait for any more."""
         self._missing: set[str] = set()
         """Keys of the captions that are to be made, once the engine is known."""
 
@@ -389,20 +325,45 @@ class BatchRun:
             return
         engine, later = start_engine(self._job, self._report), self._fed()
         self._batches = self._batches or next(later, [])
-        samples = samples_of(self._batches, answers)
-        requests = (one for sample in samples for one in self._read(sample))
-        name, raised = resolve_engine(engine, faults.within_context(engine, requests), faults.items)
+        items = [item for batch in self._batches for item in batch if answers.missing([item])]
+        # The last one first: its prompt is short.
+        samples = (one for item in [*items[-1:], *items[:-1]] for one in self._read([item]))
+        name, raised = resolve_engine(engine, self._within_context(engine, samples), faults)
         is_reduced = name != engines_for(self._job.engine)[0].name
         # Beside another process, what the check found may be for want of memory.
         if self._job.feed and (is_reduced or "shared_prefix_reason" in engine.run_stats()):
             return
         if name is None:
-            faults.items.close()
+            faults.close()
             return
         spec = engine_of(name)
-        self._batches = self._batches_for(spec, without(self._batches, raised))
+        left = [[item for item in batch if item.key not in raised] for batch in self._batches]
+        self._batches = self._batches_for(spec, [batch for batch in left if batch])
         self._caption(engine, spec, later)
         self._report.note(**engine.run_stats())
+
+    def _within_context(
+        self, engine: DecodeEngine, samples: Iterable[DecodeRequest]
+    ) -> Iterator[DecodeRequest]:
+        """Yield the requests whose prompts fit the model. The others fail before prefill."""
+        for request in samples:
+            if (fault := engine.refusal(request)) is None:
+                yield request
+            else:
+                self._refuse(request, fault)
+
+    def _refuse(self, request: DecodeRequest, fault: UsageError) -> None:
+        meta = {"kind": TOO_LONG, "message": fault.message, "hint": fault.hint}
+        self._store_failure(request, meta)
+
+    def _fail(self, request: DecodeRequest, fault: ItemFault) -> None:
+        self._store_failure(request, fault.meta(STAGE))
+
+    def _store_failure(self, request: DecodeRequest, meta: dict[str, str]) -> None:
+        """Store a failure under the caption's key, so that another model still tries the chunk."""
+        self._answers.fail(request.item, meta)
+        self._report.failure(request.item.key, **meta)
+        self._done([self._answers.key(request.item)])
 
     def _fed(self) -> Iterator[list[Batch]]:
         """Yield the batches of each portion as it arrives."""
@@ -432,8 +393,7 @@ class BatchRun:
             ) from error
 
     def _batches_for(self, spec: EngineSpec, batches: list[Batch]) -> list[Batch]:
-        """Return what is missing, grouped for the engine that runs. Its captions are made from now
-        on."""
+        """Return what is missing, grouped for the engine that makes the captions from now on."""
         job, answers, first = self._job, self._answers, engines_for(self._job.engine)[0]
         if spec is not first:
             batches = rebatch(batches, job.fallback_batch)
@@ -467,9 +427,8 @@ class BatchRun:
     def _caption(
         self, engine: DecodeEngine, spec: EngineSpec, later: Iterator[list[Batch]]
     ) -> None:
-        """Caption the batches, and those that arrive later, as far as no other process does. Raises
-        PenstockError."""
-        answers, faults = self._answers, self._faults
+        """Caption the batches, and those that arrive later, as far as no other process does."""
+        answers = self._answers
         fields = origin_of(spec, engine, self._job)
         if generation := self._job.generation.non_defaults:
             fields["generation"] = generation
@@ -477,7 +436,7 @@ class BatchRun:
         def spare() -> Any:
             return engine.generate_batch(self._read(self._batches[-1][-1:]))
 
-        oom_retry = OomRetry(self._report, spare, faults.items)
+        oom_retry = OomRetry(self._report, spare, self._faults)
         to_retry: list[DecodeItem] = []
         with (
             claims_at(self._store, *answers.record_sets, share=self._job.share) as claims,
@@ -489,13 +448,13 @@ class BatchRun:
                 )
             ) as ready,
         ):
-            faults.done = claims.done
+            self._done = claims.done
             for requests, outputs in engine.run(ready, oom_retry):
                 records = []
                 for one, output in zip(requests, outputs, strict=True):
                     if output.fault is not None:
                         if self._is_missing(one.item):
-                            faults.refuse(one, output.fault)
+                            self._refuse(one, output.fault)
                     elif self._job.generation.retry_loops and _is_repetitive(output):
                         to_retry.append(one.item._replace(again=True))
                     else:
@@ -508,7 +467,7 @@ class BatchRun:
                     pairs = zip(some, outputs, strict=True)
                     publish([self._record(fields, *pair) for pair in pairs])
             if not self._job.feed:
-                faults.items.close()
+                self._faults.close()
 
     def _publish(self, claims: WorkClaims, made: list[list[Record]]) -> None:
         """Store captions that were missing, report them, and release their claims."""
@@ -521,8 +480,7 @@ class BatchRun:
     def _record(
         self, fields: dict[str, Any], request: DecodeRequest, output: CaptionOutput
     ) -> Record:
-        """Return the record of a caption. A retried caption notes the retry, and whether it repeats
-        itself again."""
+        """Return the record of a caption; that of a retried one says whether it repeats itself."""
         meta = output.meta | fields
         if request.item.again:
             meta |= {"retried": "loop", "loops": _is_repetitive(output)}

@@ -242,7 +242,6 @@ class Scorer:
         """Whether the half would see later tokens in one pass; None: unknown."""
 
     def records(self, items: Sequence[ScoreItem], half: Any) -> list[Record]:
-        """Return the scores of these items."""
         if half is not self._half:
             make_greedy(half, self._processor)
             # llama.cpp returns the last logits alone.

@@ -108,7 +108,6 @@ def read_frames(record_set: RecordSet, processor: Any, item: EncodeItem) -> Prep
 def read_parts(
     job: EmbedJob, record_set: RecordSet, processor: Any, item: EncodeItem
 ) -> Prepared | Refusal:
-    """Read one image and its tiles."""
     if item.kind != "image":
         return read_frames(record_set, processor, item)
 

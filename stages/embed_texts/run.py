@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -27,16 +27,11 @@ EXACT, ROUNDED = 1e-5, 8.0
 dtype, whichever is larger."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LogitScale:
-    """The logit of an image and a text is `scale * cosine + bias`."""
-
-    scale: float
-    bias: float
-
-
-def fit_logit_scale(half: Any, inputs: Mapping[str, Any], vectors: torch.Tensor) -> LogitScale:
-    """Fit the scale and bias of a model's logits. `vectors` are those of the texts in `inputs`.
+def fit_logit_scale(
+    half: Any, inputs: Mapping[str, Any], vectors: torch.Tensor
+) -> tuple[float, float]:
+    """Return scale and bias of a model: the logit of an image and a text is `scale * cosine +
+    bias`. `vectors` are those of the texts in `inputs`.
     Raises UsageError for a model with another formula."""
     texts = vectors.double().cpu()
     drawn = torch.randn(PROBES, texts.shape[1], generator=torch.Generator().manual_seed(0))
@@ -62,7 +57,7 @@ def fit_logit_scale(half: Any, inputs: Mapping[str, Any], vectors: torch.Tensor)
             hint="Choose a CLIP-like model: docs/embed.md lists them",
         )
     scale, bias = fitted.tolist()
-    return LogitScale(scale=scale, bias=bias if abs(bias) > allowed else 0.0)
+    return scale, bias if abs(bias) > allowed else 0.0
 
 
 ALIKE = 0.999
@@ -157,11 +152,14 @@ class _TextEncoder:
             for _, vectors in oom_retry.run_batch(batch, str, self._compute)
         ]
         faults.close()
-        every = torch.cat(made)
-        line: LogitScale = self._half.call(lambda model: _fit_scale(model, self._reader, texts))
-        record = vector_record(key, mean_directions(every, list(map(len, groups))).numpy())
+        inputs = self._reader.inputs(texts[:FIT_TEXTS])
+        scale, bias = self._half.call(
+            lambda model: fit_logit_scale(model, inputs, text_vectors(model, inputs))
+        )
+        vectors = mean_directions(torch.cat(made), list(map(len, groups)))
+        record = vector_record(key, vectors.numpy())
         cut = {"cut": self._reader.cut(texts), "tokens": self._reader.max_tokens}
-        return replace(record, meta={**record.meta, **asdict(line), **cut})
+        return replace(record, meta={**record.meta, "scale": scale, "bias": bias, **cut})
 
     def _compute(self, some: Sequence[str]) -> torch.Tensor:
         made: torch.Tensor = self._half.call(
@@ -175,11 +173,6 @@ def _refuse(text: str, fault: ItemFault) -> None:
         f"the model raises on the text {text[:80]!r} ({fault})",
         hint="Leave that text out, or use another model",
     )
-
-
-def _fit_scale(half: Any, reader: TextReader, texts: Sequence[str]) -> LogitScale:
-    inputs = reader.inputs(texts[:FIT_TEXTS])
-    return fit_logit_scale(half, inputs, text_vectors(half, inputs))
 
 
 def mean_directions(vectors: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:

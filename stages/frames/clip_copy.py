@@ -69,8 +69,7 @@ class ClipCutter:
         reader.close()
 
     def copy(self, start: float, end: float, to: Path) -> dict[str, Any]:
-        """Copy the part from `start` to `end` seconds to `to` plus the suffix of its container.
-        Raises MediaError or OSError."""
+        """Copy a part, in seconds, to `to` plus a suffix. Raises MediaError or OSError."""
         timeline = self._timeline
         ticks = max(timeline.start, tick_at(timeline, start))
         key = self._keyframe(ticks)
@@ -88,8 +87,10 @@ class ClipCutter:
             try:
                 why |= write_with(partial(self._write, key, zero, beyond, path, form), sound)
                 _check_decodable(path)
-                if form == "mp4" and (hidden := self._first_from(beyond)) is not None:
-                    shorten(path, float((hidden - zero) * timeline.time_base))
+                hidden = int(np.searchsorted(timeline.pts, beyond))
+                if form == "mp4" and hidden < len(timeline.pts):
+                    length = int(timeline.pts[hidden]) - zero
+                    shorten(path, float(length * timeline.time_base))
             except (MediaError, ValueError, av.error.FFmpegError) as error:
                 if isinstance(error, OSError) or getattr(error, "kind", "") in TRANSIENT_KINDS:
                     raise
@@ -99,12 +100,6 @@ class ClipCutter:
                 at = max(0.0, start - began)
                 return {"file": path.name, "start": round(at, 6), **why}
         raise _clip_error(f"no container accepts its packets ({reason})")
-
-    def _first_from(self, ticks: int) -> int | None:
-        """Return the time of the first frame at these ticks or after; None without one."""
-        pts = self._timeline.pts
-        at = int(np.searchsorted(pts, ticks))
-        return int(pts[at]) if at < len(pts) else None
 
     def _keyframe(self, ticks: int) -> Keyframe:
         keyframes = self._timeline.keyframes
@@ -214,8 +209,7 @@ def _moved(taken: Iterator[VideoPacket], zero: int, stream: VideoStream) -> Iter
 
 
 def _before(dts: int | None, waiting: Sequence[VideoPacket]) -> Sequence[VideoPacket]:
-    """Set decoding times right before `dts`, and each before its presentation time. Return the
-    packets."""
+    """Set decoding times right before `dts`, each before its presentation time."""
     for packet in reversed(waiting):
         assert packet.pts is not None
         dts = packet.pts if dts is None else min(packet.pts, dts - 1)

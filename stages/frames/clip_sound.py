@@ -70,7 +70,7 @@ CLOCK_SECONDS = 1.0
 
 
 class Sound:
-    """One track of sound of a video file."""
+    """One track of sound of a video file, and the time 0 of its clock."""
 
     def __init__(
         self, path: Path, container: InputContainer, timeline: Timeline, track: int = 0
@@ -78,23 +78,12 @@ class Sound:
         """`container` is the open file, with sound. `track` counts from 1; 0 is the one that it
         marks as default, or else its first. `timeline` has the times of its frames."""
         tracks = container.streams.audio
-        self._path, self._index = path, tracks[track - 1 if track else default_track(tracks)].index
-        self._zero = time_zero(container)
-        stated = float(timeline.start * timeline.time_base - self._zero)
+        self.path, self.index = path, tracks[track - 1 if track else default_track(tracks)].index
+        self.zero = time_zero(container)
+        stated = float(timeline.start * timeline.time_base - self.zero)
         is_clear = timeline.counted or abs(stated - timeline.offset) <= CLOCK_SECONDS
-        self._is_timed = is_clear and not timeline.jumps
-
-    def part(self, start: float, seconds: Fraction, form: str) -> "SoundPart":
-        """Return the sound of a clip that begins at `start` on the file's clock, in seconds since
-        time 0, for a container of this format. Raises MediaError if it cannot be had."""
-        if not self._is_timed:
-            raise _no_sound("the clock of the file is reset or wrong")
-        if form not in ENCODERS:
-            raise _no_sound(f"no sound is put into {form}")
-        zero = self._zero + Fraction(start).limit_denominator(10**9)
-        part = SoundPart(path=self._path, index=self._index, form=form, zero=zero, seconds=seconds)
-        part.measure()
-        return part
+        self.is_timed = is_clear and not timeline.jumps
+        """Whether its clock is that of the frames."""
 
 
 def sound_of(
@@ -108,23 +97,30 @@ def sound_of(
 def part_of(
     sound: Sound | None, start: float, seconds: Fraction, form: str
 ) -> tuple["SoundPart | None", Note]:
-    """Return the sound of a clip as `Sound.part` does, or None and a note why it has none."""
+    """Return the sound of a clip that begins at `start` on the file's clock, in seconds since time
+    0, for a container of this format; or None, and a note why it has none."""
     if sound is None:
         return None, {}
     try:
-        return sound.part(start, seconds, form), {}
+        if not sound.is_timed:
+            raise _no_sound("the clock of the file is reset or wrong")
+        if form not in ENCODERS:
+            raise _no_sound(f"no sound is put into {form}")
+        zero = sound.zero + Fraction(start).limit_denominator(10**9)
+        part = SoundPart(path=sound.path, index=sound.index, form=form, zero=zero, seconds=seconds)
+        part.measure()
+        return part, {}
     except (MediaError, *REFUSALS) as error:
         return None, _note(error)
 
 
 def write_with(write: Callable[["SoundPart | None"], None], sound: "SoundPart | None") -> Note:
     """Write a clip with its sound, or without, if that cannot be encoded. Return a note then."""
-    if sound is None:
-        write(None)
-        return {}
     try:
         write(sound)
     except REFUSALS as error:
+        if sound is None:
+            raise
         note = _note(error)
         write(None)
         return note
@@ -166,7 +162,6 @@ class SoundPart:
 
     @property
     def length(self) -> int:
-        """Return the number of samples."""
         return round(self.seconds * self.rate)
 
     def measure(self) -> None:
@@ -239,8 +234,7 @@ class SoundPart:
         yield None
 
     def _placed(self, layout: str) -> Iterator[NDArray[np.float32]]:
-        """Yield all samples of the part, in arrays of (channels, samples): silence where the file
-        has no sound."""
+        """Yield all samples of the part as (channels, samples): silence where there is no sound."""
         done = 0
         for at, samples in self._arrays(layout):
             yield from self._silence(layout, at - done)

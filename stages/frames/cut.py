@@ -115,8 +115,7 @@ class _Clock:
 
 
 class ExactCutter:
-    """A source video with known frame times. Clips that follow each other are decoded in one
-    pass."""
+    """A source video with known frame times. Adjacent clips are decoded in one pass."""
 
     def __init__(
         self,
@@ -138,7 +137,9 @@ class ExactCutter:
         frame, stream = self._reader.first_frame, self._reader.decoder.stream
         self._stream_rates = (stream.average_rate, stream.base_rate, stream.guessed_rate)
         self._codec, self._copies = stream.codec_context.name, copies
-        self._is_alone = sum(map(_is_shown, self._reader.decoder.container.streams.video)) == 1
+        streams = self._reader.decoder.container.streams.video
+        covers = sum(bool(each.disposition & Disposition.attached_pic) for each in streams)
+        self._is_alone = len(streams) - covers == 1
         aspect = stream.sample_aspect_ratio
         self._stated = stream.frames
         """Number of frames that the header states; 0: none."""
@@ -161,7 +162,6 @@ class ExactCutter:
         """Number of frames that a plain reader shows of the whole file, once they are counted."""
 
     def close(self) -> None:
-        """Close the file and release the decoder's memory."""
         self._reader.close()
 
     def differs(self) -> str:
@@ -375,11 +375,6 @@ def _lasting(packet: VideoPacket, shown: Sequence[int], stream: VideoStream) -> 
     return packet
 
 
-def _is_shown(stream: VideoStream) -> bool:
-    """Return whether a stream is no cover."""
-    return not stream.disposition & Disposition.attached_pic
-
-
 def _count_plainly(path: Path) -> int | None:
     """Return how many frames a reader shows that ends at the first fault; None if it ends there."""
     try:
@@ -466,7 +461,7 @@ def run(job_fields: dict[str, Any], report: EventReporter) -> None:
         cuts = list(group)
         try:
             with (
-                open_local(path),
+                open_local(Path(path)),  # a text would be an address or a file of the user's own
                 contextlib.closing(_Source(path, cuts, job)) as source,
             ):
                 for at, cut in enumerate(cuts):
@@ -489,22 +484,19 @@ class _Source:
         """Open a file. Raises the errors of opening it."""
         self.path, self._cuts = Path(path), cuts
         check_unchanged(self.path, cuts[0].stamp)
-        spans = [(cut.start, cut.end) for cut in cuts]
-        is_video = cuts[0].kind == "video"
-        self._exact = (
-            ExactCutter(
+        self._copier: ClipCutter | None = None
+        self._exact: ExactCutter | None = None
+        if not job.exact:
+            self._copier = ClipCutter(self.path, sound=job.sound, track=job.track)
+        elif cuts[0].kind == "video":
+            self._exact = ExactCutter(
                 self.path,
-                spans,
+                [(cut.start, cut.end) for cut in cuts],
                 deinterlace=job.deinterlace,
                 copies=not cuts[0].damaged,
                 sound=job.sound,
                 track=job.track,
             )
-            if job.exact and is_video
-            else None
-        )
-        copy = partial(ClipCutter, self.path, sound=job.sound, track=job.track)
-        self._copier = None if job.exact else copy()
 
     def make(self, at: int, to: Path) -> dict[str, Any]:
         """Make a clip, or say that the whole file is one. Raises MediaError, OSError."""
@@ -521,7 +513,6 @@ class _Source:
         return {**made, "why": why, "plain": not why} if cut.whole else made
 
     def close(self) -> None:
-        """Close the file."""
         if self._exact is not None:
             self._exact.close()
 
@@ -546,8 +537,7 @@ def copy_picture(path: Path, to: Path, damaged: bool, *, always: bool) -> dict[s
 
 
 def _failure(error: Exception, path: str, folder: Path) -> dict[str, str]:
-    """Return the reason why clips cannot be made of a file. Raises EnvironmentFault if the file is
-    not at fault."""
+    """Return why clips cannot be made of a file. Raises EnvironmentFault for another cause."""
     if isinstance(error, OSError):
         raise fault_of(error, folder) from error
     if isinstance(error, EnvironmentFault):

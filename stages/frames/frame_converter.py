@@ -47,8 +47,7 @@ class FrameConverter:
         self._reformatter, self._packer = VideoReformatter(), VideoReformatter()
 
     def allocate(self, count: int) -> NDArray[np.uint8]:
-        """Return an uninitialized array for `count` images, [count, height, width, 3]; grey ones
-        have no last axis."""
+        """Return an empty array [count, height, width, 3]; that of grey images has no last axis."""
         channels = () if self._form == "gray" else (3,)
         return np.empty((count, *self.size, *channels), dtype=np.uint8)
 

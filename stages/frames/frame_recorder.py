@@ -1,7 +1,5 @@
 """Publishes the results of the frames stage, and ends a process that does not finish with one file.
 
-The results are chunks, media indexes and failures. The recorder keeps track of what is stored.
-
 If a library does not finish with a file, the process ends. The limit counts processor time, so the
 stage waits for a slow disk without limit. The parent process then retries the open files one by
 one.
@@ -13,7 +11,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from artifacts.errors import EnvironmentFault, MediaError, PenstockError
@@ -24,7 +22,7 @@ from artifacts.remote.media_cache import open_local
 from artifacts.schema import MediaIndex, values_of
 from artifacts.store import Store
 from stages.frames.chunk import Chunk
-from stages.frames.job import TRANSIENT_KINDS, UNSTORED_KINDS, MediumToCut
+from stages.frames.job import TRANSIENT_KINDS, UNSTORED_KINDS, FramesItem
 from stages.process.events import EventReporter
 from stages.process.exit_diagnosis import out_of_memory
 from stages.process.memory_limit import memory_was_short
@@ -105,19 +103,17 @@ class FrameRecorder:
         self._watchdog = watchdog
         self._failed_before = self.failures.keys()
 
-    def key(self, medium: MediumToCut, at: int) -> str:
-        """Return the cache key of a chunk's frames."""
+    def key(self, medium: FramesItem, at: int) -> str:
         return item_key(self._namespace, medium.digest, at)
 
-    def publish(self, chunks: Sequence[tuple[MediumToCut, Chunk]]) -> None:
-        """Store chunks and report the new ones."""
+    def publish(self, chunks: Sequence[tuple[FramesItem, Chunk]]) -> None:
         new = self.store(chunks)
-        for key, (medium, _) in zip(new, chunks, strict=True):
-            if key:
-                self._report.item(key, label=medium.path.name, media=medium.digest)
+        for medium, chunk in chunks:
+            if (key := self.key(medium, chunk.index.index)) in new:
+                self._report.item(key, label=Path(medium.path).name, media=medium.digest)
 
-    def store(self, chunks: Sequence[tuple[MediumToCut, Chunk]]) -> list[str]:
-        """Store chunks. Return their keys, with empty keys for chunks that were stored before."""
+    def store(self, chunks: Sequence[tuple[FramesItem, Chunk]]) -> set[str]:
+        """Store chunks. Return the keys of those that were not stored before."""
         records = [
             Record(
                 key=self.key(medium, chunk.index.index),
@@ -126,10 +122,9 @@ class FrameRecorder:
             )
             for medium, chunk in chunks
         ]
-        new = set(self.frames.publish(records))
-        return [record.key if record.key in new else "" for record in records]
+        return set(self.frames.publish(records))
 
-    def finish(self, media: Sequence[tuple[MediumToCut, MediaIndex]]) -> None:
+    def finish(self, media: Sequence[tuple[FramesItem, MediaIndex]]) -> None:
         """Store the indexes of finished media, and report their warnings."""
         self.media.publish([Record(key=m.digest, meta=index.to_json()) for m, index in media])
         # Remove the failures of media that can now be used.
@@ -138,55 +133,65 @@ class FrameRecorder:
             for warning in index.warnings:
                 self._report.warning(f"{medium.path}: {warning}")
 
-    def missing_digests(self, medium: MediumToCut) -> list[str]:
+    def missing_digests(self, medium: FramesItem) -> list[str]:
         """Return the medium's digest in a list if anything of it is missing. Return an empty list
         if another run recorded a failure of it meanwhile."""
         failed = medium.digest in self.failures and medium.digest not in self._failed_before
         return [] if failed or not self.is_missing(medium) else [medium.digest]
 
-    def is_missing(self, medium: MediumToCut) -> bool:
-        """Return whether any record of a medium is missing."""
+    def is_missing(self, medium: FramesItem) -> bool:
         if medium.digest not in self.media:
             return True
         indexes = medium.chunk_indexes
         if indexes is None:
             found = read_record(MediaIndex, self.media.meta(medium.digest))
-            indexes = frozenset(chunk.index for chunk in found.chunks)
+            indexes = [chunk.index for chunk in found.chunks]
         return any(self.key(medium, at) not in self.frames for at in indexes)
 
-    def failing(self, medium: MediumToCut) -> contextlib.AbstractContextManager[Path]:
-        """Give the local path of a medium, as `failing` does."""
+    def failing(self, medium: FramesItem) -> contextlib.AbstractContextManager[Path]:
         return failing(medium, self.failures, self._report, self._watchdog)
 
 
 @contextlib.contextmanager
 def failing(
-    medium: MediumToCut, failures: RecordSet, report: EventReporter, watchdog: Watchdog
+    medium: FramesItem,
+    failures: RecordSet,
+    report: EventReporter,
+    watchdog: Watchdog,
+    missing: Callable[[], Sequence[str]] | None = None,
 ) -> Iterator[Path]:
-    """Give the local path of a medium, fetched if it is remote. If it is unusable, record the
-    failure and continue. A failure of a file that changed meanwhile is reported, but not stored."""
+    """Give the local path of a medium, fetched if it is remote. If it is unusable, record a failure
+    of each `missing` key, or of its digest, and continue. A failure of a file that changed
+    meanwhile is reported, but not stored."""
     report.begin(medium.digest)
     try:
         # The watchdog does not cover fetching, which has no time limit.
-        with media_errors(medium), open_local(medium.path) as path, watchdog.over():
+        with media_errors(medium), open_local(Path(medium.path)) as path, watchdog.over():
             yield path
     except MediaError as error:
         # By content digest, independent of the file name, unless it does not depend on the content.
-        message = error.message.replace(str(medium.path), "the file")
+        message = error.message.replace(medium.path, "the file")
         meta = {"kind": error.kind, "message": message, "hint": error.hint}
+        keys = missing() if missing else [medium.digest]
         if error.kind not in UNSTORED_KINDS:
-            failures.publish([Record(key=medium.digest, meta=meta)])
-        report.failure(medium.digest, error.kind, message, error.hint)
+            failures.publish([Record(key=key, meta=meta) for key in keys])
+        for key in keys:
+            report.failure(key, **meta)
     report.done(medium.digest)
 
 
 @contextlib.contextmanager
-def media_errors(medium: MediumToCut) -> Iterator[None]:
+def media_errors(medium: FramesItem) -> Iterator[None]:
     """Raise MediaError for every error that one file causes, EnvironmentFault for a disk, and
     MemoryError for a failed allocation."""
     try:
-        with _refuse_replaced(medium):
+        try:
             yield
+        except Exception:
+            # Parts of both files may have been read if it was replaced meanwhile.
+            with contextlib.suppress(OSError):  # it is missing, which the error already says
+                medium.check()
+            raise
     except MediaError as error:
         if out_of_memory(error) and memory_was_short():
             raise MemoryError(error.message) from error
@@ -211,15 +216,3 @@ def media_errors(medium: MediumToCut) -> Iterator[None]:
             kind="unexpected",
             hint="Convert it, for example to H.264 in MP4; see the log of the stage",
         ) from error
-
-
-@contextlib.contextmanager
-def _refuse_replaced(medium: MediumToCut) -> Iterator[None]:
-    """On any error, raise MediaError if the file was replaced meanwhile, because parts of both
-    files may have been read."""
-    try:
-        yield
-    except Exception:
-        with contextlib.suppress(OSError):  # it is missing, which the error already says
-            medium.check()
-        raise

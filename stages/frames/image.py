@@ -189,8 +189,7 @@ def image_size(path: Path) -> tuple[int, int] | None:
 def _decode(
     path: Path, source: IO[bytes], formats: tuple[str, ...], fit: FrameFit, max_pixels: int
 ) -> tuple[int, int, NDArray[np.uint8], tuple[str, ...]]:
-    """Return (height, width) as shown, pixels [height, width, 3] at the stored size, and
-    warnings."""
+    """Return (height, width) as shown, pixels [height, width, 3] as stored, and warnings."""
     with Image.open(source, formats=formats) as image:
         size = image.size
         if 0 < max_pixels < size[0] * size[1]:

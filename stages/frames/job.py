@@ -28,6 +28,10 @@ class FramesItem(NamedTuple):
     stamp: Stamp | None = None
     """Stamp of the file when its content was digested; None: not checked."""
 
+    def check(self) -> None:
+        """Raise MediaError if the file has changed since it was digested."""
+        check_unchanged(Path(self.path), self.stamp)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FramesJob:
@@ -92,31 +96,6 @@ class CutJob:
     track: int = 0
     """Number of the sound track, from 1; 0: the one that the file marks as default, else its
     first."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class MediumToCut:
-    """One file to process."""
-
-    path: Path
-    digest: str
-    """Content digest, 64 hex digits."""
-    kind: str
-    """`video` or `image`."""
-    chunk_indexes: frozenset[int] | None
-    """Indexes of the chunks to make; None: all."""
-    stamp: Stamp | None = None
-    """Stamp of the file when its content was digested; None: not checked."""
-
-    @classmethod
-    def of(cls, item: FramesItem) -> "MediumToCut":
-        path, digest, kind, chunk_indexes, stamp = item
-        chosen = None if chunk_indexes is None else frozenset(chunk_indexes)
-        return cls(path=Path(path), digest=digest, kind=kind, chunk_indexes=chosen, stamp=stamp)
-
-    def check(self) -> None:
-        """Raise MediaError if the file has changed since it was digested."""
-        check_unchanged(self.path, self.stamp)
 
 
 def check_unchanged(path: Path, stamp: Stamp | None) -> None:

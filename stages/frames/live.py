@@ -13,7 +13,7 @@ from artifacts.schema import MediaIndex
 from artifacts.store import is_full, open_store
 from stages.frames.frame_recorder import FrameRecorder, Watchdog, media_errors
 from stages.frames.image import read_image
-from stages.frames.job import FramesItem, FramesJob, MediumToCut
+from stages.frames.job import FramesItem, FramesJob
 from stages.frames.video import Video
 from stages.memory.oom_retry import keep_freed_blocks
 from stages.process.events import NO_ROOM, EventReporter, MediumIndexed
@@ -35,24 +35,23 @@ def run(fields: dict[str, Any], report: EventReporter) -> None:
 def cut_requests(
     job: FramesJob,
     report: EventReporter,
-    read_more: Callable[[MediumToCut, MediaIndex], None] = lambda medium, index: None,
+    read_more: Callable[[FramesItem, MediaIndex], None] = lambda medium, index: None,
 ) -> None:
-    """Do so for each request of the job's pipe. `read_more` is called before an index is
-    reported."""
+    """Do so for each request of the job's pipe; `read_more` is called before the report."""
     keep_freed_blocks()
     watchdog = Watchdog()
-    cutter = FileCutter(job, report, watchdog)
+    sets = FrameRecorder(open_store(job.store), job.namespace, report, watchdog)
     report.note(ready=True)
     with watchdog:
         for line in read_requests(job.live):
-            medium = MediumToCut.of(*items_of(FramesItem, [line]))
+            (medium,) = items_of(FramesItem, [line])
             try:
                 with watchdog.over(), media_errors(medium):
-                    index = cutter.cut(medium)
+                    index = _cut(job, sets, medium)
                     read_more(medium, index)
                 report.send(MediumIndexed(media=medium.digest, index=index))
             except (MediaError, EnvironmentFault) as error:
-                message = error.message.replace(str(medium.path), "the file")
+                message = error.message.replace(medium.path, "the file")
                 kind = error.kind if isinstance(error, MediaError) else GONE
                 kind = NO_ROOM if is_full(error) else kind
                 report.failure(medium.digest, kind, message, error.hint)
@@ -65,42 +64,33 @@ def cut_requests(
                 )
 
 
-class FileCutter:
-    """Stores the frames of one file at a time."""
+def _cut(job: FramesJob, sets: FrameRecorder, medium: FramesItem) -> MediaIndex:
+    """Store the frames of one file and return its index. Raises MediaError."""
+    if medium.kind == "video":
+        index = _cut_video(job, sets, medium)
+    else:
+        index, chunk = read_image(Path(medium.path), job.fit_image, job.max_pixels)
+        sets.store([(medium, chunk)])
+    sets.frames.forget(sets.frames.keys())  # the reader looks them up again
+    return index
 
-    def __init__(self, job: FramesJob, report: EventReporter, watchdog: Watchdog) -> None:
-        self._job = job
-        self._fit_video, self._fit_image = job.fit_video, job.fit_image
-        self._sets = FrameRecorder(open_store(job.store), job.namespace, report, watchdog)
 
-    def cut(self, medium: MediumToCut) -> MediaIndex:
-        """Store the frames of one file and return its index. Raises MediaError."""
-        made = self._image(medium) if medium.kind == "image" else self._video(medium)
-        self._sets.frames.forget(self._sets.frames.keys())  # the reader looks them up again
-        return made
-
-    def _image(self, medium: MediumToCut) -> MediaIndex:
-        index, chunk = read_image(medium.path, self._fit_image, self._job.max_pixels)
-        self._sets.store([(medium, chunk)])
-        return index
-
-    def _video(self, medium: MediumToCut) -> MediaIndex:
-        job = self._job
-        with Video(Path(medium.path), threads=1, deinterlace=job.sampling.deinterlace) as video:
-            plans = video.plan(job.sampling)
-            limit = job.max_chunks
-            if limit and len(plans) > limit:
-                seconds = limit * job.sampling.chunk_seconds
-                raise MediaError(
-                    f"the file is {video.duration:.0f} s long; the limit is {seconds:.0f} s per "
-                    "request",
-                    kind=TOO_LARGE,
-                    hint="Send a part of it, or use a command without this limit: "
-                    "penstock caption FILE",
-                )
-            found = []
-            for chunk in video.chunks(plans, self._fit_video):
-                self._sets.store([(medium, chunk)])
-                found.append(chunk.index)
-                del chunk
-            return video.media_index(found)
+def _cut_video(job: FramesJob, sets: FrameRecorder, medium: FramesItem) -> MediaIndex:
+    with Video(Path(medium.path), threads=1, deinterlace=job.sampling.deinterlace) as video:
+        plans = video.plan(job.sampling)
+        limit = job.max_chunks
+        if limit and len(plans) > limit:
+            seconds = limit * job.sampling.chunk_seconds
+            raise MediaError(
+                f"the file is {video.duration:.0f} s long; the limit is {seconds:.0f} s per "
+                "request",
+                kind=TOO_LARGE,
+                hint="Send a part of it, or use a command without this limit: "
+                "penstock caption FILE",
+            )
+        found = []
+        for chunk in video.chunks(plans, job.fit_video):
+            sets.store([(medium, chunk)])
+            found.append(chunk.index)
+            del chunk
+        return video.media_index(found)

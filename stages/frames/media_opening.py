@@ -132,8 +132,7 @@ def open_checked(path: Path) -> InputContainer:
 
 
 def open_container(path: Path) -> InputContainer:
-    """Open a media file with FFmpeg, without opening any other file or address. Raises
-    FFmpegError."""
+    """Open a media file with FFmpeg, and no other file or address. Raises FFmpegError."""
     return open_media(path, options=OPTIONS)
 
 
@@ -236,8 +235,7 @@ JUMP_AHEAD_SECONDS = 3600.0
 RESET = ("mpegts", "mpeg", "flv")
 """Formats of recordings whose clock may be reset. In all others an image may stand for hours."""
 REORDER_SECONDS = 10.0
-"""A time further than this from the decoding position is wrong, for example because of a flipped
-bit."""
+"""A time further than this from the decoding position is wrong, as after a flipped bit."""
 REORDER_PACKETS = 32
 """After so many packets, decoding has reached a frame's time, however long an image stands. No
 codec reorders more than 16 frames, and each may be two fields."""
@@ -380,8 +378,7 @@ def packets(container: InputContainer, stream: S) -> Iterator["Packet[S]"]:
 def survey(
     stream_packets: Iterator[VideoPacket], container: InputContainer, stream: VideoStream
 ) -> Timeline | None:
-    """Read times and keyframes by demuxing alone, at 5 µs per packet. Return None if the packets do
-    not have them."""
+    """Read times and keyframes by demuxing alone, at 5 µs per packet; None: there are none."""
     assert stream.time_base is not None
     resets, hides = container.format.name in RESET, stream.codec_context.name == "vp8"
     streamed, cut = container.format.name in STREAMED, False
@@ -531,8 +528,7 @@ def _ascending(ticks: "array[int]") -> NDArray[np.int64]:
 def _last_ticks(
     ticks: "array[int]", stated: int, stream: VideoStream, *, resets: bool = False
 ) -> int:
-    """Return the duration of the last frame: as stated, else as the one before it, else by the
-    frame rate."""
+    """Return the duration of the last frame: stated, as before, or by the frame rate."""
     assert stream.time_base is not None
     if stated > 0:
         return min(stated, int(JUMP_AHEAD_SECONDS / stream.time_base)) if resets else stated

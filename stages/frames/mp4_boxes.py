@@ -1,16 +1,16 @@
 """Changes the edit lists of an MP4 file, and recognizes Dolby Vision that other decoders cannot
 show.
 
-The module walks the boxes of an MP4 file. It shortens the edit list so that readers hide the frames
-behind it. A clip that is copied from a video with reordered frames holds packets that are shown
-after its end, because frames before the end are decoded from them. It removes the edit list of the
-pictures where FFmpeg writes one for each track, and only the sound needs it. Source: ISO/IEC
-14496-12, sections 8.2.2 (mvhd), 8.3.2 (tkhd) and 8.6.6 (elst).
+An edit list is shortened so that readers hide the frames behind it. A clip that is copied from a
+video with reordered frames holds packets that are shown after its end, because frames before the
+end are decoded from them. The edit list of the pictures is removed where FFmpeg writes one for each
+track, and only the sound needs it. Source: ISO/IEC 14496-12, sections 8.2.2 (mvhd), 8.3.2 (tkhd)
+and 8.6.6 (elst).
 
-It also reads whether a video is Dolby Vision without a base layer that other decoders can show.
-PyAV shows no side data of a stream. So the configuration record is read from the file: MP4 and MOV
-have it in a box of the sample entry, Matroska in a BlockAdditionMapping. Source: Dolby Vision
-Streams Within the ISO Base Media File Format, 3.2, and in Matroska (codec specifications).
+PyAV shows no side data of a stream. So the configuration record of Dolby Vision is read from the
+file: MP4 and MOV have it in a box of the sample entry, Matroska in a BlockAdditionMapping. Source:
+Dolby Vision Streams Within the ISO Base Media File Format, 3.2, and in Matroska (codec
+specifications).
 """
 
 import os
@@ -37,7 +37,7 @@ def shorten(path: Path, seconds: float) -> None:
             place.setdefault(name, at)
         if not {b"mvhd", b"tkhd", b"elst"} <= place.keys():
             return
-        long = {name: _version(file, at) == 1 for name, at in place.items()}
+        long = {name: _read(file, at, 1) == b"\1" for name, at in place.items()}
         # Behind version and flags: creation and modification time, then the time scale.
         scale = _number(file, place[b"mvhd"] + (20 if long[b"mvhd"] else 12), wide=False)
         count = _number(file, place[b"elst"] + 4, wide=False)
@@ -59,8 +59,7 @@ def shorten(path: Path, seconds: float) -> None:
 
 
 def drop_edit_list(path: Path) -> None:
-    """Remove the edit list of the first track of a file, as FFmpeg writes it: its place stays free.
-    Raises OSError."""
+    """Free the place of the edit list of the first track, as FFmpeg writes it. Raises OSError."""
     with path.open("r+b") as file:
         walk = boxes(file, path.stat().st_size, EDIT_CONTAINERS)
         place = next(at for name, at in walk if name == b"edts") - HEADER_BYTES
@@ -92,14 +91,13 @@ def boxes(file: BinaryIO, end: int, containers: Mapping[bytes, int]) -> Iterator
             left.append((content + containers[name], min(end, begin + size)))
 
 
-def _version(file: BinaryIO, at: int) -> int:
+def _read(file: BinaryIO, at: int, count: int) -> bytes:
     file.seek(at)
-    return file.read(1)[0]
+    return file.read(count)
 
 
 def _number(file: BinaryIO, at: int, *, wide: bool) -> int:
-    file.seek(at)
-    return int.from_bytes(file.read(8 if wide else 4), "big")
+    return int.from_bytes(_read(file, at, 8 if wide else 4), "big")
 
 
 def _write(file: BinaryIO, at: int, value: int, *, wide: bool) -> None:
@@ -135,7 +133,7 @@ def has_no_base_layer(path: Path) -> bool:
             records = [each[1] for each in MAPPING.finditer(head)]
         elif head[4:8] in (b"ftyp", b"moov", b"mdat", b"free", b"wide"):
             walk = islice(boxes(file, file.seek(0, os.SEEK_END), DOLBY_CONTAINERS), MOST_BOXES)
-            records = [_record(file, at) for name, at in walk if name in RECORDS]
+            records = [_read(file, at, RECORD_BYTES) for name, at in walk if name in RECORDS]
         else:
             records = []
     return any(map(_shows_nothing_plain, records))
@@ -146,9 +144,3 @@ def _shows_nothing_plain(record: bytes) -> bool:
         return False
     profile, compatible = record[2] >> 1, record[4] >> 4
     return profile == 5 or (profile == 10 and not compatible)
-
-
-def _record(file: BinaryIO, at: int) -> bytes:
-    """Return the first five bytes of a configuration record."""
-    file.seek(at)
-    return file.read(RECORD_BYTES)

@@ -130,7 +130,6 @@ class Decoder:
         self._begin()
 
     def close(self) -> None:
-        """Close the file and release the decoder's memory."""
         self._ready.clear()
         self.container.close()
 
@@ -212,8 +211,7 @@ class Decoder:
             self._decode(packet)
 
     def land(self, target: int) -> None:
-        """Continue at a position in `keyframes`. If the seek does not lead there, start over and
-        decode everything."""
+        """Continue at a position in `keyframes`; if no seek leads there, decode everything."""
         self._seek_target = None
         if target == END:
             self._ended = True
@@ -406,14 +404,12 @@ class Reader:
             raise
 
     def close(self) -> None:
-        """Close the file and release the decoder's memory."""
         self._next = self._before = None
         self._around = {}
         self.decoder.close()
 
     def request(self, ticks: "array[int]") -> None:
-        """Announce the frames that `at` will be called for, ascending, so that others can be
-        skipped."""
+        """Announce the frames that `at` will return, ascending, so that others can be skipped."""
         if self._needs_neighbours:
             pts, self._around = self.timeline.pts, {}
             next_to = np.searchsorted(pts, ticks)[:, None] + np.arange(-1, 2)
@@ -457,8 +453,7 @@ class Reader:
         return ticks, deinterlaced(found[1], before, after)
 
     def _exactly(self, ticks: int) -> VideoFrame | None:
-        """Return the frame of `ticks`, which may be one that `at` has passed; None if it cannot be
-        decoded."""
+        """Return the frame of `ticks`, maybe one that `at` has passed; None: it is undecodable."""
         if ticks not in self._around:
             found = self._at(ticks, ticks, ticks + 1)
             self._around[ticks] = found and found[1]

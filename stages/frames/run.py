@@ -21,7 +21,7 @@ from stages.frames import PACK_BYTES
 from stages.frames.chunk import Chunk, Damage
 from stages.frames.frame_recorder import FrameRecorder, Watchdog
 from stages.frames.image import read_image
-from stages.frames.job import FramesJob, MediumToCut
+from stages.frames.job import FramesItem, FramesJob
 from stages.process.events import EventReporter
 from stages.process.job import parse_job
 from stages.process.memory import cores
@@ -70,18 +70,15 @@ class Cutting:
 
     def __init__(self, job: FramesJob, report: EventReporter, watchdog: Watchdog) -> None:
         self.store = open_store(job.store)
-        self.fit = job.fit_video
-        self.fit_image = job.fit_image
+        self._job = job
         self.record_sets = FrameRecorder(self.store, job.namespace, report, watchdog)
         self.claims: WorkClaims
         """Claims of media: which run processes which."""
-        self.sampling = job.sampling
         self.report = report
         self.stop = threading.Event()
         """Set when workers must end after their current chunk."""
-        media = map(MediumToCut.of, job.media)
         # Two files with the same content are one medium.
-        self.to_do = {m.digest: m for m in media if self.record_sets.is_missing(m)}
+        self.to_do = {m.digest: m for m in job.media if self.record_sets.is_missing(m)}
         """Media that this run has not claimed yet."""
         self._lock = threading.Lock()
         self._items = {m.digest: len(m.chunk_indexes or (0,)) for m in self.to_do.values()}
@@ -103,9 +100,8 @@ class Cutting:
         ]
 
     @contextlib.contextmanager
-    def _claimed(self, media: Iterable[MediumToCut]) -> Iterator[list[MediumToCut]]:
-        """Claim media until the block ends, and give those that this run got. Media that other runs
-        are processing are retried later."""
+    def _claimed(self, media: Iterable[FramesItem]) -> Iterator[list[FramesItem]]:
+        """Claim media until the block ends, and give those granted. Others are retried later."""
         claimed = []
         for medium in media:
             is_granted = self.claims.take(partial(self.record_sets.missing_digests, medium))
@@ -120,29 +116,30 @@ class Cutting:
         finally:
             self.claims.done(medium.digest for medium in claimed)
 
-    def cut_video(self, medium: MediumToCut) -> None:
+    def cut_video(self, medium: FramesItem) -> None:
         """Store the missing chunks of a video one by one, then its index."""
         if self.stop.is_set():
             return
         from stages.frames.video import Video
 
+        sampling = self._job.sampling
         with self._claimed([medium]) as claimed:
             if not claimed:
                 return
             with (
                 self.record_sets.failing(medium) as path,
-                Video(path, threads=self._threads, deinterlace=self.sampling.deinterlace) as video,
+                Video(path, threads=self._threads, deinterlace=sampling.deinterlace) as video,
             ):
                 medium.check()
-                if self.sampling.shots and medium.digest not in self.record_sets.media:
+                if sampling.shots and medium.digest not in self.record_sets.media:
                     self._cut_shots(medium, video)
                 else:
                     self._cut_chunks(medium, video)
 
-    def _cut_chunks(self, medium: MediumToCut, video: "Video") -> None:
+    def _cut_chunks(self, medium: FramesItem, video: "Video") -> None:
         plans = self._plans(medium, video)
         known, missing = self._split(medium, video, plans)
-        for chunk in video.chunks(missing, self.fit):
+        for chunk in video.chunks(missing, self._job.fit_video):
             self._store(medium, chunk)
             known[chunk.index.index] = chunk.index
             # Otherwise two chunks would be in memory while the next one is decoded.
@@ -153,28 +150,28 @@ class Cutting:
         if all(plan.index in known or plan.index in tried for plan in plans):
             self._end(medium, video, known)
 
-    def _store(self, medium: MediumToCut, chunk: Chunk) -> None:
+    def _store(self, medium: FramesItem, chunk: Chunk) -> None:
         medium.check()
         self.record_sets.publish([(medium, chunk)])
 
-    def _end(self, medium: MediumToCut, video: "Video", known: Mapping[int, ChunkIndex]) -> None:
+    def _end(self, medium: FramesItem, video: "Video", known: Mapping[int, ChunkIndex]) -> None:
         index = video.media_index([known[at] for at in sorted(known)])
         medium.check()
         self.record_sets.finish([(medium, index)])
 
-    def _plans(self, medium: MediumToCut, video: "Video") -> list["ChunkPlan"]:
-        if not self.sampling.shots:
-            return video.plan(self.sampling)
+    def _plans(self, medium: FramesItem, video: "Video") -> list["ChunkPlan"]:
+        if not self._job.sampling.shots:
+            return video.plan(self._job.sampling)
         index = read_record(MediaIndex, self.record_sets.media.meta(medium.digest))
         return video.plan_stored(index.chunks)
 
-    def _cut_shots(self, medium: MediumToCut, video: "Video") -> None:
+    def _cut_shots(self, medium: FramesItem, video: "Video") -> None:
         """Store the chunks of a video whose shots are unknown, or known only at the beginning."""
         sets = self.record_sets
         stored = takewhile(lambda at: sets.key(medium, at) in sets.frames, count())
         done = [self._known(medium, video, at) for at in stored]
         known = {chunk.index: chunk for chunk in done}
-        for chunk in video.shots(self.sampling, self.fit, after=done):
+        for chunk in video.shots(self._job.sampling, self._job.fit_video, after=done):
             self._set_item_count(medium, chunk.index.index + 1 - len(done))
             self._store(medium, chunk)
             known[chunk.index.index] = chunk.index
@@ -183,16 +180,16 @@ class Cutting:
                 return
         self._end(medium, video, known)
 
-    def _set_item_count(self, medium: MediumToCut, items: int) -> None:
+    def _set_item_count(self, medium: FramesItem, items: int) -> None:
         """Set the number of items of a medium, and report the new total."""
         with self._lock:
             self._items[medium.digest] = items
             self.report.total(sum(self._items.values()))
 
-    def cut_images(self, group: Sequence[MediumToCut]) -> None:
+    def cut_images(self, group: Sequence[FramesItem]) -> None:
         """Store a group of images, in packs."""
-        chunks: list[tuple[MediumToCut, Chunk]] = []
-        done: list[tuple[MediumToCut, MediaIndex]] = []
+        chunks: list[tuple[FramesItem, Chunk]] = []
+        done: list[tuple[FramesItem, MediaIndex]] = []
 
         def store() -> None:
             self.record_sets.publish(chunks)
@@ -205,7 +202,7 @@ class Cutting:
                 if self.stop.is_set():
                     break
                 with self.record_sets.failing(medium) as path:
-                    index, chunk = read_image(path, self.fit_image)
+                    index, chunk = read_image(path, self._job.fit_image)
                     medium.check()
                     chunks.append((medium, chunk))
                     done.append((medium, index))
@@ -214,10 +211,9 @@ class Cutting:
             store()
 
     def _split(
-        self, medium: MediumToCut, video: "Video", plans: Sequence["ChunkPlan"]
+        self, medium: FramesItem, video: "Video", plans: Sequence["ChunkPlan"]
     ) -> tuple[dict[int, ChunkIndex], list["ChunkPlan"]]:
-        """Return the stored chunks of a video by index, and the plans of missing ones. Stored
-        chunks are recalled in `video`."""
+        """Return stored chunks by index, recalled in `video`, and the plans of missing ones."""
         known: dict[int, ChunkIndex] = {}
         missing = []
         for plan in plans:
@@ -228,7 +224,7 @@ class Cutting:
         self._set_item_count(medium, len(missing))
         return known, missing
 
-    def _known(self, medium: MediumToCut, video: "Video", at: int) -> ChunkIndex:
+    def _known(self, medium: FramesItem, video: "Video", at: int) -> ChunkIndex:
         """Return a stored chunk, and recall it in `video`."""
         meta = self.record_sets.frames.meta(self.record_sets.key(medium, at))
         index = ChunkIndex.from_frames(meta)

@@ -18,6 +18,7 @@ from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
@@ -94,16 +95,12 @@ class FrameDescriptor:
 
     def __init__(self) -> None:
         self._reformatter = VideoReformatter()
-        self._places: dict[tuple[tuple[int, ...], ...], NDArray[np.intp]] = {}
 
     def describe(self, frame: VideoFrame) -> FrameFeatures:
-        """Return the features of a frame."""
         planes = self._planes(frame)
-        shapes = tuple(plane.shape for plane in planes)
-        if shapes not in self._places:
-            self._places[shapes] = np.concatenate([*map(_places, range(len(shapes)), shapes)])
         points = np.concatenate([plane.reshape(-1) for plane in planes])
-        at, size = self._places[shapes] + points, (len(planes), BLOCKS * BLOCKS, BINS)
+        places = _places(tuple(plane.shape for plane in planes))
+        at, size = places + points, (len(planes), BLOCKS * BLOCKS, BINS)
         counts = np.bincount(at, minlength=math.prod(size)).reshape(size)
         padded = np.zeros((*counts.shape[:2], BINS + 2 * SPREAD), dtype=np.float32)
         np.cumsum(counts, axis=2, out=padded[..., SPREAD : SPREAD + BINS])
@@ -137,11 +134,15 @@ class FrameDescriptor:
         ]
 
 
-def _places(plane: int, shape: tuple[int, ...]) -> NDArray[np.intp]:
-    """Return where the histogram of each point's block begins, for the points of a plane."""
-    rows, columns = (np.arange(n) * BLOCKS // n for n in shape)
-    blocks: NDArray[np.intp] = (plane * BLOCKS + rows[:, None]) * BLOCKS + columns
-    return (blocks * BINS).reshape(-1)
+@lru_cache(maxsize=8)
+def _places(shapes: tuple[tuple[int, ...], ...]) -> NDArray[np.intp]:
+    """Return where the histogram of each point's block begins, for the points of all planes."""
+    found = []
+    for plane, shape in enumerate(shapes):
+        rows, columns = (np.arange(n) * BLOCKS // n for n in shape)
+        blocks = (plane * BLOCKS + rows[:, None]) * BLOCKS + columns
+        found.append((blocks * BINS).reshape(-1))
+    return np.concatenate(found)
 
 
 def distance(one: FrameFeatures, other: FrameFeatures) -> float:
@@ -175,8 +176,7 @@ class CutFinder:
         self._undecided = 0
 
     def add(self, seconds: float, features: FrameFeatures) -> bool | None:
-        """Add a frame, and return the decision on the frame `AHEAD` frames before it; None if there
-        is none yet."""
+        """Add a frame. Return the decision on the frame `AHEAD` before it, if there is one."""
         step = distance(self._seen[-1].features, features) if self._seen else 0.0
         self._seen.append(_Seen(seconds=seconds, features=features, step=step))
         self._undecided += 1
@@ -210,8 +210,7 @@ class CutFinder:
         return float(np.median(changes, axis=1).max()) >= MIN_BLOCK_CHANGE
 
     def _stays(self, at: int) -> bool:
-        """Return whether the frames after differ from those before, also beyond the length of a
-        flash."""
+        """Return whether frames after a cut differ from those before for longer than a flash."""
         first, last = max(0, at - 1 - FLASH_FRAMES), min(len(self._seen) - 1, at + FLASH_FRAMES)
         earlier, before, now, later = (self._seen[i].features for i in (first, at - 1, at, last))
         pairs = ((before, later), (earlier, now), (earlier, later))
@@ -294,8 +293,7 @@ class _Piece:
             self._thin(2 * MAX_OFFSET * length / self._max_frames)
 
     def close(self, end: float, shown: Callable[[], Kept | None]) -> Shot:
-        """End the shot at `end` and return it. `shown` returns the frame on display if no frame
-        begins in the shot."""
+        """End the shot. `shown` returns the frame on display if no frame begins in it."""
         plan = plan_chunk(
             self._timeline, self._sampling, index=self.index, start=self.start, end=end
         )

@@ -1,8 +1,5 @@
 """Plans from a video's timeline which frames each chunk takes and which packets need no decoding.
 
-A timeline holds the display times of the frames of a video, and the keyframes where decoding can
-begin.
-
 A chunk is the interval [k * chunk_seconds, (k + 1) * chunk_seconds) of the time since the first
 frame. Times count from time 0 of the file, which may be earlier. A frame belongs to the chunk in
 which it begins. For each target time the plan takes the chunk's own frame that is on display then.
@@ -307,8 +304,7 @@ class SeekPlan:
             self.needs(tick)
 
     def needs(self, ticks: int) -> bool:
-        """Return whether the frame of the packet with these ticks, which is about to be decoded, is
-        requested."""
+        """Return whether the frame of a packet that is about to be decoded is requested."""
         at = bisect_left(self._ticks, ticks)
         if at == len(self._ticks) or self._ticks[at] != ticks:
             return False
@@ -332,7 +328,6 @@ class SeekPlan:
         return key
 
     def disable(self) -> None:
-        """Make no further seeks."""
         self._keys = None
 
     def _group_of(self, ticks: int) -> int:

@@ -51,7 +51,6 @@ class Video:
         self.close()
 
     def close(self) -> None:
-        """Close the file and release the decoder's memory."""
         self._reader.close()
 
     def plan(self, sampling: Sampling) -> list[ChunkPlan]:
@@ -72,7 +71,6 @@ class Video:
             del chunk
 
     def plan_stored(self, chunks: Sequence[ChunkIndex]) -> list[ChunkPlan]:
-        """Return the plans of stored chunks."""
         return [plan_stored(self._reader.timeline, chunk) for chunk in chunks]
 
     def shots(
@@ -178,8 +176,7 @@ class Video:
         damaged: Sequence[int],
         missed: Sequence[int],
     ) -> Chunk | None:
-        """Build a chunk from the decoded frames, and record its damage. Return None without
-        frames."""
+        """Build a chunk from decoded frames, and record its damage; None without frames."""
         seconds = self._reader.timeline.seconds
         damage = self._damage[plan.index] = Damage(
             missed=tuple(map(seconds, missed)),

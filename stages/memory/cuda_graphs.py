@@ -20,7 +20,6 @@ REASON_CHARACTERS: Final = 200
 
 
 def is_switched_off() -> bool:
-    """Return whether the environment says that nothing is recorded."""
     return os.environ.get(SWITCH) == "0"
 
 

@@ -218,16 +218,18 @@ class MetaMemoryCounter:
     def _block(
         self, tensor: torch.Tensor, size: int, cast_of: torch.Tensor | None
     ) -> TensorStorage:
-        floats = tensor.is_floating_point()
-        if floats and cast_of is not None and cast_of.is_floating_point():
+        if cast_of is not None and tensor.is_floating_point() and cast_of.is_floating_point():
             found = self._held.get(cast_of.untyped_storage()._cdata)
             if found is not None:
                 return found[1]
-        return TensorStorage(
-            size=size * FLOAT32_BYTES // min(FLOAT32_BYTES, tensor.element_size())
-            if floats
-            else size
-        )
+        return TensorStorage(size=_size_32(tensor, size))
+
+
+def _size_32(tensor: torch.Tensor, size: int) -> int:
+    """Return the bytes of a tensor of `size` bytes if it were of 32 bit."""
+    if not tensor.is_floating_point():
+        return size
+    return size * FLOAT32_BYTES // min(FLOAT32_BYTES, tensor.element_size())
 
 
 MIN_LAYERS = 4
@@ -336,8 +338,7 @@ def _repeated(call: Call, place: Any, live: MetaMemoryCounter) -> Any:
 
 
 def _layers(model: nn.Module) -> Iterator[tuple[Any, Any]]:
-    """Yield the layers in lists of layers, each with its kind. Lists inside other lists are left
-    out."""
+    """Yield the layers in outermost lists of layers, each with its kind."""
     for child in model.children():
         if isinstance(child, nn.ModuleList) and len(child) >= MIN_LAYERS:
             for layer in child:
@@ -434,8 +435,5 @@ def _sizes(value: Any) -> tuple[int, int]:
     for tensor in tensors(value):
         held = tensor.untyped_storage().nbytes()
         size += held
-        floats = tensor.is_floating_point()
-        whole += (
-            held * FLOAT32_BYTES // min(FLOAT32_BYTES, tensor.element_size()) if floats else held
-        )
+        whole += _size_32(tensor, held)
     return size, whole

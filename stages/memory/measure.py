@@ -1,7 +1,5 @@
-"""The stage that benchmarks this machine: compute, memory, disk, device, video, process start.
-
-It measures model blocks, quantization, disk, device copies, media decoding and the start of a
-process.
+"""The stage that benchmarks this machine: model blocks, quantization, memory, disk, device copies,
+media decoding and process start.
 """
 
 import copy
@@ -14,7 +12,7 @@ import tempfile
 import time
 import timeit
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +23,7 @@ from torch import nn
 from stages.memory.oom_retry import MeasureJob
 from stages.process.device_limit import context_bytes
 from stages.process.events import EventReporter
+from stages.process.exit_diagnosis import first_line
 from stages.process.job import parse_job
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -82,33 +81,29 @@ class DecoderBlock(nn.Module):
         return torch.add(x, self.falling(gate))
 
 
-class Run:
-    """Some blocks and their input."""
+def pass_through(
+    blocks: Sequence[DecoderBlock], rows: int, tokens: int, dtype: torch.dtype, device: str
+) -> Callable[[], None]:
+    """Return a function that passes one input through all blocks."""
+    width, before = blocks[0].width, PAST if tokens == 1 else 0
+    x = torch.randn(rows, tokens, width, device=device).to(dtype)
+    past = torch.randn(rows, max(1, width // HEAD // 4), before, HEAD, device=device).to(dtype)
+    turn = torch.randn(tokens, HEAD, device=device).to(dtype)
 
-    def __init__(
-        self, blocks: list[DecoderBlock], rows: int, tokens: int, dtype: torch.dtype, device: str
-    ) -> None:
-        width = blocks[0].width
-        self.blocks = blocks
-        self._x = torch.randn(rows, tokens, width, device=device).to(dtype)
-        before = PAST if tokens == 1 else 0
-        self._past = torch.randn(rows, max(1, width // HEAD // 4), before, HEAD, device=device).to(
-            dtype
-        )
-        self._turn = torch.randn(tokens, HEAD, device=device).to(dtype)
+    def run() -> None:
+        for block in blocks:
+            block(x, past, turn)
 
-    def __call__(self) -> None:
-        for block in self.blocks:
-            block(self._x, self._past, self._turn)
+    return run
 
 
-def seconds_of(run: Callable[[], object], device: str, max_seconds: float = PIECE_SECONDS) -> float:
+def seconds_of(run: Callable[[], object], device: str) -> float:
     """Return the median seconds of a few runs; if the first run takes long, its own."""
     first = _timed(run, device)  # warm-up: it selects kernels
-    if first > 2 * max_seconds:
+    if first > 2 * PIECE_SECONDS:
         return first
     times: list[float] = []
-    end = time.perf_counter() + max_seconds
+    end = time.perf_counter() + PIECE_SECONDS
     while len(times) < REPEATS and (len(times) < 2 or time.perf_counter() < end):
         times.append(_timed(run, device))
     return sorted(times)[len(times) // 2]
@@ -137,8 +132,9 @@ def passes(precision: str, device: str, companion: str) -> list[list[float]]:
     found = []
     for rows, tokens in SHAPES:
         # A long pass reads the weights once and uses them often, so one block suffices.
-        run = Run(blocks if tokens == 1 else blocks[:1], rows, tokens, dtype, device)
-        parameters = len(run.blocks) * first.parameters_in_layers
+        some = blocks if tokens == 1 else blocks[:1]
+        run = pass_through(some, rows, tokens, dtype, device)
+        parameters = len(some) * first.parameters_in_layers
         found.append([rows * tokens, seconds_of(run, device) / parameters])
     return found
 
@@ -173,7 +169,7 @@ def _layer(precision: str, device: str, taken: int, given: int) -> Any:
 def call_seconds(device: str) -> float:
     """Return the call overhead in seconds of a linear layer and the operations around it."""
     block = DecoderBlock(SMALL, functools.partial(_layer, "fp32", device)).to(device)
-    run = Run([block] * 8, 1, 1, torch.float32, device)
+    run = pass_through([block] * 8, 1, 1, torch.float32, device)
     return seconds_of(run, device) / (8 * DecoderBlock.LINEARS)
 
 
@@ -198,9 +194,6 @@ PIECE_BYTES = 16 << 20
 PINNED_BYTES = 64 << 20
 VIDEO_FRAMES = 48
 VIDEO_SIZE = (720, 1280)
-CODECS = ("libx264", "h264", "mpeg4")
-"""Codecs in order of preference. The benchmark uses the first that PyAV can write. Nearly all user
-videos are H.264."""
 
 
 def disk(folder: Path) -> dict[str, float]:
@@ -224,8 +217,6 @@ def disk(folder: Path) -> dict[str, float]:
 
 def copies(device: str) -> dict[str, float]:
     """Return the bytes per second between pinned memory and the device, in both directions."""
-    import torch
-
     host = torch.empty(PINNED_BYTES, dtype=torch.uint8, pin_memory=True)
     there = torch.empty(PINNED_BYTES, dtype=torch.uint8, device=device)
 
@@ -270,8 +261,8 @@ def _write(path: Path) -> None:
     fine = np.kron(coarse, np.ones((8, 8, 1), np.uint8)) // 2
     fine += random.integers(0, 24, fine.shape, dtype=np.uint8)
     with open_media(path, "w") as container:
-        codec = next(name for name in CODECS if name in av.codecs_available)
-        stream: Any = container.add_stream(codec, rate=24, options={"preset": "ultrafast"})
+        # Nearly all videos of users are H.264.
+        stream: Any = container.add_stream("libx264", rate=24, options={"preset": "ultrafast"})
         stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
         for at in range(VIDEO_FRAMES):
             pixels = np.ascontiguousarray(fine[:, 4 * at : 4 * at + width]) + np.uint8(at)
@@ -296,8 +287,6 @@ def jpeg_pixels() -> float:
 
 
 QUANTIZED = ("nf4", "int8")
-SINGLE_FIGURES = ("video_pixels", "picture_pixels", "library_seconds")
-"""Figures that do not depend on the precision."""
 LIBRARIES = (
     "transformers.modeling_utils",
     "transformers.generation",
@@ -316,29 +305,35 @@ def run(job_fields: dict[str, Any], report: EventReporter) -> None:
     job = parse_job(MeasureJob, job_fields)
     found: dict[str, Any] = {"python_seconds": _since_start()}
     if job.device != "cpu":
-        found |= _context(job.device, job.companion)
-    measured = Measured(time.perf_counter() + job.seconds)
+        started, dtype = time.perf_counter(), str(DTYPES[job.companion]).removeprefix("torch.")
+        taken = context_bytes(job.device, dtype)
+        found |= {"context_seconds": time.perf_counter() - started, "context_bytes": taken}
+    end = time.perf_counter() + job.seconds
+    figures: dict[str, Any] = {}
+    missing: dict[str, str] = {}
     with torch.inference_mode():
-        _add_required_figures(found, job.device, Path(job.folder))
+        found |= {"call_seconds": call_seconds(job.device), "prepare": preparing()}
+        found |= disk(Path(job.folder))
+        if job.device != "cpu":
+            found |= copies(job.device)
         for name, benchmark in _benchmarks(job.device, job.companion).items():
-            measured.add(name, benchmark)
+            if time.perf_counter() > end:
+                missing[name] = "there was no time left, so measure again when it is quiet"
+                continue
+            try:
+                figures[name] = benchmark()
+            except Exception as error:  # a library without a kernel may raise any error
+                missing[name] = f"{type(error).__name__}: {first_line(error)}"[:200]
     for kind in ("passes", "quantize"):
-        found[kind] = measured.of(kind)
-    found |= {name: measured.found[name] for name in SINGLE_FIGURES if name in measured.found}
-    report.note(machine={**found, "missing": measured.missing})
-
-
-def _add_required_figures(found: dict[str, Any], device: str, folder: Path) -> None:
-    """Add the figures that every estimate needs."""
-    found["call_seconds"] = call_seconds(device)
-    found["prepare"] = preparing()
-    found |= disk(folder)
-    if device != "cpu":
-        found |= copies(device)
+        named = {n: value for n, value in figures.items() if n.startswith(f"{kind} ")}
+        found[kind] = {name.partition(" ")[2]: value for name, value in named.items()}
+    found |= {name: value for name, value in figures.items() if " " not in name}
+    report.note(machine={**found, "missing": missing})
 
 
 def _benchmarks(device: str, companion: str) -> dict[str, Callable[[], Any]]:
-    """Return the other benchmarks, the most used first."""
+    """Return benchmarks that may be missing, the most used first. Those of a precision are named
+    after it behind a blank."""
     benchmarks: dict[str, Callable[[], Any]] = {}
     benchmarks |= {"video_pixels": video_pixels, "picture_pixels": jpeg_pixels}
     for precision in ("fp32", "bf16"):
@@ -351,42 +346,10 @@ def _benchmarks(device: str, companion: str) -> dict[str, Callable[[], Any]]:
     return benchmarks
 
 
-class Measured:
-    """Figures by name, and the reasons for missing ones. A failed or skipped benchmark does not
-    stop the others."""
-
-    def __init__(self, end: float) -> None:
-        self._end = end
-        self.found: dict[str, Any] = {}
-        self.missing: dict[str, str] = {}
-
-    def add(self, name: str, benchmark: Callable[[], Any]) -> None:
-        if time.perf_counter() > self._end:
-            self.missing[name] = "there was no time left, so measure again when it is quiet"
-            return
-        try:
-            self.found[name] = benchmark()
-        except Exception as error:  # a library without a kernel may raise any error
-            first = str(error).strip().splitlines()
-            self.missing[name] = f"{type(error).__name__}: {first[0] if first else ''}"[:200]
-
-    def of(self, kind: str) -> dict[str, Any]:
-        """Return the figures named `kind precision`, by precision."""
-        names = [name for name in self.found if name.startswith(f"{kind} ")]
-        return {name.partition(" ")[2]: self.found[name] for name in names}
-
-
 def _since_start() -> float:
     """Return the age of this process in seconds: the time to start Python and import torch."""
     ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
     return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
-
-
-def _context(device: str, companion: str) -> dict[str, float]:
-    """Return the seconds and bytes that a GPU context takes."""
-    started = time.perf_counter()
-    taken = context_bytes(device, str(DTYPES[companion]).removeprefix("torch."))
-    return {"context_seconds": time.perf_counter() - started, "context_bytes": taken}
 
 
 def _imports() -> float:

@@ -4,15 +4,12 @@ Floating-point tensors are on the meta device. Integers and booleans (ids, grids
 and on the CPU, because their values decide shapes. The same holds for small floating-point tensors
 made from Python numbers. An operation on both kinds runs without data, and its integer results are
 zeros.
-
-The module caches the output shapes of operators by their input shapes, a step that computes
-nothing.
 """
 
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch.overrides import TorchFunctionMode
@@ -41,6 +38,7 @@ def changed(function: Callable[[Any], Any], value: Any, kind: type[Any] = torch.
     return value
 
 
+Computed: TypeAlias = Callable[[Any, Any, Any, Any], None]
 META = torch.device("meta")
 IN_PLACE = object()
 OUTLINES: dict[Any, Any] = {}
@@ -63,11 +61,6 @@ def outline(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return tuple(outline(part) for part in value)
     return value
-
-
-def made_like(shapes: Any) -> Any:
-    """Return empty tensors with these signatures, in the same nesting."""
-    return changed(_empty, shapes, TensorSignature)
 
 
 def _empty(outlined: TensorSignature) -> torch.Tensor:
@@ -93,23 +86,18 @@ SHAPES = frozenset(
 FROM_NUMBERS = frozenset({torch.tensor, torch.as_tensor, torch.asarray})
 
 
-class Watcher(Protocol):
-    """An observer that is called for every operation."""
-
-    def computed(self, func: Any, args: Any, kwargs: Any, out: Any) -> None: ...
-
-
 def without_data(value: Any) -> Any:
     """Return the value with all its floating-point tensors, in any nesting, on the meta device."""
     return changed(lambda tensor: _on_meta(tensor) if tensor.is_floating_point() else tensor, value)
 
 
 class MetaDevice(TorchDispatchMode):
-    """A torch mode that runs every operation without data if no data is needed."""
+    """A torch mode that runs every operation without data if no data is needed, and passes
+    operator, arguments and output to `computed`."""
 
-    def __init__(self, watcher: Watcher) -> None:
+    def __init__(self, computed: Computed) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._watcher = watcher
+        self._computed = computed
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -134,7 +122,7 @@ class MetaDevice(TorchDispatchMode):
             out = _mixed(func, args, kwargs)
         else:
             out = _real(func, args, kwargs)
-        self._watcher.computed(func, args, kwargs, out)
+        self._computed(func, args, kwargs, out)
         return out[0] if func is FUSED else out
 
 
@@ -202,7 +190,7 @@ def _mixed(func: Any, args: Any, kwargs: Any) -> Any:
     except TypeError:  # an argument without a hash
         key, known = None, None
     if known is not None:
-        return args[0] if known is IN_PLACE else made_like(known)
+        return args[0] if known is IN_PLACE else changed(_empty, known, TensorSignature)
     out = func(*changed(_on_meta, args), **changed(_on_meta, kwargs))
     schema = func._schema
     if schema.is_mutable and not isinstance(out, list | tuple):
@@ -279,8 +267,7 @@ def _fused(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Any:
-    """Select fused attention, which does not build the matrix of all weights, if the shapes allow
-    it."""
+    """Select fused attention, without the matrix of all weights, if the shapes allow it."""
     fits = query.ndim == 4 and query.shape[-1] == key.shape[-1] == value.shape[-1]
     if not (fits and query.is_meta):
         given = (query, key, value, attn_mask, dropout_p, is_causal)
@@ -299,7 +286,7 @@ def give_data(model: torch.nn.Module) -> None:
 
 
 @contextmanager
-def on_meta_device(watcher: Watcher) -> Iterator[None]:
-    """Compute everything within this block without data, and report it to the watcher."""
-    with torch.inference_mode(), Numbers(), MetaDevice(watcher):
+def on_meta_device(computed: Computed) -> Iterator[None]:
+    """Compute this block without data, and report each operation to `computed`."""
+    with torch.inference_mode(), Numbers(), MetaDevice(computed):
         yield

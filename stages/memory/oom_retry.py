@@ -23,7 +23,7 @@ what a process has mapped. By default glibc keeps freed blocks for reuse, and ke
 after larger ones. After a half was loaded tensor by tensor and quantized, the process held four
 times the memory of the half.
 
-The job description of measuring a machine is here as well. The module imports no library.
+The module imports no library.
 """
 
 import contextlib
@@ -37,7 +37,7 @@ from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 from artifacts.errors import CannotFit, PenstockError, StageDied
-from stages.process.events import EventReporter
+from stages.process.events import EventReporter, TooLarge
 from stages.process.exit_diagnosis import device_advice, first_line, oom_message
 from stages.process.memory_limit import at_the_limit, room
 
@@ -64,7 +64,6 @@ class ItemFault(NamedTuple):
         return f"{self.type}: {self.message}" if self.message else self.type
 
     def meta(self, stage: str, hint: str = RETRY) -> dict[str, str]:
-        """Return the fields of the item's failure record."""
         message = f"the model's code fails in the {stage} stage on this item ({self})"
         return {"kind": "model", "message": message, "hint": hint}
 
@@ -81,8 +80,7 @@ def item_fault(error: BaseException) -> ItemFault | None:
 
 
 class ItemFaults:
-    """The items of one process on which the model raised. They are held back until another item
-    succeeds."""
+    """The items on which the model raised, held back until another item succeeds."""
 
     def __init__(self, stage: str, fail: Callable[[Any, ItemFault], None], first: int = 0) -> None:
         """`fail` is called with each failed item. `first` is the size of the first batch; 0 if the
@@ -110,8 +108,7 @@ class ItemFaults:
         self._held.clear()
 
     def close(self) -> None:
-        """Report the items that are held back as failed. Raises StageDied if the stage is at
-        fault."""
+        """Report held back items as failed. Raises StageDied if the stage is at fault."""
         types = {fault.type for _, fault in self._held}
         if len(types) == 1 and len(self._held) >= self._first:
             raise StageDied(
@@ -139,13 +136,11 @@ UNITS = {"bytes": 0, "kib": 10, "mib": 20, "gib": 30, "tib": 40}
 
 
 def split_batch(batch: Sequence[Item], size: int) -> list[Sequence[Item]]:
-    """Return the batch cut into pieces of at most `size`."""
     return [batch[at : at + size] for at in range(0, len(batch), size)]
 
 
 def batches_within(batches: Sequence[Sequence[Item]], max_items: int, first: int = 0) -> int:
-    """Return how many batches from index `first` on have at most `max_items` items in total; at
-    least one."""
+    """Return how many batches from `first` on have at most `max_items` items; at least one."""
     count, at = len(batches[first]), first + 1
     while at < len(batches) and (count := count + len(batches[at])) <= max_items:
         at += 1
@@ -192,10 +187,10 @@ class OomRetry:
     """The batch and block sizes that one process falls back to after out of memory, and keeps."""
 
     def __init__(
-        self, report: EventReporter, spare: Callable[[], object], faults: ItemFaults | None = None
+        self, report: EventReporter, spare: Callable[[], object], faults: ItemFaults
     ) -> None:
         """`spare` computes another item: if it fits, the items that do not fit are at fault. Items
-        on which the model raises are added to `faults`; without `faults`, the error is raised."""
+        on which the model raises are added to `faults`."""
         self._report = report
         self.faults = faults
         self._spare = spare
@@ -227,7 +222,7 @@ class OomRetry:
             if cut[count:]:
                 waiting.append(cut[count:])
             one = len(some) == 1
-            made, message, fault = ([], None, None) if one else self.attempt(partial(compute, some))
+            made, message, fault = ([], None, None) if one else try_items(partial(compute, some))
             if one or fault is not None:
                 for batch in some:
                     yield from self.run_batch(batch, key, lambda piece: compute([piece])[0])
@@ -257,12 +252,12 @@ class OomRetry:
             if 0 < self._size < len(piece):
                 waiting += split_batch(piece, self._size)[::-1]
                 continue
-            made, message, fault = self.attempt(partial(compute, piece))
+            made, message, fault = try_items(partial(compute, piece))
             if fault is not None:
                 if len(piece) > 1:
                     waiting += split_batch(piece, 1)[::-1]
                 else:
-                    self.fail(piece[0], fault)
+                    self.faults.add(piece[0], fault)
                 continue
             if message is None:
                 self.note_success()
@@ -281,31 +276,19 @@ class OomRetry:
                     f"not even single items fit into memory ({message[:160]})",
                     hint="Finished work is kept; raise --memory, or use --precision auto",
                 )
-            self._report.too_large(key(piece[0]), requested_bytes(message), message[:200])
+            needed = requested_bytes(message)
+            self._report.send(TooLarge(key=key(piece[0]), wanted_bytes=needed, error=message[:200]))
 
     def shrink(self, failed: int, message: str) -> int:
-        """Keep, report and return the next size below `failed` rows, for an engine that batches on
-        its own."""
+        """Keep, report and return the next size below `failed` rows, for engines with slots."""
         self._size = smaller(failed)
         self._report.batch_shrunk(self._size, failed=failed, error=message[:200])
         return self._size
 
-    def attempt(
-        self, compute: Callable[[], Made]
-    ) -> tuple[list[Made], str | None, ItemFault | None]:
-        """Do as `try_items` if items may fail, else as `catch_oom`."""
-        return (*catch_oom(compute), None) if self.faults is None else try_items(compute)
-
-    def fail(self, item: object, fault: ItemFault) -> None:
-        """Record an item on which the model raised when it was tried alone."""
-        assert self.faults is not None
-        self.faults.add(item, fault)
-
     def note_success(self) -> None:
         """Record a success: an item that fails from now on is itself too large."""
         self._any_fitted, self._failed = True, 0
-        if self.faults is not None:
-            self.faults.note_success()
+        self.faults.note_success()
 
 
 def try_items(compute: Callable[[], Made]) -> Tried[Made]:
@@ -376,8 +359,7 @@ def keep_freed_blocks() -> None:
 
 @contextlib.contextmanager
 def trim_freed_blocks() -> Iterator[None]:
-    """Return memory that is freed in this block to the system. Large blocks are returned after the
-    block, too."""
+    """Return memory freed in this block, and large blocks freed after it, to the system."""
     _set(M_MMAP_THRESHOLD, SMALL_BYTES)
     try:
         yield

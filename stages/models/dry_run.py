@@ -205,7 +205,7 @@ def text_only_refusal(skeleton: Any, processor: Any) -> str:
     skeleton must be prepared for dry runs."""
     try:
         inputs = text_inputs(processor, skeleton, TRIED)
-        with on_meta_device(MetaMemoryCounter(_weights(skeleton))):
+        with on_meta_device(MetaMemoryCounter(_weights(skeleton)).computed):
             generate(skeleton, without_data(inputs), Features({}), max_new_tokens=NEW_TOKENS)
     except Exception as error:  # a model family may fail in any way on unusual input
         if out_of_memory(error):
@@ -227,7 +227,7 @@ def text_costs(skeleton: Any, processor: Any, repeated: RepeatedLayers) -> Itera
         inputs = {"input_ids": torch.ones(rows, length, dtype=torch.long)}
         inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
         live = MetaMemoryCounter(_weights(skeleton))
-        with on_meta_device(live), repeated.layers(skeleton, live):
+        with on_meta_device(live.computed), repeated.layers(skeleton, live):
             made = text_vectors(skeleton, without_data(inputs))
         yield BatchCost(
             kind="image",
@@ -322,7 +322,7 @@ def vector_width(skeleton: Any, processor: Any) -> int:
     with quiet():
         _begin(skeleton)
         row = prepare_images(processor, black_clip("image", IMAGE_COUNT, EDGES[0], EDGES[0]))
-        with on_meta_device(MetaMemoryCounter(_weights(skeleton))):
+        with on_meta_device(MetaMemoryCounter(_weights(skeleton)).computed):
             return int(image_vectors(skeleton, without_data(row.inputs)).shape[1])
 
 
@@ -357,7 +357,7 @@ def _encoders(
             inputs = {name: joined([value] * count) for name, value in row.inputs.items()}
             live = MetaMemoryCounter(_weights(skeleton))
             with (
-                on_meta_device(live),
+                on_meta_device(live.computed),
                 watch_mlps(skeleton, live),
                 watch_layers(skeleton, live) as waiting,
                 repeated.layers(skeleton, live),
@@ -391,7 +391,7 @@ def _decoders(
         live.hold(*features.values())
         reading = PromptWatch(live)
         with (
-            on_meta_device(live),
+            on_meta_device(live.computed),
             watch_mlps(skeleton, live),
             reading.of(decoder_of(skeleton)),
             repeated.layers(skeleton, live),
@@ -426,7 +426,7 @@ def _features(
     if route == "joint":
         return Features({UNDIVIDED: {n: v for n, v in inputs.items() if is_pixels(n)}})
     live = MetaMemoryCounter(_weights(skeleton))
-    with on_meta_device(live), repeated.layers(skeleton, live):
+    with on_meta_device(live.computed), repeated.layers(skeleton, live):
         return encode(skeleton, inputs)
 
 

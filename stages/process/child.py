@@ -92,8 +92,7 @@ def main(job: str, parent: str, events: str) -> int:
 
 
 def run_job(job: dict[str, Any], origin: ParentInfo, events: int) -> int:
-    """Run the stage of a job and report every outcome on the events descriptor. Return the exit
-    status."""
+    """Run the stage of a job and report on the events descriptor. Return the exit status."""
     if origin.parent:
         die_with(origin.parent)
     ctypes.CDLL(None).prctl(PR_SET_NAME, job["name"][:15].encode())  # as `ps` and `top` show it
@@ -137,7 +136,7 @@ def work(job: dict[str, Any], report: EventReporter, origin: ParentInfo) -> int:
             report.send(STUCK)
             os._exit(1)
 
-    sampler = Sampler(job["device"], report.memory, each, own=job["is_persistent"], started=started)
+    sampler = Sampler(job["device"], report.send, each, own=job["is_persistent"], started=started)
     with sampler as memory:
         try:
             with gc_frozen():

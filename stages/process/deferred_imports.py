@@ -49,8 +49,7 @@ Structure = dict[frozenset[str], dict[str, set[str]]]
 
 
 def cache_structure(spec: ModuleSpec | None) -> ModuleSpec | None:
-    """Return the import specification of `transformers.utils.import_utils`, changed so that the
-    module uses a cached structure."""
+    """Make `transformers.utils.import_utils`, found by `spec`, use a cached structure."""
     if spec is None or spec.loader is None or (source := spec.origin) is None:
         return spec
     execute = spec.loader.exec_module
@@ -165,8 +164,7 @@ _lock = threading.RLock()
 
 
 def defer() -> None:
-    """Install the import hook that defers modules of transformers. Later imports by any code use
-    it."""
+    """Install the import hook that defers modules of transformers for all later imports."""
     if not any(isinstance(finder, Deferring) for finder in sys.meta_path):
         sys.meta_path.insert(0, Deferring())
 
@@ -214,23 +212,20 @@ class LazyModule(ModuleType):
         return function
 
     def _disable(self, function: Any = None, *given: Any, **options: Any) -> Any:
-        """Mark a function as never compiled. Until the compiler is imported, return the function
-        wrapped."""
+        """Mark a function as never compiled; until the compiler is imported, it is wrapped."""
         if function is None:
             return lambda later: self._disable(later, *given, **options)
         if not isinstance(function, FunctionType):
             return _real_module(COMPILER).disable(function, *given, **options)
-        with_cached_structure: list[Callable[..., Any]] = []
+
+        @functools.cache
+        def real() -> Any:
+            return _real_module(COMPILER).disable(function, *given, **options)
 
         @functools.wraps(function)
         def uncompiled(*args: Any, **named: Any) -> Any:
-            if not with_cached_structure and isinstance(sys.modules.get(COMPILER), LazyModule):
-                return function(*args, **named)
-            if not with_cached_structure:
-                with_cached_structure.append(
-                    _real_module(COMPILER).disable(function, *given, **options)
-                )
-            return with_cached_structure[0](*args, **named)
+            is_lazy = isinstance(sys.modules.get(COMPILER), LazyModule)
+            return (function if is_lazy else real())(*args, **named)
 
         return uncompiled
 
@@ -246,7 +241,12 @@ class Deferring:
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
         if name == "transformers":
-            _install_all_lazy()
+            import torch
+
+            # On a single machine torch calls nothing else of this package.
+            torch.distributed.is_available = lambda: False
+            for deferred in ON_CALL:
+                _install_lazy(deferred)
         if name == STRUCTURE:
             return cache_structure(PathFinder.find_spec(name, path))
         root = _root(name)
@@ -267,15 +267,6 @@ class Deferring:
         vars(module)["__spec__"] = self._spec  # it was executed with its real one
 
 
-def _install_all_lazy() -> None:
-    import torch
-
-    # On a single machine torch calls nothing else of this package.
-    torch.distributed.is_available = lambda: False
-    for name in ON_CALL:
-        _install_lazy(name)
-
-
 def _install_lazy(name: str) -> None:
     """Put a LazyModule in place of a module that is installed and not yet imported."""
     parent, _, child = name.rpartition(".")
@@ -288,8 +279,7 @@ def _install_lazy(name: str) -> None:
 
 
 def _spec_of(name: str) -> ModuleSpec | None:
-    """Return the import specification of a module without importing its parents; None if it is not
-    installed."""
+    """Return the specification of a module without importing its parents; None: not installed."""
     path, spec = None, None
     for whole in itertools.accumulate(name.split("."), "{}.{}".format):
         if (spec := PathFinder.find_spec(whole, path)) is None:
@@ -355,8 +345,7 @@ def importing_for_forks(device: str) -> Iterator[None]:
 
 
 def import_asking_cuda(*names: str) -> None:
-    """Import modules that ask CUDA about its cards, or leave it to the stage that will be
-    forked."""
+    """Import modules that ask CUDA about its cards, or leave it to the forked stage."""
     if not _skipped[0]:
         for name in names:
             importlib.import_module(name)

@@ -38,8 +38,7 @@ Answer = TypeVar("Answer")
 
 
 def visible_entries() -> list[str] | None:
-    """Return the entries of CUDA_VISIBLE_DEVICES before the first one that hides the rest; None if
-    it is not set."""
+    """Return the entries of CUDA_VISIBLE_DEVICES before one that hides the rest; None: not set."""
     given = os.environ.get(VISIBLE)
     if given is None:
         return None
@@ -64,8 +63,7 @@ def handle_of(device: str) -> Any:
 
 @functools.cache  # called twenty times per second
 def found(name: str, *, named: bool) -> Any:
-    """Return the GPU that an entry names. `named`: the user named it, so a missing GPU is an
-    error."""
+    """Return the GPU that an entry names; if the user `named` it, a missing one is an error."""
     if not _driver_answers():
         if named:
             raise _unknown(name, "no NVIDIA driver responds")
@@ -217,8 +215,7 @@ def device_holders(device: str) -> dict[int, int]:
 
 
 def device_uuid(device: str) -> str:
-    """Return a name for the physical device that is the same for all processes, for locks and
-    records."""
+    """Return a name of the physical device, the same for all processes and records."""
     return _query(device, lambda nvml, gpu: str(nvml.nvmlDeviceGetUUID(gpu)), device)
 
 
@@ -243,8 +240,7 @@ def driver_version(device: str) -> str:
 
 
 def other_devices(device: str) -> list[tuple[int, str, int]]:
-    """Return the other visible cards: number, name, bytes of memory. Return none if
-    CUDA_VISIBLE_DEVICES is set."""
+    """Return number, name and bytes of other visible cards; none if the user has chosen one."""
 
     def query(nvml: Any, gpu: Any) -> list[tuple[int, str, int]]:
         if visible_entries() is not None:
@@ -294,8 +290,7 @@ MIN_VIDEO_BYTES = 4 << 30
 
 
 def unused_gpu(cards: Path = CARDS) -> str:
-    """Return one sentence on a GPU that is there while models run on the CPU; empty if there is
-    none."""
+    """Return a sentence on a GPU that is there while models run on the CPU; empty: none is."""
     if platform.system() == "Darwin":
         return "GPUs by Apple are not supported"
     for device in sorted(path.resolve() for path in cards.glob("card[0-9]*/device")):

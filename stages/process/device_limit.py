@@ -1,8 +1,5 @@
 """Tests a GPU in a stage of its own, and limits a process to its share of the GPU's memory.
 
-The stage tests whether torch can compute on the GPU, how much memory it reports, and how much of it
-each process takes.
-
 For the limit, the driver's own use for the process is measured, and torch's allocator is limited to
 the rest. CUDA loads libraries and kernels on first use. So the driver's use is measured after a
 matrix product and a convolution in the stage's dtype. Anything loaded later would exceed the limit.
@@ -107,8 +104,7 @@ def warm_up(device: str, dtype: str) -> int:
 
 
 def check_same_card(device: str) -> None:
-    """Raise EnvironmentFault if torch uses another GPU than the one that the driver was queried
-    for."""
+    """Raise EnvironmentFault if torch uses another GPU than the one that was queried."""
     import torch
 
     expected = device_uuid(device)

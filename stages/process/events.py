@@ -1,9 +1,8 @@
 """The events by which a stage's process reports to its parent, their sender, and the stage's
 result.
 
-Each event is one line of JSON: a word for its class, and its fields. Both ends share these classes,
-so their formats cannot differ. Libraries print to stdout, so events travel on a file descriptor of
-their own. The module also defines the result of one stage process.
+Each event is one line of JSON: the name of its class, and its fields. Libraries print to stdout, so
+events travel on a file descriptor of their own.
 """
 
 import json
@@ -14,7 +13,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from artifacts.errors import EnvironmentFault
 from artifacts.json_shapes import read_record
@@ -119,7 +118,6 @@ class Failed:
 
     @property
     def reason(self) -> dict[str, str]:
-        """Return why, as a stored failure has it."""
         return {"kind": self.kind, "message": self.message, "hint": self.hint}
 
 
@@ -153,8 +151,7 @@ class Warned:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MemorySample:
-    """The current and the peak memory of the process, in bytes. It also shows that the process is
-    alive."""
+    """Current and peak memory of the process, in bytes, and a sign that it is alive."""
 
     device: str
     """`cpu` or `cuda:N`: the device of the process."""
@@ -200,43 +197,21 @@ Event = (
     | Failed | BatchShrunk | TooLarge
     | Warned | MemorySample | StageNotes | StageError | StageEnded
 )  # fmt: skip
-EVENT_CLASSES: Mapping[str, type[Any]] = {
-    "total": Total,
-    "item": Item,
-    "published": Published,
-    "medium_read": MediumIndexed,
-    "words": CaptionProgress,
-    "begin": MediumOpened,
-    "done": MediumClosed,
-    "failure": Failed,
-    "rung": BatchShrunk,
-    "too_large": TooLarge,
-    "warning": Warned,
-    "memory": MemorySample,
-    "error": StageError,
-    "end": StageEnded,
-}
-"""Event word in a line → its class."""
-NOTE = "note"
-EVENT_WORDS = {kind: word for word, kind in EVENT_CLASSES.items()}
+EVENT_CLASSES: Mapping[str, type[Any]] = {kind.__name__: kind for kind in get_args(Event)}
+"""Name of an event's class, which begins its line → the class."""
 
 
 def line_of(event: Event) -> str:
-    """Return the JSON line of an event."""
-    if isinstance(event, StageNotes):
-        return json.dumps({"event": NOTE, **event.values}) + "\n"
-    return json.dumps({"event": EVENT_WORDS[type(event)], **asdict(event)}) + "\n"
+    values = event.values if isinstance(event, StageNotes) else asdict(event)
+    return json.dumps({"event": type(event).__name__, **values}) + "\n"
 
 
 def event_of(line: str) -> Event | None:
-    """Return the event of a JSON line. Return None if the line was cut off by the death of its
-    writer."""
+    """Return the event of a JSON line; None if the death of its writer cut it off."""
     try:
         values = json.loads(line)
-        word = values.pop("event")
-        if word == NOTE:
-            return StageNotes(values)
-        event: Event = read_record(EVENT_CLASSES[word], values)
+        kind = EVENT_CLASSES[values.pop("event")]
+        event: Event = StageNotes(values) if kind is StageNotes else read_record(kind, values)
         return event
     except (ValueError, TypeError, KeyError, AttributeError):
         return None
@@ -279,11 +254,9 @@ class EventReporter:
         self.idle = IdleTime()
 
     def total(self, items: int) -> None:
-        """Report how many items this stage will publish."""
         self.send(Total(items=items))
 
     def item(self, key: str, *, label: str = "", tokens: int = 0, media: str = "") -> None:
-        """Report that an item was published: it is on disk and will not be made again."""
         if self._journal is not None:
             self._note(self._journal, json.dumps({"time": round(time.time(), 3), "key": key}))
         self.send(Item(device=self._device, key=key, label=label, tokens=tokens, media=media))
@@ -302,46 +275,19 @@ class EventReporter:
             raise fault_of(error, journal.parent) from error
 
     def begin(self, media: str) -> None:
-        """Report that a medium is opened. If the process dies now, the medium may be the cause."""
         self.send(MediumOpened(media=media))
 
     def done(self, media: str) -> None:
-        """Report that a medium is closed."""
         self.send(MediumClosed(media=media))
 
     def failure(self, media: str, kind: str, message: str, hint: str) -> None:
-        """Report that one medium, given by its content digest, cannot be used. The others can."""
         self.send(Failed(media=media, kind=kind, message=message, hint=hint))
 
     def batch_shrunk(self, batch: int, *, failed: int, error: str, block: int = 0) -> None:
-        """Report that `failed` items did not fit together. Batches now have at most `batch` items,
-        and blocks of batches at most `block`."""
         self.send(BatchShrunk(batch=batch, failed=failed, error=error, block=block))
 
-    def too_large(self, key: str, needed_bytes: int, error: str) -> None:
-        """Tell that an item does not fit, even alone, where others do. `needed_bytes` bytes, 0 if
-        unknown, could not be had for it."""
-        self.send(TooLarge(key=key, wanted_bytes=needed_bytes, error=error))
-
     def warning(self, text: str) -> None:
-        """Report a warning for the user; the stage continues."""
         self.send(Warned(text=text))
-
-    def memory(
-        self, seconds: float, host: int, device: int, peak_host: int, peak_device: int
-    ) -> None:
-        """Report the current and the peak memory in bytes. It also shows that the process is
-        alive."""
-        self.send(
-            MemorySample(
-                device=self._device,
-                seconds=seconds,
-                host_bytes=host,
-                device_bytes=device,
-                peak_host_bytes=peak_host,
-                peak_device_bytes=peak_device,
-            )
-        )
 
     def note(self, **values: Any) -> None:
         """Report facts about the stage for `run.json`, such as the attention implementation."""

@@ -4,8 +4,6 @@ The fork server starts stages from a process that has imported what they need. I
 first stage that requests it and ends with the `with` block. If it is unavailable, refuses or does
 not answer, the stage is started as an ordinary process. Only the start time depends on it.
 
-The environment variables of a stage's process include the cache folder of torch's compiler.
-
 A process in which one thread computes for longer than its limit is killed. The check runs outside
 the process, because a thread may hold the interpreter's lock. It counts CPU time, so a busy machine
 or many cores make no difference.
@@ -23,7 +21,7 @@ import threading
 import time
 import weakref
 from pathlib import Path
-from typing import IO, Protocol
+from typing import IO, TypeAlias
 
 from artifacts.paths import machine_cache
 from stages.process.device import on_wsl
@@ -126,19 +124,6 @@ ASK_NVML = "PYTORCH_NVML_BASED_CUDA_CHECK"
 """Environment variable: torch asks NVML, not CUDA, whether there are cards."""
 
 
-class Process(Protocol):
-    """A stage's process, however it was started: the part of `subprocess.Popen` that is used."""
-
-    @property
-    def pid(self) -> int: ...
-
-    def wait(self, timeout: float | None = None) -> int: ...
-
-    def poll(self) -> int | None: ...
-
-    def send_signal(self, sig: int) -> None: ...
-
-
 class ForkedProcess:
     """A child of the fork server; safe to use from several threads."""
 
@@ -158,9 +143,9 @@ class ForkedProcess:
             raise subprocess.TimeoutExpired("stage", timeout or 0.0)
         with self._lock:
             if self._code is None:
-                with contextlib.closing(self._status):
-                    # Empty: the server was killed, and the kernel has killed its children.
-                    self._code = int(_received(self._status) or -signal.SIGKILL)
+                self._code = -signal.SIGKILL  # with the server, if that was killed
+                with contextlib.closing(self._status), contextlib.suppress(OSError, ValueError):
+                    self._code = int(self._status.recv(64))
         return self._code
 
     def poll(self) -> int | None:
@@ -181,6 +166,10 @@ class StayingProcess(ForkedProcess):
     def send_signal(self, sig: int) -> None:
         if self.poll() is None:
             os.kill(self.pid, sig)
+
+
+Process: TypeAlias = "subprocess.Popen[bytes] | ForkedProcess"
+"""A stage's process, however it was started."""
 
 
 class ForkServer:
@@ -300,13 +289,6 @@ class ForkServer:
             self._process = None
 
 
-def _received(status: socket.socket) -> bytes:
-    try:
-        return status.recv(64)
-    except OSError:
-        return b""
-
-
 POLL_SECONDS = 0.5
 OVERTIME = signal.SIGVTALRM
 """Signal that ends the process. Neither users nor the kernel send it, and it writes no core
@@ -315,24 +297,19 @@ UTIME, STIME = 11, 12
 """Positions of CPU times in a `stat` line, counted after the name."""
 
 
-class CpuTimeLimit:
-    """Watches a process from a thread until the process has ended."""
+def limit_cpu_time(process: Process, seconds: float) -> threading.Event:
+    """Watch a process from a thread, which ends it when one of its threads computes for longer.
+    Setting the returned event stops the watch."""
+    done = threading.Event()
 
-    def __init__(self, process: Process, seconds: float) -> None:
-        self._process = process
-        self._seconds = seconds
-        self._done = threading.Event()
-        threading.Thread(target=self._follow, name="clock", daemon=True).start()
-
-    def stop(self) -> None:
-        """Stop watching."""
-        self._done.set()
-
-    def _follow(self) -> None:
-        while not self._done.wait(POLL_SECONDS):
-            if busiest(self._process.pid) > self._seconds:
-                self._process.send_signal(OVERTIME)
+    def follow() -> None:
+        while not done.wait(POLL_SECONDS):
+            if busiest(process.pid) > seconds:
+                process.send_signal(OVERTIME)
                 return
+
+    threading.Thread(target=follow, name="clock", daemon=True).start()
+    return done
 
 
 def busiest(pid: int) -> float:

@@ -80,31 +80,24 @@ class Server:
             job = read_job(descriptor)
             warm(job)
             if request["stays"]:
-                return self._run_here(job, log, events, answer)
-            handle = self._fork_child(request, job, log, events, answer)
-            if handle is None:
+                self._run_here(job, log, events, answer)
+            elif len(os.listdir("/proc/self/task")) != 1 or has_used_cuda():
                 answer.send(NO)
                 answer.close()
+            else:
+                self._fork_child(request["since"], job, log, events, answer)
         finally:
             os.close(log)
             os.close(events)
 
     def _fork_child(
-        self,
-        request: dict[str, Any],
-        job: dict[str, Any],
-        log: int,
-        events: int,
-        answer: socket.socket,
-    ) -> int | None:
-        """Fork and report the child. Return None if the process has other threads, or has used
-        CUDA."""
-        if len(os.listdir("/proc/self/task")) != 1 or has_used_cuda():
-            return None
+        self, since: float, job: dict[str, Any], log: int, events: int, answer: socket.socket
+    ) -> None:
+        """Fork and report the child, which was requested at the time `since`."""
         server, seconds = os.getpid(), cpu_seconds()
         pid = os.fork()
         if pid == 0:
-            waited = time.monotonic() - request["since"]
+            waited = time.monotonic() - since
             origin = ParentInfo(server, waited, seconds - self._reported_cpu_seconds)
             self._run_child(job, origin, log, events, answer)
         self._reported_cpu_seconds = seconds
@@ -115,7 +108,6 @@ class Server:
             socket.send_fds(answer, [str(pid).encode()], [handle])
         except OSError:  # the client has gone
             os.kill(pid, signal.SIGKILL)
-        return handle
 
     def _run_child(
         self,
@@ -203,7 +195,6 @@ def end_with_parent(control: socket.socket) -> None:
 
 
 def cpu_seconds() -> float:
-    """Return the CPU time that this process has used, in seconds."""
     usage = resource.getrusage(resource.RUSAGE_SELF)
     return usage.ru_utime + usage.ru_stime
 

@@ -1,13 +1,8 @@
 """The declaration of a stage, and the JSON by which its job passes from the planner to the worker.
 
-The declaration serves planning, running and displaying a stage. It imports no library.
-
-A job travels in an in-memory file, which disappears however the processes end. Both ends run the
-same version, so they share the same fields. A job is a dataclass with nested values: dataclasses
-travel by field name. Items are NamedTuples and travel as lists of values, because a job may hold
-100,000 of them.
-
-The module makes imports faster by pausing the garbage collector.
+A job travels in an in-memory file, which disappears however the processes end. A job is a dataclass
+with nested values: dataclasses travel by field name. Items are NamedTuples and travel as lists of
+values, because a job may hold 100,000 of them.
 
 The requests of a long-running worker are JSON lines in a named pipe, written by the parent. A stage
 whose job names such a pipe keeps what it has loaded. It handles each line until the other end
@@ -62,7 +57,6 @@ def job_fields(job: Any) -> dict[str, Any]:
 
 
 def job_descriptor(job: dict[str, Any]) -> int:
-    """Return a descriptor from which the job can be read."""
     descriptor = os.memfd_create("penstock-job")
     with os.fdopen(descriptor, "wb", closefd=False) as file:
         file.write(json.dumps(job).encode())  # three times as fast as json.dump

@@ -1,8 +1,5 @@
 """Reads a process's memory and its control group's limits from the kernel, and samples memory over
-time.
-
-The limits of a control group are those of memory and CPU, with its count of out-of-memory kills.
-The module makes no CUDA context.
+time. Makes no CUDA context.
 """
 
 import contextlib
@@ -17,6 +14,7 @@ from typing import Any, NamedTuple
 
 from stages.process.device import device_holders, device_used_bytes
 from stages.process.device_limit import CONTEXT_BYTES
+from stages.process.events import MemorySample
 
 UNLIMITED = 1 << 60
 """A limit this high means none: version 1 writes the largest number of pages."""
@@ -181,15 +179,15 @@ def anonymous_bytes(pid: int | str = "self") -> int:
 class Sampler:
     """Samples the memory of this process from a thread; a context manager.
 
-    `on_point(seconds, host, device, peak_host, peak_device)` is called at each point of the
-    timeline, and at once when a peak rises. `on_sample(memory)` is called at every sample. The
-    device figure is the use of all processes, or with `own` that of this process.
+    `on_point` is called at each point of the timeline, and at once when a peak rises. `on_sample`
+    is called at every sample. The device figure is the use of all processes, or with `own` that of
+    this process.
     """
 
     def __init__(
         self,
         device: str,
-        on_point: Callable[[float, int, int, int, int], None] | None = None,
+        on_point: Callable[[MemorySample], None] | None = None,
         on_sample: Callable[[ProcessMemory], None] | None = None,
         *,
         own: bool = False,
@@ -229,7 +227,6 @@ class Sampler:
                 self.sample()
 
     def sample(self) -> None:
-        """Take one sample."""
         now, device = process_memory(), self._device_bytes()
         passed = round(time.monotonic() - self._started, 2)
         self.peak_host_bytes = max(self.peak_host_bytes, now.anonymous)
@@ -241,10 +238,21 @@ class Sampler:
         if due:
             self._next_point = passed + TIMELINE_INTERVAL
             add_point(self.timeline, (passed, now.anonymous, device))
-        if self._on_point is not None and (due or any(map(_rose, peaks, self._reported))):
+        pairs = zip(peaks, self._reported, strict=True)
+        rose = any(new - old > min(RISE_BYTES, old * RISE_SHARE) for new, old in pairs)
+        if self._on_point is not None and (due or rose):
             self._reported = peaks
             with contextlib.suppress(OSError):  # the parent is gone
-                self._on_point(passed, now.anonymous, device, *peaks)
+                self._on_point(
+                    MemorySample(
+                        device=self._device,
+                        seconds=passed,
+                        host_bytes=now.anonymous,
+                        device_bytes=device,
+                        peak_host_bytes=peaks[0],
+                        peak_device_bytes=peaks[1],
+                    )
+                )
 
     def _device_bytes(self) -> int:
         if self._own:
@@ -262,14 +270,9 @@ def add_point(timeline: list[Any], point: Any) -> None:
 
 
 def _own_bytes(device: str) -> int:
-    """Return the GPU memory of this process for a driver that does not report it; 0 without a
-    context."""
+    """Return the GPU memory of this process if the driver does not report it; 0: no context."""
     torch = sys.modules.get("torch")
     cuda: Any = getattr(torch, "cuda", None)  # missing while torch is being imported
     if not device.startswith("cuda") or not hasattr(cuda, "memory_reserved"):
         return 0
     return CONTEXT_BYTES + int(cuda.memory_reserved(device)) if cuda.is_initialized() else 0
-
-
-def _rose(peak: int, reported: int) -> bool:
-    return peak - reported > min(RISE_BYTES, reported * RISE_SHARE)

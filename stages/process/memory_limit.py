@@ -173,8 +173,7 @@ another call."""
 
 
 class DeadlockDetector:
-    """Checks at intervals whether any thread makes progress. The calling thread's own work does not
-    count."""
+    """Checks at intervals whether any thread other than the calling one makes progress."""
 
     def __init__(self) -> None:
         self._since = time.monotonic()
@@ -195,8 +194,7 @@ class DeadlockDetector:
 
 
 def all_wait(tasks: Path = Path("/proc/self/task")) -> bool:
-    """Return whether every thread but this one waits for another thread, and none for disk or
-    network."""
+    """Return whether all threads but this one wait for a thread, and none for disk or network."""
     ours = str(threading.get_native_id())
     return all(_waits(task) for task in tasks.iterdir() if task.name != ours)
 
@@ -209,6 +207,5 @@ def _waits(task: Path) -> bool:
 
 
 def rearm_alarm() -> None:
-    """Restart the kernel timer that ends this process if this function is not called again in
-    time."""
+    """Restart the kernel timer that ends this process if it is not restarted in time."""
     signal.setitimer(signal.ITIMER_REAL, SILENT_SECONDS)

@@ -81,8 +81,7 @@ def lasting(to: IO[str]) -> IO[str]:
 
 @contextlib.contextmanager
 def lasting_output() -> Iterator[LastingStream]:
-    """Let nothing fail in the block because of standard output or standard error. Yield standard
-    output."""
+    """Let nothing in the block fail because of standard streams. Yield standard output."""
     before = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = streams = lasting(sys.stdout), lasting(sys.stderr)
     try:

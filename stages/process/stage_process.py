@@ -49,11 +49,11 @@ from stages.process.events import (
 from stages.process.exit_diagnosis import ProcessExit, fault_of_stage, log_tail
 from stages.process.fork_client import (
     ROOT,
-    CpuTimeLimit,
     ForkServer,
     Process,
     StayingProcess,
     child_environment,
+    limit_cpu_time,
 )
 from stages.process.job import job_descriptor, job_fields
 from stages.process.memory import add_point, oom_kills
@@ -132,8 +132,8 @@ class StageProcess:
         """Start the stage, from the fork server `forks` if possible.
 
         `budget` limits the device memory above its imports in bytes; 0: no limit. `seconds` limits
-        the CPU time of each of its threads; 0: no limit. With `stays`, the stage is a long-running
-        worker: the caller holds the device's lock, and no journal is written.
+        the CPU time of each of its threads; 0: no limit. If it `is_persistent`, the stage is a
+        long-running worker: the caller holds the device's lock, and no journal is written.
         """
         require("a stage", "msgspec")  # which reads its events
         self.name = name
@@ -177,21 +177,20 @@ class StageProcess:
             os.close(document)
         self._reader = threading.Thread(target=self._read, args=(read_end,), daemon=True)
         self._reader.start()
-        self._cpu_limit = CpuTimeLimit(self._process, seconds) if seconds else None
+        self._cpu_limit = limit_cpu_time(self._process, seconds) if seconds else None
 
     @property
     def pid(self) -> int:
         return self._process.pid
 
     def wait(self) -> StageOutcome:
-        """Wait until the stage has ended and the device is free. Return the outcome, or raise the
-        stage's error."""
+        """Wait until the stage has ended and its device is free. Raises the stage's error."""
         try:
             code = self._process.wait()
             self._reader.join()
         finally:
             if self._cpu_limit is not None:
-                self._cpu_limit.stop()
+                self._cpu_limit.set()
             self.outcome.seconds = self.outcome.seconds or time.monotonic() - self._started
         before, peak = self.outcome.baseline_before_bytes, self.outcome.peak_device_bytes
         warnings: list[str] = []
@@ -236,8 +235,7 @@ class StageProcess:
         return True
 
     def stop(self) -> None:
-        """Stop the stage, and kill it if it does not stop in time. Published items stay, and are
-        counted."""
+        """Stop the stage, and kill it if it does not stop in time. Published items count."""
         if self._process.poll() is None:
             self._process.send_signal(signal.SIGTERM)
             if not self.wait_for_exit(STOP_SECONDS):

@@ -25,7 +25,7 @@ from stages.frames.formats import image_formats
 from stages.frames.frame_converter import FrameConverter, shown_size
 from stages.frames.frame_recorder import Watchdog, failing
 from stages.frames.image import TRUNCATED, WRONG_SUMS, read_image
-from stages.frames.job import MediumToCut
+from stages.frames.job import FramesItem
 from stages.frames.media_opening import no_frames
 from stages.frames.reader import Reader
 from stages.process.events import EventReporter
@@ -231,11 +231,10 @@ class Marking:
         self._watchdog = watchdog
         self._threads = max(1, cores() // max(1, job.workers))
         self._failed_before = self.failures.keys()
-        media = map(MediumToCut.of, job.media)
-        self.to_do = {m.digest: m for m in media if m.digest not in self.marks}
+        self.to_do = {m.digest: m for m in job.media if m.digest not in self.marks}
         """Media that this run has not claimed yet."""
 
-    def mark(self, group: list[MediumToCut]) -> None:
+    def mark(self, group: list[FramesItem]) -> None:
         """Mark a group of media, and store them together."""
         done: list[Record] = []
         claimed = []
@@ -255,15 +254,15 @@ class Marking:
             self.failures.drop([one.key for one in done if one.key in self.failures])
             for medium in group:
                 if medium.digest in new:
-                    self._report.item(medium.digest, label=medium.path.name)
+                    self._report.item(medium.digest, label=Path(medium.path).name)
         finally:
             self.claims.done(claimed)
 
-    def _missing(self, medium: MediumToCut) -> list[str]:
+    def _missing(self, medium: FramesItem) -> list[str]:
         failed = medium.digest in self.failures and medium.digest not in self._failed_before
         return [] if failed or medium.digest in self.marks else [medium.digest]
 
-    def _video(self, medium: MediumToCut, path: Path) -> Marked:
+    def _video(self, medium: FramesItem, path: Path) -> Marked:
         """Return the measurements of a video. Each part is stored as soon as it is sampled."""
 
         with SampledVideo(path, threads=self._threads) as video:

@@ -17,13 +17,11 @@ from typing import Any
 
 import numpy as np
 
-from artifacts.errors import MediaError
 from artifacts.locks import POLL_SECONDS, WorkClaims, claims_at
 from artifacts.packs import Record, RecordSet, RecordUnion, record_sets_of
-from artifacts.remote.media_cache import open_local
 from artifacts.store import open_store
-from stages.frames.frame_recorder import Watchdog, media_errors
-from stages.frames.job import UNSTORED_KINDS, MediumToCut
+from stages.frames.frame_recorder import Watchdog, failing
+from stages.frames.job import FramesItem
 from stages.process.events import EventReporter
 from stages.process.job import parse_job
 from stages.sound import SILENCES, SoundItem, SoundJob
@@ -80,7 +78,6 @@ class Reading:
         report.total(sum(len(self._missing(item)) for item in self.to_do))
 
     def read(self, item: SoundItem) -> None:
-        """Store the missing chunks of a video."""
         if self.stop.is_set():
             return
         keys = self._missing(item)
@@ -101,20 +98,13 @@ class Reading:
         return [key for key in keys if not any(key in records for records in found)]
 
     def _read_video(self, item: SoundItem) -> None:
-        """Store the missing chunks of a video, or record why it has none."""
-        path, digest, _, stamp = item
-        medium = MediumToCut(
-            path=Path(path), digest=digest, kind="video", chunk_indexes=None, stamp=stamp
-        )
-        self._report.begin(digest)
-        try:
-            with media_errors(medium), open_local(medium.path) as local, self._watchdog.over():
-                self._read_chunks(item, medium, local)
-        except MediaError as error:
-            self._fail(item, error)
-        self._report.done(digest)
+        """Store the missing chunks of a video, or record why they have no sound."""
+        medium = FramesItem(item.path, item.digest, "video", None, item.stamp)
+        missing = partial(self._missing, item)
+        with failing(medium, self.failures, self._report, self._watchdog, missing) as path:
+            self._read_chunks(item, medium, path)
 
-    def _read_chunks(self, item: SoundItem, medium: MediumToCut, path: Path) -> None:
+    def _read_chunks(self, item: SoundItem, medium: FramesItem, path: Path) -> None:
         missing, job = set(self._missing(item)), self._job
         chunks = [chunk for chunk in item.chunks if chunk.key in missing]
         spans = [(chunk.start, chunk.end) for chunk in chunks]
@@ -125,7 +115,8 @@ class Reading:
                 full = sum(one.samples.nbytes for _, one in made) >= PACK_BYTES
                 if full or chunk is chunks[-1] or self.stop.is_set():
                     medium.check()
-                    self._store(made, medium.path.name)
+                    for key in publish_sounds(made, self.sounds, self.silences):
+                        self._report.item(key, label=Path(medium.path).name)
                     made.clear()
                 if self.stop.is_set():
                     return
@@ -135,28 +126,11 @@ class Reading:
             if note not in COUNTED:
                 self._report.warning(f"{medium.path}: {note}")
 
-    def _store(self, made: Sequence[tuple[str, ChunkSound]], label: str) -> None:
-        """Store chunks, and report the new ones."""
-        for key in publish_sounds(made, self.sounds, self.silences):
-            self._report.item(key, label=label)
-
-    def _fail(self, item: SoundItem, error: MediaError) -> None:
-        """Report why the missing chunks of a video have no record, and store it unless it does not
-        depend on the content."""
-        message = error.message.replace(item.path, "the file")
-        meta = {"kind": error.kind, "message": message, "hint": error.hint}
-        keys = self._missing(item)
-        if error.kind not in UNSTORED_KINDS:
-            self.failures.publish([Record(key=key, meta=meta) for key in keys])
-        for key in keys:
-            self._report.failure(key, error.kind, message, error.hint)
-
 
 def publish_sounds(
     made: Sequence[tuple[str, ChunkSound]], sounds: RecordSet, silences: RecordSet
 ) -> list[str]:
-    """Publish the sound of chunks by its keys, and note those that have none. Return the new
-    keys."""
+    """Publish the sound of chunks by key, or that they have none. Return the new keys."""
     records = [
         Record(key=key, meta=sound.meta, payload=sound.samples.view(np.uint8).data)
         for key, sound in made

@@ -83,7 +83,6 @@ class MonoResampler:
         self._layout, self._graph = _mixer(like.layout, (self.rate, rate))
 
     def fits(self, frame: AudioFrame) -> bool:
-        """Return whether a frame has the same format."""
         return self._format == _format_of(frame)
 
     def push(self, frame: AudioFrame, skip: int = 0) -> Iterator[Block]:
@@ -223,7 +222,6 @@ class ChunkSound:
 
     @property
     def meta(self) -> dict[str, Any]:
-        """Return the metadata of its record."""
         low, high = (int(edge(initial=0)) for edge in (self.samples.min, self.samples.max))
         return {
             "rate": self.rate,
@@ -269,9 +267,10 @@ def sound_of_chunks(
         ):
             is_short = len(samples) < beyond - first
             note = NO_SOUND if source is None else source.note * is_short
-            damaged = source.damaged_in(start, end) if source is not None else ()
+            damaged = [] if source is None else source.damaged
+            within = tuple(seconds for seconds in damaged if start <= seconds < end)
             yield ChunkSound(
-                start=start, rate=rate, samples=samples, track=number, damaged=damaged, note=note
+                start=start, rate=rate, samples=samples, track=number, damaged=within, note=note
             )
 
 
@@ -331,16 +330,13 @@ class _Track:
         """End of the last frame."""
         self._empty, self._decodable = True, False
         """Whether the track has no packet, and whether one was decoded."""
-        self._damaged: list[float] = []
+        self.damaged: list[float] = []
+        """Seconds of damaged packets."""
         self._dropped = Fraction()
         """Seconds that overlap earlier sound."""
         for other in container.streams:
             if other is not stream:
                 other.discard = Discard.all
-
-    def damaged_in(self, start: float, end: float) -> tuple[float, ...]:
-        """Return the seconds of damaged packets from `start` to `end`."""
-        return tuple(seconds for seconds in self._damaged if start <= seconds < end)
 
     def blocks(self, rate: int) -> Iterator[Pcm]:
         """Yield the samples from time 0 to the end of the track."""
@@ -381,7 +377,7 @@ class _Track:
         if start >= 0:
             self._dropped += length
             if self._dropped > SHORT_SECONDS:
-                self._damaged.append(float(start))
+                self.damaged.append(float(start))
 
     def _placed(self) -> Iterator[Placed]:
         """Yield the frames of the track with their places."""
@@ -433,8 +429,7 @@ class _Track:
         return False
 
     def _jump(self, seconds: Fraction) -> Fraction | None:
-        """Return the seconds to add to this time and to all later ones because the clock was reset;
-        None: it was not."""
+        """Return the seconds that a reset of the clock adds to later times; None: no reset."""
         ahead = seconds - self._end
         if self._resets is None or -JUMP_BACK_SECONDS <= ahead <= JUMP_AHEAD_SECONDS:
             return None
@@ -482,7 +477,7 @@ class _Track:
         """Note a damaged packet. A recording may begin within one, which is none."""
         if self._decodable:
             seconds = self._seconds(packet.pts)
-            self._damaged.append(float(self._end if seconds is None else seconds))
+            self.damaged.append(float(self._end if seconds is None else seconds))
 
     def _end_note(self) -> str:
         """Return why the track ends where it does; empty: as stated."""
@@ -498,7 +493,6 @@ class _Track:
 
 
 def _length(frame: AudioFrame) -> Fraction:
-    """Return the seconds that a frame lasts."""
     return Fraction(frame.samples, frame.sample_rate)
 
 

@@ -1,9 +1,8 @@
 """Turns the captions of a video's chunks into chapters and a summary. Loads only the language
 half.
 
-This module has the job, and packs timed texts into groups.
-
-Each group fits a model's context. The module imports no model library.
+This module has the job, and packs timed texts into groups that fit a model's context. It imports no
+model library.
 """
 
 from collections.abc import Sequence

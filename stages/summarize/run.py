@@ -7,7 +7,7 @@ exactly one node. Prompt, texts and answer together never exceed the context. Ea
 alone, not in a batch, so its bytes depend only on its own texts.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -108,7 +108,6 @@ class Summarizer:
             )
 
     def summarize(self, texts: Sequence[TimedText], get_node: GetNode) -> Summary:
-        """Return the summary of one medium from its captions, in order."""
         timed, chapters = list(texts), list[TimedText]()
         levels, tokens, cut, unfinished = list[list[int]](), 0, 0, False
         while True:
@@ -216,7 +215,9 @@ class Summarizer:
         room = self._room
         while True:
             groups = pack_groups(counts, room, MAX_TEXTS)
-            over = max(self._over(timed, groups))
+            texts = (timed[group.start : group.stop] for group in groups)
+            longest = max(self._read(self._prompt(each, self._longest)) for each in texts)
+            over = longest + self._answer - self._job.context
             if over <= 0 and (len(groups) < len(timed) or len(timed) == 1):
                 return groups
             # Adjacent lines may have a few more tokens than each line alone.
@@ -227,13 +228,6 @@ class Summarizer:
                     f"of {self._job.context:,}",
                     hint="Use a shorter --summary-prompt, or more --memory",
                 )
-
-    def _over(self, timed: Sequence[TimedText], groups: Sequence[range]) -> Iterator[int]:
-        """Yield the number of tokens by which each group exceeds the context, with the longer
-        prompt."""
-        for group in groups:
-            prompt = self._prompt(timed[group.start : group.stop], self._longest)
-            yield self._read(prompt) + self._answer - self._job.context
 
 
 def run(job_fields: dict[str, Any], report: EventReporter) -> None:

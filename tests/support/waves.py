@@ -17,6 +17,7 @@ from stages.decode.generation import DecodeItem, DecodeJob
 from stages.decode.run import run as decode
 from stages.encode import EncodeJob
 from stages.encode.run import run as encode
+from stages.memory.oom_retry import ItemFault, ItemFaults
 from stages.models.encoding import EncodeItem
 from stages.models.processors.loading import Clip
 from stages.process.events import EventReporter
@@ -144,9 +145,18 @@ def noted(messages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {
         name: value
         for event in messages
-        if event["event"] == "note"
+        if event["event"] == "StageNotes"
         for name, value in event.items()
     }
+
+
+def no_faults() -> ItemFaults:
+    """Raise for an item on which the model's code raises."""
+
+    def refuse(item: Any, fault: ItemFault) -> None:
+        raise AssertionError(f"{item}: {fault}")
+
+    return ItemFaults("test", refuse)
 
 
 @contextmanager
@@ -172,7 +182,7 @@ def told_by(
 
 
 def keys_told(messages: Sequence[dict[str, Any]]) -> list[str]:
-    return [event["key"] for event in messages if event["event"] == "item"]
+    return [event["key"] for event in messages if event["event"] == "Item"]
 
 
 def _frames(number: int, clip: Clip) -> Record:

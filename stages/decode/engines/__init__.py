@@ -13,8 +13,7 @@ AUTO = "auto"
 AUTO_SHARED = f"{AUTO}-shared"
 """The same choice for chunks with several prompts."""
 GPU_SLOTS = 64
-"""Maximum number of slots on a GPU. There a step reads all weights, so 64 rows take about as long
-as 8."""
+"""Maximum number of slots on a GPU. A step reads all weights, so 64 rows take as long as 8."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -143,8 +142,7 @@ def engines_for(name: str) -> tuple[EngineSpec, ...]:
 
 
 def gguf_engine(choice: str) -> str:
-    """Return the name of the engine that runs a GGUF file for a choice; empty if the choice has
-    none."""
+    """Return the name of the engine that runs a GGUF file for a choice; empty: none does."""
     allowed = ENGINES.values() if choice == AUTO else engines_for(choice)
     return next((engine.name for engine in allowed if engine.gguf), "")
 

@@ -1,6 +1,5 @@
-"""The inputs, terms and llama.cpp part of an engine's memory estimate. Imports no model library.
-
-The part for llama.cpp estimates the memory of decoding besides the weights.
+"""The inputs and terms of an engine's memory estimate, and the estimate for llama.cpp besides the
+weights. Imports no model library.
 """
 
 from collections.abc import Iterable, Iterator, Mapping

@@ -91,7 +91,6 @@ class TransformersEngine:
         """Ignore the callback: `generate` returns a batch only when all of it has ended."""
 
     def generate_batch(self, requests: Sequence[DecodeRequest]) -> list[CaptionOutput]:
-        """Return the captions of these requests, in order."""
         return self.half.call(partial(self._generate, requests))
 
     def _generate(self, requests: Sequence[DecodeRequest], half: Any) -> list[CaptionOutput]:
@@ -118,7 +117,9 @@ class TransformersEngine:
         options |= generate_kwargs.options(half, self.processor, items)
         is_live = requests[0].work is not None
         if is_live:
-            options["stopping_criteria"] = StoppingCriteriaList([EndsWhenWithdrawn(requests)])
+            options["stopping_criteria"] = StoppingCriteriaList(
+                [partial(_ends_withdrawn, requests)]
+            )
         inputs = prompts_for(
             half, self.processor, rows, [item.prompt for item in items], generate_kwargs.generation
         )
@@ -150,19 +151,13 @@ class EndsAtStopString(StoppingCriteria):
         return torch.tensor(ended, device=input_ids.device)  # type: ignore[return-value]
 
 
-class EndsWhenWithdrawn(StoppingCriteria):
-    """Ends a batch once all of its rows have been withdrawn."""
-
-    def __init__(self, requests: Sequence[DecodeRequest]) -> None:
-        self._requests = requests
-
-    def __call__(
-        self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: Any
-    ) -> torch.BoolTensor:
-        """Return whether the rows end here, of shape [rows]."""
-        ends = all(one.is_withdrawn for one in self._requests)
-        found = torch.full(input_ids.shape[:1], ends, device=input_ids.device)
-        return found  # type: ignore[return-value]
+def _ends_withdrawn(
+    requests: Sequence[DecodeRequest], ids: torch.Tensor, scores: torch.Tensor, **_: Any
+) -> torch.Tensor:
+    """A stopping criterion: return for each row whether all rows have been withdrawn, of shape
+    [rows]."""
+    ended = all(one.is_withdrawn for one in requests)
+    return torch.full(ids.shape[:1], ended, device=ids.device)
 
 
 def generate_rows(
@@ -171,12 +166,10 @@ def generate_rows(
     rows: Sequence[FeatureRecord],
     prompts: Sequence[str],
     max_new_tokens: int,
-    params: SamplingParams | None = None,
     **options: Any,
 ) -> Iterator[CaptionOutput]:
-    """Yield the captions of rows from one call of `generate`, each at most `max_new_tokens` tokens
-    long."""
-    params = params or SamplingParams()
+    """Yield captions of at most `max_new_tokens` tokens from one call of `generate`."""
+    params = SamplingParams()
     inputs = prompts_for(half, processor, rows, prompts, params)
     features = Features.of(rows)
     generate_kwargs = GenerateKwargs(params, max_new_tokens)
@@ -191,8 +184,7 @@ def run_generate(
     generate_kwargs: GenerateKwargs,
     **options: Any,
 ) -> Iterator[CaptionOutput]:
-    """Yield the captions of prepared inputs, up to the limit and the stop strings of
-    `generate_kwargs`."""
+    """Yield the captions of prepared inputs, up to the limit and a stop string."""
     if generate_kwargs.stop:
         endings = [EndsAtStopString(generate_kwargs, processor)]
         endings += options.get("stopping_criteria", ())

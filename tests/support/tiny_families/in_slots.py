@@ -30,7 +30,7 @@ from stages.models.halves.routes import choose_route, encoders
 from stages.models.processors.side_inputs import Prepared
 from tests.support.tiny_families import FAMILIES
 from tests.support.tiny_families.verdict import rows_of
-from tests.support.waves import events
+from tests.support.waves import events, no_faults
 
 ALONE, FIXED = "alone", "fixed"
 """Ways of a vision half: each row by itself, and rows of a fixed number."""
@@ -144,7 +144,9 @@ def in_slots(
     row: Any = None
     requests = [DecodeRequest(DecodeItem(str(at), "", ""), row) for at in range(len(items))]
     with events() as (report, _), ThreadPoolExecutor(1) as beside:
-        loop = InflightScheduler(read, OomRetry(report, list), layout, slots=SLOTS, lag=lag)
+        loop = InflightScheduler(
+            read, OomRetry(report, list, no_faults()), layout, slots=SLOTS, lag=lag
+        )
         flights = [
             flight
             for flight in loop.run(RequestPrefetcher([requests], beside))

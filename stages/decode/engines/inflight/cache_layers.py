@@ -24,16 +24,14 @@ class UnsupportedCacheError(Exception):
 
 
 def fill(target: torch.Tensor, part: torch.Tensor) -> None:
-    """Copy a tensor of shape [..., tokens, width] to the first columns of a slot, and zero the
-    others."""
+    """Copy a tensor [..., tokens, width] to the first columns of a slot, and zero the others."""
     tokens = part.shape[-2]
     target[..., :tokens, :] = part
     target[..., tokens:, :] = 0  # a masked NaN still gives NaN
 
 
 def widened(part: torch.Tensor, columns: int) -> torch.Tensor:
-    """Return the tensor with `columns` columns, of shape [..., columns, width], padded with
-    zeros."""
+    """Return the tensor as [..., columns, width], padded with zeros."""
     target = part.new_zeros(*part.shape[:-2], columns, part.shape[-1])
     kept = min(columns, part.shape[-2])
     target[..., :kept, :] = part[..., :kept, :]
@@ -64,8 +62,7 @@ class SlotLayer(CacheLayerMixin):
         self.keys, self.values = (self._empty(part) for part in (template.keys, template.values))
 
     def _empty(self, part: torch.Tensor) -> torch.Tensor:
-        """Return zeros for all slots, of the type of `part`, which is of shape [1, heads, tokens,
-        width]."""
+        """Return zeros for all slots, of the type of `part` [1, heads, tokens, width]."""
         heads, width = part.shape[1], part.shape[-1]
         return part.new_zeros(len(self._slots), heads, self.columns, width)
 

@@ -1,7 +1,7 @@
 """The `inflight` engine: continuous batching in a fixed pool of KV-cache slots.
 
-The engine prefills each prompt alone and then decodes it in a slot until its caption ends. No
-request waits for a batch, and a caption's bytes depend only on its own sequence.
+Each prompt is prefilled alone and then decoded in a slot until its caption ends. No request waits
+for a batch, and a caption's bytes depend only on its own sequence.
 
 A check before use verifies that decoding in slots gives what `generate` gives, independently of
 other slots. It prefills a row and continues it with the tokens that `generate` produced for it. In
@@ -26,7 +26,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -76,20 +76,11 @@ from stages.process.exit_diagnosis import out_of_memory
 KIND = "rows"
 
 
-class StoredStepRows:
-    """The stored number of rows of one half."""
-
-    def __init__(self, store: str, namespace: str) -> None:
-        self._records = RecordSet(open_store(store), KIND, namespace)
-
-    def candidates(self) -> tuple[int, ...]:
-        """Return the numbers to check, the best first: all, or from the stored one downwards."""
-        known = [int(self._records.meta(key)["rows"]) for key in sorted(self._records.keys())]
-        return tuple(rows for rows in GPU_STEP_ROWS if rows <= min(known, default=rows))
-
-    def keep(self, rows: int) -> None:
-        """Store the number that passed the check."""
-        self._records.publish([Record(key=f"{rows:03}", meta={"rows": rows})])
+def step_rows_to_check(records: RecordSet) -> tuple[int, ...]:
+    """Return the numbers of rows to check, the best first: all, or from the stored one downwards.
+    `records` are of one half."""
+    known = [int(records.meta(key)["rows"]) for key in sorted(records.keys())]
+    return tuple(rows for rows in GPU_STEP_ROWS if rows <= min(known, default=rows))
 
 
 BEFORE = 2
@@ -97,8 +88,7 @@ BEFORE = 2
 STEPS = CHECK_TOKENS - BEFORE
 """Number of compared tokens. Errors in masks or positions show at the first one."""
 ROUNDINGS = 2
-"""Allowed difference, as a multiple of that of chunked prefill: later tokens are rounded one by
-one."""
+"""Allowed difference, as a multiple of that of chunked prefill: tokens are rounded one by one."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -119,31 +109,30 @@ class EngineCheck:
     """Why a larger number of rows was rejected; empty if none was."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ReferenceOutput:
+class Reference(NamedTuple):
     """The output of `generate` for one row alone."""
 
     tokens: Sequence[int]
     logits: Sequence[torch.Tensor]
-    """The logits that selected each token, of shape [1, vocabulary]."""
+    """Those that selected each token, of shape [1, vocabulary]."""
 
 
 def reference_of(
     half: Any, inputs: Mapping[str, Any], features: Mapping[str, Any], **options: Any
-) -> ReferenceOutput:
+) -> Reference:
     """Return the first tokens and logits of `generate`."""
     lengths = {"max_new_tokens": STEPS + 1, "min_new_tokens": STEPS + 1}
     kwargs = {**options, **lengths, "return_dict_in_generate": True, "output_logits": True}
     made: Any = generate(half, inputs, features, **kwargs)
     tokens = new_tokens(made.sequences, prompt_in(half, inputs))[0].tolist()
-    return ReferenceOutput(tokens=tokens, logits=made.logits)
+    return Reference(tokens, made.logits)
 
 
 def choose_layout(
     job_slots: int,
     row: PrefilledSequence,
     other: PrefilledSequence,
-    reference: ReferenceOutput,
+    reference: Reference,
     *,
     is_only_engine: bool,
     step_rows: Sequence[int] = (),
@@ -169,10 +158,9 @@ def _check_layout_in(
     job_slots: int,
     row: PrefilledSequence,
     other: PrefilledSequence,
-    reference: ReferenceOutput,
+    reference: Reference,
 ) -> EngineCheck:
-    """Check one layout in pools with `job_slots` slots, or with fewer slots when memory runs
-    out."""
+    """Check one layout in pools with `job_slots` slots, or with fewer when memory runs out."""
     tokens = max(row.tokens, other.tokens)
     # With a single slot there are no neighbours, so if no more fit, one is enough.
     candidates = (
@@ -191,7 +179,7 @@ def _check_layout_in(
 def check_layout(
     row: PrefilledSequence,
     other: PrefilledSequence,
-    reference: ReferenceOutput,
+    reference: Reference,
     shape: PoolShape,
     other_shape: PoolShape,
 ) -> EngineCheck:
@@ -225,7 +213,7 @@ def check_layout(
 
 def _teacher_force(
     row: PrefilledSequence,
-    reference: ReferenceOutput,
+    reference: Reference,
     pool: Pool,
     slot: int,
     other: PrefilledSequence | None = None,
@@ -256,7 +244,7 @@ def recorded_difference(
     slots: int,
     row: PrefilledSequence,
     other: PrefilledSequence,
-    reference: ReferenceOutput,
+    reference: Reference,
 ) -> str:
     """Return why steps of this layout cannot be recorded; empty if two sequences, one of them in a
     slot that was cleared and filled again, have the same logits in a recorded pool as in another.
@@ -299,14 +287,13 @@ class InflightEngine:
         self._check = EngineCheck(reason="not checked")
         self._engine = engines_for(job.engine)[0]
         self._prefix = SharedPrefix() if self._engine.by_chunk else None
-        """KV cache of the prefix that prompts of one chunk share; None: each prompt is prefilled
-        whole."""
+        """KV cache of the prefix that prompts of a chunk share; None: no prefix is shared."""
         self._no_prefix_reason = ""
         """Why prompts are prefilled whole although the engine can share prefixes."""
-        self._stored_rows: StoredStepRows | None = None
+        self._stored_rows: RecordSet | None = None
         """The number of rows per step of this half; None on a CPU, where it depends on the job."""
         if job.rows_namespace:
-            self._stored_rows = StoredStepRows(job.store, job.rows_namespace)
+            self._stored_rows = RecordSet(open_store(job.store), KIND, job.rows_namespace)
         self._recorder = recorder_for(job.half)
         self._scheduler: InflightScheduler | None = None
         self._on_partial: OnPartial | None = None
@@ -344,9 +331,9 @@ class InflightEngine:
         found |= self.caption_fields() | {"prefill_seconds": round(self._prefill_seconds, 3)}
         if self._scheduler is not None:
             usage = self._scheduler.usage
-            found |= {"slots": self._scheduler.slots, "row_steps": usage.steps}
+            found |= {"slots": self._scheduler.slots, "row_steps": usage["row_steps"]}
             found |= {"aligned": True} if self._check.layout.aligned else {}
-            found |= {"row_steps_used": usage.used}
+            found |= {"row_steps_used": usage["row_steps_used"]}
         found |= self._recorder.stats() if self._recorder else {}
         if self._engine.by_chunk:
             found |= {"shared_prefix": self._prefix is not None}
@@ -384,7 +371,15 @@ class InflightEngine:
     def _publish_groups(
         self, rows: RequestPrefetcher, oom_retry: OomRetry
     ) -> Iterator[tuple[Sequence[DecodeRequest], Sequence[CaptionOutput]]]:
-        self._scheduler = self._make_scheduler(oom_retry)
+        self._scheduler = InflightScheduler(
+            self._prefill,
+            oom_retry,
+            self._check.layout,
+            slots=slot_count(self._job),
+            lag=int(self._job.half.device != "cpu"),
+            on_token=self._send_partial if self._on_partial else None,
+            recorder=self._recorder,
+        )
         ended: list[SequenceState] = []
         since, interval = time.monotonic(), 0.0 if self._job.live else PUBLISH_INTERVAL_SECONDS
         for state in self._scheduler.run(rows):
@@ -401,28 +396,16 @@ class InflightEngine:
     def _collect(
         self, ended: list[SequenceState], oom_retry: OomRetry
     ) -> tuple[list[DecodeRequest], list[CaptionOutput]]:
-        """Return the requests and captions of ended sequences. Those whose decoding to text fails
-        are left out."""
+        """Return requests and captions of ended sequences, without those whose decoding fails."""
         pairs = []
         for state in ended:
-            outputs, message, fault = oom_retry.attempt(partial(self._output, state))
+            outputs, message, fault = try_items(partial(self._output, state))
             if message is not None:
                 raise MemoryError(message)
             if fault is not None:
-                oom_retry.fail(state.request, fault)
+                oom_retry.faults.add(state.request, fault)
             pairs += [(state.request, one) for one in outputs]
         return [request for request, _ in pairs], [one for _, one in pairs]
-
-    def _make_scheduler(self, oom_retry: OomRetry) -> InflightScheduler:
-        return InflightScheduler(
-            self._prefill,
-            oom_retry,
-            self._check.layout,
-            slots=slot_count(self._job),
-            lag=int(self._job.half.device != "cpu"),
-            on_token=self._send_partial if self._on_partial else None,
-            recorder=self._recorder,
-        )
 
     def _send_partial(self, state: SequenceState) -> None:
         """Send the partial caption of a sequence, at most once per interval."""
@@ -516,8 +499,9 @@ class InflightEngine:
         )
         if found.out_of_memory and is_only_engine:
             raise MemoryError(found.reason)
-        if self._stored_rows and not found.reason and not found.layout.aligned:
-            self._stored_rows.keep(found.layout.rows)
+        if self._stored_rows is not None and not found.reason and not found.layout.aligned:
+            passed = found.layout.rows
+            self._stored_rows.publish([Record(key=f"{passed:03}", meta={"rows": passed})])
             if not is_only_engine and not self._engine.by_chunk:
                 found = self._compare_with_batches(found)
         if self._recorder and not self._recorder.reason and not found.reason:
@@ -534,7 +518,7 @@ class InflightEngine:
         """Return the fixed numbers of rows to check, the best first; none on a CPU."""
         if self._job.half.gguf:
             return (ROWS,)
-        rows = self._stored_rows.candidates() if self._stored_rows else ()
+        rows = () if self._stored_rows is None else step_rows_to_check(self._stored_rows)
         return (MIN_STEP_ROWS,) if rows and pays_for_rows(row) else rows
 
     def _compare_with_batches(self, found: EngineCheck) -> EngineCheck:
@@ -564,8 +548,7 @@ class InflightEngine:
         return output._replace(fields=fields | state.confidence.fields(place))
 
     def _text(self, state: SequenceState) -> tuple[str, bool]:
-        found = self._settings(state).texts_of(self._transformers.processor, [state.output_ids])
-        return next(iter(found))
+        return self._settings(state).texts_of(self._transformers.processor, [state.output_ids])[0]
 
     def _settings(self, state: SequenceState) -> GenerateKwargs:
         return self._transformers.generate_kwargs.of(state.request.item)

@@ -37,15 +37,13 @@ class GgufPool:
         self._active.add(slot)
 
     def clear(self, slot: int) -> None:
-        """Empty the slot of an ended sequence."""
         self._active.discard(slot)
         self._counts[slot] = 0
         self._positions[..., slot, :] = 0
         self._decoder.context.clear(slot)
 
     def step(self) -> torch.Tensor:
-        """Return the logits of the next tokens, of shape [rows, vocabulary]. Those of empty slots
-        are meaningless."""
+        """Return the logits of the next tokens [rows, vocabulary]; meaningless for empty slots."""
         decoder = self._decoder
         decoder.context.reserve(1 + max(self._counts[row] for row in self._active))
         if any(decoder.context.lengths[row] != self._counts[row] for row in self._active):
@@ -55,7 +53,6 @@ class GgufPool:
         return torch.from_numpy(decoder.context.step(rows, placed, self._active))
 
     def set_tokens(self, tokens: torch.Tensor) -> None:
-        """Append one token to every sequence. `tokens` is of shape [rows]."""
         self._tokens = tokens.tolist()
         for row in self._active:
             self._counts[row] += 1

@@ -107,8 +107,7 @@ class SlotCache:
                 target.put(slot, source, sequence.tokens)
 
     def mask(self) -> torch.Tensor:
-        """Return the columns that each row sees, of shape [rows, columns]; those of sliding windows
-        come last."""
+        """Return the columns that each row sees [rows, columns], those of sliding windows last."""
         lengths = self._lengths.unsqueeze(1)
         seen = self._columns <= lengths
         if self._rings is None:
@@ -223,7 +222,6 @@ class AlignedSlotCache:
         self.resize(shape.columns)
 
     def put(self, slot: int, sequence: PrefilledSequence) -> None:
-        """Copy a prefilled sequence into a slot and overwrite what the slot held before."""
         for target, source in zip(self.cache.layers, sequence.cache.layers, strict=True):
             for name, value in vars(source).items():
                 buffer = getattr(target, name)
@@ -252,7 +250,6 @@ class AlignedSlotCache:
                 layer.cumulative_length = self._columns - 1
 
     def resize(self, columns: int) -> None:
-        """Change the number of columns; the running sequences must fit and are kept."""
         self._columns = columns
         self.after_step()
 
@@ -270,14 +267,12 @@ def _empty_layer(layer: Any, rows: int) -> Any:
 
 
 def _is_of_tokens(value: Any) -> bool:
-    """Return whether a layer has this tensor per token. Other tensors are constants of the
-    layer."""
+    """Return whether a layer has this tensor per token; others are constants of the layer."""
     return torch.is_tensor(value) and value.ndim > 2
 
 
 def _by_token(part: torch.Tensor) -> torch.Tensor:
-    """Return a per-token tensor as [rows, ..., tokens, width]. Positions are stored as [..., rows,
-    tokens]."""
+    """Return a per-token tensor as [rows, ..., tokens, width]; positions: [..., rows, tokens]."""
     return part if part.is_floating_point() else part.movedim(-2, 0).unsqueeze(-1)
 
 
@@ -299,17 +294,13 @@ Pool: TypeAlias = "SlotPool | GgufPool"
 class SlotPool:
     """The slots of one half, and the next input token of each."""
 
+    @torch.inference_mode()
     def __init__(self, template: PrefilledSequence, shape: PoolShape) -> None:
-        """Allocate a pool for sequences like `template`. Raises UnsupportedCacheError and
-        out-of-memory errors."""
+        """Allocate a pool as `SlotCache` does."""
         self.shape = shape
         self.model = template.model
         self._extra_inputs = dict(template.extra_inputs)
         self._positions_name = template.positions_name
-        with torch.inference_mode():
-            self._make(template)
-
-    def _make(self, template: PrefilledSequence) -> None:
         rows, device = self.shape.rows, template.position.device
         self._lengths = torch.zeros(rows, dtype=torch.long, device=device)
         self._active = torch.zeros(rows, dtype=torch.long, device=device)
@@ -323,23 +314,22 @@ class SlotPool:
         if template.encoder_output is not None:
             self._cross_attention = CrossAttentionCache(template, self.shape)
 
+    @torch.inference_mode()
     def put(self, slot: int, sequence: PrefilledSequence, token: torch.Tensor) -> None:
         """Put a prefilled sequence into a slot. `token` is its first token, of shape [1, 1]."""
         self.model = sequence.model
-        with torch.inference_mode():
-            self._slot_cache.put(slot, sequence)
-            if self._cross_attention is not None:
-                self._cross_attention.put(slot, sequence)
-            for name, value in sequence.token_types.items():
-                self._token_types[name][slot] = value[0]
-            self._position[..., slot : slot + 1, :] = sequence.position
-            self._input_ids[slot] = token[0]
-            self._lengths[slot], self._active[slot] = sequence.tokens, 1
+        self._slot_cache.put(slot, sequence)
+        if self._cross_attention is not None:
+            self._cross_attention.put(slot, sequence)
+        for name, value in sequence.token_types.items():
+            self._token_types[name][slot] = value[0]
+        self._position[..., slot : slot + 1, :] = sequence.position
+        self._input_ids[slot] = token[0]
+        self._lengths[slot], self._active[slot] = sequence.tokens, 1
 
+    @torch.inference_mode()
     def clear(self, slot: int) -> None:
-        """Empty the slot of an ended sequence."""
-        with torch.inference_mode():
-            self._lengths[slot] = self._active[slot] = 0
+        self._lengths[slot] = self._active[slot] = 0
 
     def step(self) -> torch.Tensor:
         """Return the logits of the next tokens, of shape [rows, vocabulary]. The first rows are the
@@ -372,20 +362,20 @@ class SlotPool:
         past = {"past_key_values": cache, "decoder_attention_mask": self._slot_cache.mask()}
         return positions | past | self._cross_attention.decoder_inputs()
 
+    @torch.inference_mode()
     def set_tokens(self, tokens: torch.Tensor) -> None:
         """Append one token to every sequence. `tokens` is of shape [rows]."""
-        with torch.inference_mode():
-            self._input_ids.copy_(tokens.unsqueeze(1))
-            self._lengths += self._active
-            self._lengths.clamp_(max=self.shape.columns - 1)
-            self._position += self._active.unsqueeze(1)
+        self._input_ids.copy_(tokens.unsqueeze(1))
+        self._lengths += self._active
+        self._lengths.clamp_(max=self.shape.columns - 1)
+        self._position += self._active.unsqueeze(1)
 
+    @torch.inference_mode()
     def resize(self, columns: int) -> None:
         """Change the number of columns; the running sequences must fit. Raises out-of-memory
         errors, after which the pool is unusable."""
         self.shape = replace(self.shape, columns=columns)
-        with torch.inference_mode():
-            self._slot_cache.resize(columns)
+        self._slot_cache.resize(columns)
 
 
 def pays_for_rows(sequence: PrefilledSequence) -> bool:

@@ -1,8 +1,5 @@
 """Computes the size of a slot pool, and estimates the memory of in-flight batching besides the
-weights.
-
-The engine and the planner use it. It imports no model library. The estimate covers the KV pool, the
-prefill of one prompt, a decode step, the check before use and the shared prompt prefix.
+weights. Imports no model library.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,8 +13,7 @@ from stages.models.footprint import RowMemory
 COLUMN_MULTIPLE = 64
 """Columns are a multiple of this, so that vectors of a kernel end with the columns."""
 BLOCK = 512
-"""Maximum number of columns that an attention kernel reads per block, counted from the first
-column."""
+"""Maximum number of columns that an attention kernel reads per block, from the first one on."""
 MIN_STEP_ROWS = 8
 """Minimum number of rows per step: on a CPU, products of fewer rows round differently."""
 CHECK_TOKENS = 6
@@ -38,8 +34,7 @@ class PoolShape:
     """The dimensions of a pool."""
 
     rows: int
-    """Rows that a step computes. Their number does not depend on the slots, so neither does
-    rounding."""
+    """Rows that a step computes, whatever the slots, so rounding does not depend on them."""
     slots: int
     """Rows with memory; the other rows are unused."""
     columns: int

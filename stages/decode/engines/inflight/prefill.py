@@ -112,8 +112,7 @@ def _attend_used(
 TOKEN_TYPES = ("token_type_ids", "mm_token_type_ids", "moe_mm_token_type_ids")
 """Names of the inputs that give the type of each token."""
 TEXT_TYPES = ("mm_token_type_ids", "moe_mm_token_type_ids")
-"""Those of them that are 0 (text) for generated tokens. The others repeat the previous token's
-type."""
+"""Those of them that are 0 (text) for generated tokens; others repeat the previous token's type."""
 EXTRA_INPUTS = ("use_cache", "logits_to_keep")
 """Other inputs that `generate` passes at every token."""
 PLACEHOLDERS = "get_placeholder_mask"
@@ -180,8 +179,7 @@ class PrefilledSequence:
 def prefill_row(
     half: Any, inputs: Mapping[str, Any], features: Mapping[str, Any], **options: Any
 ) -> PrefilledSequence:
-    """Prefill one prompt. Raises UnsupportedCacheError if `generate` of the half works
-    differently."""
+    """Prefill one prompt. Raises UnsupportedCacheError if `generate` works differently."""
     read: list[PrefilledSequence] = []
 
     # These argument names separate what `generate` uses itself from what it passes to the model.
@@ -381,8 +379,7 @@ def _shared_tokens(half: Any, inputs: Mapping[str, Any]) -> int:
 
 
 def _beginning(inputs: Mapping[str, Any], length: int) -> dict[str, Any]:
-    """Return the inputs of the first `length` tokens. Inputs without a token dimension, such as
-    grids, stay whole."""
+    """Return the inputs of the first `length` tokens; those per image, as grids, stay whole."""
     shape = inputs["input_ids"].shape
     return {
         name: value[:, :length] if getattr(value, "shape", ())[:2] == shape else value

@@ -50,7 +50,6 @@ class StepRecorder:
         self.reason = self.reason or reason
 
     def stats(self) -> dict[str, Any]:
-        """Return the notes about the steps of the process."""
         steps = self.computed + self.replayed
         counts = {"replayed": self.replayed, "steps": steps, "recordings": self.recordings}
         found = {"recorded": {**counts, "seconds": round(self.seconds, 3)}} if steps else {}
@@ -84,8 +83,7 @@ class RecordedPool(SlotPool):
     def __init__(
         self, template: PrefilledSequence, shape: PoolShape, recorder: StepRecorder
     ) -> None:
-        """Allocate a pool as `SlotPool` does. Raises UnsupportedCacheError and out-of-memory
-        errors."""
+        """Allocate a pool as `SlotPool` does."""
         self._recorder = recorder
         self._graph: Any = None
         self._begun: list[Any] | None = None

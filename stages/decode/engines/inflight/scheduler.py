@@ -23,7 +23,7 @@ How it works:
    finds the item on which the model raises.
 """
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -54,7 +54,7 @@ from stages.decode.engines.inflight.recorded import StepRecorder, make_pool
 from stages.decode.generate_kwargs import PresencePenalty, SeededSampler, sampled_only
 from stages.decode.prompts import ContextExceeded
 from stages.decode.protocol import DecodeRequest
-from stages.memory.oom_retry import OomRetry, release_memory
+from stages.memory.oom_retry import OomRetry, release_memory, try_items
 
 NO_TOKEN = 1 << 60
 """Stands before a row's first token: larger than any token, and it equals none."""
@@ -114,8 +114,7 @@ class Rows:
     """Function that returns the generated tokens of a slot, which are on the host."""
 
     def scores_of(self, shared: Sequence[Any], scores: torch.Tensor) -> torch.Tensor:
-        """Return processed scores, of shape [rows, vocabulary]. `shared` are the processors of one
-        member."""
+        """Return processed scores [rows, vocabulary]; `shared` are the processors of one member."""
         for at, processor in enumerate(shared):
             if isinstance(processor, SeededSampler):
                 drawn = {row: rules.processors[at] for row, rules in self.members.items()}
@@ -169,8 +168,7 @@ class TokenSelection:
     """Selects the tokens of one pool."""
 
     def __init__(self, rows: int, *, whole: bool | None = None) -> None:
-        """`rows` are those of a step. `whole`: whether a group computes all of them; None: on a
-        GPU."""
+        """`rows` of a step; `whole`: whether a group computes all of them (None: on a GPU)."""
         self._rows, self._whole = rows, whole
         self._groups: dict[Hashable, RowGroup] = {}
         self._ids = torch.zeros(2, rows, 0, dtype=torch.long)
@@ -284,11 +282,11 @@ class SequenceState:
     """The state of a running sequence."""
 
     request: DecodeRequest
-    max_length: int
+    max_length: int = 0
     """Maximum number of tokens of prompt and caption together."""
-    max_new_tokens: int
+    max_new_tokens: int = 0
     """Maximum number of tokens of the caption."""
-    eos_token_ids: frozenset[int]
+    eos_token_ids: frozenset[int] = frozenset()
     rules: RowRules
     """How its tokens are selected."""
     stopped: Callable[[Sequence[int]], bool] | None = None
@@ -314,26 +312,13 @@ class SequenceState:
             prompt_tokens=sequence.prompt_tokens,
         )
 
-    @classmethod
-    def refused(cls, request: DecodeRequest, fault: UsageError) -> "SequenceState":
-        """Return a finished sequence for a request that cannot be decoded as requested."""
-        return cls(
-            request=request,
-            max_length=0,
-            max_new_tokens=0,
-            eos_token_ids=frozenset(),
-            rules=RowRules(fault=fault),
-            finish_reason="stop",
-        )
-
     @property
     def fault(self) -> UsageError | None:
         """Return the error for request settings that cannot be applied."""
         return self.rules.fault
 
     def append_token(self, token: int, scores: Sequence[float]) -> bool:
-        """Append a generated token with its log-probability and margin, and return whether it is
-        the last."""
+        """Append a token with its log-probability and margin. Return whether it is the last."""
         self.output_ids.append(token)
         self.confidence.add(*scores)
         stopped = self.stopped is not None and self.stopped(self.output_ids)
@@ -380,16 +365,6 @@ def _copying(values: torch.Tensor) -> torch.Tensor:
     return copied.copy_(values, non_blocking=True)
 
 
-@dataclass(kw_only=True, slots=True)
-class SlotUsage:
-    """Slot usage in rows times steps."""
-
-    steps: int = 0
-    """Computed steps of all slots, empty or not."""
-    used: int = 0
-    """Steps that made a token of a caption."""
-
-
 class InflightScheduler:
     """The slots of one process, and the sequences in them."""
 
@@ -414,7 +389,9 @@ class InflightScheduler:
         self._lag = lag
         self._layout = layout
         self.slots = min(slots, layout.rows)
-        self.usage = SlotUsage()
+        self.usage = Counter[str]()
+        """Computed steps of all slots, empty or not (`row_steps`), and those that made a token of a
+        caption (`row_steps_used`)."""
         self._pool: Pool | None = None
         self._selection = TokenSelection(layout.rows)
         self._running: list[SequenceState | None] = []
@@ -496,13 +473,14 @@ class InflightScheduler:
         """Prefill a request and put it into a slot. Return its state only if it is refused."""
         busy = any(self._running)
         try:
-            prefilled, message, fault = self._oom_retry.attempt(partial(self._prefill, request))
+            prefilled, message, fault = try_items(partial(self._prefill, request))
         except UsageError as error:
             if not request.item.settings and not isinstance(error, ContextExceeded):
                 raise
-            return SequenceState.refused(request, error)
+            rules = RowRules(fault=error)
+            return SequenceState(request=request, rules=rules, finish_reason="stop")
         if fault is not None:
-            self._oom_retry.fail(request, fault)
+            self._oom_retry.faults.add(request, fault)
             return None
         if message is not None:
             self._run_alone.append(request)
@@ -511,9 +489,7 @@ class InflightScheduler:
             self._last_prefill_failed = busy
             return None
         self._last_prefill_failed = False
-        _, message, fault = self._oom_retry.attempt(
-            lambda: self._assign_slot(request, prefilled.pop())
-        )
+        _, message, fault = try_items(lambda: self._assign_slot(request, prefilled.pop()))
         if fault is not None:
             self._isolate_running([request])
             return None
@@ -523,7 +499,6 @@ class InflightScheduler:
         return None
 
     def _assign_slot(self, request: DecodeRequest, sequence: PrefilledSequence) -> SequenceState:
-        """Put a prefilled sequence into a slot."""
         state = SequenceState.from_prefill(request, sequence)
         token = self._selection.first(state.rules, sequence.ids, sequence.logits)
         scores = token_scores(sequence.logits, token)
@@ -551,7 +526,7 @@ class InflightScheduler:
 
     def _decode_step(self) -> Iterator[SequenceState]:
         """Run one decode step. Yield the sequences that ended."""
-        _, message, fault = self._oom_retry.attempt(self._step)
+        _, message, fault = try_items(self._step)
         if fault is not None:
             self._isolate_running([])
             return
@@ -569,7 +544,7 @@ class InflightScheduler:
         self._pool.set_tokens(tokens)
         self._steps += 1
         self._pending.append(PendingTokens(tokens[:slots], scores, [*self._running], self._steps))
-        self.usage.steps += slots
+        self.usage["row_steps"] += slots
 
     def _generated(self) -> Callable[[int], list[int]]:
         """Return a function that returns the tokens that a slot's sequence has generated. Those
@@ -596,7 +571,7 @@ class InflightScheduler:
             for state, token, scores in self._pending.popleft().read():
                 if state.finish_reason is not None:
                     continue
-                self.usage.used += bool(state.output_ids)  # the first is the prompt's
+                self.usage["row_steps_used"] += bool(state.output_ids)  # the first is the prompt's
                 if state.append_token(token, scores):
                     self._clear(state.slot)
                     self._oom_retry.note_success()
