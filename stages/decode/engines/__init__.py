@@ -13,7 +13,7 @@ AUTO = "auto"
 AUTO_SHARED = f"{AUTO}-shared"
 """The same choice for chunks with several prompts."""
 GPU_SLOTS = 64
-"""Maximum number of slots on a GPU. A step reads all weights, so 64 rows take as long as 8."""
+"""Maximum number of slots on a GPU. A step reads all weights: 64 rows take about as long as 8."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
