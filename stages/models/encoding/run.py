@@ -451,7 +451,7 @@ def _encoded(
     batches: Sequence[Sequence[ToEncode]],
 ) -> list[list[Encoded]]:
     """Make a record for each chunk that was not refused. For a model without boundary it holds the
-    pixels. Without `trials`, each batch passes the half whole."""
+    pixels. Without `checks`, each batch passes the half whole."""
     rows = [[row for _, row in batch if isinstance(row, Prepared)] for batch in batches]
     if half is None:
         made = [[undivided(row) for row in some] for some in rows]
