@@ -17,6 +17,7 @@ from flows.machine.budget import GPU_SHARE
 from flows.options.commands import CaptionConfig
 from flows.pipelines import CAPTION, EMBED, parts_of
 from flows.planning.choose import PlanRequest, StagePlan, plan_request_of_model
+from flows.planning.estimate import Purpose
 from flows.planning.plan_view import TABLE, plans_within
 from stages.models.hub.checkpoint import Checkpoint
 from stages.models.inspection import describe
@@ -131,7 +132,7 @@ def largest(planned: Sequence[PlannedModel]) -> dict[str, list[dict[str, int | s
     return table
 
 
-PARTS = {"weight": "weights", "activation": "computing", "kv": "KV cache"}
+PARTS: dict[Purpose, str] = {"weight": "weights", "activation": "computing", "kv": "KV cache"}
 """Part of an estimate → its name on the page."""
 OPENING = """# Cards and models
 
@@ -258,7 +259,7 @@ def _limit(plan: StagePlan) -> str:
     """Return the largest part of a stage that is not run as it was asked for."""
     if plan.chosen.rung == plan.requested.rung:
         return ""
-    part = max(PARTS, key=lambda name: int(getattr(plan.requested, f"{name}_bytes")))
+    part = max(PARTS, key=plan.requested.bytes_of)
     return f"{plan.chosen.rung.stage}: {PARTS[part]}"
 
 

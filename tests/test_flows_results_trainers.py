@@ -544,7 +544,7 @@ def test_clips_without_the_sound_of_their_video_are_told(
 ) -> None:
     config = make(tmp_path)
     write_video(Path(config.sources[0], LONG), ticks=range(150), gop=25, audio=True)
-    monkeypatch.setattr("stages.frames.clip_sound.Sound.part", refuse_sound)
+    monkeypatch.setattr("stages.frames.clip_sound.SoundPart.measure", refuse_sound)
     for _ in range(2):
         notes = write(config, format=("ltx", "webdataset")).warnings
         assert "3 clips for trainers without the sound of the video (it is broken)" in notes
