@@ -14,7 +14,6 @@ dataclass travels as an object with its fields by name, a NamedTuple as the list
 """
 
 import json
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, is_dataclass
 from datetime import datetime
@@ -79,7 +78,7 @@ def number(value: Any) -> bool:
     """Return whether a value is a finite number within MAX_NUMBER."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
-    return math.isfinite(value) and abs(value) < MAX_NUMBER
+    return abs(value) < MAX_NUMBER  # not of NaN or infinity
 
 
 def count(value: Any) -> bool:
@@ -217,7 +216,7 @@ def read_record(kind: type[R], value: Any) -> R:
     _refuse_unknown(kind, value, name)
     try:
         return msgspec.convert(value, kind)
-    except msgspec.ValidationError as error:
+    except (msgspec.ValidationError, UnicodeEncodeError) as error:
         raise TypeError(f"{name}: {error}") from error
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from artifacts.errors import EnvironmentFault
 from artifacts.packs import (
+    LARGEST,
     LEAD,
     MAGIC,
     DamagedRecord,
@@ -16,6 +17,7 @@ from artifacts.packs import (
     RecordSet,
     RecordUnion,
     damaged,
+    pack_name,
     quarantine,
     verify,
 )
@@ -203,6 +205,18 @@ def test_a_header_that_nobody_wrote_is_set_aside(store: FolderStore, text: bytes
             record_set.read(key)
     assert record_set.keys() == RecordSet(store, "k", NAMESPACE).keys() == {"good"}
     assert len(list(store.list("quarantine"))) == 1
+
+
+def test_a_record_beyond_what_a_disk_can_hold_is_set_aside(store: FolderStore) -> None:
+    place = {**GOOD, "offset": LARGEST - 1, "length": 1}
+    text = json.dumps({"records": [place]}).encode()
+    name = pack_name(f"k/{NAMESPACE[:2]}/{NAMESPACE}", ["k"])
+    lead = LEAD.pack(MAGIC, len(text), hashlib.sha256(text).digest())
+    store.put_if_absent(name, [lead, text])
+    with pytest.raises(DamagedRecord):
+        RecordSet(store, "k", NAMESPACE).read("k")
+    store.put_if_absent(name, [lead, text])
+    assert list(verify(store)) == [(name, False)]
 
 
 @pytest.fixture

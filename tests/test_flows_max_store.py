@@ -176,6 +176,20 @@ def test_a_file_that_is_too_large_fails_by_name_and_the_others_are_captioned(
     assert sum(map(len, stages.batches("encode"))) == long, "the others are not encoded again"
 
 
+def test_small_records_of_a_file_that_is_too_large_take_no_room_of_the_others(
+    tmp_path: Path,
+) -> None:
+    short = tmp_path / "clips"
+    write_videos(short, 3)
+    config = config_in(tmp_path, short, batch_size=1, prompt="First", chunk=0.2)
+    limited = replace(config, max_store=exact(config))
+    write_video(short / "tape.mp4", ticks=range(900), gop=30)  # its records take 0.6 MB
+    plan = planned(limited)
+    assert plan.refusal is None and any("(tape.mp4)" in note for note in figures(plan)["notes"])
+    result = caption(limited, Display(quiet=True), Sized(b"").launcher)
+    assert [each.media_path for each in result.failures] == ["tape.mp4"] and result.captions
+
+
 def test_half_written_files_do_not_count(config: CaptionConfig) -> None:
     limited = replace(config, max_store=200_000)
     with half_written(Path(config.store_url)) as (_, file):

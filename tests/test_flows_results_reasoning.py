@@ -152,19 +152,25 @@ def test_the_next_prompt_gets_the_answer_alone(config: CaptionConfig) -> None:
     assert {row["prompt"] for row in lines(config)} == {"Then: [] And now?"}
 
 
-def test_an_edit_of_the_text_with_reasoning_still_counts(config: CaptionConfig) -> None:
-    run(config, Reasoning(WORDS["cut"]), strip_think=False)
+@pytest.mark.parametrize(
+    ("text", "correction", "left"),
+    [("cut", "A cat.", 4), ("long", "It has a <b>cat</b>.</think>\n\nA cat.", 0)],
+)
+def test_an_edit_of_the_text_with_reasoning_still_counts_without_it(
+    config: CaptionConfig, text: str, correction: str, left: int
+) -> None:
+    run(config, Reasoning(WORDS[text]), strip_think=False)
     row = lines(config)[0]
     journal = EditJournal(Path(config.out), f"{config.store}")
-    key = key_of(row["features"], "", row["prompt"], WORDS["cut"])
-    of = {"key": key, "media_path": row["media_path"], "start": row["start"], "said": WORDS["cut"]}
-    changes = changes_of([of], {key: Edit(caption="A cat.")}, {})
+    key = key_of(row["features"], "", row["prompt"], WORDS[text])
+    of = {"key": key, "media_path": row["media_path"], "start": row["start"], "said": WORDS[text]}
+    changes = changes_of([of], {key: Edit(caption=correction)}, {})
     deed = {"id": "1", "time": "2026-01-01T00:00:00+00:00", "does": "edit", "changes": changes}
     journal.add(deed)
     journal.close()
-    run(config, Reasoning(WORDS["cut"]), trust_folder=True)
-    assert [row["caption"] for row in lines(config)] == ["A cat."]
-    assert len(failures(config)) == 4
+    run(config, Reasoning(WORDS[text]), trust_folder=True)
+    assert [row["caption"] for row in lines(config)] == ["A cat.", *["A dog."] * (4 - left)]
+    assert len(failures(config)) == left
 
 
 def test_tags_that_decoding_removes_are_found_in_the_ids() -> None:

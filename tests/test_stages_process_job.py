@@ -11,7 +11,7 @@ import pytest
 
 from artifacts.errors import UsageError
 from artifacts.index.manifest import Manifest
-from artifacts.json_shapes import read_record
+from artifacts.json_shapes import count, number, read_record
 from artifacts.model_files import ModelFiles
 from artifacts.schema import FrameFit, MediaIndex, Sampling
 from artifacts.stamps import ModelFileStamp, Stamp
@@ -116,6 +116,18 @@ def test_an_unknown_field_is_refused_with_its_place_at_any_depth(
 ) -> None:
     with pytest.raises(TypeError, match=f"^{re.escape(place)} has no field colour$"):
         read_record(kind, values)
+
+
+def test_text_that_is_not_unicode_is_refused_where_another_type_belongs() -> None:
+    with pytest.raises(TypeError, match=r"^Measured: "):
+        read_record(Measured, json.loads('{"count": "\\ud800"}'))
+
+
+@pytest.mark.parametrize(
+    "value", [pytest.param(10**400, id="large"), 1 << 63, math.inf, math.nan, True, "1"]
+)
+def test_what_no_number_may_be_is_no_number(value: Any) -> None:
+    assert not number(value) and not count(value)
 
 
 def test_numbers_and_texts_are_read_as_they_were_written() -> None:

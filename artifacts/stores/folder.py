@@ -42,9 +42,10 @@ class FolderStore:
         path = self._root / name
         try:
             with open_regular(path) as file:
-                there = max(0, os.fstat(file.fileno()).st_size - offset)
-                file.seek(offset)
-                return file.read(there if length is None else min(length, there))
+                size = os.fstat(file.fileno()).st_size
+                # A damaged header may state an offset that no disk can seek to.
+                start = file.seek(min(offset, size))
+                return file.read(size - start if length is None else min(length, size - start))
         except FileNotFoundError:
             raise
         except NotADirectoryError as error:

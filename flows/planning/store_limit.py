@@ -65,18 +65,27 @@ class StoreLimit:
         kept, free = self._look(())
         self._now = kept.total() + sum(pack.stat.size for pack in free)
         """Bytes of the store now."""
-        kept[TO_BE_MADE] += sum(self._needs(medium)[1] for medium in job.media)
+        whole = [(m.digest, self._whole(m), self._needs(m)[1]) for m in job.media]
+        there = kept.total()
+        # What does not fit alone is not made, so that its small records take no room of the others.
+        alone = {digest for digest, of, stays in whole if of and there + stays + of > limit}
+        self._staying = there + sum(stays for digest, _, stays in whole if digest not in alone)
+        """Bytes that stay until the run ends."""
+        kept[TO_BE_MADE] += sum(stays for *_, stays in whole)
         self._base = kept
-        """Bytes that stay until the run ends, by kind."""
-        self.room = max(1, limit - kept.total())
+        """The same by kind, if all media are made."""
+        self.room = max(1, limit - self._staying)
         """Bytes of a wave beside them."""
         self.wave_bytes = max(1, self.room // 2)
         """Maximum bytes of a wave of several media: the next one is cut beside it."""
         stored: dict[tuple[str, str], int] = {}
-        whole = [(medium.digest, self._whole(medium)) for medium in job.media]
-        self._too_large = {d: of for d, of in whole if of and kept.total() + of > limit}
+        self._too_large = {
+            digest: of
+            for digest, of, _ in whole
+            if of and (digest in alone or self._staying + of > limit)
+        }
         """Content digest of what needs more than there is room → its bytes until it is done."""
-        self._fits_any = any(of for digest, of in whole if digest not in self._too_large)
+        self._fits_any = any(of for digest, of, _ in whole if digest not in self._too_large)
         fitting = [medium for medium in job.media if not self._is_too_large(medium)]
         for medium in fitting:
             stored |= self._keys_to_read(medium)
@@ -107,7 +116,7 @@ class StoreLimit:
         text = f"at most {size(self.bytes)}, {size(self._now)} stored now"
         if not (largest := max((sum(map(self._whole, wave)) for wave in waves), default=0)):
             return f"{text}; nothing is left to encode, and nothing is deleted"
-        kept = size(self._base.total())
+        kept = size(self._staying)
         goes = "; what others no longer need goes first" if self.is_short else ""
         return f"{text}; {kept} stay, and a wave takes up to {size(largest)} beside it{goes}"
 

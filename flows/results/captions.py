@@ -16,6 +16,7 @@ from artifacts.captions import (
     CONFIDENCE,
     Caption,
     Failure,
+    answer_in,
     answer_of,
     has_tags,
     write_jsonl,
@@ -172,6 +173,8 @@ def _shown(job: Job, file: MediaFile, task: Task, stored: Mapping[str, Any]) -> 
         return None
     original = original or ""
     text = original if edit.caption is None else edit.caption
+    if text != original and _strips(job) and has_tags(text):
+        text = answer_in(text) or text
     if schema and text != original and not follows(schema, text):
         text, warnings = original, [*warnings, INVALID_CORRECTION]
     return _Shown(original, text, edit.review, warnings)

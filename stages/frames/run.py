@@ -216,10 +216,11 @@ class Cutting:
         """Return stored chunks by index, recalled in `video`, and the plans of missing ones."""
         known: dict[int, ChunkIndex] = {}
         missing = []
+        chosen = None if medium.chunk_indexes is None else frozenset(medium.chunk_indexes)
         for plan in plans:
             if self.record_sets.key(medium, plan.index) in self.record_sets.frames:
                 known[plan.index] = self._known(medium, video, plan.index)
-            elif medium.chunk_indexes is None or plan.index in medium.chunk_indexes:
+            elif chosen is None or plan.index in chosen:
                 missing.append(plan)
         self._set_item_count(medium, len(missing))
         return known, missing

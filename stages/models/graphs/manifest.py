@@ -9,13 +9,14 @@ logs it at most. Therefore the module checks the session's actual provider. A GP
 shape computations to the CPU by design, so that is allowed.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from artifacts.errors import EnvironmentFault
-from artifacts.json_shapes import count, read_json, read_record, text
+from artifacts.json_shapes import ShapeError, count, number, read_json, read_record, text
 from artifacts.schema import Half
 from stages.models.graphs import FOLDER
 from stages.process.exit_diagnosis import out_of_memory
@@ -143,8 +144,8 @@ class Graph:
 
     def __post_init__(self) -> None:
         lengths = (length for axes in self.inputs.values() for length in axes)
-        if min((self.quantized, *lengths)) < 0:
-            raise ValueError(f"graph {self.file} has a number below 0")
+        if not all(map(count, (self.quantized, *lengths))):
+            raise ValueError(f"graph {self.file} has a number that counts nothing")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -190,10 +191,11 @@ class GraphManifest:
 
     def __post_init__(self) -> None:
         encoders = [encoder for half in self.halves.values() for encoder in half.towers]
-        if min((0, *self.sizes.values(), *(encoder.parameters for encoder in encoders))) < 0:
-            raise ValueError(f"{FILE} has a size below 0")
+        sizes = (*self.sizes.values(), *(encoder.parameters for encoder in encoders))
+        if not all(map(count, sizes)) or not all(number(h.furthest) for h in self.halves.values()):
+            raise ValueError(f"{FILE} has a number that is out of range")
         named = [*self.files, *(graph.file for encoder in encoders for graph in encoder.graphs)]
-        if any(Path(n).name != n or n.startswith(".") or not text(n) for n in named):
+        if any(Path(name).name != name or name.startswith(".") for name in named):
             raise ValueError(f"{FILE} names a file outside its folder")
 
     def to_json(self) -> dict[str, Any]:
@@ -212,7 +214,7 @@ def read_manifest(model: Path) -> GraphManifest | None:
     path = model / FOLDER / FILE
     if not path.exists():
         return None
-    fields = read_json(path, {"format": count}, EXPORT_HINT)
+    fields = read_json(path, {"format": count}, EXPORT_HINT, _check_text)
     if (written := fields.pop("format")) != FORMAT:
         raise EnvironmentFault(
             f"{FILE} has format {written}, and this version reads {FORMAT}", hint=EXPORT_HINT
@@ -221,3 +223,10 @@ def read_manifest(model: Path) -> GraphManifest | None:
         return read_record(GraphManifest, fields)
     except TypeError as error:
         raise EnvironmentFault(f"{path} cannot be read: {error}", hint=EXPORT_HINT) from error
+
+
+def _check_text(fields: Any) -> None:
+    """Raise ShapeError for a string that UTF-8 cannot encode: it could be neither shown nor made
+    part of a key."""
+    if not text(json.dumps(fields, ensure_ascii=False)):
+        raise ShapeError("it has a string that is not Unicode")
