@@ -304,7 +304,7 @@ def prepare(
     if not files:  # reported before a model is resolved or downloaded
         raise _nothing_to_do(pipelines[0], failures)
     check_beside(files, config)
-    model, pipeline, digests = model_for(
+    model, pipeline, digests = _model_for(
         config,
         launcher,
         store,
@@ -346,11 +346,11 @@ def prepare_without_media(config: RunOptions, launcher: Launcher, *pipelines: Pi
     Raises PenstockError."""
     check_packages(config)
     store = open_store(config.store_url)
-    model, pipeline, _ = model_for(config, launcher, store, pipelines)
+    model, pipeline, _ = _model_for(config, launcher, store, pipelines)
     return _job_of(config, store, model, pipeline)
 
 
-def model_for(
+def _model_for(
     config: RunOptions,
     launcher: Launcher,
     store: Store,
