@@ -78,13 +78,13 @@ class HostGrid(torch.Tensor):
     def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        """Compute on the host if all tensors are there and the result is no floating-point number,
-        else on the device."""
+        """Compute on the host if all tensors are there, numbers of the host among them, and the
+        result is no floating-point number or is written into host memory; else on the device."""
         given = (args, dict(kwargs or {}))
         found = list(tensors(*given))
         device = next(tensor.device for tensor in found if isinstance(tensor, cls))
-        in_place = func._schema.is_mutable and isinstance(args[0], cls)
-        if in_place or all(isinstance(tensor, cls) for tensor in found):
+        in_place = func._schema.is_mutable and getattr(args[0], "host", args[0]).device == HOST
+        if in_place or all(hasattr(t, "host") or (t.device == HOST and not t.ndim) for t in found):
             places: list[torch.device] = []
             changed(places.append, given, torch.device)
             args, kwargs = changed(_in_host_memory, changed(lambda _: HOST, given, torch.device))
