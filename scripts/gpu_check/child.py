@@ -56,7 +56,7 @@ CHECKS = (
     Check("kernels of attention", kernels.attention),
     Check("kernels, each", kernels.backends),
     Check("kernels, new lengths", kernels.lengths),
-    Check("packed layers", kernels.unpacking),
+    Check("packed layers", kernels.unpacking, needs=("device",)),
     Check("model", model.found, 600),
     # In processes of their own: a recording that fails may spoil its process.
     Check("recorded steps, bf16", model.recorded["bf16"], 200, process=""),
