@@ -106,7 +106,7 @@ class StoreLimit:
         them."""
         found = {}
         for digest, needed in self._too_large.items():
-            error = self._too_small(self._base, needed)
+            error = self._too_small(self._base, needed, "this file needs")
             why = {"kind": TOO_LARGE, "message": error.message, "hint": error.hint}
             found[digest, -1, ""] = {"stage": self._first.name, **why}
         return found
@@ -284,11 +284,13 @@ class StoreLimit:
         records, key = self._ledger[kind], task.keys.get(kind, "")
         return records.place(key).length if key in records else 0
 
-    def _too_small(self, kept: Counter[str], wave: int) -> CannotFit:
+    def _too_small(
+        self, kept: Counter[str], wave: int, what: str = "the next files need"
+    ) -> CannotFit:
         kinds = ", ".join(f"{size(of)} {kind}" for kind, of in kept.most_common() if of)
         return CannotFit(
             f"--max-store {size(self.bytes)} is too small: {size(kept.total())} must stay in "
-            f"{self._job.store.url} ({kinds}), and the next files need {size(wave)} beside it",
+            f"{self._job.store.url} ({kinds}), and {what} {size(wave)} beside it",
             hint=f"Give --max-store {written(rounded_up(kept.total() + wave))} or more",
         )
 
