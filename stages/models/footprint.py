@@ -131,28 +131,28 @@ def _at(
     known = [work for work in batch_costs if work.kind == kind] or list(batch_costs)
     if not known:
         return 0.0
-    import numpy as np
-
     largest = max(known, key=lambda work: (work.rows * work.units, work.rows))
     scales = [term(largest.rows, largest.units) or 1.0 for term in TERMS]
-    table = np.array([[term(w.rows, w.units) for term in TERMS] for w in known]) / scales
     chosen: list[int] = []
     for index in range(len(TERMS)):
-        if np.linalg.matrix_rank(table[:, [*chosen, index]], tol=1e-6) == len(chosen) + 1:
+        rank = [[TERMS[i](w.rows, w.units) / scales[i] for i in (*chosen, index)] for w in known]
+        if _rank(rank) == len(chosen) + 1:
             chosen.append(index)
-    values = np.array([float(each(work)) for work in known])
-    # Relative errors count, so that small sizes are fitted as well as large ones.
-    measures = np.maximum(1.0, values)
     while True:
-        part = table[:, chosen] / measures[:, None]
-        found = np.linalg.lstsq(part, values / measures, rcond=None)[0].tolist()
+        # Relative errors count, so that small sizes are fitted as well as large ones.
+        measures = [max(1.0, float(each(work))) for work in known]
+        table = [
+            [TERMS[i](w.rows, w.units) / scales[i] / measure for i in chosen]
+            for w, measure in zip(known, measures, strict=True)
+        ]
+        values = [each(w) / measure for w, measure in zip(known, measures, strict=True)]
+        found = _least_squares(table, values)
         growing = [(value, i) for value, i in zip(found, chosen, strict=True) if i in GROWING]
         worst = min(growing, default=(0.0, -1))
         if worst[0] >= 0:
             break
         chosen.remove(worst[1])
-    pairs = zip(found, chosen, strict=True)
-    return float(sum(v * TERMS[i](rows, units) / scales[i] for v, i in pairs))
+    return sum(v * TERMS[i](rows, units) / scales[i] for v, i in zip(found, chosen, strict=True))
 
 
 TERMS: tuple[Callable[[int, int], float], ...] = (
@@ -164,6 +164,42 @@ TERMS: tuple[Callable[[int, int], float], ...] = (
 )
 GROWING = (0, 2, 3, 4)
 """Indexes of the terms that cannot be negative."""
+
+
+def _rank(table: list[list[float]]) -> int:
+    """Return the number of independent columns."""
+    rows = [list(row) for row in table]
+    rank = 0
+    for column in range(len(rows[0])):
+        pivot = max(rows[rank:], key=lambda row: abs(row[column]), default=None)
+        if pivot is None or abs(pivot[column]) < 1e-6:
+            continue
+        rows.remove(pivot)
+        rows.insert(rank, pivot)
+        for row in rows[rank + 1 :]:
+            factor = row[column] / pivot[column]
+            row[:] = [a - factor * b for a, b in zip(row, pivot, strict=True)]
+        rank += 1
+    return rank
+
+
+def _least_squares(table: list[list[float]], values: list[float]) -> list[float]:
+    """Return the least-squares coefficients of the columns. The columns are independent."""
+    width = len(table[0])
+    normal = [
+        [sum(row[i] * row[j] for row in table) for j in range(width)]
+        + [sum(row[i] * value for row, value in zip(table, values, strict=True))]
+        for i in range(width)
+    ]
+    for column in range(width):
+        pivot = max(range(column, width), key=lambda i: abs(normal[i][column]))
+        normal[column], normal[pivot] = normal[pivot], normal[column]
+        for i in range(width):
+            if i != column:
+                factor = normal[i][column] / normal[column][column]
+                pairs = zip(normal[i], normal[column], strict=True)
+                normal[i] = [a - factor * b for a, b in pairs]
+    return [normal[i][width] / normal[i][i] for i in range(width)]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
