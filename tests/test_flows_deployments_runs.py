@@ -116,7 +116,7 @@ def test_a_flow_with_a_bad_file_completes_and_says_so(
     assert f"- HTML report: penstock report {tmp_path / 'out'}\n" in page
     with get_client(sync_client=True) as client:
         name = client.read_flow_run(state.state_details.flow_run_id).name
-    assert name.lstrip("…") == str(tmp_path / "out")[-MAX_LETTERS:]
+    assert name.endswith(f"1 more into {tmp_path / 'out'}"[-MAX_LETTERS:]), name
     record = json.loads((tmp_path / "out" / "run.json").read_text())
     assert record["command"] is None  # an address has a password
     assert record["prefect"]["id"] == str(state.state_details.flow_run_id)
