@@ -83,8 +83,9 @@ class HostGrid(torch.Tensor):
         given = (args, dict(kwargs or {}))
         found = list(tensors(*given))
         device = next(tensor.device for tensor in found if isinstance(tensor, cls))
-        in_place = func._schema.is_mutable and getattr(args[0], "host", args[0]).device == HOST
-        if in_place or all(hasattr(t, "host") or (t.device == HOST and not t.ndim) for t in found):
+        first = func._schema.arguments[0].alias_info
+        in_place = first is not None and first.is_write and _is_on_host(args[0])
+        if in_place or all(isinstance(t, cls) or (_is_on_host(t) and not t.ndim) for t in found):
             places: list[torch.device] = []
             changed(places.append, given, torch.device)
             args, kwargs = changed(_in_host_memory, changed(lambda _: HOST, given, torch.device))
@@ -98,6 +99,10 @@ class HostGrid(torch.Tensor):
     def on_device(self) -> torch.Tensor:
         """Return a plain tensor on the device, without waiting for it."""
         return self.host.to(self.device, non_blocking=True)
+
+
+def _is_on_host(tensor: torch.Tensor) -> bool:
+    return isinstance(tensor, HostGrid) or tensor.device == HOST
 
 
 def _in_host_memory(tensor: torch.Tensor) -> torch.Tensor:
