@@ -65,31 +65,32 @@ class StoreLimit:
         kept, free = self._look(())
         self._now = kept.total() + sum(pack.stat.size for pack in free)
         """Bytes of the store now."""
-        whole = [(m.digest, self._whole(m), self._needs(m)[1]) for m in job.media]
+        needs = {medium: self._needs(medium) for medium in job.media}
+        whole = {m: self._stored(m) + going for m, (going, _) in needs.items()}
         there = kept.total()
         # What does not fit alone is not made, so that its small records take no room of the others.
-        alone = {digest for digest, of, stays in whole if of and there + stays + of > limit}
-        self._staying = there + sum(stays for digest, _, stays in whole if digest not in alone)
+        alone = {m.digest for m, of in whole.items() if of and there + needs[m][1] + of > limit}
+        self._staying = there + sum(n for m, (_, n) in needs.items() if m.digest not in alone)
         """Bytes that stay until the run ends."""
-        kept[TO_BE_MADE] += sum(stays for *_, stays in whole)
+        kept[TO_BE_MADE] += sum(stays for _, stays in needs.values())
         self._base = kept
         """The same by kind, if all media are made."""
         self.room = max(1, limit - self._staying)
         """Bytes of a wave beside them."""
         self.wave_bytes = max(1, self.room // 2)
         """Maximum bytes of a wave of several media: the next one is cut beside it."""
-        stored: dict[tuple[str, str], int] = {}
         self._too_large = {
-            digest: of
-            for digest, of, _ in whole
-            if of and (digest in alone or self._staying + of > limit)
+            m.digest: of
+            for m, of in whole.items()
+            if of and (m.digest in alone or self._staying + of > limit)
         }
         """Content digest of what needs more than there is room → its bytes until it is done."""
-        self._fits_any = any(of for digest, of, _ in whole if digest not in self._too_large)
         fitting = [medium for medium in job.media if not self._is_too_large(medium)]
+        self._fits_any = any(whole[medium] for medium in fitting)
+        stored: dict[tuple[str, str], int] = {}
         for medium in fitting:
             stored |= self._keys_to_read(medium)
-        missing = [self._needs(medium)[0] for medium in fitting]
+        missing = [needs[medium][0] for medium in fitting]
         self.is_short = sum(stored.values()) + sum(missing) > self.room
         """Whether frames and features of all media do not fit at once: some that are stored may be
         deleted before they are read."""
