@@ -126,8 +126,8 @@ The argument is True when all are made."""
 
 def make_summaries(job: Job, stages: StageRunner) -> tuple[list[SummaryRow], list[Failure]]:
     """Make the missing summaries of a job, write all, and return them, with the failures of videos
-    of which none can be made. Stored summaries are written however this ends. Raises
-    PenstockError."""
+    of which none can be made. An error does not stop the function from writing the summaries that
+    are stored. Raises PenstockError."""
     record, summaries = stages.loop.record, Summaries(job)
     if job.config.retry_failed:
         summaries.forget_failures()
@@ -388,9 +388,10 @@ class PipelineRunner:
             return
         for stage in (each for each in job.pipeline[1:] if each not in stages):
             self._announce(f"{stage.verb}: nothing to do, all of it is stored")
-        if limit is not None and (refusal := limit.refusal()):
-            raise refusal
-        job.ledger.unfit |= limit.failures() if limit is not None else {}
+        if limit is not None:
+            if refusal := limit.refusal():
+                raise refusal
+            job.ledger.unfit |= limit.failures()
         waves, line = planned_waves(job, expected, limit, records=True)
         if line:
             self._announce(line)
