@@ -72,7 +72,9 @@ def test_in_a_small_store_pictures_come_in_waves_and_vectors_stay_until_they_are
     pictures: Path, clip: Path, tmp_path: Path
 ) -> None:
     assert embed(pictures, clip, tmp_path / "large") == 0
-    assert embed(pictures, clip, tmp_path / "none", "--max-store", "60kB") == 3
+    assert embed(pictures, clip, tmp_path / "none", "--max-store", "40kB") == 3
+    assert embed(pictures, clip, tmp_path / "one", "--max-store", "60kB") == 1
+    assert len(vectors(tmp_path / "one")) == 1
     assert embed(pictures, clip, tmp_path / "small", "--max-store", "130kB") == 0
     place = Place(clips=pictures, out=tmp_path / "small/out", store=tmp_path / "small/store")
     assert place.stages()["embed"]["processes"] > 2

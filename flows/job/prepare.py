@@ -304,7 +304,7 @@ def prepare(
     if not files:  # reported before a model is resolved or downloaded
         raise _nothing_to_do(pipelines[0], failures)
     check_beside(files, config)
-    model, pipeline, digests = _model_for(
+    model, pipeline, digests = model_for(
         config,
         launcher,
         store,
@@ -346,11 +346,11 @@ def prepare_without_media(config: RunOptions, launcher: Launcher, *pipelines: Pi
     Raises PenstockError."""
     check_packages(config)
     store = open_store(config.store_url)
-    model, pipeline, _ = _model_for(config, launcher, store, pipelines)
+    model, pipeline, _ = model_for(config, launcher, store, pipelines)
     return _job_of(config, store, model, pipeline)
 
 
-def _model_for(
+def model_for(
     config: RunOptions,
     launcher: Launcher,
     store: Store,
@@ -365,8 +365,9 @@ def _model_for(
     digests."""
     prepare_store(store)
     devices = select_devices(GpuOptions.of(config).gpus).devices
-    for device in devices:
-        check_device(device)  # before any download or decoding
+    if read_weights or files is not None:  # the plan of a model alone needs no working driver
+        for device in devices:
+            check_device(device)  # before any download or decoding
     device = devices[0]
     digests = digests_in(store)
     model = open_model(

@@ -15,14 +15,14 @@ from typing import Any
 
 from artifacts.captions import Failure
 from artifacts.errors import CannotFit
-from artifacts.store import open_store, prepare_store
-from flows.checkpoint.models import Model, digests_in, open_model, pipeline_for
+from artifacts.store import open_store
+from flows.checkpoint.models import Model
 from flows.checkpoint.precision import precision_note
 from flows.console.lines import duration, gib
 from flows.job.card_sampling import as_card, card_note, with_card_sampling
 from flows.job.job_summary import context_note, halves, notes
-from flows.job.pass_mode import replanned_once, with_pass_mode
-from flows.job.prepare import Job, NothingToDo, pipeline_with_sound, prepare
+from flows.job.pass_mode import replanned_once
+from flows.job.prepare import Job, NothingToDo, model_for, prepare
 from flows.ledger.ledger import bytes_to_fetch, stages_with_work
 from flows.ledger.prompts import check_summary
 from flows.ledger.tasks import keys_of
@@ -365,29 +365,15 @@ def _plan_of(
         refuse_beyond_context(request)
         plan = _make_plan(request, job.budget, job, expected, job.devices)
         return replace(plan, unusable=tuple(unusable))
-    devices = select_devices(GpuOptions.of(config).gpus).devices
-    device = devices[0]
     store = open_store(config.store_url)
-    prepare_store(store)
-    model = open_model(
-        config,
-        *pipelines,
-        store=store,
-        digests=digests_in(store),
-        launcher=launcher,
-        device=device,
-        announce=announce,
-        read_weights=False,
-    )
-    pipeline, model = pipeline_with_sound(config, model, pipeline_for(model, pipelines))
-    model = with_pass_mode(config, model, store, device)
+    model, pipeline, _ = model_for(config, launcher, store, pipelines, announce, read_weights=False)
+    devices = select_devices(GpuOptions.of(config).gpus).devices
     config = as_card(config, model)
     check_summary(config, model)
-    model = model.of_parts(parts_of(pipeline))
-    request = plan_request_of_model(model, config, device, pipeline)
+    request = plan_request_of_model(model, config, devices[0], pipeline)
     refuse_beyond_context(request)
     plan = _make_plan(request, budget_on(config, devices), None, (), devices)
-    note = precision_note(model.profile, [s[0] for s in model.settings.values()], device)
+    note = precision_note(model.profile, [s[0] for s in model.settings.values()], devices[0])
     own_notes = (note, card_note(config, model), context_note(model, config))
     notes = (*filter(None, own_notes), *standard_notes(model, config), *model.notes)
     return replace(plan, notes=(*notes, *with_card_sampling(config, model.folder)[1]))
