@@ -21,7 +21,7 @@ import re
 from itertools import takewhile
 from pathlib import Path
 from traceback import extract_tb
-from typing import Any, ClassVar
+from typing import Any
 
 SECRETS = re.compile(
     r"(?<=://)[^/\s@]+(?=@)"
@@ -53,7 +53,7 @@ class PenstockError(Exception):
     """An error with a next step: `message` states what failed and where, `hint` what to do about
     it."""
 
-    exit_code: ClassVar[int] = 1
+    exit_code: int = 1
 
     def __init__(self, message: str, *, hint: str = "") -> None:
         # A path or an option may hold what no log can: lone surrogates.

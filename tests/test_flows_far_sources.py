@@ -258,4 +258,5 @@ def test_a_source_whose_server_is_silent_ends_as_the_network_does(
     out = ["--model", "demo", "--store", str(tmp_path / "store"), "--out", str(tmp_path / "out")]
     assert main(["caption", "http://127.0.0.1:1/dead.mp4", *out]) == 5
     assert "nothing to caption" in capsys.readouterr().err
+    assert main(["sift", "http://127.0.0.1:1/dead.mp4", "--out", str(tmp_path / "sift")]) == 5
     assert main(["caption", "http://127.0.0.1:1/dead.mp4", str(tmp_path / "none.mp4"), *out]) == 2

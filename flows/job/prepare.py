@@ -227,29 +227,21 @@ class Job:
 
 
 class NothingToDo(UsageError):
-    """The error when no source can be used. `failures` gives the reason for each."""
+    """The error when no source can be used. `failures` gives the reason for each. The exit code is
+    that of an environment fault if no server of any source responds."""
 
     def __init__(self, pipeline: Pipeline, failures: Sequence[Failure]) -> None:
         self.failures = tuple(failures)
         if not failures:
             super().__init__("the list of sources is empty", hint="Give files or folders")
             return
+        if all(each.error == UNREACHABLE for each in failures):
+            self.exit_code = EnvironmentFault.exit_code
         first = failures[0]
         more = f" (and {len(failures) - 1} more)" if len(failures) > 1 else ""
         what = next((name for name, of in PURPOSES.items() if pipeline in of), pipeline[-1].name)
         message = f"nothing to {what}: {first.media_path}: {first.message}{more}"
         super().__init__(message, hint=first.hint)
-
-
-class NothingReached(NothingToDo):
-    """The error when no server of any source responds."""
-
-    exit_code = EnvironmentFault.exit_code
-
-
-def _nothing_to_do(pipeline: Pipeline, failures: Sequence[Failure]) -> NothingToDo:
-    silent = bool(failures) and all(each.error == UNREACHABLE for each in failures)
-    return (NothingReached if silent else NothingToDo)(pipeline, failures)
 
 
 def check_names(config: RunOptions, pipeline: Pipeline) -> None:
@@ -258,7 +250,7 @@ def check_names(config: RunOptions, pipeline: Pipeline) -> None:
     config.check_sources()
     selection = Selection(recursive=config.recursive, extensions=config.extensions)
     if failures := why_no_media(config.sources, selection):
-        raise _nothing_to_do(pipeline, failures)
+        raise NothingToDo(pipeline, failures)
     if config.model != DEMO_MODEL and not is_served(config.model):
         check_name(config.model)
 
@@ -302,7 +294,7 @@ def prepare(
     if left_out and not files and not failures:
         raise UsageError("no file meets --sift", hint="Read sift/left_out.jsonl in --out")
     if not files:  # reported before a model is resolved or downloaded
-        raise _nothing_to_do(pipelines[0], failures)
+        raise NothingToDo(pipelines[0], failures)
     check_beside(files, config)
     model, pipeline, digests = model_for(
         config,
@@ -328,7 +320,7 @@ def prepare(
     )
     failures = [*failures, *unreadable, *prompts.failures.values()]
     if not job_files:
-        raise _nothing_to_do(pipeline, failures)
+        raise NothingToDo(pipeline, failures)
     notes = [] if fetch else unfetched_note([each.file for each in readable])
     notes += [] if config.check_media else inode_note(readable)
     check_summary(config, model)
