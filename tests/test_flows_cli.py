@@ -120,6 +120,15 @@ def test_bad_usage_is_one_line_and_exit_2(
     assert not Path("out").exists()
 
 
+@pytest.mark.parametrize("command", ["caption", "export", "tune", "learn", "cache rebuild"])
+def test_quiet_and_json_exclude_each_other(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main([*command.split(), "a", "--quiet", "--json"])
+    assert "not allowed with argument --quiet" in one_line(capsys.readouterr().err)
+
+
 @pytest.mark.parametrize(
     ("arguments", "option"),
     [

@@ -13,6 +13,7 @@ from flows.cli.options import (
     Groups,
     add_caption_options,
     add_options,
+    add_print_options,
     add_quiet_options,
     add_ray_option,
     group_of,
@@ -163,10 +164,9 @@ def add_learn(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_running(parser: argparse.ArgumentParser, groups: Groups, dry_run: str) -> None:
-    add = group_of(parser, groups, "running").add_argument
-    add("--dry-run", action="store_true", help=dry_run)
-    add("--quiet", action="store_true", help="print errors only")
-    add("--json", action="store_true", help="print events as JSON lines")
+    group = group_of(parser, groups, "running")
+    group.add_argument("--dry-run", action="store_true", help=dry_run)
+    add_print_options(group)
 
 
 def add_convert(parser: argparse.ArgumentParser) -> None:
@@ -280,6 +280,4 @@ def add_cache_commands(cache: argparse.ArgumentParser) -> None:
     add("--name", default="", metavar="N", help="name of the job, if several share its sources")
     add("--prune", action="store_true", help="delete features that this job no longer needs")
     add("--dry-run", action="store_true", help="print what would be done, and its cost")
-    quiet = rebuild.add_mutually_exclusive_group()
-    quiet.add_argument("--quiet", action="store_true", help="print errors only")
-    quiet.add_argument("--json", action="store_true", help="print events as JSON lines")
+    add_print_options(rebuild)

@@ -135,10 +135,15 @@ def add_quiet_options(parser: argparse.ArgumentParser) -> Any:
     """Add the options that control printing, and return their group."""
     group = parser.add_argument_group("running")
     group.add_argument("--dry-run", action="store_true", help="print what would be done, then exit")
+    add_print_options(group)
+    return group
+
+
+def add_print_options(group: Any) -> None:
+    """Add the two options that change what a command prints, which exclude each other."""
     quiet = group.add_mutually_exclusive_group()
     quiet.add_argument("--quiet", action="store_true", help="print errors only")
     quiet.add_argument("--json", action="store_true", help="print events as JSON lines")
-    return group
 
 
 def config_of(
