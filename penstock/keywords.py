@@ -103,12 +103,12 @@ class VectorOptions(MediaRunOptions, total=False):
     model: Required[str | PathLike[str]]
     out: str | PathLike[str]
     tiles: str
+    max_store: str | int | None
 
 
 class EmbedOptions(VectorOptions, total=False):
     """The options of `embed`."""
 
-    max_store: str | int | None
     replace: bool
 
 

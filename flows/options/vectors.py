@@ -89,7 +89,7 @@ class EmbedConfig(OwnerOptions, StoreSizeOptions, GpuOptions, VectorConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class IndexConfig(GpuOptions, VectorConfig):
+class IndexConfig(StoreSizeOptions, GpuOptions, VectorConfig):
     """One run that builds an index."""
 
     out: Annotated[str, FOLDER_OPTION] = INDEX
