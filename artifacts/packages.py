@@ -6,12 +6,15 @@ for its packages with `require` before it starts a process or writes anything.
 
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from artifacts.errors import MissingPackage
+
+if TYPE_CHECKING:
+    import asyncio
 
 
 class Extra(NamedTuple):
@@ -133,3 +136,15 @@ def _missing(what: str, module: str, extra: str) -> MissingPackage:
         f"{what} needs the package {package}, which is not installed",
         hint=f"Run {install_command(extra)}",
     )
+
+
+def loop_factory() -> "Callable[[], asyncio.AbstractEventLoop]":
+    """Return the event loop factory of uvloop if it is installed: it takes less CPU time."""
+    import asyncio
+
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.new_event_loop
+    made: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
+    return made

@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Any
 
-from stages.process.event_loop import loop_factory
+from artifacts.packages import loop_factory
 
 ONCE: dict[str, bytes] = {
     "429": b"HTTP/1.1 429 Too Many\r\ncontent-length: 0\r\n\r\n",

@@ -79,7 +79,7 @@ ENTRIES: Mapping[str, str] = {
     "time_graphs": "stages.export.graphs.timing:run",
     "cut": "stages.frames.cut:run",
     "cut_live": "stages.frames.live:run",
-    "sound_live": "stages.sound.live:run",
+    "sound_live": "stages.sound.run:run_live",
     "measure": "stages.memory.measure:run",
     "probe": "stages.process.device_limit:run",
 }

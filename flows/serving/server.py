@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from starlette.types import ASGIApp
 
 from artifacts.errors import ModelChanged, UsageError
+from artifacts.packages import loop_factory
 from artifacts.paths import text_named
 from flows.console.display import Display
 from flows.job.pass_mode import second_change
@@ -27,7 +28,6 @@ from flows.serving.guard import Guard
 from flows.serving.half_worker import ModelWatch
 from flows.serving.listening import UnsignalledServer, address_of, listening
 from flows.serving.startup import DRAIN_SECONDS, Service, open_service
-from stages.process.event_loop import loop_factory
 from stages.process.stage_process import Listener
 
 TOKEN_BYTES = 1 << 12

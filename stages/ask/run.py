@@ -38,6 +38,7 @@ from PIL import Image
 from artifacts.endpoints import EndpointKeys, endpoints_of, keys_from
 from artifacts.errors import EnvironmentFault, PenstockError
 from artifacts.locks import claims_at
+from artifacts.packages import loop_factory
 from artifacts.packs import DamagedRecord, Record, record_sets_of
 from artifacts.schema import FrameFit
 from artifacts.store import open_store
@@ -55,7 +56,6 @@ from stages.ask.servers import (
 )
 from stages.decode.json_schema import follows
 from stages.memory.oom_retry import ItemFault, ItemFaults
-from stages.process.event_loop import loop_factory
 from stages.process.events import EventReporter
 from stages.process.job import parse_job
 

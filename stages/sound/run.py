@@ -1,7 +1,8 @@
 """The sound stage: reads one sound track of each media file, and stores it chunk by chunk.
 
 A killed run decodes a track from its start again, and stores the missing chunks. Their bytes do not
-depend on where it was killed. Memory is bounded: each worker thread holds a pack of chunks.
+depend on where it was killed. Memory is bounded: each worker thread holds a pack of chunks. As a
+long-running worker, the stage cuts each requested file, too.
 """
 
 import contextlib
@@ -19,12 +20,14 @@ import numpy as np
 
 from artifacts.locks import POLL_SECONDS, WorkClaims, claims_at
 from artifacts.packs import Record, RecordSet, RecordUnion, record_sets_of
+from artifacts.schema import MediaIndex
 from artifacts.store import open_store
 from stages.frames.frame_recorder import Watchdog, failing
 from stages.frames.job import FramesItem
+from stages.frames.live import cut_requests
 from stages.process.events import EventReporter
 from stages.process.job import parse_job
-from stages.sound import SILENCES, SoundItem, SoundJob
+from stages.sound import SILENCES, STAGE, LiveSoundJob, SoundItem, SoundJob, sound_key
 from stages.sound.track import NO_SOUND, SILENT, ChunkSound, notes_of, sound_of_chunks
 
 PACK_BYTES = 4 << 20
@@ -56,6 +59,27 @@ def run(fields: dict[str, Any], report: EventReporter) -> None:
                     raise
             if len(stage.to_do) == len(media):  # other runs are reading all of them
                 time.sleep(POLL_SECONDS)
+
+
+def run_live(fields: dict[str, Any], report: EventReporter) -> None:
+    """Store frames and sound of each requested medium, and report its index or its failure. A fault
+    in a file is reported to the caller and not stored, as by the frames stage."""
+    job = parse_job(LiveSoundJob, fields)
+    places = [(kind, job.namespace) for kind in (STAGE.writes, SILENCES)]
+    record_sets = record_sets_of(open_store(job.frames.store), *places)
+
+    def read_sound(medium: FramesItem, index: MediaIndex) -> None:
+        if medium.kind != "video":
+            return
+        spans = [(chunk.start, chunk.end) for chunk in index.chunks]
+        keys = [sound_key(job.namespace, medium.digest, chunk) for chunk in index.chunks]
+        sounds = sound_of_chunks(Path(medium.path), spans, job.rate)
+        for pair in zip(keys, sounds, strict=True):
+            publish_sounds([pair], *record_sets)
+        for records in record_sets:
+            records.forget(keys)  # the reader looks them up again
+
+    cut_requests(job.frames, report, read_sound)
 
 
 class Reading:

@@ -73,11 +73,11 @@ def main(name: str) -> None:
     if without:
         sys.modules["uvicorn.protocols.http.httptools_impl"] = None  # type: ignore[assignment]
         sys.modules[without] = None  # type: ignore[assignment]
+    from artifacts.packages import loop_factory
     from flows.serving.config import ServeConfig
     from flows.serving.listening import address_of, listening
     from flows.serving.server import Answering
     from flows.studio import server
-    from stages.process.event_loop import loop_factory
 
     async def serve() -> None:
         answering = Answering(ServeConfig(model="demo"), listener)
