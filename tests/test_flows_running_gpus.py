@@ -87,7 +87,7 @@ def test_several_gpus_make_the_bytes_of_one(desk: Desk, alone: Place, count: int
     assert len(devices) > 1 and sum(of["items"] for of in devices.values()) == CLIPS, devices
     assert sum(made_on(place, "decode")) == CLIPS
     if count == 2:
-        assert min(made_on(place, "decode")) == 2  # its share, in whole batches
+        assert min(made_on(place, "decode")) >= 2  # its share, in whole batches, or more
     assert not [*(place.out / "logs").glob("*.feed"), *(place.out / "logs").glob("*.share")]
 
 
