@@ -249,6 +249,7 @@ def points(path: Path) -> "np.ndarray[tuple[int, ...], np.dtype[np.int64]]":
 
 @pytest.mark.slow
 @pytest.mark.browser
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", ["report.png", "review.png", "studio.png"])
 def test_a_picture_shows_the_page_of_today(today: Path, name: str) -> None:
     before, now = points(DOCS / name), points(today / name)
