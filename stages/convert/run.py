@@ -26,7 +26,6 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.keys import digest_of
@@ -155,10 +154,22 @@ def _no_archive(path: Path) -> EnvironmentFault | UsageError:
     return incomplete_file(path, "file of pickled weights")
 
 
+def _reading_no_storage() -> contextlib.AbstractContextManager[Any]:
+    """Return the mode in which torch.load states where storages lie in the file and reads none of
+    them. Since 2.11 torch does so for the meta device; a mode of fake tensors imports the compiler,
+    160 MB."""
+    is_meta: Any = getattr(torch.serialization, "_is_meta_location", None)
+    if is_meta is not None and is_meta("meta"):
+        return contextlib.nullcontext()
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    return FakeTensorMode()
+
+
 def _unpickled(path: Path) -> Any:
     """Return the content of the pickle of an archive, with tensors without data."""
     try:
-        with FakeTensorMode():
+        with _reading_no_storage():
             return torch.load(path, map_location="meta", weights_only=True)
     except pickle.UnpicklingError as error:
         found_global = GLOBAL.search(str(error))
@@ -225,7 +236,7 @@ def _odd(tensor: torch.Tensor) -> Iterator[str]:
         yield "sparse"
     if tensor.dtype not in DTYPE_NAMES:
         yield f"of {tensor.dtype}"
-    if not isinstance(tensor, FakeTensor):
+    if tensor.untyped_storage().device.type != "meta":
         yield f"on {tensor.device}"
 
 
