@@ -59,8 +59,10 @@ class Shell:
             yield
 
 
-VARIES = {"seconds", "id"} | (set() if cpu_has_bfloat16() else {"precision", "key", "at"})
-"""Fields that differ from what the page prints: ids are of paths, and it is of a CPU with bf16."""
+VARIES = {"seconds", "id", "key", "at"} | (set() if cpu_has_bfloat16() else {"precision"})
+"""Fields that differ from what the page prints: ids are of paths, the page is of a CPU with bf16,
+and CPUs round differently: keys hold how inputs pass the vision half, and of the frames of a shot
+another may be the nearest."""
 
 
 def is_like(found: Any, printed: Any) -> bool:
