@@ -133,19 +133,20 @@ def _at(
         return 0.0
     largest = max(known, key=lambda work: (work.rows * work.units, work.rows))
     scales = [term(largest.rows, largest.units) or 1.0 for term in TERMS]
+    terms = [
+        [term(w.rows, w.units) / scale for term, scale in zip(TERMS, scales, strict=True)]
+        for w in known
+    ]
     chosen: list[int] = []
     for index in range(len(TERMS)):
-        rank = [[TERMS[i](w.rows, w.units) / scales[i] for i in (*chosen, index)] for w in known]
-        if _rank(rank) == len(chosen) + 1:
+        if _rank([[row[i] for i in (*chosen, index)] for row in terms]) == len(chosen) + 1:
             chosen.append(index)
+    # Relative errors count, so that small sizes are fitted as well as large ones.
+    measures = [max(1.0, float(each(work))) for work in known]
+    values = [each(work) / measure for work, measure in zip(known, measures, strict=True)]
     while True:
-        # Relative errors count, so that small sizes are fitted as well as large ones.
-        measures = [max(1.0, float(each(work))) for work in known]
-        table = [
-            [TERMS[i](w.rows, w.units) / scales[i] / measure for i in chosen]
-            for w, measure in zip(known, measures, strict=True)
-        ]
-        values = [each(w) / measure for w, measure in zip(known, measures, strict=True)]
+        pairs = zip(terms, measures, strict=True)
+        table = [[row[i] / measure for i in chosen] for row, measure in pairs]
         found = _least_squares(table, values)
         growing = [(value, i) for value, i in zip(found, chosen, strict=True) if i in GROWING]
         worst = min(growing, default=(0.0, -1))
