@@ -351,15 +351,15 @@ def model_for(
     *,
     files: Iterable[MediaFile] | None = None,
     read_weights: bool = True,
+    check_devices: bool = True,
     alone: bool = False,
 ) -> tuple[Model, Pipeline, ContentDigests]:
     """Return the model of a run, the pipeline that suits it and its `files`, and the known
-    digests."""
+    digests. `check_devices`: test first that each device can compute."""
     prepare_store(store)
     devices = select_devices(GpuOptions.of(config).gpus).devices
-    if read_weights or files is not None:  # the plan of a model alone needs no working driver
-        for device in devices:
-            check_device(device)  # before any download or decoding
+    for device in devices if check_devices else ():
+        check_device(device)  # before any download or decoding
     device = devices[0]
     digests = digests_in(store)
     model = open_model(

@@ -366,7 +366,10 @@ def _plan_of(
         plan = _make_plan(request, job.budget, job, expected, job.devices)
         return replace(plan, unusable=tuple(unusable))
     store = open_store(config.store_url)
-    model, pipeline, _ = model_for(config, launcher, store, pipelines, announce, read_weights=False)
+    # The plan of a model alone needs no working driver.
+    model, pipeline, _ = model_for(
+        config, launcher, store, pipelines, announce, read_weights=False, check_devices=False
+    )
     devices = select_devices(GpuOptions.of(config).gpus).devices
     config = as_card(config, model)
     check_summary(config, model)
