@@ -125,9 +125,9 @@ The argument is True when all are made."""
 
 
 def make_summaries(job: Job, stages: StageRunner) -> tuple[list[SummaryRow], list[Failure]]:
-    """Make the missing summaries of a job, write all, and return them, with the failures of videos
-    of which none can be made. An error does not stop the function from writing the summaries that
-    are stored. Raises PenstockError."""
+    """Make the missing summaries of a job and write all summaries. Return the rows, and a failure
+    for each video that has no summary. If a stage raises an error, this function writes the stored
+    summaries before it raises that error. Raises PenstockError."""
     record, summaries = stages.loop.record, Summaries(job)
     if job.config.retry_failed:
         summaries.forget_failures()
