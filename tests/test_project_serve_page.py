@@ -59,10 +59,9 @@ class Shell:
             yield
 
 
-VARIES = {"seconds", "id", "key", "at"} | (set() if cpu_has_bfloat16() else {"precision"})
+VARIES = {"seconds", "id", "at"} | (set() if cpu_has_bfloat16() else {"precision", "key"})
 """Fields that differ from what the page prints: ids are of paths, the page is of a CPU with bf16,
-and CPUs round differently: keys hold how inputs pass the vision half, and of the frames of a shot
-another may be the nearest."""
+and CPUs round differently, so that another frame of a shot may be the nearest."""
 
 
 def is_like(found: Any, printed: Any) -> bool:
