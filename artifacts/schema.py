@@ -148,6 +148,8 @@ class ChunkIndex:
     """Height of the stored frames in pixels, rotation applied."""
     width: int
     """Width of the stored frames in pixels, rotation applied."""
+    warnings: tuple[str, ...] = ()
+    """Damage of its own frames, one sentence each."""
 
     @classmethod
     def from_frames(cls, meta: Mapping[str, Any]) -> "ChunkIndex":
@@ -170,12 +172,18 @@ class MediaIndex:
     """Seconds from time 0, the start of the file, to its first frame; sound may come before it."""
     chunks: tuple[ChunkIndex, ...]
     warnings: tuple[str, ...] = ()
-    """Damage that decoding survived, one sentence each."""
+    """What is wrong with the file as a whole, one sentence each."""
+    damage: tuple[str, ...] = ()
+    """The damage of all its chunks together, one sentence for each kind."""
     shrunk: int = 1
     """Divisor of its sides during decoding."""
 
     def to_json(self) -> dict[str, Any]:
         return {**values_of(self), "chunks": tuple(map(values_of, self.chunks))}
+
+    @property
+    def all_warnings(self) -> tuple[str, ...]:
+        return (*self.warnings, *self.damage)
 
     @property
     def end(self) -> float:

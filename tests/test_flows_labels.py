@@ -23,7 +23,7 @@ from flows.pipelines import CAPTION, EMBED, LABEL, REBUILD, Pipeline
 from penstock_demo import CHECKPOINT, DUAL_CHECKPOINT
 from penstock_demo.dual.pictures import ImageTruth
 from tests.support.embedding import items, write_images
-from tests.support.media import write_video
+from tests.support.media import flip_bits, write_video
 from tests.support.pipeline import Place, kill_at, read_lines
 
 
@@ -251,6 +251,25 @@ def test_tiles_tell_where_a_label_was_seen(clip: Path, tmp_path: Path) -> None:
             assert 0 <= left < right <= 420 and 0 <= top < bottom <= 300
     assert label(folder, clip, tmp_path, "--tiles", "auto", labels="f,g") == 0
     assert items(tmp_path) == {"frames": 0, "embed": 0, "embed_texts": 1}
+
+
+def test_damage_is_named_on_its_own_image_or_frames(
+    clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "media"
+    folder.mkdir()
+    Image.effect_noise((64, 64), 90).convert("RGB").save(folder / "whole.jpg")
+    cut = (folder / "whole.jpg").read_bytes()
+    (folder / "cut.jpg").write_bytes(cut[: len(cut) * 2 // 3])
+    whole = write_video(tmp_path / "whole.mp4", ticks=range(720), size=(96, 128), gop=30)
+    flip_bits(whole, folder / "v.mp4", packets=range(600, 628, 3))
+    assert label(folder, clip, tmp_path) == 0
+    assert "2 of 3 files with warnings (`warnings` in labels.jsonl)" in capsys.readouterr().out
+    warned = [row for row in lines(tmp_path) if row["warnings"]]
+    assert warned[0]["media_path"] == "cut.jpg" and warned[0]["time"] is None
+    assert len(warned) > 1
+    for row in warned[1:]:
+        assert row["time"] >= 16 and "the first at 20.00 s" in " ".join(row["warnings"])
 
 
 @pytest.mark.slow

@@ -26,8 +26,9 @@ from flows.results.run_result import RunResult
 from flows.results.run_status import stages_of
 from flows.running.run import caption
 from stages.process.job import job_fields
-from tests.support.media import decode_plainly, write_video
+from tests.support.media import decode_plainly, flip_bits, write_video
 from tests.support.saying import ALL, LONG, ODD, Saying, lines, make, run, samples
+from tests.support.stand_ins import config_in
 
 # The library leaves its shards open.
 pytestmark = pytest.mark.filterwarnings(r"ignore:unclosed file .*\.tar:ResourceWarning")
@@ -398,3 +399,15 @@ def test_a_chunk_without_a_frame_of_its_own_is_named(
     )
     note = "no frame of its own can be decoded: the model saw that of 453.84 s"
     assert [*stale_frames(index, chunk)] == [note] * expected
+
+
+def test_damage_is_named_on_its_own_chunk_alone(tmp_path: Path) -> None:
+    folder = tmp_path / "clips"
+    folder.mkdir()
+    whole = write_video(tmp_path / "whole.mp4", ticks=range(240), size=(96, 128), gop=30)
+    flip_bits(whole, folder / "a.mp4", packets=range(60, 118, 3))
+    config = config_in(tmp_path, folder, chunk=2.0)
+    assert run(config).warned == 1
+    rows = {row["start"]: " ".join(row["warnings"]) for row in lines(config)}
+    assert [start for start, text in rows.items() if "damaged" in text] == [2.0], rows
+    assert "the first at 2.00 s" in rows[2.0]

@@ -33,7 +33,7 @@ FAST_START = {"movflags": "faststart"}
 def cut(path: Path) -> tuple[list[Chunk], tuple[str, ...]]:
     with Video(path) as video:
         chunks = list(video.chunks(video.plan(EVERY_SECOND), FrameFit()))
-        return chunks, video.warnings()
+        return chunks, (*video.warnings(), *video.damage())
 
 
 def refusal_of(path: Path) -> MediaError:
@@ -99,7 +99,7 @@ def cut_by(
         plans = [plan for plan in video.plan(THREE_A_SECOND) if plan.index in only]
         chunks = video.chunks(plans, FrameFit())
         digests = {chunk.index.index: digest_of_pixels(chunk.pixels) for chunk in chunks}
-        return digests, video.warnings()
+        return digests, (*video.warnings(), *video.damage())
 
 
 def test_frames_of_a_damaged_file_do_not_depend_on_threads_or_on_where_a_run_resumes(

@@ -127,7 +127,7 @@ def test_damage_is_described_alike_wherever_a_run_was_killed(
         )
     stored = desk.run(one := medium(clip))
     undisturbed = desk.record_set("media").meta(one["digest"])
-    assert text in " ".join(undisturbed["warnings"])
+    assert text in " ".join((*undisturbed["warnings"], *undisturbed["damage"]))
     assert all(name in message["text"] for message in desk.told("Warned")) and desk.told("Warned")
     frames = [desk.record_set("frames").read(key).payload for key in stored]
     for killed_after in {0, 1, len(stored) // 2, len(stored)}:
@@ -297,7 +297,7 @@ def test_a_damaged_file_has_the_same_frames_alone_among_others_and_resumed(
     sampling = {"chunk_seconds": 2, "fps": 3, "max_frames": 8}
     alone: list[str] = desk.run(damaged, sampling=sampling)  # by four decoder threads
     expected, index = payloads(), desk.record_set("media").meta(damaged["digest"])
-    assert len(expected) == 4 and any("damaged" in text for text in index["warnings"])
+    assert len(expected) == 4 and any("damaged" in text for text in index["damage"])
     for kept, media in ((0, [damaged, *others]), (1, [damaged]), (2, [damaged, *others])):
         desk.record_set("frames").drop(alone[kept:])
         desk.record_set("media").drop([one["digest"] for one in media])

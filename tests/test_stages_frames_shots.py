@@ -283,4 +283,4 @@ def test_shots_around_damage_are_cut_and_told_of(tmp_path: Path) -> None:
     )
     index = desk.record_set("media").meta(one["digest"])
     assert [round(chunk["start"] * 30) for chunk in index["chunks"]] == [0, 40, 100]
-    assert len(stored) == 3 and any("could not be decoded" in text for text in index["warnings"])
+    assert len(stored) == 3 and any("could not be decoded" in text for text in index["damage"])

@@ -134,6 +134,7 @@ def _caption(
         name=file.name,
         warnings=(
             *index.warnings,
+            *task.chunk.warnings,
             *(ONE_FRAME if one_frame else ()),
             *stale_frames(index, task.chunk),
             *shown.warnings,
@@ -145,7 +146,7 @@ def _caption(
 
 def stale_frames(index: MediaIndex, chunk: ChunkIndex) -> Iterator[str]:
     """Yield a warning if a chunk of a damaged video has no frame of its own."""
-    if index.warnings and chunk.times and chunk.start - chunk.times[-1] > STALE_SECONDS:
+    if index.all_warnings and chunk.times and chunk.start - chunk.times[-1] > STALE_SECONDS:
         yield f"no frame of its own can be decoded: the model saw that of {chunk.times[-1]:.2f} s"
 
 

@@ -105,7 +105,7 @@ def _items_of(
             file=of.file.path,
             kind=medium.kind,
             whole=whole,
-            damaged=bool(index.warnings),
+            damaged=bool(index.all_warnings),
             stamp=medium.stamp,
         )
         for row in captions

@@ -27,13 +27,14 @@ from numpy.typing import NDArray
 from artifacts.errors import UsageError
 from artifacts.labels import Labelled, Scored, TextVectors
 from artifacts.paths import text_named
+from artifacts.schema import MediaIndex
 from artifacts.tables import read_csv
 from artifacts.vectors import Vectors, vectors_in
 from flows.job.prepare import Job
 from flows.ledger.tasks import Task
 from flows.media.labels import LabelSet
 from flows.media.media_files import MediaFile
-from flows.results.vectors import FileTask, shown_boxes, shown_width, vector_tasks
+from flows.results.vectors import FileTask, index_of, shown_boxes, vector_tasks
 
 Scores = NDArray[np.float32]
 """Shape (images, labels)."""
@@ -315,8 +316,8 @@ def label_chunks(
     while block := list(islice(left, TASKS_PER_BLOCK)):
         records = kept.read_several([task["embeddings"] for _, task in block])
         found = [vectors_in(record) for record in records]
-        widths = [shown_width(job, task) if task.is_cut else 0 for _, task in block]
-        yield from label_vectors(job.model.name, context, block, found, widths)
+        indexes = [index_of(job, task) for _, task in block]
+        yield from label_vectors(job.model.name, context, block, found, indexes)
 
 
 def label_vectors(
@@ -324,10 +325,10 @@ def label_vectors(
     context: LabelContext,
     block: Sequence[FileTask],
     found: Sequence[Vectors],
-    widths: Sequence[int],
+    indexes: Sequence[MediaIndex],
 ) -> Iterator[LabelledChunk]:
-    """Yield the labels of chunks. `found`: vectors of each chunk by this model. `widths`: displayed
-    width of each image in pixels."""
+    """Yield the labels of chunks. `found`: vectors of each chunk by this model. `indexes`: the
+    index of each chunk's medium."""
     cosines = cosines_of(np.concatenate(found), context.texts)
     ends = np.cumsum([len(each) for each in found])[:-1]
     parts = [
@@ -340,8 +341,8 @@ def label_vectors(
     passed = context.rules.passed(scores)
     ends = np.cumsum([len(part.best) for part in parts])[:-1]
     split = zip(np.split(scores, ends), np.split(passed, ends), strict=True)
-    for chunk, width, part, (some, given) in zip(block, widths, parts, split, strict=True):
-        rows = _rows(model, context, chunk, width, part, some, given)
+    for chunk, index, part, (some, given) in zip(block, indexes, parts, split, strict=True):
+        rows = _rows(model, context, chunk, index, part, some, given)
         yield LabelledChunk(file=chunk[0], task=chunk[1], rows=rows, scores=some, passed=given)
 
 
@@ -349,25 +350,25 @@ def _rows(
     model: str,
     context: LabelContext,
     chunk: FileTask,
-    width: int,
+    index: MediaIndex,
     part: Pooled,
     scores: Scores,
     passed: Passed,
 ) -> list[Labelled]:
     file, task = chunk
     whole = context.rules.scores(part.whole).tolist() if task.is_cut else None
-    boxes = shown_boxes(task, width) if task.is_cut else []
+    boxes = shown_boxes(task, index.width) if task.is_cut else []
     values, given, best = scores.tolist(), passed.tolist(), part.at.tolist()
 
-    def scored(at: int, index: int) -> Scored:
-        name, threshold, why = context.described[index]
-        rounded = round(values[at][index], DIGITS)
+    def scored(at: int, label: int) -> Scored:
+        name, threshold, why = context.described[label]
+        rounded = round(values[at][label], DIGITS)
         return Scored(
             label=name,
             score=rounded,
-            passed=given[at][index],
-            whole=rounded if whole is None else round(whole[at][index], DIGITS),
-            box=boxes[best[at][index]] if boxes else None,
+            passed=given[at][label],
+            whole=rounded if whole is None else round(whole[at][label], DIGITS),
+            box=boxes[best[at][label]] if boxes else None,
             threshold=threshold,
             why=why,
         )
@@ -379,13 +380,14 @@ def _rows(
             media_path=file.media_path,
             source=file.source,
             time=None if task.medium.kind == "image" else task.chunk.times[at],
-            labels=tuple(scored(at, index) for index in ranked if index in described),
+            labels=tuple(scored(at, label) for label in ranked if label in described),
             top=context.described[ranked[0]][0],
             model=model,
             precision={**task.variant.precision, "language": context.texts.precision},
             features=task["embeddings"],
             labels_digest=context.labels_digest,
             tiles=task.variant.tiles,
+            warnings=(*index.warnings, *task.chunk.warnings),
         )
 
     return [row(at) for at in range(len(scores))]

@@ -65,7 +65,7 @@ def failures_of(job: Job) -> list[Failure]:
 def warned_files(job: Job) -> int:
     """Return the number of files that were read with warnings, such as truncated ones."""
     indexes = (job.ledger.media_index(group[0].medium) for group in job.by_file)
-    return sum(index is not None and bool(index.warnings) for index in indexes)
+    return sum(index is not None and bool(index.all_warnings) for index in indexes)
 
 
 NAMED = 10

@@ -92,7 +92,7 @@ class RunResult(RunEnd):
             line += f", {', '.join(named)} by hand"
         for texts in self.written.texts:
             line += f", {texts_line(texts.to_json())}"
-        ended = self.failed_suffix() + LISTED_WARNINGS * bool(self.warned)
+        ended = self.failed_suffix() + LISTED_WARNINGS["captions"] * bool(self.warned)
         return f"{line}{user_texts_note(self.written.user_texts)}{ended}"
 
     __repr__ = line

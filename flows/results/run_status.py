@@ -24,8 +24,8 @@ from flows.results.tuned import TrainingFound, training_in
 from flows.results.unwritten import count_unwritten
 from stages.process.job import CHUNK
 
-LISTED_WARNINGS = " (`warnings` in captions.jsonl)"
-"""Where the warnings of the files of a caption run are."""
+LISTED_WARNINGS = {kind: f" (`warnings` in {kind}.jsonl)" for kind in ("captions", LABELS)}
+"""Where the warnings of a run's files are, by the kind of its products."""
 RECENT_SECONDS = 60.0
 """Window, in seconds, of the latest speed."""
 SHORTEST_SECONDS = 1.0
@@ -213,7 +213,7 @@ def description_lines(record: Mapping[str, Any]) -> Iterator[str]:
         yield f"flow run {record['prefect']['name']} ({record['prefect']['id']})"
     still = f", {media['open']} not read yet" if media["open"] else ""
     if warned := media.get("warned"):
-        listed = LISTED_WARNINGS if kind_of(record) == "captions" else ""
+        listed = LISTED_WARNINGS.get(kind_of(record), "")
         still += f", {warned} with warnings{listed}"
     edits = "".join(f", {record[n]:,} {n}" for n in DECISIONS if record.get(n))
     cut = f", {record['cut']} cut at the token limit" if record["cut"] else ""

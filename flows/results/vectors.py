@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from artifacts.captions import write_jsonl
 from artifacts.plurals import counted
+from artifacts.schema import MediaIndex
 from artifacts.tables import write_parquet
 from flows.job.media_digests import JobFile
 from flows.job.prepare import Job
@@ -114,7 +115,7 @@ def frames_of(job: Job, task: Task) -> list[tuple[float | None, list[float] | No
     """Return for each vector of a chunk its time in the video, in seconds, and its box in the
     image; None for not applicable."""
     if task.medium.kind == "image":
-        return [(None, box) for box in shown_boxes(task, shown_width(job, task))]
+        return [(None, box) for box in shown_boxes(task, index_of(job, task).width)]
     return [(time, None) for time in task.chunk.times]
 
 
@@ -132,11 +133,11 @@ def _rows(job: Job, made: list[FileTask]) -> Iterator[dict[str, Any]]:
             }
 
 
-def shown_width(job: Job, task: Task) -> int:
-    """Return the displayed width of a medium in pixels."""
+def index_of(job: Job, task: Task) -> MediaIndex:
+    """Return the index of the medium of a stored chunk."""
     index = job.ledger.media_index(task.medium)
     assert index is not None
-    return index.width
+    return index
 
 
 def shown_boxes(task: Task, width: int) -> list[list[float] | None]:

@@ -151,7 +151,7 @@ class Routes:
         else:
             medium, excluded = await self._embed(request, partial(self._text_vectors, texts))
             hits = await service.index.search(medium.vectors[0][0], "pictures", excluded, filters)
-            damage = tuple(medium.index.warnings)
+            damage = medium.index.all_warnings
         fields = {"index": service.index.folder.name, "rows": service.index.rows}
         seconds = round(time.monotonic() - began, 4)
         also = {"warnings": damage} if damage else {}

@@ -124,7 +124,7 @@ class MediumEmbedder:
 
 def warnings_of(index: MediaIndex) -> dict[str, Any]:
     """Return the decode warnings of a medium as a response field; empty for an intact medium."""
-    return {"warnings": list(index.warnings)} if index.warnings else {}
+    return {"warnings": list(index.all_warnings)} if index.all_warnings else {}
 
 
 def vectors_json(medium: EmbeddedMedium, encoding: str, *, parts: bool) -> dict[str, Any]:
@@ -249,8 +249,8 @@ class Labeller:
         index = medium.index
         file = MediaFile(path=Path("upload"), media_path="", source="", kind=index.kind)
         block = [(file, task) for task in medium.tasks]
-        widths = [index.width] * len(block)
-        found = list(label_vectors(self._model, labelling, block, medium.vectors, widths))
+        indexes = [index] * len(block)
+        found = list(label_vectors(self._model, labelling, block, medium.vectors, indexes))
         rows: list[Labelled] = [row for each in found for row in each.rows]
         fields = {
             "kind": index.kind,

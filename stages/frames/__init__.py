@@ -3,7 +3,7 @@
 from stages.frames.job import FramesJob
 from stages.process.job import StageSpec
 
-OUTPUT_VERSION = 11
+OUTPUT_VERSION = 12
 """Raised when this stage's output changes for the same inputs; part of every cache key that depends
 on it."""
 PACK_BYTES = 64 << 20

@@ -130,7 +130,7 @@ class FrameRecorder:
         # Remove the failures of media that can now be used.
         self.failures.drop([m.digest for m, _ in media if m.digest in self.failures])
         for medium, index in media:
-            for warning in index.warnings:
+            for warning in index.all_warnings:
                 self._report.warning(f"{medium.path}: {warning}")
 
     def missing_digests(self, medium: FramesItem) -> list[str]:

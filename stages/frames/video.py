@@ -104,37 +104,27 @@ class Video:
         self._last_taken = max(self._last_taken, *index.times)
 
     def warnings(self) -> tuple[str, ...]:
-        """Return the damage found so far, one sentence each."""
+        """Return what was found wrong with the whole file so far, one sentence each.
+
+        Skipped packets are among it: the chunk that meets them depends on where decoding began.
+        """
         timeline = self._reader.timeline
         found = list(timeline.all_warnings())
         first = self._reader.first_frame
         if first.color_primaries == BT2020 and first.color_trc in UNSTATED:
             found.append(UNSTATED_BT2020)
-        met = [self._damage[at] for at in sorted(self._damage)]
-        if any(damage.passed_over for damage in met):
+        if any(damage.passed_over for damage in self._damage.values()):
             found.append("packets could not be decoded and were skipped")
-        # The missing end of a truncated file has its own warning.
-        missed = [
-            seconds
-            for seconds in chain.from_iterable(damage.missed for damage in met)
-            if seconds < self._last_taken or not timeline.is_short
-        ]
-        if missed:
-            found.append(
-                f"{len(missed)} of the requested frames could not be decoded, "
-                f"the first at {missed[0]:.2f} s"
-            )
-        damaged = list(chain.from_iterable(damage.damaged for damage in met))
-        if damaged:
-            found.append(
-                f"{counted(len(damaged), 'decoded frame')} damaged, the first at {damaged[0]:.2f} s"
-            )
         if self._lost:
             found.append(
                 f"left out without a decodable frame: {counted(len(self._lost), 'chunk')}, "
                 f"the first at {min(self._lost.values()):.2f} s"
             )
         return tuple(found)
+
+    def damage(self) -> tuple[str, ...]:
+        """Return the damage of all chunks so far, one sentence for each kind."""
+        return self._sentences([self._damage[at] for at in sorted(self._damage)], self._last_taken)
 
     def media_index(self, chunks: Sequence[ChunkIndex]) -> MediaIndex:
         """Return the index of the file. Raises MediaError if it has no decodable frame."""
@@ -148,6 +138,7 @@ class Video:
             duration=self.duration,
             chunks=tuple(chunks),
             warnings=self.warnings(),
+            damage=self.damage(),
         )
 
     def _chunk(self, plan: ChunkPlan, converter: FrameConverter) -> Chunk | None:
@@ -194,6 +185,28 @@ class Video:
             times=tuple(map(seconds, taken)),
             height=pixels.shape[1],
             width=pixels.shape[2],
+            warnings=self._sentences([damage], seconds(taken[-1])),
         )
         self._last_taken = max(self._last_taken, index.times[-1])
         return Chunk(index=index, pixels=pixels, damage=damage)
+
+    def _sentences(self, found: Sequence[Damage], last_taken: float) -> tuple[str, ...]:
+        """Say the damage of chunks whose last frame is at `last_taken` seconds."""
+        sentences = []
+        missed = [
+            seconds
+            for seconds in chain.from_iterable(damage.missed for damage in found)
+            # The missing end of a truncated file has its own warning.
+            if seconds < last_taken or not self._reader.timeline.is_short
+        ]
+        if missed:
+            sentences.append(
+                f"{len(missed)} of the requested frames could not be decoded, "
+                f"the first at {missed[0]:.2f} s"
+            )
+        damaged = list(chain.from_iterable(damage.damaged for damage in found))
+        if damaged:
+            sentences.append(
+                f"{counted(len(damaged), 'decoded frame')} damaged, the first at {damaged[0]:.2f} s"
+            )
+        return tuple(sentences)

@@ -34,6 +34,8 @@ MEDIA_ENTRY = {
     "bytes": OptionalField(count),
     "modified": OptionalField(count),
 }
+MOST_WARNINGS = 10
+"""Warnings that the page shows of one file."""
 AWAY, OTHER = "The file is not where it was", "The file holds other content than was captioned"
 CAPTION = {
     **NAME,
@@ -204,13 +206,15 @@ def _cut(row: dict[str, Any]) -> bool:
 
 
 def _medium(entry: dict[str, Any], rows: list[dict[str, Any]], folder: Path) -> dict[str, Any]:
-    warnings = Counter(text for row in rows for text in row.get("warnings", ()))
+    warnings = list(dict.fromkeys(text for row in rows for text in row.get("warnings", ())))
+    if more := len(warnings) - MOST_WARNINGS:
+        warnings[MOST_WARNINGS:] = [f"{more} more in captions.jsonl"] * (more > 0)
     if cut := sum(map(_cut, rows)):
-        warnings[f"{counted(cut, 'caption')} cut at the limit: raise --max-new-tokens"] = 1
+        warnings.append(f"{counted(cut, 'caption')} cut at the limit: raise --max-new-tokens")
     return {
         **shown_medium(entry, folder),
         "prompt": " · ".join(dict.fromkeys(_named(row, row.get("prompt", "")) for row in rows)),
-        "warnings": list(warnings),
+        "warnings": warnings,
         "captions": [
             [
                 *(row["start"], row["end"], _named(row, row["caption"])),
