@@ -80,6 +80,9 @@ def test_only_chunks_with_neither_frames_features_nor_caption_are_cut(tmp_path: 
     book["features"].publish([Record(key=tasks[1]["features"])])
     book["captions"].publish([Record(key=tasks[2]["captions"])])
     assert book.frames_to_cut(medium("a")) == [3]
+    book.forget_failures([medium("failed")])
+    assert book.failure(medium("failed")) is None
+    assert book.frames_to_cut(medium("failed")) is None, "all of them"
 
 
 def test_a_new_prompt_changes_keys_of_features_that_see_it(tmp_path: Path) -> None:

@@ -449,6 +449,7 @@ def test_thumbnails_are_records_that_the_cache_counts_and_deletes(tmp_path: Path
     made = Thumbnails(store)
     jpeg = made.get(tmp_path / "a.png", None)
     assert jpeg is not None and jpeg[:2] == b"\xff\xd8"
+    assert Thumbnails(None).get(tmp_path / "a.png", None) == jpeg
     made.flush()
     (held,) = holdings(store)
     assert (held.kind, held.packs) == ("thumbnails", 1) and held.bytes > len(jpeg)

@@ -20,6 +20,7 @@ from benchmarks._planted import texture
 from flows.results.sift_marks import medium_marks
 from stages.frames.job import FramesItem
 from stages.sift import SiftJob
+from stages.sift.measures import is_plain
 from stages.sift.run import SampledVideo, image_marks, joined, run
 from tests.support.waves import told_by
 
@@ -124,3 +125,18 @@ def test_nothing_is_stored_of_a_video_that_has_changed(
     events = [event["event"] for event in told_by(run, asdict(job))]
     assert events[0] == "Total" and ("Failed" in events) == is_changed
     assert bool(list(store.list("marks"))) != is_changed
+
+
+@pytest.mark.parametrize(
+    ("ground", "share", "plain"),
+    [(200, 0.4, False), (200, 0.6, True), (8, 0.6, False), (8, 0.95, True), (40, 0.6, True)],
+)
+def test_a_picture_is_plain_by_the_share_of_its_ground(
+    ground: int, share: float, plain: bool
+) -> None:
+    """Of a dark picture more must be ground: a planet in the sky is no slide."""
+    grey = np.full((240, 320), ground, np.uint8)
+    half = round(120 * (1 - share))
+    noise = np.random.default_rng(1).integers(0, 256, (2, half, 320), np.uint8)
+    grey[:half], grey[240 - half :] = noise  # around the ground, which would else be black bars
+    assert is_plain(grey) == plain
