@@ -224,8 +224,8 @@ def test_cards_share_the_sound(place: Place, tmp_path: Path) -> None:
     assert found[0] == found[1]
 
 
-def test_a_model_that_hears_nothing_is_refused(tmp_path: Path, place: Place) -> None:
-    demo = Place(clips=place.clips, out=tmp_path / "out", store=tmp_path / "store")
+def test_a_model_that_hears_nothing_is_refused(tmp_path: Path) -> None:
+    demo = Place(clips=DATA / "tone.mp4", out=tmp_path / "out", store=tmp_path / "store")
     result = demo.run("--sound", "on")
     assert result.returncode == 2
     assert "demo hears nothing (it has no audio encoder)" in result.stderr
