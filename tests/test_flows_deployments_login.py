@@ -233,8 +233,9 @@ def test_a_worker_of_a_server_elsewhere_gets_nothing_of_this_machine_s(home: Pat
 
 
 def test_a_command_gives_its_login_to_the_server_of_this_machine_alone(
-    home: Path, port: int
+    home: Path, port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("flows.deployments.server.answers", lambda url: True)
     made, here = own_login(), {PREFECT_API_URL: f"http://127.0.0.1:{port}/api"}
     with temporary_settings(here):
         assert client_settings() == {}

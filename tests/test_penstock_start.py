@@ -178,6 +178,7 @@ def test_whoever_listens_where_a_folder_or_the_user_says_gets_no_login(
 ) -> None:
     monkeypatch.setenv("PREFECT_HOME", str(tmp_path))
     monkeypatch.delenv("PREFECT_API_AUTH_STRING", raising=False)
+    monkeypatch.setattr("flows.deployments.server.answers", lambda url: True)
     own_login()
     with socket.create_server(("127.0.0.1", 0)) as other:
         url = f"http://127.0.0.1:{other.getsockname()[1]}/api"

@@ -353,12 +353,15 @@ def test_the_pace_settles_at_what_a_server_can_do(slots: int, least: int, most: 
     assert pace.limit == limits[-1] // 2
 
 
-def test_a_long_wait_is_said_and_an_absurd_one_is_not_obeyed(work: Work) -> None:
+def test_a_long_wait_is_said_and_an_absurd_one_is_not_obeyed(
+    work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stages.ask.servers, "SHOWN_WAIT_SECONDS", 0.4)
     told_waits = {"inf": 0.0, "nan": 0.0, "1e9": 0.0, "-3": 0.0, "": 0.0, "7": 7.0, "900": 300.0}
     assert {text: stages.ask.servers._wait(text) for text in told_waits} == told_waits
     stand_in = StandIn()
     stand_in.answer = lambda *_: (
-        f"HTTP/1.1 429 X\r\nretry-after: {'inf' if len(stand_in.requests) < 3 else '5.2'}\r\n"
+        f"HTTP/1.1 429 X\r\nretry-after: {'inf' if len(stand_in.requests) < 3 else '0.6'}\r\n"
         "content-length: 0\r\n\r\n".encode()
         if len(stand_in.requests) < 5
         else None
@@ -367,7 +370,7 @@ def test_a_long_wait_is_said_and_an_absurd_one_is_not_obeyed(work: Work) -> None
         work.run(address, at_once=1)
     texts = [event.text for event in work.events if isinstance(event, Warned)]
     assert len(texts) == 2 and len(work.captions) == 12
-    pattern = re.escape(address) + r" is overloaded: next try at \d\d:\d\d:\d\d, in 5 s"
+    pattern = re.escape(address) + r" is overloaded: next try at \d\d:\d\d:\d\d, in 1 s"
     assert all(re.fullmatch(pattern, text) for text in texts), texts
 
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from benchmarks._words import TEMPLATE as WORDS
 from benchmarks._words import hf, words
 from tests.support.families import decisive, made_once, save
-from tests.support.tiny_families.grids import DEEP, ROUTING, TALL, WINDOWS
+from tests.support.tiny_families.grids import DEEP, ROUTING, TALL
 from tests.support.tiny_families.parts import MROPE, NONE, config_of, model_of, patches, text
 
 TEMPLATE = (
@@ -44,18 +44,21 @@ EAR = {
 }
 OMNI = ("Qwen2_5Omni", "Qwen3OmniMoe")
 """Prefixes of their classes."""
+PATCH = 14
+"""Side of a patch in pixels. The processors make every video at least 100,352 pixels large, which
+were 6,400 patches a frame of the side that other tiny models have."""
 HEARD_SECONDS = 10
 """Length to which the first one's processor pads sound."""
 
 
 @made_once
-def omni_checkpoint(folder: Path, prefix: str) -> None:
-    """The thinker of one of OMNI."""
+def omni_checkpoint(folder: Path, prefix: str, patch: int = PATCH) -> None:
+    """The thinker of one of OMNI; `patch`: the side of a patch in pixels."""
     tokenizer = words("<|im_start|>", "<|im_end|>", **NAMED)
     first = prefix == OMNI[0]
-    common = {"patch_size": 4, "temporal_patch_size": 2, "merge_size": 2}
-    size = {"shortest_edge": 16 * 16, "longest_edge": 32 * 32}
-    frames = size if first else {**size, "longest_edge": 8 * 32 * 32}
+    common = {"patch_size": patch, "temporal_patch_size": 2, "merge_size": 2}
+    size = {"shortest_edge": (4 * patch) ** 2, "longest_edge": (8 * patch) ** 2}
+    frames = size if first else {**size, "longest_edge": 8 * (8 * patch) ** 2}
     video = hf.Qwen2VLVideoProcessor if first else hf.Qwen3VLVideoProcessor
     processor = getattr(hf, f"{prefix}Processor")(
         image_processor=hf.Qwen2VLImageProcessor(size=size, **common),
@@ -66,7 +69,7 @@ def omni_checkpoint(folder: Path, prefix: str) -> None:
         tokenizer=tokenizer,
         chat_template=TEMPLATE,
     )
-    save(folder, decisive(_model(prefix, tokenizer)), processor)
+    save(folder, decisive(_model(prefix, tokenizer, patch)), processor)
 
 
 TALKER_BYTES = 32 << 20
@@ -98,7 +101,7 @@ def omni_whole(folder: Path, prefix: str) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
 
 
-def _model(prefix: str, tokenizer: Any) -> Any:
+def _model(prefix: str, tokenizer: Any, patch: int) -> Any:
     ids = {name: tokenizer.convert_tokens_to_ids(word) for name, word in NAMED.items()}
     kinds = ("image", "video", "audio")
     known = {
@@ -123,11 +126,11 @@ def _model(prefix: str, tokenizer: Any) -> Any:
             {**EAR, "n_window": 100},
             {"position_id_per_seconds": 25, "seconds_per_chunk": 2},
         )
-        vision: Any = patches(**WINDOWS)
+        vision: Any = patches(patch_size=patch, window_size=4 * patch, fullatt_block_indexes=[1])
     else:
         turned = text(**TALL, **ROUTING, **sizes)
         ear = {**EAR, "n_window": 50, "downsample_hidden_size": 8}
-        seconds, vision = {"position_id_per_seconds": 13}, DEEP
+        seconds, vision = {"position_id_per_seconds": 13}, {**DEEP, "patch_size": patch}
     return model_of(
         config_of(f"{prefix}Thinker", turned, vision, audio_config=ear, **known, **seconds)
     )
