@@ -41,7 +41,7 @@ TICKS: dict[str, tuple[list[int], dict[str, float], list[list[int]]]] = {
         [0, 25], {"fps": 2, "last": 5}, [[0, 25]],
     ),
     "a chunk under a standing picture shows that picture": (
-        [0, 1, 100], {"fps": 1, "last": 10}, [[0, 1], [1], [1], [100]],
+        [0, 1, 100], {"fps": 1, "last": 10}, [[0, 1], [1], [1], [1, 100]],
     ),
     "too few frames are raised to the minimum": (
         [*range(30)], {"fps": 0.1, "min_frames": 4}, [[0, 7, 15, 22]],

@@ -9,8 +9,8 @@ fields and high dynamic range. A trainer that counts frames by the header, or re
 then trains on other pictures than the captioned ones. So a clip is H.264 in MP4 without B-frames,
 its pictures have no edit list, and its header counts the frames that it shows.
 
-1. `positions` gives the span's own frames by their true times; a span in which none begins has the
-   frame on display.
+1. `positions` gives the span's own frames by their true times. One that was on display before is
+   held from the span's start, and the last one to its end, if they stay for a while.
 2. Where the packets of exactly these frames are one run of the source, and every reader shows those
    as they are, this run is copied, and decoded once: one with damage is encoded instead.
 3. Otherwise they are decoded and encoded. Frames that readers show as they are keep their planes;
@@ -63,7 +63,7 @@ from stages.frames.job import ENCODER, TRANSIENT_KINDS, CutItem, CutJob, check_u
 from stages.frames.media_opening import open_video
 from stages.frames.mp4_boxes import drop_edit_list
 from stages.frames.reader import Reader
-from stages.frames.timeline import VideoPacket, positions
+from stages.frames.timeline import SHOWN_SECONDS, VideoPacket, positions
 from stages.process.events import EventReporter
 from stages.process.job import parse_job
 
@@ -94,8 +94,10 @@ class _Span:
     high: int
     start: float
     """Seconds since time 0 at which the first frame begins, or the span if that one is held."""
-    held: Fraction | None
-    """Seconds that a frame stands which began before the span; None: the frames begin in it."""
+    is_held: bool
+    """Whether the first frame began before the span."""
+    seconds: Fraction
+    """Length of the span."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -197,18 +199,25 @@ class ExactCutter:
         timeline = self._timeline
         low, high = positions(timeline, start, end)
         began = timeline.seconds(int(timeline.pts[low]))
-        is_held = high == low + 1 and began < start - float(timeline.time_base) / 2
-        held = Fraction(end - start) if is_held else None
-        return _Span(low=low, high=high, start=start if is_held else began, held=held)
+        is_held = began < start - float(timeline.time_base) / 2
+        first = start if is_held else began
+        return _Span(
+            low=low, high=high, start=first, is_held=is_held, seconds=Fraction(end - first)
+        )
 
     def _clock(self, span: _Span) -> _Clock:
         """Return the clock of a span: its constant rate, or 90 kHz."""
         pts, base = self._timeline.pts, self._timeline.time_base
         following = int(pts[span.high]) if span.high < len(pts) else None
         end = int(pts[-1]) + self._timeline.last_ticks if following is None else following
-        times = [(int(t) - int(pts[span.low])) * base for t in (*pts[span.low : span.high], end)]
-        if span.held is not None:
-            times[-1] = span.held
+        before = span.start - self._timeline.seconds(int(pts[span.low])) if span.is_held else 0
+        since = int(pts[span.low]) * base + Fraction(before)
+        times = [
+            Fraction(0),
+            *(int(t) * base - since for t in (*pts[span.low + 1 : span.high], end)),
+        ]
+        if span.is_held or times[-1] - span.seconds >= SHOWN_SECONDS:
+            times[-1] = span.seconds
         for rate in filter(None, self._stream_rates):
             if rate.numerator <= LARGEST_CLOCK and _is_constant(times[:-1], rate, base):
                 step = rate.denominator
@@ -262,7 +271,7 @@ class ExactCutter:
         usable = self._is_plain and is_limited and is_even and self._codec in COPIED_CODECS
         if not usable or keyframes is None or not timeline.demuxed or timeline.counted:
             return None
-        if timeline.jumps or timeline.disbelieved or timeline.warnings or span.held is not None:
+        if timeline.jumps or timeline.disbelieved or timeline.warnings or span.is_held:
             return None
         first = bisect_left(keyframes.pts, int(timeline.pts[span.low]))
         if first == len(keyframes.pts) or keyframes.pts[first] != timeline.pts[span.low]:

@@ -8,7 +8,9 @@ the same times.
 Where data is missing, FFmpeg conceals it, and differently for other seeks and numbers of threads.
 So the decoder reports damage. A frame behind it is decoded again by one thread, from its own
 keyframe on and without skipping, and then depends on the file alone. FFmpeg does not notice every
-bit error, mostly in VP8 and HEVC; such frames may still differ.
+bit error, mostly in VP8 and HEVC; such frames may still differ. FFmpeg marks the damaged frame
+alone, so the reader also counts as damaged what may refer to it: the frames up to the next
+keyframe.
 
 An interlaced frame holds two fields, of its even and its odd lines, that were taken one after the
 other. What moves looks combed. FFmpeg's filter bwdif makes whole frames of interlaced ones. It
@@ -29,7 +31,7 @@ from pathlib import Path
 import av
 import numpy as np
 from av.filter import Graph
-from av.video.frame import VideoFrame
+from av.video.frame import PictureType, VideoFrame
 
 from stages.frames.media_opening import (
     LENIENT_CODECS,
@@ -386,6 +388,12 @@ class Reader:
         self.decoder = Decoder(path, threads=threads)
         self.passed_over = False
         """Whether packets before a returned frame could not be decoded; its user resets it."""
+        self.returned_damaged = False
+        """Whether the frame that `at` returned last is damaged, or may refer to a damaged one."""
+        self._damaged: dict[int, bool] = {}
+        """Ticks of the last two decoded frames → whether they are damaged."""
+        self._damaged_group: int | None = None
+        """Group of pictures in which references are damaged."""
         self._ticks = array("q")
         self._requested = False
         self._group: int | None = None
@@ -437,14 +445,14 @@ class Reader:
         from `first` on, or the next one before `beyond`; else None. No time may be before the one
         of the last call."""
         if not self._needs_neighbours:
-            found = self._at(ticks, first, beyond)
+            found = self._marked(ticks, first, beyond)
             if found is None or not self._deinterlaces:
                 return found
             return found[0], deinterlaced(found[1])
         pts = self.timeline.pts
         at = int(np.searchsorted(pts, ticks))
         before = self._exactly(int(pts[at - 1])) if at else None
-        found = self._at(ticks, first, beyond)
+        found = self._marked(ticks, first, beyond)
         if found is None or found[0] != ticks:
             return found and (found[0], deinterlaced(found[1]))
         self._around[ticks] = found[1]
@@ -458,6 +466,11 @@ class Reader:
             found = self._at(ticks, ticks, ticks + 1)
             self._around[ticks] = found and found[1]
         return self._around[ticks]
+
+    def _marked(self, ticks: int, first: int, beyond: int) -> tuple[int, VideoFrame] | None:
+        found = self._at(ticks, first, beyond)
+        self.returned_damaged = found is not None and self._damaged.get(found[0], False)
+        return found
 
     def _at(self, ticks: int, first: int, beyond: int) -> tuple[int, VideoFrame] | None:
         """Do the same with frames as they are decoded."""
@@ -535,7 +548,22 @@ class Reader:
                 ticks = self.timeline.ticks_of(frame, count)
                 # Skip a frame without a time if the other frames have one.
                 self._next = (self.timeline.start - 1 if ticks is None else ticks, frame)
+                self._note_damage(*self._next)
         return self._next
+
+    def _note_damage(self, ticks: int, frame: VideoFrame) -> None:
+        """Note whether a decoded frame is damaged. No other group of pictures refers to it, and no
+        frame to one with bidirectional references."""
+        group = self._group_of(ticks)
+        if frame.key_frame or group != self._damaged_group:
+            self._damaged_group = None
+        if frame.is_corrupt and frame.pict_type != PictureType.B:
+            self._damaged_group = group
+        before = self._before[0] if self._before else ticks
+        self._damaged = {
+            before: self._damaged.get(before, False),
+            ticks: frame.is_corrupt or self._damaged_group is not None,
+        }
 
     def _learn(self, known: Timeline | None) -> tuple[Timeline, VideoFrame]:
         decoder, timeline = self.decoder, known
@@ -553,12 +581,15 @@ class Reader:
         if timeline is not None and timeline.demuxed and first.pts is not None:
             at = bisect_left(timeline.pts, first.pts)
             if at < len(timeline.pts) and timeline.pts[at] == first.pts:
+                decoder.keyframes = timeline.keyframes
                 if decoder.strict:
                     self._next = (first.pts, first)
+                    self._note_damage(*self._next)
                 else:
                     decoder.reopen(strict=True)
-                decoder.keyframes = timeline.keyframes
-                return timeline.with_plausible_rate().starting_at(first.pts), first
+                return timeline.with_plausible_rate().ending_as_announced().starting_at(
+                    first.pts
+                ), first
         # The packets have no times, or other times than their frames.
         decoder.jumps, decoder.disbelieved = (), frozenset()
         decoder.reopen(strict=True)
@@ -569,4 +600,4 @@ class Reader:
             decoder.reopen(strict=False)
             watched = watch(iter(decoder.pull, None), decoder.container, decoder.stream)
         decoder.reopen(strict=True)
-        return watched.with_plausible_rate().starting_at(watched.start), first
+        return watched.with_plausible_rate().ending_as_announced().starting_at(watched.start), first

@@ -34,8 +34,8 @@ from stages.frames.timeline import (
     ROUNDING_SECONDS,
     ChunkPlan,
     Timeline,
+    first_from,
     plan_chunk,
-    positions,
     tick_at,
 )
 
@@ -341,24 +341,24 @@ class ShotCutter:
         self._held: Shot | None = None
         """A finished part of a long shot. If the shot ends soon after it, this part is extended to
         that end."""
-        self._shown: tuple[int, VideoFrame] | None = None
-        """The last frame that was processed."""
+        self._shown: tuple[int, VideoFrame, bool] | None = None
+        """The last frame that was processed, and whether it is damaged."""
 
     def shots(self, index: int, start: float) -> Iterator[Shot]:
         """Yield the shots from the one that begins at `start`, in order, decoding on demand."""
         pts = self._timeline.pts
         self._piece = self._begin(index, start)
-        self._first = positions(self._timeline, start, self._timeline.end)[0]
+        self._first = min(first_from(self._timeline, start), len(pts) - 1)
         since = max(0, self._first - BEHIND - AHEAD)
         self._reader.request(array("q", pts[since:].tolist()))
         descriptor, finder = FrameDescriptor(), CutFinder()
-        waiting: deque[tuple[int, VideoFrame]] = deque()
+        waiting: deque[tuple[int, VideoFrame, bool]] = deque()
         for at in range(since, len(pts)):
             ticks = int(pts[at])
             found = self._reader.at(ticks, ticks, ticks + 1)
             if found is None:
                 continue
-            waiting.append((at, found[1]))
+            waiting.append((at, found[1], self._reader.returned_damaged))
             begins = finder.add(self._timeline.seconds(ticks), descriptor.describe(found[1]))
             if begins is not None:
                 yield from self._pass(*waiting.popleft(), begins)
@@ -368,7 +368,7 @@ class ShotCutter:
         yield from self._release()
         yield self._close(self._timeline.end)
 
-    def _pass(self, at: int, frame: VideoFrame, begins: bool) -> Iterator[Shot]:
+    def _pass(self, at: int, frame: VideoFrame, damaged: bool, begins: bool) -> Iterator[Shot]:
         """Process one frame; `begins` is whether a shot begins with it."""
         if at < self._first:
             return
@@ -385,9 +385,9 @@ class ShotCutter:
                 yield self._close(seconds)
         if age >= SHORTEST_SECONDS:
             yield from self._release()
-        self._shown = (at, frame)
+        self._shown = (at, frame, damaged)
         if self._piece.may_select(at):
-            self._piece.keep(self._paint(at, frame))
+            self._piece.keep(self._paint(at, frame, damaged))
 
     def _split(self, seconds: float) -> Iterator[Shot]:
         """Yield the parts of a long shot that have ended by `seconds`."""
@@ -411,11 +411,11 @@ class ShotCutter:
     def _begin(self, index: int, start: float) -> _Piece:
         return _Piece(self._timeline, self._sampling, index=index, start=start)
 
-    def _paint(self, at: int, frame: VideoFrame) -> Kept:
+    def _paint(self, at: int, frame: VideoFrame, damaged: bool) -> Kept:
         pixels = self._converter.allocate(1)[0]
         self._converter.convert(frame, pixels)
         ticks = int(self._timeline.pts[at])
-        return Kept(ticks=ticks, pixels=pixels, damaged=frame.is_corrupt)
+        return Kept(ticks=ticks, pixels=pixels, damaged=damaged)
 
 
 def _next_ticks(timeline: Timeline, at: int) -> int:

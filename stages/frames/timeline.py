@@ -2,10 +2,9 @@
 
 A chunk is the interval [k * chunk_seconds, (k + 1) * chunk_seconds) of the time since the first
 frame. Times count from time 0 of the file, which may be earlier. A frame belongs to the chunk in
-which it begins. For each target time the plan takes the chunk's own frame that is on display then.
-Before the chunk's first own frame it takes that first one. A single frame is taken at the chunk's
-middle. A chunk in which no frame begins, because a still image stays on screen, takes the frame on
-display.
+which it begins, and to a later one at whose start it stays on screen for SHOWN_SECONDS, as a slide
+does. For each target time the plan takes the chunk's own frame that is on display then. Before the
+chunk's first own frame it takes that first one. A single frame is taken at the chunk's middle.
 
 The plan of packets works in groups of pictures: a keyframe and all packets until the next keyframe.
 After the decoder received the last requested frame of a group, all packets up to the keyframe of
@@ -125,6 +124,19 @@ class Timeline:
             ),
         )
 
+    def ending_as_announced(self) -> "Timeline":
+        """Return itself, or a timeline whose last frame ends where the file says that it does.
+
+        The packet of the last frame may state the duration of another one: with B-frames that of a
+        decoding step, and in Matroska the mean of the whole file.
+        """
+        if self.announced_seconds is None or self.counted:
+            return self
+        left = self.announced_seconds - self.since_first(int(self.pts[-1]))
+        if left <= 0 or self.duration - self.announced_seconds <= SHORT_SECONDS:
+            return self
+        return replace(self, last_ticks=max(1, round(left / self.time_base)))
+
     def starting_at(self, ticks: int) -> "Timeline":
         """Return the timeline without the frames before the first decodable one."""
         pts = self.pts[np.searchsorted(self.pts, ticks) :]
@@ -150,6 +162,8 @@ class Timeline:
         return (*(each for each in self.warnings if each != CUT_OFF), missing)
 
 
+SHOWN_SECONDS = 0.5
+"""A frame that was on display before a chunk belongs to it, too, if it stays this long."""
 ROUNDING_SECONDS = 1e-9
 """Times closer than this are equal: far below a tick, far above a float's error."""
 SLIVER_FRAMES = 1.5
@@ -223,12 +237,19 @@ def plan_stored(timeline: Timeline, index: ChunkIndex) -> ChunkPlan:
 
 
 def positions(timeline: Timeline, start: float, end: float) -> tuple[int, int]:
-    """Return the position of a chunk's first own frame, and the position after its last one."""
-    low = int(np.searchsorted(timeline.pts, tick_from(timeline, start)))
-    high = len(timeline.pts)
-    if end < timeline.end:
-        high = int(np.searchsorted(timeline.pts, tick_from(timeline, end)))
-    return (low - 1, low) if low >= high else (low, high)
+    """Return the position of a chunk's first own frame, and the position after its last one. The
+    first one may have begun before the chunk."""
+    low = first_from(timeline, start)
+    high = len(timeline.pts) if end >= timeline.end else first_from(timeline, end)
+    if low >= high:
+        return low - 1, low
+    held = timeline.seconds(int(timeline.pts[low])) - start
+    return (low - 1 if low and held >= SHOWN_SECONDS else low), high
+
+
+def first_from(timeline: Timeline, seconds: float) -> int:
+    """Return the position of the first frame that begins at or after `seconds`."""
+    return int(np.searchsorted(timeline.pts, tick_from(timeline, seconds)))
 
 
 def _picks(

@@ -155,7 +155,7 @@ class Video:
             ticks, frame = found
             converter.convert(frame, pixels[len(taken)])
             taken.append(ticks)
-            if frame.is_corrupt:
+            if self._reader.returned_damaged:
                 damaged.append(ticks)
         return self._made(plan, pixels[: len(taken)], taken, damaged, missed)
 
