@@ -104,6 +104,14 @@ def test_each_change_that_is_named_fits() -> None:
                 assert fits(change.estimate, budget(gib))
 
 
+def test_a_command_without_a_precision_for_each_half_is_named_its_own() -> None:
+    request = replace(question(), config=EmbedConfig(sources=("clips",), model="llava"))
+    named = [each.option for each in changes(request, decode(8), budget(8))]
+    assert "--precision int8" in named
+    assert not any(each.startswith(("--vision", "--language")) for each in named)
+    assert request.config.precision_field("audio") is None
+
+
 def test_fewer_frames_are_named_when_they_are_enough() -> None:
     clip = replace(images(tokens=40_000), kind="video", frames=64, text_tokens=100)
     request = question(clip)

@@ -88,6 +88,24 @@ def damaged(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     return flip_bits(whole, folder / "b.mp4", packets=range(40, 200, 23))
 
 
+def test_what_refers_to_a_damaged_frame_is_damaged_up_to_the_next_keyframe(tmp_path: Path) -> None:
+    """Whether a reader's frames differ from those of the undamaged file."""
+    options = {"bf": "0", "sc_threshold": "0"}
+    whole = write_video(tmp_path / "a.mp4", ticks=range(360), gop=150, options=options)
+    spoilt = flip_bits(whole, tmp_path / "b.mp4", packets=range(200, 206))  # none of them is seen
+    sound = {frame.seconds: frame.digest for frame in decode_plainly(whole)}
+    found = {frame.seconds: frame.digest for frame in decode_plainly(spoilt)}
+    chunks, warnings = cut(spoilt)
+    differ = [
+        chunk.index.start
+        for chunk in chunks
+        if any(sound[seconds] != found.get(seconds) for seconds in chunk.index.times)
+    ]
+    assert differ == [6.0, 8.0]
+    assert [chunk.index.start for chunk in chunks if chunk.index.warnings] == differ
+    assert warnings == ("3 decoded frames damaged, the first at 7.00 s",)
+
+
 THREE_A_SECOND = Sampling(chunk_seconds=2, fps=3, max_frames=32)
 
 

@@ -118,6 +118,18 @@ def test_varying_times_are_kept_and_a_still_stands_for_its_span(tmp_path: Path) 
         assert container.duration == pytest.approx(2e6, abs=1e4)
 
 
+def test_a_slide_that_stays_over_a_border_is_in_both_clips(tmp_path: Path) -> None:
+    """As a player shows them: pictures begin at 0, 1, 5.5 and 6 s."""
+    path = write_video(tmp_path / "a.mkv", ticks=[0, 30, 165, 180], gop=1)
+    first, second = cut(path, tmp_path, [(0.0, 3.0), (3.0, 6.0)])
+    whole = pixels(path)
+    for clip, shown, times in ((first, whole[:2], [0, 1]), (second, whole[1:3], [0, 2.5])):
+        assert near(pixels(clip), shown)
+        assert [f.seconds for f in decode_plainly(clip)] == pytest.approx(times, abs=1e-3)
+        with av.open(str(clip)) as container:
+            assert container.duration == pytest.approx(3e6, abs=1e4)
+
+
 def test_packets_of_exactly_the_span_are_copied(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -283,3 +283,17 @@ def test_a_png_whose_check_sum_of_pixels_is_wrong_has_a_warning(tmp_path: Path) 
     assert media.warnings == (WRONG_SUMS,), f"warnings: {media.warnings}"
     _flipped(path, b"IEND")  # behind all pixels
     assert read_image(path)[0].warnings == ()
+
+
+@pytest.mark.parametrize(("free", "kind"), [(60 << 20, "no-memory"), (1 << 40, "damaged")])
+def test_a_decoder_that_may_lack_memory_damages_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int, kind: str
+) -> None:
+    """WebP's says the same for both."""
+    Image.new("RGB", (64, 64)).save(path := tmp_path / "a.webp")
+    path.write_bytes(path.read_bytes()[:40])
+    monkeypatch.setattr(image_module, "room", lambda: free)
+    with pytest.raises(MediaError) as caught:
+        read_image(path)
+    assert caught.value.kind == kind
+    assert (kind in UNSTORED_KINDS) is (kind == "no-memory")

@@ -43,6 +43,12 @@ TICKS: dict[str, tuple[list[int], dict[str, float], list[list[int]]]] = {
     "a chunk under a standing picture shows that picture": (
         [0, 1, 100], {"fps": 1, "last": 10}, [[0, 1], [1], [1], [1, 100]],
     ),
+    "a picture that stays for half a second belongs to the next chunk, too": (
+        [0, 20, 35, 45], {"fps": 1, "last": 10}, [[0, 20], [20, 35, 45]],
+    ),
+    "one that goes sooner does not": (
+        [0, 20, 34, 45], {"fps": 1, "last": 10}, [[0, 20], [34, 45]],
+    ),
     "too few frames are raised to the minimum": (
         [*range(30)], {"fps": 0.1, "min_frames": 4}, [[0, 7, 15, 22]],
     ),
@@ -168,3 +174,23 @@ def test_without_trusted_keyframes_everything_is_decoded() -> None:
     walking = SeekPlan(array("q", [90]), GROUPS_OF_TEN)
     walking.disable()
     assert walking.seek_target(0) is None
+
+
+@pytest.mark.parametrize(
+    ("announced", "duration"), [(95.04, 95.04), (184.8, 185), (94.0, 185), (None, 185), (200, 185)]
+)
+def test_the_last_slide_stands_no_longer_than_the_file_says(
+    announced: float | None, duration: float
+) -> None:
+    """Of a slide show with B-frames by FFmpeg, the packet of the last frame, at 95 s, states the 90
+    seconds of a decoding step; its header is right. One that ends before that frame is wrong."""
+    timeline = Timeline(
+        pts=np.array([0, 500, 9500]),
+        time_base=Fraction(1, 100),
+        last_ticks=9000,
+        keyframes=None,
+        announced_seconds=announced,
+    )
+    found = timeline.ending_as_announced()
+    assert found.duration == pytest.approx(duration)
+    assert found.last_ticks == pytest.approx(100 * (duration - 95))

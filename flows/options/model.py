@@ -107,6 +107,13 @@ class PrecisionOptions(OptionGroup):
             return "native"
         return HalfPrecisionOptions.of(self).named(part) or self.precision
 
+    def precision_field(self, part: Part) -> str | None:
+        """Return the field that sets the precision of a part; None for an audio half."""
+        if part == "audio":
+            return None
+        own = f"{part}_precision"
+        return own if hasattr(self, own) else "precision"
+
     def may_fall_back(self, part: Part) -> bool:
         """Return whether a part may run in a lower precision that fits."""
         return self.precision_of(part) == "auto"

@@ -168,13 +168,15 @@ def _pixels(request: PlanRequest) -> Iterator[tuple[str, PlanRequest | None]]:
 
 def _precisions(request: PlanRequest, stage: str) -> Iterator[tuple[str, PlanRequest | None]]:
     part = STAGES[stage].part
+    if (name := request.config.precision_field(part) if part else None) is None:
+        return
     # The ladder already covers the precisions of existing rungs.
     present = {rung.precision for rung in request.rungs[stage]}
-    for precision in ("bf16", *QUANTIZED) if part else ():
+    for precision in ("bf16", *QUANTIZED):
         if precision in present:
             continue
-        other = in_precision(request, **{f"{part}_precision": precision})
-        yield f"--{part}-precision {precision}", other
+        option = f"--{name.replace('_', '-')} {precision}"
+        yield option, in_precision(request, **{name: precision})
 
 
 def in_precision(request: PlanRequest, **options: str) -> PlanRequest | None:

@@ -57,7 +57,7 @@ def too_large(stage: str, message: str, requested_bytes: int = 0) -> dict[str, A
         "kind": "memory",
         "message": f"the {stage} stage has too little memory for this item, even alone"
         f"{more} ({message})",
-        "hint": "Raise --memory or lower --max-frames; the same command tries it again",
+        "hint": "Raise --memory; the same command tries it again",
     }
 
 

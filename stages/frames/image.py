@@ -106,6 +106,8 @@ TRUNCATED = "truncated: the missing part of the image is grey"
 WRONG_SUMS = "damaged: its check sums do not fit its data; some of the image may be wrong"
 PNG_START, BLOCK = 8, 1 << 20
 """Bytes before the first chunk of a PNG, and those of it that are read at a time."""
+DECODER_BYTES = 256 << 20
+"""With less memory than this, an image that cannot even be opened may be whole."""
 BROKEN = (
     OSError,
     RuntimeError,
@@ -152,6 +154,7 @@ def read_image(
     except BROKEN as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
+        _check_decoder_room(path)
         raise MediaError(
             f"{path} is damaged ({error})", kind="damaged", hint="Copy or download it again"
         ) from error
@@ -302,6 +305,23 @@ def _check_room(path: Path, size: tuple[int, int]) -> None:
             kind=NO_ROOM,
             hint="Free some, give more by --memory, or scale it down first",
         )
+
+
+def _check_decoder_room(path: Path) -> None:
+    """Raise MediaError if an image may have failed for lack of memory: decoders such as that of
+    WebP do not say so, and need some even for the size."""
+    try:
+        size = image_size(path)
+    except BROKEN:
+        size = None
+        if min(room(), host_free_bytes()) < DECODER_BYTES:
+            raise MediaError(
+                f"{path} cannot be opened: there is too little memory, or it is damaged",
+                kind=NO_ROOM,
+                hint="Free some, or give more by --memory",
+            ) from None
+    if size is not None:
+        _check_room(path, size)
 
 
 def _divided(image: Image.Image, size: tuple[int, int], by: int) -> Image.Image:
