@@ -15,6 +15,7 @@ from artifacts.store import FolderStore
 from flows.cli.main import main
 from flows.console.display import Display
 from flows.console.lines import parse_size, rounded_up, written
+from flows.options.vectors import EmbedConfig
 from flows.planning import ladder
 from flows.planning.changes import cannot_fit, changes
 from flows.planning.choose import StagePlan, fits, refused, stage_plans
