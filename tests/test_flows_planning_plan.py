@@ -108,7 +108,7 @@ def test_each_change_that_is_named_fits() -> None:
 def test_a_command_without_a_precision_for_each_half_is_named_its_own() -> None:
     request = replace(question(), config=EmbedConfig(sources=("clips",), model="llava"))
     named = [each.option for each in changes(request, decode(8), budget(8))]
-    assert "--precision int8" in named
+    assert "--precision auto" in named
     assert not any(each.startswith(("--vision", "--language")) for each in named)
     assert request.config.precision_field("audio") is None
 
