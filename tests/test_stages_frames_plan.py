@@ -140,6 +140,7 @@ GROUPS_OF_TEN = Keyframes(
         ([2, 51], (), 1, [0, 1, 2, 50, 51]),  # groups without a wanted frame are left out
         ([0, 5, 13], (), 1, [*range(6), *range(10, 14)]),  # and what comes behind the last wanted
         ([7], (), 1, [*range(8)]),
+        ([2, 2, 51], (), 1, [0, 1, 2, 50, 51]),  # a slide that two chunks show is decoded once
         ([], (), 1, []),
         ([7, 12], (), 2, [*range(8), *range(10, 13)]),
         ([7, 12], (), 3, [*range(13)]),  # a leap too short to pay is not made

@@ -587,9 +587,7 @@ class Reader:
                     self._note_damage(*self._next)
                 else:
                     decoder.reopen(strict=True)
-                return timeline.with_plausible_rate().ending_as_announced().starting_at(
-                    first.pts
-                ), first
+                return timeline.checked().starting_at(first.pts), first
         # The packets have no times, or other times than their frames.
         decoder.jumps, decoder.disbelieved = (), frozenset()
         decoder.reopen(strict=True)
@@ -600,4 +598,4 @@ class Reader:
             decoder.reopen(strict=False)
             watched = watch(iter(decoder.pull, None), decoder.container, decoder.stream)
         decoder.reopen(strict=True)
-        return watched.with_plausible_rate().ending_as_announced().starting_at(watched.start), first
+        return watched.checked().starting_at(watched.start), first

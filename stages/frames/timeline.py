@@ -108,6 +108,10 @@ class Timeline:
             return frame.pts
         return int(self.pts[ordinal]) if ordinal < len(self.pts) else None
 
+    def checked(self) -> "Timeline":
+        """Return the timeline with a plausible rate, and with the end that the file states."""
+        return self.with_plausible_rate().ending_as_announced()
+
     def with_plausible_rate(self) -> "Timeline":
         """Return itself, or a timeline at a default rate if each tick would last for hours."""
         if self.time_base <= LONGEST_TICK_SECONDS:
@@ -311,14 +315,14 @@ class SeekPlan:
         A seek must skip at least as many packets as there are threads, because it drains their
         pipeline.
         """
-        self._ticks = ticks
+        self._ticks = array("q", (each for each, _ in groupby(ticks)))  # two chunks may share one
         self._keys = keyframes
         self._min_skipped = threads
         self._next = 0
         self._groups: array[int] = array("q")
         self._missing: array[int] = array("q")
         if keyframes is not None:
-            for key, group in groupby(ticks, key=self._group_of):
+            for key, group in groupby(self._ticks, key=self._group_of):
                 self._groups.append(key)
                 self._missing.append(sum(1 for _ in group))
         for tick in sent:
