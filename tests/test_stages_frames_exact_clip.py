@@ -130,6 +130,13 @@ def test_a_slide_that_stays_over_a_border_is_in_both_clips(tmp_path: Path) -> No
             assert container.duration == pytest.approx(3e6, abs=1e4)
 
 
+def test_a_slide_alone_stands_for_its_span_whatever_the_mean_rate(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.mp4", ticks=[0, 100, 190], gop=1)
+    (still,) = cut(path, tmp_path, [(3.5, 5.5)])
+    with av.open(str(still)) as container:
+        assert container.duration == pytest.approx(2e6, abs=1e3)
+
+
 def test_packets_of_exactly_the_span_are_copied(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

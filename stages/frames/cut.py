@@ -219,10 +219,16 @@ class ExactCutter:
         if span.is_held or times[-1] - span.seconds >= SHOWN_SECONDS:
             times[-1] = span.seconds
         for rate in filter(None, self._stream_rates):
-            if rate.numerator <= LARGEST_CLOCK and _is_constant(times[:-1], rate, base):
+            length = max(1, round((times[-1] - times[-2]) * rate))
+            # The times of a single frame, such as a slide, do not tell its rate; its length does.
+            is_known = len(times) > 2 or abs(times[1] - length / rate) <= base
+            if (
+                rate.numerator <= LARGEST_CLOCK
+                and is_known
+                and _is_constant(times[:-1], rate, base)
+            ):
                 step = rate.denominator
-                last = (len(times) - 2) * step
-                length = max(1, round((times[-1] - times[-2]) * rate)) * step
+                last, length = (len(times) - 2) * step, length * step
                 return _Clock(
                     base=Fraction(1, rate.numerator),
                     ticks=(*range(0, last + 1, step), last + length),
