@@ -107,12 +107,12 @@ class PrecisionOptions(OptionGroup):
             return "native"
         return HalfPrecisionOptions.of(self).named(part) or self.precision
 
-    def precision_field(self, part: Part) -> str | None:
-        """Return the field that sets the precision of a part; None for an audio half."""
-        if part == "audio":
+    def precision_field(self, part: Part | None) -> str | None:
+        """Return the field that sets the precision of a part; None without a part, and for an audio
+        half."""
+        if part is None or part == "audio":
             return None
-        own = f"{part}_precision"
-        return own if hasattr(self, own) else "precision"
+        return f"{part}_precision" if isinstance(self, HalfPrecisionOptions) else "precision"
 
     def may_fall_back(self, part: Part) -> bool:
         """Return whether a part may run in a lower precision that fits."""

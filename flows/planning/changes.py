@@ -167,8 +167,7 @@ def _pixels(request: PlanRequest) -> Iterator[tuple[str, PlanRequest | None]]:
 
 
 def _precisions(request: PlanRequest, stage: str) -> Iterator[tuple[str, PlanRequest | None]]:
-    part = STAGES[stage].part
-    if (name := request.config.precision_field(part) if part else None) is None:
+    if (name := request.config.precision_field(STAGES[stage].part)) is None:
         return
     # The ladder already covers the precisions of existing rungs.
     present = {rung.precision for rung in request.rungs[stage]}

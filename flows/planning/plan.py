@@ -275,7 +275,7 @@ def advice(request: PlanRequest, job: Job, ladder: Ladder, stage: str) -> str:
     found = [change.option for change in changes(single_stage, unfit, budget)]
     found = [option for option in found if not option.startswith("--memory")][:NAMED]
     part = STAGES[stage].part
-    name = job.config.precision_field(part) if part else None
+    name = job.config.precision_field(part)
     if part and name and not job.config.may_fall_back(part):
         found.append(f"--{name.replace('_', '-')} auto, which falls back by itself")
     return ", or ".join([*found, "more with --memory"])

@@ -25,7 +25,7 @@ from flows.results.label_rows import LabelContext, LabelledChunk, label_chunks
 from flows.results.marker import MEDIA, write_proved
 from flows.results.outputs import failures_of, media_line, warned_files
 from flows.results.run_result import RunEnd
-from flows.results.run_status import LISTED_WARNINGS, texts_line
+from flows.results.run_status import texts_line
 from flows.results.text_files import TextFileCounts, write_texts
 from flows.results.vectors import file_tasks
 
@@ -161,7 +161,7 @@ class LabelsWritten(RunEnd):
         line += f" beside {', '.join(self.others)}" if self.others else ""
         for texts in self.texts:
             line += f", {texts_line(texts.to_json())}"
-        return f"{line}{self.failed_suffix()}{LISTED_WARNINGS[LABELS] * bool(self.warned)}"
+        return f"{line}{self.failed_suffix(LABELS)}"
 
     __repr__ = line
 

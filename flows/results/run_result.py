@@ -40,12 +40,13 @@ class RunEnd:
         ended = {"failed": len(self.failures), "exit_code": self.exit_code}
         return {"out": str(self.out), "files": self.files, **made, **ended}
 
-    def failed_suffix(self) -> str:
-        """Return the end of a line with the numbers of files that failed or have warnings; empty
-        for none."""
+    def failed_suffix(self, kind: str = "") -> str:
+        """Return the end of a line with the numbers of files that failed or have warnings, and
+        where those of this kind of products are; empty for none."""
         files = counted(self.files, "file")
         failed = f", {len(self.failures)} of {files} failed" if self.failures else ""
-        warned = f", {self.warned} of {files} with warnings" if self.warned else ""
+        listed = LISTED_WARNINGS.get(kind, "")
+        warned = f", {self.warned} of {files} with warnings{listed}" if self.warned else ""
         return failed + warned
 
 
@@ -92,7 +93,7 @@ class RunResult(RunEnd):
             line += f", {', '.join(named)} by hand"
         for texts in self.written.texts:
             line += f", {texts_line(texts.to_json())}"
-        ended = self.failed_suffix() + LISTED_WARNINGS["captions"] * bool(self.warned)
+        ended = self.failed_suffix("captions")
         return f"{line}{user_texts_note(self.written.user_texts)}{ended}"
 
     __repr__ = line

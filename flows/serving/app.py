@@ -30,7 +30,7 @@ from flows.options.vectors import SearchQuery
 from flows.results.thumbnails import thumbnail
 from flows.serving.caption_routes import CaptionRoutes
 from flows.serving.chat import ChatCompletionRequest, ChatRoutes
-from flows.serving.embedding import EmbeddedMedium, vectors_json
+from flows.serving.embedding import EmbeddedMedium, vectors_json, warnings_of
 from flows.serving.guard import COOKIE, LIMITED, extra_headers, in_time, session_of
 from flows.serving.page import page_of
 from flows.serving.refusals import (
@@ -144,18 +144,17 @@ class Routes:
         texts = [*wanted, *params.without]
         filters = SearchQuery(what="-", top=params.top, where=params.where, moments=params.moments)
         await service.index.check()  # refuse before any computation
-        damage: tuple[str, ...] = ()
+        warnings: dict[str, Any] = {}
         if wanted:
             vector, *excluded = await self._timed(request, self._text_vectors(texts))
             hits = await service.index.search(vector, "texts", excluded, filters)
         else:
             medium, excluded = await self._embed(request, partial(self._text_vectors, texts))
             hits = await service.index.search(medium.vectors[0][0], "pictures", excluded, filters)
-            damage = medium.index.all_warnings
+            warnings = warnings_of(medium.index)
         fields = {"index": service.index.folder.name, "rows": service.index.rows}
         seconds = round(time.monotonic() - began, 4)
-        also = {"warnings": damage} if damage else {}
-        return json_answer({"hits": hits, **fields, "seconds": seconds, **also})
+        return json_answer({"hits": hits, **fields, "seconds": seconds, **warnings})
 
     async def media(self, hit: str) -> Response:
         """Return the media file of a hit."""

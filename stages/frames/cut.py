@@ -94,8 +94,8 @@ class _Span:
     high: int
     start: float
     """Seconds since time 0 at which the first frame begins, or the span if that one is held."""
-    is_held: bool
-    """Whether the first frame began before the span."""
+    before: Fraction
+    """Seconds that the first frame was on display before the span; 0: it begins in it."""
     seconds: Fraction
     """Length of the span."""
 
@@ -199,10 +199,13 @@ class ExactCutter:
         timeline = self._timeline
         low, high = positions(timeline, start, end)
         began = timeline.seconds(int(timeline.pts[low]))
-        is_held = began < start - float(timeline.time_base) / 2
-        first = start if is_held else began
+        first = start if began < start - float(timeline.time_base) / 2 else began
         return _Span(
-            low=low, high=high, start=first, is_held=is_held, seconds=Fraction(end - first)
+            low=low,
+            high=high,
+            start=first,
+            before=Fraction(first - began),
+            seconds=Fraction(end - first),
         )
 
     def _clock(self, span: _Span) -> _Clock:
@@ -210,13 +213,12 @@ class ExactCutter:
         pts, base = self._timeline.pts, self._timeline.time_base
         following = int(pts[span.high]) if span.high < len(pts) else None
         end = int(pts[-1]) + self._timeline.last_ticks if following is None else following
-        before = span.start - self._timeline.seconds(int(pts[span.low])) if span.is_held else 0
-        since = int(pts[span.low]) * base + Fraction(before)
+        since = int(pts[span.low]) * base + span.before
         times = [
             Fraction(0),
             *(int(t) * base - since for t in (*pts[span.low + 1 : span.high], end)),
         ]
-        if span.is_held or times[-1] - span.seconds >= SHOWN_SECONDS:
+        if span.before or times[-1] - span.seconds >= SHOWN_SECONDS:
             times[-1] = span.seconds
         for rate in filter(None, self._stream_rates):
             length = max(1, round((times[-1] - times[-2]) * rate))
@@ -277,7 +279,7 @@ class ExactCutter:
         usable = self._is_plain and is_limited and is_even and self._codec in COPIED_CODECS
         if not usable or keyframes is None or not timeline.demuxed or timeline.counted:
             return None
-        if timeline.jumps or timeline.disbelieved or timeline.warnings or span.is_held:
+        if timeline.jumps or timeline.disbelieved or timeline.warnings or span.before:
             return None
         first = bisect_left(keyframes.pts, int(timeline.pts[span.low]))
         if first == len(keyframes.pts) or keyframes.pts[first] != timeline.pts[span.low]:

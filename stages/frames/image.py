@@ -297,7 +297,7 @@ def _has_other_colours(image: Image.Image, curve: int, primaries: int) -> bool:
 
 def _check_room(path: Path, size: tuple[int, int]) -> None:
     """Raise MediaError if there is no memory to decode an image of this width and height."""
-    needed, free = READING_BYTES * size[0] * size[1], min(room(), host_free_bytes())
+    needed, free = READING_BYTES * size[0] * size[1], _free_bytes()
     if needed > free:
         raise MediaError(
             f"{path} has {size[0]} x {size[1]} pixels, which need {needed / 2**30:.1f} GiB to be "
@@ -313,15 +313,20 @@ def _check_decoder_room(path: Path) -> None:
     try:
         size = image_size(path)
     except BROKEN:
-        size = None
-        if min(room(), host_free_bytes()) < DECODER_BYTES:
+        if _free_bytes() < DECODER_BYTES:
             raise MediaError(
                 f"{path} cannot be opened: there is too little memory, or it is damaged",
                 kind=NO_ROOM,
                 hint="Free some, or give more by --memory",
             ) from None
+        return
     if size is not None:
-        _check_room(path, size)
+        height, width = size
+        _check_room(path, (width, height))
+
+
+def _free_bytes() -> float:
+    return min(room(), host_free_bytes())
 
 
 def _divided(image: Image.Image, size: tuple[int, int], by: int) -> Image.Image:

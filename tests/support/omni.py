@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from benchmarks._words import TEMPLATE as WORDS
 from benchmarks._words import hf, words
 from tests.support.families import decisive, made_once, save
-from tests.support.tiny_families.grids import DEEP, ROUTING, TALL
+from tests.support.tiny_families.grids import DEEP, ROUTING, TALL, WINDOWS
 from tests.support.tiny_families.parts import MROPE, NONE, config_of, model_of, patches, text
 
 TEMPLATE = (
@@ -126,7 +126,7 @@ def _model(prefix: str, tokenizer: Any, patch: int) -> Any:
             {**EAR, "n_window": 100},
             {"position_id_per_seconds": 25, "seconds_per_chunk": 2},
         )
-        vision: Any = patches(patch_size=patch, window_size=4 * patch, fullatt_block_indexes=[1])
+        vision: Any = patches(**{**WINDOWS, "patch_size": patch, "window_size": 4 * patch})
     else:
         turned = text(**TALL, **ROUTING, **sizes)
         ear = {**EAR, "n_window": 50, "downsample_hidden_size": 8}

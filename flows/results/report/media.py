@@ -207,8 +207,8 @@ def _cut(row: dict[str, Any]) -> bool:
 
 def _medium(entry: dict[str, Any], rows: list[dict[str, Any]], folder: Path) -> dict[str, Any]:
     warnings = list(dict.fromkeys(text for row in rows for text in row.get("warnings", ())))
-    if more := len(warnings) - MOST_WARNINGS:
-        warnings[MOST_WARNINGS:] = [f"{more} more in captions.jsonl"] * (more > 0)
+    if (more := len(warnings) - MOST_WARNINGS) > 0:
+        warnings[MOST_WARNINGS:] = [f"{more} more in captions.jsonl"]
     if cut := sum(map(_cut, rows)):
         warnings.append(f"{counted(cut, 'caption')} cut at the limit: raise --max-new-tokens")
     return {
