@@ -3,6 +3,7 @@ from the original ones, whole, in halves, streamed, and in few bits; and its fol
 them: settings that lie, no processor, pickles."""
 
 import json
+import math
 import os
 from functools import cache
 from importlib import import_module
@@ -66,7 +67,8 @@ def test_the_whole_makes_the_vectors_of_the_original_formulas(name: str) -> None
     assert largest(image_vectors(whole, {"pixel_values": pixels}), image) < NEAR
     assert largest(text_vectors(whole, {"input_ids": ids}), text) < NEAR
     directions = [torch.nn.functional.normalize(each) for each in (image, text)]
-    expected = directions[0] @ directions[1].T * weights["logit_scale"].exp()
+    scale = 100 if layout.case else weights["logit_scale"].exp()  # the hub's files have none
+    expected = directions[0] @ directions[1].T * scale
     assert largest(made.logits_per_image, expected) < NEAR
 
 
@@ -80,8 +82,9 @@ def test_halves_make_the_bytes_of_the_whole(name: str) -> None:
     with torch.inference_mode():
         expected = whole(**pictures, **texts).logits_per_image
     assert torch.equal(logits(text, texts, vectors), expected)
-    # The scale of the logits is a weight of the model itself, and in both.
-    assert vision.num_parameters() + text.num_parameters() == whole.num_parameters() + 1
+    # Where files hold the scale of the logits, it is a weight of the model itself, and in both.
+    both = 0 if LAYOUTS[name].case else 1
+    assert vision.num_parameters() + text.num_parameters() == whole.num_parameters() + both
 
 
 @pytest.mark.parametrize(
@@ -113,12 +116,44 @@ def test_the_vectors_are_those_that_the_original_code_made() -> None:
     assert largest(made.T, case["logits"]) < NEAR
 
 
-def test_full_size_has_the_published_parameters_and_layers_that_nf4_takes(tmp_path: Path) -> None:
-    folder = make_headers(plan_case("eva-clip-8b"), tmp_path / "8B")
+@pytest.mark.parametrize(
+    ("case", "parameters", "linear"),
+    [
+        ("eva-clip-8b", 8_220_748_544, 32 * 6 + 1),
+        ("eva-clip-8b-448", 8_223_894_272, 32 * 6 + 1),
+        ("eva-clip-18b", 18_325_482_240, 48 * 6 + 1),
+    ],
+)
+def test_full_size_has_the_published_parameters_and_layers_that_nf4_takes(
+    case: str, parameters: int, linear: int, tmp_path: Path
+) -> None:
+    folder = make_headers(plan_case(case), tmp_path / case)
     skeleton = skeleton_of(*config_and_class(folder, trusted=False))
-    assert skeleton.num_parameters() == 8_220_749_825
-    assert len(quantizable(skeleton, "vision")) == 32 * 6 + 1
+    assert skeleton.num_parameters() == parameters
+    assert len(quantizable(skeleton, "vision")) == linear
     assert absent_paths(skeleton, "vision") == ["text_model", "text_projection"]
+
+
+def test_names_of_18b_make_the_published_index() -> None:
+    """BAAI/EVA-CLIP-18B's pytorch_model.bin.index.json has 97,121 bytes in 1,058 lines."""
+    case = plan_case("eva-clip-18b")
+    file = "pytorch_model-00001-of-00008.bin"
+    index = {
+        "metadata": {"total_size": 2 * case.parameters},
+        "weight_map": {name: file for name in sorted(case.tensors)},
+    }
+    text = json.dumps(index, indent=2, sort_keys=True) + "\n"
+    assert (len(text), text.count("\n")) == (97_121, 1_058)
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_the_scale_is_that_of_the_files_or_else_of_training(name: str) -> None:
+    whole, config = held(name, "whole"), json.loads((published(name) / "config.json").read_text())
+    assert config.get("logit_scale_init_value") in (None, pytest.approx(2.6592, abs=1e-3))
+    expected = 1.5 if name == "E-plus" else math.log(100)
+    assert whole.logit_scale.item() == pytest.approx(expected, abs=1e-6)
+    half = load_half(published(name), "language", dtype=torch.float16)
+    assert half.logit_scale.exp().item() == pytest.approx(math.exp(expected), rel=1e-3)
 
 
 @pytest.mark.parametrize(("precision", "nearest"), [("int8", 0.99), ("nf4", 0.9)])

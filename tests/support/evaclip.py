@@ -4,6 +4,7 @@ them, and what that code's formulas make of them. Needs no network."""
 import atexit
 import functools
 import json
+import re
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -18,6 +19,7 @@ from torch.nn import functional
 from transformers import CLIPTokenizer
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
+from benchmarks._plan_cases import plan_case
 from stages.models.in_tree.registry import ORIGINALS
 
 WIDTH, INNER, LAYERS, HEAD = 128, 640, 3, 64
@@ -38,13 +40,16 @@ class Layout:
     """Whether query and value have biases."""
     side: int = 28
     """Pixels of a side of a picture."""
+    case: str = "eva-clip-8b"
+    """List of the tensors that the hub has of it, in benchmarks/plan_cases; empty if it was never
+    there."""
 
 
 LAYOUTS = {
     "8B": Layout(),
-    "8B-448": Layout(side=56),
-    "18B": Layout(behind=True),
-    "E-plus": Layout(rms=False, behind=True, biases=True),
+    "8B-448": Layout(side=56, case="eva-clip-8b-448"),
+    "18B": Layout(behind=True, case="eva-clip-18b"),
+    "E-plus": Layout(rms=False, behind=True, biases=True, case=""),
 }
 
 
@@ -130,6 +135,11 @@ def make_folder(folder: Path, layout: Layout | None = None, *, words: bool = Tru
     """A folder as the hub has it, but for the form of its weights; `words`: with a tokenizer."""
     layout = layout or Layout()
     config, weights = converted(original(layout))
+    if layout.case:  # its class has the scale as a constant, and config.json states another
+        names = published_names(layout)
+        assert weights.keys() - names == {"logit_scale"}
+        weights = {name: weights[name] for name in names}
+        config["logit_scale_init_value"] = plan_case(layout.case).config["logit_scale_init_value"]
     # Of a width that was never published it is not known where norms stand.
     config["vision_config"]["post_layernorm"] = layout.behind
     config["text_config"]["bos_token_id"] = VOCABULARY - 2
@@ -137,6 +147,13 @@ def make_folder(folder: Path, layout: Layout | None = None, *, words: bool = Tru
     if words:
         save_tokenizer(folder)
     return folder
+
+
+def published_names(layout: Layout) -> list[str]:
+    """The names of the tensors that the hub has of this layout, in a model of LAYERS layers."""
+    names = plan_case(layout.case).tensors
+    beyond = re.compile(r"\.layers\.(\d+)\.")
+    return [n for n in names if not (found := beyond.search(n)) or int(found[1]) < LAYERS]
 
 
 @functools.cache

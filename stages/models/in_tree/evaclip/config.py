@@ -1,5 +1,6 @@
 """The configuration of EVA-CLIP, from its published config.json and its tensor names."""
 
+import math
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,10 @@ ENCODERS: Mapping[int, tuple[int, bool]] = {
 }
 """Width of a published vision encoder → width of a head, and whether norms follow attention and
 MLP."""
+SCALE = math.log(100)
+"""Logarithm of the scale of the logits, at which training held it. The published class has it as a
+constant, so the hub's files have no tensor of it; config.json states another number, and the
+published code takes the exponential of 100 itself (baaivision/EVA#140)."""
 HIGHEST = 2
 """End token id for which transformers' CLIP takes the position of the highest id as the end, as the
 published code does. The id in config.json is ignored."""
@@ -76,7 +81,9 @@ class EvaCLIPConfig(CLIPConfig):
 
     projection_dim: int | None = 1280
     projection_bias: bool = True
-    """Whether the image projection has a bias, as in the hub's files."""
+    """Whether the image projection has a bias."""
+    scale_is_stored: bool = True
+    """Whether the files hold the logarithm of the scale of the logits; if not, it is SCALE."""
 
     @classmethod
     def get_config_dict(
@@ -101,6 +108,7 @@ def _corrected(published: Mapping[str, Any], names: Collection[str]) -> dict[str
         vision |= {f"{part}_bias": f"{LAYER}self_attn.{part}_proj.bias" in names for part in "qkv"}
         vision["use_rms_norm"] = f"{LAYER}layer_norm1.bias" not in names
         made["projection_bias"] = "visual_projection.bias" in names
+        made["scale_is_stored"] = "logit_scale" in names
     kept = {
         name: value for name, value in published.items() if name not in ("auto_map", "model_type")
     }

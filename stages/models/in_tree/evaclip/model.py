@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, initialization
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.clip.modeling_clip import (
     CLIPMLP,
@@ -22,6 +22,7 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from stages.models.in_tree.cogvlm2.model import VisionLayers
 from stages.models.in_tree.evaclip.config import (
+    SCALE,
     EvaCLIPConfig,
     EvaCLIPTextConfig,
     EvaCLIPVisionConfig,
@@ -127,5 +128,14 @@ class EvaCLIPModel(EvaCLIPPreTrainedModel, CLIPModel):
             vision.hidden_size, config.projection_dim, bias=config.projection_bias
         )
         self.text_projection = nn.Linear(text.hidden_size, config.projection_dim, bias=False)
-        self.logit_scale = nn.Parameter(torch.tensor(config.logit_scale_init_value))
+        scale = torch.tensor(SCALE, dtype=torch.float32)
+        if config.scale_is_stored:
+            self.logit_scale = nn.Parameter(scale)
+        else:
+            self.register_buffer("logit_scale", scale, persistent=False)
         self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, EvaCLIPModel):
+            initialization.constant_(module.logit_scale, SCALE)
