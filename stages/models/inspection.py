@@ -52,7 +52,6 @@ from stages.models.precision.weights import (
 from stages.models.processors.input_layout import (
     channels_of,
     layout_of,
-    refuse_damaged_generation,
     try_processor,
 )
 from stages.models.processors.input_sizes import LONG_EDGES, Probe, black, pixels_per_video, probe
@@ -319,7 +318,6 @@ def _describe_captioner(
         else halves_of(skeleton, headers, hears=takes_sound)
     )
     processor = load()
-    refuse_damaged_generation(folder)
     try_processor(processor, folder)
     hearing = hearing_profile(processor) if takes_sound else None
     if hearing is None:

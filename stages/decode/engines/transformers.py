@@ -26,6 +26,7 @@ from stages.models.halves.records import FeatureRecord
 from stages.models.loading import ModelJob, facts
 from stages.models.processors.input_layout import layout_of
 from stages.models.processors.prepare import opens_reasoning
+from stages.models.processors.processor_calls import TEXT_IDS
 
 
 class TransformersEngine:
@@ -193,8 +194,8 @@ def run_generate(
     made = _generate_watched(half, inputs, features, options, watch)
     new = new_tokens(made, prompt_in(half, inputs)).cpu()
     rows = new.tolist()
-    mask = inputs.get("attention_mask")
-    read = (torch.ones_like(inputs["input_ids"]) if mask is None else mask).sum(-1).tolist()
+    ids = next((inputs[name] for name in TEXT_IDS if name in inputs), new[:, :0])
+    read = inputs.get("attention_mask", torch.ones_like(ids)).sum(-1).tolist()
     lengths, stopped = _lengths(half, new), [False] * len(rows)
     for at, (tokens, _) in enumerate(lengths):
         if generate_kwargs.stopped(processor, rows[at][:tokens]):

@@ -21,6 +21,7 @@ from stages.models.hub.checkpoint import (
     refuse_original,
     weight_names,
 )
+from stages.models.hub.folder_files import refuse_damaged
 from stages.models.hub.quantized import refuse_unread
 from stages.models.hub.transfer import (
     Announce,
@@ -230,15 +231,20 @@ def find_model(
                 hint="Give the folder that save_pretrained or a download made, or a hub id",
             )
         refuse_revision(f"{folder}, a folder,", revision)
-        refuse_impossible(folder)
-        refuse_original(str(folder), folder)
-        refuse_unread(str(folder), folder)
+        refuse_unusable(str(folder), folder)
         return Checkpoint(name=str(name), folder=folder.absolute())
     found = cached(str(name), revision) or bring_small(str(name), revision, announce)
-    refuse_impossible(found.folder)
-    refuse_original(found.name, found.folder)
-    refuse_unread(found.name, found.folder)
+    refuse_unusable(found.name, found.folder)
     return found
+
+
+def refuse_unusable(name: str, folder: Path) -> None:
+    """Refuse a checkpoint called `name` whose small files, in `folder`, are damaged or of a form
+    that is not read. Raises UsageError, EnvironmentFault."""
+    refuse_damaged(folder)
+    refuse_impossible(folder)
+    refuse_original(name, folder)
+    refuse_unread(name, folder)
 
 
 def refuse_odd_things(folder: Path) -> None:

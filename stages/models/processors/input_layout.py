@@ -22,7 +22,6 @@ built.
 
 import contextlib
 import itertools
-import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -33,9 +32,7 @@ import torch
 from jinja2 import TemplateSyntaxError
 
 from artifacts.errors import EnvironmentFault, PenstockError, UsageError
-from artifacts.regular_files import read_text
 from stages.models.halves.routes import one_line
-from stages.models.hub.checkpoint import GENERATION, JSON_BYTES
 from stages.models.processors.loading import (
     Clip,
     clip_of,
@@ -250,21 +247,6 @@ def try_processor(processor: Any, folder: Path) -> None:
                 f"({one_line(error)})",
                 hint="Download the checkpoint again, or correct that file",
             ) from error
-
-
-def refuse_damaged_generation(folder: Path) -> None:
-    """Raise EnvironmentFault for a generation_config.json without a JSON object."""
-    path, why = folder / GENERATION, "it holds no JSON object"
-    try:
-        if isinstance(json.loads(read_text(path, JSON_BYTES)), dict):
-            return
-    except FileNotFoundError:
-        return
-    except (OSError, ValueError, RecursionError) as error:
-        why = one_line(error)
-    raise EnvironmentFault(
-        f"{path} cannot be used: {why}", hint="Download the checkpoint again, or correct that file"
-    )
 
 
 def _template(folder: Path) -> Path:

@@ -15,13 +15,16 @@ from weakref import WeakKeyDictionary, WeakSet
 import numpy as np
 
 from artifacts.captions import TAGS
-from artifacts.errors import EnvironmentFault, UsageError
+from artifacts.errors import EnvironmentFault, PenstockError, UsageError
 from artifacts.schema import MediaKind
 from stages.models.halves.features import is_pixels
 from stages.models.halves.routes import asks_for_trust, needs_trust
+from stages.models.hub.folder_files import refuse_missing
 from stages.models.in_tree.registry import native_of
 from stages.models.processors.pixel_limit import PixelLimits, limit_pixels, own_sizes
+from stages.models.processors.processor_parts import assemble_processor
 from stages.models.published import OUTER_PAIR, change_of, published_bounds, runs_as_published
+from stages.process.exit_diagnosis import out_of_memory
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -158,29 +161,28 @@ def load_processor(
     limited to `max_pixels`, and all frames of a video to `max_video_pixels`. With 0, the
     processor's own limits apply, or those of the model's authors if it runs `as_published` (None:
     by the rule). Then turns are also written as the authors wrote them."""
-    from transformers import AutoProcessor, ProcessorMixin
-
-    load: Any = AutoProcessor.from_pretrained
     native = native_of(folder)
+    if native is None and not trusted:
+        refuse_missing(folder)
     try:
         processor = (
-            load(folder, trust_remote_code=trusted)
-            if native is None
-            else native.load_processor(folder)
+            assemble_processor(folder, trusted) if native is None else native.load_processor(folder)
         )
     except ImportError as error:
         raise needs_package(folder, error) from error
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # tokenizers raises nothing narrower
+        if out_of_memory(error) or isinstance(error, PenstockError):
+            raise
         if not trusted and asks_for_trust(error):
             raise needs_trust(folder) from error
         raise UsageError(
             f"{folder} has no processor that can be loaded: {' '.join(str(error).split())[:200]}",
             hint="Download the checkpoint again, with its *.json and *.jinja files",
         ) from error
-    if not isinstance(processor, ProcessorMixin) or not hasattr(processor, "tokenizer"):
+    if not hasattr(processor, "tokenizer"):
         raise UsageError(
-            f"{folder} has a {type(processor).__name__} but no processor for images",
-            hint="Download the checkpoint again, with its preprocessor_config.json",
+            f"{folder} has a {type(processor).__name__}, which takes no texts",
+            hint="Choose a model of the image-text-to-text kind: docs/models.md lists them",
         )
     if generates:
         processor.tokenizer.padding_side = "left"

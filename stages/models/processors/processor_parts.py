@@ -1,0 +1,56 @@
+"""Puts a checkpoint's processor together from what its folder has.
+
+Two kinds of published folders need it. Some name no class of a processor: their image processor and
+their tokenizer are separate, as users called them, and a text is the beginning of the answer.
+Others name one, but come from a time when the model counted an image's tokens and not the
+processor: its patch size and the selection of features then stand in config.json alone.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from transformers import BatchFeature, VisionTextDualEncoderProcessor
+
+CLASS_TOKEN_TOWERS = ("clip_vision_model",)
+"""Types of vision encoders with a class token before the patches, in models whose config.json
+states a selection of features."""
+TEXTS = ("input_ids", "attention_mask")
+"""Outputs of a tokenizer."""
+
+
+class DecoderTextProcessor(VisionTextDualEncoderProcessor):
+    """Prepares images for an encoder, and texts for the decoder, which continues them."""
+
+    def __call__(self, images: Any = None, text: Any = None, **options: Any) -> BatchFeature:
+        outputs = super().__call__(
+            images=images, text=text, **{**options, "add_special_tokens": False}
+        )
+        return BatchFeature({f"decoder_{n}" if n in TEXTS else n: v for n, v in outputs.items()})
+
+
+def assemble_processor(folder: Path, trusted: bool) -> Any:
+    """Load the processor that transformers finds for a folder, completed from the folder's other
+    files. Raises what transformers raises."""
+    from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer, ProcessorMixin
+
+    options: Any = {"trust_remote_code": trusted}
+    processor: Any = AutoProcessor.from_pretrained(folder, **options)
+    if not isinstance(processor, ProcessorMixin):
+        parts = (AutoImageProcessor, AutoTokenizer)
+        return DecoderTextProcessor(*(part.from_pretrained(folder, **options) for part in parts))
+    if getattr(processor, "patch_size", 0) is None:
+        _set_image_tokens(processor, folder, trusted)
+    return processor
+
+
+def _set_image_tokens(processor: Any, folder: Path, trusted: bool) -> None:
+    """Set from config.json how many tokens the processor writes for an image."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=trusted)
+    vision = config.vision_config
+    processor.patch_size = vision.patch_size
+    if processor.vision_feature_select_strategy is None:
+        processor.vision_feature_select_strategy = config.vision_feature_select_strategy
+    if vision.model_type in CLASS_TOKEN_TOWERS:
+        processor.num_additional_image_tokens = 1
