@@ -133,7 +133,7 @@ def test_a_model_without_weights_fails(tmp_path: Path) -> None:
 
 def test_a_configuration_that_is_no_json_fails(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(UsageError, match=r"config\.json"):
+    with pytest.raises(EnvironmentFault, match=r"config\.json cannot be used: it is no whole JSON"):
         describe(tmp_path)
 
 

@@ -22,7 +22,7 @@ from stages.models.halves.absent import NeedsWeights
 from stages.models.halves.boundary import CUT, absent_paths, cut, extra_module_of, modules_called
 from stages.models.halves.ranged_reads import NOTE, pinned_reads, ranged_reads
 from stages.models.halves.routes import config_and_class, one_line, skeleton_of, with_packages
-from stages.models.hub.checkpoint import INDEX, weight_names
+from stages.models.hub.checkpoint import INDEX, SINGLE, weight_names
 from stages.models.hub.headers import local_headers
 from stages.models.hub.quantized import is_read_here
 from stages.models.hub.resolve import fetch_rest, resolve_model
@@ -150,7 +150,7 @@ def _stored_weights(
     if not is_read_here(stored_settings(config)):
         return None
     skeleton = skeleton_of(config, cls)
-    present = [path.name for path in folder.glob("*.safetensors")]
+    present = [name for name in weight_names(folder) if (folder / name).exists()]
     layers = stored_layers(skeleton, local_headers(folder, present))
     for each in (config, config.get_text_config(decoder=True)):
         each.__dict__.pop("quantization_config", None)
@@ -264,9 +264,16 @@ def _patterns(prefix: str, paths: list[str]) -> set[str]:
 
 
 def refuse_pickle(folder: Path, trusted: bool) -> None:
-    """Refuse a model without weights, or with pickles only. Raises UsageError."""
-    if any(folder.glob("*.safetensors")) or (folder / "model.safetensors.index.json").exists():
+    """Refuse a model without weights, with pickles only, or with files that no index names. Raises
+    UsageError."""
+    if (folder / SINGLE).exists() or (folder / INDEX).exists():
         return
+    if parts := sorted(folder.glob("*.safetensors")):
+        raise UsageError(
+            f"{folder} holds {parts[0].name}, but neither {SINGLE} nor {INDEX}, which says what is "
+            "in which file",
+            hint="Download the checkpoint again, with its index",
+        )
     pickles = sorted(path for path in folder.iterdir() if path.suffix in PICKLES)
     if not pickles:
         raise UsageError(

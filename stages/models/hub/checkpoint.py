@@ -76,10 +76,13 @@ class Checkpoint:
 
 
 def weight_names(folder: Path) -> list[str]:
-    """Return the names of the weight files, from a folder's index or by their default name. Raises
-    EnvironmentFault for an invalid index."""
+    """Return the names of the weight files: one file of the default name, which goes before an
+    index as in transformers, or those of the index. Raises EnvironmentFault for an invalid index.
+    """
     index = folder / INDEX
-    return sorted(set(weight_map(index).values())) if index.exists() else [SINGLE]
+    if (folder / SINGLE).exists() or not index.exists():
+        return [SINGLE]
+    return sorted(set(weight_map(index).values()))
 
 
 def weight_map(index: Path) -> dict[str, str]:

@@ -14,6 +14,7 @@ import msgspec
 
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.regular_files import open_regular
+from stages.models.hub.checkpoint import read_config
 
 OBJECTS = (
     *("config.json", "generation_config.json", "*processor_config.json", "chat_template*.json"),
@@ -26,8 +27,8 @@ POINTER = b"version https://git-lfs.github.com/spec/"
 """How a file begins that git keeps in place of a large one."""
 TOKENIZERS = ("tokenizer.json", "vocab*", "*.model", "*.tiktoken", "*.spm", "merges.txt")
 """Patterns of the files that hold a tokenizer."""
-PROCESSORS = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
-"""Files that state how images or videos are prepared; one of them is needed."""
+PREPROCESSOR, PROCESSOR = "preprocessor_config.json", "processor_config.json"
+"""Files that state how images are prepared; the second one has it since transformers 5."""
 
 
 def refuse_damaged(folder: Path) -> None:
@@ -53,10 +54,10 @@ def refuse_missing(folder: Path) -> None:
             f"{folder} holds no tokenizer, such as tokenizer.json or tokenizer.model",
             hint="Download the checkpoint again, with all of its small files",
         )
-    if not {*names} & {*PROCESSORS}:
+    parts = [name for name, value in read_config(folder, PROCESSOR).items() if value]
+    if PREPROCESSOR not in names and not any(name.endswith("_processor") for name in parts):
         raise UsageError(
-            f"{folder} holds neither preprocessor_config.json nor processor_config.json, which "
-            "state how images are prepared",
+            f"{folder} holds no {PREPROCESSOR}, which states how images are prepared",
             hint="Download the checkpoint again, with all of its *.json files",
         )
 

@@ -16,8 +16,6 @@ from artifacts.regular_files import open_regular
 from stages.models.hub import transfer
 from stages.models.hub.checkpoint import (
     DOWNLOAD_HINT,
-    INDEX,
-    SINGLE,
     Checkpoint,
     WeightFile,
     incomplete_file,
@@ -63,16 +61,9 @@ def read_headers(checkpoint: Checkpoint) -> list[Header]:
         requests = {name: pool.submit(_ask_hub, checkpoint, file) for name, file in absent.items()}
         found = [
             requests[name].result() if name in requests else _read_header(checkpoint.folder / name)
-            for name in _names(checkpoint.folder)
+            for name in weight_names(checkpoint.folder)
         ]
     return [header for headers in found for header in headers]
-
-
-def _names(folder: Path) -> list[str]:
-    found = sorted(path.name for path in folder.glob("*.safetensors"))
-    if (folder / INDEX).exists() or SINGLE in found or not found:
-        return weight_names(folder)
-    return found
 
 
 def _ask_hub(checkpoint: Checkpoint, file: WeightFile) -> list[Header]:

@@ -6,11 +6,21 @@ Others name one, but come from a time when the model counted an image's tokens a
 processor: its patch size and the selection of features then stand in config.json alone.
 """
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from transformers import BatchFeature, VisionTextDualEncoderProcessor
 
+STATED: Mapping[str, Callable[[Any], int | str]] = {
+    "patch_size": lambda config: config.vision_config.patch_size,
+    "vision_feature_select_strategy": lambda config: config.vision_feature_select_strategy,
+    "num_image_tokens": lambda config: (
+        (config.vision_config.image_size // config.vision_config.patch_size) ** 2
+    ),
+    "num_query_tokens": lambda config: config.num_query_tokens,
+}
+"""Attribute of processors that decides how many tokens an image has → its value in config.json."""
 CLASS_TOKEN_TOWERS = ("clip_vision_model",)
 """Types of vision encoders with a class token before the patches, in models whose config.json
 states a selection of features."""
@@ -38,19 +48,19 @@ def assemble_processor(folder: Path, trusted: bool) -> Any:
     if not isinstance(processor, ProcessorMixin):
         parts = (AutoImageProcessor, AutoTokenizer)
         return DecoderTextProcessor(*(part.from_pretrained(folder, **options) for part in parts))
-    if getattr(processor, "patch_size", 0) is None:
-        _set_image_tokens(processor, folder, trusted)
+    _set_image_tokens(processor, folder, trusted)
     return processor
 
 
 def _set_image_tokens(processor: Any, folder: Path, trusted: bool) -> None:
-    """Set from config.json how many tokens the processor writes for an image."""
+    """Set from config.json what the processor's files leave out about the tokens of an image."""
     from transformers import AutoConfig
 
+    unstated = [name for name in STATED if getattr(processor, name, 0) is None]
+    if not unstated:
+        return
     config = AutoConfig.from_pretrained(folder, trust_remote_code=trusted)
-    vision = config.vision_config
-    processor.patch_size = vision.patch_size
-    if processor.vision_feature_select_strategy is None:
-        processor.vision_feature_select_strategy = config.vision_feature_select_strategy
-    if vision.model_type in CLASS_TOKEN_TOWERS:
+    for name in unstated:
+        setattr(processor, name, STATED[name](config))
+    if "patch_size" in unstated and config.vision_config.model_type in CLASS_TOKEN_TOWERS:
         processor.num_additional_image_tokens = 1

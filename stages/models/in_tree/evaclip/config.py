@@ -9,7 +9,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import CLIPConfig, CLIPTextConfig, CLIPVisionConfig
 from transformers.configuration_utils import SubConfigSpec
 
-from stages.models.hub.checkpoint import INDEX, weight_map
+from stages.models.hub.checkpoint import INDEX, SINGLE, weight_map
 from stages.models.hub.headers import read_places
 
 LAYER = "vision_model.encoder.layers.0."
@@ -116,8 +116,8 @@ def _corrected(published: Mapping[str, Any], names: Collection[str]) -> dict[str
 
 
 def names_in(folder: Path) -> set[str]:
-    """Return the names of the tensors in a folder, from its index or its files' headers; empty if
+    """Return the names of the tensors in a folder, from its file's header or its index; empty if
     there are none. Raises EnvironmentFault for an incomplete file."""
-    if (folder / INDEX).exists():
-        return set(weight_map(folder / INDEX))
-    return {name for file in folder.glob("*.safetensors") for name in read_places(file)}
+    if (folder / SINGLE).exists():
+        return set(read_places(folder / SINGLE))
+    return set(weight_map(folder / INDEX)) if (folder / INDEX).exists() else set()
