@@ -127,7 +127,7 @@ def test_a_checkpoint_of_the_text_part_alone_fails(tmp_path: Path) -> None:
 def test_a_model_without_weights_fails(tmp_path: Path) -> None:
     folder = copy_of("llava", tmp_path / "model")
     (folder / "model.safetensors").unlink()
-    with pytest.raises(UsageError, match="holds no weights"):
+    with pytest.raises(UsageError, match="holds no model with weights"):
         describe(folder)
 
 

@@ -248,6 +248,86 @@ def test_a_form_that_is_not_read_is_refused_with_one_that_works(
         refuse_unsupported(folder, trusted=True)  # its own code may be tried
 
 
+PUBLISHED_FLORENCE = {
+    "model_type": "florence2",
+    "architectures": ["Florence2ForConditionalGeneration"],
+    "auto_map": {
+        "AutoConfig": "configuration_florence2.Florence2Config",
+        "AutoModelForCausalLM": "modeling_florence2.Florence2ForConditionalGeneration",
+    },
+    "text_config": {"d_model": 1024, "encoder_layers": 12},
+    "vision_config": {"model_type": "davit"},
+}
+"""config.json of microsoft/Florence-2-large-ft, shortened: its text_config states no type."""
+
+
+@pytest.mark.parametrize("trusted", [False, True])
+def test_florence_of_microsoft_is_refused_as_it_was_published(
+    trusted: bool, tmp_path: Path
+) -> None:
+    folder = written(tmp_path / "model", PUBLISHED_FLORENCE)
+    with pytest.raises(UsageError, match="in the form of the original code") as caught:
+        describe(folder, trust_remote_code=trusted)
+    assert "florence-community/Florence-2-large" in caught.value.hint
+
+
+@pytest.mark.parametrize("name", ["quantization", "quantization_config"])
+def test_mlx_is_named(name: str, tmp_path: Path) -> None:
+    settings = {"group_size": 64, "bits": 4, "mode": "affine"}
+    config = {"model_type": "qwen2_5_vl", name: settings}
+    with pytest.raises(UsageError, match="stored by MLX"):
+        describe(written(tmp_path / "model", config))
+
+
+def test_a_class_of_another_type_than_config_json_states_is_refused(tmp_path: Path) -> None:
+    """llava-hf/LLaVA-NeXT-Video-34B-hf was published so."""
+    folder = copy_of("llava", tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    config["architectures"] = ["LlavaNextVideoForConditionalGeneration"]
+    config["model_type"] = "llava_next"
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UsageError, match="model_type is llava_next, and architectures") as caught:
+        describe(folder)
+    assert "Set model_type to llava_next_video" in caught.value.hint
+
+
+CODE = """
+import einops_that_nobody_has
+from flash_attn_that_nobody_has.layers import rotary
+import torch
+from .configuration import Own
+
+try:
+    import optional_that_nobody_has
+except ImportError:
+    pass
+"""
+
+
+@pytest.mark.parametrize("trusted", [False, True])
+def test_packages_that_own_code_imports_and_that_are_missing_are_named(
+    trusted: bool, tmp_path: Path
+) -> None:
+    config = {"model_type": "own", "auto_map": {"AutoConfig": "modeling_own.Own"}}
+    folder = written(tmp_path / "model", config)
+    (folder / "modeling_own.py").write_text(CODE)
+    with pytest.raises(UsageError) as caught:
+        describe(folder, trust_remote_code=trusted)
+    named = "imports einops_that_nobody_has, flash_attn_that_nobody_has, which this environment"
+    install = "pip install einops_that_nobody_has flash_attn_that_nobody_has"
+    assert named in caught.value.message and install in caught.value.hint
+    assert ("--trust-remote-code" in caught.value.hint) != trusted
+
+
+def test_own_code_that_fails_is_refused_in_one_line(tmp_path: Path) -> None:
+    config = {"model_type": "own", "auto_map": {"AutoConfig": "modeling_own.Own"}}
+    folder = written(tmp_path / "model", config)
+    (folder / "modeling_own.py").write_text("from transformers import NothingOfThisName\n")
+    with pytest.raises(UsageError, match=r"fails with transformers 5\.\d+\.\d+: ") as caught:
+        describe(folder, trust_remote_code=True)
+    assert "\n" not in str(caught.value) and "NothingOfThisName" in caught.value.message
+
+
 @pytest.mark.parametrize("name", NEAREST)
 def test_a_llava_video_is_told_what_comes_nearest(name: str, tmp_path: Path) -> None:
     config = {"architectures": ["LlavaQwenForCausalLM"], "mm_vision_tower": "x"}

@@ -40,6 +40,7 @@ from stages.models.halves.routes import (
 )
 from stages.models.hub.checkpoint import refuse_impossible
 from stages.models.hub.headers import Header, read_headers
+from stages.models.hub.own_code import own_code
 from stages.models.hub.resolve import find_model
 from stages.models.precision.quantize import check_stored, linears_of, quantizable
 from stages.models.precision.weights import (
@@ -237,7 +238,7 @@ def describe(
     load = partial(load_processor, folder, trust_remote_code, **options)
 
     # Resizing takes a second or two and a core, and so does importing a model's classes.
-    with ThreadPoolExecutor(1) as pool:
+    with own_code(folder, trust_remote_code), ThreadPoolExecutor(1) as pool:
         probing = _start_probing(pool, folder, load)
         with gc_frozen():
             config, cls = config_and_class(folder, trust_remote_code)

@@ -23,10 +23,11 @@ from stages.models.halves.boundary import CUT, absent_paths, cut, extra_module_o
 from stages.models.halves.ranged_reads import NOTE, pinned_reads, ranged_reads
 from stages.models.halves.routes import config_and_class, one_line, skeleton_of, with_packages
 from stages.models.hub.checkpoint import INDEX, SINGLE, weight_names
+from stages.models.hub.foreign_folders import named_layout, without_weights
 from stages.models.hub.headers import local_headers
 from stages.models.hub.quantized import is_read_here
 from stages.models.hub.resolve import fetch_rest, resolve_model
-from stages.models.hub.transfer import PICKLES, to_convert
+from stages.models.hub.transfer import PICKLES
 from stages.models.in_tree.registry import native_of
 from stages.models.published import apply_published_positions
 from stages.models.stored.layers import (
@@ -268,23 +269,16 @@ def refuse_pickle(folder: Path, trusted: bool) -> None:
     UsageError."""
     if (folder / SINGLE).exists() or (folder / INDEX).exists():
         return
-    if parts := sorted(folder.glob("*.safetensors")):
+    names = sorted(path.name for path in folder.iterdir())
+    parts = [name for name in names if name.endswith(".safetensors")]
+    if parts and named_layout(names) is None:
         raise UsageError(
-            f"{folder} holds {parts[0].name}, but neither {SINGLE} nor {INDEX}, which says what is "
-            "in which file",
+            f"{folder} holds {parts[0]}, but neither {SINGLE} nor {INDEX}, which says what is in "
+            "which file",
             hint="Download the checkpoint again, with its index",
         )
-    pickles = sorted(path for path in folder.iterdir() if path.suffix in PICKLES)
-    if not pickles:
-        raise UsageError(
-            f"{folder} holds no weights (*.safetensors)",
-            hint="Download or save the checkpoint again",
-        )
-    if not trusted or native_of(folder) is not None:
-        raise UsageError(
-            f"{folder} has its weights only as pickles ({pickles[0].name}), which can run code",
-            hint=f"Use one saved as safetensors, or {to_convert(str(folder))}",
-        )
+    if not trusted or native_of(folder) is not None or not any(n.endswith(PICKLES) for n in names):
+        raise without_weights(str(folder), names, str(folder))
 
 
 Result = TypeVar("Result")

@@ -31,6 +31,7 @@ from stages.models.halves.boundary import (
     refuse_no_vectors,
 )
 from stages.models.hub.checkpoint import is_original
+from stages.models.hub.own_code import asks_for_trust, needs_trust
 from stages.models.hub.unsupported import refuse_unsupported
 from stages.models.in_tree.registry import native_of
 
@@ -80,8 +81,10 @@ def load_config(folder: Path, trusted: bool) -> Any:
 def thinker_of(config: Any) -> Any:
     """Return the configuration of what sees, hears and writes: of an Omni model it is the thinker,
     without the talker. Other configurations are returned unchanged."""
+    from transformers import PreTrainedConfig
+
     thinker = getattr(config, "thinker_config", None)
-    if thinker is None:
+    if not isinstance(thinker, PreTrainedConfig):
         return config
     thinker.dtype = thinker.dtype or config.dtype
     return thinker
@@ -92,6 +95,7 @@ def model_class(config: Any, folder: Path, trusted: bool) -> type[Any]:
     the configuration's `architectures` decide."""
     remote = getattr(config, "auto_map", None) or {}
     classes = _stock_classes(config)
+    _refuse_contradiction(config, classes, folder)
     named = [cls for cls in classes if cls.__name__ in (config.architectures or ())]
     # A checkpoint with a dual encoder's model type and its own class is another model.
     own = "AutoModel" in remote and not named
@@ -111,6 +115,26 @@ def model_class(config: Any, folder: Path, trusted: bool) -> type[Any]:
     from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
     return get_class_from_dynamic_module(reference, folder)
+
+
+def _refuse_contradiction(config: Any, classes: list[type[Any]], folder: Path) -> None:
+    """Refuse a configuration whose `architectures` name a class of transformers for another model
+    type: its weights would be read as those of the wrong class. Raises UsageError."""
+    from transformers.models.auto import modeling_auto as auto
+
+    own = {cls.__name__ for cls in classes}
+    others = {
+        name: model_type
+        for model_type, name in auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.items()
+        if isinstance(name, str)
+    }
+    stated = [name for name in config.architectures or () if name in others]
+    if stated and own and own.isdisjoint(stated):
+        raise UsageError(
+            f"{folder}/config.json contradicts itself: model_type is {config.model_type}, and "
+            f"architectures name {stated[0]}, which is of {others[stated[0]]}",
+            hint=f"Set model_type to {others[stated[0]]} in it, if the weights are of that class",
+        )
 
 
 def _stock_classes(config: Any) -> list[type[Any]]:
@@ -138,18 +162,6 @@ def with_packages(cls: type[Any]) -> Iterator[None]:
             f"{cls.__name__} needs a package that is missing or too old: {one_line(error)}",
             hint="Install it, and run the same command again",
         ) from error
-
-
-def asks_for_trust(error: Exception) -> bool:
-    """Return whether loading failed because it would have run code from the checkpoint."""
-    return any(phrase in str(error) for phrase in ("trust_remote_code", "custom code"))
-
-
-def needs_trust(folder: Path) -> UsageError:
-    return UsageError(
-        f"{folder} brings its own Python code, which would run on this machine",
-        hint="Read it, and if you trust it add --trust-remote-code",
-    )
 
 
 def one_line(error: Exception) -> str:

@@ -45,6 +45,11 @@ def _is_sparse(settings: Settings) -> bool:
     return any("24" in each or "sparse" in each for each in formats)
 
 
+def _is_mlx(settings: Any) -> bool:
+    """Return whether these are settings as MLX states them, of its own layout of codes."""
+    return isinstance(settings, Mapping) and {"group_size", "bits"} <= settings.keys()
+
+
 def _gptq_form(settings: Settings) -> str:
     if settings.get("is_marlin_format"):
         return "marlin"
@@ -52,6 +57,7 @@ def _gptq_form(settings: Settings) -> str:
 
 
 UNREAD: Mapping[str, Callable[[str, Settings], bool]] = {
+    "by MLX": lambda method, s: not method and _is_mlx(s),
     "with experts in MXFP4": lambda method, _: method == "mxfp4",
     "by torchao": lambda method, _: method == "torchao",
     "by HQQ": lambda method, _: method == "hqq",
@@ -82,9 +88,12 @@ are of this form. The first that fits is named."""
 
 def settings_in(config: Mapping[str, Any]) -> Settings | None:
     """Return the quantization settings of a config.json, or of its text model; None for others."""
-    nested = [value for value in config.values() if isinstance(value, Mapping)]
-    found = (each.get("quantization_config") for each in (config, *nested))
-    return next((each for each in found if isinstance(each, Mapping) and each), None)
+    parts = [config, *(value for value in config.values() if isinstance(value, Mapping))]
+    stated = [part.get("quantization_config") for part in parts]
+    stated += [own for part in parts if _is_mlx(own := part.get("quantization"))]
+    return next(
+        (settings for settings in stated if isinstance(settings, Mapping) and settings), None
+    )
 
 
 def is_read_here(settings: Settings | None) -> bool:

@@ -22,6 +22,7 @@ from stages.models.hub.checkpoint import (
     weight_names,
 )
 from stages.models.hub.folder_files import refuse_damaged
+from stages.models.hub.foreign_folders import named_layout, without_weights
 from stages.models.hub.quantized import refuse_unread
 from stages.models.hub.transfer import (
     Announce,
@@ -32,7 +33,6 @@ from stages.models.hub.transfer import (
     not_a_folder,
     shown,
     size_of,
-    without_safetensors,
 )
 
 PREFIX = "models--"
@@ -109,7 +109,7 @@ def bring_small(name: str, revision: str | None, announce: Announce | None) -> C
             if "config.json" in listing:
                 config = hf_hub_download(name, "config.json", revision=resolved.resolved)
                 refuse_original(name, Path(config).parent)
-            raise without_safetensors(name, list(listing))
+            raise without_weights(name, listing)
         # The hub may list the files of a model that may not be downloaded.
         api.get_hf_file_metadata(url=hf_hub_url(name, "config.json", revision=resolved.resolved))
         in_git = [n for n, (_, digest) in listing.items() if _is_weight(n) and not digest]
@@ -226,6 +226,8 @@ def find_model(
             raise UsageError(text, hint="Rename the folder, or give a link to it")
         refuse_odd_things(folder)
         if not (folder / "config.json").is_file():
+            if form := named_layout(path.name for path in folder.iterdir()):
+                raise UsageError(f"{folder} holds {form.what}", hint=form.hint)
             raise UsageError(
                 f"{folder} holds no config.json, so it is not a model",
                 hint="Give the folder that save_pretrained or a download made, or a hub id",

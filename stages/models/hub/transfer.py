@@ -97,20 +97,6 @@ def refuse_offline(checkpoint: Checkpoint, missing: Sequence[WeightFile]) -> Non
     )
 
 
-def without_safetensors(name: str, files: Sequence[str]) -> UsageError:
-    pickles = sorted(file for file in files if file.endswith(PICKLES))
-    if pickles:
-        return UsageError(
-            f"{name} has its weights only as pickles ({pickles[0]}), which can run code",
-            hint="Use one saved as safetensors, or download it into a folder and "
-            f"{to_convert('FOLDER')}",
-        )
-    return UsageError(
-        f"{name} holds no model with weights (*.safetensors)",
-        hint="Choose a checkpoint saved by transformers, with model.safetensors",
-    )
-
-
 def not_a_folder(path: Path) -> UsageError:
     hint = "Give the folder that holds it, with its config.json"
     if path.suffix in PICKLES:

@@ -46,7 +46,7 @@ def _is_first_cogvlm(config: Config) -> bool:
 def _is_first_florence(config: Config) -> bool:
     text = config.get("text_config")
     kind = text.get("model_type") if isinstance(text, dict) else None
-    return _is("florence2")(config) and kind == "florence2_language"
+    return _is("florence2")(config) and (kind == "florence2_language" or "auto_map" in config)
 
 
 UNSUPPORTED: tuple[UnsupportedForm, ...] = (
@@ -62,10 +62,10 @@ UNSUPPORTED: tuple[UnsupportedForm, ...] = (
     UnsupportedForm(
         name="Florence-2 of Microsoft",
         found=_is_first_florence,
-        reason="its files are in the form of the original code, which transformers does not read",
+        reason="its files are in the form of the original code, which transformers 5 neither reads "
+        "nor runs",
         alternative="Take the same weights as transformers reads them: "
         "florence-community/Florence-2-base or florence-community/Florence-2-large",
-        own_code=True,
     ),
     UnsupportedForm(
         name="CogVLM, the first",

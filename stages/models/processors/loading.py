@@ -18,8 +18,8 @@ from artifacts.captions import TAGS
 from artifacts.errors import EnvironmentFault, PenstockError, UsageError
 from artifacts.schema import MediaKind
 from stages.models.halves.features import is_pixels
-from stages.models.halves.routes import asks_for_trust, needs_trust
 from stages.models.hub.folder_files import refuse_missing
+from stages.models.hub.own_code import asks_for_trust, needs_trust
 from stages.models.in_tree.registry import native_of
 from stages.models.processors.pixel_limit import PixelLimits, limit_pixels, own_sizes
 from stages.models.processors.processor_parts import assemble_processor

@@ -1,0 +1,73 @@
+"""Says what a checkpoint's own Python code needs, and that it runs only if the user trusts it."""
+
+import contextlib
+import importlib.util
+from collections.abc import Iterable, Iterator
+from importlib.metadata import version
+from pathlib import Path
+
+from artifacts.errors import PenstockError, UsageError
+from stages.models.hub.checkpoint import read_config
+from stages.models.in_tree.registry import native_of
+from stages.process.exit_diagnosis import out_of_memory
+
+
+def asks_for_trust(error: Exception) -> bool:
+    """Return whether loading failed because it would have run code from the checkpoint."""
+    return any(phrase in str(error) for phrase in ("trust_remote_code", "custom code"))
+
+
+def needs_trust(folder: Path) -> UsageError:
+    lacks, install = "", ""
+    if packages := missing_packages(folder):
+        lacks = f", and imports {', '.join(packages)}, which this environment lacks"
+        install = f" after `{_install(packages)}`"
+    return UsageError(
+        f"{folder} brings its own Python code, which would run on this machine{lacks}",
+        hint=f"Read it, and if you trust it add --trust-remote-code{install}",
+    )
+
+
+DISTRIBUTIONS = {"cv2": "opencv-python-headless", "flash_attn": "flash-attn", "PIL": "pillow"}
+"""Module → the distribution that has it, where the names differ."""
+
+
+def _install(packages: Iterable[str]) -> str:
+    return f"pip install {' '.join(DISTRIBUTIONS.get(name, name) for name in packages)}"
+
+
+def missing_packages(folder: Path) -> list[str]:
+    """Return the packages that the Python code in a folder imports without a condition, and that
+    this environment lacks."""
+    from transformers.dynamic_module_utils import get_imports
+
+    imported: set[str] = set()
+    for path in folder.glob("*.py"):
+        with contextlib.suppress(OSError, ValueError, SyntaxError):
+            imported |= {*get_imports(path)}
+    beside = {path.stem for path in folder.iterdir()}
+    return sorted(name for name in imported - beside if importlib.util.find_spec(name) is None)
+
+
+@contextlib.contextmanager
+def own_code(folder: Path, trusted: bool) -> Iterator[None]:
+    """Turn an error of a checkpoint's own, trusted code into one line. Raises UsageError."""
+    if not trusted or "auto_map" not in read_config(folder) or native_of(folder) is not None:
+        yield
+        return
+    if packages := missing_packages(folder):
+        raise UsageError(
+            f"the Python code of {folder} imports {', '.join(packages)}, which this environment "
+            "lacks",
+            hint=f"Run: {_install(packages)}",
+        )
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, PenstockError) or out_of_memory(error):
+            raise
+        raise UsageError(
+            f"the Python code of {folder} fails with transformers {version('transformers')}: "
+            f"{type(error).__name__}: {' '.join(str(error).split())[:200]}",
+            hint="Choose a model of a family in docs/models.md, which needs no code of its own",
+        ) from error
