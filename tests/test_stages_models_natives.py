@@ -2,6 +2,8 @@
 and in few bits."""
 
 import json
+import math
+import re
 import shutil
 from collections.abc import Callable
 from functools import cache
@@ -14,7 +16,7 @@ from safetensors.torch import load_file
 
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.schema import Part
-from benchmarks._plan_cases import plan_case
+from benchmarks._plan_cases import plan_case, write_header
 from stages.models import describe, encode, generate, load_features, load_half, save_features
 from stages.models.halves.boundary import absent_paths
 from stages.models.halves.routes import config_and_class, skeleton_of
@@ -126,34 +128,62 @@ def test_the_halves_share_nothing_and_leave_nothing_out(experts: Experts) -> Non
 
 
 @pytest.mark.parametrize(
-    ("name", "pictures", "parameter_count", "linears"),
+    ("case", "linears"),
     [
-        ("CogVLMVideoForCausalLM", {}, 12_507_530_496, {"vision": 256, "language": 224}),
-        (
-            "CogVLMForCausalLM",
-            {"image_size": 1344, "num_positions": 9217},
-            19_503_105_280,
-            {"vision": 256, "language": 320},
-        ),
+        ("cogvlm2-llama3-caption", {"vision": 256, "language": 224}),
+        ("cogvlm2-llama3-chat-19b", {"vision": 256, "language": 320}),
     ],
 )
 def test_full_size_has_the_published_parameters_and_layers_that_nf4_takes(
-    name: str,
-    pictures: dict[str, int],
-    parameter_count: int,
-    linears: dict[Part, int],
-    tmp_path: Path,
+    case: str, linears: dict[Part, int], tmp_path: Path
 ) -> None:
-    message = plan_case("cogvlm2-llama3-caption").config
-    seen = {**message["vision_config"], **pictures}
-    message = {**message, "architectures": [name], "vision_config": seen}
-    (tmp_path / "config.json").write_text(json.dumps(message))
+    files = plan_case(case)
+    (tmp_path / "config.json").write_text(json.dumps(files.config))
     skeleton = skeleton_of(*config_and_class(tmp_path, trusted=False))
-    assert skeleton.num_parameters() == parameter_count
+    # The frequencies of the positions are in the files, and are computed here.
+    frequencies = [n for n in files.tensors if n.endswith("rotary_emb.inv_freq")]
+    computed = sum(math.prod(files.tensors[name]) for name in frequencies)
+    assert skeleton.num_parameters() == files.parameters - computed
+    assert (len(frequencies), computed) == (32, 2_048)
     assert {half: len(quantizable(skeleton, half)) for half in linears} == linears
     text = (skeleton.model.language_model, skeleton.lm_head)
     every = [m for part in text for m in part.modules() if type(m) is torch.nn.Linear]
     assert len(every) == linears["language"] + 1  # the output head stays as it is
+
+
+@pytest.mark.parametrize("experts", [False, True])
+def test_the_tiny_folders_hold_the_published_names(experts: Experts) -> None:
+    """zai-org/cogvlm2-llama3-chat-19B's index lists them; the caption model's lack its experts."""
+    case = "cogvlm2-llama3-chat-19b" if experts else "cogvlm2-llama3-caption"
+    tiny, published_names = (
+        {re.sub(r"\.layers\.\d+\.", ".layers.{}.", name) for name in names}
+        for names in (load_file(published(experts) / "model.safetensors"), plan_case(case).tensors)
+    )
+    assert tiny == published_names
+
+
+PUBLISHED = {
+    "BAAI/EVA-CLIP-8B": "eva-clip-8b",
+    "BAAI/EVA-CLIP-8B-448": "eva-clip-8b-448",
+    "BAAI/EVA-CLIP-18B": "eva-clip-18b",
+    "zai-org/cogvlm2-llama3-caption": "cogvlm2-llama3-caption",
+    "zai-org/cogvlm2-llama3-chat-19B": "cogvlm2-llama3-chat-19b",
+}
+"""Hub id → the list of its tensors."""
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_page_states_the_published_counts(name: str, tmp_path: Path) -> None:
+    page = (Path(__file__).parent.parent / "docs" / "natives.md").read_text()
+    row = next(line for line in page.splitlines() if line.startswith(f"| [{name}]"))
+    files = plan_case(PUBLISHED[name])
+    total = files.parameters * {"F32": 4, "BF16": 2}[files.dtype]
+    (tmp_path / "config.json").write_text(json.dumps(files.config))
+    write_header(tmp_path / "model.safetensors", files.tensors, files.dtype)
+    ours = skeleton_of(*config_and_class(tmp_path, trusted=False)).num_parameters()
+    cells = [cell.strip() for cell in row.split("|")]
+    assert cells[2:5] == [f"{n:,}" for n in (len(files.tensors), files.parameters, total)]
+    assert cells[6] == f"{ours:,}"
 
 
 @pytest.mark.parametrize("experts", [False, True])
