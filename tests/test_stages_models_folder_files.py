@@ -179,3 +179,13 @@ def test_pickles_beside_other_weights_are_still_converted(published: Path, tmp_p
     with pytest.raises(UsageError, match=r"only as pickles \(pytorch_model.bin\)") as caught:
         describe(tmp_path)
     assert f"penstock convert {tmp_path} DST" in caught.value.hint
+
+
+def test_files_that_lack_a_tensor_are_refused_before_a_run(tmp_path: Path) -> None:
+    folder = families.copy_of("llava", tmp_path / "model")
+    weights = load_file(folder / "model.safetensors")
+    name = next(name for name in weights if name.endswith("linear_1.bias"))
+    del weights[name]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(EnvironmentFault, match=r"lacks 1 tensor of the model, such as .*linear_1"):
+        describe(folder)

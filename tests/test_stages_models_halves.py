@@ -139,7 +139,7 @@ def test_encoding_without_pixels_fails() -> None:
 def test_a_checkpoint_that_lacks_a_tensor_fails(tmp_path: Path) -> None:
     folder = copy_of("llava", tmp_path / "model")
     change_weights(folder, lambda weights: weights.pop(next(n for n in weights if CONNECTOR in n)))
-    with pytest.raises(EnvironmentFault, match="lacks 1 tensors of the vision half"):
+    with pytest.raises(EnvironmentFault, match="lacks 1 tensor of the vision half"):
         load_half(folder, "vision")
     assert load_half(folder, "language").num_parameters()
 

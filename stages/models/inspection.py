@@ -29,7 +29,7 @@ from stages.models.halves.boundary import (
     makes_vectors,
     modules_called,
 )
-from stages.models.halves.load import refuse_pickle
+from stages.models.halves.load import lacks_tensors, refuse_pickle
 from stages.models.halves.offload import ON_HOST
 from stages.models.halves.routes import (
     RouteChoice,
@@ -75,7 +75,7 @@ from stages.models.processors.processor_calls import system_form
 from stages.models.processors.side_inputs import hearing_profile
 from stages.models.profile import AdaptableLayer, ModelProfile, PartProfile, SamplingProfile
 from stages.models.published import with_published_facts
-from stages.models.stored.layers import kind_of, packable, stored_layers
+from stages.models.stored.layers import kind_of, packable, split_targets, stored_layers
 from stages.models.stored.layouts import StoredLayer
 from stages.process.deferred_imports import import_transformers
 from stages.process.events import EventReporter
@@ -104,6 +104,7 @@ def halves_of(
             f"the checkpoint of this {type(skeleton).__name__} holds no weights of a vision half",
             hint="Choose the whole vision-language checkpoint, not its text part",
         )
+    _refuse_missing(skeleton, weights)
     own: dict[Part, list[AdaptableLayer]] = {half: [] for half in halves}
     for layer in _adaptable(skeleton, weights):
         # Layers in both halves belong to the vision half: features are computed with them.
@@ -128,6 +129,18 @@ def _stored(skeleton: Any, headers: list[Header]) -> tuple[dict[str, StoredLayer
     return layers, weights
 
 
+def _refuse_missing(skeleton: Any, weights: list[Weight]) -> None:
+    """Refuse files that lack tensors which transformers would report as newly initialized. One
+    stored tensor may become several of the model; those are compared when they are loaded. Raises
+    EnvironmentFault."""
+    ignored = [*(skeleton._keys_to_ignore_on_load_missing or ()), *split_targets(skeleton)]
+    pattern = re.compile("|".join(f"({part})" for part in ignored) or "(?!)")
+    expected = skeleton.state_dict().keys() - skeleton.all_tied_weights_keys.keys()
+    missing = expected - {weight.path for weight in weights}
+    if missing := sorted(name for name in missing if not pattern.search(name)):
+        raise lacks_tensors("the checkpoint", "model", missing)
+
+
 def _adaptable(skeleton: Any, weights: list[Weight]) -> list[AdaptableLayer]:
     """Return the linear layers of a model, with their names in the model and in the files."""
     ending = ".weight"
@@ -146,6 +159,7 @@ def undivided(skeleton: Any, headers: list[Header]) -> dict[Part, PartProfile]:
     """Make the profiles of a model without a boundary: the second stage loads the whole model."""
     nothing = PartProfile(shards=(), tensors=(), parameters=0, stored_bytes=0)
     layers, weights = _stored(skeleton, headers)
+    _refuse_missing(skeleton, weights)
     whole = _part_profile(skeleton, "whole", weights, layers)
     return {
         "vision": nothing,

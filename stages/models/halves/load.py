@@ -15,7 +15,7 @@ from typing import Any, TypeVar, get_args
 
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.model_files import ModelFiles
-from artifacts.plurals import meant
+from artifacts.plurals import counted, meant
 from artifacts.schema import Part
 from stages.memory.oom_retry import release_memory
 from stages.models.halves.absent import NeedsWeights
@@ -128,10 +128,7 @@ def load_half(
         return load_half(path, keep, **given)
     if missing:
         named = "model" if keep == "whole" else f"{keep} half"
-        raise EnvironmentFault(
-            f"{folder} lacks {len(missing)} tensors of the {named}, such as {missing[0]}",
-            hint="Download or save the checkpoint again",
-        )
+        raise lacks_tensors(str(folder), named, missing)
     if note:
         model.__dict__[NOTE] = note
     if getattr(config, "quantization_config", None) is not None:
@@ -139,6 +136,14 @@ def load_half(
     if stored is not None:
         note_form(model, stored)
     return apply_published_positions(model.eval(), folder, as_published)
+
+
+def lacks_tensors(name: str, part: str, missing: list[str]) -> EnvironmentFault:
+    """Return the error for files called `name` without these tensors of a `part` of the model."""
+    return EnvironmentFault(
+        f"{name} lacks {counted(len(missing), 'tensor')} of the {part}, such as {missing[0]}",
+        hint="Download or save the checkpoint again",
+    )
 
 
 def _stored_weights(

@@ -56,6 +56,17 @@ def model_names(skeleton: Any, names: Sequence[str]) -> list[str | None]:
     return found
 
 
+def split_targets(skeleton: Any) -> list[str]:
+    """Return patterns of the model's tensors that the loader makes of stored ones by converting,
+    such as three of a fused one. `model_names` names one of them at most."""
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightConverter
+
+    mapping = get_model_conversion_mapping(skeleton)
+    converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
+    return [pattern for entry in converters for pattern in entry.target_patterns]
+
+
 def stored_layers(skeleton: Any, headers: Sequence[Header]) -> dict[str, StoredLayer]:
     """Return the quantized layers that belong to the model: name of the weight → layer. Raises
     EnvironmentFault for damaged ones, UsageError for layouts that are not read."""
