@@ -11,7 +11,8 @@ before a run:
 3. it builds the model without storage.
 
 What a step raises about a package is a line of the table. Ends with 1 if that line names no command
-that installs the package, or if another error shows that a class was not tried.
+that installs the package, or if another error shows that a class was not tried. Arguments are the
+families to try; without any, it tries all.
 """
 
 import base64
@@ -283,11 +284,11 @@ def failures(family: str) -> list[Step]:
     return failed
 
 
-def main() -> int:
+def main(chosen: list[str]) -> int:
     """Print a line per family, and one per step of it that does not pass."""
     hf.utils.logging.set_verbosity_error()
-    wrong = []
-    for family in families():
+    wrong, names = [], chosen or families()
+    for family in names:
         model_type = TYPES.get(family, family)
         failed = failures(family)
         classes = f"{processor_of(model_type)} | {tokenizer_of(model_type)}"
@@ -296,9 +297,9 @@ def main() -> int:
             mark = "" if step.named else "WRONG "
             print(f"    {mark}{step.name}: {' '.join(str(step.error).split())}", flush=True)
         wrong += [family] * any(not step.named for step in failed)
-    print(f"{len(wrong)} of {len(families())} are wrong, with Python {sys.version.split()[0]}")
+    print(f"{len(wrong)} of {len(names)} are wrong, with Python {sys.version.split()[0]}")
     return int(bool(wrong))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))
