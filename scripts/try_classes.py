@@ -70,9 +70,10 @@ TOKENIZERS = {
 """Model type → the tokenizer of its checkpoints, where transformers maps none or a general one."""
 SETTINGS: dict[str, dict[str, Any]] = {
     "Ernie4_5_VLMoeVideoProcessor": {"draw_on_frames": False},  # checkpoints have a font
-    "MiniCPMOcrImageProcessor": {"small_image_upsize": "adaptive"},
+    "MiniCPMOcrImageProcessor": {"small_image_upsize": "adaptive"},  # which needs a package
+    "NemotronH_Omni_Reasoning_V3VideoProcessor": {"norm_mean": [0.5] * 3, "norm_std": [0.5] * 3},
 }
-"""Class → settings of it: those that need a package."""
+"""Class → settings of it that checkpoints have, and without which it cannot be tried."""
 TIKTOKEN = {"kimi_k25"}
 """Model types whose checkpoints have tiktoken.model and no tokenizer.json."""
 PARTS: dict[str, Any] = {
