@@ -120,6 +120,10 @@ def test_the_page_has_the_families_that_are_tried() -> None:
     names = try_classes.families()
     assert {"siglip", "gemma3n", "udop", *NEEDS, *ENOUGH} <= {*names} and len(names) > 90
     assert not {"pi0", "evolla", "blip-2", "videoprism"} & {*names}
+    table = try_classes.PAGE.read_text().partition("## Classes that need another package")[2]
+    rows = [line for line in table.partition("\n## ")[0].splitlines() if line.startswith("| ")]
+    for family, package in NEEDS.items():
+        assert [row for row in rows if family in row and package in row], family
 
 
 @pytest.mark.parametrize("command", ["plan", "caption"])
