@@ -174,7 +174,8 @@ def load_processor(
     except (OSError, ValueError, KeyError) as error:
         if not trusted and asks_for_trust(error):
             raise needs_trust(folder) from error
-        if "pip install" in str(error):  # so says what converts a tokenizer of tiktoken's form
+        # Of a damaged tokenizer.model transformers says that it lacks tiktoken, too.
+        if (folder / "tiktoken.model").exists() and "pip install" in str(error):
             raise library_needs(f"the processor of {folder}", error) from error
         raise UsageError(
             f"{folder} has no processor that can be loaded: {' '.join(str(error).split())[:200]}",
