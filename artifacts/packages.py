@@ -4,6 +4,7 @@ Packages that every command needs come with Penstock itself and belong to no ext
 for its packages with `require` before it starts a process or writes anything.
 """
 
+import re
 import shlex
 import sys
 from collections.abc import Callable, Mapping
@@ -43,14 +44,17 @@ EXTRAS: Mapping[str, Extra] = {
 }
 """Name of an extra → what it is for, and its modules."""
 CORE = (
-    "PIL", "accelerate", "av", "greenlet", "h11", "httpx2", "huggingface_hub", "jsonschema",
-    "llguidance", "msgspec", "num2words", "numpy", "pynvml", "rich", "safetensors", "shtab",
-    "torch", "torchvision", "transformers", "yaml",
+    "PIL", "accelerate", "av", "google", "greenlet", "h11", "httpx2", "huggingface_hub",
+    "jsonschema", "llguidance", "msgspec", "num2words", "numpy", "pynvml", "rich", "safetensors",
+    "sentencepiece", "shtab", "torch", "torchvision", "transformers", "yaml",
 )  # fmt: skip
 """Modules that come with Penstock itself."""
 PACKAGES = {
     "PIL": "pillow",
+    "cv2": "opencv-python",
     "faiss": "faiss-cpu",
+    "flash_attn": "flash-attn",
+    "google": "protobuf",
     "huggingface_hub": "huggingface-hub",
     "llama_cpp": "llama-cpp-python",
     "onnxruntime": "onnxruntime-gpu",
@@ -60,6 +64,8 @@ PACKAGES = {
     "yaml": "pyyaml",
 }
 """Module → its package, where the names differ."""
+NAMED = (r"pip install (?:-U )?(\w[\w.-]*(?: \w[\w-]*)*)(?= ?`)", r"requires the (\w+) library")
+"""How messages of transformers name the packages that are missing, the more exact way first."""
 ROOT = Path(__file__).resolve().parents[1]
 """Folder of the packages: the clone, or an environment's `site-packages`."""
 _EXTRA_OF = {module: name for name, extra in EXTRAS.items() for module in extra.modules}
@@ -102,10 +108,32 @@ def missing_package(error: BaseException, what: str) -> MissingPackage | None:
     return _missing(what, module, _EXTRA_OF.get(module, ""))
 
 
-def install_command(extra: str = "") -> str:
-    """Return the command that installs an extra; empty: Penstock itself. Where this Python has no
-    Penstock and runs the code of a clone, it is the Python of that clone, or what makes it."""
-    package = f"'penstock[{extra}]'" if extra else "penstock"
+def library_needs(what: str, error: Exception) -> MissingPackage:
+    """Return the error about packages that a library lacks, which `error` names or describes: a
+    model's own classes may need some that no extra installs. `what` needs them."""
+    text = " ".join(str(error).split())
+    named = next(filter(None, (re.findall(pattern, text) for pattern in NAMED)), [])
+    packages = " ".join(dict.fromkeys(named)).lower()
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        module = error.name.partition(".")[0]
+        packages = PACKAGES.get(module, module)
+    if not packages or is_installed(packages):
+        return MissingPackage(
+            f"{what} needs a package that is missing or too old: {text}",
+            hint="Install it, and run the same command again",
+        )
+    names, (s, are) = packages.split(), ("s", "are") if " " in packages else ("", "is")
+    return MissingPackage(
+        f"{what} needs the package{s} {' and '.join(names)}, which {are} not installed",
+        hint=f"Run {install_command(packages=packages)}",
+    )
+
+
+def install_command(extra: str = "", packages: str = "") -> str:
+    """Return the command that installs an extra, or `packages`; empty: Penstock itself. Where this
+    Python has no Penstock and runs the code of a clone, it is the Python of that clone, or what
+    makes it."""
+    package = packages or (f"'penstock[{extra}]'" if extra else "penstock")
     environment = ROOT / ".venv"
     python = shlex.quote(str(environment / "bin" / "python"))
     if not (ROOT / "scripts" / "setup").is_file():

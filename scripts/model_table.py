@@ -407,6 +407,18 @@ def in_context(family: str) -> str:
 
 
 UNSUPPORTED_HEAD = """
+## Classes that need another package
+
+`pip install penstock` brings what all other classes need. A run or a plan with one of these ends
+before it starts, with the command that installs the package.
+
+| family | package | what needs it |
+|---|---|---|
+| fast_vlm, gemma3n, perception_lm, and any with a tower of timm | timm | the vision tower |
+| kimi_k25 | tiktoken | the tokenizer, if it is tiktoken.model without tokenizer.json |
+| minicpm_ocr | opencv-python | the image processor, if its `small_image_upsize` is `adaptive` |
+| udop | pytesseract, and the program tesseract | the image processor, which reads text of pages |
+
 ## Not read as published
 
 Each of these checkpoints is refused in one line, with the reason and a form that works.

@@ -10,7 +10,7 @@ import torch
 import transformers
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
-from artifacts.errors import EnvironmentFault, UsageError
+from artifacts.errors import MissingPackage, UsageError
 from stages.models.halves.absent import MissingModule, NeedsWeights
 from stages.models.halves.boundary import modules_called
 from stages.models.halves.features import encode, image_vectors, text_vectors
@@ -100,7 +100,7 @@ def test_a_tower_that_the_installed_package_lacks_is_told_in_one_line(tmp_path: 
     config = json.loads((tmp_path / "config.json").read_text())
     config["vision_config"]["architecture"] = "vit_of_another_time"
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(EnvironmentFault, match="needs a package") as caught:
+    with pytest.raises(MissingPackage, match="needs a package") as caught:
         load_half(tmp_path, "vision")
     assert "timm" in str(caught.value) and "\n" not in str(caught.value)
 

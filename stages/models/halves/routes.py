@@ -20,7 +20,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from artifacts.errors import EnvironmentFault, UsageError
+from artifacts.errors import UsageError
+from artifacts.packages import library_needs
 from artifacts.schema import Half, Route
 from stages.models.halves.boundary import (
     class_of,
@@ -44,8 +45,11 @@ def config_and_class(
     refuse_unsupported(folder, trusted)
     if (native := native_of(folder)) is not None:
         return native.load_config(folder, bool(as_published)), native.model_class()
-    config = load_config(folder, trusted)
-    return config, model_class(config, folder, trusted)
+    try:
+        config = load_config(folder, trusted)
+        return config, model_class(config, folder, trusted)
+    except ImportError as error:
+        raise library_needs(str(folder), error) from error
 
 
 def skeleton_of(config: Any, cls: type[Any]) -> Any:
@@ -158,10 +162,7 @@ def with_packages(cls: type[Any]) -> Iterator[None]:
     except ImportError as error:
         if "ttention" in str(error) or "flash" in str(error):
             raise
-        raise EnvironmentFault(
-            f"{cls.__name__} needs a package that is missing or too old: {one_line(error)}",
-            hint="Install it, and run the same command again",
-        ) from error
+        raise library_needs(cls.__name__, error) from error
 
 
 def one_line(error: Exception) -> str:

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 
-from artifacts.errors import PenstockError, UsageError
+from artifacts.errors import MissingPackage, PenstockError, UsageError
+from artifacts.packages import PACKAGES, install_command
 from stages.models.hub.checkpoint import read_config
 from stages.models.in_tree.registry import native_of
 from stages.process.exit_diagnosis import out_of_memory
@@ -28,12 +29,8 @@ def needs_trust(folder: Path) -> UsageError:
     )
 
 
-DISTRIBUTIONS = {"cv2": "opencv-python-headless", "flash_attn": "flash-attn", "PIL": "pillow"}
-"""Module → the distribution that has it, where the names differ."""
-
-
-def _install(packages: Iterable[str]) -> str:
-    return f"pip install {' '.join(DISTRIBUTIONS.get(name, name) for name in packages)}"
+def _install(modules: Iterable[str]) -> str:
+    return install_command(packages=" ".join(PACKAGES.get(name, name) for name in modules))
 
 
 def missing_packages(folder: Path) -> list[str]:
@@ -56,7 +53,7 @@ def own_code(folder: Path, trusted: bool) -> Iterator[None]:
         yield
         return
     if packages := missing_packages(folder):
-        raise UsageError(
+        raise MissingPackage(
             f"the Python code of {folder} imports {', '.join(packages)}, which this environment "
             "lacks",
             hint=f"Run: {_install(packages)}",

@@ -32,6 +32,7 @@ import torch
 from jinja2 import TemplateSyntaxError
 
 from artifacts.errors import EnvironmentFault, PenstockError, UsageError
+from artifacts.packages import library_needs
 from stages.models.halves.routes import one_line
 from stages.models.processors.loading import (
     Clip,
@@ -39,7 +40,6 @@ from stages.models.processors.loading import (
     declared_ids,
     is_image_output,
     known,
-    needs_package,
     takes_images,
     takes_videos,
 )
@@ -76,7 +76,7 @@ BOTH = (True, False)
 
 def layout_of(processor: Any, channel: str) -> Layout:
     """Return how this processor takes `images` or `videos`. Raises UsageError if no layout works,
-    EnvironmentFault if it needs a package."""
+    MissingPackage if it needs a package that is not installed."""
     return known(processor, f"layout of {channel}", lambda: _find(processor, channel))
 
 
@@ -103,7 +103,7 @@ def _find(processor: Any, channel: str) -> Layout:
             outputs = run(processor, layout, [noise(channel)] * 2, PROBES)
             _check(processor, layout, outputs)
         except ImportError as error:
-            raise needs_package(type(processor).__name__, error) from error
+            raise library_needs(type(processor).__name__, error) from error
         except PenstockError:
             raise
         except Exception as error:  # a processor may fail in any way; the next layout may work

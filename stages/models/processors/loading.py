@@ -15,7 +15,8 @@ from weakref import WeakKeyDictionary, WeakSet
 import numpy as np
 
 from artifacts.captions import TAGS
-from artifacts.errors import EnvironmentFault, PenstockError, UsageError
+from artifacts.errors import PenstockError, UsageError
+from artifacts.packages import library_needs
 from artifacts.schema import MediaKind
 from stages.models.halves.features import is_pixels
 from stages.models.hub.folder_files import refuse_missing
@@ -169,12 +170,15 @@ def load_processor(
             assemble_processor(folder, trusted) if native is None else native.load_processor(folder)
         )
     except ImportError as error:
-        raise needs_package(folder, error) from error
+        raise library_needs(f"the processor of {folder}", error) from error
     except Exception as error:  # tokenizers raises nothing narrower
         if out_of_memory(error) or isinstance(error, PenstockError):
             raise
         if not trusted and asks_for_trust(error):
             raise needs_trust(folder) from error
+        # Of a damaged tokenizer.model transformers says that it lacks tiktoken, too.
+        if (folder / "tiktoken.model").exists() and "pip install" in str(error):
+            raise library_needs(f"the processor of {folder}", error) from error
         raise UsageError(
             f"{folder} has no processor that can be loaded: {' '.join(str(error).split())[:200]}",
             hint="Download the checkpoint again, with its *.json and *.jinja files",
@@ -225,15 +229,6 @@ def _lower_texts(tokenizer: Any) -> None:
         steps: list[Normalizer] = [Lowercase()]
         steps += [backend.normalizer] if backend.normalizer is not None else []
         backend.normalizer = Sequence(steps)
-
-
-def needs_package(what: object, error: ImportError) -> EnvironmentFault:
-    """Make the one-line error for a processor that needs a missing package."""
-    text = " ".join(str(error).split())
-    return EnvironmentFault(
-        f"the processor of {what} needs a package that is not installed: {text[:240]}",
-        hint="Install it, and run the same command again",
-    )
 
 
 def takes_videos(processor: Any) -> bool:
