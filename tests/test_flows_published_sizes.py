@@ -1,0 +1,151 @@
+"""Plans and captions with the published numbers of each family: its context, the tokens of its
+frames, its vocabulary. The expected numbers come from transformers' processors and from those."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from artifacts.errors import UsageError
+from flows.cli.main import main
+from flows.results.run_result import RunResult
+from stages.models.processors.loading import Clip, load_processor
+from tests.support.inside import InsideLauncher, Ran, run_inside
+from tests.support.media import write_numbered, write_video
+from tests.support.pipeline import Place
+from tests.support.processors import plain_call
+from tests.support.published_models import CALLS, change_context, published_checkpoint
+from tests.support.published_sizes import PUBLISHED
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+QUICK = ("llava", "paligemma", "cogvlm2")
+FAMILIES = [
+    pytest.param(family, marks=[] if family in QUICK else pytest.mark.slow) for family in PUBLISHED
+]
+NOT_IN_THE_PROMPT = ("blip", "mllama")
+"""Families whose images go past the prompt, so that no number of frames exceeds the context."""
+LIMITED = [param for param in FAMILIES if param.values[0] not in NOT_IN_THE_PROMPT]
+SIZE = (360, 640)
+"""Height and width of a frame."""
+SECONDS = 600
+MANY = 4000
+"""More frames than any of these contexts holds."""
+PAIRED = ("glm4v", "qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+"""Families of which two frames become one grid of tokens."""
+ANSWER = 256
+"""Default tokens of an answer."""
+USUAL_TEXT = 320
+"""Tokens of a default prompt and answer."""
+PROMPT = "hi"
+
+
+@pytest.fixture(scope="module")
+def media(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pictures alone, a video alone, and both of them. The video is long, and has two frames."""
+    folder = tmp_path_factory.mktemp("media")
+    write_numbered(folder / "pictures", 2)
+    (folder / "video").mkdir()
+    write_video(folder / "video" / "long.mp4", ticks=[0, 30 * SECONDS], size=SIZE)
+    shutil.copytree(folder / "pictures", folder / "both")
+    shutil.copy(folder / "video" / "long.mp4", folder / "both")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store in which each model is described once."""
+    return tmp_path_factory.mktemp("store")
+
+
+@pytest.fixture(autouse=True)
+def describes_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let `plan` describe models in this process, each once."""
+    monkeypatch.setattr("flows.machine.launch.DirectLauncher", lambda listen: InsideLauncher())
+
+
+def plan_words(source: Path, model: Path, store: Path, *more: str) -> list[str]:
+    where = ["--model", str(model), "--store", str(store)]
+    return ["plan", str(source), *where, "--prompt", PROMPT, "--json", *more]
+
+
+def planned(
+    source: Path, model: Path, store: Path, capsys: pytest.CaptureFixture[str], *more: str
+) -> dict[str, Any]:
+    status = main(plan_words(source, model, store, *more))
+    output = capsys.readouterr()
+    assert status == 0, output.err
+    plan: dict[str, Any] = json.loads(output.out)
+    return plan
+
+
+def lost_frames(notes: list[str]) -> list[str]:
+    return [note for note in notes if "its context of" in note]
+
+
+def prompt_tokens(family: str, frames: int, size: tuple[int, int] = SIZE) -> int:
+    """Return the prompt tokens of a chunk, by transformers' processor."""
+    if family == "cogvlm2":  # of its own code, which puts a mark before each frame
+        return (PUBLISHED[family].frame_tokens + 1) * frames
+    processor = load_processor(published_checkpoint(family))
+    pixels = np.zeros((frames, *size, 3), dtype=np.uint8)
+    times = tuple(float(second) for second in range(frames))
+    clip = Clip(frames=pixels, times=times, seconds=float(frames), kind="video")
+    inputs = plain_call(CALLS.get(family, family), processor, [clip], [PROMPT])
+    return int(inputs["input_ids"].shape[1])
+
+
+def expected_frames(family: str, usual: int) -> int:
+    """Return how many frames fit beside the reserve: a quarter of the context, at most 1,024
+    tokens. `usual`: frames of a chunk by default, which may use the reserve."""
+    sizes, few, more = PUBLISHED[family], prompt_tokens(family, 2), prompt_tokens(family, 6)
+    per_frame = (more - few) / 4
+    text = few - 2 * per_frame
+    if sizes.frame_tokens:
+        assert per_frame >= sizes.frame_tokens
+    room = sizes.context - min(1024, sizes.context // 4)
+    fits = usual * per_frame + text + USUAL_TEXT <= sizes.context
+    return max(int(room // per_frame), usual if fits else 0)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_plan_of_pictures_alone_speaks_of_no_chunk(
+    family: str, media: Path, store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = published_checkpoint(family)
+    for more in ((), ("--frames", "32")):
+        plan = planned(media / "pictures", model, store, capsys, *more)
+        assert (plan["files"], plan["frames"]) == (2, 2)
+        assert not lost_frames(plan["notes"])
+
+
+@pytest.mark.parametrize("source", ["video", "both"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_plan_of_frames_that_fit_speaks_of_no_context(
+    family: str, source: str, media: Path, store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one = ("--whole", "--frames", "1")
+    plan = planned(media / source, published_checkpoint(family), store, capsys, *one)
+    pictures = 2 if source == "both" else 0
+    assert plan["frames"] == pictures + 1
+    assert not lost_frames(plan["notes"])
+
+
+@pytest.mark.parametrize("source", ["video", "both"])
+@pytest.mark.parametrize("family", LIMITED)
+def test_plan_shows_as_many_frames_of_a_chunk_as_the_context_holds(
+    family: str, source: str, media: Path, store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = published_checkpoint(family)
+    whole = ("--whole", "--frames", str(MANY))
+    plan = planned(media / source, model, store, capsys, *whole)
+    frames = plan["frames"] - (2 if source == "both" else 0)
+    default = planned(media / "video", model, store, capsys)["sampling"]
+    most = expected_frames(family, default["max_frames"])
+    assert frames in ((most, most - 1) if family in PAIRED else (most,))
+    (note,) = lost_frames(plan["notes"])
+    assert f"{frames:,} frame" in note and f"{PUBLISHED[family].context:,} tokens" in note
+    assert f"of {MANY:,};" in note
