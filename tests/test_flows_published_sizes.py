@@ -2,7 +2,9 @@
 frames, its vocabulary. The expected numbers come from transformers' processors and from those."""
 
 import json
+import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,8 @@ import pytest
 
 from artifacts.errors import UsageError
 from flows.cli.main import main
-from flows.results.run_result import RunResult
 from stages.models.processors.loading import Clip, load_processor
-from tests.support.inside import InsideLauncher, Ran, run_inside
+from tests.support.inside import InsideLauncher, run_inside, run_through
 from tests.support.media import write_numbered, write_video
 from tests.support.pipeline import Place
 from tests.support.processors import plain_call
@@ -149,3 +150,107 @@ def test_plan_shows_as_many_frames_of_a_chunk_as_the_context_holds(
     (note,) = lost_frames(plan["notes"])
     assert f"{frames:,} frame" in note and f"{PUBLISHED[family].context:,} tokens" in note
     assert f"of {MANY:,};" in note
+
+
+@pytest.mark.parametrize("fps", ["1", "3", "7", "100"])
+@pytest.mark.parametrize("family", LIMITED)
+def test_plan_names_a_chunk_or_pixels_with_which_all_frames_fit(
+    family: str, fps: str, media: Path, store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = published_checkpoint(family)
+    given = ["--fps", fps, "--max-frames", str(MANY)]
+    notes = lost_frames(planned(media / "video", model, store, capsys, *given)["notes"])
+    if notes and (named := re.search(r"(--[\w-]+) ([\d.e-]+) shows them all", notes[0])):
+        plan = planned(media / "video", model, store, capsys, *given, *named.groups())
+        assert not lost_frames(plan["notes"]), notes[0]
+
+
+def with_context(family: str, tokens: int, folder: Path) -> Path:
+    """Copy the family's checkpoint, with so many positions."""
+    shutil.copytree(published_checkpoint(family), folder)
+    return change_context(folder, tokens)
+
+
+def half_a_frame(family: str) -> int:
+    return (prompt_tokens(family, 6) - prompt_tokens(family, 2)) // 8
+
+
+@pytest.mark.parametrize("source", ["video", "both"])
+@pytest.mark.parametrize("family", LIMITED)
+def test_plan_refuses_a_frame_that_exceeds_the_context(
+    family: str,
+    source: str,
+    media: Path,
+    store: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    model = with_context(family, half_a_frame(family), tmp_path / family)
+    assert main(plan_words(media / source, model, store)) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "one frame takes" in line and "chunk_seconds" not in line
+
+
+CAPTIONED = (
+    "cogvlm2",
+    "llava",
+    "llava_next",
+    "llava_next_video",
+    "paligemma",
+    "smolvlm",
+    "video_llava",
+)
+"""Families whose context a few dozens of small frames exceed."""
+SHRUNK = [param for param in FAMILIES if param.values[0] in CAPTIONED]
+
+
+def place_of(family: str, folder: Path, source: Path) -> Place:
+    model = str(published_checkpoint(family))
+    return Place(clips=source, out=folder / "out", store=folder / "store", model=model)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_caption_of_pictures_alone_captions_each(family: str, media: Path, tmp_path: Path) -> None:
+    place = place_of(family, tmp_path, media / "pictures")
+    run = run_inside(place, max_new_tokens=4)
+    assert not run.result.failures and not lost_frames(run.said.splitlines())
+    assert [row["frames"] for row in place.captions()] == [[0.0], [0.0]]
+
+
+@pytest.mark.parametrize("family", SHRUNK)
+def test_caption_shows_as_many_frames_of_a_chunk_as_the_context_holds(
+    family: str, media: Path, tmp_path: Path
+) -> None:
+    both = shutil.copytree(media / "pictures", tmp_path / "both")
+    write_video(both / "z.mp4", ticks=range(120))
+    place = place_of(family, tmp_path, both)
+    run = run_inside(place, frames=100, max_new_tokens=4, prompt=PROMPT)
+    assert not run.result.failures and len(lost_frames(run.said.splitlines())) == 1
+    first, second, chunk = place.captions()
+    assert first["frames"] == second["frames"] == [0.0]
+    frames = len(chunk["frames"])
+    assert frames == expected_frames(family, 24 if family == "cogvlm2" else 100)
+    assert prompt_tokens(family, frames) + ANSWER <= PUBLISHED[family].context
+
+
+@pytest.mark.parametrize("family", SHRUNK)
+def test_caption_refuses_a_frame_that_exceeds_the_context(
+    family: str, media: Path, tmp_path: Path
+) -> None:
+    model = with_context(family, half_a_frame(family), tmp_path / family)
+    place = replace(place_of(family, tmp_path, media / "both"), model=str(model))
+    launcher = InsideLauncher()
+    with pytest.raises(UsageError, match="one frame takes") as error:
+        run_through(launcher, place)
+    assert error.value.exit_code == 2 and launcher.started == ["describe"]
+
+
+@pytest.mark.parametrize("family", SHRUNK)
+def test_caption_of_pictures_that_exceed_the_context_fails_each(
+    family: str, media: Path, tmp_path: Path
+) -> None:
+    model = with_context(family, half_a_frame(family), tmp_path / family)
+    place = replace(place_of(family, tmp_path, media / "pictures"), model=str(model))
+    run = run_inside(place, max_new_tokens=4)
+    assert [failure["error"] for failure in place.failures()] == ["too-long"] * 2
+    assert not lost_frames(run.said.splitlines())

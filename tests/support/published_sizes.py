@@ -1,7 +1,7 @@
 """The numbers of published configurations that decide how many frames fit a model's context.
 
-Each entry names the repository on the Hugging Face hub whose `config.json` and processor files state
-its numbers.
+Each entry names the repository on the Hugging Face hub whose `config.json` and processor files
+state its numbers.
 """
 
 from dataclasses import dataclass
