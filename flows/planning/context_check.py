@@ -166,9 +166,9 @@ def _size_notes(
     each = min(frame_room(profile), left) / encoder_frames(profile, "video", count)
     if pixels := _fitting_pixels(profile, (height, width), each):
         hint = f"--max-pixels {pixels} shows them all"
-    return [
-        f"{model.name}: {max_frames} frames of {width}x{height} fit {context}, of {count}; {hint}"
-    ]
+    frames = f"{counted(max_frames, 'frame')} of {width}x{height}"
+    fit = "fits" if max_frames == 1 else "fit"
+    return [f"{model.name}: {frames} {fit} {context}, of {count:,}; {hint}"]
 
 
 def _fitting_pixels(profile: ModelProfile, size: tuple[int, int], tokens: float) -> int:
