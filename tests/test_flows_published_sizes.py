@@ -20,7 +20,12 @@ from tests.support.inside import InsideLauncher, run_inside, run_through
 from tests.support.media import write_numbered, write_video
 from tests.support.pipeline import Place
 from tests.support.processors import plain_call
-from tests.support.published_models import CALLS, change_context, published_checkpoint
+from tests.support.published_models import (
+    CALLS,
+    change_context,
+    pixtral_processor,
+    published_checkpoint,
+)
 from tests.support.published_sizes import PUBLISHED
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -271,7 +276,7 @@ def test_caption_of_pictures_that_exceed_the_context_fails_each(
 
 def test_prompt_overhead_counts_the_marks_of_a_large_frame() -> None:
     """A token stands for 28 by 28 pixels, and each row of them ends with a mark."""
-    processor = load_processor(published_checkpoint("mistral3"))
+    processor = pixtral_processor(PUBLISHED["mistral3"])
     _, per_frame = prompt_overhead(processor, "video")
     assert per_frame == math.ceil(1280 / 28)
     assert prompt_overhead(processor, "image")[1] == 0

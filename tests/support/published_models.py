@@ -327,8 +327,9 @@ def _llava_onevision(sizes: PublishedSizes, layers: int) -> Made:
     return processor, model_of(config)
 
 
-def _mistral3(sizes: PublishedSizes, layers: int) -> Made:
-    processor = hf.PixtralProcessor(
+def pixtral_processor(sizes: PublishedSizes) -> Any:
+    """Return a processor that writes a mark after each row of a frame's tokens."""
+    return hf.PixtralProcessor(
         hf.PixtralImageProcessor(
             size={"longest_edge": sizes.edge}, patch_size=_square(sizes.patch)
         ),
@@ -337,6 +338,10 @@ def _mistral3(sizes: PublishedSizes, layers: int) -> Made:
         spatial_merge_size=sizes.merge,
         chat_template=template("[IMG]"),
     )
+
+
+def _mistral3(sizes: PublishedSizes, layers: int) -> Made:
+    processor = pixtral_processor(sizes)
     vision = small(model_type="pixtral", image_size=sizes.edge, patch_size=sizes.patch, head_dim=8)
     config = config_of(
         "Mistral3",
