@@ -223,6 +223,8 @@ CAPTIONED = (
 )
 """Families whose context a few dozens of small frames exceed."""
 SHRUNK = [param for param in FAMILIES if param.values[0] in CAPTIONED]
+HEAVY = "paligemma"
+"""A family whose attention has no kernel: a chunk of 7,000 tokens takes minutes of a busy core."""
 
 
 def place_of(family: str, folder: Path, source: Path) -> Place:
@@ -238,7 +240,13 @@ def test_caption_of_pictures_alone_captions_each(family: str, media: Path, tmp_p
     assert [row["frames"] for row in place.captions()] == [[0.0], [0.0]]
 
 
-@pytest.mark.parametrize("family", SHRUNK)
+@pytest.mark.parametrize(
+    "family",
+    [
+        pytest.param(HEAVY, marks=pytest.mark.slow) if param.values[0] == HEAVY else param
+        for param in SHRUNK
+    ],
+)
 def test_caption_shows_as_many_frames_of_a_chunk_as_the_context_holds(
     family: str, media: Path, tmp_path: Path
 ) -> None:
