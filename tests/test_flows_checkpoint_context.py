@@ -1,6 +1,7 @@
 """As many frames of a chunk are shown as the model's context holds beside a reserve for words, a
 number of the model alone; frames and words that it has no room for are refused."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -174,6 +175,17 @@ def test_the_line_says_how_many_and_what_shows_all() -> None:
         "llava does not state its context length, so it limits no frames"
     )
     assert context_note(model(replace(LLAVA, is_encoder_decoder=True)), config()) == ""
+
+
+@pytest.mark.parametrize("fps", [0.003, 1.0, 3.0, 7.0, 29.97, 50.0, 100.0])
+def test_the_chunk_that_is_named_is_accepted_and_shows_all(fps: float) -> None:
+    note = context_note(model(LLAVA), config(fps=fps, max_frames=1000, chunk=6000.0))
+    if not (named := re.search(r"--chunk (\S+) shows them all", note)):
+        assert fps == 100.0 and note.endswith("shorter chunks (--chunk) show more")
+        return
+    options = config(fps=fps, max_frames=1000, chunk=float(named[1]))
+    assert context_note(model(LLAVA), options) == "", note
+    assert float(named[1]) > 4 / fps, "a chunk of four frames is not the longest one"
 
 
 LARGE = replace(

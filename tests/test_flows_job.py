@@ -324,6 +324,19 @@ def test_what_is_asked_for_or_stated_wins_over_the_card(
     assert taken(folder_of(tmp_path, stated), **params) == found
 
 
+@pytest.mark.parametrize("stated", [3, -2.5, float("nan")])
+def test_a_presence_penalty_that_is_none_is_named_by_its_file(
+    stated: float, tmp_path: Path
+) -> None:
+    folder = folder_of(tmp_path, {"presence_penalty": stated})
+    with pytest.raises(UsageError) as error:
+        taken(folder)
+    assert (
+        error.value.message == f"{folder / 'generation_config.json'}: presence_penalty is {stated}"
+    )
+    assert taken(folder, presence_penalty=1.0)["presence_penalty"] == 1.0
+
+
 def test_families_without_a_card_take_nothing(tmp_path: Path) -> None:
     for greedy in ("llava", "llava_onevision", "qwen2_vl", "nothing_known"):
         assert taken(folder_of(tmp_path, None, greedy)) == {}

@@ -234,6 +234,21 @@ def test_a_flow_uses_the_cluster_that_the_environment_names(
     assert on_cluster.__name__ == "on_cluster"  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize(
+    ("model", "gpus"),
+    [({}, "all"), ({"model": "openai:m", "endpoint": ("http://127.0.0.1:1",)}, None)],
+)
+def test_a_flow_without_a_cluster_uses_the_gpus_that_the_model_can_use(
+    model: dict[str, Any], gpus: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[Any] = []
+    monkeypatch.setattr(commands, "run_in_flow", lambda config, run, makes: ran.append(run))
+    monkeypatch.delenv(commands.ADDRESS, raising=False)
+    commands.caption_many.fn(CaptionConfig(sources=("a",), **model))
+    (run,) = ran
+    assert run.args[0].gpus == gpus
+
+
 def test_gpus_says_how_many_a_task_takes() -> None:
     taken = {
         given: gpus_of_a_task(CaptionConfig(sources=("a",), gpus=given))

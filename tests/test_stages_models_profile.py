@@ -4,6 +4,7 @@ refused."""
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,7 +24,7 @@ from stages.models import ModelProfile, describe
 from stages.models.halves.boundary import HALVES
 from stages.models.hub.checkpoint import Checkpoint
 from stages.models.hub.headers import read_headers
-from stages.models.inspection import halves_of, run
+from stages.models.inspection import default_sampling, halves_of, run
 from stages.models.processors.input_sizes import probe
 from stages.models.processors.loading import load_processor
 from stages.models.profile import SamplingProfile
@@ -99,6 +100,12 @@ def test_sampling_is_what_the_processor_states() -> None:
     found = profile_of(checkpoint("qwen3_vl")).sampling
     assert (found.fps, found.min_frames, found.max_frames) == (2.0, 2, 16)
     assert profile_of(checkpoint("llava")).sampling == SamplingProfile()
+
+
+@pytest.mark.parametrize("stated", [0, 0.5, -1, float("inf"), float("nan"), "8", None])
+def test_numbers_of_frames_that_cannot_be_are_not_taken_from_a_processor(stated: Any) -> None:
+    part = SimpleNamespace(num_frames=stated, min_frames=stated, max_frames=stated)
+    assert default_sampling(SimpleNamespace(video_processor=part)) == SamplingProfile()
 
 
 def test_a_processor_that_keeps_large_frames_gives_no_fit() -> None:

@@ -34,9 +34,11 @@ VECTORS_PER_CHUNK = 16
 """Video frames per chunk for a dual encoder. The chunk is as long as these frames take."""
 
 
-def full_chunk(sampling: Sampling) -> int:
-    """Return the number of frames in a chunk of full length."""
-    frames = sampling.frames or math.ceil(sampling.chunk_seconds * (sampling.fps or FPS))
+def full_chunk(sampling: Sampling, seconds: float = math.inf) -> int:
+    """Return the number of frames in a chunk of full length, or in that of a video of so many
+    seconds if it is shorter."""
+    length = min(sampling.chunk_seconds, seconds)
+    frames = sampling.frames or math.ceil(length * (sampling.fps or FPS))
     return min(max(frames, sampling.min_frames), sampling.max_frames)
 
 

@@ -37,7 +37,7 @@ from flows.job.prepare import Job
 from flows.learning.learn import learn
 from flows.many.run import PARTITIONS, run_on_cluster
 from flows.options.commands import CaptionConfig, RunOptions
-from flows.options.model import ALL_GPUS
+from flows.options.model import ALL_GPUS, is_served
 from flows.options.training import RecordedRun
 from flows.pipelines import CAPTION, EMBED, LABEL, SIFT, product_of
 from flows.results.export_result import Exported
@@ -306,5 +306,6 @@ def _divided(
             )
             return result
 
-    on_this_machine = partial(plain, replace(config, gpus=config.gpus or ALL_GPUS))
+    gpus = config.gpus or (None if is_served(config.model) else ALL_GPUS)
+    on_this_machine = partial(plain, replace(config, gpus=gpus))
     return run_in_flow(config, on_cluster if address else on_this_machine, makes)

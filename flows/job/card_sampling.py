@@ -97,13 +97,20 @@ PRESENCE = "presence_penalty"
 
 def with_card_sampling(config: C, folder: Path) -> tuple[C, list[str]]:
     """Return the configuration with sampling values from the model card of the checkpoint in a
-    folder, and notes for the user. Options and generation_config.json take precedence."""
+    folder, and notes for the user. Options and generation_config.json take precedence. Raises
+    UsageError."""
     if not isinstance(config, CaptionConfig) or config.sampling != CHECKPOINT:
         return config, []
     facts = facts_of(str(read_config(folder).get("model_type", "")))
     stated = read_config(folder, GENERATION)
     if config.presence_penalty is None and isinstance(stated.get(PRESENCE), int | float):
-        config = replace(config, presence_penalty=float(stated[PRESENCE]))  # unknown to `generate`
+        try:
+            config = replace(config, presence_penalty=float(stated[PRESENCE]))  # not in `generate`
+        except UsageError as error:
+            raise UsageError(
+                f"{folder / GENERATION}: presence_penalty is {stated[PRESENCE]}",
+                hint="Give --presence-penalty, from -2 to 2",
+            ) from error
     added = {
         name: value
         for name, value in _missing(stated, facts.sampling).items()

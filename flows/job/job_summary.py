@@ -23,7 +23,7 @@ from flows.ledger.prompts import PREVIOUS
 from flows.media.media_files import Selection
 from flows.media.sources import left_out_note
 from flows.options.commands import RunOptions
-from flows.options.media import VideoSamplingOptions
+from flows.options.media import MIN_CHUNK_SECONDS, VideoSamplingOptions
 from flows.options.text import QuestionOptions, TextOptions
 from flows.pipelines import encoder_of, parts_of
 from stages.decode.generation import SamplingParams
@@ -50,7 +50,10 @@ def context_note(model: Model, config: RunOptions) -> str:
     fit = "frame of a chunk fits" if max_frames == 1 else "frames of a chunk fit"
     remedy = "shorter chunks (--chunk) show more"
     if sampling.fps and sampling.min_frames <= max_frames:
-        remedy = f"--chunk {max_frames / sampling.fps:g} shows them all"
+        # Rounded down: more than these seconds have a frame more.
+        seconds = math.floor(100 * max_frames / sampling.fps) / 100
+        if seconds >= MIN_CHUNK_SECONDS:
+            remedy = f"--chunk {seconds:.10g} shows them all"
     return f"{model.name}: {max_frames:,} {fit} {context}, of {requested:,}; {remedy}"
 
 

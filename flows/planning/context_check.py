@@ -4,7 +4,6 @@ model.
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 
 from artifacts.errors import UsageError
 from artifacts.plurals import counted
@@ -106,8 +105,9 @@ def context_notes(job: Job, expected: Sequence[Estimate]) -> list[str]:
     """
     pairs = zip(job.media, expected, strict=True)
     videos = [e for medium, e in pairs if medium.kind == "video" and e.chunks]
-    longest = max((e.seconds for e in videos), default=0.0)
-    if lost := _lost_note(job.model, job.config, longest):
+    if not videos:
+        return []
+    if lost := _lost_note(job.model, job.config, max(e.seconds for e in videos)):
         return [lost]
     prompt = max(prompts_of(job), key=max_prompt_tokens, default="")
     chunks = [(e.stored_frames, e.stored) for e in videos]
@@ -124,12 +124,9 @@ def _lost_note(model: Model, config: RunOptions, seconds: float) -> str:
     chunk whose frames all fit."""
     if not loses_frames(model, config):
         return ""
-    sampling, max_frames = (
-        requested_sampling(model.profile, config),
-        frames_of_any_size(model.beside_sound(config)),
-    )
-    chunk = replace(sampling, chunk_seconds=min(sampling.chunk_seconds, seconds))
-    return context_note(model, config) if full_chunk(chunk) > (max_frames or 0) else ""
+    max_frames = frames_of_any_size(model.beside_sound(config)) or 0
+    frames = full_chunk(requested_sampling(model.profile, config), seconds)
+    return context_note(model, config) if frames > max_frames else ""
 
 
 def standard_notes(model: Model, config: RunOptions) -> list[str]:
@@ -169,9 +166,9 @@ def _size_notes(
     each = min(frame_room(profile), left) / encoder_frames(profile, "video", count)
     if pixels := _fitting_pixels(profile, (height, width), each):
         hint = f"--max-pixels {pixels} shows them all"
-    return [
-        f"{model.name}: {max_frames} frames of {width}x{height} fit {context}, of {count}; {hint}"
-    ]
+    frames = f"{counted(max_frames, 'frame')} of {width}x{height}"
+    fit = "fits" if max_frames == 1 else "fit"
+    return [f"{model.name}: {frames} {fit} {context}, of {count:,}; {hint}"]
 
 
 def _fitting_pixels(profile: ModelProfile, size: tuple[int, int], tokens: float) -> int:

@@ -4,6 +4,7 @@ A process of its own describes the model, so that the parent need not import tor
 """
 
 import logging
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -212,7 +213,8 @@ def default_sampling(processor: Any) -> SamplingProfile:
 
     def number(name: str, kind: Callable[[Any], Any]) -> Any:
         value = getattr(part, name, None)
-        return kind(value) if isinstance(value, int | float) and value > 0 else None
+        is_number = isinstance(value, int | float) and 0 < value < math.inf
+        return (kind(value) or None) if is_number else None
 
     return SamplingProfile(
         fps=number("fps", float),

@@ -92,7 +92,7 @@ def below(least: int, most: int) -> int:
     return least if least <= most else most // 2
 
 
-OUTPUT_VERSION = 37
+OUTPUT_VERSION = 38
 """Output version of a profile, part of its cache key: raised when the content changes."""
 
 
@@ -304,7 +304,8 @@ class ModelProfile:
     """Tokens that the processor adds to a prompt besides images and the user's text; 0 if
     unknown."""
     tokens_per_frame: int = 0
-    """Tokens that the processor adds per video frame, such as its time."""
+    """Tokens that the processor adds per large video frame, such as its time and the ends of its
+    rows."""
     as_published: bool = False
     """Whether the model runs as its authors published it, where a part states a difference."""
     context_tokens: int = 0

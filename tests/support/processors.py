@@ -386,7 +386,8 @@ def plain_call(
             options |= {"video_metadata": metadata, "do_sample_frames": False}
         if kind.rated:
             options["fps"] = 1 / (batch[0].times[1] - batch[0].times[0])
-    if texts[0].startswith(processor.tokenizer.bos_token):
+    begin = processor.tokenizer.bos_token
+    if begin and texts[0].startswith(begin):
         options["add_special_tokens"] = False
     return dict(processor(text=texts, padding=True, return_tensors="pt", **options))
 

@@ -254,28 +254,34 @@ FEW, MORE = 2, 6
 """Frame counts of two videos whose prompts show what each frame adds."""
 EDGE = 64
 """Side length of the frames in pixels."""
+LONG_EDGE = 1280
+"""Side length in pixels of a large frame, the largest whose tokens a profile holds."""
 PROMPT = "?"
 
 
 def prompt_overhead(processor: Any, kind: MediaKind) -> tuple[int, int]:
     """Return the tokens of a prompt that are neither image tokens nor the user's text: in all, and
-    per frame of this kind besides; 0 if unknown."""
+    per frame of this kind besides; 0 if unknown. Some processors write more around a large frame,
+    such as a mark after each row: then it is as many as around that."""
     counts = (FEW, MORE) if kind == "video" else (1, 1)
     if kind == "video" and channel_of(processor, kind) == "images":
         counts = (1, MORE)
     try:
         few, more = (_text_tokens(processor, kind, count) for count in counts)
+        large = _text_tokens(processor, kind, counts[0], LONG_EDGE) if kind == "video" else few
     except Exception as error:  # a processor may fail in any way; real frames will show the error
         if out_of_memory(error):
             raise
         return 0, 0
     per_frame = max(0, -(-(more - few) // max(1, counts[1] - counts[0])))
-    return max(0, few - counts[0] * per_frame), per_frame
+    added = max(0, -(-(large - few) // counts[0]))
+    return max(0, few - counts[0] * per_frame), per_frame + added
 
 
-def _text_tokens(processor: Any, kind: MediaKind, count: int) -> int:
-    """Return the tokens of a prompt with `count` frames, without those of the frames themselves."""
-    row = prepare(processor, black_clip(kind, count, EDGE, EDGE))
+def _text_tokens(processor: Any, kind: MediaKind, count: int, edge: int = EDGE) -> int:
+    """Return the tokens of a prompt with `count` square frames, without those of the frames
+    themselves."""
+    row = prepare(processor, black_clip(kind, count, edge, edge))
     return int(text_ids(rebuild(processor, [row], [PROMPT])).shape[1]) - row.count.tokens
 
 
