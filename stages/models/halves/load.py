@@ -23,7 +23,7 @@ from stages.models.halves.boundary import CUT, absent_paths, cut, extra_module_o
 from stages.models.halves.ranged_reads import NOTE, pinned_reads, ranged_reads
 from stages.models.halves.routes import config_and_class, one_line, skeleton_of, with_packages
 from stages.models.hub.checkpoint import INDEX, SINGLE, weight_names
-from stages.models.hub.foreign_folders import named_layout, without_weights
+from stages.models.hub.foreign_folders import without_weights
 from stages.models.hub.headers import local_headers
 from stages.models.hub.quantized import is_read_here
 from stages.models.hub.resolve import fetch_rest, resolve_model
@@ -274,14 +274,7 @@ def refuse_pickle(folder: Path, trusted: bool) -> None:
     UsageError."""
     if (folder / SINGLE).exists() or (folder / INDEX).exists():
         return
-    names = sorted(path.name for path in folder.iterdir())
-    parts = [name for name in names if name.endswith(".safetensors")]
-    if parts and named_layout(names) is None:
-        raise UsageError(
-            f"{folder} holds {parts[0]}, but neither {SINGLE} nor {INDEX}, which says what is in "
-            "which file",
-            hint="Download the checkpoint again, with its index",
-        )
+    names = [path.name for path in folder.iterdir()]
     if not trusted or native_of(folder) is not None or not any(n.endswith(PICKLES) for n in names):
         raise without_weights(str(folder), names, str(folder))
 

@@ -126,18 +126,14 @@ def _refuse_contradiction(config: Any, classes: list[type[Any]], folder: Path) -
     type: its weights would be read as those of the wrong class. Raises UsageError."""
     from transformers.models.auto import modeling_auto as auto
 
-    own = {cls.__name__ for cls in classes}
-    others = {
-        name: model_type
-        for model_type, name in auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.items()
-        if isinstance(name, str)
-    }
-    stated = [name for name in config.architectures or () if name in others]
-    if stated and own and own.isdisjoint(stated):
+    types = auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.items()
+    stated = {name: kind for kind, name in types if name in (config.architectures or ())}
+    if stated and classes and not stated.keys() & {cls.__name__ for cls in classes}:
+        name, kind = next(iter(stated.items()))
         raise UsageError(
             f"{folder}/config.json contradicts itself: model_type is {config.model_type}, and "
-            f"architectures name {stated[0]}, which is of {others[stated[0]]}",
-            hint=f"Set model_type to {others[stated[0]]} in it, if the weights are of that class",
+            f"architectures name {name}, which is of {kind}",
+            hint=f"Set model_type to {kind} in it, if the weights are of that class",
         )
 
 

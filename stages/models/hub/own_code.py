@@ -2,7 +2,7 @@
 
 import contextlib
 import importlib.util
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
@@ -19,31 +19,29 @@ def asks_for_trust(error: Exception) -> bool:
 
 
 def needs_trust(folder: Path) -> UsageError:
-    lacks, install = "", ""
-    if packages := missing_packages(folder):
-        lacks = f", and imports {', '.join(packages)}, which this environment lacks"
-        install = f" after `{_install(packages)}`"
+    hint = "Read it, and if you trust it add --trust-remote-code"
+    if lack := _lack(folder):
+        hint += f" after {lack[1]}"
     return UsageError(
-        f"{folder} brings its own Python code, which would run on this machine{lacks}",
-        hint=f"Read it, and if you trust it add --trust-remote-code{install}",
+        f"{folder} brings its own Python code, which would run on this machine"
+        + (f" and {lack[0]}" if lack else ""),
+        hint=hint,
     )
 
 
-def _install(modules: Iterable[str]) -> str:
-    return install_command(packages=" ".join(PACKAGES.get(name, name) for name in modules))
-
-
-def missing_packages(folder: Path) -> list[str]:
-    """Return the packages that the Python code in a folder imports without a condition, and that
-    this environment lacks."""
+def _lack(folder: Path) -> tuple[str, str] | None:
+    """Return which packages the Python code in a folder imports without a condition that this
+    environment lacks, and the command that installs them; None: it lacks none."""
     from transformers.dynamic_module_utils import get_imports
 
     imported: set[str] = set()
     for path in folder.glob("*.py"):
         with contextlib.suppress(OSError, ValueError, SyntaxError):
-            imported |= {*get_imports(path)}
-    beside = {path.stem for path in folder.iterdir()}
-    return sorted(name for name in imported - beside if importlib.util.find_spec(name) is None)
+            imported |= {*get_imports(path)} - {each.stem for each in folder.iterdir()}
+    if not (names := sorted(name for name in imported if importlib.util.find_spec(name) is None)):
+        return None
+    install = install_command(packages=" ".join(PACKAGES.get(name, name) for name in names))
+    return f"imports {', '.join(names)}, which this environment lacks", f"`{install}`"
 
 
 @contextlib.contextmanager
@@ -52,12 +50,8 @@ def own_code(folder: Path, trusted: bool) -> Iterator[None]:
     if not trusted or "auto_map" not in read_config(folder) or native_of(folder) is not None:
         yield
         return
-    if packages := missing_packages(folder):
-        raise MissingPackage(
-            f"the Python code of {folder} imports {', '.join(packages)}, which this environment "
-            "lacks",
-            hint=f"Run: {_install(packages)}",
-        )
+    if lack := _lack(folder):
+        raise MissingPackage(f"the Python code of {folder} {lack[0]}", hint=f"Run {lack[1]}")
     try:
         yield
     except Exception as error:

@@ -22,7 +22,7 @@ from stages.models.hub.checkpoint import (
     weight_names,
 )
 from stages.models.hub.folder_files import refuse_damaged
-from stages.models.hub.foreign_folders import named_layout, without_weights
+from stages.models.hub.foreign_folders import foreign, without_weights
 from stages.models.hub.quantized import refuse_unread
 from stages.models.hub.transfer import (
     Announce,
@@ -226,8 +226,8 @@ def find_model(
             raise UsageError(text, hint="Rename the folder, or give a link to it")
         refuse_odd_things(folder)
         if not (folder / "config.json").is_file():
-            if form := named_layout(path.name for path in folder.iterdir()):
-                raise UsageError(f"{folder} holds {form.what}", hint=form.hint)
+            if form := foreign(path.name for path in folder.iterdir()):
+                raise UsageError(f"{folder} holds {form[0]}", hint=form[1])
             raise UsageError(
                 f"{folder} holds no config.json, so it is not a model",
                 hint="Give the folder that save_pretrained or a download made, or a hub id",
