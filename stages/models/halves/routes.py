@@ -49,6 +49,8 @@ def config_and_class(
         config = load_config(folder, trusted)
         return config, model_class(config, folder, trusted)
     except ImportError as error:
+        if trusted:  # `own_code` says why
+            raise
         raise library_needs(str(folder), error) from error
 
 

@@ -22,7 +22,8 @@ OBJECTS = (
 )
 """Patterns of the files that loading reads as a JSON object."""
 OTHERS = ("vocab*.txt", "merges.txt", "*.model", "*.tiktoken", "*.jinja")
-"""Patterns of the other files that loading reads, and that are never empty."""
+"""Patterns of the other files that loading reads, and that are never empty. (transformers saves an
+empty chat template for models that vectors alone are made with.)"""
 POINTER = b"version https://git-lfs.github.com/spec/"
 """How a file begins that git keeps in place of a large one."""
 TOKENIZERS = ("tokenizer.json", "vocab*", "*.model", "*.tiktoken", "*.spm", "merges.txt")
@@ -76,7 +77,7 @@ def _fault(path: Path, is_object: bool, size: int, mtime_ns: int) -> str:
     except OSError:
         return ""
     if not content.strip():
-        return "empty"
+        return "" if path.suffix == ".jinja" else "empty"
     if content.startswith(POINTER):
         return "a Git LFS pointer"
     try:

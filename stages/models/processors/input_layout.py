@@ -228,6 +228,12 @@ TEMPLATES = ("chat_template.jinja", "chat_template.json", "tokenizer_config.json
 def try_processor(processor: Any, folder: Path) -> None:
     """Raise PenstockError if prompts cannot be written or images cannot be processed. Probing alone
     would ignore the error."""
+    if (template := folder / TEMPLATES[0]).exists() and not template.stat().st_size:
+        raise EnvironmentFault(
+            f"{template} cannot be used: it is empty",
+            hint="Download the checkpoint again, or delete that file if the model never had a chat "
+            "template",
+        )
     for channel in channels_of(processor):
         try:
             layout_of(processor, channel)
