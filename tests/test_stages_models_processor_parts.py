@@ -84,6 +84,22 @@ def alone(folder: Path, picture: Path, text: str) -> str:
 def test_parts_without_a_class_that_joins_them_caption_as_transformers_alone(
     prompt: str | None, captioner: Path, tmp_path: Path
 ) -> None:
+    assert_captions_as_transformers(captioner, prompt, tmp_path)
+
+
+def test_a_prompt_goes_to_the_decoder_if_a_class_joins_the_parts(
+    captioner: Path, tmp_path: Path
+) -> None:
+    """Donut's processor returns a prompt as if a text encoder read it."""
+    shutil.copytree(captioner, folder := tmp_path / "model")
+    images, words = (
+        part.from_pretrained(folder) for part in (hf.AutoImageProcessor, hf.AutoTokenizer)
+    )
+    hf.VisionTextDualEncoderProcessor(images, words).save_pretrained(folder)
+    assert_captions_as_transformers(folder, "a photo of", tmp_path)
+
+
+def assert_captions_as_transformers(captioner: Path, prompt: str | None, tmp_path: Path) -> None:
     noise = np.random.default_rng(3).integers(0, 255, (40, 56, 3), np.uint8)
     Image.fromarray(noise).save(picture := tmp_path / "noise.png")
     words = ["caption", str(picture), "--model", str(captioner), "--out", str(tmp_path / "out")]

@@ -185,7 +185,8 @@ def test_answers_begin_with_the_blank_of_the_template_s_own_conversation() -> No
     row: Any = SimpleNamespace(
         **{each.name: getattr(prepared, each.name) for each in fields(prepared)}, joins_with=tuple
     )
-    half = SimpleNamespace(config=SimpleNamespace(is_encoder_decoder=True))
+    config = SimpleNamespace(is_encoder_decoder=True)
+    half = SimpleNamespace(config=config, main_input_name="input_ids")
     assert make_example(half, processor, lambda: row, "What?", text).ids.tolist() == expected
     assert caption_of(processor, row, "What?", text).ids[0].tolist() == expected
     forced = SamplingParams(start_with="A")

@@ -402,7 +402,7 @@ def _profile(
         modalities=modalities,
         images_per_prompt=int(any(each.alone for each in layouts)),
         frames_per_video=frames_per_video(processor),
-        continues_prompt=not prompted and continues_prompt(processor, config.is_encoder_decoder),
+        continues_prompt=not prompted and continues_prompt(processor, skeleton),
         prompted=prompted,
         parts=halves,
         sampling=default_sampling(processor),

@@ -140,6 +140,10 @@ def _prepared(outputs: Any, count: int) -> Prepared:
     )
 
 
+PIXEL_VALUES = "pixel_values"
+"""The main input of a model that encodes pictures alone."""
+TOKENIZED = ("input_ids", "attention_mask")
+"""Outputs of a tokenizer."""
 DECODED = "decoder_input_ids"
 """Name of the prompt's tokens for the decoder of an encoder-decoder model."""
 
@@ -180,14 +184,16 @@ def rebuild(
     return restore(processor, layout, rows, prompts)
 
 
-def continues_prompt(processor: Any, encodes: bool) -> bool:
+def continues_prompt(processor: Any, model: Any) -> bool:
     """Return whether the text is only the prompt, which may be empty, and a decoder continues it.
-    `encodes`: the model has a text encoder, and only `DECODED` goes to its decoder."""
+    Of a model with a text encoder, only `DECODED` goes to the decoder."""
     layout = layout_of(processor, channel_of(processor, "image"))
     if layout.form not in (PLAIN[0], WITH_PLACEHOLDERS):
         return False
     outputs = run(processor, layout, [noise(layout.channel)], [""])
-    return DECODED in outputs if encodes else text_ids(outputs).shape[1] > 0
+    if model.config.is_encoder_decoder:
+        return DECODED in outputs or model.main_input_name == PIXEL_VALUES
+    return text_ids(outputs).shape[1] > 0
 
 
 def opens_reasoning(
@@ -207,7 +213,10 @@ def drop_end_token(model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
     """Return the inputs without the end token that some tokenizers add to a prompt.
 
     Those tokenizers were made for encoders; a decoder generates nothing after an end token. A model
-    with its own `generate` handles its processor's outputs itself."""
+    with its own `generate` handles its processor's outputs itself. If a model encodes pictures and
+    no text, the prompt goes to its decoder."""
+    if model.config.is_encoder_decoder and model.main_input_name == PIXEL_VALUES:
+        inputs = {f"decoder_{n}" if n in TOKENIZED else n: value for n, value in inputs.items()}
     if DECODED in inputs and not text_ids(inputs).numel():  # the decoder's start token suffices
         return {n: v for n, v in inputs.items() if n not in (DECODED, "decoder_attention_mask")}
     if model.config.is_encoder_decoder or overrides_generate(model):

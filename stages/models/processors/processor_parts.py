@@ -24,18 +24,14 @@ STATED: Mapping[str, Callable[[Any], int | str]] = {
 CLASS_TOKEN_TOWERS = ("clip_vision_model",)
 """Types of vision encoders with a class token before the patches, in models whose config.json
 states a selection of features."""
-TEXTS = ("input_ids", "attention_mask")
-"""Outputs of a tokenizer."""
 
 
 class DecoderTextProcessor(VisionTextDualEncoderProcessor):
     """Prepares images for an encoder, and texts for the decoder, which continues them."""
 
     def __call__(self, images: Any = None, text: Any = None, **options: Any) -> BatchFeature:
-        outputs = super().__call__(
-            images=images, text=text, **{**options, "add_special_tokens": False}
-        )
-        return BatchFeature({f"decoder_{n}" if n in TEXTS else n: v for n, v in outputs.items()})
+        plain = {**options, "add_special_tokens": False}
+        return super().__call__(images=images, text=text, **plain)
 
 
 def assemble_processor(folder: Path, trusted: bool) -> Any:
