@@ -138,6 +138,75 @@ def test_an_item_that_stays_unanswered_fails_alone_and_is_asked_again(
     assert max(stand_in.times.values()) == stages.ask.run.TRIES + 1
 
 
+ENDS = {
+    "stop": ("stop", None),
+    "STOP": ("stop", None),
+    "eos_token": ("stop", None),
+    "end_turn": ("stop", None),
+    "length": ("length", None),
+    "model_length": ("length", None),
+    "max_tokens": ("length", None),
+    "MAX_TOKENS": ("length", None),
+    "pause_turn": ("stop", "pause_turn"),
+    None: ("stop", "none"),
+}
+"""Word of a server for the end of an answer → what is stored of it, and the unknown word. From
+documentation of OpenAI, Anthropic, Gemini and Mistral, and from TGI."""
+
+
+def ended_by(reason: str | None) -> Any:
+    def answer(request: dict[str, Any], digest: str, before: int) -> Any:
+        found = message_of(digest)
+        found["choices"][0]["finish_reason"] = reason
+        return 200, found
+
+    return answer
+
+
+@pytest.mark.parametrize("reason", ENDS)
+def test_the_reason_for_an_end_is_understood_in_every_spelling(
+    reason: str | None, tmp_path: Path
+) -> None:
+    work, stand_in = Work(tmp_path, 1), StandIn()
+    stand_in.answer = ended_by(reason)
+    with running(stand_in) as address:
+        work.run(address)
+    meta = RecordSet(work.store, "captions", "c" * 64).meta(work.items[0].key)
+    assert (meta["ended"], meta.get("reason")) == ENDS[reason]
+
+
+@pytest.mark.parametrize("reason", ["SAFETY", "content_filter", "refusal", "PROHIBITED_CONTENT"])
+def test_an_answer_that_the_server_withholds_is_a_refusal(reason: str, tmp_path: Path) -> None:
+    work, stand_in = Work(tmp_path, 1), StandIn()
+    stand_in.answer = ended_by(reason)
+    with running(stand_in) as address:
+        work.run(address)
+    assert not work.captions and [*work.stored_failures.values()] == ["refused"]
+
+
+@pytest.mark.parametrize("how", ["error", "abort", "an error beside the choices"])
+def test_an_answer_that_a_server_did_not_finish_is_asked_for_again(
+    how: str, tmp_path: Path
+) -> None:
+    work, stand_in = Work(tmp_path, 1), StandIn()
+
+    def answer(request: dict[str, Any], digest: str, before: int) -> Any:
+        found = message_of(digest)
+        if before:
+            return 200, found
+        found["choices"][0]["message"]["content"] = "half of"
+        if how == "an error beside the choices":
+            return 200, {**found, "error": {"message": "upstream failed", "code": 502}}
+        found["choices"][0]["finish_reason"] = how
+        return 200, found
+
+    stand_in.answer = answer
+    with running(stand_in) as address:
+        work.run(address)
+    assert len(stand_in.requests) == 2
+    assert all(text.startswith("caption ") for text in work.captions.values())
+
+
 def test_a_busy_server_is_asked_for_less(work: Work) -> None:
     stand_in = StandIn(seconds=0.02)
     stand_in.answer = lambda *_: (429, {}) if stand_in.at_once > 2 else None

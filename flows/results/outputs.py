@@ -30,6 +30,7 @@ from flows.pipelines import STAGES
 from flows.results.captions import (
     ALL_REASONING,
     SHORTENED,
+    UNKNOWN_END,
     captions_by_file,
     complete_captions,
     file_failure,
@@ -215,6 +216,8 @@ class OutputCounts:
     captions: int = 0
     cut: int = 0
     """Captions that reached the token limit, and that no user reviewed since."""
+    unknown_ends: int = 0
+    """Captions of a server that gave an unknown reason for their end."""
     corrected: int = 0
     """Captions that a user corrected."""
     accepted: int = 0
@@ -283,12 +286,15 @@ def write_outputs(job: Job, *, last: bool) -> OutputCounts:
 
     def by_file() -> Iterator[list[Caption]]:
         # Rebuilt for each output: in memory, they would be most of what a large run takes.
-        found.captions = found.cut = found.corrected = found.accepted = found.rejected = 0
+        found.captions = found.cut = found.unknown_ends = 0
+        found.corrected = found.accepted = found.rejected = 0
         for captions in captions_by_file(job):
             found.captions += len(captions)
             found.cut += sum(
                 not c.review and (c.ended == "length" or SHORTENED in c.warnings) for c in captions
             )
+            warnings = chain.from_iterable(c.warnings for c in captions)
+            found.unknown_ends += sum(text.startswith(UNKNOWN_END) for text in warnings)
             found.corrected += sum(bool(c.original) for c in captions)
             found.accepted += sum(c.review == ACCEPTED for c in captions)
             found.rejected += sum(c.review == REJECTED for c in captions)

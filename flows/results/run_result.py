@@ -88,6 +88,8 @@ class RunResult(RunEnd):
                 line += f" ({self.empty_summaries} with texts without words: {MAYBE_UNABLE})"
         if self.written.cut:
             line += f", {self.written.cut} cut at {counted(self.limit, 'token')}"
+        if self.written.unknown_ends:
+            line += f", {self.written.unknown_ends} ended by the server for an unknown reason"
         decided = [(getattr(self.written, name), name) for name in DECISIONS]
         if named := [f"{count:,} {name}" for count, name in decided if count]:
             line += f", {', '.join(named)} by hand"

@@ -67,6 +67,25 @@ CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 """Control codes other than tab and line feed."""
 BYTES_PER_TOKEN = 4
 """Assumed bytes of a token, where a server does not count them."""
+STOPPED = (
+    *("stop", "eos", "eos_token", "end_turn", "stop_sequence", "stop_token", "complete"),
+    *("completed", "finished", "end"),
+)
+CUT = (
+    *("length", "max_tokens", "model_length", "max_length", "max_new_tokens", "max_output_tokens"),
+    *("token_limit", "error_limit", "context_length", "model_context_window_exceeded"),
+)
+REFUSED = (
+    *("content_filter", "content_filtered", "safety", "image_safety", "recitation", "blocklist"),
+    *("prohibited_content", "spii", "refusal", "sensitive", "guardrail_intervened", "error_toxic"),
+)
+FAILED = (
+    *("error", "abort", "aborted", "cancelled", "canceled", "user_cancel", "timeout"),
+    *("network_error", "overloaded", "insufficient_system_resource", "malformed_function_call"),
+)
+"""Words in which servers state why an answer ended, in small letters: by itself; at a limit of
+tokens; because of what it says; without being finished. Sources: OpenAI's, Anthropic's, Gemini's,
+Mistral's, Cohere's, DeepSeek's and Zhipu's documentation, vLLM, SGLang, TGI and llama.cpp."""
 PROBE_SIZE, PROBE_FRAMES = 128, 8
 """Side in pixels and number of the grey frames that a server is tried with."""
 
@@ -78,6 +97,8 @@ class Answer:
     text: str
     tokens: int
     ended: str
+    reason: str
+    """Word for the end that is not known here; empty for known ones."""
     model: str
     fingerprint: str
 
@@ -113,7 +134,8 @@ def answer_in(body: bytes, schema: str, keys: EndpointKeys) -> Answer:
     try:
         value = json.loads(body.decode())
         choice = value["choices"][0]
-        message, ended = choice["message"], choice.get("finish_reason")
+        message, reason = choice["message"], str(choice.get("finish_reason") or "")
+        ended = reason.lower()
         text = _text(message.get("content"))
         text.encode()
     except UnicodeEncodeError as error:
@@ -121,10 +143,13 @@ def answer_in(body: bytes, schema: str, keys: EndpointKeys) -> Answer:
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         why = f"the answer is no chat completion: {error_in(body, keys)}"
         raise BadAnswer("garbled", why, again=True) from error
-    if ended == "content_filter" or (not text.strip() and message.get("refusal")):
-        why = keys.cleaned(str(message.get("refusal") or "content filter"))
+    if value.get("error") or choice.get("error") or ended in FAILED:
+        why = error_in(body, keys) if value.get("error") else reason
+        raise BadAnswer("server", f"the server did not finish the answer: {why}", again=True)
+    if ended in REFUSED or (not text.strip() and message.get("refusal")):
+        why = keys.cleaned(str(message.get("refusal") or reason))
         raise BadAnswer("refused", f"the model refuses to answer: {why}")
-    cut = " (it was cut at --max-new-tokens)" if ended == "length" else ""
+    cut = " (it was cut at --max-new-tokens)" if ended in CUT else ""
     if not text.strip():
         raise BadAnswer("empty", f"the answer is empty{cut}")
     if any(key in text for key in keys.of.values()):
@@ -138,7 +163,8 @@ def answer_in(body: bytes, schema: str, keys: EndpointKeys) -> Answer:
     return Answer(
         text if schema else CONTROL.sub("", text).strip(),
         count if known else -(-len(text.encode()) // BYTES_PER_TOKEN),
-        "length" if ended == "length" else "stop",
+        "length" if ended in CUT else "stop",
+        "" if ended in STOPPED + CUT else keys.cleaned(reason) or "none",
         keys.cleaned(str(value.get("model") or "")),
         keys.cleaned(str(value.get("system_fingerprint") or "")),
     )
@@ -464,6 +490,7 @@ class Asking:
             "caption": answer.text,
             "tokens": answer.tokens,
             "ended": answer.ended,
+            **({"reason": answer.reason} if answer.reason else {}),
             "generation": self._job.sampling,
             "served": {"host": server.client.endpoint.origin, **served},
         }
