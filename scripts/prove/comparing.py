@@ -10,7 +10,7 @@ the prompt, the pixels and the text of captions, or the vectors, of the very fra
 import json
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,12 +75,13 @@ def run_command(verb: str, *words: str) -> "subprocess.CompletedProcess[str]":
 def last_line(done: "subprocess.CompletedProcess[str]") -> str:
     """Return the line that states why a command ended."""
     lines = [line for line in done.stderr.splitlines() if line.strip()]
-    stated = [line for line in lines if line.startswith("penstock: error")]
+    stated = [line for line in lines if line.startswith("penstock: ")]
     return (stated or lines or [f"exit {done.returncode}"])[-1].strip()
 
 
-def compare_captions(model: Path, work: Path, turn: str) -> Compared:
-    """Compare the captions of a picture and a video. `turn` is the text around media and prompt,
+def compare_captions(model: Path, work: Path, whole_class: Any, turn: str) -> Compared:
+    """Compare the captions of a picture and a video with what the whole model, of
+    the class of transformers, makes of the same frames. `turn` is the text around media and prompt,
     with `{media}` and `{prompt}`; empty: the checkpoint's chat template. Raises Differs."""
     from tests.support.pipeline import Place
     from tests.support.whole_model import frames_of
@@ -94,7 +95,7 @@ def compare_captions(model: Path, work: Path, turn: str) -> Compared:
         *("--max-new-tokens", str(TOKENS), "--keep-frames", "--frames", "4"),
         *("--out", str(place.out), "--store", str(place.store)),
     )
-    whole = Whole.of(model, turn)
+    whole = Whole.of(model, whole_class, turn)
     differences = [
         whole.difference(row, meta, pixels)
         for row, (meta, pixels) in zip(place.captions(), frames_of(place), strict=True)
@@ -114,13 +115,13 @@ class Whole:
     turn: str
 
     @classmethod
-    def of(cls, folder: Path, turn: str) -> "Whole":
+    def of(cls, folder: Path, whole_class: Any, turn: str) -> "Whole":
         import torch
-        from transformers import AutoModelForImageTextToText, AutoProcessor
+        from transformers import AutoProcessor
 
         from stages.models.processors.loading import load_processor
 
-        model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
+        model = whole_class.from_pretrained(folder, dtype=torch.float32).eval()
         processor: Any = AutoProcessor.from_pretrained(folder)
         return cls(processor=processor, model=model, ours=load_processor(folder), turn=turn)
 
@@ -166,6 +167,8 @@ class Whole:
         bos = self.processor.tokenizer.bos_token
         if not self.turn and bos is not None and text.startswith(bos):
             options["add_special_tokens"] = False
+        # Tokenizers that were saved while training may cut texts, also those with placeholders.
+        options["truncation"] = False
         return dict(self.processor(text=[text], return_tensors="pt", **options))
 
     def text(self, kind: str, count: int, prompt: str) -> str:
@@ -174,6 +177,8 @@ class Whole:
             return self.turn.format(media=f"<{kind}>" * count, prompt=prompt)
         parts = [*({"type": kind} for _ in range(count)), {"type": "text", "text": prompt}]
         writer = self.processor if self.processor.chat_template else self.processor.tokenizer
+        if not writer.chat_template:
+            raise Differs("it has no chat template, so the list must quote its turn")
         return str(
             writer.apply_chat_template(
                 [{"role": "user", "content": parts}], tokenize=False, add_generation_prompt=True
@@ -268,11 +273,13 @@ def expected_scores(joint: Any) -> Any:
     that was trained with a bias, else cosines."""
     if type(joint).__name__.startswith("Siglip"):
         return joint.logits_per_image[0].sigmoid().numpy()
-    image, texts = (v / v.norm(dim=-1, keepdim=True) for v in (joint.image_embeds, joint.text_embeds))
+    pair = (joint.image_embeds, joint.text_embeds)
+    image, texts = (vectors / vectors.norm(dim=-1, keepdim=True) for vectors in pair)
     return (image @ texts.T)[0].numpy()
 
 
 def scores_of(out: Path) -> list[float]:
     """Return the scores of the first medium, in the order of LABELS."""
     line = json.loads((out / "labels.jsonl").read_text(encoding="utf-8").splitlines()[0])
-    return [float(line["scores"][label]) for label in LABELS]
+    scores = {entry["label"]: float(entry["score"]) for entry in line["labels"]}
+    return [scores[label] for label in LABELS]

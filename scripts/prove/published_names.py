@@ -32,6 +32,39 @@ class Naming:
     """Patterns of names that the index has and the model does not save."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Kind:
+    """What transformers runs of a configuration."""
+
+    config: Any
+    cls: Any
+    """A class with `from_pretrained`, and `_from_config`."""
+    makes_vectors: bool = False
+    prefix: str = ""
+    """What the names of its tensors begin with in the files of a larger model."""
+
+    @classmethod
+    def of(cls, config: Any) -> "Kind":
+        """Return the dual encoder, the thinker of an Omni model, or what writes text."""
+        import transformers as hf
+
+        library: Any = hf
+        vectors = library.MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING
+        texts = library.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+        if (thinker := getattr(config, "thinker_config", None)) is not None:
+            prefix = type(config).__name__.removesuffix("Config")
+            part = getattr(library, f"{prefix}ThinkerForConditionalGeneration")
+            return cls(config=thinker, cls=part, prefix="thinker.")
+        for mapping in (texts, vectors, library.MODEL_FOR_MULTIMODAL_LM_MAPPING):
+            if type(config) in mapping:
+                known = mapping[type(config)]
+                return cls(config=config, cls=known, makes_vectors=mapping is vectors)
+        raise ValueError(f"transformers has no class for {config.model_type}")
+
+    def build(self, **options: Any) -> Any:
+        return self.cls._from_config(self.config, **options)
+
+
 def pattern_of(name: str) -> str:
     """Return a name with `{}` for each number of a layer or an expert."""
     return NUMBER.sub("{}", name)
@@ -45,15 +78,16 @@ def index_of(folder: Path) -> tuple[str, ...]:
     return tuple(json.loads(path.read_text(encoding="utf-8"))["weight_map"])
 
 
-def saved_tensors(model: Any) -> dict[str, Any]:
+def saved_tensors(model: Any, prefix: str = "") -> dict[str, Any]:
     """Return the tensors that transformers saves of a model, in the form of older files. One that
-    several modules share stands once."""
+    several modules share stands once. All names begin with the prefix."""
     from transformers.core_model_loading import revert_weight_conversion
 
     tied = set(getattr(model, "all_tied_weights_keys", None) or {})
-    held = {name: tensor for name, tensor in model.state_dict().items() if name not in tied}
-    saved: dict[str, Any] = revert_weight_conversion(model, held)
-    return saved
+    every = model.state_dict(keep_vars=True)
+    held = {name: tensor for name, tensor in every.items() if name not in tied}
+    saved = revert_weight_conversion(model, held)
+    return {f"{prefix}{name}": tensor for name, tensor in saved.items()}
 
 
 def naming_of(model: Any, saved: Mapping[str, Any], index: tuple[str, ...]) -> Naming:
@@ -100,11 +134,11 @@ def _loaded_as(model: Any, pattern: str) -> str:
     return str(place)
 
 
-def write_weights(model: Any, folder: Path, index: tuple[str, ...]) -> Naming:
+def write_weights(model: Any, folder: Path, index: tuple[str, ...], prefix: str = "") -> Naming:
     """Write a model's tensors under published names, and return those."""
     from safetensors.torch import save_file
 
-    saved = saved_tensors(model)
+    saved = saved_tensors(model, prefix)
     naming = naming_of(model, saved, index)
     tensors = {new: saved[old].detach().clone().contiguous() for old, new in naming.names.items()}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
@@ -125,8 +159,15 @@ class Shape:
 
 
 BYTES = {
-    **{"F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I64": 8, "I8": 1, "U8": 1},
-    **{"F8_E4M3": 1, "F8_E8M0": 1},
+    "F32": 4,
+    "I32": 4,
+    "F16": 2,
+    "BF16": 2,
+    "I64": 8,
+    "I8": 1,
+    "U8": 1,
+    "F8_E4M3": 1,
+    "F8_E8M0": 1,
 }
 
 

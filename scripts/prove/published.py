@@ -1,0 +1,355 @@
+"""Tries folders of published models: whether the program makes of their configuration, names of
+weights, tokenizer, processor and template what transformers alone makes of them, or refuses them
+by name; and whether it plans them at full size by the sum of their shapes.
+
+    python -m scripts.prove.published SNAPSHOTS [--only NAME] [--work DIR] [--write]
+
+`published.toml` lists the folders. SNAPSHOTS holds each under its name; nothing of them belongs to
+this repository. One is made from its repository, commit and path:
+
+    git clone https://github.com/OWNER/NAME clone && mkdir -p SNAPSHOTS/FOLDER
+    git -C clone archive COMMIT:PATH | tar -x -C SNAPSHOTS/FOLDER
+
+Files that the list names as lacking may be missing, and weights always are. For each folder:
+
+    1. The configuration is made small (`small_config`), with random weights under the published
+       names (`published_names`); all other files stay as they are.
+    2. A picture and a video are captioned, or a picture embedded and labelled, by the command, and
+       by transformers alone from the same frames (`comparing`).
+    3. The published configuration with sparse files of full size is planned.
+
+It prints the table and exits with 1 if a row is not what the list expects. `--write` puts the
+table into docs/models.md.
+"""
+
+import argparse
+import json
+import shutil
+import sys
+import tempfile
+import tomllib
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from benchmarks._common import cells
+from scripts.prove import comparing, published_names
+from scripts.prove.comparing import Differs, compare_captions, compare_vectors, run_command
+from scripts.prove.published_names import Kind, Shape
+from scripts.prove.quantized_shapes import METHODS, is_quantized
+from scripts.prove.small_config import small_config
+from stages.models.hub.quantized import settings_in
+
+LIST = Path(__file__).with_name("published.toml")
+PAGE = Path(__file__).parents[2] / "docs" / "models.md"
+BEGIN, END = "<!-- published folders: begin -->\n", "<!-- published folders: end -->\n"
+PLAN_SHARE = 0.01
+"""Share of the sum of the shapes by which a plan may differ."""
+POINTER = b"version https://git-lfs"
+WEIGHTS = (".safetensors", ".bin", ".msgpack", ".h5", ".pth", ".pt", ".gguf", ".onnx")
+KEPT_SUFFIXES = (".json", ".txt", ".jinja", ".model", ".py", ".tiktoken")
+LARGEST = 1 << 26
+"""Bytes of a file that is copied; larger ones are weights."""
+EXPECTATIONS = ("equal", "planned", "refused")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Listed:
+    """A folder of the list."""
+
+    name: str
+    """Name of its folder in SNAPSHOTS."""
+    hub_id: str
+    """Where its authors published it."""
+    repository: str
+    """Public repository that holds the files."""
+    commit: str
+    path: str = "."
+    """Folder in the repository."""
+    expect: str
+    """`equal`; `planned`: only the plan, because files lack that prompts need; or `refused: WORDS`,
+    which the command's one line contains."""
+    files_of: str = ""
+    """Name of another folder of the list that gives the files of a processor or tokenizer which
+    this one lacks."""
+    turn: str = ""
+    """Text around `{media}` and `{prompt}` by the authors' page; empty: the chat template."""
+    page: str = ""
+    """Where that stands."""
+    filled: tuple[str, ...] = ()
+    """Files that the repository lacks and where they came from."""
+
+    def __post_init__(self) -> None:
+        if self.expect.partition(":")[0] not in EXPECTATIONS:
+            known = ", ".join(EXPECTATIONS)
+            raise ValueError(f"{self.name} expects {self.expect!r}. Accepted: {known}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Row:
+    """What came of one folder."""
+
+    listed: Listed
+    family: str = ""
+    compared_with: str = "transformers"
+    result: str
+    plan: str = ""
+    good: bool
+
+    def line(self) -> str:
+        """Return the row of the table."""
+        source = f"{self.listed.repository}@{self.listed.commit[:8]}"
+        words = (self.listed.hub_id, source, self.family, self.compared_with)
+        return cells([*words, self.result, self.plan])
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PublishedList:
+    folders: tuple[Listed, ...]
+    not_found: Mapping[str, str] = field(default_factory=dict)
+    """Model or family → what of it is in no public repository that was looked at."""
+
+    @classmethod
+    def read(cls, path: Path) -> "PublishedList":
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        folders = tuple(
+            Listed(**{n: tuple(v) if isinstance(v, list) else v for n, v in entry.items()})
+            for entry in values["folder"]
+        )
+        return cls(folders=folders, not_found=values.get("not_found", {}))
+
+
+def row_of(listed: Listed, snapshots: Path, work: Path) -> Row:
+    """Try one folder."""
+    folder = snapshots / listed.name
+    if not folder.is_dir():
+        return Row(listed=listed, result="not in SNAPSHOTS", good=False)
+    lender = snapshots / listed.files_of if listed.files_of else None
+    family = family_of(folder)
+    if listed.expect.startswith("refused"):
+        return refused_row(listed, folder, family, work)
+    try:
+        result, compared = "", "transformers"
+        if listed.expect == "equal":
+            result = compared_in_small(listed, folder, lender, work / "small")
+        plan, good = planned_at_full_size(folder, lender, work / "full")
+    except Differs as error:
+        return Row(listed=listed, family=family, result=f"differs: {error}", good=False)
+    except Exception as error:  # the other rows are still to be tried
+        traceback.print_exc()
+        why = f"fails: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        return Row(listed=listed, family=family, result=why, good=False)
+    return Row(
+        listed=listed,
+        family=family,
+        compared_with=compared if result else "",
+        result=result or "not compared: files of the prompt lack",
+        plan=plan,
+        good=good,
+    )
+
+
+def family_of(folder: Path) -> str:
+    """Return the `model_type` of a folder; empty where no config.json that can be read states
+    it."""
+    try:
+        values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return ""
+    return str(values.get("model_type", "")) if isinstance(values, dict) else ""
+
+
+def refused_row(listed: Listed, folder: Path, family: str, work: Path) -> Row:
+    """Try a folder that must be refused in one line, before anything is encoded."""
+    words = listed.expect.partition(":")[2].strip()
+    model = copy_folder(folder, work / "model", pointers=True)
+    if not any(path.suffix in WEIGHTS for path in model.iterdir()):
+        published_names.write_sparse(model, {"weight": Shape(dtype="F32", shape=(1,))})
+    media = comparing.write_media(work / "media")
+    done = run_command(
+        "caption",
+        *(str(media), "--model", str(model), "--out", str(work / "out")),
+        *("--store", str(work / "store")),
+    )
+    line = comparing.last_line(done)
+    encoded = any((work / "store").glob("**/features/**/*.pack"))
+    good = done.returncode in (2, 5) and words in line and not encoded
+    result = f"refused: {line.removeprefix('penstock: ')}"
+    return Row(listed=listed, family=family, compared_with="", result=result, good=good)
+
+
+def copy_folder(folder: Path, to: Path, lender: Path | None = None, pointers: bool = False) -> Path:
+    """Copy a folder without its weights; what it lacks comes from the `lender`. Pointers of Git LFS
+    are left out unless they are asked for."""
+    to.mkdir(parents=True)
+    for source in filter(None, (lender, folder)):
+        for path in sorted(source.iterdir()):
+            if not path.is_file() or path.name == published_names.INDEX:
+                continue
+            is_pointer = path.stat().st_size < 1024 and path.read_bytes().startswith(POINTER)
+            wanted = path.suffix in KEPT_SUFFIXES and path.stat().st_size < LARGEST
+            if pointers or (wanted and not is_pointer):
+                shutil.copy(path, to / path.name)
+    return to
+
+
+def compared_in_small(listed: Listed, folder: Path, lender: Path | None, work: Path) -> str:
+    """Compare a small model of a folder with transformers. Raises Differs."""
+    import torch
+    from transformers import AutoConfig
+
+    from tests.support.tiny_families.parts import decisive
+
+    model_folder = copy_folder(folder, work / "model", lender)
+    published = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    small = small_config(published, AutoConfig.from_pretrained(folder))
+    # By rule an older release's checkpoint gets prompts that transformers no longer writes.
+    small["penstock_as_published"] = False
+    (model_folder / "config.json").write_text(json.dumps(small), encoding="utf-8")
+    kind = Kind.of(AutoConfig.from_pretrained(model_folder))
+    torch.manual_seed(0)
+    model = kind.build(dtype=torch.float32)
+    if not kind.makes_vectors:
+        model = decisive(model)
+    index = published_names.index_of(folder)
+    naming = published_names.write_weights(model, model_folder, index, kind.prefix)
+    del model
+    if kind.makes_vectors:
+        result = compare_vectors(model_folder, work)
+    else:
+        result = compare_captions(model_folder, work, kind.cls, listed.turn)
+    lacking = f"; the files lack {', '.join(naming.unpublished)}" if naming.unpublished else ""
+    return result.text() + lacking
+
+
+def planned_at_full_size(folder: Path, lender: Path | None, work: Path) -> tuple[str, bool]:
+    """Plan a folder with sparse files, and return the planned bytes beside the sum of the shapes,
+    and whether they agree. Raises Differs if the plan fails."""
+    model = copy_folder(folder, work / "model", lender)
+    total = published_names.write_sparse(model, full_shapes(folder))
+    purpose = ("--for", "label") if Kind.of(config_of(folder)).makes_vectors else ()
+    done = run_command(
+        "plan", *purpose, "--model", str(model), "--json", "--store", str(work / "store")
+    )
+    if not done.stdout.startswith("{"):
+        raise Differs(f"penstock plan ends with {done.returncode}: {comparing.last_line(done)}")
+    halves = json.loads(done.stdout)["halves"]
+    planned = sum(int(half["stored_bytes"]) for half in halves.values())
+    same = "the sum" if planned == total else f"{planned / total - 1:+.3%} of the sum"
+    return f"{planned / 1e9:.2f} GB, {same}", abs(planned - total) <= PLAN_SHARE * total
+
+
+def config_of(folder: Path) -> Any:
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(folder)
+
+
+TYPES = {
+    "float32": "F32",
+    "bfloat16": "BF16",
+    "float16": "F16",
+    "int64": "I64",
+}
+"""Type by torch → by safetensors."""
+
+
+def full_shapes(folder: Path) -> dict[str, Shape]:
+    """Return the tensors of the published files by name, by the class and the configuration."""
+    import torch
+
+    config = config_of(folder)
+    kind = Kind.of(config)
+    with torch.device("meta"):
+        model = kind.build()
+    settings = settings_in(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+    index = published_names.index_of(folder)
+    saved = published_names.saved_tensors(model, kind.prefix)
+    naming = published_names.naming_of(model, saved, () if settings else index)
+    linear = {id(m.weight) for m in model.modules() if isinstance(m, torch.nn.Linear)}
+    dtype = dtype_of(config)
+    shapes: dict[str, Shape] = {}
+    for old, new in naming.names.items():
+        shape = tuple(saved[old].shape)
+        if settings and id(saved[old]) in linear and is_quantized(new, settings, index):
+            stored = METHODS[str(settings["quant_method"])](*shape, settings)
+            stem = new.removesuffix("weight")
+            shapes |= {stem + local: one for local, one in stored.items()}
+            continue
+        own = str(saved[old].dtype).removeprefix("torch.")
+        named = dtype if saved[old].is_floating_point() else own
+        shapes[new] = Shape(dtype=TYPES[named], shape=shape)
+    return shapes
+
+
+def dtype_of(config: Any) -> str:
+    """Return the type of the published numbers, by the configuration or by its language model's."""
+    parts = (config, config.get_text_config())
+    stated = (str(part.dtype) for part in parts if getattr(part, "dtype", None) is not None)
+    return next(stated, "float32").removeprefix("torch.")
+
+
+HEAD = """| published as | files | family | compared with | result | plan at full size |
+|---|---|---|---|---|---|
+"""
+
+
+def table(rows: Sequence[Row], not_found: Mapping[str, str]) -> str:
+    lines = [HEAD, *(f"{row.line()}\n" for row in rows)]
+    if not_found:
+        lines.append("\nNot found, and so not tried:\n\n")
+        lines += [f"- {name}: {why}\n" for name, why in not_found.items()]
+    return "".join(lines)
+
+
+def write_table(text: str) -> None:
+    """Put the table between its marks on the page."""
+    page = PAGE.read_text(encoding="utf-8")
+    before, _, rest = page.partition(BEGIN)
+    _, mark, behind = rest.partition(END)
+    if not mark:
+        raise ValueError(f"{PAGE} has no {BEGIN.strip()} … {END.strip()}")
+    PAGE.write_text(f"{before}{BEGIN}{text}{END}{behind}", encoding="utf-8")
+
+
+def rows_of(folders: Sequence[Listed], snapshots: Path, work: Path) -> Iterator[Row]:
+    """Yield the row of each folder as soon as it is known; only what differs keeps its files."""
+    for listed in folders:
+        place = work / listed.name
+        shutil.rmtree(place, ignore_errors=True)
+        row = row_of(listed, snapshots, place)
+        print(row.line() + ("" if row.good else "  <- not as expected"), flush=True)
+        if row.good:
+            shutil.rmtree(place, ignore_errors=True)
+        yield row
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """1 if a row is not what the list expects."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("snapshots", type=Path, help="folder with the published folders")
+    parser.add_argument("--list", type=Path, default=LIST, help="the list [%(default)s]")
+    parser.add_argument("--only", action="append", metavar="NAME", help="repeatable")
+    parser.add_argument("--work", type=Path, help="where models are written [a temporary folder]")
+    parser.add_argument("--write", action="store_true", help="write the table into docs/models.md")
+    options = parser.parse_args(arguments)
+
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    listed = PublishedList.read(options.list)
+    folders = [one for one in listed.folders if options.only is None or one.name in options.only]
+    with tempfile.TemporaryDirectory() as temporary:
+        rows = [*rows_of(folders, options.snapshots, options.work or Path(temporary))]
+    if options.write:
+        write_table(table(rows, listed.not_found))
+    different = [row.listed.name for row in rows if not row.good]
+    print(f"{len(rows) - len(different)} of {len(rows)} as expected")
+    return bool(different)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
