@@ -27,24 +27,19 @@ import json
 import shutil
 import sys
 import tempfile
-import tomllib
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks._common import cells
 from scripts.prove import comparing, published_names
 from scripts.prove.comparing import Differs, compare_captions, compare_vectors, run_command
 from scripts.prove.published_names import Kind, Shape
+from scripts.prove.published_table import LIST, PAGE, Listed, PublishedList, Row, write_table
 from scripts.prove.quantized_shapes import METHODS, is_quantized
 from scripts.prove.small_config import small_config
 from stages.models.hub.quantized import settings_in
 
-LIST = Path(__file__).with_name("published.toml")
-PAGE = Path(__file__).parents[2] / "docs" / "models.md"
-BEGIN, END = "<!-- published folders: begin -->\n", "<!-- published folders: end -->\n"
 PLAN_SHARE = 0.01
 """Share of the sum of the shapes by which a plan may differ."""
 POINTER = b"version https://git-lfs"
@@ -52,73 +47,6 @@ WEIGHTS = (".safetensors", ".bin", ".msgpack", ".h5", ".pth", ".pt", ".gguf", ".
 KEPT_SUFFIXES = (".json", ".txt", ".jinja", ".model", ".py", ".tiktoken")
 LARGEST = 1 << 26
 """Bytes of a file that is copied; larger ones are weights."""
-EXPECTATIONS = ("equal", "planned", "refused")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Listed:
-    """A folder of the list."""
-
-    name: str
-    """Name of its folder in SNAPSHOTS."""
-    hub_id: str
-    """Where its authors published it."""
-    repository: str
-    """Public repository that holds the files."""
-    commit: str
-    path: str = "."
-    """Folder in the repository."""
-    expect: str
-    """`equal`; `planned`: only the plan, because files lack that prompts need; or `refused: WORDS`,
-    which the command's one line contains."""
-    files_of: str = ""
-    """Name of another folder of the list that gives the files of a processor or tokenizer which
-    this one lacks."""
-    turn: str = ""
-    """Text around `{media}` and `{prompt}` by the authors' page; empty: the chat template."""
-    page: str = ""
-    """Where that stands."""
-    filled: tuple[str, ...] = ()
-    """Files that the repository lacks and where they came from."""
-
-    def __post_init__(self) -> None:
-        if self.expect.partition(":")[0] not in EXPECTATIONS:
-            known = ", ".join(EXPECTATIONS)
-            raise ValueError(f"{self.name} expects {self.expect!r}. Accepted: {known}")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Row:
-    """What came of one folder."""
-
-    listed: Listed
-    family: str = ""
-    compared_with: str = "transformers"
-    result: str
-    plan: str = ""
-    good: bool
-
-    def line(self) -> str:
-        """Return the row of the table."""
-        source = f"{self.listed.repository}@{self.listed.commit[:8]}"
-        words = (self.listed.hub_id, source, self.family, self.compared_with)
-        return cells([*words, self.result, self.plan])
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PublishedList:
-    folders: tuple[Listed, ...]
-    not_found: Mapping[str, str] = field(default_factory=dict)
-    """Model or family → what of it is in no public repository that was looked at."""
-
-    @classmethod
-    def read(cls, path: Path) -> "PublishedList":
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-        folders = tuple(
-            Listed(**{n: tuple(v) if isinstance(v, list) else v for n, v in entry.items()})
-            for entry in values["folder"]
-        )
-        return cls(folders=folders, not_found=values.get("not_found", {}))
 
 
 def row_of(listed: Listed, snapshots: Path, work: Path) -> Row:
@@ -131,7 +59,7 @@ def row_of(listed: Listed, snapshots: Path, work: Path) -> Row:
     if listed.expect.startswith("refused"):
         return refused_row(listed, folder, family, work)
     try:
-        result, compared = "", "transformers"
+        result = ""
         if listed.expect == "equal":
             result = compared_in_small(listed, folder, lender, work / "small")
         plan, good = planned_at_full_size(folder, lender, work / "full")
@@ -144,7 +72,7 @@ def row_of(listed: Listed, snapshots: Path, work: Path) -> Row:
     return Row(
         listed=listed,
         family=family,
-        compared_with=compared if result else "",
+        compared_with="transformers" if result else "",
         result=result or "not compared: files of the prompt lack",
         plan=plan,
         good=good,
@@ -166,7 +94,7 @@ def refused_row(listed: Listed, folder: Path, family: str, work: Path) -> Row:
     words = listed.expect.partition(":")[2].strip()
     model = copy_folder(folder, work / "model", pointers=True)
     if not any(path.suffix in WEIGHTS for path in model.iterdir()):
-        published_names.write_sparse(model, {"weight": Shape(dtype="F32", shape=(1,))})
+        published_names.write_sparse(model, {"weight": Shape(dtype="F32", shape=(10**5, 10**4))})
     media = comparing.write_media(work / "media")
     done = run_command(
         "caption",
@@ -176,8 +104,9 @@ def refused_row(listed: Listed, folder: Path, family: str, work: Path) -> Row:
     line = comparing.last_line(done)
     encoded = any((work / "store").glob("**/features/**/*.pack"))
     good = done.returncode in (2, 5) and words in line and not encoded
-    result = f"refused: {line.removeprefix('penstock: ')}"
-    return Row(listed=listed, family=family, compared_with="", result=result, good=good)
+    stated = line.removeprefix("penstock: ").replace(str(model), "the folder")
+    result = f"refused: {stated.partition('. ')[0]}"
+    return Row(listed=listed, family=family, result=result, good=good)
 
 
 def copy_folder(folder: Path, to: Path, lender: Path | None = None, pointers: bool = False) -> Path:
@@ -291,29 +220,6 @@ def dtype_of(config: Any) -> str:
     return next(stated, "float32").removeprefix("torch.")
 
 
-HEAD = """| published as | files | family | compared with | result | plan at full size |
-|---|---|---|---|---|---|
-"""
-
-
-def table(rows: Sequence[Row], not_found: Mapping[str, str]) -> str:
-    lines = [HEAD, *(f"{row.line()}\n" for row in rows)]
-    if not_found:
-        lines.append("\nNot found, and so not tried:\n\n")
-        lines += [f"- {name}: {why}\n" for name, why in not_found.items()]
-    return "".join(lines)
-
-
-def write_table(text: str) -> None:
-    """Put the table between its marks on the page."""
-    page = PAGE.read_text(encoding="utf-8")
-    before, _, rest = page.partition(BEGIN)
-    _, mark, behind = rest.partition(END)
-    if not mark:
-        raise ValueError(f"{PAGE} has no {BEGIN.strip()} … {END.strip()}")
-    PAGE.write_text(f"{before}{BEGIN}{text}{END}{behind}", encoding="utf-8")
-
-
 def rows_of(folders: Sequence[Listed], snapshots: Path, work: Path) -> Iterator[Row]:
     """Yield the row of each folder as soon as it is known; only what differs keeps its files."""
     for listed in folders:
@@ -336,16 +242,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--write", action="store_true", help="write the table into docs/models.md")
     options = parser.parse_args(arguments)
 
+    import torch
     import transformers
 
+    torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     listed = PublishedList.read(options.list)
     folders = [one for one in listed.folders if options.only is None or one.name in options.only]
-    with tempfile.TemporaryDirectory() as temporary:
-        rows = [*rows_of(folders, options.snapshots, options.work or Path(temporary))]
+    with tempfile.TemporaryDirectory() as temporary, comparing.warm_commands(Path(temporary)):
+        work = options.work or Path(temporary) / "work"
+        rows = [*rows_of(folders, options.snapshots, work)]
     if options.write:
-        write_table(table(rows, listed.not_found))
+        write_table(listed, rows, PAGE)
     different = [row.listed.name for row in rows if not row.good]
     print(f"{len(rows) - len(different)} of {len(rows)} as expected")
     return bool(different)

@@ -59,7 +59,8 @@ def small_config(published: Mapping[str, Any], config: Any) -> dict[str, Any]:
     derived = [_head_size(p) for _, p in parts_of(config) if getattr(p, "head_dim", None) is None]
     width = HEADS * max([HEAD, *derived])
     for name, holder, part in _places(values, config):
-        _shrink(holder, part, width, is_text="text" in name)
+        is_text = not any(kind in name for kind in ("vision", "audio"))
+        _shrink(holder, part, width, is_text)
     _divide_sections(values, _divisor(config))
     for name in ("torch_dtype", "dtype"):
         _replace(values, name, "float32")
