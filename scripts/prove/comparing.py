@@ -247,8 +247,8 @@ def compare_vectors(model: Path, work: Path) -> Compared:
     from stages.models.processors.prepare import prepare_images
 
     picture = write_media(work / "media") / "picture.png"
-    where = (str(picture), "--model", str(model), "--precision", "fp32")
-    where += ("--store", str(work / "store"))
+    where = [str(picture), "--model", str(model), "--precision", "fp32"]
+    where += ["--store", str(work / "store")]
     run("embed", *where, "--out", str(work / "vectors"))
     run("label", *where, "--out", str(work / "labels"), "--labels", ",".join(LABELS))
     whole = AutoModel.from_pretrained(model, dtype=torch.float32).eval()

@@ -203,7 +203,8 @@ def full_shapes(folder: Path) -> dict[str, Shape]:
     for old, new in naming.names.items():
         shape = tuple(saved[old].shape)
         if settings and id(saved[old]) in linear and is_quantized(new, settings, index):
-            stored = METHODS[str(settings["quant_method"])](*shape, settings)
+            rows, columns = shape
+            stored = METHODS[str(settings["quant_method"])](rows, columns, settings)
             stem = new.removesuffix("weight")
             shapes |= {stem + local: one for local, one in stored.items()}
             continue

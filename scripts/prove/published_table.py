@@ -4,6 +4,7 @@ import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from benchmarks._common import cells
 
@@ -105,11 +106,12 @@ class PublishedList:
     @classmethod
     def read(cls, path: Path) -> "PublishedList":
         values = tomllib.loads(path.read_text(encoding="utf-8"))
-        folders = tuple(
-            Listed(**{n: tuple(v) if isinstance(v, list) else v for n, v in entry.items()})
-            for entry in values["folder"]
-        )
+        folders = tuple(Listed(**_fields(entry)) for entry in values["folder"])
         return cls(folders=folders, not_found=values.get("not_found", {}))
+
+
+def _fields(entry: Mapping[str, Any]) -> dict[str, Any]:
+    return {n: tuple(value) if isinstance(value, list) else value for n, value in entry.items()}
 
 
 def table(listed: PublishedList, rows: Sequence[Row], before: str = "") -> str:
