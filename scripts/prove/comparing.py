@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from artifacts.errors import PenstockError
 from scripts.warm import HOOK, warm_process
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -100,22 +101,21 @@ def last_line(done: "subprocess.CompletedProcess[str]") -> str:
     return (stated or lines or [f"exit {done.returncode}"])[-1].strip()
 
 
-def compare_captions(model: Path, work: Path, whole_class: Any, turn: str) -> Compared:
+def compare_captions(
+    model: Path, work: Path, whole_class: Any, turn: str, *, inside: bool = False
+) -> Compared:
     """Compare the captions of a picture and a video with what the whole model, of
     the class of transformers, makes of the same frames. `turn` is the text around media and prompt,
-    with `{media}` and `{prompt}`; empty: the checkpoint's chat template. Raises Differs."""
+    with `{media}` and `{prompt}`; empty: the checkpoint's chat template. `inside`: the stages run
+    in this process. Raises Differs."""
     from tests.support.pipeline import Place
     from tests.support.whole_model import frames_of
 
     place = Place(
         clips=write_media(work / "media"), out=work / "out", store=work / "store", model=str(model)
     )
-    run(
-        "caption",
-        *(str(place.clips), "--model", str(model), "--prompt", PROMPT, "--precision", "fp32"),
-        *("--max-new-tokens", str(TOKENS), "--keep-frames", "--frames", str(FRAMES)),
-        *("--out", str(place.out), "--store", str(place.store)),
-    )
+    captioned = caption_inside if inside else caption_by_command
+    captioned(place)
     whole = Whole.of(model, whole_class, turn)
     differences = [
         whole.difference(row, meta, pixels)
@@ -123,6 +123,36 @@ def compare_captions(model: Path, work: Path, whole_class: Any, turn: str) -> Co
     ]
     names = tuple(dict.fromkeys(Path(row["media_path"]).stem for row in place.captions()))
     return Compared(media=names, pixel_difference=max(differences))
+
+
+def caption_by_command(place: Any) -> None:
+    """Caption a place's media by the command. Raises Differs if it fails."""
+    run(
+        "caption",
+        *(str(place.clips), "--model", place.model, "--prompt", PROMPT, "--precision", "fp32"),
+        *("--max-new-tokens", str(TOKENS), "--keep-frames", "--frames", str(FRAMES)),
+        *("--out", str(place.out), "--store", str(place.store)),
+    )
+
+
+def caption_inside(place: Any) -> None:
+    """Caption a place's media by the same run with its stages in this process, which spares the
+    imports of each of them. Raises Differs if it fails."""
+    from tests.support.inside import run_inside
+
+    try:
+        ran = run_inside(
+            place,
+            prompt=PROMPT,
+            precision="fp32",
+            max_new_tokens=TOKENS,
+            keep_frames=True,
+            frames=FRAMES,
+        )
+    except PenstockError as error:
+        raise Differs(f"the run ends with an error: {error.message}") from error
+    if failures := ran.result.failures:
+        raise Differs(f"the run fails for {failures[0].media_path}: {failures[0].message}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -144,6 +174,8 @@ class Whole:
 
         model = whole_class.from_pretrained(folder, dtype=torch.float32).eval()
         processor: Any = AutoProcessor.from_pretrained(folder)
+        if not hasattr(processor, "tokenizer"):
+            processor = Parts.of(folder)
         return cls(processor=processor, model=model, ours=load_processor(folder), turn=turn)
 
     def difference(self, row: Mapping[str, Any], meta: Mapping[str, Any], pixels: Any) -> float:
@@ -165,7 +197,7 @@ class Whole:
         if ids != theirs:
             at = next((n for n, (a, b) in enumerate(zip(ids, theirs, strict=False)) if a != b), -1)
             raise Differs(f"ids of {name}: {len(ids)} and {len(theirs)}, the first at {at}")
-        caption = self.caption(expected, len(theirs))
+        caption = self.caption(expected)
         if row["caption"] != caption:
             raise Differs(f"text of {name}: {row['caption']!r} and {caption!r}")
         return pixel_difference(prepared.inputs, expected)
@@ -206,17 +238,46 @@ class Whole:
             )
         )
 
-    def caption(self, inputs: Mapping[str, Any], length: int) -> str:
+    def caption(self, inputs: Mapping[str, Any]) -> str:
         """Return what the whole model writes, greedily, without the penalties that the folder's
         generation_config.json may state."""
         import torch
 
+        from stages.models.processors.processor_calls import text_ids
+
         greedy: dict[str, Any] = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0}
         with torch.inference_mode():
-            made = self.model.generate(**inputs, **greedy, max_new_tokens=TOKENS)[0]
-        begins = made[:length].tolist() == inputs["input_ids"][0].tolist()
-        new = made[length:] if begins else made
+            made = self.model.generate(**inputs, **greedy, max_new_tokens=TOKENS)[0].tolist()
+        before = text_ids(inputs)[0].tolist()
+        starts = (0, 1)  # a decoder's own first token
+        at = next((n + len(before) for n in starts if made[n : n + len(before)] == before), 0)
+        new = made[at:]
         return str(self.processor.tokenizer.decode(new, skip_special_tokens=True)).strip()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Parts:
+    """An image processor and a tokenizer of a folder that names no processor: a text is the
+    beginning of the answer."""
+
+    image_processor: Any
+    tokenizer: Any
+    chat_template: str = ""
+
+    @classmethod
+    def of(cls, folder: Path) -> "Parts":
+        from transformers import AutoImageProcessor, AutoTokenizer
+
+        return cls(
+            image_processor=AutoImageProcessor.from_pretrained(folder),
+            tokenizer=AutoTokenizer.from_pretrained(folder),
+        )
+
+    def __call__(self, *, images: Any, text: list[str], **_: Any) -> dict[str, Any]:
+        made = self.tokenizer(text, add_special_tokens=False, return_tensors="pt")
+        pixels = self.image_processor(images=images, return_tensors="pt")
+        texts = {f"decoder_{name}": value for name, value in made.items()}
+        return {**pixels, **texts}
 
 
 def pixel_difference(prepared: Mapping[str, Any], expected: Mapping[str, Any]) -> float:

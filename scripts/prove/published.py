@@ -32,6 +32,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from artifacts.errors import PenstockError
 from scripts.prove import comparing, published_names
 from scripts.prove.comparing import Differs, compare_captions, compare_vectors, run_command
 from scripts.prove.published_names import Kind, Shape
@@ -49,8 +50,8 @@ LARGEST = 1 << 26
 """Bytes of a file that is copied; larger ones are weights."""
 
 
-def row_of(listed: Listed, snapshots: Path, work: Path) -> Row:
-    """Try one folder."""
+def row_of(listed: Listed, snapshots: Path, work: Path, *, inside: bool = False) -> Row:
+    """Try one folder; `inside`: captions and plans are made in this process."""
     folder = snapshots / listed.name
     if not folder.is_dir():
         return Row(listed=listed, result="not in SNAPSHOTS", good=False)
@@ -61,8 +62,8 @@ def row_of(listed: Listed, snapshots: Path, work: Path) -> Row:
     try:
         result = ""
         if listed.expect == "equal":
-            result = compared_in_small(listed, folder, lender, work / "small")
-        plan, good = planned_at_full_size(folder, lender, work / "full")
+            result = compared_in_small(listed, folder, lender, work / "small", inside)
+        plan, good = planned_at_full_size(folder, lender, work / "full", inside)
     except Differs as error:
         return Row(listed=listed, family=family, result=f"differs: {error}", good=False)
     except Exception as error:  # the other rows are still to be tried
@@ -124,7 +125,9 @@ def copy_folder(folder: Path, to: Path, lender: Path | None = None, pointers: bo
     return to
 
 
-def compared_in_small(listed: Listed, folder: Path, lender: Path | None, work: Path) -> str:
+def compared_in_small(
+    listed: Listed, folder: Path, lender: Path | None, work: Path, inside: bool
+) -> str:
     """Compare a small model of a folder with transformers. Raises Differs."""
     import torch
     from transformers import AutoConfig
@@ -148,26 +151,49 @@ def compared_in_small(listed: Listed, folder: Path, lender: Path | None, work: P
     if kind.makes_vectors:
         result = compare_vectors(model_folder, work)
     else:
-        result = compare_captions(model_folder, work, kind.cls, listed.turn)
+        result = compare_captions(model_folder, work, kind.cls, listed.turn, inside=inside)
     lacking = f"; the files lack {', '.join(naming.unpublished)}" if naming.unpublished else ""
     return result.text() + lacking
 
 
-def planned_at_full_size(folder: Path, lender: Path | None, work: Path) -> tuple[str, bool]:
+def planned_at_full_size(
+    folder: Path, lender: Path | None, work: Path, inside: bool
+) -> tuple[str, bool]:
     """Plan a folder with sparse files, and return the planned bytes beside the sum of the shapes,
     and whether they agree. Raises Differs if the plan fails."""
     model = copy_folder(folder, work / "model", lender)
     total = published_names.write_sparse(model, full_shapes(folder))
-    purpose = ("--for", "label") if Kind.of(config_of(folder)).makes_vectors else ()
-    done = run_command(
-        "plan", *purpose, "--model", str(model), "--json", "--store", str(work / "store")
-    )
-    if not done.stdout.startswith("{"):
-        raise Differs(f"penstock plan ends with {done.returncode}: {comparing.last_line(done)}")
-    halves = json.loads(done.stdout)["halves"]
+    vectors = Kind.of(config_of(folder)).makes_vectors
+    plan = halves_inside if inside else halves_by_command
+    halves = plan(model, work / "store", "label" if vectors else "")
     planned = sum(int(half["stored_bytes"]) for half in halves.values())
     same = "the sum" if planned == total else f"{planned / total - 1:+.3%} of the sum"
     return f"{planned / 1e9:.2f} GB, {same}", abs(planned - total) <= PLAN_SHARE * total
+
+
+def halves_by_command(model: Path, store: Path, purpose: str) -> dict[str, Any]:
+    """Return what the command plans for each half. Raises Differs if it fails."""
+    more = ("--for", purpose) if purpose else ()
+    done = run_command("plan", *more, "--model", str(model), "--json", "--store", str(store))
+    if not done.stdout.startswith("{"):
+        raise Differs(f"penstock plan ends with {done.returncode}: {comparing.last_line(done)}")
+    halves: dict[str, Any] = json.loads(done.stdout)["halves"]
+    return halves
+
+
+def halves_inside(model: Path, store: Path, purpose: str) -> dict[str, Any]:
+    """Return the same, planned in this process. Raises Differs if it fails."""
+    from flows.options.commands import CaptionConfig, LabelConfig
+    from flows.planning.plan import figures, plan_of
+    from tests.support.inside import InsideLauncher
+
+    make: Any = LabelConfig if purpose else CaptionConfig
+    try:
+        plan = plan_of(make(model=str(model), store=str(store)), InsideLauncher())
+    except PenstockError as error:
+        raise Differs(f"the plan ends with an error: {error.message}") from error
+    halves: dict[str, Any] = figures(plan)["halves"]
+    return halves
 
 
 def config_of(folder: Path) -> Any:
@@ -221,12 +247,12 @@ def dtype_of(config: Any) -> str:
     return next(stated, "float32").removeprefix("torch.")
 
 
-def rows_of(folders: Sequence[Listed], snapshots: Path, work: Path) -> Iterator[Row]:
+def rows_of(folders: Sequence[Listed], snapshots: Path, work: Path, inside: bool) -> Iterator[Row]:
     """Yield the row of each folder as soon as it is known; only what differs keeps its files."""
     for listed in folders:
         place = work / listed.name
         shutil.rmtree(place, ignore_errors=True)
-        row = row_of(listed, snapshots, place)
+        row = row_of(listed, snapshots, place, inside=inside)
         print(row.line() + ("" if row.good else "  <- not as expected"), flush=True)
         if row.good:
             shutil.rmtree(place, ignore_errors=True)
@@ -240,6 +266,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--list", type=Path, default=LIST, help="the list [%(default)s]")
     parser.add_argument("--only", action="append", metavar="NAME", help="repeatable")
     parser.add_argument("--work", type=Path, help="where models are written [a temporary folder]")
+    parser.add_argument("--inside", action="store_true", help="start no command: faster")
     parser.add_argument("--write", action="store_true", help="write the table into docs/models.md")
     options = parser.parse_args(arguments)
 
@@ -253,7 +280,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     folders = [one for one in listed.folders if options.only is None or one.name in options.only]
     with tempfile.TemporaryDirectory() as temporary, comparing.warm_commands(Path(temporary)):
         work = options.work or Path(temporary) / "work"
-        rows = [*rows_of(folders, options.snapshots, work)]
+        rows = [*rows_of(folders, options.snapshots, work, options.inside)]
     if options.write:
         write_table(listed, rows, PAGE)
     different = [row.listed.name for row in rows if not row.good]

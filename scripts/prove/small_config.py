@@ -46,8 +46,13 @@ FIXED = {
     "hidden_size_per_layer_input": 16,
 }
 """Name → the number that takes the place of a larger one."""
-INDEXES = ("deepstack_visual_indexes", "fullatt_block_indexes")
-"""Lists of layers of a vision half."""
+INDEXES = {
+    "deepstack_visual_indexes": 3,
+    "intermediate_layers_indices": 3,
+    "fullatt_block_indexes": 1,
+    "cross_attention_layers": 1,
+}
+"""Lists of layers → how many of them remain, the first ones."""
 SECTION = "mrope_section"
 
 
@@ -154,10 +159,12 @@ def _shrink(values: dict[str, Any], part: Any, width: int, is_text: bool) -> Non
     for name, value in [*values.items()]:
         if isinstance(value, list) and len(value) in counts and counts and len(value) > layers:
             values[name] = value[:layers]
-    for name in INDEXES:
+    for name, count in INDEXES.items():
         if isinstance(stated.get(name), list) and stated[name]:
-            kept = stated[name][: layers if name == INDEXES[0] else 1]
-            values[name] = [*range(len(kept))]
+            values[name] = [*range(min(count, len(stated[name])))]
+    if "vision_output_dim" in stated:  # those layers' features beside each other
+        joined = len(values.get("intermediate_layers_indices", ())) + 1
+        values["vision_output_dim"] = joined * width
     if isinstance(stated.get("vision_feature_layer"), list):
         values["vision_feature_layer"] = [
             -1 - at % VISION_LAYERS for at in range(len(stated["vision_feature_layer"]))
@@ -170,8 +177,6 @@ def _layers(part: Any, stated: Mapping[str, Any], is_text: bool) -> int:
     count = LAYERS if is_text else VISION_LAYERS
     if isinstance(kinds, list):
         count = max(count, *(kinds.index(kind) + 1 for kind in set(kinds)))
-    if isinstance(stated.get(INDEXES[0]), list):
-        count = max(count, len(stated[INDEXES[0]]))
     return 2 * count if stated.get("num_kv_shared_layers") else count
 
 
