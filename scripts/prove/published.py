@@ -32,7 +32,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from artifacts.errors import PenstockError
 from scripts.prove import comparing, published_names
 from scripts.prove.comparing import Differs, compare_captions, compare_vectors, run_command
 from scripts.prove.published_names import Kind, Shape
@@ -51,7 +50,7 @@ LARGEST = 1 << 26
 
 
 def row_of(listed: Listed, snapshots: Path, work: Path, *, inside: bool = False) -> Row:
-    """Try one folder; `inside`: captions and plans are made in this process."""
+    """Try one folder; `inside`: the stages of captions run in this process."""
     folder = snapshots / listed.name
     if not folder.is_dir():
         return Row(listed=listed, result="not in SNAPSHOTS", good=False)
@@ -63,7 +62,7 @@ def row_of(listed: Listed, snapshots: Path, work: Path, *, inside: bool = False)
         result = ""
         if listed.expect == "equal":
             result = compared_in_small(listed, folder, lender, work / "small", inside)
-        plan, good = planned_at_full_size(folder, lender, work / "full", inside)
+        plan, good = planned_at_full_size(folder, lender, work / "full")
     except Differs as error:
         return Row(listed=listed, family=family, result=f"differs: {error}", good=False)
     except Exception as error:  # the other rows are still to be tried
@@ -95,7 +94,9 @@ def refused_row(listed: Listed, folder: Path, family: str, work: Path) -> Row:
     words = listed.expect.partition(":")[2].strip()
     model = copy_folder(folder, work / "model", pointers=True)
     if not any(path.suffix in WEIGHTS for path in model.iterdir()):
-        published_names.write_sparse(model, {"weight": Shape(dtype="F32", shape=(10**5, 10**4))})
+        names = published_names.index_of(folder) or [f"layers.{n}.weight" for n in range(2000)]
+        sizes = Shape(dtype="BF16", shape=(2000, 1000))
+        published_names.write_sparse(model, dict.fromkeys(names, sizes))
     media = comparing.write_media(work / "media")
     done = run_command(
         "caption",
@@ -156,43 +157,24 @@ def compared_in_small(
     return result.text() + lacking
 
 
-def planned_at_full_size(
-    folder: Path, lender: Path | None, work: Path, inside: bool
-) -> tuple[str, bool]:
+def planned_at_full_size(folder: Path, lender: Path | None, work: Path) -> tuple[str, bool]:
     """Plan a folder with sparse files, and return the planned bytes beside the sum of the shapes,
     and whether they agree. Raises Differs if the plan fails."""
     model = copy_folder(folder, work / "model", lender)
     total = published_names.write_sparse(model, full_shapes(folder))
     vectors = Kind.of(config_of(folder)).makes_vectors
-    plan = halves_inside if inside else halves_by_command
-    halves = plan(model, work / "store", "label" if vectors else "")
+    halves = planned_halves(model, work / "store", ("--for", "label") if vectors else ())
     planned = sum(int(half["stored_bytes"]) for half in halves.values())
     same = "the sum" if planned == total else f"{planned / total - 1:+.3%} of the sum"
     return f"{planned / 1e9:.2f} GB, {same}", abs(planned - total) <= PLAN_SHARE * total
 
 
-def halves_by_command(model: Path, store: Path, purpose: str) -> dict[str, Any]:
+def planned_halves(model: Path, store: Path, purpose: Sequence[str]) -> dict[str, Any]:
     """Return what the command plans for each half. Raises Differs if it fails."""
-    more = ("--for", purpose) if purpose else ()
-    done = run_command("plan", *more, "--model", str(model), "--json", "--store", str(store))
+    done = run_command("plan", *purpose, "--model", str(model), "--json", "--store", str(store))
     if not done.stdout.startswith("{"):
         raise Differs(f"penstock plan ends with {done.returncode}: {comparing.last_line(done)}")
     halves: dict[str, Any] = json.loads(done.stdout)["halves"]
-    return halves
-
-
-def halves_inside(model: Path, store: Path, purpose: str) -> dict[str, Any]:
-    """Return the same, planned in this process. Raises Differs if it fails."""
-    from flows.options.commands import CaptionConfig, LabelConfig
-    from flows.planning.plan import figures, plan_of
-    from tests.support.inside import InsideLauncher
-
-    make: Any = LabelConfig if purpose else CaptionConfig
-    try:
-        plan = plan_of(make(model=str(model), store=str(store)), InsideLauncher())
-    except PenstockError as error:
-        raise Differs(f"the plan ends with an error: {error.message}") from error
-    halves: dict[str, Any] = figures(plan)["halves"]
     return halves
 
 
@@ -266,7 +248,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--list", type=Path, default=LIST, help="the list [%(default)s]")
     parser.add_argument("--only", action="append", metavar="NAME", help="repeatable")
     parser.add_argument("--work", type=Path, help="where models are written [a temporary folder]")
-    parser.add_argument("--inside", action="store_true", help="start no command: faster")
+    parser.add_argument("--inside", action="store_true", help="caption in this process: faster")
     parser.add_argument("--write", action="store_true", help="write the table into docs/models.md")
     options = parser.parse_args(arguments)
 
