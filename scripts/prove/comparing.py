@@ -248,7 +248,7 @@ class Whole:
         greedy: dict[str, Any] = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0}
         with torch.inference_mode():
             made = self.model.generate(**inputs, **greedy, max_new_tokens=TOKENS)[0].tolist()
-        before = text_ids(inputs)[0].tolist()
+        before = text_ids(dict(inputs))[0].tolist()
         starts = (0, 1)  # a decoder's own first token
         at = next((n + len(before) for n in starts if made[n : n + len(before)] == before), 0)
         text = str(self.processor.tokenizer.decode(made[at:], skip_special_tokens=True)).strip()

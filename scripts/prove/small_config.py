@@ -162,6 +162,10 @@ def _shrink(values: dict[str, Any], part: Any, width: int, is_text: bool) -> Non
     for name, count in INDEXES.items():
         if isinstance(stated.get(name), list) and stated[name]:
             values[name] = [*range(min(count, len(stated[name])))]
+    if isinstance(stages := stated.get("depths"), list):  # each stage is twice as wide
+        count = len(stages)
+        values |= {"depths": [1] * count, "num_heads": [1] * count}
+        values["embed_dim"] = width >> (count - 1)
     if "vision_output_dim" in stated:  # those layers' features beside each other
         joined = len(values.get("intermediate_layers_indices", ())) + 1
         values["vision_output_dim"] = joined * width
