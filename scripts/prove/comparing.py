@@ -150,7 +150,7 @@ def caption_inside(place: Any) -> None:
             frames=FRAMES,
         )
     except PenstockError as error:
-        raise Differs(f"the run ends with an error: {error.message}") from error
+        raise Differs(error.message) from error
     if failures := ran.result.failures:
         raise Differs(f"the run fails for {failures[0].media_path}: {failures[0].message}")
 
@@ -174,7 +174,8 @@ class Whole:
 
         model = whole_class.from_pretrained(folder, dtype=torch.float32).eval()
         processor: Any = AutoProcessor.from_pretrained(folder)
-        if not hasattr(processor, "tokenizer"):
+        # The pages of such models call an image processor and a tokenizer.
+        if model.config.model_type == "vision-encoder-decoder":
             processor = Parts.of(folder)
         return cls(processor=processor, model=model, ours=load_processor(folder), turn=turn)
 
@@ -259,8 +260,7 @@ class Whole:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Parts:
-    """An image processor and a tokenizer of a folder that names no processor: a text is the
-    beginning of the answer."""
+    """An image processor and the tokenizer of a decoder: a text is the beginning of the answer."""
 
     image_processor: Any
     tokenizer: Any

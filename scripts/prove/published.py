@@ -56,19 +56,23 @@ def row_of(listed: Listed, snapshots: Path, work: Path, *, inside: bool = False)
         return Row(listed=listed, result="not in SNAPSHOTS", good=False)
     lender = snapshots / listed.files_of if listed.files_of else None
     family = family_of(folder)
-    if listed.expect.startswith("refused"):
+    if listed.expect.startswith("refused") and not listed.weights_decide:
         return refused_row(listed, folder, family, work)
     try:
         result = ""
-        if listed.expect == "equal":
+        if listed.expect == "equal" or listed.weights_decide:
             result = compared_in_small(listed, folder, lender, work / "small", inside)
         plan, good = planned_at_full_size(folder, lender, work / "full")
     except Differs as error:
-        return Row(listed=listed, family=family, result=f"differs: {error}", good=False)
+        why = str(error).replace(str(work / "small" / "model"), "the folder")
+        good = listed.weights_decide and refusal_of(listed) in why
+        result = f"{'refused' if good else 'differs'}: {why}"
+        return Row(listed=listed, family=family, result=result, good=good)
     except Exception as error:  # the other rows are still to be tried
         traceback.print_exc()
         why = f"fails: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
         return Row(listed=listed, family=family, result=why, good=False)
+    good = good and not listed.weights_decide
     return Row(
         listed=listed,
         family=family,
@@ -89,9 +93,14 @@ def family_of(folder: Path) -> str:
     return str(values.get("model_type", "")) if isinstance(values, dict) else ""
 
 
+def refusal_of(listed: Listed) -> str:
+    """Return the words by which a folder must be refused."""
+    return listed.expect.partition(":")[2].strip()
+
+
 def refused_row(listed: Listed, folder: Path, family: str, work: Path) -> Row:
     """Try a folder that must be refused in one line, before anything is encoded."""
-    words = listed.expect.partition(":")[2].strip()
+    words = refusal_of(listed)
     model = copy_folder(folder, work / "model", pointers=True)
     if not any(path.suffix in WEIGHTS for path in model.iterdir()):
         names = published_names.index_of(folder) or [f"layers.{n}.weight" for n in range(2000)]

@@ -49,6 +49,8 @@ class Listed:
     expect: str
     """`equal`; `planned`: only the plan, because files lack that prompts need; or `refused: WORDS`,
     which the command's one line contains."""
+    weights_decide: bool = False
+    """Whether a refusal is one of weights, so that the small model must be written first."""
     lacks: tuple[str, ...] = ()
     """Files that the repository does not have."""
     filled: tuple[str, ...] = ()
