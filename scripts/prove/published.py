@@ -28,7 +28,7 @@ import shutil
 import sys
 import tempfile
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -210,12 +210,13 @@ def full_shapes(folder: Path) -> dict[str, Shape]:
     kind = Kind.of(config)
     with torch.device("meta"):
         model = kind.build()
-    settings = settings_in(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+    published = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    settings = settings_in(published)
     index = published_names.index_of(folder)
     saved = published_names.saved_tensors(model, kind.prefix)
     naming = published_names.naming_of(model, saved, () if settings else index)
     linear = {id(m.weight) for m in model.modules() if isinstance(m, torch.nn.Linear)}
-    dtype = dtype_of(config)
+    dtype = dtype_of(published)
     shapes: dict[str, Shape] = {}
     for old, new in naming.names.items():
         shape = tuple(saved[old].shape)
@@ -231,11 +232,11 @@ def full_shapes(folder: Path) -> dict[str, Shape]:
     return shapes
 
 
-def dtype_of(config: Any) -> str:
-    """Return the type of the published numbers, by the configuration or by its language model's."""
-    parts = (config, config.get_text_config())
-    stated = (str(part.dtype) for part in parts if getattr(part, "dtype", None) is not None)
-    return next(stated, "float32").removeprefix("torch.")
+def dtype_of(published: Mapping[str, Any]) -> str:
+    """Return the type of the published numbers, by the configuration or by a part of it."""
+    parts = [part for part in published.values() if isinstance(part, dict)]
+    stated = (part.get(name) for part in (published, *parts) for name in ("torch_dtype", "dtype"))
+    return next((str(dtype) for dtype in stated if dtype), "float32")
 
 
 def rows_of(folders: Sequence[Listed], snapshots: Path, work: Path, inside: bool) -> Iterator[Row]:
