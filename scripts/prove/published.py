@@ -2,7 +2,7 @@
 weights, tokenizer, processor and template what transformers alone makes of them, or refuses them
 by name; and whether it plans them at full size by the sum of their shapes.
 
-    python -m scripts.prove.published SNAPSHOTS [--only NAME] [--work DIR] [--write]
+    python -m scripts.prove.published SNAPSHOTS [--only NAME] [--work DIR] [--inside] [--write]
 
 `published.toml` lists the folders. SNAPSHOTS holds each under its name; nothing of them belongs to
 this repository. One is made from its repository, commit and path:
@@ -77,7 +77,7 @@ def row_of(listed: Listed, snapshots: Path, work: Path, *, inside: bool = False)
         listed=listed,
         family=family,
         compared_with="transformers" if result else "",
-        result=result or "not compared: files of the prompt lack",
+        result=result or "not compared: it lacks files of its prompt",
         plan=plan,
         good=good,
     )
@@ -174,8 +174,9 @@ def planned_at_full_size(folder: Path, lender: Path | None, work: Path) -> tuple
     vectors = Kind.of(config_of(folder)).makes_vectors
     halves = planned_halves(model, work / "store", ("--for", "label") if vectors else ())
     planned = sum(int(half["stored_bytes"]) for half in halves.values())
-    same = "the sum" if planned == total else f"{planned / total - 1:+.3%} of the sum"
-    return f"{planned / 1e9:.2f} GB, {same}", abs(planned - total) <= PLAN_SHARE * total
+    share = planned / total - 1
+    same = "the sum" if abs(share) < 0.0005 else f"{share:+.1%} of the sum"
+    return f"{planned / 1e9:.2f} GB, {same}", abs(share) <= PLAN_SHARE
 
 
 def planned_halves(model: Path, store: Path, purpose: Sequence[str]) -> dict[str, Any]:

@@ -21,12 +21,13 @@ SECTION = """
 `scripts/prove/published.py` writes this table. Each folder has the configuration, tokenizer,
 processor and chat template as they were published, and the names of published weights; the weights
 themselves are random and the layers few and narrow, so a row says nothing about the captions of a
-model. The same frames go through Penstock's command and through transformers {version} alone, in
+model. The same frames go through Penstock's stages and through transformers {version} alone, in
 32 bit and greedily. *Equal* means that the ids of the prompt, the pixels (to the last bit, or by
 the stated difference) and all tokens are the same, or that vectors and scores differ by less than
 1e-5. *Plan at full size* is what `penstock plan` takes for the weights of the published
 configuration, beside the sum of the shapes of its tensors. Quantized folders are compared in 32
-bit, and planned in the layout of their `quantization_config`.
+bit, and planned in the layout of their `quantization_config`. Files that a repository lacks came
+from elsewhere, as `scripts/prove/published.toml` says.
 
 """
 
