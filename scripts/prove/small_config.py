@@ -61,8 +61,10 @@ def small_config(published: Mapping[str, Any], config: Any) -> dict[str, Any]:
     as, which has the numbers that the file leaves to its class."""
     values = copy.deepcopy(dict(published))
     values.pop("quantization_config", None)
-    derived = [_head_size(p) for _, p in parts_of(config) if getattr(p, "head_dim", None) is None]
-    width = HEADS * max([HEAD, *derived])
+    # Where a part states no size of its heads, the width must give one that fits its sections.
+    derived = (p for _, p in parts_of(config) if getattr(p, "head_dim", None) is None)
+    sizes = (_head_size(part) for part in derived if any(_sections(part.to_dict())))
+    width = HEADS * next(sizes, HEAD)
     for name, holder, part in _places(values, config):
         is_text = not any(kind in name for kind in ("vision", "audio"))
         _shrink(holder, part, width, is_text)
