@@ -62,7 +62,8 @@ def small_config(published: Mapping[str, Any], config: Any) -> dict[str, Any]:
     values = copy.deepcopy(dict(published))
     values.pop("quantization_config", None)
     # Where a part states no size of its heads, the width must give one that fits its sections.
-    derived = (p for _, p in parts_of(config) if getattr(p, "head_dim", None) is None)
+    alone = (part for _, part in parts_of(config) if not part.sub_configs)
+    derived = (part for part in alone if getattr(part, "head_dim", None) is None)
     sizes = (_head_size(part) for part in derived if any(_sections(part.to_dict())))
     width = HEADS * next(sizes, HEAD)
     for name, holder, part in _places(values, config):
