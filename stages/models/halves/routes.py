@@ -93,6 +93,9 @@ def thinker_of(config: Any) -> Any:
     if not isinstance(thinker, PreTrainedConfig):
         return config
     thinker.dtype = thinker.dtype or config.dtype
+    stated = getattr(config, "quantization_config", None)
+    if stated is not None and getattr(thinker, "quantization_config", None) is None:
+        thinker.quantization_config = stated
     return thinker
 
 
