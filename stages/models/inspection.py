@@ -32,6 +32,7 @@ from stages.models.halves.boundary import (
 )
 from stages.models.halves.load import lacks_tensors, refuse_pickle
 from stages.models.halves.offload import ON_HOST
+from stages.models.halves.own_code import own_code
 from stages.models.halves.routes import (
     RouteChoice,
     choose_route,
@@ -41,7 +42,6 @@ from stages.models.halves.routes import (
 )
 from stages.models.hub.checkpoint import refuse_impossible
 from stages.models.hub.headers import Header, read_headers
-from stages.models.hub.own_code import own_code
 from stages.models.hub.resolve import find_model
 from stages.models.precision.quantize import check_stored, linears_of, quantizable
 from stages.models.precision.weights import (

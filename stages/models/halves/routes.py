@@ -31,8 +31,8 @@ from stages.models.halves.boundary import (
     reader_path,
     refuse_no_vectors,
 )
+from stages.models.halves.own_code import asks_for_trust, needs_trust
 from stages.models.hub.checkpoint import is_original
-from stages.models.hub.own_code import asks_for_trust, needs_trust
 from stages.models.hub.unsupported import refuse_unsupported
 from stages.models.in_tree.registry import native_of
 

@@ -31,7 +31,8 @@ class DecoderTextProcessor(VisionTextDualEncoderProcessor):
 
     def __call__(self, images: Any = None, text: Any = None, **options: Any) -> BatchFeature:
         plain = {**options, "add_special_tokens": False}
-        return super().__call__(images=images, text=text, **plain)
+        outputs: BatchFeature = super().__call__(images=images, text=text, **plain)
+        return outputs
 
 
 def assemble_processor(folder: Path, trusted: bool) -> Any:
@@ -43,7 +44,8 @@ def assemble_processor(folder: Path, trusted: bool) -> Any:
     processor: Any = AutoProcessor.from_pretrained(folder, **options)
     if not isinstance(processor, ProcessorMixin):
         parts = (AutoImageProcessor, AutoTokenizer)
-        return DecoderTextProcessor(*(part.from_pretrained(folder, **options) for part in parts))
+        join: Any = DecoderTextProcessor
+        return join(*(part.from_pretrained(folder, **options) for part in parts))
     _set_image_tokens(processor, folder, trusted)
     return processor
 
