@@ -190,8 +190,8 @@ def notes(job: Job) -> list[str]:
         )
     if profile.lacks_template:
         found.append(
-            f"{job.model.name} has no chat template, but tokens that begin a turn: its captions may "
-            "be poor; download it again, with its chat_template file"
+            f"{job.model.name} has no chat template, but tokens that begin a turn: captions may be "
+            "poor; download it again, with its chat_template file"
         )
     if profile.continues_prompt and QuestionOptions.of(job.config).prompt is None:
         found.append(

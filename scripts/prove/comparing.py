@@ -85,7 +85,7 @@ def warm_commands(place: Path) -> Iterator[None]:
 def run_command(verb: str, *words: str) -> "subprocess.CompletedProcess[str]":
     """Run a command of the program as a user does."""
     return subprocess.run(
-        [sys.executable, "-m", "penstock", verb, *words],
+        [sys.executable, "-P", "-m", "penstock", verb, *words],
         cwd=ROOT,
         capture_output=True,
         text=True,
