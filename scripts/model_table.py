@@ -17,6 +17,7 @@ from benchmarks._common import cells
 from flows.machine.budget import GPU_SHARE
 from flows.options.commands import DEFAULT_MODEL
 from flows.planning.plan_view import TABLE
+from scripts.prove.published_table import section as published_section
 from stages.models.encoding import BATCHES
 from stages.models.hub.checkpoint import NEAREST
 from stages.models.hub.quantized import READ, UNREAD
@@ -135,7 +136,8 @@ def main() -> int:
     dual, enough_dual = graph_table.dual_section()
     graphs, enough_graphs = graph_table.section()
     of_each = "".join(line(row) + "\n" for row in rows)
-    PAGE.write_text(head + of_each + FOOT + dual + unsupported_section() + graphs)
+    tried = published_section(PAGE.read_text(), transformers.__version__)
+    PAGE.write_text(head + of_each + FOOT + dual + unsupported_section() + graphs + tried)
     print(f"{PAGE}: {counts}, {in_slots} in slots, {aligned} aligned")
     whole = not any(UNTRIED in (row["image"], row["video"]) for row in rows)
     alike = not counts["differs"] and not any(OTHERWISE in row["note"] for row in rows)

@@ -3,10 +3,11 @@ reads them, and so is what a folder holds that is no checkpoint of transformers.
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -15,6 +16,9 @@ from flows.cli.main import main
 from stages.models import describe, load_half
 from stages.models.hub.checkpoint import weight_names
 from stages.models.hub.resolve import find_model
+from stages.models.processors.input_layout import layout_of
+from stages.models.processors.loading import load_processor
+from stages.models.processors.processor_calls import write
 from tests.support import families
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:%b\nsize 4096\n" % (b"0" * 64)
@@ -68,6 +72,25 @@ def damaged(folder: Path, copy: Path, file: str, how: str) -> Path:
             {"empty": b"", "pointer": POINTER, "cut": content[: len(content) // 2]}[how]
         )
     return copy
+
+
+@pytest.mark.parametrize("how", ["a byte order mark", "UTF-16", "a folder", "a broken link"])
+@pytest.mark.parametrize("file", ["config.json", "generation_config.json", "tokenizer.json"])
+def test_files_that_a_library_would_pass_over_are_named(
+    file: str, how: str, published: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(published, folder := tmp_path / "model")
+    path = folder / file
+    text = path.read_text()
+    path.unlink()
+    if how == "a folder":
+        path.mkdir()
+    elif how == "a broken link":
+        path.symlink_to("nowhere")
+    else:
+        path.write_text(text, encoding="utf-16" if how == "UTF-16" else "utf-8-sig")
+    with pytest.raises(PenstockError, match=file.replace(".", r"\.")):
+        find_model(folder)
 
 
 @pytest.mark.parametrize("how", ["missing", "empty", "cut", "pointer"])
@@ -188,4 +211,74 @@ def test_files_that_lack_a_tensor_are_refused_before_a_run(tmp_path: Path) -> No
     del weights[name]
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(EnvironmentFault, match=r"lacks 1 tensor of the model, such as .*linear_1"):
+        describe(folder)
+
+
+def changed(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> Path:
+    weights = load_file(families.copy_of("llava", folder) / "model.safetensors")
+    change(weights)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def test_a_tensor_of_another_shape_or_of_whole_numbers_is_refused(tmp_path: Path) -> None:
+    name = next(
+        n for n in load_file(families.checkpoint("llava") / "model.safetensors") if "q_proj" in n
+    )
+    longer = changed(
+        tmp_path / "shape", lambda w: w.update({name: torch.zeros(7, w[name].shape[1])})
+    )
+    whole = changed(tmp_path / "int8", lambda w: w.update({name: w[name].to(torch.int8)}))
+    for folder in (longer, whole):
+        with pytest.raises(EnvironmentFault, match="and the model takes floating-point") as caught:
+            describe(folder)
+        assert name in caught.value.message
+
+
+def test_more_layers_than_config_json_states_are_refused(tmp_path: Path) -> None:
+    """transformers leaves them out with a warning, and captions with what is left."""
+    folder = families.copy_of("llava", tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    config["text_config"]["num_hidden_layers"] -= 1
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(EnvironmentFault, match=r"holds .*layers\.1, and its config.json states"):
+        describe(folder)
+
+
+def test_layers_that_predict_several_tokens_may_be_left_over(tmp_path: Path) -> None:
+    def add(weights: dict[str, torch.Tensor]) -> None:
+        first = [name for name in weights if "language_model" in name and ".layers.0." in name]
+        for name in first:
+            weights[name.replace(".layers.0.", ".layers.9.")] = weights[name].clone()
+        weights[first[0].partition(".layers.")[0] + ".layers.9.eh_proj.weight"] = torch.ones(2, 2)
+
+    assert describe(changed(tmp_path / "model", add)).parts["language"].layers == 2
+
+
+def test_a_template_of_the_tokenizer_writes_the_turn(tmp_path: Path) -> None:
+    """As users work around a missing chat_template.jinja: the prompt is written alike."""
+    whole = families.checkpoint("qwen2_5_vl")
+    shutil.copytree(whole, folder := tmp_path / "model")
+    template = (folder / "chat_template.jinja").read_text()
+    (folder / "chat_template.jinja").unlink()
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "chat_template": template}))
+    written = [
+        write(processor, layout_of(processor, "images").form, "images", 1, "What?")
+        for processor in map(load_processor, (whole, folder))
+    ]
+    assert written[0] == written[1] and "vision_start" in written[0]
+
+
+def test_a_missing_template_of_a_chat_model_is_noted(tmp_path: Path) -> None:
+    shutil.copytree(families.checkpoint("qwen2_5_vl"), folder := tmp_path / "model")
+    assert not describe(folder).lacks_template
+    (folder / "chat_template.jinja").unlink()
+    assert describe(folder).lacks_template
+
+
+def test_an_adapter_beside_a_whole_model_is_refused(tmp_path: Path) -> None:
+    folder = families.copy_of("llava", tmp_path / "model")
+    (folder / "adapter_config.json").write_text("{}")
+    with pytest.raises(UsageError, match="holds an adapter"):
         describe(folder)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from artifacts.errors import EnvironmentFault, UsageError
+from artifacts.errors import MissingPackage, UsageError
 from benchmarks._jobs import whole
 from benchmarks._words import hf
 from stages.models.processors import prepare as images
@@ -329,7 +329,7 @@ def test_a_processor_that_takes_one_prompt_a_call_is_called_for_each() -> None:
         (RuntimeError("not today"), UsageError, "takes images in no known layout: not today"),
         (
             ImportError("Package `num2words` is required.\nInstall it with `pip`."),
-            EnvironmentFault,
+            MissingPackage,
             r"`num2words` is required\. Install it",
         ),
     ],

@@ -111,7 +111,7 @@ def assert_captions_as_transformers(captioner: Path, prompt: str | None, tmp_pat
     assert row["prompt"] == (prompt or "") and row["caption"]
 
 
-@pytest.mark.parametrize("form", ["no processor_config.json", "nulls in it"])
+@pytest.mark.parametrize("form", ["no processor_config.json", "nulls in it", "no added tokens"])
 @pytest.mark.parametrize("family", ["llava", "llava_onevision"])
 def test_the_tokens_of_an_image_are_taken_from_config_json(
     family: str, form: str, tmp_path: Path
@@ -121,8 +121,11 @@ def test_the_tokens_of_an_image_are_taken_from_config_json(
     folder = tmp_path / "model"
     shutil.copytree(whole, folder)
     settings = json.loads((folder / "processor_config.json").read_text())
-    if form == "nulls in it":
+    if form != "no processor_config.json":
         settings.pop("num_additional_image_tokens", None)
+    if form == "no added tokens":
+        (folder / "processor_config.json").write_text(json.dumps(settings))
+    elif form == "nulls in it":
         counted = ("patch_size", "num_image_tokens", "vision_feature_select_strategy")
         settings |= {name: None for name in counted if name in settings}
         (folder / "processor_config.json").write_text(json.dumps(settings))

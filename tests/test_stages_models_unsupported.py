@@ -19,6 +19,7 @@ from flows.cli.main import main
 from flows.machine.launch import DirectLauncher
 from scripts.model_table import unsupported_section
 from stages.models import describe, load_half, resolve_model
+from stages.models.halves.routes import load_config
 from stages.models.hub.checkpoint import CONVERTED, NEAREST, refuse_original
 from stages.models.hub.quantized import ignored_settings, refuse_unread
 from stages.models.hub.resolve import find_model
@@ -444,3 +445,29 @@ def test_one_that_brings_its_own_code_is_not_taken_for_one_of_transformers(
 def test_a_converted_checkpoint_that_still_names_its_tower_is_loaded(tmp_path: Path) -> None:
     folder = copy_of("llava", tmp_path / "model", mm_vision_tower="somewhere")
     assert load_half(folder, "vision").get_submodule("model.vision_tower")
+
+
+def test_an_omni_model_is_quantized_as_its_outer_configuration_states(tmp_path: Path) -> None:
+    """Qwen/Qwen2.5-Omni-7B-AWQ states it beside thinker_config, whose layers it is about."""
+    (tmp_path / "config.json").write_text(
+        json.dumps(
+            {
+                "model_type": "qwen2_5_omni",
+                "thinker_config": {"model_type": "qwen2_5_omni_thinker"},
+                "quantization_config": {"quant_method": "awq", "bits": 4, "group_size": 128},
+            }
+        )
+    )
+    config = load_config(tmp_path, trusted=False)
+    assert config.model_type == "qwen2_5_omni_thinker"
+    assert config.quantization_config["quant_method"] == "awq"
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"quant_method": "modelopt"}, {"producer": {"name": "modelopt"}, "quant_algo": "FP8"}],
+)
+def test_modelopt_is_named(settings: dict[str, Any], tmp_path: Path) -> None:
+    config = {"model_type": "qwen2_5_vl", "quantization_config": settings}
+    with pytest.raises(UsageError, match="stored by ModelOpt"):
+        describe(written(tmp_path / "model", config))

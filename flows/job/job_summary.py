@@ -188,6 +188,11 @@ def notes(job: Job) -> list[str]:
         found.append(
             f"{job.model.name} looks at pictures with the prompt in mind: another encodes anew"
         )
+    if profile.lacks_template:
+        found.append(
+            f"{job.model.name} has no chat template, but tokens that begin a turn: captions may be "
+            "poor; download it again, with its chat_template file"
+        )
     if profile.continues_prompt and QuestionOptions.of(job.config).prompt is None:
         found.append(
             f"{job.model.name} goes on from the prompt instead of answering it, so it is given "

@@ -4,7 +4,7 @@ half."""
 from stages.decode.generation import DecodeJob, ScoreJob
 from stages.process.job import StageSpec
 
-OUTPUT_VERSION = 4
+OUTPUT_VERSION = 5
 """Increased when this stage's output changes for the same inputs; part of every later cache key."""
 STAGE = StageSpec(
     name="decode",

@@ -7,7 +7,7 @@ import logging
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -18,7 +18,7 @@ from typing import Any, get_args
 import torch
 from torch import nn
 
-from artifacts.errors import UsageError
+from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.schema import Half, MediaKind, Modality, Part
 from stages.models.dry_run import DryRun, dry_run, vector_width
 from stages.models.half_job import DescribeJob
@@ -32,6 +32,7 @@ from stages.models.halves.boundary import (
 )
 from stages.models.halves.load import lacks_tensors, refuse_pickle
 from stages.models.halves.offload import ON_HOST
+from stages.models.halves.own_code import own_code
 from stages.models.halves.routes import (
     RouteChoice,
     choose_route,
@@ -41,7 +42,6 @@ from stages.models.halves.routes import (
 )
 from stages.models.hub.checkpoint import refuse_impossible
 from stages.models.hub.headers import Header, read_headers
-from stages.models.hub.own_code import own_code
 from stages.models.hub.resolve import find_model
 from stages.models.precision.quantize import check_stored, linears_of, quantizable
 from stages.models.precision.weights import (
@@ -72,7 +72,7 @@ from stages.models.processors.prepare import (
     prepare_images,
     prompt_overhead,
 )
-from stages.models.processors.processor_calls import system_form
+from stages.models.processors.processor_calls import TEMPLATED, Layout, system_form
 from stages.models.processors.side_inputs import hearing_profile
 from stages.models.profile import AdaptableLayer, ModelProfile, PartProfile, SamplingProfile
 from stages.models.published import with_published_facts
@@ -105,7 +105,7 @@ def halves_of(
             f"the checkpoint of this {type(skeleton).__name__} holds no weights of a vision half",
             hint="Choose the whole vision-language checkpoint, not its text part",
         )
-    _refuse_missing(skeleton, weights)
+    _refuse_other_tensors(skeleton, headers, weights)
     own: dict[Part, list[AdaptableLayer]] = {half: [] for half in halves}
     for layer in _adaptable(skeleton, weights):
         # Layers in both halves belong to the vision half: features are computed with them.
@@ -130,16 +130,52 @@ def _stored(skeleton: Any, headers: list[Header]) -> tuple[dict[str, StoredLayer
     return layers, weights
 
 
-def _refuse_missing(skeleton: Any, weights: list[Weight]) -> None:
-    """Refuse files that lack tensors which transformers would report as newly initialized. One
-    stored tensor may become several of the model; those are compared when they are loaded. Raises
-    EnvironmentFault."""
-    ignored = [*(skeleton._keys_to_ignore_on_load_missing or ()), *split_targets(skeleton)]
-    pattern = re.compile("|".join(f"({part})" for part in ignored) or "(?!)")
+def _refuse_other_tensors(skeleton: Any, headers: list[Header], weights: list[Weight]) -> None:
+    """Refuse files whose tensors are not those of the model: some that transformers would report as
+    newly initialized are missing, layers are left over, shapes differ, or whole numbers stand where
+    weights should. One stored tensor may become several of the model; those are compared when they
+    are loaded. Raises EnvironmentFault."""
+    split = _any_of(split_targets(skeleton))
+    missing_ok = _any_of(skeleton._keys_to_ignore_on_load_missing)
     expected = skeleton.state_dict().keys() - skeleton.all_tied_weights_keys.keys()
     missing = expected - {weight.path for weight in weights}
-    if missing := sorted(name for name in missing if not pattern.search(name)):
+    if missing := sorted(n for n in missing if not (split.search(n) or missing_ok.search(n))):
         raise lacks_tensors("the checkpoint", "model", missing)
+    _refuse_left_over(skeleton, headers, weights)
+    plain = {w.name: w.path for w in weights if not (w.kind or split.search(w.path))}
+    parameters = dict(skeleton.named_parameters())
+    for header in headers:
+        if (path := plain.get(header.name)) in parameters:
+            shape = tuple(parameters[path].shape)
+            if header.shape != shape or header.dtype[0] in "IU":
+                raise EnvironmentFault(
+                    f"{header.name} of the checkpoint is {header.dtype} {list(header.shape)}, and "
+                    f"the model takes floating-point numbers {list(shape)}",
+                    hint="Download it again: its files and its config.json belong together",
+                )
+
+
+def _refuse_left_over(skeleton: Any, headers: list[Header], weights: list[Weight]) -> None:
+    """Refuse files with more layers than config.json states, which transformers would leave out.
+    Layers of another kind than the first, which predict several tokens, may be left out. Raises
+    EnvironmentFault."""
+    used, names = {weight.name for weight in weights}, {header.name for header in headers}
+    ignored = _any_of(skeleton._keys_to_ignore_on_load_unexpected)
+    layers: dict[tuple[str, str], set[str]] = {}
+    for name in names - used:
+        if (found := IN_LAYER.match(name)) and not ignored.search(name):
+            layers.setdefault((found[1], found[2]), set()).add(found[3])
+    for (stack, number), endings in layers.items():
+        if {f"{stack}.0.{ending}" for ending in endings} <= used:
+            raise EnvironmentFault(
+                f"the checkpoint holds {stack}.{number}, and its config.json states fewer layers",
+                hint="Download it again: its files belong to different versions",
+            )
+
+
+def _any_of(patterns: Iterable[str] | None) -> re.Pattern[str]:
+    """Return a pattern that any of these finds; without any, it finds nothing."""
+    return re.compile("|".join(f"({pattern})" for pattern in patterns or ()) or "(?!)")
 
 
 def _adaptable(skeleton: Any, weights: list[Weight]) -> list[AdaptableLayer]:
@@ -160,7 +196,7 @@ def undivided(skeleton: Any, headers: list[Header]) -> dict[Part, PartProfile]:
     """Make the profiles of a model without a boundary: the second stage loads the whole model."""
     nothing = PartProfile(shards=(), tensors=(), parameters=0, stored_bytes=0)
     layers, weights = _stored(skeleton, headers)
-    _refuse_missing(skeleton, weights)
+    _refuse_other_tensors(skeleton, headers, weights)
     whole = _part_profile(skeleton, "whole", weights, layers)
     return {
         "vision": nothing,
@@ -231,6 +267,8 @@ logger = logging.getLogger(__name__)
 
 EDGE = 64
 """Side length in pixels of the frames that test how a processor counts."""
+IN_LAYER = re.compile(r"(.*?)\.(\d+)\.(.+)")
+"""Name of a tensor of a layer: its stack, its number, and its name in the layer."""
 FEW_AND_MANY = (2, 8)
 """Counts of those frames. Not one: encoders that take frames in pairs would duplicate it."""
 
@@ -383,6 +421,17 @@ def frames_per_video(processor: Any) -> int:
     return int(few // each) if few == many else 0
 
 
+CHAT_MARK = re.compile(r"im_start|start_header_id|start_of_turn|INST\]|<\|(user|assistant)\|>")
+"""Tokens with which chat templates begin a turn."""
+
+
+def lacks_template(processor: Any, layouts: Iterable[Layout]) -> bool:
+    """Return whether prompts are written without a chat template, although the tokenizer has marks
+    of turns: then the file of the template is missing."""
+    marks = [token for token in control_tokens(processor) if CHAT_MARK.search(token)]
+    return bool(marks) and not any(layout.form in TEMPLATED for layout in layouts)
+
+
 def _profile(
     folder: Path,
     skeleton: Any,
@@ -406,6 +455,7 @@ def _profile(
         prompted=prompted,
         parts=halves,
         sampling=default_sampling(processor),
+        lacks_template=lacks_template(processor, layouts),
         opens_reasoning=any(bool(opens_reasoning(processor, each, "?")) for each in layouts),
         takes_system=all(system_form(processor, each.form) for each in layouts),
         placeholders=tuple(sorted(placeholder_tokens(processor))),

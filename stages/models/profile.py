@@ -253,6 +253,8 @@ class ModelProfile:
     empty."""
     why: str = ""
     """Reason for the split strategy, in one sentence."""
+    lacks_template: bool = False
+    """Whether prompts have no chat template, although the tokenizer has marks of turns."""
     prompted: bool = False
     """Whether features depend on the prompt, so that another prompt needs new features."""
     parts: Mapping[Part, PartProfile]

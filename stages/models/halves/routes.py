@@ -31,8 +31,8 @@ from stages.models.halves.boundary import (
     reader_path,
     refuse_no_vectors,
 )
+from stages.models.halves.own_code import asks_for_trust, needs_trust
 from stages.models.hub.checkpoint import is_original
-from stages.models.hub.own_code import asks_for_trust, needs_trust
 from stages.models.hub.unsupported import refuse_unsupported
 from stages.models.in_tree.registry import native_of
 
@@ -93,6 +93,9 @@ def thinker_of(config: Any) -> Any:
     if not isinstance(thinker, PreTrainedConfig):
         return config
     thinker.dtype = thinker.dtype or config.dtype
+    stated = getattr(config, "quantization_config", None)
+    if stated is not None and getattr(thinker, "quantization_config", None) is None:
+        thinker.quantization_config = stated
     return thinker
 
 

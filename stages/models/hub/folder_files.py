@@ -37,10 +37,11 @@ def refuse_damaged(folder: Path) -> None:
     object. Raises EnvironmentFault."""
     for path in sorted(folder.iterdir()):
         is_object = _fits(path, OBJECTS)
-        if not (is_object or _fits(path, OTHERS)) or not path.is_file():
+        if not (is_object or _fits(path, OTHERS)):
             continue
-        stat = path.stat()
-        if fault := _fault(path, is_object, stat.st_size, stat.st_mtime_ns):
+        fault = "a folder" if path.is_dir() else "" if path.exists() else "a link to nothing"
+        stat = path.lstat() if fault else path.stat()
+        if fault := fault or _fault(path, is_object, stat.st_size, stat.st_mtime_ns):
             again = "Download the checkpoint again, or correct that file"
             if fault.endswith("pointer"):
                 again = f"Run `git lfs pull` in {folder}, or download the checkpoint again"
@@ -95,6 +96,6 @@ def _fault_of_json(content: bytes) -> str:
     except (msgspec.DecodeError, UnicodeDecodeError):
         pass  # also for NaN and Infinity, which Python writes and reads
     try:
-        return "" if isinstance(json.loads(content), dict) else "no JSON object"
+        return "" if isinstance(json.loads(content.decode()), dict) else "no JSON object"
     except ValueError as error:
         return f"no whole JSON ({error})"

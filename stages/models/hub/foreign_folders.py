@@ -22,11 +22,7 @@ LAYOUTS: Mapping[str, tuple[str, str]] = {
     "consolidated*": ("the files of its authors' own program", SAME),
 }
 """Pattern of a file → the layout of another program that it shows, and what to give instead."""
-WEIGHTS: Mapping[str, tuple[str, str]] = {
-    "*.safetensors": (
-        "weights, and no model.safetensors.index.json that says where each is",
-        AGAIN,
-    ),
+WEIGHTS: dict[str, tuple[str, str]] = {
     "*.gguf": ("GGUF files", GGUF),
     "*.onnx": ("ONNX graphs", ONNX),
     "*.h5": ("weights of TensorFlow", SAME),
@@ -50,7 +46,8 @@ def without_weights(name: str, files: Iterable[str], source: str = "") -> UsageE
             hint="Use one saved as safetensors, or "
             + (convert if source else f"download it into a folder and {convert}"),
         )
-    if form := layout or foreign(names, WEIGHTS):
+    shards = {"*.safetensors": ("weights, but no model.safetensors.index.json", AGAIN)}
+    if form := layout or foreign(names, shards | WEIGHTS):
         return UsageError(f"{name} holds {form[0]}", hint=form[1])
     return UsageError(
         f"{name} holds no model with weights (*.safetensors)",

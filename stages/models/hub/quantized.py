@@ -57,6 +57,7 @@ def _gptq_form(settings: Settings) -> str:
 
 
 UNREAD: Mapping[str, Callable[[str, Settings], bool]] = {
+    "by ModelOpt": lambda method, s: method == "modelopt" or (not method and "producer" in s),
     "by MLX": lambda method, s: not method and _is_mlx(s),
     "with experts in MXFP4": lambda method, _: method == "mxfp4",
     "by torchao": lambda method, _: method == "torchao",

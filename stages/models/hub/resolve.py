@@ -22,7 +22,7 @@ from stages.models.hub.checkpoint import (
     weight_names,
 )
 from stages.models.hub.folder_files import refuse_damaged
-from stages.models.hub.foreign_folders import foreign, without_weights
+from stages.models.hub.foreign_folders import ADAPTER, foreign, without_weights
 from stages.models.hub.quantized import refuse_unread
 from stages.models.hub.transfer import (
     Announce,
@@ -244,6 +244,8 @@ def refuse_unusable(name: str, folder: Path) -> None:
     """Refuse a checkpoint called `name` whose small files, in `folder`, are damaged or of a form
     that is not read. Raises UsageError, EnvironmentFault."""
     refuse_damaged(folder)
+    if (folder / "adapter_config.json").exists():  # transformers would load it, too
+        raise UsageError(f"{name} holds an adapter", hint=ADAPTER)
     refuse_impossible(folder)
     refuse_original(name, folder)
     refuse_unread(name, folder)

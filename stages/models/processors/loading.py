@@ -19,8 +19,8 @@ from artifacts.errors import PenstockError, UsageError
 from artifacts.packages import library_needs
 from artifacts.schema import MediaKind
 from stages.models.halves.features import is_pixels
+from stages.models.halves.own_code import asks_for_trust, needs_trust
 from stages.models.hub.folder_files import refuse_missing
-from stages.models.hub.own_code import asks_for_trust, needs_trust
 from stages.models.in_tree.registry import native_of
 from stages.models.processors.pixel_limit import PixelLimits, limit_pixels, own_sizes
 from stages.models.processors.processor_parts import assemble_processor

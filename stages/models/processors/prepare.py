@@ -16,6 +16,7 @@ writes that space itself, mostly as part of its first word, so an answer that is
 another first token than the model ever wrote.
 """
 
+import inspect
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -140,8 +141,6 @@ def _prepared(outputs: Any, count: int) -> Prepared:
     )
 
 
-PIXEL_VALUES = "pixel_values"
-"""The main input of a model that encodes pictures alone."""
 TOKENIZED = ("input_ids", "attention_mask")
 """Outputs of a tokenizer."""
 DECODED = "decoder_input_ids"
@@ -192,8 +191,15 @@ def continues_prompt(processor: Any, model: Any) -> bool:
         return False
     outputs = run(processor, layout, [noise(layout.channel)], [""])
     if model.config.is_encoder_decoder:
-        return DECODED in outputs or model.main_input_name == PIXEL_VALUES
+        return DECODED in outputs or encodes_pictures_alone(model)
     return text_ids(outputs).shape[1] > 0
+
+
+def encodes_pictures_alone(model: Any) -> bool:
+    """Return whether the encoder of an encoder-decoder model takes no text."""
+    if model.main_input_name != "pixel_values":
+        return False
+    return "input_ids" not in inspect.signature(model.forward).parameters
 
 
 def opens_reasoning(
@@ -215,7 +221,7 @@ def drop_end_token(model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
     Those tokenizers were made for encoders; a decoder generates nothing after an end token. A model
     with its own `generate` handles its processor's outputs itself. If a model encodes pictures and
     no text, the prompt goes to its decoder."""
-    if model.config.is_encoder_decoder and model.main_input_name == PIXEL_VALUES:
+    if model.config.is_encoder_decoder and encodes_pictures_alone(model):
         inputs = {f"decoder_{n}" if n in TOKENIZED else n: value for n, value in inputs.items()}
     if DECODED in inputs and not text_ids(inputs).numel():  # the decoder's start token suffices
         return {n: v for n, v in inputs.items() if n not in (DECODED, "decoder_attention_mask")}

@@ -50,7 +50,7 @@ def forms(processor: Any) -> tuple[str, ...]:
     """Return the forms in which a turn may be written; the first that works is used."""
     if processor.chat_template:
         return (PARTS, STRING)
-    return (STRING, *PLAIN) if processor.tokenizer.chat_template else PLAIN
+    return (PARTS, STRING, *PLAIN) if processor.tokenizer.chat_template else PLAIN
 
 
 def last_forms(processor: Any) -> tuple[str, ...]:

@@ -12,6 +12,9 @@ from typing import Any
 
 from transformers import BatchFeature, VisionTextDualEncoderProcessor
 
+from stages.models.hub.checkpoint import read_config
+from stages.models.hub.folder_files import PROCESSOR
+
 STATED: Mapping[str, Callable[[Any], int | str]] = {
     "patch_size": lambda config: config.vision_config.patch_size,
     "vision_feature_select_strategy": lambda config: config.vision_feature_select_strategy,
@@ -21,6 +24,8 @@ STATED: Mapping[str, Callable[[Any], int | str]] = {
     "num_query_tokens": lambda config: config.num_query_tokens,
 }
 """Attribute of processors that decides how many tokens an image has → its value in config.json."""
+ADDED = "num_additional_image_tokens"
+"""Attribute of processors: tokens of an image besides its patches."""
 CLASS_TOKEN_TOWERS = ("clip_vision_model",)
 """Types of vision encoders with a class token before the patches, in models whose config.json
 states a selection of features."""
@@ -31,7 +36,8 @@ class DecoderTextProcessor(VisionTextDualEncoderProcessor):
 
     def __call__(self, images: Any = None, text: Any = None, **options: Any) -> BatchFeature:
         plain = {**options, "add_special_tokens": False}
-        return super().__call__(images=images, text=text, **plain)
+        outputs: BatchFeature = super().__call__(images=images, text=text, **plain)
+        return outputs
 
 
 def assemble_processor(folder: Path, trusted: bool) -> Any:
@@ -43,7 +49,8 @@ def assemble_processor(folder: Path, trusted: bool) -> Any:
     processor: Any = AutoProcessor.from_pretrained(folder, **options)
     if not isinstance(processor, ProcessorMixin):
         parts = (AutoImageProcessor, AutoTokenizer)
-        return DecoderTextProcessor(*(part.from_pretrained(folder, **options) for part in parts))
+        join: Any = DecoderTextProcessor
+        return join(*(part.from_pretrained(folder, **options) for part in parts))
     _set_image_tokens(processor, folder, trusted)
     return processor
 
@@ -53,10 +60,11 @@ def _set_image_tokens(processor: Any, folder: Path, trusted: bool) -> None:
     from transformers import AutoConfig
 
     unstated = [name for name in STATED if getattr(processor, name, 0) is None]
-    if not unstated:
+    added = hasattr(processor, ADDED) and ADDED not in read_config(folder, PROCESSOR)
+    if not (unstated or added):
         return
     config = AutoConfig.from_pretrained(folder, trust_remote_code=trusted)
     for name in unstated:
         setattr(processor, name, STATED[name](config))
-    if "patch_size" in unstated and config.vision_config.model_type in CLASS_TOKEN_TOWERS:
-        processor.num_additional_image_tokens = 1
+    if added and config.vision_config.model_type in CLASS_TOKEN_TOWERS:
+        setattr(processor, ADDED, 1)
