@@ -85,6 +85,27 @@ def test_pictures_and_videos_are_captioned_once(pictures: Path) -> None:
     assert note.startswith(f"frames go to {address}, each as a picture; m is identified by")
 
 
+def test_an_unknown_reason_for_an_end_stands_in_the_row_and_in_the_last_line(
+    pictures: Path,
+) -> None:
+    stand_in = StandIn()
+
+    def answer(request: dict[str, Any], digest: str, _: int) -> Any:
+        found = message_of(digest)
+        found["choices"][0]["finish_reason"] = (
+            "pause_turn" if len(stand_in.requests) == 1 else "STOP"
+        )
+        return 200, found
+
+    stand_in.answer = answer
+    with running(stand_in) as address:
+        result = captioned(config := config_for(address, pictures))
+    odd = [row for row in captions_of(config) if row["warnings"]]
+    expected = "the server ended the answer for a reason that is not known, so it may be cut"
+    assert [row["warnings"] for row in odd] == [[f"{expected}: pause_turn"]]
+    assert ", 1 ended by the server for an unknown reason" in result.line()
+
+
 @pytest.mark.parametrize("counts", [True, False])
 def test_only_a_server_that_counts_tokens_of_a_video_gets_videos(
     tmp_path: Path, counts: bool
