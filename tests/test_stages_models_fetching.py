@@ -60,13 +60,13 @@ def size_of(files: list[Path]) -> int:
 
 
 def test_a_large_tokenizer_is_checked_as_weights_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    files = {**REPOSITORY.files, "tokenizer.json": b"[1, 2]"}
+    files = {**REPOSITORY.files, "tokenizer.json": b'{"a": 2}'}
     with serve({MODEL: Repository(files=files, large=("tokenizer.json",))}) as hub:
         hub.trouble.damages = 1
         with client(monkeypatch) as connect:
             connect(hub.url)
             found = find_model(MODEL)
-        assert (found.folder / "tokenizer.json").read_bytes() == b"[1, 2]"
+        assert (found.folder / "tokenizer.json").read_bytes() == b'{"a": 2}'
         assert hub.downloads() == ["README.md", "config.json", *["tokenizer.json"] * 2]
     assert find_model(MODEL) == found  # the hub is gone by now
 
