@@ -96,7 +96,7 @@ def test_a_changed_model_makes_anew_what_it_decides(
     config: CaptionConfig, tmp_path: Path, file: str, again: list[str]
 ) -> None:
     run(config, Stages())
-    (tmp_path / "model" / file).write_text(digest_of("another"))
+    (tmp_path / "model" / file).write_text(json.dumps({"another": digest_of("another")}))
     stages = Stages()
     run(config, stages)
     assert stages.names() == again
