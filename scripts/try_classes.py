@@ -92,7 +92,7 @@ VOCABULARIES = (
     "tokenizer.model",
     "vocab.txt",
 )
-"""Files of which a tokenizer can be made without a tokenizer.json."""
+"""Files that make a tokenizer without a tokenizer.json."""
 FRAMES = 32
 VIDEO = {
     "video_metadata": [

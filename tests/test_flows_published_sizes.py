@@ -50,7 +50,7 @@ those of squares, and with the most marks between the rows."""
 TOGETHER = ("glm4v", "qwen3_vl")
 """Families that make the frames of a video smaller the more there are, so that all fit."""
 PAIRED = ("glm4v", "qwen2_vl", "qwen2_5_vl", "qwen3_vl")
-"""Families of which two frames become one grid of tokens."""
+"""Families that join two frames into one grid of tokens."""
 MEMORY = ("--memory", "4000gb")
 """More than any of these plans needs."""
 ANSWER = 256

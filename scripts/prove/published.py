@@ -38,11 +38,11 @@ from scripts.prove.published_names import Kind, Shape
 from scripts.prove.published_table import LIST, PAGE, Listed, PublishedList, Row, write_table
 from scripts.prove.quantized_shapes import METHODS, is_quantized
 from scripts.prove.small_config import small_config
+from stages.models.hub.folder_files import POINTER
 from stages.models.hub.quantized import settings_in
 
 PLAN_SHARE = 0.01
 """Share of the sum of the shapes by which a plan may differ."""
-POINTER = b"version https://git-lfs"
 WEIGHTS = (".safetensors", ".bin", ".msgpack", ".h5", ".pth", ".pt", ".gguf", ".onnx")
 KEPT_SUFFIXES = (".json", ".txt", ".jinja", ".model", ".py", ".tiktoken")
 LARGEST = 1 << 26

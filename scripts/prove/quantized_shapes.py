@@ -92,7 +92,7 @@ METHODS: dict[str, Callable[[int, int, Settings], dict[str, Shape]]] = {
     "fp8": fp8,
     "bitsandbytes": bitsandbytes,
 }
-"""`quant_method` → what it stores for a layer of so many rows and columns."""
+"""`quant_method` → the tensors that it stores for a layer of these rows and columns."""
 
 
 def is_quantized(name: str, settings: Settings, index: Iterable[str]) -> bool:

@@ -37,7 +37,8 @@ def _lack(folder: Path) -> tuple[str, str] | None:
     imported: set[str] = set()
     for path in folder.glob("*.py"):
         with contextlib.suppress(OSError, ValueError, SyntaxError):
-            imported |= {*get_imports(path)} - {each.stem for each in folder.iterdir()}
+            imported |= {*get_imports(path)}
+    imported -= {path.stem for path in folder.iterdir()}
     if not (names := sorted(name for name in imported if importlib.util.find_spec(name) is None)):
         return None
     install = install_command(packages=" ".join(PACKAGES.get(name, name) for name in names))
