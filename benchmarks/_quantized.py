@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from stages.models.hub.headers import Header
 from stages.models.shards.layout import DTYPE_NAMES
-from stages.models.stored.layouts import StoredLayer, layers_by_headers
+from stages.models.stored.layouts import StoredLayer, recognized
 
 GROUP = 128
 """Columns that share a scale."""
@@ -75,7 +75,7 @@ def one_layer(layout: str, shape: tuple[int, int]) -> tuple[StoredLayer, Tensors
         Header(f"m.{name}", "", DTYPE_NAMES[part.dtype], tuple(part.shape), part.nbytes)
         for name, part in tensors.items()
     ]
-    return layers_by_headers(headers, settings)[0], tensors
+    return recognized(headers, settings)["m.weight"], tensors
 
 
 def is_quantized(name: str) -> bool:

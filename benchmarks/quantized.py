@@ -26,7 +26,7 @@ from benchmarks._quantized import LAYOUTS, one_layer, quantized
 from benchmarks._shapes import build
 from stages.models.hub.headers import local_headers
 from stages.models.stored.codes import CPU_BYTES, CPU_ROWS, codes_of, unpack
-from stages.models.stored.layouts import layers_by_headers
+from stages.models.stored.layouts import recognized
 
 PROMPT = 16
 """Tokens before the first step."""
@@ -158,7 +158,7 @@ def parts_of(folder: Path, layout: str) -> int:
     half = describe(folder).language
     headers = local_headers(folder, half.shards)
     own = [header for header in headers if header.name in half.tensors]
-    layers = layers_by_headers(own, LAYOUTS[layout][1])
+    layers = recognized(own, LAYOUTS[layout][1]).values()
     held = sum(header.size for header in own)
     largest = max(layers, key=lambda layer: layer.rows * layer.columns)
     piece = max(CPU_BYTES, 4 * CPU_ROWS * largest.columns)

@@ -30,7 +30,7 @@ from stages.models.stored.codes import (
     unpack,
     write_by_kernel,
 )
-from stages.models.stored.layouts import Settings, StoredLayer, layers_by_headers, recognize
+from stages.models.stored.layouts import Scheme, Settings, StoredLayer, recognize, recognized
 from tests.support.card_tensors import card, on_card
 from tests.support.families import checkpoint, made_once
 from tests.support.quantized import LAYOUTS, twin_of, write_quantized
@@ -97,8 +97,8 @@ def test_a_layer_is_the_same_by_its_headers_alone(name: str, rows: int, columns:
     tensors, _ = LAYOUTS[name].quantize(noise(rows, columns))
     layer = layer_of(tensors, rows, columns, LAYOUTS[name].settings)
     headers = [header(f"m.{local}", tensor) for local, tensor in tensors.items()]
-    (found,) = layers_by_headers(headers, LAYOUTS[name].settings)
-    assert found == replace(layer, path="")
+    found = recognized(headers, LAYOUTS[name].settings)
+    assert found == {"m.weight": replace(layer, path="")}
 
 
 def test_turned_codes_of_gptq_are_not_taken_for_awq_fails() -> None:
@@ -111,7 +111,7 @@ def test_turned_codes_of_gptq_are_not_taken_for_awq_fails() -> None:
 def test_zero_fifteen_of_gptq_is_zero() -> None:
     tensors, _ = LAYOUTS["gptq"].quantize(noise(8, 16))
     tensors["qzeros"].fill_(-1)
-    layer = layer_of(tensors, 8, 16, LAYOUTS["gptq"].settings)
+    layer = layer_of(tensors, 8, 16, LAYOUTS["gptq-asymmetric"].settings)
     zeros = codes_of(layer, tensors).zeros
     assert zeros is not None and not zeros.any()
 
@@ -614,13 +614,13 @@ def test_rows_of_awq_that_fill_no_word_are_refused() -> None:
         "qzeros": torch.zeros(1, 2, dtype=torch.int32),
         "scales": torch.ones(1, 12, dtype=torch.float16),
     }
-    with pytest.raises(EnvironmentFault, match="its 12 rows do not fill words"):
+    with pytest.raises(UsageError, match="its 12 rows do not fill words"):
         codes_of(layer_of(tensors, 12, 16, LAYOUTS["awq"].settings), tensors)
 
 
 @pytest.mark.parametrize("block", [[0, 0], [None, 1], ["a", 5], [-1, 5], "x"])
 def test_a_damaged_block_size_is_not_believed(block: Any) -> None:
-    assert Settings.of({"weight_block_size": block}).block == (128, 128)
+    assert Scheme.of({"weight_block_size": block}).block == (128, 128)
 
 
 @pytest.mark.parametrize("stated", [[], "awq", 5, True])

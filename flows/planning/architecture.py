@@ -24,8 +24,8 @@ from artifacts.errors import UsageError
 from artifacts.regular_files import read_text
 from stages.models.hub.checkpoint import JSON_BYTES, Checkpoint
 from stages.models.hub.headers import Header, read_headers
-from stages.models.hub.quantized import is_read_here, settings_in
-from stages.models.stored.layouts import StoredLayer, layers_by_headers
+from stages.models.hub.quantized import settings_in
+from stages.models.stored.layouts import StoredLayer, recognized
 
 MIN_LAYERS = 2
 MIN_TENSORS = 4
@@ -333,9 +333,9 @@ def read_architecture(checkpoint: Checkpoint) -> Architecture:
         raise _unknown(checkpoint, "its config.json cannot be read") from error
     headers = read_headers(checkpoint)
     stored: tuple[StoredLayer, ...] = ()
-    if isinstance(config, dict) and is_read_here(settings := settings_in(config) or {}):
-        stored = tuple(layers_by_headers(headers, settings))
-        headers = _dequantized(headers, stored)
+    if isinstance(config, dict):
+        stored = tuple(recognized(headers, settings_in(config) or {}).values())
+        headers = _dequantized(headers, stored) if stored else headers
     if any(header.dtype not in FLOATS and len(header.shape) > 1 for header in headers):
         raise _unknown(checkpoint, "its weights are packed, which hides their shapes")
     found = stacks_of(headers)

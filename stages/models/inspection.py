@@ -132,9 +132,9 @@ def _stored(skeleton: Any, headers: list[Header]) -> tuple[dict[str, StoredLayer
 
 def _refuse_other_tensors(skeleton: Any, headers: list[Header], weights: list[Weight]) -> None:
     """Refuse files whose tensors are not those of the model: some that transformers would report as
-    newly initialized are missing, layers are left over, shapes differ, or whole numbers stand where
-    weights should. One stored tensor may become several of the model; those are compared when they
-    are loaded. Raises EnvironmentFault."""
+    newly initialized are missing, layers are left over, or shapes differ. One stored tensor may
+    become several of the model; those are compared when they are loaded. Raises EnvironmentFault.
+    """
     split = _any_of(split_targets(skeleton))
     missing_ok = _any_of(skeleton._keys_to_ignore_on_load_missing)
     expected = skeleton.state_dict().keys() - skeleton.all_tied_weights_keys.keys()
@@ -147,10 +147,10 @@ def _refuse_other_tensors(skeleton: Any, headers: list[Header], weights: list[We
     for header in headers:
         if (path := plain.get(header.name)) in parameters:
             shape = tuple(parameters[path].shape)
-            if header.shape != shape or header.dtype[0] in "IU":
+            if header.shape != shape:
                 raise EnvironmentFault(
-                    f"{header.name} of the checkpoint is {header.dtype} {list(header.shape)}, and "
-                    f"the model takes floating-point numbers {list(shape)}",
+                    f"{header.name} of the checkpoint has the shape {list(header.shape)}, and the "
+                    f"model takes {list(shape)}",
                     hint="Download it again: its files and its config.json belong together",
                 )
 

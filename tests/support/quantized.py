@@ -82,13 +82,15 @@ def rounded(
         order = np.random.default_rng(rows * columns).permutation(columns)
     group = np.empty(columns, np.int64)
     group[order] = np.arange(columns) // size
-    top, groups = 2**bits - 1, columns // size
-    parts = weight.float().numpy()[:, order].reshape(rows, groups, size)
+    top, groups = 2**bits - 1, -(-columns // size)  # the last group may be short
+    parts = [weight.float().numpy()[:, group == number] for number in range(groups)]
     if symmetric:
-        scales = np.abs(parts).max(-1) / (2 ** (bits - 1) - 0.5)
+        largest = np.stack([np.abs(part).max(-1) for part in parts], -1)
+        scales = largest / (2 ** (bits - 1) - 0.5)
         zeros = np.full((rows, groups), 2 ** (bits - 1), np.int64)
     else:
-        low, high = np.minimum(parts.min(-1), 0), np.maximum(parts.max(-1), 0)
+        low = np.minimum(np.stack([part.min(-1) for part in parts], -1), 0)
+        high = np.maximum(np.stack([part.max(-1) for part in parts], -1), 0)
         scales = (high - low) / top
         zeros = np.clip(np.round(-low / np.maximum(scales, 1e-6)), 1, top).astype(np.int64)
     kept = torch.from_numpy(np.maximum(scales, 1e-4)).to(dtype)
@@ -225,6 +227,7 @@ BLOCKS: dict[str, Any] = {
 }
 WHOLE: dict[str, Any] = {"quant_method": "fp8", "activation_scheme": "static"}
 ROWS = {"num_bits": 8, "type": "float", "strategy": "channel"}
+INT_ROWS = {**ROWS, "type": "int"}
 FLOAT4: dict[str, Any] = {"num_bits": 4, "type": "float"}
 
 Quantize = Callable[[torch.Tensor], tuple[Tensors, torch.Tensor]]
@@ -256,7 +259,7 @@ LAYOUTS: dict[str, Layout] = {
     "gptq-8": Layout(lambda w: _gptq(w, 8), {**GPTQ, "bits": 8}, "gptq-int8", "float16"),
     "gptq-v2": Layout(
         lambda w: _gptq(w, v2=True, symmetric=False),
-        {**GPTQ, "checkpoint_format": "gptq_v2"},
+        {**GPTQ, "sym": False, "checkpoint_format": "gptq_v2"},
         "gptq-int4",
         "float16",
     ),
@@ -265,11 +268,13 @@ LAYOUTS: dict[str, Layout] = {
     ),
     "w4a16": Layout(_pack, compressed("pack-quantized", _ints(4)), "w4a16"),
     "w4a16-asymmetric": Layout(
-        lambda w: _pack(w, symmetric=False), compressed("pack-quantized", _ints(4)), "w4a16"
+        lambda w: _pack(w, symmetric=False),
+        compressed("pack-quantized", _ints(4, symmetric=False)),
+        "w4a16",
     ),
     "w4a16-old-zeros": Layout(
         lambda w: _pack(w, symmetric=False, old=True),
-        compressed("pack-quantized", _ints(4)),
+        compressed("pack-quantized", _ints(4, symmetric=False)),
         "w4a16",
     ),
     "w4a16-unsorted": Layout(
@@ -285,15 +290,17 @@ LAYOUTS: dict[str, Layout] = {
     **{
         f"w{bits}a16": Layout(
             lambda w, bits=bits: _pack(w, bits, symmetric=bits == 8),  # type: ignore[misc]
-            compressed("pack-quantized", _ints(bits)),
+            compressed("pack-quantized", _ints(bits, symmetric=bits == 8)),
             f"w{bits}a16",
             packs=bits == 8,
         )
         for bits in (2, 3, 5, 6, 8)
     },
-    "w8a8": Layout(_int8, compressed("int-quantized", _ints(8, group_size=None), DYNAMIC), "w8a8"),
+    "w8a8": Layout(_int8, compressed("int-quantized", INT_ROWS, DYNAMIC), "w8a8"),
     "w8a8-asymmetric": Layout(
-        lambda w: _int8(w, zeros=True), compressed("int-quantized", _ints(8)), "w8a8"
+        lambda w: _int8(w, zeros=True),
+        compressed("int-quantized", {**INT_ROWS, "symmetric": False}),
+        "w8a8",
     ),
     "fp8-row": Layout(
         lambda w: _fp8(w, "row", "weight_scale"),
@@ -315,6 +322,7 @@ LAYOUTS: dict[str, Layout] = {
 }
 """Name → layout."""
 MIXED = compressed("mixed-precision", _ints(4))
+MIXED["config_groups"]["group_1"] = {"targets": ["re:.*attn.*"], "weights": _ints(8)}
 """Settings of a checkpoint with attention in 8 bit and MLPs in 4."""
 
 

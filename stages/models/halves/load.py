@@ -38,6 +38,7 @@ from stages.models.stored.layers import (
     stored_layers,
     stored_settings,
 )
+from stages.models.stored.layouts import parts_of
 
 
 @contextlib.contextmanager
@@ -153,11 +154,15 @@ def _stored_weights(
     the checkpoint for one in 16 bit; None for other checkpoints."""
     import torch
 
-    if not is_read_here(stored_settings(config)):
+    settings = stored_settings(config) or {}
+    present = [name for name in weight_names(folder) if (folder / name).exists()]
+    headers = local_headers(folder, present)
+    if not (is_read_here(settings) or parts_of(headers, settings)):
         return None
     skeleton = skeleton_of(config, cls)
-    present = [name for name in weight_names(folder) if (folder / name).exists()]
-    layers = stored_layers(skeleton, local_headers(folder, present))
+    layers = stored_layers(skeleton, headers)
+    if not is_read_here(settings):
+        return None
     for each in (config, config.get_text_config(decoder=True)):
         each.__dict__.pop("quantization_config", None)
     stated = config.dtype or torch.float32

@@ -4,7 +4,6 @@ The module finds the quantized tensors by their names and reads no file. It also
 implementation that the classes of one half support.
 """
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -14,7 +13,7 @@ from artifacts.schema import Part
 from stages.models.halves.boundary import absent_paths, within
 from stages.models.hub.headers import Header
 from stages.models.stored.layers import model_names
-from stages.models.stored.layouts import StoredLayer
+from stages.models.stored.layouts import BITSANDBYTES, StoredLayer
 
 
 def attention_of(model: Any, keep: Part = "whole") -> str:
@@ -57,13 +56,6 @@ def _kept(model: Any, keep: Part) -> list[Any]:
     ]
 
 
-EXTRAS = re.compile(
-    r"\.weight\.(absmax|quant_map|nested_absmax|nested_quant_map"
-    r"|quant_state\.bitsandbytes__(?P<kind>\w+))$"
-    r"|\.(?P<row_scales>SCB|weight_format)$"
-)
-"""Name endings of the tensors that bitsandbytes stores beside a quantized weight."""
-
 FEW_BITS = ("F8_", "F4", "I8", "U8", "I32")
 """Prefixes of the file types of quantized weights."""
 
@@ -94,7 +86,7 @@ def weights_of(
     kinds = {} if layers else quantized_weights(names)
     parts = {part.name: each for each in layers.values() for part in each.parts.values()}
     # The weight that a tensor belongs to: itself, unless it is the scale of another.
-    homes = [_of(n) if EXTRAS.search(n) and _of(n) in kinds else n for n in names]
+    homes = [_of(n) if BITSANDBYTES.search(n) and _of(n) in kinds else n for n in names]
     homes = [parts[n].name if n in parts else home for n, home in zip(names, homes, strict=True)]
     kinds |= {each.name: each.kind for each in layers.values()}
     found = []
@@ -119,7 +111,7 @@ def quantized_weights(names: Iterable[str]) -> dict[str, str]:
     """Return the quantized weights: name in the checkpoint → kind."""
     found: dict[str, str] = {}
     for name in names:
-        match = EXTRAS.search(name)
+        match = BITSANDBYTES.search(name)
         if match and (kind := "int8" if match["row_scales"] else match["kind"]):
             found[_of(name)] = kind
     return found
@@ -133,4 +125,4 @@ def stored_modules(skeleton: Any, names: Iterable[str]) -> dict[str, str]:
 
 
 def _of(name: str) -> str:
-    return EXTRAS.sub(".weight", name)
+    return BITSANDBYTES.sub(".weight", name)

@@ -77,10 +77,10 @@ def meta_codes(layer: StoredLayer) -> Codes:
     )
 
 
-def is_in_order(index: torch.Tensor, groups: int) -> bool:
-    """Return whether groups of columns follow one another, so that no index is needed."""
+def is_in_order(index: torch.Tensor, size: int) -> bool:
+    """Return whether groups of this many columns follow one another, so that no index is needed."""
     columns = torch.arange(len(index), device=index.device)
-    return torch.equal(index.long(), columns // max(1, len(index) // groups))
+    return torch.equal(index.long(), columns // size)
 
 
 def _octets(words: torch.Tensor) -> torch.Tensor:
@@ -141,16 +141,30 @@ def _halves(octets: torch.Tensor, *, paired: bool) -> tuple[torch.Tensor, torch.
 def _gptq(layer: StoredLayer, tensors: Mapping[str, torch.Tensor]) -> Codes:
     codes = _rows_of_words(layer, tensors["qweight"].t())
     zeros = _numbers(tensors["qzeros"], layer.bits, layer.rows)
-    if not layer.v2:  # stored less one; of zero 0 that is all ones, so it wraps
+    if not _is_v2(layer, zeros):  # stored less one; of zero 0 that is all ones, so it wraps
         zeros = (zeros + 1) & (2**layer.bits - 1)
     scales, zeros = tensors["scales"].t().contiguous(), zeros.t().contiguous()
     return Codes(codes, scales, zeros, _group_of(layer, tensors.get("g_idx")))
 
 
+def _is_v2(layer: StoredLayer, zeros: torch.Tensor) -> bool:
+    """Return whether GPTQ's zeros are stored as they are. Those of symmetric codes say it
+    themselves; config.json of some files does not. Raises UsageError for zeros of neither."""
+    if layer.scheme.v2 is not None:
+        return layer.scheme.v2
+    low, high = int(zeros.min()), int(zeros.max())
+    if low != high or layer.middle - low not in (0, 1):
+        versions = f"{layer.middle - 1} (version 1) or {layer.middle} (version 2)"
+        raise layer.unreadable(
+            f"config.json says sym, so all its zeros are {versions}, but they are {low} to {high}"
+        )
+    return low == layer.middle
+
+
 def _group_of(layer: StoredLayer, index: torch.Tensor | None) -> torch.Tensor | None:
     """Return the group of each column; None if groups follow one another. Raises EnvironmentFault
     for groups that have no scale."""
-    if index is None or is_in_order(index, layer.table[1]):
+    if index is None or is_in_order(index, layer.block[1]):
         return None
     if int(index.min()) < 0 or int(index.max()) >= layer.table[1]:
         raise layer.damaged(f"its g_idx names groups other than 0 to {layer.table[1] - 1}")
@@ -339,7 +353,7 @@ class PackedLinear(nn.Linear):
 
     def settle(self) -> None:
         """Drop an index that says only that groups follow one another. Called once it is loaded."""
-        if self.group_of is not None and is_in_order(self.group_of, self.layer.table[1]):
+        if self.group_of is not None and is_in_order(self.group_of, self.layer.block[1]):
             self.group_of = None
 
     def unpacked(self, dtype: torch.dtype) -> torch.Tensor:

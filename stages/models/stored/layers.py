@@ -2,8 +2,8 @@
 
 How a half is loaded from such a checkpoint:
 
-1. `stored_layers` finds the layers by the headers of the files. Lists in config.json play no part:
-   the names in them changed between versions of transformers.
+1. `stored_layers` finds the layers by the headers of the files. Lists of layers that are not
+   quantized play no part: the names in them changed between versions of transformers.
 2. The loader reads files that have one weight in place of the tensors of a layer, under the name of
    the 16-bit checkpoint (`StoredWeightsFile`). So renaming, merging and halves need nothing new.
 3. The weight is made when the loader asks for it, by one thread at a time, on the half's device.
@@ -13,17 +13,16 @@ How a half is loaded from such a checkpoint:
 
 import threading
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
 
-from artifacts.errors import UsageError
 from stages.models.hub.headers import Header
-from stages.models.hub.quantized import ADVICE, is_read_here, settings_in
+from stages.models.hub.quantized import settings_in
 from stages.models.stored.codes import PackedLinear, codes_of, unpack
-from stages.models.stored.layouts import FLOATS, NAMES, Settings, StoredLayer, parts_of, recognize
+from stages.models.stored.layouts import StoredLayer, parts_of, recognized
 
 
 def stored_settings(config: Any) -> dict[str, Any] | None:
@@ -68,67 +67,18 @@ def split_targets(skeleton: Any) -> list[str]:
 
 
 def stored_layers(skeleton: Any, headers: Sequence[Header]) -> dict[str, StoredLayer]:
-    """Return the quantized layers that belong to the model: name of the weight → layer. Raises
-    EnvironmentFault for damaged ones, UsageError for layouts that are not read."""
-    settings, parts = stored_settings(skeleton.config), parts_of(headers)
-    if not is_read_here(settings):
-        if not settings:
-            _refuse_unstated(skeleton, parts)
-        return {}
-    _refuse_experts(headers)
-    stated = Settings.of(settings or {})
-    names = list(parts)
-    found: dict[str, StoredLayer] = {}
-    for name, path in zip(names, model_names(skeleton, names), strict=True):
-        if path is None:
-            continue
-        layer = StoredLayer(name=name, path=path, parts=parts[name], rows=0, columns=0)
-        shape = skeleton.get_parameter(path).shape
-        if len(shape) != 2:
-            raise layer.unreadable(f"has {len(shape)} dimensions, and only matrices are read")
-        layer = replace(layer, rows=shape[0], columns=shape[1])
-        found[name] = recognize(layer, stated)
-    _check_scales(found.values())
-    return found
-
-
-def _refuse_experts(headers: Iterable[Header]) -> None:
-    """Refuse quantized experts of a mixture: a model holds them as one tensor, which a class of its
-    own computes with. Raises UsageError."""
-    found = next((h for h in headers if ".experts." in h.name and h.dtype not in FLOATS), None)
-    if found:
-        raise UsageError(
-            f"the experts of this mixture are quantized ({found.name} is {found.dtype}), and "
-            "Penstock reads experts in 16 bit only",
-            hint="Use its original in 16 bit, or a model without experts",
-        )
-
-
-def _refuse_unstated(skeleton: Any, parts: Mapping[str, Mapping[str, Header]]) -> None:
-    """Refuse weights that have scales if config.json does not say how they were quantized. The
-    loader would take the codes for weights. Raises UsageError."""
-    scaled = [name for name, own in parts.items() if not own.keys().isdisjoint(NAMES)]
-    known = [name for name, path in zip(scaled, model_names(skeleton, scaled), strict=True) if path]
-    if known:
-        raise UsageError(
-            f"{known[0]} is quantized, but config.json has no quantization_config. Files of "
-            "ModelOpt say it in hf_quant_config.json, which Penstock does not read",
-            hint=ADVICE,
-        )
-
-
-def _check_scales(layers: Iterable[StoredLayer]) -> None:
-    """Raise EnvironmentFault if layers of one kind have scales of different types: one of them was
-    damaged, and would be read as other numbers."""
-    first: dict[str, StoredLayer] = {}
-    for layer in layers:
-        other = first.setdefault(layer.kind, layer)
-        dtypes = [each.parts[each.scales].dtype for each in (layer, other)]
-        if dtypes[0] != dtypes[1]:
-            what = (
-                f"its {layer.scales} is stored as {dtypes[0]}, that of {other.stem} as {dtypes[1]}"
-            )
-            raise layer.damaged(what)
+    """Return the quantized layers that belong to the model: name of the weight → layer. Raises what
+    `recognized` does."""
+    settings = stored_settings(skeleton.config) or {}
+    names = list(parts_of(headers, settings))
+    shapes = {
+        path: tuple(parameter.shape)
+        for path, parameter in skeleton.named_parameters(remove_duplicate=False)
+        if parameter.is_floating_point()
+    }
+    paths = zip(names, model_names(skeleton, names), strict=True)
+    places = {name: (path, shapes[path]) for name, path in paths if path in shapes}
+    return recognized(headers, settings, places)
 
 
 def kind_of(kinds: Iterable[str]) -> str:

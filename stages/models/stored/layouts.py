@@ -10,19 +10,23 @@ and by the shape of its weight in the model:
     byte  `weight` of int8 or FP8, a code in a byte; scales of the tensor, rows, groups or blocks
     fp4   `weight_packed` of two codes in a byte; NVFP4 (FP8 scales) and MXFP4 (exponents)
 
-The settings in config.json say only what shapes do not: AWQ or GPTQ, whose turned codes may look
-alike, GPTQ's version and the size of blocks.
+The settings in config.json say what shapes do not (AWQ or GPTQ, whose turned codes may look alike,
+GPTQ's version, the size of blocks) and what must be there: zeros, indexes of groups, their size.
+
+`recognized` is the one way from headers and config.json to layers: of commands, plans, servers and
+`load_half`.
 """
 
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from artifacts.errors import EnvironmentFault, UsageError
 from stages.models.hub.checkpoint import DOWNLOAD_HINT
 from stages.models.hub.headers import Header
-from stages.models.hub.quantized import ADVICE
+from stages.models.hub.quantized import ADVICE, is_read_here
 
 FLOATS = ("F16", "BF16", "F32")
 EXPONENTS = ("U8", "F8_E8M0")
@@ -34,10 +38,67 @@ NAMES = (
     *("weight_zero_point", "weight_shape", "weight_g_idx", "weight_global_scale"),
 )
 """Local names of the tensors that these layouts store besides `weight`."""
-NOT_WEIGHTS = ("input_activations", "output_activations", "kv_cache_scheme")
-"""Settings of what is quantized at run time."""
+BITSANDBYTES = re.compile(
+    r"\.weight\.(absmax|quant_map|nested_absmax|nested_quant_map"
+    r"|quant_state\.bitsandbytes__(?P<kind>\w+))$"
+    r"|\.(?P<row_scales>SCB|weight_format)$"
+)
+"""Name endings of the tensors that bitsandbytes stores beside a quantized weight."""
+OTHERS = {
+    "weight._data": "by optimum-quanto",
+    "weight_scale_2": "by ModelOpt",
+    "W_q": "by HQQ",
+    "_weight_qdata": "by torchao",
+}
+"""Local name of a tensor of a form that is not read → the form, after "stored"."""
 BYTES = ("I8", "F8_E4M3")
 """Types of `weight` itself whose numbers are codes."""
+MOST_REPEATS, LONGEST_NAME = 4, 200
+"""Bounds of a pattern in config.json and of a name that is compared with it: a pattern of somebody
+could take hours."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Scheme:
+    """What config.json says of some layers."""
+
+    bits: int = 0
+    """Bits of a code; 0: not stated."""
+    group: int = 0
+    """Columns that share a scale; -1: all; 0: not stated."""
+    block: tuple[int, int] = (BLOCK, BLOCK)
+    """Rows and columns of a block of FP8."""
+    type: str = ""
+    """`int` or `float`, if it is stated."""
+    has_zeros: bool = False
+    """Whether the zero of each group is stored."""
+    has_index: bool = False
+    """Whether the group of each column is stored."""
+    v2: bool | None = False
+    """Whether GPTQ's zeros are stored as they are. None: they are all the middle, so they say it
+    themselves."""
+
+    @classmethod
+    def of(cls, stated: Mapping[str, Any]) -> "Scheme":
+        def first(*names: str) -> Any:
+            return next((stated[n] for n in names if stated.get(n) is not None), None)
+
+        def number(*names: str) -> int:
+            return value if type(value := first(*names)) is int else 0
+
+        block, symmetric = first("weight_block_size", "block_structure"), first("symmetric", "sym")
+        sides = [n for n in block if type(n) is int and n > 0] if isinstance(block, list) else []
+        order = str(first("actorder")).lower() in ("group", "dynamic", "true")
+        float8 = "fp8" in str(first("quant_method"))
+        return cls(
+            bits=number("bits", "w_bit", "num_bits"),
+            group=-1 if first("strategy") == "channel" else number("group_size", "q_group_size"),
+            block=(sides[0], sides[1]) if len(sides) == 2 else (BLOCK, BLOCK),
+            type=str(first("type") or ("float" if float8 else "")),
+            has_zeros=symmetric is False,
+            has_index=order or first("desc_act") is True,
+            v2=None if symmetric else first("checkpoint_format", "format") == "gptq_v2",
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,44 +106,54 @@ class Settings:
     """What config.json says of the layouts."""
 
     method: str = ""
-    v2: bool = False
-    """Whether GPTQ's zeros are stored as they are."""
-    block: tuple[int, int] = (BLOCK, BLOCK)
-    """Rows and columns of a block of FP8."""
-    group_sizes: frozenset[int] = frozenset()
-    """All stated group sizes; empty: none is stated."""
-    bits: frozenset[int] = frozenset()
-    """All stated numbers of bits."""
-    types: frozenset[str] = frozenset()
-    """`int` and `float`, as far as they are stated."""
+    targets: tuple[tuple[str, Scheme], ...] = ()
+    """Class, name or, after `re:`, pattern of layers → their scheme."""
 
     @classmethod
     def of(cls, stated: Mapping[str, Any]) -> "Settings":
-        method = str(stated.get("quant_method", ""))
-        form = stated.get("checkpoint_format") or stated.get("format")
-        block = next(iter(_values(stated, ("weight_block_size", "block_structure"))), None)
-        sizes = _values(stated, ("group_size", "q_group_size"))
-        bits = _values(stated, ("bits", "w_bit", "num_bits"))
-        sides = [n for n in block if type(n) is int and n > 0] if isinstance(block, list) else []
-        return cls(
-            method=method,
-            v2=form == "gptq_v2",
-            block=(sides[0], sides[1]) if len(sides) == 2 else (BLOCK, BLOCK),
-            group_sizes=frozenset(n for n in sizes if isinstance(n, int)),
-            bits=frozenset(n for n in bits if isinstance(n, int)),
-            types=frozenset(map(str, _values(stated, ("type",)) or ["float"] * ("fp8" in method))),
-        )
+        targets = [(str(t), Scheme.of(s)) for targets, s in _targets(stated) for t in targets]
+        return cls(method=str(stated.get("quant_method", "")), targets=tuple(targets))
+
+    def schemes_of(self, layer: "StoredLayer") -> list[Scheme]:
+        """Return the scheme of a layer. Versions of transformers name layers differently, so for a
+        layer that no target names these are all, and its tensors decide. Raises UsageError."""
+        names = (layer.stem, layer.module)
+        exact = [scheme for target, scheme in self.targets if target in names]
+        by_pattern = [s for target, s in self.targets if _finds(layer, target, names)]
+        by_class = [s for target, s in self.targets if target == "Linear"]
+        every = list(dict.fromkeys(scheme for _, scheme in self.targets))
+        return (exact or by_pattern or by_class)[:1] or every
 
 
-def _values(stated: Any, names: Collection[str]) -> list[Any]:
-    """Return all values for weights under these names, at any depth, that are not None."""
-    if isinstance(stated, list | tuple):
-        return [value for each in stated for value in _values(each, names)]
-    if not isinstance(stated, Mapping):
-        return []
-    found = [value for name, value in stated.items() if name in names and value is not None]
-    below = [value for name, value in stated.items() if name not in NOT_WEIGHTS]
-    return found + [one for value in below for one in _values(value, names)]
+def _targets(stated: Mapping[str, Any]) -> Iterable[tuple[Iterable[Any], Mapping[str, Any]]]:
+    """Return targets of layers, and the settings of their weights."""
+    groups = stated.get("config_groups")
+    if isinstance(groups, Mapping):
+        for group in groups.values():
+            own = group.get("weights") if isinstance(group, Mapping) else None
+            if isinstance(own, Mapping):
+                targets = group.get("targets")
+                yield targets if isinstance(targets, list) else ["Linear"], own
+        return
+    dynamic = stated.get("dynamic")  # of GPTQModel; after "-:" are layers that are in 16 bit
+    for pattern, own in dynamic.items() if isinstance(dynamic, Mapping) else ():
+        if isinstance(own, Mapping) and not pattern.startswith("-:"):
+            yield [f"re:{pattern.removeprefix('+:')}"], {**stated, **own}
+    yield ["Linear"], stated
+
+
+def _finds(layer: "StoredLayer", target: str, names: Iterable[str]) -> bool:
+    """Return whether a target is a pattern of one of these names. Raises UsageError for a pattern
+    that could take too long."""
+    if not target.startswith("re:"):
+        return False
+    pattern = target.removeprefix("re:")
+    if re.search(r"\)[*+{]", pattern) or len(re.findall(r"[*+{]", pattern)) > MOST_REPEATS:
+        raise layer.unreadable(f"config.json names layers by the pattern {pattern[:60]}")
+    try:
+        return any(re.match(pattern, name[:LONGEST_NAME]) for name in names)
+    except re.error:
+        return False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -108,8 +179,9 @@ class StoredLayer:
     table: tuple[int, int] = (1, 1)
     """Shape of the table of scales."""
     block: tuple[int, int] = (1, 1)
-    """Rows and columns of the weight that share a scale."""
-    v2: bool = False
+    """Rows and columns of the weight that share a scale; the last of them may be fewer."""
+    scheme: Scheme = Scheme()
+    """What config.json says of it."""
 
     @property
     def main(self) -> Header:
@@ -154,7 +226,21 @@ class StoredLayer:
         return EnvironmentFault(f"the quantized layer {self.stem}: {what}", hint=DOWNLOAD_HINT)
 
     def unreadable(self, what: str) -> UsageError:
-        return UsageError(f"the quantized layer {self.stem} {what}", hint=ADVICE)
+        return UsageError(
+            f"the quantized layer {self.stem} is stored in a form that Penstock does not read "
+            f"({self._form}): {what}",
+            hint=ADVICE,
+        )
+
+    @property
+    def _form(self) -> str:
+        """Return the layout and what config.json says, or without a layout what is stored."""
+        if not self.layout:
+            return ", ".join(sorted(self.parts))
+        bits, group = self.scheme.bits, self.scheme.group
+        groups = "a scale for each row" if group == -1 else f"groups of {group}"
+        stated = [f"{bits} bit"] * (bits > 0) + [groups] * (group != 0)
+        return ", ".join([LAYOUTS[self.layout][0], *stated])
 
     @property
     def stem(self) -> str:
@@ -166,58 +252,148 @@ class StoredLayer:
         return self.path.removesuffix(".weight")
 
     def expect(self, name: str, dtypes: Collection[str], *shapes: tuple[int, ...]) -> Header:
-        """Return one of its tensors. Raises EnvironmentFault unless it has one of these types and,
-        if any are given, one of these shapes."""
+        """Return one of its tensors. Raises UsageError unless it has one of these types and, if any
+        are given, one of these shapes; EnvironmentFault if its bytes do not suit its shape."""
         part = self.parts.get(name)
         if part is None:
-            raise self.damaged(f"its {name} is missing")
+            raise self.unreadable(f"its {name} is missing")
         if part.dtype not in dtypes:
-            raise self.damaged(f"its {name} is stored as {part.dtype}, not {' or '.join(dtypes)}")
+            types = " or ".join(dtypes)
+            raise self.unreadable(f"its {name} is stored as {part.dtype}, not {types}")
+        if part.size * 8 != math.prod(part.shape) * int(re.sub(r"\D*(\d+).*", r"\1", part.dtype)):
+            raise self.damaged(f"its {name} has {part.size:,} bytes, which are not its numbers")
         if shapes and part.shape not in shapes:
             right = " or ".join(str(list(shape)) for shape in dict.fromkeys(shapes))
-            raise self.damaged(f"its {name} has shape {list(part.shape)}, not {right}")
+            raise self.unreadable(f"its {name} has shape {list(part.shape)}, not {right}")
         return part
 
     def matrix(self, name: str) -> tuple[int, int]:
-        """Return the shape of one of its tensors. Raises EnvironmentFault unless it has two
+        """Return the shape of one of its tensors. Raises UsageError unless it has two
         dimensions."""
         shape = self.parts[name].shape if name in self.parts else ()
         if len(shape) != 2:
-            raise self.damaged(f"its {name} is missing or no matrix")
+            raise self.unreadable(f"its {name} is missing or no matrix")
         return shape[0], shape[1]
 
-    def may_have(self, name: str, dtypes: Collection[str], *shapes: tuple[int, ...]) -> None:
+    def may_have(
+        self, name: str, dtypes: Collection[str], *shapes: tuple[int, ...], stated: bool = False
+    ) -> None:
+        """Check a tensor that only some layers have; it must be there if config.json has `stated`
+        it. Raises what `expect` does."""
+        if stated and name not in self.parts:
+            raise self.unreadable(f"config.json states its {name}, which is missing")
         if name in self.parts:
             self.expect(name, dtypes, *shapes)
 
 
-def parts_of(headers: Iterable[Header]) -> dict[str, dict[str, Header]]:
-    """Return the tensors of each layer with a quantized weight: name of the weight → local name →
-    tensor."""
+def parts_of(headers: Iterable[Header], stated: Mapping[str, Any]) -> dict[str, dict[str, Header]]:
+    """Return the tensors of all weights that may be quantized, other than those of bitsandbytes if
+    the settings `stated` are its own: name of the weight → local name → tensor."""
     every: dict[str, dict[str, Header]] = {}
-    marked = set()
-    for header in headers:
+    marked, sizes = set[str](), {header.name: header for header in headers}
+    for header in sizes.values():
         stem, _, local = header.name.rpartition(".")
-        if local in NAMES or local == "weight":
-            every.setdefault(f"{stem}.weight", {})[local] = header
-            if local in NAMES or header.dtype in BYTES:
-                marked.add(f"{stem}.weight")
+        before, inner, below = header.name.rpartition(".weight.")
+        if inner:
+            stem, local = before, f"weight.{below}"
+        of_weight = local in (*NAMES, *OTHERS, "weight", "SCB", "weight_format") or bool(inner)
+        name = f"{stem}.weight" if of_weight else header.name
+        scaled = any(f"{name}_{scale}" in sizes for scale in ("scale", "scale_inv"))
+        codes = header.dtype[0] in "IU" or header.dtype in BYTES or header.dtype[:2] == "F4"
+        if of_weight or (codes and (header.dtype[0] != "F" or scaled)):
+            every.setdefault(name, {})[local] = header
+            if local != "weight" or codes:
+                marked.add(name)
+    if stated and not is_read_here(stated):
+        marked = {name for name in marked if not _is_of_bitsandbytes(every[name])}
     return {name: parts for name, parts in every.items() if name in marked}
 
 
-def layers_by_headers(headers: Iterable[Header], stated: Mapping[str, Any]) -> list[StoredLayer]:
-    """Return the quantized layers of a checkpoint without its model. Their shapes follow from those
-    of codes and scales. Raises EnvironmentFault and UsageError as `recognize` does."""
-    settings, found = Settings.of(stated), []
-    for name, parts in parts_of(headers).items():
-        layer = StoredLayer(name=name, parts=parts, rows=0, columns=0)
-        rows, columns = _shape(layer, settings)
-        found.append(recognize(replace(layer, rows=rows, columns=columns), settings))
+def _is_of_bitsandbytes(parts: Mapping[str, Header]) -> bool:
+    """Return whether a weight has scales of bitsandbytes, and no others."""
+    theirs = any(BITSANDBYTES.search(part.name) for part in parts.values())
+    return theirs and parts.keys().isdisjoint((*NAMES, *OTHERS))
+
+
+def recognized(
+    headers: Sequence[Header],
+    stated: Mapping[str, Any],
+    places: Mapping[str, tuple[str, tuple[int, ...]]] | None = None,
+) -> dict[str, StoredLayer]:
+    """Return the layers that another program than bitsandbytes quantized: name of the weight →
+    layer. `stated` are the settings of config.json, empty if it has none, and `places` are path and
+    shape in the model of what `parts_of` returns; without a model, shapes follow from codes and
+    scales. Raises UsageError for a form that is not read, EnvironmentFault for damage."""
+    settings, found = Settings.of(stated), dict[str, StoredLayer]()
+    if is_read_here(stated):
+        _refuse_experts(headers)
+    for name, parts in parts_of(headers, stated).items():
+        if name not in places if places is not None else not name.endswith(".weight"):
+            continue
+        path, shape = places[name] if places is not None else ("", ())
+        layer = StoredLayer(name=name, path=path, parts=parts, rows=0, columns=0)
+        _refuse_others(layer, stated)
+        if not is_read_here(stated):
+            continue  # weights in FP8 without scales: the loader casts them
+        if len(shape) not in (0, 2):
+            raise layer.unreadable(f"it has {len(shape)} dimensions, and only matrices are read")
+        rows, columns = shape or _shape(layer, settings)
+        found[name] = recognize(replace(layer, rows=rows, columns=columns), settings)
+    _refuse_unlike(found.values())
     return found
 
 
+def _refuse_experts(headers: Iterable[Header]) -> None:
+    """Refuse quantized experts of a mixture: a model holds them as one tensor, which a class of its
+    own computes with. Raises UsageError."""
+    found = next((h for h in headers if ".experts." in h.name and h.dtype not in FLOATS), None)
+    if found:
+        raise UsageError(
+            f"the experts of this mixture are quantized ({found.name} is {found.dtype}), and "
+            "Penstock reads experts in 16 bit only",
+            hint="Use its original in 16 bit, or a model without experts",
+        )
+
+
+def _refuse_others(layer: StoredLayer, stated: Mapping[str, Any]) -> None:
+    """Refuse a form that is not read, and one that config.json does not state: the loader would
+    take its codes for weights. Raises UsageError."""
+    parts = layer.parts
+    form = next((form for name, form in OTHERS.items() if name in parts), "")
+    unknown = [n for n in parts if n.startswith("weight.") and not _is_of_bitsandbytes(parts)]
+    if form or unknown:
+        form = form or f"in a form that is not known here ({', '.join(sorted(unknown))})"
+        raise UsageError(
+            f"{layer.name} is stored {form}, which Penstock does not read", hint=ADVICE
+        )
+    method = stated.get("quant_method", "bitsandbytes") if stated else ""
+    dtypes = ", ".join(sorted({part.dtype for part in parts.values()}))
+    codes = parts.keys() != {"weight"} or parts["weight"].dtype[0] in "IU"
+    if codes and (not is_read_here(stated) or _is_of_bitsandbytes(parts)):
+        says = f"says that it is by {method}" if method else "has no quantization_config"
+        raise UsageError(
+            f"{layer.name} is quantized ({dtypes}), but config.json {says}. Files of "
+            "ModelOpt say it in hf_quant_config.json, which Penstock does not read",
+            hint=ADVICE,
+        )
+
+
+def _refuse_unlike(layers: Iterable[StoredLayer]) -> None:
+    """Raise UsageError if layers of one kind have different tensors, or tensors of different types:
+    one of them would be read as other numbers."""
+    first: dict[tuple[str, Scheme], StoredLayer] = {}
+    for layer in layers:
+        other = first.setdefault((layer.kind, layer.scheme), layer)
+        types, others = ({n: p.dtype for n, p in each.parts.items()} for each in (layer, other))
+        if unlike := sorted(types.items() ^ others.items()):
+            name = unlike[0][0]
+            words = [each.get(name, "missing") for each in (types, others)]
+            raise layer.unreadable(f"its {name} is {words[0]}, and {words[1]} in {other.stem}")
+
+
 def _shape(layer: StoredLayer, settings: Settings) -> tuple[int, int]:
-    """Return the rows and columns of a layer's weight."""
+    """Return the rows and columns of a layer's weight. Columns that fill no word are not known: the
+    most that there may be are returned."""
     if "qweight" in layer.parts:
         high, _ = layer.matrix("qweight")
         _, rows = layer.matrix("scales")
@@ -230,50 +406,48 @@ def _shape(layer: StoredLayer, settings: Settings) -> tuple[int, int]:
     rows, wide = layer.matrix("weight_packed")
     if layer.main.dtype != "I32":
         return rows, 2 * wide
-    groups = layer.expect("weight_scale", FLOATS).shape[1:] or (1,)
-    sizes = {groups[0] * size for size in settings.group_sizes if size > 0}
-    if groups[0] == 1:
-        sizes |= {32 * wide // bits for bits in settings.bits if bits > 0}
-    fits = {n for n in sizes for bits in settings.bits if math.ceil(n * bits / 32) == wide}
-    if len(fits) != 1:
-        raise layer.unreadable("does not state its number of columns")
-    return rows, fits.pop()
+    groups = (*layer.expect("weight_scale", FLOATS).shape, 1)[1]
+    for scheme in settings.schemes_of(layer):
+        bits, group = max(scheme.bits, 1), scheme.group
+        for columns in (groups * group, 32 * wide // bits):
+            fits = columns > 0 and math.ceil(columns * bits / 32) == wide
+            if scheme.bits and fits and (group < 1 or math.ceil(columns / group) == groups):
+                return rows, columns
+    raise layer.unreadable("config.json states no bits and groups that suit it")
 
 
 def recognize(layer: StoredLayer, settings: Settings) -> StoredLayer:
-    """Return the layer with its layout. Raises EnvironmentFault for tensors that do not belong
-    together, UsageError for a layout that is not read."""
+    """Return the layer with its layout. Raises EnvironmentFault for damaged tensors, UsageError for
+    a layout that is not read."""
     held, words = layer.parts, layer.parts.get("weight_packed")
-    plain = held.get("weight")
     if "qweight" in held or {"qzeros", "scales", "g_idx"} & held.keys():
         layout = "awq" if settings.method == "awq" else "gptq"
     elif words is not None:
         layout = "pack" if words.dtype == "I32" else "fp4"
-    elif plain is not None:
-        layout = "byte"
     else:
-        raise layer.damaged("its weight is missing")
-    found = LAYOUTS[layout](replace(layer, layout=layout), settings)
-    rows, columns = found.block
-    if rows == 1 and found.layout != "fp4" and settings.group_sizes:
-        whole = columns == layer.columns
-        stated = {-1, columns} if whole else {columns}
-        few = whole and max(settings.group_sizes) >= columns
-        if not (stated & settings.group_sizes or few or (whole and found.layout == "byte")):
-            sizes = " or ".join(map(str, sorted(settings.group_sizes)))
-            what = f"its scales are for groups of {columns}, but config.json says {sizes}"
-            raise layer.damaged(what)
-    return found
+        layout = "byte"
+    errors = []
+    for scheme in settings.schemes_of(layer) or [Scheme()]:
+        try:
+            return LAYOUTS[layout][1](replace(layer, layout=layout, scheme=scheme))
+        except UsageError as error:
+            errors.append(error)
+    raise errors[0]
 
 
-def _groups(layer: StoredLayer, count: int) -> int:
-    """Return the columns of each of so many groups."""
-    if count < 1 or layer.columns % count:
-        raise layer.damaged(f"its {layer.columns} columns cannot be in {count} groups")
-    return layer.columns // count
+def _in_groups(layer: StoredLayer, count: int) -> StoredLayer:
+    """Return the layer with so many scales for each row. Raises UsageError if they are not as many
+    as config.json states."""
+    size, columns = layer.scheme.group, layer.columns
+    if not size and count and columns % count == 0:
+        size = columns // count
+    size = columns if size == -1 else min(size, columns)
+    if size < 1 or math.ceil(columns / size) != count:
+        raise layer.unreadable(f"it has {count} groups of scales for {columns} columns")
+    return replace(layer, table=(layer.rows, count), block=(1, size))
 
 
-def _words(layer: StoredLayer, settings: Settings) -> StoredLayer:
+def _words(layer: StoredLayer) -> StoredLayer:
     """Check AWQ, whose words go along rows, and GPTQ, whose words go along columns."""
     rows, columns = layer.rows, layer.columns
     scales = layer.expect("scales", FLOATS)
@@ -281,102 +455,94 @@ def _words(layer: StoredLayer, settings: Settings) -> StoredLayer:
     is_awq, bits = layer.layout == "awq", 4
     if not is_awq:
         bits = 32 * words[0] // columns if len(words) == 2 else 0
-    if bits not in (2, 4, 8):
-        raise layer.unreadable(
-            f"has codes of shape {list(words)}, which no layout that is read has"
-        )
+    if bits not in (2, 4, 8) or layer.scheme.bits not in (0, bits):
+        raise layer.unreadable(f"it has codes of shape {list(words)}")
     if is_awq and rows % 8:
-        raise layer.damaged(f"its {rows} rows do not fill words of eight codes")
+        raise layer.unreadable(f"its {rows} rows do not fill words of eight codes")
     groups = scales.shape[0] if scales.shape else 0
     whole = (columns, rows // 8) if is_awq else (columns * bits // 32, rows)
     layer.expect("qweight", ("I32",), whole)
     layer.expect("scales", FLOATS, (groups, rows))
     layer.expect("qzeros", ("I32",), (groups, math.ceil(rows * bits / 32)))
-    layer.may_have("g_idx", ("I32", "I64"), (columns,))
-    return replace(
-        layer,
-        kind="awq" if is_awq else f"gptq-int{bits}",
-        bits=bits,
-        scales="scales",
-        table=(rows, groups),
-        block=(1, _groups(layer, groups)),
-        v2=settings.v2,
-    )
+    has_index = layer.scheme.has_index and not is_awq
+    layer.may_have("g_idx", ("I32", "I64"), (columns,), stated=has_index)
+    kind = "awq" if is_awq else f"gptq-int{bits}"
+    return replace(_in_groups(layer, groups), kind=kind, bits=bits, scales="scales")
 
 
-def _pack(layer: StoredLayer, settings: Settings) -> StoredLayer:
-    rows, columns = layer.rows, layer.columns
+def _pack(layer: StoredLayer) -> StoredLayer:
+    rows, columns, scheme = layer.rows, layer.columns, layer.scheme
     packed = layer.expect("weight_packed", ("I32",)).shape
     fits = [n for n in range(2, 9) if packed[-1:] == (math.ceil(columns * n / 32),)]
-    bits = next((n for n in fits if n in settings.bits), fits[0] if fits else 0)
-    layer.expect("weight_packed", ("I32",), (rows, math.ceil(columns * (bits or 4) / 32)))
-    scales = layer.expect("weight_scale", FLOATS)
-    groups = scales.shape[1] if len(scales.shape) == 2 else 1
-    layer.expect("weight_scale", FLOATS, (rows, groups))
+    bits = scheme.bits if scheme.bits in fits or not fits else fits[0]
+    if scheme.bits not in (0, bits) or not fits:
+        raise layer.unreadable(f"it has codes of shape {list(packed)} for {columns} columns")
+    layer.expect("weight_packed", ("I32",), (rows, math.ceil(columns * bits / 32)))
+    found = _scaled(replace(layer, bits=bits), "weight_scale", FLOATS)
     layer.may_have("weight_shape", ("I64", "I32"), (2,))
-    layer.may_have("weight_g_idx", ("I32", "I64"), (columns,))
-    if "weight_zero_point" in layer.parts:
-        in_words = layer.parts["weight_zero_point"].dtype == "I32"
-        zeros = (math.ceil(rows * bits / 32), groups) if in_words else (rows, groups)
-        layer.expect("weight_zero_point", ("I32", "I8"), zeros)
-    return replace(
-        layer,
-        kind=f"w{bits}a16",
-        bits=bits,
-        scales="weight_scale",
-        table=(rows, groups),
-        block=(1, _groups(layer, groups)),
-    )
+    layer.may_have("weight_g_idx", ("I32", "I64"), (columns,), stated=scheme.has_index)
+    words, whole = (math.ceil(rows * bits / 32), found.table[1]), found.parts["weight_scale"].shape
+    zeros = layer.parts.get("weight_zero_point")
+    shape = words if zeros is not None and zeros.dtype == "I32" else whole
+    layer.may_have("weight_zero_point", ("I32", "I8"), shape, stated=scheme.has_zeros)
+    return replace(found, kind=f"w{bits}a16")
 
 
-def _byte(layer: StoredLayer, settings: Settings) -> StoredLayer:
-    rows, columns = layer.rows, layer.columns
-    weight = layer.expect("weight", BYTES, (rows, columns))
-    if settings.types and ("int" if weight.dtype == "I8" else "float") not in settings.types:
-        stated = " and ".join(sorted(settings.types))
-        raise layer.damaged(f"its weight is {weight.dtype}, but config.json says {stated}")
+def _scaled(layer: StoredLayer, name: str, dtypes: Collection[str]) -> StoredLayer:
+    """Return the layer with its scales, which are of the tensor, of rows, groups or blocks."""
+    (rows, columns), (tall, wide) = (layer.rows, layer.columns), layer.scheme.block
+    shape = layer.expect(name, dtypes).shape
+    layer = replace(layer, scales=name)
+    if not layer.scheme.group and math.prod(shape) == 1:
+        return replace(layer, table=(1, 1), block=(rows, columns))
+    if not layer.scheme.group and shape == (math.ceil(rows / tall), math.ceil(columns / wide)):
+        return replace(layer, table=shape, block=(tall, wide))
+    groups = shape[1] if len(shape) == 2 else 1
+    layer.expect(name, dtypes, (rows, groups), *([(rows,)] if groups == 1 else []))
+    return _in_groups(layer, groups)
+
+
+def _byte(layer: StoredLayer) -> StoredLayer:
+    weight = layer.expect("weight", BYTES, (layer.rows, layer.columns))
+    kind = "int" if weight.dtype == "I8" else "float"
+    if layer.scheme.type not in ("", kind):
+        stated = layer.scheme.type
+        raise layer.unreadable(f"its weight is {weight.dtype}, but config.json says {stated}")
+    if layer.scheme.bits not in (0, 8):
+        raise layer.unreadable(f"its weight is {weight.dtype}")
     name = "weight_scale_inv" if "weight_scale_inv" in layer.parts else "weight_scale"
-    scales = layer.expect(name, (*FLOATS, *EXPONENTS)).shape
-    tall, wide = settings.block
-    if math.prod(scales) == 1:
-        table, block = (1, 1), (rows, columns)
-    elif scales in ((rows,), (rows, 1)):
-        table, block = (rows, 1), (1, columns)
-    elif len(scales) == 2 and scales == (math.ceil(rows / tall), math.ceil(columns / wide)):
-        table, block = (scales[0], scales[1]), (tall, wide)
-    else:
-        groups = scales[-1] if scales else 0
-        table, block = (rows, groups), (1, _groups(layer, groups))
-        layer.expect(name, FLOATS, table)
-    layer.may_have("weight_zero_point", ("I8",), scales)
-    kind = "w8a8" if weight.dtype == "I8" else "fp8"
-    return replace(layer, kind=kind, scales=name, table=table, block=block)
+    found = _scaled(layer, name, (*FLOATS, *EXPONENTS))
+    shape, has_zeros = layer.parts[name].shape, layer.scheme.has_zeros
+    layer.may_have("weight_zero_point", ("I8",), shape, stated=has_zeros)
+    return replace(found, kind="w8a8" if kind == "int" else "fp8")
 
 
-def _fp4(layer: StoredLayer, settings: Settings) -> StoredLayer:
+def _fp4(layer: StoredLayer) -> StoredLayer:
     rows, columns = layer.rows, layer.columns
     codes = layer.expect("weight_packed", ("U8",), (rows, columns // 2))
     nvidia = layer.parts.get("weight_scale", codes).dtype == "F8_E4M3"
     size = 16 if nvidia else 32
     dtypes = ("F8_E4M3",) if nvidia else EXPONENTS
-    layer.expect("weight_scale", dtypes, (rows, columns // size))
+    layer.expect("weight_scale", dtypes, (rows, math.ceil(columns / size)))
     if nvidia:
         layer.expect("weight_global_scale", ("F32",), (), (1,))
+    if layer.scheme.group not in (0, size) or layer.scheme.bits not in (0, 4):
+        raise layer.unreadable(f"its {layer.parts['weight_scale'].dtype} scales are of {size}")
     return replace(
         layer,
         kind="nvfp4" if nvidia else "mxfp4",
         bits=4,
         scales="weight_scale",
-        table=(rows, columns // size),
+        table=(rows, math.ceil(columns / size)),
         block=(1, size),
     )
 
 
-LAYOUTS: dict[str, Callable[[StoredLayer, Settings], StoredLayer]] = {
-    "awq": _words,
-    "gptq": _words,
-    "pack": _pack,
-    "byte": _byte,
-    "fp4": _fp4,
+LAYOUTS: dict[str, tuple[str, Callable[[StoredLayer], StoredLayer]]] = {
+    "awq": ("AWQ", _words),
+    "gptq": ("GPTQ", _words),
+    "pack": ("pack-quantized", _pack),
+    "byte": ("codes of 8 bit", _byte),
+    "fp4": ("codes of FP4", _fp4),
 }
-"""Layout → what checks it and fills in its fields."""
+"""Layout → what messages call it, and what checks it and fills in its fields."""
