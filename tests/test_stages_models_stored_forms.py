@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from artifacts.errors import EnvironmentFault, PenstockError, UsageError
+from scripts.prove import foreign
 from stages.models import describe, load_half
 from stages.models.hub.headers import Header
 from stages.models.shards.layout import DTYPE_NAMES
@@ -328,3 +329,12 @@ def test_damage_is_said_only_of_bytes_that_no_program_wrote() -> None:
     fewer = [h._replace(shape=(15, 4), size=120) if h.dtype == "BF16" else h for h in headers]
     with pytest.raises(UsageError, match=r"\(pack-quantized, 4 bit, groups of 16\): its weight_sc"):
         recognized(fewer, LAYOUTS["w4a16"].settings)
+
+
+def test_the_table_of_other_programs_has_forty_cells_and_none_is_wrong() -> None:
+    text = foreign.PAGE.read_text(encoding="utf-8")
+    rows = text.split(foreign.BEGIN)[1].split(foreign.END)[0].splitlines()[2:]
+    outcomes = [cell.strip() for row in rows for cell in row.strip("|").split("|")[2:]]
+    judged = [outcome for outcome in outcomes if outcome != "not written"]
+    assert len(judged) >= 40 and {*judged} == {"read", "refused"}
+    assert all(len(row.strip("|").split("|")) == 2 + len(foreign.FAMILIES) for row in rows)

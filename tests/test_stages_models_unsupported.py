@@ -58,7 +58,7 @@ UNREAD_SETTINGS: dict[str, dict[str, Any]] = {
     "in 2:4 sparse form": compressed(sparsity_config={"format": "sparse-24-bitmask"}),
     "2:4 by its format": compressed(format="marlin-24"),
     "transform_config": compressed(transform_config={"config_groups": {"u": {}}}),
-    "another format": compressed(format="somebodys-own"),
+    "another format than those of weights (mxfp8-quantized)": compressed(format="mxfp8-quantized"),
     "with experts in MXFP4": {"quant_method": "mxfp4"},
     "not known here (auto-round)": {"quant_method": "auto-round", "bits": 4},
     "not known here (quark)": {"quant_method": "quark"},

@@ -31,8 +31,8 @@ ONLY_TEXT = ["vision_tower", "visual", "vision_model", "multi_modal_projector", 
 MIXED_TARGETS = ["re:.*self_attn.*"]
 
 Save = Callable[[Path, Path], Any]
-"""Quantizes the model of a folder into another, and returns it in 32 bit as the program itself reads
-it; None if only a refusal is looked for."""
+"""Quantizes the model of a folder into another, and returns it in 32 bit as the program itself
+reads it; None if only a refusal is looked for."""
 
 
 def loaded(folder: Path, dtype: Any = torch.bfloat16, **options: Any) -> Any:
@@ -245,13 +245,16 @@ def auto_round(form: str, bits: int = 4, *, sym: bool = True) -> Save:
 
         model = loaded(source)
         words = hf.AutoTokenizer.from_pretrained(source)
-        program = AutoRound(model, words, bits=bits, group_size=GROUP, sym=sym, iters=0)
+        processor = hf.AutoProcessor.from_pretrained(source)
+        program = AutoRound(
+            model, words, processor=processor, bits=bits, group_size=GROUP, sym=sym, iters=0
+        )
         program.quantize_and_save(str(to), format=form)
         made = next(to.rglob("config.json")).parent
         if made != to:
             for path in made.iterdir():
                 shutil.move(path, to / path.name)
-        return None
+        return loaded(to, torch.float32, quantization_config=hf.AutoRoundConfig(backend="torch"))
 
     return save
 

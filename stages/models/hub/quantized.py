@@ -122,7 +122,9 @@ def refuse_unread(name: str, folder: Path) -> None:
         require_extra("bits", f"{name}, which bitsandbytes saved,")
     form = next((form for form, fits in UNREAD.items() if fits(method, settings)), "")
     if form:
-        by = f" ({method})" if form.startswith("by a method") else ""
+        formats = ", ".join(sorted({*_formats(settings)} - {*COMPRESSED}))
+        names = {"by a method": method, "by compressed-tensors": formats}
+        by = next((f" ({name})" for start, name in names.items() if form.startswith(start)), "")
         raise UsageError(f"{name} is stored {form}{by}, which Penstock does not read", hint=ADVICE)
 
 

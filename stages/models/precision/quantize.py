@@ -113,18 +113,12 @@ def check_stored(config: Any, kinds: Collection[str], *, plain: bool = False) ->
         is_in = " and ".join(sorted(kinds)) or "not quantized"
         raise UsageError(
             f"the weights are {is_in}, but config.json says {settings or 'nothing'} about it"[:200],
-            hint="Download the checkpoint again: its files belong to different versions",
+            hint=ADVICE,
         )
 
 
 def check(half: Any, planned: Quantization) -> None:
     """Check that exactly the planned modules are quantized. Raises EnvironmentFault if not."""
-    for path, module in half.named_modules():
-        if type(module) is nn.Linear and not module.weight.dtype.is_floating_point:
-            raise EnvironmentFault(
-                f"the weight of {path} is quantized, but its scales are not in the checkpoint",
-                hint="Download, or export, the checkpoint again",
-            )
     absent = [path for path, module in half.named_modules() if isinstance(module, MissingModule)]
     here = [path for path in planned.modules if not any(within(path, a) for a in absent)]
     found = count(half)
