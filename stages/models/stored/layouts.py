@@ -45,7 +45,7 @@ BITSANDBYTES = re.compile(
 )
 """Name endings of the tensors that bitsandbytes stores beside a quantized weight."""
 OTHERS = {
-    "weight._data": "by optimum-quanto",
+    "weight._scale": "by optimum-quanto",
     "weight_scale_2": "by ModelOpt",
     "W_q": "by HQQ",
     "_weight_qdata": "by torchao",
