@@ -176,8 +176,8 @@ def test_weights_that_are_not_what_the_configuration_says_fail(tmp_path: Path) -
     plain = copy_of("llava", tmp_path / "plain")
     shutil.copy(folder / "config.json", plain)
     change_config(folder, quantization_config=None)
-    for wrong in (plain, folder):
-        with pytest.raises(UsageError, match=r"the weights are .*, but config\.json says"):
+    for wrong, words in ((plain, "config.json says"), (folder, "config.json has no quantization")):
+        with pytest.raises(UsageError, match=f"(the weights are|is quantized) .*, but {words}"):
             describe(wrong)
         with pytest.raises(UsageError, match=r"the weights are .*, but config\.json says"):
             loaded(wrong, "language", "nf4")

@@ -371,10 +371,15 @@ def _refuse_others(layer: StoredLayer, stated: Mapping[str, Any]) -> None:
     codes = parts.keys() != {"weight"} or parts["weight"].dtype[0] in "IU"
     if codes and (not is_read_here(stated) or _is_of_bitsandbytes(parts)):
         says = f"says that it is by {method}" if method else "has no quantization_config"
+        theirs = (
+            ""
+            if _is_of_bitsandbytes(parts)
+            else (
+                ". Files of ModelOpt say it in hf_quant_config.json, which Penstock does not read"
+            )
+        )
         raise UsageError(
-            f"{layer.name} is quantized ({dtypes}), but config.json {says}. Files of "
-            "ModelOpt say it in hf_quant_config.json, which Penstock does not read",
-            hint=ADVICE,
+            f"{layer.name} is quantized ({dtypes}), but config.json {says}{theirs}", hint=ADVICE
         )
 
 
