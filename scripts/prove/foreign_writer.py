@@ -178,7 +178,7 @@ def llm_compressor(form: str, preset: str = "") -> Save:
         from llmcompressor.modifiers.quantization import QuantizationModifier
 
         model = loaded(source)
-        how = {"scheme": preset, "targets": "Linear"} if preset else {}
+        how: dict[str, Any] = {"scheme": preset, "targets": "Linear"} if preset else {}
         how = how or {"config_groups": groups_of(form)}
         oneshot(model=model, recipe=QuantizationModifier(ignore=SPARED, **how))
         model.save_pretrained(to, save_compressed=True)
@@ -330,7 +330,12 @@ def write(program: str, sources: Path, out: Path) -> None:
             if (note := to.with_suffix(".json")).exists():
                 continue
             shutil.rmtree(to, ignore_errors=True)
-            about = {"program": program, "form": form, "family": source.name, "versions": versions}
+            about: dict[str, Any] = {
+                "program": program,
+                "form": form,
+                "family": source.name,
+                "versions": versions,
+            }
             try:
                 model = save(source, to)
                 for path in source.iterdir():  # what the program leaves out

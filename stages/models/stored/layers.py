@@ -77,7 +77,7 @@ def stored_layers(skeleton: Any, headers: Sequence[Header]) -> dict[str, StoredL
         if parameter.is_floating_point()
     }
     paths = zip(names, model_names(skeleton, names), strict=True)
-    places = {name: (path, shapes[path]) for name, path in paths if path in shapes}
+    places = {name: (path, shapes[path]) for name, path in paths if path and path in shapes}
     return recognized(headers, settings, places)
 
 
