@@ -224,7 +224,7 @@ def test_bytes_in_groups_may_have_a_short_last_one() -> None:
 
 def two(form: str, attention: dict[str, Any], others: dict[str, Any]) -> dict[str, Any]:
     """Settings with a scheme of attention, and one of all other layers."""
-    settings = compressed(form, {"type": "int", **others})
+    settings: dict[str, Any] = compressed(form, {"type": "int", **others})
     attention = {"targets": ["re:.*self_attn.*"], "weights": {"type": "int", **attention}}
     settings["config_groups"]["group_1"] = attention
     return settings
