@@ -30,6 +30,7 @@ from artifacts.store import Store, open_store, prepare_store
 from artifacts.tiles import OFF
 from flows.checkpoint.models import Model, digests_in, open_model, pipeline_for
 from flows.checkpoint.precision import PartSettings, attention, weight_bytes
+from flows.job.away import AWAY, AwayMedia
 from flows.job.card_sampling import as_card, sampling_as_card, with_card_sampling
 from flows.job.media_digests import JobFile, check_beside, inode_note, read_contents
 from flows.job.pass_mode import answering, with_pass_mode
@@ -191,7 +192,7 @@ class Job:
     """Memory budget of a stage, as measured when the run began."""
     sampling: Sampling
     files: tuple[JobFile, ...] = ()
-    """Files that exist and are readable, in source order, each once per prompt."""
+    """Files that are readable or away, in source order, each once per prompt."""
     failures: tuple[Failure, ...] = ()
     """Sources that cannot be read, and why."""
     ledger: Ledger
@@ -222,8 +223,14 @@ class Job:
 
     @property
     def media(self) -> list[Medium]:
-        """Return each content once, in source order."""
-        return list({(f.medium.digest, f.medium.prompt): f.medium for f in self.files}.values())
+        """Return each content once, in source order, from a file that is there if there is one."""
+        files = [*self.files, *(file for file in self.files if not file.away)]
+        return list({(f.medium.digest, f.medium.prompt): f.medium for f in files}.values())
+
+    @property
+    def requested(self) -> int:
+        """Return the number of files and of sources that cannot be read."""
+        return len(self.by_file) + sum(each.error != AWAY for each in self.failures)
 
 
 class NothingToDo(UsageError):
@@ -291,9 +298,10 @@ def prepare(
     store = open_store(config.store_url)
     files, failures = media_of(config)
     files = [file for file in files if file.place not in left_out]
+    away = AwayMedia(config, files, failures, left_out)
     if left_out and not files and not failures:
         raise UsageError("no file meets --sift", hint="Read sift/left_out.jsonl in --out")
-    if not files:  # reported before a model is resolved or downloaded
+    if not files and not away:  # reported before a model is resolved or downloaded
         raise NothingToDo(pipelines[0], failures)
     check_beside(files, config)
     model, pipeline, digests = model_for(
@@ -319,18 +327,17 @@ def prepare(
         for file, prompt in prompts.of(each.file, each.medium.digest)
     )
     failures = [*failures, *unreadable, *prompts.failures.values()]
-    if not job_files:
+    kept = away.found(files, readable)
+    failures = away.failures(kept, failures)
+    if not job_files and not kept:
         raise NothingToDo(pipeline, failures)
     notes = [] if fetch else unfetched_note([each.file for each in readable])
     notes += [] if config.check_media else inode_note(readable)
     check_summary(config, model)
     base = _job_of(config, store, model, pipeline)
-    return replace(
-        base,
-        files=job_files,
-        failures=tuple(failures),
-        notes=(*base.notes, *prompts.notes(), *notes),
-    )
+    notes = [*base.notes, *prompts.notes(), *notes]
+    job_files = away.job_files(kept, job_files, base.ledger, prompts)
+    return replace(base, files=job_files, failures=tuple(failures), notes=tuple(notes))
 
 
 def prepare_without_media(config: RunOptions, launcher: Launcher, *pipelines: Pipeline) -> Job:

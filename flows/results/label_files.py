@@ -185,7 +185,7 @@ def write_labels(job: Job, context: LabelContext) -> LabelsWritten:
     """Write the labels of all chunks with stored vectors. Raises EnvironmentFault."""
     found = LabelsWritten(
         out=job.out,
-        files=len(job.files) + len(job.failures),
+        files=job.requested,
         labels=len(context.labels.labels),
         cut=context.texts.cut,
         failures=failures_of(job),

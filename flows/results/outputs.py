@@ -21,6 +21,7 @@ from artifacts.plurals import counted, first_of
 from artifacts.shards import DATASET
 from artifacts.tables import TABLES
 from artifacts.trainers import TRAINERS
+from flows.job.away import AWAY
 from flows.job.prepare import Job
 from flows.ledger.tasks import Medium
 from flows.media.generated_files import GeneratedFiles, digest_at
@@ -51,7 +52,7 @@ def failures_of(job: Job) -> list[Failure]:
     for each in job.files:
         file, medium = each.file, each.medium
         known = job.ledger.failure(medium) or job.ledger.refusal(medium)
-        if known is not None:
+        if known is not None and known["kind"] != AWAY:  # its folder has failed
             stage = known.get("stage", job.pipeline[0].name)
             found.append(file_failure(file, stage, known, known.get("start", 0.0)))
         of_prompt = f" (prompt {file.name})" if file.name else ""

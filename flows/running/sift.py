@@ -153,7 +153,7 @@ def _places(heads: Sequence[ScoreHead], job: Job) -> dict[str, str]:
 
 
 def _marks(heads: Sequence[ScoreHead], job: Job) -> VectorMarks:
-    found = VectorMarks(out=job.out, files=len(job.files) + len(job.failures))
+    found = VectorMarks(out=job.out, files=job.requested)
     found.failures = failures_of(job)
     kept = job.ledger["embeddings"]
     for digest, tasks in groupby(vector_tasks(job), key=lambda one: one[1].medium.digest):

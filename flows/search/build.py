@@ -35,6 +35,7 @@ from artifacts.packages import require_extra
 from artifacts.plurals import counted
 from artifacts.vectors import vectors_in
 from flows.console.display import Display
+from flows.job.away import mounts_in
 from flows.job.prepare import Job, out_folder
 from flows.machine.launch import DirectLauncher
 from flows.machine.versions import versions
@@ -139,7 +140,7 @@ def _append(folder: Path, look_for_vanished: bool, job: Job) -> IndexWritten:
     found = IndexWritten(
         out=job.out,
         folder=folder,
-        files=len(job.files) + len(job.failures),
+        files=job.requested,
         failures=failures_of(job),
         warned=warned_files(job),
     )
@@ -171,7 +172,7 @@ def _append(folder: Path, look_for_vanished: bool, job: Job) -> IndexWritten:
     if has_manifest(folder):
         found.vectors = read_manifest(folder).live_rows
         if look_for_vanished:
-            gone = GoneFiles()
+            gone = GoneFiles(mounts_in(job.out))
             found.vanished = _vanished(folder, job, gone)
             found.unseen = tuple(gone.notes(folder))
     return found
