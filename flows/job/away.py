@@ -4,17 +4,17 @@
 2. A medium of `media.jsonl` is away if the sources lack it and it was not deleted
    (`artifacts.mounts`), if it cannot be read, or if its server does not answer. If a file that is
    new in the folder has its content, it was moved.
-3. The job gets these media with the content that they had, so that all outputs have what the store
-   has of them. Nothing more is made of them.
+3. The job gets these media with the content and the prompts that they had, so that all outputs have
+   what the store has of them. Nothing more is made of them.
 """
 
 import os
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence, Set
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple
 from urllib.parse import unquote_to_bytes
 
 from artifacts.captions import Failure
@@ -22,87 +22,69 @@ from artifacts.errors import PenstockError, UsageError
 from artifacts.json_shapes import MapOf, OptionalField, count, read_json, read_jsonl, text
 from artifacts.mounts import MissingFiles
 from artifacts.paths import folder_named
-from artifacts.plurals import counted
+from artifacts.plurals import counted, first_of
 from artifacts.remote.addresses import RemoteFile
 from artifacts.remote.media_cache import UNREACHABLE
 from artifacts.stamps import Stamp
 from flows.job.media_digests import JobFile
 from flows.ledger.ledger import Ledger
-from flows.ledger.prompts import Prompts
 from flows.ledger.tasks import Medium
 from flows.media.media_files import MediaFile, kind_of, source_failure
 from flows.options.commands import RunOptions
 from flows.options.text import OwnerOptions
+from flows.pipelines import Pipeline
 
 AWAY = "away"
 """Kind of the failure of a folder whose media are away."""
 HINT = "Mount or restore it and run the same command again; --replace drops these rows"
+NAMES = dict.fromkeys(("media_path", "source"), text)
 ENTRY = {
-    **dict.fromkeys(("media_path", "source", "url"), text),
+    **NAMES,
+    **dict.fromkeys(("url", "content"), text),
     "captions": count,
-    **dict.fromkeys(("content", "address"), OptionalField(text)),
+    "address": OptionalField(text),
     **dict.fromkeys(("bytes", "modified"), OptionalField(count)),
 }
-ROW = {**dict.fromkeys(("media_path", "source", "prompt"), text), "name": OptionalField(text)}
+ROW = {**NAMES, "prompt": text, "name": OptionalField(text)}
+Name = tuple[str, str]
+"""`media_path` and `source` of a medium."""
 
 
 def mounts_in(out: Path) -> dict[str, str]:
     """Return the mount points that the last run into a folder noted → their file systems."""
     noted: dict[str, str] = {}
-    with suppress(PenstockError, LookupError):
+    with suppress(PenstockError):
         noted = read_json(out / "run.json", {"mounts": MapOf(text)}, "")["mounts"]
     return noted
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Earlier:
-    """One medium of an earlier run into the folder."""
+class Earlier(NamedTuple):
+    """One medium of an earlier run into the folder, without a prompt."""
 
-    file: MediaFile
+    of: JobFile
     rows: int
-    digest: str
-    stamp: Stamp | None
-
-    @classmethod
-    def of(cls, line: Mapping[str, Any]) -> "Earlier":
-        path, size = os.fsdecode(unquote_to_bytes(line["url"].removeprefix("file://"))), None
-        remote = None
-        if address := line.get("address"):
-            remote = RemoteFile(address=address, size=line.get("bytes", 0), version="")
-        elif "bytes" in line:
-            size = Stamp(size=line["bytes"], modified=line.get("modified", 0), inode=0)
-        file = MediaFile(
-            path=Path(path),
-            media_path=line["media_path"],
-            source=line["source"],
-            kind=kind_of(line["media_path"]),
-            remote=remote,
-        )
-        return cls(file=file, rows=line["captions"], digest=line.get("content", ""), stamp=size)
+    folders: list[str]
+    """The folder of its source, and the first one below it that holds the file."""
 
     @property
-    def name(self) -> tuple[str, str]:
-        return self.file.media_path, self.file.source
+    def name(self) -> Name:
+        return self.of.file.media_path, self.of.file.source
 
-    @property
-    def folders(self) -> list[str]:
-        """Return the folder of its source, and the first one below it that holds the file."""
-        path, inside = str(self.file.path), f"/{self.file.media_path}"
-        root = path.removesuffix(inside) or "/"
-        if root == path:  # a name that UTF-8 does not hold
-            return [os.path.dirname(path)]
-        first, below, _ = inside[1:].partition("/")
-        return [root, *([os.path.join(root, first)] if below else [])]
 
-    def job_file(self, prompt: str, entry: MediaFile) -> JobFile:
-        medium = Medium(
-            digest=self.digest,
-            path=str(self.file.path),
-            kind=self.file.kind,
-            prompt=prompt,
-            stamp=self.stamp,
-        )
-        return JobFile(file=entry, medium=medium, away=True)
+def _earlier(line: Mapping[str, Any]) -> Earlier:
+    path, inside = os.fsdecode(unquote_to_bytes(line["url"].removeprefix("file://"))), ""
+    address, size = line.get("address"), line.get("bytes")
+    remote = RemoteFile(address=address, size=size or 0, version="") if address else None
+    kind, names = kind_of(line["media_path"]), {name: line[name] for name in NAMES}
+    file = MediaFile(path=Path(path), kind=kind, remote=remote, **names)
+    stamp = None if size is None else Stamp(size=size, modified=line.get("modified", 0), inode=0)
+    medium = Medium(digest=line["content"], path=path, kind=kind, prompt="", stamp=stamp)
+    folders = [os.path.dirname(path)]  # also for a name that UTF-8 does not hold
+    if path.endswith(inside := f"/{file.media_path}"):
+        folders = [path.removesuffix(inside) or "/"]
+        first, below, _ = file.media_path.partition("/")
+        folders += [os.path.join(folders[0], first)] * bool(below)
+    return Earlier(JobFile(file=file, medium=medium, away=True), line["captions"], folders)
 
 
 class AwayMedia:
@@ -111,32 +93,31 @@ class AwayMedia:
     def __init__(
         self,
         config: RunOptions,
-        files: Sequence[MediaFile],
+        files: Iterable[MediaFile],
         failures: Iterable[Failure],
         left_out: Set[str] = frozenset(),
     ) -> None:
         """`files` and `failures` are those that the sources name now, without those `left_out`."""
         self._out = folder_named(config.out, "out")
-        self._retry_failed = config.retry_failed
+        self._replaces = OwnerOptions.of(config).replace
         self._earlier: list[Earlier] = []
         self._why: dict[str, tuple[str, str]] = {}
         """Path or address of a medium → the folder that is away, and why."""
-        if not isinstance(config, OwnerOptions) or config.replace:
+        if not isinstance(config, OwnerOptions):
             return
         with suppress(PenstockError):
-            self._earlier = [*map(Earlier.of, read_jsonl(self._out / "media.jsonl", ENTRY, ""))]
-        missing, named = MissingFiles(mounts_in(self._out)), set[str | tuple[str, str]]()
-        for file in files:
-            named |= {file.place, (file.media_path, file.source)}
+            self._earlier = [*map(_earlier, read_jsonl(self._out / "media.jsonl", ENTRY, ""))]
+        named = {key for file in files for key in (file.place, (file.media_path, file.source))}
         silent = {each.media_path for each in failures if each.error == UNREACHABLE}
-        for each in self._earlier:
-            place = each.file.place
-            if not each.rows or not each.digest or place in left_out or {place, each.name} & named:
+        missing = MissingFiles(mounts_in(self._out))
+        for each in self._earlier if not self._replaces else ():
+            place, why = each.of.file.place, None
+            if not each.rows or place in left_out or {place, each.name} & named:
                 continue
-            if each.file.remote is not None:
-                why = (place, "no answer") if place in silent else None
-            else:
+            if each.of.file.remote is None:
                 why = missing.why_away(place, each.folders)
+            elif place in silent:
+                why = (place, "no answer")
             if why is not None:
                 self._why[place] = why
 
@@ -146,109 +127,102 @@ class AwayMedia:
     def found(self, files: Iterable[MediaFile], readable: Sequence[JobFile]) -> list[Earlier]:
         """Return the media that are away, in their order, once it is known which `files` of the
         sources can be read."""
-        known = {each.file.place for each in self._earlier}
+        known = {each.of.file.place for each in self._earlier}
         there = {each.file.place for each in readable}
         moved = {each.medium.digest for each in readable if each.file.place not in known}
-        for place, file in {file.place: file for file in files}.items():
-            if place in known and place not in there:
-                folder = place if file.remote else os.path.dirname(place)
-                self._why[place] = (folder, "not all of it can be read")
-        away = (each for each in self._earlier if each.file.place in self._why and each.rows)
-        return [each for each in away if each.digest and each.digest not in moved]
+        for file in files if not self._replaces else ():
+            if file.place in known and file.place not in there:
+                folder = file.place if file.remote else os.path.dirname(file.place)
+                self._why[file.place] = (folder, "not all of it can be read")
+        away = (each for each in self._earlier if each.of.file.place in self._why and each.rows)
+        return [each for each in away if each.of.medium.digest not in moved]
 
     def failures(self, away: Iterable[Earlier], failures: Sequence[Failure]) -> list[Failure]:
-        """Return a failure for each folder that is away, then those of sources but of the same
-        folders."""
-        rows, files, sources = Counter[tuple[str, str]](), Counter[tuple[str, str]](), {}
+        """Return a failure for each folder that is away, then those of other sources."""
+        by_folder: defaultdict[tuple[str, str], list[Earlier]] = defaultdict(list)
         for each in away:
-            why = self._why[each.file.place]
-            rows[why] += each.rows
-            files[why] += 1
-            sources.setdefault(why, each.file.source)
+            by_folder[self._why[each.of.file.place]].append(each)
         found = []
-        for (folder, why), of in files.items():
-            kept = f"{counted(rows[folder, why], 'row')} of {counted(of, 'file')}"
-            text = f"{why}: {kept} kept"
-            found.append(source_failure(sources[folder, why], folder, AWAY, text, HINT))
-        folders = {folder for folder, _ in files}
-        others = (
-            f for f in failures if not {f.media_path, os.path.abspath(f.media_path)} & folders
-        )
-        return [*found, *others]
+        for (folder, why), media in by_folder.items():
+            kept = f"{counted(sum(each.rows for each in media), 'row')} of "
+            message = f"{why}: {kept}{counted(len(media), 'file')} kept"
+            found.append(source_failure(media[0].of.file.source, folder, AWAY, message, HINT))
+        folders = {folder for folder, _ in by_folder}
+        named = ((each, {each.media_path, os.path.abspath(each.media_path)}) for each in failures)
+        return [*found, *(each for each, names in named if not names & folders)]
 
     def job_files(
-        self,
-        away: Sequence[Earlier],
-        present: Sequence[JobFile],
-        ledger: Ledger,
-        prompts: Prompts,
+        self, away: Sequence[Earlier], present: Sequence[JobFile], ledger: Ledger
     ) -> tuple[JobFile, ...]:
-        """Return the files of the job, those that are away where they were among the others. Raises
+        """Return the files of the job, those that are away before what followed them. Raises
         UsageError if the store lacks records of their rows."""
-        is_prompted = ledger.pipeline[-1].writes == "captions"
-        recorded = self._recorded(away) if is_prompted else {}
-        entries: dict[tuple[str, str], list[JobFile]] = {}
+        last, found = ledger.pipeline[-1].writes, dict[Name, list[JobFile]]()
+        prompts = self._prompts(away) if last == "captions" else {}
+        others = {(each.medium.digest, each.medium.prompt) for each in present}
         for each in away:
-            by_command = [each.job_file(p, f) for f, p in prompts.of(each.file, each.digest)]
-            by_row = [
-                each.job_file(prompt, replace(each.file, name=name))
-                for name, prompt in recorded.get(each.name, ())
+            file, medium = each.of.file, each.of.medium
+            found[each.name] = files = [
+                replace(each.of, file=replace(file, name=n), medium=replace(medium, prompt=prompt))
+                for n, prompt in prompts.get(each.name, [("", "")])
             ]
-            least = each.rows if is_prompted else 1
-            chosen = (some for some in (by_command, by_row) if _stored(some, ledger) >= least)
-            if (files := next(chosen, None)) is None:
-                self._refuse(each)
-            entries[each.name] = files
-        others = {(f.medium.digest, f.medium.prompt) for f in present}
-        for file in (file for some in entries.values() for file in some):
-            if (file.medium.digest, file.medium.prompt) not in others:
-                self._close(file.medium, ledger)
-        return self._in_order(present, entries)
+            tasks = [(task, of) for of in files for task in ledger.tasks([of.medium])]
+            stored = sum(task[last] in ledger[last] for task, _ in tasks)
+            if stored < (each.rows if prompts else 1):
+                folder, why = self._why[file.place]
+                raise UsageError(
+                    f"{folder} is away ({why}), and the store has no records of {file.media_path} "
+                    f"in these settings: this run would drop its rows from {self._out}",
+                    hint="Mount or restore it, run as before, give another --out, or --replace",
+                )
+            for task, of in tasks:
+                if (of.medium.digest, of.medium.prompt) not in others and not ledger.is_done(task):
+                    why_not = {"kind": AWAY, "message": "it is away", "hint": HINT}
+                    ledger.unfit[task.identity] = why_not
+        return tuple(self._in_order(present, found))
 
-    def _refuse(self, each: Earlier) -> NoReturn:
-        folder, why = self._why[each.file.place]
-        raise UsageError(
-            f"{folder} is away ({why}), and the store has no records of {each.file.media_path} in "
-            f"these settings: this run would drop its rows from {self._out}",
-            hint="Mount or restore it, run as before, give another --out, or --replace to drop them",
-        )
+    def gone_note(
+        self, files: Iterable[JobFile], failures: Iterable[Failure], pipeline: Pipeline
+    ) -> list[str]:
+        """Return a note on the rows that this run leaves out, because it reads no file of that
+        name or content."""
+        here, contents = {each.media_path for each in failures}, set[str]()
+        for file in files:
+            here.add(file.file.media_path)
+            contents.add(file.medium.digest)
+        gone = [
+            each
+            for each in self._earlier
+            if each.rows and each.name[0] not in here and each.of.medium.digest not in contents
+        ]
+        if not gone:
+            return []
+        is_captions = pipeline[-1].writes == "captions"
+        place = self._out / "captions.jsonl" if is_captions else self._out
+        rows = counted(sum(each.rows for each in gone), "caption" if is_captions else "row")
+        names = first_of([each.name[0] for each in gone])
+        return [
+            f"not in {place} any more: {rows} of {counted(len(gone), 'file')} that this run does "
+            f"not read ({names})"
+        ]
 
-    def _recorded(self, away: Sequence[Earlier]) -> dict[tuple[str, str], list[tuple[str, str]]]:
-        """Return media path and source → names and prompts of the captions there are."""
-        found: defaultdict[tuple[str, str], dict[tuple[str, str], None]] = defaultdict(dict)
-        names = {each.name for each in away}
+    def _prompts(self, away: Sequence[Earlier]) -> dict[Name, list[tuple[str, str]]]:
+        """Return the names and prompts of the captions of each medium."""
+        found = {each.name: dict[tuple[str, str], None]() for each in away}
         with suppress(PenstockError):
             for row in read_jsonl(self._out / "captions.jsonl", ROW, "") if away else ():
-                if (name := (row["media_path"], row["source"])) in names:
-                    found[name][row.get("name", ""), row["prompt"]] = None
-        return {name: [*of] for name, of in found.items()}
-
-    def _close(self, medium: Medium, ledger: Ledger) -> None:
-        """Let nothing more be made of a medium in this run."""
-        why = {"kind": AWAY, "message": "it is away", "hint": HINT}
-        for task in ledger.tasks([medium]):
-            if not ledger.is_done(task) and (self._retry_failed or not ledger.has_failed(task)):
-                ledger.unfit[task.identity] = why
+                if (prompts := found.get((row["media_path"], row["source"]))) is not None:
+                    prompts[row.get("name", ""), row["prompt"]] = None
+        return {name: [*prompts] for name, prompts in found.items()}
 
     def _in_order(
-        self, present: Sequence[JobFile], entries: Mapping[tuple[str, str], list[JobFile]]
-    ) -> tuple[JobFile, ...]:
-        here = {(each.file.media_path, each.file.source) for each in present}
-        after: defaultdict[tuple[str, str] | None, list[JobFile]] = defaultdict(list)
-        last: tuple[str, str] | None = None
-        for each in self._earlier:
-            after[last] += entries.get(each.name, ())
-            last = each.name if each.name in here else last
-        found = after.pop(None, [])
-        for at, file in enumerate(present):
-            found.append(file)
-            following = present[at + 1].file.identity if at + 1 < len(present) else None
-            if following != file.file.identity:
-                found += after.pop((file.file.media_path, file.file.source), ())
-        return tuple(found)
-
-
-def _stored(files: Iterable[JobFile], ledger: Ledger) -> int:
-    last = ledger.pipeline[-1].writes
-    tasks = (task for file in files for task in ledger.tasks([file.medium]))
-    return sum(task[last] in ledger[last] for task in tasks)
+        self, present: Iterable[JobFile], away: Mapping[Name, list[JobFile]]
+    ) -> Iterable[JobFile]:
+        order = {each.name: at for at, each in enumerate(self._earlier)}
+        left = [*away]
+        for file in present:
+            at = order.get((file.file.media_path, file.file.source), -1)
+            while left and order[left[0]] < at:
+                yield from away[left.pop(0)]
+            yield file
+        for name in left:
+            yield from away[name]

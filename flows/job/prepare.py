@@ -336,7 +336,8 @@ def prepare(
     check_summary(config, model)
     base = _job_of(config, store, model, pipeline)
     notes = [*base.notes, *prompts.notes(), *notes]
-    job_files = away.job_files(kept, job_files, base.ledger, prompts)
+    job_files = away.job_files(kept, job_files, base.ledger)
+    notes += away.gone_note(job_files, failures, pipeline)
     return replace(base, files=job_files, failures=tuple(failures), notes=tuple(notes))
 
 

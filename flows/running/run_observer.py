@@ -33,7 +33,6 @@ from flows.planning.plan import ladder_of
 from flows.results.outputs import (
     existing_outputs,
     failure_of,
-    gone_media_note,
     lost_trigger_note,
     media_paths_of,
     output_paths,
@@ -294,8 +293,8 @@ class RunObserver:
                 line = replaced_line(job.out, record.value["outputs"])
                 if line and not same_work_in(job.out, record.value["keys"]):
                     self.display.print_line(line)
-                for text in filter(None, (lost_trigger_note(job), gone_media_note(job))):
-                    self.display.print_line(text)
+                if note := lost_trigger_note(job):
+                    self.display.print_line(note)
             record.write(force=True)
             self._ladder = ladder_of(job, self._on_rung_change)
             writes_captions = job.pipeline[-1].writes == "captions"
