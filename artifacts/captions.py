@@ -61,8 +61,17 @@ class Caption:
     """Whether a user accepted or rejected it; empty: not reviewed."""
     heard: str = ""
     """Key of the stored features of its sound; empty: the model got no sound."""
+    weights: str = ""
+    """Digest of the model's files when it made the caption; empty: a server's model."""
+    commit: str = ""
+    """The hub's commit of the model then; empty: no model of a hub."""
+    penstock: str = ""
+    """Version of Penstock that made the caption."""
 
-    OMIT_IF_EMPTY: ClassVar = ("name", "fields", "original", "review", "heard")
+    OMIT_IF_EMPTY: ClassVar = (
+        *("name", "fields", "original", "review", "heard"),
+        *("weights", "commit", "penstock"),
+    )
     """Fields that are left out of a line when empty."""
 
 

@@ -19,7 +19,7 @@ from urllib.parse import unquote_to_bytes
 
 from artifacts.captions import Failure
 from artifacts.errors import PenstockError, UsageError
-from artifacts.json_shapes import MapOf, OptionalField, count, read_json, read_jsonl, text
+from artifacts.json_shapes import MapOf, OptionalField, Shape, count, read_json, read_jsonl, text
 from artifacts.mounts import MissingFiles
 from artifacts.paths import folder_named
 from artifacts.plurals import counted, first_of
@@ -52,10 +52,15 @@ Name = tuple[str, str]
 
 def mounts_in(out: Path) -> dict[str, str]:
     """Return the mount points that the last run into a folder noted → their file systems."""
-    noted: dict[str, str] = {}
-    with suppress(PenstockError):
-        noted = read_json(out / "run.json", {"mounts": MapOf(text)}, "")["mounts"]
+    noted: dict[str, str] = recorded_in(out, "mounts", MapOf(text)) or {}
     return noted
+
+
+def recorded_in(out: Path, name: str, shape: Shape) -> Any:
+    """Return what the last run into a folder recorded under a name; None if that is no `shape`."""
+    with suppress(PenstockError):
+        return read_json(out / "run.json", {name: shape}, "")[name]
+    return None
 
 
 class Earlier(NamedTuple):
@@ -120,6 +125,11 @@ class AwayMedia:
                 why = (place, "no answer")
             if why is not None:
                 self._why[place] = why
+
+    @property
+    def contents(self) -> frozenset[str]:
+        """Return the contents of which the folder has rows."""
+        return frozenset(each.of.medium.digest for each in self._earlier if each.rows)
 
     def __bool__(self) -> bool:
         return bool(self._why)

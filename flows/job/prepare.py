@@ -200,6 +200,8 @@ class Job:
     """User corrections of outputs that earlier runs wrote, in this folder or others."""
     notes: tuple[str, ...] = ()
     """Notes for the user on how sources were read and how text is sampled."""
+    before: frozenset[str] = frozenset()
+    """Contents of which the folder has rows of an earlier run."""
     scores: TextScores | None = None
     """Stored scores of corrected captions and of those without scores; None: not requested."""
 
@@ -338,7 +340,13 @@ def prepare(
     notes = [*base.notes, *prompts.notes(), *notes]
     job_files = away.job_files(kept, job_files, base.ledger)
     notes += away.gone_note(job_files, failures, pipeline)
-    return replace(base, files=job_files, failures=tuple(failures), notes=tuple(notes))
+    return replace(
+        base,
+        files=job_files,
+        failures=tuple(failures),
+        notes=tuple(notes),
+        before=away.contents,
+    )
 
 
 def prepare_without_media(config: RunOptions, launcher: Launcher, *pipelines: Pipeline) -> Job:

@@ -492,6 +492,7 @@ class Asking:
             "ended": answer.ended,
             **({"reason": answer.reason} if answer.reason else {}),
             "generation": self._job.sampling,
+            "made_by": self._job.made_by,
             "served": {"host": server.client.endpoint.origin, **served},
         }
         self._made.append(Record(key=item.key, meta=meta))

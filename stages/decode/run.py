@@ -225,7 +225,12 @@ def origin_of(spec: EngineSpec, engine: DecodeEngine, job: DecodeJob) -> dict[st
     """Return what each caption's record says about its computation: the engine, and on a GPU the
     rows of a step and the card, because generations of cards may round differently."""
     card = device_model(job.half.device)
-    return {**spec.meta, **engine.caption_fields(), **({"card": card} if card else {})}
+    return {
+        **spec.meta,
+        **engine.caption_fields(),
+        **({"card": card} if card else {}),
+        "made_by": job.made_by,
+    }
 
 
 def _shorten_prompt(request: DecodeRequest) -> DecodeRequest:
