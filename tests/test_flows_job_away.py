@@ -198,3 +198,74 @@ def test_no_text_is_written_where_a_disk_belongs(place: Place, mounted: Disk) ->
     mounted.unmount()
     assert run_inside(place, **beside).result.exit_code == 1
     assert [each.name for each in mounted.point.iterdir()] == ["NOT MOUNTED"]
+
+
+def test_marks_of_a_disk_that_is_not_mounted_stay(place: Place, mounted: Disk) -> None:
+    command = ["sift", str(place.clips), "--recursive", "--store", str(place.store), "--quiet"]
+    command += ["--out", str(place.out)]
+    assert main(command) == 0
+    before = read_lines(place.out / "marks.jsonl")
+    assert len(before) == len(COLOURS)
+    mounted.unmount()
+    assert main(command) == 1
+    assert read_lines(place.out / "marks.jsonl") == before
+    assert [each["error"] for each in read_lines(place.out / "failures.jsonl")] == ["away"]
+    mounted.mount()
+    assert main(command) == 0 and read_lines(place.out / "marks.jsonl") == before
+
+
+def test_a_list_keeps_its_rows_and_their_prompts(place: Place, tmp_path: Path) -> None:
+    paths = {name: place.clips / f"{name}.png" for name in COLOURS}
+    entries = [{"path": str(path), "prompt": f"What of {n}?"} for n, path in paths.items()]
+    listed = tmp_path / "list.jsonl"
+    listed.write_text("".join(json.dumps(each) + "\n" for each in entries))
+    given: dict[str, Any] = {"max_new_tokens": 4, "sources": (str(listed),)}
+    assert run_inside(place, **given).result.exit_code == 0
+    before = sorted((row["media_path"], row["prompt"]) for row in place.captions())
+    shutil.rmtree(place.clips / "d1")
+    assert run_inside(place, **given).result.exit_code == 1
+    assert sorted((row["media_path"], row["prompt"]) for row in place.captions()) == before
+
+
+def test_what_is_made_again_is_counted_with_the_reason(place: Place) -> None:
+    """The files of the demo's language half change by one weight."""
+    from safetensors.numpy import load_file, save_file
+
+    model = place.out.parent / "model"
+    shutil.copytree(place.model, model)
+    place = Place(clips=place.clips, out=place.out, store=place.store, model=str(model))
+    assert "made again" not in run_inside(place, **OPTIONS).said
+    assert "made again" not in run_inside(place, **OPTIONS).said
+    weights = model / "model.safetensors"
+    tensors = load_file(weights)
+    name = next(name for name in tensors if "lm_head" in name or "embed_tokens" in name)
+    tensors[name] = tensors[name] + 1
+    save_file(tensors, weights, {"format": "pt"})
+    draw(place.clips, {"new": "purple"})
+    said = " ".join(run_inside(place, **OPTIONS).said.split())
+    changed = "changed since the last run: weights of the language half"
+    assert f"captions 4, features 4, frames 4 ({changed}" in said.replace(
+        "vision half, weights", ""
+    )
+    said = run_inside(place, **OPTIONS, prompt="And now?").said
+    assert "made again: captions 5 (changed since the last run: the prompt)" in said
+
+
+def test_a_line_says_what_made_it_and_no_upgrade_changes_it(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from importlib.metadata import version
+
+    run_inside(place, **OPTIONS)
+    before = (place.out / "captions.jsonl").read_bytes()
+    assert {row["penstock"] for row in place.captions()} == {version("penstock")}
+    assert len({row["weights"] for row in place.captions()}) == 1
+    assert not any("commit" in row for row in place.captions()), "a folder is of no hub"
+    newer = {"penstock": "999.0"}
+    monkeypatch.setattr("flows.job.job_summary.versions", lambda: newer)
+    ran = run_inside(place, **OPTIONS)
+    assert ran.started == [] and (place.out / "captions.jsonl").read_bytes() == before
+    draw(place.clips, {"new": "purple"})
+    run_inside(place, **OPTIONS)
+    made = {row["media_path"]: row["penstock"] for row in place.captions()}
+    assert made.pop("new.png") == "999.0" and set(made.values()) == {version("penstock")}

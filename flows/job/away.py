@@ -14,13 +14,13 @@ from collections.abc import Iterable, Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 from urllib.parse import unquote_to_bytes
 
 from artifacts.captions import Failure
-from artifacts.errors import PenstockError, UsageError
+from artifacts.errors import EnvironmentFault, PenstockError, UsageError
 from artifacts.json_shapes import MapOf, OptionalField, Shape, count, read_json, read_jsonl, text
-from artifacts.mounts import MissingFiles
+from artifacts.mounts import MissingFiles, noted_mounts
 from artifacts.paths import folder_named
 from artifacts.plurals import counted, first_of
 from artifacts.remote.addresses import RemoteFile
@@ -54,6 +54,11 @@ def mounts_in(out: Path) -> dict[str, str]:
     """Return the mount points that the last run into a folder noted → their file systems."""
     noted: dict[str, str] = recorded_in(out, "mounts", MapOf(text)) or {}
     return noted
+
+
+def mounts_now(out: Path, files: Iterable[JobFile]) -> dict[str, str]:
+    """Return what a run into a folder notes: the mount points of its media, and earlier ones."""
+    return noted_mounts(mounts_in(out), {str(f.file.path.parent) for f in files if not f.away})
 
 
 def recorded_in(out: Path, name: str, shape: Shape) -> Any:
@@ -131,6 +136,25 @@ class AwayMedia:
         """Return the contents of which the folder has rows."""
         return frozenset(each.of.medium.digest for each in self._earlier if each.rows)
 
+    def fault(self) -> EnvironmentFault:
+        """Return the error of a run that would need what is away."""
+        folder, why = next(iter(self._why.values()))
+        media = counted(len(self._why), "file")
+        return EnvironmentFault(
+            f"{folder} is away ({why}): {media} of {self._out} cannot be captioned again",
+            hint="Mount or restore it, or run the same `penstock caption` with --replace first, "
+            "which drops their rows",
+        )
+
+    def refuse(self, file: MediaFile) -> NoReturn:
+        """Raise UsageError for a medium of whose rows the store has no records."""
+        folder, why = self._why[file.place]
+        raise UsageError(
+            f"{folder} is away ({why}), and the store has no records of {file.media_path} in these "
+            f"settings: this run would drop its rows from {self._out}",
+            hint="Mount or restore it, run as before, give another --out, or --replace drops them",
+        )
+
     def __bool__(self) -> bool:
         return bool(self._why)
 
@@ -178,17 +202,12 @@ class AwayMedia:
             tasks = [(task, of) for of in files for task in ledger.tasks([of.medium])]
             stored = sum(task[last] in ledger[last] for task, _ in tasks)
             if stored < (each.rows if prompts else 1):
-                folder, why = self._why[file.place]
-                raise UsageError(
-                    f"{folder} is away ({why}), and the store has no records of {file.media_path} "
-                    f"in these settings: this run would drop its rows from {self._out}",
-                    hint="Mount or restore it, run as before, give another --out, or --replace",
-                )
+                self.refuse(file)
             for task, of in tasks:
                 if (of.medium.digest, of.medium.prompt) not in others and not ledger.is_done(task):
                     why_not = {"kind": AWAY, "message": "it is away", "hint": HINT}
                     ledger.unfit[task.identity] = why_not
-        return tuple(self._in_order(present, found))
+        return tuple(self.in_order(present, found))
 
     def gone_note(
         self, files: Iterable[JobFile], failures: Iterable[Failure], pipeline: Pipeline
@@ -224,9 +243,10 @@ class AwayMedia:
                     prompts[row.get("name", ""), row["prompt"]] = None
         return {name: [*prompts] for name, prompts in found.items()}
 
-    def _in_order(
+    def in_order(
         self, present: Iterable[JobFile], away: Mapping[Name, list[JobFile]]
     ) -> Iterable[JobFile]:
+        """Yield the files of the job, those that are away before what followed them."""
         order = {each.name: at for at, each in enumerate(self._earlier)}
         left = [*away]
         for file in present:

@@ -155,7 +155,8 @@ def decided_by(job: Job) -> dict[str, str]:
         "frame sampling": job.sampling.settings,
         "size of pictures": {kind: values_of(model.fit(kind)) for kind in ("video", "image")},
         "the prompt": [question.prompt, dict(prompts.prompts), prompts.length],
-        "generation": [SamplingParams.of(config).non_defaults, EngineOptions.of(config)],
+        "generation": SamplingParams.of(config).non_defaults,
+        "--max-new-tokens": EngineOptions.of(config).max_new_tokens,
         "Penstock, which makes other records": [stage.output_version for stage in job.stages],
     }
     return {name: digest_of(f"{value}")[:16] for name, value in found.items()}

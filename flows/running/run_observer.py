@@ -11,13 +11,12 @@ from typing import Any, get_args
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.keys import digest_of
 from artifacts.locks import holder, refuse_unclaimable, try_hold
-from artifacts.mounts import noted_mounts
 from artifacts.regular_files import guard, refuse_links
 from artifacts.schema import Half
 from artifacts.store import disk_faults
 from flows.console.display import COUNTS, Display
 from flows.console.lines import size
-from flows.job.away import mounts_in
+from flows.job.away import mounts_now
 from flows.job.job_summary import note_namespaces, noun_of, one_shot_namespaces, summary
 from flows.job.prepare import Job
 from flows.ledger.ledger import fetch_parts
@@ -280,8 +279,7 @@ class RunObserver:
             record.value["outputs"] = output_paths(job) if outputs is None else dict(outputs)
             record.value["earlier"] = existing_outputs(job)
             record.carry_on(history_in(job.out), job_keys(job))
-            folders = {str(each.file.path.parent) for each in job.files if not each.away}
-            record.value["mounts"] = noted_mounts(mounts_in(job.out), folders)
+            record.value["mounts"] = mounts_now(job.out, job.files)
             record.value["media"]["total"] = job.requested
             if self._on_begin is not None:
                 self._on_begin(job, record)

@@ -28,6 +28,7 @@ from artifacts.store import Store, open_store, prepare_store
 from artifacts.vectors import vectors_in
 from flows.checkpoint.models import digests_in
 from flows.console.display import Display
+from flows.job.away import AwayMedia, mounts_now
 from flows.job.media_digests import JobFile, read_contents
 from flows.job.prepare import Job, NothingToDo, out_folder
 from flows.ledger.tasks import Medium
@@ -239,6 +240,7 @@ def sift(
                 history_in(out), [f"{NAMESPACE[:16]}-{each[:16]}" for each in job.media]
             )
             record.value["media"]["total"] = len(job.files) + len(job.failures)
+            record.value["mounts"] = mounts_now(out, job.files)
             own = GeneratedFiles(job.store, out=out)
             for note in take(config, "sift", record, job.store.url, own):
                 display.print_line(note)
@@ -251,7 +253,7 @@ def sift(
                     vectors.mark(found, tuple(config.head), config.similar)
                 kept, why, left_out = kept_of(found, condition)
                 write_tables(own, out, found, config.format, kept, why)
-                lines = (media_line(each.file, 1) for each in found.files)
+                lines = (media_line(each.file, 1, each.medium) for each in found.files)
                 write_proved(out, {MEDIA: lines}, job.store.url)
                 write_jsonl(out / "failures.jsonl", failures)
                 record.value["rows"] = len(found.rows)
@@ -320,24 +322,31 @@ def _prepared(config: RunOptions, display: Display, out: Path) -> Sifting:
     if note := left_out_note(config.sources, selection):
         display.print_line(note)
     files, failures = find_media(config.sources, selection, config.limit)
+    away = AwayMedia(config, files, failures)
     readable, unreadable = read_contents(
         files, digests_in(store), store, display.fetched, again=config.check_media
     )
-    failures += unreadable
-    if not readable:
+    kept = away.found(files, readable)
+    failures = away.failures(kept, [*failures, *unreadable])
+    if not readable and not kept:
         write_jsonl(out / "failures.jsonl", failures)
         raise NothingToDo(SIFT, failures)
     # A file whose line has several prompts is one file.
     unique: dict[tuple[object, ...], JobFile] = {}
     for each in readable:
         unique.setdefault(each.file.identity, each)
-    return Sifting(
+    found = Sifting(
         options=SiftOptions.of(config),
         retry_failed=config.retry_failed,
         store=store,
-        files=list(unique.values()),
+        files=[*away.in_order(unique.values(), {each.name: [each.of] for each in kept})],
         failures=failures,
     )
+    if lost := next(
+        (f for f in found.files if f.away and f.medium.digest not in found.marks), None
+    ):
+        away.refuse(lost.file)
+    return found
 
 
 def _complete(

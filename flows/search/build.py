@@ -67,10 +67,17 @@ class IndexWritten(VectorsWritten):
     """Files with rows in the index that no longer exist."""
     unseen: tuple[str, ...] = field(default=())
     """Notes on files that have rows in the index and may be gone or not."""
+    away: int = 0
+    """Number of these files."""
+
+    @property
+    def exit_code(self) -> int:
+        return 1 if self.failures or self.away else 0
 
     def to_json(self) -> dict[str, Any]:
         fields = {"index": str(self.folder), "added": self.added, "replaced": self.replaced}
-        return {**super(IndexWritten, self).to_json(), **fields, "vanished": list(self.vanished)}
+        gone = {"vanished": list(self.vanished), "away": self.away}
+        return {**super(IndexWritten, self).to_json(), **fields, **gone}
 
     def row(self) -> dict[str, Any]:
         fields = {"files": self.files, "rows": self.vectors, "new": self.added}
@@ -84,6 +91,8 @@ class IndexWritten(VectorsWritten):
             line += f"; {self.remade:,} made with other options were removed"
         if self.failures:
             line += f"; {len(self.failures)} of {counted(self.files, 'file')} failed"
+        if self.away:
+            line += f"; rows of {counted(self.away, 'file')} kept that may be away"
         return line
 
     __repr__ = line
@@ -174,7 +183,7 @@ def _append(folder: Path, look_for_vanished: bool, job: Job) -> IndexWritten:
         if look_for_vanished:
             gone = GoneFiles(mounts_in(job.out))
             found.vanished = _vanished(folder, job, gone)
-            found.unseen = tuple(gone.notes(folder))
+            found.unseen, found.away = tuple(gone.notes(folder)), gone.unseen.total()
     return found
 
 
