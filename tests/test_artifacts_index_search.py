@@ -367,7 +367,6 @@ def test_a_hit_of_a_vector_that_is_no_unit_is_refused_with_its_name(tmp_path: Pa
     assert whole.positions[0] == 7
     bits = stored[7, :1].view(np.uint16)
     bits ^= 1 << 14  # of the exponent
-    stored.flush()
     with pytest.raises(EnvironmentFault, match=r"the vector of 7\.jpg has the length") as error:
         searcher(tmp_path).find(Query(vector=vectors[7]), 3)
     assert "index verify" in error.value.hint
