@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from artifacts.files import write_text
+from artifacts.files import encoded, write_text
 from artifacts.schema import values_of
 
 ENCODER = json.JSONEncoder(ensure_ascii=False)
@@ -100,7 +100,7 @@ def write_jsonl(path: Path, rows: Iterable[Any]) -> None:
 
 def json_lines(rows: Iterable[Any]) -> Iterator[str]:
     """Yield the line of each row."""
-    return (ENCODER.encode(fields_of_row(row)) + "\n" for row in rows)
+    return (encoded(fields_of_row(row)) + "\n" for row in rows)
 
 
 def fields_of_row(row: Any) -> dict[str, Any]:

@@ -14,7 +14,8 @@ PenstockError
 │   ├── ModelChanged  a model file differs from the one that was planned with
 │   ├── HalfChecked     a check has decided how a half computes, and the run is planned again
 │   └── Unanswered    a remote server sent no response, or an incomplete one
-└── MediaError        one file cannot be captioned; the others can       exit 1
+├── MediaError        one file cannot be captioned; the others can       exit 1
+└── NotFinite         a model computes NaN or infinity of one item       exit 1
 """
 
 import re
@@ -173,3 +174,10 @@ class MediaError(PenstockError):
     def __init__(self, message: str, *, kind: str, hint: str = "") -> None:
         super().__init__(message, hint=hint)
         self.kind = kind
+
+
+class NotFinite(PenstockError):
+    """A model computes NaN or infinity of one item, or seems to, so there is no result."""
+
+    kind = "not-finite"
+    """A stable identifier for programs."""

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from artifacts.errors import UsageError
-from artifacts.files import whole_file
+from artifacts.files import finite, whole_file
 from artifacts.schema import values_of
 
 KINDS = {
@@ -97,8 +97,9 @@ def read_csv(
 
 
 def _values(row: Any) -> Mapping[str, Any]:
-    """Return the values of a row by column; it is a dataclass or a mapping."""
-    return row if isinstance(row, Mapping) else values_of(row)
+    """Return the values of a row by column; it is a dataclass or a mapping. NaN becomes None."""
+    values = row if isinstance(row, Mapping) else values_of(row)
+    return {name: finite(value) for name, value in values.items()}
 
 
 def _cell(value: Any) -> Any:

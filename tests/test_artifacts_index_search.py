@@ -356,3 +356,17 @@ def test_without_the_extra_it_is_named_fails(module: str, monkeypatch: pytest.Mo
         groups(planted(20, 0.0)[0], THRESHOLD)
     assert "pip install 'penstock[sift]'" in raised.value.hint
     assert "\n" not in str(raised.value)
+
+
+def test_a_hit_of_a_vector_that_is_no_unit_is_refused_with_its_name(tmp_path: Path) -> None:
+    vectors = drawn(40)
+    filled(tmp_path, rows(40), vectors)
+    (path,) = tmp_path.glob("embeddings-*.f16")
+    stored = np.memmap(path, np.float16, "r+").reshape(-1, WIDTH)
+    whole = searcher(tmp_path).find(Query(vector=vectors[7]), 3)
+    assert whole.positions[0] == 7
+    bits = stored[7, :1].view(np.uint16)
+    bits ^= 1 << 14  # of the exponent
+    with pytest.raises(EnvironmentFault, match=r"the vector of 7\.jpg has the length") as error:
+        searcher(tmp_path).find(Query(vector=vectors[7]), 3)
+    assert "index verify" in error.value.hint
