@@ -11,7 +11,6 @@ import errno
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -53,7 +52,6 @@ def noted_mounts(earlier: Mapping[str, str], folders: Iterable[str]) -> dict[str
     return {**dict(sorted(found.items())), **dict(away)}
 
 
-@lru_cache(maxsize=1 << 12)
 def _above(folder: str) -> tuple[Path, ...]:
     real = Path(os.path.realpath(folder))
     return (real, *real.parents)

@@ -9,7 +9,7 @@
 """
 
 import os
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Iterable, Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import replace
@@ -82,7 +82,7 @@ class Earlier(NamedTuple):
 
 
 def _earlier(line: Mapping[str, Any]) -> Earlier:
-    path, inside = os.fsdecode(unquote_to_bytes(line["url"].removeprefix("file://"))), ""
+    path = os.fsdecode(unquote_to_bytes(line["url"].removeprefix("file://")))
     address, size = line.get("address"), line.get("bytes")
     remote = RemoteFile(address=address, size=size or 0, version="") if address else None
     kind, names = kind_of(line["media_path"]), {name: line[name] for name in NAMES}
@@ -161,11 +161,9 @@ class AwayMedia:
     def found(self, files: Iterable[MediaFile], readable: Sequence[JobFile]) -> list[Earlier]:
         """Return the media that are away, in their order, once it is known which `files` of the
         sources can be read."""
-        known = {each.of.file.place for each in self._earlier}
-        there = {each.file.place for each in readable}
-        moved = {each.medium.digest for each in readable if each.file.place not in known}
+        there, moved = {each.file.place for each in readable}, self._moved(readable)
         for file in files if not self._replaces else ():
-            if file.place in known and file.place not in there:
+            if file.place not in there:
                 folder = file.place if file.remote else os.path.dirname(file.place)
                 self._why[file.place] = (folder, "not all of it can be read")
         away = (each for each in self._earlier if each.of.file.place in self._why and each.rows)
@@ -209,30 +207,26 @@ class AwayMedia:
                     ledger.unfit[task.identity] = why_not
         return tuple(self.in_order(present, found))
 
-    def gone_note(
-        self, files: Iterable[JobFile], failures: Iterable[Failure], pipeline: Pipeline
-    ) -> list[str]:
-        """Return a note on the rows that this run leaves out, because it reads no file of that
-        name or content."""
-        here, contents = {each.media_path for each in failures}, set[str]()
-        for file in files:
-            here.add(file.file.media_path)
-            contents.add(file.medium.digest)
-        gone = [
-            each
-            for each in self._earlier
-            if each.rows and each.name[0] not in here and each.of.medium.digest not in contents
-        ]
+    def gone_note(self, files: Sequence[JobFile], pipeline: Pipeline) -> list[str]:
+        """Return a note on the rows that this run leaves out, of media that did not move."""
+        here, moved = {each.file.place for each in files}, self._moved(files)
+        left = (each for each in self._earlier if each.rows and each.of.file.place not in here)
+        gone = [each for each in left if each.of.medium.digest not in moved]
         if not gone:
             return []
         is_captions = pipeline[-1].writes == "captions"
         place = self._out / "captions.jsonl" if is_captions else self._out
         rows = counted(sum(each.rows for each in gone), "caption" if is_captions else "row")
-        names = first_of([each.name[0] for each in gone])
+        names = first_of([each.of.file.media_path for each in gone])
         return [
             f"not in {place} any more: {rows} of {counted(len(gone), 'file')} that this run does "
             f"not read ({names})"
         ]
+
+    def _moved(self, files: Iterable[JobFile]) -> set[str]:
+        """Return the contents of files that are new in the folder."""
+        known = {each.of.file.place for each in self._earlier}
+        return {each.medium.digest for each in files if each.file.place not in known}
 
     def _prompts(self, away: Sequence[Earlier]) -> dict[Name, list[tuple[str, str]]]:
         """Return the names and prompts of the captions of each medium."""
@@ -248,11 +242,11 @@ class AwayMedia:
     ) -> Iterable[JobFile]:
         """Yield the files of the job, those that are away before what followed them."""
         order = {each.name: at for at, each in enumerate(self._earlier)}
-        left = [*away]
+        left = deque(away)
         for file in present:
             at = order.get((file.file.media_path, file.file.source), -1)
             while left and order[left[0]] < at:
-                yield from away[left.pop(0)]
+                yield from away[left.popleft()]
             yield file
         for name in left:
             yield from away[name]

@@ -339,7 +339,7 @@ def prepare(
     base = _job_of(config, store, model, pipeline)
     notes = [*base.notes, *prompts.notes(), *notes]
     job_files = away.job_files(kept, job_files, base.ledger)
-    notes += away.gone_note(job_files, failures, pipeline)
+    notes += away.gone_note(job_files, pipeline)
     return replace(
         base,
         files=job_files,
