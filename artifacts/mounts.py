@@ -64,7 +64,8 @@ class MissingFiles:
     def __init__(self, noted: Mapping[str, str]) -> None:
         """`noted`: mount point → file system when the files were there."""
         now = {(each.point, each.kind) for each in mounts()}
-        self._unmounted = {point: kind for point, kind in noted.items() if (point, kind) not in now}
+        self.unmounted = {point: kind for point, kind in noted.items() if (point, kind) not in now}
+        """Noted mount points that are not mounted now → their file systems."""
         self._faults: dict[str, str] = {}
         """Folder → why it cannot be read; empty if it can."""
 
@@ -77,9 +78,9 @@ class MissingFiles:
         except OSError as error:
             if error.errno not in GONE:
                 return os.path.dirname(path), os.strerror(error.errno or 0)
-        for point in map(str, _above(os.path.dirname(path)) if self._unmounted else ()):
-            if point in self._unmounted:
-                return point, f"not mounted ({self._unmounted[point]})"
+        for point in map(str, _above(os.path.dirname(path)) if self.unmounted else ()):
+            if point in self.unmounted:
+                return point, f"not mounted ({self.unmounted[point]})"
         faults = ((folder, self._fault_of(folder)) for folder in folders)
         return next((found for found in faults if found[1]), None)
 
