@@ -280,7 +280,7 @@ def test_files_of_a_renamed_folder_are_found_where_they_are_now(
     assert capsys.readouterr().err.count("not taken: 1 .cr2") == 1
     media.rename(moved)
     assert main(["index", "build", str(moved), *where, *out]) == 1
-    (note,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("note: "))
+    (note,) = (line for line in capsys.readouterr().err.splitlines() if "index remove" in line)
     (hit, *_) = found(tmp_path, capsys, str(moved / "p2.png"))
     assert hit["path"] == str(moved / "p2.png") and hit["copy_paths"] == [str(media / "p2.png")]
     assert main(shlex.split(note.partition("penstock ")[2])) == 0  # the command that it gives
@@ -305,8 +305,11 @@ def test_rows_of_a_disk_that_is_not_mounted_are_kept_and_counted(
         command = ["index", "build", str(tmp_path / "media"), "--recursive", *where]
         assert main([*command, "--out", str(tmp_path / "index")]) == 1
         said = capsys.readouterr()
-        assert f"rows of {len(SIZES)} files kept that may be away" in said.out
-        assert f"in {media} are kept" in said.err and "gone:" not in said.err
+        assert f"; away: {media} (not mounted (" in said.out and "of 2 files failed" not in said.out
+        assert f"failed: {media}: not mounted (" in said.err and "gone:" not in said.err
+        assert f"rows of {len(SIZES)} files kept" in said.out
+        assert main(["status", str(tmp_path / "index" / "run")]) == 0
+        assert f"rows of {len(SIZES)} files kept" in capsys.readouterr().out
         assert index("remove", tmp_path, "--gone") == 0
         assert read_manifest(tmp_path / "index").live_rows == rows
 

@@ -60,7 +60,7 @@ class GoneFiles:
     def __init__(self, noted: Mapping[str, str]) -> None:
         """`noted` is as in `MissingFiles`."""
         self._missing = MissingFiles(noted)
-        self.unseen: Counter[tuple[str, str]] = Counter()
+        self._unseen: Counter[tuple[str, str]] = Counter()
         """Folder and reason → its files that may be there."""
 
     def has(self, path: str) -> bool:
@@ -68,16 +68,22 @@ class GoneFiles:
         if is_address(path):
             return False
         if away := self._missing.why_away(path, [os.path.dirname(path)]):
-            self.unseen[away] += 1
+            self._unseen[away] += 1
         return not away and not os.path.lexists(path)
 
-    def notes(self, index: Path) -> Iterator[str]:
-        """Yield a line for each folder whose files an index keeps because they cannot be seen."""
-        for (folder, fault), count in self.unseen.items():
+    def kept(self, index: Path) -> Iterator[tuple[tuple[str, str], int, str]]:
+        """Yield each folder whose files an index keeps because they cannot be seen, with the fault,
+        their number, and what to do."""
+        for (folder, fault), count in self._unseen.items():
             command = shlex.join(["penstock", "index", "remove", folder, "--index", str(index)])
+            yield (folder, fault), count, f"If it was deleted or renamed: {command}"
+
+    def notes(self, index: Path) -> Iterator[str]:
+        """Yield a line for each of these folders."""
+        for (folder, fault), count, hint in self.kept(index):
             yield (
                 f"note: the rows of {counted(count, 'file')} in {folder} are kept, as its disk may "
-                f"be away ({fault}). If it was deleted or renamed: {command}"
+                f"be away ({fault}). {hint}"
             )
 
 

@@ -55,7 +55,6 @@ def _fill(given: argparse.Namespace, config: IndexConfig, *, whole: bool) -> int
 
         result = fill_index(config, display, look_for_vanished=whole)
     if print_result(given, result, display):
-        print_lines(*result.unseen[:NAMED], to=sys.stderr)
         for path in result.vanished[:NAMED]:
             print_lines(f"gone: {path}", to=sys.stderr)
         if result.vanished:

@@ -35,6 +35,12 @@ class RunEnd:
         """Return 0 if all is done, 1 if some items failed."""
         return 1 if self.failures else 0
 
+    @property
+    def away(self) -> list[str]:
+        """Return each folder that is away, and what is kept of it."""
+        away = (each for each in self.failures if each.error == AWAY)
+        return [f"{each.media_path} ({each.message})" for each in away]
+
     def outcome(self, made: Mapping[str, Any]) -> dict[str, Any]:
         """Return the outcome for programs, with the counts in `made`. Each failure is printed as an
         event of its own."""
@@ -44,10 +50,7 @@ class RunEnd:
     def failed_suffix(self, kind: str = "") -> str:
         """Return the end of a line with the numbers of files that failed or have warnings, and
         where those of this kind of products are; empty for none."""
-        files = counted(self.files, "file")
-        away = [
-            f"{each.media_path} ({each.message})" for each in self.failures if each.error == AWAY
-        ]
+        files, away = counted(self.files, "file"), self.away
         count = len(self.failures) - len(away)
         failed = f", {count} of {files} failed" if count else ""
         listed = LISTED_WARNINGS.get(kind, "")
