@@ -174,7 +174,15 @@ def test_behind_a_proxy_the_page_of_that_host_alone_works(passed_on: OpenStudio)
 
 
 @pytest.mark.parametrize(
-    "address", ["8010.example.org", "http://a.org", "https://a.org/x", "https://a;b", "https://*"]
+    "address",
+    [
+        "8010.example.org",
+        "http://a.org",
+        "https://a.org/x",
+        "https://a;b",
+        "https://*",
+        "https://a:99999",
+    ],
 )
 def test_what_is_no_proxy_is_refused(address: str, tmp_path: Path) -> None:
     command = [*PENSTOCK, "studio", str(tmp_path), "--behind", address]
@@ -190,6 +198,7 @@ def test_without_the_token_nothing_is_found(studio: OpenStudio) -> None:
         for method, body in (("GET", None), ("POST", b"{}")):
             answer = studio.ask(method, f"//{path}", body, studio.page_headers)
             assert answer.status in (404, 405) and token.encode() not in answer.body
+            assert answer.headers["x-content-type-options"] == "nosniff", answer.headers
 
 
 def test_what_changes_something_is_no_address_to_follow(studio: OpenStudio) -> None:
