@@ -27,7 +27,7 @@ from scripts.stage_processes import descendants
 from tests.support.media import write_video
 from tests.support.pipeline import PENSTOCK, ROOT
 from tests.support.reports import captions_of, media_file, write_run
-from tests.support.servers import Answer
+from tests.support.servers import Answer, raw_request
 from tests.support.strangers import own_folder, strangers_folder
 from tests.support.studios import OpenStudio
 from tests.support.terminals import Dialogue
@@ -140,6 +140,15 @@ def test_a_name_that_was_bound_to_this_machine_is_refused(studio: OpenStudio) ->
         assert studio.ask("GET", "", host=host).status == 200
         answer = sent(studio, "words", {}, {"Origin": f"http://{host}"}, host=host)
         assert answer.status == 422 and b"values are missing" in answer.body
+
+
+def test_the_host_of_an_absolute_target_counts_in_place_of_the_header(studio: OpenStudio) -> None:
+    """RFC 9112, 3.2.2: a server must ignore the Host of such a request."""
+    own, path = f"127.0.0.1:{studio.port}", f"/{studio.token}/start"
+    cases = (("evil.example", own, 421), (own, own, 200), (own, "evil.example", 200))
+    for named, host, status in cases:
+        target = f"http://{named}{path}"
+        assert raw_request(studio.port, "GET", target, {"Host": host}).status == status, target
 
 
 PROXY = "https://8010-abc.example.org"
