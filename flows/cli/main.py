@@ -56,7 +56,7 @@ class CommandParser(argparse.ArgumentParser):
         if "" in words and not isinstance(action, argparse._SubParsersAction):
             name = next(iter(action.option_strings), action.metavar or action.dest)
             raise UsageError(f"{name} is empty", hint=GIVE_VALUE)
-        return super()._get_values(action, words)  # type: ignore[misc]
+        return super()._get_values(action, words)
 
     def error(self, message: str) -> NoReturn:
         """Print the error in one line, and exit with code 2."""
