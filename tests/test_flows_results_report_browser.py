@@ -107,17 +107,11 @@ def test_what_a_person_decided_on_captions_is_marked_and_can_be_chosen(
 ) -> None:
     Image.new("RGB", (64, 48), "red").save(tmp_path / "a.png")
     file, image = media_file(clip), media_file(tmp_path / "a.png")
-    kept, *others = captions_of(file, ["kept", "bad", "mended", "said so"])
-    rejected, mended, accepted = (
-        replace(row, **change)
-        for row, change in zip(
-            others,
-            ({"review": "rejected"}, {"original": "wrong"}, {"review": "accepted"}),
-            strict=True,
-        )
-    )
+    rows = captions_of(file, ["kept", "bad", "mended", "said so"])
+    rows[1] = replace(rows[1], review="rejected")
+    rows[2] = replace(rows[2], original="wrong")
+    rows[3] = replace(rows[3], review="accepted")
     (picture,) = captions_of(image, ["blurred"])
-    rows = [kept, rejected, mended, accepted]
     write_run(tmp_path / "out", [(file, rows), (image, [replace(picture, review="rejected")])])
     shown(browser, tmp_path / "out")
     texts = browser.wait(TEXTS, ".captions button > span")

@@ -91,7 +91,7 @@ def test_setup_leaves_nothing_in_the_home(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(3600)
 def test_what_commands_leave_in_the_home_is_on_the_page_about_removing(tmp_path: Path) -> None:
     environment, media = home_of(tmp_path), tmp_path / "media"
     media.mkdir()
