@@ -47,6 +47,10 @@ HISTORY = 200
 """Largest number of actions that the page lists."""
 
 
+BASE = ("caption", "review")
+"""Fields of an edit that another one is based on."""
+
+
 class Outdated(Exception):
     """An edit that is based on an older text. `now` has the edits in force."""
 
@@ -224,7 +228,8 @@ class RunCaptions:
                 raise EditRefused("the edit does not name the text that it is based on")
             of = change.get("of")
             edit = values_of(now.get(of, UNTOUCHED)) if isinstance(of, str) else None
-            if edit is not None and change["was"] != edit:
+            was = change["was"] if isinstance(change["was"], dict) else {}
+            if edit is not None and any(was.get(n, edit) != edit[n] for n in BASE):
                 older[str(of)] = edit
         if older:
             raise Outdated(older)

@@ -63,7 +63,7 @@ class Replacing extends Panel {
   async send() {
     const does = `replace “${this.find.value}” by “${this.by.value}”`.slice(0, 200), found = await this.look();
     if (!found.length) return;
-    this.page.save(does, found.map(([row, text]) => [row, {caption: orNull(text, row), review: edit(row).review}]));
+    this.page.save(does, found.map(([row, text]) => [row, {caption: orNull(text, row), review: edit(row).review, unread: !isDecided(row)}]));
     this.look();
   }
 }
@@ -96,7 +96,7 @@ class Tags extends Panel {
     if (!tag || tag.includes(",")) return;
     const changes = this.page.chosenRows().map(row => [row, tagsOf(words(row))]).filter(([, tags]) => tags.includes(tag) !== add)
       .map(([row, tags]) => [row, (add ? [...tags, tag] : tags.filter(one => one !== tag)).join(", ")]).filter(([, text]) => text)
-      .map(([row, text]) => [row, {...edit(row), caption: orNull(text, row)}]);
+      .map(([row, text]) => [row, {...edit(row), caption: orNull(text, row), unread: !isDecided(row)}]);
     if (changes.length) this.page.save(`${add ? "add" : "take away"} tag “${tag}”`, changes);
     this.draw();
   }
