@@ -1,6 +1,6 @@
-"""Groups pictures and videos that are copies of each other, and scores vectors with users' heads.
+"""Finds pictures and videos that are copies of each other, and scores vectors with users' heads.
 
-How it groups copies, by how they look:
+How it finds copies, by how they look:
 
 1. A thumbnail has a perceptual hash of 64 bits: the signs of its lowest frequencies (pHash).
 2. Pairs with similar hashes are candidates: few of their bits differ. A crop moves every frequency,
@@ -12,7 +12,6 @@ How it groups copies, by how they look:
    whole. In windows of about a word, the points of copies differ by a part of their contrast; those
    of two words differ by all of it, whatever their size and place have in common.
 5. A video is compared at fixed fractions of its length.
-6. Confirmed pairs are joined to groups.
 
 Of 25 % of frames that are 2 s apart the hashes are equal, and the pixels differ.
 
@@ -330,22 +329,14 @@ class Fingerprint:
     """Length of a video; 0 for an image."""
 
 
-def groups_of(items: Sequence[Fingerprint], *, mirrored: bool) -> NDArray[np.int64]:
-    """Return the number of the group of each item, which is that of its first member."""
+def pairs_of(items: Sequence[Fingerprint], *, mirrored: bool) -> Pairs:
+    """Return the numbers of all pairs of items of which one is a copy of the other [n, 2]."""
     pairs = [np.zeros((0, 2), np.int64)]
     for of_these, are_videos in ((_images, False), (_videos, True)):
         members = np.array([n for n, item in enumerate(items) if bool(item.seconds) is are_videos])
         if len(members):
             pairs.append(members[of_these([items[at] for at in members], mirrored)])
-    ends, group = np.concatenate(pairs).T, np.arange(len(items))
-    while True:  # each takes the smaller number of a pair, then that one's own
-        smaller, before = group[ends].min(axis=0), group.copy()
-        for side in ends:
-            np.minimum.at(group, before[side], smaller)
-            np.minimum.at(group, side, smaller)
-        group = group[group]
-        if np.array_equal(group, before):
-            return group
+    return np.concatenate(pairs)
 
 
 def _images(items: Sequence[Fingerprint], mirrored: bool) -> Pairs:

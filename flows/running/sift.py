@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import groupby, islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,7 +50,7 @@ from flows.results.outputs import failures_of, media_line, missing_error, replac
 from flows.results.owners import refuse_taking, take
 from flows.results.run_read import history_in
 from flows.results.run_record import RunRecord
-from flows.results.sift_duplicates import Fingerprint, ScoreHead, read_head
+from flows.results.sift_duplicates import Fingerprint, ScoreHead, pairs_of, read_head
 from flows.results.sift_marks import (
     DIGITS,
     MarkedFiles,
@@ -59,7 +58,6 @@ from flows.results.sift_marks import (
     add_file,
     kept_of,
     mark_copies,
-    mark_groups,
     parse_keep,
     rounded,
     write_tables,
@@ -94,7 +92,10 @@ class VectorMarks(VectorsWritten):
             digest = by_path[chunk["media_path"], chunk["source"]]
             chunk |= self._scored(digest, heads, chunk["start"], chunk["end"])
         if similar is not None:
-            mark_groups(found, self._groups(found, similar), "similar_group", "similar")
+            zeros = np.zeros(next(iter(self.vectors_of.values()), np.zeros(1)).shape, np.float16)
+            rows = [self.vectors_of.get(row["digest"], zeros) for row in found.rows]
+            alike = near_duplicates.Alike(vectors=np.array(rows), threshold=similar)
+            mark_copies(found, "similar", alike)
 
     def _scored(
         self, digest: str, heads: Sequence[str], start: float, end: float
@@ -106,16 +107,6 @@ class VectorMarks(VectorsWritten):
         return {
             n: None if m is None else rounded(float(m)) for n, m in zip(heads, means, strict=True)
         }
-
-    def _groups(self, found: MarkedFiles, threshold: float) -> NDArray[Any]:
-        """Return the number of the group of each content; one without vectors is alone."""
-        digests = [found.files[at].medium.digest for at in found.first_indexes()]
-        known = [at for at, digest in enumerate(digests) if digest in self.vectors_of]
-        groups = np.arange(len(digests)) + len(digests)
-        if known:
-            rows = np.stack([self.vectors_of[digests[at]] for at in known])
-            groups[known] = near_duplicates.groups(rows, threshold)
-        return groups
 
 
 def vector_marks(
@@ -249,8 +240,8 @@ def sift(
                 found, failures = _complete(job, record, display, make_launcher, out)
                 if vectors is not None:
                     vectors.mark(found, tuple(config.head), config.similar)
-                kept, why, left_out = kept_of(found, condition)
-                write_tables(own, out, found, config.format, kept, why)
+                kept, left_out = kept_of(found, condition)
+                write_tables(own, out, found, config.format, kept, left_out.why)
                 lines = (media_line(each.file, 1) for each in found.files)
                 write_proved(out, {MEDIA: lines}, job.store.url)
                 write_jsonl(out / "failures.jsonl", failures)
@@ -263,7 +254,8 @@ def sift(
         marked=len(found.rows),
         kept=len(kept),
         duplicates=sum(row["duplicate"] for row in found.rows),
-        left_out=left_out,
+        left_out=left_out.firsts,
+        nulls=left_out.nulls,
         unmarked=frozenset(f.file.place for f in job.files) - {f.file.place for f in found.files},
     )
 
@@ -447,7 +439,11 @@ def _collected(job: Sifting) -> MarkedFiles:
             add_file(found, each, marked, job.options.chunk)
             seconds = marked.meta["seconds"]
             items[each.medium.digest] = Fingerprint(looks=marked.looks, seconds=seconds)
-    mark_copies(found, list(items.values()), mirrored=job.options.mirrored)
+    contents = found.contents
+    pairs = pairs_of(list(items.values()), mirrored=job.options.mirrored)
+    same = near_duplicates.Pairs(contents=contents, pairs=np.zeros((0, 2), np.int64))
+    mark_copies(found, "exact", same)
+    mark_copies(found, "duplicate", near_duplicates.Pairs(contents=contents, pairs=pairs))
     return found
 
 
