@@ -47,6 +47,7 @@ from flows.results.sift_marks import (
     mark_copies,
     parse_keep,
 )
+from flows.running import sift as running
 from flows.running.sift import sift
 from stages.sift.measures import NO_LOOK, SIDE
 from tests.support.pipeline import read_lines
@@ -151,7 +152,7 @@ def test_clips_are_marked(clips: Path, tmp_path: Path) -> None:
 
 
 def test_a_second_run_marks_nothing_and_a_changed_file_alone_is_marked_anew(
-    planted: tuple[Path, list[Planted]], tmp_path: Path
+    planted: tuple[Path, list[Planted]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, out = tmp_path / "pictures", tmp_path / "out"
     folder.mkdir()
@@ -160,8 +161,11 @@ def test_a_second_run_marks_nothing_and_a_changed_file_alone_is_marked_anew(
     run(folder, out)
     assert items_of(out) == 6
     first = (out / "marks.jsonl").read_bytes()
-    run(folder, out, keep="sharpness > 0.6")
-    assert items_of(out) == 0
+    with monkeypatch.context() as patch:
+        compared: list[object] = []
+        patch.setattr(running, "pairs_of", compared.append)
+        run(folder, out, keep="sharpness > 0.6")
+        assert items_of(out) == 0 and not compared
     run(folder, out)
     assert (out / "marks.jsonl").read_bytes() == first
     changed = sorted(folder.iterdir())[2]
@@ -237,7 +241,7 @@ CONDITIONS = [
 
 
 @pytest.mark.parametrize("condition", CONDITIONS)
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(6))
 def test_a_file_is_left_out_as_a_copy_of_one_that_is_kept_alone(condition: str, seed: int) -> None:
     draw, count = np.random.default_rng(seed), 40
     rows = [

@@ -5,6 +5,7 @@ writes the tables of marks, the list of what is kept, and the list of what is le
 """
 
 import math
+import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from artifacts.errors import UsageError
 from artifacts.files import json_text, write_text
 from artifacts.index.where import WORDS, Condition, Table
+from artifacts.json_shapes import read_jsonl, string
 from artifacts.near_duplicates import Copies, stars
 from artifacts.plurals import counted
 from artifacts.tables import TABLES, stored_text, table_of, utf8
@@ -82,9 +84,11 @@ FLAGS: Mapping[str, str | None] = {
     "similar": "similar_group",
 }
 """Mark of the copies of one kind → mark of the number of their group."""
+CHOICES_FILE, CHOICE = "choices.jsonl", {"path": string, "digest": string, "choice": string}
+"""What a person decided of files on the page, in the folder of a run, and the shape of a line."""
 KEPT = ("kept_duplicate", "kept_group")
 """Marks that `--keep` makes, so that no condition names them."""
-BEST, KEEP_TOO = "best", "keep"
+CHOICES = BEST, KEEP_TOO = "best", "keep"
 """What a person may decide: that a file is the best of its copies, or that it is kept, too."""
 Values = dict[str, Any]
 
@@ -230,6 +234,14 @@ class MarkedFiles:
             reverse=True,
         )
         return np.array(order, np.int64)
+
+
+def choices_in(out: Path) -> dict[tuple[str, str], str]:
+    """Return path and digest → what a person decided of a file. Raises EnvironmentFault."""
+    if not os.path.lexists(out / CHOICES_FILE):
+        return {}
+    rows = read_jsonl(out / CHOICES_FILE, CHOICE, "Remove that line, and choose again")
+    return {(row["path"], row["digest"]): row["choice"] for row in rows}
 
 
 def parse_keep(

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from artifacts.captions import write_jsonl
 from artifacts.edits import REDO, UNDO, UNTOUCHED
 from artifacts.errors import PenstockError, UsageError
 from artifacts.json_shapes import (
@@ -28,15 +29,16 @@ from flows.options.training import LEAST
 from flows.options.vectors import PLACE
 from flows.results.foreign_files import LEFT_OUT_FILE, MARKS_FILE
 from flows.results.rounds import rounds_in, summary_json
+from flows.results.sift_marks import CHOICES, CHOICES_FILE, choices_in
 from flows.reviewing.captions import EditRefused, ReviewedCaptions
 from flows.reviewing.teaching import PooledFeatures, teach_ranking
 from flows.serving.refusals import json_bytes
 
 GROUP = OptionalField(Nullable(count))
 MARKS = {"path": string, "group": GROUP}
-COPIES = {**MARKS, "media_path": text, "duplicate": GROUP}
+COPIES = {**MARKS, "media_path": text, "digest": string, "duplicate": GROUP}
 LEFT_OUT = {"path": string, "media_path": text, "why": text}
-SHOWN_GROUPS, SHOWN_MEMBERS, SHOWN_LEFT_OUT = 12, 6, 24
+SHOWN_GROUPS, SHOWN_MEMBERS, SHOWN_LEFT_OUT = 100, 12, 500
 """Most groups of copies that the page shows of a sift run, members of each, and files left out."""
 FILES = ("media.jsonl", "captions.jsonl", "failures.jsonl")
 TOGETHER = 500
@@ -262,23 +264,43 @@ def groups_in(out: Path) -> dict[str, int]:
 
 
 def sifted_in(out: Path) -> dict[str, Any]:
-    """Return the largest groups of copies in the folder of a sift run, the best member of each
-    first, and the first files that it left out. Raises EnvironmentFault."""
+    """Return the largest groups of copies in the folder of a sift run, what is kept of each first,
+    and the first files that it left out, each with what a person chose. Raises EnvironmentFault."""
+    again, chosen = "Run the same command again", choices_in(out)
+    left = read_jsonl(out / LEFT_OUT_FILE, LEFT_OUT, again)
+    why = {row["path"]: row["why"] for row in left}
     groups: dict[int, list[dict[str, Any]]] = {}
-    for row in read_jsonl(out / MARKS_FILE, COPIES, "Run the same command again"):
+    choices: dict[str, str] = {}
+    for row in read_jsonl(out / MARKS_FILE, COPIES, again):
+        path = row["path"]
+        choices[path] = row["choice"] = chosen.get((path, row["digest"]), "")
         if (group := row.get("group")) is not None:
-            groups.setdefault(group, []).append(row)
+            groups.setdefault(group, []).append(row | {"why": why.get(path, "")})
+    for rows in groups.values():
+        rows.sort(key=lambda row: (bool(row["why"]), row.get("duplicate") or 0))
     largest = sorted(groups.values(), key=len, reverse=True)[:SHOWN_GROUPS]
-    rows = read_jsonl(out / LEFT_OUT_FILE, LEFT_OUT, "Run the same command again")
     return {
         "count": len(groups),
-        "groups": [
-            sorted(rows, key=lambda row: row.get("duplicate") or 0)[:SHOWN_MEMBERS]
-            for rows in largest
-        ],
+        "groups": [rows[:SHOWN_MEMBERS] for rows in largest],
         "sizes": [len(rows) for rows in largest],
-        "left_out": rows[:SHOWN_LEFT_OUT],
+        "left_out": [
+            row | {"choice": choices.get(row["path"], "")} for row in left[:SHOWN_LEFT_OUT]
+        ],
+        "left": len(left),
     }
+
+
+def choose(out: Path, path: str, choice: str) -> dict[str, Any]:
+    """Note what a person decided of a file of a sift run: `best`, `keep`, or nothing. The next run
+    applies it. Return what `sifted_in` does. Raises UsageError, EnvironmentFault."""
+    rows = read_jsonl(out / MARKS_FILE, COPIES, "Run the same command again")
+    digest = next((row["digest"] for row in rows if row["path"] == path), "")
+    if not digest or choice not in ("", *CHOICES):
+        raise UsageError("this file was not marked by that run", hint="Reload the page")
+    of = choices_in(out) | {(path, digest): choice}
+    fields = ({"path": p, "digest": d, "choice": one} for (p, d), one in of.items() if one)
+    write_jsonl(out / CHOICES_FILE, fields)
+    return sifted_in(out)
 
 
 def _stamp(path: Path) -> Stamp | None:

@@ -32,7 +32,7 @@ from flows.serving.refusals import json_answer
 from flows.studio import roots
 from flows.studio.guard import json_of
 from flows.studio.roots import Refused, Roots, is_shown
-from flows.studio.run_captions import sifted_in
+from flows.studio.run_captions import choose, sifted_in
 from flows.studio.runs import QueuedRun, plan_of, run_id
 from flows.studio.session import UPLOADS, Studio
 from flows.studio.values import checked, line_of, model_name, table, words_of
@@ -286,9 +286,13 @@ class StartRoutes:
         return json_answer({"id": run.id, "line": line_of(words)})
 
     async def sifted(self, request: Request) -> Response:
-        """Return the copies that a sift run found, and what it left out."""
-        run = self._studio.queue.of(request.path_params["id"])
-        return json_answer(await asyncio.to_thread(sifted_in, Path(run.out)))
+        """Return the copies that a sift run found, and what it left out; note a choice first."""
+        out = Path(self._studio.queue.of(request.path_params["id"]).out)
+        if request.method == "GET":
+            return json_answer(await asyncio.to_thread(sifted_in, out))
+        given = await json_of(request)
+        words = str(given.get("path", "")), str(given.get("choice", ""))
+        return json_answer(await asyncio.to_thread(choose, out, *words))
 
     async def runs(self, _: Request) -> Response:
         return json_answer({"runs": await asyncio.to_thread(self._runs)})
