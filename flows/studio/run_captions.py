@@ -10,9 +10,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from artifacts.captions import write_jsonl
 from artifacts.edits import REDO, UNDO, UNTOUCHED
 from artifacts.errors import PenstockError, UsageError
+from artifacts.files import json_text, write_text
 from artifacts.json_shapes import (
     Nullable,
     OptionalField,
@@ -29,7 +29,7 @@ from flows.options.training import LEAST
 from flows.options.vectors import PLACE
 from flows.results.foreign_files import LEFT_OUT_FILE, MARKS_FILE
 from flows.results.rounds import rounds_in, summary_json
-from flows.results.sift_marks import CHOICES, CHOICES_FILE, choices_in
+from flows.results.sift_marks import CHOICE, CHOICES, CHOICES_FILE, choices_in
 from flows.reviewing.captions import EditRefused, ReviewedCaptions
 from flows.reviewing.teaching import PooledFeatures, teach_ranking
 from flows.serving.refusals import json_bytes
@@ -298,8 +298,10 @@ def choose(out: Path, path: str, choice: str) -> dict[str, Any]:
     if not digest or choice not in ("", *CHOICES):
         raise UsageError("this file was not marked by that run", hint="Reload the page")
     of = choices_in(out) | {(path, digest): choice}
-    fields = ({"path": p, "digest": d, "choice": one} for (p, d), one in of.items() if one)
-    write_jsonl(out / CHOICES_FILE, fields)
+    lines = (
+        json_text(dict(zip(CHOICE, (*key, one), strict=True))) for key, one in of.items() if one
+    )
+    write_text(out / CHOICES_FILE, (line + "\n" for line in lines))
     return sifted_in(out)
 
 

@@ -286,11 +286,14 @@ class StartRoutes:
         return json_answer({"id": run.id, "line": line_of(words)})
 
     async def sifted(self, request: Request) -> Response:
-        """Return the copies that a sift run found, and what it left out; note a choice first."""
-        out = Path(self._studio.queue.of(request.path_params["id"]).out)
-        if request.method == "GET":
-            return json_answer(await asyncio.to_thread(sifted_in, out))
+        """Return the copies that a sift run found, and what it left out."""
+        run = self._studio.queue.of(request.path_params["id"])
+        return json_answer(await asyncio.to_thread(sifted_in, Path(run.out)))
+
+    async def choose(self, request: Request) -> Response:
+        """Note what a person decided of a file that a sift run marked."""
         given = await json_of(request)
+        out = Path(self._studio.queue.of(request.path_params["id"]).out)
         words = str(given.get("path", "")), str(given.get("choice", ""))
         return json_answer(await asyncio.to_thread(choose, out, *words))
 
