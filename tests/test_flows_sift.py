@@ -50,6 +50,7 @@ from flows.results.sift_marks import (
 from flows.running import sift as running
 from flows.running.sift import sift
 from stages.sift.measures import NO_LOOK, SIDE
+from stages.sift.run import image_marks
 from tests.support.pipeline import read_lines
 
 SMALL = Plan(copied=12, blurred=4, letterboxed=4, black=2, single=8)
@@ -598,3 +599,17 @@ def test_mirrored_and_cropped_slides_are_copies_on_their_words(tmp_path: Path) -
     _, marks = run(folder, tmp_path / "out", mirrored=True)
     groups = {path: row["group"] for path, row in marks.items()}
     assert groups == {"cropped.png": 1, "mirrored.png": 1, "one.png": 1, "other.png": None}
+
+
+@pytest.mark.parametrize("share", range(90, 100))
+def test_central_crops_of_90_to_99_percent_are_copies(share: int, tmp_path: Path) -> None:
+    scenes = drawn(np.random.default_rng(share))
+    looks = []
+    for scene in itertools.islice(scenes, 3):
+        size = [round(side * share / 100) for side in scene.size]
+        left, top = ((of - side) // 2 for of, side in zip(scene.size, size, strict=True))
+        for picture in (scene, scene.crop((left, top, left + size[0], top + size[1]))):
+            picture.save(tmp_path / "picture.jpg", quality=90)
+            looks.append(image_marks(tmp_path / "picture.jpg").looks)
+    items = [Fingerprint(looks=each, seconds=0) for each in looks]
+    assert pairs_of(items, mirrored=False).tolist() == [[0, 1], [2, 3], [4, 5]]

@@ -412,10 +412,11 @@ def _confirmed(looks: Stored, pairs: Pairs, mirrored: bool) -> NDArray[np.bool_]
         part = pairs[start : start + BATCH]
         one, other = _Planes.of(looks, part[:, 0]), _Planes.of(looks, part[:, 1])
         is_plain = plain[part].all(axis=1)
-        same = _same(one, other)
-        turned = _same(one, other.mirrored()) & mirrored
+        same, alike = _same(one, other)
+        turned = _same(one, other.mirrored())[0] & mirrored
         parts = np.zeros_like(same)
-        left = np.flatnonzero(~(same | turned) | is_plain)
+        # What is alike in grey and differs in colour is no crop, at whatever place it looks so.
+        left = np.flatnonzero(~(alike | turned) | is_plain)
         for whole, cropped in ((one, other), (other, one)):
             parts[left] |= _is_part(cropped.at(left), whole.at(left))
         here = same | turned | parts
@@ -466,8 +467,9 @@ def _agreed(
     return found
 
 
-def _same(one: _Planes, other: _Planes) -> NDArray[np.bool_]:
-    """Return which pairs have one framing, and no block that differs."""
+def _same(one: _Planes, other: _Planes) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Return which pairs have one framing, and no block that differs; and those that are so, or
+    would be by their grey alone."""
     areas = area_weights(SIDE, FINE)
     small = areas @ one.grey @ areas.T
     differing = small - areas @ other.grey @ areas.T
@@ -484,7 +486,7 @@ def _same(one: _Planes, other: _Planes) -> NDArray[np.bool_]:
         areas = area_weights(COLOUR_SIDE, COARSE)
         colours = areas @ (own - others) @ areas.T
         found[near] = _agreed([each[near] for each in grey], colours, colour_limit(own, others))
-    return found
+    return found, found | grey[0]
 
 
 def _is_part(cropped: _Planes, whole: _Planes) -> NDArray[np.bool_]:
