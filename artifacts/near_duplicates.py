@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,23 +40,10 @@ Halves = NDArray[np.float16]
 AnyVectors = NDArray[np.floating[Any]]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Near:
-    """Which of some items, best first, are copies of each other."""
-
-    nodes: Numbers
-    """First item of those that are equal to each item."""
-    pairs: Numbers
-    """Nodes of which one is a direct copy of the other [n, 2], each pair once."""
-    complete: int
-    """`pairs` has all pairs of so many items, the first ones."""
-
-
-class Copies(Protocol):
-    """One way in which items are copies of each other."""
-
-    def among(self, items: Numbers) -> Near:
-        """Return which of these items, best first, are copies of each other."""
+Near = tuple[Numbers, Numbers, int]
+"""Of some items, the best first: the first of those that are equal to each, its node; the nodes of
+which one is a direct copy of the other [n, 2], each pair once; and of how many of the first items
+these are all pairs."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,13 +56,11 @@ class Pairs:
     """Contents of which one is a direct copy of the other [n, 2], each pair once."""
 
     def among(self, items: Numbers) -> Near:
-        contents, first, of = np.unique(
-            self.contents[items], return_index=True, return_inverse=True
-        )
         nodes = np.full(int(self.contents.max(initial=-1)) + 1, -1)
-        nodes[contents] = first
+        here = self.contents[items[::-1]]
+        nodes[here] = np.arange(len(items))[::-1]  # the first of each content is written last
         pairs = nodes[self.pairs]
-        return Near(nodes=first[of], pairs=pairs[(pairs >= 0).all(axis=1)], complete=len(items))
+        return nodes[self.contents[items]], pairs[(pairs >= 0).all(axis=1)], len(items)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -91,6 +76,9 @@ class Alike:
         return _Comparison(self.vectors[items], self.threshold).near()
 
 
+Copies = Pairs | Alike
+
+
 def stars(
     copies: Sequence[Copies], order: Numbers, count: int
 ) -> tuple[Numbers, NDArray[np.bool_]]:
@@ -103,28 +91,26 @@ def stars(
     """
     best, flags = np.full(count, -1), np.zeros((len(copies), count), np.bool_)
     while len(order):
-        near = [each.among(order) for each in copies]
-        owners = np.full((len(copies), len(order)), -1)
         graphs = [
-            (each.nodes, *_neighbours(each, len(order)), own)
-            for each, own in zip(near, owners, strict=True)
+            (nodes, *_neighbours(pairs, len(order)), np.full(len(order), -1), complete)
+            for nodes, pairs, complete in (each.among(order) for each in copies)
         ]
-        for at in range(min(each.complete for each in near)):
-            if all(own[nodes[at]] < 0 for nodes, _, _, own in graphs):
-                for nodes, bounds, others, own in graphs:
-                    taken = others[bounds[nodes[at]] : bounds[nodes[at] + 1]]
-                    own[taken[own[taken] < 0]] = own[nodes[at]] = at
-        owners = np.stack([own[each.nodes] for each, own in zip(near, owners, strict=True)])
-        flags[:, order] = (owners >= 0) & (owners != np.arange(len(order)))
-        owner = owners.max(axis=0)
+        for at in range(min(complete for *_, complete in graphs)):
+            if all(owners[nodes[at]] < 0 for nodes, _, _, owners, _ in graphs):
+                for nodes, bounds, others, owners, _ in graphs:
+                    near = others[bounds[nodes[at]] : bounds[nodes[at] + 1]]
+                    owners[near[owners[near] < 0]] = owners[nodes[at]] = at
+        found = np.stack([owners[nodes] for nodes, _, _, owners, _ in graphs])
+        flags[:, order] = (found >= 0) & (found != np.arange(len(order)))
+        owner = found.max(axis=0)
         best[order[owner >= 0]] = order[owner[owner >= 0]]
         order = order[owner < 0]
     return best, flags
 
 
-def _neighbours(near: Near, count: int) -> tuple[Numbers, Numbers]:
-    """Return the direct copies of all nodes in one row, and where those of each node begin."""
-    ends = np.concatenate([near.pairs, near.pairs[:, ::-1]])
+def _neighbours(pairs: Numbers, count: int) -> tuple[Numbers, Numbers]:
+    """Return where the direct copies of each node begin, and those of all nodes in one row."""
+    ends = np.concatenate([pairs, pairs[:, ::-1]])
     ends = ends[np.argsort(ends[:, 0], kind="stable")]
     return np.searchsorted(ends[:, 0], np.arange(count + 1)), ends[:, 1]
 
@@ -137,9 +123,8 @@ def groups(vectors: AnyVectors, threshold: float) -> Numbers:
     or not of numbers, is alone. Raises MissingPackage where the extra `sift` is not installed.
     """
     require_similar()
-    vectors = np.asarray(vectors)
-    count = len(vectors)
-    return stars([Alike(vectors=vectors, threshold=threshold)], np.arange(count), count)[0]
+    alike, count = Alike(vectors=np.asarray(vectors), threshold=threshold), len(vectors)
+    return stars([alike], np.arange(count), count)[0]
 
 
 def require_similar() -> None:
@@ -177,7 +162,7 @@ class _Comparison:
                 pass
         self._join()
         pairs = np.stack(np.divmod(self._keys[0], len(self._firsts)), axis=1)
-        return Near(nodes=self._firsts, pairs=pairs, complete=self._complete)
+        return self._firsts, pairs, self._complete
 
     def _compare(self, list_of: tuple[Numbers, int]) -> None:
         """Compare the members of a list with all rows that look there."""

@@ -78,11 +78,7 @@ MARKS: Mapping[str, Mark] = {
     "kept_group": Mark(range="from 1", text="its group among what meets the rest of --keep"),
 }
 """Name → mark, in the order of the tables; heads follow."""
-FLAGS: Mapping[str, str | None] = {
-    "exact": None,
-    "duplicate": "group",
-    "similar": "similar_group",
-}
+FLAGS = {"exact": "", "duplicate": "group", "similar": "similar_group"}
 """Mark of the copies of one kind → mark of the number of their group."""
 CHOICES_FILE, CHOICE = "choices.jsonl", {"path": string, "digest": string, "choice": string}
 """What a person decided of files on the page, in the folder of a run, and the shape of a line."""
@@ -214,26 +210,20 @@ class MarkedFiles:
     @property
     def contents(self) -> NDArray[np.int64]:
         """Return the number of the content of each file, in the order in which they come first."""
-        numbers: dict[str, int] = {}
-        found = [numbers.setdefault(row["digest"], len(numbers)) for row in self.rows]
-        return np.array(found, np.int64)
+        numbers = {n: at for at, n in enumerate(dict.fromkeys(r["digest"] for r in self.rows))}
+        return np.array([numbers[row["digest"]] for row in self.rows], np.int64)
 
     def best_first(self) -> NDArray[np.int64]:
         """Return the indexes of the files, the best first; of equal ones `a.jpg` comes before
         `a (copy).jpg`. What a person only wants to be kept, too, replaces no other file."""
-        names = [row["media_path"] for row in self.rows]
-        order = sorted(
-            range(len(names)), key=lambda at: (len(PurePosixPath(names[at]).stem), names[at])
-        )
-        ranks = {BEST: 1, KEEP_TOO: -1}
-        order.sort(
-            key=lambda at: (
-                ranks.get(self.choices.get(at, ""), 0),
-                *_quality(self.rows[at], self.coloured[at]),
-            ),
-            reverse=True,
-        )
-        return np.array(order, np.int64)
+        names = [(len(PurePosixPath(n).stem), n) for n in (r["media_path"] for r in self.rows)]
+        ranks = {None: 0, BEST: 1, KEEP_TOO: -1}
+        keys = [
+            (ranks[self.choices.get(at)], *_quality(self.rows[at], self.coloured[at]))
+            for at in range(len(names))
+        ]
+        order = sorted(range(len(names)), key=names.__getitem__)
+        return np.array(sorted(order, key=keys.__getitem__, reverse=True), np.int64)
 
 
 def choices_in(out: Path) -> dict[tuple[str, str], str]:
@@ -328,22 +318,18 @@ def kept_of(found: MarkedFiles, condition: Condition | None) -> tuple[list[int],
     if condition is None or not found.rows:
         return list(range(len(found.rows))), LeftOut()
     named = [flag for flag in FLAGS if flag in condition.columns]
-    alone = _batch(found.rows, dict.fromkeys(named, [0] * len(found.rows)))
+    alone = _batch(found.rows, [dict.fromkeys(named, 0)] * len(found.rows))
     passes, chosen = condition.of(alone).copy(), list(found.choices)
     passes[chosen] = True
     order = found.best_first()
     copies = [found.copies[flag] for flag in named or ("duplicate",)]
     best, flags = stars(copies, order[passes[order]], len(found.rows))
+    judged: list[Values] = [{} for _ in found.rows]
     for at in np.flatnonzero(passes).tolist():
+        judged[at] = dict(zip(named, flags[:, at].astype(int).tolist(), strict=bool(named)))
         found.rows[at]["kept_duplicate"] = int(flags[:, at].any())
     _number(found.rows, best.tolist(), "kept_group")
-    batch = _batch(
-        found.rows,
-        {
-            flag: np.where(passes, new, [row[flag] for row in found.rows])
-            for flag, new in zip(named, flags, strict=bool(named))
-        },
-    )
+    batch = _batch(found.rows, judged)
     kept = condition.of(batch).copy()
     kept[chosen] = True
     parts = list(zip(condition.parts(batch), condition.parts(alone), strict=True))
@@ -364,15 +350,12 @@ def kept_of(found: MarkedFiles, condition: Condition | None) -> tuple[list[int],
     return np.flatnonzero(kept).tolist(), left
 
 
-def _batch(rows: Sequence[Values], flags: Mapping[str, Sequence[Any]]) -> Any:
+def _batch(rows: Sequence[Values], flags: Sequence[Values]) -> Any:
     """Return rows as a pyarrow batch, with these flags in the place of theirs."""
     # Numbers of one type, since a condition may compare a count with 0.5.
     kinds = {name: "text" if name in TEXTS else "number" for name in rows[0]}
-    stored = [
-        {name: stored_text(value) for name, value in row.items()}
-        | {flag: int(values[at]) for flag, values in flags.items()}
-        for at, row in enumerate(rows)
-    ]
+    every = (row | of for row, of in zip(rows, flags, strict=True))
+    stored = [{name: stored_text(value) for name, value in row.items()} for row in every]
     (batch,) = table_of(stored, kinds).combine_chunks().to_batches()
     return batch
 

@@ -270,22 +270,19 @@ def sifted_in(out: Path) -> dict[str, Any]:
     left = read_jsonl(out / LEFT_OUT_FILE, LEFT_OUT, again)
     why = {row["path"]: row["why"] for row in left}
     groups: dict[int, list[dict[str, Any]]] = {}
-    choices: dict[str, str] = {}
-    for row in read_jsonl(out / MARKS_FILE, COPIES, again):
-        path = row["path"]
-        choices[path] = row["choice"] = chosen.get((path, row["digest"]), "")
+    rows = {row["path"]: row for row in read_jsonl(out / MARKS_FILE, COPIES, again)}
+    for path, row in rows.items():
+        row |= {"why": why.get(path, ""), "choice": chosen.get((path, row["digest"]), "")}
         if (group := row.get("group")) is not None:
-            groups.setdefault(group, []).append(row | {"why": why.get(path, "")})
-    for rows in groups.values():
-        rows.sort(key=lambda row: (bool(row["why"]), row.get("duplicate") or 0))
+            groups.setdefault(group, []).append(row)
+    for members in groups.values():
+        members.sort(key=lambda row: (bool(row["why"]), row.get("duplicate") or 0))
     largest = sorted(groups.values(), key=len, reverse=True)[:SHOWN_GROUPS]
     return {
         "count": len(groups),
-        "groups": [rows[:SHOWN_MEMBERS] for rows in largest],
-        "sizes": [len(rows) for rows in largest],
-        "left_out": [
-            row | {"choice": choices.get(row["path"], "")} for row in left[:SHOWN_LEFT_OUT]
-        ],
+        "groups": [members[:SHOWN_MEMBERS] for members in largest],
+        "sizes": [len(members) for members in largest],
+        "left_out": [rows[row["path"]] for row in left[:SHOWN_LEFT_OUT] if row["path"] in rows],
         "left": len(left),
     }
 
