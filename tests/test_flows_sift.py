@@ -461,6 +461,10 @@ def test_captions_leave_out_what_does_not_meet_sift(
     assert named == {"clip-01.mp4", "clip-02.mp4"}
     (left,) = read_lines(out / "sift" / "left_out.jsonl")
     assert left["media_path"] == "black\ufffd.png"
+    capsys.readouterr()
+    assert main([*words[:-1], "--sift", "blurred = 0"]) == 0
+    printed = "".join(capsys.readouterr())
+    assert "; 1 as blurred is null (`or blurred is null` keeps such)" in printed
     assert main([*words, "--sift", "black = 5"]) == 2
     capsys.readouterr()
     for condition, files, note in (

@@ -409,6 +409,15 @@ class Sifted(RunEnd):
         """Return the path of the list of what is kept, which every command takes as a source."""
         return self.out / KEPT_FILE
 
+    @property
+    def of_nulls(self) -> str:
+        """Return how many files are left out because a mark is null, as the end of a line."""
+        parts = (
+            f"; {n:,} as {mark} is null (`or {mark} is null` keeps such)"
+            for mark, n in self.nulls.items()
+        )
+        return "".join(parts)
+
     def to_json(self) -> dict[str, Any]:
         counts = {"marked": self.marked, "kept": self.kept, "duplicates": self.duplicates}
         return self.outcome({**counts, "list": str(self.kept_list)})
@@ -420,11 +429,7 @@ class Sifted(RunEnd):
         line = f"{self.kept:,} of {counted(self.marked, 'file')} kept in {self.kept_list}"
         if self.left_out:
             parts = ", ".join(f"{count:,} not {text}" for text, count in self.left_out.items())
-            line += f", {sum(self.left_out.values()):,} left out: {parts}"
-            line += "".join(
-                f"; {count:,} as {mark} is null (`or {mark} is null` keeps such)"
-                for mark, count in self.nulls.items()
-            )
+            line += f", {sum(self.left_out.values()):,} left out: {parts}{self.of_nulls}"
         elif self.duplicates:
             line += f", {counted(self.duplicates, 'duplicate')}"
         return f"{line}{self.failed_suffix()}"

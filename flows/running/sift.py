@@ -59,6 +59,7 @@ from flows.results.sift_duplicates import (
     read_head,
 )
 from flows.results.sift_marks import (
+    CHOICES_FILE,
     DIGITS,
     MarkedFiles,
     Sifted,
@@ -228,7 +229,10 @@ def sift(
         vectors = vector_marks(config, display, make_launcher, on_begin)
     with stopped_in_order(), contextlib.closing(display):
         job = _prepared(config, display, out)
-        job.choices = choices_in(out)
+        if choices := choices_in(out):
+            job.choices = choices
+            line = f"{counted(len(choices), 'choice')} of a person applied: {out / CHOICES_FILE}"
+            display.print_line(line)
         with (
             only_run_in(out, "marking into", "give another --out"),
             leased(job.store, [NAMESPACE], out),
@@ -304,6 +308,7 @@ def sift_before(
     if places:
         display.print_line(
             f"{counted(len(places), 'file')} left out by --sift: {result.out / LEFT_OUT_FILE}"
+            f"{result.of_nulls}"
         )
     if result.unmarked:
         display.print_line(
