@@ -185,7 +185,7 @@ class Condition:
 
     def of(self, batch: Any) -> Kept:
         """Return which rows of a pyarrow batch meet it. A null meets no comparison."""
-        return _known(self._test, batch)
+        return _array(self._test(batch))
 
     def parts(self, batch: Any) -> list[tuple[str, Kept, Kept]]:
         """Return the text of each condition that `and` joins, which rows meet it, and of which it
@@ -193,10 +193,8 @@ class Condition:
         of_all = self._joins["or" if len(self._joins["or"]) > 1 else "and"]
         if of_all is self._joins["or"]:
             of_all = [(" or ".join(text for text, _ in of_all), self._test)]
-        return [
-            (text, _known(test, batch), _known(lambda rows, test=test: test(rows).is_null(), batch))
-            for text, test in of_all
-        ]
+        masks = [(text, test(batch)) for text, test in of_all]
+        return [(text, _array(mask), _array(mask.is_null())) for text, mask in masks]
 
     def _either(self, depth: int) -> Test:
         return self._joined("or", "or_kleene", self._both, depth)
@@ -333,8 +331,8 @@ def _tokens(text: str, table: Table) -> list[tuple[str, str]]:
     return found
 
 
-def _known(test: Test, batch: Any) -> Kept:
-    found: Kept = test(batch).fill_null(False).to_numpy(zero_copy_only=False)
+def _array(mask: Mask) -> Kept:
+    found: Kept = mask.fill_null(False).to_numpy(zero_copy_only=False)
     return found
 
 
