@@ -341,9 +341,9 @@ def test_groups_are_those_of_one_row_after_another(
     rows = unit(np.cumsum(steps, axis=0)).astype(np.float16)
     cosines = rows.astype(np.float32) @ rows.astype(np.float32).T
     expected = np.full(800, -1)
-    for row in range(800):
-        if expected[row] < 0:
-            expected[(expected < 0) & ((cosines[row] >= 0.9) | (np.arange(800) == row))] = row
+    for first in range(800):
+        if expected[first] < 0:
+            expected[(expected < 0) & ((cosines[first] >= 0.9) | (np.arange(800) == first))] = first
     found = groups(rows, 0.9)
     assert np.mean(found == expected) > 0.99  # cosines at the threshold are rounded
     assert len(set(expected.tolist())) > 10
