@@ -194,7 +194,7 @@ def test_what_is_left_out_is_said_and_the_list_is_a_source(
     assert not failures and len(files) == result.kept == len(marks) - len(left)
 
 
-def table(*rows: dict[str, Any], pairs: Sequence[tuple[int, int]] = ()) -> MarkedFiles:
+def table(*rows: dict[str, Any], pairs: Sequence[Sequence[int]] = ()) -> MarkedFiles:
     """Files with these marks. `pairs`: those that are copies of each other."""
     found = MarkedFiles(coloured=[True] * len(rows))
     sized = {"width": 1, "height": 1, "faults": 0, "bilevel": 0}
