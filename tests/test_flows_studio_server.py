@@ -67,6 +67,7 @@ def posts(studio: OpenStudio) -> list[tuple[str, Any]]:
         ("presets", {"name": "evil", "text": "theirs"}),
         ("upload?name=evil.png", b"theirs"),
         ("runs/0", {"do": "stop"}),
+        ("sifted/0", {"path": "/media/a.mp4", "choice": "best"}),
         (f"{run}/edits", studio.deed("theirs")),
         (f"{run}/again", {"keys": [studio.key()], "values": {}}),
         (f"{run}/write", {"format": ["kohya"]}),

@@ -146,6 +146,7 @@ def studio_app(opened: Studio) -> Starlette:
         "/presets": start.keep_preset,
         "/runs": start.begin,
         "/sift": start.sift,
+        "/sifted/{id}": start.choose,
         "/runs/{id}": start.change,
         f"{run}/edits": captions.edit,
         f"{run}/again": captions.ask,

@@ -158,7 +158,7 @@ class Again extends Panel {
       const use = () => this.page.save("use another answer", [[row, {caption: orNull(text, row), review: "accepted"}]]);
       return el("div", {class: "other"}, el("p", {class: "quiet tiny"}, `${asked || "asked again"}${is ? ": the same answer" : ""}`),
         is ? null : el("p", {dir: "auto"}, told), text === undefined ? null : el("div", {class: "acts"},
-          is ? null : button("Use this", leave(use)), button(is ? "Hide" : "Keep the first", leave(() => this.page.draw([row.key])))));
+          is ? null : button("Use this", leave(use)), button("Dismiss this", leave(() => this.page.draw([row.key])))));
     });
   }
 }
