@@ -43,6 +43,12 @@ def redacted(text: str) -> str:
     return SECRETS.sub("…", text)
 
 
+def plain(text: str) -> str:
+    """Return a text with `?` for control codes and direction marks, which a terminal obeys. A file
+    name may hold them."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
+
+
 def with_hint(message: str, hint: str) -> str:
     """Return a message followed by its hint. A message from another program may already end with a
     full stop."""
@@ -66,7 +72,7 @@ class PenstockError(Exception):
         self.hint = hint
 
     def __str__(self) -> str:
-        return with_hint(self.message, self.hint)
+        return plain(with_hint(self.message, self.hint))
 
     def _render_traceback_(self) -> list[str]:
         """Return the lines that a notebook shows: the caller's own line, and the error."""

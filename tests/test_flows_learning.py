@@ -556,6 +556,27 @@ def test_rejected_and_withdrawn_ones_are_no_examples(school: School) -> None:
     assert len(read_edits(school.out).now) == 4
 
 
+def test_a_change_of_many_captions_that_nobody_read_is_no_example(school: School) -> None:
+    with closing(ReviewedCaptions(school.out)) as captions:
+        bulk = [
+            {"of": key, "caption": f"{row['said']}!", "review": "", "unread": True}
+            for key, row in captions.rows.items()
+        ]
+        captions.apply({"id": "1", "does": "replace", "changes": bulk})
+        assert captions.counts()["corrected"] == len(bulk)  # the files have it
+        assert decisions_of(captions, (), ()).examples == []
+        captions.apply(
+            {"id": "2", "does": "accept", "changes": [{**bulk[1], "review": "accepted"}]}
+        )
+        captions.apply({"id": "3", "does": "correct", "changes": [{**bulk[2], "unread": False}]})
+        captions.apply(
+            {"id": "4", "does": "reject", "changes": [{**bulk[3], "review": "rejected"}]}
+        )
+    with closing(ReviewedCaptions(school.out)) as captions:  # as the journal and the store have it
+        found = decisions_of(captions, (), ()).examples
+    assert [each["media_path"] for each in found] == ["01.png", "02.png"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("removed", [False, True])
 def test_each_chunk_teaches_its_own_text_also_when_gc_removed_its_features(

@@ -214,13 +214,9 @@ def test_texts_of_nan_give_no_labels(
     assert DUAL_TEXT in capsys.readouterr().err
 
 
-ROW: dict[str, Any] = {
-    "name": "a",
-    "score": math.nan,
-    "best": -math.inf,
-    "all": [1.0, math.inf, {"x": math.nan}],
-}
-RIGHT = {"name": "a", "score": None, "best": None, "all": [1.0, None, {"x": None}]}
+INFINITE = {"x": math.inf}
+ROW: dict[str, Any] = {"name": "a", "score": math.nan, "best": -math.inf, "all": [1.0, INFINITE]}
+RIGHT = {"name": "a", "score": None, "best": None, "all": [1.0, {"x": None}]}
 
 
 def strict(text: str) -> Any:

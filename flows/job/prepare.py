@@ -28,6 +28,7 @@ from artifacts.schema import Sampling
 from artifacts.signing import anybody, proof_by
 from artifacts.store import Store, open_store, prepare_store
 from artifacts.tiles import OFF
+from artifacts.trainers import WITH_SOUND
 from flows.checkpoint.models import Model, digests_in, open_model, pipeline_for
 from flows.checkpoint.precision import PartSettings, attention, weight_bytes
 from flows.job.away import AWAY, AwayMedia
@@ -51,6 +52,7 @@ from flows.options.packages import check_packages
 from flows.options.text import (
     ConfidenceOptions,
     FolderOptions,
+    OutputOptions,
     PromptOptions,
     TrustOptions,
 )
@@ -80,7 +82,9 @@ def pipeline_with_sound(
     hears nothing, and a note says why if it could. `files`: those of the run; None: any. Raises
     UsageError for `--sound on` and `--sound-track` where that is not possible."""
     options = SoundOptions.of(config)
-    option = "--sound on" if options.sound == ON else "--sound-track" * bool(options.sound_track)
+    clips = WITH_SOUND.intersection(OutputOptions.of(config).format)  # have the track in any case
+    track = "--sound-track" * bool(options.sound_track and not clips)
+    option = "--sound on" if options.sound == ON else track
     deaf = replace(model, profile=replace(model.profile, hearing=None))
     if options.sound == OFF:
         return pipeline, deaf
@@ -111,6 +115,8 @@ def _obstacle(config: RunOptions, model: Model, pipeline: Pipeline) -> tuple[str
         return "a server is sent pictures only", "Leave out --sound"
     if model.profile.hearing is None:
         hint = "Leave it out, or choose a model that hears: docs/models.md names them"
+        if SoundOptions.of(config).sound_track:
+            hint += f". For the sound of clips, name --format {' or '.join(sorted(WITH_SOUND))}"
         return f"{model.name} hears nothing (it has no audio encoder)", hint
     if with_hearing(pipeline) == pipeline or not isinstance(config, SoundOptions):
         return "this command does not use it yet", "Leave out --sound"

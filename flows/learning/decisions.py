@@ -91,8 +91,8 @@ def decisions_of(
     }
     for key, row in captions.rows.items():
         words = row[WORDS]
-        given = [edits[key]] if edits.get(key, UNTOUCHED) != UNTOUCHED else []
-        of_others = [other[key] for other in others if other.get(key, UNTOUCHED) != UNTOUCHED]
+        given = [edits[key]] if edits.get(key, UNTOUCHED).is_decided else []
+        of_others = [other[key] for other in others if other.get(key, UNTOUCHED).is_decided]
         every = given + of_others
         if len({_verdict(edit, words) for edit in every}) > 1:
             found.differing.append(_name(row))
@@ -158,7 +158,7 @@ def _edits_in(captions: ReviewedCaptions, path: Path) -> dict[str, Edit]:
     found: dict[str, Edit] = {}
     for change in (each for action in journal.done for each in action.get("changes", ())):
         place = (change["media_path"], change["start"])
-        edit = Edit(caption=change["caption"], review=change["review"])
+        edit = Edit.of(change)
         for key in {change["of"], *keys[place]} & captions.rows.keys():
             now = captions.rows[key][WORDS]
             then = now if key == change["of"] else change[WORDS]
@@ -174,8 +174,8 @@ def carried(edit: Edit, then: str, now: str) -> Edit:
         return edit
     text = then if edit.caption is None else edit.caption
     if text != now:
-        return Edit(caption=text, review=edit.review)
-    return Edit(review=edit.review or ACCEPTED)
+        return replace(edit, caption=text)
+    return Edit(review=edit.review or ("" if edit.unread else ACCEPTED))
 
 
 def action_of(does: str, changes: Sequence[dict[str, Any]], **more: Any) -> dict[str, Any]:

@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import groupby, islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,15 +51,23 @@ from flows.results.outputs import failures_of, media_line, missing_error, replac
 from flows.results.owners import refuse_taking, take
 from flows.results.run_read import history_in
 from flows.results.run_record import RunRecord
-from flows.results.sift_duplicates import Fingerprint, ScoreHead, read_head
+from flows.results.sift_duplicates import (
+    COPIES_VERSION,
+    Fingerprint,
+    Pairs,
+    ScoreHead,
+    pairs_of,
+    read_head,
+)
 from flows.results.sift_marks import (
+    CHOICES_FILE,
     DIGITS,
     MarkedFiles,
     Sifted,
     add_file,
+    choices_in,
     kept_of,
     mark_copies,
-    mark_groups,
     parse_keep,
     rounded,
     write_tables,
@@ -95,7 +102,10 @@ class VectorMarks(VectorsWritten):
             digest = by_path[chunk["media_path"], chunk["source"]]
             chunk |= self._scored(digest, heads, chunk["start"], chunk["end"])
         if similar is not None:
-            mark_groups(found, self._groups(found, similar), "similar_group", "similar")
+            zeros = np.zeros(next(iter(self.vectors_of.values()), np.zeros(1)).shape, np.float16)
+            rows = [self.vectors_of.get(row["digest"], zeros) for row in found.rows]
+            alike = near_duplicates.Alike(vectors=np.array(rows), threshold=similar)
+            mark_copies(found, "similar", alike)
 
     def _scored(
         self, digest: str, heads: Sequence[str], start: float, end: float
@@ -107,16 +117,6 @@ class VectorMarks(VectorsWritten):
         return {
             n: None if m is None else rounded(float(m)) for n, m in zip(heads, means, strict=True)
         }
-
-    def _groups(self, found: MarkedFiles, threshold: float) -> NDArray[Any]:
-        """Return the number of the group of each content; one without vectors is alone."""
-        digests = [found.files[at].medium.digest for at in found.first_indexes()]
-        known = [at for at, digest in enumerate(digests) if digest in self.vectors_of]
-        groups = np.arange(len(digests)) + len(digests)
-        if known:
-            rows = np.stack([self.vectors_of[digests[at]] for at in known])
-            groups[known] = near_duplicates.groups(rows, threshold)
-        return groups
 
 
 def vector_marks(
@@ -198,6 +198,8 @@ class Sifting:
     """Sources that cannot be read."""
     passed: dict[str, dict[str, str]] = field(default_factory=dict)
     """Digest → failure that the next run tries again."""
+    choices: Mapping[tuple[str, str], str] = field(default_factory=dict)
+    """Path and digest → what a person decided of a file."""
     marks: RecordUnion = field(init=False)
     stored_failures: RecordSet = field(init=False)
 
@@ -228,6 +230,10 @@ def sift(
         vectors = vector_marks(config, display, make_launcher, on_begin)
     with stopped_in_order(), contextlib.closing(display):
         job = _prepared(config, display, out)
+        if choices := choices_in(out):
+            job.choices = choices
+            line = f"{counted(len(choices), 'choice')} of a person applied: {out / CHOICES_FILE}"
+            display.print_line(line)
         with (
             only_run_in(out, "marking into", "give another --out"),
             leased(job.store, [NAMESPACE], out),
@@ -251,8 +257,8 @@ def sift(
                 found, failures = _complete(job, record, display, make_launcher, out)
                 if vectors is not None:
                     vectors.mark(found, tuple(config.head), config.similar)
-                kept, why, left_out = kept_of(found, condition)
-                write_tables(own, out, found, config.format, kept, why)
+                kept, left_out = kept_of(found, condition)
+                write_tables(own, out, found, config.format, kept, left_out.why)
                 lines = (media_line(each.file, 1, each.medium) for each in found.files)
                 write_proved(out, {MEDIA: lines}, job.store.url)
                 write_jsonl(out / "failures.jsonl", failures)
@@ -265,7 +271,8 @@ def sift(
         marked=len(found.rows),
         kept=len(kept),
         duplicates=sum(row["duplicate"] for row in found.rows),
-        left_out=left_out,
+        left_out=left_out.firsts,
+        nulls=left_out.nulls,
         unmarked=frozenset(f.file.place for f in job.files) - {f.file.place for f in found.files},
     )
 
@@ -303,6 +310,7 @@ def sift_before(
     if places:
         display.print_line(
             f"{counted(len(places), 'file')} left out by --sift: {result.out / LEFT_OUT_FILE}"
+            f"{result.of_nulls}"
         )
     if result.unmarked:
         display.print_line(
@@ -394,7 +402,7 @@ def _marked(
             record.expect(stage.STAGE.name, len(media), done)
             if len(missing) in (0, before):  # the rest cannot be marked in this run
                 display.close()
-                return _collected(job)
+                return _collected(job, display)
             record.begin(stage.STAGE.name)
             entry = record.stage(stage.STAGE.name)
             worked = partial(dict[str, float].__getitem__, entry, "seconds")
@@ -445,7 +453,7 @@ def _run(
         record.add(process.outcome, attention="", precision={})
 
 
-def _collected(job: Sifting) -> MarkedFiles:
+def _collected(job: Sifting, display: Display) -> MarkedFiles:
     found = MarkedFiles(heads=tuple(job.options.head))
     items: dict[str, Fingerprint] = {}
     left = (each for each in job.files if each.medium.digest in job.marks)
@@ -456,8 +464,26 @@ def _collected(job: Sifting) -> MarkedFiles:
             add_file(found, each, marked, job.options.chunk)
             seconds = marked.meta["seconds"]
             items[each.medium.digest] = Fingerprint(looks=marked.looks, seconds=seconds)
-    mark_copies(found, list(items.values()), mirrored=job.options.mirrored)
+    chosen = (job.choices.get((row["path"], row["digest"])) for row in found.rows)
+    found.choices = {at: choice for at, choice in enumerate(chosen) if choice}
+    contents, pairs = found.contents, _pairs(job, items, display)
+    same = near_duplicates.Pairs(contents=contents, pairs=np.zeros((0, 2), np.int64))
+    mark_copies(found, "exact", same)
+    mark_copies(found, "duplicate", near_duplicates.Pairs(contents=contents, pairs=pairs))
     return found
+
+
+def _pairs(job: Sifting, items: Mapping[str, Fingerprint], display: Display) -> Pairs:
+    """Return the pairs of contents that are copies. They are stored, so that with another `--keep`
+    nothing is compared again: 3,000 pictures take up to a minute."""
+    mirrored = job.options.mirrored
+    key = digest_of(["copies", COPIES_VERSION, mirrored, *items])
+    if key in job.marks:
+        return np.frombuffer(job.marks.read(key).payload, np.int64).reshape(-1, 2)
+    display.doing(f"comparing {counted(len(items), 'file')} to find copies")
+    pairs = pairs_of(list(items.values()), mirrored=mirrored)
+    job.marks.publish([Record(key=key, meta={}, payload=pairs.tobytes())])
+    return pairs
 
 
 def _failures(job: Sifting) -> list[Failure]:

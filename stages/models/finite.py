@@ -17,9 +17,8 @@ from artifacts.schema import Half
 from stages.models.half_job import HalfJob
 from stages.models.hub.checkpoint import weight_names
 from stages.models.hub.resolve import resolve_model
+from stages.process.events import SUSPECTED
 
-SUSPECTED = "not-finite?"
-"""Kind of failure of an item whose numbers were not seen, and that has no text."""
 PIECE = 1 << 24
 """Numbers of a stored tensor that are judged at once."""
 MASKED = ("bias", "mask")
