@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from artifacts.files import write_text
+from artifacts.files import encoded, write_text
 from artifacts.schema import values_of
 
 ENCODER = json.JSONEncoder(ensure_ascii=False)
@@ -61,8 +61,17 @@ class Caption:
     """Whether a user accepted or rejected it; empty: not reviewed."""
     heard: str = ""
     """Key of the stored features of its sound; empty: the model got no sound."""
+    weights: str = ""
+    """Digest of the model's files when it made the caption; empty: a server's model."""
+    commit: str = ""
+    """The hub's commit of the model then; empty: no model of a hub."""
+    penstock: str = ""
+    """Version of Penstock that made the caption."""
 
-    OMIT_IF_EMPTY: ClassVar = ("name", "fields", "original", "review", "heard")
+    OMIT_IF_EMPTY: ClassVar = (
+        *("name", "fields", "original", "review", "heard"),
+        *("weights", "commit", "penstock"),
+    )
     """Fields that are left out of a line when empty."""
 
 
@@ -91,7 +100,7 @@ def write_jsonl(path: Path, rows: Iterable[Any]) -> None:
 
 def json_lines(rows: Iterable[Any]) -> Iterator[str]:
     """Yield the line of each row."""
-    return (ENCODER.encode(fields_of_row(row)) + "\n" for row in rows)
+    return (encoded(fields_of_row(row)) + "\n" for row in rows)
 
 
 def fields_of_row(row: Any) -> dict[str, Any]:

@@ -78,6 +78,11 @@ def review(value: Any) -> bool:
     return value in REVIEWS
 
 
+def flag(value: Any) -> bool:
+    """Return whether a value is true or false."""
+    return isinstance(value, bool)
+
+
 CHANGE = {
     "of": text,
     "media_path": text,
@@ -86,8 +91,10 @@ CHANGE = {
     "caption": Nullable(text),
     "review": review,
     "content": OptionalField(text),
+    "unread": OptionalField(flag),
 }
-"""Shape of a change. `content` is the digest of the medium, if it is known."""
+"""Shape of a change. `content` is the digest of the medium, if it is known; `unread` is as in
+`Edit`."""
 ACTION = {
     "id": text,
     "time": moment,
@@ -111,6 +118,19 @@ class Edit:
     caption: str | None = None
     """Text that replaces the model's caption."""
     review: Review = ""
+    unread: bool = False
+    """Whether the text is of a change of many captions at once. It is no decision on this one."""
+
+    @classmethod
+    def of(cls, change: Mapping[str, Any]) -> "Edit":
+        """Return the edit that a change in journal form makes."""
+        unread = change.get("unread", False)
+        return cls(caption=change["caption"], review=change["review"], unread=unread)
+
+    @property
+    def is_decided(self) -> bool:
+        """Return whether a person decided on the caption."""
+        return bool(self.review) or (self.caption is not None and not self.unread)
 
 
 UNTOUCHED: Final = Edit()
@@ -207,7 +227,7 @@ class Edits:
 
     def _take(self, action: Mapping[str, Any]) -> None:
         for change in action.get("changes", ()):
-            self.now[change["of"]] = Edit(caption=change["caption"], review=change["review"])
+            self.now[change["of"]] = Edit.of(change)
 
 
 def unused_note(edits: Sequence[tuple[str, Edit]], media: Container[str]) -> str:
@@ -422,6 +442,7 @@ def changes_of(
             WORDS: row[WORDS],
             "caption": edit_of[row["key"]].caption,
             "review": edit_of[row["key"]].review,
+            **({"unread": True} if edit_of[row["key"]].unread else {}),
             **({"content": content_of[row["key"]]} if row["key"] in content_of else {}),
         }
         for row in rows
@@ -559,10 +580,7 @@ class StoredEdits:
             if action["id"] not in self._undone
             for change in action.get("changes", ())
         ]
-        self._now = {
-            change["of"]: Edit(caption=change["caption"], review=change["review"])
-            for change in changes
-        }
+        self._now = {change["of"]: Edit.of(change) for change in changes}
         self.rejected = frozenset(
             (change["content"], change["start"])
             for change in changes

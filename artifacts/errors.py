@@ -14,7 +14,8 @@ PenstockError
 │   ├── ModelChanged  a model file differs from the one that was planned with
 │   ├── HalfChecked     a check has decided how a half computes, and the run is planned again
 │   └── Unanswered    a remote server sent no response, or an incomplete one
-└── MediaError        one file cannot be captioned; the others can       exit 1
+├── MediaError        one file cannot be captioned; the others can       exit 1
+└── NotFinite         a model computes NaN or infinity of one item       exit 1
 """
 
 import re
@@ -42,6 +43,12 @@ def redacted(text: str) -> str:
     return SECRETS.sub("…", text)
 
 
+def plain(text: str) -> str:
+    """Return a text with `?` for control codes and direction marks, which a terminal obeys. A file
+    name may hold them."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
+
+
 def with_hint(message: str, hint: str) -> str:
     """Return a message followed by its hint. A message from another program may already end with a
     full stop."""
@@ -65,7 +72,7 @@ class PenstockError(Exception):
         self.hint = hint
 
     def __str__(self) -> str:
-        return with_hint(self.message, self.hint)
+        return plain(with_hint(self.message, self.hint))
 
     def _render_traceback_(self) -> list[str]:
         """Return the lines that a notebook shows: the caller's own line, and the error."""
@@ -173,3 +180,10 @@ class MediaError(PenstockError):
     def __init__(self, message: str, *, kind: str, hint: str = "") -> None:
         super().__init__(message, hint=hint)
         self.kind = kind
+
+
+class NotFinite(PenstockError):
+    """A model computes NaN or infinity of one item, or seems to, so there is no result."""
+
+    kind = "not-finite"
+    """A stable identifier for programs."""

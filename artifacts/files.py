@@ -9,11 +9,12 @@ import errno
 import fcntl
 import filecmp
 import json
+import math
 import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -93,11 +94,29 @@ def write_json(path: Path, value: Any) -> None:
 def json_text(value: Any, indent: int | None = None) -> str:
     """Return JSON that people can read. One that holds a path that is no UTF-8 is ASCII, in which
     half surrogates keep the path's bytes."""
-    text = json.dumps(value, indent=indent, ensure_ascii=False)
+    text = encoded(value, indent=indent)
     with contextlib.suppress(UnicodeEncodeError):
         text.encode()
         return text
-    return json.dumps(value, indent=indent)
+    return encoded(value, indent=indent, ensure_ascii=True)
+
+
+def encoded(value: Any, *, indent: int | None = None, ensure_ascii: bool = False) -> str:
+    """Return JSON, with null in place of NaN and infinity, which JSON cannot hold."""
+    options: dict[str, Any] = {"indent": indent, "ensure_ascii": ensure_ascii, "allow_nan": False}
+    try:
+        return json.dumps(value, **options)
+    except ValueError:
+        return json.dumps(finite(value), **options)
+
+
+def finite(value: Any) -> Any:
+    """Return the value with None in place of each NaN and infinity in it."""
+    if isinstance(value, Mapping):
+        return {name: finite(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [*map(finite, value)]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read_kept(path: Path, form: int) -> dict[str, Any] | None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
-from artifacts.files import write_text
+from artifacts.files import encoded, write_text
 from artifacts.json_shapes import read_record
 from artifacts.packs import Record
 
@@ -123,11 +123,11 @@ def write_coco(path: Path, labels: Sequence[str], rows: Iterable[Sized]) -> None
 def _pieces(labels: Sequence[str], rows: Iterable[Sized]) -> Iterator[str]:
     numbers = {name: number for number, name in enumerate(labels, 1)}
     categories = [{"id": number, "name": name} for name, number in numbers.items()]
-    yield '{"categories": ' + json.dumps(categories, ensure_ascii=False) + ',\n"images": [\n'
+    yield '{"categories": ' + encoded(categories) + ',\n"images": [\n'
     annotations: list[str] = []
     for number, (row, high, wide) in enumerate(rows, 1):
         image = {"id": number, "file_name": row.media_path, "height": high, "width": wide}
-        yield (",\n" if number > 1 else "") + json.dumps(image, ensure_ascii=False)
+        yield (",\n" if number > 1 else "") + encoded(image)
         for scored in (one for one in row.labels if one["passed"]):
             left, top, right, bottom = scored["box"] or [0, 0, wide, high]
             made = {
@@ -139,7 +139,7 @@ def _pieces(labels: Sequence[str], rows: Iterable[Sized]) -> Iterator[str]:
                 "score": scored["score"],
                 "iscrowd": 0,
             }
-            annotations.append(json.dumps(made))
+            annotations.append(encoded(made, ensure_ascii=True))
     yield '\n],\n"annotations": [\n' + ",\n".join(annotations) + "\n]}\n"
 
 

@@ -7,8 +7,9 @@ exactly, so only pairs can be missed.
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -32,23 +33,98 @@ would take over 3 GB for a million rows."""
 BLOCK_ROWS = 1 << 12
 BLOCK_PROBES = 1 << 9
 """Rows compared at once, as members of a list and as those that look there: 8 MB of cosines."""
-JOINED_PAIRS = 1 << 20
-"""So many new pairs are kept before they are joined."""
+JOINED_PAIRS, MOST_PAIRS = 1 << 22, 1 << 25
+"""So many new pairs are kept before they are joined, and so many pairs in all: 2 GB."""
 Numbers = NDArray[np.int64]
 Halves = NDArray[np.float16]
 AnyVectors = NDArray[np.floating[Any]]
 
 
+Near = tuple[Numbers, Numbers, int]
+"""Of some items, the best first: the first of those that are equal to each, its node; the nodes of
+which one is a direct copy of the other [n, 2], each pair once; and of how many of the first items
+these are all pairs."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pairs:
+    """Copies that were found before."""
+
+    contents: Numbers
+    """Number of the content of each item; those of one content are equal."""
+    pairs: Numbers
+    """Contents of which one is a direct copy of the other [n, 2], each pair once."""
+
+    def among(self, items: Numbers) -> Near:
+        nodes = np.full(int(self.contents.max(initial=-1)) + 1, -1)
+        here = self.contents[items[::-1]]
+        nodes[here] = np.arange(len(items))[::-1]  # the first of each content is written last
+        pairs = nodes[self.pairs]
+        return nodes[self.contents[items]], pairs[(pairs >= 0).all(axis=1)], len(items)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Alike:
+    """Items whose vectors have at least this cosine. A vector of zeros, or not of numbers, is that
+    of no other item."""
+
+    vectors: AnyVectors
+    """Of shape (items, width) in 16 or 32 bit, with rows of any length."""
+    threshold: float
+
+    def among(self, items: Numbers) -> Near:
+        return _Comparison(self.vectors[items], self.threshold).near()
+
+
+Copies = Pairs | Alike
+
+
+def stars(
+    copies: Sequence[Copies], order: Numbers, count: int
+) -> tuple[Numbers, NDArray[np.bool_]]:
+    """Return the best item of the group of each of `count` items, -1 for one that is not in
+    `order`, and which items are copies of the best of a group [len(copies), count].
+
+    `order` has items, the best first. The first one that is in no group begins a group, which takes
+    its direct copies, of whichever of `copies`; what is left begins again. So no item is in a group
+    whose best item it is no direct copy of, as in a chain of pairs.
+    """
+    best, flags = np.full(count, -1), np.zeros((len(copies), count), np.bool_)
+    while len(order):
+        graphs = [
+            (nodes, *_neighbours(pairs, len(order)), np.full(len(order), -1), complete)
+            for nodes, pairs, complete in (each.among(order) for each in copies)
+        ]
+        for at in range(min(complete for *_, complete in graphs)):
+            if all(owners[nodes[at]] < 0 for nodes, _, _, owners, _ in graphs):
+                for nodes, bounds, others, owners, _ in graphs:
+                    near = others[bounds[nodes[at]] : bounds[nodes[at] + 1]]
+                    owners[near[owners[near] < 0]] = owners[nodes[at]] = at
+        found = np.stack([owners[nodes] for nodes, _, _, owners, _ in graphs])
+        flags[:, order] = (found >= 0) & (found != np.arange(len(order)))
+        owner = found.max(axis=0)
+        best[order[owner >= 0]] = order[owner[owner >= 0]]
+        order = order[owner < 0]
+    return best, flags
+
+
+def _neighbours(pairs: Numbers, count: int) -> tuple[Numbers, Numbers]:
+    """Return where the direct copies of each node begin, and those of all nodes in one row."""
+    ends = np.concatenate([pairs, pairs[:, ::-1]])
+    ends = ends[np.argsort(ends[:, 0], kind="stable")]
+    return np.searchsorted(ends[:, 0], np.arange(count + 1)), ends[:, 1]
+
+
 def groups(vectors: AnyVectors, threshold: float) -> Numbers:
     """Return for each row the first row of its group, itself where it is alone.
 
-    Two rows whose cosine is at least `threshold` are of one group, and so are those that a chain of
-    such pairs connects. `vectors` has shape (rows, width) in 16 or 32 bit, with rows of any length.
-    A vector of zeros, or not of numbers, is alone. Raises MissingPackage where the extra `sift` is
-    not installed.
+    A group is its first row and those of the rest whose cosine with it is at least `threshold`.
+    `vectors` has shape (rows, width) in 16 or 32 bit, with rows of any length. A vector of zeros,
+    or not of numbers, is alone. Raises MissingPackage where the extra `sift` is not installed.
     """
     require_similar()
-    return _Grouping(np.asarray(vectors), threshold).joined()
+    alike, count = Alike(vectors=np.asarray(vectors), threshold=threshold), len(vectors)
+    return stars([alike], np.arange(count), count)[0]
 
 
 def require_similar() -> None:
@@ -56,8 +132,8 @@ def require_similar() -> None:
     require_extra("sift", "a search for near duplicates by vectors")
 
 
-class _Grouping:
-    """The rows of one call, and which of them are joined so far."""
+class _Comparison:
+    """The rows of one call, the best first, and which pairs of them were found so far."""
 
     def __init__(self, vectors: AnyVectors, threshold: float) -> None:
         self._vectors = vectors
@@ -72,21 +148,21 @@ class _Grouping:
         self._firsts = np.where(self._scales > 0, first[same], np.arange(len(vectors)))
         self._distinct = np.sort(first[self._scales[first] > 0])
         self._mean = np.zeros(vectors.shape[1], np.float32)
-        self._labels: Numbers = np.arange(len(vectors))
-        self._pairs: list[Numbers] = []
+        self._complete = len(vectors)
+        self._keys: list[Numbers] = []
         self._waiting = 0
         self._lock = threading.Lock()
 
-    def joined(self) -> Numbers:
-        """Compare the rows; return the first row of each one's group."""
+    def near(self) -> Near:
+        """Compare the rows; return the pairs."""
         # Threads of our own: those of a BLAS wait for each other at each of many small products,
         # which took 14 times as long while other processes kept the cores busy.
         with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
             for _ in pool.map(self._compare, self._lists()):
                 pass
-        self._note(np.arange(len(self._firsts)), self._firsts, last=True)
-        _, first, same = np.unique(self._labels, return_index=True, return_inverse=True)
-        return np.asarray(first[same], np.int64)
+        self._join()
+        pairs = np.stack(np.divmod(self._keys[0], len(self._firsts)), axis=1)
+        return self._firsts, pairs, self._complete
 
     def _compare(self, list_of: tuple[Numbers, int]) -> None:
         """Compare the members of a list with all rows that look there."""
@@ -104,22 +180,24 @@ class _Grouping:
                 at, to = np.divmod(np.flatnonzero(cosines >= self._threshold), len(owners))
                 self._note(looking[at], owners[to])
 
-    def _note(self, some: Numbers, others: Numbers, *, last: bool = False) -> None:
-        """Keep the pairs that join two groups; join them when there are many."""
-        from scipy.sparse import coo_array
-        from scipy.sparse.csgraph import connected_components
-
+    def _note(self, some: Numbers, others: Numbers) -> None:
+        """Keep pairs; join them when there are many."""
+        low, high = np.minimum(some, others), np.maximum(some, others)
+        keys = (low * len(self._firsts) + high)[(low < high) & (low < self._complete)]
         with self._lock:
-            new = self._labels[some] != self._labels[others]
-            self._pairs.append(self._labels[np.stack([some[new], others[new]])])
-            self._waiting += int(new.sum())
-            if last or self._waiting > JOINED_PAIRS:
-                ends = np.concatenate(self._pairs, axis=1)
-                count = len(self._labels)
-                graph = coo_array((np.ones(ends.shape[1], np.bool_), ends), (count, count))
-                of = connected_components(graph, directed=False)[1]
-                self._labels = np.asarray(of[self._labels], np.int64)
-                self._pairs, self._waiting = [], 0
+            self._keys.append(keys)
+            self._waiting += len(keys)
+            if self._waiting > JOINED_PAIRS:
+                self._join()
+
+    def _join(self) -> None:
+        """Keep each pair once. Of too many, keep those of the first rows: what these take is not
+        compared again."""
+        keys = np.unique(np.concatenate([np.zeros(0, np.int64), *self._keys]))
+        if len(keys) > MOST_PAIRS:
+            self._complete = max(1, int(keys[MOST_PAIRS // 2]) // len(self._firsts))
+            keys = keys[keys < self._complete * len(self._firsts)]
+        self._keys, self._waiting = [keys], 0
 
     def _units(self, rows: Numbers) -> Halves:
         """Return rows at length one, rounded to 16 bit as those of an index."""

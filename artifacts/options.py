@@ -8,13 +8,15 @@ shows. A class of options is a frozen dataclass that inherits `OptionGroup`; the
 command inherits the groups that it uses.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable
 from dataclasses import MISSING, Field, dataclass, fields
 from functools import cache
 from types import NoneType
 from typing import Any, Self, get_args, get_origin, get_type_hints
 
 from artifacts.errors import UsageError
+from artifacts.option_texts import GIVE_VALUE, NUMBER_NAMES, NUMBERS
 
 NAME_BYTES, PATH_BYTES = 255, 4000
 """Longest name of a file or folder, and longest path."""
@@ -37,7 +39,7 @@ class Option:
     most: float | None = None
     """Numbers must not be greater than this."""
     not_empty: str = ""
-    """Hint of the error for an empty value; empty: empty values are accepted."""
+    """Hint of the error for an empty value, for which GIVE_VALUE does not serve."""
     text: str = ""
     """Pattern of the text in a Prefect form."""
     excludes: str = ""
@@ -112,6 +114,17 @@ def _declared(config: type[Any]) -> tuple[Declared, ...]:
     return tuple(found)
 
 
+def check_number(each: Declared, value: Any) -> None:
+    """Raise UsageError for a value of an option with a number that is none, or not finite."""
+    if each.kind not in NUMBERS:
+        return
+    is_whole = isinstance(value, int) and not isinstance(value, bool)
+    is_real = each.kind is float and isinstance(value, float) and math.isfinite(value)
+    if not (is_whole or is_real):
+        shown = value if isinstance(value, float) else repr(value)
+        raise UsageError(f"invalid {each.flag} {shown}", hint=f"Give {NUMBER_NAMES[each.kind]}")
+
+
 def check(config: Any) -> None:
     """Raise UsageError for a value that its option does not accept."""
     for each in declared(type(config)):
@@ -119,31 +132,37 @@ def check(config: Any) -> None:
         if value is None:
             continue
         shown = option.metavar or each.name if option.positional else each.flag
+        check_number(each, value)
         check_text(option, value, shown)
-        number = str(value).removesuffix(".0")  # which the caller may have written
+        written = str(value).removesuffix(".0")  # which the caller may have written
         if option.above is not None and not option.above < value < float("inf"):
             raise UsageError(
-                f"invalid {each.flag} {number}", hint=f"Give a number above {option.above:g}"
+                f"invalid {each.flag} {written}", hint=f"Give a number above {option.above:g}"
             )
         low, high = option.least, option.most
         if not (low is None or low <= value < float("inf")) or not (high is None or value <= high):
-            raise UsageError(f"invalid {each.flag} {number}", hint=f"Give {_range(option)}")
+            raise UsageError(f"invalid {each.flag} {written}", hint=f"Give {_range(option)}")
         given = value if isinstance(value, tuple) else (value,)
         if unknown := [str(one) for one in given if option.values and one not in option.values]:
             names = ", ".join(str(one) for one in option.values if one != "")
             shown = ",".join(unknown)
             message = f"unknown {each.flag} {shown}" if shown else f"{each.flag} is empty"
             raise UsageError(message, hint=f"Choose from {names}")
-        if option.not_empty and not value:
-            raise UsageError(f"{each.flag} is empty", hint=option.not_empty)
+        if "" in texts_of(value) and (option.not_empty or each.field.default != ""):
+            raise UsageError(f"{shown} is empty", hint=option.not_empty or GIVE_VALUE)
+
+
+def texts_of(value: Any) -> Iterable[Any]:
+    """Return a value, or what is in a list or a dict."""
+    if isinstance(value, dict):
+        return (*value, *value.values())
+    return value if isinstance(value, list | tuple) else (value,)
 
 
 def check_text(option: Option, value: Any, shown: str) -> None:
     """Raise UsageError for a text, also in a list or dict, that cannot be written: of a path as the
     bytes of a name, of others as UTF-8. It is named as `shown`."""
-    if isinstance(value, dict):
-        value = (*value, *value.values())
-    for text in value if isinstance(value, list | tuple) else (value,):
+    for text in texts_of(value):
         try:
             written = text.encode(errors="surrogateescape" if option.path else "strict")
         except AttributeError:  # no text

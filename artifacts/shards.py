@@ -21,7 +21,7 @@ from typing import IO
 
 from artifacts.captions import Caption, fields_of_row
 from artifacts.errors import EnvironmentFault
-from artifacts.files import HALF, replace_file, whole_file, write_json
+from artifacts.files import HALF, encoded, replace_file, whole_file, write_json
 from artifacts.json_shapes import BYTES, read_record
 from artifacts.keys import digest_of
 from artifacts.regular_files import open_regular, read_text, refuse_links
@@ -285,7 +285,7 @@ def _add(
     if sample.others:
         line["captions"] = {row.name: fields_of_row(row) for row in sample.rows}
     texts = {f"{row.name}.txt" if row.name else "txt": row.caption for row in sample.rows}
-    texts["json"] = json.dumps(line, ensure_ascii=False)
+    texts["json"] = encoded(line)
     for suffix, text in texts.items():
         data = text.encode("utf-8", errors="replace")
         tar.addfile(_tar_entry(f"{sample.key}.{suffix}", len(data)), BytesIO(data))

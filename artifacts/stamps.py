@@ -6,7 +6,6 @@ is cheap compared with captions of a wrong model. Media stamps leave it out, bec
 leave out the inode on FUSE and CIFS, where each mount gives other inodes.
 """
 
-import contextlib
 import errno
 import os
 import time
@@ -14,6 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
+from artifacts.mounts import mounts
 from artifacts.regular_files import refuse_odd
 
 CHANGED = "changed"
@@ -30,7 +30,6 @@ class FileChanged(OSError):
         super().__init__(errno.EBUSY, "it was changed while it was read", str(path))
 
 
-MOUNTS = Path("/proc/self/mountinfo")
 INODES_CHANGE = ("fuse", "fuseblk", "cifs", "smb3", "smbfs")
 """Kinds of file systems that number their files anew with each mount. Those of FUSE may have a
 suffix: `fuse.sshfs`. NFS and Lustre keep the numbers of the server."""
@@ -46,12 +45,7 @@ def keeps_inodes(device: int) -> bool:
 @lru_cache(maxsize=256)
 def _kind(device: int, _minute: int) -> str:
     number = f"{os.major(device)}:{os.minor(device)}"
-    with contextlib.suppress(OSError):
-        for line in MOUNTS.read_text(encoding="utf-8", errors="replace").split("\n"):
-            mount, _, source = line.partition(" - ")
-            if mount.split()[2:3] == [number]:
-                return source.split()[0]
-    return ""
+    return next((each.kind for each in mounts() if each.device == number), "")
 
 
 class Stamp(NamedTuple):

@@ -84,6 +84,14 @@ def check_format(store: Store) -> bool:
     found = _number(store)
     if not found and _has_records(store):
         found = _number(store) or "none"  # another process may have put it since
+    if found and not found.isdecimal():
+        where = f"{store.url}/{NAME}"
+        raise UsageError(
+            f"{where} is {'missing' if found == 'none' else 'damaged'}, and there are records",
+            hint=f"If this version of Penstock made them, write {FORMAT} into {where}: each is "
+            "checked when it is read. Else give another --store, or delete them: penstock cache "
+            f"clear --store {store.url}",
+        )
     if found not in ("", str(FORMAT)):
         raise UsageError(
             f"{store.url} has records of another format ({found}; this version reads {FORMAT})",

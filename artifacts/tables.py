@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from artifacts.errors import UsageError
-from artifacts.files import whole_file
+from artifacts.files import finite, whole_file
 from artifacts.schema import values_of
 
 KINDS = {
@@ -62,6 +62,7 @@ def write_csv(path: Path, rows: Iterable[Any], kinds: Mapping[str, str] = KINDS)
         text.detach()
 
 
+LONG_HINT = "Shorten the cell, or close its quote: it may hold all lines after it"
 CSV_HINT = 'Quote a cell that holds a comma or a quote: "red, green", "a ""red"" disk"'
 
 
@@ -84,7 +85,8 @@ def read_csv(
             if names and (surplus := ",".join(row[len(names) :])):
                 raise csv.Error(f"more cells than columns ({surplus.strip()[:80]!r} is in none)")
         except csv.Error as error:
-            bad = UsageError(f"{place}: line {line} cannot be read: {error}", hint=CSV_HINT)
+            hint = LONG_HINT if "field larger" in str(error) else CSV_HINT
+            bad = UsageError(f"{place}: line {line} cannot be read: {error}", hint=hint)
             if refused is None:
                 raise bad from error
             refused.append(bad)
@@ -97,8 +99,9 @@ def read_csv(
 
 
 def _values(row: Any) -> Mapping[str, Any]:
-    """Return the values of a row by column; it is a dataclass or a mapping."""
-    return row if isinstance(row, Mapping) else values_of(row)
+    """Return the values of a row by column; it is a dataclass or a mapping. NaN becomes None."""
+    values = row if isinstance(row, Mapping) else values_of(row)
+    return {name: finite(value) for name, value in values.items()}
 
 
 def _cell(value: Any) -> Any:

@@ -39,7 +39,7 @@ class Box(NamedTuple):
 
 def check_tiles(tiles: str) -> None:
     """Raise UsageError for an invalid setting."""
-    if tiles in (OFF, AUTO) or (tiles.isdecimal() and 2 <= int(tiles) <= MOST):
+    if tiles in (OFF, AUTO, *map(str, range(2, MOST + 1))):
         return
     raise UsageError(
         f"unknown --tiles {tiles}",

@@ -167,7 +167,7 @@ class Lab:
         order = EpochBatchOrder([each.joins_with for each in examples], batch, seed)
         for step in range(steps):
             rate = learning_rate_at(step, steps, RATE)
-            trainer.step([examples[at] for at in order.batch_at(step)], rate)
+            trainer.step([examples[at] for at in order.batch_at(step)], rate, step + 1)
         self.half.eval()
 
     @torch.inference_mode()

@@ -19,12 +19,13 @@ from flows.checkpoint.profile_loading import convert as run_convert
 from flows.cli.options import recorded_run
 from flows.cli.status_command import status_lines
 from flows.console.display import READING
+from flows.console.lines import printable
 from flows.learning.learn import learn as run_learn
 from flows.learning.result import Learned
 from flows.machine.launch import DirectLauncher
 from flows.options.commands import CaptionConfig, RebuildConfig
 from flows.options.export_config import ExportConfig
-from flows.options.model import DEMO_MODEL
+from flows.options.model import DEMO_MODEL, GIVE_MODEL
 from flows.options.training import LearnConfig, TuneConfig
 from flows.planning.plan import figures, plan_of
 from flows.planning.plan_view import plan_lines
@@ -62,7 +63,7 @@ class Printed(dict[str, Any]):
 
     def __init__(self, values: Mapping[str, Any], lines: Iterable[str]) -> None:
         super().__init__(values)
-        self._lines = [*lines]
+        self._lines = [*map(printable, lines)]
 
     def __repr__(self) -> str:
         return "\n".join(self._lines)
@@ -184,6 +185,7 @@ def load_half(
     are found in the model's classes. `without` are paths of this half to leave out. `options` are
     those of `from_pretrained`. Raises PenstockError.
     """
-    folder = demo_folder() if str(path) == DEMO_MODEL else path
+    given = path_of("path", path, GIVE_MODEL)
+    folder = demo_folder() if given == DEMO_MODEL else given
     load = import_module("stages.models").load_half  # torch, by name as in penstock/__init__
     return load(folder, keep, extra_modules=extra_modules, without=without, **options)

@@ -11,6 +11,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from artifacts.errors import UsageError
+from artifacts.option_texts import members
 from artifacts.options import declared
 from artifacts.plurals import meant
 from flows.console.display import Display
@@ -104,7 +105,7 @@ def _taken(name: str, given: Any, wanted: Any, is_path: bool) -> Any:
         if isinstance(each, list | tuple):
             return tuple(path_of(name, one) if isinstance(one, PathLike) else one for one in each)
     if get_origin(wanted) is tuple and isinstance(given, str):
-        return tuple(part.strip() for part in given.split(",") if part.strip())
+        return members(name, given)
     if type(given) is int and abs(given) <= EXACT and float in (wanted, *get_args(wanted)):
         return float(given)
     return tuple(given) if get_origin(wanted) is tuple and isinstance(given, list) else given

@@ -8,12 +8,14 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from artifacts.captions import one_line
 from artifacts.edits import ACCEPTED, REJECTED, WORDS
 from artifacts.errors import UsageError
 from artifacts.json_shapes import read_jsonl
 from artifacts.labels import read_labels
 from artifacts.paths import folder_named
 from artifacts.plurals import counted
+from flows.console.lines import printable
 from flows.results.label_files import LINES
 from flows.results.report.media import (
     MEDIA_ENTRY,
@@ -79,8 +81,8 @@ class Shown:
     noun: str = "caption"
 
     def __repr__(self) -> str:
-        lines = [f"{each.place}: {each.text}" for each in self.captions]
-        return "\n".join([*lines, self._last_line, *self.failures])
+        lines = [f"{each.place}: {one_line(each.text)}" for each in self.captions]
+        return "\n".join(map(printable, [*lines, self._last_line, *self.failures]))
 
     def _repr_html_(self) -> str:
         rows = "".join(map(_row, self.captions))
@@ -148,7 +150,8 @@ def _row(each: ShownCaption) -> str:
 
 
 def correct(out: str | PathLike[str], texts: Mapping[Place, str | None], *, store: str = "") -> int:
-    """Correct captions of a run's folder as `penstock review` does, and return how many changed.
+    """Correct captions of a run's folder as `penstock review` does, and return how many changed. A
+    caption of a file counts for its exact copies.
 
     `texts` has the text of each caption by its place; the model's own text accepts it, and None
     rejects it. The same call of `penstock.caption` then writes the files with the corrections, and
@@ -166,22 +169,29 @@ def correct(out: str | PathLike[str], texts: Mapping[Place, str | None], *, stor
     captions = ReviewedCaptions(folder_named(path_given("out", out), "out"), store)
     changes, places = list[dict[str, Any]](), dict[str, Place]()
     try:
-        rows = captions.rows.items()
-        keys = {(row["media_path"], row["start"], row["name"]): key for key, row in rows}
+        rows = [row for medium in captions.media for row in medium["captions"]]
+        keys = {(row["media_path"], row["start"], row["name"]): row["key"] for row in rows}
         for place, text in texts.items():
-            key = keys.get((*place, "")[:3] if isinstance(place, tuple) else place)
+            is_short = isinstance(place, tuple) and len(place) == 2
+            key = keys.get((*place, "") if is_short else place)
             if key is None:
                 raise UsageError(
                     f"{out} has no caption of {place}",
                     hint="Give media_path and start as in captions.jsonl, and the name of the "
                     "prompt if there are several",
                 )
+            if (other := places.setdefault(key, place)) != place:
+                if texts[other] != text:
+                    raise UsageError(
+                        f"{place} is a copy of {other}, and has another text",
+                        hint="Give one of them: a text counts for all copies",
+                    )
+                continue
             is_own = text == captions.rows[key][WORDS]
             if text is not None and not text.strip() and not is_own:
                 raise odd(f"the text of {place}", text, TAKEN)
             review = REJECTED if text is None else ACCEPTED if is_own else ""
             changes.append({"of": key, "caption": text, "review": review})
-            places[key] = place
         if not changes:
             return 0
         request = {"id": secrets.token_hex(8), "does": "correct", "changes": changes}

@@ -6,11 +6,13 @@ for environments that forbid Python to write bytecode, where each process would 
 
 import ast
 import contextlib
+import os
 import sys
 import warnings
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("penstock", "flows", "stages", "artifacts", "penstock_demo", "tests", "scripts")
@@ -33,13 +35,29 @@ def _names_in(file: Path) -> Iterator[tuple[str, str]]:
             yield from ((node.module, alias.name) for alias in node.names)
 
 
+@contextlib.contextmanager
+def _home_at(folder: str) -> Iterator[None]:
+    """Let libraries write there what they write into a home when they are imported: ONNX Runtime an
+    id of the machine and a database of events, Prefect a folder."""
+    before = dict(os.environ)
+    for name in [name for name in os.environ if name.startswith("XDG_")]:
+        del os.environ[name]
+    os.environ.update(HOME=folder, ORT_DISABLE_TELEMETRY="1")
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
 def main() -> None:
     """Import all of it; what cannot be imported here is left to whoever needs it."""
     sys.dont_write_bytecode = False
     warnings.simplefilter("ignore")
-    for module, name in sorted(imported_names()):
-        with contextlib.suppress(Exception):
-            getattr(import_module(module), name or "__name__")  # some are imported when named
+    with TemporaryDirectory() as home, _home_at(home):
+        for module, name in sorted(imported_names()):
+            with contextlib.suppress(Exception):
+                getattr(import_module(module), name or "__name__")  # some are imported when named
 
 
 if __name__ == "__main__":

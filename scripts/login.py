@@ -100,7 +100,7 @@ def await_server() -> int:
             say(f"no Prefect server at {redacted(url)} {why}")
             return 5
         time.sleep(ASK_SECONDS)
-    say("the Prefect server answers; loading Prefect, then deploying, which takes up to a minute")
+    say("the Prefect server answers; loading Prefect, then deploying what changed")
     return 0
 
 

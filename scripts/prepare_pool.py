@@ -34,6 +34,7 @@ from prefect.workers.process import ProcessWorker
 from artifacts.errors import redacted
 from flows.deployments.server import FILE, OWN, refuses_login
 from flows.deployments.sweep import NAME, SWEPT
+from scripts.run_worker import die_with_parent
 
 POOL = "gpu"
 """Work pool of runs that take a machine's GPUs."""
@@ -43,7 +44,7 @@ BEAT = "PREFECT_FLOWS_HEARTBEAT_FREQUENCY"
 BEAT_SECONDS = 30
 """The shortest that Prefect takes."""
 AUTOMATION = "penstock: a run that is not heard of has crashed"
-DEPLOY = (sys.executable, "-P", "scripts/deploy_all.py")
+DEPLOY = (sys.executable, "-m", "scripts.deploy_all")
 DEPLOYED = re.compile(r"Deployment '([^']+)' successfully created")
 WIDTH = 200
 """Columns in which Prefect does not break the line that is looked for."""
@@ -153,11 +154,10 @@ def keep_switches(
 
 
 def deploy() -> int:
-    """Deploy what prefect.yaml names, and print a line for each; returns the exit code. Where
+    """Deploy what changed in prefect.yaml, and print a line for each; returns the exit code. Where
     something is not deployed, all output is printed."""
-    print("penstock: deploying what prefect.yaml names", flush=True)
+    print("penstock: deploying what changed in prefect.yaml", flush=True)
     output: list[str] = []
-    deployed = 0
     with subprocess.Popen(
         DEPLOY,
         env={**os.environ, "COLUMNS": str(WIDTH), "PYTHONUNBUFFERED": "1"},
@@ -165,14 +165,17 @@ def deploy() -> int:
         stderr=subprocess.STDOUT,
         text=True,
         errors="replace",
+        preexec_fn=die_with_parent,
     ) as deploying:
         assert deploying.stdout
         for line in deploying.stdout:
+            if line.startswith("penstock: "):
+                print(line.rstrip(), flush=True)
+                continue
             output.append(line)
             if found := DEPLOYED.search(line):
-                deployed += 1
                 print(f"penstock: deployed {found[1]}", flush=True)
-    if deploying.returncode or not deployed:
+    if deploying.returncode and output:
         print("".join(output).rstrip(), flush=True)
     return deploying.returncode
 

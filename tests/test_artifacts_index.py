@@ -91,7 +91,7 @@ def test_gone_files_whose_names_are_no_utf8_are_told_from_those_that_are_there(
     with writing.writing(index, MAKER) as writer:
         writer.add([(given, drawn(2))])
         snapshot = writer.snapshot()
-        assert rows_gone(snapshot, GoneFiles()).tolist() == [1]
+        assert rows_gone(snapshot, GoneFiles({})).tolist() == [1]
         assert rows_named(snapshot, [str(folder)]).tolist() == [0, 1]
 
 
@@ -272,7 +272,7 @@ def test_rows_of_files_on_a_disk_that_is_away_stay(
         return seen(path)
 
     monkeypatch.setattr(os, "lstat", lstat)
-    gone = GoneFiles()
+    gone = GoneFiles({})
     positions = rows_gone(open_snapshot(tmp_path / "index"), gone)
     assert [Path(places[at]).name for at in positions] == ["deleted.png"]
     text = "\n".join(gone.notes(tmp_path / "index"))
@@ -287,12 +287,12 @@ def test_rows_of_an_empty_folder_stay(tmp_path: Path) -> None:
     given = [row(n, path=str(folder / f"{n}.png")) for n in range(3)]
     with writing.writing(tmp_path / "index", MAKER) as writer:
         writer.add([(given, drawn(3))])
-    gone, snapshot = GoneFiles(), open_snapshot(tmp_path / "index")
+    gone, snapshot = GoneFiles({}), open_snapshot(tmp_path / "index")
     assert rows_gone(snapshot, gone).tolist() == []
     (note,) = gone.notes(tmp_path / "index")
     assert f"3 files in {folder}" in note and "empty" in note
     (folder / "another.png").touch()
-    assert rows_gone(snapshot, GoneFiles()).tolist() == [0, 1, 2]
+    assert rows_gone(snapshot, GoneFiles({})).tolist() == [0, 1, 2]
 
 
 def test_vectors_of_another_model_or_precision_are_refused(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from artifacts import keys, model_files, stamps
+from artifacts import keys, model_files, mounts, stamps
 from artifacts.errors import Interrupted, ModelChanged, StageDied
 from artifacts.keys import (
     Content,
@@ -90,7 +90,7 @@ def mounted_as(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Call
         number = f"{os.major(device)}:{os.minor(device)}"
         lines = ["24 1 0:9999 / / rw - ext4 /dev/a rw", f"36 24 {number} / /a\\040b rw shared:1 - "]
         (tmp_path / "mountinfo").write_text("\n".join(lines) + f"{kind} source rw\n")
-        monkeypatch.setattr(stamps, "MOUNTS", tmp_path / "mountinfo")
+        monkeypatch.setattr(mounts, "MOUNTS", tmp_path / "mountinfo")
         stamps._kind.cache_clear()
 
     yield mount

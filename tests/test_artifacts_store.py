@@ -28,7 +28,10 @@ def store(tmp_path: Path) -> FolderStore:
     return FolderStore(tmp_path / "store")
 
 
-@pytest.mark.parametrize(("nearby", "advice"), [("other", "--store"), ("", "PENSTOCK_NEARBY")])
+@pytest.mark.parametrize(
+    ("nearby", "advice"),
+    [("other", "--store or --out, or --max-store SIZE"), ("", "PENSTOCK_NEARBY")],
+)
 def test_a_full_disk_gives_the_option_that_moves_the_folder(
     store: FolderStore, nearby: str, advice: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -323,8 +323,10 @@ def test_a_store_of_another_format_is_refused(store: Store, number: bytes | None
     else:
         store.put_if_absent(NAME, [number])
     for ask in (check_format, prepare_store):
-        with pytest.raises(UsageError, match="another format") as refused:
+        says = {b"2\n": "another format", None: "/format is missing"}
+        with pytest.raises(UsageError, match=says.get(number, "/format is damaged")) as refused:
             ask(open_store(store.url))
+        assert number == b"2\n" or f"write {FORMAT} into {store.url}/{NAME}" in refused.value.hint
         assert f"penstock cache clear --store {store.url}" in refused.value.hint
     assert (store.stat(NAME) is None) == (number is None)
 

@@ -238,7 +238,7 @@ def test_cache_of_an_empty_store(tmp_path: Path, capsys: pytest.CaptureFixture[s
         ("cache rebild x", "unknown command: rebild (did you mean rebuild?)"),
         ("plan --for captoin", "unknown value of --for: captoin (did you mean caption?)"),
         ("plan x --max-pixels 1.5", "invalid --max-pixels '1.5'. Give a whole number."),
-        ("plan x --max-pixels=", "invalid --max-pixels ''. Give a whole number."),
+        ("plan x --max-pixels=x", "invalid --max-pixels 'x'. Give a whole number."),
         ("plan x --fps fast", "invalid --fps 'fast'. Give a number."),
         ("status --jsn", "unknown option --jsn (did you mean --json?)"),
         ("frobnicate", "unknown command: frobnicate."),
@@ -288,7 +288,7 @@ def test_a_shell_completes_commands_and_options(capsys: pytest.CaptureFixture[st
 
 
 STARTED = {
-    "artifacts": {"errors", "packages", "plurals"},
+    "artifacts": {"errors", "option_texts", "packages", "plurals"},
     "flows": {"cli", "cli.main", "console", "console.interrupts", "console.lines"},
     "penstock": {"checked_start", "start"},
     "stages": {"process", "process.output_streams"},

@@ -98,7 +98,7 @@ def test_captions_of_before_and_corrections_are_scored_on_request(
 
     key, row = next(iter(rows_of(place).items()))
     assert numbers(row) == numbers(scored[0])
-    assert captioned_media(place.out, place.out)[0][0]["captions"][0][5:] == numbers(scored[0])
+    assert captioned_media(place.out, place.out)[0][0]["captions"][0][5:8] == numbers(scored[0])
     correct(place, **{key: swapped(row["said"], random.Random(1))})
     run_inside(fresh, **PLAIN)  # the store of the other folder has no edit
     assert None not in numbers(fresh.captions()[0])

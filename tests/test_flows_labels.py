@@ -133,6 +133,9 @@ def test_the_digest_is_of_all_that_decides(tmp_path: Path) -> None:
         ("labels.csv", "\n", "first line names no column label"),
         ("labels.json", "7", "neither a list of labels"),
         ("labels.json", "{", "cannot be parsed"),
+        ("labels.json", '{"\\ud800": {}}', "half of a surrogate pair"),
+        ("labels.json", '{"cat": {"prompts": ["a", "\\ud800"]}}', "half of a surrogate pair"),
+        ("labels.yaml", 'cat: {group: "\\ud800"}', "half of a surrogate pair"),
     ],
 )
 def test_a_wrong_file_is_told_in_one_line(tmp_path: Path, name: str, text: str, texts: str) -> None:

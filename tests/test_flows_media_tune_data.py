@@ -196,6 +196,14 @@ def test_a_folder_may_be_named_from_below(tmp_path: Path, monkeypatch: pytest.Mo
         ([{"caption": "a"}], "line 1 has no file"),
         (["a"], "line 1 is no JSON object"),
         (
+            [{"path": "a.mp4", "caption": "a \ud800"}],
+            "line 1 holds half of a surrogate pair",
+        ),
+        (
+            [{"path": "a.mp4", "caption": "a", "prompt": "\udc80?"}],
+            "line 1 holds half of a surrogate pair",
+        ),
+        (
             [{"path": "a.mp4", "caption": "a", "start": "x"}],
             "line 1 has a start or an end that is no number",
         ),
@@ -228,7 +236,8 @@ def test_a_csv_whose_captions_would_be_cut_is_told_in_one_line(
     (data := tmp_path / "data.csv").write_text(f"file_name,text\n{rows}")
     with pytest.raises(UsageError) as caught:
         print([each.caption[:80] for each in examples_in(str(data))])
-    assert says in str(caught.value) and "Quote a cell" in caught.value.hint
+    advice = "Shorten the cell" if len(rows) > 131_072 else "Quote a cell"
+    assert says in str(caught.value) and advice in caught.value.hint
     data.write_text('file_name,text,\na.png,"a red disk, dark",,\n,,\n')
     assert [each.caption for each in examples_in(str(data))] == ["a red disk, dark"]
 

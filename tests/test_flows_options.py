@@ -1,20 +1,25 @@
 """Which fields each command has: those that it has options for; another is refused by name."""
 
 import argparse
+from collections.abc import Callable
 from dataclasses import fields
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
 
 import penstock
 from artifacts.errors import UsageError
 from artifacts.options import declared
-from flows.cli.main import parser
+from flows.cli.main import parse, parser
+from flows.cli.options import config_from
 from flows.options.commands import CaptionConfig, RebuildConfig
 from flows.options.export_config import ExportConfig
 from flows.options.training import TuneConfig
 from flows.options.vectors import EmbedConfig, IndexConfig, LabelConfig, SearchPlace, SearchQuery
 from flows.serving.config import RequestLimits, ServeConfig
+from flows.studio import values
+from flows.studio.roots import Refused, Roots
+from penstock.arguments import config_with
 from scripts import keywords
 
 COMMANDS: dict[str, tuple[type[Any], ...]] = {
@@ -86,7 +91,7 @@ def test_a_field_of_other_commands_is_refused(kind: type[Any], field: str) -> No
         ({"engine": ""}, "--engine is empty. Choose from auto, transformers"),
         ({"temperature": -0.5}, "invalid --temperature -0.5. Give a number from 0 to 100"),
         ({"beams": 65}, "invalid --beams 65. Give a number from 1 to 64"),
-        ({"sources": ("",)}, "empty source"),
+        ({"sources": ("",)}, "sources is empty. Name files or folders"),
         ({"whole": True, "shots": True}, "--whole and --shots exclude each other"),
         ({"whole": True, "chunk": 30.0}, "--whole and --chunk exclude each other"),
         ({"summary_prompt": "What?"}, "--summary-prompt needs --summary"),
@@ -133,6 +138,101 @@ def test_a_surrogate_from_python_is_refused_and_a_name_that_is_not_utf_8_is_none
         penstock.status("a" * 5000)
     config = CaptionConfig(sources=("a\udcff",), model="demo", out="o\udcff", store="s\udcff")
     assert config.sources == ("a\udcff",)
+
+
+ODD = ("\u0662", "\uff11", "1_0", "0x2", "nan", "inf", "1e999", "00x", "")
+"""Texts that no option with a number takes: digits of other scripts and what Python reads beyond
+digits, what is not finite, and the value of a variable that a script did not set."""
+NUMBERED = ("gpus", "tiles", "memory", "max_store", "threshold", "max_batch", "max_wait")
+"""Options with a number or a word, whose values are texts on the command line."""
+FACES: dict[str, Callable[[type[Any], str, str], Any]] = {}
+"""Face → function of a configuration, a field and a text that builds the configuration."""
+
+
+def face(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    return lambda build: FACES.setdefault(name, build)
+
+
+def needed(kind: type[Any], without: str = "") -> dict[str, Any]:
+    """Values of the options that a configuration cannot be built without."""
+    given = {"to": "int8", "sources": ("a.png",), "labels": "a,b", "model": "demo"}
+    own = {each.name: each for each in declared(kind)}
+    required = {name for name, each in own.items() if each.is_required}
+    required |= {"model"} & own.keys()
+    return {name: given.get(name, "a") for name in required if name != without}
+
+
+@face("command line")
+def typed(kind: type[Any], name: str, text: str) -> Any:
+    command = next(each for each, kinds in COMMANDS.items() if kind in kinds)
+    words, places = command.split(), list[str]()
+    kinds = COMMANDS[command]
+    for each in (one for of in kinds for one in declared(of)):
+        value = text if each.name == name else needed(kinds[0]).get(each.name)
+        if value is not None:
+            value = ",".join(value) if isinstance(value, tuple) else value
+            if each.option.positional:
+                places.append(value)
+            else:
+                words.append(f"{each.flag}={value}")
+    return config_from(parse([*words, *places]), kind)
+
+
+@face("Python")
+def called(kind: type[Any], name: str, text: str) -> Any:
+    return config_with(kind, {**needed(kind, name), name: text}, [d.name for d in declared(kind)])
+
+
+@face("Prefect")
+def posted(kind: type[Any], name: str, text: str) -> Any:
+    from pydantic import BeforeValidator, TypeAdapter
+
+    from flows.deployments.config_checks import COMMANDS as DEPLOYED
+    from flows.deployments.config_checks import command_values
+
+    if kind not in DEPLOYED:
+        return called(kind, name, text)
+    checked: Any = Annotated[kind, BeforeValidator(command_values(kind))]
+    return TypeAdapter(checked).validate_python({**needed(kind, name), name: text})
+
+
+@face("page")
+def sent(kind: type[Any], name: str, text: str) -> Any:
+    if kind is not CaptionConfig or name not in values.ALLOWED or not text:
+        return called(kind, name, text)  # the page sends "" for a field that is not filled in
+    found = values.checked({name: text}, Roots(("/",)))
+    return values.words_of({**needed(kind), **found})
+
+
+@pytest.mark.parametrize("each_face", FACES)
+@pytest.mark.parametrize(
+    "kind", dict.fromkeys(k for kinds in COMMANDS.values() for k in kinds), ids=lambda k: k.__name__
+)
+def test_an_odd_value_is_refused_by_name_on_each_face(
+    kind: type[Any], each_face: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    taken = []
+    for each in declared(kind):
+        numbered = each.kind in (int, float) or each.name in NUMBERED
+        of_variable = "" if each_face == "command line" or each.field.default != "" else None
+        texts = ODD if numbered else () if each.kind is bool else (of_variable,)
+        for text in texts:
+            if text is None:
+                continue
+            try:
+                FACES[each_face](kind, each.name, text)
+                taken.append((each.name, text, "is taken"))
+            except (UsageError, Refused, ValueError) as error:
+                said = str(error)
+            except SystemExit as end:
+                assert end.code == 2
+                said = capsys.readouterr().err
+            else:
+                continue
+            name = each.flag.lstrip("-") if not each.option.positional else ""
+            if name not in said and each.name not in said:
+                taken.append((each.name, text, said))
+    assert not taken
 
 
 def test_the_keywords_of_python_are_those_of_the_command_line() -> None:

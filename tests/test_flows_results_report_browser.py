@@ -102,6 +102,28 @@ def test_text_of_users_is_shown_not_run(browser: Browser, clip: Path, tmp_path: 
     assert browser.console() == []
 
 
+def test_what_a_person_decided_on_captions_is_marked_and_can_be_chosen(
+    browser: Browser, clip: Path, tmp_path: Path
+) -> None:
+    Image.new("RGB", (64, 48), "red").save(tmp_path / "a.png")
+    file, image = media_file(clip), media_file(tmp_path / "a.png")
+    rows = captions_of(file, ["kept", "bad", "mended", "said so"])
+    rows[1] = replace(rows[1], review="rejected")
+    rows[2] = replace(rows[2], original="wrong")
+    rows[3] = replace(rows[3], review="accepted")
+    (picture,) = captions_of(image, ["blurred"])
+    write_run(tmp_path / "out", [(file, rows), (image, [replace(picture, review="rejected")])])
+    shown(browser, tmp_path / "out")
+    texts = browser.wait(TEXTS, ".captions button > span")
+    assert texts == ["kept", "bad rejected", "mended corrected", "said so accepted"]
+    assert browser.run(TEXTS, "figcaption .said") == ["blurred rejected"]
+    choose = "const s = document.querySelector('#filter'); s.value = arguments[0]; "
+    choose += "s.dispatchEvent(new Event('change'))"
+    browser.run(choose, "rejected")
+    assert browser.wait(TEXTS, ".captions button > span") == ["bad rejected"]
+    assert browser.run(TEXTS, "figcaption .said") == ["blurred rejected"]
+
+
 def test_a_summary_stands_with_its_chapters_and_is_searched(
     browser: Browser, clip: Path, tmp_path: Path
 ) -> None:

@@ -16,7 +16,7 @@ import yaml
 from PIL import Image
 
 import flows.machine.launch
-from artifacts.errors import EnvironmentFault, Interrupted, MediaError
+from artifacts.errors import EnvironmentFault, Interrupted, MediaError, UsageError
 from artifacts.shards import read_index
 from artifacts.trainers import TRAINERS, TrainerEntry
 from flows.cli.status_command import lines as status_lines
@@ -537,6 +537,20 @@ def test_clips_have_sound_if_a_trainer_of_the_folder_reads_it_and_edited_ones_st
     stages = Saying()
     write(config, stages, prompt="And now?")
     assert "cut" not in stages.names() and not sounding(config, "ltx")["00000"]
+
+
+def test_a_model_that_hears_nothing_leaves_the_choice_of_the_track_for_clips(
+    tmp_path: Path,
+) -> None:
+    config = make(tmp_path)
+    write_video(Path(config.sources[0], LONG), ticks=range(150), gop=25, audio=True)
+    write(config, format=("ltx",), sound_track=1)
+    assert any(sounding(config, "ltx").values())
+    write(config, format=("ltx",), sound_track=2)
+    assert not any(sounding(config, "ltx").values())  # the file has one track
+    with pytest.raises(UsageError, match="hears nothing") as refused:
+        write(config, format=("hf",), sound_track=2)
+    assert "For the sound of clips, name --format ltx or musubi" in str(refused.value)
 
 
 def test_clips_without_the_sound_of_their_video_are_told(

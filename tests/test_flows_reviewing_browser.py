@@ -312,7 +312,7 @@ def test_the_box_is_as_high_as_its_text_and_stands_beside_what_is_fixed(
     assert last.startswith("1 corrected, 1 accepted, 1 rejected of 2 captions in ")
 
 
-def test_words_are_found_in_names_captions_and_the_trigger_and_a_replacement_is_a_decision(
+def test_words_are_found_in_names_captions_and_the_trigger_and_a_replacement_is_no_decision(
     browser: Browser, tmp_path: Path
 ) -> None:
     plan = {**PLAN, "words": {"prefix": "", "suffix": "", "schema": "", "trigger": TRIGGER}}
@@ -334,7 +334,13 @@ def test_words_are_found_in_names_captions_and_the_trigger_and_a_replacement_is_
         browser.wait("return !document.querySelector('#replace-all').disabled")
         browser.click("#replace-all")
         wait_saved(browser)
-        assert browser.run(COUNTS) == "3 captions · 2 not decided · 1 corrected"
+        assert browser.run(COUNTS) == "3 captions · 3 not decided · 1 changed in bulk"
+        choose(browser, "filter", "unread")
+        assert browser.run(f"return {names}") == ["2.png"]
+        browser.run("document.querySelector('.row').focus()")
+        browser.press("a")
+        wait_saved(browser)
+        assert browser.run(COUNTS) == "3 captions · 2 not decided · 1 accepted · 1 corrected"
         choose(browser, "filter", "open")
         assert browser.run(f"return {names}") == ["1.png", "3.png"]
         every_look(browser)

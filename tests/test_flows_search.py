@@ -28,6 +28,7 @@ from flows.search import build as filling
 from flows.search import query
 from flows.search.query import to_hit
 from stages.embed_texts.in_numpy import text_vectors
+from tests.support.away import disk
 from tests.support.embedding import SIZES, write_images
 from tests.support.indexes import paths, write
 from tests.support.inside import Ended, InsideLauncher
@@ -278,12 +279,39 @@ def test_files_of_a_renamed_folder_are_found_where_they_are_now(
     assert main(["index", "build", str(media), *where, *out]) == 0
     assert capsys.readouterr().err.count("not taken: 1 .cr2") == 1
     media.rename(moved)
-    assert main(["index", "build", str(moved), *where, *out]) == 0
-    (note,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("note: "))
+    assert main(["index", "build", str(moved), *where, *out]) == 1
+    (note,) = (line for line in capsys.readouterr().err.splitlines() if "index remove" in line)
     (hit, *_) = found(tmp_path, capsys, str(moved / "p2.png"))
     assert hit["path"] == str(moved / "p2.png") and hit["copy_paths"] == [str(media / "p2.png")]
     assert main(shlex.split(note.partition("penstock ")[2])) == 0  # the command that it gives
     assert {Path(path).parent for path in paths(tmp_path / "index")} == {moved}
+
+
+def test_rows_of_a_disk_that_is_not_mounted_are_kept_and_counted(
+    built: Path, clip: Path, tmp_path: Path, capsys: Said
+) -> None:
+    (tmp_path / "store").symlink_to(built / "store")
+    media, files = tmp_path / "media" / "disk", tmp_path / "files"
+    with disk(media, files) as mounted:
+        write_images(files)
+        mounted.unmount()
+        (media / "NOT MOUNTED").touch()
+        Image.new("RGB", (50, 50), "red").save(tmp_path / "media" / "near.png")
+        mounted.mount()
+        assert build(tmp_path, clip, "--recursive") == 0
+        rows = read_manifest(tmp_path / "index").live_rows
+        mounted.unmount()
+        where = ["--model", str(clip), "--store", str(tmp_path / "store")]
+        command = ["index", "build", str(tmp_path / "media"), "--recursive", *where]
+        assert main([*command, "--out", str(tmp_path / "index")]) == 1
+        said = capsys.readouterr()
+        assert f"; away: {media} (not mounted (" in said.out and "of 2 files failed" not in said.out
+        assert f"failed: {media}: not mounted (" in said.err and "gone:" not in said.err
+        assert f"rows of {len(SIZES)} files kept" in said.out
+        assert main(["status", str(tmp_path / "index" / "run")]) == 0
+        assert f"rows of {len(SIZES)} files kept" in capsys.readouterr().out
+        assert index("remove", tmp_path, "--gone") == 0
+        assert read_manifest(tmp_path / "index").live_rows == rows
 
 
 def test_a_busy_index_names_the_option_that_the_command_has(

@@ -84,6 +84,7 @@ def test_a_request_without_settings_is_the_servers() -> None:
         {"top_p": 1}, {"seed": 7}, {"stop": None}, {"stop": []}, {"max_tokens": None},
         {"response_format": {"type": "text"}}, {"stream": None}, {"temperature": 1e-9},
         {"unheard_of": None}, {"parallel_tool_calls": True}, {"service_tier": "auto"},
+        {"prompt_cache_retention": "24h"}, {"prompt_cache_options": {"retention": "24h"}},
         {"temperature": 0.0, "top_p": 0.5}, {"top_p": 0}, {"temperature": 1.5, "top_p": 0.0},
     ],
 )  # fmt: skip

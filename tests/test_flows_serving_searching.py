@@ -279,6 +279,8 @@ def test_an_empty_condition_is_refused(place: Path) -> None:
         answer = client.get(f"/v1/search?q=colour&where={where}")
         assert answer.status_code == 422, f"where={where!r} found {answer.text[:200]}"
         assert "where" in answer.json()["error"]
+    answer = client.get("/v1/search?q=colour&where=colour%20=%201")
+    assert answer.status_code == 422 and "where" in answer.text and "--where" not in answer.text
     assert client.get("/v1/search?q=colour&where=media_path%20like%20'%25'").status_code == 200
 
 

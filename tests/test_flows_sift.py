@@ -1,11 +1,13 @@
 """`penstock sift`: what it marks, groups, keeps and leaves out, and that nothing is made twice."""
 
+import itertools
 import json
 import os
 import shutil
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ import pytest
 from PIL import Image, ImageDraw, ImageEnhance, ImageFilter
 
 from artifacts.errors import MissingPackage, UsageError
+from artifacts.near_duplicates import Alike, Pairs
 from benchmarks._pairs import coloured, fields, other_words, shoe, slide, still
 from benchmarks._planted import (
     CLIP_SIZE,
@@ -35,10 +38,19 @@ from flows.media.sources import find_media
 from flows.options.vectors import SiftConfig
 from flows.results import sift_duplicates
 from flows.results.report.facts import limits_of
-from flows.results.sift_duplicates import Fingerprint, groups_of, near_pairs, read_head
-from flows.results.sift_marks import MARKS, MarkedFiles, Sifted, kept_of, parse_keep
+from flows.results.sift_duplicates import Fingerprint, near_pairs, pairs_of, read_head
+from flows.results.sift_marks import (
+    MARKS,
+    MarkedFiles,
+    Sifted,
+    kept_of,
+    mark_copies,
+    parse_keep,
+)
+from flows.running import sift as running
 from flows.running.sift import sift
 from stages.sift.measures import NO_LOOK, SIDE
+from stages.sift.run import image_marks
 from tests.support.pipeline import read_lines
 
 SMALL = Plan(copied=12, blurred=4, letterboxed=4, black=2, single=8)
@@ -141,7 +153,7 @@ def test_clips_are_marked(clips: Path, tmp_path: Path) -> None:
 
 
 def test_a_second_run_marks_nothing_and_a_changed_file_alone_is_marked_anew(
-    planted: tuple[Path, list[Planted]], tmp_path: Path
+    planted: tuple[Path, list[Planted]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, out = tmp_path / "pictures", tmp_path / "out"
     folder.mkdir()
@@ -150,8 +162,11 @@ def test_a_second_run_marks_nothing_and_a_changed_file_alone_is_marked_anew(
     run(folder, out)
     assert items_of(out) == 6
     first = (out / "marks.jsonl").read_bytes()
-    run(folder, out, keep="sharpness > 0.6")
-    assert items_of(out) == 0
+    with monkeypatch.context() as patch:
+        compared: list[object] = []
+        patch.setattr(running, "pairs_of", compared.append)
+        run(folder, out, keep="sharpness > 0.6")
+        assert items_of(out) == 0 and not compared
     run(folder, out)
     assert (out / "marks.jsonl").read_bytes() == first
     changed = sorted(folder.iterdir())[2]
@@ -168,7 +183,7 @@ def test_what_is_left_out_is_said_and_the_list_is_a_source(
     left = read_lines(tmp_path / "out" / "left_out.jsonl")
     assert {row["why"] for row in left} == {
         "not blurred = 0 (blurred 1)",
-        "not black = 0 (black 1.0)",  # its `blurred` is null, and leaves nothing out
+        "not blurred = 0 (blurred null); not black = 0 (black 1.0)",
     }
     count = Counter(row["why"].partition(" (")[0] for row in left)
     assert f", {len(left)} left out: " in result.line()
@@ -179,27 +194,115 @@ def test_what_is_left_out_is_said_and_the_list_is_a_source(
     assert not failures and len(files) == result.kept == len(marks) - len(left)
 
 
-def table(*motions: float | None) -> MarkedFiles:
-    names = {"media_path": "a", "source": "s", "path": "/a", "kind": "video", "digest": "d"}
-    rows = [{**dict.fromkeys(MARKS), **names, "motion": motion} for motion in motions]
-    return MarkedFiles(rows=rows)
+def table(*rows: dict[str, Any], pairs: Sequence[Sequence[int]] = ()) -> MarkedFiles:
+    """Files with these marks. `pairs`: those that are copies of each other."""
+    found = MarkedFiles(coloured=[True] * len(rows))
+    sized = {"width": 1, "height": 1, "faults": 0, "bilevel": 0}
+    for at, row in enumerate(rows):
+        names = {n: f"/{at}" for n in ("media_path", "path", "digest")} | {"source": "s"}
+        found.rows.append({**dict.fromkeys(MARKS), "kind": "video", **names, **sized, **row})
+    ends = np.array(pairs, np.int64).reshape(-1, 2)
+    for flag, same in (("exact", ends[:0]), ("duplicate", ends)):
+        mark_copies(found, flag, Pairs(contents=found.contents, pairs=same))
+    return found
 
 
 @pytest.mark.parametrize(
-    ("condition", "kept"),
+    ("condition", "kept", "nulls"),
     [
-        ("motion > 0.1", [0, 2]),
-        ("motion > 0.1 and motion is not null", [0]),
-        ("not (motion > 0.1)", [1, 2]),
-        ("motion > 0.1 or path like '/a'", [0, 1, 2]),
-        ("path like '/b'", []),
+        ("motion > 0.1", [0], {"motion": 1}),
+        ("motion > 0.1 or motion is null", [0, 2], {}),
+        ("not (motion > 0.1)", [1], {"motion": 1}),
+        ("motion > 0.1 or kind = 'image'", [0], {"motion": 1}),
+        ("motion > 0.1 or path like '/2'", [0, 2], {}),
+        ("motion > 0.1 and path like '/0'", [0], {}),
+        ("path like '/b'", [], {}),
     ],
 )
-def test_a_mark_that_is_null_keeps_a_file(condition: str, kept: list[int]) -> None:
-    found, why, firsts = kept_of(table(0.5, 0.0, None), parse_keep(condition, ()))
-    assert found == kept and set(why) == {0, 1, 2} - set(kept)
-    assert sum(firsts.values()) == len(why)
-    assert all(text.startswith("not ") for text in why.values())
+def test_a_null_meets_no_comparison(condition: str, kept: list[int], nulls: dict[str, int]) -> None:
+    files = table({"motion": 0.5}, {"motion": 0.0}, {"motion": None})
+    found, left = kept_of(files, parse_keep(condition, ()))
+    assert found == kept and set(left.why) == {0, 1, 2} - set(kept)
+    assert sum(left.firsts.values()) == len(left.why) and left.nulls == nulls
+    assert all(text.startswith("not ") for text in left.why.values())
+
+
+CONDITIONS = [
+    "duplicate = 0",
+    "blurred = 0 and duplicate = 0",
+    "duplicate = 0 and (motion > 0.5 or motion is null) and faults = 0",
+    "blurred = 0 or duplicate = 0",
+    "duplicate = 0 and exact = 0 and path like '%1%'",
+    "not (duplicate = 1 or motion < 0.3)",
+    "similar = 0 and duplicate = 0 and blurred = 0",
+    "similar = 0 and sharpness > 0.3",
+    "group is null or duplicate = 0",
+    "blurred = 1",
+]
+
+
+@pytest.mark.parametrize("condition", CONDITIONS)
+@pytest.mark.parametrize("seed", range(6))
+def test_a_file_is_left_out_as_a_copy_of_one_that_is_kept_alone(condition: str, seed: int) -> None:
+    draw, count = np.random.default_rng(seed), 40
+    rows = [
+        {
+            "digest": f"d{draw.integers(30)}",
+            "width": int(draw.integers(1, 4)),
+            "faults": int(draw.integers(2)),
+            "sharpness": [None, *draw.random(2)][draw.integers(3)],
+            "motion": [None, draw.random()][draw.integers(2)],
+            "blurred": [None, 0, 1][draw.integers(3)],
+        }
+        for _ in range(count)
+    ]
+    contents = len({row["digest"] for row in rows})
+    linked = np.argwhere(np.triu(draw.random((contents, contents)) < draw.choice([0.03, 0.2]), 1))
+    files = table(*rows, pairs=linked.tolist())
+    near = draw.standard_normal((count, 3)).astype(np.float32)
+    mark_copies(files, "similar", Alike(vectors=near, threshold=0.9))
+    cosines = (unit := near / np.linalg.norm(near, axis=1, keepdims=True)) @ unit.T
+    edges = {tuple(sorted(pair)) for pair in linked.tolist()}
+    number = {digest: at for at, digest in enumerate(dict.fromkeys(r["digest"] for r in rows))}
+
+    def are_copies(flag: str, one: int, other: int) -> bool:
+        a, b = (number[rows[at]["digest"]] for at in (one, other))
+        if flag == "similar":
+            return bool(cosines[one, other] > 0.899)
+        return a == b or (flag == "duplicate" and tuple(sorted((a, b))) in edges)
+
+    flags = [flag for flag in ("exact", "duplicate", "similar") if flag in condition]
+    kept, left = kept_of(files, parse_keep(condition, (), similar=True))
+    # Which files pass: with contents of their own, none is a copy.
+    alone = table(*({**row, "digest": f"d{at}"} for at, row in enumerate(rows)))
+    alone.copies["similar"] = alone.copies["exact"]
+    for at, row in enumerate(alone.rows):
+        row |= {"similar": 0, "group": files.rows[at]["group"]}
+    passing, _ = kept_of(alone, parse_keep(condition, (), similar=True))
+    assert set(kept) <= set(passing)
+    for at in set(passing) - set(kept):
+        others = [one for one in kept if any(are_copies(flag, at, one) for flag in flags)]
+        assert others, f"{left.why[at]}, and no copy of it is kept"
+    if "or" not in condition:  # no two that are kept are copies
+        for one, other in itertools.combinations(kept, 2):
+            assert not any(are_copies(flag, one, other) for flag in flags)
+
+
+def test_groups_are_a_best_file_and_its_direct_copies() -> None:
+    """A fade in five steps, of which the neighbours are copies; the sharpest is the second one."""
+    fade = [{"sharpness": value} for value in (0.5, 0.9, 0.6, 0.7, 0.8)]
+    files = table(*fade, pairs=[(0, 1), (1, 2), (2, 3), (3, 4)])
+    assert [row["duplicate"] for row in files.rows] == [1, 0, 1, 1, 0]
+    assert [row["group"] for row in files.rows] == [1, 1, 1, 2, 2]
+    kept, left = kept_of(files, parse_keep("duplicate = 0 and sharpness < 0.85", ()))
+    assert kept == [0, 2, 4]
+    assert left.why == {
+        1: "not sharpness < 0.85 (sharpness 0.9)",
+        3: "not duplicate = 0 (a copy of /4)",
+    }
+    assert [row["kept_duplicate"] for row in files.rows] == [0, None, 0, 1, 0]
+    assert [row["kept_group"] for row in files.rows] == [None, None, None, 1, 1]
+    assert kept_of(files, parse_keep("duplicate = 1", ()))[0] == [0, 2, 3]
 
 
 @pytest.mark.parametrize("text", ["sharp > 1", "sharpness >", "path > 3", "a" * 20_000])
@@ -319,7 +422,7 @@ def test_the_report_holds_marks_groups_and_pictures_and_nothing_from_elsewhere(
     names = [mark["name"] for mark in data["marks"]]
     assert {"sharpness", "duplicate", "letterbox"} <= set(names) and "group" not in names
     assert len(data["groups"]) >= SMALL.copied and data["groups"][0]["members"]
-    assert all(data["thumbs"].values()) and len(data["left"]) == 4 * SMALL.blurred
+    assert all(data["thumbs"].values()) and len(data["left"]) == 4 * SMALL.blurred + SMALL.black
     limits = {mark["name"]: mark["limit"] for mark in data["marks"]}
     assert limits.pop("blurred") == 0 and set(limits.values()) == {None}
     assert data["keep"] == "blurred = 0"
@@ -358,6 +461,10 @@ def test_captions_leave_out_what_does_not_meet_sift(
     assert named == {"clip-01.mp4", "clip-02.mp4"}
     (left,) = read_lines(out / "sift" / "left_out.jsonl")
     assert left["media_path"] == "black\ufffd.png"
+    capsys.readouterr()
+    assert main([*words[:-1], "--sift", "blurred = 0"]) == 0
+    printed = "".join(capsys.readouterr())
+    assert "; 1 as blurred is null (`or blurred is null` keeps such)" in printed
     assert main([*words, "--sift", "black = 5"]) == 2
     capsys.readouterr()
     for condition, files, note in (
@@ -432,7 +539,7 @@ def test_a_video_that_turns_black_is_no_copy_of_one_that_does_not() -> None:
     ]
     black = [*whole[:3], NO_LOOK, NO_LOOK]
     items = [Fingerprint(looks=looks, seconds=10.0) for looks in (whole, black, [*whole])]
-    assert groups_of(items, mirrored=False).tolist() == [0, 1, 0]
+    assert pairs_of(items, mirrored=False).tolist() == [[0, 2]]
 
 
 def pictures(rng: np.random.Generator) -> dict[str, tuple[Image.Image, Image.Image]]:
@@ -496,3 +603,17 @@ def test_mirrored_and_cropped_slides_are_copies_on_their_words(tmp_path: Path) -
     _, marks = run(folder, tmp_path / "out", mirrored=True)
     groups = {path: row["group"] for path, row in marks.items()}
     assert groups == {"cropped.png": 1, "mirrored.png": 1, "one.png": 1, "other.png": None}
+
+
+@pytest.mark.parametrize("share", range(90, 100))
+def test_central_crops_of_90_to_99_percent_are_copies(share: int, tmp_path: Path) -> None:
+    scenes = drawn(np.random.default_rng(share))
+    looks = []
+    for scene in itertools.islice(scenes, 3):
+        size = [round(side * share / 100) for side in scene.size]
+        left, top = ((of - side) // 2 for of, side in zip(scene.size, size, strict=True))
+        for picture in (scene, scene.crop((left, top, left + size[0], top + size[1]))):
+            picture.save(tmp_path / "picture.jpg", quality=90)
+            looks.append(image_marks(tmp_path / "picture.jpg").looks)
+    items = [Fingerprint(looks=each, seconds=0) for each in looks]
+    assert pairs_of(items, mirrored=False).tolist() == [[0, 1], [2, 3], [4, 5]]

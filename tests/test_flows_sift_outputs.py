@@ -6,13 +6,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFilter
 
 from benchmarks._planted import drawn
 from flows.cli.main import main
 from flows.media.media_files import MediaFile, Selection
 from flows.media.sources import find_media
 from flows.running import sift as running
+from flows.studio.run_captions import choose
 from tests.support.pipeline import read_lines
 
 
@@ -127,3 +128,79 @@ def test_json_is_printed_where_it_is_asked_for(
     events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     labels = [event["label"] for event in events if event["event"] == "item"]
     assert labels == ["x.png", "x.png"]
+
+
+def rows(folder: Path, name: str) -> list[dict[str, Any]]:
+    return read_lines(folder.with_name("out") / f"{name}.jsonl")
+
+
+def kept(folder: Path) -> list[str]:
+    return sorted(row["media_path"] for row in rows(folder, "kept"))
+
+
+def test_of_pictures_that_fade_each_one_left_out_is_a_copy_of_one_that_is_kept(
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "media"
+    folder.mkdir()
+    one, other = (next(drawn(np.random.default_rng(seed))).resize((320, 200)) for seed in (8, 9))
+    for step in range(25):
+        Image.blend(one, other, step / 24).save(folder / f"{step:02}.png")
+    assert sift(folder, "--quiet", "--keep", "duplicate = 0") == 0
+    assert len(kept(folder)) > 3, "neighbours alone are copies, the ends are not"
+    whys = [row["why"] for row in rows(folder, "left_out")]
+    assert {why.removeprefix("not duplicate = 0 (a copy of ")[:-1] for why in whys} <= {
+        *kept(folder)
+    }
+
+
+def test_the_sharp_picture_is_kept_if_its_larger_copy_is_left_out_as_blurred(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "media"
+    folder.mkdir()
+    scene = next(drawn(np.random.default_rng(8))).resize((600, 400))
+    scene.save(folder / "sharp.png")
+    large = scene.resize((1200, 800)).filter(ImageFilter.GaussianBlur(6))
+    large.save(folder / "large.png")
+    Image.new("RGB", (600, 400)).save(folder / "black.png")
+    assert sift(folder, "--quiet", "--keep", "blurred = 0 and duplicate = 0") == 0
+    assert kept(folder) == ["sharp.png"]
+    marks = {row["media_path"]: row for row in rows(folder, "marks")}
+    assert (marks["large.png"]["duplicate"], marks["sharp.png"]["duplicate"]) == (0, 1)
+    assert (marks["large.png"]["kept_duplicate"], marks["sharp.png"]["kept_duplicate"]) == (None, 0)
+    # What has no sharpness is left out, and the last line says so.
+    assert rows(folder, "left_out")[0]["why"] == "not blurred = 0 (blurred null)"
+    assert sift(folder, "--keep", "blurred = 0 and duplicate = 0") == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert "2 left out: 2 not blurred = 0; 1 as blurred is null (`or blurred is null` keeps" in last
+
+
+def test_what_a_person_chose_is_kept_and_belongs_to_its_content(folder: Path) -> None:
+    scene = folder / "a" / "x.png"
+    for name in ("copy", "third"):
+        (folder / f"{name}.png").write_bytes(scene.read_bytes() + name.encode())
+    with Image.open(scene) as picture:
+        picture.filter(ImageFilter.GaussianBlur(8)).save(folder / "blurred.png")
+    words = ["--quiet", "--keep", "duplicate = 0 and blurred = 0"]
+    assert sift(folder, *words) == 0
+    assert kept(folder) == ["a/x.png", "b/x.png"]
+    marks = {row["media_path"]: row for row in rows(folder, "marks")}
+    for name, choice in (("copy.png", "best"), ("blurred.png", "keep")):
+        choose(folder.with_name("out"), marks[name]["path"], choice)
+    assert sift(folder, *words) == 0
+    assert kept(folder) == ["b/x.png", "blurred.png", "copy.png"]
+    marks = {row["media_path"]: row for row in rows(folder, "marks")}
+    assert [n for n, row in marks.items() if row["group"] and not row["duplicate"]] == ["copy.png"]
+    with Image.open(folder / "copy.png") as picture:
+        picture.save(folder / "copy.png", compress_level=1)
+    assert sift(folder, *words) == 0
+    assert kept(folder) == ["a/x.png", "b/x.png", "blurred.png"]
+
+
+@pytest.mark.parametrize("mark", ["kept_duplicate", "kept_group"])
+def test_a_condition_on_what_it_makes_fails(
+    mark: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert sift(folder, "--keep", f"{mark} = 0") == 2
+    assert "--keep cannot be read" in capsys.readouterr().err

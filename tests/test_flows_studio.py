@@ -30,7 +30,7 @@ from flows.results.run_record import RunRecord, remember
 from flows.serving.app import app_of
 from flows.serving.refusals import json_answer
 from flows.studio.roots import NoSuchFolder, Refused, Roots
-from flows.studio.run_captions import RunCaptions, sifted_in
+from flows.studio.run_captions import RunCaptions, choose, sifted_in
 from flows.studio.runs import QueuedRun, RunQueue, interrupt, run_id, search_lines
 from flows.studio.server import studio as start_studio
 from flows.studio.server import studio_app
@@ -498,21 +498,37 @@ def test_the_commands_of_a_search_are_those_of_the_command_line(
     assert search_lines(run) == []
 
 
-def test_what_sift_found_is_shown_with_the_best_copy_first(tmp_path: Path) -> None:
+def test_what_sift_found_is_shown_with_what_is_kept_first(tmp_path: Path) -> None:
     def row(name: str, group: int | None, duplicate: int) -> dict[str, Any]:
-        return {"path": f"/m/{name}", "media_path": name, "group": group, "duplicate": duplicate}
+        names = {"path": f"/m/{name}", "media_path": name, "digest": f"d{name}"}
+        return {**names, "group": group, "duplicate": duplicate}
 
+    # `d` is the best of its copies and left out, so that `f` is kept.
     rows = [row("a", 1, 1), row("b", None, 0), row("c", 1, 0), row("d", 2, 0), row("e", 2, 1)]
     rows.append(row("f", 2, 1))
     (tmp_path / "marks.jsonl").write_text("".join(json.dumps(each) + "\n" for each in rows))
-    left = {"path": "/m/a", "media_path": "a", "source": "m", "why": "not duplicate = 0"}
-    (tmp_path / "left_out.jsonl").write_text(json.dumps(left) + "\n")
+    why = {"a": "not duplicate = 0 (a copy of c)", "d": "not blurred = 0 (blurred 1)"}
+    why["e"] = "not duplicate = 0 (a copy of f)"
+    left = [{"path": f"/m/{n}", "media_path": n, "why": text} for n, text in why.items()]
+    (tmp_path / "left_out.jsonl").write_text("".join(json.dumps(each) + "\n" for each in left))
     found = sifted_in(tmp_path)
     assert found["count"] == 2
     names = [[each["media_path"] for each in group] for group in found["groups"]]
-    assert names == [["d", "e", "f"], ["c", "a"]]
+    assert names == [["f", "d", "e"], ["c", "a"]]
     assert found["sizes"] == [3, 2]
-    assert [each["why"] for each in found["left_out"]] == ["not duplicate = 0"]
+    assert [each["why"] for each in found["left_out"]] == list(why.values())
+    chosen = choose(tmp_path, "/m/d", "best")
+    assert [each["choice"] for each in chosen["groups"][0]] == ["", "best", ""]
+    assert choose(tmp_path, "/m/a", "keep")["left_out"][0]["choice"] == "keep"
+    lines = (tmp_path / "choices.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == [
+        {"path": "/m/d", "digest": "dd", "choice": "best"},
+        {"path": "/m/a", "digest": "da", "choice": "keep"},
+    ]
+    assert choose(tmp_path, "/m/d", "")["groups"][0][1]["choice"] == ""
+    for path, choice in (("/m/x", "best"), ("/m/a", "delete")):
+        with pytest.raises(UsageError, match="not marked by that run"):
+            choose(tmp_path, path, choice)
 
 
 def test_copies_that_sift_found_are_of_one_group(tmp_path: Path) -> None:

@@ -14,16 +14,18 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFilter
 
 import penstock_demo
 from artifacts.edits import read_edits
 from benchmarks._endpoint import StandIn, running
+from benchmarks._planted import drawn
 from tests.support.browser import DIRECT, Browser
 from tests.support.looks import axe_script, serious
 from tests.support.media import write_video
-from tests.support.pipeline import ROOT
+from tests.support.pipeline import ROOT, read_lines
 from tests.support.reports import captions_of, media_file, write_run
 from tests.support.studio_page import (
     COUNTS,
@@ -379,6 +381,44 @@ def test_files_are_sifted_and_a_model_is_chosen_tuned_and_exported(
     found = studio.get("start")
     assert str(studio.out / "adapters/tuned") in found["adapters"]
     assert str(studio.out / "exports/int8") in found["models"]
+
+
+def test_a_person_chooses_the_best_copy_and_takes_back_what_was_left_out(
+    browser: Browser, studio: OpenStudio
+) -> None:
+    scenes = drawn(np.random.default_rng(8))
+    one, other = (next(scenes).resize((640, 400)) for _ in range(2))
+    one.save(studio.folder / "one.png")
+    one.save(studio.folder / "one copy.jpg", quality=80)
+    other.filter(ImageFilter.GaussianBlur(12)).save(studio.folder / "soft.png")
+    shown(browser, studio.address)
+    browser.run("document.querySelector('#sift').closest('details').open = true")
+    browser.type("#model", "demo")
+    browser.type("#sift", "duplicate = 0 and blurred = 0")
+    browser.run("document.querySelector('#sift-now').click()")
+    runs = "return document.querySelector('#runs').innerText"
+
+    def click(label: str) -> None:
+        name = f"[...document.querySelectorAll('#runs button')].find(b => b.matches('{label}'))"
+        assert browser.wait(f"return Boolean({name})", seconds=LONG), label
+        browser.run(f"{name}.click()")
+
+    browser.wait(f"{runs}.includes('1 of 3 files kept')", seconds=LONG)
+    assert [row["media_path"] for row in read_lines(studio.out / "sift/kept.jsonl")] == ["one.png"]
+    click('[aria-label="Choose as best: one copy.jpg"]')
+    browser.wait(f"{runs}.includes('chosen as the best')")
+    click('[aria-label="Take back: soft.png"]')
+    browser.wait(f"{runs}.includes('taken back')")
+    every_look(browser)
+    click('[data-act$="go on"]')
+    browser.wait(f"{runs}.includes('2 of 3 files kept')", seconds=LONG)
+    kept = [row["media_path"] for row in read_lines(studio.out / "sift/kept.jsonl")]
+    assert kept == ["one copy.jpg", "soft.png"]
+    click('[aria-label="Undo: one copy.jpg"]')
+    click('[aria-label="Choose as best: one.png"]')
+    click('[data-act$="go on"]')
+    browser.wait(f"{runs}.includes('a copy of one.png')", seconds=LONG)
+    every_look(browser)
 
 
 def test_a_listed_server_captions_and_the_page_sends_no_address(

@@ -27,7 +27,7 @@ from scripts.stage_processes import descendants
 from tests.support.media import write_video
 from tests.support.pipeline import PENSTOCK, ROOT
 from tests.support.reports import captions_of, media_file, write_run
-from tests.support.servers import Answer
+from tests.support.servers import Answer, raw_request
 from tests.support.strangers import own_folder, strangers_folder
 from tests.support.studios import OpenStudio
 from tests.support.terminals import Dialogue
@@ -67,6 +67,7 @@ def posts(studio: OpenStudio) -> list[tuple[str, Any]]:
         ("presets", {"name": "evil", "text": "theirs"}),
         ("upload?name=evil.png", b"theirs"),
         ("runs/0", {"do": "stop"}),
+        ("sifted/0", {"path": "/media/a.mp4", "choice": "best"}),
         (f"{run}/edits", studio.deed("theirs")),
         (f"{run}/again", {"keys": [studio.key()], "values": {}}),
         (f"{run}/write", {"format": ["kohya"]}),
@@ -142,6 +143,15 @@ def test_a_name_that_was_bound_to_this_machine_is_refused(studio: OpenStudio) ->
         assert answer.status == 422 and b"values are missing" in answer.body
 
 
+def test_the_host_of_an_absolute_target_counts_in_place_of_the_header(studio: OpenStudio) -> None:
+    """RFC 9112, 3.2.2: a server must ignore the Host of such a request."""
+    own, path = f"127.0.0.1:{studio.port}", f"/{studio.token}/start"
+    cases = (("evil.example", own, 421), (own, own, 200), (own, "evil.example", 200))
+    for named, host, status in cases:
+        target = f"http://{named}{path}"
+        assert raw_request(studio.port, "GET", target, {"Host": host}).status == status, target
+
+
 PROXY = "https://8010-abc.example.org"
 
 
@@ -174,7 +184,15 @@ def test_behind_a_proxy_the_page_of_that_host_alone_works(passed_on: OpenStudio)
 
 
 @pytest.mark.parametrize(
-    "address", ["8010.example.org", "http://a.org", "https://a.org/x", "https://a;b", "https://*"]
+    "address",
+    [
+        "8010.example.org",
+        "http://a.org",
+        "https://a.org/x",
+        "https://a;b",
+        "https://*",
+        "https://a:99999",
+    ],
 )
 def test_what_is_no_proxy_is_refused(address: str, tmp_path: Path) -> None:
     command = [*PENSTOCK, "studio", str(tmp_path), "--behind", address]
@@ -190,6 +208,7 @@ def test_without_the_token_nothing_is_found(studio: OpenStudio) -> None:
         for method, body in (("GET", None), ("POST", b"{}")):
             answer = studio.ask(method, f"//{path}", body, studio.page_headers)
             assert answer.status in (404, 405) and token.encode() not in answer.body
+            assert answer.headers["x-content-type-options"] == "nosniff", answer.headers
 
 
 def test_what_changes_something_is_no_address_to_follow(studio: OpenStudio) -> None:

@@ -30,6 +30,7 @@ from flows.options.commands import CaptionConfig, RebuildConfig
 from flows.running.run import caption
 from flows.upkeep.cache import collect, holdings
 from flows.upkeep.rebuild import RebuildOptions, RebuildResult, rebuild
+from tests.support.away import disk
 from tests.support.holders import held_elsewhere
 from tests.support.media import write_video, write_videos
 from tests.support.pipeline import wait_gone
@@ -375,6 +376,20 @@ def test_nothing_is_removed_while_a_linked_disk_is_away(config: CaptionConfig, s
     assert result.exit_code == (0 if source else 1)
     (clips.parent / "away").rename(disk)
     assert (answered(config, prune=True).encoded, features(config)) == (0, stored)
+
+
+def test_nothing_is_removed_while_a_disk_is_not_mounted(config: CaptionConfig) -> None:
+    clips = Path(config.sources[0])
+    config = replace(config, recursive=True)
+    with disk(clips / "disk", clips.parent / "files") as mounted:
+        write_video(mounted.point / "4.mp4", ticks=range(12))
+        answered(config)
+        stored = features(config)
+        mounted.unmount()
+        for _ in range(2):
+            result = answered(config, prune=True)
+            assert (result.removed, features(config)) == (0, stored)
+            assert result.kept == f"{mounted.point} could not be read"
 
 
 def test_nothing_is_removed_while_a_folder_of_a_pattern_cannot_be_read(

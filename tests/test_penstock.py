@@ -432,6 +432,7 @@ def refused(call: Callable[[], object], words: str) -> penstock.PenstockError:
         (lambda: penstock.load_half("x", "visio"), "'visio' (did you mean vision?)"),  # type: ignore[arg-type]
         (lambda: penstock.load_half("x", "text"), 'Give "vision" or "language"'),  # type: ignore[arg-type]
         (lambda: penstock.load_half("dmeo", "vision"), "such as owner/name, or demo"),
+        (lambda: penstock.load_half(None, "vision"), "path is None (NoneType). Give a folder"),  # type: ignore[arg-type]
         (
             lambda: penstock.load_half(penstock_demo.CHECKPOINT, "vision", dtyp="float32"),
             "no option dtyp (did you mean dtype?)",
@@ -495,8 +496,8 @@ def test_another_type_is_refused_at_once(
         (None, "sources is None (NoneType). Give a path"),
         ({"videos": 1}, "sources is {'videos': 1} (dict). Give a path"),
         (["videos", None], "a source is None (NoneType). Give a path"),
-        ("", "empty source"),
-        (["videos", ""], "empty source"),
+        ("", "sources is empty"),
+        (["videos", ""], "sources is empty"),
     ],
 )
 def test_what_is_no_source_is_refused_at_the_call(sources: object, words: str, here: Path) -> None:

@@ -114,6 +114,7 @@ WRONG: tuple[tuple[Any, str], ...] = (
     ({("c.png", 0.0): 5}, r"the text of \('c.png', 0.0\) is 5 \(int\)"),
     ({5: "Mine."}, "no caption of 5"),
     ({("c.png",): "Mine."}, r"no caption of \('c.png',\)"),
+    ({("c.png", 0.0, "", "b"): "Mine."}, r"no caption of \('c.png', 0.0, '', 'b'\)"),
 )
 """What `correct` does not take, and the error."""
 LAST = "2 captions, 1 failure"
@@ -130,6 +131,37 @@ def test_a_medium_that_is_gone_has_no_thumbnail(tmp_path: Path) -> None:
     assert not pictures(penstock.show(out)._repr_html_())
     with pytest.raises(UsageError, match="has no captions"):
         penstock.show(tmp_path / "nothing")
+
+
+def test_an_exact_copy_is_corrected_by_any_of_its_names(tmp_path: Path) -> None:
+    out = kept_run(tmp_path)
+    shutil.copy(tmp_path / "media/c.png", tmp_path / "media/copy.png")
+    penstock.caption(tmp_path / "media", model="demo", out=out, store=tmp_path / "store").table()
+    first, copy = ("c.png", 0.0), ("copy.png", 0.0)
+    with pytest.raises(UsageError, match=r"'copy.png', 0.0\) is a copy of .* another text"):
+        penstock.correct(out, {first: "One.", copy: "Two."})
+    assert penstock.correct(out, {first: "Mine."}) == 1
+    assert penstock.correct(out, {first: "Ours.", copy: "Ours."}) == 1
+    texts = {each.media_path: each.text for each in penstock.show(out).captions}
+    assert texts["c.png"] == texts["copy.png"] == "Ours."
+
+
+def test_no_text_of_a_stranger_reaches_the_terminal_as_a_control_code(tmp_path: Path) -> None:
+    """ESC, BEL and a direction mark, in a caption, a file name and a failure's reason."""
+    media, out = tmp_path / "media", tmp_path / "out"
+    media.mkdir()
+    odd = "\x1b]0;x\x07\u202e"
+    Image.new("RGB", (64, 48), "red").save(media / f"{odd}.png")
+    (media / f"{odd}d.png").write_text("no picture")
+    penstock.caption(
+        media, model="demo", out=out, store=tmp_path / "store", suffix=f" {odd}\nline two"
+    ).table()
+    shown = [repr(penstock.show(out)), repr(penstock.status(out))]
+    with pytest.raises(UsageError) as refused:
+        penstock.show(tmp_path / odd)
+    for text in (*shown, str(refused.value)):
+        assert not {*odd} & {"\x1b", "\x07", "\u202e"} & {*text}, text
+    assert len(shown[0].splitlines()) == 3 and "line two" in shown[0]
 
 
 def test_progress_has_three_values() -> None:

@@ -231,7 +231,7 @@ def test_each_deployment_has_a_line_and_a_failure_all_that_prefect_printed(
     monkeypatch.setattr(prepare_pool, "DEPLOY", (sys.executable, "-c", printing))
     assert prepare_pool.deploy() == code
     first, second, *rest = capsys.readouterr().out.splitlines()
-    assert first == "penstock: deploying what prefect.yaml names"
+    assert first == "penstock: deploying what changed in prefect.yaml"
     assert second == "penstock: deployed caption-videos/batch"
     assert rest == ([boxed, "no such work pool"] if code else [])
 
@@ -260,6 +260,37 @@ def test_a_wrong_value_in_prefect_yaml_is_refused_in_one_line(
     for line in lines:
         where = "" if "YAML" in refusal else ": caption-videos/batch"
         assert line.startswith(f"penstock: {file}{where}") and refusal in line and "\n" not in line
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "refusal"),
+    [
+        (
+            "work_pool: *gpu",
+            "work_pool: {name: archive}",
+            "caption-videos/batch: the server has no work pool archive, only cpu, gpu: name one",
+        ),
+        ("work_pool: *gpu", "tags: []", "caption-videos/batch: it names no work pool: write"),
+        (
+            "commands.py:caption_videos",
+            "commands.py:caption_video",
+            "batch: no flow is at flows/deployments/commands.py:caption_video",
+        ),
+        ("  - name: batch", "  - title: batch", "deployment 1 has no name, or no entrypoint"),
+        ('cron: "0 3 * * *"', 'cron: "0 3 * *"', "schedule {'cron': '0 3 * *', 'timezone'"),
+        ('cron: "0 3 * * *"', 'crone: "0 3 * * *"', "Unknown schedule type"),
+        ("work_pool: *gpu", "work_pool: {name: '{{ prefect.variables.pool }}'}", ""),
+    ],
+)
+def test_what_the_server_would_refuse_is_refused_before_anything_is_deployed(
+    old: str, new: str, refusal: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "prefect.yaml"
+    file.write_text((ROOT / "prefect.yaml").read_text(encoding="utf-8").replace(old, new, 1))
+    lines = list(deploy_all.refusals(file, ["cpu", "gpu"]))
+    assert len(lines) == bool(refusal)
+    for line in lines:
+        assert line.startswith(f"penstock: {file}: ") and refusal in line and "\n" not in line
 
 
 def test_the_page_says_how_a_folder_of_ones_own_is_captioned_every_night(tmp_path: Path) -> None:
@@ -399,6 +430,60 @@ def test_the_server_asks_nothing_and_changes_no_profile(
         assert is_own_server(f"http://127.0.0.1:{port}/api")
     assert not is_own_server(f"http://127.0.0.1:{port}/api")
     assert (tmp_path / "profiles.toml").read_text() == profiles
+
+
+FEW = """
+name: few
+build:
+  - prefect.deployments.steps.run_shell_script: {id: clone, script: pwd, stream_output: false}
+pull:
+  - prefect.deployments.steps.set_working_directory: {directory: "{{ clone.stdout }}"}
+deployments:
+  - {name: one, entrypoint: "flows/deployments/sweep.py:sweep_crashed", work_pool: {name: gpu}}
+  - {name: two, entrypoint: "flows/deployments/sweep.py:sweep_crashed", work_pool: {name: gpu}}
+"""
+
+
+@pytest.mark.slow
+def test_what_is_unchanged_is_not_deployed_again_and_ctrl_c_ends_it_in_one_line(
+    tmp_path: Path, port: int
+) -> None:
+    clone, home = tmp_path / "clone", tmp_path / "home"
+    clone.mkdir()
+    for name in ("flows", "scripts", "artifacts", "stages", "penstock", "penstock_demo"):
+        (clone / name).symlink_to(ROOT / name)
+    (clone / "prefect.yaml").write_text(FEW)
+    url = f"http://127.0.0.1:{port}/api"
+
+    def run() -> tuple[int, str]:
+        login = (home / "penstock-auth").read_text().strip()
+        own = {"PREFECT_API_AUTH_STRING": login, "PREFECT_HOME": str(home), "PREFECT_API_URL": url}
+        words = [sys.executable, "-m", "scripts.prepare_pool"]
+        done = completed(words, cwd=clone, env={**os.environ, **own})
+        return done.returncode, done.stdout
+
+    with terminal("server", home, port) as shown:
+        deadline = time.monotonic() + START_SECONDS
+        while not answers(url):
+            assert time.monotonic() < deadline and shown.process.poll() is None, shown.text
+            time.sleep(0.1)
+        code, said = run()
+        assert code == 0 and said.count("penstock: deployed sweep-crashed/") == 2, said
+        code, said = run()
+        assert code == 0 and "deployed sweep" not in said and "2 deployments unchanged" in said
+        changed = FEW.replace("name: two,", "name: two, description: another,")
+        (clone / "prefect.yaml").write_text(changed)
+        code, said = run()
+        assert code == 0 and "1 deployment unchanged" in said, said
+        assert said.count("penstock: deployed") == said.count("deployed sweep-crashed/two") == 1
+        (clone / "prefect.yaml").write_text(changed.replace("gpu}}", "archive}}", 1))
+        code, said = run()
+        assert code == 2 and "no work pool archive, only gpu" in said and "deployed" not in said
+        with terminal("worker", home, port) as worker:
+            assert worker.shows("the Prefect server answers", START_SECONDS), worker.text
+            os.killpg(worker.process.pid, signal.SIGINT)
+            assert worker.shows("penstock: stopped before the worker started", 30), worker.text
+            assert "Traceback" not in worker.text
 
 
 FLOW = """

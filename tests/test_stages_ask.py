@@ -101,7 +101,8 @@ def test_twenty_faults_lose_nothing_and_mix_nothing_up(tmp_path: Path) -> None:
     with running(stand_in) as address:
         work.run(address)
     digests = dict(zip(stand_in.names, map(digest_in, stand_in.requests), strict=True))
-    named = {"400": "refused-request", "null": "empty", "filter": "refused", "surrogate": "garbled"}
+    named = {"400": "refused-request", "filter": "refused", "surrogate": "garbled"}
+    named["null"] = "not-finite?"
     for at, item in enumerate(work.items):
         digest, behaviour = digests[item.key], TWENTY[at % len(TWENTY)]
         if behaviour in named:
@@ -205,6 +206,23 @@ def test_an_answer_that_a_server_did_not_finish_is_asked_for_again(
         work.run(address)
     assert len(stand_in.requests) == 2
     assert all(text.startswith("caption ") for text in work.captions.values())
+
+
+@pytest.mark.parametrize(("reason", "kind"), [("length", "not-finite?"), ("stop", "empty")])
+def test_an_empty_answer_up_to_the_limit_is_suspected_of_numbers_that_are_none(
+    reason: str, kind: str, tmp_path: Path
+) -> None:
+    work, stand_in = Work(tmp_path, 1), StandIn()
+
+    def answer(request: dict[str, Any], digest: str, before: int) -> Any:
+        found = message_of(digest)
+        found["choices"][0] |= {"finish_reason": reason, "message": {"content": ""}}
+        return 200, found
+
+    stand_in.answer = answer
+    with running(stand_in) as address:
+        work.run(address)
+    assert not work.captions and [*work.stored_failures.values()] == [kind]
 
 
 def test_a_busy_server_is_asked_for_less(work: Work) -> None:

@@ -21,7 +21,7 @@ from stages.encode import shown_frames
 from stages.encode.run import read_item
 from stages.models.encoding import FIXED_ROWS, KIND, EncodeItem
 from stages.models.encoding.batch import PassChecks, PassRow, encode_passes
-from stages.models.encoding.run import Refusal, _in_range, read_clip
+from stages.models.encoding.run import _is_finite, read_clip
 from stages.models.halves.records import FeatureRecord, RowCount
 from stages.models.loading import ModelJob
 from stages.models.processors.loading import Clip
@@ -163,12 +163,12 @@ def record(value: float, dtype: torch.dtype) -> FeatureRecord:
 
 
 @pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])
-def test_a_number_that_is_none_is_refused_in_float16_alone_with_what_would_do(value: float) -> None:
-    found = _in_range(record(value, torch.float16))
-    assert isinstance(found, Refusal) and found.kind == "overflow"
-    assert "--vision-precision fp32" in found.hint
-    for whole in (record(65504.0, torch.float16), record(value, torch.float32)):
-        assert _in_range(whole) is whole, "in float32 a model may mean it"
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_features_that_are_not_finite_are_found_in_every_type(
+    value: float, dtype: torch.dtype
+) -> None:
+    assert not _is_finite(record(value, dtype))
+    assert _is_finite(record(torch.finfo(dtype).max, dtype))
 
 
 Change = Callable[[Any, int], Any]

@@ -254,6 +254,17 @@ def test_they_mean_it_on_a_full_card(seen: Seen, monkeypatch: pytest.MonkeyPatch
     assert out_of_memory(RuntimeError(DOUBTFUL[0]))
 
 
+def test_a_setting_of_a_library_is_named_if_it_could_have_failed_the_import(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    message = StageError(type="Exception", message="expected value at line 1 column 1")
+    ending = ProcessExit(code=1, error_event=message, log=Path("x.log"))
+    assert "HF_HUB_OFFLINE" not in fault_of_stage("describe", ending).hint
+    monkeypatch.setenv("HF_HUB_DOWNLOAD_TIMEOUT", "soon")
+    assert "Its libraries read HF_HUB_DOWNLOAD_TIMEOUT" in fault_of_stage("x", ending).hint
+
+
 @pytest.mark.parametrize(
     ("words", "advice"),
     [

@@ -350,7 +350,7 @@ def changing_steps(
         trainer = Trainer(half, None, [weight], optimizer_of(ADAMW, [weight], 0.1), report, 1)
         for _ in range(steps):
             before = weight.detach().clone()
-            trainer.step([example], 0.1)  # type: ignore[list-item]
+            trainer.step([example], 0.1, 1)  # type: ignore[list-item]
             found.append(not torch.equal(before, weight))
     return found
 

@@ -41,6 +41,8 @@ WIDER = 4
 """So many times more rows are looked at when too few are left of them."""
 SCAN_ROWS = 256
 """Rows that are read and compared at once: they stay in a core's own cache."""
+LENGTH_ERROR = 0.01
+"""Least error of a stored unit vector's length that rounding to 16 bit cannot cause."""
 FEW = 20
 """Up to one row in so many is compared alone: that costs as much as the bits of all."""
 
@@ -94,7 +96,8 @@ class Searcher:
     ) -> Found:
         """Return the `count` nearest pictures, each by its nearest part, or with `parts` the
         nearest parts; fewer where there are not as many. It uses `method`: by default the one that
-        the index was measured to need."""
+        the index was measured to need. Raises EnvironmentFault for a hit whose vector is damaged.
+        """
         method = self.method(query.sort) if method is None else method
         kept = self._distinct
         if query.kept is not None:
@@ -105,6 +108,7 @@ class Searcher:
             found = self._found(query, kept, min(wide, total), method.centre)
             found = found if parts else self._pooled(found)
             if len(found.positions) >= count or wide >= total:
+                self._check_lengths(found.positions[:count])
                 return Found(positions=found.positions[:count], scores=found.scores[:count])
             wide *= WIDER
 
@@ -146,6 +150,19 @@ class Searcher:
         if len(broken):
             path = self.snapshot.vectors_file(broken[:1])
             raise damaged_file(path, "is damaged: a vector is not made of numbers")
+
+    def _check_lengths(self, positions: Positions) -> None:
+        """Raise EnvironmentFault for a stored vector of another length than 1. Zeros are that of a
+        vector without a direction."""
+        lengths = np.linalg.norm(self.snapshot.halves(positions).astype(np.float32), axis=1)
+        broken = np.flatnonzero((np.abs(lengths - 1) > LENGTH_ERROR) & (lengths > 0))
+        if len(broken):
+            at = positions[broken[:1]]
+            (row,) = self.snapshot.read(at)
+            what = (
+                f"the vector of {row.media_path} has the length {lengths[broken[0]]:.3g} and not 1"
+            )
+            raise damaged_file(self.snapshot.vectors_file(at), f"is damaged: {what}")
 
     def _pooled(self, found: Found) -> Found:
         """Return the nearest part of each picture."""

@@ -11,7 +11,6 @@ The check reads every byte of an index, and reports damage and its repair. It ch
 Rows are found by file, by folder or by key.
 """
 
-import errno
 import os
 import shlex
 from collections import Counter, defaultdict
@@ -47,58 +46,45 @@ from artifacts.index.shard import (
 from artifacts.index.snapshot import Kept, Snapshot, open_snapshot
 from artifacts.index.writing import IndexWriter
 from artifacts.keys import hash_file
+from artifacts.mounts import MissingFiles
 from artifacts.paths import required_path
 from artifacts.plurals import counted
 from artifacts.remote.addresses import is_address
 from artifacts.tables import stored_text, text_stored
 from artifacts.vectors import Vectors
 
-GONE = (errno.ENOENT, errno.ENOTDIR)
-"""Errors of a file that is not there. Others are faults of its disk, or say that it may not be
-seen."""
-
 
 class GoneFiles:
     """Tells files that were deleted from those that cannot be seen now, and collects the latter."""
 
-    def __init__(self) -> None:
-        self._faults: dict[str, str] = {}
-        """Folder → why it cannot be read; empty if it can."""
+    def __init__(self, noted: Mapping[str, str]) -> None:
+        """`noted` is as in `MissingFiles`."""
+        self._missing = MissingFiles(noted)
         self._unseen: Counter[tuple[str, str]] = Counter()
         """Folder and reason → its files that may be there."""
 
     def has(self, path: str) -> bool:
-        """Return whether a file is not there, while its own folder is there, can be read and holds
-        something else. Files far away are not looked up."""
+        """Return whether a file was deleted. Files far away are not looked up."""
         if is_address(path):
             return False
-        folder = os.path.dirname(path)
-        try:
-            os.lstat(path)
-        except OSError as error:
-            if error.errno in GONE and not (fault := self._fault_of(folder)):
-                return True
-            why = fault if error.errno in GONE else os.strerror(error.errno or 0)
-            self._unseen[folder, why] += 1
-        return False
+        if away := self._missing.why_away(path, [os.path.dirname(path)]):
+            self._unseen[away] += 1
+        return not away and not os.path.lexists(path)
 
-    def notes(self, index: Path) -> Iterator[str]:
-        """Yield a line for each folder whose files an index keeps because they cannot be seen."""
+    def kept(self, index: Path) -> Iterator[tuple[tuple[str, str], int, str]]:
+        """Yield each folder whose files an index keeps because they cannot be seen, with the fault,
+        their number, and what to do."""
         for (folder, fault), count in self._unseen.items():
             command = shlex.join(["penstock", "index", "remove", folder, "--index", str(index)])
+            yield (folder, fault), count, f"If it was deleted or renamed: {command}"
+
+    def notes(self, index: Path) -> Iterator[str]:
+        """Yield a line for each of these folders."""
+        for (folder, fault), count, hint in self.kept(index):
             yield (
                 f"note: the rows of {counted(count, 'file')} in {folder} are kept, as its disk may "
-                f"be away ({fault}). If it was deleted or renamed: {command}"
+                f"be away ({fault}). {hint}"
             )
-
-    def _fault_of(self, folder: str) -> str:
-        if folder not in self._faults:
-            try:
-                with os.scandir(folder) as inside:  # an empty one may be where a disk belongs
-                    self._faults[folder] = "" if next(inside, None) else "the folder is empty"
-            except OSError as error:
-                self._faults[folder] = os.strerror(error.errno or 0)
-        return self._faults[folder]
 
 
 NEAREST = 10

@@ -183,18 +183,18 @@ class Condition:
         if self._at < len(self._tokens):
             self._refuse("and, or, or its end")
 
-    def of(self, batch: Any, *, unknown: bool = False) -> Kept:
-        """Return which rows of a pyarrow batch meet it. `unknown` stands for what cannot be known,
-        because a value is null."""
-        return _known(self._test, batch, unknown)
+    def of(self, batch: Any) -> Kept:
+        """Return which rows of a pyarrow batch meet it. A null meets no comparison."""
+        return _array(self._test(batch))
 
-    def parts(self, batch: Any) -> list[tuple[str, Kept]]:
-        """Return the text of each condition that `and` joins, and which rows do not violate it."""
+    def parts(self, batch: Any) -> list[tuple[str, Kept, Kept]]:
+        """Return the text of each condition that `and` joins, which rows meet it, and of which it
+        cannot be known, because a value is null."""
         of_all = self._joins["or" if len(self._joins["or"]) > 1 else "and"]
         if of_all is self._joins["or"]:
-            text = " or ".join(text for text, _ in of_all)
-            return [(text, _known(self._test, batch, True))]
-        return [(text, _known(test, batch, True)) for text, test in of_all]
+            of_all = [(" or ".join(text for text, _ in of_all), self._test)]
+        masks = [(text, test(batch)) for text, test in of_all]
+        return [(text, _array(mask), _array(mask.is_null())) for text, mask in masks]
 
     def _either(self, depth: int) -> Test:
         return self._joined("or", "or_kleene", self._both, depth)
@@ -331,8 +331,8 @@ def _tokens(text: str, table: Table) -> list[tuple[str, str]]:
     return found
 
 
-def _known(test: Test, batch: Any, unknown: bool) -> Kept:
-    found: Kept = test(batch).fill_null(unknown).to_numpy(zero_copy_only=False)
+def _array(mask: Mask) -> Kept:
+    found: Kept = mask.fill_null(False).to_numpy(zero_copy_only=False)
     return found
 
 

@@ -167,6 +167,8 @@ def fault_of(error: OSError, where: Path) -> EnvironmentFault:
     if is_full(error):
         nearby = lies_in(str(where), str(nearby_folder()))
         other = f"set {NEARBY} to a folder elsewhere" if nearby else "give another --store or --out"
+        if not nearby:
+            other += ", or --max-store SIZE, which removes features once they are used"
         return EnvironmentFault(
             f"the disk of {where} is full, or your quota on it",
             hint=f"Free some space or {other}; the same command then goes on",

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from artifacts.captions import Failure
 from artifacts.errors import UsageError, redacted
+from artifacts.files import encoded
 from artifacts.paths import user_cache
 from flows.console.display import Display, failed_line
 from flows.console.lines import print_lines
@@ -53,7 +54,7 @@ def print_result(given: argparse.Namespace, result: CommandEnd, display: Display
     if given.json:
         for failure in result.failures:
             print(json.dumps({"event": "failed", **asdict(failure)}))
-        print(json.dumps({"event": "end", **result.to_json()}))
+        print(encoded({"event": "end", **result.to_json()}, ensure_ascii=True))
         return False
     unprinted = [each for each in result.failures if not display.has_failed(each.media_path)]
     for failure in unprinted[:NAMED_FAILURES]:

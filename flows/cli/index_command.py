@@ -55,7 +55,6 @@ def _fill(given: argparse.Namespace, config: IndexConfig, *, whole: bool) -> int
 
         result = fill_index(config, display, look_for_vanished=whole)
     if print_result(given, result, display):
-        print_lines(*result.unseen[:NAMED], to=sys.stderr)
         for path in result.vanished[:NAMED]:
             print_lines(f"gone: {path}", to=sys.stderr)
         if result.vanished:
@@ -73,13 +72,15 @@ def remove(given: argparse.Namespace) -> int:
     """Remove the rows of the named files, all or none."""
     from artifacts.index.upkeep import GoneFiles, rows_gone, rows_named
     from artifacts.index.writing import writing
+    from flows.job.away import mounts_in
+    from flows.search.build import RUN
 
     if bool(given.names) == given.gone:
         raise UsageError(
             "nothing to remove" if given.names == [] else "NAMES and --gone exclude each other",
             hint="Name files, folders or keys, or give --gone",
         )
-    gone = GoneFiles()
+    gone = GoneFiles(mounts_in(_folder(given) / RUN))
     with writing(_folder(given)) as writer:
         snapshot = writer.snapshot()
         found = rows_gone(snapshot, gone) if given.gone else rows_named(snapshot, given.names)

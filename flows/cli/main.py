@@ -8,11 +8,13 @@ import platform
 import re
 import sys
 from collections.abc import Sequence
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
 
-from artifacts.errors import EnvironmentFault, PenstockError
+from artifacts.errors import EnvironmentFault, PenstockError, UsageError
+from artifacts.option_texts import GIVE_VALUE, NUMBER_NAMES, NUMBERS, number
 from artifacts.packages import missing_package
 from artifacts.plurals import meant
 from flows.console.interrupts import repeating_dropped_interrupts
@@ -45,6 +47,16 @@ class CommandParser(argparse.ArgumentParser):
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **{"allow_abbrev": False, "formatter_class": Help, **options})
+        for kind in NUMBERS:
+            self.register("type", kind, partial(number, kind=kind))
+
+    def _get_values(self, action: argparse.Action, words: list[str]) -> Any:
+        """Return the values of the words of an option or argument. Raises UsageError for an empty
+        one."""
+        if "" in words and not isinstance(action, argparse._SubParsersAction):
+            name = next(iter(action.option_strings), action.metavar or action.dest)
+            raise UsageError(f"{name} is empty", hint=GIVE_VALUE)
+        return super()._get_values(action, words)
 
     def error(self, message: str) -> NoReturn:
         """Print the error in one line, and exit with code 2."""
@@ -54,7 +66,7 @@ class CommandParser(argparse.ArgumentParser):
             noun = "command" if what in ("COMMAND", "ACTION") else f"value of {what}"
             message = f"unknown {noun}: {given}{meant(given, names)}"
         elif found := NUMBER.fullmatch(message):
-            kind = "a whole number" if found[2] == "int" else "a number"
+            kind = NUMBER_NAMES[int if found[2] == "int" else float]
             message = f"invalid {found[1]} {found[4]!r}. Give {kind}"
         print_lines(f"{self.prog}: {message}. See `{self.prog} --help`", to=sys.stderr)
         self.exit(2)

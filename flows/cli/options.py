@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from artifacts.errors import UsageError
+from artifacts.option_texts import members
 from artifacts.options import Declared, declared
 from artifacts.paths import text_named
 from flows.cli.main import parse
@@ -104,7 +105,7 @@ def _value(given: Any, each: Declared) -> Any:
     if each.option.parse is not None and (each.option.repeated or isinstance(given, str)):
         return each.option.parse(given)
     if each.kind is tuple and isinstance(given, str):
-        return tuple(word.strip() for word in given.split(",") if word.strip())
+        return members(each.flag, given)
     return tuple(given) if isinstance(given, list) else given
 
 

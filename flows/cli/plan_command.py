@@ -1,12 +1,12 @@
 """Implements `penstock plan` and `--dry-run`: whether a run fits, and what uses its memory."""
 
 import argparse
-import json
 from collections.abc import Callable
 from contextlib import closing
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
+from artifacts.files import encoded
 from flows.cli.command_options import refuse_without_train
 from flows.cli.options import config_of
 from flows.console.display import READING, Display
@@ -79,7 +79,7 @@ def show(
     if as_json:
         found = {**figures(plan), **_table(plan)}
         found["notes"] = [*before, *found["notes"]]
-        print(json.dumps(found, indent=1))
+        print(encoded(found, indent=1, ensure_ascii=True))
     else:
         lines = [*before, *plan_lines(plan)]
         lines += what_fits_lines(plan) if table else []

@@ -6,6 +6,7 @@ import shlex
 from contextlib import closing
 
 from artifacts.errors import Interrupted, redacted
+from artifacts.files import encoded
 from artifacts.plurals import counted
 from artifacts.schema import values_of
 from flows.cli.exit_report import print_result
@@ -34,7 +35,7 @@ def sift_command(given: argparse.Namespace) -> int:
             found = pending(config, display)
             line = f"{counted(found['files'], 'file')}: {found['to_mark']:,} of "
             line += f"{found['contents']:,} contents to mark"
-            print_lines(json.dumps(found) if given.json else line)
+            print_lines(encoded(found, ensure_ascii=True) if given.json else line)
             return 0
         try:
             result = sift(config, display)

@@ -1,12 +1,12 @@
 """Implements `penstock plan --train`: estimates the resources for fine-tuning a model."""
 
 import argparse
-import json
 from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any, get_args
 
 from artifacts.errors import CannotFit, UsageError
+from artifacts.files import encoded
 from artifacts.plurals import counted
 from flows.checkpoint.models import find_checkpoint
 from flows.console.display import Display
@@ -36,7 +36,9 @@ def train_plan(given: argparse.Namespace) -> int:
     code = 0 if fits else CannotFit.exit_code
     if given.json:
         fields = train_json(checkpoint.name, training, estimate)
-        print(json.dumps({**fields, "fits": fits if given.memory else None}, indent=1))
+        print(
+            encoded({**fields, "fits": fits if given.memory else None}, indent=1, ensure_ascii=True)
+        )
         return code
     lines = train_lines(checkpoint.name, architecture, training, estimate)
     if given.memory:

@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import zip_longest
 from typing import IO, Any
 
-from artifacts.errors import UsageError
+from artifacts.errors import UsageError, plain
 from stages.process.output_streams import lasting
 
 UNBOUNDED = 1000
@@ -123,7 +123,7 @@ def printable(text: str) -> str:
     if len(text) > LONGEST_LINE:
         left_out = len(text) - 2 * KEPT_OF_LONG
         text = f"{text[:KEPT_OF_LONG]} … ({left_out:,} letters) … {text[-KEPT_OF_LONG:]}"
-    return "".join(c if c.isprintable() else "?" for c in text)
+    return plain(text)
 
 
 def json_line(value: Any) -> str:

@@ -20,7 +20,7 @@ from pydantic import BeforeValidator, ConfigDict, with_config
 
 from artifacts.endpoints import refuse_unlisted
 from artifacts.errors import UsageError
-from artifacts.options import Option, declared
+from artifacts.options import Declared, Option, check_number, declared
 from artifacts.paths import lies_in
 from artifacts.store import open_store
 from flows.job.prepare import out_folder
@@ -51,7 +51,7 @@ def constrain(schema: dict[str, Any], option: Option) -> None:
     bounds = {"exclusiveMinimum": option.above, "minimum": option.least, "maximum": option.most}
     place |= {name: bound for name, bound in bounds.items() if bound is not None}
     if option.not_empty:
-        place["minLength"] = 1
+        place.get("items", place)["minLength"] = 1
     if takes_text(option):
         schema["anyOf"].insert(1, {"type": "string"})
         place = schema  # inside `anyOf`, the server's refusal would not show the pattern
@@ -88,7 +88,7 @@ def command_values(kind: type[Any]) -> Callable[[Any], Any]:
     """Return a function that returns the parameters of a command, sizes and the like parsed as on
     the command line. It raises UsageError for fields that the command does not have, and for
     numbers and texts that the command line refuses."""
-    own, command = {each.name: each.option for each in declared(kind)}, COMMANDS[kind]
+    own, command = {each.name: each for each in declared(kind)}, COMMANDS[kind]
 
     def take(given: Any) -> Any:
         if not isinstance(given, Mapping):
@@ -103,10 +103,13 @@ def command_values(kind: type[Any]) -> Callable[[Any], Any]:
     return take
 
 
-def parsed(option: Option, value: Any) -> Any:
+def parsed(each: Declared, value: Any) -> Any:
     """Return a field's value as the command line parses it. Raises UsageError."""
+    option = each.option
     if option.parse and takes_text(option) and type(value) in (str, int, float):
         return option.parse(str(value).removesuffix(".0"))
+    if value is not None:
+        check_number(each, value)  # pydantic takes True and texts for numbers
     return value
 
 

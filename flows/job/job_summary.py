@@ -5,26 +5,30 @@ Another note describes how the model's context limits the frames of a chunk.
 """
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from artifacts.json_shapes import MapOf, text
 from artifacts.keys import digest_of
 from artifacts.packs import Record
-from artifacts.plurals import counted
-from artifacts.schema import Part
+from artifacts.plurals import counted, reasons
+from artifacts.schema import Part, values_of
 from flows.checkpoint.models import Model
 from flows.checkpoint.precision import PartSettings, precision_note
 from flows.checkpoint.prompt_tokens import frames_of_any_size, full_chunk, requested_sampling
+from flows.job.away import recorded_in
 from flows.job.card_sampling import card_note, card_source
 from flows.job.prepare import Job
 from flows.ledger.namespaces import Variant, one_shot_namespace
 from flows.ledger.namespaces import notes as namespace_notes
 from flows.ledger.prompts import PREVIOUS
+from flows.machine.versions import versions
 from flows.media.media_files import Selection
 from flows.media.sources import left_out_note
 from flows.options.commands import RunOptions
 from flows.options.media import MIN_CHUNK_SECONDS, VideoSamplingOptions
-from flows.options.text import QuestionOptions, TextOptions
+from flows.options.text import EngineOptions, PromptOptions, QuestionOptions, TextOptions
 from flows.pipelines import encoder_of, parts_of
 from stages.decode.generation import SamplingParams
 from stages.decode.json_schema import ignored_note
@@ -129,6 +133,55 @@ def _settings_in(job: Job, variant: Variant, stages: Sequence[StageSpec]) -> dic
     return {"precision": "+".join(labels), "computing": computing}
 
 
+MADE_BY = ("weights", "commit", "penstock")
+"""What the record of a caption says of the model and the program that made it."""
+
+
+def made_by(model: Model) -> dict[str, str]:
+    """Return that of a model now, without what is unknown."""
+    weights = digest_of(dict(model.digests))[:16] if model.digests else ""
+    found = (weights, model.checkpoint.commit or "", versions().get("penstock", ""))
+    return {name: value for name, value in zip(MADE_BY, found, strict=True) if value}
+
+
+def decided_by(job: Job) -> dict[str, str]:
+    """Return what decides the records of a job, in words, and a short form of its value."""
+    model, config = job.model, job.config
+    question, prompts = QuestionOptions.of(config), PromptOptions.of(config)
+    found: dict[str, Any] = {
+        "the model": model.name,
+        **{f"weights of the {part} half": digest for part, digest in model.digests.items()},
+        **{f"precision of the {part} half": kind for part, kind in model.precision().items()},
+        "frame sampling": job.sampling.settings,
+        "size of pictures": {kind: values_of(model.fit(kind)) for kind in ("video", "image")},
+        "the prompt": [question.prompt, dict(prompts.prompts), prompts.length],
+        "generation": SamplingParams.of(config).non_defaults,
+        "--max-new-tokens": EngineOptions.of(config).max_new_tokens,
+        "Penstock, which makes other records": [stage.output_version for stage in job.stages],
+    }
+    return {name: digest_of(f"{value}")[:16] for name, value in found.items()}
+
+
+def again_note(job: Job) -> str:
+    """Return what is made again of media whose rows the folder has, and why; empty: nothing."""
+    missing = Counter[str]()
+    for medium in job.media if job.before else ():
+        if medium.digest not in job.before or job.ledger.failure(medium):
+            continue
+        if job.ledger.media_index(medium) is None:
+            missing["index"] += 1
+        for task in job.ledger.tasks([medium]):
+            stages = () if job.ledger.has_failed(task) else job.ledger.stages_of(task)
+            missing.update(each.writes for each in stages if not job.ledger.has(task, each))
+    if not missing:
+        return ""
+    before = (recorded_in(job.out, "plan", {"decided_by": MapOf(text)}) or {}).get("decided_by", {})
+    now = decided_by(job)
+    changed = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+    why = f"changed since the last run: {', '.join(changed)}"
+    return f"made again: {reasons(missing)} ({why if changed else 'the store has no record of it'})"
+
+
 def summary(job: Job) -> dict[str, Any]:
     """Return the plan of the run, as `run.json` stores it."""
     video = VideoSamplingOptions.of(job.config)
@@ -158,6 +211,7 @@ def summary(job: Job) -> dict[str, Any]:
         "store": job.store.url,
         "media": len(job.by_file),
         "counts": noun_of(job),
+        "decided_by": decided_by(job),
         "halves": halves(job.model),
         "route": job.model.profile.route,
         **({"served": served.to_json()} if (served := job.model.served) else {}),
@@ -211,6 +265,7 @@ def notes(job: Job) -> list[str]:
     found += filter(
         None,
         [
+            again_note(job),
             card_note(job.config, job.model),
             _whole(job),
             _chained(job),

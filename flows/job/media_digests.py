@@ -27,6 +27,8 @@ class JobFile:
     file: MediaFile
     medium: Medium
     """Its content, with that prompt."""
+    away: bool = False
+    """Whether an earlier run read it and it cannot be read now: only its stored records count."""
 
 
 def read_contents(

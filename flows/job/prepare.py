@@ -28,8 +28,10 @@ from artifacts.schema import Sampling
 from artifacts.signing import anybody, proof_by
 from artifacts.store import Store, open_store, prepare_store
 from artifacts.tiles import OFF
+from artifacts.trainers import WITH_SOUND
 from flows.checkpoint.models import Model, digests_in, open_model, pipeline_for
 from flows.checkpoint.precision import PartSettings, attention, weight_bytes
+from flows.job.away import AWAY, AwayMedia
 from flows.job.card_sampling import as_card, sampling_as_card, with_card_sampling
 from flows.job.media_digests import JobFile, check_beside, inode_note, read_contents
 from flows.job.pass_mode import answering, with_pass_mode
@@ -50,6 +52,7 @@ from flows.options.packages import check_packages
 from flows.options.text import (
     ConfidenceOptions,
     FolderOptions,
+    OutputOptions,
     PromptOptions,
     TrustOptions,
 )
@@ -79,7 +82,9 @@ def pipeline_with_sound(
     hears nothing, and a note says why if it could. `files`: those of the run; None: any. Raises
     UsageError for `--sound on` and `--sound-track` where that is not possible."""
     options = SoundOptions.of(config)
-    option = "--sound on" if options.sound == ON else "--sound-track" * bool(options.sound_track)
+    clips = WITH_SOUND.intersection(OutputOptions.of(config).format)  # have the track in any case
+    track = "--sound-track" * bool(options.sound_track and not clips)
+    option = "--sound on" if options.sound == ON else track
     deaf = replace(model, profile=replace(model.profile, hearing=None))
     if options.sound == OFF:
         return pipeline, deaf
@@ -110,6 +115,8 @@ def _obstacle(config: RunOptions, model: Model, pipeline: Pipeline) -> tuple[str
         return "a server is sent pictures only", "Leave out --sound"
     if model.profile.hearing is None:
         hint = "Leave it out, or choose a model that hears: docs/models.md names them"
+        if SoundOptions.of(config).sound_track:
+            hint += f". For the sound of clips, name --format {' or '.join(sorted(WITH_SOUND))}"
         return f"{model.name} hears nothing (it has no audio encoder)", hint
     if with_hearing(pipeline) == pipeline or not isinstance(config, SoundOptions):
         return "this command does not use it yet", "Leave out --sound"
@@ -191,7 +198,7 @@ class Job:
     """Memory budget of a stage, as measured when the run began."""
     sampling: Sampling
     files: tuple[JobFile, ...] = ()
-    """Files that exist and are readable, in source order, each once per prompt."""
+    """Files that are readable or away, in source order, each once per prompt."""
     failures: tuple[Failure, ...] = ()
     """Sources that cannot be read, and why."""
     ledger: Ledger
@@ -199,6 +206,8 @@ class Job:
     """User corrections of outputs that earlier runs wrote, in this folder or others."""
     notes: tuple[str, ...] = ()
     """Notes for the user on how sources were read and how text is sampled."""
+    before: frozenset[str] = frozenset()
+    """Contents of which the folder has rows of an earlier run."""
     scores: TextScores | None = None
     """Stored scores of corrected captions and of those without scores; None: not requested."""
 
@@ -222,8 +231,14 @@ class Job:
 
     @property
     def media(self) -> list[Medium]:
-        """Return each content once, in source order."""
-        return list({(f.medium.digest, f.medium.prompt): f.medium for f in self.files}.values())
+        """Return each content once, in source order, from a file that is there if there is one."""
+        files = [*self.files, *(file for file in self.files if not file.away)]
+        return list({(f.medium.digest, f.medium.prompt): f.medium for f in files}.values())
+
+    @property
+    def requested(self) -> int:
+        """Return the number of files and of sources that cannot be read."""
+        return len(self.by_file) + sum(each.error != AWAY for each in self.failures)
 
 
 class NothingToDo(UsageError):
@@ -291,9 +306,10 @@ def prepare(
     store = open_store(config.store_url)
     files, failures = media_of(config)
     files = [file for file in files if file.place not in left_out]
+    away = AwayMedia(config, files, failures, left_out)
     if left_out and not files and not failures:
         raise UsageError("no file meets --sift", hint="Read sift/left_out.jsonl in --out")
-    if not files:  # reported before a model is resolved or downloaded
+    if not files and not away:  # reported before a model is resolved or downloaded
         raise NothingToDo(pipelines[0], failures)
     check_beside(files, config)
     model, pipeline, digests = model_for(
@@ -319,17 +335,23 @@ def prepare(
         for file, prompt in prompts.of(each.file, each.medium.digest)
     )
     failures = [*failures, *unreadable, *prompts.failures.values()]
-    if not job_files:
+    kept = away.found(files, readable)
+    failures = away.failures(kept, failures)
+    if not job_files and not kept:
         raise NothingToDo(pipeline, failures)
     notes = [] if fetch else unfetched_note([each.file for each in readable])
     notes += [] if config.check_media else inode_note(readable)
     check_summary(config, model)
     base = _job_of(config, store, model, pipeline)
+    notes = [*base.notes, *prompts.notes(), *notes]
+    job_files = away.job_files(kept, job_files, base.ledger)
+    notes += away.gone_note(job_files, pipeline)
     return replace(
         base,
         files=job_files,
         failures=tuple(failures),
-        notes=(*base.notes, *prompts.notes(), *notes),
+        notes=tuple(notes),
+        before=away.contents,
     )
 
 

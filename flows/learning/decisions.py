@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from artifacts.captions import Failure
 from artifacts.edits import (
     ACCEPTED,
     DIGITS,
@@ -31,6 +32,7 @@ from artifacts.keys import content_key, digest_of, hash_file
 from artifacts.paths import folder_named
 from artifacts.plurals import counted
 from artifacts.signing import ROUND
+from flows.job.away import AwayMedia
 from flows.machine.versions import now
 from flows.media.media_files import MediaFile, Selection
 from flows.media.sources import find_media
@@ -89,8 +91,8 @@ def decisions_of(
     }
     for key, row in captions.rows.items():
         words = row[WORDS]
-        given = [edits[key]] if edits.get(key, UNTOUCHED) != UNTOUCHED else []
-        of_others = [other[key] for other in others if other.get(key, UNTOUCHED) != UNTOUCHED]
+        given = [edits[key]] if edits.get(key, UNTOUCHED).is_decided else []
+        of_others = [other[key] for other in others if other.get(key, UNTOUCHED).is_decided]
         every = given + of_others
         if len({_verdict(edit, words) for edit in every}) > 1:
             found.differing.append(_name(row))
@@ -156,7 +158,7 @@ def _edits_in(captions: ReviewedCaptions, path: Path) -> dict[str, Edit]:
     found: dict[str, Edit] = {}
     for change in (each for action in journal.done for each in action.get("changes", ())):
         place = (change["media_path"], change["start"])
-        edit = Edit(caption=change["caption"], review=change["review"])
+        edit = Edit.of(change)
         for key in {change["of"], *keys[place]} & captions.rows.keys():
             now = captions.rows[key][WORDS]
             then = now if key == change["of"] else change[WORDS]
@@ -172,8 +174,8 @@ def carried(edit: Edit, then: str, now: str) -> Edit:
         return edit
     text = then if edit.caption is None else edit.caption
     if text != now:
-        return Edit(caption=text, review=edit.review)
-    return Edit(review=edit.review or ACCEPTED)
+        return replace(edit, caption=text)
+    return Edit(review=edit.review or ("" if edit.unread else ACCEPTED))
 
 
 def action_of(does: str, changes: Sequence[dict[str, Any]], **more: Any) -> dict[str, Any]:
@@ -271,9 +273,13 @@ def previous_adapter(run: RecordedRun, out: Path) -> str:
 
 
 def refuse_missing_media(run: RecordedRun, captions: ReviewedCaptions) -> None:
-    """Raise EnvironmentFault if the run's sources lack corrected or accepted media, which could not
-    be captioned again. A file that was renamed counts as there."""
-    media = media_of(run)
+    """Raise EnvironmentFault if media of the run are away, or if its sources lack corrected or
+    accepted media, which could not be captioned again. A file that was renamed counts as there."""
+    media, failures = found_media(run)
+    if away := AwayMedia(
+        replace(run.config, out=str(captions.out), replace=False), media, failures
+    ):
+        raise away.fault()
     found = {f.media_path for f in media if f.remote is not None or os.access(f.path, os.R_OK)}
     edits, rows = captions.edits(), captions.rows
     missing = {
@@ -295,11 +301,11 @@ def refuse_missing_media(run: RecordedRun, captions: ReviewedCaptions) -> None:
         )
 
 
-def media_of(run: RecordedRun) -> list[MediaFile]:
-    """Return the media files that the sources of a run name now."""
+def found_media(run: RecordedRun) -> tuple[list[MediaFile], list[Failure]]:
+    """Return the media files that the sources of a run name now, and what was not found."""
     config = run.config
     selection = Selection(recursive=config.recursive, extensions=config.extensions)
-    return find_media(config.sources, selection, config.limit, names=config.prompts)[0]
+    return find_media(config.sources, selection, config.limit, names=config.prompts)
 
 
 def with_media(
@@ -308,7 +314,7 @@ def with_media(
     """Return the examples of a round with the paths of their media, and these media as sources. If
     several files have one name, all are sources, and the example keeps the name."""
     files = defaultdict[Path, dict[Path, str]](dict)
-    for file in media_of(run):
+    for file in found_media(run)[0]:
         files[Path(file.media_path)][file.path] = file.remote.address if file.remote else file.place
     named = {each.path: files[each.path] for each in examples}
     only = {name: next(iter(of)) for name, of in named.items() if len(of) == 1}

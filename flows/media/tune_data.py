@@ -479,6 +479,9 @@ def _example(
             f"{data}: line {at} has {what}",
             hint="Each line needs caption or text, and media_path, path or file_name",
         )
+    if not text(f"{caption}{row.get('prompt') or ''}"):
+        what = "holds half of a surrogate pair"
+        raise UsageError(f"{data}: line {at} {what}", hint="Write its text again")
     # With a media_path, start and end are times in that file. A generated file is the chunk itself.
     timed = own is None or not row.get("media_path")
     times = [row.get(name) if timed else None for name in ("start", "end")]

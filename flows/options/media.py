@@ -5,7 +5,6 @@ from typing import Annotated
 
 from artifacts.errors import UsageError, excluding
 from artifacts.options import Option, OptionGroup
-from artifacts.paths import required_path
 from artifacts.tiles import AUTO, OFF, check_tiles
 from flows.options.formats import FILES, SAMPLING, TEXT, VECTORS
 
@@ -31,6 +30,7 @@ class SourceOptions(OptionGroup):
             "files, folders, globs, URLs, or lists (@list.txt)",
             positional=True,
             nargs="*",
+            not_empty="Name files or folders; . is this folder",
             path=True,
             or_text=True,
         ),
@@ -45,11 +45,6 @@ class SourceOptions(OptionGroup):
     """Suffixes of the files taken from folders and globs; empty: all known ones."""
     limit: Annotated[int | None, Option("at most N files, spread", FILES, "N", above=0)] = None
     """Maximum number of media files, spread evenly over all that the sources name."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for source in self.sources:
-            required_path(source, "source")
 
     def check_sources(self) -> None:
         """Raise UsageError when no source is given."""

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import date
@@ -219,6 +220,8 @@ class MemoryOptions(OptionGroup):
 
 
 ALL_GPUS = "all"
+GPU_NUMBER = re.compile(r"0|[1-9][0-9]{0,3}")
+"""A number of GPUs, or of one: `00` and digits of other scripts are none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -235,7 +238,7 @@ class GpuOptions(OptionGroup):
     def __post_init__(self) -> None:
         super().__post_init__()
         numbers = [part.strip() for part in ("1" if self.gpus is None else self.gpus).split(",")]
-        is_list = all(map(str.isdecimal, numbers)) and len({*numbers}) == len(numbers)
+        is_list = all(map(GPU_NUMBER.fullmatch, numbers)) and len({*numbers}) == len(numbers)
         if self.gpus != ALL_GPUS and (not is_list or numbers == ["0"]):
             raise UsageError(
                 f"invalid --gpus {self.gpus}",

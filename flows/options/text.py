@@ -218,8 +218,8 @@ class OwnerOptions(OptionGroup):
     replace: Annotated[
         bool, Option("take over another command's folder; drop rows of other media", FILES)
     ] = False
-    """Take over the output folder of another command, and drop rows of media that exist but are not
-    among the sources."""
+    """Take over the output folder of another command, and drop rows of media that are away, or that
+    exist and are not among the sources."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Annotated
 
 from artifacts.errors import UsageError
+from artifacts.option_texts import number
 from artifacts.options import Option, OptionGroup
 from flows.options.commands import RunOptions
 from flows.options.formats import COCO, GIVE_CONDITION, LABELS, MEMORY, MODEL, OUTPUTS, VECTORS
@@ -54,7 +55,7 @@ def parse_threshold(text: str) -> float | None:
     if text == "auto":
         return None
     try:
-        return float(text)
+        return float(number(text, float))
     except ValueError as error:
         raise UsageError(
             f"invalid --threshold {text!r}: not a number", hint="Give auto, or 0.25"

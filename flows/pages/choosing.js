@@ -1,17 +1,20 @@
 // Which captions are shown, and in which order. A page says by `words` what a caption's text is now.
 
-const edits = new Map(); // key of a caption → what people said of it; of a report nothing
+const edits = new Map(); // key of a caption → what people said of it
 const NOTHING = {caption: null, review: ""};
 const edit = row => edits.get(row.key) || NOTHING;
 const words = row => edit(row).caption ?? row.said;
-const isDecided = row => edit(row).review || edit(row).caption !== null;
+// A change of many captions at once, which nobody has read on this one, is no decision.
+const isUnread = row => edit(row).caption !== null && edit(row).unread && !edit(row).review;
+const isDecided = row => edit(row).review || (edit(row).caption !== null && !isUnread(row));
 
 const FILTERS = {
   all: ["all", () => true],
   open: ["not decided", row => !isDecided(row)],
   accepted: ["accepted", row => edit(row).review === "accepted"],
   rejected: ["rejected", row => edit(row).review === "rejected"],
-  corrected: ["corrected", row => edit(row).caption !== null],
+  corrected: ["corrected", row => edit(row).caption !== null && !isUnread(row)],
+  unread: ["changed in bulk, not read", isUnread],
   cut: ["cut for their length", row => row.cut],
   warned: ["with a warning", (row, medium) => (row.warnings || medium.warnings).length > 0],
   gone: ["not where they were", (row, medium) => medium.gone],

@@ -29,6 +29,7 @@ from artifacts.plurals import counted
 from artifacts.schema import ChunkIndex, MediaIndex, values_of
 from artifacts.tables import KINDS
 from flows.checkpoint.precision import PartSettings
+from flows.job.job_summary import MADE_BY
 from flows.job.media_digests import JobFile
 from flows.job.prepare import Job
 from flows.ledger.namespaces import one_shot_namespace
@@ -129,6 +130,7 @@ def _caption(
         frames=task.chunk.times,
         features=task.seen,
         heard=task.keys.get("heard", ""),
+        **{name: stored["made_by"].get(name, "") for name in MADE_BY if "made_by" in stored},
         tokens=stored["tokens"],
         ended=stored["ended"],
         **_confidence(job, task, stored, shown),

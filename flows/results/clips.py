@@ -62,7 +62,9 @@ class SampleSource:
     damaged: bool
     """Whether the file was read with warnings."""
     stamp: Stamp | None
-    """Stamp of the file when it was captioned."""
+    """Stamp of the file when it was captioned; None: unknown, or it is away."""
+    away: bool
+    """Whether the file cannot be read now, so that nothing is cut from it."""
 
 
 def sample_sources(job: Job, user_texts: UserTexts | None = None) -> Iterator[list[SampleSource]]:
@@ -106,7 +108,8 @@ def _items_of(
             kind=medium.kind,
             whole=whole,
             damaged=bool(index.all_warnings),
-            stamp=medium.stamp,
+            stamp=None if of.away else medium.stamp,
+            away=of.away,
         )
         for row in captions
     ]
@@ -365,7 +368,11 @@ class Clips:
         keys = {item.sample.key: item.sample.clip for item in items}
         by_key = {keys[item.sample.key]: item for item in reversed(items)}
         present = self._present()
-        missing = [i for i in by_key.values() if not self._is_right(i, present, copied)][::-1]
+        missing = [
+            item
+            for item in reversed(by_key.values())
+            if not self._is_right(item, present, copied) and not item.away
+        ]
         self._cut(missing, copied)
         found = {key: path for key in by_key if (path := self._clip_path(key)) is not None}
         return {name: found[key] for name, key in keys.items() if key in found}

@@ -68,7 +68,8 @@ def write_dataset(
     if rest or shards != before:
         on_progress("webdataset", len(items), len(items) - len(rest))
         exact = cutter.exact
-        stored = clips_in(folder) if exact or not all(item.whole for item in rest) else {}
+        is_stored = exact or any(item.away or not item.whole for item in rest)
+        stored = clips_in(folder) if is_stored else {}
         clips = Clips(job, launcher, on_progress)
         plain = {
             item.sample.clip: not exact or clips.is_shown_as_seen(item)
@@ -122,7 +123,11 @@ def _samples(
     for batch in batches(items):
         by_clip = {item.sample.clip: item for item in batch}
         cut = cutter(
-            [item for key, item in by_clip.items() if not (known.get(key) or plain.get(key))]
+            [
+                item
+                for key, item in by_clip.items()
+                if not (known.get(key) or plain.get(key) or item.away)
+            ]
         )
         for item in batch:
             key = item.sample.clip
@@ -329,7 +334,8 @@ class _TrainerFolder:
         stem += f"-{names[stem]}" if names[stem] > 1 else ""
         inside = f"{self._form.folders[item.kind]}/{stem}.{media_suffix(path.name)}"
         target = self._folder / inside
-        if not (is_linked(path, target) or self._has_copy(path, target)):
+        is_away = item.away and os.path.lexists(target)
+        if not (is_away or is_linked(path, target) or self._has_copy(path, target)):
             is_own = self._clips.made(target, key) or is_spare(target) or are_equal(path, target)
             if not (self._replace or is_own):
                 self._kept.append(inside)

@@ -1,6 +1,5 @@
 """Writes the labels of a run: JSON lines, tables, text files and a report. Runs no model."""
 
-import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -10,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from artifacts.captions import Caption, write_jsonl
-from artifacts.files import write_json, write_text
+from artifacts.files import encoded, write_json, write_text
 from artifacts.labels import KINDS, Labelled, Sized, Span, spans_of, write_coco
 from artifacts.plurals import counted
 from artifacts.tables import TABLES
@@ -185,7 +184,7 @@ def write_labels(job: Job, context: LabelContext) -> LabelsWritten:
     """Write the labels of all chunks with stored vectors. Raises EnvironmentFault."""
     found = LabelsWritten(
         out=job.out,
-        files=len(job.files) + len(job.failures),
+        files=job.requested,
         labels=len(context.labels.labels),
         cut=context.texts.cut,
         failures=failures_of(job),
@@ -253,7 +252,7 @@ def _span_lines(job: Job, context: LabelContext) -> Iterator[str]:
         if each.medium.kind == "video":
             about = {"media_path": each.file.media_path, "source": each.file.source}
             for span in _spans(job, context, each):
-                yield json.dumps({**about, **asdict(span)}, ensure_ascii=False) + "\n"
+                yield encoded({**about, **asdict(span)}) + "\n"
 
 
 def _captions(context: LabelContext, job: Job, of: JobFile) -> list[Caption] | None:

@@ -16,11 +16,11 @@ from artifacts.captions import WRITERS, Caption, Failure, json_lines, write_json
 from artifacts.edits import ACCEPTED, REJECTED, Chunk, unused_note
 from artifacts.errors import EnvironmentFault, PenstockError
 from artifacts.files import json_text
-from artifacts.json_shapes import OptionalField, count, read_jsonl, text
-from artifacts.plurals import counted, first_of
+from artifacts.plurals import counted
 from artifacts.shards import DATASET
 from artifacts.tables import TABLES
 from artifacts.trainers import TRAINERS
+from flows.job.away import AWAY
 from flows.job.prepare import Job
 from flows.ledger.tasks import Medium
 from flows.media.generated_files import GeneratedFiles, digest_at
@@ -51,7 +51,7 @@ def failures_of(job: Job) -> list[Failure]:
     for each in job.files:
         file, medium = each.file, each.medium
         known = job.ledger.failure(medium) or job.ledger.refusal(medium)
-        if known is not None:
+        if known is not None and known["kind"] != AWAY:  # its folder has failed
             stage = known.get("stage", job.pipeline[0].name)
             found.append(file_failure(file, stage, known, known.get("start", 0.0)))
         of_prompt = f" (prompt {file.name})" if file.name else ""
@@ -147,8 +147,6 @@ def output_paths(job: Job) -> dict[str, str]:
     return {**found, "failures": str(job.out / "failures.jsonl"), "logs": str(job.out / "logs")}
 
 
-MEDIA_NAMES = {"media_path": text, "captions": count, "content": OptionalField(text)}
-"""Fields of a line of `media.jsonl` that identify its file."""
 FOLDERS = (DATASET, *TRAINERS)
 """Formats written as a folder in `OUT` after all captions."""
 
@@ -176,26 +174,6 @@ def lost_trigger_note(job: Job) -> str:
     place, text = next((n for n in FOLDERS if (job.out / n).is_dir()), CAPTIONS), before[lost]
     words = f"the {lost} {text}, and this run has none: give --{lost} {shlex.quote(text)}"
     return f"{job.out / place} had {words} to keep it"
-
-
-def gone_media_note(job: Job) -> str:
-    """Return a note on the captions in the output folder that this run, which replaces them, leaves
-    out, because it reads no file of that name or content; empty if there are none."""
-    if job.pipeline[-1].writes != "captions":
-        return ""
-    here = {each.file.media_path for each in job.files} | {f.media_path for f in job.failures}
-    contents = {medium.digest for medium in job.media}
-    gone: dict[str, int] = {}
-    with suppress(PenstockError):
-        for entry in read_jsonl(job.out / MEDIA, MEDIA_NAMES, ""):
-            if entry["media_path"] not in here and entry.get("content") not in contents:
-                gone[entry["media_path"]] = entry["captions"]
-    if not (captions := sum(gone.values())):
-        return ""
-    return (
-        f"not in {job.out / CAPTIONS} any more: {counted(captions, 'caption')} of "
-        f"{counted(len(gone), 'file')} that this run does not read ({first_of([*gone])})"
-    )
 
 
 def existing_outputs(job: Job) -> list[str]:

@@ -101,6 +101,7 @@ RECORD = {
     "rungs": [RUNG],
     "history": OptionalField([ENTRY]),
     "keys": OptionalField([text]),
+    "mounts": OptionalField(MapOf(text)),
     "keep": OptionalField(text),
     "stages": [STAGE],
     "media": {

@@ -328,6 +328,7 @@ def blank(out: Path, pipeline: Pipeline = CAPTION) -> dict[str, Any]:
         "rungs": [],
         "history": [],
         "keys": [],
+        "mounts": {},
         "stages": [empty(stage.name) for stage in pipeline],
         "media": dict.fromkeys(("total", "failed", "open", "warned"), 0),
         "captions": 0,

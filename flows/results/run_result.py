@@ -7,7 +7,8 @@ from typing import Any
 
 from artifacts.captions import Failure
 from artifacts.edits import DECISIONS
-from artifacts.plurals import counted
+from artifacts.plurals import counted, first_of
+from flows.job.away import AWAY
 from flows.media.media_files import MediaFile
 from flows.results.captions import MAYBE_UNABLE, SUMMARIES
 from flows.results.outputs import OutputCounts
@@ -34,6 +35,12 @@ class RunEnd:
         """Return 0 if all is done, 1 if some items failed."""
         return 1 if self.failures else 0
 
+    @property
+    def away(self) -> list[str]:
+        """Return each folder that is away, and what is kept of it."""
+        away = (each for each in self.failures if each.error == AWAY)
+        return [f"{each.media_path} ({each.message})" for each in away]
+
     def outcome(self, made: Mapping[str, Any]) -> dict[str, Any]:
         """Return the outcome for programs, with the counts in `made`. Each failure is printed as an
         event of its own."""
@@ -43,11 +50,13 @@ class RunEnd:
     def failed_suffix(self, kind: str = "") -> str:
         """Return the end of a line with the numbers of files that failed or have warnings, and
         where those of this kind of products are; empty for none."""
-        files = counted(self.files, "file")
-        failed = f", {len(self.failures)} of {files} failed" if self.failures else ""
+        files, away = counted(self.files, "file"), self.away
+        count = len(self.failures) - len(away)
+        failed = f", {count} of {files} failed" if count else ""
         listed = LISTED_WARNINGS.get(kind, "")
         warned = f", {self.warned} of {files} with warnings{listed}" if self.warned else ""
-        return failed + warned
+        kept = f"; away, --replace drops its rows: {first_of(away)}" if away else ""
+        return f"{failed}{warned}{kept}"
 
 
 @dataclass(kw_only=True, slots=True)

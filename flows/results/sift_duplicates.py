@@ -1,6 +1,6 @@
-"""Groups pictures and videos that are copies of each other, and scores vectors with users' heads.
+"""Finds pictures and videos that are copies of each other, and scores vectors with users' heads.
 
-How it groups copies, by how they look:
+How it finds copies, by how they look:
 
 1. A thumbnail has a perceptual hash of 64 bits: the signs of its lowest frequencies (pHash).
 2. Pairs with similar hashes are candidates: few of their bits differ. A crop moves every frequency,
@@ -12,7 +12,6 @@ How it groups copies, by how they look:
    whole. In windows of about a word, the points of copies differ by a part of their contrast; those
    of two words differ by all of it, whatever their size and place have in common.
 5. A video is compared at fixed fractions of its length.
-6. Confirmed pairs are joined to groups.
 
 Of 25 % of frames that are 2 s apart the hashes are equal, and the pixels differ.
 
@@ -296,8 +295,10 @@ FREQUENCIES = 8
 """Lowest frequencies along each side that the hash takes."""
 DISTANCE = 10
 """Most differing bits of a candidate. Of 240 crops by 5 %, 98 % differ in no more."""
-CROPS = ((0.95, 0.00625), (0.9, 0.0125))
-"""Share of a side that a crop leaves, and the step at which its place is looked for."""
+HASHED_SHARES = (0.95, 0.9)
+"""Central parts whose hashes are compared: those of all crops are near to one of them."""
+CROPS = ((0.985, 3), (0.97, 5), (0.96, 7), (0.95, 9), (0.935, 9), (0.92, 9), (0.905, 11))
+"""Share of a side that a crop leaves, and at how many places along it a crop is looked for."""
 FLAT = 4.0
 """Standard deviation, of 255, below which a thumbnail shows too little to be recognized."""
 SAME = 6.0
@@ -330,22 +331,18 @@ class Fingerprint:
     """Length of a video; 0 for an image."""
 
 
-def groups_of(items: Sequence[Fingerprint], *, mirrored: bool) -> NDArray[np.int64]:
-    """Return the number of the group of each item, which is that of its first member."""
+COPIES_VERSION = 2
+"""Version of what counts as a copy: pairs are stored under it."""
+
+
+def pairs_of(items: Sequence[Fingerprint], *, mirrored: bool) -> Pairs:
+    """Return the numbers of all pairs of items of which one is a copy of the other [n, 2]."""
     pairs = [np.zeros((0, 2), np.int64)]
     for of_these, are_videos in ((_images, False), (_videos, True)):
         members = np.array([n for n, item in enumerate(items) if bool(item.seconds) is are_videos])
         if len(members):
             pairs.append(members[of_these([items[at] for at in members], mirrored)])
-    ends, group = np.concatenate(pairs).T, np.arange(len(items))
-    while True:  # each takes the smaller number of a pair, then that one's own
-        smaller, before = group[ends].min(axis=0), group.copy()
-        for side in ends:
-            np.minimum.at(group, before[side], smaller)
-            np.minimum.at(group, side, smaller)
-        group = group[group]
-        if np.array_equal(group, before):
-            return group
+    return np.concatenate(pairs)
 
 
 def _images(items: Sequence[Fingerprint], mirrored: bool) -> Pairs:
@@ -392,7 +389,7 @@ def _candidates(looks: Stored, mirrored: bool) -> Pairs:
     at = np.flatnonzero(~_flat(looks))
     whole = _of_all(looks, hashes)[at]
     others = [whole]
-    others += [_of_all(looks, partial(hashes, share=share))[at] for share, _ in CROPS]
+    others += [_of_all(looks, partial(hashes, share=share))[at] for share in HASHED_SHARES]
     others += [_of_all(looks, lambda some: hashes(some[:, :, ::-1]))[at]] if mirrored else []
     found = [near_pairs(whole, other, DISTANCE) for other in others]
     pairs = np.sort(at[np.concatenate(found)].reshape(-1, 2), axis=1)
@@ -415,10 +412,11 @@ def _confirmed(looks: Stored, pairs: Pairs, mirrored: bool) -> NDArray[np.bool_]
         part = pairs[start : start + BATCH]
         one, other = _Planes.of(looks, part[:, 0]), _Planes.of(looks, part[:, 1])
         is_plain = plain[part].all(axis=1)
-        same = _same(one, other)
-        turned = _same(one, other.mirrored()) & mirrored
+        same, alike = _same(one, other)
+        turned = _same(one, other.mirrored())[0] & mirrored
         parts = np.zeros_like(same)
-        left = np.flatnonzero(~(same | turned) | is_plain)
+        # What is alike in grey and differs in colour is no crop, at whatever place it looks so.
+        left = np.flatnonzero(~(alike | turned) | is_plain)
         for whole, cropped in ((one, other), (other, one)):
             parts[left] |= _is_part(cropped.at(left), whole.at(left))
         here = same | turned | parts
@@ -469,8 +467,9 @@ def _agreed(
     return found
 
 
-def _same(one: _Planes, other: _Planes) -> NDArray[np.bool_]:
-    """Return which pairs have one framing, and no block that differs."""
+def _same(one: _Planes, other: _Planes) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Return which pairs have one framing, and no block that differs; and those that are so, or
+    would be by their grey alone."""
     areas = area_weights(SIDE, FINE)
     small = areas @ one.grey @ areas.T
     differing = small - areas @ other.grey @ areas.T
@@ -487,7 +486,7 @@ def _same(one: _Planes, other: _Planes) -> NDArray[np.bool_]:
         areas = area_weights(COLOUR_SIDE, COARSE)
         colours = areas @ (own - others) @ areas.T
         found[near] = _agreed([each[near] for each in grey], colours, colour_limit(own, others))
-    return found
+    return found, found | grey[0]
 
 
 def _is_part(cropped: _Planes, whole: _Planes) -> NDArray[np.bool_]:
@@ -497,8 +496,8 @@ def _is_part(cropped: _Planes, whole: _Planes) -> NDArray[np.bool_]:
     found = np.zeros(len(small), np.bool_)
     if not len(small):
         return found
-    for share, step in CROPS:
-        starts = np.arange(0, 1 - share + step / 2, step)
+    for share, count in CROPS:
+        starts = np.linspace(0, 1 - share, count)
         differing = _parts(whole.grey, starts, share) - small[:, None, None]
         upper, lower = (_near(differing, small, rows) for rows in ROWS[1:])
         near = np.flatnonzero((upper | lower).any(axis=(1, 2)))
@@ -518,9 +517,13 @@ def _is_part(cropped: _Planes, whole: _Planes) -> NDArray[np.bool_]:
 def _near(differing: NDArray[Any], small: NDArray[Any], rows: slice) -> NDArray[np.bool_]:
     """Return at which places of a crop no block of these rows differs [n, starts, starts]."""
     here = differing[..., rows, :]
-    here = np.abs(here - np.median(here, axis=(3, 4), keepdims=True))
     limit = SAME_CROP * (small[:, rows].std(axis=(1, 2)) + FLAT)
-    found: NDArray[np.bool_] = here.max(axis=(3, 4)) <= limit[:, None, None]
+    limit = np.broadcast_to(limit[:, None, None], here.shape[:3])
+    # A median takes longer, and few places get so far.
+    found: NDArray[np.bool_] = np.ptp(here, axis=(3, 4)) <= 2 * limit
+    some = here[found].reshape(int(found.sum()), here.shape[3] * here.shape[4])
+    most = np.abs(some - np.median(some, axis=1, keepdims=True)).max(axis=1)
+    found[found] = most <= limit[found]
     return found
 
 

@@ -5,7 +5,8 @@ writes the tables of marks, the list of what is kept, and the list of what is le
 """
 
 import math
-from collections import Counter, defaultdict
+import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,6 +19,8 @@ from numpy.typing import NDArray
 from artifacts.errors import UsageError
 from artifacts.files import json_text, write_text
 from artifacts.index.where import WORDS, Condition, Table
+from artifacts.json_shapes import read_jsonl, string
+from artifacts.near_duplicates import Copies, stars
 from artifacts.plurals import counted
 from artifacts.tables import TABLES, stored_text, table_of, utf8
 from flows.job.media_digests import JobFile
@@ -25,7 +28,6 @@ from flows.media.generated_files import GeneratedFiles
 from flows.options.vectors import KEEP
 from flows.results.foreign_files import CHUNKS_FILE, KEPT_FILE, LEFT_OUT_FILE, MARKS_FILE
 from flows.results.run_result import RunEnd
-from flows.results.sift_duplicates import Fingerprint, groups_of
 from stages.sift.measures import BLACK_SHARE, STEP_SECONDS, Marked, is_coloured
 
 BLURRED = 0.4
@@ -67,13 +69,23 @@ MARKS: Mapping[str, Mark] = {
     "seconds": Mark(range="seconds", text="length of a video", of_chunks=True),
     "bilevel": Mark(range="0, 1", text="a picture of 1 bit, black and white"),
     "faults": Mark(range="count", text="faults found while decoding"),
-    "exact": Mark(range="0, 1", text="its bytes equal those of an earlier file"),
+    "exact": Mark(range="0, 1", text="its bytes equal those of a file with a shorter name"),
     "duplicate": Mark(range="0, 1", text="a copy, and another one is better"),
     "group": Mark(range="from 1", text="number of its group of copies"),
     "similar": Mark(range="0, 1", text="near a better one by vectors (--similar)"),
     "similar_group": Mark(range="from 1", text="number of its group by vectors"),
+    "kept_duplicate": Mark(range="0, 1", text="a copy, and a better one is kept (--keep)"),
+    "kept_group": Mark(range="from 1", text="its group among what meets the rest of --keep"),
 }
 """Name → mark, in the order of the tables; heads follow."""
+FLAGS = {"exact": "", "duplicate": "group", "similar": "similar_group"}
+"""Mark of the copies of one kind → mark of the number of their group."""
+CHOICES_FILE, CHOICE = "choices.jsonl", {"path": string, "digest": string, "choice": string}
+"""What a person decided of files on the page, in the folder of a run, and the shape of a line."""
+KEPT = ("kept_duplicate", "kept_group")
+"""Marks that `--keep` makes, so that no condition names them."""
+CHOICES = BEST, KEEP_TOO = "best", "keep"
+"""What a person may decide: that a file is the best of its copies, or that it is kept, too."""
 Values = dict[str, Any]
 
 
@@ -190,12 +202,36 @@ class MarkedFiles:
     chunks: list[Values] = field(default_factory=list)
     """Marks of the chunks of all videos."""
 
-    def first_indexes(self) -> list[int]:
-        """Return the indexes of the files that come first with their content."""
-        first: dict[str, int] = {}
-        for at, each in enumerate(self.files):
-            first.setdefault(each.medium.digest, at)
-        return list(first.values())
+    copies: dict[str, Copies] = field(default_factory=dict)
+    """Flag → which files are copies of each other."""
+    choices: dict[int, str] = field(default_factory=dict)
+    """Index of a file → what a person decided of it."""
+
+    @property
+    def contents(self) -> NDArray[np.int64]:
+        """Return the number of the content of each file, in the order in which they come first."""
+        numbers = {n: at for at, n in enumerate(dict.fromkeys(r["digest"] for r in self.rows))}
+        return np.array([numbers[row["digest"]] for row in self.rows], np.int64)
+
+    def best_first(self) -> NDArray[np.int64]:
+        """Return the indexes of the files, the best first; of equal ones `a.jpg` comes before
+        `a (copy).jpg`. What a person only wants to be kept, too, replaces no other file."""
+        names = [(len(PurePosixPath(n).stem), n) for n in (r["media_path"] for r in self.rows)]
+        ranks = {None: 0, BEST: 1, KEEP_TOO: -1}
+        keys = [
+            (ranks[self.choices.get(at)], *_quality(self.rows[at], self.coloured[at]))
+            for at in range(len(names))
+        ]
+        order = sorted(range(len(names)), key=names.__getitem__)
+        return np.array(sorted(order, key=keys.__getitem__, reverse=True), np.int64)
+
+
+def choices_in(out: Path) -> dict[tuple[str, str], str]:
+    """Return path and digest → what a person decided of a file. Raises EnvironmentFault."""
+    if not os.path.lexists(out / CHOICES_FILE):
+        return {}
+    rows = read_jsonl(out / CHOICES_FILE, CHOICE, "Remove that line, and choose again")
+    return {(row["path"], row["digest"]): row["choice"] for row in rows}
 
 
 def parse_keep(
@@ -210,7 +246,8 @@ def parse_keep(
         )
     if text is None:
         return None
-    table = Table(columns=columns_of(heads), texts=TEXTS, option=option, example=KEEP)
+    columns = [name for name in columns_of(heads) if name not in KEPT]
+    table = Table(columns=columns, texts=TEXTS, option=option, example=KEEP)
     condition = Condition(text, table)
     if not similar and (unknown := sorted({"similar", "similar_group"} & condition.columns)):
         raise UsageError(
@@ -232,30 +269,23 @@ def add_file(found: MarkedFiles, each: JobFile, marked: Marked, chunk: float) ->
     found.coloured.append(any(is_coloured(look) for look in marked.looks))
 
 
-def mark_copies(found: MarkedFiles, items: Sequence[Fingerprint], *, mirrored: bool) -> None:
-    """Mark exact and near duplicates. `items` are those of `found.first_indexes()`."""
-    mark_groups(found, groups_of(items, mirrored=mirrored), "group", "duplicate")
-    firsts = set(found.first_indexes())
-    for at, row in enumerate(found.rows):
-        row["exact"] = int(at not in firsts)
+def mark_copies(found: MarkedFiles, flag: str, copies: Copies) -> None:
+    """Flag the copies of a better file, and number the groups of several files: the best one and
+    its direct copies, then the best one of the rest and its."""
+    found.copies[flag] = copies
+    best, (flags,) = stars([copies], found.best_first(), len(found.rows))
+    for row, is_copy in zip(found.rows, flags.tolist(), strict=True):
+        row[flag] = int(is_copy)
+    if number := FLAGS[flag]:
+        _number(found.rows, best.tolist(), number)
 
 
-def mark_groups(found: MarkedFiles, groups: NDArray[Any], number: str, flag: str) -> None:
-    """Number the groups of several files, and flag all but the best of each. `groups` has a value
-    per file of `found.first_indexes()`."""
-    firsts = (found.files[at].medium.digest for at in found.first_indexes())
-    of_content = dict(zip(firsts, groups, strict=True))
-    members = defaultdict(list)
-    for at, each in enumerate(found.files):
-        members[int(of_content[each.medium.digest])].append(at)
-        found.rows[at][flag] = 0
-    for count, several in enumerate((each for each in members.values() if len(each) > 1), 1):
-        # Of equals the best is `a.jpg`, not `a (copy).jpg`.
-        names = {at: found.files[at].file.media_path for at in several}
-        several.sort(key=lambda at: (len(PurePosixPath(names[at]).stem), names[at]))
-        best = max(several, key=lambda at: _quality(found.rows[at], found.coloured[at]))
-        for at in several:
-            found.rows[at] |= {number: count, flag: int(at != best)}
+def _number(rows: Sequence[Values], best: Sequence[int], number: str) -> None:
+    """Number the groups of several files. `best` has the best file of each one's group, or -1."""
+    sizes, numbers = Counter(best), dict[int, int]()
+    for row, of in zip(rows, best, strict=True):
+        if of >= 0 and sizes[of] > 1:
+            row[number] = numbers.setdefault(of, len(numbers) + 1)
 
 
 def _quality(row: Mapping[str, Any], coloured: bool) -> tuple[bool, bool, float, bool, float]:
@@ -265,27 +295,69 @@ def _quality(row: Mapping[str, Any], coloured: bool) -> tuple[bool, bool, float,
     return *good, row["width"] * row["height"], coloured, row["sharpness"] or 0.0
 
 
-def kept_of(
-    found: MarkedFiles, condition: Condition | None
-) -> tuple[list[int], dict[int, str], dict[str, int]]:
-    """Return the indexes of the files to keep, index → why each other file is left out, and each
-    part of the condition → the files for which it is the first that is not met."""
+@dataclass(kw_only=True, slots=True)
+class LeftOut:
+    """What a condition leaves out."""
+
+    why: dict[int, str] = field(default_factory=dict)
+    """Index of a file → why it is left out."""
+    firsts: Counter[str] = field(default_factory=Counter)
+    """Part of the condition → the files for which it is the first that is not met."""
+    nulls: Counter[str] = field(default_factory=Counter)
+    """Mark → the files that are left out because they have none."""
+
+
+def kept_of(found: MarkedFiles, condition: Condition | None) -> tuple[list[int], LeftOut]:
+    """Return the indexes of the files to keep, and what is left out.
+
+    1. A file passes if it meets the condition with the flags of copies set to 0.
+    2. Groups are formed anew among the files that pass, by the flags that the condition names.
+    3. A file that passes is judged by its new flags, so that it is left out as a copy only of a
+       file that is kept; one that does not pass by those of all files (`duplicate = 1`).
+    """
     if condition is None or not found.rows:
-        return list(range(len(found.rows))), {}, {}
-    # Numbers of one type, since a condition may compare a count with 0.5.
-    kinds = {name: "text" if name in TEXTS else "number" for name in found.rows[0]}
-    rows = [{n: stored_text(value) for n, value in row.items()} for row in found.rows]
-    (batch,) = table_of(rows, kinds).combine_chunks().to_batches()
-    kept = condition.of(batch, unknown=True)
-    parts = condition.parts(batch)
-    why = {
-        int(at): "; ".join(
-            f"not {text} ({_seen(found.rows[at], text)})" for text, met in parts if not met[at]
+        return list(range(len(found.rows))), LeftOut()
+    named = [flag for flag in FLAGS if flag in condition.columns]
+    alone = _batch(found.rows, [dict.fromkeys(named, 0)] * len(found.rows))
+    passes, chosen = condition.of(alone).copy(), list(found.choices)
+    passes[chosen] = True
+    order = found.best_first()
+    copies = [found.copies[flag] for flag in named or ("duplicate",)]
+    best, flags = stars(copies, order[passes[order]], len(found.rows))
+    judged: list[Values] = [{} for _ in found.rows]
+    for at in np.flatnonzero(passes).tolist():
+        judged[at] = dict(zip(named, flags[:, at].astype(int).tolist(), strict=bool(named)))
+        found.rows[at]["kept_duplicate"] = int(flags[:, at].any())
+    _number(found.rows, best.tolist(), "kept_group")
+    batch = _batch(found.rows, judged)
+    kept = condition.of(batch).copy()
+    kept[chosen] = True
+    parts = list(zip(condition.parts(batch), condition.parts(alone), strict=True))
+    left = LeftOut()
+    for at in np.flatnonzero(~kept).tolist():
+        unmet = [(new, old) for new, old in parts if not new[1][at]]
+        # Of a file that does not pass, a flag is no reason.
+        unmet = [(new, old) for new, old in unmet if not old[1][at]] or unmet
+        row, texts = found.rows[at], [text for (text, _, _), _ in unmet]
+        of = found.rows[int(best[at])]["media_path"] if passes[at] else ""
+        left.why[at] = "; ".join(
+            f"not {text} ({f'a copy of {of}' if of else _seen(row, text)})" for text in texts
         )
-        for at in np.flatnonzero(~kept)
-    }
-    firsts = Counter(next(text for text, met in parts if not met[at]) for at in why)
-    return [int(at) for at in np.flatnonzero(kept)], why, firsts
+        left.firsts[texts[0]] += 1
+        if all(unknown[at] for (_, _, unknown), _ in unmet):
+            words = texts[0].split()
+            left.nulls[next(n for n in row if row[n] is None and n in words)] += 1
+    return np.flatnonzero(kept).tolist(), left
+
+
+def _batch(rows: Sequence[Values], flags: Sequence[Values]) -> Any:
+    """Return rows as a pyarrow batch, with these flags in the place of theirs."""
+    # Numbers of one type, since a condition may compare a count with 0.5.
+    kinds = {name: "text" if name in TEXTS else "number" for name in rows[0]}
+    every = (row | of for row, of in zip(rows, flags, strict=True))
+    stored = [{name: stored_text(value) for name, value in row.items()} for row in every]
+    (batch,) = table_of(stored, kinds).combine_chunks().to_batches()
+    return batch
 
 
 def _seen(row: Mapping[str, Any], text: str) -> str:
@@ -322,6 +394,8 @@ class Sifted(RunEnd):
     """Files that are a copy of a better one."""
     left_out: Mapping[str, int] = field(default_factory=dict)
     """Part of the condition → the files that it leaves out, each counted once."""
+    nulls: Mapping[str, int] = field(default_factory=dict)
+    """Mark → the files that are left out because they have none, each counted once."""
     unmarked: frozenset[str] = frozenset()
     """Places of the files that exist and could not be marked."""
 
@@ -335,6 +409,15 @@ class Sifted(RunEnd):
         """Return the path of the list of what is kept, which every command takes as a source."""
         return self.out / KEPT_FILE
 
+    @property
+    def of_nulls(self) -> str:
+        """Return how many files are left out because a mark is null, as the end of a line."""
+        parts = (
+            f"; {n:,} as {mark} is null (`or {mark} is null` keeps such)"
+            for mark, n in self.nulls.items()
+        )
+        return "".join(parts)
+
     def to_json(self) -> dict[str, Any]:
         counts = {"marked": self.marked, "kept": self.kept, "duplicates": self.duplicates}
         return self.outcome({**counts, "list": str(self.kept_list)})
@@ -346,7 +429,7 @@ class Sifted(RunEnd):
         line = f"{self.kept:,} of {counted(self.marked, 'file')} kept in {self.kept_list}"
         if self.left_out:
             parts = ", ".join(f"{count:,} not {text}" for text, count in self.left_out.items())
-            line += f", {sum(self.left_out.values()):,} left out: {parts}"
+            line += f", {sum(self.left_out.values()):,} left out: {parts}{self.of_nulls}"
         elif self.duplicates:
             line += f", {counted(self.duplicates, 'duplicate')}"
         return f"{line}{self.failed_suffix()}"

@@ -534,10 +534,13 @@ class _Writer:
         rejected, and None if some are missing: a partial text would look complete.
         """
         job = self._job
+        times = Counter(self._paths)
         for path, each in zip(self._paths, job.files, strict=True):
             file, medium = each.file, each.medium
             if only is not None and one_name(path) not in only:
                 continue
+            if each.away and (self.texts.beside or times[path] > 1):
+                continue  # its folder is away; or it has one entry per chunk
             of = about(medium.digest, path, file.place, job.out)
             if self._is_plain(path, file):  # any text that a run wrote there is to be about it
                 of = (*of, one_name(path))

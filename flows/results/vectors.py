@@ -78,7 +78,7 @@ def write_vectors(job: Job) -> VectorsWritten:
     metas = [kept.meta(task["embeddings"]) for _, task in made]
     found = VectorsWritten(
         out=job.out,
-        files=len(job.files) + len(job.failures),
+        files=job.requested,
         vectors=sum(meta["vectors"] for meta in metas),
         width=next((meta["width"] for meta in metas), job.model.profile.feature_width),
         failures=failures_of(job),

@@ -22,6 +22,7 @@ from artifacts.edits import (
     changes_of,
     elsewhere_note,
     event_of,
+    flag,
     keys_of,
     review,
     unused_note,
@@ -57,7 +58,9 @@ LONGEST_NAME = 200
 EDIT_REQUEST = {
     "id": text,
     "does": text,
-    "changes": OptionalField([{"of": text, "caption": Nullable(text), "review": review}]),
+    "changes": OptionalField(
+        [{"of": text, "caption": Nullable(text), "review": review, "unread": OptionalField(flag)}]
+    ),
 }
 """The request body of an edit."""
 
@@ -288,7 +291,8 @@ class ReviewedCaptions:
             except EditRefused as error:
                 error.key = row["key"]
                 raise
-            edits[row["key"]] = Edit(caption=caption, review=change["review"])
+            unread = caption is not None and change.get("unread", False)
+            edits[row["key"]] = Edit(caption=caption, review=change["review"], unread=unread)
         if not edits:
             raise EditRefused("no caption given")
         return changes_of((self.rows[key] for key in edits), edits, self.content_of)

@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from artifacts.edits import UNTOUCHED
 from artifacts.errors import PenstockError
 from artifacts.packs import Record, RecordSet, stored_namespaces
 from artifacts.plurals import counted
@@ -174,7 +173,7 @@ def teach_ranking(captions: "ReviewedCaptions", features: PooledFeatures) -> Tea
     """Rank the undecided captions of a run by what their correction would teach; those that the
     user decided come last. Raises PenstockError."""
     edits = captions.edits()
-    decided = [key for key, edit in edits.items() if key in captions.rows and edit != UNTOUCHED]
+    decided = [key for key, edit in edits.items() if key in captions.rows and edit.is_decided]
     left = [key for key in captions.rows if key not in set(decided)]
     margins = [captions.rows[key].get("margin") for key in left]
     known = np.array([math.inf if one is None else float(one) for one in margins])

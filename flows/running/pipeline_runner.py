@@ -238,7 +238,7 @@ class PipelineRunner:
         job.edits.take_in()
         result = RunResult(
             out=job.out,
-            files=len(job.by_file) + len(job.failures),
+            files=job.requested,
             limit=EngineOptions.of(job.config).max_new_tokens,
         )
         write = partial(self._write, result)

@@ -16,6 +16,7 @@ from artifacts.schema import Half
 from artifacts.store import disk_faults
 from flows.console.display import COUNTS, Display
 from flows.console.lines import size
+from flows.job.away import mounts_now
 from flows.job.job_summary import note_namespaces, noun_of, one_shot_namespaces, summary
 from flows.job.prepare import Job
 from flows.ledger.ledger import fetch_parts
@@ -31,7 +32,6 @@ from flows.planning.plan import ladder_of
 from flows.results.outputs import (
     existing_outputs,
     failure_of,
-    gone_media_note,
     lost_trigger_note,
     media_paths_of,
     output_paths,
@@ -279,7 +279,8 @@ class RunObserver:
             record.value["outputs"] = output_paths(job) if outputs is None else dict(outputs)
             record.value["earlier"] = existing_outputs(job)
             record.carry_on(history_in(job.out), job_keys(job))
-            record.value["media"]["total"] = len(job.by_file) + len(job.failures)
+            record.value["mounts"] = mounts_now(job.out, job.files)
+            record.value["media"]["total"] = job.requested
             if self._on_begin is not None:
                 self._on_begin(job, record)
             if self._command:
@@ -290,8 +291,8 @@ class RunObserver:
                 line = replaced_line(job.out, record.value["outputs"])
                 if line and not same_work_in(job.out, record.value["keys"]):
                     self.display.print_line(line)
-                for text in filter(None, (lost_trigger_note(job), gone_media_note(job))):
-                    self.display.print_line(text)
+                if note := lost_trigger_note(job):
+                    self.display.print_line(note)
             record.write(force=True)
             self._ladder = ladder_of(job, self._on_rung_change)
             writes_captions = job.pipeline[-1].writes == "captions"

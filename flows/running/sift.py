@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import groupby, islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +27,7 @@ from artifacts.store import Store, open_store, prepare_store
 from artifacts.vectors import vectors_in
 from flows.checkpoint.models import digests_in
 from flows.console.display import Display
+from flows.job.away import AwayMedia, mounts_now
 from flows.job.media_digests import JobFile, read_contents
 from flows.job.prepare import Job, NothingToDo, out_folder
 from flows.ledger.tasks import Medium
@@ -51,15 +51,23 @@ from flows.results.outputs import failures_of, media_line, missing_error, replac
 from flows.results.owners import refuse_taking, take
 from flows.results.run_read import history_in
 from flows.results.run_record import RunRecord
-from flows.results.sift_duplicates import Fingerprint, ScoreHead, read_head
+from flows.results.sift_duplicates import (
+    COPIES_VERSION,
+    Fingerprint,
+    Pairs,
+    ScoreHead,
+    pairs_of,
+    read_head,
+)
 from flows.results.sift_marks import (
+    CHOICES_FILE,
     DIGITS,
     MarkedFiles,
     Sifted,
     add_file,
+    choices_in,
     kept_of,
     mark_copies,
-    mark_groups,
     parse_keep,
     rounded,
     write_tables,
@@ -94,7 +102,10 @@ class VectorMarks(VectorsWritten):
             digest = by_path[chunk["media_path"], chunk["source"]]
             chunk |= self._scored(digest, heads, chunk["start"], chunk["end"])
         if similar is not None:
-            mark_groups(found, self._groups(found, similar), "similar_group", "similar")
+            zeros = np.zeros(next(iter(self.vectors_of.values()), np.zeros(1)).shape, np.float16)
+            rows = [self.vectors_of.get(row["digest"], zeros) for row in found.rows]
+            alike = near_duplicates.Alike(vectors=np.array(rows), threshold=similar)
+            mark_copies(found, "similar", alike)
 
     def _scored(
         self, digest: str, heads: Sequence[str], start: float, end: float
@@ -106,16 +117,6 @@ class VectorMarks(VectorsWritten):
         return {
             n: None if m is None else rounded(float(m)) for n, m in zip(heads, means, strict=True)
         }
-
-    def _groups(self, found: MarkedFiles, threshold: float) -> NDArray[Any]:
-        """Return the number of the group of each content; one without vectors is alone."""
-        digests = [found.files[at].medium.digest for at in found.first_indexes()]
-        known = [at for at, digest in enumerate(digests) if digest in self.vectors_of]
-        groups = np.arange(len(digests)) + len(digests)
-        if known:
-            rows = np.stack([self.vectors_of[digests[at]] for at in known])
-            groups[known] = near_duplicates.groups(rows, threshold)
-        return groups
 
 
 def vector_marks(
@@ -153,7 +154,7 @@ def _places(heads: Sequence[ScoreHead], job: Job) -> dict[str, str]:
 
 
 def _marks(heads: Sequence[ScoreHead], job: Job) -> VectorMarks:
-    found = VectorMarks(out=job.out, files=len(job.files) + len(job.failures))
+    found = VectorMarks(out=job.out, files=job.requested)
     found.failures = failures_of(job)
     kept = job.ledger["embeddings"]
     for digest, tasks in groupby(vector_tasks(job), key=lambda one: one[1].medium.digest):
@@ -197,6 +198,8 @@ class Sifting:
     """Sources that cannot be read."""
     passed: dict[str, dict[str, str]] = field(default_factory=dict)
     """Digest → failure that the next run tries again."""
+    choices: Mapping[tuple[str, str], str] = field(default_factory=dict)
+    """Path and digest → what a person decided of a file."""
     marks: RecordUnion = field(init=False)
     stored_failures: RecordSet = field(init=False)
 
@@ -227,6 +230,10 @@ def sift(
         vectors = vector_marks(config, display, make_launcher, on_begin)
     with stopped_in_order(), contextlib.closing(display):
         job = _prepared(config, display, out)
+        if choices := choices_in(out):
+            job.choices = choices
+            line = f"{counted(len(choices), 'choice')} of a person applied: {out / CHOICES_FILE}"
+            display.print_line(line)
         with (
             only_run_in(out, "marking into", "give another --out"),
             leased(job.store, [NAMESPACE], out),
@@ -239,6 +246,7 @@ def sift(
                 history_in(out), [f"{NAMESPACE[:16]}-{each[:16]}" for each in job.media]
             )
             record.value["media"]["total"] = len(job.files) + len(job.failures)
+            record.value["mounts"] = mounts_now(out, job.files)
             own = GeneratedFiles(job.store, out=out)
             for note in take(config, "sift", record, job.store.url, own):
                 display.print_line(note)
@@ -249,9 +257,9 @@ def sift(
                 found, failures = _complete(job, record, display, make_launcher, out)
                 if vectors is not None:
                     vectors.mark(found, tuple(config.head), config.similar)
-                kept, why, left_out = kept_of(found, condition)
-                write_tables(own, out, found, config.format, kept, why)
-                lines = (media_line(each.file, 1) for each in found.files)
+                kept, left_out = kept_of(found, condition)
+                write_tables(own, out, found, config.format, kept, left_out.why)
+                lines = (media_line(each.file, 1, each.medium) for each in found.files)
                 write_proved(out, {MEDIA: lines}, job.store.url)
                 write_jsonl(out / "failures.jsonl", failures)
                 record.value["rows"] = len(found.rows)
@@ -263,7 +271,8 @@ def sift(
         marked=len(found.rows),
         kept=len(kept),
         duplicates=sum(row["duplicate"] for row in found.rows),
-        left_out=left_out,
+        left_out=left_out.firsts,
+        nulls=left_out.nulls,
         unmarked=frozenset(f.file.place for f in job.files) - {f.file.place for f in found.files},
     )
 
@@ -301,6 +310,7 @@ def sift_before(
     if places:
         display.print_line(
             f"{counted(len(places), 'file')} left out by --sift: {result.out / LEFT_OUT_FILE}"
+            f"{result.of_nulls}"
         )
     if result.unmarked:
         display.print_line(
@@ -320,24 +330,31 @@ def _prepared(config: RunOptions, display: Display, out: Path) -> Sifting:
     if note := left_out_note(config.sources, selection):
         display.print_line(note)
     files, failures = find_media(config.sources, selection, config.limit)
+    away = AwayMedia(config, files, failures)
     readable, unreadable = read_contents(
         files, digests_in(store), store, display.fetched, again=config.check_media
     )
-    failures += unreadable
-    if not readable:
+    kept = away.found(files, readable)
+    failures = away.failures(kept, [*failures, *unreadable])
+    if not readable and not kept:
         write_jsonl(out / "failures.jsonl", failures)
         raise NothingToDo(SIFT, failures)
     # A file whose line has several prompts is one file.
     unique: dict[tuple[object, ...], JobFile] = {}
     for each in readable:
         unique.setdefault(each.file.identity, each)
-    return Sifting(
+    found = Sifting(
         options=SiftOptions.of(config),
         retry_failed=config.retry_failed,
         store=store,
-        files=list(unique.values()),
+        files=[*away.in_order(unique.values(), {each.name: [each.of] for each in kept})],
         failures=failures,
     )
+    if lost := next(
+        (f for f in found.files if f.away and f.medium.digest not in found.marks), None
+    ):
+        away.refuse(lost.file)
+    return found
 
 
 def _complete(
@@ -385,7 +402,7 @@ def _marked(
             record.expect(stage.STAGE.name, len(media), done)
             if len(missing) in (0, before):  # the rest cannot be marked in this run
                 display.close()
-                return _collected(job)
+                return _collected(job, display)
             record.begin(stage.STAGE.name)
             entry = record.stage(stage.STAGE.name)
             worked = partial(dict[str, float].__getitem__, entry, "seconds")
@@ -436,7 +453,7 @@ def _run(
         record.add(process.outcome, attention="", precision={})
 
 
-def _collected(job: Sifting) -> MarkedFiles:
+def _collected(job: Sifting, display: Display) -> MarkedFiles:
     found = MarkedFiles(heads=tuple(job.options.head))
     items: dict[str, Fingerprint] = {}
     left = (each for each in job.files if each.medium.digest in job.marks)
@@ -447,8 +464,26 @@ def _collected(job: Sifting) -> MarkedFiles:
             add_file(found, each, marked, job.options.chunk)
             seconds = marked.meta["seconds"]
             items[each.medium.digest] = Fingerprint(looks=marked.looks, seconds=seconds)
-    mark_copies(found, list(items.values()), mirrored=job.options.mirrored)
+    chosen = (job.choices.get((row["path"], row["digest"])) for row in found.rows)
+    found.choices = {at: choice for at, choice in enumerate(chosen) if choice}
+    contents, pairs = found.contents, _pairs(job, items, display)
+    same = near_duplicates.Pairs(contents=contents, pairs=np.zeros((0, 2), np.int64))
+    mark_copies(found, "exact", same)
+    mark_copies(found, "duplicate", near_duplicates.Pairs(contents=contents, pairs=pairs))
     return found
+
+
+def _pairs(job: Sifting, items: Mapping[str, Fingerprint], display: Display) -> Pairs:
+    """Return the pairs of contents that are copies. They are stored, so that with another `--keep`
+    nothing is compared again: 3,000 pictures take up to a minute."""
+    mirrored = job.options.mirrored
+    key = digest_of(["copies", COPIES_VERSION, mirrored, *items])
+    if key in job.marks:
+        return np.frombuffer(job.marks.read(key).payload, np.int64).reshape(-1, 2)
+    display.doing(f"comparing {counted(len(items), 'file')} to find copies")
+    pairs = pairs_of(list(items.values()), mirrored=mirrored)
+    job.marks.publish([Record(key=key, meta={}, payload=pairs.tobytes())])
+    return pairs
 
 
 def _failures(job: Sifting) -> list[Failure]:

@@ -12,6 +12,7 @@ from artifacts.schema import FrameFit
 from flows.checkpoint.graphs import GraphUse, engines_folder
 from flows.checkpoint.models import Model
 from flows.checkpoint.precision import PartSettings
+from flows.job.job_summary import made_by
 from flows.job.pass_mode import pass_checks_namespace, windows_namespace
 from flows.job.prepare import Job
 from flows.ledger.ledger import previous_lengths
@@ -345,6 +346,7 @@ def _decode_job(calls: StageCallBuilder, request: JobRequest) -> DecodeJob:
         batches=[],
         max_new_tokens=EngineOptions.of(job.config).max_new_tokens,
         generation=SamplingParams(**SamplingParams.of(job.config).non_defaults),
+        made_by=made_by(job.model),
         prefill=rung.prefill,
         kv=rung.kv,
         engine=settings.engine,
@@ -430,6 +432,7 @@ def _ask_job(calls: StageCallBuilder, request: JobRequest) -> AskJob:
         system=params.system,
         schema=params.schema,
         sampling=sampling,
+        made_by=made_by(job.model),
         seed=params.seed if params.is_sampled else None,
         seen=dict(calls.seen),
     )

@@ -32,12 +32,14 @@ from artifacts.index.writing import (
     writing,
 )
 from artifacts.packages import require_extra
-from artifacts.plurals import counted
+from artifacts.plurals import counted, first_of
 from artifacts.vectors import vectors_in
 from flows.console.display import Display
+from flows.job.away import AWAY, mounts_in
 from flows.job.prepare import Job, out_folder
 from flows.machine.launch import DirectLauncher
 from flows.machine.versions import versions
+from flows.media.media_files import source_failure
 from flows.options.vectors import VectorConfig
 from flows.results.outputs import failures_of, warned_files
 from flows.results.vectors import FileTask, VectorsWritten, frames_of, vector_tasks
@@ -64,8 +66,6 @@ class IndexWritten(VectorsWritten):
     """Number of those among them whose files are as they were: only the options differ."""
     vanished: tuple[str, ...] = field(default=())
     """Files with rows in the index that no longer exist."""
-    unseen: tuple[str, ...] = field(default=())
-    """Notes on files that have rows in the index and may be gone or not."""
 
     def to_json(self) -> dict[str, Any]:
         fields = {"index": str(self.folder), "added": self.added, "replaced": self.replaced}
@@ -81,8 +81,10 @@ class IndexWritten(VectorsWritten):
             line += f"; {changed:,} of files that changed were removed"
         if self.remade:
             line += f"; {self.remade:,} made with other options were removed"
-        if self.failures:
-            line += f"; {len(self.failures)} of {counted(self.files, 'file')} failed"
+        if count := len(self.failures) - len(self.away):
+            line += f"; {count} of {counted(self.files, 'file')} failed"
+        if self.away:
+            line += f"; away: {first_of(self.away)}"
         return line
 
     __repr__ = line
@@ -139,11 +141,10 @@ def _append(folder: Path, look_for_vanished: bool, job: Job) -> IndexWritten:
     found = IndexWritten(
         out=job.out,
         folder=folder,
-        files=len(job.files) + len(job.failures),
+        files=job.requested,
         failures=failures_of(job),
         warned=warned_files(job),
     )
-    write_jsonl(job.out / "failures.jsonl", found.failures)
     if made:
         kept = job.ledger["embeddings"]
         found.width = int(kept.meta(made[0][1]["embeddings"])["width"])
@@ -171,9 +172,15 @@ def _append(folder: Path, look_for_vanished: bool, job: Job) -> IndexWritten:
     if has_manifest(folder):
         found.vectors = read_manifest(folder).live_rows
         if look_for_vanished:
-            gone = GoneFiles()
+            gone = GoneFiles(mounts_in(job.out))
             found.vanished = _vanished(folder, job, gone)
-            found.unseen = tuple(gone.notes(folder))
+            found.failures += [
+                source_failure(
+                    "", away, AWAY, f"{why}: rows of {counted(count, 'file')} kept", hint
+                )
+                for (away, why), count, hint in gone.kept(folder)
+            ]
+    write_jsonl(job.out / "failures.jsonl", found.failures)
     return found
 
 

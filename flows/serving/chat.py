@@ -179,7 +179,8 @@ NEUTRAL: tuple[tuple[Any, str], ...] = (
     (Literal["auto", "default"], "service_tier"),
     (Literal["none"], "reasoning_effort"),
     (Literal["medium"], "verbosity"),
-    (Any, "user metadata safety_identifier prompt_cache_key"),  # about the client
+    (Any, "user metadata safety_identifier"),  # about the client
+    (Any, "prompt_cache_key prompt_cache_retention prompt_cache_options"),  # features are stored
 )
 """Types of the values that change nothing, each with the names of its parameters. Null changes
 nothing in any parameter."""

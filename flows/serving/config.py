@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Annotated
 
 from artifacts.errors import UsageError
+from artifacts.option_texts import number
 from artifacts.options import Option, OptionGroup
 from artifacts.tiles import AUTO, check_tiles
 from flows.options.commands import CaptionConfig
@@ -64,16 +65,20 @@ def parse_batch(text: str) -> int:
     """Parse `--max-batch`: images per batch; 0: what fits. Raises UsageError."""
     if text == "auto":
         return 0
-    if not text.isdecimal() or not int(text):
+    try:
+        size = int(number(text, int))
+    except ValueError:
+        size = 0
+    if size < 1:
         raise UsageError(
             f"invalid --max-batch {text!r}: not a number", hint="Give auto, or 1 or more"
         )
-    return int(text)
+    return size
 
 
 def parse_wait(text: str) -> float:
     """Parse `--max-wait`, such as 10ms, into seconds. Raises UsageError."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(ms|s|)", text.strip())
+    found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*(ms|s|)", text.strip())
     if found is None:
         raise UsageError(f"invalid --max-wait {text!r}: not a time", hint="Give 10ms, or 0.01s")
     return float(found[1]) * UNITS[found[2]]

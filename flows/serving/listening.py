@@ -209,6 +209,10 @@ class HeadLimited(BaseProtocol):
         self._head = 0
         offered = {value.lower() for name, value in self.headers if name == b"upgrade"}
         self._ignores_upgrade = bool(offered) and not self._should_upgrade()
+        if len(parts := self.url.split(b"/", 3)) > 2 and parts[0].endswith(b":"):
+            # The host of an absolute target counts, whatever Host says (RFC 9112, 3.2.2).
+            self.headers[:] = [each for each in self.headers if each[0] != b"host"]
+            self.headers.append((b"host", parts[2]))
         if not self._ignores_upgrade:
             super().on_headers_complete()
 

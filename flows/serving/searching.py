@@ -10,6 +10,7 @@ import asyncio
 import re
 import threading
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,15 @@ from artifacts.index.manifest import BOOK, Maker
 from artifacts.index.search import Query, Searcher, Sort
 from artifacts.index.shard import ROW, IndexRow
 from artifacts.index.snapshot import Snapshot, open_snapshot
-from artifacts.index.where import Condition, matching
+from artifacts.index.where import INDEX, Condition, matching
 from artifacts.index.writing import refuse_other
 from artifacts.stamps import Stamp, model_stamp_of, stamp_of
 from flows.options.vectors import SearchQuery
 from flows.search.query import run_query, to_hit
 from flows.serving.refusals import HttpRefusal, refusal_of
 
+FIELD = replace(INDEX, option="where")
+"""What a condition is about, as a request names it."""
 HIT = re.compile("[0-9a-f]{16}")
 """The one spelling of an id."""
 
@@ -100,7 +103,7 @@ class ServedIndex:
         searcher = self._searcher
         assert searcher is not None
         snapshot: Snapshot = searcher.snapshot
-        kept = matching(snapshot, Condition(settings.where)) if settings.where else None
+        kept = matching(snapshot, Condition(settings.where, FIELD)) if settings.where else None
         query = Query(vector=vector, sort=sort, without=without, kept=kept)
         found = run_query(searcher, query, settings)
         hits = (to_hit(snapshot, rank, moment) for rank, moment in enumerate(found, 1))

@@ -24,6 +24,7 @@ from flows.studio.run_captions import Outdated
 TOKEN = "x-penstock-token"
 """Header of every request that changes something."""
 PROXY = re.compile(r"[a-z0-9-]+(\.[a-z0-9-]+)*(:[0-9]{1,5})?")
+MOST_PORTS = 1 << 16
 MAX_BODY_BYTES = 1 << 26
 """Largest request body in bytes: about 100,000 captions."""
 SAFE = {
@@ -38,7 +39,8 @@ Handler = Callable[[Request], Awaitable[Response]]
 def proxy_origin(address: str) -> str:
     """Return the origin of a proxy as browsers write it. Raises UsageError."""
     host = address.lower().removesuffix("/").removeprefix("https://")
-    if not address.lower().startswith("https://") or not PROXY.fullmatch(host):
+    port = int(host.partition(":")[2] or 0) if PROXY.fullmatch(host) else MOST_PORTS
+    if not address.lower().startswith("https://") or port >= MOST_PORTS:
         raise UsageError(
             f"--behind {address}: not the address of a proxy",
             hint="Give https:// and a host, as https://8010-abc.example.org",
@@ -60,6 +62,12 @@ class KnownHosts:
         if scope["type"] == "http" and not is_known:
             app = json_answer({"error": "open it at 127.0.0.1 or localhost"}, 421, headers=SAFE)
         await app(scope, receive, send)
+
+
+async def not_here(_: Request, error: Exception) -> Response:
+    """Answer a request for what the page has not, with the headers of all other answers."""
+    status = getattr(error, "status_code", 404)
+    return json_answer({"error": "there is nothing at this address"}, status, headers=SAFE)
 
 
 def guarded(handler: Handler, token: str, proxy: str = "") -> Handler:

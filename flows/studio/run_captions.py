@@ -12,6 +12,7 @@ from typing import Any
 
 from artifacts.edits import REDO, UNDO, UNTOUCHED
 from artifacts.errors import PenstockError, UsageError
+from artifacts.files import json_text, write_text
 from artifacts.json_shapes import (
     Nullable,
     OptionalField,
@@ -28,15 +29,16 @@ from flows.options.training import LEAST
 from flows.options.vectors import PLACE
 from flows.results.foreign_files import LEFT_OUT_FILE, MARKS_FILE
 from flows.results.rounds import rounds_in, summary_json
+from flows.results.sift_marks import CHOICE, CHOICES, CHOICES_FILE, choices_in
 from flows.reviewing.captions import EditRefused, ReviewedCaptions
 from flows.reviewing.teaching import PooledFeatures, teach_ranking
 from flows.serving.refusals import json_bytes
 
 GROUP = OptionalField(Nullable(count))
 MARKS = {"path": string, "group": GROUP}
-COPIES = {**MARKS, "media_path": text, "duplicate": GROUP}
+COPIES = {**MARKS, "media_path": text, "digest": string, "duplicate": GROUP}
 LEFT_OUT = {"path": string, "media_path": text, "why": text}
-SHOWN_GROUPS, SHOWN_MEMBERS, SHOWN_LEFT_OUT = 12, 6, 24
+SHOWN_GROUPS, SHOWN_MEMBERS, SHOWN_LEFT_OUT = 100, 12, 500
 """Most groups of copies that the page shows of a sift run, members of each, and files left out."""
 FILES = ("media.jsonl", "captions.jsonl", "failures.jsonl")
 TOGETHER = 500
@@ -45,6 +47,10 @@ NUMBER = re.compile("[0-9]{1,9}")
 """A number in a request, of a medium or of an edit."""
 HISTORY = 200
 """Largest number of actions that the page lists."""
+
+
+BASE = ("caption", "review")
+"""Fields of an edit that another one is based on."""
 
 
 class Outdated(Exception):
@@ -224,7 +230,8 @@ class RunCaptions:
                 raise EditRefused("the edit does not name the text that it is based on")
             of = change.get("of")
             edit = values_of(now.get(of, UNTOUCHED)) if isinstance(of, str) else None
-            if edit is not None and change["was"] != edit:
+            was = change["was"] if isinstance(change["was"], dict) else {}
+            if edit is not None and any(was.get(n, edit) != edit[n] for n in BASE):
                 older[str(of)] = edit
         if older:
             raise Outdated(older)
@@ -262,23 +269,42 @@ def groups_in(out: Path) -> dict[str, int]:
 
 
 def sifted_in(out: Path) -> dict[str, Any]:
-    """Return the largest groups of copies in the folder of a sift run, the best member of each
-    first, and the first files that it left out. Raises EnvironmentFault."""
+    """Return the largest groups of copies in the folder of a sift run, what is kept of each first,
+    and the first files that it left out, each with what a person chose. Raises EnvironmentFault."""
+    again, chosen = "Run the same command again", choices_in(out)
+    left = read_jsonl(out / LEFT_OUT_FILE, LEFT_OUT, again)
+    why = {row["path"]: row["why"] for row in left}
     groups: dict[int, list[dict[str, Any]]] = {}
-    for row in read_jsonl(out / MARKS_FILE, COPIES, "Run the same command again"):
+    rows = {row["path"]: row for row in read_jsonl(out / MARKS_FILE, COPIES, again)}
+    for path, row in rows.items():
+        row |= {"why": why.get(path, ""), "choice": chosen.get((path, row["digest"]), "")}
         if (group := row.get("group")) is not None:
             groups.setdefault(group, []).append(row)
+    for members in groups.values():
+        members.sort(key=lambda row: (bool(row["why"]), row.get("duplicate") or 0))
     largest = sorted(groups.values(), key=len, reverse=True)[:SHOWN_GROUPS]
-    rows = read_jsonl(out / LEFT_OUT_FILE, LEFT_OUT, "Run the same command again")
     return {
         "count": len(groups),
-        "groups": [
-            sorted(rows, key=lambda row: row.get("duplicate") or 0)[:SHOWN_MEMBERS]
-            for rows in largest
-        ],
-        "sizes": [len(rows) for rows in largest],
-        "left_out": rows[:SHOWN_LEFT_OUT],
+        "groups": [members[:SHOWN_MEMBERS] for members in largest],
+        "sizes": [len(members) for members in largest],
+        "left_out": [rows[row["path"]] for row in left[:SHOWN_LEFT_OUT] if row["path"] in rows],
+        "left": len(left),
     }
+
+
+def choose(out: Path, path: str, choice: str) -> dict[str, Any]:
+    """Note what a person decided of a file of a sift run: `best`, `keep`, or nothing. The next run
+    applies it. Return what `sifted_in` does. Raises UsageError, EnvironmentFault."""
+    rows = read_jsonl(out / MARKS_FILE, COPIES, "Run the same command again")
+    digest = next((row["digest"] for row in rows if row["path"] == path), "")
+    if not digest or choice not in ("", *CHOICES):
+        raise UsageError("this file was not marked by that run", hint="Reload the page")
+    of = choices_in(out) | {(path, digest): choice}
+    lines = (
+        json_text(dict(zip(CHOICE, (*key, one), strict=True))) for key, one in of.items() if one
+    )
+    write_text(out / CHOICES_FILE, (line + "\n" for line in lines))
+    return sifted_in(out)
 
 
 def _stamp(path: Path) -> Stamp | None:

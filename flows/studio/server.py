@@ -25,7 +25,7 @@ from flows.results.run_read import load_record
 from flows.results.trust import belief_in, is_trusted
 from flows.serving.listening import UnsignalledServer, address_of, listening
 from flows.studio.captions_routes import CaptionsRoutes
-from flows.studio.guard import KnownHosts, guarded, proxy_origin
+from flows.studio.guard import KnownHosts, guarded, not_here, proxy_origin
 from flows.studio.roots import is_shown
 from flows.studio.runs import run_id
 from flows.studio.session import ConfigOf, Studio
@@ -146,6 +146,7 @@ def studio_app(opened: Studio) -> Starlette:
         "/presets": start.keep_preset,
         "/runs": start.begin,
         "/sift": start.sift,
+        "/sifted/{id}": start.choose,
         "/runs/{id}": start.change,
         f"{run}/edits": captions.edit,
         f"{run}/again": captions.ask,
@@ -160,7 +161,9 @@ def studio_app(opened: Studio) -> Starlette:
         for method, handlers in (("GET", get), ("POST", post))
         for path, handler in handlers.items()
     ]
-    return Starlette(routes=routes, middleware=[Middleware(KnownHosts, opened.proxy)])
+    hosts = Middleware(KnownHosts, opened.proxy)
+    unknown = {404: not_here, 405: not_here}
+    return Starlette(routes=routes, middleware=[hosts], exception_handlers=unknown)
 
 
 def _serve(opened: Studio, listener: socket.socket, name: str, path: str) -> None:

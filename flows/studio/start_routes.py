@@ -32,7 +32,7 @@ from flows.serving.refusals import json_answer
 from flows.studio import roots
 from flows.studio.guard import json_of
 from flows.studio.roots import Refused, Roots, is_shown
-from flows.studio.run_captions import sifted_in
+from flows.studio.run_captions import choose, sifted_in
 from flows.studio.runs import QueuedRun, plan_of, run_id
 from flows.studio.session import UPLOADS, Studio
 from flows.studio.values import checked, line_of, model_name, table, words_of
@@ -289,6 +289,13 @@ class StartRoutes:
         """Return the copies that a sift run found, and what it left out."""
         run = self._studio.queue.of(request.path_params["id"])
         return json_answer(await asyncio.to_thread(sifted_in, Path(run.out)))
+
+    async def choose(self, request: Request) -> Response:
+        """Note what a person decided of a file that a sift run marked."""
+        given = await json_of(request)
+        out = Path(self._studio.queue.of(request.path_params["id"]).out)
+        words = str(given.get("path", "")), str(given.get("choice", ""))
+        return json_answer(await asyncio.to_thread(choose, out, *words))
 
     async def runs(self, _: Request) -> Response:
         return json_answer({"runs": await asyncio.to_thread(self._runs)})

@@ -12,11 +12,13 @@ from typing import Any, NamedTuple
 from artifacts.captions import Failure
 from artifacts.json_shapes import read_record
 from artifacts.keys import digest_of
+from artifacts.mounts import MissingFiles
 from artifacts.packs import Record, RecordSet, RecordUnion
 from artifacts.plurals import counted
 from artifacts.store import Store, open_store
 from flows.console.display import Display
 from flows.console.lines import duration, size
+from flows.job.away import mounts_in
 from flows.job.job_summary import settings_of
 from flows.job.pass_mode import replanned_once
 from flows.job.prepare import Job, prepare
@@ -235,8 +237,9 @@ def prune(
     if job.config.limit is not None:
         result.kept = "--limit leaves out existing files"
         return now.past
-    if unread := [*(each.media_path for each in job.failures), *unread_in(job.config.sources)]:
-        # An unmounted disk must not delete the features of its files.
+    away = MissingFiles(mounts_in(job.out)).unmounted
+    unread = [*away, *(each.media_path for each in job.failures), *unread_in(job.config.sources)]
+    if unread:  # an unmounted disk must not delete the features of its files
         result.kept = f"{unread[0]} could not be read"
         return now.past
     records = [now, *other_records(job.store, name)]

@@ -353,10 +353,10 @@ def fp16_training(setting: Setting, folder: Path) -> Iterator[Row]:
     half.train()
     optimizer = optimizer_of(ADAMW, trained, RATE)
     trainer = Trainer(half, bench.processor, trained, optimizer, unheard(), 2)
-    losses, seconds = [], 0.0
-    for _ in range(3):
+    losses, seconds = list[float](), 0.0
+    for number in range(1, 4):
         began = time.perf_counter()
-        losses.append(trainer.step([example] * 2, RATE))
+        losses.append(trainer.step([example] * 2, RATE, number))
         torch.cuda.synchronize()
         seconds = time.perf_counter() - began
     peak = torch.cuda.max_memory_allocated()

@@ -48,6 +48,8 @@ class AskJob:
     system: str = ""
     schema: str = ""
     """JSON Schema that every caption follows, as text; empty: none."""
+    made_by: dict[str, str] = field(default_factory=dict)
+    """What each record says of model and program."""
     sampling: dict[str, float] = field(default_factory=dict)
     """Sampling parameters by OpenAI's names."""
     seed: int | None = None

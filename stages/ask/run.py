@@ -56,7 +56,7 @@ from stages.ask.servers import (
 )
 from stages.decode.json_schema import follows
 from stages.memory.oom_retry import ItemFault, ItemFaults
-from stages.process.events import EventReporter
+from stages.process.events import SUSPECTED, EventReporter
 from stages.process.job import parse_job
 
 TICK = Fraction(1, 1000)
@@ -150,8 +150,11 @@ def answer_in(body: bytes, schema: str, keys: EndpointKeys) -> Answer:
         why = keys.cleaned(str(message.get("refusal") or reason))
         raise BadAnswer("refused", f"the model refuses to answer: {why}")
     cut = " (it was cut at --max-new-tokens)" if ended in CUT else ""
+    if not text.strip() and cut:
+        why = "its numbers may be NaN (try another precision there), or it reasons for longer"
+        raise BadAnswer(SUSPECTED, f"the answer is empty up to --max-new-tokens: {why}")
     if not text.strip():
-        raise BadAnswer("empty", f"the answer is empty{cut}")
+        raise BadAnswer("empty", "the answer is empty")
     if any(key in text for key in keys.of.values()):
         raise BadAnswer("garbled", "the answer holds the key of the server")
     text = _unfenced(text) if schema else text
@@ -492,6 +495,7 @@ class Asking:
             "ended": answer.ended,
             **({"reason": answer.reason} if answer.reason else {}),
             "generation": self._job.sampling,
+            "made_by": self._job.made_by,
             "served": {"host": server.client.endpoint.origin, **served},
         }
         self._made.append(Record(key=item.key, meta=meta))

@@ -29,6 +29,13 @@ def likeliest(logits: torch.Tensor) -> torch.Tensor:
     return torch.from_numpy(logits.numpy().argmax(-1))
 
 
+def are_finite(logits: torch.Tensor) -> bool:
+    """Return whether the logits of each row could be compared, as `Confidence.is_finite`. `logits`
+    are of shape [rows, vocabulary]."""
+    scores = token_scores(logits, logits.argmax(-1))
+    return not bool(scores[:, 0].isnan().any())
+
+
 def token_scores(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
     """Return log-probability and margin of one token per row, of shape [rows, 2]. `logits` are of
     shape [rows, vocabulary], `tokens` of shape [rows]. The scores of a row do not depend on the
@@ -73,6 +80,12 @@ class Confidence:
         if margin < self.margin:
             self.margin, self.index = margin, self.tokens
         self.tokens += 1
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether the logits could be compared: none was NaN or positive infinity, and in each step
+        one was finite. A single one may be negative infinity: a model rules tokens out so."""
+        return not math.isnan(self.total)
 
     def fields(self, offset_of: Callable[[int], int | None]) -> dict[str, Any]:
         """Return the fields of a record; none if a logit was infinite or NaN. `offset_of` returns

@@ -227,6 +227,8 @@ class DecodeJob:
     """Cache namespace of the half's number of rows per step; empty on a CPU."""
     generation: SamplingParams = field(default_factory=SamplingParams)
     """Sampling parameters."""
+    made_by: dict[str, str] = field(default_factory=dict)
+    """What each record says of model and program: `weights`, `commit` and `penstock`."""
     previous_lengths: dict[str, int] = field(default_factory=dict)
     """Key of an item → tokens of its chunk's caption under the previous prompt, if known."""
 

@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 from artifacts.captions import Ended
-from artifacts.errors import UsageError
+from artifacts.errors import NotFinite, UsageError
 from artifacts.packs import DamagedRecord, RecordSet, RecordUnion
 from artifacts.tensors import unpack_tree
 from stages.decode.generation import DecodeItem, DecodeJob
@@ -48,8 +48,12 @@ class CaptionOutput(NamedTuple):
     """Number of prompt tokens, image tokens included."""
     stopped: bool = False
     """Whether the caption ended at a stop string."""
-    fault: UsageError | None = None
-    """Error in place of a caption: the settings cannot be applied, or the prompt is too long."""
+    fault: UsageError | NotFinite | None = None
+    """Error in place of a caption: the settings cannot be applied, the prompt is too long, or the
+    model computes no numbers."""
+    is_finite: bool | None = True
+    """Whether the numbers behind it are finite; None: they were not seen, and nothing was written
+    up to the limit."""
     fields: Mapping[str, Any] = MappingProxyType({})
     """Further fields of the record: how sure the model was, where its answer begins."""
 

@@ -16,7 +16,7 @@ from itertools import chain
 from pkgutil import resolve_name
 from typing import Any
 
-from artifacts.errors import PenstockError, StageDied, UsageError
+from artifacts.errors import NotFinite, PenstockError, StageDied, UsageError
 from artifacts.locks import WorkClaims, claims_at
 from artifacts.packs import (
     QUARANTINE,
@@ -199,6 +199,7 @@ def serve_requests(job: DecodeJob, report: EventReporter) -> None:
                 if output.fault is not None:
                     fault = output.fault
                     kind = TOO_LONG if isinstance(fault, ContextExceeded) else UNSUPPORTED
+                    kind = fault.kind if isinstance(fault, NotFinite) else kind
                     report.failure(one.item.key, kind, fault.message, fault.hint)
                     continue
                 more = {"prompt_tokens": output.prompt_tokens, "stopped": output.stopped}
@@ -225,7 +226,12 @@ def origin_of(spec: EngineSpec, engine: DecodeEngine, job: DecodeJob) -> dict[st
     """Return what each caption's record says about its computation: the engine, and on a GPU the
     rows of a step and the card, because generations of cards may round differently."""
     card = device_model(job.half.device)
-    return {**spec.meta, **engine.caption_fields(), **({"card": card} if card else {})}
+    return {
+        **spec.meta,
+        **engine.caption_fields(),
+        **({"card": card} if card else {}),
+        "made_by": job.made_by,
+    }
 
 
 def _shorten_prompt(request: DecodeRequest) -> DecodeRequest:
@@ -352,8 +358,9 @@ class BatchRun:
             else:
                 self._refuse(request, fault)
 
-    def _refuse(self, request: DecodeRequest, fault: UsageError) -> None:
-        meta = {"kind": TOO_LONG, "message": fault.message, "hint": fault.hint}
+    def _refuse(self, request: DecodeRequest, fault: UsageError | NotFinite) -> None:
+        kind = fault.kind if isinstance(fault, NotFinite) else TOO_LONG
+        meta = {"kind": kind, "message": fault.message, "hint": fault.hint}
         self._store_failure(request, meta)
 
     def _fail(self, request: DecodeRequest, fault: ItemFault) -> None:

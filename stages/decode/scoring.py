@@ -33,6 +33,7 @@ from stages.decode.generation import SamplingParams, ScoreItem, ScoreJob
 from stages.decode.prompts import append_ids, context_left, end_ids_of, prompts_for, start_ids
 from stages.decode.protocol import read_features, with_heard
 from stages.memory.oom_retry import ItemFault, ItemFaults, OomRetry, split_batch
+from stages.models.finite import not_finite
 from stages.models.halves.features import Features
 from stages.models.halves.offload import generate
 from stages.models.halves.records import FeatureRecord
@@ -283,7 +284,9 @@ class Scorer:
         if item.ended and (ends := end_ids_of(half)):
             ids.append(max(ends, key=lambda end: float(logits[len(ids), end])))
         scores = token_scores(logits[: len(ids)], torch.tensor(ids)).tolist() if ids else []
-        fields = Confidence.of(scores).fields(partial(self._place, item, caption))
+        if not (found := Confidence.of(scores)).is_finite:
+            raise not_finite(self._job.half)
+        fields = found.fields(partial(self._place, item, caption))
         return Record(
             key=item.key, meta={**dict.fromkeys(CONFIDENCE), **fields, "tokens": len(ids)}
         )

@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from torch.nn.functional import normalize
 
-from artifacts.errors import CannotFit, UsageError
+from artifacts.errors import CannotFit, StageDied, UsageError
 from artifacts.packs import Record, RecordSet
 from artifacts.store import open_store
 from artifacts.vectors import vector_record
 from stages.embed_texts import TextsItem, TextsJob
 from stages.memory.oom_retry import ItemFault, ItemFaults, OomRetry, split_batch
+from stages.models.finite import is_finite, not_finite
 from stages.models.halves.features import logits, max_text_tokens, text_vectors
 from stages.models.loading import ModelJob, facts
 from stages.models.loading import warm as warm
@@ -125,7 +126,7 @@ def run(job_fields: dict[str, Any], report: EventReporter) -> None:
                 try:
                     records.publish([encoder.record(each.key, each.groups)])
                     report.send(Published(keys=(each.key,)))
-                except UsageError as error:
+                except (UsageError, StageDied) as error:
                     report.failure(each.key, "model", error.message, error.hint)
             records.forget([each.key])
 
@@ -137,7 +138,7 @@ class _TextEncoder:
         processor = source.processor()
         self._half = source.load_reloadable("language")
         report.note(ready=True, **facts(self._half.model))
-        self._report, self._batch = report, batch
+        self._report, self._batch, self._job = report, batch, source
         self._reader: TextReader = self._half.call(lambda model: TextReader(processor, model))
 
     def record(self, key: str, groups: Sequence[Sequence[str]]) -> Record:
@@ -165,13 +166,15 @@ class _TextEncoder:
         made: torch.Tensor = self._half.call(
             lambda model: text_vectors(model, self._reader.inputs(some))
         )
+        if not is_finite(made):
+            raise not_finite(self._job)
         return made.float().cpu()
 
 
 def _refuse(text: str, fault: ItemFault) -> None:
     raise UsageError(
         f"the model raises on the text {text[:80]!r} ({fault})",
-        hint="Leave that text out, or use another model",
+        hint=fault.hint or "Leave that text out, or use another model",
     )
 
 

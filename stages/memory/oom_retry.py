@@ -14,7 +14,7 @@ How it works:
 6. A model's code may raise anything on an unusual item, such as an image of one token. If it raises
    on a part, the items of the part are tried alone. An item that raises alone fails by name, and
    the others continue. If every item of the first batch raises the same type of error and nothing
-   else succeeds, the stage is at fault.
+   else succeeds, the stage is at fault. NotFinite counts as such an error.
 7. `run_block` does the same for a block of several batches. After out of memory, blocks shrink
    before batches do (`next_sizes`), because the batch size affects the output bytes.
 
@@ -36,7 +36,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
-from artifacts.errors import CannotFit, PenstockError, StageDied
+from artifacts.errors import CannotFit, NotFinite, PenstockError, StageDied
 from stages.process.events import EventReporter, TooLarge
 from stages.process.exit_diagnosis import device_advice, first_line, oom_message
 from stages.process.memory_limit import at_the_limit, room
@@ -47,6 +47,8 @@ DEVICE_ERROR_SIGNS = ("CUDA error", "CUDA driver", "CUBLAS_STATUS", "CUDNN_STATU
 """Text in the error of a device that no longer computes anything, whatever the next item is."""
 MAX_FAILED_ITEMS = 64
 """Items that may fail in a row before any succeeds, until the stage fails."""
+MAX_NOT_FINITE = 4
+"""The same for items of which the model computes NaN or infinity: hardly ever an item's fault."""
 MAX_MESSAGE_CHARACTERS = 160
 """Characters of a library's message that are reported."""
 
@@ -59,17 +61,25 @@ class ItemFault(NamedTuple):
 
     type: str
     message: str
+    kind: str = ""
+    """Kind of NotFinite; empty for any other error."""
+    hint: str = ""
+    """What to do about it."""
 
     def __str__(self) -> str:
         return f"{self.type}: {self.message}" if self.message else self.type
 
     def meta(self, stage: str, hint: str = RETRY) -> dict[str, str]:
+        if self.kind:
+            return {"kind": self.kind, "message": self.message, "hint": self.hint}
         message = f"the model's code fails in the {stage} stage on this item ({self})"
         return {"kind": "model", "message": message, "hint": hint}
 
 
 def item_fault(error: BaseException) -> ItemFault | None:
     """Return the item's fault; None if memory, the machine or this program is at fault."""
+    if isinstance(error, NotFinite):
+        return ItemFault(type(error).__name__, error.message, error.kind, error.hint)
     if not isinstance(error, Exception) or isinstance(error, MACHINE_ERRORS):
         return None
     message = " ".join(first_line(error).split())
@@ -89,15 +99,16 @@ class ItemFaults:
         self._fail = fail
         self._first = first
         self._held: list[tuple[Any, ItemFault]] = []
-        self._confirmed = first < 2
+        self._confirmed = first == 0
 
     def add(self, item: Any, fault: ItemFault) -> None:
         """Record an item that raised alone. Raises StageDied if the stage is at fault."""
-        if self._confirmed:
+        if self._confirmed or (self._first == 1 and not fault.kind):
             self._fail(item, fault)
             return
         self._held.append((item, fault))
-        if len(self._held) >= max(MAX_FAILED_ITEMS, self._first):
+        most = MAX_NOT_FINITE if fault.kind else MAX_FAILED_ITEMS
+        if len(self._held) >= max(most, self._first):
             self.close()
 
     def note_success(self) -> None:
@@ -111,9 +122,12 @@ class ItemFaults:
         """Report held back items as failed. Raises StageDied if the stage is at fault."""
         types = {fault.type for _, fault in self._held}
         if len(types) == 1 and len(self._held) >= self._first:
+            fault = self._held[0][1]
+            if fault.kind:
+                raise StageDied(fault.message, hint=f"{fault.hint}; no file is recorded as failed")
             raise StageDied(
                 f"the {self._stage} stage failed: each of {len(self._held)} items, tried alone, "
-                f"raises {self._held[0][1]}",
+                f"raises {fault}",
                 hint="No file is recorded as failed; try another model or other options",
             )
         self.note_success()

@@ -129,6 +129,8 @@ THROWN = "  what():"
 """What stands before the message of an exception that ends a C++ program."""
 LIBRARY_SETTINGS = ("PYTORCH_", "TORCH", "HF_HUB_", "TRANSFORMERS_", "BNB_", "CUDA_", "CUBLAS_")
 """Beginnings of the names of environment variables that libraries read while they are imported."""
+SWITCHES = ("", "0", "1", "true", "false", "yes", "no", "on", "off")
+"""Values with which such a variable fails no import: HF_HUB_OFFLINE=1."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -242,7 +244,11 @@ def fault_of_stage(name: str, process_exit: ProcessExit) -> errors.PenstockError
         else f"exit status {process_exit.code}"
     )
     advice = device_advice("\n".join([last_message, *process_exit.last_lines]))
-    settings = [name for name in sorted(os.environ) if name.startswith(LIBRARY_SETTINGS)]
+    settings = [
+        name
+        for name, value in sorted(os.environ.items())
+        if name.startswith(LIBRARY_SETTINGS) and value.lower() not in SWITCHES
+    ]
     if settings and not process_exit.items:
         advice = advice or (
             f"See its log {process_exit.log}. Its libraries read {', '.join(settings)}: unset what "

@@ -21,6 +21,7 @@ from stages.decode.engines.transformers import run_generate
 from stages.decode.generate_kwargs import GenerateKwargs
 from stages.decode.generation import DecodeItem
 from stages.memory.oom_retry import ItemFault, ItemFaults, try_items
+from stages.models.finite import not_finite
 from stages.models.halves.features import Features
 from stages.models.loading import ModelJob, facts
 from stages.models.loading import warm as warm
@@ -161,6 +162,8 @@ class Summarizer:
             (output,) = run_generate(
                 self._half, self._processor, inputs, Features({}), self._generate_kwargs, **options
             )
+            if not output.is_finite:
+                raise not_finite(self._job.half, seen=output.is_finite is False)
             fields = {n: v for n, v in output.fields.items() if n in ("answer_at", "opened")}
             return SummaryNode(output.caption, output.tokens, read, output.finish_reason, fields)
 

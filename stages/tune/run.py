@@ -46,6 +46,7 @@ from stages.tune.training import (
     loss_of,
     make_example,
     optimizer_of,
+    refuse_not_finite,
     with_end_token,
     without_gradients,
 )
@@ -68,6 +69,7 @@ def losses_by_example(
     with torch.no_grad():
         for some in group_batches(examples, rows):
             losses = loss_of(half, processor, some, each=True).tolist()
+            refuse_not_finite(sum(losses), "the loss of captions that are not trained")
             found |= {id(example): loss for example, loss in zip(some, losses, strict=True)}
     return [found[id(example)] for example in examples]
 
@@ -280,7 +282,8 @@ def _tune(
             places = order.batch_at(progress.step)
             rate = learning_rate_at(progress.step, job.steps, job.rate)
             torch.manual_seed(SEEDS * job.seed + progress.step)  # some families have dropout
-            progress.losses.append(trainer.step([examples[at] for at in places], rate))
+            some = [examples[at] for at in places]
+            progress.losses.append(trainer.step(some, rate, progress.step + 1))
             progress.memory.append(anonymous_bytes())
             progress.step += 1
             log("loss/trained", progress.losses[-1], progress.step)

@@ -206,6 +206,15 @@ def learning_rate_at(step: int, steps: int, peak_rate: float) -> float:
     return peak_rate * (steps - step) / max(1, steps - warm)
 
 
+def refuse_not_finite(number: float, of: str) -> None:
+    """Refuse NaN and infinity, of a loss or a gradient. Raises UsageError."""
+    if not math.isfinite(number):
+        raise UsageError(
+            f"{of} is infinite or NaN",
+            hint="Run it again with a smaller --lr or with --precision fp32, into another --out",
+        )
+
+
 @dataclass(slots=True)
 class Trainer:
     """A training in progress."""
@@ -224,9 +233,10 @@ class Trainer:
     def scale(self) -> float:
         return LOSS_SCALE if self.half.dtype == torch.float16 else 1.0
 
-    def step(self, examples: Sequence[TrainingExample], rate: float) -> float:
-        """Take one step on these examples, and return their mean loss per token. Raises MemoryError
-        if not even one example fits."""
+    def step(self, examples: Sequence[TrainingExample], rate: float, number: int) -> float:
+        """Take the step of this number, and return the mean loss per token of its examples. Raises
+        MemoryError if not even one example fits, and UsageError for numbers that are not finite.
+        """
         while True:
             self.optimizer.zero_grad(set_to_none=True)
             found, message = catch_oom(lambda: self._gradients(examples))
@@ -236,13 +246,10 @@ class Trainer:
                 raise MemoryError(message)
             failed, self.rows = self.rows, smaller(self.rows)
             self.report.batch_shrunk(self.rows, failed=failed, error=message[:200])
-        if not math.isfinite(loss := found.pop()):
-            raise UsageError(
-                "the loss is infinite or NaN",
-                hint="Run it again with a smaller --lr, into another --out",
-            )
+        refuse_not_finite(loss := found.pop(), f"the loss of step {number}")
         if self._gradients_are_finite():
-            nn.utils.clip_grad_norm_(self.trained, MAX_NORM)
+            norm = float(nn.utils.clip_grad_norm_(self.trained, MAX_NORM))
+            refuse_not_finite(norm, f"the gradient of step {number}")
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
             self.optimizer.step()

@@ -67,7 +67,7 @@ from flows.results.run_status import (
     stages_of,
     written,
 )
-from flows.results.sift_marks import DIGITS, MARKS, TEXTS
+from flows.results.sift_marks import DIGITS, KEPT, MARKS, TEXTS
 from flows.results.thumbnails import data_address
 from flows.results.trust import belief_in
 from flows.results.tuned import training_in
@@ -271,7 +271,7 @@ HIGH_FALLS_OUT = frozenset(("clipped", "black", "black_seconds", "frozen", "froz
 """Marks whose high values fall out, besides faults, letterbox and flags. Other marks lose their low
 values."""
 HIGH_FALLS_OUT |= {"letterbox", "bilevel", "faults", "blurred", "exact", "duplicate", "similar"}
-NUMBERS = {"group": "duplicate", "similar_group": "similar"}
+NUMBERS = {"kept_group": "kept_duplicate", "group": "duplicate", "similar_group": "similar"}
 """Marks that only name a group, and the flags of its copies."""
 
 
@@ -279,11 +279,17 @@ def sift_facts(out: Path, record: Mapping[str, Any], name: str) -> dict[str, Any
     """Return the data of the page about the sift run in `out`."""
     total, rows = _rows(out / MARKS_FILE)
     left = _lines(out / LEFT_OUT_FILE)
-    names = [n for n in (rows[0] if rows else ()) if n not in (*TEXTS, *NUMBERS)]
+    names = [n for n in (rows[0] if rows else ()) if n not in (*TEXTS, *NUMBERS, *KEPT)]
     limits = limits_of(record["keep"])
-    marks = [_mark(n, [row[n] for row in rows], limits.get(n)) for n in names]
+    # A threshold at the flag of copies leaves out what the run did.
+    judged = {n: KEPT[0] for n in NUMBERS.values() if n in limits}
+    marks = [
+        _mark(n, [row[n] if row.get(of) is None else row[of] for row in rows], limits.get(n))
+        for n, of in ((n, judged.get(n, n)) for n in names)
+    ]
     marks = [mark for mark in marks if any(value is not None for value in mark["values"])]
     groups = [each for number in NUMBERS for each in _groups(rows, number)]
+    groups = [g for g in groups if g["kind"] == KEPT[0]] or groups
     places = {row["path"]: at for at, row in enumerate(rows)}
     pictures = [(places[row["path"]], row["why"]) for row in left if row["path"] in places][:LEFT]
     shown = {at for each in groups for at in each["members"][:MEMBERS]} | {at for at, _ in pictures}

@@ -99,7 +99,7 @@ class VideoCard {
   row(row, sought) {
     return button([el("time", {}, clock(row.start, 1)),
       el("span", {dir: "auto"}, row.said.trim() ? marked(row.said, sought) : el("em", {}, "no text"),
-        row.cut ? el("span", {class: "chip"}, "cut") : null)],
+        row.cut ? el("span", {class: "chip"}, "cut") : null, decidedOn(row))],
     () => this.go(row.start), {"aria-current": this.medium.captions[this.now] === row ? "true" : null});
   }
 
@@ -163,8 +163,13 @@ function chips(medium, sought) {
     title: `${label}: ${score}`}, marked(label, sought), el("small", {}, ` ${score.toFixed(2)}`)));
 }
 
+// What a person did with a caption.
+const decidedOn = row => row.decided.map(word => [" ", el("span", {class: `chip ${word}`}, word)]);
+
 // The captions of an image, and its labels.
-const textsOf = (medium, sought) => [data.captioned ? marked(saidOf(medium), sought) : null, data.captioned && medium.labels ? " " : null,
+const textsOf = (medium, sought) => [
+  data.captioned ? medium.captions.map((row, at) => [at ? "\n" : null, marked(row.said, sought), decidedOn(row)]) : null,
+  data.captioned && medium.labels ? " " : null,
   medium.labels ? chips(medium, sought) : null];
 
 const saidOf = medium => joined(medium.captions.map(row => row.said), "\n");

@@ -71,8 +71,8 @@ def captioned_media(
 
     Each has `name`, `kind`, `url` relative to the folder (None: unknown), `gone`, `prompt` and
     `captions`. A caption is (start, end, text, tokens, whether it was cut, the fields of
-    CONFIDENCE). A summarized one has `summary`: its `text`, the (start, text) of each of
-    its `chapters`, and `warnings`. Raises EnvironmentFault.
+    CONFIDENCE, what a person did with it). A summarized one has `summary`: its `text`, the (start,
+    text) of each of its `chapters`, and `warnings`. Raises EnvironmentFault.
     """
     media, edited = list[dict[str, Any]](), Counter[str]()
     rows_of = {_name(row): row for row in summaries}
@@ -201,6 +201,11 @@ def _named(row: dict[str, Any], text: str) -> str:
     return f"{row['name']}: {text}" if row.get("name") else text
 
 
+def _decided(row: dict[str, Any]) -> list[str]:
+    """Return what a person did with a caption: nothing, or one or two words."""
+    return [*(["corrected"] if "original" in row else []), *filter(None, [row.get("review")])]
+
+
 def _cut(row: dict[str, Any]) -> bool:
     return row.get("ended") == "length" and not row.get("review")
 
@@ -218,7 +223,7 @@ def _medium(entry: dict[str, Any], rows: list[dict[str, Any]], folder: Path) -> 
         "captions": [
             [
                 *(row["start"], row["end"], _named(row, row["caption"])),
-                *(row.get("tokens", 0), _cut(row), *map(row.get, CONFIDENCE)),
+                *(row.get("tokens", 0), _cut(row), *map(row.get, CONFIDENCE), _decided(row)),
             ]
             for row in rows
         ],

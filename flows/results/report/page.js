@@ -1,10 +1,17 @@
 // Builds the page from its data.
 
 const SHEET = 60; // cards of one part of a grid, in full rows of 2 to 6
-const SHOWN = ["all", "cut", "warned", "gone", "failed"];
+const DECIDED = ["open", "accepted", "rejected", "corrected"];
+const SHOWN = ["all", ...DECIDED, "cut", "warned", "gone", "failed"];
 const ORDERS = ["source", "name", "longest", "shortest", "most", "long"];
 for (const medium of data.media) {
-  medium.captions = medium.captions.map(([start, end, said, tokens, cut]) => ({start, end, said, tokens, cut}));
+  medium.captions = medium.captions.map(([start, end, said, tokens, cut, , , , decided = []]) => {
+    const row = {start, end, said, tokens, cut, decided};
+    row.key = row;
+    const caption = decided.includes("corrected") ? said : null;
+    if (decided.length) edits.set(row, {caption, review: decided.find(word => word !== "corrected") || ""});
+    return row;
+  });
   if (medium.labels) medium.labels = medium.labels.map(([label, score, box]) => ({label, score, box, passed: true}));
 }
 // Maximum captions on one page.
@@ -52,7 +59,7 @@ function trouble() {
 // The select boxes. A list wastes space for few captions.
 function choices(changed) {
   const videos = data.media.filter(medium => medium.kind === "video");
-  const left = [...(data.captioned ? [] : ["cut", "longest", "shortest"]), data.failures.length ? "" : "failed"];
+  const left = [...(data.captioned ? [] : ["cut", "longest", "shortest"]), ...(edits.size ? [] : DECIDED), data.failures.length ? "" : "failed"];
   const kept = (table, names) => chosenOf(table, names.filter(name => !left.includes(name)));
   const select = (id, title, all) => el("label", {}, `${title} `, el("select", {id, change: changed}, all));
   const box = el("form", {class: "choosing", submit: event => event.preventDefault()},

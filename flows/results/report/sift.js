@@ -10,8 +10,8 @@ const picture = (at, text) => el("figure", {class: "small"},
   el("figcaption", {dir: "auto"}, data.files[at], " ", el("span", {class: "quiet"}, text)));
 const strip = pairs => pairs.map(([value, file]) => picture(file, String(value)));
 
-// What falls out by one threshold; an unknown value stays.
-const falls = (mark, value, at) => value !== null && (mark.high ? value > at : value < at);
+// What falls out by one threshold: an unknown value does, as it meets no comparison.
+const falls = (mark, value, at) => value === null || (mark.high ? value > at : value < at);
 
 const expression = el("code", {});
 const summary = el("p", {"aria-live": "polite"});
@@ -43,15 +43,16 @@ function markCard(mark) {
     drawn.forEach((bar, number) => bar.classList.toggle("out", mark.high ? number >= place : number + 1 <= place));
     const out = order.filter(([value]) => falls(mark, value, at));
     slider.setAttribute("aria-valuetext", at);
-    if (Number(slider.value) === start) delete thresholds[mark.name];
+    if (Number(slider.value) === start && mark.limit === null) delete thresholds[mark.name];
     else thresholds[mark.name] = at;
-    text.textContent = `${mark.high ? "above" : "below"} ${at}: ${counted(out.length, "file")}`;
+    const unknown = mark.values.length - order.length;
+    text.textContent = `${mark.high ? "above" : "below"} ${at}: ${counted(out.length, "file")}${unknown ? `; null: ${grouped(unknown)}` : ""}`;
     // The last ones to fall out are the ones to look at.
     near.replaceChildren(...strip(mark.high ? out.slice(0, ENDS) : out.slice(-ENDS)));
     tell();
   }
   slider.addEventListener("input", moved);
-  if (steps.length > 1) moved();
+  if (steps.length > 1 || mark.limit !== null) moved();
   const ends = [...order.slice(0, ENDS), ...order.slice(Math.max(ENDS, order.length - ENDS))];
   return el("article", {class: "card mark", id: `mark-${mark.name}`},
     el("h3", {}, mark.name, el("span", {class: "quiet"}, ` ${mark.text}`)),
@@ -67,7 +68,7 @@ section("run", "Sift", el("p", {class: "quiet"}, `${data.name} · ${data.state}`
   data.marked > data.files.length ? el("p", {class: "quiet"}, `shown: a sample of ${grouped(data.files.length)} files`) : null, summary);
 if (data.groups.length) section("copies", "Copies", data.groups.map(({kind, members}) => {
   const drawn = members.slice(0, data.most), more = members.slice(data.most);
-  const alike = kind === "similar" ? " alike by vectors" : " with the same picture";
+  const alike = {similar: " alike by vectors", duplicate: " with the same picture", kept_duplicate: " alike that meet the rest of --keep"}[kind];
   return el("article", {class: "card"},
     el("h3", {}, counted(members.length, "file"), el("span", {class: "quiet"}, alike)),
     el("div", {class: "strip"}, drawn.map(at => picture(at, at === members[0] ? "best" : ""))),

@@ -3,7 +3,7 @@
 const GROUP = 24; // media that are drawn together
 const POLL = 1000; // how soon an edit of another tab is shown
 const DECIDED_ANEW = 20; // captions that are decided before the rest is ordered anew
-const SHOWN = ["all", "open", "accepted", "rejected", "corrected", "cut", "warned", "learned", "copies", "failed"];
+const SHOWN = ["all", "open", "accepted", "rejected", "corrected", "unread", "cut", "warned", "learned", "copies", "failed"];
 const ORDERS = ["source", "name", "longest", "shortest", "copies", "doubt", "teach"];
 const KEYS = [
   ["j  ↓", "next caption"], ["k  ↑", "caption before"], ["e  Enter", "edit: Enter saves, Shift+Enter breaks the line, Esc leaves it"],
@@ -260,8 +260,8 @@ class Page {
     const known = new Map(this.data.media.flatMap(({captions}) => captions).map(row => [row.key, row]));
     const changes = deed.changes.filter(({of}) => known.has(of)), resent = [];
     let left = changes.filter(({of}) => now[of]).length, all = "";
-    for (const {of, caption, review, was} of changes) {
-      const row = known.get(of), there = edit(row), mine = {caption, review};
+    for (const {of, caption, review, unread, was} of changes) {
+      const row = known.get(of), there = edit(row), mine = {caption, review, unread};
       if (!now[of] || same(there, was)) { resent.push([row, mine, was]); continue; }
       if (same(there, mine)) continue;
       const answer = all || await this.askWhich(row, there, mine, left -= 1);
@@ -304,15 +304,15 @@ class Page {
 
   count() {
     if (!this.data) return;
-    const told = {accepted: 0, rejected: 0, corrected: 0}, taught = new Set();
+    const told = {accepted: 0, rejected: 0, corrected: 0, "changed in bulk": 0}, taught = new Set();
     let total = 0, left = 0;
     for (const {captions} of this.data.media) for (const row of captions) {
       const {caption, review} = edit(row);
       total += 1;
       if (!isDecided(row)) left += 1;
       if (review) told[review] += 1;
-      if (caption !== null) told.corrected += 1;
-      if (review === "accepted" || (caption !== null && review !== "rejected")) taught.add(row.key);
+      if (caption !== null) told[isUnread(row) ? "changed in bulk" : "corrected"] += 1;
+      if (isDecided(row) && review !== "rejected") taught.add(row.key);
     }
     const needed = (this.data.learns_from ?? 0) - taught.size;
     $("learn-needs").textContent = needed > 0 ? `Learn needs ${counted(needed, "more decision")}` : "";

@@ -63,7 +63,7 @@ class Replacing extends Panel {
   async send() {
     const does = `replace “${this.find.value}” by “${this.by.value}”`.slice(0, 200), found = await this.look();
     if (!found.length) return;
-    this.page.save(does, found.map(([row, text]) => [row, {caption: orNull(text, row), review: edit(row).review}]));
+    this.page.save(does, found.map(([row, text]) => [row, {caption: orNull(text, row), review: edit(row).review, unread: !isDecided(row)}]));
     this.look();
   }
 }
@@ -96,7 +96,7 @@ class Tags extends Panel {
     if (!tag || tag.includes(",")) return;
     const changes = this.page.chosenRows().map(row => [row, tagsOf(words(row))]).filter(([, tags]) => tags.includes(tag) !== add)
       .map(([row, tags]) => [row, (add ? [...tags, tag] : tags.filter(one => one !== tag)).join(", ")]).filter(([, text]) => text)
-      .map(([row, text]) => [row, {...edit(row), caption: orNull(text, row)}]);
+      .map(([row, text]) => [row, {...edit(row), caption: orNull(text, row), unread: !isDecided(row)}]);
     if (changes.length) this.page.save(`${add ? "add" : "take away"} tag “${tag}”`, changes);
     this.draw();
   }
@@ -158,7 +158,7 @@ class Again extends Panel {
       const use = () => this.page.save("use another answer", [[row, {caption: orNull(text, row), review: "accepted"}]]);
       return el("div", {class: "other"}, el("p", {class: "quiet tiny"}, `${asked || "asked again"}${is ? ": the same answer" : ""}`),
         is ? null : el("p", {dir: "auto"}, told), text === undefined ? null : el("div", {class: "acts"},
-          is ? null : button("Use this", leave(use)), button(is ? "Hide" : "Keep the first", leave(() => this.page.draw([row.key])))));
+          is ? null : button("Use this", leave(use)), button("Dismiss this", leave(() => this.page.draw([row.key])))));
     });
   }
 }

@@ -49,12 +49,13 @@ class Runs {
     card.dataset.acts = acts;
     card.lastElementChild.replaceChildren(...[this.only || run.kind === "sift" ? []
       : el("a", {href: `${HOME}run/${run.run}/`, "data-act": `${run.id} open`}, "Open its captions"),
-    ended ? [acts === "done" ? [] : act("Go on", "go on"), act("Remove from the list", "remove")] : act("Stop", "stop")].flat(2));
+    ended ? [acts !== "done" ? act("Go on", "go on") : run.kind === "sift" ? act("Sift again", "go on") : [], act("Remove from the list", "remove")] : act("Stop", "stop")].flat(2));
     return card;
   }
 
   // What stands above the buttons of a run.
   about(run, ended) {
+    if (!ENDED.includes(run.state)) this.found?.delete(run.id);
     const {status, state, said, error} = run, stages = status?.stages || [];
     const at = stages.filter(stage => stage.done + stage.pending > 0), isDone = state === "done" && run.kind === "caption";
     const work = at.length ? el("div", {class: "stages"}, at.map(stage => this.stage(stage, status.budget))) : null;
@@ -89,20 +90,25 @@ class Runs {
       search.map(line => el("p", {}, el("code", {}, line)))));
   }
 
-  // The copies that sift found, side by side, and what it left out.
+  // The copies that sift found, side by side, and what it left out. A choice applies when these files are sifted again.
   sifted({id}) {
-    const box = el("div"), picture = ({path, media_path: name}, told) => el("figure", {},
+    const box = el("div"), rest = count => count > 0 ? el("p", {class: "quiet"}, `and ${grouped(count)} more`) : null;
+    const choose = (path, choice) => tried(async () => {
+      this.found.set(id, Promise.resolve(await tell(`sifted/${id}`, {path, choice})));
+      await this.found.get(id).then(show);
+    });
+    const picture = ({path, media_path: name, choice}, told, act, to) => el("figure", {},
       el("div", {class: "frame"}, el("img", {alt: "", loading: "lazy", src: pictureOf(path)})),
-      el("figcaption", {class: "tiny"}, name, " ", el("span", {class: "quiet"}, told)));
-    const rest = count => count > 0 ? el("p", {class: "quiet"}, `and ${grouped(count)} more`) : null;
-    const group = (rows, all) => el("div", {class: "copies"}, rows.map((row, at) => picture(row, at ? "a copy" : "the best of them")),
-      rest(all - rows.length));
+      el("figcaption", {class: "tiny"}, name, " ", el("span", {class: "quiet"}, choice ? {best: "chosen as the best", keep: "taken back"}[choice] : told)),
+      act || choice ? button(choice ? "Undo" : act, () => choose(path, choice ? "" : to), {"aria-label": `${choice ? "Undo" : act}: ${name}`}) : null);
+    const group = (rows, all) => el("div", {class: "copies"},
+      rows.map((row, at) => picture(row, row.why || (at ? "a copy" : "the best of them"), at || row.why ? "Choose as best" : "", "best")), rest(all - rows.length));
+    const show = ({count, groups, sizes, left_out: left, left: all}) => box.replaceChildren(
+      el("h3", {}, counted(count, "group"), " of copies"), ...groups.map((rows, at) => group(rows, sizes[at])),
+      ...(all ? [el("h3", {}, "Left out"), el("div", {class: "copies"}, left.map(row => picture(row, row.why, "Take back", "keep")), rest(all - left.length))] : []));
     this.found ||= new Map();
     if (!this.found.has(id)) this.found.set(id, ask(`sifted/${id}`));
-    this.found.get(id).then(({count, groups, sizes, left_out: left}) => box.replaceChildren(
-      el("h3", {}, counted(count, "group"), " of copies"), ...groups.map((rows, at) => group(rows, sizes[at])),
-      ...(left.length ? [el("h3", {}, "Left out"),
-        el("div", {class: "copies"}, left.map(row => picture(row, row.why)))] : [])), problem);
+    this.found.get(id).then(show, problem);
     return box;
   }
 

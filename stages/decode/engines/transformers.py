@@ -20,6 +20,7 @@ from stages.decode.generation import DecodeJob, RequestSettings, SamplingParams
 from stages.decode.prompts import ContextExceeded, prompts_for
 from stages.decode.protocol import CaptionOutput, DecodeRequest, OnPartial
 from stages.memory.oom_retry import OomRetry
+from stages.models.finite import not_finite
 from stages.models.halves.features import Features
 from stages.models.halves.offload import generate, new_tokens, prompt_in
 from stages.models.halves.records import FeatureRecord
@@ -35,7 +36,7 @@ class TransformersEngine:
     name = "transformers"
 
     def __init__(self, job: DecodeJob) -> None:
-        source = ModelJob.of(job.half)
+        self._job, source = job, ModelJob.of(job.half)
         self.generate_kwargs = GenerateKwargs(job.generation, job.max_new_tokens)
         self.prefill_options = PrefillOptions(job.prefill, job.kv, source.device)
         self.processor = source.processor()
@@ -126,9 +127,13 @@ class TransformersEngine:
         )
         generate_kwargs = generate_kwargs.bounded(half, inputs, items, whole=is_live)
         features = Features.of(rows)
-        made = run_generate(half, self.processor, inputs, features, generate_kwargs, **options)
+        made = [*run_generate(half, self.processor, inputs, features, generate_kwargs, **options)]
+        if all(output.is_finite is False for output in made):
+            raise not_finite(self._job.half)
         return [
             output._replace(fields=self.opened(one) | dict(output.fields))
+            if output.is_finite
+            else output._replace(fault=not_finite(self._job.half, seen=output.is_finite is False))
             for one, output in zip(requests, made, strict=True)
         ]
 
@@ -208,10 +213,12 @@ def run_generate(
     for (text, shortened), (tokens, ended), count, was_stopped, confidence, row in every:
         output = CaptionOutput(text, tokens, ended, shortened, int(count), was_stopped)
         fields = generate_kwargs.reasoning(processor, row[:tokens], text)
+        is_finite: bool | None = None if ended == "length" and not text else True
         if confidence is not None:
+            is_finite = confidence.is_finite
             place = partial(generate_kwargs.offset_of, processor, row[:tokens], text)
             fields |= confidence.fields(place)
-        yield output._replace(fields=fields)
+        yield output._replace(fields=fields, is_finite=is_finite)
 
 
 def _generate_watched(

@@ -77,16 +77,6 @@ def encode_batches(
     return [[found[index] for index in range(len(found))] for found in records]
 
 
-def overflowed(record: FeatureRecord) -> bool:
-    """Return whether float16 features contain values that are not finite: some models need a wider
-    range."""
-    return any(
-        not bool(torch.isfinite(value).all())
-        for value in tensors(record.features)
-        if value.dtype == torch.float16
-    )
-
-
 def _groups(batch: Sequence[Prepared]) -> Iterator[list[int]]:
     found: dict[str, list[int]] = {}
     for index, row in enumerate(batch):

@@ -27,11 +27,13 @@ from typing import Any, Generic, Self, TypeVar
 import numpy as np
 import torch
 
+from artifacts.errors import NotFinite
 from artifacts.locks import UnsharedWork, WorkClaims, claims_at
 from artifacts.packs import DamagedRecord, Record, RecordSet, record_sets_of
 from artifacts.schema import Half
 from artifacts.store import is_full, open_store
 from artifacts.tensors import pack_tree
+from stages.memory.meta_device import tensors
 from stages.memory.oom_retry import (
     RETRY,
     ItemFault,
@@ -47,9 +49,10 @@ from stages.models.encoding.batch import (
     PassRow,
     encode_batches,
     encode_passes,
-    overflowed,
     undivided,
 )
+from stages.models.finite import is_finite, not_finite
+from stages.models.half_job import HalfJob
 from stages.models.halves.boundary import StoredWindows
 from stages.models.halves.load import ReloadableHalf
 from stages.models.halves.recorded import PassRecorder
@@ -70,6 +73,10 @@ class Refusal:
     message: str
     hint: str = "Try another model or other sampling (--fps, --frames); the other files are done"
     kind: str = "refused"
+
+    @classmethod
+    def of(cls, error: NotFinite) -> "Refusal":
+        return cls(message=error.message, hint=error.hint, kind=error.kind)
 
     def meta(self) -> dict[str, str]:
         return {"kind": self.kind, "message": self.message, "hint": self.hint}
@@ -291,7 +298,7 @@ class EncodeRun:
         self._readers = Readers(read, processor, readers, reads_text=spec.reads_text)
         half = None if source.route == "joint" else source.load_reloadable(spec.part)
         self._report.note(ready=True, **({} if half is None else facts(half.model)))
-        compute = partial(_encoded, half, spec, self._checks)
+        compute = partial(_encoded, half, job.half, spec, self._checks)
 
         def last() -> object:
             return compute([[(m, self._readers.alone(m)) for m in self.batches[-1][-1:]]])
@@ -335,7 +342,10 @@ class EncodeRun:
                 self._later(made)
 
     def _first(self) -> int:
-        """Return the size of the first batch; 0 if part of this job is already done."""
+        """Return the size of the first batch, which of a fed job is not known; 0 if part of this
+        job is already done."""
+        if self._job.feed:
+            return int(len(self._records) == 0)
         items = [item for batch in self._job.batches for item in batch]
         if not items or any(item.key in self._records for item in items):
             return 0
@@ -446,12 +456,14 @@ def _key(pair: ToEncode | Reading) -> str:
 
 def _encoded(
     half: ReloadableHalf | None,
+    job: HalfJob,
     spec: EncodeSpec,
     checks: PassChecks | None,
     batches: Sequence[Sequence[ToEncode]],
 ) -> list[list[Encoded]]:
     """Make a record for each chunk that was not refused. For a model without boundary it holds the
-    pixels. Without `checks`, each batch passes the half whole."""
+    pixels. Without `checks`, each batch passes the half whole. Raises NotFinite if no chunk has
+    features of finite numbers; chunks without are refused beside others."""
     rows = [[row for _, row in batch if isinstance(row, Prepared)] for batch in batches]
     if half is None:
         made = [[undivided(row) for row in some] for some in rows]
@@ -460,14 +472,22 @@ def _encoded(
         made = [half.call(lambda model: _encoded_in_passes(model, spec, checks, found))]
     else:
         made = half.call(lambda model: spec.encode(model, rows))
-    records = iter([record for some in made for record in some])
+    records = [record for some in made for record in some]
+    good = [half is None or _is_finite(row) for row in records]
+    if records and not any(good):
+        raise not_finite(job, spec.part)
+    left: Iterator[FeatureRecord | Refusal] = iter(records)
+    if not all(good):
+        refusal = Refusal.of(not_finite(job, spec.part))
+        left = iter([row if fine else refusal for row, fine in zip(records, good, strict=True)])
     return [
-        [
-            (m, row if isinstance(row, Refusal) else _in_range(next(records), spec.part))
-            for m, row in batch
-        ]
+        [(m, row if isinstance(row, Refusal) else next(left)) for m, row in batch]
         for batch in batches
     ]
+
+
+def _is_finite(row: FeatureRecord) -> bool:
+    return all(map(is_finite, tensors(row.features)))
 
 
 def _encoded_in_passes(
@@ -480,16 +500,3 @@ def _encoded_in_passes(
         spec.unite(row, list(islice(made, len(some))))
         for (_, row), some in zip(chunks, inputs, strict=True)
     ]
-
-
-def _in_range(row: FeatureRecord, part: Half = "vision") -> FeatureRecord | Refusal:
-    """Return the features, or a refusal if they overflow their type."""
-    if not overflowed(row):
-        return row
-    return Refusal(
-        message="the model computes values beyond the range of float16",
-        hint="Give --vision-precision fp32, or bf16 if the GPU supports it"
-        if part == "vision"
-        else "Leave the sound out, or use a GPU that supports bf16",
-        kind="overflow",
-    )

@@ -34,6 +34,7 @@ from artifacts.errors import UsageError
 from artifacts.packs import Record, RecordSet
 from artifacts.plurals import counted
 from artifacts.store import open_store
+from stages.decode.confidence import are_finite
 from stages.decode.engines import AUTO, engines_for
 from stages.decode.engines.inflight.cache_layers import UnsupportedCacheError
 from stages.decode.engines.inflight.pool import Pool, pays_for_rows
@@ -67,6 +68,7 @@ from stages.decode.generation import DecodeJob
 from stages.decode.prompts import prompts_for
 from stages.decode.protocol import CaptionOutput, DecodeRequest, OnPartial
 from stages.memory.oom_retry import OomRetry, catch_oom, release_memory, try_items
+from stages.models.finite import not_finite
 from stages.models.gguf import ROWS
 from stages.models.halves.absent import NeedsWeights
 from stages.models.halves.features import Features
@@ -490,6 +492,8 @@ class InflightEngine:
     def _check_pair(self, request: DecodeRequest, longer: DecodeRequest, half: Any) -> EngineCheck:
         inputs, features, options = self._generate_inputs(half, request)
         reference = reference_of(half, inputs, features, **options)
+        if not all(map(are_finite, reference.logits)):  # no two of them would be the same
+            raise not_finite(self._job.half)
         row, other = (self._prefill_with(each, half) for each in (request, longer))
         is_only_engine = len(engines_for(self._job.engine)) == 1
         slots = slot_count(self._job)
@@ -537,6 +541,8 @@ class InflightEngine:
         assert state.finish_reason is not None
         if state.fault is not None:
             return CaptionOutput("", 0, state.finish_reason, fault=state.fault)
+        if not state.confidence.is_finite:
+            raise not_finite(self._job.half)
         text, shortened = self._text(state)
         stopped = state.stopped is not None and state.stopped(state.output_ids)
         tokens, read = len(state.output_ids), state.prompt_tokens

@@ -322,6 +322,7 @@ class SequenceState:
         self.output_ids.append(token)
         self.confidence.add(*scores)
         stopped = self.stopped is not None and self.stopped(self.output_ids)
+        stopped |= not self.confidence.is_finite
         if token in self.eos_token_ids or self.fault or stopped:
             self.finish_reason = "stop"
         elif len(self.output_ids) >= self.max_new_tokens:
@@ -574,7 +575,8 @@ class InflightScheduler:
                 self.usage["row_steps_used"] += bool(state.output_ids)  # the first is the prompt's
                 if state.append_token(token, scores):
                     self._clear(state.slot)
-                    self._oom_retry.note_success()
+                    if state.confidence.is_finite:
+                        self._oom_retry.note_success()
                     yield state
                 elif self._on_token is not None:
                     self._on_token(state)
