@@ -92,7 +92,7 @@ def below(least: int, most: int) -> int:
     return least if least <= most else most // 2
 
 
-OUTPUT_VERSION = 38
+OUTPUT_VERSION = 39
 """Output version of a profile, part of its cache key: raised when the content changes."""
 
 
