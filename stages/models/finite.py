@@ -44,6 +44,8 @@ def not_finite(job: HalfJob, half: Half = "language", *, seen: bool = True) -> N
     hint = "Give --precision fp32, or bf16 if the GPU supports it"
     if half == "audio":
         hint = "Leave the sound out, or use a GPU that supports bf16"
+    elif job.gguf and half == "language":
+        hint = "Use another GGUF file, or leave --language-gguf out"
     elif job.dtype == "float32":
         hint = "Use another model, or leave this file out"
     if seen:
