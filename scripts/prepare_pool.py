@@ -44,7 +44,7 @@ BEAT = "PREFECT_FLOWS_HEARTBEAT_FREQUENCY"
 BEAT_SECONDS = 30
 """The shortest that Prefect takes."""
 AUTOMATION = "penstock: a run that is not heard of has crashed"
-DEPLOY = (sys.executable, "-m", "scripts.deploy_all")
+DEPLOY = (sys.executable, "-P", "-m", "scripts.deploy_all")
 DEPLOYED = re.compile(r"Deployment '([^']+)' successfully created")
 WIDTH = 200
 """Columns in which Prefect does not break the line that is looked for."""

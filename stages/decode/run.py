@@ -230,7 +230,7 @@ def origin_of(spec: EngineSpec, engine: DecodeEngine, job: DecodeJob) -> dict[st
         **spec.meta,
         **engine.caption_fields(),
         **({"card": card} if card else {}),
-        "made_by": job.made_by,
+        **({"made_by": job.made_by} if job.made_by else {}),
     }
 
 
