@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 MOUNTS = Path("/proc/self/mountinfo")
+EMPTY = "the folder is empty"
 GONE = (errno.ENOENT, errno.ENOTDIR)
 """Errors of a file that is not there. Others are faults of its disk, or say that it may not be
 seen."""
@@ -71,10 +72,11 @@ class MissingFiles:
 
     def why_away(self, path: str, folders: Iterable[str]) -> tuple[str, str] | None:
         """Return the folder or mount point that is away, and why; None for a file that is there, or
-        was deleted. `folders`: those that hold the file, and are there unless they are away."""
+        was deleted. `folders`: those that hold the file, and are there unless they are away. A file
+        that is there is away, too, if its folder cannot be listed: no run would find it."""
         try:
             os.lstat(path)
-            return None
+            folders = [os.path.dirname(path), *folders]
         except OSError as error:
             if error.errno not in GONE:
                 return os.path.dirname(path), os.strerror(error.errno or 0)
@@ -88,7 +90,12 @@ class MissingFiles:
         if folder not in self._faults:
             try:
                 with os.scandir(folder) as inside:  # an empty one may be where a disk belongs
-                    self._faults[folder] = "" if next(inside, None) else "the folder is empty"
+                    self._faults[folder] = "" if next(inside, None) else EMPTY
             except OSError as error:
                 self._faults[folder] = os.strerror(error.errno or 0)
         return self._faults[folder]
+
+
+def may_have_moved(why: str) -> bool:
+    """Return whether files that are away for this reason may be under another name now."""
+    return why in (EMPTY, *map(os.strerror, GONE))

@@ -7,7 +7,7 @@ exactly, so only pairs can be missed.
 
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -80,14 +80,18 @@ Copies = Pairs | Alike
 
 
 def stars(
-    copies: Sequence[Copies], order: Numbers, count: int
+    copies: Sequence[Copies],
+    order: Numbers,
+    count: int,
+    begins: Callable[[int, Sequence[bool]], bool] = lambda item, is_copy: False,
 ) -> tuple[Numbers, NDArray[np.bool_]]:
     """Return the best item of the group of each of `count` items, -1 for one that is not in
     `order`, and which items are copies of the best of a group [len(copies), count].
 
     `order` has items, the best first. The first one that is in no group begins a group, which takes
     its direct copies, of whichever of `copies`; what is left begins again. So no item is in a group
-    whose best item it is no direct copy of, as in a chain of pairs.
+    whose best item it is no direct copy of, as in a chain of pairs. `begins` says of an item that
+    is a copy, by which of `copies`, whether it begins a group all the same.
     """
     best, flags = np.full(count, -1), np.zeros((len(copies), count), np.bool_)
     while len(order):
@@ -96,10 +100,12 @@ def stars(
             for nodes, pairs, complete in (each.among(order) for each in copies)
         ]
         for at in range(min(complete for *_, complete in graphs)):
-            if all(owners[nodes[at]] < 0 for nodes, _, _, owners, _ in graphs):
+            is_copy = [bool(owners[nodes[at]] >= 0) for nodes, _, _, owners, _ in graphs]
+            if not any(is_copy) or begins(int(order[at]), is_copy):
                 for nodes, bounds, others, owners, _ in graphs:
                     near = others[bounds[nodes[at]] : bounds[nodes[at] + 1]]
-                    owners[near[owners[near] < 0]] = owners[nodes[at]] = at
+                    for new in (near, nodes[at : at + 1]):
+                        owners[new[owners[new] < 0]] = at
         found = np.stack([owners[nodes] for nodes, _, _, owners, _ in graphs])
         flags[:, order] = (found >= 0) & (found != np.arange(len(order)))
         owner = found.max(axis=0)

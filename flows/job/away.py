@@ -9,7 +9,7 @@
 """
 
 import os
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import replace
@@ -20,7 +20,7 @@ from urllib.parse import unquote_to_bytes
 from artifacts.captions import Failure
 from artifacts.errors import EnvironmentFault, PenstockError, UsageError
 from artifacts.json_shapes import MapOf, OptionalField, Shape, count, read_json, read_jsonl, text
-from artifacts.mounts import MissingFiles, noted_mounts
+from artifacts.mounts import EMPTY, MissingFiles, may_have_moved, noted_mounts
 from artifacts.paths import folder_named
 from artifacts.plurals import counted, first_of
 from artifacts.remote.addresses import RemoteFile
@@ -32,7 +32,6 @@ from flows.ledger.tasks import Medium
 from flows.media.media_files import MediaFile, kind_of, source_failure
 from flows.options.commands import RunOptions
 from flows.options.text import OwnerOptions
-from flows.pipelines import Pipeline
 
 AWAY = "away"
 """Kind of the failure of a folder whose media are away."""
@@ -167,7 +166,7 @@ class AwayMedia:
                 folder = file.place if file.remote else os.path.dirname(file.place)
                 self._why[file.place] = (folder, "not all of it can be read")
         away = (each for each in self._earlier if each.of.file.place in self._why and each.rows)
-        return [each for each in away if each.of.medium.digest not in moved]
+        return [each for each in away if not self._has_moved(each, moved)]
 
     def failures(self, away: Iterable[Earlier], failures: Sequence[Failure]) -> list[Failure]:
         """Return a failure for each folder that is away, then those of other sources."""
@@ -207,14 +206,15 @@ class AwayMedia:
                     ledger.unfit[task.identity] = why_not
         return tuple(self.in_order(present, found))
 
-    def gone_note(self, files: Sequence[JobFile], pipeline: Pipeline) -> list[str]:
-        """Return a note on the rows that this run leaves out, of media that did not move."""
+    def gone_note(self, files: Sequence[JobFile], writes: str) -> list[str]:
+        """Return a note on the rows that this run leaves out, of media that did not move. `writes`:
+        the kind of its records."""
         here, moved = {each.file.place for each in files}, self._moved(files)
         left = (each for each in self._earlier if each.rows and each.of.file.place not in here)
-        gone = [each for each in left if each.of.medium.digest not in moved]
+        gone = [each for each in left if not self._has_moved(each, moved)]
         if not gone:
             return []
-        is_captions = pipeline[-1].writes == "captions"
+        is_captions = writes == "captions"
         place = self._out / "captions.jsonl" if is_captions else self._out
         rows = counted(sum(each.rows for each in gone), "caption" if is_captions else "row")
         names = first_of([each.of.file.media_path for each in gone])
@@ -223,10 +223,19 @@ class AwayMedia:
             f"not read ({names})"
         ]
 
-    def _moved(self, files: Iterable[JobFile]) -> set[str]:
-        """Return the contents of files that are new in the folder."""
+    def _moved(self, files: Iterable[JobFile]) -> Counter[str]:
+        """Return the contents of files that are new in the folder, and how many have each."""
         known = {each.of.file.place for each in self._earlier}
-        return {each.medium.digest for each in files if each.file.place not in known}
+        new = {each.file.place: each.medium.digest for each in files}
+        return Counter(digest for place, digest in new.items() if place not in known)
+
+    def _has_moved(self, earlier: Earlier, moved: Counter[str]) -> bool:
+        """Return whether a file that is new stands for an earlier one, and count it as taken. Files
+        below a mount point that is not mounted, or that cannot be read, have not moved."""
+        _, why = self._why.get(earlier.of.file.place, ("", EMPTY))
+        is_taken = may_have_moved(why) and moved[earlier.of.medium.digest] > 0
+        moved[earlier.of.medium.digest] -= is_taken
+        return is_taken
 
     def _prompts(self, away: Sequence[Earlier]) -> dict[Name, list[tuple[str, str]]]:
         """Return the names and prompts of the captions of each medium."""

@@ -238,7 +238,10 @@ class Job:
     @property
     def requested(self) -> int:
         """Return the number of files and of sources that cannot be read."""
-        return len(self.by_file) + sum(each.error != AWAY for each in self.failures)
+        names = {each.file.media_path for each in self.files}
+        return len(self.by_file) + sum(
+            each.error != AWAY and each.media_path not in names for each in self.failures
+        )
 
 
 class NothingToDo(UsageError):
@@ -345,7 +348,7 @@ def prepare(
     base = _job_of(config, store, model, pipeline)
     notes = [*base.notes, *prompts.notes(), *notes]
     job_files = away.job_files(kept, job_files, base.ledger)
-    notes += away.gone_note(job_files, pipeline)
+    notes += away.gone_note(job_files, pipeline[-1].writes)
     return replace(
         base,
         files=job_files,

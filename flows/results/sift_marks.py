@@ -7,7 +7,7 @@ writes the tables of marks, the list of what is kept, and the list of what is le
 import math
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -80,12 +80,14 @@ MARKS: Mapping[str, Mark] = {
 """Name → mark, in the order of the tables; heads follow."""
 FLAGS = {"exact": "", "duplicate": "group", "similar": "similar_group"}
 """Mark of the copies of one kind → mark of the number of their group."""
-CHOICES_FILE, CHOICE = "choices.jsonl", {"path": string, "digest": string, "choice": string}
-"""What a person decided of files on the page, in the folder of a run, and the shape of a line."""
 KEPT = ("kept_duplicate", "kept_group")
 """Marks that `--keep` makes, so that no condition names them."""
 CHOICES = BEST, KEEP_TOO = "best", "keep"
 """What a person may decide: that a file is the best of its copies, or that it is kept, too."""
+CHOICES_FILE = "choices.jsonl"
+"""What a person decided of files on the page, in the folder of a run."""
+CHOICE = {"path": string, "digest": string, "choice": lambda word: word in CHOICES}
+"""Shape of a line of it."""
 Values = dict[str, Any]
 
 
@@ -274,6 +276,7 @@ def mark_copies(found: MarkedFiles, flag: str, copies: Copies) -> None:
     its direct copies, then the best one of the rest and its."""
     found.copies[flag] = copies
     best, (flags,) = stars([copies], found.best_first(), len(found.rows))
+    flags[_are_of_one_file(found.rows, best)] = False
     for row, is_copy in zip(found.rows, flags.tolist(), strict=True):
         row[flag] = int(is_copy)
     if number := FLAGS[flag]:
@@ -311,7 +314,9 @@ def kept_of(found: MarkedFiles, condition: Condition | None) -> tuple[list[int],
     """Return the indexes of the files to keep, and what is left out.
 
     1. A file passes if it meets the condition with the flags of copies set to 0.
-    2. Groups are formed anew among the files that pass, by the flags that the condition names.
+    2. Groups are formed anew among the files that pass, the best first, by the flags that the
+       condition names. A file whose flags meet the condition (`duplicate = 0 or exact = 0`) begins
+       a group, too.
     3. A file that passes is judged by its new flags, so that it is left out as a copy only of a
        file that is kept; one that does not pass by those of all files (`duplicate = 1`).
     """
@@ -323,7 +328,9 @@ def kept_of(found: MarkedFiles, condition: Condition | None) -> tuple[list[int],
     passes[chosen] = True
     order = found.best_first()
     copies = [found.copies[flag] for flag in named or ("duplicate",)]
-    best, flags = stars(copies, order[passes[order]], len(found.rows))
+    meets = _by_flags(found, condition, named)
+    best, flags = stars(copies, order[passes[order]], len(found.rows), meets)
+    flags[:, _are_of_one_file(found.rows, best)] = False
     judged: list[Values] = [{} for _ in found.rows]
     for at in np.flatnonzero(passes).tolist():
         judged[at] = dict(zip(named, flags[:, at].astype(int).tolist(), strict=bool(named)))
@@ -348,6 +355,30 @@ def kept_of(found: MarkedFiles, condition: Condition | None) -> tuple[list[int],
             words = texts[0].split()
             left.nulls[next(n for n in row if row[n] is None and n in words)] += 1
     return np.flatnonzero(kept).tolist(), left
+
+
+def _by_flags(
+    found: MarkedFiles, condition: Condition, named: Sequence[str]
+) -> Callable[[int, Sequence[bool]], bool]:
+    """Return the function that says whether a file meets a condition with these flags of copies."""
+    met: dict[tuple[bool, ...], NDArray[np.bool_]] = {}
+
+    def meets(at: int, flags: Sequence[bool]) -> bool:
+        if at in found.choices or not named:
+            return at in found.choices
+        if (key := tuple(flags)) not in met:
+            values: Values = dict(zip(named, map(int, key), strict=True))
+            met[key] = condition.of(_batch(found.rows, [values] * len(found.rows)))
+        return bool(met[key][at])
+
+    return meets
+
+
+def _are_of_one_file(rows: Sequence[Values], best: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Return which rows name the very file that is the best of their group: a list may name one
+    file twice, with two prompts, and it is no copy of itself."""
+    same = [of >= 0 and row["path"] == rows[of]["path"] for row, of in zip(rows, best, strict=True)]
+    return np.array(same, np.bool_)
 
 
 def _batch(rows: Sequence[Values], flags: Sequence[Values]) -> Any:

@@ -27,7 +27,7 @@ from artifacts.store import Store, open_store, prepare_store
 from artifacts.vectors import vectors_in
 from flows.checkpoint.models import digests_in
 from flows.console.display import Display
-from flows.job.away import AwayMedia, mounts_now
+from flows.job.away import AWAY, AwayMedia, mounts_now
 from flows.job.media_digests import JobFile, read_contents
 from flows.job.prepare import Job, NothingToDo, out_folder
 from flows.ledger.tasks import Medium
@@ -208,6 +208,13 @@ class Sifting:
         self.marks, self.stored_failures = RecordUnion(sets[:1]), sets[1]
 
     @property
+    def requested(self) -> int:
+        """Return the number of files and of sources that cannot be read."""
+        names = {each.file.media_path for each in self.files}
+        left = (each for each in self.failures if each.error != AWAY)
+        return len(self.files) + sum(each.media_path not in names for each in left)
+
+    @property
     def media(self) -> dict[str, Medium]:
         """Return each content once, by its digest."""
         return {each.medium.digest: each.medium for each in self.files}
@@ -230,10 +237,7 @@ def sift(
         vectors = vector_marks(config, display, make_launcher, on_begin)
     with stopped_in_order(), contextlib.closing(display):
         job = _prepared(config, display, out)
-        if choices := choices_in(out):
-            job.choices = choices
-            line = f"{counted(len(choices), 'choice')} of a person applied: {out / CHOICES_FILE}"
-            display.print_line(line)
+        job.choices = choices_in(out)
         with (
             only_run_in(out, "marking into", "give another --out"),
             leased(job.store, [NAMESPACE], out),
@@ -245,7 +249,7 @@ def sift(
             record.carry_on(
                 history_in(out), [f"{NAMESPACE[:16]}-{each[:16]}" for each in job.media]
             )
-            record.value["media"]["total"] = len(job.files) + len(job.failures)
+            record.value["media"]["total"] = job.requested
             record.value["mounts"] = mounts_now(out, job.files)
             own = GeneratedFiles(job.store, out=out)
             for note in take(config, "sift", record, job.store.url, own):
@@ -257,6 +261,8 @@ def sift(
                 found, failures = _complete(job, record, display, make_launcher, out)
                 if vectors is not None:
                     vectors.mark(found, tuple(config.head), config.similar)
+                if job.choices:
+                    display.print_line(_choices_line(job, found, out))
                 kept, left_out = kept_of(found, condition)
                 write_tables(own, out, found, config.format, kept, left_out.why)
                 lines = (media_line(each.file, 1, each.medium) for each in found.files)
@@ -266,7 +272,7 @@ def sift(
                 record.fails(failures)
     return Sifted(
         out=out,
-        files=len(job.files) + len(job.failures),
+        files=job.requested,
         failures=failures,
         marked=len(found.rows),
         kept=len(kept),
@@ -275,6 +281,13 @@ def sift(
         nulls=left_out.nulls,
         unmarked=frozenset(f.file.place for f in job.files) - {f.file.place for f in found.files},
     )
+
+
+def _choices_line(job: Sifting, found: MarkedFiles, out: Path) -> str:
+    """Return the line about what a person chose: how much of it names files that are there."""
+    applied, left = len(found.choices), len(job.choices) - len(found.choices)
+    line = f"{counted(applied, 'choice')} of a person applied: {out / CHOICES_FILE}"
+    return f"{line}; {left:,} of files that are gone, moved or changed" if left > 0 else line
 
 
 def pending(config: SiftConfig, display: Display) -> dict[str, int]:
@@ -354,6 +367,8 @@ def _prepared(config: RunOptions, display: Display, out: Path) -> Sifting:
         (f for f in found.files if f.away and f.medium.digest not in found.marks), None
     ):
         away.refuse(lost.file)
+    for note in away.gone_note(found.files, "marks"):
+        display.print_line(note)
     return found
 
 
