@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.nn.functional import normalize
 
-from artifacts.errors import CannotFit, StageDied, UsageError
+from artifacts.errors import CannotFit, NotFinite, StageDied, UsageError
 from artifacts.packs import Record, RecordSet
 from artifacts.store import open_store
 from artifacts.vectors import vector_record
@@ -33,7 +33,7 @@ def fit_logit_scale(
 ) -> tuple[float, float]:
     """Return scale and bias of a model: the logit of an image and a text is `scale * cosine +
     bias`. `vectors` are those of the texts in `inputs`.
-    Raises UsageError for a model with another formula."""
+    Raises UsageError for a model with another formula, and NotFinite."""
     texts = vectors.double().cpu()
     drawn = torch.randn(PROBES, texts.shape[1], generator=torch.Generator().manual_seed(0))
     # Mix each probe with a text's direction, so that cosines of every size occur.
@@ -42,6 +42,8 @@ def fit_logit_scale(
     length = towards.norm(dim=1, keepdim=True)
     probes = share * towards + (1 - share.abs()) * length * drawn / drawn.norm(dim=1, keepdim=True)
     found = logits(half, inputs, probes).double().cpu()
+    if not is_finite(found):
+        raise NotFinite("the scores of texts are NaN or infinite")
     given = probes.to(half.dtype).double()
     cosines = torch.cosine_similarity(given[:, None], texts[None], dim=2).flatten()
     table = torch.stack([cosines, torch.ones_like(cosines)], dim=1)
@@ -58,6 +60,8 @@ def fit_logit_scale(
             hint="Choose a CLIP-like model: docs/embed.md lists them",
         )
     scale, bias = fitted.tolist()
+    if scale <= 0:
+        raise NotFinite("the scores of all texts are the same")
     return scale, bias if abs(bias) > allowed else 0.0
 
 
@@ -154,9 +158,13 @@ class _TextEncoder:
         ]
         faults.close()
         inputs = self._reader.inputs(texts[:FIT_TEXTS])
-        scale, bias = self._half.call(
-            lambda model: fit_logit_scale(model, inputs, text_vectors(model, inputs))
-        )
+        try:
+            scale, bias = self._half.call(
+                lambda model: fit_logit_scale(model, inputs, text_vectors(model, inputs))
+            )
+        except NotFinite as error:
+            fault = not_finite(self._job)
+            raise StageDied(fault.message, hint=fault.hint) from error
         vectors = mean_directions(torch.cat(made), list(map(len, groups)))
         record = vector_record(key, vectors.numpy())
         cut = {"cut": self._reader.cut(texts), "tokens": self._reader.max_tokens}

@@ -53,6 +53,8 @@ OTHERS = {
 """Local name of a tensor of a form that is not read → the form, after "stored"."""
 BYTES = ("I8", "F8_E4M3")
 """Types of `weight` itself whose numbers are codes."""
+USUAL_GROUP = 128
+"""Columns that share a scale where settings of AWQ and GPTQ leave it out (transformers)."""
 MOST_REPEATS, LONGEST_NAME = 4, 200
 """Bounds of a pattern in config.json and of a name that is compared with it: a pattern of somebody
 could take hours."""
@@ -83,22 +85,60 @@ class Scheme:
         def first(*names: str) -> Any:
             return next((stated[n] for n in names if stated.get(n) is not None), None)
 
-        def number(*names: str) -> int:
-            return value if type(value := first(*names)) is int else 0
-
-        block, symmetric = first("weight_block_size", "block_structure"), first("symmetric", "sym")
-        sides = [n for n in block if type(n) is int and n > 0] if isinstance(block, list) else []
-        order = str(first("actorder")).lower() in ("group", "dynamic", "true")
-        float8 = "fp8" in str(first("quant_method"))
-        return cls(
-            bits=number("bits", "w_bit", "num_bits"),
-            group=-1 if first("strategy") == "channel" else number("group_size", "q_group_size"),
-            block=(sides[0], sides[1]) if len(sides) == 2 else (BLOCK, BLOCK),
-            type=str(first("type") or ("float" if float8 else "")),
-            has_zeros=symmetric is False,
-            has_index=order or first("desc_act") is True,
-            v2=None if symmetric else first("checkpoint_format", "format") == "gptq_v2",
+        method = str(first("quant_method") or "").lower()
+        group = (
+            -1 if first("strategy") == "channel" else _whole(first("group_size", "q_group_size"))
         )
+        if method in ("gptq", "awq") and not {"group_size", "q_group_size"} & stated.keys():
+            group = USUAL_GROUP
+        symmetric = _flag(first("symmetric", "sym"))
+        order = str(first("actorder")).lower() in ("group", "dynamic", "true")
+        form = str(first("checkpoint_format", "format")).lower()
+        return cls(
+            bits=_whole(first("bits", "w_bit", "num_bits")),
+            group=group,
+            block=_sides(first("weight_block_size", "block_structure")),
+            type=str(first("type") or ("float" if "fp8" in method else "")),
+            has_zeros=symmetric is False,
+            has_index=order or _flag(first("desc_act")) is True,
+            v2=None if symmetric else form == "gptq_v2",
+        )
+
+
+def _whole(value: Any) -> int:
+    """Return a whole number of config.json, which may be written as a float or a text; 0 for null.
+    Raises UsageError for any other value."""
+    text = str(int(value) if isinstance(value, float) and value.is_integer() else value).strip()
+    if value is None or (re.fullmatch(r"-?[0-9]{1,9}", text) and not isinstance(value, bool)):
+        return 0 if value is None else int(text)
+    raise _not_understood(value)
+
+
+def _flag(value: Any) -> bool | None:
+    """Return a truth value of config.json; None for null. Raises UsageError for any other value."""
+    if value is None:
+        return None
+    if (word := str(value).strip().lower()) in ("true", "false", "1", "0", "1.0", "0.0"):
+        return word in ("true", "1", "1.0")
+    raise _not_understood(value)
+
+
+def _sides(value: Any) -> tuple[int, int]:
+    """Return rows and columns of a block, stated as a list or as `128x128`. Raises UsageError."""
+    if value is None:
+        return BLOCK, BLOCK
+    sides = value.lower().split("x") if isinstance(value, str) else value
+    if isinstance(sides, list) and len(sides) == 2 and min(found := [*map(_whole, sides)]) > 0:
+        return found[0], found[1]
+    raise _not_understood(value)
+
+
+def _not_understood(value: Any) -> UsageError:
+    return UsageError(
+        f"the quantization settings of config.json hold {str(value)[:40]!r}, which is no value "
+        "that Penstock understands there",
+        hint=ADVICE,
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -152,8 +192,8 @@ def _finds(layer: "StoredLayer", target: str, names: Iterable[str]) -> bool:
         raise layer.unreadable(f"config.json names layers by the pattern {pattern[:60]}")
     try:
         return any(re.match(pattern, name[:LONGEST_NAME]) for name in names)
-    except re.error:
-        return False
+    except re.error as error:
+        raise layer.unreadable(f"config.json names layers by the pattern {pattern[:60]}") from error
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -444,8 +484,8 @@ def _in_groups(layer: StoredLayer, count: int) -> StoredLayer:
     """Return the layer with so many scales for each row. Raises UsageError if they are not as many
     as config.json states."""
     size, columns = layer.scheme.group, layer.columns
-    if not size and count and columns % count == 0:
-        size = columns // count
+    if not size and count and columns % count == 0 and (columns // count).bit_count() == 1:
+        size = columns // count  # another size would be a guess: the last group may be short
     size = columns if size == -1 else min(size, columns)
     if size < 1 or math.ceil(columns / size) != count:
         raise layer.unreadable(f"it has {count} groups of scales for {columns} columns")
