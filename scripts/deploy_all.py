@@ -182,6 +182,10 @@ def main() -> int:
         code = subprocess.run(command, preexec_fn=die_with_parent, check=False).returncode
     if not code:
         with get_client(sync_client=True) as client:
+            for each in changed:
+                if each.get("schedules") == [] and (found := deployed(client).get(named(each))):
+                    for schedule in found.schedules:  # Prefect takes an empty list for none given
+                        client.delete_deployment_schedule(found.id, schedule.id)
             there = deployed(client)
         entries = ((each, there.get(named(each))) for each in file["deployments"])
         made = {str(f.id): fingerprint(each, others, f) for each, f in entries if f is not None}

@@ -242,7 +242,7 @@ def test_each_deployment_has_a_line_and_a_failure_all_that_prefect_printed(
         ("max_store: sixty", "--max-store 'sixty' is not a size. Write it like 200GB"),
         ("max_store: 60", "--max-store 60: 60 bytes? Write 60GiB"),
         ("memory: 4GiB\n        sorces: [a]", "`penstock caption` does not have `sorces`"),
-        ("batch_size: eight", "field 'config.batch_size'. Failure reason: 'eight' is not of type"),
+        ("batch_size: eight", "invalid --batch-size 'eight'. Give a whole number"),
         ("fps: 1\n        frames: 2", "--fps and --frames exclude each other"),
         ("prompt: [", "is not valid YAML: while parsing"),
         ("max_store: 60MB", ""),

@@ -132,7 +132,7 @@ def request_body(job: AskJob, item: AskItem, media: bytes) -> bytes:
 def answer_in(body: bytes, schema: str, keys: EndpointKeys) -> Answer:
     """Return the answer in the body of a response. Raises BadAnswer."""
     try:
-        value = json.loads(body.decode())
+        value = json.loads(body.decode("utf-8-sig"))
         choice = value["choices"][0]
         message, reason = choice["message"], str(choice.get("finish_reason") or "")
         ended = reason.lower()
@@ -150,8 +150,10 @@ def answer_in(body: bytes, schema: str, keys: EndpointKeys) -> Answer:
         why = keys.cleaned(str(message.get("refusal") or reason))
         raise BadAnswer("refused", f"the model refuses to answer: {why}")
     cut = " (it was cut at --max-new-tokens)" if ended in CUT else ""
+    if not text.strip() and _has_reasoned(message, value.get("usage")):
+        raise BadAnswer("thinking", f"the answer is reasoning alone{cut}: raise --max-new-tokens")
     if not text.strip() and cut:
-        why = "its numbers may be NaN (try another precision there), or it reasons for longer"
+        why = "the server's numbers may be NaN (try another precision there)"
         raise BadAnswer(SUSPECTED, f"the answer is empty up to --max-new-tokens: {why}")
     if not text.strip():
         raise BadAnswer("empty", "the answer is empty")
@@ -171,6 +173,17 @@ def answer_in(body: bytes, schema: str, keys: EndpointKeys) -> Answer:
         keys.cleaned(str(value.get("model") or "")),
         keys.cleaned(str(value.get("system_fingerprint") or "")),
     )
+
+
+def _has_reasoned(message: Mapping[str, Any], usage: Any) -> bool:
+    """Return whether an answer states that its model reasoned: beside the content (DeepSeek, vLLM,
+    OpenRouter), in parts of it (Mistral, Anthropic), or by the tokens that it counts (OpenAI)."""
+    parts = message.get("content")
+    kinds = {part.get("type") for part in parts} if isinstance(parts, list) else set[Any]()
+    details = usage.get("completion_tokens_details") if isinstance(usage, Mapping) else None
+    tokens = details.get("reasoning_tokens") if isinstance(details, Mapping) else None
+    beside = message.get("reasoning_content") or message.get("reasoning")
+    return bool(beside or tokens or kinds & {"thinking", "reasoning"})
 
 
 def _text(content: Any) -> str:

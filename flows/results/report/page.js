@@ -59,7 +59,8 @@ function trouble() {
 // The select boxes. A list wastes space for few captions.
 function choices(changed) {
   const videos = data.media.filter(medium => medium.kind === "video");
-  const left = [...(data.captioned ? [] : ["cut", "longest", "shortest"]), ...(edits.size ? [] : DECIDED), data.failures.length ? "" : "failed"];
+  const uncaptioned = data.captioned ? [] : ["cut", "longest", "shortest"];
+  const left = [...uncaptioned, ...(edits.size ? [] : DECIDED), data.failures.length ? "" : "failed"];
   const kept = (table, names) => chosenOf(table, names.filter(name => !left.includes(name)));
   const select = (id, title, all) => el("label", {}, `${title} `, el("select", {id, change: changed}, all));
   const box = el("form", {class: "choosing", submit: event => event.preventDefault()},

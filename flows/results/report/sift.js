@@ -46,7 +46,8 @@ function markCard(mark) {
     if (Number(slider.value) === start && mark.limit === null) delete thresholds[mark.name];
     else thresholds[mark.name] = at;
     const unknown = mark.values.length - order.length;
-    text.textContent = `${mark.high ? "above" : "below"} ${at}: ${counted(out.length, "file")}${unknown ? `; null: ${grouped(unknown)}` : ""}`;
+    const nulls = unknown ? `; null: ${grouped(unknown)}` : "";
+    text.textContent = `${mark.high ? "above" : "below"} ${at}: ${counted(out.length, "file")}${nulls}`;
     // The last ones to fall out are the ones to look at.
     near.replaceChildren(...strip(mark.high ? out.slice(0, ENDS) : out.slice(-ENDS)));
     tell();
@@ -68,7 +69,8 @@ section("run", "Sift", el("p", {class: "quiet"}, `${data.name} · ${data.state}`
   data.marked > data.files.length ? el("p", {class: "quiet"}, `shown: a sample of ${grouped(data.files.length)} files`) : null, summary);
 if (data.groups.length) section("copies", "Copies", data.groups.map(({kind, members}) => {
   const drawn = members.slice(0, data.most), more = members.slice(data.most);
-  const alike = {similar: " alike by vectors", duplicate: " with the same picture", kept_duplicate: " alike that meet the rest of --keep"}[kind];
+  const words = {similar: "by vectors", duplicate: "in their pictures", kept_duplicate: "that meet the rest of --keep"};
+  const alike = ` alike ${words[kind]}`;
   return el("article", {class: "card"},
     el("h3", {}, counted(members.length, "file"), el("span", {class: "quiet"}, alike)),
     el("div", {class: "strip"}, drawn.map(at => picture(at, at === members[0] ? "best" : ""))),

@@ -63,7 +63,9 @@ class Replacing extends Panel {
   async send() {
     const does = `replace “${this.find.value}” by “${this.by.value}”`.slice(0, 200), found = await this.look();
     if (!found.length) return;
-    this.page.save(does, found.map(([row, text]) => [row, {caption: orNull(text, row), review: edit(row).review, unread: !isDecided(row)}]));
+    this.page.save(does, found.map(([row, text]) => [
+      row, {caption: orNull(text, row), review: edit(row).review, unread: !isDecided(row)},
+    ]));
     this.look();
   }
 }

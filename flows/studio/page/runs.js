@@ -3,6 +3,8 @@
 const KINDS = {again: "asking again: ", write: "writing: ", learn: "learning: ", sift: "sifting: ", export: "exporting the model of ",
   tune: "training on "};
 
+const CHOSEN = {best: "chosen as the best", keep: "taken back"};
+
 class Runs {
   constructor({box, only}) {
     Object.assign(this, {box, only, drawn: "", cards: new Map()});
@@ -47,9 +49,10 @@ class Runs {
     card.firstElementChild.replaceWith(this.about(run, ended));
     if (card.dataset.acts === acts) return card;
     card.dataset.acts = acts;
+    const again = acts !== "done" ? act("Go on", "go on") : run.kind === "sift" ? act("Sift again", "go on") : [];
     card.lastElementChild.replaceChildren(...[this.only || run.kind === "sift" ? []
       : el("a", {href: `${HOME}run/${run.run}/`, "data-act": `${run.id} open`}, "Open its captions"),
-    ended ? [acts !== "done" ? act("Go on", "go on") : run.kind === "sift" ? act("Sift again", "go on") : [], act("Remove from the list", "remove")] : act("Stop", "stop")].flat(2));
+    ended ? [again, act("Remove from the list", "remove")] : act("Stop", "stop")].flat(2));
     return card;
   }
 
@@ -97,15 +100,18 @@ class Runs {
       this.found.set(id, Promise.resolve(await tell(`sifted/${id}`, {path, choice})));
       await this.found.get(id).then(show);
     });
-    const picture = ({path, media_path: name, choice}, told, act, to) => el("figure", {},
+    const picture = ({path, media_path: name, choice}, told, act, to, does = choice ? "Undo" : act) => el("figure", {},
       el("div", {class: "frame"}, el("img", {alt: "", loading: "lazy", src: pictureOf(path)})),
-      el("figcaption", {class: "tiny"}, name, " ", el("span", {class: "quiet"}, choice ? {best: "chosen as the best", keep: "taken back"}[choice] : told)),
-      act || choice ? button(choice ? "Undo" : act, () => choose(path, choice ? "" : to), {"aria-label": `${choice ? "Undo" : act}: ${name}`}) : null);
+      el("figcaption", {class: "tiny"}, name, " ", el("span", {class: "quiet"}, CHOSEN[choice] || told)),
+      does ? button(does, () => choose(path, choice ? "" : to), {"aria-label": `${does}: ${name}`}) : null);
     const group = (rows, all) => el("div", {class: "copies"},
-      rows.map((row, at) => picture(row, row.why || (at ? "a copy" : "the best of them"), at || row.why ? "Choose as best" : "", "best")), rest(all - rows.length));
+      rows.map((row, at) => picture(
+        row, row.why || (at ? "a copy" : "the best of them"), at || row.why ? "Choose as best" : "", "best",
+      )), rest(all - rows.length));
     const show = ({count, groups, sizes, left_out: left, left: all}) => box.replaceChildren(
       el("h3", {}, counted(count, "group"), " of copies"), ...groups.map((rows, at) => group(rows, sizes[at])),
-      ...(all ? [el("h3", {}, "Left out"), el("div", {class: "copies"}, left.map(row => picture(row, row.why, "Take back", "keep")), rest(all - left.length))] : []));
+      ...(all ? [el("h3", {}, "Left out"), el("div", {class: "copies"},
+        left.map(row => picture(row, row.why, "Take back", "keep")), rest(all - left.length))] : []));
     this.found ||= new Map();
     if (!this.found.has(id)) this.found.set(id, ask(`sifted/${id}`));
     this.found.get(id).then(show, problem);
