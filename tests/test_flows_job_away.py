@@ -166,6 +166,47 @@ def test_media_that_moved_have_no_second_row_and_copies_keep_theirs(place: Place
     assert [where for where, _ in away_in(ran)] == [str(place.clips / "d1")]
 
 
+def test_files_of_a_folder_that_may_be_entered_and_not_listed_stay(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [f"{name}.png" for name in COLOURS]
+    run_inside(place, **OPTIONS)
+    scan, folder = os.scandir, place.clips / "d1"
+
+    def scandir(path: Any = ".") -> Any:
+        if str(path) == str(folder):
+            raise PermissionError(13, os.strerror(13), str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    ran = run_inside(place, **OPTIONS)
+    assert ran.result.exit_code == 1 and named(place) == names
+    assert away_in(ran) == [(str(folder), "Permission denied: 2 rows of 2 files kept")]
+
+
+def test_one_file_that_is_new_stands_for_one_that_moved(place: Place) -> None:
+    draw(place.clips, {"d1/twin": "blue", "d1/other": "blue"})
+    run_inside(place, **OPTIONS)
+    same = [name for name in named(place) if name.startswith("d1/")]
+    (place.clips / "d1").rename(place.clips / "away")
+    (place.clips / "away" / "twin.png").rename(place.clips / "one.png")
+    shutil.rmtree(place.clips / "away")
+    run_inside(place, **OPTIONS)
+    left = [name for name in named(place) if name.startswith("d1/")]
+    assert "one.png" in named(place) and len(left) == len(same) - 1
+
+
+def test_a_new_copy_takes_no_row_of_a_disk_that_is_not_mounted(place: Place, mounted: Disk) -> None:
+    draw(mounted.point, {"twin": "blue", "other": "blue"})
+    run_inside(place, **OPTIONS)
+    before = named(place)
+    copied = (mounted.point / "twin.png").read_bytes()
+    mounted.unmount()
+    (place.clips / "backup.png").write_bytes(copied)
+    run_inside(place, **OPTIONS)
+    assert sorted(named(place)) == sorted([*before, "backup.png"])
+
+
 def test_a_run_whose_store_lacks_records_of_what_is_away_is_refused_and_drops_nothing(
     place: Place,
 ) -> None:

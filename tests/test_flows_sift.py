@@ -617,3 +617,32 @@ def test_central_crops_of_90_to_99_percent_are_copies(share: int, tmp_path: Path
             looks.append(image_marks(tmp_path / "picture.jpg").looks)
     items = [Fingerprint(looks=each, seconds=0) for each in looks]
     assert pairs_of(items, mirrored=False).tolist() == [[0, 1], [2, 3], [4, 5]]
+
+
+@pytest.mark.parametrize(
+    "condition", ["duplicate = 0 or exact = 0", "not (duplicate=1 and exact=1)"]
+)
+def test_of_exact_copies_one_is_kept_whatever_else_is_a_copy_of_them(condition: str) -> None:
+    small, large = {"digest": "small", "width": 1}, {"digest": "large", "width": 3}
+    files = table(small, small, large, pairs=[[0, 1]])
+    kept, left = kept_of(files, parse_keep(condition, ()))
+    assert kept == [0, 2] and [*left.why] == [1], "0 is a copy of 2, and no exact one"
+
+
+def test_a_file_that_a_list_names_twice_is_no_copy_of_itself(tmp_path: Path) -> None:
+    for name, colour in (("a", "red"), ("b", "blue")):
+        picture = Image.new("RGB", (96, 64), colour)
+        ImageDraw.Draw(picture).ellipse((10, 10, 50, 50), fill="white")
+        picture.save(tmp_path / f"{name}.png")
+    shutil.copy(tmp_path / "a.png", tmp_path / "same.png")
+    lines = [("a", "A?"), ("a", "B?"), ("b", "C?"), ("same", "D?")]
+    text = [json.dumps({"path": str(tmp_path / f"{n}.png"), "prompt": p}) for n, p in lines]
+    (tmp_path / "list.jsonl").write_text("\n".join(text))
+    where = ["--out", str(tmp_path / "out"), "--store", str(tmp_path / "store")]
+    words = ["sift", str(tmp_path / "list.jsonl"), *where, "--keep", "duplicate = 0", "--quiet"]
+    assert main(words) == 0
+    rows = read_lines(tmp_path / "out" / "kept.jsonl")
+    kept = {(row["media_path"], row["prompt"]) for row in rows}
+    assert kept == {("a.png", "A?"), ("a.png", "B?"), ("b.png", "C?")}
+    (left,) = read_lines(tmp_path / "out" / "left_out.jsonl")
+    assert left["media_path"] == "same.png"

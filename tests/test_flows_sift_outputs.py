@@ -1,6 +1,7 @@
 """What `penstock sift` writes and prints: lists that keep names, tables, JSON, and errors."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -196,6 +197,27 @@ def test_what_a_person_chose_is_kept_and_belongs_to_its_content(folder: Path) ->
         picture.save(folder / "copy.png", compress_level=1)
     assert sift(folder, *words) == 0
     assert kept(folder) == ["a/x.png", "b/x.png", "blurred.png"]
+
+
+def test_a_choice_counts_if_it_is_known_and_its_file_is_there(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--keep", "duplicate = 0"]
+    shutil.copy(folder / "a" / "x.png", folder / "b" / "y.png")  # an empty folder is away
+    assert sift(folder, *words) == 0
+    out = folder.with_name("out")
+    marks = {row["media_path"]: row for row in rows(folder, "marks")}
+    choose(out, marks["a/x.png"]["path"], "best")
+    choose(out, marks["b/x.png"]["path"], "keep")
+    (folder / "b" / "x.png").unlink()
+    capsys.readouterr()
+    assert sift(folder, *words) == 0
+    told = "".join(capsys.readouterr())
+    assert "1 choice of a person applied" in told and "1 of files that are gone" in told
+    assert "any more: 1 row of 1 file that this run does not read (b/x.png)" in told
+    choose(out, marks["a/x.png"]["path"], "worst")
+    assert sift(folder, *words) == 5
+    assert "choices.jsonl cannot be read at line 3" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("mark", ["kept_duplicate", "kept_group"])

@@ -225,6 +225,31 @@ def test_an_empty_answer_up_to_the_limit_is_suspected_of_numbers_that_are_none(
     assert not work.captions and [*work.stored_failures.values()] == [kind]
 
 
+REASONED: dict[str, dict[str, Any]] = {
+    "deepseek": {"message": {"content": "", "reasoning_content": "Hm."}},
+    "openrouter": {"message": {"content": None, "reasoning": "Hm."}},
+    "mistral": {"message": {"content": [{"type": "thinking", "thinking": []}]}},
+}
+
+
+@pytest.mark.parametrize("form", [*REASONED, "openai"])
+def test_an_answer_that_is_reasoning_alone_says_so(form: str, tmp_path: Path) -> None:
+    work, stand_in = Work(tmp_path, 1), StandIn()
+
+    def answer(request: dict[str, Any], digest: str, before: int) -> Any:
+        found = message_of(digest)
+        own = REASONED.get(form, {"message": {"content": ""}})
+        found["choices"][0] |= {"finish_reason": "length", **own}
+        counted = {"completion_tokens": 16, "completion_tokens_details": {"reasoning_tokens": 16}}
+        return 200, {**found, "usage": counted if form == "openai" else {}}
+
+    stand_in.answer = answer
+    with running(stand_in) as address:
+        work.run(address)
+    assert [*work.stored_failures.values()] == ["thinking"]
+    assert "raise --max-new-tokens" in next(iter(work.failed.values())).message
+
+
 def test_a_busy_server_is_asked_for_less(work: Work) -> None:
     stand_in = StandIn(seconds=0.02)
     stand_in.answer = lambda *_: (429, {}) if stand_in.at_once > 2 else None

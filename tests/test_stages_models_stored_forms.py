@@ -4,6 +4,7 @@ and a form that is not read is refused by name before anything is encoded."""
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ from scripts.prove import foreign
 from stages.models import describe, load_half
 from stages.models.hub.headers import Header
 from stages.models.shards.layout import DTYPE_NAMES
+from stages.models.stored import layouts
 from stages.models.stored.codes import codes_of, unpack
-from stages.models.stored.layouts import Settings, StoredLayer, recognize, recognized
+from stages.models.stored.layouts import Scheme, Settings, StoredLayer, recognize, recognized
 from tests.support.families import checkpoint, made_once
 from tests.support.quantized import (
     GPTQ,
@@ -281,7 +283,58 @@ def test_gptq_reads_the_scheme_of_a_pattern() -> None:
         recognized([each._replace(name=f"{each.name[2:]}") for each in headers], settings)
 
 
-@pytest.mark.parametrize("pattern", ["(a+)+b", "(.*)*x", ".*.*.*.*.*x"])
+SPELLINGS: list[tuple[dict[str, Any], dict[str, Any]]] = [
+    ({"quant_method": "gptq", "checkpoint_format": "GPTQ_V2", "sym": False}, {"v2": True}),
+    ({"symmetric": 0}, {"has_zeros": True}),
+    ({"symmetric": "false"}, {"has_zeros": True}),
+    ({"desc_act": 1}, {"has_index": True}),
+    ({"block_structure": "96x96"}, {"block": (96, 96)}),
+    ({"weight_block_size": [96.0, 96.0]}, {"block": (96, 96)}),
+    ({"group_size": 128.0}, {"group": 128}),
+    ({"group_size": "128"}, {"group": 128}),
+    ({"quant_method": "gptq", "bits": 4}, {"group": 128}),
+    ({"quant_method": "awq", "bits": 4}, {"group": 128}),
+    ({"strategy": "channel", "group_size": None}, {"group": -1}),
+]
+"""Settings, and what they mean. From `QuantizationArgs` of compressed-tensors, which takes the
+first forms, and from the defaults of transformers' GPTQConfig and AwqConfig."""
+
+
+@pytest.mark.parametrize(("stated", "meant"), SPELLINGS)
+def test_settings_are_understood_in_every_spelling(
+    stated: dict[str, Any], meant: dict[str, Any]
+) -> None:
+    scheme = Scheme.of(stated)
+    assert {name: getattr(scheme, name) for name in meant} == meant
+
+
+@pytest.mark.parametrize(
+    "stated",
+    [
+        {"symmetric": "perhaps"},
+        {"desc_act": [1]},
+        {"block_structure": "96"},
+        {"weight_block_size": [96.5, 96]},
+        {"weight_block_size": [0, 0]},
+        {"group_size": "128x"},
+        {"bits": True},
+        {"group_size": [128]},
+    ],
+)
+def test_settings_that_are_not_understood_are_refused(stated: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match="no value that Penstock understands"):
+        Scheme.of(stated)
+
+
+def test_the_size_of_groups_is_not_guessed() -> None:
+    """Two groups of 192 columns may be of 96, or of 128 and 64."""
+    layer = StoredLayer(name="m.weight", rows=8, columns=192)
+    with pytest.raises(UsageError, match="2 groups of scales for 192 columns"):
+        layouts._in_groups(layer, 2)
+    assert layouts._in_groups(replace(layer, columns=256), 2).block == (1, 128)
+
+
+@pytest.mark.parametrize("pattern", ["(a+)+b", "(.*)*x", ".*.*.*.*.*x", "(mlp"])
 def test_a_pattern_that_may_take_hours_is_refused(pattern: str) -> None:
     settings = compressed("pack-quantized", SMALL)
     settings["config_groups"]["group_0"]["targets"] = [f"re:{pattern}"]
