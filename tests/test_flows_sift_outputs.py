@@ -215,7 +215,8 @@ def test_a_choice_counts_if_it_is_known_and_its_file_is_there(
     told = "".join(capsys.readouterr())
     assert "1 choice of a person applied" in told and "1 of files that are gone" in told
     assert "any more: 1 row of 1 file that this run does not read (b/x.png)" in told
-    choose(out, marks["a/x.png"]["path"], "worst")
+    with (out / "choices.jsonl").open("a") as file:
+        file.write(json.dumps({"path": "p", "digest": "d", "choice": "worst"}) + "\n")
     assert sift(folder, *words) == 5
     assert "choices.jsonl cannot be read at line 3" in capsys.readouterr().err
 
