@@ -132,7 +132,7 @@ def request_body(job: AskJob, item: AskItem, media: bytes) -> bytes:
 def answer_in(body: bytes, schema: str, keys: EndpointKeys) -> Answer:
     """Return the answer in the body of a response. Raises BadAnswer."""
     try:
-        value = json.loads(body.decode("utf-8-sig"))
+        value = json.loads(body.decode().removeprefix("\ufeff"))
         choice = value["choices"][0]
         message, reason = choice["message"], str(choice.get("finish_reason") or "")
         ended = reason.lower()
