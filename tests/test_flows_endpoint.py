@@ -82,7 +82,7 @@ def test_pictures_and_videos_are_captioned_once(pictures: Path) -> None:
     served = plan_of(config)["served"]
     assert served["identity"] == ["name and address", address] and served["video"] is False
     note, again = sorted(plan_of(config)["notes"])
-    assert again.startswith("made again: captions 7 (changed since the last run: the prompt")
+    assert again == "made again: captions 7, frames 7 (changed since the last run: the prompt)"
     assert note.startswith(f"frames go to {address}, each as a picture; m is identified by")
 
 
