@@ -184,6 +184,22 @@ def test_files_of_a_folder_that_may_be_entered_and_not_listed_stay(
     assert away_in(ran) == [(str(folder), "Permission denied: 2 rows of 2 files kept")]
 
 
+def test_files_of_one_name_in_two_folders_keep_their_rows(place: Place, tmp_path: Path) -> None:
+    """Two cards of cameras number their pictures alike."""
+    draw(tmp_path, {"one/x": "red", "two/x": "blue", "three/x": "green", "three/y": "white"})
+    (tmp_path / "list.txt").write_text(
+        "".join(f"{tmp_path / name}.png\n" for name in ("one/x", "two/x", "three/x", "three/y"))
+    )
+    options = {**OPTIONS, "sources": (f"@{tmp_path / 'list.txt'}",)}
+    run_inside(place, **options)
+    before = sorted((row["media_path"], row["caption"]) for row in place.captions())
+    assert len(before) == 4
+    for folder in ("one", "two"):
+        shutil.rmtree(tmp_path / folder)
+    run_inside(place, **options)
+    assert sorted((row["media_path"], row["caption"]) for row in place.captions()) == before
+
+
 def test_one_file_that_is_new_stands_for_one_that_moved(place: Place) -> None:
     draw(place.clips, {"d1/twin": "blue", "d1/other": "blue"})
     run_inside(place, **OPTIONS)

@@ -171,7 +171,8 @@ def test_features_of_sound_that_a_running_job_needs_are_not_pruned(tmp_path: Pat
     fields: Any = {"settings": {}, "files": (), "past": (past,)}
     now = RebuildRecord(number=2, frames="0" * 64, features="1" * 64, **fields)
     config = SimpleNamespace(limit=None, sources=())
-    job: Any = SimpleNamespace(store=book.media.store, config=config, failures=())
+    parts = {"out": tmp_path, "config": config, "failures": ()}
+    job: Any = SimpleNamespace(store=book.media.store, **parts)
     counted: Any = SimpleNamespace(removed=0, removed_bytes=0, dry_run=False)
     running = RunningJob(namespaces=frozenset({HEARS["heard"]}), description="")
     assert prune(job, "2" * 64, now, [running], counted) == (past,)

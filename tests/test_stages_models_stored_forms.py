@@ -326,6 +326,51 @@ def test_settings_that_are_not_understood_are_refused(stated: dict[str, Any]) ->
         Scheme.of(stated)
 
 
+def grouped(**targets: int) -> dict[str, Any]:
+    """Settings of one group of layers for each target: its size of groups."""
+    names = {"mlp": "re:.*mlp.*", "gate": "re:.*gate.*", "foo": "re:foo.*", "bar": "re:bar.*"}
+    return {
+        "quant_method": "compressed-tensors",
+        "config_groups": {
+            target: {
+                "targets": [names.get(target, target)],
+                "weights": {"num_bits": 4, "strategy": "group", "group_size": size},
+            }
+            for target, size in targets.items()
+        },
+    }
+
+
+def test_of_several_patterns_the_first_by_its_text_counts() -> None:
+    """As `match_targets` of compressed-tensors, whatever the order in config.json."""
+    layer = StoredLayer(name="a.mlp.gate_proj.weight", rows=8, columns=192)
+    for stated in (grouped(mlp=96, gate=128), grouped(gate=128, mlp=96)):
+        assert [each.group for each in Settings.of(stated).schemes_of(layer)] == [128]
+
+
+def test_embeddings_have_the_scheme_of_their_class() -> None:
+    layer = StoredLayer(name="model.embed_tokens.weight", rows=8, columns=192)
+    stated = grouped(Linear=128, Embedding=96)
+    assert [each.group for each in Settings.of(stated).schemes_of(layer)] == [96]
+    other = replace(layer, name="model.lm_head.weight")
+    assert [each.group for each in Settings.of(stated).schemes_of(other)] == [128]
+
+
+def test_a_layer_that_no_target_names_has_no_scheme_by_chance() -> None:
+    tensors, _ = LAYOUTS["w4a16"].quantize(noise(16, 64))
+    count = tensors["weight_scale"].shape[1]
+    size = 64 // count
+    with pytest.raises(UsageError, match="several schemes fit"):
+        layer_of(tensors, (16, 64), grouped(foo=size, bar=size + 1))
+
+
+def test_scales_of_what_goes_into_a_layer_are_refused() -> None:
+    tensors, _ = LAYOUTS["gptq"].quantize(noise(16, 64))
+    headers = [header(f"a.mlp.act.{name}", tensor) for name, tensor in tensors.items()]
+    with pytest.raises(UsageError, match=r"a\.mlp\.act\.scales"):
+        recognized(headers, GPTQ)
+
+
 def test_the_size_of_groups_is_not_guessed() -> None:
     """Two groups of 192 columns may be of 96, or of 128 and 64."""
     layer = StoredLayer(name="m.weight", rows=8, columns=192)

@@ -116,12 +116,18 @@ class AwayMedia:
             return
         with suppress(PenstockError):
             self._earlier = [*map(_earlier, read_jsonl(self._out / "media.jsonl", ENTRY, ""))]
-        named = {key for file in files for key in (file.place, (file.media_path, file.source))}
+        named, known = {file.place for file in files}, {e.of.file.place for e in self._earlier}
+        # A source that was moved has the same names below another path.
+        new = {file.place: (file.media_path, file.source) for file in files}
+        moved = Counter(name for place, name in new.items() if place not in known)
         silent = {each.media_path for each in failures if each.error == UNREACHABLE}
         missing = MissingFiles(mounts_in(self._out))
         for each in self._earlier if not self._replaces else ():
             place, why = each.of.file.place, None
-            if not each.rows or place in left_out or {place, each.name} & named:
+            if not each.rows or place in left_out or place in named:
+                continue
+            if moved[each.name] > 0:
+                moved[each.name] -= 1
                 continue
             if each.of.file.remote is None:
                 why = missing.why_away(place, each.folders)
@@ -187,15 +193,18 @@ class AwayMedia:
     ) -> tuple[JobFile, ...]:
         """Return the files of the job, those that are away before what followed them. Raises
         UsageError if the store lacks records of their rows."""
-        last, found = ledger.pipeline[-1].writes, dict[Name, list[JobFile]]()
+        last, found = ledger.pipeline[-1].writes, dict[str, list[JobFile]]()
         prompts = self._prompts(away) if last == "captions" else {}
         others = {(each.medium.digest, each.medium.prompt) for each in present}
         for each in away:
             file, medium = each.of.file, each.of.medium
-            found[each.name] = files = [
+            files = [
                 replace(each.of, file=replace(file, name=n), medium=replace(medium, prompt=prompt))
                 for n, prompt in prompts.get(each.name, [("", "")])
             ]
+            if len(files) > 1:  # some may be of another file with this name, as of two folders
+                files = [of for of in files if _is_stored(ledger, of)] or files
+            found[file.place] = files
             tasks = [(task, of) for of in files for task in ledger.tasks([of.medium])]
             stored = sum(task[last] in ledger[last] for task, _ in tasks)
             if stored < (each.rows if prompts else 1):
@@ -247,15 +256,22 @@ class AwayMedia:
         return {name: [*prompts] for name, prompts in found.items()}
 
     def in_order(
-        self, present: Iterable[JobFile], away: Mapping[Name, list[JobFile]]
+        self, present: Iterable[JobFile], away: Mapping[str, list[JobFile]]
     ) -> Iterable[JobFile]:
-        """Yield the files of the job, those that are away before what followed them."""
-        order = {each.name: at for at, each in enumerate(self._earlier)}
+        """Yield the files of the job, those that are away (by their place) before what followed
+        them."""
+        order = {each.of.file.place: at for at, each in enumerate(self._earlier)}
         left = deque(away)
         for file in present:
-            at = order.get((file.file.media_path, file.file.source), -1)
+            at = order.get(file.file.place, -1)
             while left and order[left[0]] < at:
                 yield from away[left.popleft()]
             yield file
         for name in left:
             yield from away[name]
+
+
+def _is_stored(ledger: Ledger, of: JobFile) -> bool:
+    """Return whether the store has a record of a file with its prompt."""
+    last = ledger.pipeline[-1].writes
+    return any(task[last] in ledger[last] for task in ledger.tasks([of.medium]))

@@ -360,7 +360,7 @@ def _prepared(config: RunOptions, display: Display, out: Path) -> Sifting:
         options=SiftOptions.of(config),
         retry_failed=config.retry_failed,
         store=store,
-        files=[*away.in_order(unique.values(), {each.name: [each.of] for each in kept})],
+        files=[*away.in_order(unique.values(), {each.of.file.place: [each.of] for each in kept})],
         failures=failures,
     )
     if lost := next(

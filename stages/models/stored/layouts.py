@@ -53,6 +53,10 @@ OTHERS = {
 """Local name of a tensor of a form that is not read → the form, after "stored"."""
 BYTES = ("I8", "F8_E4M3")
 """Types of `weight` itself whose numbers are codes."""
+EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings", "embed_in")
+"""Last words of the names of embeddings."""
+BESIDE = (".pre_quant_scale", ".act.scales")
+"""Endings of tensors that change what goes into a quantized layer, which is not read."""
 USUAL_GROUP = 128
 """Columns that share a scale where settings of AWQ and GPTQ leave it out (transformers)."""
 MOST_REPEATS, LONGEST_NAME = 4, 200
@@ -148,19 +152,25 @@ class Settings:
     method: str = ""
     targets: tuple[tuple[str, Scheme], ...] = ()
     """Class, name or, after `re:`, pattern of layers → their scheme."""
+    by_text: bool = False
+    """Whether of several patterns the first by its text counts."""
 
     @classmethod
     def of(cls, stated: Mapping[str, Any]) -> "Settings":
         targets = [(str(t), Scheme.of(s)) for targets, s in _targets(stated) for t in targets]
-        return cls(method=str(stated.get("quant_method", "")), targets=tuple(targets))
+        method, by_text = str(stated.get("quant_method", "")), "config_groups" in stated
+        return cls(method=method, targets=tuple(targets), by_text=by_text)
 
     def schemes_of(self, layer: "StoredLayer") -> list[Scheme]:
         """Return the scheme of a layer. Versions of transformers name layers differently, so for a
         layer that no target names these are all, and its tensors decide. Raises UsageError."""
         names = (layer.stem, layer.module)
         exact = [scheme for target, scheme in self.targets if target in names]
-        by_pattern = [s for target, s in self.targets if _finds(layer, target, names)]
-        by_class = [s for target, s in self.targets if target == "Linear"]
+        # compressed-tensors takes patterns by their text, GPTQModel in their order.
+        targets = sorted(self.targets, key=lambda each: each[0]) if self.by_text else self.targets
+        by_pattern = [s for target, s in targets if _finds(layer, target, names)]
+        classes = ("Embedding", "Linear") if layer.is_embedding else ("Linear",)
+        by_class = [s for name in classes for target, s in self.targets if target == name]
         every = list(dict.fromkeys(scheme for _, scheme in self.targets))
         return (exact or by_pattern or by_class)[:1] or every
 
@@ -283,6 +293,11 @@ class StoredLayer:
         return ", ".join([LAYOUTS[self.layout][0], *stated])
 
     @property
+    def is_embedding(self) -> bool:
+        """Return whether it is one of words, which config.json names by another class."""
+        return self.stem.rpartition(".")[2] in EMBEDDINGS
+
+    @property
     def stem(self) -> str:
         return self.name.removesuffix(".weight")
 
@@ -367,6 +382,11 @@ def recognized(
     settings, found = Settings.of(stated), dict[str, StoredLayer]()
     if is_read_here(stated):
         _refuse_experts(headers)
+        if beside := next((h.name for h in headers if h.name.endswith(BESIDE)), ""):
+            raise UsageError(
+                f"inputs of quantized layers are scaled ({beside}), which Penstock does not read",
+                hint=ADVICE,
+            )
     for name, parts in parts_of(headers, stated).items():
         if name not in places if places is not None else not name.endswith(".weight"):
             continue
@@ -471,13 +491,17 @@ def recognize(layer: StoredLayer, settings: Settings) -> StoredLayer:
         layout = "pack" if words.dtype == "I32" else "fp4"
     else:
         layout = "byte"
-    errors = []
+    errors, fits = list[UsageError](), list[StoredLayer]()
     for scheme in settings.schemes_of(layer) or [Scheme()]:
         try:
-            return LAYOUTS[layout][1](replace(layer, layout=layout, scheme=scheme))
+            fits.append(LAYOUTS[layout][1](replace(layer, layout=layout, scheme=scheme)))
         except UsageError as error:
             errors.append(error)
-    raise errors[0]
+    if not fits:
+        raise errors[0]
+    if len({each.block for each in fits}) > 1:
+        raise layer.unreadable("no target of config.json names it, and several schemes fit")
+    return fits[0]
 
 
 def _in_groups(layer: StoredLayer, count: int) -> StoredLayer:
