@@ -162,7 +162,7 @@ def test_packed_weights_are_refused(tmp_path: Path) -> None:
     write_header(tmp_path / "model.safetensors", tensors, "F16")
     path = tmp_path / "model.safetensors"
     path.write_bytes(path.read_bytes().replace(b'"F16"', b'"U16"'))
-    with pytest.raises(UsageError, match="packed"):
+    with pytest.raises(UsageError, match=r"is quantized \(U16\), but config.json has no"):
         read_architecture(Checkpoint(name="packed", folder=tmp_path))
 
 
