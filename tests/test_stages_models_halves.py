@@ -169,7 +169,7 @@ def test_weights_that_are_cut_short_fail(tmp_path: Path) -> None:
     folder = copy_of("llava", tmp_path / "model")
     file = folder / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-8])
-    with pytest.raises(EnvironmentFault, match=r"weights in .* cannot be read") as caught:
+    with pytest.raises(EnvironmentFault, match=r"is not a whole safetensors file") as caught:
         load_half(folder, "vision")
     assert "\n" not in str(caught.value) and "git lfs pull" in caught.value.hint
 
