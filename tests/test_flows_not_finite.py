@@ -200,18 +200,23 @@ def test_a_dual_encoder_of_nan_writes_no_vectors_and_no_labels(
     assert "Traceback" not in said and place.stored("embeddings") == {}
 
 
+@pytest.mark.parametrize(
+    ("name", "change"), [(DUAL_TEXT, half_of_nan), ("logit_scale", one_infinity)]
+)
 def test_texts_of_nan_give_no_labels(
+    name: str,
+    change: Change,
     pictures: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr("flows.machine.launch.DirectLauncher", lambda listen: InsideLauncher())
-    model = changed(DUAL_CHECKPOINT, tmp_path / "model", DUAL_TEXT, half_of_nan)
+    model = changed(DUAL_CHECKPOINT, tmp_path / "model", name, change)
     place = place_of(pictures, model)
     where = ["--model", str(model), "--out", str(place.out), "--store", str(place.store)]
     assert main(["label", str(pictures), "--labels", "a cat,a dog", *where]) == 5
-    assert DUAL_TEXT in capsys.readouterr().err
+    assert f"{name} in the weights of {model} holds NaN" in capsys.readouterr().err
 
 
 INFINITE = {"x": math.inf}
