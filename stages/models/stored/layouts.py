@@ -508,7 +508,8 @@ def _in_groups(layer: StoredLayer, count: int) -> StoredLayer:
     """Return the layer with so many scales for each row. Raises UsageError if they are not as many
     as config.json states."""
     size, columns = layer.scheme.group, layer.columns
-    if not size and count and columns % count == 0 and (columns // count).bit_count() == 1:
+    whole = count > 0 and columns % count == 0
+    if not size and whole and (count == 1 or (columns // count).bit_count() == 1):
         size = columns // count  # another size would be a guess: the last group may be short
     size = columns if size == -1 else min(size, columns)
     if size < 1 or math.ceil(columns / size) != count:
