@@ -183,6 +183,8 @@ def test_texts_by_hand_stay_with_their_media_when_others_of_the_name_come_and_go
     assert many(config, bright, grey) == mine
     now = many(config, dark, grey, bright)
     assert now == {**now, **mine} and "mine" not in now["dark"]
+    for folder in (grey, dark):
+        (folder / "notes.txt").touch()  # an empty folder would be away
     (grey / "c.png").rename(tmp_path / "away.png")
     now = many(config, dark, bright)
     assert now["bright"] == mine["bright"] and "mine" not in now["dark"]

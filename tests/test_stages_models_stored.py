@@ -619,8 +619,9 @@ def test_rows_of_awq_that_fill_no_word_are_refused() -> None:
 
 
 @pytest.mark.parametrize("block", [[0, 0], [None, 1], ["a", 5], [-1, 5], "x"])
-def test_a_damaged_block_size_is_not_believed(block: Any) -> None:
-    assert Scheme.of({"weight_block_size": block}).block == (128, 128)
+def test_a_damaged_block_size_is_refused(block: Any) -> None:
+    with pytest.raises(UsageError, match="no value that Penstock understands"):
+        Scheme.of({"weight_block_size": block})
 
 
 @pytest.mark.parametrize("stated", [[], "awq", 5, True])
