@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 MOUNTS = Path("/proc/self/mountinfo")
-EMPTY = "the folder is empty"
 GONE = (errno.ENOENT, errno.ENOTDIR)
 """Errors of a file that is not there. Others are faults of its disk, or say that it may not be
 seen."""
@@ -46,56 +45,74 @@ def mounts() -> Iterator[Mount]:
 def noted_mounts(earlier: Mapping[str, str], folders: Iterable[str]) -> dict[str, str]:
     """Return mount point → file system of the media in these folders, and of earlier ones that are
     not mounted now."""
-    now = {each.point: each.kind for each in mounts()}
-    above = {str(each) for folder in folders for each in _above(folder)}
-    found = {point: now[point] for point in above & now.keys() if point != "/"}
-    away = (item for item in earlier.items() if item not in now.items() and item[0] not in above)
-    return {**dict(sorted(found.items())), **dict(away)}
+    mounted = {mount.point: mount.kind for mount in mounts()}
+    parents = {str(parent) for folder in folders for parent in _with_parents(folder)}
+    points = sorted(parents & mounted.keys() - {"/"})
+    unmounted = {
+        point: kind
+        for point, kind in earlier.items()
+        if (point, kind) not in mounted.items() and point not in parents
+    }
+    return {point: mounted[point] for point in points} | unmounted
 
 
-def _above(folder: str) -> tuple[Path, ...]:
+def _with_parents(folder: str) -> tuple[Path, ...]:
     real = Path(os.path.realpath(folder))
     return (real, *real.parents)
 
 
+class Absence(NamedTuple):
+    """Why a file is not found."""
+
+    folder: str
+    """The folder or mount point that is away."""
+    reason: str
+    may_have_moved: bool = False
+    """Whether its files may be under another name now."""
+
+
+DELETED = Absence("", "", may_have_moved=True)
+"""The absence of a file that was deleted, or moved: nothing that should hold it is away."""
+
+
 class MissingFiles:
-    """Says which files that are not found may be there again later. It looks at each folder
-    once."""
+    """Tells why files are not found. It looks at each folder once."""
 
     def __init__(self, noted: Mapping[str, str]) -> None:
         """`noted`: mount point → file system when the files were there."""
-        now = {(each.point, each.kind) for each in mounts()}
-        self.unmounted = {point: kind for point, kind in noted.items() if (point, kind) not in now}
+        mounted = {(mount.point, mount.kind) for mount in mounts()}
+        self.unmounted = {p: kind for p, kind in noted.items() if (p, kind) not in mounted}
         """Noted mount points that are not mounted now → their file systems."""
-        self._faults: dict[str, str] = {}
-        """Folder → why it cannot be read; empty if it can."""
+        self._absences: dict[str, Absence | None] = {}
+        """Folder → why its files cannot be found; None: it can be listed, and is not empty."""
 
-    def why_away(self, path: str, folders: Iterable[str]) -> tuple[str, str] | None:
-        """Return the folder or mount point that is away, and why; None for a file that is there, or
-        was deleted. `folders`: those that hold the file, and are there unless they are away. A file
-        that is there is away, too, if its folder cannot be listed: no run would find it."""
+    def absence_of(self, path: str, folders: Iterable[str]) -> Absence | None:
+        """Return why a file is not found; None for one that is there. `folders` should hold the
+        file. A file that is there is absent, too, if its folder cannot be listed: no run would find
+        it."""
+        is_there = True
         try:
             os.lstat(path)
             folders = [os.path.dirname(path), *folders]
         except OSError as error:
             if error.errno not in GONE:
-                return os.path.dirname(path), os.strerror(error.errno or 0)
-        for point in map(str, _above(os.path.dirname(path)) if self.unmounted else ()):
-            if point in self.unmounted:
-                return point, f"not mounted ({self.unmounted[point]})"
-        faults = ((folder, self._fault_of(folder)) for folder in folders)
-        return next((found for found in faults if found[1]), None)
+                return Absence(os.path.dirname(path), os.strerror(error.errno or 0))
+            is_there = False
+        for parent in map(str, _with_parents(os.path.dirname(path)) if self.unmounted else ()):
+            if parent in self.unmounted:
+                return Absence(parent, f"not mounted ({self.unmounted[parent]})")
+        absences = filter(None, map(self._absence_of_folder, folders))
+        return next(absences, None if is_there else DELETED)
 
-    def _fault_of(self, folder: str) -> str:
-        if folder not in self._faults:
+    def _absence_of_folder(self, folder: str) -> Absence | None:
+        if folder not in self._absences:
+            absence = None
             try:
-                with os.scandir(folder) as inside:  # an empty one may be where a disk belongs
-                    self._faults[folder] = "" if next(inside, None) else EMPTY
+                with os.scandir(folder) as entries:
+                    if next(entries, None) is None:  # a disk may belong there
+                        absence = Absence(folder, "the folder is empty", may_have_moved=True)
             except OSError as error:
-                self._faults[folder] = os.strerror(error.errno or 0)
-        return self._faults[folder]
-
-
-def may_have_moved(why: str) -> bool:
-    """Return whether files that are away for this reason may be under another name now."""
-    return why in (EMPTY, *map(os.strerror, GONE))
+                is_gone = error.errno in GONE
+                absence = Absence(folder, os.strerror(error.errno or 0), may_have_moved=is_gone)
+            self._absences[folder] = absence
+        return self._absences[folder]

@@ -46,7 +46,7 @@ from artifacts.index.shard import (
 from artifacts.index.snapshot import Kept, Snapshot, open_snapshot
 from artifacts.index.writing import IndexWriter
 from artifacts.keys import hash_file
-from artifacts.mounts import MissingFiles
+from artifacts.mounts import DELETED, Absence, MissingFiles
 from artifacts.paths import required_path
 from artifacts.plurals import counted
 from artifacts.remote.addresses import is_address
@@ -60,30 +60,31 @@ class GoneFiles:
     def __init__(self, noted: Mapping[str, str]) -> None:
         """`noted` is as in `MissingFiles`."""
         self._missing = MissingFiles(noted)
-        self._unseen: Counter[tuple[str, str]] = Counter()
-        """Folder and reason → its files that may be there."""
+        self._unseen: Counter[Absence] = Counter()
+        """Folder that is away → its files that may be there."""
 
     def has(self, path: str) -> bool:
         """Return whether a file was deleted. Files far away are not looked up."""
         if is_address(path):
             return False
-        if away := self._missing.why_away(path, [os.path.dirname(path)]):
-            self._unseen[away] += 1
-        return not away and not os.path.lexists(path)
+        absence = self._missing.absence_of(path, [os.path.dirname(path)])
+        if absence not in (None, DELETED):
+            self._unseen[absence] += 1
+        return absence == DELETED
 
-    def kept(self, index: Path) -> Iterator[tuple[tuple[str, str], int, str]]:
-        """Yield each folder whose files an index keeps because they cannot be seen, with the fault,
-        their number, and what to do."""
-        for (folder, fault), count in self._unseen.items():
-            command = shlex.join(["penstock", "index", "remove", folder, "--index", str(index)])
-            yield (folder, fault), count, f"If it was deleted or renamed: {command}"
+    def kept(self, index: Path) -> Iterator[tuple[Absence, int, str]]:
+        """Yield each folder whose files an index keeps because they cannot be seen, their number,
+        and what to do."""
+        for absence, count in self._unseen.items():
+            words = ["penstock", "index", "remove", absence.folder, "--index", str(index)]
+            yield absence, count, f"If it was deleted or renamed: {shlex.join(words)}"
 
     def notes(self, index: Path) -> Iterator[str]:
         """Yield a line for each of these folders."""
-        for (folder, fault), count, hint in self.kept(index):
+        for absence, count, hint in self.kept(index):
             yield (
-                f"note: the rows of {counted(count, 'file')} in {folder} are kept, as its disk may "
-                f"be away ({fault}). {hint}"
+                f"note: the rows of {counted(count, 'file')} in {absence.folder} are kept, as its "
+                f"disk may be away ({absence.reason}). {hint}"
             )
 
 

@@ -14,13 +14,13 @@ from collections.abc import Iterable, Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn, TypeVar
 from urllib.parse import unquote_to_bytes
 
 from artifacts.captions import Failure
 from artifacts.errors import EnvironmentFault, PenstockError, UsageError
 from artifacts.json_shapes import MapOf, OptionalField, Shape, count, read_json, read_jsonl, text
-from artifacts.mounts import EMPTY, MissingFiles, may_have_moved, noted_mounts
+from artifacts.mounts import DELETED, Absence, MissingFiles, noted_mounts
 from artifacts.paths import folder_named
 from artifacts.plurals import counted, first_of
 from artifacts.remote.addresses import RemoteFile
@@ -47,6 +47,7 @@ ENTRY = {
 ROW = {**NAMES, "prompt": text, "name": OptionalField(text)}
 Name = tuple[str, str]
 """`media_path` and `source` of a medium."""
+Key = TypeVar("Key")
 
 
 def mounts_in(out: Path) -> dict[str, str]:
@@ -57,7 +58,8 @@ def mounts_in(out: Path) -> dict[str, str]:
 
 def mounts_now(out: Path, files: Iterable[JobFile]) -> dict[str, str]:
     """Return what a run into a folder notes: the mount points of its media, and earlier ones."""
-    return noted_mounts(mounts_in(out), {str(f.file.path.parent) for f in files if not f.away})
+    folders = {str(job_file.file.path.parent) for job_file in files if not job_file.away}
+    return noted_mounts(mounts_in(out), folders)
 
 
 def recorded_in(out: Path, name: str, shape: Shape) -> Any:
@@ -67,20 +69,37 @@ def recorded_in(out: Path, name: str, shape: Shape) -> Any:
     return None
 
 
-class Earlier(NamedTuple):
-    """One medium of an earlier run into the folder, without a prompt."""
+def unread_sources(failures: Iterable[Failure], files: Iterable[JobFile]) -> int:
+    """Return how many of these failures are of sources that are neither away nor among the files of
+    the job."""
+    names = {job_file.file.media_path for job_file in files}
+    return sum(f.error != AWAY and f.media_path not in names for f in failures)
 
-    of: JobFile
+
+class EarlierMedium(NamedTuple):
+    """A medium that an earlier run into the folder read, without a prompt."""
+
+    job_file: JobFile
     rows: int
+    """Number of its rows in the outputs."""
     folders: list[str]
     """The folder of its source, and the first one below it that holds the file."""
 
     @property
+    def place(self) -> str:
+        return self.job_file.file.place
+
+    @property
     def name(self) -> Name:
-        return self.of.file.media_path, self.of.file.source
+        return self.job_file.file.media_path, self.job_file.file.source
+
+    @property
+    def digest(self) -> str:
+        return self.job_file.medium.digest
 
 
-def _earlier(line: Mapping[str, Any]) -> Earlier:
+def _earlier_medium(line: Mapping[str, Any]) -> EarlierMedium:
+    """Return the medium of a line of `media.jsonl`."""
     path = os.fsdecode(unquote_to_bytes(line["url"].removeprefix("file://")))
     address, size = line.get("address"), line.get("bytes")
     remote = RemoteFile(address=address, size=size or 0, version="") if address else None
@@ -93,7 +112,8 @@ def _earlier(line: Mapping[str, Any]) -> Earlier:
         folders = [path.removesuffix(inside) or "/"]
         first, below, _ = file.media_path.partition("/")
         folders += [os.path.join(folders[0], first)] * bool(below)
-    return Earlier(JobFile(file=file, medium=medium, away=True), line["captions"], folders)
+    job_file = JobFile(file=file, medium=medium, away=True)
+    return EarlierMedium(job_file, line["captions"], folders)
 
 
 class AwayMedia:
@@ -109,169 +129,205 @@ class AwayMedia:
         """`files` and `failures` are those that the sources name now, without those `left_out`."""
         self._out = folder_named(config.out, "out")
         self._replaces = OwnerOptions.of(config).replace
-        self._earlier: list[Earlier] = []
-        self._why: dict[str, tuple[str, str]] = {}
-        """Path or address of a medium → the folder that is away, and why."""
+        self._earlier: list[EarlierMedium] = []
+        self._absences: dict[str, Absence] = {}
+        """Path or address of a medium → why it is away."""
         if not isinstance(config, OwnerOptions):
             return
         with suppress(PenstockError):
-            self._earlier = [*map(_earlier, read_jsonl(self._out / "media.jsonl", ENTRY, ""))]
-        named, known = {file.place for file in files}, {e.of.file.place for e in self._earlier}
+            lines = read_jsonl(self._out / "media.jsonl", ENTRY, "")
+            self._earlier = [*map(_earlier_medium, lines)]
+        places = {file.place for file in files}
         # A source that was moved has the same names below another path.
-        new = {file.place: (file.media_path, file.source) for file in files}
-        moved = Counter(name for place, name in new.items() if place not in known)
-        silent = {each.media_path for each in failures if each.error == UNREACHABLE}
+        new_names = self._new((file.place, (file.media_path, file.source)) for file in files)
+        unreachable = {f.media_path for f in failures if f.error == UNREACHABLE}
         missing = MissingFiles(mounts_in(self._out))
-        for each in self._earlier if not self._replaces else ():
-            place, why = each.of.file.place, None
-            if not each.rows or place in left_out or place in named:
+        for medium in self._earlier if not self._replaces else ():
+            place = medium.place
+            if not medium.rows or place in left_out or place in places:
                 continue
-            if moved[each.name] > 0:
-                moved[each.name] -= 1
+            if _take(new_names, medium.name):
                 continue
-            if each.of.file.remote is None:
-                why = missing.why_away(place, each.folders)
-            elif place in silent:
-                why = (place, "no answer")
-            if why is not None:
-                self._why[place] = why
+            absence = Absence(place, "no answer") if place in unreachable else None
+            if medium.job_file.file.remote is None:
+                absence = missing.absence_of(place, medium.folders)
+            if absence is not None and absence != DELETED:
+                self._absences[place] = absence
 
     @property
     def contents(self) -> frozenset[str]:
-        """Return the contents of which the folder has rows."""
-        return frozenset(each.of.medium.digest for each in self._earlier if each.rows)
+        """Return the digests of the media that have rows in the folder."""
+        return frozenset(medium.digest for medium in self._earlier if medium.rows)
 
     def fault(self) -> EnvironmentFault:
         """Return the error of a run that would need what is away."""
-        folder, why = next(iter(self._why.values()))
-        media = counted(len(self._why), "file")
+        absence = next(iter(self._absences.values()))
+        media = counted(len(self._absences), "file")
         return EnvironmentFault(
-            f"{folder} is away ({why}): {media} of {self._out} cannot be captioned again",
+            f"{absence.folder} is away ({absence.reason}): {media} of {self._out} cannot be "
+            "captioned again",
             hint="Mount or restore it, or run the same `penstock caption` with --replace first, "
             "which drops their rows",
         )
 
     def refuse(self, file: MediaFile) -> NoReturn:
-        """Raise UsageError for a medium of whose rows the store has no records."""
-        folder, why = self._why[file.place]
+        """Raise UsageError for a medium that has rows in the folder and no records in the store."""
+        absence = self._absences[file.place]
         raise UsageError(
-            f"{folder} is away ({why}), and the store has no records of {file.media_path} in these "
-            f"settings: this run would drop its rows from {self._out}",
+            f"{absence.folder} is away ({absence.reason}), and the store has no records of "
+            f"{file.media_path} in these settings: this run would drop its rows from {self._out}",
             hint="Mount or restore it, run as before, give another --out, or --replace drops them",
         )
 
     def __bool__(self) -> bool:
-        return bool(self._why)
+        return bool(self._absences)
 
-    def found(self, files: Iterable[MediaFile], readable: Sequence[JobFile]) -> list[Earlier]:
+    def media(self, files: Iterable[MediaFile], readable: Sequence[JobFile]) -> list[EarlierMedium]:
         """Return the media that are away, in their order, once it is known which `files` of the
         sources can be read."""
-        there, moved = {each.file.place for each in readable}, self._moved(readable)
+        readable_places = {job_file.file.place for job_file in readable}
         for file in files if not self._replaces else ():
-            if file.place not in there:
+            if file.place not in readable_places:
                 folder = file.place if file.remote else os.path.dirname(file.place)
-                self._why[file.place] = (folder, "not all of it can be read")
-        away = (each for each in self._earlier if each.of.file.place in self._why and each.rows)
-        return [each for each in away if not self._has_moved(each, moved)]
+                self._absences[file.place] = Absence(folder, "not all of it can be read")
+        new_contents = self._new_contents(readable)
+        return [
+            medium
+            for medium in self._earlier
+            if medium.rows
+            and medium.place in self._absences
+            and not self._has_moved(medium, new_contents)
+        ]
 
-    def failures(self, away: Iterable[Earlier], failures: Sequence[Failure]) -> list[Failure]:
+    def failures(self, away: Iterable[EarlierMedium], failures: Sequence[Failure]) -> list[Failure]:
         """Return a failure for each folder that is away, then those of other sources."""
-        by_folder: defaultdict[tuple[str, str], list[Earlier]] = defaultdict(list)
-        for each in away:
-            by_folder[self._why[each.of.file.place]].append(each)
-        found = []
-        for (folder, why), media in by_folder.items():
-            kept = f"{counted(sum(each.rows for each in media), 'row')} of "
-            message = f"{why}: {kept}{counted(len(media), 'file')} kept"
-            found.append(source_failure(media[0].of.file.source, folder, AWAY, message, HINT))
-        folders = {folder for folder, _ in by_folder}
-        named = ((each, {each.media_path, os.path.abspath(each.media_path)}) for each in failures)
-        return [*found, *(each for each, names in named if not names & folders)]
+        by_absence: defaultdict[Absence, list[EarlierMedium]] = defaultdict(list)
+        for medium in away:
+            by_absence[self._absences[medium.place]].append(medium)
+        of_folders = []
+        for absence, media in by_absence.items():
+            rows = counted(sum(medium.rows for medium in media), "row")
+            message = f"{absence.reason}: {rows} of {counted(len(media), 'file')} kept"
+            source = media[0].job_file.file.source
+            of_folders.append(source_failure(source, absence.folder, AWAY, message, HINT))
+        folders = {absence.folder for absence in by_absence}
+        return of_folders + [
+            failure
+            for failure in failures
+            if folders.isdisjoint((failure.media_path, os.path.abspath(failure.media_path)))
+        ]
 
     def job_files(
-        self, away: Sequence[Earlier], present: Sequence[JobFile], ledger: Ledger
+        self, away: Sequence[EarlierMedium], present: Sequence[JobFile], ledger: Ledger
     ) -> tuple[JobFile, ...]:
         """Return the files of the job, those that are away before what followed them. Raises
         UsageError if the store lacks records of their rows."""
-        last, found = ledger.pipeline[-1].writes, dict[str, list[JobFile]]()
+        last, by_place = ledger.pipeline[-1].writes, dict[str, list[JobFile]]()
         prompts = self._prompts(away) if last == "captions" else {}
-        others = {(each.medium.digest, each.medium.prompt) for each in present}
-        for each in away:
-            file, medium = each.of.file, each.of.medium
-            files = [
-                replace(each.of, file=replace(file, name=n), medium=replace(medium, prompt=prompt))
-                for n, prompt in prompts.get(each.name, [("", "")])
+        others = {(job_file.medium.digest, job_file.medium.prompt) for job_file in present}
+        for medium in away:
+            file = medium.job_file.file
+            job_files = [
+                replace(
+                    medium.job_file,
+                    file=replace(file, name=name),
+                    medium=replace(medium.job_file.medium, prompt=prompt),
+                )
+                for name, prompt in prompts.get(medium.name, [("", "")])
             ]
-            if len(files) > 1:  # some may be of another file with this name, as of two folders
-                files = [of for of in files if _is_stored(ledger, of)] or files
-            found[file.place] = files
-            tasks = [(task, of) for of in files for task in ledger.tasks([of.medium])]
-            stored = sum(task[last] in ledger[last] for task, _ in tasks)
-            if stored < (each.rows if prompts else 1):
+            if len(job_files) > 1:  # some may be of another file with this name in another folder
+                job_files = [
+                    job_file for job_file in job_files if _rows(ledger, job_file)
+                ] or job_files
+            by_place[file.place] = job_files
+            if sum(_rows(ledger, job_file) for job_file in job_files) < (
+                medium.rows if prompts else 1
+            ):
                 self.refuse(file)
-            for task, of in tasks:
-                if (of.medium.digest, of.medium.prompt) not in others and not ledger.is_done(task):
-                    why_not = {"kind": AWAY, "message": "it is away", "hint": HINT}
-                    ledger.unfit[task.identity] = why_not
-        return tuple(self.in_order(present, found))
+            for job_file in job_files:
+                if (job_file.medium.digest, job_file.medium.prompt) in others:
+                    continue
+                for task in ledger.tasks([job_file.medium]):
+                    if not ledger.is_done(task):
+                        refusal = {"kind": AWAY, "message": "it is away", "hint": HINT}
+                        ledger.unfit[task.identity] = refusal
+        return tuple(self.in_order(present, by_place))
 
     def gone_note(self, files: Sequence[JobFile], writes: str) -> list[str]:
         """Return a note on the rows that this run leaves out, of media that did not move. `writes`:
         the kind of its records."""
-        here, moved = {each.file.place for each in files}, self._moved(files)
-        left = (each for each in self._earlier if each.rows and each.of.file.place not in here)
-        gone = [each for each in left if not self._has_moved(each, moved)]
+        places, new_contents = (
+            {job_file.file.place for job_file in files},
+            self._new_contents(files),
+        )
+        gone = [
+            medium
+            for medium in self._earlier
+            if medium.rows
+            and medium.place not in places
+            and not self._has_moved(medium, new_contents)
+        ]
         if not gone:
             return []
         is_captions = writes == "captions"
         place = self._out / "captions.jsonl" if is_captions else self._out
-        rows = counted(sum(each.rows for each in gone), "caption" if is_captions else "row")
-        names = first_of([each.of.file.media_path for each in gone])
+        count = sum(medium.rows for medium in gone)
+        rows = counted(count, "caption" if is_captions else "row")
+        names = first_of([medium.name[0] for medium in gone])
         return [
             f"not in {place} any more: {rows} of {counted(len(gone), 'file')} that this run does "
             f"not read ({names})"
         ]
 
-    def _moved(self, files: Iterable[JobFile]) -> Counter[str]:
-        """Return the contents of files that are new in the folder, and how many have each."""
-        known = {each.of.file.place for each in self._earlier}
-        new = {each.file.place: each.medium.digest for each in files}
-        return Counter(digest for place, digest in new.items() if place not in known)
+    def _new_contents(self, files: Iterable[JobFile]) -> Counter[str]:
+        return self._new((job_file.file.place, job_file.medium.digest) for job_file in files)
 
-    def _has_moved(self, earlier: Earlier, moved: Counter[str]) -> bool:
+    def _new(self, keys: Iterable[tuple[str, Key]]) -> Counter[Key]:
+        """Return how many files that are new in the folder have each key. `keys`: places of files,
+        with their keys."""
+        earlier = {medium.place for medium in self._earlier}
+        return Counter(key for place, key in dict(keys).items() if place not in earlier)
+
+    def _has_moved(self, medium: EarlierMedium, new_contents: Counter[str]) -> bool:
         """Return whether a file that is new stands for an earlier one, and count it as taken. Files
         below a mount point that is not mounted, or that cannot be read, have not moved."""
-        _, why = self._why.get(earlier.of.file.place, ("", EMPTY))
-        is_taken = may_have_moved(why) and moved[earlier.of.medium.digest] > 0
-        moved[earlier.of.medium.digest] -= is_taken
-        return is_taken
+        absence = self._absences.get(medium.place, DELETED)
+        return absence.may_have_moved and _take(new_contents, medium.digest)
 
-    def _prompts(self, away: Sequence[Earlier]) -> dict[Name, list[tuple[str, str]]]:
+    def _prompts(self, away: Sequence[EarlierMedium]) -> dict[Name, list[tuple[str, str]]]:
         """Return the names and prompts of the captions of each medium."""
-        found = {each.name: dict[tuple[str, str], None]() for each in away}
+        by_name = {medium.name: dict[tuple[str, str], None]() for medium in away}
         with suppress(PenstockError):
             for row in read_jsonl(self._out / "captions.jsonl", ROW, "") if away else ():
-                if (prompts := found.get((row["media_path"], row["source"]))) is not None:
+                if (prompts := by_name.get((row["media_path"], row["source"]))) is not None:
                     prompts[row.get("name", ""), row["prompt"]] = None
-        return {name: [*prompts] for name, prompts in found.items()}
+        return {name: [*prompts] for name, prompts in by_name.items()}
 
     def in_order(
         self, present: Iterable[JobFile], away: Mapping[str, list[JobFile]]
     ) -> Iterable[JobFile]:
         """Yield the files of the job, those that are away (by their place) before what followed
         them."""
-        order = {each.of.file.place: at for at, each in enumerate(self._earlier)}
-        left = deque(away)
-        for file in present:
-            at = order.get(file.file.place, -1)
-            while left and order[left[0]] < at:
-                yield from away[left.popleft()]
-            yield file
-        for name in left:
-            yield from away[name]
+        order = {medium.place: at for at, medium in enumerate(self._earlier)}
+        waiting = deque(away)
+        for job_file in present:
+            at = order.get(job_file.file.place, -1)
+            while waiting and order[waiting[0]] < at:
+                yield from away[waiting.popleft()]
+            yield job_file
+        for place in waiting:
+            yield from away[place]
 
 
-def _is_stored(ledger: Ledger, of: JobFile) -> bool:
-    """Return whether the store has a record of a file with its prompt."""
+def _take(counter: Counter[Key], key: Key) -> bool:
+    """Take one of a key from a counter, and return whether there was one."""
+    if counter[key] < 1:
+        return False
+    counter[key] -= 1
+    return True
+
+
+def _rows(ledger: Ledger, job_file: JobFile) -> int:
+    """Return how many rows the store has of a file with its prompt."""
     last = ledger.pipeline[-1].writes
-    return any(task[last] in ledger[last] for task in ledger.tasks([of.medium]))
+    return sum(task[last] in ledger[last] for task in ledger.tasks([job_file.medium]))

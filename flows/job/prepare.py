@@ -31,7 +31,7 @@ from artifacts.tiles import OFF
 from artifacts.trainers import WITH_SOUND
 from flows.checkpoint.models import Model, digests_in, open_model, pipeline_for
 from flows.checkpoint.precision import PartSettings, attention, weight_bytes
-from flows.job.away import AWAY, AwayMedia
+from flows.job.away import AwayMedia, unread_sources
 from flows.job.card_sampling import as_card, sampling_as_card, with_card_sampling
 from flows.job.media_digests import JobFile, check_beside, inode_note, read_contents
 from flows.job.pass_mode import answering, with_pass_mode
@@ -207,7 +207,7 @@ class Job:
     notes: tuple[str, ...] = ()
     """Notes for the user on how sources were read and how text is sampled."""
     before: frozenset[str] = frozenset()
-    """Contents of which the folder has rows of an earlier run."""
+    """Digests of the media that have rows of an earlier run in the folder."""
     scores: TextScores | None = None
     """Stored scores of corrected captions and of those without scores; None: not requested."""
 
@@ -238,10 +238,7 @@ class Job:
     @property
     def requested(self) -> int:
         """Return the number of files and of sources that cannot be read."""
-        names = {each.file.media_path for each in self.files}
-        return len(self.by_file) + sum(
-            each.error != AWAY and each.media_path not in names for each in self.failures
-        )
+        return len(self.by_file) + unread_sources(self.failures, self.files)
 
 
 class NothingToDo(UsageError):
@@ -338,16 +335,16 @@ def prepare(
         for file, prompt in prompts.of(each.file, each.medium.digest)
     )
     failures = [*failures, *unreadable, *prompts.failures.values()]
-    kept = away.found(files, readable)
-    failures = away.failures(kept, failures)
-    if not job_files and not kept:
+    media_away = away.media(files, readable)
+    failures = away.failures(media_away, failures)
+    if not job_files and not media_away:
         raise NothingToDo(pipeline, failures)
     notes = [] if fetch else unfetched_note([each.file for each in readable])
     notes += [] if config.check_media else inode_note(readable)
     check_summary(config, model)
     base = _job_of(config, store, model, pipeline)
     notes = [*base.notes, *prompts.notes(), *notes]
-    job_files = away.job_files(kept, job_files, base.ledger)
+    job_files = away.job_files(media_away, job_files, base.ledger)
     notes += away.gone_note(job_files, pipeline[-1].writes)
     return replace(
         base,

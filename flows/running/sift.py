@@ -27,7 +27,7 @@ from artifacts.store import Store, open_store, prepare_store
 from artifacts.vectors import vectors_in
 from flows.checkpoint.models import digests_in
 from flows.console.display import Display
-from flows.job.away import AWAY, AwayMedia, mounts_now
+from flows.job.away import AwayMedia, mounts_now, unread_sources
 from flows.job.media_digests import JobFile, read_contents
 from flows.job.prepare import Job, NothingToDo, out_folder
 from flows.ledger.tasks import Medium
@@ -210,9 +210,7 @@ class Sifting:
     @property
     def requested(self) -> int:
         """Return the number of files and of sources that cannot be read."""
-        names = {each.file.media_path for each in self.files}
-        left = (each for each in self.failures if each.error != AWAY)
-        return len(self.files) + sum(each.media_path not in names for each in left)
+        return len(self.files) + unread_sources(self.failures, self.files)
 
     @property
     def media(self) -> dict[str, Medium]:
@@ -347,29 +345,29 @@ def _prepared(config: RunOptions, display: Display, out: Path) -> Sifting:
     readable, unreadable = read_contents(
         files, digests_in(store), store, display.fetched, again=config.check_media
     )
-    kept = away.found(files, readable)
-    failures = away.failures(kept, [*failures, *unreadable])
-    if not readable and not kept:
+    media_away = away.media(files, readable)
+    failures = away.failures(media_away, [*failures, *unreadable])
+    if not readable and not media_away:
         write_jsonl(out / "failures.jsonl", failures)
         raise NothingToDo(SIFT, failures)
     # A file whose line has several prompts is one file.
     unique: dict[tuple[object, ...], JobFile] = {}
     for each in readable:
         unique.setdefault(each.file.identity, each)
-    found = Sifting(
+    by_place = {medium.place: [medium.job_file] for medium in media_away}
+    job = Sifting(
         options=SiftOptions.of(config),
         retry_failed=config.retry_failed,
         store=store,
-        files=[*away.in_order(unique.values(), {each.of.file.place: [each.of] for each in kept})],
+        files=[*away.in_order(unique.values(), by_place)],
         failures=failures,
     )
-    if lost := next(
-        (f for f in found.files if f.away and f.medium.digest not in found.marks), None
-    ):
-        away.refuse(lost.file)
-    for note in away.gone_note(found.files, "marks"):
+    for job_file in job.files:
+        if job_file.away and job_file.medium.digest not in job.marks:
+            away.refuse(job_file.file)
+    for note in away.gone_note(job.files, "marks"):
         display.print_line(note)
-    return found
+    return job
 
 
 def _complete(

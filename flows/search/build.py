@@ -176,9 +176,13 @@ def _append(folder: Path, look_for_vanished: bool, job: Job) -> IndexWritten:
             found.vanished = _vanished(folder, job, gone)
             found.failures += [
                 source_failure(
-                    "", away, AWAY, f"{why}: rows of {counted(count, 'file')} kept", hint
+                    "",
+                    absence.folder,
+                    AWAY,
+                    f"{absence.reason}: rows of {counted(count, 'file')} kept",
+                    hint,
                 )
-                for (away, why), count, hint in gone.kept(folder)
+                for absence, count, hint in gone.kept(folder)
             ]
     write_jsonl(job.out / "failures.jsonl", found.failures)
     return found
