@@ -89,7 +89,7 @@ def test_a_caption_that_the_token_limit_cut_is_trained_without_an_end_token(
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     taught: dict[str, list[int]] = {}
 
-    def step(_: Trainer, examples: list[TrainingExample], __: float) -> float:
+    def step(_: Trainer, examples: list[TrainingExample], __: float, ___: int) -> float:
         taught.update({each.caption: each.ids.tolist() for each in examples})
         return 1.0
 
