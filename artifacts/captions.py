@@ -4,7 +4,6 @@ The module finds the answer in what a model generated, which is the text behind 
 writes the captions of each medium as one file of plain text, WebVTT or SubRip.
 """
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,6 @@ from typing import Any, ClassVar, Literal
 from artifacts.files import encoded, write_text
 from artifacts.schema import values_of
 
-ENCODER = json.JSONEncoder(ensure_ascii=False)
 Ended = Literal["stop", "length"]
 """How a caption ended: by itself, or cut at its token limit."""
 

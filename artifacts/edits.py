@@ -29,8 +29,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from artifacts.captions import ENCODER
 from artifacts.errors import EnvironmentFault
+from artifacts.files import encoded
 from artifacts.json_shapes import (
     BYTES,
     MapOf,
@@ -38,6 +38,7 @@ from artifacts.json_shapes import (
     OptionalField,
     check,
     count,
+    flag,
     moment,
     number,
     parse,
@@ -76,11 +77,6 @@ DIGITS: Final = 24
 def review(value: Any) -> bool:
     """Return whether a value is a decision. Errors of `check` have the name of this function."""
     return value in REVIEWS
-
-
-def flag(value: Any) -> bool:
-    """Return whether a value is true or false."""
-    return isinstance(value, bool)
 
 
 CHANGE = {
@@ -397,7 +393,7 @@ class EditJournal:
         if action["id"] in self.edits.ids:
             return []
         kept = signed(EDIT, action, self._store) if self._signs else dict(action)
-        line = ENCODER.encode(kept).encode() + b"\n"
+        line = encoded(kept).encode() + b"\n"
         end = os.lseek(self._file, 0, os.SEEK_END)
         try:
             while line:
@@ -642,7 +638,7 @@ def _append(file: int, events: Iterable[Mapping[str, Any]]) -> None:
     """Append lines durably, after a line that a crash tore. Raises OSError."""
     end = os.lseek(file, 0, os.SEEK_END)
     torn = b"\n" if end and os.pread(file, 1, end - 1) != b"\n" else b""
-    written = torn + b"".join(ENCODER.encode(dict(event)).encode() + b"\n" for event in events)
+    written = torn + b"".join(encoded(dict(event)).encode() + b"\n" for event in events)
     while written:
         written = written[os.write(file, written) :]
     os.fsync(file)

@@ -14,7 +14,8 @@ import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import IO, Any
 
@@ -101,22 +102,28 @@ def json_text(value: Any, indent: int | None = None) -> str:
     return encoded(value, indent=indent, ensure_ascii=True)
 
 
+@cache
+def _encoder(indent: int | None, ensure_ascii: bool) -> json.JSONEncoder:
+    """Return an encoder, which `json.dumps` would make anew for each row."""
+    return json.JSONEncoder(indent=indent, ensure_ascii=ensure_ascii, allow_nan=False)
+
+
 def encoded(value: Any, *, indent: int | None = None, ensure_ascii: bool = False) -> str:
     """Return JSON, with null in place of NaN and infinity, which JSON cannot hold."""
-    options: dict[str, Any] = {"indent": indent, "ensure_ascii": ensure_ascii, "allow_nan": False}
+    encoder = _encoder(indent, ensure_ascii)
     try:
-        return json.dumps(value, **options)
+        return encoder.encode(value)
     except ValueError:
-        return json.dumps(finite(value), **options)
+        return encoder.encode(finite(value))
 
 
 def finite(value: Any) -> Any:
     """Return the value with None in place of each NaN and infinity in it."""
-    if isinstance(value, Mapping):
-        return {name: finite(each) for name, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [*map(finite, value)]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {name: finite(inner) for name, inner in value.items()}
+    return [*map(finite, value)] if isinstance(value, list | tuple) else value
 
 
 def read_kept(path: Path, form: int) -> dict[str, Any] | None:

@@ -74,6 +74,11 @@ def string(value: Any) -> bool:
     return isinstance(value, str)
 
 
+def flag(value: Any) -> bool:
+    """Return whether a value is true or false."""
+    return isinstance(value, bool)
+
+
 def number(value: Any) -> bool:
     """Return whether a value is a finite number within MAX_NUMBER."""
     if isinstance(value, bool) or not isinstance(value, int | float):

@@ -259,8 +259,6 @@ def test_no_writer_of_rows_writes_what_json_and_tables_cannot_hold(tmp_path: Pat
 
 
 NO_SCORES = {
-    "artifacts/captions.py": "the encoder of edits",
-    "artifacts/edits.py": "texts and marks of a person",
     "artifacts/files.py": "the one writer",
     "artifacts/index/shard.py": "numbers of identities",
     "artifacts/keys.py": "keys",

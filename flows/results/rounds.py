@@ -10,6 +10,7 @@ from artifacts.json_shapes import (
     Nullable,
     OptionalField,
     count,
+    flag,
     moment,
     number,
     read_json,
@@ -45,11 +46,6 @@ LEAST_MEDIA, FEW_MEDIA = 4, 10
 times, and below which the test is weak."""
 CAPTION_AGAIN = "Run the same `penstock caption` again, which rewrites it"
 RUN_AGAIN = "Restore the file, or delete the folder of the round to leave the round out"
-
-
-def flag(value: Any) -> bool:
-    """Return whether a value is true or false."""
-    return isinstance(value, bool)
 
 
 SETTINGS = {

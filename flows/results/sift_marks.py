@@ -9,7 +9,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -323,20 +323,24 @@ def kept_of(found: MarkedFiles, condition: Condition | None) -> tuple[list[int],
     if condition is None or not found.rows:
         return list(range(len(found.rows))), LeftOut()
     named = [flag for flag in FLAGS if flag in condition.columns]
-    alone = _batch(found.rows, [dict.fromkeys(named, 0)] * len(found.rows))
+    stored = _batch(found.rows)
+    alone = _with_flags(stored, {flag: 0 for flag in named})
     passes, chosen = condition.of(alone).copy(), list(found.choices)
     passes[chosen] = True
     order = found.best_first()
     copies = [found.copies[flag] for flag in named or ("duplicate",)]
-    meets = _by_flags(found, condition, named)
+    meets = _by_flags(found, condition, named, stored)
     best, flags = stars(copies, order[passes[order]], len(found.rows), meets)
     flags[:, _are_of_one_file(found.rows, best)] = False
-    judged: list[Values] = [{} for _ in found.rows]
     for at in np.flatnonzero(passes).tolist():
-        judged[at] = dict(zip(named, flags[:, at].astype(int).tolist(), strict=bool(named)))
         found.rows[at]["kept_duplicate"] = int(flags[:, at].any())
     _number(found.rows, best.tolist(), "kept_group")
-    batch = _batch(found.rows, judged)
+    of_all = {flag: [row[flag] for row in found.rows] for flag in named}
+    judged = {
+        flag: np.where(passes, is_copy, of_all[flag])
+        for flag, is_copy in zip(named, flags, strict=bool(named))
+    }
+    batch = _with_flags(stored, judged)
     kept = condition.of(batch).copy()
     kept[chosen] = True
     parts = list(zip(condition.parts(batch), condition.parts(alone), strict=True))
@@ -358,18 +362,20 @@ def kept_of(found: MarkedFiles, condition: Condition | None) -> tuple[list[int],
 
 
 def _by_flags(
-    found: MarkedFiles, condition: Condition, named: Sequence[str]
+    found: MarkedFiles, condition: Condition, named: Sequence[str], stored: Any
 ) -> Callable[[int, Sequence[bool]], bool]:
-    """Return the function that says whether a file meets a condition with these flags of copies."""
-    met: dict[tuple[bool, ...], NDArray[np.bool_]] = {}
+    """Return the function that says whether a file meets a condition with these flags of copies.
+    `stored` is the batch of all rows."""
+
+    @cache
+    def rows_that_meet(flags: tuple[bool, ...]) -> NDArray[np.bool_]:
+        values = dict(zip(named, map(int, flags), strict=True))
+        return condition.of(_with_flags(stored, values))
 
     def meets(at: int, flags: Sequence[bool]) -> bool:
         if at in found.choices or not named:
             return at in found.choices
-        if (key := tuple(flags)) not in met:
-            values: Values = dict(zip(named, map(int, key), strict=True))
-            met[key] = condition.of(_batch(found.rows, [values] * len(found.rows)))
-        return bool(met[key][at])
+        return bool(rows_that_meet(tuple(flags))[at])
 
     return meets
 
@@ -381,13 +387,22 @@ def _are_of_one_file(rows: Sequence[Values], best: NDArray[np.int64]) -> NDArray
     return np.array(same, np.bool_)
 
 
-def _batch(rows: Sequence[Values], flags: Sequence[Values]) -> Any:
-    """Return rows as a pyarrow batch, with these flags in the place of theirs."""
+def _batch(rows: Sequence[Values]) -> Any:
+    """Return rows as a pyarrow batch."""
     # Numbers of one type, since a condition may compare a count with 0.5.
     kinds = {name: "text" if name in TEXTS else "number" for name in rows[0]}
-    every = (row | of for row, of in zip(rows, flags, strict=True))
-    stored = [{name: stored_text(value) for name, value in row.items()} for row in every]
+    stored = [{name: stored_text(value) for name, value in row.items()} for row in rows]
     (batch,) = table_of(stored, kinds).combine_chunks().to_batches()
+    return batch
+
+
+def _with_flags(batch: Any, flags: Mapping[str, Any]) -> Any:
+    """Return a batch with these flags of copies: mark → its value of each row, or of all."""
+    import pyarrow as pa
+
+    for name, values in flags.items():
+        column = pa.array(np.broadcast_to(np.asarray(values, np.float64), batch.num_rows))
+        batch = batch.set_column(batch.schema.get_field_index(name), name, column)
     return batch
 
 

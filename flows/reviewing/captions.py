@@ -22,13 +22,12 @@ from artifacts.edits import (
     changes_of,
     elsewhere_note,
     event_of,
-    flag,
     keys_of,
     review,
     unused_note,
 )
 from artifacts.errors import EnvironmentFault, UsageError
-from artifacts.json_shapes import Nullable, OptionalField, ShapeError, check, text
+from artifacts.json_shapes import Nullable, OptionalField, ShapeError, check, flag, text
 from artifacts.plurals import counted
 from artifacts.remote.addresses import is_address
 from artifacts.remote.media_cache import is_copy

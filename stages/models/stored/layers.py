@@ -22,7 +22,7 @@ from torch import nn
 from stages.models.hub.headers import Header
 from stages.models.hub.quantized import settings_in
 from stages.models.stored.codes import PackedLinear, codes_of, unpack
-from stages.models.stored.layouts import StoredLayer, parts_of, recognized
+from stages.models.stored.layouts import Places, StoredLayer, recognized
 
 
 def stored_settings(config: Any) -> dict[str, Any] | None:
@@ -69,16 +69,17 @@ def split_targets(skeleton: Any) -> list[str]:
 def stored_layers(skeleton: Any, headers: Sequence[Header]) -> dict[str, StoredLayer]:
     """Return the quantized layers that belong to the model: name of the weight → layer. Raises what
     `recognized` does."""
-    settings = stored_settings(skeleton.config) or {}
-    names = list(parts_of(headers, settings))
-    shapes = {
-        path: tuple(parameter.shape)
-        for path, parameter in skeleton.named_parameters(remove_duplicate=False)
-        if parameter.is_floating_point()
-    }
-    paths = zip(names, model_names(skeleton, names), strict=True)
-    places = {name: (path, shapes[path]) for name, path in paths if path and path in shapes}
-    return recognized(headers, settings, places)
+
+    def places_of(names: Sequence[str]) -> Places:
+        shapes = {
+            path: tuple(parameter.shape)
+            for path, parameter in skeleton.named_parameters(remove_duplicate=False)
+            if parameter.is_floating_point()
+        }
+        paths = zip(names, model_names(skeleton, names), strict=True)
+        return {name: (path, shapes[path]) for name, path in paths if path and path in shapes}
+
+    return recognized(headers, stored_settings(skeleton.config) or {}, places_of)
 
 
 def kind_of(kinds: Iterable[str]) -> str:

@@ -132,8 +132,10 @@ def _sides(value: Any) -> tuple[int, int]:
     if value is None:
         return BLOCK, BLOCK
     sides = value.lower().split("x") if isinstance(value, str) else value
-    if isinstance(sides, list) and len(sides) == 2 and min(found := [*map(_whole, sides)]) > 0:
-        return found[0], found[1]
+    if isinstance(sides, list) and len(sides) == 2:
+        rows, columns = map(_whole, sides)
+        if rows > 0 and columns > 0:
+            return rows, columns
     raise _not_understood(value)
 
 
@@ -370,16 +372,21 @@ def _is_of_bitsandbytes(parts: Mapping[str, Header]) -> bool:
     return theirs and parts.keys().isdisjoint((*NAMES, *OTHERS))
 
 
+Places = Mapping[str, tuple[str, tuple[int, ...]]]
+"""Name of a weight → its path and its shape in the model."""
+
+
 def recognized(
     headers: Sequence[Header],
     stated: Mapping[str, Any],
-    places: Mapping[str, tuple[str, tuple[int, ...]]] | None = None,
+    places_of: Callable[[Sequence[str]], Places] | None = None,
 ) -> dict[str, StoredLayer]:
     """Return the layers that another program than bitsandbytes quantized: name of the weight →
-    layer. `stated` are the settings of config.json, empty if it has none, and `places` are path and
-    shape in the model of what `parts_of` returns; without a model, shapes follow from codes and
-    scales. Raises UsageError for a form that is not read, EnvironmentFault for damage."""
-    settings, found = Settings.of(stated), dict[str, StoredLayer]()
+    layer. `stated` are the settings of config.json, empty if it has none. `places_of` returns the
+    path and the shape that weights have in the model, of those that it has; without a model, shapes
+    follow from codes and scales. Raises UsageError for a form that is not read, EnvironmentFault
+    for damage."""
+    settings, layers = Settings.of(stated), dict[str, StoredLayer]()
     if is_read_here(stated):
         _refuse_experts(headers)
         if beside := next((h.name for h in headers if h.name.endswith(BESIDE)), ""):
@@ -387,10 +394,13 @@ def recognized(
                 f"inputs of quantized layers are scaled ({beside}), which Penstock does not read",
                 hint=ADVICE,
             )
-    for name, parts in parts_of(headers, stated).items():
-        if name not in places if places is not None else not name.endswith(".weight"):
-            continue
-        path, shape = places[name] if places is not None else ("", ())
+    weights = parts_of(headers, stated)
+    if places_of is None:
+        places: Places = {name: ("", ()) for name in weights if name.endswith(".weight")}
+    else:
+        places = places_of([*weights])
+    for name, (path, shape) in places.items():
+        parts = weights[name]
         layer = StoredLayer(name=name, path=path, parts=parts, rows=0, columns=0)
         _refuse_others(layer, stated)
         if not is_read_here(stated):
@@ -398,9 +408,9 @@ def recognized(
         if len(shape) not in (0, 2):
             raise layer.unreadable(f"it has {len(shape)} dimensions, and only matrices are read")
         rows, columns = shape or _shape(layer, settings)
-        found[name] = recognize(replace(layer, rows=rows, columns=columns), settings)
-    _refuse_unlike(found.values())
-    return found
+        layers[name] = recognize(replace(layer, rows=rows, columns=columns), settings)
+    _refuse_unlike(layers.values())
+    return layers
 
 
 def _refuse_experts(headers: Iterable[Header]) -> None:
@@ -419,28 +429,23 @@ def _refuse_others(layer: StoredLayer, stated: Mapping[str, Any]) -> None:
     """Refuse a form that is not read, and one that config.json does not state: the loader would
     take its codes for weights. Raises UsageError."""
     parts = layer.parts
+    is_of_bitsandbytes = _is_of_bitsandbytes(parts)
     form = next((form for name, form in OTHERS.items() if name in parts), "")
-    unknown = [n for n in parts if n.startswith("weight.") and not _is_of_bitsandbytes(parts)]
+    unknown = [n for n in parts if n.startswith("weight.") and not is_of_bitsandbytes]
     if form or unknown:
         form = form or f"in a form that is not known here ({', '.join(sorted(unknown))})"
         raise UsageError(
             f"{layer.name} is stored {form}, which Penstock does not read", hint=ADVICE
         )
+    holds_codes = parts.keys() != {"weight"} or parts["weight"].dtype[0] in "IU"
+    if not holds_codes or (is_read_here(stated) and not is_of_bitsandbytes):
+        return
     method = stated.get("quant_method", "bitsandbytes") if stated else ""
+    says = f"says that it is by {method}" if method else "has no quantization_config"
+    if not is_of_bitsandbytes:
+        says += ". Files of ModelOpt say it in hf_quant_config.json, which Penstock does not read"
     dtypes = ", ".join(sorted({part.dtype for part in parts.values()}))
-    codes = parts.keys() != {"weight"} or parts["weight"].dtype[0] in "IU"
-    if codes and (not is_read_here(stated) or _is_of_bitsandbytes(parts)):
-        says = f"says that it is by {method}" if method else "has no quantization_config"
-        theirs = (
-            ""
-            if _is_of_bitsandbytes(parts)
-            else (
-                ". Files of ModelOpt say it in hf_quant_config.json, which Penstock does not read"
-            )
-        )
-        raise UsageError(
-            f"{layer.name} is quantized ({dtypes}), but config.json {says}{theirs}", hint=ADVICE
-        )
+    raise UsageError(f"{layer.name} is quantized ({dtypes}), but config.json {says}", hint=ADVICE)
 
 
 def _refuse_unlike(layers: Iterable[StoredLayer]) -> None:
@@ -499,7 +504,7 @@ def recognize(layer: StoredLayer, settings: Settings) -> StoredLayer:
             errors.append(error)
     if not fits:
         raise errors[0]
-    if len({each.block for each in fits}) > 1:
+    if len({fit.block for fit in fits}) > 1:
         raise layer.unreadable("no target of config.json names it, and several schemes fit")
     return fits[0]
 
