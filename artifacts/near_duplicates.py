@@ -53,7 +53,7 @@ class Pairs:
     contents: Numbers
     """Number of the content of each item; those of one content are equal."""
     pairs: Numbers
-    """Contents of which one is a direct copy of the other [n, 2], each pair once."""
+    """Pairs of contents that are direct copies of each other, of shape [n, 2]; each pair once."""
 
     def among(self, items: Numbers) -> Near:
         nodes = np.full(int(self.contents.max(initial=-1)) + 1, -1)
@@ -88,10 +88,12 @@ def stars(
     """Return the best item of the group of each of `count` items, -1 for one that is not in
     `order`, and which items are copies of the best of a group [len(copies), count].
 
-    `order` has items, the best first. The first one that is in no group begins a group, which takes
-    its direct copies, of whichever of `copies`; what is left begins again. So no item is in a group
-    whose best item it is no direct copy of, as in a chain of pairs. `begins` says of an item that
-    is a copy, by which of `copies`, whether it begins a group all the same.
+    1. `order` has items, the best first. The first item that is in no group begins a group.
+    2. The group takes all direct copies of this item, by any of `copies`.
+    3. The next item that is in no group begins the next group. So each item of a group is a direct
+       copy of its best item, and a chain of pairs forms no group.
+    4. An item that is a copy begins a group, too, if `begins` returns True for the item and for
+       which of `copies` it is a copy.
     """
     best, flags = np.full(count, -1), np.zeros((len(copies), count), np.bool_)
     while len(order):

@@ -26,6 +26,7 @@ def number(text: str, kind: type[Any]) -> Any:
 
 def members(flag: str, text: str) -> tuple[str, ...]:
     """Return the texts of a list that has commas between them. Raises UsageError for none."""
-    if not (found := tuple(part.strip() for part in text.split(",") if part.strip())):
+    parts = tuple(part.strip() for part in text.split(",") if part.strip())
+    if not parts:
         raise UsageError(f"{flag} is empty", hint=GIVE_VALUE)
-    return found
+    return parts

@@ -45,7 +45,7 @@ def keeps_inodes(device: int) -> bool:
 @lru_cache(maxsize=256)
 def _kind(device: int, _minute: int) -> str:
     number = f"{os.major(device)}:{os.minor(device)}"
-    return next((each.kind for each in mounts() if each.device == number), "")
+    return next((mount.kind for mount in mounts() if mount.device == number), "")
 
 
 class Stamp(NamedTuple):

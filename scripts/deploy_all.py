@@ -16,7 +16,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -174,23 +174,38 @@ def main() -> int:
         print(f"penstock: {counted(same, 'deployment')} unchanged", flush=True)
     if not changed:
         return 0
+    if code := _deploy({**others, "deployments": changed}):
+        return code
+    with get_client(sync_client=True) as client:
+        delete_schedules(client, changed)
+        there = deployed(client)
+    entries = ((each, there.get(named(each))) for each in file["deployments"])
+    digests = {
+        str(response.id): fingerprint(deployment, others, response)
+        for deployment, response in entries
+        if response is not None
+    }
+    write_json(notes, {**noted, **digests})
+    return 0
+
+
+def _deploy(file: Mapping[str, Any]) -> int:
+    """Deploy what a file names by `prefect deploy`, and return its exit code."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, FILE)
-        path.write_text(yaml.safe_dump({**others, "deployments": changed}), encoding="utf-8")
+        path.write_text(yaml.safe_dump(dict(file)), encoding="utf-8")
         words = ["--no-prompt", "deploy", "--all", "--prefect-file", str(path)]
         command = [sys.executable, "-P", "-m", "prefect", *words]
-        code = subprocess.run(command, preexec_fn=die_with_parent, check=False).returncode
-    if not code:
-        with get_client(sync_client=True) as client:
-            for each in changed:
-                if each.get("schedules") == [] and (found := deployed(client).get(named(each))):
-                    for schedule in found.schedules:  # Prefect takes an empty list for none given
-                        client.delete_deployment_schedule(found.id, schedule.id)
-            there = deployed(client)
-        entries = ((each, there.get(named(each))) for each in file["deployments"])
-        made = {str(f.id): fingerprint(each, others, f) for each, f in entries if f is not None}
-        write_json(notes, {**noted, **made})
-    return code
+        return subprocess.run(command, preexec_fn=die_with_parent, check=False).returncode
+
+
+def delete_schedules(client: SyncPrefectClient, changed: Iterable[Mapping[str, Any]]) -> None:
+    """Delete the schedules of deployments with an empty list of them, which `prefect deploy` takes
+    for no list."""
+    names = {named(each) for each in changed if each.get("schedules") == []}
+    for name, response in deployed(client).items() if names else ():
+        for schedule in response.schedules if name in names else ():
+            client.delete_deployment_schedule(response.id, schedule.id)
 
 
 if __name__ == "__main__":

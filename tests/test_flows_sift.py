@@ -289,7 +289,7 @@ def test_a_file_is_left_out_as_a_copy_of_one_that_is_kept_alone(condition: str, 
 
 
 def test_groups_are_a_best_file_and_its_direct_copies() -> None:
-    """A fade in five steps, of which the neighbours are copies; the sharpest is the second one."""
+    """Neighbours in a fade of five steps are copies; the second step is the sharpest."""
     fade = [{"sharpness": value} for value in (0.5, 0.9, 0.6, 0.7, 0.8)]
     files = table(*fade, pairs=[(0, 1), (1, 2), (2, 3), (3, 4)])
     assert [row["duplicate"] for row in files.rows] == [1, 0, 1, 1, 0]

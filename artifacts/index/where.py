@@ -188,8 +188,8 @@ class Condition:
         return _array(self._test(batch))
 
     def parts(self, batch: Any) -> list[tuple[str, Kept, Kept]]:
-        """Return the text of each condition that `and` joins, which rows meet it, and of which it
-        cannot be known, because a value is null."""
+        """Return the text of each condition that `and` joins, which rows meet it, and for
+        which rows the result is unknown, because a value is null."""
         of_all = self._joins["or" if len(self._joins["or"]) > 1 else "and"]
         if of_all is self._joins["or"]:
             of_all = [(" or ".join(text for text, _ in of_all), self._test)]

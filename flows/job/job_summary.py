@@ -138,17 +138,17 @@ MADE_BY = ("weights", "commit", "penstock")
 
 
 def made_by(model: Model) -> dict[str, str]:
-    """Return that of a model now, without what is unknown."""
+    """Return these values for a model as it is now, without unknown ones."""
     weights = digest_of(dict(model.digests))[:16] if model.digests else ""
-    found = (weights, model.checkpoint.commit or "", versions().get("penstock", ""))
-    return {name: value for name, value in zip(MADE_BY, found, strict=True) if value}
+    values = (weights, model.checkpoint.commit or "", versions().get("penstock", ""))
+    return {name: value for name, value in zip(MADE_BY, values, strict=True) if value}
 
 
 def decided_by(job: Job) -> dict[str, str]:
     """Return what decides the records of a job, in words, and a short form of its value."""
     model, config = job.model, job.config
     question, prompts = QuestionOptions.of(config), PromptOptions.of(config)
-    found: dict[str, Any] = {
+    values: dict[str, Any] = {
         "the model": model.name,
         **{f"weights of the {part} half": digest for part, digest in model.digests.items()},
         **{f"precision of the {part} half": kind for part, kind in model.precision().items()},
@@ -159,11 +159,12 @@ def decided_by(job: Job) -> dict[str, str]:
         "--max-new-tokens": EngineOptions.of(config).max_new_tokens,
         "Penstock, which makes other records": [stage.output_version for stage in job.stages],
     }
-    return {name: digest_of(f"{value}")[:16] for name, value in found.items()}
+    return {name: digest_of(f"{value}")[:16] for name, value in values.items()}
 
 
 def again_note(job: Job) -> str:
-    """Return what is made again of media whose rows the folder has, and why; empty: nothing."""
+    """Return a note that names the records that the run makes again, and why. Return an empty text
+    if the store has the records of all media that have rows in the folder."""
     missing = Counter[str]()
     for medium in job.media if job.before else ():
         if medium.digest not in job.before or job.ledger.failure(medium):
@@ -172,7 +173,7 @@ def again_note(job: Job) -> str:
             missing["index"] += 1
         for task in job.ledger.tasks([medium]):
             stages = () if job.ledger.has_failed(task) else job.ledger.stages_of(task)
-            missing.update(each.writes for each in stages if not job.ledger.has(task, each))
+            missing.update(stage.writes for stage in stages if not job.ledger.has(task, stage))
     if not missing:
         return ""
     before = (recorded_in(job.out, "plan", {"decided_by": MapOf(text)}) or {}).get("decided_by", {})

@@ -192,16 +192,16 @@ def _parsed(text: str, path: Path) -> Any:
 
     try:
         if path.suffix.lower() == ".json":
-            found = json.loads(text, parse_int=str, parse_float=str, object_pairs_hook=_once)
+            labels = json.loads(text, parse_int=str, parse_float=str, object_pairs_hook=_once)
         else:
             loader = _as_written()(text)
             root = loader.get_single_node()
             if root is not None and "*" in text:
                 _check_aliases(root)
-            found = None if root is None else loader.construct_document(root)
-        if not is_text(json.dumps(found, ensure_ascii=False, skipkeys=True, default=str)):
+            labels = None if root is None else loader.construct_document(root)
+        if not is_text(json.dumps(labels, ensure_ascii=False, skipkeys=True, default=str)):
             raise ValueError("it holds half of a surrogate pair")
-        return found
+        return labels
     except (ValueError, RecursionError, yaml.YAMLError) as error:
         message = " ".join(str(error).split())[:160]
         raise UsageError(f"--labels {path} cannot be parsed ({message})", hint=HINT) from error

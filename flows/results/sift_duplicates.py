@@ -336,7 +336,7 @@ COPIES_VERSION = 2
 
 
 def pairs_of(items: Sequence[Fingerprint], *, mirrored: bool) -> Pairs:
-    """Return the numbers of all pairs of items of which one is a copy of the other [n, 2]."""
+    """Return the pairs of items that are copies of each other, by number, of shape [n, 2]."""
     pairs = [np.zeros((0, 2), np.int64)]
     for of_these, are_videos in ((_images, False), (_videos, True)):
         members = np.array([n for n, item in enumerate(items) if bool(item.seconds) is are_videos])

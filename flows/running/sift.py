@@ -283,9 +283,9 @@ def sift(
 
 def _choices_line(job: Sifting, found: MarkedFiles, out: Path) -> str:
     """Return the line about what a person chose: how much of it names files that are there."""
-    applied, left = len(found.choices), len(job.choices) - len(found.choices)
+    applied, stale = len(found.choices), len(job.choices) - len(found.choices)
     line = f"{counted(applied, 'choice')} of a person applied: {out / CHOICES_FILE}"
-    return f"{line}; {left:,} of files that are gone, moved or changed" if left > 0 else line
+    return f"{line}; {stale:,} of files that are gone, moved or changed" if stale > 0 else line
 
 
 def pending(config: SiftConfig, display: Display) -> dict[str, int]:

@@ -284,9 +284,9 @@ class Scorer:
         if item.ended and (ends := end_ids_of(half)):
             ids.append(max(ends, key=lambda end: float(logits[len(ids), end])))
         scores = token_scores(logits[: len(ids)], torch.tensor(ids)).tolist() if ids else []
-        if not (found := Confidence.of(scores)).is_finite:
+        if not (confidence := Confidence.of(scores)).is_finite:
             raise not_finite(self._job.half)
-        fields = found.fields(partial(self._place, item, caption))
+        fields = confidence.fields(partial(self._place, item, caption))
         return Record(
             key=item.key, meta={**dict.fromkeys(CONFIDENCE), **fields, "tokens": len(ids)}
         )

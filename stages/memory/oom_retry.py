@@ -48,7 +48,8 @@ DEVICE_ERROR_SIGNS = ("CUDA error", "CUDA driver", "CUBLAS_STATUS", "CUDNN_STATU
 MAX_FAILED_ITEMS = 64
 """Items that may fail in a row before any succeeds, until the stage fails."""
 MAX_NOT_FINITE = 4
-"""The same for items of which the model computes NaN or infinity: hardly ever an item's fault."""
+"""Items in a row whose results may be NaN or infinite before any succeeds, until the stage fails.
+Few, because the weights or the precision cause that, and hardly ever an item."""
 MAX_MESSAGE_CHARACTERS = 160
 """Characters of a library's message that are reported."""
 

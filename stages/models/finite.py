@@ -33,8 +33,8 @@ def is_finite(values: torch.Tensor) -> bool:
 
 
 def not_finite(job: HalfJob, half: Half = "language", *, seen: bool = True) -> NotFinite:
-    """Return the error for an item of which a half of a job computes NaN or infinity. If that was
-    not `seen`, nothing was written up to the token limit, which is how it shows."""
+    """Return the error for an item whose results are NaN or infinite. `seen`: the numbers were
+    checked; otherwise the model wrote no text up to the token limit, which suggests it."""
     folder = resolve_model(Path(job.model), job.revision)
     if tensor := damaged_weight(folder):
         return NotFinite(

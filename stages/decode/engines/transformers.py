@@ -127,14 +127,16 @@ class TransformersEngine:
         )
         generate_kwargs = generate_kwargs.bounded(half, inputs, items, whole=is_live)
         features = Features.of(rows)
-        made = [*run_generate(half, self.processor, inputs, features, generate_kwargs, **options)]
-        if all(output.is_finite is False for output in made):
+        outputs = [
+            *run_generate(half, self.processor, inputs, features, generate_kwargs, **options)
+        ]
+        if all(output.is_finite is False for output in outputs):
             raise not_finite(self._job.half)
         return [
             output._replace(fields=self.opened(one) | dict(output.fields))
             if output.is_finite
             else output._replace(fault=not_finite(self._job.half, seen=output.is_finite is False))
-            for one, output in zip(requests, made, strict=True)
+            for one, output in zip(requests, outputs, strict=True)
         ]
 
 

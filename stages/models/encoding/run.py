@@ -472,16 +472,17 @@ def _encoded(
         made = [half.call(lambda model: _encoded_in_passes(model, spec, checks, found))]
     else:
         made = half.call(lambda model: spec.encode(model, rows))
-    records = [record for some in made for record in some]
-    good = [half is None or _is_finite(row) for row in records]
-    if records and not any(good):
+    records = [record for of_batch in made for record in of_batch]
+    finite = [half is None or _is_finite(record) for record in records]
+    if records and not any(finite):
         raise not_finite(job, spec.part)
-    left: Iterator[FeatureRecord | Refusal] = iter(records)
-    if not all(good):
+    outcomes: Iterator[FeatureRecord | Refusal] = iter(records)
+    if not all(finite):
         refusal = Refusal.of(not_finite(job, spec.part))
-        left = iter([row if fine else refusal for row, fine in zip(records, good, strict=True)])
+        pairs = zip(records, finite, strict=True)
+        outcomes = iter([record if is_good else refusal for record, is_good in pairs])
     return [
-        [(m, row if isinstance(row, Refusal) else next(left)) for m, row in batch]
+        [(m, row if isinstance(row, Refusal) else next(outcomes)) for m, row in batch]
         for batch in batches
     ]
 
