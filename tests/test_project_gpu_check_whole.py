@@ -16,8 +16,8 @@ from tests.support.commands import completed
 from tests.support.fake_gpu.state import Machine
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]
-QUICK = ("context", "uuid", "forks", "features")
-"""Checks that ask the driver, and one that computes, without a whole run."""
+QUICK = ("forks", "kernels of products", "streamed encoder", "layer by layer")
+"""Checks without a whole run."""
 FIRST = ("kernels", "model, bf16", "model, loads")
 """The first checks, without runs."""
 
@@ -45,7 +45,7 @@ def rows(folder: Path) -> list[dict[str, Any]]:
 def test_every_row_is_ok_or_skipped(tmp_path: Path) -> None:
     done = check(gpus.plain(), tmp_path, "--minutes", "45")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert sum(each["verdict"] == "ok" for each in rows(tmp_path)) >= 25
+    assert sum(each["verdict"] == "ok" for each in rows(tmp_path)) >= 20
 
 
 def test_the_first_rows_are_ok_and_come_from_one_process(tmp_path: Path) -> None:
@@ -103,4 +103,4 @@ def test_on_other_machines_what_the_driver_does_not_tell_is_skipped(
     done = check(gpus.MODES[mode], tmp_path, *words)
     assert done.returncode == 0, done.stdout + done.stderr
     good = [each["name"] for each in rows(tmp_path) if each["verdict"] == "ok"]
-    assert len(good) >= 5, good
+    assert len(good) >= 4, good

@@ -12,17 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from scripts.gpu_check import (
-    driver,
-    forks,
-    halves,
-    kernels,
-    model,
-    recorded_runs,
-    serve,
-    towers,
-    whole,
-)
+from scripts.gpu_check import driver, forks, halves, kernels, model, recorded_runs, towers
 from scripts.gpu_check.rows import ROOT, Row, Setting, failed, one_line, skipped
 from stages.memory.oom_retry import release_memory
 from stages.process.fork_client import child_environment
@@ -45,11 +35,7 @@ class Check(NamedTuple):
 
 
 LOOK = Check("card", driver.look)
-BNB, ONNX, SERVE = (
-    ("bitsandbytes",),
-    ("onnxruntime-gpu", "onnxscript"),
-    ("av", "fastapi", "uvicorn"),
-)
+BNB = ("bitsandbytes",)
 # First what is known least, in case time runs out.
 CHECKS = (
     Check("kernels of products", kernels.products),
@@ -70,38 +56,15 @@ CHECKS = (
     Check("model, fp16", model.decoding["fp16"], 300),
     Check("model, nf4", model.decoding["nf4"], 300, BNB),
     Check("forks", forks.forks, 120, (), "runs"),
-    Check("slots, trial", whole.trial, 400, (), "runs"),
-    Check("slots, bits", whole.slot_bits, 400, (), "runs"),
-    Check("bits", whole.bits, 400, (), "runs"),
     Check("model, captions", model.captions, 600, process="runs"),
     Check("captions, recorded", recorded_runs.captions, 400, process="runs"),
     Check("captions, sampled", recorded_runs.sampled, 400, process="runs"),
     Check("decode beside encode", recorded_runs.beside, 400, process="runs"),
-    Check("context", driver.context, process=""),
-    Check("context, quantized", driver.quantized, 120, BNB, ""),
-    Check("outside the allocator", driver.outside, 120, ("device", "allocator"), ""),
     Check("model, LoRA, fp16", model.fp16_training, 200, ("peft",)),
-    Check("uuid", driver.uuid),
-    Check("SDPA", driver.sdpa, 120, ("device", "allocator")),
-    Check("features in fp32", halves.fp32),
     Check("streamed encoder", halves.streamed),
     Check("layer by layer", halves.layer_by_layer),
-    Check("KV cache offloaded", halves.kv_offloaded, 120, ("streams",)),
-    Check("KV cache quantized", halves.kv_quantized),
-    Check("int8", halves.int8, 120, BNB),
-    Check("nf4", halves.nf4, 120, BNB),
-    Check("graphs by onnx", halves.by_cuda, 300, ("device", *ONNX)),
-    Check("graphs by tensorrt", halves.by_tensorrt, 900, ("device", *ONNX)),
     Check("model, LoRA", model.training["native"], 400, ("peft",), "runs"),
     Check("model, LoRA, nf4", model.training["nf4"], 400, (*BNB, "peft"), "runs"),
-    Check("baselines", whole.baselines, 400, (), "runs"),
-    Check("lock", whole.lock, 400, (), "runs"),
-    *(Check(f"budget {size}", whole.within(size), 400, (), "runs") for size in whole.BUDGETS),
-    Check("GPU against CPU", whole.against_cpu, 400, (), "runs"),
-    Check("serve", serve.beside_commands, 400, SERVE, "runs"),
-    Check("serve in turns", serve.in_turns, 300, SERVE, "runs"),
-    Check("serve under load", serve.under_load, 200, SERVE, "runs"),
-    Check("doctor --measure", whole.measured, 200, ("device", "av"), "runs"),
 )
 
 
