@@ -265,18 +265,3 @@ def namespaces(vision: PartSettings, language: PartSettings) -> Any:
     return variant_of(
         config, model, model.sampling(config), CAPTION, {"vision": vision, "language": language}
     )
-
-
-@pytest.mark.slow
-def test_the_benchmark_prints_a_line_for_each_precision(capsys: pytest.CaptureFixture[str]) -> None:
-    from benchmarks.quantization import HEADS, main
-
-    main(["--clips", "3", "--rows", "nf4"])
-    printed = capsys.readouterr().out.splitlines()
-    table = [[cell.strip() for cell in row.strip("|").split("|")] for row in printed[1:]]
-    assert table[0] == HEADS.split(" | ")
-    assert {len(row) for row in table} == {len(table[0])}
-    assert [row[0] for row in table[2:]] == ["fp32", "nf4"]
-    assert table[2][5:] == ["100.0 %", "100.00 %", "0.00000"]
-    assert table[3][2] == "nf4 (28 of 29 layers)"
-    assert float(table[3][-1]) > 0

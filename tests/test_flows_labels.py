@@ -14,14 +14,12 @@ from PIL import Image
 from artifacts.errors import UsageError
 from benchmarks._clip import save_clip
 from benchmarks._words import hf
-from benchmarks.labels import f1, holds
 from flows.checkpoint.models import find_checkpoint
 from flows.cli.main import main
 from flows.media.labels import label_set
 from flows.options.commands import CaptionConfig
 from flows.pipelines import CAPTION, EMBED, LABEL, REBUILD, Pipeline
 from penstock_demo import CHECKPOINT, DUAL_CHECKPOINT
-from penstock_demo.dual.pictures import ImageTruth
 from tests.support.embedding import items, write_images
 from tests.support.media import flip_bits, write_video
 from tests.support.pipeline import Place, kill_at, read_lines
@@ -346,11 +344,3 @@ def test_other_labels_replace_the_texts_and_tables_of_the_first(
     assert kept <= {"green cross"} and len(kept) < len(texts)
     for table in ("labels.csv", "labels.parquet", "labels.coco.json"):
         assert b"orange" not in (here / "out" / table).read_bytes(), table
-
-
-def test_the_score_compares_with_the_truth() -> None:
-    right = np.array([[True, False], [False, True]])
-    assert f1(right, right) == 100 and f1(~right, right) == 0
-    truth = ImageTruth(file="a", labels=["red star"], places=[(100.0, 100.0, 10.0)])
-    for box, right_box in (([0, 0, 95, 95], True), ([0, 0, 80, 95], False), (None, False)):
-        assert holds({"labels": [{"label": "red star", "box": box}]}, truth) == right_box

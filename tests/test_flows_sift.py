@@ -18,7 +18,6 @@ from PIL import Image, ImageDraw, ImageEnhance, ImageFilter
 
 from artifacts.errors import MissingPackage, UsageError
 from artifacts.near_duplicates import Alike, Pairs
-from benchmarks._pairs import coloured, fields, other_words, shoe, slide, still
 from benchmarks._planted import (
     CLIP_SIZE,
     KINDS,
@@ -52,6 +51,7 @@ from flows.running.sift import sift
 from stages.sift.measures import NO_LOOK, SIDE
 from stages.sift.run import image_marks
 from tests.support.pipeline import read_lines
+from tests.support.plain_pictures import coloured, fields, other_words, shoe, slide, still
 
 SMALL = Plan(copied=12, blurred=4, letterboxed=4, black=2, single=8)
 Marks = dict[str, dict[str, Any]]

@@ -62,7 +62,7 @@ def test_every_command_shown_can_be_typed(page: Path) -> None:
         "make coffee",
         "make demo SUGAR=2",
         "python -m benchmarks.nothing",
-        "python benchmarks/labels.py --no-such-option",
+        "python -m benchmarks.search --no-such-option",
         "prefect deployment run 'caption-videos/never'",
     ],
 )

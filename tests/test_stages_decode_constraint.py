@@ -19,7 +19,6 @@ from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 from transformers import LogitsProcessorList
 
 from artifacts.errors import UsageError
-from benchmarks.schema_masks import tokenizer_of
 from penstock_demo import CHECKPOINT
 from stages.decode import run
 from stages.decode.constraint import SchemaLogitsProcessor, Vocabulary, answer_text, vocabulary_of
@@ -42,6 +41,7 @@ from tests.support.forms import (
     random_form,
     text_of,
 )
+from tests.support.tiny_tokenizers import joined_tokenizer
 from tests.support.waves import OTHER, Wave, encoded_wave, folder_of
 
 FORM = canonical(text_of(SIX))
@@ -112,7 +112,7 @@ def test_every_caption_is_valid_however_few_tokens_it_has(
 
 
 def test_masks_inside_of_texts_are_those_of_a_matcher_that_tries_every_token() -> None:
-    tokenizer = tokenizer_of(6000, random.Random(5))
+    tokenizer = joined_tokenizer(6000, random.Random(5))
     vocabulary, form = Vocabulary(tokenizer), canonical(text_of(SHORT_TEXTS))
     plain = llguidance.hf.from_tokenizer(tokenizer, slices=[])
     matcher = LLMatcher(plain, grammar_of(form), log_level=0)

@@ -72,7 +72,7 @@ def stage_seconds(
 
 
 CLIP_DECODES = 8
-"""Time of an exact clip in decodes of its frames (`python -m benchmarks.clips`)."""
+"""Time of an exact clip in decodes of its frames (docs/performance.md)."""
 
 
 def clip_seconds(device: str, pixels: float) -> float | None:

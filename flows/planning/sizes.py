@@ -100,7 +100,7 @@ SHOT_SECONDS = 5.0
 UNKNOWN_RATE = 30.0
 """Assumed frames per second of a video whose header has none."""
 CLIP_BYTES = 0.3 / 8
-"""Bytes of an exact clip per pixel of its frames (`python -m benchmarks.clips`)."""
+"""Bytes of an exact clip per pixel of its frames (docs/performance.md)."""
 UNKNOWN_SIZE = (1080, 1920)
 """Assumed height and width of a medium whose header cannot be read."""
 

@@ -1,6 +1,6 @@
 """Trains the demo's dual encoder from scratch: `python -m penstock_demo.dual.train --out DIR`.
 
-It learns from drawn images; `benchmarks/labels.py` scores it on real ones. A stopped run continues
+It learns from drawn images; docs/demo.md has its scores on real files. A stopped run continues
 from its last state when it is started again.
 """
 

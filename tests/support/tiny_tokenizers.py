@@ -120,3 +120,30 @@ def save(made: Tokenizer, folder: Path) -> Path:
     texts = {"bos_token": "<s>", "eos_token": "</s>", "chat_template": "{{ messages }}"}
     (folder / "tokenizer_config.json").write_text(json.dumps(texts))
     return folder
+
+
+MARKS = ('"', '",', '":', ".", ",", "-")
+MARKED = 0.02
+"""Share of tokens with a mark, as in vocabularies of Qwen."""
+
+
+def joined_tokenizer(count: int, rng: random.Random) -> Any:
+    """Return a tokenizer of `count` tokens, which join others as trained ones do, and one that ends
+    an answer."""
+    from transformers import PreTrainedTokenizerFast
+
+    letters = pre_tokenizers.ByteLevel.alphabet()
+    words = dict.fromkeys([*sorted(letters), *(f"Ġ{letter}" for letter in "abcdefghijklmnop")])
+    parts = list("etaoinshrdlucmfwyp")
+    while len(words) < count - 1:
+        joined = rng.choice(parts) + rng.choice(parts)
+        if len(joined) <= 7:
+            parts.append(joined)
+        if rng.random() < MARKED:
+            joined = rng.choice((joined + rng.choice(MARKS), rng.choice(MARKS) + joined))
+        words[joined] = None
+    made = Tokenizer(models.BPE({word: at for at, word in enumerate(words)}, []))
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    made.add_special_tokens(["<end>"])
+    return PreTrainedTokenizerFast(tokenizer_object=made, eos_token="<end>")
