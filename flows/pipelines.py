@@ -27,8 +27,6 @@ ASK: Pipeline = (frames.STAGE, ask.STAGE)
 """Captions of files by a model that a server runs."""
 SUMMARY: Pipeline = (*CAPTION, summarize.STAGE)
 """Captions of files, and a summary of each video's captions."""
-SCORED: tuple[Pipeline, ...] = ((*CAPTION, decode.SCORE), (*SUMMARY, decode.SCORE))
-"""The same, and how sure the model is of given texts."""
 HEARING: Pipeline = (sound.STAGE, hear.STAGE)
 """Features of what is heard in files, whose chunks the frames stage found before."""
 SOUND_KINDS = frozenset(stage.writes for stage in HEARING)
@@ -59,7 +57,6 @@ PIPELINES = (
     CAPTION,
     ASK,
     SUMMARY,
-    *SCORED,
     REBUILD,
     EMBED,
     LABEL,
@@ -85,7 +82,7 @@ EXPORTS = (EXPORT, EXPORT_VECTORS)
 GRAPHS = (EXPORT_GRAPHS, EXPORT_GRAPHS_VECTORS)
 """Pipelines that write checkpoints with graphs, one per sort of model."""
 PURPOSES: Mapping[str, tuple[Pipeline, ...]] = {
-    "caption": (CAPTION, SUMMARY, *SCORED),
+    "caption": (CAPTION, SUMMARY),
     "embed": (EMBED,),
     "label": (LABEL,),
     "export": EXPORTS,
@@ -107,13 +104,9 @@ def product_of(pipeline: Iterable[StageSpec]) -> str:
     return LABELS if stages == LABEL else made
 
 
-def with_extras(
-    pipelines: Iterable[Pipeline], *, summary: bool, scores: bool = False
-) -> tuple[Pipeline, ...]:
-    """Return these pipelines; with `summary`, those that make captions also make summaries, and
-    with `scores` they also score texts."""
+def with_extras(pipelines: Iterable[Pipeline], *, summary: bool) -> tuple[Pipeline, ...]:
+    """Return these pipelines; with `summary`, those that make captions also make summaries."""
     made = SUMMARY if summary else CAPTION
-    made = (*made, decode.SCORE) if scores else made
     return tuple(made if each == CAPTION else each for each in pipelines)
 
 

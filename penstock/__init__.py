@@ -20,7 +20,6 @@
     load_half(path, "vision" | "language", **from_pretrained_options) -> model
     encode(vision_half, inputs) -> features
     generate(language_half, inputs, features, **generate_options) -> tokens
-    save_features(path, features), load_features(path) -> features
 
 Options are those of the command line: `--max-new-tokens 64` is `max_new_tokens=64`. Errors are
 raised as PenstockError, whose `hint` names the next step. Heavy packages are imported on first use
@@ -62,8 +61,6 @@ if TYPE_CHECKING:
     from penstock.vectors import sift as sift
     from stages.models import encode as encode
     from stages.models import generate as generate
-    from stages.models import load_features as load_features
-    from stages.models import save_features as save_features
 
 _NAMES = {
     "artifacts.captions": ("Caption", "Failure"),
@@ -93,7 +90,7 @@ _NAMES = {
         "search",
         "sift",
     ),
-    "stages.models": ("encode", "generate", "load_features", "save_features"),
+    "stages.models": ("encode", "generate"),
 }
 """Module → what is imported from it on first use."""
 _HOMES = {name: module for module, names in _NAMES.items() for name in names}

@@ -92,7 +92,6 @@ class CaptionOptions(FeatureOptions, total=False):
     media: str | None
     clip_sound: str | None
     trust_folder: bool
-    confidence: bool
     sift: str | None
     replace: bool
 

@@ -234,7 +234,6 @@ def test_what_stays_unanswered_is_named_and_done_by_the_next_run(pictures: Path)
         ({"beams": 2}, "--beams: not possible with openai:m"),
         ({"adapter": "a", "engine": "gguf"}, "--adapter: not possible"),
         ({"memory": 1 << 30, "batch_size": 2}, "--memory, --batch-size: not possible"),
-        ({"confidence": True}, "--confidence: not possible with openai:m .scores need"),
         ({"endpoint": ()}, "whose address is missing"),
         ({"endpoint": ("ftp://a/v1",)}, "not an address of http or https"),
         ({"endpoint": ("http://user:pass@127.0.0.1/v1",)}, "holds more than scheme"),

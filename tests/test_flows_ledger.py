@@ -27,7 +27,6 @@ from flows.ledger.namespaces import Variant
 from flows.ledger.tasks import Medium, Task, task_of
 from flows.pipelines import CAPTION, EMBED, SUMMARY, parts_of, with_extras
 from flows.running.batches import batches_by_length, batches_by_shape
-from stages.decode import SCORE
 from stages.models import describe, load_half
 from stages.models.hub import transfer
 from stages.models.hub.resolve import find_model
@@ -227,11 +226,9 @@ def test_the_crops_of_a_wide_image_lie_beside_one_another(tmp_path: Path) -> Non
     assert max(box.bottom for box in crops) == 400
 
 
-def test_only_pipelines_of_captions_get_summaries_and_scores() -> None:
+def test_only_pipelines_of_captions_get_summaries() -> None:
     assert with_extras((EMBED, CAPTION), summary=True) == (EMBED, SUMMARY)
     assert with_extras((EMBED, CAPTION), summary=False) == (EMBED, CAPTION)
-    found = with_extras((CAPTION, EMBED), summary=True, scores=True)
-    assert found == ((*SUMMARY, SCORE), EMBED)
 
 
 MODEL = "owner/name"

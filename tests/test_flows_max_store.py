@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from artifacts.errors import CannotFit, Interrupted, UsageError
+from artifacts.errors import CannotFit, Interrupted
 from artifacts.packs import Record, RecordSet, read_header
 from artifacts.store import FolderStore, open_store
 from artifacts.stores.local import half_written
@@ -348,8 +348,3 @@ def test_features_of_another_model_go_first_unless_a_job_needs_them(config: Capt
     assert max(run(limited).sizes) <= 400_000
     other.refresh()
     assert len(other) == 0 and features(config)
-
-
-def test_scores_of_corrections_need_what_would_go() -> None:
-    with pytest.raises(UsageError, match="--confidence and --max-store"):
-        CaptionConfig(sources=("a",), confidence=True, max_store=1 << 30)

@@ -211,7 +211,6 @@ def served(case: Case, *words: Any) -> str:
         for number in (0, 1):
             for kind in ("small", "media"):
                 page.ask("GET", f"{page.own}/{kind}/{number}")
-        page.ask("GET", f"{page.own}/teach")
         page.ask("GET", f"{page.own}/sets")
         page.done(f"{page.own}/edits", page.deed("My own words."))
         for path in ("write", "learn"):

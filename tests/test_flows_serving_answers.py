@@ -351,7 +351,7 @@ def test_the_event_loop_of_a_review_waits_for_none_either(tmp_path: Path) -> Non
             address = urlsplit(process.stdout.readline().split()[-1])
             server = Serving(port=address.port or 0, process=process, log=book)  # type: ignore[arg-type]
             word, _, run = address.path.strip("/").split("/")
-            message = ("media/0", "small/0?at=1", "captions", "history", "again", "sets", "teach")
+            message = ("media/0", "small/0?at=1", "captions", "history", "again", "sets")
             for path in ("", "start", "files", "runs", *(f"run/{run}/{each}" for each in message)):
                 assert server.ask("GET", f"/{word}/{path}").status == 200, path
             was = {"caption": None, "review": ""}

@@ -10,30 +10,25 @@ import pytest
 import torch
 
 from artifacts.captions import CONFIDENCE
-from benchmarks._jobs import own_of
 from penstock_demo import CHECKPOINT
 from stages.decode.confidence import Confidence, LogitsWatch, likeliest, offset_in, token_scores
 from stages.decode.engines.inflight.scheduler import TokenSelection
 from stages.decode.engines.transformers import TransformersEngine
-from stages.decode.generation import DecodeItem, DecodeJob, SamplingParams, ScoreItem, ScoreJob
+from stages.decode.generation import DecodeItem, DecodeJob, SamplingParams
 from stages.decode.prompts import prompts_for
 from stages.decode.protocol import read_features
-from stages.decode.scoring import run as score
 from stages.models.halves.features import Features
 from stages.models.halves.offload import generate, new_tokens, prompt_in
 from stages.models.halves.records import merge_blank, merge_rows
 from stages.process.job import parse_job
 from tests.support.clips import PROMPTS
 from tests.support.waves import (
-    CAPTIONS,
     FEATURES,
     OTHER,
     THIRD,
     Wave,
     in_slots,
-    keys_told,
     mixed_wave,
-    told_by,
 )
 
 TOKENS = 12
@@ -106,57 +101,6 @@ def test_numbers_are_those_of_raw_logits(engine: str, choice: str, tmp_path: Pat
         assert one["margin_at"] == min(expected["margin_at"], len(one["caption"]) - 1)
     if choice != "greedy":
         assert any(each["margin"] < 0 for each in found) == (choice != "begun")
-
-
-def scored(
-    wave: Wave, found: list[dict[str, Any]], **more: Any
-) -> tuple[list[dict[str, Any]], list[str]]:
-    """Score the captions' texts. Return the records, and the keys that the stage reported."""
-    items = [
-        ScoreItem(
-            key=f"score-{n}",
-            features=f"features-{n}",
-            prompt=PROMPTS[n % len(PROMPTS)],
-            text=one["caption"],
-            ended=one["ended"] == "stop",
-        )
-        for n, one in enumerate(found)
-    ]
-    values = {"features_namespaces": [OTHER, FEATURES], "namespace": THIRD, "items": items}
-    job = own_of(ScoreJob, wave._job(**values, **more))
-    message = told_by(score, job)
-    record_set = wave.record_set("scores", THIRD)
-    return [record_set.meta(item.key) for item in items], keys_told(message)
-
-
-def test_a_text_that_is_only_read_gets_the_numbers_of_its_generation(tmp_path: Path) -> None:
-    wave = mixed_wave(tmp_path)
-    found = wave.captions(CAPTIONS)
-    read, message = scored(wave, found)
-    for one, other in zip(found, read, strict=True):
-        assert other["tokens"] == one["tokens"]
-        assert [other[f] for f in CONFIDENCE] == pytest.approx(
-            [one[f] for f in CONFIDENCE], abs=2e-3
-        )
-    assert len(message) == len(found)
-    assert scored(wave, found) == (read, []), "a second time there is nothing to do"
-
-
-@pytest.mark.slow
-def test_a_beginning_and_beams(tmp_path: Path) -> None:
-    """A beginning that was given is not scored; a text that begins otherwise is scored whole; beam
-    search records nothing, and its captions can be read."""
-    wave = mixed_wave(tmp_path)
-    found = spoken(wave, "inflight", "begun")
-    one = {**found[0], "caption": found[0]["caption"].removeprefix("A large"), "ended": "stop"}
-    read, _ = scored(wave, [*found[:1], one], generation={"start_with": "A large"})
-    assert read[0]["margin"] == pytest.approx(found[0]["margin"], abs=2e-3)
-    assert read[0]["margin_at"] == found[0]["margin_at"]
-    assert read[1]["margin"] < 0 and read[1]["margin_at"] == 0
-    wave.settings |= {"engine": "transformers", "generation": {"beams": 2}}
-    wave.decode(PROMPTS, "ff" * 32)
-    by_beams = wave.captions("ff" * 32)
-    assert not set(CONFIDENCE) & {*by_beams[0]}
 
 
 def test_a_row_depends_on_no_other_row_and_not_on_how_many_there_are() -> None:

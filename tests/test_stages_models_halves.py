@@ -19,12 +19,9 @@ from stages.models import (
     describe,
     encode,
     generate,
-    load_features,
     load_half,
-    save_features,
 )
 from stages.models.encoding.batch import encode_batches
-from stages.models.feature_files import write_tree
 from stages.models.halves.boundary import HALVES
 from stages.models.halves.records import (
     CannotSplit,
@@ -365,34 +362,9 @@ def test_rows_of_unlike_sizes_are_encoded_in_order() -> None:
     assert len({count.tokens for count in counts}) == 3
 
 
-@pytest.mark.parametrize("family", ["llava", "qwen3_vl", "janus", "perception_lm:video"])
-def test_features_come_back_with_all_that_decoding_needs(family: str, tmp_path: Path) -> None:
-    model, inputs = FAMILIES[family]()
-    model.save_pretrained(tmp_path)
-    features = encode(load_half(tmp_path, "vision"), inputs)
-    save_features(tmp_path / "features", features)
-    found = load_features(tmp_path / "features")
-    assert found.needs == features.needs and "input_ids" in found.needs
-    assert {n: tuple(s) for n, s in found.blank.items()} == features.blank != {}
-    assert_equal(dict(found), dict(features))
-
-
 def test_a_language_half_that_asks_for_no_features_is_refused_with_some(tmp_path: Path) -> None:
     model, inputs = FAMILIES["janus"]()
     model.save_pretrained(tmp_path)
     features = encode(load_half(tmp_path, "vision"), inputs)
     with pytest.raises(UsageError, match="did not request its image features"):
         generate(load_half(tmp_path, "language"), inputs, dict(features), **GREEDY)
-
-
-def test_a_plain_dict_of_features_is_not_saved(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="is not a result of encode"):
-        save_features(tmp_path / "features", {"image": 0})  # type: ignore[arg-type]
-    assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize("tree", [0, ["features"], {"features": {}}, {"features": 1, "needs": 2}])
-def test_a_file_of_something_else_is_not_taken_for_features(tree: Any, tmp_path: Path) -> None:
-    write_tree(tmp_path / "tree", tree)
-    with pytest.raises(UsageError, match="does not hold features"):
-        load_features(tmp_path / "tree")

@@ -70,7 +70,7 @@ def refuse_without_train(given: argparse.Namespace) -> None:
 
 
 BEHIND_HELP = "https address of the proxy that passes the page on, as a notebook's"
-ORDERS = ("source", "name", "longest", "shortest", "doubt", "teach")
+ORDERS = ("source", "name", "longest", "shortest", "doubt")
 """Orders of a review; the page's menu offers them too."""
 
 

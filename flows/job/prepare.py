@@ -36,7 +36,7 @@ from flows.job.card_sampling import as_card, sampling_as_card, with_card_samplin
 from flows.job.media_digests import JobFile, check_beside, inode_note, read_contents
 from flows.job.pass_mode import answering, with_pass_mode
 from flows.ledger.ledger import Ledger
-from flows.ledger.namespaces import TextScores, notes, variants_of
+from flows.ledger.namespaces import notes, variants_of
 from flows.ledger.prompts import Prompts, check_fixed_texts, check_summary, command_prompt
 from flows.ledger.tasks import Medium
 from flows.machine.budget import Budget, budget_on, check_device
@@ -50,14 +50,12 @@ from flows.options.media import ON, SoundOptions, VectorSamplingOptions, VideoSa
 from flows.options.model import DEMO_MODEL, GpuOptions, is_served
 from flows.options.packages import check_packages
 from flows.options.text import (
-    ConfidenceOptions,
     FolderOptions,
     OutputOptions,
     PromptOptions,
     TrustOptions,
 )
 from flows.pipelines import CAPTION, PURPOSES, Pipeline, parts_of, with_extras, with_hearing
-from stages.decode import SCORE
 from stages.decode.generation import SamplingParams
 from stages.embed import KIND, MIN_COSINE, VERDICT
 from stages.models.gguf import MANIFEST
@@ -208,8 +206,6 @@ class Job:
     """Notes for the user on how sources were read and how text is sampled."""
     before: frozenset[str] = frozenset()
     """Digests of the media that have rows of an earlier run in the folder."""
-    scores: TextScores | None = None
-    """Stored scores of corrected captions and of those without scores; None: not requested."""
 
     @property
     def device(self) -> str:
@@ -295,8 +291,7 @@ def prepare(
     downloads media with unknown digests; `read_weights` is as in `open_model`. Raises
     PenstockError."""
     prompting = PromptOptions.of(config)
-    scores = ConfidenceOptions.of(config).confidence
-    pipelines = with_extras(pipelines or (CAPTION,), summary=prompting.summary, scores=scores)
+    pipelines = with_extras(pipelines or (CAPTION,), summary=prompting.summary)
     config.check_sources()
     check_packages(config)
     if (folder := Path(config.model).expanduser()).is_dir():
@@ -420,7 +415,6 @@ def _job_of(config: RunOptions, store: Store, model: Model, pipeline: Pipeline) 
     selection = select_devices(GpuOptions.of(config).gpus)
     shares_work = isinstance(config, GpuOptions) and model.served is None
     stored = stored_namespaces(store, last.writes) if last.uses_token_limit else set()
-    scores = TextScores(store, model, SamplingParams.of(config)) if SCORE in pipeline else None
     variants = (
         variants_of(config, each, sampling, over_media, stored) for each in answering(config, model)
     )
@@ -441,7 +435,6 @@ def _job_of(config: RunOptions, store: Store, model: Model, pipeline: Pipeline) 
             anybody if TrustOptions.of(config).trust_folder else proof_by(store.url),
         ),
         notes=(*notes, *filter(None, [selection.note if shares_work else ""])),
-        scores=scores,
         ledger=ledger,
     )
 

@@ -10,7 +10,7 @@ from itertools import product
 from typing import Any
 
 from artifacts.keys import digest_of, digests_by_number
-from artifacts.packs import RecordSet, RecordUnion, record_sets_of
+from artifacts.packs import RecordSet
 from artifacts.schema import FrameFit, Part, Sampling, values_of
 from artifacts.store import Store
 from artifacts.tiles import OFF
@@ -23,8 +23,7 @@ from flows.options.media import SoundOptions, VectorSamplingOptions
 from flows.options.text import EngineOptions
 from flows.pipelines import SOUND_KINDS, Pipeline, parts_of, without_hearing
 from stages import hear, sound
-from stages.decode import SCORE
-from stages.decode.generation import SamplingParams, ScoreItem
+from stages.decode.generation import SamplingParams
 from stages.models.encoding import BATCHES
 from stages.process.job import StageSpec
 
@@ -203,46 +202,3 @@ def _other_limits(
 def notes(store: Store) -> RecordSet:
     """Return the notes of a store: namespace → its model and settings."""
     return RecordSet(store, "namespaces", digest_of(["namespaces", 1]))
-
-
-class TextScores:
-    """The scores that one model's language half gave to texts, in any of its precisions."""
-
-    def __init__(self, store: Store, model: Model, params: SamplingParams) -> None:
-        """`params` hold the system prompt and the forced beginning of the texts."""
-        self.params = SamplingParams(system=params.system, start_with=params.start_with)
-        self._model = model
-        settings = model.settings["language"]
-        namespaces = dict.fromkeys((SCORE.writes, self.namespace(each)) for each in settings)
-        self._records = RecordUnion(record_sets_of(store, *namespaces))
-
-    def namespace(self, settings: PartSettings) -> str:
-        """Return the cache namespace of scores in these settings."""
-        return one_shot_namespace(SCORE, self._model, settings)
-
-    def item(
-        self,
-        features: str,
-        heard: str,
-        prompt: str,
-        text: str,
-        *,
-        ended: bool = True,
-        corrected: bool = False,
-    ) -> ScoreItem:
-        """Return a text to score. `features` and `heard` are the keys of its chunk's features,
-        `ended` says whether the text is complete, and `corrected` whether a user wrote it."""
-        profile = self._model.profile
-        behind = corrected and profile.opens_reasoning
-        more = [profile.answer_blank] if profile.answer_blank else []
-        more += ["behind reasoning"] if behind else []
-        more += [heard] if heard else []
-        key = digest_of([features, prompt, text, ended, *self.params.key_fields, *more])
-        return ScoreItem(key, features, prompt, text, ended, behind, heard)
-
-    def find(self, item: ScoreItem) -> Mapping[str, Any] | None:
-        """Return the scores of a text in the best precision; None if there are none."""
-        return self._records.meta(item.key) if item.key in self._records else None
-
-    def refresh(self) -> None:
-        self._records.refresh()

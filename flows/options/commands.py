@@ -33,7 +33,6 @@ from flows.options.model import (
     check_served,
 )
 from flows.options.text import (
-    ConfidenceOptions,
     DataSetOptions,
     EngineOptions,
     FolderOptions,
@@ -83,7 +82,6 @@ class SiftFirstOptions(OptionGroup):
 class CaptionConfig(
     OwnerOptions,
     SiftFirstOptions,
-    ConfidenceOptions,
     TrustOptions,
     DataSetOptions,
     OutputOptions,
@@ -120,11 +118,6 @@ class CaptionConfig(
             text = f"--format {','.join(toml)} states --out in TOML, and its path is not UTF-8"
             raise UsageError(text, hint="Give another --out")
         check_served(self)
-        if self.confidence and self.max_store is not None:
-            raise UsageError(
-                "--confidence and --max-store exclude each other: features that go give no scores",
-                hint="Leave one of them out",
-            )
         _ = self.engines  # raises UsageError if no engine supports these options
         if self.schema:
             check_room(self.schema, self.max_new_tokens)

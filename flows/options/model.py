@@ -288,7 +288,6 @@ REFUSED: Mapping[str, tuple[str, ...]] = {
         "retry_loops",
     ),
     "summaries need a model on this machine": ("summary",),
-    "scores need a model on this machine": ("confidence",),
 }  # fmt: skip
 """Why an option has no effect with a server → its fields."""
 

@@ -184,17 +184,6 @@ class TextOptions(OptionGroup):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ConfidenceOptions(OptionGroup):
-    """Which captions have scores that say how sure the model is."""
-
-    confidence: Annotated[
-        bool, Option("also score captions that were corrected, or have no scores yet", FILES)
-    ] = False
-    """Also score texts that were not generated just now: captions made before scores were recorded
-    or by beam search, and corrections, whose lines then have the scores of the corrected text."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class FolderOptions(OptionGroup):
     """The output folder of a run."""
 

@@ -25,7 +25,6 @@ const FILTERS = {
 
 const lengths = ({rows}) => rows.map(row => words(row).length);
 const span = ({medium}) => medium.captions.reduce((end, row) => Math.max(end, row.end), 0);
-const ranks = new Map(); // key of a caption → its place in the order in which captions teach most
 const SORTS = {
   source: ["of the sources", null],
   name: ["by name", (one, other) => one.medium.name.localeCompare(other.medium.name, "en", {numeric: true})],
@@ -35,7 +34,6 @@ const SORTS = {
   long: ["longest video first", (one, other) => span(other) - span(one)],
   copies: ["copies side by side", (one, other) => (one.rows[0].group ?? Infinity) - (other.rows[0].group ?? Infinity) || 0],
   doubt: ["most doubtful first", null, row => row.margin ?? Infinity],
-  teach: ["what teaches most first", null, row => ranks.get(row.key) ?? Infinity],
 };
 const chosenOf = (table, names) => options(names.map(name => [name, table[name][0]]));
 

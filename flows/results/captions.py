@@ -38,7 +38,7 @@ from flows.media.generated_files import GeneratedFiles
 from flows.media.media_files import MediaFile
 from flows.options.commands import CaptionConfig, RunOptions
 from flows.options.text import EngineOptions, PromptOptions, TextOptions
-from stages.decode.generation import SamplingParams, ScoreItem
+from stages.decode.generation import SamplingParams
 from stages.decode.json_schema import columns_of, fields_of, follows, plain_text_of
 from stages.summarize import STAGE, SUMMARY
 
@@ -133,7 +133,7 @@ def _caption(
         **{name: stored["made_by"].get(name, "") for name in MADE_BY if "made_by" in stored},
         tokens=stored["tokens"],
         ended=stored["ended"],
-        **_confidence(job, task, stored, shown),
+        **_confidence(stored, shown),
         name=file.name,
         warnings=(
             *index.warnings,
@@ -184,41 +184,14 @@ def _shown(job: Job, file: MediaFile, task: Task, stored: Mapping[str, Any]) -> 
     return _Shown(original, text, edit.review, warnings)
 
 
-def texts_to_score(job: Job) -> Iterator[ScoreItem]:
-    """Yield the texts that `--confidence` scores: corrections, and captions without scores."""
-    for each in job.files:
-        for task, stored, shown in _shown_of(job, each):
-            item = None if shown is None else _item_to_score(job, task, stored, shown)
-            if item is not None:
-                yield item
-
-
-def _item_to_score(
-    job: Job, task: Task, stored: Mapping[str, Any], shown: _Shown
-) -> ScoreItem | None:
-    """Return the text of a caption that `--confidence` scores; None without that option, and for a
-    caption that has the scores of its generation."""
-    if job.scores is None or (shown.text == shown.original and "logprob" in stored):
-        return None
-    keys = (task["features"], task.keys.get("heard", ""))
-    item = partial(job.scores.item, *keys, task.prompt)
-    if shown.text != shown.original:
-        return item(shown.text, corrected=True)
-    return item(stored["caption"], ended=stored["ended"] == "stop")
-
-
-def _confidence(job: Job, task: Task, stored: Mapping[str, Any], shown: _Shown) -> dict[str, Any]:
+def _confidence(stored: Mapping[str, Any], shown: _Shown) -> dict[str, Any]:
     """Return the fields that say how sure the model was of the caption in a line; None where that
-    is unknown."""
-    item, scores, scored = _item_to_score(job, task, stored, shown), stored, stored["caption"]
-    if item is not None and job.scores is not None:
-        scores, scored = job.scores.find(item) or {}, item.text
-    elif shown.text != shown.original:
-        scores = {}
+    is unknown, as of a correction."""
+    scores = stored if shown.text == shown.original else {}
     found = {field: scores.get(field) for field in CONFIDENCE}
-    text = shown.original if scored == stored["caption"] else shown.text
-    if found["margin_at"] is not None and scored != text:  # None in thinking that is left out
-        place = found["margin_at"] - scored.rfind(text)
+    text, written = shown.original, stored["caption"]
+    if found["margin_at"] is not None and written != text:  # None in thinking that is left out
+        place = found["margin_at"] - written.rfind(text)
         found["margin_at"] = place if 0 <= place < len(text) else None
     return found
 

@@ -21,7 +21,7 @@ from artifacts.plurals import counted
 from artifacts.shards import DATASET
 from flows.job.prepare import Job
 from flows.ledger.ledger import stages_with_work
-from flows.ledger.namespaces import TextScores, one_shot_namespace
+from flows.ledger.namespaces import one_shot_namespace
 from flows.ledger.tasks import Medium, keys_of
 from flows.machine.launch import StageCall, with_restarts
 from flows.media.media_files import MediaFile
@@ -41,7 +41,6 @@ from flows.results.captions import (
     has_words,
     summary_inputs,
     text_sampling_params,
-    texts_to_score,
 )
 from flows.results.data_sets import is_stale, write_dataset, write_trainers
 from flows.results.outputs import (
@@ -58,61 +57,8 @@ from flows.results.run_status import edited_text
 from flows.running.stage_calls import StageCallBuilder, settings_on
 from flows.running.stage_runner import StageRunner
 from stages import embed_texts, summarize
-from stages.decode import SCORE
-from stages.decode.generation import ScoreItem, ScoreJob
 from stages.models.hub.transfer import Announce
 from stages.summarize import SUMMARY, SummaryItem, SummaryJob, TimedText
-
-TEXTS_AT_ONCE = 1 << 15
-"""Largest number of texts in one process."""
-
-
-def make_scores(job: Job, scores: TextScores, stages: StageRunner) -> int:
-    """Score the corrected captions of a job, and those without scores, with its language half.
-    Return how many have none after that: their features are gone, or they do not fit. Raises
-    PenstockError."""
-    items = list(texts_to_score(job))
-    features = job.ledger["features"]
-
-    def score() -> int:
-        before = len(items) + 1
-        while True:
-            scores.refresh()
-            missing = [item for item in items if scores.find(item) is None]
-            stored = [
-                item
-                for item in missing
-                if item.features in features
-                and (not item.heard or item.heard in job.ledger["heard"])
-            ]
-            left = list({item.key: item for item in stored}.values())
-            if not left or len(left) >= before:
-                return len(missing)
-            before = len(left)
-            call = partial(_score_call, job, scores, left[:TEXTS_AT_ONCE])
-            stages.run_once(SCORE, call, total=before)
-
-    missing = with_restarts(score)
-    stages.loop.record.expect(SCORE.name, len(items), len(items) - missing)
-    return missing
-
-
-def _score_call(job: Job, scores: TextScores, items: list[ScoreItem], rung: Rung) -> StageCall:
-    settings = settings_on(job.model, rung)
-    assert settings is not None
-    make = partial(
-        ScoreJob,
-        store=job.store.url,
-        features_namespaces=sorted({variant["features"] for variant in job.ledger.variants}),
-        heard_namespaces=sorted(
-            {variant["heard"] for variant in job.ledger.variants if variant.hears}
-        ),
-        namespace=scores.namespace(settings),
-        items=items,
-        generation=scores.params,
-    )
-    return StageCallBuilder(job).one_shot_call(SCORE, make, rung)
-
 
 CAPTIONS_AT_ONCE = 1 << 15
 """Largest number of captions in one process: days of video, and a few megabytes."""
@@ -246,8 +192,6 @@ class PipelineRunner:
             self._run_all(write)
             if PromptOptions.of(job.config).summary:
                 self._summarize(result)
-            if job.scores is not None:
-                self._score(job.scores, result, write)
             if result.written.captions:  # or an earlier run's data sets would be emptied
                 self._write_data_sets(result)
         if left_out := job.edits.unproved():
@@ -270,16 +214,6 @@ class PipelineRunner:
             result.failures = [*result.failures, *failures]
             write_jsonl(self._job.out / "failures.jsonl", result.failures)
             self.record.fails(result.failures)
-
-    def _score(self, scores: TextScores, result: RunResult, write: Write) -> None:
-        """Score corrections and captions without scores, and write the outputs with them."""
-        unscored = make_scores(self._job, scores, self.stages)
-        write(True)
-        if unscored:
-            missing = counted(unscored, "caption")
-            result.warnings.append(
-                f"{missing} could not be scored: no stored features, or too large for memory"
-            )
 
     def _write_data_sets(self, result: RunResult) -> None:
         """Write the outputs that are made from all captions together, and the clips."""

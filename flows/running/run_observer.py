@@ -45,7 +45,7 @@ from flows.results.run_status import stages_of
 from flows.running.pipeline_runner import PipelineRunner
 from flows.running.stage_loop import StageLoop
 from flows.running.stage_runner import StageRunner
-from stages import decode, summarize, tune
+from stages import summarize, tune
 from stages.process.events import (
     Event,
     Failed,
@@ -216,7 +216,7 @@ class RunObserver:
         options = LearnedOptions() if self._job is None else LearnedOptions.of(self._job.config)
         instead: dict[str, Any] = {}
         if options.scored_only and stage == tune.STAGE.name:
-            instead = {"verb": decode.SCORE.verb, "counts": decode.SCORE.counts}
+            instead = {"verb": "scoring", "counts": "text"}
         elif self._job is not None and COUNTS.get(stage) == CHUNK:
             instead = {"counts": noun_of(self._job)}
         if self._record is not None and self._job is not None and _is_first(self._job, stage):

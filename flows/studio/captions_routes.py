@@ -251,10 +251,6 @@ class CaptionsRoutes:
         words = ["learn", *command.trusted, str(captions.out)]
         return self._add("learn", command, words, captions.out)
 
-    async def teach(self, request: Request) -> Response:
-        """Return the captions in the order in which they teach most."""
-        return json_answer(await asyncio.to_thread(self._captions(request).teach))
-
     async def sets(self, request: Request) -> Response:
         """Return what trainers will see of the data sets in the run's folder."""
         captions = self._captions(request)

@@ -31,7 +31,6 @@ from flows.results.foreign_files import LEFT_OUT_FILE, MARKS_FILE
 from flows.results.rounds import rounds_in, summary_json
 from flows.results.sift_marks import CHOICE, CHOICES, CHOICES_FILE, choices_in
 from flows.reviewing.captions import EditRefused, ReviewedCaptions
-from flows.reviewing.teaching import PooledFeatures, teach_ranking
 from flows.serving.refusals import json_bytes
 
 GROUP = OptionalField(Nullable(count))
@@ -79,7 +78,6 @@ class RunCaptions:
         self._open = partial(ReviewedCaptions, out, store, trust=trust, shows_all=True)
         self._order, self._is_learning = order, is_learning
         self._is_released = False
-        self._features = PooledFeatures()
         self._lock = threading.RLock()
         self._reviewed: ReviewedCaptions | None = None
         self._stamps: tuple[Stamp | None, ...] = ()
@@ -195,10 +193,6 @@ class RunCaptions:
             }
             media = [piece for each in self._media for piece in (b",", each)][1:]
             return [b'{"media":[', *media, b"],", json_bytes(rest)[1:]]
-
-    def teach(self) -> dict[str, Any]:
-        with self._lock:
-            return teach_ranking(self.reviewed, self._features)._asdict()
 
     def apply(self, request: Any) -> dict[str, Any]:
         """Apply an edit durably. Each change names in `was` the edit that it was based on. Raises

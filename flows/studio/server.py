@@ -135,7 +135,6 @@ def studio_app(opened: Studio) -> Starlette:
         f"{run}/history": captions.history,
         f"{run}/again": captions.answers,
         f"{run}/sets": captions.sets,
-        f"{run}/teach": captions.teach,
         f"{run}/media/{{number}}": captions.media,
         f"{run}/small/{{number}}": captions.small,
     }

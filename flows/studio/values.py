@@ -31,7 +31,7 @@ ALLOWED = frozenset((
     "engine", "slots", "max_new_tokens",
     "sampling", "temperature", "top_p", "top_k", "seed", "beams", "repetition_penalty",
     "presence_penalty", "no_repeat_ngram", "avoid", "system", "start_with", "retry_loops",
-    "schema", "strip_think", "confidence", "trigger", "prefix", "suffix",
+    "schema", "strip_think", "trigger", "prefix", "suffix",
     "out", "format", "beside", "existing", "media", "clip_sound", "replace",
 ))
 """Options that the page may set. A new option is refused until it is named here."""

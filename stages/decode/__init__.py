@@ -1,7 +1,6 @@
-"""Generates captions from features and a prompt, and scores given texts. Loads only the language
-half."""
+"""Generates captions from features and a prompt. Loads only the language half."""
 
-from stages.decode.generation import DecodeJob, ScoreJob
+from stages.decode.generation import DecodeJob
 from stages.process.job import StageSpec
 
 OUTPUT_VERSION = 5
@@ -20,16 +19,4 @@ STAGE = StageSpec(
     entry="stages.decode.run:run",
     verb="captioning",
     counts="caption",
-)
-SCORE = StageSpec(
-    name="score",
-    reads=("features",),
-    writes="scores",
-    part="language",
-    job=ScoreJob,
-    of_media=False,
-    output_version=1,
-    entry="stages.decode.scoring:run",
-    verb="scoring",
-    counts="text",
 )

@@ -4,8 +4,6 @@
     encode(vision_half, inputs) -> features
     encode(audio_half, inputs, "audio") -> heard; `features.with_sound(heard)` has both
     generate(language_half, inputs, features, **generate_options) -> tokens
-    save_features(path, features)
-    load_features(path) -> features
     describe(path) -> ModelProfile
     resolve_model(name) -> folder
 
@@ -16,8 +14,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from stages.models.feature_files import load_features as load_features
-    from stages.models.feature_files import save_features as save_features
     from stages.models.halves.absent import NeedsWeights as NeedsWeights
     from stages.models.halves.features import Features as Features
     from stages.models.halves.features import encode as encode
@@ -34,10 +30,8 @@ _HOMES = {
     "describe": "inspection",
     "encode": "halves.features",
     "generate": "halves.offload",
-    "load_features": "feature_files",
     "load_half": "halves.load",
     "resolve_model": "hub.resolve",
-    "save_features": "feature_files",
 }
 
 __all__ = sorted(_HOMES)

@@ -24,7 +24,6 @@ from artifacts.errors import UsageError
 from artifacts.files import whole_file
 from artifacts.keys import digest_of
 from stages.models.adapter_modules import ADAPTER_CONFIG, ADAPTER_WEIGHTS, BASE, PREFIX
-from stages.models.feature_files import apart
 from stages.models.published import as_published_metadata
 from stages.models.stored.codes import PackedLinear
 from stages.tune import CHECKPOINT, AdapterLayout, most_common, new_layout
@@ -87,7 +86,7 @@ def save_checkpoint(
     }
     with whole_file(folder / CHECKPOINT) as file:
         # 8-bit moments share their quantization table.
-        file.write(save(apart(numbers), metadata=metadata))
+        file.write(save(_apart(numbers), metadata=metadata))
 
 
 def resume(
@@ -263,3 +262,14 @@ def write_adapter(
         file.write(content[end:])
     with whole_file(folder / ADAPTER_CONFIG) as file:
         file.write((json.dumps(fields, indent=2, default=str) + "\n").encode())
+
+
+def _apart(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return the tensors on the CPU, each with its own storage, as the file format requires."""
+    seen: set[int] = set()
+    found = {}
+    for name, tensor in tensors.items():
+        here = tensor.detach().cpu().contiguous()
+        found[name] = here.clone() if here.untyped_storage().data_ptr() in seen else here
+        seen.add(here.untyped_storage().data_ptr())
+    return found

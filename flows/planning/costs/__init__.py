@@ -62,7 +62,6 @@ COSTS: Mapping[str, Cost] = {
     "trace": Cost(rungs=export.rungs, memory=export.memory_of_tracing),
     "compare": Cost(rungs=export.rungs, memory=export.memory_of_comparing),
     "judge": Cost(rungs=export.rungs_of_judging, memory=export.memory_of_judging),
-    "score": Cost(rungs=export.rungs_of_judging, memory=export.memory_of_judging),
     "calibrate": Cost(rungs=export.rungs_of_judging, memory=export.memory_of_calibrating),
 }
 """Stage name → cost functions."""

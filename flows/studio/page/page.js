@@ -2,9 +2,8 @@
 
 const GROUP = 24; // media that are drawn together
 const POLL = 1000; // how soon an edit of another tab is shown
-const DECIDED_ANEW = 20; // captions that are decided before the rest is ordered anew
 const SHOWN = ["all", "open", "accepted", "rejected", "corrected", "unread", "cut", "warned", "learned", "copies", "failed"];
-const ORDERS = ["source", "name", "longest", "shortest", "copies", "doubt", "teach"];
+const ORDERS = ["source", "name", "longest", "shortest", "copies", "doubt"];
 const KEYS = [
   ["j  ↓", "next caption"], ["k  ↑", "caption before"], ["e  Enter", "edit: Enter saves, Shift+Enter breaks the line, Esc leaves it"],
   ["a", "accept, and on"], ["r", "reject, and on"], ["x", "choose it, or not"], ["X", "choose all shown, or none"],
@@ -31,7 +30,7 @@ class Page {
       writing: new Writing(this), following: new Following(this)});
     $("choosing").addEventListener("submit", event => event.preventDefault());
     for (const id of ["filter", "view"]) $(id).addEventListener("change", () => this.show());
-    $("sort").addEventListener("change", async () => { await this.rank(); this.show(); });
+    $("sort").addEventListener("change", () => this.show());
     onTyped($("search"), 60, () => this.show());
     const acts = {undo: () => this.undo(), redo: () => this.redo(), learn: () => this.learning.start(), history: () => this.past(),
       help: () => this.help()};
@@ -88,33 +87,10 @@ class Page {
       $("view").value = areLong(data.media) ? "list" : "grid";
       $("sort").value = data.order;
       this.loaded = true;
-      await this.rank();
     }
     const before = scrollY;
     this.show();
     scrollTo(0, before);
-  }
-
-  // Asks in which order captions teach most, where that order is chosen.
-  async rank() {
-    Object.assign(this, {decided: 0, note: ""});
-    if ($("sort").value !== "teach") return;
-    $("shown").textContent = "ordering…";
-    const found = await tried(() => ask(`run/${RUN}/teach`));
-    ranks.clear();
-    (found?.keys || []).forEach((key, place) => ranks.set(key, place));
-    this.note = found?.note || "";
-  }
-
-  // What was decided changes what teaches most: what comes after the current caption's group is ordered anew.
-  async rankAgain() {
-    if (!this.flat.length) return;
-    const {card} = this.flat[this.place.get(currentRow()?.row.key) ?? 0];
-    const kept = this.found.slice(0, GROUP * (1 + Math.floor(card / GROUP)));
-    await this.rank();
-    const stay = new Set(kept.map(({rows}) => rows[0].key));
-    this.found = [...kept, ...chosen(this.data.media, this.choice()).filter(({rows}) => !stay.has(rows[0].key))];
-    this.list(currentRow()?.row.key);
   }
 
   // Edits of any tab, except where this one has not sent its own yet.
@@ -168,7 +144,7 @@ class Page {
     const files = new Set(this.found.map(({medium}) => medium)).size, none = items.length ? "" : ": nothing is like that";
     $("shown").textContent = failed ? counted(items.length, "file")
       : this.data.empty ? "No captions yet: they appear here as they are made."
-      : joined([`${counted(files, "file")}, ${counted(this.flat.length, "caption")}${none}`, this.note], "; ");
+      : `${counted(files, "file")}, ${counted(this.flat.length, "caption")}${none}`;
     // Keys are of the first caption until another is chosen.
     if (document.activeElement === document.body && this.flat.length) this.go(this.place.get(focused ?? this.last?.key) ?? 0);
   }
@@ -234,8 +210,6 @@ class Page {
     const based = changes.map(([row, now, was]) => ({of: row.key, ...now, was: {...(was || edit(row))}}));
     for (const [row, now] of changes) edits.set(row.key, now);
     this.draw(changes.map(([row]) => row.key));
-    this.decided = (this.decided || 0) + changes.length;
-    if (this.decided >= DECIDED_ANEW && $("sort").value === "teach") this.rankAgain();
     this.saving.add({does, changes: based});
   }
 

@@ -13,7 +13,6 @@ import torch
 from artifacts.errors import PenstockError
 from artifacts.schema import Half
 from artifacts.tensors import pack_tree, unpack_tree
-from stages.models.feature_files import load_features, save_features
 from stages.models.halves.boundary import HALVES, modules_called
 from stages.models.halves.features import Features, encode, is_pixels, placeholder_ids
 from stages.models.halves.load import ReloadableHalf, load_half
@@ -128,7 +127,7 @@ def _staged(
     features = halves["vision"].call(lambda half: encode(half, inputs))
     kept, by_row = through_disk(features, rows_of(facts["variant"], inputs, whole_config(folder)))
     found = halves["language"].call(lambda half: generate(half, inputs, kept, **GREEDY))
-    same = _equal(found, expected) and _equal(in_files(folder, inputs), expected)
+    same = _equal(found, expected) and _equal(by_themselves(folder, inputs), expected)
     vision, language = (size(halves[half].model) for half in HALVES)
     return Verdict(
         **facts,
@@ -139,12 +138,10 @@ def _staged(
     )
 
 
-def in_files(folder: Path, inputs: Mapping[str, Any]) -> Any:
-    """What the two halves say as other programs run them: by themselves, with features in a file of
-    their own."""
-    save_features(folder / "features", encode(load_half(folder, "vision"), inputs))
-    language = load_half(folder, "language")
-    return generate(language, inputs, load_features(folder / "features"), **GREEDY)
+def by_themselves(folder: Path, inputs: Mapping[str, Any]) -> Any:
+    """What the two halves say as other programs run them: by themselves."""
+    features = encode(load_half(folder, "vision"), inputs)
+    return generate(load_half(folder, "language"), inputs, features, **GREEDY)
 
 
 def _load(folder: Path, half: Half, extra_modules: tuple[str, ...]) -> Any:
