@@ -45,8 +45,6 @@ class Sampling:
     """Minimum frames per chunk, if the file has them."""
     max_frames: int
     """Maximum frames per chunk; more are thinned evenly."""
-    last_frame: bool = False
-    """Whether frames are spread from a chunk's first frame to its last, both included."""
     deinterlace: bool = True
     """Whether interlaced frames are stored without combs, or else as they are decoded."""
 

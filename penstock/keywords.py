@@ -63,13 +63,11 @@ class CaptionOptions(FeatureOptions, total=False):
     length: str
     summary: bool
     summary_prompt: str
-    sampling_as_card: bool
     sampling: str
     temperature: float | None
     top_p: float | None
     top_k: int | None
     seed: int
-    beams: int
     repetition_penalty: float | None
     presence_penalty: float | None
     no_repeat_ngram: int
@@ -133,7 +131,6 @@ class SiftRunOptions(MediaRunOptions, total=False):
     tiles: str
     keep: str | None
     mirrored: bool
-    head: dict[str, str]
     similar: float | None
     chunk: float
     format: Words

@@ -60,7 +60,6 @@ def test_an_exported_folder_takes_the_engine_by_itself(folder: Path) -> None:
     [
         ({"engine": "transformers"}, "--engine transformers: the language half of MODEL is a GGUF"),
         ({"engine": "inflight"}, "--engine inflight: the language half of MODEL is a GGUF file"),
-        ({"beams": 2}, "--beams: the language half of MODEL is a GGUF file, without beam search"),
         ({"adapter": "A"}, "--adapter: the language half of MODEL is a GGUF file"),
     ],
 )

@@ -90,7 +90,6 @@ def test_a_field_of_other_commands_is_refused(kind: type[Any], field: str) -> No
         ({"length": "huge"}, "unknown --length huge. Choose from short, medium, long"),
         ({"engine": ""}, "--engine is empty. Choose from auto, transformers"),
         ({"temperature": -0.5}, "invalid --temperature -0.5. Give a number from 0 to 100"),
-        ({"beams": 65}, "invalid --beams 65. Give a number from 1 to 64"),
         ({"sources": ("",)}, "sources is empty. Name files or folders"),
         ({"whole": True, "shots": True}, "--whole and --shots exclude each other"),
         ({"whole": True, "chunk": 30.0}, "--whole and --chunk exclude each other"),

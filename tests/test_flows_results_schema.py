@@ -157,7 +157,6 @@ def test_another_form_makes_other_captions_of_the_same_features(config: CaptionC
         ("{", (), "is not JSON"),
         ("[]", (), "is not an object"),
         (text_of({"type": "array"}), (), "not an object schema"),
-        (text_of(TAGS), ("--beams", "2"), "--schema and --beams"),
         (text_of(TAGS), ("--start-with", "A"), "--schema and --start-with"),
         (text_of(SIX), ("--max-new-tokens", "20"), str(rest_of(text_of(SIX)).tokens)),
         ("", (), "cannot be read: No such file"),

@@ -4,7 +4,6 @@ import itertools
 import json
 import os
 import shutil
-import subprocess
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -37,7 +36,7 @@ from flows.media.sources import find_media
 from flows.options.vectors import SiftConfig
 from flows.results import sift_duplicates
 from flows.results.report.facts import limits_of
-from flows.results.sift_duplicates import Fingerprint, near_pairs, pairs_of, read_head
+from flows.results.sift_duplicates import Fingerprint, near_pairs, pairs_of
 from flows.results.sift_marks import (
     MARKS,
     MarkedFiles,
@@ -221,7 +220,7 @@ def table(*rows: dict[str, Any], pairs: Sequence[Sequence[int]] = ()) -> MarkedF
 )
 def test_a_null_meets_no_comparison(condition: str, kept: list[int], nulls: dict[str, int]) -> None:
     files = table({"motion": 0.5}, {"motion": 0.0}, {"motion": None})
-    found, left = kept_of(files, parse_keep(condition, ()))
+    found, left = kept_of(files, parse_keep(condition))
     assert found == kept and set(left.why) == {0, 1, 2} - set(kept)
     assert sum(left.firsts.values()) == len(left.why) and left.nulls == nulls
     assert all(text.startswith("not ") for text in left.why.values())
@@ -272,13 +271,13 @@ def test_a_file_is_left_out_as_a_copy_of_one_that_is_kept_alone(condition: str, 
         return a == b or (flag == "duplicate" and tuple(sorted((a, b))) in edges)
 
     flags = [flag for flag in ("exact", "duplicate", "similar") if flag in condition]
-    kept, left = kept_of(files, parse_keep(condition, (), similar=True))
+    kept, left = kept_of(files, parse_keep(condition, similar=True))
     # Which files pass: with contents of their own, none is a copy.
     alone = table(*({**row, "digest": f"d{at}"} for at, row in enumerate(rows)))
     alone.copies["similar"] = alone.copies["exact"]
     for at, row in enumerate(alone.rows):
         row |= {"similar": 0, "group": files.rows[at]["group"]}
-    passing, _ = kept_of(alone, parse_keep(condition, (), similar=True))
+    passing, _ = kept_of(alone, parse_keep(condition, similar=True))
     assert set(kept) <= set(passing)
     for at in set(passing) - set(kept):
         others = [one for one in kept if any(are_copies(flag, at, one) for flag in flags)]
@@ -294,7 +293,7 @@ def test_groups_are_a_best_file_and_its_direct_copies() -> None:
     files = table(*fade, pairs=[(0, 1), (1, 2), (2, 3), (3, 4)])
     assert [row["duplicate"] for row in files.rows] == [1, 0, 1, 1, 0]
     assert [row["group"] for row in files.rows] == [1, 1, 1, 2, 2]
-    kept, left = kept_of(files, parse_keep("duplicate = 0 and sharpness < 0.85", ()))
+    kept, left = kept_of(files, parse_keep("duplicate = 0 and sharpness < 0.85"))
     assert kept == [0, 2, 4]
     assert left.why == {
         1: "not sharpness < 0.85 (sharpness 0.9)",
@@ -302,13 +301,13 @@ def test_groups_are_a_best_file_and_its_direct_copies() -> None:
     }
     assert [row["kept_duplicate"] for row in files.rows] == [0, None, 0, 1, 0]
     assert [row["kept_group"] for row in files.rows] == [None, None, None, 1, 1]
-    assert kept_of(files, parse_keep("duplicate = 1", ()))[0] == [0, 2, 3]
+    assert kept_of(files, parse_keep("duplicate = 1"))[0] == [0, 2, 3]
 
 
 @pytest.mark.parametrize("text", ["sharp > 1", "sharpness >", "path > 3", "a" * 20_000])
 def test_a_condition_that_cannot_be_read_fails(text: str) -> None:
     with pytest.raises(UsageError, match="--keep"):
-        parse_keep(text, ())
+        parse_keep(text)
 
 
 def test_bands_find_the_pairs_that_a_comparison_of_all_finds(
@@ -344,37 +343,10 @@ def test_marks_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(name in shown for name in MARKS) and "0 to 1" in shown
 
 
-def test_a_head_scores_vectors_as_its_layers_do(tmp_path: Path) -> None:
-    import torch
-    from safetensors.torch import save_file
-
-    layers = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Dropout(), torch.nn.Linear(3, 1))
-    state = {f"layers.{name}": tensor for name, tensor in layers.eval().state_dict().items()}
-    save_file(state, tmp_path / "head.safetensors")
-    vectors = torch.randn(5, 4)
-    expected = layers(torch.nn.functional.normalize(vectors))[:, 0].detach().numpy()
-    found = read_head("aesthetic", str(tmp_path / "head.safetensors")).scores(vectors.numpy())
-    np.testing.assert_allclose(found, expected, atol=1e-6)
-
-
-def test_a_pickled_head_fails_with_the_command_that_converts_it(tmp_path: Path) -> None:
-    import torch
-
-    path = tmp_path / "head.pth"
-    torch.save({"layers.0.weight": torch.ones(1, 4), "layers.0.bias": torch.ones(1)}, path)
-    with pytest.raises(UsageError) as caught:
-        read_head("aesthetic", str(path))
-    command = caught.value.hint.removeprefix("Convert it: python")
-    subprocess.run(f"{sys.executable}{command}", shell=True, check=True)
-    head = read_head("aesthetic", str(tmp_path / "head.safetensors"))
-    assert head.scores(np.ones((1, 4), np.float32)) == pytest.approx([3.0])
-
-
 @pytest.mark.parametrize(
     ("options", "says"),
     [
         ({"similar": 0.9}, "--similar needs"),
-        ({"head": {"a": "b.safetensors"}}, "--head needs"),
         ({"model": "demo", "similar": 1.5}, "invalid --similar 1"),
     ],
 )
@@ -383,17 +355,8 @@ def test_options_on_vectors_that_make_no_sense_fail(options: dict[str, Any], say
         SiftConfig(sources=("a",), **options)
 
 
-def test_heads_and_near_vectors_of_a_model_are_marks(tmp_path: Path, here: Path) -> None:
-    import torch
-    from safetensors.torch import save_file
-
-    save_file({"linear.weight": torch.randn(1, 128)}, tmp_path / "head.safetensors")
-    requests = {
-        "head": {"aesthetic": str(tmp_path / "head.safetensors")},
-        "keep": "aesthetic is not null",
-    }
-    result, marks = run(here / "videos", tmp_path / "all", model="demo", similar=0.01, **requests)
-    assert result.kept == 2 and all(isinstance(row["aesthetic"], float) for row in marks.values())
+def test_near_vectors_of_a_model_are_marks(tmp_path: Path, here: Path) -> None:
+    _, marks = run(here / "videos", tmp_path / "all", model="demo", similar=0.01)
     assert sorted(row["similar"] for row in marks.values()) == [0, 1]
     assert len({row["similar_group"] for row in marks.values()}) == 1
     _, marks = run(here / "videos", tmp_path / "none", model="demo", similar=1.0)
@@ -525,12 +488,6 @@ def test_of_a_picture_and_its_grey_copy_the_coloured_one_is_kept(tmp_path: Path)
     assert {name for name, row in marks.items() if row["duplicate"]} == {"a.png"}
 
 
-@pytest.mark.parametrize("name", ["sharpness", "start", "and"])
-def test_a_head_named_as_a_mark_fails(tmp_path: Path, here: Path, name: str) -> None:
-    with pytest.raises(UsageError, match=f"--head {name}: this name is a mark"):
-        run(here / "videos", tmp_path / "out", model="demo", head={name: "h.safetensors"})
-
-
 def test_a_video_that_turns_black_is_no_copy_of_one_that_does_not() -> None:
     draw = np.random.default_rng(3)
     whole = [
@@ -625,7 +582,7 @@ def test_central_crops_of_90_to_99_percent_are_copies(share: int, tmp_path: Path
 def test_of_exact_copies_one_is_kept_whatever_else_is_a_copy_of_them(condition: str) -> None:
     small, large = {"digest": "small", "width": 1}, {"digest": "large", "width": 3}
     files = table(small, small, large, pairs=[[0, 1]])
-    kept, left = kept_of(files, parse_keep(condition, ()))
+    kept, left = kept_of(files, parse_keep(condition))
     assert kept == [0, 2] and [*left.why] == [1], "0 is a copy of 2, and no exact one"
 
 

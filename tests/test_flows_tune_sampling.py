@@ -16,7 +16,6 @@ WAYS = {
     "shots": ["--shots", "--max-pixels", "20000"],
     "whole": ["--whole"],
     "combs": ["--deinterlace", "off"],
-    "card": ["--sampling-as-card"],
 }
 
 

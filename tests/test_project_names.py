@@ -11,9 +11,6 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-import pytest
-
-from artifacts.errors import UsageError
 from flows.cli.main import parser
 from stages.decode.engines import (
     AUTO,
@@ -214,16 +211,11 @@ def test_what_people_may_ask_for_and_what_answers_it_stay_in_their_order() -> No
         assert engines_for(name) == accepted_by(name) == (engine,)
 
 
-def test_beams_and_several_prompts_choose_another_engine() -> None:
-    several = {name: choice_for(name, beams=1, prompts=2) for name in ENGINE_CHOICES}
+def test_several_prompts_choose_another_engine() -> None:
+    several = {name: choice_for(name, 2) for name in ENGINE_CHOICES}
     changed = {AUTO: AUTO_SHARED, "inflight": "inflight-shared"}
     assert several == {name: changed.get(name, name) for name in ENGINE_CHOICES}
-    assert [choice_for(name, beams=1, prompts=1) for name in ENGINE_CHOICES] == [*ENGINE_CHOICES]
-    for name in (AUTO, "transformers"):
-        assert choice_for(name, beams=4, prompts=2) == "transformers"
-    with pytest.raises(UsageError, match="--engine inflight does not support --beams") as caught:
-        choice_for("inflight", beams=2, prompts=1)
-    assert caught.value.hint == "Use --engine transformers"
+    assert [choice_for(name, 1) for name in ENGINE_CHOICES] == [*ENGINE_CHOICES]
 
 
 MESSAGES = {

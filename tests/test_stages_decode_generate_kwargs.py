@@ -49,7 +49,6 @@ CONTROLS: Mapping[str, tuple[dict[str, Any], dict[str, Any]]] = {
             "repetition_penalty": 1.2, "no_repeat_ngram_size": 3,
         },
     ),
-    "beams": ({"beams": 3}, {"num_beams": 3}),
     "presence": ({"presence_penalty": 2.0}, {"lowered": 2.0}),
     "start": ({"start_with": "A big"}, {"begun": "A big"}),
 }  # fmt: skip
@@ -125,7 +124,7 @@ def test_a_control_says_what_stock_says_of_the_row_alone(
     if control == "presence" and name != "demo":  # which is too sure of its words
         assert expected != [stock(folder, clip, n, {}) for n, clip in wave.batches[0]]
     engines = {"transformers": CAPTIONS, "auto": OTHER, "inflight-shared": THIRD}
-    if control in ("beams", "start"):
+    if control == "start":
         del engines["inflight-shared"]
     for engine, namespace in engines.items():
         assert captions_of(wave, engine, namespace, request) == expected, engine
@@ -311,8 +310,7 @@ def test_nothing_asked_is_nothing_in_a_key() -> None:
     "wrong",
     [
         {"temperature": -1}, {"temperature": float("nan")}, {"top_p": 0}, {"top_p": 1.1},
-        {"top_k": -1}, {"beams": 0}, {"seed": -1}, {"repetition_penalty": 0},
-        {"beams": 2, "temperature": 0.5}, {"beams": 2, "sampling": "checkpoint"},
+        {"top_k": -1}, {"seed": -1}, {"repetition_penalty": 0},
         {"sampling": "odd"}, {"avoid": (" ",)}, {"no_repeat_ngram": -2},
     ],
 )  # fmt: skip

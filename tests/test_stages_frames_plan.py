@@ -63,25 +63,6 @@ TICKS: dict[str, tuple[list[int], dict[str, float], list[list[int]]]] = {
         [0, 10, 20], {"chunk_seconds": 0.25, "fps": 1, "last": 10},
         [[0]] * 4 + [[10]] * 4 + [[20]] * 4,
     ),
-    "from the first to the last as linspace does": (
-        [*range(75)], {"fps": 1, "last_frame": True}, [[0, 14, 29], [30, 44, 59], [60, 74]],
-    ),
-    "so many from the first to the last": (
-        [*range(75)], {"chunk_seconds": 30, "frames": 8, "last_frame": True},
-        [[0, 11, 21, 32, 42, 53, 63, 74]],
-    ),
-    "the last frame comes with a maximum": (
-        [*range(30)], {"fps": 10, "max_frames": 4, "last_frame": True}, [[0, 10, 19, 29]],
-    ),
-    "the last frame comes with a minimum": (
-        [*range(30)], {"fps": 0.1, "min_frames": 4, "last_frame": True}, [[0, 10, 19, 29]],
-    ),
-    "the last frame comes with gaps": (
-        [0, 3, 29], {"fps": 2, "last_frame": True}, [[0, 3, 29]],
-    ),
-    "a single frame is the middle one, not the last": (
-        [*range(30)], {"frames": 1, "last_frame": True}, [[15]],
-    ),
 }  # fmt: skip
 """Ticks of the file's frames, what is asked for, ticks of the frames of each chunk."""
 

@@ -22,7 +22,6 @@ from flows.options.model import AdapterOptions, GgufOptions
 from flows.options.text import EngineOptions
 from flows.pipelines import Pipeline, needs_weights
 from stages.decode.engines import engines_for, gguf_engine
-from stages.decode.generation import SamplingParams
 from stages.models.gguf import EXACT, FILE, FORMAT, MANIFEST, PACKAGES, GgufShape
 from stages.models.hub.checkpoint import Checkpoint
 from stages.models.profile import ModelProfile
@@ -119,11 +118,6 @@ def check_options(config: RunOptions, pipelines: Sequence[Pipeline]) -> None:
             needs_weights(pipelines),
             f"{half}, which cannot be trained or exported again",
             give.capitalize(),
-        ),
-        (
-            SamplingParams.of(config).beams > 1,
-            f"--beams: {half}, without beam search",
-            f"Leave it out, or {give}",
         ),
         (
             AdapterOptions.of(config).adapter,

@@ -18,7 +18,6 @@ from flows.checkpoint.models import Model
 from flows.checkpoint.precision import PartSettings, precision_note
 from flows.checkpoint.prompt_tokens import frames_of_any_size, full_chunk, requested_sampling
 from flows.job.away import recorded_in
-from flows.job.card_sampling import card_note, card_source
 from flows.job.prepare import Job
 from flows.ledger.namespaces import Variant, one_shot_namespace
 from flows.ledger.namespaces import notes as namespace_notes
@@ -201,7 +200,6 @@ def summary(job: Job) -> dict[str, Any]:
         "precision": job.model.precision(),
         "as_published": job.model.profile.as_published,
         "sampling": job.sampling.settings,
-        **({"sampling_as_card": card} if (card := card_source(job.config, job.model)) else {}),
         **({"max_pixels": limit} if (limit := video.max_pixels) else {}),
         **({"max_video_pixels": limit} if (limit := video.max_video_pixels) else {}),
         "batch_size": job.config.batch_size,
@@ -267,7 +265,6 @@ def notes(job: Job) -> list[str]:
         None,
         [
             again_note(job),
-            card_note(job.config, job.model),
             _whole(job),
             _chained(job),
             _context(job),

@@ -32,7 +32,7 @@ from artifacts.trainers import WITH_SOUND
 from flows.checkpoint.models import Model, digests_in, open_model, pipeline_for
 from flows.checkpoint.precision import PartSettings, attention, weight_bytes
 from flows.job.away import AwayMedia, unread_sources
-from flows.job.card_sampling import as_card, sampling_as_card, with_card_sampling
+from flows.job.card_sampling import with_card_sampling
 from flows.job.media_digests import JobFile, check_beside, inode_note, read_contents
 from flows.job.pass_mode import answering, with_pass_mode
 from flows.ledger.ledger import Ledger
@@ -393,7 +393,7 @@ def model_for(
     model = with_vector_precision(config, model, store, device)
     model = with_pass_mode(config, model, store, device)
     if any(stage.uses_token_limit for stage in pipeline):
-        check_fixed_texts(as_card(config, model), model)
+        check_fixed_texts(config, model)
     # If no stage loads weights, the notes of a store still record the model.
     model = model.of_parts(parts_of(pipeline) or model.settings, alone=alone)
     if VectorSamplingOptions.of(config).tiles == OFF and any(stage.shrinks for stage in pipeline):
@@ -403,7 +403,7 @@ def model_for(
 
 
 def _job_of(config: RunOptions, store: Store, model: Model, pipeline: Pipeline) -> Job:
-    config, notes = with_card_sampling(as_card(config, model), model.folder)
+    config, notes = with_card_sampling(config, model.folder)
     start = SamplingParams.of(config).start_with
     if start != start.rstrip():
         notes += [
@@ -411,7 +411,7 @@ def _job_of(config: RunOptions, store: Store, model: Model, pipeline: Pipeline) 
             "next word, so captions may go on oddly; leave it out"
         ]
     over_media = tuple(stage for stage in pipeline if stage.of_media)
-    sampling, last = sampling_as_card(config, model), over_media[-1]
+    sampling, last = model.sampling(config), over_media[-1]
     selection = select_devices(GpuOptions.of(config).gpus)
     shares_work = isinstance(config, GpuOptions) and model.served is None
     stored = stored_namespaces(store, last.writes) if last.uses_token_limit else set()

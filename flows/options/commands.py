@@ -14,7 +14,6 @@ from artifacts.paths import is_utf8
 from artifacts.trainers import TRAINERS
 from flows.options.formats import COCO, FILES, GIVE_CONDITION
 from flows.options.media import (
-    CardOptions,
     SoundOptions,
     SourceOptions,
     VideoSamplingOptions,
@@ -88,7 +87,6 @@ class CaptionConfig(
     TextOptions,
     EngineOptions,
     SamplingParams,
-    CardOptions,
     PromptOptions,
     GgufOptions,
     AdapterOptions,

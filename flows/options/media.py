@@ -6,7 +6,7 @@ from typing import Annotated
 from artifacts.errors import UsageError, excluding
 from artifacts.options import Option, OptionGroup
 from artifacts.tiles import AUTO, OFF, check_tiles
-from flows.options.formats import FILES, SAMPLING, TEXT, VECTORS
+from flows.options.formats import FILES, SAMPLING, VECTORS
 
 MIN_CHUNK_SECONDS = 0.1
 """Each chunk takes memory while a run is planned: shorter ones would fill it."""
@@ -139,16 +139,6 @@ class SoundOptions(OptionGroup):
         super().__post_init__()
         if self.sound == OFF and self.sound_track is not None:
             raise excluding("--sound off", "--sound-track")
-
-
-@dataclass(frozen=True, kw_only=True)
-class CardOptions(OptionGroup):
-    """Whether frames and the system turn follow the model card."""
-
-    sampling_as_card: Annotated[
-        bool, Option("sample frames and set --system as on the model card", TEXT)
-    ] = False
-    """Take frame sampling and the system message from the model card, unless set by options."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -281,10 +281,9 @@ REFUSED: Mapping[str, tuple[str, ...]] = {
     ),
     "the server decides how the model runs": (
         "engine", "memory", "gpus", "batch_size", "prepare_workers", "max_video_pixels",
-        "sampling_as_card",
     ),
     "OpenAI's protocol has no such parameter": (
-        "top_k", "beams", "repetition_penalty", "no_repeat_ngram", "avoid", "start_with",
+        "top_k", "repetition_penalty", "no_repeat_ngram", "avoid", "start_with",
         "retry_loops",
     ),
     "summaries need a model on this machine": ("summary",),

@@ -25,7 +25,6 @@ from flows.options.formats import (
 )
 from flows.options.model import DateOptions
 from stages.decode.engines import AUTO, ENGINE_CHOICES, choice_for
-from stages.decode.generation import SamplingParams
 
 LENGTHS = {
     "short": "Answer in one short sentence.",
@@ -157,10 +156,8 @@ class EngineOptions(OptionGroup):
 
     @property
     def engines(self) -> str:
-        """Return the candidate engines for these prompts and this beam search. Raises UsageError if
-        the requested engine cannot do it."""
-        prompts = len(PromptOptions.of(self).prompts)
-        return choice_for(self.engine, beams=SamplingParams.of(self).beams, prompts=prompts)
+        """Return the candidate engines for these prompts. Raises UsageError for an unknown one."""
+        return choice_for(self.engine, len(PromptOptions.of(self).prompts))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from artifacts.errors import UsageError, excluding
 from artifacts.options import Option, OptionGroup
 from flows.options.commands import CaptionConfig, RunOptions
-from flows.options.media import CardOptions, VideoSamplingOptions
+from flows.options.media import VideoSamplingOptions
 from flows.options.model import (
     TRUST_HELP,
     AdapterOptions,
@@ -178,7 +178,6 @@ class LearnedOptions(TrainedHalfOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class TuneRun(
-    CardOptions,
     VideoSamplingOptions,
     LearnedOptions,
     EngineOptions,

@@ -3,8 +3,7 @@
 The others are `search`, `sift`, and `caption --sift`.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 from artifacts.errors import UsageError
@@ -203,20 +202,6 @@ KEEP = '"sharpness > 0.3 and duplicate = 0"'
 KEEP_OPTION = Option(f"what is kept: {KEEP}", "", "EXPR", not_empty=GIVE_CONDITION)
 
 
-def parse_heads(given: Sequence[str]) -> dict[str, str]:
-    """Parse `--head NAME=FILE` into files by name. Raises UsageError."""
-    found: dict[str, str] = {}
-    for option in given:
-        name, _, path = option.partition("=")
-        if not (name.isidentifier() and name.islower() and path) or name in found:
-            raise UsageError(
-                f"--head {option!r}: not a new name in small letters with a file",
-                hint="Write NAME=FILE: aesthetic=aesthetic.safetensors",
-            )
-        found[name] = path
-    return found
-
-
 @dataclass(frozen=True, kw_only=True)
 class SiftOptions(OptionGroup):
     """Which media are kept, and what counts as a copy."""
@@ -225,16 +210,6 @@ class SiftOptions(OptionGroup):
     """Condition on the marks that media must meet to be kept; None: all are."""
     mirrored: Annotated[bool, Option("mirrored pictures are copies, too")] = False
     """Whether mirrored pictures and videos count as copies."""
-    head: Annotated[
-        dict[str, str],
-        Option(
-            "score vectors of --model by this head; repeatable",
-            metavar="NAME=FILE",
-            parse=parse_heads,
-            repeated=True,
-        ),
-    ] = field(default_factory=dict)
-    """Name → safetensors file of a head on the vectors of the model; the name becomes a mark."""
     similar: Annotated[
         float | None,
         Option("with --model: cosine from which media are alike", metavar="COS", above=0, most=1),
@@ -253,9 +228,8 @@ class SiftOptions(OptionGroup):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for option, value in (("--head", self.head), ("--similar", self.similar)):
-            if value and not getattr(self, "model", ""):
-                raise UsageError(f"{option} needs the vectors of a model", hint="Give --model")
+        if self.similar and not getattr(self, "model", ""):
+            raise UsageError("--similar needs the vectors of a model", hint="Give --model")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,7 +21,6 @@ from typing import Any
 
 from flows.checkpoint.models import Model
 from flows.checkpoint.prompt_tokens import PromptTokens, frame_bound, frame_room, max_prompt_tokens
-from flows.job.card_sampling import sampling_as_card
 from flows.job.prepare import Job
 from flows.ledger.prompts import example, prompt_for
 from flows.machine.budget import Budget, probed_context_bytes
@@ -145,7 +144,7 @@ def plan_request_of_model(
 ) -> PlanRequest:
     """Return the plan request of a model without media. `prompt` None: the command's prompt."""
     prompt_text = prompt_for(model, config, "video") if prompt is None else prompt
-    sampling = sampling_as_card(config, model)
+    sampling = model.sampling(config)
     bound = frame_bound(model.beside_sound(config), config)
     return PlanRequest(
         model=model,

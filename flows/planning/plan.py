@@ -19,7 +19,7 @@ from artifacts.store import open_store
 from flows.checkpoint.models import Model
 from flows.checkpoint.precision import precision_note
 from flows.console.lines import duration, gib
-from flows.job.card_sampling import as_card, card_note, with_card_sampling
+from flows.job.card_sampling import with_card_sampling
 from flows.job.job_summary import context_note, halves, notes
 from flows.job.pass_mode import replanned_once
 from flows.job.prepare import Job, NothingToDo, model_for, prepare
@@ -372,13 +372,12 @@ def _plan_of(
         config, launcher, store, pipelines, announce, read_weights=False, check_devices=False
     )
     devices = select_devices(GpuOptions.of(config).gpus).devices
-    config = as_card(config, model)
     check_summary(config, model)
     request = plan_request_of_model(model, config, devices[0], pipeline)
     refuse_beyond_context(request)
     plan = _make_plan(request, budget_on(config, devices), None, (), devices)
     note = precision_note(model.profile, [s[0] for s in model.settings.values()], devices[0])
-    own_notes = (note, card_note(config, model), context_note(model, config))
+    own_notes = (note, context_note(model, config))
     notes = (*filter(None, own_notes), *standard_notes(model, config), *model.notes)
     return replace(plan, notes=(*notes, *with_card_sampling(config, model.folder)[1]))
 

@@ -381,7 +381,7 @@ def _column(name: str, field: str) -> str:
 SUMMARIES = "summaries.jsonl"
 """File of the summaries, in the folder of a run."""
 TEXT_SETTINGS = (
-    "sampling", "temperature", "top_p", "top_k", "seed", "beams", "repetition_penalty",
+    "sampling", "temperature", "top_p", "top_k", "seed", "repetition_penalty",
     "presence_penalty", "no_repeat_ngram", "avoid", "system",
 )  # fmt: skip
 """Sampling settings of captions that also apply to other texts, such as summaries."""

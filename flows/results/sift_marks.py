@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from artifacts.errors import UsageError
 from artifacts.files import json_text, write_text
-from artifacts.index.where import WORDS, Condition, Table
+from artifacts.index.where import Condition, Table
 from artifacts.json_shapes import read_jsonl, string
 from artifacts.near_duplicates import Copies, stars
 from artifacts.plurals import counted
@@ -77,7 +77,7 @@ MARKS: Mapping[str, Mark] = {
     "kept_duplicate": Mark(range="0, 1", text="a copy, and a better one is kept (--keep)"),
     "kept_group": Mark(range="from 1", text="its group among what meets the rest of --keep"),
 }
-"""Name → mark, in the order of the tables; heads follow."""
+"""Name → mark, in the order of the tables."""
 FLAGS = {"exact": "", "duplicate": "group", "similar": "similar_group"}
 """Mark of the copies of one kind → mark of the number of their group."""
 KEPT = ("kept_duplicate", "kept_group")
@@ -101,9 +101,8 @@ def kinds_of(columns: Iterable[str]) -> dict[str, str]:
     return {n: "text" if n in TEXTS else "count" if n in counts else "number" for n in columns}
 
 
-def columns_of(heads: Sequence[str] = ()) -> list[str]:
-    """Return the columns of the table of media."""
-    return [*TEXTS, *MARKS, *heads]
+COLUMNS = (*TEXTS, *MARKS)
+"""Columns of the tables."""
 
 
 def medium_marks(found: Marked) -> Values:
@@ -194,8 +193,6 @@ def rounded(value: float) -> float:
 class MarkedFiles:
     """The files of a run that have marks, in source order."""
 
-    heads: tuple[str, ...] = ()
-    """Marks of heads."""
     files: list[JobFile] = field(default_factory=list)
     rows: list[Values] = field(default_factory=list)
     """Marks of each file."""
@@ -237,18 +234,13 @@ def choices_in(out: Path) -> dict[tuple[str, str], str]:
 
 
 def parse_keep(
-    text: str | None, heads: Sequence[str], *, similar: bool = False, option: str = "--keep"
+    text: str | None, *, similar: bool = False, option: str = "--keep"
 ) -> Condition | None:
     """Return the condition of an option; None without one. `similar` says whether there are
-    marks by vectors. Raises UsageError, also for a head that has the name of a mark."""
-    if taken := sorted({*columns_of(()), "start", "end", *WORDS}.intersection(heads)):
-        raise UsageError(
-            f"--head {taken[0]}: this name is a mark or a word of --keep already",
-            hint="Give the head another name",
-        )
+    marks by vectors. Raises UsageError."""
     if text is None:
         return None
-    columns = [name for name in columns_of(heads) if name not in KEPT]
+    columns = [name for name in COLUMNS if name not in KEPT]
     table = Table(columns=columns, texts=TEXTS, option=option, example=KEEP)
     condition = Condition(text, table)
     if not similar and (unknown := sorted({"similar", "similar_group"} & condition.columns)):
@@ -264,7 +256,7 @@ def add_file(found: MarkedFiles, each: JobFile, marked: Marked, chunk: float) ->
     file, medium = each.file, each.medium
     names = {"media_path": utf8(file.media_path), "source": utf8(file.source)}
     own = {"path": file.place, "kind": medium.kind, "digest": medium.digest}
-    row: Values = dict.fromkeys(columns_of(found.heads))
+    row: Values = dict.fromkeys(COLUMNS)
     found.rows.append(row | names | own | medium_marks(marked))
     found.chunks += [{**names, **chunk_values} for chunk_values in chunk_marks(marked, chunk)]
     found.files.append(each)
@@ -499,7 +491,7 @@ def write_tables(
     ]
     listed = dict.fromkeys(LISTED, "text")
     for name, rows, kinds in (
-        (MARKS_FILE, found.rows, kinds_of(columns_of(found.heads))),
+        (MARKS_FILE, found.rows, kinds_of(COLUMNS)),
         (CHUNKS_FILE, found.chunks, kinds_of(found.chunks[0] if found.chunks else LISTED[:2])),
         (LEFT_OUT_FILE, left, {**listed, "why": "text"}),
         (KEPT_FILE, list(list_lines(found, kept)), listed),

@@ -1,6 +1,6 @@
 """Runs a sift job: marks media, groups copies, and lists what is kept.
 
-Vectors supply two of its inputs: scores of heads, and one vector per medium.
+With a model, each medium has one vector, by which near duplicates are found.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from artifacts import near_duplicates
 from artifacts.captions import Failure, write_jsonl
-from artifacts.errors import CannotFit, Killed, StageDied, UsageError
+from artifacts.errors import CannotFit, Killed, StageDied
 from artifacts.keys import digest_of
 from artifacts.packages import require_extra
 from artifacts.packs import DamagedRecord, Record, RecordSet, RecordUnion, record_sets_of
@@ -55,13 +55,10 @@ from flows.results.sift_duplicates import (
     COPIES_VERSION,
     Fingerprint,
     Pairs,
-    ScoreHead,
     pairs_of,
-    read_head,
 )
 from flows.results.sift_marks import (
     CHOICES_FILE,
-    DIGITS,
     MarkedFiles,
     Sifted,
     add_file,
@@ -69,7 +66,6 @@ from flows.results.sift_marks import (
     kept_of,
     mark_copies,
     parse_keep,
-    rounded,
     write_tables,
 )
 from flows.results.vectors import VectorsWritten, vector_tasks
@@ -90,70 +86,40 @@ class VectorMarks(VectorsWritten):
 
     vectors_of: dict[str, NDArray[np.float16]] = field(default_factory=dict)
     """Digest → the mean of its vectors, of length 1."""
-    scores: dict[str, tuple[NDArray[np.float64], NDArray[np.float32]]] = field(default_factory=dict)
-    """Digest → times of its vectors in seconds, and their scores [vectors, heads]."""
 
-    def mark(self, found: MarkedFiles, heads: Sequence[str], similar: float | None) -> None:
-        """Add the scores of heads to files and chunks, and near duplicates by vectors."""
-        for row in found.rows:
-            row |= self._scored(row["digest"], heads, -np.inf, np.inf)
-        by_path = {(row["media_path"], row["source"]): row["digest"] for row in found.rows}
-        for chunk in found.chunks:
-            digest = by_path[chunk["media_path"], chunk["source"]]
-            chunk |= self._scored(digest, heads, chunk["start"], chunk["end"])
-        if similar is not None:
-            zeros = np.zeros(next(iter(self.vectors_of.values()), np.zeros(1)).shape, np.float16)
-            rows = [self.vectors_of.get(row["digest"], zeros) for row in found.rows]
-            alike = near_duplicates.Alike(vectors=np.array(rows), threshold=similar)
-            mark_copies(found, "similar", alike)
-
-    def _scored(
-        self, digest: str, heads: Sequence[str], start: float, end: float
-    ) -> Mapping[str, float | None]:
-        times, scores = self.scores.get(digest, (np.zeros(0), np.zeros((0, len(heads)))))
-        at = np.round(times, DIGITS)  # as `start` and `end` are
-        inside = scores[(at >= start) & (at < end)]
-        means = inside.mean(axis=0) if len(inside) else [None] * len(heads)
-        return {
-            n: None if m is None else rounded(float(m)) for n, m in zip(heads, means, strict=True)
-        }
+    def mark(self, found: MarkedFiles, similar: float | None) -> None:
+        """Mark near duplicates by vectors."""
+        if similar is None:
+            return
+        zeros = np.zeros(next(iter(self.vectors_of.values()), np.zeros(1)).shape, np.float16)
+        rows = [self.vectors_of.get(row["digest"], zeros) for row in found.rows]
+        alike = near_duplicates.Alike(vectors=np.array(rows), threshold=similar)
+        mark_copies(found, "similar", alike)
 
 
 def vector_marks(
     config: VectorConfig, display: Display, make_launcher: LauncherMaker, on_begin: OnBegin | None
 ) -> VectorMarks:
-    """Compute the vectors of all media as `penstock embed` does, and score them. Raises
-    PenstockError; finished records stay."""
-    options = SiftOptions.of(config)
-    heads = [read_head(name, file) for name, file in options.head.items()]
-    if options.similar is not None:
+    """Compute the vectors of all media as `penstock embed` does. Raises PenstockError; finished
+    records stay."""
+    if SiftOptions.of(config).similar is not None:
         near_duplicates.require_similar()
     return make_vectors(
         config,
         display,
-        partial(_places, heads),
-        partial(_marks, heads),
+        _places,
+        _marks,
         make_launcher,
         on_begin,
         "sift",
     )
 
 
-def _places(heads: Sequence[ScoreHead], job: Job) -> dict[str, str]:
-    """Return the output paths. Raises UsageError for a head of another model, before any vector is
-    computed."""
-    width = job.model.profile.feature_width
-    for head in heads:
-        if head.width != width:
-            raise UsageError(
-                f"--head {head.name} is for vectors of {head.width} values; those of "
-                f"{job.model.name} have {width}",
-                hint="Give the --model that the head was trained on",
-            )
+def _places(job: Job) -> dict[str, str]:
     return {"failures": str(job.out / "failures.jsonl"), "logs": str(job.out / "logs")}
 
 
-def _marks(heads: Sequence[ScoreHead], job: Job) -> VectorMarks:
+def _marks(job: Job) -> VectorMarks:
     found = VectorMarks(out=job.out, files=job.requested)
     found.failures = failures_of(job)
     kept = job.ledger["embeddings"]
@@ -166,12 +132,6 @@ def _marks(heads: Sequence[ScoreHead], job: Job) -> VectorMarks:
         ]
         # The first vector of an image is of all of it; its tiles follow.
         rows = parts[0][:1] if chunks[0].medium.kind == "image" else np.concatenate(parts)
-        times = [time for task in chunks for time in task.chunk.times]
-        scores = [head.scores(rows) for head in heads]
-        found.scores[digest] = (
-            np.array(times[: len(rows)]),
-            np.array(scores).T.reshape(len(rows), -1),
-        )
         mean = (rows / np.linalg.norm(rows, axis=1, keepdims=True).clip(1e-12)).mean(axis=0)
         found.vectors_of[digest] = (mean / max(float(np.linalg.norm(mean)), 1e-12)).astype(
             np.float16
@@ -227,7 +187,7 @@ def sift(
     """Mark all media of the configuration, and list those to keep. Raises PenstockError; finished
     records stay."""
     require_extra("search", "sift")
-    condition = parse_keep(config.keep, tuple(config.head), similar=config.similar is not None)
+    condition = parse_keep(config.keep, similar=config.similar is not None)
     refuse_file(out := out_folder(config))
     refuse_taking(config, "sift")
     vectors = None
@@ -258,7 +218,7 @@ def sift(
             with record.recording_end():
                 found, failures = _complete(job, record, display, make_launcher, out)
                 if vectors is not None:
-                    vectors.mark(found, tuple(config.head), config.similar)
+                    vectors.mark(found, config.similar)
                 if job.choices:
                     display.print_line(_choices_line(job, found, out))
                 kept, left_out = kept_of(found, condition)
@@ -291,7 +251,7 @@ def _choices_line(job: Sifting, found: MarkedFiles, out: Path) -> str:
 def pending(config: SiftConfig, display: Display) -> dict[str, int]:
     """Return how many files and contents a run has, and how many of these it would mark. Raises
     PenstockError."""
-    parse_keep(config.keep, tuple(config.head), similar=config.similar is not None)
+    parse_keep(config.keep, similar=config.similar is not None)
     refuse_taking(config, "sift")
     job = _prepared(config, display, out_folder(config))
     return {
@@ -310,7 +270,7 @@ def sift_before(
         n: getattr(config, n)
         for n in ("sources", "recursive", "extensions", "limit", "store", "replace")
     }
-    parse_keep(condition, (), option="--sift")
+    parse_keep(condition, option="--sift")
     folder = out_folder(config) / PLACE
     sifting = SiftConfig(
         **shared, retry_failed=config.retry_failed, keep=condition, out=str(folder)
@@ -467,7 +427,7 @@ def _run(
 
 
 def _collected(job: Sifting, display: Display) -> MarkedFiles:
-    found = MarkedFiles(heads=tuple(job.options.head))
+    found = MarkedFiles()
     items: dict[str, Fingerprint] = {}
     left = (each for each in job.files if each.medium.digest in job.marks)
     while group := list(islice(left, RECORDS)):

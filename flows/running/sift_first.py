@@ -29,7 +29,7 @@ def left_out_before(config: RunOptions) -> tuple[frozenset[str], str]:
     from flows.results.report.media import failed_media
     from flows.results.sift_marks import parse_keep
 
-    parse_keep(condition, (), option="--sift")
+    parse_keep(condition, option="--sift")
     folder = out_folder(config) / PLACE
     note = "files and chunks are those before the filter (--sift): marks come first"
     with suppress(PenstockError):

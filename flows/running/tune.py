@@ -144,7 +144,6 @@ def _recorded_sampling(data: Path, model: str) -> dict[str, Any]:
             found |= {name: sampling[name] for name in ("fps", "frames", "max_frames")}
             found["deinterlace"] = AUTO if sampling["deinterlace"] else OFF
             found |= {name: plan.get(name) for name in ("max_pixels", "max_video_pixels")}
-            found["sampling_as_card"] = bool(plan.get("sampling_as_card"))
         TuneRun(sources=(), model=model, **found)  # refuses what no run has had
     except (LookupError, TypeError, EnvironmentFault, UsageError):  # none, or a damaged one
         return {}

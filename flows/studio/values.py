@@ -26,10 +26,10 @@ ALLOWED = frozenset((
     "memory", "gpus", "batch_size", "prepare_workers", "retry_failed", "keep_frames",
     "check_media", "max_store",
     "chunk", "shots", "whole", "fps", "frames", "max_frames", "max_pixels", "max_video_pixels",
-    "deinterlace", "sound", "sound_track", "sampling_as_card",
+    "deinterlace", "sound", "sound_track",
     "prompt", "prompts", "length", "summary", "summary_prompt",
     "engine", "slots", "max_new_tokens",
-    "sampling", "temperature", "top_p", "top_k", "seed", "beams", "repetition_penalty",
+    "sampling", "temperature", "top_p", "top_k", "seed", "repetition_penalty",
     "presence_penalty", "no_repeat_ngram", "avoid", "system", "start_with", "retry_loops",
     "schema", "strip_think", "trigger", "prefix", "suffix",
     "out", "format", "beside", "existing", "media", "clip_sound", "replace",
@@ -177,7 +177,7 @@ def _filter(value: str, _: Roots) -> str:
     """Return a condition on marks. An error names the page's field."""
     from flows.results.sift_marks import parse_keep  # it loads numpy and pyarrow
 
-    parse_keep(value, (), option=SIFT_FIELD)
+    parse_keep(value, option=SIFT_FIELD)
     return value
 
 

@@ -61,9 +61,8 @@ def holdings(store: Store, stored: Mapping[str, ObjectStat] | None = None) -> li
 def sampling_text(sampling: Mapping[str, Any]) -> str:
     """Return a text such as `30 s, 1 fps, 32 frames at most`."""
     longest = "whole files" if sampling.get("whole") else f"{sampling['chunk_seconds']:g} s"
-    last_frame = ", with the last one" if sampling["last_frame"] else ""
     pieces = f"shots up to {longest}" if sampling["shots"] else longest
-    ending = last_frame + ("" if sampling["deinterlace"] else ", with combs")
+    ending = "" if sampling["deinterlace"] else ", with combs"
     if sampling["frames"] is not None:
         return f"{pieces}, {sampling['frames']} frames{ending}"
     return f"{pieces}, {sampling['fps']:g} fps, {sampling['max_frames']} frames at most{ending}"

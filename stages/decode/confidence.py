@@ -124,7 +124,7 @@ class LogitsWatch:
     def sample(
         self, model: Any, input_ids: torch.Tensor, logits_processor: Any, **kwargs: Any
     ) -> Any:
-        """Decode as `generate` does without beams; its argument `custom_generate`."""
+        """Decode as `generate` does; its argument `custom_generate`."""
         logits_processor.insert(0, self)
         return type(model)._sample(model, input_ids, logits_processor=logits_processor, **kwargs)
 

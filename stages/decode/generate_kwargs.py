@@ -245,7 +245,7 @@ DECIDING = frozenset((
     "early_stopping", "exponential_decay_length_penalty", "remove_invalid_values",
     "renormalize_logits", "guidance_scale", "watermarking_config",
 ))  # fmt: skip
-"""Settings of a checkpoint that decide the words of greedy decoding and of beam search. All others
+"""Settings of a checkpoint that decide the words of greedy decoding. All others
 say how `generate` runs, such as `use_cache`, and what it returns, or need sampling."""
 Items = Sequence[DecodeItem]
 """Items of one call of `generate`."""
@@ -327,8 +327,6 @@ class GenerateKwargs:
         if any(item.again for item in items):
             params = retry_params(params)
         options: dict[str, Any] = {}
-        if params.beams > 1:
-            options["num_beams"] = params.beams
         if params.repetition_penalty is not None:
             options["repetition_penalty"] = params.repetition_penalty
         if params.no_repeat_ngram:

@@ -57,8 +57,6 @@ class SamplingParams(OptionGroup):
     """Sample from this many of the likeliest tokens; 0: all. None: 50."""
     seed: Annotated[int, Option("random seed [0]", WORDS, "N", least=0, most=(1 << 63) - 1)] = 0
     """Random seed; each chunk and prompt has its own, derived from this one."""
-    beams: Annotated[int, Option("beam search width", WORDS, "N", least=1, most=64)] = 1
-    """Beam search width; the likeliest caption is taken."""
     repetition_penalty: Annotated[
         float | None,
         Option("penalty for repeated tokens, > 1 [off]", WORDS, "X", least=0.01, most=100),
@@ -99,16 +97,11 @@ class SamplingParams(OptionGroup):
     def __post_init__(self) -> None:
         object.__setattr__(self, "avoid", tuple(self.avoid))
         super().__post_init__()
-        if self.beams > 1 and self.is_sampled:
+        if self.schema and self.start_with:
             raise UsageError(
-                "--beams and sampling (--temperature, --top-p, --top-k, --sampling) exclude each "
-                "other",
+                "--schema and --start-with exclude each other: an answer begins with {",
                 hint="Leave one of them out",
             )
-        if self.schema and self.beams > 1:
-            raise _excluded("--beams", "a schema needs a single candidate")
-        if self.schema and self.start_with:
-            raise _excluded("--start-with", "an answer begins with {")
         if any(not word.strip() for word in self.avoid):
             raise UsageError("--avoid is empty", hint="List words to avoid: --avoid image,photo")
 
@@ -143,13 +136,7 @@ class SamplingParams(OptionGroup):
     @property
     def is_prefix_stable(self) -> bool:
         """Return whether a caption that ended by itself is the same under every larger limit."""
-        return self.beams == 1 and not self.retry_loops and not self.schema
-
-
-def _excluded(option: str, why: str) -> UsageError:
-    return UsageError(
-        f"--schema and {option} exclude each other: {why}", hint="Leave one of them out"
-    )
+        return not self.retry_loops and not self.schema
 
 
 OWN, FALLBACK = "own", "fallback"

@@ -262,9 +262,6 @@ def _picks(
     """Return the positions of the frames to take, from `low` to below `high`."""
     step = 1 / sampling.fps if sampling.fps else (end - start) / (sampling.frames or 1)
     targets = max(1, math.ceil((end - start - ROUNDING_SECONDS) / step))
-    if sampling.last_frame and sampling.frames != 1:
-        count = min(max(targets, sampling.min_frames), sampling.max_frames, high - low)
-        return low + np.rint(np.linspace(0, high - low - 1, count)).astype(np.int64)
     first = (start + end) / 2 if sampling.frames == 1 else start
     moments = [tick_at(timeline, first + j * step) for j in range(targets)]
     shown = np.searchsorted(timeline.pts, np.array(moments, dtype=np.int64), side="right") - 1

@@ -49,15 +49,6 @@ class FamilyFacts:
     context: int = 0
     """Positions that the decoder was trained for, without RoPE scaling; 0: unknown, or different
     among the checkpoints of the family."""
-    fps: float | None = None
-    """Frames per second in the author's script; None with `frames`: the script spreads that number
-    of frames over the video, whatever its length."""
-    frames: int | None = None
-    """Maximum frames per video in the author's script."""
-    last_frame: bool = False
-    """Whether the script spreads frames from the first to the last frame, both included."""
-    system: str | None = None
-    """System turn of the author's script if it differs from the chat template's; None: the same."""
     sampling: Mapping[str, float] = field(default_factory=dict)
     """Values from the model card of the instruction-tuned checkpoints: `temperature` (0: greedy),
     `top_p`, `top_k`, `presence_penalty`, `repetition_penalty`."""

@@ -42,8 +42,6 @@ class EngineSpec:
     have the same width. None: any cache layer."""
     refused_precisions: frozenset[str] = frozenset()
     """Precisions that the engine does not support."""
-    beams: bool = False
-    """Whether it supports beam search."""
     kv: bool = False
     """Whether its KV cache can be in host memory or quantized."""
     by_chunk: bool = False
@@ -75,7 +73,6 @@ _TRANSFORMERS = EngineSpec(
     entry="stages.decode.engines.transformers:TransformersEngine",
     output_version=1,
     depends_on_batch=True,
-    beams=True,
     kv=True,
     accepted=True,
 )
@@ -155,19 +152,10 @@ def accepted_by(name: str) -> tuple[EngineSpec, ...]:
     return own if name in ENGINES else (*own, *more)
 
 
-def choice_for(choice: str, *, beams: int, prompts: int) -> str:
-    """Return the choice that supports this beam width and this number of prompts per chunk. Raises
-    UsageError if no engine does."""
-    if beams == 1:
-        multi_prompt = AUTO_SHARED if choice == AUTO else engine_of(choice).multi_prompt
-        return multi_prompt or choice if prompts > 1 else choice
-    able = [engine.name for engine in engines_for(choice) if engine.beams]
-    if not able:
-        other = next(engine.name for engine in ENGINES.values() if engine.beams)
-        raise UsageError(
-            f"--engine {choice} does not support --beams", hint=f"Use --engine {other}"
-        )
-    return able[0]
+def choice_for(choice: str, prompts: int) -> str:
+    """Return the choice that supports this number of prompts per chunk."""
+    multi_prompt = AUTO_SHARED if choice == AUTO else engine_of(choice).multi_prompt
+    return multi_prompt or choice if prompts > 1 else choice
 
 
 def engine_of(name: str) -> EngineSpec:

@@ -230,14 +230,13 @@ def _generate_watched(
     options: Mapping[str, Any],
     watch: LogitsWatch,
 ) -> torch.Tensor:
-    """Return the tokens of `generate`, whose logits `watch` sees unless it searches with beams, or
-    is a model's own and does not take that."""
-    if options.get("num_beams", 1) == 1:
-        try:
-            return generate(half, inputs, features, custom_generate=watch.sample, **options)
-        except (TypeError, ValueError) as error:
-            if "custom_generate" not in str(error):
-                raise
+    """Return the tokens of `generate`, whose logits `watch` sees unless it is a model's own and
+    does not take that."""
+    try:
+        return generate(half, inputs, features, custom_generate=watch.sample, **options)
+    except (TypeError, ValueError) as error:
+        if "custom_generate" not in str(error):
+            raise
     return generate(half, inputs, features, **options)
 
 

@@ -461,8 +461,6 @@ class InflightEngine:
         return inputs, features, options | chosen
 
     def _run_check(self, request: DecodeRequest) -> EngineCheck:
-        if self._transformers.generate_kwargs.generation.beams > 1:
-            return EngineCheck(reason="beam search is not supported")
         if self._job.kv:
             return EngineCheck(reason="an offloaded or quantized KV cache is not supported")
         precision = self._job.half.precision
