@@ -81,8 +81,7 @@ class MissingFiles:
     def __init__(self, noted: Mapping[str, str]) -> None:
         """`noted`: mount point → file system when the files were there."""
         mounted = {(mount.point, mount.kind) for mount in mounts()}
-        self.unmounted = {p: kind for p, kind in noted.items() if (p, kind) not in mounted}
-        """Noted mount points that are not mounted now → their file systems."""
+        self._unmounted = {p: kind for p, kind in noted.items() if (p, kind) not in mounted}
         self._absences: dict[str, Absence | None] = {}
         """Folder → why its files cannot be found; None: it can be listed, and is not empty."""
 
@@ -98,9 +97,9 @@ class MissingFiles:
             if error.errno not in GONE:
                 return Absence(os.path.dirname(path), os.strerror(error.errno or 0))
             is_there = False
-        for parent in map(str, _with_parents(os.path.dirname(path)) if self.unmounted else ()):
-            if parent in self.unmounted:
-                return Absence(parent, f"not mounted ({self.unmounted[parent]})")
+        for parent in map(str, _with_parents(os.path.dirname(path)) if self._unmounted else ()):
+            if parent in self._unmounted:
+                return Absence(parent, f"not mounted ({self._unmounted[parent]})")
         absences = filter(None, map(self._absence_of_folder, folders))
         return next(absences, None if is_there else DELETED)
 

@@ -73,14 +73,13 @@ def rebuild(
     sources: Sources,
     *,
     name: str = "",
-    prune: bool = False,
     dry_run: bool = False,
     progress: Progress = "auto",
     **options: Unpack[FeatureOptions],
 ) -> RebuildResult:
-    """Encode what of the sources has no features. `name`, `prune` and `dry_run` are as with the
-    command `penstock cache rebuild`. Raises PenstockError."""
-    given = {"name": name, "prune": prune, "dry_run": dry_run}
+    """Encode what of the sources has no features. `name` and `dry_run` are as with the command
+    `penstock cache rebuild`. Raises PenstockError."""
+    given = {"name": name, "dry_run": dry_run}
     request = RebuildOptions(**checked(RebuildOptions, given))
     config = config_for(sources, options, RebuildConfig, FeatureOptions.__annotations__)
     return run(config, request, display_for(progress))

@@ -11,13 +11,11 @@ from artifacts.store import FolderStore
 from flows.ledger.ledger import Ledger, stages_with_work
 from flows.ledger.namespaces import Variant
 from flows.ledger.tasks import Medium, Task
-from flows.machine.leases import RunningJob
 from flows.pipelines import CAPTION, HEARING, with_hearing
 from flows.planning.ladder import Rung
 from flows.planning.sizes import Estimate
 from flows.planning.store_limit import SMALL_BYTES, StoreLimit
 from flows.running.batches import next_work
-from flows.upkeep.rebuild import Reach, RebuildRecord, prune
 from stages import hear, sound
 
 PIPELINE = with_hearing(CAPTION)
@@ -161,21 +159,3 @@ def test_sound_that_is_stored_needs_no_more_room(tmp_path: Path) -> None:
     needed = stay + 50_000 + 1000 + 2000 + 300 + 2 * SMALL_BYTES // 2
     assert StoreLimit(job, needed, [expected]).refusal() is None
     assert StoreLimit(job, needed - 1, [expected]).refusal() is not None
-
-
-def test_features_of_sound_that_a_running_job_needs_are_not_pruned(tmp_path: Path) -> None:
-    book = ledger(tmp_path)
-    make(book, "heard", *book.tasks([VIDEO]))
-    sounds = (HEARS["sound"], HEARS["heard"])
-    past = Reach(HEARS["frames"], HEARS["features"], frozenset({("v", "")}), sounds)
-    fields: Any = {"settings": {}, "files": (), "past": (past,)}
-    now = RebuildRecord(number=2, frames="0" * 64, features="1" * 64, **fields)
-    config = SimpleNamespace(limit=None, sources=())
-    parts = {"out": tmp_path, "config": config, "failures": ()}
-    job: Any = SimpleNamespace(store=book.media.store, **parts)
-    counted: Any = SimpleNamespace(removed=0, removed_bytes=0, dry_run=False)
-    running = RunningJob(namespaces=frozenset({HEARS["heard"]}), description="")
-    assert prune(job, "2" * 64, now, [running], counted) == (past,)
-    assert counted.removed == 0
-    assert prune(job, "2" * 64, now, [], counted) == ()
-    assert counted.removed == 2

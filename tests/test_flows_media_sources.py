@@ -1,7 +1,6 @@
 """Which media of this machine sources mean, and in which order."""
 
 import csv
-import errno
 import io
 import json
 import os
@@ -16,7 +15,7 @@ import pytest
 
 from artifacts.files import OURS
 from flows.media.media_files import MediaFile, Selection
-from flows.media.sources import find_media, left_out_note, texts_among, unread_in
+from flows.media.sources import find_media, left_out_note, texts_among
 
 PLAIN = Selection(recursive=False, extensions=())
 DEEP = Selection(recursive=True, extensions=())
@@ -435,21 +434,6 @@ def test_a_list_longer_than_any_list_is_refused_unread(folder: Path) -> None:
     found, failures = find_media([str(folder / "list.txt"), str(folder / "b.mp4")], PLAIN)
     assert names(found) == ["b.mp4"]
     assert "larger than the limit of 256 MiB" in failures[0].message
-
-
-def test_a_source_on_a_disk_that_is_away_is_unread(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert unread_in([str(folder), str(folder / "b.mp4"), "s3://bucket/films"]) == []
-    seen = os.stat
-
-    def stale(path: Any, **more: Any) -> os.stat_result:
-        if str(path).rstrip("/") == str(folder):
-            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), path)
-        return seen(path, **more)
-
-    monkeypatch.setattr(os, "stat", stale)
-    assert [os.strerror(errno.ESTALE) in line for line in unread_in([str(folder)])] == [True]
 
 
 def test_an_unreadable_folder_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

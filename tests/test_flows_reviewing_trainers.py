@@ -14,15 +14,12 @@ from PIL import Image
 
 from artifacts.captions import one_line
 from artifacts.store import open_store
-from flows.console.display import Display
 from flows.options.commands import CaptionConfig
 from flows.options.formats import TRAINER_FORMATS
 from flows.reviewing.captions import ReviewedCaptions
 from flows.upkeep.cache import collect
-from flows.upkeep.rebuild import RebuildOptions, rebuild
 from tests.support.media import write_video
-from tests.support.rebuilds import rebuilding
-from tests.support.saying import Saying, run
+from tests.support.saying import run
 from tests.support.stand_ins import config_in
 from tests.support.trainers import READERS
 
@@ -163,16 +160,12 @@ def test_what_was_rejected_is_learned_nowhere_until_that_is_taken_back(
     assert all_learned(video, "diffusion-pipe", out=other) == sorted([*model[:2], "last"])
 
 
-def test_a_correction_outlives_gc_and_prune(video: CaptionConfig, tmp_path: Path) -> None:
+def test_a_correction_outlives_gc(video: CaptionConfig, tmp_path: Path) -> None:
     all_learned(video, "musubi")
     model, other = of_chunks(video), str(tmp_path / "other")
     edit(video.out, lambda row: row["start"] == 2.0, caption="mine")
-    options = RebuildOptions(prune=True)
-    rebuild(rebuilding(video), options, Display(quiet=True), Saying().launcher)
     medium = Path(video.sources[0]) / "a.mp4"
     away = medium.rename(tmp_path / "a.mp4")
-    write_video(medium, ticks=range(30), gop=10)
-    assert rebuild(rebuilding(video), options, Display(quiet=True), Saying().launcher).removed == 3
     collect(open_store(video.store), 0, dry_run=False)
     away.replace(medium)
     shutil.rmtree(video.out)

@@ -140,8 +140,8 @@ def test_a_rebuild_makes_the_features_of_sound_and_prunes_them(
     command = [*PENSTOCK, "cache", "rebuild", str(clips), "--model", place.model]
     command += ["--store", str(there.store), "--chunk", "2"]
 
-    def rebuild(*more: str) -> str:
-        done = subprocess.run([*command, *more], cwd=ROOT, capture_output=True, text=True)
+    def rebuild() -> str:
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
@@ -152,9 +152,6 @@ def test_a_rebuild_makes_the_features_of_sound_and_prunes_them(
     assert made.run(*MADE).returncode == 0
     assert counts(made).keys() == {"decode"}
     assert len(made.captions()) == len(place.captions())
-    (clips / "tone.mp4").unlink()
-    assert "removed" in rebuild("--prune")
-    assert there.stored("heard") == {}
 
 
 @pytest.mark.slow

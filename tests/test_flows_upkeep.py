@@ -7,6 +7,7 @@ import re
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -16,7 +17,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from artifacts.errors import Interrupted, UsageError
+from artifacts.errors import UsageError
 from artifacts.locks import claims_at, try_hold
 from artifacts.packs import Record, RecordSet, sizes_in, verify
 from artifacts.store import FolderStore, prepare_store
@@ -30,7 +31,6 @@ from flows.options.commands import CaptionConfig, RebuildConfig
 from flows.running.run import caption
 from flows.upkeep.cache import collect, holdings
 from flows.upkeep.rebuild import RebuildOptions, RebuildResult, rebuild
-from tests.support.away import disk
 from tests.support.holders import held_elsewhere
 from tests.support.media import write_video, write_videos
 from tests.support.pipeline import wait_gone
@@ -257,7 +257,6 @@ def test_a_dry_run_changes_nothing_and_tells_time_once_it_is_known(config: Capti
     message = answered(config, dry_run=True)
     assert (message.missing.chunks, message.missing.files, message.exit_code) == (3, 3, 0)
     assert "time: unknown" in message.plan_lines()[-1]
-    assert message.to_json()["removed_bytes"] == 0
     fetched = replace(message, fetch_bytes=2 * 10**9).plan_lines()
     assert fetched == ["to download: 2.0 GB of weights", *message.plan_lines()]
     assert features(config) == 0
@@ -268,149 +267,40 @@ def test_a_dry_run_changes_nothing_and_tells_time_once_it_is_known(config: Capti
     sampled = answered(replace(config, fps=1.0), stages, dry_run=True)
     assert sampled.missing.chunks == 3
     assert sampled.difference.why == ("sampling changed (fps 2.0 → 1.0)",)
-    message = answered(config, stages, dry_run=True, prune=True)
-    assert (counts(message), message.missing.chunks, message.removed) == ((2, 0, 1, 0), 1, 1)
+    message = answered(config, stages, dry_run=True)
+    assert (counts(message), message.missing.chunks) == ((2, 0, 1, 0), 1)
     assert "time: about" in message.plan_lines()[-1]
     assert stages.names() == [] and snapshot(config.store) == before
 
 
-def test_what_another_recorded_job_refers_to_stays(config: CaptionConfig) -> None:
-    clips = Path(config.sources[0])
-    answered(config)
-    one = replace(config, sources=(str(clips / "0.mp4"),))
-    assert answered(one).encoded == 0
-    for number in range(2):
-        (clips / f"{number}.mp4").rename(clips / f"{number}.txt")
-    result = answered(config, prune=True)
-    assert (counts(result), result.removed, features(config)) == ((1, 0, 0, 2), 1, 2)
-
-
-def test_what_a_running_job_needs_stays_until_the_next_prune(
-    config: CaptionConfig, store: FolderStore
-) -> None:
-    answered(config)
-    other_weights(config)
-    with in_use(store, "features"):
-        result = answered(config, prune=True)
-    assert (result.encoded, result.removed, features(config)) == (3, 0, 6)
-    assert any("weights changed" in reason for reason in result.difference.why)
-    assert answered(config, prune=True).removed == 3
-    assert features(config) == 3
-
-
-def test_what_a_rebuild_that_was_stopped_made_is_known_to_be_its_own(config: CaptionConfig) -> None:
-    answered(config)
-    other_weights(config)
-    stages = Stages()
-    stages.stop_after["encode"] = 2
-    with pytest.raises(Interrupted):
-        answered(config, stages)
-    assert features(config) == 5
-    Path(config.model, "model.safetensors").write_text("yet others")
-    result = answered(config, prune=True)
-    assert (result.encoded, result.removed, features(config)) == (3, 5, 3)
-
-
-def test_frames_that_another_job_looks_at_are_left_and_go_once_none_does(
-    config: CaptionConfig, store: FolderStore
-) -> None:
-    answered(config)
-    other_weights(config)
-    with in_use(store, "media"):
-        answered(config)
-        (Path(config.sources[0]) / "0.mp4").unlink()
-        assert answered(config, prune=True).removed == 4, "the features of it and of old weights"
-        assert len(list(store.list("frames"))) == 3
-    answered(config)
-    assert len(list(store.list("frames"))) == 1, "those of the removed file"
-    assert answered(config, prune=True).removed == 1
-    assert list(store.list("frames")) == []
-
-
-def test_features_of_an_earlier_prompt_go_where_prompts_decide_them(
+def test_a_changed_prompt_and_another_job_are_told(
     config: CaptionConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tests.support.stand_ins.PROFILE", replace(PROFILE, prompted=True))
     answered(config)
     request = replace(config, prompt="Who is there?")
-    result = answered(request, prune=True)
-    assert (counts(result), result.encoded, result.removed) == ((3, 0, 0, 0), 3, 3)
+    assert counts(answered(request, name="two")) == (0, 3, 0, 0), "another job"
+    result = answered(request)
+    assert (counts(result), result.encoded) == ((3, 0, 0, 0), 0)
     assert "prompt changed" in result.difference.why[0]
     assert answered(request).difference.why == ()
 
 
-def test_two_jobs_over_the_same_sources_are_told_apart_by_name(config: CaptionConfig) -> None:
-    answered(config, name="one")
-    other_weights(config)
-    result = answered(config, name="two", prune=True)
-    assert (counts(result), result.removed, features(config)) == ((0, 3, 0, 0), 0, 6)
-
-
-def test_nothing_is_removed_while_a_source_is_not_there(config: CaptionConfig) -> None:
-    clips = Path(config.sources[0])
-    more = replace(config, sources=(*config.sources, str(clips.parent / "disk")))
-    shutil.copytree(clips, clips.parent / "disk")
-    write_video(clips.parent / "disk" / "4.mp4", ticks=range(12))
-    assert answered(more).encoded == 4
-    shutil.rmtree(clips.parent / "disk")
-    assert "--limit" in answered(replace(config, limit=1), prune=True).kept
-    result = answered(more, prune=True)
-    assert (result.exit_code, result.removed, features(config)) == (1, 0, 4)
-    assert "nothing was removed" in result.line() and "disk" in result.kept
-
-
-@pytest.mark.parametrize("source", ["", "/**/*.mp4"])
-def test_nothing_is_removed_while_a_linked_disk_is_away(config: CaptionConfig, source: str) -> None:
-    clips = Path(config.sources[0])
-    disk = clips.parent / "disk"
-    shutil.copytree(clips, disk)
-    write_video(disk / "4.mp4", ticks=range(12))
-    (clips / "disk").symlink_to(disk)
-    config = replace(config, sources=(f"{clips}{source}",), recursive=True)
+def test_features_of_files_that_went_are_deleted_first_by_gc(config: CaptionConfig) -> None:
+    first = Path(config.sources[0]) / "0.mp4"
+    answered(replace(config, sources=(str(first),)))
     answered(config)
-    stored = features(config)
-    disk.rename(clips.parent / "away")
-    result = answered(config, prune=True)
-    assert (result.removed, features(config)) == (0, stored)
-    assert "nothing was removed" in result.line() and f"{clips / 'disk'}" in result.kept
-    assert result.exit_code == (0 if source else 1)
-    (clips.parent / "away").rename(disk)
-    assert (answered(config, prune=True).encoded, features(config)) == (0, stored)
-
-
-def test_nothing_is_removed_while_a_disk_is_not_mounted(config: CaptionConfig) -> None:
-    clips = Path(config.sources[0])
-    config = replace(config, recursive=True)
-    with disk(clips / "disk", clips.parent / "files") as mounted:
-        write_video(mounted.point / "4.mp4", ticks=range(12))
-        answered(config)
-        stored = features(config)
-        mounted.unmount()
-        for _ in range(2):
-            result = answered(config, prune=True)
-            assert (result.removed, features(config)) == (0, stored)
-            assert result.kept == f"{mounted.point} could not be read"
-
-
-def test_nothing_is_removed_while_a_folder_of_a_pattern_cannot_be_read(
-    config: CaptionConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    clips = Path(config.sources[0])
-    config = replace(config, sources=(f"{clips.parent}/**/?.mp4",))
-    answered(config)
-    scandir = os.scandir
-
-    def refusing(path: Any) -> Any:
-        if isinstance(path, str | Path) and Path(path).name == "clips":  # as for anybody but root
-            raise PermissionError(13, "Permission denied", str(path))
-        return scandir(path)
-
-    write_video(clips.parent / "8.mp4", ticks=range(9))
-    with monkeypatch.context() as patched:
-        patched.setattr(os, "scandir", refusing)
-        result = answered(config, prune=True)
-    assert (counts(result), result.removed, features(config)) == ((0, 1, 0, 3), 0, 4)
-    assert result.kept == f"{clips} (Permission denied) could not be read"
+    assert features(config) == 3
+    old = time.time() - 86_400
+    for path in Path(config.store, "features").rglob("*.pack"):
+        os.utime(path, (old, old))
+    first.unlink()
+    result = answered(config)
+    assert (counts(result), result.encoded, features(config)) == ((2, 0, 0, 1), 0, 3)
+    store = FolderStore(Path(config.store))
+    collect(store, collect(store, 1 << 40, dry_run=True).after - 1, dry_run=False)
+    assert features(config) == 2
+    assert answered(config).encoded == 0, "those of the files that are there stayed"
 
 
 def test_two_rebuilds_of_one_job_are_refused(config: CaptionConfig) -> None:

@@ -438,7 +438,6 @@ def refused(call: Callable[[], object], words: str) -> penstock.PenstockError:
             "no option dtyp (did you mean dtype?)",
         ),
         (lambda: penstock.rebuild("x", name=5), "name is 5 (int). Give a text"),  # type: ignore[arg-type]
-        (lambda: penstock.rebuild("x", prune="no"), "prune is 'no'"),  # type: ignore[arg-type]
         (lambda: penstock.label("x", model="demo"), "labels is missing"),  # type: ignore[call-arg]
         (lambda: penstock.label("x", model="demo", labels=["a,b"]), "without commas"),
         (lambda: penstock.embed("x", model="demo", top=3), "unknown option top"),  # type: ignore[call-arg]

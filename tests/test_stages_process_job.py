@@ -16,7 +16,6 @@ from artifacts.model_files import ModelFiles
 from artifacts.schema import FrameFit, MediaIndex, Sampling
 from artifacts.stamps import ModelFileStamp, Stamp
 from flows.pipelines import STAGES
-from flows.upkeep.rebuild import Reach
 from stages.decode.generation import DecodeItem, DecodeJob, SamplingParams
 from stages.embed_texts import TextsItem
 from stages.encode import EncodeJob
@@ -137,8 +136,6 @@ def test_numbers_and_texts_are_read_as_they_were_written() -> None:
     assert (measured.count, measured.name, type(measured.rate)) == (large, path, float)
     assert read_record(Measured, {"count": 1 << 70}).count == 1 << 70
     assert math.isnan(read_record(Measured, json.loads('{"rate": NaN}')).rate)
-    reach = json.loads(json.dumps(["f", "g", [["a", "b"], ["c", "d"]]]))
-    assert read_record(Reach, reach).contents == frozenset({("a", "b"), ("c", "d")})
 
 
 def test_what_a_class_itself_refuses_keeps_its_error_and_hint() -> None:

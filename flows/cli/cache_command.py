@@ -155,7 +155,7 @@ def writing_lines(writing: int) -> list[str]:
 def rebuild_features(given: argparse.Namespace) -> int:
     """Encode media without stored features, or with --dry-run list them."""
     display = Display(quiet=given.quiet, as_json=given.json)
-    options = RebuildOptions(name=given.name, prune=given.prune, dry_run=given.dry_run)
+    options = RebuildOptions(name=given.name, dry_run=given.dry_run)
     result = rebuild(config_of(given, RebuildConfig), options, display)
     if given.json:
         print(json.dumps({"event": "rebuild", **result.to_json()}))

@@ -278,6 +278,5 @@ def add_cache_commands(cache: argparse.ArgumentParser) -> None:
     add_caption_options(rebuild, RebuildConfig)
     add = rebuild.add_argument_group("rebuild").add_argument
     add("--name", default="", metavar="N", help="name of the job, if several share its sources")
-    add("--prune", action="store_true", help="delete features that this job no longer needs")
     add("--dry-run", action="store_true", help="print what would be done, and its cost")
     add_print_options(rebuild)

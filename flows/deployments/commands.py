@@ -14,10 +14,13 @@ from typing import Annotated, Any
 
 from prefect import State, flow
 from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.states import Completed, Failed
 from pydantic import Field
 
 from artifacts.errors import EnvironmentFault, PenstockError
+from artifacts.store import check_format, open_store
 from flows.console.display import Display
+from flows.console.lines import parse_size, size
 from flows.deployments.config_checks import (
     CaptionParameters,
     EmbedParameters,
@@ -37,7 +40,7 @@ from flows.job.prepare import Job
 from flows.learning.learn import learn
 from flows.many.run import PARTITIONS, run_on_cluster
 from flows.options.commands import CaptionConfig, RunOptions
-from flows.options.model import ALL_GPUS, is_served
+from flows.options.model import ALL_GPUS, default_store, is_served
 from flows.options.training import RecordedRun
 from flows.pipelines import CAPTION, EMBED, LABEL, SIFT, product_of
 from flows.results.export_result import Exported
@@ -53,6 +56,7 @@ from flows.running.sift import sift
 from flows.running.sift_first import caption
 from flows.running.tune import tune
 from flows.search.build import fill_index
+from flows.upkeep.cache import collect
 from flows.upkeep.rebuild import RebuildOptions, RebuildResult, rebuild
 
 
@@ -234,17 +238,16 @@ def learn_captions(config: LearnParameters, caption: CaptionParameters) -> State
 
 @flow(name="rebuild-features", flow_run_name=named_after_work, persist_result=False)
 def rebuild_features(
-    config: RebuildParameters, name: str = "", prune: bool = False, dry_run: bool = False
+    config: RebuildParameters, name: str = "", dry_run: bool = False
 ) -> State[Any]:
     """Encode what of the features that `config` needs is missing in the store.
 
     Args:
         config: The options of `penstock cache rebuild`.
         name: Tells apart jobs over the same sources, such as those of two models.
-        prune: Remove what earlier rebuilds of this job made and nothing refers to any more.
         dry_run: Say in the log what would be done, and do nothing.
     """
-    options = RebuildOptions(name=name, prune=prune, dry_run=dry_run)
+    options = RebuildOptions(name=name, dry_run=dry_run)
 
     def run(display: Display, make_launcher: LauncherMaker, on_begin: OnBegin) -> RebuildResult:
         result = rebuild(config, options, display, make_launcher, on_begin)
@@ -254,6 +257,25 @@ def rebuild_features(
         return result
 
     return run_in_flow(config, run, "rebuild")
+
+
+@flow(name="collect-store", persist_result=False)
+def collect_store(max_size: str, store: str = "") -> State[Any]:
+    """Delete the least recently used features and frames of a store, as `penstock cache gc` does.
+
+    Args:
+        max_size: What the store may take: 200GB, 1.5TiB.
+        store: Its folder or bucket; empty: the user's.
+    """
+    try:
+        check_format(place := open_store(store or default_store()))
+        result = collect(place, parse_size(max_size, "max_size"), dry_run=False)
+    except PenstockError as error:
+        return Failed(message=f"{error}")
+    line = f"deleted {size(result.bytes)}; {size(result.after)} of at most {size(result.limit)}"
+    if result.after <= result.limit:
+        return Completed(message=line)
+    return Failed(message=f"{line}: {size(result.held)} of it is in use by running jobs")
 
 
 ADDRESS = "PENSTOCK_RAY_ADDRESS"

@@ -11,7 +11,6 @@ import json
 import os
 import re
 import shlex
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -184,18 +183,6 @@ def files_in(folder: Path, recursive: bool, unread: Callable[[OSError], None]) -
     cannot be read, and each link that leads nowhere."""
     for relative, entries in islice(_folders(folder, unread), None if recursive else 1):
         yield from (os.path.join(relative, name) for name in _file_names(entries))
-
-
-def unread_in(sources: Iterable[str]) -> list[str]:
-    """Return the folders below the sources, or below the first folder of a pattern, that cannot be
-    read, and the links that lead nowhere, with the reasons."""
-    found: list[OSError] = []
-    for root in map(os.path.expanduser, sources):
-        while glob.has_magic(root) and not os.path.isdir(root):
-            root = os.path.dirname(root) or os.curdir
-        if not is_address(root) and not os.path.isfile(root):
-            deque(_folders(Path(root), found.append), 0)
-    return [f"{writable(error.filename)} ({error.strerror})" for error in found]
 
 
 def _has_prompts(source: str) -> bool:

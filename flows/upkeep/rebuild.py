@@ -1,43 +1,34 @@
 """Runs a rebuild of stored features from its configuration to its exit code.
 
-It encodes missing features, and removes unused ones on request. The files and settings of a job's
-last rebuild are stored, and compared with the current ones.
+It encodes missing features. The files and settings of a job's last rebuild are stored, and compared
+with the current ones.
 """
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 from artifacts.captions import Failure
 from artifacts.json_shapes import read_record
 from artifacts.keys import digest_of
-from artifacts.mounts import MissingFiles
-from artifacts.packs import Record, RecordSet, RecordUnion
+from artifacts.packs import Record, RecordSet
 from artifacts.plurals import counted
+from artifacts.schema import values_of
 from artifacts.store import Store, open_store
 from flows.console.display import Display
 from flows.console.lines import duration, size
-from flows.job.away import mounts_in
 from flows.job.job_summary import settings_of
 from flows.job.pass_mode import replanned_once
 from flows.job.prepare import Job, prepare
-from flows.ledger.ledger import Ledger, bytes_to_fetch
-from flows.ledger.namespaces import Variant
-from flows.ledger.tasks import Medium, keys_of
+from flows.ledger.ledger import bytes_to_fetch
+from flows.ledger.tasks import keys_of
 from flows.machine.launch import DirectLauncher, ForkingLauncher
-from flows.machine.leases import RunningJob, running_jobs
-from flows.media.sources import unread_in
 from flows.options.commands import RebuildConfig, RebuildRun, RunOptions
 from flows.pipelines import (
-    HEARING,
     KEPT,
-    REBUILD,
-    SOUND_KINDS,
-    Pipeline,
     encoder_of,
     parts_of,
-    with_hearing,
 )
 from flows.planning.sizes import unencoded
 from flows.results.outputs import failures_of
@@ -51,49 +42,18 @@ Content = tuple[str, str]
 """Digest of a medium, and the prompt if features depend on it, else an empty text."""
 
 
-class Reach(NamedTuple):
-    """The features of some contents in one namespace."""
-
-    frames: str
-    """Namespace of the frames that they were encoded from."""
-    features: str
-    contents: frozenset[Content]
-    sound: tuple[str, ...] = ()
-    """Namespaces of their sound and of its features; empty: no sound."""
-
-    def without(self, contents: Iterable[Content]) -> "Reach":
-        return self._replace(contents=self.contents.difference(contents))
-
-    def to_json(self) -> list[Any]:
-        return [self.frames, self.features, sorted(self.contents), self.sound]
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RebuildRecord:
     """A record of one rebuild, for the next one of the same job."""
 
     number: int
-    frames: str
     features: str
     settings: Mapping[str, Any]
     """Settings that determine the features, from `settings_of`."""
     files: tuple[tuple[str, str, str], ...]
     """Absolute path, digest and prompt of each file; for the prompt, see `Content`."""
-    past: tuple[Reach, ...] = ()
-    """Features that this and earlier rebuilds may have made and no longer refer to."""
-    sound: tuple[str, ...] = ()
-    """As in `Reach`."""
     seconds_per_chunk: float | None = None
     """Encoding time per chunk when this namespace was last extended."""
-
-    @property
-    def reach(self) -> Reach:
-        contents = frozenset((digest, prompt) for _, digest, prompt in self.files)
-        return Reach(self.frames, self.features, contents, self.sound)
-
-    def to_json(self) -> dict[str, Any]:
-        fields = {name: getattr(self, name) for name in self.__slots__}
-        return {**fields, "past": [reach.to_json() for reach in self.past]}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -123,56 +83,26 @@ def write_record(store: Store, job: str, record: RebuildRecord) -> None:
     """Publish a record, and drop the earlier ones."""
     record_set = RecordSet(store, KIND, job)
     before = record_set.keys()
-    record_set.publish([Record(key=f"{record.number}", meta=record.to_json())])
+    record_set.publish([Record(key=f"{record.number}", meta=values_of(record))])
     record_set.drop(before - {f"{record.number}"})
 
 
-def other_records(store: Store, job: str) -> list[RebuildRecord]:
-    """Return the newest record of every other job on the store."""
-    jobs = {name.split("/")[2] for name in store.list(KIND)} - {job}
-    return [record for other in sorted(jobs) if (record := last_record(store, other)) is not None]
-
-
 def record_of(job: Job, last: RebuildRecord | None) -> RebuildRecord:
-    """Return the record of the current job, before anything is removed."""
+    """Return the record of the current job."""
     namespaces = job.ledger.variant
-    frames, features = job.pipeline[0].writes, encoder_of(job.pipeline).writes
+    features = encoder_of(job.pipeline).writes
     files = tuple(
         (f.file.place, f.medium.digest, f.medium.prompt if features in namespaces.prompted else "")
         for f in job.files
     )
-    now = RebuildRecord(
+    before = last if last is not None and last.features == namespaces[features] else None
+    return RebuildRecord(
         number=last.number + 1 if last else 1,
-        frames=namespaces[frames],
         features=namespaces[features],
         settings=settings_of(job),
         files=files,
-        sound=tuple(namespaces[s.writes] for s in HEARING if s.writes in namespaces.of),
-        seconds_per_chunk=last.seconds_per_chunk
-        if last is not None and last.features == namespaces[features]
-        else None,
+        seconds_per_chunk=before.seconds_per_chunk if before else None,
     )
-    return replace(now, past=merged(now.reach, [*last.past, last.reach]) if last else ())
-
-
-def begun(last: RebuildRecord | None, now: RebuildRecord) -> RebuildRecord:
-    """Return the record for the time of a rebuild. It assigns new features to this job, even if the
-    rebuild never ends and the next one has other settings."""
-    old = last or replace(now, files=())
-    return replace(old, past=merged(old.reach, [*old.past, now.reach]), number=now.number)
-
-
-def merged(now: Reach, past: Iterable[Reach]) -> tuple[Reach, ...]:
-    """Return one reach per namespace, without current contents and without empty ones."""
-    found: dict[tuple[str, tuple[str, ...]], Reach] = {}
-    for reach in past:
-        before = found.get((reach.features, reach.sound))
-        contents = reach.contents | (before.contents if before else frozenset())
-        found[reach.features, reach.sound] = reach._replace(contents=contents)
-    current = (now.features, now.sound)
-    if current in found:
-        found[current] = found[current].without(now.contents)
-    return tuple(reach for reach in found.values() if reach.contents)
 
 
 def difference(last: RebuildRecord | None, now: RebuildRecord) -> Difference:
@@ -228,99 +158,12 @@ def reasons(last: RebuildRecord, record: RebuildRecord) -> list[str]:
     return found or ["the processor's settings changed"]
 
 
-def prune(
-    job: Job, name: str, now: RebuildRecord, running: Sequence[RunningJob], result: "RebuildResult"
-) -> tuple[Reach, ...]:
-    """Remove records that earlier rebuilds of the job `name` made and `now` does not refer to, and
-    count them in `result`, which says why if none may be removed. Return what was kept, in whole or
-    in part, because a running job may need it."""
-    if job.config.limit is not None:
-        result.kept = "--limit leaves out existing files"
-        return now.past
-    away = MissingFiles(mounts_in(job.out)).unmounted
-    unread = [*away, *(each.media_path for each in job.failures), *unread_in(job.config.sources)]
-    if unread:  # an unmounted disk must not delete the features of its files
-        result.kept = f"{unread[0]} could not be read"
-        return now.past
-    records = [now, *other_records(job.store, name)]
-    in_use = frozenset[str]().union(*(other.namespaces for other in running))
-    left: tuple[Reach, ...] = ()
-    for reach in now.past:
-        if not in_use.isdisjoint((reach.features, *reach.sound)):
-            left += (reach,)
-            continue
-        unreferenced = reach.without(_used(records, "features", reach.features))
-        for pipeline in KEPT:  # a namespace belongs to one pipeline; the others find nothing
-            frames, features = pipeline
-            tasks = _ledger(job, unreferenced._replace(sound=()), pipeline)
-            chunks = tasks.tasks(
-                Medium(digest=digest, path="", kind="", prompt=prompt)
-                for digest, prompt in sorted(unreferenced.contents)
-            )
-            keys = {task[features.writes] for task in chunks}
-            _remove(tasks[features.writes], keys, result)
-            _remove(tasks.refused[features.name], keys, result)
-        if reach.sound:
-            _prune_sound(job, reach, records, result)
-        if reach.frames in in_use:
-            left += (reach,)
-            continue
-        used_digests = {digest for digest, _ in _used(records, "frames", reach.frames)}
-        keys = {task[frames.writes] for task in chunks if task.medium.digest not in used_digests}
-        _remove(tasks[frames.writes], keys, result)
-    return left
-
-
-def _used(records: Sequence[RebuildRecord], kind: str, namespace: object) -> set[Content]:
-    """Return the contents of those records that have this namespace of a kind."""
-    return {
-        content
-        for record in records
-        if getattr(record, kind) == namespace
-        for content in record.reach.contents
-    }
-
-
-def _prune_sound(
-    job: Job, reach: Reach, records: Sequence[RebuildRecord], result: "RebuildResult"
-) -> None:
-    """Remove sound and its features that none of these records refers to."""
-    unreferenced = reach.without(_used(records, "sound", reach.sound))
-    ledger = _ledger(job, unreferenced, with_hearing(REBUILD))
-    media = (Medium(digest=d, path="", kind="video", prompt=p) for d, p in unreferenced.contents)
-    tasks = ledger.tasks(media)
-    for kind in SOUND_KINDS:
-        _remove(ledger[kind], keys_of(tasks, kind), result)
-
-
-def _ledger(job: Job, reach: Reach, pipeline: Pipeline) -> Ledger:
-    frames, features = pipeline[0].writes, encoder_of(pipeline).writes
-    of_prompts = [features] if any(prompt for _, prompt in reach.contents) else []
-    namespaces = {frames: reach.frames, features: reach.features}
-    silent = Variant(of=namespaces, prompted=frozenset(of_prompts))
-    if not reach.sound:
-        return Ledger(job.store, pipeline, silent)
-    sound = (stage.writes for stage in HEARING)
-    of = {**namespaces, **dict(zip(sound, reach.sound, strict=True))}
-    return Ledger(job.store, pipeline, replace(silent, of=of), silent)
-
-
-def _remove(record_set: RecordSet | RecordUnion, keys: set[str], result: "RebuildResult") -> None:
-    found = [key for key in keys if key in record_set]
-    result.removed += len(found)
-    result.removed_bytes += sum(record_set.place(key).length for key in found)
-    if not result.dry_run:
-        record_set.remove(found)
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RebuildOptions:
     """The options of a rebuild besides its sources and model settings."""
 
     name: str = ""
     """Distinguishes jobs over the same sources, such as those of two models."""
-    prune: bool = False
-    """Remove records of this job that nothing refers to any more."""
     dry_run: bool = False
     """Print what would be done, and do nothing."""
 
@@ -375,11 +218,6 @@ class RebuildResult:
     dry_run: bool
     encoded: int = 0
     """Number of encoded chunks."""
-    removed: int = 0
-    """Number of removed records of features and frames."""
-    removed_bytes: int = 0
-    kept: str = ""
-    """Reason why nothing was removed despite the request; empty if it was."""
     failures: list[Failure] = field(default_factory=list)
 
     @property
@@ -400,7 +238,6 @@ class RebuildResult:
             "changed": found.changed,
             "removed": found.removed,
             "chunks encoded": self.encoded,
-            "records removed": 0 if self.dry_run else self.removed,
         }
 
     def to_json(self) -> dict[str, Any]:
@@ -432,11 +269,7 @@ class RebuildResult:
         chunks = self.missing.chunks if self.dry_run else self.encoded
         since = f"{self.difference.line()} since the last rebuild"
         text = f"{counted(self.files, 'file')}: {since}; {would} {counted(chunks, 'chunk')}"
-        if self.removed:
-            verb = "would remove" if self.dry_run else "removed"
-            text += f", {verb} {counted(self.removed, 'record')} of {size(self.removed_bytes)}"
-        failed = f", {len(self.failures)} failed" if self.failures else ""
-        return f"{text}{failed}{f'; nothing was removed: {self.kept}' if self.kept else ''}"
+        return f"{text}, {len(self.failures)} failed" if self.failures else text
 
     __repr__ = line
 
@@ -495,17 +328,12 @@ def _run_rebuild(
             dry_run=options.dry_run,
         )
         if options.dry_run:
-            if options.prune:
-                prune(job, name, now, running_jobs(job.store), result)
             result.failures = failures_of(job)
             return result
         for line in result.plan_lines():
             display.print_line(line)
         lock_message = ("rebuilding, with its logs in", "give it another --name")
         with observer.pipeline_for_job(job, launcher, *lock_message) as runner:
-            if result.missing:
-                write_record(job.store, name, begun(last, now))
-                now = replace(now, number=now.number + 1)
             runner.compute_records()
             tasks = job.ledger.tasks(job.media)
             for made in (stage.writes for stage in job.pipeline if stage.part):
@@ -515,8 +343,6 @@ def _run_rebuild(
             if result.encoded:
                 seconds = sum(entry["seconds"] for entry in entries)
                 now = replace(now, seconds_per_chunk=seconds / result.encoded)
-            if options.prune:
-                now = replace(now, past=prune(job, name, now, runner.stages.lease.others(), result))
             is_same = last is not None and replace(last, number=now.number) == now
             if result.missing or not is_same:
                 write_record(job.store, name, now)
