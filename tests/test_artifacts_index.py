@@ -17,7 +17,7 @@ import pytest
 
 from artifacts.errors import EnvironmentFault, PenstockError, UsageError
 from artifacts.index import manifest, writing
-from artifacts.index.manifest import SearchMethod, read_manifest
+from artifacts.index.manifest import SearchMethod, described, read_manifest, write_manifest
 from artifacts.index.search import Query
 from artifacts.index.shard import MEDIUM, medium_of
 from artifacts.index.snapshot import open_snapshot, paths_of
@@ -461,3 +461,42 @@ def test_a_killed_writer_loses_nothing_and_a_rerun_ends_as_an_undisturbed_one(
         named = {file.name for file in read_manifest(killed).files()} | {"index.json", ".writer"}
         assert {path.name for path in killed.iterdir()} == named
     assert moment > (20 if change is not remove else 5)
+
+
+def signed_anew(folder: Path) -> None:
+    """Let the manifest state the files as they are now."""
+    manifest = read_manifest(folder)
+    shards = tuple(
+        replace(
+            shard,
+            files={sort: described(folder / file.name) for sort, file in shard.files.items()},
+        )
+        for shard in manifest.shards
+    )
+    write_manifest(folder, replace(manifest, shards=shards))
+
+
+@pytest.mark.parametrize("factor", [np.nan, 30.0, 0.01])
+def test_vectors_that_a_search_refuses_are_damage(tmp_path: Path, factor: float) -> None:
+    write(tmp_path, 40)
+    (path,) = tmp_path.glob("embeddings-*.f16")
+    stored = np.memmap(path, np.float16, "r+").reshape(40, -1)
+    stored[7] *= factor
+    stored.flush()
+    signed_anew(tmp_path)
+    (damage,) = verify_index(tmp_path)
+    assert damage.path == path and "1 vector of another length than 1" in damage.what
+
+
+def test_a_manifest_names_no_file_outside_of_its_folder(tmp_path: Path) -> None:
+    write(tmp_path / "index", 4)
+    outside = tmp_path / "embeddings-00000.f16"
+    outside.write_bytes(bytes(8))
+    manifest = read_manifest(tmp_path / "index")
+    (shard,) = manifest.shards
+    for name in (f"../{outside.name}", str(outside)):
+        file = replace(described(outside), name=name)
+        moved = replace(shard, files={**shard.files, "embeddings": file})
+        write_manifest(tmp_path / "index", replace(manifest, shards=(moved,)))
+        with pytest.raises(EnvironmentFault, match=r"index\.json is damaged"):
+            read_manifest(tmp_path / "index")

@@ -94,6 +94,39 @@ def test_a_stated_tensor_that_is_missing_is_refused_by_name(
         assert f"config.json states its {local}, which is missing" in error.message
 
 
+def test_a_layer_under_two_names_is_refused(tmp_path: Path) -> None:
+    """Its codes in one spelling that transformers knows, a weight in the other."""
+
+    def change(weights: Tensors, config: dict[str, Any]) -> None:
+        codes = next(n for n in weights if n.endswith(".up_proj.qweight"))
+        name = codes.replace("qweight", "weight")
+        other = name.replace("model.layers.", "model.language_model.layers.")
+        assert other != name
+        weights[other] = torch.ones(64, 64, dtype=torch.bfloat16)
+
+    folder = changed("gptq", tmp_path / "model", change)
+    for error in refusals(folder):
+        assert isinstance(error, UsageError)
+        assert "are both the weight of one layer" in error.message
+
+
+def test_a_checkpoint_that_was_overwritten_is_read_anew(tmp_path: Path) -> None:
+    """In one process: the same names, other places in the file."""
+    halves = []
+    for layout in ("awq", "awq-32"):
+        shutil.rmtree(tmp_path / "model", ignore_errors=True)
+        shutil.copytree(written("awq"), tmp_path / "model")
+        path = tmp_path / "model" / "model.safetensors"
+        weights = load_file(path)
+        if layout == "awq-32":
+            weights = {n: w.float() if n.endswith("scales") else w for n, w in weights.items()}
+            save_file(weights, path, metadata={"format": "pt"})
+        half = load_half(tmp_path / "model", "language", dtype=torch.float32)
+        halves.append({n: w.detach().clone() for n, w in half.named_parameters() if not w.is_meta})
+    assert halves[0].keys() == halves[1].keys()
+    assert all(torch.equal(halves[0][name], halves[1][name]) for name in halves[0])
+
+
 def test_layers_of_one_kind_have_the_same_tensors(tmp_path: Path) -> None:
     def change(weights: Tensors, config: dict[str, Any]) -> None:
         drops("weight_zero_point", one=True)(weights, config)

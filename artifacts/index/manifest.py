@@ -176,6 +176,8 @@ def read_manifest(folder: Path) -> Manifest:
         raise read_fault(error, folder) from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise damaged_manifest(path) from error
+    if type(form) is not int:
+        raise damaged_manifest(path)
     if form != FORMAT:
         raise UsageError(
             f"{folder} is an index of version {form}, and this program knows {FORMAT}",
@@ -185,12 +187,15 @@ def read_manifest(folder: Path) -> Manifest:
     if digest != digest_of(value):
         raise damaged_manifest(path)
     try:
-        return read_record(Manifest, value)
+        manifest = read_record(Manifest, value)
     except TypeError as error:
         raise UsageError(
             f"{path} has other fields than this program knows",
             hint="Use the version of Penstock that wrote it, or build the index in another folder",
         ) from error
+    if not all(is_of_index(file.name) for file in manifest.files()):
+        raise damaged_manifest(path)
+    return manifest
 
 
 def damaged_manifest(path: Path) -> EnvironmentFault:

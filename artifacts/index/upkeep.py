@@ -34,7 +34,15 @@ from artifacts.index.manifest import (
     file_name,
     read_manifest,
 )
-from artifacts.index.search import EXACT, LEAST_RECALL, Query, Searcher, Sort, direction
+from artifacts.index.search import (
+    EXACT,
+    LEAST_RECALL,
+    LENGTH_ERROR,
+    Query,
+    Searcher,
+    Sort,
+    direction,
+)
 from artifacts.index.shard import (
     COLUMNS,
     SHARD_ROWS,
@@ -184,6 +192,8 @@ def _sampled(searcher: Searcher) -> list[NDArray[np.float32]]:
 
 
 REMAKE = "`penstock index compact` makes it again from the vectors"
+CHECKED_ROWS = 1 << 14
+"""Vectors whose lengths are checked at once."""
 REBUILD = "build the index anew in another folder: what the store has is not made again"
 
 
@@ -211,6 +221,7 @@ def verify_index(folder: Path) -> Iterator[IndexDamage]:
                 yield damage
         if sound:
             yield from _of_rows(folder / shard.files["rows"].name, shard.rows)
+            yield from _of_vectors(folder / shard.files["embeddings"].name, manifest.maker.width)
     for file in filter(None, (manifest.deleted, manifest.texts)):
         yield from _of_file(folder, "", file)
 
@@ -240,6 +251,22 @@ def _of_rows(path: Path, count: int) -> Iterator[IndexDamage]:
         yield IndexDamage(
             path=path, what=f"has {metadata.num_rows:,} rows of {count:,}", hint=REBUILD
         )
+
+
+def _of_vectors(path: Path, width: int) -> Iterator[IndexDamage]:
+    """Yield what a search would refuse: vectors with NaN, or of another length than 1. Zeros are
+    those of a picture without a direction."""
+    if path.stat().st_size % (2 * width):
+        yield IndexDamage(path=path, what=f"holds no vectors of {width} numbers", hint=REBUILD)
+        return
+    vectors = np.memmap(path, np.float16, "r").reshape(-1, width)
+    broken = 0
+    for at in range(0, len(vectors), CHECKED_ROWS):
+        lengths = np.linalg.norm(vectors[at : at + CHECKED_ROWS].astype(np.float32), axis=1)
+        broken += np.count_nonzero(~(np.abs(lengths - 1) <= LENGTH_ERROR) & (lengths != 0))
+    if broken:
+        what = f"has {counted(broken, 'vector')} of another length than 1"
+        yield IndexDamage(path=path, what=what, hint=REBUILD)
 
 
 def stats_of(folder: Path) -> dict[str, Any]:

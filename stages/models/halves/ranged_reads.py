@@ -35,7 +35,15 @@ ALIGNED = 64
 """Alignment in bytes of torch's own memory."""
 
 
-places = functools.lru_cache(maxsize=8)(read_places)
+def places(path: Path) -> dict[str, TensorPlace]:
+    """Return tensor → place in a file, read once as long as the file stays the same."""
+    found = path.stat()
+    return _places(path, found.st_size, found.st_mtime_ns, found.st_ino)
+
+
+@functools.lru_cache(maxsize=8)
+def _places(path: Path, *_: int) -> dict[str, TensorPlace]:
+    return read_places(path)
 
 
 def read_into(buffer: torch.Tensor, path: Path, start: int) -> None:

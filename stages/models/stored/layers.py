@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from artifacts.errors import UsageError
 from stages.models.hub.headers import Header
 from stages.models.hub.quantized import settings_in
 from stages.models.stored.codes import PackedLinear, codes_of, unpack
@@ -76,8 +77,17 @@ def stored_layers(skeleton: Any, headers: Sequence[Header]) -> dict[str, StoredL
             for path, parameter in skeleton.named_parameters(remove_duplicate=False)
             if parameter.is_floating_point()
         }
-        paths = zip(names, model_names(skeleton, names), strict=True)
-        return {name: (path, shapes[path]) for name, path in paths if path and path in shapes}
+        plain = [h.name for h in headers if h.name.endswith(".weight") and h.name not in names]
+        found = dict(zip([*names, *plain], model_names(skeleton, [*names, *plain]), strict=True))
+        kept = {name: path for name in names if (path := found[name]) and path in shapes}
+        for name, path in found.items():
+            other = next((o for o in kept if o != name and kept[o] == path), "")
+            if other:
+                raise UsageError(
+                    f"{name} and {other} are both the weight of one layer ({path})",
+                    hint="Remove one of them from the files",
+                )
+        return {name: (path, shapes[path]) for name, path in kept.items()}
 
     return recognized(headers, stored_settings(skeleton.config) or {}, places_of)
 
