@@ -436,6 +436,20 @@ def test_a_list_longer_than_any_list_is_refused_unread(folder: Path) -> None:
     assert "larger than the limit of 256 MiB" in failures[0].message
 
 
+def test_a_file_of_overlapping_sources_counts_once(folder: Path) -> None:
+    """The first source names it; with another prompt it is another row."""
+    deep = folder / "deep"
+    alone, _ = find_media([str(folder)], DEEP)
+    (folder.parent / "list.txt").write_text(f"{deep}\n{folder / 'b.mp4'}\n")
+    (folder.parent / "asked.jsonl").write_text(
+        json.dumps({"path": str(folder / "b.mp4"), "prompt": "Who?"})
+    )
+    more = [str(deep), f"@{folder.parent / 'list.txt'}", str(folder / "b.mp4")]
+    assert find_media([str(folder), *more], DEEP) == (alone, [])
+    found, _ = find_media([str(folder), f"@{folder.parent / 'asked.jsonl'}"], DEEP)
+    assert [each.prompt for each in found] == [None] * len(alone) + ["Who?"]
+
+
 def test_an_unreadable_folder_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scandir = os.scandir
 

@@ -484,10 +484,15 @@ def find_media(
                 continue
             prompt = result.prompt or (prompt_for(result.kind) if prompt_for else None)
             prompt_fields = [text for pair in result.prompts.items() for text in pair]
-            identity = (real.of(result.path), result.media_path, prompt, *prompt_fields)
-            if identity not in seen:
-                seen.add(identity)
+            asked = (prompt, *prompt_fields)
+            # By its path, which overlapping sources share, and by its name behind links of folders.
+            same = {
+                (str(result.path), *asked),
+                (real.of(result.path), result.media_path, *asked),
+            }
+            if seen.isdisjoint(same):
                 found.append(result)
+            seen |= same
     if limit and limit < len(found):  # not the first ones, which may all be of one folder
         found = [found[at * len(found) // limit] for at in range(limit)]
     heic = (each.media_path for each in found if each.path.suffix.lower() in HEIC_SUFFIXES)
