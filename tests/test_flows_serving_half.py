@@ -13,7 +13,6 @@ from types import SimpleNamespace
 from typing import IO, Any, NamedTuple
 
 import pytest
-import uvicorn
 
 from artifacts.errors import EnvironmentFault, OutOfMemory, StageDied
 from artifacts.locks import try_hold
@@ -25,7 +24,7 @@ from flows.planning.ladder import Ladder, Remembered, Rung, sizes
 from flows.serving import record_cache, startup
 from flows.serving.batching import DeviceScheduler
 from flows.serving.half_worker import HalfWorker, HalfWorkerSpec
-from flows.serving.listening import limited_protocol
+from flows.serving.listening import UnsignalledServer
 from flows.serving.metrics import Metrics
 from flows.serving.record_cache import RecordCache, RecordCacheFlusher, TempStore
 from flows.serving.refusals import HttpRefusal
@@ -446,11 +445,8 @@ def answered(seconds: float, client: Callable[[socket.socket], Awaitable[int]]) 
         listener = socket.socket()
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 16)
         listener.bind(("127.0.0.1", 0))
-        config = uvicorn.Config(
-            app, http=limited_protocol(8), lifespan="off", log_level="warning", ws="none"
-        )
-        server = uvicorn.Server(config)
-        serving = asyncio.create_task(server._serve([listener]))
+        server = UnsignalledServer(app, 8)
+        serving = asyncio.create_task(server.serve(sockets=[listener]))
         while not server.started:
             await asyncio.sleep(0.01)
         with socket.socket() as asking:

@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import uvicorn
 
 from artifacts.errors import UsageError
 from artifacts.index.shard import read_whole
@@ -29,7 +28,7 @@ from flows.options.vectors import SearchQuery
 from flows.serving import uploads
 from flows.serving.config import ServeConfig
 from flows.serving.guard import refuse
-from flows.serving.listening import limited_protocol
+from flows.serving.listening import UnsignalledServer
 from flows.serving.record_cache import TempStore
 from flows.serving.refusals import HttpRefusal
 from flows.serving.searching import ServedIndex
@@ -200,10 +199,7 @@ def test_a_client_that_sends_all_before_it_reads_gets_its_refusal(closing: bool)
             answers.append(answer[:12])
 
     async def go() -> None:
-        config = uvicorn.Config(
-            app, http=limited_protocol(8), lifespan="off", log_level="error", interface="asgi3"
-        )
-        server = uvicorn.Server(config)
+        server = UnsignalledServer(app, 8, interface="asgi3")
         listener = socket.create_server(("127.0.0.1", 0))
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         asking = threading.Thread(target=ask, args=(listener.getsockname()[1],))

@@ -143,13 +143,12 @@ def test_a_name_that_was_bound_to_this_machine_is_refused(studio: OpenStudio) ->
         assert answer.status == 422 and b"values are missing" in answer.body
 
 
-def test_the_host_of_an_absolute_target_counts_in_place_of_the_header(studio: OpenStudio) -> None:
-    """RFC 9112, 3.2.2: a server must ignore the Host of such a request."""
-    own, path = f"127.0.0.1:{studio.port}", f"/{studio.token}/start"
-    cases = (("evil.example", own, 421), (own, own, 200), (own, "evil.example", 200))
-    for named, host, status in cases:
-        target = f"http://{named}{path}"
-        assert raw_request(studio.port, "GET", target, {"Host": host}).status == status, target
+def test_an_absolute_target_reaches_nothing(studio: OpenStudio) -> None:
+    """RFC 9112, 3.2.2: its host would count, whatever Host says."""
+    own = f"127.0.0.1:{studio.port}"
+    for named in ("evil.example", own):
+        target = f"http://{named}/{studio.token}/start"
+        assert raw_request(studio.port, "GET", target, {"Host": own}).status == 404, target
 
 
 PROXY = "https://8010-abc.example.org"
@@ -179,7 +178,7 @@ def test_behind_a_proxy_the_page_of_that_host_alone_works(passed_on: OpenStudio)
         for headers in (*FOREIGN, *others):
             named = {"Origin": PROXY, **headers}
             assert sent(passed_on, "words", {}, named, host=passed).status == 403, headers
-    for other in (*HOSTS, f"{host}.evil.example", f"x.{host}", f"{host}:80"):
+    for other in (*HOSTS, f"{host}.evil.example", f"x.{host}"):
         assert passed_on.ask("GET", "", host=other).status in (400, 421)
 
 

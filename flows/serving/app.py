@@ -481,7 +481,7 @@ ANSWERS: Mapping[str, Any] = {
 OTHER = {"/metrics": "text/plain", "/v1/thumbnail/{hit}": "image/jpeg", "/v1/media/{hit}": "*/*"}
 """Path → type of an answer that is not JSON."""
 STREAMED = ("/v1/caption", "/v1/chat/completions")
-ALWAYS = (401, 403, 421, 431, 500, 501)
+ALWAYS = (400, 401, 403, 431, 500, 501)
 REFUSED = {
     "/v1/chat/completions": (404, 429, 503, 504),
     **{

@@ -30,14 +30,8 @@ from flows.options.vectors import LABELS_OPTION, TEMPLATES_OPTION, EmbedConfig
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 """Addresses that only this machine reaches."""
-HOST = re.compile(r"(?:\[(?P<six>[0-9a-f:.]+)\]|(?P<name>[a-z0-9.-]+))(?::\d{1,5})?")
-
-
-def is_loopback(host: str) -> bool:
-    """Return whether a Host header names this machine. Any port is accepted, since port forwarding
-    changes it."""
-    found = HOST.fullmatch(host.lower())
-    return found is not None and (found["six"] or found["name"]) in LOOPBACK
+OWN_HOSTS = ("127.0.0.1", "[::1]", "localhost")
+"""The same as Host headers have them, before a port. Port forwarding changes that."""
 
 
 def is_of_other_site(headers: Mapping[str, str]) -> bool:

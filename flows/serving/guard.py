@@ -13,9 +13,10 @@ from collections.abc import Awaitable, Sequence
 from http import HTTPStatus
 from typing import Any
 
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.types import ASGIApp, Message, Receive, Send
 
-from flows.serving.config import LOOPBACK, is_loopback, is_of_other_site
+from flows.serving.config import LOOPBACK, OWN_HOSTS, is_of_other_site
 from flows.serving.refusals import HttpRefusal, json_bytes, unavailable
 from flows.serving.startup import Service
 
@@ -46,6 +47,8 @@ class Guard:
 
     def __init__(self, app: ASGIApp, service: Service, token: str) -> None:
         self._app = app
+        hosts = OWN_HOSTS if service.config.host in LOOPBACK else ["*"]
+        self._for_own_hosts = TrustedHostMiddleware(app, hosts, www_redirect=False)
         self._service = service
         self._token = token
         self._gap = 1.0
@@ -80,11 +83,9 @@ class Guard:
                 await refuse(why, path, send, closing=False, more=more)
                 complete = True
                 return
-            for each in whole(message):
-                await send(each)
+            await send(message)
             complete = message["type"] == "http.response.body" and not message.get("more_body")
 
-        whole = _Whole() if scope.get("http_version") == "1.0" else lambda message: [message]
         limited = (path in ALSO_LIMITED or scope["method"] == "POST") and path.startswith(LIMITED)
         try:
             self._admit(scope, limited=limited)
@@ -92,9 +93,12 @@ class Guard:
             await refuse(why, path, send_safely, closing=not _is_small(scope))
             self._service.metrics.answered(route_of(scope), status, time.monotonic() - began)
             return
+        # A client of HTTP/1.0 need not send Host. Every browser sends it.
+        is_named = any(name == b"host" for name, _ in scope["headers"])
+        app = self._for_own_hosts if is_named else self._app
         self._service.busy += limited
         try:
-            await self._app(scope, receive, send_safely)
+            await app(scope, receive, send_safely)
         except Exception:
             # The server closes a connection after an exception; a complete answer needs none.
             if not complete:
@@ -113,11 +117,6 @@ class Guard:
         """Raise HttpRefusal for a request that must not be read."""
         headers = {n.decode("latin-1"): v.decode("latin-1") for n, v in scope["headers"]}
         service, path = self._service, scope["path"]
-        host = headers.get("host", "")
-        # HTTP/1.0 does not require Host. Every browser sends it.
-        is_named = "host" in headers or scope.get("http_version") != "1.0"
-        if is_named and service.config.host in LOOPBACK and not is_loopback(host):
-            raise HttpRefusal(421, f"this server is not {host[:80]!r}", "Address it as localhost")
         if path != "/" and is_of_other_site(headers):
             raise HttpRefusal(403, "request from another site", "Open the page of this server")
         open_to_all = path in OPEN
@@ -128,11 +127,6 @@ class Guard:
                 "Send the header Authorization: Bearer TOKEN",
                 code="invalid_api_key",
             )
-        given = (v for name, v in scope["headers"] if name == b"transfer-encoding")
-        codings = b", ".join(given).decode("latin-1").strip()
-        if codings.lower() not in ("", "chunked"):
-            why = f"the transfer coding {codings[:80]!r} is not supported"
-            raise HttpRefusal(501, why, "Send the body as it is, or chunked")
         coding = headers.get("content-encoding", "identity").strip().lower()
         if coding not in ("", "identity"):
             raise HttpRefusal(
@@ -159,32 +153,6 @@ class Guard:
         expected = f"{COOKIE}={session_of(self._token)}".encode()
         cookies = headers.get("cookie", "").encode("latin-1").split(b";")
         return any(hmac.compare_digest(cookie.strip(), expected) for cookie in cookies)
-
-
-class _Whole:
-    """Holds the answer of a client of HTTP/1.0 until its length is known. Otherwise uvicorn would
-    send it in chunks, which such a client takes for content."""
-
-    def __init__(self) -> None:
-        self._start: Message = {}
-        self._body = bytearray()
-
-    def __call__(self, message: Message) -> list[Message]:
-        """Return what may be sent now."""
-        if message["type"] == "http.response.start":
-            if any(name.lower() == b"content-length" for name, _ in message["headers"]):
-                return [message]
-            self._start = message
-            return []
-        if not self._start:
-            return [message]
-        self._body += message.get("body", b"")
-        if message.get("more_body"):
-            return []
-        start, body = self._start, bytes(self._body)
-        length = (b"content-length", str(len(body)).encode())
-        start["headers"] = [*start["headers"], length]
-        return [start, {"type": "http.response.body", "body": body}]
 
 
 def session_of(token: str) -> str:

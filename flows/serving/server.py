@@ -144,7 +144,6 @@ class Answering:
             interface="asgi3",
             date_header=False,
             backlog=BACKLOG,
-            timeout_keep_alive=30,
             timeout_graceful_shutdown=round(DRAIN_SECONDS) - 2,
         )
 

@@ -1,5 +1,5 @@
-"""Lets in only the page of this studio: refuses other hosts, other sites and requests that lack its
-token. A proxy that passes the page on is a host that the user names."""
+"""Lets in only the page of this studio: refuses other sites and requests that lack its token. A
+proxy that passes the page on is a host that the user names."""
 
 import asyncio
 import hmac
@@ -8,15 +8,13 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 from urllib.parse import urlsplit
 
-from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
-from starlette.types import ASGIApp, Receive, Scope, Send
 
 from artifacts.errors import PenstockError, UsageError
 from artifacts.json_shapes import parse
 from flows.reviewing.captions import EditRefused
-from flows.serving.config import is_loopback, is_of_other_site
+from flows.serving.config import LOOPBACK, is_of_other_site
 from flows.serving.refusals import JSON, json_answer
 from flows.studio.roots import NoSuchFolder
 from flows.studio.run_captions import Outdated
@@ -46,22 +44,6 @@ def proxy_origin(address: str) -> str:
             hint="Give https:// and a host, as https://8010-abc.example.org",
         )
     return f"https://{host}"
-
-
-class KnownHosts:
-    """An ASGI middleware that accepts only Host headers of this machine and of its proxy, against
-    DNS rebinding."""
-
-    def __init__(self, app: ASGIApp, proxy: str) -> None:
-        self._app, self._host = app, urlsplit(proxy).netloc
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        app = self._app
-        host = Headers(scope=scope).get("host", "")
-        is_known = is_loopback(host) or (bool(self._host) and host.lower() == self._host)
-        if scope["type"] == "http" and not is_known:
-            app = json_answer({"error": "open it at 127.0.0.1 or localhost"}, 421, headers=SAFE)
-        await app(scope, receive, send)
 
 
 async def not_here(_: Request, error: Exception) -> Response:
@@ -103,7 +85,8 @@ def _refusal(request: Request, token: str, proxy: str) -> str:
     if proxy and origin == proxy:  # which may pass on its own Host or one of this machine
         is_other = headers.get("sec-fetch-site", "same-origin") != "same-origin"
     else:
-        is_other = is_of_other_site(headers) or origin != f"http://{host}" or not is_loopback(host)
+        is_own = origin == f"http://{host}" and urlsplit(origin).hostname in LOOPBACK
+        is_other = is_of_other_site(headers) or not is_own
     if is_other:
         return "request from another site"
     if not hmac.compare_digest(headers.get(TOKEN, "").encode(), token.encode()):

@@ -10,9 +10,11 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.routing import Route
 
 from artifacts.edits import DECISIONS
@@ -23,9 +25,10 @@ from flows.console.lines import print_lines
 from flows.media.media_files import writable
 from flows.results.run_read import load_record
 from flows.results.trust import belief_in, is_trusted
+from flows.serving.config import OWN_HOSTS
 from flows.serving.listening import UnsignalledServer, address_of, listening
 from flows.studio.captions_routes import CaptionsRoutes
-from flows.studio.guard import KnownHosts, guarded, not_here, proxy_origin
+from flows.studio.guard import guarded, not_here, proxy_origin
 from flows.studio.roots import is_shown
 from flows.studio.runs import run_id
 from flows.studio.session import ConfigOf, Studio
@@ -160,7 +163,8 @@ def studio_app(opened: Studio) -> Starlette:
         for method, handlers in (("GET", get), ("POST", post))
         for path, handler in handlers.items()
     ]
-    hosts = Middleware(KnownHosts, opened.proxy)
+    known = [*OWN_HOSTS, *filter(None, [urlsplit(opened.proxy).hostname])]
+    hosts = Middleware(TrustedHostMiddleware, allowed_hosts=known, www_redirect=False)
     unknown = {404: not_here, 405: not_here}
     return Starlette(routes=routes, middleware=[hosts], exception_handlers=unknown)
 

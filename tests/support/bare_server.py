@@ -13,7 +13,7 @@ from typing import Any
 
 from tests.support.pipeline import ROOT
 
-SERVERS = ("serve", "serve without httptools", "studio", "studio without httptools")
+SERVERS = ("serve", "studio")
 
 
 LEFT: list[object] = []
@@ -50,7 +50,8 @@ def bare_server(name: str) -> Iterator[BareServer]:
 
 async def app(scope: Any, receive: Any, send: Any) -> None:
     """Read the body, then answer: of `/now` before that, of `/slow` a second later, of `/left`
-    with the number of clients that left while `/endless` waited for it."""
+    with the number of clients that left while `/endless` waited for it, of `/pieces` without a
+    length."""
     size, more = 0, scope["path"] != "/now"
     while more and (message := await receive())["type"] == "http.request":
         size, more = size + len(message["body"]), message["more_body"]
@@ -63,16 +64,12 @@ async def app(scope: Any, receive: Any, send: Any) -> None:
     if scope["path"] == "/left":
         size = len(LEFT)
     text = b"%s %d;" % (scope["path"].encode(), size)
-    headers = [(b"content-length", b"%d" % len(text))]
+    headers = [] if scope["path"] == "/pieces" else [(b"content-length", b"%d" % len(text))]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     await send({"type": "http.response.body", "body": text})
 
 
 def main(name: str) -> None:
-    kind, _, without = name.partition(" without ")
-    if without:
-        sys.modules["uvicorn.protocols.http.httptools_impl"] = None  # type: ignore[assignment]
-        sys.modules[without] = None  # type: ignore[assignment]
     from artifacts.packages import loop_factory
     from flows.serving.config import ServeConfig
     from flows.serving.listening import address_of, listening
@@ -80,13 +77,13 @@ def main(name: str) -> None:
     from flows.studio import server
 
     async def serve() -> None:
-        answering = Answering(ServeConfig(model="demo"), listener)
+        answering = Answering(ServeConfig(model="demo", max_queue=64), listener)
         await answering.serve_app(app)
         await answering.wait_for_stop(asyncio.Event())
         await answering.end()
 
     with listening("127.0.0.1", 0) as listener:
-        if kind == "studio":
+        if name == "studio":
             asyncio.run(server.serve(app, listener, f"studio at {address_of(listener)}"))  # type: ignore[arg-type]
         else:
             with asyncio.Runner(loop_factory=loop_factory()) as runner:
