@@ -7,8 +7,9 @@ again. An edit belongs to a chunk and to the model's original caption. If anothe
 produces a different caption, the edit does not apply until the original caption comes back. The
 model's caption is never overwritten.
 
-The user who makes an edit signs its line. A program that only shows a journal reads all lines. Only
-lines that are proved to be this user's enter a store, an output or a training.
+The digest of an edit is noted before its line is written. A program that only shows a journal reads
+all lines. Only lines that are proved to be this user's by a note enter a store, an output or a
+training.
 
 The store keeps the edits in `corrections.jsonl`, so that other run folders, formats and trainers
 find them. Each line is one entry of a run folder's journal, or the undo of an entry. The file is
@@ -33,7 +34,6 @@ from artifacts.errors import EnvironmentFault
 from artifacts.files import encoded
 from artifacts.json_shapes import (
     BYTES,
-    MapOf,
     Nullable,
     OptionalField,
     check,
@@ -47,8 +47,8 @@ from artifacts.json_shapes import (
 from artifacts.keys import digest_of
 from artifacts.locks import try_lock
 from artifacts.plurals import counted
+from artifacts.provenance import EDIT, Proof, anybody, note, proof_by
 from artifacts.regular_files import is_denied, open_below, open_regular, read_bytes, user_text
-from artifacts.signing import EDIT, SIGNATURES, Proof, anybody, proof_by, signed
 from artifacts.stamps import Stamp, stamp_of
 from artifacts.store import disk_faults, fault_of, read_fault
 
@@ -98,7 +98,6 @@ ACTION = {
     "changes": OptionalField([CHANGE]),
     "round": OptionalField(count),
     "of": OptionalField(text),
-    SIGNATURES: OptionalField(MapOf(text)),
 }
 """Shape of an action. `round` marks one in which a round of `penstock learn` kept decisions; `of`
 is the id of the action that an undo reverts, or a redo applies again."""
@@ -355,13 +354,13 @@ class EditJournal:
         store: str = "",
         proof: Proof | None = None,
         *,
-        signs: bool = True,
+        notes: bool = True,
         may_view: bool = False,
     ) -> None:
-        """Open the journal of a run's folder. If it `signs` actions, it does so for `store`, too.
+        """Open the journal of a run's folder. If it `notes` actions, it does so in `store`, too.
         Raises EnvironmentFault if another process has it open, or it is not writable. With
         `may_view`, a journal that this user may only read is read once."""
-        self._folder, self._store, self._signs = folder, store, signs
+        self._folder, self._store, self._notes = folder, store, notes
         self.path = path = folder / EDITS
         self.refusal = ""
         """Why no action can be added; empty: it can."""
@@ -392,8 +391,9 @@ class EditJournal:
         it raises EnvironmentFault, the action had no effect."""
         if action["id"] in self.edits.ids:
             return []
-        kept = signed(EDIT, action, self._store) if self._signs else dict(action)
-        line = encoded(kept).encode() + b"\n"
+        if self._notes:
+            note(EDIT, action, self._store)
+        line = encoded(dict(action)).encode() + b"\n"
         end = os.lseek(self._file, 0, os.SEEK_END)
         try:
             while line:

@@ -25,7 +25,7 @@ from artifacts.edits import (
     read_edits,
 )
 from artifacts.errors import EnvironmentFault
-from artifacts.signing import anybody, proof_by
+from artifacts.provenance import anybody, proof_by
 from artifacts.store import local_folder
 
 PLACE = {"media_path": "a.mp4", "start": 0.0, "said": "x"}
@@ -278,8 +278,8 @@ def test_a_journal_with_a_second_name_is_not_written(name: str, tmp_path: Path) 
     assert other.read_text() == "mine"
 
 
-def test_an_edit_in_a_folder_of_another_person_is_not_signed(tmp_path: Path) -> None:
-    journal = EditJournal(tmp_path, signs=False)
+def test_an_edit_in_a_folder_of_another_person_is_not_noted(tmp_path: Path) -> None:
+    journal = EditJournal(tmp_path, notes=False)
     journal.add({"id": "1", "time": "2026-01-01T00:00:00+00:00", "does": "correct", "changes": []})
     journal.close()
     assert read_edits(tmp_path).ids == {"1"}

@@ -332,7 +332,7 @@ def test_clear_deletes_the_records_of_any_format_and_keeps_what_people_wrote(sto
         RecordSet(store, kind, NAMESPACE).publish([Record(key="a" * 64, payload=b"x" * 100)])
     store.put_if_absent("quarantine/captions/aa/one.pack", [b"bad"])
     store.local.mkdir(parents=True, exist_ok=True)
-    kept = {"corrections.jsonl": b"{}\n", "written.jsonl": b"{}\n", "signing-key-1": b"secret"}
+    kept = {"corrections.jsonl": b"{}\n", "written.jsonl": b"{}\n", "provenance.jsonl": b"[]\n"}
     for name, content in kept.items():
         (store.local / name).write_bytes(content)
     objects, taken = clear(open_store(store.url))

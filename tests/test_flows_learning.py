@@ -14,7 +14,7 @@ import pytest
 
 from artifacts.edits import EDITS, StoredEdits, read_edits
 from artifacts.errors import EnvironmentFault, Interrupted, NoFeatures, PenstockError, UsageError
-from artifacts.signing import anybody
+from artifacts.provenance import anybody
 from flows.cli.learn_command import _next_steps
 from flows.cli.main import main
 from flows.console.display import Display
@@ -370,7 +370,7 @@ def test_undo_stops_at_a_round(school: School) -> None:
     assert school.reviewed() == found
 
 
-def test_a_round_that_nobody_signed_is_not_continued_and_sets_no_option(
+def test_a_round_that_nobody_noted_is_not_continued_and_sets_no_option(
     school: School, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     school.decide(mixed)

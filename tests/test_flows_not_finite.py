@@ -255,7 +255,6 @@ NO_SCORES = {
     "artifacts/packs.py": "descriptions of records",
     "artifacts/patterns.py": "texts",
     "artifacts/remote/media_cache.py": "addresses and sizes",
-    "artifacts/signing.py": "what is signed",
     "artifacts/stores/bucket_store.py": "sizes",
     "artifacts/tables.py": "cells whose numbers were looked at",
     "artifacts/trainers.py": "texts and folders",

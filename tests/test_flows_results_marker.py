@@ -1,4 +1,4 @@
-"""One output folder has one owner: the signed marker."""
+"""One output folder has one owner: the noted marker."""
 
 import json
 import os
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from artifacts.signing import STORE_KEY, proof_by, signed
+from artifacts.provenance import NOTES, note, proof_by
 from flows.results.marker import (
     MARKER,
     Marker,
@@ -52,20 +52,18 @@ def test_another_user_proves_nothing_but_a_named_store_does(
 ) -> None:
     out, store = tmp_path / "out", marker.store
     write_marker(out, marker)
-    key = Path(store, STORE_KEY.format(os.geteuid()))
-    assert key.stat().st_mode & 0o777 == 0o600
+    assert (state / "penstock" / NOTES).stat().st_mode & 0o777 == 0o600
     shutil.rmtree(state)  # another machine
     assert read_marker(out) == marker and own_marker(out) is None
     assert own_marker(out, store) == marker == own_marker(out, f"file://{store}")
-    key.chmod(0o640)
+    shutil.copytree(out, tmp_path / "copy")
+    assert own_marker(tmp_path / "copy", store) == marker
+    Path(store, NOTES).unlink()
     assert own_marker(out, store) is None
-    key.chmod(0o600)
-    key.symlink_to(key.rename(tmp_path / "key"))
-    assert own_marker(out, store) is None, "a link is no key"
 
 
 @pytest.mark.parametrize("name", ["command", "words", "folder", "store", "outputs", "digests"])
-def test_whatever_a_marker_says_is_signed(tmp_path: Path, marker: Marker, name: str) -> None:
+def test_whatever_a_marker_says_is_noted(tmp_path: Path, marker: Marker, name: str) -> None:
     write_marker(tmp_path, marker)
     value = json.loads((tmp_path / MARKER).read_text())
     value[name] = "x" if isinstance(value[name], str) else [*value[name], "x"]
@@ -94,8 +92,8 @@ def test_a_link_is_no_marker(tmp_path: Path, marker: Marker) -> None:
     assert read_marker(tmp_path) is None
 
 
-def test_a_signature_of_one_purpose_proves_nothing_for_another() -> None:
-    value = signed("edit", {"a": 1}, "")
+def test_a_note_of_one_purpose_proves_nothing_for_another() -> None:
     is_edit, is_marker = proof_by("", "edit"), proof_by("", "marker")
-    assert is_edit(value) and not is_marker(value)
-    assert not is_edit({"a": 1}) and not is_edit({"a": 1, "signatures": {"user": "é"}})
+    assert not is_edit({"a": 1})
+    note("edit", {"a": 1}, "")
+    assert is_edit({"a": 1}) and not is_marker({"a": 1}) and not is_edit({"a": 2})

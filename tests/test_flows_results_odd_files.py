@@ -167,7 +167,7 @@ def test_a_run_writes_it_anew_or_says_what_is_in_the_way(
         assert f"{name} is a" in ended.err and not place.is_file()
         return
     if code == 2:
-        assert ".penstock.json is not signed" in ended.err
+        assert ".penstock.json is not one that this user" in ended.err
         attacked(*run_into(tmp_path, "--replace", "--trust-folder")).holds(1)
     if code in (1, 2):
         assert len(read_lines(tmp_path / "out" / "captions.jsonl")) == 2

@@ -205,14 +205,14 @@ def test_a_run_in_which_all_fails_leaves_data_sets_as_they_are() -> None:
     assert {name: Path("out", name).read_bytes() for name in before} == before
 
 
-@pytest.mark.parametrize("change", ["unsigned", "of another", "malformed", "a link", "media"])
-def test_a_folder_that_no_signature_proves_is_a_stranger_s(
+@pytest.mark.parametrize("change", ["changed", "of another", "malformed", "a link", "media"])
+def test_a_folder_that_no_note_proves_is_a_stranger_s(
     change: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     marker = Path("out", MARKER)
     value = json.loads(marker.read_text())
-    if change == "unsigned":
-        marker.write_text(json.dumps({**value, "signatures": {}}))
+    if change == "changed":
+        marker.write_text(json.dumps({**value, "folder": "/"}))
     elif change == "of another":
         monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
         monkeypatch.setenv("PENSTOCK_STORE", str(tmp_path / "other store"))

@@ -1,4 +1,4 @@
-"""What a stranger's output folder says is shown, and believed only if a signature proves it."""
+"""What a stranger's output folder says is shown, and believed only if a note proves it."""
 
 import json
 import os
@@ -15,8 +15,8 @@ from PIL import Image
 from artifacts.edits import EDITS, TORN, read_edits
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.files import link, write_text
+from artifacts.provenance import ROUND, anybody, note, proof_by
 from artifacts.regular_files import guard, open_below
-from artifacts.signing import anybody, proof_by
 from flows.cli.main import main
 from flows.console.display import Display
 from flows.media.generated_files import digest_at
@@ -332,26 +332,24 @@ def test_a_report_requests_no_address_that_no_folder_of_mine_vouches_for(
     (out / "media.jsonl").write_text("".join(lines))
     request.clear()
     write_report(out)
-    assert request == [rows[1]["path"]], "changed since it was signed"
+    assert request == [rows[1]["path"]], "changed since it was noted"
     own_folder(out)
     request.clear()
     write_report(out)
     assert request == [address, rows[1]["path"]]
 
 
-def test_every_line_is_signed_when_it_is_written(mine: CaptionConfig) -> None:
+def test_every_line_is_noted_when_it_is_written(mine: CaptionConfig) -> None:
     out = Path(mine.out)
     edit(out, "My own words.")
     (line,) = (out / EDITS).read_text().splitlines()
-    assert set(json.loads(line)["signatures"]) == {"user", "store"}
     assert read_edits(out, proof_by("")).unproved == 0
     for other in ("someone", "elses"):
         with another_user(out.parent / other):
             assert read_edits(out, proof_by("")).unproved == 1
             assert read_edits(out, proof_by(str(mine.store))).unproved == 0
-    own_folder(out)  # a marker of another purpose stands for no edit
-    signatures = json.loads((out / MARKER).read_text())["signatures"]
-    (out / EDITS).write_text(json.dumps({**json.loads(line), "signatures": signatures}) + "\n")
+    note(ROUND, changed := {**json.loads(line), "id": "other"}, "")  # it stands for no edit
+    (out / EDITS).write_text(json.dumps(changed) + "\n")
     assert read_edits(out, proof_by("")).unproved == 1 and len(read_edits(out, anybody).now) == 1
 
 
@@ -420,5 +418,5 @@ def test_a_sparse_file_of_terabytes_holds_nothing_up(mine: CaptionConfig) -> Non
     out = Path(mine.out)
     for name in ("long.txt", "media.jsonl", "captions.csv"):
         os.truncate(out / name, 1 << 42)
-    assert belief_in(out).marker is None  # media.jsonl is no longer the one that was signed
+    assert belief_in(out).marker is None  # media.jsonl is no longer the one that was noted
     assert digest_at(out / "long.txt") == digest_at(out / "captions.csv") == ""

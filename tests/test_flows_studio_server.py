@@ -497,7 +497,7 @@ def test_a_body_that_never_ends_keeps_nobody_else_waiting(review: OpenStudio) ->
 
 
 def run_folder(root: Path, words: list[str], folder: str) -> Path:
-    """A run that another user signed."""
+    """A run of another user."""
     file = media_file(write_video(root / "a.mp4", ticks=range(0, 60, 6)))
     record = write_run(root / "out", [(file, captions_of(file, ["A ring."]))])
     record.value["command"] = {"words": words, "folder": folder}
@@ -625,7 +625,6 @@ def changed_marker(out: Path, changed: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     "changed",
     [
-        *({"signatures": {}}, {"signatures": {"user": "0" * 64}}, {"signatures": {"user": "é"}}),
         {"words": [*COMMAND, "--trust-remote-code"]},
         *({"words": ["caption", "clips --format txt"]}, {"words": ["export", *COMMAND[1:]]}),
         *(

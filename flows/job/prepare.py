@@ -23,9 +23,9 @@ from artifacts.keys import ContentDigests, digest_of
 from artifacts.packages import require_extra
 from artifacts.packs import RecordSet, stored_namespaces
 from artifacts.paths import folder_named
+from artifacts.provenance import anybody, proof_by
 from artifacts.remote.media_cache import UNREACHABLE
 from artifacts.schema import Sampling
-from artifacts.signing import anybody, proof_by
 from artifacts.store import Store, open_store, prepare_store
 from artifacts.tiles import OFF
 from artifacts.trainers import WITH_SOUND

@@ -31,7 +31,7 @@ from artifacts.errors import EnvironmentFault, PenstockError, UsageError
 from artifacts.keys import content_key, digest_of, hash_file
 from artifacts.paths import folder_named
 from artifacts.plurals import counted
-from artifacts.signing import ROUND
+from artifacts.provenance import ROUND
 from flows.job.away import AwayMedia
 from flows.machine.versions import now
 from flows.media.media_files import MediaFile, Selection

@@ -19,8 +19,8 @@ from artifacts.json_shapes import read_json
 from artifacts.keys import digest_of
 from artifacts.paths import folder_named
 from artifacts.plurals import counted
+from artifacts.provenance import ROUND
 from artifacts.regular_files import guard
-from artifacts.signing import ROUND
 from flows.console.display import Display
 from flows.job.pass_mode import replanned_once
 from flows.job.prepare import Job

@@ -34,9 +34,9 @@ from artifacts.files import OURS, is_hidden
 from artifacts.json_shapes import BYTES, OptionalField, check, parse, text
 from artifacts.keys import DIGESTS, ContentDigests, content_key
 from artifacts.plurals import counted, first_of
+from artifacts.provenance import proof_by
 from artifacts.regular_files import link_out, read_bytes, read_text, user_text
 from artifacts.shards import clip_id
-from artifacts.signing import proof_by
 from artifacts.store import Store
 from artifacts.tables import read_csv
 from artifacts.trainers import TRAINERS

@@ -1,6 +1,6 @@
-"""The marker of an output folder: which command owns it, and what this user's signature proves.
+"""The marker of an output folder: which command owns it, and what a note of this user proves.
 
-An output folder has one owner. The place of the folder is not signed, so that a folder that was
+An output folder has one owner. The place of the folder is not noted, so that a folder that was
 moved stays the user's own.
 """
 
@@ -16,11 +16,11 @@ from itertools import pairwise
 from pathlib import Path
 
 from artifacts.files import whole_file, write_text
-from artifacts.json_shapes import MapOf, check, parse, read_record, string
+from artifacts.json_shapes import parse, read_record
 from artifacts.keys import digest_of
+from artifacts.provenance import MARKER as PURPOSE
+from artifacts.provenance import Proof, anybody, note, proof_by
 from artifacts.regular_files import open_regular, read_text
-from artifacts.signing import MARKER as PURPOSE
-from artifacts.signing import SIGNATURES, Proof, anybody, is_by_member, proof_by, signed
 from artifacts.trainers import WITH_SOUND
 from flows.media.generated_files import digest_at
 from flows.options.commands import RunOptions
@@ -66,8 +66,8 @@ class Marker:
 
 
 def write_marker(out: Path, marker: Marker) -> None:
-    """Write the marker of a folder, signed. Raises EnvironmentFault."""
-    value = signed(PURPOSE, asdict(marker), marker.store)
+    """Write the marker of a folder, and note it before. Raises EnvironmentFault."""
+    note(PURPOSE, value := asdict(marker), marker.store)
     # ASCII, because the name of a file need not be UTF-8.
     write_text(out / MARKER, [json.dumps(value, indent=1) + "\n"])
 
@@ -80,11 +80,7 @@ def read_marker(out: Path, proof: Proof = anybody) -> Marker | None:
         if not stat.S_ISREG(os.lstat(path).st_mode):
             return None
         value = parse(read_text(path, BYTES))
-        check(value, {SIGNATURES: MapOf(string)})
-        if not proof(value):
-            return None
-        del value[SIGNATURES]
-        return read_record(Marker, value)
+        return read_record(Marker, value) if proof(value) else None
     except (OSError, ValueError, TypeError):
         return None
 
@@ -92,12 +88,12 @@ def read_marker(out: Path, proof: Proof = anybody) -> Marker | None:
 def own_marker(
     out: Path, store: str | None = None, files: Sequence[str] = (MEDIA,)
 ) -> Marker | None:
-    """Return the marker of a folder if this user, or a holder of the key of `store`, signed it for
-    those of these files that are there, or if another user of `store` wrote it; None if not.
-    `store` is the URL of a store that the user named."""
+    """Return the marker of a folder if it was noted for this user, or in `store`, and names the
+    digests of those of these files that are there; None if not. `store` is the URL of a store that
+    the user named."""
     proof = proof_by(store, PURPOSE)
     for _ in range(TRIES):
-        marker = read_marker(out, anybody if is_by_member(out / MARKER, store) else proof)
+        marker = read_marker(out, proof)
         there = [out / name for name in files if os.path.lexists(out / name)]
         if marker is None or all(digest_at(path) in marker.digests for path in there):
             return marker

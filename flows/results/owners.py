@@ -71,7 +71,7 @@ def refuse_taking(config: RunOptions, command: str) -> frozenset[str]:
         if owner is None:
             raise UsageError(
                 f"{out} is the output folder of another user or machine, or was changed: its "
-                f"{MARKER} is not signed for this one",
+                f"{MARKER} is not one that this user, or a run with this store, wrote",
                 hint="Give another --out, the --store of the run that wrote it, or trust it with "
                 "--trust-folder",
             )

@@ -6,7 +6,6 @@ from typing import Any, Final
 
 from artifacts.files import write_json
 from artifacts.json_shapes import (
-    MapOf,
     Nullable,
     OptionalField,
     count,
@@ -20,7 +19,7 @@ from artifacts.json_shapes import (
 )
 from artifacts.keys import digest_of
 from artifacts.options import declared
-from artifacts.signing import ROUND, SIGNATURES, Proof, anybody, signed
+from artifacts.provenance import ROUND, Proof, anybody, note
 from flows.media.generated_files import digest_at
 from flows.options.training import StepOptions
 from stages.models.adapter_modules import ADAPTER_CONFIG, ADAPTER_WEIGHTS
@@ -81,7 +80,6 @@ SHAPE = {
     "captions": count,
     "changed": count,
     "carried": count,
-    SIGNATURES: OptionalField(MapOf(text)),
 }
 """Shape of `round.json`. `before` and `after` are the scores of the held-out captions, in their
 order; `trained` is the digest of its adapter; `lower` counts the bootstrap samples in which the new
@@ -102,9 +100,9 @@ def rounds_in(out: Path, proof: Proof = anybody) -> list[Round]:
 
 
 def write_round(out: Path, round_: Round, store: str) -> None:
-    """Write the record of a round, signed whole, for `store` too. Raises EnvironmentFault."""
-    path = round_folder(out, round_["round"]) / ROUND_RECORD
-    write_json(path, signed(ROUND, round_, store))
+    """Write the record of a round, noted in `store` too. Raises EnvironmentFault."""
+    note(ROUND, round_, store)
+    write_json(round_folder(out, round_["round"]) / ROUND_RECORD, round_)
 
 
 def adapter_digest(folder: Path) -> str:

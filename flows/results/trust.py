@@ -1,9 +1,9 @@
 """Decides what of an output folder is believed, by one rule for all commands.
 
-A folder is the user's own if the key of this user, or of a store that the user named, signed its
-marker. Any other is shown, and corrected in its own journal: no address is requested, no edit or
-round counts, no command runs, and nothing is written to the store that it names, unless a person
-trusts it in this session, by `--trust-folder` or at the terminal.
+A folder is the user's own if its marker was noted for this user, or in a store that the user named.
+Any other is shown, and corrected in its own journal: no address is requested, no edit or round
+counts, no command runs, and nothing is written to the store that it names, unless a person trusts
+it in this session, by `--trust-folder` or at the terminal.
 """
 
 import os
@@ -20,8 +20,8 @@ from artifacts.edits import read_edits
 from artifacts.errors import UsageError
 from artifacts.json_shapes import OptionalField, read_jsonl, text
 from artifacts.plurals import counted, first_of
+from artifacts.provenance import EDIT, ROUND, Proof, anybody, proof_by
 from artifacts.remote.addresses import is_address
-from artifacts.signing import EDIT, ROUND, Proof, anybody, proof_by
 from flows.console.lines import is_terminal, print_lines, printable
 from flows.options.model import default_store
 from flows.results.marker import CAPTIONS, MEDIA, Marker, inputs_in, own_marker, read_marker
@@ -52,7 +52,7 @@ class Belief:
     named: str
     """URL of the store that the user named, or the user's default."""
     is_trusted: bool
-    """Whether a person trusts the folder, with what nobody signed."""
+    """Whether a person trusts the folder, with what nobody noted."""
 
     @property
     def is_own(self) -> bool:
@@ -89,7 +89,7 @@ def own_belief(out: Path, store: str = "", *, trust: bool = False) -> Belief:
     if not belief.is_own:
         raise UsageError(
             f"{out} was not written by a command of this user on this machine",
-            hint="Run `penstock caption` yourself, name the store that signed it with "
+            hint="Run `penstock caption` yourself, name the store of its run with "
             "$PENSTOCK_STORE, or trust it with --trust-folder",
         )
     return belief

@@ -99,9 +99,9 @@ class ReviewedCaptions:
             raise
 
     def _opened_journal(self) -> EditJournal:
-        # Signed, an edit of a stranger's captions would count in a folder that it is copied to.
-        store, proof, signs = self.belief.store, self.belief.proof(), self.belief.is_own
-        return EditJournal(self.out, store, proof, signs=signs, may_view=self._shows_all)
+        # Noted, an edit of a stranger's captions would count in a folder that it is copied to.
+        store, proof, notes = self.belief.store, self.belief.proof(), self.belief.is_own
+        return EditJournal(self.out, store, proof, notes=notes, may_view=self._shows_all)
 
     @property
     def _own(self) -> Edits:

@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,14 @@ def another_user(home: Path) -> Iterator[None]:
 
 def own_folder(out: Path, command: Mapping[str, Any] | None = None, store: str = "") -> None:
     """Mark a folder as this user's commands do."""
+    write_marker(out, _marker(out, command, store))
+
+
+def _marker(out: Path, command: Mapping[str, Any] | None, store: str) -> Marker:
     words, folder = (command["words"], command["folder"]) if command else ((), "")
     paths = (out / name for name in ("media.jsonl", "captions.jsonl"))
     digests = tuple(hash_file(path) for path in paths if path.exists())
-    of_run = Marker(
+    return Marker(
         command="caption",
         words=tuple(words),
         folder=str(folder),
@@ -35,17 +40,13 @@ def own_folder(out: Path, command: Mapping[str, Any] | None = None, store: str =
         inputs=tuple(inputs_in(out, words, str(folder)).values()),
         digests=digests,
     )
-    write_marker(out, of_run)
 
 
 def strangers_folder(out: Path, words: list[str], folder: str, store: str = "") -> None:
-    """Mark a folder as another user does, with a signature by a key of his own. He cannot read the
-    key of a store of this user, which he may name."""
-    with another_user(out.parent / "state of another"):
-        own_folder(out, {"words": words, "folder": folder}, store)
-    found = json.loads((out / MARKER).read_text())
-    found["signatures"] = {"user": found["signatures"]["user"]}
-    (out / MARKER).write_text(json.dumps(found))
+    """Mark a folder as another user does. He cannot write the notes of a store of this user, which
+    he may name."""
+    marker = _marker(out, {"words": words, "folder": folder}, store)
+    (out / MARKER).write_text(json.dumps(asdict(marker)))
 
 
 def snapshot(*folders: Path) -> dict[str, Any]:
