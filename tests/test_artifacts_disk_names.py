@@ -8,157 +8,94 @@ from pathlib import Path
 
 import pytest
 
-from artifacts import names as disk_names
-from artifacts.names import ORDINARY, NameRules, Naming, file_name, file_stems, one_name, rules_in
-from tests.support.odd_disk import CASELESS, ENCRYPTED, FAT, MAC, UNFORMED, WINDOWS, Kind, forget
-from tests.support.odd_disk import odd_disk as mounted
-
-LETTERS = tuple(rf"\{each}" if each in "\\|?*" else each for each in '<>:"\\|?*')
-CASE, FORMS = NameRules(folds=("case",)), NameRules(folds=("forms",))
-NTFS = NameRules(
-    folds=("case",), refused=(*LETTERS, "[\x01-\x1f]"), ends=". ", devices=True
-)  # what lowntfs-3g answers with ignore_case and windows_names
+from artifacts.names import Naming, file_name, file_stems, folded, one_name
+from tests.support.odd_disk import CASELESS, ENCRYPTED, FAT, MAC, UNFORMED, WINDOWS, Kind, odd_disk
 
 
-def stems(*names: str, rules: NameRules) -> list[str]:
-    return file_stems(names, Naming(lambda folder: rules))
+def stems(*names: str, out: Path) -> list[str]:
+    return file_stems(names, Naming(out))
 
 
-@pytest.fixture(autouse=True)
-def _probe_anew() -> None:
-    forget()
+def test_names_that_are_one_on_some_disk_get_numbers(tmp_path: Path) -> None:
+    for names, expected in (
+        (("Cat.mp4", "cat.mp4"), ["Cat.mp4", "cat.mp4-2"]),
+        (("Cat.mp4", "cat.mkv"), ["Cat.mp4", "cat.mkv"]),
+        (("A/x.mp4", "a/x.mp4", "a/y.mp4"), ["A/x.mp4", "a/x.mp4-2", "a/y"]),
+        (("stra\u00dfe.mp4", "STRASSE.mkv"), ["stra\u00dfe.mp4", "STRASSE.mkv"]),
+        (("\u00e9.mp4", "e\u0301.mp4"), ["\u00e9.mp4", "e\u0301.mp4-2"]),
+        (("A.TXT/b.mp4", "a.mp4"), ["A.TXT/b", "a-2"]),
+        (("\u2764\ufe0f.png", "\u2764.png"), ["\u2764\ufe0f.png", "\u2764.png-2"]),
+        (("d. /x.mp4", "d/x.mp4"), ["d. /x.mp4", "d/x.mp4-2"]),
+        (("\ufb01.mp4", "fi.mp4"), ["\ufb01.mp4", "fi.mp4-2"]),
+    ):
+        assert stems(*names, out=tmp_path) == expected
+    assert not os.listdir(tmp_path)
 
 
-def test_names_that_are_one_on_the_disk_get_numbers() -> None:
-    assert stems("Cat.mp4", "cat.mp4", rules=CASE) == ["Cat.mp4", "cat.mp4-2"]
-    assert stems("Cat.mp4", "cat.mkv", rules=CASE) == ["Cat.mp4", "cat.mkv"]
-    assert stems("A/x.mp4", "a/x.mp4", "a/y.mp4", rules=CASE) == ["A/x.mp4", "a/x.mp4-2", "a/y"]
-    assert stems("stra\u00dfe.mp4", "STRASSE.mkv", rules=CASE) == ["stra\u00dfe.mp4", "STRASSE.mkv"]
-    assert stems("\u00e9.mp4", "e\u0301.mp4", "E\u0301.mp4", rules=FORMS) == [
-        "\u00e9.mp4", "e\u0301.mp4-2", "E\u0301",
-    ]  # fmt: skip
-    assert stems("A.TXT/b.mp4", "a.mp4", rules=CASE) == ["A.TXT/b", "a-2"]
-    heart = NameRules(folds=("joiners",))
-    assert stems("\u2764\ufe0f.png", "\u2764.png", rules=heart) == [
-        "\u2764\ufe0f.png",
-        "\u2764.png-2",
-    ]
+def test_what_the_disk_refuses_is_replaced(tmp_path: Path) -> None:
+    odd = ("a:b.mp4", "a?b.mp4", "a_b.mkv", "AUX.mp4", "nul.short.mp4", "auxiliary.mp4")
+    with odd_disk(tmp_path / "odd", WINDOWS) as disk:
+        assert stems(*odd, out=disk) == [
+            "a_b.mp4", "a_b.mp4-2", "a_b.mkv", "_AUX", "_nul.short", "auxiliary",
+        ]  # fmt: skip
+        assert stems("nul/x .mp4", "c\x01d..mp4", out=disk) == ["_nul/x ", "c_d."]
+        assert not os.listdir(disk)
+    accents = Kind(refused="\u8a9e\u00e9")
+    with odd_disk(tmp_path / "ascii", accents) as disk:
+        names = ("\u8a9e\u00fc.mp4", "\u732b\u00fc.mp4")
+        assert stems(*names, out=disk) == ["__.mp4", "__.mp4-2"]
 
 
-def test_what_the_disk_refuses_is_replaced() -> None:
-    odd = ("a:b.mp4", "a?b.mp4", "a_b.mkv", "AUX.mp4", "com1.short.mp4", "auxiliary.mp4")
-    assert stems(*odd, rules=NTFS) == [
-        "a_b.mp4", "a_b.mp4-2", "a_b.mkv", "_AUX", "_com1.short", "auxiliary",
-    ]  # fmt: skip
-    assert stems("day 1. /nul/x .mp4", "c\x07d..mp4", rules=NTFS) == ["day 1_/_nul/x ", "c_d."]
-    ascii_only = NameRules(refused=("[\u0080-\u00ff]", "[\u0100-\ud7ff\ue000-\uffff]"))
-    assert stems("\u8a9e\u00fc.mp4", "\u732b\u00fc.mp4", rules=ascii_only) == ["__.mp4", "__.mp4-2"]
-
-
-def test_names_fit_a_disk_of_shorter_ones() -> None:
-    short = NameRules(longest=143)
-    found = stems("x" * 200 + ".mp4", "x" * 201 + ".mp4", "y" * 139 + ".mp4", rules=short)
+def test_names_fit_a_disk_of_shorter_ones(tmp_path: Path) -> None:
+    with odd_disk(tmp_path / "odd", ENCRYPTED) as disk:
+        found = stems("x" * 200 + ".mp4", "x" * 201 + ".mp4", "y" * 139 + ".mp4", out=disk)
     assert len(set(found)) == 3 and all(len(stem) <= 139 for stem in found)
     assert found[2] == "y" * 139
 
 
-def test_folders_of_media_keep_their_names() -> None:
+def test_media_and_their_folders_keep_their_names(tmp_path: Path) -> None:
     """They are there, whatever their names are."""
-    path = "/m/" + "\u8a9e" * 100 + "/Aux/a:b.mp4"
-    (stem,) = file_stems([path], Naming(lambda folder: NTFS, beside=True))
-    assert stem == path.removesuffix("a:b.mp4") + "a_b"
+    with odd_disk(tmp_path / "odd", WINDOWS) as disk:
+        path = f"{disk}/" + "\u8a9e" * 80 + "/Aux/a:b.mp4"
+        assert file_stems([path]) == [path.removesuffix(".mp4")]
 
 
 def test_an_ordinary_disk_changes_no_name(tmp_path: Path) -> None:
-    before = sorted(tmp_path.iterdir())
-    assert rules_in(tmp_path) is ORDINARY and sorted(tmp_path.iterdir()) == before
-    odd = ["Cat.mp4", "cat.mp4", "\u00e9.mp4", "e\u0301.mp4", "a:b?.mp4", "aux.mp4", "d. /x .mp4"]
-    assert stems(*odd, rules=ORDINARY) == [name.removesuffix(".mp4") for name in odd]
+    odd = ["\u00e9.mp4", "\u8a9e.mp4", "a:b?.mp4", "aux.mp4", "d. /x .mp4"]
+    assert stems(*odd, out=tmp_path) == [name.removesuffix(".mp4") for name in odd]
     name = "a" * 255
     assert file_name(name, tmp_path) == name and file_name(f"{name}.png", tmp_path).endswith(".png")
-    (tmp_path / "Cat.txt").touch()
-    assert one_name(tmp_path / "Cat.txt") == str(tmp_path / "Cat.txt")
-
-
-def test_a_disk_is_probed_once_for_many_folders(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    probed: list[Path] = []
-
-    def probe(folder: Path) -> NameRules:
-        probed.append(folder)
-        return ORDINARY
-
-    monkeypatch.setattr(disk_names, "_probe", probe)
-    assert rules_in(tmp_path, probe=False) is ORDINARY and probed == []
-    for number in range(20):
-        (tmp_path / str(number)).mkdir()
-        rules_in(tmp_path / str(number))
-    assert probed == [tmp_path / "0"]
-    monkeypatch.setattr(disk_names, "KEPT_SECONDS", 0.0)
-    rules_in(tmp_path)
-    assert len(probed) == 2
-
-
-def test_a_folder_that_takes_no_files_counts_as_ordinary(tmp_path: Path) -> None:
-    assert rules_in(tmp_path / "missing") is ORDINARY and not [*tmp_path.iterdir()]
-    assert rules_in("/proc/self/task") is ORDINARY
+    assert not os.listdir(tmp_path)
+    assert stems(*odd, out=tmp_path / "missing") == stems(*odd, out=tmp_path)
 
 
 def test_the_files_of_a_killed_process_go_with_the_next(tmp_path: Path) -> None:
     killing = (
         "import os, signal, sys\n"
         "from artifacts import names\n"
-        "os.path.lexists = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "names.rules_in(sys.argv[1])\n"
+        "os.close = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "names.Naming(sys.argv[1]).part('a:b')\n"
     )
     ended = subprocess.run([sys.executable, "-c", killing, tmp_path], check=False)
     assert ended.returncode == -signal.SIGKILL
     (left,) = tmp_path.iterdir()
-    assert left.name.startswith(".penstock-") and len(os.listdir(left)) == 4
-    assert rules_in(tmp_path) is ORDINARY and not [*tmp_path.iterdir()]
+    assert left.name.startswith(".penstock-")
+    assert Naming(tmp_path).part("a:b") == "a:b" and not [*tmp_path.iterdir()]
 
 
-@pytest.mark.parametrize(
-    ("kind", "rules"),
-    [
-        (CASELESS, CASE),
-        (MAC, NameRules(folds=("forms", "case"))),
-        (UNFORMED, FORMS),
-        (WINDOWS, NTFS),
-        (FAT, NameRules(folds=("case",), refused=NTFS.refused, ends=". ")),
-        (ENCRYPTED, NameRules(longest=143)),
-    ],
-    ids=["caseless", "mac", "unformed", "windows", "fat", "encrypted"],
-)
-def test_a_disk_answers_for_itself(tmp_path: Path, kind: Kind, rules: NameRules) -> None:
-    with mounted(tmp_path / "odd", kind) as disk:
-        assert rules_in(disk) == rules
-        assert not os.listdir(disk)
+@pytest.mark.parametrize("kind", [CASELESS, MAC, UNFORMED, FAT, None])
+def test_media_of_a_disk_are_one_where_the_disk_says_so(tmp_path: Path, kind: Kind | None) -> None:
+    with odd_disk(tmp_path / "odd", kind or Kind()) as disk:
+        (disk / "Caf\u00e9.png").touch()
+        names = (f"{disk}/Caf\u00e9", f"{disk}/CAFE\u0301")
+        assert (len({*map(Naming().folded, names)}) == 1) == (kind is not None)
+        assert sorted(os.listdir(disk)) == [
+            "caf\u00e9.png" if kind is CASELESS else "Caf\u00e9.png"
+        ]
 
 
 def test_a_file_is_known_by_each_of_its_names(tmp_path: Path) -> None:
-    with mounted(tmp_path / "odd", MAC) as disk:
-        (disk / "Caf\u00e9.txt").touch()
-        names = ("Caf\u00e9.txt", "cafe\u0301.TXT", "CAF\u00c9.txt")
-        unprobed = {one_name(disk / name) for name in names}
-        assert len(unprobed) == 1 and one_name(disk / "cafe.txt") not in unprobed
-        rules_in(disk)
-        assert {one_name(disk / name) for name in names} == unprobed
-
-
-def test_a_folder_that_ignores_case_is_probed_apart(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As with `chattr +F` on ext4: the flag is read, and other folders do not count."""
-    folded = tmp_path / "folded"
-    folded.mkdir()
-
-    def flags(handle: int, request: int, _: bytes) -> bytes:
-        assert request == 0x80086601
-        is_folded = os.path.samestat(os.fstat(handle), folded.stat())
-        return (0x40080000 if is_folded else 0x80000).to_bytes(8, "little")
-
-    monkeypatch.setattr("artifacts.names.fcntl.ioctl", flags)
-    monkeypatch.setattr(disk_names, "_probe", lambda at: CASE if at == folded else ORDINARY)
-    assert [rules_in(tmp_path), rules_in(folded), rules_in(tmp_path)] == [ORDINARY, CASE, ORDINARY]
+    names = ("Caf\u00e9.txt", "cafe\u0301.TXT", "CAF\u00c9.txt")
+    assert len({one_name(tmp_path / name) for name in names}) == 1
+    assert one_name(tmp_path / "cafe.txt") != one_name(tmp_path / names[0])
+    assert folded("\u0130.mp4") == folded("i.mp4") and folded("..") == folded("..")

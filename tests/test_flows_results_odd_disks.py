@@ -7,9 +7,10 @@ import shutil
 import subprocess
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
+from unicodedata import normalize
 
 import numpy as np
 import pytest
@@ -29,7 +30,6 @@ from tests.support.odd_disk import (
     UNFORMED,
     WINDOWS,
     Kind,
-    forget,
     odd_disk,
 )
 from tests.support.saying import Saying, lines, run, samples
@@ -77,7 +77,6 @@ def ntfs(folder: Path, options: str) -> Iterator[Path]:
         yield place
     finally:
         subprocess.run(["umount", place], check=True)
-        forget()
 
 
 @contextmanager
@@ -147,6 +146,26 @@ def test_each_file_has_its_own_texts_and_samples(tmp_path: Path, kind: Kind | st
         assert not [*disk.rglob(".penstock-names-*")]
 
 
+@pytest.mark.parametrize("kind", [None, CASELESS, MAC], ids=["ordinary", "caseless", "mac"])
+def test_names_that_some_disk_takes_for_one_get_the_same_texts_on_each(
+    tmp_path: Path, kind: Kind | None
+) -> None:
+    media = tmp_path / "media"
+    write_pictures(media, ("Cat.png", "cat.png", "Caf\u00e9.png", "Cafe\u0301.png", "a:b.png"))
+    with nullcontext(tmp_path) if kind is None else odd_disk(tmp_path / "odd", kind) as disk:
+        config = replace(config_in(tmp_path, media, format=("txt",)), out=str(disk / "out"))
+        run(config, Keyed())
+        names = {normalize("NFC", p.name).lower() for p in (disk / "out").glob("*.txt")}
+        assert names == {
+            *("cat.png.txt", "cat.png-2.txt", "a:b.txt"),
+            *("caf\u00e9.png.txt", "caf\u00e9.png-2.txt"),
+        }
+        texts = Counter(row["caption"] for row in lines(config))
+        assert texts_in(disk / "out", "txt") == texts
+    run(replace(config, out=str(tmp_path / "beside"), beside=True), Keyed())
+    assert {p.stem for p in media.glob("*.txt")} == {p.stem for p in media.glob("*.png")}
+
+
 @EACH_FOLD
 def test_texts_beside_media_are_each_file_s_own(
     tmp_path: Path, kind: Kind, names: tuple[str, str]
@@ -159,7 +178,6 @@ def test_texts_beside_media_are_each_file_s_own(
         run(config, Keyed(), prompt="One?")
         write_pictures(media, names)
         for prompt, beside in (("One?", True), ("Two?", True), ("Two?", True), ("Three?", False)):
-            forget()
             formats = ("txt", "kohya") if beside else ("kohya",)
             result = run(config, Keyed(), prompt=prompt, beside=beside, format=formats)
             assert not any("users" in each for each in result.warnings), result.warnings

@@ -36,7 +36,7 @@ from artifacts.keys import (
     hash_file,
     read_lines,
 )
-from artifacts.names import Naming, one_name, rules_in
+from artifacts.names import Naming, one_name
 from artifacts.plurals import counted
 from artifacts.regular_files import (
     irreplaceable_kind,
@@ -445,9 +445,8 @@ class TextsIn:
     """The texts in a folder of outputs, by names that its disk takes."""
 
     def __init__(self, out: Path) -> None:
-        rules = rules_in(out)
         self._out = out
-        self._fitting = Naming(lambda folder: rules).fitting
+        self._fitting = Naming(out).fitting
         self._spelled: dict[str, Path] = {}
         """Text → its path as the first medium spells it, whose text it is."""
 

@@ -23,7 +23,7 @@ from artifacts.captions import Caption
 from artifacts.errors import CannotFit, EnvironmentFault, Killed, StageDied
 from artifacts.files import HALF, OURS, replace_file, write_json, write_text
 from artifacts.json_shapes import BYTES
-from artifacts.names import rules_in
+from artifacts.names import folded
 from artifacts.plurals import counted, first_of, reasons
 from artifacts.regular_files import read_text, refuse_links
 from artifacts.shards import SHARD_BYTES, Media, Sample, media_suffix, sample_key
@@ -427,9 +427,8 @@ class Clips:
             )
 
     def _present(self) -> dict[str, str]:
-        """Return the stem of each file, as the disk tells stems apart → its name."""
+        """Return the stem of each file, as names count as equal → its name."""
         selected = Selection(recursive=False, extensions=())  # and no text or latents beside a clip
-        folded = rules_in(self.folder).folded
         with contextlib.suppress(OSError), os.scandir(self.folder) as entries:
             return {
                 folded(Path(entry.name).stem): entry.name
@@ -453,7 +452,7 @@ class Clips:
             return True
         if entry.get("plain") and "file" not in entry:
             return key not in copied
-        name, other = present.get(rules_in(self.folder).folded(key)), _key_of_other_sound(item)
+        name, other = present.get(folded(key)), _key_of_other_sound(item)
         if name is None and (name := self._edited(other, present)):
             entry = self._index.get(other, {})
         if name is None:
@@ -468,7 +467,7 @@ class Clips:
 
     def _edited(self, key: str, present: Mapping[str, str]) -> str | None:
         """Return the name of the clip of a key if a user edited it."""
-        name = present.get(rules_in(self.folder).folded(key))
+        name = present.get(folded(key))
         return None if name is None or self.made(self.folder / name, key) else name
 
     def _clip_path(self, key: str) -> Path | None:

@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 
 from artifacts.errors import MediaError
 from artifacts.files import HALF, OURS, are_equal, is_linked, is_spare, link, write_text
-from artifacts.names import one_name, rules_in
+from artifacts.names import folded
 from artifacts.plurals import counted, first_of
 from artifacts.regular_files import refuse_links
 from artifacts.remote.media_cache import copy_bytes, is_copy, open_local
@@ -248,7 +248,6 @@ class _TrainerFolder:
         self._name = name
         self._form: TrainerForm = TRAINERS[name]
         self._folder = job.out / name
-        self._folded = rules_in(job.out).folded
         self._replace = OutputOptions.of(job.config).replaces
         self._clips = clips
         self._kept: list[str] = []
@@ -308,8 +307,8 @@ class _TrainerFolder:
 
     def _entries(self, usable: Sequence[tuple[Chunk, Path]]) -> list[TrainerEntry]:
         """Return the entries; link media that the trainer needs in its folder or would confuse."""
-        fold = self._folded  # a trainer may cache files on that disk
-        apart = [fold(self._form.apart(PurePosixPath(one_name(path)))) for _, path in usable]
+        # A trainer may cache files on that disk.
+        apart = [folded(self._form.apart(PurePosixPath(os.path.abspath(p)))) for _, p in usable]
         seen, names = Counter(apart), Counter[str]()
         entries: list[TrainerEntry] = []
         for (chunk, path), key in zip(usable, apart, strict=True):
@@ -329,7 +328,7 @@ class _TrainerFolder:
         """Link media into the folder, and return the relative path. Raises EnvironmentFault."""
         key = item.sample.clip
         stem = path.stem if path.parent == self._clips.folder else key
-        stem = self._folded(stem)  # a disk may list it so, and a trainer looks for what is listed
+        stem = folded(stem)  # a disk may list it so, and a trainer looks for what is listed
         names[stem] += 1
         stem += f"-{names[stem]}" if names[stem] > 1 else ""
         inside = f"{self._form.folders[item.kind]}/{stem}.{media_suffix(path.name)}"
@@ -371,11 +370,11 @@ class _TrainerFolder:
             refuse_links(media_path)
             names = sorted(os.listdir(media_path)) if media_path.is_dir() else []
             paths = (Path(path) for path in media)
-            needed = {self._folded(path.name) for path in paths if path.parent.name == folder}
+            needed = {folded(path.name) for path in paths if path.parent.name == folder}
             for name in names:
                 if name.startswith(HALF) and name != OURS:  # left by a killed run
                     (media_path / name).unlink()
-                elif folder and self._folded(name) not in needed and LINKED.fullmatch(name):
+                elif folder and folded(name) not in needed and LINKED.fullmatch(name):
                     if is_spare(media_path / name):
                         (media_path / name).unlink()
                     else:

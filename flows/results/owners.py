@@ -9,13 +9,12 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator
 from fnmatch import fnmatchcase
-from functools import cache
 from pathlib import Path, PurePosixPath
 
 from artifacts.captions import WRITERS
 from artifacts.errors import UsageError
 from artifacts.index.manifest import BOOK
-from artifacts.names import SUFFIXES, Naming, rules_in
+from artifacts.names import SUFFIXES, Naming
 from artifacts.paths import RealPaths
 from artifacts.plurals import counted
 from artifacts.regular_files import open_regular
@@ -109,7 +108,7 @@ def take(
     outputs, out = refuse_taking(config, command), out_folder(config)
     options = OutputOptions.of(config)
     if WRITERS.keys() & options.format and not options.beside:
-        fitting = Naming(cache(lambda folder: rules_in(out))).fitting
+        fitting = Naming(out).fitting
         first = {p: path for path in media_paths for p in PurePosixPath(fitting(path)).parents}
         for folder, path in first.items():
             if folder.name and os.path.lexists(out / folder / MARKER):

@@ -5,7 +5,7 @@ Generated files are updated to the current captions. Files that a user wrote or 
 A text's name depends on the other media: `a`; `a.mp4` and `a.mkv`; `a.mp4-2`. A hidden file of the
 folder of outputs remembers the name of each text, by the medium's path and by its content, so that
 a text that a user wrote stays with its medium. A medium keeps its name when others are added,
-removed or come in another order. Names that the disk does not distinguish count as one.
+removed or come in another order. Names that some disk does not distinguish count as one.
 
 Next to media the name also shows trainers which medium a text is about. So a medium takes the plain
 name back once no other medium of its folder needs that, unless a user wrote or edited the text that
@@ -22,7 +22,6 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -30,7 +29,7 @@ from artifacts.captions import WRITERS, Caption, one_line
 from artifacts.edits import REJECTED, FixedText
 from artifacts.errors import MediaError
 from artifacts.keys import digest_of
-from artifacts.names import SUFFIXES, Naming, file_stems, one_name, rules_in
+from artifacts.names import SUFFIXES, Naming, file_stems, one_name
 from artifacts.plurals import counted, first_of, reasons
 from artifacts.shards import DATASET
 from flows.job.media_digests import JobFile
@@ -86,18 +85,11 @@ class Entry(NamedTuple):
         return (*exact, digest_of([path, place]), digest_of([path, digest])) if alone else exact
 
 
-def naming_of(job: Job, beside: bool) -> Naming:
-    """Return how texts are named. Only a disk that gets some is probed, since that writes there."""
-    out, probe = job.out, not beside or OutputOptions.of(job.config).beside
-    rules_of = cache(lambda folder: rules_in(folder if beside else out, probe=probe))
-    return Naming(rules_of, beside)
-
-
 def text_stems(job: Job, beside: bool, sole: "SoleMedia | None" = None) -> list[str]:
     """Return the path without suffix of each file's text, absolute. `sole`: what is known of the
     folders."""
     root, written = "" if beside else f"{job.out}/", GeneratedFiles(job.store, out=job.out)
-    sole = sole or SoleMedia(naming_of(job, beside))
+    sole = sole or SoleMedia(Naming("" if beside else job.out))
     entries = [
         Entry(
             _named(str(file.path) if beside else file.media_path, file.name),
@@ -242,6 +234,7 @@ class UserTexts:
     def __init__(self, job: Job) -> None:
         self._job = job
         self._texts = HandwrittenTexts(job.store, job.out)
+        self._spelled = Naming().folded
         stems = zip(job.files, text_stems(job, beside=False), strict=True)
         self._media_of: defaultdict[str, dict[str, None]] = defaultdict(dict)
         """Path of each text that was used → names of the media that it describes."""
@@ -268,7 +261,7 @@ class UserTexts:
         if found is None:
             return kept
         place, text = found
-        self._media_of[one_name(place)][file.path.name] = None
+        self._media_of[self._spelled(str(place))][file.path.name] = None
         if (lines := split_by_chunk(text, len(captions))) is not None:  # the rejected ones, too
             pairs = [*zip(captions, lines, strict=True)]
         else:
@@ -435,7 +428,7 @@ def write_texts(job: Job, own: GeneratedFiles, captions_of: CaptionsOf) -> list[
         formats = outputs.format if outputs.beside == beside else ()
         if not own and not set(formats) & set(WRITERS):
             continue
-        sole = SoleMedia(naming_of(job, beside))
+        sole = SoleMedia(Naming("" if beside else job.out))
         stems = text_stems(job, beside, sole)
         present = _texts_in({os.path.dirname(stem) for stem in stems}) if beside else set[str]()
         for form in WRITERS:
@@ -502,7 +495,7 @@ class _Writer:
             others = (path for path in below if one_name(path) not in ours)
             self.texts.others = [os.path.relpath(path, out) for path in others]
         elif self.texts.form in JOINABLE:
-            self.texts.same_stem = _same_stem(self._job)
+            self.texts.same_stem = _same_stem(self._job, self._sole.naming)
             self.texts.unlike = _unlike(self._described)
         return self.texts
 
@@ -612,9 +605,9 @@ def _unlike(pictures: Iterable[Path]) -> Counter[str]:
         return Counter(filter(None, pool.map(why, pictures)))
 
 
-def _same_stem(job: Job) -> list[str]:
+def _same_stem(job: Job, naming: Naming) -> list[str]:
     """Return the names of files that differ only in their suffix, one entry per stem."""
     found: dict[str, dict[str, None]] = {}
     for path in (each.file.path for each in job.files):
-        found.setdefault(one_name(path.with_suffix(".txt")), {})[path.name] = None
+        found.setdefault(naming.folded(str(path.with_suffix(".txt"))), {})[path.name] = None
     return [" and ".join(names) for names in found.values() if len(names) > 1]

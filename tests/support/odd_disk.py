@@ -23,8 +23,6 @@ from unicodedata import normalize
 
 import pytest
 
-from artifacts import names as disk_names
-
 ROOT = Path(__file__).resolve().parents[2]
 SECONDS = 20
 """In which a disk is mounted."""
@@ -115,7 +113,6 @@ def odd_disk(folder: Path, kind: Kind) -> Iterator[Path]:
             disk.wait(SECONDS)
         disk.kill()
         disk.wait()
-        forget()
 
 
 def bytes_read(folder: Path) -> Counter[str]:
@@ -125,12 +122,6 @@ def bytes_read(folder: Path) -> Counter[str]:
         size, _, path = line.partition(" ")
         found[path] += int(size)
     return found
-
-
-def forget() -> None:
-    """Have this process probe anew: the next disk may get the same number."""
-    disk_names._known.clear()
-    disk_names._flags.clear()
 
 
 def unmounting(place: Path) -> Sequence[str]:
