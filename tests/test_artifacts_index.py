@@ -480,9 +480,9 @@ def signed_anew(folder: Path) -> None:
 def test_vectors_that_a_search_refuses_are_damage(tmp_path: Path, factor: float) -> None:
     write(tmp_path, 40)
     (path,) = tmp_path.glob("embeddings-*.f16")
-    stored = np.memmap(path, np.float16, "r+").reshape(40, -1)
-    stored[7] *= factor
-    stored.flush()
+    vectors = np.fromfile(path, np.float16).reshape(40, -1)
+    vectors[7] *= factor
+    vectors.tofile(path)
     signed_anew(tmp_path)
     (damage,) = verify_index(tmp_path)
     assert damage.path == path and "1 vector of another length than 1" in damage.what

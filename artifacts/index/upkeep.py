@@ -263,7 +263,7 @@ def _of_vectors(path: Path, width: int) -> Iterator[IndexDamage]:
     broken = 0
     for at in range(0, len(vectors), CHECKED_ROWS):
         lengths = np.linalg.norm(vectors[at : at + CHECKED_ROWS].astype(np.float32), axis=1)
-        broken += np.count_nonzero(~(np.abs(lengths - 1) <= LENGTH_ERROR) & (lengths != 0))
+        broken += int(np.sum(~(np.abs(lengths - 1) <= LENGTH_ERROR) & (lengths != 0)))
     if broken:
         what = f"has {counted(broken, 'vector')} of another length than 1"
         yield IndexDamage(path=path, what=what, hint=REBUILD)
