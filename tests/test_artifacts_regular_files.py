@@ -18,14 +18,13 @@ from artifacts.store import FolderStore
 from flows.cli.main import parser
 from flows.cli.options import config_of
 from flows.ledger.prompts import FilePlaceholders
-from flows.media.generated_files import GeneratedFiles, HandwrittenTexts, JoinedTexts
+from flows.media.generated_files import HandwrittenTexts
 from flows.media.labels import label_set
 from flows.media.media_files import MediaFile, Selection
 from flows.media.sources import find_media
 from flows.media.tune_data import examples_in
 from flows.options.commands import CaptionConfig
 from flows.options.export_config import ExportConfig
-from flows.options.formats import APPEND
 from flows.options.text import read_schema
 from flows.options.training import LearnConfig, TuneConfig
 from flows.options.vectors import LabelConfig
@@ -125,15 +124,6 @@ def handwritten(path: Path) -> str:
     return found[1].strip()
 
 
-def joined(path: Path) -> str:
-    texts = JoinedTexts(GeneratedFiles(FolderStore(path.parent / "store")), "txt")
-    content = path.read_bytes()
-    if not texts.update(path, ("d" * 64,), "A ball.\n", APPEND):
-        assert path.read_bytes() == content
-        raise PenstockError("kept: it is no text (UTF-8)", hint="")
-    return path.read_bytes().decode("utf-8-sig")
-
-
 def presets(path: Path) -> list[str]:
     folder = start_routes.preset_folder()
     folder.mkdir(parents=True, exist_ok=True)
@@ -170,14 +160,13 @@ READ: dict[str, tuple[Reader, str, str, Any]] = {
     "data beside media": (beside, "clip.txt", "one\ntwo\n", ["one\ntwo"]),
     "tags beside media": (tags, "clip.txt", "red\nround\n", "red round"),
     "captions beside media": (handwritten, "clip.txt", "one\ntwo\n", "one\ntwo"),
-    "texts to append to": (joined, "clip.txt", "one, two\n", "one, two, A ball.\n"),
     "prompts of the studio": (presets, "mine.txt", "What?\nWhere?\n", ["What?\nWhere?"]),
 }  # fmt: skip
 """Option, or another place of texts → (reader, name of a file, its text, what it says)."""
 NO_TEXTS = {
     "adapter", "calibrate_store", "caption_model", "folder", "index", "model", "out", "source",
     "store",  # folders
-    "language_gguf", "head",  # binary
+    "language_gguf",  # binary
     "calibrate", "file",  # sources of another command
     "html", "to",  # written
     "extensions", "what", "where", "names", "beside", "existing", "gone", "copy",  # no file's text

@@ -61,10 +61,7 @@ def test_sources_stand_anywhere_and_lists_are_split_at_commas() -> None:
             "unknown --engine vllm. Choose from auto, transformers, inflight",
         ),
         (["caption", "a", "--overwrite", "--existing", "keep"], "--overwrite and --existing keep"),
-        (
-            ["caption", "a", "--existing", "append", "--format", "txt,srt"],
-            "supports txt, not srt",
-        ),
+        (["caption", "a", "--existing", "append"], "unknown --existing append"),
         ([*LABEL, "--format", "hf"], "unknown --format hf. Choose from jsonl, csv"),
         ([*LABEL, "--threshold", "high"], "invalid --threshold 'high'"),
         ([*LABEL, "--top", "0"], "invalid --top 0"),

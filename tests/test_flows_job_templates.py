@@ -12,9 +12,8 @@ from artifacts.store import FolderStore
 from flows.ledger.namespaces import Variant
 from flows.ledger.prompts import FilePlaceholders, added_bytes, fill_placeholders
 from flows.ledger.tasks import Medium, task_of
-from flows.media.generated_files import OF_LABELS, GeneratedFiles, JoinedTexts
+from flows.media.generated_files import OF_LABELS, GeneratedFiles
 from flows.media.media_files import MediaFile
-from flows.options.formats import APPEND
 
 DIGEST = "d" * 64
 
@@ -75,14 +74,6 @@ def test_tags_stand_in_either_text_of_a_medium(tmp_path: Path, tags: Path) -> No
     assert prompts(tmp_path, "[{tags}]")[0] == ["[blue]"], "the other one is a model's"
     longer.write_text(" \n")
     assert prompts(tmp_path, "[{tags}]") == (["[blue]"], [])
-
-
-def test_of_a_joined_text_the_person_s_part_counts(tmp_path: Path, tags: Path) -> None:
-    tags.write_text("red, round\n")
-    texts = JoinedTexts(GeneratedFiles(FolderStore(tmp_path / "store")), "txt")
-    assert texts.update(tags, (DIGEST,), "A ball rolls.\n", APPEND)
-    assert "A ball rolls." in tags.read_text()
-    assert prompts(tmp_path, "[{tags}]")[0] == ["[red, round]"]
 
 
 def test_files_without_tags_are_told_of_once(tmp_path: Path, tags: Path) -> None:

@@ -15,7 +15,7 @@ from PIL import Image
 from artifacts.errors import UsageError
 from artifacts.keys import content_key, hash_file
 from artifacts.store import open_store
-from flows.media.generated_files import OF_LABELS, GeneratedFiles, JoinedTexts, about
+from flows.media.generated_files import OF_LABELS, GeneratedFiles, about
 from flows.media.tune_data import examples_in
 from flows.options.commands import CaptionConfig
 from tests.support.media import write_video
@@ -44,23 +44,18 @@ def learned(config: CaptionConfig, **options: object) -> str:
     return next(caption for path, caption in found.items() if Path(path).name == "a.png")
 
 
-@pytest.mark.parametrize("existing", [None, "append"])
 @pytest.mark.parametrize("beside", [False, True])
 def test_what_a_run_wrote_about_another_file_of_the_name_is_no_text_of_a_user(
-    config: CaptionConfig, tmp_path: Path, beside: bool, existing: str | None
+    config: CaptionConfig, tmp_path: Path, beside: bool
 ) -> None:
     text = (tmp_path / "clips" if beside else Path(config.out)) / "a.txt"
-    if existing:
-        text.parent.mkdir(exist_ok=True)
-        text.write_text("ohwx")
-    before = learned(config, prompt="Then?", beside=beside, existing=existing)
-    assert "Then?" in before and ("ohwx" in before) == bool(existing)
+    assert "Then?" in learned(config, prompt="Then?", beside=beside)
     picture(tmp_path / "clips" / "a.png", 200)
-    now = learned(config, prompt="Now?", beside=beside, existing=existing)
-    assert "Now?" in now and "Then?" not in now and ("ohwx" in now) == bool(existing)
+    now = learned(config, prompt="Now?", beside=beside)
+    assert "Now?" in now and "Then?" not in now
     assert "Now?" in text.read_text() and "Then?" not in text.read_text()
     picture(tmp_path / "clips" / "a.png", 30)  # and by a run that no longer asks for texts
-    assert "Later?" in learned(config, prompt="Later?", existing=existing, format=("kohya",))
+    assert "Later?" in learned(config, prompt="Later?", format=("kohya",))
     assert beside or "Later?" in text.read_text()
 
 
@@ -344,32 +339,11 @@ def test_labels_of_what_a_file_held_before_are_neither_kept_nor_told_to_the_mode
         assert labels.update(text, b"red\n", "txt", of, replace=True)
 
     label()
-    joined = learned(config, prompt="Tags: {tags}.", beside=True, existing="append")
-    assert "Tags: red." in joined and text.read_text().startswith("red")  # of this picture
-    text.unlink()
-    label()
+    assert learned(config, prompt="Tags: {tags}.", beside=True) == "red"  # of this picture
+    assert text.read_text() == "red\n"
     picture(medium, 200)
-    now = learned(config, prompt="Tags: {tags}.", beside=True, existing="append")
+    now = learned(config, prompt="Tags: {tags}.", beside=True)
     assert "red" not in now and "red" not in text.read_text()
-
-
-def test_a_text_about_what_a_file_held_before_is_joined_with_nothing(
-    config: CaptionConfig, tmp_path: Path
-) -> None:
-    medium, text = tmp_path / "clips" / "a.png", tmp_path / "clips" / "a.txt"
-    out = Path(config.out)
-    labels = GeneratedFiles(open_store(config.store_url), OF_LABELS, out)
-    of_captions = learned(config, beside=True)
-    assert of_captions in text.read_text()
-    picture(medium, 200)
-    of = about(content_key(hash_file(medium), "image"), text, str(medium))
-    assert JoinedTexts(labels, "txt").update(text, of, "blue square\n", "append")
-    assert text.read_text() == "blue square\n"  # a caption of the picture before
-    learned(config, beside=True, existing="append")
-    assert text.read_text().startswith("blue square, ")
-    picture(medium, 30)
-    assert "Tags: ." in learned(config, prompt="Tags: {tags}.", beside=True, existing="append")
-    assert "blue" not in text.read_text()
 
 
 def test_a_training_takes_the_texts_of_two_media_of_one_stem(

@@ -25,7 +25,6 @@ from flows.media.generated_files import (
     MAX_BYTES,
     OF_LABELS,
     GeneratedFiles,
-    JoinedTexts,
     about,
     text_paths,
 )
@@ -132,7 +131,6 @@ class FilePlaceholders:
 
     def __init__(self, store: Store) -> None:
         self._generated = GeneratedFiles(store)
-        self._joined = JoinedTexts(self._generated, FORM)
         self._without_tags: dict[Path, str] = {}
 
     def fill(self, prompt: str, file: MediaFile, digest: str) -> str:
@@ -175,8 +173,6 @@ class FilePlaceholders:
         # A generated caption is not fed back to a model.
         if self._generated.has(FORM, sha256, of):
             text = ""
-        elif (part := self._joined.user_part(of, text)) is not None:
-            text = part
         if text.strip() and self._generated.is_of_another(FORM, text, of):
             text, why = "", OLD_LABELS
         elif self._generated.has(OF_LABELS + FORM, sha256, of):

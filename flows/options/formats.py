@@ -44,9 +44,5 @@ def sounding(track: int) -> str:
 
 COPY, NONE = CLIP_SOUNDS = ("copy", "none")
 """The values of `--clip-sound`."""
-KEEP, REPLACE, APPEND, PREPEND = RULES = ("keep", "replace", "append", "prepend")
+KEEP, REPLACE = RULES = ("keep", "replace")
 """The values of `--existing`."""
-JOINED = (APPEND, PREPEND)
-"""Rules that merge the caption into a user's text."""
-JOINABLE = ("txt",)
-"""Formats in which texts can be merged."""

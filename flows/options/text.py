@@ -13,9 +13,6 @@ from flows.options.formats import (
     CLIP_SOUNDS,
     FILES,
     FORMATS,
-    JOINABLE,
-    JOINED,
-    KEEP,
     MEDIA_MODES,
     MEMORY,
     MODEL,
@@ -253,14 +250,13 @@ class OutputOptions(OptionGroup):
     existing: Annotated[
         str | None,
         Option(
-            f"files that users wrote or edited: {'|'.join(RULES)}; the last two: txt [keep]",
+            f"files that users wrote or edited: {'|'.join(RULES)} [keep]",
             FILES,
             "RULE",
             values=RULES,
         ),
     ] = None
-    """Treatment of files that users wrote or edited: `keep`, `replace`, and for txt also `append`
-    or `prepend`, which add the caption to their text. None: `keep`."""
+    """Treatment of files that users wrote or edited: `keep` or `replace`. None: `keep`."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -271,22 +267,11 @@ class OutputOptions(OptionGroup):
             )
         if self.overwrite and self.existing not in (None, REPLACE):
             raise excluding("--overwrite", f"--existing {self.existing}")
-        cues = [form for form in ("vtt", "srt") if form in self.format]
-        if self.existing in JOINED and cues:
-            raise UsageError(
-                f"--existing {self.existing} supports {', '.join(JOINABLE)}, not {', '.join(cues)}",
-                hint="Write those in a separate run, with keep or replace",
-            )
-
-    @property
-    def rule(self) -> str:
-        """Return the rule for files that users wrote or edited."""
-        return REPLACE if self.overwrite else self.existing or KEEP
 
     @property
     def replaces(self) -> bool:
         """Return whether files that users wrote or edited are replaced."""
-        return self.rule == REPLACE
+        return self.overwrite or self.existing == REPLACE
 
 
 def read_schema(given: str) -> str:

@@ -35,7 +35,6 @@ from artifacts.shards import DATASET
 from flows.job.media_digests import JobFile
 from flows.job.prepare import Job
 from flows.ledger.prompts import TAGS
-from flows.ledger.tasks import Medium
 from flows.media.generated_files import (
     ANY,
     FORM,
@@ -43,14 +42,12 @@ from flows.media.generated_files import (
     About,
     GeneratedFiles,
     HandwrittenTexts,
-    JoinedTexts,
     about,
     digest_at,
     split_by_chunk,
     text_paths,
 )
 from flows.media.media_files import MediaFile, Selection
-from flows.options.formats import JOINABLE, JOINED
 from flows.options.text import OutputOptions, QuestionOptions, TextOptions
 from flows.results.captions import unrejected
 from flows.results.marker import read_marker
@@ -267,7 +264,7 @@ class UserTexts:
         else:
             lines = split_by_chunk(text, len(kept)) or [text.strip()] * len(kept)
             pairs = [*zip(kept, lines, strict=True)]
-        texts = [self._with_text(c, text, each.medium) for c, text in pairs if c.review != REJECTED]
+        texts = [_with_text(c, text) for c, text in pairs if c.review != REJECTED]
         if any(c.original and c.caption != t.caption for c, t in zip(kept, texts, strict=True)):
             self._corrected[place] = None
         if any(TextOptions.of(config).trigger not in c.caption for c in texts):
@@ -297,14 +294,6 @@ class UserTexts:
                 "correction made in a review; move a text away to use the correction"
             )
         yield from self._texts.notes()
-
-    def _with_text(self, caption: Caption, text: str, medium: Medium) -> Caption:
-        if not text or text == one_line(caption.caption):
-            return caption
-        rule = OutputOptions.of(self._job.config).rule
-        text = self._texts.with_caption(text, medium.digest, caption.caption, rule)
-        model = caption.original or caption.caption
-        return replace(caption, caption=text, original=model, fields=None)
 
     def _places(self, each: JobFile, *, first: bool) -> Iterator[Path]:
         file = each.file
@@ -341,8 +330,6 @@ class TextFileCounts:
     """Files that hold the current text."""
     kept: list[str] = field(default_factory=list)
     """Names of files that users wrote or edited."""
-    edited: list[str] = field(default_factory=list)
-    """Names of kept files whose generated part was edited; the whole file is now the user's."""
     user_texts: int = 0
     """Files with user-written text: kept files, and files with corrected captions."""
     earlier: list[str] = field(default_factory=list)
@@ -374,11 +361,6 @@ class TextFileCounts:
             yield (
                 f"kept {counted(len(self.kept), noun)} that users wrote or edited "
                 f"({first_of(self.kept)}); --overwrite replaces them"
-            )
-        if self.edited:
-            yield (
-                f"kept {counted(len(self.edited), noun)} whose generated part was edited "
-                f"({first_of(self.edited)})"
             )
         if self.same_stem:
             yield (
@@ -465,7 +447,6 @@ class _Writer:
         self._job = job
         self._own = own
         self.texts = texts
-        self._joined = JoinedTexts(own, texts.form)
         self._fixed = FixedText.of(vars(TextOptions.of(job.config)))
         self._paths = [Path(f"{stem}.{texts.form}") for stem in stems]
         self._sole = sole
@@ -476,35 +457,32 @@ class _Writer:
         """Update the files to the current captions, and return their counts."""
         for path, of, text, has_edits in self._expected_texts(captions_of):
             if text is None:
-                self.texts.earlier += [path.name] * self._is_own(path, of)
+                self.texts.earlier += [path.name] * self._has_own(path, of)
             elif not text:  # all of its captions were rejected, or it has no labels
                 if self._has_own(path, of):
                     path.unlink(missing_ok=True)
             elif self._update(path, of, text):
                 self.texts.written += 1
                 self._own.put_around((one_name(path), of[0]), self._fixed)
-                self.texts.user_texts += has_edits or self._is_joined(path, of)
+                self.texts.user_texts += has_edits
             else:
                 self.texts.kept.append(path.name)
                 self.texts.user_texts += 1
         self._remove_distinguished()
-        self.texts.edited = self._joined.edited
         if not self.texts.beside:
             ours, out = {one_name(path) for path in self._paths}, self._job.out
             below = sorted(_texts_below(out, self.texts.form))
             others = (path for path in below if one_name(path) not in ours)
             self.texts.others = [os.path.relpath(path, out) for path in others]
-        elif self.texts.form in JOINABLE:
+        elif self.texts.form == "txt":
             self.texts.same_stem = _same_stem(self._job, self._sole.naming)
             self.texts.unlike = _unlike(self._described)
         return self.texts
 
     def _update(self, path: Path, of: About, text: bytes) -> bool:
         """Update one file by the rule for existing files. Return whether it holds `text` now."""
-        outputs, form = OutputOptions.of(self._job.config), self.texts.form
-        if outputs.rule in JOINED and form in JOINABLE and os.path.lexists(path):
-            return self._joined.update(path, of, text.decode(), outputs.rule)
-        return self._own.update(path, text, form, of, replace=outputs.replaces)
+        replaces = OutputOptions.of(self._job.config).replaces
+        return self._own.update(path, text, self.texts.form, of, replace=replaces)
 
     def count_outdated(self, captions_of: CaptionsOf, present: Set[str]) -> int:
         """Count the generated files that differ from the current captions."""
@@ -514,7 +492,7 @@ class _Writer:
                 text is not None
                 and digest_at(path, LARGEST_TEXT) == hashlib.sha256(text).hexdigest()
             )
-            self.texts.earlier += [path.name] * (not same and self._is_own(path, of))
+            self.texts.earlier += [path.name] * (not same and self._has_own(path, of))
         return len(self.texts.earlier)
 
     def _expected_texts(
@@ -543,7 +521,7 @@ class _Writer:
                 continue
             kept = [*unrejected(captions)]
             text = "".join(WRITERS[self.texts.form](kept)).encode("utf-8", errors="replace")
-            if medium.kind == "image" and self.texts.beside and self.texts.form in JOINABLE:
+            if medium.kind == "image" and self.texts.beside and self.texts.form == "txt":
                 sha256 = hashlib.sha256(text).hexdigest()
                 if not self._own.has(self.texts.form, sha256, of):
                     self._described[file.path] = None
@@ -571,18 +549,16 @@ class _Writer:
             ):
                 before.unlink(missing_ok=True)
 
-    def _is_own(self, path: Path, of: About) -> bool:
-        """Return whether the file, or a part of it, was generated."""
-        joins = self.texts.form in JOINABLE
-        return self._has_own(path, of) or (joins and self._joined.holds(path, of))
-
     def _has_own(self, path: Path, of: About) -> bool:
         return self._own.has(self.texts.form, digest_at(path, LARGEST_TEXT), of)
 
-    def _is_joined(self, path: Path, of: About) -> bool:
-        """Return whether an updated file also holds user-written text."""
-        joins = OutputOptions.of(self._job.config).rule in JOINED and self.texts.form in JOINABLE
-        return joins and not self._has_own(path, of)
+
+def _with_text(caption: Caption, text: str) -> Caption:
+    """Return a caption with a text by hand in its place, if there is one."""
+    if not text or text == one_line(caption.caption):
+        return caption
+    model = caption.original or caption.caption
+    return replace(caption, caption=text, original=model, fields=None)
 
 
 def _texts_below(out: Path, form: str) -> Iterator[str]:
