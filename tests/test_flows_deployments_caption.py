@@ -28,7 +28,6 @@ from flows.cli.options import recorded_run
 from flows.console.display import Display
 from flows.deployments import view as prefect_view
 from flows.deployments.commands import observed
-from flows.deployments.page import RunPage
 from flows.deployments.runs import INTERRUPTED, Caller, ended_by, warn_of_demo
 from flows.deployments.view import Progress, RunLog
 from flows.options.commands import CaptionConfig
@@ -88,7 +87,7 @@ def test_an_end_tells_whether_it_is_to_be_started_again(monkeypatch: pytest.Monk
     request = Interrupted("stopped")
     request.__cause__ = KeyboardInterrupt()
     errors = (request, Killed("killed"), CannotFit("too big"))
-    states = [ended_by(error, "table", RunPage()) for error in errors]
+    states = [ended_by(error, "page") for error in errors]
     assert [state.name for state in states] == ["Cancelled", INTERRUPTED, "Failed"]
     assert [state.type.value for state in states] == ["CANCELLED", "FAILED", "FAILED"]
 

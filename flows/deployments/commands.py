@@ -34,17 +34,16 @@ from flows.deployments.config_checks import (
 )
 from flows.deployments.runs import CALLER, Caller, PipelineResult, named_after_work, run_in_flow
 from flows.deployments.server import FILE, OWN, client_settings, refuses_login
-from flows.deployments.view import TABLE_ROWS, Progress, plain, quiet_console, show
+from flows.deployments.view import Progress, page, quiet_console, show
 from flows.job.partitions import FILES
 from flows.job.prepare import Job
 from flows.learning.learn import learn
 from flows.many.run import PARTITIONS, run_on_cluster
-from flows.options.commands import CaptionConfig, RunOptions
+from flows.options.commands import CaptionConfig
 from flows.options.model import ALL_GPUS, default_store, is_served
 from flows.options.training import RecordedRun
 from flows.pipelines import CAPTION, EMBED, LABEL, SIFT, product_of
 from flows.results.export_result import Exported
-from flows.results.label_files import LabelsWritten
 from flows.results.run_record import RunRecord, command_of, remember, words_of
 from flows.results.run_result import RunResult
 from flows.running.export import export
@@ -146,30 +145,13 @@ def index_folder(config: IndexParameters) -> State[Any]:
     return run_in_flow(config, partial(fill_index, config), "index")
 
 
-COUNTS = "penstock-label-counts"
-
-
 @flow(name="label-images", flow_run_name=named_after_work, persist_result=False)
 def label_images(config: LabelParameters) -> State[Any]:
     """Label everything that `config` names; its fields are the command line's options.
 
     Relative paths, those of labels and templates too, are looked up as `caption-videos` does.
     """
-    return run_in_flow(config, partial(label_and_count, config), product_of(LABEL))
-
-
-def label_and_count(
-    config: RunOptions, display: Display, make_launcher: LauncherMaker, on_begin: OnBegin
-) -> LabelsWritten:
-    """Run the command, and show a table of the counts per label."""
-    result = label(config, display, make_launcher, on_begin)
-    first = sorted(result.counts, key=lambda one: -one["passed"])[:TABLE_ROWS]
-    rows = [
-        {"label": plain(one["label"]), "given to": one["passed"], "median": one["median"]}
-        for one in first
-    ]
-    show(rows, result.line(), COUNTS)
-    return result
+    return run_in_flow(config, partial(label, config), product_of(LABEL))
 
 
 ADAPTER = "adapter"
@@ -208,11 +190,11 @@ def export_model(config: ExportParameters) -> State[Any]:
 
 
 def passed(result: Exported) -> Exported:
-    """Return an export that passed. Otherwise show a table and raise PenstockError."""
+    """Return an export that passed. Otherwise show its figures and raise PenstockError."""
     if result.accepted:
         return result
     missed = "; ".join(result.parity["missed"])
-    show([result.row()], missed, f"penstock-{CHECKPOINT}")
+    show(page(missed, result.row(), ()), f"penstock-{CHECKPOINT}")
     raise PenstockError(
         f"quality limit missed: {missed}",
         hint=f"The checkpoint is kept in {result.out}; set `accept` to use it anyway",
@@ -301,7 +283,7 @@ def embed_many(config: EmbedParameters, files: Files = FILES) -> State[Any]:
 @flow(name="label-many", flow_run_name=named_after_work, persist_result=False)
 def label_many(config: LabelParameters, files: Files = FILES) -> State[Any]:
     """Label media on all GPUs of the Ray cluster, as `label-images` does on one."""
-    return _divided("label", config, files, label_and_count, product_of(LABEL))
+    return _divided("label", config, files, label, product_of(LABEL))
 
 
 def _divided(

@@ -1,9 +1,8 @@
 """Closes what killed processes left open on Prefect's server, and limits the waits for that server.
 
-A killed process leaves task runs that would stay Running for ever, and a page that would show the
-run as active. The module closes both.
+A killed process leaves task runs that would stay Running for ever. The module closes them.
 
-A run waits for the server to receive its final state, but no progress bar, table or log line.
+A run waits for the server to receive its final state, but no progress bar, page or log line.
 Prefect's own client retries every call for a minute, call after call. At the end of the process its
 threads try each remaining event for some seconds. Together this took up to ten minutes.
 """
@@ -19,14 +18,12 @@ from typing import Any
 from uuid import UUID
 
 from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.client.schemas.actions import ArtifactUpdate
 from prefect.client.schemas.filters import (
-    ArtifactFilter,
     FlowFilter,
     FlowRunFilter,
     TaskRunFilter,
 )
-from prefect.client.schemas.objects import TERMINAL_STATES, Artifact, StateType, TaskRun
+from prefect.client.schemas.objects import TERMINAL_STATES, StateType, TaskRun
 from prefect.context import FlowRunContext
 from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from prefect.states import Crashed
@@ -73,14 +70,6 @@ def leave_within(exit_code: int) -> None:
 
 logger = logging.getLogger(__name__)
 
-KEY = "penstock-run"
-RUNNING = "**running**"
-"""First words of the page of an active run."""
-CRASHED = (
-    "**crashed**\n\nThe process was killed before it could report its results: the numbers below"
-    " are from the start of the run. Finished work is kept, and the next attempt continues there."
-)
-"""First words of the page after the process was killed."""
 MESSAGE = (
     "The end of this task run was not reported: its process was killed, or the server was away"
 )
@@ -102,7 +91,6 @@ def close_earlier_attempts() -> None:
         with without_retries(), get_client(sync_client=True) as client:
             open_tasks = tasks_of(client, [flow_run.id])
             close(client, [t for t in open_tasks if t.flow_run_run_count < flow_run.run_count])
-            close_pages(client, [flow_run.id])
     except Exception as error:
         logger.warning("task runs of the previous attempt were not closed: %s", error)
 
@@ -115,7 +103,6 @@ def close_crashed(flow_run: UUID) -> None:
             if state is None or not state.is_crashed():
                 return  # the run has reported its end, and its tasks may be about to
             close(client, tasks_of(client, [flow_run]))
-            close_pages(client, [flow_run])
     except Exception as error:
         logger.warning("task runs of a crashed run were not closed: %s", error)
 
@@ -132,7 +119,6 @@ def close_ended(client: SyncPrefectClient, flows: Sequence[str], before: Any) ->
         limit=MAX_TASK_RUNS,
     )
     close(client, left)
-    close_pages(client, list({task.flow_run_id for task in left if task.flow_run_id}))
     return len(left)
 
 
@@ -147,20 +133,3 @@ def close(client: SyncPrefectClient, tasks: Iterable[TaskRun]) -> None:
     """Set task runs to Crashed. A process that is alive after all overrides that later."""
     for task in tasks:
         client.set_task_run_state(task.id, Crashed(message=MESSAGE), force=True)
-
-
-def close_pages(client: SyncPrefectClient, flow_runs: Sequence[UUID]) -> None:
-    """Mark the pages of active runs as crashed."""
-    for page in pages_of(client, flow_runs):
-        if str(page.data).startswith(RUNNING):
-            text = CRASHED + str(page.data).removeprefix(RUNNING)
-            client.update_artifact(page.id, ArtifactUpdate(data=text))
-
-
-def pages_of(client: SyncPrefectClient, flow_runs: Sequence[UUID]) -> list[Artifact]:
-    if not flow_runs:
-        return []
-    run_pages = ArtifactFilter.model_validate(
-        {"flow_run_id": {"any_": flow_runs}, "key": {"any_": [KEY]}}
-    )
-    return client.read_artifacts(artifact_filter=run_pages)

@@ -32,11 +32,11 @@ from flows.console.display import Display
 from flows.console.lines import printable
 from flows.deployments.config_checks import confine
 from flows.deployments.crashed import await_server, close_earlier_attempts, without_retries
-from flows.deployments.page import RunPage
-from flows.deployments.view import Progress, RunLog, plain, show, table
-from flows.job.prepare import NothingToDo
+from flows.deployments.view import Progress, RunLog, page, show
+from flows.job.prepare import Job, NothingToDo
 from flows.machine.launch import DirectLauncher, StageCall
 from flows.options.commands import MediaOptions
+from flows.results.run_record import RunRecord
 from flows.results.run_result import RunResult
 from flows.running.run import LauncherMaker
 from flows.running.run_observer import OnBegin
@@ -67,10 +67,8 @@ PROGRESS_SECONDS = float(os.environ.get("PENSTOCK_PROGRESS_SECONDS") or 2.0)
 class PrefectLauncher:
     """A launcher that starts each stage inside a task of the current flow run."""
 
-    def __init__(self, listen: Listener, on_start: Callable[[], None] = lambda: None) -> None:
-        """`on_start` is called before each stage; it must not wait for the server."""
+    def __init__(self, listen: Listener) -> None:
         self._listen = listen
-        self._on_start = on_start
         self._bars: dict[str, StageBar] = {}
         close_earlier_attempts()
 
@@ -78,7 +76,6 @@ class PrefectLauncher:
         bar = self._bars.get(call.name)
         if bar is None or not bar.is_in_use:
             bar = self._bars[call.name] = StageBar(call.name, call.expected)
-        self._on_start()
         return PrefectRunning(call, self._listen, bar)
 
 
@@ -200,13 +197,12 @@ LOOK_SECONDS = 30.0
 """Interval of looks at the run's state: that of heartbeats. A worker ends a run much sooner."""
 
 
-def ended_by(error: PenstockError, key: str, page: RunPage) -> State[Any]:
+def ended_by(error: PenstockError, key: str) -> State[Any]:
     """Return the state of a flow that an error ended, told as soon as the server answers.
     `Interrupted` is what flows/deployments/sweep.py starts again."""
     await_server()
-    page.end()
     if isinstance(error, NothingToDo):
-        show(table(error.failures), str(error), key)
+        show(page(str(error), {}, error.failures), key)
     message = printable(str(error))
     if isinstance(error.__cause__, KeyboardInterrupt):
         return Cancelled(message=message, data=error)
@@ -311,34 +307,33 @@ def warn_of_demo(config: MediaOptions) -> None:
         )
 
 
+def note_run(_: Job, record: RunRecord) -> None:
+    """Note the flow run that is going on in a run record."""
+    record.value["prefect"] = {"id": str(flow_run.id), "name": str(flow_run.name)}
+
+
 def run_in_flow(config: MediaOptions, run: Runner, makes: str) -> State[Any]:
     """Run a pipeline in the flow run that is going on, and return the state that it ends in.
-    `config` names the folders that it reads and writes. The table in the UI, of what failed or of
-    the result's row, is called by what it makes."""
+    `config` names the folders that it reads and writes. The page in the UI is called by what it
+    makes."""
     caller = CALLER.get()
     display = caller.display if caller else Display(to=RunLog(get_run_logger()))
-    page, key = RunPage(), f"penstock-{makes}"
+    key = f"penstock-{makes}"
     try:
         if caller is None:
             confine(config)
             warn_of_demo(config)
         with ended_when_cancelled():
-            result = run(display, partial(PrefectLauncher, on_start=page.update), page.begin)
+            result = run(display, PrefectLauncher, note_run)
     except PenstockError as error:
-        return ended_by(error, key, page)
-    except BaseException:
-        page.end()  # or it would say for good that the run is going on
-        raise
+        return ended_by(error, key)
     if caller and isinstance(result, RunResult):
         caller.result = result
     await_server()
-    page.end()
-    row = {n: plain(v) if isinstance(v, str) else v for n, v in result.row().items()}
-    show(table(result.failures) or [row], result.line(), key)
+    folder = getattr(result, "out", None)  # a rebuild has none
+    show(page(result.line(), result.row(), result.failures, folder), key)
     if result.made or not result.failures:
         return Completed(message=printable(result.line()))
-    hint = "The table of the run says why of each file"
-    if folder := getattr(result, "out", None):  # a rebuild has none
-        hint = f"Read {folder / 'failures.jsonl'}"
+    hint = f"Read {folder / 'failures.jsonl'}" if folder else "The page of the run says why"
     nothing = UsageError(result.line(), hint=hint)
     return Failed(message=printable(str(nothing)), data=nothing)

@@ -1,18 +1,20 @@
-"""Shows a run in Prefect: progress bars, a table, and log lines."""
+"""Shows a run in Prefect: progress bars, a page at its end, and log lines."""
 
 import contextvars
 import functools
 import io
 import logging
 import re
+import shlex
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 from prefect.artifacts import (
+    create_markdown_artifact,
     create_progress_artifact,
-    create_table_artifact,
     update_progress_artifact,
 )
 from prefect.logging.handlers import PrefectConsoleHandler
@@ -25,8 +27,9 @@ logger = logging.getLogger(__name__)
 
 LAST_STEP_SECONDS = 2.0
 """Seconds that the end of a stage waits for its progress bar."""
-TABLE_ROWS = 200
-"""Rows of the UI's table; the output files have the rest."""
+MAX_FAILURES = 200
+"""Failures that a page lists; failures.jsonl has the rest."""
+REPORT = "report.html"
 MARKUP = re.compile(
     r"\\(?=_|[^\w\s])|[`*<~]|\[(?=[^]]*][(:\[])|&(?=#?\w+;)|(?<![^\W_])_|_(?![^\W_])|^[#>+-]"
 )
@@ -113,25 +116,36 @@ class RunLog(io.StringIO):
         return len(text)
 
 
-def show(rows: list[dict[str, Any]], line: str, key: str) -> None:
-    """Create a table in the UI. If the server does not respond, the run continues without it."""
+def show(text: str, key: str) -> None:
+    """Create a page in the UI. If the server does not respond, the run continues without it."""
     try:
         with without_retries():
-            create_table_artifact(table=rows, key=key, description=plain(line))
+            create_markdown_artifact(text, key=key, description="What the run made")
     except Exception as error:
-        logger.warning("the table was not stored: %s", error)
+        logger.warning("the page of the run was not stored: %s", error)
 
 
-def table(failures: Sequence[Failure]) -> list[dict[str, Any]]:
-    """Return a table of failures with their reasons and hints."""
-    rows = [
-        {"file": plain(f.media_path), "what": plain(f.message), "what to do": plain(f.hint)}
-        for f in failures[:TABLE_ROWS]
+def page(
+    line: str, counts: Mapping[str, Any], failures: Sequence[Failure], out: Path | None = None
+) -> str:
+    """Return the end of a run in markdown: its last line, counts, failures with their reasons and
+    hints, and where its report is. Long texts are lines, which wrap: Prefect cuts table cells at
+    the page's edge."""
+    lines = [f"{failure.media_path}: {failure.message}. {failure.hint}" for failure in failures]
+    if (rest := len(lines) - MAX_FAILURES) > 0:
+        lines[MAX_FAILURES:] = [f"{rest} more: Read failures.jsonl"]
+    report = ""
+    if out is not None:
+        there = out / REPORT
+        written = there if there.is_file() else f"penstock report {shlex.quote(str(out))}"
+        report = plain(f"HTML report: {written}")
+    parts = [
+        plain(line),
+        "\n".join(f"- {plain(f'{name}: {value}')}" for name, value in counts.items()),
+        "\n".join(["**Failed**\n", *(f"- {plain(each)}" for each in lines)] if lines else []),
+        report,
     ]
-    rest = len(failures) - len(rows)
-    if rest:
-        rows.append({"file": f"{rest} more", "what": "failed", "what to do": "Read failures.jsonl"})
-    return rows
+    return "\n\n".join(filter(None, parts)) + "\n"
 
 
 def plain(text: str) -> str:
