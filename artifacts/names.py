@@ -39,6 +39,8 @@ ODD = (
 devices on Windows with any suffix. Lone surrogates stand for bytes that are no UTF-8."""
 END = ("a.", "[. ]+$")
 """The same of the end of a name."""
+PLAIN = re.compile(r"(?!aux|con|prn|nul|com|lpt)[\w !#-)+-.=@\[\]{}~]*\w", re.ASCII | re.IGNORECASE)
+"""Names in which none of these patterns is found. To look for each takes 50 times as long."""
 
 
 def folded(path: str) -> str:
@@ -49,7 +51,8 @@ def folded(path: str) -> str:
         path = normalize("NFKC", path).upper().casefold().replace("i\u0307", "i")
         shown = (c for c in path if category(c) != "Cf" and not "\ufe00" <= c <= "\ufe0f")
         path = normalize("NFKC", "".join(shown))
-    return re.sub(r"(?<=[^/])[. ]+(?=/|$)", "", path.lower())
+    is_plain = path[-1:] not in (".", " ") and "./" not in path and " /" not in path
+    return path.lower() if is_plain else re.sub(r"(?<=[^/])[. ]+(?=/|$)", "", path.lower())
 
 
 def one_name(path: str | os.PathLike[str]) -> str:
@@ -100,15 +103,15 @@ class Naming:
         """Return a part of a path, with `_` for what the disk refuses, and so short that a suffix
         of this size in bytes may follow."""
         fitted, longest = name, LONGEST_NAME
-        if self._out:
+        if self._out and not PLAIN.fullmatch(name):
             for sample, pattern in (*ODD, *(() if suffix else [END])):
                 if re.search(pattern, fitted) and not self._takes(sample):
                     fitted = re.sub(pattern, "_", fitted)
             if len(os.fsencode(fitted)) > SHORT_NAME - suffix and not self._takes("x" * longest):
                 longest = SHORT_NAME
-        raw, mark = os.fsencode(fitted), f"~{digest_of(name)[:DIGITS]}"
-        if len(raw) <= longest - suffix:
+        if len(raw := os.fsencode(fitted)) <= longest - suffix:
             return fitted
+        mark = f"~{digest_of(name)[:DIGITS]}"
         return raw[: longest - suffix - len(mark)].decode("utf-8", errors="ignore") + mark
 
     def folded(self, path: str) -> str:

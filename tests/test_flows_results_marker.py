@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from artifacts.errors import Interrupted
 from artifacts.provenance import NOTES, note, proof_by
 from flows.results.marker import (
     MARKER,
@@ -78,6 +79,26 @@ def test_a_marker_proves_nothing_beside_the_media_of_another_folder(
     assert own_marker(tmp_path) is not None
     (tmp_path / "media.jsonl").write_text('{"address": "http://127.0.0.1/"}\n')
     assert own_marker(tmp_path) is None
+
+
+@pytest.mark.parametrize("lost", [MARKER, "media.jsonl"])
+def test_a_folder_stays_its_users_own_wherever_a_run_is_killed(
+    tmp_path: Path, marker: Marker, lost: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_marker(tmp_path, marker)
+    write_proved(tmp_path, {"media.jsonl": ["{}\n"]}, marker.store)
+
+    def killed(path: Path, to: Path) -> None:
+        if to.name == lost:
+            raise Interrupted("killed")
+        os.replace(path, to)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("artifacts.files.replace_file", killed)
+        with pytest.raises(Interrupted):
+            write_proved(tmp_path, {"media.jsonl": ["{}\n", "{}\n"]}, marker.store)
+    assert own_marker(tmp_path) is not None
+    assert (tmp_path / "media.jsonl").read_text() == "{}\n"
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"command": 1}', "[" * 100_000])

@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from artifacts.edits import CORRECTIONS, EDITS, UNTOUCHED
+from artifacts.edits import CORRECTIONS, EDITS, UNTOUCHED, read_edits
 from artifacts.errors import EnvironmentFault, UsageError
-from artifacts.provenance import NOTES
+from artifacts.provenance import NOTES, proof_by
 from artifacts.schema import values_of
 from flows.cli.main import main
 from flows.options.commands import CaptionConfig
@@ -141,12 +141,20 @@ def test_folders_that_another_user_s_umask_closed_are_named(shared: Path) -> Non
 
 def test_only_members_of_the_named_store_are_believed(shared: Path) -> None:
     config = made(shared, 0, 0o2775)
-    as_user(ONE, 0o002, shared, lambda: captioned(config, " ONE"))
+
+    def corrected() -> None:
+        captioned(config, " ONE")
+        with closing(opened(config)) as studio:
+            assert apply(studio, "by the first") == ""
+
+    as_user(ONE, 0o002, shared, corrected)
     out, store = Path(config.out), str(config.store)
 
     def believed() -> None:
         assert own_marker(out, store) is not None
         assert own_marker(out, str(shared / "another")) is None
+        assert read_edits(out, proof_by(store)).unproved == 0
+        assert read_edits(out, proof_by("")).unproved == 1
         copy = Path(shutil.copytree(out, shared / f"home of {TWO}" / "copy"))
         (copy / "media.jsonl").write_text("")
         assert own_marker(copy, store) is None
