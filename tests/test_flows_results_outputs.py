@@ -107,7 +107,7 @@ def test_a_run_with_nothing_new_writes_no_shard_and_cuts_nothing(config: Caption
 
 
 def test_a_stopped_run_leaves_the_old_shards(
-    config: CaptionConfig, monkeypatch: pytest.MonkeyPatch
+    config: CaptionConfig, clips: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run(config)
     out, stopped = Path(config.out), Saying()
@@ -118,9 +118,10 @@ def test_a_stopped_run_leaves_the_old_shards(
     assert len(lines(config)) == 2
     assert pyarrow.parquet.read_table(out / "captions.parquet").num_rows == 2
     assert (out / "captions.csv").read_text().count("Who?,") == 2
+    write_video(clips / "new.mp4", ticks=range(150), gop=25)
     monkeypatch.setitem(flows.machine.launch.ENTRIES, "cut", "tests.support.crashing:stop")
     with pytest.raises(Interrupted, match="SIGTERM"):  # while clips are cut
-        run(config, prompt="Who?", media="original")
+        run(config, prompt="Who?")
     shards = {path.name: path for path in (out / "webdataset").iterdir() if path.is_file()}
     assert {name: path.read_bytes() for name, path in shards.items()} == before
     assert {row["prompt"] for row in lines(config)} == {"Who?"}

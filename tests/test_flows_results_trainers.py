@@ -3,6 +3,8 @@
 import io
 import json
 import os
+import shutil
+import subprocess
 import tomllib
 from collections import Counter
 from dataclasses import replace
@@ -36,7 +38,7 @@ from stages.frames.image import is_still
 from stages.process.job import job_fields
 from tests.support.media import write_video
 from tests.support.rows import caption
-from tests.support.saying import LONG, ODD, Saying, lines, make, run
+from tests.support.saying import LONG, ODD, Saying, lines, make, run, samples
 from tests.support.trainers import READERS
 
 Stats = dict[str, tuple[int, int, bytes]]
@@ -134,15 +136,18 @@ def test_the_last_line_names_what_was_written_and_the_first_what_is_replaced(
 def test_the_page_names_what_a_trainer_does_not_read(tmp_path: Path) -> None:
     Image.new("RGB", (64, 64), "red").save(still := tmp_path / "still.gif")
     chunks = Counter({"a.heic": 1, "b.jpg": 1, "c.mp4": 3, str(still): 1})
-    (tmp_path / "kohya").mkdir()
+    for name in ("kohya", "musubi"):
+        (tmp_path / name).mkdir()
     unread = ["3 videos (it reads no videos)", "1 single-frame GIF (save it as PNG)"]
     for mode, expected in (
         ("original", [*unread, "1 file that kohya does not read: a.heic"]),
         ("exact", unread),  # of the picture it gets a copy
     ):
         write_marker(tmp_path, Marker(command="caption", media=mode))
-        (found,) = sets_in(tmp_path, 6, chunks)
+        found, other = sets_in(tmp_path, 6, chunks)
         assert found["left_out"] == expected and found["captions"] == 6
+        why = "3 chunks (of longer videos, which --media original does not cut)"
+        assert (why in other["left_out"]) == (mode == "original")
 
 
 def test_whole_files_are_named_where_they_lie_and_clips_as_cut(done: CaptionConfig) -> None:
@@ -164,12 +169,46 @@ def test_clips_hold_the_pictures_of_their_chunks(done: CaptionConfig, tmp_path: 
     rows = {row["start"]: row for row in lines(done) if row["media_path"] == LONG}
     assert len(values) == len(rows) == 3
     for key, start in zip(sorted(values, key=lambda key: key[-5:]), sorted(rows), strict=True):
-        assert values[key]["media_start"] == 0.0
         expected = [p for at, p in whole.items() if start <= at < rows[start]["end"] - 1e-6]
         cut = pictures(Path(done.out) / "clips" / values[key]["file"])
         assert [*cut] == pytest.approx([at / 30 for at in range(len(expected))], abs=1e-3)
         for shown, want in zip(cut.values(), expected, strict=True):  # and no other one
             assert np.abs(shown - want).mean() < 3
+
+
+@pytest.mark.filterwarnings(r"ignore:unclosed file .*\.tar:ResourceWarning")  # the library's
+def test_original_media_are_whole_files_and_chunks_of_longer_videos_are_counted(
+    tmp_path: Path,
+) -> None:
+    config, stages = with_more(tmp_path), Saying()
+    notes = write(config, stages, media="original", format=("musubi", "webdataset")).warnings
+    rows = [row for row in lines(config) if row["media_path"] != LONG]
+    for name in ("musubi", "webdataset"):
+        why = "of longer videos, which --media original does not cut"
+        assert f"not in {name}: 3 chunks ({why})" in notes
+    assert "cut" not in stages.names() and not Path(config.out, "clips").exists()
+    expected = {os.stat(Path(config.sources[0], row["media_path"])).st_ino for row in rows}
+    assert {os.stat(path).st_ino for path in READERS["musubi"](Path(config.out))} == expected
+    assert [sample["json"]["media_path"] for sample in samples(config)] == [
+        row["media_path"] for row in rows
+    ]
+
+
+@pytest.mark.skipif(not (shutil.which("ffmpeg") and shutil.which("jq")), reason="the page's tools")
+def test_the_page_s_command_copies_clips_without_encoding(
+    done: CaptionConfig, tmp_path: Path
+) -> None:
+    page = Path(__file__).parents[1] / "docs" / "clips.md"
+    command = page.read_text().partition("## Clips without encoding")[2].split("\n\n")[2]
+    (tmp_path / "OUT").symlink_to(done.out)
+    (tmp_path / "FOLDER").symlink_to(done.sources[0])
+    subprocess.run(["bash", "-ec", command], cwd=tmp_path, check=True)
+    whole = pictures(Path(done.sources[0], LONG))
+    assert len(list((tmp_path / "clips").rglob("*.mp4"))) == 5
+    (path,) = (tmp_path / "clips").glob(f"{Path(LONG).stem}-2*.mp4")
+    expected = [picture for at, picture in whole.items() if 2.0 <= at < 4.0 - 1e-6]
+    for copied, original in zip(pictures(path).values(), expected, strict=False):
+        assert np.array_equal(copied, original)
 
 
 def test_what_a_trainer_cannot_read_is_told(tmp_path: Path) -> None:
@@ -178,7 +217,6 @@ def test_what_a_trainer_cannot_read_is_told(tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     notes = write(with_more(tmp_path / "other"), media="original").warnings
     assert "not in ltx: 1 image (it does not read .webp)" in notes
-    assert not any("before their chunk" in note for note in notes)
 
 
 def test_a_gif_of_one_frame_is_planned_and_named_as_what_it_is(tmp_path: Path) -> None:
@@ -192,14 +230,6 @@ def test_a_gif_of_one_frame_is_planned_and_named_as_what_it_is(tmp_path: Path) -
     assert [_header(each).seconds for each in media] == [0.1, 1.0]  # ffprobe: 10, 100 of 1/100 s
     notes = write(config).warnings
     assert "not in kohya: 1 single-frame GIF (save it as PNG)" in notes
-
-
-def test_original_clips_that_mp4_cannot_hold_have_a_lead_and_a_note(tmp_path: Path) -> None:
-    config = make(tmp_path)
-    path = Path(config.sources[0]) / "vp8.webm"
-    write_video(path, ticks=range(150), codec="libvpx", gop=100, size=(64, 64))
-    notes = write(config, media="original").warnings
-    assert any("up to 2.0 s before their chunk" in note.replace("\n", " ") for note in notes), notes
 
 
 def test_named_prompts_are_all_there_where_a_trainer_takes_several_captions(tmp_path: Path) -> None:
@@ -455,7 +485,7 @@ def test_a_clip_is_a_file_of_the_folder_and_of_nowhere_else(tmp_path: Path) -> N
     entry = {"file": str(private)}
     (folder / "index.json").write_text(json.dumps({"clips": {"c-00001": entry}}))
     clips = Clips.__new__(Clips)  # needs no job to look at its folder
-    clips.folder, clips.longest_lead = folder, 0.0
+    clips.folder = folder
     clips._index = _read_index(folder / "index.json")
     assert clips._present() == {"b-00001": "b-00001.mp4"}
     assert clips._clip_path("c-00001") == folder / "private"
@@ -495,7 +525,6 @@ def test_a_run_that_does_not_name_the_mode_of_media_keeps_that_of_its_folder(
     media = [name for name in before if Path(name).suffix in (".mp4", ".mkv", ".png", ".webp")]
     assert {name: stats(config)[name] for name in media} == {name: before[name] for name in media}
     write(config, media="exact")
-    assert not any("before their chunk" in note for note in write(config).warnings)
     videos = [path for path in READERS["musubi"](Path(config.out)) if path.endswith(".mp4")]
     for path in videos:
         with av.open(path) as container:

@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from stages.frames.clip_copy import ClipCutter
 from stages.frames.clip_sound import SoundPart, part_of, sound_of
 from stages.frames.cut import ExactCutter
 from stages.frames.reader import Reader
@@ -276,22 +275,6 @@ def test_a_clip_of_a_silent_video_has_the_bytes_of_one_without_the_option(tmp_pa
         assert both[0].read_bytes() == both[1].read_bytes()
 
 
-@pytest.mark.parametrize("gop", [25, 500], ids=["copied", "encoded"])
-def test_copied_pictures_with_frames_in_another_order_keep_their_edit_list_alone(
-    tmp_path: Path, gop: int
-) -> None:
-    options = {"bf": "3", "sc_threshold": "0"}
-    path = write_video(tmp_path / "a.mp4", ticks=range(150), gop=gop, options=options, audio=True)
-    spans = [(0.0, 25 / 30), (25 / 30, 50 / 30)]
-    cut(path, tmp_path / "silent", spans)
-    for made in cut(path, tmp_path / "clips", spans, sound=True):
-        clip, silent = (tmp_path / name / made["file"] for name in ("clips", "silent"))
-        assert packets(clip) == packets(silent)
-        assert clip.read_bytes().count(b"elst") == 1 + silent.read_bytes().count(b"elst")
-        shown = [f.pts for f in av.open(str(clip)).decode(video=0)]
-        assert shown == [f.pts for f in av.open(str(silent)).decode(video=0)]
-
-
 @pytest.mark.parametrize("codec", ["aac", "libmp3lame", "ac3", "flac"])
 def test_a_clip_whose_sound_is_damaged_has_none_and_the_others_keep_theirs(
     tmp_path: Path, codec: str
@@ -334,28 +317,9 @@ def test_a_clock_that_was_reset_gives_no_sound(tmp_path: Path) -> None:
     reader = Reader(path, threads=1)
     container, timeline = reader.decoder.container, reader.timeline
     for other in (replace(timeline, jumps=((40, 90_000),)), replace(timeline, offset=17.0)):
-        part = part_of(sound_of(path, container, other), 0.0, Fraction(2), "mp4")
+        part = part_of(sound_of(path, container, other), 0.0, Fraction(2))
         assert part == (None, {"silent": "the clock of the file is reset or wrong"})
     reader.close()
-
-
-@pytest.mark.parametrize("kind", ["aac", "aac in MPEG-TS", "opus", "pcm", "late", "vorbis"])
-def test_copied_clips_keep_their_sound(tmp_path: Path, kind: str) -> None:
-    source = SOURCES[kind]
-    path = write(tmp_path, source)
-    pictures = pictures_of(path)
-    cutter = ClipCutter(path, sound=True)
-    for at, (start, end) in enumerate(spans_of(pictures)):
-        made = cutter.copy(start, end, tmp_path / f"cut{at}")
-        clip = tmp_path / made["file"]
-        # It begins with the frame on display, or in Matroska with a keyframe before.
-        zero = max(t for t in pictures if t <= start - made["start"] + 1e-6)
-        seconds = end - float(zero)
-        expected = expected_clicks(source, zero - pictures[0], seconds)
-        assert within(heard(clip), 0.0, seconds) == pytest.approx(expected, abs=1e-3)
-        with av.open(str(clip)) as container:
-            assert [stream.type for stream in container.streams] == ["video", "audio"]
-            assert next(container.decode(video=0)).pts == 0
 
 
 def test_a_clip_of_a_clip_hears_nothing_that_its_edit_list_hides(tmp_path: Path) -> None:
@@ -386,9 +350,6 @@ def test_of_several_tracks_the_default_one_is_taken_or_the_requested_one(
     subprocess.run(command, check=True)
     (made,) = cut(path, tmp_path / "clips", [(0.0, 2.0)], sound=True, track=track)
     assert len(heard(tmp_path / "clips" / made["file"])) == count
-    copier = ClipCutter(path, sound=True, track=track)
-    copied = copier.copy(0.0, 2.0, tmp_path / "copied")
-    assert len(heard(tmp_path / copied["file"])) == count
 
 
 @pytest.mark.parametrize("layout", ["3.0", "quad", "2.1"])
@@ -412,9 +373,3 @@ def test_sound_that_no_filter_takes_leaves_a_clip_without(
     assert made["silent"] == "its sound cannot be decoded and encoded (no such layout)"
     with av.open(str(tmp_path / "clips" / made["file"])) as container:
         assert [(stream.type, stream.frames) for stream in container.streams] == [("video", 50)]
-
-
-def test_a_container_without_an_encoder_for_sound_says_so(tmp_path: Path) -> None:
-    path = write(tmp_path, SOURCES["wma"])
-    made = ClipCutter(path, sound=True).copy(0.5, 1.5, tmp_path / "cut")
-    assert made["file"] == "cut.wmv" and made["silent"] == "no sound is put into asf"

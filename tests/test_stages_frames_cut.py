@@ -17,6 +17,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageCms
 
+from artifacts.errors import EnvironmentFault
 from artifacts.remote.finding import remote_file_at
 from artifacts.remote.media_cache import copy_of
 from stages.frames.cut import run
@@ -246,7 +247,7 @@ def test_a_file_of_two_videos_is_copied_as_the_one_that_was_seen(tmp_path: Path)
         )
 
 
-def test_packets_of_a_damaged_video_are_not_copied(tmp_path: Path) -> None:
+def test_a_reader_shows_the_copy_of_a_damaged_video_to_its_end(tmp_path: Path) -> None:
     path = write_video(tmp_path / "a.mp4", ticks=range(60), size=(96, 128), gop=60)
     content = bytearray(path.read_bytes())
     at = content.index(b"mdat") + 4 + len(content) // 3
@@ -329,3 +330,24 @@ def test_a_copy_of_a_remote_file_that_made_room_for_others_is_fetched_again(
         assert not path.exists()
         assert made(path, "image") == {"why": "", "plain": True}
         assert path.exists()
+
+
+def test_the_stage_notes_what_became_of_each_clip(tmp_path: Path) -> None:
+    good = write_video(tmp_path / "good.mp4", ticks=range(60), gop=10)
+    (tmp_path / "half.mp4").write_bytes(good.read_bytes()[:900])
+    spans = [(good, "a", 0.0, 1.0), (good, "b", 1.0, 2.0), (tmp_path / "half.mp4", "c", 0.0, 1.0)]
+    cuts = [[str(path), *more] for path, *more in spans]
+    messages = told_by(run, {"folder": str(tmp_path), "cuts": cuts})
+    notes = {
+        k: v for e in messages if e["event"] == "StageNotes" for k, v in e.items() if k != "event"
+    }
+    assert (notes["a"], notes["b"]) == ({"file": "a.mp4"}, {"file": "b.mp4"})
+    assert (tmp_path / "b.mp4").exists()
+    assert "no moov atom" in notes["c"]["error"] and str(tmp_path) not in notes["c"]["error"]
+    assert [e["key"] for e in messages if e["event"] == "Item"] == ["a", "b"]
+
+
+def test_a_file_that_is_gone_is_no_fault_of_its_own(tmp_path: Path) -> None:
+    gone = [str(tmp_path / "gone.mp4"), "a", 0.0, 1.0]
+    with pytest.raises(EnvironmentFault, match="does not exist"):
+        told_by(run, {"folder": str(tmp_path), "cuts": [gone]})

@@ -15,7 +15,7 @@ from PIL import Image
 
 from artifacts.schema import FrameFit, Sampling
 from flows.results.thumbnails import thumbnail
-from stages.frames.clip_copy import ClipCutter
+from stages.frames.cut import ExactCutter
 from stages.frames.video import Video
 from stages.sift.measures import thumb_of
 from stages.sift.run import SampledVideo, joined
@@ -81,7 +81,9 @@ def fingerprint_of(pixels: NDArray[np.uint8]) -> NDArray[Any]:
 
 
 def assert_seen_everywhere(path: Path, upright: NDArray[np.uint8], folder: Path) -> None:
-    clip = ClipCutter(path).copy(0.0, 0.4, folder / "clip")
+    cutter = ExactCutter(path, [(0.0, 0.4)])
+    clip = cutter.cut(0, folder / "clip")
+    cutter.close()
     for where, seen in (
         ("model", model_sees(path)),
         ("thumbnail", person_sees(path)),

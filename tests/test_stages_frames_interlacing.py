@@ -19,7 +19,6 @@ from PIL import Image
 
 from artifacts.schema import FrameFit, Sampling
 from flows.results.thumbnails import thumbnail
-from stages.frames.clip_copy import ClipCutter
 from stages.frames.reader import Reader, deinterlaced
 from stages.frames.video import Video
 from stages.sift.measures import SERIES
@@ -249,16 +248,6 @@ def test_shots_thumbnails_and_marks_see_no_combs(tmp_path: Path) -> None:
     assert marked.series[0, at] == pytest.approx(expected.series[0, at], rel=0.01)
     for look, other in zip(marked.looks[1:], expected.looks[1:], strict=True):
         assert np.array_equal(look.thumb, other.thumb)
-
-
-def test_a_copied_clip_stays_interlaced(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.mp4", H264)
-    made = ClipCutter(path).copy(0.5, 1.5, tmp_path / "clip")
-    copied, whole = (
-        [bytes(p) for p in av.open(str(each)).demux(video=0) if p.size]
-        for each in (tmp_path / made["file"], path)
-    )
-    assert copied and set(copied) <= set(whole) and all(marks(tmp_path / made["file"]))
 
 
 def test_a_frame_that_the_filter_does_not_take_stays_as_it_is(tmp_path: Path) -> None:

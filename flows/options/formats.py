@@ -28,7 +28,7 @@ BESIDE = ("txt", "vtt", "srt")
 """Formats with one file per medium, which `--beside` puts next to it."""
 EXACT, ORIGINAL = MEDIA_MODES = ("exact", "original")
 """The values of `--media`."""
-MADE = {EXACT: ("exact 5", "exact 5 with combs"), ORIGINAL: ("original 4", "original 4")}
+MADE = {EXACT: ("exact 6", "exact 6 with combs"), ORIGINAL: ("original 5", "original 5")}
 """Mode of media → how clips of frames without combs, and with them, are made. A number is raised
 when they are made differently."""
 SOUNDING = " with sound"

@@ -212,14 +212,14 @@ class DataSetOptions(OptionGroup):
     media: Annotated[
         str | None,
         Option(
-            "media of data sets: exact copies where trainers would see others, or original files",
+            "media of data sets: exact clips and copies, or whole files as they are",
             FILES,
             "MODE",
             values=MEDIA_MODES,
         ),
     ] = None
     """`exact`: where a reader would show other frames than the model saw, the data set has an exact
-    copy; `original`: files as they are, and clips copied from a keyframe on. None: as the folder's
+    copy; `original`: whole files as they are, and no chunks of longer videos. None: as the folder's
     last run, or `exact`."""
     clip_sound: Annotated[
         str | None,

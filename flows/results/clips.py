@@ -176,12 +176,10 @@ class Cutter:
         self._kills = 0
         """Consecutive times that a process was killed before it cut anything."""
         self._deinterlace = job.sampling.deinterlace
-        self.exact = media_mode(job.out, job.config) == EXACT
-        """Whether clips are exact, and whole files copied where readers show them otherwise."""
         self._sound = clips_sound(job.out, job.config)
         self._track = SoundOptions.of(job.config).sound_track or 0
         fitting = host_free_bytes() // PROCESS_BYTES
-        self._processes = max(1, min(cores() - 1, fitting)) if self.exact else 1
+        self._processes = max(1, min(cores() - 1, fitting))
 
     def __call__(
         self, items: Sequence[SampleSource], copied: Collection[str] = ()
@@ -203,12 +201,7 @@ class Cutter:
                 self.silent[key] = result["silent"]
             if "file" in result:
                 path = self._folder / result["file"]
-                found[key] = Media(
-                    path=path,
-                    suffix=media_suffix(path.name),
-                    start=result["start"],
-                    clip=key,
-                )
+                found[key] = Media(path=path, suffix=media_suffix(path.name), clip=key)
             elif "error" in result:
                 self.refused.append(f"{item.file.name}: {result['error']}")
                 self.why[key] = result["error"]
@@ -219,13 +212,11 @@ class Cutter:
         shutil.rmtree(self._folder.parent, ignore_errors=True)
 
     def _finished(self, items: Sequence[SampleSource]) -> dict[str, Any]:
-        """Return the results of exact clips that a killed run has finished."""
-        keys = [item.sample.clip for item in items if self.exact and not item.whole]
+        """Return the results of clips that a killed run has finished."""
+        keys = [item.sample.clip for item in items if not item.whole]
         names = {key: f"{key}.mp4" for key in keys}
         return {
-            key: {"file": name, "start": 0.0}
-            for key, name in names.items()
-            if (self._folder / name).is_file()
+            key: {"file": name} for key, name in names.items() if (self._folder / name).is_file()
         }
 
     def _run(self, items: Sequence[SampleSource]) -> dict[str, Any]:
@@ -265,7 +256,6 @@ class Cutter:
         job = CutJob(
             folder=str(self._folder),
             cuts=cuts,
-            exact=self.exact,
             deinterlace=self._deinterlace,
             sound=self._sound,
             track=self._track,
@@ -303,8 +293,6 @@ def _parts(items: Sequence[SampleSource], count: int) -> list[list[SampleSource]
 
 CLIPS, INDEX = "clips", "index.json"
 UNREAD = "a format that a trainer does not read"
-LEAD_SECONDS = 0.5
-"""Lead of a clip before its chunk above which a note is printed."""
 
 
 def kept_note(names: Sequence[str], folder: Path) -> str:
@@ -349,15 +337,14 @@ class Clips:
         self._retry_failed = job.config.retry_failed
         self._index = _read_index(self.folder / INDEX)
         self._cutter = Cutter(job, launcher, on_progress, self.folder / f"{HALF}new")
-        self.exact = self._cutter.exact
+        self.exact = media_mode(job.out, job.config) == EXACT
+        """Whether chunks are cut, and files copied that readers show otherwise."""
         self.kept: list[str] = []
         """Names of clips that users edited or added."""
         self.refused: dict[str, str] = {}
         """Key of each sample that could not be cut → why."""
         self._silent: dict[str, str] = {}
         """Key of each clip without the sound that its video has → why."""
-        self.longest_lead = 0.0
-        """Maximum seconds from the start of a clip to the start of its chunk."""
 
     def clips_for(
         self, items: Sequence[SampleSource], copied: Collection[str] = ()
@@ -383,8 +370,7 @@ class Clips:
         path = self._clip_path(key) if "file" in entry else None
         if path is None or not self.made(path, key):
             return None
-        suffix, start = media_suffix(path.name), float(entry.get("media_start", 0.0))
-        return Media(path=path, suffix=suffix, start=start, clip=key)
+        return Media(path=path, suffix=media_suffix(path.name), clip=key)
 
     def made(self, path: Path, key: str) -> bool:
         """Return whether a file, in any folder, is the unchanged clip of a key."""
@@ -420,11 +406,6 @@ class Clips:
             yield silent_note(self._silent)
         if self.kept:
             yield kept_note(self.kept, self.folder)
-        if self.longest_lead > LEAD_SECONDS:
-            yield (
-                f"clips that MP4 cannot hold begin up to {self.longest_lead:.1f} s before their "
-                f"chunk, and trainers see that: media_start in {self.folder / INDEX} names them"
-            )
 
     def _present(self) -> dict[str, str]:
         """Return the stem of each file, as names count as equal → its name."""
@@ -476,7 +457,6 @@ class Clips:
         if "error" in entry:
             self.refused[key] = entry["error"]
             return None
-        self.longest_lead = max(self.longest_lead, entry.get("media_start", 0.0))
         if "silent" in entry:
             self._silent[key] = str(entry["silent"])
         # The index is a file that anybody may have written: it names nothing outside.
@@ -506,7 +486,6 @@ class Clips:
                 self._index[key] = {
                     **about,
                     "file": media.path.name,
-                    "media_start": media.start,
                     "state": [stamp.size, stamp.modified],
                     **({"silent": silent} if silent else {}),
                 }

@@ -35,6 +35,7 @@ from artifacts.trainers import TRAINERS, TrainerEntry, TrainerForm
 from flows.job.prepare import Job
 from flows.machine.launch import Launcher
 from flows.media.generated_files import GeneratedFiles, digest_at
+from flows.options.formats import EXACT
 from flows.options.text import OutputOptions
 from flows.results.clips import (
     Clips,
@@ -48,7 +49,7 @@ from flows.results.clips import (
     sample_sources,
     silent_note,
 )
-from flows.results.marker import keep_media
+from flows.results.marker import keep_media, media_mode
 from flows.results.text_files import UserTexts, has_user_text
 
 
@@ -59,18 +60,18 @@ def write_dataset(
     samples with user-written text to `user_texts`. Raises PenstockError."""
     folder = job.out / DATASET
     texts = UserTexts(job)
-    items = [item for group in sample_sources(job, texts) for item in one_per_chunk(group)]
+    items, left_out = _taken(job, texts)
     before = read_index(folder)
     shards = kept_shards(folder, [item.sample.digest() for item in items])
     rest = items[sum(shard.samples for shard in shards) :]
     cutter = Cutter(job, launcher, on_progress, folder / f"{HALF}cut")
-    notes: list[str] = []
+    notes = [f"not in {DATASET}: {counted(left_out, 'chunk')} ({UNCUT})"] if left_out else []
     if rest or shards != before:
         on_progress("webdataset", len(items), len(items) - len(rest))
-        exact = cutter.exact
-        is_stored = exact or any(item.away or not item.whole for item in rest)
-        stored = clips_in(folder) if is_stored else {}
         clips = Clips(job, launcher, on_progress)
+        exact = clips.exact
+        is_stored = exact or any(item.away for item in rest)
+        stored = clips_in(folder) if is_stored else {}
         plain = {
             item.sample.clip: not exact or clips.is_shown_as_seen(item)
             for item in rest
@@ -102,12 +103,21 @@ def is_stale(job: Job) -> bool:
     """Return whether a dataset exists that differs from the stored captions."""
     folder = job.out / DATASET
     before = read_index(folder)
-    digests = (
-        [item.sample.digest() for group in sample_sources(job) for item in one_per_chunk(group)]
-        if before
-        else []
-    )
+    digests = [item.sample.digest() for item in _taken(job)[0]] if before else []
     return kept_shards(folder, digests) != before or sum(s.samples for s in before) != len(digests)
+
+
+UNCUT = "of longer videos, which --media original does not cut"
+"""Why the media of chunks are in no data set."""
+
+
+def _taken(job: Job, user_texts: UserTexts | None = None) -> tuple[list[SampleSource], int]:
+    """Return one sample per chunk, and how many chunks are left out because nothing is cut."""
+    groups = sample_sources(job, user_texts)
+    items = [item for group in groups for item in one_per_chunk(group)]
+    is_cut = media_mode(job.out, job.config) == EXACT
+    taken = [item for item in items if is_cut or item.whole]
+    return taken, len(items) - len(taken)
 
 
 def _samples(
@@ -206,10 +216,7 @@ def write_trainers(job: Job, launcher: Launcher, on_progress: OnProgress) -> Tra
         for item in firsts
         if any(not form.reads(item.kind, item.file.name) for form in trainers)
     }
-    cut = clips.clips_for(
-        [item for item in firsts if clips.exact or not item.whole],
-        unread if clips.exact else (),
-    )
+    cut = clips.clips_for(firsts, unread) if clips.exact else {}
     for name in forms:
         trainer = _TrainerFolder(job, own, name, clips)
         if kept := trainer.write(items, cut):
@@ -295,6 +302,8 @@ class _TrainerFolder:
         path = item.file if is_file else cut.get(item.sample.key)
         if item.kind not in self._form.folders:
             self._left_out[unread(item.kind, item.file)] += 1
+        elif not (item.whole or self._clips.exact):
+            self._left_out["chunk", UNCUT] += 1
         elif path is None:
             pass  # reported once for all trainers
         elif not self._form.takes(item.kind, suffix := media_suffix(path.name)):

@@ -26,7 +26,7 @@ from artifacts.regular_files import read_text, refuse_links
 from artifacts.trainers import TRAINERS
 from flows.media.media_files import kind_of
 from flows.options.formats import EXACT
-from flows.results.data_sets import unread
+from flows.results.data_sets import UNCUT, unread
 from flows.results.marker import read_marker
 from flows.reviewing.captions import EditRefused
 from flows.serving.refusals import JSON, ShownFile, json_answer, shown_file
@@ -89,6 +89,8 @@ def left_out(form: str, chunks: Counter[str], *, is_copied: bool) -> Iterator[st
         kind = kind_of(path)
         if kind not in trainer.folders:
             kinds[unread(kind, Path(path))] += count
+        elif kind == "video" and count > 1 and not is_copied:
+            kinds["chunk", UNCUT] += count
         elif not (is_copied or trainer.reads(kind, path)):
             names.append(Path(path).name)
     for (noun, why), count in kinds.items():

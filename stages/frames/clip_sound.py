@@ -5,8 +5,8 @@ begins, and its sound ends with its picture.
 
 1. The part is decoded once. A clip whose sound is damaged has none: what a decoder makes of damaged
    packets may be loud, and what it leaves out would shift the rest.
-2. If the container holds the codec, and the packets cover the part without a gap, they are copied.
-   Their times are counted in samples, because the clock of Matroska is too coarse. An edit list of
+2. If MP4 holds the codec, and the packets cover the part without a gap, they are copied. Their
+   times are counted in samples, because the clock of Matroska is too coarse. An edit list of
    the track hides what a decoder needs before the start, and the rest of the last packet.
 3. Otherwise the sound is encoded. Gaps become silence, and overlaps are dropped: a trainer joins
    what it decodes whatever its times are, or refuses it.
@@ -47,11 +47,10 @@ Note = dict[str, str]
 REFUSALS = (ValueError, FFmpegError)
 """Errors of sound that a decoder, a filter or an encoder does not take."""
 
-COPIED = {"mp4": frozenset(("aac", "ac3", "alac", "eac3", "flac", "mp3", "opus"))}
-"""Container → codecs whose packets are copied into it. Matroska has whole milliseconds, which
-packets do not last, and its readers show all of the last packet."""
-ENCODERS = {"mp4": "aac", "matroska": "pcm_s16le"}
-"""Container → encoder of other sound."""
+COPIED = frozenset(("aac", "ac3", "alac", "eac3", "flac", "mp3", "opus"))
+"""Codecs whose packets are copied."""
+ENCODER = "aac"
+"""Encoder of other sound."""
 BLOCKS = 10
 """Blocks a second of sound that is encoded: whole milliseconds."""
 RATE = 48_000
@@ -95,19 +94,17 @@ def sound_of(
 
 
 def part_of(
-    sound: Sound | None, start: float, seconds: Fraction, form: str
+    sound: Sound | None, start: float, seconds: Fraction
 ) -> tuple["SoundPart | None", Note]:
     """Return the sound of a clip that begins at `start` on the file's clock, in seconds since time
-    0, for a container of this format; or None, and a note why it has none."""
+    0; or None, and a note why it has none."""
     if sound is None:
         return None, {}
     try:
         if not sound.is_timed:
             raise _no_sound("the clock of the file is reset or wrong")
-        if form not in ENCODERS:
-            raise _no_sound(f"no sound is put into {form}")
         zero = sound.zero + Fraction(start).limit_denominator(10**9)
-        part = SoundPart(path=sound.path, index=sound.index, form=form, zero=zero, seconds=seconds)
+        part = SoundPart(path=sound.path, index=sound.index, zero=zero, seconds=seconds)
         part.measure()
         return part, {}
     except (MediaError, *REFUSALS) as error:
@@ -142,8 +139,6 @@ class SoundPart:
     path: Path
     index: int
     """Number of the stream in the file."""
-    form: str
-    """Format of the clip's container."""
     zero: Fraction
     """Time 0 of the clip, in seconds of the file's own clock."""
     seconds: Fraction
@@ -181,7 +176,7 @@ class SoundPart:
             codec, self.channels = context.codec.canonical_name, self.channels or context.channels
         if not self.rate or not self.channels:
             raise _no_sound("its sound has no samples")
-        is_held = self.first is not None and codec in COPIED.get(self.form, ())
+        is_held = self.first is not None and codec in COPIED
         self.is_copied = is_whole and covers and is_held
 
     def add_to(self, container: OutputContainer) -> Iterator[AnyPacket]:
@@ -209,7 +204,7 @@ class SoundPart:
             at += count
 
     def _encoded(self, container: OutputContainer) -> Iterator[AudioPacket]:
-        codec, layout = Codec(ENCODERS[self.form], "w"), LAYOUTS.get(self.channels, "stereo")
+        codec, layout = Codec(ENCODER, "w"), LAYOUTS.get(self.channels, "stereo")
         is_taken = self.rate in (codec.audio_rates or (self.rate,)) and self.rate % BLOCKS == 0
         rate = self.rate if is_taken else RATE
         track = container.add_stream(codec.name, rate=rate, layout=layout)

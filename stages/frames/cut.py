@@ -1,7 +1,6 @@
 """The stage that makes clips of videos and exact copies of whole files. Runs no model.
 
-A clip is exact or a copy of packets. The exact copy of a whole file is a picture upright, on white,
-in sRGB of 8 bits.
+The exact copy of a picture is upright, on white, in sRGB of 8 bits.
 
 Every reader shows a clip alike: the frames of a time span as a player shows them, and nothing else.
 Readers disagree on edit lists, on frames that B-frames need but nobody sees, on rotation, alpha,
@@ -11,24 +10,21 @@ its pictures have no edit list, and its header counts the frames that it shows.
 
 1. `positions` gives the span's own frames by their true times. One that was on display before is
    held from the span's start, and the last one to its end, if they stay for a while.
-2. Where the packets of exactly these frames are one run of the source, and every reader shows those
-   as they are, this run is copied, and decoded once: one with damage is encoded instead.
-3. Otherwise they are decoded and encoded. Frames that readers show as they are keep their planes;
-   others are converted as for the model, at full size.
-4. Their sound is copied or encoded beside them (`clip_sound`).
+2. They are decoded and encoded. Frames that readers show as they are keep their planes; others are
+   converted as for the model, at full size.
+3. Their sound is copied or encoded beside them (`clip_sound`).
 """
 
 import contextlib
 import os
-import re
 from array import array
-from bisect import bisect_left, bisect_right
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
-from itertools import groupby, islice
+from itertools import groupby
 from pathlib import Path
 from typing import Any, cast
 
@@ -47,7 +43,6 @@ from artifacts.containers import open_media
 from artifacts.errors import EnvironmentFault, MediaError
 from artifacts.remote.media_cache import open_local
 from artifacts.store import fault_of
-from stages.frames.clip_copy import ClipCutter, Keyframe, packets_from
 from stages.frames.clip_sound import SoundPart, interleaved, part_of, sound_of, write_with
 from stages.frames.formats import HIGH_DYNAMIC_RANGE, WIDE
 from stages.frames.frame_converter import (
@@ -60,7 +55,6 @@ from stages.frames.frame_converter import (
 )
 from stages.frames.image import differs, is_lossless, read_image
 from stages.frames.job import ENCODER, TRANSIENT_KINDS, CutItem, CutJob, check_unchanged
-from stages.frames.media_opening import open_video
 from stages.frames.mp4_boxes import drop_edit_list
 from stages.frames.reader import Reader
 from stages.frames.timeline import SHOWN_SECONDS, VideoPacket, positions
@@ -77,13 +71,10 @@ LARGEST_CLOCK = 1_000_000
 """Largest numerator of a rate that is a clip's clock."""
 KEPT_FORMATS = frozenset(("yuv420p", "yuvj420p"))
 """Pixel formats whose planes are kept."""
-COPIED_CODECS = frozenset(("h264", "hevc"))
 CENTRED = frozenset(("mjpeg", "mpeg1video", "h261", "h263", "flv1", "theora", "vp3"))
 """Codecs whose chroma lies between four brightness samples; that of others lies left."""
 UNSTATED, BT601, BT709 = 2, 6, 1
 """Matrices by their numbers in ITU-T H.273."""
-H264_IDR, HEVC_RANDOM = (5, 5), (16, 21)
-"""First and last type of the units with which decoding may begin."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -125,20 +116,18 @@ class ExactCutter:
         spans: Sequence[tuple[float, float]],
         *,
         deinterlace: bool = True,
-        copies: bool = True,
         sound: bool = False,
         track: int = 0,
     ) -> None:
         """Open a video to make clips of these spans, in seconds. With `deinterlace`, frames of the
-        clips have no combs. With `copies`, a clip gets the packets of the video where these are
-        exactly its frames; packets of a damaged video would keep the damage. With `sound`, clips
-        have the video's sound, of this `track`. Raises MediaError."""
+        clips have no combs. With `sound`, clips have the video's sound, of this `track`. Raises
+        MediaError."""
         self._reader = Reader(path, threads=1, deinterlace=deinterlace)
         self._unlike_now = partial(_unlike, deinterlace=deinterlace)
         self._path, self._timeline = path, self._reader.timeline
         frame, stream = self._reader.first_frame, self._reader.decoder.stream
         self._stream_rates = (stream.average_rate, stream.base_rate, stream.guessed_rate)
-        self._codec, self._copies = stream.codec_context.name, copies
+        self._codec = stream.codec_context.name
         streams = self._reader.decoder.container.streams.video
         covers = sum(bool(each.disposition & Disposition.attached_pic) for each in streams)
         self._is_alone = len(streams) - covers == 1
@@ -160,8 +149,6 @@ class ExactCutter:
         self.has_other_track = bool(sound and track and len(opened.streams.audio) > 1)
         """Whether readers of the file may take another track of sound."""
         self._requested_from: int | None = None
-        self._shown: int | None = None
-        """Number of frames that a plain reader shows of the whole file, once they are counted."""
 
     def close(self) -> None:
         self._reader.close()
@@ -175,11 +162,10 @@ class ExactCutter:
             return "several video streams"
         if self._unlike:
             return self._unlike
-        self._shown = _count_plainly(self._path)
-        if self._shown is None:
-            self._copies = False
+        shown = _count_plainly(self._path)
+        if shown is None:
             return "damaged"
-        is_right = self._stated == self._shown == len(timeline.pts)
+        is_right = self._stated == shown == len(timeline.pts)
         return "" if is_right else "a frame count that is not what is shown"
 
     def cut(self, index: int, to: Path) -> dict[str, Any]:
@@ -187,13 +173,9 @@ class ExactCutter:
         if the video is not. Raises MediaError or OSError."""
         span, path = self._spans[index], to.with_name(f"{to.name}.mp4")
         clock = self._clock(span)
-        sound, why = part_of(self._sound, span.start, clock.ticks[-1] * clock.base, "mp4")
-
-        def write(sound: SoundPart | None) -> None:
-            if not self._copy(span, clock, path, sound):
-                self._encode(index, span, clock, path, sound)
-
-        return {"file": path.name, "start": 0.0, **why, **write_with(write, sound)}
+        sound, why = part_of(self._sound, span.start, clock.ticks[-1] * clock.base)
+        write = partial(self._encode, index, span, clock, path)
+        return {"file": path.name, **why, **write_with(write, sound)}
 
     def _span(self, start: float, end: float) -> _Span:
         timeline = self._timeline
@@ -240,66 +222,13 @@ class ExactCutter:
             ticks.append(max(ticks[-1] + 1, round(time * CLOCK)))
         return _Clock(base=Fraction(1, CLOCK), ticks=tuple(ticks))
 
-    def _copy(self, span: _Span, clock: _Clock, path: Path, sound: SoundPart | None) -> bool:
-        """Copy the packets of a span, if they are one run of the source. Return whether."""
-        run = self._run(span) if self._copies else None
-        if run is None:
-            return False
-        key, count = run
-        container, stream = open_video(self._path, threads=1)
-        with container:
-            sought = packets_from(self._path, container, stream, key)
-            taken = [packet for _, packet in islice(sought, count)]
-            pts = self._timeline.pts[span.low : span.high].tolist()
-            if sorted(p.pts or 0 for p in taken) != pts or not _begins(taken[0], self._codec):
-                return False  # such as frames of the group before that are shown in this one
-            numbers = dict(zip(pts, clock.ticks, strict=False))
-            shown = [numbers[p.pts] for p in taken if p.pts is not None]
-            delay = max(at - own for at, own in zip(clock.ticks, shown, strict=False))
-            copied_to, is_delayed = path.with_suffix(".copy"), delay > 0
-            with _clip(copied_to, delayed=is_delayed, sounds=sound is not None) as made:
-                copied = made.add_stream_from_template(stream, opaque=True)
-                copied.time_base = clock.base
-                for packet, own, at in zip(taken, shown, clock.ticks, strict=False):
-                    packet.pts, packet.dts, packet.time_base = own, at - delay, clock.base
-                    _lasting(packet, clock.ticks, copied)
-                for each in interleaved(made, iter(taken), sound):
-                    made.mux_one(each)
-        if count != self._shown and _count_plainly(copied_to) != count:
-            return False  # packets that no frame of the model needed are damaged
-        os.replace(copied_to, path)
-        return True
-
-    def _run(self, span: _Span) -> tuple[Keyframe, int] | None:
-        """Return the keyframe of a span whose packets may be one run, and how many these are."""
-        timeline, keyframes = self._timeline, self._timeline.keyframes
-        frame = self._reader.first_frame
-        is_limited = frame.format.name == "yuv420p" and frame.color_range != ColorRange.JPEG
-        is_even = (frame.height, frame.width) == (self._height, self._width)
-        usable = self._is_plain and is_limited and is_even and self._codec in COPIED_CODECS
-        if not usable or keyframes is None or not timeline.demuxed or timeline.counted:
-            return None
-        if timeline.jumps or timeline.disbelieved or timeline.warnings or span.before:
-            return None
-        first = bisect_left(keyframes.pts, int(timeline.pts[span.low]))
-        if first == len(keyframes.pts) or keyframes.pts[first] != timeline.pts[span.low]:
-            return None
-        ordinal, count = keyframes.ordinals[first], span.high - span.low
-        if span.high < len(timeline.pts):
-            behind = bisect_left(keyframes.pts, int(timeline.pts[span.high]))
-            if behind == len(keyframes.pts) or keyframes.pts[behind] != timeline.pts[span.high]:
-                return None
-            if keyframes.ordinals[behind] - ordinal != count:
-                return None
-        return Keyframe(keyframes.pts[first], keyframes.dts[first], ordinal), count
-
     def _encode(
         self, index: int, span: _Span, clock: _Clock, path: Path, sound: SoundPart | None
     ) -> None:
         """Decode the frames of a span, and encode them. Raises MediaError."""
         pts = self._timeline.pts[span.low : span.high].tolist()
         numbers = dict(zip(pts, clock.ticks, strict=False))
-        with _clip(path, delayed=False, sounds=sound is not None) as container:
+        with _clip(path, sounds=sound is not None) as container:
             stream = container.add_stream(ENCODER, rate=clock.rate)
             assert isinstance(stream, VideoStream)
             self._configure(stream.codec_context, clock)
@@ -354,13 +283,13 @@ class ExactCutter:
 
 
 @contextlib.contextmanager
-def _clip(path: Path, *, delayed: bool, sounds: bool) -> Iterator[OutputContainer]:
-    """Open a clip for writing. Its pictures have an edit list only if their decoding is `delayed`,
-    as that of copied B-frames; its sound, if it `sounds`, has one. Raises OSError."""
-    options = {} if delayed or sounds else {"use_editlist": "0"}
+def _clip(path: Path, *, sounds: bool) -> Iterator[OutputContainer]:
+    """Open a clip for writing. Its sound, if it `sounds`, has an edit list, and its pictures have
+    none. Raises OSError."""
+    options = {} if sounds else {"use_editlist": "0"}
     with open_media(half := path.with_suffix(".half"), "w", format="mp4", options=options) as made:
         yield made
-    if sounds and not delayed:
+    if sounds:
         drop_edit_list(half)
     os.replace(half, path)  # a finished clip of a killed run is taken over
 
@@ -441,36 +370,13 @@ def _cropped(frame: VideoFrame, height: int, width: int) -> VideoFrame:
     return made
 
 
-def _begins(packet: VideoPacket, codec: str) -> bool:
-    """Return whether decoding may begin with a packet: FFmpeg also calls frames keyframes behind
-    which a picture only becomes whole."""
-    data = bytes(packet)
-    is_stream = data[:3] == b"\0\0\1" or data[:4] == b"\0\0\0\1"
-    heads = [m.end() for m in re.finditer(b"\0\0\1", data)] if is_stream else _lengths(data)
-    for at in heads:
-        kind = data[at] & 31 if codec == "h264" else data[at] >> 1 & 63
-        low, high = H264_IDR if codec == "h264" else HEVC_RANDOM
-        if low <= kind <= high:
-            return True
-    return False
-
-
-def _lengths(data: bytes) -> Iterator[int]:
-    """Yield where each unit of a packet begins, behind its length in four bytes."""
-    at = 0
-    while at + 4 < len(data):
-        yield at + 4
-        at += 4 + int.from_bytes(data[at : at + 4])
-
-
 DAMAGED, OTHER_TRACK = "damaged", "another sound track first"
 QUALITY = 95
 
 
 def run(job_fields: dict[str, Any], report: EventReporter) -> None:
-    """Make each of the job's clips in its folder. A note under its name holds the file and the
-    start of the clip in it in seconds, and why it is `silent` if its video is not; or the `error`.
-    Raises EnvironmentFault."""
+    """Make each of the job's clips in its folder. A note under its name holds the file, and why it
+    is `silent` if its video is not; or the `error`. Raises EnvironmentFault."""
     job = parse_job(CutJob, job_fields)
     folder = Path(job.folder)
     report.total(len(job.cuts))
@@ -501,16 +407,12 @@ class _Source:
         """Open a file. Raises the errors of opening it."""
         self.path, self._cuts = Path(path), cuts
         check_unchanged(self.path, cuts[0].stamp)
-        self._copier: ClipCutter | None = None
         self._exact: ExactCutter | None = None
-        if not job.exact:
-            self._copier = ClipCutter(self.path, sound=job.sound, track=job.track)
-        elif cuts[0].kind == "video":
+        if cuts[0].kind == "video":
             self._exact = ExactCutter(
                 self.path,
                 [(cut.start, cut.end) for cut in cuts],
                 deinterlace=job.deinterlace,
-                copies=not cuts[0].damaged,
                 sound=job.sound,
                 track=job.track,
             )
@@ -518,8 +420,6 @@ class _Source:
     def make(self, at: int, to: Path) -> dict[str, Any]:
         """Make a clip, or say that the whole file is one. Raises MediaError, OSError."""
         cut = self._cuts[at]
-        if self._copier is not None:
-            return self._copier.copy(cut.start, cut.end, to)
         if self._exact is None:
             return copy_picture(self.path, to, cut.damaged, always=cut.copied)
         other = OTHER_TRACK * self._exact.has_other_track
@@ -550,7 +450,7 @@ def copy_picture(path: Path, to: Path, damaged: bool, *, always: bool) -> dict[s
     else:
         image.save(half, "JPEG", quality=QUALITY, subsampling="4:4:4")
     half.replace(made)  # a finished copy of a killed run is taken over
-    return {**found, "file": made.name, "start": 0.0}
+    return {**found, "file": made.name}
 
 
 def _failure(error: Exception, path: str, folder: Path) -> dict[str, str]:

@@ -57,7 +57,7 @@ class FramesJob:
 
 
 class CutItem(NamedTuple):
-    """A clip to copy out of a video."""
+    """A clip to make."""
 
     path: str
     name: str
@@ -81,7 +81,7 @@ class CutItem(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CutJob:
-    """Clips to copy."""
+    """Clips to make."""
 
     folder: str
     """Folder for the clips."""
@@ -89,8 +89,6 @@ class CutJob:
     """The clips; those of one video follow each other."""
     deinterlace: bool = True
     """Whether interlaced frames lose their combs, as for the model."""
-    exact: bool = True
-    """Whether they hold the shown frames alone; else packets are copied from a keyframe on."""
     sound: bool = False
     """Whether they hold the sound of their span, where the file has sound."""
     track: int = 0

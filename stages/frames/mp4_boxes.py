@@ -1,11 +1,7 @@
-"""Changes the edit lists of an MP4 file, and recognizes Dolby Vision that other decoders cannot
-show.
+"""Removes an edit list of an MP4 file, and recognizes Dolby Vision that other decoders cannot show.
 
-An edit list is shortened so that readers hide the frames behind it. A clip that is copied from a
-video with reordered frames holds packets that are shown after its end, because frames before the
-end are decoded from them. The edit list of the pictures is removed where FFmpeg writes one for each
-track, and only the sound needs it. Source: ISO/IEC 14496-12, sections 8.2.2 (mvhd), 8.3.2 (tkhd)
-and 8.6.6 (elst).
+The edit list of a clip's pictures is removed where FFmpeg writes one for each track, and only the
+sound needs it. Source: ISO/IEC 14496-12, sections 8.6.5 (edts) and 8.6.6 (elst).
 
 PyAV shows no side data of a stream. So the configuration record of Dolby Vision is read from the
 file: MP4 and MOV have it in a box of the sample entry, Matroska in a BlockAdditionMapping. Source:
@@ -23,39 +19,9 @@ from typing import BinaryIO
 
 from artifacts.regular_files import open_regular
 
-EDIT_CONTAINERS = {b"moov": 0, b"trak": 0, b"edts": 0}
+EDIT_CONTAINERS = {b"moov": 0, b"trak": 0}
 """Boxes that hold the ones below."""
 HEADER_BYTES = 8
-
-
-def shorten(path: Path, seconds: float) -> None:
-    """End the first track of a file, as FFmpeg writes it, after so many seconds; leave a file that
-    is not longer, or has no edit list. Raises OSError."""
-    with path.open("r+b") as file:
-        place: dict[bytes, int] = {}
-        for name, at in boxes(file, path.stat().st_size, EDIT_CONTAINERS):
-            place.setdefault(name, at)
-        if not {b"mvhd", b"tkhd", b"elst"} <= place.keys():
-            return
-        long = {name: _read(file, at, 1) == b"\1" for name, at in place.items()}
-        # Behind version and flags: creation and modification time, then the time scale.
-        scale = _number(file, place[b"mvhd"] + (20 if long[b"mvhd"] else 12), wide=False)
-        count = _number(file, place[b"elst"] + 4, wide=False)
-        size = 20 if long[b"elst"] else 12
-        # The last entry shows the frames; one before it may be an empty stretch.
-        entry = place[b"elst"] + 8 + (count - 1) * size
-        before = sum(
-            _number(file, place[b"elst"] + 8 + at * size, wide=long[b"elst"])
-            for at in range(count - 1)
-        )
-        duration = int(seconds * scale)
-        if count < 1 or not 0 < duration < _number(file, entry, wide=long[b"elst"]):
-            return
-        _write(file, entry, duration, wide=long[b"elst"])
-        after = 24 if long[b"mvhd"] else 16
-        _write(file, place[b"mvhd"] + after, before + duration, wide=long[b"mvhd"])
-        after = 28 if long[b"tkhd"] else 20
-        _write(file, place[b"tkhd"] + after, before + duration, wide=long[b"tkhd"])
 
 
 def drop_edit_list(path: Path) -> None:
@@ -63,7 +29,7 @@ def drop_edit_list(path: Path) -> None:
     with path.open("r+b") as file:
         walk = boxes(file, path.stat().st_size, EDIT_CONTAINERS)
         place = next(at for name, at in walk if name == b"edts") - HEADER_BYTES
-        size = _number(file, place, wide=False)
+        size = int.from_bytes(_read(file, place, 4), "big")
         file.seek(place + 4)
         file.write(b"free" + bytes(size - HEADER_BYTES))
 
@@ -94,15 +60,6 @@ def boxes(file: BinaryIO, end: int, containers: Mapping[bytes, int]) -> Iterator
 def _read(file: BinaryIO, at: int, count: int) -> bytes:
     file.seek(at)
     return file.read(count)
-
-
-def _number(file: BinaryIO, at: int, *, wide: bool) -> int:
-    return int.from_bytes(_read(file, at, 8 if wide else 4), "big")
-
-
-def _write(file: BinaryIO, at: int, value: int, *, wide: bool) -> None:
-    file.seek(at)
-    file.write(value.to_bytes(8 if wide else 4, "big"))
 
 
 SAMPLE_ENTRIES = (
