@@ -31,7 +31,7 @@ EXTRAS: Mapping[str, Extra] = {
     "bits": Extra("int8 and nf4", ("bitsandbytes",)),
     "bucket": Extra("stores and media in a bucket or on the web", ("obstore",)),
     "export": Extra("export --to onnx", ("onnx", "onnxscript")),
-    "gguf": Extra("--engine gguf and export --to gguf-*", ("gguf", "llama_cpp")),
+    "gguf": Extra("--language-gguf", ("gguf", "llama_cpp")),
     "graphs": Extra("--vision-backend onnx", ("onnxruntime",)),
     "heif": Extra("images in HEIC", ("pillow_heif",)),
     "prefect": Extra("--prefect and deployments", ("prefect", "sqlalchemy", *SERVER)),

@@ -24,8 +24,7 @@ from benchmarks._common import MIB, cells, heads, taken
 from benchmarks._jobs import items_of_own, made_job, own_of
 from benchmarks._quantized import LAYOUTS, quantized
 from benchmarks._shapes import build
-from benchmarks.gguf import exported
-from flows.checkpoint.gguf import gguf_for
+from flows.checkpoint.gguf import GgufUse, gguf_use
 from flows.checkpoint.models import Model
 from flows.checkpoint.precision import resolve_settings, with_gguf
 from flows.machine.launch import DirectLauncher, StageCall
@@ -37,9 +36,11 @@ from flows.planning.ladder import Rung
 from flows.planning.workloads import Workload, workload_of
 from stages.decode.generation import DecodeItem
 from stages.models.encoding import EncodeItem
+from stages.models.half_job import DescribeJob
 from stages.models.hub.checkpoint import Checkpoint
-from stages.models.inspection import describe
+from stages.models.inspection import describe, run_gguf
 from stages.process.events import StageOutcome
+from stages.process.job import job_fields
 from stages.tune import TuneItem
 
 SIDE = 448
@@ -206,9 +207,7 @@ class Desk:
         if not (folder / "config.json").exists():
             build(folder, case.shape, TOKENS)
         kind = case.precision if case.precision.startswith("gguf") else ""
-        if kind:
-            folder = exported(folder, kind)
-        elif case.precision in LAYOUTS:
+        if case.precision in LAYOUTS:
             kind, folder = case.precision, quantized(folder, case.precision)
         if folder not in self._cards:
             self._cards[folder] = describe(folder)
@@ -219,8 +218,8 @@ class Desk:
             requests = {"precision": case.precision}
         config = CaptionConfig(sources=(), model=str(folder), **requests)
         settings = resolve_settings(config, profile, self._device)
-        if use := gguf_for(config, folder, lambda path: ""):
-            language = with_gguf(config, settings["language"][0], use)
+        if case.precision.startswith("gguf"):
+            language = with_gguf(config, settings["language"][0], in_gguf(folder, kind))
             settings = {**settings, "language": (language,)}
         return Model(
             name=case.shape,
@@ -310,6 +309,7 @@ class Desk:
         if half.gguf is not None:
             tokens = self._workload(case, model).tokens + case.new
             arguments |= {"engine": "gguf", "gguf": half.gguf.path, "gguf_tokens": tokens}
+            arguments["gguf_copy"] = half.gguf.copy
         if stage == "tune":
             arguments |= self._trained(case, members)
         arguments = own_of(STAGES[stage].job, arguments)
@@ -356,6 +356,20 @@ class Desk:
 
     def _namespace(self, *parts: Any) -> str:
         return digest_of(["namespace", *map(str, parts)])
+
+
+def in_gguf(folder: Path, kind: str) -> GgufUse:
+    """Return how a run uses the language half of a model in a GGUF file of a kind, which is written
+    unless it is there."""
+    from tests.support.gguf_writer import write_gguf
+    from tests.support.waves import told_by
+
+    path = folder.with_name(f"{folder.name}-{kind}.gguf")
+    if not path.exists():
+        write_gguf(folder, path, kind.removeprefix("gguf-"))
+    sent = told_by(run_gguf, job_fields(DescribeJob(model=str(folder), gguf=str(path))))
+    fields = next(each["file"] for each in sent if each["event"] == "StageNotes")
+    return gguf_use(fields, path=str(path), digest="", copy=f"{path}.copy")
 
 
 def main() -> None:

@@ -95,7 +95,7 @@ def test_sources_stand_anywhere_and_lists_are_split_at_commas() -> None:
                 "convert old ''",
                 "learn ''",
                 "cache rebuild ''",
-                "export a --to gguf-f16 --out ''",
+                "export a --to nf4 --out ''",
             )
         ),
         (["status", "/nowhere"], "no run has written to /nowhere"),

@@ -314,7 +314,6 @@ def test_the_plan_for_programs_holds_all(store: Path, capsys: pytest.CaptureFixt
         device = sum(term["bytes"] for term in terms if term["part"] != "host")
         assert stage["peak_bytes"] == device > 0
     assert set(found["what_fits"]["native"]) == {f"{gib}GiB" for gib in BUDGETS_GIB}
-    assert {"gguf-q8_0", "gguf-q4_k_m", "gguf-q4_0"} < set(found["what_fits"])
     assert found["files"] > 0 and found["waves"] == 1
     assert not found["weights_read"]
 

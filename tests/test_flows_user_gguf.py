@@ -1,7 +1,5 @@
 """`--language-gguf`: what excludes it, that its check is remembered, and captions with it."""
 
-import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +12,13 @@ from flows.checkpoint.models import Model, digests_in, open_model
 from flows.console.display import Display
 from flows.machine.launch import StageCall
 from flows.options.commands import CaptionConfig
-from flows.options.export_config import ExportConfig
-from flows.pipelines import CAPTION, LABEL, TUNE, Pipeline
-from flows.running.export import export
+from flows.pipelines import CAPTION, EXPORTS, GRAPHS, LABEL, TUNE, Pipeline
 from flows.running.run import caption
 from penstock_demo import CHECKPOINT, DUAL_CHECKPOINT
 from penstock_demo.clips import write_clips
-from stages.models.gguf import FILE, FORMAT, MANIFEST
 from stages.models.half_job import DescribeJob
 from stages.process.events import StageOutcome
 from tests.support.described import described
-from tests.support.hostile import copy_of_demo
 from tests.support.inside import Ended, InsideLauncher
 from tests.support.pipeline import read_lines
 from tests.test_flows_published import stating
@@ -67,9 +61,8 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def opened(store: Path, launcher: Any, file: Path, *pipelines: Pipeline, **options: Any) -> Model:
     if not store.exists():
         described(store)
-    config = CaptionConfig(
-        sources=("clip.mp4",), language_gguf=str(file), **{"model": "demo", **options}
-    )
+    given = {"model": "demo", "language_gguf": str(file), **options}
+    config = CaptionConfig(sources=("clip.mp4",), **given)
     made = FolderStore(store)
     return open_model(
         config, *(pipelines or (CAPTION,)), store=made, digests=digests_in(made),
@@ -103,6 +96,7 @@ def test_a_file_is_compared_once_and_keyed_by_its_content(file: Path, tmp_path: 
     ("options", "text"),
     [
         ({"engine": "inflight"}, "--engine inflight: the language half of demo is a GGUF file"),
+        ({"engine": "transformers"}, "--engine transformers: the language half of demo is a GGUF"),
         ({"adapter": "A"}, "A"),
         ({"language_precision": "nf4"}, "--language-precision nf4: the language half of demo"),
         ({"language_gguf": "missing.gguf"}, "missing.gguf: there is no such file"),
@@ -113,54 +107,56 @@ def test_a_file_is_compared_once_and_keyed_by_its_content(file: Path, tmp_path: 
 def test_options_that_exclude_it_are_refused(
     file: Path, tmp_path: Path, options: dict[str, Any], text: str
 ) -> None:
-    given = {"language_gguf": str(file), **options}
     with pytest.raises(PenstockError) as raised:
-        opened(tmp_path / "store", Comparing(), Path(given.pop("language_gguf")), **given)
+        opened(tmp_path / "store", Comparing(), file, **options)
     assert text in raised.value.message and raised.value.hint
 
 
-def test_it_is_neither_trained_nor_used_for_vectors(file: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="cannot be trained"):
-        opened(tmp_path / "store", Comparing(), file, TUNE)
+def test_it_is_not_used_for_vectors(file: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="has no language half that could be replaced"):
         opened(tmp_path / "store", InsideLauncher(), file, LABEL, model=str(DUAL_CHECKPOINT))
 
 
-def test_an_export_has_its_file_already(file: Path, tmp_path: Path) -> None:
-    folder = copy_of_demo(tmp_path / "model")
-    (folder / MANIFEST).write_text(json.dumps({"format": FORMAT}))
-    with pytest.raises(UsageError, match="its language half is a GGUF file already"):
-        opened(tmp_path / "store", InsideLauncher(), file, model=str(folder))
+@pytest.mark.parametrize("pipelines", [(TUNE,), EXPORTS, GRAPHS])
+def test_it_is_neither_trained_nor_exported(
+    file: Path, tmp_path: Path, pipelines: tuple[Pipeline, ...]
+) -> None:
+    with pytest.raises(UsageError, match="cannot be trained or exported"):
+        opened(tmp_path / "store", Comparing(), file, *pipelines)
+
+
+def test_the_engine_without_a_file_names_the_option(file: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="is no GGUF file") as raised:
+        opened(tmp_path / "store", InsideLauncher(), file, language_gguf="", engine="gguf")
+    assert "--language-gguf FILE" in str(raised.value.hint)
 
 
 @pytest.mark.slow
 @pytest.mark.gguf
-def test_a_published_file_captions_as_an_export_does(tmp_path: Path) -> None:
+def test_a_published_file_captions_as_the_checkpoint_does(tmp_path: Path) -> None:
+    from tests.support.gguf_writer import write_gguf
     from tests.support.published_gguf import published, tokens_of
 
     write_clips(tmp_path / "clips", 6, seed=5)
-    message = CaptionConfig(
-        sources=(str(tmp_path / "clips"),), model="demo", store=str(tmp_path / "store")
-    )
-    kind, model = "gguf-f32", tmp_path / "export"
-    request = ExportConfig(model="demo", to=kind, out=str(model), samples=6)
-    assert export(message, request, Display(quiet=True)).accepted
-    own = model / FILE
+    own = write_gguf(CHECKPOINT, tmp_path / "own.gguf")
     file = published(own, tmp_path / "published.gguf", tokens=tokens_of(CHECKPOINT, own))
 
     def rows(name: str, **options: Any) -> list[dict[str, Any]]:
         out = tmp_path / name
-        config = replace(message, out=str(out), **options)
+        config = CaptionConfig(
+            sources=(str(tmp_path / "clips"),), store=str(tmp_path / "store"), out=str(out),
+            **options,
+        )  # fmt: skip
         assert caption(config, Display(quiet=True)).exit_code == 0
         return read_lines(out / "captions.jsonl")
 
     for way in (True, False):
-        source, exported = (
-            stating(each, tmp_path / f"{each.name} {way}", way) for each in (CHECKPOINT, model)
-        )
-        theirs = rows(f"user {way}", model=source, language_gguf=str(file))
-        ours = rows(f"own {way}", model=exported)
-        assert [row["caption"] for row in theirs] == [row["caption"] for row in ours]
-        assert {row["precision"]["language"] for row in theirs} <= {kind, f"{kind} as published"}
+        source = stating(CHECKPOINT, tmp_path / f"model {way}", way)
+        found = rows(f"file {way}", model=source, language_gguf=str(file))
+        expected = rows(f"torch {way}", model=source, language_precision="fp32")
+        same = sum(a["caption"] == b["caption"] for a, b in zip(found, expected, strict=True))
+        assert same >= len(found) - 1  # sums are rounded in another order
+        kinds = {row["precision"]["language"] for row in found}
+        assert kinds <= {"gguf-f32", "gguf-f32 as published"}
     (copy,) = (tmp_path / "store").glob("language-files/*")
     assert copy.stat().st_size < own.stat().st_size + 1000

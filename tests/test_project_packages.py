@@ -176,7 +176,6 @@ COMMANDS = (
     needing("learn captions --anyway", "tune"),
     needing("export demo --to nf4 --out OUT --store store", "bits"),
     needing("export demo --to onnx --out OUT --store store", "export", "graphs"),
-    needing("export demo --to gguf-f16 --out OUT --store store", "gguf"),
     needing("serve --model demo --store store --port 0", "serve"),
     needing("review captions --port 0", "serve"),
     needing("studio media --port 0", "serve"),

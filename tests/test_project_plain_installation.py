@@ -25,7 +25,7 @@ from tests.support.embedding import write_images
 from tests.support.hidden_modules import hiding, undeclared_modules
 from tests.support.pipeline import PENSTOCK, ROOT, SECONDS, read_lines
 from tests.support.tiny_families import FAMILIES
-from tests.support.tiny_tokenizers import KINDS, lines
+from tests.support.tiny_tokenizers import lines, sentences
 
 LABELS = ("cat", "the sky over the sea", "Größe")
 
@@ -63,7 +63,7 @@ def save_siglip(folder: Path) -> Path:
     torch.manual_seed(0)
     hf.SiglipModel(config).eval().save_pretrained(folder)
     hf.SiglipProcessor(image_processor=part, tokenizer=words).save_pretrained(folder)
-    KINDS["llama"]().save(str(folder / "tokenizer.json"))
+    sentences().save(str(folder / "tokenizer.json"))
     return folder
 
 

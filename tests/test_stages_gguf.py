@@ -1,7 +1,6 @@
 """The mapping of language halves to GGUF, headers of GGUF files, and what is said without
 llama.cpp."""
 
-import json
 import random
 import struct
 import subprocess
@@ -24,7 +23,7 @@ from stages.models.gguf import FAMILIES as MAPPED
 from stages.models.gguf import PIECE_TOKENS, ROWS, GgufShape
 from stages.models.gguf import header as library
 from stages.models.gguf.header import read_header
-from stages.models.gguf.mapping import interleaved, mapping_of, parted
+from stages.models.gguf.mapping import mapping_of
 from stages.models.gguf.masks import blocks_of, pieces_of
 from stages.models.halves.routes import load_config
 from tests.support.gguf_bytes import TENSORS, VALUES, Tensor, gguf_bytes, mutations, text
@@ -39,16 +38,16 @@ def config_of(variant: str) -> Any:
 @pytest.mark.parametrize(
     ("variant", "texts"),
     [
-        ("gemma4", "gemma4 with a gemma4_text decoder is not mapped"),
-        ("paligemma:gemma2", "paligemma with a gemma2 decoder is not mapped"),
-        ("qwen3_vl_moe", "qwen3_vl_moe with a qwen3_vl_moe_text decoder is not mapped"),
-        ("exaone4_5", "exaone4_5 with a exaone4 decoder is not mapped"),
+        ("gemma4", "gemma4 with a gemma4_text decoder"),
+        ("paligemma:gemma2", "paligemma with a gemma2 decoder"),
+        ("qwen3_vl_moe", "qwen3_vl_moe with a qwen3_vl_moe_text decoder"),
+        ("exaone4_5", "exaone4_5 with a exaone4 decoder"),
     ],
 )
 def test_a_family_that_no_test_has_compared_is_refused_by_name(variant: str, texts: str) -> None:
     with pytest.raises(UsageError) as raised:
         mapping_of(config_of(variant), "MODEL")
-    assert raised.value.message == f"MODEL cannot be written as GGUF: {texts}"
+    assert raised.value.message == f"MODEL is not mapped to GGUF: {texts}"
 
 
 LLAVA = "llava_onevision"
@@ -74,7 +73,7 @@ def test_a_decoder_that_computes_otherwise_is_refused(
 ) -> None:
     config = config_of(variant)
     setattr(config.text_config, name, value)
-    with pytest.raises(UsageError, match="cannot be written as GGUF") as raised:
+    with pytest.raises(UsageError, match="is not mapped to GGUF") as raised:
         mapping_of(config, "MODEL")
     assert texts in raised.value.message
 
@@ -89,7 +88,7 @@ def test_every_family_is_mapped_or_refused_by_name() -> None:
             mapping_of(config, name)
             mapped.add(config.model_type)
         except UsageError as error:
-            texts = f"{name} cannot be written as GGUF: {config.model_type} with a "
+            texts = f"{name} is not mapped to GGUF: {config.model_type} with a "
             assert error.message.startswith(texts)
     assert mapped == MAPPED
 
@@ -146,17 +145,6 @@ def test_a_block_is_a_piece_of_its_own() -> None:
         (first + 10, first + 510, False),
         (first + 510, first + 600, True),
     ]
-
-
-def test_rows_of_a_head_are_parted_as_llama_cpp_rotates_them() -> None:
-    weight = torch.arange(12.0).unsqueeze(1)  # two heads of six dimensions, four are rotated
-    found = parted(weight, 2, 4).flatten().tolist()
-    assert found == [0, 2, 1, 3, 4, 5, 6, 8, 7, 9, 10, 11]
-
-
-def test_rows_of_a_head_are_interleaved_as_llama_cpp_rotates_them() -> None:
-    weight = torch.arange(8.0).unsqueeze(1)  # two heads of four dimensions
-    assert interleaved(weight, 2).flatten().tolist() == [0, 2, 1, 3, 4, 6, 5, 7]
 
 
 def test_the_demo_has_an_empty_section_for_the_order_of_tokens() -> None:
@@ -379,41 +367,6 @@ def test_damage_drawn_at_random_is_found_or_changes_nothing_that_places_depend_o
             tracemalloc.stop()
         assert peak < MOST_BYTES, (seed, way)
     assert found["refused"] > 0.7 * MUTATIONS, found
-
-
-@pytest.mark.parametrize(
-    ("stated", "ends"),
-    [
-        ([2, 5, 6], {"eos": 2, "eot": 5, "eom": 6}),
-        (5, {"eos": 2, "eot": 5}),
-        ([6, 9, True], {"eos": 2, "eot": 6}),
-        (None, {"eos": 2}),
-    ],
-)
-def test_a_file_states_the_end_tokens_of_generation_config(
-    tmp_path: Path, stated: Any, ends: dict[str, int]
-) -> None:
-    package = pytest.importorskip("gguf", reason="needs the package gguf (make gguf)")
-    from stages.export.gguf import special_vocab
-
-    names = ["<s>", "a", "</s>", "b", "c", "<end of turn>", "<end of message>", "d"]
-    added = [{"id": at, "content": name, "special": True} for at, name in enumerate(names)]
-    tokenizer = {"model": {"type": "BPE", "vocab": {}, "merges": []}, "added_tokens": added}
-    files = {
-        "tokenizer.json": tokenizer,
-        "tokenizer_config.json": {"eos_token": "</s>"},
-        "generation_config.json": {"eos_token_id": stated},
-    }
-    for name, content in files.items():
-        (tmp_path / name).write_text(json.dumps(content))
-    writer = package.GGUFWriter(tmp_path / "made.gguf", "llama")
-    special_vocab(tmp_path, len(names)).add_to_gguf(writer, quiet=True)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.close()
-    fields = package.GGUFReader(tmp_path / "made.gguf").fields
-    found = {kind: fields.get(f"tokenizer.ggml.{kind}_token_id") for kind in ("eos", "eot", "eom")}
-    assert {kind: field.contents() for kind, field in found.items() if field} == ends
 
 
 OVERWRITTEN = """

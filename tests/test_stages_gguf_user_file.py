@@ -1,4 +1,4 @@
-"""Files of other programs: loaded as if exported, or refused by name. Needs `make gguf`."""
+"""Files of llama.cpp's converter: taken, or refused by name. Needs `make gguf`."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from artifacts.errors import EnvironmentFault, UsageError
-from stages.models.gguf import FILE
 from stages.models.halves.features import encode
 from stages.models.halves.load import load_half
 from stages.models.halves.offload import generate
@@ -47,10 +46,11 @@ def opened(folder: Path, file: Path) -> Path:
 
 
 def published(folder: Path, to: Path, **changes: Any) -> Path:
-    """The file that was exported to a folder, as a converter would write it."""
+    """The language half of a folder, as a converter would write it."""
     from tests.support import published_gguf
+    from tests.support.tiny_families.in_gguf import FILE
 
-    return published_gguf.published(folder / "gguf" / FILE, to / "published.gguf", **changes)
+    return published_gguf.published(folder / FILE, to / "published.gguf", **changes)
 
 
 @pytest.mark.parametrize(
@@ -62,28 +62,31 @@ def published(folder: Path, to: Path, **changes: Any) -> Path:
         ("qwen3_vl", False),
         ("qwen2_vl", True),
         ("qwen2_5_vl", True),
+        ("gemma3:windows", False),
+        ("glm4v:half", False),
+        ("lfm2_vl", False),
     ],
 )
-def test_a_published_file_computes_what_an_export_does(
+def test_a_published_file_computes_what_transformers_does(
     variant: str, copied: bool, tmp_path: Path
 ) -> None:
-    from tests.support.tiny_families.in_gguf import exported
+    from tests.support.tiny_families.in_gguf import FILE, written
 
-    model, inputs = exported(variant, tmp_path)
+    model, inputs = written(variant, tmp_path)
     whole, foreign = tmp_path / "whole", published(tmp_path, tmp_path)
     file = opened(whole, foreign)
     assert (file.name == "copy.gguf") == copied
-    expected = logits_of(tmp_path / "gguf", tmp_path / "gguf" / FILE, model, inputs)
+    expected = logits_of(whole, tmp_path / FILE, model, inputs)  # compared in test_..._halves.py
     assert torch.equal(logits_of(whole, file, model, inputs), expected)
     assert opened(whole, foreign) == file  # the copy is used again
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from tests.support.tiny_families.in_gguf import exported
+    from tests.support.tiny_families.in_gguf import written
 
     made = tmp_path_factory.mktemp("qwen2")
-    exported("qwen2_5_vl", made)
+    written("qwen2_5_vl", made)
     return made
 
 
@@ -120,6 +123,38 @@ def test_other_metadata_is_refused_by_name(
         opened(folder / "whole", file)
     assert raised.value.message.startswith(f"{file} does not fit the checkpoint: ")
     assert text in raised.value.message and raised.value.hint
+
+
+def test_the_scale_of_logits_that_no_model_here_applies_is_refused(tmp_path: Path) -> None:
+    """The converter writes the one of the text configuration, which is 0.0625 by default."""
+    from tests.support.tiny_families.in_gguf import written
+
+    written("aya_vision", tmp_path)
+    file = published(tmp_path, tmp_path, changes={"logit_scale": 0.0625})
+    with pytest.raises(UsageError, match=r"its cohere2\.logit_scale is 0\.0625, .* needs 1\.0"):
+        opened(tmp_path / "whole", file)
+
+
+def test_layers_with_windows_in_another_order_than_llama_cpp_implies_are_refused(
+    tmp_path: Path,
+) -> None:
+    from tests.support.tiny_families.in_gguf import written
+
+    written("gemma3", tmp_path)
+    with pytest.raises(UsageError, match=r"its gemma3\.attention\.sliding_window_pattern is "):
+        opened(tmp_path / "whole", published(tmp_path, tmp_path))
+
+
+def test_norms_are_compared_as_the_converter_writes_them(tmp_path: Path) -> None:
+    """It adds 1 to those of Gemma."""
+    from tests.support.published_gguf import numbers_of
+    from tests.support.tiny_families.in_gguf import FILE, written
+
+    written("paligemma", tmp_path)
+    assert opened(tmp_path / "whole", published(tmp_path, tmp_path))
+    stored = numbers_of(tmp_path / FILE, NORM) - 1
+    with pytest.raises(UsageError, match=f"its {NORM} has other values"):
+        opened(tmp_path / "whole", published(tmp_path, tmp_path, weights={NORM: stored}))
 
 
 def test_metadata_that_changes_nothing_is_taken(folder: Path, tmp_path: Path) -> None:
@@ -188,7 +223,7 @@ def noisy(own: Path, name: str, share: float) -> dict[str, Any]:
 def test_other_weights_are_refused_as_those_of_a_fine_tune(
     folder: Path, tmp_path: Path, weights: Weights, text: str
 ) -> None:
-    file = published(folder, tmp_path, weights=weights(folder / "gguf" / FILE))
+    file = published(folder, tmp_path, weights=weights(folder / "language.gguf"))
     with pytest.raises(UsageError) as raised:
         opened(folder / "whole", file)
     assert text in raised.value.message
@@ -201,11 +236,11 @@ def test_a_file_without_a_tensor_is_refused(folder: Path, tmp_path: Path) -> Non
 
 
 def test_a_file_of_another_architecture_is_refused(folder: Path, tmp_path: Path) -> None:
-    from tests.support.tiny_families.in_gguf import exported
+    from tests.support.tiny_families.in_gguf import FILE, written
 
-    exported("llava", tmp_path)
+    written("llava", tmp_path)
     with pytest.raises(UsageError, match=r"architecture is llama, and .* paddleocr or qwen2vl"):
-        opened(folder / "whole", tmp_path / "gguf" / FILE)
+        opened(folder / "whole", tmp_path / FILE)
 
 
 class Words:
@@ -231,7 +266,9 @@ def test_tokens_are_those_of_the_tokenizer(folder: Path, tmp_path: Path) -> None
     rows = header.tensors["token_embd.weight"].shape[0]
     with pytest.raises(UsageError, match=f"it has {rows} tokens"):
         check_tokens(header, Words(*map(str, range(rows + 1))), ())
-    own = read_header(folder / "gguf" / FILE)  # without tokens
+    spaced = read_header(published(folder, tmp_path, tokens=["a", "\n", "   "]))
+    check_tokens(spaced, Words("a", "\n", "▁▁▁"), ())  # one that was added to the vocabulary
+    own = read_header(folder / "language.gguf")  # without tokens
     check_tokens(own, Words("anything"), ())
 
 

@@ -17,7 +17,7 @@ from flows.checkpoint.adapters import (
     read_noted_adapter,
     recorded_adapter,
 )
-from flows.checkpoint.gguf import gguf_for, user_gguf_for
+from flows.checkpoint.gguf import gguf_for
 from flows.checkpoint.graphs import graphs_for
 from flows.checkpoint.precision import (
     BYTES,
@@ -49,7 +49,7 @@ from flows.checkpoint.served import (
 from flows.machine.launch import Launcher
 from flows.options.commands import RunOptions
 from flows.options.media import VideoSamplingOptions
-from flows.options.model import DEMO_MODEL, AdapterOptions, DateOptions, GgufOptions, is_served
+from flows.options.model import DEMO_MODEL, AdapterOptions, DateOptions, is_served
 from flows.pipelines import ASK, CAPTION, Pipeline, makes_vectors
 from stages.models.encoding import FIXED_ROWS
 from stages.models.hub.checkpoint import Checkpoint
@@ -302,9 +302,7 @@ def open_model(
         weights = {s: checkpoint.digest(s) or digest(folder / s) for s in names}
         code = custom_code_fields(folder, trusted=config.trust_remote_code)
         graphs = graphs_for(config, folder, profile, digest, weights, device)
-        gguf = gguf_for(config, folder, digest, *pipelines) if profile.route != "dual" else None
-        if GgufOptions.of(config).language_gguf:
-            gguf = user_gguf_for(describer, profile, small, digest, *pipelines)
+        gguf = gguf_for(describer, profile, small, digest, *pipelines)
     settings = resolve_settings(config, profile, device, graphs.uses)
     if gguf is not None:
         language = with_gguf(config, settings["language"][0], gguf)

@@ -189,7 +189,7 @@ def with_gguf(config: RunOptions, settings: PartSettings, use: GgufUse) -> PartS
         raise UsageError(
             f"--language-precision {requested}: the language half of {config.model} is a GGUF file "
             f"({use.kind})",
-            hint="Leave it out, or export the original with another --to",
+            hint="Leave it out, or give another file",
         )
     each = BYTES.get(settings.dtype, 4)
     return replace(

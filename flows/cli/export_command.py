@@ -6,7 +6,6 @@ import argparse
 import shlex
 import sys
 
-from flows.checkpoint.gguf import gguf_note
 from flows.cli.exit_report import print_result
 from flows.cli.options import config_from
 from flows.cli.plan_command import show
@@ -53,5 +52,3 @@ def _print_result(result: Exported, *, graphs: bool) -> None:
     else:
         use = f"use it with `penstock {shlex.join(used)}`"
     print_lines(f"{result.line()}; {use}")
-    if note := gguf_note(result.out):
-        print_lines(note)

@@ -20,7 +20,6 @@ from artifacts.captions import Failure
 from artifacts.edits import EditsInForce
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.keys import ContentDigests, digest_of
-from artifacts.packages import require_extra
 from artifacts.packs import RecordSet, stored_namespaces
 from artifacts.paths import folder_named
 from artifacts.provenance import anybody, proof_by
@@ -58,7 +57,6 @@ from flows.options.text import (
 from flows.pipelines import CAPTION, PURPOSES, Pipeline, parts_of, with_extras, with_hearing
 from stages.decode.generation import SamplingParams
 from stages.embed import KIND, MIN_COSINE, VERDICT
-from stages.models.gguf import MANIFEST
 from stages.models.hub.quantized import refuse_unread
 from stages.models.hub.resolve import check_name
 from stages.models.hub.transfer import Announce
@@ -296,8 +294,6 @@ def prepare(
     check_packages(config)
     if (folder := Path(config.model).expanduser()).is_dir():
         refuse_unread(config.model, folder)
-        if (folder / MANIFEST).exists():
-            require_extra("gguf", config.model)
     store = open_store(config.store_url)
     files, failures = media_of(config)
     files = [file for file in files if file.place not in left_out]

@@ -19,7 +19,7 @@ from flows.options.model import (
     RecordedAdapterOptions,
     StoreOptions,
 )
-from stages.export import BITSANDBYTES, GGUF, GRAPHS, GROUPS, KINDS, PACKED
+from stages.export import BITSANDBYTES, GRAPHS, GROUPS, KINDS, PACKED
 
 HALVES: dict[str, tuple[Part, ...]] = {
     "vision": ("vision",),
@@ -27,7 +27,6 @@ HALVES: dict[str, tuple[Part, ...]] = {
     "both": ("vision", "language"),
 }
 KINDS_HELP = ", ".join("|".join(kinds) for kinds in (BITSANDBYTES, PACKED, GRAPHS))
-KINDS_HELP += ", gguf-" + "|".join(kind.removeprefix("gguf-") for kind in GGUF)
 OTHERS = ("awq", "gptq")
 """Checkpoint kinds that users request, and that w4a16 replaces."""
 SAMPLES, GROUP = 128, 32
@@ -181,11 +180,6 @@ class ExportConfig(MemoryOptions, StoreOptions, AdapterOptions, ModelOptions):
                 hint="The text half is small and runs once: use --half vision",
             )
         parts = HALVES[half]
-        if self.gguf and (dual or parts != ("language",) or route == "joint"):
-            raise UsageError(
-                f"--to {self.to} writes the language half of a model that runs in halves",
-                hint="Use --to onnx for the vision half, nf4 or int8 for other models",
-            )
         if "vision" in parts and self.packed:
             raise UsageError(
                 f"--to {self.to} is not supported for the vision half: vLLM and SGLang keep it "
@@ -245,11 +239,6 @@ class ExportConfig(MemoryOptions, StoreOptions, AdapterOptions, ModelOptions):
     def packed(self) -> bool:
         """Return whether the checkpoint is of a kind that other programs load."""
         return self.to in PACKED
-
-    @property
-    def gguf(self) -> bool:
-        """Return whether llama.cpp runs the checkpoint's language half."""
-        return self.to in GGUF
 
     @property
     def work(self) -> Path:

@@ -55,7 +55,6 @@ def check_export_packages(request: ExportConfig) -> None:
         "bits": request.to in BITSANDBYTES,
         "export": request.graphs,
         "graphs": request.graphs,
-        "gguf": request.gguf,
     }
     for name in (name for name, needed in extras.items() if needed):
         require_extra(name, f"--to {request.to}")

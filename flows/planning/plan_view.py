@@ -11,8 +11,7 @@ from typing import Any
 
 from artifacts.plurals import counted, first_of
 from artifacts.schema import Part
-from flows.checkpoint.gguf import GgufUse
-from flows.checkpoint.precision import weight_bytes, with_gguf
+from flows.checkpoint.precision import weight_bytes
 from flows.console.lines import duration, gib, table_lines
 from flows.job.job_summary import computed_by
 from flows.machine.budget import Budget
@@ -24,7 +23,6 @@ from flows.planning.ladder import Rung
 from flows.planning.plan import Plan, figures, processes_note
 from flows.planning.sizes import SHOT_SECONDS
 from stages import tune
-from stages.models.gguf import FAMILIES, GgufShape
 
 BUDGETS_GIB = (4, 6, 8, 12, 16, 24)
 PRECISIONS: Mapping[str, dict[str, str]] = {
@@ -33,12 +31,9 @@ PRECISIONS: Mapping[str, dict[str, str]] = {
     "int8": {"precision": "int8"},
     "nf4": {"precision": "nf4"},
     "nf4, vision too": {"precision": "nf4", "vision_precision": "nf4"},
-    **{f"gguf-{name}": {"precision": "native"} for name in ("q8_0", "q4_k_m", "q4_0")},
     "auto": {"precision": "auto"},
 }
 """Row name → its options."""
-BITS = {"gguf-q8_0": 8.5, "gguf-q4_k_m": 5.0, "gguf-q4_0": 4.7}
-"""Kind of a GGUF file → bits per number, scales and a finer embedding table included."""
 MARKS: Mapping[str, Callable[[Rung, Rung], bool]] = {
     "*": lambda first, chosen: (chosen.prefill, chosen.kv) != (first.prefill, first.kv),
     "+": lambda first, chosen: chosen.precision != first.precision,
@@ -81,8 +76,6 @@ def what_fits(request: PlanRequest, device: str) -> dict[str, list[Cell]]:
     seen = set()
     for name, options in () if request.model.served else PRECISIONS.items():
         changed_request = _request_for(request, options, device)
-        if changed_request is not None and name in BITS:
-            changed_request = _in_gguf(changed_request, name)
         if changed_request is None:
             continue
         model = changed_request.model
@@ -100,35 +93,6 @@ def _request_for(request: PlanRequest, options: dict[str, str], device: str) -> 
         changed["language_precision"] = "native"
     stages = tuple(stage for stage in request.stages if stage.part)
     return in_precision(replace(request, device=device, stages=stages), **changed)
-
-
-def _in_gguf(request: PlanRequest, kind: str) -> PlanRequest | None:
-    """Return the request with the language half in a GGUF file that could be exported; None if it
-    cannot be."""
-    model, half = request.model, request.model.profile.language
-    best = model.settings.get("language", (None,))[0]
-    if model.profile.model_type not in FAMILIES or best is None or not best.engine:
-        return None
-    if half.stored_as or best.gguf or best.adapter or half.row_memory is None:
-        return None
-    use = GgufUse(
-        path="",
-        kind=kind,
-        digest="",
-        bytes=round(half.parameters * BITS[kind] / 8),
-        parameters=half.parameters,
-        shape=GgufShape(
-            width=model.profile.feature_width,
-            inner=half.widest_linear,
-            heads=0,
-            whole=False,
-            exact=False,
-        ),
-        replaced=half.parameters,
-    )
-    language = (with_gguf(request.config, best, use),)
-    settings = {**model.settings, "language": language}
-    return replace(request, model=replace(model, settings=settings))
 
 
 def plans_within(request: PlanRequest, size: int) -> dict[str, StagePlan]:

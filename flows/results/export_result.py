@@ -38,10 +38,6 @@ FIGURES = (*VECTORS, "text")
 """Groups of figures in `parity.json`."""
 
 
-WEIGHTS = (".safetensors", ".gguf")
-"""Endings of weight files."""
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Exported:
     """The result of an export."""
@@ -69,8 +65,7 @@ class Exported:
         graphs = self.parity.get("recipe", {}).get("kind") in GRAPHS
         if graphs:
             return sum(path.stat().st_size for path in (self.out / FOLDER).glob("*.onnx*"))
-        weights = (path for path in self.out.iterdir() if path.suffix in WEIGHTS)
-        return sum(path.stat().st_size for path in weights)
+        return sum(path.stat().st_size for path in self.out.glob("*.safetensors"))
 
     @property
     def made(self) -> int:

@@ -84,9 +84,7 @@ BITSANDBYTES = ("nf4", "int8")
 """Kinds that transformers and Penstock load."""
 PACKED = {"w4a16": 4, "w8a16": 8}
 """Kinds that vLLM and SGLang load → bits per number."""
-GGUF = tuple(f"gguf-{kind}" for kind in ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_k_m"))
-"""Kinds whose language half llama.cpp runs."""
-KINDS = (*GRAPHS, *BITSANDBYTES, *PACKED, *GGUF)
+KINDS = (*GRAPHS, *BITSANDBYTES, *PACKED)
 GROUPS = (32, 64, 128)
 """Columns per scale of a packed kind, as vLLM's Marlin kernel supports them."""
 
@@ -96,7 +94,7 @@ class ExportJob(CheckpointJob):
     """The quantized checkpoint to write."""
 
     kind: str
-    """One of BITSANDBYTES, PACKED or GGUF."""
+    """One of BITSANDBYTES or PACKED."""
     parts: tuple[Part, ...]
     """Model parts whose linear layers are quantized."""
     group: int = 0

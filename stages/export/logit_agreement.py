@@ -140,10 +140,8 @@ def run(fields: dict[str, Any], report: EventReporter) -> None:
             make_greedy(half, processor)
             if job.rounded:
                 _round(job, half)
-            ahead = bool(job.half.gguf)  # its decoder returns the last logits alone
-            if not ahead:
-                test = partial(is_bidirectional, half, processor, caption(items[0]))
-                (ahead,) = run_calls(half, [test])
+            test = partial(is_bidirectional, half, processor, caption(items[0]))
+            (ahead,) = run_calls(half, [test])
             ready[half] = forced_logits_stepwise if ahead else forced_logits
         return run_calls(half, [partial(forced, half, item) for item in items])
 

@@ -1,23 +1,15 @@
-"""Runs the stage that writes checkpoints: quantized ones, or ones with a GGUF file."""
+"""Runs the stage that writes quantized checkpoints."""
 
-from importlib import import_module
 from typing import Any
 
-from stages.export import GGUF, ExportJob
+from stages.export import ExportJob, quant_formats
 from stages.process.events import EventReporter
 from stages.process.job import parse_job
 
 
-def _writer(job: ExportJob) -> Any:
-    return import_module(
-        "stages.export.gguf" if job.kind in GGUF else "stages.export.quant_formats"
-    )
-
-
 def warm(fields: dict[str, Any]) -> None:
     """Import what the writer needs before memory is counted."""
-    job = parse_job(ExportJob, fields)
-    _writer(job).warm(job)
+    quant_formats.warm(parse_job(ExportJob, fields))
 
 
 def run(fields: dict[str, Any], report: EventReporter) -> None:
@@ -27,4 +19,4 @@ def run(fields: dict[str, Any], report: EventReporter) -> None:
     """
     job = parse_job(ExportJob, fields)
     with job.files.compared():
-        _writer(job).export(job, report)
+        quant_formats.export(job, report)

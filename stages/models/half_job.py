@@ -57,7 +57,7 @@ class HalfJob:
     """Tokens, prompt and caption, for which each sequence gets room when it is loaded; 0: room is
     made as sequences need it."""
     gguf_copy: str = ""
-    """Path of a copy with another header, made if llama.cpp needs one; empty: it is an export."""
+    """Path of a copy with another header, made if llama.cpp needs one."""
     adapter: str = ""
     """Folder of the adapter to inject into the half; empty: none."""
     adapted: Mapping[str, str] = field(default_factory=dict)

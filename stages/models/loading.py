@@ -210,12 +210,9 @@ class ModelJob(HalfJob):
 
         options: dict[str, Any] = {"as_published": self.as_published, "dtype": torch.float32}
         load = partial(load_half, folder, "language", extra_modules=extra_modules, **options)
-        file = Path(self.gguf)
-        if self.gguf_copy:
-            stored = stored_weights(folder, skeleton)
-            file = fitted(file, config, skeleton, stored, Path(self.gguf_copy))
+        stored = stored_weights(folder, skeleton)
         half = load_with_gguf(
-            file,
+            fitted(Path(self.gguf), config, skeleton, stored, Path(self.gguf_copy)),
             config,
             skeleton,
             lambda paths: load(without=paths),

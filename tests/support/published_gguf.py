@@ -13,9 +13,17 @@ from stages.models.gguf.header import TYPES, GgufHeader, read_header
 TEMPLATE = "{{ ''.__class__.__mro__[1].__subclasses__() }}{{ 9 ** 9 ** 9 }}"
 """A chat template that nobody must render."""
 PUBLISHED = {"paddleocr": "qwen2vl"}
-"""Architecture of an export → the one that converters write for the same models."""
-LEFT_OUT = ("attention.key_length", "attention.value_length", "rope.dimension_count", "vocab_size")
-"""Metadata that converters do not write for these models."""
+"""Architecture that llama.cpp computes → the one that converters write for the same models."""
+SIZES = ("attention.key_length", "attention.value_length")
+LEFT_OUT = {
+    "gemma": ("rope.dimension_count", "rope.freq_base"),
+    "gemma3": (
+        *("rope.dimension_count", "rope.freq_base_swa"),
+        "attention.sliding_window_pattern",
+    ),
+    "glm4": SIZES,
+}
+"""Architecture → metadata that llama.cpp's converter does not write for it."""
 
 
 def published(
@@ -28,8 +36,8 @@ def published(
     without: Sequence[str] = (),
     general: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write the content of an exported file as a converter would. `changes`: metadata without its
-    architecture → other value, or None for none. `weights`: tensors with other numbers.
+    """Write the content of a file of gguf_writer as a converter would. `changes`: metadata without
+    its architecture → other value, or None for none. `weights`: tensors with other numbers.
     `general`: metadata of no architecture."""
     header = read_header(own)
     architecture = PUBLISHED.get(header.architecture, header.architecture)
@@ -76,7 +84,8 @@ def _metadata(header: GgufHeader) -> dict[str, Any]:
     if sections := found.get("rope.dimension_sections"):
         sizes = [size for size in sections if size]
         found["rope.dimension_sections"] = (*sizes, *[0] * (4 - len(sizes)))
-    return {key: value for key, value in found.items() if key not in LEFT_OUT}
+    left_out = LEFT_OUT.get(header.architecture, (*SIZES, "rope.dimension_count"))
+    return {key: value for key, value in found.items() if key not in (*left_out, "vocab_size")}
 
 
 def _add(writer: Any, key: str, value: Any) -> None:
@@ -102,7 +111,7 @@ def numbers_of(own: Path, name: str) -> Any:
 
 
 def tokens_of(checkpoint: Path, own: Path) -> list[str]:
-    """The tokens of a checkpoint's tokenizer, one for each row of an exported file."""
+    """The tokens of a checkpoint's tokenizer, one for each row of a file."""
     from transformers import AutoTokenizer
 
     vocabulary = AutoTokenizer.from_pretrained(str(checkpoint)).get_vocab()

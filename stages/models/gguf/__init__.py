@@ -4,12 +4,6 @@ from dataclasses import dataclass
 
 from artifacts.packages import install_command
 
-FILE = "language.gguf"
-"""Name of the GGUF file in an exported folder."""
-MANIFEST = "gguf.json"
-"""Name of the file beside it that says what it was made from."""
-FORMAT = 2
-"""Version of the manifest."""
 ROWS = 8
 """Rows of every decode step. Idle rows are computed too: llama.cpp rounds products of one row
 otherwise than those of several, so a caption's bytes would depend on what runs beside it."""

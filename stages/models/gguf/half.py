@@ -27,7 +27,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.index.shard import StoredFile
 from stages.models.gguf import ROWS, how_to_install
-from stages.models.gguf.header import HINT, TABLE, GgufHeader
+from stages.models.gguf.header import HEAD, HINT, TABLE, GgufHeader
 from stages.models.gguf.llama_context import READER, Floats, GgufContext, Ints
 from stages.models.gguf.mapping import TextMapping, mapping_of
 from stages.models.gguf.masks import blocks_of
@@ -345,8 +345,12 @@ def core_names(skeleton: Any, mapping: TextMapping) -> dict[str, str | None]:
     architectures = {name: number for number, name in gguf.MODEL_ARCH_NAMES.items()}
     layers = mapping.config.num_hidden_layers
     names = gguf.get_tensor_name_map(architectures[mapping.architecture], layers)
-    return {
+    decoder, head = core_paths(skeleton)
+    found = {
         f"{path}.{own}": names.get_name(f"{inner}.{own}", try_suffixes=(".weight", ".bias"))
-        for path, inner in zip(core_paths(skeleton), ("model", "lm_head"), strict=True)
+        for path, inner in ((decoder, "model"), (head, "lm_head"))
         for own, _ in skeleton.get_submodule(path).named_parameters()
     }
+    if mapping.made.tied:  # the architecture has none, but a checkpoint may store one
+        found[f"{head}.weight"] = HEAD
+    return found

@@ -60,6 +60,8 @@ ALIGNMENT = 32
 ALIGNMENTS = frozenset(1 << power for power in range(5, 17))
 TABLE = "token_embd.weight"
 """Name of the embedding table."""
+HEAD = "output.weight"
+"""Name of the output head."""
 ALIGNMENT_KEY = "general.alignment"
 NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 10: "Q", 11: "q", 12: "d"}
 """Type of a value → its format."""

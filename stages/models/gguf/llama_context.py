@@ -48,7 +48,7 @@ def file_type(header: GgufHeader) -> gguf.LlamaFileType | None:
 
 
 def kind_of(header: GgufHeader) -> str:
-    """Return the kind of a file as that of an export, such as `gguf-q4_k_m`."""
+    """Return the kind of a file, such as `gguf-q4_k_m`."""
     stated = file_type(header)
     name = stated.name.partition("_")[2] if stated is not None else ""
     if not name:  # not stated, or guessed
@@ -96,7 +96,7 @@ class GgufContext:
         if not self._model:
             raise UsageError(
                 f"{path}: llama.cpp cannot load it: {last_words()}",
-                hint="Export it again, or give a file that this version of llama.cpp loads",
+                hint="Convert it again, or give a file that this version of llama.cpp loads",
             )
         self._exact = kind_of(self.header) == EXACT
         self._context: Any = None

@@ -4,9 +4,8 @@ llama.cpp expects of their values.
 Only what a test has compared with transformers is mapped; anything else is refused by name.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -19,7 +18,6 @@ GEMMA_LARGE = 62
 """Layers of the one Gemma 3 whose attention llama.cpp scales by width / heads."""
 SILU = ("silu", "swish", None)
 GELU = ("gelu_pytorch_tanh",)
-Change = Callable[[torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,10 +25,8 @@ class GgufArchitecture:
     """What is peculiar to an architecture of llama.cpp."""
 
     name: str
-    pairs: str = "halves"
-    """Dimensions of a head that are rotated together: `halves` half a head apart, `interleave` for
-    such that llama.cpp expects as neighbors, `part` for neighbors that it expects apart, in which
-    case a part of each head may be rotated."""
+    partial: bool = False
+    """Whether a part of each head may be rotated."""
     by_order: bool = False
     """Whether time positions may fall. llama.cpp judges causality by the first of four positions,
     so that one gets the order of tokens and no share of the rotary dimensions."""
@@ -47,14 +43,14 @@ class GgufArchitecture:
     """Whether the output head is always the embedding table."""
 
 
-LLAMA = GgufArchitecture(name="llama", pairs="interleave", ropes=("default", "linear", "llama3"))
+LLAMA = GgufArchitecture(name="llama", ropes=("default", "linear", "llama3"))
 QWEN2 = GgufArchitecture(name="qwen2")
 PADDLE = GgufArchitecture(name="paddleocr", by_order=True)
 """It computes what `qwen2vl` does, but this version of llama.cpp reads the epsilon of norms for the
 former alone."""
 GEMMA = GgufArchitecture(name="gemma", gemma=True, scales_inputs=True, tied=True)
 GEMMA3 = GgufArchitecture(name="gemma3", gemma=True, windows=True, ropes=("default", "linear"))
-GLM4 = GgufArchitecture(name="glm4", pairs="part")
+GLM4 = GgufArchitecture(name="glm4", partial=True)
 ARCHITECTURES: Mapping[str, GgufArchitecture] = {
     "llama": LLAMA,
     "mistral": LLAMA,
@@ -203,35 +199,12 @@ class TextMapping:
         steps = torch.arange(0, self.head_size, 2, dtype=torch.float32) / self.head_size
         return {"rope_freqs.weight": 1.0 / (self.rope["rope_theta"] ** steps) / scaled}
 
-    def change_of(self, path: str) -> Change:
-        """Return what changes a tensor's values."""
+    def changed(self, path: str, weight: torch.Tensor) -> torch.Tensor:
+        """Return a weight as a GGUF file holds it, but for the order of the rows of a head. `path`:
+        its name in the model."""
         if self.made.gemma and "norm" in path:
-            return lambda weight: weight.float() + 1.0
-        for name, heads in (("q_proj", self.heads), ("k_proj", self.kv_heads)):
-            if f".{name}." not in path:
-                continue
-            if self.made.pairs == "interleave":
-                return partial(interleaved, heads=heads)
-            if self.made.pairs == "part":
-                share = self.rope.get("partial_rotary_factor", 1.0)
-                return partial(parted, heads=heads, rotated=int(self.head_size * share))
-        if path.endswith("conv.conv.weight"):
-            return lambda weight: weight.squeeze(1)
-        return lambda weight: weight
-
-
-def interleaved(weight: torch.Tensor, heads: int) -> torch.Tensor:
-    """Return rows [heads x size, ...] with the two halves of each head interleaved."""
-    halves = weight.reshape(heads, 2, weight.shape[0] // heads // 2, *weight.shape[1:])
-    return halves.swapaxes(1, 2).reshape(weight.shape)
-
-
-def parted(weight: torch.Tensor, heads: int, rotated: int) -> torch.Tensor:
-    """Return rows [heads x size, ...] with the even ones of the first `rotated` of each head before
-    the odd ones."""
-    rows = weight.reshape(heads, -1, *weight.shape[1:])
-    parts = (rows[:, 0:rotated:2], rows[:, 1:rotated:2], rows[:, rotated:])
-    return torch.cat(parts, 1).reshape(weight.shape)
+            return weight.float() + 1.0
+        return weight.squeeze(1) if path.endswith("conv.conv.weight") else weight
 
 
 def mapping_of(config: Any, name: str) -> TextMapping:
@@ -240,22 +213,19 @@ def mapping_of(config: Any, name: str) -> TextMapping:
     text = config.get_text_config(decoder=True)
     made = ARCHITECTURES.get(text.model_type)
     if config.model_type not in FAMILIES or made is None:
-        raise refused(name, f"{config.model_type} with a {text.model_type} decoder is not mapped")
-    if why := _unmapped(text, made):
-        raise refused(name, why)
+        why = f"{config.model_type} with a {text.model_type} decoder"
+    else:
+        why = _unmapped(text, made)
+    if why or made is None:
+        raise UsageError(
+            f"{name} is not mapped to GGUF: {why}",
+            hint="Leave --language-gguf out, or choose a model that docs/gguf.md lists",
+        )
     seen = getattr(config, "vision_config", None)
     return TextMapping(
         made=made,
         config=text,
         deepstack=len(getattr(seen, "deepstack_visual_indexes", None) or ()),
-    )
-
-
-def refused(name: str, why: str) -> UsageError:
-    """Return the error about a model that cannot be written as GGUF."""
-    return UsageError(
-        f"{name} cannot be written as GGUF: {why}",
-        hint="Use --to nf4 or int8; docs/gguf.md lists what is mapped",
     )
 
 
@@ -272,7 +242,7 @@ def _unmapped(text: Any, made: GgufArchitecture) -> str:
     for each, known in ((rope, made.ropes), (near, ("default",))):
         if each.get("rope_type", "default") not in known:
             return f"its rotary positions are scaled ({each['rope_type']})"
-    if rope.get("partial_rotary_factor", 1.0) != 1.0 and made.pairs != "part":
+    if rope.get("partial_rotary_factor", 1.0) != 1.0 and not made.partial:
         return "only a part of its heads is rotated"
     act = getattr(text, "hidden_activation", None) or getattr(text, "hidden_act", None)
     if act not in (GELU if made.gemma else SILU):

@@ -1,8 +1,8 @@
 """Checks that a user's GGUF file is the language half of a checkpoint, and prepares it for
 llama.cpp.
 
-Its metadata must be what an export of the checkpoint would write, its tensors those of the decoder,
-its tokens those of the tokenizer. Two fine-tunes of one model agree in all of that; their norms and
+Its metadata must be what llama.cpp computes the decoder with, its tensors those of the decoder, its
+tokens those of the tokenizer. Two fine-tunes of one model agree in all of that; their norms and
 embeddings differ.
 
 What llama.cpp gets of the file:
@@ -30,17 +30,26 @@ from artifacts.errors import UsageError
 from artifacts.files import HALF
 from artifacts.store import fault_of
 from stages.models.gguf.half import TensorRows, core_names
-from stages.models.gguf.header import END, TABLE, TOKENS, TYPES, GgufHeader, in_line, read_header
+from stages.models.gguf.header import (
+    END,
+    HEAD,
+    TABLE,
+    TOKENS,
+    TYPES,
+    GgufHeader,
+    in_line,
+    read_header,
+)
 from stages.models.gguf.llama_context import file_type
 from stages.models.gguf.mapping import TextMapping, mapping_of
 from stages.models.shards.layout import check_free
 
-EQUIVALENT = {"qwen2vl": "paddleocr"}
+EQUIVALENT = {"qwen2vl": "paddleocr", "mistral3": "llama"}
 """Architecture of a file → the one as which it is loaded: the same computation."""
-HEAD = "output.weight"
 SECTIONS = "rope.dimension_sections"
-COMPARED = frozenset({"llama", "qwen2", "qwen3", "qwen3vl", "paddleocr"})
-"""Architectures whose files, as other programs write them, a test has compared."""
+WINDOWED = "attention.sliding_window_pattern"
+PERIODS = {"gemma3": 6, "cohere2": 4}
+"""Architecture → one in so many layers sees all tokens, if a file does not state which."""
 UNREAD = frozenset({"context_length", "vocab_size"})
 """Metadata that changes no logits."""
 NEUTRAL: Mapping[str, Any] = {
@@ -51,12 +60,11 @@ NEUTRAL: Mapping[str, Any] = {
     "expert_count": 0,
     "expert_used_count": 0,
 }
-"""Metadata that a file may have beyond that of an export → the value that changes nothing."""
+"""Metadata that a file may have beyond what is needed → the value that changes nothing."""
 SAMPLES = 64
 """Rows of the embedding table that are compared."""
 CLOSE, CLOSE_IN_FEW_BITS = 0.99, 0.9
 """Least cosine of two embedding tables, and that of types with less than 4 bits a number."""
-ONLY_EXPORTS = "Export the checkpoint: penstock export MODEL --to gguf-q8_0 --out DIR"
 ANOTHER = "has other values than the checkpoint's, as those of another fine-tune are"
 ROUNDING = 1e-3
 """Largest relative difference of norms, which are rounded to the checkpoint's type."""
@@ -69,11 +77,7 @@ def compared(
 ) -> tuple[GgufHeader, TextMapping]:
     """Compare a file with a checkpoint, of whose weights those in `stored` are local. Return its
     header, and how the checkpoint's decoder is mapped. Raises UsageError."""
-    header = read_header(file)
-    try:
-        mapping = mapping_of(config, "the checkpoint")
-    except UsageError as error:
-        raise unfit(header, error.message, "docs/gguf.md lists the models") from error
+    header, mapping = read_header(file), mapping_of(config, "the checkpoint")
     _check_file(header, skeleton, mapping)
     _check_weights(header, skeleton, mapping, stored)
     return header, mapping
@@ -83,8 +87,6 @@ def _check_file(header: GgufHeader, skeleton: Any, mapping: TextMapping) -> None
     """Compare metadata and tensors with those that the checkpoint's decoder has. Raises
     UsageError."""
     found, own = header.architecture, mapping.architecture
-    if own not in COMPARED:
-        raise unfit(header, f"files of {own} are not supported", ONLY_EXPORTS)
     known = [own, *(name for name, same in EQUIVALENT.items() if same == own)]
     if found not in known:
         raise unfit(
@@ -109,7 +111,7 @@ def _check_file(header: GgufHeader, skeleton: Any, mapping: TextMapping) -> None
 
 
 def own_metadata(mapping: TextMapping, rows: int) -> dict[str, Any]:
-    """Return what an export of the decoder would write: key without the architecture → value."""
+    """Return what llama.cpp computes the decoder with: key without the architecture → value."""
     writer = gguf.GGUFWriter("", mapping.architecture)
     mapping.add_metadata(writer, rows)
     prefix = f"{mapping.architecture}."
@@ -127,8 +129,11 @@ def _check_metadata(header: GgufHeader, mapping: TextMapping) -> None:
         "attention.key_length": width // heads,
         "attention.value_length": width // heads,
         "rope.dimension_count": expected.get("attention.key_length", width // heads),
-        "rope.freq_base": 10000.0,
+        **dict.fromkeys(("rope.freq_base", "rope.freq_base_swa"), 10000.0),
     }
+    if period := PERIODS.get(header.architecture):
+        layers = range(1, expected["block_count"] + 1)
+        implied[WINDOWED] = tuple(layer % period > 0 for layer in layers)
     for key in sorted((expected.keys() | stated.keys()) - UNREAD):
         found = stated.get(key, implied.get(key) if key in expected else None)
         wanted = expected.get(key, NEUTRAL.get(key))
@@ -150,16 +155,23 @@ def _equal(key: str, found: Any, wanted: Any) -> bool:
 
 def expected_shapes(skeleton: Any, mapping: TextMapping) -> dict[str, tuple[int, ...]]:
     """Return the tensors of the decoder and the output head: name in a GGUF file → shape."""
-    found = {name: tuple(weight.shape) for name, _, weight in _weights(skeleton, mapping)}
+    found = {
+        name: tuple(mapping.changed(path, weight).shape)
+        for name, path, weight in _weights(skeleton, mapping)
+    }
     return found | {name: tuple(values.shape) for name, values in mapping.added().items()}
 
 
 def _weights(skeleton: Any, mapping: TextMapping) -> Iterator[tuple[str, str, torch.Tensor]]:
     """Yield each weight of the decoder and the output head: its name in a GGUF file, its path in
-    the model, and itself."""
+    the model, and itself. Raises UsageError for one that has no place there."""
     for path, name in core_names(skeleton, mapping).items():
-        if name is not None:
-            yield name, path, skeleton.get_parameter(path)
+        if name is None:
+            raise UsageError(
+                f"--language-gguf: files of {mapping.architecture} have no place for {path}",
+                hint="Leave it out: this decoder is not mapped to GGUF",
+            )
+        yield name, path, skeleton.get_parameter(path)
 
 
 def check_tokens(header: GgufHeader, tokenizer: Any, placeholders: Collection[str]) -> None:
@@ -175,7 +187,8 @@ def check_tokens(header: GgufHeader, tokenizer: Any, placeholders: Collection[st
     tokens = ended.split(END, last + 1)[:-1]
     for token, at in sorted(vocabulary.items(), key=lambda each: each[1]):
         found = tokens[at].decode() if at < len(tokens) else None
-        if found != token and token not in placeholders:
+        # llama.cpp's converter writes spaces as such in tokens that were added to the vocabulary.
+        if found not in (token, token.replace("▁", " ")) and token not in placeholders:
             raise unfit(header, f"its token {at} is {found!r}, and the tokenizer's {token!r}")
 
 
@@ -189,7 +202,8 @@ def _check_weights(header: GgufHeader, skeleton: Any, mapping: TextMapping, stor
             # Without a head of its own, the file's embedding table is the head.
             _check_table(header, name if name in header.tensors else TABLE, file, own)
         elif weight.ndim == 1 and name.endswith("norm.weight"):
-            found, wanted = TensorRows(header, name).numbers()[0], _rows(file, own, None)
+            found = TensorRows(header, name).numbers()[0]
+            wanted = mapping.changed(path, _rows(file, own, None)).numpy()
             if not np.allclose(found, wanted, ROUNDING, ROUNDING * np.abs(wanted).max()):
                 raise unfit(header, f"its {name} {ANOTHER}")
 
@@ -202,7 +216,7 @@ def _check_table(header: GgufHeader, name: str, file: Path, own: str) -> None:
         return  # quantized
     rows = min(shape[0], tensor.shape[0])
     ids = np.unique(np.linspace(0, rows - 1, SAMPLES).astype(np.int64)).tolist()
-    found, wanted = TensorRows(header, name).numbers(ids), _rows(file, own, ids)
+    found, wanted = TensorRows(header, name).numbers(ids), _rows(file, own, ids).numpy()
     lengths = np.linalg.norm(found, axis=1) * np.linalg.norm(wanted, axis=1)
     cosines = (found * wanted).sum(1)[lengths > 0] / lengths[lengths > 0]
     _, block, size = TYPES[tensor.type]
@@ -211,14 +225,15 @@ def _check_table(header: GgufHeader, name: str, file: Path, own: str) -> None:
         raise unfit(header, f"its {name} {ANOTHER}")
 
 
-def _rows(file: Path, name: str, ids: list[int] | None) -> Any:
+def _rows(file: Path, name: str, ids: list[int] | None) -> torch.Tensor:
     """Return a vector, or rows of a matrix, of a checkpoint."""
     # Not mapped: a writable map counts fully against a memory limit.
     with safe_open(file, "pt", backend="pread") as weights:
         if ids is None:
-            return weights.get_tensor(name).float().numpy()
+            vector: torch.Tensor = weights.get_tensor(name)
+            return vector.float()
         matrix = weights.get_slice(name)
-        return torch.cat([matrix[at : at + 1] for at in ids]).float().numpy()
+        return torch.cat([matrix[at : at + 1] for at in ids]).float()
 
 
 def unfit(header: GgufHeader, why: str, hint: str = "") -> UsageError:

@@ -82,12 +82,6 @@ def half_turned(prefix: str, video: bool = False, **vision: Any) -> Built:
     return finish(model_of(config), stream(1, False), types="mm_token_type_ids")
 
 
-def with_words() -> Built:
-    """A model with as many tokens as a tokenizer of tests/support/tiny_tokenizers."""
-    config = config_of("Llava", llama(vocab_size=1000), clip(), **INDEX)
-    return finish(model_of(config), {"pixel_values": noise(1)}, wrap=False)
-
-
 def scaled(rope: dict[str, Any]) -> Built:
     config = config_of("Llava", llama(rope_parameters=rope), clip(), **INDEX)
     return finish(model_of(config), {"pixel_values": noise(1)}, wrap=False)
@@ -101,7 +95,6 @@ VARIANTS: dict[str, Callable[[], Built]] = {
     "paligemma:prefix": prefixed,
     "glm4v:half": lambda: half_turned("Glm4v"),
     "glm46v:half": lambda: half_turned("Glm46V", model_type="glm4v_vision"),
-    "llava:words": with_words,
     "llava:llama3": lambda: scaled(LLAMA3),
     "llava:linear": lambda: scaled(LINEAR),
 }

@@ -9,20 +9,18 @@ import torch
 
 from stages.decode.engines.inflight.engine import choose_layout, reference_of
 from stages.decode.engines.inflight.prefill import prefill_row
-from stages.export import ExportJob
-from stages.export.run import run as export
-from stages.models.gguf import FILE, ROWS
+from stages.models.gguf import ROWS
 from stages.models.gguf.half import load_with_gguf
 from stages.models.halves.features import encode
 from stages.models.halves.load import load_half
 from stages.models.halves.offload import generate
 from stages.models.halves.routes import config_and_class, skeleton_of
-from stages.process.job import job_fields
+from tests.support.gguf_writer import write_gguf
 from tests.support.tiny_families.for_gguf import VARIANTS
 from tests.support.tiny_families.in_slots import LIMITS, LONGER, alone, greedy, in_slots, longer
-from tests.support.waves import events
 
 TOKENS = 24
+FILE = "language.gguf"
 
 
 class Judged(NamedTuple):
@@ -46,34 +44,26 @@ class Dictated:
         return forced
 
 
-def exported(variant: str, folder: Path, kind: str = "gguf-f32") -> tuple[Any, Any]:
-    """Export a variant to `folder/gguf`, and return the whole model and its inputs. Raises
-    UsageError for one that is not mapped."""
+def written(variant: str, folder: Path, kind: str = "f32") -> tuple[Any, Any]:
+    """Save a variant in `folder/whole`, and its language half in FILE beside it. Return the whole
+    model and its inputs. Raises UsageError for one that is not mapped."""
     torch.manual_seed(3)
     model, inputs = VARIANTS[variant]()
     model = _with_norms(model).float().eval()
     model.generation_config.eos_token_id = None
     model.save_pretrained(folder / "whole")
-    job = ExportJob(
-        model=str(folder / "whole"),
-        recipe={"test": variant},
-        folder=str(folder / "gguf"),
-        kind=kind,
-        parts=("language",),
-    )
-    with events() as (report, _):
-        export(job_fields(job), report)
+    write_gguf(folder / "whole", folder / FILE, kind)
     return model, inputs
 
 
 def loaded(folder: Path) -> Any:
-    """Return the language half that was exported to `folder/gguf`."""
-    config, cls = config_and_class(folder / "gguf", False)
+    """Return the language half that was saved in a folder, with its decoder in llama.cpp."""
+    config, cls = config_and_class(folder / "whole", False)
     half = load_with_gguf(
-        folder / "gguf" / FILE,
+        folder / FILE,
         config,
         skeleton_of(config, cls),
-        lambda paths: load_half(folder / "gguf", "language", without=paths, dtype=torch.float32),
+        lambda paths: load_half(folder / "whole", "language", without=paths, dtype=torch.float32),
     )
     half.generation_config.eos_token_id = None
     return half
@@ -82,7 +72,7 @@ def loaded(folder: Path) -> Any:
 def judged_in_slots(variant: str, folder: Path) -> str:
     """Return `same` if sequences in slots generate the tokens that each generates alone and the
     engine check passes, else why not."""
-    model, _ = exported(variant, folder)
+    model, _ = written(variant, folder)
     half, items = loaded(folder), []
     for seed, more in enumerate(LONGER):
         torch.manual_seed(seed)
@@ -101,7 +91,7 @@ def judged_in_slots(variant: str, folder: Path) -> str:
 
 def judged_in_gguf(variant: str, folder: Path) -> Judged:
     """Return how close a variant comes. Raises UsageError for one that is not mapped."""
-    model, inputs = exported(variant, folder)
+    model, inputs = written(variant, folder)
     half = loaded(folder)
     options: dict[str, Any] = {"max_new_tokens": TOKENS, "do_sample": False, "pad_token_id": 0}
     options |= {"output_logits": True, "return_dict_in_generate": True}
