@@ -8,14 +8,13 @@ import torch
 import penstock
 from artifacts.store import open_store
 from flows.checkpoint.graphs import missing_libraries
-from flows.cli.doctor_command import _device, _memory, lines, measured_lines
+from flows.cli.doctor_command import _device, _memory, lines
 from flows.cli.main import main
 from flows.machine.launch import DirectLauncher, StageCall, run_with_restarts
 from stages.convert import ConvertJob
 from tests.support import gpus
 from tests.support.described import spare_processes
 from tests.support.fake_gpu.state import Machine
-from tests.support.machines import machine
 from tests.support.pickled import (
     drawn,
     tensors_of,
@@ -84,22 +83,6 @@ def test_a_limit_around_the_process_is_told(tmp_path: Path) -> None:
     assert _memory(proc, system).startswith("5.0 GB of 8.0 GB free: the limit of this control")
 
 
-def test_figures_are_told_in_units_that_people_know_and_what_lacks_with_its_reason() -> None:
-    shown = "\n".join(measured_lines(machine()))
-    # 512 tokens in 128 ns a parameter: 8 GFLOP/s. One token in 1 ns: 1 G parameters/s.
-    assert "fp32    8 GFLOP/s in prefill, 1 G parameters/s in decode" in shown
-    assert "nf4" in shown and "10 M parameters/s quantized while loading" in shown
-    assert "1085 frames/s of 720p H.264, 16.7 JPEGs/s of 12 megapixels" in shown
-    late = "there was no time left"
-    missing = {"passes nf4": late, "video_pixels": late, "passes int8": "RuntimeError: no kernel"}
-    lines = list(measured_lines(machine(missing=missing, video_pixels=0.0)))
-    assert (
-        f"  without computing in nf4, frames of videos, which plans call unknown: {late}" in lines
-    )
-    assert "  without computing in int8, which plans call unknown: RuntimeError: no kernel" in lines
-    assert "  media   16.7 JPEGs/s of 12 megapixels" in lines
-
-
 def test_doctor_names_device_memory_store_and_a_server_that_does_not_answer(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -110,8 +93,6 @@ def test_doctor_names_device_memory_store_and_a_server_that_does_not_answer(
         assert word in shown
     assert "secret" not in shown
     assert "tensorrt" not in shown, "no driver responds"
-    assert main(["doctor", "--model", "demo"]) == 2
-    assert "--model needs --measure" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -146,5 +127,5 @@ def test_a_store_that_cannot_be_written_is_named_after_the_rest(
     monkeypatch.setenv("PENSTOCK_STORE", str(blocked / "store"))
     assert main(["doctor"]) == 5
     printed = capsys.readouterr()
-    assert "\nmeasured" in printed.out
+    assert "\nstore " in printed.out
     assert "PENSTOCK_STORE" in printed.err and "--out" not in printed.err

@@ -16,9 +16,7 @@ import pytest
 from PIL import Image
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from artifacts.errors import UsageError
 from flows.deployments.server import client_settings, databases, own_login
-from flows.planning.machine import find_machine
 from stages.process.fork_client import child_environment
 from tests.support.commands import completed
 from tests.support.media import write_video
@@ -345,18 +343,6 @@ def test_relative_folders_of_the_user_stay_theirs(
     made = child_environment()
     assert made["HF_HOME"] == str(tmp_path / "hub")
     assert (made["TMPDIR"], made["PENSTOCK_STORE"]) == ("~/t", "s3://b/f")
-
-
-def test_a_user_without_a_home_has_nothing_remembered_of_this_machine(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setenv("HOME", "~nobody-of-that-name")
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    try:
-        found = str(find_machine("cpu")[0])
-    except UsageError as error:
-        found = str(error)
-    assert found == "None"
 
 
 CLOSED = """

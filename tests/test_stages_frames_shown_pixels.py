@@ -30,7 +30,6 @@ READERS = {
     "stages/sound/track.py",  # the same
     "stages/frames/formats.py",  # maps what both decoded
     "stages/sift/run.py",  # looks at the mode only
-    "stages/memory/measure.py",
 }
 """Everything of the program that may decode pixels: others ask the first two."""
 HEIGHT, WIDTH = 40, 64

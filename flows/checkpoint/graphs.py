@@ -202,7 +202,7 @@ def _if_faster(config: RunOptions, found: GraphsFound, device: str) -> GraphsFou
     vision = found.uses["vision"]
     speed = graph_speed(device, vision.digest, vision.provider)
     if speed is None:
-        advice = f"penstock doctor --measure --model {config.model}"
+        advice = f"penstock doctor --model {config.model}"
         return GraphsFound(
             {}, _torch_note(config, f"its graphs were not measured on this machine; run {advice}")
         )

@@ -180,7 +180,6 @@ def add_convert(parser: argparse.ArgumentParser) -> None:
 
 def add_doctor(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--measure", action="store_true", help="measure speeds for plans (less than 30 s)")
     add("--model", default="", metavar="DIR", help="also compare this model's graphs with torch")
 
 

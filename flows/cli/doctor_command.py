@@ -1,6 +1,4 @@
-"""Implements `penstock doctor`: lists what this machine has, what blocks a run, and measured
-speeds.
-"""
+"""Implements `penstock doctor`: lists what this machine has, and what blocks a run."""
 
 import argparse
 import os
@@ -9,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from artifacts.errors import EnvironmentFault, UsageError, redacted
+from artifacts.errors import EnvironmentFault, redacted
 from artifacts.store import Store, open_store, prepare_store
 from flows.checkpoint.graphs import INSTALL_HINT, GraphSpeed, missing_libraries, tensorrt_version
 from flows.checkpoint.precision import FLASH_CAPABILITY, flash_installed, no_bfloat16
@@ -20,7 +18,6 @@ from flows.machine.gpus import select_devices
 from flows.machine.launch import DirectLauncher, answers, fault_of_api
 from flows.machine.versions import cpu_has_bfloat16, package_lines, versions
 from flows.options.model import default_store
-from flows.planning.machine import ADVICE, Machine, find_machine, measure
 from flows.planning.sizes import time_graphs
 from stages.process.device import (
     LOCKS,
@@ -48,35 +45,20 @@ ROW = "{:11s}{}"
 LOCAL_API = "http://127.0.0.1:4200/api"
 """Where `make server` listens."""
 INNER = "  {:8s}{}"
-FIGURES = {
-    "video_pixels": "frames of videos",
-    "picture_pixels": "frames of images",
-    "passes": "computing in",
-    "quantize": "quantizing to",
-}
-"""Kind of a measurement → what plans cannot estimate without it."""
 
 
 def doctor_command(given: argparse.Namespace) -> int:
-    """Describe the machine, and measure it on request. Raises EnvironmentFault if a run cannot
-    work."""
-    if given.model and not given.measure:
-        raise UsageError("--model needs --measure", hint="Add --measure")
+    """Describe the machine, and time the graphs of a model on request. Raises EnvironmentFault if a
+    run cannot work."""
     device, store = device_name(), open_store(default_store())
     print_lines(*lines(device, store))
-    if not given.measure:
-        print_lines(*measured_lines(*find_machine(device)))
     _check_store(store)
     check_device(device, force=True)
-    if given.measure:
+    if given.model:
         display = Display()
-        display.print_line("measuring this machine …")
-        measure(device, store.local, DirectLauncher(display.on_event))
-        if given.model:
-            display.print_line(f"measuring the graphs of {given.model} …")
-            speed = time_graphs(given.model, device, store, DirectLauncher(display.on_event))
-            print_lines(_graphs(given.model, speed))
-        print_lines(*measured_lines(*find_machine(device)))
+        display.print_line(f"measuring the graphs of {given.model} …")
+        speed = time_graphs(given.model, device, store, DirectLauncher(display.on_event))
+        print_lines(_graphs(given.model, speed))
     return 0
 
 
@@ -98,7 +80,7 @@ def _graphs(model: str, speed: GraphSpeed) -> str:
 
 
 def lines(device: str, store: Store) -> Iterator[str]:
-    """Yield the description of the machine, without measurements."""
+    """Yield the description of the machine."""
     bf16 = "with" if cpu_has_bfloat16() else "without"
     yield ROW.format("python", f"{platform.python_version()} in {sys.prefix}")
     yield ROW.format("machine", f"{cores()} cores {bf16} bfloat16")
@@ -175,45 +157,3 @@ def _prefect() -> str:
         fault = fault_of_api(api) or "start it, or unset PREFECT_API_URL"
         state = f"does not respond: {fault}"
     return f"{redacted(api)} {state}"
-
-
-def measured_lines(machine: Machine | None, why: str = "") -> Iterator[str]:
-    """Yield the measurements, or why there are none and what to do."""
-    if machine is None:
-        yield ROW.format("measured", f"no: {why}, so plans have no times; {ADVICE}")
-        return
-    retry = f"; {why}, so measure again when it is quiet" if why else ""
-    yield ROW.format("measured", f"{machine.measured}{retry}")
-    for precision in machine.passes:
-        yield INNER.format(precision, _speed(machine, precision))
-    reads, writes = (size(round(rate)) for rate in (machine.disk_read, machine.disk_write))
-    yield INNER.format("disk", f"reads {reads}/s, writes {writes}/s")
-    if machine.to_device:
-        to, back = (size(round(rate)) for rate in (machine.to_device, machine.from_device))
-        yield INNER.format("copies", f"to the GPU {to}/s, back {back}/s")
-        yield INNER.format("context", f"{size(machine.context_bytes)} of the GPU per process")
-    if media := _media(machine):
-        yield INNER.format("media", media)
-    yield INNER.format("start", f"{machine.start_seconds:.1f} s per stage that loads a model")
-    lacks: dict[str, list[str]] = {}
-    for name, why in machine.missing.items():
-        kind, _, precision = name.partition(" ")
-        if kind in FIGURES:
-            lacks.setdefault(why, []).append(f"{FIGURES[kind]} {precision}".rstrip())
-    for why, figures in lacks.items():
-        yield INNER.format("without", f"{', '.join(figures)}, which plans call unknown: {why}")
-
-
-def _speed(machine: Machine, precision: str) -> str:
-    giga, steps = machine.flops(precision) / 1e9, machine.parameters(precision) / 1e9
-    made = machine.quantize.get(precision)
-    loading = f", {made / 1e6:.0f} M parameters/s quantized while loading" if made else ""
-    return f"{giga:,.0f} GFLOP/s in prefill, {steps:.3g} G parameters/s in decode{loading}"
-
-
-def _media(machine: Machine) -> str:
-    frames = machine.video_pixels / (1280 * 720)
-    jpegs = machine.cores * machine.picture_pixels / 12e6
-    rates = [f"{frames:.0f} frames/s of 720p H.264"] if frames else []
-    rates += [f"{jpegs:.1f} JPEGs/s of 12 megapixels"] if jpegs else []
-    return ", ".join(rates)

@@ -80,7 +80,6 @@ ENTRIES: Mapping[str, str] = {
     "cut": "stages.frames.cut:run",
     "cut_live": "stages.frames.live:run",
     "sound_live": "stages.sound.run:run_live",
-    "measure": "stages.memory.measure:run",
     "probe": "stages.process.device_limit:run",
 }
 """Stage name → function that its process calls."""

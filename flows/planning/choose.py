@@ -31,7 +31,6 @@ from flows.planning.costs import estimate, rungs_of
 from flows.planning.costs.encode import recordings_term
 from flows.planning.estimate import StageEstimate
 from flows.planning.ladder import Rung
-from flows.planning.machine import find_machine
 from flows.planning.sizes import Estimate, estimates
 from flows.planning.workloads import (
     Workload,
@@ -158,13 +157,10 @@ def plan_request_of_model(
 
 
 def context_of(device: str) -> int:
-    """Return the bytes that a GPU's driver takes per process: as `doctor --measure` found, or the
-    test before the first run on this GPU."""
-    if not device.startswith("cuda"):
-        return CONTEXT_BYTES
-    machine, _ = find_machine(device)
-    measured = machine.context_bytes if machine else 0
-    return measured or probed_context_bytes(device) or CONTEXT_BYTES
+    """Return the bytes that a GPU's driver takes per process, as the test before the first run on
+    this GPU found."""
+    probed = probed_context_bytes(device) if device.startswith("cuda") else 0
+    return probed or CONTEXT_BYTES
 
 
 def stage_plans(

@@ -4,7 +4,7 @@ It builds the ladder of the job. A stage starts on a stored rung, or on the plan
 also supplies the advice for the end of the ladder. It starts no stage, and no process but the one
 that reads a model's profile.
 
-On a machine with measurements it also estimates the remaining time.
+It also estimates the remaining time, where an earlier run noted seconds.
 """
 
 from collections.abc import Callable, Mapping, Sequence, Set
@@ -18,7 +18,7 @@ from artifacts.errors import CannotFit
 from artifacts.store import open_store
 from flows.checkpoint.models import Model
 from flows.checkpoint.precision import precision_note
-from flows.console.lines import duration, gib
+from flows.console.lines import gib
 from flows.job.card_sampling import with_card_sampling
 from flows.job.job_summary import context_note, halves, notes
 from flows.job.pass_mode import replanned_once
@@ -45,76 +45,13 @@ from flows.planning.choose import (
     stage_plans,
 )
 from flows.planning.context_check import context_notes, refuse_beyond_context, standard_notes
-from flows.planning.costs import COSTS, rungs_of
+from flows.planning.costs import rungs_of
 from flows.planning.ladder import Ladder, OnMove, Remembered, Rung, sizes
-from flows.planning.machine import ADVICE, Machine, find_machine, seconds
 from flows.planning.sizes import CLIP_BYTES, Estimate, clip_pixels, estimates
 from flows.planning.store_limit import StoreLimit, planned_waves, store_limit
-from flows.planning.workloads import remaining_work
+from flows.planning.times import Times, times_of
 from stages.process.device import device_uuid
 from stages.process.job import StageSpec
-
-
-def stage_seconds(
-    job: Job,
-    rungs: Mapping[str, Rung],
-    found: Sequence[Estimate],
-    machine: Machine,
-    new: int,
-) -> dict[str, float | None]:
-    """Return the seconds of each stage, with captions of `new` tokens; None if a needed measurement
-    is missing."""
-    left = remaining_work(job, found)
-    work = {
-        stage: COSTS[stage].work_left(job.model, rung, left, new) for stage, rung in rungs.items()
-    }
-    return {stage: seconds(machine, each) for stage, each in work.items()}
-
-
-CLIP_DECODES = 8
-"""Time of an exact clip in decodes of its frames (docs/performance.md)."""
-
-
-def clip_seconds(device: str, pixels: float) -> float | None:
-    """Return the seconds of making exact clips with so many pixels, if this machine was measured.
-    One core is left free."""
-    machine, _ = find_machine(device)
-    if machine is None or not machine.video_pixels:
-        return None
-    share = max(1, machine.cores - 1) / machine.cores
-    return CLIP_DECODES * pixels / (machine.video_pixels * share)
-
-
-Times = tuple[dict[str, float | None] | None, str]
-"""Stage → seconds, None if unknown; None without measurements. Then the same as text."""
-
-
-def times_of(
-    job: Job,
-    rungs: Mapping[str, Rung],
-    found: Sequence[Estimate],
-    processes: Callable[[Rung], int] = lambda rung: 1,
-) -> Times:
-    """Return the remaining time of a job, if this machine was measured. `rungs`: starting rung of
-    each stage. `found`: estimate of each medium. `processes`: as in Ladder."""
-    machine, why = find_machine(job.device)
-    if machine is None:
-        return None, f"unknown: {why}; {ADVICE}"
-    new = EngineOptions.of(job.config).max_new_tokens
-    each = {
-        stage: None if alone is None else alone / processes(rungs[stage])
-        for stage, alone in stage_seconds(job, rungs, found, machine, new).items()
-    }
-    bound = {stage: "up to " * STAGES[stage].uses_token_limit for stage in each}
-    texts = [
-        f"{stage} {'unknown' if s is None else bound[stage] + duration(s)}"
-        for stage, s in each.items()
-    ]
-    line = ", ".join(texts)
-    if any(STAGES[stage].uses_token_limit for stage in each):
-        line += f" (captions of {new} tokens)"
-    unknown = f"what is unknown could not be measured; {ADVICE}" if None in each.values() else ""
-    return each, "; ".join(filter(None, [line, why, unknown]))
 
 
 def ladder_of(job: Job, on_move: OnMove) -> Ladder:
@@ -311,7 +248,7 @@ class Plan:
         if self.job is None or not self.stage_plans:
             return None, ""
         rungs = {stage: choice.chosen.rung for stage, choice in self.stage_plans.items()}
-        return times_of(self.job, rungs, self.expected, self.processes)
+        return times_of(self.job, self.expected, lambda stage: self.processes(rungs[stage]))
 
     @property
     def together(self) -> Mapping[str, int]:
@@ -481,7 +418,6 @@ def _of_job(plan: Plan, job: Job) -> dict[str, Any]:
         "max_store": plan.limit.line(waves) if plan.limit else "",
         "free_bytes": job.store.free_bytes(),
         "clip_bytes": round(clips * CLIP_BYTES),
-        "clip_seconds": clip_seconds(job.device, clips) if clips else 0.0,
         "weights_read": job.model.read,
         "done": {
             stage.writes: len(keys_of(known, stage.writes) & job.ledger[stage.writes].keys())

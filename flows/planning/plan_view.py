@@ -337,9 +337,7 @@ def _of_media(plan: Plan, values: dict[str, Any]) -> Iterator[str]:
     if values["max_store"]:
         yield f"store       {values['max_store']}"
     if values["clip_bytes"]:
-        took = values["clip_seconds"]
-        lasts = "" if took is None else f", {duration(took)} after the captions"
-        yield f"clips       at most about {gib(values['clip_bytes'])} in OUT{lasts}"
+        yield f"clips       at most about {gib(values['clip_bytes'])} in OUT"
     done = ", ".join(
         counted(n, kind[:-1]) if kind.endswith("s") else f"{n:,} {kind}"
         for kind, n in values["done"].items()

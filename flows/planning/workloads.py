@@ -4,7 +4,7 @@ The module opens no file.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -213,47 +213,17 @@ def workload_of(
     )
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RemainingWork:
-    """The remaining work of one kind of media."""
-
-    workload: Workload
-    """A typical chunk."""
-    pixels: float
-    """Pixels to decode."""
-    frame_bytes: float
-    """Bytes of frames to store."""
-    left: Mapping[str, int]
-    """Stage name → number of chunks without its output."""
-
-
-def remaining_work(job: Job, found: Sequence[Estimate]) -> list[RemainingWork]:
-    """Return the remaining work for each kind of media. `found`: estimate of each medium."""
-    return [_remaining(job, kind, pairs) for kind, pairs in _by_kind(job.media, found)]
-
-
-def _remaining(
-    job: Job, kind: MediaKind, pairs: Sequence[tuple[Medium, Estimate]]
-) -> RemainingWork:
+def remaining_items(job: Job, found: Sequence[Estimate]) -> dict[str, int]:
+    """Return stage → number of chunks without its output. `found`: estimate of each medium."""
     ledger = job.ledger
-    uncut = [e for m, e in pairs if ledger.media_index(m) is None]
-    tasks = [t for t in ledger.tasks([m for m, _ in pairs]) if not ledger.has_failed(t)]
-    chunks = sum(e.chunks for _, e in pairs)
-    seen = [e for _, e in pairs if not e.reuses_features]
-    frames = math.ceil(sum(e.frames for e in seen) / sum(e.chunks for e in seen))
-    middle = sorted((e for _, e in pairs), key=lambda e: math.prod(e.stored))[len(pairs) // 2]
-    prompt = pairs[0][0].prompt
+    uncut = [e for m, e in zip(job.media, found, strict=True) if ledger.media_index(m) is None]
+    tasks = [task for task in ledger.tasks(job.media) if not ledger.has_failed(task)]
 
     def remaining(stage: StageSpec) -> int:
         of_prompt = stage.writes in ledger.variant.prompted
         uncounted = sum(e.chunks for e in uncut if of_prompt or not e.reuses_features)
         return uncounted + len({t[stage.writes] for t in tasks if not ledger.has(t, stage)})
 
-    sizes = (frames, middle.stored, middle.shown)
-    workload = workload_of(job.model, kind, chunks, *sizes, prompt, middle.sound_seconds)
-    return RemainingWork(
-        workload=replace(workload, parts=middle.parts),
-        pixels=sum(e.shown_frames * math.prod(e.shown) for e in uncut),
-        frame_bytes=sum(e.frame_bytes for e in uncut),
-        left={stage.name: remaining(stage) for stage in job.pipeline[1:]},
-    )
+    first, *others = job.pipeline
+    to_cut = sum(estimate.chunks for estimate in uncut if not estimate.reuses_features)
+    return {first.name: to_cut, **{stage.name: remaining(stage) for stage in others}}

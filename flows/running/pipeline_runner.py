@@ -34,6 +34,7 @@ from flows.planning.costs.summarize import nodes_of
 from flows.planning.ladder import Rung
 from flows.planning.sizes import estimates
 from flows.planning.store_limit import planned_waves, store_limit
+from flows.planning.times import note_seconds
 from flows.results.captions import (
     Summaries,
     SummaryInput,
@@ -192,6 +193,7 @@ class PipelineRunner:
             self._run_all(write)
             if PromptOptions.of(job.config).summary:
                 self._summarize(result)
+            self._note_seconds()
             if result.written.captions:  # or an earlier run's data sets would be emptied
                 self._write_data_sets(result)
         if left_out := job.edits.unproved():
@@ -264,6 +266,13 @@ class PipelineRunner:
         self._refresh()
         with self._recorded(write):
             self._run_all(write)
+        self._note_seconds()
+
+    def _note_seconds(self) -> None:
+        """Note for later plans how long the stages took."""
+        for stage in self._job.pipeline:
+            entry = self.record.stage(stage.name)
+            note_seconds(self._job, stage, entry["items"], entry["seconds"])
 
     @contextlib.contextmanager
     def keep_running(self) -> Iterator[None]:

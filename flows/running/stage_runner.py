@@ -33,8 +33,9 @@ from flows.machine.leases import Lease
 from flows.pipelines import parts_of
 from flows.planning.choose import memory_json, plan_request, plan_request_of_model
 from flows.planning.ladder import Rung
-from flows.planning.plan import choose, plan_start, times_of
+from flows.planning.plan import choose, plan_start
 from flows.planning.sizes import Estimate
+from flows.planning.times import times_of
 from flows.results.outputs import media_paths_of
 from flows.running.batches import StageWork, next_work
 from flows.running.overlap import Overlap
@@ -87,7 +88,8 @@ class StageRunner:
         plan = plan_start(self._ladder, self._job, (self._first, *stages), expected, announce)
         self._calls.sequence_tokens = self._ladder.sequence_tokens
         rungs = {stage.name: self._ladder.rung(stage.name) for stage in self._job.pipeline}
-        seconds, _ = times_of(self._job, rungs, expected, self._ladder.processes)
+        processes = self._ladder.processes
+        seconds, _ = times_of(self._job, expected, lambda stage: processes(rungs[stage]))
         self._record.value["plan"].update(memory=plan, seconds=seconds)
         self.loop.select_variant()
 

@@ -68,7 +68,7 @@ def sampling_text(sampling: Mapping[str, Any]) -> str:
     return f"{pieces}, {sampling['fps']:g} fps, {sampling['max_frames']} frames at most{ending}"
 
 
-KEPT = ("rebuilds", "namespaces", "rungs", "rows", "precisions", "ways", "windows")
+KEPT = ("rebuilds", "namespaces", "rungs", "rows", "precisions", "ways", "windows", "seconds")
 """Kinds that are never deleted: a few kB of settings, rebuild records, and results of trials."""
 
 

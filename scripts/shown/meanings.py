@@ -82,7 +82,7 @@ NOT_RUN = (
         r"penstock (caption|plan) .*--endpoint",
         "needs a server of models; tests/test_flows_endpoint.py has two",
     ),
-    (r"penstock doctor --measure --model DIR", "needs an exported model; tests measure one"),
+    (r"penstock doctor --model DIR", "needs an exported model; tests measure one"),
 )
 """Begins of commands that are only parsed, and the reason."""
 
@@ -122,7 +122,7 @@ GPUS, CPUS = 2, 8
 STAYING = ("penstock review ", "penstock studio ", "penstock serve ")
 """Commands that end when they are asked to."""
 
-ONCE = ("make demo", "penstock doctor --measure", "penstock caption VIDEOS/ --prefect")
+ONCE = ("make demo", "penstock caption VIDEOS/ --prefect")
 """Slow commands that need nothing of their page: they are run on the first that shows them."""
 AGAIN = "run on an earlier page"
 

@@ -32,7 +32,6 @@ import gc
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
@@ -389,17 +388,3 @@ def trim_freed_blocks() -> Iterator[None]:
 def _set(option: int, value: int) -> None:
     with contextlib.suppress(AttributeError, OSError):  # another C library has no mallopt
         ctypes.CDLL(None).mallopt(ctypes.c_int(option), ctypes.c_int(value))
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class MeasureJob:
-    """What to measure, and for how long."""
-
-    device: str
-    """`cpu` or `cuda:N`."""
-    folder: str
-    """Folder on the disk to measure: the store."""
-    seconds: float
-    """Time limit; later benchmarks are skipped."""
-    companion: str
-    """Computing precision of quantized weights."""

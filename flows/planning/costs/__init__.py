@@ -20,8 +20,7 @@ from flows.planning.costs import (
 )
 from flows.planning.estimate import StageEstimate, Term
 from flows.planning.ladder import Rung
-from flows.planning.machine import WorkEstimate
-from flows.planning.workloads import RemainingWork, Workload
+from flows.planning.workloads import Workload
 from stages.process.device_limit import CONTEXT_BYTES
 
 
@@ -33,30 +32,18 @@ class Cost:
     """Model, command, device and stage → rungs, cheapest first."""
     memory: Callable[..., StageEstimate]
     """Model, rung and workload → memory estimate."""
-    work_left: Callable[[Model, Rung, Sequence[RemainingWork], int], WorkEstimate] = (
-        export.work_left
-    )
-    """Model, rung, remaining work and tokens per caption → work estimate."""
 
 
 COSTS: Mapping[str, Cost] = {
-    "ask": Cost(rungs=ask.rungs, memory=ask.memory, work_left=ask.work_left),
-    "frames": Cost(rungs=frames.rungs, memory=frames.memory, work_left=frames.work_left),
-    "encode": Cost(rungs=encode.rungs, memory=encode.memory, work_left=encode.work_left),
-    "sound": Cost(
-        rungs=frames.rungs, memory=hear.memory_of_reading, work_left=hear.work_left_to_read
-    ),
-    "hear": Cost(rungs=hear.rungs, memory=hear.memory, work_left=hear.work_left),
-    "embed": Cost(
-        rungs=encode.rungs, memory=encode.memory_of_embedding, work_left=encode.work_left
-    ),
-    "decode": Cost(rungs=decode.rungs, memory=decode.memory, work_left=decode.work_left),
-    "embed_texts": Cost(
-        rungs=embed_texts.rungs, memory=embed_texts.memory, work_left=embed_texts.work_left
-    ),
-    "summarize": Cost(
-        rungs=summarize.rungs, memory=summarize.memory, work_left=summarize.work_left
-    ),
+    "ask": Cost(rungs=ask.rungs, memory=ask.memory),
+    "frames": Cost(rungs=frames.rungs, memory=frames.memory),
+    "encode": Cost(rungs=encode.rungs, memory=encode.memory),
+    "sound": Cost(rungs=frames.rungs, memory=hear.memory_of_reading),
+    "hear": Cost(rungs=hear.rungs, memory=hear.memory),
+    "embed": Cost(rungs=encode.rungs, memory=encode.memory_of_embedding),
+    "decode": Cost(rungs=decode.rungs, memory=decode.memory),
+    "embed_texts": Cost(rungs=embed_texts.rungs, memory=embed_texts.memory),
+    "summarize": Cost(rungs=summarize.rungs, memory=summarize.memory),
     "tune": Cost(rungs=tune.rungs, memory=tune.memory),
     "export": Cost(rungs=export.rungs, memory=export.memory),
     "trace": Cost(rungs=export.rungs, memory=export.memory_of_tracing),
@@ -91,7 +78,7 @@ def estimate(
     adds the memory of its grammar to decode, `selection` that of selecting tokens with these
     settings, and further `readers` that of what they prepare to a stage that encodes frames."""
     calculate = partial(COSTS[rung.stage].memory, model, rung, device=device, new=max_new_tokens)
-    if COSTS[rung.stage].work_left is encode.work_left:
+    if COSTS[rung.stage].rungs is encode.rungs:
         calculate = partial(calculate, readers=readers)
     if rung.stage == "decode":
         calculate = partial(calculate, selection=selection)

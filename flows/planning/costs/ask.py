@@ -1,15 +1,12 @@
 """Estimates the cost of captions by a server."""
 
-from collections.abc import Sequence
-
 from flows.checkpoint.models import Model
 from flows.options.commands import RunOptions
 from flows.options.model import REQUESTS
 from flows.options.text import EngineOptions
 from flows.planning.estimate import StageEstimate, Term
 from flows.planning.ladder import Rung
-from flows.planning.machine import Pass, WorkEstimate
-from flows.planning.workloads import RemainingWork, Workload
+from flows.planning.workloads import Workload
 
 WORKSPACE = 32 << 20
 """Bytes besides frames. 1,000 small pictures, 32 at once, took 15 MiB (benchmarks/endpoint.py)."""
@@ -29,9 +26,3 @@ def memory(model: Model, rung: Rung, workload: Workload, *, device: str, new: in
         Term(part="workspace", bytes=WORKSPACE, why="connections, answers and records"),
     ]
     return StageEstimate(rung=rung, terms=tuple(terms), device="cpu", workload=workload)
-
-
-def work_left(model: Model, rung: Rung, left: Sequence[RemainingWork], new: int) -> WorkEstimate:
-    """Return an unknown time: it depends on the server."""
-    unknown = Pass(precision="served", flops=0, tokens=1)
-    return WorkEstimate(passes=(unknown,) * any(each.left[rung.stage] for each in left))

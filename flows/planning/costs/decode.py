@@ -14,8 +14,6 @@ from flows.options.text import EngineOptions
 from flows.planning.costs.part import (
     figures_source,
     free_settings,
-    loading,
-    precision_of,
     settings_as_run,
     with_packed,
 )
@@ -28,7 +26,6 @@ from flows.planning.estimate import (
     expected,
 )
 from flows.planning.ladder import MLP_CHUNKS, Rung, sizes
-from flows.planning.machine import Pass, WorkEstimate
 from flows.planning.terms import (
     adapter_terms,
     attention_terms,
@@ -38,7 +35,7 @@ from flows.planning.terms import (
     products,
     weights,
 )
-from flows.planning.workloads import RemainingWork, Workload
+from flows.planning.workloads import Workload
 from stages.decode.engines.slot_load import SlotLoad, score_bytes
 from stages.models.gguf import ROWS
 from stages.models.prefetch import PREFETCH_BATCHES
@@ -82,8 +79,6 @@ GRAMMAR_BYTES = 1800
 Measured: 258 MiB for 151,000 tokens of 9 bytes."""
 DEFAULT_VOCABULARY = 150_000
 """Assumed vocabulary size of a model with an unknown one."""
-STEP_CALLS = 30
-"""Overhead of generating one token, in calls of linear layers, besides those of the model."""
 
 
 def rungs(model: Model, config: RunOptions, device: str, stage: str) -> list[Rung]:
@@ -248,32 +243,3 @@ def _decoder_costs(
     return expected(
         batch_costs, workload.kind, rows, workload.tokens, each=each, new=new, mlp_chunk=mlp_chunk
     )
-
-
-def work_left(model: Model, rung: Rung, left: Sequence[RemainingWork], new: int) -> WorkEstimate:
-    """Count loading the half, and for each batch one prefill pass and one pass per token. With
-    slots, prompts are prefilled one by one."""
-    half, settings = model.profile.language, model.best("language")
-    precision = precision_of(settings, rung)
-    passes = []
-    for each in left:
-        workload, rows = each.workload, each.workload.rows(rung.batch)
-        together = 1 if rung.in_slots else rows
-        costs = _decoder_costs(model, settings, workload, together, 0, 0)
-        run = Pass(
-            precision=precision,
-            flops=costs.flops,
-            tokens=together * workload.tokens,
-            calls=half.linear_modules,
-            moved_bytes=rung.offload * settings.weight_bytes,
-            times=each.left[rung.stage] / together,
-        )
-        step = replace(
-            run,
-            flops=costs.step_flops * rows / together,
-            tokens=rows,
-            calls=run.calls + STEP_CALLS,
-            times=each.left[rung.stage] / rows * new,
-        )
-        passes += [run, step]
-    return loading(half, settings, rung, any(each.left[rung.stage] for each in left), passes)

@@ -1,7 +1,6 @@
 """Estimates the cost of running texts through a text half."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import replace
 
 from artifacts.plurals import counted
@@ -11,14 +10,12 @@ from flows.options.commands import RunOptions
 from flows.planning.costs.part import (
     figures_source,
     free_settings,
-    loading,
     settings_as_run,
 )
 from flows.planning.estimate import StageEstimate, Term, decoder_by_dimensions, expected
 from flows.planning.ladder import Rung, sizes
-from flows.planning.machine import WorkEstimate
 from flows.planning.terms import overhead_terms, products, weights
-from flows.planning.workloads import RemainingWork, Workload
+from flows.planning.workloads import Workload
 from stages.embed_texts import TEXTS_PER_BATCH
 
 ASSUMED_TOKENS = 77
@@ -57,9 +54,3 @@ def memory(model: Model, rung: Rung, workload: Workload, *, device: str, new: in
         flops=costs.flops,
         by_dimensions=not costs.known,
     )
-
-
-def work_left(model: Model, rung: Rung, left: Sequence[RemainingWork], new: int) -> WorkEstimate:
-    """Count loading the half. The number of texts is unknown here."""
-    half, settings = model.profile.language, model.best("language")
-    return loading(half, settings, rung, bool(left), [])

@@ -13,14 +13,11 @@ from flows.pipelines import STAGES
 from flows.planning.costs.part import (
     figures_source,
     free_settings,
-    loading,
-    precision_of,
     settings_as_run,
     with_packed,
 )
 from flows.planning.estimate import Expected, StageEstimate, Term, encoder_by_dimensions, expected
 from flows.planning.ladder import MLP_CHUNKS, Rung, sizes
-from flows.planning.machine import Pass, WorkEstimate
 from flows.planning.terms import (
     LIBRARIES_BYTES,
     attention_terms,
@@ -33,7 +30,7 @@ from flows.planning.terms import (
     waiting_terms,
     weights,
 )
-from flows.planning.workloads import PIXEL_BYTES, RemainingWork, Workload
+from flows.planning.workloads import PIXEL_BYTES, Workload
 from stages.memory.oom_retry import next_sizes
 from stages.models.encoding import FRAMES_PER_BATCH
 from stages.models.half_job import RECORDINGS
@@ -41,13 +38,6 @@ from stages.models.half_job import RECORDINGS
 BLOCK = 256
 """Maximum chunks that pass a streamed half together, if they all fit and have no more images than
 allowed by stages/memory/oom_retry.py says."""
-MIN_PASS_TOKENS = 512
-"""Minimum tokens that pass an encoder's layers at once."""
-PREPARED_RATIO = 6
-"""Frame values per pixel input value in the measurement of the machine
-(stages/memory/measure.py)."""
-
-
 RUNTIME_BYTES = 8 << 20
 """Bytes of a loaded ONNX graph besides its weights: 5 to 8 MiB were measured."""
 PROCESSOR_BYTES = 64 << 20
@@ -222,41 +212,4 @@ def _encoder_costs(
         return encoder_by_dimensions(half, each, rows, workload.units, workload.feature_bytes)
     return expected(
         half.batch_costs, workload.kind, rows, workload.units, each=each, mlp_chunk=mlp_chunk
-    )
-
-
-def work_left(model: Model, rung: Rung, left: Sequence[RemainingWork], new: int) -> WorkEstimate:
-    """Count loading the half, preparing pixels, and one pass per batch without features."""
-    half, settings = model.profile.vision, model.best("vision")
-    passes = []
-    for each in left:
-        workload, made = each.workload, passes_of(model, each.workload, rung)
-        parts = workload.parts if made.input is workload else 1
-        if each.left[rung.stage] and model.profile.route != "joint":
-            passes.append(
-                Pass(
-                    precision=precision_of(settings, rung),
-                    flops=_encoder_costs(model, settings, made.at_once, made.input, 0).flops,
-                    tokens=MIN_PASS_TOKENS,
-                    calls=half.linear_modules,
-                    # A streamed layer is read once for all batches of a block.
-                    moved_bytes=settings.weight_bytes
-                    / (batches_per_block(rung, workload, made.rows) * made.count)
-                    if rung.block
-                    else 0,
-                    times=each.left[rung.stage] * made.count * parts / made.rows,
-                )
-            )
-    return replace(
-        loading(half, settings, rung, any(each.left[rung.stage] for each in left), passes),
-        prepared=sum(each.left[rung.stage] * _prepared(each.workload) for each in left),
-        written_bytes=sum(each.left[rung.stage] * each.workload.feature_bytes for each in left),
-    )
-
-
-def _prepared(workload: Workload) -> float:
-    """Return the pixel values to prepare per chunk. For a large image, return the number that takes
-    as long as resizing it."""
-    return max(
-        workload.units, workload.frame_bytes / PREPARED_RATIO if workload.kind == "image" else 0
     )

@@ -1,7 +1,6 @@
 """Estimates the cost of writing and evaluating a quantized checkpoint."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import replace
 
 from artifacts.plurals import counted
@@ -12,8 +11,7 @@ from flows.options.model import AdapterOptions
 from flows.planning.costs import decode
 from flows.planning.estimate import StageEstimate, Term
 from flows.planning.ladder import Rung
-from flows.planning.machine import WorkEstimate
-from flows.planning.workloads import RemainingWork, Workload
+from flows.planning.workloads import Workload
 from stages.models.shards import SHARD_BYTES
 
 WRITING_BYTES = 300 << 20
@@ -98,8 +96,3 @@ def memory_of_calibrating(
     why = f"{chunks} that pass the layers together x {workload.tokens + new:,}"
     terms.append(Term(part="activation", bytes=rows, why=f"{why} x {half.feature_width:,} x 4"))
     return StageEstimate(rung=rung, terms=tuple(terms), device=device, workload=workload)
-
-
-def work_left(model: Model, rung: Rung, left: Sequence[RemainingWork], new: int) -> WorkEstimate:
-    """Count only the process: the time of an export is not estimated."""
-    return WorkEstimate(processes=1)

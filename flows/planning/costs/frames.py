@@ -1,15 +1,13 @@
 """Estimates the cost of decoding frames."""
 
 import math
-from collections.abc import Sequence
 
 from artifacts.plurals import counted
 from flows.checkpoint.models import Model
 from flows.options.commands import RunOptions
 from flows.planning.estimate import StageEstimate, Term
 from flows.planning.ladder import Rung, sizes
-from flows.planning.machine import WorkEstimate
-from flows.planning.workloads import RemainingWork, Workload
+from flows.planning.workloads import Workload
 from stages.frames import PACK_BYTES, READING_BYTES
 from stages.process.memory import cores
 
@@ -48,14 +46,3 @@ def memory(model: Model, rung: Rung, workload: Workload, *, device: str, new: in
         terms = [Term(part="activation", bytes=files * held, why=why)]
     # This stage does not use the GPU, so only host memory counts.
     return StageEstimate(rung=rung, terms=tuple(terms), device="cpu", workload=workload)
-
-
-def work_left(model: Model, rung: Rung, left: Sequence[RemainingWork], new: int) -> WorkEstimate:
-    """Count decoded pixels and stored frames."""
-    pixels = {each.workload.kind: each.pixels for each in left}
-    return WorkEstimate(
-        processes=int(any(pixels.values())),
-        video_pixels=pixels.get("video", 0.0),
-        picture_pixels=pixels.get("image", 0.0),
-        written_bytes=sum(each.frame_bytes for each in left),
-    )

@@ -1,19 +1,17 @@
 """Estimates the cost of reading the sound of files, and of running it through the audio half."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import replace
 
 from artifacts.plurals import counted
 from flows.checkpoint.models import Model
 from flows.checkpoint.precision import BYTES
 from flows.options.commands import RunOptions
-from flows.planning.costs.part import loading, settings_as_run
+from flows.planning.costs.part import settings_as_run
 from flows.planning.estimate import Expected, StageEstimate, Term, encoder_by_dimensions
 from flows.planning.ladder import Rung, sizes
-from flows.planning.machine import Pass, WorkEstimate
 from flows.planning.terms import overhead_terms, weights
-from flows.planning.workloads import RemainingWork, Workload
+from flows.planning.workloads import Workload
 
 FILE_BYTES = 24 << 20
 """Bytes of reading the sound of a file: container buffers, decoder, resampler and chunks that are
@@ -57,23 +55,6 @@ def memory(model: Model, rung: Rung, workload: Workload, *, device: str, new: in
     )
 
 
-def work_left(model: Model, rung: Rung, left: Sequence[RemainingWork], new: int) -> WorkEstimate:
-    """Count loading the half, and one pass per chunk with sound."""
-    half, settings = model.profile.parts["audio"], model.best("audio")
-    passes = [
-        Pass(
-            precision=rung.precision,
-            flops=_costs(model, each.workload).flops,
-            tokens=max(1, each.workload.sound_tokens),
-            calls=half.linear_modules,
-            times=each.left.get(rung.stage, 0),
-        )
-        for each in left
-        if each.workload.sound_seconds
-    ]
-    return loading(half, settings, rung, any(p.times for p in passes), passes)
-
-
 def _costs(model: Model, workload: Workload) -> Expected:
     half, settings = model.profile.parts["audio"], model.best("audio")
     kept = FEATURE_BYTES * workload.sound_tokens * model.profile.feature_width
@@ -89,10 +70,3 @@ def memory_of_reading(
     why = f"sound of {counted(files, 'file')} at once"
     terms = [Term(part="activation", bytes=files * FILE_BYTES, why=why)]
     return StageEstimate(rung=rung, terms=tuple(terms), device="cpu", workload=workload)
-
-
-def work_left_to_read(
-    model: Model, rung: Rung, left: Sequence[RemainingWork], new: int
-) -> WorkEstimate:
-    """Count one process. Decoding sound takes a fraction of the time of decoding frames."""
-    return WorkEstimate(processes=int(any(each.left.get(rung.stage) for each in left)))

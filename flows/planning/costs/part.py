@@ -5,11 +5,10 @@ from dataclasses import replace
 
 from artifacts.schema import Part
 from flows.checkpoint.models import Model
-from flows.checkpoint.precision import DTYPES, QUANTIZED, SHORT, PartSettings, weight_bytes
+from flows.checkpoint.precision import DTYPES, PartSettings, weight_bytes
 from flows.options.commands import RunOptions
 from flows.planning.estimate import Expected
 from flows.planning.ladder import MLP_CHUNKS, Rung
-from flows.planning.machine import Pass, WorkEstimate
 from stages.models.profile import PartProfile
 
 FEW_SLOTS = 8
@@ -48,31 +47,6 @@ def with_packed(half: PartProfile, rungs: Sequence[Rung]) -> list[Rung]:
         if rung.in_slots and 1 < rung.batch <= FEW_SLOTS and not rung.prefill:
             found += [replace(packed, prefill=tokens) for tokens in MLP_CHUNKS]
     return found
-
-
-def loading(
-    half: PartProfile, settings: PartSettings, rung: Rung, needed: bool, passes: Sequence[Pass]
-) -> WorkEstimate:
-    """Return the work of a process that loads a part and runs passes; empty unless `needed`."""
-    if not needed:
-        return WorkEstimate()
-    precision = precision_of(settings, rung)
-    quantizes = precision in QUANTIZED and not half.stored_as
-    return WorkEstimate(
-        halves=1,
-        passes=tuple(passes),
-        quantized={precision: half.linear_parameters} if quantizes else {},
-        read_bytes=half.stored_bytes,
-        device_bytes=settings.weight_bytes,
-    )
-
-
-def precision_of(settings: PartSettings, rung: Rung) -> str:
-    """Return the name under which machines are measured in this precision."""
-    name = rung.precision or settings.precision
-    if name in (*DTYPES, *QUANTIZED):
-        return name
-    return "nf4" if name == "fp4" else SHORT.get(settings.dtype, "fp32")
 
 
 def figures_source(costs: Expected) -> str:

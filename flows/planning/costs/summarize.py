@@ -1,18 +1,16 @@
 """Estimates the cost of summarizing captions."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import replace
 
 from artifacts.plurals import counted
 from flows.checkpoint.models import Model
 from flows.options.commands import RunOptions
 from flows.planning.costs import decode
-from flows.planning.costs.part import free_settings, loading, precision_of
+from flows.planning.costs.part import free_settings
 from flows.planning.estimate import StageEstimate, Term
 from flows.planning.ladder import Rung
-from flows.planning.machine import Pass, WorkEstimate
-from flows.planning.workloads import RemainingWork, Workload
+from flows.planning.workloads import Workload
 from stages.summarize import ANSWERS, ASSUMED_CONTEXT, LARGEST_CONTEXT, MAX_TEXTS, STEP
 
 MIN_CONTEXT = 512
@@ -47,28 +45,6 @@ def memory(model: Model, rung: Rung, workload: Workload, *, device: str, new: in
     why = f"CPU kernels for prompts of {counted(lengths, 'length')} x {KERNEL_BYTES:,} bytes"
     kernels = Term(part="workspace", bytes=lengths * KERNEL_BYTES, why=why)
     return replace(found.plus(kernels), workload=workload)
-
-
-def work_left(model: Model, rung: Rung, left: Sequence[RemainingWork], new: int) -> WorkEstimate:
-    """Count loading the half, and for each summary node one prefill pass and one pass per token."""
-    half, settings = model.profile.language, model.best("language")
-    videos = [each.workload for each in left if each.workload.kind == "video"]
-    nodes = sum(nodes_of(each.chunks) for each in videos)
-    run = Pass(
-        precision=precision_of(settings, rung),
-        flops=2.0 * half.parameters * rung.context,
-        tokens=rung.context,
-        calls=half.linear_modules,
-        times=nodes,
-    )
-    step = replace(
-        run,
-        flops=2.0 * half.parameters,
-        tokens=1,
-        calls=run.calls + decode.STEP_CALLS,
-        times=nodes * new,
-    )
-    return loading(half, settings, rung, bool(nodes), [run, step])
 
 
 def nodes_of(chunks: int) -> int:

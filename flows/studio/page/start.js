@@ -208,7 +208,7 @@ function planLines({fits, refusal: no, model, device, notes, files, chunks, fail
     ["Done already", counted(done?.captions || 0, "caption")],
     ["Disk", joined([`${size(plan.feature_bytes)} of features, at most ${size(plan.frame_bytes_at_once)} of frames`,
       `${size(plan.free_bytes)} free`, plan.fetch_bytes && `${size(plan.fetch_bytes)} to download`], "; ")],
-    ["Time", time || "unknown: run penstock doctor --measure once"],
+    ["Time", time || "unknown"],
     ...(memory?.stages || []).map(({rung, peak_bytes: peak}) => [`Memory: ${rung.stage}`, `${size(peak)}${budget}`]),
   ];
   return [el("p", {class: "badge " + (fits ? "done" : "failed")}, fits ? "It fits." : "It does not fit."),

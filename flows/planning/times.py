@@ -1,0 +1,82 @@
+"""Notes how long stages take per item, and estimates from that the remaining time of a job.
+
+A note belongs to a cache namespace, which stands for model, precision and sampling, and to a GPU or
+CPU. The newest one counts.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+from artifacts.keys import digest_of
+from artifacts.packs import Record, RecordSet
+from flows.console.lines import duration
+from flows.job.prepare import Job
+from flows.machine.versions import cpu_line
+from flows.planning.sizes import Estimate
+from flows.planning.workloads import remaining_items
+from stages.process.device import device_model
+from stages.process.job import StageSpec
+
+KIND = "seconds"
+"""Kind of the notes in a store."""
+UNKNOWN = "unknown before the first batch"
+Times = tuple[dict[str, float | None] | None, str]
+"""Stage → seconds, None if unknown; None without media. And the same as text."""
+
+
+def note_seconds(job: Job, stage: StageSpec, items: int, seconds: float) -> None:
+    """Note that a stage made so many items in this time, its start included."""
+    if not items:
+        return
+    notes, key = _notes(job, stage), f"{_card(job)} {time.time_ns()}"
+    notes.publish([Record(key=key, meta={"seconds": seconds / items})])
+    notes.drop(set(_of_card(job, notes)) - {key})
+
+
+def seconds_an_item(job: Job, stage: StageSpec) -> float | None:
+    """Return how long an item took last time; None if that is unknown."""
+    notes = _notes(job, stage)
+    keys = _of_card(job, notes)
+    return float(notes.meta(keys[-1])["seconds"]) if keys else None
+
+
+def times_of(
+    job: Job, found: Sequence[Estimate], processes: Callable[[str], int] = lambda stage: 1
+) -> Times:
+    """Return the remaining time of a job. `found`: estimate of each medium. `processes`: number of
+    processes that share a stage."""
+    left: Mapping[str, int] = remaining_items(job, found)
+    each = dict[str, float | None]()
+    for stage in job.stages:
+        if not stage.of_media or not stage.writes:
+            each[stage.name] = None
+        elif not left[stage.name]:
+            each[stage.name] = 0.0
+        else:
+            one = seconds_an_item(job, stage)
+            each[stage.name] = (
+                None if one is None else one * left[stage.name] / processes(stage.name)
+            )
+    if not any(each.values()):
+        return each, UNKNOWN if None in each.values() else "no time: nothing is left to make"
+    texts = (
+        f"{name} {'unknown' if s is None else duration(s)}" for name, s in each.items() if s != 0
+    )
+    return each, ", ".join(texts)
+
+
+def _notes(job: Job, stage: StageSpec) -> RecordSet:
+    namespace = job.ledger.variant[stage.writes]
+    return RecordSet(job.store, KIND, digest_of([KIND, stage.name, namespace]))
+
+
+def _card(job: Job) -> str:
+    """Return what computes: the model of the GPU or of the CPU."""
+    is_gpu = job.device.startswith("cuda")
+    return digest_of([device_model(job.device) if is_gpu else cpu_line("model name")])[:16]
+
+
+def _of_card(job: Job, notes: RecordSet) -> list[str]:
+    """Return the keys of the notes of this GPU or CPU, oldest first."""
+    card = _card(job)
+    return sorted(key for key in notes.keys() if key.startswith(card))  # noqa: SIM118
