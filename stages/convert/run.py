@@ -86,14 +86,13 @@ class Pickle:
         storage: Any = meta.untyped_storage()
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="The given buffer is not writable")
-            raw = torch.frombuffer(
+            numbers = torch.frombuffer(
                 self._mapped,
-                dtype=torch.uint8,
-                count=_end(meta),
-                offset=storage._checkpoint_offset,
+                dtype=meta.dtype,
+                count=meta.numel(),
+                offset=storage._checkpoint_offset + meta.storage_offset() * meta.element_size(),
             )
-        found = raw.view(meta.dtype).as_strided(meta.shape, meta.stride(), meta.storage_offset())
-        return found.neg() if meta.is_neg() else found
+        return numbers.reshape(meta.shape)
 
 
 def open_pickle(path: Path) -> Pickle:
@@ -213,22 +212,16 @@ def _check(
     if odd:
         raise UsageError(
             f"{path}: tensor {name} is {odd}, which safetensors cannot store",
-            hint="Save it again as a plain tensor",
+            hint="Save it again as a plain, contiguous tensor",
         )
     if not tensor.numel():
         return
     storage: Any = tensor.untyped_storage()
     entry = entries.get(getattr(storage, "_checkpoint_offset", -1))
     stored = entry.file_size if entry and entry.compress_type == zipfile.ZIP_STORED else 0
-    if _end(tensor) > min(storage.nbytes(), stored):
+    end = (tensor.storage_offset() + tensor.numel()) * tensor.element_size()
+    if end > min(storage.nbytes(), stored):
         raise incomplete_file(path, "file of pickled weights")
-
-
-def _end(tensor: torch.Tensor) -> int:
-    """Return where a tensor's last element ends, in bytes from the start of its storage.
-    (`nbytes` of the storage is no measure: torch 2.10 multiplies it by the element's size.)"""
-    last = sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
-    return int(tensor.storage_offset() + last + 1) * tensor.element_size()
 
 
 def _odd(tensor: torch.Tensor) -> Iterator[str]:
@@ -238,6 +231,8 @@ def _odd(tensor: torch.Tensor) -> Iterator[str]:
         yield f"of {tensor.dtype}"
     if tensor.untyped_storage().device.type != "meta":
         yield f"on {tensor.device}"
+    if not tensor.is_contiguous() or tensor.is_neg():
+        yield "a view of other numbers"
 
 
 PICKLED, PICKLED_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"

@@ -262,17 +262,5 @@ def _bytes(piece: torch.Tensor) -> memoryview:
 
 
 def tensor_chunks(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
-    """Yield a tensor's numbers in order, in contiguous chunks of a few MB. A tensor that is not
-    contiguous, such as a transposed matrix, is copied chunk by chunk."""
-    if not tensor.numel():
-        return
-    if tensor.is_contiguous():
-        yield from tensor.reshape(-1).split(max(1, CHUNK_BYTES // tensor.element_size()))
-        return
-    rows = CHUNK_BYTES * len(tensor) // (tensor.numel() * tensor.element_size())
-    if rows == 0 and tensor.ndim > 1:
-        for row in tensor:
-            yield from tensor_chunks(row)
-        return
-    for part in tensor.split(max(1, rows)):
-        yield part.contiguous()
+    """Yield a tensor's numbers in order, in contiguous chunks of a few MB."""
+    yield from tensor.reshape(-1).split(max(1, CHUNK_BYTES // tensor.element_size()))
