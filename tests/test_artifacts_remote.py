@@ -1,4 +1,4 @@
-"""Media far away, by a real web server: what lies there, its bytes by ranges, the copies kept."""
+"""Media far away, by a real web server: what lies there, its bytes, the copies kept."""
 
 import errno
 import hashlib
@@ -15,12 +15,11 @@ from pathlib import Path
 import pytest
 
 from artifacts.errors import EnvironmentFault, MediaError, Unanswered
-from artifacts.remote import finding
+from artifacts.remote import finding, media_cache
 from artifacts.remote.addresses import is_address, is_object, name_in, signed, unsigned
 from artifacts.remote.ahead import map_prefetched
 from artifacts.remote.finding import remote_file_at
 from artifacts.remote.media_cache import (
-    DIGEST,
     copy_of,
     digest_at,
     local_path,
@@ -31,7 +30,7 @@ from artifacts.stamps import FileChanged
 from artifacts.stores import copies as copies_module
 from tests.support.web import Web, web_server
 
-RANGE = 1000
+BLOCK = 1000
 AT_HAND = """
 from artifacts.remote import finding, media_cache
 import sys
@@ -42,10 +41,10 @@ with media_cache.open_local(sys.argv[1]): pass
 @pytest.fixture
 def web(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Web]:
     monkeypatch.setenv("PENSTOCK_NEARBY", str(tmp_path / "nearby"))
-    monkeypatch.setattr(finding, "RANGE_BYTES", RANGE)
+    monkeypatch.setattr(finding, "STREAMED_BYTES", BLOCK)
     monkeypatch.setattr(finding, "WEB_WAITS", (0.01,))
     (tmp_path / "there").mkdir()
-    with web_server(tmp_path / "there") as server:
+    with web_server(tmp_path / "there", block=BLOCK) as server:
         yield server
 
 
@@ -99,27 +98,82 @@ def test_a_copy_has_the_name_of_what_it_is_a_copy_of(address: str, name: str) ->
     assert name_in(address) == name
 
 
-def test_a_file_is_fetched_once_and_by_ranges(web: Web) -> None:
-    content = put(web, "a.mp4", 10 * RANGE + 7)
+def test_a_file_is_fetched_once_in_one_response(web: Web) -> None:
+    content = put(web, "a.mp4", 10 * BLOCK + 7)
     far = remote_file_at(f"{web.address}/a.mp4")
     assert (far.size, far.version, far.name) == (len(content), "1", "a.mp4")
     path = copy_of(far)
     assert not path.exists()
-    assert digest_at(path) == hashlib.sha256(content).hexdigest()
+    for _ in range(2):
+        assert digest_at(path) == hashlib.sha256(content).hexdigest()
     for place in (path, str(path), f"{web.address}/a.mp4"):
         with open_local(place) as found:
             assert found == path and found.read_bytes() == content
-    assert sorted(web.ranges("a.mp4")) == sorted(
-        f"bytes={at}-{min(at + RANGE, len(content)) - 1}" for at in range(0, len(content), RANGE)
-    )
+    assert web.ranges("a.mp4") == [""]
 
 
 @pytest.mark.parametrize("parts", [True, False])
-@pytest.mark.parametrize("size", [0, 1, RANGE, RANGE + 1])
+@pytest.mark.parametrize("size", [0, 1, BLOCK, BLOCK + 1])
 def test_every_size_comes_whole_also_without_parts(web: Web, size: int, parts: bool) -> None:
     web.parts = parts
     content = put(web, "a.mp4", size)
     assert fetched(f"{web.address}/a.mp4") == content
+
+
+@pytest.mark.parametrize("parts", [True, False])
+def test_a_download_that_is_cut_goes_on_from_its_last_byte(web: Web, parts: bool) -> None:
+    """The server ends the connection twice, and is busy for the request in between."""
+    web.parts, content, cuts = parts, put(web, "a.mp4", 40 * BLOCK), {10 * BLOCK, 25 * BLOCK}
+
+    def cut(_: str, place: int) -> bool:
+        is_cut = place in cuts
+        cuts.discard(place)
+        return is_cut
+
+    web.during = cut
+    web.before = lambda _, part: 503 if len(web.ranges("a.mp4")) == 2 else 0
+    assert fetched(f"{web.address}/a.mp4") == content
+    first, _, *others = web.ranges("a.mp4")
+    begins = [int(part.removeprefix("bytes=").partition("-")[0]) for part in others if part]
+    assert first == "" and cuts == set()
+    if parts:
+        assert begins == sorted(begins) and 0 < begins[0] <= 10 * BLOCK < begins[-1] <= 25 * BLOCK
+
+
+def test_trouble_that_stays_is_one_line_and_what_is_here_stays(web: Web) -> None:
+    content = put(web, "a.mp4", 20 * BLOCK)
+    web.during = lambda _, place: place == 10 * BLOCK
+    web.before = lambda _, part: 503 if part.endswith("-") else 0
+    with pytest.raises(MediaError, match=r"no response from .*\(.*503 Service Unavail.*\)") as no:
+        fetched(f"{web.address}/a.mp4")
+    assert "\n" not in str(no.value)
+    (part,) = media_folder().glob("*/*/*.part")
+    here, web.before, web.during = part.stat().st_size, lambda *_: 0, lambda *_: False
+    assert fetched(f"{web.address}/a.mp4") == content
+    assert 0 < here <= 10 * BLOCK and web.ranges("a.mp4")[-1] == f"bytes={here}-"
+
+
+def test_a_killed_fetch_goes_on_where_it_was(web: Web) -> None:
+    content = put(web, "a.mp4", 40 * BLOCK)
+    process: list[subprocess.Popen[bytes]] = []
+
+    def kill_in_the_middle(_: str, place: int) -> bool:
+        if place == 20 * BLOCK:
+            while not any(each.stat().st_size for each in media_folder().glob("*/*/*.part")):
+                time.sleep(0.01)
+            process[0].send_signal(signal.SIGKILL)
+            process[0].wait()
+        return place == 20 * BLOCK
+
+    web.during = kill_in_the_middle
+    code = AT_HAND.replace("import sys", f"import sys\nfinding.STREAMED_BYTES = {BLOCK}")
+    process.append(subprocess.Popen([sys.executable, "-c", code, f"{web.address}/a.mp4"]))
+    assert process[0].wait(60) == -signal.SIGKILL
+    (part,) = media_folder().glob("*/*/*.part")
+    here, web.during = part.stat().st_size, lambda *_: False
+    assert fetched(f"{web.address}/a.mp4") == content
+    assert web.ranges("a.mp4") == ["", f"bytes={here}-"] and here <= 20 * BLOCK
+    assert copies() == ["a.mp4"]
 
 
 def test_what_tells_no_version_is_fetched_anew_by_each_run(web: Web) -> None:
@@ -155,41 +209,20 @@ def test_a_signed_address_is_asked_with_what_is_given_last(web: Web) -> None:
     assert note.stat().st_mode & 0o077 == 0 and "new" in note.read_text()
 
 
-def test_a_killed_fetch_goes_on_where_it_was(web: Web) -> None:
-    content = put(web, "a.mp4", 40 * RANGE)
-    code = AT_HAND.replace("import sys", f"import sys\nfinding.RANGE_BYTES = {RANGE}")
-    process: list[subprocess.Popen[bytes]] = []
-
-    def kill_in_the_middle(path: str, part: str) -> int:
-        if part.startswith(f"bytes={20 * RANGE}-"):
-            process[0].send_signal(signal.SIGKILL)
-        return 0
-
-    web.before = kill_in_the_middle
-    process.append(subprocess.Popen([sys.executable, "-c", code, f"{web.address}/a.mp4"]))
-    assert process[0].wait(60) == -signal.SIGKILL
-    assert [name.endswith(".part") for name in copies()] == [True]
-    web.before, before = lambda *_: 0, len(web.ranges("a.mp4"))
-    assert fetched(f"{web.address}/a.mp4") == content
-    assert 0 < len(web.ranges("a.mp4")) - before <= 40 - 20 + finding.RANGES_AT_ONCE + 1
-    assert copies() == ["a.mp4"]
-
-
 def test_an_old_part_is_not_trusted(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
-    content = put(web, "a.mp4", 3 * RANGE)
+    content = put(web, "a.mp4", 3 * BLOCK)
     path = copy_of(remote_file_at(f"{web.address}/a.mp4"))
-    monkeypatch.setattr(finding, "boot_suffix", lambda: ".0123456789abcdef")
-    path.with_name(finding.part_name()).write_bytes(bytes(2 * RANGE))
-    monkeypatch.setattr(finding, "boot_suffix", lambda: ".fedcba9876543210")
+    path.with_name("01234567.part").write_bytes(bytes(2 * BLOCK))
+    monkeypatch.setattr(media_cache, "boot_suffix", lambda: ".fedcba9876543210")
     assert fetched(path) == content
 
 
 def test_two_that_want_the_same_fetch_it_once(web: Web) -> None:
-    put(web, "a.mp4", 30 * RANGE)
+    put(web, "a.mp4", 30 * BLOCK)
     command = [sys.executable, "-c", AT_HAND, f"{web.address}/a.mp4"]
     both = [subprocess.Popen(command) for _ in range(2)]
     assert [each.wait(60) for each in both] == [0, 0]
-    assert len(web.ranges("a.mp4")) == 1  # of 8 MiB
+    assert len(web.ranges("a.mp4")) == 1
 
 
 def test_copies_in_use_stay_and_the_oldest_go(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -214,30 +247,6 @@ def test_copies_in_use_stay_and_the_oldest_go(web: Web, monkeypatch: pytest.Monk
             assert copies() == ["b.mp4", "g.mp4"]
 
 
-def test_trouble_on_the_way_is_waited_out(web: Web) -> None:
-    content = put(web, "a.mp4", 20 * RANGE)
-    count = 0
-
-    def sometimes(path: str, part: str) -> int:
-        nonlocal count
-        count += 1
-        return {3: 503, 7: -1, 11: 429}.get(count, 0)
-
-    web.before = sometimes
-    assert fetched(f"{web.address}/a.mp4") == content
-
-
-def test_trouble_that_stays_is_one_line_and_what_is_here_stays(web: Web) -> None:
-    content = put(web, "a.mp4", 20 * RANGE)
-    web.before = lambda _, part: 503 if part.startswith(f"bytes={10 * RANGE}-") else 0
-    with pytest.raises(MediaError, match=r"no response from .*\(.*503 Service Unavail.*\)") as no:
-        fetched(f"{web.address}/a.mp4")
-    assert "\n" not in str(no.value)
-    web.before, before = lambda *_: 0, len(web.ranges("a.mp4"))
-    assert fetched(f"{web.address}/a.mp4") == content
-    assert len(web.ranges("a.mp4")) - before == 10
-
-
 def test_own_files_are_never_taken_for_copies(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PENSTOCK_NEARBY_GB", str(1500 / 1e9))
     own = [
@@ -254,17 +263,6 @@ def test_own_files_are_never_taken_for_copies(web: Web, monkeypatch: pytest.Monk
     assert all(path.exists() for path in own) and "a.mp4" not in copies()
     with open_local(own[0]) as found:
         assert found == own[0] and found.stat().st_atime == 0
-
-
-def test_a_copy_whose_digest_was_lost_is_read_again(web: Web) -> None:
-    found = {}
-    for name in ("a.mp4", "b.mp4"):
-        content = put(web, name, 3 * RANGE)
-        found[name] = copy_of(remote_file_at(f"{web.address}/{name}"))
-        assert digest_at(found[name]) == hashlib.sha256(content).hexdigest()
-        (found[name].parent / DIGEST).write_text("" if name == "a.mp4" else "rotten")
-        assert digest_at(found[name]) == hashlib.sha256(content).hexdigest()
-        assert len(web.ranges(name)) == 3
 
 
 def test_a_disk_that_is_nearly_full_makes_room(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -291,22 +289,13 @@ def test_results_come_in_order_and_errors_in_their_turn() -> None:
         time.sleep(0.02 if number % 3 else 0)
         return 1 / (number - 7)
 
-    for held in (0, 3):
-        seen = []
-        with pytest.raises(ZeroDivisionError):
-            for result in map_prefetched(halved, range(20), 3, held):
-                seen.append(result)
-        assert seen == [1 / (number - 7) for number in range(7)]
-        assert list(map_prefetched(abs, range(-50, 0), 4, held)) == list(range(50, 0, -1))
+    seen = []
+    with pytest.raises(ZeroDivisionError):
+        for result in map_prefetched(halved, range(20), 3):
+            seen.append(result)
+    assert seen == [1 / (number - 7) for number in range(7)]
+    assert list(map_prefetched(abs, range(-50, 0), 4)) == list(range(50, 0, -1))
     assert list(map_prefetched(abs, [], 0)) == []
-
-
-def test_no_more_results_wait_than_may() -> None:
-    begun: list[int] = []
-    each = map_prefetched(begun.append, range(50), 2, held=4)
-    next(each)
-    time.sleep(0.2)
-    assert len(begun) <= 5
 
 
 def test_what_is_not_there_or_not_allowed_is_said(web: Web) -> None:
@@ -320,7 +309,7 @@ def test_what_is_not_there_or_not_allowed_is_said(web: Web) -> None:
 
 
 def test_a_disk_without_room_is_said_before(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
-    put(web, "a.mp4", RANGE)
+    put(web, "a.mp4", BLOCK)
     monkeypatch.setattr(finding, "SPARE_BYTES", 1 << 60)
     with pytest.raises(EnvironmentFault, match=r"has no room for http.*PENSTOCK_NEARBY"):
         fetched(f"{web.address}/a.mp4")
@@ -331,7 +320,7 @@ def test_a_disk_that_fills_meanwhile_is_named(web: Web, monkeypatch: pytest.Monk
     def full(_: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    put(web, "a.mp4", RANGE)
+    put(web, "a.mp4", BLOCK)
     path = copy_of(remote_file_at(f"{web.address}/a.mp4"))  # which writes a note
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(EnvironmentFault, match=r"the disk of /.* is full"):

@@ -1,1 +1,1 @@
-"""Media in buckets and on the web: listed, fetched in ranges, and cached on local disk."""
+"""Media in buckets and on the web: listed, fetched, and cached on local disk."""

@@ -2,12 +2,9 @@
 server is still slow to respond.
 """
 
-import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from itertools import islice
-from queue import SimpleQueue
 from typing import TypeVar
 
 Item = TypeVar("Item")
@@ -24,37 +21,28 @@ def run_detached(function: Callable[[Item], Result], item: Item) -> "Future[Resu
 
 
 def map_prefetched(
-    function: Callable[[Item], Result], items: Iterable[Item], threads: int, held: int = 0
+    function: Callable[[Item], Result], items: Sequence[Item], threads: int
 ) -> Iterator[Result]:
     """Yield the results of a function in the order of the items. `threads` threads compute them
-    before the caller asks. At most `held` finished results wait (0: no limit). Raises the
-    function's error when the caller reaches that item."""
-    left, lock, stopped = iter(items), threading.Lock(), threading.Event()
-    room = threading.Semaphore(held or sys.maxsize)
-    results: SimpleQueue[Future[Result] | None] = SimpleQueue()
-    """Results in the order of the items, those that are computed now among them; None: no more."""
+    before the caller asks. Raises the function's error when the caller reaches that item."""
+    results = [Future[Result]() for _ in items]
+    left, lock, stopped = zip(items, results, strict=True), threading.Lock(), threading.Event()
 
     def work() -> None:
-        while True:
-            room.acquire()
+        while not stopped.is_set():
             with lock:
-                taken = [] if stopped.is_set() else list(islice(left, 1))
-                result = Future[Result]() if taken else None
-                results.put(result)
-            if result is None:
-                room.release()  # for the next one to see that nothing is left
+                pair = next(left, None)
+            if pair is None:
                 return
-            _do(function, taken[0], result)
+            _do(function, *pair)
 
     for _ in range(threads):
         threading.Thread(target=work, name="ahead", daemon=True).start()
     try:
-        while threads and (result := results.get()) is not None:
+        for result in results:
             yield result.result()
-            room.release()
     finally:
         stopped.set()
-        room.release()
 
 
 def _do(function: Callable[[Item], Result], item: Item, made: "Future[Result]") -> None:

@@ -1,12 +1,10 @@
-"""Lists the objects at an address, reads them in ranges, and downloads them.
+"""Lists the objects at an address, and downloads them.
 
-A download takes ranges in parallel, and resumes where an earlier attempt ended. The file grows in
-order, so its length is the resume offset. A partial file from before the last boot is not trusted:
-after a power cut its end may hold zeros that were never written.
+A download is one response, and resumes where an earlier one ended. The file grows in order, so its
+length is the resume offset.
 """
 
 import glob
-import hashlib
 import os
 import re
 import shutil
@@ -14,8 +12,9 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from fnmatch import fnmatchcase
-from functools import lru_cache, partial
+from functools import lru_cache
 from io import BufferedRandom
+from itertools import chain
 from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,7 +26,7 @@ from obstore.exceptions import BaseError, NotSupportedError
 from artifacts.errors import EnvironmentFault, Unanswered
 from artifacts.files import is_hidden
 from artifacts.remote.addresses import ONCE, RemoteFile, is_web, unsigned
-from artifacts.remote.ahead import OnProgress, map_prefetched
+from artifacts.remote.ahead import OnProgress
 from artifacts.stamps import FileChanged
 from artifacts.stores.bucket_client import (
     BEYOND,
@@ -43,15 +42,14 @@ from artifacts.stores.bucket_client import (
     client_of,
     is_odd,
     listed,
-    reason,
     variables,
     with_retries,
 )
 from artifacts.stores.copies import SPARE_BYTES
 from artifacts.stores.folder import disk_faults
-from artifacts.stores.local import boot_suffix
 
 if TYPE_CHECKING:
+    from obstore import GetOptions
     from obstore.store import ObjectStore
 
 
@@ -61,9 +59,8 @@ WEB_TRIES = 2
 WEB_HINT = (
     "See that the address opens elsewhere and the network is up; the same command then goes on"
 )
-WEB_SECONDS = 86400.0
-"""Longest that an answer may take of a server that gives no parts; it must go on all the while."""
-STREAMED_BYTES = 1 << 20
+ANSWER_SECONDS = 86400.0
+"""Longest that a whole file may take; the server must go on sending all the while."""
 CLIENTS = 64
 """Servers whose connections are kept."""
 PLAIN_PATH = re.compile(r"(?:/(?!\.{1,2}(?:/|$))[A-Za-z0-9._~-]+)+")
@@ -146,44 +143,6 @@ def remote_files_matching(pattern: str) -> Iterator[tuple[str, RemoteFile | None
             yield (remote.name if remote else name), remote
 
 
-def part_of(remote: RemoteFile, offset: int, length: int) -> bytes | None:
-    """Return that many bytes of what was found, from `offset`; None where the server gives no
-    parts. Raises FileChanged where something else lies there now, FileNotFoundError and
-    EnvironmentFault."""
-    client, name = _client(remote.address)
-
-    def ask() -> tuple[bytes, Listed] | None:
-        try:
-            got = obstore.get(client, name, options={"range": (offset, offset + length)})
-        except NotSupportedError:
-            return None
-        except BaseError as error:
-            if any(words in str(error) for words in BEYOND):
-                raise FileChanged(remote.place) from None
-            raise
-        return bytes(got.bytes()), listed(got.meta)
-
-    answer = _with_retries(remote.address, ask)
-    if answer is None:
-        return None
-    body, found = answer
-    _same(remote, found)
-    return body
-
-
-def whole(remote: RemoteFile) -> Iterator[bytes]:
-    """Yield all bytes of what was found, in order. Raises what `part_of` raises."""
-    client, name = _client(remote.address)
-    got = _with_retries(remote.address, lambda: obstore.get(client, name))
-    _same(remote, listed(got.meta))
-    try:
-        yield from map(bytes, got.stream(min_chunk_size=STREAMED_BYTES))
-    except BaseError as error:
-        raise Unanswered(
-            f"{remote.place} ended in the middle ({reason(error)})", hint=WEB_HINT
-        ) from None
-
-
 def _same(remote: RemoteFile, found: Listed) -> None:
     """Raise FileChanged unless this is what was found."""
     version = _version(found)
@@ -228,9 +187,9 @@ def _client_at(root: str, _variables: tuple[tuple[str, str], ...] = ()) -> "Obje
     """Return what asks a server; another one where the variables say something else."""
     if is_web(root):
         plain = root.lower().startswith("http:")
-        return client_of(root, plain=plain, tries=WEB_TRIES, seconds=WEB_SECONDS)
+        return client_of(root, plain=plain, tries=WEB_TRIES, seconds=ANSWER_SECONDS)
     check_variables()
-    return client_of(root, plain=allows_http(), tries=INNER_TRIES)
+    return client_of(root, plain=allows_http(), tries=INNER_TRIES, seconds=ANSWER_SECONDS)
 
 
 def _client(address: str) -> tuple["ObjectStore", str]:
@@ -246,73 +205,62 @@ def _client(address: str) -> tuple["ObjectStore", str]:
     return _client_at(f"{scheme}://{bucket}", variables()), name
 
 
-RANGE_BYTES = 4 << 20
-"""Bytes per range request."""
-RANGES_AT_ONCE = 4
-"""Concurrent ranges of one object; each is held in memory."""
+STREAMED_BYTES = 1 << 20
+"""Bytes of an object that are held in memory."""
 
 
-def part_name() -> str:
-    """Return the name of an unfinished file."""
-    return f"{boot_suffix()[1:9]}.part"
-
-
-def fetch(remote: RemoteFile, file: BufferedRandom, on_progress: OnProgress) -> str:
-    """Download the missing part of an object into a file with its beginning, and return the SHA-256
-    of the whole. `on_progress` gets the number of new bytes, and may raise. Raises FileChanged,
-    FileNotFoundError and EnvironmentFault."""
-    there = os.fstat(file.fileno()).st_size
+def fetch(remote: RemoteFile, file: BufferedRandom, on_progress: OnProgress) -> None:
+    """Download the missing part of an object into a file with its beginning. `on_progress` gets the
+    number of new bytes, and may raise. Raises FileChanged, FileNotFoundError and
+    EnvironmentFault."""
+    there = file.seek(0, os.SEEK_END)
     if there > remote.size:
         file.truncate(there := 0)
     folder = Path(file.name).parent
     _check_room(remote, there, folder)
-    file.seek(0)
-    hashed = hashlib.file_digest(file, "sha256") if there else hashlib.sha256()
     on_progress(there)
     for block in _blocks(remote, there):
         with disk_faults(folder):
             file.write(block)
-        hashed.update(block)
         on_progress(len(block))
     with disk_faults(folder):
         file.flush()
         os.fsync(file.fileno())
-    if (size := os.fstat(file.fileno()).st_size) != remote.size:
-        file.truncate(0)
-        raise _cut(remote, size)
-    return hashed.hexdigest()
-
-
-def _cut(remote: RemoteFile, size: int) -> Unanswered:
-    return Unanswered(
-        f"{remote.place} gave {size:,} of {remote.size:,} bytes", hint="The same command asks again"
-    )
 
 
 def _blocks(remote: RemoteFile, offset: int) -> Iterator[bytes]:
-    """Yield the bytes from `offset` on, in order."""
-    if offset == remote.size:
-        return
-    first = part_of(remote, offset, min(RANGE_BYTES, remote.size - offset))
-    if first is None:  # the server does not support ranges
-        for block in whole(remote):
-            yield block[offset:]
-            offset = max(0, offset - len(block))
-        return
-    yield first
-    if len(first) != (size := min(RANGE_BYTES, remote.size - offset)):
-        raise _cut(remote, offset + len(first))
-    starts = range(offset + size, remote.size, RANGE_BYTES)
-    threads = min(RANGES_AT_ONCE, len(starts))
-    yield from map_prefetched(partial(_range, remote), starts, threads, held=threads)
+    """Yield the bytes from `offset` on, in order. If a response ends early, request the rest."""
+    client, name = _client(remote.address)
+    skipped = 0
+    """Bytes before `offset` that a server without ranges sends again."""
 
+    def ask() -> Iterator[bytes]:
+        nonlocal skipped
+        try:
+            span: GetOptions = {"range": {"offset": offset}} if offset else {}
+            got, skipped = obstore.get(client, name, options=span), 0
+        except NotSupportedError:
+            got, skipped = obstore.get(client, name), offset
+        except BaseError as error:
+            if any(words in str(error) for words in BEYOND):
+                raise FileChanged(remote.place) from None
+            raise
+        _same(remote, listed(got.meta))
+        blocks = map(bytes, got.stream(min_chunk_size=STREAMED_BYTES))
+        return chain([next(blocks, b"")], blocks)  # so that a broken first one is asked for again
 
-def _range(remote: RemoteFile, offset: int) -> bytes:
-    size = min(RANGE_BYTES, remote.size - offset)
-    found = part_of(remote, offset, size) or b""
-    if len(found) != size:
-        raise _cut(remote, offset + len(found))
-    return found
+    while offset < remote.size:
+        begin = offset
+        with suppress(BaseError):
+            for block in _with_retries(remote.address, ask):
+                new, skipped = block[skipped:], max(0, skipped - len(block))
+                offset += len(new)
+                yield new
+        if offset == begin:
+            raise Unanswered(
+                f"{remote.place} gave {offset:,} of {remote.size:,} bytes",
+                hint="The same command asks for the rest",
+            )
 
 
 def check_size(remote: RemoteFile, folder: Path) -> None:

@@ -14,7 +14,6 @@ import json
 import os
 import re
 import shutil
-import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from functools import lru_cache
@@ -23,7 +22,7 @@ from pathlib import Path
 from typing import IO
 
 from artifacts.errors import MediaError, Unanswered
-from artifacts.files import HALF, whole_file, write_text
+from artifacts.files import HALF, whole_file
 from artifacts.json_shapes import read_record
 from artifacts.locks import lock, try_lock
 from artifacts.remote.addresses import RemoteFile, is_address, is_web
@@ -31,12 +30,13 @@ from artifacts.remote.ahead import OnProgress
 from artifacts.stamps import CHANGED, CHANGED_HINT, CHANGED_MESSAGE, FileChanged
 from artifacts.store import disk_faults
 from artifacts.stores.copies import CopyRoom, nearby_folder, nearby_limit
+from artifacts.stores.local import boot_suffix
 
 MEDIA = "media"
 """Folder of the copies, in that of what lies elsewhere."""
 KEY = re.compile(r"[0-9a-f]{64}")
-NOTE, DIGEST = f"{HALF}far.json", f"{HALF}sha256"
-"""Files beside a copy: what it is a copy of, and the SHA-256 of that once it is known."""
+NOTE = f"{HALF}far.json"
+"""File beside a copy: what it is a copy of."""
 OWNER_ONLY = 0o600
 """Who may read a note: an address may hold what lets its reader in."""
 UNREACHABLE = "unreachable"
@@ -97,27 +97,11 @@ def is_here(path: Path) -> bool:
 
 
 def digest_at(path: Path, on_progress: OnProgress = lambda _: None) -> str:
-    """Return the SHA-256 of what a copy holds, which is fetched if that is not known yet.
-    `on_progress` gets the bytes received so far, and may raise. Raises FileNotFoundError,
-    FileChanged and EnvironmentFault."""
-    if not digest_noted(path):
-        with _held(path, on_progress) as file:
-            if not digest_noted(path):  # the note was lost, and the copy was not
-                note_digest(path, hashlib.file_digest(file, "sha256").hexdigest())
-    return digest_noted(path)
-
-
-def digest_noted(path: Path) -> str:
-    """Return the SHA-256 of what a copy holds, or held; empty where that is not known yet."""
-    with contextlib.suppress(OSError, ValueError):
-        digest = (path.parent / DIGEST).read_text(encoding="utf-8")
-        return digest if KEY.fullmatch(digest) else ""
-    return ""
-
-
-def note_digest(path: Path, digest: str) -> None:
-    """Remember the SHA-256 of what a copy holds, by which what is fetched later is judged."""
-    write_text(path.parent / DIGEST, [digest])
+    """Return the SHA-256 of what a copy holds, which is fetched if it is not there. `on_progress`
+    gets the number of new bytes, and may raise. Raises FileNotFoundError, FileChanged and
+    EnvironmentFault."""
+    with _held(path, on_progress) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextlib.contextmanager
@@ -127,7 +111,11 @@ def _fetched(place: str | Path) -> Iterator[Path]:
     with contextlib.ExitStack() as stack:
         try:
             path = _copy_at(address) if is_address(address) else Path(place)
-            address = remote.place if (remote := _noted(path)) else address
+            remote = _noted(path)
+            # Nothing tells whether a file without a version is still the one that was digested.
+            if remote and not (remote.lasts or is_address(address) or path.exists()):
+                raise FileChanged(remote.place)
+            address = remote.place if remote else address
             stack.enter_context(_held(path))
         except (FileNotFoundError, FileChanged) as error:
             raise MediaError(
@@ -161,9 +149,8 @@ def _held(path: Path, on_progress: OnProgress = lambda _: None) -> Iterator[Buff
             lock(file.fileno(), fcntl.LOCK_SH)
             if not _is_at(file, path):  # deleted before it was held
                 continue
-            found = os.fstat(file.fileno())
             with contextlib.suppress(PermissionError):
-                os.utime(path, ns=(time.time_ns(), found.st_mtime_ns))
+                os.utime(path)
             yield file
             return
 
@@ -171,12 +158,13 @@ def _held(path: Path, on_progress: OnProgress = lambda _: None) -> Iterator[Buff
 def _fetch(path: Path, on_progress: OnProgress) -> None:
     """Fetch a copy; who else wants it waits."""
     # Whoever reads files of this machine loads nothing for it.
-    from artifacts.remote.finding import check_size, fetch, part_name
+    from artifacts.remote.finding import check_size, fetch
 
     remote = _noted(path)
     if remote is None:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
-    half = path.with_name(part_name())
+    # After a power cut, the end of a file may hold zeros that were never written.
+    half = path.with_name(f"{boot_suffix()[1:9]}.part")
     with disk_faults(path.parent):
         half.touch()
     with open(half, "a+b") as part:
@@ -186,11 +174,7 @@ def _fetch(path: Path, on_progress: OnProgress) -> None:
             return
         check_size(remote, path.parent)
         _room(media_folder(), nearby_limit()).take(remote.size)
-        found, known = fetch(remote, part, on_progress), digest_noted(path)
-        if known and found != known:
-            part.truncate(0)
-            raise FileChanged(remote.place)
-        note_digest(path, found)
+        fetch(remote, part, on_progress)
         os.replace(half, path)
 
 
@@ -212,7 +196,7 @@ def _all() -> Iterator[tuple[float, int, Path]]:
             for path in note.parent.iterdir():
                 if is_copy(path) and not path.name.startswith(HALF):
                     found = path.stat()
-                    yield max(found.st_atime, found.st_mtime), found.st_size, path
+                    yield found.st_mtime, found.st_size, path
 
 
 def _remove(path: Path) -> None:

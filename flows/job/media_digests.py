@@ -78,6 +78,16 @@ def inode_note(files: Sequence[JobFile]) -> list[str]:
     return [note] if count else []
 
 
+def unfetched_note(files: Sequence[JobFile]) -> list[str]:
+    """Return a note on remote files whose content is unknown, if there are such."""
+    count = sum(
+        each.file.remote is not None
+        and each.medium.digest == content_key(each.file.remote.key, each.file.kind)
+        for each in files
+    )
+    return [f"{counted(count, 'file')} not downloaded, so estimated"] if count else []
+
+
 def _unreadable(file: MediaFile, error: OSError | Unanswered) -> Failure:
     if isinstance(error, Unanswered):
         return source_failure(

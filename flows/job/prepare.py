@@ -32,7 +32,13 @@ from flows.checkpoint.models import Model, digests_in, open_model, pipeline_for
 from flows.checkpoint.precision import PartSettings, attention, weight_bytes
 from flows.job.away import AwayMedia, unread_sources
 from flows.job.card_sampling import with_card_sampling
-from flows.job.media_digests import JobFile, check_beside, inode_note, read_contents
+from flows.job.media_digests import (
+    JobFile,
+    check_beside,
+    inode_note,
+    read_contents,
+    unfetched_note,
+)
 from flows.job.pass_mode import answering, with_pass_mode
 from flows.ledger.ledger import Ledger
 from flows.ledger.namespaces import notes, variants_of
@@ -42,7 +48,7 @@ from flows.machine.budget import Budget, budget_on, check_device
 from flows.machine.gpus import select_devices
 from flows.machine.launch import Launcher
 from flows.media.media_files import MediaFile, Selection
-from flows.media.remote_digests import Progress, unfetched_note
+from flows.media.remote_digests import Progress
 from flows.media.sources import find_media, why_no_media
 from flows.options.commands import RunOptions
 from flows.options.media import ON, SoundOptions, VectorSamplingOptions, VideoSamplingOptions
@@ -330,7 +336,7 @@ def prepare(
     failures = away.failures(media_away, failures)
     if not job_files and not media_away:
         raise NothingToDo(pipeline, failures)
-    notes = [] if fetch else unfetched_note([each.file for each in readable])
+    notes = [] if fetch else unfetched_note(readable)
     notes += [] if config.check_media else inode_note(readable)
     check_summary(config, model)
     base = _job_of(config, store, model, pipeline)

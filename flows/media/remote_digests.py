@@ -1,4 +1,4 @@
-"""Content digests of remote media: from the local cache, from the store, or by download.
+"""Content digests of remote media: from the store, or by download.
 
 Each digest that a machine computes is stored as the name of an empty object. Another machine that
 collects the results of many downloads nothing.
@@ -12,10 +12,9 @@ from pathlib import Path
 
 from artifacts.errors import Interrupted, Unanswered
 from artifacts.keys import Content
-from artifacts.plurals import counted
 from artifacts.remote.addresses import is_web
 from artifacts.remote.ahead import map_prefetched
-from artifacts.remote.media_cache import copy_of, digest_at, digest_noted, note_digest
+from artifacts.remote.media_cache import copy_of, digest_at
 from artifacts.store import Store
 from flows.media.media_files import MediaFile
 
@@ -27,7 +26,7 @@ MAX_LISTED = 1000
 """Number of names listed in one request. If there are more, each file is looked up separately."""
 LOOKUPS_AT_ONCE = 32
 FETCHED_AT_ONCE = 8
-"""Number of media downloaded at the same time, each in several ranges."""
+"""Number of media downloaded at the same time."""
 
 ContentOrError = Content | OSError | Unanswered
 """Content of a file, or why it cannot be read."""
@@ -50,7 +49,7 @@ def contents_of(
     by_path = {file.path: file for file in files}
     digests = RemoteDigests(store)
     threads = min(LOOKUPS_AT_ONCE, len(by_path))
-    found_digests = map_prefetched(digests.known, by_path.values(), threads)
+    found_digests = map_prefetched(digests.known, [*by_path.values()], threads)
     known = dict(zip(by_path, found_digests, strict=True))
     missing = [by_path[path] for path, digest in known.items() if not digest and fetch]
     found: dict[Path, ContentOrError] = {
@@ -85,14 +84,8 @@ def contents_of(
     return found
 
 
-def unfetched_note(files: Sequence[MediaFile]) -> list[str]:
-    """Return a note on files that were not downloaded, if there are any."""
-    count = sum(1 for file in files if file.remote and not digest_noted(file.path))
-    return [f"{counted(count, 'file')} not downloaded, so estimated"] if count else []
-
-
 class RemoteDigests:
-    """Digests of remote media that this machine or the store has."""
+    """Digests of remote media that the store has."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -102,13 +95,14 @@ class RemoteDigests:
         self._is_all = len(names) < MAX_LISTED
 
     def known(self, file: MediaFile) -> str:
-        """Return the digest of a file, or an empty string if it is unknown."""
+        """Return the digest of a file, or an empty string if it is unknown. Note what its path is a
+        copy of."""
         assert file.remote is not None
-        path = copy_of(file.remote)
-        digest = digest_noted(path)
-        if not digest and (digest := self._stored_digest(file.remote.key)):
-            note_digest(path, digest)
-        return digest
+        copy_of(file.remote)
+        key = file.remote.key
+        if self._is_all or key in self._listed:
+            return self._listed.get(key, "")
+        return next((n.rpartition("/")[2] for n in self._store.list(f"{FOLDER}/{key}")), "")
 
     def fetch_digest(self, file: MediaFile, add_bytes: Callable[[int], None]) -> ContentOrError:
         """Download a file, and store its digest. Raises EnvironmentFault."""
@@ -123,8 +117,3 @@ class RemoteDigests:
         if file.remote is not None and file.remote.lasts:
             self._store.put_if_absent(f"{FOLDER}/{file.remote.key}/{digest}", [])
         return Content(digest, None)
-
-    def _stored_digest(self, key: str) -> str:
-        if self._is_all or key in self._listed:
-            return self._listed.get(key, "")
-        return next((n.rpartition("/")[2] for n in self._store.list(f"{FOLDER}/{key}")), "")

@@ -30,6 +30,10 @@ class Web:
     before: Callable[[str, str], int] = lambda *_: 0
     """Called with path and range; answers with another status where it is not 0, and with -1 ends
     the connection."""
+    during: Callable[[str, int], bool] = lambda *_: False
+    """Called with path and place of each block that is sent; True ends the connection there."""
+    block: int = 1 << 16
+    """Bytes of a block."""
     address: str = ""
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -68,24 +72,28 @@ class Handler(QuietHandler):
         content, size = file.read_bytes(), file.stat().st_size
         messages = {"etag": f'"{state.versions.get(name, "1")}"', "last-modified": DATE}
         headers = messages if state.told else {}
-        found = re.fullmatch(r"bytes=(\d+)-(\d+)", expected)
+        found = re.fullmatch(r"bytes=(\d+)-(\d*)", expected)
         if found is None or not state.parts:
             self.answer(200, content, **headers)
         elif int(found[1]) >= size:
             self.answer(416, b"")
         else:
-            part = content[int(found[1]) : int(found[2]) + 1]
-            place = f"bytes {found[1]}-{int(found[1]) + len(part) - 1}/{size}"
-            self.answer(206, part, **headers, **{"content-range": place})
+            begin = int(found[1])
+            part = content[begin : int(found[2] or size) + 1]
+            place = f"bytes {begin}-{begin + len(part) - 1}/{size}"
+            self.answer(206, part, begin, **headers, **{"content-range": place})
 
-    def answer(self, status: int, body: bytes, **headers: str) -> None:
+    def answer(self, status: int, body: bytes, begin: int = 0, /, **headers: str) -> None:
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name, value)
         self.send_header("content-length", str(len(body)))
         with contextlib.suppress(OSError):  # who asked was killed, or saw enough
             self.end_headers()
-            if self.command != "HEAD":
-                self.wfile.write(body)
+            for at in range(0, len(body), self.state.block) if self.command != "HEAD" else ():
+                if self.state.during(self.path, begin + at):
+                    self.close_connection = True
+                    return
+                self.wfile.write(body[at : at + self.state.block])
 
     do_HEAD = do_GET
