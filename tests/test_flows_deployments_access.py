@@ -16,7 +16,7 @@ from websockets.sync.client import connect
 from scripts.prefect_stack import Stack, prefect_stack
 from scripts.stage_processes import marked
 from tests.support.attacks import attacked
-from tests.support.servers import Server, basic, temporary_server
+from tests.support.servers import Server, basic
 
 pytestmark = pytest.mark.slow
 
@@ -109,12 +109,6 @@ def deployment(server: Server) -> str:
     expected = {"name": "batch", "flow_id": json.loads(flow.body)["id"]}
     made = server.ask("POST", "/api/deployments/", {}, expected, login=server.login)
     return str(json.loads(made.body)["id"])
-
-
-@pytest.fixture(scope="module")
-def temporary() -> Iterator[Server]:
-    with temporary_server() as found:
-        yield found
 
 
 @pytest.fixture
@@ -275,21 +269,3 @@ def test_nobody_is_shown_the_login(stack: Stack, server: Server) -> None:
         assert secret not in request.body and request.allowed is None
     settings = server.ask("GET", "/api/admin/settings", login=server.login)
     assert secret not in settings.body
-
-
-@pytest.mark.parametrize("endpoint", [*ENDPOINTS[:-1], *REFUSED_ALWAYS], ids=named)
-def test_the_temporary_server_holds_too(temporary: Server, endpoint: tuple[str, str, Any]) -> None:
-    method, path, body = endpoint
-    for origin in (EVIL, "null", f"http://localhost:{temporary.port}"):
-        request = temporary.ask(method, f"/api{path}", {"Origin": origin}, body)
-        assert (request.status, request.allowed) == (401, None)
-        expected = {"Origin": origin, "Access-Control-Request-Method": method}
-        assert temporary.ask("OPTIONS", f"/api{path}", expected).status == 400
-
-
-def test_the_temporary_server_knows_its_own_login_alone(temporary: Server, server: Server) -> None:
-    method, path, body = READING
-    path = f"/api{path}"
-    assert temporary.ask(method, path, {}, body, login=temporary.login).status == 200
-    assert temporary.ask(method, path, {}, body, login=server.login).status == 401
-    assert server.ask(method, path, {}, body, login=temporary.login).status == 401

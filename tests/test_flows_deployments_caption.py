@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,6 +20,7 @@ from uuid import UUID, uuid4
 import httpx
 import pytest
 from prefect.exceptions import PrefectHTTPStatusError
+from prefect.settings import PREFECT_API_URL
 
 import flows.deployments.commands
 import flows.deployments.runs
@@ -123,6 +125,17 @@ def command(out: Path, *more: str, sources: list[str] = CLIPS) -> list[str]:
     return [*PENSTOCK, "caption", *sources, "--model", "demo", *where, *more]
 
 
+@pytest.fixture(scope="module")
+def server() -> Iterator[None]:
+    """A server, which the environment names."""
+    # Not above: it imports the server, and every test run collects this file.
+    from prefect.testing.utilities import prefect_test_harness
+
+    with prefect_test_harness(server_startup_timeout=120), pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PREFECT_API_URL", str(PREFECT_API_URL.value()))
+        yield
+
+
 def run(out: Path, *more: str) -> "subprocess.CompletedProcess[str]":
     done = subprocess.run(
         command(out, *more), cwd=ROOT, capture_output=True, text=True, timeout=280, check=False
@@ -141,7 +154,9 @@ PROGRESS = re.compile(r" \d+/\d+| so far$|starting Prefect")
 
 
 @pytest.mark.slow
-def test_with_prefect_the_command_makes_the_same_bytes_and_says_the_same(tmp_path: Path) -> None:
+def test_with_prefect_the_command_makes_the_same_bytes_and_says_the_same(
+    tmp_path: Path, server: None
+) -> None:
     plain_run = run(tmp_path / "plain")
     flow_run = run(tmp_path / "flow", "--prefect")
     assert outputs(tmp_path / "flow") == outputs(tmp_path / "plain")
@@ -180,7 +195,7 @@ MANY = ("--batch-size", "1", "--chunk", "0.5")
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_stopped_flow_ends_soon_and_goes_on_where_it_was(
-    tmp_path: Path, number: signal.Signals
+    tmp_path: Path, number: signal.Signals, server: None
 ) -> None:
     out = tmp_path / "out"
     running = subprocess.Popen(

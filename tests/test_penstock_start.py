@@ -16,14 +16,14 @@ import pytest
 from PIL import Image
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from flows.deployments.server import client_settings, databases, own_login
+from flows.deployments.server import client_settings, own_login
 from stages.process.fork_client import child_environment
 from tests.support.commands import completed
 from tests.support.media import write_video
 from tests.support.pipeline import ROOT
 
 STARTERS = ("flows", "stages", "artifacts", "penstock", "penstock_demo", "scripts")
-STARTS = {"stages/process/fork_client.py", "flows/deployments/server.py", "scripts/run_worker.py"}
+STARTS = {"stages/process/fork_client.py", "scripts/run_worker.py"}
 """Some of the files that start Python, so that a search that finds none fails."""
 OF_DEVELOPERS = frozenset(
     ("page_pictures", "resume_picture", "gallery", "follow_deploy", "fault_check",
@@ -186,11 +186,15 @@ def test_whoever_listens_where_a_folder_or_the_user_says_gets_no_login(
 
 
 @pytest.mark.parametrize("url", ["", " "])
-def test_an_empty_address_of_a_server_is_none(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_server_a_flow_is_refused_before_any_work(url: str, tmp_path: Path) -> None:
     """Prefect would start a server in the current folder, for everybody, and run its code."""
-    monkeypatch.setattr("flows.deployments.server.start_server", lambda: ("own", "login"))
-    with temporary_settings({PREFECT_API_URL: url}):
-        assert list(client_settings().values()) == ["own", "login"]
+    environment = {**os.environ, "PREFECT_API_URL": url, "PREFECT_HOME": str(tmp_path / "prefect")}
+    words = ["caption", str(tmp_path), "--model", "demo", "--prefect", "--out", "out"]
+    done = completed([*PENSTOCK, *words], cwd=tmp_path, env=environment)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert "make server" in line and "PREFECT_API_URL" in line
+    assert not (tmp_path / "out").exists()
 
 
 def test_what_libraries_start_searches_no_current_folder(tmp_path: Path) -> None:
@@ -201,55 +205,6 @@ def test_what_libraries_start_searches_no_current_folder(tmp_path: Path) -> None
     words = [sys.executable, "-P", "-c", code]
     done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(300)
-def test_no_module_of_the_current_folder_is_imported_by_the_server_of_a_run(tmp_path: Path) -> None:
-    """Alembic put `.` before all else, where SQLAlchemy then found its drivers."""
-    (folder := tmp_path / "films").mkdir()
-    write_video(folder / "a.mp4", ticks=range(30))
-    ran = tmp_path / "ran"
-    for name in ("aiosqlite", "burner_redis", "asyncpg", "sqlite3", "alembic", "prefect", "types"):
-        code = (
-            f"open({str(ran)!r}, 'a').write({name!r})\nraise SystemExit('a file of the folder ran')"
-        )
-        (folder / f"{name}.py").write_text(code)
-    environment = {
-        **{name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"},
-        "PREFECT_HOME": "../prefect",
-        "PREFECT_SERVER_DATABASE_CONNECTION_URL": "sqlite+aiosqlite:///../runs.db",
-    }
-    words = ["caption", ".", "--model", "demo", "--prefect", "--max-new-tokens", "4"]
-    where = ["--out", str(tmp_path / "out"), "--store", str(tmp_path / "store")]
-    done = subprocess.run(
-        [*PENSTOCK, *words, *where], cwd=folder, env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    assert not ran.exists(), ran.read_text()
-    assert (tmp_path / "runs.db").exists() and (tmp_path / "prefect").is_dir()
-
-
-@pytest.mark.parametrize(
-    ("given", "found"),
-    [
-        ("sqlite+aiosqlite:///runs.db", "sqlite+aiosqlite:///{here}/runs.db"),
-        ("sqlite+aiosqlite:////runs.db", None),
-        ("sqlite+aiosqlite:///:memory:", None),
-        ("sqlite+aiosqlite:///file::memory:?cache=shared&uri=true", None),
-        ("postgresql+asyncpg://user@host/runs", None),
-    ],
-)
-def test_the_file_of_a_database_is_that_of_the_user_s_folder(
-    given: str, found: str | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("PREFECT_API_DATABASE_CONNECTION_URL", given)
-    expected = (
-        {}
-        if found is None
-        else {"PREFECT_API_DATABASE_CONNECTION_URL": found.format(here=os.getcwd())}
-    )
-    assert databases() == expected
 
 
 @pytest.mark.parametrize("script", ["server", "setup", "lock", "bench"])
@@ -432,8 +387,11 @@ def test_prefect_runs_in_a_folder_of_code_and_settings_behind_a_proxy(tmp_path: 
         (tmp_path / "prefect.toml").write_text(f'[api]\nurl = "{address}/api"\n')
         for name in ("types", "logging", "json", "sitecustomize", "uvicorn", "prefect"):
             (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / 'RUN')!r}, 'w')\n")
-        kept = {"PREFECT_HOME": str(tmp_path / "home"), "http_proxy": address}
-        assert caption(tmp_path, after="--prefect", **kept) == "0 done"
+        from prefect.testing.utilities import prefect_test_harness
+
+        with prefect_test_harness(server_startup_timeout=120):
+            kept = {"PREFECT_API_URL": str(PREFECT_API_URL.value()), "http_proxy": address}
+            assert caption(tmp_path, after="--prefect", **kept) == "0 done"
         with pytest.raises(TimeoutError):
             theirs.accept()
     assert not (tmp_path / "RUN").exists()

@@ -151,7 +151,7 @@ def _prefect() -> str:
     if not api:
         if answers(LOCAL_API):
             return f"{LOCAL_API} responds, but PREFECT_API_URL does not name it"
-        return "no server configured; --prefect starts its own"
+        return "no server configured; `make server` starts one"
     state = "responds"
     if not answers(api):
         fault = fault_of_api(api) or "start it, or unset PREFECT_API_URL"

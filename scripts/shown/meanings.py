@@ -46,7 +46,7 @@ NOT_RUN = (
         "installs 8 GB; make test-install and tests/test_project_setup.py try it",
     ),
     (
-        r"make (server|worker)\b|prefect |export PREFECT_|.*PREFECT_API_URL",
+        r"make (server|worker)\b|prefect |export PREFECT_|.*PREFECT_API_URL|.* --prefect",
         "needs a server that stays; scripts/follow_deploy.py follows the page on one",
     ),
     (r"curl ", "needs a server that stays; tests/test_project_serve_page.py runs the page"),
@@ -122,7 +122,7 @@ GPUS, CPUS = 2, 8
 STAYING = ("penstock review ", "penstock studio ", "penstock serve ")
 """Commands that end when they are asked to."""
 
-ONCE = ("make demo", "penstock caption VIDEOS/ --prefect")
+ONCE = ("make demo",)
 """Slow commands that need nothing of their page: they are run on the first that shows them."""
 AGAIN = "run on an earlier page"
 

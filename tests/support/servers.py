@@ -5,22 +5,11 @@ import base64
 import contextlib
 import http.client
 import json
-import os
-import subprocess
-import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tests.support.pipeline import ROOT
-
-TEMPORARY = """
-import sys
-from flows.deployments.server import start_server
-print(*start_server(), flush=True)
-sys.stdin.read()
-"""
 ASK_SECONDS = 60
 BUSY = 503
 TRIES = 10
@@ -110,23 +99,3 @@ class Server:
 
 def basic(login: str) -> str:
     return f"Basic {base64.b64encode(login.encode()).decode()}"
-
-
-@contextlib.contextmanager
-def temporary_server() -> Iterator[Server]:
-    """The one that `--prefect` starts for itself."""
-    parent = subprocess.Popen(
-        [sys.executable, "-c", TEMPORARY],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert parent.stdout is not None
-    try:
-        url, _, login = parent.stdout.readline().strip().partition(" ")
-        port = int(url.removesuffix("/api").rpartition(":")[2])
-        yield Server(port=port, login=login, pid=parent.pid)
-    finally:
-        parent.communicate("")
