@@ -247,7 +247,7 @@ def _blocks(remote: RemoteFile, offset: int) -> Iterator[bytes]:
             raise
         _same(remote, listed(got.meta))
         blocks = map(bytes, got.stream(min_chunk_size=STREAMED_BYTES))
-        return chain([next(blocks, b"")], blocks)  # so that a broken first one is asked for again
+        return chain([next(blocks, b"")], blocks)  # a broken first one is requested again
 
     while offset < remote.size:
         begin = offset
@@ -259,7 +259,7 @@ def _blocks(remote: RemoteFile, offset: int) -> Iterator[bytes]:
         if offset == begin:
             raise Unanswered(
                 f"{remote.place} gave {offset:,} of {remote.size:,} bytes",
-                hint="The same command asks for the rest",
+                hint="The same command requests the rest",
             )
 
 
