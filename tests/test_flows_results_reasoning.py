@@ -182,7 +182,7 @@ def test_tags_that_decoding_removes_are_found_in_the_ids() -> None:
     thought, answer = (tokenizer.encode(text) for text in ("a man", " a clip"))
     kwargs = GenerateKwargs(SamplingParams(), 99)
     row = [*opening, *thought, *closing, *answer]
-    ((text, _),) = kwargs.texts_of(processor, [row])
+    (text,) = kwargs.texts_of(processor, [row])
     assert "[" not in text
     at = kwargs.reasoning(processor, row, text)["answer_at"]
     assert text[at:].strip() == "a clip"

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from pyarrow.parquet import read_table
 
 from artifacts.errors import UsageError
@@ -17,9 +18,9 @@ from flows.cli.main import main
 from flows.machine.launch import StageCall
 from flows.options.commands import CaptionConfig
 from stages.decode.generation import DecodeJob, SamplingParams
-from stages.decode.json_schema import canonical, rest_of
+from stages.decode.json_schema import canonical
 from stages.process.events import StageOutcome
-from tests.support.forms import SIX, TAGS, text_of
+from tests.support.forms import SHORT, SIX, TAGS, text_of
 from tests.support.saying import ALL, Saying, lines, make, run, samples
 
 # The library leaves its shards open.
@@ -135,12 +136,6 @@ def test_texts_of_tags_hold_them_alone(config: CaptionConfig) -> None:
     assert all(sample["json"]["fields"] for sample in samples(config))
 
 
-def test_what_was_closed_early_says_so(config: CaptionConfig) -> None:
-    message = run(config, Answering(ANSWER, shortened=True), schema=text_of(SIX)).line()
-    assert f"{len(lines(config))} cut at 256 tokens" in message
-    assert all("closed early" in line["warnings"][-1] for line in lines(config))
-
-
 def test_another_form_makes_other_captions_of_the_same_features(config: CaptionConfig) -> None:
     first, second = Answering(ANSWER), Answering({"tags": ["a"]})
     run(config, first, schema=text_of(SIX))
@@ -158,7 +153,6 @@ def test_another_form_makes_other_captions_of_the_same_features(config: CaptionC
         ("[]", (), "is not an object"),
         (text_of({"type": "array"}), (), "not an object schema"),
         (text_of(TAGS), ("--start-with", "A"), "--schema and --start-with"),
-        (text_of(SIX), ("--max-new-tokens", "20"), str(rest_of(text_of(SIX)).tokens)),
         ("", (), "cannot be read: No such file"),
     ],
 )
@@ -183,3 +177,27 @@ def test_a_file_is_read_once(tmp_path: Path) -> None:
     assert config.schema == canonical(text_of(TAGS)) == replace(config, limit=1).schema
     with pytest.raises(UsageError, match="cannot be read"):
         CaptionConfig(sources=("a",), schema=str(path))
+
+
+def test_a_larger_limit_makes_what_was_cut_and_no_more(tmp_path: Path, capsys: Said) -> None:
+    form, out = tmp_path / "form.json", tmp_path / "out"
+    form.write_text(text_of(SHORT))
+    Image.new("RGB", (64, 48), "teal").save(tmp_path / "a.png")
+    command = ["caption", str(tmp_path / "a.png"), "--model", "demo", "--schema", str(form)]
+    command += ["--out", str(out), "--store", str(tmp_path / "store"), "--max-new-tokens"]
+    for limit, made, code in ((9, 0, 1), (9, 0, 1), (100, 1, 0), (101, 0, 0)):
+        assert main([*command, str(limit)]) == code, capsys.readouterr()
+        captions, failures = (
+            [json.loads(line) for line in (out / name).read_text().splitlines()]
+            for name in ("captions.jsonl", "failures.jsonl")
+        )
+        if code:
+            assert not captions
+            (failure,) = failures
+            why = "the JSON was cut after 9 tokens, at --max-new-tokens 9"
+            assert (failure["error"], failure["message"]) == ("cut", why)
+        else:
+            (line,) = captions
+            assert not failures and set(line["fields"]) == {"kind", "word", "count"}
+        stages = json.loads((out / "run.json").read_text())["stages"]
+        assert [each["items"] for each in stages if each["name"] == "decode"] == [made]

@@ -41,7 +41,7 @@ from tests.support import slow_writes
 from tests.support.commands import completed
 from tests.support.crashing import CRASH, HANG
 from tests.support.disks import mount, small_disk
-from tests.support.forms import SHORT, SIX, text_of
+from tests.support.forms import SHORT, text_of
 from tests.support.media import write_video, write_videos
 from tests.support.pipeline import PENSTOCK, ROOT, SECONDS, Place, kill_at, read_lines, wait_gone
 from tests.support.slow_desk import slow
@@ -338,7 +338,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Run:
         clips, options = ASKED[request]
         write_clips(folder / "clips", clips, seed=11)
         if "form" in request:
-            (folder / "form.json").write_text(text_of(SHORT if "summary" in request else SIX))
+            (folder / "form.json").write_text(text_of(SHORT))
             options = (*options, "--schema", str(folder / "form.json"))
         place = Place(clips=folder / "clips", out=folder / "out", store=folder / "store")
         done = place.run(*options)

@@ -179,6 +179,15 @@ def test_the_name_of_a_request_is_in_its_answer(client: OpenAI, picture: bytes) 
     assert "x-request-id" not in raw.create(model="demo", messages=shown).headers
 
 
+def test_json_that_reaches_the_limit_is_cut(client: OpenAI, picture: bytes) -> None:
+    found = create(client, picture, response_format=form(FORM), max_tokens=3)
+    (choice,) = found.choices
+    assert (choice.finish_reason, found.usage.completion_tokens) == ("length", 3)
+    assert '{"ring":true}'.startswith(choice.message.content) or choice.message.content == '{"'
+    with pytest.raises(ValueError, match="char"):
+        json.loads(choice.message.content)
+
+
 def test_a_model_of_pydantic_is_filled_whole_streamed_and_by_chance(
     client: OpenAI, picture: bytes
 ) -> None:

@@ -399,6 +399,26 @@ def test_answers_that_break_a_schema_fail_by_name_and_one_fence_is_no_part_of_th
     assert [*work.stored_failures.values()] == ["schema"] * 4
 
 
+def test_json_that_an_endpoint_cut_is_a_failure_of_its_own_kind(work: Work) -> None:
+    schema = '{"type":"object","properties":{"a":{"type":"string"}}}'
+    answers = [('{"a": "x"}', "length"), ('{"a": "x', "length"), ('{"a": "x', "stop")]
+    stand_in = StandIn()
+
+    def answer(request: dict[str, Any], digest: str, before: int) -> Any:
+        found = message_of(digest)
+        choice = found["choices"][0]
+        choice["message"]["content"], choice["finish_reason"] = answers[
+            (len(stand_in.requests) - 1) % 3
+        ]
+        return 200, found
+
+    stand_in.answer = answer
+    with running(stand_in) as address:
+        work.run(address, schema=schema, at_once=1)
+    assert [*work.captions.values()] == ['{"a": "x"}'] * 4
+    assert sorted(work.stored_failures.values()) == ["cut"] * 4 + ["schema"] * 4
+
+
 def test_frames_are_sent_as_pictures_or_as_one_video(tmp_path: Path) -> None:
     work, stand_in = Work(tmp_path, 2, frames=4), StandIn()
     with running(stand_in) as address:

@@ -27,7 +27,7 @@ from stages.decode.protocol import DecodeRequest
 from stages.decode.run import run
 from stages.process.job import RequestPipe
 from tests.support.clips import PROMPTS
-from tests.support.forms import SHORT, text_of
+from tests.support.forms import text_of
 from tests.support.waves import (
     CAPTIONS,
     OTHER,
@@ -399,7 +399,9 @@ def test_masks_are_computed_while_their_step_runs(
     order: list[tuple[str, int]], tmp_path: Path
 ) -> None:
     wave = mixed_wave(tmp_path, 4)
-    form = canonical(text_of(SHORT))
+    number = {"type": "integer", "minimum": 10**7, "maximum": 10**8 - 1}  # of eight tokens
+    fields = {"type": "object", "properties": {"n": number, "m": number}, "required": ["n", "m"]}
+    form = canonical(text_of(fields))
     request = SamplingParams(schema=form, avoid=("a",)).non_defaults
     in_slots(wave, generation=request)
     wave.settings["engine"] = "transformers"

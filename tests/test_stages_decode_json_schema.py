@@ -13,7 +13,7 @@ from jsonschema_specifications import REGISTRY
 from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 
 from artifacts.errors import UsageError
-from stages.decode.json_schema import canonical, columns_of, grammar_of, ignored_note, rest_of
+from stages.decode.json_schema import canonical, columns_of, grammar_of, ignored_note
 from tests.support.forms import Bytes, babbled
 
 DRAFTS = (
@@ -89,7 +89,7 @@ def schemas(places: Iterable[str]) -> Iterator[tuple[str, dict[str, Any]]]:
 def answer_of(schema: dict[str, Any], rng: random.Random) -> str:
     text = canonical(json.dumps(schema))
     matcher = LLMatcher(TOKENS, grammar_of(text), log_level=0)
-    return babbled(matcher, text, rest_of(text).tokens + rng.randint(0, 60), rng).decode()
+    return babbled(matcher, rng).decode()
 
 
 def is_valid(judge: Any, schema: dict[str, Any], answer: str) -> bool:

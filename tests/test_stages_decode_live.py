@@ -25,7 +25,7 @@ from stages.decode.generation import (
     cut_at,
     held_back,
 )
-from stages.decode.json_schema import ANY_OBJECT, EMPTY_OBJECT, canonical, rest_of
+from stages.decode.json_schema import ANY_OBJECT, EMPTY_OBJECT, canonical
 from stages.decode.protocol import CaptionOutput, DecodeEngine, DecodeRequest, read_features
 from stages.decode.run import run
 from stages.memory.oom_retry import OomRetry
@@ -184,7 +184,9 @@ def test_a_prompt_that_exceeds_the_context_fails_alone(engine: str, tmp_path: Pa
 
 LIMIT = 48
 PROMPT = "Describe this image in detail."
-FORM = canonical('{"type":"object","properties":{"kind":{"type":"string"}},"required":["kind"]}')
+FORM = canonical(
+    '{"type":"object","properties":{"kind":{"type":"string","maxLength":9}},"required":["kind"]}'
+)
 OTHER_FORM = canonical('{"type":"object","properties":{"round":{"type":"boolean"}}}')
 NO_WORD = (
     '{"type":"object","properties":{"kind":{"type":"string","pattern":"^[^\\\\x00-\\\\U0010FFFF]$",'
@@ -248,7 +250,6 @@ def test_settings_of_one_batch_are_each_followed_as_alone(
     together = answers(wave, tmp_path, engine, requests, f"{engine} together")
     nowhere = together.pop("nowhere")
     assert (nowhere["event"], nowhere["kind"]) == ("Failed", "unsupported")
-    assert rest_of(NO_WORD).tokens < LIMIT
     captions = {name: each["caption"] for name, each in together.items()}
     for name in ("short", "warm", "present", "form", "stopped"):
         alone = answers(wave, tmp_path, engine, {name: ASKED[name]}, f"{engine} {name}")

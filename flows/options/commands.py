@@ -44,7 +44,7 @@ from flows.options.text import (
     read_schema,
 )
 from stages.decode.generation import SamplingParams
-from stages.decode.json_schema import canonical, check_room
+from stages.decode.json_schema import canonical
 
 DEFAULT_MODEL = "HuggingFaceTB/SmolVLM2-500M-Video-Instruct"
 
@@ -117,8 +117,6 @@ class CaptionConfig(
             raise UsageError(text, hint="Give another --out")
         check_served(self)
         _ = self.engines  # raises UsageError if no engine supports these options
-        if self.schema:
-            check_room(self.schema, self.max_new_tokens)
 
 
 @dataclass(frozen=True, kw_only=True)

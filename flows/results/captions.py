@@ -52,7 +52,6 @@ MAYBE_THINKING = "cut at the token limit, maybe in the model's reasoning: raise 
 REPEATED = "regenerated without repetition, because the first caption repeated itself"
 STILL_REPEATED = "repeats itself, even after it was regenerated"
 UNKNOWN_END = "the server ended the answer for a reason that is not known, so it may be cut"
-SHORTENED = "closed early, because it reached the token limit"
 INVALID_CORRECTION = "correction ignored: it does not follow the schema"
 ONE_FRAME = ("only the chunk's middle frame was used: the model takes one image per prompt",)
 
@@ -249,8 +248,6 @@ def _text_and_warnings(job: Job, stored: Mapping[str, Any]) -> tuple[str | None,
     text, warnings = str(stored["caption"]), []
     if stored.get("retried"):
         warnings.append(STILL_REPEATED if stored.get("loops") else REPEATED)
-    if stored.get("shortened"):
-        warnings.append(SHORTENED)
     if reason := stored.get("reason"):
         warnings.append(f"{UNKNOWN_END}: {reason}")
     if not _strips(job):

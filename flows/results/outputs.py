@@ -29,7 +29,6 @@ from flows.options.text import OutputOptions, PromptOptions, TextOptions
 from flows.pipelines import STAGES
 from flows.results.captions import (
     ALL_REASONING,
-    SHORTENED,
     UNKNOWN_END,
     captions_by_file,
     complete_captions,
@@ -268,9 +267,7 @@ def write_outputs(job: Job, *, last: bool) -> OutputCounts:
         found.corrected = found.accepted = found.rejected = 0
         for captions in captions_by_file(job):
             found.captions += len(captions)
-            found.cut += sum(
-                not c.review and (c.ended == "length" or SHORTENED in c.warnings) for c in captions
-            )
+            found.cut += sum(not c.review and (c.ended == "length") for c in captions)
             warnings = chain.from_iterable(c.warnings for c in captions)
             found.unknown_ends += sum(text.startswith(UNKNOWN_END) for text in warnings)
             found.corrected += sum(bool(c.original) for c in captions)

@@ -55,8 +55,8 @@ class CaptionParams:
 
     @property
     def to_context(self) -> bool:
-        """Return whether an answer may be cut at the end of the context. A schema forbids that."""
-        return self.max_tokens is None and not self.generation.schema
+        """Return whether an answer may be cut at the end of the context."""
+        return self.max_tokens is None
 
     @property
     def text(self) -> str:

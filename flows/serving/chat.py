@@ -41,7 +41,7 @@ from flows.serving.refusals import (
 from flows.serving.startup import Service
 from flows.serving.uploads import Upload, body_of, stored
 from stages.decode.generation import SamplingParams
-from stages.decode.json_schema import ANY_OBJECT, EMPTY_OBJECT, canonical, rest_of
+from stages.decode.json_schema import ANY_OBJECT, EMPTY_OBJECT, canonical
 from stages.decode.schema_bounds import plain
 
 MAX_STOPS, STOP_LETTERS = 4, 1000
@@ -259,12 +259,6 @@ def caption_params(params: ChatParams, function: Function | None, limit: int) ->
         schema = _canonical(function.parameters or {}, source)
     else:
         schema = _format_schema(params.response_format)
-    if schema and min(max_tokens or limit, limit) < (needed := rest_of(schema).tokens):
-        if needed <= limit:
-            hint = f"Set max_tokens to at least {needed}"
-            raise invalid("max_tokens", f"the schema needs up to {needed} tokens", hint)
-        error = f"its answers need up to {needed} tokens; this server's limit is {limit}"
-        raise unsupported(source, error, "Request a smaller schema")
     stop = [params.stop] if isinstance(params.stop, str) else params.stop or []
     return CaptionParams(
         generation=_generation(params, schema),

@@ -54,7 +54,7 @@ from stages.ask.servers import (
     refuse_all,
     refuse_page,
 )
-from stages.decode.json_schema import follows
+from stages.decode.json_schema import follows, is_cut
 from stages.memory.oom_retry import ItemFault, ItemFaults
 from stages.process.events import SUSPECTED, EventReporter
 from stages.process.job import parse_job
@@ -160,14 +160,18 @@ def answer_in(body: bytes, schema: str, keys: EndpointKeys) -> Answer:
     if any(key in text for key in keys.of.values()):
         raise BadAnswer("garbled", "the answer holds the key of the server")
     text = _unfenced(text) if schema else text
-    if schema and not follows(schema, text):
-        raise BadAnswer("schema", f"the answer does not follow the schema{cut}")
     usage = value.get("usage")
     count: Any = usage.get("completion_tokens") if isinstance(usage, Mapping) else None
-    known = type(count) is int and 0 <= count < 1 << 31
+    if not (type(count) is int and 0 <= count < 1 << 31):
+        count = -(-len(text.encode()) // BYTES_PER_TOKEN)
+    if schema and ended in CUT and is_cut(text):
+        why = f"the JSON was cut after {count} tokens: raise --max-new-tokens"
+        raise BadAnswer("cut", why)
+    if schema and not follows(schema, text):
+        raise BadAnswer("schema", f"the answer does not follow the schema{cut}")
     return Answer(
         text if schema else CONTROL.sub("", text).strip(),
-        count if known else -(-len(text.encode()) // BYTES_PER_TOKEN),
+        count,
         "length" if ended in CUT else "stop",
         "" if ended in STOPPED + CUT else keys.cleaned(reason) or "none",
         keys.cleaned(str(value.get("model") or "")),

@@ -1,9 +1,8 @@
 """Restricts the tokens of an answer: to a JSON Schema, and to text without refused phrases.
 
-For a schema, llguidance reports which tokens may come next in each row; all others are masked. When
-few tokens are left, only tokens that close the answer are allowed (`schema_bounds.py`), so every
-answer is complete. The answer so far is read from the bytes of its tokens, because a tokenizer's
-decoding may change spaces.
+For a schema, llguidance reports which tokens may come next in each row; all others are masked. An
+answer that reaches the token limit is cut. The answer so far is read from the bytes of its tokens,
+because a tokenizer's decoding may change spaces.
 
 Words and phrases are kept out of captions by the bytes of tokens, too. A phrase is refused where it
 stands alone: behind a character that is no letter, or at the text's start. It is refused with the
@@ -33,7 +32,7 @@ from llguidance.numpy import fill_next_token_bitmask_par
 from transformers import LogitsProcessor
 
 from artifacts.errors import UsageError
-from stages.decode.json_schema import grammar_of, rest_of
+from stages.decode.json_schema import grammar_of
 from stages.decode.prompts import end_ids_of
 from stages.decode.schema_bounds import BETWEEN, IN_TEXT, JsonPosition, ranks
 from stages.memory.oom_retry import release_memory
@@ -183,18 +182,16 @@ def _executor(threads: int) -> Any:
 class ConstrainedAnswer:
     """An answer that is being generated token by token."""
 
-    def __init__(
-        self, vocabulary: Vocabulary, schema: str, limit: int, eos_token_ids: Set[int]
-    ) -> None:
+    def __init__(self, vocabulary: Vocabulary, schema: str, eos_token_ids: Set[int]) -> None:
         self.vocabulary = vocabulary
-        self._schema, self._limit, self._eos_token_ids = schema, limit, eos_token_ids
+        self._schema, self._eos_token_ids = schema, eos_token_ids
         self._begin()
 
     def _begin(self) -> None:
         count = min(torch.get_num_threads(), MAX_LEXERS)
         self.lexer, matcher = next(_matchers(self.vocabulary, self._schema, count))
         self.matcher = matcher.deep_copy()
-        self._position = JsonPosition(rest_of(self._schema))
+        self._position = JsonPosition()
         self.token_ids: list[int] = []
         self.fault: UsageError | None = None
         """Why no token can follow."""
@@ -228,11 +225,7 @@ class ConstrainedAnswer:
             self.fault = self._stuck()
         if self.fault is not None:
             return -1
-        closing = self.vocabulary.first_of(allowed, in_text=self._position.in_text)
-        if self._position.must_close(self._limit - len(self.token_ids)):
-            allowed[:] = 0
-            _set_bits(allowed, [closing])
-        return closing
+        return self.vocabulary.first_of(allowed, in_text=self._position.in_text)
 
     def _stuck(self) -> UsageError:
         message = " ".join(self.matcher.get_error().split()) or "no token matches"
@@ -264,11 +257,9 @@ class SchemaLogitsProcessor(HostMaskProcessor):
     """Masks every token that would leave the schema, for each row of a batch. If another processor,
     such as that of --avoid, masked all others, the schema wins."""
 
-    def __init__(
-        self, vocabulary: Vocabulary, schema: str, limit: int, eos_token_ids: Set[int]
-    ) -> None:
+    def __init__(self, vocabulary: Vocabulary, schema: str, eos_token_ids: Set[int]) -> None:
         super().__init__()
-        self._answer_args = (vocabulary, schema, limit, eos_token_ids)
+        self._answer_args = (vocabulary, schema, eos_token_ids)
 
     def new_row(self) -> ConstrainedAnswer:
         return ConstrainedAnswer(*self._answer_args)
@@ -300,18 +291,15 @@ def eos_ids_of(half: Any, processor: Any) -> frozenset[int]:
     return frozenset(found)
 
 
-def answer_text(
-    vocabulary: Vocabulary, schema: str, row: Sequence[int], limit: int
-) -> tuple[str, bool]:
-    """Return the text of an answer's tokens, and whether it was closed early to fit `limit`."""
-    position, text, shortened = JsonPosition(rest_of(schema)), b"", False
-    for place, token in enumerate(row):
+def answer_text(vocabulary: Vocabulary, row: Sequence[int]) -> str:
+    """Return the text of an answer's tokens."""
+    position, text = JsonPosition(), b""
+    for token in row:
         if position.done:
             break
-        shortened = shortened or position.must_close(limit - place)
         text += vocabulary.bytes[token]
         position.feed(vocabulary.bytes[token])
-    return text.decode(errors="replace"), shortened
+    return text.decode(errors="replace")
 
 
 def _unfit(tokenizer: Any, why: str) -> UsageError:

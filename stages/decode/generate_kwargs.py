@@ -359,25 +359,17 @@ class GenerateKwargs:
         from stages.decode.constraint import SchemaLogitsProcessor, eos_ids_of, vocabulary_of
 
         vocabulary, eos_ids = vocabulary_of(processor.tokenizer), eos_ids_of(half, processor)
-        return [SchemaLogitsProcessor(vocabulary, self.generation.schema, self.limit, eos_ids)]
+        return [SchemaLogitsProcessor(vocabulary, self.generation.schema, eos_ids)]
 
     def stopped(self, processor: Any, token_ids: Sequence[int]) -> bool:
         """Return whether the text of these new tokens contains a stop string."""
         text = _decoded(processor, [token_ids], self.generation)[0] if self.stop else ""
         return any(each in text for each in self.stop)
 
-    def texts_of(self, processor: Any, rows: Sequence[Sequence[int]]) -> list[tuple[str, bool]]:
+    def texts_of(self, processor: Any, rows: Sequence[Sequence[int]]) -> list[str]:
         """Return the captions of these new tokens, the forced beginning included, up to a stop
-        string, and whether each was closed early to fit its limit."""
-        schema = self.generation.schema
-        if not schema:
-            texts = _decoded(processor, rows, self.generation)
-            return [(self._until_stop(text), False) for text in texts]
-        from stages.decode.constraint import answer_text, vocabulary_of
-
-        vocabulary = vocabulary_of(processor.tokenizer)
-        found = [answer_text(vocabulary, schema, row, self.limit) for row in rows]
-        return [(self._until_stop(text), early) for text, early in found] if self.stop else found
+        string."""
+        return [self._until_stop(text) for text in _decoded(processor, rows, self.generation)]
 
     def _until_stop(self, text: str) -> str:
         """Return a text up to a stop string, with the blanks before that; another is stripped."""
@@ -458,7 +450,7 @@ def _decoded(processor: Any, rows: Sequence[Sequence[int]], params: SamplingPara
         from stages.decode.constraint import answer_text, vocabulary_of
 
         vocabulary = vocabulary_of(processor.tokenizer)
-        return [answer_text(vocabulary, params.schema, row, len(row))[0] for row in rows]
+        return [answer_text(vocabulary, row) for row in rows]
     start = start_ids(processor, params)[0].tolist()
     texts: list[str] = processor.batch_decode(
         [[*start, *row] for row in rows], skip_special_tokens=True

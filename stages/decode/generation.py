@@ -136,7 +136,7 @@ class SamplingParams(OptionGroup):
     @property
     def is_prefix_stable(self) -> bool:
         """Return whether a caption that ended by itself is the same under every larger limit."""
-        return not self.retry_loops and not self.schema
+        return not self.retry_loops
 
 
 OWN, FALLBACK = "own", "fallback"

@@ -9,7 +9,7 @@ from typing import Any
 from artifacts.errors import UsageError
 from artifacts.packages import require
 from artifacts.patterns import validator_of
-from stages.decode.schema_bounds import RemainingBytes, bounded, closed, unknown_words
+from stages.decode.schema_bounds import closed, unknown_words
 
 COMPACT = (",", ":")
 WHOLE_NUMBERS = 2**63
@@ -18,7 +18,7 @@ BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
 ANY_OBJECT = '{"type":"object"}'
 EMPTY_OBJECT = '{"additionalProperties":false,"type":"object"}'
 UNCLOSED = frozenset({ANY_OBJECT, EMPTY_OBJECT})
-"""Schemas, of requests only, whose answers are cut at the limit instead of closed before it."""
+"""Schemas, of requests only, without known properties: the grammar takes them as they are."""
 KINDS = {"string": "text", "integer": "count", "number": "number", "boolean": "truth"}
 """Type of a property → column type; every other type becomes JSON text."""
 
@@ -31,7 +31,7 @@ def canonical(text: str) -> str:
         schema = json.loads(text, parse_constant=_no_number)
         if not isinstance(schema, dict):
             raise UsageError("--schema is not an object", hint='Begin with {"type": "object", …')
-        bounded(schema)
+        closed(schema)
         _check_grammar(text)
         return json.dumps(_sorted(schema), ensure_ascii=False, separators=COMPACT)
     except ValueError as error:
@@ -41,21 +41,25 @@ def canonical(text: str) -> str:
 
 
 @lru_cache(maxsize=8)
-def rest_of(text: str) -> RemainingBytes:
-    """Return the maximum sizes of an answer's parts in bytes; none if it is not closed."""
-    return RemainingBytes({} if text in UNCLOSED else bounded(json.loads(text)))
-
-
-@lru_cache(maxsize=8)
 def columns_of(text: str) -> dict[str, str]:
     """Return property name → column type."""
-    return {name: _column(each.schema) for name, each in bounded(json.loads(text)).items()}
+    properties = closed(json.loads(text))["properties"]
+    return {name: _column(each) for name, each in properties.items()}
 
 
 def fields_of(answer: str) -> dict[str, Any]:
     """Return the fields of an answer, in the order of generation."""
     fields: dict[str, Any] = json.loads(answer)
     return fields
+
+
+def is_cut(answer: str) -> bool:
+    """Return whether an answer under a schema ends before its last bracket."""
+    try:
+        json.loads(answer)
+    except ValueError:
+        return True
+    return False
 
 
 def follows(text: str, answer: str) -> bool:
@@ -80,12 +84,6 @@ def ignored_note(text: str) -> str:
     return f"--schema: not a keyword of JSON Schema, so without effect: {listed}" if found else ""
 
 
-def texts_within(answer: str) -> list[str]:
-    """Return the values of an answer as texts, without the characters that closed them."""
-    values = fields_of(answer).values()
-    return [v if isinstance(v, str) else json.dumps(v)[:-1] for v in values]
-
-
 def plain_text_of(text: str, fields: Mapping[str, Any]) -> str | None:
     """Return an answer as plain text if the schema has a single property that is a text or a list
     of texts; otherwise None."""
@@ -95,16 +93,6 @@ def plain_text_of(text: str, fields: Mapping[str, Any]) -> str | None:
         return ", ".join(value or ())
     # Lists of anything else are in a column of texts, too.
     return value if kinds == ["text"] and isinstance(value, str) else None
-
-
-def check_room(text: str, limit: int) -> None:
-    """Raise UsageError if `limit` tokens may be too few for an answer."""
-    needed = rest_of(text).tokens
-    if limit < needed:
-        raise UsageError(
-            f"--max-new-tokens {limit} may not be enough for --schema: it takes up to {needed}",
-            hint=f"Use --max-new-tokens {needed} or more, or a smaller schema",
-        )
 
 
 def grammar_of(text: str) -> str:

@@ -42,8 +42,6 @@ class CaptionOutput(NamedTuple):
     caption: str
     tokens: int
     finish_reason: Ended
-    closed_early: bool = False
-    """Whether a JSON answer was closed early to fit its token limit."""
     prompt_tokens: int = 0
     """Number of prompt tokens, image tokens included."""
     stopped: bool = False
@@ -60,7 +58,7 @@ class CaptionOutput(NamedTuple):
     @property
     def meta(self) -> dict[str, Any]:
         meta = {"caption": self.caption, "tokens": self.tokens, "ended": self.finish_reason}
-        return {**meta, **({"shortened": True} if self.closed_early else {}), **self.fields}
+        return {**meta, **self.fields}
 
 
 OnPartial = Callable[[DecodeRequest, str, int], None]

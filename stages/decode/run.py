@@ -32,7 +32,7 @@ from artifacts.store import Store, open_store
 from artifacts.tensors import RecordGone
 from stages.decode.engines import EngineSpec, engine_of, engines_for
 from stages.decode.generation import FALLBACK, OWN, DecodeItem, DecodeJob
-from stages.decode.json_schema import texts_within
+from stages.decode.json_schema import is_cut
 from stages.decode.prompts import ContextExceeded, is_repetitive
 from stages.decode.protocol import (
     Batch,
@@ -49,7 +49,7 @@ from stages.memory.oom_retry import ItemFault, ItemFaults, OomRetry, item_fault,
 from stages.models.loading import warm as warm_model
 from stages.models.prefetch import prefetched, write_behind
 from stages.process.device import device_model
-from stages.process.events import TOO_LONG, UNSUPPORTED, CaptionProgress, EventReporter
+from stages.process.events import CUT, TOO_LONG, UNSUPPORTED, CaptionProgress, EventReporter
 from stages.process.job import PipedRequest, RequestBatches, items_of, parse_job, portions
 
 
@@ -457,7 +457,7 @@ class BatchRun:
         ):
             self._done = claims.done
             for requests, outputs in engine.run(ready, oom_retry):
-                records = []
+                pairs = []
                 for one, output in zip(requests, outputs, strict=True):
                     if output.fault is not None:
                         if self._is_missing(one.item):
@@ -465,14 +465,13 @@ class BatchRun:
                     elif self._job.generation.retry_loops and _is_repetitive(output):
                         to_retry.append(one.item._replace(again=True))
                     else:
-                        records.append(self._record(fields, one, output))
-                publish(records)
+                        pairs.append((one, output))
+                publish(self._records(fields, pairs))
             for item in filter(self._is_missing, to_retry):
                 for some, outputs in oom_retry.run_batch(
                     self._read([item]), lambda one: one.item.key, engine.generate_batch
                 ):
-                    pairs = zip(some, outputs, strict=True)
-                    publish([self._record(fields, *pair) for pair in pairs])
+                    publish(self._records(fields, zip(some, outputs, strict=True)))
             if not self._job.feed:
                 self._faults.close()
 
@@ -484,6 +483,20 @@ class BatchRun:
             self._report.item(key, tokens=tokens[key])
         claims.done(tokens)
 
+    def _records(
+        self, fields: dict[str, Any], pairs: Iterable[tuple[DecodeRequest, CaptionOutput]]
+    ) -> list[Record]:
+        """Return the records of captions. JSON that was cut has none: it becomes a failure."""
+        records, limit = [], self._job.max_new_tokens
+        for one, output in pairs:
+            if not (self._job.generation.schema and _is_cut_json(output)):
+                records.append(self._record(fields, one, output))
+            elif self._is_missing(one.item):
+                why = f"the JSON was cut after {output.tokens} tokens, at --max-new-tokens {limit}"
+                hint = "Give a larger --max-new-tokens: then only what was cut is made again"
+                self._store_failure(one, {"kind": CUT, "message": why, "hint": hint})
+        return records
+
     def _record(
         self, fields: dict[str, Any], request: DecodeRequest, output: CaptionOutput
     ) -> Record:
@@ -494,11 +507,13 @@ class BatchRun:
         return Record(key=self._answers.key(request.item), meta=meta)
 
 
+def _is_cut_json(output: CaptionOutput) -> bool:
+    """Return whether an answer under a schema ended at its token limit before it was complete."""
+    return output.finish_reason == "length" and is_cut(output.caption)
+
+
 def _is_repetitive(output: CaptionOutput) -> bool:
-    """Return whether a caption repeats itself; for an answer that was closed early, whether one of
-    its values does."""
-    if output.closed_early:
-        return any(is_repetitive(text, "length") for text in texts_within(output.caption))
+    """Return whether a caption repeats itself."""
     return is_repetitive(output.caption, output.finish_reason)
 
 

@@ -1,19 +1,12 @@
-"""Ends a JSON answer under a schema before its tokens run out: bounds what is left, and closes it.
+"""Rewrites the JSON Schema of answers for their grammar, and follows the position in an answer.
 
-From some point on, the answer takes the bytes that close it first, by the ranks of this module. A
-bound is the maximum size of the rest of an answer in bytes, in that order. Bounds need objects with
-known properties, no recursion, and no string whose end has to be searched. The module rewrites the
-schema so that the bound exists.
-
-The module tracks the position inside the answer. When only as many bytes are left as the bound
-states, the current value is closed: a string gets its quote, a list its bracket. Outside such
-values every byte brings the end nearer, and the model chooses freely.
+References are expanded, objects get no other properties than those that they name, and numbers stay
+within bounds. Keywords that the grammar would ignore are refused, and so is recursion.
 """
 
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from decimal import Decimal
 from typing import Any
 from urllib.parse import unquote
 
@@ -47,7 +40,7 @@ UNBOUNDED = frozenset(
     | {"contains", "uniqueItems", "additionalItems", "unevaluatedProperties", "unevaluatedItems"}
     | {"$dynamicRef", "$recursiveRef"}
 )
-"""Rejected keywords: an answer under them cannot be closed with certainty."""
+"""Rejected keywords: the grammar cannot hold an answer to them."""
 KEYWORDS = UNBOUNDED.union({"$ref", "type", "enum", "const", "anyOf", "oneOf"}, *OBEYED.values())
 """Keywords that restrict an answer. Words that are neither these nor annotations belong to other
 programs, and restrict nothing."""
@@ -162,38 +155,18 @@ def plain(node: Mapping[str, Any]) -> dict[str, Any]:
 
 EXACT = 2**53 - 1
 """Default bound of numbers: every language represents integers up to it exactly."""
-CHARACTER = 6
-"""Maximum size of one character in bytes: `\\u000a`."""
 ROUGH = ("minimum", "maximum")
 """Keywords that bound numbers with a decimal point."""
 CHOICES = ("anyOf", "oneOf")
-FORMATS = {"date": 12, "time": 40, "date-time": 60, "uuid": 38}
-"""Format of a string → maximum size of its rest in bytes."""
+FORMATS = ("date", "time", "date-time", "uuid")
+"""Formats of a string that are supported."""
+Schema = dict[str, Any]
+"""A schema with references expanded, objects closed and numbers bounded."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Bounded:
-    """The schema of one value under which an answer can always be ended in time."""
-
-    schema: dict[str, Any]
-    """The schema with references expanded, objects closed and numbers bounded."""
-    max_bytes: int
-    """Maximum size of the rest of the value in bytes, from any position in it."""
-    fixed: bool = False
-    """Whether every value is at most that long, so the model may always choose freely."""
-
-
-def bounded(root: Mapping[str, Any]) -> dict[str, Bounded]:
-    """Return the bounded schemas of an object's properties by name, in order. Raises UsageError."""
-    node, place = _whole(root)
-    _object(node, place)
-    place = replace(place, room=SchemaRoom())  # the same references are expanded once more
-    return {name: _value(each, place.at(name)) for name, each in node["properties"].items()}
-
-
-def closed(root: Mapping[str, Any]) -> dict[str, Any]:
+def closed(root: Mapping[str, Any]) -> Schema:
     """Return the whole schema as input for the grammar. Raises UsageError."""
-    return _object(*_whole(root)).schema
+    return _object(*_whole(root))
 
 
 def unknown_words(root: Mapping[str, Any]) -> list[str]:
@@ -215,22 +188,7 @@ def _whole(root: Mapping[str, Any]) -> tuple[Mapping[str, Any], SchemaPlace]:
     return node, place
 
 
-def longest(value: Any) -> int:
-    """Return the maximum size of a value in bytes, as the grammar writes it."""
-    if isinstance(value, Mapping):
-        return (
-            1 + sum(longest(name) + longest(each) + 2 for name, each in value.items()) + (not value)
-        )
-    if isinstance(value, list):
-        return 2 + sum(longest(each) + 1 for each in value)
-    if isinstance(value, float):
-        return max(len(repr(value)), _digits(value))
-    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-    # Each `\n` may be written as `\u000a`, too.
-    return len(text.encode()) + (CHARACTER - 1) * (text.count("\\") + text.count("\x7f"))
-
-
-def _value(given: Any, place: SchemaPlace) -> Bounded:
+def _value(given: Any, place: SchemaPlace) -> Schema:
     node, place = resolve_ref(given, place)
     if "const" in node or "enum" in node:
         return _enumerated(node, place)
@@ -247,7 +205,7 @@ def _value(given: Any, place: SchemaPlace) -> Bounded:
     return _TYPES[kind](node, place)
 
 
-def _enumerated(node: Mapping[str, Any], place: SchemaPlace) -> Bounded:
+def _enumerated(node: Mapping[str, Any], place: SchemaPlace) -> Schema:
     """Return the schema of those values of `enum` or `const` that other keywords accept."""
     if more := sorted((WITHIN | {"additionalProperties"}) & node.keys()):
         raise place.error(
@@ -263,21 +221,16 @@ def _enumerated(node: Mapping[str, Any], place: SchemaPlace) -> Bounded:
         raise place.error(str(error)[:200], "Leave out what stands next to enum") from error
     if not values:
         raise place.error("no value of enum is valid", f"Check {', '.join(sorted(beside))}")
-    return Bounded(schema={"enum": values}, max_bytes=max(map(longest, values)), fixed=True)
+    return {"enum": values}
 
 
-def _choice(word: str, options: Any, place: SchemaPlace) -> Bounded:
+def _choice(word: str, options: Any, place: SchemaPlace) -> Schema:
     if not isinstance(options, list) or not options:
         raise place.error(f"{word} is empty", "List the alternatives")
-    found = [_value(each, place) for each in options]
-    return Bounded(
-        schema={word: [each.schema for each in found]},
-        max_bytes=max(each.max_bytes for each in found),
-        fixed=all(each.fixed for each in found),
-    )
+    return {word: [_value(each, place) for each in options]}
 
 
-def _object(node: Mapping[str, Any], place: SchemaPlace) -> Bounded:
+def _object(node: Mapping[str, Any], place: SchemaPlace) -> Schema:
     properties, required = node.get("properties", {}), node.get("required", [])
     if not isinstance(properties, Mapping) or not isinstance(required, list):
         raise place.error("properties must be an object and required a list", "Write {…} and […]")
@@ -288,43 +241,30 @@ def _object(node: Mapping[str, Any], place: SchemaPlace) -> Bounded:
         )
     if unknown := [n for n in required if not isinstance(n, str) or n not in properties]:
         raise place.error(f"{unknown[0]} is required but not a property", "Add it to properties")
-    found = {name: _value(each, place.at(name)) for name, each in properties.items()}
-    return Bounded(
-        schema={
-            "type": "object",
-            "properties": {name: each.schema for name, each in found.items()},
-            "required": required,
-            "additionalProperties": False,
-        },
-        max_bytes=2 + sum(longest(name) + 2 + each.max_bytes for name, each in found.items()),
-    )
+    return {
+        "type": "object",
+        "properties": {name: _value(each, place.at(name)) for name, each in properties.items()},
+        "required": required,
+        "additionalProperties": False,
+    }
 
 
-def _array(node: Mapping[str, Any], place: SchemaPlace) -> Bounded:
+def _array(node: Mapping[str, Any], place: SchemaPlace) -> Schema:
     if "items" not in node:
         raise place.error("the array has no items", 'Add "items": {"type": "string"}')
-    item = _value(node["items"], place.at("[]"))
-    minimum = _count(node, "minItems", place)
-    max_bytes = 2 + max(minimum, 1) * (item.max_bytes + 1)
-    return Bounded(schema=_own(node) | {"items": item.schema}, max_bytes=max_bytes)
+    _check_count(node, "minItems", place)
+    return _own(node) | {"items": _value(node["items"], place.at("[]"))}
 
 
-def _string(node: Mapping[str, Any], place: SchemaPlace) -> Bounded:
-    minimum, form = _count(node, "minLength", place), node.get("format")
-    max_bytes = 2 + CHARACTER + minimum
-    if form is not None:
-        if form not in FORMATS:
-            known = ", ".join(FORMATS)
-            raise place.error(f"unsupported format {form}", f"Use one of {known}, or none")
-        max_bytes += FORMATS[form]
-    if "pattern" in node:
-        if "maxLength" not in node:
-            raise place.error("a pattern without maxLength is unbounded", "Add a maxLength")
-        max_bytes += CHARACTER * _count(node, "maxLength", place)
-    return Bounded(schema=_own(node), max_bytes=max_bytes)
+def _string(node: Mapping[str, Any], place: SchemaPlace) -> Schema:
+    _check_count(node, "minLength", place)
+    if (form := node.get("format")) is not None and form not in FORMATS:
+        known = ", ".join(FORMATS)
+        raise place.error(f"unsupported format {form}", f"Use one of {known}, or none")
+    return _own(node)
 
 
-def _number(node: Mapping[str, Any], place: SchemaPlace) -> Bounded:
+def _number(node: Mapping[str, Any], place: SchemaPlace) -> Schema:
     low = [name for name in ("minimum", "exclusiveMinimum") if name in node]
     high = [name for name in ("maximum", "exclusiveMaximum") if name in node]
     if node["type"] == "number":
@@ -338,19 +278,14 @@ def _number(node: Mapping[str, Any], place: SchemaPlace) -> Bounded:
         raise place.error("a bound is not a number", "Write minimum and maximum as numbers")
     bounds = {} if low else {"minimum": min([-EXACT, *values])}
     bounds |= {} if high else {"maximum": max([EXACT, *values])}
-    steps = [node["multipleOf"]] if "multipleOf" in node else []
-    longest_bound = max((_digits(value) for value in (*values, *steps)), default=0)
-    # An unbounded number is closed by one digit, after a sign and a point.
-    return Bounded(
-        schema=_own(node) | bounds, max_bytes=4 + longest_bound + len(steps) * longest_bound
-    )
+    return _own(node) | bounds
 
 
-def _literal(node: Mapping[str, Any], place: SchemaPlace) -> Bounded:
-    return Bounded(schema=_own(node), max_bytes=len("false"), fixed=True)
+def _literal(node: Mapping[str, Any], place: SchemaPlace) -> Schema:
+    return _own(node)
 
 
-_TYPES: Mapping[str, Callable[[Mapping[str, Any], SchemaPlace], Bounded]] = {
+_TYPES: Mapping[str, Callable[[Mapping[str, Any], SchemaPlace], Schema]] = {
     "object": _object,
     "array": _array,
     "string": _string,
@@ -361,21 +296,15 @@ _TYPES: Mapping[str, Callable[[Mapping[str, Any], SchemaPlace], Bounded]] = {
 }
 
 
-def _own(node: Mapping[str, Any]) -> dict[str, Any]:
+def _own(node: Mapping[str, Any]) -> Schema:
     """Return the type of a value, and the keywords that restrict values of that type."""
     return {n: value for n, value in node.items() if n == "type" or n in OBEYED[node["type"]]}
 
 
-def _digits(value: float) -> int:
-    """Return the number of characters of a number that is written out."""
-    return len(f"{Decimal(repr(value)):f}")
-
-
-def _count(node: Mapping[str, Any], name: str, place: SchemaPlace) -> int:
+def _check_count(node: Mapping[str, Any], name: str, place: SchemaPlace) -> None:
     value = node.get(name, 0)
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
         raise place.error(f"{name} is {value}", "Use a whole number from 0")
-    return value
 
 
 QUOTE, BACKSLASH = ord('"'), ord("\\")
@@ -394,37 +323,12 @@ def ranks(first: bytes) -> list[int]:
     return [order.get(byte, 256 + (byte >= 0xC0) + (byte == BACKSLASH)) for byte in range(256)]
 
 
-class RemainingBytes:
-    """The maximum size of each property in bytes, its name included, in order; no properties: the
-    answer is not closed."""
-
-    def __init__(self, properties: Mapping[str, Bounded]) -> None:
-        self.values = [each.max_bytes for each in properties.values()]
-        self.fixed = [each.fixed for each in properties.values()]
-        self.indexes = {name: index for index, name in enumerate(properties)}
-        property_bytes = [longest(name) + each.max_bytes + 2 for name, each in properties.items()]
-        self.bytes_from = [sum(property_bytes[index:]) for index in range(len(property_bytes) + 1)]
-        """Bytes from each property to the end of the properties."""
-
-    @property
-    def tokens(self) -> int:
-        """Return the number of tokens that always suffice, end token included; 0: not closed."""
-        return self.bytes_from[0] + 2 if self.indexes else 0
-
-
 class JsonPosition:
     """The position inside an answer that is being generated."""
 
-    def __init__(self, rest: RemainingBytes) -> None:
-        self._rest = rest
+    def __init__(self) -> None:
         self._depth = 0
         self._escaped = False
-        self._index = -1
-        """Index of the property that was started last."""
-        self._name = bytearray()
-        self._in_value = False
-        self._written = 0
-        """Bytes of the current name or value so far."""
         self.in_text = False
         self.done = False
         """Whether the answer is complete."""
@@ -433,44 +337,7 @@ class JsonPosition:
         for byte in data:
             self._feed(byte)
 
-    @property
-    def remaining(self) -> int:
-        """Return the maximum size of the rest in bytes if the current value is closed now."""
-        if not self._depth:
-            return 0 if self.done else self._rest.bytes_from[0] + 1
-        bytes_after = self._rest.bytes_from[self._index + 1]
-        if not self._in_value:
-            return max(1, bytes_after - self._written)
-        value = self._rest.values[self._index]
-        return bytes_after + 1 + (max(0, value - self._written) if self.fixed else value)
-
-    @property
-    def fixed(self) -> bool:
-        """Return whether every possible byte brings the end nearer."""
-        return self.done or not self._in_value or self._rest.fixed[self._index]
-
-    def must_close(self, tokens: int) -> bool:
-        """Return whether the current value must be closed with `tokens` tokens left."""
-        return not self.fixed and tokens - 1 <= self.remaining
-
     def _feed(self, byte: int) -> None:
-        # Without known properties nothing is closed, and only the end of the answer matters.
-        outermost = bool(self._rest.indexes) and self._depth == 1 and not self.in_text
-        if outermost and byte == ord(":"):
-            self._index = self._rest.indexes[json.loads(self._name)]
-            self._begin(in_value=True)
-            return
-        if outermost and byte == ord(","):
-            self._begin(in_value=False)
-            return
-        self._mark(byte)
-        if self._index < 0 and not self._name and byte == ord("{"):
-            return
-        self._written += 1
-        if not self._in_value:
-            self._name.append(byte)
-
-    def _mark(self, byte: int) -> None:
         if self.in_text:
             if not self._escaped and byte == QUOTE:
                 self.in_text = False
@@ -482,8 +349,3 @@ class JsonPosition:
         elif byte in b"}]":
             self._depth -= 1
             self.done = not self._depth
-
-    def _begin(self, *, in_value: bool) -> None:
-        self._in_value = in_value
-        self._written = 0
-        self._name.clear()

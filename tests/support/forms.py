@@ -6,7 +6,6 @@ from typing import Any
 
 from llguidance import LLMatcher
 
-from stages.decode.json_schema import rest_of
 from stages.decode.schema_bounds import BETWEEN, IN_TEXT, JsonPosition, ranks
 
 END = 256
@@ -107,17 +106,15 @@ class Bytes:
         return list(text.encode() if isinstance(text, str) else text)
 
 
-def babbled(matcher: LLMatcher, text: str, limit: int, rng: random.Random) -> bytes:
-    """An answer of bytes at random, with the end within so many tokens. It closes only where it
-    has to, so that a bound that is too small would show."""
+def babbled(matcher: LLMatcher, rng: random.Random) -> bytes:
+    """An answer whose first bytes are at random; from some byte on it takes those that close it."""
     matcher.reset()
-    position, texts = JsonPosition(rest_of(text)), b""
+    position, texts, free = JsonPosition(), b"", rng.randint(0, 80)
     first, between, avoided = ranks(IN_TEXT), ranks(BETWEEN), rng.choice([b"", b'"}]'])
     while not position.done:
-        assert len(texts) + 1 < limit, (text, texts)
         mask = matcher.compute_bitmask()
         allowed = [byte for byte in range(END) if mask[byte // 8] >> byte % 8 & 1]
-        if position.must_close(limit - len(texts)):
+        if len(texts) >= free:
             rank = first if position.in_text else between
             byte = min(allowed, key=lambda each: rank[each])
         else:

@@ -212,8 +212,8 @@ def run_generate(
     texts = generate_kwargs.texts_of(processor, rows)
     confidences = watch.confidences(new, [tokens for tokens, _ in lengths])
     every = zip(texts, lengths, read, stopped, confidences, rows, strict=True)
-    for (text, shortened), (tokens, ended), count, was_stopped, confidence, row in every:
-        output = CaptionOutput(text, tokens, ended, shortened, int(count), was_stopped)
+    for text, (tokens, ended), count, was_stopped, confidence, row in every:
+        output = CaptionOutput(text, tokens, ended, int(count), was_stopped)
         fields = generate_kwargs.reasoning(processor, row[:tokens], text)
         is_finite: bool | None = None if ended == "length" and not text else True
         if confidence is not None:

@@ -416,7 +416,7 @@ class InflightEngine:
             return
         state.last_partial_at = now
         # Skip a sequence whose decoding to text fails: its end reports the error.
-        for text, *_ in try_items(partial(self._text, state))[0]:
+        for text in try_items(partial(self._text, state))[0]:
             self._on_partial(state.request, text, len(state.output_ids))
 
     def _prefill(self, request: DecodeRequest) -> PrefilledSequence:
@@ -541,17 +541,17 @@ class InflightEngine:
             return CaptionOutput("", 0, state.finish_reason, fault=state.fault)
         if not state.confidence.is_finite:
             raise not_finite(self._job.half)
-        text, shortened = self._text(state)
+        text = self._text(state)
         stopped = state.stopped is not None and state.stopped(state.output_ids)
         tokens, read = len(state.output_ids), state.prompt_tokens
-        output = CaptionOutput(text, tokens, state.finish_reason, shortened, read, stopped)
+        output = CaptionOutput(text, tokens, state.finish_reason, read, stopped)
         generate_kwargs, processor = self._settings(state), self._transformers.processor
         place = partial(generate_kwargs.offset_of, processor, state.output_ids, text)
         fields = self._transformers.opened(state.request)
         fields |= generate_kwargs.reasoning(processor, state.output_ids, text)
         return output._replace(fields=fields | state.confidence.fields(place))
 
-    def _text(self, state: SequenceState) -> tuple[str, bool]:
+    def _text(self, state: SequenceState) -> str:
         return self._settings(state).texts_of(self._transformers.processor, [state.output_ids])[0]
 
     def _settings(self, state: SequenceState) -> GenerateKwargs:
