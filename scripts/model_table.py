@@ -64,8 +64,7 @@ by its name:
 
 *Slots* is tested with sequences whose prompts have different lengths, in fewer slots than there are
 sequences. Each must generate the tokens that it generates alone, in 32 bit. Before that, an engine
-check tests whether the logits of a sequence are bit-identical whatever runs beside it. *Aligned*:
-this is true only if all sequences end at the same column, which copies the KV cache at every step.
+check tests whether the logits of a sequence are bit-identical whatever runs beside it.
 Otherwise the note says why; such a family is decoded in batches.
 
 *Features* are the ways of encoding ([cache.md](cache.md#ways-of-encoding)) in which the bytes of a
@@ -78,7 +77,7 @@ where they differ by no more than the whole model does if it encodes the sounds 
 one.
 
 **{exact} families exact, {joint} joint, {refused} refused.** {in_slots} of the exact ones decode in
-slots, {aligned} more aligned.
+slots.
 
 | family | image | video | batch of 2 | mixed | sound | features | slots | route | vision half | \
 language half | 30 s chunk in context | note |
@@ -129,20 +128,18 @@ def main() -> int:
     rows += unbuilt_rows({row[key] for row in rows for key in ("family", "model_type")})
     rows.sort(key=lambda row: str(row["family"]).lower())
     counts = {kind: sum(row["result"] == kind for row in rows) for kind in RESULTS}
-    in_slots, aligned = (sum(row["slots"] == word for row in rows) for word in (IN_SLOTS, ALIGNED))
-    slots = {"in_slots": in_slots, "aligned": aligned}
+    in_slots = sum(row["slots"] == IN_SLOTS for row in rows)
     about = {"version": transformers.__version__, "default": DEFAULT_MODEL, "hub": hub_table()}
-    head = HEAD.format(**about, **slots, **counts)
+    head = HEAD.format(**about, in_slots=in_slots, **counts)
     dual, enough_dual = graph_table.dual_section()
     graphs, enough_graphs = graph_table.section()
     of_each = "".join(line(row) + "\n" for row in rows)
     tried = published_section(PAGE.read_text(), transformers.__version__)
     PAGE.write_text(head + of_each + FOOT + dual + unsupported_section() + graphs + tried)
-    print(f"{PAGE}: {counts}, {in_slots} in slots, {aligned} aligned")
+    print(f"{PAGE}: {counts}, {in_slots} in slots")
     whole = not any(UNTRIED in (row["image"], row["video"]) for row in rows)
     alike = not counts["differs"] and not any(OTHERWISE in row["note"] for row in rows)
     enough = counts["exact"] >= LEAST and in_slots >= LEAST_IN_SLOTS
-    enough = enough and in_slots + aligned >= LEAST_SEATED
     enough = enough and enough_dual and enough_graphs
     return 0 if enough and alike and whole else 1
 
@@ -199,10 +196,7 @@ LEAST = 75
 """Families that must be exact."""
 LEAST_IN_SLOTS = 70
 """Families that must decode in slots."""
-LEAST_SEATED = 75
-"""Families that must decode in slots or aligned."""
 IN_SLOTS = "yes"
-ALIGNED = "aligned"
 OTHERWISE = "in slots it differs"
 """What is noted where rows in slots say something else, and the trial did not find out."""
 UNTRIED = "not tried"
@@ -230,8 +224,8 @@ def family_row(name: str) -> dict[str, Any]:
         "sound": sounds_of(name),
     }
     seats = {seat_of(n, v) for n, v in found.items() if kind_of(n, v.takes)} - {""}
-    why = {note_of_seat(seat) for seat in seats - {"slots", ALIGNED}}
-    seat = "no" if why else ALIGNED if ALIGNED in seats else IN_SLOTS
+    why = {note_of_seat(seat) for seat in seats - {"slots"}}
+    seat = "no" if why else IN_SLOTS
     judged = [n for n, v in found.items() if kind_of(n, v.takes) and v.result == "exact"]
     ways = set.intersection(*map(ways_of, judged)) if judged else set[str]()
     return {
@@ -262,7 +256,7 @@ def sounds_of(name: str) -> list[str]:
 
 
 def seat_of(variant: str, verdict: Any) -> str:
-    """How a variant that runs in halves is decoded, `slots` or `aligned`, or why in neither way."""
+    """`slots` if a variant that runs in halves is decoded so, or why not."""
     from tests.support.tiny_families.in_slots import judged_in_slots
 
     return judged_in_slots(variant) if verdict.result == "exact" else ""

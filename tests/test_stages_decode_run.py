@@ -93,7 +93,7 @@ def test_captions_through_the_store_are_those_of_the_whole_model(
 
 
 def with_an_encoder(folder: Path) -> Path:
-    """BLIP-2 with a reader of the T5 kind, whose rows must end at the same column."""
+    """BLIP-2 with a reader of the T5 kind, whose output differs in slots."""
     shutil.copytree(whole_checkpoint("blip_2"), folder)
     before: Any = hf.AutoConfig.from_pretrained(folder)
     config = hf.Blip2Config(
@@ -107,13 +107,14 @@ def with_an_encoder(folder: Path) -> Path:
     return folder
 
 
-def test_captions_of_encoded_prompts_in_slots_are_those_of_each_alone(tmp_path: Path) -> None:
+def test_a_family_that_is_not_for_slots_is_decoded_in_batches(tmp_path: Path) -> None:
     model = with_an_encoder(tmp_path / "model")
     wave = encoded_wave(tmp_path / "store", model, *([clip] for clip in clips("image", 6)))
     wave.decode(PROMPTS)
-    wave.settings["engine"] = "inflight"
-    wave.batches = [[one for batch in wave.batches for one in batch]]
-    assert noted(wave.decode(PROMPTS, OTHER))["aligned"]
+    wave.settings |= {"engine": "auto", "slots": 8}
+    stated = noted(wave.decode(PROMPTS, OTHER))
+    assert stated["engine"] == "transformers"
+    assert stated["engine_reason"].startswith("its output differs in slots")
     assert words(wave.captions(OTHER)) == words(wave.captions())
     assert len(set(captions_of(wave.captions()))) > 1
 

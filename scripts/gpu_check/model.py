@@ -292,12 +292,10 @@ def _decoding(precision: str, setting: Setting, folder: Path) -> Iterator[Row]:
         read = _reader(bench, half)
         reference = reference_of(half, bench.inputs(half), bench.features)
         short, longer = read("x"), read(f"x{LONGER_SUFFIX}")
-        found = choose_layout(
-            max(STEP_ROWS), short, longer, reference, is_only_engine=False, step_rows=GPU_STEP_ROWS
-        )
+        found = choose_layout(max(STEP_ROWS), short, longer, reference, GPU_STEP_ROWS)
         rows = 0 if found.reason else found.layout.rows
         words = f"transformers: {found.reason}" if found.reason else f"{rows} rows"
-        words += ", aligned" * found.layout.aligned + f"; {found.rejected}" * bool(found.rejected)
+        words += f"; {found.rejected}" * bool(found.rejected)
         yield message_of(f"engine check, {precision}", one_line(words), rows=rows)
         tokens_each = len(bench.processor.tokenizer("word " * 100)["input_ids"]) / 100
         long = LONG_TINY if setting.size == TINY else LONG

@@ -81,7 +81,7 @@ def judged_in_slots(variant: str, folder: Path) -> str:
     greedy(half)
     row, other = (prefill_row(half, *items[at], max_new_tokens=8) for at in (0, 3))
     reference = reference_of(half, *items[0])
-    tried = choose_layout(ROWS, row, other, reference, is_only_engine=True, step_rows=(ROWS,))
+    tried = choose_layout(ROWS, row, other, reference, (ROWS,))
     if tried.reason:
         return tried.reason
     found = in_slots(half, items, tried.layout)

@@ -46,17 +46,15 @@ Item = tuple[dict[str, Any], Features]
 
 
 def judged_in_slots(variant: str, dtype: torch.dtype = torch.float32) -> str:
-    """`slots` or `aligned`; or why not, where its tokens are not those of each row alone:
-    `differs`, or a reason that was found out by the trial."""
+    """`slots`; or why not, where its tokens are not those of each row alone: `differs`, or a reason
+    that was found out by the trial."""
     model, items = rows_of_variant(variant, dtype)
     tried = tried_in_slots(model, items)
     if tried.reason:
         return tried.reason
     found = in_slots(model, items, tried.layout)
     expected = [alone(model, item, limit) for item, limit in zip(items, LIMITS, strict=True)]
-    if found != expected:
-        return "differs"
-    return "aligned" if tried.layout.aligned else "slots"
+    return "slots" if found == expected else "differs"
 
 
 def rows_of_variant(variant: str, dtype: torch.dtype = torch.float32) -> tuple[Any, list[Item]]:
@@ -119,7 +117,7 @@ def tried_in_slots(model: Any, items: Sequence[Item]) -> EngineCheck:
     try:
         row, other = (prefill_row(model, *items[at], max_new_tokens=8) for at in (0, 3))
         reference = reference_of(model, *items[0])
-        return choose_layout(MIN_STEP_ROWS, row, other, reference, is_only_engine=False)
+        return choose_layout(MIN_STEP_ROWS, row, other, reference)
     except UnsupportedCacheError as error:
         return EngineCheck(reason=str(error))
 

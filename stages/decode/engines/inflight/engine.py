@@ -135,20 +135,18 @@ def choose_layout(
     row: PrefilledSequence,
     other: PrefilledSequence,
     reference: Reference,
-    *,
-    is_only_engine: bool,
     step_rows: Sequence[int] = (),
 ) -> EngineCheck:
     """Return the first layout that passes, checked with two sequences of different lengths. If none
-    passes, return the result of the first layout. `is_only_engine` is whether no other engine may
-    run. `step_rows` are the fixed numbers of rows to try; empty: by the slots."""
-    candidates = candidate_layouts(job_slots, is_only_engine=is_only_engine, step_rows=step_rows)
+    passes, return the result of the first layout. `step_rows` are the fixed numbers of rows to try;
+    empty: by the slots."""
+    candidates = candidate_layouts(job_slots, step_rows)
     first = _check_layout_in(next(candidates), job_slots, row, other, reference)
     if not first.reason or first.out_of_memory:
         return first
     rejected = f"not {counted(first.layout.rows, 'row')}: {first.reason}" if step_rows else ""
     for layout in candidates:
-        if first.depends_on_pool_size or (step_rows and first.depends_on_slot) or layout.aligned:
+        if first.depends_on_pool_size or (step_rows and first.depends_on_slot):
             found = _check_layout_in(layout, job_slots, row, other, reference)
             if not found.reason or found.out_of_memory:
                 return replace(found, rejected=rejected)
@@ -251,8 +249,6 @@ def recorded_difference(
     """Return why steps of this layout cannot be recorded; empty if two sequences, one of them in a
     slot that was cleared and filled again, have the same logits in a recorded pool as in another.
     Raises out-of-memory errors."""
-    if layout.aligned:
-        return "aligned slots move in the cache at each step"
     recorder = StepRecorder()
     shape, _ = check_shapes(layout, slots, max(row.tokens, other.tokens))
 
@@ -334,7 +330,6 @@ class InflightEngine:
         if self._scheduler is not None:
             usage = self._scheduler.usage
             found |= {"slots": self._scheduler.slots, "row_steps": usage["row_steps"]}
-            found |= {"aligned": True} if self._check.layout.aligned else {}
             found |= {"row_steps_used": usage["row_steps_used"]}
         found |= self._recorder.stats() if self._recorder else {}
         if self._engine.by_chunk:
@@ -496,12 +491,10 @@ class InflightEngine:
         is_only_engine = len(engines_for(self._job.engine)) == 1
         slots = slot_count(self._job)
         rows = self._rows_to_check(row)
-        found = choose_layout(
-            slots, row, other, reference, is_only_engine=is_only_engine, step_rows=rows
-        )
+        found = choose_layout(slots, row, other, reference, rows)
         if found.out_of_memory and is_only_engine:
             raise MemoryError(found.reason)
-        if self._stored_rows is not None and not found.reason and not found.layout.aligned:
+        if self._stored_rows is not None and not found.reason:
             passed = found.layout.rows
             self._stored_rows.publish([Record(key=f"{passed:03}", meta={"rows": passed})])
             if not is_only_engine and not self._engine.by_chunk:

@@ -7,7 +7,7 @@ its own tokens; `engine.py` verifies this for each model.
 The slot caches are the KV-cache storage of the pool, in tensors of a fixed shape. How they work:
 
 1. A prefilled sequence is the template: the layers of its cache give the types and widths.
-2. The left-aligned cache replaces each cache layer of transformers by its slot version, found by
+2. The slot cache replaces each cache layer of transformers by its slot version, found by
    class. If no slot version exists, the half cannot run in slots, and an error says why.
 3. Inserting a sequence copies its prefilled keys and values into one slot. Nothing of the slot's
    previous sequence stays visible.
@@ -15,13 +15,10 @@ The slot caches are the KV-cache storage of the pool, in tensors of a fixed shap
    moves, so a step computes the same columns whatever sequences run.
 5. The mask shows each row the columns up to its own position. Sliding windows are rings of fewer
    columns; the mask lists these behind the full ones.
-6. The right-aligned cache keeps the newest token of every sequence in the last column. After each
-   step it drops the oldest column, so the width before every step is the same.
-7. The cross-attention cache holds encoder states and their mask per slot. An empty slot sees one
+6. The cross-attention cache holds encoder states and their mask per slot. An empty slot sees one
    column of zeros, because attention over no column gives NaN.
-8. Resizing changes the number of columns and keeps the running sequences.
-9. A step binds no tensor anew: it writes into those that are there, so it can be recorded. The
-   right-aligned cache does not, and its steps never are.
+7. Resizing changes the number of columns and keeps the running sequences.
+8. A step binds no tensor anew: it writes into those that are there, so it can be recorded.
 """
 
 import copy
@@ -50,7 +47,6 @@ from stages.decode.engines.inflight.cache_layers import (
     StateLayer,
     UnsupportedCacheError,
     fill,
-    rows_of,
     widened,
 )
 from stages.decode.engines.inflight.pool_shape import PoolShape, columns_for
@@ -82,7 +78,7 @@ def slot_layer_for(layer: Any, shape: PoolShape, lengths: torch.Tensor) -> Any:
 
 
 class SlotCache:
-    """The left-aligned KV cache of all slots."""
+    """The KV cache of all slots."""
 
     def __init__(
         self, template: PrefilledSequence, shape: PoolShape, lengths: torch.Tensor
@@ -207,87 +203,6 @@ KEY_VALUE = ("keys", "values")
 """Attributes in which a layer keeps its keys and values of the encoder states."""
 
 
-class AlignedSlotCache:
-    """The right-aligned KV cache of all rows of a step."""
-
-    def __init__(
-        self, template: PrefilledSequence, shape: PoolShape, lengths: torch.Tensor
-    ) -> None:
-        """Allocate slots for sequences like `template`. `lengths` is the pool's own tensor: the
-        number of cached tokens per row. Raises out-of-memory errors."""
-        self._lengths = lengths
-        self.cache = Cache(
-            layers=[_empty_layer(layer, shape.rows) for layer in template.cache.layers]
-        )
-        self.resize(shape.columns)
-
-    def put(self, slot: int, sequence: PrefilledSequence) -> None:
-        for target, source in zip(self.cache.layers, sequence.cache.layers, strict=True):
-            for name, value in vars(source).items():
-                buffer = getattr(target, name)
-                if _is_of_tokens(value):
-                    here = _by_token(buffer)[slot]
-                    here.copy_(_last(_by_token(value)[0], here.shape[-2]))
-                elif isinstance(value, dict):
-                    for index, state in value.items():
-                        if torch.is_tensor(state):
-                            buffer[index][slot] = state[0]
-
-    def mask(self) -> torch.Tensor:
-        """Return the columns that each row sees, of shape [rows, columns]: the last ones."""
-        columns = torch.arange(self._columns, device=self._lengths.device)
-        return (columns >= self._columns - 1 - self._lengths.unsqueeze(1)).long()
-
-    def after_step(self) -> None:
-        """Drop the oldest column, so that every step starts with the same number of columns."""
-        for layer in self.cache.layers:
-            window = getattr(layer, "sliding_window", None)
-            kept = min(self._columns, window or self._columns) - 1
-            for name, value in vars(layer).items():
-                if _is_of_tokens(value):
-                    setattr(layer, name, _as_before(_last(_by_token(value), kept), value))
-            if hasattr(layer, "cumulative_length"):
-                layer.cumulative_length = self._columns - 1
-
-    def resize(self, columns: int) -> None:
-        self._columns = columns
-        self.after_step()
-
-
-def _empty_layer(layer: Any, rows: int) -> Any:
-    """Return an empty layer of the same type for `rows` rows."""
-    buffer = copy.copy(layer)
-    for name, value in vars(layer).items():
-        if _is_of_tokens(value):
-            empty = _by_token(value)[:, ..., :0, :]
-            setattr(buffer, name, _as_before(empty.expand(rows, *empty.shape[1:]), value))
-        elif isinstance(value, dict):
-            setattr(buffer, name, rows_of(value, rows))
-    return buffer
-
-
-def _is_of_tokens(value: Any) -> bool:
-    """Return whether a layer has this tensor per token; others are constants of the layer."""
-    return torch.is_tensor(value) and value.ndim > 2
-
-
-def _by_token(part: torch.Tensor) -> torch.Tensor:
-    """Return a per-token tensor as [rows, ..., tokens, width]; positions: [..., rows, tokens]."""
-    return part if part.is_floating_point() else part.movedim(-2, 0).unsqueeze(-1)
-
-
-def _as_before(part: torch.Tensor, template: torch.Tensor) -> torch.Tensor:
-    return part if template.is_floating_point() else part.squeeze(-1).movedim(0, -2)
-
-
-def _last(part: torch.Tensor, columns: int) -> torch.Tensor:
-    """Return the last columns, padded with zeros on the left."""
-    more = columns - part.shape[-2]
-    if more <= 0:
-        return part[..., part.shape[-2] - columns :, :]
-    return torch.cat([part.new_zeros(*part.shape[:-2], more, part.shape[-1]), part], dim=-2)
-
-
 Pool: TypeAlias = "SlotPool | GgufPool"
 
 
@@ -308,8 +223,7 @@ class SlotPool:
         self._input_ids = torch.zeros(rows, 1, dtype=template.ids.dtype, device=device)
         types = template.token_types.items()
         self._token_types = {name: value.new_zeros(rows, 1) for name, value in types}
-        kind = AlignedSlotCache if self.shape.aligned else SlotCache
-        self._slot_cache: AlignedSlotCache | SlotCache = kind(template, self.shape, self._lengths)
+        self._slot_cache = SlotCache(template, self.shape, self._lengths)
         self._cross_attention: CrossAttentionCache | None = None
         if template.encoder_output is not None:
             self._cross_attention = CrossAttentionCache(template, self.shape)

@@ -12,8 +12,6 @@ from stages.models.footprint import RowMemory
 
 COLUMN_MULTIPLE = 64
 """Columns are a multiple of this, so that vectors of a kernel end with the columns."""
-BLOCK = 512
-"""Maximum number of columns that an attention kernel reads per block, from the first one on."""
 MIN_STEP_ROWS = 8
 """Minimum number of rows per step: on a CPU, products of fewer rows round differently."""
 CHECK_TOKENS = 6
@@ -39,8 +37,6 @@ class PoolShape:
     """Rows with memory; the other rows are unused."""
     columns: int
     """Maximum number of tokens of a sequence, its prompt included."""
-    aligned: bool = False
-    """Whether all sequences end at the last column instead of each at its own."""
     encoded: int = 0
     """Minimum number of columns of encoder output."""
 
@@ -59,44 +55,36 @@ class PoolLayout:
     """Rows that a step computes."""
     fixed: bool = False
     """Whether every job has this number of rows, because the model's numbers depend on it."""
-    aligned: bool = False
-    """Whether all sequences end at the last column."""
     rounded_to: int = 0
     """Columns up to which widths are rounded, because steps are recorded once per shape; 0: they
     are not rounded. The plan counts so many, so rounding takes no slot."""
 
     def columns(self, tokens: int) -> int:
         """Return the columns of a pool for sequences of at most `tokens` tokens. For recorded steps
-        there are four widths up to twice as many. Aligned ones grow by whole blocks, so a sequence
-        is split at the same places whatever the width."""
+        there are four widths up to twice as many."""
         found = columns_for(tokens)
         if self.rounded_to:
             step = max(COLUMN_MULTIPLE, (1 << (found - 1).bit_length()) // 8)
             return max(found, min(-(-found // step) * step, self.rounded_to))
-        return -(-found // BLOCK) * BLOCK if self.aligned and found > BLOCK else found
+        return found
 
     def pool(self, slots: int, columns: int) -> PoolShape:
         """Return the shape of a pool with `slots` slots, or fewer if the layout has fewer rows."""
         slots = min(slots, self.rows)
-        return PoolShape(rows=self.rows, slots=slots, columns=columns, aligned=self.aligned)
+        return PoolShape(rows=self.rows, slots=slots, columns=columns)
 
 
 PLAIN = PoolLayout(rows=MIN_STEP_ROWS)
 """The layout for few slots."""
 
 
-def candidate_layouts(
-    slots: int, *, is_only_engine: bool, step_rows: Sequence[int] = ()
-) -> Iterator[PoolLayout]:
-    """Yield the layouts for `slots` slots, the best first. `is_only_engine` is whether no other
-    engine may run. `step_rows` are the fixed numbers of rows to try; empty: by the slots."""
+def candidate_layouts(slots: int, step_rows: Sequence[int] = ()) -> Iterator[PoolLayout]:
+    """Yield the layouts for `slots` slots, the best first. `step_rows` are the fixed numbers of
+    rows to try; empty: by the slots."""
     if not step_rows:
         yield PoolLayout(rows=rows_for(slots))
     for rows in step_rows or (MIN_STEP_ROWS,):
         yield PoolLayout(rows=rows, fixed=True)
-    # Aligned slots take the same memory used or not, so they are tried only if all are in use.
-    if slots >= MIN_STEP_ROWS or is_only_engine:
-        yield PoolLayout(rows=MIN_STEP_ROWS, fixed=True, aligned=True)
 
 
 def columns_for(tokens: int) -> int:
@@ -116,7 +104,7 @@ def check_shapes(
     one that differs in every dimension that may vary. `lean` makes both as small as possible."""
     columns = layout.columns(tokens + CHECK_TOKENS)
     more = COLUMN_MULTIPLE if lean else min((WIDER_FACTOR - 1) * columns, MAX_WIDER_COLUMNS)
-    longer = layout.columns(columns + (max(more, BLOCK) if layout.aligned else more))
+    longer = layout.columns(columns + more)
     rows = MIN_STEP_ROWS if layout.rows > MIN_STEP_ROWS else 2 * layout.rows
     other = layout if layout.fixed else replace(layout, rows=rows)
     return layout.pool(slots, columns), replace(other.pool(1, longer), encoded=longer)

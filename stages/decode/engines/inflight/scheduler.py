@@ -15,8 +15,7 @@ How it works:
    Tokens, the first one too, are copied to the host asynchronously and read some
    steps later. A sequence ends with an end token, a stop string or at its token limit.
 6. When a decode step runs out of memory, the number of slots drops to the next lower power of two.
-   The running sequences restart from their prompts; none of their captions has been yielded yet. A
-   right-aligned pool raises the error, because fewer slots would take as much memory.
+   The running sequences restart from their prompts; none of their captions has been yielded yet.
 7. A request whose prefill runs out of memory runs alone, once no other sequence runs. If the next
    request fails as well, the number of slots drops, too.
 8. When the model's own code raises in a decode step, every running sequence restarts alone. This
@@ -592,8 +591,6 @@ class InflightScheduler:
         requests = [state.request for state in self._running if state is not None]
         self._free_pool()
         release_memory()
-        if self._layout.aligned:  # fewer slots would take as much memory
-            raise MemoryError(message)
         if self.slots > 1:
             self.slots = self._oom_retry.shrink(self.slots, message)
             requests += self._run_alone
