@@ -166,7 +166,6 @@ WRONG: list[dict[str, Any]] = [
     *({name: True} for name in ("trust_remote_code", "--trust-remote-code", "trust-remote-code")),
     *({name: "x"} for name in ("prompt_file", "prefect", "quiet", "__class__", "", "Out")),
     {"precision": "bf16 --trust-remote-code"},
-    {"temperature": 0.5, "top_k": 2},
     {"prompt": "a", "prompts": {"b": "c"}},
 ]
 
