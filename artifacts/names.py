@@ -107,9 +107,10 @@ class Naming:
             for sample, pattern in (*ODD, *(() if suffix else [END])):
                 if re.search(pattern, fitted) and not self._takes(sample):
                     fitted = re.sub(pattern, "_", fitted)
-            if len(os.fsencode(fitted)) > SHORT_NAME - suffix and not self._takes("x" * longest):
-                longest = SHORT_NAME
-        if len(raw := os.fsencode(fitted)) <= longest - suffix:
+        raw = os.fsencode(fitted)
+        if self._out and len(raw) > SHORT_NAME - suffix and not self._takes("x" * longest):
+            longest = SHORT_NAME
+        if len(raw) <= longest - suffix:
             return fitted
         mark = f"~{digest_of(name)[:DIGITS]}"
         return raw[: longest - suffix - len(mark)].decode("utf-8", errors="ignore") + mark

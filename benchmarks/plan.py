@@ -8,6 +8,8 @@ the imports take, on a GPU what the driver says is used above what was used befo
 """
 
 import argparse
+import json
+import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -39,7 +41,7 @@ from stages.models.encoding import EncodeItem
 from stages.models.half_job import DescribeJob
 from stages.models.hub.checkpoint import Checkpoint
 from stages.models.inspection import describe, run_gguf
-from stages.process.events import StageOutcome
+from stages.process.events import EventReporter, StageOutcome
 from stages.process.job import job_fields
 from stages.tune import TuneItem
 
@@ -361,14 +363,17 @@ class Desk:
 def in_gguf(folder: Path, kind: str) -> GgufUse:
     """Return how a run uses the language half of a model in a GGUF file of a kind, which is written
     unless it is there."""
-    from tests.support.gguf_writer import write_gguf
-    from tests.support.waves import told_by
+    from benchmarks._gguf_writer import write_gguf
 
     path = folder.with_name(f"{folder.name}-{kind}.gguf")
     if not path.exists():
         write_gguf(folder, path, kind.removeprefix("gguf-"))
-    sent = told_by(run_gguf, job_fields(DescribeJob(model=str(folder), gguf=str(path))))
-    fields = next(each["file"] for each in sent if each["event"] == "StageNotes")
+    with tempfile.TemporaryFile() as events:
+        report = EventReporter(os.dup(events.fileno()))
+        run_gguf(job_fields(DescribeJob(model=str(folder), gguf=str(path))), report)
+        events.seek(0)
+        sent = map(json.loads, events.read().splitlines())
+        fields = next(each["file"] for each in sent if each["event"] == "StageNotes")
     return gguf_use(fields, path=str(path), digest="", copy=f"{path}.copy")
 
 

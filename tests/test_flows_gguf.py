@@ -38,7 +38,7 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The language half of the demo model in 8 bits."""
-    from tests.support.gguf_writer import write_gguf
+    from benchmarks._gguf_writer import write_gguf
 
     return write_gguf(CHECKPOINT, tmp_path_factory.mktemp("file") / "model.gguf", "q8_0")
 
@@ -139,7 +139,7 @@ class TestDecoding:
     def test_a_file_of_another_family_says_what_the_checkpoint_says(
         self, tmp_path: Path, family: str
     ) -> None:
-        from tests.support.gguf_writer import write_gguf
+        from benchmarks._gguf_writer import write_gguf
 
         write_numbered(tmp_path / "clips", 6)
         checkpoint = whole_checkpoint(family)
@@ -157,7 +157,7 @@ class TestDecoding:
         assert [row["caption"] for row in found] == [row["caption"] for row in expected]
 
     def test_a_head_for_which_there_is_no_place_fails(self, tmp_path: Path) -> None:
-        from tests.support.gguf_writer import write_gguf
+        from benchmarks._gguf_writer import write_gguf
 
         checkpoint = whole_checkpoint("paligemma")  # not tied
         file = write_gguf(checkpoint, tmp_path / "model.gguf")

@@ -134,7 +134,7 @@ def test_the_engine_without_a_file_names_the_option(file: Path, tmp_path: Path) 
 @pytest.mark.slow
 @pytest.mark.gguf
 def test_a_published_file_captions_as_the_checkpoint_does(tmp_path: Path) -> None:
-    from tests.support.gguf_writer import write_gguf
+    from benchmarks._gguf_writer import write_gguf
     from tests.support.published_gguf import published, tokens_of
 
     write_clips(tmp_path / "clips", 6, seed=5)

@@ -85,7 +85,8 @@ def test_a_misplaced_or_missing_parameter_is_refused_before_a_run(
     for more in ({"fps": 2}, {"dryrun": True}, {"sources": ["demo/samples"]}):
         with pytest.raises(ValidationError, match=f"'{next(iter(more))}' was unexpected"):
             validate({**good, **more}, schema, raise_on_error=True)
-    assert schema.get("required", []) == [name for name in good if name in ("config", "caption")]
+    expected = [name for name in good if name in ("config", "caption", "max_size")]
+    assert schema.get("required", []) == expected
     for name in schema.get("required", []):
         with pytest.raises(ValidationError, match=f"'{name}' is a required property"):
             validate({n: good[n] for n in good if n != name}, schema, raise_on_error=True)

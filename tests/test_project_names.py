@@ -219,7 +219,7 @@ def test_several_prompts_choose_another_engine() -> None:
 
 
 MESSAGES = {
-    *("flows/cli/demo_command.py", "flows/deployments/server.py", "flows/deployments/view.py"),
+    *("flows/cli/demo_command.py", "flows/deployments/view.py"),
     "flows/studio/runs.py",
     *("stages/models/gguf/header.py", "stages/process/memory.py"),
     "stages/process/exit_diagnosis.py",

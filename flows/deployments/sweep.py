@@ -32,6 +32,7 @@ SWEPT = (
     "sift-media",
     "index-folder",
     "rebuild-features",
+    "collect-store",
     "export-model",
     "tune-captions",
     "learn-captions",
