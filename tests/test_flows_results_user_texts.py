@@ -200,6 +200,37 @@ def test_a_text_by_hand_of_a_medium_alone_stays_its_own(
     assert [name for name, caption in now.items() if caption == "mine"] == ["grey"]
 
 
+@pytest.mark.parametrize("name", ["A.png", "0/a.png"])
+def test_a_text_by_hand_stays_with_its_medium_when_a_copy_comes(
+    config: CaptionConfig, tmp_path: Path, name: str
+) -> None:
+    """The copy is looked at first: it has the content, and in OUT the name, too."""
+    run(config)
+    (Path(config.out) / "a.txt").write_text("mine")
+    copy = tmp_path / "clips" / name
+    copy.parent.mkdir(exist_ok=True)
+    shutil.copy(tmp_path / "clips" / "a.png", copy)
+    folders = (str(copy.parent), str(tmp_path / "clips"))
+    run(replace(config, sources=tuple(dict.fromkeys(folders))))
+    rows = map(json.loads, (Path(config.out) / "captions.jsonl").read_text().splitlines())
+    assert len({(row["media_path"], row["source"]) for row in rows}) == 2
+    assert (Path(config.out) / "a.txt").read_text() == "mine"
+    texts = sorted(path.name for path in Path(config.out).glob("*.txt"))
+    assert len(texts) == 2, texts
+    said = READERS["kohya"](Path(config.out))
+    assert sorted(text == "mine" for text in said.values()) == [False, True]
+
+
+def test_a_text_under_another_spelling_of_a_name_is_of_an_earlier_run(
+    config: CaptionConfig, tmp_path: Path
+) -> None:
+    run(config)
+    (tmp_path / "clips" / "a.png").rename(tmp_path / "clips" / "A.png")
+    result = run(config)
+    assert {path.name for path in Path(config.out).glob("*.txt")} == {"A.txt", "a.txt"}
+    assert any("a.txt" in note for note in result.warnings), result.warnings
+
+
 def test_texts_of_two_prompts_of_a_list_stay_with_their_prompts(
     config: CaptionConfig, sources: dict[str, Path], tmp_path: Path
 ) -> None:

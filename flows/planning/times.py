@@ -4,9 +4,11 @@ A note belongs to a cache namespace, which stands for model, precision and sampl
 CPU. The newest one counts.
 """
 
+import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 
+from artifacts.errors import EnvironmentFault
 from artifacts.keys import digest_of
 from artifacts.packs import Record, RecordSet
 from flows.console.lines import duration
@@ -28,16 +30,19 @@ def note_seconds(job: Job, stage: StageSpec, items: int, seconds: float) -> None
     """Note that a stage made so many items in this time, its start included."""
     if not items:
         return
-    notes, key = _notes(job, stage), f"{_card(job)} {time.time_ns()}"
-    notes.publish([Record(key=key, meta={"seconds": seconds / items})])
-    notes.drop(set(_of_card(job, notes)) - {key})
+    with contextlib.suppress(EnvironmentFault):  # a note must not end a run
+        notes, key = _notes(job, stage), f"{_card(job)} {time.time_ns()}"
+        notes.publish([Record(key=key, meta={"seconds": seconds / items})])
+        notes.drop(set(_of_card(job, notes)) - {key})
 
 
 def seconds_an_item(job: Job, stage: StageSpec) -> float | None:
     """Return how long an item took last time; None if that is unknown."""
-    notes = _notes(job, stage)
-    keys = _of_card(job, notes)
-    return float(notes.meta(keys[-1])["seconds"]) if keys else None
+    with contextlib.suppress(EnvironmentFault):
+        notes = _notes(job, stage)
+        if keys := _of_card(job, notes):
+            return float(notes.meta(keys[-1])["seconds"])
+    return None
 
 
 def times_of(

@@ -74,12 +74,14 @@ class Entry(NamedTuple):
     """Whether a trainer takes `bare` for this medium alone, in the folder where its text lies."""
 
     def identities(self, naming: Naming, *, alone: bool) -> tuple[str, ...]:
-        """Return what the medium is recognized by, the surest first. `alone`: it has no other
-        prompt."""
-        place, digest, prompt = self.place, self.digest, self.prompt
+        """Return what the medium is recognized by, the surest first: its place, then its content.
+        `alone`: it has no other prompt."""
         path = naming.folded(self.path)
-        exact = (digest_of([path, place, prompt]), digest_of([path, digest, prompt]))
-        return (*exact, digest_of([path, place]), digest_of([path, digest])) if alone else exact
+        exact, rough = (
+            [digest_of([path, each, *more]) for each in (self.place, self.digest)]
+            for more in ([self.prompt], [])
+        )
+        return (exact[0], rough[0], exact[1], rough[1]) if alone else tuple(exact)
 
 
 def text_stems(job: Job, beside: bool, sole: "SoleMedia | None" = None) -> list[str]:
@@ -140,20 +142,25 @@ class _Names:
         return [stems[at] for at in range(len(entries))]
 
     def _known(self, entries: Sequence[Entry], defaults: Sequence[str]) -> dict[int, str]:
-        """Return the number of each medium that keeps the stem that it had → that stem."""
+        """Return the number of each medium that keeps the stem that it had → that stem. All are
+        looked for by what is surest first: a copy of a medium has its content, too."""
         folded, stems, taken = self._naming.folded, dict[int, str](), set[str]()
-        for at, (entry, default) in enumerate(zip(entries, defaults, strict=True)):
-            known = (
-                stem
-                for identity in entry.identities(self._naming, alone=True)
-                for stem in self._candidates(entry, default, len(entries))
-                if (key := folded(stem)) not in taken and self._memory.has(STEM, key, (identity,))
-            )
-            stem = next(known, None)
-            is_kept = stem == default or not entry.is_sole
-            if stem is not None and (is_kept or self._has_user_text(entry, stem)):
-                stems[at] = stem
-                taken.add(folded(stem))
+        each = [entry.identities(self._naming, alone=True) for entry in entries]
+        for level in range(len(each[0]) if each else 0):
+            for at, (entry, default) in enumerate(zip(entries, defaults, strict=True)):
+                if at in stems:
+                    continue
+                known = (
+                    stem
+                    for stem in self._candidates(entry, default, len(entries))
+                    if (key := folded(stem)) not in taken
+                    and self._memory.has(STEM, key, (each[at][level],))
+                )
+                stem = next(known, None)
+                is_kept = stem == default or not entry.is_sole
+                if stem is not None and (is_kept or self._has_user_text(entry, stem)):
+                    stems[at] = stem
+                    taken.add(folded(stem))
         return stems
 
     def _has_user_text(self, entry: Entry, stem: str) -> bool:
@@ -470,9 +477,9 @@ class _Writer:
                 self.texts.user_texts += 1
         self._remove_distinguished()
         if not self.texts.beside:
-            ours, out = {one_name(path) for path in self._paths}, self._job.out
+            ours, out = {one_name(path): path for path in self._paths}, self._job.out
             below = sorted(_texts_below(out, self.texts.form))
-            others = (path for path in below if one_name(path) not in ours)
+            others = (path for path in below if not _is_one_file(path, ours.get(one_name(path))))
             self.texts.others = [os.path.relpath(path, out) for path in others]
         elif self.texts.form == "txt":
             self.texts.same_stem = _same_stem(self._job, self._sole.naming)
@@ -559,6 +566,15 @@ def _with_text(caption: Caption, text: str) -> Caption:
         return caption
     model = caption.original or caption.caption
     return replace(caption, caption=text, original=model, fields=None)
+
+
+def _is_one_file(path: str, own: Path | None) -> bool:
+    """Return whether a path that the disk lists is that of an own text, in any spelling."""
+    if own is None or path == str(own):
+        return own is not None
+    with contextlib.suppress(OSError):
+        return os.path.samefile(path, own)
+    return False
 
 
 def _texts_below(out: Path, form: str) -> Iterator[str]:
