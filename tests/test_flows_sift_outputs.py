@@ -56,11 +56,8 @@ def test_a_list_cannot_name_a_file_after_another(folder: Path, tmp_path: Path) -
     lines = [json.dumps({"path": path, "media_path": name, "source": "s"}) for name in names]
     lines += [json.dumps({"path": str(folder), "media_path": "a/x.png", "source": "s"})]
     (tmp_path / "list.jsonl").write_text("\n".join(lines))
-    assert {file.media_path for file in found(tmp_path / "list.jsonl")} == {
-        "x.png",
-        "a/x.png",
-        "b/x.png",
-    }
+    # The file and its folder's other one, each once, under the first name that can be its own.
+    assert [file.media_path for file in found(tmp_path / "list.jsonl")] == ["x.png", "b/x.png"]
 
 
 def test_whole_numbers_are_whole_in_tables(folder: Path) -> None:
