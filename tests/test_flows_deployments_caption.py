@@ -149,7 +149,7 @@ def outputs(out: Path) -> dict[str, bytes]:
     return {name: (out / name).read_bytes() for name in names}
 
 
-PROGRESS = re.compile(r" \d+/\d+| so far$|starting Prefect")
+PROGRESS = re.compile(r" \d+/\d+| so far$|starting Prefect|^reading the sources")
 """In a line that a slow step prints every ten seconds."""
 
 
