@@ -23,7 +23,13 @@ TEXTS = {
     "form.json": json.dumps(
         {
             "type": "object",
-            "properties": {"tags": {"type": "array", "items": {"type": "string"}, "maxItems": 4}},
+            "properties": {
+                "tags": {
+                    "type": "array",
+                    "items": {"type": "string", "maxLength": 20},
+                    "maxItems": 4,
+                }
+            },
             "required": ["tags"],
         }
     ),
