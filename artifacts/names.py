@@ -148,7 +148,7 @@ def _ignores_spelling(folder: str) -> bool:
         for spell in spellings:
             name = next((name for name in names if spell(name) != name), "")
             with contextlib.suppress(OSError):
-                places = (f"{folder}/{each}" for each in (name, spell(name)))
+                places = (f"{folder}/{spelling}" for spelling in (name, spell(name)))
                 if name and os.path.samestat(*map(os.lstat, places)):
                     return True
     return False

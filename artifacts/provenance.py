@@ -39,15 +39,17 @@ def proof_by(store: str | None, purpose: str = EDIT) -> Proof:
     """Return a function that tells whether a JSON object was noted for this user, or in `store`:
     the URL of a store that the user named. It reads the notes again when they have grown."""
     paths = [path for path, _ in _notes(store)]
-    known, read = set[str](), list[int]()
+    noted, read = set[str](), list[int]()
 
     def is_proved(value: Mapping[str, Any]) -> bool:
         digest = digest_of([purpose, value])
         sizes = [path.stat().st_size if path.is_file() else 0 for path in paths]
-        if digest not in known and sizes != read:
+        if digest not in noted and sizes != read:
             read[:] = sizes
-            known.update(str(each) for path in paths for line in read_lines(path) for each in line)
-        return digest in known
+            noted.update(
+                str(digest) for path in paths for line in read_lines(path) for digest in line
+            )
+        return digest in noted
 
     return is_proved
 

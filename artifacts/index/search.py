@@ -152,10 +152,8 @@ class Searcher:
             raise damaged_file(path, "is damaged: a vector is not made of numbers")
 
     def _check_lengths(self, positions: Positions) -> None:
-        """Raise EnvironmentFault for a stored vector of another length than 1. Zeros are that of a
-        vector without a direction."""
-        lengths = np.linalg.norm(self.snapshot.halves(positions).astype(np.float32), axis=1)
-        broken = np.flatnonzero((np.abs(lengths - 1) > LENGTH_ERROR) & (lengths > 0))
+        """Raise EnvironmentFault for a stored vector of another length than 1."""
+        lengths, broken = lengths_of(self.snapshot.halves(positions))
         if len(broken):
             at = positions[broken[:1]]
             (row,) = self.snapshot.read(at)
@@ -208,6 +206,13 @@ class Searcher:
                 start = shard.start + first
                 scores[:, start : start + len(rows)] = _cosines(wanted, rows)
         return scores
+
+
+def lengths_of(vectors: Halves) -> tuple[NDArray[np.float32], Positions]:
+    """Return the lengths of stored vectors, and the positions of those that are not 1. Zeros
+    are those of a vector without a direction."""
+    lengths = np.linalg.norm(vectors.astype(np.float32), axis=1)
+    return lengths, np.flatnonzero(~(np.abs(lengths - 1) <= LENGTH_ERROR) & (lengths != 0))
 
 
 def _cosines(wanted: Halves, rows: Halves) -> NDArray[np.float32]:

@@ -37,11 +37,11 @@ from artifacts.index.manifest import (
 from artifacts.index.search import (
     EXACT,
     LEAST_RECALL,
-    LENGTH_ERROR,
     Query,
     Searcher,
     Sort,
     direction,
+    lengths_of,
 )
 from artifacts.index.shard import (
     COLUMNS,
@@ -262,8 +262,7 @@ def _of_vectors(path: Path, width: int) -> Iterator[IndexDamage]:
     vectors = np.memmap(path, np.float16, "r").reshape(-1, width)
     broken = 0
     for at in range(0, len(vectors), CHECKED_ROWS):
-        lengths = np.linalg.norm(vectors[at : at + CHECKED_ROWS].astype(np.float32), axis=1)
-        broken += int(np.sum(~(np.abs(lengths - 1) <= LENGTH_ERROR) & (lengths != 0)))
+        broken += len(lengths_of(vectors[at : at + CHECKED_ROWS])[1])
     if broken:
         what = f"has {counted(broken, 'vector')} of another length than 1"
         yield IndexDamage(path=path, what=what, hint=REBUILD)

@@ -62,32 +62,32 @@ def gguf_for(
     the checkpoint's files except weights; `digest` returns that of a file, or an empty string. The
     first time, a child process compares the file with the checkpoint. Raises PenstockError."""
     config, store = describer.config, describer.store
-    given, engine = GgufOptions.of(config).language_gguf, EngineOptions.of(config).engine
-    if not given and any(each.gguf for each in engines_for(engine)):
+    named, engine = GgufOptions.of(config).language_gguf, EngineOptions.of(config).engine
+    if not named and any(each.gguf for each in engines_for(engine)):
         raise UsageError(
             f"--engine {engine}: the language half of {config.model} is no GGUF file",
             hint="Give one of this checkpoint: --language-gguf FILE (docs/gguf.md says how to make "
             "it)",
         )
-    if not given:
+    if not named:
         return None
-    path = folder_named(given, "language-gguf")
+    path = folder_named(named, "language-gguf")
     _check_checkpoint(config, profile, path)
     _check_options(config, pipelines)
-    found = digest(path)
+    file_digest = digest(path)
     describer.files.note(path)
     records = RecordSet(
         store, "cards", digest_of(["user file", CHECK_VERSION, *map(version, PACKAGES)])
     )
-    key = digest_of([found, small, profile.as_published])
-    if found and key in records:
+    key = digest_of([file_digest, small, profile.as_published])
+    if file_digest and key in records:
         fields = records.meta(key)
     else:
         fields = describer.describe("describe_gguf", str(path), "file", gguf=str(path))
-        if found:
+        if file_digest:
             records.publish([Record(key=key, meta=fields)])
-    copy = store.local / COPIES / f"{found[:32]}-{CHECK_VERSION}.gguf"
-    return gguf_use(fields, path=str(path), digest=found, copy=str(copy))
+    copy = store.local / COPIES / f"{file_digest[:32]}-{CHECK_VERSION}.gguf"
+    return gguf_use(fields, path=str(path), digest=file_digest, copy=str(copy))
 
 
 def gguf_use(fields: Mapping[str, Any], *, path: str, digest: str, copy: str) -> GgufUse:

@@ -256,10 +256,8 @@ class AwayMedia:
     def gone_note(self, files: Sequence[JobFile], writes: str) -> list[str]:
         """Return a note on the rows that this run leaves out, of media that did not move. `writes`:
         the kind of its records."""
-        places, new_contents = (
-            {job_file.file.place for job_file in files},
-            self._new_contents(files),
-        )
+        places = {job_file.file.place for job_file in files}
+        new_contents = self._new_contents(files)
         gone = [
             medium
             for medium in self._earlier

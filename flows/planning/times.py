@@ -6,7 +6,7 @@ CPU. The newest one counts.
 
 import contextlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 from artifacts.errors import EnvironmentFault
 from artifacts.keys import digest_of
@@ -46,28 +46,28 @@ def seconds_an_item(job: Job, stage: StageSpec) -> float | None:
 
 
 def times_of(
-    job: Job, found: Sequence[Estimate], processes: Callable[[str], int] = lambda stage: 1
+    job: Job, estimates: Sequence[Estimate], processes: Callable[[str], int] = lambda stage: 1
 ) -> Times:
-    """Return the remaining time of a job. `found`: estimate of each medium. `processes`: number of
+    """Return the remaining time of a job. `estimates`: one of each medium. `processes`: number of
     processes that share a stage."""
-    left: Mapping[str, int] = remaining_items(job, found)
-    each = dict[str, float | None]()
+    remaining = remaining_items(job, estimates)
+    seconds = dict[str, float | None]()
     for stage in job.stages:
         if not stage.of_media or not stage.writes:
-            each[stage.name] = None
-        elif not left[stage.name]:
-            each[stage.name] = 0.0
+            seconds[stage.name] = None
+        elif not remaining[stage.name]:
+            seconds[stage.name] = 0.0
         else:
-            one = seconds_an_item(job, stage)
-            each[stage.name] = (
-                None if one is None else one * left[stage.name] / processes(stage.name)
+            an_item = seconds_an_item(job, stage)
+            seconds[stage.name] = (
+                None if an_item is None else an_item * remaining[stage.name] / processes(stage.name)
             )
-    if not any(each.values()):
-        return each, UNKNOWN if None in each.values() else "no time: nothing is left to make"
+    if not any(seconds.values()):
+        return seconds, UNKNOWN if None in seconds.values() else "no time: nothing is left to make"
     texts = (
-        f"{name} {'unknown' if s is None else duration(s)}" for name, s in each.items() if s != 0
+        f"{name} {'unknown' if s is None else duration(s)}" for name, s in seconds.items() if s != 0
     )
-    return each, ", ".join(texts)
+    return seconds, ", ".join(texts)
 
 
 def _notes(job: Job, stage: StageSpec) -> RecordSet:

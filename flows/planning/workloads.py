@@ -213,10 +213,10 @@ def workload_of(
     )
 
 
-def remaining_items(job: Job, found: Sequence[Estimate]) -> dict[str, int]:
-    """Return stage → number of chunks without its output. `found`: estimate of each medium."""
+def remaining_items(job: Job, estimates: Sequence[Estimate]) -> dict[str, int]:
+    """Return stage → number of chunks without its output. `estimates`: one of each medium."""
     ledger = job.ledger
-    uncut = [e for m, e in zip(job.media, found, strict=True) if ledger.media_index(m) is None]
+    uncut = [e for m, e in zip(job.media, estimates, strict=True) if ledger.media_index(m) is None]
     tasks = [task for task in ledger.tasks(job.media) if not ledger.has_failed(task)]
 
     def remaining(stage: StageSpec) -> int:

@@ -427,23 +427,23 @@ def _run(
 
 
 def _collected(job: Sifting, display: Display) -> MarkedFiles:
-    found = MarkedFiles()
+    files = MarkedFiles()
     items: dict[str, Fingerprint] = {}
     left = (each for each in job.files if each.medium.digest in job.marks)
     while group := list(islice(left, RECORDS)):
         records = job.marks.read_several([each.medium.digest for each in group])
         for each, record in zip(group, records, strict=True):
             marked = Marked.of(record)
-            add_file(found, each, marked, job.options.chunk)
+            add_file(files, each, marked, job.options.chunk)
             seconds = marked.meta["seconds"]
             items[each.medium.digest] = Fingerprint(looks=marked.looks, seconds=seconds)
-    chosen = (job.choices.get((row["path"], row["digest"])) for row in found.rows)
-    found.choices = {at: choice for at, choice in enumerate(chosen) if choice}
-    contents, pairs = found.contents, _pairs(job, items, display)
+    chosen = (job.choices.get((row["path"], row["digest"])) for row in files.rows)
+    files.choices = {at: choice for at, choice in enumerate(chosen) if choice}
+    contents, pairs = files.contents, _pairs(job, items, display)
     same = near_duplicates.Pairs(contents=contents, pairs=np.zeros((0, 2), np.int64))
-    mark_copies(found, "exact", same)
-    mark_copies(found, "duplicate", near_duplicates.Pairs(contents=contents, pairs=pairs))
-    return found
+    mark_copies(files, "exact", same)
+    mark_copies(files, "duplicate", near_duplicates.Pairs(contents=contents, pairs=pairs))
+    return files
 
 
 def _pairs(job: Sifting, items: Mapping[str, Fingerprint], display: Display) -> Pairs:

@@ -163,10 +163,10 @@ def studio_app(opened: Studio) -> Starlette:
         for method, handlers in (("GET", get), ("POST", post))
         for path, handler in handlers.items()
     ]
-    known = [*OWN_HOSTS, *filter(None, [urlsplit(opened.proxy).hostname])]
-    hosts = Middleware(TrustedHostMiddleware, allowed_hosts=known, www_redirect=False)
+    own_hosts = [*OWN_HOSTS, *filter(None, [urlsplit(opened.proxy).hostname])]
+    only_own = Middleware(TrustedHostMiddleware, allowed_hosts=own_hosts, www_redirect=False)
     unknown = {404: not_here, 405: not_here}
-    return Starlette(routes=routes, middleware=[hosts], exception_handlers=unknown)
+    return Starlette(routes=routes, middleware=[only_own], exception_handlers=unknown)
 
 
 def _serve(opened: Studio, listener: socket.socket, name: str, path: str) -> None:

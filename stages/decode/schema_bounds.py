@@ -259,8 +259,8 @@ def _array(node: Mapping[str, Any], place: SchemaPlace) -> Schema:
 def _string(node: Mapping[str, Any], place: SchemaPlace) -> Schema:
     _check_count(node, "minLength", place)
     if (form := node.get("format")) is not None and form not in FORMATS:
-        known = ", ".join(FORMATS)
-        raise place.error(f"unsupported format {form}", f"Use one of {known}, or none")
+        formats = ", ".join(FORMATS)
+        raise place.error(f"unsupported format {form}", f"Use one of {formats}, or none")
     return _own(node)
 
 

@@ -267,9 +267,9 @@ def write_adapter(
 def _apart(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Return the tensors on the CPU, each with its own storage, as the file format requires."""
     seen: set[int] = set()
-    found = {}
+    apart = {}
     for name, tensor in tensors.items():
         here = tensor.detach().cpu().contiguous()
-        found[name] = here.clone() if here.untyped_storage().data_ptr() in seen else here
+        apart[name] = here.clone() if here.untyped_storage().data_ptr() in seen else here
         seen.add(here.untyped_storage().data_ptr())
-    return found
+    return apart

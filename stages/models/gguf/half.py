@@ -70,16 +70,16 @@ def _logits(context: GgufContext) -> dict[str, Floats]:
     """Return the logits after the last token, by the way in which it was read."""
     rows = numbers(TOKENS, WIDTH)[::-1] * 2
     places = np.arange(TOKENS, dtype=np.int32)[None]
-    found = {"a prompt": context.read(rows, places)}
+    logits = {"a prompt": context.read(rows, places)}
     context.read(rows[:2], places[:, :2])
-    found["a prompt in two pieces"] = context.read(rows[2:], places[:, 2:], after=2)
+    logits["a prompt in two pieces"] = context.read(rows[2:], places[:, 2:], after=2)
     context.read(rows[:-1], places[:, :-1])
     state = context.state(READER)
     step, at = np.tile(rows[-1], (ROWS, 1)), np.full((1, ROWS), TOKENS - 1, np.int32)
     for way in ("a step", "a step in a used slot"):
         context.restore(1, state, TOKENS - 1)
-        found[way] = context.step(step, at, [1])[1]
-    return found
+        logits[way] = context.step(step, at, [1])[1]
+    return logits
 
 
 def numbers(*shape: int) -> Floats:

@@ -37,8 +37,8 @@ ALIGNED = 64
 
 def places(path: Path) -> dict[str, TensorPlace]:
     """Return tensor → place in a file, read once as long as the file stays the same."""
-    found = path.stat()
-    return _places(path, found.st_size, found.st_mtime_ns, found.st_ino)
+    status = path.stat()
+    return _places(path, status.st_size, status.st_mtime_ns, status.st_ino)
 
 
 @functools.lru_cache(maxsize=8)

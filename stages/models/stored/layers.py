@@ -78,16 +78,16 @@ def stored_layers(skeleton: Any, headers: Sequence[Header]) -> dict[str, StoredL
             if parameter.is_floating_point()
         }
         plain = [h.name for h in headers if h.name.endswith(".weight") and h.name not in names]
-        found = dict(zip([*names, *plain], model_names(skeleton, [*names, *plain]), strict=True))
-        kept = {name: path for name in names if (path := found[name]) and path in shapes}
-        for name, path in found.items():
-            other = next((o for o in kept if o != name and kept[o] == path), "")
+        paths = dict(zip([*names, *plain], model_names(skeleton, [*names, *plain]), strict=True))
+        stored = {name: path for name in names if (path := paths[name]) and path in shapes}
+        for name, path in paths.items():
+            other = next((o for o in stored if o != name and stored[o] == path), "")
             if other:
                 raise UsageError(
                     f"{name} and {other} are both the weight of one layer ({path})",
                     hint="Remove one of them from the files",
                 )
-        return {name: (path, shapes[path]) for name, path in kept.items()}
+        return {name: (path, shapes[path]) for name, path in stored.items()}
 
     return recognized(headers, stored_settings(skeleton.config) or {}, places_of)
 
