@@ -36,8 +36,8 @@ BROUGHT = {
     "uvloop": "uvloop",
 }
 """Module that is imported and in no table → the package that requires it."""
-BY_TRANSFORMERS = {"google", "num2words", "sentencepiece", "torchvision"}
-"""Modules that only transformers imports, for processors and tokenizers."""
+BY_TRANSFORMERS = {"accelerate", "google", "num2words", "sentencepiece", "torchvision"}
+"""Modules that only transformers imports, for processors, tokenizers and placed layers."""
 OF_OTHERS = ("_typeshed", "IPython")
 """Modules of type checkers, and of the notebook that the program runs in."""
 OPTIONAL = tuple(module for extra in EXTRAS.values() for module in extra.modules)

@@ -29,7 +29,7 @@ from stages.models.streaming.layers import (
     DeviceLayerBuffer,
     FileLayer,
     FileTensor,
-    LayerDoubleBuffer,
+    LayerBuffers,
     LayersInTurn,
     PinnedLayer,
     Pinning,
@@ -184,7 +184,7 @@ def wrong_reads(
     patch: pytest.MonkeyPatch,
     seed: int,
     hasty: str,
-    buffered: Callable[[Any, str], LayerDoubleBuffer] = buffered_files,
+    buffered: Callable[[Any, str], LayerBuffers] = buffered_files,
 ) -> int:
     """How often a layer was computed with that was another one when its turn came."""
     device = LateDevice(seed, hasty)
@@ -425,7 +425,7 @@ def in_turn(*layers: nn.Module) -> LayersInTurn:
     pinning.refused = "there is no GPU"
     waiting = [pinning.layer(layer, "cpu") for layer in layers]
     buffers = [PlainBuffer(), PlainBuffer()]
-    return LayersInTurn(waiting, LayerDoubleBuffer(waiting, buffers, ThreadPoolExecutor(1)))
+    return LayersInTurn(waiting, LayerBuffers(waiting, buffers, ThreadPoolExecutor(1)))
 
 
 def test_layers_compute_the_same_in_any_order_and_after_one_failed() -> None:

@@ -21,7 +21,7 @@ from stages.models.half_job import HalfJob
 from stages.models.halves.absent import chunk_position_wise
 from stages.models.halves.boundary import group_windows
 from stages.models.halves.load import ReloadableHalf, load_half
-from stages.models.halves.offload import load_in_layers, offloaded_bytes
+from stages.models.halves.offload import offloaded_bytes
 from stages.models.halves.ranged_reads import NOTE
 from stages.models.halves.recorded import RECORDER, PassRecorder, keep_grids_on_host
 from stages.models.halves.routes import config_and_class, one_line, skeleton_of
@@ -38,7 +38,7 @@ from stages.models.precision.weights import attention_of, for_half, stored_modul
 from stages.models.processors.loading import load_processor
 from stages.models.stored.layers import FORM, model_names, stored_settings
 from stages.models.streaming.layers import load_pinned
-from stages.models.streaming.load import load_streamed, streamed_layers
+from stages.models.streaming.load import load_in_turn, load_streamed
 from stages.process.deferred_imports import STAYS, import_asking_cuda, import_transformers
 from stages.process.job import parse_job
 
@@ -150,7 +150,7 @@ class ModelJob(HalfJob):
                     "a quantized half cannot be offloaded",
                     hint="Ask for native, bf16 or fp16, or give it more memory",
                 )
-            load = load_in_layers if self.device == "cpu" else load_pinned
+            load = load_in_turn if self.device == "cpu" else load_pinned
             if keep == "vision" or self.lockstep:
                 load = load_streamed
             half = load(folder, skeleton, keep, tuple(extra_modules), self.device, options)
@@ -306,7 +306,6 @@ def facts(half: Any) -> dict[str, Any]:
         type(module) is torch.nn.Linear and ".lora_" not in path
         for path, module in half.named_modules()
     )
-    streamed = streamed_layers(half)
     return {
         "attention": attention_of(half),
         "dtype": str(half.dtype),
@@ -316,7 +315,7 @@ def facts(half: Any) -> dict[str, Any]:
         **({"adapted_modules": found} if (found := adapted_modules(half)) else {}),
         **({"unpinned": why} if (why := half.__dict__.get(NOTE)) else {}),
         **({"stored_weights": form} if (form := half.__dict__.get(FORM)) else {}),
-        "bytes_fetched_a_pass": offloaded_bytes(half) if streamed is None else streamed.bytes,
+        "bytes_fetched_a_pass": offloaded_bytes(half),
     }
 
 

@@ -1,9 +1,8 @@
 """Feeds stored features to the language half to generate text, and places layers outside the
 device.
 
-Layers are placed outside the device when the half itself does not fit. On a CPU the layers stay in
-the checkpoint's files, and accelerate's hooks bring each into memory, one at a time, when it is
-reached. Every forward pass, that is every token, reads all layers. On a GPU `streaming` does this.
+Layers are placed outside the device when the half itself does not fit, and `streaming` brings each
+to the device for its computation. Every forward pass, that is every token, needs all layers.
 
 How text is generated:
 
@@ -25,11 +24,8 @@ import functools
 import inspect
 import itertools
 import os
-import tempfile
-import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -48,7 +44,6 @@ from stages.models.halves.features import (
     placeholder_ids,
     twice,
 )
-from stages.models.halves.load import load_half
 from stages.models.halves.records import RowCount, merge, split
 from stages.models.halves.routes import AUDIO, MODALITIES, SOUNDS, USE_SOUND, choose_route
 
@@ -377,50 +372,6 @@ def waiting(places: Mapping[str, Any]) -> list[str]:
     """Return the paths of the layers that are not on the device; on a CPU, `cpu` is the device."""
     away = "disk" if "disk" in places.values() else "cpu"
     return [path for path, place in places.items() if place == away and len({*places.values()}) > 1]
-
-
-def load_in_layers(
-    path: Path,
-    skeleton: Any,
-    keep: Part,
-    extra_modules: tuple[str, ...],
-    device: str,
-    options: dict[str, Any],
-) -> Any:
-    """Load what `load_half` gives with these options, with the layers in their files. Raises
-    CannotFit if that is impossible for the model."""
-    places = placement(skeleton, keep, extra_modules, device, away="disk")
-    with _whole_layers(skeleton, places) as folder:
-        given = {**options, "device_map": places, "offload_folder": folder}
-        half = load_half(path, keep, extra_modules=extra_modules, **given)
-        if any(Path(folder).iterdir()):
-            raise CannotFit(
-                f"the weights of {type(half).__name__} are rearranged on loading and cannot "
-                "stay in their files",
-                hint="Give it more memory, or choose a lower precision",
-            )
-    return half
-
-
-@contextlib.contextmanager
-def _whole_layers(skeleton: Any, places: dict[str, str]) -> Iterator[str]:
-    """Yield a folder for the loader, and make it fetch whole layers inside the block. By default it
-    fetches each linear layer alone, but some layers read all of their weights at once."""
-    from accelerate import dispatch_model
-    from accelerate.utils import offload
-    from safetensors import safe_open
-
-    names = sorted({type(skeleton.get_submodule(path)).__name__ for path in waiting(places)})
-    with (
-        tempfile.TemporaryDirectory(prefix="penstock-offload-") as folder,
-        warnings.catch_warnings(),
-        dispatching(functools.partial(dispatch_model, preload_module_classes=names)),
-    ):
-        # Single weights have places too, which accelerate looks for among modules.
-        warnings.filterwarnings("ignore", message="The following device_map keys")
-        # A mapped file counts against a memory limit in full, and each tensor would map it again.
-        offload.safe_open = functools.partial(safe_open, backend="pread")
-        yield folder
 
 
 @contextlib.contextmanager

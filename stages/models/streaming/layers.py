@@ -1,8 +1,9 @@
-"""Layers whose weights are brought to the device in turn, and the two buffers that they compute in.
+"""Layers whose weights are brought to the device in turn, and the buffers that they compute in.
 
 How it works:
 
-1. Two buffers on the device are each as large as the largest layer.
+1. Two buffers on the device are each as large as the largest layer. A language half on a CPU has
+   one, and reads each layer when a call reaches it.
 2. While a layer computes, the other buffer is filled with the layer that is expected next: from the
    checkpoint's files by a thread, or from pinned host memory.
 3. On a GPU the copy runs on its own CUDA stream, ordered by events: not before the last computation
@@ -249,8 +250,8 @@ class LayerProvider:
         """Release the layer, after all waiting calls have passed it."""
 
 
-class LayerDoubleBuffer(LayerProvider):
-    """The layers of one half and the two buffers; loads them for whoever computes."""
+class LayerBuffers(LayerProvider):
+    """The layers of one half and one or two buffers; loads them for whoever computes."""
 
     def __init__(
         self,
@@ -272,8 +273,8 @@ class LayerDoubleBuffer(LayerProvider):
         self._filler = filler
 
     def prefetch(self, layer: int) -> None:
-        if layer not in self._holds:
-            others = [each for each in range(len(self._buffers)) if each != self._open]
+        others = [at for at in range(len(self._buffers)) if at != self._open]
+        if layer not in self._holds and others:
             at = min(others, key=lambda other: self._holds[other] != EMPTY)
             self._holds[at] = layer
             self._filled[at] = self._filler.submit(self._fill, at, layer)
@@ -312,25 +313,26 @@ class _AtOnce(Executor):
         return made
 
 
-def buffered_files(layers: Sequence[FileLayer], device: str) -> LayerDoubleBuffer:
-    """Return layers that are read from the checkpoint's files."""
+def buffered_files(layers: Sequence[FileLayer], device: str, buffers: int = 2) -> LayerBuffers:
+    """Return layers that are read from the checkpoint's files, on a CPU into one or two buffers."""
     size = max(layer.size for layer in layers)
     scratch = torch.empty(max(layer.largest_cast for layer in layers), dtype=torch.uint8)
     filler = ThreadPoolExecutor(max_workers=1, thread_name_prefix="layers")
     if device == "cpu":
-        return LayerDoubleBuffer(layers, [HostLayerBuffer(size, scratch) for _ in range(2)], filler)
+        hosts = [HostLayerBuffer(size, scratch) for _ in range(buffers)]
+        return LayerBuffers(layers, hosts, filler)
     readers = ThreadPoolExecutor(min(READERS, cores()), thread_name_prefix="layer-reads")
     place, stream = torch.device(device), torch.cuda.Stream(device)
-    buffers = [StagedLayerBuffer(size, place, stream, scratch, readers) for _ in range(2)]
-    return LayerDoubleBuffer(layers, buffers, filler)
+    staged = [StagedLayerBuffer(size, place, stream, scratch, readers) for _ in range(2)]
+    return LayerBuffers(layers, staged, filler)
 
 
-def buffered_pinned(layers: Sequence[PinnedLayer], device: str) -> LayerDoubleBuffer:
+def buffered_pinned(layers: Sequence[PinnedLayer], device: str) -> LayerBuffers:
     """Return layers that wait in pinned host memory."""
     size = max(layer.size for layer in layers)
     place, stream = torch.device(device), torch.cuda.Stream(device)
     buffers = [PinnedLayerBuffer(size, place, stream) for _ in range(2)]
-    return LayerDoubleBuffer(layers, buffers, _AtOnce())
+    return LayerBuffers(layers, buffers, _AtOnce())
 
 
 SMALLEST_PIECE = 1 << 20
@@ -428,9 +430,10 @@ def piece_sizes(size: int) -> Iterator[int]:
 
 
 class LayersInTurn:
-    """Loads each layer when a call reaches it, and the next one during its computation."""
+    """Loads each layer when a call reaches it, and with two buffers the next one during its
+    computation."""
 
-    def __init__(self, layers: Sequence[PinnedLayer], buffer: LayerDoubleBuffer) -> None:
+    def __init__(self, layers: Sequence[Layer], buffer: LayerBuffers) -> None:
         self._buffer = buffer
         self._after = {at: (at + 1) % len(layers) for at in range(len(layers))}
         """Layer → the layer that was reached after it, or is expected."""

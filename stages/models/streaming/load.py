@@ -1,7 +1,7 @@
-"""Loads a half without its layers, and streams them from the checkpoint's files for many calls at
-once.
+"""Loads a half without its layers, and streams them from the checkpoint's files.
 
-Each layer is in memory only while the calls pass it.
+Each layer is in memory only while calls pass it. Many calls of a vision half cross the layers
+together. A call of a language half crosses them alone, for each token (`LayersInTurn`).
 
 How a half is loaded:
 
@@ -10,8 +10,8 @@ How a half is loaded:
    each call, are left out; only the index of the weights is kept.
 3. Weights that the files do not hold as they are computed with are written once to a temporary
    folder. A weight that cannot be read by itself raises CannotFit.
-4. Calls cross the layers together: the lockstep requests each layer by number and announces the one
-   that it expects next, which a thread reads during the computation (`layers.py`).
+4. Calls that cross the layers together do so in lockstep: it requests each layer by number and
+   announces the one that it expects next, which a thread reads meanwhile (`layers.py`).
 5. The temporary folder is deleted with the layers. Each load also deletes the folders of killed
    processes.
 
@@ -53,6 +53,7 @@ from stages.models.streaming.layers import (
     FileLayer,
     FileTensor,
     LayerProvider,
+    LayersInTurn,
     buffered_files,
 )
 
@@ -233,15 +234,14 @@ FOLDER = "penstock-layers-"
 class StreamedLayers:
     """The streamed layers of a half, and how calls cross them."""
 
-    def __init__(self, half: Any, paths: Sequence[str], index: Index, device: str) -> None:
-        layers = layers_of(half, paths, index, device)
+    def __init__(
+        self, half: Any, paths: Sequence[str], index: Index, device: str, buffers: int
+    ) -> None:
+        self.layers = layers_of(half, paths, index, device)
         self.paths = tuple(paths)
         """Module paths of the layers, in the order of their numbers."""
-        self.count = len(layers)
-        self.bytes = sum(layer.size for layer in layers)
-        """Total bytes of all layers."""
-        self.buffers = buffered_files(layers, device)
-        self.lockstep = LayerLockstep([layer.module for layer in layers], self.buffers)
+        self.buffers = buffered_files(self.layers, device, buffers)
+        self.lockstep = LayerLockstep([layer.module for layer in self.layers], self.buffers)
 
 
 def streamed_layers(half: Any) -> StreamedLayers | None:
@@ -264,9 +264,11 @@ def load_streamed(
     extra_modules: tuple[str, ...],
     device: str,
     options: dict[str, Any],
+    buffers: int = 2,
 ) -> Any:
-    """Load a half as `load_half` does, without the weights of its layers. Raises CannotFit for a
-    model whose layers cannot be fetched one by one."""
+    """Load a half as `load_half` does, without the weights of its layers. On a CPU they are read
+    into one or two `buffers`. Raises CannotFit for a model whose layers cannot be fetched one by
+    one."""
     places = placement(skeleton, keep, extra_modules, device, away="disk")
     index: dict[str, Mapping[str, str]] = {}
 
@@ -281,12 +283,29 @@ def load_streamed(
             given = {**options, "device_map": places, "offload_folder": folder}
             half = load_half(path, keep, extra_modules=extra_modules, **given)
         try:
-            layers = StreamedLayers(half, waiting(places), index, device)
+            layers = StreamedLayers(half, waiting(places), index, device, buffers)
         except NotInFiles as error:
             raise CannotFit(
                 f"{error} of {type(half).__name__} cannot come from the model's files by itself",
                 hint="Give it more memory, or choose a lower precision",
             ) from error
         weakref.finalize(layers, undo.pop_all().close)
+    half.hf_device_map = places
     half.__dict__[ATTRIBUTE] = layers
+    return half
+
+
+def load_in_turn(
+    path: Path,
+    skeleton: Any,
+    keep: Part,
+    extra_modules: tuple[str, ...],
+    device: str,
+    options: dict[str, Any],
+) -> Any:
+    """Load a half as `load_streamed` does, each of whose calls crosses the layers alone."""
+    # A second buffer would take the memory of a layer, which is what a half read like this lacks.
+    half = load_streamed(path, skeleton, keep, extra_modules, device, options, buffers=1)
+    layers = half.__dict__[ATTRIBUTE]
+    LayersInTurn(layers.layers, layers.buffers)
     return half
