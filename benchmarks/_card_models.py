@@ -11,7 +11,7 @@ import torch
 import transformers
 
 from benchmarks import _processors as plan_processors
-from benchmarks._plan_cases import write_header
+from benchmarks._plan_cases import Shape, write_header
 from benchmarks._words import LLAVA_TEMPLATE, QWEN_TEMPLATE, SMOL_TEMPLATE, template, words
 
 hf: Any = transformers
@@ -68,8 +68,9 @@ def write_checkpoint(model: CardModel, folder: Path) -> Path:
         "transformers_version": model.transformers_version,
     }
     (folder / "config.json").write_text(json.dumps(messages))
-    shapes = {name: tuple(weight.shape) for name, weight in weights.items()}
-    write_header(folder / "model.safetensors", shapes, HEADER_DTYPES[model.dtype])
+    dtype = HEADER_DTYPES[model.dtype]
+    shapes = {name: Shape(dtype=dtype, shape=tuple(w.shape)) for name, w in weights.items()}
+    write_header(folder / "model.safetensors", shapes)
     return folder
 
 

@@ -5,9 +5,8 @@ import atexit
 import json
 import math
 import shutil
-import struct
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,32 @@ from typing import Any
 CASES = Path(__file__).parent / "plan_cases"
 SHARD = 5_000_000_000
 """Bytes a file holds at the most, as `save_pretrained` cut in those days."""
-BYTES = {"F32": 4, "F16": 2, "BF16": 2}
+INDEX = "model.safetensors.index.json"
+BYTES = {
+    "F32": 4,
+    "I32": 4,
+    "F16": 2,
+    "BF16": 2,
+    "I64": 8,
+    "I8": 1,
+    "U8": 1,
+    "F8_E4M3": 1,
+    "F8_E8M0": 1,
+}
+"""Type in words of safetensors → bytes of a number."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Shape:
+    """A tensor of a file whose data is not there."""
+
+    dtype: str
+    """Its type, in words of safetensors."""
+    shape: tuple[int, ...]
+
+    @property
+    def bytes(self) -> int:
+        return math.prod(self.shape) * BYTES[self.dtype]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,6 +59,11 @@ class PlanCase:
     config: dict[str, Any]
     tensors: dict[str, tuple[int, ...]]
     """Name → shape, in the order of the files."""
+
+    @property
+    def shapes(self) -> dict[str, Shape]:
+        """Return its tensors as its files state them."""
+        return {name: Shape(dtype=self.dtype, shape=shape) for name, shape in self.tensors.items()}
 
 
 def plan_case(name: str) -> PlanCase:
@@ -75,44 +104,49 @@ def make_folder(case: PlanCase, folder: Path) -> Path:
         from benchmarks._processors import PROCESSORS
 
         PROCESSORS[case.processor]().save_pretrained(folder)
-    shards = list(_shards(case))
-    if len(shards) == 1:
-        write_header(folder / "model.safetensors", shards[0], case.dtype)
-        return folder
-    names = [f"model-{n:05d}-of-{len(shards):05d}.safetensors" for n in range(1, len(shards) + 1)]
-    weight_map: dict[str, str] = {}
-    for name, shard in zip(names, shards, strict=True):
-        write_header(folder / name, shard, case.dtype)
-        weight_map |= dict.fromkeys(shard, name)
-    total = case.parameters * BYTES[case.dtype]
-    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    write_sparse(folder, case.shapes)
     return folder
 
 
-def _shards(case: PlanCase) -> Iterator[dict[str, tuple[int, ...]]]:
-    held: dict[str, tuple[int, ...]] = {}
+def write_sparse(folder: Path, tensors: Mapping[str, Shape]) -> int:
+    """Write files with true headers and no data, and the index of several; return the sum of the
+    shapes in bytes."""
+    shards = [*_shards(tensors)]
+    places: dict[str, str] = {}
+    for number, shard in enumerate(shards, 1):
+        name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        name = "model.safetensors" if len(shards) == 1 else name
+        write_header(folder / name, shard)
+        places |= dict.fromkeys(shard, name)
+    total = sum(shape.bytes for shape in tensors.values())
+    if len(shards) > 1:
+        index = {"metadata": {"total_size": total}, "weight_map": places}
+        (folder / INDEX).write_text(json.dumps(index), encoding="utf-8")
+    return total
+
+
+def _shards(tensors: Mapping[str, Shape]) -> Iterator[dict[str, Shape]]:
+    held: dict[str, Shape] = {}
     size = 0
-    for name, shape in case.tensors.items():
-        more = math.prod(shape) * BYTES[case.dtype]
-        if held and size + more > SHARD:
+    for name, shape in tensors.items():
+        if held and size + shape.bytes > SHARD:
             yield held
             held, size = {}, 0
         held[name] = shape
-        size += more
+        size += shape.bytes
     yield held
 
 
-def write_header(path: Path, tensors: dict[str, tuple[int, ...]], dtype: str) -> None:
-    """A safetensors file of full length whose data is a hole."""
+def write_header(path: Path, tensors: Mapping[str, Shape]) -> None:
+    """Write a safetensors file of full length whose data is a hole."""
     entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     at = 0
     for name, shape in tensors.items():
-        end = at + math.prod(shape) * BYTES[dtype]
-        entries[name] = {"dtype": dtype, "shape": shape, "data_offsets": [at, end]}
+        end = at + shape.bytes
+        entries[name] = {"dtype": shape.dtype, "shape": shape.shape, "data_offsets": [at, end]}
         at = end
     header = json.dumps(entries, separators=(",", ":")).encode()
     header += b" " * (-len(header) % 8)
     with path.open("wb") as file:
-        file.write(struct.pack("<Q", len(header)) + header)
+        file.write(len(header).to_bytes(8, "little") + header)
         file.truncate(8 + len(header) + at)

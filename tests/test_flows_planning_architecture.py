@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from artifacts.errors import UsageError
-from benchmarks._plan_cases import kept_folder, make_folder, plan_case, write_header
+from benchmarks._plan_cases import Shape, kept_folder, make_folder, plan_case, write_header
 from flows.cli.main import main
 from flows.planning.architecture import (
     Architecture,
@@ -156,10 +156,9 @@ def test_halves_are_told_apart_as_the_classes_do(family: str) -> None:
 
 def test_packed_weights_are_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
-    tensors: dict[str, tuple[int, ...]] = {
-        f"layers.{n}.{m}.weight": (8, 8) for n in range(3) for m in ("q", "k", "v", "o")
-    }
-    write_header(tmp_path / "model.safetensors", tensors, "F16")
+    shape = Shape(dtype="F16", shape=(8, 8))
+    tensors = {f"layers.{n}.{m}.weight": shape for n in range(3) for m in ("q", "k", "v", "o")}
+    write_header(tmp_path / "model.safetensors", tensors)
     path = tmp_path / "model.safetensors"
     path.write_bytes(path.read_bytes().replace(b'"F16"', b'"U16"'))
     with pytest.raises(UsageError, match=r"is quantized \(U16\), but config.json has no"):

@@ -10,18 +10,11 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from benchmarks._plan_cases import INDEX, Shape, write_sparse
 from scripts.prove import published
 from scripts.prove.comparing import Differs, pixel_difference
 from scripts.prove.published import copy_folder, main, row_of
-from scripts.prove.published_names import (
-    INDEX,
-    Kind,
-    Shape,
-    index_of,
-    naming_of,
-    saved_tensors,
-    write_sparse,
-)
+from scripts.prove.published_names import Kind, index_of, naming_of, saved_tensors
 from scripts.prove.published_table import BEGIN, END, LIST, PAGE, Listed, PublishedList, Row
 from scripts.prove.quantized_shapes import METHODS, is_quantized
 from scripts.prove.small_config import small_config
@@ -110,7 +103,7 @@ def test_an_index_decides_names_and_what_is_not_written(tmp_path: Path) -> None:
 def test_sparse_files_have_true_headers_and_take_no_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("scripts.prove.published_names.SHARD", 10**9)
+    monkeypatch.setattr("benchmarks._plan_cases.SHARD", 10**9)
     tensors = {f"w.{n}": Shape(dtype="BF16", shape=(20_000, 20_000)) for n in range(3)}
     assert write_sparse(tmp_path, tensors) == 3 * 800_000_000
     files = sorted(tmp_path.glob("*.safetensors"))

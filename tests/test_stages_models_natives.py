@@ -178,7 +178,7 @@ def test_the_page_states_the_published_counts(name: str, tmp_path: Path) -> None
     files = plan_case(PUBLISHED[name])
     total = files.parameters * {"F32": 4, "BF16": 2}[files.dtype]
     (tmp_path / "config.json").write_text(json.dumps(files.config))
-    write_header(tmp_path / "model.safetensors", files.tensors, files.dtype)
+    write_header(tmp_path / "model.safetensors", files.shapes)
     ours = skeleton_of(*config_and_class(tmp_path, trusted=False)).num_parameters()
     cells = [cell.strip() for cell in row.split("|")]
     assert cells[2:5] == [f"{n:,}" for n in (len(files.tensors), files.parameters, total)]

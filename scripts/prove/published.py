@@ -32,9 +32,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks._plan_cases import INDEX, Shape, write_sparse
 from scripts.prove import comparing, published_names
 from scripts.prove.comparing import Differs, compare_captions, compare_vectors, run_command
-from scripts.prove.published_names import Kind, Shape
+from scripts.prove.published_names import Kind
 from scripts.prove.published_table import LIST, PAGE, Listed, PublishedList, Row, write_table
 from scripts.prove.quantized_shapes import METHODS, is_quantized
 from scripts.prove.small_config import small_config
@@ -105,7 +106,7 @@ def refused_row(listed: Listed, folder: Path, family: str, work: Path) -> Row:
     if not any(path.suffix in WEIGHTS for path in model.iterdir()):
         names = published_names.index_of(folder) or [f"layers.{n}.weight" for n in range(2000)]
         sizes = Shape(dtype="BF16", shape=(2000, 1000))
-        published_names.write_sparse(model, dict.fromkeys(names, sizes))
+        write_sparse(model, dict.fromkeys(names, sizes))
     media = comparing.write_media(work / "media")
     done = run_command(
         "caption",
@@ -126,7 +127,7 @@ def copy_folder(folder: Path, to: Path, lender: Path | None = None, pointers: bo
     to.mkdir(parents=True)
     for source in filter(None, (lender, folder)):
         for path in sorted(source.iterdir()):
-            if not path.is_file() or path.name == published_names.INDEX:
+            if not path.is_file() or path.name == INDEX:
                 continue
             is_pointer = path.stat().st_size < 1024 and path.read_bytes().startswith(POINTER)
             wanted = path.suffix in KEPT_SUFFIXES and path.stat().st_size < LARGEST
@@ -170,7 +171,7 @@ def planned_at_full_size(folder: Path, lender: Path | None, work: Path) -> tuple
     """Plan a folder with sparse files, and return the planned bytes beside the sum of the shapes,
     and whether they agree. Raises Differs if the plan fails."""
     model = copy_folder(folder, work / "model", lender)
-    total = published_names.write_sparse(model, full_shapes(folder))
+    total = write_sparse(model, full_shapes(folder))
     vectors = Kind.of(config_of(folder)).makes_vectors
     halves = planned_halves(model, work / "store", ("--for", "label") if vectors else ())
     planned = sum(int(half["stored_bytes"]) for half in halves.values())

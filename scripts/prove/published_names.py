@@ -1,5 +1,4 @@
-"""Writes weights under the names that published files have: for a small model its tensors, for one
-of full size headers alone, in sparse files.
+"""Writes the weights of a small model under the names that published files have.
 
 The names come from transformers' own way of saving in the form it read. Where a published folder
 has an index, its names decide: a tensor that the index lacks is not written, and one that it has
@@ -7,16 +6,14 @@ under another name is written under that name.
 """
 
 import json
-import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-INDEX = "model.safetensors.index.json"
-SHARD = 5_000_000_000
-"""Bytes of a sparse file at the most."""
+from benchmarks._plan_cases import INDEX
+
 NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 
 
@@ -143,72 +140,3 @@ def write_weights(model: Any, folder: Path, index: tuple[str, ...], prefix: str 
     tensors = {new: saved[old].detach().clone().contiguous() for old, new in naming.names.items()}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     return naming
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Shape:
-    """A tensor of a file whose data is not there."""
-
-    dtype: str
-    """Its type, in words of safetensors."""
-    shape: tuple[int, ...]
-
-    @property
-    def bytes(self) -> int:
-        return math.prod(self.shape) * BYTES[self.dtype]
-
-
-BYTES = {
-    "F32": 4,
-    "I32": 4,
-    "F16": 2,
-    "BF16": 2,
-    "I64": 8,
-    "I8": 1,
-    "U8": 1,
-    "F8_E4M3": 1,
-    "F8_E8M0": 1,
-}
-
-
-def write_sparse(folder: Path, tensors: Mapping[str, Shape]) -> int:
-    """Write files with true headers and no data, and an index; return the sum of the shapes."""
-    shards = [*_shards(tensors)]
-    places: dict[str, str] = {}
-    for number, shard in enumerate(shards, 1):
-        name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        name = "model.safetensors" if len(shards) == 1 else name
-        _write_header(folder / name, shard)
-        places |= dict.fromkeys(shard, name)
-    total = sum(shape.bytes for shape in tensors.values())
-    if len(shards) > 1:
-        index = {"metadata": {"total_size": total}, "weight_map": places}
-        (folder / INDEX).write_text(json.dumps(index), encoding="utf-8")
-    return total
-
-
-def _shards(tensors: Mapping[str, Shape]) -> Iterator[dict[str, Shape]]:
-    held: dict[str, Shape] = {}
-    size = 0
-    for name, shape in tensors.items():
-        if held and size + shape.bytes > SHARD:
-            yield held
-            held, size = {}, 0
-        held[name] = shape
-        size += shape.bytes
-    yield held
-
-
-def _write_header(path: Path, tensors: Mapping[str, Shape]) -> None:
-    """Write a file of full length whose data is a hole."""
-    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    at = 0
-    for name, shape in tensors.items():
-        end = at + shape.bytes
-        entries[name] = {"dtype": shape.dtype, "shape": shape.shape, "data_offsets": [at, end]}
-        at = end
-    header = json.dumps(entries, separators=(",", ":")).encode()
-    header += b" " * (-len(header) % 8)
-    with path.open("wb") as file:
-        file.write(len(header).to_bytes(8, "little") + header)
-        file.truncate(8 + len(header) + at)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from benchmarks._plan_cases import PlanCase, make_folder
+from benchmarks._plan_cases import PlanCase, Shape, make_folder, write_header
 
 Tensors = dict[str, torch.Tensor]
 GROUP = 16
@@ -391,27 +391,16 @@ def write_headers(case: PlanCase, folder: Path, size: int = 128) -> Path:
     make_folder(case, folder)
     for path in folder.glob("*.safetensors*"):
         path.unlink()
-    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    at = 0
-
-    def add(name: str, dtype: str, *shape: int) -> None:
-        nonlocal at
-        end = at + int(np.prod(shape)) * {"I32": 4, "F16": 2}[dtype]
-        entries[name] = {"dtype": dtype, "shape": shape, "data_offsets": [at, end]}
-        at = end
-
+    tensors = {}
     for name, shape in case.tensors.items():
         if not is_quantized(name):
-            add(name, "F16", *shape)
+            tensors[name] = Shape(dtype="F16", shape=shape)
             continue
         (rows, columns), base = shape, name.removesuffix("weight")
-        add(f"{base}qweight", "I32", columns, rows // 8)
-        add(f"{base}qzeros", "I32", columns // size, rows // 8)
-        add(f"{base}scales", "F16", columns // size, rows)
-    header = json.dumps(entries).encode()
-    with (folder / "model.safetensors").open("wb") as file:
-        file.write(len(header).to_bytes(8, "little") + header)
-        file.truncate(8 + len(header) + at)
+        tensors[f"{base}qweight"] = Shape(dtype="I32", shape=(columns, rows // 8))
+        tensors[f"{base}qzeros"] = Shape(dtype="I32", shape=(columns // size, rows // 8))
+        tensors[f"{base}scales"] = Shape(dtype="F16", shape=(columns // size, rows))
+    write_header(folder / "model.safetensors", tensors)
     config = json.loads((folder / "config.json").read_text())
     config |= {"quantization_config": {**AWQ, "group_size": size}, "torch_dtype": "float16"}
     (folder / "config.json").write_text(json.dumps(config))
