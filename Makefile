@@ -103,9 +103,7 @@ docs-check: setup-dev
 	@$(WRITING) .venv/bin/python -m scripts.follow_docs
 
 pictures: setup-dev
-	@.venv/bin/python scripts/page_pictures.py
-	@.venv/bin/python -m scripts.gallery
-	@.venv/bin/python -m scripts.resume_picture
+	@.venv/bin/python -m scripts.pictures
 
 models: setup-dev
 	@.venv/bin/python scripts/model_table.py $(FAMILIES)

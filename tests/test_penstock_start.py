@@ -25,10 +25,7 @@ from tests.support.pipeline import ROOT
 STARTERS = ("flows", "stages", "artifacts", "penstock", "penstock_demo", "scripts")
 STARTS = {"stages/process/fork_client.py", "scripts/run_worker.py"}
 """Some of the files that start Python, so that a search that finds none fails."""
-OF_DEVELOPERS = frozenset(
-    ("page_pictures", "resume_picture", "gallery", "follow_deploy", "fault_check",
-     "prefect_stack")
-)  # fmt: skip
+OF_DEVELOPERS = frozenset(("follow_deploy", "fault_check", "prefect_stack"))
 """Scripts that run in the clone and prepare or check a release: no user starts them."""
 
 

@@ -230,13 +230,12 @@ def test_a_page_shows_every_picture() -> None:
 def today(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Pictures of the pages of today."""
     to = tmp_path_factory.mktemp("pictures")
-    run("scripts.page_pictures", to)
+    draw("pages", to)
     return to
 
 
-def run(script: str, to: Path) -> None:
-    words = [sys.executable, "-m", script, "--to", str(to)]
-    done = completed(words)
+def draw(part: str, to: Path) -> None:
+    done = completed([sys.executable, "-m", "scripts.pictures", part, "--to", str(to)])
     assert done.returncode == 0, done.stderr
 
 
@@ -259,7 +258,7 @@ def test_a_picture_shows_the_page_of_today(today: Path, name: str) -> None:
 
 @pytest.mark.slow
 def test_the_gallery_shows_the_captions_of_today(tmp_path: Path) -> None:
-    run("scripts.gallery", tmp_path)
+    draw("gallery", tmp_path)
     made = (tmp_path / "gallery.md").read_text()
     if not cpu_has_bfloat16():
         made = made.replace("in fp32 on a CPU", "in bf16 on a CPU")
