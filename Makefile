@@ -106,7 +106,7 @@ pictures: setup-dev
 	@.venv/bin/python -m scripts.pictures
 
 models: setup-dev
-	@.venv/bin/python scripts/model_table.py $(FAMILIES)
+	@.venv/bin/python -m scripts.tables models $(FAMILIES)
 
 gpu-check: setup-dev
 	@.venv/bin/python -m scripts.gpu_check $(GPU_CHECK)

@@ -11,12 +11,11 @@ import torch
 import transformers
 
 from benchmarks import _processors as plan_processors
-from benchmarks._plan_cases import Shape, write_header
+from benchmarks._plan_cases import TYPES, Shape, write_header
 from benchmarks._words import LLAVA_TEMPLATE, QWEN_TEMPLATE, SMOL_TEMPLATE, template, words
 
 hf: Any = transformers
 FACTS = Path(__file__).with_suffix(".json")
-HEADER_DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,7 +67,7 @@ def write_checkpoint(model: CardModel, folder: Path) -> Path:
         "transformers_version": model.transformers_version,
     }
     (folder / "config.json").write_text(json.dumps(messages))
-    dtype = HEADER_DTYPES[model.dtype]
+    dtype = TYPES[model.dtype]
     shapes = {name: Shape(dtype=dtype, shape=tuple(w.shape)) for name, w in weights.items()}
     write_header(folder / "model.safetensors", shapes)
     return folder

@@ -36,6 +36,23 @@ def heads(names: str) -> str:
     return f"| {names} |\n|{'---|' * len(names.split('|'))}"
 
 
+def divided(page: str, name: str) -> tuple[str, str, str]:
+    """Return what is before, between and behind the two marks of a name; the marks stay outside.
+    Raises ValueError if the page lacks one."""
+    begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
+    before, first, rest = page.partition(begin)
+    text, second, behind = rest.partition(end)
+    if not (first and second):
+        raise ValueError(f"the page has no {begin.strip()} … {end}")
+    return before + begin, text, end + behind
+
+
+def put(page: str, name: str, text: str) -> str:
+    """Return a page with another text between the two marks of a name."""
+    before, _, behind = divided(page, name)
+    return f"{before}{text}{behind}"
+
+
 def run_penstock(
     verb: str,
     source: Path,

@@ -27,6 +27,8 @@ BYTES = {
     "F8_E8M0": 1,
 }
 """Type in words of safetensors → bytes of a number."""
+TYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16", "int64": "I64"}
+"""Type by torch → by safetensors."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

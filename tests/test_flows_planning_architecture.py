@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from artifacts.errors import UsageError
+from benchmarks._common import put
 from benchmarks._plan_cases import Shape, kept_folder, make_folder, plan_case, write_header
 from flows.cli.main import main
 from flows.planning.architecture import (
@@ -17,7 +18,7 @@ from flows.planning.architecture import (
     read_architecture,
     stacks_of,
 )
-from scripts.plan_table import PAGE, put, table
+from scripts.tables import MEMORY_PAGE, TUNING_MARK, tuning_table
 from stages.decode.engines.inflight.pool_shape import columns_for
 from stages.models.hub.checkpoint import Checkpoint
 from stages.models.hub.headers import Header
@@ -53,8 +54,8 @@ def tower(found: Transformer | None) -> Transformer:
 
 
 def test_the_page_has_the_table_that_the_command_prints() -> None:
-    page, text = PAGE.read_text(), table()
-    assert put(page, text) == page, "run: python scripts/plan_table.py --write"
+    page, text = MEMORY_PAGE.read_text(), tuning_table()
+    assert put(page, TUNING_MARK, text) == page, "run: python -m scripts.tables memory"
     assert len(text.splitlines()) > 10
 
 

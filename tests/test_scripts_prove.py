@@ -15,7 +15,7 @@ from scripts.prove import published
 from scripts.prove.comparing import Differs, pixel_difference
 from scripts.prove.published import copy_folder, main, row_of
 from scripts.prove.published_names import Kind, index_of, naming_of, saved_tensors
-from scripts.prove.published_table import BEGIN, END, LIST, PAGE, Listed, PublishedList, Row
+from scripts.prove.published_table import LIST, MARK, PAGE, Listed, PublishedList, Row
 from scripts.prove.quantized_shapes import METHODS, is_quantized
 from scripts.prove.small_config import small_config
 from tests.support.families import checkpoint
@@ -212,11 +212,11 @@ def test_a_row_that_differs_or_is_not_there_fails_the_script(
     monkeypatch.setattr(published, "compared_in_small", lambda *_: "equal: ids")
     monkeypatch.setattr(published, "planned_at_full_size", lambda *_: ("1.00 GB, the sum", True))
     page = tmp_path / "page.md"
-    page.write_text(f"Before.\n{BEGIN}stale\n{END}Behind.\n")
+    page.write_text(f"Before.\n<!-- {MARK} -->\nstale\n<!-- end of {MARK} -->\nBehind.\n")
     monkeypatch.setattr(published, "PAGE", page)
     assert main([*command, "--write"]) == 0
     text = page.read_text()
-    assert text.startswith(f"Before.\n{BEGIN}") and text.endswith("Behind.\n")
+    assert text.startswith(f"Before.\n<!-- {MARK} -->\n| ") and text.endswith("Behind.\n")
     assert "| a/b | c/d@12345678 | llava | transformers | equal: ids | 1.00 GB, the sum |" in text
     assert "- x/y: nowhere\n" in text and "stale" not in text
 

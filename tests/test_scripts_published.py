@@ -12,7 +12,6 @@ import pytest
 
 from flows.checkpoint.prompt_tokens import sampling_of
 from flows.options.commands import CaptionConfig
-from scripts.model_table import FRAMES, UNKNOWN, in_context
 from scripts.published_check import (
     RECORDED,
     counted_positions,
@@ -21,6 +20,7 @@ from scripts.published_check import (
     processors,
     record,
 )
+from scripts.tables import FRAMES, UNKNOWN, in_context
 from stages.models.profile import PixelBounds
 from stages.models.published import FACTS, FamilyFacts, facts_of
 from tests.support.by_hand import PROFILE

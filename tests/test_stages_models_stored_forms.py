@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from artifacts.errors import EnvironmentFault, PenstockError, UsageError
+from benchmarks._common import divided
 from scripts.prove import foreign
 from stages.models import describe, load_half
 from stages.models.hub.headers import Header
@@ -464,7 +465,7 @@ def test_damage_is_said_only_of_bytes_that_no_program_wrote() -> None:
 
 def test_the_table_of_other_programs_has_forty_cells_and_none_is_wrong() -> None:
     text = foreign.PAGE.read_text(encoding="utf-8")
-    rows = text.split(foreign.BEGIN)[1].split(foreign.END)[0].splitlines()[2:]
+    rows = divided(text, foreign.MARK)[1].splitlines()[2:]
     outcomes = [cell.strip() for row in rows for cell in row.strip("|").split("|")[2:]]
     judged = [outcome for outcome in outcomes if outcome != "not written"]
     assert len(judged) >= 40 and {*judged} == {"read", "refused"}

@@ -17,7 +17,7 @@ from artifacts.errors import UsageError
 from benchmarks._plan_cases import CASES, make_folder, plan_case
 from flows.cli.main import main
 from flows.machine.launch import DirectLauncher
-from scripts.model_table import unsupported_section
+from scripts.tables import unsupported_section
 from stages.models import describe, load_half, resolve_model
 from stages.models.halves.routes import load_config
 from stages.models.hub.checkpoint import CONVERTED, NEAREST, refuse_original

@@ -17,10 +17,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks._common import cells
+from benchmarks._common import cells, heads, put
 
 PAGE = Path(__file__).parents[2] / "docs" / "precision.md"
-BEGIN, END = "<!-- files of other programs: begin -->\n", "<!-- files of other programs: end -->\n"
+MARK = "files of other programs"
 FAMILIES = ("qwen2_5_vl", "qwen3_vl", "llava", "gemma3")
 SIZES = {"hidden_size": 128, "intermediate_size": 256, "num_attention_heads": 16}
 """Sizes that groups of 128 and blocks fit."""
@@ -113,7 +113,7 @@ def table(notes: Iterable[Mapping[str, Any]], found: Mapping[tuple[str, ...], Ce
     """Return the table: a row for each form, a column for each family."""
     rows = list(dict.fromkeys((note["program"], note["form"]) for note in notes))
     versions = {note["program"]: note["versions"] for note in notes}
-    lines = [cells(["written by", "form", *FAMILIES]), cells(["---"] * (2 + len(FAMILIES)))]
+    lines = [heads(" | ".join(["written by", "form", *FAMILIES]))]
     for program, form in rows:
         of_row = [found.get((program, form, family), Cell("")) for family in FAMILIES]
         if not any(cell.outcome for cell in of_row):
@@ -146,8 +146,7 @@ def main() -> int:
         found[key] = judged(path.with_suffix(""), note)
         print(*key, *found[key], sep=" | ", flush=True)
     page = PAGE.read_text(encoding="utf-8")
-    before, after = page.split(BEGIN)[0], page.split(END)[1]
-    PAGE.write_text(f"{before}{BEGIN}{table(notes, found)}{END}{after}", encoding="utf-8")
+    PAGE.write_text(put(page, MARK, table(notes, found)), encoding="utf-8")
     return int(any(cell.outcome == "differs" for cell in found.values()))
 
 

@@ -32,7 +32,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks._plan_cases import INDEX, Shape, write_sparse
+from benchmarks._plan_cases import INDEX, TYPES, Shape, write_sparse
 from scripts.prove import comparing, published_names
 from scripts.prove.comparing import Differs, compare_captions, compare_vectors, run_command
 from scripts.prove.published_names import Kind
@@ -193,15 +193,6 @@ def config_of(folder: Path) -> Any:
     from transformers import AutoConfig
 
     return AutoConfig.from_pretrained(folder)
-
-
-TYPES = {
-    "float32": "F32",
-    "bfloat16": "BF16",
-    "float16": "F16",
-    "int64": "I64",
-}
-"""Type by torch → by safetensors."""
 
 
 def full_shapes(folder: Path) -> dict[str, Shape]:

@@ -1,20 +1,18 @@
 """The list of published folders, and the table of what came of them in docs/models.md."""
 
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks._common import cells
+from benchmarks._common import cells, divided, heads, put
 
 LIST = Path(__file__).with_name("published.toml")
 PAGE = Path(__file__).parents[2] / "docs" / "models.md"
-BEGIN, END = "<!-- published folders: begin -->\n", "<!-- published folders: end -->\n"
+MARK = "published folders"
 EXPECTATIONS = ("equal", "planned", "refused")
-HEAD = """| published as | files | family | compared with | result | plan at full size |
-|---|---|---|---|---|---|
-"""
+COLUMNS = "published as | files | family | compared with | result | plan at full size"
 SECTION = """
 ## Tried with published files
 
@@ -29,6 +27,8 @@ configuration, beside the sum of the shapes of its tensors. Quantized folders ar
 bit, and planned in the layout of their `quantization_config`. Files that a repository lacks came
 from elsewhere, as `scripts/prove/published.toml` says.
 
+<!-- published folders -->
+<!-- end of published folders -->
 """
 
 
@@ -123,7 +123,8 @@ def table(listed: PublishedList, rows: Sequence[Row], before: str = "") -> str:
     lines = {_key(line): line for line in before.splitlines() if line.startswith("| ")}
     lines |= {_key(row.line()): row.line() for row in rows}
     keys = (_key(Row(listed=one, result="", good=True).line()) for one in listed.folders)
-    return HEAD + "".join(f"{lines[key]}\n" for key in keys if key in lines) + _missing(listed)
+    rows_of_list = [heads(COLUMNS), *(lines[key] for key in keys if key in lines)]
+    return "\n".join([*rows_of_list, ""]) + _missing(listed)
 
 
 def _key(line: str) -> tuple[str, ...]:
@@ -138,21 +139,10 @@ def _missing(listed: PublishedList) -> str:
 
 def write_table(listed: PublishedList, rows: Sequence[Row], page: Path) -> None:
     """Put the rows into the section of the page. Raises ValueError if the page has none."""
-    before, old, behind = _divided(page.read_text(encoding="utf-8"))
-    text = table(listed, rows, old)
-    page.write_text(f"{before}{BEGIN}{text}{END}{behind}", encoding="utf-8")
+    text = page.read_text(encoding="utf-8")
+    page.write_text(put(text, MARK, table(listed, rows, divided(text, MARK)[1])), encoding="utf-8")
 
 
 def section(page: str, version: str) -> str:
     """Return the whole section, with the table that a page has."""
-    _, old, _ = _divided(page)
-    return f"{SECTION.format(version=version)}{BEGIN}{old}{END}"
-
-
-def _divided(page: str) -> Iterator[str]:
-    """Yield what is before, between and behind the marks of a page."""
-    before, begin, rest = page.partition(BEGIN)
-    old, end, behind = rest.partition(END)
-    if not (begin and end):
-        raise ValueError(f"the page has no {BEGIN.strip()} … {END.strip()}")
-    yield from (before, old, behind)
+    return put(SECTION.format(version=version), MARK, divided(page, MARK)[1])

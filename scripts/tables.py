@@ -1,29 +1,45 @@
-"""Writes docs/models.md: of every vision-language family that transformers has, whether its halves
-say what the whole model says, of every dual encoder, of graphs of them
-(scripts/graph_table.py), and what checkpoints are not read. `make models` runs it, without network.
+"""Writes the tables of docs/models.md and docs/memory.md, without network.
+
+    python -m scripts.tables models [FAMILIES]     `make models`; of FAMILIES the lines alone
+    python -m scripts.tables memory
+
+docs/models.md says of every vision-language family that transformers has whether its halves say
+what the whole model says, of every dual encoder, of ONNX graphs of them, which make what the towers
+of every family in halves make, and what checkpoints are not read. docs/memory.md has what
+fine-tuning Qwen2.5-VL-7B would take beside what others report.
 """
 
 import argparse
 import json
+import multiprocessing
+import resource
+import signal
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+import textwrap
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from artifacts.schema import Half
 from benchmarks._card_models import card_models
-from benchmarks._common import cells
+from benchmarks._common import cells, heads, put
+from benchmarks._plan_cases import BYTES, TYPES, make_folder, plan_case
 from flows.machine.budget import GPU_SHARE
 from flows.options.commands import DEFAULT_MODEL
+from flows.planning.architecture import Architecture, read_architecture
 from flows.planning.plan_view import TABLE
+from flows.planning.training_estimate import train_estimate
+from flows.planning.training_terms import Training
 from scripts.prove.published_table import section as published_section
 from stages.models.encoding import BATCHES
-from stages.models.hub.checkpoint import NEAREST
+from stages.models.hub.checkpoint import NEAREST, Checkpoint
 from stages.models.hub.quantized import READ, UNREAD
 from stages.models.hub.unsupported import UNSUPPORTED
 
-PAGE = Path(__file__).parents[1] / "docs" / "models.md"
+DOCS = Path(__file__).parents[1] / "docs"
+PAGE = DOCS / "models.md"
 HEAD = """# Models
 
 `--model` takes the id of any model on the hub whose family is [in the table below](#families), or a
@@ -105,16 +121,12 @@ Penstock computes some families that transformers does not have: [natives.md](na
 """
 
 
-def main() -> int:
-    """Write the page; 1 if too few families run in halves as the whole."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("families", nargs="*", help="try only these again [all]")
-    only = parser.parse_args().families
-
+def write_models(only: Sequence[str]) -> int:
+    """Write docs/models.md, or the lines of some families; 1 if too few families run in halves as
+    the whole."""
     import torch
     import transformers
 
-    from scripts import graph_table
     from tests.support.tiny_families import FAMILIES
 
     torch.set_num_threads(1)
@@ -131,8 +143,8 @@ def main() -> int:
     in_slots = sum(row["slots"] == IN_SLOTS for row in rows)
     about = {"version": transformers.__version__, "default": DEFAULT_MODEL, "hub": hub_table()}
     head = HEAD.format(**about, in_slots=in_slots, **counts)
-    dual, enough_dual = graph_table.dual_section()
-    graphs, enough_graphs = graph_table.section()
+    dual, enough_dual = dual_section()
+    graphs, enough_graphs = graphs_section()
     of_each = "".join(line(row) + "\n" for row in rows)
     tried = published_section(PAGE.read_text(), transformers.__version__)
     PAGE.write_text(head + of_each + FOOT + dual + unsupported_section() + graphs + tried)
@@ -153,24 +165,19 @@ def hub_table() -> str:
         for key, words in (("unquantized", ""), ("quantized", " with `--precision auto`")):
             if name := row.get(key):
                 cards.setdefault(name, []).append(f"{card} GB{words}")
-    lines = [
-        "| hub id | parameters | download | family | the largest on a card of |",
-        "|---|---|---|---|---|",
-    ]
+    lines = [heads("hub id | parameters | download | family | the largest on a card of")]
     for model in sorted(card_models(), key=lambda model: -model.parameters):
-        size = model.parameters * BYTES[model.dtype] / 1e9
+        size = model.parameters * BYTES[TYPES[model.dtype]] / 1e9
         use = (
             "labels and vectors"
             if model.processor in DUAL
             else ", ".join(cards.get(model.name, []))
         )
         count = f"{model.parameters / 1e9:.1f} B"
-        lines.append(f"| {model.name} | {count} | {size:.1f} GB | {model.processor} | {use} |")
+        lines.append(cells([model.name, count, f"{size:.1f} GB", model.processor, use]))
     return "\n".join(lines) + "\n"
 
 
-BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
-"""Type of a checkpoint → bytes of a number."""
 DUAL = ("clip", "siglip")
 """Processors of models that make vectors."""
 
@@ -447,7 +454,269 @@ def unsupported_section() -> str:
     nearest = ", ".join(f"`{model}`" for model in dict.fromkeys(NEAREST.values()))
     why = "it is in the form of the original LLaVA code, and was never converted"
     rows.append(("LLaVA-Video", why, f"{nearest}, of the same makers"))
-    return UNSUPPORTED_HEAD + "".join(f"| {' | '.join(row)} |\n" for row in rows)
+    return UNSUPPORTED_HEAD + "".join(f"{cells(row)}\n" for row in rows)
+
+
+GRAPHS_HEAD = """
+## Graphs
+
+This table lists what [`penstock export --to onnx`](graphs.md) can make. For each family, the vision
+half of a tiny model is loaded. Its encoders are found by running it, and their graphs are made and
+tried as an export does. An export tries two images, one and four. If an encoder takes all images as
+one sequence, it also tries images of different sizes, whose windows have unequal lengths. Videos
+are tried in the same way. Then come inputs that the export did not see: other images, three of
+them, other sizes.
+
+- *agrees*: features differ by less than 1/1000 of the largest number in 32 bit, most by less than
+  1/100000.
+- *refused*: the export, or a graph that gets such an input, ends with the reason. torch takes it.
+
+No graph may differ silently.
+
+**{agreeing} of {families} families agree, and {halves} of {both} halves of dual encoders.**
+
+| family | encoders | graphs | image | video | batch of 4 | mixed | note |
+|---|---|---|---|---|---|---|---|
+"""
+LEAST_AGREEING = 60
+"""Families that must agree."""
+GRAPH_SECONDS = 240
+"""Processor time that the graphs of one may take."""
+NOTE_LETTERS = 240
+"""Maximum length of a reason in letters."""
+HALVES: dict[str, Half] = {"vision half": "vision", "text half": "language"}
+
+
+def graphs_section() -> tuple[str, bool]:
+    """The text of the part, and whether enough families agree and none is silently otherwise."""
+    from tests.support.dual_encoders import names
+    from tests.support.tiny_families import FAMILIES
+    from tests.support.tiny_families.verdict import UNCUT
+
+    judged("clip, vision half")  # loads all libraries once, so that no family's process has to
+    families = sorted({variant.partition(":")[0] for variant in FAMILIES} - UNCUT, key=str.lower)
+    duals = [f"{name}, {half}" for name in sorted(names()) for half in HALVES]
+    of_families, of_duals = (list(map(judged_apart, each)) for each in (families, duals))
+    agreeing, halves = (
+        sum(r["result"] == "agrees" for r in rows) for rows in (of_families, of_duals)
+    )
+    head = GRAPHS_HEAD.format(
+        agreeing=agreeing, families=len(families), halves=halves, both=len(duals)
+    )
+    rows = [*of_families, *of_duals]
+    enough = agreeing >= LEAST_AGREEING and not any(
+        row["result"].startswith("differs") for row in rows
+    )
+    return head + "".join(graph_line(row) + "\n" for row in rows), enough
+
+
+def judged_apart(name: str) -> dict[str, Any]:
+    """What came of one family, or of a half of a dual encoder, in a process of its own: an exporter
+    may never end. It begins where this one is, which has all libraries loaded and warm."""
+    print(f"{name}…", file=sys.stderr, flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "row.json"
+        child = multiprocessing.get_context("fork").Process(target=judge_into, args=(name, file))
+        child.start()
+        child.join()
+        if file.exists():
+            row: dict[str, Any] = json.loads(file.read_text())
+            return row
+    if child.exitcode != -signal.SIGXCPU:
+        raise SystemExit(f"{name} could not be judged: exit status {child.exitcode}")
+    return {"name": name, "result": f"refused: no graph within {GRAPH_SECONDS} s of processor time"}
+
+
+def judge_into(name: str, file: Path) -> None:
+    """Judge within the time, and write what came of it to a file."""
+    resource.setrlimit(resource.RLIMIT_CPU, (GRAPH_SECONDS, GRAPH_SECONDS + 1))
+    file.write_text(json.dumps(judged(name)))
+
+
+def judged(name: str) -> dict[str, Any]:
+    """What came of a family, or of a half of a dual encoder, as a row."""
+    from tests.support.graph_verdict import COLUMNS, judge_dual_graphs, judge_graphs
+
+    dual, _, half = name.partition(", ")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder)
+        made = judge_dual_graphs(dual, HALVES[half], path) if half else judge_graphs(name, path)
+    columns = {column: made.column(column) for column in COLUMNS}
+    facts = {"towers": list(made.towers), "graphs": made.graphs}
+    return {"name": name, "result": made.result, **facts, **columns}
+
+
+def graph_line(row: dict[str, Any]) -> str:
+    """A row of the table."""
+    words_of_it, _, why = row["result"].partition(": ")
+    why = textwrap.shorten(why, NOTE_LETTERS, placeholder=" …")
+    columns = [row.get(column, "") for column in ("image", "video", "batch 4", "mixed")]
+    if not any(columns):
+        columns[0] = words_of_it
+    towers = ", ".join(f"`{path}`" for path in row.get("towers", ()))
+    texts = [row["name"], towers, row.get("graphs") or "", *columns, why]
+    return cells(str(text).replace("|", "\\|") for text in texts)
+
+
+DUAL_HEAD = """
+## Dual encoders
+
+[`penstock embed`](embed.md) takes models that turn an image and a text into comparable vectors.
+They are the classes that transformers has for zero-shot image classification. A tiny model of each
+is saved, its halves are loaded alone, and the vectors of images go through the form of the store.
+The logits are those of the model's own `forward` over stored vectors. *exact*: bit-identical to the
+whole model, in 32 bit, and in bf16 where that column says so.
+
+**{exact} of {all} classes exact in 32 bit, {short} of them in bf16; {refused} refused.**
+
+| type | class | images | texts | logits | in bf16 | vision half | text half | note |
+|---|---|---|---|---|---|---|---|---|
+"""
+LEAST_DUAL = 10
+"""Classes that must be exact."""
+
+
+def dual_section() -> tuple[str, bool]:
+    """The text of the part, and whether enough classes are exact."""
+    import torch
+
+    from tests.support.dual_encoders import judge, names
+
+    def judged(name: str, dtype: torch.dtype) -> Any:
+        with tempfile.TemporaryDirectory() as folder:
+            return judge(name, Path(folder), dtype)
+
+    pairs = [(judged(n, torch.float32), judged(n, torch.bfloat16)) for n in sorted(names())]
+    exact = sum(whole.exact for whole, _ in pairs)
+    head = DUAL_HEAD.format(
+        exact=exact,
+        all=len(pairs),
+        short=sum(short.exact for _, short in pairs),
+        refused=sum(bool(whole.refused) for whole, _ in pairs),
+    )
+    return head + "".join(dual_line(*pair) + "\n" for pair in pairs), exact >= LEAST_DUAL
+
+
+def dual_line(whole: Any, short: Any) -> str:
+    """A row of the table."""
+    name = [whole.name, whole.class_name]
+    if whole.refused:
+        return cells([*name, "refused", *[""] * 5, whole.refused])
+    shares = [f"{100 * share:.0f} %" for share in whole.shares]
+    notes = [f"in bf16 {of}: the whole model {text}" for of, text in short.results.items()
+             if text.startswith("fails")]  # fmt: skip
+    kinds = {text.partition(":")[0] for text in short.results.values()}
+    each = ", ".join(f"{of} {text.partition(':')[0]}" for of, text in short.results.items())
+    in_short = "exact" if kinds == {"exact"} else each
+    return cells([*name, *whole.results.values(), in_short, *shares, "; ".join(notes)])
+
+
+GIB = 1 << 30
+MEMORY_PAGE = DOCS / "memory.md"
+TUNING_MARK = "fine-tuning"
+SWIFT = "ms-swift `examples/train/"
+
+
+class Tuning(NamedTuple):
+    """A model that is fine-tuned, and what is reported of it by whom."""
+
+    model: str
+    training: Training
+    reported: str = ""
+    source: str = ""
+
+
+TEXT = "Qwen2.5-7B (text)"
+ALL = "Qwen2.5-VL-7B"
+FULL: dict[str, Any] = {"method": "full", "checkpointing": True}
+LORA: dict[str, Any] = {**FULL, "method": "lora"}
+QLORA: dict[str, Any] = {**FULL, "method": "qlora"}
+TUNINGS = (
+    Tuning(TEXT, Training(**FULL, optimizer="bf16"), "76 GiB", f"{SWIFT}full/train.sh`"),
+    Tuning(ALL, Training(**FULL, optimizer="bf16")),
+    Tuning(ALL, Training(**FULL)),
+    Tuning(ALL, Training(method="full")),
+    Tuning(ALL, Training(**FULL, zero=3, gpus=4)),
+    Tuning(TEXT, Training(**LORA), "22 GB", f"{SWIFT}lora_sft.sh`"),
+    Tuning(ALL, Training(**LORA), "22 GiB", f"{SWIFT}multimodal/caption.sh`"),
+    Tuning(TEXT, Training(**QLORA), "10 GB", f"{SWIFT}qlora/bnb/train.sh`"),
+    Tuning(ALL, Training(**QLORA)),
+    Tuning(
+        ALL, Training(**QLORA, length=512, frames=0), "6 GB", "LLaMA-Factory's table, of 7B models"
+    ),
+)
+
+
+def write_memory() -> int:
+    """Put the table of fine-tuning into docs/memory.md."""
+    page = put(MEMORY_PAGE.read_text(), TUNING_MARK, tuning_table())
+    MEMORY_PAGE.write_text(page)
+    return 0
+
+
+def tuning_table() -> str:
+    """Return what fine-tuning takes by the plan, beside what is reported."""
+    with tempfile.TemporaryDirectory() as root:
+        case = replace(plan_case("qwen2.5-vl-7b-instruct"), processor=None)
+        folder = make_folder(case, Path(root))
+        architecture = read_architecture(Checkpoint(name=case.name, folder=folder))
+        return "\n".join([*tuning_lines(architecture), ""])
+
+
+def tuning_lines(architecture: Architecture) -> Iterator[str]:
+    yield heads(
+        "model | how | weights | gradients | optimizer | activations | logits or layer"
+        " | peak per GPU | reported | by"
+    )
+    for tuning in TUNINGS:
+        estimate = train_estimate(
+            alone(architecture) if tuning.model == TEXT else architecture, tuning.training
+        )
+
+        def part(*names: str, of: Any = estimate) -> str:
+            return gib(sum(term.bytes for term in of.terms if term.part in names))
+
+        row = [
+            tuning.model,
+            how(tuning.training),
+            *(part(name) for name in ("weights", "gradients", "optimizer", "activations")),
+            part("logits", "layer"),
+            gib(estimate.peak_bytes),
+            tuning.reported,
+            tuning.source,
+        ]
+        yield cells(row)
+
+
+def how(training: Training) -> str:
+    words: list[str] = [training.method]
+    if training.method == "full":
+        words.append(f"AdamW {training.optimizer}")
+    if training.zero:
+        words.append(f"ZeRO {training.zero} on {training.gpus}")
+    words.append(f"{training.length:,} tokens")
+    words.append("recomputed" if training.checkpointing else "kept")
+    return ", ".join(words)
+
+
+def alone(architecture: Architecture) -> Architecture:
+    """The language half as a model of its own."""
+    transformers = tuple(each for each in architecture.transformers if each.kind == "text")
+    return replace(architecture, transformers=transformers, parameters=architecture.text_parameters)
+
+
+def gib(count: float) -> str:
+    return f"{count / GIB:.2f}" if count else ""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("page", choices=("models", "memory"))
+    parser.add_argument("families", nargs="*", help="of models: try only these again [all]")
+    options = parser.parse_args()
+    return write_models(options.families) if options.page == "models" else write_memory()
 
 
 if __name__ == "__main__":
