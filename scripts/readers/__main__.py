@@ -17,8 +17,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
-import urllib.request
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from hashlib import sha256
@@ -27,8 +25,9 @@ from pathlib import Path
 from typing import Any
 
 import penstock_demo
-from benchmarks._common import PENSTOCK, cells, heads, run_penstock
+from benchmarks._common import cells, heads, run_penstock
 from scripts.readers.sources import Source, write
+from tests.support.serving import REAL, serving
 from tests.support.trainers import READERS, RULES, STILLS
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -42,7 +41,6 @@ FORMATS = ("musubi", "diffusion-pipe", "ltx", "hf")
 CONSTANT_ONLY = "imageio-ffmpeg"
 """A reader that makes the rate of a clip constant."""
 ROUNDING = 1e-3
-START_SECONDS = 240
 QUIET = {
     "HF_HUB_OFFLINE": "1",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
@@ -198,36 +196,14 @@ def judge_media(trial: Trial) -> bool:
     return not wrong
 
 
-@contextlib.contextmanager
-def server(folder: Path) -> Iterator[str]:
-    """Run `penstock serve` on the demo's models, and give its address."""
-    log = folder / "serve.log"
-    words = ["serve", "--model", "demo", "--caption-model", "demo", "--labels", "a ball,a box"]
-    where = ["--store", str(folder / "store"), "--port", "0"]
-    with log.open("w") as errors:
-        process = subprocess.Popen(
-            [*PENSTOCK, *words, *where], stdout=subprocess.PIPE, stderr=errors, text=True
-        )
-    try:
-        assert process.stdout is not None
-        address = process.stdout.readline().removeprefix("serving on ").strip()
-        for _ in range(START_SECONDS):
-            with contextlib.suppress(OSError), urllib.request.urlopen(f"{address}/readyz") as up:
-                if up.status == 200:
-                    break
-            time.sleep(1)
-        yield address
-    finally:
-        process.terminate()
-        process.wait(START_SECONDS)
-
-
 def ask(folder: Path) -> bool:
     """Have the clients ask a server; they print. Return whether all checks hold."""
     from tests.test_flows_serving_chat import VLLM
 
     (folder / "fields.json").write_text(json.dumps(VLLM), encoding="utf-8")
-    with server(folder) as address:
+    options = ("--caption-model", "demo", "--labels", "a ball,a box")
+    with serving(folder, *options, command=REAL) as server:
+        address = f"http://127.0.0.1:{server.port}"
         messages = [address, str(penstock_demo.CLIPS / "clip-01.mp4"), str(folder)]
         done = subprocess.run(
             [install(), "-m", "scripts.readers.clients", *messages],
