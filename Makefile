@@ -6,7 +6,7 @@ PYTEST ?= $(WRITING) .venv/bin/pytest -q -n $(WORKERS) --dist worksteal
 WORKERS ?= 2
 # One more than the cores of CI: slow tests wait for servers, kills and leases a quarter of their time.
 SLOW_WORKERS ?= 3
-GPU_TESTS := tests/test_flows_on_gpu.py tests/test_flows_gpu_modes.py tests/test_flows_serving_on_gpu.py tests/test_project_gpu_check_whole.py
+GPU_TESTS := tests/processes/test_on_gpu.py tests/processes/test_gpu_modes.py tests/processes/test_serving_on_gpu.py tests/project/test_gpu_check_whole.py
 GPU_SAMPLE := a_run_on_a_gpu or first_rows or (old_driver and said)
 GPU_CHECK ?= $(if $(MODEL),--model '$(MODEL)') $(if $(SOURCE),--source '$(SOURCE)') $(if $(OUT),--out '$(OUT)')
 

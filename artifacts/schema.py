@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from artifacts.disk.json_shapes import read_record
 from artifacts.errors import UsageError
-from artifacts.json_shapes import read_record
 
 MediaKind = Literal["video", "image"]
 Route = Literal["protocol", "replay", "splice", "joint", "dual", "served"]

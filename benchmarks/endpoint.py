@@ -16,9 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
-from artifacts.packs import Record, RecordSet
+from artifacts.records.packs import Record, RecordSet
+from artifacts.records.store import open_store
 from artifacts.schema import FrameFit
-from artifacts.store import open_store
 from stages.ask import AskItem, AskJob
 from stages.process.events import StageOutcome
 from stages.process.stage_process import StageProcess
@@ -102,7 +102,7 @@ def measure(folder: Path, port: int) -> dict[str, float]:
 
 def main() -> None:
     """Start the server, and print three measurements."""
-    command = [sys.executable, "-m", "benchmarks._endpoint", "0", str(SECONDS)]
+    command = [sys.executable, "-m", "tests.support.builders.endpoint", "0", str(SECONDS)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
         port = int(server.stdout.readline())

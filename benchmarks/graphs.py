@@ -19,11 +19,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks import _towers
-from benchmarks._common import MIB, Found, cells, heads, in_fresh_process
-from benchmarks._towers import NAMES, checkpoint
-from flows.machine.versions import cpu_line
+from flows.core.machine.versions import cpu_line
 from stages.process.device import device_name
+from tests.support.builders import towers as _towers
+from tests.support.builders.common import MIB, Found, cells, heads, in_fresh_process
+from tests.support.builders.towers import NAMES, checkpoint
 
 HEADS = (
     "vision half | computed by | on | ms per batch | x | MiB | of torch fp32 | files MiB | cosine"

@@ -20,13 +20,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from artifacts.keys import digest_of
-from artifacts.packs import RecordSet
-from artifacts.store import open_store
-from benchmarks._common import cells, heads
-from benchmarks._models import FRAMES, LARGE, build, publish_clips
-from benchmarks._modes import perform
+from artifacts.records.keys import digest_of
+from artifacts.records.packs import RecordSet
+from artifacts.records.store import open_store
 from penstock_demo import CHECKPOINT
+from tests.support.builders.common import cells, heads
+from tests.support.builders.models import FRAMES, LARGE, build, publish_clips
+from tests.support.builders.modes import perform
 
 CLIPS = 64
 MEDIAN, MANY, MOST, LEAST = 60, 180, 256, 4

@@ -22,14 +22,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks._common import MIB, PENSTOCK, cells, heads
-from benchmarks._llava import SEVEN_B, SMALL, TINY, Llava, build
-from flows.checkpoint.precision import QUANTIZED, resolve_settings
-from flows.console.lines import parse_size
-from flows.options.commands import CaptionConfig
-from flows.results.run_status import stages_of
+from flows.core.checkpoint.precision import QUANTIZED, resolve_settings
+from flows.core.console.lines import parse_size
+from flows.core.options.commands import CaptionConfig
+from flows.outputs.run_status import stages_of
 from stages.models.inspection import describe
 from stages.process.device import device_name
+from tests.support.builders.common import MIB, PENSTOCK, cells, heads
+from tests.support.builders.llava import SEVEN_B, SMALL, TINY, Llava, build
 
 PROMPTS = ("What is to be seen?", "What is going on??", "What is happening?")
 """As long as each other, so that what a run takes is the same."""

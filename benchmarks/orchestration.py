@@ -16,19 +16,19 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from artifacts.keys import item_key
-from artifacts.packs import Record, RecordSet
+from artifacts.records.keys import item_key
+from artifacts.records.packs import Record, RecordSet
+from artifacts.records.store import open_store
 from artifacts.schema import ChunkIndex, MediaIndex
-from artifacts.store import open_store
-from benchmarks._common import PENSTOCK, cells, heads
-from flows.console.display import Display
-from flows.machine.launch import ENTRIES, DirectLauncher, Launcher
-from flows.options.commands import CaptionConfig
-from flows.running.run import caption
+from flows.core.console.display import Display
+from flows.core.machine.launch import ENTRIES, DirectLauncher, Launcher
+from flows.core.options.commands import CaptionConfig
+from flows.execution.run import caption
 from stages.frames.job import FramesItem
 from stages.process.events import EventReporter
 from stages.process.job import items_of
 from stages.process.stage_process import Listener
+from tests.support.builders.common import PENSTOCK, cells, heads
 
 ROOT = Path(__file__).resolve().parents[1]
 SIDE = 8

@@ -19,9 +19,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks._common import cells, heads, met
-from benchmarks._waits import WAITS
 from penstock_demo.clips import write_clips
+from tests.support.builders.common import cells, heads, met
+from tests.support.builders.waits import WAITS
 
 ROOT = Path(__file__).resolve().parents[1]
 FAKE = ROOT / "tests" / "support" / "fake_gpu"
@@ -84,7 +84,7 @@ def record_of(
     command = ["caption", str(folder / "clips"), *where, "--max-new-tokens", "80", "--quiet"]
     began = time.monotonic()
     subprocess.run(
-        [sys.executable, "-m", "benchmarks._waits", *command, *options],
+        [sys.executable, "-m", "tests.support.builders.waits", *command, *options],
         env=environment,
         cwd=ROOT,
         check=True,

@@ -18,24 +18,20 @@ from typing import Any, Literal
 
 import numpy as np
 
-from artifacts.keys import digest_of, item_key
-from artifacts.packs import Record, RecordSet
+from artifacts.records.keys import digest_of, item_key
+from artifacts.records.packs import Record, RecordSet
+from artifacts.records.store import open_store
 from artifacts.schema import MediaKind
-from artifacts.store import open_store
-from benchmarks._common import MIB, cells, heads, taken
-from benchmarks._jobs import items_of_own, made_job, own_of
-from benchmarks._quantized import LAYOUTS, quantized
-from benchmarks._shapes import build
-from flows.checkpoint.gguf import GgufUse, gguf_use
-from flows.checkpoint.models import Model
-from flows.checkpoint.precision import resolve_settings, with_gguf
-from flows.machine.launch import DirectLauncher, StageCall
-from flows.options.commands import CaptionConfig
-from flows.pipelines import STAGES
-from flows.planning.costs import estimate
-from flows.planning.estimate import StageEstimate
-from flows.planning.ladder import Rung
-from flows.planning.workloads import Workload, workload_of
+from flows.core.checkpoint.gguf import GgufUse, gguf_use
+from flows.core.checkpoint.models import Model
+from flows.core.checkpoint.precision import resolve_settings, with_gguf
+from flows.core.machine.launch import DirectLauncher, StageCall
+from flows.core.options.commands import CaptionConfig
+from flows.core.pipelines import STAGES
+from flows.core.plan.costs import estimate
+from flows.core.plan.estimate import StageEstimate
+from flows.core.plan.ladder import Rung
+from flows.core.plan.workloads import Workload, workload_of
 from stages.decode.generation import DecodeItem
 from stages.models.encoding import EncodeItem
 from stages.models.half_job import DescribeJob
@@ -44,6 +40,10 @@ from stages.models.inspection import describe, run_gguf
 from stages.process.events import EventReporter, StageOutcome
 from stages.process.job import job_fields
 from stages.tune import TuneItem
+from tests.support.builders.common import MIB, cells, heads, taken
+from tests.support.builders.jobs import items_of_own, made_job, own_of
+from tests.support.builders.quantized import LAYOUTS, quantized
+from tests.support.builders.shapes import build
 
 SIDE = 448
 """Pixels of a side of the frames."""
@@ -363,7 +363,7 @@ class Desk:
 def in_gguf(folder: Path, kind: str) -> GgufUse:
     """Return how a run uses the language half of a model in a GGUF file of a kind, which is written
     unless it is there."""
-    from benchmarks._gguf_writer import write_gguf
+    from tests.support.builders.gguf_writer import write_gguf
 
     path = folder.with_name(f"{folder.name}-{kind}.gguf")
     if not path.exists():

@@ -21,12 +21,20 @@ from typing import Any
 
 import torch
 
-from benchmarks._common import MIB, Peak, cells, cpu_seconds, heads, in_fresh_process, met
-from benchmarks._quantized import LAYOUTS, one_layer, quantized
-from benchmarks._shapes import build
 from stages.models.hub.headers import local_headers
 from stages.models.stored.codes import CPU_BYTES, CPU_ROWS, codes_of, unpack
 from stages.models.stored.layouts import recognized
+from tests.support.builders.common import (
+    MIB,
+    Peak,
+    cells,
+    cpu_seconds,
+    heads,
+    in_fresh_process,
+    met,
+)
+from tests.support.builders.quantized import LAYOUTS, one_layer, quantized
+from tests.support.builders.shapes import build
 
 PROMPT = 16
 """Tokens before the first step."""

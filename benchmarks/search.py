@@ -23,7 +23,7 @@ from artifacts.index.snapshot import open_snapshot
 from artifacts.index.upkeep import measure, note_texts
 from artifacts.index.where import Condition, matching
 from artifacts.index.writing import Added, writing
-from benchmarks._common import Peak, cpu_seconds, in_fresh_process
+from tests.support.builders.common import Peak, cpu_seconds, in_fresh_process
 
 WIDTH, PLANE, CLUSTERS, COPIES = 768, 96, 2000, 20
 PROBES, QUERIES, NEAREST = 64, 20, 10

@@ -26,11 +26,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
-from benchmarks._card_time import PICTURE_SECONDS, SIDE, START_SECONDS
-from benchmarks._common import MIB, cells, heads, in_fresh_process, soft_jpegs
-from benchmarks._load import PLACE, UNANSWERED, Answers, Load, ask
-from flows.machine.versions import cpu_line
+from flows.core.machine.versions import cpu_line
 from stages.process.fork_client import child_environment
+from tests.support.builders.card_time import PICTURE_SECONDS, SIDE, START_SECONDS
+from tests.support.builders.common import MIB, cells, heads, in_fresh_process, soft_jpegs
+from tests.support.builders.load import PLACE, UNANSWERED, Answers, Load, ask
 
 LIGHT = 20.0
 """Requests a second."""
@@ -91,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def write_model(folder: Path) -> None:
     """Write a small CLIP that sees pictures of the size that the stand-in does: by that they are
     decoded."""
-    from benchmarks._clip import save_clip
+    from tests.support.builders.clip import save_clip
 
     save_clip(folder, None, image_size=SIDE, patch_size=SIDE // 7)
 
@@ -137,7 +137,14 @@ def serving(folder: Path, batch: int, body: tuple[bytes, bytes]) -> Iterator[tup
     log = folder / "server.log"
     with log.open("ab") as file:
         process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks._card_time", *options, "--port", str(port)],
+            [
+                sys.executable,
+                "-m",
+                "tests.support.builders.card_time",
+                *options,
+                "--port",
+                str(port),
+            ],
             env={
                 **child_environment(),
                 "OMP_NUM_THREADS": "1",

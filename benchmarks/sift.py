@@ -18,12 +18,13 @@ from itertools import combinations, count, pairwise
 from pathlib import Path
 from typing import Any
 
-from artifacts.keys import digest_of
-from artifacts.packs import Record, RecordSet
+from artifacts.records.keys import digest_of
+from artifacts.records.packs import Record, RecordSet
+from artifacts.records.store import open_store
 from artifacts.schema import FrameFit, Sampling
-from artifacts.store import open_store
-from benchmarks._common import Figure, cpu_seconds, in_fresh_process
-from benchmarks._planted import (
+from flows.interfaces.cli.main import main as penstock
+from tests.support.builders.common import Figure, cpu_seconds, in_fresh_process
+from tests.support.builders.planted import (
     APART,
     BLURS,
     KINDS,
@@ -35,7 +36,6 @@ from benchmarks._planted import (
     write_clips,
     write_pictures,
 )
-from flows.cli.main import main as penstock
 
 Rows = Mapping[str, Mapping[str, Any]]
 """Name of a file → its marks."""

@@ -1,7 +1,7 @@
 """Captions a second and peak memory of staged captioning against stock joint `generate`, at equal
 batch and at equal budgets; prints the tables of docs/performance.md.
 
-Every measurement is a process of its own, `benchmarks._modes`, and runs of both sides alternate.
+Every measurement is a process of its own, `tests.support.builders.modes`, and runs of both sides alternate.
 A budget is what a process may take above its libraries, weights included; it is enforced by the
 kernel, and each side takes the largest batch that lives.
 
@@ -16,11 +16,11 @@ from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
-from artifacts.keys import digest_of
-from benchmarks._common import MIB, cells, heads
-from benchmarks._models import FRAMES, LARGE, TINY, build, half_bytes, publish_clips
-from benchmarks._modes import Outcome, run_mode
+from artifacts.records.keys import digest_of
 from penstock_demo import CHECKPOINT
+from tests.support.builders.common import MIB, cells, heads
+from tests.support.builders.models import FRAMES, LARGE, TINY, build, half_bytes, publish_clips
+from tests.support.builders.modes import Outcome, run_mode
 
 BATCHES = (1, 2, 4, 8, 16)
 Member = dict[str, str]

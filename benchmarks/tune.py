@@ -15,10 +15,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from benchmarks._common import PENSTOCK, heads, met
-from flows.machine.versions import cpu_line
+from flows.core.machine.versions import cpu_line
 from penstock_demo.clips import write_clips
 from stages.process.memory import cores
+from tests.support.builders.common import PENSTOCK, heads, met
 
 SHORT = "80"
 """Most tokens of a caption: twice what the longest has."""

@@ -31,9 +31,9 @@ if TYPE_CHECKING:
     from typing import Any
 
     __version__: str
-    from artifacts.captions import Caption as Caption
-    from artifacts.captions import Failure as Failure
     from artifacts.errors import PenstockError as PenstockError
+    from artifacts.texts.captions import Caption as Caption
+    from artifacts.texts.captions import Failure as Failure
     from penstock.api import convert as convert
     from penstock.api import export as export
     from penstock.api import learn as learn
@@ -63,7 +63,7 @@ if TYPE_CHECKING:
     from stages.models import generate as generate
 
 _NAMES = {
-    "artifacts.captions": ("Caption", "Failure"),
+    "artifacts.texts.captions": ("Caption", "Failure"),
     "artifacts.errors": ("PenstockError",),
     "penstock.api": (
         "convert",

@@ -10,35 +10,35 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Unpack
 
+from artifacts.disk.paths import folder_named
 from artifacts.errors import UsageError
-from artifacts.paths import folder_named
 from artifacts.schema import Part
-from flows.checkpoint.models import demo_folder
-from flows.checkpoint.profile_loading import Converted
-from flows.checkpoint.profile_loading import convert as run_convert
-from flows.cli.options import recorded_run
-from flows.cli.status_command import status_lines
-from flows.console.display import READING
-from flows.console.lines import printable
-from flows.learning.learn import learn as run_learn
-from flows.learning.result import Learned
-from flows.machine.launch import DirectLauncher
-from flows.options.commands import CaptionConfig, RebuildConfig
-from flows.options.export_config import ExportConfig
-from flows.options.model import DEMO_MODEL, GIVE_MODEL
-from flows.options.training import LearnConfig, TuneConfig
-from flows.planning.plan import figures, plan_of
-from flows.planning.plan_view import plan_lines
-from flows.results.export_result import Exported, refuse_foreign_folder
-from flows.results.report.facts import write_report
-from flows.results.run_status import run_status
-from flows.results.trust import command_in
-from flows.results.tuned import AdapterScore, Tuned
-from flows.running.export import export as run_export
-from flows.running.samples import evaluation_media
-from flows.running.tune import tune as run_tune
-from flows.upkeep.rebuild import RebuildOptions, RebuildResult
-from flows.upkeep.rebuild import rebuild as run
+from flows.commands.cache.rebuild import RebuildOptions, RebuildResult
+from flows.commands.cache.rebuild import rebuild as run
+from flows.commands.export.run import export as run_export
+from flows.commands.export.samples import evaluation_media
+from flows.commands.learn.result import Learned
+from flows.commands.learn.run import learn as run_learn
+from flows.commands.report.facts import write_report
+from flows.commands.shared.arguments import recorded_run
+from flows.commands.status.status_command import status_lines
+from flows.commands.tune.run import tune as run_tune
+from flows.core.checkpoint.models import demo_folder
+from flows.core.checkpoint.profile_loading import Converted
+from flows.core.checkpoint.profile_loading import convert as run_convert
+from flows.core.console.display import READING
+from flows.core.console.lines import printable
+from flows.core.machine.launch import DirectLauncher
+from flows.core.options.commands import CaptionConfig, RebuildConfig
+from flows.core.options.export import ExportConfig
+from flows.core.options.model import DEMO_MODEL, GIVE_MODEL
+from flows.core.options.training import LearnConfig, TuneConfig
+from flows.core.plan.plan import figures, plan_of
+from flows.core.plan.view import plan_lines
+from flows.outputs.folder.trust import command_in
+from flows.outputs.record.export_result import Exported, refuse_foreign_folder
+from flows.outputs.record.tuned import AdapterScore, Tuned
+from flows.outputs.run_status import run_status
 from penstock.arguments import (
     Progress,
     Sources,

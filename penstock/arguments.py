@@ -13,11 +13,11 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 from artifacts.errors import UsageError
 from artifacts.option_texts import members
 from artifacts.options import declared
-from artifacts.plurals import meant
-from flows.console.display import Display
-from flows.console.lines import in_cell, parse_size
-from flows.options.media import SourceOptions
-from flows.options.model import SIZES
+from artifacts.wording import meant
+from flows.core.console.display import Display
+from flows.core.console.lines import in_cell, parse_size
+from flows.core.options.media import SourceOptions
+from flows.core.options.model import SIZES
 
 ACCEPTED = {
     NoneType: "None",

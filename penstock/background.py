@@ -11,15 +11,15 @@ from collections.abc import Callable, Iterator
 from typing import Any, Generic, Protocol, Self, TypeVar
 
 from artifacts.errors import Interrupted, PenstockError
-from flows.console.display import Display
-from flows.console.lines import duration
-from flows.job.prepare import check_names, out_folder
-from flows.machine.launch import DirectLauncher, StageCall, StageHandle
-from flows.options.commands import RunOptions
-from flows.options.packages import check_packages
-from flows.pipelines import Pipeline
-from flows.results.owners import refuse_taking
-from flows.running.run import LauncherMaker, refuse_file, stopped_in_order
+from flows.core.console.display import Display
+from flows.core.console.lines import duration
+from flows.core.job.prepare import check_names, out_folder
+from flows.core.machine.launch import DirectLauncher, StageCall, StageHandle
+from flows.core.options.commands import RunOptions
+from flows.core.options.packages import check_packages
+from flows.core.pipelines import Pipeline
+from flows.execution.run import LauncherMaker, refuse_file, stopped_in_order
+from flows.outputs.folder.owners import refuse_taking
 from stages.process.fork_client import ForkServer
 from stages.process.stage_process import Listener
 

@@ -12,18 +12,19 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, Unpack
 
-from artifacts.captions import Caption
-from artifacts.packs import RecordSet
-from artifacts.plurals import counted
-from artifacts.tables import table_of
-from flows.console.display import Display
-from flows.job.prepare import Job
-from flows.ledger.tasks import Task
-from flows.machine.launch import Launcher
-from flows.media.media_files import MediaFile
-from flows.options.commands import CaptionConfig
-from flows.pipelines import CAPTION
-from flows.results.captions import (
+from artifacts.records.packs import RecordSet
+from artifacts.texts.captions import Caption
+from artifacts.texts.tables import table_of
+from artifacts.wording import counted
+from flows.commands.caption import run as sift_first
+from flows.core.console.display import Display
+from flows.core.job.prepare import Job
+from flows.core.ledger.tasks import Task
+from flows.core.machine.launch import Launcher
+from flows.core.media.media_file import MediaFile
+from flows.core.options.commands import CaptionConfig
+from flows.core.pipelines import CAPTION
+from flows.outputs.captions import (
     caption_of,
     captions_by_file,
     captions_of,
@@ -31,9 +32,8 @@ from flows.results.captions import (
     properties_of,
     table_rows,
 )
-from flows.results.run_record import RunRecord, remember, words_of
-from flows.results.run_result import RunResult
-from flows.running import sift_first
+from flows.outputs.record.run_record import RunRecord, remember, words_of
+from flows.outputs.run_result import RunResult
 from penstock.arguments import Progress, Sources, anchored, config_for, display_for
 from penstock.background import BackgroundRun, check_start
 from penstock.cells import FEW, shown_of

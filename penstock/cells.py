@@ -8,16 +8,16 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from artifacts.captions import one_line
-from artifacts.edits import ACCEPTED, REJECTED, WORDS
+from artifacts.disk.json_shapes import read_jsonl
+from artifacts.disk.paths import folder_named
 from artifacts.errors import UsageError
-from artifacts.json_shapes import read_jsonl
-from artifacts.labels import read_labels
-from artifacts.paths import folder_named
-from artifacts.plurals import counted
-from flows.console.lines import printable
-from flows.results.label_files import LINES
-from flows.results.report.media import (
+from artifacts.texts.captions import one_line
+from artifacts.texts.edits import ACCEPTED, REJECTED, WORDS
+from artifacts.texts.labels import read_labels
+from artifacts.wording import counted
+from flows.commands.label.files import LINES
+from flows.core.console.lines import printable
+from flows.outputs.media_rows import (
     MEDIA_ENTRY,
     RUN_AGAIN,
     failed_media,
@@ -25,7 +25,7 @@ from flows.results.report.media import (
     media_with_captions,
     path_of,
 )
-from flows.results.unwritten import decisions_on
+from flows.outputs.unwritten import decisions_on
 from penstock.arguments import odd
 from penstock.arguments import path_of as path_given
 
@@ -125,7 +125,7 @@ def _labels(out: Path) -> Iterator[ShownCaption]:
 
 
 def _captions(out: Path) -> Iterator[ShownCaption]:
-    from flows.reviewing.captions import LINE
+    from flows.commands.review.captions import LINE
 
     decided = None
     for entry, rows in media_with_captions(out, LINE):
@@ -140,7 +140,7 @@ def _captions(out: Path) -> Iterator[ShownCaption]:
 
 
 def _row(each: ShownCaption) -> str:
-    from flows.results.thumbnails import data_address
+    from flows.outputs.thumbnails import data_address
 
     time = each.start if each.at is None and each.end > each.start else each.at
     picture = data_address(each.path, time, SIDE) if each.path else ""
@@ -159,7 +159,7 @@ def correct(out: str | PathLike[str], texts: Mapping[Place, str | None], *, stor
     as one's own in another session. Nothing is changed if a place has no caption. Raises
     PenstockError.
     """
-    from flows.reviewing.captions import EditRefused, ReviewedCaptions
+    from flows.commands.review.captions import EditRefused, ReviewedCaptions
 
     if not isinstance(texts, Mapping):
         raise odd("texts", texts, TAKEN)

@@ -46,10 +46,10 @@ def _run() -> int:
     if error:
         print(f"penstock: {error}", file=sys.stderr)
         return ENVIRONMENT
-    from flows.console.interrupts import repeating_dropped_interrupts
+    from flows.core.console.interrupts import repeating_dropped_interrupts
 
     with repeating_dropped_interrupts():
-        from flows.cli.main import main as command
+        from flows.interfaces.cli.main import main as command
 
         return command()
 

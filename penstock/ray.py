@@ -21,21 +21,21 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, TypedDict, Unpack
 
-from flows.console.display import Display
-from flows.job.partitions import FILES
-from flows.job.prepare import Job, NothingToDo
-from flows.many.partition import LoadedHalf
-from flows.many.run import run_on_cluster
-from flows.options.commands import CaptionConfig, RebuildConfig
-from flows.options.vectors import EmbedConfig, LabelConfig
-from flows.results.captions import captions_of
-from flows.results.label_files import LabelsWritten
-from flows.results.run_record import RunRecord, remember, words_of
-from flows.results.run_result import RunResult
-from flows.results.vectors import VectorsWritten
-from flows.running.sift_first import caption as run_caption
-from flows.upkeep.rebuild import RebuildOptions
-from flows.upkeep.rebuild import rebuild as run_rebuild
+from flows.commands.cache.rebuild import RebuildOptions
+from flows.commands.cache.rebuild import rebuild as run_rebuild
+from flows.commands.caption.run import caption as run_caption
+from flows.commands.label.files import LabelsWritten
+from flows.core.console.display import Display
+from flows.core.job.partitions import FILES
+from flows.core.job.prepare import Job, NothingToDo
+from flows.core.options.commands import CaptionConfig, RebuildConfig
+from flows.core.options.vectors import EmbedConfig, LabelConfig
+from flows.interfaces.ray.partition import LoadedHalf
+from flows.interfaces.ray.run import run_on_cluster
+from flows.outputs.captions import captions_of
+from flows.outputs.record.run_record import RunRecord, remember, words_of
+from flows.outputs.run_result import RunResult
+from flows.outputs.vectors import VectorsWritten
 from penstock.arguments import Sources, config_for, config_with
 from penstock.keywords import CaptionOptions, EmbedOptions, LabelRunOptions
 

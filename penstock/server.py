@@ -15,6 +15,7 @@ import threading
 from dataclasses import asdict
 from typing import Any, Self, Unpack
 
+from artifacts.disk.json_shapes import read_record
 from artifacts.errors import (
     CannotFit,
     EnvironmentFault,
@@ -22,9 +23,8 @@ from artifacts.errors import (
     PenstockError,
     UsageError,
 )
-from artifacts.json_shapes import read_record
 from artifacts.packages import require_extra
-from flows.serving.config import ADDRESS, ServeConfig
+from flows.core.options.serving import ADDRESS, ServeConfig
 from penstock.arguments import config_with
 from penstock.keywords import ServeOptions
 from stages.process.output_streams import lasting_output
@@ -126,8 +126,8 @@ class ServerProcess:
 
 def main() -> int:
     """Serve the configuration on standard input until that is closed; returns the exit code."""
-    from flows.console.display import Display
-    from flows.serving.server import serve as run_server
+    from flows.core.console.display import Display
+    from flows.interfaces.serve.server import serve as run_server
 
     config = read_record(ServeConfig, json.loads(sys.stdin.readline()))
     threading.Thread(target=_end_with_input, daemon=True).start()

@@ -7,13 +7,20 @@ from functools import partial
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Unpack
 
-from artifacts.labels import KINDS as LABEL_KINDS
-from artifacts.labels import Labelled, read_labels
-from artifacts.paths import folder_named
+from artifacts.disk.paths import folder_named
 from artifacts.schema import values_of
-from artifacts.tables import GROUP_ROWS, table_of
-from flows.console.display import Display
-from flows.options.vectors import (
+from artifacts.texts.labels import KINDS as LABEL_KINDS
+from artifacts.texts.labels import Labelled, read_labels
+from artifacts.texts.tables import GROUP_ROWS, table_of
+from flows.commands.label.files import LINES, LabelsWritten
+from flows.commands.label.run import label as run_label
+from flows.commands.label.run import requested_labels
+from flows.commands.search.build import IndexWritten, fill_index
+from flows.commands.search.query import Hit, search_index
+from flows.commands.sift.marks import Sifted
+from flows.commands.sift.run import sift as run_sift
+from flows.core.console.display import Display
+from flows.core.options.vectors import (
     INDEX,
     EmbedConfig,
     IndexConfig,
@@ -22,16 +29,9 @@ from flows.options.vectors import (
     SearchQuery,
     SiftConfig,
 )
-from flows.pipelines import EMBED, LABEL
-from flows.results.label_files import LINES, LabelsWritten
-from flows.results.sift_marks import Sifted
-from flows.results.vectors import ARRAY, ROWS, VectorsWritten
-from flows.running import run
-from flows.running.label import label as run_label
-from flows.running.label import requested_labels
-from flows.running.sift import sift as run_sift
-from flows.search.build import IndexWritten, fill_index
-from flows.search.query import Hit, search_index
+from flows.core.pipelines import EMBED, LABEL
+from flows.execution import run
+from flows.outputs.vectors import ARRAY, ROWS, VectorsWritten
 from penstock.arguments import (
     Progress,
     Sources,

@@ -1,6 +1,6 @@
 """The model's forward pass on a batch of equal-sized clips: the stock computation without its loop.
 
-`tests/test_demo_model.py` compares it with the stock path.
+`tests/rooms/penstock_demo/test_model.py` compares it with the stock path.
 """
 
 import functools

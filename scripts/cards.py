@@ -8,21 +8,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from benchmarks._card_models import CardModel, card_models, write_checkpoint
-from benchmarks._common import cells, heads
-from flows.checkpoint.models import Model, pipeline_for
-from flows.checkpoint.precision import QUANTIZED, resolve_settings
-from flows.job.pass_mode import with_planned_pass_mode
-from flows.machine.budget import GPU_SHARE
-from flows.options.commands import CaptionConfig
-from flows.pipelines import CAPTION, EMBED, parts_of
-from flows.planning.choose import PlanRequest, StagePlan, plan_request_of_model
-from flows.planning.estimate import Purpose
-from flows.planning.plan_view import TABLE, plans_within
+from flows.core.checkpoint.models import Model, pipeline_for
+from flows.core.checkpoint.precision import QUANTIZED, resolve_settings
+from flows.core.job.pass_mode import with_planned_pass_mode
+from flows.core.machine.budget import GPU_SHARE
+from flows.core.options.commands import CaptionConfig
+from flows.core.pipelines import CAPTION, EMBED, parts_of
+from flows.core.plan.choose import PlanRequest, StagePlan, plan_request_of_model
+from flows.core.plan.estimate import Purpose
+from flows.core.plan.view import TABLE, plans_within
 from stages.models.hub.checkpoint import Checkpoint
 from stages.models.inspection import describe
 from stages.models.profile import ModelProfile
 from stages.process.device_limit import CONTEXT_BYTES
+from tests.support.builders.card_models import CardModel, card_models, write_checkpoint
+from tests.support.builders.common import cells, heads
 
 PAGE = Path(__file__).parents[1] / "docs" / "cards.md"
 CARDS_GB = (24, 16, 12, 8, 6, 4)
@@ -141,7 +141,7 @@ them. `python -m scripts.cards` makes this page; a test says when it is old.
 
 **All figures are planned. No card has confirmed them.** For each model, the script builds its
 transformers class without weights, from the published configuration in
-`benchmarks/_card_models.json`. It stops if the count of its parameters is not the one
+`tests/support/builders/card_models.json`. It stops if the count of its parameters is not the one
 that is noted there with its source. Then it calls the functions of `penstock plan`. A card of 24 GB
 has 24·10⁹ bytes, and a run takes at most 95 % of them. If other programs use some of that memory,
 read the row of the next smaller card. CogVLM2 and EVA-CLIP have no row

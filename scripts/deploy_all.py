@@ -30,15 +30,15 @@ from prefect.exceptions import ParameterTypeError
 from prefect.settings import PREFECT_HOME
 from prefect.utilities.schema_tools.validation import ValidationError, validate
 
+from artifacts.disk.files import write_json
 from artifacts.errors import UsageError
-from artifacts.files import write_json
-from artifacts.keys import digest_of
-from artifacts.plurals import counted
+from artifacts.records.keys import digest_of
+from artifacts.wording import counted
 from scripts.prepare_pool import deployments
 from scripts.run_worker import die_with_parent
 
 FILE = Path("prefect.yaml")
-FLOWS = "flows/deployments/"
+FLOWS = "flows/interfaces/prefect/"
 """Folder of the flows that are checked. Others may not be importable here."""
 NOTES = "penstock-deployed.json"
 """File of the digests, by the ids of deployments."""

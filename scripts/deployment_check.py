@@ -111,7 +111,7 @@ def plain_run(stack: Stack, clips: Path) -> Path:
     options = [f"--{name}={config[name]}" for name in ("model", "out", "store")]
     options.append(f"--format={','.join(config['format'])}")
     env = {k: v for k, v in stack.environment().items() if k != "PREFECT_API_URL"}
-    stack.call("flows.cli.main", "caption", *config["sources"], *options, env=env)
+    stack.call("flows.interfaces.cli.main", "caption", *config["sources"], *options, env=env)
     stack.say(f"plain command in {time.monotonic() - before:.0f} s")
     return out
 

@@ -17,14 +17,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from artifacts.locks import try_hold
+from artifacts.disk.locks import try_hold
 from penstock_demo.clips import write_clips
 from scripts.prefect_stack import Stack, prefect_stack
 from scripts.stage_processes import CheckFailed, children, family, flow_of, stage_of, wait_gone
 
 CLIPS = 24
 DEPLOYMENT = "caption-videos/batch"
-SWEEP = "from flows.deployments.sweep import sweep_crashed; sweep_crashed(older_than_seconds=0)"
+SWEEP = (
+    "from flows.interfaces.prefect.sweep import sweep_crashed; sweep_crashed(older_than_seconds=0)"
+)
 STAGES = ("frames", "encode", "decode")
 AWAY_SECONDS = 60
 CANCEL_SECONDS = 10
@@ -122,7 +124,7 @@ class Faults:
         out = self._stack.folder / f"gone-{stage}-{item}"
         self._stack.say(f"gone at item {item} of {stage}")
         where = ["--out", str(out), "--store", f"{out}-store", "--batch-size=1"]
-        command = ["flows.cli.main", "caption", str(self._clips), "--model=demo", *where]
+        command = ["flows.interfaces.cli.main", "caption", str(self._clips), "--model=demo", *where]
         process = self._stack.start("command", sys.executable, "-m", *command)
         self._await_item(out, stage, item)
         self._kill(*family(self._server.pid))

@@ -11,7 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from flows.machine.launch import answers
+from flows.core.machine.launch import answers
 from scripts.prefect_stack import ROOT, WORKER_STARTED, Stack, prefect_stack
 from scripts.stage_processes import CheckFailed, checked
 
@@ -80,7 +80,7 @@ def lend_environment(clone: Path, code: Path | None = None) -> None:
     (packages,) = (clone / ".venv/lib").glob("python*/site-packages")
     lent = [path for path in sys.path if path.endswith("site-packages")]
     (packages / "lent.pth").write_text("\n".join([str(code or clone), *lent]) + "\n")
-    for command, module in (("prefect", "prefect"), ("penstock", "flows.cli.main")):
+    for command, module in (("prefect", "prefect"), ("penstock", "flows.interfaces.cli.main")):
         path = clone / ".venv/bin" / command
         path.write_text(f'#!/bin/sh\nexec "{clone}/.venv/bin/python" -m {module} "$@"\n')
         path.chmod(0o755)

@@ -5,10 +5,11 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from artifacts.options import Declared, declared
-from flows.options.commands import CaptionConfig, RebuildConfig
-from flows.options.export_config import ExportConfig
-from flows.options.training import LearnConfig, TuneConfig
-from flows.options.vectors import (
+from flows.core.options.commands import CaptionConfig, RebuildConfig
+from flows.core.options.export import ExportConfig
+from flows.core.options.serving import ServeConfig
+from flows.core.options.training import LearnConfig, TuneConfig
+from flows.core.options.vectors import (
     EmbedConfig,
     IndexConfig,
     LabelConfig,
@@ -16,7 +17,6 @@ from flows.options.vectors import (
     SearchQuery,
     SiftConfig,
 )
-from flows.serving.config import ServeConfig
 
 FILE = Path(__file__).parents[1] / "penstock" / "keywords.py"
 HEAD = '''"""The command line's options as keywords. `python -m scripts.keywords` writes this."""

@@ -13,8 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from artifacts.errors import PenstockError, redacted
-from flows.deployments.server import is_own_server, login_file, note_server, own_login, stored_login
-from flows.machine.launch import answers, fault_of_api
+from flows.core.machine.launch import answers, fault_of_api
+from flows.interfaces.prefect.server import (
+    is_own_server,
+    login_file,
+    note_server,
+    own_login,
+    stored_login,
+)
 
 SERVER = "PREFECT_SERVER_API_AUTH_STRING"
 CLIENT = "PREFECT_API_AUTH_STRING"

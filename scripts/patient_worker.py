@@ -10,7 +10,7 @@ from typing import Any
 
 from prefect.workers.base import BaseWorker
 
-from flows.deployments.crashed import close_crashed
+from flows.interfaces.prefect.crashed import close_crashed
 
 
 def without_held(worker: Any, requests: Sequence[Any]) -> list[Any]:

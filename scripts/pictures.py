@@ -46,15 +46,15 @@ from typing import Any
 import pyte
 from PIL import Image
 
-from artifacts.packs import RecordSet
-from artifacts.store import open_store
-from benchmarks._common import PENSTOCK, cells, heads
+from artifacts.records.packs import RecordSet
+from artifacts.records.store import open_store
 from penstock_demo import CLIPS as SAMPLES
 from penstock_demo.clips import write_clips
 from penstock_demo.dual.pictures import write_images
 from penstock_demo.words import COLOURS, SHAPES
 from scripts.shown.commands import ROOT
 from tests.support.browser import Browser, browsing
+from tests.support.builders.common import PENSTOCK, cells, heads
 from tests.support.serving import serving
 
 

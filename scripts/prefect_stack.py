@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
 
-from flows.deployments.server import FILE
-from flows.machine.launch import answers
+from flows.core.machine.launch import answers
+from flows.interfaces.prefect.server import FILE
 from scripts.stage_processes import MARK, CheckFailed, stop_all
 from stages.process.device import CPU_LOCK
 

@@ -32,8 +32,8 @@ from prefect.settings import PREFECT_API_URL
 from prefect.workers.process import ProcessWorker
 
 from artifacts.errors import redacted
-from flows.deployments.server import FILE, OWN, refuses_login
-from flows.deployments.sweep import NAME, SWEPT
+from flows.interfaces.prefect.server import FILE, OWN, refuses_login
+from flows.interfaces.prefect.sweep import NAME, SWEPT
 from scripts.run_worker import die_with_parent
 
 POOL = "gpu"

@@ -26,7 +26,7 @@ ALWAYS = {
 }
 """What every sample has, and what in a test's id tells it."""
 ROUTE = re.compile(r"^\| (\w+) \|(?:[^|]*\|){5} (protocol|replay|splice|joint) \|", re.MULTILINE)
-FAMILIES = "tests/test_stages_models_families.py::"
+FAMILIES = "tests/families/test_models_families.py::"
 
 
 class Sample:

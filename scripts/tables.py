@@ -23,20 +23,20 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from artifacts.schema import Half
-from benchmarks._card_models import card_models
-from benchmarks._common import cells, heads, put
-from benchmarks._plan_cases import BYTES, TYPES, make_folder, plan_case
-from flows.machine.budget import GPU_SHARE
-from flows.options.commands import DEFAULT_MODEL
-from flows.planning.architecture import Architecture, read_architecture
-from flows.planning.plan_view import TABLE
-from flows.planning.training_estimate import train_estimate
-from flows.planning.training_terms import Training
+from flows.core.machine.budget import GPU_SHARE
+from flows.core.options.commands import DEFAULT_MODEL
+from flows.core.plan.architecture import Architecture, read_architecture
+from flows.core.plan.training.estimate import train_estimate
+from flows.core.plan.training.terms import Training
+from flows.core.plan.view import TABLE
 from scripts.prove.published_table import section as published_section
 from stages.models.encoding import BATCHES
 from stages.models.hub.checkpoint import NEAREST, Checkpoint
 from stages.models.hub.quantized import READ, UNREAD
 from stages.models.hub.unsupported import UNSUPPORTED
+from tests.support.builders.card_models import card_models
+from tests.support.builders.common import cells, heads, put
+from tests.support.builders.plan_cases import BYTES, TYPES, make_folder, plan_case
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGE = DOCS / "models.md"
@@ -399,7 +399,7 @@ FRAMES: Mapping[str, FrameFacts] = {
 def in_context(family: str) -> str:
     """Return how many frames of a chunk the context holds of those that a run takes by default,
     such as `5 of 30`."""
-    from flows.checkpoint.prompt_tokens import tokens_for_frames
+    from flows.core.checkpoint.prompt_tokens import tokens_for_frames
     from stages.models.published import facts_of
 
     known, context = FRAMES.get(family), facts_of(family).context

@@ -95,7 +95,7 @@ def surroundings() -> dict[str, Any]:
 def serve(listener: socket.socket) -> None:
     """Import what stages need, then fork a fork server for each connection, until stdin is closed
     because the process that started this one has ended."""
-    from flows.machine.launch import ENTRIES, IMPORTING
+    from flows.core.machine.launch import ENTRIES, IMPORTING
     from stages.process.deferred_imports import defer
 
     ours = json.loads(json.dumps(surroundings()))

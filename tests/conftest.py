@@ -332,4 +332,4 @@ def missing(promise: str, what: str) -> None:
 @pytest.fixture
 def in_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let inputs of every vision half pass in batches, as of one whose trial failed."""
-    monkeypatch.setattr("flows.job.pass_mode._has_pass_modes", lambda model: False)
+    monkeypatch.setattr("flows.core.job.pass_mode._has_pass_modes", lambda model: False)

@@ -11,13 +11,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from artifacts.disk.files import write_json
+from artifacts.disk.json_shapes import read_record
+from artifacts.disk.paths import sync_folder
+from artifacts.disk.regular_files import open_regular
 from artifacts.errors import EnvironmentFault, UsageError
-from artifacts.files import write_json
-from artifacts.json_shapes import read_record
-from artifacts.keys import digest_of, hash_file
-from artifacts.paths import sync_folder
-from artifacts.regular_files import open_regular
-from artifacts.store import disk_faults, read_fault
+from artifacts.records.keys import digest_of, hash_file
+from artifacts.records.store import disk_faults, read_fault
 
 FORMAT = 2
 BOOK = "index.json"

@@ -28,7 +28,7 @@ from artifacts.index.shard import (
     unit,
 )
 from artifacts.index.snapshot import Kept, Snapshot, of_all
-from artifacts.vectors import Vectors
+from artifacts.records.vectors import Vectors
 
 Sort = Literal["pictures", "texts"]
 LEAST_RECALL = 0.99

@@ -23,11 +23,11 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from artifacts.disk.files import whole_file
 from artifacts.errors import EnvironmentFault
-from artifacts.files import whole_file
 from artifacts.index.manifest import SHARD_FILES, IndexFile, IndexShard, described, file_name
-from artifacts.tables import parquet_writer, stored_text, text_stored
-from artifacts.vectors import Vectors
+from artifacts.records.vectors import Vectors
+from artifacts.texts.tables import parquet_writer, stored_text, text_stored
 
 PixelBox = tuple[float, float, float, float]
 Identities = NDArray[np.uint64]

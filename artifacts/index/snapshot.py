@@ -24,8 +24,8 @@ from artifacts.index.shard import (
     rows_at,
     times_at,
 )
-from artifacts.tables import text_stored
-from artifacts.vectors import Vectors
+from artifacts.records.vectors import Vectors
+from artifacts.texts.tables import text_stored
 
 TRIES = 5
 """How often an index is opened anew whose files go away meanwhile: each time a writer merged it."""

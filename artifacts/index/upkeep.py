@@ -23,8 +23,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from artifacts.disk.files import whole_file
+from artifacts.disk.mounts import DELETED, Absence, MissingFiles
+from artifacts.disk.paths import required_path
 from artifacts.errors import UsageError
-from artifacts.files import whole_file
 from artifacts.index.manifest import (
     IndexFile,
     IndexShard,
@@ -53,13 +55,11 @@ from artifacts.index.shard import (
 )
 from artifacts.index.snapshot import Kept, Snapshot, open_snapshot
 from artifacts.index.writing import IndexWriter
-from artifacts.keys import hash_file
-from artifacts.mounts import DELETED, Absence, MissingFiles
-from artifacts.paths import required_path
-from artifacts.plurals import counted
+from artifacts.records.keys import hash_file
+from artifacts.records.vectors import Vectors
 from artifacts.remote.addresses import is_address
-from artifacts.tables import stored_text, text_stored
-from artifacts.vectors import Vectors
+from artifacts.texts.tables import stored_text, text_stored
+from artifacts.wording import counted
 
 
 class GoneFiles:

@@ -28,8 +28,8 @@ from artifacts.errors import UsageError
 from artifacts.index.search import Found, Query, Searcher
 from artifacts.index.shard import COLUMNS, MEDIUM, TEXTS, IndexRow, Positions, medium_of
 from artifacts.index.snapshot import Kept, Snapshot
-from artifacts.plurals import meant
-from artifacts.tables import stored_text
+from artifacts.texts.tables import stored_text
+from artifacts.wording import meant
 
 SHARE = 0.5
 """Part of the peak's height that a moment's frames have."""

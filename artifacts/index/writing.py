@@ -16,8 +16,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from artifacts.disk.files import HALF, whole_file
+from artifacts.disk.locks import lock, open_lock, try_lock, unlock
 from artifacts.errors import EnvironmentFault, UsageError
-from artifacts.files import HALF, whole_file
 from artifacts.index.manifest import (
     IndexShard,
     Maker,
@@ -43,9 +44,8 @@ from artifacts.index.shard import (
     write_shard,
 )
 from artifacts.index.snapshot import Kept, Snapshot, of_all, open_snapshot
-from artifacts.locks import lock, open_lock, try_lock, unlock
-from artifacts.store import disk_faults
-from artifacts.vectors import Vectors
+from artifacts.records.store import disk_faults
+from artifacts.records.vectors import Vectors
 
 log = logging.getLogger(__name__)
 

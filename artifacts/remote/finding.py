@@ -23,12 +23,10 @@ from xml.etree import ElementTree
 import obstore
 from obstore.exceptions import BaseError, NotSupportedError
 
+from artifacts.disk.files import is_hidden
+from artifacts.disk.stamps import FileChanged
 from artifacts.errors import EnvironmentFault, Unanswered
-from artifacts.files import is_hidden
-from artifacts.remote.addresses import ONCE, RemoteFile, is_web, unsigned
-from artifacts.remote.ahead import OnProgress
-from artifacts.stamps import FileChanged
-from artifacts.stores.bucket_client import (
+from artifacts.records.stores.bucket_client import (
     BEYOND,
     HINT,
     INNER_TRIES,
@@ -45,8 +43,10 @@ from artifacts.stores.bucket_client import (
     variables,
     with_retries,
 )
-from artifacts.stores.copies import SPARE_BYTES
-from artifacts.stores.folder import disk_faults
+from artifacts.records.stores.copies import SPARE_BYTES
+from artifacts.records.stores.folder import disk_faults
+from artifacts.remote.addresses import ONCE, RemoteFile, is_web, unsigned
+from artifacts.remote.ahead import OnProgress
 
 if TYPE_CHECKING:
     from obstore import GetOptions

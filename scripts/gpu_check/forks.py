@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from artifacts.errors import StageDied
-from flows.machine.launch import DirectLauncher, StageCall
+from flows.core.machine.launch import DirectLauncher, StageCall
 from scripts.gpu_check.rows import Row, Setting, one_line, row
 from stages.process.deferred_imports import import_transformers
 from stages.process.device import device_holders, device_used_bytes, hold_device

@@ -195,8 +195,8 @@ def unpacking(setting: Setting) -> Iterator[Row]:
     cost."""
     import torch
 
-    from benchmarks._quantized import LAYOUTS, one_layer
     from stages.models.stored.codes import AGREES, codes_of, unpack, write_by_operators
+    from tests.support.builders.quantized import LAYOUTS, one_layer
 
     torch.manual_seed(0)
     for name in LAYOUTS:

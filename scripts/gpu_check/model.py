@@ -12,11 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
-from benchmarks import _models
-from benchmarks._common import unheard
-from benchmarks._models import Shape, build
-from flows.checkpoint.precision import no_bfloat16
-from flows.results.run_status import stages_of
+from flows.core.checkpoint.precision import no_bfloat16
+from flows.outputs.run_status import stages_of
 from scripts.gpu_check.driver import stand_in
 from scripts.gpu_check.halves import Bench, copy_rate, timed
 from scripts.gpu_check.rows import DEMO, TINY, Row, Setting, message_of, mib, one_line, row, skipped
@@ -31,6 +28,9 @@ from scripts.gpu_check.whole import PLAN_SHARE, Run, good_run, peaks, run
 from stages.models import resolve_model
 from stages.process.device import device_free_bytes
 from stages.process.memory import host_free_bytes
+from tests.support.builders import models as _models
+from tests.support.builders.common import unheard
+from tests.support.builders.models import Shape, build
 
 if TYPE_CHECKING:
     from stages.decode.engines.inflight.prefill import PrefilledSequence

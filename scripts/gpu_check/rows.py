@@ -8,7 +8,7 @@ from pathlib import Path
 from textwrap import wrap
 from typing import Any, Literal
 
-from benchmarks._common import cells, heads
+from tests.support.builders.common import cells, heads
 
 Verdict = Literal["ok", "differs", "skipped", "failed"]
 PASSING: tuple[Verdict, ...] = ("ok", "skipped")

@@ -8,7 +8,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from flows.checkpoint.precision import no_bfloat16
+from flows.core.checkpoint.precision import no_bfloat16
 from scripts.gpu_check.halves import Bench, numbers, timed
 from scripts.gpu_check.model import of_model
 from scripts.gpu_check.rows import TINY, Row, Setting, one_line, row, skipped

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from artifacts.packs import RecordSet
-from artifacts.store import open_store
-from benchmarks._common import PENSTOCK
-from flows.results.run_status import stages_of
+from artifacts.records.packs import RecordSet
+from artifacts.records.store import open_store
+from flows.outputs.run_status import stages_of
 from scripts.gpu_check.rows import DEMO, Row, Setting, mib, row
+from tests.support.builders.common import PENSTOCK
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

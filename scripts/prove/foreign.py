@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks._common import cells, heads, put
+from tests.support.builders.common import cells, heads, put
 
 PAGE = Path(__file__).parents[2] / "docs" / "precision.md"
 MARK = "files of other programs"

@@ -32,7 +32,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks._plan_cases import INDEX, TYPES, Shape, write_sparse
 from scripts.prove import comparing, published_names
 from scripts.prove.comparing import Differs, compare_captions, compare_vectors, run_command
 from scripts.prove.published_names import Kind
@@ -41,6 +40,7 @@ from scripts.prove.quantized_shapes import METHODS, is_quantized
 from scripts.prove.small_config import small_config
 from stages.models.hub.folder_files import POINTER
 from stages.models.hub.quantized import settings_in
+from tests.support.builders.plan_cases import INDEX, TYPES, Shape, write_sparse
 
 PLAN_SHARE = 0.01
 """Share of the sum of the shapes by which a plan may differ."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks._plan_cases import INDEX
+from tests.support.builders.plan_cases import INDEX
 
 NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks._common import cells, divided, heads, put
+from tests.support.builders.common import cells, divided, heads, put
 
 LIST = Path(__file__).with_name("published.toml")
 PAGE = Path(__file__).parents[2] / "docs" / "models.md"

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from benchmarks._plan_cases import Shape
+from tests.support.builders.plan_cases import Shape
 
 Settings = Mapping[str, Any]
 LANGUAGE_ONLY = ("awq", "gptq")

@@ -25,8 +25,8 @@ from pathlib import Path
 from typing import Any
 
 import penstock_demo
-from benchmarks._common import cells, heads, run_penstock
 from scripts.readers.sources import Source, write
+from tests.support.builders.common import cells, heads, run_penstock
 from tests.support.serving import REAL, serving
 from tests.support.trainers import READERS, RULES, STILLS
 
@@ -198,7 +198,7 @@ def judge_media(trial: Trial) -> bool:
 
 def ask(folder: Path) -> bool:
     """Have the clients ask a server; they print. Return whether all checks hold."""
-    from tests.test_flows_serving_chat import VLLM
+    from tests.rooms.flows.interfaces.serve.test_chat import VLLM
 
     (folder / "fields.json").write_text(json.dumps(VLLM), encoding="utf-8")
     options = ("--caption-model", "demo", "--labels", "a ball,a box")

@@ -5,8 +5,8 @@ import sys
 from contextlib import closing
 from pathlib import Path
 
-from artifacts.edits import WORDS
-from flows.reviewing.captions import ReviewedCaptions
+from artifacts.texts.edits import WORDS
+from flows.commands.review.captions import ReviewedCaptions
 
 COUNT = 40
 

@@ -43,13 +43,13 @@ NOT_RUN = (
     (r".*scripts[./]gpu_check|make gpu-check\b", "needs a GPU; tests run it on stand-ins"),
     (
         r"make (wheel|setup|image|test-install)\b|python -m venv|~/penstock/bin/pip\b|uvx |pipx ",
-        "installs 8 GB; make test-install and tests/test_project_setup.py try it",
+        "installs 8 GB; make test-install and tests/project/test_setup.py try it",
     ),
     (
         r"make (server|worker)\b|prefect |export PREFECT_|.*PREFECT_API_URL|.* --prefect",
         "needs a server that stays; scripts/follow_deploy.py follows the page on one",
     ),
-    (r"curl ", "needs a server that stays; tests/test_project_serve_page.py runs the page"),
+    (r"curl ", "needs a server that stays; tests/project/test_serve_page.py runs the page"),
     (
         r"python scripts/(deployment_check|follow_deploy|many_check)\.py",
         "takes minutes; the slow tests run it",
@@ -58,7 +58,10 @@ NOT_RUN = (
         r"(sudo|systemctl|loginctl|journalctl) |.*(sudo|systemd|server\.env|worker\.env)\b|secret=",
         "changes the machine: systemd, Postgres, root",
     ),
-    (r"penstock .*--gpus \d", "needs several GPUs; tests/test_flows_running_gpus.py has stand-ins"),
+    (
+        r"penstock .*--gpus \d",
+        "needs several GPUs; tests/processes/test_running_gpus.py has stand-ins",
+    ),
     (r"ray start ", "the nodes of scripts/ray_nodes.py stand for it"),
     (r"ray symmetric-run ", "ends every Ray process of the machine; docs/many.md says how it ran"),
     (r"sbatch --nodes |kubectl ", "needs a cluster"),
@@ -71,28 +74,28 @@ NOT_RUN = (
     ),
     (
         r"penstock sift .*--(similar|head) ",
-        "needs a package of an extra, or a head for the model; tests/test_flows_sift.py has them",
+        "needs a package of an extra, or a head for the model; tests/commands/test_sift.py has them",
     ),
     (r"penstock .*--adapter DIR", "needs a trained adapter; tune.md's are run"),
     (
         r"penstock export M .*--adapter style",
-        "as export.md's, which is run; tests/test_flows_adapters.py does it with one",
+        "as export.md's, which is run; tests/commands/test_adapters.py does it with one",
     ),
     (
         r"penstock (caption|plan) .*--endpoint",
-        "needs a server of models; tests/test_flows_endpoint.py has two",
+        "needs a server of models; tests/commands/test_endpoint.py has two",
     ),
     (r"penstock doctor --model DIR", "needs an exported model; tests measure one"),
 )
 """Begins of commands that are only parsed, and the reason."""
 
 PAGES_NOT_RUN = {
-    "docs/gguf.md": "needs llama.cpp, which `make gguf` compiles; tests/test_flows_gguf.py has it",
+    "docs/gguf.md": "needs llama.cpp, which `make gguf` compiles; tests/commands/test_gguf.py has it",
     "docs/recipes/clusters.md": "needs a cluster",
-    "docs/scale.md": "needs a bucket; tests/test_flows_far.py has one",
+    "docs/scale.md": "needs a bucket; tests/commands/test_far.py has one",
     "docs/deploy/README.md": "scripts/follow_deploy.py follows the page in a fresh clone",
-    "docs/far.md": "needs a bucket and a server; tests/test_flows_far.py has both",
-    "docs/serve.md": "needs a server that stays; tests/test_project_serve_page.py runs the page",
+    "docs/far.md": "needs a bucket and a server; tests/commands/test_far.py has both",
+    "docs/serve.md": "needs a server that stays; tests/project/test_serve_page.py runs the page",
 }
 """Pages of which nothing is run, and the reason."""
 
@@ -100,8 +103,8 @@ CODE_NOT_RUN = {
     "import fiftyone": "needs FiftyOne",
     "image_vectors(load_half(folder": "goes on from a processor and pictures of one's own",
     "THUDM/cogvlm2": "needs the checkpoint from the hub",
-    "AutoProcessor.from_pretrained(checkpoint)": "tests/test_project_docs.py runs it",
-    "load_half(checkpoint": "tests/test_project_docs.py runs it",
+    "AutoProcessor.from_pretrained(checkpoint)": "tests/project/test_docs.py runs it",
+    "load_half(checkpoint": "tests/project/test_docs.py runs it",
 }
 """What stands in Python that is only compiled, and the reason."""
 

@@ -8,10 +8,10 @@ from functools import cache
 from pathlib import Path
 
 from artifacts.errors import PenstockError
-from flows.cli.main import CommandParser, parse, parser
-from flows.cli.options import config_of
-from flows.cli.train_plan import training_of
-from flows.options.commands import CaptionConfig
+from flows.commands.plan.training import training_of
+from flows.commands.shared.arguments import config_of
+from flows.core.options.commands import CaptionConfig
+from flows.interfaces.cli.main import CommandParser, parse, parser
 from scripts.shown.commands import ROOT, Shown
 from scripts.shown.meanings import typed
 

@@ -35,13 +35,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from artifacts.endpoints import EndpointKeys, endpoints_of, keys_from
+from artifacts.disk.locks import claims_at
 from artifacts.errors import EnvironmentFault, PenstockError
-from artifacts.locks import claims_at
 from artifacts.packages import loop_factory
-from artifacts.packs import DamagedRecord, Record, record_sets_of
+from artifacts.records.packs import DamagedRecord, Record, record_sets_of
+from artifacts.records.store import open_store
+from artifacts.remote.endpoints import EndpointKeys, endpoints_of, keys_from
 from artifacts.schema import FrameFit
-from artifacts.store import open_store
 from stages.ask import QUALITY, UNANSWERED, AskItem, AskJob
 from stages.ask.servers import (
     OVERLOADED,

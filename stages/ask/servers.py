@@ -12,8 +12,8 @@ from typing import Any
 
 import h11
 
-from artifacts.endpoints import Endpoint, EndpointKeys
 from artifacts.errors import EnvironmentFault, UsageError
+from artifacts.remote.endpoints import Endpoint, EndpointKeys
 
 CONNECT_SECONDS = 10.0
 HEAD_SECONDS = 600.0

@@ -25,8 +25,8 @@ from transformers.generation.logits_process import (
 )
 
 from artifacts.errors import CannotFit, UsageError
-from artifacts.keys import digest_of
-from artifacts.tensors import make_record
+from artifacts.records.keys import digest_of
+from artifacts.records.tensors import make_record
 from stages.decode.confidence import offset_in
 from stages.decode.generation import (
     CHECKPOINT,

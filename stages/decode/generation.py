@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, NamedTuple
 
+from artifacts.disk.json_shapes import read_record
+from artifacts.disk.locks import Share
 from artifacts.errors import UsageError
-from artifacts.json_shapes import read_record
-from artifacts.locks import Share
 from artifacts.options import Option, OptionGroup
 from stages.models.half_job import HalfJob
 

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 
+from artifacts.disk.patterns import validator_of
 from artifacts.errors import UsageError
 from artifacts.packages import require
-from artifacts.patterns import validator_of
 from stages.decode.schema_bounds import closed, unknown_words
 
 COMPACT = (",", ":")

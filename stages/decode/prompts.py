@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from artifacts.captions import Ended
 from artifacts.errors import UsageError
+from artifacts.texts.captions import Ended
 from stages.decode.generation import SamplingParams
 from stages.models.footprint import context_tokens
 from stages.models.processors.prepare import DECODED, answer_ids, drop_end_token, rebuild

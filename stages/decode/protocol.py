@@ -12,10 +12,10 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
-from artifacts.captions import Ended
 from artifacts.errors import NotFinite, UsageError
-from artifacts.packs import DamagedRecord, RecordSet, RecordUnion
-from artifacts.tensors import unpack_tree
+from artifacts.records.packs import DamagedRecord, RecordSet, RecordUnion
+from artifacts.records.tensors import unpack_tree
+from artifacts.texts.captions import Ended
 from stages.decode.generation import DecodeItem, DecodeJob
 from stages.memory.oom_retry import OomRetry, split_batch
 from stages.models.halves.records import FeatureRecord

@@ -16,9 +16,9 @@ from itertools import chain
 from pkgutil import resolve_name
 from typing import Any
 
+from artifacts.disk.locks import WorkClaims, claims_at
 from artifacts.errors import NotFinite, PenstockError, StageDied, UsageError
-from artifacts.locks import WorkClaims, claims_at
-from artifacts.packs import (
+from artifacts.records.packs import (
     QUARANTINE,
     DamagedRecord,
     Record,
@@ -28,8 +28,8 @@ from artifacts.packs import (
     read_header,
     record_sets_of,
 )
-from artifacts.store import Store, open_store
-from artifacts.tensors import RecordGone
+from artifacts.records.store import Store, open_store
+from artifacts.records.tensors import RecordGone
 from stages.decode.engines import EngineSpec, engine_of, engines_for
 from stages.decode.generation import FALLBACK, OWN, DecodeItem, DecodeJob
 from stages.decode.json_schema import is_cut

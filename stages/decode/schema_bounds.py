@@ -10,8 +10,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import unquote
 
+from artifacts.disk.patterns import validator_of
 from artifacts.errors import UsageError
-from artifacts.patterns import validator_of
 
 ANNOTATIONS = frozenset(
     {"$schema", "$id", "$comment", "$defs", "definitions", "title", "description", "default"}

@@ -19,10 +19,10 @@ from typing import Any
 import torch
 
 from artifacts.errors import HalfChecked
-from artifacts.packs import Record, RecordSet
-from artifacts.store import open_store
+from artifacts.records.packs import Record, RecordSet
+from artifacts.records.store import open_store
+from artifacts.records.vectors import vector_record
 from artifacts.tiles import OFF, boxes_of
-from artifacts.vectors import vector_record
 from stages.embed import KIND, MIN_COSINE, TRIED_IMAGES, VERDICT, EmbedJob
 from stages.memory.oom_retry import release_memory
 from stages.models.encoding import EncodeItem

@@ -9,9 +9,9 @@ import torch
 from torch.nn.functional import normalize
 
 from artifacts.errors import CannotFit, NotFinite, StageDied, UsageError
-from artifacts.packs import Record, RecordSet
-from artifacts.store import open_store
-from artifacts.vectors import vector_record
+from artifacts.records.packs import Record, RecordSet
+from artifacts.records.store import open_store
+from artifacts.records.vectors import vector_record
 from stages.embed_texts import TextsItem, TextsJob
 from stages.memory.oom_retry import ItemFault, ItemFaults, OomRetry, split_batch
 from stages.models.finite import is_finite, not_finite

@@ -4,7 +4,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from artifacts.packs import RecordSet
+from artifacts.records.packs import RecordSet
 from stages.encode import EncodeJob, shown_frames
 from stages.memory.oom_retry import item_fault
 from stages.models.encoding import EncodeItem

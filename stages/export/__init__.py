@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
 
-from artifacts.model_files import ModelFiles
+from artifacts.records.model_files import ModelFiles
 from artifacts.schema import Half, Part, Route
 from stages.models.half_job import HalfJob
 from stages.models.shards import SHARD_BYTES

@@ -16,9 +16,9 @@ import torch
 from torch import nn
 
 from artifacts.errors import CannotFit
-from artifacts.packs import RecordSet
+from artifacts.records.packs import RecordSet
+from artifacts.records.store import open_store
 from artifacts.schema import Part
-from artifacts.store import open_store
 from stages.decode.generate_kwargs import make_greedy
 from stages.decode.protocol import read_features
 from stages.decode.scoring import caption_of, forced_logits

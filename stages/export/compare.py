@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch.nn.functional import cosine_similarity, normalize
 
-from artifacts.packs import RecordSet
-from artifacts.store import open_store
-from artifacts.tensors import unpack_tree
-from artifacts.vectors import vectors_in
+from artifacts.records.packs import RecordSet
+from artifacts.records.store import open_store
+from artifacts.records.tensors import unpack_tree
+from artifacts.records.vectors import vectors_in
 from stages.export import FeaturesJob
 from stages.export.parity import of_each
 from stages.memory.meta_device import tensors

@@ -16,8 +16,8 @@ import torch
 from transformers.modeling_utils import local_torch_dtype
 
 from artifacts.errors import UsageError
-from artifacts.plurals import counted
 from artifacts.schema import Part
+from artifacts.wording import counted
 from stages.models.halves.load import refuse_pickle
 from stages.models.halves.routes import config_and_class, skeleton_of
 from stages.models.hub.checkpoint import Checkpoint

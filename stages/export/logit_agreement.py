@@ -12,10 +12,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save
 from torch import nn
 
+from artifacts.disk.files import whole_file
 from artifacts.errors import EnvironmentFault
-from artifacts.files import whole_file
-from artifacts.packs import RecordSet
-from artifacts.store import open_store
+from artifacts.records.packs import RecordSet
+from artifacts.records.store import open_store
 from stages.decode.generate_kwargs import make_greedy
 from stages.decode.protocol import read_features
 from stages.decode.scoring import (

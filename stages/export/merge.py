@@ -23,8 +23,8 @@ from typing import Any
 
 import torch
 
+from artifacts.disk.regular_files import open_regular
 from artifacts.errors import EnvironmentFault, UsageError
-from artifacts.regular_files import open_regular
 from stages.export import MergeJob
 from stages.export.export_plan import refuse_unwritable
 from stages.models.adapter_injection import read_matrix

@@ -15,8 +15,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save
 
+from artifacts.disk.files import whole_file
 from artifacts.errors import EnvironmentFault, UsageError
-from artifacts.files import whole_file
 from stages.export import BITSANDBYTES, PACKED, ExportJob
 from stages.export.export_plan import ExportPlan, StoredTensor, plan_export
 from stages.export.rounding import CannotRound, Rounded, round_to_nearest, unsupported_columns

@@ -26,10 +26,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageCms
 
+from artifacts.disk.regular_files import NotAFile, open_regular
+from artifacts.disk.stamps import stamp_of
 from artifacts.errors import MediaError, MissingPackage
 from artifacts.packages import require_extra
-from artifacts.regular_files import NotAFile, open_regular
-from artifacts.stamps import stamp_of
 
 if TYPE_CHECKING:
     from av.video.reformatter import VideoReformatter

@@ -14,13 +14,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from artifacts.disk.json_shapes import read_record
 from artifacts.errors import EnvironmentFault, MediaError, PenstockError
-from artifacts.json_shapes import read_record
-from artifacts.keys import item_key
-from artifacts.packs import Record, RecordSet, record_sets_of
+from artifacts.records.keys import item_key
+from artifacts.records.packs import Record, RecordSet, record_sets_of
+from artifacts.records.store import Store
 from artifacts.remote.media_cache import open_local
 from artifacts.schema import MediaIndex, values_of
-from artifacts.store import Store
 from stages.frames.chunk import Chunk
 from stages.frames.job import TRANSIENT_KINDS, UNSTORED_KINDS, FramesItem
 from stages.process.events import EventReporter

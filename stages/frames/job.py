@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from artifacts.disk.regular_files import NotAFile
+from artifacts.disk.stamps import CHANGED, CHANGED_HINT, CHANGED_MESSAGE, Stamp, stamp_of
 from artifacts.errors import MediaError
-from artifacts.regular_files import NotAFile
 from artifacts.remote.media_cache import UNREACHABLE
 from artifacts.schema import FrameFit, Sampling
-from artifacts.stamps import CHANGED, CHANGED_HINT, CHANGED_MESSAGE, Stamp, stamp_of
 
 ENCODER = "libx264"
 """Encoder of exact clips, as FFmpeg names it."""

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from artifacts.errors import EnvironmentFault, MediaError
+from artifacts.records.store import is_full, open_store
 from artifacts.schema import MediaIndex
-from artifacts.store import is_full, open_store
 from stages.frames.frame_recorder import FrameRecorder, Watchdog, media_errors
 from stages.frames.image import read_image
 from stages.frames.job import FramesItem, FramesJob

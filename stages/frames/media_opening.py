@@ -22,9 +22,9 @@ from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from artifacts.containers import open_media
+from artifacts.disk.regular_files import open_regular
 from artifacts.errors import MediaError
-from artifacts.plurals import counted
-from artifacts.regular_files import open_regular
+from artifacts.wording import counted
 from stages.frames.formats import OPTIONS, check_file
 from stages.frames.frame_recorder import step
 from stages.frames.mp4_boxes import has_no_base_layer

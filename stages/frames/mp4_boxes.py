@@ -17,7 +17,7 @@ from itertools import islice
 from pathlib import Path
 from typing import BinaryIO
 
-from artifacts.regular_files import open_regular
+from artifacts.disk.regular_files import open_regular
 
 EDIT_CONTAINERS = {b"moov": 0, b"trak": 0}
 """Boxes that hold the ones below."""

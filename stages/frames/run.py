@@ -13,10 +13,10 @@ from functools import partial
 from itertools import count, takewhile
 from typing import TYPE_CHECKING, Any
 
-from artifacts.json_shapes import read_record
-from artifacts.locks import POLL_SECONDS, WorkClaims, claims_at
+from artifacts.disk.json_shapes import read_record
+from artifacts.disk.locks import POLL_SECONDS, WorkClaims, claims_at
+from artifacts.records.store import open_store
 from artifacts.schema import ChunkIndex, MediaIndex
-from artifacts.store import open_store
 from stages.frames import PACK_BYTES
 from stages.frames.chunk import Chunk, Damage
 from stages.frames.frame_recorder import FrameRecorder, Watchdog

@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from artifacts.plurals import counted
 from artifacts.schema import ChunkIndex, FrameFit, MediaIndex, Sampling
+from artifacts.wording import counted
 from stages.frames.chunk import Chunk, Damage
 from stages.frames.formats import BT2020, UNSTATED, UNSTATED_BT2020
 from stages.frames.frame_converter import FrameConverter, shown_size

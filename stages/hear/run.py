@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from artifacts.errors import UsageError
-from artifacts.packs import DamagedRecord, RecordSet
+from artifacts.records.packs import DamagedRecord, RecordSet
 from stages.models.encoding import EncodeItem, EncodingJob
 from stages.models.encoding.batch import encode_batches
 from stages.models.encoding.run import EncodeSpec, Refusal, encode_all, feature_record, or_refusal

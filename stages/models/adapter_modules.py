@@ -18,9 +18,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from artifacts.disk.patterns import LITERAL, ends_with
+from artifacts.disk.regular_files import read_text
 from artifacts.errors import EnvironmentFault, UsageError
-from artifacts.patterns import LITERAL, ends_with
-from artifacts.regular_files import read_text
 from stages.models.hub.checkpoint import JSON_BYTES
 from stages.models.hub.headers import TensorPlace, read_metadata, read_places
 from stages.models.profile import AdaptableLayer, ModelProfile, PartProfile

@@ -4,7 +4,7 @@ describes. Imports no model library."""
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from artifacts.model_files import ModelFiles
+from artifacts.records.model_files import ModelFiles
 from artifacts.schema import Route
 
 PINNED_LOAD_BYTES = 128 << 20

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple, get_args
 
-from artifacts.json_shapes import read_record
+from artifacts.disk.json_shapes import read_record
 from artifacts.schema import FrameFit, Modality, Part, Route
 from stages.models.footprint import BatchCost, RowMemory
 

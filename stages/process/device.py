@@ -24,8 +24,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
+from artifacts.disk.locks import hold
 from artifacts.errors import EnvironmentFault
-from artifacts.locks import hold
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 HIDING = ("", "-1", "NoDevFiles")

@@ -15,11 +15,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
+from artifacts.disk.json_shapes import read_record
+from artifacts.disk.regular_files import open_below
 from artifacts.errors import EnvironmentFault
-from artifacts.json_shapes import read_record
-from artifacts.regular_files import open_below
+from artifacts.records.store import fault_of
 from artifacts.schema import MediaIndex
-from artifacts.store import fault_of
 
 UNSUPPORTED = "unsupported"
 """Kind of failure of an item whose own settings are not supported."""

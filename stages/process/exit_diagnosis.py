@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from artifacts import errors
-from artifacts.model_files import ModelFiles
-from artifacts.packs import DamagedRecord
+from artifacts.records.model_files import ModelFiles
+from artifacts.records.packs import DamagedRecord
 from stages.process.device import USE_CPU_HINT
 from stages.process.events import StageError
 from stages.process.memory_limit import LIMIT_SHARE, is_near, memory_was_short

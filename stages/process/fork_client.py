@@ -23,7 +23,7 @@ import weakref
 from pathlib import Path
 from typing import IO, TypeAlias
 
-from artifacts.paths import machine_cache
+from artifacts.disk.paths import machine_cache
 from stages.process.device import on_wsl
 from stages.process.memory import cores, host_free_bytes
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from artifacts.packs import Record
+from artifacts.records.packs import Record
 
 SIDE = 64
 """Side of a thumbnail in pixels; its aspect is not kept."""

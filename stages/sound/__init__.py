@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from artifacts.keys import item_key
+from artifacts.disk.stamps import Stamp
+from artifacts.records.keys import item_key
 from artifacts.schema import ChunkIndex
-from artifacts.stamps import Stamp
 from stages.frames.job import FramesJob
 from stages.process.job import StageSpec
 

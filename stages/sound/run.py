@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from artifacts.locks import POLL_SECONDS, WorkClaims, claims_at
-from artifacts.packs import Record, RecordSet, RecordUnion, record_sets_of
+from artifacts.disk.locks import POLL_SECONDS, WorkClaims, claims_at
+from artifacts.records.packs import Record, RecordSet, RecordUnion, record_sets_of
+from artifacts.records.store import open_store
 from artifacts.schema import MediaIndex
-from artifacts.store import open_store
 from stages.frames.frame_recorder import Watchdog, failing
 from stages.frames.job import FramesItem
 from stages.frames.live import cut_requests

@@ -34,7 +34,7 @@ from av.stream import Discard
 from numpy.typing import NDArray
 
 from artifacts.errors import MediaError
-from artifacts.plurals import counted
+from artifacts.wording import counted
 from stages.frames.media_opening import (
     JUMP_AHEAD_SECONDS,
     JUMP_BACK_SECONDS,

@@ -12,11 +12,11 @@ from functools import partial
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from artifacts.captions import Ended, answer_of
 from artifacts.errors import UsageError
-from artifacts.keys import digest_of
-from artifacts.packs import Record, RecordSet
-from artifacts.store import open_store
+from artifacts.records.keys import digest_of
+from artifacts.records.packs import Record, RecordSet
+from artifacts.records.store import open_store
+from artifacts.texts.captions import Ended, answer_of
 from stages.decode.engines.transformers import run_generate
 from stages.decode.generate_kwargs import GenerateKwargs
 from stages.decode.generation import DecodeItem

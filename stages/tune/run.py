@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from artifacts.files import sweep, write_json
-from artifacts.packs import RecordSet, RecordUnion
-from artifacts.store import open_store
+from artifacts.disk.files import sweep, write_json
+from artifacts.records.packs import RecordSet, RecordUnion
+from artifacts.records.store import open_store
 from stages.decode.engines.transformers import generate_rows
 from stages.decode.generate_kwargs import make_greedy
 from stages.decode.protocol import read_features

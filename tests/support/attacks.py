@@ -19,7 +19,7 @@ from pathlib import Path
 
 from scripts.stage_processes import family
 
-PENSTOCK = [sys.executable, "-m", "flows.cli.main"]
+PENSTOCK = [sys.executable, "-m", "flows.interfaces.cli.main"]
 ROOT = Path(__file__).resolve().parents[2]
 SEED = "PENSTOCK_TEST_SEED"
 """In the environment: what all random attacks of a test run follow from; conftest.py sets it."""

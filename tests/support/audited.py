@@ -61,10 +61,10 @@ SYNCS = ("fsync", "fdatasync")
 
 
 def main(book: str, *words: str) -> int:
-    from flows.cli import main as command
-    from flows.serving import listening
-    from flows.serving import server as serving
-    from flows.studio import server as studio
+    from flows.interfaces.cli import main as command
+    from flows.interfaces.serve import listening
+    from flows.interfaces.serve import server as serving
+    from flows.interfaces.studio import server as studio
 
     for name in (*SYNCS, "write", "read", "pread", "pwrite", "writev", "readv", "sendfile"):
         watched(name)

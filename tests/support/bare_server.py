@@ -71,10 +71,10 @@ async def app(scope: Any, receive: Any, send: Any) -> None:
 
 def main(name: str) -> None:
     from artifacts.packages import loop_factory
-    from flows.serving.config import ServeConfig
-    from flows.serving.listening import address_of, listening
-    from flows.serving.server import Answering
-    from flows.studio import server
+    from flows.core.options.serving import ServeConfig
+    from flows.interfaces.serve.listening import address_of, listening
+    from flows.interfaces.serve.server import Answering
+    from flows.interfaces.studio import server
 
     async def serve() -> None:
         answering = Answering(ServeConfig(model="demo", max_queue=64), listener)

@@ -4,12 +4,12 @@ from pathlib import Path
 from typing import Any
 
 from artifacts.schema import FrameFit
-from flows.checkpoint.models import Model
-from flows.checkpoint.precision import resolve_settings
-from flows.machine.budget import Budget
-from flows.options.commands import CaptionConfig
-from flows.planning.choose import PlanRequest
-from flows.planning.workloads import Workload
+from flows.core.checkpoint.models import Model
+from flows.core.checkpoint.precision import resolve_settings
+from flows.core.machine.budget import Budget
+from flows.core.options.commands import CaptionConfig
+from flows.core.plan.choose import PlanRequest
+from flows.core.plan.workloads import Workload
 from stages.models.footprint import BatchCost
 from stages.models.hub.checkpoint import Checkpoint
 from stages.models.profile import ModelProfile, PartProfile, SamplingProfile

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks._words import hf
+from tests.support.builders.words import hf
 from tests.support.families import decisive, made_once, save, text_config
 from tests.support.processors import KINDS
 from tests.support.tiny_families.grids import EAR, WINDOWS

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-from benchmarks._words import hf
+from tests.support.builders.words import hf
 from tests.support.evaclip import Drawn, Weights
 from tests.support.families import made_once
 from tests.support.tiny_tokenizers import LLAMA3, split

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from artifacts.store import FolderStore, prepare_store
-from flows.checkpoint.models import digests_in, open_model
-from flows.machine.launch import DirectLauncher
-from flows.options.commands import CaptionConfig
+from artifacts.records.store import FolderStore, prepare_store
+from flows.core.checkpoint.models import digests_in, open_model
+from flows.core.machine.launch import DirectLauncher
+from flows.core.options.commands import CaptionConfig
 from stages.models.profile import ModelProfile
 from tests.support.inside import InsideLauncher
 

@@ -12,14 +12,14 @@ from typing import Any
 import torch
 
 from artifacts.errors import PenstockError
-from artifacts.packs import Record
-from artifacts.vectors import vector_record, vectors_in
-from benchmarks._clip import PATCH, SIDE, TEXT, VISION
-from benchmarks._words import hf, tokenizer
+from artifacts.records.packs import Record
+from artifacts.records.vectors import vector_record, vectors_in
 from stages.models.halves.boundary import absent_paths
 from stages.models.halves.features import image_vectors, logits, text_vectors
 from stages.models.halves.load import load_half
 from stages.models.halves.routes import choose_route, config_and_class, one_line
+from tests.support.builders.clip import PATCH, SIDE, TEXT, VISION
+from tests.support.builders.words import hf, tokenizer
 
 CONVOLVING = {
     "image_size": SIDE,

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from flows.cli.main import main
+from flows.interfaces.cli.main import main
 
 SIZES = ((60, 80), (80, 60), (50, 100), (40, 200), (63, 63), (300, 62))
 """Height and width; one side of each is too short for the tiny models' pictures to be decoded

@@ -19,8 +19,8 @@ from torch.nn import functional
 from transformers import CLIPTokenizer
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from benchmarks._plan_cases import plan_case
 from stages.models.in_tree.registry import ORIGINALS
+from tests.support.builders.plan_cases import plan_case
 
 WIDTH, INNER, LAYERS, HEAD = 128, 640, 3, 64
 TEXT_WIDTH, TEXT_INNER, VOCABULARY, LONGEST, PROJECTED = 64, 256, 514, 77, 48
@@ -41,7 +41,7 @@ class Layout:
     side: int = 28
     """Pixels of a side of a picture."""
     case: str = "eva-clip-8b"
-    """List of the tensors that the hub has of it, in benchmarks/plan_cases; empty if it was never
+    """List of the tensors that the hub has of it, in tests/support/builders/plan_cases; empty if it was never
     there."""
 
 

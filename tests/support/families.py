@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from benchmarks._processors import llava_processor
-from benchmarks._words import (
+from tests.support.builders.processors import llava_processor
+from tests.support.builders.words import (
     LLAVA_TEMPLATE,
     QWEN_MARKS,
     QWEN_TEMPLATE,

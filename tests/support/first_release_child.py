@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks._words import QWEN_MARKS, QWEN_TEMPLATE, hf, tokenizer
+from tests.support.builders.words import QWEN_MARKS, QWEN_TEMPLATE, hf, tokenizer
 from tests.support.families import decisive, qwen_ids, save, text_config
 from tests.support.tiny_families.parts import NONE, config_of, patches
 

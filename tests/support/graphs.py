@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from artifacts.keys import hash_file
+from artifacts.records.keys import hash_file
 from stages.export import GraphJob
 from stages.export.graphs.run import run
 from stages.export.parity import PARITY

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from flows.cli.main import main
-from flows.machine.launch import ENTRIES
+from flows.core.machine.launch import ENTRIES
+from flows.interfaces.cli.main import main
 from stages.process.child import load_entry
 from stages.process.events import EventReporter
 

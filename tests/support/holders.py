@@ -5,14 +5,14 @@ import subprocess
 import sys
 from collections.abc import Iterator
 
-from artifacts.store import FolderStore, prepare_store
+from artifacts.records.store import FolderStore, prepare_store
 from tests.support.pipeline import ROOT
 
 HOLDER = """
 import sys
 from pathlib import Path
-from artifacts.store import FolderStore
-from flows.machine.leases import leased
+from artifacts.records.store import FolderStore
+from flows.core.machine.leases import leased
 with leased(FolderStore(Path(sys.argv[1])), [sys.argv[2]], Path("out")):
     print("held", flush=True)
     sys.stdin.read()

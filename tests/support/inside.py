@@ -10,10 +10,10 @@ from importlib import import_module
 from io import StringIO
 from typing import Any, ClassVar
 
-from flows.console.display import Display
-from flows.machine.launch import ENTRIES, StageCall
-from flows.results.run_result import RunResult
-from flows.running.run import caption
+from flows.core.console.display import Display
+from flows.core.machine.launch import ENTRIES, StageCall
+from flows.execution.run import caption
+from flows.outputs.run_result import RunResult
 from stages.process.events import (
     Event,
     EventReporter,

@@ -3,12 +3,12 @@
 from pathlib import Path
 from typing import Any
 
-from artifacts.keys import digest_of
-from flows.checkpoint.models import Model
-from flows.checkpoint.precision import resolve_settings
-from flows.ledger.namespaces import variants_of
-from flows.options.commands import CaptionConfig
-from flows.pipelines import CAPTION
+from artifacts.records.keys import digest_of
+from flows.core.checkpoint.models import Model
+from flows.core.checkpoint.precision import resolve_settings
+from flows.core.ledger.namespaces import variants_of
+from flows.core.options.commands import CaptionConfig
+from flows.core.pipelines import CAPTION
 from stages.models import ModelProfile
 from stages.models.hub.checkpoint import Checkpoint
 

@@ -13,17 +13,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flows.console.display import Display
-from flows.learning import learn as module
-from flows.learning.learn import learn
-from flows.learning.result import Learned
-from flows.options.commands import CaptionConfig
-from flows.options.training import LearnConfig, RecordedRun
-from flows.results.rounds import rounds_in
-from flows.results.run_result import RunResult
-from flows.reviewing.captions import ReviewedCaptions
-from flows.running import sift_first
-from flows.running.run import caption
+from flows.commands.caption import run as sift_first
+from flows.commands.learn import run as module
+from flows.commands.learn.result import Learned
+from flows.commands.learn.run import learn
+from flows.commands.review.captions import ReviewedCaptions
+from flows.core.console.display import Display
+from flows.core.options.commands import CaptionConfig
+from flows.core.options.training import LearnConfig, RecordedRun
+from flows.execution.run import caption
+from flows.outputs.record.rounds import rounds_in
+from flows.outputs.run_result import RunResult
 from stages.decode.generation import DecodeItem
 from tests.support.media import write_video
 from tests.support.saying import ALL, Saying

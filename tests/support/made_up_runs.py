@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from artifacts.keys import digest_of
-from artifacts.packs import Record, RecordSet, stored_namespaces
-from artifacts.store import FolderStore, open_store
+from artifacts.records.keys import digest_of
+from artifacts.records.packs import Record, RecordSet, stored_namespaces
+from artifacts.records.store import FolderStore, open_store
 from stages.models.published import FIELD, runs_as_published
 from stages.process.events import StageOutcome
 from stages.process.job import job_fields
@@ -70,7 +70,7 @@ class MadeUpStages(Stages):
 def _vectors(key: str, count: int) -> Record:
     import numpy as np
 
-    from artifacts.vectors import vector_record
+    from artifacts.records.vectors import vector_record
 
     drawn = np.random.default_rng(int(key[:8], 16)).standard_normal((count, WIDTH))
     return vector_record(key, drawn.astype("<f4"))
@@ -166,7 +166,7 @@ def _write_model(folder: Path, cell: Cell) -> None:
 
 
 def _write_graphs(folder: Path, shards: list[str]) -> None:
-    from artifacts.keys import hash_file
+    from artifacts.records.keys import hash_file
     from stages.models.graphs import FOLDER
 
     graphs = folder / FOLDER
@@ -204,8 +204,8 @@ def _stored(folder: Path) -> Iterator[tuple[str, Any]]:
 
 def run(stages: MadeUpStages, words: list[str], folder: Path) -> int:
     """Return the exit code of a command whose stages are made up."""
-    from flows.cli.main import main as run_command
-    from flows.machine.launch import DirectLauncher
+    from flows.core.machine.launch import DirectLauncher
+    from flows.interfaces.cli.main import main as run_command
 
     kept = {"CUDA_VISIBLE_DEVICES": "", "XDG_CACHE_HOME": str(folder / "cache")}
     with (

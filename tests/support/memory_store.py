@@ -7,8 +7,8 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from artifacts.stores.local import state_folder
-from artifacts.stores.protocol import Extent, ObjectStat, header_of
+from artifacts.records.stores.local import state_folder
+from artifacts.records.stores.protocol import Extent, ObjectStat, header_of
 
 
 class MemoryStore:

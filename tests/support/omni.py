@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from benchmarks._words import TEMPLATE as WORDS
-from benchmarks._words import hf, words
+from tests.support.builders.words import TEMPLATE as WORDS
+from tests.support.builders.words import hf, words
 from tests.support.families import decisive, made_once, save
 from tests.support.tiny_families.grids import DEEP, ROUTING, TALL, WINDOWS
 from tests.support.tiny_families.parts import MROPE, NONE, config_of, model_of, patches, text

@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks._common import Peak
 from stages.process.fork_client import child_environment
+from tests.support.builders.common import Peak
 
 
 def peaks_of(folder: Path, **job: Any) -> dict[str, Any]:

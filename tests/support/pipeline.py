@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from artifacts.packs import read_header
-from artifacts.store import FolderStore
-from flows.options.commands import CaptionConfig
+from artifacts.records.packs import read_header
+from artifacts.records.store import FolderStore
+from flows.core.options.commands import CaptionConfig
 from scripts.stage_processes import descendants, stage_of
 from tests.support import held
 
-PENSTOCK = [sys.executable, "-m", "flows.cli.main"]
+PENSTOCK = [sys.executable, "-m", "flows.interfaces.cli.main"]
 ROOT = Path(__file__).resolve().parents[2]
 SECONDS = 280
 """Below the test's own time limit, so that a hanging program is named."""

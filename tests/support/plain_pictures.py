@@ -5,7 +5,7 @@ import colorsys
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from benchmarks._planted import CLIP_SIZE, RATE, Frames, Picture
+from tests.support.builders.planted import CLIP_SIZE, RATE, Frames, Picture
 
 Draw = np.random.Generator
 SECONDS = 3.0

@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 
-from benchmarks._processors import llava_processor
-from benchmarks._words import (
+from tests.support import cogvlm2
+from tests.support.builders.processors import llava_processor
+from tests.support.builders.words import (
     LLAVA_TEMPLATE,
     QWEN_MARKS,
     QWEN_TEMPLATE,
@@ -21,7 +22,6 @@ from benchmarks._words import (
     tokenizer,
     words,
 )
-from tests.support import cogvlm2
 from tests.support.checkpoints import ROPE
 from tests.support.families import (
     change_config,

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from benchmarks._plan_cases import PlanCase, Shape, make_folder, write_header
+from tests.support.builders.plan_cases import PlanCase, Shape, make_folder, write_header
 
 Tensors = dict[str, torch.Tensor]
 GROUP = 16

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from benchmarks._words import hf, template, words
+from tests.support.builders.words import hf, template, words
 from tests.support.families import decisive, save, text_config
 from tests.support.media import picture
 from tests.support.tiny_families.parts import config_of, model_of, tower

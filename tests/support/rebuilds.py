@@ -3,8 +3,8 @@
 from dataclasses import fields
 from typing import Any
 
-from flows.options.commands import RebuildConfig
-from flows.options.model import ModelOptions
+from flows.core.options.commands import RebuildConfig
+from flows.core.options.model import ModelOptions
 
 
 def rebuilding(config: ModelOptions) -> RebuildConfig:

@@ -1,6 +1,6 @@
 """What a refused command says."""
 
-from flows.console.display import READING
+from flows.core.console.display import READING
 
 
 def one_line(errors: str) -> str:

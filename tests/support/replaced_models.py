@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from artifacts.keys import hash_file
-from flows.machine.launch import StageCall
+from artifacts.records.keys import hash_file
+from flows.core.machine.launch import StageCall
 from penstock_demo import CHECKPOINT, CLIPS
 from stages.process.stage_process import Listener
 from tests.support.inside import Ended, InsideLauncher, Ran, run_through

@@ -11,13 +11,13 @@ from typing import Any
 
 from PIL import Image
 
-from artifacts.captions import Caption, Failure, write_jsonl
-from artifacts.files import write_json, write_text
-from artifacts.labels import Labelled, Scored
-from flows.media.media_files import IMAGE_SUFFIXES, MediaFile
-from flows.pipelines import LABEL
-from flows.results.outputs import media_line
-from flows.results.run_record import RunRecord, empty
+from artifacts.disk.files import write_json, write_text
+from artifacts.texts.captions import Caption, Failure, write_jsonl
+from artifacts.texts.labels import Labelled, Scored
+from flows.core.media.media_file import IMAGE_SUFFIXES, MediaFile
+from flows.core.pipelines import LABEL
+from flows.outputs.record.run_record import RunRecord, empty
+from flows.outputs.write import media_line
 from stages.process.events import StageOutcome
 from tests.support.rows import caption
 

@@ -1,6 +1,6 @@
 """Captions that are hard to write down."""
 
-from artifacts.captions import Caption
+from artifacts.texts.captions import Caption
 
 HARD = (
     "Ein Vögelchen 🐦 über dem Fluß",

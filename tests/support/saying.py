@@ -12,13 +12,13 @@ import numpy as np
 from PIL import Image
 
 from artifacts.errors import Interrupted
-from artifacts.packs import Record, RecordSet
-from artifacts.store import FolderStore
-from flows.console.display import Display
-from flows.machine.launch import ENTRIES, DirectLauncher, StageCall
-from flows.options.commands import CaptionConfig
-from flows.results.run_result import RunResult
-from flows.running.run import caption
+from artifacts.records.packs import Record, RecordSet
+from artifacts.records.store import FolderStore
+from flows.core.console.display import Display
+from flows.core.machine.launch import ENTRIES, DirectLauncher, StageCall
+from flows.core.options.commands import CaptionConfig
+from flows.execution.run import caption
+from flows.outputs.run_result import RunResult
 from stages.decode.generation import DecodeItem, DecodeJob
 from stages.process.events import StageOutcome
 from stages.process.stage_process import Listener

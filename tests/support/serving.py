@@ -1,7 +1,7 @@
 """`penstock serve` as a user starts it, in a process of its own, and what it is asked; knows
 nothing of what an answer should be.
 
-What stands for the vision half makes vectors of a picture's colours (benchmarks/_card_time.py)
+What stands for the vision half makes vectors of a picture's colours (tests/support/builders/card_time.py)
 unless the real one is asked for; decoding, queues, processes and HTTP are the real ones.
 """
 
@@ -31,7 +31,15 @@ from tests.support.attacks import resident_bytes
 from tests.support.pipeline import PENSTOCK, ROOT
 from tests.support.servers import Answer, answer_to
 
-STAND_IN = [sys.executable, "-m", "benchmarks._card_time", "--slower", "0.1", "--tiles", "off"]
+STAND_IN = [
+    sys.executable,
+    "-m",
+    "tests.support.builders.card_time",
+    "--slower",
+    "0.1",
+    "--tiles",
+    "off",
+]
 REAL = [*PENSTOCK, "serve", "--model", "demo"]
 LISTENING = re.compile(r"^serving on http://[\w.:\[\]-]+:(\d+)", re.MULTILINE)
 START_SECONDS = 120

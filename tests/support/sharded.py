@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from benchmarks._words import hf
+from tests.support.builders.words import hf
 from tests.support.families import checkpoint, made_once
 from tests.support.hub import Repository
 

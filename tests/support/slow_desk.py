@@ -13,13 +13,13 @@ from tests.support.slow_tower import SECONDS as CHUNK_SECONDS
 
 START = f"""
 import os, sys
-from flows.machine.launch import ENTRIES
+from flows.core.machine.launch import ENTRIES
 from tests.support.slow_tower import SLOW
 ENTRIES.update(SLOW)
 if {KILL!r} in os.environ:
     os.environ[{KILL!r}] = os.environ[{KILL!r}].replace("PARENT", str(os.getpid()))
 %s
-from flows.cli.main import main
+from flows.interfaces.cli.main import main
 sys.exit(main())
 """
 

@@ -10,7 +10,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from flows.machine.launch import ENTRIES
+from flows.core.machine.launch import ENTRIES
 from stages.process.events import EventReporter
 
 SECONDS = "PENSTOCK_TEST_CHUNK_SECONDS"

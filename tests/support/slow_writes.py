@@ -8,9 +8,9 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 from unittest.mock import patch
 
-from artifacts.store import FolderStore
-from flows.cli.main import main
-from flows.machine.launch import ENTRIES
+from artifacts.records.store import FolderStore
+from flows.core.machine.launch import ENTRIES
+from flows.interfaces.cli.main import main
 from stages.process.child import load_entry
 from stages.process.events import EventReporter
 

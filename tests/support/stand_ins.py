@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from artifacts.errors import Interrupted
-from artifacts.packs import Record, RecordSet
+from artifacts.records.packs import Record, RecordSet
+from artifacts.records.store import open_store
 from artifacts.schema import FrameFit
-from artifacts.store import open_store
-from flows.machine.launch import StageCall
-from flows.options.commands import CaptionConfig
+from flows.core.machine.launch import StageCall
+from flows.core.options.commands import CaptionConfig
 from stages.models.profile import ModelProfile, PartProfile, SamplingProfile
 from stages.process.events import Failed, StageOutcome
 from stages.process.job import job_fields

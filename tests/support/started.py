@@ -5,10 +5,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks._jobs import made_job
 from stages.process.events import Event
 from stages.process.fork_client import ForkServer
 from stages.process.stage_process import StageProcess
+from tests.support.builders.jobs import made_job
 
 if TYPE_CHECKING:
     pass

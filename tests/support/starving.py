@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 from unittest.mock import patch
 
-from flows.machine.launch import ENTRIES
+from flows.core.machine.launch import ENTRIES
 from stages.process.events import EventReporter
 
 VARIABLE = "PENSTOCK_TEST_STARVE"

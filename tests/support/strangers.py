@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from artifacts.keys import hash_file
-from flows.results.marker import MARKER, Marker, inputs_in, write_marker
+from artifacts.records.keys import hash_file
+from flows.outputs.marker import MARKER, Marker, inputs_in, write_marker
 
 
 @contextmanager

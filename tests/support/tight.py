@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from artifacts.errors import Killed, OutOfMemory
-from flows.machine.launch import StageCall
+from flows.core.machine.launch import StageCall
 from stages.memory.oom_retry import smaller
 from stages.process.events import BatchShrunk, Item, StageOutcome, TooLarge
 from stages.process.job import job_fields

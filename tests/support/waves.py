@@ -8,10 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from artifacts.packs import Record, RecordSet
+from artifacts.records.packs import Record, RecordSet
+from artifacts.records.store import open_store
 from artifacts.schema import ChunkIndex
-from artifacts.store import open_store
-from benchmarks._jobs import own_of
 from penstock_demo import CHECKPOINT
 from stages.decode.generation import DecodeItem, DecodeJob
 from stages.decode.run import run as decode
@@ -21,6 +20,7 @@ from stages.memory.oom_retry import ItemFault, ItemFaults
 from stages.models.encoding import EncodeItem
 from stages.models.processors.loading import Clip
 from stages.process.events import EventReporter
+from tests.support.builders.jobs import own_of
 from tests.support.checkpoints import whole_checkpoint
 from tests.support.clips import PROMPTS, clips
 from tests.support.families import BUILDERS, checkpoint, made_once

@@ -4,9 +4,9 @@ from typing import Any
 
 import numpy as np
 
-from artifacts.keys import content_key, hash_file, item_key
-from artifacts.packs import read_header
-from artifacts.store import FolderStore
+from artifacts.records.keys import content_key, hash_file, item_key
+from artifacts.records.packs import read_header
+from artifacts.records.store import FolderStore
 from tests.support.pipeline import Place
 
 Frames = Any

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
-from artifacts.plurals import counted
+from artifacts.wording import counted
 from stages.decode.engines import EngineSpec
 from stages.models.footprint import RowMemory
 from stages.models.gguf import COLUMN_MULTIPLE, PIECE_TOKENS, ROWS, GgufShape

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
 
-from artifacts.captions import Ended
 from artifacts.errors import UsageError
+from artifacts.texts.captions import Ended
 from stages.decode.confidence import LogitsWatch
 from stages.decode.generate_kwargs import GenerateKwargs, PrefillOptions
 from stages.decode.generation import DecodeJob, RequestSettings, SamplingParams

@@ -24,8 +24,8 @@ from torch import nn
 
 from artifacts.errors import PenstockError, UsageError
 from artifacts.packages import install_command
+from artifacts.records.tensors import name_tensors
 from artifacts.schema import Half, MediaKind
-from artifacts.tensors import name_tensors
 from stages.embed_texts.run import TextReader
 from stages.memory.meta_device import tensors
 from stages.models.dry_run import quiet

@@ -25,9 +25,9 @@ from typing import Any
 import torch
 
 from artifacts.errors import HalfChecked
-from artifacts.packs import Record, RecordSet
+from artifacts.records.packs import Record, RecordSet
+from artifacts.records.tensors import pack_tree
 from artifacts.schema import Half
-from artifacts.tensors import pack_tree
 from stages.memory.meta_device import tensors
 from stages.memory.oom_retry import item_fault
 from stages.models.encoding import pass_check_key

@@ -27,12 +27,12 @@ from typing import Any, Generic, Self, TypeVar
 import numpy as np
 import torch
 
+from artifacts.disk.locks import UnsharedWork, WorkClaims, claims_at
 from artifacts.errors import NotFinite
-from artifacts.locks import UnsharedWork, WorkClaims, claims_at
-from artifacts.packs import DamagedRecord, Record, RecordSet, record_sets_of
+from artifacts.records.packs import DamagedRecord, Record, RecordSet, record_sets_of
+from artifacts.records.store import is_full, open_store
+from artifacts.records.tensors import pack_tree
 from artifacts.schema import Half
-from artifacts.store import is_full, open_store
-from artifacts.tensors import pack_tree
 from stages.memory.meta_device import tensors
 from stages.memory.oom_retry import (
     RETRY,

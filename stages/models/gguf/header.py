@@ -30,9 +30,9 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
+from artifacts.disk.regular_files import open_regular
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.packages import require_extra
-from artifacts.regular_files import open_regular
 from stages.models.gguf import how_to_install
 
 MAGIC = b"GGUF"

@@ -15,8 +15,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from artifacts.disk.json_shapes import ShapeError, count, number, read_json, read_record, text
 from artifacts.errors import EnvironmentFault
-from artifacts.json_shapes import ShapeError, count, number, read_json, read_record, text
 from artifacts.schema import Half
 from stages.models.graphs import FOLDER
 from stages.process.exit_diagnosis import out_of_memory

@@ -41,8 +41,8 @@ from torch import nn
 from torch.utils.dlpack import from_dlpack
 
 from artifacts.errors import EnvironmentFault, PenstockError, UsageError
+from artifacts.records.tensors import place_tensors
 from artifacts.schema import Half
-from artifacts.tensors import place_tensors
 from stages.memory.meta_device import changed
 from stages.models.graphs import FOLDER
 from stages.models.graphs.manifest import (

@@ -43,7 +43,7 @@ from torch import nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from artifacts.errors import UsageError
-from artifacts.packs import Record, RecordSet
+from artifacts.records.packs import Record, RecordSet
 from artifacts.schema import Half, Part
 from stages.memory.cuda_graphs import same_bits
 from stages.models.halves.absent import MissingModule, MissingWeight, NeedsWeights

@@ -19,8 +19,8 @@ import torch
 from torch import nn
 
 from artifacts.errors import UsageError
+from artifacts.records.tensors import make_record
 from artifacts.schema import Half
-from artifacts.tensors import make_record
 from stages.memory.meta_device import tensors
 from stages.models.halves.boundary import IMAGE_METHOD, TEXT_METHOD, absent_paths
 from stages.models.halves.recorded import (

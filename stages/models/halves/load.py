@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 from artifacts.errors import EnvironmentFault, UsageError
-from artifacts.model_files import ModelFiles
-from artifacts.plurals import counted, meant
+from artifacts.records.model_files import ModelFiles
 from artifacts.schema import Part
+from artifacts.wording import counted, meant
 from stages.memory.oom_retry import release_memory
 from stages.models.halves.absent import NeedsWeights
 from stages.models.halves.boundary import CUT, absent_paths, cut, extra_module_of, modules_called

@@ -33,8 +33,8 @@ from torch import nn
 from transformers import GenerationMixin
 
 from artifacts.errors import CannotFit, UsageError
+from artifacts.records.tensors import make_record
 from artifacts.schema import Part, Route
-from artifacts.tensors import make_record
 from stages.models.halves.boundary import absent_paths, owner_path, reader_path
 from stages.models.halves.features import (
     count_heard,

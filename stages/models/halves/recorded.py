@@ -38,7 +38,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
-from artifacts.tensors import make_record
+from artifacts.records.tensors import make_record
 from stages.memory.cuda_graphs import reason_of, recording, same_bits
 from stages.memory.meta_device import changed, tensors
 from stages.memory.oom_retry import catch_oom, release_memory

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from artifacts.tensors import make_record
+from artifacts.records.tensors import make_record
 
 Rule = Any
 """`"cat" | "join" | "same" | "whole" | {"each": [Rule]} | {"fields": {name: Rule}}`; JSON holds

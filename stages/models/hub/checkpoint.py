@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from artifacts.disk.regular_files import open_regular, read_text
 from artifacts.errors import EnvironmentFault, UsageError
-from artifacts.model_files import ALONG
-from artifacts.model_files import SMALL as SMALL
-from artifacts.regular_files import open_regular, read_text
+from artifacts.records.model_files import ALONG
+from artifacts.records.model_files import SMALL as SMALL
 
 DOWNLOAD_HINT = "Download it again (with git: git lfs pull)"
 INDEX = "model.safetensors.index.json"

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import msgspec
 
+from artifacts.disk.regular_files import open_regular
 from artifacts.errors import EnvironmentFault, UsageError
-from artifacts.regular_files import open_regular
 from stages.models.hub.checkpoint import read_config
 
 OBJECTS = (

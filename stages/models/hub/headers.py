@@ -11,8 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from artifacts.disk.regular_files import open_regular
 from artifacts.errors import EnvironmentFault
-from artifacts.regular_files import open_regular
 from stages.models.hub import transfer
 from stages.models.hub.checkpoint import (
     DOWNLOAD_HINT,

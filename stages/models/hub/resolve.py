@@ -5,10 +5,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from artifacts.disk.paths import is_utf8
+from artifacts.disk.regular_files import odd_thing
 from artifacts.errors import EnvironmentFault, UsageError
-from artifacts.model_files import ALONG
-from artifacts.paths import is_utf8
-from artifacts.regular_files import odd_thing
+from artifacts.records.model_files import ALONG
 from stages.models.hub.checkpoint import (
     INDEX,
     SINGLE,

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
 
+from artifacts.disk.locks import try_lock
 from artifacts.errors import EnvironmentFault, PenstockError, Unanswered, UsageError
-from artifacts.locks import try_lock
 from stages.models.hub.checkpoint import Checkpoint, WeightFile
 
 OF_THE_DISK = (

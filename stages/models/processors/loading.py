@@ -14,10 +14,10 @@ from weakref import WeakKeyDictionary, WeakSet
 
 import numpy as np
 
-from artifacts.captions import TAGS
 from artifacts.errors import PenstockError, UsageError
 from artifacts.packages import library_needs
 from artifacts.schema import MediaKind
+from artifacts.texts.captions import TAGS
 from stages.models.halves.features import is_pixels
 from stages.models.halves.own_code import asks_for_trust, needs_trust
 from stages.models.hub.folder_files import refuse_missing

@@ -26,9 +26,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from artifacts.captions import behind_reasoning, ends_inside, has_tags
 from artifacts.errors import UsageError
 from artifacts.schema import MediaKind
+from artifacts.texts.captions import behind_reasoning, ends_inside, has_tags
 from artifacts.tiles import LARGE
 from stages.models.halves.records import OUTLINE, RowCount
 from stages.models.halves.routes import overrides_generate

@@ -41,8 +41,8 @@ import greenlet
 import torch
 from torch import nn
 
+from artifacts.disk.files import own_folder
 from artifacts.errors import CannotFit
-from artifacts.files import own_folder
 from artifacts.schema import Part
 from stages.models.halves.load import load_half
 from stages.models.halves.offload import dispatching, placement, waiting

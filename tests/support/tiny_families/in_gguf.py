@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import torch
 
-from benchmarks._gguf_writer import write_gguf
 from stages.decode.engines.inflight.engine import choose_layout, reference_of
 from stages.decode.engines.inflight.prefill import prefill_row
 from stages.models.gguf import ROWS
@@ -16,6 +15,7 @@ from stages.models.halves.features import encode
 from stages.models.halves.load import load_half
 from stages.models.halves.offload import generate
 from stages.models.halves.routes import config_and_class, skeleton_of
+from tests.support.builders.gguf_writer import write_gguf
 from tests.support.tiny_families.for_gguf import VARIANTS
 from tests.support.tiny_families.in_slots import LIMITS, LONGER, alone, greedy, in_slots, longer
 

@@ -12,8 +12,8 @@ import torch
 from torch.nn.functional import linear
 
 from artifacts.errors import HalfChecked
-from artifacts.packs import RecordSet
-from artifacts.store import open_store
+from artifacts.records.packs import RecordSet
+from artifacts.records.store import open_store
 from stages.decode.engines.inflight.cache_layers import UnsupportedCacheError
 from stages.decode.engines.inflight.engine import EngineCheck, choose_layout, reference_of
 from stages.decode.engines.inflight.pool_shape import MIN_STEP_ROWS, PLAIN, PoolLayout

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
+from artifacts.records.tensors import pack_tree, unpack_tree
 from artifacts.schema import Half
-from artifacts.tensors import pack_tree, unpack_tree
 from stages.models.encoding.batch import encode_batches
 from stages.models.halves.features import Features, encode, is_content
 from stages.models.halves.load import ReloadableHalf, load_half

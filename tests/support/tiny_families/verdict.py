@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from artifacts.errors import PenstockError
+from artifacts.records.tensors import pack_tree, unpack_tree
 from artifacts.schema import Half
-from artifacts.tensors import pack_tree, unpack_tree
 from stages.models.halves.boundary import HALVES, modules_called
 from stages.models.halves.features import Features, encode, is_pixels, placeholder_ids
 from stages.models.halves.load import ReloadableHalf, load_half

@@ -31,9 +31,9 @@ from typing import Any, NamedTuple
 import torch
 
 from artifacts.errors import UsageError
-from artifacts.packs import Record, RecordSet
-from artifacts.plurals import counted
-from artifacts.store import open_store
+from artifacts.records.packs import Record, RecordSet
+from artifacts.records.store import open_store
+from artifacts.wording import counted
 from stages.decode.confidence import are_finite
 from stages.decode.engines import AUTO, engines_for
 from stages.decode.engines.inflight.cache_layers import UnsupportedCacheError

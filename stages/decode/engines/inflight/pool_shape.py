@@ -5,7 +5,7 @@ weights. Imports no model library.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from artifacts.plurals import counted
+from artifacts.wording import counted
 from stages.decode.engines import GPU_SLOTS
 from stages.decode.engines.slot_load import SlotLoad, SlotTerm
 from stages.models.footprint import RowMemory

@@ -42,8 +42,8 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
-from artifacts.captions import Ended
 from artifacts.errors import UsageError
+from artifacts.texts.captions import Ended
 from stages.decode.confidence import Confidence, likeliest, token_scores
 from stages.decode.constraint import HostMaskProcessor, Masks
 from stages.decode.engines.inflight.pool import Pool

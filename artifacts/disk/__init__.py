@@ -1,0 +1,1 @@
+"""Files and folders: names, locks, atomic writes, and signatures."""

@@ -1,0 +1,1 @@
+"""Records with a cache key: digests, packs, and the stores that hold them."""

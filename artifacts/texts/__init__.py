@@ -1,0 +1,1 @@
+"""What people and trainers read: captions, labels, tables, and data sets."""

@@ -1,0 +1,354 @@
+"""Writes data sets of captioned media in the formats of five groups of trainers.
+
+The formats share the parts of a data set that are common to all trainers. They are:
+
+1. diffusion-pipe: a folder of images and one of videos, each with its captions, and a TOML file
+   that lists them. Every file of a folder is used, and `captions.json` holds a list of captions by
+   file name. Source: `DirectoryDataset` in tdrussell/diffusion-pipe `utils/dataset.py`.
+2. Hugging Face `datasets`: one data set of images and one of videos, each with a card.
+   `imagefolder` and `videofolder` list the suffixes. One of the two reads a data set, so images and
+   videos are separate data sets. Source: `FolderBasedBuilder` in huggingface/datasets
+   `src/datasets/packaged_modules`.
+3. kohya's sd-scripts: image metadata, and a TOML file that names it. Latents are cached next to an
+   image, by its path without suffix. Source: `FineTuningDataset` in kohya-ss/sd-scripts
+   `library/train_util.py`, and its `docs/config_README-en.md`.
+4. The trainers of LTX-Video and LTX-2: JSON lines of media and captions. Paths must lie below the
+   folder of the JSON lines. A file that is neither PNG nor JPEG is opened as a video. Derived files
+   are named by the media path without suffix. Sound is read from the video, and cut or padded to
+   the length of its frames. Source: `MediaDataset` in Lightricks/LTX-2
+   `packages/ltx-trainer/scripts/process_videos.py`, and the same in Lightricks/LTX-Video-Trainer.
+5. musubi-tuner: JSON lines of images and of videos, and a TOML file that names them. A cache file
+   is named by the media's stem only. Sound is read from the video, joined whatever its times are,
+   and refused with gaps or too short. Source: kohya-ss/musubi-tuner `docs/dataset_config.md`,
+   `get_latent_cache_path` in `src/musubi_tuner/dataset/image_video_dataset.py`, and `decode_audio`
+   in its `audio_utils.py`.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from artifacts.disk.files import json_text
+from artifacts.texts.captions import Caption, one_line
+from artifacts.texts.shards import DATASET, media_suffix
+from artifacts.texts.tables import utf8
+
+IMAGES, VIDEOS = "images", "videos"
+"""Folders, inside that of a data set, of media of each kind."""
+FOLDERS = {"image": IMAGES, "video": VIDEOS}
+"""Kind of media → its folder."""
+PILLOW = frozenset(
+    ["avif", "bmp", "jfif", "jpeg", "jpg", "pgm", "png", "ppm", "tif", "tiff", "webp"]
+)
+"""Suffixes of pictures that Pillow opens without a plugin: HEIC is not among them."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainerEntry:
+    """One image or video for a trainer, with its caption."""
+
+    kind: str
+    """`image` or `video`."""
+    path: str
+    """Absolute path, or relative to the folder of the data set where media must lie in it."""
+    rows: tuple[Caption, ...]
+    """Its caption, or the captions of the named prompts."""
+
+    @property
+    def row(self) -> Caption:
+        """Return the caption for a trainer that takes one: that of the first prompt."""
+        return self.rows[0]
+
+    @property
+    def caption(self) -> str:
+        """Return that caption on one line: some trainers read the first line alone."""
+        return one_line(self.row.caption)
+
+    @property
+    def name(self) -> str:
+        return PurePosixPath(self.path).name
+
+
+Writer = Callable[[Sequence[TrainerEntry], Path], dict[str, str]]
+"""A function of the entries and the folder of the data set: name of a file in it → its text."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainerForm:
+    """The data set format of one trainer."""
+
+    write: Writer
+    names: tuple[str, ...]
+    """All files that it may write, so that one that is no longer needed can be removed."""
+    folders: Mapping[str, str]
+    """Kind of media that the trainer takes → folder of those that must lie in the data set."""
+    own_media: bool
+    """Whether all media must lie in the data set; else only those that another path hides."""
+    apart: Callable[[PurePosixPath], str] = str
+    """What of a path tells media apart for the trainer, such as the stem of what it caches."""
+    several: bool = False
+    """Whether it takes the captions of all prompts."""
+    suffixes: Mapping[str, frozenset[str]]
+    """Kind of media → suffixes that the trainer reads, where that is not any."""
+    hears: bool = False
+    """Whether it reads the sound of a video."""
+
+    def takes(self, kind: str, suffix: str) -> bool:
+        """Return whether the trainer reads media of this kind and suffix."""
+        return kind in self.folders and suffix in self.suffixes.get(kind, {suffix})
+
+    def reads(self, kind: str, name: str) -> bool:
+        """Return whether the trainer reads a file of this name, if it takes its kind at all."""
+        return kind not in self.folders or self.takes(kind, media_suffix(name))
+
+
+def by_kind(entries: Sequence[TrainerEntry]) -> Iterator[tuple[str, str, list[TrainerEntry]]]:
+    """Yield each kind that there is, its folder, and its entries."""
+    for kind, name in FOLDERS.items():
+        if rows := [entry for entry in entries if entry.kind == kind]:
+            yield kind, name, rows
+
+
+def json_line(value: object) -> str:
+    return json_text(value) + "\n"
+
+
+def toml_text(text: str) -> str:
+    """Return a string as TOML has it, whose escapes are those of JSON."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+CAPTIONS, DIFFUSION_PIPE_CONFIG = "captions.json", "dataset.toml"
+VIDEO_SUFFIXES = frozenset([
+    "264", "265", "3g2", "3gp", "asf", "avi", "dv", "f4v", "flv", "gxf", "h264", "h265", "hevc",
+    "ivf", "m1v", "m2t", "m2ts", "m2v", "m4v", "mj2", "mjpeg", "mjpg", "mk3d", "mkv", "mov",
+    "mp4", "mpeg", "mpg", "mts", "mxf", "nut", "obu", "ogv", "rm", "ts", "vob", "webm", "wmv",
+    "wtv", "y4m",
+])  # fmt: skip
+"""Suffixes of videos by imageio's `video_extensions`; the trainer takes others for pictures."""
+
+
+def diffusion_pipe_files(entries: Sequence[TrainerEntry], folder: Path) -> dict[str, str]:
+    """Return the captions of each kind that there is, and the dataset configuration."""
+    config_file = folder / DIFFUSION_PIPE_CONFIG
+    config = f"""\
+# diffusion-pipe: dataset = {toml_text(str(config_file))} in the training configuration
+resolutions = [512]
+enable_ar_bucket = true
+min_ar = 0.5
+max_ar = 2.0
+num_ar_buckets = 7
+frame_buckets = [1, 33]
+"""
+    files: dict[str, str] = {}
+    for _, name, rows in by_kind(entries):
+        # ASCII: the trainer opens the file in whatever encoding its machine has.
+        captions = {row.name: [one_line(each.caption) for each in row.rows] for row in rows}
+        files[f"{name}/{CAPTIONS}"] = json.dumps(captions, indent=1) + "\n"
+        config += f"\n[[directory]]\npath = {toml_text(str(folder / name))}\nnum_repeats = 1\n"
+    return {**files, DIFFUSION_PIPE_CONFIG: config}
+
+
+DIFFUSION_PIPE = TrainerForm(
+    write=diffusion_pipe_files,
+    names=(*(f"{name}/{CAPTIONS}" for name in FOLDERS.values()), DIFFUSION_PIPE_CONFIG),
+    folders=FOLDERS,
+    own_media=True,
+    several=True,
+    suffixes={"image": PILLOW, "video": VIDEO_SUFFIXES},
+)
+
+
+HF_METADATA, CARD = "metadata.jsonl", "README.md"
+READ = {"image": PILLOW - {"avif"}, "video": frozenset({"avi", "mkv", "mov", "mp4", "mpeg"})}
+"""Suffixes that its two builders list."""
+TASKS = {"image": "text-to-image", "video": "text-to-video"}
+SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
+"""The hub's words for how many rows there are, each with the number that it ends before."""
+
+
+def hf_files(entries: Sequence[TrainerEntry], folder: Path) -> dict[str, str]:
+    """Return metadata and card of each kind that there is."""
+    files: dict[str, str] = {}
+    for kind, name, rows in by_kind(entries):
+        # The reader wants the same columns in every line.
+        named = sorted({each.name for row in rows for each in row.rows if each.name})
+        lines = "".join(json_line(_line(row, named)) for row in rows)
+        content = hashlib.sha256(lines.encode("utf-8", errors="replace")).hexdigest()
+        files[f"{name}/{HF_METADATA}"] = lines
+        files[f"{name}/{CARD}"] = _card(kind, rows, content[:16])
+    return files
+
+
+def _line(entry: TrainerEntry, named: Sequence[str]) -> dict[str, object]:
+    row, texts = entry.row, {each.name: one_line(each.caption) for each in entry.rows}
+    line: dict[str, object] = {
+        "file_name": entry.name,
+        "text": utf8(entry.caption),
+        "media_path": utf8(row.media_path),
+        "model": _name(row.model),
+        "prompt": utf8(row.prompt),
+        "start": float(row.start),
+        "end": float(row.end),
+    }
+    # A prompt may be called as one of these columns is.
+    of_each = {f"caption_{name}" if name in line else name: texts.get(name, "") for name in named}
+    return {**line, **{column: utf8(text) for column, text in of_each.items()}}
+
+
+def _name(model: str) -> str:
+    """Return what a model is called: where it lies on this machine is nobody else's matter."""
+    return PurePosixPath(model).name if model.startswith("/") else model
+
+
+def _card(kind: str, rows: Sequence[TrainerEntry], content: str) -> str:
+    """Return the card of some rows. `datasets` keeps what it loaded by the name of the folder and
+    the configuration, so that says what the rows are: else it would load those of another run."""
+    size = next((word for below, word in SIZES if len(rows) < below), "n>1M")
+    models = "\n".join(f"- `{model}`" for model in sorted({_name(row.row.model) for row in rows}))
+    return f"""\
+---
+task_categories:
+- {TASKS[kind]}
+modalities:
+- {kind}
+- text
+size_categories:
+- {size}
+configs:
+- config_name: default
+  description: rows {content}
+  data_files:
+  - split: train
+    path: "*"
+---
+
+# Captioned {FOLDERS[kind]}
+
+{len(rows):,} {FOLDERS[kind] if len(rows) > 1 else kind}, each with a caption in `text`, written by:
+
+{models}
+
+A row is about the part from `start` to `end` (seconds) of the file `media_path`. Its `prompt` is
+the question that `text` answers.
+
+    datasets.load_dataset("FOLDER")     # this folder, from outside it
+    datasets.load_dataset("USER/NAME")  # once it is on the hub
+"""
+
+
+HF = TrainerForm(
+    write=hf_files,
+    names=tuple(f"{name}/{file}" for name in FOLDERS.values() for file in (HF_METADATA, CARD)),
+    folders=FOLDERS,
+    own_media=True,
+    several=True,
+    suffixes=READ,
+)
+
+
+KOHYA_METADATA, KOHYA_CONFIG = "metadata.json", "dataset.toml"
+
+
+def kohya_files(entries: Sequence[TrainerEntry], folder: Path) -> dict[str, str]:
+    """Return the metadata, a picture a line, and the dataset configuration."""
+    pairs = (
+        f"{json_line(e.path).rstrip()}: {json_line({'caption': e.caption}).rstrip()}"
+        for e in entries
+    )
+    config = f"""\
+# sd-scripts: --dataset_config {KOHYA_CONFIG}
+[[datasets]]
+resolution = 1024  # 512 for models that were trained at it; --resolution does not override this
+enable_bucket = true
+
+  [[datasets.subsets]]
+  metadata_file = {toml_text(str(folder / KOHYA_METADATA))}
+  num_repeats = 1
+"""
+    return {KOHYA_METADATA: "{\n" + ",\n".join(pairs) + "\n}\n", KOHYA_CONFIG: config}
+
+
+KOHYA = TrainerForm(
+    write=kohya_files,
+    names=(KOHYA_METADATA, KOHYA_CONFIG),
+    folders={"image": IMAGES},
+    own_media=False,
+    apart=lambda path: str(path.with_suffix("")),
+    suffixes={"image": PILLOW},
+)
+
+
+LINES = "dataset.jsonl"
+
+
+def ltx_files(entries: Sequence[TrainerEntry], folder: Path) -> dict[str, str]:
+    """Return the lines, which may mix pictures and videos."""
+    rows = ({"caption": entry.caption, "media_path": entry.path} for entry in entries)
+    return {LINES: "".join(map(json_line, rows))}
+
+
+LTX = TrainerForm(
+    write=ltx_files,
+    names=(LINES,),
+    folders=FOLDERS,
+    own_media=True,
+    suffixes={"image": frozenset({"png", "jpg", "jpeg"})},
+    hears=True,
+)
+
+
+MUSUBI_CONFIG = "dataset.toml"
+FRAMES = 'target_frames = [1, 25, 45]\nframe_extraction = "head"\n'
+"""What the sample of its documentation takes of each video."""
+
+
+def musubi_files(entries: Sequence[TrainerEntry], folder: Path) -> dict[str, str]:
+    """Return the lines of each kind that there is, and the dataset configuration."""
+    config = f"""\
+# musubi-tuner: --dataset_config {MUSUBI_CONFIG}
+[general]
+resolution = [960, 544]
+batch_size = 1
+enable_bucket = true
+"""
+    files: dict[str, str] = {}
+    for kind, name, rows in by_kind(entries):
+        lines = f"{name}.jsonl"
+        files[lines] = "".join(
+            json_line({f"{kind}_path": row.path, "caption": row.caption}) for row in rows
+        )
+        config += f"""
+[[datasets]]
+{kind}_jsonl_file = {toml_text(str(folder / lines))}
+cache_directory = {toml_text(str(folder / "cache" / name))}
+{FRAMES if kind == "video" else ""}"""
+    return {**files, MUSUBI_CONFIG: config}
+
+
+MUSUBI = TrainerForm(
+    write=musubi_files,
+    names=(*(f"{name}.jsonl" for name in FOLDERS.values()), MUSUBI_CONFIG),
+    folders=FOLDERS,
+    own_media=False,
+    apart=lambda path: PurePosixPath(path).stem,
+    suffixes={"image": PILLOW},
+    hears=True,
+)
+
+
+TRAINERS: dict[str, TrainerForm] = {
+    "kohya": KOHYA,
+    "musubi": MUSUBI,
+    "diffusion-pipe": DIFFUSION_PIPE,
+    "ltx": LTX,
+    "hf": HF,
+}
+WITH_CLIPS = frozenset(
+    {DATASET, *(name for name, form in TRAINERS.items() if "video" in form.folders)}
+)
+"""Formats of data sets that may hold clips of videos."""
+WITH_SOUND = frozenset(name for name, form in TRAINERS.items() if form.hears)
+"""Formats of trainers that read the sound of clips."""

@@ -1,0 +1,1 @@
+"""Everything of `penstock caption` but its stages."""

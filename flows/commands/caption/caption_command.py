@@ -1,0 +1,126 @@
+"""Implements `penstock caption`, with or without Prefect, and prints the result."""
+
+import argparse
+import json
+import os
+import shlex
+import sys
+from collections.abc import Callable
+from contextlib import closing, suppress
+from dataclasses import replace
+from functools import partial
+from itertools import islice
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING
+
+from artifacts.disk.paths import folder_named
+from artifacts.errors import EnvironmentFault, PenstockError
+from artifacts.packages import require_extra
+from artifacts.records.store import open_store
+from artifacts.texts.edits import REJECTED
+from flows.commands.plan.plan_command import show
+from flows.commands.shared.arguments import config_of
+from flows.commands.shared.exit_report import CRASHED, print_result
+from flows.core.console.display import READING, Display
+from flows.core.console.lines import escaped, print_lines, shortened, terminal_width
+from flows.core.options.commands import CaptionConfig
+
+SHOWN = 3
+"""Number of media whose first caption is printed."""
+SEARCHED = 100
+"""Lines of `captions.jsonl` that are searched for them."""
+
+
+def first_captions(out: Path) -> list[str]:
+    """Return one line for each of the first media: its name and its first caption that was not
+    rejected, cut at the terminal's width."""
+    found: dict[str, str] = {}
+    with (
+        suppress(OSError, ValueError),
+        open(out / "captions.jsonl", encoding="utf-8") as file,
+    ):
+        for row in map(json.loads, islice(file, SEARCHED)):
+            if row.get("review") != REJECTED and len(found) < SHOWN:
+                found.setdefault(row["media_path"], row["caption"])
+    width = terminal_width(sys.stdout)
+    return [_line(path, caption, width) for path, caption in found.items()]
+
+
+def _line(path: str, caption: str, width: int) -> str:
+    name = shortened(escaped(PurePath(path).name), width // 3)
+    return shortened(f"  {name}: {escaped(' '.join(caption.split()))}", width)
+
+
+if TYPE_CHECKING:
+    from flows.outputs.run_result import RunResult
+
+
+def caption_command(given: argparse.Namespace) -> int:
+    config = config_of(given, CaptionConfig)
+    display = Display(quiet=given.quiet, as_json=given.json)
+    if given.dry_run:
+        return show(config, as_json=given.json, dry_run="caption")
+    from flows.outputs.folder.trust import CORRECTIONS, OUTPUTS, is_trusted
+    from flows.outputs.record.run_record import remember, with_values
+
+    out, uses = folder_named(config.out, "out"), (CORRECTIONS, OUTPUTS)
+    # The run itself notes what it leaves out.
+    trust = config.trust_folder or is_trusted(out, config.store, uses, notes=False)
+    config = replace(config, trust_folder=trust)
+    result: RunResult
+    with closing(display):
+        if given.ray:
+            from flows.interfaces.ray.run import run_on_cluster
+
+            # Tasks get the address of the store as an option.
+            url = open_store(config.store_url).url
+            words = given.words if config.store else with_values(given.words, {"--store": url})
+            begun = partial(remember, words)
+            result = run_on_cluster("caption", config, display, given.ray, on_begin=begun)
+        elif given.prefect or os.environ.get("PREFECT_API_URL", "").strip():
+            display.doing("starting Prefect")
+            run_with_prefect = _flow()
+            result = leave_after(partial(run_with_prefect, config, display))
+        else:
+            display.doing(READING)
+            from flows.commands.caption.run import caption
+
+            result = caption(config, display, on_begin=partial(remember, given.words))
+    if print_result(given, result, display):
+        print_lines(*(f"note: {warning}" for warning in result.warnings), to=sys.stderr)
+        print_lines(*first_captions(result.out))
+        report = f"; view them with `penstock report {shlex.quote(str(result.out))}`"
+        print_lines(f"{result.line()}{report if result.captions else ''}")
+    return result.exit_code
+
+
+def _flow() -> "Callable[[CaptionConfig, Display], RunResult]":
+    """Import the flow. Raises EnvironmentFault if Prefect, which reads its settings meanwhile,
+    refuses one."""
+    require_extra("prefect", "--prefect")
+    try:
+        from flows.interfaces.prefect.commands import run_with_prefect
+    except ValueError as error:
+        text = shortened(" ".join(str(error).split()), 200)
+        raise EnvironmentFault(
+            f"Prefect refuses its settings: {text}",
+            hint="Correct or unset the PREFECT_ variable of that name, or the profile",
+        ) from error
+    return run_with_prefect
+
+
+def leave_after(run: Callable[[], "RunResult"]) -> "RunResult":
+    """Run a flow inside this process. Exit soon after it ends, without waiting for Prefect's
+    threads."""
+    from flows.interfaces.prefect.crashed import leave_within
+
+    try:
+        result = run()
+    except PenstockError as error:
+        leave_within(error.exit_code)
+        raise
+    except Exception:
+        leave_within(CRASHED)
+        raise
+    leave_within(result.exit_code)
+    return result

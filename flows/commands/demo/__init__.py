@@ -1,0 +1,1 @@
+"""Everything of `penstock demo` but its stages."""

@@ -1,0 +1,1 @@
+"""Everything of `penstock doctor` but its stages."""

@@ -1,0 +1,1 @@
+"""Everything of `penstock embed` but its stages."""

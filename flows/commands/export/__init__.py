@@ -1,0 +1,1 @@
+"""Everything of `penstock export` but its stages."""

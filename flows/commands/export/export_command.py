@@ -1,0 +1,54 @@
+"""Implements `penstock export`: quantizes a model and compares it with the original on
+real media.
+"""
+
+import argparse
+import shlex
+import sys
+
+from flows.commands.plan.plan_command import show
+from flows.commands.shared.arguments import config_from
+from flows.commands.shared.exit_report import print_result
+from flows.core.console.display import Display
+from flows.core.console.lines import print_lines
+from flows.core.options.commands import RunOptions
+from flows.core.options.export import ExportConfig
+from flows.core.pipelines import EXPORTS, GRAPHS
+from flows.outputs.record.export_result import Exported, refuse_foreign_folder
+from stages.export import PACKED
+
+
+def export_command(given: argparse.Namespace) -> int:
+    from flows.commands.export.run import export
+    from flows.commands.export.samples import evaluation_media
+
+    config = config_from(given, ExportConfig)
+    if not given.dry_run:
+        refuse_foreign_folder(config)  # before the demo clips are rendered
+    display = Display(quiet=given.quiet, as_json=given.json)
+    with evaluation_media(config, display.print_line) as sources:
+        captioning: RunOptions = config.captioning(sources)
+        if given.dry_run:
+            pipelines = GRAPHS if config.graphs else EXPORTS
+            return show(captioning, *pipelines, as_json=given.json)
+        result = export(captioning, config, display)
+    if print_result(given, result, display) or not (given.json or result.accepted):
+        _print_result(result, graphs=config.graphs)
+    return result.exit_code
+
+
+def _print_result(result: Exported, *, graphs: bool) -> None:
+    for missed in result.parity["missed"]:
+        print_lines(f"quality limit missed: {missed}", to=sys.stderr)
+    if not result.accepted:
+        print_lines(f"kept in {result.out}; add --accept to use it anyway", to=sys.stderr)
+        return
+    command = "caption" if "text" in result.parity else "embed"
+    used = [command, "SOURCES", "--model", str(result.out)]
+    if graphs:
+        used += ["--vision-backend", "onnx"]
+    if result.parity.get("recipe", {}).get("kind") in PACKED:
+        use = "load it in vLLM or transformers; `penstock caption` takes nf4 and int8"
+    else:
+        use = f"use it with `penstock {shlex.join(used)}`"
+    print_lines(f"{result.line()}; {use}")

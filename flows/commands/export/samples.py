@@ -1,0 +1,147 @@
+"""Selects the chunks on which a checkpoint is calibrated and evaluated. Runs no stage."""
+
+import contextlib
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from artifacts.errors import PenstockError, UsageError
+from flows.core.job.prepare import Job
+from flows.core.ledger.prompts import prompt_for
+from flows.core.ledger.tasks import Medium, Task
+from flows.core.options.export import ExportConfig
+from flows.core.options.packages import check_export_packages
+from stages.export import CaptionedItem, FeaturesJob
+
+DEMO_SEED = 0
+
+
+Captioned = tuple[str, list[CaptionedItem]]
+"""Cache namespace of features, and chunks with captions."""
+
+
+class ExportSample(NamedTuple):
+    """One chunk with the original model's output."""
+
+    task: Task
+    caption: str
+    """Caption of the original model; empty for a dual encoder."""
+
+
+@contextlib.contextmanager
+def evaluation_media(
+    config: ExportConfig, announce: Callable[[str], None]
+) -> Iterator[tuple[str, ...]]:
+    """Yield the sources of an export. These are the user's, or none if a store is named, or else
+    clips of the demo world, which is announced. Raises MissingPackage before they are drawn."""
+    check_export_packages(config)
+    if config.calibrated:
+        yield config.calibrate
+        return
+    from penstock_demo.clips import write_clips
+
+    announce("no media given: the checkpoint is evaluated on clips of the demo world")
+    with tempfile.TemporaryDirectory(prefix="penstock-export-") as folder:
+        clips = Path(folder) / "clips"
+        write_clips(clips, config.samples, DEMO_SEED)
+        yield (str(clips),)
+
+
+def media_in(job: Job) -> list[Medium]:
+    """Return all media of the store that were cut with the job's sampling, each with the job's
+    prompt."""
+    found = []
+    for digest in sorted(job.ledger.media.keys()):
+        kind = job.ledger.media.meta(digest)["kind"]
+        prompt = prompt_for(job.model, job.config, kind)
+        found.append(Medium(digest=digest, path="", kind=kind, prompt=prompt, stamp=None))
+    return found
+
+
+def samples_of(
+    job: Job, media: Sequence[Medium], max_count: int, min_count: int
+) -> list[ExportSample]:
+    """Return chunks that have all records of the original model, spread over the media. Raises
+    UsageError if there are fewer than `min_count`."""
+    last = job.pipeline[-1]
+    kept = job.ledger[last.writes]
+    kinds = [kind for kind in ("features", last.writes) if kind in job.ledger.variant.of]
+    found = [
+        task
+        for task in job.ledger.tasks(media)
+        if all(task[kind] in job.ledger[kind] for kind in kinds)
+    ]
+    if not found:
+        raise UsageError(
+            f"no {last.writes} of {job.model.name} in {job.store.url} to evaluate on",
+            hint="Give media with --calibrate SOURCES; they are captioned first",
+        )
+    seen_as = found[0].variant[kinds[0]]
+    found = [task for task in found if task.variant[kinds[0]] == seen_as]
+    if len(found) < min_count:
+        raise UsageError(
+            f"too few chunks ({len(found)}): none is left for the evaluation after calibration",
+            hint="Give more media; 128 chunks are a good number",
+        )
+    step = max(1, len(found) // max_count)
+    captions = last.uses_token_limit
+    return [
+        ExportSample(task, kept.meta(task[last.writes])["caption"] if captions else "")
+        for task in found[::step][:max_count]
+    ]
+
+
+def halves_of(
+    samples: Sequence[ExportSample],
+) -> tuple[list[ExportSample], list[ExportSample], str]:
+    """Return the samples to calibrate on, those to evaluate on, and a note, empty for none. No
+    medium is on both sides; a single one is divided by time."""
+    media: dict[str, list[ExportSample]] = {}
+    for sample in samples:
+        media.setdefault(sample.task.medium.digest, []).append(sample)
+    groups, note = [*media.values()], ""
+    if len(groups) == 1:
+        half = (len(samples) + 1) // 2
+        groups = [[*samples[:half]], [*samples[half:]]]
+        note = "one file: its first half calibrates, and its second, much alike, evaluates"
+    sides: tuple[list[ExportSample], list[ExportSample]] = ([], [])
+    for group in groups:
+        min(sides, key=len).extend(group)
+    return (*sides, note)
+
+
+def captioned_of(
+    samples: Sequence[ExportSample], tasks: Mapping[tuple[str, int], Task]
+) -> Captioned:
+    """Return the namespace of the samples' features, and the samples with their captions. `tasks`
+    are the tasks of the job whose features are used; empty: the original's features."""
+    of_each = [tasks.get(sample.task.identity[:2], sample.task) for sample in samples]
+    return of_each[0].variant["features"], [
+        CaptionedItem(sample.task["captions"], task["features"], sample.task.prompt, sample.caption)
+        for sample, task in zip(samples, of_each, strict=True)
+    ]
+
+
+def features_job(samples: Sequence[ExportSample], job: Job) -> FeaturesJob:
+    """Return the job that compares the samples' features with those of a checkpoint's job. Raises
+    PenstockError if the checkpoint fails on some of them."""
+    kind, tasks = job.pipeline[-1].writes, tasks_by_identity(job)
+    found = [(s.task, tasks[s.task.identity[:2]]) for s in samples]
+    if failed := sum(job.ledger.has_failed(task) for _, task in found):
+        raise PenstockError(
+            f"the exported checkpoint fails on {failed} of {len(found)} samples",
+            hint="The errors are printed above; use another --to",
+        )
+    return FeaturesJob(
+        store=job.store.url,
+        kind=kind,
+        namespace=found[0][0].variant[kind],
+        other=found[0][1].variant[kind],
+        pairs=[[first[kind], second[kind]] for first, second in found],
+    )
+
+
+def tasks_by_identity(job: Job) -> dict[tuple[str, int], Task]:
+    """Return the chunks of a job by medium and number."""
+    return {task.identity[:2]: task for task in job.ledger.tasks(job.media)}

@@ -1,0 +1,1 @@
+"""Everything of `penstock label` but its stages."""

@@ -1,0 +1,165 @@
+"""Decides whether the adapter of a round of learning is better, and describes how the round ended.
+
+Some examples are held out of training. The new adapter is compared with the old one on them.
+"""
+
+import math
+import random
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from artifacts.texts.captions import Failure
+from artifacts.wording import counted
+from flows.outputs.record.rounds import (
+    ADAPTER,
+    LEAST_MEDIA,
+    Round,
+    corrections_in,
+    corrections_of,
+    exact,
+    is_weak,
+    loss_of,
+    media_held,
+    medium_of,
+    round_folder,
+    summary_json,
+    verdict,
+)
+
+SHARE, HELD_LEAST = 0.2, 8
+"""Share of the chunks that is held out, and their least number."""
+SAMPLES, LOWER = 20, 19
+"""Bootstrap samples of the media of held-out corrections, and in how many of them the loss must be
+lower."""
+Examples = list[dict[str, Any]]
+
+
+def divide(
+    examples: Sequence[dict[str, Any]], rounds: Sequence[Round]
+) -> tuple[Examples, Examples]:
+    """Return the examples to train on, and those to hold out, at most half of the chunks. A medium
+    is held out whole, because its chunks are alike; only if there is no other one is it divided.
+    What earlier rounds held out is never trained on, and what they trained on is never held out; a
+    medium on both sides is trained on. New ones are held out by the smallest hash in their keys, as
+    many corrected as accepted chunks in proportion, and `LEAST_MEDIA` if there are as many."""
+    by_chunk = len({medium_of(each) for each in examples}) == 1
+    known = {each["features"]: medium_of(each) for each in examples}
+
+    def group_of(each: Mapping[str, Any]) -> str:
+        chunk = str(each["features"])
+        return chunk if by_chunk else known.get(chunk) or medium_of(each)
+
+    held = {group_of(each) for round_ in rounds for each in round_["held_out"]}
+    seen = {group_of(each) for round_ in rounds for each in round_["examples"]}
+    held -= seen
+    groups: dict[str, dict[str, tuple[bool, str]]] = {}
+    for each in examples:
+        rank, group = (not each["corrected"], each["key"]), groups.setdefault(group_of(each), {})
+        group[each["features"]] = min(rank, group.get(each["features"], rank))
+    ranked = sorted(groups, key=lambda name: min(groups[name].values()))
+    sizes = {name: Counter(kind for kind, _ in group.values()) for name, group in groups.items()}
+    every, inside = sum(sizes.values(), Counter()), [name for name in ranked if name in held]
+    found = sum((sizes[name] for name in inside), Counter())
+    # Of few chunks, half are left to train on.
+    wanted = min(max(HELD_LEAST, math.ceil(SHARE * every.total())), every.total() // 2)
+    for kind in (False, True, None):  # corrected chunks, accepted ones, all
+        share = 1.0 if kind is None else every[kind] / max(1, every.total())
+        for name in ranked:
+            of, is_known = sizes[name], name in held or name in seen
+            enough = (found.total() if kind is None else found[kind]) >= math.ceil(wanted * share)
+            enough = enough and (kind is not None or len(inside) >= LEAST_MEDIA)
+            too_large = (found + of).total() > every.total() // 2
+            if not (is_known or enough or too_large or (kind is not None and not of[kind])):
+                held.add(name)
+                inside.append(name)
+                found += of
+    trained = [each for each in examples if group_of(each) not in held]
+    return trained, [each for each in examples if group_of(each) in held]
+
+
+def times_lower(round_: Round, seed: int) -> int:
+    """Return in how many bootstrap samples of the media of held-out corrections the new adapter's
+    mean loss per token is lower."""
+    tested = corrections_in(round_["held_out"])
+    media = [*dict.fromkeys(map(medium_of, tested))]
+    before, after = (corrections_of(round_, name) for name in ("before", "after"))
+    draw, lower = random.Random(f"{seed} bootstrap"), 0
+    places = {name: [at for at, e in enumerate(tested) if medium_of(e) == name] for name in media}
+    for _ in range(SAMPLES):
+        drawn = [at for name in draw.choices(media, k=len(media)) for at in places[name]]
+        losses = [loss_of([scores[at] for at in drawn]) for scores in (before, after)]
+        lower += losses[1] < losses[0]
+    return lower
+
+
+def is_better(round_: Mapping[str, Any]) -> bool:
+    """Return whether the new adapter is better on the held-out corrections, and not worse on all
+    held-out captions, neither in loss nor in exact ones."""
+    before, after = round_["before"], round_["after"]
+    not_worse = loss_of(after) <= loss_of(before) and exact(after) >= exact(before)
+    return not_worse and bool(round_["lower"] >= LOWER)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Learned:
+    """The result of a round."""
+
+    out: Path
+    round: Round
+    is_new: bool = True
+    """Whether there was anything to learn; otherwise the round is the last one."""
+    failures: list[Failure] = field(default_factory=list)
+    """Files that could not be captioned again."""
+    warnings: list[str] = field(default_factory=list)
+    """Notes on the written files, as `penstock caption` prints them."""
+
+    @property
+    def exit_code(self) -> int:
+        """Return 0 if all is done, 1 if some items failed."""
+        return 1 if self.failures else 0
+
+    @property
+    def adapter(self) -> Path:
+        return round_folder(self.out, self.round["round"]) / ADAPTER
+
+    @property
+    def made(self) -> int:
+        return 1
+
+    def to_json(self) -> dict[str, Any]:
+        (found,) = summary_json([self.round])
+        where = {"out": str(self.out), "adapter": str(self.adapter)}
+        return {**where, "new": self.is_new, **found, "warnings": self.warnings}
+
+    def row(self) -> dict[str, Any]:
+        loss = loss_of(corrections_of(self.round, "after"))
+        shown = {name: self.round[name] for name in ("round", "accepted", "changed")}
+        return {**shown, "loss": loss, "adapter": str(self.adapter)}
+
+    def line(self) -> str:
+        number = self.round["round"]
+        if not self.is_new:
+            return f"nothing new to learn since round {number}: correct or accept more captions"
+        before, after = (corrections_of(self.round, name) for name in ("before", "after"))
+        every = [exact(self.round[name]) for name in ("before", "after")]
+        held, media = len(self.round["held_out"]), counted(media_held(self.round), "file")
+        weak = f"weak test on {media}, " if is_weak(self.round) else ""
+        line = (
+            f"round {number}: learned from {counted(len(self.round['examples']), 'caption')}; on "
+            f"{counted(len(after), 'held-out correction')} the loss per token went from "
+            f"{loss_of(before):.4f} to {loss_of(after):.4f}, lower in {self.round['lower']} of "
+            f"{SAMPLES} samples, and exact captions from {exact(before)} to {exact(after)}; of all "
+            f"{held} held out, from {every[0]} to {every[1]}; {weak}{verdict(self.round)}"
+        )
+        advice = "; no held-out caption is exact: look at some captions before you use the adapter"
+        inexact = "" if any(every) else advice
+        if not self.round["accepted"]:
+            return f"{line}{inexact}"
+        changed = counted(self.round["captions"], "caption")
+        kept = f"all decisions kept in {self.out}, {self.round['carried']} of them under new words"
+        return f"{line}, {self.round['changed']} of {changed} changed, {kept}{inexact}"
+
+    __repr__ = line

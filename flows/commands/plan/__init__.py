@@ -1,0 +1,1 @@
+"""Everything of `penstock plan` but its stages."""

@@ -1,0 +1,101 @@
+"""Implements `penstock plan` and `--dry-run`: whether a run fits, and what uses its memory."""
+
+import argparse
+from collections.abc import Callable
+from contextlib import closing
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+from artifacts.disk.files import encoded
+from flows.commands.shared.arguments import config_of
+from flows.commands.shared.command_options import refuse_without_train
+from flows.core.console.display import READING, Display
+from flows.core.console.lines import print_lines
+from flows.core.options.commands import CaptionConfig, RunOptions
+from flows.core.pipelines import CAPTION, PURPOSES, Pipeline
+
+if TYPE_CHECKING:
+    from flows.core.job.prepare import Job
+    from flows.core.plan.plan import Plan
+
+
+def plan_command(given: argparse.Namespace) -> int:
+    """Print the plan of a run. The exit code says whether it fits. Raises PenstockError."""
+    if given.train is not None:
+        from flows.commands.plan.training import train_plan
+
+        return train_plan(given)
+    refuse_without_train(given)
+    pipelines = PURPOSES[given.purpose] if given.purpose else chain(*PURPOSES.values())
+    config = config_of(given, CaptionConfig, sources=False)
+    if given.purpose == "serve":
+        from flows.core.options.serving import LiveCaptionConfig
+
+        config = LiveCaptionConfig(**vars(config))
+    return show(
+        config,
+        *pipelines,
+        as_json=given.json,
+        explain=given.explain,
+        table=given.what_fits,
+    )
+
+
+def show(
+    config: RunOptions,
+    *pipelines: Pipeline,
+    as_json: bool = False,
+    explain: bool = False,
+    table: bool = False,
+    dry_run: str = "",
+    check: Callable[["Job"], None] | None = None,
+) -> int:
+    """Print the plan of a command. Its pipeline is the first of `pipelines` that suits the model;
+    without any, it captions. With `dry_run`, the name of the command, it is refused as the command
+    refuses it, and by `check` for its job. The exit code says whether the run fits."""
+    display = Display(quiet=as_json)
+    with closing(display):
+        display.doing(READING)
+        from flows.commands.caption.run import left_out_before
+        from flows.core.machine.launch import DirectLauncher
+        from flows.core.plan.plan import figures, plan_of
+        from flows.core.plan.view import explain_lines, plan_lines, what_fits_lines
+        from flows.outputs.write import lost_trigger_note
+
+        if dry_run:
+            from flows.outputs.folder.owners import refuse_taking
+
+            refuse_taking(config, dry_run)
+        launcher, pipelines = DirectLauncher(display.on_event), pipelines or (CAPTION,)
+        left_out, note = left_out_before(config)
+        plan = plan_of(config, launcher, display.print_line, *pipelines, left_out=left_out)
+        before = [note] if note else []
+        if plan.job is not None:
+            before += filter(None, [lost_trigger_note(plan.job)])
+        if check is not None:
+            from flows.core.job.prepare import prepare_without_media
+
+            check(plan.job or prepare_without_media(config, launcher, *pipelines))
+    if as_json:
+        found = {**figures(plan), **_table(plan)}
+        found["notes"] = [*before, *found["notes"]]
+        print(encoded(found, indent=1, ensure_ascii=True))
+    else:
+        lines = [*before, *plan_lines(plan)]
+        lines += what_fits_lines(plan) if table else []
+        lines += explain_lines(plan) if explain else []
+        print_lines(*lines)
+    return 0 if plan.refusal is None else plan.refusal.exit_code
+
+
+def _table(plan: "Plan") -> dict[str, Any]:
+    """Return the largest batch per memory size, on this device and on a GPU; None: nothing fits."""
+    from flows.core.plan.view import what_fits
+
+    return {
+        name: {
+            row: {f"{cell.gib}GiB": cell.batches if cell.fits else None for cell in cells}
+            for row, cells in what_fits(plan.request, device).items()
+        }
+        for name, device in (("what_fits", plan.request.device), ("what_fits_gpu", "cuda:0"))
+    }

@@ -1,0 +1,561 @@
+"""Gathers the contents of a run's report as plain values, and writes the report.
+
+For the stages these are a timeline of each process with its memory and rung, and tables of progress
+and of planned versus measured memory. For a sift run they are values of marks, groups and
+thumbnails. The module draws nothing.
+"""
+
+import json
+import os
+import re
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
+from itertools import islice
+from pathlib import Path
+from string import Template
+from typing import Any
+from urllib.parse import quote
+
+from artifacts.disk.files import write_text
+from artifacts.disk.json_shapes import read_jsonl
+from artifacts.disk.regular_files import open_regular
+from artifacts.errors import UsageError
+from artifacts.remote.addresses import is_address
+from artifacts.wording import counted
+from flows.commands.report.sections import (
+    SHEET,
+    add_labels,
+    export_about,
+    label_counts,
+    label_run_below,
+    labelled_media,
+    parity_facts,
+    rounds_facts,
+    training_facts,
+)
+from flows.commands.sift.marks import DIGITS, KEPT, MARKS, TEXTS
+from flows.core.console.lines import duration, size
+from flows.core.job.summary import computed_by
+from flows.core.media.media_file import writable
+from flows.core.pages.document import SHARED, as_json, document, part, parts
+from flows.core.pipelines import LABELS, SIFT, STAGES
+from flows.outputs.captions import SUMMARIES
+from flows.outputs.folder.foreign_files import LEFT_OUT_FILE, MARKS_FILE, refuse_replacing_page
+from flows.outputs.folder.trust import belief_in
+from flows.outputs.marker import MEDIA
+from flows.outputs.media_rows import (
+    FILE,
+    MEDIA_ENTRY,
+    RUN_AGAIN,
+    SUMMARY,
+    captioned_media,
+    embed_thumbnails,
+    failed_media,
+)
+from flows.outputs.record.export_result import ExportFound, export_in
+from flows.outputs.record.rounds import rounds_in
+from flows.outputs.record.run_read import load_record
+from flows.outputs.record.run_record import (
+    RUN_RECORD,
+    Entry,
+    current_runs,
+    curves_of,
+    seconds_of,
+    sum_of,
+)
+from flows.outputs.record.tuned import training_in
+from flows.outputs.run_status import (
+    COLUMNS,
+    StageStatus,
+    advice,
+    cells,
+    kind_of,
+    made_text,
+    output_paths,
+    stages_of,
+    written,
+)
+from flows.outputs.thumbnails import data_address
+
+MORE = ("planned time", "CPU time", "processes", "tokens generated", "attention")
+MIN_SHARE_BYTES = 100_000_000
+"""Minimum planned peak for which a share is shown; below it, noise of any process dominates."""
+PARTS = {
+    "weight_bytes": "weights",
+    "activation_bytes": "activations",
+    "kv_bytes": "KV cache",
+    "workspace_bytes": "workspace",
+    "context_bytes": "context",
+    "peak_bytes": "planned peak",
+}
+
+
+def timeline_of(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `seconds` (from the run's start to its last update), `stages` and `rungs`. Times are
+    seconds since the run's start, memory is bytes."""
+    began = seconds_of(record["started"])
+    seconds = max(0.0, seconds_of(record["updated"]) - began)
+    stages = [_stage(record, entry, began, seconds) for entry in record["stages"]]
+    last = max((span[1] for stage in stages for span in stage["spans"]), default=0.0)
+    return {
+        "seconds": max(seconds, last),
+        "stages": stages,
+        "rungs": [_rung(rung, began) for rung in record["rungs"]],
+    }
+
+
+def timeline_of_entry(entry: Entry) -> dict[str, Any]:
+    """Return the same of an earlier run, as far as `history` has it."""
+    absent = {"planned": {"host": None, "device": None}, "budget": {"host": None, "device": None}}
+    stages = [
+        {"name": name, "spans": [[points[0][0], points[-1][0]]], "curves": [points], "rung": ""}
+        for name, points in entry["timeline"].items()
+        if points
+    ]
+    began = seconds_of(entry["started"])
+    return {
+        "seconds": entry["seconds"],
+        "stages": [{**stage, **absent} for stage in stages],
+        "rungs": [_rung(rung, began) for rung in entry["rungs"]],
+    }
+
+
+def runs_table(entries: Sequence[Entry]) -> dict[str, Any] | None:
+    """Return `columns` and `rows`: each run that made something, and their sum; None of one run."""
+    total = sum_of(entries)
+    if total is None or total["runs"] == 1:
+        return None
+    rows = [[_moment(entry["started"]), *_run_cells(entry)] for entry in entries]
+    rows.append([f"all {total['runs']} runs", *_run_cells(total)])
+    return _without_empty_columns(
+        (
+            "started",
+            "time",
+            "made",
+            "tokens generated",
+            "peak host memory",
+            "peak GPU memory",
+            "rungs",
+        ),
+        rows,
+    )
+
+
+def _run_cells(entry: Entry) -> tuple[str, ...]:
+    rungs = dict.fromkeys(f"{rung['stage']} {rung['name']}" for rung in entry["rungs"])
+    return (
+        duration(entry["seconds"]),
+        made_text(entry),
+        f"{entry['tokens']:,}" if entry["tokens"] else "-",
+        size(entry["peak_host_bytes"]) if entry["peak_host_bytes"] else "-",
+        size(entry["peak_device_bytes"]) if entry["peak_device_bytes"] else "-",
+        "; ".join(rungs) or "-",
+    )
+
+
+def _memory(record: Mapping[str, Any]) -> Mapping[str, Any]:
+    return record["plan"].get("memory") or {}
+
+
+def _stage(
+    record: Mapping[str, Any], entry: Mapping[str, Any], began: float, seconds: float
+) -> dict[str, Any]:
+    spans = entry["spans"]
+    curves = curves_of(entry)
+    drawn = [[start, end] for start, end, _ in spans]
+    if record["state"] in ("running", "died") and entry["since"]:
+        start = max(0.0, entry["since"] - began)
+        drawn.append([start, max(start, seconds)])
+        curves += filter(None, [[[round(start + t, 2), *bytes_] for t, *bytes_ in entry["now"]]])
+    plan = plan_of(record, entry["name"])
+    gpu = record["plan"].get("device", "cpu") != "cpu"
+    on_device = gpu and STAGES[entry["name"]].part is not None
+    host_base = int(entry["notes"].get("loaded_bytes") or 0)
+    budget = _memory(record).get("budget_bytes")
+    return {
+        "name": entry["name"],
+        "spans": drawn,
+        "curves": curves,
+        "planned": {
+            "host": _above(host_base, plan.get("host_bytes" if on_device else "peak_bytes")),
+            "device": _above(entry["baseline_before_bytes"], plan.get("peak_bytes"))
+            if on_device
+            else None,
+        },
+        "budget": {
+            "host": None if gpu or not entry["spans"] else _above(host_base, budget),
+            "device": _above(entry["baseline_before_bytes"], budget) if on_device else None,
+        },
+        "rung": plan.get("name") or "",
+    }
+
+
+def plan_of(record: Mapping[str, Any], stage: str) -> Mapping[str, Any]:
+    """Return the planned memory of a stage; empty if nothing was planned."""
+    return next((p for p in _memory(record).get("stages", ()) if p["rung"]["stage"] == stage), {})
+
+
+def _above(base: int, more: Any) -> int | None:
+    """Return the baseline plus the planned bytes; None if nothing was planned."""
+    return base + int(more) if more else None
+
+
+def _rung(rung: Mapping[str, Any], began: float) -> dict[str, Any]:
+    texts = {name: rung[name] for name in ("stage", "name", "reason", "error")}
+    return {**texts, "at": max(0.0, seconds_of(rung["time"]) - began)}
+
+
+def stage_table(record: Mapping[str, Any], stages: Sequence[StageStatus]) -> dict[str, Any]:
+    """Return `columns` and `rows`, one row per stage."""
+    planned = record["plan"].get("seconds") or {}
+    rows = [
+        [*cells(stage), *_more(entry, planned.get(stage.name))]
+        for stage, entry in zip(stages, record["stages"], strict=True)
+    ]
+    return _without_empty_columns((*COLUMNS, *MORE), rows)
+
+
+def plan_table(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `columns` and `rows`: each stage's planned peak with its parts, and the measured peak.
+    All exclude the memory of imports."""
+    rows = []
+    for entry in record["stages"]:
+        plan = plan_of(record, entry["name"])
+        if not plan.get("peak_bytes"):
+            continue
+        measured = _above_imports(record, entry)
+        is_comparable = measured > 0 and plan["peak_bytes"] >= MIN_SHARE_BYTES
+        share = f"{measured / plan['peak_bytes']:.0%}" if is_comparable else "-"
+        share += ", over it" if is_comparable and measured > plan["peak_bytes"] else ""
+        parts = (size(plan[part]) if plan.get(part) else "-" for part in PARTS)
+        texts = size(measured) if measured > 0 else "-"
+        rows.append([entry["name"], plan.get("name") or "-", *parts, texts, share])
+    return _without_empty_columns(
+        ("stage", "rung", *PARTS.values(), "measured peak", "of the plan"), rows
+    )
+
+
+def _above_imports(record: Mapping[str, Any], entry: Mapping[str, Any]) -> int:
+    if record["plan"].get("device", "cpu") != "cpu":
+        return int(entry["peak_device_bytes"] - entry["baseline_before_bytes"])
+    return int(entry["peak_host_bytes"] - entry["notes"].get("loaded_bytes", 0))
+
+
+def _more(entry: Mapping[str, Any], planned_seconds: Any) -> tuple[str, ...]:
+    return (
+        duration(planned_seconds) if isinstance(planned_seconds, int | float) else "-",
+        duration(entry["cpu_seconds"]) if entry["cpu_seconds"] else "-",
+        str(entry["processes"] or "-"),
+        f"{entry['tokens']:,}" if entry["tokens"] else "-",
+        entry["attention"] or "-",
+    )
+
+
+def _without_empty_columns(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> dict[str, Any]:
+    """Return a table without columns that hold only `-`."""
+    texts = [at for at in range(len(columns)) if any(row[at] != "-" for row in rows)]
+    return {
+        "columns": [columns[at] for at in texts],
+        "rows": [[row[at] for at in texts] for row in rows],
+    }
+
+
+MOST_FILES = 20_000
+"""Most files whose values are on the page; of more, a sample evenly over all."""
+GROUPS, MEMBERS = 40, 6
+"""Most groups that are shown, and most members of each that are shown as pictures."""
+COMPARISON = re.compile(r"\s*(\w+)\s*(<=|<|>=|>|=)\s*([-+]?[\d.]+)\s*")
+"""A part of `--keep` that a page shows as a threshold."""
+LEFT = 24
+"""Files left out that are shown as pictures."""
+ENDS = 6
+"""Files with the lowest and with the highest value of a mark that are shown."""
+SIDE = 160
+"""Pixels of the longer side of a thumbnail."""
+HIGH_FALLS_OUT = frozenset(("clipped", "black", "black_seconds", "frozen", "frozen_seconds"))
+"""Marks whose high values fall out, besides faults, letterbox and flags. Other marks lose their low
+values."""
+HIGH_FALLS_OUT |= {"letterbox", "bilevel", "faults", "blurred", "exact", "duplicate", "similar"}
+NUMBERS = {"kept_group": "kept_duplicate", "group": "duplicate", "similar_group": "similar"}
+"""Marks that only name a group, and the flags of its copies."""
+
+
+def sift_facts(out: Path, record: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Return the data of the page about the sift run in `out`."""
+    total, rows = _rows(out / MARKS_FILE)
+    left = _lines(out / LEFT_OUT_FILE)
+    names = [n for n in (rows[0] if rows else ()) if n not in (*TEXTS, *NUMBERS, *KEPT)]
+    limits = limits_of(record["keep"])
+    # A threshold at the flag of copies leaves out what the run did.
+    judged = {n: KEPT[0] for n in NUMBERS.values() if n in limits}
+    marks = [
+        _mark(n, [row[n] if row.get(of) is None else row[of] for row in rows], limits.get(n))
+        for n, of in ((n, judged.get(n, n)) for n in names)
+    ]
+    marks = [mark for mark in marks if any(value is not None for value in mark["values"])]
+    groups = [each for number in NUMBERS for each in _groups(rows, number)]
+    groups = [g for g in groups if g["kind"] == KEPT[0]] or groups
+    places = {row["path"]: at for at, row in enumerate(rows)}
+    pictures = [(places[row["path"]], row["why"]) for row in left if row["path"] in places][:LEFT]
+    shown = {at for each in groups for at in each["members"][:MEMBERS]} | {at for at, _ in pictures}
+    shown |= {at for mark in marks for at in _ends(mark["values"])}
+    failed = record["media"]["failed"]
+    counts = {"files": record["media"]["total"], "marked": total, "left out": len(left)}
+    return {
+        "name": name,
+        "state": record["state"],
+        "totals": [(n, f"{count:,}") for n, count in {**counts, "failed": failed}.items()],
+        "marked": total,
+        "files": [row["media_path"] for row in rows],
+        "marks": marks,
+        "groups": groups,
+        "most": MEMBERS,
+        "thumbs": _thumbs(out, rows, sorted(shown)),
+        "keep": record["keep"],
+        "pictures": pictures,
+        "left": [(row["media_path"], row["why"]) for row in left[:MOST_FILES]],
+        "failures": [(each["media_path"], each["message"]) for each in record["failures"]],
+    }
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    if not path.exists():
+        return []
+    with open_regular(path) as file:
+        return [json.loads(line) for line in file]
+
+
+def _rows(path: Path) -> tuple[int, list[dict[str, Any]]]:
+    """Return the number of rows of the table, and those of the page."""
+    if not path.exists():
+        return 0, []
+    with open_regular(path) as file:
+        total = sum(1 for _ in file)
+        file.seek(0)
+        step = -(-total // MOST_FILES) or 1
+        return total, [json.loads(line) for line in islice(file, 0, None, step)]
+
+
+def limits_of(keep: str) -> dict[str, float]:
+    """Return the threshold of each mark at which a page begins, of a condition `--keep`: what lies
+    beyond falls out. Empty where the parts of the condition are not such comparisons alone."""
+    matches = [COMPARISON.fullmatch(text) for text in re.split(r"\band\b", keep)]
+    found: dict[str, float] = {}
+    for name, sign, text in (match.groups() for match in matches if match):
+        high, step = name in HIGH_FALLS_OUT, 0.0 if "=" in sign else 10.0**-DIGITS
+        is_flag = high and sign == "=" and not float(text)
+        if is_flag or sign[0] == ("<" if high else ">"):
+            found[name] = round(float(text) - (step if high else -step), DIGITS)
+    return found if len(found) == len(matches) else {}
+
+
+def _mark(name: str, values: Sequence[float | None], limit: float | None) -> dict[str, Any]:
+    known = MARKS.get(name)
+    return {
+        "name": name,
+        "text": known.text if known else "score of a head",
+        "high": name in HIGH_FALLS_OUT,
+        "limit": limit,
+        "values": values,
+    }
+
+
+def _groups(rows: Sequence[Mapping[str, Any]], number: str) -> list[dict[str, Any]]:
+    """Return the groups of copies, each with its best member first."""
+    flag = NUMBERS[number]
+    found: dict[int, list[int]] = defaultdict(list)
+    for at, row in enumerate(rows):
+        if row[number] is not None:
+            found[row[number]].append(at)
+    every = [sorted(members, key=lambda at: rows[at][flag]) for members in found.values()]
+    return [
+        {"kind": flag, "members": members}
+        for members in sorted(every, key=len, reverse=True)[:GROUPS]
+    ]
+
+
+def _ends(values: Sequence[float | None]) -> list[int]:
+    known = sorted((v, at) for at, v in enumerate(values) if v is not None)
+    return [at for _, at in (*known[:ENDS], *known[-ENDS:])]
+
+
+def _thumbs(out: Path, rows: Sequence[Mapping[str, Any]], shown: Sequence[int]) -> dict[int, str]:
+    """Return the thumbnails of these rows. An address is requested only if a folder of this user
+    vouches for it."""
+    entries = read_jsonl(out / MEDIA, MEDIA_ENTRY, RUN_AGAIN) if belief_in(out).is_own else []
+    vouched = {entry.get("address") for entry in entries}
+    found = dict.fromkeys(shown, "")
+    for at, row in ((at, rows[at]) for at in shown):
+        if not is_address(str(row["path"])) or row["path"] in vouched:
+            middle = None if row["kind"] == "image" else (row["seconds"] or 0.0) / 2
+            found[at] = data_address(row["path"], middle, SIDE)
+    return found
+
+
+Rows = Iterator[tuple[str, str]]
+PACKAGE = "flows.commands.report"
+SHARED_SCRIPTS = ("base.js", "charts.js", "windowed.js", "choosing.js", "scene.js")
+SCRIPTS = ("timeline.js", "sections.js", "media.js", "page.js")
+"""Parts of the page's script, in their order, after those that it shares with other pages."""
+
+
+def write_report(out: Path, to: Path | None = None) -> Path:
+    """Write the report of the run in `out` to a file (None: `report.html` in that folder), and
+    return its path. Raises UsageError, EnvironmentFault."""
+    path = out / "report.html" if to is None else to
+    refuse_replacing_page(path)
+    write_text(path, [_page(out, path.absolute().parent)])
+    return path
+
+
+def _page(out: Path, folder: Path) -> str:
+    if os.path.lexists(out / RUN_RECORD) and kind_of(record := load_record(out)) == SIFT[0].writes:
+        name = writable(out.absolute().name)
+        return page(sift_facts(out, record, name), ("base.js",), ("sift.js",))
+    return page(facts(out, folder))
+
+
+def page(data: Any, shared: Sequence[str] = SHARED_SCRIPTS, own: Sequence[str] = SCRIPTS) -> str:
+    """Return the report as HTML. All user content is in `data`, which the page's script shows as
+    text and never as markup. It may hold thumbnails."""
+    script = "\n".join([parts(SHARED, shared), part("start.js", PACKAGE), parts(PACKAGE, own)])
+    return document(
+        "Penstock report",
+        Template(part("page.html", PACKAGE)).substitute(data=as_json(data)),
+        part("page.css", PACKAGE),
+        script,
+        img_src="file: 'self' data:",
+        media_src="file: 'self'",
+    ).html
+
+
+def facts(out: Path, folder: Path) -> dict[str, Any]:
+    """Return the data of a page in `folder` about the last run into `out`, a training, or an
+    export's run of the original. Raises UsageError if there was none, EnvironmentFault."""
+    export, training = export_in(out), training_in(out)
+    run = training.run if training else _run_of(export, out)
+    record = load_record(run)
+    is_labels = kind_of(record) == LABELS
+    edited = Counter[str]()
+    summaries = read_jsonl(run / SUMMARIES, SUMMARY, RUN_AGAIN) if record["summaries"] else []
+    if is_labels:
+        media = labelled_media(run, folder)
+    else:
+        media, edited = captioned_media(run, folder, summaries)
+    labels = run if is_labels else label_run_below(run)
+    if labels is not None and not is_labels:
+        add_labels(media, labelled_media(labels, folder, max(SHEET, len(media))))
+    embed_thumbnails(media, folder)
+    prompts = list(dict.fromkeys(medium["prompt"] for medium in media if medium["prompt"]))
+    if len(prompts) == 1:  # shown once, above
+        for medium in media:
+            medium["prompt"] = ""
+    runs, timeline = current_runs(record), timeline_of(record)
+    others = [entry for entry in runs if entry["started"] != record["started"]]
+    has_worked = any(entry["processes"] or entry["since"] for entry in record["stages"])
+    shown = timeline if has_worked or not runs else timeline_of_entry(runs[-1])
+    return {
+        "folder": FILE + quote(os.fsencode(os.path.abspath(folder))) + "/",
+        "name": writable(out.absolute().name),
+        "state": record["state"],
+        "error": record["error"],
+        "advice": advice(record),
+        "updated": _moment(record["updated"]),
+        "totals": list(_totals(record, timeline["seconds"], runs, _tokens(media, summaries))),
+        "runs": runs_table(runs),
+        "about": [
+            *(export_about(export) if export else ()),
+            *_about(record, prompts),
+            *((name, f"{count:,}") for name, count in edited.items() if count),
+            *(("last run", duration(timeline["seconds"])) for _ in others[:1]),
+            ("folder", writable(str(run.absolute()))),
+        ],
+        "parity": parity_facts(export) if export else None,
+        "training": training_facts(training) if training else None,
+        "rounds": rounds_facts(rounds_in(out)),
+        "stages": stage_table(record, stages_of(record, time.time())),
+        "plan": plan_table(record),
+        "timeline": shown,
+        "of_run": "" if shown is timeline else _moment(runs[-1]["started"]),
+        "failures": failed_media(run) or record["failures"],
+        "failed": record["media"]["failed"],
+        "files": record["media"]["total"] - record["media"]["failed"],
+        "warnings": [[e["name"], text] for e in record["stages"] for text in e["warnings"]],
+        "media": media,
+        "labels": label_counts(labels) if labels is not None else None,
+        "captioned": not is_labels,
+    }
+
+
+def _run_of(export: ExportFound | None, out: Path) -> Path:
+    """Return the folder of the run to report. Raises UsageError for an export without one."""
+    if export is None:
+        return out
+    if not export.runs:
+        raise UsageError(
+            f"{out} has no record of the runs that compared the checkpoint with its original",
+            hint=f"Name the folder of the export, or see its parity: `penstock status {out}`",
+        )
+    return export.runs[0]
+
+
+def _tokens(media: Sequence[Mapping[str, Any]], summaries: Sequence[Mapping[str, Any]]) -> int:
+    """Return the tokens of captions and summaries; 0 of labels, which have none."""
+    texts = sum(caption[3] for medium in media for caption in medium["captions"])
+    return int(texts + sum(row.get("tokens", 0) for row in summaries))
+
+
+def _totals(record: Mapping[str, Any], seconds: float, runs: Sequence[Entry], tokens: int) -> Rows:
+    media, total = record["media"], sum_of(runs)
+    count, kind = written(record)
+    yield kind, f"{count:,}"
+    if record["summaries"]:
+        yield "summaries", f"{record['summaries']:,}"
+    yield "files", f"{media['total']:,}"
+    yield "files failed", f"{media['failed']:,}"
+    if record["cut"]:
+        yield "cut", f"{record['cut']:,}"
+    if tokens:
+        yield "tokens in these texts", f"{tokens:,}"
+    of = f" of {counted(total['runs'], 'run')}" if total is not None and total["runs"] > 1 else ""
+    yield f"time{of}", duration(seconds if total is None else total["seconds"])
+    peaks = [*record["stages"], *([] if total is None else [total])]
+    yield "peak host memory", size(max(each["peak_host_bytes"] for each in peaks))
+    if device := max(each["peak_device_bytes"] for each in peaks):
+        yield "peak GPU memory", size(device)
+    budget = (record["plan"].get("memory") or {}).get("budget_bytes")
+    if budget:
+        yield "budget above imports", size(budget)
+
+
+def _about(record: Mapping[str, Any], prompts: list[str]) -> Rows:
+    plan = record["plan"]
+    yield "started", _moment(record["started"])
+    yield "on", ", ".join(filter(None, (record["host"], plan.get("device", ""))))
+    for name in ("model", "revision", "commit"):
+        if plan.get(name):
+            yield name, str(plan[name])
+    for name, half in plan.get("halves", {}).items():
+        weights = f"{size(half['bytes'])} of weights in {half['precision']}"
+        parameters = f"{half['parameters'] / 1e6:,.1f} M parameters"
+        yield f"{name} half", f"{weights}, {parameters}, {computed_by(half)}"
+    sampling = {k: v for k, v in plan.get("sampling", {}).items() if v not in (None, False)}
+    if sampling:
+        yield "sampling", ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in sampling.items())
+    if plan.get("batch_size"):
+        yield "batches of", str(plan["batch_size"])
+    if len(prompts) == 1:
+        yield "prompt", prompts[0]
+    if trigger := plan.get("words", {}).get("trigger"):
+        yield "trigger word", trigger
+    yield from (("note", note) for note in plan.get("notes", ()))
+    if record["prefect"]:
+        yield "flow run", f"{record['prefect']['name']} ({record['prefect']['id']})"
+    yield from output_paths(record).items()
+    yield "versions", ", ".join(f"{k} {v}" for k, v in record["versions"].items())
+
+
+def _moment(stamp: str) -> str:
+    return datetime.fromisoformat(stamp).strftime("%Y-%m-%d %H:%M:%S %Z")

@@ -1,0 +1,282 @@
+"""Gathers the report's sections on labels, parity and training from the run's files. Draws nothing
+and opens no media file.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from artifacts.disk.json_shapes import Nullable, count, number, read_json, read_jsonl, text
+from artifacts.texts.labels import spans_of
+from artifacts.wording import counted
+from flows.commands.label.files import LINES, REPORT
+from flows.core.pipelines import LABELS
+from flows.outputs.marker import MEDIA
+from flows.outputs.media_rows import MEDIA_ENTRY, NAME, media_with_lines, shown_medium
+from flows.outputs.record.export_result import ExportFound
+from flows.outputs.record.rounds import COLUMNS as ROUND_COLUMNS
+from flows.outputs.record.rounds import Round, corrections_of, exact, loss_of
+from flows.outputs.record.rounds import cells as round_cells
+from flows.outputs.record.run_read import load_record
+from flows.outputs.record.tuned import TrainingFound
+from flows.outputs.run_status import kind_of
+from stages.export.parity import FRAMES, GATES, ParityThreshold
+
+RUN_AGAIN = "Run the same `penstock label` again, which rewrites it"
+SHEET = 200
+"""Maximum images and videos on the page; `labels.jsonl` has all of them."""
+MAX_LINES = 100_000
+"""Maximum lines read for the page: those of a day of video."""
+SCORED = {
+    "label": text,
+    "score": number,
+    "passed": lambda value: isinstance(value, bool),
+    "whole": number,
+    "box": Nullable((number, number, number, number)),
+    "threshold": Nullable(number),
+    "why": text,
+}
+LINE = {**NAME, "time": Nullable(number), "labels": [SCORED]}
+COUNT = {
+    "label": text,
+    "passed": count,
+    "median": Nullable(number),
+    "deviation": Nullable(number),
+    "threshold": Nullable(number),
+    "from": text,
+    "bins": [count],
+}
+COUNTS = {
+    "pictures": count,
+    "labelled": count,
+    "low": number,
+    "high": number,
+    "labels": [COUNT],
+}
+Lines = list[dict[str, Any]]
+
+
+def label_counts(out: Path) -> dict[str, Any] | None:
+    """Return what each label of a run was given to, those given most first; None where the run has
+    written none yet. Raises EnvironmentFault."""
+    if not (out / REPORT).exists():
+        return None
+    found: dict[str, Any] = read_json(out / REPORT, COUNTS, RUN_AGAIN)
+    found = {name: found[name] for name in COUNTS}
+    found["labels"] = sorted(found["labels"], key=lambda one: -one["passed"])
+    return found
+
+
+def labelled_media(out: Path, folder: Path, files: int = SHEET) -> list[dict[str, Any]]:
+    """Return the first `files` media of a run into `out`, as a page in `folder` needs them: as of
+    captions, with `labels`, each of them (name, score, box in pixels or None). Raises
+    EnvironmentFault."""
+    entries = read_jsonl(out / MEDIA, MEDIA_ENTRY, RUN_AGAIN, files)
+    # A running command writes media.jsonl at the end.
+    max_lines = sum(entry["captions"] for entry in entries) or SHEET
+    lines = read_jsonl(out / LINES, LINE, RUN_AGAIN, min(max_lines, MAX_LINES))
+    return [
+        _medium(entry, rows, folder) for entry, rows in media_with_lines(entries, lines) if rows
+    ]
+
+
+def label_run_below(out: Path) -> Path | None:
+    """Return the folder of labels that `penstock label` writes below one of captions by default;
+    None without labels there. Raises UsageError, EnvironmentFault."""
+    below = out / LABELS
+    return below if (below / LINES).exists() and kind_of(load_record(below)) == LABELS else None
+
+
+def add_labels(media: Iterable[dict[str, Any]], labelled: Iterable[Mapping[str, Any]]) -> None:
+    """Add to captioned media their labels: `labels` of an image, `spans` of a video."""
+    found = {medium["path"]: medium for medium in labelled}
+    for medium in media:
+        if (other := found.get(medium["path"])) is not None:
+            spans = [[start, text] for start, _, text, _ in other["captions"] if text]
+            medium |= {"labels": other["labels"]} if medium["kind"] == "image" else {"spans": spans}
+
+
+def _medium(entry: dict[str, Any], lines: Lines, folder: Path) -> dict[str, Any]:
+    medium, still = shown_medium(entry, folder), all(line["time"] is None for line in lines)
+    given = [one for line in lines for one in _given(line)]
+    medium["labels"] = [[one["label"], one["score"], one["box"]] for one in given] if still else []
+    rows = [(0.0, 0.0, ", ".join(one["label"] for one in given))] if still else _stretches(lines)
+    medium["captions"] = [[*stretch, 0] for stretch in rows]
+    return medium
+
+
+def _stretches(lines: Lines) -> list[tuple[float, float, str]]:
+    """Return the spans of a video with their labels. The end of the video is unknown: the last
+    frame counts as long as the one before it."""
+    frames = [(line["time"] or 0.0, [one["label"] for one in _given(line)]) for line in lines]
+    last = frames[-1][0]
+    end = last + (last - frames[-2][0] if len(frames) > 1 else 1.0)
+    return [(span.start, span.end, ", ".join(span.labels)) for span in spans_of(frames, end)]
+
+
+def _given(line: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [one for one in line["labels"] if one["passed"]]
+
+
+COLUMNS = ("figure", "measured", "must be", "")
+MARKS = {True: "✓", False: "✕"}
+
+
+def parity_facts(export: ExportFound) -> dict[str, Any] | None:
+    """Return the verdict, each figure with its bound, and the plots of captions and chunks. None if
+    the checkpoint is not evaluated yet."""
+    if (parity := export.parity) is None:
+        return None
+    gates = [gate for gate in GATES if f"{gate.group}.{gate.name}" in parity["gates"]]
+    return {
+        "passed": parity["passed"],
+        "verdict": export.verdict(),
+        "columns": COLUMNS,
+        "rows": [*(_parity_row(parity, gate) for gate in gates), *_other_figures(parity)],
+        "plots": list(_plots(parity)),
+    }
+
+
+def export_about(export: ExportFound) -> Iterator[tuple[str, str]]:
+    """Yield the checkpoint's folder and format."""
+    recipe = export.parity["recipe"] if export.parity is not None else {}
+    yield "checkpoint", str(export.checkpoint)
+    if recipe:
+        parts = recipe.get("parts")
+        of = f" of {', '.join(map(str, parts))}" if isinstance(parts, list) else ""
+        group = f", {recipe['group']} columns per scale" if recipe.get("group") else ""
+        yield "written as", f"{recipe.get('kind', '?')}{of}{group}"
+
+
+def _parity_row(parity: Mapping[str, Any], gate: ParityThreshold) -> tuple[str, str, str, str]:
+    value, bound = parity[gate.group][gate.name], parity["gates"][f"{gate.group}.{gate.name}"]
+    passes = value >= bound if gate.is_minimum else value <= bound
+    sign = "≥" if gate.is_minimum else "≤"
+    return gate.label, f"{value:.5g}", f"{sign} {bound:g}", MARKS[passes]
+
+
+def _other_figures(parity: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str]]:
+    """Yield the number of frames with its minimum, and figures without a bound."""
+    seen = parity["frames"]
+    yield "frames compared", f"{seen:,}", f"≥ {FRAMES}", MARKS[seen >= FRAMES]
+    if (features := parity.get("features")) is not None:
+        yield "plain cosine of features", f"{features['cosine']:.5g}", "-", ""
+        yield "feature rows compared", f"{features['rows']:,}", "-", ""
+    if (text := parity.get("text")) is not None:
+        yield "share of identical captions", f"{text['captions_as_native']:.5g}", "-", ""
+        yield "captions", f"{text['captions']:,}", "-", ""
+        yield "tokens", f"{text['tokens']:,}", "-", ""
+
+
+def _plots(parity: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    divergence = "Divergence of each caption, nats per token"
+    cosine = "Centred cosine of each chunk's features"
+    for part, noun, name, title, low, high, bound_text in (
+        ("text", "caption", "divergence", divergence, 0.0, None, "at most"),
+        ("features", "chunk", "centred_mean", cosine, None, 1.0, "at least"),
+    ):
+        if found := parity.get(part):
+            values = found[f"by_{noun}"]
+            yield {
+                "title": title,
+                "values": sorted(values.items(), key=lambda one: one[1]),
+                "of": counted(found[f"{noun}s"], noun),
+                "low": low,
+                "high": high,
+                "lines": _lines(found[name], parity["gates"].get(f"{part}.{name}"), bound_text),
+            }
+
+
+def _lines(mean: float, bound: float | None, bound_text: str) -> list[tuple[str, float, str]]:
+    found = [(f"mean {mean:.3g}", mean, "planned")]
+    if bound is not None:
+        found.append((f"must be {bound_text} {bound:g}", bound, "budget"))
+    return found
+
+
+MAX_POINTS = 600
+"""Maximum points drawn per curve."""
+GIB = 1 << 30
+ROUNDS_LINE = (
+    "Scores of held-out corrections against the number of captions that a person corrected or "
+    "accepted. The held-out set grows with them."
+)
+
+
+def rounds_facts(rounds: Sequence[Round]) -> dict[str, Any] | None:
+    """Return the curves and the table of the rounds of learning; None before the first score."""
+    if not (scored := [each for each in rounds if each["after"]]):
+        return None
+    titles = ("Loss per token", "Share of exact captions")
+    return {
+        "line": ROUNDS_LINE,
+        "curves": [_learned(title, at, scored) for at, title in enumerate(titles)],
+        "columns": ROUND_COLUMNS,
+        "rows": [round_cells(each) for each in rounds],
+    }
+
+
+def _learned(title: str, at: int, rounds: Sequence[Round]) -> dict[str, Any]:
+    """Return the curves of one score: of each new adapter, and of the model in use."""
+    before, after = ([_scores(each, name)[at] for each in rounds] for name in ("before", "after"))
+    decided = [len(each["examples"]) + len(each["held_out"]) for each in rounds]
+    pairs = zip(rounds, before, after, strict=True)
+    used = [new if each["accepted"] else old for each, old, new in pairs]
+    in_use = [(0, before[0]), *zip(decided, used, strict=True)]
+    series = [
+        {"name": "in use", "kind": "held-out", "points": in_use},
+        {"name": "new adapter", "kind": "trained", "points": [*zip(decided, after, strict=True)]},
+    ]
+    return {"title": title, "series": series, "unit": "corrections:"}
+
+
+def _scores(round_: Round, name: str) -> tuple[float, float]:
+    scores = corrections_of(round_, name)
+    return loss_of(scores), exact(scores) / len(scores)
+
+
+TRAINING_COLUMNS = ("reference", "before training", "now")
+
+
+def training_facts(training: TrainingFound) -> dict[str, Any] | None:
+    """Return curves and samples; None before the first step."""
+    if training.tuned is None:
+        return None
+    record = training.tuned.record
+    return {
+        "line": training.tuned.line(),
+        "curves": [_losses(record), _memory(record)],
+        "columns": TRAINING_COLUMNS,
+        "rows": list(_samples(record)),
+    }
+
+
+def _losses(record: Mapping[str, Any]) -> dict[str, Any]:
+    series = [{"name": "trained on", "kind": "trained", "points": _thin(record["losses"])}]
+    if held := record["held_out_losses"]:
+        series.append(
+            {"name": "held out", "kind": "held-out", "points": [list(one) for one in held]}
+        )
+    return {"title": "Loss per token, by step", "series": series}
+
+
+def _memory(record: Mapping[str, Any]) -> dict[str, Any]:
+    values = [value / GIB for value in record["memory_bytes"]]
+    series = [{"name": "after each step", "kind": "memory", "points": _thin(values)}]
+    return {"title": "Host memory, GiB, by step", "series": series}
+
+
+def _thin(values: list[float]) -> list[list[float]]:
+    """Return at most MOST_POINTS pairs [step, value]; steps count from 1."""
+    every = max(1, -(-len(values) // MAX_POINTS))
+    points = [[at + 1, value] for at, value in enumerate(values)]
+    return points[::every] + (points[-1:] if (len(points) - 1) % every else [])
+
+
+def _samples(record: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    if not record["scores"]:
+        return
+    before, after = record["scores"][0]["samples"], record["scores"][-1]["samples"]
+    for one, other in zip(before, after, strict=False):
+        now = other["said"] if len(record["scores"]) > 1 else "-"
+        yield str(one["right"]), str(one["said"]), str(now)

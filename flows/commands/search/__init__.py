@@ -1,0 +1,1 @@
+"""Fills vector indexes and searches them. Runs stages only through `flows.execution`."""

@@ -1,0 +1,96 @@
+"""Implements `penstock search`, and prints the hits."""
+
+import argparse
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from contextlib import closing
+from filecmp import cmp
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from artifacts.disk.files import whole_file, write_text
+from artifacts.disk.names import file_name, numbered
+from artifacts.disk.paths import folder_named
+from artifacts.disk.regular_files import open_regular
+from artifacts.errors import MediaError, Unanswered
+from artifacts.remote.media_cache import open_local
+from flows.commands.shared.arguments import config_from
+from flows.core.console.display import Display
+from flows.core.console.lines import json_line, print_lines
+from flows.core.options.vectors import SearchPlace, SearchQuery
+
+if TYPE_CHECKING:
+    from flows.commands.search.query import Hit
+
+
+def search_command(given: argparse.Namespace) -> int:
+    """Run the search, and return its exit code: 1 if a file to be copied is gone. Raises
+    PenstockError."""
+    folder = folder_named(given.index, "index")
+    page = folder_named(given.html, "html") if given.html is not None else None
+    copies = folder_named(given.copy, "copy") if given.copy is not None else None
+    with closing(Display(quiet=True, fleeting=True)) as display:
+        display.doing("searching")
+        if page or copies:
+            from flows.outputs.folder.foreign_files import refuse_replacing_found
+
+            refuse_replacing_found(page, copies)
+        # A second thread of numpy waits longer for its share of one text than it computes.
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+        from flows.commands.search.query import search_index
+
+        query, place = config_from(given, SearchQuery), config_from(given, SearchPlace)
+        hits = search_index(folder, query, place, display)
+    if page:
+        from flows.commands.search.page import page_of
+
+        write_text(page, [page_of(given.what, str(folder), hits)])
+        print_lines(f"wrote {page}", to=sys.stderr)
+    code = _copied(copies, hits) if copies else 0
+    if given.json:
+        print("".join(lines_of(hits)), end="")
+    else:
+        print_lines(*(map(_line, hits) if hits else ["no hits"]))
+    return code
+
+
+def lines_of(hits: Sequence["Hit"]) -> list[str]:
+    return [json_line(hit.to_json()) + "\n" for hit in hits]
+
+
+def _line(hit: "Hit") -> str:
+    from flows.commands.search.query import when
+
+    copies = f"  and {hit.copies} more: {', '.join(hit.copy_paths)}" if hit.copies else ""
+    return f"{hit.rank:4d}  {hit.score:.4f}  {hit.path}{when(hit)}{copies}"
+
+
+def _copied(folder: Path, hits: Sequence["Hit"]) -> int:
+    """Copy each found file once, named by its first rank. Return the exit code."""
+    seen: set[str] = set()
+    code = 0
+    write_text(folder / "search.jsonl", lines_of(hits))  # first: it lists the originals
+    for hit in (hit for hit in hits if hit.path not in seen):
+        seen.add(hit.path)
+        try:
+            with open_local(hit.path) as path:
+                _copy(path, folder, f"{hit.rank:03d}-{Path(hit.path).name}")
+        except (OSError, MediaError, Unanswered) as error:
+            code, why = 1, getattr(error, "strerror", error)
+            print_lines(f"failed: {hit.path}: cannot be copied ({why})", to=sys.stderr)
+    return code
+
+
+def _copy(source: Path, folder: Path, name: str) -> None:
+    """Copy a file to `name`, or to the next free name if another file, such as a copy that was
+    edited, has it."""
+    for each in numbered(*os.path.splitext(name)):
+        target = folder / file_name(each, folder)
+        if not os.path.lexists(target):
+            break
+        if target.is_file() and cmp(source, target, shallow=False):
+            return
+    with open_regular(source) as reader, whole_file(target) as writer:
+        shutil.copyfileobj(reader, writer)

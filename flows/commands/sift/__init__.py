@@ -1,0 +1,1 @@
+"""Everything of `penstock sift` but its stages."""

@@ -1,0 +1,469 @@
+"""Runs a sift job: marks media, groups copies, and lists what is kept.
+
+With a model, each medium has one vector, by which near duplicates are found.
+"""
+
+import contextlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from itertools import groupby, islice
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from artifacts.disk.regular_files import open_regular
+from artifacts.errors import CannotFit, Killed, StageDied
+from artifacts.index import near_duplicates
+from artifacts.packages import require_extra
+from artifacts.records.keys import digest_of
+from artifacts.records.packs import DamagedRecord, Record, RecordSet, RecordUnion, record_sets_of
+from artifacts.records.store import Store, open_store, prepare_store
+from artifacts.records.vectors import vectors_in
+from artifacts.texts.captions import Failure, write_jsonl
+from artifacts.wording import counted
+from flows.commands.sift.duplicates import COPIES_VERSION, Fingerprint, Pairs, pairs_of
+from flows.commands.sift.marks import (
+    CHOICES_FILE,
+    MarkedFiles,
+    Sifted,
+    add_file,
+    choices_in,
+    kept_of,
+    mark_copies,
+    parse_keep,
+    write_tables,
+)
+from flows.core.checkpoint.models import digests_in
+from flows.core.console.display import Display
+from flows.core.job.away import AwayMedia, mounts_now, unread_sources
+from flows.core.job.media_digests import JobFile, read_contents
+from flows.core.job.prepare import Job, NothingToDo, out_folder
+from flows.core.ledger.tasks import Medium
+from flows.core.machine.launch import (
+    DirectLauncher,
+    Launcher,
+    StageCall,
+    wait_or_stop,
+    with_restarts,
+)
+from flows.core.machine.leases import leased
+from flows.core.media.generated_files import GeneratedFiles
+from flows.core.media.media_file import Selection
+from flows.core.media.sources import find_media, left_out_note
+from flows.core.options.commands import RunOptions
+from flows.core.options.vectors import PLACE, SiftConfig, SiftOptions, VectorConfig
+from flows.core.pipelines import SIFT
+from flows.execution.run import LauncherMaker, make_vectors, refuse_file, stopped_in_order
+from flows.execution.run_observer import OnBegin, only_run_in
+from flows.execution.stage_loop import crash_suspects
+from flows.outputs.folder.foreign_files import LEFT_OUT_FILE, output_names
+from flows.outputs.folder.owners import refuse_taking, take
+from flows.outputs.marker import MEDIA, write_proved
+from flows.outputs.record.run_read import history_in
+from flows.outputs.record.run_record import RunRecord
+from flows.outputs.vectors import VectorsWritten, vector_tasks
+from flows.outputs.write import failures_of, media_line, missing_error, replaced_line
+from stages import sift as stage
+from stages.frames.job import CRASHED, UNSTORED_KINDS, FramesItem
+from stages.process.events import Event, Failed, Item, MemorySample
+from stages.process.memory import cores
+from stages.sift import SiftJob
+from stages.sift.measures import FRACTIONS, STEP_SECONDS, Marked
+
+
+@dataclass(kw_only=True, slots=True)
+class VectorMarks(VectorsWritten):
+    """What the vectors of a run say of its media."""
+
+    vectors_of: dict[str, NDArray[np.float16]] = field(default_factory=dict)
+    """Digest → the mean of its vectors, of length 1."""
+
+    def mark(self, found: MarkedFiles, similar: float | None) -> None:
+        """Mark near duplicates by vectors."""
+        if similar is None:
+            return
+        zeros = np.zeros(next(iter(self.vectors_of.values()), np.zeros(1)).shape, np.float16)
+        rows = [self.vectors_of.get(row["digest"], zeros) for row in found.rows]
+        alike = near_duplicates.Alike(vectors=np.array(rows), threshold=similar)
+        mark_copies(found, "similar", alike)
+
+
+def vector_marks(
+    config: VectorConfig, display: Display, make_launcher: LauncherMaker, on_begin: OnBegin | None
+) -> VectorMarks:
+    """Compute the vectors of all media as `penstock embed` does. Raises PenstockError; finished
+    records stay."""
+    if SiftOptions.of(config).similar is not None:
+        near_duplicates.require_similar()
+    return make_vectors(
+        config,
+        display,
+        _places,
+        _marks,
+        make_launcher,
+        on_begin,
+        "sift",
+    )
+
+
+def _places(job: Job) -> dict[str, str]:
+    return {"failures": str(job.out / "failures.jsonl"), "logs": str(job.out / "logs")}
+
+
+def _marks(job: Job) -> VectorMarks:
+    found = VectorMarks(out=job.out, files=job.requested)
+    found.failures = failures_of(job)
+    kept = job.ledger["embeddings"]
+    for digest, tasks in groupby(vector_tasks(job), key=lambda one: one[1].medium.digest):
+        if digest in found.vectors_of:
+            continue  # another file with this content
+        chunks = [task for _, task in tasks]
+        parts = [
+            vectors_in(record) for record in kept.read_several([t["embeddings"] for t in chunks])
+        ]
+        # The first vector of an image is of all of it; its tiles follow.
+        rows = parts[0][:1] if chunks[0].medium.kind == "image" else np.concatenate(parts)
+        mean = (rows / np.linalg.norm(rows, axis=1, keepdims=True).clip(1e-12)).mean(axis=0)
+        found.vectors_of[digest] = (mean / max(float(np.linalg.norm(mean)), 1e-12)).astype(
+            np.float16
+        )
+        found.vectors += len(rows)
+    return found
+
+
+NAMESPACE = digest_of(["marks", stage.OUTPUT_VERSION, STEP_SECONDS, FRACTIONS])
+"""Cache namespace of the marks: they depend on the content alone."""
+RECORDS = 512
+"""Records that are read at once."""
+
+
+@dataclass(kw_only=True, slots=True)
+class Sifting:
+    """The media of one run."""
+
+    options: SiftOptions
+    retry_failed: bool
+    store: Store
+    files: list[JobFile]
+    failures: list[Failure]
+    """Sources that cannot be read."""
+    passed: dict[str, dict[str, str]] = field(default_factory=dict)
+    """Digest → failure that the next run tries again."""
+    choices: Mapping[tuple[str, str], str] = field(default_factory=dict)
+    """Path and digest → what a person decided of a file."""
+    marks: RecordUnion = field(init=False)
+    stored_failures: RecordSet = field(init=False)
+
+    def __post_init__(self) -> None:
+        sets = record_sets_of(self.store, ("marks", NAMESPACE), ("failures", NAMESPACE))
+        self.marks, self.stored_failures = RecordUnion(sets[:1]), sets[1]
+
+    @property
+    def requested(self) -> int:
+        """Return the number of files and of sources that cannot be read."""
+        return len(self.files) + unread_sources(self.failures, self.files)
+
+    @property
+    def media(self) -> dict[str, Medium]:
+        """Return each content once, by its digest."""
+        return {each.medium.digest: each.medium for each in self.files}
+
+
+def sift(
+    config: SiftConfig,
+    display: Display,
+    make_launcher: LauncherMaker = DirectLauncher,
+    on_begin: OnBegin | None = None,
+) -> Sifted:
+    """Mark all media of the configuration, and list those to keep. Raises PenstockError; finished
+    records stay."""
+    require_extra("search", "sift")
+    condition = parse_keep(config.keep, similar=config.similar is not None)
+    refuse_file(out := out_folder(config))
+    refuse_taking(config, "sift")
+    vectors = None
+    if config.model:
+        vectors = vector_marks(config, display, make_launcher, on_begin)
+    with stopped_in_order(), contextlib.closing(display):
+        job = _prepared(config, display, out)
+        job.choices = choices_in(out)
+        with (
+            only_run_in(out, "marking into", "give another --out"),
+            leased(job.store, [NAMESPACE], out),
+        ):
+            record = RunRecord(out, SIFT)
+            names = output_names(config.format)
+            record.value["outputs"] = {name: str(out / name) for name in names}
+            record.value["keep"] = config.keep or ""
+            record.carry_on(
+                history_in(out), [f"{NAMESPACE[:16]}-{each[:16]}" for each in job.media]
+            )
+            record.value["media"]["total"] = job.requested
+            record.value["mounts"] = mounts_now(out, job.files)
+            own = GeneratedFiles(job.store, out=out)
+            for note in take(config, "sift", record, job.store.url, own):
+                display.print_line(note)
+            if line := replaced_line(out, record.value["outputs"]):
+                display.print_line(line)
+            record.write(force=True)
+            with record.recording_end():
+                found, failures = _complete(job, record, display, make_launcher, out)
+                if vectors is not None:
+                    vectors.mark(found, config.similar)
+                if job.choices:
+                    display.print_line(_choices_line(job, found, out))
+                kept, left_out = kept_of(found, condition)
+                write_tables(own, out, found, config.format, kept, left_out.why)
+                lines = (media_line(each.file, 1, each.medium) for each in found.files)
+                write_proved(out, {MEDIA: lines}, job.store.url)
+                write_jsonl(out / "failures.jsonl", failures)
+                record.value["rows"] = len(found.rows)
+                record.fails(failures)
+    return Sifted(
+        out=out,
+        files=job.requested,
+        failures=failures,
+        marked=len(found.rows),
+        kept=len(kept),
+        duplicates=sum(row["duplicate"] for row in found.rows),
+        left_out=left_out.firsts,
+        nulls=left_out.nulls,
+        unmarked=frozenset(f.file.place for f in job.files) - {f.file.place for f in found.files},
+    )
+
+
+def _choices_line(job: Sifting, found: MarkedFiles, out: Path) -> str:
+    """Return the line about what a person chose: how much of it names files that are there."""
+    applied, stale = len(found.choices), len(job.choices) - len(found.choices)
+    line = f"{counted(applied, 'choice')} of a person applied: {out / CHOICES_FILE}"
+    return f"{line}; {stale:,} of files that are gone, moved or changed" if stale > 0 else line
+
+
+def pending(config: SiftConfig, display: Display) -> dict[str, int]:
+    """Return how many files and contents a run has, and how many of these it would mark. Raises
+    PenstockError."""
+    parse_keep(config.keep, similar=config.similar is not None)
+    refuse_taking(config, "sift")
+    job = _prepared(config, display, out_folder(config))
+    return {
+        "files": len(job.files),
+        "contents": len(job.media),
+        "to_mark": len(_missing(job, job.media.values())),
+    }
+
+
+def sift_before(
+    config: RunOptions, condition: str, display: Display, make_launcher: LauncherMaker
+) -> frozenset[str]:
+    """Mark the media of another run in a folder of its output, and return the places of the files
+    that the condition leaves out, and of those that cannot be marked. Raises PenstockError."""
+    shared = {
+        n: getattr(config, n)
+        for n in ("sources", "recursive", "extensions", "limit", "store", "replace")
+    }
+    parse_keep(condition, option="--sift")
+    folder = out_folder(config) / PLACE
+    sifting = SiftConfig(
+        **shared, retry_failed=config.retry_failed, keep=condition, out=str(folder)
+    )
+    result = sift(sifting, display, make_launcher)
+    with open_regular(result.out / LEFT_OUT_FILE) as file:
+        places = frozenset(json.loads(line)["path"] for line in file)
+    if places:
+        display.print_line(
+            f"{counted(len(places), 'file')} left out by --sift: {result.out / LEFT_OUT_FILE}"
+            f"{result.of_nulls}"
+        )
+    if result.unmarked:
+        display.print_line(
+            f"{counted(len(result.unmarked), 'file')} that failed left out: "
+            f"{result.out / 'failures.jsonl'}"
+        )
+    return places | result.unmarked
+
+
+def _prepared(config: RunOptions, display: Display, out: Path) -> Sifting:
+    """Find the media, and compute their digests. Raises UsageError, EnvironmentFault."""
+    display.doing("reading the sources")
+    config.check_sources()
+    store = open_store(config.store_url)
+    prepare_store(store)
+    selection = Selection(recursive=config.recursive, extensions=config.extensions)
+    if note := left_out_note(config.sources, selection):
+        display.print_line(note)
+    files, failures = find_media(config.sources, selection, config.limit)
+    away = AwayMedia(config, files, failures)
+    readable, unreadable = read_contents(
+        files, digests_in(store), store, display.fetched, again=config.check_media
+    )
+    media_away = away.media(files, readable)
+    failures = away.failures(media_away, [*failures, *unreadable])
+    if not readable and not media_away:
+        write_jsonl(out / "failures.jsonl", failures)
+        raise NothingToDo(SIFT, failures)
+    # A file whose line has several prompts is one file.
+    unique: dict[tuple[object, ...], JobFile] = {}
+    for each in readable:
+        unique.setdefault(each.file.identity, each)
+    by_place = {medium.place: [medium.job_file] for medium in media_away}
+    job = Sifting(
+        options=SiftOptions.of(config),
+        retry_failed=config.retry_failed,
+        store=store,
+        files=[*away.in_order(unique.values(), by_place)],
+        failures=failures,
+    )
+    for job_file in job.files:
+        if job_file.away and job_file.medium.digest not in job.marks:
+            away.refuse(job_file.file)
+    for note in away.gone_note(job.files, "marks"):
+        display.print_line(note)
+    return job
+
+
+def _complete(
+    job: Sifting, record: RunRecord, display: Display, make_launcher: LauncherMaker, out: Path
+) -> tuple[MarkedFiles, list[Failure]]:
+    """Return the marks of all files, and what could not be marked; try once more what is neither.
+    Raises PenstockError."""
+    for _ in range(2):
+        found, failures = _marked(job, record, display, make_launcher, out), _failures(job)
+        known = Counter((f.file.media_path, f.file.source) for f in found.files)
+        known.update((each.media_path, each.source) for each in failures[len(job.failures) :])
+        expected = Counter((f.file.media_path, f.file.source) for f in job.files)
+        if not (missing := expected - known):
+            return found, failures
+    raise missing_error(out, {name: count for (name, _), count in missing.items()})
+
+
+def _marked(
+    job: Sifting, record: RunRecord, display: Display, make_launcher: LauncherMaker, out: Path
+) -> MarkedFiles:
+    """Mark the media that have no marks yet, and return the marks of all. Raises PenstockError."""
+    media, names = job.media, {f.medium.digest: f.file.media_path for f in job.files}
+
+    def on_event(name: str, event: Event) -> None:
+        display.on_event(name, event)
+        if isinstance(event, Item):
+            record.count_item(name)
+        elif isinstance(event, MemorySample):
+            record.memory(name, asdict(event))
+        elif isinstance(event, Failed):
+            texts = {"message": event.message, "hint": event.hint}
+            failure = {"media_path": names.get(event.media, ""), "stage": name, **texts}
+            display.fail(**failure)
+            record.fail(name, failure)
+
+    if job.retry_failed:
+        job.stored_failures.drop([d for d in media if d in job.stored_failures])
+    launcher = make_launcher(on_event)
+
+    def attempt() -> MarkedFiles:
+        before = 0
+        while True:
+            missing = _missing(job, media.values())
+            done = len(media) - len(missing)
+            record.expect(stage.STAGE.name, len(media), done)
+            if len(missing) in (0, before):  # the rest cannot be marked in this run
+                display.close()
+                return _collected(job, display)
+            record.begin(stage.STAGE.name)
+            entry = record.stage(stage.STAGE.name)
+            worked = partial(dict[str, float].__getitem__, entry, "seconds")
+            display.stage(stage.STAGE.name, len(media), done, worked=worked)
+            _run(job, missing, launcher, record, out)
+            before = len(missing)
+
+    return with_restarts(attempt, after=(DamagedRecord, Killed))
+
+
+def _missing(job: Sifting, media: Iterable[Medium]) -> list[Medium]:
+    """Return the media that have neither marks nor a failure."""
+    job.marks.refresh()
+    job.stored_failures.refresh()
+    known = (job.marks, job.stored_failures, job.passed)
+    return [m for m in media if not any(m.digest in each for each in known)]
+
+
+def _run(
+    job: Sifting, media: Sequence[Medium], launcher: Launcher, record: RunRecord, out: Path
+) -> None:
+    """Mark these media in one process. If it crashes, mark each that it had open alone. Raises
+    PenstockError."""
+    workers = min(cores(), max(1, sum(m.kind == "image" for m in media) // 64, min(len(media), 2)))
+    items = [FramesItem(m.path, m.digest, m.kind, None, m.stamp) for m in media]
+    call = StageCall(
+        name=stage.STAGE.name,
+        job=SiftJob(store=job.store.url, namespace=NAMESPACE, media=items, workers=workers),
+        device="cpu",
+        log=out / "logs" / "sift.log",
+    )
+    process = launcher.start(call)
+    try:
+        wait_or_stop(process)
+    except (StageDied, CannotFit) as error:
+        suspects = crash_suspects(error, process.outcome, media)
+        if not suspects:
+            raise
+        if len(media) == 1:
+            job.stored_failures.publish([Record(key=media[0].digest, meta=CRASHED)])
+            return
+        for medium in suspects:
+            _run(job, [medium], launcher, record, out)
+    finally:
+        for each in process.outcome.failures:
+            if each.kind in UNSTORED_KINDS:
+                job.passed[each.media] = each.reason
+        record.add(process.outcome, attention="", precision={})
+
+
+def _collected(job: Sifting, display: Display) -> MarkedFiles:
+    files = MarkedFiles()
+    items: dict[str, Fingerprint] = {}
+    left = (each for each in job.files if each.medium.digest in job.marks)
+    while group := list(islice(left, RECORDS)):
+        records = job.marks.read_several([each.medium.digest for each in group])
+        for each, record in zip(group, records, strict=True):
+            marked = Marked.of(record)
+            add_file(files, each, marked, job.options.chunk)
+            seconds = marked.meta["seconds"]
+            items[each.medium.digest] = Fingerprint(looks=marked.looks, seconds=seconds)
+    chosen = (job.choices.get((row["path"], row["digest"])) for row in files.rows)
+    files.choices = {at: choice for at, choice in enumerate(chosen) if choice}
+    contents, pairs = files.contents, _pairs(job, items, display)
+    same = near_duplicates.Pairs(contents=contents, pairs=np.zeros((0, 2), np.int64))
+    mark_copies(files, "exact", same)
+    mark_copies(files, "duplicate", near_duplicates.Pairs(contents=contents, pairs=pairs))
+    return files
+
+
+def _pairs(job: Sifting, items: Mapping[str, Fingerprint], display: Display) -> Pairs:
+    """Return the pairs of contents that are copies. They are stored, so that with another `--keep`
+    nothing is compared again: 3,000 pictures take up to a minute."""
+    mirrored = job.options.mirrored
+    key = digest_of(["copies", COPIES_VERSION, mirrored, *items])
+    if key in job.marks:
+        return np.frombuffer(job.marks.read(key).payload, np.int64).reshape(-1, 2)
+    display.doing(f"comparing {counted(len(items), 'file')} to find copies")
+    pairs = pairs_of(list(items.values()), mirrored=mirrored)
+    job.marks.publish([Record(key=key, meta={}, payload=pairs.tobytes())])
+    return pairs
+
+
+def _failures(job: Sifting) -> list[Failure]:
+    """Return everything that could not be marked, in source order."""
+    found = list(job.failures)
+    for each in job.files:
+        digest = each.medium.digest
+        known = job.passed.get(digest)
+        if digest not in job.marks and digest in job.stored_failures:
+            known = known or job.stored_failures.meta(digest)
+        if known is not None:
+            names = {"media_path": each.file.media_path, "source": each.file.source}
+            texts = {"message": known["message"], "hint": known["hint"]}
+            found.append(Failure(**names, **texts, stage=stage.STAGE.name, error=known["kind"]))
+    return found

@@ -1,0 +1,1 @@
+"""Everything of `penstock status` but its stages."""

@@ -1,0 +1,104 @@
+"""Implements `penstock status`: prints the progress of a run from its record, during the run and
+after.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from artifacts.disk.paths import required_path
+from flows.core.console.display import failed_line
+from flows.core.console.lines import duration, print_lines, size, table_lines
+from flows.outputs.record.rounds import COLUMNS as ROUND_COLUMNS
+from flows.outputs.record.rounds import cells as round_cells
+from flows.outputs.record.rounds import rounds_in
+from flows.outputs.record.run_read import load_record, runs_below
+from flows.outputs.record.run_record import seconds_of
+from flows.outputs.run_status import (
+    COLUMNS,
+    StageStatus,
+    advice,
+    cells,
+    description_lines,
+    output_paths,
+    run_folder,
+    run_status,
+    stages_of,
+)
+from flows.outputs.unwritten import count_unwritten, unwritten_line
+
+
+def status_command(given: argparse.Namespace) -> int:
+    """Print the progress of a run, an export or a training, and return 0. Raises UsageError if
+    there is none, EnvironmentFault."""
+    out = Path(required_path(given.out))
+    if given.json:
+        print(json.dumps(run_status(out), indent=1))
+        return 0
+    print_lines(*status_lines(out))
+    return 0
+
+
+def status_lines(out: Path) -> Iterator[str]:
+    """Yield what the command prints of a folder. Raises UsageError, EnvironmentFault."""
+    export, training, run = run_folder(out)
+    if export is not None:
+        yield export.verdict()
+    if training is not None:
+        yield training.line()
+    if run is None:
+        return
+    if export is not None:
+        yield f"last run, into {run}:"
+    record = load_record(run)
+    yield from lines(record, stages_of(record, time.time()))
+    if count := count_unwritten(run):
+        yield unwritten_line(run, count)
+    if rounds := rounds_in(out):
+        yield from table_lines(ROUND_COLUMNS, map(round_cells, rounds), right=ROUND_COLUMNS[:3])
+    yield from other_runs(out)
+
+
+def other_runs(out: Path) -> list[str]:
+    """Return a line that names the runs below the folder of a run, if there are any."""
+    below = runs_below(out)
+    return [f"other runs: {', '.join(map(str, below))}"] if below else []
+
+
+def lines(record: Mapping[str, Any], stages: list[StageStatus]) -> Iterator[str]:
+    yield headline(record)
+    if advice(record):
+        yield advice(record)
+    yield from description_lines(record)
+    yield from table_lines(COLUMNS, map(cells, stages), right=COLUMNS[1:-1])
+    for stage in stages:
+        for device, of in stage.devices.items():  # only where several GPUs share the stage
+            worked = f" in {duration(of['seconds'])}" if of["seconds"] else ""
+            yield (
+                f"{stage.name} on {device}: {of['items']:,}{worked}, "
+                f"GPU memory at most {size(of['peak_device_bytes'])}"
+            )
+    found = output_paths(record)
+    widest = max(map(len, found), default=0)
+    yield from (f"{place:{widest}s}  {path}" for place, path in found.items())
+    for failure in record["failures"]:
+        yield failed_line(failure["media_path"], failure["message"], failure["hint"])
+    rest = record["media"]["failed"] - len(record["failures"])
+    if rest > 0:
+        yield f"… and {rest} more in {record['outputs'].get('failures', 'failures.jsonl')}"
+
+
+def headline(record: Mapping[str, Any]) -> str:
+    """Return one line: the state, its age, and the process."""
+    state, ago = record["state"], duration(max(0.0, time.time() - seconds_of(record["updated"])))
+    if state == "running":
+        since = duration(max(0.0, time.time() - seconds_of(record["started"])))
+        process = f"process {record['pid']} on {record['host']}"
+        return f"running for {since}, {process}; record written {ago} ago"
+    error = f": {record['error']}" if record["error"] else ""
+    if state == "died":
+        return f"died: process {record['pid']} is gone; record written {ago} ago"
+    return f"{state} {ago} ago{error}"

@@ -1,0 +1,1 @@
+"""Everything of `penstock tune` but its stages."""

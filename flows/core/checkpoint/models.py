@@ -1,0 +1,336 @@
+"""Collects what a run needs to know about its checkpoint. Imports no model library."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from artifacts.errors import UsageError
+from artifacts.records.keys import DIGESTS, ContentDigests
+from artifacts.records.model_files import ModelFiles
+from artifacts.records.store import Store
+from artifacts.schema import FrameFit, Part, Sampling
+from flows.core.checkpoint.adapters import (
+    adapter_for,
+    adapter_notes,
+    as_published_by,
+    read_noted_adapter,
+    recorded_adapter,
+)
+from flows.core.checkpoint.gguf import gguf_for
+from flows.core.checkpoint.graphs import graphs_for
+from flows.core.checkpoint.precision import (
+    BYTES,
+    PartSettings,
+    resolve_settings,
+    unplanned_note,
+    with_adapter,
+    with_gguf,
+)
+from flows.core.checkpoint.profile_loading import (
+    Describer,
+    ModelDigests,
+    custom_code_fields,
+    digests_of_parts,
+    io_errors_as_fault,
+    read_profile,
+    small_files,
+    template_date,
+    with_fetched,
+)
+from flows.core.checkpoint.prompt_tokens import requested_sampling, sampling_of
+from flows.core.checkpoint.served import (
+    NOWHERE,
+    ServedModel,
+    only_captions,
+    open_served,
+    served_profile,
+)
+from flows.core.machine.launch import Launcher
+from flows.core.options.commands import RunOptions
+from flows.core.options.media import VideoSamplingOptions
+from flows.core.options.model import DEMO_MODEL, AdapterOptions, DateOptions, is_served
+from flows.core.pipelines import ASK, CAPTION, Pipeline, makes_vectors
+from stages.models.encoding import FIXED_ROWS
+from stages.models.hub.checkpoint import Checkpoint
+from stages.models.hub.quantized import ignored_settings
+from stages.models.hub.resolve import find_model, refuse_revision
+from stages.models.hub.transfer import Announce
+from stages.models.profile import ModelProfile
+
+MIN_TOKENS = 64
+"""Smallest useful image, in tokens; a smaller one shows almost nothing."""
+
+
+def check_pixels(config: RunOptions, profile: ModelProfile) -> None:
+    """Check `--max-pixels` and `--max-video-pixels`. Raises UsageError if the model's processor has
+    no such limit, or the value is too small."""
+    video, model, least = VideoSamplingOptions.of(config), config.model, profile.least_pixels
+    for option, value, min_pixels in (
+        ("--max-pixels", video.max_pixels, least),
+        ("--max-video-pixels", video.max_video_pixels, least if profile.video_bounds else 0),
+    ):
+        if value is not None and not min_pixels:
+            raise UsageError(
+                f"{option}: not supported by {model} (its processor has no pixel limit)",
+                hint="Leave it out; a smaller --max-frames also takes less memory",
+            )
+        if value is not None and value < min_pixels:
+            raise UsageError(
+                f"{option} {value} is too small (one token of {model} covers {min_pixels} pixels)",
+                hint=f"Give {MIN_TOKENS * min_pixels} or more",
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Model:
+    """A checkpoint as a run uses it."""
+
+    name: str
+    """Name as the user gave it."""
+    checkpoint: Checkpoint
+    profile: ModelProfile
+    """Facts from its headers and its processor."""
+    digests: Mapping[Part, str]
+    """Part → digest of all files that affect its results: configuration, processor, shards."""
+    settings: Mapping[Part, tuple[PartSettings, ...]]
+    """Part → the settings it may run with, best first."""
+    weights: Mapping[str, str] = field(default_factory=dict)
+    """Name of each weight file → SHA-256 of its content; empty if unknown."""
+    notes: tuple[str, ...] = ()
+    """Notes for the user on how it is computed."""
+    read: bool = True
+    """Whether the digests of its weights are known. Without them, no stored record is found."""
+    fp16_check: str = ""
+    """Cache namespace of the result of a trial that the embed stage is to make; empty: none."""
+    in_batches: bool = True
+    """Whether inputs pass the vision half with the rest of their batch, and not in a fixed number
+    of rows (stages/models/encoding/__init__.py)."""
+    images_per_row: int = 0
+    """Largest number of images of an input that shares a pass of fixed rows with others."""
+    files: ModelFiles = field(default_factory=ModelFiles)
+    """Stamps of the files when their digests were computed."""
+    today: str = ""
+    """Date for templates that ask for one, as YYYY-MM-DD; empty: none does."""
+    served: ServedModel | None = None
+    """The model on its servers; None: this machine loads it."""
+
+    @property
+    def folder(self) -> Path:
+        return self.checkpoint.folder
+
+    def shards(self, parts: Iterable[Part]) -> list[str]:
+        """Return the names of the files that hold the weights of these parts."""
+        return sorted({shard for part in parts for shard in self.profile.parts[part].shards})
+
+    def files_of(self, parts: Iterable[Part]) -> ModelFiles:
+        """Return the files of these parts, with weights that were downloaded after the plan was
+        made."""
+        shards = {self.folder / n: self.weights.get(n, "") for n in self.shards(parts)}
+        return with_fetched(self.files, shards)
+
+    def best(self, part: Part) -> PartSettings:
+        return self.settings[part][0]
+
+    def of_parts(self, parts: Iterable[Part], *, alone: bool = False) -> "Model":
+        """Return the model with settings of these parts only; with `alone`, only the best of
+        each."""
+        kept = {part: self.settings[part][: 1 if alone else None] for part in parts}
+        return replace(self, settings=kept)
+
+    def precision(self) -> dict[str, str]:
+        return {part: settings[0].label for part, settings in self.settings.items()}
+
+    def sampling(self, config: RunOptions) -> Sampling:
+        """Return the sampling: as requested, else as the checkpoint's processor states, limited by
+        the model's context."""
+        return sampling_of(self.beside_sound(config), config)
+
+    def beside_sound(self, config: RunOptions) -> ModelProfile:
+        """Return the profile with what the sound of a full chunk leaves of the context; the whole
+        one if the run uses no sound."""
+        tokens = self.sound_tokens(requested_sampling(self.profile, config).chunk_seconds)
+        left = max(1, self.profile.context_tokens - tokens)
+        limited = tokens and self.profile.context_tokens
+        return replace(self.profile, context_tokens=left) if limited else self.profile
+
+    @property
+    def hears(self) -> bool:
+        """Return whether a run has the audio half: its captions are of what is heard, too."""
+        return "audio" in self.settings
+
+    def sound_tokens(self, seconds: float) -> int:
+        """Return the prompt tokens of so many seconds of sound; 0 if the run uses none."""
+        hearing = self.profile.hearing
+        if not (hearing and self.hears and seconds):
+            return 0
+        return hearing.tokens(seconds)
+
+    def sound_bytes(self, seconds: float) -> int:
+        """Return the bytes of so many seconds of sound: one channel of 16 bits."""
+        hearing = self.profile.hearing
+        return math.ceil(2 * hearing.rate * seconds) if hearing and self.hears else 0
+
+    def heard_bytes(self, seconds: float) -> int:
+        """Return the expected bytes of the features of so many seconds of sound."""
+        each = BYTES.get(self.best("audio").dtype, 4) if self.hears else 0
+        return each * self.profile.feature_width * self.sound_tokens(seconds)
+
+    def pass_rows(self, images: int) -> int:
+        """Return the rows of a pass for an input of so many images; 0: as many as its batch has."""
+        if self.in_batches:
+            return 0
+        return 1 if images > self.images_per_row else FIXED_ROWS
+
+    def fit(self, kind: str) -> FrameFit:
+        """Return the size to which the processor scales video frames or images."""
+        return self.profile.fit_image if kind == "image" else self.profile.fit_video
+
+    def feature_bytes(self, kind: str) -> int:
+        """Return the expected bytes of one frame's features. For a joint model, these are its
+        pixels."""
+        profile = self.profile
+        if profile.route == "joint":
+            return profile.image_pixel_bytes if kind == "image" else profile.frame_pixel_bytes
+        tokens = profile.image_tokens if kind == "image" else profile.frame_tokens
+        # Vectors are stored in 32 bit, whatever dtype computed them.
+        each = 4 if profile.route in ("dual", "served") else BYTES.get(self.best("vision").dtype, 4)
+        return tokens * profile.feature_width * each
+
+
+def pipeline_for(model: Model, pipelines: Sequence[Pipeline]) -> Pipeline:
+    """Return the first of these pipelines that suits the checkpoint. Raises UsageError."""
+    if model.served is not None:
+        if CAPTION in pipelines:
+            return ASK
+        raise only_captions(model.name)
+    dual = model.profile.route == "dual"
+    for pipeline in pipelines:
+        if all(stage.vectors == dual for stage in pipeline if stage.part):
+            return pipeline
+    if dual:
+        raise UsageError(
+            f"{model.name} makes vectors of images and texts, and writes no captions",
+            hint=f"Run `penstock embed SOURCES --model {model.name}`, or choose a model that "
+            "captions: docs/models.md lists them",
+        )
+    raise UsageError(
+        f"{model.name} writes captions, and makes no vectors that can be compared with texts",
+        hint="Choose a model of the CLIP kind (docs/embed.md), or run `penstock caption`",
+    )
+
+
+def _open_served(config: RunOptions, announce: Announce | None) -> Model:
+    served = open_served(config, announce)
+    return Model(
+        name=config.model,
+        checkpoint=Checkpoint(name=config.model, folder=NOWHERE),
+        profile=served_profile(config),
+        digests={},
+        settings={},
+        notes=(served.line, *served.notes),
+        served=served,
+    )
+
+
+def digests_in(store: Store) -> ContentDigests:
+    return ContentDigests(store.local / DIGESTS)
+
+
+def demo_folder(*, is_dual: bool = False) -> Path:
+    """Return the folder of the demo model: the one for captions, or the dual encoder."""
+    from penstock_demo import CHECKPOINT, DUAL_CHECKPOINT
+
+    return DUAL_CHECKPOINT if is_dual else CHECKPOINT
+
+
+def find_checkpoint(
+    config: RunOptions, announce: Announce | None = None, *pipelines: Pipeline
+) -> Checkpoint:
+    """Return the files of the requested checkpoint. For `demo`, it is the one that suits the first
+    of `pipelines` (default: captions). `announce` is called for each download; weights are not
+    downloaded here. Raises UsageError or EnvironmentFault."""
+    if is_served(config.model):
+        raise only_captions(config.model)
+    if config.model == DEMO_MODEL:
+        refuse_revision("the demo model", config.revision)
+        is_dual = bool(pipelines) and makes_vectors(pipelines[0])
+        return Checkpoint(name=DEMO_MODEL, folder=demo_folder(is_dual=is_dual))
+    return find_model(config.model, config.revision, announce)
+
+
+def open_model(
+    config: RunOptions,
+    *pipelines: Pipeline,
+    store: Store,
+    digests: ContentDigests,
+    launcher: Launcher,
+    device: str,
+    announce: Announce | None = None,
+    read_weights: bool = True,
+) -> Model:
+    """Return the requested checkpoint, with `pipelines` as in `find_checkpoint`; its weights need
+    not be local. Its profile comes from the store or from a describing process. Without
+    `read_weights`, weights without a stored digest are not read, and no stored record of theirs is
+    found. Raises UsageError."""
+    if is_served(config.model):
+        return _open_served(config, announce)
+    files = ModelDigests(digests)
+    named = AdapterOptions.of(config).adapter
+    adapter = read_noted_adapter(named, files) if named else None
+    checkpoint = find_checkpoint(config, announce, *pipelines)
+    folder = checkpoint.folder
+    with io_errors_as_fault(config.model):
+        files.note_folder(checkpoint)
+        small = {p.name: files.of_small(p) for p in small_files(checkpoint)}
+        requested = DateOptions.of(config).today
+        today = template_date(store, folder, small, requested)
+    as_published = as_published_by(adapter or recorded_adapter(config), folder)
+    describer = Describer(
+        config=config,
+        checkpoint=checkpoint,
+        files=files,
+        store=store,
+        launcher=launcher,
+        device=device,
+    )
+    profile = read_profile(describer, small, as_published, today)
+    check_pixels(config, profile)
+    digest = files.of if read_weights else files.known
+    names = sorted({shard for part in profile.parts.values() for shard in part.shards})
+    with io_errors_as_fault(config.model):
+        weights = {s: checkpoint.digest(s) or digest(folder / s) for s in names}
+        code = custom_code_fields(folder, trusted=config.trust_remote_code)
+        graphs = graphs_for(config, folder, profile, digest, weights, device)
+        gguf = gguf_for(describer, profile, small, digest, *pipelines)
+    settings = resolve_settings(config, profile, device, graphs.uses)
+    if gguf is not None:
+        language = with_gguf(config, settings["language"][0], gguf)
+        settings = {**settings, "language": (language,)}
+    if adapter is not None:
+        settings = with_adapter(settings, adapter_for(adapter, config, profile, files))
+    ignored = ignored_settings(folder)
+    no_date = f"--today has no effect: {config.model} writes no date into prompts"
+    return Model(
+        name=config.model,
+        checkpoint=checkpoint,
+        profile=profile,
+        digests=digests_of_parts(profile, small, weights, code, today),
+        settings=settings,
+        weights=weights,
+        notes=(
+            *filter(
+                None,
+                [
+                    graphs.note,
+                    unplanned_note(config, profile),
+                    no_date if requested and not today else "",
+                    ignored,
+                ],
+            ),
+            *adapter_notes(adapter, checkpoint, weights),
+        ),
+        read=all(weights.values()),
+        files=files.files,
+        today=today,
+    )

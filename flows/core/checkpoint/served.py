@@ -1,0 +1,253 @@
+"""Describes a model that servers run, by what they state about it. Sends no media."""
+
+import contextlib
+import json
+import os
+import threading
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from artifacts.errors import EnvironmentFault, UsageError
+from artifacts.records.keys import digest_of
+from artifacts.records.packs import Record, RecordSet
+from artifacts.records.store import Store
+from artifacts.remote.endpoints import SERVED, Endpoint, EndpointKeys, endpoints_of, keys_from
+from artifacts.schema import FrameFit
+from flows.core.options.commands import RunOptions
+from flows.core.options.media import VideoSamplingOptions
+from flows.core.options.model import EndpointOptions
+from stages.ask import QUALITY
+from stages.models.hub.transfer import Announce
+from stages.models.profile import ModelProfile, SamplingProfile
+
+if TYPE_CHECKING:
+    from stages.ask.servers import Client
+
+Found = TypeVar("Found")
+TRIES, PAUSE_SECONDS = 3, 0.5
+"""Requests at the start for an address that is reached but gives no whole answer."""
+PIXELS = 1 << 20
+"""Default of `--max-pixels`."""
+FRAMES = 8
+"""Default frames per chunk."""
+WAKE_SECONDS = 0.2
+NOWHERE = Path(os.devnull)
+"""Folder of a model without files."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ServedModel:
+    """A model that servers run."""
+
+    model: str
+    """Its name on the servers."""
+    endpoints: tuple[Endpoint, ...]
+    identity: tuple[str, ...]
+    """What distinguishes it from other models in cache keys: what it is, then its value."""
+    keys: EndpointKeys
+    video: bool | None = None
+    """Whether several frames are sent as one video, and not as pictures; None: unknown."""
+    notes: tuple[str, ...] = ()
+    """What the user should know besides."""
+
+    @property
+    def key_fields(self) -> list[Any]:
+        return ["served", self.model, *self.identity, f"jpeg {QUALITY}"]
+
+    @property
+    def line(self) -> str:
+        """Return where media go, and what identifies the model."""
+        where = ", ".join(each.url for each in self.endpoints)
+        local = all(each.is_local for each in self.endpoints)
+        leave = "frames go to" if local else "media leave this machine: frames go to"
+        ways = {None: "", True: ", those of a chunk as one video", False: ", each as a picture"}
+        who = f"{self.model} is identified by {self.identity[0]}"
+        return f"{leave} {where}{ways[self.video]}; {who}"
+
+    def to_json(self) -> dict[str, Any]:
+        urls = [each.url for each in self.endpoints]
+        return {"endpoints": urls, "identity": list(self.identity), "video": self.video}
+
+    def found_by(
+        self, look: "Callable[[Client], Awaitable[Found]]", announce: Announce | None
+    ) -> "tuple[ServedModel, list[Found]]":
+        """Return the model with the addresses that answer, and what `look` finds at each of them.
+        `announce` is called for long waits. Raises EnvironmentFault if none answers."""
+        import asyncio
+
+        from stages.ask.servers import Client, NoReply
+
+        async def one(endpoint: Endpoint) -> Found | NoReply:
+            client = Client(endpoint, self.keys, announce or bool)
+            for left in reversed(range(TRIES)):
+                try:
+                    return await look(client)
+                except NoReply as error:
+                    if not error.reached or not left:
+                        return error
+                    await asyncio.sleep(PAUSE_SECONDS)
+            raise AssertionError
+
+        async def every() -> list[Found | NoReply]:
+            return await asyncio.gather(*map(one, self.endpoints))
+
+        answers = dict(zip(self.endpoints, _on_a_loop(every()), strict=True))
+        found = {each: a for each, a in answers.items() if not isinstance(a, NoReply)}
+        silent = {each: a for each, a in answers.items() if isinstance(a, NoReply)}
+        notes = {each: f"no answer from {each.url} ({a.message})" for each, a in silent.items()}
+        if not found:
+            hint = next(iter(silent.values())).hint
+            raise EnvironmentFault("; ".join(notes.values()), hint=hint)
+        without = tuple(f"{text}: this run goes on without it" for text in notes.values())
+        served = replace(self, endpoints=tuple(found), notes=(*self.notes, *without))
+        return served, [*found.values()]
+
+    def with_video_support(self, store: Store, announce: Announce | None = None) -> "ServedModel":
+        """Return the model with whether its servers take videos. A request with a few grey frames
+        finds it out once, and the store keeps the answer. Raises PenstockError."""
+        about = digest_of([*self.key_fields, sorted(each.url for each in self.endpoints)])
+        known = RecordSet(store, "endpoints", digest_of(["endpoints", 1]))
+        if about not in known:
+            from stages.ask.run import looks_at_video
+
+            try:
+                served, takes = self.found_by(
+                    lambda client: looks_at_video(client, self.model, self.keys), announce
+                )
+            except UsageError as error:
+                message = "; ".join((error.message, *self.notes))
+                raise UsageError(message, hint=error.hint) from error
+            if len(takes) < len(self.endpoints):
+                return replace(served, video=all(takes))
+            known.publish([Record(key=about, meta={"video": all(takes)})])
+        return replace(self, video=bool(known.meta(about)["video"]))
+
+
+def _on_a_loop(work: Coroutine[Any, Any, Found]) -> Found:
+    """Return what `work` returns, on an event loop of its own: the caller's thread may run one. If
+    the caller is stopped, the work is cancelled and not waited for: it may wait for minutes."""
+    import asyncio
+
+    loop, found = asyncio.new_event_loop(), Future[Found]()
+
+    def run() -> None:
+        try:
+            found.set_result(loop.run_until_complete(task))
+        except BaseException as error:  # raised again in the caller's thread
+            found.set_exception(error)
+        finally:
+            loop.close()
+
+    task = loop.create_task(work)
+    threading.Thread(target=run, daemon=True).start()
+    try:
+        while True:
+            # A signal that another thread gets wakes no lock: its handler runs after the wait.
+            with contextlib.suppress(TimeoutError):
+                return found.result(WAKE_SECONDS)
+            if found.done():
+                return found.result()
+    except BaseException:
+        with contextlib.suppress(RuntimeError):  # the loop has ended by itself
+            loop.call_soon_threadsafe(task.cancel)
+        raise
+
+
+def open_served(config: RunOptions, announce: Announce | None = None) -> ServedModel:
+    """Return the model of a configuration. The servers state what it is, unless `--revision`
+    does. `announce` is called for long waits. Raises UsageError, EnvironmentFault."""
+    options = EndpointOptions.of(config)
+    if not options.endpoint:
+        raise only_captions(config.model)
+    endpoints = endpoints_of(options.endpoint, insecure=options.insecure_endpoint)
+    served = ServedModel(
+        model=config.model.removeprefix(SERVED),
+        endpoints=tuple(endpoints),
+        identity=("--revision", config.revision or ""),
+        keys=keys_from(options.endpoint_keys),
+    )
+    if config.revision:
+        return served
+    served, answers = served.found_by(lambda client: _stated(client, served), announce)
+    stated, unlisted = zip(*answers, strict=True)
+    served = replace(served, notes=(*served.notes, *filter(None, unlisted)))
+    if len(found := set(stated)) > 1 and all(found):
+        raise UsageError(
+            f"the servers run different models as {served.model}",
+            hint="Give --revision if they are the same, or name other addresses",
+        )
+    addresses = ("name and address", *sorted(each.url for each in endpoints))
+    return replace(served, identity=stated[0] if all(stated) else addresses)
+
+
+def only_captions(name: str) -> UsageError:
+    """Return the error of a command that needs a model on this machine."""
+    return UsageError(
+        f"{name} is run by a server, which only `penstock caption` can use",
+        hint="Choose a model that this machine can load: a folder, a hub id, or demo",
+    )
+
+
+def served_profile(config: RunOptions) -> ModelProfile:
+    """Return a profile without any fact about the model: the server states none."""
+    edge = int((VideoSamplingOptions.of(config).max_pixels or PIXELS) ** 0.5)
+    fit = FrameFit(long_edges=((1.0, edge),))
+    return ModelProfile(
+        folder=str(NOWHERE), class_name="", model_type="", modalities=("image", "video"),
+        dtype="", route="served", parts={}, sampling=SamplingProfile(frames=FRAMES),
+        fit_video=fit, fit_image=fit, feature_width=0, image_tokens=0, frame_tokens=0,
+    )  # fmt: skip
+
+
+async def _stated(client: "Client", served: ServedModel) -> tuple[tuple[str, ...], str]:
+    """Return what the server states that changes with its model, and a note if it lists other
+    models alone; empty: nothing."""
+    from stages.ask.servers import patiently, refuse_all
+
+    async def page(path: str) -> dict[str, Any]:
+        reply = await patiently(client, lambda: client.get(path))
+        if reply.status in (401, 403):
+            refuse_all(client, reply.status, f"HTTP {reply.status}", served.model)
+        if reply.status >= 429:  # another identity would caption all of it again
+            raise EnvironmentFault(
+                f"{client.endpoint.url} does not state its models (HTTP {reply.status})",
+                hint="Try again later, or name the model with --revision",
+            )
+        try:
+            found = json.loads(reply.body) if reply.status == 200 else {}
+        except (ValueError, RecursionError):
+            found = {}
+        return found if isinstance(found, dict) else {}
+
+    def entries(value: Mapping[str, Any], listed: str, field: str) -> dict[str, dict[str, Any]]:
+        found = value.get(listed)
+        dicts = (e for e in (found if isinstance(found, list) else ()) if isinstance(e, dict))
+        return {each[field]: each for each in dicts if isinstance(each.get(field), str)}
+
+    def own(every: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+        base = served.model.removesuffix(":latest")
+        names = (served.model, base, f"{base}:latest")
+        return next((every[name] for name in every if name in names), {})
+
+    every = entries(await page(f"{client.endpoint.path}/models"), "data", "id")
+    known = own(every)
+    owner, home = known.get("owned_by"), client.endpoint.path.removesuffix("/v1")
+    what, value = "the root that the server states", known.get("root")
+    if owner == "library":
+        tags = await page(f"{home}/api/tags")
+        what, value = (
+            "the digest that Ollama states",
+            own(entries(tags, "models", "name")).get("digest"),
+        )
+    if owner == "llamacpp" and (path := (props := await page(f"{home}/props")).get("model_path")):
+        what = "the properties that llama-server states"
+        value = digest_of([str(path), str(props.get("chat_template")), str(known.get("meta"))])
+    others = served.keys.cleaned(", ".join(sorted(every)))
+    note = f"{client.endpoint.url} does not list {served.model}, but {others}"
+    return (
+        (what, served.keys.cleaned(value)) if isinstance(value, str) and value else (),
+        note if every and not known else "",
+    )

@@ -1,0 +1,136 @@
+"""Decides how a run's inputs pass the vision half, and plans again if model files changed.
+
+Inputs pass the vision half in a fixed number of rows or in batches
+(stages/models/encoding/__init__.py). The module decides which, and names the cache namespace of
+the checks of a half. A half that was found to compute one input twice with different results runs
+in batches.
+
+If a model file changed between planning and loading, the command is planned again. Results of the
+old files stay in the store under their digests. The second attempt starts from the configuration,
+so nothing of the first one reaches its outputs.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from importlib.metadata import version
+from typing import TypeVar
+
+from artifacts.errors import HalfChecked, ModelChanged
+from artifacts.records.keys import digest_of
+from artifacts.records.packs import RecordSet
+from artifacts.records.store import Store
+from flows.core.checkpoint.models import Model
+from flows.core.checkpoint.precision import PartSettings
+from flows.core.machine.versions import cpu_line
+from flows.core.options.commands import RunOptions
+from flows.core.options.model import PassOptions
+from stages.models.encoding import KIND, WINDOWS
+from stages.models.footprint import at_size
+from stages.models.graphs.manifest import TENSORRT
+from stages.process.device import device_capability
+
+Result = TypeVar("Result")
+
+
+def replanned_once(attempt: Callable[[], Result], announce: Callable[[str], object]) -> Result:
+    """Return the result of `attempt`, which plans and runs a command. It is called once more after
+    each check of a half, and once more if the model's files change. Raises ModelChanged if they
+    change again."""
+    tried, changed = set[str](), False
+    while True:
+        try:
+            return attempt()
+        except HalfChecked as error:
+            if error.message in tried:
+                raise
+            tried.add(error.message)
+            announce(error.message)
+        except ModelChanged as error:
+            if changed:
+                raise second_change(error) from error
+            changed = True
+            announce(f"{error.message}: planning again with the changed model")
+
+
+def second_change(error: ModelChanged) -> ModelChanged:
+    return ModelChanged(f"the model changed twice: {error.message}", hint=error.hint)
+
+
+CPU_TOKENS, GPU_TOKENS = 256, 1024
+"""Encoder tokens from which an input passes alone. On a CPU eight inputs of 257 tokens
+(ViT-L/14) take as long together as one by one, eight of 50 (ViT-B/32) 0.65 to 0.75 times as long.
+On a GPU the limit is an assumption: none was measured."""
+
+
+def with_pass_mode(config: RunOptions, model: Model, store: Store, device: str) -> Model:
+    """Return the model with how its inputs pass the vision half."""
+    model = with_planned_pass_mode(config, model, device)
+    tried = () if model.in_batches else model.settings["vision"]
+    if not any(_differs(store, model, settings, device) for settings in tried):
+        return model
+    note = "inputs are encoded in batches: the vision half computes one input twice differently"
+    return replace(model, in_batches=True, notes=(*model.notes, note))
+
+
+def with_planned_pass_mode(config: RunOptions, model: Model, device: str) -> Model:
+    """Return the model with how its inputs pass the vision half unless a check has shown
+    otherwise."""
+    if PassOptions.of(config).in_batches or not _has_pass_modes(model):
+        return model
+    return replace(model, in_batches=False, images_per_row=_images_per_row(model, device))
+
+
+def answering(config: RunOptions, model: Model) -> list[Model]:
+    """Return the model in the forms whose stored records answer: of a server also that of runs."""
+    others = PassOptions.of(config).in_batches and _has_pass_modes(model)
+    return [model, replace(model, in_batches=False)] if others else [model]
+
+
+def _has_pass_modes(model: Model) -> bool:
+    """Return whether its inputs can pass the vision half apart from their batch. Without a place to
+    split, it stores pixels; a TensorRT engine computes batches."""
+    if model.served is not None or model.profile.route == "joint":
+        return False
+    graph = model.best("vision").graph
+    return not (graph and graph.backend == TENSORRT)
+
+
+def pass_checks_namespace(model: Model, settings: PartSettings, device: str) -> str:
+    """Return the cache namespace of the checks of a half's passes in these settings, on this kind
+    of device."""
+    kind = cpu_line("model name") if device == "cpu" else device_capability(device)
+    half = [model.digests["vision"], settings.key_fields]
+    return digest_of([KIND, *half, version("torch"), device.partition(":")[0], kind])
+
+
+def windows_namespace(device: str) -> str:
+    """Return the cache namespace of what was compared of windows of encoders, on this kind of
+    device; empty on a CPU."""
+    if device == "cpu":
+        return ""
+    return digest_of(
+        [WINDOWS, version("torch"), version("transformers"), device_capability(device)]
+    )
+
+
+def _differs(store: Store, model: Model, settings: PartSettings, device: str) -> bool:
+    tried = RecordSet(store, KIND, pass_checks_namespace(model, settings, device))
+    return any(not tried.meta(key)["holds"] for key in sorted(tried.keys()) if key.startswith("1 "))
+
+
+def _images_per_row(model: Model, device: str) -> int:
+    """Return the largest number of images of an input that shares a pass with others. It is 0 for
+    an encoder of images of any size, whose inputs seldom have the same shape."""
+    profile, half = model.profile, model.profile.vision
+    seen = {each.pixel_bytes for each in (*profile.image_sizes, *profile.frame_sizes)}
+    if (
+        profile.least_pixels
+        or not half.batch_costs
+        or seen - {profile.image_pixel_bytes, profile.frame_pixel_bytes}
+    ):
+        return 0
+    units = profile.image_pixel_bytes // 4
+    flops = at_size(half.batch_costs, lambda w: w.flops, kind="image", rows=1, units=units)
+    tokens = flops / (2 * max(1, half.linear_parameters))
+    limit = CPU_TOKENS if device == "cpu" else GPU_TOKENS
+    return int(limit // max(1, tokens))

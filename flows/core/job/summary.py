@@ -1,0 +1,368 @@
+"""Summarizes a job for the console and the run record. Runs nothing.
+
+Notes on cache namespaces are stored, and list the model and the settings of each cache namespace.
+Another note describes how the model's context limits the frames of a chunk.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from artifacts.disk.json_shapes import MapOf, text
+from artifacts.records.keys import digest_of
+from artifacts.records.packs import Record
+from artifacts.schema import Part, values_of
+from artifacts.wording import counted, reasons
+from flows.core.checkpoint.models import Model
+from flows.core.checkpoint.precision import PartSettings, precision_note
+from flows.core.checkpoint.prompt_tokens import frames_of_any_size, full_chunk, requested_sampling
+from flows.core.job.away import recorded_in
+from flows.core.job.prepare import Job
+from flows.core.ledger.namespaces import Variant, one_shot_namespace
+from flows.core.ledger.namespaces import notes as namespace_notes
+from flows.core.ledger.prompts import PREVIOUS
+from flows.core.machine.versions import versions
+from flows.core.media.media_file import Selection
+from flows.core.media.sources import left_out_note
+from flows.core.options.commands import RunOptions
+from flows.core.options.media import MIN_CHUNK_SECONDS, VideoSamplingOptions
+from flows.core.options.text import EngineOptions, PromptOptions, QuestionOptions, TextOptions
+from flows.core.pipelines import encoder_of, parts_of
+from stages.decode.generation import SamplingParams
+from stages.decode.json_schema import ignored_note
+from stages.models.profile import PartProfile
+from stages.process.device import device_model, hidden, unused_gpu
+from stages.process.job import CHUNK, StageSpec
+
+
+def context_note(model: Model, config: RunOptions) -> str:
+    """Return how many frames of a chunk fit the context if not all do, or that the context is
+    unknown; else an empty string."""
+    profile = model.profile
+    if profile.route in ("dual", "served") or profile.is_encoder_decoder:
+        return ""
+    if not profile.context_tokens:
+        return f"{model.name} does not state its context length, so it limits no frames"
+    sampling = requested_sampling(profile, config)
+    max_frames = frames_of_any_size(model.beside_sound(config))
+    requested = full_chunk(sampling)
+    if not max_frames or requested <= max_frames:
+        return ""
+    context = f"its context of {profile.context_tokens:,} tokens"
+    fit = "frame of a chunk fits" if max_frames == 1 else "frames of a chunk fit"
+    remedy = "shorter chunks (--chunk) show more"
+    if sampling.fps and sampling.min_frames <= max_frames:
+        # Rounded down: more than these seconds have a frame more.
+        seconds = math.floor(100 * max_frames / sampling.fps) / 100
+        if seconds >= MIN_CHUNK_SECONDS:
+            remedy = f"--chunk {seconds:.10g} shows them all"
+    return f"{model.name}: {max_frames:,} {fit} {context}, of {requested:,}; {remedy}"
+
+
+def settings_of(job: Job) -> dict[str, Any]:
+    """Return the settings that determine a job's features, as text and digests."""
+    model = job.model
+    if model.served is not None:
+        computed: dict[str, Any] = {
+            "weights": digest_of(model.served.key_fields),
+            "precision": "",
+            "computing": [],
+        }
+    else:
+        best = model.best("vision")
+        computed = {
+            "weights": model.digests["vision"],
+            "precision": best.precision,
+            "computing": best.key_fields,
+        }
+    return {
+        "model": model.name,
+        "revision": job.config.revision,
+        "commit": model.checkpoint.commit,
+        **computed,
+        "sampling": job.sampling.settings,
+        "sizes": digest_of({kind: model.fit(kind).long_edges for kind in ("video", "image")}),
+        "output_versions": [
+            stage.output_version for stage in (job.pipeline[0], encoder_of(job.pipeline))
+        ],
+    }
+
+
+def note_namespaces(job: Job) -> None:
+    """Store, once, the model and settings of each namespace of a job."""
+    seen = settings_of(job)
+    metas: dict[str, dict[str, Any]] = {}
+    for variant in job.ledger.variants:
+        first, *later = (stage for stage in job.pipeline if stage.writes in variant.of)
+        metas[variant[first.writes]] = meta = seen
+        for at, stage in enumerate(later):
+            if stage.part:
+                meta = {**meta, **_settings_in(job, variant, later[: at + 1])}
+            versions = [each.output_version for each in (first, *later[: at + 1])]
+            metas[variant[stage.writes]] = {**meta, "output_versions": versions}
+    for namespace, part, settings in _one_shot_stages(job):
+        meta = {"precision": settings.label, "computing": settings.key_fields}
+        about = {
+            "weights": job.model.digests[part],
+            "output_versions": [s.output_version for s in job.one_shot_stages],
+        }
+        metas[namespace] = {**seen, **meta, **about}
+    namespace_notes(job.store).publish([Record(key=key, meta=meta) for key, meta in metas.items()])
+
+
+def one_shot_namespaces(job: Job) -> list[str]:
+    """Return the namespaces of the stages that a job runs once, in all settings."""
+    return [namespace for namespace, _, _ in _one_shot_stages(job)]
+
+
+def _one_shot_stages(job: Job) -> Iterator[tuple[str, Part, PartSettings]]:
+    for stage in job.one_shot_stages:
+        if stage.part and stage.writes:
+            for settings in job.model.settings[stage.part]:
+                yield one_shot_namespace(stage, job.model, settings), stage.part, settings
+
+
+def _settings_in(job: Job, variant: Variant, stages: Sequence[StageSpec]) -> dict[str, Any]:
+    """Return the precision of these stages' parts, and how the first of them computes."""
+    parts = parts_of(stages)
+    labels = dict.fromkeys(variant.precision[part] for part in parts)
+    settings = job.model.settings[parts[0]]
+    computing = next(s.key_fields for s in settings if s.label == variant.precision[parts[0]])
+    return {"precision": "+".join(labels), "computing": computing}
+
+
+MADE_BY = ("weights", "commit", "penstock")
+"""What the record of a caption says of the model and the program that made it."""
+
+
+def made_by(model: Model) -> dict[str, str]:
+    """Return these values for a model as it is now, without unknown ones."""
+    weights = digest_of(dict(model.digests))[:16] if model.digests else ""
+    values = (weights, model.checkpoint.commit or "", versions().get("penstock", ""))
+    return {name: value for name, value in zip(MADE_BY, values, strict=True) if value}
+
+
+def decided_by(job: Job) -> dict[str, str]:
+    """Return what decides the records of a job, in words, and a short form of its value."""
+    model, config = job.model, job.config
+    question, prompts = QuestionOptions.of(config), PromptOptions.of(config)
+    values: dict[str, Any] = {
+        "the model": model.name,
+        **{f"weights of the {part} half": digest for part, digest in model.digests.items()},
+        **{f"precision of the {part} half": kind for part, kind in model.precision().items()},
+        "frame sampling": job.sampling.settings,
+        "size of pictures": {kind: values_of(model.fit(kind)) for kind in ("video", "image")},
+        "the prompt": [question.prompt, dict(prompts.prompts), prompts.length],
+        "generation": SamplingParams.of(config).non_defaults,
+        "--max-new-tokens": EngineOptions.of(config).max_new_tokens,
+        "Penstock, which makes other records": [stage.output_version for stage in job.stages],
+    }
+    return {name: digest_of(f"{value}")[:16] for name, value in values.items()}
+
+
+def again_note(job: Job) -> str:
+    """Return a note that names the records that the run makes again, and why. Return an empty text
+    if the store has the records of all media that have rows in the folder."""
+    missing = Counter[str]()
+    for medium in job.media if job.before else ():
+        if medium.digest not in job.before or job.ledger.failure(medium):
+            continue
+        if job.ledger.media_index(medium) is None:
+            missing["index"] += 1
+        for task in job.ledger.tasks([medium]):
+            stages = () if job.ledger.has_failed(task) else job.ledger.stages_of(task)
+            missing.update(stage.writes for stage in stages if not job.ledger.has(task, stage))
+    if not missing:
+        return ""
+    before = (recorded_in(job.out, "plan", {"decided_by": MapOf(text)}) or {}).get("decided_by", {})
+    now = decided_by(job)
+    changed = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+    why = f"changed since the last run: {', '.join(changed)}"
+    return f"made again: {reasons(missing)} ({why if changed else 'the store has no record of it'})"
+
+
+def summary(job: Job) -> dict[str, Any]:
+    """Return the plan of the run, as `run.json` stores it."""
+    video = VideoSamplingOptions.of(job.config)
+    wording = TextOptions.of(job.config)
+    schema = SamplingParams.of(job.config).schema
+    text_fields = {"prefix": wording.prefix, "suffix": wording.suffix, "schema": schema}
+    if wording.trigger:
+        text_fields["trigger"] = wording.trigger
+    return {
+        "model": job.model.name,
+        "revision": job.config.revision,
+        "commit": job.model.checkpoint.commit,
+        "folder": str(job.model.folder),
+        "device": job.device,
+        **({"card": name} if (name := device_model(job.device)) else {}),
+        "precision": job.model.precision(),
+        "as_published": job.model.profile.as_published,
+        "sampling": job.sampling.settings,
+        **({"max_pixels": limit} if (limit := video.max_pixels) else {}),
+        **({"max_video_pixels": limit} if (limit := video.max_video_pixels) else {}),
+        "batch_size": job.config.batch_size,
+        **(
+            {"generation": fields} if (fields := SamplingParams.of(job.config).non_defaults) else {}
+        ),
+        **({"words": text_fields} if any(text_fields.values()) else {}),
+        "store": job.store.url,
+        "media": len(job.by_file),
+        "counts": noun_of(job),
+        "decided_by": decided_by(job),
+        "halves": halves(job.model),
+        "route": job.model.profile.route,
+        **({"served": served.to_json()} if (served := job.model.served) else {}),
+        "notes": notes(job),
+    }
+
+
+def noun_of(job: Job) -> str:
+    """Return what the chunks of a job are called where they are counted."""
+    return "image" if all(f.medium.kind == "image" for f in job.files) else CHUNK
+
+
+def notes(job: Job) -> list[str]:
+    """Return notes for the user on how the model runs; none for most models."""
+    profile = job.model.profile
+    settings = [settings[0] for settings in job.model.settings.values()]
+    found = list(filter(None, [precision_note(profile, settings, job.device), *job.model.notes]))
+    selection = Selection(recursive=job.config.recursive, extensions=job.config.extensions)
+    found.extend(filter(None, [left_out_note(job.config.sources, selection)]))
+    if job.device == "cpu" and not hidden() and (unused := unused_gpu()):
+        found.append(f"{unused}; models run on the CPU")
+    if profile.route == "joint":
+        found.append(
+            f"{job.model.name} cannot be run in halves ({profile.why}): the second stage loads all "
+            "of it, and what is kept for another prompt is its pixels"
+        )
+    elif profile.prompted:
+        found.append(
+            f"{job.model.name} looks at pictures with the prompt in mind: another encodes anew"
+        )
+    if profile.lacks_template:
+        found.append(
+            f"{job.model.name} has no chat template, but tokens that begin a turn: captions may be "
+            "poor; download it again, with its chat_template file"
+        )
+    if profile.continues_prompt and QuestionOptions.of(job.config).prompt is None:
+        found.append(
+            f"{job.model.name} goes on from the prompt instead of answering it, so it is given "
+            "none; --prompt gives its captions a beginning"
+        )
+    if profile.one_frame and any(f.medium.kind == "video" for f in job.files):
+        found.append(
+            f"{job.model.name} takes one picture a prompt: of each chunk of a video it sees the "
+            "middle frame only"
+        )
+    elif profile.frames_per_video:
+        found.append(
+            f"{job.model.name} takes {counted(profile.frames_per_video, 'frame')} of each chunk, "
+            "no more and no fewer"
+        )
+    found += filter(
+        None,
+        [
+            again_note(job),
+            _whole(job),
+            _chained(job),
+            _context(job),
+            _as_published(job),
+            ignored_note(SamplingParams.of(job.config).schema),
+        ],
+    )
+    return [*found, *job.notes]
+
+
+def _whole(job: Job) -> str:
+    """Return how many frames represent a video that is captioned as a whole."""
+    sampling = job.sampling
+    if not sampling.whole or not any(f.medium.kind == "video" for f in job.files):
+        return ""
+    each = sampling.frames or sampling.max_frames
+    if each == 1:
+        return "each video is captioned as a whole, by its middle frame"
+    qualifier = "" if sampling.frames else "at most "
+    return f"each video is captioned as a whole, by {qualifier}{each} frames evenly over it"
+
+
+def _chained(job: Job) -> str:
+    if not any(f.medium.uses_previous_caption for f in job.files):
+        return ""
+    return (
+        f"chunks are captioned one after the other, because {PREVIOUS} stands in their prompt: the "
+        "language half is loaded once for each chunk of the longest video"
+    )
+
+
+def _unseen(job: Job) -> str:
+    """Return which frames of a chunk the model does not see because of its processor's frame
+    limit."""
+    stated, sampling = job.model.profile.sampling, job.sampling
+    if sampling.whole or not (stated.seconds and sampling.fps):
+        return ""
+    frames = math.ceil(sampling.chunk_seconds * sampling.fps)
+    limit = sampling.max_frames
+    if frames <= limit or not any(f.medium.kind == "video" for f in job.files):
+        return ""
+    return (
+        f"{job.model.name} sees {counted(limit, 'frame')} of a chunk: of {frames} in "
+        f"{sampling.chunk_seconds:g} s at {sampling.fps:g} per second, {frames - limit} are not "
+        f"seen; --chunk {limit / sampling.fps:g} shows them all"
+    )
+
+
+def _context(job: Job) -> str:
+    """Return that the context length is unknown, or else which frames the processor leaves out. The
+    effect of a known context depends on the length of the files."""
+    videos = any(f.medium.kind == "video" for f in job.files)
+    note = context_note(job.model, job.config) if videos else ""
+    known = job.model.profile.context_tokens > 0
+    return ("" if known else note) if note else _unseen(job)
+
+
+def _as_published(job: Job) -> str:
+    parts = job.model.profile.parts.values()
+    details = [part.as_published for part in parts if part.as_published]
+    if not details or not job.model.profile.as_published:
+        return ""
+    return f"{job.model.name} is computed as its published code does: {', '.join(details)}"
+
+
+def computed_by(half: Mapping[str, Any]) -> str:
+    """Return what computes a half, for display."""
+    graphs, adapter = half.get("graphs"), half.get("adapter")
+    if graphs:
+        return str(graphs["provider"])
+    if half.get("gguf_file"):
+        return "llama.cpp"
+    added = f", with the adapter {adapter['folder']}" if adapter else ""
+    return f"{half['attention']} attention{added}"
+
+
+def halves(model: Model) -> dict[str, dict[str, Any]]:
+    """Return parameters, stored and loaded bytes, precision and attention of each part."""
+    parts = model.profile.parts
+    return {part: _half(parts[part], settings[0]) for part, settings in model.settings.items()}
+
+
+def _half(half: PartProfile, settings: PartSettings) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "parameters": half.parameters,
+        "stored_bytes": half.stored_bytes,
+        "bytes": settings.weight_bytes,
+        "precision": settings.precision,
+        "dtype": settings.dtype,
+        "attention": settings.attention,
+    }
+    if graph := settings.graph:
+        found["graphs"] = {n: getattr(graph, n) for n in ("digest", "provider", "bytes")}
+    if gguf := settings.gguf:
+        found["parameters"] += gguf.parameters - gguf.replaced
+        found["gguf_file"] = {"digest": gguf.digest, "bytes": gguf.bytes}
+    if adapter := settings.adapter:
+        fields = ("folder", "digest", "parameters", "bytes")
+        named = {name: getattr(adapter, name) for name in fields}
+        found["adapter"] = {**named, "modules": len(adapter.modules)}
+    return found

@@ -1,0 +1,467 @@
+"""Compares a job with the store: which records exist and which are missing. Starts no process and
+opens no media file.
+
+How it works:
+
+1. Every kind of record of the pipeline has one record set per cache namespace. A job may have
+   several variants (for example one per precision), each with its own namespaces. The record sets
+   of a kind are read as one union, so a record of any variant counts.
+2. The index of a medium, written by the frames stage, lists its chunks. Each chunk and prompt
+   becomes a `Task` with one cache key per stage. Tasks are cached per (content digest, prompt).
+3. A task takes the first variant whose stored caption is valid now. A caption made with another
+   token limit is valid if it ended by itself within the present limit.
+4. Without a stored caption, the task takes the variant in force, but keeps the precision of earlier
+   stages whose records exist. Their work is then not repeated.
+5. `has` returns whether a task needs a stage no more: the stage's own record exists, or that of a
+   later stage. Earlier records may have been deleted by then.
+6. `failures` (per medium) and `refused` (per stage and key) store why an item has no caption.
+   `unfit` holds such reasons for this run only, so the next run tries these items again.
+7. With chained prompts, a key also depends on the previous chunk's caption. Such a task is
+   incomplete until that caption exists or is known to be lost, and it is rebuilt on each query.
+8. `refresh` reads what the stages have published since. It clears the cached tasks if there are
+   several variants; so does a change of the variant in force.
+
+The module also divides a job into waves that fit the disk, estimates prompt lengths, and fetches
+needed weights.
+
+The prompt lengths serve batching. Waves and lengths are stored the first time they are computed. A
+resumed run may find other free space or missing features, and with some engines a chunk's output
+depends on the batch it is computed in. With the others, waves are divided anew when the room has
+become much larger or smaller.
+
+The store shows which weights a run needs. They are fetched before a stage needs them, and not
+loaded here.
+"""
+
+import math
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from itertools import count, islice
+from typing import Any
+
+from artifacts.disk.json_shapes import read_record
+from artifacts.records.keys import digest_of, item_key
+from artifacts.records.packs import Record, RecordSet, RecordUnion, refresh_together
+from artifacts.records.store import Store
+from artifacts.schema import ChunkIndex, MediaIndex, Part
+from artifacts.texts.captions import answer_of
+from flows.core.checkpoint.models import Model
+from flows.core.console.display import Display
+from flows.core.ledger.namespaces import Variant
+from flows.core.ledger.tasks import Medium, Task, task_of, unique
+from flows.core.pipelines import Pipeline
+from stages import hear, sound
+from stages.decode.engines import ENGINES
+from stages.models.hub.transfer import fetch
+from stages.process.job import StageSpec
+from stages.sound import SILENCES, sound_key
+
+
+class Ledger:
+    """The records of one run, by kind. All state comes from the store, except the items that did
+    not fit in this run."""
+
+    def __init__(
+        self,
+        store: Store,
+        pipeline: Pipeline,
+        *variants: Variant,
+        opens_reasoning: bool = False,
+    ) -> None:
+        """Open the record sets of all `variants`, best first. A record of any variant counts as
+        done. `opens_reasoning`: the model's prompts end inside of its reasoning."""
+        self.pipeline = pipeline
+        self._opens_reasoning = opens_reasoning
+        self.variants = variants
+        self.variant = variants[0]
+        """Variant in which new records are made."""
+        first, last = pipeline[0].writes, pipeline[-1].writes
+        closed = partial(RecordSet, store, look=False)
+        self.media = closed("media", self.variant[first])
+        self.failures = closed("failures", self.variant[first])
+        namespaces = {
+            s.writes: dict.fromkeys(v[s.writes] for v in variants if s.writes in v.of)
+            for s in pipeline
+        }
+        self._record_sets = {
+            kind: {namespace: closed(kind, namespace) for namespace in of_kind}
+            for kind, of_kind in namespaces.items()
+        }
+        self._records = {k: RecordUnion([*of.values()]) for k, of in self._record_sets.items()}
+        self.refused = {
+            stage.name: RecordUnion([closed("failures", n) for n in namespaces[stage.writes]])
+            for stage in pipeline
+            if stage.can_reject_items
+        }
+        """Stage name → reasons why the model rejects an item, by the key of the item's record."""
+        of_sound = self.variant.of.get(sound.STAGE.writes, "")
+        self.silences = closed(SILENCES, of_sound) if of_sound else None
+        """Keys of the sounds that are not there, as the sound stage found; None: this run reads no
+        sound."""
+        self.wave_records = closed("waves", self.variant[last])
+        """Division of the work into waves and batches, as first computed."""
+        self._refresh_records(self.wave_records)
+        self.unfit: dict[tuple[str, int, str], dict[str, Any]] = {}
+        """Why an item fails in this run. The key is a chunk's identity, or (digest, -1, "") for a
+        medium."""
+        self._indexes: dict[str, tuple[dict[str, Any], MediaIndex]] = {}
+        """Content digest → (stored metadata, parsed index)."""
+        self._tasks: dict[tuple[str, str], tuple[MediaIndex, list[Task]]] = {}
+        """(content digest, prompt) → (index, tasks of its chunks)."""
+
+    def __getitem__(self, kind: str) -> RecordUnion:
+        """Return the records of a kind, in whichever variant they were made."""
+        return self._records[kind]
+
+    def refresh(self) -> None:
+        """Read what the stages have published since the last call."""
+        self._refresh_records()
+        self.clear_tasks()
+
+    def _refresh_records(self, *more: RecordSet) -> None:
+        unions = (*self._records.values(), *self.refused.values())
+        silences = [self.silences] if self.silences is not None else []
+        refresh_together(self.media, self.failures, *silences, *unions, *more)
+
+    def use_precision(self, precision: Mapping[str, str]) -> None:
+        self.variant = self.find_variant(precision)
+        self.clear_tasks()
+
+    def find_variant(self, precision: Mapping[str, str]) -> Variant:
+        return next(variant for variant in self.variants if variant.precision == precision)
+
+    def other_engine_variant(self, variant: Variant) -> Variant | None:
+        """Return another variant with equivalent captions, or None."""
+        others = (v for v in self.variants if v != variant and v.same_but_engine(variant))
+        return next(others, None)
+
+    def unheard_variant(self, variant: Variant) -> Variant:
+        """Return the variant that makes captions without sound, and otherwise as this one."""
+        precision = {p: of for p, of in variant.precision.items() if p != hear.STAGE.part}
+        made = (precision, variant.engine)
+        return next(v for v in self.variants if not v.hears and (v.precision, v.engine) == made)
+
+    def answering_variants(self, own: Variant | None = None) -> list[Variant]:
+        """Return a variant (default: that of new records), then those that differ from it at most
+        in the engine and in how inputs pass the vision half. Those that differ only in the engine
+        come first."""
+        own = own or self.variant
+        found = [v for v in self.variants if v != own and v.same_but_rounding(own)]
+        return [own, *sorted(found, key=lambda variant: variant.in_batches != own.in_batches)]
+
+    def equivalent_tasks(self, task: Task) -> list[Task]:
+        """Return the task in every variant with equivalent captions, its own first."""
+        own = task.variant
+        others = (v for v in self.variants if v != own and v.same_but_engine(own))
+        return [task, *(self.in_variant(task, each) for each in others)]
+
+    def clear_tasks(self) -> None:
+        """Drop the cached tasks, so that each is assigned to a variant again."""
+        if len(self.variants) > 1:
+            self._tasks.clear()
+
+    def media_index(self, medium: Medium) -> MediaIndex | None:
+        """Return the index of a medium, or None before the frames stage has read it."""
+        try:
+            meta = self.media.meta(medium.digest)
+        except KeyError:
+            return None
+        known = self._indexes.get(medium.digest)
+        if known is None or known[0] is not meta:
+            known = self._indexes[medium.digest] = (meta, read_record(MediaIndex, meta))
+        return known[1]
+
+    def begun_tasks(self, medium: Medium) -> list[Task]:
+        """Return every chunk of a medium that is known: all of them if it has an index, else those
+        of a video that is still cut whose frames are stored."""
+        if self.media_index(medium) is not None:
+            return self._tasks_of(medium)
+        first, tasks = self.pipeline[0].writes, list[Task]()
+        for at in count() if medium.kind == "video" else ():
+            key = item_key(self.variant[first], medium.digest, at)
+            if key not in self[first]:
+                break
+            chunk = ChunkIndex.from_frames(self[first].meta(key))
+            tasks.append(self._task(medium, chunk, None))
+        return tasks
+
+    def failure(self, medium: Medium) -> dict[str, Any] | None:
+        """Return why a medium cannot be captioned, or None."""
+        if (why := self.unfit.get((medium.digest, -1, ""))) is not None:
+            return why
+        return self.failures.meta(medium.digest) if medium.digest in self.failures else None
+
+    def refusal(self, medium: Medium) -> dict[str, Any] | None:
+        """Return why a chunk of a medium cannot be captioned, or None."""
+        for task in self.tasks([medium]):
+            if (why := self._reason(task)) is not None:
+                return {**why, "start": task.chunk.start}
+        return None
+
+    def has_failed(self, task: Task) -> bool:
+        """Return whether the model rejects the chunk's frames, or the chunk does not fit in
+        memory."""
+        return self._reason(task) is not None
+
+    def expected(self, medium: Medium) -> int:
+        return sum(not self.has_failed(task) for task in self.tasks([medium]))
+
+    def _reason(self, task: Task) -> dict[str, Any] | None:
+        if task.identity in self.unfit:
+            return self.unfit[task.identity]
+        for stage in self.stages_of(task):
+            if self._refused(task, stage):
+                return {"stage": stage.name, **self.refused[stage.name].meta(task[stage.writes])}
+        return None
+
+    def _refused(self, task: Task, stage: StageSpec) -> bool:
+        return stage.can_reject_items and task[stage.writes] in self.refused[stage.name]
+
+    def has(self, task: Task, stage: StageSpec) -> bool:
+        """Return whether a task no longer needs a stage. Either the stage's record exists, or those
+        of all stages that read it; it may then be deleted."""
+        made = stage.writes
+        if made not in task.keys or task[made] in self._records[made]:
+            return True
+        readers = [each for each in self.stages_of(task) if made in each.reads]
+        return bool(readers) and all(self.has(task, each) for each in readers)
+
+    def is_done(self, task: Task) -> bool:
+        return all(self.has(task, stage) for stage in self.stages_of(task))
+
+    def can_make(self, task: Task, stage: StageSpec) -> bool:
+        """Return whether all records are there that a stage reads."""
+        return all(task[kind] in self[kind] for kind in stage.reads if kind in task.keys)
+
+    def stages_of(self, task: Task) -> list[StageSpec]:
+        return [stage for stage in self.pipeline if stage.writes in task.keys]
+
+    def hears(self, medium: Medium, chunk: ChunkIndex) -> bool:
+        """Return whether a chunk has sound, or may have it: the sound stage did not read it yet."""
+        if self.silences is None or medium.kind != "video":
+            return False
+        namespace = self.variant[sound.STAGE.writes]
+        return sound_key(namespace, medium.digest, chunk) not in self.silences
+
+    def forget_failures(self, media: Sequence[Medium]) -> None:
+        """Drop the recorded failures, so that everything is tried again."""
+        self.failures.drop([m.digest for m in media])
+        for stage in (each for each in self.pipeline if each.can_reject_items):
+            tasks = [each for task in self.tasks(media) for each in self.equivalent_tasks(task)]
+            keys = [task[stage.writes] for task in tasks if stage.writes in task.keys]
+            self.refused[stage.name].drop(keys)
+
+    def tasks(self, media: Iterable[Medium]) -> list[Task]:
+        """Return every chunk of the media with a known index, in order."""
+        return [task for medium in media for task in self._tasks_of(medium)]
+
+    def _tasks_of(self, medium: Medium) -> list[Task]:
+        index = self.media_index(medium)
+        if index is None:
+            return []
+        identity = (medium.digest, medium.prompt)
+        known = self._tasks.get(identity)
+        chained = medium.uses_previous_caption and self.pipeline[-1].prompted
+        if known is None or known[0] is not index or chained:
+            tasks: list[Task] = []
+            previous: str | None = ""
+            for chunk in index.chunks:
+                tasks.append(self._task(medium, chunk, previous))
+                previous = self._caption(tasks[-1]) if chained else ""
+            known = self._tasks[identity] = (index, tasks)
+        return known[1]
+
+    def _caption(self, task: Task) -> str | None:
+        """Return the caption of a chunk, for the prompt of the next one. Return an empty string for
+        a failed chunk, and None while the caption is unknown."""
+        made = self[self.pipeline[-1].writes]
+        key = task[self.pipeline[-1].writes]
+        if not task.awaits_previous and key in made:
+            return answer_of(made.meta(key), opened=self._opens_reasoning) or ""
+        return "" if not task.awaits_previous and self.has_failed(task) else None
+
+    def _task(self, medium: Medium, chunk: ChunkIndex, previous: str | None) -> Task:
+        """Return the chunk in the best variant that has its last record. Without one, use the
+        variant in force, but keep the precision of intermediate records that exist."""
+        between: dict[str, str] = {}
+        hears, first = self.hears(medium, chunk), self.pipeline[0].writes
+        variants = [each for each in self.variants if each.hears == hears]
+        for variant in variants if len(self.variants) > 1 else ():
+            # Most variants are never used, and computing keys takes time.
+            if not any(len(self._record_sets[k][n]) for k, n in variant.of.items() if k != first):
+                continue
+            task = task_of(medium, chunk, variant, previous)
+            if self._is_valid(task):
+                return task
+            between = between or self._finished_precision(task)
+        precision = {**self.variant.precision, **between}
+        if hears != self.variant.hears:
+            precision = {part: precision[part] for part in variants[0].precision}
+        return task_of(medium, chunk, self.find_variant(precision), previous)
+
+    def _finished_precision(self, task: Task) -> dict[str, str]:
+        """Return the precision of the parts whose intermediate record exists or was rejected."""
+        return {
+            stage.part: task.variant.precision[stage.part]
+            for stage in self.stages_of(task)[1:-1]
+            if stage.part
+            and (task[stage.writes] in self[stage.writes] or self._refused(task, stage))
+        }
+
+    def _is_valid(self, task: Task) -> bool:
+        """Return whether the stored caption equals the one that would be made now. A caption with
+        another token limit is valid if it ended by itself within the present limit, because greedy
+        text does not depend on the limit."""
+        last = self.stages_of(task)[-1].writes
+        if task[last] not in self[last]:
+            return False
+        then, limit = task.variant.limit, self.variant.limit
+        if then == limit:
+            return True
+        stored = self[last].meta(task[last])
+        return stored["ended"] == "stop" and bool(stored["tokens"] <= limit)
+
+    def in_variant(self, task: Task, variant: Variant) -> Task:
+        return task_of(task.medium, task.whole, variant, task.previous)
+
+    def frames_to_cut(self, medium: Medium) -> list[int] | None:
+        """Return the chunks whose frames must be cut. None means all chunks of an unread medium; an
+        empty list means none."""
+        if self.failure(medium) is not None:
+            return []
+        if self.media_index(medium) is None:
+            return None
+        return [
+            task.chunk.index
+            for task in self.tasks([medium])
+            if not self.has(task, self.pipeline[0]) and not self.has_failed(task)
+        ]
+
+
+BYTES_PER_TOKEN = 4
+"""Approximate prompt bytes per token. Precise enough to sort prompts by length without a
+tokenizer."""
+MAX_OTHER_PROMPTS = 8
+"""Largest number of other prompts whose captions are looked up."""
+
+
+MOST_RATIO = 2
+"""Recorded waves are used unless today's room makes over so many times more or fewer of them. The
+files of a run without a caption change the room by less."""
+
+
+def waves_of(
+    ledger: Ledger,
+    media: Sequence[Medium],
+    lengths: Sequence[int],
+    *,
+    as_recorded: bool,
+    records: bool = True,
+) -> list[list[Medium]]:
+    """Divide the media into waves of these `lengths`, or as an earlier run recorded: always with
+    `as_recorded`, else if they are about as many. The first division is recorded if `records`."""
+    key, made = digest_of([[m.digest, m.prompt] for m in media]), ledger.wave_records
+    if records and key not in made:
+        made.publish([Record(key=key, meta={"lengths": list(lengths)})])
+    recorded: Sequence[int] = made.meta(key)["lengths"] if key in made else lengths
+    few, many = sorted((len(recorded), len(lengths)))
+    left = iter(media)
+    found = recorded if as_recorded or many <= MOST_RATIO * few else lengths
+    return [list(islice(left, length)) for length in found]
+
+
+def has_own_bytes(ledger: Ledger, model: Model, media: Iterable[Medium]) -> bool:
+    """Return whether a record's bytes depend on its cache key alone, and not on its batch. An
+    engine that another replaced is known by the captions that are stored."""
+    language = model.settings.get("language", ())
+    begun = {task.variant.engine for task in ledger.tasks(media) if ledger.is_done(task)}
+    engines = [ENGINES[name] for name in begun if name in ENGINES]
+    engines += [engine for settings in language for engine in settings.choice[:1]]
+    return not (model.in_batches or any(engine.depends_on_batch for engine in engines))
+
+
+def cut_waves(sizes: Sequence[int], limit: int) -> list[int]:
+    """Return the number of media in each wave: at least one, and at most `limit` bytes."""
+    lengths: list[int] = []
+    filled = 0
+    for size in sizes:
+        if not lengths or filled + size > limit:
+            lengths.append(0)
+            filled = 0
+        lengths[-1] += 1
+        filled += size
+    return lengths
+
+
+def lengths_of(ledger: Ledger, tasks: Sequence[Task], stage: StageSpec) -> dict[str, int]:
+    """Return the approximate number of input tokens of a stage, by the key of its record."""
+    wave = unique(tasks, stage.writes)
+    key = digest_of(["lengths", *(task[stage.writes] for task in wave)])
+    if key not in ledger.wave_records:
+        counts = [_length(ledger, task, stage) for task in wave]
+        ledger.wave_records.publish([Record(key=key, meta={"tokens": counts})])
+    tokens: list[int] = ledger.wave_records.meta(key)["tokens"]
+    return {task[stage.writes]: count for task, count in zip(wave, tokens, strict=True)}
+
+
+def most_tokens(texts: Iterable[str]) -> int:
+    """Return about how many tokens the longest of these texts has."""
+    return math.ceil(max(len(text.encode()) for text in texts) / BYTES_PER_TOKEN)
+
+
+def _length(ledger: Ledger, task: Task, stage: StageSpec) -> int:
+    kinds = [kind for kind in stage.reads if kind in task.keys and task[kind] in ledger[kind]]
+    of_media = sum(int(ledger[kind].meta(task[kind]).get("tokens", 0)) for kind in kinds)
+    return of_media + len(task.prompt.encode()) // BYTES_PER_TOKEN
+
+
+def previous_lengths(ledger: Ledger, tasks: Sequence[Task], stage: StageSpec) -> dict[str, int]:
+    """Return the length in tokens of each chunk's caption under another prompt, by the key of the
+    new record. A chunk with a long caption tends to get a long one again. The prompts are stored
+    for the next run."""
+    prompts = {digest_of(["asked", task.medium.prompt]): task.medium.prompt for task in tasks}
+    ledger.wave_records.publish([Record(key=key, meta={"asked": p}) for key, p in prompts.items()])
+    known = (
+        ledger.wave_records.meta(key) for key in sorted(ledger.wave_records.keys() - prompts.keys())
+    )
+    others = [meta["asked"] for meta in known if "asked" in meta][:MAX_OTHER_PROMPTS]
+    made, found = ledger[stage.writes], {}
+    for task in tasks if others else ():
+        for prompt in others:
+            medium = replace(task.medium, prompt=prompt)
+            key = task_of(medium, task.whole, task.variant, task.previous)[stage.writes]
+            if key in made:
+                found[task[stage.writes]] = int(made.meta(key)["tokens"])
+                break
+    return found
+
+
+def stages_with_work(ledger: Ledger, media: Sequence[Medium]) -> list[StageSpec]:
+    """Return the stages after the first that have missing records, as far as the store shows it
+    before work starts."""
+    later = ledger.pipeline[1:]
+    known = [medium for medium in media if ledger.failure(medium) is None]
+    if any(ledger.media_index(medium) is None for medium in known):
+        return list(later)
+    tasks = [task for task in ledger.tasks(known) if not ledger.has_failed(task)]
+    return [stage for stage in later if not all(ledger.has(task, stage) for task in tasks)]
+
+
+def bytes_to_fetch(model: Model, parts: Collection[Part]) -> int:
+    """Return the bytes to download for these parts; 0 if all files are local."""
+    return sum(file.size for file in model.checkpoint.missing(model.shards(parts)))
+
+
+def fetch_parts(model: Model, parts: Collection[Part], display: Display) -> None:
+    """Download the files of these parts, unless they are local. Raises PenstockError."""
+    if not parts:
+        return
+    whole = model.shards(parts) == model.shards(model.profile.parts)
+    fetch(
+        model.checkpoint,
+        model.shards(parts),
+        what="" if whole else f"the {next(iter(parts))} half of ",
+        announce=display.print_line,
+        progress=display.fetched,
+    )

@@ -1,0 +1,204 @@
+"""Computes the cache namespaces of every variant, and finds stored scores of texts in them.
+
+A namespace is a digest of everything that determines a stage's output. The scores are how sure a
+model is of given texts about chunks.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, field, replace
+from itertools import product
+from typing import Any
+
+from artifacts.records.keys import digest_of, digests_by_number
+from artifacts.records.packs import RecordSet
+from artifacts.records.store import Store
+from artifacts.schema import FrameFit, Part, Sampling, values_of
+from artifacts.tiles import OFF
+from flows.core.checkpoint.models import Model
+from flows.core.checkpoint.precision import PartSettings
+from flows.core.checkpoint.prompt_tokens import FrameBound, frame_bound
+from flows.core.ledger.prompts import prompt_for
+from flows.core.options.commands import RunOptions
+from flows.core.options.media import SoundOptions, VectorSamplingOptions
+from flows.core.options.text import EngineOptions
+from flows.core.pipelines import SOUND_KINDS, Pipeline, parts_of, without_hearing
+from stages import hear, sound
+from stages.decode.generation import SamplingParams
+from stages.models.encoding import BATCHES
+from stages.process.job import StageSpec
+
+LARGEST_LIMIT = 2048
+"""Largest token limit whose captions are looked for when another limit is requested. Trying all
+limits takes 2 ms."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Variant:
+    """One variant: for each record kind, the digest of everything except the chunk that determines
+    its bytes."""
+
+    of: Mapping[str, str]
+    """Record kind → digest, in the order in which the kinds are made."""
+    prompted: frozenset[str] = frozenset()
+    """Record kinds that depend on the prompt too."""
+    precision: dict[str, str] = field(default_factory=dict)
+    """Part → its precision, for display."""
+    limit: int = 0
+    """Token limit of a caption."""
+    fit_image: FrameFit = field(default_factory=FrameFit)
+    """Size at which the model sees images."""
+    tiles: str = OFF
+    """Tile setting of images."""
+    frames_per_video: int = 0
+    """Number of frames that the model takes per chunk; 0: any."""
+    bound: FrameBound | None = None
+    """Frame limit of a chunk if it depends on the frame size; None: no such limit."""
+    engine: str = ""
+    """Name of the engine that makes the captions; empty without captions."""
+    in_batches: bool = True
+    """Whether inputs pass the vision half in batches."""
+    sends_video: bool = False
+    """Whether the frames of a chunk are sent to a server as one video."""
+    silent_prompts: Mapping[str, str] = field(default_factory=dict)
+    """Default prompt of a run with sound → the one of its chunks without."""
+
+    @property
+    def hears(self) -> bool:
+        """Return whether its captions are of what is heard, too."""
+        return not SOUND_KINDS.isdisjoint(self.of)
+
+    def __getitem__(self, kind: str) -> str:
+        return self.of[kind]
+
+    def same_but_engine(self, other: "Variant") -> bool:
+        """Return whether the two variants differ at most in the engine, and so answer the same
+        question."""
+        return self.same_but_rounding(other) and self.in_batches == other.in_batches
+
+    def same_but_rounding(self, other: "Variant") -> bool:
+        """Return whether the two variants differ at most in the engine and in how inputs pass the
+        vision half, and so in rounding."""
+        mine, its = (replace(each, of={}, engine="", in_batches=False) for each in (self, other))
+        return mine == its
+
+
+def variants_of(
+    config: RunOptions, model: Model, sampling: Sampling, pipeline: Pipeline, stored: Set[str]
+) -> list[Variant]:
+    """Return a variant for every combination of the parts' settings, the best first. Each is
+    followed by its `stored` variants with another token limit. With stages for sound, the variants
+    without them follow: they are those of the chunks that have none."""
+    parts = [stage.part for stage in pipeline if stage.part]
+    found, params = [], SamplingParams.of(config)
+    for chosen in product(*(model.settings[part] for part in parts)):
+        for engines in product(*(each.engines for each in chosen)):
+            by = [replace(s, engine=e) for s, e in zip(chosen, engines, strict=True)]
+            settings = dict(zip(parts, by, strict=True))
+            variant = variant_of(config, model, sampling, pipeline, settings)
+            found.append(variant)
+            if params.is_prefix_stable:
+                found += _other_limits(variant, pipeline[-1], model, settings, stored, params)
+    if (silent := without_hearing(pipeline)) != pipeline:
+        both = (model, model.of_parts(parts_of(silent)))
+        heard, seen = (prompt_for(each, config, "video") for each in both)
+        without = variants_of(config, model, sampling, silent, stored)
+        found += [replace(each, silent_prompts={heard: seen}) for each in without]
+    return found
+
+
+def variant_of(
+    config: RunOptions,
+    model: Model,
+    sampling: Sampling,
+    pipeline: Pipeline,
+    settings: Mapping[Part, PartSettings],
+) -> Variant:
+    """Return the variant of one combination of settings: the digest of everything that determines
+    each stage's bytes. A stage's OUTPUT_VERSION rises when its output changes."""
+    vectors = VectorSamplingOptions.of(config)
+    engine_options = EngineOptions.of(config)
+    text_fields = [engine_options.max_new_tokens, *_text_fields(SamplingParams.of(config), model)]
+    fits = [values_of(model.fit(kind)) for kind in ("video", "image")]
+    of: dict[str, str] = {}
+    for stage in pipeline:
+        by: list[Any] = [of[kind] for kind in stage.reads if kind in of]
+        by += _part_fields(stage, model, settings) if by else []
+        limit = text_fields if stage.uses_token_limit else []
+        cut: list[Any] = [vectors.tiles, model.fit("image").edge] if stage.supports_tiles else []
+        cut += [BATCHES] if stage.part == "vision" and model.in_batches else []
+        if stage is sound.STAGE:
+            assert model.profile.hearing is not None
+            by = [model.profile.hearing.rate, SoundOptions.of(config).sound_track or 0]
+            of[stage.writes] = _namespace(stage, by)
+            continue
+        of[stage.writes] = _namespace(
+            stage, [*by, *limit, *cut] if by else [values_of(sampling), fits]
+        )
+    profile = model.beside_sound(config) if hear.STAGE in pipeline else model.profile
+    of_prompts = {s.writes for s in pipeline if s.prompted or (model.profile.prompted and s.part)}
+    return Variant(
+        of=of,
+        prompted=frozenset(of_prompts),
+        precision={part: chosen.label for part, chosen in settings.items()},
+        limit=engine_options.max_new_tokens,
+        fit_image=model.fit("image"),
+        tiles=vectors.tiles,
+        frames_per_video=model.profile.frames_per_video,
+        bound=frame_bound(profile, config),
+        engine="".join(chosen.engine for chosen in settings.values()),
+        in_batches=model.in_batches,
+        sends_video=model.served is not None and bool(model.served.video),
+    )
+
+
+def _text_fields(params: SamplingParams, model: Model) -> list[Any]:
+    """Return what decides a caption besides its limit."""
+    blank = model.profile.answer_blank if params.start_with else ""
+    return [*params.key_fields, *([blank] if blank else [])]
+
+
+def one_shot_namespace(stage: StageSpec, model: Model, settings: PartSettings) -> str:
+    """Return the cache namespace of a stage that runs once, in these settings. The caption engine
+    is no part of it."""
+    key_fields = replace(settings, engine="").key_fields
+    return _namespace(stage, [model.digests[stage.part], *key_fields] if stage.part else [])
+
+
+def _part_fields(
+    stage: StageSpec, model: Model, settings: Mapping[Part, PartSettings]
+) -> list[Any]:
+    if not stage.part:
+        return model.served.key_fields if model.served else []
+    pixels = [model.profile.max_pixels, model.profile.max_video_pixels]
+    limit = pixels if stage.part == "vision" else []
+    return [model.digests[stage.part], *settings[stage.part].key_fields, *limit]
+
+
+def _namespace(stage: StageSpec, by: Sequence[Any]) -> str:
+    return digest_of([stage.writes, stage.output_version, *by])
+
+
+def _other_limits(
+    variant: Variant,
+    stage: StageSpec,
+    model: Model,
+    settings: Mapping[Part, PartSettings],
+    stored: Set[str],
+    params: SamplingParams,
+) -> Iterator[Variant]:
+    """Yield the stored variants of other token limits, with the same `params`. A digest cannot be
+    reversed, so every limit that may have been requested is tried."""
+    if not stage.uses_token_limit or not stored - {variant[stage.writes]}:
+        return
+    inputs = [variant[kind] for kind in stage.reads if kind in variant.of]
+    by = [*inputs, *_part_fields(stage, model, settings)]
+    before = [stage.writes, stage.output_version, *by]
+    limits = range(1, LARGEST_LIMIT + 1)
+    for limit, digest in digests_by_number(before, limits, _text_fields(params, model)):
+        if limit != variant.limit and digest in stored:
+            yield replace(variant, of={**variant.of, stage.writes: digest}, limit=limit)
+
+
+def notes(store: Store) -> RecordSet:
+    """Return the notes of a store: namespace → its model and settings."""
+    return RecordSet(store, "namespaces", digest_of(["namespaces", 1]))

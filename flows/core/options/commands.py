@@ -1,0 +1,135 @@
+"""Configurations of the commands that run over media, and of `penstock cache rebuild`.
+
+Each configuration inherits the option groups that it uses. The groups of a class are listed in
+reverse: the last one comes first in `--help`. A field that one command requires has no default in
+its group; the other commands give it a default.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from artifacts.disk.paths import is_utf8
+from artifacts.errors import UsageError
+from artifacts.options import Option, OptionGroup
+from artifacts.texts.trainers import TRAINERS
+from flows.core.options.formats import COCO, FILES, GIVE_CONDITION
+from flows.core.options.media import SoundOptions, SourceOptions, VideoSamplingOptions
+from flows.core.options.model import (
+    DEFAULT_MODEL_OPTION,
+    AdapterOptions,
+    EndpointOptions,
+    GgufOptions,
+    GpuOptions,
+    HalfPrecisionOptions,
+    ModelOptions,
+    PrecisionOptions,
+    ResourceOptions,
+    StoreSizeOptions,
+    check_served,
+)
+from flows.core.options.text import (
+    DataSetOptions,
+    EngineOptions,
+    FolderOptions,
+    OutputOptions,
+    OwnerOptions,
+    PromptOptions,
+    QuestionOptions,
+    TextOptions,
+    TrustOptions,
+    read_schema,
+)
+from stages.decode.generation import SamplingParams
+from stages.decode.json_schema import canonical
+
+DEFAULT_MODEL = "HuggingFaceTB/SmolVLM2-500M-Video-Instruct"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MediaOptions(ResourceOptions, PrecisionOptions, ModelOptions, SourceOptions):
+    """Options of every command over media: files, model and resource limits."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions(FolderOptions, MediaOptions):
+    """Options of every run over media. Steps that all commands share take this class, and read
+    other groups with `GROUP.of(config)`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SiftFirstOptions(OptionGroup):
+    """A first step that leaves out media."""
+
+    sift: Annotated[
+        str | None,
+        Option(
+            'caption only media whose marks meet this: "blurred = 0"',
+            FILES,
+            "EXPR",
+            not_empty=GIVE_CONDITION,
+        ),
+    ] = None
+    """Condition on the marks of `penstock sift` that media must meet to be captioned; None: all
+    are."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptionConfig(
+    OwnerOptions,
+    SiftFirstOptions,
+    TrustOptions,
+    DataSetOptions,
+    OutputOptions,
+    TextOptions,
+    EngineOptions,
+    SamplingParams,
+    PromptOptions,
+    GgufOptions,
+    AdapterOptions,
+    StoreSizeOptions,
+    GpuOptions,
+    HalfPrecisionOptions,
+    SoundOptions,
+    VideoSamplingOptions,
+    EndpointOptions,
+    RunOptions,
+):
+    """One caption run. Field names equal the option names of the command line."""
+
+    model: Annotated[str, DEFAULT_MODEL_OPTION] = DEFAULT_MODEL
+    """Hub id, folder, or `demo`."""
+
+    def __post_init__(self) -> None:
+        if self.schema:
+            object.__setattr__(self, "schema", canonical(read_schema(self.schema)))
+        if COCO in self.format:
+            raise UsageError(
+                "--format coco is for labels only", hint="Run `penstock label`, or leave it out"
+            )
+        super().__post_init__()
+        toml = [n for n in self.format if n in TRAINERS and "dataset.toml" in TRAINERS[n].names]
+        if toml and not is_utf8(self.out):
+            text = f"--format {','.join(toml)} states --out in TOML, and its path is not UTF-8"
+            raise UsageError(text, hint="Give another --out")
+        check_served(self)
+        _ = self.engines  # raises UsageError if no engine supports these options
+
+
+@dataclass(frozen=True, kw_only=True)
+class RebuildConfig(
+    QuestionOptions,
+    GpuOptions,
+    HalfPrecisionOptions,
+    SoundOptions,
+    VideoSamplingOptions,
+    MediaOptions,
+):
+    """One rebuild of stored features."""
+
+    model: Annotated[str, DEFAULT_MODEL_OPTION] = DEFAULT_MODEL
+    """Hub id, folder, or `demo`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RebuildRun(RebuildConfig, RunOptions):
+    """A rebuild with the folder of its logs and its run record."""

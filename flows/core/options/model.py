@@ -1,0 +1,359 @@
+"""Options for the checkpoint, its precision, resource limits, and models that a server runs."""
+
+import contextlib
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import date
+from functools import partial
+from typing import Annotated, Any
+
+from artifacts.disk.paths import user_cache
+from artifacts.errors import UsageError
+from artifacts.options import Option, OptionGroup
+from artifacts.remote.endpoints import SERVED, endpoints_of
+from artifacts.schema import Part
+from flows.core.console.lines import SIZE_TEXT, parse_size
+from flows.core.options.formats import FILES, MEMORY, MODEL
+from stages.models.graphs.manifest import BACKENDS
+from stages.process.memory import cores
+
+PRECISIONS = ("native", "auto", "fp32", "bf16", "fp16", "int8", "nf4")
+"""The values of `--precision`. `auto` is native, or less if native does not fit. int8 and nf4
+quantize the vision half only if requested by its own option."""
+QUANTIZED = ("int8", "nf4")
+"""Precisions to which layers are quantized while they are loaded."""
+DEMO_MODEL = "demo"
+TORCH = "torch"
+VISION_BACKENDS = (TORCH, *BACKENDS, "auto")
+"""The values of `--vision-backend`."""
+STORE_HELP = "folder, or s3://BUCKET/FOLDER [$PENSTOCK_STORE, else the user's cache folder]"
+TRUST_HELP = "run code that comes with the checkpoint"
+GIVE_MODEL = "Give a folder, a hub id, or demo"
+MODEL_OPTION = Option("hub id, folder, or `demo`", MODEL, "M", not_empty=GIVE_MODEL, path=True)
+STORE_OPTION = Option(STORE_HELP, MODEL, "DIR", path=True)
+DEFAULT_MODEL_OPTION = replace(MODEL_OPTION, help=f"{MODEL_OPTION.help} [%(default)s]")
+TODAY_OPTION = Option("date for chat templates that ask for it [of their first use]", MODEL, "DATE")
+PRECISION_OPTION = Option(f"{'|'.join(PRECISIONS)} [%(default)s]", MEMORY, "P", values=PRECISIONS)
+
+
+def default_store() -> str:
+    """Return `$PENSTOCK_STORE`, or a folder in the user's cache."""
+    return os.environ.get("PENSTOCK_STORE") or str(user_cache())
+
+
+BACKEND_OPTION = Option(
+    f"backend of the vision half: {'|'.join(VISION_BACKENDS)} [%(default)s]",
+    MEMORY,
+    "B",
+    values=VISION_BACKENDS,
+)
+MEMORY_OPTION = Option(
+    "memory limit per stage, e.g. 8GiB [free memory]",
+    MEMORY,
+    "SIZE",
+    above=0,
+    text=SIZE_TEXT,
+    parse=partial(parse_size, option="--memory"),
+)
+MAX_STORE_OPTION = replace(
+    MEMORY_OPTION,
+    help="largest size of the store during the run, e.g. 15GB [no limit]",
+    heading=MODEL,
+    parse=partial(parse_size, option="--max-store"),
+)
+SIZES = ("memory", "max_store")
+"""Options in bytes, for which a text such as 8GiB may be given."""
+PREPARE_WORKERS = 4
+"""Most threads that prepare frames, unless more are requested."""
+PREPARE_WORKERS_OPTION = Option(
+    f"threads that prepare images [1; on a GPU the cores, up to {PREPARE_WORKERS}]",
+    MEMORY,
+    "N",
+    above=0,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions(OptionGroup):
+    """The checkpoint of a run."""
+
+    model: Annotated[str, MODEL_OPTION]
+    """Hub id, folder, or `demo`."""
+    revision: Annotated[str | None, Option("branch, tag or commit of a hub id", MODEL, "R")] = None
+    """Branch, tag or commit of a hub id; None: its default branch."""
+    trust_remote_code: Annotated[bool, Option(TRUST_HELP, MODEL)] = False
+    """Allow code that comes with the checkpoint to run, and pickled weights to be loaded."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrecisionOptions(OptionGroup):
+    """The precision of a model, and the backend of its vision half."""
+
+    precision: Annotated[str, PRECISION_OPTION] = "native"
+    """Precision of both halves. `native` is the checkpoint's own; `auto` is native if it fits.
+    `int8` and `nf4` apply to the language half only."""
+    vision_backend: Annotated[str, BACKEND_OPTION] = TORCH
+    """Backend of the vision half: `torch`, or graphs of the checkpoint for `onnx` or `tensorrt`.
+    `auto` uses graphs if they passed their check and are faster on this machine."""
+
+    def has_own_precision(self, part: Part) -> bool:
+        return HalfPrecisionOptions.of(self).named(part) is not None
+
+    def precision_of(self, part: Part) -> str:
+        """Return the precision of a part: its own option, else `--precision`. An audio half has its
+        own precision always: it is small."""
+        if part == "audio":
+            return "native"
+        return HalfPrecisionOptions.of(self).named(part) or self.precision
+
+    def precision_field(self, part: Part | None) -> str | None:
+        """Return the field that sets the precision of a part; None without a part, and for an audio
+        half."""
+        if part is None or part == "audio":
+            return None
+        return f"{part}_precision" if isinstance(self, HalfPrecisionOptions) else "precision"
+
+    def may_fall_back(self, part: Part) -> bool:
+        """Return whether a part may run in a lower precision that fits."""
+        return self.precision_of(part) == "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
+class HalfPrecisionOptions(OptionGroup):
+    """Precision options per half of a model."""
+
+    vision_precision: Annotated[
+        str | None,
+        Option("for the vision half [--precision, unquantized]", MEMORY, "P", values=PRECISIONS),
+    ] = None
+    """Precision of the vision half; None: `precision`."""
+    language_precision: Annotated[
+        str | None, Option("for the language half [--precision]", MEMORY, "P", values=PRECISIONS)
+    ] = None
+    """Precision of the language half; None: `precision`."""
+
+    def named(self, part: Part) -> str | None:
+        return {"vision": self.vision_precision, "language": self.language_precision}.get(part)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DateOptions(OptionGroup):
+    """The date that chat templates write as today's."""
+
+    today: Annotated[str, TODAY_OPTION] = ""
+    """Date as YYYY-MM-DD for chat templates that ask for today's; empty: that of their first use
+    with the store. It affects no other model."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        with contextlib.suppress(ValueError):
+            if not self.today or date.fromisoformat(self.today).isoformat() == self.today:
+                return
+        raise UsageError(f"invalid --today {self.today!r}", hint="Give a date such as 2026-01-31")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterOptions(OptionGroup):
+    """The adapter of the language half."""
+
+    adapter: Annotated[str, Option("folder of a LoRA adapter (PEFT)", MODEL, "A", path=True)] = ""
+    """Folder of a LoRA adapter (PEFT) for the language half; empty: none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecordedAdapterOptions(OptionGroup):
+    """The adapter that a run trains further, or that was merged into the model."""
+
+    recorded_by: str = ""
+    """Folder of an adapter that is not applied: its record alone says how the model runs. Empty:
+    none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GgufOptions(OptionGroup):
+    """The GGUF file of the language half."""
+
+    language_gguf: Annotated[
+        str, Option("GGUF file of the language half, for --engine gguf", MODEL, "FILE", path=True)
+    ] = ""
+    """GGUF file of the checkpoint's language half, made by another program; empty: none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PassOptions(OptionGroup):
+    """How inputs are divided into passes of the vision half."""
+
+    in_batches: bool = False
+    """Whether whole batches pass it, as in a server."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoreOptions(OptionGroup):
+    """The location of the store."""
+
+    store: Annotated[str, STORE_OPTION] = ""
+    """Folder or bucket of the store; empty: `$PENSTOCK_STORE` or the user's cache."""
+
+    @property
+    def store_url(self) -> str:
+        return self.store or default_store()
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoreSizeOptions(OptionGroup):
+    """The size of the store."""
+
+    max_store: Annotated[int | None, MAX_STORE_OPTION] = None
+    """Largest size of the store in bytes during the run: media are processed in waves that fit, and
+    features that no job needs any more are deleted. None: no limit."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryOptions(OptionGroup):
+    """The memory limits of a stage."""
+
+    memory: Annotated[int | None, MEMORY_OPTION] = None
+    """Memory budget of a stage in bytes, on the GPU or else the host, beyond its imports. None: the
+    free memory, minus a reserve."""
+
+
+ALL_GPUS = "all"
+GPU_NUMBER = re.compile(r"0|[1-9][0-9]{0,3}")
+"""A number of GPUs, or of one: `00` and digits of other scripts are none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GpuOptions(OptionGroup):
+    """The GPUs that share the work of a run."""
+
+    gpus: Annotated[
+        str | None,
+        Option("GPUs that share the work: all, a number, or a list (0,1) [1]", MEMORY, "N"),
+    ] = None
+    """Equal GPUs that share the work of the stages that compute: `all`, their number, or a list
+    such as `0,1`. None: one. They make a run faster, not a model smaller."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        numbers = [part.strip() for part in ("1" if self.gpus is None else self.gpus).split(",")]
+        is_list = all(map(GPU_NUMBER.fullmatch, numbers)) and len({*numbers}) == len(numbers)
+        if self.gpus != ALL_GPUS and (not is_list or numbers == ["0"]):
+            raise UsageError(
+                f"invalid --gpus {self.gpus}",
+                hint="Give all, a number of GPUs, or a list such as 0,1",
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResourceOptions(MemoryOptions, StoreOptions):
+    """Store location and resource limits of a run. Of these, only the batch size can affect
+    captions."""
+
+    batch_size: Annotated[int, Option("chunks per batch [8]", MEMORY, "N", above=0)] = 8
+    """Chunks per batch. The encode stage takes fewer if they have many frames."""
+    prepare_workers: Annotated[int | None, PREPARE_WORKERS_OPTION] = None
+    """Threads that read and prepare frames for the encoder. None: 1 for an encoder on a CPU, and as
+    many as cores for one on a GPU, up to PREPARE_WORKERS."""
+    retry_failed: Annotated[bool, Option("retry media that failed before", FILES)] = False
+    """Retry media that failed before."""
+    check_media: Annotated[
+        bool, Option("read all media again, to see whether one has changed", FILES)
+    ] = False
+    """Read all media again, to see whether one has changed whose size and time are the same."""
+    keep_frames: Annotated[bool, Option("keep stored frames after encoding", FILES)] = False
+    """Keep stored frames after encoding."""
+
+    def readers(self, device: str) -> int:
+        """Return the number of threads that prepare frames for an encoder on this device. On a CPU
+        they would take cores from it."""
+        automatic = 1 if device == "cpu" else min(PREPARE_WORKERS, cores())
+        return self.prepare_workers or automatic
+
+
+REQUESTS = 32
+"""Default maximum of requests to one address at once."""
+REFUSED: Mapping[str, tuple[str, ...]] = {
+    "the server loads the model": (
+        "trust_remote_code", "adapter", "language_gguf", "precision",
+        "vision_precision", "language_precision", "vision_backend", "today",
+    ),
+    "the server decides how the model runs": (
+        "engine", "memory", "gpus", "batch_size", "prepare_workers", "max_video_pixels",
+    ),
+    "OpenAI's protocol has no such parameter": (
+        "top_k", "repetition_penalty", "no_repeat_ngram", "avoid", "start_with",
+        "retry_loops",
+    ),
+    "summaries need a model on this machine": ("summary",),
+}  # fmt: skip
+"""Why an option has no effect with a server → its fields."""
+
+
+def parse_addresses(given: list[str]) -> tuple[str, ...]:
+    """Return the addresses of several options, each with one or more."""
+    return tuple(each for text in given for each in text.replace(",", " ").split())
+
+
+@dataclass(frozen=True, kw_only=True)
+class EndpointOptions(OptionGroup):
+    """The servers of a model `openai:NAME`."""
+
+    endpoint: Annotated[
+        tuple[str, ...],
+        Option(
+            "address of a server with OpenAI's protocol, for --model openai:NAME; repeatable",
+            MODEL,
+            "URL",
+            parse=parse_addresses,
+            repeated=True,
+        ),
+    ] = ()
+    """Addresses of servers that speak OpenAI's protocol, for a model `openai:NAME`. A deployment
+    may use those that PENSTOCK_ENDPOINTS lists on its machine."""
+    endpoint_keys: Annotated[
+        str, Option("file of lines `host = key`, readable by you alone", MODEL, "FILE", path=True)
+    ] = ""
+    """File of lines `host = key` with mode 0600; empty: PENSTOCK_ENDPOINT_KEY, or no key."""
+    insecure_endpoint: Annotated[bool, Option("allow http to other machines", MODEL)] = False
+    """Allow addresses of other machines without TLS."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "endpoint", tuple(self.endpoint))
+        super().__post_init__()
+        endpoints_of(self.endpoint, insecure=self.insecure_endpoint)
+
+
+def is_served(model: str) -> bool:
+    """Return whether a server runs the model of that name."""
+    return model.startswith(SERVED)
+
+
+def check_served(config: Any) -> None:
+    """Check that model and addresses of a configuration belong together, and that no option is
+    given that has no effect on a server. Raises UsageError."""
+    options = EndpointOptions.of(config)
+    if not is_served(config.model):
+        own = ("endpoint", "endpoint_keys", "insecure_endpoint")
+        if given := [name for name in own if getattr(options, name)]:
+            raise UsageError(
+                f"--{given[0].replace('_', '-')}: {config.model} runs on this machine",
+                hint="Add --model openai:NAME, with the name that the server uses",
+            )
+        return
+    if not config.model.removeprefix(SERVED).strip():
+        raise UsageError("--model openai: names no model", hint="Write openai:NAME")
+    if not options.endpoint:
+        raise UsageError(
+            f"{config.model} is run by a server, whose address is missing",
+            hint="Add --endpoint to `penstock caption`; other commands need a model on this "
+            "machine",
+        )
+    for why, names in REFUSED.items():
+        defaults = type(config)
+        if given := [n for n in names if getattr(config, n, 0) != getattr(defaults, n, 0)]:
+            flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+            raise UsageError(
+                f"{flags}: not possible with {config.model} ({why})", hint="Leave it out"
+            )

@@ -1,0 +1,60 @@
+"""Checks that the packages which the options of a command need are installed, before it starts a
+process or writes anything."""
+
+from artifacts.packages import require, require_extra
+from flows.core.options.commands import RunOptions
+from flows.core.options.export import ExportConfig
+from flows.core.options.model import QUANTIZED, AdapterOptions, GgufOptions, HalfPrecisionOptions
+from flows.core.options.text import OutputOptions
+from flows.core.options.training import StepOptions, TrainedHalfOptions, TuneConfig
+from stages.export import BITSANDBYTES
+from stages.models.graphs.manifest import BACKENDS
+from stages.tune import ADAMW
+
+
+def check_packages(config: RunOptions) -> None:
+    """Raise MissingPackage if a package that these options need is not installed."""
+    halves = HalfPrecisionOptions.of(config)
+    precisions = {
+        "--precision": config.precision,
+        "--vision-precision": halves.vision_precision,
+        "--language-precision": halves.language_precision,
+    }
+    for option, precision in precisions.items():
+        if precision in QUANTIZED:
+            require_extra("bits", f"{option} {precision}")
+    _check_optimizer(TrainedHalfOptions.of(config))
+    if config.vision_backend in BACKENDS:
+        require_extra("graphs", f"--vision-backend {config.vision_backend}")
+    if AdapterOptions.of(config).adapter:
+        require_extra("tune", "--adapter")
+    if GgufOptions.of(config).language_gguf:
+        require_extra("gguf", "--language-gguf")
+    if "parquet" in OutputOptions.of(config).format:
+        require("--format parquet", "pyarrow")
+
+
+def check_training_packages(config: StepOptions) -> None:
+    """Raise MissingPackage if a package that a training needs is not installed."""
+    require_extra("tune", "training an adapter")
+    if config.precision in QUANTIZED:
+        require_extra("bits", f"--precision {config.precision}")
+    _check_optimizer(config)
+    if isinstance(config, TuneConfig) and config.tensorboard:
+        require_extra("tensorboard", "--tensorboard")
+
+
+def _check_optimizer(options: TrainedHalfOptions) -> None:
+    if options.optimizer != ADAMW:
+        require_extra("bits", f"--optimizer {options.optimizer}")
+
+
+def check_export_packages(request: ExportConfig) -> None:
+    """Raise MissingPackage if a package that an export needs is not installed."""
+    extras = {
+        "bits": request.to in BITSANDBYTES,
+        "export": request.graphs,
+        "graphs": request.graphs,
+    }
+    for name in (name for name, needed in extras.items() if needed):
+        require_extra(name, f"--to {request.to}")

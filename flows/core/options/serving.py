@@ -1,0 +1,245 @@
+"""Options of `penstock serve`, and the check that separates other sites' requests from our own.
+
+A web page from a domain that is bound to 127.0.0.1 sends its own domain as Host (DNS rebinding).
+The check distinguishes requests of such pages from those of our own pages.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Annotated
+
+from artifacts.errors import UsageError
+from artifacts.option_texts import number
+from artifacts.options import Option, OptionGroup
+from artifacts.tiles import AUTO, check_tiles
+from flows.core.options.commands import CaptionConfig
+from flows.core.options.model import (
+    BACKEND_OPTION,
+    MEMORY_OPTION,
+    PREPARE_WORKERS_OPTION,
+    TODAY_OPTION,
+    TORCH,
+    TRUST_HELP,
+    DateOptions,
+    MemoryOptions,
+    PassOptions,
+    StoreOptions,
+)
+from flows.core.options.vectors import LABELS_OPTION, TEMPLATES_OPTION, EmbedConfig
+
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+"""Addresses that only this machine reaches."""
+OWN_HOSTS = ("127.0.0.1", "[::1]", "localhost")
+"""The same as Host headers have them, before a port. Port forwarding changes that."""
+
+
+def is_of_other_site(headers: Mapping[str, str]) -> bool:
+    """Return whether a browser sends this from another site's page. Sec-Fetch-Site is preferred:
+    behind a proxy, the Host header differs from the page's."""
+    if (site := headers.get("sec-fetch-site")) is not None:
+        return site not in ("same-origin", "none")
+    origin, host = headers.get("origin"), headers.get("host", "")
+    return origin is not None and origin not in (f"http://{host}", f"https://{host}")
+
+
+ADDRESS = "serving on "
+"""Start of the line that a server prints when it listens."""
+LARGEST_CAPTION_BATCH = 8
+"""Default batch size for captioning."""
+LARGEST_BATCH = 32
+"""Default batch size for vectors, if it fits in memory."""
+SERVED = "models and data"
+BATCHES = "memory and batches"
+NETWORK = "network"
+UNITS = {"": 1.0, "s": 1.0, "ms": 0.001}
+
+
+def parse_batch(text: str) -> int:
+    """Parse `--max-batch`: images per batch; 0: what fits. Raises UsageError."""
+    if text == "auto":
+        return 0
+    try:
+        size = int(number(text, int))
+    except ValueError:
+        size = 0
+    if size < 1:
+        raise UsageError(
+            f"invalid --max-batch {text!r}: not a number", hint="Give auto, or 1 or more"
+        )
+    return size
+
+
+def parse_wait(text: str) -> float:
+    """Parse `--max-wait`, such as 10ms, into seconds. Raises UsageError."""
+    found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*(ms|s|)", text.strip())
+    if found is None:
+        raise UsageError(f"invalid --max-wait {text!r}: not a time", hint="Give 10ms, or 0.01s")
+    return float(found[1]) * UNITS[found[2]]
+
+
+SHARED_MEMORY_OPTION = replace(
+    MEMORY_OPTION, help="memory limit of all halves, e.g. 8GiB [free memory]", heading=BATCHES
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServedOptions(StoreOptions, DateOptions):
+    """The models of a server and their default prompts."""
+
+    index: Annotated[str, Option("folder of an index to search", SERVED, "DIR", path=True)] = ""
+    """Folder of an index to search."""
+    labels: Annotated[str, replace(LABELS_OPTION, heading=SERVED)] = ""
+    """File with one label per line, or YAML or JSON; or `a,b,c`."""
+    templates: Annotated[str, replace(TEMPLATES_OPTION, heading=SERVED)] = ""
+    """File of prompt templates with {} for a label."""
+    model: Annotated[str, Option("dual encoder (CLIP) [the index's]", SERVED, "M", path=True)] = ""
+    """Hub id, folder or `demo` of a dual encoder; empty: that of the index, or none."""
+    caption_model: Annotated[
+        str, Option("captioning model: hub id, folder [none]", SERVED, "M", path=True)
+    ] = ""
+    """Hub id, folder or `demo` of a captioning model; empty: none."""
+    today: Annotated[str, replace(TODAY_OPTION, heading=SERVED)] = ""
+    """Date as YYYY-MM-DD for chat templates that ask for today's."""
+    tiles: Annotated[str, Option("image tiles: off, auto, N [%(default)s]", SERVED, "T")] = AUTO
+    """Tiles that images are cut into."""
+    trust_remote_code: Annotated[bool, Option(TRUST_HELP, SERVED)] = False
+    """Allow the checkpoint's own code to run, and pickled weights to be loaded."""
+    vision_backend: Annotated[str, replace(BACKEND_OPTION, heading=BATCHES)] = TORCH
+    """Backend of the vision half."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not (self.model or self.index or self.caption_model):
+            raise UsageError(
+                "there is nothing to serve",
+                hint="Give --model, --index or --caption-model; to try it: --model demo",
+            )
+        if (self.labels or self.templates) and not (self.model or self.index):
+            raise UsageError(
+                "--labels: no model to compare images with them",
+                hint="Add --model with a dual encoder such as CLIP (docs/embed.md)",
+            )
+        check_tiles(self.tiles)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchOptions(MemoryOptions):
+    """Resource limits of the halves, and the batching of requests."""
+
+    memory: Annotated[int | None, SHARED_MEMORY_OPTION] = None
+    """Device memory in bytes for all halves together."""
+    idle: Annotated[
+        float, Option("idle time before a model is unloaded [15]", BATCHES, "MINUTES", above=0)
+    ] = 15.0
+    """Minutes without requests after which a half is unloaded."""
+    max_batch: Annotated[
+        int,
+        Option("maximum images per batch [what fits]", BATCHES, "N", least=0, parse=parse_batch),
+    ] = 0
+    """Largest number of images in a batch; 0: as many as fit, up to LARGEST_BATCH."""
+    max_wait: Annotated[
+        float,
+        Option(
+            "time an idle worker waits to fill a batch [10ms]",
+            BATCHES,
+            "TIME",
+            least=0,
+            parse=parse_wait,
+        ),
+    ] = 0.010
+    """Seconds that an idle half may wait for expected requests."""
+    max_queue: Annotated[
+        int, Option("maximum concurrent requests [%(default)s]", BATCHES, "N", above=0)
+    ] = 256
+    """Requests handled at once, including those whose bodies are still arriving."""
+    prepare_workers: Annotated[int | None, replace(PREPARE_WORKERS_OPTION, heading=BATCHES)] = None
+    """Threads that prepare images for each vision half. None: 1 on a CPU, more on a GPU."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkOptions(OptionGroup):
+    """The listening address, and access control."""
+
+    host: Annotated[str, Option("address to listen on [%(default)s]", NETWORK, "H")] = "127.0.0.1"
+    """Address to listen on."""
+    port: Annotated[
+        int, Option("port; 0: any free port [%(default)s]", NETWORK, "P", least=0, most=65535)
+    ] = 8000
+    """Port to listen on; 0: any free port."""
+    token_file: Annotated[
+        str, Option("token that every request must send", NETWORK, "F", path=True)
+    ] = ""
+    """File with a token that every request must send."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.host not in LOOPBACK and not self.token_file:
+            raise UsageError(
+                f"--host {self.host} is reachable by others, and there is no token",
+                hint="Add --token-file F with a secret in F, or leave --host out",
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RequestLimits(OptionGroup):
+    """Limits of one request. They are not command-line options."""
+
+    body_bytes: int = 64 << 20
+    """Largest body in bytes."""
+    pixels: int = 50_000_000
+    """Largest number of pixels of an image."""
+    clip_seconds: float = 600.0
+    """Longest clip in seconds."""
+    deadline: float = 30.0
+    """Seconds until a request without captions times out."""
+    caption_deadline: float = 300.0
+    """Seconds until a caption request times out."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LiveCaptionConfig(PassOptions, CaptionConfig):
+    """A server's captioning job."""
+
+    in_batches: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class LiveEmbedConfig(PassOptions, EmbedConfig):
+    """A server's embedding job."""
+
+    in_batches: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeConfig(RequestLimits, NetworkOptions, BatchOptions, ServedOptions):
+    """One server. Fields have the names of the command line's options."""
+
+    def caption_config(self) -> LiveCaptionConfig:
+        """Return the configuration of the captioning job."""
+        return LiveCaptionConfig(
+            sources=(),
+            model=self.caption_model,
+            store=self.store,
+            today=self.today,
+            memory=self.memory,
+            vision_backend=self.vision_backend,
+            batch_size=self.max_batch or LARGEST_CAPTION_BATCH,
+            slots=self.max_batch or LARGEST_CAPTION_BATCH,
+            trust_remote_code=self.trust_remote_code,
+            prepare_workers=self.prepare_workers,
+        )
+
+    def vectors_config(self, model: str) -> LiveEmbedConfig:
+        """Return the configuration of the embedding job."""
+        return LiveEmbedConfig(
+            sources=(),
+            model=model or "demo",
+            store=self.store,
+            memory=self.memory,
+            tiles=self.tiles,
+            vision_backend=self.vision_backend,
+            batch_size=self.max_batch or LARGEST_BATCH,
+            trust_remote_code=self.trust_remote_code,
+            prepare_workers=self.prepare_workers,
+        )

@@ -1,0 +1,317 @@
+"""Selects the rung that each stage of a job starts on, and counts the tokens left for an answer.
+
+How it selects a rung:
+
+1. For each stage, rungs are tried in order, cheapest first. The peak memory of the largest chunks
+   is estimated on each rung.
+2. The first rung within the budget is selected.
+3. If there is none, the first rung on which the job's smallest chunk fits is selected. The run then
+   tries larger chunks alone.
+4. If not even that fits, the rung with the lowest peak is selected. The stage is refused if the
+   certain part of its estimate for the smallest chunk (`CERTAIN_SHARE`) exceeds the budget.
+5. A rung on which an earlier run found the stage to fit is used without an estimate.
+
+The tokens of an answer are those that images and text leave of the context. The module starts no
+process and loads no model.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from flows.core.checkpoint.models import Model
+from flows.core.checkpoint.prompt_tokens import (
+    PromptTokens,
+    frame_bound,
+    frame_room,
+    max_prompt_tokens,
+)
+from flows.core.job.prepare import Job
+from flows.core.ledger.prompts import example, prompt_for
+from flows.core.machine.budget import Budget, probed_context_bytes
+from flows.core.options.commands import RunOptions
+from flows.core.options.text import EngineOptions
+from flows.core.pipelines import CAPTION, STAGES, Pipeline
+from flows.core.plan.costs import estimate, rungs_of
+from flows.core.plan.costs.encode import recordings_term
+from flows.core.plan.estimate import StageEstimate
+from flows.core.plan.ladder import Rung
+from flows.core.plan.sizes import Estimate, estimates
+from flows.core.plan.workloads import Workload, smallest_workload, standard_workloads, workloads_of
+from stages.decode.engines.slot_load import SCORE_BYTES
+from stages.decode.generation import SamplingParams
+from stages.process.device_limit import CONTEXT_BYTES
+
+CERTAIN_SHARE = 0.9
+"""Share of the estimated computing memory that counts, next to the weights, when a stage is refused
+on its last rung. It reflects the error of estimates."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PlanRequest:
+    """The input of a selection: stages of a job, with their workloads."""
+
+    model: Model
+    config: RunOptions
+    device: str
+    workloads: tuple[Workload, ...]
+    stages: Pipeline = CAPTION
+    context_bytes: int = CONTEXT_BYTES
+    """Bytes that a GPU's driver takes per process."""
+    prompts: tuple[str, ...] = ()
+    """Prompts of the run; only the shortest of several under one name."""
+    smallest: Workload | None = None
+    """The job's smallest chunk, if it differs."""
+    any_request: bool = False
+    """Whether each request may have its own schema and its own settings of token selection."""
+
+    @property
+    def rungs(self) -> dict[str, list[Rung]]:
+        """Return stage name → rungs that the command allows, cheapest first."""
+        return rungs_of(self.stages, self.model, self.config, self.device)
+
+    def estimate(self, rung: Rung) -> StageEstimate:
+        """Return the estimate of a stage on a rung for the largest chunks."""
+        return self._estimate(rung, self.workloads)
+
+    def estimate_smallest(self, rung: Rung) -> StageEstimate:
+        return self._estimate(rung, (self.smallest,) if self.smallest else self.workloads)
+
+    def _estimate(self, rung: Rung, workloads: Sequence[Workload]) -> StageEstimate:
+        params = SamplingParams.of(self.config)
+        return estimate(
+            self.model,
+            rung,
+            workloads,
+            self.device,
+            EngineOptions.of(self.config).max_new_tokens,
+            self.context_bytes,
+            params.schema or ("{}" if self.any_request else ""),
+            self.config.readers(self.device),
+            SCORE_BYTES if self.any_request else params.non_defaults,
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StagePlan:
+    """The rung selected for one stage."""
+
+    requested: StageEstimate
+    """Estimate on the rung that the command requests."""
+    chosen: StageEstimate
+    """Estimate on the rung that the stage starts on: the first that fits, else the first on which
+    the smallest chunk fits, else the smallest."""
+    fits: bool
+    """Whether `chosen` is expected to stay within the budget."""
+    refused: bool
+    """Whether the stage cannot stay within the budget."""
+    remembered: bool = False
+    """Whether an earlier run found that `chosen` fits, regardless of the estimate."""
+
+
+def plan_request(
+    job: Job,
+    stages: Pipeline | None = None,
+    expected: Sequence[Estimate] | None = None,
+) -> PlanRequest:
+    media = job.media
+    expected = estimates(job) if expected is None else expected
+    return PlanRequest(
+        model=job.model,
+        config=job.config,
+        device=job.device,
+        workloads=tuple(workloads_of(job.model, media, expected)),
+        stages=job.stages if stages is None else stages,
+        prompts=prompts_of(job),
+        context_bytes=context_of(job.device),
+        smallest=smallest_workload(job.model, media, expected),
+    )
+
+
+def prompts_of(job: Job) -> tuple[str, ...]:
+    """Return the shortest prompt of a job under each name. A single file's prompt (from a list or
+    its tags) that is too long fails alone when it is decoded."""
+    shortest: dict[str, str] = {}
+    for each in job.files:
+        name, prompt = each.file.name, each.medium.prompt
+        shortest[name] = min(shortest.get(name, prompt), prompt, key=max_prompt_tokens)
+    return (*shortest.values(),)
+
+
+def plan_request_of_model(
+    model: Model, config: RunOptions, device: str, stages: Pipeline, prompt: str | None = None
+) -> PlanRequest:
+    """Return the plan request of a model without media. `prompt` None: the command's prompt."""
+    prompt_text = prompt_for(model, config, "video") if prompt is None else prompt
+    sampling = model.sampling(config)
+    bound = frame_bound(model.beside_sound(config), config)
+    return PlanRequest(
+        model=model,
+        config=config,
+        device=device,
+        workloads=tuple(standard_workloads(model, sampling, prompt_text, bound)),
+        stages=stages,
+        prompts=(prompt_text,),
+        context_bytes=context_of(device),
+    )
+
+
+def context_of(device: str) -> int:
+    """Return the bytes that a GPU's driver takes per process, as the test before the first run on
+    this GPU found."""
+    probed = probed_context_bytes(device) if device.startswith("cuda") else 0
+    return probed or CONTEXT_BYTES
+
+
+def stage_plans(
+    request: PlanRequest,
+    rungs: Mapping[str, Sequence[Rung]],
+    budget: Budget,
+    known: Mapping[str, Rung] | None = None,
+) -> dict[str, StagePlan]:
+    """Return the plan of each stage. `known`: rungs that fitted in an earlier run."""
+    known = known or {}
+    return {
+        stage.name: _remembered(request, rungs[stage.name][0], known[stage.name], budget)
+        if stage.name in known
+        else _stage_plan(request, rungs[stage.name], budget)
+        for stage in request.stages
+    }
+
+
+def _with_recordings(request: PlanRequest, found: StageEstimate, budget: Budget) -> StageEstimate:
+    """Return the estimate with the memory of recorded passes, if that fits: they take no rung."""
+    term = recordings_term(request.model, found, request.device)
+    more = found.plus(term) if term else found
+    return more if fits(more, budget) else found
+
+
+def _remembered(request: PlanRequest, first: Rung, known: Rung, budget: Budget) -> StagePlan:
+    chosen = _with_recordings(request, request.estimate(known), budget)
+    return StagePlan(
+        requested=request.estimate(first),
+        chosen=chosen,
+        fits=fits(chosen, budget),
+        refused=False,
+        remembered=True,
+    )
+
+
+def _stage_plan(request: PlanRequest, rungs: Sequence[Rung], budget: Budget) -> StagePlan:
+    tried: list[StageEstimate] = []
+    for rung in rungs:
+        found = request.estimate(rung)
+        tried.append(found)
+        if fits(found, budget):
+            chosen = _with_recordings(request, found, budget)
+            return StagePlan(requested=tried[0], chosen=chosen, fits=True, refused=False)
+    # Chunks that are too large for every rung are run alone and do not hold up the others.
+    for rung, found in zip(rungs, tried, strict=True):
+        if fits(request.estimate_smallest(rung), budget):
+            return StagePlan(requested=tried[0], chosen=found, fits=False, refused=False)
+    last = min(zip(rungs, tried, strict=True), key=lambda pair: pair[1].peak_bytes)
+    smallest = request.estimate_smallest(last[0])
+    return StagePlan(
+        requested=tried[0], chosen=last[1], fits=False, refused=refused(smallest, budget)
+    )
+
+
+def memory_json(found: dict[str, StagePlan], budget: Budget) -> dict[str, Any]:
+    """Return the starting rung and estimate of each stage, as JSON."""
+    return {
+        "budget_bytes": budget.bytes,
+        "budget_given": budget.given,
+        "stages": [
+            {**choice.chosen.to_json(), "fits": choice.fits, "name": choice.chosen.rung.name}
+            for choice in found.values()
+        ],
+    }
+
+
+def fits(found: StageEstimate, budget: Budget) -> bool:
+    """Return whether a stage is expected to stay within the budget."""
+    return found.peak_bytes <= allowed(found, budget) and _host_holds(found.host_bytes, budget)
+
+
+def refused(found: StageEstimate, budget: Budget) -> bool:
+    """Return whether a stage cannot stay within the budget, allowing for the error of estimates.
+    False for stages without a model, whose estimates are too uncertain."""
+    if STAGES[found.rung.stage].part is None:
+        return False
+    certain, context_bytes = float(found.bytes_of("weight")), found.bytes_of("context")
+    if context_bytes != CONTEXT_BYTES:  # measured on this GPU
+        certain += context_bytes
+    if not found.by_dimensions:
+        certain += CERTAIN_SHARE * (found.bytes_of("activation") + found.bytes_of("kv"))
+    host_bytes = CERTAIN_SHARE * found.host_bytes
+    return certain > allowed(found, budget) or not _host_holds(host_bytes, budget)
+
+
+def _host_holds(size: float, budget: Budget) -> bool:
+    """Return whether the host memory suffices. On a CPU the budget is the limit: a budget above the
+    free memory only causes a warning elsewhere."""
+    return budget.device == "cpu" or size <= budget.host_bytes
+
+
+def allowed(found: StageEstimate, budget: Budget) -> int:
+    """Return the bytes that a stage may take on its compute device. A stage without a model uses
+    the host."""
+    on_host = STAGES[found.rung.stage].part is None and budget.device != "cpu"
+    return budget.host_bytes if on_host else budget.bytes
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AnswerRoom:
+    """The token budget of a context for one chunk."""
+
+    image_tokens: int
+    """Tokens of the frames, and of the template text around each of them."""
+    prompt_tokens: int
+    """Tokens of the prompt, the system turn and the beginning of the answer."""
+    answer_tokens: int
+    """Tokens left for the answer; negative if images and text exceed the context."""
+
+
+def prompt_texts(config: RunOptions, frames: int, prompt: str) -> tuple[str, str, str]:
+    """Return the prompt of a chunk, the system turn, and the beginning of the answer."""
+    params = SamplingParams.of(config)
+    return example(prompt, frames), params.system, params.start_with
+
+
+def text_token_count(model: Model, config: RunOptions, frames: int, prompt: str) -> int:
+    """Return the text tokens of a chunk with this number of frames, without the answer."""
+    counter = PromptTokens(model.folder)
+    prompt_tokens = sum(
+        counter.count(text) for text in prompt_texts(config, frames, prompt) if text
+    )
+    return prompt_tokens + model.profile.tokens_per_prompt
+
+
+def image_tokens_and_left(model: Model, workload: Workload) -> tuple[int, int]:
+    """Return the image tokens of a chunk, and the context tokens left after them and the chat
+    template."""
+    profile = model.profile
+    template = profile.tokens_per_frame * workload.frames if workload.kind == "video" else 0
+    image_tokens = workload.tokens - workload.text_tokens + template
+    return image_tokens, profile.context_tokens - image_tokens - profile.tokens_per_prompt
+
+
+def answer_room(model: Model, config: RunOptions, workload: Workload, prompt: str) -> AnswerRoom:
+    """Return the token budget for the answer to a prompt about a chunk."""
+    prompt_tokens = text_token_count(model, config, workload.frames, prompt)
+    image_tokens, answer_tokens = image_tokens_and_left(model, workload)
+    answer_tokens += model.profile.tokens_per_prompt - prompt_tokens
+    return AnswerRoom(
+        image_tokens=image_tokens, prompt_tokens=prompt_tokens, answer_tokens=answer_tokens
+    )
+
+
+def longest_answer(request: PlanRequest) -> int | None:
+    """Return the maximum tokens of an answer next to the largest chunks; None: not limited by the
+    context."""
+    model, config = request.model, request.config
+    if not frame_room(model.profile):
+        return None
+    prompt = max(request.prompts, key=max_prompt_tokens, default="")
+    rooms = [answer_room(model, config, each, prompt).answer_tokens for each in request.workloads]
+    return max(0, min(rooms)) if rooms else None

@@ -1,0 +1,28 @@
+"""Estimates the cost of captions by a server."""
+
+from flows.core.checkpoint.models import Model
+from flows.core.options.commands import RunOptions
+from flows.core.options.model import REQUESTS
+from flows.core.options.text import EngineOptions
+from flows.core.plan.estimate import StageEstimate, Term
+from flows.core.plan.ladder import Rung
+from flows.core.plan.workloads import Workload
+
+WORKSPACE = 32 << 20
+"""Bytes besides frames. 1,000 small pictures, 32 at once, took 15 MiB (benchmarks/endpoint.py)."""
+
+
+def rungs(model: Model, config: RunOptions, device: str, stage: str) -> list[Rung]:
+    """Return the only rung: a number of concurrent requests."""
+    return [Rung(stage=stage, batch=EngineOptions.of(config).slots or REQUESTS)]
+
+
+def memory(model: Model, rung: Rung, workload: Workload, *, device: str, new: int) -> StageEstimate:
+    """Add up the frames of a chunk as stored and resized, and those of the requests."""
+    why = f"2 chunks as pixels, and {rung.batch} as JPEG in base64, a quarter of their bytes"
+    total = (2 + rung.batch // 4) * workload.frame_bytes
+    terms = [
+        Term(part="activation", bytes=total, why=why),
+        Term(part="workspace", bytes=WORKSPACE, why="connections, answers and records"),
+    ]
+    return StageEstimate(rung=rung, terms=tuple(terms), device="cpu", workload=workload)

@@ -1,0 +1,210 @@
+"""Estimates the cost of running frames through the vision half."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+from artifacts.wording import counted
+from flows.core.checkpoint.models import Model
+from flows.core.checkpoint.precision import BYTES, QUANTIZED, PartSettings
+from flows.core.options.commands import RunOptions
+from flows.core.pipelines import STAGES
+from flows.core.plan.costs.part import figures_source, free_settings, settings_as_run, with_packed
+from flows.core.plan.estimate import Expected, StageEstimate, Term, encoder_by_dimensions, expected
+from flows.core.plan.ladder import MLP_CHUNKS, Rung, sizes
+from flows.core.plan.terms import (
+    LIBRARIES_BYTES,
+    attention_terms,
+    batches_per_block,
+    block_prefetch,
+    frames_prefetch,
+    overhead_terms,
+    products,
+    reader_terms,
+    waiting_terms,
+    weights,
+)
+from flows.core.plan.workloads import PIXEL_BYTES, Workload
+from stages.memory.oom_retry import next_sizes
+from stages.models.encoding import FRAMES_PER_BATCH
+from stages.models.half_job import RECORDINGS
+
+BLOCK = 256
+"""Maximum chunks that pass a streamed half together, if they all fit and have no more images than
+allowed by stages/memory/oom_retry.py says."""
+RUNTIME_BYTES = 8 << 20
+"""Bytes of a loaded ONNX graph besides its weights: 5 to 8 MiB were measured."""
+PROCESSOR_BYTES = 64 << 20
+"""Bytes of a copy of a processor: 35 to 57 MiB were measured with a tokenizer of 150,000 tokens."""
+EMBED_BYTES = 12 << 20
+"""Bytes of the embed stage besides its imports and model. It reads no prompts and its outputs are
+small: 7 to 9 MiB were measured with tokenizers of any size, which load with the imports."""
+
+
+def rungs(model: Model, config: RunOptions, device: str, stage: str) -> list[Rung]:
+    """Return the rungs: smaller batches, MLP chunks, streamed layers, quantized weights."""
+    half, settings = model.profile.vision, free_settings(model, config, "vision")
+    # Quantized weights cannot be streamed, a joint model's pixels need none, a graph is one unit.
+    whole = model.profile.route != "joint" and not settings[0].graph
+    plain = not half.stored_as and settings[0].precision not in QUANTIZED
+    found = encode_rungs(
+        config.batch_size,
+        [each.precision for each in settings],
+        streamed=whole and plain and half.layers > 1,
+        weights=whole,
+        stage=stage,
+    )
+    return with_packed(half, found) if whole else found
+
+
+def encode_rungs(
+    batch: int,
+    precisions: Sequence[str],
+    *,
+    streamed: bool,
+    weights: bool = True,
+    stage: str = "encode",
+) -> list[Rung]:
+    """Return smaller batches, then MLP chunks, then streamed layers; repeat per precision, best
+    first. Only the first precision can be `streamed`. Without `weights` (a model that passes pixels
+    on unchanged), there are only batches."""
+    found: list[Rung] = []
+    for precision in precisions:
+        single = Rung(stage=stage, batch=1, precision=precision)
+        found += [replace(single, batch=size) for size in sizes(batch)]
+        found += [replace(single, prefill=tokens) for tokens in MLP_CHUNKS if weights]
+        if streamed and precision == precisions[0]:
+            found += _streamed(batch, single)
+    return found
+
+
+def _streamed(batch: int, single: Rung) -> list[Rung]:
+    """Return smaller blocks, then smaller batches. The batch size affects output bytes, the block
+    size does not."""
+    found: list[Rung] = []
+    size, block = batch, max(batch, BLOCK)
+    while block:
+        found.append(replace(single, batch=size, block=block, offload=True))
+        size, block = next_sizes(size, block)
+    return found + [replace(found[-1], prefill=tokens) for tokens in MLP_CHUNKS]
+
+
+def memory(
+    model: Model,
+    rung: Rung,
+    workload: Workload,
+    *,
+    device: str,
+    new: int,
+    libraries: int = LIBRARIES_BYTES,
+    processor: int = PROCESSOR_BYTES,
+    readers: int = 1,
+) -> StageEstimate:
+    """Add up weights, pixels and activations; for a joint model, only pixels. `libraries`: bytes of
+    the stage besides its imports and model. `processor`: bytes of a copy of the processor, which
+    each of the `readers` but the first has."""
+    half, passes = model.profile.vision, passes_of(model, workload, rung)
+    rows, each, at_once = passes.rows, passes.input, passes.at_once
+    settings = settings_as_run(model.best("vision"), half, rung)
+    pixels = rows * workload.units * PIXEL_BYTES
+    terms = list(weights(half, settings, rung, device))
+    costs = None
+    if settings.graph:
+        why = "ONNX Runtime's own memory"
+        terms.append(Term(part="workspace", bytes=RUNTIME_BYTES, why=why))
+    if model.profile.route == "joint":
+        why = f"{counted(rows, 'chunk')} x {workload.units:,} pixel values, "
+        why += "passed on unchanged"
+        terms.append(Term(part="activation", bytes=2 * pixels, why=why))
+    else:
+        in_32 = settings.graph and settings.graph.precision != "fp16"
+        computed = replace(settings, dtype="float32") if in_32 else settings
+        costs = _encoder_costs(model, computed, at_once, each, rung.prefill)
+        why = f"{counted(at_once, 'chunk')} x {each.units:,} pixel values: "
+        why += figures_source(costs)
+        if rung.prefill:
+            why += f", {rung.prefill} positions at once through an MLP"
+        terms.append(Term(part="activation", bytes=math.ceil(costs.peak_bytes), why=why))
+        waiting = math.ceil(batches_per_block(rung, workload, rows) * passes.count) - 1
+        terms += waiting_terms(waiting if rung.block else 0, each, at_once, costs, device)
+        if passes.count > 1 and not rung.block:
+            kept = math.ceil((passes.count - 1) * costs.kept_bytes)
+            why = "features of the other passes of a batch"
+            terms.append(Term(part="activation", bytes=kept, why=why))
+        terms += attention_terms(half, settings, each, at_once, each.units, device)
+        # Patches are not counted, but each is multiplied with all layer weights.
+        tokens = math.ceil(costs.flops / (2 * max(1, half.linear_parameters)))
+        terms += products(half, settings, rung, tokens, device)
+    prefetch = (
+        block_prefetch(rung, workload, rows) if rung.block else frames_prefetch(workload, rows)
+    )
+    terms += overhead_terms(terms, device, prefetch, libraries)
+    terms += reader_terms(workload, max(rows, rung.block), readers, processor, device)
+    flops = costs.flops * workload.chunks * passes.count / rows if costs else 0
+    guessed = costs is not None and not costs.known
+    return StageEstimate(
+        rung=rung,
+        terms=tuple(terms),
+        device=device,
+        workload=workload,
+        flops=flops,
+        by_dimensions=guessed,
+    )
+
+
+memory_of_embedding = partial(memory, libraries=EMBED_BYTES, processor=0)
+
+
+def recordings_term(model: Model, found: StageEstimate, device: str) -> Term | None:
+    """Return the memory of the recorded passes of a vision half (stages/models/halves/recorded.py):
+    the activations of one, which all share, and the inputs of each. None where none is recorded."""
+    rung, workload = found.rung, found.workload
+    stage = STAGES[rung.stage]
+    if not device.startswith("cuda") or stage.part != "vision" or rung.offload:
+        return None
+    if model.profile.route == "joint" or model.best("vision").graph:
+        return None
+    passes = passes_of(model, workload, rung)
+    inputs = RECORDINGS * passes.at_once * passes.input.units * PIXEL_BYTES
+    why = f"recorded passes of at most {RECORDINGS} shapes, if there is room"
+    return Term(part="workspace", bytes=found.bytes_of("activation") + inputs, why=why)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Passes:
+    """How a batch passes the half."""
+
+    rows: int
+    """Chunks of the batch."""
+    input: Workload
+    """What is encoded apart from others: a chunk, or one image of it."""
+    at_once: int
+    """Inputs of a pass."""
+    count: float
+    """Passes of the batch."""
+
+
+def passes_of(model: Model, workload: Workload, rung: Rung) -> Passes:
+    """Return how a batch of a workload passes the half on a rung."""
+    images = workload.frames * workload.parts
+    if model.in_batches:
+        rows = workload.rows(rung.batch, FRAMES_PER_BATCH)
+        return Passes(rows=rows, input=workload, at_once=rows, count=1)
+    each = replace(workload.with_frames(1), parts=1) if STAGES[rung.stage].vectors else workload
+    of_chunk = images if each is not workload else 1
+    at_once = model.pass_rows(images // of_chunk)
+    least = max(1, at_once // of_chunk)
+    rows = max(min(least, workload.chunks), workload.rows(rung.batch, FRAMES_PER_BATCH))
+    return Passes(rows=rows, input=each, at_once=at_once, count=max(1, rows * of_chunk / at_once))
+
+
+def _encoder_costs(
+    model: Model, settings: PartSettings, rows: int, workload: Workload, mlp_chunk: int
+) -> Expected:
+    half, each = model.profile.vision, BYTES.get(settings.dtype, 4)
+    if not half.batch_costs:
+        return encoder_by_dimensions(half, each, rows, workload.units, workload.feature_bytes)
+    return expected(
+        half.batch_costs, workload.kind, rows, workload.units, each=each, mlp_chunk=mlp_chunk
+    )

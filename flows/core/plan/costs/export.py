@@ -1,0 +1,98 @@
+"""Estimates the cost of writing and evaluating a quantized checkpoint."""
+
+import math
+from dataclasses import replace
+
+from artifacts.wording import counted
+from flows.core.checkpoint.models import Model
+from flows.core.options.commands import RunOptions
+from flows.core.options.export import SAMPLES
+from flows.core.options.model import AdapterOptions
+from flows.core.plan.costs import decode
+from flows.core.plan.estimate import StageEstimate, Term
+from flows.core.plan.ladder import Rung
+from flows.core.plan.workloads import Workload
+from stages.models.shards import SHARD_BYTES
+
+WRITING_BYTES = 300 << 20
+"""Bytes that writing takes besides a weight file and the current tensor."""
+HESSIAN_BYTES = 4 << 30
+"""Maximum bytes of the Hessians of one layer; weights that would need more are rounded without."""
+GRAPH_COPIES, TRACING_BYTES = 3, 600 << 20
+"""Copies of a half that graph export holds, and bytes of the traced operations."""
+CALIBRATING = SAMPLES // 2
+"""Chunks used for calibration by default; the others are used for evaluation."""
+INVERTING = 2.4
+"""Copies of a Hessian that inverting it takes."""
+ROUNDED_BYTES = 80 << 20
+"""Bytes of the weight rows that are rounded at once."""
+COMPARED_BYTES = 256 * 4 * 8
+"""Bytes per chunk and feature dimension: 256 rows, four copies, 64 bit."""
+
+
+def rungs(model: Model, config: RunOptions, device: str, stage: str) -> list[Rung]:
+    return [Rung(stage=stage, batch=1)]
+
+
+def memory(model: Model, rung: Rung, workload: Workload, *, device: str, new: int) -> StageEstimate:
+    """Add up one weight file and the current tensor."""
+    held = sum(part.stored_bytes for part in model.profile.parts.values()) or SHARD_BYTES
+    why = "a weight file, the current tensor, and the headers"
+    term = Term(part="weight", bytes=min(SHARD_BYTES, held) + WRITING_BYTES, why=why)
+    return StageEstimate(rung=rung, terms=(term,), device="cpu", workload=workload)
+
+
+def memory_of_tracing(
+    model: Model, rung: Rung, workload: Workload, *, device: str, new: int
+) -> StageEstimate:
+    """Count three copies of the largest half: traced, as a graph, and loaded for the check."""
+    profile = model.profile
+    parts = profile.parts.values() if profile.route == "dual" else [profile.vision]
+    largest = max(part.parameters for part in parts)
+    why = f"{largest / 1e6:,.0f} M numbers in 32 bit x {GRAPH_COPIES}: traced, as a graph, checked"
+    terms = [Term(part="weight", bytes=GRAPH_COPIES * 4 * largest, why=why)]
+    terms.append(Term(part="workspace", bytes=TRACING_BYTES, why="traced operations"))
+    return StageEstimate(rung=rung, terms=tuple(terms), device="cpu", workload=workload)
+
+
+def memory_of_comparing(
+    model: Model, rung: Rung, workload: Workload, *, device: str, new: int
+) -> StageEstimate:
+    """Count the feature rows that are compared."""
+    rows = workload.chunks * COMPARED_BYTES * model.profile.feature_width
+    term = Term(part="activation", bytes=rows + WRITING_BYTES, why="features of all chunks, twice")
+    return StageEstimate(rung=rung, terms=(term,), device="cpu", workload=workload)
+
+
+def rungs_of_judging(model: Model, config: RunOptions, device: str, stage: str) -> list[Rung]:
+    """Return the rungs for one prompt in the best precision: all layers loaded, or loaded one by
+    one, which does not change results."""
+    whole = Rung(stage=stage, batch=1, precision=model.best("language").precision)
+    in_few_bits = model.profile.language.stored_as or model.profile.route == "joint"
+    resident = in_few_bits or AdapterOptions.of(config).adapter  # PEFT replaces layers
+    return [whole] if resident else [whole, replace(whole, offload=True)]
+
+
+def memory_of_judging(
+    model: Model, rung: Rung, workload: Workload, *, device: str, new: int
+) -> StageEstimate:
+    """Return the memory of one prompt with its caption, as in captioning."""
+    return decode.memory(model, rung, replace(workload, chunks=1), device=device, new=new)
+
+
+def memory_of_calibrating(
+    model: Model, rung: Rung, workload: Workload, *, device: str, new: int
+) -> StageEstimate:
+    """Add the Hessians of one layer. The calibration inverts one Hessian at a time."""
+    found, half = memory_of_judging(model, rung, workload, device=device, new=new), model.profile
+    wide = half.language.widest_linear
+    narrow = half.language.largest_linear // max(1, wide)
+    summed = 4 * (3 * narrow**2 + wide**2)
+    rows = CALIBRATING * (workload.tokens + new) * half.feature_width * 4
+    held = min(HESSIAN_BYTES, summed) + math.ceil(INVERTING * 4 * wide**2) + ROUNDED_BYTES
+    why = f"Hessians of {wide:,} and {narrow:,} squared numbers for one layer, and one inverse"
+    terms = [*found.terms, Term(part="workspace", bytes=held, why=why)]
+    chunks = counted(CALIBRATING, "chunk")
+    why = f"{chunks} that pass the layers together x {workload.tokens + new:,}"
+    terms.append(Term(part="activation", bytes=rows, why=f"{why} x {half.feature_width:,} x 4"))
+    return StageEstimate(rung=rung, terms=tuple(terms), device=device, workload=workload)

@@ -1,0 +1,53 @@
+"""Estimates the cost of summarizing captions."""
+
+import math
+from dataclasses import replace
+
+from artifacts.wording import counted
+from flows.core.checkpoint.models import Model
+from flows.core.options.commands import RunOptions
+from flows.core.plan.costs import decode
+from flows.core.plan.costs.part import free_settings
+from flows.core.plan.estimate import StageEstimate, Term
+from flows.core.plan.ladder import Rung
+from flows.core.plan.workloads import Workload
+from stages.summarize import ANSWERS, ASSUMED_CONTEXT, LARGEST_CONTEXT, MAX_TEXTS, STEP
+
+MIN_CONTEXT = 512
+"""Minimum context in tokens: with less, combining captions is not worthwhile."""
+KERNEL_BYTES = 1 << 20
+"""Bytes of the kernels that oneDNN compiles and keeps per prompt length: 13 MB for 13 lengths were
+measured with the demo model."""
+
+
+def rungs(model: Model, config: RunOptions, device: str, stage: str) -> list[Rung]:
+    """Return shorter contexts, in each precision that the half supports."""
+    longest = min(model.profile.context_tokens or ASSUMED_CONTEXT, LARGEST_CONTEXT)
+    contexts = [longest]
+    while contexts[-1] // 2 >= MIN_CONTEXT:
+        contexts.append(contexts[-1] // 2)
+    return [
+        Rung(stage=stage, batch=1, precision=settings.precision, context=context)
+        for settings in free_settings(model, config, "language")
+        if not settings.kv
+        for context in contexts
+    ]
+
+
+def memory(model: Model, rung: Rung, workload: Workload, *, device: str, new: int) -> StageEstimate:
+    """Add up weights, and the memory of one prompt and answer at a time."""
+    tokens = rung.context - min(new, rung.context // ANSWERS)
+    reading = replace(workload, chunks=1, tokens=tokens, text_tokens=tokens, feature_bytes=0)
+    found = decode.memory(model, rung, reading, device=device, new=new)
+    if device != "cpu":
+        return found
+    lengths = min(math.ceil(rung.context / STEP), nodes_of(workload.chunks))
+    why = f"CPU kernels for prompts of {counted(lengths, 'length')} x {KERNEL_BYTES:,} bytes"
+    kernels = Term(part="workspace", bytes=lengths * KERNEL_BYTES, why=why)
+    return replace(found.plus(kernels), workload=workload)
+
+
+def nodes_of(chunks: int) -> int:
+    """Return the minimum number of summary nodes for this number of chunks."""
+    above = math.ceil(chunks / MAX_TEXTS)
+    return above + (nodes_of(above) if above > 1 else 0)

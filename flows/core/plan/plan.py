@@ -1,0 +1,426 @@
+"""Plans memory, disk and time of a run, and selects the rung on which each stage starts.
+
+It builds the ladder of the job. A stage starts on a stored rung, or on the planned one. The module
+also supplies the advice for the end of the ladder. It starts no stage, and no process but the one
+that reads a model's profile.
+
+It also estimates the remaining time, where an earlier run noted seconds.
+"""
+
+from collections.abc import Callable, Mapping, Sequence, Set
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from itertools import chain
+from typing import Any
+
+from artifacts.errors import CannotFit
+from artifacts.records.store import open_store
+from artifacts.texts.captions import Failure
+from flows.core.checkpoint.models import Model
+from flows.core.checkpoint.precision import precision_note
+from flows.core.console.lines import gib
+from flows.core.job.card_sampling import with_card_sampling
+from flows.core.job.pass_mode import replanned_once
+from flows.core.job.prepare import Job, NothingToDo, model_for, prepare
+from flows.core.job.summary import context_note, halves, notes
+from flows.core.ledger.ledger import bytes_to_fetch, stages_with_work
+from flows.core.ledger.prompts import check_summary
+from flows.core.ledger.tasks import keys_of
+from flows.core.machine.budget import Budget, budget_on
+from flows.core.machine.gpus import select_devices
+from flows.core.machine.launch import Launcher
+from flows.core.media.media_file import source_failure
+from flows.core.options.commands import RunOptions
+from flows.core.options.model import GpuOptions
+from flows.core.options.text import EngineOptions, PromptOptions
+from flows.core.pipelines import CAPTION, PURPOSES, STAGES, Pipeline, parts_of, with_extras
+from flows.core.plan.changes import NAMED, cannot_fit, changes
+from flows.core.plan.choose import (
+    PlanRequest,
+    StagePlan,
+    fits,
+    memory_json,
+    plan_request,
+    plan_request_of_model,
+    stage_plans,
+)
+from flows.core.plan.context_check import context_notes, refuse_beyond_context, standard_notes
+from flows.core.plan.costs import rungs_of
+from flows.core.plan.ladder import Ladder, OnMove, Remembered, Rung, sizes
+from flows.core.plan.sizes import CLIP_BYTES, Estimate, clip_pixels, estimates
+from flows.core.plan.store_limit import StoreLimit, planned_waves, store_limit
+from flows.core.plan.times import Times, times_of
+from stages.process.device import device_uuid
+from stages.process.job import StageSpec
+
+
+def ladder_of(job: Job, on_move: OnMove) -> Ladder:
+    """Return the ladder of a job. `on_move`: callback for each move."""
+    return Ladder(
+        rungs_of(job.stages, job.model, job.config, job.device),
+        Remembered(job.store, {s.name: _about(job, s) for s in job.stages}, job.budget.bytes),
+        budget_bytes=job.budget.bytes,
+        on_move=on_move,
+    )
+
+
+def _about(job: Job, stage: StageSpec) -> list[Any]:
+    """Return everything that determines a stage's memory use, for the key of stored rungs.
+
+    It includes all settings that the part may run in: a ladder with fewer settings may end where
+    one with more would continue.
+    """
+    model, cut = job.model, job.ledger.variant[job.pipeline[0].writes]
+    found: list[Any] = [device_uuid(job.device), cut]
+    if stage.part:
+        key_fields = [settings.key_fields for settings in model.settings[stage.part]]
+        found += [model.digests[stage.part], key_fields]
+    limit = [EngineOptions.of(job.config).max_new_tokens] if stage.uses_token_limit else []
+    return [*found, *limit]
+
+
+def choose(
+    request: PlanRequest,
+    budget: Budget,
+    rungs: Mapping[str, Sequence[Rung]],
+    known: Mapping[str, Rung],
+) -> dict[str, StagePlan]:
+    """Return the starting plan of each stage. `rungs`: rungs of each stage, cheapest first.
+    `known`: rungs that fitted in an earlier run, used regardless of estimates. Raises CannotFit."""
+    if not request.workloads:
+        return {}
+    found = stage_plans(request, rungs, budget, known)
+    refused = [choice for choice in found.values() if choice.refused]
+    if refused:
+        raise cannot_fit(request, refused, budget)
+    return found
+
+
+def plan_start(
+    ladder: Ladder,
+    job: Job,
+    stages: Pipeline,
+    expected: Sequence[Estimate],
+    announce: Callable[[str], object] = lambda note: None,
+) -> dict[str, Any]:
+    """Put the stages with work left on their planned or stored rungs. Return the memory plan for
+    the run record. `announce` is called with a note for the user. Raises CannotFit."""
+    request = plan_request(job, stages, expected)
+    refuse_beyond_context(request)
+    found = choose(request, job.budget, ladder.rungs, ladder.known())
+    ladder.start({stage: choice.chosen.rung for stage, choice in found.items()})
+    ladder.advise = lambda stage: advice(request, job, ladder, stage)
+    ladder.batch_without_slots = lambda rung: batch_without_slots(request, rung, job.budget)
+    prompts = [workload.tokens for workload in request.workloads]
+    ladder.sequence_tokens = max(prompts, default=0) + EngineOptions.of(job.config).max_new_tokens
+    gpus = len(job.devices)
+    ladder.processes = lambda rung: processes_of(request, rung, job.budget, gpus)
+    rungs = [ladder.rung(stage.name) for stage in stages]
+    if gpus > 1 and (note := processes_note(request, rungs, job.budget, gpus)):
+        announce(note)
+    ladder.fit_together = lambda stages: fit_together(
+        request, [ladder.rung(stage) for stage in stages], job.budget, gpus
+    )
+    return memory_json(found, job.budget)
+
+
+def processes_of(request: PlanRequest, rung: Rung, budget: Budget, gpus: int) -> int:
+    """Return on how many of these GPUs a stage runs: at least on one, and on no more than the
+    host's memory holds the processes of."""
+    if gpus == 1 or not STAGES[rung.stage].fans_out or not request.workloads:
+        return 1
+    needed = request.estimate(rung).host_bytes
+    return max(1, min(gpus, budget.host_bytes // needed)) if needed else gpus
+
+
+def processes_note(request: PlanRequest, rungs: Sequence[Rung], budget: Budget, gpus: int) -> str:
+    """Return why stages run on fewer GPUs than these; empty if none does."""
+    found = {r.stage: processes_of(request, r, budget, gpus) for r in rungs}
+    fewer = {s: n for s, n in found.items() if STAGES[s].fans_out and n < gpus}
+    if not fewer:
+        return ""
+    parts = " and ".join(f"{stage} runs on {count}" for stage, count in fewer.items())
+    return (
+        f"{parts} of {gpus} GPUs: the host's memory ({gib(budget.host_bytes)} free) holds no more "
+        "processes"
+    )
+
+
+def fit_together(
+    request: PlanRequest, rungs: Sequence[Rung], budget: Budget, gpus: int = 1
+) -> Mapping[str, int]:
+    """Return stage → bytes of the device that it may take while all of them run: its peak and an
+    equal part of what is left. Return nothing if they are not expected to fit together, with one
+    process per GPU of stages that have such."""
+    found = [request.estimate(rung) for rung in rungs] if request.workloads else []
+    room = budget.bytes if budget.device == "cpu" else budget.host_bytes
+    needed = sum(
+        (each.host_bytes or each.peak_bytes) * (gpus if STAGES[each.rung.stage].fans_out else 1)
+        for each in found
+    )
+    peaks = {e.rung.stage: e.peak_bytes for e in found if STAGES[e.rung.stage].part}
+    spare = budget.bytes - sum(peaks.values())
+    if needed > room or spare < 0 or not all(fits(each, budget) for each in found):
+        return {}
+    return {stage: peak + spare // len(peaks) for stage, peak in peaks.items()}
+
+
+def takes_any_batches(model: Model, rung: Rung) -> bool:
+    """Return whether a stage may encode chunks in any batches, in the order in which they are cut.
+    A half whose layers are streamed is read once per block, so it needs all chunks at once."""
+    if "frames" not in STAGES[rung.stage].reads or STAGES[rung.stage].part is None or rung.block:
+        return False
+    return not (model.profile.route == "joint" or model.fp16_check or model.in_batches)
+
+
+def shares_device(model: Model, rungs: Sequence[Rung], devices: Sequence[str]) -> bool:
+    """Return whether chunks are captioned in any order on one GPU, while others are encoded.
+    `rungs`: those of the frames, encode and decode stages."""
+    is_one_gpu = len(devices) == 1 and devices[0].startswith("cuda")
+    if not (is_one_gpu and [r.stage for r in rungs] == [s.name for s in CAPTION]):
+        return False
+    _, encode, decode = rungs
+    if not decode.in_slots or decode.offload or not takes_any_batches(model, encode):
+        return False
+    engine = model.best("language").choice[0]
+    return not (engine.depends_on_batch or engine.gguf)
+
+
+def batch_without_slots(request: PlanRequest, rung: Rung, budget: Budget) -> int:
+    """Return the batch size for a rung with slots, if the engine check finds no slot support.
+
+    It is the largest that is expected to fit, at most the number of slots and the
+    requested size, and at least 1.
+    """
+    if not (rung.in_slots and request.workloads):
+        return rung.batch
+    plain = replace(rung, in_slots=False)
+    largest = min(rung.batch, request.config.batch_size)
+    batches = (replace(plain, batch=size) for size in sizes(largest))
+    return next((each.batch for each in batches if fits(request.estimate(each), budget)), 1)
+
+
+def advice(request: PlanRequest, job: Job, ladder: Ladder, stage: str) -> str:
+    """Return options that would make a stage fit that ran out of memory despite its estimate."""
+    if not request.workloads:
+        return ""
+    single_stage = replace(request, stages=(STAGES[stage],))
+    smallest = stage_plans(single_stage, ladder.rungs, job.budget)[stage].chosen
+    # It used more than estimated, so a change must lower the estimate.
+    budget = replace(job.budget, bytes=min(job.budget.bytes, smallest.peak_bytes - 1))
+    unfit = StagePlan(requested=smallest, chosen=smallest, fits=False, refused=True)
+    found = [change.option for change in changes(single_stage, unfit, budget)]
+    found = [option for option in found if not option.startswith("--memory")][:NAMED]
+    part = STAGES[stage].part
+    name = job.config.precision_field(part)
+    if part and name and not job.config.may_fall_back(part):
+        found.append(f"--{name.replace('_', '-')} auto, which falls back by itself")
+    return ", or ".join([*found, "more with --memory"])
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plan:
+    """The plan of a run."""
+
+    request: PlanRequest
+    budget: Budget
+    stage_plans: dict[str, StagePlan]
+    refusal: CannotFit | None
+    """Error with the reason why it does not fit, and what would."""
+    job: Job | None
+    """The job; None without media, for which a standard chunk is assumed."""
+    expected: tuple[Estimate, ...]
+    """Size estimate of each medium."""
+    limit: StoreLimit | None = None
+    """What `--max-store` leaves of the store; None without the option, or without media."""
+    unusable: tuple[Failure, ...] = ()
+    """Why files are not planned, by their headers or an earlier run."""
+    notes: tuple[str, ...] = ()
+    devices: tuple[str, ...] = ()
+
+    def processes(self, rung: Rung) -> int:
+        """Return on how many GPUs a stage runs."""
+        return processes_of(self.request, rung, self.budget, len(self.devices))
+
+    @property
+    def times(self) -> Times:
+        """Return the time estimate; None and an empty text without media."""
+        if self.job is None or not self.stage_plans:
+            return None, ""
+        rungs = {stage: choice.chosen.rung for stage, choice in self.stage_plans.items()}
+        return times_of(self.job, self.expected, lambda stage: self.processes(rungs[stage]))
+
+    @property
+    def together(self) -> Mapping[str, int]:
+        """Return stage → bytes of the GPU for the stages that compute at the same time; nothing if
+        one follows the other."""
+        rungs = [choice.chosen.rung for choice in self.stage_plans.values()][: len(CAPTION)]
+        able = shares_device(self.request.model, rungs, self.devices)
+        return fit_together(self.request, rungs, self.budget) if able else {}
+
+
+def plan_of(
+    config: RunOptions,
+    launcher: Launcher,
+    announce: Callable[[str], None] | None = None,
+    *pipelines: Pipeline,
+    left_out: Set[str] = frozenset(),
+) -> Plan:
+    """Return the plan of a command. Without sources, plan the model alone. Files whose place is in
+    `left_out` are not planned.
+
+    Uses the first of `pipelines` that suits the model (none given: of all pipelines). Reads no
+    weights. Raises PenstockError as the run does, but not if the command does not fit.
+    """
+    planned = partial(_plan_of, config, launcher, announce, pipelines, left_out)
+    return replanned_once(planned, announce or bool)
+
+
+def _plan_of(
+    config: RunOptions,
+    launcher: Launcher,
+    announce: Callable[[str], None] | None,
+    pipelines: tuple[Pipeline, ...],
+    left_out: Set[str],
+) -> Plan:
+    every = pipelines or chain.from_iterable(PURPOSES.values())
+    pipelines = with_extras(every, summary=PromptOptions.of(config).summary)
+    if config.sources:
+        job = prepare(
+            config,
+            launcher,
+            announce,
+            *pipelines,
+            fetch=False,
+            read_weights=False,
+            left_out=left_out,
+        )
+        expected = tuple(estimates(job))
+        unusable = _unusable(job, expected)
+        if len(unusable) == len(job.by_file):
+            raise NothingToDo(job.pipeline, unusable)
+        request = plan_request(job, expected=expected)
+        refuse_beyond_context(request)
+        plan = _make_plan(request, job.budget, job, expected, job.devices)
+        return replace(plan, unusable=tuple(unusable))
+    store = open_store(config.store_url)
+    # The plan of a model alone needs no working driver.
+    model, pipeline, _ = model_for(
+        config, launcher, store, pipelines, announce, read_weights=False, check_devices=False
+    )
+    devices = select_devices(GpuOptions.of(config).gpus).devices
+    check_summary(config, model)
+    request = plan_request_of_model(model, config, devices[0], pipeline)
+    refuse_beyond_context(request)
+    plan = _make_plan(request, budget_on(config, devices), None, (), devices)
+    note = precision_note(model.profile, [s[0] for s in model.settings.values()], devices[0])
+    own_notes = (note, context_note(model, config))
+    notes = (*filter(None, own_notes), *standard_notes(model, config), *model.notes)
+    return replace(plan, notes=(*notes, *with_card_sampling(config, model.folder)[1]))
+
+
+def _unusable(job: Job, found: Sequence[Estimate]) -> list[Failure]:
+    pairs = zip(job.media, found, strict=True)
+    failed = {medium.digest: e.failure for medium, e in pairs if e.failure is not None}
+    return [
+        source_failure(
+            each.file.source, each.file.media_path, why["kind"], why["message"], why["hint"]
+        )
+        for each, *_ in job.by_file
+        if (why := failed.get(each.medium.digest)) is not None
+    ]
+
+
+def _make_plan(
+    request: PlanRequest,
+    budget: Budget,
+    job: Job | None,
+    expected: tuple[Estimate, ...],
+    devices: tuple[str, ...],
+) -> Plan:
+    # A plan only reads the stored rungs, so there are no moves to log.
+    known = ladder_of(job, lambda *_: None).known() if job else {}
+    found = stage_plans(request, request.rungs, budget, known) if request.workloads else {}
+    refused = [choice for choice in found.values() if choice.refused]
+    limit = store_limit(job, expected) if job else None
+    has_work = job is not None and bool(stages_with_work(job.ledger, job.media))
+    refusal = cannot_fit(request, refused, budget) if refused else None
+    return Plan(
+        request=request,
+        budget=budget,
+        stage_plans=found,
+        refusal=refusal or (limit.refusal() if limit and has_work else None),
+        job=job,
+        expected=expected,
+        limit=limit,
+        devices=devices,
+    )
+
+
+def figures(plan: Plan) -> dict[str, Any]:
+    model, request = plan.request.model, plan.request
+    refusal = plan.refusal
+    found: dict[str, Any] = {
+        "model": model.name,
+        "device": request.device,
+        "gpus": {stage: plan.processes(c.chosen.rung) for stage, c in plan.stage_plans.items()}
+        if len(plan.devices) > 1
+        else {},
+        "precision": model.precision(),
+        "commit": model.checkpoint.commit,
+        "halves": halves(model),
+        "route": model.profile.route,
+        "fits": refusal is None,
+        "refusal": None if refusal is None else {"message": refusal.message, "hint": refusal.hint},
+        "memory": {
+            **memory_json(plan.stage_plans, plan.budget),
+            "together": dict(plan.together),
+            "budget": asdict(plan.budget),
+            "arithmetic": {
+                stage: [asdict(term) for term in choice.chosen.terms]
+                for stage, choice in plan.stage_plans.items()
+            },
+        },
+    }
+    return {**found, **(_of_job(plan, plan.job) if plan.job else {"notes": list(plan.notes)})}
+
+
+def _of_job(plan: Plan, job: Job) -> dict[str, Any]:
+    found = plan.expected
+    known = job.ledger.tasks(job.media)
+    waves, line = planned_waves(job, found, plan.limit)
+    frames = {
+        (m.digest, m.prompt): e.frame_bytes
+        for m, e in zip(job.media, found, strict=True)
+        if job.ledger.frames_to_cut(m) != []
+    }
+    of_frames = [sum(frames.get((m.digest, m.prompt), 0) for m in wave) for wave in waves]
+    (seconds, time), clips = plan.times, clip_pixels(job, found)
+    return {
+        "notes": [
+            *(*notes(job), *context_notes(job, found)),
+            *(plan.limit.notes() if plan.limit else []),
+        ],
+        "seconds": seconds,
+        "time": time,
+        "fetch_bytes": bytes_to_fetch(job.model, parts_of(stages_with_work(job.ledger, job.media))),
+        "sampling": job.sampling.settings,
+        "files": len(job.by_file),
+        "failed": len(job.failures),
+        "unreadable": len(plan.unusable),
+        "seconds_of_media": sum(e.seconds for e in found),
+        "chunks": sum(e.chunks for e in found if not e.reuses_features),
+        "frames": sum(e.frames for e in found),
+        "frame_bytes_at_once": max(of_frames, default=0),
+        "feature_bytes": sum(e.feature_bytes for e in found),
+        "waves": len(waves),
+        "in_waves": line,
+        "max_store": plan.limit.line(waves) if plan.limit else "",
+        "free_bytes": job.store.free_bytes(),
+        "clip_bytes": round(clips * CLIP_BYTES),
+        "weights_read": job.model.read,
+        "done": {
+            stage.writes: len(keys_of(known, stage.writes) & job.ledger[stage.writes].keys())
+            for stage in job.pipeline[1:]
+        },
+    }

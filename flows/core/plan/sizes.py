@@ -1,0 +1,357 @@
+"""Estimates the disk space of a job's media, and measures a model's graphs against torch.
+
+The estimates come from file headers, before any frame is decoded. The measurement runs in a
+separate process, for `--vision-backend auto`.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from itertools import chain, islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from artifacts.errors import MediaError
+from artifacts.records.store import Store
+from artifacts.remote.media_cache import is_here
+from artifacts.schema import Half, Sampling
+from artifacts.texts.trainers import WITH_CLIPS
+from artifacts.tiles import boxes_of
+from flows.core.checkpoint.graphs import GraphSpeed, store_speed
+from flows.core.checkpoint.models import digests_in, open_model
+from flows.core.job.pass_mode import replanned_once
+from flows.core.job.prepare import Job
+from flows.core.ledger.tasks import Medium, Task
+from flows.core.machine.budget import budget_for
+from flows.core.machine.launch import Launcher, StageCall, run_with_restarts
+from flows.core.options.commands import RunOptions
+from flows.core.options.formats import ORIGINAL
+from flows.core.options.media import VectorSamplingOptions
+from flows.core.options.model import TORCH
+from flows.core.options.text import DataSetOptions, OutputOptions
+from flows.core.pipelines import encoder_of
+from stages.export import TimingJob
+from stages.models.graphs.manifest import ONNX
+from stages.models.half_job import HalfJob
+from stages.process.memory import cores
+
+if TYPE_CHECKING:
+    from av.container import InputContainer
+
+PART: Half = "vision"
+
+
+def time_graphs(name: str, device: str, store: Store, launcher: Launcher) -> GraphSpeed:
+    """Measure the vision half of a model with torch and with its ONNX graphs, and store the result.
+    Raises PenstockError."""
+    return replanned_once(lambda: _timed(name, device, store, launcher), bool)
+
+
+def _timed(name: str, device: str, store: Store, launcher: Launcher) -> GraphSpeed:
+    config = RunOptions(sources=(), model=name, vision_backend=ONNX)
+    models = [
+        open_model(
+            replace(config, vision_backend=backend),
+            store=store,
+            digests=digests_in(store),
+            launcher=launcher,
+            device=device,
+        )
+        for backend in (TORCH, ONNX)
+    ]
+    in_torch, by_graphs = models
+    use = by_graphs.best(PART).graph
+    assert use is not None
+    settings = in_torch.best(PART)
+    half = HalfJob(
+        model=str(in_torch.folder),
+        device=device,
+        dtype=settings.dtype,
+        precision=settings.precision,
+        attention=settings.attention,
+        route=in_torch.profile.route,
+        extra_modules=in_torch.profile.vision.extra_modules,
+        files=by_graphs.files_of([PART]),
+    )
+    frames = in_torch.profile.frames_per_video
+    job = TimingJob(half=half, graphs=use.backend, frames_per_video=frames)
+    call = StageCall(
+        name="time_graphs",
+        job=job,
+        device=device,
+        log=store.local / "logs" / "time-graphs.log",
+        budget=budget_for(config, device).of_stage(device),
+    )
+    seconds = run_with_restarts(launcher, call).notes["seconds"]
+    return store_speed(device, use.digest, use.provider, seconds)
+
+
+SHARE_OF_FREE = 4
+"""Divisor of the store's free space: a wave may take this fraction of it."""
+MAX_WAVE_BYTES = 64 << 30
+"""Maximum bytes of a wave, regardless of the disk."""
+FILES_PER_TASK = 16
+"""Number of files whose headers are read in one thread task."""
+UNKNOWN_SECONDS = 60.0
+"""Assumed length of a video whose header has none."""
+SHOT_SECONDS = 5.0
+"""Assumed length of a shot: the number of shots is known only after decoding all frames."""
+UNKNOWN_RATE = 30.0
+"""Assumed frames per second of a video whose header has none."""
+CLIP_BYTES = 0.3 / 8
+"""Bytes of an exact clip per pixel of its frames (docs/performance.md)."""
+UNKNOWN_SIZE = (1080, 1920)
+"""Assumed height and width of a medium whose header cannot be read."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Estimate:
+    """The expected size of one medium."""
+
+    seconds: float
+    chunks: int
+    frames: int
+    frame_bytes: int
+    """Bytes of stored frames, deleted after encoding."""
+    feature_bytes: int
+    """Bytes of stored features, kept for the next prompt."""
+    sound_bytes: int = 0
+    """Bytes of stored sound, deleted after encoding."""
+    heard_bytes: int = 0
+    """Bytes of its stored features, kept for the next prompt."""
+    chunk_frames: int = 0
+    """Frames of its longest chunk that the model sees."""
+    stored_frames: int = 0
+    """Frames of its longest chunk that are stored."""
+    stored: tuple[int, int] = (0, 0)
+    """Height and width of a stored frame, in pixels."""
+    shown: tuple[int, int] = (0, 0)
+    """Height and width of a frame in the file, in pixels."""
+    failure: Mapping[str, Any] | None = None
+    """Why it cannot be used, by its header or an earlier run; None: it seems usable."""
+    shown_frames: int = 0
+    """Frames in the file, used or not."""
+    parts: int = 1
+    """Number of tiles of an image, the whole image included."""
+    sound_seconds: float = 0.0
+    """Seconds of its longest chunk; 0 for an image. Its sound is at most as long."""
+    reuses_features: bool = False
+    """Whether the same medium has another prompt, whose frames and features it reuses."""
+
+    @property
+    def bytes(self) -> int:
+        """Return its disk space in bytes until it is encoded."""
+        return self.frame_bytes + self.feature_bytes + self.sound_bytes + self.heard_bytes
+
+
+def clip_pixels(job: Job, found: Sequence[Estimate]) -> float:
+    """Return the pixels of the clips that the data sets of a run may need, at most: those of videos
+    of several chunks. `found`: estimate of each medium."""
+    formats = WITH_CLIPS & {*OutputOptions.of(job.config).format}
+    if not formats or DataSetOptions.of(job.config).media == ORIGINAL:
+        return 0.0
+    pairs = zip(job.media, found, strict=True)
+    cut = [e for medium, e in pairs if medium.kind == "video" and e.chunks > 1]
+    return sum(
+        (e.shown_frames or e.seconds * UNKNOWN_RATE) * math.prod(e.shown)
+        for e in cut
+        if not e.reuses_features
+    )
+
+
+def wave_limit(job: Job) -> int:
+    """Return the maximum bytes of a wave on the store's disk."""
+    return max(1, min(MAX_WAVE_BYTES, job.store.free_bytes() // SHARE_OF_FREE))
+
+
+def estimates(job: Job) -> list[Estimate]:
+    """Estimate each medium from its index if there is one, else from its header."""
+    media = job.media
+    unknown = [m for m in media if job.ledger.media_index(m) is None and _failure(job, m) is None]
+    groups = [unknown[at : at + FILES_PER_TASK] for at in range(0, len(unknown), FILES_PER_TASK)]
+    with ThreadPoolExecutor(cores()) as pool:
+        read = chain.from_iterable(pool.map(lambda group: [*map(_header, group)], groups))
+        headers = dict(zip((m.digest for m in unknown), read, strict=True))
+    found: list[Estimate] = []
+    seen: set[Any] = set()
+    for medium in media:
+        estimate = _estimate(job, medium, headers.get(medium.digest))
+        of_prompt = encoder_of(job.pipeline).writes in job.ledger.variant.prompted
+        identity = (medium.digest, of_prompt and medium.prompt)
+        if identity in seen:  # it reuses the frames and features of another prompt
+            estimate = replace(estimate, seconds=0.0, frames=0, shown_frames=0, frame_bytes=0)
+            estimate = replace(estimate, feature_bytes=0, sound_bytes=0, heard_bytes=0)
+            estimate = replace(estimate, reuses_features=True)
+        found.append(estimate)
+        seen.add(identity)
+    return found
+
+
+def _failure(job: Job, medium: Medium) -> Mapping[str, Any] | None:
+    """Return why an earlier run could not use a medium; None if it is tried again."""
+    return None if job.config.retry_failed else job.ledger.failure(medium)
+
+
+def unencoded(job: Job) -> list[tuple[Estimate, bool]]:
+    """Return an estimate of each content without features, and whether it is a guess from the file
+    header. It is one until the frames stage has read the file."""
+    ledger, made, found = job.ledger, encoder_of(job.pipeline).writes, []
+    seen: set[Any] = set()
+    for medium, estimate in zip(job.media, estimates(job), strict=True):
+        if ledger.failure(medium) is not None:
+            continue
+        if ledger.media_index(medium) is None:
+            identity = (medium.digest, made in ledger.variant.prompted and medium.prompt)
+            if identity not in seen:
+                found.append((estimate, True))
+            seen.add(identity)
+            continue
+        chunks = [
+            task
+            for task in ledger.tasks([medium])
+            if task[made] not in ledger[made]
+            and not ledger.has_failed(task)
+            and task[made] not in seen
+        ]
+        seen.update(task[made] for task in ledger.tasks([medium]))
+        if chunks:
+            found.append((_of_chunks(job, medium, chunks), False))
+    return found
+
+
+def _of_chunks(job: Job, medium: Medium, tasks: Sequence[Task]) -> Estimate:
+    shown, cut = [task.chunk for task in tasks], [task.whole for task in tasks]
+    images = sum(len(c.times) * _parts(job, medium, (c.height, c.width)) for c in shown)
+    return Estimate(
+        seconds=sum(chunk.end - chunk.start for chunk in shown),
+        chunks=len(shown),
+        frames=sum(len(chunk.times) for chunk in shown),
+        frame_bytes=sum(3 * len(c.times) * c.height * c.width for c in cut),
+        feature_bytes=images * job.model.feature_bytes(medium.kind),
+    )
+
+
+def _estimate(job: Job, medium: Medium, header: "_Header | None") -> Estimate:
+    index = job.ledger.media_index(medium)
+    shown_frames = 0
+    failure = header.failure if header is not None else _failure(job, medium)
+    if index is None and failure is not None:
+        return Estimate(
+            seconds=0.0, chunks=0, frames=0, frame_bytes=0, feature_bytes=0, failure=failure
+        )
+    if index is not None:
+        seconds, counts = index.duration, [len(c.times) for c in index.chunks]
+        longest = max((c.end - c.start for c in index.chunks), default=0.0)
+        pixels = sum(len(c.times) * c.height * c.width for c in index.chunks)
+        shown = (index.height, index.width)
+        stored = max(((c.height, c.width) for c in index.chunks), key=math.prod, default=(0, 0))
+    else:
+        assert header is not None
+        seconds, shown = header.seconds, header.size
+        longest = min(seconds, job.sampling.chunk_seconds)
+        shown_frames = max(1, round(seconds * header.rate))
+        image = medium.kind == "image"
+        stored = (
+            job.model.fit("image").stored(*shown) if image else job.model.fit("video").size(*shown)
+        )
+        counts = [1] if image else [*frame_counts(job.sampling, seconds)]
+        pixels = sum(counts) * math.prod(stored)
+    if medium.kind == "image" and _encoded(job, medium):
+        pixels = 0
+    bound = job.ledger.variant.bound if medium.kind == "video" else None
+    max_frames = bound.of(stored) if bound and counts else None
+    seen = [min(count, max_frames or count) for count in counts]
+    parts, frames = _parts(job, medium, stored), sum(seen)
+    return Estimate(
+        seconds=seconds,
+        chunks=len(counts),
+        frames=frames,
+        frame_bytes=3 * pixels,
+        feature_bytes=frames * parts * job.model.feature_bytes(medium.kind),
+        sound_bytes=job.model.sound_bytes(seconds) if medium.kind == "video" else 0,
+        heard_bytes=job.model.heard_bytes(seconds) if medium.kind == "video" else 0,
+        parts=parts,
+        chunk_frames=max(seen, default=0),
+        stored_frames=max(counts, default=0),
+        stored=stored,
+        shown=shown,
+        shown_frames=shown_frames,
+        sound_seconds=longest if medium.kind == "video" else 0.0,
+    )
+
+
+def _parts(job: Job, medium: Medium, stored: tuple[int, int]) -> int:
+    """Return the number of tiles of an image of that height and width, the whole included."""
+    tiles, edge = VectorSamplingOptions.of(job.config).tiles, job.model.fit("image").edge
+    return 1 if medium.kind == "video" else len(boxes_of(*stored, tiles, edge))
+
+
+def _encoded(job: Job, medium: Medium) -> bool:
+    """Return whether all features of a medium are stored, so that it needs no frames on disk."""
+    tasks, made = job.ledger.tasks([medium]), encoder_of(job.pipeline).writes
+    return bool(tasks) and all(task[made] in job.ledger[made] for task in tasks)
+
+
+def frame_counts(sampling: Sampling, seconds: float) -> Sequence[int]:
+    """Return the number of frames of each chunk of a video of that length."""
+    longest = min(sampling.chunk_seconds, SHOT_SECONDS if sampling.shots else math.inf)
+    counts = []
+    for index in range(max(1, math.ceil(seconds / longest))):
+        length = min(longest, max(0.0, seconds - index * longest))
+        count = sampling.frames or max(
+            sampling.min_frames, math.ceil(length * (sampling.fps or 1.0))
+        )
+        counts.append(max(1, min(count, sampling.max_frames)))
+    return counts
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Header:
+    """A medium's header values, not validated. Wrong values only make the estimate wrong."""
+
+    seconds: float
+    size: tuple[int, int]
+    """Height and width."""
+    rate: float = 0.0
+    """Frames per second; 0 for an image."""
+    failure: Mapping[str, Any] | None = None
+    """Why the file cannot be used, as the frames stage says it; None: it seems usable."""
+
+
+def _header(medium: Medium) -> _Header:
+    still = medium.kind == "image"
+    seconds, rate = (0.0, 0.0) if still else (UNKNOWN_SECONDS, UNKNOWN_RATE)
+    unknown = _Header(seconds=seconds, size=UNKNOWN_SIZE, rate=rate)
+    if not is_here(Path(medium.path)):  # do not download remote media for a guess
+        return unknown
+    try:
+        if still:
+            from stages.frames.image import image_size
+
+            return _Header(seconds=0.0, size=image_size(Path(medium.path)) or UNKNOWN_SIZE)
+        from stages.frames.media_opening import open_video
+
+        container, stream = open_video(Path(medium.path))
+        with container:
+            seconds = (container.duration or 0) / 1_000_000 or _shown_seconds(container)
+            return _Header(
+                seconds=seconds,
+                size=(stream.height or UNKNOWN_SIZE[0], stream.width or UNKNOWN_SIZE[1]),
+                rate=float(stream.average_rate or UNKNOWN_RATE),
+            )
+    except MediaError as error:
+        message = error.message.replace(medium.path, "the file")
+        return replace(
+            unknown, failure={"kind": error.kind, "message": message, "hint": error.hint}
+        )
+    except Exception:  # a broken header may fail in any way; the frames stage reports the cause
+        return unknown
+
+
+def _shown_seconds(container: "InputContainer") -> float:
+    """Return the length of what has one frame; UNKNOWN_SECONDS for more frames."""
+    first, *more = islice((p for p in container.demux(video=0) if p.size), 2)
+    if more or not first.duration or not first.time_base:
+        return UNKNOWN_SECONDS
+    return float(first.duration * first.time_base)

@@ -1,0 +1,1 @@
+"""Estimates fine-tuning from dimensions alone."""

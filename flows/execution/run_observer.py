@@ -1,0 +1,317 @@
+"""Reports stage events to the console and the run record. Starts no stage."""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, replace
+from functools import cache, partial
+from pathlib import Path
+from typing import Any, get_args
+
+from artifacts.disk.locks import holder, refuse_unclaimable, try_hold
+from artifacts.disk.regular_files import guard, refuse_links
+from artifacts.errors import EnvironmentFault, UsageError
+from artifacts.records.keys import digest_of
+from artifacts.records.store import disk_faults
+from artifacts.schema import Half
+from flows.core.console.display import COUNTS, Display
+from flows.core.console.lines import size
+from flows.core.job.away import mounts_now
+from flows.core.job.prepare import Job
+from flows.core.job.summary import note_namespaces, noun_of, one_shot_namespaces, summary
+from flows.core.ledger.ledger import fetch_parts
+from flows.core.machine.budget import WithinBudget
+from flows.core.machine.fan_out import FanOutLauncher
+from flows.core.machine.launch import Launcher
+from flows.core.machine.leases import Lease, leased
+from flows.core.media.generated_files import GeneratedFiles
+from flows.core.options.training import LearnedOptions
+from flows.core.pipelines import STAGES
+from flows.core.plan.ladder import Ladder
+from flows.core.plan.plan import ladder_of
+from flows.execution.pipeline_runner import PipelineRunner
+from flows.execution.stage_loop import StageLoop
+from flows.execution.stage_runner import StageRunner
+from flows.outputs.folder.owners import take
+from flows.outputs.record.run_read import history_in, same_work_in
+from flows.outputs.record.run_record import RunRecord
+from flows.outputs.run_status import stages_of
+from flows.outputs.write import (
+    existing_outputs,
+    failure_of,
+    lost_trigger_note,
+    media_paths_of,
+    output_paths,
+    replaced_line,
+    write_captions,
+)
+from stages import summarize, tune
+from stages.process.events import (
+    Event,
+    Failed,
+    Item,
+    MemorySample,
+    StageNotes,
+    Total,
+)
+from stages.process.job import CHUNK
+
+
+@contextlib.contextmanager
+def hold_lease(job: Job) -> Iterator[Lease]:
+    """Hold a lease on the namespaces that the job needs, and store notes about them. Other
+    processes then delete none of these records. Raises EnvironmentFault, also if the work of a
+    stage cannot be claimed."""
+    made = [job.ledger[stage.writes].record_sets[0] for stage in job.pipeline[1:]]
+    refuse_unclaimable(job.store, [job.ledger.media, *made])
+    namespaces = [namespace for variant in job.ledger.variants for namespace in variant.of.values()]
+    namespaces += one_shot_namespaces(job)
+    media = (medium.digest for medium in job.media)
+    with leased(job.store, list(dict.fromkeys(namespaces)), job.out, media) as lease:
+        note_namespaces(job)
+        yield lease
+
+
+@contextlib.contextmanager
+def only_run_in(out: Path, doing: str, another: str) -> Iterator[None]:
+    """Hold the lock of a run's folder, so that two runs never overwrite each other's files. Raises
+    UsageError if another run holds it, EnvironmentFault if the folder cannot be created."""
+    path = out / ".lock"
+    with disk_faults(out):
+        refuse_links(out)
+        guard(out)
+        out.mkdir(parents=True, exist_ok=True)
+        lock = try_hold(path)
+    if lock is None:
+        raise UsageError(
+            f"another run is already {doing} {out} ({holder(path)})",
+            hint=f"Wait for it, watch it with `penstock status {out}`, or {another}",
+        )
+    with lock:
+        yield
+
+
+class LiveCaptions:
+    """Writes the captions of a run while they are made, so that people can read and correct the
+    first ones meanwhile. That takes at most one part in SHARE of the time."""
+
+    SHARE = 20
+
+    def __init__(self, job: Job, record: RunRecord) -> None:
+        self._job, self._record = job, record
+        self._made = 0
+        self._write_at = 0.0
+
+    def write(self) -> None:
+        """Write `captions.jsonl` and its count, if there are new captions and it is time."""
+        began, ledger = time.monotonic(), self._job.ledger
+        if began < self._write_at:
+            return
+        ledger.refresh()
+        made = len(ledger["captions"].keys())
+        if made != self._made:
+            self._made = made
+            with contextlib.suppress(EnvironmentFault):  # a full disk, which the stage reports
+                written = write_captions(self._job)
+                self._record.value["captions"] = sum(written.values())
+                self._record.write(force=True)
+        self._write_at = began + self.SHARE * (time.monotonic() - began)
+
+
+def launcher_for(job: Job, launcher: Launcher, warn: Callable[[str], None]) -> Launcher:
+    """Return a launcher that keeps each device of a job within its budget."""
+    budgeted = {
+        device: WithinBudget(launcher, replace(job.budget, device=device), job.config, warn)
+        for device in job.devices
+    }
+    if len(budgeted) == 1:
+        return budgeted[job.device]
+    return FanOutLauncher(launcher, budgeted, warn)
+
+
+def job_keys(job: Job) -> list[str]:
+    """Return a key for each content and prompt of a job, which covers all variants that it
+    accepts."""
+    made = job.pipeline[-1].writes
+    variants = sorted({variant.of.get(made, "") for variant in job.ledger.variants})
+    of_prompt = cache(lambda prompt: digest_of([variants, prompt])[:16])
+    return [f"{each.digest[:16]}-{of_prompt(each.prompt)}" for each in job.media]
+
+
+def _is_first(job: Job, stage: str) -> bool:
+    """Return whether a stage reads the files of a job, and finds their chunks meanwhile."""
+    return stage == job.pipeline[0].name
+
+
+SHOWN_STAGES = ("frames", "encode")
+"""Stages whose latest file is noted in the record."""
+LOOK_UP_SHARE = 100
+OnBegin = Callable[[Job, RunRecord], None]
+
+
+class RunObserver:
+    """Reports stage events to the console and the run record."""
+
+    def __init__(
+        self, display: Display, on_begin: OnBegin | None = None, command: str = ""
+    ) -> None:
+        """`command` names the command that owns the output folder; empty: it is no such folder."""
+        self.display = display
+        self._command = command
+        self._on_begin = on_begin
+        self._job: Job | None = None
+        self._record: RunRecord | None = None
+        self._ladder: Ladder | None = None
+        self._look_up_at: dict[str, float] = {}
+        """Stage → when its latest file is looked up next."""
+        self._shown_seconds: dict[str, float] = {}
+        """Stage → seconds that were printed of its work."""
+        self._names: dict[str, str] = {}
+        """Digest of a medium → its name. Filled at the first failure, because finding one name
+        reads all media."""
+
+    def on_event(self, stage: str, event: Event) -> None:
+        record, job = self._record, self._job
+        self.display.on_event(stage, event)
+        if record is None or job is None:
+            return
+        if self._ladder is not None:
+            self._ladder.on_event(stage, event)
+        if isinstance(event, Item):
+            shared = len(job.devices) > 1 and stage in STAGES and STAGES[stage].fans_out
+            self._note_latest(job, record, stage, event)
+            record.count_item(stage, event.device if shared else "")
+        elif isinstance(event, MemorySample):
+            record.memory(stage, asdict(event))
+        elif isinstance(event, StageNotes):
+            record.imported(stage, event.values)
+        elif isinstance(event, Total) and _is_first(job, stage):
+            record.count_total(stage, event.items)
+        elif isinstance(event, Failed):
+            self._names = self._names or media_paths_of(job)
+            failure = failure_of(job, self._names, stage, event)
+            record.fail(stage, failure)
+            self.display.fail(**failure)
+
+    def _note_latest(self, job: Job, record: RunRecord, stage: str, event: Item) -> None:
+        """Record the file of an item of the frames or the encode stage, for pages that show it. It
+        is looked up in at most one part in LOOK_UP_SHARE of the time."""
+        began = time.monotonic()
+        if stage not in SHOWN_STAGES or began < self._look_up_at.get(stage, 0.0):
+            return
+        made = STAGES[stage].writes
+        if event.media:
+            of_item = (each.path for each in job.media if each.digest == event.media)
+        else:
+            tasks = job.ledger.tasks(job.media)
+            of_item = (task.medium.path for task in tasks if task.keys.get(made) == event.key)
+        record.note_latest(stage, next(of_item, ""))
+        now = time.monotonic()
+        self._look_up_at[stage] = now + max(1.0, LOOK_UP_SHARE * (now - began))
+
+    def on_stage_start(self, stage: str, total: int, done: int) -> None:
+        """Show that a stage is about to start, or is waited for from now on."""
+        if self._record is not None and not self._record.is_running(stage):
+            self._record.begin(stage)
+        options = LearnedOptions() if self._job is None else LearnedOptions.of(self._job.config)
+        instead: dict[str, Any] = {}
+        if options.scored_only and stage == tune.STAGE.name:
+            instead = {"verb": "scoring", "counts": "text"}
+        elif self._job is not None and COUNTS.get(stage) == CHUNK:
+            instead = {"counts": noun_of(self._job)}
+        if self._record is not None and self._job is not None and _is_first(self._job, stage):
+            entry = self._record.stage(stage)
+            done = entry["before"] + entry["items"]
+            total += done
+            instead["about"] = self._record.value["plan"].get("chunks", 0)
+        elif stage == summarize.STAGE.name:
+            instead["about"] = total
+        worked = partial(self._worked, stage)
+        self.display.stage(stage, total, done, loads=self._loads(stage), worked=worked, **instead)
+
+    def _worked(self, stage: str) -> float:
+        """Return the seconds that a stage worked in this run since the last such call."""
+        stages = self._record.value["stages"] if self._record is not None else ()
+        total = next((each["seconds"] for each in stages if each["name"] == stage), 0.0)
+        before, self._shown_seconds[stage] = self._shown_seconds.get(stage, 0.0), total
+        return float(total - before)
+
+    def _progress_of(self, stage: str) -> tuple[int, int, bool] | None:
+        """Return the items of a stage as `penstock status` shows them: done, all, and whether the
+        latter is an estimate; None for what is not in the record."""
+        stages = stages_of(self._record.value, time.time()) if self._record is not None else ()
+        found = (e for e in stages if e.name == stage and e.done + e.pending)
+        return next(((e.done, e.done + e.pending, e.about) for e in found), None)
+
+    def _loads(self, stage: str) -> str:
+        """Return a description of the weights that a stage loads, or an empty string."""
+        part = STAGES[stage].part if stage in STAGES else None
+        if self._job is None or not part or part not in self._job.model.settings:
+            return ""
+        half = "half" if part in get_args(Half) else "encoder"
+        return f"the {part} {half}, {size(self._job.model.best(part).weight_bytes)}"
+
+    def _on_rung_change(self, rung: Mapping[str, Any], text: str) -> None:
+        if self._record is not None:
+            self._record.rung(rung)
+        self.display.print_line(text)
+
+    @contextlib.contextmanager
+    def pipeline_for_job(
+        self,
+        job: Job,
+        launcher: Launcher,
+        doing: str = "",
+        another: str = "give another --out",
+        outputs: Mapping[str, str] | None = None,
+    ) -> Iterator[PipelineRunner]:
+        """Yield the runner of a job. No other run works on the job's folder, and no process
+        deletes its records. `outputs` are the output paths if the run writes no captions."""
+        fetch = partial(fetch_parts, job.model, display=self.display)
+        doing = doing or f"{job.pipeline[-1].verb} into"
+        with only_run_in(job.out, doing, another), hold_lease(job) as lease:
+            plan = summary(job)
+            for note in filter(None, [*plan["notes"], job.budget.warning]):
+                self.display.print_line(note)
+            self._job, self._record = job, (record := RunRecord(job.out, job.stages))
+            self._shown_seconds.clear()
+            record.value["plan"] = plan
+            record.value["outputs"] = output_paths(job) if outputs is None else dict(outputs)
+            record.value["earlier"] = existing_outputs(job)
+            record.carry_on(history_in(job.out), job_keys(job))
+            record.value["mounts"] = mounts_now(job.out, job.files)
+            record.value["media"]["total"] = job.requested
+            if self._on_begin is not None:
+                self._on_begin(job, record)
+            if self._command:
+                names = [each.file.media_path for each in job.files]
+                own = GeneratedFiles(job.store, out=job.out)
+                for note in take(job.config, self._command, record, job.store.url, own, names):
+                    self.display.print_line(note)
+                line = replaced_line(job.out, record.value["outputs"])
+                if line and not same_work_in(job.out, record.value["keys"]):
+                    self.display.print_line(line)
+                if note := lost_trigger_note(job):
+                    self.display.print_line(note)
+            record.write(force=True)
+            self._ladder = ladder_of(job, self._on_rung_change)
+            writes_captions = job.pipeline[-1].writes == "captions"
+            loop = StageLoop(
+                job=job,
+                launcher=launcher_for(job, launcher, self.display.print_line),
+                record=record,
+                ladder=self._ladder,
+                on_start=self.on_stage_start,
+                fetch=fetch,
+                write_live=LiveCaptions(job, record).write if writes_captions else None,
+            )
+            steps = StageRunner(loop, lease)
+            try:
+                yield PipelineRunner(job, steps, record, self.display.print_line)
+            except BaseException:
+                self.display.close(self._progress_of)
+                raise
+            finally:
+                self.display.close()
+                with contextlib.suppress(EnvironmentFault):  # the same command deletes them, too
+                    steps.end_lease()

@@ -1,0 +1,451 @@
+"""Builds the stage calls of a run: the job of each stage process on a given fallback rung."""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from operator import attrgetter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from artifacts.records.keys import digest_of
+from artifacts.schema import FrameFit
+from flows.core.checkpoint.graphs import GraphUse, engines_folder
+from flows.core.checkpoint.models import Model
+from flows.core.checkpoint.precision import PartSettings
+from flows.core.job.pass_mode import pass_checks_namespace, windows_namespace
+from flows.core.job.prepare import Job
+from flows.core.job.summary import made_by
+from flows.core.ledger.ledger import previous_lengths
+from flows.core.ledger.namespaces import Variant, one_shot_namespace
+from flows.core.ledger.tasks import Medium, Task
+from flows.core.machine.fan_out import on_device, shared_by
+from flows.core.machine.launch import StageCall
+from flows.core.options.media import SoundOptions
+from flows.core.options.model import EndpointOptions
+from flows.core.options.text import EngineOptions
+from flows.core.pipelines import STAGES
+from flows.core.plan.ladder import Rung
+from flows.execution.batches import pass_rows
+from stages.ask import AskItem, AskJob
+from stages.decode.generation import (
+    CHECKPOINT,
+    FALLBACK,
+    OWN,
+    DecodeItem,
+    DecodeJob,
+    SamplingParams,
+)
+from stages.embed_texts import TextsJob
+from stages.frames.job import FramesItem, FramesJob
+from stages.models.encoding import EncodeItem
+from stages.models.graphs.manifest import TENSORRT
+from stages.models.half_job import HalfJob
+from stages.process.device import device_capability
+from stages.process.job import StageSpec
+from stages.sound import SoundChunk, SoundItem, SoundJob
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+
+def settings_on(model: Model, rung: Rung) -> PartSettings | None:
+    """Return the settings of a stage's model part on a rung, or None for a stage without a part."""
+    part = STAGES[rung.stage].part
+    kv = rung.kv if rung.kv == "quantized" else ""
+    every = model.settings[part] if part else ()
+    return next((s for s in every if (s.precision, s.kv) == (rung.precision, kv)), None)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WorkerStores:
+    """Record locations of a worker process that differ from those of its job."""
+
+    store: str = ""
+    frames_store: str = ""
+    fallback_namespace: str = ""
+    """Cache namespace of captions that the fallback engine of a decode stage makes."""
+
+
+class StageCallBuilder:
+    """Builds the stage calls of one job."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.sequence_tokens = 0
+        """Planned tokens of the longest sequence; 0: unknown."""
+        self.seen: dict[str, list[str]] = {}
+        """Address of a server → model and fingerprint that it has stated in this run."""
+
+    def frames_call(
+        self, media: Sequence[tuple[Medium, list[int] | None]], rung: Rung, expected: int = 0
+    ) -> StageCall:
+        """Return the call that cuts these chunks of each medium, about `expected` in all; None
+        stands for all chunks."""
+        items = [FramesItem(m.path, m.digest, m.kind, chunks, m.stamp) for m, chunks in media]
+        job = replace(self.frames_job(), media=items, workers=rung.batch)
+        return replace(self._call(self.job.pipeline[0], job), expected=expected)
+
+    def frames_job(self) -> FramesJob:
+        """Return the frames job without media."""
+        job, stage = self.job, self.job.pipeline[0]
+        return FramesJob(
+            store=job.store.url,
+            namespace=job.ledger.variant[stage.writes],
+            sampling=job.sampling,
+            fit_video=FrameFit(long_edges=job.model.fit("video").long_edges),
+            fit_image=job.model.fit("image"),
+            media=[],
+            workers=1,
+        )
+
+    def media_call(
+        self,
+        stage: StageSpec,
+        batches: Sequence[Sequence[Task]],
+        rung: Rung,
+        fallback_batch: int = 0,
+        processes: int = 1,
+    ) -> StageCall:
+        """Return the call that makes the records of these batches, which share one variant, in at
+        most so many processes on equal GPUs. `fallback_batch` is the largest batch for an engine
+        without slots on this rung (0: the same size)."""
+        request = JobRequest(
+            stage=stage,
+            rung=rung,
+            variant=batches[0][0].variant,
+            batches=batches,
+            fallback_batch=fallback_batch,
+        )
+        call = self._call(stage, self._make(request))
+        pieces = sum(map(len, batches)) if rung.in_slots else len(batches)
+        devices = self.job.devices[: min(processes, pieces)] if stage.fans_out else ()
+        if len(devices) < 2:
+            return call
+        return shared_by(call, devices, self.job.store)
+
+    def fed_call(
+        self,
+        stage: StageSpec,
+        variant: Variant,
+        rung: Rung,
+        pipes: Mapping[str, Path],
+        *,
+        chunks: int,
+        fallback_batch: int = 0,
+        share: int = 0,
+    ) -> StageCall:
+        """Return the call that handles about so many chunks, which `pipes` deliver to a process on
+        each of these devices while others are made. `share`: bytes of the device that it may take
+        beside another process; 0: it has the device for itself."""
+        given: dict[str, Any] = {"fallback_batch": fallback_batch, "fed": chunks}
+        request = JobRequest(stage=stage, rung=rung, variant=variant, **given)
+        fed = self._make(request)
+        calls = [
+            on_device(self._call(stage, replace(fed, feed=str(pipe))), device)
+            for device, pipe in pipes.items()
+        ]
+        call = replace(calls[0], copies=tuple(calls[1:]))
+        return replace(call, persistent=True, budget=share) if share else call
+
+    def worker_call(
+        self, stage: StageSpec, rung: Rung, pipe: str, stores: WorkerStores
+    ) -> StageCall:
+        """Return the call of a persistent worker process, which reads its requests from `pipe`."""
+        variant = self.job.ledger.variant
+        request = JobRequest(stage=stage, rung=rung, variant=variant, stores=stores)
+        job = replace(self._make(request), store=stores.store or self.job.store.url, live=pipe)
+        return replace(self._call(stage, job), persistent=True)
+
+    def texts_call(self, groups: Sequence[Sequence[str]], key: str, rung: Rung) -> StageCall:
+        """Return the call that makes one record with the vectors of these groups of texts."""
+        stage, variant = STAGES[rung.stage], self.job.ledger.variant
+        texts = self._make(JobRequest(stage=stage, rung=rung, variant=variant))
+        return self._call(stage, replace(texts, key=key, groups=[[*group] for group in groups]))
+
+    def _make(self, request: "JobRequest") -> Any:
+        return MAKERS.get(request.stage.name, _encode_form)(self, request)
+
+    def one_shot_call(
+        self, stage: StageSpec, make: Callable[..., "DataclassInstance"], rung: Rung
+    ) -> StageCall:
+        """Return the call of a stage without media. `make` builds its job, from the half on this
+        rung if the stage has a part."""
+        return self._call(stage, make(half=self.half(stage, rung)) if stage.part else make())
+
+    def slots(self, rung: Rung, items: int) -> int:
+        """Return the number of slots for so many items; 0: the batch size."""
+        more = self.job.device != "cpu" or EngineOptions.of(self.job.config).slots
+        return min(rung.batch, items) if rung.in_slots and more else 0
+
+    def half(self, stage: StageSpec, rung: Rung) -> HalfJob:
+        """Return the half that a stage loads on a rung."""
+        model, settings = self.job.model, settings_on(self.job.model, rung)
+        assert settings is not None and stage.part is not None
+        adapter = settings.adapter
+        gguf = settings.gguf if stage.part == "language" else None
+        half = HalfJob(
+            model=str(model.folder),
+            device=self.job.device,
+            dtype=settings.dtype,
+            precision=settings.precision,
+            attention=settings.attention,
+            as_published=settings.as_published,
+            trust_remote_code=self.job.config.trust_remote_code,
+            route=model.profile.route,
+            extra_modules=model.profile.parts[stage.part].extra_modules,
+            today=model.today,
+            max_pixels=model.profile.max_pixels,
+            max_video_pixels=model.profile.max_video_pixels,
+            mlp_chunk=rung.prefill,
+            offload=rung.offload,
+            packed=rung.packed,
+            files=model.files_of([stage.part]),
+            gguf=gguf.path if gguf else "",
+            gguf_copy=gguf.copy if gguf else "",
+            gguf_tokens=self.sequence_tokens if gguf else 0,
+            adapter=adapter.folder if adapter else "",
+            adapted=adapter.modules if adapter else {},
+        )
+        return self._with_graphs(half, settings.graph, rung) if settings.graph else half
+
+    def _with_graphs(self, half: HalfJob, graph: GraphUse, rung: Rung) -> HalfJob:
+        """Return the half with its encoders computed by exported graphs."""
+        job, engines = self.job, ""
+        if graph.backend == TENSORRT:
+            engines = str(engines_folder(job.store.local, graph.digest, job.device, rung.batch))
+        room = job.budget.of_stage(job.device)
+        return replace(half, backend=graph.backend, engines=engines, graph_bytes=room)
+
+    def _call(self, stage: StageSpec, job: "DataclassInstance") -> StageCall:
+        device = self.job.device if stage.part else "cpu"
+        return StageCall(
+            name=stage.name,
+            job=job,
+            device=device,
+            log=self.job.out / "logs" / f"{stage.name}.log",
+            budget=self.job.budget.of_stage(device),
+        )
+
+    def encode_item(self, stage: StageSpec, task: Task) -> EncodeItem:
+        """Return the encode item of a chunk. It holds the prompt if the record depends on it."""
+        prompt = task.prompt if stage.writes in task.variant.prompted else ""
+        (kind,) = stage.reads
+        fewer = task.stored is not None and kind == self.job.pipeline[0].writes
+        shown = len(task.chunk.times) if fewer else 0
+        rows = pass_rows(self.job.model, stage, task)
+        return EncodeItem(task[stage.writes], task[kind], task.medium.kind, prompt, shown, rows)
+
+    def decode_item(
+        self,
+        stage: StageSpec,
+        task: Task,
+        other: Variant | None = None,
+    ) -> DecodeItem:
+        """Return the decode item of a chunk. It also holds the chunk's key in the variant of the
+        fallback engine."""
+        item = DecodeItem(task[stage.writes], task["features"], task.prompt)
+        in_variant = self.job.ledger.in_variant
+        return item._replace(
+            fallback_key=in_variant(task, other)[stage.writes] if other else "",
+            heard=task.keys.get("heard", ""),
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class JobRequest:
+    """What one process of a stage is to do."""
+
+    stage: StageSpec
+    rung: Rung
+    variant: Variant
+    """Variant in which its records are made."""
+    batches: Sequence[Sequence[Task]] = ()
+    """Its work; empty: it arrives later, over a pipe."""
+    fed: int = 0
+    """Expected number of chunks of this job that the pipe delivers; 0: requests to a server."""
+    fallback_batch: int = 0
+    """As in `StageCallBuilder.media_call`."""
+    stores: WorkerStores = WorkerStores()
+    """Record locations of a worker process."""
+
+
+def _encode_form(calls: StageCallBuilder, request: JobRequest) -> Any:
+    """Return the job of a stage that reads frames, or sound."""
+    job, stage, rung = calls.job, request.stage, request.rung
+    fields: dict[str, Any] = {
+        "store": job.store.url,
+        "frames_namespace": request.variant[stage.reads[0]],
+        "namespace": request.variant[stage.writes],
+        "batches": [[calls.encode_item(stage, t) for t in batch] for batch in request.batches],
+    }
+    if stage.part is not None:
+        readers = job.config.readers(job.device)
+        fields |= {"half": calls.half(stage, rung), "block": rung.block, "workers": readers}
+        fields["frames_store"] = request.stores.frames_store
+    if stage.part == "vision":
+        fields["windows_namespace"] = windows_namespace(job.device)
+        if not job.model.in_batches and (settings := settings_on(job.model, rung)):
+            fields["pass_checks_namespace"] = pass_checks_namespace(job.model, settings, job.device)
+    return stage.job(**fields)
+
+
+def _sound_job(calls: StageCallBuilder, request: JobRequest) -> SoundJob:
+    job, made = calls.job, request.stage.writes
+    hearing, chunks = job.model.profile.hearing, dict[str, list[Task]]()
+    assert hearing is not None
+    for task in (task for batch in request.batches for task in batch):
+        chunks.setdefault(task.medium.digest, []).append(task)
+    media = [
+        SoundItem(
+            path=(medium := tasks[0].medium).path,
+            digest=medium.digest,
+            chunks=sorted(
+                (SoundChunk(t[made], t.chunk.start, t.chunk.end) for t in tasks),
+                key=attrgetter("start"),
+            ),
+            stamp=medium.stamp,
+        )
+        for tasks in chunks.values()
+    ]
+    return SoundJob(
+        store=job.store.url,
+        namespace=request.variant[made],
+        rate=hearing.rate,
+        track=SoundOptions.of(job.config).sound_track or 0,
+        media=media,
+        workers=request.rung.batch,
+    )
+
+
+def _encode_job(calls: StageCallBuilder, request: JobRequest) -> Any:
+    video = calls.job.model.profile.frames_per_video
+    return replace(_encode_form(calls, request), frames_per_video=video)
+
+
+def _embed_job(calls: StageCallBuilder, request: JobRequest) -> Any:
+    variant, rung = request.variant, request.rung
+    return replace(
+        _encode_form(calls, request),
+        tiles=variant.tiles,
+        edge=variant.fit_image.edge,
+        pictures=rung.batch,
+        fp16_check=calls.job.model.fp16_check if rung.precision == "fp32" else "",
+    )
+
+
+def _decode_job(calls: StageCallBuilder, request: JobRequest) -> DecodeJob:
+    job, stage, rung, variant = calls.job, request.stage, request.rung, request.variant
+    settings = settings_on(job.model, rung)
+    assert settings is not None
+    made = DecodeJob(
+        half=calls.half(stage, rung),
+        store=job.store.url,
+        features_namespace=variant["features"],
+        heard_namespace=variant.of.get("heard", ""),
+        namespace=variant[stage.writes],
+        batches=[],
+        max_new_tokens=EngineOptions.of(job.config).max_new_tokens,
+        generation=SamplingParams(**SamplingParams.of(job.config).non_defaults),
+        made_by=made_by(job.model),
+        prefill=rung.prefill,
+        kv=rung.kv,
+        engine=settings.engine,
+        sequence_tokens=calls.sequence_tokens,
+        rows_namespace=_rows_namespace(job, settings),
+    )
+    if not (request.batches or request.fed):  # a worker process
+        answering = {v["features"] for v in job.ledger.answering_variants(variant)}
+        unheard = job.ledger.unheard_variant(variant)
+        other = job.ledger.other_engine_variant(unheard)
+        silent = {OWN: unheard, **({FALLBACK: other} if other else {})}
+        return replace(
+            made,
+            fallback_namespace=request.stores.fallback_namespace,
+            unheard_namespaces={maker: each[stage.writes] for maker, each in silent.items()},
+            slots=rung.batch if rung.in_slots else 0,
+            other_features=sorted(answering - {made.features_namespace}),
+        )
+    is_last = stage is job.pipeline[-1]
+    other = job.ledger.other_engine_variant(variant) if is_last else None
+    tasks = [task for batch in request.batches for task in batch]
+    return replace(
+        made,
+        batches=[
+            [calls.decode_item(stage, task, other) for task in batch] for batch in request.batches
+        ],
+        fallback_namespace=other[stage.writes] if other else "",
+        fallback_batch=request.fallback_batch,
+        previous_lengths=previous_lengths(job.ledger, tasks, stage) if rung.in_slots else {},
+        slots=calls.slots(rung, len(tasks) or request.fed),
+        rung_slots=rung.batch if job.device != "cpu" else 0,
+    )
+
+
+def _rows_namespace(job: Job, settings: PartSettings) -> str:
+    """Return the namespace of the number of rows per step of the language half, for its precision
+    and this kind of GPU; empty on a CPU."""
+    if job.device == "cpu":
+        return ""
+    half, kind = job.model.digests["language"], device_capability(job.device)
+    return digest_of(["rows", half, settings.key_fields, kind])
+
+
+def _texts_job(calls: StageCallBuilder, request: JobRequest) -> TextsJob:
+    job, stage, rung = calls.job, request.stage, request.rung
+    settings = settings_on(job.model, rung)
+    assert settings is not None
+    return TextsJob(
+        half=calls.half(stage, rung),
+        store=job.store.url,
+        namespace=one_shot_namespace(stage, job.model, settings),
+        batch=rung.batch,
+    )
+
+
+def _ask_job(calls: StageCallBuilder, request: JobRequest) -> AskJob:
+    job, stage, variant = calls.job, request.stage, request.variant
+    served, config = job.model.served, job.config
+    assert served is not None
+    params, keys = SamplingParams.of(config), EndpointOptions.of(config).endpoint_keys
+    sampling = {"temperature": params.temperature} if params.temperature is not None else {}
+    if not params.is_sampled and params.sampling != CHECKPOINT:
+        sampling = {"temperature": 0.0}
+    for name in ("top_p", "presence_penalty"):
+        value = getattr(params, name)
+        sampling |= {name: value} if value is not None else {}
+    return AskJob(
+        store=job.store.url,
+        frames_namespace=variant["frames"],
+        namespace=variant["captions"],
+        items=[
+            AskItem(t[stage.writes], t["frames"], t.medium.kind, t.prompt)
+            for batch in request.batches
+            for t in batch
+        ],
+        model=served.model,
+        endpoints=[each.url for each in served.endpoints],
+        keys_file=os.path.abspath(os.path.expanduser(keys)) if keys else "",
+        fit=job.model.fit("image"),
+        video=variant.sends_video,
+        at_once=request.rung.batch,
+        max_new_tokens=EngineOptions.of(config).max_new_tokens,
+        system=params.system,
+        schema=params.schema,
+        sampling=sampling,
+        made_by=made_by(job.model),
+        seed=params.seed if params.is_sampled else None,
+        seen=dict(calls.seen),
+    )
+
+
+MAKERS: Mapping[str, Callable[[StageCallBuilder, JobRequest], Any]] = {
+    "ask": _ask_job,
+    "decode": _decode_job,
+    "embed": _embed_job,
+    "embed_texts": _texts_job,
+    "encode": _encode_job,
+    "sound": _sound_job,
+}
+"""Stage name → function that makes its job. Any other stage that reads frames or
+sound has the encode form.
+The jobs of stages that run once are made where their content is known."""

@@ -1,0 +1,434 @@
+"""Runs each stage of a job over one wave, and steps a rung down whenever it runs out of memory.
+
+How it works:
+
+1. `frames` decodes the files of a wave in one process. If that process runs out of memory, it is
+   restarted with fewer files at once.
+2. If it crashes, or runs out of memory with one file at a time, each file that it had open is
+   decoded alone. A file that crashes the decoder is recorded as failed; one that does not fit in
+   memory is left to the next run.
+3. A later stage repeats this: compute what the wave lacks, choose the batches for the rung in
+   force, and start one process for them. The loop ends when nothing is missing, or when a process
+   made nothing. `StageLoop` steps down in between.
+4. Items that did not fit in a batch, which the process reported as too large, are tried alone, on
+   every lower rung, before they fail.
+5. Records that a stage has consumed, such as frames, are deleted. They stay if the user keeps them
+   or another running job holds a lease on their media; the last of such jobs deletes them.
+6. While later stages work on a wave, `begin_frames` decodes the next one in a second process. If
+   chunks may be encoded in any batches, `Overlap` encodes those of a wave as they are cut.
+7. A stage without media (texts, summaries, exports) runs in one process for all its items, in the
+   same loop.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+from artifacts.disk.stamps import CHANGED, CHANGED_HINT, CHANGED_MESSAGE
+from artifacts.errors import CannotFit, PenstockError, StageDied
+from artifacts.records.packs import Record
+from flows.core.ledger.tasks import Medium, Task, unique
+from flows.core.machine.launch import StageCall
+from flows.core.machine.leases import Lease
+from flows.core.pipelines import parts_of
+from flows.core.plan.choose import memory_json, plan_request, plan_request_of_model
+from flows.core.plan.ladder import Rung
+from flows.core.plan.plan import choose, plan_start
+from flows.core.plan.sizes import Estimate
+from flows.core.plan.times import times_of
+from flows.execution.batches import StageWork, next_work
+from flows.execution.overlap import Overlap
+from flows.execution.stage_calls import StageCallBuilder, settings_on
+from flows.execution.stage_loop import Attempt, StageLoop, crash_suspects
+from flows.outputs.write import media_paths_of
+from stages.ask import UNANSWERED
+from stages.frames.job import CRASHED, UNSTORED_KINDS
+from stages.process.events import StageOutcome, TooLarge
+from stages.process.exit_diagnosis import is_crash
+from stages.process.job import StageSpec
+
+
+def too_large(stage: str, message: str, requested_bytes: int = 0) -> dict[str, Any]:
+    """Return the failure record of an item that does not fit in memory."""
+    more = ""
+    if requested_bytes:
+        more = f": {requested_bytes / (1 << 20):,.0f} MiB more were requested at once"
+    return {
+        "stage": stage,
+        "kind": "memory",
+        "message": f"the {stage} stage has too little memory for this item, even alone"
+        f"{more} ({message})",
+        "hint": "Raise --memory; the same command tries it again",
+    }
+
+
+class StageRunner:
+    """Runs the stages of one job."""
+
+    def __init__(self, loop: StageLoop, lease: Lease) -> None:
+        self.loop = loop
+        self.lease = lease
+        self._job = loop.job
+        self._first = loop.job.pipeline[0]
+        self._record = loop.record
+        self._ladder = loop.ladder
+        self._calls = StageCallBuilder(loop.job)
+        self._prefetch: Attempt | None = None
+        self._overlap = Overlap(loop, self._calls)
+        loop.select_variant()
+
+    def plan(
+        self,
+        stages: Sequence[StageSpec],
+        expected: Sequence[Estimate],
+        announce: Callable[[str], object],
+    ) -> None:
+        """Select a rung that fits for each stage that has work to do. `announce` is called with a
+        note for the user. Raises CannotFit when there is none."""
+        plan = plan_start(self._ladder, self._job, (self._first, *stages), expected, announce)
+        self._calls.sequence_tokens = self._ladder.sequence_tokens
+        rungs = {stage.name: self._ladder.rung(stage.name) for stage in self._job.pipeline}
+        processes = self._ladder.processes
+        seconds, _ = times_of(self._job, expected, lambda stage: processes(rungs[stage]))
+        self._record.value["plan"].update(memory=plan, seconds=seconds)
+        self.loop.select_variant()
+
+    def run_once(
+        self,
+        stage: StageSpec,
+        call: Callable[[Rung], StageCall],
+        *,
+        total: int = 1,
+        by_media: bool = True,
+        while_running: Callable[[], object] = lambda: None,
+    ) -> StageOutcome:
+        """Run a stage that reads no media in one process, and return its outcome. `call` builds its
+        arguments for a rung, and `total` is the number of items it makes. Its memory is planned for
+        the job's media if `by_media` is set. `while_running` is called while it works. Raises
+        PenstockError."""
+        loop = self.loop
+        self._plan_once(stage, by_media)
+        loop.fetch(parts_of([stage]))
+
+        def start() -> Attempt:
+            loop.record.expect(stage.name, total, 0)
+            rung = loop.ladder.rung(stage.name)
+            settings = settings_on(loop.job.model, rung)
+            return loop.start(
+                stage,
+                rung,
+                partial(call, rung),
+                total=total,
+                precision={str(stage.part): settings.label} if settings else {},
+                meanwhile=while_running,
+            )
+
+        outcome = loop.until_done(start)
+        assert outcome is not None
+        return outcome
+
+    def _plan_once(self, stage: StageSpec, by_media: bool) -> None:
+        """Select the first rung that fits. Raises CannotFit."""
+        job, ladder = self._job, self._ladder
+        if job.files and by_media:
+            request = plan_request(job, (stage,))
+        else:
+            request = plan_request_of_model(job.model, job.config, job.device, (stage,), prompt="")
+        found = choose(request, job.budget, ladder.rungs, ladder.known())
+        ladder.start({name: choice.chosen.rung for name, choice in found.items()})
+        plan = self._record.value["plan"]
+        earlier = (plan.get("memory") or {}).get("stages", ())
+        memory = memory_json(found, job.budget)
+        others = [each for each in earlier if each["stage"] != stage.name]
+        plan["memory"] = {**memory, "stages": [*others, *memory["stages"]]}
+
+    def frames(self, wave: list[Medium]) -> None:
+        """Cut the frames that a wave lacks. After a failure there are fewer files at once, or each
+        file that was open is cut alone."""
+
+        def start() -> Attempt | None:
+            begun, self._prefetch = self._prefetch, None
+            return begun or self._start_frames(wave)
+
+        def wait(attempt: Attempt) -> None:
+            try:
+                self.loop.wait(attempt, self._overlap.beside(attempt.process, wave))
+            finally:
+                self._job.ledger.refresh()
+                self._skip_changed(attempt.outcome)
+
+        try:
+            self.loop.until_done(
+                start,
+                wait=wait,
+                is_done=self._note_success,
+                is_solved=partial(self._cut_suspects, wave),
+            )
+            self._overlap.end()
+        except BaseException:
+            self._overlap.stop()
+            raise
+
+    def _note_success(self, attempt: Attempt) -> bool:
+        """Store that the stage fits on its rung, if it has made something. Return True."""
+        if attempt.outcome.items:
+            self._ladder.note_success(attempt.stage.name)
+        return True
+
+    def _cut_suspects(self, wave: list[Medium], attempt: Attempt, error: PenstockError) -> bool:
+        """Cut each file alone that a failed process had open. Return False if it had none, or if
+        it may go on with fewer files at once."""
+        suspects = crash_suspects(error, attempt.outcome, wave)
+        if not suspects or (isinstance(error, CannotFit) and attempt.rung.batch > 1):
+            return False
+        for medium in suspects:
+            self._cut_single(medium)
+        return True
+
+    def _skip_changed(self, outcome: StageOutcome) -> None:
+        """Leave files that changed during the run, or whose server does not respond, to the next
+        run."""
+        for failure in outcome.failures:
+            if failure.kind in UNSTORED_KINDS:
+                self._job.ledger.unfit[failure.media, -1, ""] = {
+                    "stage": self._first.name,
+                    "kind": failure.kind,
+                    "message": CHANGED_MESSAGE if failure.kind == CHANGED else failure.message,
+                    "hint": CHANGED_HINT if failure.kind == CHANGED else failure.hint,
+                }
+
+    def _cut_single(self, medium: Medium) -> None:
+        """Cut one medium in a process of its own, and record it as failed if that process
+        crashes."""
+        attempt, ledger = self._start_frames([medium]), self._job.ledger
+        if attempt is None:
+            return
+        try:
+            self.loop.wait(attempt)
+        except CannotFit as error:  # the next run tries it again
+            ledger.unfit[medium.digest, -1, ""] = too_large(self._first.name, error.message)
+        except StageDied as error:
+            if not is_crash(error):
+                raise
+            ledger.failures.publish([Record(key=medium.digest, meta=CRASHED)])
+        ledger.refresh()
+        self._skip_changed(attempt.outcome)
+
+    def _start_frames(self, wave: list[Medium]) -> Attempt | None:
+        selected: dict[str, tuple[Medium, list[int] | None]] = {}
+        for medium in wave:  # a wave has a medium once per prompt
+            chunks, before = self._job.ledger.frames_to_cut(medium), selected.get(medium.digest)
+            if before is not None and chunks is not None:
+                chunks = None if before[1] is None else sorted({*before[1], *chunks})
+            selected[medium.digest] = (medium, chunks)
+        media = [(m, chunks) for m, chunks in selected.values() if chunks is None or chunks]
+        if not media:
+            return None
+        rung = self._ladder.rung(self._first.name)
+        entry, expected = self._record.stage(self._first.name), self._record.value["plan"]
+        expected = max(0, expected.get("chunks", 0) - entry["before"] - entry["items"])
+        call = partial(self._calls.frames_call, media, rung, expected)
+        return self.loop.start(self._first, rung, call, total=len(media))
+
+    def run_stage(self, stage: StageSpec, wave: list[Medium]) -> None:
+        """Make the records of a stage for a wave, then delete the records that it consumed."""
+        self._overlap.wait(stage, wave)
+        self._run_until_done(stage, wave)
+        if stage.deletes_inputs:
+            self._delete_consumed(stage, wave)
+
+    def delete_consumed(self, media: list[Medium]) -> None:
+        """Delete all records that the stages no longer need."""
+        for stage in self._job.pipeline:
+            if stage.deletes_inputs:
+                self._delete_consumed(stage, media)
+
+    def end_lease(self) -> None:
+        """End the lease, and delete what runs that share media each left to the other."""
+        self.lease.end()
+        self.delete_consumed(self._job.media)
+
+    def _delete_consumed(self, stage: StageSpec, media: list[Medium]) -> None:
+        """Delete the records that a stage no longer needs. They stay if the user keeps them, or if
+        another running job needs them too."""
+        if self._job.config.keep_frames:
+            return
+        (kind,) = stage.reads
+        ledger, read = self._job.ledger, self._job.ledger[kind]
+        read.refresh()  # other runs remove their own records from packs that hold some of this one
+        consumed = [
+            task
+            for task in ledger.tasks(media)
+            if kind in task.keys
+            and task[kind] in read
+            and (ledger.has(task, stage) or ledger.has_failed(task))
+        ]
+        namespace = ledger.variant[kind]
+        needed = self.lease.needed_elsewhere(namespace, {t.medium.digest for t in consumed})
+        read.remove(t[kind] for t in consumed if t.medium.digest not in needed)
+
+    def _run_until_done(self, stage: StageSpec, wave: list[Medium]) -> None:
+        def start() -> Attempt | None:
+            work = next_work(self._job, stage, wave, self._ladder.rung(stage.name))
+            return None if work is None else self._start(stage, work)
+
+        def is_solved(attempt: Attempt, error: PenstockError) -> bool:
+            if isinstance(error, CannotFit):
+                self._look_again(attempt.outcome)
+            return not stage.part and self._read_suspects(stage, wave, attempt, error)
+
+        self.loop.until_done(start, is_done=self._is_done, is_solved=is_solved)
+
+    def _read_suspects(
+        self, stage: StageSpec, wave: list[Medium], attempt: Attempt, error: PenstockError
+    ) -> bool:
+        """Read each file alone that a crashed process had open. A file that crashes it again has
+        no captions. Return False if there was none."""
+        suspects = crash_suspects(error, attempt.outcome, wave)
+        if not suspects or isinstance(error, CannotFit):
+            return False
+        self._look_again(attempt.outcome)
+        ledger, made = self._job.ledger, stage.writes
+        for medium in suspects:
+            tasks = [task for task in ledger.tasks([medium]) if not ledger.has(task, stage)]
+            try:
+                if tasks:
+                    self._run_alone(stage, tasks, attempt.rung)
+            except StageDied as again:
+                if not is_crash(again):
+                    raise
+                failed = [Record(key=task[made], meta=CRASHED) for task in tasks]
+                ledger.refused[stage.name].publish(failed)
+                ledger.refresh()
+        return True
+
+    def _is_done(self, attempt: Attempt) -> bool:
+        """Try each item alone that was too large. Return whether the stage does not make what is
+        still missing."""
+        outcome, stage = attempt.outcome, attempt.stage
+        self._look_again(outcome)
+        self._note_success(attempt)
+        self._retry_alone(stage, attempt.tasks, outcome.too_large)
+        self._note_unanswered(stage, attempt.tasks, outcome)
+        return not (outcome.items or outcome.too_large or outcome.failures)
+
+    def _look_again(self, outcome: StageOutcome) -> None:
+        """Look up what a process has stored, and keep what its servers have stated."""
+        self._job.ledger.refresh()
+        self._calls.seen |= outcome.notes.get("served", {})
+
+    def _note_unanswered(
+        self, stage: StageSpec, tasks: Sequence[Task], outcome: StageOutcome
+    ) -> None:
+        """Leave items that a server did not answer, and sound of files that changed or cannot be
+        reached, to the next run."""
+        kinds = {UNANSWERED, *UNSTORED_KINDS}
+        failed = {each.media: each for each in outcome.failures if each.kind in kinds}
+        for task in tasks if failed else ():
+            if (failure := failed.get(task[stage.writes])) is not None:
+                self._job.ledger.unfit[task.identity] = {"stage": stage.name, **failure.reason}
+
+    def _start(self, stage: StageSpec, work: StageWork) -> Attempt:
+        rung, batches = work.rung, work.batches
+        fallback_batch, items = self._ladder.batch_without_slots(rung), sum(map(len, batches))
+        return self.loop.start(
+            stage,
+            rung,
+            lambda: self._calls.media_call(
+                stage, batches, rung, fallback_batch, self._ladder.processes(rung)
+            ),
+            total=work.total,
+            done=work.total - work.missing,
+            precision=batches[0][0].variant.precision,
+            largest=self._calls.slots(rung, items) or max(map(len, batches)),
+            tokens=work.tokens,
+            tasks=work.tasks,
+        )
+
+    def _run_alone(self, stage: StageSpec, tasks: Sequence[Task], rung: Rung) -> bool:
+        """Run one process over these tasks, each in a batch of its own. Return whether it fitted
+        in memory."""
+        batches = [[task] for task in tasks]
+        work = StageWork(rung=rung, tasks=[], batches=batches, total=len(tasks), missing=len(tasks))
+        attempt, fits = self._start(stage, work), True
+        try:
+            self.loop.wait(attempt)
+        except CannotFit:
+            fits = False
+        self._look_again(attempt.outcome)
+        return fits
+
+    def _retry_alone(
+        self, stage: StageSpec, tasks: Sequence[Task], events: Sequence[TooLarge]
+    ) -> None:
+        """Run each item that was reported as too large in its own process, on lower and lower
+        rungs. Raises CannotFit if the stage never made any record."""
+        events_by_identity = self._events_by_identity(stage, tasks, events)
+        remaining = [task for task in tasks if task.identity in events_by_identity]
+        for rung in self._ladder.single_item_rungs(stage.name) if remaining else []:
+            error = events_by_identity[remaining[0].identity].error
+            self._ladder.log_single_items(rung, [self._name(task) for task in remaining], error)
+            self._run_each(stage, rung, remaining)
+            remaining = [task for task in remaining if not self._is_made(stage, task)]
+            if not remaining:
+                break
+        self._job.ledger.clear_tasks()
+        of_job = self._job.ledger.tasks(self._job.media) if remaining else []
+        if remaining and not any(self._is_made(stage, task) for task in of_job):
+            error = events_by_identity[remaining[0].identity].error
+            raise self._ladder.nothing_fits(stage.name, CannotFit(error))
+        for task in remaining:
+            event = events_by_identity[task.identity]
+            self._job.ledger.unfit[task.identity] = too_large(
+                stage.name, event.error, event.wanted_bytes
+            )
+
+    def _events_by_identity(
+        self, stage: StageSpec, tasks: Sequence[Task], events: Sequence[TooLarge]
+    ) -> dict[tuple[str, int, str], TooLarge]:
+        """Return the event of each task. An event may name the task's key in any equivalent
+        variant."""
+        by_key, ledger = {event.key: event for event in events}, self._job.ledger
+        found = {}
+        for task in tasks if by_key else ():
+            keys = [each[stage.writes] for each in ledger.equivalent_tasks(task)]
+            reported = [by_key[key] for key in keys if key in by_key]
+            if reported:
+                found[task.identity] = reported[0]
+        return found
+
+    def _run_each(self, stage: StageSpec, rung: Rung, tasks: Sequence[Task]) -> None:
+        """Run all tasks in one process. If it runs out of memory, run each task in its own."""
+        one_each = unique([self._on_rung(stage, rung, task) for task in tasks], stage.writes)
+        if not self._run_alone(stage, one_each, rung) and len(one_each) > 1:
+            for task in one_each:
+                self._run_alone(stage, [task], rung)
+
+    def _on_rung(self, stage: StageSpec, rung: Rung, task: Task) -> Task:
+        """Return the task with the cache keys that it has on a rung."""
+        ledger, settings = self._job.ledger, settings_on(self._job.model, rung)
+        if stage.part is None or settings is None:
+            return task
+        precision = {**task.variant.precision, stage.part: settings.label}
+        return ledger.in_variant(task, ledger.find_variant(precision))
+
+    def _is_made(self, stage: StageSpec, task: Task) -> bool:
+        ledger = self._job.ledger
+        tasks = (ledger.in_variant(task, variant) for variant in ledger.variants)
+        return any(task[stage.writes] in ledger[stage.writes] for task in tasks)
+
+    def _name(self, task: Task) -> str:
+        name = media_paths_of(self._job)[task.medium.digest]
+        return f"{name} at {task.chunk.start:.1f} s" if task.chunk.start else name
+
+    def begin_frames(self, wave: list[Medium]) -> None:
+        """Start to cut the frames of a wave while another wave is processed."""
+        self._prefetch = self._start_frames(wave)
+
+    def stop_prefetch(self) -> None:
+        """Stop cutting frames of the next wave, and encoding those of this one as they are cut."""
+        self._overlap.stop()
+        if self._prefetch is not None:
+            attempt, self._prefetch = self._prefetch, None
+            attempt.process.stop()
+            self._record.add(attempt.outcome, attention="", precision=attempt.precision)

@@ -1,0 +1,1 @@
+"""Who asks: the command line, servers with their pages, Prefect, and Ray."""

@@ -1,0 +1,167 @@
+"""Searches the current version of one index. Runs no model.
+
+Another process may write the index at the same time: it is reopened when its manifest changes. An
+index rebuilt with another model is not searched. The id of a hit is the identity of its row, so
+that details requested later belong to the row that was found, whatever was added, compacted or
+started again meanwhile.
+"""
+
+import asyncio
+import re
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from artifacts.disk.stamps import Stamp, model_stamp_of, stamp_of
+from artifacts.errors import EnvironmentFault, PenstockError, UsageError
+from artifacts.index.manifest import BOOK, Maker
+from artifacts.index.search import Query, Searcher, Sort
+from artifacts.index.shard import ROW, IndexRow
+from artifacts.index.snapshot import Snapshot, open_snapshot
+from artifacts.index.where import INDEX, Condition, matching
+from artifacts.index.writing import refuse_other
+from flows.commands.search.query import run_query, to_hit
+from flows.core.options.vectors import SearchQuery
+from flows.interfaces.serve.refusals import HttpRefusal, refusal_of
+
+FIELD = replace(INDEX, option="where")
+"""What a condition is about, as a request names it."""
+HIT = re.compile("[0-9a-f]{16}")
+"""The one spelling of an id."""
+
+
+class ServedIndex:
+    """One index folder."""
+
+    def __init__(self, folder: Path, maker: Maker) -> None:
+        """Open the index for vectors from `maker`. Raises PenstockError."""
+        self.folder = folder
+        self.maker = maker
+        self._stamp: tuple[int | Stamp | None, ...] = ()
+        self._searcher: Searcher | None = None
+        """The version that is searched."""
+        self._failed: tuple[Any, ...] | None = None
+        """What was searched for when the last search failed; None: it did not."""
+        self._opening = threading.Lock()
+        self._reopen()
+
+    @property
+    def rows(self) -> int:
+        return self._snapshot.manifest.live_rows
+
+    @property
+    def _snapshot(self) -> Snapshot:
+        assert self._searcher is not None
+        return self._searcher.snapshot
+
+    async def search(
+        self,
+        vector: NDArray[np.float32],
+        sort: Sort,
+        without: Sequence[NDArray[np.float32]],
+        settings: SearchQuery,
+    ) -> list[dict[str, Any]]:
+        """Return the nearest hits. `settings` are those besides the query itself. Raises
+        HttpRefusal."""
+        await self.check()
+        given = (vector, sort, tuple(without), settings)
+        try:
+            hits = await asyncio.to_thread(self._search, *given)
+        except UsageError as error:
+            raise refusal_of(error) from error
+        except PenstockError as error:
+            self._failed = given
+            raise refusal_of(error, 503) from error
+        self._failed = None
+        return hits
+
+    async def check_searches(self) -> None:
+        """Raise HttpRefusal if searches are refused. One that failed is tried again."""
+        await self.check()
+        if (failed := self._failed) is not None:
+            await self.search(*failed)
+
+    async def check(self) -> None:
+        """Reopen the index if it has changed. Raises HttpRefusal if it is unusable."""
+        try:
+            await asyncio.to_thread(self._reopen)
+        except PenstockError as error:
+            raise refusal_of(error, 503) from error
+
+    def _search(
+        self,
+        vector: NDArray[np.float32],
+        sort: Sort,
+        without: tuple[NDArray[np.float32], ...],
+        settings: SearchQuery,
+    ) -> list[dict[str, Any]]:
+        searcher = self._searcher
+        assert searcher is not None
+        snapshot: Snapshot = searcher.snapshot
+        kept = matching(snapshot, Condition(settings.where, FIELD)) if settings.where else None
+        query = Query(vector=vector, sort=sort, without=without, kept=kept)
+        found = run_query(searcher, query, settings)
+        hits = (to_hit(snapshot, rank, moment) for rank, moment in enumerate(found, 1))
+        positions = np.array([moment.position for moment in found], np.int64)
+        ids = snapshot.identities_at(ROW, positions).tolist()
+        return [
+            {
+                "rank": hit.rank,
+                "score": hit.score,
+                "id": f"{identity:016x}",
+                "kind": "image" if hit.at is None else "video",
+                "media_path": hit.media_path,
+                "time": hit.time,
+                "at": hit.at,
+                "box": hit.box,
+                "copies": hit.copies,
+            }
+            for hit, identity in zip(hits, ids, strict=True)
+        ]
+
+    async def row(self, name: str) -> IndexRow:
+        """Return the row of a hit, which the index must still have. Raises HttpRefusal."""
+        await self.check()
+        try:
+            return await asyncio.to_thread(self._row, name)
+        except PenstockError as error:
+            raise refusal_of(error, 503) from error
+
+    def _row(self, name: str) -> IndexRow:
+        snapshot = self._snapshot
+        if HIT.fullmatch(name):
+            found = snapshot.positions_of(ROW, int(name, 16))
+            if len(found):
+                return snapshot.read(found[:1])[0]
+        raise HttpRefusal(404, "no such hit", "Search again: the index has changed since")
+
+    def _reopen(self) -> None:
+        """Reopen the index if one of its files has changed. Raises PenstockError, also for an index
+        of another model. On failure the version opened before stays."""
+        with self._opening:
+            try:
+                stamp = model_stamp_of(self.folder / BOOK)
+            except OSError as error:
+                raise EnvironmentFault(
+                    f"index {self.folder} cannot be read ({error.strerror})",
+                    hint="Restore it, or build it again",
+                ) from error
+            if self._stamp == (*stamp, *self._stamps()):
+                return
+            snapshot = open_snapshot(self.folder)
+            refuse_other(self.folder, snapshot.manifest.maker, self.maker)
+            self._searcher = Searcher(snapshot)
+            self._stamp = (*stamp, *self._stamps())
+
+    def _stamps(self) -> Iterator[Stamp | None]:
+        """Yield the stamp of each file of the newest version; None: it cannot be read."""
+        for file in () if self._searcher is None else self._snapshot.manifest.files():
+            try:
+                yield stamp_of(self.folder / file.name)
+            except OSError:
+                yield None

@@ -1,0 +1,506 @@
+"""Runs commands one after another, as the processes that the command line starts.
+
+A run goes on when this server is killed, and is found again. How it works:
+
+1. The queue is a file, replaced whole, so a killed server continues it. It lies in the user's state
+   folder, by the real path of the output folder: whoever fills an output folder adds no command.
+   Each command in it is a record in which every field has a shape.
+2. Before a run starts, the server takes the lock of its queue, which lies in the output folder, and
+   hands it to the run's process. The kernel keeps it until that process ends. A later server finds
+   the lock held and waits.
+3. How a run ended is read from its `run.json`; a run that wrote none has its last line in its log.
+
+A plan is made by the command that makes plans, in a process that ends with the request.
+"""
+
+import asyncio
+import contextlib
+import functools
+import json
+import os
+import re
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+
+from artifacts.disk.files import write_json
+from artifacts.disk.json_shapes import MapOf, anything, count, moment, read_json, text
+from artifacts.disk.locks import try_lock
+from artifacts.disk.paths import user_state
+from artifacts.disk.regular_files import guard, is_denied, open_below
+from artifacts.errors import EnvironmentFault, PenstockError, UsageError
+from artifacts.records.keys import digest_of
+from artifacts.records.store import disk_faults
+from flows.core.machine.leases import start_of
+from flows.core.machine.versions import now
+from flows.core.options.model import DEMO_MODEL
+from flows.core.options.vectors import PLACE
+from flows.interfaces.studio.values import line_of
+from flows.outputs.folder.foreign_files import KEPT_FILE
+from flows.outputs.record.run_read import load_record
+from flows.outputs.record.run_record import COMMAND, seconds_of
+from flows.outputs.run_status import progress_of, run_folder
+
+AGAIN = "again"
+"""Kind of a run that asks again about some captions of another."""
+SUMMED_UP = ("learn", "sift", "export", "tune")
+"""Kinds of runs whose last line says what came of them."""
+QUEUED, STARTING, RUNNING = "queued", "starting", "running"
+ENDED = ("done", "failed", "interrupted", "died")
+ID = re.compile("[0-9a-f]{16}")
+
+
+def lets_no_code_in(value: Any) -> bool:
+    """Return whether a value has the words of a command that lets no foreign code run: that needs a
+    person's word each time, which no file can give."""
+    is_list = isinstance(value, list) and all(map(text, value))
+    return is_list and not {"--trust-remote-code"} & {*takewhile("--".__ne__, value)}
+
+
+SHAPE = {
+    **dict.fromkeys(("out", "folder", "of", "start", "error"), text),
+    "kind": lambda value: value in ("caption", "write", AGAIN, *SUMMED_UP),
+    "words": lets_no_code_in,
+    "id": lambda value: isinstance(value, str) and bool(ID.fullmatch(value)),
+    "values": MapOf(anything),
+    "about": [text],
+    "state": lambda value: value in (QUEUED, STARTING, RUNNING, *ENDED),
+    "pid": count,
+    "began": lambda value: value == "" or moment(value),
+}
+"""Shape of a run in the file of a queue."""
+
+
+@dataclass(slots=True, kw_only=True)
+class QueuedRun:
+    """One command of the queue."""
+
+    kind: str
+    """`caption`, `write`, `again`, or a command of SUMMED_UP."""
+    out: str
+    words: list[str]
+    folder: str
+    """Folder in which the command runs."""
+    of: str = ""
+    """Folder of the run whose captions it is about; empty: `out`."""
+    id: str = field(default_factory=lambda: secrets.token_hex(8))
+    values: dict[str, Any] = field(default_factory=dict)
+    """Values of the options that the page sent."""
+    about: list[str] = field(default_factory=list)
+    """Keys of the captions that get a second question."""
+    state: str = QUEUED
+    pid: int = 0
+    start: str = ""
+    """When its process started, as `start_of` returns it."""
+    began: str = ""
+    error: str = ""
+
+    @property
+    def about_out(self) -> Path:
+        return Path(self.of or self.out)
+
+
+def read_runs(path: Path) -> list[QueuedRun]:
+    """Return the runs of a queue; none without its file. Raises EnvironmentFault."""
+    if not os.path.lexists(path):
+        return []
+    hint = "Move it away; what runs have made is kept"
+    found = read_json(path, {"runs": [SHAPE]}, hint)
+    return [QueuedRun(**{name: run[name] for name in QueuedRun.__slots__}) for run in found["runs"]]
+
+
+def program(words: Sequence[str]) -> list[str]:
+    return [sys.executable, "-P", "-m", "flows.interfaces.cli.main", *words]
+
+
+async def plan_of(words: Sequence[str], folder: Path, seconds: float) -> dict[str, Any]:
+    """Return the plan of a `caption` command, made by `penstock plan`. When the caller is
+    cancelled, that command ends. Raises UsageError with what it says of a command that it
+    refuses."""
+    made = await asyncio.create_subprocess_exec(
+        *program(["plan", "--json", *words[1:]]),
+        cwd=folder,
+        env={**os.environ, "NO_COLOR": "1"},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+    try:
+        out, errors = await asyncio.wait_for(made.communicate(), seconds)
+        plan: dict[str, Any] = json.loads(out)
+    except TimeoutError as error:
+        raise UsageError(
+            f"no plan within {seconds:.0f} s", hint="Try again: what was read is kept"
+        ) from error
+    except ValueError:
+        lines = errors.decode(errors="replace").strip().splitlines()
+        raise UsageError(lines[-1] if lines else "the plan failed") from None
+    finally:
+        if made.returncode is None:
+            with contextlib.suppress(ProcessLookupError):  # it ended just now
+                os.killpg(made.pid, signal.SIGKILL)
+    return plan
+
+
+FOLDER = ".studio"
+"""Folder of the locks, in the output folder."""
+QUEUE = "runs.json"
+NAMED = "PENSTOCK_STUDIO_RUN"
+"""Variable with a run's id in the environment of its process."""
+TICK_SECONDS = 0.5
+MOST_RUNS = 1000
+LOG_BYTES = 4000
+FULL_BYTES = 1 << 20
+"""Free bytes below which a disk counts as full."""
+SHOWN = ("state", "media", "captions", "failures", "error", "advice", "rungs", "started", "updated")
+STAGE = (
+    *("name", "running", "done", "failed", "pending", "about", "rate", "rate_last_minute"),
+    *("seconds_left", "seconds"),
+    "latest",
+    *("taken_bytes", "planned_bytes", "now_bytes"),
+)
+"""What the page shows of a run and of its stages."""
+SEARCH_MODEL = "openai/clip-vit-large-patch14"
+"""Model that a finished run proposes for a search of its media."""
+KEPT_BY_SEARCH = ("--recursive", f"--model={DEMO_MODEL}")
+ENTRY = ("id", "kind", "out", "values", "state", "pid", "began", "error")
+
+
+@functools.cache
+def run_id(out: Path | str) -> str:
+    return digest_of([os.path.realpath(out)])[:16]
+
+
+class RunQueue:
+    """The runs of one output folder: one at a time, the others wait."""
+
+    def __init__(self, out: Path, on_begin: Callable[[QueuedRun], None] = lambda _: None) -> None:
+        """Take the queue of `out`. `on_begin` is called before a run begins. Raises
+        EnvironmentFault if another studio has it."""
+        self._out, self._state = out, user_state() / "studio" / run_id(out)
+        self._on_begin = on_begin
+        self._lock = threading.RLock()
+        self._child: subprocess.Popen[bytes] | None = None
+        self._end = threading.Event()
+        self._own: int | None = None
+        self.refusal = ""
+        """Why nothing runs, of a folder that may only be read; empty: runs do."""
+        try:
+            self._own = self._try_lock("server.lock")
+        except EnvironmentFault as error:
+            if not is_denied(error.__cause__):
+                raise
+            self.refusal = error.message
+        if self._own is None and not self.refusal:
+            raise EnvironmentFault(
+                f"{out} is open in another studio", hint="Continue in that one, or end it first"
+            )
+        try:
+            self.runs = read_runs(self._state / QUEUE)
+        except BaseException:
+            self._unlock()
+            raise
+        self._thread = threading.Thread(target=self._work, daemon=True)
+
+    def start(self) -> None:
+        if not self.refusal:
+            self._thread.start()
+
+    def close(self) -> None:
+        """Stop working on the queue. A run that was started goes on."""
+        self._end.set()
+        if self._thread.is_alive():
+            self._thread.join()
+        self._unlock()
+
+    def _unlock(self) -> None:
+        if self._own is not None:
+            os.close(self._own)
+
+    def _refuse(self) -> None:
+        """Raise UsageError if the folder may only be read."""
+        if self.refusal:
+            raise UsageError(self.refusal, hint="Its owner may let you write there")
+
+    def add(self, run: QueuedRun) -> QueuedRun:
+        """Put a command at the end of the queue. Raises UsageError, EnvironmentFault."""
+        self._refuse()
+        with self._lock:
+            if any(each.out == run.out and each.state not in ENDED for each in self.runs):
+                raise UsageError(
+                    f"a run into {run.out} is waiting or running already",
+                    hint="Wait for it, stop it, or choose another folder",
+                )
+            if len(self.runs) >= MOST_RUNS:
+                raise UsageError("the list of runs is full", hint="Remove some that ended")
+            if not lets_no_code_in(run.words):
+                raise UsageError(
+                    "--trust-remote-code is never taken from a list of runs",
+                    hint="Run the command yourself in a terminal",
+                )
+            self.runs.append(run)
+            try:
+                self._save()
+            except EnvironmentFault:  # what was refused must not run later
+                self.runs.remove(run)
+                raise
+        return run
+
+    def change(self, name: str, do: str) -> None:
+        """Stop, continue or remove a run. Raises UsageError, EnvironmentFault."""
+        self._refuse()
+        with self._lock:
+            run = self.of(name)
+            before = list(self.runs), run.state, run.error
+            if do == "stop" and run.state == QUEUED:
+                run.state = "interrupted"
+            elif do == "stop" and run.state in (STARTING, RUNNING):
+                # It stops in order, and what it finished is kept.
+                interrupt(run.pid, run.start)
+            elif do == "go on" and run.state in ENDED:
+                run.state, run.error = QUEUED, ""
+                self.runs = [*(each for each in self.runs if each is not run), run]
+            elif do == "remove" and run.state in ENDED:
+                self.runs.remove(run)
+                self._log(run).unlink(missing_ok=True)
+            else:
+                raise UsageError(
+                    f"{do}: impossible for a run that is {run.state}", hint="Reload the page"
+                )
+            try:
+                self._save()
+            except EnvironmentFault:
+                self.runs, run.state, run.error = before
+                raise
+
+    def is_learning(self, out: Path) -> bool:
+        """Return whether a model learns from the corrections of a folder, whose journal it then
+        writes."""
+        active = (run for run in self.runs if run.state in (STARTING, RUNNING))
+        return any(run.kind == "learn" and run.out == str(out) for run in active)
+
+    def of(self, name: str) -> QueuedRun:
+        for run in self.runs:
+            if run.id == name:
+                return run
+        raise UsageError("there is no such run", hint="Reload the page")
+
+    def to_json(self) -> list[dict[str, Any]]:
+        with self._lock:
+            runs = list(self.runs)
+        return [self._shown(run) for run in runs]
+
+    def _shown(self, run: QueuedRun) -> dict[str, Any]:
+        return {
+            **{name: getattr(run, name) for name in ENTRY},
+            "name": run.about_out.name,
+            "run": run_id(run.about_out),
+            "said": self._last_line(run) if run.kind in SUMMED_UP else "",
+            "line": line_of(run.words),
+            "search": search_lines(run),
+            "status": None if run.state == QUEUED else self._status(run),
+        }
+
+    def _status(self, run: QueuedRun) -> dict[str, Any] | None:
+        try:
+            found = progress_of(Path(run.out))
+        except PenstockError:
+            return None
+        if "pid" not in found or not _is_of(run, found):
+            return None
+        plan = found["plan"] or {}
+        return {
+            **{name: found[name] for name in SHOWN},
+            "stages": [{name: stage.get(name) for name in STAGE} for stage in found["stages"]],
+            "budget": (plan.get("memory") or {}).get("budget_bytes"),
+        }
+
+    def _record(self, run: QueuedRun) -> dict[str, Any] | None:
+        """Return the record that a run has written; None if there is none yet."""
+        try:
+            found = load_record(run_folder(Path(run.out)).run or Path(run.out))
+        except PenstockError:
+            return None
+        return found if _is_of(run, found) else None
+
+    def _work(self) -> None:
+        while not self._end.is_set():
+            try:
+                self.tick()
+            except (PenstockError, OSError) as error:
+                with self._lock:
+                    for run in (each for each in self.runs if each.state == STARTING):
+                        run.state, run.error = "failed", str(error)
+            self._end.wait(TICK_SECONDS)
+
+    def tick(self) -> None:
+        """Note a run that ended, and start the next one. Raises OSError, EnvironmentFault."""
+        with self._lock:
+            if self._child is not None and self._child.poll() is None:
+                return
+            lock = self._try_lock("run.lock")
+            if lock is None:  # a run of an earlier server, or one of its last threads
+                self._find_again()
+                return
+            try:
+                self._end_runs()
+                following = next((run for run in self.runs if run.state == QUEUED), None)
+                if following is not None:
+                    self._begin(following, lock)
+            finally:
+                os.close(lock)
+
+    def _find_again(self) -> None:
+        """Note the process of a run that a killed server started, but could not note."""
+        for run in self.runs:
+            if run.state == STARTING and (pid := leader_with(NAMED, run.id)):
+                run.state, run.pid, run.start = RUNNING, pid, start_of(pid)
+                self._save()
+
+    def _end_runs(self) -> None:
+        """Note how runs ended, now that none has the lock."""
+        code = None if self._child is None else self._child.returncode
+        self._child, changed = None, False
+        for run in self.runs:
+            if run.state == STARTING and not run.pid:
+                run.state, changed = QUEUED, True  # the server was killed before it started it
+            elif run.state in (STARTING, RUNNING):
+                run.state, run.error = self._outcome(run, code)
+                changed = True
+        if changed:
+            self._save()
+
+    def _outcome(self, run: QueuedRun, code: int | None) -> tuple[str, str]:
+        record = self._record(run)
+        # A run stopped at its start records no end; an export may be rejected after its runs.
+        if record is None or code == 4 or (code and run.kind == "export"):
+            if code == 0:
+                return "done", ""
+            return ("interrupted" if code == 4 else "failed"), self._why(run, code)
+        if record["state"] not in ENDED or record["state"] == "died":
+            return "died", self._why(run, code)
+        return record["state"], record["error"]
+
+    def _why(self, run: QueuedRun, code: int | None) -> str:
+        """Return why a process ended that could not record it."""
+        for folder in (Path(run.out), self._state):
+            if folder.is_dir() and shutil.disk_usage(folder).free < FULL_BYTES:
+                return f"the disk of {folder} is full: free some space, then go on"
+        if code is None or code < 0:
+            return "its process was killed, by a user or for lack of memory"
+        return self._last_line(run) or f"it ended with code {code}, without a word"
+
+    def _last_line(self, run: QueuedRun) -> str:
+        return "".join(self.log_of(run).strip().splitlines()[-1:])
+
+    def _begin(self, run: QueuedRun, lock: int) -> None:
+        run.state, run.began, run.pid, run.start, run.error = STARTING, now(), 0, "", ""
+        self._save()
+        self._on_begin(run)
+        with open(self._log(run), "wb") as log:
+            self._child = subprocess.Popen(
+                program(run.words),
+                cwd=run.folder,
+                env={**os.environ, "NO_COLOR": "1", NAMED: run.id},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                pass_fds=(lock,),
+            )
+        run.state, run.pid = RUNNING, self._child.pid
+        run.start = start_of(run.pid)
+        self._save()
+
+    def _log(self, run: QueuedRun) -> Path:
+        return self._state / f"{run.id}.log"
+
+    def log_of(self, run: QueuedRun) -> str:
+        try:
+            with open(self._log(run), "rb") as log:
+                log.seek(max(0, os.fstat(log.fileno()).st_size - LOG_BYTES))
+                return log.read().decode(errors="replace")
+        except OSError:
+            return ""
+
+    def _save(self) -> None:
+        write_json(self._state / QUEUE, {"runs": [asdict(run) for run in self.runs]})
+
+    def _try_lock(self, name: str) -> int | None:
+        """Return an open file that has a lock of the output folder, or None if another process has
+        it. Raises EnvironmentFault."""
+        with disk_faults(self._out):
+            guard(self._out)
+            (self._out / FOLDER).mkdir(parents=True, exist_ok=True)
+            file = open_below(self._out / FOLDER / name, os.O_RDWR | os.O_CREAT)
+        if try_lock(file):
+            return file
+        os.close(file)
+        return None
+
+
+def search_lines(run: QueuedRun) -> list[str]:
+    """Return the commands that index the media of a `caption` run, as its --sift left them, and
+    search them by a text; none for one that the page did not start."""
+    if run.kind != COMMAND or "--" not in run.words:
+        return []
+    at = run.words.index("--")
+    options, sources = run.words[:at], run.words[at + 1 :]
+    kept = [word for word in options if word in KEPT_BY_SEARCH or word.startswith("--store=")]
+    model = [] if f"--model={DEMO_MODEL}" in kept else [f"--model={SEARCH_MODEL}"]
+    if any(word.startswith("--sift=") for word in options):
+        sources = [os.path.join(run.out, PLACE, KEPT_FILE)]
+    index = os.path.join(run.out, "index")
+    build = ["index", "build", *kept, *model, f"--out={index}", "--", *sources]
+    return [line_of(build), line_of(["search", "a dog in the snow", f"--index={index}"])]
+
+
+def _is_of(run: QueuedRun, record: Mapping[str, Any]) -> bool:
+    """Return whether a record is of this run, and not of an earlier one."""
+    if run.pid:
+        return bool(record["pid"] == run.pid)
+    return bool(run.began) and seconds_of(record["started"]) >= seconds_of(run.began)
+
+
+def interrupt(pid: int, start: str) -> None:
+    """Send SIGINT to a process if it is the one that started then. Raises EnvironmentFault."""
+    if not start:
+        return
+    try:
+        handle = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    except OSError as error:
+        raise EnvironmentFault(
+            f"process {pid} cannot be stopped from here: {error.strerror}",
+            hint=f"Run `kill -INT {pid}` if it is the run",
+        ) from error
+    try:
+        # The handle stays that of one process, whatever gets its number now.
+        if start_of(pid) == start:
+            signal.pidfd_send_signal(handle, signal.SIGINT)
+    finally:
+        os.close(handle)
+
+
+def leader_with(variable: str, value: str) -> int:
+    """Return the process of this user that leads a session and was started with this variable in
+    its environment; 0: none."""
+    wanted = f"{variable}={value}".encode()
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            pid = int(folder.name)
+            if os.getsid(pid) == pid and wanted in (folder / "environ").read_bytes().split(b"\0"):
+                return pid
+        except (OSError, ValueError):
+            continue
+    return 0

@@ -1,0 +1,209 @@
+"""Turns values of named options, which the page sends, into the words of a command."""
+
+import os
+import re
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from artifacts.errors import UsageError
+from artifacts.options import Declared, OptionGroup, declared
+from artifacts.remote.endpoints import SERVED, listed
+from flows.core.options.commands import CaptionConfig
+from flows.core.options.export import ExportConfig
+from flows.core.options.media import SourceOptions
+from flows.core.options.text import SCHEMA_BYTES
+from flows.core.options.training import TuneConfig
+from flows.core.options.vectors import SiftConfig
+from flows.interfaces.studio.roots import Refused, Roots
+from flows.outputs.record.run_record import COMMAND
+
+# fmt: off
+ALLOWED = frozenset((
+    "sources", "recursive", "extensions", "limit", "sift",
+    "model", "revision", "today", "adapter", "language_gguf",
+    "precision", "vision_backend", "vision_precision", "language_precision",
+    "memory", "gpus", "batch_size", "prepare_workers", "retry_failed", "keep_frames",
+    "check_media", "max_store",
+    "chunk", "shots", "whole", "fps", "frames", "max_frames", "max_pixels", "max_video_pixels",
+    "deinterlace", "sound", "sound_track",
+    "prompt", "prompts", "length", "summary", "summary_prompt",
+    "engine", "slots", "max_new_tokens",
+    "sampling", "temperature", "top_p", "top_k", "seed", "repetition_penalty",
+    "presence_penalty", "no_repeat_ngram", "avoid", "system", "start_with", "retry_loops",
+    "schema", "strip_think", "trigger", "prefix", "suffix",
+    "out", "format", "beside", "existing", "media", "clip_sound", "replace",
+))
+"""Options that the page may set. A new option is refused until it is named here."""
+REPEATED = frozenset(("endpoint", "endpoint_keys", "insecure_endpoint"))
+"""Options that only a recorded command brings with it: where media are sent, and secrets."""
+DENIED = REPEATED | {"trust_remote_code", "trust_folder", "store", "overwrite"}
+"""Options that it may not: they let foreign code run or files count, or are fixed at the start."""
+# fmt: on
+SERVER = "server"
+"""Number of an address in PENSTOCK_ENDPOINTS. The page sends it, and never an address."""
+OPTIONS = {each.name: each for each in declared(CaptionConfig)}
+CONFIGS: dict[str, type[OptionGroup]] = {
+    COMMAND: CaptionConfig,
+    "sift": SiftConfig,
+    "export": ExportConfig,
+    "tune": TuneConfig,
+}
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+LONGEST = 1 << 16
+"""Largest number of characters of a value."""
+SIFT_FIELD = "Only media that meet"
+"""Label of the page's field for --sift."""
+MOST = 10_000
+"""Largest number of members of a value, such as sources."""
+
+
+def checked(values: Mapping[str, Any], roots: Roots) -> dict[str, Any]:
+    """Return the values that the page sent, in the types of their options and with paths resolved.
+    Raises Refused, EnvironmentFault."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        if name == SERVER:
+            found |= _server(value)
+            continue
+        if name not in ALLOWED or name not in OPTIONS:
+            raise Refused(f"{name[:40]!r} cannot be set in the page", hint="Use the command line")
+        if value is None or value == "" or value == [] or value == {}:
+            continue
+        found[name] = _typed(OPTIONS[name], value)
+        if name in _CHECKS:
+            found[name] = _CHECKS[name](found[name], roots)
+    recursive = bool(found.get("recursive"))
+    sources = found.get("sources", ())
+    found["sources"] = tuple(str(roots.source(each, recursive=recursive)) for each in sources)
+    return found
+
+
+def words_of(
+    values: Mapping[str, Any], fixed: Sequence[str] = (), command: str = COMMAND
+) -> list[str]:
+    """Return the words of the command that these values stand for, with the `fixed` ones. Raises
+    UsageError as the command does."""
+    config = CONFIGS[command]
+    options = {each.name: each for each in declared(config)}
+    built = config(**{name: _parsed(options[name], value) for name, value in values.items()})
+    given = [(options[name], value) for name, value in values.items()]
+    words = [
+        word for each, value in given if not each.option.positional for word in each.words(value)
+    ]
+    if isinstance(built, SourceOptions):
+        built.check_sources()
+        return [command, *fixed, *words, "--", *values["sources"]]
+    (first,) = (values[name] for name in values if options[name].option.positional)
+    return [command, first, *fixed, *words]
+
+
+def line_of(words: list[str]) -> str:
+    """Return the words of a command as they are typed in a shell."""
+    return shlex.join(["penstock", *words])
+
+
+def _typed(option: Declared, value: Any) -> Any:
+    """Return a JSON value as its option has it, except texts that the command parses. Raises
+    Refused."""
+    kind = str if option.option.parse and not option.option.repeated else option.kind
+    fits: bool
+    if kind in (bool, int):
+        fits = type(value) is kind
+    elif kind is float:
+        fits = type(value) in (int, float)
+    elif kind is dict:
+        fits = isinstance(value, dict) and all(map(_is_text, (*value, *value.values())))
+    elif kind is tuple:
+        fits = isinstance(value, list) and all(map(_is_text, value))
+        comma = not option.option.positional and any("," in str(one) for one in value)
+        value = tuple(value) if fits and not comma else None
+        fits = fits and not comma
+    else:
+        fits = _is_text(value)
+    if not fits or (kind in (dict, tuple) and len(value) > MOST):
+        raise Refused(f"invalid {option.flag}", hint=f"Give it as in --help: {_help(option)}")
+    return value
+
+
+def _is_text(value: Any) -> bool:
+    if not isinstance(value, str) or len(value) > LONGEST or "\0" in value:
+        return False
+    return not any("\ud800" <= letter <= "\udfff" for letter in value)
+
+
+def _parsed(option: Declared, value: Any) -> Any:
+    parse = option.option.parse
+    return parse(value) if parse is not None and not option.option.repeated else value
+
+
+def _server(number: Any) -> dict[str, Any]:
+    """Return the address of that number, which the owner of this machine listed. Raises
+    Refused."""
+    known = listed()
+    if type(number) is not int or not 0 <= number < len(known):
+        raise Refused("there is no such server", hint="Reload the page")
+    found = known[number]
+    is_open = found.scheme == "http" and not found.is_local
+    return {"endpoint": (found.url,), **({"insecure_endpoint": True} if is_open else {})}
+
+
+def _path(value: str, roots: Roots) -> str:
+    return str(roots.inside(value))
+
+
+def model_name(value: str, roots: Roots) -> str:
+    """Return a hub id, or the folder of a model below a root."""
+    there = os.path.lexists(os.path.join(roots.folders[0], value)) and value != "demo"
+    if there or value.startswith(("/", ".", "~")):
+        return _path(value, roots)
+    if value.startswith(SERVED):
+        return value  # the command refuses it without a server
+    if not HUB_ID.fullmatch(value):
+        raise Refused(f"invalid --model {value[:80]!r}", hint="Give a folder, a hub id, or demo")
+    return value
+
+
+def _schema(value: str, roots: Roots) -> str:
+    """Return a JSON Schema as text, or the path of its file."""
+    if value.lstrip().startswith("{"):
+        if len(value) > SCHEMA_BYTES:
+            raise UsageError("--schema is too long", hint="Give a file")
+        return value
+    return _path(value, roots)
+
+
+def _filter(value: str, _: Roots) -> str:
+    """Return a condition on marks. An error names the page's field."""
+    from flows.commands.sift.marks import parse_keep  # it loads numpy and pyarrow
+
+    parse_keep(value, option=SIFT_FIELD)
+    return value
+
+
+_CHECKS: dict[str, Callable[[str, Roots], str]] = {
+    **{name: _path for name, each in OPTIONS.items() if each.option.path and each.kind is str},
+    "model": model_name,
+    "schema": _schema,
+    "sift": _filter,
+}
+
+
+def table() -> list[dict[str, Any]]:
+    """Return the options that the page may set, for its form."""
+    return [
+        {
+            "name": each.name,
+            "flag": each.flag,
+            "help": _help(each),
+            "heading": each.option.heading or "other",
+            "kind": "text" if each.option.parse and each.kind is not dict else each.kind.__name__,
+            "values": [str(one) for one in each.option.values],
+        }
+        for each in OPTIONS.values()
+        if each.name in ALLOWED
+    ]
+
+
+def _help(option: Declared) -> str:
+    return option.option.help.replace("%(default)s", str(option.field.default))

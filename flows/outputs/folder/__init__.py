@@ -1,0 +1,1 @@
+"""Who owns an output folder, and what of it is believed."""

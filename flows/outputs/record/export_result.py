@@ -1,0 +1,270 @@
+"""Moves an evaluated checkpoint to its final path, and reports the result of the export. Runs no
+model.
+"""
+
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from artifacts.disk.files import read_kept, refuse_foreign, replace_file, write_json
+from artifacts.disk.json_shapes import (
+    MapOf,
+    OptionalField,
+    ShapeError,
+    anything,
+    count,
+    number,
+    read_json,
+    text,
+)
+from artifacts.errors import UsageError
+from artifacts.texts.captions import Failure
+from flows.core.console.lines import size
+from flows.core.options.export import EXPORTED, NATIVE, REJECTED, RUNS, ExportConfig
+from flows.outputs.record.run_record import RUN_RECORD
+from stages.export import GRAPHS
+from stages.export.parity import GATES, PARITY, evaluate_parity, verdict_in
+from stages.models.graphs import FOLDER
+from stages.models.hub.checkpoint import CONFIG
+from stages.models.shards import NOTE
+
+VECTORS = ("features", "texts")
+PLACING, FORMAT = "placing.json", 1
+"""File, in the folder of runs, with the names that are being moved into place; and its format."""
+FIGURES = (*VECTORS, "text")
+"""Groups of figures in `parity.json`."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Exported:
+    """The result of an export."""
+
+    out: Path
+    """Folder of the checkpoint: its final folder, or the one of rejected checkpoints."""
+    parity: Mapping[str, Any]
+    accepted: bool
+    """Whether it is in its final folder."""
+    before: bool = False
+    """Whether it was there before this export."""
+
+    @property
+    def failures(self) -> list[Failure]:
+        return []
+
+    @property
+    def exit_code(self) -> int:
+        """Return 0 if the checkpoint was accepted, 1 if it was rejected."""
+        return 0 if self.accepted else 1
+
+    @property
+    def bytes(self) -> int:
+        """Return the bytes of its weight files, or of its ONNX graphs."""
+        graphs = self.parity.get("recipe", {}).get("kind") in GRAPHS
+        if graphs:
+            return sum(path.stat().st_size for path in (self.out / FOLDER).glob("*.onnx*"))
+        return sum(path.stat().st_size for path in self.out.glob("*.safetensors"))
+
+    @property
+    def made(self) -> int:
+        """Return the number of accepted checkpoints."""
+        return int(self.accepted)
+
+    def line(self) -> str:
+        before = ", already exported" if self.before else ""
+        return f"{self.out}: {size(self.bytes)}{before}; {figures_line(self.parity)}"
+
+    __repr__ = line
+
+    def row(self) -> dict[str, Any]:
+        figures = {
+            f"{name}.{each}": value
+            for name in FIGURES
+            for each, value in self.parity.get(name, {}).items()
+            if isinstance(value, int | float)
+        }
+        folder = {"folder": str(self.out), "size": size(self.bytes), "taken": self.accepted}
+        return {**folder, **figures, "missed": "; ".join(self.parity["missed"])}
+
+    def to_json(self) -> dict[str, Any]:
+        fields = {"out": str(self.out), "bytes": self.bytes, "accepted": self.accepted}
+        return {**fields, "parity": dict(self.parity), "exit_code": self.exit_code}
+
+
+def figures_line(parity: Mapping[str, Any]) -> str:
+    """Return the figures of a checkpoint as one line of text."""
+    parts = []
+    if (text := parity.get("text")) is not None:
+        parts.append(
+            f"{text['token_agreement']:.2%} of {text['tokens']:,} tokens as the original, "
+            f"divergence {text['divergence']:.2g} nats, "
+            f"{text['captions_as_native']:.1%} of captions the same"
+        )
+    for group in VECTORS:
+        if (found := parity.get(group)) is not None:
+            parts.append(
+                f"{group} {found['centred_mean']:.4f} (minimum {found['centred_least']:.3f}), "
+                f"{found['neighbours']:.1%} of the same neighbours"
+            )
+    return "; ".join(parts)
+
+
+def refuse_foreign_folder(request: ExportConfig) -> None:
+    """Refuse a folder that holds anything but an export. Raises UsageError."""
+    records = (PARITY, f"{REJECTED}/{NOTE}", f"{REJECTED}/{CONFIG}")
+    refuse_foreign(request.folder, (REJECTED, RUNS), records)
+
+
+def placed_before(folder: Path, recipe: Mapping[str, Any]) -> Exported | None:
+    """Return the checkpoint that an earlier export placed. Raises UsageError if the folder holds
+    another one."""
+    if not (folder / CONFIG).exists():
+        return None
+    parity = verdict_in(folder)
+    if parity.get("recipe") != dict(recipe):
+        raise UsageError(
+            f"{folder} holds another checkpoint, or one made with other settings",
+            hint="Give a new folder, or remove that one",
+        )
+    return Exported(out=folder, parity=parity, accepted=True, before=True)
+
+
+def awaits_acceptance(request: ExportConfig, recipe: Mapping[str, Any]) -> bool:
+    """Return whether `--accept` applies to a checkpoint that was rejected earlier."""
+    waits = request.accept and (request.work / CONFIG).exists()
+    return waits and verdict_in(request.work).get("recipe") == dict(recipe)
+
+
+def remove_unfinished(request: ExportConfig) -> None:
+    """Remove the unfinished checkpoint of a model that changed meanwhile."""
+    for folder in (request.work, request.merged):
+        if (folder / NOTE).exists():
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def note_parity(
+    folder: Path, recipe: Mapping[str, Any], figures: Mapping[str, Any], frames: int
+) -> None:
+    """Write the verdict into the folder of an unplaced checkpoint. Raises EnvironmentFault."""
+    write_json(folder / PARITY, {"recipe": dict(recipe), **evaluate_parity(figures, frames)})
+
+
+def move_into_place(request: ExportConfig) -> Exported:
+    """Move a checkpoint that passed, or is accepted, to the requested folder. The configuration
+    moves last: without it, no program loads the folder as a model."""
+    parity = verdict_in(request.work)
+    if not (parity["passed"] or request.accept):
+        return Exported(out=request.work, parity=parity, accepted=False)
+    paths = sorted(request.work.iterdir(), key=lambda path: (path.name == CONFIG, path.name))
+    note = request.runs / PLACING
+    begun = read_kept(note, FORMAT)
+    ours = begun["names"] if begun else []  # of an interrupted move
+    for path in paths:
+        if path.name not in ours and os.path.lexists(request.folder / path.name):
+            raise UsageError(
+                f"{request.folder / path.name} exists, and is not a file of this checkpoint",
+                hint="Move it away, then run the same command again: the checkpoint is kept",
+            )
+    request.runs.mkdir(exist_ok=True)
+    names = sorted({*ours, *(path.name for path in paths)})
+    write_json(note, {"format": FORMAT, "names": names})
+    for path in paths:
+        if path.is_dir() and path.name in ours:
+            shutil.rmtree(request.folder / path.name, ignore_errors=True)
+        replace_file(path, request.folder / path.name)
+    note.unlink()
+    shutil.rmtree(request.work)
+    return Exported(out=request.folder, parity=parity, accepted=True)
+
+
+EXPORT_AGAIN = "Export into a new folder: penstock export MODEL --to KIND --out DIR"
+VECTOR_FIGURES = {
+    "rows": count,
+    **dict.fromkeys(("cosine", "centred_mean", "centred_least", "neighbours"), number),
+    "by_chunk": MapOf(number),
+    "chunks": count,
+}
+READ_FIGURES: dict[str, dict[str, Any]] = {
+    "features": VECTOR_FIGURES,
+    "texts": VECTOR_FIGURES,
+    "text": {
+        **dict.fromkeys(("captions", "tokens"), count),
+        **dict.fromkeys(("token_agreement", "divergence", "captions_as_native"), number),
+        "by_caption": MapOf(number),
+    },
+}
+SHAPE = {
+    "recipe": MapOf(anything),
+    "frames": count,
+    "gates": MapOf(number),
+    "passed": lambda value: isinstance(value, bool),
+    "missed": [text],
+    **{name: OptionalField(shape) for name, shape in READ_FIGURES.items()},
+}
+"""Shape of `parity.json`."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExportFound:
+    """The state of an export as read from its folder."""
+
+    checkpoint: Path
+    """Folder of the checkpoint: its final folder, or the one of rejected checkpoints."""
+    placed: bool
+    """Whether it is in its final folder."""
+    parity: dict[str, Any] | None
+    """Its verdict; None: not evaluated yet."""
+    runs: tuple[Path, ...]
+    """Folders of its runs that have a record: the original's first, then the checkpoint's."""
+
+    @property
+    def latest(self) -> Path | None:
+        """Return the folder of the run that wrote last."""
+        return max(self.runs, key=lambda run: (run / RUN_RECORD).stat().st_mtime, default=None)
+
+    def verdict(self) -> str:
+        """Return the verdict on the checkpoint in one line."""
+        if self.parity is None:
+            return "the checkpoint is not evaluated yet"
+        missed = "; ".join(self.parity["missed"])
+        if not self.placed:
+            return f"rejected: {missed}; kept in {self.checkpoint}"
+        figures = figures_line(self.parity)
+        if self.parity["passed"]:
+            return f"passed: {figures}"
+        return f"accepted without passing: {missed}; {figures}"
+
+
+def export_in(out: Path) -> ExportFound | None:
+    """Return the export in a folder, or the one whose rejected checkpoint the folder holds. None
+    for any other folder. Raises EnvironmentFault."""
+    if os.path.lexists(out / RUN_RECORD):
+        return None
+    top = out.parent if out.name == REJECTED else out
+    runs = (top / RUNS / name for name in (NATIVE, EXPORTED))
+    found = tuple(run for run in runs if (run / RUN_RECORD).is_file())
+    folders = (
+        placed_folder
+        for placed_folder in (top, top / REJECTED)
+        if os.path.lexists(placed_folder / PARITY)
+    )
+    placed_folder = next(folders, None)
+    if placed_folder is None and not found:
+        return None
+    parity = (
+        None
+        if placed_folder is None
+        else read_json(placed_folder / PARITY, SHAPE, EXPORT_AGAIN, _check_gates)
+    )
+    checkpoint = placed_folder or top / REJECTED
+    return ExportFound(checkpoint=checkpoint, placed=checkpoint == top, parity=parity, runs=found)
+
+
+def _check_gates(parity: dict[str, Any]) -> None:
+    """Raise ShapeError unless a verdict's thresholds are known and have figures."""
+    known = {f"{gate.group}.{gate.name}" for gate in GATES}
+    for name in parity["gates"]:
+        if name not in known or name.split(".")[0] not in parity:
+            raise ShapeError(f"its gates name {name[:40]}, which has no figure")

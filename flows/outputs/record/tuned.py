@@ -1,0 +1,178 @@
+"""Reads and validates the results of a training run from an adapter's folder. Trains nothing."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from artifacts.disk.json_shapes import MapOf, anything, count, number, read_json
+from artifacts.errors import UsageError
+from artifacts.texts.captions import Failure
+from artifacts.wording import counted
+from flows.outputs.record.run_record import RUN_RECORD
+from stages.models.adapter_modules import ADAPTER_WEIGHTS
+from stages.tune import EACH, RECORD, SCORE, STAGE
+
+RUN = "run"
+"""Subfolder of an adapter's folder for the record and the logs of the run."""
+TRAIN_AGAIN = "Train it again: penstock tune DATA --model MODEL --out ADAPTER"
+SCORE_SHAPE = {
+    "exact": number,
+    "words": number,
+    "loss": number,
+    "samples": [{"said": anything, "right": anything}],
+}
+SHAPE = {
+    "recipe": MapOf(anything),
+    "finished": lambda value: isinstance(value, bool),
+    "steps": count,
+    "examples": count,
+    "held_out": count,
+    "losses": [number],
+    "memory_bytes": [count],
+    "held_out_losses": [anything],
+    "best_step": count,
+    "scores": [{"step": count, **SCORE_SHAPE}],
+}
+"""Shape of `tune.json`."""
+RECIPE_OPTIONS = {
+    "data": "the captions",
+    "model": "the model",
+    "rank": "--lora-rank",
+    "steps": "--steps or --epochs",
+    "batch": "--batch-size",
+    "rate": "--lr",
+    "seed": "--seed",
+    "precision": "--precision",
+    "optimizer": "--optimizer",
+    "resume": "--resume",
+}
+"""Entry of a recipe → the option or input that sets it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TuneResult:
+    """The result of a training or scoring run."""
+
+    out: Path
+
+    exit_code = 0
+    made = 1
+    """Number of adapters or scores."""
+
+    @property
+    def failures(self) -> list[Failure]:
+        return []
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Tuned(TuneResult):
+    """The result of a training run, or its progress."""
+
+    record: Mapping[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        return {"adapter": str(self.out), **self.record}
+
+    def row(self) -> dict[str, Any]:
+        described = {name: self.record[name] for name in ("steps", "examples", "held_out")}
+        last = self.record["scores"][-1] if self.record["scores"] else {}
+        shown = {name: last[name] for name in ("exact", "words", "loss") if name in last}
+        return {"adapter": str(self.out), **described, **shown}
+
+    def line(self) -> str:
+        losses, scores = self.record["losses"], self.record["scores"]
+        line = counted(self.record["steps"], "step")
+        if losses:
+            line += f": loss {losses[0]:.3f} to {losses[-1]:.3f}"
+        if len(scores) > 1:
+            first, last = scores[0], scores[-1]
+            line += (
+                f"; exact on {counted(self.record['held_out'], 'held-out caption')}: "
+                f"{first['exact']:.0%} before, {last['exact']:.0%} now"
+            )
+        state = "adapter" if self.record["finished"] else "unfinished adapter"
+        return f"{line}; {state} in {self.out}"
+
+    __repr__ = line
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AdapterScore(TuneResult):
+    """How close a model comes to the reference captions, with or without an adapter."""
+
+    adapter: str
+    """Folder of the adapter; empty: the model without an adapter."""
+    score: Mapping[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        return {"adapter": self.adapter, **self.score}
+
+    def row(self) -> dict[str, Any]:
+        shown = {name: self.score[name] for name in ("captions", "exact", "words", "loss")}
+        return {"adapter": self.adapter, **shown}
+
+    def line(self) -> str:
+        label = f"with the adapter in {self.adapter}" if self.adapter else "without an adapter"
+        return (
+            f"{label}: {counted(self.score['captions'], 'caption')}, {self.score['exact']:.0%} "
+            f"exact, {self.score['words']:.0%} of words in common, loss {self.score['loss']:.3f}"
+        )
+
+    __repr__ = line
+
+
+def tuned_in(out: Path) -> Tuned:
+    """Return the training of an adapter's folder. Raises EnvironmentFault."""
+    return Tuned(out=out, record=read_json(out / RECORD, SHAPE, TRAIN_AGAIN))
+
+
+def scored_in(out: Path, adapter: str) -> AdapterScore:
+    """Return the last score in an adapter's folder. Raises EnvironmentFault."""
+    shape = {"captions": count, **SCORE_SHAPE}
+    found = read_json(out / RUN / SCORE, shape, TRAIN_AGAIN)
+    score = {name: value for name, value in found.items() if name != EACH}
+    return AdapterScore(out=out, adapter=adapter, score=score)
+
+
+def refuse_other_recipe(out: Path, recipe: Mapping[str, Any], *, resume: bool) -> None:
+    """Refuse to train into a folder whose adapter has another recipe, unless `resume`. Raises
+    UsageError."""
+    if resume or not (out / ADAPTER_WEIGHTS).is_file():
+        return
+    if not (out / RECORD).is_file():
+        why = "has no training record"
+    else:
+        found = tuned_in(out).record["recipe"]
+        described = {name: option for name, option in RECIPE_OPTIONS.items() if name in recipe}
+        others = [option for name, option in described.items() if found.get(name) != recipe[name]]
+        if not others:
+            return
+        why = f"was trained with other settings ({', '.join(others)})"
+    raise UsageError(
+        f"the adapter in {out} {why}",
+        hint="Give another --out, or --resume to continue from it",
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainingFound:
+    """The state of a training run as read from its folder."""
+
+    run: Path
+    """Folder of the record of its run."""
+    tuned: Tuned | None
+    """The training record; None: no step is finished yet."""
+
+    def line(self) -> str:
+        """Return the state in one line."""
+        return self.tuned.line() if self.tuned is not None else "no step is finished yet"
+
+
+def training_in(out: Path) -> TrainingFound | None:
+    """Return the training in a folder; None for any other folder. Raises EnvironmentFault."""
+    run, made = out / RUN, (out / RECORD).is_file()
+    begun = (run / RUN_RECORD).is_file() and (run / "logs" / f"{STAGE.name}.log").exists()
+    if (out / RUN_RECORD).exists() or not (made or begun):
+        return None
+    return TrainingFound(run=run, tuned=tuned_in(out) if made else None)

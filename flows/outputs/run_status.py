@@ -1,0 +1,345 @@
+"""Collects for programs the state of the run, export or training in a folder, from its record.
+
+The status of a run lists its finished items, rate and remaining time. The module reads files alone
+and starts nothing.
+"""
+
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from artifacts.texts.edits import DECISIONS
+from artifacts.wording import counted, first_of
+from flows.core.console.lines import duration, size
+from flows.core.job.summary import computed_by
+from flows.core.pipelines import LABELS, STAGES, product_of
+from flows.outputs.record.export_result import ExportFound, export_in
+from flows.outputs.record.rounds import rounds_in, summary_json
+from flows.outputs.record.run_read import load_record
+from flows.outputs.record.run_record import current_runs, sum_of
+from flows.outputs.record.tuned import TrainingFound, training_in
+from flows.outputs.unwritten import count_unwritten
+from stages.process.job import CHUNK
+
+LISTED_WARNINGS = {kind: f" (`warnings` in {kind}.jsonl)" for kind in ("captions", LABELS)}
+"""Where the warnings of a run's files are, by the kind of its products."""
+RECENT_SECONDS = 60.0
+"""Window, in seconds, of the latest speed."""
+SHORTEST_SECONDS = 1.0
+"""Minimum seconds of work from which a speed is computed."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StageStatus:
+    """One stage of a run. Failures of a stage that reads files are counted in files."""
+
+    name: str
+    counts: str
+    """Noun of what it makes one by one; empty: none."""
+    running: bool
+    done: int
+    """Items done in this run and before it."""
+    failed: int
+    pending: int
+    about: bool
+    """Whether `pending` is an estimate from file headers, because some files were not read yet."""
+    rate: float | None
+    """Items per second in this run; None if there are none."""
+    rate_last_minute: float | None
+    """Items per second in the last minute; None if the stage is not running."""
+    seconds_left: float | None
+    """Estimated seconds left; None: unknown."""
+    seconds: float
+    """Seconds that the stage has worked in this run."""
+    peak_host_bytes: int
+    peak_device_bytes: int
+    devices: dict[str, dict[str, Any]]
+    """Device → what the stage has made, worked and used there, if it shares several."""
+    taken_bytes: int
+    """Peak bytes on its compute device above the baseline (imports, or other processes of a GPU);
+    0: unknown."""
+    planned_bytes: int
+    """Planned value of `taken_bytes`; 0: unknown."""
+    now_bytes: int
+    """Bytes above that baseline in the last sample; 0: unknown, or the stage is not running."""
+
+
+def stages_of(record: Mapping[str, Any], now: float) -> list[StageStatus]:
+    """Return the stages of a record at the time `now`, in seconds since the epoch."""
+    about = int(record["plan"].get("chunks", 0)) if record["media"].get("open") else 0
+    planned = record["plan"].get("memory") or {"stages": []}
+    peaks = {stage["rung"]["stage"]: stage["peak_bytes"] for stage in planned["stages"]}
+    at = now if record["state"] == "running" else None
+    noun = record["plan"].get("counts", CHUNK)
+    return [
+        _stage(entry, about, at, peaks.get(entry["name"], 0), noun) for entry in record["stages"]
+    ]
+
+
+def _stage(
+    entry: Mapping[str, Any], about: int, now: float | None, planned_bytes: int, noun: str
+) -> StageStatus:
+    """`noun`: what chunks of this run are called."""
+    counts = STAGES[entry["name"]].counts
+    running = now is not None and bool(entry["since"])
+    made = entry["items"] + entry["running"]
+    about *= STAGES[entry["name"]].of_media
+    total = max(entry["total"], about)
+    done = min(entry["before"] + made, total) if total else entry["before"] + made
+    lost = entry["failed"] if STAGES[entry["name"]].can_reject_items else 0
+    pending = max(0, total - done - lost)
+    seconds = entry["seconds"]
+    if running and now is not None:
+        seconds += max(0.0, now - entry["since"])
+    rate = made / seconds if made and seconds >= SHORTEST_SECONDS else None
+    lately = _recent_rate(entry, made, now) if running and now is not None else None
+    speed = lately or rate
+    on_device = bool(entry["peak_device_bytes"])
+    peak = entry["peak_device_bytes" if on_device else "peak_host_bytes"]
+    last: Sequence[Any] = entry["now"][-1] if entry["now"] else (0, 0, 0)
+    left = 0.0 if not pending else pending / speed if speed and now is not None else None
+    return StageStatus(
+        name=entry["name"],
+        counts=noun if counts == CHUNK else counts,
+        running=running,
+        done=done,
+        failed=entry["failed"],
+        pending=pending,
+        about=about > entry["total"],
+        rate=rate,
+        rate_last_minute=lately,
+        seconds_left=left,
+        seconds=seconds,
+        peak_host_bytes=entry["peak_host_bytes"],
+        peak_device_bytes=entry["peak_device_bytes"],
+        devices=entry["devices"],
+        taken_bytes=_above_baseline(entry, peak),
+        planned_bytes=planned_bytes,
+        now_bytes=_above_baseline(entry, last[2 if on_device else 1]) if running else 0,
+    )
+
+
+def _above_baseline(entry: Mapping[str, Any], taken: int) -> int:
+    """Return bytes above what was in use before the stage began; 0: unknown."""
+    if not entry["peak_device_bytes"]:
+        baseline = entry["notes"].get("loaded_bytes", 0)
+        return max(0, int(taken - baseline)) if baseline else 0
+    baseline = entry["baseline_before_bytes"]
+    if not (entry["processes"] or baseline):
+        # It is recorded at the end of a process, whose first sample precedes its use of the GPU.
+        baseline = entry["now"][0][2] if entry["now"] else taken
+    return max(0, int(taken - baseline))
+
+
+def _recent_rate(entry: Mapping[str, Any], made: int, now: float) -> float | None:
+    """Return chunks per second since the oldest sample of the last minute: 0 without a sample, None
+    if the stage or that sample is too young to tell."""
+    samples = [s for s in entry["recent"] if now - s[0] <= RECENT_SECONDS]
+    if not samples:
+        return 0.0 if now - entry["since"] > RECENT_SECONDS else None
+    at, then = samples[0]
+    return (made - then) / (now - at) if now - at >= SHORTEST_SECONDS else None
+
+
+def advice(record: Mapping[str, Any]) -> str:
+    """Return advice for a run that ended before its work was done; empty if there is none, or its
+    error gives it."""
+    if record["state"] in ("done", "running"):
+        return ""
+    if record.get("hint"):
+        return str(record["hint"])
+    retry, flow_run = "run the same command again", record.get("prefect")
+    if not flow_run and retry in record["error"]:
+        return ""
+    retry += " to continue"
+    if flow_run:
+        retry = f"`prefect flow-run retry {flow_run['id']}` or the same command continues"
+    return f"Finished work is kept: {retry}"
+
+
+COLUMNS = (
+    "stage", "done", "failed", "pending", "last minute", "overall", "time left", "worked",
+    "peak memory",
+)  # fmt: skip
+
+
+def cells(stage: StageStatus) -> tuple[str, ...]:
+    """Return one stage as table cells, one text per column."""
+    lately = "-" if stage.rate_last_minute is None else f"{stage.rate_last_minute:.2f}/s"
+    left = "-"
+    if stage.pending:
+        left = "unknown" if stage.seconds_left is None else duration(stage.seconds_left)
+    peak = f"{size(stage.peak_host_bytes)} host" if stage.peak_host_bytes else "-"
+    if stage.peak_device_bytes:
+        peak += f", {size(stage.peak_device_bytes)} GPU"
+    if stage.planned_bytes:
+        over = "over the " * (stage.taken_bytes > stage.planned_bytes)
+        taken = f"{size(stage.taken_bytes)} above its start, {over}" if stage.taken_bytes else ""
+        peak += f" ({taken}{size(stage.planned_bytes)} planned)"
+    unknown = not (STAGES[stage.name].of_media or stage.done or stage.pending)
+    return (
+        stage.name,
+        counted(stage.done, stage.counts) if stage.counts else str(stage.done),
+        str(stage.failed),
+        "-" if unknown else ("~" if stage.about and stage.pending else "") + str(stage.pending),
+        lately,
+        "-" if stage.rate is None else f"{stage.rate:.2f}/s",
+        left,
+        duration(stage.seconds) if stage.seconds else "-",
+        peak,
+    )
+
+
+def description_lines(record: Mapping[str, Any]) -> Iterator[str]:
+    """Yield lines that describe a run: model, device, rungs, flow run and results so far."""
+    plan, media = record["plan"], record["media"]
+    if plan:
+        precision = ", ".join(f"{half} {kind}" for half, kind in plan["precision"].items())
+        how = f"{plan['device']}, {precision}, batches of {plan['batch_size']}"
+        yield f"{plan['model']} on {how if precision else 'a server'}"
+    for name, half in plan.get("halves", {}).items():
+        yield f"{name} half: {size(half['bytes'])} of weights, {computed_by(half)}"
+    if plan.get("in_waves"):
+        yield plan["in_waves"]
+    of_all = [taken for taken in record["rungs"] if taken["reason"] != "item alone"]
+    yield from map(rung_line, {taken["stage"]: taken for taken in of_all}.values())
+    if many := record.get("partitions"):
+        failed = f", {many['failed']} failed" if many["failed"] else ""
+        yield f"{many['done']} of {counted(many['total'], 'partition')} done{failed}"
+    if record["prefect"]:
+        yield f"flow run {record['prefect']['name']} ({record['prefect']['id']})"
+    still = f", {media['open']} not read yet" if media["open"] else ""
+    if warned := media.get("warned"):
+        listed = LISTED_WARNINGS.get(kind_of(record), "")
+        still += f", {warned} with warnings{listed}"
+    edits = "".join(f", {record[n]:,} {n}" for n in DECISIONS if record.get(n))
+    cut = f", {record['cut']} cut at the token limit" if record["cut"] else ""
+    texts = "".join(f", {texts_line(texts)}" for texts in record["texts"])
+    count, kind = written(record)
+    noun = " or ".join(each.removesuffix("s") for each in kind.split(" or "))
+    captions = f"{counted(count, noun)} written{edits}{cut}{texts}"
+    if record["summaries"]:
+        captions += f", {counted(record['summaries'], 'summary')}"
+    yield f"{counted(media['total'], 'file')}, {media['failed']} failed{still}; {captions}"
+    if runs := runs_line(record):
+        yield runs
+
+
+def made_text(entry: Mapping[str, Any]) -> str:
+    """Return how many items the stages of a run made, such as `frames 12, encode 12`."""
+    return ", ".join(f"{name} {count:,}" for name, count in entry["items"].items() if count)
+
+
+def runs_line(record: Mapping[str, Any]) -> str:
+    """Return what all runs into the folder took and made, such as `all 3 runs: 2 min 05 s, made
+    frames 12`; empty if the last run alone made something."""
+    total = sum_of(current_runs(record))
+    if total is None or (total["runs"] == 1 and total["started"] == record["started"]):
+        return ""
+    name = f"all {total['runs']} runs" if total["runs"] > 1 else "an earlier run"
+    peaks = {"host": total["peak_host_bytes"], "GPU": total["peak_device_bytes"]}
+    texts = [f"{size(peak)} {where}" for where, peak in peaks.items() if peak]
+    parts = [duration(total["seconds"]), f"made {made_text(total)}"]
+    parts += [f"at most {', '.join(texts)}"] if texts else []
+    return f"{name}: {', '.join(parts)}; the table is of the last run"
+
+
+def kind_of(record: Mapping[str, Any]) -> str:
+    """Return the kind of product of a run."""
+    return product_of(STAGES[stage["name"]] for stage in record["stages"])
+
+
+def written(record: Mapping[str, Any]) -> tuple[int, str]:
+    """Return the number of products that a run wrote, and their name."""
+    kind = kind_of(record)
+    named = "labelled images or frames" if kind == LABELS else kind
+    return record["captions" if kind == "captions" else "rows"], named
+
+
+def texts_line(texts: Mapping[str, Any]) -> str:
+    """Return a line such as `.txt: 35 written, 3 edited by users kept`."""
+    labels = {
+        "written": "written",
+        "kept": "edited by users kept",
+        "earlier": "from an earlier run",
+        "others": "not from this run",
+    }
+    parts = [f"{texts[name]} {label}" for name, label in labels.items() if texts[name]]
+    where = " beside the media" if texts["beside"] else ""
+    return f".{texts['format']}{where}: {', '.join(parts) or 'none'}"
+
+
+def edited_text(names: Sequence[str]) -> str:
+    """Return what became of the files of a data set that the user wrote or edited."""
+    return f"{first_of(names)} kept, edited by you"
+
+
+def rung_line(taken: Mapping[str, Any]) -> str:
+    """Return a line such as `decode runs with batch 2, bf16 (out of memory: CUDA out of memory
+    …)`."""
+    why = ": ".join(filter(None, (taken["reason"], taken["error"])))
+    return f"{taken['stage']} runs with {taken['name']} ({why})"
+
+
+def output_paths(record: Mapping[str, Any]) -> dict[str, str]:
+    """Return the name and path of each output of a run, and its store."""
+    found = {**record["outputs"], "store": record["plan"].get("store", "")}
+    if record["state"] not in ("running", "done"):  # it did not come to write all of them
+        found = {n: p for n, p in found.items() if not os.path.isabs(p) or os.path.lexists(p)}
+    why = dict.fromkeys(record["earlier"], "from an earlier run")
+    why |= {name: edited_text(names) for name, names in record.get("edited", {}).items()}
+    for name, text in why.items():
+        found[name] = f"{found.get(name, '')} ({text})"
+    return {name: path for name, path in found.items() if path}
+
+
+class RunFolder(NamedTuple):
+    """The export or training that a folder holds, and the folder of its last run."""
+
+    export: ExportFound | None
+    training: TrainingFound | None
+    run: Path | None
+    """None: an export that has no run yet."""
+
+
+def run_folder(out: Path) -> RunFolder:
+    """Return what a folder holds. Raises UsageError, EnvironmentFault."""
+    if (export := export_in(out)) is not None:
+        return RunFolder(export, None, export.latest)
+    training = training_in(out)
+    return RunFolder(None, training, out if training is None else training.run)
+
+
+def run_status(out: Path) -> dict[str, Any]:
+    """Return the object that `penstock status --json` prints: the progress, and how many decisions
+    are not in the files yet. Raises UsageError, EnvironmentFault."""
+    run = run_folder(out).run
+    unwritten = {} if run is None else {"unwritten": count_unwritten(run)}
+    return {**progress_of(out), **unwritten}
+
+
+def progress_of(out: Path) -> dict[str, Any]:
+    """Return the progress of the run, export or training in a folder. It reads no captions, so a
+    page may ask for it every second. Raises UsageError, EnvironmentFault.
+
+    An export adds `checkpoint`, a training `training`, and learning `rounds`; the other entries are
+    of the last run.
+    """
+    export, training, run = run_folder(out)
+    found: dict[str, Any] = {}
+    if export is not None:
+        place = {"folder": str(export.checkpoint), "placed": export.placed}
+        found["checkpoint"] = {"verdict": export.verdict(), **place, "parity": export.parity}
+    if training is not None:
+        found["training"] = None if training.tuned is None else training.tuned.to_json()
+    if run is None:
+        return found
+    record = load_record(run)
+    if rounds := list(summary_json(rounds_in(out))):
+        found["rounds"] = rounds
+    stages = {stage.name: asdict(stage) for stage in stages_of(record, time.time())}
+    record["stages"] = [{**entry, **stages[entry["name"]]} for entry in record["stages"]]
+    return {**found, **record, "advice": advice(record)}

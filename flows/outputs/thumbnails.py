@@ -1,0 +1,109 @@
+"""Makes thumbnails of media for pages."""
+
+import base64
+import contextlib
+import io
+from array import array
+from functools import lru_cache
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from artifacts.disk.stamps import Stamp, stamp_of
+from artifacts.remote.media_cache import open_local
+from artifacts.schema import FrameFit
+
+SIDE = 320
+"""Pixels of the longer side of a thumbnail."""
+QUALITY = 70
+NEAR_SECONDS = 0.002
+"""Times are rounded by less."""
+INDEXED = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")
+"""Formats with reliable times and seeks. Other files are read whole once, as for their frames."""
+
+
+def thumbnail(source: str | Path, time: float | None, side: int = SIDE) -> bytes | None:
+    """Return a JPEG of an image, or of a video's frame at a time in seconds. `side`: pixels of the
+    longer side. `source`: path or address. Return None if the source cannot be read, so that one
+    bad file does not fail a page."""
+    from PIL import Image
+
+    from stages.frames.image import read_image
+
+    try:
+        with open_local(source) as path:
+            fit = FrameFit(long_edges=((1.0, side),), shrinks=True)
+            pixels = read_image(path, fit)[1].pixels[0] if time is None else _frame(path, time, fit)
+            small = Image.fromarray(pixels)
+            small.thumbnail((side, side))
+            out = io.BytesIO()
+            small.save(out, "JPEG", quality=QUALITY)
+            return out.getvalue()
+    except Exception:
+        return None
+
+
+def data_address(source: str | Path, time: float | None, side: int = SIDE) -> str:
+    """Return the same as a `data:` address; empty if the source cannot be read."""
+    small = thumbnail(source, time, side)
+    return "" if small is None else "data:image/jpeg;base64," + base64.b64encode(small).decode()
+
+
+def _frame(path: Path, time: float, fit: FrameFit) -> Any:
+    from stages.frames.frame_converter import FrameConverter, shown_size
+
+    shown, aspect = shown_at(path, time)
+    return FrameConverter(shown, fit.size(*shown_size(shown, aspect))).convert(shown)
+
+
+def shown_at(path: Path, time: float) -> tuple[Any, Any]:
+    """Return the frame of a video that begins at a time in seconds, or the next one, and the aspect
+    of its pixels. Raises ValueError without a frame."""
+    from stages.frames.reader import Reader
+    from stages.frames.timeline import tick_from
+
+    if (sought := _sought(path, time)) is not None:
+        return sought
+    timeline = _timeline(path, stamp_of(path))
+    at = int(timeline.pts.searchsorted(tick_from(timeline, time - NEAR_SECONDS)))
+    ticks = int(timeline.pts[min(at, len(timeline.pts) - 1)])
+    with contextlib.closing(Reader(path, threads=1, timeline=timeline)) as reader:
+        reader.request(array("q", [ticks]))
+        found = reader.at(ticks, timeline.start, int(timeline.pts[-1]) + 1)
+        if found is None:
+            raise ValueError("no frame")
+        return found[1], reader.decoder.stream.sample_aspect_ratio
+
+
+@lru_cache(maxsize=16)
+def _timeline(path: Path, stamp: Stamp) -> Any:
+    from stages.frames.reader import Reader
+
+    with contextlib.closing(Reader(path, threads=1)) as reader:
+        return reader.timeline
+
+
+def _sought(path: Path, time: float) -> tuple[Any, Any] | None:
+    """Return the same after one seek, without reading the whole file. Return None where the format
+    may state wrong times, and where that fails."""
+    import av
+
+    from stages.frames.media_opening import decoder_of, open_video, time_zero
+    from stages.frames.reader import deinterlaced
+
+    container, stream = open_video(path, threads=1)
+    with container, contextlib.suppress(av.error.FFmpegError, IndexError, TypeError):
+        if container.format.name in INDEXED:
+            zero, decode = float(time_zero(container)), decoder_of(stream).decode
+            container.seek(int((zero + time) * 1_000_000))
+            frames = chain.from_iterable(map(decode, container.demux(stream)))
+            before = None
+            for frame in frames:
+                late = frame.time - zero - time  # TypeError without a time
+                if late >= -NEAR_SECONDS:
+                    if before is None and late > NEAR_SECONDS:
+                        return None
+                    after = next(frames, None) if frame.interlaced_frame else None
+                    return deinterlaced(frame, before, after), stream.sample_aspect_ratio
+                before = frame
+    return None

@@ -1,0 +1,334 @@
+"""Writes the requested output files from stored captions. Runs no model."""
+
+import os
+import shlex
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from artifacts.disk.files import json_text
+from artifacts.errors import EnvironmentFault, PenstockError
+from artifacts.texts.captions import WRITERS, Caption, Failure, json_lines, write_jsonl
+from artifacts.texts.edits import ACCEPTED, REJECTED, Chunk, unused_note
+from artifacts.texts.shards import DATASET
+from artifacts.texts.tables import TABLES
+from artifacts.texts.trainers import TRAINERS
+from artifacts.wording import counted
+from flows.core.job.away import AWAY
+from flows.core.job.prepare import Job
+from flows.core.ledger.tasks import Medium
+from flows.core.media.generated_files import GeneratedFiles, digest_at
+from flows.core.media.media_file import MediaFile
+from flows.core.options.text import OutputOptions, PromptOptions, TextOptions
+from flows.core.pipelines import STAGES
+from flows.outputs.captions import (
+    ALL_REASONING,
+    UNKNOWN_END,
+    captions_by_file,
+    complete_captions,
+    file_failure,
+    kinds_of,
+    properties_of,
+    table_rows,
+    unanswered,
+)
+from flows.outputs.marker import CAPTIONS, MEDIA, write_proved
+from flows.outputs.record.run_read import load_record
+from flows.outputs.text_files import TextFileCounts, write_texts
+from stages.process.events import Failed
+
+
+def failures_of(job: Job) -> list[Failure]:
+    """Return everything that could not be captioned, in source order within each stage."""
+    found = list(job.failures)
+    for each in job.files:
+        file, medium = each.file, each.medium
+        known = job.ledger.failure(medium) or job.ledger.refusal(medium)
+        if known is not None and known["kind"] != AWAY:  # its folder has failed
+            stage = known.get("stage", job.pipeline[0].name)
+            found.append(file_failure(file, stage, known, known.get("start", 0.0)))
+        of_prompt = f" (prompt {file.name})" if file.name else ""
+        why = {**ALL_REASONING, "message": ALL_REASONING["message"] + of_prompt}
+        found += [
+            file_failure(file, job.pipeline[-1].name, why, task.chunk.start)
+            for task in unanswered(job, each)
+        ]
+    return list(dict.fromkeys(found))  # a medium with several prompts fails once
+
+
+def warned_files(job: Job) -> int:
+    """Return the number of files that were read with warnings, such as truncated ones."""
+    indexes = (job.ledger.media_index(group[0].medium) for group in job.by_file)
+    return sum(index is not None and bool(index.all_warnings) for index in indexes)
+
+
+NAMED = 10
+"""Most files that an error names."""
+
+
+def missing_rows(job: Job, chunks: Mapping[MediaFile, int] | None) -> dict[str, int]:
+    """Return each file of the sources that has fewer rows and failures than chunks, and how many it
+    lacks; 1 if it was not read. `chunks` were written of each file, under any of its prompts; None:
+    stored records count."""
+    ledger, found = job.ledger, Counter[str]()
+    for group in job.by_file:
+        index = ledger.media_index(group[0].medium)
+        lacking = 1 if index is None else len(index.chunks) * len(group)
+        lacking -= sum((chunks or {}).get(each.file, 0) for each in group)
+        if lacking <= 0 or ledger.failure(group[0].medium) is not None:
+            continue
+        lacking -= sum(
+            chunks is None if ledger.is_done(task) else ledger.has_failed(task)
+            for task in ledger.tasks([each.medium for each in group])
+        )
+        if chunks is not None:
+            lacking -= sum(1 for each in group for _ in unanswered(job, each))
+        if lacking > 0:
+            found[group[0].file.media_path] += lacking
+    return found
+
+
+def missing_error(out: Path, missing: Mapping[str, int]) -> EnvironmentFault:
+    """Return the error of a run whose outputs lack items, however often it makes them."""
+    more = f" and {len(missing) - NAMED} more" if len(missing) > NAMED else ""
+    return EnvironmentFault(
+        f"neither a row nor a failure in {out} for {counted(sum(missing.values()), 'item')} of "
+        f"{', '.join([*missing][:NAMED])}{more}, which were made twice",
+        hint="Run `penstock cache verify`, then the same command; please report it if that fails",
+    )
+
+
+def media_paths_of(job: Job) -> dict[str, str]:
+    """Return the digest of each medium → the path of the first file with that content."""
+    return {each.medium.digest: each.file.media_path for each in reversed(job.files)}
+
+
+def failure_of(job: Job, names: Mapping[str, str], stage: str, event: Failed) -> dict[str, str]:
+    """Return the failure event of a medium, or of a chunk's features, with the file's path."""
+    key, made = event.media, STAGES[stage].writes
+    if STAGES[stage] is not job.pipeline[0]:
+        tasks = job.ledger.tasks(job.media)
+        chunks = (
+            task
+            for task in chain(
+                tasks, (other for each in tasks for other in job.ledger.equivalent_tasks(each))
+            )
+            if task.keys.get(made) == key
+        )
+        key = next((task.medium.digest for task in chunks), key)
+    return {
+        "media_path": names.get(key, ""),
+        "stage": stage,
+        "message": event.message,
+        "hint": event.hint,
+    }
+
+
+def output_paths(job: Job) -> dict[str, str]:
+    """Return the path of each kind of output that exists or will be written."""
+    outputs = OutputOptions.of(job.config)
+    formats = outputs.format
+    found = {"captions": str(job.out / "captions.jsonl")}
+    text_folder = "beside the media" if outputs.beside else str(job.out)
+    found |= dict.fromkeys((form for form in WRITERS if form in formats), text_folder)
+    for form in (*TABLES, *FOLDERS):
+        path = job.out / (form if form in FOLDERS else f"captions.{form}")
+        if form in formats or path.exists():
+            found[form] = str(path)
+    if PromptOptions.of(job.config).summary:
+        found["summaries"] = str(job.out / "summaries.jsonl")
+    return {**found, "failures": str(job.out / "failures.jsonl"), "logs": str(job.out / "logs")}
+
+
+FOLDERS = (DATASET, *TRAINERS)
+"""Formats written as a folder in `OUT` after all captions."""
+
+
+def replaced_line(out: Path, outputs: Mapping[str, str]) -> str:
+    """Return which of these outputs are there before a run that writes them; empty for none. Texts
+    of media are counted when the run ends."""
+    not_named = (*WRITERS, "failures", "logs")
+    paths = [p for name, p in outputs.items() if name not in not_named and _holds(p)]
+    names = [os.path.relpath(path, out) + "/" * os.path.isdir(path) for path in paths]
+    return f"replaces in {out}: {', '.join(names)}" if names else ""
+
+
+def lost_trigger_note(job: Job) -> str:
+    """Return a note on the trigger or prefix of the captions in the output folder if this run,
+    which replaces them, has neither; empty if there is none."""
+    now, before = TextOptions.of(job.config), dict[str, str]()
+    if job.pipeline[-1].writes != "captions" or now.trigger or now.prefix:
+        return ""
+    with suppress(PenstockError):
+        before = load_record(job.out)["plan"].get("words", {})
+    lost = next((name for name in ("trigger", "prefix") if before.get(name)), "")
+    if not lost:
+        return ""
+    place, text = next((n for n in FOLDERS if (job.out / n).is_dir()), CAPTIONS), before[lost]
+    words = f"the {lost} {text}, and this run has none: give --{lost} {shlex.quote(text)}"
+    return f"{job.out / place} had {words} to keep it"
+
+
+def existing_outputs(job: Job) -> list[str]:
+    """Return the outputs of an earlier run that exist when a run begins."""
+    paths, names = output_paths(job), ("captions", *TABLES, *FOLDERS)
+    return [name for name in names if name in paths and _holds(paths[name])]
+
+
+def _holds(path: str) -> bool:
+    """Return whether an output is there, and not an empty file."""
+    return os.path.isdir(path) or (os.path.exists(path) and os.path.getsize(path) > 0)
+
+
+@dataclass(kw_only=True, slots=True)
+class OutputCounts:
+    """The counts of what the outputs contain now."""
+
+    captions: int = 0
+    cut: int = 0
+    """Captions that reached the token limit, and that no user reviewed since."""
+    unknown_ends: int = 0
+    """Captions of a server that gave an unknown reason for their end."""
+    corrected: int = 0
+    """Captions that a user corrected."""
+    accepted: int = 0
+    """Captions that a user accepted."""
+    rejected: int = 0
+    """Captions that a user rejected."""
+    failures: list[Failure] = field(default_factory=list)
+    texts: list[TextFileCounts] = field(default_factory=list)
+    user_texts: dict[str, int] = field(default_factory=dict)
+    """Format → number of user-written or corrected texts in it. `corrected` counts those of
+    captions.jsonl."""
+    earlier: list[str] = field(default_factory=list)
+    """Outputs that an earlier run wrote and this one did not update."""
+    edited: dict[str, list[str]] = field(default_factory=dict)
+    """Data set → its files that the user wrote or edited, which are kept."""
+    chunks: Mapping[MediaFile, int] = field(default_factory=dict)
+    """Captions of each file, under its first prompt."""
+    shared_edits: dict[str, str] = field(default_factory=dict)
+    """Medium whose edit also counts for another one of the same content → that one."""
+    others: list[str] = field(default_factory=list)
+    """Tables, and folders of data sets, that are up to date."""
+    unused_edits: str = ""
+    """Says which edits of the folder's journal the outputs do not have; empty: none."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return all counts but the failures, as `run.json` stores them."""
+        return {
+            "captions": self.captions,
+            "cut": self.cut,
+            "corrected": self.corrected,
+            "accepted": self.accepted,
+            "rejected": self.rejected,
+            "texts": [texts.to_json() for texts in self.texts],
+            "earlier": list(self.earlier),
+            "edited": dict(self.edited),
+        }
+
+
+def write_captions(
+    job: Job, by_file: Iterable[list[Caption]] | None = None
+) -> dict[MediaFile, int]:
+    """Write these captions of each file, or those that are stored by now, and no other output.
+    Return their numbers, each under the entry of the file's first prompt."""
+    counts: list[int] = []
+
+    def rows() -> Iterator[Caption]:
+        for captions in captions_by_file(job) if by_file is None else by_file:
+            counts.append(len(captions))
+            yield from captions
+
+    firsts = [group[0] for group in job.by_file]
+    counted_files = zip(firsts, counts, strict=True)  # read once the captions are written
+    media = (media_line(each.file, count, each.medium) for each, count in counted_files)
+    write_proved(job.out, {CAPTIONS: json_lines(rows()), MEDIA: media}, job.store.url)
+    return {each.file: count for each, count in zip(firsts, counts, strict=True)}
+
+
+def write_outputs(job: Job, *, last: bool) -> OutputCounts:
+    """Write the requested output files, and update those of an earlier run.
+
+    Only the `last` call writes tables: they cannot be appended to, and no program reads them during
+    the run.
+    """
+    found = OutputCounts(failures=failures_of(job))
+    edited: dict[tuple[object, ...], str] = {}
+
+    def by_file() -> Iterator[list[Caption]]:
+        # Rebuilt for each output: in memory, they would be most of what a large run takes.
+        found.captions = found.cut = found.unknown_ends = 0
+        found.corrected = found.accepted = found.rejected = 0
+        for captions in captions_by_file(job):
+            found.captions += len(captions)
+            found.cut += sum(not c.review and (c.ended == "length") for c in captions)
+            warnings = chain.from_iterable(c.warnings for c in captions)
+            found.unknown_ends += sum(text.startswith(UNKNOWN_END) for text in warnings)
+            found.corrected += sum(bool(c.original) for c in captions)
+            found.accepted += sum(c.review == ACCEPTED for c in captions)
+            found.rejected += sum(c.review == REJECTED for c in captions)
+            for each in (c for c in captions if c.original or c.review):
+                of = (each.features, each.name, each.prompt, each.start)
+                if (first := edited.setdefault(of, each.media_path)) != each.media_path:
+                    found.shared_edits[each.media_path] = first
+            yield captions
+
+    found.chunks = write_captions(job, by_file())
+    write_jsonl(job.out / "failures.jsonl", found.failures)
+    own, kinds = GeneratedFiles(job.store, out=job.out), kinds_of(job)
+    found.texts = write_texts(job, own, complete_captions)
+    for texts in found.texts:
+        found.user_texts[texts.form] = found.user_texts.get(texts.form, 0) + texts.user_texts
+    for form, write in TABLES.items():
+        path = job.out / f"captions.{form}"
+        if (last and found.captions) and (
+            form in OutputOptions.of(job.config).format or own.has(path.name, digest_at(path))
+        ):
+            rows = table_rows(chain.from_iterable(by_file()), kinds, properties_of(job))
+            own.renew(path, partial(write, rows=rows, kinds=kinds))
+            found.user_texts[form] = found.corrected
+            found.others.append(path.name)
+        elif path.exists():
+            found.earlier.append(form)
+    for form, each in TRAINERS.items():
+        if any((job.out / form / name).exists() for name in each.names):
+            found.earlier.append(form)
+    if unused := job.edits.unused():
+        paths = {path for path, _ in unused}
+        kept = {c.media_path for c in chain(*captions_by_file(job)) if c.review != REJECTED} & paths
+        found.unused_edits = unused_note(unused, kept)
+    else:
+        found.unused_edits = job.edits.rejected_elsewhere(_chunks_here(job))
+    return found
+
+
+def _chunks_here(job: Job) -> Iterator[tuple[Chunk, bool]]:
+    """Yield the content and start of each caption's chunk, and whether the caption is rejected."""
+    for group, captions in zip(job.by_file, captions_by_file(job), strict=True):
+        if (medium := group[0].medium) is not None:
+            for each in captions:
+                yield (medium.digest, each.start), each.review == REJECTED
+
+
+def media_line(file: MediaFile, captions: int, content: Medium | None = None) -> str:
+    """Return the location of a file, its number of lines in `captions.jsonl`, and what it held.
+    These lines have the order of those, which distinguishes two files with one name and source."""
+    row = {
+        "media_path": file.media_path,
+        "source": file.source,
+        "kind": file.kind,
+        "url": f"file://{quote(os.fsencode(file.path))}",  # a name need not be UTF-8
+        "captions": captions,
+        **({"address": file.place} if file.remote else {}),
+    }
+    if content is not None:
+        row["content"] = content.digest
+        if content.stamp is not None:
+            row |= {"bytes": content.stamp.size, "modified": content.stamp.modified}
+    return json_text(row) + "\n"

@@ -1,1 +1,0 @@
-"""Fills vector indexes and searches them. Runs stages only through `flows.running`."""

@@ -1,0 +1,401 @@
+"""Several named prompts in one run, prompts that hold the caption of the chunk before, and
+summaries: prompts, places of captions, and what the next run reuses."""
+
+import csv
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from artifacts.errors import Interrupted, UsageError
+from flows.core.job.prepare import prepare
+from flows.core.ledger.ledger import Ledger
+from flows.core.options.commands import CaptionConfig
+from flows.interfaces.cli.main import main
+from stages.decode.engines.transformers import run_generate
+from stages.process.job import job_fields
+from tests.support.checkpoints import whole_checkpoint
+from tests.support.families import checkpoint
+from tests.support.inside import run_inside
+from tests.support.long_context import with_context
+from tests.support.media import write_numbered, write_video
+from tests.support.pipeline import Place, read_lines
+from tests.support.saying import LONG, ODD, Saying, lines, make, run, samples
+
+pytestmark = pytest.mark.filterwarnings(r"ignore:unclosed file .*\.tar:ResourceWarning")
+CHAINED = "Before: [{previous}] And now?"
+ASKED = {"long": "Describe it.", "tags": "Which things?"}
+WORDLESS = "with texts without words: the model may be unable to summarize"
+
+
+@pytest.fixture(scope="module")
+def requests(tmp_path_factory: pytest.TempPathFactory) -> CaptionConfig:
+    """A run that has asked everything."""
+    config = make(tmp_path_factory.mktemp("asked"))
+    result = run(config, prompts=ASKED)
+    assert result.files == 3 and not result.failures
+    return config
+
+
+def test_every_chunk_is_asked_everything(requests: CaptionConfig) -> None:
+    rows = lines(requests)
+    assert [(r["media_path"], r["start"], r["name"]) for r in rows[:4]] == [
+        (ODD, rows[0]["start"], "long"),
+        (ODD, rows[0]["start"], "tags"),
+        (LONG, 0.0, "long"),
+        (LONG, 0.0, "tags"),
+    ]
+    assert [r["prompt"] for r in rows[:2]] == list(ASKED.values())
+    assert all(r["caption"].startswith(r["prompt"]) for r in rows)
+    assert len(rows) == 2 * 5
+    out = Path(requests.out)
+    texts = sorted(str(path.relative_to(out)) for path in out.glob("*.txt"))
+    stem = LONG.removesuffix(".mp4")
+    assert {f"{stem}.long.txt", f"{stem}.tags.txt", "photo.long.txt"} <= {*texts}
+    assert len(texts) == 6
+    places = [json.loads(line) for line in (out / "media.jsonl").read_text().splitlines()]
+    assert [place["captions"] for place in places] == [2, 6, 2]
+
+
+def test_tables_have_a_row_a_chunk_and_columns_a_prompt(requests: CaptionConfig) -> None:
+    out, text = Path(requests.out), lines(requests)
+    long = [row for row in text if row["media_path"] == LONG]
+    with open(out / "captions.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    table = pq.read_table(out / "captions.parquet").to_pylist()
+    assert len(rows) == len(table) == 5
+    assert [row["long"] for row in rows] == [r["caption"] for r in text if r["name"] == "long"]
+    assert [row["tags"] for row in table] == [r["caption"] for r in text if r["name"] == "tags"]
+    assert {row["tags_prompt"] for row in rows} == {ASKED["tags"]}
+    assert {row["long_tokens"] for row in table} == {1}
+    assert "caption" not in table[0] and table[2]["frames"] == long[2]["frames"]
+
+
+def write_list(config: CaptionConfig, *entries: Mapping[str, Any]) -> tuple[str]:
+    listed = Path(config.sources[0], "list.jsonl")
+    listed.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+    return (str(listed),)
+
+
+def test_copies_with_one_name_have_rows_of_their_own(tmp_path: Path) -> None:
+    config = make(tmp_path)
+    picture = Path(config.sources[0], "photo.PNG")
+    for name in ("one", "two"):
+        (picture.parent / name).mkdir()
+        (picture.parent / name / "x.png").write_bytes(picture.read_bytes())
+    listed = write_list(config, {"path": "one/x.png"}, {"path": "two/x.png"})
+    run(config, sources=listed, prompts=ASKED)
+    texts = [(row["media_path"], row["name"]) for row in lines(config)]
+    assert texts == [("x.png", "long"), ("x.png", "tags")] * 2
+    assert pq.read_table(Path(config.out) / "captions.parquet").num_rows == 2
+
+
+def test_a_line_of_a_list_asks_for_itself(tmp_path: Path) -> None:
+    config = make(tmp_path)
+    entries: list[dict[str, Any]] = [
+        {"path": ODD, "prompts": {"who": "Who?", "where": "Where?"}},
+        {"path": LONG, "prompt": "What?"},
+        {"path": "photo.PNG"},
+    ]
+    run(config, sources=write_list(config, *entries), prompts=ASKED)
+    requests = {(row["media_path"], row.get("name", ""), row["prompt"]) for row in lines(config)}
+    assert requests == {
+        (ODD, "who", "Who?"),
+        (ODD, "where", "Where?"),
+        (LONG, "", "What?"),
+        ("photo.PNG", "long", ASKED["long"]),
+        ("photo.PNG", "tags", ASKED["tags"]),
+    }
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_a_file_of_which_two_things_are_asked_has_two_of_each(tmp_path: Path, beside: bool) -> None:
+    config = make(tmp_path)
+    requests = [{"path": ODD, "prompt": "Who?"}, {"path": ODD, "prompt": "Where?"}, {"path": ODD}]
+    stages = Saying()
+    run(config, stages, sources=write_list(config, *requests), prompt="What?", beside=beside)
+    assert [row["prompt"] for row in lines(config)] == ["Who?", "Where?", "What?"]
+    assert [len(batch) for batch in stages.batches("encode")] == [1]
+    folder = Path(config.sources[0]) if beside else tmp_path / "out"
+    for suffix in ("txt", "vtt", "srt"):
+        texts = [folder / f"{name}.{suffix}" for name in (ODD, f"{ODD}-2", f"{ODD}-3")]
+        for text, word in zip(texts, ("Who?", "Where?", "What?"), strict=True):
+            assert word in text.read_text()
+    assert len({sample["__key__"] for sample in samples(config)}) == 3
+    assert (tmp_path / "out" / "captions.csv").is_file()
+
+
+def test_a_prompt_with_a_place_of_a_picture_is_refused(tmp_path: Path) -> None:
+    config = make(tmp_path)
+    requests = [{"path": LONG}, {"path": ODD, "prompt": "What is <image>?"}]
+    with pytest.raises(UsageError, match=r"no\.1") as caught:
+        run(config, sources=write_list(config, *requests))
+    assert "<image>" in caught.value.message
+
+
+def test_a_file_that_fails_is_named_once(tmp_path: Path) -> None:
+    config = make(tmp_path)
+    (Path(config.sources[0]) / "odd.mp4").write_bytes(b"no video at all" * 9)
+    result = run(config, Saying(), prompts=ASKED)
+    assert [failure.media_path for failure in result.failures] == ["odd.mp4"]
+    assert (result.files, result.exit_code) == (4, 1)
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    """Two videos, of eight chunks and of one, and a picture."""
+    clips = write_numbered(tmp_path / "clips", 1)
+    write_video(clips / "long.mp4", ticks=range(240))
+    write_video(clips / "short.mp4", ticks=range(20))
+    return Place(clips=clips, out=tmp_path / "out", store=tmp_path / "store")
+
+
+def test_another_prompt_costs_its_captions_alone(place: Place) -> None:
+    options = {"chunk": 2.0, "max_new_tokens": 4}
+    run_inside(place, prompts=ASKED, **options)
+    first = {(r["start"], r["prompt"]): r["caption"] for r in place.captions()}
+    assert run_inside(place, prompts=ASKED, **options).started == []
+    more = run_inside(place, prompts={**ASKED, "who": "Who is it?"}, **options)
+    assert more.started == ["decode"]
+    found = {(r["start"], r["prompt"]): r["caption"] for r in place.captions()}
+    assert first.items() <= found.items() and len(found) == 3 * len(first) // 2
+    # One that was asked among others answers who asks it alone.
+    assert run_inside(place, prompt=ASKED["tags"], **options).started == []
+    alone = {(r["start"], r["prompt"]): r["caption"] for r in place.captions()}
+    assert alone.items() <= found.items() and "name" not in place.captions()[0]
+    assert json.loads((place.out / "run.json").read_text())["state"] == "done"
+
+
+def test_what_makes_no_sense_is_refused() -> None:
+    for prompts in ({"Long": "What?"}, {"": "What?"}, {"a": " "}):
+        with pytest.raises(UsageError):
+            CaptionConfig(sources=("a.mp4",), prompts=prompts)
+    with pytest.raises(UsageError):
+        CaptionConfig(sources=("a.mp4",), prompts=ASKED, prompt="Who?")
+
+
+def test_prompt_of_a_list_line_requests_the_length_too(tmp_path: Path) -> None:
+    config, source = make(tmp_path), tmp_path / "list.jsonl"
+    rows = [
+        {"path": f"clips/{ODD}", "prompt": "What is it?"},
+        {"path": "clips/photo.PNG", "prompts": {"a": "What is it?"}},
+        {"path": f"clips/{ODD}", "prompt": "Who is it?"},
+        {"path": f"clips/{ODD}"},
+    ]
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    run(config, sources=(str(source),), prompt="Who is it?", length="short")
+    assert [row["prompt"] for row in lines(config)] == [
+        "What is it? Answer in one short sentence.",
+        "What is it? Answer in one short sentence.",
+        "Who is it? Answer in one short sentence.",
+    ]
+
+
+def test_a_sample_holds_all_that_was_said_of_its_chunk(requests: CaptionConfig) -> None:
+    texts = {(r["media_path"], r["start"], r["name"]): r["caption"] for r in lines(requests)}
+    found = samples(requests)
+    assert len(found) == 5
+    for sample in found:
+        line = json.loads(sample["json"]) if isinstance(sample["json"], bytes) else sample["json"]
+        assert set(line["captions"]) == set(ASKED)
+        for name in ASKED:
+            text = texts[line["media_path"], line["start"], name]
+            assert sample[f"{name}.txt"] == text == line["captions"][name]["caption"]
+        assert any(suffix in sample for suffix in ("mp4", "png"))
+
+
+def chains(rows: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """The lines of each file, in order."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        found.setdefault(row["media_path"], []).append(row)
+    return [*found.values()]
+
+
+def check(rows: list[dict[str, Any]]) -> None:
+    for chain in chains(rows):
+        text = ""
+        for row in chain:
+            assert row["prompt"] == CHAINED.replace("{previous}", text)
+            text = row["caption"]
+
+
+def test_a_chunk_is_asked_about_with_the_caption_before(tmp_path: Path) -> None:
+    config = make(tmp_path)
+    stages = Saying()
+    assert not run(config, stages, prompt=CHAINED).failures
+    rows = lines(config)
+    check(rows)
+    assert [len(chain) for chain in chains(rows)] == [1, 3, 1]
+    notes = json.loads((Path(config.out) / "run.json").read_text())["plan"]["notes"]
+    assert any("captioned one after the other" in note for note in notes)
+    requests = [call for call in stages.calls if call.name == "decode"]
+    assert [sum(map(len, job_fields(call.job)["batches"])) for call in requests] == [3, 1, 1]
+    again = Saying()
+    run(config, again, prompt=CHAINED)
+    assert [call.name for call in again.calls if call.name != "cut"] in ([], ["describe"])
+    assert lines(config) == rows
+
+
+def test_a_chain_that_is_broken_goes_on(tmp_path: Path) -> None:
+    config, broken = make(tmp_path), 0
+    while True:
+        stages = Saying()
+        stages.stop_after = {"decode": 2}
+        try:
+            run(config, stages, prompt=CHAINED)
+            break
+        except Interrupted:
+            broken += 1
+    assert broken == 1
+    rows = lines(config)
+    assert [len(chain) for chain in chains(rows)] == [1, 3, 1]
+    check(rows)
+
+
+def test_who_makes_no_captions_waits_for_none(tmp_path: Path) -> None:
+    config = make(tmp_path)
+    run(config, prompt="?")
+    job = prepare(replace(config, prompt=CHAINED), Saying())
+    request = Ledger(job.store, job.pipeline[:2], *job.ledger.variants)
+    assert all(task.previous == "" for task in request.tasks(job.media))
+    assert any(task.awaits_previous for task in job.ledger.tasks(job.media))
+
+
+CONTEXT = 400
+
+
+def summarized(place: Place, **options: Any) -> Any:
+    requests = {"chunk": 1.0, "max_frames": 1, "max_new_tokens": 8, "summary": True, **options}
+    return run_inside(place, **requests)
+
+
+def summaries(place: Place) -> list[dict[str, Any]]:
+    return read_lines(place.out / "summaries.jsonl")
+
+
+def test_each_video_has_chapters_and_a_summary_that_fit_a_small_context(
+    place: Place, tmp_path: Path
+) -> None:
+    model = with_context(checkpoint("qwen2_5_vl"), CONTEXT, tmp_path / "small")
+    place = replace(place, model=str(model))
+    first = summarized(place)
+    assert first.started[-2:] == ["decode", "summarize"] and first.result.summaries == 2
+    assert "2 summaries in " in first.result.line()
+    long, short = summaries(place)
+    assert (long["media_path"], short["media_path"]) == ("long.mp4", "short.mp4")
+    assert long["levels"][0] > 1 and long["levels"][-1] == 1 and short["levels"] == [1]
+    chapters = long["chapters"]
+    assert (chapters[0]["start"], chapters[-1]["end"]) == (0.0, 8.0)
+    assert all(a["end"] == b["start"] for a, b in pairwise(chapters))
+    assert place.stages()["summarize"]["items"] == sum(long["levels"]) + 1
+    values = json.loads((place.out / "run.json").read_text())
+    assert values["summaries"] == 2 and values["outputs"]["summaries"].endswith("summaries.jsonl")
+    memory = {each["stage"]: each["rung"] for each in values["plan"]["memory"]["stages"]}
+    assert memory["summarize"]["context"] == CONTEXT
+
+    before = (place.out / "summaries.jsonl").read_bytes()
+    assert summarized(place).started == []
+    assert (place.out / "summaries.jsonl").read_bytes() == before
+    assert summarized(place, summary_prompt="What is it about?").started == ["summarize"]
+    assert place.stages()["summarize"]["items"] == 2, "the chapters are there"
+    assert "summaries.jsonl" in " ".join(summarized(place, summary=False).result.warnings)
+    assert summarized(place, prompt="Who is it?").started == ["decode", "summarize"]
+    assert summarized(place).started == []
+    assert (place.out / "summaries.jsonl").read_bytes() == before
+
+
+def test_texts_without_words_are_noted_and_counted(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = with_context(checkpoint("qwen2_5_vl"), CONTEXT, tmp_path / "small")
+    place, wordless = replace(place, model=str(model)), {0}
+    made: list[str] = []
+
+    def generated(*inputs: Any, **options: Any) -> list[Any]:
+        (output,) = run_generate(*inputs, **options)
+        made.append(" ... 12" if len(made) in wordless else "a ball rolls")
+        return [output._replace(caption=made[-1])]
+
+    monkeypatch.setattr("stages.summarize.run.run_generate", generated)
+
+    def notes() -> list[list[str]]:
+        rows = (row["warnings"] for row in summaries(place))
+        return [[text.partition(";")[0] for text in of if "words" in text] for of in rows]
+
+    line = summarized(place).result.line()
+    assert notes() == [["without words: 1 chapter"], []]
+    assert "2 summaries in " in line and f"summaries.jsonl (1 {WORDLESS})" in line
+    wordless |= {*range(len(made), len(made) + 2)}
+    line = summarized(place, summary_prompt="What is it about?").result.line()
+    assert notes() == [["without words: the summary and 1 chapter"]] * 2
+    assert f"(2 {WORDLESS})" in line
+
+
+@pytest.mark.slow
+def test_of_several_prompts_the_first_is_summarized(place: Place) -> None:
+    place = replace(place, model=str(checkpoint("qwen2_5_vl")))
+    summarized(place, prompt="Who is it?")
+    alone = summaries(place)
+    assert summarized(place, prompts={"who": "Who is it?", "where": "Where is it?"}).started == [
+        "decode"
+    ]
+    assert summaries(place) == alone
+
+
+@pytest.mark.parametrize("family", ["blip", pytest.param("instructblip", marks=pytest.mark.slow)])
+def test_a_model_that_says_nothing_without_a_picture_is_refused_before_work(
+    place: Place, family: str
+) -> None:
+    with pytest.raises(UsageError) as caught:
+        summarized(replace(place, model=str(whole_checkpoint(family))))
+    assert "cannot summarize: it needs an image to answer" in str(caught.value)
+    assert "\n" not in str(caught.value) and not place.out.exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["blip_2", "florence2", "mllama", "internvl"])
+def test_a_family_of_each_route_summarizes(place: Place, family: str) -> None:
+    place = replace(place, model=str(whole_checkpoint(family)))
+    summarized(place)
+    text = summaries(place)
+    assert len(text) == 2 and all(row["summary"] for row in text)
+    assert summarized(place).started == []
+
+
+def test_a_run_that_would_lose_the_trigger_of_its_folder_says_so_before(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.new("RGB", (64, 48), "red").save(tmp_path / "a.png")
+    model, store = str(checkpoint("llava")), tmp_path / "store"
+    place = Place(clips=tmp_path / "a.png", out=tmp_path / "lora", store=store, model=model)
+    options: dict[str, Any] = {"format": ("kohya",), "max_new_tokens": 4}
+    assert "trigger" not in run_inside(place, trigger="the ohwx", **options).said
+    words = "the trigger the ohwx, and this run has none: give --trigger 'the ohwx' to keep it"
+    note = f"{place.out / 'kohya'} had {words}"
+    planned = ["caption", str(place.clips), "--model", model, "--store", str(store), "--dry-run"]
+    assert main([*planned, "--out", str(place.out)]) == 0
+    assert note in capsys.readouterr().out.replace("\n", " ")
+    assert "trigger" not in run_inside(place, trigger="sks", **options).said
+    assert note.replace("the ohwx", "sks").replace("'", "") in run_inside(place, **options).said
+
+
+def test_captions_of_files_that_are_gone_are_named_before_they_leave(tmp_path: Path) -> None:
+    clips = tmp_path / "clips"
+    clips.mkdir()
+    for name, colour in (("a", "red"), ("b", "blue"), ("c", "green")):
+        Image.new("RGB", (64, 48), colour).save(clips / f"{name}.png")
+    model, store = str(checkpoint("llava")), tmp_path / "store"
+    place = Place(clips=clips, out=tmp_path / "out", store=store, model=model)
+    assert "any more" not in run_inside(place, max_new_tokens=4).said
+    (clips / "a.png").rename(clips / "renamed.png")
+    (clips / "b.png").unlink()
+    note = f"not in {place.out / 'captions.jsonl'} any more: 1 caption of 1 file that this run "
+    assert f"{note}does not read (b.png)" in run_inside(place, max_new_tokens=4).said
+    assert "any more" not in run_inside(place, max_new_tokens=4).said

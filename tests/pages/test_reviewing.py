@@ -1,0 +1,418 @@
+"""A review in a real browser: edits by keys, a server that is killed, how it looks, and learning
+from corrections at the press of a button."""
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from artifacts.texts.captions import Failure
+from artifacts.texts.edits import read_edits
+from flows.outputs.record.rounds import rounds_in
+from penstock_demo.clips import write_clips
+from tests.support import studio_page
+from tests.support.browser import Browser, browsing
+from tests.support.learning import decide_in
+from tests.support.media import write_video
+from tests.support.pipeline import PENSTOCK, ROOT, read_lines
+from tests.support.reports import (
+    PLAN,
+    SEARCHES,
+    TRIGGER,
+    captions_of,
+    mac_folder,
+    media_file,
+    write_run,
+)
+from tests.support.studio_page import COUNTS, ENTER, TAB, WORDS, every_look
+
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
+
+VIDEOS, CHUNKS = 300, 10
+SAVED = "return document.querySelector('#saved').textContent"
+ADDRESS = re.compile(r"review at (http://127\.0\.0\.1:(\d+)/[0-9a-f]{32}/run/[0-9a-f]{16}/)\n")
+
+
+@dataclass
+class Reviewing:
+    """A review that is going on, on one port whatever becomes of its server."""
+
+    out: Path
+    port: int = 0
+    address: str = ""
+    order: str = "source"
+    process: subprocess.Popen[str] | None = field(default=None, repr=False)
+
+    def start(self) -> None:
+        options = ["--port", str(self.port), "--order", self.order]
+        command = [*PENSTOCK, "review", str(self.out), *options]
+        self.process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        found = ADDRESS.fullmatch(line)
+        assert found, line
+        assert self.address in ("", found[1]), "the page that is open would not find it"
+        self.address, self.port = found[1], int(found[2])
+
+    def kill(self, how: int = signal.SIGKILL) -> str:
+        """End it; what it said last."""
+        assert self.process is not None and self.process.stdout is not None
+        self.process.send_signal(how)
+        with self.process:
+            return self.process.stdout.read()
+
+
+def shown(browser: Browser, reviewing: Reviewing) -> None:
+    studio_page.shown(browser, reviewing.address)
+    assert browser.console() == []
+
+
+def at(browser: Browser, number: int) -> None:
+    """Go to a caption."""
+    browser.run("document.querySelectorAll('.row')[arguments[0]].focus()", number)
+
+
+def correct(browser: Browser, number: int, text: str) -> None:
+    at(browser, number)
+    browser.press("e")
+    browser.run("document.activeElement.value = ''")
+    browser.press(*text, ENTER)
+
+
+def wait_saved(browser: Browser) -> None:
+    browser.wait(f"{SAVED} === 'all saved'", seconds=60.0)
+
+
+def choose(browser: Browser, name: str, value: str) -> None:
+    browser.run(
+        "const one = document.getElementById(arguments[0]); one.value = arguments[1];"
+        "one.dispatchEvent(new Event('change'))",
+        name,
+        value,
+    )
+
+
+@pytest.fixture
+def reviewing(tmp_path: Path) -> Iterator[Reviewing]:
+    """A review of 300 videos with 3,000 captions."""
+    (tmp_path / "clips").mkdir()
+    clip = write_video(tmp_path / "clips" / "0.mp4", ticks=range(0, 360, 6))
+    captioned = []
+    for number in range(VIDEOS):
+        path = tmp_path / "clips" / f"{number}.mp4"
+        if number:
+            path.hardlink_to(clip)
+        file = media_file(path)
+        texts = [f"A small ring of {number} moves to place {n}" for n in range(CHUNKS)]
+        captioned.append((file, captions_of(file, texts, 1.2)))
+    gone = dict.fromkeys(("media_path", "source", "stage", "error", "message", "hint"), "gone.mp4")
+    write_run(tmp_path / "out", captioned, [Failure(**gone)])
+    made = Reviewing(tmp_path / "out")
+    made.start()
+    yield made
+    if made.process is not None and made.process.poll() is None:
+        made.kill()
+
+
+def test_edits_undos_and_replacements_stay_after_a_kill(
+    browser: Browser, reviewing: Reviewing
+) -> None:
+    shown(browser, reviewing)
+    assert browser.run(COUNTS).startswith("3,000 captions · 3,000 not decided")
+    for number in range(20):
+        correct(browser, number, f"W{number}")
+    at(browser, 20)
+    browser.press(*"aaaaa")
+    wait_saved(browser)
+    assert len(read_edits(reviewing.out).now) == 25
+    reviewing.kill()
+    browser.press(*"aaaaarrrrr")
+    browser.wait(SAVED + ".includes('not saved yet: the review has ended')")
+    for number in range(40, 55):
+        correct(browser, number, f"W{number}")
+    browser.console()  # it says that nobody answers
+    reviewing.start()
+    wait_saved(browser)
+    browser.console()
+    edits = read_edits(reviewing.out)
+    assert len(edits.done) == len(edits.now) == 50
+    assert "45 accepted · 5 rejected · 35 corrected" in browser.run(COUNTS)
+    browser.press("u", "u")
+    wait_saved(browser)
+    browser.wait(WORDS + "[54].startsWith('A small ring')")
+    assert len(read_edits(reviewing.out).done) == 48
+    browser.press("U")
+    browser.wait(WORDS + "[53] === 'W53'")
+    replace(browser, reviewing)
+    shown(browser, reviewing)
+    assert browser.run(WORDS)[:2] == ["W0", "W1"], "what was done is there when it is opened again"
+    last = reviewing.kill(signal.SIGINT)
+    assert "corrected" in last and str(reviewing.out / "edits.jsonl") in last
+
+
+def replace(browser: Browser, reviewing: Reviewing) -> None:
+    """Replace in all that a search finds, take it back, and do it again."""
+    corrected = {*range(20), *range(40, 54)}
+    every = ((number, n) for number in range(VIDEOS) for n in range(CHUNKS))
+    sought = [one for one in every if CHUNKS * one[0] + one[1] not in corrected]
+    count = sum("7" in f"{number} {n}" for number, n in sought)
+    browser.type("#search", "place 7 small")
+    browser.wait(
+        f"return document.querySelector('#shown').textContent.includes('{count:,} captions')"
+    )
+    browser.run("document.activeElement.blur()")
+    browser.press("h")
+    browser.run("document.querySelector('#regex').click()")
+    browser.type("#find", r"of (\d+) moves")
+    browser.type("#by", "number $1 goes")
+    message = "return document.querySelector('#found').textContent"
+    browser.wait(f"{message}.startsWith('{count:,} captions of {count:,}')")
+    browser.press(ENTER)
+    browser.wait(WORDS + ".every(text => text.includes('goes'))")
+    wait_saved(browser)
+    before = {key: edit.caption for key, edit in read_edits(reviewing.out).now.items()}
+    assert sum("goes to place" in str(text) for text in before.values()) == count
+    browser.run("document.querySelector('#undo').click()")
+    browser.wait(WORDS + ".every(text => text.includes('moves'))")
+    browser.run("document.querySelector('#redo').click()")
+    browser.wait(WORDS + ".every(text => text.includes('goes'))")
+    wait_saved(browser)
+    after = {key: edit.caption for key, edit in read_edits(reviewing.out).now.items()}
+    assert after == before
+
+
+def test_a_tab_closed_too_early_saves_when_opened(browser: Browser, reviewing: Reviewing) -> None:
+    shown(browser, reviewing)
+    reviewing.kill()
+    correct(browser, 3, "mine")
+    browser.wait(SAVED + ".includes('not saved yet')")
+    browser.run("window.stop()")
+    browser.console()
+    reviewing.start()
+    browser.open("about:blank")
+    shown(browser, reviewing)
+    wait_saved(browser)
+    assert [edit.caption for edit in read_edits(reviewing.out).now.values()] == ["mine"]
+
+
+def test_what_is_asked_for_is_shown_in_order(browser: Browser, reviewing: Reviewing) -> None:
+    shown(browser, reviewing)
+    correct(browser, 12, "the longest caption of them all, by a good deal of words")
+    at(browser, 0)
+    browser.press("r")
+    for filter_, count in (("accepted", 1), ("rejected", 1), ("open", 2998), ("corrected", 1)):
+        choose(browser, "filter", filter_)
+        assert browser.run("return page.flat.length") == count, filter_
+    choose(browser, "filter", "failed")
+    assert browser.run("return document.querySelector('.failure h2').textContent") == "gone.mp4"
+    choose(browser, "filter", "all")
+    choose(browser, "sort", "longest")
+    assert "the longest caption" in browser.run(WORDS)[2]
+    choose(browser, "sort", "name")
+    names = "return [...document.querySelectorAll('#list .card h2')].map(e => e.textContent)"
+    assert browser.run(names)[:3] == ["0.mp4", "1.mp4", "2.mp4"]
+
+
+def test_videos_go_there_and_pictures_are_read_late(browser: Browser, reviewing: Reviewing) -> None:
+    shown(browser, reviewing)
+    loaded = "return [...document.images].filter(i => i.complete && i.naturalWidth).length"
+    browser.wait(loaded)
+    assert browser.run(loaded) < 60, "the others are further down"
+    browser.run("document.querySelectorAll('.row .time')[4].click()")
+    browser.wait("return document.querySelector('video')?.currentTime >= 4.8")
+    assert browser.console() == []
+
+
+def test_every_control_is_reached_by_the_tab_key(browser: Browser, reviewing: Reviewing) -> None:
+    shown(browser, reviewing)
+    browser.run("page.data.media.length = 1; page.show(); document.activeElement.blur()")
+    expected = browser.run(
+        "return [...document.querySelectorAll('button, input, select')]"
+        ".filter(e => e.checkVisibility() && !e.disabled).length"
+    )
+    reached = set()
+    for _ in range(expected + 3):
+        browser.press(TAB)
+        reached.add(
+            browser.run(
+                "const e = document.activeElement; e.dataset.at ||= Math.random();"
+                "return e.matches('button, input, select') ? e.dataset.at : ''"
+            )
+        )
+    assert len(reached - {""}) == expected
+
+
+def test_both_views_can_be_read_and_all_has_a_name(browser: Browser, reviewing: Reviewing) -> None:
+    shown(browser, reviewing)
+    correct(browser, 0, "mine")
+    at(browser, 1)
+    browser.press("a", "r", "h")
+    browser.type("#find", "ring")
+    wait_saved(browser)
+    for view in ("grid", "list"):
+        choose(browser, "view", view)
+        browser.run(
+            "const cards = [...document.querySelectorAll('.card')];"
+            "cards.splice(11).forEach(card => card.remove());"
+            "cards.forEach(card => { card.style.contentVisibility = 'visible' });"
+        )
+        every_look(browser)
+
+
+LONG_TEXT = " ".join(["a ginger tabby cat that sits on a wall"] * 6)
+BOX = "const box = document.querySelector('.row textarea'); return "
+
+
+@pytest.fixture
+def fixed(tmp_path: Path) -> Iterator[Reviewing]:
+    """A review of a long caption and a short one, around which a run puts other texts."""
+    file = media_file(tmp_path / "a.mp4")
+    words = {"prefix": "photo of", "suffix": ", 4k", "schema": "", "trigger": "ohwx"}
+    captions = captions_of(file, [LONG_TEXT, "a dog"])
+    write_run(tmp_path / "out", [(file, captions)], plan={**PLAN, "words": words})
+    made = Reviewing(tmp_path / "out")
+    made.start()
+    yield made
+    if made.process is not None and made.process.poll() is None:
+        made.kill()
+
+
+@pytest.mark.parametrize("wide", [1280, 400])
+def test_the_box_is_as_high_as_its_text_and_stands_beside_what_is_fixed(
+    browser: Browser, fixed: Reviewing, wide: int
+) -> None:
+    browser.narrow(wide)
+    shown(browser, fixed)
+    needs = "return document.querySelector('#learn-needs').textContent"
+    assert browser.run(needs) == "Learn needs 40 more decisions"
+    at(browser, 0)
+    browser.press("e")
+    assert browser.run(BOX + "box.value") == LONG_TEXT
+    texts = browser.run("return [...document.querySelectorAll('.fixed')].map(e => e.textContent)")
+    assert [text.strip() for text in texts] == ["ohwx, photo of", ", 4k"]
+    for text in (LONG_TEXT, "a cat", 3 * LONG_TEXT):
+        browser.run("document.activeElement.value = arguments[0]", text)
+        browser.press(" ")
+        high = browser.run(BOX + "[box.scrollHeight, box.clientHeight]")
+        assert high[0] <= high[1] and (high[1] < 80) == (text == "a cat"), high
+    browser.press(ENTER)
+    at(browser, 1)
+    browser.press("r")
+    wait_saved(browser)
+    assert browser.run(needs) == "Learn needs 39 more decisions"
+    counts = "2 captions · 0 not decided · 1 accepted · 1 rejected · 1 corrected"
+    assert browser.run(COUNTS) == counts
+    last = fixed.kill(signal.SIGINT).splitlines()[-1]
+    assert last.startswith("1 corrected, 1 accepted, 1 rejected of 2 captions in ")
+
+
+def test_words_are_found_in_names_captions_and_the_trigger_and_a_replacement_is_no_decision(
+    browser: Browser, tmp_path: Path
+) -> None:
+    plan = {**PLAN, "words": {"prefix": "", "suffix": "", "schema": "", "trigger": TRIGGER}}
+    write_run(tmp_path / "out", mac_folder(tmp_path / "photos"), plan=plan)
+    made = Reviewing(tmp_path / "out")
+    made.start()
+    with contextlib.ExitStack() as stack:
+        stack.callback(made.kill)
+        shown(browser, made)
+        names = "[...document.querySelectorAll('#list h2')].map(e => e.firstChild.textContent)"
+        for query, found in SEARCHES.items():
+            browser.run("document.querySelector('#search').value = ''")
+            browser.type("#search", query)
+            browser.wait(f"return JSON.stringify({names}) === JSON.stringify(arguments[0])", found)
+        browser.run("document.querySelector('#search').value = ''; page.show()")
+        browser.run("document.querySelector('#replace').click()")
+        browser.type("#find", "square")
+        browser.type("#by", "box")
+        browser.wait("return !document.querySelector('#replace-all').disabled")
+        browser.click("#replace-all")
+        wait_saved(browser)
+        assert browser.run(COUNTS) == "3 captions · 3 not decided · 1 changed in bulk"
+        choose(browser, "filter", "unread")
+        assert browser.run(f"return {names}") == ["2.png"]
+        browser.run("document.querySelector('.row').focus()")
+        browser.press("a")
+        wait_saved(browser)
+        assert browser.run(COUNTS) == "3 captions · 2 not decided · 1 accepted · 1 corrected"
+        choose(browser, "filter", "open")
+        assert browser.run(f"return {names}") == ["1.png", "3.png"]
+        every_look(browser)
+
+
+CLIPS, CORRECTED = 60, 40
+MARGINS = "return page.flat.map(({row}) => row.margin)"
+SHOWN = "return page.flat.map(({row}) => words(row))"
+LEARNED = "return document.querySelector('#learn-told').textContent"
+
+
+def style(caption: str) -> str:
+    """Rephrase a caption as a person with a style of their own does."""
+    return f"seen here: {caption[0].lower()}{caption[1:].rstrip('.')}"
+
+
+@pytest.mark.timeout(1800)
+def test_what_was_corrected_is_learned_at_the_press_of_a_button(tmp_path: Path) -> None:
+    write_clips(tmp_path / "clips", CLIPS, 5)
+    where = ["--store", str(tmp_path / "store"), "--out", "out", "--frames", "4", "--quiet"]
+    command = [*PENSTOCK, "caption", "clips", "--model", "demo", *where]
+    here = {**os.environ, "PYTHONPATH": str(ROOT)}  # with the folder of state that review has
+    subprocess.run(command, cwd=tmp_path, check=True, env=here)
+    out = tmp_path / "out"
+    decide_in(out, lambda at, texts: (style(texts), "accepted") if at < CORRECTED else None)
+    before = [line["caption"] for line in read_lines(out / "captions.jsonl")]
+    made = Reviewing(out, order="doubt")
+    made.start()
+    with contextlib.ExitStack() as stack:
+        stack.callback(made.kill, signal.SIGTERM)
+        browser = stack.enter_context(browsing(tmp_path / "profile"))
+        shown(browser, made)
+        margins = browser.run(MARGINS)
+        assert len(margins) == CLIPS and margins == sorted(margins)
+        check_doubtful_words(browser)
+        choose(browser, "filter", "open")
+        for _ in range(5):
+            correct(browser, 0, style(browser.run(WORDS)[0]))
+            wait_saved(browser)
+            choose(browser, "filter", "open")
+        browser.run("document.querySelector('#learn').click()")
+        browser.wait(LEARNED + ".startsWith('penstock learn ')")
+        message = browser.wait(f"{LEARNED}.startsWith('round 1') && {LEARNED[7:]}", seconds=900.0)
+        (found,) = rounds_in(out)
+        assert found["accepted"] and len(found["examples"]) + len(found["held_out"]) == 45
+        assert "learned from 36 captions: loss per token" in message and "→" in message
+        assert f"{found['changed']} of {CLIPS} captions changed" in message
+        choose(browser, "filter", "learned")
+        changed = browser.run(SHOWN)
+        assert len(changed) == found["changed"] > 0
+        assert any(text.startswith("seen here:") for text in changed)
+        assert browser.run("return document.querySelector('.before').textContent")
+        assert [each for each in browser.console() if "SEVERE" in each] == []
+        choose(browser, "filter", "all")
+        correct(browser, 0, "Mine.")  # the journal is open again
+        wait_saved(browser)
+    now = read_lines(out / "captions.jsonl")
+    assert [line["caption"] for line in now][:CORRECTED] == [*map(style, before[:CORRECTED])]
+    assert sum(line["caption"].startswith("seen here:") for line in now) > 45
+
+
+def check_doubtful_words(browser: Browser) -> None:
+    """Check that the underlined word is that of the margin, in text that is not corrected."""
+    found = browser.run(
+        "return [...document.querySelectorAll('.row')].map(e => [e.row.row.said, e.row.row.margin,"
+        "e.row.row.margin_at, e.querySelector('.doubtful')?.textContent ?? null,"
+        "e.querySelector('.doubt').textContent, e.matches('.corrected')])"
+    )
+    marked = [row for row in found if row[3] is not None]
+    assert marked and all(margin <= 1 for _, margin, *_ in marked)
+    for text, margin, place, word, message, corrected in marked:
+        assert not corrected and word in text[max(0, place - len(word)) : place + len(word) + 1]
+        message, _, rounded = message.partition(", margin ")
+        assert message == f"in doubt: “{word}”" and abs(float(rounded) - margin) < 0.006
+    assert all(row[4] == "" for row in found if row[5] or row[1] > 1)

@@ -1,0 +1,509 @@
+"""Digests and stamps of media and of models: what changed is seen, and what was read is known."""
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from artifacts.disk import mounts, stamps
+from artifacts.disk.stamps import FileChanged, link_stamp_of, model_stamp_of
+from artifacts.errors import Interrupted, ModelChanged, StageDied
+from artifacts.records import keys, model_files
+from artifacts.records.keys import (
+    Content,
+    ContentDigests,
+    digest_of,
+    digests_by_number,
+    hash_file,
+    item_key,
+)
+from artifacts.records.model_files import ModelFiles, small_names
+from flows.core.checkpoint.profile_loading import ModelDigests, with_fetched
+from stages.process.exit_diagnosis import ProcessExit, fault_of_stage
+from stages.process.job import job_fields, parse_job
+
+
+def test_a_digest_depends_on_the_value_alone() -> None:
+    assert digest_of({"a": 1, "b": [2.5, "ü"]}) == digest_of({"b": [2.5, "ü"], "a": 1})
+    assert digest_of([1, 2]) != digest_of([2, 1])
+    assert len(digest_of(None)) == 64
+
+
+def test_an_item_key_changes_with_each_part() -> None:
+    base = item_key("namespace", "media", 0, "prompt")
+    others = [
+        item_key("other", "media", 0, "prompt"),
+        item_key("namespace", "other", 0, "prompt"),
+        item_key("namespace", "media", 1, "prompt"),
+        item_key("namespace", "media", 0, "other"),
+    ]
+    assert len({base, *others}) == 5
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Files whose content was read, in order."""
+    seen: list[Path] = []
+    hash_file = keys.hash_file
+
+    def counting(path: Path) -> str:
+        seen.append(path)
+        return hash_file(path)
+
+    monkeypatch.setattr(keys, "hash_file", counting)
+    return seen
+
+
+def test_a_file_is_read_once_across_processes(tmp_path: Path, reads: list[Path]) -> None:
+    file = tmp_path / "clip.mp4"
+    file.write_bytes(b"content")
+    first = ContentDigests(tmp_path / "memory").of(file)
+    assert first == hashlib.sha256(b"content").hexdigest()
+    assert ContentDigests(tmp_path / "memory").of(file) == first
+    assert reads == [file]
+
+
+def test_a_touched_or_replaced_file_is_read_again(tmp_path: Path, reads: list[Path]) -> None:
+    file = tmp_path / "clip.mp4"
+    file.write_bytes(b"content")
+    digests = ContentDigests(tmp_path / "memory")
+    first = digests.of(file)
+    os.utime(file, ns=(1, 1))
+    assert digests.of(file) == first
+    file.write_bytes(b"other")
+    assert digests.of(file) != first
+    assert len(reads) == 3
+
+
+@pytest.fixture
+def mounted_as(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
+    """Let the kernel name another kind of file system for the folder of the test."""
+
+    def mount(kind: str) -> None:
+        device = tmp_path.stat().st_dev
+        number = f"{os.major(device)}:{os.minor(device)}"
+        lines = ["24 1 0:9999 / / rw - ext4 /dev/a rw", f"36 24 {number} / /a\\040b rw shared:1 - "]
+        (tmp_path / "mountinfo").write_text("\n".join(lines) + f"{kind} source rw\n")
+        monkeypatch.setattr(mounts, "MOUNTS", tmp_path / "mountinfo")
+        stamps._kind.cache_clear()
+
+    yield mount
+    stamps._kind.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("kind", "is_read_again"),
+    [
+        *((kind, False) for kind in ("fuse", "fuse.drivefs", "fuseblk", "cifs", "smb3")),
+        *((kind, True) for kind in ("nfs4", "lustre", "ext4", "fusectl")),
+    ],
+)
+def test_where_inodes_change_a_file_is_known_by_path_size_and_time(
+    tmp_path: Path,
+    reads: list[Path],
+    mounted_as: Callable[[str], None],
+    kind: str,
+    is_read_again: bool,
+) -> None:
+    mounted_as(kind)
+    file, other = tmp_path / "clip.mp4", tmp_path / "other"
+    for path in (file, other):
+        path.write_bytes(b"content")
+        os.utime(path, ns=(7, 7))
+    ContentDigests(tmp_path / "memory").of(file)
+    os.replace(other, file)
+    ContentDigests(tmp_path / "memory").of(file)
+    assert (len(reads) == 2) is is_read_again
+    os.utime(file, ns=(7, 8))
+    ContentDigests(tmp_path / "memory").of(file)
+    assert len(reads) == 2 + is_read_again
+
+
+def test_a_file_that_is_to_be_checked_is_read_again_and_noted_if_it_changed(
+    tmp_path: Path, reads: list[Path]
+) -> None:
+    file, memory = tmp_path / "clip.mp4", tmp_path / "memory"
+    file.write_bytes(b"content")
+    ContentDigests(memory).of(file)
+    before, stamp = memory.read_bytes(), file.stat()
+    assert ContentDigests(memory).of_many([file], 1, again=True)
+    assert len(reads) == 2 and memory.read_bytes() == before
+    file.write_bytes(b"CONTENT")
+    os.utime(file, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+    assert ContentDigests(memory).of(file) == hashlib.sha256(b"content").hexdigest()
+    (found,) = ContentDigests(memory).of_many([file], 1, again=True)
+    assert isinstance(found, Content)
+    assert found.digest == hashlib.sha256(b"CONTENT").hexdigest() == ContentDigests(memory).of(file)
+
+
+def test_a_memory_that_cannot_be_written_is_no_obstacle(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "clip.mp4").write_bytes(b"content")
+    for memory in (tmp_path / "file" / "memory", tmp_path / "fifo"):
+        digests = ContentDigests(memory)
+        assert digests.of(tmp_path / "clip.mp4") == hashlib.sha256(b"content").hexdigest()
+
+
+def test_a_missing_file_among_many_fails_alone(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"a")
+    found = ContentDigests(tmp_path / "memory").of_many([tmp_path / "a", tmp_path / "b"], 2)
+    assert isinstance(found[0], Content)
+    assert isinstance(found[1], FileNotFoundError)
+
+
+@pytest.fixture
+def three(tmp_path: Path) -> tuple[Path, dict[Path, str]]:
+    """A memory of three files, and what they hold."""
+    files = [tmp_path / f"{n}.mp4" for n in range(3)]
+    for n, file in enumerate(files):
+        file.write_bytes(b"%d" % n)
+    digests = ContentDigests(tmp_path / "memory")
+    return tmp_path / "memory", {file: digests.of(file) for file in files}
+
+
+def test_a_flipped_bit_costs_one_reading_and_is_never_believed(
+    three: tuple[Path, dict[Path, str]], reads: list[Path]
+) -> None:
+    memory, digests = three
+    whole = memory.read_bytes()
+    for bit in range(0, 8 * len(whole), 7):
+        damaged = bytearray(whole)
+        damaged[bit // 8] ^= 1 << bit % 8
+        memory.write_bytes(damaged)
+        again = ContentDigests(memory)
+        reads.clear()
+        assert {file: again.of(file) for file in digests} == digests
+        assert len(reads) <= 1, f"bit {bit}"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *(b"\xff", b"[" * 200_000, b"[1, 2, 3]", b"null", b'["a", [1], "b", "00000000"]', b"\0"),
+        *(b'["/torn', b"x" * (1 << 20), b"\r\r\r", b"\xef\xbb\xbf", "[1]".encode("utf-16")),
+    ],
+)
+def test_a_line_that_is_none_of_ours_is_passed_over(
+    three: tuple[Path, dict[Path, str]], line: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory, digests = three
+    memory.write_bytes(line + b"\n" + memory.read_bytes() + line)
+    monkeypatch.setattr(keys, "hash_file", lambda path: pytest.fail(f"{path} is read again"))
+    again = ContentDigests(memory)
+    assert [again.of(file) for file in digests] == list(digests.values())
+
+
+@pytest.mark.parametrize("after", [[], ["é", {"b": 1, "a": None}]])
+def test_digests_by_number_are_those_of_the_whole_list(after: list[object]) -> None:
+    before, numbers = ["kind", 3, 0.5], [1, 7, 2048]
+    found = dict(digests_by_number(before, numbers, after))
+    assert found == {n: digest_of([*before, n, *after]) for n in numbers}
+
+
+def test_what_is_written_meanwhile_has_no_digest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "clip.mp4"
+    file.write_bytes(b"old")
+    hash_file = keys.hash_file
+
+    def late(path: Path) -> str:
+        digest = hash_file(path)
+        file.write_bytes(b"newer")
+        return digest
+
+    monkeypatch.setattr(keys, "hash_file", late)
+    with pytest.raises(OSError, match="changed while it was read"):
+        ContentDigests(tmp_path / "memory").of(file)
+    monkeypatch.undo()
+    assert ContentDigests(tmp_path / "memory").of(file) == hashlib.sha256(b"newer").hexdigest()
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: os.symlink("/dev/zero", path)])
+def test_what_is_no_file_is_not_opened(tmp_path: Path, make: Callable[[Path], None]) -> None:
+    make(tmp_path / "clip.mp4")
+    with pytest.raises(OSError, match="not a file"):
+        ContentDigests(tmp_path / "memory").of(tmp_path / "clip.mp4")
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for name in ("config.json", "chat_template.jinja", "model.safetensors", "README.md"):
+        (folder / name).write_text(f"{name} as it was")
+    (tmp_path / "other").write_text("other bytes of it")
+    time.sleep(0.02)  # a kernel's clock of files goes in steps of up to 10 ms
+    return folder
+
+
+def planned(folder: Path) -> ModelFiles:
+    paths = [folder / name for name in (*small_names(folder), "model.safetensors")]
+    return ModelFiles(
+        stamps={str(path): model_stamp_of(path) for path in paths},
+        digests={str(path): keys.hash_file(path) for path in paths if path.is_file()},
+        links={str(p): link for p in paths if (link := link_stamp_of(p)) is not None},
+        names={str(folder): tuple(small_names(folder))},
+    )
+
+
+def rename_in(path: Path) -> None:
+    os.replace(path.parent.parent / "other", path)
+
+
+def rename_away_and_back(path: Path) -> None:
+    os.rename(path, path.with_name("kept"))
+    os.rename(path.with_name("kept"), path)
+
+
+def overwrite_with_its_time(path: Path) -> None:
+    before = path.stat()
+    with path.open("r+b") as file:
+        file.write(b"X")
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def cut_to_a_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+@pytest.mark.parametrize(
+    "change",
+    [rename_in, rename_away_and_back, overwrite_with_its_time, Path.unlink, cut_to_a_folder],
+)
+def test_a_change_is_seen_and_named(model: Path, name: str, change: Callable[[Path], None]) -> None:
+    files = parse_job(ModelFiles, json.loads(json.dumps(job_fields(planned(model)))))
+    files.check()
+    change(model / name)
+    with pytest.raises(ModelChanged, match=name) as caught:
+        files.check()
+    assert caught.value.exit_code == 5 and "\n" not in caught.value.message
+
+
+def test_a_file_that_is_added_is_seen_if_a_loader_would_read_it(model: Path) -> None:
+    files = planned(model)
+    for name in ("notes.md", "model.onnx", ".penstock-half"):
+        (model / name).write_text("x")
+    (model / "README.md").write_text("changed")
+    files.check()
+    (model / "added_tokens.json").write_text("{}")
+    with pytest.raises(ModelChanged, match=r"added_tokens\.json was added"):
+        files.check()
+
+
+def test_a_link_that_led_elsewhere_for_a_while_is_seen(model: Path, tmp_path: Path) -> None:
+    blob = tmp_path / "blob"
+    path = model / "model.safetensors"
+    os.replace(path, blob)
+    path.symlink_to(blob)
+    time.sleep(0.02)
+    files = planned(model)
+    files.check()
+    for target in (tmp_path / "other", blob):
+        path.unlink()
+        path.symlink_to(target)
+    with pytest.raises(ModelChanged, match=r"model\.safetensors"):
+        files.check()
+
+
+def test_whatever_a_block_raises_a_change_is_the_cause(model: Path) -> None:
+    files = planned(model)
+    with pytest.raises(ValueError, match="its own"), files.compared():
+        raise ValueError("its own")
+    with pytest.raises(ModelChanged), files.compared():
+        rename_in(model / "model.safetensors")
+        raise ValueError("of another file")
+    with pytest.raises(ModelChanged), files.compared():
+        raise AssertionError("it is not even begun")
+
+
+def hard_link(path: Path) -> None:
+    os.link(path, path.parent.parent / f"backup of {time.monotonic_ns()}", follow_symlinks=False)
+
+
+def hard_link_and_remove(path: Path) -> None:
+    hard_link(path)
+    for backup in path.parent.parent.glob("backup of *"):
+        backup.unlink()
+
+
+def test_hard_links_change_no_model_and_their_file_is_read_once(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, files, read = model / "model.safetensors", planned(model), list[Path]()
+
+    def counted(path: Path) -> str:
+        read.append(path)
+        return hash_file(path)
+
+    monkeypatch.setattr(model_files, "hash_file", counted)
+    hard_link(path)
+    with files.compared():
+        files.check()
+        hard_link(path)
+    files.check()
+    assert [*map(str, read)] == [str(path)] * 2, "once for each number of links"
+    assert files.changed() is None
+
+
+@pytest.mark.parametrize("change", [hard_link_and_remove, lambda path: path.chmod(0o600)])
+def test_what_changes_only_metadata_changes_a_model_only_while_it_is_read(
+    model: Path, change: Callable[[Path], None]
+) -> None:
+    path, files = model / "model.safetensors", planned(model)
+    change(path)
+    with files.compared():
+        pass
+    time.sleep(0.02)
+    with pytest.raises(ModelChanged, match=r"model\.safetensors"), files.compared():
+        change(path)  # as if it had been overwritten and put back
+
+
+def test_a_hard_link_hides_no_change(model: Path) -> None:
+    path, files = model / "model.safetensors", planned(model)
+    overwrite_with_its_time(path)
+    hard_link(path)
+    with pytest.raises(ModelChanged, match=r"model\.safetensors"):
+        files.check()
+    with pytest.raises(ModelChanged, match=r"model\.safetensors"), files.compared():
+        pass
+
+
+def test_hard_links_of_a_link_and_its_file_change_no_model(model: Path, tmp_path: Path) -> None:
+    """A backup of the hub's cache."""
+    path, blob = model / "model.safetensors", tmp_path / "blobs" / "blob"
+    blob.parent.mkdir()
+    os.replace(path, blob)
+    path.symlink_to(blob)
+    time.sleep(0.02)
+    files = planned(model)
+    for each in (path, blob):
+        hard_link(each)
+        files.check()
+    assert len([*tmp_path.glob("backup of *")]) == 2
+
+
+def test_a_model_that_is_linked_while_it_is_hashed_is_hashed_again(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, times = model / "model.safetensors", iter([hard_link])
+
+    def hashed(path: Path) -> str:
+        digest = hash_file(path)
+        next(times, lambda _: None)(path)
+        return digest
+
+    monkeypatch.setattr(keys, "hash_file", hashed)
+    found = ContentDigests(tmp_path / "memory").of_model(path)
+    assert found.digest == hash_file(path) and found.stamp == model_stamp_of(path)
+    times = iter([overwrite_with_its_time])
+    assert ContentDigests(tmp_path / "another").of_model(path).digest == hash_file(path)
+    times = iter([hard_link, hard_link])
+    with pytest.raises(FileChanged):
+        ContentDigests(tmp_path / "third").of_model(path)
+
+
+def test_no_files_are_never_changed() -> None:
+    assert ModelFiles().changed() is None
+    assert not ModelFiles().are_mapped()
+
+
+def remembered_line(*values: object) -> str:
+    """A line of a memory as 7cc6e93b wrote it."""
+    text = json.dumps([*values])[:-1]
+    return f'\n{text}, "{zlib.crc32(text.encode()):08x}"]\n'
+
+
+def never(path: Path) -> str:
+    raise AssertionError(f"{path} is read")
+
+
+def test_a_memory_of_before_keeps_every_medium_and_a_model_is_read_once(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory, path = tmp_path / "digests.jsonl", model / "model.safetensors"
+    found = path.stat()
+    stamp = [found.st_size, found.st_mtime_ns, found.st_ino]
+    memory.write_text(remembered_line(os.path.realpath(path), stamp, "0" * 64))
+    with monkeypatch.context() as patched:
+        patched.setattr(keys, "hash_file", never)
+        assert ContentDigests(memory).of(path) == "0" * 64, "as a medium it is not read again"
+        assert ContentDigests(memory).known_of_model(path) is None
+    digest = ContentDigests(memory).of_model(path).digest
+    assert digest == keys.hash_file(path)
+    monkeypatch.setattr(keys, "hash_file", never)
+    again = ContentDigests(memory)
+    assert again.of_model(path).digest == digest
+    assert again.of(path) == "0" * 64, "lines of media stay as they are"
+
+
+def test_a_model_overwritten_with_its_time_is_read_again(model: Path, tmp_path: Path) -> None:
+    path = model / "model.safetensors"
+    before = ContentDigests(tmp_path / "digests.jsonl").of_model(path).digest
+    overwrite_with_its_time(path)
+    digests = ContentDigests(tmp_path / "digests.jsonl")
+    assert digests.known_of_model(path) is None
+    assert digests.of_model(path).digest == keys.hash_file(path) != before
+
+
+def test_a_named_blob_is_never_read(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blob = tmp_path / "blobs" / ("ab" * 32)
+    blob.parent.mkdir()
+    shutil.copy(model / "model.safetensors", blob)
+    (model / "model.safetensors").unlink()
+    (model / "model.safetensors").symlink_to(blob)
+    monkeypatch.setattr(keys, "hash_file", never)
+    digests = ContentDigests(tmp_path / "digests.jsonl")
+    assert digests.of(model / "model.safetensors") == "ab" * 32
+    for _ in range(2):
+        found = digests.of_model(model / "model.safetensors")
+        assert found.digest == "ab" * 32 and found.stamp == model_stamp_of(blob)
+        os.utime(blob)
+
+
+def test_weights_fetched_after_the_plan_are_the_hub_s(model: Path, tmp_path: Path) -> None:
+    path, blobs = model / "model.safetensors", tmp_path / "blobs"
+    blobs.mkdir()
+    for name in ("ab" * 32, "cd" * 32):
+        (blobs / name).write_text(name)
+    path.unlink()
+    assert with_fetched(ModelFiles(), {path: "ab" * 32}) == ModelFiles(), "it is not here yet"
+    path.symlink_to(blobs / ("ab" * 32))
+    found = with_fetched(ModelFiles(), {path: "ab" * 32})
+    assert list(found.stamps) == list(found.links) == [str(path)]
+    path.unlink()
+    path.symlink_to(blobs / ("cd" * 32))
+    with pytest.raises(ModelChanged, match=r"model\.safetensors"):
+        found.check()
+    with pytest.raises(ModelChanged, match=r"model\.safetensors"):
+        with_fetched(ModelFiles(), {path: "ab" * 32})
+
+
+def test_a_file_that_changes_meanwhile_stops_the_plan(model: Path, tmp_path: Path) -> None:
+    path, digests = model / "config.json", ModelDigests(ContentDigests(tmp_path / "memory"))
+    digests.note(path)
+    assert digests.known(path) == digests.known(tmp_path / "missing") == ""
+    rename_in(path)
+    with pytest.raises(ModelChanged, match=r"config\.json"):
+        digests.of(path)
+
+
+def test_a_stage_that_dies_of_another_model_is_told(model: Path, tmp_path: Path) -> None:
+    ending = ProcessExit(code=-signal.SIGBUS, log=tmp_path / "log", files=planned(model))
+    assert isinstance(fault_of_stage("decode", ending), StageDied)
+    rename_in(model / "model.safetensors")
+    assert isinstance(fault_of_stage("decode", ending), ModelChanged)
+    stopped = ProcessExit(code=-signal.SIGTERM, log=tmp_path / "log", files=ending.files)
+    assert isinstance(fault_of_stage("decode", stopped), Interrupted)

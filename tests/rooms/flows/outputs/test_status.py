@@ -1,0 +1,399 @@
+"""What `penstock status` says of a run while it works and after, and what it and `penstock report`
+tell of an export."""
+
+import json
+import os
+import re
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from artifacts.disk.files import write_json
+from artifacts.errors import CannotFit, Interrupted
+from artifacts.texts.captions import Failure
+from flows.commands.report.facts import facts
+from flows.core.pipelines import SUMMARY
+from flows.execution.run import stopped_in_order
+from flows.interfaces.cli.main import main
+from flows.outputs.record.export_result import export_in
+from flows.outputs.record.run_read import load_record
+from flows.outputs.record.run_record import TIMELINE_POINTS, RunRecord, coarser
+from flows.outputs.run_status import StageStatus, advice, cells, stages_of
+from stages.export.parity import PARITY, evaluate_parity
+from stages.process.events import StageOutcome
+from tests.support.browser import Browser
+from tests.support.reports import captions_of, media_file, write_run
+
+
+def failure(name: str) -> Failure:
+    messages = {"error": "x", "message": "broken", "hint": "Mend it"}
+    return Failure(media_path=name, source=name, stage="frames", **messages)
+
+
+@pytest.fixture
+def record(tmp_path: Path) -> RunRecord:
+    made = RunRecord(tmp_path)
+    made.expect("encode", 100, 10)
+    return made
+
+
+def encode(record: RunRecord, now: float | None = None) -> StageStatus:
+    return next(s for s in stages_of(record.value, now or time.time()) if s.name == "encode")
+
+
+def test_speed_is_told_of_the_last_minute_and_of_all(record: RunRecord) -> None:
+    record.begin("encode")
+    assert encode(record, time.time() + 30).seconds_left is None, "nothing is made yet"
+    samples = [[1100.0, 10], [1150.0, 20], [1190.0, 40]]
+    record.stage("encode").update(since=1000.0, recent=samples, running=45)
+    stood = encode(record, 1200.0)
+    assert (stood.done, stood.pending, stood.running) == (55, 45, True)
+    assert stood.rate == pytest.approx(45 / 200)
+    assert stood.rate_last_minute == pytest.approx(25 / 50)
+    assert stood.seconds_left == pytest.approx(45 / 0.5)
+
+
+def test_a_stage_that_makes_nothing_for_a_minute_says_so(record: RunRecord) -> None:
+    record.begin("encode")
+    record.stage("encode").update(since=1000.0, recent=[[1010.0, 5]], running=5)
+    stood = encode(record, 1200.0)
+    assert stood.rate_last_minute == 0
+    assert stood.seconds_left == pytest.approx(85 / (5 / 200))  # by all of it
+
+
+def test_files_not_looked_into_are_reckoned_with_by_their_headers(record: RunRecord) -> None:
+    record.value["plan"]["chunks"] = 500
+    for unopened, found in ((7, (490, True)), (0, (90, False))):
+        record.value["media"]["open"] = unopened
+        stood = encode(record)
+        assert (stood.pending, stood.about) == found
+
+
+def test_texts_of_videos_are_not_reckoned_in_chunks(tmp_path: Path) -> None:
+    made = RunRecord(tmp_path, SUMMARY)
+    made.value["plan"]["chunks"], made.value["media"]["open"] = 500, 7
+    frames, *_, last = stages_of(made.value, time.time())
+    assert (frames.pending, last.pending, cells(last)[3]) == (500, 0, "-")
+    made.expect("summarize", 12, 12)
+    *_, last = stages_of(made.value, time.time())
+    assert cells(last)[1:4] == ("12 chapters or summaries", "0", "0")
+
+
+def test_what_the_model_refuses_is_not_pending(record: RunRecord) -> None:
+    record.fail("encode", {"media_path": "a.mp4", "message": "too narrow", "hint": "Widen it"})
+    stood = encode(record)
+    assert (stood.failed, stood.pending) == (1, 89)
+
+
+def test_outcomes_add_up_over_waves(record: RunRecord) -> None:
+    for items in (20, 30):
+        record.begin("encode")
+        for _ in range(items):
+            record.count_item("encode")
+        outcome = StageOutcome(name="encode", items=items, seconds=10.0, peak_host_bytes=items)
+        record.add(outcome, attention="sdpa", precision={})
+    stood = encode(record, time.time() + 999)
+    assert (stood.done, stood.running, stood.seconds, stood.peak_host_bytes) == (60, False, 20, 30)
+    assert stood.rate == pytest.approx(2.5)
+
+
+def test_the_peak_is_told_while_a_stage_works(record: RunRecord) -> None:
+    record.begin("encode")
+    for host in (5_000_000, 4_000_000):
+        seen = {"seconds": 1.0, "host_bytes": host, "device_bytes": 0}
+        record.memory(
+            "encode", {"device": "cuda:0", **seen, "peak_host_bytes": host, "peak_device_bytes": 0}
+        )
+    stood = encode(record)
+    assert (stood.peak_host_bytes, stood.taken_bytes, stood.now_bytes) == (5_000_000, 0, 0)
+    record.imported("encode", {"loaded_bytes": 3_000_000})
+    stood = encode(record)
+    assert (stood.taken_bytes, stood.now_bytes) == (2_000_000, 1_000_000)
+
+
+def test_memory_of_a_gpu_is_told_above_what_others_use(record: RunRecord) -> None:
+    record.begin("encode")
+    for device, peak in ((2_000_000, 2_000_000), (9_000_000, 9_000_000), (5_000_000, 9_000_000)):
+        seen = {"seconds": 1.0, "host_bytes": 0, "device_bytes": device}
+        record.memory(
+            "encode", {"device": "cuda:0", **seen, "peak_host_bytes": 0, "peak_device_bytes": peak}
+        )
+    stood = encode(record)
+    assert (stood.taken_bytes, stood.now_bytes) == (7_000_000, 3_000_000)
+    outcome = StageOutcome(name="encode", peak_device_bytes=9_000_000, baseline_before_bytes=1)
+    record.add(outcome, attention="", precision={})
+    stood = encode(record)
+    assert (stood.taken_bytes, stood.now_bytes) == (8_999_999, 0)
+
+
+def test_a_peak_stands_beside_what_was_planned(record: RunRecord) -> None:
+    """Both above what the stage's imports take."""
+    planned = {"rung": {"stage": "encode"}, "peak_bytes": 90_000_000}
+    record.value["plan"]["memory"] = {"stages": [planned]}
+    outcome = StageOutcome(name="encode", items=1, seconds=10.0, peak_host_bytes=480_000_000)
+    outcome.notes["loaded_bytes"] = 400_000_000
+    record.add(outcome, attention="sdpa", precision={})
+    stood = encode(record)
+    assert (stood.taken_bytes, stood.planned_bytes) == (80_000_000, 90_000_000)
+    assert cells(stood)[-1] == "480.0 MB host (80.0 MB above its start, 90.0 MB planned)"
+    over = replace(stood, taken_bytes=95_000_000)
+    assert cells(over)[-1] == "480.0 MB host (95.0 MB above its start, over the 90.0 MB planned)"
+
+
+def test_a_long_run_keeps_a_short_timeline_with_its_peaks(record: RunRecord) -> None:
+    points = [[float(n), n % 1000, 0] for n in range(3 * TIMELINE_POINTS)]
+    outcome = StageOutcome(name="encode", timeline=points, seconds=1.0)
+    record.add(outcome, attention="", precision={})
+    kept = record.stage("encode")["timeline"]
+    assert TIMELINE_POINTS / 2 <= len(kept) <= TIMELINE_POINTS
+    assert kept[0][0] == 0.0 and max(point[1] for point in kept) == 999
+    assert coarser([[0, 1, 5], [1, 2, 3], [2, 7, 7]]) == [[0, 2, 5], [2, 7, 7]]
+
+
+Status = Callable[..., str]
+
+
+@pytest.fixture
+def status(capsys: pytest.CaptureFixture[str]) -> Status:
+    """What the command prints of a record or a folder, with further options."""
+
+    def printed(of: RunRecord | Path, *more: str) -> str:
+        if isinstance(of, RunRecord):
+            of.write(force=True)
+            of = of.path.parent
+        assert main(["status", str(of), *more]) == 0
+        return capsys.readouterr().out
+
+    return printed
+
+
+def test_failures_are_told_with_hints_and_their_names_steer_no_terminal(
+    record: RunRecord, status: Status
+) -> None:
+    record.fails([failure(name) for name in ("a\x1b[2Jb\n.mp4", *(f"{n}.mp4" for n in range(29)))])
+    record.value["outputs"] = {"captions": "/out/captions.jsonl", "failures": "/out/f.jsonl"}
+    message = status(record)
+    assert "running for" in message and f"process {os.getpid()}" in message
+    assert "/out/captions.jsonl" in message
+    assert message.count("Mend it") == 20 and "failed: a?[2Jb?.mp4: broken" in message
+    assert "… and 10 more in /out/f.jsonl" in message
+
+
+@pytest.mark.parametrize(
+    ("state", "flow_run", "says"),
+    [
+        ("interrupted", None, "run the same command again"),
+        ("running", {"id": "1234", "name": "quick-fox"}, "prefect flow-run retry 1234"),
+        ("done", None, ""),
+    ],
+)
+def test_what_to_do_about_a_run_that_ended_early(
+    record: RunRecord, status: Status, state: str, flow_run: Any, says: str
+) -> None:
+    dead = 2**22 + 1  # above the largest process id there can be
+    record.value.update(state=state, prefect=flow_run, pid=dead)
+    message = status(record)
+    assert says in message
+    assert ("Finished work is kept" in message) == bool(says)
+    assert ("quick-fox (1234)" in message) == bool(flow_run)
+    message = advice(load_record(record.path.parent))
+    assert json.loads(status(record, "--json"))["advice"] == message
+
+
+def test_a_run_that_does_not_fit_is_not_to_be_repeated(record: RunRecord, status: Status) -> None:
+    hint = "Give --max-store 48MiB or more"
+    with pytest.raises(CannotFit), record.recording_end():
+        raise CannotFit("--max-store 32 MB is too small", hint=hint)
+    text = status(record)
+    assert text.splitlines()[0].endswith(" ago: --max-store 32 MB is too small")
+    assert text.count(hint) == 1 and "same command" not in text
+    assert json.loads(status(record, "--json"))["advice"] == hint
+
+
+def test_a_run_that_was_interrupted_says_once_how_to_continue(
+    record: RunRecord, status: Status
+) -> None:
+    with pytest.raises(Interrupted) as stopped, stopped_in_order():
+        raise KeyboardInterrupt
+    record.value.update(state="interrupted", error=str(stopped.value))
+    assert status(record).count("run the same command again") == 1
+
+
+def test_a_run_elsewhere_is_not_dead(record: RunRecord, status: Status) -> None:
+    record.value.update(host="elsewhere", pid=2**22 + 1)
+    assert "on elsewhere" in status(record)
+
+
+def test_json_has_stages_as_they_are(record: RunRecord, status: Status) -> None:
+    stages = json.loads(status(record, "--json"))["stages"]
+    stage = next(stage for stage in stages if stage["name"] == "encode")
+    assert (stage["done"], stage["pending"], stage["total"]) == (10, 90, 100)
+
+
+TEXT = {
+    "captions": 3,
+    "tokens": 60,
+    "token_agreement": 0.999,
+    "divergence": 0.002,
+    "captions_as_native": 0.5,
+    "by_caption": {"c" * 64: 0.004, "a" * 64: 0.0005, "b" * 64: 0.0015},
+}
+FEATURES = {
+    "rows": 700,
+    "cosine": 0.9999,
+    "centred_mean": 0.993,
+    "centred_least": 0.9,
+    "neighbours": 0.97,
+    "chunks": 2,
+    "by_chunk": {"d" * 64: 0.99, "e" * 64: 0.996},
+}
+MISSED = "lowest centred cosine of features 0.9"
+RECIPE = {"kind": "nf4", "parts": ["vision", "language"], "group": 0, "source": ["x"]}
+EVIL = "</script><script>document.title='run'</script>"
+
+
+def verdict(folder: Path, figures: dict[str, Any], frames: int = 80, **more: Any) -> None:
+    """Write a verdict as an export does."""
+    write_json(folder / PARITY, {"recipe": RECIPE, **evaluate_parity(figures, frames), **more})
+
+
+def runs(out: Path) -> None:
+    """Leave what the runs leave that a checkpoint is judged by."""
+    film = media_file(out.parent / "film.mp4")
+    native = write_run(out / "parity" / "native", [(film, captions_of(film, ["a red circle"]))])
+    write_run(out / "parity" / "exported", [])
+    os.utime(native.path, (1, 1))
+
+
+def test_a_report_shows_each_figure_beside_its_bound_and_the_captions_of_the_original(
+    tmp_path: Path,
+) -> None:
+    out = tmp_path / "out"
+    runs(out)
+    verdict(out / "rejected", {"features": FEATURES, "text": TEXT})
+    found = facts(out, out)
+    assert found["name"] == "out"
+    assert [medium["name"] for medium in found["media"]] == ["film.mp4"]
+    assert ("written as", "nf4 of vision, language") in found["about"]
+    parity = found["parity"]
+    assert not parity["passed"] and "rejected: lowest centred" in parity["verdict"]
+    marks = {name: (value, bound, mark) for name, value, bound, mark in parity["rows"]}
+    assert marks["lowest centred cosine of features"] == ("0.9", "≥ 0.95", "✕")
+    assert marks["Kullback-Leibler divergence in nats per token"] == ("0.002", "≤ 0.005", "✓")
+    assert marks["frames compared"] == ("80", "≥ 64", "✓")
+    divergence, cosine = parity["plots"]
+    assert [key[0] for key, _ in divergence["values"]] == ["a", "b", "c"]
+    assert [value for _, value in cosine["values"]] == [0.99, 0.996]
+    assert [line[1] for line in divergence["lines"]] == [0.002, 0.005]
+    assert [line[1] for line in cosine["lines"]] == [0.993, 0.99]
+
+
+def test_the_report_lies_in_the_folder_of_the_export_and_its_words_stay_data(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs(tmp_path)
+    verdict(tmp_path / "rejected", {"text": TEXT}, passed=False, missed=[EVIL])
+    assert main(["report", str(tmp_path)]) == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'report.html'}\n"
+    page = (tmp_path / "report.html").read_text()
+    assert EVIL not in page and page.count("<script") == 2
+    held = re.search(r'id="data">(.*?)</script>', page, re.DOTALL)
+    assert held is not None and EVIL in json.loads(held[1])["parity"]["verdict"]
+
+
+@pytest.mark.parametrize(
+    ("place", "figures", "line"),
+    [
+        (".", {"text": TEXT}, "passed: 99.90% of 60 tokens as the original"),
+        (".", {"features": FEATURES}, f"accepted without passing: {MISSED}"),
+        ("rejected", {"features": FEATURES}, f"rejected: {MISSED}"),
+        ("", {}, "the checkpoint is not evaluated yet"),
+    ],
+)
+def test_status_says_first_what_became_of_the_checkpoint(
+    place: str, figures: dict[str, Any], line: str, tmp_path: Path, status: Status
+) -> None:
+    runs(tmp_path)
+    if place:
+        verdict(tmp_path / place, figures)
+    first, second, third, *_ = status(tmp_path).splitlines()
+    assert first.startswith(line) and third.startswith("done ")
+    assert second == f"last run, into {tmp_path / 'parity' / 'exported'}:"
+    if place == "rejected":
+        assert status(tmp_path / "rejected").startswith(line)
+    values = json.loads(status(tmp_path, "--json"))
+    assert values["checkpoint"]["verdict"].startswith(line)
+    assert values["checkpoint"]["placed"] == (place == ".")
+    assert values["state"] == "done"
+
+
+def test_a_checkpoint_without_its_runs_tells_its_verdict_and_has_no_report(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], status: Status
+) -> None:
+    verdict(tmp_path, {"text": TEXT})
+    assert status(tmp_path).startswith("passed: ")
+    assert json.loads(status(tmp_path, "--json"))["checkpoint"]["parity"]["passed"]
+    assert main(["report", str(tmp_path)]) == 2
+    said_once = capsys.readouterr().err
+    assert "no record of the runs" in said_once and said_once.count("\n") == 1
+
+
+GOOD: dict[str, Any] = {"recipe": {}, "frames": 3, "gates": {}, "passed": True, "missed": []}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *("{", "[]", "{}"),
+        json.dumps({**GOOD, "gates": {"text.divergence": 1}}),
+        json.dumps({**GOOD, "passed": 1}),
+        json.dumps({**GOOD, "frames": float("nan")}),
+        json.dumps({**GOOD, "text": {**TEXT, "by_caption": [1, 2]}}),
+    ],
+)
+def test_a_damaged_verdict_is_named_in_one_line(
+    content: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs(tmp_path)
+    (tmp_path / PARITY).write_text(content)
+    for command in ("report", "status"):
+        assert main([command, str(tmp_path)]) == 5
+        printed = capsys.readouterr().err
+        assert f"{tmp_path / PARITY} cannot be read" in printed and printed.count("\n") == 1
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_a_folder_of_a_run_is_no_export_even_with_a_verdict_in_it(tmp_path: Path) -> None:
+    write_run(tmp_path, [])
+    verdict(tmp_path, {"text": TEXT})
+    assert export_in(tmp_path) is None
+    assert facts(tmp_path, tmp_path)["parity"] is None
+    assert export_in(tmp_path / "nothing") is None
+
+
+@pytest.mark.browser
+def test_the_page_draws_a_dot_for_each_caption_and_the_bounds(
+    browser: Browser, tmp_path: Path
+) -> None:
+    runs(tmp_path)
+    verdict(tmp_path / "rejected", {"features": FEATURES, "text": TEXT}, missed=[EVIL])
+    assert main(["report", str(tmp_path)]) == 0
+    browser.narrow(400)
+    browser.open((tmp_path / "report.html").as_uri())
+    browser.wait("return document.documentElement.dataset.ready")
+    count = "return document.querySelectorAll('#parity ' + arguments[0]).length"
+    assert browser.run(count, ".dot") == 5
+    assert browser.run(count, ".rank .plot .budget") == 2
+    heights = browser.run(
+        "return [...document.querySelector('#parity .rank').querySelectorAll('.dot')]"
+        ".map(dot => dot.getBoundingClientRect().top)"
+    )
+    assert heights == sorted(heights, reverse=True)  # the least is drawn lowest
+    assert EVIL in browser.run("return document.querySelector('#parity p').textContent")
+    over = "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
+    assert browser.run(over) == 0
+    assert browser.console() == []

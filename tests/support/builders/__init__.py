@@ -1,0 +1,1 @@
+"""Builders of models, media, servers and jobs for tests and benchmarks."""
