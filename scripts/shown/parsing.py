@@ -10,8 +10,8 @@ from pathlib import Path
 from artifacts.errors import PenstockError
 from flows.commands.plan.training import training_of
 from flows.commands.shared.arguments import config_of
+from flows.commands.shared.parser import CommandParser, parse, parser
 from flows.core.options.commands import CaptionConfig
-from flows.interfaces.cli.main import CommandParser, parse, parser
 from scripts.shown.commands import ROOT, Shown
 from scripts.shown.meanings import typed
 

@@ -18,6 +18,7 @@ from artifacts.texts.edits import read_journal
 from flows.commands.label.label_set import label_set
 from flows.commands.label.rows import read_examples
 from flows.commands.shared.arguments import config_of
+from flows.commands.shared.parser import parser
 from flows.commands.tune.training_data import examples_in
 from flows.core.ledger.prompts import FilePlaceholders
 from flows.core.media.generated_files import HandwrittenTexts
@@ -29,7 +30,6 @@ from flows.core.options.serving import ServeConfig
 from flows.core.options.text import read_schema
 from flows.core.options.training import LearnConfig, TuneConfig
 from flows.core.options.vectors import LabelConfig
-from flows.interfaces.cli.main import parser
 from flows.interfaces.serve.server import token_of
 from flows.interfaces.studio import start_routes
 

@@ -11,6 +11,7 @@ import penstock
 from artifacts.errors import UsageError
 from artifacts.options import declared
 from flows.commands.shared.arguments import config_from
+from flows.commands.shared.parser import parse, parser
 from flows.core.options.commands import CaptionConfig, RebuildConfig
 from flows.core.options.export import ExportConfig
 from flows.core.options.serving import RequestLimits, ServeConfig
@@ -22,7 +23,6 @@ from flows.core.options.vectors import (
     SearchPlace,
     SearchQuery,
 )
-from flows.interfaces.cli.main import parse, parser
 from flows.interfaces.studio import values
 from flows.interfaces.studio.roots import Refused, Roots
 from penstock.arguments import config_with

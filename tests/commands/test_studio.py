@@ -24,9 +24,9 @@ from artifacts.options import declared
 from artifacts.records.store import open_store
 from flows.commands.cache.clean import collect, holdings
 from flows.commands.shared.arguments import config_of
+from flows.commands.shared.parser import parse
 from flows.core.machine.leases import start_of
 from flows.core.options.commands import CaptionConfig
-from flows.interfaces.cli.main import parse
 from flows.interfaces.serve.app import app_of
 from flows.interfaces.serve.refusals import json_answer
 from flows.interfaces.studio.roots import NoSuchFolder, Refused, Roots

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.interfaces.cli.main import COMMANDS
+from flows.commands.shared.parser import COMMANDS
 from stages.models import _HOMES as HALVES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -52,7 +52,7 @@ NAMED = sorted(
     {
         *in_strings(),
         *(
-            (f"flows.interfaces.cli.{entry}", "flows/interfaces/cli/main.py")
+            (f"flows.commands.shared.{entry}", "flows/commands/shared/parser.py")
             for _, entry in COMMANDS.values()
         ),
         *((f"stages.models.{home}:{name}", "stages/models") for name, home in HALVES.items()),

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-from flows.interfaces.cli.main import parser
+from flows.commands.shared.parser import parser
 from stages.decode.engines import (
     AUTO,
     AUTO_SHARED,

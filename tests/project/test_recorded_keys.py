@@ -83,7 +83,7 @@ def test_flows_have_the_recorded_parameters() -> None:
 
 def every_option() -> dict[str, dict[str, Any]]:
     """Return the options of each command, with their defaults."""
-    from flows.interfaces.cli.main import parser
+    from flows.commands.shared.parser import parser
 
     return {name: dict(sorted(_options_of(found))) for name, found in _commands(parser(), "")}
 

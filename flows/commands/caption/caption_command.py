@@ -5,7 +5,6 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Callable
 from contextlib import closing, suppress
 from dataclasses import replace
 from functools import partial
@@ -14,13 +13,11 @@ from pathlib import Path, PurePath
 from typing import TYPE_CHECKING
 
 from artifacts.disk.paths import folder_named
-from artifacts.errors import EnvironmentFault, PenstockError
-from artifacts.packages import require_extra
 from artifacts.records.store import open_store
 from artifacts.texts.edits import REJECTED
 from flows.commands.plan.plan_command import show
 from flows.commands.shared.arguments import config_of
-from flows.commands.shared.exit_report import CRASHED, print_result
+from flows.commands.shared.exit_report import print_result
 from flows.core.console.display import READING, Display
 from flows.core.console.lines import escaped, print_lines, shortened, terminal_width
 from flows.core.options.commands import CaptionConfig
@@ -70,17 +67,16 @@ def caption_command(given: argparse.Namespace) -> int:
     result: RunResult
     with closing(display):
         if given.ray:
-            from flows.interfaces.ray.run import run_on_cluster
-
             # Tasks get the address of the store as an option.
             url = open_store(config.store_url).url
             words = given.words if config.store else with_values(given.words, {"--store": url})
             begun = partial(remember, words)
-            result = run_on_cluster("caption", config, display, given.ray, on_begin=begun)
+            result = given.elsewhere.on_cluster(
+                "caption", config, display, given.ray, on_begin=begun
+            )
         elif given.prefect or os.environ.get("PREFECT_API_URL", "").strip():
             display.doing("starting Prefect")
-            run_with_prefect = _flow()
-            result = leave_after(partial(run_with_prefect, config, display))
+            result = given.elsewhere.with_prefect(config, display)
         else:
             display.doing(READING)
             from flows.commands.caption.run import caption
@@ -92,35 +88,3 @@ def caption_command(given: argparse.Namespace) -> int:
         report = f"; view them with `penstock report {shlex.quote(str(result.out))}`"
         print_lines(f"{result.line()}{report if result.captions else ''}")
     return result.exit_code
-
-
-def _flow() -> "Callable[[CaptionConfig, Display], RunResult]":
-    """Import the flow. Raises EnvironmentFault if Prefect, which reads its settings meanwhile,
-    refuses one."""
-    require_extra("prefect", "--prefect")
-    try:
-        from flows.interfaces.prefect.commands import run_with_prefect
-    except ValueError as error:
-        text = shortened(" ".join(str(error).split()), 200)
-        raise EnvironmentFault(
-            f"Prefect refuses its settings: {text}",
-            hint="Correct or unset the PREFECT_ variable of that name, or the profile",
-        ) from error
-    return run_with_prefect
-
-
-def leave_after(run: Callable[[], "RunResult"]) -> "RunResult":
-    """Run a flow inside this process. Exit soon after it ends, without waiting for Prefect's
-    threads."""
-    from flows.interfaces.prefect.crashed import leave_within
-
-    try:
-        result = run()
-    except PenstockError as error:
-        leave_within(error.exit_code)
-        raise
-    except Exception:
-        leave_within(CRASHED)
-        raise
-    leave_within(result.exit_code)
-    return result

@@ -24,9 +24,7 @@ def embed_command(given: argparse.Namespace) -> int:
 
             result = embed(config, display)
         else:
-            from flows.interfaces.ray.run import run_on_cluster
-
-            result = run_on_cluster("embed", config, display, given.ray)
+            result = given.elsewhere.on_cluster("embed", config, display, given.ray)
     if print_result(given, result, display):
         print_lines(result.line())
     return result.exit_code

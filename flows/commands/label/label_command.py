@@ -27,9 +27,7 @@ def label_command(given: argparse.Namespace) -> int:
         if not given.ray:
             result = label(config, display)
         else:
-            from flows.interfaces.ray.run import run_on_cluster
-
-            result = run_on_cluster("label", config, display, given.ray)
+            result = given.elsewhere.on_cluster("label", config, display, given.ray)
     if print_result(given, result, display):
         report = f"penstock report {shlex.quote(str(result.out))}"
         print_lines(*result.notes(), f"{result.line()}; view them with `{report}`")

@@ -56,7 +56,7 @@ def show(
     display = Display(quiet=as_json)
     with closing(display):
         display.doing(READING)
-        from flows.commands.caption.run import left_out_before
+        from flows.commands.sift.left_out import left_out_before
         from flows.core.machine.launch import DirectLauncher
         from flows.core.plan.plan import figures, plan_of
         from flows.core.plan.view import explain_lines, plan_lines, what_fits_lines

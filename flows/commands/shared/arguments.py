@@ -14,11 +14,11 @@ from artifacts.disk.paths import text_named
 from artifacts.errors import UsageError
 from artifacts.option_texts import members
 from artifacts.options import Declared, declared
+from flows.commands.shared.parser import parse
 from flows.core.options.commands import CaptionConfig
 from flows.core.options.formats import FILES, MEMORY, MODEL, SAMPLING, TEXT
 from flows.core.options.media import SourceOptions
 from flows.core.options.training import RecordedRun
-from flows.interfaces.cli.main import parse
 from flows.outputs.record.run_record import repeated
 from stages.decode.generation import WORDS
 

@@ -279,3 +279,12 @@ def add_cache_commands(cache: argparse.ArgumentParser) -> None:
     add("--name", default="", metavar="N", help="name of the job, if several share its sources")
     add("--dry-run", action="store_true", help="print what would be done, and its cost")
     add_print_options(rebuild)
+
+
+SHELLS = ("bash", "zsh", "tcsh")
+
+
+def add_completion(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "shell", choices=SHELLS, metavar="SHELL", help='eval "$(penstock completion bash)"'
+    )

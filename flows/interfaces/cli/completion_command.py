@@ -13,16 +13,9 @@ import sys
 from glob import glob
 from pathlib import Path
 
-SHELLS = ("bash", "zsh", "tcsh")
 ROOT = Path(__file__).resolve().parents[3]
 PACKAGES = ("artifacts", "flows", "stages")
 """Packages whose files decide the options."""
-
-
-def add_completion(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "shell", choices=SHELLS, metavar="SHELL", help='eval "$(penstock completion bash)"'
-    )
 
 
 def completion_command(given: argparse.Namespace) -> int:
@@ -34,7 +27,7 @@ def completion_command(given: argparse.Namespace) -> int:
     if not script.startswith(head):
         import shtab
 
-        from flows.interfaces.cli.main import parser
+        from flows.commands.shared.parser import parser
 
         script = head + shtab.complete(parser(), given.shell)
         _keep(kept, script)

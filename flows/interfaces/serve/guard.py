@@ -16,8 +16,9 @@ from typing import Any
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.types import ASGIApp, Message, Receive, Send
 
-from flows.core.options.serving import LOOPBACK, OWN_HOSTS, is_of_other_site
+from flows.core.options.serving import LOOPBACK
 from flows.interfaces.serve.refusals import HttpRefusal, json_bytes, unavailable
+from flows.interfaces.serve.same_site import OWN_HOSTS, is_of_other_site
 from flows.interfaces.serve.startup import Service
 
 Headers = Sequence[tuple[bytes, bytes]]

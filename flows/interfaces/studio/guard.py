@@ -14,8 +14,9 @@ from starlette.responses import Response
 from artifacts.disk.json_shapes import parse
 from artifacts.errors import PenstockError, UsageError
 from flows.commands.review.captions import EditRefused
-from flows.core.options.serving import LOOPBACK, is_of_other_site
+from flows.core.options.serving import LOOPBACK
 from flows.interfaces.serve.refusals import JSON, json_answer
+from flows.interfaces.serve.same_site import is_of_other_site
 from flows.interfaces.studio.roots import NoSuchFolder
 from flows.interfaces.studio.run_captions import Outdated
 

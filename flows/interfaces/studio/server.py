@@ -23,8 +23,8 @@ from artifacts.texts.edits import DECISIONS
 from artifacts.wording import counted
 from flows.core.console.lines import print_lines
 from flows.core.media.media_file import writable
-from flows.core.options.serving import OWN_HOSTS
 from flows.interfaces.serve.listening import UnsignalledServer, address_of, listening
+from flows.interfaces.serve.same_site import OWN_HOSTS
 from flows.interfaces.studio.captions_routes import CaptionsRoutes
 from flows.interfaces.studio.guard import guarded, not_here, proxy_origin
 from flows.interfaces.studio.roots import is_shown

@@ -30,7 +30,7 @@ def studio_command(given: argparse.Namespace) -> int:
 def config_of(words: Sequence[str]) -> CaptionConfig:
     """Return the configuration of a `caption` command. Raises UsageError."""
     from flows.commands.shared import arguments as options
-    from flows.interfaces.cli.main import parse
+    from flows.commands.shared.parser import parse
 
     try:
         return options.config_of(parse(words), CaptionConfig)

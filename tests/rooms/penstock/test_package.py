@@ -29,6 +29,7 @@ from artifacts import packages
 from artifacts.errors import Interrupted, MediaError
 from artifacts.records.keys import digest_of
 from flows.commands.shared.arguments import config_from, recorded_run
+from flows.commands.shared.parser import parse
 from flows.core.options.commands import CaptionConfig
 from flows.core.options.export import ExportConfig
 from flows.core.options.serving import ServeConfig
@@ -41,7 +42,6 @@ from flows.core.options.vectors import (
     SearchQuery,
 )
 from flows.interfaces.cli.main import main as run_command
-from flows.interfaces.cli.main import parse
 from flows.outputs.folder.trust import command_in
 from flows.outputs.record.run_record import words_of
 from penstock.arguments import anchored, config_for, config_with

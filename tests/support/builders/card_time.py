@@ -96,10 +96,10 @@ def run(values: dict[str, Any], report: Any) -> None:
 def main() -> None:
     # A stage's process imports this module, too, and none of these.
     from flows.commands.shared.arguments import config_from
+    from flows.commands.shared.parser import parser
     from flows.core.console.display import Display
     from flows.core.machine.launch import ENTRIES, DirectLauncher
     from flows.core.options.serving import ServeConfig
-    from flows.interfaces.cli.main import parser
     from flows.interfaces.serve.server import serve
 
     options = argparse.ArgumentParser(description=__doc__)

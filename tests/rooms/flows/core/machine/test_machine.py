@@ -18,13 +18,13 @@ from artifacts.records.store import FolderStore
 from artifacts.records.stores.local import clock_of
 from flows.commands.cache.clean import collect
 from flows.commands.shared.arguments import config_of
+from flows.commands.shared.parser import parse
 from flows.core.machine import budget as module
 from flows.core.machine import leases
 from flows.core.machine.budget import Budget, WithinBudget, budget_for
 from flows.core.machine.launch import StageCall, StageHandle
 from flows.core.machine.leases import leased, running_jobs
 from flows.core.options.commands import CaptionConfig, RebuildConfig, RunOptions
-from flows.interfaces.cli.main import parse
 from tests.support.builders.jobs import made_job
 from tests.support.holders import held_elsewhere
 

@@ -1,0 +1,162 @@
+"""The parser of the command line, with the options of the command that is asked for."""
+
+import argparse
+import re
+import sys
+from collections.abc import Sequence
+from functools import partial
+from importlib import import_module
+from typing import Any, NoReturn
+
+from artifacts.errors import UsageError
+from artifacts.option_texts import GIVE_VALUE, NUMBER_NAMES, NUMBERS, number
+from artifacts.wording import meant
+from flows.core.console.lines import print_lines, wrapped
+
+CHOICE = re.compile(r"argument (.*): invalid choice: '(.*)' \(choose from (.*)\)")
+"""argparse's message about a value that is not one of the choices."""
+
+
+NUMBER = re.compile(r"argument (.*): invalid (int|float) value: (['\"])(.*)\3", re.DOTALL)
+"""argparse's message about a value that is not a number."""
+
+
+class Help(argparse.HelpFormatter):
+    """A help formatter that breaks lines between words and never inside an option."""
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return wrapped(" ".join(text.split()), width, hanging=0)
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        lines = wrapped(" ".join(text.split()), width - len(indent), hanging=0)
+        return "\n".join(indent + line for line in lines)
+
+
+SHARING = "caption, label, embed, index build and cache rebuild"
+"""Commands whose work several GPUs share."""
+
+
+class CommandParser(argparse.ArgumentParser):
+    """A parser without option abbreviations, so that a new option breaks no script."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **{"allow_abbrev": False, "formatter_class": Help, **options})
+        for kind in NUMBERS:
+            self.register("type", kind, partial(number, kind=kind))
+
+    def _get_values(self, action: argparse.Action, words: list[str]) -> Any:
+        """Return the values of the words of an option or argument. Raises UsageError for an empty
+        one."""
+        if "" in words and not isinstance(action, argparse._SubParsersAction):
+            name = next(iter(action.option_strings), action.metavar or action.dest)
+            raise UsageError(f"{name} is empty", hint=GIVE_VALUE)
+        return super()._get_values(action, words)
+
+    def error(self, message: str) -> NoReturn:
+        """Print the error in one line, and exit with code 2."""
+        if found := CHOICE.fullmatch(message):
+            what, given, choices = found.groups()
+            names = re.findall(r"'([^']*)'", choices)
+            noun = "command" if what in ("COMMAND", "ACTION") else f"value of {what}"
+            message = f"unknown {noun}: {given}{meant(given, names)}"
+        elif found := NUMBER.fullmatch(message):
+            kind = NUMBER_NAMES[int if found[2] == "int" else float]
+            message = f"invalid {found[1]} {found[4]!r}. Give {kind}"
+        print_lines(f"{self.prog}: {message}. See `{self.prog} --help`", to=sys.stderr)
+        self.exit(2)
+
+    def unknown(self, words: Sequence[str]) -> NoReturn:
+        names = [name for action in self._actions for name in action.option_strings]
+        first = next((word for word in words if word.startswith("-")), words[0])
+        name = first.partition("=")[0]
+        if name == "--gpus":
+            self.error(f"it computes on one GPU; --gpus is for {SHARING}")
+        self.error(f"unknown option {name}{meant(name, names)}")
+
+    def of_command(self, name: str | None) -> "CommandParser":
+        """Return the parser of a command, or this parser for an unknown one."""
+        for action in self._actions:
+            if isinstance(action, argparse._SubParsersAction) and name in action.choices:
+                parser: CommandParser = action.choices[name]
+                return parser
+        return self
+
+
+EPILOG = """exit codes: 0 success · 1 some items failed (listed) · 2 usage · 3 does not fit ·
+4 interrupted, resumable · 5 environment (disk, store, driver, network)"""
+
+
+COMMANDS = {
+    "caption": ("caption videos and images", "command_options:add_caption"),
+    "plan": ("estimate memory, disk and time; check that it fits", "command_options:add_plan"),
+    "embed": ("compute vectors of images and videos", "command_options:add_embed"),
+    "label": ("label images and videos", "command_options:add_label"),
+    "sift": ("mark media: copies, blur, black and still ones", "command_options:add_sift"),
+    "index": ("build and maintain a search index", "command_options:add_index_commands"),
+    "search": ("search an index", "command_options:add_search_options"),
+    "tune": ("train an adapter on your captions", "command_options:add_tune"),
+    "learn": ("train on corrected captions, and caption again", "command_options:add_learn"),
+    "serve": ("serve labels, search and captions over HTTP", "command_options:add_serve"),
+    "studio": ("do all of it in one page", "command_options:add_studio"),
+    "status": ("print the progress of a run", "command_options:add_status"),
+    "report": ("write an HTML report of a run", "command_options:add_report"),
+    "review": ("correct and accept captions", "command_options:add_review"),
+    "cache": ("list, check and clean the store", "command_options:add_cache_commands"),
+    "convert": ("convert a model's pickled weights to safetensors", "command_options:add_convert"),
+    "export": ("quantize a model and compare it with the original", "command_options:add_export"),
+    "doctor": ("check GPU, drivers and packages", "command_options:add_doctor"),
+    "completion": ("print a shell completion script", "command_options:add_completion"),
+    "demo": ("caption and score demo clips", "command_options:add_demo"),
+}
+"""Command → its help line, and `module of this package:function` that adds its options. The module
+is imported only for that command."""
+
+
+WITHOUT_EXIT_CODES = ("completion", "demo")
+"""Commands without the exit codes of a run."""
+
+
+def parser(only: str | None = None) -> CommandParser:
+    """Return the parser with every command, and with the options of the command `only` (None: of
+    all)."""
+    top = CommandParser(
+        prog="penstock",
+        description="Caption long videos and large image folders on a GPU too small for the model.",
+        epilog=EPILOG,
+    )
+    top.add_argument("--version", action="store_true", help="print the version")
+    commands = top.add_subparsers(dest="command", metavar="COMMAND")
+    for name, (text, adder) in COMMANDS.items():
+        command = commands.add_parser(
+            name, help=text, epilog=None if name in WITHOUT_EXIT_CODES else EPILOG
+        )
+        if only in (None, name):
+            module, function = adder.split(":")
+            getattr(import_module(f"flows.commands.shared.{module}"), function)(command)
+    return top
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Parse the command line, and store it in `words`. Sources may stand before and after
+    options."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    given = _parse(words)
+    given.words = words
+    return given
+
+
+def _parse(words: list[str]) -> argparse.Namespace:
+    top = parser(next((word for word in words if not word.startswith("-")), ""))
+    # Everything after `--` is a source. argparse would take it for unknown options if sources stand
+    # before the options.
+    end = words.index("--") if "--" in words else len(words)
+    given, rest = top.parse_known_args(words[:end])
+    if "sources" not in given:
+        given, rest = top.parse_known_args(words)
+        if rest:
+            top.of_command(given.command).unknown(rest)
+        return given
+    if any(word.startswith("-") for word in rest):
+        top.of_command(given.command).unknown(rest)
+    given.sources += [*rest, *words[end + 1 :]]
+    return given
