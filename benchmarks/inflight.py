@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from artifacts.records.keys import digest_of
+from artifacts.digests import digest_of
 from artifacts.records.packs import RecordSet
 from artifacts.records.store import open_store
 from penstock_demo import CHECKPOINT

@@ -18,7 +18,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from artifacts.records.keys import digest_of, item_key
+from artifacts.digests import digest_of
+from artifacts.records.keys import item_key
 from artifacts.records.packs import Record, RecordSet
 from artifacts.records.store import open_store
 from artifacts.schema import MediaKind

@@ -18,7 +18,7 @@ from itertools import combinations, count, pairwise
 from pathlib import Path
 from typing import Any
 
-from artifacts.records.keys import digest_of
+from artifacts.digests import digest_of
 from artifacts.records.packs import Record, RecordSet
 from artifacts.records.store import open_store
 from artifacts.schema import FrameFit, Sampling

@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
-from artifacts.records.keys import digest_of
+from artifacts.digests import digest_of
 from penstock_demo import CHECKPOINT
 from tests.support.builders.common import MIB, cells, heads
 from tests.support.builders.models import FRAMES, LARGE, TINY, build, half_bytes, publish_clips

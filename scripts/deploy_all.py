@@ -30,9 +30,9 @@ from prefect.exceptions import ParameterTypeError
 from prefect.settings import PREFECT_HOME
 from prefect.utilities.schema_tools.validation import ValidationError, validate
 
+from artifacts.digests import digest_of
 from artifacts.disk.files import write_json
 from artifacts.errors import UsageError
-from artifacts.records.keys import digest_of
 from artifacts.wording import counted
 from scripts.prepare_pool import deployments
 from scripts.run_worker import die_with_parent

@@ -19,10 +19,10 @@ from functools import cache
 from pathlib import Path
 from typing import IO, Any
 
+from artifacts.disk.faults import disk_faults, fault_of
 from artifacts.disk.locks import lock, try_lock
 from artifacts.disk.regular_files import NotAFile, irreplaceable_kind, refuse_links
 from artifacts.errors import EnvironmentFault, UsageError
-from artifacts.records.store import disk_faults, fault_of
 
 HALF = ".penstock-"
 """Prefix of the names of unfinished files."""

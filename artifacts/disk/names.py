@@ -16,9 +16,8 @@ from itertools import count
 from pathlib import Path, PurePosixPath
 from unicodedata import category, normalize
 
+from artifacts.digests import digest_of
 from artifacts.disk.files import HALF, own_folder
-from artifacts.records.keys import digest_of
-from artifacts.texts.captions import WRITERS
 
 LONGEST_NAME, SHORT_NAME = 255, 143
 """Largest size of a file name in bytes, also on a disk that encrypts names. Disks that count
@@ -77,7 +76,8 @@ def path_on_disk(path: str) -> str:
     return found
 
 
-SUFFIXES = tuple(f".{form}" for form in WRITERS)
+SUFFIXES = (".txt", ".vtt", ".srt")
+"""Suffixes of texts, which `artifacts.texts.captions.WRITERS` writes."""
 LONGEST_SUFFIX = max(map(len, SUFFIXES))
 DIGITS = 8
 """Hex digits that distinguish shortened names."""

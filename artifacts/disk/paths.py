@@ -166,3 +166,13 @@ def _folder(variable: str, usual: str) -> Path:
             hint=f"Set HOME, or {variable} to a folder",
         )
     return Path(folder).absolute()
+
+
+NEARBY = "PENSTOCK_NEARBY"
+"""Environment variable: the folder of the local cache. Default: the user's cache folder."""
+
+
+def nearby_folder() -> Path:
+    """Return the folder of the local cache of remote objects."""
+    folder = os.environ.get(NEARBY)
+    return Path(folder).expanduser().absolute() if folder else cache_home() / "penstock-nearby"

@@ -7,10 +7,10 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from artifacts.disk.faults import disk_faults
 from artifacts.disk.paths import rename_noreplace, sync_folder, user_state
 from artifacts.disk.regular_files import open_regular
 from artifacts.errors import EnvironmentFault
-from artifacts.records.store import disk_faults
 
 PRIVATE = 0o600
 SHORTEST = 16

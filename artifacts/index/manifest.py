@@ -11,13 +11,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from artifacts.digests import digest_of
+from artifacts.disk.faults import disk_faults, read_fault
 from artifacts.disk.files import write_json
 from artifacts.disk.json_shapes import read_record
 from artifacts.disk.paths import sync_folder
 from artifacts.disk.regular_files import open_regular
 from artifacts.errors import EnvironmentFault, UsageError
-from artifacts.records.keys import digest_of, hash_file
-from artifacts.records.store import disk_faults, read_fault
+from artifacts.records.keys import hash_file
 
 FORMAT = 2
 BOOK = "index.json"

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from artifacts.disk.faults import disk_faults
 from artifacts.disk.files import HALF, whole_file
 from artifacts.disk.locks import lock, open_lock, try_lock, unlock
 from artifacts.errors import EnvironmentFault, UsageError
@@ -44,7 +45,6 @@ from artifacts.index.shard import (
     write_shard,
 )
 from artifacts.index.snapshot import Kept, Snapshot, of_all, open_snapshot
-from artifacts.records.store import disk_faults
 from artifacts.records.vectors import Vectors
 
 log = logging.getLogger(__name__)

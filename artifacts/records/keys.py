@@ -12,12 +12,13 @@ import logging
 import os
 import threading
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from artifacts.digests import digest_of
 from artifacts.disk.paths import RealPaths
 from artifacts.disk.regular_files import open_regular
 from artifacts.disk.stamps import FileChanged, ModelFileStamp, Stamp, model_stamp_of, stamp_of
@@ -74,31 +75,10 @@ def _check(text: bytes) -> str:
     return f"{zlib.crc32(text):08x}"
 
 
-ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True)
-"""Reused, because `json.dumps` creates one per call, which takes longer than the rest of a key."""
 DIGESTS = "digests.jsonl"
 """File of the digests, beside the objects of a store."""
 LOOKUP_GROUP = 256
 """Files whose digests are looked up per thread task."""
-
-
-def digest_of(value: Any) -> str:
-    """Return 64 hex digits that depend only on the JSON value. The order of a mapping's keys does
-    not matter."""
-    return hashlib.sha256(ENCODER.encode(value).encode()).hexdigest()
-
-
-def digests_by_number(
-    before: Sequence[Any], numbers: Iterable[int], after: Sequence[Any]
-) -> Iterator[tuple[int, str]]:
-    """Yield each number with `digest_of([*before, number, *after])`, but encode the lists once."""
-    comma = ENCODER.item_separator
-    start = hashlib.sha256((ENCODER.encode([*before])[:-1] + comma).encode())
-    end = comma * bool(after) + ENCODER.encode([*after])[1:]
-    for number in numbers:
-        found = start.copy()
-        found.update(f"{number}{end}".encode())
-        yield number, found.hexdigest()
 
 
 def item_key(namespace: str, media_digest: str, chunk_index: int, *more: Any) -> str:

@@ -38,8 +38,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from artifacts.digests import digest_of
 from artifacts.errors import EnvironmentFault
-from artifacts.records.keys import digest_of
 from artifacts.records.store import NAME, Store
 from artifacts.records.stores.local import TEMPORARY, left_behind
 from artifacts.records.stores.protocol import ObjectStat, header_of

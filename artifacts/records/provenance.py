@@ -13,9 +13,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from artifacts.digests import digest_of
 from artifacts.disk.paths import folder_named, user_state
 from artifacts.errors import UsageError
-from artifacts.records.keys import append_line, digest_of, read_lines
+from artifacts.records.keys import append_line, read_lines
 
 NOTES = "provenance.jsonl"
 """File of the notes, in the state folder of a user and in the folder of a store."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from artifacts.disk.paths import folder_named
 from artifacts.errors import UsageError
 from artifacts.packages import require_extra
-from artifacts.records.stores.folder import FolderStore, disk_faults, fault_of, is_full, read_fault
+from artifacts.records.stores.folder import FolderStore
 from artifacts.records.stores.local import state_folder
 from artifacts.records.stores.protocol import ObjectStat, Store
 
@@ -21,11 +21,7 @@ __all__ = (
     "FolderStore",
     "ObjectStat",
     "Store",
-    "disk_faults",
-    "fault_of",
-    "is_full",
     "open_store",
-    "read_fault",
 )
 
 

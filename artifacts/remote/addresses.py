@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from urllib.parse import unquote
 
-from artifacts.records.keys import digest_of
+from artifacts.digests import digest_of
 
 BUCKETS = ("s3", "gs", "az")
 WEB = ("http", "https")

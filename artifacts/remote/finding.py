@@ -23,6 +23,7 @@ from xml.etree import ElementTree
 import obstore
 from obstore.exceptions import BaseError, NotSupportedError
 
+from artifacts.disk.faults import disk_faults
 from artifacts.disk.files import is_hidden
 from artifacts.disk.stamps import FileChanged
 from artifacts.errors import EnvironmentFault, Unanswered
@@ -44,7 +45,6 @@ from artifacts.records.stores.bucket_client import (
     with_retries,
 )
 from artifacts.records.stores.copies import SPARE_BYTES
-from artifacts.records.stores.folder import disk_faults
 from artifacts.remote.addresses import ONCE, RemoteFile, is_web, unsigned
 from artifacts.remote.ahead import OnProgress
 

@@ -21,13 +21,14 @@ from io import BufferedReader
 from pathlib import Path
 from typing import IO
 
+from artifacts.disk.faults import disk_faults
 from artifacts.disk.files import HALF, whole_file
 from artifacts.disk.json_shapes import read_record
 from artifacts.disk.locks import lock, try_lock
+from artifacts.disk.paths import nearby_folder
 from artifacts.disk.stamps import CHANGED, CHANGED_HINT, CHANGED_MESSAGE, FileChanged
 from artifacts.errors import MediaError, Unanswered
-from artifacts.records.store import disk_faults
-from artifacts.records.stores.copies import CopyRoom, nearby_folder, nearby_limit
+from artifacts.records.stores.copies import CopyRoom, nearby_limit
 from artifacts.records.stores.local import boot_suffix
 from artifacts.remote.addresses import RemoteFile, is_address, is_web
 from artifacts.remote.ahead import OnProgress

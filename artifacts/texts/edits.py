@@ -30,6 +30,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from artifacts.digests import digest_of
+from artifacts.disk.faults import disk_faults, fault_of, read_fault
 from artifacts.disk.files import encoded
 from artifacts.disk.json_shapes import (
     BYTES,
@@ -47,9 +49,7 @@ from artifacts.disk.locks import try_lock
 from artifacts.disk.regular_files import is_denied, open_below, open_regular, read_bytes, user_text
 from artifacts.disk.stamps import Stamp, stamp_of
 from artifacts.errors import EnvironmentFault
-from artifacts.records.keys import digest_of
 from artifacts.records.provenance import EDIT, Proof, anybody, note, proof_by
-from artifacts.records.store import disk_faults, fault_of, read_fault
 from artifacts.wording import counted
 
 EDITS: Final = "edits.jsonl"

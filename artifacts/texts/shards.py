@@ -19,13 +19,13 @@ from io import BytesIO
 from pathlib import Path, PurePosixPath
 from typing import IO
 
+from artifacts.digests import digest_of
+from artifacts.disk.faults import disk_faults
 from artifacts.disk.files import HALF, encoded, replace_file, whole_file, write_json
 from artifacts.disk.json_shapes import BYTES, read_record
 from artifacts.disk.regular_files import open_regular, read_text, refuse_links
 from artifacts.disk.stamps import Stamp, stamp_of
 from artifacts.errors import EnvironmentFault
-from artifacts.records.keys import digest_of
-from artifacts.records.store import disk_faults
 from artifacts.texts.captions import Caption, fields_of_row
 
 OWN_MEMBERS = ("txt", "json")

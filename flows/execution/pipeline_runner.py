@@ -11,8 +11,8 @@ from functools import partial
 from itertools import chain
 from typing import TypeVar
 
+from artifacts.digests import digest_of
 from artifacts.errors import HalfChecked, Killed, ModelChanged, PenstockError
-from artifacts.records.keys import digest_of
 from artifacts.records.packs import DamagedRecord, RecordSet
 from artifacts.texts.captions import Failure, write_jsonl
 from artifacts.texts.edits import EDITS

@@ -13,10 +13,10 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+from artifacts.disk.faults import fault_of
 from artifacts.errors import Interrupted
 from artifacts.packages import require
 from artifacts.records.packs import DamagedRecord
-from artifacts.records.store import fault_of
 from artifacts.texts.captions import write_jsonl
 from flows.core.console.display import READING, Display
 from flows.core.console.interrupts import repeating_dropped_interrupts

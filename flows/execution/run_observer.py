@@ -8,11 +8,12 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any, get_args
 
-from artifacts.disk.locks import holder, refuse_unclaimable, try_hold
+from artifacts.digests import digest_of
+from artifacts.disk.faults import disk_faults
+from artifacts.disk.locks import holder, try_hold
 from artifacts.disk.regular_files import guard, refuse_links
 from artifacts.errors import EnvironmentFault, UsageError
-from artifacts.records.keys import digest_of
-from artifacts.records.store import disk_faults
+from artifacts.records.claims import refuse_unclaimable
 from artifacts.schema import Half
 from flows.core.console.display import COUNTS, Display
 from flows.core.console.lines import size

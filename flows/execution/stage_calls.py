@@ -7,7 +7,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from artifacts.records.keys import digest_of
+from artifacts.digests import digest_of
 from artifacts.schema import FrameFit
 from flows.core.checkpoint.graphs import GraphUse, engines_folder
 from flows.core.checkpoint.models import Model

@@ -12,8 +12,8 @@ from heapq import merge
 from operator import attrgetter
 from typing import Any, NamedTuple
 
+from artifacts.digests import digest_of
 from artifacts.disk.json_shapes import parse
-from artifacts.records.keys import digest_of
 from artifacts.records.packs import RecordSet, refresh_together
 from artifacts.schema import ChunkIndex, MediaIndex, values_of
 from artifacts.texts.captions import (

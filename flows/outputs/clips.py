@@ -19,13 +19,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from artifacts.disk.faults import disk_faults
 from artifacts.disk.files import HALF, OURS, replace_file, write_json, write_text
 from artifacts.disk.json_shapes import BYTES
 from artifacts.disk.names import folded
 from artifacts.disk.regular_files import read_text, refuse_links
 from artifacts.disk.stamps import Stamp, stamp_of
 from artifacts.errors import CannotFit, EnvironmentFault, Killed, StageDied
-from artifacts.records.store import disk_faults
 from artifacts.texts.captions import Caption
 from artifacts.texts.shards import SHARD_BYTES, Media, Sample, media_suffix, sample_key
 from artifacts.texts.trainers import WITH_CLIPS

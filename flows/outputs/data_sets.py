@@ -13,12 +13,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
+from artifacts.disk.faults import disk_faults
 from artifacts.disk.files import HALF, OURS, are_equal, is_linked, is_spare, link, write_text
 from artifacts.disk.names import folded
 from artifacts.disk.regular_files import refuse_links
 from artifacts.disk.stamps import stamp_of
 from artifacts.errors import MediaError
-from artifacts.records.store import disk_faults
 from artifacts.remote.media_cache import copy_bytes, is_copy, open_local
 from artifacts.texts.shards import (
     DATASET,

@@ -15,10 +15,10 @@ from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
+from artifacts.digests import digest_of
 from artifacts.disk.files import whole_file, write_text
 from artifacts.disk.json_shapes import parse, read_record
 from artifacts.disk.regular_files import open_regular, read_text
-from artifacts.records.keys import digest_of
 from artifacts.records.provenance import MARKER as PURPOSE
 from artifacts.records.provenance import Proof, anybody, note, proof_by
 from artifacts.texts.trainers import WITH_SOUND

@@ -25,9 +25,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
+from artifacts.digests import digest_of
 from artifacts.disk.names import SUFFIXES, Naming, file_stems, one_name
 from artifacts.errors import MediaError
-from artifacts.records.keys import digest_of
 from artifacts.texts.captions import WRITERS, Caption, one_line
 from artifacts.texts.edits import REJECTED, FixedText
 from artifacts.texts.shards import DATASET

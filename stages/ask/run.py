@@ -35,9 +35,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from artifacts.disk.locks import claims_at
 from artifacts.errors import EnvironmentFault, PenstockError
 from artifacts.packages import loop_factory
+from artifacts.records.claims import claims_at
 from artifacts.records.packs import DamagedRecord, Record, record_sets_of
 from artifacts.records.store import open_store
 from artifacts.remote.endpoints import EndpointKeys, endpoints_of, keys_from

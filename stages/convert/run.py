@@ -27,9 +27,9 @@ from typing import Any, NamedTuple
 
 import torch
 
+from artifacts.digests import digest_of
 from artifacts.disk.regular_files import open_regular
 from artifacts.errors import EnvironmentFault, UsageError
-from artifacts.records.keys import digest_of
 from stages.convert import DTYPES, ConvertJob
 from stages.models.hub.checkpoint import (
     CONFIG,

@@ -24,8 +24,8 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
+from artifacts.digests import digest_of
 from artifacts.errors import CannotFit, UsageError
-from artifacts.records.keys import digest_of
 from artifacts.records.tensors import make_record
 from stages.decode.confidence import offset_in
 from stages.decode.generation import (

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, NamedTuple
 
 from artifacts.disk.json_shapes import read_record
-from artifacts.disk.locks import Share
 from artifacts.errors import UsageError
 from artifacts.options import Option, OptionGroup
+from artifacts.records.claims import Share
 from stages.models.half_job import HalfJob
 
 GREEDY, CHECKPOINT = "greedy", "checkpoint"

@@ -16,8 +16,8 @@ from itertools import chain
 from pkgutil import resolve_name
 from typing import Any
 
-from artifacts.disk.locks import WorkClaims, claims_at
 from artifacts.errors import NotFinite, PenstockError, StageDied, UsageError
+from artifacts.records.claims import WorkClaims, claims_at
 from artifacts.records.packs import (
     QUARANTINE,
     DamagedRecord,

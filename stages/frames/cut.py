@@ -40,8 +40,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from artifacts.containers import open_media
+from artifacts.disk.faults import fault_of
 from artifacts.errors import EnvironmentFault, MediaError
-from artifacts.records.store import fault_of
 from artifacts.remote.media_cache import open_local
 from stages.frames.clip_sound import SoundPart, interleaved, part_of, sound_of, write_with
 from stages.frames.formats import HIGH_DYNAMIC_RANGE, WIDE

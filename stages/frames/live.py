@@ -8,8 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from artifacts.disk.faults import is_full
 from artifacts.errors import EnvironmentFault, MediaError
-from artifacts.records.store import is_full, open_store
+from artifacts.records.store import open_store
 from artifacts.schema import MediaIndex
 from stages.frames.frame_recorder import FrameRecorder, Watchdog, media_errors
 from stages.frames.image import read_image

@@ -14,7 +14,7 @@ from itertools import count, takewhile
 from typing import TYPE_CHECKING, Any
 
 from artifacts.disk.json_shapes import read_record
-from artifacts.disk.locks import POLL_SECONDS, WorkClaims, claims_at
+from artifacts.records.claims import POLL_SECONDS, WorkClaims, claims_at
 from artifacts.records.store import open_store
 from artifacts.schema import ChunkIndex, MediaIndex
 from stages.frames import PACK_BYTES

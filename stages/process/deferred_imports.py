@@ -35,10 +35,10 @@ from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any
 
+from artifacts.digests import digest_of
 from artifacts.disk.files import read_kept, write_json
 from artifacts.disk.paths import machine_cache
 from artifacts.errors import PenstockError
-from artifacts.records.keys import digest_of
 
 LISTED = ("transformers", "models")
 """Folder whose list is cached: all models."""

@@ -25,11 +25,11 @@ from dataclasses import fields
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
+from artifacts.disk.faults import disk_faults
 from artifacts.disk.regular_files import open_below, refuse_links
 from artifacts.errors import Killed
 from artifacts.packages import require
 from artifacts.records.model_files import ModelFiles
-from artifacts.records.store import disk_faults
 from stages.process.device import device_free_bytes, device_holders, device_used_bytes, on_wsl
 from stages.process.events import (
     Event,

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from artifacts.disk.locks import POLL_SECONDS, WorkClaims, claims_at
+from artifacts.records.claims import POLL_SECONDS, WorkClaims, claims_at
 from artifacts.records.keys import item_key
 from artifacts.records.packs import Record, record_sets_of
 from artifacts.records.store import open_store

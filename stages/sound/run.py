@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from artifacts.disk.locks import POLL_SECONDS, WorkClaims, claims_at
+from artifacts.records.claims import POLL_SECONDS, WorkClaims, claims_at
 from artifacts.records.packs import Record, RecordSet, RecordUnion, record_sets_of
 from artifacts.records.store import open_store
 from artifacts.schema import MediaIndex

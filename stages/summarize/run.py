@@ -12,8 +12,8 @@ from functools import partial
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from artifacts.digests import digest_of
 from artifacts.errors import UsageError
-from artifacts.records.keys import digest_of
 from artifacts.records.packs import Record, RecordSet
 from artifacts.records.store import open_store
 from artifacts.texts.captions import Ended, answer_of

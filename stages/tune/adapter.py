@@ -20,9 +20,9 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
+from artifacts.digests import digest_of
 from artifacts.disk.files import whole_file
 from artifacts.errors import UsageError
-from artifacts.records.keys import digest_of
 from stages.models.adapter_modules import ADAPTER_CONFIG, ADAPTER_WEIGHTS, BASE, PREFIX
 from stages.models.published import as_published_metadata
 from stages.models.stored.codes import PackedLinear

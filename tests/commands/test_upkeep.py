@@ -17,8 +17,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from artifacts.disk.locks import claims_at, try_hold
+from artifacts.disk.locks import try_hold
 from artifacts.errors import UsageError
+from artifacts.records.claims import claims_at
 from artifacts.records.packs import Record, RecordSet, sizes_in, verify
 from artifacts.records.store import FolderStore, prepare_store
 from artifacts.records.stores.local import half_written

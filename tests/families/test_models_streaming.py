@@ -14,8 +14,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from artifacts.digests import digest_of
 from artifacts.errors import CannotFit, EnvironmentFault, OutOfMemory, UsageError
-from artifacts.records.keys import digest_of
 from artifacts.records.tensors import pack_tree
 from stages.models.encoding import EncodeItem
 from stages.models.encoding.batch import encode_batches

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from artifacts.disk.locks import Share, can_claim, claims_at
 from artifacts.errors import CannotFit, Killed, ModelChanged, PenstockError, StageDied
+from artifacts.records.claims import Share, can_claim, claims_at
 from artifacts.records.packs import RecordSet
 from artifacts.records.store import Store, open_store, prepare_store
 from flows.core.machine.fan_out import FanOutLauncher, StageOnGpus, joined, on_device, shared_by

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from artifacts.records.keys import digest_of
+from artifacts.digests import digest_of
 from flows.core.checkpoint.models import Model
 from flows.core.checkpoint.precision import resolve_settings
 from flows.core.ledger.namespaces import variants_of

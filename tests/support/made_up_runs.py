@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from artifacts.records.keys import digest_of
+from artifacts.digests import digest_of
 from artifacts.records.packs import Record, RecordSet, stored_namespaces
 from artifacts.records.store import FolderStore, open_store
 from stages.models.published import FIELD, runs_as_published

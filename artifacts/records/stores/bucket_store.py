@@ -22,10 +22,11 @@ from heapq import merge
 from itertools import groupby, islice
 from pathlib import Path
 
+from artifacts.digests import digest_of
+from artifacts.disk.paths import nearby_folder
 from artifacts.errors import EnvironmentFault
-from artifacts.records.keys import digest_of
 from artifacts.records.stores.bucket_client import PAGE, Bucket, BucketLeases, Listed
-from artifacts.records.stores.copies import Copies, nearby_folder, nearby_limit
+from artifacts.records.stores.copies import Copies, nearby_limit
 from artifacts.records.stores.folder import FolderStore
 from artifacts.records.stores.local import TEMPORARY, state_folder
 from artifacts.records.stores.protocol import CATALOGS, FIRST_READ, Extent, ObjectStat, header_of

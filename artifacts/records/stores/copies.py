@@ -12,13 +12,11 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from artifacts.disk.paths import cache_home
+from artifacts.digests import digest_of
 from artifacts.errors import UsageError
-from artifacts.records.keys import digest_of
 
-FOLDER, LIMIT = "PENSTOCK_NEARBY", "PENSTOCK_NEARBY_GB"
-"""Environment variables: folder and size limit of the local cache. Defaults: the user's cache
-folder, and a share of its disk."""
+LIMIT = "PENSTOCK_NEARBY_GB"
+"""Environment variable: the size limit of the local cache. Default: a share of its disk."""
 SHARE = 4
 """Without a limit, copies take at most one part in so many of their disk."""
 SPARE_BYTES = 256 << 20
@@ -29,12 +27,6 @@ LOOKS = 8
 """It also measures again when one part in so many of the limit was added."""
 KEEP = 0.75
 """Share of the limit to which a full cache is reduced."""
-
-
-def nearby_folder() -> Path:
-    """Return the folder of the local cache of remote objects."""
-    folder = os.environ.get(FOLDER)
-    return Path(folder).expanduser().absolute() if folder else cache_home() / "penstock-nearby"
 
 
 def nearby_limit() -> int | None:

@@ -16,8 +16,8 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO
 
+from artifacts.digests import digest_of
 from artifacts.disk.paths import user_state
-from artifacts.records.keys import digest_of
 
 TEMPORARY = "tmp"
 """Folder of half-written files, in the same place so that a rename never crosses file systems."""

@@ -5,8 +5,8 @@ from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from artifacts.disk.locks import FOLDER as CLAIMS
 from artifacts.errors import UsageError
+from artifacts.records.claims import FOLDER as CLAIMS
 from artifacts.records.packs import QUARANTINE, Pack, half_written_in, packs, sizes_in
 from artifacts.records.store import NAME, Store, prepare_store
 from artifacts.records.stores.local import left_behind

@@ -13,8 +13,8 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from artifacts.digests import digest_of
 from artifacts.errors import ModelChanged, UsageError
-from artifacts.records.keys import digest_of
 from artifacts.schema import Half, Part
 from flows.commands.export.samples import (
     Captioned,

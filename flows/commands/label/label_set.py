@@ -12,10 +12,10 @@ from os.path import isfile
 from pathlib import Path
 from typing import Any
 
+from artifacts.digests import digest_of
 from artifacts.disk.json_shapes import text as is_text
 from artifacts.disk.paths import text_named
 from artifacts.errors import UsageError
-from artifacts.records.keys import digest_of
 from artifacts.texts.tables import read_csv
 
 MAX_NODES = 1_000_000

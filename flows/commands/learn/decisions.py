@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from artifacts.digests import digest_of
 from artifacts.disk.paths import folder_named
 from artifacts.errors import EnvironmentFault, PenstockError, UsageError
-from artifacts.records.keys import content_key, digest_of, hash_file
+from artifacts.records.keys import content_key, hash_file
 from artifacts.records.provenance import ROUND
 from artifacts.texts.captions import Failure
 from artifacts.texts.edits import (

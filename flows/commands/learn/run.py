@@ -12,12 +12,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from artifacts.digests import digest_of
 from artifacts.disk.files import whole_file
 from artifacts.disk.json_shapes import read_json
 from artifacts.disk.paths import folder_named
 from artifacts.disk.regular_files import guard
 from artifacts.errors import ControlWord, NoFeatures, UsageError
-from artifacts.records.keys import digest_of
 from artifacts.records.provenance import ROUND
 from artifacts.texts.edits import DIGITS, changes_of
 from artifacts.wording import counted

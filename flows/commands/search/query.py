@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from artifacts.digests import digest_of
 from artifacts.disk.regular_files import is_denied
 from artifacts.errors import EnvironmentFault, MediaError, UsageError
 from artifacts.index.manifest import Maker, Manifest
@@ -31,7 +32,7 @@ from artifacts.index.snapshot import Snapshot, open_snapshot
 from artifacts.index.where import Condition, Moment, matching, moments, single
 from artifacts.index.writing import refuse_other, refuse_other_halves
 from artifacts.packages import require_extra
-from artifacts.records.keys import DIGESTS, digest_of
+from artifacts.records.keys import DIGESTS
 from artifacts.records.store import open_store
 from artifacts.records.vectors import Vectors, vectors_in
 from artifacts.remote.addresses import is_address

@@ -15,11 +15,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from artifacts.digests import digest_of
 from artifacts.disk.regular_files import open_regular
 from artifacts.errors import CannotFit, Killed, StageDied
 from artifacts.index import near_duplicates
 from artifacts.packages import require_extra
-from artifacts.records.keys import digest_of
 from artifacts.records.packs import DamagedRecord, Record, RecordSet, RecordUnion, record_sets_of
 from artifacts.records.store import Store, open_store, prepare_store
 from artifacts.records.vectors import vectors_in

@@ -10,10 +10,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from artifacts.digests import digest_of
 from artifacts.disk.files import refuse_foreign
 from artifacts.disk.paths import folder_named
 from artifacts.errors import EnvironmentFault, NoFeatures, UsageError
-from artifacts.records.keys import digest_of
 from artifacts.records.store import open_store
 from artifacts.tiles import AUTO, OFF
 from artifacts.wording import counted

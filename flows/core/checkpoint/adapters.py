@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from artifacts.digests import digest_of
 from artifacts.disk.paths import folder_named
 from artifacts.errors import UsageError
-from artifacts.records.keys import digest_of
 from flows.core.checkpoint.profile_loading import ModelDigests, io_errors_as_fault
 from flows.core.options.commands import RunOptions
 from flows.core.options.model import RecordedAdapterOptions

@@ -7,10 +7,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from artifacts.digests import digest_of
 from artifacts.disk.paths import folder_named
 from artifacts.errors import UsageError
 from artifacts.packages import require_extra
-from artifacts.records.keys import digest_of
 from artifacts.records.packs import Record, RecordSet
 from flows.core.checkpoint.profile_loading import Describer
 from flows.core.options.commands import RunOptions

@@ -7,11 +7,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
+from artifacts.digests import digest_of
 from artifacts.disk.files import read_kept, write_json
 from artifacts.disk.paths import machine_cache
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.packages import install_command, is_installed
-from artifacts.records.keys import digest_of
 from artifacts.schema import Half, Part
 from flows.core.machine.versions import machine_identity, versions
 from flows.core.options.commands import RunOptions

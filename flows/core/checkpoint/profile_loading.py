@@ -18,6 +18,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from artifacts.digests import digest_of
 from artifacts.disk.paths import user_cache
 from artifacts.disk.stamps import FileChanged, ModelFileStamp, link_stamp_of, model_stamp_of
 from artifacts.errors import (
@@ -28,7 +29,7 @@ from artifacts.errors import (
     StageDied,
     UsageError,
 )
-from artifacts.records.keys import ContentDigests, digest_of, name_in_hub_cache
+from artifacts.records.keys import ContentDigests, name_in_hub_cache
 from artifacts.records.model_files import HINT, WEIGHT_SUFFIXES, ModelFiles, is_read, small_names
 from artifacts.records.packs import Record, RecordSet
 from artifacts.records.store import Store

@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from artifacts.digests import digest_of
 from artifacts.errors import EnvironmentFault, UsageError
-from artifacts.records.keys import digest_of
 from artifacts.records.packs import Record, RecordSet
 from artifacts.records.store import Store
 from artifacts.remote.endpoints import SERVED, Endpoint, EndpointKeys, endpoints_of, keys_from

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from artifacts.digests import digest_of
 from artifacts.disk.files import write_text
-from artifacts.records.keys import digest_of
 from artifacts.remote.addresses import signed
 from artifacts.texts.captions import Failure
 from flows.core.job.prepare import media_of, out_folder

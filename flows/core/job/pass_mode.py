@@ -15,8 +15,8 @@ from dataclasses import replace
 from importlib.metadata import version
 from typing import TypeVar
 
+from artifacts.digests import digest_of
 from artifacts.errors import HalfChecked, ModelChanged
-from artifacts.records.keys import digest_of
 from artifacts.records.packs import RecordSet
 from artifacts.records.store import Store
 from flows.core.checkpoint.models import Model

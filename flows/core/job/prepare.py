@@ -16,9 +16,10 @@ from functools import partial
 from itertools import chain, groupby
 from pathlib import Path
 
+from artifacts.digests import digest_of
 from artifacts.disk.paths import folder_named
 from artifacts.errors import EnvironmentFault, UsageError
-from artifacts.records.keys import ContentDigests, digest_of
+from artifacts.records.keys import ContentDigests
 from artifacts.records.packs import RecordSet, stored_namespaces
 from artifacts.records.provenance import anybody, proof_by
 from artifacts.records.store import Store, open_store, prepare_store

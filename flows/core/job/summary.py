@@ -9,8 +9,8 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from artifacts.digests import digest_of
 from artifacts.disk.json_shapes import MapOf, text
-from artifacts.records.keys import digest_of
 from artifacts.records.packs import Record
 from artifacts.schema import Part, values_of
 from artifacts.wording import counted, reasons

@@ -40,8 +40,9 @@ from functools import partial
 from itertools import count, islice
 from typing import Any
 
+from artifacts.digests import digest_of
 from artifacts.disk.json_shapes import read_record
-from artifacts.records.keys import digest_of, item_key
+from artifacts.records.keys import item_key
 from artifacts.records.packs import Record, RecordSet, RecordUnion, refresh_together
 from artifacts.records.store import Store
 from artifacts.schema import ChunkIndex, MediaIndex, Part

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Any
 
-from artifacts.records.keys import digest_of, digests_by_number
+from artifacts.digests import digest_of, digests_by_number
 from artifacts.records.packs import RecordSet
 from artifacts.records.store import Store
 from artifacts.schema import FrameFit, Part, Sampling, values_of

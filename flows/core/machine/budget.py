@@ -17,11 +17,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from artifacts.digests import digest_of
 from artifacts.disk.files import read_kept, write_json
 from artifacts.disk.locks import try_hold
 from artifacts.disk.paths import machine_cache
 from artifacts.errors import CannotFit, EnvironmentFault, StageDied
-from artifacts.records.keys import digest_of
 from flows.core.console.lines import gib
 from flows.core.machine.launch import (
     DirectLauncher,

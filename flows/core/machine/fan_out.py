@@ -24,8 +24,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from artifacts.disk.locks import Share, can_claim
 from artifacts.errors import CannotFit, EnvironmentFault, Killed, PenstockError, StageDied
+from artifacts.records.claims import Share, can_claim
 from artifacts.records.store import Store
 from flows.core.machine.budget import is_in_use
 from flows.core.machine.launch import Launcher, StageCall, StageHandle

@@ -21,10 +21,11 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from artifacts.disk.faults import disk_faults, fault_of
 from artifacts.disk.locks import lock
 from artifacts.disk.stamps import stamp_of
 from artifacts.errors import EnvironmentFault
-from artifacts.records.store import Store, disk_faults, fault_of
+from artifacts.records.store import Store
 from artifacts.records.stores.local import TEMPORARY, clock_of, sweep_left_behind
 
 BEAT_SECONDS = 300.0

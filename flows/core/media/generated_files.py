@@ -18,6 +18,8 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from artifacts.digests import digest_of
+from artifacts.disk.faults import disk_faults, fault_of
 from artifacts.disk.files import HALF, replace_file, write_text
 from artifacts.disk.names import Naming, one_name
 from artifacts.disk.regular_files import (
@@ -34,11 +36,10 @@ from artifacts.records.keys import (
     Opener,
     append_line,
     content_key,
-    digest_of,
     hash_file,
     read_lines,
 )
-from artifacts.records.store import Store, disk_faults, fault_of
+from artifacts.records.store import Store
 from artifacts.texts.edits import FixedText
 from artifacts.wording import counted
 from flows.core.media.media_file import kind_of

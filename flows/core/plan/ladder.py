@@ -28,9 +28,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from artifacts.digests import digest_of
 from artifacts.disk.json_shapes import read_record
 from artifacts.errors import CannotFit, EnvironmentFault
-from artifacts.records.keys import digest_of
 from artifacts.records.packs import Record, record_sets_of
 from artifacts.records.store import Store
 from artifacts.wording import counted

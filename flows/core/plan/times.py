@@ -8,8 +8,8 @@ import contextlib
 import time
 from collections.abc import Callable, Sequence
 
+from artifacts.digests import digest_of
 from artifacts.errors import EnvironmentFault
-from artifacts.records.keys import digest_of
 from artifacts.records.packs import Record, RecordSet
 from flows.core.console.lines import duration
 from flows.core.job.prepare import Job

@@ -62,7 +62,7 @@ def _exit_code_of(error: BaseException) -> int:
     if isinstance(error, OSError) and (
         error.filename or error.errno in (errno.ENOSPC, errno.EDQUOT)
     ):
-        from artifacts.records.store import fault_of
+        from artifacts.disk.faults import fault_of
 
         fault = fault_of(error, Path(str(error.filename or "the store or the output folder")))
         print_error(str(fault))

@@ -20,10 +20,11 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from artifacts.disk.faults import fault_of
 from artifacts.disk.files import write_text
 from artifacts.errors import EnvironmentFault, Interrupted, PenstockError, UsageError
 from artifacts.options import declared
-from artifacts.records.store import fault_of, open_store
+from artifacts.records.store import open_store
 from flows.commands.caption import run as sift_first
 from flows.commands.label.run import label
 from flows.core.console.display import Display

@@ -14,8 +14,8 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 from weakref import WeakValueDictionary
 
+from artifacts.digests import digest_of
 from artifacts.errors import UsageError
-from artifacts.records.keys import digest_of
 from artifacts.records.packs import Record
 from artifacts.schema import MediaIndex
 from artifacts.tiles import AUTO, OFF

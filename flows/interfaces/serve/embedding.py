@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from artifacts.digests import digest_of
 from artifacts.errors import UsageError
-from artifacts.records.keys import digest_of
 from artifacts.records.packs import Record
 from artifacts.records.vectors import Vectors, vectors_in
 from artifacts.schema import MediaIndex, values_of

@@ -19,10 +19,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryFile
 
+from artifacts.disk.faults import is_full
 from artifacts.disk.files import delete_unlocked, own_folder
 from artifacts.errors import PenstockError
 from artifacts.records.packs import Record, RecordUnion, record_sets_of
-from artifacts.records.store import Store, is_full, open_store
+from artifacts.records.store import Store, open_store
 
 MEMORY = Path("/dev/shm")
 MIN_FREE_BYTES = 1 << 30

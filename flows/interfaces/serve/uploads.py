@@ -22,8 +22,8 @@ from typing import Generic, TypeVar
 from fastapi import Request
 from starlette.requests import ClientDisconnect
 
+from artifacts.disk.faults import is_full
 from artifacts.records.keys import content_key
-from artifacts.records.store import is_full
 from artifacts.schema import MediaKind
 from flows.interfaces.serve.record_cache import TempStore
 from flows.interfaces.serve.refusals import HttpRefusal, bad_request

@@ -11,12 +11,12 @@ from collections.abc import AsyncIterator, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from artifacts.disk.faults import disk_faults, read_fault
 from artifacts.disk.files import HALF, are_equal, is_hidden
 from artifacts.disk.names import file_name, numbered
 from artifacts.disk.paths import rename_noreplace
 from artifacts.disk.regular_files import refuse_links
 from artifacts.errors import EnvironmentFault, UsageError
-from artifacts.records.store import disk_faults, read_fault
 from flows.core.media.media_file import IMAGE_SUFFIXES, VIDEO_SUFFIXES, writable
 from flows.core.media.sources import is_folder
 

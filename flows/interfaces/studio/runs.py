@@ -31,14 +31,14 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
+from artifacts.digests import digest_of
+from artifacts.disk.faults import disk_faults
 from artifacts.disk.files import write_json
 from artifacts.disk.json_shapes import MapOf, anything, count, moment, read_json, text
 from artifacts.disk.locks import try_lock
 from artifacts.disk.paths import user_state
 from artifacts.disk.regular_files import guard, is_denied, open_below
 from artifacts.errors import EnvironmentFault, PenstockError, UsageError
-from artifacts.records.keys import digest_of
-from artifacts.records.store import disk_faults
 from flows.core.machine.leases import start_of
 from flows.core.machine.versions import now
 from flows.core.options.model import DEMO_MODEL

@@ -20,12 +20,12 @@ from typing import Any
 
 from starlette.responses import Response
 
+from artifacts.digests import digest_of
 from artifacts.disk.files import sweep
 from artifacts.disk.signing import user_secret
 from artifacts.disk.stamps import stamp_of
 from artifacts.errors import PenstockError, UsageError
 from artifacts.options import OptionGroup, declared
-from artifacts.records.keys import digest_of
 from artifacts.records.packs import Record, RecordSet, packs
 from artifacts.records.store import Store, local_folder, open_store, prepare_store
 from flows.core.options.model import SIZES, StoreOptions, default_store

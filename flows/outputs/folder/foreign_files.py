@@ -6,11 +6,11 @@ import re
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
+from artifacts.disk.faults import disk_faults
 from artifacts.disk.files import OURS, is_hidden, refuse_foreign
 from artifacts.disk.names import numbered
 from artifacts.disk.regular_files import irreplaceable_kind, open_regular
 from artifacts.errors import EnvironmentFault, UsageError
-from artifacts.records.store import disk_faults
 from artifacts.texts.captions import WRITERS
 from artifacts.texts.shards import DATASET, INDEX
 from artifacts.texts.tables import TABLES

@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterable, Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
+from artifacts.disk.faults import disk_faults
 from artifacts.disk.names import SUFFIXES, Naming
 from artifacts.disk.paths import RealPaths
 from artifacts.disk.regular_files import open_regular
 from artifacts.errors import UsageError
 from artifacts.index.manifest import BOOK
-from artifacts.records.store import disk_faults
 from artifacts.remote.addresses import is_address, unsigned
 from artifacts.texts.captions import WRITERS
 from artifacts.texts.shards import DATASET

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from artifacts.digests import digest_of
 from artifacts.disk.files import write_json
 from artifacts.disk.json_shapes import (
     Nullable,
@@ -18,7 +19,6 @@ from artifacts.disk.json_shapes import (
     text,
 )
 from artifacts.options import declared
-from artifacts.records.keys import digest_of
 from artifacts.records.provenance import ROUND, Proof, anybody, note
 from flows.core.media.generated_files import digest_at
 from flows.core.options.training import StepOptions

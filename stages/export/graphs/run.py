@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 
+from artifacts.disk.faults import fault_of
 from artifacts.disk.files import whole_file, write_json
 from artifacts.disk.paths import sync_folder
 from artifacts.disk.regular_files import open_regular
 from artifacts.packages import require_extra
 from artifacts.records.keys import hash_file
-from artifacts.records.store import fault_of
 from artifacts.schema import Half
 from stages.embed_texts import TEXTS_PER_BATCH
 from stages.embed_texts.run import TextReader

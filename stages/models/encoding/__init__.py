@@ -13,7 +13,7 @@ together, so the bytes of each depend on the others. These have cache namespaces
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
-from artifacts.disk.locks import Share
+from artifacts.records.claims import Share
 from stages.models.half_job import HalfJob
 
 

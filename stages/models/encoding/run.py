@@ -27,10 +27,11 @@ from typing import Any, Generic, Self, TypeVar
 import numpy as np
 import torch
 
-from artifacts.disk.locks import UnsharedWork, WorkClaims, claims_at
+from artifacts.disk.faults import is_full
 from artifacts.errors import NotFinite
+from artifacts.records.claims import UnsharedWork, WorkClaims, claims_at
 from artifacts.records.packs import DamagedRecord, Record, RecordSet, record_sets_of
-from artifacts.records.store import is_full, open_store
+from artifacts.records.store import open_store
 from artifacts.records.tensors import pack_tree
 from artifacts.schema import Half
 from stages.memory.meta_device import tensors

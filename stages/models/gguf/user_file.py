@@ -26,9 +26,9 @@ import numpy as np
 import torch
 from safetensors import safe_open
 
+from artifacts.disk.faults import fault_of
 from artifacts.disk.files import HALF
 from artifacts.errors import UsageError
-from artifacts.records.store import fault_of
 from stages.models.gguf.half import TensorRows, core_names
 from stages.models.gguf.header import (
     END,

@@ -27,11 +27,11 @@ from typing import Any, NamedTuple
 
 import torch
 
+from artifacts.disk.faults import disk_faults
 from artifacts.disk.files import read_kept, refuse_foreign, sweep, whole_file, write_json
 from artifacts.disk.locks import try_lock
 from artifacts.disk.regular_files import open_regular
 from artifacts.errors import EnvironmentFault, ModelChanged, UsageError
-from artifacts.records.store import disk_faults
 from stages.models.hub.checkpoint import CONFIG, INDEX, SINGLE
 from stages.models.hub.transfer import shown, size_of
 from stages.models.shards import NOTE, SHARD_BYTES

@@ -12,18 +12,12 @@ from pathlib import Path
 
 import pytest
 
+from artifacts.digests import digest_of, digests_by_number
 from artifacts.disk import mounts, stamps
 from artifacts.disk.stamps import FileChanged, link_stamp_of, model_stamp_of
 from artifacts.errors import Interrupted, ModelChanged, StageDied
 from artifacts.records import keys, model_files
-from artifacts.records.keys import (
-    Content,
-    ContentDigests,
-    digest_of,
-    digests_by_number,
-    hash_file,
-    item_key,
-)
+from artifacts.records.keys import Content, ContentDigests, hash_file, item_key
 from artifacts.records.model_files import ModelFiles, small_names
 from flows.core.checkpoint.profile_loading import ModelDigests, with_fetched
 from stages.process.exit_diagnosis import ProcessExit, fault_of_stage

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from artifacts.disk import paths
-from artifacts.disk.locks import Claims, WorkClaims, claims_at
 from artifacts.errors import EnvironmentFault, UsageError
+from artifacts.records.claims import Claims, WorkClaims, claims_at
 from artifacts.records.packs import Record, RecordSet, half_written_in
 from artifacts.records.store import FolderStore, open_store
 from artifacts.records.stores.local import clock_of, half_written, state_folder

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from artifacts.disk.locks import claims_at
 from artifacts.errors import UsageError
+from artifacts.records.claims import claims_at
 from artifacts.records.packs import DamagedRecord, Record, RecordSet, stored_namespaces, verify
 from artifacts.records.store import (
     FORMAT,

@@ -26,8 +26,8 @@ import pytest
 import penstock
 import penstock_demo
 from artifacts import packages
+from artifacts.digests import digest_of
 from artifacts.errors import Interrupted, MediaError
-from artifacts.records.keys import digest_of
 from flows.commands.shared.arguments import config_from, recorded_run
 from flows.commands.shared.parser import parse
 from flows.core.options.commands import CaptionConfig

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from artifacts.records.keys import digest_of, item_key
+from artifacts.digests import digest_of
+from artifacts.records.keys import item_key
 from artifacts.records.packs import Record, RecordSet
 from artifacts.records.store import open_store
 from penstock_demo import CHECKPOINT

@@ -22,9 +22,9 @@ import flows.core.ledger.tasks
 import flows.core.plan.sizes
 import flows.core.plan.store_limit
 import flows.execution.pipeline_runner
+from artifacts.digests import digest_of
 from artifacts.disk.locks import try_hold
 from artifacts.errors import Interrupted, Killed, OutOfMemory, PenstockError, StageDied, UsageError
-from artifacts.records.keys import digest_of
 from artifacts.records.packs import Record, RecordSet, read_header
 from artifacts.records.store import FolderStore, open_store
 from flows.core.console.display import Display

@@ -13,8 +13,8 @@ import pytest
 import torch
 from transformers import RepetitionPenaltyLogitsProcessor
 
-from artifacts.disk.locks import claims_at
 from artifacts.errors import UsageError
+from artifacts.records.claims import claims_at
 from penstock_demo import CHECKPOINT
 from stages.decode.constraint import SchemaLogitsProcessor
 from stages.decode.engines.inflight import engine
