@@ -31,7 +31,8 @@ from flows.core.options.vectors import (
 )
 from flows.core.pipelines import EMBED, LABEL
 from flows.execution import run
-from flows.outputs.vectors import ARRAY, ROWS, VectorsWritten
+from flows.outputs.file_names import ARRAY, ROWS
+from flows.outputs.vectors import VectorsWritten
 from penstock.arguments import (
     Progress,
     Sources,

@@ -18,9 +18,10 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import TypeVar
 
+from artifacts.disk.faults import disk_faults
 from artifacts.disk.locks import lock_byte, open_lock
 from artifacts.records.packs import RecordSet, refresh_together
-from artifacts.records.store import Store, disk_faults
+from artifacts.records.store import Store
 
 FOLDER = "claims"
 """Folder in a store. Its files hold no results, and may be deleted while no job runs."""

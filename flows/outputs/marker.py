@@ -26,12 +26,10 @@ from flows.core.media.generated_files import digest_at
 from flows.core.options.commands import RunOptions
 from flows.core.options.formats import COPY, EXACT
 from flows.core.options.text import DataSetOptions, OutputOptions
+from flows.outputs.file_names import CAPTIONS, DATA_SET_MEDIA, MEDIA
 
 MARKER = ".penstock.json"
 """File of the marker, in an output folder."""
-MEDIA, CAPTIONS = "media.jsonl", "captions.jsonl"
-DATA_SET_MEDIA = f".{MEDIA}"
-"""The same in the folder of a data set."""
 NOT_READ = ("--out", "--store")
 """Options that name folders whose content is not the user's words."""
 TRIES = 3

@@ -17,14 +17,14 @@ from flows.core.job.media_digests import JobFile
 from flows.core.job.prepare import Job
 from flows.core.ledger.tasks import Task
 from flows.core.media.media_file import MediaFile
-from flows.outputs.marker import MEDIA, write_proved
+from flows.outputs.file_names import ARRAY, MEDIA, ROWS
+from flows.outputs.marker import write_proved
 from flows.outputs.run_result import RunEnd
 from flows.outputs.write import failures_of, media_line, warned_files
 
 if TYPE_CHECKING:  # numpy, which captions need not
     from artifacts.records.vectors import Vectors
 
-ARRAY, ROWS = "embeddings.npy", "embeddings.parquet"
 KINDS = {
     "media_path": "text",
     "source": "text",

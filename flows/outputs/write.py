@@ -38,7 +38,8 @@ from flows.outputs.captions import (
     table_rows,
     unanswered,
 )
-from flows.outputs.marker import CAPTIONS, MEDIA, write_proved
+from flows.outputs.file_names import CAPTIONS, MEDIA
+from flows.outputs.marker import write_proved
 from flows.outputs.record.run_read import load_record
 from flows.outputs.text_files import TextFileCounts, write_texts
 from stages.process.events import Failed

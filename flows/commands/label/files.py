@@ -21,7 +21,8 @@ from flows.core.media.media_file import MediaFile
 from flows.core.options.formats import COCO, COCO_FILE
 from flows.core.options.text import OutputOptions
 from flows.core.pipelines import LABELS
-from flows.outputs.marker import MEDIA, write_proved
+from flows.outputs.file_names import MEDIA
+from flows.outputs.marker import write_proved
 from flows.outputs.run_result import RunEnd
 from flows.outputs.run_status import texts_line
 from flows.outputs.text_files import TextFileCounts, write_texts

@@ -42,9 +42,9 @@ from flows.core.media.media_file import writable
 from flows.core.pages.document import SHARED, as_json, document, part, parts
 from flows.core.pipelines import LABELS, SIFT, STAGES
 from flows.outputs.captions import SUMMARIES
+from flows.outputs.file_names import MEDIA
 from flows.outputs.folder.foreign_files import LEFT_OUT_FILE, MARKS_FILE, refuse_replacing_page
 from flows.outputs.folder.trust import belief_in
-from flows.outputs.marker import MEDIA
 from flows.outputs.media_rows import (
     FILE,
     MEDIA_ENTRY,

@@ -11,7 +11,7 @@ from artifacts.texts.labels import spans_of
 from artifacts.wording import counted
 from flows.commands.label.files import LINES, REPORT
 from flows.core.pipelines import LABELS
-from flows.outputs.marker import MEDIA
+from flows.outputs.file_names import MEDIA
 from flows.outputs.media_rows import MEDIA_ENTRY, NAME, media_with_lines, shown_medium
 from flows.outputs.record.export_result import ExportFound
 from flows.outputs.record.rounds import COLUMNS as ROUND_COLUMNS

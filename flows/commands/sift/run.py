@@ -60,9 +60,10 @@ from flows.core.pipelines import SIFT
 from flows.execution.run import LauncherMaker, make_vectors, refuse_file, stopped_in_order
 from flows.execution.run_observer import OnBegin, only_run_in
 from flows.execution.stage_loop import crash_suspects
+from flows.outputs.file_names import MEDIA
 from flows.outputs.folder.foreign_files import LEFT_OUT_FILE, output_names
 from flows.outputs.folder.owners import refuse_taking, take
-from flows.outputs.marker import MEDIA, write_proved
+from flows.outputs.marker import write_proved
 from flows.outputs.record.run_read import history_in
 from flows.outputs.record.run_record import RunRecord
 from flows.outputs.vectors import VectorsWritten, vector_tasks

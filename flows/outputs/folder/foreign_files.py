@@ -21,9 +21,8 @@ from flows.core.options.commands import RunOptions
 from flows.core.options.formats import COCO, COCO_FILE
 from flows.core.options.text import OutputOptions, PromptOptions
 from flows.outputs.clips import CLIPS
-from flows.outputs.marker import CAPTIONS, MEDIA
+from flows.outputs.file_names import ARRAY, CAPTIONS, MEDIA, ROWS
 from flows.outputs.record.run_record import RUN_RECORD
-from flows.outputs.vectors import ARRAY, ROWS
 
 MARKS_FILE, CHUNKS_FILE = "marks.jsonl", "chunk_marks.jsonl"
 KEPT_FILE, LEFT_OUT_FILE = "kept.jsonl", "left_out.jsonl"

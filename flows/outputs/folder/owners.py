@@ -30,11 +30,10 @@ from flows.core.options.commands import RunOptions
 from flows.core.options.formats import EXACT
 from flows.core.options.text import OutputOptions, OwnerOptions, TrustOptions
 from flows.outputs.clips import check_encoder
+from flows.outputs.file_names import DATA_SET_MEDIA, MEDIA
 from flows.outputs.folder.foreign_files import refuse_replacing, set_edited_aside
 from flows.outputs.marker import (
-    DATA_SET_MEDIA,
     MARKER,
-    MEDIA,
     Marker,
     clip_sound,
     inputs_in,
