@@ -17,7 +17,7 @@ from pathlib import Path
 
 from flows.core.machine.versions import cpu_line
 from penstock_demo.clips import write_clips
-from stages.process.memory import cores
+from stages.process.host_memory import cores
 from tests.support.builders.common import PENSTOCK, heads, met
 
 SHORT = "80"

@@ -317,7 +317,7 @@ def unbuilt_rows(known: set[str]) -> list[dict[str, Any]]:
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
     from artifacts.errors import PenstockError
-    from stages.models.halves.routes import choose_route, refuse
+    from stages.models.halves.split_route import choose_route, refuse
 
     rows = []
     mapping: Any = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING

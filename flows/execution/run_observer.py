@@ -19,7 +19,8 @@ from flows.core.console.display import COUNTS, Display
 from flows.core.console.lines import size
 from flows.core.job.away import mounts_now
 from flows.core.job.prepare import Job
-from flows.core.job.summary import note_namespaces, noun_of, one_shot_namespaces, summary
+from flows.core.job.record_notes import note_namespaces, one_shot_namespaces
+from flows.core.job.summary import noun_of, summary
 from flows.core.ledger.ledger import fetch_parts
 from flows.core.machine.budget import WithinBudget
 from flows.core.machine.fan_out import FanOutLauncher

@@ -38,7 +38,7 @@ from stages.decode.generation import (
 from stages.embed_texts import TextsJob
 from stages.frames.job import FramesItem, FramesJob
 from stages.models.encoding import EncodeItem
-from stages.models.graphs.manifest import TENSORRT
+from stages.models.graphs.sessions import TENSORRT
 from stages.models.half_job import HalfJob
 from stages.process.device import device_capability
 from stages.process.job import StageSpec

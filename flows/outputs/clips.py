@@ -43,7 +43,7 @@ from flows.outputs.marker import clips_sound, media_mode
 from flows.outputs.text_files import UserTexts
 from stages.frames.job import CutItem, CutJob
 from stages.process.exit_diagnosis import is_crash
-from stages.process.memory import cores, host_free_bytes
+from stages.process.host_memory import cores, host_free_bytes
 
 SAME_SECONDS = 0.001
 """A chunk that ends this close to the end of a medium, in seconds, reaches its end."""

@@ -27,7 +27,7 @@ from artifacts.texts.captions import CONFIDENCE, Failure
 from artifacts.wording import counted
 from flows.core.media.media_file import kind_of, writable
 from flows.outputs.thumbnails import data_address
-from stages.process.memory import cores
+from stages.process.host_memory import cores
 
 FILE = "file://"
 RUN_AGAIN = "Run the same `penstock caption` again, which rewrites it"

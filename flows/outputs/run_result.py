@@ -11,7 +11,7 @@ from artifacts.wording import counted, first_of
 from flows.core.job.away import AWAY
 from flows.core.media.media_file import MediaFile
 from flows.outputs.captions import MAYBE_UNABLE, SUMMARIES
-from flows.outputs.run_status import LISTED_WARNINGS, texts_line
+from flows.outputs.run_wording import LISTED_WARNINGS, texts_line
 from flows.outputs.text_files import user_texts_note
 from flows.outputs.write import OutputCounts
 

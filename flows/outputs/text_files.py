@@ -51,7 +51,7 @@ from flows.core.media.media_file import MediaFile, Selection
 from flows.core.options.text import OutputOptions, QuestionOptions, TextOptions
 from flows.outputs.captions import unrejected
 from flows.outputs.marker import read_marker
-from stages.process.memory import cores
+from stages.process.host_memory import cores
 
 STEM, NUMBERED, TAKEN = "stem", "numbered", "taken"
 """Kinds of records: that a medium has a stem, that a number distinguishes some of its name, and

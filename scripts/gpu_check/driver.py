@@ -12,7 +12,7 @@ from stages.process.device import (
     device_model,
     driver_version,
 )
-from stages.process.memory import cores, host_total_bytes
+from stages.process.host_memory import cores, host_total_bytes
 
 LIBRARIES = ("av", "bitsandbytes", "peft")
 """Distributions without which some checks cannot be made."""

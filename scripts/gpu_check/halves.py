@@ -76,7 +76,7 @@ class Bench:
 
 def noise(frames: int = FRAMES, height: int = SIDE, width: int = SIDE) -> Any:
     """A clip that no two frames of are alike."""
-    from stages.models.processors.loading import Clip
+    from stages.models.processors.blank_clips import Clip
 
     shape = (frames, height, width, 3)
     pixels = np.random.default_rng(0).integers(0, 255, shape, dtype=np.uint8)

@@ -27,7 +27,7 @@ from scripts.gpu_check.steps import (
 from scripts.gpu_check.whole import PLAN_SHARE, Run, good_run, peaks, run
 from stages.models import resolve_model
 from stages.process.device import device_free_bytes
-from stages.process.memory import host_free_bytes
+from stages.process.host_memory import host_free_bytes
 from tests.support.builders import models as _models
 from tests.support.builders.common import unheard
 from tests.support.builders.models import Shape, build

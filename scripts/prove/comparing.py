@@ -182,7 +182,7 @@ class Whole:
     def difference(self, row: Mapping[str, Any], meta: Mapping[str, Any], pixels: Any) -> float:
         """Return the largest difference of the pixels of one caption. Raises Differs if its prompt
         or its text differ."""
-        from stages.models.processors.loading import Clip
+        from stages.models.processors.blank_clips import Clip
         from stages.models.processors.prepare import prepare, rebuild
         from stages.models.processors.processor_calls import text_ids
 
@@ -206,7 +206,8 @@ class Whole:
     def inputs(self, clip: Any, prompt: str, images: int) -> dict[str, Any]:
         """Return what transformers' processor makes of a clip, given as so many images, or as a
         video (0)."""
-        from stages.models.processors.loading import to_images, video_metadata
+        from stages.models.processors.blank_clips import video_metadata
+        from stages.models.processors.loading import to_images
 
         frames = list(clip.frames)
         if 0 < images < len(frames):
@@ -313,8 +314,9 @@ def compare_vectors(model: Path, work: Path) -> Compared:
     from PIL import Image
     from transformers import AutoModel, AutoProcessor
 
-    from stages.models.processors.loading import clip_of, load_processor
-    from stages.models.processors.prepare import prepare_images
+    from stages.models.processors.blank_clips import clip_of
+    from stages.models.processors.images import prepare_images
+    from stages.models.processors.loading import load_processor
 
     picture = write_media(work / "media") / "picture.png"
     where = [str(picture), "--model", str(model), "--precision", "fp32"]

@@ -20,7 +20,7 @@ import torch
 from transformers import PreTrainedModel
 
 from artifacts.errors import UsageError
-from stages.decode.generate_kwargs import relative_difference, tolerance
+from stages.decode.chunked_prefill import relative_difference, tolerance
 from stages.decode.generation import SamplingParams
 from stages.decode.prompts import append_ids, prompts_for
 from stages.models.halves.features import Features

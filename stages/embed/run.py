@@ -31,8 +31,8 @@ from stages.models.encoding.run import EncodeSpec, Refusal, encode_all, read_chu
 from stages.models.halves.records import FeatureRecord
 from stages.models.loading import ModelJob
 from stages.models.loading import warm as warm
-from stages.models.processors.loading import Clip
-from stages.models.processors.prepare import prepare_images, prepare_parts
+from stages.models.processors.blank_clips import Clip
+from stages.models.processors.images import prepare_images, prepare_parts
 from stages.models.processors.side_inputs import Prepared
 from stages.process.events import EventReporter
 from stages.process.job import parse_job

@@ -10,7 +10,7 @@ from stages.memory.oom_retry import item_fault
 from stages.models.encoding import EncodeItem
 from stages.models.encoding.run import EncodeSpec, Refusal, encode_all, feature_record, read_chunk
 from stages.models.loading import warm as warm
-from stages.models.processors.loading import Clip
+from stages.models.processors.blank_clips import Clip
 from stages.models.processors.prepare import prepare
 from stages.models.processors.side_inputs import Prepared
 from stages.process.events import EventReporter

@@ -33,7 +33,7 @@ from stages.frames.formats import (
     toned,
 )
 from stages.frames.job import NO_ROOM
-from stages.process.memory import host_free_bytes
+from stages.process.host_memory import host_free_bytes
 from stages.process.memory_limit import room
 
 STRIP = 256

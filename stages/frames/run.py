@@ -23,8 +23,8 @@ from stages.frames.frame_recorder import FrameRecorder, Watchdog
 from stages.frames.image import read_image
 from stages.frames.job import FramesItem, FramesJob
 from stages.process.events import EventReporter
+from stages.process.host_memory import cores
 from stages.process.job import parse_job
-from stages.process.memory import cores
 
 if TYPE_CHECKING:
     from stages.frames.timeline import ChunkPlan

@@ -28,15 +28,17 @@ from stages.models.halves.features import (
     max_text_tokens,
     text_vectors,
 )
-from stages.models.halves.offload import UNDIVIDED, generate, outermost_layers
+from stages.models.halves.offload import UNDIVIDED, generate
+from stages.models.halves.placement import outermost_layers
 from stages.models.halves.routes import one_line
+from stages.models.processors.blank_clips import black_clip
+from stages.models.processors.images import prepare_images
 from stages.models.processors.input_sizes import bytes_of
-from stages.models.processors.loading import black_clip, is_image_output, takes_videos
+from stages.models.processors.loading import is_image_output, takes_videos
 from stages.models.processors.prepare import (
     channel_of,
     drop_end_token,
     prepare,
-    prepare_images,
     rebuild,
     text_inputs,
 )

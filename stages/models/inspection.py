@@ -33,13 +33,8 @@ from stages.models.halves.boundary import (
 from stages.models.halves.load import lacks_tensors, refuse_pickle
 from stages.models.halves.offload import ON_HOST
 from stages.models.halves.own_code import own_code
-from stages.models.halves.routes import (
-    RouteChoice,
-    choose_route,
-    config_and_class,
-    depends_on_prompt,
-    skeleton_of,
-)
+from stages.models.halves.routes import config_and_class, skeleton_of
+from stages.models.halves.split_route import RouteChoice, choose_route, depends_on_prompt
 from stages.models.hub.checkpoint import refuse_impossible
 from stages.models.hub.headers import Header, read_headers
 from stages.models.hub.resolve import find_model
@@ -51,6 +46,7 @@ from stages.models.precision.weights import (
     supports_flash,
     weights_of,
 )
+from stages.models.processors.images import prepare_images
 from stages.models.processors.input_layout import (
     channels_of,
     layout_of,
@@ -69,7 +65,6 @@ from stages.models.processors.prepare import (
     continues_prompt,
     opens_reasoning,
     prepare,
-    prepare_images,
     prompt_overhead,
 )
 from stages.models.processors.processor_calls import TEMPLATED, Layout, system_form

@@ -25,7 +25,7 @@ from typing import IO, TypeAlias
 
 from artifacts.disk.paths import machine_cache
 from stages.process.device import on_wsl
-from stages.process.memory import cores, host_free_bytes
+from stages.process.host_memory import cores, host_free_bytes
 
 ALLOCATOR, ALLOCATOR_OLD = "PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"
 """Environment variables for torch's allocator; it reads the old name first."""

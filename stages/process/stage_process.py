@@ -55,8 +55,9 @@ from stages.process.fork_client import (
     child_environment,
     limit_cpu_time,
 )
+from stages.process.host_memory import oom_kills
 from stages.process.job import job_descriptor, job_fields
-from stages.process.memory import add_point, oom_kills
+from stages.process.memory import add_point
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance

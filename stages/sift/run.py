@@ -29,8 +29,8 @@ from stages.frames.job import FramesItem
 from stages.frames.media_opening import no_frames
 from stages.frames.reader import Reader
 from stages.process.events import EventReporter
+from stages.process.host_memory import cores
 from stages.process.job import parse_job
-from stages.process.memory import cores
 from stages.sift import SiftJob
 from stages.sift.measures import (
     BLACK_SHARE,

@@ -27,14 +27,8 @@ from stages.process.events import EventReporter
 from stages.process.job import parse_job
 from stages.process.memory import anonymous_bytes
 from stages.tune import EACH, RECORD, SCORE, TuneItem, TuneJob, layout_in
-from stages.tune.adapter import (
-    TrainingProgress,
-    add_adapter,
-    load_adapter_weights,
-    resume,
-    save_checkpoint,
-    write_adapter,
-)
+from stages.tune.adapter import add_adapter, load_adapter_weights, write_adapter
+from stages.tune.progress import TrainingProgress, resume, save_checkpoint
 from stages.tune.training import (
     Trainer,
     TrainingExample,

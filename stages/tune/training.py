@@ -20,7 +20,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy, pad
 
 from artifacts.errors import UsageError
-from stages.decode.generate_kwargs import relative_difference, tolerance
+from stages.decode.chunked_prefill import relative_difference, tolerance
 from stages.decode.prompts import append_ids, end_ids_of
 from stages.decode.scoring import (
     ForcedCaption,

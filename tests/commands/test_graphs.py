@@ -23,7 +23,8 @@ from flows.core.checkpoint.graphs import (
     tensorrt_version,
 )
 from flows.interfaces.cli.main import main
-from stages.models.graphs.manifest import CPU, FILE
+from stages.models.graphs.manifest import FILE
+from stages.models.graphs.sessions import CPU
 from tests.support.builders.clip import save_clip
 from tests.support.embedding import embed, items, vectors, write_images
 from tests.support.graphs import graph_job, with_graphs

@@ -21,8 +21,9 @@ from flows.core.plan.view import verdict
 from flows.core.plan.workloads import workload_of
 from penstock_demo import CHECKPOINT
 from stages.models import describe
+from stages.models.processors.blank_clips import Clip
 from stages.models.processors.input_sizes import resized
-from stages.models.processors.loading import Clip, load_processor, takes_videos
+from stages.models.processors.loading import load_processor, takes_videos
 from stages.models.processors.pixel_limit import min_pixels_of
 from stages.models.processors.prepare import prepare
 from tests.support.builders.plan_cases import kept_folder, plan_case

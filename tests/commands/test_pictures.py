@@ -30,7 +30,8 @@ from stages.frames import run as frames_stage
 from stages.models.encoding import EncodeItem
 from stages.models.encoding.run import read_clip
 from stages.models.halves.offload import new_tokens
-from stages.models.processors.loading import Clip, to_images
+from stages.models.processors.blank_clips import Clip
+from stages.models.processors.loading import to_images
 from stages.process.events import EventReporter
 from tests.support.by_hand import PROFILE, model
 from tests.support.checkpoints import MODELS, whole_checkpoint

@@ -16,9 +16,9 @@ from PIL import Image
 
 from artifacts.errors import EnvironmentFault
 from artifacts.index.manifest import read_manifest
+from artifacts.index.moments import single
 from artifacts.index.search import Query, Searcher
 from artifacts.index.snapshot import open_snapshot
-from artifacts.index.where import single
 from flows.commands.search import build as filling
 from flows.commands.search import query
 from flows.commands.search.query import to_hit

@@ -17,7 +17,8 @@ from flows.core.options.commands import CaptionConfig
 from flows.core.plan.sizes import estimates
 from stages.decode.protocol import read_features
 from stages.models.halves.offload import UNDIVIDED
-from stages.models.processors.loading import Clip, load_processor
+from stages.models.processors.blank_clips import Clip
+from stages.models.processors.loading import load_processor
 from tests.support.checkpoints import whole_checkpoint
 from tests.support.clips import joint_model, profile_of
 from tests.support.inside import InsideLauncher, run_inside

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from artifacts.errors import UsageError
+from stages.decode.chunked_prefill import chunked_prefill_matches
 from stages.decode.engines.inflight.pool_shape import PoolShape
 from stages.decode.engines.inflight.prefill import SharedPrefix, prefill_row
-from stages.decode.generate_kwargs import chunked_prefill_matches
 from stages.models.gguf import FAMILIES as MAPPED
 from stages.models.gguf import PIECE_TOKENS, ROWS
 from stages.models.halves.features import encode

@@ -11,8 +11,9 @@ import torch
 
 from artifacts.errors import UsageError
 from stages.models.in_tree.cogvlm2.model import of_experts, positions_of
+from stages.models.processors.blank_clips import Clip
 from stages.models.processors.input_sizes import probe
-from stages.models.processors.loading import Clip, load_processor
+from stages.models.processors.loading import load_processor
 from stages.models.processors.prepare import prepare, rebuild
 from tests.support.builders.plan_cases import kept_folder, plan_case
 from tests.support.clips import PROMPTS, clips, joint_inputs

@@ -13,7 +13,8 @@ from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from flows.interfaces.cli.main import main
-from stages.models.processors.loading import clip_of, load_processor
+from stages.models.processors.blank_clips import clip_of
+from stages.models.processors.loading import load_processor
 from stages.models.processors.prepare import prepare
 from tests.support import families
 from tests.support.builders.words import hf

@@ -21,7 +21,7 @@ from stages.models.encoding import EncodeItem
 from stages.models.encoding.batch import encode_batches
 from stages.models.halves.features import encode
 from stages.models.halves.offload import generate, offloaded_bytes
-from stages.models.halves.routes import choose_route
+from stages.models.halves.split_route import choose_route
 from stages.models.loading import ModelJob, facts
 from stages.models.processors.prepare import prepare
 from stages.models.streaming.load import StreamedLayers, run_calls, streamed_layers

@@ -14,7 +14,8 @@ import pytest
 
 from artifacts.errors import UsageError
 from flows.interfaces.cli.main import main
-from stages.models.processors.loading import Clip, load_processor
+from stages.models.processors.blank_clips import Clip
+from stages.models.processors.loading import load_processor
 from stages.models.processors.prepare import prompt_overhead
 from tests.support.inside import InsideLauncher, run_inside, run_through
 from tests.support.media import write_numbered, write_video

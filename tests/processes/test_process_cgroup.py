@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from stages.process import fork_client
-from stages.process.memory import cores, host_free_bytes, host_total_bytes, oom_kills
+from stages.process.host_memory import cores, host_free_bytes, host_total_bytes, oom_kills
 
 GIB = 1 << 30
 UNLIMITED = str((1 << 63) - 4096)

@@ -31,7 +31,8 @@ from flows.core.plan.plan import figures, plan_of
 from flows.execution.run import caption
 from flows.interfaces.cli.main import main
 from flows.outputs.record.run_read import load_record
-from flows.outputs.run_status import description_lines, run_status
+from flows.outputs.run_status import run_status
+from flows.outputs.run_wording import description_lines
 from penstock_demo.clips import write_clips
 from scripts.stage_processes import descendants
 from stages.process.events import StageOutcome

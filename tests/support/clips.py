@@ -11,7 +11,7 @@ import torch
 
 from artifacts.schema import Half
 from stages.models import ModelProfile, describe, load_half
-from stages.models.processors.loading import Clip
+from stages.models.processors.blank_clips import Clip
 
 PROMPTS = ("Describe.", "What happens in it?", "Say in one long sentence what you see.", "Who?")
 NATIVE_FPS = 30

@@ -9,8 +9,8 @@ from typing import Any
 from PIL import Image
 from tokenizers import processors
 
+from stages.models.processors.blank_clips import Clip, video_metadata
 from stages.models.processors.input_layout import layout_of
-from stages.models.processors.loading import Clip, video_metadata
 from stages.models.processors.processor_calls import write
 from tests.support.builders.words import hf, template, words
 from tests.support.families import made_once

@@ -18,7 +18,7 @@ from stages.encode import EncodeJob
 from stages.encode.run import run as encode
 from stages.memory.oom_retry import ItemFault, ItemFaults
 from stages.models.encoding import EncodeItem
-from stages.models.processors.loading import Clip
+from stages.models.processors.blank_clips import Clip
 from stages.process.events import EventReporter
 from tests.support.builders.jobs import own_of
 from tests.support.checkpoints import whole_checkpoint

@@ -33,7 +33,7 @@ from flows.core.console.lines import (
     table_lines,
 )
 from flows.core.options.commands import RebuildConfig
-from flows.core.options.model import default_store
+from flows.core.options.store import default_store
 from flows.core.pipelines import STAGES
 
 OF_MODELS = frozenset(stage.writes for stage in STAGES.values() if stage.part)

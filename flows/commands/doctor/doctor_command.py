@@ -22,7 +22,7 @@ from flows.core.machine.budget import check_device, device_memory
 from flows.core.machine.gpus import select_devices
 from flows.core.machine.launch import DirectLauncher, answers, fault_of_api
 from flows.core.machine.versions import cpu_has_bfloat16, package_lines, versions
-from flows.core.options.model import default_store
+from flows.core.options.store import default_store
 from flows.core.plan.sizes import time_graphs
 from stages.process.device import (
     LOCKS,
@@ -39,7 +39,7 @@ from stages.process.device import (
     other_devices,
     unused_gpu,
 )
-from stages.process.memory import cores, host_free_bytes, host_total_bytes
+from stages.process.host_memory import cores, host_free_bytes, host_total_bytes
 
 NOWHERE = Path("/nonexistent")
 """A path without a control group."""

@@ -75,7 +75,7 @@ from stages.export import (
     MergeJob,
 )
 from stages.models.adapter_modules import LoraAdapter
-from stages.models.graphs.manifest import ONNX
+from stages.models.graphs.sessions import ONNX
 from stages.process.device import device_name
 from stages.process.job import StageSpec
 

@@ -24,7 +24,7 @@ from flows.core.pipelines import LABELS
 from flows.outputs.file_names import MEDIA
 from flows.outputs.marker import write_proved
 from flows.outputs.run_result import RunEnd
-from flows.outputs.run_status import texts_line
+from flows.outputs.run_wording import texts_line
 from flows.outputs.text_files import TextFileCounts, write_texts
 from flows.outputs.vectors import file_tasks
 from flows.outputs.write import failures_of, media_line, warned_files

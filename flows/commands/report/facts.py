@@ -66,17 +66,8 @@ from flows.outputs.record.run_record import (
     sum_of,
 )
 from flows.outputs.record.tuned import training_in
-from flows.outputs.run_status import (
-    COLUMNS,
-    StageStatus,
-    advice,
-    cells,
-    kind_of,
-    made_text,
-    output_paths,
-    stages_of,
-    written,
-)
+from flows.outputs.run_status import COLUMNS, StageStatus, advice, cells, output_paths, stages_of
+from flows.outputs.run_wording import kind_of, made_text, written
 from flows.outputs.thumbnails import data_address
 
 MORE = ("planned time", "CPU time", "processes", "tokens generated", "attention")

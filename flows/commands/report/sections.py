@@ -19,7 +19,7 @@ from flows.outputs.record.rounds import Round, corrections_of, exact, loss_of
 from flows.outputs.record.rounds import cells as round_cells
 from flows.outputs.record.run_read import load_record
 from flows.outputs.record.tuned import TrainingFound
-from flows.outputs.run_status import kind_of
+from flows.outputs.run_wording import kind_of
 from stages.export.parity import FRAMES, GATES, ParityThreshold
 
 RUN_AGAIN = "Run the same `penstock label` again, which rewrites it"

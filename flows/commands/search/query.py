@@ -26,10 +26,11 @@ from artifacts.digests import digest_of
 from artifacts.disk.regular_files import is_denied
 from artifacts.errors import EnvironmentFault, MediaError, UsageError
 from artifacts.index.manifest import Maker, Manifest
+from artifacts.index.moments import Moment, moments, single
 from artifacts.index.search import Query, Searcher, direction
 from artifacts.index.shard import CONTENT, PixelBox
 from artifacts.index.snapshot import Snapshot, open_snapshot
-from artifacts.index.where import Condition, Moment, matching, moments, single
+from artifacts.index.where import Condition, matching
 from artifacts.index.writing import refuse_other, refuse_other_halves
 from artifacts.packages import require_extra
 from artifacts.records.keys import DIGESTS
@@ -53,7 +54,7 @@ from flows.execution.run_observer import RunObserver
 from flows.outputs.vectors import VectorsWritten, vector_tasks
 from flows.outputs.write import failures_of
 from stages.embed_texts.in_numpy import text_vectors
-from stages.models.graphs.manifest import BACKENDS
+from stages.models.graphs.sessions import BACKENDS
 
 
 def maker_of(job: Job, width: int) -> Maker:

@@ -20,7 +20,8 @@ from flows.commands.shared.arguments import (
 )
 from flows.core.options.commands import RebuildConfig
 from flows.core.options.formats import FILES, LABELS, MEMORY, MODEL, VECTORS
-from flows.core.options.model import PRECISIONS, STORE_HELP
+from flows.core.options.model import PRECISIONS
+from flows.core.options.store import STORE_HELP
 from flows.core.options.text import TRUST_FOLDER_HELP
 from flows.core.options.vectors import (
     INDEX,

@@ -71,7 +71,7 @@ from flows.outputs.write import failures_of, media_line, missing_error, replaced
 from stages import sift as stage
 from stages.frames.job import CRASHED, UNSTORED_KINDS, FramesItem
 from stages.process.events import Event, Failed, Item, MemorySample
-from stages.process.memory import cores
+from stages.process.host_memory import cores
 from stages.sift import SiftJob
 from stages.sift.measures import FRACTIONS, STEP_SECONDS, Marked
 

@@ -22,12 +22,12 @@ from flows.outputs.run_status import (
     StageStatus,
     advice,
     cells,
-    description_lines,
     output_paths,
     run_folder,
     run_status,
     stages_of,
 )
+from flows.outputs.run_wording import description_lines
 from flows.outputs.unwritten import count_unwritten, unwritten_line
 
 

@@ -27,8 +27,9 @@ from flows.core.ledger.prompts import prompt_for, refuse_control_words
 from flows.core.ledger.tasks import Task
 from flows.core.machine.launch import DirectLauncher, StageCall
 from flows.core.options.commands import RunOptions
-from flows.core.options.model import AdapterOptions, default_store
+from flows.core.options.model import AdapterOptions
 from flows.core.options.packages import check_training_packages
+from flows.core.options.store import default_store
 from flows.core.options.training import EPOCHS, TrainingOptions, TuneConfig, TuneRun
 from flows.core.pipelines import TUNE
 from flows.core.plan.ladder import Rung

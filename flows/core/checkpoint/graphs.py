@@ -19,15 +19,8 @@ from flows.core.options.model import TORCH, HalfPrecisionOptions
 from stages.decode.engines import AUTO
 from stages.export.parity import verdict_in
 from stages.models.graphs import FOLDER
-from stages.models.graphs.manifest import (
-    FILE,
-    ONNX,
-    TENSORRT,
-    GraphManifest,
-    HalfGraphs,
-    provider_of,
-    read_manifest,
-)
+from stages.models.graphs.manifest import FILE, GraphManifest, HalfGraphs, read_manifest
+from stages.models.graphs.sessions import ONNX, TENSORRT, provider_of
 from stages.models.profile import ModelProfile
 from stages.process.device import device_capability, device_model, driver_version
 

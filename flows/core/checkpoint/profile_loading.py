@@ -47,7 +47,7 @@ from stages.models.in_tree.registry import native_of
 from stages.models.profile import OUTPUT_VERSION, ModelProfile
 from stages.models.published import runs_as_published
 from stages.process.fork_client import OVERTIME
-from stages.process.memory import host_free_bytes
+from stages.process.host_memory import host_free_bytes
 
 TEXT_ONLY = ("generation_config", "chat_template", "readme", "license", ".gitattributes")
 """Files whose names start like this do not affect the vision half. Changing them keeps its features

@@ -17,7 +17,7 @@ from flows.core.media.media_file import MediaFile, source_failure
 from flows.core.media.remote_digests import Progress, contents_of
 from flows.core.options.commands import RunOptions
 from flows.core.options.text import OutputOptions
-from stages.process.memory import cores
+from stages.process.host_memory import cores
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -26,7 +26,7 @@ from flows.core.options.commands import RunOptions
 from flows.core.options.model import PassOptions
 from stages.models.encoding import KIND, WINDOWS
 from stages.models.footprint import at_size
-from stages.models.graphs.manifest import TENSORRT
+from stages.models.graphs.sessions import TENSORRT
 from stages.process.device import device_capability
 
 Result = TypeVar("Result")

@@ -45,7 +45,8 @@ from stages.process.device import (
 from stages.process.device_limit import ProbeJob
 from stages.process.exit_diagnosis import device_advice
 from stages.process.fork_client import ALLOCATOR, ALLOCATOR_OLD, NOT_EXPANDABLE
-from stages.process.memory import anonymous_bytes, host_free_bytes, host_total_bytes
+from stages.process.host_memory import host_free_bytes, host_total_bytes
+from stages.process.memory import anonymous_bytes
 
 FORMAT = 2
 """Version of the cached result; raised when the test changes."""

@@ -11,7 +11,7 @@ from typing import Any
 
 from artifacts.packages import EXTRAS, install_command, missing_extras
 from stages.process.device import device_uuid
-from stages.process.memory import cores
+from stages.process.host_memory import cores
 
 RECORDED = (
     "penstock",

@@ -23,10 +23,9 @@ from flows.core.options.model import (
     HalfPrecisionOptions,
     ModelOptions,
     PrecisionOptions,
-    ResourceOptions,
-    StoreSizeOptions,
     check_served,
 )
+from flows.core.options.store import ResourceOptions, StoreSizeOptions
 from flows.core.options.text import (
     DataSetOptions,
     EngineOptions,

@@ -14,11 +14,10 @@ from flows.core.options.model import (
     MODEL_OPTION,
     AdapterOptions,
     HalfPrecisionOptions,
-    MemoryOptions,
     ModelOptions,
     RecordedAdapterOptions,
-    StoreOptions,
 )
+from flows.core.options.store import MemoryOptions, StoreOptions
 from stages.export import BITSANDBYTES, GRAPHS, GROUPS, KINDS, PACKED
 
 HALVES: dict[str, tuple[Part, ...]] = {

@@ -1,23 +1,18 @@
 """Options for the checkpoint, its precision, resource limits, and models that a server runs."""
 
 import contextlib
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import date
-from functools import partial
 from typing import Annotated, Any
 
-from artifacts.disk.paths import user_cache
 from artifacts.errors import UsageError
 from artifacts.options import Option, OptionGroup
 from artifacts.remote.endpoints import SERVED, endpoints_of
 from artifacts.schema import Part
-from flows.core.console.lines import SIZE_TEXT, parse_size
-from flows.core.options.formats import FILES, MEMORY, MODEL
-from stages.models.graphs.manifest import BACKENDS
-from stages.process.memory import cores
+from flows.core.options.formats import MEMORY, MODEL
+from stages.models.graphs.sessions import BACKENDS
 
 PRECISIONS = ("native", "auto", "fp32", "bf16", "fp16", "int8", "nf4")
 """The values of `--precision`. `auto` is native, or less if native does not fit. int8 and nf4
@@ -28,19 +23,12 @@ DEMO_MODEL = "demo"
 TORCH = "torch"
 VISION_BACKENDS = (TORCH, *BACKENDS, "auto")
 """The values of `--vision-backend`."""
-STORE_HELP = "folder, or s3://BUCKET/FOLDER [$PENSTOCK_STORE, else the user's cache folder]"
 TRUST_HELP = "run code that comes with the checkpoint"
 GIVE_MODEL = "Give a folder, a hub id, or demo"
 MODEL_OPTION = Option("hub id, folder, or `demo`", MODEL, "M", not_empty=GIVE_MODEL, path=True)
-STORE_OPTION = Option(STORE_HELP, MODEL, "DIR", path=True)
 DEFAULT_MODEL_OPTION = replace(MODEL_OPTION, help=f"{MODEL_OPTION.help} [%(default)s]")
 TODAY_OPTION = Option("date for chat templates that ask for it [of their first use]", MODEL, "DATE")
 PRECISION_OPTION = Option(f"{'|'.join(PRECISIONS)} [%(default)s]", MEMORY, "P", values=PRECISIONS)
-
-
-def default_store() -> str:
-    """Return `$PENSTOCK_STORE`, or a folder in the user's cache."""
-    return os.environ.get("PENSTOCK_STORE") or str(user_cache())
 
 
 BACKEND_OPTION = Option(
@@ -49,30 +37,8 @@ BACKEND_OPTION = Option(
     "B",
     values=VISION_BACKENDS,
 )
-MEMORY_OPTION = Option(
-    "memory limit per stage, e.g. 8GiB [free memory]",
-    MEMORY,
-    "SIZE",
-    above=0,
-    text=SIZE_TEXT,
-    parse=partial(parse_size, option="--memory"),
-)
-MAX_STORE_OPTION = replace(
-    MEMORY_OPTION,
-    help="largest size of the store during the run, e.g. 15GB [no limit]",
-    heading=MODEL,
-    parse=partial(parse_size, option="--max-store"),
-)
 SIZES = ("memory", "max_store")
 """Options in bytes, for which a text such as 8GiB may be given."""
-PREPARE_WORKERS = 4
-"""Most threads that prepare frames, unless more are requested."""
-PREPARE_WORKERS_OPTION = Option(
-    f"threads that prepare images [1; on a GPU the cores, up to {PREPARE_WORKERS}]",
-    MEMORY,
-    "N",
-    above=0,
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,36 +155,6 @@ class PassOptions(OptionGroup):
     """Whether whole batches pass it, as in a server."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class StoreOptions(OptionGroup):
-    """The location of the store."""
-
-    store: Annotated[str, STORE_OPTION] = ""
-    """Folder or bucket of the store; empty: `$PENSTOCK_STORE` or the user's cache."""
-
-    @property
-    def store_url(self) -> str:
-        return self.store or default_store()
-
-
-@dataclass(frozen=True, kw_only=True)
-class StoreSizeOptions(OptionGroup):
-    """The size of the store."""
-
-    max_store: Annotated[int | None, MAX_STORE_OPTION] = None
-    """Largest size of the store in bytes during the run: media are processed in waves that fit, and
-    features that no job needs any more are deleted. None: no limit."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class MemoryOptions(OptionGroup):
-    """The memory limits of a stage."""
-
-    memory: Annotated[int | None, MEMORY_OPTION] = None
-    """Memory budget of a stage in bytes, on the GPU or else the host, beyond its imports. None: the
-    free memory, minus a reserve."""
-
-
 ALL_GPUS = "all"
 GPU_NUMBER = re.compile(r"0|[1-9][0-9]{0,3}")
 """A number of GPUs, or of one: `00` and digits of other scripts are none."""
@@ -244,32 +180,6 @@ class GpuOptions(OptionGroup):
                 f"invalid --gpus {self.gpus}",
                 hint="Give all, a number of GPUs, or a list such as 0,1",
             )
-
-
-@dataclass(frozen=True, kw_only=True)
-class ResourceOptions(MemoryOptions, StoreOptions):
-    """Store location and resource limits of a run. Of these, only the batch size can affect
-    captions."""
-
-    batch_size: Annotated[int, Option("chunks per batch [8]", MEMORY, "N", above=0)] = 8
-    """Chunks per batch. The encode stage takes fewer if they have many frames."""
-    prepare_workers: Annotated[int | None, PREPARE_WORKERS_OPTION] = None
-    """Threads that read and prepare frames for the encoder. None: 1 for an encoder on a CPU, and as
-    many as cores for one on a GPU, up to PREPARE_WORKERS."""
-    retry_failed: Annotated[bool, Option("retry media that failed before", FILES)] = False
-    """Retry media that failed before."""
-    check_media: Annotated[
-        bool, Option("read all media again, to see whether one has changed", FILES)
-    ] = False
-    """Read all media again, to see whether one has changed whose size and time are the same."""
-    keep_frames: Annotated[bool, Option("keep stored frames after encoding", FILES)] = False
-    """Keep stored frames after encoding."""
-
-    def readers(self, device: str) -> int:
-        """Return the number of threads that prepare frames for an encoder on this device. On a CPU
-        they would take cores from it."""
-        automatic = 1 if device == "cpu" else min(PREPARE_WORKERS, cores())
-        return self.prepare_workers or automatic
 
 
 REQUESTS = 32

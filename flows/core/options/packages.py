@@ -8,7 +8,7 @@ from flows.core.options.model import QUANTIZED, AdapterOptions, GgufOptions, Hal
 from flows.core.options.text import OutputOptions
 from flows.core.options.training import StepOptions, TrainedHalfOptions, TuneConfig
 from stages.export import BITSANDBYTES
-from stages.models.graphs.manifest import BACKENDS
+from stages.models.graphs.sessions import BACKENDS
 from stages.tune import ADAMW
 
 

@@ -11,14 +11,16 @@ from artifacts.tiles import AUTO, check_tiles
 from flows.core.options.commands import CaptionConfig
 from flows.core.options.model import (
     BACKEND_OPTION,
-    MEMORY_OPTION,
-    PREPARE_WORKERS_OPTION,
     TODAY_OPTION,
     TORCH,
     TRUST_HELP,
     DateOptions,
-    MemoryOptions,
     PassOptions,
+)
+from flows.core.options.store import (
+    MEMORY_OPTION,
+    PREPARE_WORKERS_OPTION,
+    MemoryOptions,
     StoreOptions,
 )
 from flows.core.options.vectors import LABELS_OPTION, TEMPLATES_OPTION, EmbedConfig

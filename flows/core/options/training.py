@@ -15,11 +15,10 @@ from flows.core.options.model import (
     AdapterOptions,
     DateOptions,
     HalfPrecisionOptions,
-    MemoryOptions,
     ModelOptions,
     RecordedAdapterOptions,
-    StoreOptions,
 )
+from flows.core.options.store import MemoryOptions, StoreOptions
 from flows.core.options.text import EngineOptions, TrustOptions
 from stages.tune import ADAMW, ADAMW8, PAGED_ADAMW8
 

@@ -32,9 +32,9 @@ from flows.core.options.model import TORCH
 from flows.core.options.text import DataSetOptions, OutputOptions
 from flows.core.pipelines import encoder_of
 from stages.export import TimingJob
-from stages.models.graphs.manifest import ONNX
+from stages.models.graphs.sessions import ONNX
 from stages.models.half_job import HalfJob
-from stages.process.memory import cores
+from stages.process.host_memory import cores
 
 if TYPE_CHECKING:
     from av.container import InputContainer

@@ -28,7 +28,7 @@ from flows.core.job.prepare import Job
 from flows.core.ledger.ledger import MOST_RATIO, cut_waves, has_own_bytes, waves_of
 from flows.core.ledger.tasks import Medium, Task, keys_of
 from flows.core.machine.leases import Lease, running_jobs
-from flows.core.options.model import StoreSizeOptions
+from flows.core.options.store import StoreSizeOptions
 from flows.core.pipelines import LARGE
 from flows.core.plan.sizes import MAX_WAVE_BYTES, Estimate, wave_limit
 from stages import hear, sound

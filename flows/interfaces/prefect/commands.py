@@ -34,7 +34,8 @@ from flows.core.console.lines import parse_size, size
 from flows.core.job.partitions import FILES
 from flows.core.job.prepare import Job
 from flows.core.options.commands import CaptionConfig
-from flows.core.options.model import ALL_GPUS, default_store, is_served
+from flows.core.options.model import ALL_GPUS, is_served
+from flows.core.options.store import default_store
 from flows.core.options.training import RecordedRun
 from flows.core.pipelines import CAPTION, EMBED, LABEL, SIFT, product_of
 from flows.execution.run import LauncherMaker, embed, stopped_in_order

@@ -30,7 +30,8 @@ from typing import Any
 from artifacts.errors import CannotFit, EnvironmentFault, ModelChanged, PenstockError
 from flows.core.machine.launch import StageCall
 from flows.core.plan.ladder import Ladder, Rung
-from flows.interfaces.serve.batching import Batcher, DeviceScheduler, QueuedRequest
+from flows.interfaces.serve.batching import Batcher, QueuedRequest
+from flows.interfaces.serve.device_scheduler import DeviceScheduler
 from flows.interfaces.serve.metrics import HalfMetrics, Metrics
 from flows.interfaces.serve.record_cache import TempStore
 from flows.interfaces.serve.refusals import (

@@ -20,14 +20,15 @@ from flows.commands.label.label_set import LabelSet, label_set
 from flows.commands.search.query import maker_of, with_maker_of
 from flows.core.console.display import Display
 from flows.core.job.prepare import Job, prepare_without_media, sound_note
-from flows.core.job.summary import context_note, note_namespaces
+from flows.core.job.record_notes import note_namespaces
+from flows.core.job.summary import context_note
 from flows.core.ledger.ledger import fetch_parts
 from flows.core.ledger.namespaces import one_shot_namespace
 from flows.core.machine.launch import DirectLauncher, ForkingLauncher, Launcher, StageCall
 from flows.core.options.commands import RunOptions
 from flows.core.options.media import VectorSamplingOptions
-from flows.core.options.model import default_store
 from flows.core.options.serving import BatchOptions, RequestLimits, ServeConfig
+from flows.core.options.store import default_store
 from flows.core.options.text import EngineOptions
 from flows.core.pipelines import CAPTION, LABEL, Pipeline, parts_of, without_hearing
 from flows.core.plan.choose import PlanRequest, plan_request_of_model
@@ -36,9 +37,9 @@ from flows.core.plan.plan import choose, ladder_of
 from flows.core.plan.sizes import UNKNOWN_SIZE
 from flows.core.plan.workloads import STANDARD_CHUNKS, Workload, workload_of
 from flows.execution.stage_calls import StageCallBuilder, WorkerStores
-from flows.interfaces.serve.batching import DeviceScheduler
 from flows.interfaces.serve.captioning import Captioning
 from flows.interfaces.serve.decoders import Decoders, FrameSource, SoundSource
+from flows.interfaces.serve.device_scheduler import DeviceScheduler
 from flows.interfaces.serve.embedding import Labeller, MediumEmbedder, TextEmbedder
 from flows.interfaces.serve.half_worker import (
     LOADING,
@@ -54,8 +55,8 @@ from flows.interfaces.serve.worker_process import LauncherMaker
 from stages import hear, sound
 from stages.embed_texts import STAGE as TEXTS
 from stages.process.fork_client import ForkServer
+from stages.process.host_memory import cores
 from stages.process.job import StageSpec
-from stages.process.memory import cores
 from stages.process.stage_process import Listener
 from stages.sound import LiveSoundJob
 

@@ -28,7 +28,8 @@ from artifacts.errors import PenstockError, UsageError
 from artifacts.options import OptionGroup, declared
 from artifacts.records.packs import Record, RecordSet, packs
 from artifacts.records.store import Store, local_folder, open_store, prepare_store
-from flows.core.options.model import SIZES, StoreOptions, default_store
+from flows.core.options.model import SIZES
+from flows.core.options.store import StoreOptions, default_store
 from flows.core.options.text import OutputOptions
 from flows.core.pipelines import THUMBNAILS
 from flows.interfaces.serve.refusals import json_answer

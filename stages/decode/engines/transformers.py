@@ -14,8 +14,9 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 
 from artifacts.errors import UsageError
 from artifacts.texts.captions import Ended
+from stages.decode.chunked_prefill import PrefillOptions
 from stages.decode.confidence import LogitsWatch
-from stages.decode.generate_kwargs import GenerateKwargs, PrefillOptions
+from stages.decode.generate_kwargs import GenerateKwargs
 from stages.decode.generation import DecodeJob, RequestSettings, SamplingParams
 from stages.decode.prompts import ContextExceeded, prompts_for
 from stages.decode.protocol import CaptionOutput, DecodeRequest, OnPartial

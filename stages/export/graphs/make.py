@@ -29,7 +29,7 @@ from artifacts.schema import Half, MediaKind
 from stages.embed_texts.run import TextReader
 from stages.memory.meta_device import tensors
 from stages.models.dry_run import quiet
-from stages.models.graphs.manifest import CPU, Graph, GraphEncoder
+from stages.models.graphs.manifest import Graph, GraphEncoder
 from stages.models.graphs.onnx_encoder import (
     EncoderCall,
     GraphInputs,
@@ -43,11 +43,14 @@ from stages.models.graphs.onnx_encoder import (
     is_packed,
     packing,
 )
+from stages.models.graphs.sessions import CPU
 from stages.models.halves.absent import MissingModule, NeedsWeights
 from stages.models.halves.features import encode, text_vectors
 from stages.models.halves.routes import PIXELS
-from stages.models.processors.loading import Clip, clip_of, takes_videos
-from stages.models.processors.prepare import prepare, prepare_images
+from stages.models.processors.blank_clips import Clip, clip_of
+from stages.models.processors.images import prepare_images
+from stages.models.processors.loading import takes_videos
+from stages.models.processors.prepare import prepare
 from stages.models.processors.processor_calls import joined
 from stages.models.processors.side_inputs import Prepared
 from stages.process.exit_diagnosis import out_of_memory

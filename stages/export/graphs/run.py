@@ -27,7 +27,8 @@ from stages.export.graphs.make import Encoders, make_graphs, texts_of, trials
 from stages.models.graphs import FOLDER
 from stages.models.graphs.manifest import FILE, GraphManifest, HalfGraphs, read_manifest
 from stages.models.halves.features import text_vectors
-from stages.models.halves.load import ReloadableHalf, load_half
+from stages.models.halves.load import load_half
+from stages.models.halves.reloadable import ReloadableHalf
 from stages.models.hub.checkpoint import CONFIG, INDEX, small_files
 from stages.models.processors.loading import load_processor
 from stages.models.published import stating_as_published

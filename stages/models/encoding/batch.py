@@ -34,7 +34,7 @@ from stages.models.encoding import pass_check_key
 from stages.models.halves.features import Features, encode, is_pixels, refuse_other_count
 from stages.models.halves.offload import UNDIVIDED
 from stages.models.halves.records import CannotSplit, FeatureRecord, rule_of_input, split
-from stages.models.halves.routes import AUDIO
+from stages.models.halves.split_route import AUDIO
 from stages.models.processors.processor_calls import joined
 from stages.models.processors.side_inputs import Prepared
 from stages.models.streaming.load import run_calls

@@ -55,16 +55,17 @@ from stages.models.encoding.batch import (
 from stages.models.finite import is_finite, not_finite
 from stages.models.half_job import HalfJob
 from stages.models.halves.boundary import StoredWindows
-from stages.models.halves.load import ReloadableHalf
 from stages.models.halves.recorded import PassRecorder
 from stages.models.halves.records import FeatureRecord
+from stages.models.halves.reloadable import ReloadableHalf
 from stages.models.loading import ModelJob, facts
 from stages.models.prefetch import PREFETCH_BATCHES, prefetched, write_behind
-from stages.models.processors.loading import UNPAIRED, Clip
+from stages.models.processors.blank_clips import Clip
+from stages.models.processors.loading import UNPAIRED
 from stages.models.processors.side_inputs import Prepared
 from stages.process.events import NO_ROOM, NOT_STORED, EventReporter, Published
+from stages.process.host_memory import cores
 from stages.process.job import items_of, portions, read_requests
-from stages.process.memory import cores
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

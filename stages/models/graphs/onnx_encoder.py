@@ -45,15 +45,8 @@ from artifacts.records.tensors import place_tensors
 from artifacts.schema import Half
 from stages.memory.meta_device import changed
 from stages.models.graphs import FOLDER
-from stages.models.graphs.manifest import (
-    CPU,
-    Graph,
-    GraphEncoder,
-    HalfGraphs,
-    Providers,
-    open_session,
-    read_manifest,
-)
+from stages.models.graphs.manifest import Graph, GraphEncoder, HalfGraphs, read_manifest
+from stages.models.graphs.sessions import CPU, Providers, open_session
 from stages.models.halves.absent import MissingModule, MissingWeight
 from stages.models.halves.routes import one_line
 from stages.process.exit_diagnosis import out_of_memory

@@ -32,7 +32,8 @@ from stages.models.halves.recorded import (
     without_grids,
 )
 from stages.models.halves.records import FeatureRecord, merge_blank, merge_rows
-from stages.models.halves.routes import AUDIO, CONTENT, INVERTED, SOUNDS, encoders
+from stages.models.halves.routes import CONTENT, INVERTED, SOUNDS
+from stages.models.halves.split_route import AUDIO, encoders
 
 UNREAD = (
     "last_hidden_state",

@@ -9,17 +9,14 @@ import contextlib
 import json
 import re
 import tempfile
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, get_args
 
 from artifacts.errors import EnvironmentFault, UsageError
-from artifacts.records.model_files import ModelFiles
 from artifacts.schema import Part
 from artifacts.wording import counted, meant
-from stages.memory.oom_retry import release_memory
-from stages.models.halves.absent import NeedsWeights
-from stages.models.halves.boundary import CUT, absent_paths, cut, extra_module_of, modules_called
+from stages.models.halves.boundary import CUT, absent_paths, cut, modules_called
 from stages.models.halves.ranged_reads import NOTE, pinned_reads, ranged_reads
 from stages.models.halves.routes import config_and_class, one_line, skeleton_of, with_packages
 from stages.models.hub.checkpoint import INDEX, SINGLE, weight_names
@@ -282,67 +279,3 @@ def refuse_pickle(folder: Path, trusted: bool) -> None:
     names = [path.name for path in folder.iterdir()]
     if not trusted or native_of(folder) is not None or not any(n.endswith(PICKLES) for n in names):
         raise without_weights(str(folder), names, str(folder))
-
-
-Result = TypeVar("Result")
-
-
-class ReloadableHalf:
-    """A half that is reloaded with extra modules when a use shows that they are missing."""
-
-    def __init__(
-        self,
-        keep: Part,
-        load: Callable[[tuple[str, ...]], Any],
-        extra_modules: Iterable[str] = (),
-        files: ModelFiles | None = None,
-        *,
-        offloaded: bool = False,
-    ) -> None:
-        """Load the half. `files` are compared before and after each load. If the half is
-        `offloaded`, or keeps its files mapped, they are compared around each call as well."""
-        self._keep = keep
-        self._load_once = load
-        self._files = files or ModelFiles()
-        self._offloaded = offloaded
-        self._reads_files = False
-        self.extra_modules = tuple(extra_modules)
-        """Paths of the extra modules that are loaded."""
-        self.model = self._load(self.extra_modules)
-
-    def _load(self, extra_modules: tuple[str, ...]) -> Any:
-        with self._files.compared():
-            model = self._load_once(extra_modules)
-        self._reads_files = self._offloaded or self._files.are_mapped()
-        return model
-
-    def confirm(self) -> None:
-        """Compare the files before publishing results that were computed outside a call. Raises
-        ModelChanged."""
-        if self._reads_files:
-            self._files.check()
-
-    def call(self, function: Callable[[Any], Result]) -> Result:
-        """Return the result of `function` for the half. Reload the half as often as an extra module
-        is missing. Raises ModelChanged."""
-        while True:
-            if self.model is None:  # the last reload failed, and the caller continued
-                self.model = self._load(self.extra_modules)
-            try:
-                with self._files.compared() if self._reads_files else contextlib.nullcontext():
-                    return function(self.model)
-            except NeedsWeights as error:
-                self.extra_modules = (*self.extra_modules, self._new_piece(error))
-            self.model = None  # free the old one first: both may not fit
-            release_memory()  # its hooks may refer to it
-            self.model = self._load(self.extra_modules)
-
-    def _new_piece(self, error: NeedsWeights) -> str:
-        config, cls = self.model.config, type(self.model).__mro__[1]
-        skeleton = skeleton_of(config, cls)
-        if self._keep == "whole":
-            raise error
-        piece = extra_module_of(skeleton, error, self._keep)
-        if piece in self.extra_modules:
-            raise error
-        return piece

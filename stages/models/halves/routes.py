@@ -11,25 +11,16 @@ checkpoint's own code is run only with the user's permission. The strategies are
 """
 
 import contextlib
-import inspect
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from artifacts.errors import UsageError
 from artifacts.packages import library_needs
-from artifacts.schema import Half, Route
 from stages.models.halves.boundary import (
-    class_of,
     makes_vectors,
-    names_in,
-    owner_path,
-    reader_path,
-    refuse_no_vectors,
 )
 from stages.models.halves.own_code import asks_for_trust, needs_trust
 from stages.models.hub.checkpoint import is_original
@@ -171,7 +162,6 @@ def one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
-MODALITIES = ("image", "video")
 PIXELS = (
     "pixel_values",
     "pixel_values_images",
@@ -184,134 +174,7 @@ SOUNDS = ("input_features", "input_values", "audio_input_ids")
 """Argument names under which models take sound."""
 CONTENT: Mapping[str, tuple[str, ...]] = {"vision": PIXELS, "audio": SOUNDS}
 """Half → argument names of what its encoder reads."""
-AUDIO = "audio"
-"""The modality of sound."""
 USE_SOUND = "use_audio_in_video"
 """Argument of models that says whether the sound of videos is interleaved with them."""
 INVERTED = {"gemma3n": "input_features_mask"}
 """Model type → the mask that its `forward` inverts for its method of sound."""
-AS_IMAGES = {"pixel_values_videos": "pixel_values"}
-"""Argument names for a video in a method for images, in models without a video method."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RouteChoice:
-    """The split strategy of a model, and why it was chosen."""
-
-    route: Route
-    why: str
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Encoder:
-    """One method of a model that makes features from pixels or sound."""
-
-    modality: str
-    """`image`, `video` or `audio`."""
-    function: Any
-    names: Mapping[str, str]
-    """Input of the model → the method's argument name."""
-
-
-def choose_route(model: Any) -> RouteChoice:
-    """Choose the split strategy of `model`, which may be a skeleton. Raises UsageError for a model
-    that neither captions images nor makes vectors of them."""
-    name = type(model).__name__
-    if makes_vectors(class_of(model)):
-        return RouteChoice(route="dual", why=f"{name} makes vectors of pictures and of texts")
-    refuse(type(model))
-    if not any(True for _ in encoders(model)):
-        return RouteChoice(
-            route="joint", why=f"{name} has no get_image_features or get_video_features"
-        )
-    stock = not overrides_generate(model)
-    if stock and not model.config.is_encoder_decoder and takes_outputs(model):
-        return RouteChoice(route="protocol", why=f"generate of {name} takes mm_encoder_outputs")
-    if _asks_for_features(model):
-        return RouteChoice(route="replay", why=f"generate of {name} asks get_*_features")
-    if not stock and "masked_scatter" in names_in(type(model).generate) and _reader(model):
-        return RouteChoice(route="splice", why=f"{name} scatters features into the embeddings")
-    return RouteChoice(
-        route="joint", why=f"{name} joins pixels and text where nothing can come between"
-    )
-
-
-def encoders(model: Any, part: Half = "vision") -> Iterator[Encoder]:
-    """Yield the methods that run the vision half or the audio half. They are those of the base
-    model, which `generate` uses, or else those of the module that owns them."""
-    if (owner := owner_path(model)) is None:
-        return
-    modules = (model.base_model, model.get_submodule(owner))
-    seen = [modality for modality in MODALITIES if modality in model.input_modalities]
-    for modality in seen if part == "vision" else [AUDIO]:
-        if function := _method(modules, f"get_{modality}_features"):
-            names = [n for n in inspect.signature(function).parameters if n != "kwargs"]
-            taken: Mapping[str, str] = dict(zip(names, names, strict=True))
-        elif modality == "video" and _sees_videos_as_images(model, modules[1]):
-            function, taken = _method(modules, "get_image_features"), AS_IMAGES
-        if function is not None:
-            yield Encoder(modality=modality, function=function, names=taken)
-
-
-def depends_on_prompt(model: Any) -> bool:
-    """Return whether features depend on the prompt's tokens, so that another prompt needs other
-    features."""
-    return any(name.endswith("input_ids") for e in encoders(model) for name in e.names)
-
-
-def takes_outputs(model: Any) -> bool:
-    return _reads(model.forward, ["mm_encoder_outputs"])
-
-
-def overrides_generate(model: Any) -> bool:
-    from transformers import GenerationMixin
-
-    return getattr(type(model), "generate", None) is not GenerationMixin.generate
-
-
-def refuse(cls: Any) -> None:
-    """Refuse a model class that does not caption images. Raises UsageError."""
-    from transformers import GenerationMixin
-
-    if not issubclass(cls, GenerationMixin):
-        refuse_no_vectors(cls)
-    if not set(MODALITIES) & set(cls.input_modalities):
-        raise UsageError(
-            f"{cls.__name__} takes no pictures: it has no vision half",
-            hint="Choose a model of the image-text-to-text kind: docs/models.md lists them",
-        )
-
-
-def _sees_videos_as_images(model: Any, owner: Any) -> bool:
-    """Return whether the model's own `forward` passes videos to its method for images, and reads
-    the result as a video's."""
-    own = _reads(model.forward, AS_IMAGES) and takes_outputs(model)
-    return own and "get_image_features" in names_in(type(owner).forward)
-
-
-def _method(modules: Iterable[Any], name: str) -> Any:
-    return next((getattr(module, name) for module in modules if hasattr(module, name)), None)
-
-
-def _reads(function: Any, names: Iterable[str]) -> bool:
-    return set(names) <= inspect.signature(function).parameters.keys()
-
-
-def _asks_for_features(model: Any) -> bool:
-    """Return whether the code that `generate` runs calls `get_*_features`."""
-    feature_methods = {f"get_{modality}_features" for modality in MODALITIES}
-    if overrides_generate(model):
-        names = names_in(type(model).generate)
-        if not names & {*feature_methods, "super"}:
-            return False
-        if names & feature_methods or takes_outputs(model):
-            return True
-    owner = model.get_submodule(owner_path(model) or "")
-    return any(feature_methods & names_in(type(module).forward) for module in (model, owner))
-
-
-def _reader(model: Any) -> nn.Module | None:
-    """Return the module that reads features, if it can generate by itself."""
-    path = reader_path(model, owner_path(model) or "")
-    found = None if path is None else model.get_submodule(path)
-    return found if found is not None and hasattr(type(found), "generate") else None

@@ -34,9 +34,8 @@ from jinja2 import TemplateSyntaxError
 from artifacts.errors import EnvironmentFault, PenstockError, UsageError
 from artifacts.packages import library_needs
 from stages.models.halves.routes import one_line
+from stages.models.processors.blank_clips import Clip, clip_of
 from stages.models.processors.loading import (
-    Clip,
-    clip_of,
     declared_ids,
     is_image_output,
     known,

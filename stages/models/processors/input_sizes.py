@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from artifacts.schema import FrameFit, MediaKind
-from stages.models.processors.loading import Clip, black_clip, is_image_output
+from stages.models.processors.blank_clips import Clip, black_clip
+from stages.models.processors.loading import is_image_output
 from stages.models.processors.prepare import channel_of, prepare
 from stages.models.processors.side_inputs import Prepared
 from stages.models.profile import SeenSize

@@ -19,14 +19,13 @@ from typing import Any
 import torch
 
 from artifacts.errors import UsageError
+from stages.models.processors.blank_clips import Clip, video_metadata
 from stages.models.processors.loading import (
-    Clip,
     count_places,
     is_image_output,
     known,
     to_images,
     token,
-    video_metadata,
     without_outer_pair,
 )
 

@@ -40,12 +40,13 @@ from torch import nn
 from artifacts.errors import CannotFit
 from artifacts.schema import Part
 from stages.models.halves.load import load_half
-from stages.models.halves.offload import dispatching, placement, waiting
+from stages.models.halves.offload import dispatching, waiting
+from stages.models.halves.placement import placement
 from stages.models.halves.ranged_reads import NOTE, read_into
 from stages.models.hub.headers import TensorPlace
 from stages.models.shards.layout import DTYPES
 from stages.process.exit_diagnosis import first_line
-from stages.process.memory import cores
+from stages.process.host_memory import cores
 
 ALIGNED = {"cpu": 64, "cuda": 512}
 """Alignment in bytes of a device's own memory. Rounding of sums depends on it, and results must

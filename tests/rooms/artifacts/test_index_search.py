@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 from artifacts.errors import EnvironmentFault, MissingPackage, UsageError
 from artifacts.index import near_duplicates, search, upkeep
 from artifacts.index.manifest import SearchMethod
+from artifacts.index.moments import moments, single
 from artifacts.index.near_duplicates import groups
 from artifacts.index.search import EXACT, Query, Searcher
 from artifacts.index.shard import IndexRow, bits_of, differences
 from artifacts.index.upkeep import is_due, measure, note_texts
-from artifacts.index.where import Condition, matching, moments, single
+from artifacts.index.where import Condition, matching
 from artifacts.index.writing import writing
 from tests.support.indexes import MAKER, WIDTH, Vectors, drawn, row, rows, searcher
 

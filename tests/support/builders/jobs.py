@@ -6,8 +6,8 @@ from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 from stages.models.half_job import HalfJob
+from stages.models.processors.blank_clips import Clip
 from stages.models.processors.input_layout import layout_of
-from stages.models.processors.loading import Clip
 from stages.models.processors.prepare import channel_of
 from stages.models.processors.processor_calls import run
 

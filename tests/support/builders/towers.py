@@ -257,7 +257,8 @@ def _begin(subject: Subject, batches: int, ways: Sequence[Way]) -> list[dict[str
 def inputs_of(subject: Subject, count: int) -> list[dict[str, Any]]:
     """Return so many batches of pictures, or clips, as the processor makes them; no two alike, and
     the same in every process."""
-    from stages.models.processors.prepare import prepare, prepare_images
+    from stages.models.processors.images import prepare_images
+    from stages.models.processors.prepare import prepare
     from stages.models.processors.processor_calls import joined
 
     processor, batch = subject.job(WAYS[FIRST]).processor(), subject.batch
@@ -277,7 +278,7 @@ def _pictures(count: int) -> Iterator[Any]:
     from PIL import Image
 
     from penstock_demo.dual.pictures import write_images
-    from stages.models.processors.loading import Clip
+    from stages.models.processors.blank_clips import Clip
 
     with tempfile.TemporaryDirectory() as folder:
         for truth in write_images(Path(folder), "several", count, SEED):
@@ -289,7 +290,7 @@ def _clips(count: int) -> Iterator[Any]:
     """Clips of two frames a second."""
     from penstock_demo.render import render_frames
     from penstock_demo.world import sample_clip
-    from stages.models.processors.loading import Clip
+    from stages.models.processors.blank_clips import Clip
 
     draw, at = random.Random(SEED), [number / FRAMES for number in range(FRAMES)]
     times = tuple(number / 2 for number in range(FRAMES))

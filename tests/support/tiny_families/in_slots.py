@@ -26,7 +26,7 @@ from stages.models.encoding import BATCHES, FIXED_ROWS, KIND
 from stages.models.encoding.batch import PassChecks, PassRow, encode_passes
 from stages.models.halves.features import Features, encode
 from stages.models.halves.offload import generate, new_tokens, prompt_in
-from stages.models.halves.routes import choose_route, encoders
+from stages.models.halves.split_route import choose_route, encoders
 from stages.models.processors.side_inputs import Prepared
 from tests.support.tiny_families import FAMILIES
 from tests.support.tiny_families.verdict import rows_of

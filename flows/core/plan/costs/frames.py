@@ -9,7 +9,7 @@ from flows.core.plan.estimate import StageEstimate, Term
 from flows.core.plan.ladder import Rung, sizes
 from flows.core.plan.workloads import Workload
 from stages.frames import PACK_BYTES, READING_BYTES
-from stages.process.memory import cores
+from stages.process.host_memory import cores
 
 DECODER_FRAMES = 20
 """Frames that a video decoder holds: 16 reference frames, and those of its threads."""

@@ -34,6 +34,7 @@ from artifacts.errors import UsageError
 from artifacts.records.packs import Record, RecordSet
 from artifacts.records.store import open_store
 from artifacts.wording import counted
+from stages.decode.chunked_prefill import relative_difference, tolerance
 from stages.decode.confidence import are_finite
 from stages.decode.engines import AUTO, engines_for
 from stages.decode.engines.inflight.cache_layers import UnsupportedCacheError
@@ -63,7 +64,7 @@ from stages.decode.engines.inflight.scheduler import (
     prefetch_requests,
 )
 from stages.decode.engines.transformers import TransformersEngine
-from stages.decode.generate_kwargs import GenerateKwargs, relative_difference, tolerance
+from stages.decode.generate_kwargs import GenerateKwargs
 from stages.decode.generation import DecodeJob
 from stages.decode.prompts import prompts_for
 from stages.decode.protocol import CaptionOutput, DecodeRequest, OnPartial

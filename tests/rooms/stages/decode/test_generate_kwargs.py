@@ -21,7 +21,8 @@ from stages.decode import run
 from stages.decode.generate_kwargs import PresencePenalty, seed_of
 from stages.decode.generation import DecodeItem, SamplingParams
 from stages.decode.prompts import NGRAM, PENALTY, is_repetitive
-from stages.models.processors.loading import Clip, load_processor
+from stages.models.processors.blank_clips import Clip
+from stages.models.processors.loading import load_processor
 from stages.models.processors.processor_calls import PARTS, PLAIN, write
 from tests.support.clips import clips, joint_inputs, joint_model
 from tests.support.families import checkpoint

@@ -10,13 +10,13 @@ from torch import nn
 from artifacts.errors import CannotFit, UsageError
 from artifacts.schema import Half
 from penstock_demo import CHECKPOINT
-from stages.decode.generate_kwargs import PrefillOptions, chunked_prefill_matches
+from stages.decode.chunked_prefill import PrefillOptions, chunked_prefill_matches
 from stages.models.halves import offload
 from stages.models.halves.absent import chunk_position_wise
 from stages.models.halves.features import Features, encode
-from stages.models.halves.load import ReloadableHalf
 from stages.models.halves.offload import generate
-from stages.models.halves.routes import choose_route
+from stages.models.halves.reloadable import ReloadableHalf
+from stages.models.halves.split_route import choose_route
 from stages.models.loading import ModelJob
 from tests.support.clips import PROMPTS, clips
 from tests.support.families import checkpoint

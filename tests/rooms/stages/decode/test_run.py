@@ -23,7 +23,8 @@ from stages.decode.protocol import longest_first, rebatch
 from stages.decode.run import open_records
 from stages.models.half_job import HalfJob
 from stages.models.halves.offload import new_tokens
-from stages.models.processors.loading import Clip, load_processor
+from stages.models.processors.blank_clips import Clip
+from stages.models.processors.loading import load_processor
 from tests.support.builders.words import hf
 from tests.support.checkpoints import whole_checkpoint
 from tests.support.clips import PROMPTS, clips, joint_inputs, joint_model

@@ -24,7 +24,7 @@ from stages.models.encoding.batch import PassChecks, PassRow, encode_passes
 from stages.models.encoding.run import _is_finite, read_clip
 from stages.models.halves.records import FeatureRecord, RowCount
 from stages.models.loading import ModelJob
-from stages.models.processors.loading import Clip
+from stages.models.processors.blank_clips import Clip
 from stages.models.processors.side_inputs import Prepared
 from tests.support.clips import clips
 from tests.support.families import checkpoint

@@ -37,7 +37,8 @@ from stages.models.halves.features import Features, placeholder_ids
 from stages.models.halves.load import load_half
 from stages.models.halves.offload import generate, new_tokens, prompt_in
 from stages.models.loading import ModelJob
-from stages.models.processors.loading import Clip, load_processor
+from stages.models.processors.blank_clips import Clip
+from stages.models.processors.loading import load_processor
 from stages.models.processors.prepare import drop_end_token, prepare, rebuild
 from stages.process.job import job_fields
 from tests.support.checkpoints import MODELS, whole_checkpoint

@@ -13,19 +13,7 @@ import torch
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.schema import Half
 from stages.export.graphs.make import quantize_graph
-from stages.models.graphs.manifest import (
-    CPU,
-    CUDA,
-    FILE,
-    TRT,
-    Graph,
-    GraphEncoder,
-    GraphManifest,
-    check_provider,
-    open_session,
-    providers_for,
-    read_manifest,
-)
+from stages.models.graphs.manifest import FILE, Graph, GraphEncoder, GraphManifest, read_manifest
 from stages.models.graphs.onnx_encoder import (
     GraphInputs,
     OnnxEncoder,
@@ -33,6 +21,14 @@ from stages.models.graphs.onnx_encoder import (
     index_of,
     pack,
     packed_attention,
+)
+from stages.models.graphs.sessions import (
+    CPU,
+    CUDA,
+    TRT,
+    check_provider,
+    open_session,
+    providers_for,
 )
 from stages.models.halves.absent import MissingModule
 from stages.process.exit_diagnosis import out_of_memory

@@ -13,14 +13,13 @@ import torch
 
 from artifacts.errors import MissingPackage, UsageError
 from stages.models.processors import prepare as images
+from stages.models.processors.blank_clips import Clip, video_metadata
 from stages.models.processors.input_layout import layout_of
 from stages.models.processors.loading import (
-    Clip,
     is_image_output,
     load_processor,
     takes_images,
     takes_videos,
-    video_metadata,
 )
 from stages.models.processors.prepare import prepare, rebuild
 from stages.models.processors.side_inputs import without_images

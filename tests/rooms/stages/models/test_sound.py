@@ -24,7 +24,8 @@ from stages.models.halves.features import Features
 from stages.models.halves.offload import generate
 from stages.models.halves.records import FeatureRecord
 from stages.models.halves.routes import SOUNDS
-from stages.models.processors.loading import Clip, load_processor, takes_videos, video_metadata
+from stages.models.processors.blank_clips import Clip, video_metadata
+from stages.models.processors.loading import load_processor, takes_videos
 from stages.models.processors.prepare import prepare, rebuild
 from stages.models.processors.side_inputs import hearing_profile, prepare_sound
 from tests.support.builders.jobs import own_of

@@ -26,15 +26,13 @@ from stages.models import load_half
 from stages.models.adapter_modules import ADAPTER_WEIGHTS, BASE, read_adapter
 from stages.tune import ADAMW, ADAMW8, PAGED_ADAMW8, RECORD, layout_in, training
 from stages.tune.adapter import (
-    TrainingProgress,
     add_adapter,
     linear_paths,
     load_adapter_weights,
     numbers_of,
-    resume,
-    save_checkpoint,
     write_adapter,
 )
+from stages.tune.progress import TrainingProgress, resume, save_checkpoint
 from stages.tune.run import EpochBatchOrder, run
 from stages.tune.training import (
     MAX_SKIPPED,

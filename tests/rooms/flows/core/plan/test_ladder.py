@@ -22,7 +22,7 @@ from flows.core.plan.costs.decode import decode_rungs
 from flows.core.plan.costs.encode import encode_rungs
 from flows.core.plan.ladder import Ladder, Remembered, Rung
 from flows.execution.run import caption
-from flows.outputs.run_status import description_lines
+from flows.outputs.run_wording import description_lines
 from stages.process.events import BatchShrunk, StageOutcome, TooLarge
 from stages.process.job import job_fields
 from tests.support.media import write_videos

@@ -18,8 +18,8 @@ from flows.core.plan.times import UNKNOWN, note_seconds, seconds_an_item, times_
 from flows.core.plan.workloads import remaining_items, workload_of
 from flows.execution.run import caption
 from stages import decode, frames
+from stages.models.processors.blank_clips import Clip
 from stages.models.processors.input_sizes import bytes_of, pixels_per_video, probe
-from stages.models.processors.loading import Clip
 from stages.models.processors.prepare import prepare as prepare_clip
 from tests.support import by_hand
 from tests.support.builders.processors import qwen2_5_vl

@@ -22,7 +22,7 @@ from flows.commands.shared.arguments import add_options, config_from
 from flows.core.job.prepare import out_folder
 from flows.core.options.commands import CaptionConfig, RebuildConfig
 from flows.core.options.export import ExportConfig
-from flows.core.options.model import MemoryOptions
+from flows.core.options.store import MemoryOptions
 from flows.core.options.training import TuneConfig
 from flows.core.options.vectors import EmbedConfig, IndexConfig, LabelConfig
 from flows.interfaces.prefect.commands import (

@@ -12,7 +12,8 @@ import pytest
 
 from artifacts.disk.locks import try_hold
 from flows.core.console.display import Display
-from flows.interfaces.serve.batching import Batcher, DeviceScheduler, QueuedRequest
+from flows.interfaces.serve.batching import Batcher, QueuedRequest
+from flows.interfaces.serve.device_scheduler import DeviceScheduler
 from flows.interfaces.serve.uploads import SingleFlight
 from stages.embed_texts import TextsItem
 from stages.process.device import CPU_LOCK
@@ -199,7 +200,7 @@ def test_one_at_work_finishes_its_turn_and_gives_way(monkeypatch: pytest.MonkeyP
             await asyncio.sleep(0)
         assert not coming.done()
         assert not place.must_yield(), "its turn is not over"
-        monkeypatch.setattr("flows.interfaces.serve.batching.TURN_SECONDS", 0.0)
+        monkeypatch.setattr("flows.interfaces.serve.device_scheduler.TURN_SECONDS", 0.0)
         assert place.must_yield(), "it is to begin nothing more"
         first.idle = True
         place.recheck()
@@ -220,7 +221,7 @@ def test_a_full_log_keeps_no_half_from_the_device(
 ) -> None:
     path = tmp_path / "lock"
     monkeypatch.setenv(CPU_LOCK, str(path))
-    monkeypatch.setattr("flows.interfaces.serve.batching.POLL_SECONDS", 0.01)
+    monkeypatch.setattr("flows.interfaces.serve.device_scheduler.POLL_SECONDS", 0.01)
 
     async def go(full: IO[str]) -> None:
         place = DeviceScheduler("cpu", 100, Display(to=full).print_line)
@@ -244,7 +245,7 @@ def test_a_full_log_keeps_no_half_from_the_device(
 def test_a_device_is_waited_for_and_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "lock"
     monkeypatch.setenv(CPU_LOCK, str(path))
-    monkeypatch.setattr("flows.interfaces.serve.batching.POLL_SECONDS", 0.01)
+    monkeypatch.setattr("flows.interfaces.serve.device_scheduler.POLL_SECONDS", 0.01)
 
     async def go() -> None:
         texts: list[str] = []

@@ -21,7 +21,7 @@ from artifacts.records.store import open_store
 from flows.core.machine.launch import StageCall
 from flows.core.plan.ladder import Ladder, Remembered, Rung, sizes
 from flows.interfaces.serve import record_cache, startup
-from flows.interfaces.serve.batching import DeviceScheduler
+from flows.interfaces.serve.device_scheduler import DeviceScheduler
 from flows.interfaces.serve.half_worker import HalfWorker, HalfWorkerSpec
 from flows.interfaces.serve.listening import UnsignalledServer
 from flows.interfaces.serve.metrics import Metrics
