@@ -15,12 +15,12 @@ from artifacts.disk.paths import user_cache
 from flows.commands.caption import caption_command as caption_command
 from flows.commands.caption.caption_command import first_captions
 from flows.commands.shared.arguments import config_of
-from flows.commands.shared.command_options import SHELLS
 from flows.commands.shared.parser import parse
 from flows.core.console.display import Display
 from flows.core.console.lines import columns_of, shortened
 from flows.core.options.commands import CaptionConfig
 from flows.interfaces.cli import main as cli
+from flows.interfaces.cli.completion_command import SHELLS
 from flows.interfaces.cli.main import main
 from flows.outputs.record.run_record import RunRecord
 from flows.outputs.run_result import RunResult

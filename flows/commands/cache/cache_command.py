@@ -23,6 +23,7 @@ from flows.commands.cache.clean import (
 from flows.commands.cache.rebuild import RebuildOptions, rebuild
 from flows.commands.shared.arguments import config_of
 from flows.commands.shared.exit_report import print_failed
+from flows.commands.shared.options import add_caption_options, add_print_options
 from flows.core.console.display import Display
 from flows.core.console.lines import (
     duration,
@@ -33,7 +34,7 @@ from flows.core.console.lines import (
     table_lines,
 )
 from flows.core.options.commands import RebuildConfig
-from flows.core.options.store import default_store
+from flows.core.options.store import STORE_HELP, default_store
 from flows.core.pipelines import STAGES
 
 OF_MODELS = frozenset(stage.writes for stage in STAGES.values() if stage.part)
@@ -184,3 +185,23 @@ ACTIONS: dict[str, Callable[[argparse.Namespace], int]] = {
     "clear": clear_store,
     "rebuild": rebuild_features,
 }
+
+
+def add_cache(cache: argparse.ArgumentParser) -> None:
+    actions = cache.add_subparsers(dest="action", metavar="ACTION", required=True)
+    ls = actions.add_parser("ls", help="list contents by model, age and size")
+    ls.add_argument("--json", action="store_true", help="print the list as JSON")
+    verify = actions.add_parser("verify", help="check every byte; quarantine damaged packs")
+    gc = actions.add_parser("gc", help="delete the least recently used packs")
+    gc.add_argument("--max", required=True, metavar="SIZE", help="target size: 200GB, 1.5TiB")
+    gc.add_argument("--dry-run", action="store_true", help="print what would be deleted")
+    clear = actions.add_parser("clear", help="delete all records, of any format")
+    clear.add_argument("--yes", action="store_true", help="do not ask")
+    for action in (ls, verify, gc, clear):
+        action.add_argument("--store", default="", metavar="DIR", help=STORE_HELP)
+    rebuild = actions.add_parser("rebuild", help="encode SOURCES without stored features")
+    add_caption_options(rebuild, RebuildConfig)
+    add = rebuild.add_argument_group("rebuild").add_argument
+    add("--name", default="", metavar="N", help="name of the job, if several share its sources")
+    add("--dry-run", action="store_true", help="print what would be done, and its cost")
+    add_print_options(rebuild)

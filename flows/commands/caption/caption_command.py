@@ -18,6 +18,7 @@ from artifacts.texts.edits import REJECTED
 from flows.commands.plan.plan_command import show
 from flows.commands.shared.arguments import config_of
 from flows.commands.shared.exit_report import print_result
+from flows.commands.shared.options import add_caption_options, add_quiet_options, add_ray_option
 from flows.core.console.display import READING, Display
 from flows.core.console.lines import escaped, print_lines, shortened, terminal_width
 from flows.core.options.commands import CaptionConfig
@@ -88,3 +89,10 @@ def caption_command(given: argparse.Namespace) -> int:
         report = f"; view them with `penstock report {shlex.quote(str(result.out))}`"
         print_lines(f"{result.line()}{report if result.captions else ''}")
     return result.exit_code
+
+
+def add_caption(parser: argparse.ArgumentParser) -> None:
+    add_caption_options(parser)
+    engine = add_quiet_options(parser).add_mutually_exclusive_group()
+    engine.add_argument("--prefect", action="store_true", help="run as a Prefect flow")
+    add_ray_option(engine)

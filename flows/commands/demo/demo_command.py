@@ -19,7 +19,7 @@ from flows.core.console.display import Display
 from flows.core.console.lines import duration, escaped, print_lines, size
 from flows.core.machine.launch import DirectLauncher, ForkingLauncher
 from flows.core.options.commands import CaptionConfig
-from flows.core.options.model import DEMO_MODEL
+from flows.core.options.model import DEMO_MODEL, PRECISIONS
 from flows.core.options.vectors import LabelConfig
 from flows.core.pipelines import STAGES
 from flows.execution.run import LauncherMaker, caption
@@ -159,3 +159,11 @@ def _print_stages(record: dict[str, Any]) -> None:
         print_lines(
             f"{stage['name']:8s}{stage['items']:5d} items  {seconds:>8s}  peak {peak}{precision}"
         )
+
+
+def add_demo(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("file", nargs="?", default="", metavar="FILE", help="then caption it, by the default model")
+    add("--clips", type=int, default=200, metavar="N", help="number of random clips to score [200]")
+    add("--seed", type=int, metavar="S", help="random seed of these clips [new]")
+    add("--precision", default="native", metavar="P", help=f"{'|'.join(PRECISIONS)} [%(default)s]")

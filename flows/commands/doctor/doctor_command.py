@@ -162,3 +162,8 @@ def _prefect() -> str:
         fault = fault_of_api(api) or "start it, or unset PREFECT_API_URL"
         state = f"does not respond: {fault}"
     return f"{redacted(api)} {state}"
+
+
+def add_doctor(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--model", default="", metavar="DIR", help="also compare this model's graphs with torch")

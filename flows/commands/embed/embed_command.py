@@ -6,6 +6,7 @@ from contextlib import closing
 from flows.commands.plan.plan_command import show
 from flows.commands.shared.arguments import config_of
 from flows.commands.shared.exit_report import print_result
+from flows.commands.shared.options import add_ray_option, add_vector_options
 from flows.core.console.display import READING, Display
 from flows.core.console.lines import print_lines
 from flows.core.options.vectors import EmbedConfig
@@ -28,3 +29,7 @@ def embed_command(given: argparse.Namespace) -> int:
     if print_result(given, result, display):
         print_lines(result.line())
     return result.exit_code
+
+
+def add_embed(parser: argparse.ArgumentParser) -> None:
+    add_ray_option(add_vector_options(parser, EmbedConfig))

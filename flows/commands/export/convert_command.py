@@ -23,3 +23,12 @@ def convert_command(given: argparse.Namespace) -> int:
         f"in {counted(result.shards, 'file')}{there}; use it with --model {folder}"
     )
     return 0
+
+
+def add_convert(parser: argparse.ArgumentParser) -> None:
+    from stages.convert import DTYPES
+
+    add = parser.add_argument
+    add("source", metavar="SRC", help="folder of the model, or one .pt, .pth or .bin file")
+    add("folder", metavar="DST", help="new output folder, or one to resume")
+    add("--dtype", choices=DTYPES, default="", help="data type of the weights [unchanged]")

@@ -9,6 +9,7 @@ import sys
 from flows.commands.plan.plan_command import show
 from flows.commands.shared.arguments import config_from
 from flows.commands.shared.exit_report import print_result
+from flows.commands.shared.options import add_options, add_running_options
 from flows.core.console.display import Display
 from flows.core.console.lines import print_lines
 from flows.core.options.commands import RunOptions
@@ -52,3 +53,10 @@ def _print_result(result: Exported, *, graphs: bool) -> None:
     else:
         use = f"use it with `penstock {shlex.join(used)}`"
     print_lines(f"{result.line()}; {use}")
+
+
+def add_export(parser: argparse.ArgumentParser) -> None:
+    from flows.core.options.export import JUDGEMENT, ExportConfig
+
+    groups = add_options(parser, ExportConfig, JUDGEMENT)
+    add_running_options(parser, groups, "print what would be written, then exit")

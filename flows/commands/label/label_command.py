@@ -7,6 +7,7 @@ from contextlib import closing
 from flows.commands.plan.plan_command import show
 from flows.commands.shared.arguments import config_of
 from flows.commands.shared.exit_report import print_result
+from flows.commands.shared.options import add_ray_option, add_vector_options
 from flows.core.console.display import READING, Display
 from flows.core.console.lines import print_lines
 from flows.core.options.vectors import LabelConfig
@@ -32,3 +33,7 @@ def label_command(given: argparse.Namespace) -> int:
         report = f"penstock report {shlex.quote(str(result.out))}"
         print_lines(*result.notes(), f"{result.line()}; view them with `{report}`")
     return result.exit_code
+
+
+def add_label(parser: argparse.ArgumentParser) -> None:
+    add_ray_option(add_vector_options(parser, LabelConfig))

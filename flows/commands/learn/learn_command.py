@@ -12,6 +12,7 @@ from artifacts.disk.paths import folder_named
 from flows.commands.plan.plan_command import show
 from flows.commands.shared.arguments import config_from
 from flows.commands.shared.exit_report import print_result
+from flows.commands.shared.options import add_options, add_running_options
 from flows.core.console.display import READING, Display
 from flows.core.console.lines import print_lines
 from flows.core.options.training import LearnConfig, RecordedRun
@@ -75,3 +76,10 @@ def _next_steps(result: "Learned", run: RecordedRun) -> list[str]:
         f"`penstock review {out}` writes them",
         f"try the adapter with `penstock {shlex.join(with_values(words, values))}`",
     ]
+
+
+def add_learn(parser: argparse.ArgumentParser) -> None:
+    from flows.core.options.training import TRAINING, LearnConfig
+
+    groups = add_options(parser, LearnConfig, TRAINING)
+    add_running_options(parser, groups, "print the required resources, then exit")

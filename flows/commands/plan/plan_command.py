@@ -7,8 +7,9 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from artifacts.disk.files import encoded
+from flows.commands.plan.train_options import add_train_options, refuse_without_train
 from flows.commands.shared.arguments import config_of
-from flows.commands.shared.command_options import refuse_without_train
+from flows.commands.shared.options import add_caption_options
 from flows.core.console.display import READING, Display
 from flows.core.console.lines import print_lines
 from flows.core.options.commands import CaptionConfig, RunOptions
@@ -99,3 +100,18 @@ def _table(plan: "Plan") -> dict[str, Any]:
         }
         for name, device in (("what_fits", plan.request.device), ("what_fits_gpu", "cuda:0"))
     }
+
+
+def add_plan(parser: argparse.ArgumentParser) -> None:
+    add_caption_options(parser)
+    add_train_options(parser)
+    add = parser.add_argument
+    add(
+        "--for",
+        dest="purpose",
+        choices=PURPOSES,
+        help="purpose of the model [its first possible one]",
+    )
+    add("--what-fits", action="store_true", help="table of batch sizes by memory and precision")
+    add("--explain", action="store_true", help="print the calculation of each number")
+    add("--json", action="store_true", help="print the whole plan as JSON")

@@ -15,3 +15,8 @@ def report_command(given: argparse.Namespace) -> int:
     to = None if given.to is None else Path(required_path(given.to))
     print_lines(str(write_report(out, to)), *other_runs(out))
     return 0
+
+
+def add_report(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("out", metavar="OUT", nargs="?", default="penstock-out")
+    parser.add_argument("--to", metavar="FILE", help="output file [OUT/report.html]")

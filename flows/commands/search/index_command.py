@@ -15,6 +15,7 @@ from artifacts.wording import counted
 from flows.commands.plan.plan_command import show
 from flows.commands.shared.arguments import config_of
 from flows.commands.shared.exit_report import print_result
+from flows.commands.shared.options import add_index_option, add_vector_options
 from flows.core.console.display import READING, Display
 from flows.core.console.lines import print_lines, size
 from flows.core.options.vectors import IndexConfig
@@ -169,3 +170,27 @@ ACTIONS: dict[str, Callable[[argparse.Namespace], int]] = {
     "verify": verify,
     "stats": print_stats,
 }
+
+
+OF_INDEX = ("sources", "model", "revision", "out", "precision")
+"""Fields that `index add` takes from the index, or declares itself."""
+
+
+def add_index(index: argparse.ArgumentParser) -> None:
+    actions = index.add_subparsers(dest="action", metavar="ACTION", required=True)
+    build = actions.add_parser("build", help="embed and index SOURCES; repeat to add new files")
+    add_vector_options(build, IndexConfig)
+    add = actions.add_parser("add", help="embed SOURCES with the index's model and append them")
+    add.add_argument("sources", nargs="*", metavar="SOURCES", help="as for `index build`")
+    add_index_option(add)
+    add_vector_options(add, IndexConfig, without=OF_INDEX)
+    remove = actions.add_parser("remove", help="remove rows by file, folder or key")
+    remove.add_argument("names", nargs="*", metavar="NAMES", help="files, folders or keys")
+    remove.add_argument("--gone", action="store_true", help="rows whose files are gone")
+    add_index_option(remove)
+    compact = actions.add_parser("compact", help="drop removed rows, merge shards, measure recall")
+    verify = actions.add_parser("verify", help="check every byte; list damaged files")
+    stats = actions.add_parser("stats", help="print rows, bytes and recall")
+    for action in (compact, verify, stats):
+        add_index_option(action)
+    stats.add_argument("--json", action="store_true", help="print them as JSON")

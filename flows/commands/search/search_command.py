@@ -17,8 +17,10 @@ from artifacts.disk.regular_files import open_regular
 from artifacts.errors import MediaError, Unanswered
 from artifacts.remote.media_cache import open_local
 from flows.commands.shared.arguments import config_from
+from flows.commands.shared.options import add_index_option, add_options
 from flows.core.console.display import Display
 from flows.core.console.lines import json_line, print_lines
+from flows.core.options.formats import MODEL
 from flows.core.options.vectors import SearchPlace, SearchQuery
 
 if TYPE_CHECKING:
@@ -94,3 +96,17 @@ def _copy(source: Path, folder: Path, name: str) -> None:
             return
     with open_regular(source) as reader, whole_file(target) as writer:
         shutil.copyfileobj(reader, writer)
+
+
+def add_search(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Prints what an index holds that is like a text or an image. For many searches, the fast "
+        "way is a running `penstock serve --index DIR`: it answers each in milliseconds."
+    )
+    add_index_option(parser)
+    add_options(parser, SearchQuery)
+    add = parser.add_argument_group("outputs").add_argument
+    add("--json", action="store_true", help="print hits as JSON lines")
+    add("--html", metavar="FILE", help="write one HTML page of thumbnails")
+    add("--copy", metavar="DIR", help="copy found files and search.jsonl into DIR")
+    add_options(parser, SearchPlace, MODEL)

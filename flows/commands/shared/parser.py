@@ -1,4 +1,4 @@
-"""The parser of the command line, with the options of the command that is asked for."""
+"""The parser of the command line, with the options of one command or of all."""
 
 import argparse
 import re
@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 from importlib import import_module
+from types import ModuleType
 from typing import Any, NoReturn
 
 from artifacts.errors import UsageError
@@ -87,33 +88,36 @@ EPILOG = """exit codes: 0 success · 1 some items failed (listed) · 2 usage · 
 
 
 COMMANDS = {
-    "caption": ("caption videos and images", "command_options:add_caption"),
-    "plan": ("estimate memory, disk and time; check that it fits", "command_options:add_plan"),
-    "embed": ("compute vectors of images and videos", "command_options:add_embed"),
-    "label": ("label images and videos", "command_options:add_label"),
-    "sift": ("mark media: copies, blur, black and still ones", "command_options:add_sift"),
-    "index": ("build and maintain a search index", "command_options:add_index_commands"),
-    "search": ("search an index", "command_options:add_search_options"),
-    "tune": ("train an adapter on your captions", "command_options:add_tune"),
-    "learn": ("train on corrected captions, and caption again", "command_options:add_learn"),
-    "serve": ("serve labels, search and captions over HTTP", "command_options:add_serve"),
-    "studio": ("do all of it in one page", "command_options:add_studio"),
-    "status": ("print the progress of a run", "command_options:add_status"),
-    "report": ("write an HTML report of a run", "command_options:add_report"),
-    "review": ("correct and accept captions", "command_options:add_review"),
-    "cache": ("list, check and clean the store", "command_options:add_cache_commands"),
-    "convert": ("convert a model's pickled weights to safetensors", "command_options:add_convert"),
-    "export": ("quantize a model and compare it with the original", "command_options:add_export"),
-    "doctor": ("check GPU, drivers and packages", "command_options:add_doctor"),
-    "completion": ("print a shell completion script", "command_options:add_completion"),
-    "demo": ("caption and score demo clips", "command_options:add_demo"),
+    "caption": ("caption videos and images", "flows.commands.caption"),
+    "plan": ("estimate memory, disk and time; check that it fits", "flows.commands.plan"),
+    "embed": ("compute vectors of images and videos", "flows.commands.embed"),
+    "label": ("label images and videos", "flows.commands.label"),
+    "sift": ("mark media: copies, blur, black and still ones", "flows.commands.sift"),
+    "index": ("build and maintain a search index", "flows.commands.search"),
+    "search": ("search an index", "flows.commands.search"),
+    "tune": ("train an adapter on your captions", "flows.commands.tune"),
+    "learn": ("train on corrected captions, and caption again", "flows.commands.learn"),
+    "serve": ("serve labels, search and captions over HTTP", "flows.interfaces.serve"),
+    "studio": ("do all of it in one page", "flows.interfaces.studio"),
+    "status": ("print the progress of a run", "flows.commands.status"),
+    "report": ("write an HTML report of a run", "flows.commands.report"),
+    "review": ("correct and accept captions", "flows.interfaces.studio"),
+    "cache": ("list, check and clean the store", "flows.commands.cache"),
+    "convert": ("convert a model's pickled weights to safetensors", "flows.commands.export"),
+    "export": ("quantize a model and compare it with the original", "flows.commands.export"),
+    "doctor": ("check GPU, drivers and packages", "flows.commands.doctor"),
+    "completion": ("print a shell completion script", "flows.interfaces.cli"),
+    "demo": ("caption and score demo clips", "flows.commands.demo"),
 }
-"""Command → its help line, and `module of this package:function` that adds its options. The module
-is imported only for that command."""
-
-
+"""Command → its help line, and the package of its module: of `caption`, `caption_command.py` with
+`add_caption`, which adds its options, and `caption_command`, which runs it."""
 WITHOUT_EXIT_CODES = ("completion", "demo")
 """Commands without the exit codes of a run."""
+
+
+def module_of(command: str) -> ModuleType:
+    """Import the module of a command, only when it is needed."""
+    return import_module(f"{COMMANDS[command][1]}.{command}_command")
 
 
 def parser(only: str | None = None) -> CommandParser:
@@ -126,13 +130,12 @@ def parser(only: str | None = None) -> CommandParser:
     )
     top.add_argument("--version", action="store_true", help="print the version")
     commands = top.add_subparsers(dest="command", metavar="COMMAND")
-    for name, (text, adder) in COMMANDS.items():
+    for name, (text, _) in COMMANDS.items():
         command = commands.add_parser(
             name, help=text, epilog=None if name in WITHOUT_EXIT_CODES else EPILOG
         )
         if only in (None, name):
-            module, function = adder.split(":")
-            getattr(import_module(f"flows.commands.shared.{module}"), function)(command)
+            getattr(module_of(name), f"add_{name}")(command)
     return top
 
 

@@ -11,6 +11,7 @@ from artifacts.schema import values_of
 from artifacts.wording import counted
 from flows.commands.shared.arguments import config_of
 from flows.commands.shared.exit_report import print_result
+from flows.commands.shared.options import add_vector_options
 from flows.core.console.display import Display
 from flows.core.console.lines import print_lines, table_lines
 from flows.core.options.vectors import SiftConfig
@@ -47,3 +48,8 @@ def sift_command(given: argparse.Namespace) -> int:
         then = shlex.join(["penstock", "caption", str(result.kept_list)])
         print_lines(f"{result.line()}; caption them with `{then}`")
     return result.exit_code
+
+
+def add_sift(parser: argparse.ArgumentParser) -> None:
+    add_vector_options(parser, SiftConfig)
+    parser.add_argument("--marks", action="store_true", help="print the marks and their ranges")

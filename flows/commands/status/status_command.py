@@ -102,3 +102,8 @@ def headline(record: Mapping[str, Any]) -> str:
     if state == "died":
         return f"died: process {record['pid']} is gone; record written {ago} ago"
     return f"{state} {ago} ago{error}"
+
+
+def add_status(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("out", metavar="OUT", nargs="?", default="penstock-out")
+    parser.add_argument("--json", action="store_true", help="print the run record as JSON")

@@ -9,8 +9,10 @@ from pathlib import Path
 
 from flows.commands.plan.plan_command import show
 from flows.commands.shared.arguments import config_from
+from flows.commands.shared.options import add_options, add_running_options
 from flows.core.console.display import READING, Display
 from flows.core.console.lines import json_line, print_lines
+from flows.core.options.formats import MODEL
 from flows.core.options.training import TuneConfig
 from flows.core.pipelines import TUNE
 
@@ -36,3 +38,10 @@ def tune_command(given: argparse.Namespace) -> int:
         hint = "" if config.validate_only else f"; use it with `penstock {shlex.join(used)}`"
         print_lines(f"{result.line()}{hint}")
     return result.exit_code
+
+
+def add_tune(parser: argparse.ArgumentParser) -> None:
+    from flows.core.options.training import TRAINING, TuneConfig
+
+    groups = add_options(parser, TuneConfig, MODEL, TRAINING)
+    add_running_options(parser, groups, "print the required resources, then exit")

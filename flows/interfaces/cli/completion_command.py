@@ -62,3 +62,12 @@ def _keep(path: Path, script: str) -> None:
     with contextlib.suppress(OSError, PenstockError):
         write_text(path, [script])
         path.chmod(0o600)
+
+
+SHELLS = ("bash", "zsh", "tcsh")
+
+
+def add_completion(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "shell", choices=SHELLS, metavar="SHELL", help='eval "$(penstock completion bash)"'
+    )

@@ -7,12 +7,11 @@ import errno
 import platform
 import sys
 from collections.abc import Sequence
-from importlib import import_module
 from pathlib import Path
 
 from artifacts.errors import EnvironmentFault, PenstockError
 from artifacts.packages import missing_package
-from flows.commands.shared.parser import parse, parser
+from flows.commands.shared.parser import module_of, parse, parser
 from flows.core.console.interrupts import repeating_dropped_interrupts
 from stages.process.output_streams import lasting_output
 
@@ -74,26 +73,13 @@ def _exit_code_of(error: BaseException) -> int:
     return report_crash(error)
 
 
-HOMES = {
-    "cache": "flows.commands.cache",
-    "completion": "flows.interfaces.cli",
-    "convert": "flows.commands.export",
-    "index": "flows.commands.search",
-    "review": "flows.interfaces.studio",
-    "serve": "flows.interfaces.serve",
-    "studio": "flows.interfaces.studio",
-}
-"""Command → the package of its function, where that is not its own of `flows.commands`."""
-
-
 def run(given: argparse.Namespace) -> int:
-    """Call the command's function. Its module is imported only when needed."""
+    """Call the command's function."""
     from flows.interfaces.cli import elsewhere
 
     given.elsewhere = elsewhere
-    name = f"{given.command}_command"
-    home = HOMES.get(given.command, f"flows.commands.{given.command}")
-    return int(getattr(import_module(f"{home}.{name}"), name)(given))
+    code: int = getattr(module_of(given.command), f"{given.command}_command")(given)
+    return code
 
 
 def check_platform() -> None:

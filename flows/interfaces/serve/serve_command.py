@@ -4,6 +4,7 @@ import argparse
 
 from artifacts.packages import require_extra
 from flows.commands.shared.arguments import config_from
+from flows.commands.shared.options import add_options
 from flows.core.console.display import Display
 from flows.core.options.serving import ServeConfig
 
@@ -15,3 +16,10 @@ def serve_command(given: argparse.Namespace) -> int:
 
     serve(config_from(given, ServeConfig), Display(quiet=given.quiet))
     return 0
+
+
+def add_serve(parser: argparse.ArgumentParser) -> None:
+    from flows.core.options.serving import BATCHES, SERVED, ServeConfig
+
+    add_options(parser, ServeConfig, SERVED, BATCHES)
+    parser.add_argument("--quiet", action="store_true", help="print errors only")

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from artifacts.disk.paths import required_path
 from artifacts.packages import require_extra
+from flows.core.options.text import TRUST_FOLDER_HELP
+from flows.interfaces.studio.studio_command import BEHIND_HELP
 
 
 def review_command(given: argparse.Namespace) -> int:
@@ -21,3 +23,19 @@ def review_command(given: argparse.Namespace) -> int:
         behind=given.behind,
     )
     return 0
+
+
+ORDERS = ("source", "name", "longest", "shortest", "doubt")
+"""Orders of a review; the page's menu offers them too."""
+
+
+def add_review(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("out", metavar="OUT", nargs="?", default="penstock-out")
+    parser.add_argument(
+        "--port", type=int, default=8010, metavar="P", help="port; 0: any free port [%(default)s]"
+    )
+    parser.add_argument(
+        "--order", choices=ORDERS, default=ORDERS[0], help="order of the captions [%(default)s]"
+    )
+    parser.add_argument("--behind", default="", metavar="URL", help=BEHIND_HELP)
+    parser.add_argument("--trust-folder", action="store_true", help=TRUST_FOLDER_HELP)

@@ -9,6 +9,8 @@ from artifacts.disk.paths import required_path
 from artifacts.errors import UsageError
 from artifacts.packages import require_extra
 from flows.core.options.commands import CaptionConfig
+from flows.core.options.store import STORE_HELP
+from flows.core.options.text import TRUST_FOLDER_HELP
 
 
 def studio_command(given: argparse.Namespace) -> int:
@@ -36,3 +38,23 @@ def config_of(words: Sequence[str]) -> CaptionConfig:
         return options.config_of(parse(words), CaptionConfig)
     except SystemExit as error:
         raise UsageError("the recorded command is no run", hint="Run it yourself") from error
+
+
+BEHIND_HELP = "https address of the proxy that passes the page on, as a notebook's"
+
+
+def add_studio(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("folder", metavar="FOLDER", nargs="?", default=".", help="folder of media [.]")
+    add("--out", default="penstock-out", metavar="DIR", help="output folder [%(default)s]")
+    add(
+        "--root",
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="another folder that the page may show; repeatable",
+    )
+    add("--store", default="", metavar="DIR", help=STORE_HELP)
+    add("--behind", default="", metavar="URL", help=BEHIND_HELP)
+    add("--trust-folder", action="store_true", help=TRUST_FOLDER_HELP)
+    add("--port", type=int, default=8010, metavar="P", help="port; 0: any free port [%(default)s]")

@@ -18,7 +18,8 @@ from prefect.utilities.schema_tools.validation import ValidationError, validate
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.records.store import open_store
 from artifacts.remote.endpoints import LISTED
-from flows.commands.shared.arguments import add_options, config_from
+from flows.commands.shared.arguments import config_from
+from flows.commands.shared.options import add_options
 from flows.core.job.prepare import out_folder
 from flows.core.options.commands import CaptionConfig, RebuildConfig
 from flows.core.options.export import ExportConfig
